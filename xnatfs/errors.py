@@ -1,0 +1,72 @@
+"""What can go wrong, by situation.
+
+    XnatError
+    +-- NotFound          the server has no such item, or does not show it to this account (404)
+    +-- LoginRequired     no credentials, or the server refused them (401)
+    +-- Denied            the account may not do this (403)
+    +-- Unreachable       no answer: DNS, connection, TLS, timeout, or a gateway that says so (429, 502-504)
+    +-- BadReply          an answer that is not what was asked for: HTML for data, wrong length, wrong digest
+    |   `-- NotXnat       the address answers, but not as an XNAT
+    +-- Stale             the file on the server is not the version that was opened
+    +-- ReadOnly          the mount takes no changes
+    +-- ConfigError       a profile, a setting or an option that cannot be used
+    +-- MountpointError   the place to mount on cannot be used
+    +-- FuseMissing       the machine lacks FUSE 3
+    `-- CacheError        the cache directory cannot be used
+
+Three borders translate, each in one place: httpx to these (`client.py`), these to an errno
+(`fuse/operations.py`), these to an exit status and one line (`cli/__init__.py`).
+The text of an exception is one line for a user: what, where, and what to do.
+"""
+
+
+class XnatError(Exception):
+    """Base of everything this package raises on purpose."""
+
+
+class NotFound(XnatError):
+    """The server has no such item, or does not show it to this account."""
+
+
+class LoginRequired(XnatError):
+    """No credentials, or the server refused them."""
+
+
+class Denied(XnatError):
+    """The account may see this, but not do what was asked."""
+
+
+class Unreachable(XnatError):
+    """The server did not answer, or answered that it cannot at the moment."""
+
+
+class BadReply(XnatError):
+    """The server answered something that is not what was asked for."""
+
+
+class NotXnat(BadReply):
+    """Something answers at this address, but it is not an XNAT."""
+
+
+class Stale(XnatError):
+    """The file on the server is not the version that was opened."""
+
+
+class ReadOnly(XnatError):
+    """The mount takes no changes."""
+
+
+class ConfigError(XnatError):
+    """A profile, a setting or an option cannot be used."""
+
+
+class MountpointError(XnatError):
+    """The place to mount on cannot be used."""
+
+
+class FuseMissing(XnatError):
+    """The machine lacks FUSE 3: /dev/fuse or fusermount3."""
+
+
+class CacheError(XnatError):
+    """The cache directory cannot be used."""
