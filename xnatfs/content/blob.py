@@ -1,0 +1,122 @@
+"""One file as its readers see it: a local file that fills while it is read.
+
+Reader and fetcher share no queue and no buffer. They meet at a file, a set of spans, and a parking lot; so streaming,
+caching and many readers of one file are one code path.
+
+Invariants:
+- `size` is the true length from the moment `ready` is set. A read returns exactly its bytes or raises.
+- Nothing of a `whole` blob is handed out before `complete`.
+- Otherwise the last HOLD_BACK bytes are not handed out between the moment that all before them has come and
+  `complete`: whoever came along with the stream does not reach the end of a file that is not as it should be. Bytes
+  ahead of the contiguous part, which only a seeker can ask for, are handed out as they come.
+- A failure, once stored, is what every later read raises; a complete blob has none.
+"""
+
+import os
+from collections.abc import Callable
+
+import trio
+
+from xnatfs.content.spans import Spans
+from xnatfs.errors import CacheError, XnatError
+
+# One kernel read at the default read-ahead: a sequential reader misses at least its last read of a damaged file.
+HOLD_BACK = 128 * 1024
+
+
+class Blob:
+    """An open file. All who have one version open share one; each open is paired with one `close`."""
+
+    __slots__ = (
+        "_left",
+        "_progress",
+        "complete",
+        "failure",
+        "fd",
+        "key",
+        "ready",
+        "size",
+        "spans",
+        "users",
+        "waits",
+        "want",
+        "whole",
+    )
+
+    def __init__(self, key: str, left: Callable[[], None]) -> None:
+        self.size = -1  # the true length
+        self.complete = False  # whole and verified
+        # The rest is for fill.py and cache.py.
+        self.key = key
+        self.users = 0
+        self.fd = -1
+        self.whole = True
+        self.failure: XnatError | None = None
+        self.spans = Spans()
+        self.ready = trio.Event()  # `size` is known, or `failure`
+        self.waits: list[tuple[int, int]] = []  # ranges that readers wait for
+        self.want: Callable[[int], None] = _nothing  # see to it that the byte at this offset comes
+        self._left = left
+        self._progress = trio.lowlevel.ParkingLot()
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """The bytes there, b"" at or after the end, never fewer than there are."""
+        if self.failure is not None:
+            raise self.failure.with_traceback(None)
+        end = min(offset + length, self.size)
+        if offset >= end:
+            return b""
+        if not self.complete:
+            await self._arrival(offset, end)
+        data = os.pread(self.fd, end - offset, offset)
+        if len(data) != end - offset:
+            raise CacheError(f"{self.key}: its cached copy was cut short by someone else; open it again")
+        return data
+
+    def close(self) -> None:
+        """The reader is done."""
+        self.users -= 1
+        if self.users == 0:
+            self._left()
+
+    async def _arrival(self, offset: int, end: int) -> None:
+        wait = (offset, end)
+        self.waits.append(wait)
+        try:
+            while not self._servable(offset, end):
+                self.want(offset)
+                await self._progress.park()
+                if self.failure is not None:
+                    raise self.failure.with_traceback(None)
+        finally:
+            self.waits.remove(wait)
+
+    def _servable(self, offset: int, end: int) -> bool:
+        if self.complete:
+            return True
+        if self.whole or not self.spans.covers(offset, end):
+            return False
+        held = self.size - HOLD_BACK
+        return end <= held or self.spans.next_gap(0) < held
+
+    # For fill.py and cache.py.
+
+    def wake(self) -> None:
+        """Something has changed: readers look again."""
+        self._progress.unpark_all()
+
+    def finish(self) -> None:
+        """All has come and is as it should be."""
+        self.complete = True
+        self.ready.set()
+        self.wake()
+
+    def fail(self, failure: XnatError) -> None:
+        """Readers get this from now on."""
+        self.failure = failure
+        self.ready.set()
+        self.wake()
+
+
+def _nothing(offset: int) -> None:
+    """Nobody to ask: the blob came from the cache."""

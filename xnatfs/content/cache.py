@@ -1,0 +1,330 @@
+"""Opening files through the cache: what is kept and trusted, what is fetched, and what becomes of it when closed.
+
+Invariants:
+- `_live` has at most one entry per identity: the one that the next open joins. Failed and outdated ones have left it
+  but live on for those who have them open, until these close them.
+- An entry without users, without downloads, and complete or failed, is gone: nothing is held for closed files. The
+  exceptions are IDLE partly fetched ones.
+- All tasks run in the nursery of `open_cache`; no reader's fate is another's.
+"""
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from xnatfs.content.blob import Blob
+from xnatfs.content.fill import Fill
+from xnatfs.content.index import Row
+from xnatfs.content.shelf import open_shelf
+from xnatfs.content.source import Source, Version
+from xnatfs.content.store import Store
+from xnatfs.errors import BadReply, CacheError
+
+log = logging.getLogger(__name__)
+
+# Seconds between writes of recency, and of fdatasync for new files. A crash of the machine costs the files of about
+# this long; eviction order needs no better.
+FLUSH = 30.0
+
+# Partly fetched files that nobody has open, and how long they are good for: the viewer that is opened again.
+IDLE = 4
+IDLE_SECONDS = 600.0
+
+# Names of damaged files remembered: enough to see what is wrong, not enough to fill the memory.
+DAMAGED = 1000
+
+
+@dataclass(slots=True)
+class Stats:
+    """Counters since the cache was opened."""
+
+    hits: int = 0  # opens that asked the server for nothing
+    misses: int = 0  # opens that started a download
+    renewed: int = 0  # of the misses: the server said "not modified"
+    fetched: int = 0  # bytes that came
+    damaged: list[str] = field(default_factory=list)  # keys of files that were not as announced, oldest first
+
+
+class _Entry:
+    """A file that is open, filling, or idle."""
+
+    __slots__ = ("blob", "checked", "counted", "fill", "ident", "left_at", "listed")
+
+    def __init__(self, ident: bytes, version: Version, checked: float) -> None:
+        self.ident = ident
+        self.blob: Blob
+        self.fill: Fill | None = None
+        self.listed = version.size
+        self.checked = checked
+        self.counted = 0  # bytes of the fill that are in the stats
+        self.left_at = 0.0
+
+
+class ContentCache:
+    """File bytes by version. Made by `open_cache`."""
+
+    def __init__(self, store: Store, nursery: trio.Nursery, revalidate: float, strict: bool) -> None:
+        self.stats = Stats()
+        self.clock = time.time  # of the dates in the index, which outlive the process
+        self._store = store
+        self._nursery = nursery
+        self._revalidate = revalidate
+        self._strict = strict
+        self._live: dict[bytes, _Entry] = {}
+        self._entries: set[_Entry] = set()
+        self._idle: list[_Entry] = []
+        self._trimming = False
+        self._closed = False
+
+    @property
+    def bytes_used(self) -> int:
+        """Bytes kept or reserved in the directory, over all processes."""
+        return self._store.total()
+
+    @property
+    def limit(self) -> int:
+        """What `bytes_used` is kept under, but for open files."""
+        return self._store.limit
+
+    def has(self, version: Version) -> bool:
+        """Would an open be answered without asking the server? Costs a point read."""
+        entry = self._live.get(_identity(version))
+        if entry is not None and self._current(entry, version):
+            return entry.blob.complete
+        row = self._store.lookup(_identity(version))
+        return row is not None and self._trusted(row, version)
+
+    async def open(self, version: Version, source: Source) -> Blob:
+        """The file; at once if it is kept and trusted, else when its length is known. Pair it with `close`.
+
+        Raises what the source raises: NotFound, Denied, Unreachable and so on.
+        """
+        ident = _identity(version)
+        entry = self._live.get(ident)
+        if entry is not None and self._current(entry, version):
+            self._join(entry, source)
+        else:
+            entry = self._begin(ident, version, source)
+        blob = entry.blob
+        self._store.touch(ident, self.clock())
+        if not blob.ready.is_set():
+            try:
+                await blob.ready.wait()
+            except BaseException:
+                blob.close()
+                raise
+        if blob.failure is not None:
+            blob.close()
+            raise blob.failure.with_traceback(None)
+        return blob
+
+    async def evict(self, target: int) -> None:
+        """Bring `bytes_used` down to this, as far as files are not open."""
+        while self._idle:
+            self._dispose(self._idle[0])
+        await self._store.evict(target)
+
+    # Which entry.
+
+    def _current(self, entry: _Entry, version: Version) -> bool:
+        if version.digest:
+            return True
+        return version.size in (entry.listed, entry.blob.size) and self._fresh(entry.checked)
+
+    def _trusted(self, row: Row, version: Version) -> bool:
+        # A listing that has come to agree with the true size is as good as the one it was stored under.
+        return bool(version.digest) or (version.size in (row.listed, row.size) and self._fresh(row.checked))
+
+    def _fresh(self, checked: float) -> bool:
+        return 0 <= self.clock() - checked < self._revalidate
+
+    def _join(self, entry: _Entry, source: Source) -> None:
+        self.stats.hits += 1
+        entry.blob.users += 1
+        if entry.fill is not None:
+            entry.fill.stay(source)
+            if entry in self._idle:
+                self._idle.remove(entry)
+
+    def _begin(self, ident: bytes, version: Version, source: Source) -> _Entry:
+        row = self._store.lookup(ident)
+        fd = self._store.open(row) if row is not None else None
+        if row is not None and fd is not None and self._trusted(row, version):
+            self.stats.hits += 1
+            entry = self._enter(ident, version, row.checked)
+            entry.listed = row.listed
+            entry.blob.fd, entry.blob.size = fd, row.size
+            entry.blob.finish()
+            return entry
+        kept = None
+        if row is not None and fd is not None:
+            if row.modified:
+                kept = (row, fd)
+            else:
+                os.close(fd)
+        self.stats.misses += 1
+        self._make_way(version.size or 0)
+        entry = self._enter(ident, version, self.clock())
+        entry.fill = Fill(
+            entry.blob,
+            version,
+            source,
+            self._store,
+            self._nursery,
+            strict=self._strict,
+            kept=kept,
+            changed=partial(self._changed, entry),
+            keep=partial(self._row, entry),
+        )
+        entry.fill.start()
+        return entry
+
+    def _enter(self, ident: bytes, version: Version, checked: float) -> _Entry:
+        entry = _Entry(ident, version, checked)
+        entry.blob = Blob(version.key, partial(self._left, entry))
+        entry.blob.users = 1
+        old = self._live.get(ident)
+        self._live[ident] = entry
+        self._entries.add(entry)
+        if old is not None and not old.blob.users:
+            self._left(old)
+        return entry
+
+    # What becomes of it.
+
+    def _row(self, entry: _Entry, fill: Fill) -> Row | None:
+        # Asked for when a fill has been verified or renewed.
+        now = entry.checked = self.clock()
+        if fill.renewed:
+            self.stats.renewed += 1
+        if fill.version.key in self.stats.damaged:
+            self.stats.damaged.remove(fill.version.key)
+        if self._live.get(entry.ident) is not entry:
+            return None  # the listing has moved on; a newer fill is under way
+        key = fill.version.key.encode("utf-8", "backslashreplace").decode()  # SQLite takes no lone surrogates
+        return Row(entry.ident, key, entry.listed, entry.blob.size, fill.modified, now, now, "")
+
+    def _changed(self, entry: _Entry) -> None:
+        # A fill has failed, or nothing of it runs any more.
+        assert entry.fill is not None
+        self.stats.fetched += entry.fill.fetched - entry.counted
+        entry.counted = entry.fill.fetched
+        failure = entry.blob.failure
+        if failure is not None and self._forget(entry) and isinstance(failure, BadReply):
+            log.warning("damaged file %s: %s", entry.blob.key, failure)
+            if entry.blob.key not in self.stats.damaged:
+                self.stats.damaged = [*self.stats.damaged[1 - DAMAGED :], entry.blob.key]
+        if not entry.blob.users:
+            self._left(entry)
+
+    def _forget(self, entry: _Entry) -> bool:
+        if self._live.get(entry.ident) is not entry:
+            return False
+        del self._live[entry.ident]
+        return True
+
+    def _left(self, entry: _Entry) -> None:
+        # Nobody has it open.
+        blob, fill = entry.blob, entry.fill
+        if self._closed or entry not in self._entries:
+            return
+        if fill is not None and fill.running:
+            if not fill.small:
+                fill.linger()
+            return
+        wanted = self._live.get(entry.ident) is entry and 0 <= blob.size <= self._store.limit
+        if blob.complete or not wanted:
+            self._dispose(entry)
+        elif entry not in self._idle:
+            entry.left_at = trio.current_time()
+            self._idle.append(entry)
+            while len(self._idle) > IDLE:
+                self._dispose(self._idle[0])
+
+    def _make_way(self, size: int) -> None:
+        # Partly fetched files that nobody has open go before anything else does.
+        while self._idle and self._store.total() + size > self._store.limit:
+            self._dispose(self._idle[0])
+
+    def _dispose(self, entry: _Entry) -> None:
+        self._forget(entry)
+        self._entries.discard(entry)
+        if entry in self._idle:
+            self._idle.remove(entry)
+        part = entry.fill.intake.partial if entry.fill is not None else None
+        if part is not None and not part.kept:
+            self._nursery.start_soon(self._store.discard, part)
+        elif entry.blob.fd >= 0:
+            os.close(entry.blob.fd)
+        entry.blob.fd = -1
+        if self._store.crowded and not self._trimming:
+            self._trimming = True
+            self._nursery.start_soon(self._trim)
+
+    async def _trim(self) -> None:
+        self._trimming = False
+        await self._store.evict(self._store.limit)
+
+    async def _maintain(self) -> None:
+        await self._store.tidy()
+        while True:
+            await trio.sleep(FLUSH)
+            while self._idle and trio.current_time() - self._idle[0].left_at > IDLE_SECONDS:
+                self._dispose(self._idle[0])
+            await self._store.flush()
+
+    async def _close(self) -> None:
+        # After all tasks have ended.
+        self._closed = True
+        for entry in self._entries:
+            part = None
+            if entry.fill is not None:
+                entry.fill.drop_kept()
+                part = entry.fill.intake.partial
+            if entry.blob.fd >= 0 and (part is None or part.kept):
+                os.close(entry.blob.fd)
+            entry.blob.fd = -1
+            if entry.blob.failure is None:
+                entry.blob.fail(CacheError(f"{entry.blob.key}: the cache has been closed"))
+        await self._store.close()
+
+
+def _identity(version: Version) -> bytes:
+    # Hashed: one length, and fit for a file name.
+    text = f"{version.key}\0{version.digest}"
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+
+@asynccontextmanager
+async def open_cache(
+    directory: Path, limit: int, *, revalidate: float = 3600.0, strict: bool = False
+) -> AsyncIterator[ContentCache]:
+    """The cache in this directory, of at most `limit` bytes; raises CacheError if it cannot be used.
+
+    `revalidate` is how many seconds a file without a digest is trusted before the server is asked if it has changed.
+    `strict`: nothing of a file is handed out before all of it has been verified.
+    """
+    store = Store(await trio.to_thread.run_sync(open_shelf, directory, limit))
+    raised: Exception | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            cache = ContentCache(store, nursery, revalidate, strict)
+            nursery.start_soon(cache._maintain)
+            try:
+                yield cache
+            except Exception as exc:
+                raised = exc  # past the nursery, which would wrap it in a group
+            nursery.cancel_scope.cancel()
+    finally:
+        with trio.CancelScope(shield=True):
+            await cache._close()
+    if raised is not None:
+        raise raised

@@ -1,0 +1,307 @@
+"""The downloads that fill a blob: when one starts, where, and how long it runs.
+
+Invariants:
+- At most STREAMS downloads per blob. Each is a task in the cache's nursery; no exception leaves it.
+- The first reply decides length and date; a later one that differs is Stale.
+- A download that would only bring what is present stops.
+- The blob is verified once, when all is present and every download has ended well: one that is too long is noticed.
+- A reader never waits while nothing runs: when the last download ends and bytes are missing, the next one starts.
+"""
+
+import logging
+import math
+import os
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, nullcontext
+
+import trio
+
+from xnatfs.content.blob import Blob
+from xnatfs.content.index import Row
+from xnatfs.content.intake import SMALL, Intake
+from xnatfs.content.source import Body, Source, Version
+from xnatfs.content.store import Store
+from xnatfs.errors import BadReply, Stale, XnatError
+
+log = logging.getLogger(__name__)
+
+# A gap of this much is waited for rather than asked for: at 40-400 Mbit/s it comes within 0.1-0.8 s, about what a
+# request costs at a real server; it is also 32 kernel reads, more than read-ahead ever skips.
+NEAR = 4 * 1024 * 1024
+
+# Downloads per blob: the one from the start, and one for whoever seeks.
+STREAMS = 2
+
+# How long downloads go on for a file that nobody has open: programs open a file several times in a row.
+LINGER = 5.0
+
+# A download that this many reads waited for, the last one within so many seconds, has a sequential reader and is not
+# replaced: else three such readers would take two downloads from each other at every read.
+STEADY_READS = 4
+STEADY_SECONDS = 1.0
+
+
+class Stream:
+    """One download."""
+
+    __slots__ = ("cursor", "origin", "reader", "reads", "scope", "wanted")
+
+    def __init__(self, start: int) -> None:
+        self.scope = trio.CancelScope()
+        self.origin = self.cursor = start  # cursor: the next byte that comes
+        self.reads = 0  # how many reads waited for it
+        self.reader = -1  # offset of the last of these
+        self.wanted = trio.current_time()  # when that was
+
+    def reaches(self, offset: int) -> bool:
+        """Will that byte come soon?"""
+        return self.cursor <= offset <= self.cursor + NEAR
+
+    def mark(self, offset: int) -> None:
+        """A read waits for it."""
+        if offset != self.reader:
+            self.reader = offset
+            self.reads += 1
+        self.wanted = trio.current_time()
+
+    def steady(self) -> bool:
+        """Has it a sequential reader?"""
+        return self.reads >= STEADY_READS and trio.current_time() - self.wanted < STEADY_SECONDS
+
+
+class Fill:
+    """Fills one blob."""
+
+    def __init__(
+        self,
+        blob: Blob,
+        version: Version,
+        source: Source,
+        store: Store,
+        nursery: trio.Nursery,
+        *,
+        strict: bool,
+        kept: tuple[Row, int] | None,
+        changed: Callable[[], None],
+        keep: Callable[["Fill"], Row | None],
+    ) -> None:
+        self.blob = blob
+        self.version = version
+        self.source = source  # of the latest open; all lead to the same file
+        self.intake = Intake(blob, version, store)
+        self.modified = ""
+        self.fetched = 0
+        self.renewed = False  # the server said "not modified"
+        self.busy = False  # verifying or keeping
+        self._store = store
+        self._nursery = nursery
+        self._strict = strict
+        self._kept = kept  # an older copy, locked, to be used if the server says so
+        self._changed = changed  # tell the cache: failed, or nothing runs any more
+        self._keep = keep  # ask the cache: the row to keep it under
+        self._replied = False
+        self._no_seek = False
+        self._streams: list[Stream] = []
+        blob.want = self._want
+
+    @property
+    def running(self) -> bool:
+        """Does anything use the blob's file besides readers?"""
+        return bool(self._streams) or self.busy
+
+    @property
+    def small(self) -> bool:
+        """Is it fetched to the end even if nobody waits?"""
+        expected = self.blob.size if self.blob.size >= 0 else self.version.size
+        return expected is not None and expected <= SMALL
+
+    def start(self) -> None:
+        """Begin with the first byte."""
+        self._launch(0)
+
+    def linger(self) -> None:
+        """Nobody has it open: give up after a while."""
+        for stream in self._streams:
+            stream.scope.deadline = trio.current_time() + LINGER
+
+    def stay(self, source: Source) -> None:
+        """Somebody has opened it again."""
+        self.source = source
+        for stream in self._streams:
+            stream.scope.deadline = math.inf
+
+    def fail(self, exc: Exception) -> None:
+        """Readers get this from now on; downloads end."""
+        if self.blob.failure is not None or self.blob.complete:
+            return
+        for stream in self._streams:
+            stream.scope.cancel()
+        self.drop_kept()
+        self.blob.fail(_translated(self.version.key, exc))
+        self._changed()
+
+    def drop_kept(self) -> None:
+        """The older copy is of no use."""
+        if self._kept is not None:
+            os.close(self._kept[1])
+            self._kept = None
+
+    def _want(self, offset: int) -> None:
+        # Called by a reader that is about to wait, and again whenever something changed.
+        blob = self.blob
+        gap = blob.spans.next_gap(0 if blob.whole else offset)
+        if gap >= blob.size:
+            return
+        for stream in self._streams:
+            if stream.reaches(gap):
+                stream.mark(offset)
+                return
+        if not self._may_seek():
+            if not any(stream.cursor <= gap for stream in self._streams):
+                self._launch(0)
+            return
+        if blob.whole and self._streams:
+            return
+        if len(self._streams) >= STREAMS and not self._replace():
+            return
+        self._launch(gap)
+
+    def _may_seek(self) -> bool:
+        return self.source.seekable and not self._no_seek
+
+    def _replace(self) -> bool:
+        # End the download that was unwanted longest, if there is one that nobody waits for.
+        waits = self.blob.waits
+        idle = [
+            stream
+            for stream in self._streams
+            if not stream.steady() and not any(a <= stream.cursor + NEAR and b > stream.cursor for a, b in waits)
+        ]
+        if not idle:
+            return False
+        victim = min(idle, key=lambda stream: stream.wanted)
+        self._streams.remove(victim)
+        victim.scope.cancel()
+        return True
+
+    def _launch(self, start: int) -> None:
+        stream = Stream(start)
+        self._streams.append(stream)
+        self._nursery.start_soon(self._run, stream)
+
+    async def _run(self, stream: Stream) -> None:
+        try:
+            with stream.scope:
+                await self._download(stream)
+        except Exception as exc:
+            self.fail(exc)
+        finally:
+            if stream in self._streams:
+                self._streams.remove(stream)
+        await self._settle()
+
+    async def _settle(self) -> None:
+        # Whenever a download has ended, for whatever reason.
+        blob = self.blob
+        if not self.running and blob.failure is None and not blob.complete:
+            if blob.size >= 0 and blob.spans.covers(0, blob.size):
+                await self._finish()
+            elif blob.users:
+                self._launch(blob.spans.next_gap(0) if self._may_seek() and blob.size >= 0 else 0)
+        blob.wake()
+        if not self.running:
+            self._changed()
+
+    async def _finish(self) -> None:
+        self.busy = True
+        try:
+            await self.intake.verify()
+            self.blob.finish()
+            row = self._keep(self)
+            if row is not None and self.intake.partial is not None:
+                await self._store.keep(self.intake.partial, row)
+        except Exception as exc:
+            self.fail(exc)
+        finally:
+            self.busy = False
+
+    async def _download(self, stream: Stream) -> None:
+        blob = self.blob
+        unless = self._kept[0].modified if self._kept else ""
+        async with self.source.open(stream.cursor, blob.size if blob.size >= 0 else None, unless) as body:
+            if body is None:
+                await self._renew()
+                return
+            if not await self._accept(stream, body):
+                return
+            chunks = body.chunks
+            async with aclosing(chunks) if isinstance(chunks, AsyncGenerator) else nullcontext(chunks):
+                async for chunk in chunks:
+                    await self._take(stream, chunk)
+                    if self._enough(stream):
+                        return
+                    await trio.lowlevel.checkpoint()
+            self._ended(stream)
+
+    async def _accept(self, stream: Stream, body: Body) -> bool:
+        blob, key = self.blob, self.version.key
+        if stream.origin and body.start == 0:
+            self._no_seek = True
+            if any(other.origin == 0 for other in self._streams if other is not stream):
+                return False
+            stream.origin = stream.cursor = 0
+        if body.start != stream.origin:
+            raise BadReply(f"{key}: bytes from {stream.origin} were asked for, the answer starts at {body.start}")
+        if self._replied:
+            if body.size not in (None, blob.size) or (body.modified and body.modified != self.modified):
+                raise Stale(f"{key}: it changed on the server while it was read; open it again")
+            return True
+        self._replied = True
+        self.drop_kept()
+        self.intake.begin()
+        self.modified = body.modified
+        if body.size is not None:
+            blob.size = body.size
+            blob.whole = self._strict or body.size <= SMALL
+            await self.intake.reserve(min(1, body.size))
+            blob.ready.set()
+        return True
+
+    async def _take(self, stream: Stream, chunk: bytes) -> None:
+        end = stream.cursor + len(chunk)
+        if self.blob.size >= 0 and end > self.blob.size:
+            raise BadReply(f"{self.version.key}: more than the announced {self.blob.size} bytes came")
+        self.fetched += len(chunk)
+        await self.intake.put(stream.cursor, chunk)
+        stream.cursor = end
+
+    def _enough(self, stream: Stream) -> bool:
+        # At the very end it goes on: more may come, which is an error.
+        gap = self.blob.spans.next_gap(stream.cursor)
+        if self.blob.size < 0 or stream.cursor == self.blob.size:
+            return False
+        return gap == self.blob.size or (self._may_seek() and gap - stream.cursor > NEAR)
+
+    def _ended(self, stream: Stream) -> None:
+        if self.blob.size < 0:
+            self.blob.size = stream.cursor
+        elif stream.cursor < self.blob.size:
+            raise BadReply(f"{self.version.key}: it ended after {stream.cursor} of {self.blob.size} bytes")
+
+    async def _renew(self) -> None:
+        if self._kept is None:
+            raise BadReply(f"{self.version.key}: the server says it is not modified, but was not asked that")
+        (row, self.blob.fd), self._kept = self._kept, None
+        self.blob.size, self.modified, self.renewed = row.size, row.modified, True
+        self.blob.finish()
+        if (renewed := self._keep(self)) is not None:
+            await self._store.renew(renewed)
+
+
+def _translated(key: str, exc: BaseException) -> XnatError:
+    while isinstance(exc, BaseExceptionGroup) and len(exc.exceptions) == 1:
+        exc = exc.exceptions[0]
+    if isinstance(exc, XnatError):
+        return exc
+    log.error("unexpected failure of the download of %s", key, exc_info=exc)
+    return BadReply(f"{key}: its download failed in an unexpected way, {exc!r}; the log has details")

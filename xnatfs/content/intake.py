@@ -1,0 +1,99 @@
+"""What comes of a file: written where it is missing, hashed as far as it is contiguous, verified when it is all there.
+
+Invariants:
+- A byte that is present is never written again, so what readers saw is what is verified.
+- The hash only takes bytes that it saw being written; all others are read back from the file.
+- A download above SMALL is counted in the cache's total before it is written.
+"""
+
+import hashlib
+import os
+
+import trio
+
+from xnatfs.content.blob import Blob
+from xnatfs.content.source import Version
+from xnatfs.content.store import NO_SPACE, Partial, Store
+from xnatfs.errors import BadReply
+
+# Up to here a file is fetched whole and verified before its first byte is handed out: programs read the end of a
+# file first and its beginning next (dcm2niix), so there is nothing to gain by less, and 8 MiB take 0.1-1 s.
+SMALL = 8 * 1024 * 1024
+
+# What is freed at least when the disk is full, so that not every chunk evicts.
+SPARE = 64 * 1024 * 1024
+
+# Read back at a time for the digest, in a thread.
+HASH_PIECE = 1024 * 1024
+
+
+class Intake:
+    """The file behind a blob while it fills."""
+
+    def __init__(self, blob: Blob, version: Version, store: Store) -> None:
+        self.partial: Partial | None = None
+        self._blob = blob
+        self._version = version
+        self._store = store
+        self._hash = hashlib.md5(usedforsecurity=False)
+        self._hashed = 0  # the hash covers this much of the file
+
+    def begin(self) -> None:
+        """The first reply is in."""
+        self.partial = self._store.create()
+        self._blob.fd = self.partial.fd
+
+    async def put(self, offset: int, chunk: bytes) -> None:
+        """Bytes have come; store those that are missing."""
+        spans, end = self._blob.spans, offset + len(chunk)
+        await self.reserve(end)
+        for start, stop in spans.gaps(offset, end):
+            await self._write(memoryview(chunk)[start - offset : stop - offset], start)
+            spans.add(start, stop)
+        self._blob.wake()
+
+    async def verify(self) -> None:
+        """Does the digest agree? Raises BadReply."""
+        if not self._version.digest:
+            return
+        if self._hashed < self._blob.size:
+            await trio.to_thread.run_sync(self._read_back)
+        found = self._hash.hexdigest()
+        if found != self._version.digest:
+            raise BadReply(
+                f"{self._version.key}: its MD5 is {found}, the catalogue says {self._version.digest};"
+                " nothing was kept, ask the site's manager to refresh the catalogue"
+            )
+
+    async def reserve(self, end: int) -> None:
+        """Count the file in the total, before it grows to this."""
+        # Of unknown length: in doubling steps.
+        size = self._blob.size if self._blob.size >= 0 else 2 * end
+        if self.partial is not None and self.partial.reserved < end and size > SMALL:
+            await self._store.reserve(self.partial, size)
+
+    async def _write(self, data: memoryview, offset: int) -> None:
+        try:
+            _write_all(self._blob.fd, data, offset)
+        except OSError as exc:
+            if exc.errno not in NO_SPACE:
+                raise self._store.error(exc) from exc
+            await self._store.evict(self._store.total() - max(SPARE, len(data)))
+            try:
+                _write_all(self._blob.fd, data, offset)
+            except OSError as again:
+                raise self._store.error(again) from again
+        if self._version.digest and self._hashed == offset:
+            self._hash.update(data)
+            self._hashed += len(data)
+
+    def _read_back(self) -> None:
+        while data := os.pread(self._blob.fd, HASH_PIECE, self._hashed):
+            self._hash.update(data)
+            self._hashed += len(data)
+
+
+def _write_all(fd: int, data: memoryview, offset: int) -> None:
+    while data:
+        written = os.pwrite(fd, data, offset)
+        data, offset = data[written:], offset + written

@@ -1,0 +1,46 @@
+"""What the cache is told about a file and how it asks for one; it knows nothing of servers.
+
+A `Source` is one file somewhere; a `Body` is one download of it that has begun. `Body` is taken at its word: what it
+says of offset, length and date is checked against what other replies said, never against what was asked for.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """A download that has begun; valid while the context that gave it is open."""
+
+    start: int  # offset in the file of the first byte that `chunks` yields
+    size: int | None  # the whole file's length according to the reply; None if it did not say
+    modified: str  # Last-Modified as sent, "" if absent
+    chunks: AsyncIterator[bytes]  # to the end of the file; raises an XnatError when it breaks; ending is completion
+
+
+class Source(Protocol):
+    """One file on the server."""
+
+    @property
+    def seekable(self) -> bool:
+        """False once it is known that the server does not grant ranges."""
+
+    def open(
+        self, start: int, size: int | None = None, unless_modified_since: str = ""
+    ) -> AbstractAsyncContextManager[Body | None]:
+        """Start a download; None says "not modified".
+
+        A `start` above 0 is a wish: a Body from 0 may come instead. `size` is the file's length if it is known, so
+        that nothing is asked for beyond it.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One version of a file as the listing has it."""
+
+    key: str  # where it is: resource id and path, "34/a/b.dcm"
+    size: int | None  # as listed; may be stale or unknown
+    digest: str  # MD5 in lower-case hex, "" if the server computes none
