@@ -1,0 +1,7 @@
+"""python -m xnatfs"""
+
+import sys
+
+from xnatfs.cli import main
+
+sys.exit(main())

@@ -1,0 +1,204 @@
+"""One login for everybody who shares a client: made once, reused, made again when the server lets it die.
+
+XNAT exchanges Basic credentials for a JSESSIONID. A session that has died does not always say so: a closed site
+answers 401 or sends the login page, an open one goes on and answers as guest, with less in its lists. So a reply is
+looked at for signs of a lost session; a doubtful one is settled by asking the server who we are, which a guest is
+never told. A refused password is not offered again for a while: servers lock accounts.
+
+No cookie jar is used: any reply may set a fresh guest session, which would overwrite ours.
+"""
+
+import logging
+import re
+from typing import Literal
+
+import httpx
+import trio
+
+from xnatfs.credentials import Credentials
+from xnatfs.errors import BadReply, LoginRequired, NotXnat, Unreachable
+
+log = logging.getLogger(__name__)
+
+Expects = Literal["json", "file", "any"]
+
+# Long enough that looking at missing and empty things costs no second request each; a session that died without a
+# sign on an open site is found out after that long at the latest.
+CONFIRM_AFTER = 60.0
+# XNAT locks an account for an hour after 20 refusals: one try in five minutes stays below that.
+REFUSED_FOR = 300.0
+# Closing the session is a courtesy; a server that is gone must not hold up an unmount.
+LOGOUT_TIMEOUT = 5.0
+
+_SESSION_ID = re.compile(r"[0-9A-Za-z._~+/=-]{8,256}")
+_EXPIRATION = re.compile(r'SESSION_EXPIRATION_TIME="?\d+,(\d+)')
+_JSESSIONID = re.compile(r'JSESSIONID="?([^";,\s]*)')
+
+
+class Login:
+    """The session of one account on one server. All methods may be called by any number of tasks at once."""
+
+    def __init__(self, http: httpx.AsyncClient, credentials: Credentials) -> None:
+        self._http = http
+        self._basic = httpx.BasicAuth(credentials.username, credentials.password)
+        self.username = credentials.username
+        self._token = ""
+        self._lock = trio.Lock()
+        self._idle_limit = float("inf")  # seconds; the server states it in a cookie
+        self._heard_at = 0.0
+        self._confirmed_at = float("-inf")
+        self._refused = ("", float("-inf"))  # what the server said, and when
+        self._cookie_tells = True  # False once a foreign JSESSIONID came with a session that was alive
+        self.logins = 0
+
+    async def token(self) -> str:
+        """The JSESSIONID to send. Logs in where there is none, or where it has idled longer than the server allows.
+
+        Raises LoginRequired, Unreachable, NotXnat.
+        """
+        async with self._lock:
+            if self._token and trio.current_time() - self._heard_at > self._idle_limit:
+                self._token = ""
+            if not self._token:
+                self._token = await self._log_in()
+            return self._token
+
+    def heard(self, response: httpx.Response) -> None:
+        """Note that the server has just answered to our session, and how long it lets one idle."""
+        self._heard_at = trio.current_time()
+        for cookie in response.headers.get_list("set-cookie"):
+            if match := _EXPIRATION.match(cookie):
+                self._idle_limit = int(match[1]) / 1000
+
+    async def lost(self, token: str, response: httpx.Response, expects: Expects) -> bool:
+        """Whether this reply was given to a session that is dead; then the next `token()` logs in, once for all."""
+        if response.status_code == 401:
+            self._drop(token)
+            return True
+        foreign = self._cookie_tells and _foreign_session(token, response)
+        if not (foreign or _is_page(response, expects) or self._surprises(response)):
+            return False
+        if await self.alive(token):
+            self._cookie_tells = self._cookie_tells and not foreign
+            return False
+        return True
+
+    async def alive(self, token: str) -> bool:
+        """Whether the server still knows this session as an account. A dead one is dropped."""
+        cookie = {"Cookie": f"JSESSIONID={token}"}
+        response = await self._http.get("/xapi/users/username", headers=cookie)
+        known = response.status_code == 200 and not _is_html(response)
+        if response.status_code == 404:  # a server from before /xapi
+            response = await self._http.get("/data/auth", headers=cookie)
+            known = response.status_code == 200 and "'guest'" not in response.text and not _is_html(response)
+        if known:
+            self._confirmed_at = trio.current_time()
+        else:
+            self._drop(token)
+        return known
+
+    def doubtful(self) -> bool:
+        """Whether it is so long since the server last told our name that an empty answer may be a guest's."""
+        return trio.current_time() - self._confirmed_at > min(CONFIRM_AFTER, self._idle_limit / 2)
+
+    async def close(self) -> None:
+        """End the session on the server, if there is one."""
+        token, self._token = self._token, ""
+        if not token:
+            return
+        with trio.move_on_after(LOGOUT_TIMEOUT) as scope:
+            try:
+                await self._http.delete("/data/JSESSION", headers={"Cookie": f"JSESSIONID={token}"})
+            except httpx.HTTPError as error:
+                log.info("could not log out: %s", error)
+        if scope.cancelled_caught:
+            log.info("could not log out: no answer within %g s", LOGOUT_TIMEOUT)
+
+    def _surprises(self, response: httpx.Response) -> bool:
+        return response.status_code in (403, 404) and self.doubtful()
+
+    def _drop(self, token: str) -> None:
+        if self._token == token:
+            log.info("the session on %s has ended", self._http.base_url)
+            self._token = ""
+
+    async def _log_in(self) -> str:
+        reason, when = self._refused
+        if trio.current_time() - when < REFUSED_FOR:
+            raise LoginRequired(reason)
+        try:
+            response = await self._http.post("/data/JSESSION", auth=self._basic)
+            token = await self._session_id(response)
+        except LoginRequired as error:
+            self._refused = (str(error), trio.current_time())
+            raise
+        self.heard(response)
+        self._confirmed_at = trio.current_time()
+        self.logins += 1
+        log.info("logged in to %s as %s", self._http.base_url, self.username)
+        return token
+
+    async def _session_id(self, response: httpx.Response) -> str:
+        url, status = self._http.base_url, response.status_code
+        if status == 401:
+            raise LoginRequired(
+                f"{url} refused the login of {self.username}: wrong user or password, a locked account, "
+                "or too many sessions open (the server does not say which)"
+            )
+        if status == 200 and not _is_html(response):
+            token = response.text.strip().partition(";")[0]
+            if _SESSION_ID.fullmatch(token):
+                return token
+        if status in (429, 500, 502, 503, 504):
+            raise Unreachable(f"{url} answers {status} {response.reason_phrase}: try again later")
+        if await self._is_xnat():
+            said = page_message(response.text) or f"{status} {response.reason_phrase}"
+            raise LoginRequired(
+                f"{url} answered the login of {self.username} with a page ({said}): log in with a browser once; "
+                "the password may have expired"
+            )
+        if response.is_redirect:
+            raise NotXnat(f"{url} redirects to {_target(response)}: use that address if it is your XNAT")
+        raise NotXnat(f"{url} is not an XNAT: it answers {status} to /data/JSESSION (is the path right?)")
+
+    async def _is_xnat(self) -> bool:
+        response = await self._http.get("/xapi/siteConfig/buildInfo")
+        return response.status_code == 200 and not _is_html(response) and "version" in response.text
+
+
+def page_message(html: str) -> str:
+    """What an error page of the server says: the text of its <h3>, or ''."""
+    match = re.search(r"<h3[^>]*>(.*?)</h3>", html, re.DOTALL | re.IGNORECASE)
+    return " ".join(re.sub(r"<[^>]*>", " ", match[1]).split())[:200] if match else ""
+
+
+def _is_html(response: httpx.Response) -> bool:
+    return "html" in response.headers.get("content-type", "").lower()
+
+
+def _is_page(response: httpx.Response, expects: Expects) -> bool:
+    """A page for people where data were due: the login page, with 200 or by redirect.
+
+    XNAT sends files, HTML files too, as attachments; a page it does not.
+    """
+    if response.is_redirect:
+        return "login" in response.headers.get("location", "").lower()
+    if not response.is_success or expects == "any" or not _is_html(response):
+        return False
+    return not (expects == "file" and "attachment" in response.headers.get("content-disposition", "").lower())
+
+
+def check_is_data(response: httpx.Response, expects: Expects) -> None:
+    """Raise BadReply where a page for people came instead of data."""
+    if _is_page(response, expects):
+        raise BadReply(f"{response.url.path} came as a web page, not as data")
+
+
+def _foreign_session(token: str, response: httpx.Response) -> bool:
+    """Whether the reply opens another session: the server did not know ours."""
+    found = [match[1] for cookie in response.headers.get_list("set-cookie") if (match := _JSESSIONID.match(cookie))]
+    return bool(found) and found[-1] not in ("", token)
+
+
+def _target(response: httpx.Response) -> str:
+    return response.headers.get("location", "").partition("?")[0] or "another address"

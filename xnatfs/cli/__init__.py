@@ -1,0 +1,121 @@
+"""The commands: parse, run, and one place that turns an XnatError into an exit status and one line."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from xnatfs import __version__
+from xnatfs.cli import daemon
+from xnatfs.errors import (
+    BadReply,
+    CacheError,
+    ConfigError,
+    Denied,
+    FuseMissing,
+    LoginRequired,
+    MountpointError,
+    NotFound,
+    ReadOnly,
+    Stale,
+    Unreachable,
+    XnatError,
+)
+
+log = logging.getLogger(__name__)
+
+# The most specific class decides; 66, 69 and 73 are those of sysexits.h. The README has the table.
+EXIT_STATUS: dict[type[XnatError], int] = {
+    ConfigError: 2,
+    LoginRequired: 3,
+    Unreachable: 4,
+    BadReply: 4,
+    NotFound: 5,
+    Denied: 6,
+    MountpointError: os.EX_NOINPUT,
+    FuseMissing: os.EX_UNAVAILABLE,
+    CacheError: os.EX_CANTCREAT,
+    ReadOnly: 1,
+    Stale: 1,
+    XnatError: 1,
+}
+INTERRUPTED = 130  # 128 + SIGINT, as shells say it
+
+
+def exit_status(error: XnatError) -> int:
+    return next(EXIT_STATUS[kind] for kind in type(error).__mro__ if kind in EXIT_STATUS)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """xnatfs"""
+    from xnatfs.cli import mounts
+
+    parser = _parser("xnatfs", "Mount an XNAT server as a local folder.")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    mounts.add_parsers(commands)
+    return _run(parser, argv)
+
+
+def main_xnatctl(argv: Sequence[str] | None = None) -> int:
+    """xnatctl"""
+    parser = _parser("xnatctl", "Work with an XNAT server. Its commands come with a later release; see xnatfs.")
+    parser.set_defaults(run=_print_help(parser))
+    return _run(parser, argv)
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with an option in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_STATUS[ConfigError], f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def _parser(name: str, description: str) -> argparse.ArgumentParser:
+    parser = Parser(prog=name, description=description, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"{name} {__version__}")
+    return parser
+
+
+def _print_help(parser: argparse.ArgumentParser) -> object:
+    def run(arguments: argparse.Namespace) -> int:
+        parser.print_help()
+        return 0
+
+    return run
+
+
+def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
+    arguments = parser.parse_args(argv)
+    reporter = arguments.reporter = daemon.Reporter(getattr(arguments, "report_fd", None))
+    try:
+        status: int = arguments.run(arguments)
+        return status
+    except (Exception, KeyboardInterrupt, BaseExceptionGroup) as error:
+        status, line = _ending(error)
+        if line:
+            print(f"{parser.prog}: {line}", file=sys.stderr)
+        reporter.failed(status, line)
+        return status
+
+
+def _ending(error: BaseException) -> tuple[int, str]:
+    """The exit status, and one line for the user."""
+    cause = _first(error)
+    if isinstance(cause, KeyboardInterrupt):
+        return INTERRUPTED, ""
+    if isinstance(cause, daemon.Reported):
+        return cause.status, str(cause)
+    if isinstance(cause, XnatError):
+        log.debug("ended by", exc_info=error)
+        return exit_status(cause), " ".join(str(cause).split())
+    log.critical("this should not happen", exc_info=error)
+    return os.EX_SOFTWARE, f"this should not happen, and is a fault of this program: {cause!r}"
+
+
+def _first(error: BaseException) -> BaseException:
+    """The error itself, out of the groups that nurseries wrap it in."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

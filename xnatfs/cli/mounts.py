@@ -1,0 +1,261 @@
+"""mount, umount and demo."""
+
+import argparse
+import errno
+import fcntl
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from xnatfs.cli import daemon, options
+from xnatfs.config import Config, cache_home
+from xnatfs.credentials import Credentials, find_credentials
+from xnatfs.errors import ConfigError, FuseMissing, MountpointError
+
+if TYPE_CHECKING:
+    from xnatfs.fuse.mount import MountOptions
+
+log = logging.getLogger(__name__)
+
+# The daemon closes its session on the server after the mount is gone; the server may take its time over it.
+WAIT_FOR_END = 15.0
+# The made-up archive takes about a second; a machine that swaps, more.
+WAIT_FOR_DEMO = 60.0
+
+
+def add_parsers(commands: Any) -> None:
+    mount = commands.add_parser("mount", help="mount an XNAT on a directory", allow_abbrev=False)
+    options.add_server(mount)
+    options.add_mount(mount)
+    mount.add_argument("mountpoint", type=Path, metavar="MOUNTPOINT", help="an empty directory")
+    mount.set_defaults(run=run_mount)
+
+    umount = commands.add_parser("umount", help="unmount, and wait for the end of its process", allow_abbrev=False)
+    umount.add_argument("mountpoint", type=Path, metavar="MOUNTPOINT")
+    umount.set_defaults(run=run_umount)
+
+    demo = commands.add_parser("demo", help="mount a made-up archive from a server on this machine", allow_abbrev=False)
+    options.add_mount(demo)
+    demo.add_argument("mountpoint", type=Path, metavar="MOUNTPOINT", help="an empty directory")
+    demo.add_argument("--as", dest="account", metavar="USER", help="mount as this user of the demo")
+    demo.add_argument(
+        "--data", type=Path, action="append", default=[], metavar="DIR", help="publish this directory, too"
+    )
+    demo.add_argument("--latency", type=options.seconds, metavar="S", help="answer each request that much later")
+    demo.add_argument("--session-ttl", type=options.seconds, metavar="S", help="let logins idle no longer than this")
+    demo.add_argument("--no-range", action="store_true", help="ignore ranges, as some servers do")
+    demo.add_argument("--seed", type=options.number, metavar="N", help="make other content")
+    demo.add_argument("--request-log", type=Path, metavar="FILE", help="write each request there, as JSON lines")
+    demo.set_defaults(run=run_demo)
+
+
+def run_mount(arguments: argparse.Namespace) -> int:
+    extra = options.apply_mount_options(arguments)
+    config = options.mount_config(arguments, options.server_config(arguments, os.environ))
+    if arguments.report_fd is not None:
+        _serve(arguments, config, daemon.unpack(daemon.received()), extra, arguments.reporter.ready)
+        return 0
+    _check_place(arguments)
+    credentials = find_credentials(config.url, config.profile, os.environ)
+    if not config.verify_ssl and not config.ca_bundle:
+        print(f"xnatfs: the certificate of {config.url} is not verified: others may read along", file=sys.stderr)
+    if arguments.foreground:
+        _serve(arguments, config, credentials, extra, arguments.reporter.ready)
+    else:
+        _background(arguments, "mount", daemon.pack(credentials))
+    return 0
+
+
+def run_umount(arguments: argparse.Namespace) -> int:
+    mountpoint = arguments.mountpoint.absolute()
+    if _file_system(mountpoint) != "fuse.xnatfs":
+        raise MountpointError(f"{mountpoint} is not a mount of xnatfs")
+    try:
+        done = subprocess.run(["fusermount3", "-u", str(mountpoint)], capture_output=True, text=True)
+    except FileNotFoundError:
+        raise FuseMissing("fusermount3 is missing: install the package fuse3") from None
+    if done.returncode:
+        raise MountpointError(f"{mountpoint} cannot be unmounted: {_fusermount_says(done.stderr)}")
+    _await_end(mountpoint)
+    return 0
+
+
+def run_demo(arguments: argparse.Namespace) -> int:
+    extra = options.apply_mount_options(arguments)
+    account = _demo_account(arguments.account)
+    if not arguments.foreground and arguments.report_fd is None:
+        _check_place(arguments)
+        _print_demo(arguments, _background(arguments, "demo", {}), account)
+        return 0
+    with _demo_server(arguments) as url, tempfile.TemporaryDirectory(prefix="xnatfs-demo-") as cache:
+        arguments.cache_dir = arguments.cache_dir or Path(cache)
+
+        def ready() -> None:
+            arguments.reporter.ready(url)
+            if arguments.foreground:
+                _print_demo(arguments, url, account)
+
+        _serve(arguments, options.mount_config(arguments, Config(url)), account, extra, ready)
+    return 0
+
+
+def _serve(
+    arguments: argparse.Namespace, config: Config, credentials: Credentials, extra: frozenset[str], ready: Any
+) -> None:
+    """Mount, in this process, until the end."""
+    _log_to(arguments)
+    os.umask(0o077)
+    fuse_mount = _fuse()
+    import trio
+
+    mount_options = _mount_options(arguments, extra)
+    os.chdir("/")  # a daemon must not keep a directory of its user's busy
+    trio.run(fuse_mount.mount, config, credentials, mount_options, ready)
+
+
+def _background(arguments: argparse.Namespace, command: str, handover: dict[str, str]) -> str:
+    """The same command again, detached, until its mount answers."""
+    mountpoint = arguments.mountpoint.absolute()
+    log_file = arguments.log_file or cache_home() / "log" / f"{quote(str(mountpoint), safe='')[-200:]}.log"
+    text = daemon.start([*_again(command)], handover, Path(log_file))
+    os.stat(mountpoint)
+    return text
+
+
+def _again(command: str) -> list[str]:
+    """The arguments of this process: a mount is looked up in `ps` by them, and they hold no secret."""
+    return sys.argv[1:] if command in sys.argv[1:2] else [command, *sys.argv[1:]]
+
+
+def _check_place(arguments: argparse.Namespace) -> None:
+    """Fail for want of FUSE or of a mountpoint before anybody is asked for a password."""
+    fuse_mount = _fuse()
+    fuse_mount.check_fuse()
+    fuse_mount.check_mountpoint(arguments.mountpoint.absolute())
+
+
+def _fuse() -> Any:
+    try:
+        from xnatfs.fuse import mount
+    except ImportError as error:
+        raise FuseMissing(f"FUSE 3 cannot be used from Python ({error}): install the package fuse3") from None
+    return mount
+
+
+def _mount_options(arguments: argparse.Namespace, extra: frozenset[str]) -> "MountOptions":
+    from xnatfs.fuse.mount import MountOptions
+    from xnatfs.fuse.operations import Ownership
+
+    uid = os.getuid() if arguments.uid is None else arguments.uid
+    gid = os.getgid() if arguments.gid is None else arguments.gid
+    return MountOptions(
+        arguments.mountpoint.absolute(),
+        Ownership(uid, gid, arguments.umask or 0),
+        arguments.allow_other,
+        not arguments.no_xattr,
+        extra,
+    )
+
+
+def _log_to(arguments: argparse.Namespace) -> None:
+    """Log to the terminal or, in the background, to the file that stands for it."""
+    level = (arguments.log_level or "info").upper()
+    stream = sys.stderr
+    if arguments.foreground and arguments.log_file:
+        try:
+            stream = open(arguments.log_file, "a", opener=lambda p, f: os.open(p, f, 0o600))  # noqa: SIM115
+        except OSError as error:
+            raise ConfigError(f"cannot write the log {arguments.log_file}: {error.strerror}") from None
+    logging.basicConfig(stream=stream, level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for name in ("httpx", "httpcore"):  # one line a request is for debugging only
+        logging.getLogger(name).setLevel(logging.DEBUG if level == "DEBUG" else logging.WARNING)
+    logging.captureWarnings(True)
+    warnings.simplefilter("default")
+
+
+def _file_system(mountpoint: Path) -> str:
+    """What is mounted there, by the kernel's list; '' for nothing. The mount itself is not touched."""
+    wanted, found = str(mountpoint), ""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
+        for line in table:
+            before, _, after = line.partition(" - ")
+            path = before.split(" ")[4].encode("utf-8", "surrogateescape").decode("unicode_escape")
+            if path.encode("latin-1", "replace").decode("utf-8", "surrogateescape") == wanted:
+                found = after.split(" ")[0]
+    return found
+
+
+def _fusermount_says(text: str) -> str:
+    last = text.strip().rpartition("\n")[2]
+    busy = "busy" in last.lower()
+    return "a program has a file or its working directory in it" if busy else last.removeprefix("fusermount3: ")
+
+
+def _await_end(mountpoint: Path) -> None:
+    """Wait until the process of this mount has ended, as far as it is ours to know."""
+    path = _fuse().registration(mountpoint)
+    deadline = time.monotonic() + WAIT_FOR_END
+    while time.monotonic() < deadline:
+        try:
+            with open(path, "rb") as held:
+                fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno != errno.EWOULDBLOCK:
+                raise
+        time.sleep(0.02)
+    log.warning("%s is unmounted, but its process goes on", mountpoint)
+
+
+def _demo_account(name: str | None) -> Credentials:
+    from xnatfs.demo import PASSWORDS
+
+    user = name or next(iter(PASSWORDS))
+    if user not in PASSWORDS:
+        raise ConfigError(f"--as {user}: the demo has the users {', '.join(PASSWORDS)}")
+    return Credentials(user, PASSWORDS[user])
+
+
+@contextmanager
+def _demo_server(arguments: argparse.Namespace) -> Iterator[str]:
+    """The demo server in a process of its own, which ends when this one does, however it does; its URL."""
+    command = [sys.executable, "-m", "xnatfs.demo", "--until-eof"]
+    for name in ("latency", "session_ttl", "seed", "request_log"):
+        value = getattr(arguments, name)
+        command += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
+    command += [part for directory in arguments.data for part in ("--data", str(directory))]
+    command += ["--no-range"] if arguments.no_range else []
+    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with server:
+        assert server.stdout is not None
+        assert server.stderr is not None
+        assert server.stdin is not None
+        url = server.stdout.readline().strip()
+        if not url:
+            raise ConfigError(f"the demo server does not start: {server.stderr.read().strip().rpartition(chr(10))[2]}")
+        try:
+            yield url
+        finally:
+            server.stdin.close()
+
+
+def _print_demo(arguments: argparse.Namespace, url: str, account: Credentials) -> None:
+    mountpoint = arguments.mountpoint.absolute()
+    print(
+        f"A made-up XNAT is mounted on {mountpoint}, as {account.username}. Try:\n"
+        f"  ls {mountpoint}/projects\n"
+        f"  xnatfs umount {mountpoint}\n"
+        f"The server is {url}, its users are in the README.",
+        flush=True,
+    )

@@ -1,0 +1,155 @@
+"""Option values, and what they add up to: one Config from profile < environment < flags."""
+
+import argparse
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from xnatfs.config import Config, Profile, cache_home, normalised_url, select_profile
+from xnatfs.errors import ConfigError
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+
+# What fstab lines hold for mount(8) and systemd, not for us.
+IGNORED = frozenset({"ro", "defaults", "auto", "noauto", "user", "users", "nouser", "_netdev", "nofail", "dev", "suid"})
+# What the kernel takes as it is.
+KERNEL = frozenset({"nosuid", "nodev", "noexec", "exec", "noatime", "relatime", "nodiratime", "sync", "async"})
+
+
+def size(text: str) -> int:
+    """Bytes of '10G', '512 MiB', '1e9' excepted."""
+    match = _SIZE.fullmatch(text.strip())
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size like 500M or 10G")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def seconds(text: str) -> float:
+    """A time that is not negative."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return value
+
+
+def positive_seconds(text: str) -> float:
+    value = seconds(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError("must be more than 0 seconds")
+    return value
+
+
+def octal(text: str) -> int:
+    if not re.fullmatch(r"[0-7]{1,4}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an octal mask like 022")
+    return int(text, 8)
+
+
+def number(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a numeric ID")
+    return int(text)
+
+
+def add_server(parser: argparse.ArgumentParser) -> None:
+    server = parser.add_mutually_exclusive_group()
+    server.add_argument("-p", "--profile", metavar="NAME", help="profile in ~/.config/xnatctl/config.yaml")
+    server.add_argument("--url", help="the XNAT, e.g. https://xnat.example.org (else XNAT_URL, else the profile's)")
+    parser.add_argument("--ca-bundle", type=Path, metavar="FILE", help="trust the certificate authorities in FILE")
+    parser.add_argument(
+        "--no-verify-ssl", action="store_true", help="trust any certificate; others can then read along"
+    )
+
+
+def add_mount(parser: argparse.ArgumentParser) -> None:
+    """The options of a mount; `-o` takes the same ones, as mount(8) passes them."""
+    parser.add_argument("-f", "--foreground", action="store_true", help="stay in the foreground, log to the terminal")
+    parser.add_argument("-o", dest="options", action="append", default=[], metavar="OPT[,OPT...]", help="mount options")
+    parser.add_argument(
+        "--allow-other", action="store_true", help="let other users of this machine in: they see what you may"
+    )
+    parser.add_argument("--uid", type=number, help="show files as owned by this user (default: you)")
+    parser.add_argument("--gid", type=number, help="show files as of this group (default: yours)")
+    parser.add_argument("--umask", type=octal, help="take these permission bits away (default: 000)")
+    parser.add_argument("--no-xattr", action="store_true", help="no extended attributes user.xnat.*")
+    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="where bytes are kept (default: ~/.cache/xnatfs)")
+    parser.add_argument(
+        "--cache-size", type=size, metavar="SIZE", help="at most this much (default: 10G, half the free disk)"
+    )
+    parser.add_argument("--ttl", type=seconds, metavar="S", help="how old a listing may be (default: 60 s)")
+    parser.add_argument(
+        "--timeout", type=positive_seconds, metavar="S", help="the longest a read may go without a byte (default: 60 s)"
+    )
+    parser.add_argument(
+        "--revalidate", type=seconds, metavar="S", help="how long bytes without a digest go unchecked (default: 1 h)"
+    )
+    parser.add_argument("--strict", action="store_true", help="hand out no byte of a file before all of it is verified")
+    parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"], help="default: info")
+    parser.add_argument("--log-file", type=Path, metavar="FILE", help="log there")
+    parser.add_argument("--report-fd", type=number, help=argparse.SUPPRESS)
+
+
+def apply_mount_options(arguments: argparse.Namespace) -> frozenset[str]:
+    """Fold `-o` into the flags they stand for; what is left is for the kernel. Raises ConfigError."""
+    kernel = set()
+    for text in (part for option in arguments.options for part in option.split(",") if part):
+        name, equals, value = text.partition("=")
+        if text in KERNEL:
+            kernel.add(text)
+        elif text == "rw":
+            raise ConfigError("-o rw: the mount is read-only")
+        elif text not in IGNORED and not name.startswith("x-"):
+            _apply(arguments, name.replace("-", "_"), value if equals else None)
+    return frozenset(kernel)
+
+
+def _apply(arguments: argparse.Namespace, name: str, value: str | None) -> None:
+    """One option of `-o` that has the name of a flag."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    add_server(parser)
+    add_mount(parser)
+    flag = f"--{name.replace('_', '-')}"
+    if name in ("options", "report_fd", "foreground"):
+        raise ConfigError(f"-o {name}: no such option")
+    try:
+        parsed, unknown = parser.parse_known_args([flag] if value is None else [f"{flag}={value}"])
+    except argparse.ArgumentError as error:
+        raise ConfigError(f"-o {name}: {error.message}") from None
+    if unknown:
+        raise ConfigError(f"-o {name}: no such option")
+    setattr(arguments, name, getattr(parsed, name))
+
+
+def server_config(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Config:
+    """The server asked for, and how to treat it. Raises ConfigError."""
+    profile = select_profile(arguments.profile, environ) if not arguments.url else Profile("")
+    text = arguments.url or environ.get("XNAT_URL") or profile.url
+    if not text:
+        raise ConfigError("which XNAT? Give --url, or set XNAT_URL, or make a profile in ~/.config/xnatctl/config.yaml")
+    url = normalised_url(text)
+    if profile.url and normalised_url(profile.url) != url:
+        profile = Profile(profile.name)  # XNAT_URL names another server: the profile's login is not for it
+    bundle = str(arguments.ca_bundle or profile.ca_bundle)
+    if bundle and not Path(bundle).expanduser().is_file():
+        raise ConfigError(f"the CA bundle {bundle} is not a file")
+    verify = profile.verify_ssl and not arguments.no_verify_ssl
+    return Config(
+        url, profile, verify_ssl=verify, ca_bundle=str(Path(bundle).expanduser().absolute()) if bundle else ""
+    )
+
+
+def mount_config(arguments: argparse.Namespace, server: Config) -> Config:
+    """The same with what the flags say of the mount."""
+    given: dict[str, Any] = {
+        name: getattr(arguments, name)
+        for name in ("cache_size", "ttl", "timeout", "revalidate")
+        if getattr(arguments, name) is not None
+    }
+    directory = Path(arguments.cache_dir or cache_home()).expanduser().absolute()
+    return replace(server, cache_dir=directory, strict=arguments.strict, **given)

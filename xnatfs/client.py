@@ -1,0 +1,291 @@
+"""Xnat: one method per REST resource; with `transport.py` below it, all that speaks XNAT's HTTP.
+
+Rules that keep it right on a real server: ask with `Accept: */*` and `format=json` and look at the envelope of what
+comes; address by accession ID and numeric resource ID, never by label; believe the headers of a download, not the
+listing; take a whole file for an answer to a range, but no other range than the one asked for.
+"""
+
+import logging
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import httpx
+import trio
+
+from xnatfs.config import Config
+from xnatfs.credentials import Credentials
+from xnatfs.errors import BadReply, Stale, Unreachable
+from xnatfs.models import Assessor, Experiment, FileRow, Project, Resource, Row, Scan, Subject, file_rows
+from xnatfs.transport import DOWNLOADS, FIRST_PAUSE, Transport, open_transport
+
+log = logging.getLogger(__name__)
+
+# What a server answers that knows ranges but not this one, or whose proxy trips over them.
+RANGE_REFUSED = frozenset({400, 416, 500, 501})
+
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)$")
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """A file that has begun to arrive. `chunks` yields its bytes from `start` to the end, or raises an XnatError."""
+
+    start: int
+    size: int | None  # of the whole file, as the headers have it
+    modified: str  # Last-Modified, as sent
+    chunks: AsyncIterator[bytes]
+
+
+class _Promise(NamedTuple):
+    """What the headers of a file's reply promise."""
+
+    start: int
+    size: int | None
+    modified: str
+
+
+@asynccontextmanager
+async def open_xnat(
+    config: Config, credentials: Credentials, wire: httpx.AsyncBaseTransport | None = None
+) -> AsyncIterator["Xnat"]:
+    """A client of one server; its session ends with it. Nothing is sent before the first use."""
+    async with open_transport(config, credentials, wire) as transport:
+        yield Xnat(transport)
+
+
+class Xnat:
+    """One XNAT server, as one account sees it.
+
+    Every method raises NotFound, Denied, LoginRequired, Unreachable or BadReply.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self.login = transport.login
+        self.url = transport.url
+        self._downloads = trio.CapacityLimiter(DOWNLOADS)
+        self._heads = trio.CapacityLimiter(DOWNLOADS)
+        self.ranged: bool | None = None  # whether the server grants Range; None until it was asked
+
+    @property
+    def requests(self) -> int:
+        return self._transport.requests
+
+    # -- listings ------------------------------------------------------------------------------------------------
+
+    async def projects(self) -> list[Project]:
+        return [Project.parse(row) for row in await self._table("/data/projects")]
+
+    async def subjects(self, project: str) -> list[Subject]:
+        columns = "ID,label,project,insert_date,last_modified"
+        rows = await self._table(f"/data/projects/{_segment(project)}/subjects", columns=columns)
+        return [Subject.parse(row) for row in rows]
+
+    async def experiments(self, project: str) -> list[Experiment]:
+        # Base columns only: a column of a subtype would drop all experiments of other types.
+        columns = "ID,label,xsiType,date,subject_ID,subject_label,project,insert_date,last_modified"
+        rows = await self._table(f"/data/projects/{_segment(project)}/experiments", columns=columns)
+        return [Experiment.parse(row) for row in rows]
+
+    async def scans(self, experiment: str) -> list[Scan]:
+        return [Scan.parse(row) for row in await self._table(f"/data/experiments/{_segment(experiment)}/scans")]
+
+    async def assessors(self, experiment: str) -> list[Assessor]:
+        rows = await self._table(f"/data/experiments/{_segment(experiment)}/assessors")
+        return [Assessor.parse(row) for row in rows]
+
+    async def resources(self, item: Sequence[str], *, below: bool = False) -> list[Resource]:
+        """Resources of an item, given as the segments of its URL after /data; `below`: of all it holds, too."""
+        rows = await self._table(f"{_item(item)}/resources", **({"all": "true"} if below else {}))
+        return [Resource.parse(row) for row in rows]
+
+    async def files(self, item: Sequence[str], *, below: bool = False) -> list[FileRow]:
+        """Catalogue entries of all resources of an item. One broken catalogue makes this NotFound as a whole."""
+        return file_rows(await self._table(f"{_item(item)}/files", **({"all": "true"} if below else {})))
+
+    async def resource_files(self, item: Sequence[str], resource: str) -> list[FileRow]:
+        """Catalogue entries of one resource."""
+        rows = await self._table(f"{_item(item)}/resources/{_segment(resource)}/files")
+        return [row for row in file_rows(rows) if row.resource_id == resource]
+
+    async def document(self, *item: str) -> dict[str, str]:
+        """The fields of one project, subject or experiment."""
+        path = _item(item)
+        document = await self._transport.json(path, {"format": "json"})
+        try:
+            fields = document["items"][0]["data_fields"]
+            return {str(key): str(value) for key, value in fields.items()}
+        except (KeyError, IndexError, TypeError, AttributeError):
+            raise BadReply(f"{self.url}{path} did not come as the document of an item") from None
+
+    # -- content -------------------------------------------------------------------------------------------------
+
+    async def head(self, item: Sequence[str], file: FileRow) -> int | None:
+        """The true size of a file, or None where the server does not say."""
+        async with self._heads, self._transport.reply("HEAD", _file_path(item, file), expects="file") as response:
+            return _content_length(response)
+
+    @asynccontextmanager
+    async def download(
+        self, item: Sequence[str], file: FileRow, start: int = 0, size: int | None = None, unless_modified: str = ""
+    ) -> AsyncIterator[Download | None]:
+        """The bytes of a file, from `start` if the server grants it, else from 0; None if it was not modified since.
+
+        `size` is its known length: a range is never asked past it, because the server does not clamp.
+        A connection that breaks is taken up again where it broke. Also raises Stale, if the file is another by then.
+        """
+        path = _file_path(item, file)
+        async with self._downloads:
+            begun = await self._begin(path, start, size, unless_modified)
+            if begun is None:
+                yield None
+                return
+            response, promise = begun
+            async with aclosing(self._chunks(path, response, promise)) as chunks:
+                yield Download(*promise, chunks)
+
+    @asynccontextmanager
+    async def archive(self, item: Sequence[str], resource: str) -> AsyncIterator[AsyncIterator[bytes]]:
+        """A resource as one tar, in the pieces in which it arrives. Its length is not known beforehand."""
+        path = f"{_item(item)}/resources/{_segment(resource)}/files"
+        async with self._downloads, self._transport.reply("GET", path, {"format": "tar"}, expects="file") as response:
+            async with aclosing(self._transport.raw(path, response)) as chunks:
+                yield chunks
+
+    @asynccontextmanager
+    async def indexed(self, item: Sequence[str], index: int) -> AsyncIterator[Download]:
+        """The n-th file (from 0) of all the resources of an item, in the order in which `files` lists them."""
+        path = f"{_item(item)}/files"
+        query = {"index": str(index)}
+        async with self._downloads, self._transport.reply("GET", path, query, expects="file") as response:
+            async with aclosing(self._transport.raw(path, response)) as chunks:
+                yield Download(0, _content_length(response), response.headers.get("last-modified", ""), chunks)
+
+    async def _begin(
+        self, path: str, start: int, size: int | None, unless_modified: str = ""
+    ) -> tuple[httpx.Response, _Promise] | None:
+        """Ask for a file; None if it was not modified."""
+        headers = {"If-Modified-Since": unless_modified} if unless_modified else {}
+        ranging = 0 < start < (size or 0) and self.ranged is not False
+        if ranging:
+            headers["Range"] = f"bytes={start}-{(size or 0) - 1}"
+        response = await self._transport.exchange("GET", path, {}, headers, "file")
+        begun = None
+        try:
+            if response.status_code == 304 and unless_modified:
+                return None
+            begun = await self._promise(path, response, start if ranging else 0, size)
+        finally:
+            if begun is None:
+                with trio.CancelScope(shield=True):
+                    await response.aclose()
+        if begun is None:  # a range was asked for and is not to be had
+            return await self._begin(path, 0, size)
+        return response, begun
+
+    async def _promise(self, path: str, response: httpx.Response, start: int, size: int | None) -> _Promise | None:
+        """The promise of a reply; None where it refuses the range from `start`, or answers another one."""
+        if start and response.status_code in RANGE_REFUSED:
+            self._stream_only(f"answers {response.status_code} to a range")
+            return None
+        await self._transport.check(path, response, "file", allow=(200, 206) if start else (200,))
+        if response.headers.get("content-encoding", "identity").lower() not in ("", "identity"):
+            raise BadReply(f"{self.url}{path} came encoded, though it was asked for as it is")
+        modified = response.headers.get("last-modified", "")
+        if response.status_code == 200:
+            if start:
+                self._stream_only("answers a range with the whole file")
+            return _Promise(0, _content_length(response), modified)
+        match = _CONTENT_RANGE.match(response.headers.get("content-range", ""))
+        if match and size is not None and int(match[3]) != size:
+            raise Stale(f"{self.url}{path} is {match[3]} bytes now, not {size}")
+        if not match or (int(match[1]), int(match[2]) + 1) != (start, size):
+            self._stream_only("answers another range than was asked for")
+            return None
+        self.ranged = True
+        return _Promise(start, size, modified)
+
+    def _stream_only(self, why: str) -> None:
+        self.ranged = False
+        log.warning("%s %s: files are read from their start, a seek waits", self.url, why)
+
+    async def _chunks(self, path: str, response: httpx.Response, begun: _Promise) -> AsyncGenerator[bytes]:
+        """The bytes of a file that has begun, over as many connections as it takes."""
+        position, give_up = begun.start, trio.current_time() + self._transport.timeout
+        skip = 0  # bytes that come again, from a server that starts again from 0
+        while True:
+            try:
+                async with aclosing(self._transport.raw(path, response)) as body:
+                    async for chunk in body:
+                        fresh, skip = chunk[skip:], max(0, skip - len(chunk))
+                        if fresh:
+                            position += len(fresh)
+                            give_up = trio.current_time() + self._transport.timeout
+                            yield fresh
+                if begun.size is None or position >= begun.size:
+                    return
+                raise Unreachable(f"{self.url}{path} ended after {position} of {begun.size} bytes")
+            except Unreachable:
+                if begun.size is None or trio.current_time() > give_up:
+                    raise
+                log.info("%s%s broke off at byte %d, taking it up again", self.url, path, position)
+            finally:
+                with trio.CancelScope(shield=True):
+                    await response.aclose()
+            await trio.sleep(FIRST_PAUSE)
+            resumed = await self._begin(path, position, begun.size)
+            if resumed is None or resumed[1][1:] != begun[1:]:
+                raise Stale(f"{self.url}{path} changed on the server while it was read")
+            response, again = resumed
+            skip = position - again.start
+
+    # -- requests ------------------------------------------------------------------------------------------------
+
+    async def _table(self, path: str, **params: str) -> list[Row]:
+        params = {"format": "json", **params}
+        rows = self._rows(path, await self._transport.json(path, params))
+        if not rows and self.login.doubtful() and not await self._transport.session_lives(path):
+            # An open site that has dropped our session answers as guest, with nothing in it.
+            rows = self._rows(path, await self._transport.json(path, params))
+        return rows
+
+    def _rows(self, path: str, document: Any) -> list[Row]:
+        result = document.get("ResultSet") if isinstance(document, dict) else None
+        rows = result.get("Result") if isinstance(result, dict) else None
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            kind = "the document of an item" if isinstance(document, dict) and "items" in document else "something else"
+            raise BadReply(f"{self.url}{path} was asked for as a list and came as {kind}")
+        return [Row(row) for row in rows]
+
+
+def has_url(path: str) -> bool:
+    """Whether a file's path can travel in a URL.
+
+    XNAT's firewall refuses encoded '%', ';' and '\\', empty segments and dot segments; control characters are
+    refused by the server below it.
+    """
+    if any(character in "%;\\" or character < " " or character == "\x7f" for character in path):
+        return False
+    return not any(segment in ("", ".", "..") for segment in path.split("/"))
+
+
+def _segment(text: str) -> str:
+    return quote(text, safe="")
+
+
+def _item(segments: Sequence[str]) -> str:
+    return "/data/" + "/".join(_segment(segment) for segment in segments)
+
+
+def _file_path(item: Sequence[str], file: FileRow) -> str:
+    path = "/".join(_segment(segment) for segment in file.path.split("/"))
+    return f"{_item(item)}/resources/{_segment(file.resource_id)}/files/{path}"
+
+
+def _content_length(response: httpx.Response) -> int | None:
+    value = response.headers.get("content-length", "")
+    return int(value) if value.isascii() and value.isdigit() else None

@@ -1,0 +1,134 @@
+"""One frozen Config, from defaults < profile file < environment < flags.
+
+The profile file is the one of the `xnatctl` on PyPI, `~/.config/xnatctl/config.yaml`; it is read here and never
+written. `$HOME` decides where it is: that program does not look at the XDG variables.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+
+from xnatfs.errors import ConfigError
+
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What one entry of the profile file says."""
+
+    name: str
+    url: str = ""
+    username: str = ""
+    password: str = ""
+    verify_ssl: bool = True
+    ca_bundle: str = ""
+
+    def __repr__(self) -> str:
+        return f"Profile({self.name!r}, {self.url!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything a mount wants to know about its server and itself, but for the login."""
+
+    url: str
+    profile: Profile = Profile("")
+    verify_ssl: bool = True
+    ca_bundle: str = ""
+    # The longest a read may go without a byte. A proxy in front of an XNAT commonly gives up after 60 s itself.
+    timeout: float = 60.0
+    # How old a listing may be. Long enough for one `find` over a session, short enough to wait for a colleague.
+    ttl: float = 60.0
+    cache_dir: Path = Path()
+    cache_size: int = 10 * GIB
+    # How long cached bytes without a digest go unchecked; a change of equal size may stay unseen that long.
+    revalidate: float = 3600.0
+    strict: bool = False
+
+
+def config_home() -> Path:
+    return Path.home() / ".config"
+
+
+def cache_home() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xnatfs"
+
+
+def server_directory(url: str) -> str:
+    """The name of a server's folder in the cache: host, port and path, as a file name."""
+    parts = urlsplit(url)
+    return (parts.netloc + parts.path).rstrip("/").replace("/", "_").replace(":", "_")
+
+
+def normalised_url(url: str) -> str:
+    """The site's URL without trailing slash. Raises ConfigError unless it is http(s)://HOST[/PATH]."""
+    text = url.strip().rstrip("/")
+    try:
+        parts = urlsplit(text)
+        parts.port  # noqa: B018  (a port that is no number is found out only by asking for it)
+    except ValueError as error:
+        raise ConfigError(f"{text!r} is not a URL: {error}") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(f"{text!r} is not the URL of a server: it must begin with https:// or http:// and a host")
+    if parts.username or parts.password:
+        raise ConfigError("the URL must not hold a user or a password: use XNAT_USER and XNAT_PASS or a profile")
+    if parts.query or parts.fragment:
+        raise ConfigError(f"{text!r} is not the URL of a server: it must end after the path, without '?' or '#'")
+    return text
+
+
+def read_profiles(path: Path) -> tuple[dict[str, Profile], str]:
+    """The profiles of the file and the name of its default. Raises ConfigError; a missing file has no profiles."""
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}, ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{where} is not valid YAML: {getattr(error, 'problem', None) or 'bad text'}") from None
+    if document is None:
+        return {}, ""
+    if not isinstance(document, dict) or not isinstance(document.get("profiles") or {}, dict):
+        raise ConfigError(f"{path} does not hold a mapping with 'profiles:'")
+    profiles = {str(name): _profile(str(name), cells, path) for name, cells in (document.get("profiles") or {}).items()}
+    return profiles, str(document.get("default_profile") or "")
+
+
+def _profile(name: str, cells: Any, path: Path) -> Profile:
+    if not isinstance(cells, dict):
+        raise ConfigError(f"{path}: profile {name!r} is not a mapping")
+
+    def text(key: str) -> str:
+        value = cells.get(key)
+        return "" if value is None else str(value)
+
+    verify = cells.get("verify_ssl", True)
+    if not isinstance(verify, bool):
+        raise ConfigError(f"{path}: verify_ssl of profile {name!r} must be true or false")
+    return Profile(name, text("url"), text("username"), text("password"), verify, text("ca_bundle"))
+
+
+def select_profile(name: str | None, environ: Mapping[str, str], path: Path | None = None) -> Profile:
+    """The profile asked for by flag or XNAT_PROFILE, else the file's default, else its only one, else an empty one."""
+    path = path or config_home() / "xnatctl" / "config.yaml"
+    profiles, default = read_profiles(path)
+    wanted = name or environ.get("XNAT_PROFILE") or ""
+    if wanted:
+        if wanted not in profiles:
+            known = ", ".join(sorted(profiles)) or "none"
+            raise ConfigError(f"profile {wanted!r} is not in {path} (profiles there: {known})")
+        return profiles[wanted]
+    if default in profiles:
+        return profiles[default]
+    if len(profiles) == 1:
+        return next(iter(profiles.values()))
+    return profiles.get("default", Profile(""))

@@ -1,0 +1,1 @@
+"""The tree as a file system: the only place that knows pyfuse3."""

@@ -1,0 +1,303 @@
+"""pyfuse3's calls as node calls, exceptions as errnos. No meaning of its own.
+
+The border to the kernel is total: pyfuse3 understands FUSEError only, and any other exception would end the mount.
+"""
+
+import errno
+import functools
+import logging
+import math
+import os
+import stat
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import pyfuse3
+import trio
+from pyfuse3 import FileHandleT, FileNameT, FlagT, InodeT, ReaddirToken, RequestContext
+
+from xnatfs.content import Blob
+from xnatfs.errors import (
+    BadReply,
+    CacheError,
+    ConfigError,
+    Denied,
+    FuseMissing,
+    LoginRequired,
+    MountpointError,
+    NotFound,
+    ReadOnly,
+    Stale,
+    Unreachable,
+    XnatError,
+)
+from xnatfs.fuse.inodes import Inodes
+from xnatfs.tree.names import decode, encode
+from xnatfs.tree.node import Dir, File, Link, Node, measure
+
+log = logging.getLogger(__name__)
+
+# The most specific class decides. Every subclass of XnatError is here or below one that is (tested).
+ERRNOS: dict[type[XnatError], int] = {
+    NotFound: errno.ENOENT,
+    LoginRequired: errno.EACCES,
+    Denied: errno.EACCES,
+    Unreachable: errno.EIO,
+    BadReply: errno.EIO,
+    Stale: errno.ESTALE,
+    ReadOnly: errno.EROFS,
+    ConfigError: errno.EINVAL,
+    MountpointError: errno.EIO,
+    FuseMissing: errno.EIO,
+    CacheError: errno.EIO,
+    XnatError: errno.EIO,
+}
+# These are answers, not faults: nobody wants them in a log.
+QUIET = (NotFound, Denied, Stale, ReadOnly)
+
+# What never expires, the kernel may keep for an hour; longer only delays its forgetting.
+LONGEST_TIMEOUT = 3600.0
+# How many files of a listing are measured at once, where the server does not state sizes: four rounds of eight.
+MEASURED_AT_ONCE = 32
+
+Handler = TypeVar("Handler", bound=Callable[..., Coroutine[Any, Any, Any]])
+
+
+def errno_of(error: XnatError) -> int:
+    return next(ERRNOS[kind] for kind in type(error).__mro__ if kind in ERRNOS)
+
+
+def handler(method: Handler) -> Handler:
+    """Let nothing out but FUSEError."""
+
+    @functools.wraps(method)
+    async def wrapped(self: "Operations", *args: Any, **kwargs: Any) -> Any:
+        try:
+            return await method(self, *args, **kwargs)
+        except pyfuse3.FUSEError:
+            raise
+        except Exception as error:
+            raise pyfuse3.FUSEError(_logged_errno(method.__name__, error)) from None
+
+    return cast(Handler, wrapped)
+
+
+def _logged_errno(name: str, error: Exception) -> int:
+    cause = _single(error)
+    if isinstance(cause, XnatError):
+        log.log(logging.DEBUG if isinstance(cause, QUIET) else logging.WARNING, "%s: %s", name, cause)
+        return errno_of(cause)
+    log.error("%s failed", name, exc_info=error)
+    return errno.EIO
+
+
+def _single(error: Exception) -> Exception:
+    """What went wrong first, out of the groups that nurseries wrap it in."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """As whom the files are shown."""
+
+    uid: int
+    gid: int
+    umask: int = 0
+
+
+class Listed:
+    """An open directory: what it held when it was opened."""
+
+    def __init__(self, nodes: Sequence[Node], expires: float) -> None:
+        self.nodes = nodes
+        self.expires = expires
+
+
+class Operations(pyfuse3.Operations):
+    """The calls of the kernel."""
+
+    def __init__(self, root: Dir, ownership: Ownership) -> None:
+        super().__init__()
+        self.inodes = Inodes(root)
+        self._ownership = ownership
+        self._directories: dict[FileHandleT, Listed] = {}
+        self._files: dict[FileHandleT, Blob] = {}
+        self._next_handle = 1
+
+    # -- names ---------------------------------------------------------------------------------------------------
+
+    @handler
+    async def lookup(self, parent: InodeT, name: FileNameT, ctx: RequestContext) -> pyfuse3.EntryAttributes:
+        directory = self._directory(parent)
+        try:
+            node = await directory.child(decode(name))
+            await _learn_size([node])
+        except NotFound:
+            return _absent(directory.fresh_until())
+        attributes = self._attributes(node, directory.fresh_until())
+        attributes.st_ino = self.inodes.look_up(node)
+        return attributes
+
+    async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
+        for inode, count in inode_list:
+            self.inodes.forget(inode, count)
+
+    @handler
+    async def getattr(self, inode: InodeT, ctx: RequestContext) -> pyfuse3.EntryAttributes:
+        node = self._node(inode)
+        await _learn_size([node])
+        attributes = self._attributes(node, node.parent.fresh_until() if node.parent else math.inf)
+        attributes.st_ino = inode
+        return attributes
+
+    @handler
+    async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
+        node = self._node(inode)
+        if not isinstance(node, Link):
+            raise pyfuse3.FUSEError(errno.EINVAL)
+        return FileNameT(encode(node.target))
+
+    # -- directories ---------------------------------------------------------------------------------------------
+
+    @handler
+    async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
+        children = await self._directory(inode).children()
+        handle = self._handle()
+        self._directories[handle] = Listed(list(children.nodes.values()), children.expires)
+        return handle
+
+    @handler
+    async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
+        listed = self._directories[fh]
+        for place in range(start_id, len(listed.nodes)):
+            node = listed.nodes[place]
+            if isinstance(node, File) and not node.measured:
+                await _learn_size(listed.nodes[place : place + MEASURED_AT_ONCE])
+            attributes = self._attributes(node, listed.expires)
+            attributes.st_ino = self.inodes.number(node)
+            if not pyfuse3.readdir_reply(token, FileNameT(encode(node.name)), attributes, place + 1):
+                return
+            self.inodes.look_up(node)
+
+    async def releasedir(self, fh: FileHandleT) -> None:
+        self._directories.pop(fh, None)
+
+    # -- files ---------------------------------------------------------------------------------------------------
+
+    @handler
+    async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> pyfuse3.FileInfo:
+        if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
+            raise ReadOnly("the mount takes no changes")
+        node = self._node(inode)
+        if not isinstance(node, File):
+            raise pyfuse3.FUSEError(errno.EISDIR)
+        blob = await node.open()
+        handle = self._handle()
+        self._files[handle] = blob
+        # Pages of a file that is not whole yet must not outlive a failure: they are kept only of a verified one.
+        return pyfuse3.FileInfo(fh=handle, keep_cache=blob.complete)
+
+    @handler
+    async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
+        return await self._files[fh].read(off, size)
+
+    async def release(self, fh: FileHandleT) -> None:
+        blob = self._files.pop(fh, None)
+        if blob is not None:
+            blob.close()
+
+    # -- the file system -----------------------------------------------------------------------------------------
+
+    @handler
+    async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:
+        """The server does not tell how large it is: a size of 0 says so, and `df` leaves the mount out."""
+        data = pyfuse3.StatvfsData()
+        data.f_bsize = data.f_frsize = 4096
+        data.f_namemax = 255
+        return data
+
+    def _node(self, inode: InodeT) -> Node:
+        try:
+            return self.inodes[inode]
+        except KeyError:
+            raise Stale(f"inode {inode} is not known any more") from None
+
+    def _directory(self, inode: InodeT) -> Dir:
+        node = self._node(inode)
+        if not isinstance(node, Dir):
+            raise pyfuse3.FUSEError(errno.ENOTDIR)
+        return node
+
+    def _handle(self) -> FileHandleT:
+        self._next_handle += 1
+        return FileHandleT(self._next_handle)
+
+    def _attributes(self, node: Node, expires: float) -> pyfuse3.EntryAttributes:
+        """stat(2) of a node whose size is known; its inode number is left to the caller."""
+        owner = self._ownership
+        attributes = pyfuse3.EntryAttributes()
+        attributes.st_uid, attributes.st_gid = owner.uid, owner.gid
+        attributes.st_nlink = 1  # of a directory: not counted, as find(1) understands it
+        if isinstance(node, Dir):
+            attributes.st_mode = stat.S_IFDIR | 0o555 & ~owner.umask
+        elif isinstance(node, Link):
+            attributes.st_mode = stat.S_IFLNK | 0o777
+            attributes.st_size = len(encode(node.target))
+        elif isinstance(node, File):
+            attributes.st_mode = stat.S_IFREG | 0o444 & ~owner.umask
+            attributes.st_size = node.measured_size
+        attributes.st_blksize = 128 * 1024  # what the kernel asks for at a time
+        attributes.st_blocks = (attributes.st_size + 511) // 512
+        modified = int(node.modified() * 1e9)
+        attributes.st_atime_ns = attributes.st_mtime_ns = attributes.st_ctime_ns = modified
+        attributes.entry_timeout = attributes.attr_timeout = _left(expires)
+        return attributes
+
+
+class OperationsWithXattrs(Operations):
+    """The same with the server's facts as extended attributes, `user.xnat.*`."""
+
+    @handler
+    async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[FileNameT]:
+        return sorted(_xattrs(self._node(inode)))
+
+    @handler
+    async def getxattr(self, inode: InodeT, name: FileNameT, ctx: RequestContext) -> bytes:
+        value = _xattrs(self._node(inode)).get(name)
+        if value is None:
+            raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
+        return value
+
+
+async def _read_only(self: Operations, *args: object, **kwargs: object) -> None:
+    raise pyfuse3.FUSEError(errno.EROFS)
+
+
+# The kernel refuses these itself, because the mount is read-only; whoever calls past it hears the same.
+for _name in ("create", "link", "mkdir", "mknod", "removexattr", "rename", "rmdir", "setattr", "setxattr", "symlink"):
+    setattr(Operations, _name, _read_only)
+for _name in ("unlink", "write"):
+    setattr(Operations, _name, _read_only)
+
+
+async def _learn_size(nodes: Sequence[Node]) -> None:
+    await measure(node for node in nodes if isinstance(node, File) and not node.measured)
+
+
+def _xattrs(node: Node) -> dict[FileNameT, bytes]:
+    return {FileNameT(b"user.xnat." + key.encode()): encode(value) for key, value in node.xattrs().items() if value}
+
+
+def _left(expires: float) -> float:
+    return min(max(expires - trio.current_time(), 0.0), LONGEST_TIMEOUT)
+
+
+def _absent(expires: float) -> pyfuse3.EntryAttributes:
+    """A name that is not there, for the kernel to remember as long as the listing is fresh."""
+    attributes = pyfuse3.EntryAttributes()
+    attributes.st_ino = 0
+    attributes.entry_timeout = _left(expires)
+    return attributes

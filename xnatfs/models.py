@@ -1,0 +1,233 @@
+"""What XNAT says, as frozen dataclasses that parse its rows.
+
+Every cell of an XNAT table is a string, absent values are empty, keys differ in case and spelling from one call
+to the next, and stored text comes XML-escaped. `Row` evens that out; the classes below say what is left.
+IDs stay exactly as the server has them, because requests are made of them; labels and free text are unescaped.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from html import unescape
+from sys import intern
+from typing import Any, Self
+
+from xnatfs.errors import BadReply
+
+# The server writes local time without a zone, with 0 to 9 fractional digits.
+_TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)(?:\.(\d{1,6})\d*)?$")
+
+
+def parse_time(text: str) -> float | None:
+    """Seconds since the epoch of a server time stamp, or None where there is none to read.
+
+    The server does not say its zone. It is read as UTC, so that every client of one server sees the same time.
+    """
+    match = _TIMESTAMP.match(text.strip())
+    if not match:
+        return None
+    day, time, fraction = match.groups()
+    try:
+        return datetime.fromisoformat(f"{day}T{time}.{(fraction or '0'):0<6}").replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        return None
+
+
+class Row:
+    """One row of a table, looked up without regard to the case of its keys."""
+
+    def __init__(self, cells: Mapping[str, Any]) -> None:
+        self._cells = {key.lower(): value for key, value in cells.items()}
+
+    def get(self, *keys: str) -> str:
+        """The first non-empty cell of these keys, as the server wrote it, or ''."""
+        for key in keys:
+            value = self._cells.get(key.lower())
+            if value is not None and value != "":
+                return str(value)
+        return ""
+
+    def text(self, *keys: str) -> str:
+        """The same, for people: XML entities decoded."""
+        return unescape(self.get(*keys))
+
+    def need(self, *keys: str) -> str:
+        """The same as `get`, where a row without it is no answer. Raises BadReply."""
+        value = self.get(*keys)
+        if not value:
+            raise BadReply(f"the server's listing has a row without {keys[0]!r}: {sorted(self._cells)}")
+        return value
+
+    def number(self, key: str) -> int | None:
+        """A count or a size; None where the cell is empty or no number."""
+        value = self.get(key)
+        return int(value) if value.isascii() and value.isdigit() else None
+
+    def modified(self) -> float | None:
+        return parse_time(self.get("last_modified")) or parse_time(self.get("insert_date"))
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    id: str
+    name: str
+    secondary_id: str
+
+    @classmethod
+    def parse(cls, row: Row) -> Self:
+        return cls(row.need("ID"), row.text("name"), row.text("secondary_ID"))
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    id: str
+    label: str  # in the project that was listed
+    project: str  # the owner; differs from the listed project where the subject is shared in
+    modified: float | None
+
+    @classmethod
+    def parse(cls, row: Row) -> Self:
+        return cls(
+            row.need("ID", "subject_ID", "xnat:subjectdata/id"),
+            row.text("label", "subject_label"),
+            row.get("project"),
+            row.modified(),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """A session, or a subject assessment without images."""
+
+    id: str
+    label: str
+    xsi_type: str
+    date: str
+    subject_id: str
+    subject_label: str
+    modified: float | None
+
+    @classmethod
+    def parse(cls, row: Row) -> Self:
+        return cls(
+            row.need("ID", "session_ID", "xnat:subjectassessordata/id", "xnat:experimentdata/id"),
+            row.text("label", "session_label"),
+            intern(row.get("xsiType")),
+            intern(row.get("date")),
+            intern(row.get("subject_ID")),
+            intern(row.text("subject_label")),
+            row.modified(),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    id: str
+    type: str
+    quality: str
+    xsi_type: str
+    note: str
+    series_description: str
+
+    @classmethod
+    def parse(cls, row: Row) -> Self:
+        return cls(
+            row.need("ID"),
+            intern(row.text("type")),
+            intern(row.text("quality")),
+            intern(row.get("xsiType")),
+            row.text("note"),
+            intern(row.text("series_description")),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Assessor:
+    id: str
+    label: str
+    xsi_type: str
+    date: str
+    modified: float | None
+
+    @classmethod
+    def parse(cls, row: Row) -> Self:
+        return cls(
+            row.need("ID", "xnat:imageassessordata/id"),
+            row.text("label"),
+            row.get("xsiType"),
+            row.get("date"),
+            row.modified(),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """A named folder of files. `category` and `cat_id` say on what it hangs: ('scans', scan ID) and so on."""
+
+    id: str  # the number that addresses it, whatever its label
+    label: str  # '' for an unlabelled one; neither unique nor a safe name
+    category: str
+    cat_id: str
+    format: str
+    content: str
+
+    @classmethod
+    def parse(cls, row: Row) -> Self:
+        return cls(
+            row.need("xnat_abstractresource_id"),
+            intern(row.text("label")),
+            intern(row.get("category") or "resources"),
+            intern(row.get("cat_id")),
+            intern(row.text("format")),
+            intern(row.text("content")),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FileRow:
+    """One catalogue entry. `size` and `digest` are what the catalogue says, which may be stale, wrong or absent."""
+
+    resource_id: str
+    path: str  # below the resource, '/' between folders, not unescaped: requests are made of it
+    size: int | None
+    digest: str  # MD5, lower-case hex, or ''
+    format: str
+    content: str
+    place: int  # in the server's listing of the resource
+
+    @classmethod
+    def parse(cls, row: Row, place: int) -> Self:
+        resource_id = row.need("cat_ID")
+        return cls(
+            intern(resource_id),
+            file_path(row.need("URI"), resource_id),
+            row.number("Size"),
+            row.get("digest").lower(),
+            intern(row.text("file_format")),
+            intern(row.text("file_content")),
+            place,
+        )
+
+
+def file_path(uri: str, resource_id: str) -> str:
+    """The path below the resource: all that follows the first '/files/' after '/resources/<id>'.
+
+    What comes before differs from call to call. Raises BadReply where the URI has no such part.
+    """
+    _, found, path = uri.partition(f"/resources/{resource_id}/files/")
+    if not found or not path:
+        raise BadReply(f"the server lists a file at {uri!r}, which is not in resource {resource_id}")
+    return path
+
+
+def file_rows(rows: Iterable[Row]) -> list[FileRow]:
+    """Catalogue entries, each with its place among those of its own resource."""
+    places: dict[str, int] = {}
+    parsed = []
+    for row in rows:
+        resource_id = row.need("cat_ID")
+        place = places.get(resource_id, 0)
+        places[resource_id] = place + 1
+        parsed.append(FileRow.parse(row, place))
+    return parsed

@@ -1,0 +1,268 @@
+"""Transport: requests that are safe to repeat, sent until a server that knows us has answered.
+
+Below `client.py`, which knows what to ask. Here is all that holds for any request: the session, the retries, what a
+status means, how much may be in flight, whom to trust. httpx's errors become ours here and nowhere else.
+"""
+
+import json
+import logging
+import random
+import re
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+import httpx
+import trio
+
+from xnatfs import __version__
+from xnatfs.auth import Expects, Login, check_is_data, page_message
+from xnatfs.config import Config
+from xnatfs.credentials import Credentials
+from xnatfs.errors import BadReply, Denied, LoginRequired, NotFound, Unreachable, XnatError
+
+log = logging.getLogger(__name__)
+
+# A firewalled host answers nothing at all; ten seconds tell that from a slow one.
+CONNECT_TIMEOUT = 10.0
+# An XNAT gives each request a thread and often a database connection; 4 to 8 at once is what sites ask clients for.
+DOWNLOADS = 8
+# Two more than that, so that a listing never waits behind eight downloads.
+CONNECTIONS = DOWNLOADS + 2
+# Pauses between tries, in seconds: short first, because most faults of a proxy are over at once.
+FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0
+# Of an error page only this much is read, to find the server's own words.
+ERROR_BODY = 64 * 1024
+
+TRY_LATER = frozenset({429, 502, 503, 504})
+
+
+@asynccontextmanager
+async def open_transport(
+    config: Config, credentials: Credentials, wire: httpx.AsyncBaseTransport | None = None
+) -> AsyncIterator["Transport"]:
+    """The way to one server; its session ends with it. Nothing is sent before the first use."""
+    loopback = is_loopback(urlsplit(config.url).hostname or "")
+    async with httpx.AsyncClient(
+        base_url=config.url,
+        headers={"User-Agent": f"xnatfs/{__version__}", "Accept": "*/*", "Accept-Encoding": "identity"},
+        timeout=httpx.Timeout(config.timeout, connect=min(CONNECT_TIMEOUT, config.timeout), pool=None),
+        limits=httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS),
+        verify=tls_context(config) if wire is None else False,
+        trust_env=not loopback,
+        follow_redirects=False,
+        cookies=_no_cookies(),
+        transport=wire,
+    ) as http:
+        transport = Transport(http, Login(http, credentials), config.timeout)
+        try:
+            yield transport
+        finally:
+            with trio.CancelScope(shield=True):
+                await transport.login.close()
+
+
+class Transport:
+    """The way to one server, as one account. Every method raises our errors only."""
+
+    def __init__(self, http: httpx.AsyncClient, login: Login, timeout: float) -> None:
+        self._http = http
+        self.login = login
+        self.timeout = timeout
+        self._away = False  # whether the last request failed for want of a server
+        self.requests = 0
+
+    @property
+    def url(self) -> str:
+        return str(self._http.base_url).rstrip("/")
+
+    async def session_lives(self, path: str) -> bool:
+        """Whether the server still knows our session; asked where an answer is suspiciously empty."""
+        try:
+            return await self.login.alive(await self.login.token())
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+
+    async def json(self, path: str, params: Mapping[str, str]) -> Any:
+        async with self.reply("GET", path, params, expects="json") as response:
+            async with aclosing(self.raw(path, response)) as chunks:
+                body = b"".join([chunk async for chunk in chunks])
+        try:
+            return json.loads(body)
+        except ValueError:
+            raise BadReply(f"{self.url}{path} was asked for as JSON and came as something else") from None
+
+    @asynccontextmanager
+    async def reply(
+        self, method: str, path: str, params: Mapping[str, str] | None = None, *, expects: Expects
+    ) -> AsyncIterator[httpx.Response]:
+        """A checked reply with status 200, its body not yet read."""
+        response = await self.exchange(method, path, params or {}, {}, expects)
+        try:
+            await self.check(path, response, expects)
+            yield response
+        finally:
+            with trio.CancelScope(shield=True):
+                await response.aclose()
+
+    async def exchange(
+        self, method: str, path: str, params: Mapping[str, str], headers: Mapping[str, str], expects: Expects
+    ) -> httpx.Response:
+        """Send a request that is safe to repeat until it is answered, by a server that knows us.
+
+        Logs in again once where the session was lost. Repeats after network errors, after 429, 502, 503 and 504,
+        and once after 500, as long as `timeout` lasts.
+        """
+        deadline, pause = trio.current_time() + self.timeout, FIRST_PAUSE
+        renewed = failed_once = False
+        while True:
+            wait = pause
+            try:
+                token = await self.login.token()
+                request = self._http.build_request(
+                    method, path, params=params or None, headers={**headers, "Cookie": f"JSESSIONID={token}"}
+                )
+                self.requests += 1
+                response = await self._http.send(request, stream=True)
+                if response.status_code not in TRY_LATER and (response.status_code != 500 or failed_once):
+                    self._present()
+                    self.login.heard(response)
+                    if renewed or not await self._lost(token, response, expects):
+                        return response
+                    renewed = True
+                    continue
+                failed_once = failed_once or response.status_code == 500
+                wait = _retry_after(response) or pause
+                failure: XnatError = Unreachable(f"{self.url} answers {response.status_code} to {path}")
+                await response.aclose()
+            except httpx.TransportError as error:
+                failure = self._unreachable(error)
+                if not _may_pass(error):
+                    raise failure from error
+            except Unreachable as error:
+                failure = error
+            if trio.current_time() + wait >= deadline:
+                self._absent(failure)
+                raise failure
+            await trio.sleep(wait * random.uniform(0.75, 1.25))
+            pause = min(pause * 2, LONGEST_PAUSE)
+
+    async def _lost(self, token: str, response: httpx.Response, expects: Expects) -> bool:
+        """Whether the session was; closes the reply then, and when asking fails."""
+        lost = True
+        try:
+            lost = await self.login.lost(token, response, expects)
+        finally:
+            if lost:
+                with trio.CancelScope(shield=True):
+                    await response.aclose()
+        return lost
+
+    async def check(
+        self, path: str, response: httpx.Response, expects: Expects, allow: tuple[int, ...] = (200,)
+    ) -> None:
+        """Raise what a reply other than the wanted one means."""
+        status = response.status_code
+        if status in allow:
+            check_is_data(response, expects)
+            return
+        where = f"{self.url}{path}"
+        said = await _error_message(response)
+        because = f" ({said})" if said else ""
+        match status:
+            case 401:
+                raise LoginRequired(f"{where} was refused to {self.login.username}, right after logging in{because}")
+            case 403:
+                raise Denied(f"{where} is not open to {self.login.username}{because}")
+            case 404 | 410:
+                raise NotFound(f"{where} does not exist, or not for {self.login.username}{because}")
+            case _ if response.is_redirect:
+                raise BadReply(f"{where} redirects, which xnatfs does not follow")
+        raise BadReply(f"{where} answers {status} {response.reason_phrase}{because}")
+
+    def _unreachable(self, error: httpx.TransportError) -> Unreachable:
+        return Unreachable(f"{self.url} {_reason(error)}")
+
+    def _absent(self, failure: XnatError) -> None:
+        if not self._away:
+            log.warning("the server is away: %s", failure)
+        self._away = True
+
+    def _present(self) -> None:
+        if self._away:
+            log.warning("the server %s is back", self.url)
+        self._away = False
+
+    async def raw(self, path: str, response: httpx.Response) -> AsyncGenerator[bytes]:
+        """The body, piece by piece; raises Unreachable when it breaks off."""
+        try:
+            async with aclosing(_generator(response.aiter_raw())) as body:
+                async for chunk in body:
+                    yield chunk
+        except httpx.TransportError as error:
+            raise Unreachable(f"{self.url}{path} broke off: {_reason(error)}") from error
+
+
+def is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None
+
+
+def tls_context(config: Config) -> ssl.SSLContext:
+    """How to trust the server: the system's authorities, a bundle instead of them, or nobody. Raises OSError."""
+    context = ssl.create_default_context(cafile=config.ca_bundle or None)
+    if not config.verify_ssl and not config.ca_bundle:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _retry_after(response: httpx.Response) -> float | None:
+    """Seconds the server asks us to stay away. The form with a date is not used by proxies for faults: ignored."""
+    value = response.headers.get("retry-after", "")
+    return float(value) if value.isascii() and value.isdigit() else None
+
+
+async def _error_message(response: httpx.Response) -> str:
+    body = b""
+    try:
+        async with aclosing(_generator(response.aiter_raw())) as chunks:
+            async for chunk in chunks:
+                body += chunk
+                if len(body) > ERROR_BODY:
+                    break
+    except httpx.HTTPError as error:
+        log.debug("the error page of %s broke off: %s", response.url.path, error)
+    return page_message(body.decode("utf-8", "replace"))
+
+
+def _reason(error: httpx.TransportError) -> str:
+    text = str(error) or type(error).__name__
+    if isinstance(error, httpx.ConnectError) and "CERTIFICATE_VERIFY_FAILED" in text:
+        return (
+            "is not trusted: its TLS certificate cannot be verified "
+            f"({text.partition('CERTIFICATE_VERIFY_FAILED] ')[2] or text}); --ca-bundle names your authority's file"
+        )
+    if isinstance(error, httpx.ConnectError):
+        return f"cannot be reached: {text}"
+    if isinstance(error, httpx.TimeoutException):
+        return f"does not answer ({type(error).__name__})"
+    return f"failed: {text}"
+
+
+def _may_pass(error: httpx.TransportError) -> bool:
+    """Whether a second try may succeed: not where TLS, a proxy or the URL itself is at fault."""
+    if isinstance(error, httpx.ProxyError | httpx.UnsupportedProtocol):
+        return False
+    return "SSL" not in str(error)
+
+
+def _no_cookies() -> httpx.Cookies:
+    return httpx.Cookies(CookieJar(DefaultCookiePolicy(allowed_domains=[])))
+
+
+def _generator(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+    """httpx's body iterator as what it is: a generator, to be closed when it is left half-way."""
+    return cast(AsyncGenerator[bytes], chunks)

@@ -1,0 +1,158 @@
+"""Node, Dir, File and Link: all that an adapter may ask of the tree.
+
+A node is cheap and knows its place: its parent, its name, the site. What it holds of the server is one immutable row;
+when listings are fetched anew, new nodes take the place of old ones. An author of a directory writes `load`;
+adapters call `children` and `child`.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import trio
+
+from xnatfs.content import Blob
+from xnatfs.errors import NotFound
+from xnatfs.site import Site
+
+
+@dataclass(frozen=True, slots=True)
+class Children:
+    """What a directory holds, for as long as the listings it was made of are fresh.
+
+    `aliases` are found by lookup but not listed: raw labels that are shown otherwise, accession IDs.
+    """
+
+    nodes: Mapping[str, "Node"]
+    expires: float = math.inf
+    aliases: Mapping[str, "Node"] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.nodes) + len(self.aliases)
+
+
+class Node:
+    """Anything with a name in the tree."""
+
+    __slots__ = ("name", "parent", "site")
+
+    def __init__(self, site: Site, parent: "Dir | None", name: str) -> None:
+        self.site = site
+        self.parent = parent
+        self.name = name
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        return (*self.parent.path, self.name) if self.parent else ()
+
+    @property
+    def identity(self) -> object:
+        """What makes this node the same one after a new listing: its path; a file's version belongs to it, too."""
+        return self.path
+
+    def inode_hint(self) -> int:
+        """The inode number to use if it is free: below 2**62 and the same in every mount."""
+        return number(repr(self.path), 61)
+
+    def modified(self) -> float:
+        """Seconds since the epoch, by the server; where it states none, the item above has it."""
+        return self.parent.modified() if self.parent else self.site.opened_at
+
+    def xattrs(self) -> dict[str, str]:
+        """Facts of the server about this node, without the empty ones; keys without prefix."""
+        return {}
+
+
+class Dir(Node):
+    """A directory."""
+
+    __slots__ = ()
+
+    async def children(self) -> Children:
+        """Everything in it, from the cache while that is fresh."""
+        return await self.site.metadata.get(("children", self.path), self.load)
+
+    def fresh_until(self) -> float:
+        """When what `children` gave last is out of date, on trio's clock; in the past where nothing was given."""
+        children = self.site.metadata.peek(("children", self.path))
+        return children.expires if children else -math.inf
+
+    async def load(self) -> Children:
+        """Everything in it, made anew. Written by subclasses."""
+        raise NotImplementedError(type(self).__name__)
+
+    async def child(self, name: str) -> Node:
+        """The node of this name, shown or raw. Raises NotFound."""
+        children = await self.children()
+        node = children.nodes.get(name) or children.aliases.get(name)
+        if node is None:
+            raise NotFound(f"{'/'.join((*self.path, name))} does not exist")
+        return node
+
+
+class StaticDir(Dir):
+    """A directory whose entries follow from what is known already. Nothing is asked to list it."""
+
+    __slots__ = ()
+
+    def entries(self) -> Iterable[Node]:
+        """What is in it. Written by subclasses."""
+        raise NotImplementedError(type(self).__name__)
+
+    async def children(self) -> Children:
+        return Children({node.name: node for node in self.entries()})
+
+    def fresh_until(self) -> float:
+        return math.inf
+
+
+class Link(Node):
+    """A symbolic link within the mount."""
+
+    __slots__ = ("target",)
+
+    def __init__(self, site: Site, parent: Dir, name: str, target: tuple[str, ...]) -> None:
+        super().__init__(site, parent, name)
+        up = len(parent.path)
+        self.target = "/".join((*[".."] * up, *target))
+
+
+class File(Node):
+    """A file that can be read. Its length never changes: another length is another node."""
+
+    __slots__ = ()
+
+    @property
+    def measured(self) -> bool:
+        """Whether its length is known without asking."""
+        raise NotImplementedError(type(self).__name__)
+
+    @property
+    def measured_size(self) -> int:
+        """Its length in bytes; to be asked only where it is `measured`."""
+        raise NotImplementedError(type(self).__name__)
+
+    async def size(self) -> int:
+        """Its length in bytes. May cost a request where the server's listing lacks it."""
+        raise NotImplementedError(type(self).__name__)
+
+    async def open(self) -> Blob:
+        """Its bytes, to be closed. Raises Stale where its length proves to be another: look it up again then."""
+        raise NotImplementedError(type(self).__name__)
+
+
+async def measure(files: Iterable[File]) -> None:
+    """Learn the sizes of several files at once. Raises what the first failure raises."""
+    unknown = list(files)
+    if not unknown:
+        return
+    async with trio.open_nursery() as nursery:
+        for file in unknown:
+            nursery.start_soon(file.size)
+
+
+def number(text: str, bits: int) -> int:
+    """A number of so many bits, the same for the same text everywhere."""
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest) >> (64 - bits)

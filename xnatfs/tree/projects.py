@@ -1,0 +1,99 @@
+"""projects/PROJECT/SUBJECT/SESSION: by project ID, then by the labels in that project."""
+
+from collections.abc import Sequence
+
+from xnatfs.models import Experiment, Project, Subject
+from xnatfs.site import Site
+from xnatfs.tree.names import assign
+from xnatfs.tree.node import Children, Dir, Node
+from xnatfs.tree.resources import Place, ResourcesDir
+from xnatfs.tree.sessions import SessionDir
+
+RESOURCES = "resources"  # beside subjects and sessions; a label that is the same gives way
+
+
+class Projects(Dir):
+    """All projects that the account may see."""
+
+    __slots__ = ()
+
+    async def load(self) -> Children:
+        listing = await self.site.projects()
+        named = assign(listing.rows, lambda row: row.id, lambda row: row.id)
+        nodes = {name: ProjectDir(self.site, self, name, row) for name, row in named.items()}
+        return Children(nodes, listing.expires)
+
+
+class ProjectDir(Dir):
+    """One project: its subjects, its own and those shared into it, and its resources."""
+
+    __slots__ = ("project",)
+
+    def __init__(self, site: Site, parent: Dir, name: str, project: Project) -> None:
+        super().__init__(site, parent, name)
+        self.project = project
+
+    def xattrs(self) -> dict[str, str]:
+        row = self.project
+        return {"id": row.id, "label": row.secondary_id, "name": row.name, "uri": f"/data/projects/{row.id}"}
+
+    async def load(self) -> Children:
+        subjects = await self.site.subjects(self.project.id)
+        experiments = await self.site.experiments(self.project.id)
+        rows = [*subjects.rows, *_unlisted(subjects.groups.keys(), experiments.rows)]
+        named = assign(rows, lambda row: row.label, lambda row: row.id, {RESOURCES})
+        nodes: dict[str, Node] = {RESOURCES: self._resources()}
+        nodes |= {name: SubjectDir(self, name, row) for name, row in named.items()}
+        aliases: dict[str, Node] = {row.id: SubjectDir(self, row.id, row) for row in rows if row.id not in nodes}
+        return Children(nodes, min(subjects.expires, experiments.expires), aliases)
+
+    async def child(self, name: str) -> Node:
+        if name == RESOURCES:  # readable in a protected project, whose subjects are not
+            return self._resources()
+        return await super().child(name)
+
+    def _resources(self) -> Dir:
+        item = ("projects", self.project.id)
+        return ResourcesDir(self.site, self, RESOURCES, Place(item, item))
+
+
+def _unlisted(listed: object, experiments: Sequence[Experiment]) -> list[Subject]:
+    """Subjects that only their sessions tell of: sessions shared into a project without their subject."""
+    found: dict[str, Subject] = {}
+    for row in experiments:
+        if row.subject_id not in listed and row.subject_id not in found:  # type: ignore[operator]
+            found[row.subject_id] = Subject(row.subject_id, row.subject_label, "", None)
+    return list(found.values())
+
+
+class SubjectDir(Dir):
+    """One subject, under its label in this project: its sessions here, and its resources."""
+
+    __slots__ = ("project_dir", "subject")
+
+    def __init__(self, parent: ProjectDir, name: str, subject: Subject) -> None:
+        super().__init__(parent.site, parent, name)
+        self.project_dir = parent
+        self.subject = subject
+
+    def modified(self) -> float:
+        return self.subject.modified or super().modified()
+
+    def xattrs(self) -> dict[str, str]:
+        row = self.subject
+        return {"id": row.id, "label": row.label, "uri": f"/data/subjects/{row.id}", "project": row.project}
+
+    async def load(self) -> Children:
+        listing = await self.site.experiments(self.project_dir.project.id)
+        rows = listing.groups.get(self.subject.id, ())
+        named = assign(rows, lambda row: row.label, lambda row: row.id, {RESOURCES})
+        nodes: dict[str, Node] = {RESOURCES: self._resources()}
+        nodes |= {name: SessionDir(self.site, self, name, row) for name, row in named.items()}
+        aliases: dict[str, Node] = {
+            row.id: SessionDir(self.site, self, row.id, row) for row in rows if row.id not in nodes
+        }
+        return Children(nodes, listing.expires, aliases)
+
+    def _resources(self) -> Dir:
+        item = ("subjects", self.subject.id)
+        return ResourcesDir(self.site, self, RESOURCES, Place(item, item))

@@ -1,0 +1,167 @@
+"""SESSION/: scans, resources, assessors and reconstructions. Listing a session asks nothing: the four always exist."""
+
+from collections.abc import Iterable
+
+from xnatfs.errors import BadReply, NotFound
+from xnatfs.models import Assessor, Experiment, Resource, Scan
+from xnatfs.site import Item, Listing, Site
+from xnatfs.tree.names import assign
+from xnatfs.tree.node import Children, Dir, Node, StaticDir
+from xnatfs.tree.resources import Place, ResourcesDir
+
+INPUTS = "in"  # what an assessor was made of; found by lookup, not listed: it costs a request each
+
+
+class SessionDir(StaticDir):
+    """One experiment, under its label in this project."""
+
+    __slots__ = ("experiment",)
+
+    def __init__(self, site: Site, parent: Dir, name: str, experiment: Experiment) -> None:
+        super().__init__(site, parent, name)
+        self.experiment = experiment
+
+    @property
+    def item(self) -> Item:
+        return ("experiments", self.experiment.id)
+
+    def modified(self) -> float:
+        return self.experiment.modified or super().modified()
+
+    def xattrs(self) -> dict[str, str]:
+        row = self.experiment
+        uri = f"/data/experiments/{row.id}"
+        return {"id": row.id, "label": row.label, "uri": uri, "xsitype": row.xsi_type, "date": row.date}
+
+    def entries(self) -> Iterable[Node]:
+        yield ScansDir(self.site, self, "scans")
+        yield ResourcesDir(self.site, self, "resources", self.place("resources", ""))
+        yield AssessorsDir(self.site, self, "assessors")
+        yield ReconstructionsDir(self.site, self, "reconstructions")
+
+    def place(self, category: str, cat_id: str) -> Place:
+        """Where the resources of one part of the session are found: in the one listing of them all."""
+        home: Item = self.item if category == "resources" else (*self.item, category, cat_id)
+        return Place(self.item, home, below=True, group=(category, cat_id))
+
+    def is_imaging(self) -> bool:
+        """Whether it can have scans: sessions can, other assessments of a subject cannot."""
+        return self.experiment.xsi_type.endswith("SessionData")
+
+
+class _PartsDir(Dir):
+    """A directory of parts of one session."""
+
+    __slots__ = ("session",)
+
+    def __init__(self, site: Site, session: SessionDir, name: str) -> None:
+        super().__init__(site, session, name)
+        self.session = session
+
+
+class ScansDir(_PartsDir):
+    """scans/SCAN, by scan ID."""
+
+    __slots__ = ()
+
+    async def load(self) -> Children:
+        try:
+            listing: Listing[Scan] = await self.site.scans(self.session.experiment.id)
+        except (NotFound, BadReply):
+            if self.session.is_imaging():
+                raise
+            return Children({})  # servers answer 404 or 500 for what cannot have scans
+        named = assign(listing.rows, lambda row: row.id, lambda row: row.id)
+        nodes = {name: ScanDir(self, name, row) for name, row in named.items()}
+        return Children(nodes, listing.expires)
+
+
+class ScanDir(ResourcesDir):
+    """One scan: its resources."""
+
+    __slots__ = ("scan",)
+
+    def __init__(self, parent: ScansDir, name: str, scan: Scan) -> None:
+        super().__init__(parent.site, parent, name, parent.session.place("scans", scan.id))
+        self.scan = scan
+
+    def xattrs(self) -> dict[str, str]:
+        row = self.scan
+        return {
+            "id": row.id,
+            "uri": "/data/" + "/".join(self.place.home),
+            "type": row.type,
+            "xsitype": row.xsi_type,
+            "quality": row.quality,
+            "note": row.note,
+            "series_description": row.series_description,
+        }
+
+
+class AssessorsDir(_PartsDir):
+    """assessors/ASSESSOR, by label."""
+
+    __slots__ = ()
+
+    async def load(self) -> Children:
+        try:
+            listing: Listing[Assessor] = await self.site.assessors(self.session.experiment.id)
+        except (NotFound, BadReply):
+            if self.session.is_imaging():
+                raise
+            return Children({})
+        named = assign(listing.rows, lambda row: row.label, lambda row: row.id)
+        nodes = {name: AssessorDir(self, name, row) for name, row in named.items()}
+        by_id = {row.id: AssessorDir(self, row.id, row) for row in listing.rows if row.id not in named}
+        return Children(nodes, listing.expires, by_id)
+
+
+class AssessorDir(ResourcesDir):
+    """One assessor: its own resources and those it put out."""
+
+    __slots__ = ("assessor",)
+
+    reserved = frozenset({INPUTS})
+
+    def __init__(self, parent: AssessorsDir, name: str, assessor: Assessor) -> None:
+        super().__init__(parent.site, parent, name, parent.session.place("assessors", assessor.id))
+        self.assessor = assessor
+
+    def modified(self) -> float:
+        return self.assessor.modified or super().modified()
+
+    def xattrs(self) -> dict[str, str]:
+        row = self.assessor
+        uri = f"/data/experiments/{row.id}"
+        return {"id": row.id, "label": row.label, "uri": uri, "xsitype": row.xsi_type, "date": row.date}
+
+    async def child(self, name: str) -> Node:
+        if name == INPUTS:
+            item = (*self.place.home, INPUTS)
+            return ResourcesDir(self.site, self, name, Place(item, item, group=("assessors", self.assessor.id)))
+        return await super().child(name)
+
+
+class ReconstructionsDir(_PartsDir):
+    """reconstructions/RECON, by ID: those that have resources, known from the listing of all resources."""
+
+    __slots__ = ()
+
+    async def load(self) -> Children:
+        listing: Listing[Resource] = await self.site.resources(self.session.item, True)
+        ids = sorted({row.cat_id for row in listing.rows if row.category == "reconstructions"})
+        named = assign(ids, lambda cat_id: cat_id, lambda cat_id: cat_id)
+        nodes = {name: ReconstructionDir(self, name, cat_id) for name, cat_id in named.items()}
+        return Children(nodes, listing.expires)
+
+
+class ReconstructionDir(ResourcesDir):
+    """One reconstruction: its resources."""
+
+    __slots__ = ()
+
+    def __init__(self, parent: ReconstructionsDir, name: str, cat_id: str) -> None:
+        super().__init__(parent.site, parent, name, parent.session.place("reconstructions", cat_id))
+
+    def xattrs(self) -> dict[str, str]:
+        return {"id": self.place.group[1], "uri": "/data/" + "/".join(self.place.home)}

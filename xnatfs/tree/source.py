@@ -1,0 +1,96 @@
+"""Where the bytes of one file come from: its URL, or, where its name cannot travel in one, its resource's archive.
+
+XNAT's firewall refuses names with '%', ';' or '\\'. Such a file is taken out of the tar of its resource, and where
+that fails asked for by its number in the listing. What comes is checked by name, length and digest all the same.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass
+
+from xnatfs.client import Xnat, has_url
+from xnatfs.content import Body
+from xnatfs.errors import BadReply, NotFound, XnatError
+from xnatfs.models import FileRow
+from xnatfs.site import Item
+from xnatfs.untar import Member, members
+
+
+@dataclass(frozen=True, slots=True)
+class FileSource:
+    """One file on the server. `item` is any item the resource belongs to, `home` the one it hangs on."""
+
+    xnat: Xnat
+    item: Item
+    home: Item
+    row: FileRow
+
+    @property
+    def seekable(self) -> bool:
+        return has_url(self.row.path) and self.xnat.ranged is not False
+
+    @asynccontextmanager
+    async def open(
+        self, start: int, size: int | None = None, unless_modified_since: str = ""
+    ) -> AsyncIterator[Body | None]:
+        """The file's bytes, from `start` if the server grants it."""
+        if not has_url(self.row.path):
+            async with self._unnamed() as body:
+                yield body
+            return
+        async with self.xnat.download(self.item, self.row, start, size, unless_modified_since) as download:
+            yield Body(download.start, download.size, download.modified, download.chunks) if download else None
+
+    @asynccontextmanager
+    async def _unnamed(self) -> AsyncIterator[Body]:
+        """The file, without its name in a URL. Raises BadReply that says why each way failed."""
+        async with AsyncExitStack() as stack:
+            try:
+                body = await self._from_archive(stack)
+            except XnatError as archive:
+                try:
+                    body = await self._by_index(stack)
+                except XnatError as index:
+                    raise BadReply(
+                        f"{self.row.path!r} of resource {self.row.resource_id} cannot be asked for by name, "
+                        f"its archive fails ({archive}), and its number in the listing, too ({index})"
+                    ) from index
+            yield body
+
+    async def _from_archive(self, stack: AsyncExitStack) -> Body:
+        chunks = await stack.enter_async_context(self.xnat.archive(self.item, self.row.resource_id))
+        archive = await stack.enter_async_context(aclosing(members(chunks)))
+        async for member in archive:
+            if self._is_member(member):
+                rest = await stack.enter_async_context(aclosing(member.chunks()))
+                return Body(0, member.size, "", rest)
+        raise NotFound("it is not in there")
+
+    def _is_member(self, member: Member) -> bool:
+        """Whether a member can be our file: the archive writes '/' for a backslash, '?' for what is not ASCII."""
+        path = self.row.path.replace("\\", "/")
+        if self.row.size is not None and self.row.digest and member.size != self.row.size:
+            return False
+        plain = path.encode("ascii", "replace").decode()
+        return any(member.name.endswith(f"/files/{name}") for name in (path, plain))
+
+    async def _by_index(self, stack: AsyncExitStack) -> Body:
+        rows = await self.xnat.files(self.home)
+        same_name = [row for row in rows if _base(row) == _base(self.row)]
+        index = next((n for n, row in enumerate(rows) if _place(row) == _place(self.row)), None)
+        if index is None:
+            raise NotFound("it is not listed any more")
+        if len(same_name) > 1 and not self.row.digest:
+            raise BadReply("other files have its name, and it has no digest to tell them apart")
+        download = await stack.enter_async_context(self.xnat.indexed(self.home, index))
+        if self.row.size is not None and download.size not in (None, self.row.size):
+            raise BadReply("another file came")
+        return Body(0, download.size, download.modified, download.chunks)
+
+
+def _base(row: FileRow) -> str:
+    return row.path.rpartition("/")[2]
+
+
+def _place(row: FileRow) -> tuple[str, str]:
+    return row.resource_id, row.path

@@ -1,0 +1,110 @@
+"""The members of a tar, while it arrives.
+
+The standard library reads the blocks (`tarfile.TarInfo`), but only from a file that blocks; this walks the same
+blocks as they come over the network. POSIX (PAX) and GNU long names are understood, as XNAT and its Java library
+write them.
+"""
+
+import tarfile
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+
+from xnatfs.errors import BadReply
+
+BLOCK = tarfile.BLOCKSIZE
+# A path of 4 KiB, the longest Linux knows, with room for the other PAX records.
+LONGEST_HEADER = 64 * 1024
+
+
+class _Stream:
+    """Bytes taken from an iterator of chunks in the sizes that are wanted."""
+
+    def __init__(self, chunks: AsyncIterator[bytes]) -> None:
+        self._chunks = chunks
+        self._rest = b""
+
+    async def some(self, most: int) -> bytes:
+        """At least one byte and at most so many. Raises BadReply at the end."""
+        while not self._rest:
+            chunk = await anext(self._chunks, None)
+            if chunk is None:
+                raise BadReply("the archive ends in the middle")
+            self._rest = chunk
+        taken, self._rest = self._rest[:most], self._rest[most:]
+        return taken
+
+    async def exactly(self, length: int) -> bytes:
+        parts = []
+        while length:
+            parts.append(await self.some(length))
+            length -= len(parts[-1])
+        return b"".join(parts)
+
+
+class Member:
+    """One file of the archive. What of its bytes is not read is skipped before the next."""
+
+    def __init__(self, name: str, size: int, stream: _Stream) -> None:
+        self.name = name
+        self.size = size
+        self._stream = stream
+        self._left = size
+
+    async def chunks(self) -> AsyncGenerator[bytes]:
+        while self._left:
+            chunk = await self._stream.some(self._left)
+            self._left -= len(chunk)
+            yield chunk
+
+    async def skip(self) -> None:
+        async with aclosing(self.chunks()) as rest:
+            async for _ in rest:
+                pass
+        await self._stream.exactly(-self.size % BLOCK)
+
+
+async def members(chunks: AsyncIterator[bytes]) -> AsyncGenerator[Member]:
+    """The regular files of a tar. Raises BadReply where it is damaged or ends too early."""
+    stream = _Stream(chunks)
+    pax: dict[str, str] = {}
+    while True:
+        block = await stream.exactly(BLOCK)
+        if not any(block):
+            return
+        try:
+            info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        except tarfile.HeaderError as error:
+            raise BadReply(f"the archive is damaged: {error}") from None
+        if info.type in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME):
+            if info.size > LONGEST_HEADER:
+                raise BadReply(f"the archive has a header of {info.size} bytes")
+            payload = (await stream.exactly(info.size + -info.size % BLOCK))[: info.size]
+            pax |= _records(payload) if info.type == tarfile.XHDTYPE else {"path": _text(payload.rstrip(b"\0"))}
+            continue
+        member = Member(pax.get("path", info.name), _size(pax, info), stream)
+        pax = {}
+        if info.isreg():
+            yield member
+        await member.skip()
+
+
+def _size(pax: dict[str, str], info: tarfile.TarInfo) -> int:
+    stated = pax.get("size", "")
+    return int(stated) if stated.isascii() and stated.isdigit() else info.size
+
+
+def _records(payload: bytes) -> dict[str, str]:
+    """The records of a PAX header: 'LENGTH KEY=VALUE\\n', one after the other."""
+    records: dict[str, str] = {}
+    while payload:
+        digits, _, _ = payload.partition(b" ")
+        if not digits.isdigit() or not len(digits) + 1 < int(digits) <= len(payload):
+            raise BadReply("the archive has a damaged header")
+        key, _, value = payload[len(digits) + 1 : int(digits) - 1].partition(b"=")
+        records[_text(key)] = _text(value)
+        payload = payload[int(digits) :]
+    return records
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogateescape")
