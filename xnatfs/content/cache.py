@@ -14,7 +14,6 @@ import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from xnatfs.content.fill import Fill
 from xnatfs.content.index import Row
 from xnatfs.content.shelf import open_shelf
 from xnatfs.content.source import Source, Version
+from xnatfs.content.stats import Stats
 from xnatfs.content.store import Store
 from xnatfs.errors import BadReply, CacheError
 
@@ -38,25 +38,11 @@ FLUSH = 30.0
 IDLE = 4
 IDLE_SECONDS = 600.0
 
-# Names of damaged files remembered: enough to see what is wrong, not enough to fill the memory.
-DAMAGED = 1000
-
-
-@dataclass(slots=True)
-class Stats:
-    """Counters since the cache was opened."""
-
-    hits: int = 0  # opens that asked the server for nothing
-    misses: int = 0  # opens that started a download
-    renewed: int = 0  # of the misses: the server said "not modified"
-    fetched: int = 0  # bytes that came
-    damaged: list[str] = field(default_factory=list)  # keys of files that were not as announced, oldest first
-
 
 class _Entry:
     """A file that is open, filling, or idle."""
 
-    __slots__ = ("blob", "checked", "counted", "fill", "ident", "left_at", "listed")
+    __slots__ = ("blob", "checked", "fill", "ident", "left_at", "listed")
 
     def __init__(self, ident: bytes, version: Version, checked: float) -> None:
         self.ident = ident
@@ -64,7 +50,6 @@ class _Entry:
         self.fill: Fill | None = None
         self.listed = version.size
         self.checked = checked
-        self.counted = 0  # bytes of the fill that are in the stats
         self.left_at = 0.0
 
 
@@ -178,6 +163,7 @@ class ContentCache:
             version,
             source,
             self._store,
+            self.stats,
             self._nursery,
             strict=self._strict,
             kept=kept,
@@ -205,8 +191,7 @@ class ContentCache:
         now = entry.checked = self.clock()
         if fill.renewed:
             self.stats.renewed += 1
-        if fill.version.key in self.stats.damaged:
-            self.stats.damaged.remove(fill.version.key)
+        self.stats.sound(fill.version.key)
         if self._live.get(entry.ident) is not entry:
             return None  # the listing has moved on; a newer fill is under way
         key = fill.version.key.encode("utf-8", "backslashreplace").decode()  # SQLite takes no lone surrogates
@@ -214,14 +199,10 @@ class ContentCache:
 
     def _changed(self, entry: _Entry) -> None:
         # A fill has failed, or nothing of it runs any more.
-        assert entry.fill is not None
-        self.stats.fetched += entry.fill.fetched - entry.counted
-        entry.counted = entry.fill.fetched
         failure = entry.blob.failure
         if failure is not None and self._forget(entry) and isinstance(failure, BadReply):
             log.warning("damaged file %s: %s", entry.blob.key, failure)
-            if entry.blob.key not in self.stats.damaged:
-                self.stats.damaged = [*self.stats.damaged[1 - DAMAGED :], entry.blob.key]
+            self.stats.damage(entry.blob.key)
         if not entry.blob.users:
             self._left(entry)
 

@@ -20,53 +20,18 @@ from xnatfs.content.blob import Blob
 from xnatfs.content.index import Row
 from xnatfs.content.intake import SMALL, Intake
 from xnatfs.content.source import Body, Source, Version
+from xnatfs.content.stats import Stats
 from xnatfs.content.store import Store
+from xnatfs.content.stream import NEAR, Stream
 from xnatfs.errors import BadReply, Stale, XnatError
 
 log = logging.getLogger(__name__)
-
-# A gap of this much is waited for rather than asked for: at 40-400 Mbit/s it comes within 0.1-0.8 s, about what a
-# request costs at a real server; it is also 32 kernel reads, more than read-ahead ever skips.
-NEAR = 4 * 1024 * 1024
 
 # Downloads per blob: the one from the start, and one for whoever seeks.
 STREAMS = 2
 
 # How long downloads go on for a file that nobody has open: programs open a file several times in a row.
 LINGER = 5.0
-
-# A download that this many reads waited for, the last one within so many seconds, has a sequential reader and is not
-# replaced: else three such readers would take two downloads from each other at every read.
-STEADY_READS = 4
-STEADY_SECONDS = 1.0
-
-
-class Stream:
-    """One download."""
-
-    __slots__ = ("cursor", "origin", "reader", "reads", "scope", "wanted")
-
-    def __init__(self, start: int) -> None:
-        self.scope = trio.CancelScope()
-        self.origin = self.cursor = start  # cursor: the next byte that comes
-        self.reads = 0  # how many reads waited for it
-        self.reader = -1  # offset of the last of these
-        self.wanted = trio.current_time()  # when that was
-
-    def reaches(self, offset: int) -> bool:
-        """Will that byte come soon?"""
-        return self.cursor <= offset <= self.cursor + NEAR
-
-    def mark(self, offset: int) -> None:
-        """A read waits for it."""
-        if offset != self.reader:
-            self.reader = offset
-            self.reads += 1
-        self.wanted = trio.current_time()
-
-    def steady(self) -> bool:
-        """Has it a sequential reader?"""
-        return self.reads >= STEADY_READS and trio.current_time() - self.wanted < STEADY_SECONDS
 
 
 class Fill:
@@ -78,6 +43,7 @@ class Fill:
         version: Version,
         source: Source,
         store: Store,
+        stats: Stats,
         nursery: trio.Nursery,
         *,
         strict: bool,
@@ -88,9 +54,8 @@ class Fill:
         self.blob = blob
         self.version = version
         self.source = source  # of the latest open; all lead to the same file
-        self.intake = Intake(blob, version, store)
+        self.intake = Intake(blob, version, store, stats)
         self.modified = ""
-        self.fetched = 0
         self.renewed = False  # the server said "not modified"
         self.busy = False  # verifying or keeping
         self._store = store
@@ -157,7 +122,7 @@ class Fill:
                 stream.mark(offset)
                 return
         if not self._may_seek():
-            if not any(stream.cursor <= gap for stream in self._streams):
+            if not any(stream.cursor <= gap for stream in self._streams) and len(self._streams) < STREAMS:
                 self._launch(0)
             return
         if blob.whole and self._streams:
@@ -171,12 +136,7 @@ class Fill:
 
     def _replace(self) -> bool:
         # End the download that was unwanted longest, if there is one that nobody waits for.
-        waits = self.blob.waits
-        idle = [
-            stream
-            for stream in self._streams
-            if not stream.steady() and not any(a <= stream.cursor + NEAR and b > stream.cursor for a, b in waits)
-        ]
+        idle = [stream for stream in self._streams if not stream.needed(self.blob.waits)]
         if not idle:
             return False
         victim = min(idle, key=lambda stream: stream.wanted)
@@ -271,7 +231,6 @@ class Fill:
         end = stream.cursor + len(chunk)
         if self.blob.size >= 0 and end > self.blob.size:
             raise BadReply(f"{self.version.key}: more than the announced {self.blob.size} bytes came")
-        self.fetched += len(chunk)
         await self.intake.put(stream.cursor, chunk)
         stream.cursor = end
 

@@ -13,6 +13,7 @@ import trio
 
 from xnatfs.content.blob import Blob
 from xnatfs.content.source import Version
+from xnatfs.content.stats import Stats
 from xnatfs.content.store import NO_SPACE, Partial, Store
 from xnatfs.errors import BadReply
 
@@ -30,11 +31,12 @@ HASH_PIECE = 1024 * 1024
 class Intake:
     """The file behind a blob while it fills."""
 
-    def __init__(self, blob: Blob, version: Version, store: Store) -> None:
+    def __init__(self, blob: Blob, version: Version, store: Store, stats: Stats) -> None:
         self.partial: Partial | None = None
         self._blob = blob
         self._version = version
         self._store = store
+        self._stats = stats
         self._hash = hashlib.md5(usedforsecurity=False)
         self._hashed = 0  # the hash covers this much of the file
 
@@ -46,6 +48,7 @@ class Intake:
     async def put(self, offset: int, chunk: bytes) -> None:
         """Bytes have come; store those that are missing."""
         spans, end = self._blob.spans, offset + len(chunk)
+        self._stats.fetched += len(chunk)
         await self.reserve(end)
         for start, stop in spans.gaps(offset, end):
             await self._write(memoryview(chunk)[start - offset : stop - offset], start)
