@@ -169,5 +169,5 @@ def _log_end(site: Site) -> None:
         site.xnat.login.logins,
         content.hits,
         content.misses,
-        content.bytes_fetched,
+        content.fetched,
     )

@@ -114,6 +114,6 @@ def split(path: str) -> tuple[str, ...]:
         else:
             pending += "/"
     if pending:
-        last = unescape(names.pop()) if names else ""
-        names.append(shorten(escape(last + pending)))
+        last = unescape(names.pop()) + pending if names else pending[1:]  # n slashes alone make n + 1 segments
+        names.append(shorten(escape(last)))
     return tuple(names)

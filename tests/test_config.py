@@ -1,0 +1,86 @@
+"""Profiles, and what wins over them."""
+
+from pathlib import Path
+
+import pytest
+
+from xnatfs.config import normalised_url, read_profiles, select_profile, server_directory
+from xnatfs.errors import ConfigError
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_sole_profile_is_the_default(tmp_path):
+    path = written(tmp_path, "profiles:\n  production:\n    url: https://x.org\n    default_project: P\n")
+    assert select_profile(None, {}, path).url == "https://x.org"
+
+
+def test_the_flag_wins_over_the_environment_over_the_default(tmp_path):
+    path = written(
+        tmp_path, "default_profile: a\nprofiles: {a: {url: http://a}, b: {url: http://b}, c: {url: http://c}}"
+    )
+    assert select_profile("c", {"XNAT_PROFILE": "b"}, path).name == "c"
+    assert select_profile(None, {"XNAT_PROFILE": "b"}, path).name == "b"
+    assert select_profile(None, {}, path).name == "a"
+
+
+def test_an_unknown_profile_is_named_with_the_known_ones(tmp_path):
+    path = written(tmp_path, "profiles: {a: {url: http://a}}")
+    with pytest.raises(ConfigError, match=r"'x' is not in .*config.yaml \(profiles there: a\)"):
+        select_profile("x", {}, path)
+
+
+def test_broken_yaml_is_one_line_with_its_place(tmp_path):
+    with pytest.raises(ConfigError, match=r"config.yaml line 2 is not valid YAML") as caught:
+        read_profiles(written(tmp_path, "profiles:\n\ta: 1\n"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "profiles: 3\n", "profiles: {a: 3}\n", "profiles: {a: {verify_ssl: 1}}\n"])
+def test_another_shape_is_refused(tmp_path, text):
+    with pytest.raises(ConfigError):
+        read_profiles(written(tmp_path, text))
+
+
+@pytest.mark.parametrize("text", ["", "default_profile: a\n", "profiles:\n"])
+def test_an_empty_file_has_no_profiles(tmp_path, text):
+    assert read_profiles(written(tmp_path, text))[0] == {}
+
+
+def test_a_missing_file_has_no_profiles(tmp_path):
+    assert select_profile(None, {}, tmp_path / "none.yaml").url == ""
+
+
+def test_a_password_does_not_show_in_repr(tmp_path):
+    path = written(tmp_path, "profiles: {a: {url: http://a, username: u, password: hush}}")
+    assert "hush" not in repr(select_profile(None, {}, path))
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("https://x.org/", "https://x.org"),
+        (" http://x.org:8080/xnat/ ", "http://x.org:8080/xnat"),
+        ("http://[::1]:80", "http://[::1]:80"),
+    ],
+)
+def test_urls_are_normalised(text, url):
+    assert normalised_url(text) == url
+
+
+@pytest.mark.parametrize(
+    "text", ["x.org", "ftp://x.org", "https://", "https://u:p@x.org", "https://x.org?a=b", "http://x.org:port", ""]
+)
+def test_what_is_no_site_is_refused(text):
+    with pytest.raises(ConfigError):
+        normalised_url(text)
+
+
+def test_servers_have_folders_of_their_own():
+    urls = ["https://x.org", "https://x.org:8080", "https://x.org/xnat", "https://y.org"]
+    assert len({server_directory(url) for url in urls}) == len(urls)
+    assert all("/" not in server_directory(url) for url in urls)

@@ -1,0 +1,60 @@
+"""Where logins are found."""
+
+import pytest
+
+from xnatfs.config import Profile
+from xnatfs.credentials import Credentials, find_credentials
+from xnatfs.errors import ConfigError, LoginRequired
+
+URL = "https://x.org"
+PROFILE = Profile("p", URL, "pat", "from-profile")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_the_environment_wins_over_the_profile():
+    found = find_credentials(URL, PROFILE, {"XNAT_USER": "eve", "XNAT_PASS": "from-env"})
+    assert found == Credentials("eve", "from-env")
+
+
+def test_the_profile_is_used_for_its_own_server():
+    assert find_credentials(URL + "", PROFILE, {}) == Credentials("pat", "from-profile")
+
+
+def test_a_profile_password_is_not_offered_to_another_server():
+    with pytest.raises(LoginRequired):
+        find_credentials("https://other.org", PROFILE, {})
+
+
+def test_a_profile_password_is_not_offered_for_another_user():
+    with pytest.raises(LoginRequired, match="no password"):
+        find_credentials(URL, PROFILE, {"XNAT_USER": "eve"})
+
+
+def test_netrc_is_looked_up_by_host(home):
+    (home / ".netrc").write_text("machine x.org login nina password from-netrc\n")
+    (home / ".netrc").chmod(0o600)
+    assert find_credentials(URL, Profile(""), {}) == Credentials("nina", "from-netrc")
+    with pytest.raises(LoginRequired):
+        find_credentials("https://y.org", Profile(""), {})
+
+
+def test_a_broken_netrc_is_one_line_without_its_text(home):
+    (home / ".netrc").write_text("machine x.org login nina pasword hush\n")
+    (home / ".netrc").chmod(0o600)
+    with pytest.raises(ConfigError, match="netrc") as caught:
+        find_credentials(URL, Profile(""), {})
+    assert "hush" not in str(caught.value)
+
+
+def test_without_a_terminal_nobody_is_asked():
+    with pytest.raises(LoginRequired, match="XNAT_USER"):
+        find_credentials(URL, Profile(""), {})
+
+
+def test_a_password_does_not_show_in_repr():
+    assert "hush" not in repr(Credentials("u", "hush"))

@@ -1,0 +1,103 @@
+"""Listings: fetched once, kept while fresh."""
+
+from dataclasses import dataclass
+
+import pytest
+import trio
+
+from xnatfs.errors import NotFound, Unreachable
+from xnatfs.metadata import REFUSAL_TTL, MetadataCache
+
+
+@dataclass(frozen=True)
+class Value:
+    text: str
+    expires: float
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+
+class Fetcher:
+    """Counts its calls; each takes a second."""
+
+    def __init__(self, ttl: float = 60.0, error: Exception | None = None) -> None:
+        self.calls = 0
+        self._ttl = ttl
+        self._error = error
+
+    async def __call__(self) -> Value:
+        self.calls += 1
+        await trio.sleep(1)
+        if self._error:
+            raise self._error
+        return Value(f"answer {self.calls}", trio.current_time() + self._ttl)
+
+
+async def test_a_value_is_fetched_once_while_fresh(autojump_clock):
+    cache, fetch = MetadataCache(), Fetcher()
+    first = await cache.get("key", fetch)
+    await trio.sleep(59)
+    assert await cache.get("key", fetch) is first
+    await trio.sleep(2)
+    assert (await cache.get("key", fetch)).text == "answer 2"
+
+
+async def test_ten_callers_share_one_fetch(autojump_clock):
+    cache, fetch = MetadataCache(), Fetcher()
+    async with trio.open_nursery() as nursery:
+        for _ in range(10):
+            nursery.start_soon(cache.get, "key", fetch)
+    assert fetch.calls == 1
+
+
+async def test_a_cancelled_fetch_is_handed_to_the_next_waiter(autojump_clock):
+    cache, fetch = MetadataCache(), Fetcher()
+    found = []
+
+    async def wait() -> None:
+        found.append(await cache.get("key", fetch))
+
+    async with trio.open_nursery() as nursery:
+        with trio.move_on_after(0.5):
+            async with trio.open_nursery() as first:
+                first.start_soon(cache.get, "key", fetch)
+                await trio.sleep(0.1)
+                nursery.start_soon(wait)
+                await trio.sleep_forever()
+    assert [value.text for value in found] == ["answer 2"]
+
+
+async def test_a_missing_thing_is_remembered_for_a_short_while(autojump_clock):
+    cache, fetch = MetadataCache(), Fetcher(error=NotFound("not there"))
+    for _ in range(3):
+        with pytest.raises(NotFound, match="not there"):
+            await cache.get("key", fetch)
+    assert fetch.calls == 1
+    await trio.sleep(REFUSAL_TTL + 1)
+    with pytest.raises(NotFound):
+        await cache.get("key", fetch)
+    assert fetch.calls == 2
+
+
+async def test_an_outage_is_not_remembered(autojump_clock):
+    cache, fetch = MetadataCache(), Fetcher(error=Unreachable("away"))
+    for _ in range(2):
+        with pytest.raises(Unreachable):
+            await cache.get("key", fetch)
+    assert fetch.calls == 2
+
+
+async def test_peek_asks_for_nothing(autojump_clock):
+    cache = MetadataCache()
+    assert cache.peek("key") is None
+    value = await cache.get("key", Fetcher())
+    assert cache.peek("key") is value
+    cache.forget("key")
+    assert cache.peek("key") is None
+
+
+async def test_more_rows_than_fit_are_used_once(autojump_clock):
+    cache, fetch = MetadataCache(max_rows=4), Fetcher()
+    assert (await cache.get("key", fetch)).text == "answer 1"
+    assert cache.peek("key") is None

@@ -1,0 +1,139 @@
+"""The rule by which server labels become file names."""
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from xnatfs.errors import NotFound
+from xnatfs.tree.names import LONGEST, assign, decode, encode, escape, shorten, split, unescape
+
+# Everything JSON can hold: also lone surrogates, NUL and line ends.
+LABELS = st.text(st.characters(exclude_categories=[]), max_size=300)
+
+
+@given(LABELS)
+@example("%2F")
+@example("%252F")
+@example("..")
+@example("%/%00%")
+def test_any_label_comes_back_from_its_name(label):
+    assert unescape(escape(label)) == label
+
+
+@given(LABELS)
+def test_names_are_legal(label):
+    name = shorten(escape(label))
+    assert "/" not in name
+    assert "\0" not in name
+    assert name not in (".", "..")
+    assert len(encode(name)) <= LONGEST
+
+
+@given(LABELS)
+def test_names_survive_the_kernel(label):
+    name = shorten(escape(label))
+    assert decode(encode(name)) == name
+
+
+@given(LABELS, LABELS)
+def test_two_labels_never_share_a_name(one, other):
+    assert (shorten(escape(one)) == shorten(escape(other))) == (one == other)
+
+
+@pytest.mark.parametrize(
+    ("label", "name"),
+    [
+        ("*a^wk.ward/ scan\\type%?~@&", "*a^wk.ward%2F scan\\type%?~@&"),
+        ("T1W/3D/TFE", "T1W%2F3D%2FTFE"),
+        ("SCAN 1: T2  SCAN 2: PD", "SCAN 1: T2  SCAN 2: PD"),
+        (".", "%2E"),
+        ("..", "%2E%2E"),
+        ("...", "..."),
+        ("100%", "100%"),
+        ("a%2Fb", "a%252Fb"),
+        ("a%25b", "a%2525b"),
+        ("a\0b", "a%00b"),
+        ("-rf", "-rf"),
+        ("label\r", "label\r"),
+        ("größe", "größe"),
+    ],
+)
+def test_ordinary_and_ugly_labels(label, name):
+    assert escape(label) == name
+
+
+def test_a_long_name_is_cut_between_characters_and_keeps_its_extension():
+    name = shorten("ä" * 200 + ".nii.gz")
+    assert name.startswith("ä" * 100)
+    assert name.endswith(".gz")
+    assert len(encode(name)) <= LONGEST
+
+
+def test_bytes_that_are_no_text_name_nothing():
+    with pytest.raises(NotFound):
+        decode(b"\xff\xfe")
+
+
+@given(st.text(st.characters(exclude_categories=[]), min_size=1, max_size=60))
+@example("a//b")
+@example("/a")
+@example("a/")
+@example("/")
+def test_a_path_comes_back_from_its_names(path):
+    assert "/".join(unescape(name) for name in split(path)) == path
+
+
+@pytest.mark.parametrize(
+    ("path", "names"),
+    [
+        ("a/b/c", ("a", "b", "c")),
+        ("a//b", ("a", "%2Fb")),
+        ("/a", ("%2Fa",)),
+        ("a/", ("a%2F",)),
+        ("a/../b", ("a", "%2E%2E", "b")),
+        ("/", ("%2F",)),
+    ],
+)
+def test_paths_become_names(path, names):
+    assert split(path) == names
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=[]), min_size=1, max_size=12), unique=True, max_size=8))
+def test_different_paths_have_different_names(paths):
+    assert len({split(path) for path in paths}) == len(paths)
+
+
+def shown(*rows: tuple[str, str], reserved: tuple[str, ...] = ()) -> dict[str, str]:
+    """ID by name, for items of (id, label)."""
+    named = assign(rows, lambda row: row[1], lambda row: row[0], reserved)
+    return {name: row[0] for name, row in named.items()}
+
+
+def test_of_two_equal_labels_the_lower_id_keeps_it():
+    expected = {"DICOM": "9", "DICOM~10": "10"}
+    assert shown(("10", "DICOM"), ("9", "DICOM")) == expected
+    assert shown(("9", "DICOM"), ("10", "DICOM")) == expected
+
+
+def test_an_unlabelled_item_is_named_by_its_id():
+    assert shown(("7", "")) == {"~7": "7"}
+
+
+def test_a_reserved_label_gives_way():
+    assert shown(("XNAT_S00001", "resources"), reserved=("resources",)) == {"resources~XNAT_S00001": "XNAT_S00001"}
+
+
+def test_a_label_that_looks_like_a_settled_clash_loses_nothing():
+    assert shown(("1", "A"), ("2", "A"), ("3", "A~2")) == {"A": "1", "A~2": "3", "A~2~2": "2"}
+
+
+def test_names_are_listed_in_the_order_of_numbers():
+    assert list(shown(("10", "10"), ("9", "9"), ("2-MR1", "2-MR1"))) == ["2-MR1", "9", "10"]
+
+
+@given(st.lists(st.tuples(st.integers(0, 99).map(str), st.sampled_from(["", "A", "A~1", "~1", "in"])), max_size=12))
+def test_every_item_has_one_name_whatever_the_order(rows):
+    unique = list({row[0]: row for row in rows}.values())
+    forward, backward = shown(*unique, reserved=("in",)), shown(*reversed(unique), reserved=("in",))
+    assert forward == backward
+    assert sorted(forward.values()) == sorted(row[0] for row in unique)

@@ -1,0 +1,68 @@
+"""The members of a tar, while it arrives."""
+
+import io
+import tarfile
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xnatfs.errors import BadReply
+from xnatfs.untar import members
+
+
+def archive(files: dict[str, bytes], form: int = tarfile.PAX_FORMAT) -> bytes:
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w", format=form) as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return made.getvalue()
+
+
+async def pieces(raw: bytes, size: int) -> AsyncGenerator[bytes]:
+    for start in range(0, len(raw), size):
+        yield raw[start : start + size]
+
+
+async def unpack(raw: bytes, size: int = 700) -> dict[str, bytes]:
+    found = {}
+    async with aclosing(pieces(raw, size)) as chunks, aclosing(members(chunks)) as archived:
+        async for member in archived:
+            found[member.name] = b"".join([chunk async for chunk in member.chunks()])
+    return found
+
+
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+@pytest.mark.parametrize("size", [1, 511, 512, 5000])
+async def test_files_come_out_whole_whatever_the_pieces(form, size):
+    files = {"a": b"1" * 1000, "b/" + "long" * 60 + "/c": b"2", "empty": b"", "größe": b"3" * 512}
+    assert await unpack(archive(files, form), size) == files
+
+
+@given(st.dictionaries(st.text(min_size=1, max_size=200).filter(lambda n: "\0" not in n), st.binary(), max_size=4))
+def test_any_names_and_contents(files):
+    clean = {name.strip("/") or "x": content for name, content in files.items()}
+    assert trio.run(unpack, archive(clean)) == clean
+
+
+async def test_what_is_not_read_is_skipped():
+    raw = archive({"a": b"1" * 3000, "b": b"2"})
+    async with aclosing(pieces(raw, 100)) as chunks, aclosing(members(chunks)) as archived:
+        assert [member.name async for member in archived] == ["a", "b"]
+
+
+async def test_an_archive_cut_anywhere_is_an_error():
+    raw = archive({"a": b"1" * 600})
+    for length in (0, 100, 512, 800, 1500):
+        with pytest.raises(BadReply):
+            await unpack(raw[:length])
+
+
+async def test_garbage_is_an_error():
+    with pytest.raises(BadReply, match="damaged"):
+        await unpack(b"<html>" * 400)
