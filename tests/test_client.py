@@ -1,0 +1,523 @@
+"""The client against servers that are a few lines each: session, envelope, retries, ranges, broken connections."""
+
+import base64
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+import trio
+
+from tests.wire import Wire
+from xnatfs.client import Xnat, has_url, open_xnat
+from xnatfs.config import Config
+from xnatfs.credentials import Credentials
+from xnatfs.errors import BadReply, Denied, LoginRequired, NotFound, NotXnat, Stale, Unreachable
+from xnatfs.models import FileRow
+
+URL = "https://xnat.example.org/site"
+FILE = FileRow("34", "a b/c#1.dcm", None, "", "", "", 0)
+ITEM = ("experiments", "XNAT_E1")
+CONTENT = bytes(range(256)) * 40
+MODIFIED = "Tue, 02 Jan 2024 03:04:05 GMT"
+
+Answer = Callable[[httpx.Request], httpx.Response]
+
+
+class Pieces(httpx.AsyncByteStream):
+    """A body that breaks off after so many bytes."""
+
+    def __init__(self, content: bytes, breaks_at: int | None = None) -> None:
+        self._content = content
+        self._breaks_at = len(content) if breaks_at is None else breaks_at
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for start in range(0, self._breaks_at, 1000):
+            yield self._content[start : min(start + 1000, self._breaks_at)]
+        if self._breaks_at < len(self._content):
+            raise httpx.ReadError("connection reset")
+
+
+class Server:
+    """An XNAT with sessions, and with answers that the test writes. It remembers what it was asked."""
+
+    def __init__(self, answer: Answer | None = None, *, open_site: bool = False) -> None:
+        self.answer = answer or (lambda request: table([]))
+        self.open_site = open_site
+        self.sessions: list[str] = []
+        self.alive: set[str] = set()
+        self.requests: list[httpx.Request] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        path = request.url.path.removeprefix("/site")
+        basic = request.headers.get("authorization")
+        if path == "/data/JSESSION" and request.method == "DELETE":
+            self.alive.discard(self.sent(request))
+            return httpx.Response(200)
+        if basic and base64.b64decode(basic.partition(" ")[2]) == b"u:p":
+            self.sessions.append(f"{len(self.sessions):032X}")
+            self.alive.add(self.sessions[-1])
+            return httpx.Response(200, text=self.sessions[-1])
+        known = self.sent(request) in self.alive
+        if path == "/xapi/users/username":
+            return httpx.Response(200, text="u") if known else httpx.Response(401)
+        if not known and not self.open_site:
+            return httpx.Response(401, html="<html>")
+        response = self.answer(request)
+        if not known:
+            response.headers["set-cookie"] = "JSESSIONID=0123456789ABCDEF0123456789ABCDEF; Path=/; HttpOnly"
+        return response
+
+    @staticmethod
+    def sent(request: httpx.Request) -> str:
+        return str(request.headers.get("cookie", "")).removeprefix("JSESSIONID=")
+
+    def asked(self) -> list[str]:
+        """What was asked besides the session itself."""
+        return [f"{r.method} {r.url.raw_path.decode()}" for r in self.requests if not r.url.path.endswith("/JSESSION")]
+
+
+def table(rows: list[dict[str, str]]) -> httpx.Response:
+    return httpx.Response(200, json={"ResultSet": {"Result": rows, "totalRecords": str(len(rows))}})
+
+
+def always(response: Callable[[], httpx.Response]) -> Answer:
+    return lambda request: response()
+
+
+@asynccontextmanager
+async def connected(server: Server, password: str = "p", timeout: float = 60.0) -> AsyncIterator[Xnat]:
+    config = Config(URL, timeout=timeout)
+    async with open_xnat(config, Credentials("u", password), Wire(server)) as xnat:
+        yield xnat
+
+
+async def read(xnat: Xnat, start: int = 0, size: int | None = None) -> tuple[int, bytes]:
+    async with xnat.download(ITEM, FILE, start, size) as download:
+        assert download is not None
+        return download.start, b"".join([chunk async for chunk in download.chunks])
+
+
+# -- the session -------------------------------------------------------------------------------------------------
+
+
+async def test_ten_requests_at_once_make_one_login_and_close_it():
+    server = Server(always(lambda: table([{"ID": "P1"}])))
+    async with connected(server) as xnat:
+        async with trio.open_nursery() as nursery:
+            for _ in range(10):
+                nursery.start_soon(xnat.projects)
+    assert len(server.sessions) == 1
+    assert len(server.asked()) == 10
+    assert server.alive == set()
+
+
+async def test_a_session_that_died_is_made_again_once_for_everybody():
+    server = Server(always(lambda: table([{"ID": "P1"}])))
+    async with connected(server) as xnat:
+        await xnat.projects()
+        server.alive.clear()
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(xnat.projects)
+    assert len(server.sessions) == 2
+
+
+async def test_an_open_site_that_answers_as_guest_is_noticed_by_its_cookie():
+    server = Server(open_site=True)
+    server.answer = lambda r: table([{"ID": "P1"}] * (2 if Server.sent(r) in server.alive else 1))
+    async with connected(server) as xnat:
+        server.answer = lambda r: table([{"ID": "P1"}, {"ID": "P2"}][: 2 if Server.sent(r) in server.alive else 1])
+        await xnat.projects()
+        server.alive.clear()
+        assert [project.id for project in await xnat.projects()] == ["P1", "P2"]
+    assert len(server.sessions) == 2
+
+
+async def test_a_foreign_cookie_from_a_live_session_is_believed_only_once():
+    def answer(request: httpx.Request) -> httpx.Response:
+        response = table([{"ID": "P1"}])
+        response.headers["set-cookie"] = "JSESSIONID=BALANCER0123456789; Path=/"
+        return response
+
+    server = Server(answer)
+    async with connected(server) as xnat:
+        for _ in range(3):
+            await xnat.projects()
+    assert len(server.sessions) == 1
+    assert server.asked().count("GET /site/xapi/users/username") == 1
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        lambda: httpx.Response(200, html="<html>log in</html>"),
+        lambda: httpx.Response(302, headers={"location": "/app/template/Login.vm"}),
+    ],
+)
+async def test_a_login_page_instead_of_data_is_a_lost_session(page):
+    server = Server()
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if len(server.sessions) == 1:
+            server.alive.clear()
+            return page()
+        return table([{"ID": "P1"}])
+
+    server.answer = answer
+    async with connected(server) as xnat:
+        assert len(await xnat.projects()) == 1
+
+
+async def test_an_empty_answer_is_doubted_when_the_session_has_long_not_been_confirmed(autojump_clock):
+    server = Server()
+    async with connected(server) as xnat:
+        await xnat.projects()
+        assert server.asked() == ["GET /site/data/projects?format=json"]
+        await trio.sleep(120)
+        await xnat.projects()
+        await xnat.projects()
+    assert server.asked().count("GET /site/xapi/users/username") == 1
+
+
+async def test_a_session_that_idled_longer_than_the_server_allows_is_not_sent(autojump_clock):
+    def answer(request: httpx.Request) -> httpx.Response:
+        response = table([{"ID": "P1"}])
+        response.headers["set-cookie"] = 'SESSION_EXPIRATION_TIME="1719312000000,900000"; Version=1'
+        return response
+
+    server = Server(answer)
+    async with connected(server) as xnat:
+        for pause in (0, 800, 800, 901):
+            await trio.sleep(pause)
+            await xnat.projects()
+    assert len(server.sessions) == 2
+
+
+async def test_a_refused_password_is_not_offered_again(autojump_clock):
+    server = Server()
+    async with connected(server, password="wrong") as xnat:
+        for _ in range(3):
+            with pytest.raises(LoginRequired, match="wrong user or password, a locked account, or too many sessions"):
+                await xnat.projects()
+    assert len([r for r in server.requests if r.method == "POST"]) == 1
+
+
+async def test_a_401_that_stays_is_not_asked_for_ever():
+    server = Server(always(lambda: httpx.Response(401)))
+    async with connected(server) as xnat:
+        with pytest.raises(LoginRequired, match="right after logging in"):
+            await xnat.projects()
+    assert len(server.sessions) == 2
+
+
+async def test_what_is_not_an_xnat_is_named_so():
+    async def login(status: int, **kwargs: object) -> None:
+        transport = Wire(lambda request: httpx.Response(status, **kwargs))  # type: ignore[arg-type]
+        async with open_xnat(Config(URL), Credentials("u", "p"), transport) as xnat:
+            await xnat.login.token()
+
+    with pytest.raises(NotXnat, match="is not an XNAT"):
+        await login(404)
+    with pytest.raises(NotXnat, match="is not an XNAT"):
+        await login(200, html="<html>It works!</html>")
+    with pytest.raises(NotXnat, match="redirects to https://elsewhere.org/"):
+        await login(301, headers={"location": "https://elsewhere.org/?token=1"})
+    with pytest.raises(Unreachable, match="503"):
+        await login(503)
+
+
+async def test_an_expired_password_is_a_matter_of_logging_in():
+    def server(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/buildInfo"):
+            return httpx.Response(200, json={"version": "1.8.11"})
+        return httpx.Response(200, html="<html><h3>Your password has expired</h3></html>")
+
+    async with open_xnat(Config(URL), Credentials("u", "p"), Wire(server)) as xnat:
+        with pytest.raises(LoginRequired, match="Your password has expired"):
+            await xnat.login.token()
+
+
+async def test_requests_say_who_asks_and_want_no_encoding():
+    server = Server()
+    async with connected(server) as xnat:
+        await xnat.projects()
+    request = server.requests[1]
+    assert request.headers["user-agent"].startswith("xnatfs/")
+    assert request.headers["accept"] == "*/*"
+    assert request.headers["accept-encoding"] == "identity"
+    assert "authorization" not in request.headers
+
+
+# -- envelopes and statuses --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"items": [{"data_fields": {"ID": "X"}}]},
+        {"ResultSet": {"Result": {}}},
+        {"ResultSet": {"Result": ["x"]}},
+        {"ResultSet": None},
+        [],
+        "text",
+    ],
+)
+async def test_another_envelope_than_a_list_is_a_bad_reply(body):
+    async with connected(Server(always(lambda: httpx.Response(200, json=body)))) as xnat:
+        with pytest.raises(BadReply):
+            await xnat.scans("XNAT_E1")
+
+
+async def test_cut_json_is_a_bad_reply():
+    async with connected(Server(always(lambda: httpx.Response(200, content=b'{"ResultSet": {"Res')))) as xnat:
+        with pytest.raises(BadReply, match="as JSON"):
+            await xnat.projects()
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [(403, Denied), (404, NotFound), (400, BadReply), (409, BadReply), (301, BadReply), (500, BadReply)],
+)
+async def test_statuses_have_their_errors(status, error, autojump_clock):
+    page = "<html><h3>Unable to read subjects for Project: P</h3></html>"
+    async with connected(Server(always(lambda: httpx.Response(status, html=page)))) as xnat:
+        with pytest.raises(error) as caught:
+            await xnat.subjects("P")
+    assert "Unable to read subjects" in str(caught.value) or status == 301
+
+
+async def test_a_500_is_asked_once_more_and_no_oftener(autojump_clock):
+    server = Server(always(lambda: httpx.Response(500)))
+    async with connected(server) as xnat:
+        with pytest.raises(BadReply):
+            await xnat.scans("BAD")
+    assert len(server.asked()) == 2
+
+
+# -- retries -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_gateway_that_fails_is_asked_again_until_it_answers(autojump_clock):
+    statuses = [502, 503, 504, 429, 200]
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        status = statuses.pop(0)
+        return table([{"ID": "P1"}]) if status == 200 else httpx.Response(status)
+
+    async with connected(Server(answer)) as xnat:
+        assert len(await xnat.projects()) == 1
+    assert statuses == []
+
+
+async def test_retry_after_is_obeyed(autojump_clock):
+    replies = [httpx.Response(503, headers={"retry-after": "20"}), table([])]
+    async with connected(Server(lambda request: replies.pop(0))) as xnat:
+        started = trio.current_time()
+        await xnat.projects()
+        assert trio.current_time() - started >= 15
+
+
+async def test_a_server_that_stays_away_is_given_up_within_the_timeout(autojump_clock):
+    def answer(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("refused")
+
+    server = Server(answer)
+    async with connected(server, timeout=30) as xnat:
+        await xnat.login.token()
+        started = trio.current_time()
+        with pytest.raises(Unreachable, match="cannot be reached: refused"):
+            await xnat.projects()
+        assert trio.current_time() - started <= 30
+
+
+async def test_a_certificate_that_is_not_trusted_is_said_at_once(autojump_clock):
+    def answer(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed certificate")
+
+    server = Server(answer)
+    async with connected(server) as xnat:
+        await xnat.login.token()
+        with pytest.raises(Unreachable, match="is not trusted.*--ca-bundle"):
+            await xnat.projects()
+    assert len(server.asked()) == 1
+
+
+# -- downloads ---------------------------------------------------------------------------------------------------
+
+
+class Files:
+    """Answers for one file."""
+
+    def __init__(self, content: bytes = CONTENT, *, ranged: bool = True) -> None:
+        self.content = content
+        self.ranged = ranged
+        self.modified = MODIFIED
+        self.breaks: list[int] = []  # after so many bytes, one reply each
+        self.asked: list[str] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        wanted = request.headers.get("range", "")
+        self.asked.append(wanted)
+        if request.headers.get("if-modified-since") == self.modified:
+            return httpx.Response(304)
+        body, status, headers = self.content, 200, {"last-modified": self.modified}
+        if wanted and self.ranged:
+            first, last = (int(number) for number in wanted.removeprefix("bytes=").split("-"))
+            body, status = self.content[first : last + 1], 206
+            headers["content-range"] = f"bytes {first}-{last}/{len(self.content)}"
+        headers["content-length"] = str(len(body))
+        return httpx.Response(status, headers=headers, stream=Pieces(body, self.breaks.pop(0) if self.breaks else None))
+
+
+async def test_a_file_is_asked_for_by_number_and_encoded_path():
+    server = Server(Files())
+    async with connected(server) as xnat:
+        assert await read(xnat) == (0, CONTENT)
+    assert server.asked() == ["GET /site/data/experiments/XNAT_E1/resources/34/files/a%20b/c%231.dcm"]
+
+
+async def test_a_range_is_never_asked_past_the_end():
+    files = Files()
+    async with connected(Server(files)) as xnat:
+        assert await read(xnat, 10000, len(CONTENT)) == (10000, CONTENT[10000:])
+        assert xnat.ranged is True
+    assert files.asked == [f"bytes=10000-{len(CONTENT) - 1}"]
+
+
+async def test_a_server_that_ignores_ranges_is_taken_at_its_word_and_not_asked_again():
+    files = Files(ranged=False)
+    async with connected(Server(files)) as xnat:
+        assert await read(xnat, 10000, len(CONTENT)) == (0, CONTENT)
+        assert await read(xnat, 10000, len(CONTENT)) == (0, CONTENT)
+        assert xnat.ranged is False
+    assert files.asked == [f"bytes=10000-{len(CONTENT) - 1}", ""]
+
+
+@pytest.mark.parametrize("content_range", ["bytes 0-239/10240", "bytes 10000-10238/10240", "nonsense", ""])
+async def test_another_range_than_was_asked_for_is_not_used(content_range):
+    files = Files()
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        response = files(request)
+        if response.status_code == 206:
+            response.headers["content-range"] = content_range
+        return response
+
+    async with connected(Server(answer)) as xnat:
+        assert await read(xnat, 10000, len(CONTENT)) == (0, CONTENT)
+        assert xnat.ranged is False
+
+
+async def test_a_refused_range_is_asked_for_whole_once(autojump_clock):
+    files = Files()
+    server = Server(lambda r: httpx.Response(501) if "range" in r.headers else files(r))
+    async with connected(server) as xnat:
+        assert await read(xnat, 10000, len(CONTENT)) == (0, CONTENT)
+    assert len(server.asked()) == 2
+
+
+async def test_a_missing_file_says_nothing_of_ranges():
+    async with connected(Server(always(lambda: httpx.Response(404)))) as xnat:
+        with pytest.raises(NotFound):
+            await read(xnat, 10, 100)
+        assert xnat.ranged is None
+
+
+@pytest.mark.parametrize("ranged", [True, False])
+async def test_a_connection_that_breaks_is_taken_up_where_it_broke(ranged, autojump_clock):
+    files = Files(ranged=ranged)
+    files.breaks = [3000, 5500, 1]
+    async with connected(Server(files)) as xnat:
+        assert await read(xnat) == (0, CONTENT)
+
+
+async def test_a_file_that_changed_meanwhile_is_stale(autojump_clock):
+    files = Files()
+    files.breaks = [3000]
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        response = files(request)
+        files.modified = "Wed, 03 Jan 2024 03:04:05 GMT"
+        return response
+
+    async with connected(Server(answer)) as xnat:
+        with pytest.raises(Stale):
+            await read(xnat)
+
+
+async def test_a_file_that_grew_is_stale_to_a_range():
+    async with connected(Server(Files())) as xnat:
+        with pytest.raises(Stale):
+            await read(xnat, 10, len(CONTENT) - 5)
+
+
+async def test_a_connection_that_never_gets_on_is_given_up(autojump_clock):
+    files = Files()
+    files.breaks = [0] * 10000
+    async with connected(Server(files), timeout=10) as xnat:
+        with pytest.raises(Unreachable):
+            await read(xnat)
+
+
+async def test_a_page_is_no_file_and_an_html_file_is_one():
+    headers = {"content-disposition": 'attachment; filename="report.html";'}
+    async with connected(Server(always(lambda: httpx.Response(200, html="<html>", headers=headers)))) as xnat:
+        assert await read(xnat) == (0, b"<html>")
+    async with connected(Server(always(lambda: httpx.Response(200, html="<html>")))) as xnat:
+        with pytest.raises(BadReply, match="web page"):
+            await read(xnat)
+
+
+async def test_an_encoded_file_is_refused():
+    async with connected(Server(always(lambda: httpx.Response(200, headers={"content-encoding": "gzip"})))) as xnat:
+        with pytest.raises(BadReply, match="encoded"):
+            await read(xnat)
+
+
+async def test_a_file_that_was_not_modified_comes_without_bytes():
+    async with connected(Server(Files())) as xnat:
+        async with xnat.download(ITEM, FILE, unless_modified=MODIFIED) as download:
+            assert download is None
+
+
+async def test_heads_tell_the_size():
+    async with connected(Server(always(lambda: httpx.Response(200, headers={"content-length": "77"})))) as xnat:
+        assert await xnat.head(ITEM, FILE) == 77
+
+
+async def test_no_more_than_eight_downloads_at_once(autojump_clock):
+    now = most = 0
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        await trio.sleep(1)
+        now -= 1
+        return httpx.Response(200, content=b"x")
+
+    server = Server()
+
+    async def handle(request: httpx.Request) -> httpx.Response:
+        if "/files/" in request.url.path:
+            return await answer(request)
+        return server(request)
+
+    config = Config(URL)
+    async with open_xnat(config, Credentials("u", "p"), Wire(handle)) as xnat:
+        async with trio.open_nursery() as nursery:
+            for _ in range(30):
+                nursery.start_soon(read, xnat)
+    assert most == 8
+
+
+@pytest.mark.parametrize("path", ["a%b", "a;b", "a\\b", "a//b", "a/./b", "../b", "a\rb", "/a", "a/"])
+def test_paths_that_no_url_can_carry(path):
+    assert not has_url(path)
+
+
+@pytest.mark.parametrize("path", ["a#b?c&d=e+f", "größe", "a b", "..a/b.", "[x]{y}|^"])
+def test_paths_that_a_url_can_carry(path):
+    assert has_url(path)
