@@ -42,12 +42,13 @@ IDLE_SECONDS = 600.0
 class _Entry:
     """A file that is open, filling, or idle."""
 
-    __slots__ = ("blob", "checked", "fill", "ident", "left_at", "listed")
+    __slots__ = ("blob", "checked", "fill", "ident", "left_at", "listed", "row")
 
     def __init__(self, ident: bytes, version: Version, checked: float) -> None:
         self.ident = ident
         self.blob: Blob
         self.fill: Fill | None = None
+        self.row: Row | None = None  # once it is whole
         self.listed = version.size
         self.checked = checked
         self.left_at = 0.0
@@ -140,21 +141,15 @@ class ContentCache:
                 self._idle.remove(entry)
 
     def _begin(self, ident: bytes, version: Version, source: Source) -> _Entry:
-        row = self._store.lookup(ident)
-        fd = self._store.open(row) if row is not None else None
-        if row is not None and fd is not None and self._trusted(row, version):
+        kept = self._kept(ident)
+        if kept is not None and self._trusted(kept[0], version):
+            row, fd = kept
             self.stats.hits += 1
             entry = self._enter(ident, version, row.checked)
-            entry.listed = row.listed
+            entry.row, entry.listed = row, row.listed
             entry.blob.fd, entry.blob.size = fd, row.size
             entry.blob.finish()
             return entry
-        kept = None
-        if row is not None and fd is not None:
-            if row.modified:
-                kept = (row, fd)
-            else:
-                os.close(fd)
         self.stats.misses += 1
         self._make_way(version.size or 0)
         entry = self._enter(ident, version, self.clock())
@@ -172,6 +167,15 @@ class ContentCache:
         )
         entry.fill.start()
         return entry
+
+    def _kept(self, ident: bytes) -> tuple[Row, int] | None:
+        # A whole copy, however old; the descriptor is the caller's.
+        old = self._live.get(ident)
+        if old is not None and old.row is not None:
+            return old.row, os.dup(old.blob.fd)  # perhaps not in the index yet; a duplicate shares the lock
+        row = self._store.lookup(ident)
+        fd = self._store.open(row) if row is not None else None
+        return (row, fd) if row is not None and fd is not None else None
 
     def _enter(self, ident: bytes, version: Version, checked: float) -> _Entry:
         entry = _Entry(ident, version, checked)
@@ -195,7 +199,8 @@ class ContentCache:
         if self._live.get(entry.ident) is not entry:
             return None  # the listing has moved on; a newer fill is under way
         key = fill.version.key.encode("utf-8", "backslashreplace").decode()  # SQLite takes no lone surrogates
-        return Row(entry.ident, key, entry.listed, entry.blob.size, fill.modified, now, now, "")
+        entry.row = Row(entry.ident, key, entry.listed, entry.blob.size, fill.modified, now, now, "")
+        return entry.row
 
     def _changed(self, entry: _Entry) -> None:
         # A fill has failed, or nothing of it runs any more.

@@ -61,7 +61,7 @@ class Fill:
         self._store = store
         self._nursery = nursery
         self._strict = strict
-        self._kept = kept  # an older copy, locked, to be used if the server says so
+        self._kept = kept  # an older copy, to be used if the server says so
         self._changed = changed  # tell the cache: failed, or nothing runs any more
         self._keep = keep  # ask the cache: the row to keep it under
         self._replied = False
@@ -187,7 +187,7 @@ class Fill:
 
     async def _download(self, stream: Stream) -> None:
         blob = self.blob
-        unless = self._kept[0].modified if self._kept else ""
+        unless = self._kept[0].modified if self._kept else ""  # without a date: fetched anew
         async with self.source.open(stream.cursor, blob.size if blob.size >= 0 else None, unless) as body:
             if body is None:
                 await self._renew()

@@ -1,0 +1,124 @@
+"""A source with every fault that a server has, for the tests of the content cache. No tests in here."""
+
+import hashlib
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from xnatfs.content import Body, ContentCache, Version, open_cache
+from xnatfs.errors import XnatError
+
+MiB = 1024 * 1024
+LIMIT = 1024 * MiB
+SMALL = random.Random(1).randbytes(300_000)
+BIG = random.Random(2).randbytes(12 * MiB + 12_345)
+
+
+def md5(data: bytes) -> str:
+    return hashlib.md5(data).hexdigest()
+
+
+def version(data: bytes, key: str = "34/a/b.dcm") -> Version:
+    """As a site lists it that computes digests."""
+    return Version(key, len(data), md5(data))
+
+
+def undigested(data: bytes, key: str = "34/a/b.dcm") -> Version:
+    """As a site lists it that does not."""
+    return Version(key, len(data), "")
+
+
+class FakeSource:
+    """One file on a server; remembers what it was asked."""
+
+    def __init__(self, data: bytes, *, chunk: int = 65536, ranged: bool = True, pause: float = 0.0) -> None:
+        self.data = data
+        self.chunk = chunk
+        self.ranged = ranged
+        self.pause = pause  # before each chunk
+        self.modified = "Mon, 01 Jan 2024 00:00:00 GMT"
+        self.states_size = True
+        self.size: int | None = None  # said instead of the true one
+        self.error: Exception | None = None  # instead of a reply
+        self.breaks: dict[int, Exception] = {}  # at this offset
+        self.stalls: dict[int, trio.Event] = {}  # at this offset, until then
+        self.seekable = True
+        # What it saw.
+        self.starts: list[int] = []
+        self.conditions: list[str] = []
+        self.running = 0
+
+    @asynccontextmanager
+    async def open(
+        self, start: int, size: int | None = None, unless_modified_since: str = ""
+    ) -> AsyncIterator[Body | None]:
+        self.starts.append(start)
+        self.conditions.append(unless_modified_since)
+        await trio.sleep(self.pause)
+        if self.error is not None:
+            raise self.error
+        if unless_modified_since and unless_modified_since == self.modified:
+            yield None
+            return
+        if start and not self.ranged:
+            start, self.seekable = 0, False
+        stated = self.size if self.size is not None else len(self.data)
+        self.running += 1
+        try:
+            yield Body(start, stated if self.states_size else None, self.modified, self._chunks(start))
+        finally:
+            self.running -= 1
+
+    async def _chunks(self, start: int) -> AsyncIterator[bytes]:
+        marks = sorted([*self.breaks, *self.stalls, len(self.data)])
+        while True:
+            await trio.sleep(self.pause)
+            if start in self.stalls:
+                await self.stalls[start].wait()
+            if start in self.breaks:
+                raise self.breaks[start]
+            if start >= len(self.data):
+                return
+            end = min([start + self.chunk, *(mark for mark in marks if mark > start)])
+            yield self.data[start:end]
+            start = end
+
+
+async def read_all(cache: ContentCache, wanted: Version, source: FakeSource, step: int = 131072) -> bytes:
+    """Open, read to the end in kernel-sized steps, close."""
+    blob = await cache.open(wanted, source)
+    try:
+        found = bytearray()
+        while data := await blob.read(len(found), step):
+            found += data
+        return bytes(found)
+    finally:
+        blob.close()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait in real time for what happens in threads, whatever the clock of the test."""
+    for _ in range(2000):
+        if condition():
+            return
+        await trio.to_thread.run_sync(time.sleep, 0.005)
+    raise AssertionError("it did not come to pass")
+
+
+async def is_kept(directory: Path, wanted: Version) -> bool:
+    """Would a new process find it?"""
+    async with open_cache(directory, LIMIT) as cache:
+        return cache.has(wanted)
+
+
+async def failure(cache: ContentCache, wanted: Version, source: FakeSource) -> XnatError | None:
+    """What reading all of it raises."""
+    try:
+        await read_all(cache, wanted, source)
+    except XnatError as exc:
+        return exc
+    return None
