@@ -87,8 +87,8 @@ def always(response: Callable[[], httpx.Response]) -> Answer:
 
 
 @asynccontextmanager
-async def connected(server: Server, password: str = "p", timeout: float = 60.0) -> AsyncIterator[Xnat]:
-    config = Config(URL, timeout=timeout)
+async def connected(server: Server, password: str = "p", patience: float = 60.0) -> AsyncIterator[Xnat]:
+    config = Config(URL, timeout=patience)
     async with open_xnat(config, Credentials("u", password), Wire(server)) as xnat:
         yield xnat
 
@@ -324,7 +324,7 @@ async def test_a_server_that_stays_away_is_given_up_within_the_timeout(autojump_
         raise httpx.ConnectError("refused")
 
     server = Server(answer)
-    async with connected(server, timeout=30) as xnat:
+    async with connected(server, patience=30) as xnat:
         await xnat.login.token()
         started = trio.current_time()
         with pytest.raises(Unreachable, match="cannot be reached: refused"):
@@ -456,7 +456,7 @@ async def test_a_file_that_grew_is_stale_to_a_range():
 async def test_a_connection_that_never_gets_on_is_given_up(autojump_clock):
     files = Files()
     files.breaks = [0] * 10000
-    async with connected(Server(files), timeout=10) as xnat:
+    async with connected(Server(files), patience=10) as xnat:
         with pytest.raises(Unreachable):
             await read(xnat)
 

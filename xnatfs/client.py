@@ -75,6 +75,10 @@ class Xnat:
     def requests(self) -> int:
         return self._transport.requests
 
+    async def log_in(self) -> None:
+        """Find out now whether the server is there and takes the login; NotXnat, too."""
+        await self._transport.log_in()
+
     # -- listings ------------------------------------------------------------------------------------------------
 
     async def projects(self) -> list[Project]:

@@ -6,6 +6,7 @@ status means, how much may be in flight, whom to trust. httpx's errors become ou
 
 import json
 import logging
+import os
 import random
 import re
 import ssl
@@ -78,6 +79,13 @@ class Transport:
     @property
     def url(self) -> str:
         return str(self._http.base_url).rstrip("/")
+
+    async def log_in(self) -> None:
+        """Log in now, with a single try: whoever starts a mount wants to know at once."""
+        try:
+            await self.login.token()
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
 
     async def session_lives(self, path: str) -> bool:
         """Whether the server still knows our session; asked where an answer is suspiciously empty."""
@@ -246,10 +254,21 @@ def _reason(error: httpx.TransportError) -> str:
             f"({text.partition('CERTIFICATE_VERIFY_FAILED] ')[2] or text}); --ca-bundle names your authority's file"
         )
     if isinstance(error, httpx.ConnectError):
-        return f"cannot be reached: {text}"
+        return f"cannot be reached: {_system_error(error) or text}"
     if isinstance(error, httpx.TimeoutException):
         return f"does not answer ({type(error).__name__})"
     return f"failed: {text}"
+
+
+def _system_error(error: BaseException | None) -> str:
+    """What the system said at the root of it: 'Connection refused', 'Name or service not known'."""
+    while error is not None:
+        if isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        if isinstance(error, OSError) and error.errno:
+            return os.strerror(error.errno) if error.errno > 0 else str(error.strerror)
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def _may_pass(error: httpx.TransportError) -> bool:

@@ -176,8 +176,9 @@ def _log_to(arguments: argparse.Namespace) -> None:
         except OSError as error:
             raise ConfigError(f"cannot write the log {arguments.log_file}: {error.strerror}") from None
     logging.basicConfig(stream=stream, level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for name in ("httpx", "httpcore"):  # one line a request is for debugging only
-        logging.getLogger(name).setLevel(logging.DEBUG if level == "DEBUG" else logging.WARNING)
+    # httpcore logs the headers of replies, and with them session IDs, which no log may hold.
+    logging.getLogger("httpcore").setLevel(logging.WARNING)
+    logging.getLogger("httpx").setLevel(logging.DEBUG if level == "DEBUG" else logging.WARNING)
     logging.captureWarnings(True)
     warnings.simplefilter("default")
 

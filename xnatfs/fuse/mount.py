@@ -108,7 +108,7 @@ async def mount(config: Config, credentials: Credentials, options: MountOptions,
         trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals,
     ):
         async with open_site(config, credentials) as site:
-            await site.xnat.login.token()
+            await site.xnat.log_in()
             log.info(
                 "xnatfs %s: %s as %s on %s, cache %s",
                 __version__,

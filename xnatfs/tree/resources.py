@@ -190,8 +190,7 @@ class CatalogueFile(File):
             blob = await self.site.content.open(version, self._source)
         except NotFound as error:
             await self._check_listed()
-            log.warning("the server lists %s, but has lost it: %s", "/".join(self.path), error)
-            raise BadReply(f"the server has lost {'/'.join(self.path)}") from error
+            raise BadReply(f"the server lists {'/'.join(self.path)}, but has lost it: {error}") from error
         if blob.size != await self.size():
             blob.close()
             self._correct(blob.size)

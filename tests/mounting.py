@@ -1,0 +1,117 @@
+"""Real mounts for tests: `xnatfs mount` as users start it, in processes of its own, always ended.
+
+Programs look at a mount in processes of their own, too, with a limit in time: a hung mount must not hang the tests.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SCRIPTS = Path(sys.executable).parent
+WALK = Path(__file__).with_name("walk.py")
+# Far beyond what anything here takes; only a hang reaches it.
+LIMIT = 300.0
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    """The environment of a user with nothing set up: no profile, no login, a home of their own."""
+    kept = {key: os.environ[key] for key in ("PATH", "LANG", "LC_ALL", "TMPDIR") if key in os.environ}
+    return {**kept, "HOME": str(home), "PATH": f"{SCRIPTS}:{kept.get('PATH', '')}", "PYTHONWARNINGS": "error", **more}
+
+
+def run(*command: str | Path, env: Mapping[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
+    """A program, its output as text, whatever its status."""
+    options = {"capture_output": True, "text": True, "errors": "surrogateescape", "timeout": LIMIT, **options}
+    return subprocess.run([str(part) for part in command], env=env, **options)
+
+
+def mounted_file_system(path: Path) -> str:
+    """What the kernel has mounted there, or ''."""
+    done = run("findmnt", "--noheadings", "--output", "FSTYPE", "--mountpoint", path)
+    return done.stdout.strip()
+
+
+def daemons(home: Path) -> list[int]:
+    """The processes of xnatfs that belong to this home."""
+    found = []
+    for proc in Path("/proc").glob("[0-9]*"):
+        try:
+            belongs = f"HOME={home}\0".encode() in (proc / "environ").read_bytes() + b"\0"
+            if belongs and b"xnatfs" in (proc / "cmdline").read_bytes():
+                found.append(int(proc.name))
+        except OSError:
+            continue  # it ended meanwhile, or is none of ours
+    return found
+
+
+@dataclass
+class Mount:
+    """A mount that is there."""
+
+    path: Path
+    home: Path
+    log_file: Path
+    expected_in_log: list[str] = field(default_factory=list)  # parts of warnings that this test provokes
+
+    def warnings(self) -> list[str]:
+        """Lines of the log that somebody would have to look at."""
+        lines = self.log_file.read_text(errors="replace").splitlines()
+        loud = [line for line in lines if any(f" {level} " in line for level in ("WARNING", "ERROR", "CRITICAL"))]
+        return [line for line in [*loud, *(line for line in lines if "Traceback" in line)] if not self._expected(line)]
+
+    def _expected(self, line: str) -> bool:
+        return any(part in line for part in self.expected_in_log)
+
+    def walk(self, below: str = "", *, read: bool = False) -> list[dict[str, Any]]:
+        """Every entry with its attributes and, if `read`, its content's MD5; errors as entries."""
+        done = run(sys.executable, WALK, "--read" if read else "--look", self.path / below)
+        assert done.returncode == 0, done.stderr
+        entries: list[dict[str, Any]] = json.loads(done.stdout)
+        return entries
+
+
+@contextmanager
+def mounting(
+    url: str, directory: Path, *options: str | Path, user: str, password: str, home: Path | None = None
+) -> Iterator[Mount]:
+    """`xnatfs mount` of a server, and its orderly end; a log line nobody expects fails."""
+    home = home or directory / "home"
+    path = directory / "mnt"
+    log_file = directory / "mount.log"
+    for made in (home, path):
+        made.mkdir(exist_ok=True, parents=True)
+    env = environment(home, XNAT_USER=user, XNAT_PASS=password)
+    done = run(SCRIPTS / "xnatfs", "mount", "--url", url, "--log-file", log_file, *options, path, env=env)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    mount = Mount(path, home, log_file)
+    try:
+        yield mount
+        ended = run(SCRIPTS / "xnatfs", "umount", path, env=env)
+        assert (ended.returncode, ended.stderr) == (0, "")
+        assert mounted_file_system(path) == ""
+        assert daemons(home) == []
+        assert mount.warnings() == []
+    finally:
+        end(path, home)
+
+
+def end(path: Path, home: Path) -> None:
+    """The last resort: nothing stays mounted or running, even of a mount that hangs."""
+    if mounted_file_system(path):
+        for connection in Path("/sys/fs/fuse/connections").glob("*/abort"):
+            device = run("findmnt", "--noheadings", "--output", "MAJ:MIN", "--mountpoint", path).stdout.strip()
+            if device == f"0:{connection.parent.name}":
+                connection.write_text("1")
+        run("fusermount3", "-u", "-z", path)
+    for process in daemons(home):
+        os.kill(process, 9)
+
+
+def lines(done: subprocess.CompletedProcess[str]) -> list[str]:
+    return done.stdout.splitlines()
