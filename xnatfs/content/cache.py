@@ -60,6 +60,7 @@ class ContentCache:
     def __init__(self, store: Store, nursery: trio.Nursery, revalidate: float, strict: bool) -> None:
         self.stats = Stats()
         self.clock = time.time  # of the dates in the index, which outlive the process
+        self.tidied = trio.Event()  # what crashes left is gone
         self._store = store
         self._nursery = nursery
         self._revalidate = revalidate
@@ -261,6 +262,7 @@ class ContentCache:
 
     async def _maintain(self) -> None:
         await self._store.tidy()
+        self.tidied.set()
         while True:
             await trio.sleep(FLUSH)
             while self._idle and trio.current_time() - self._idle[0].left_at > IDLE_SECONDS:

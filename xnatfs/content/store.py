@@ -48,6 +48,7 @@ class Store:
         self._lock = trio.Lock()
         self._partials: dict[str, Partial] = {}
         self._troubled = False
+        self._damaged = False  # the index; it is left alone from then on
 
     # Inline.
 
@@ -58,6 +59,8 @@ class Store:
 
     def lookup(self, ident: bytes) -> Row | None:
         """The row, unless it is from before a crash of the machine."""
+        if self._damaged:
+            return None
         try:
             row = self._shelf.index.get(ident)
         except sqlite3.Error as exc:
@@ -67,6 +70,8 @@ class Store:
 
     def total(self) -> int:
         """Bytes kept or reserved, over all processes."""
+        if self._damaged:
+            return 0
         try:
             return self._shelf.index.total()
         except sqlite3.Error as exc:
@@ -115,11 +120,11 @@ class Store:
     async def reserve(self, partial: Partial, size: int) -> None:
         """Count a download before it is written, and make room for it."""
         grown, partial.reserved = size - partial.reserved, size
-        await self._in_thread(self._shelf.reserve, partial.name, size, grown)
+        await self._write(self._shelf.reserve, partial.name, size, grown)
 
     async def keep(self, partial: Partial, row: Row) -> bool:
         """Make a verified download a kept file; False if it cannot be kept."""
-        if row.size <= self.limit and await self._in_thread(self._shelf.keep, partial.name, row):
+        if row.size <= self.limit and await self._write(self._shelf.keep, partial.name, row):
             partial.kept = True
             partial.reserved = 0
             del self._partials[partial.name]
@@ -131,35 +136,38 @@ class Store:
         await self._in_thread(_unlink, self._shelf.partial_path(partial.name), partial.fd)
         del self._partials[partial.name]  # only now: a cancelled discard is made up for by `close`
         if partial.reserved:
-            await self._in_thread(self._shelf.release, partial.name)
+            await self._write(self._shelf.release, partial.name)
 
     async def renew(self, row: Row) -> None:
         """The server says that it is still this version."""
-        await self._in_thread(self._shelf.renew, row)
+        await self._write(self._shelf.renew, row)
 
     async def evict(self, target: int) -> None:
         """Bring the total down to this, as far as files are not open."""
-        await self._in_thread(self._shelf.evict, target)
+        await self._write(self._shelf.evict, target)
 
     async def tidy(self) -> None:
         """Remove what crashes left."""
-        await self._in_thread(self._shelf.tidy_partials)
+        await self._write(self._shelf.tidy_partials)
         for first in range(256):
-            await self._in_thread(self._shelf.tidy_blobs, first)
+            await self._write(self._shelf.tidy_blobs, first)
 
     async def flush(self) -> None:
         """Write recency, and see new files to the disk."""
         if self._shelf.recent:
-            await self._in_thread(self._shelf.touch)
-        while await self._in_thread(self._shelf.sync):
+            await self._write(self._shelf.touch)
+        while await self._write(self._shelf.sync):
             await trio.lowlevel.checkpoint()
 
     async def close(self) -> None:
         """Remove own partials, write recency, close the index."""
         for partial in list(self._partials.values()):
             await self.discard(partial)
-        await self._in_thread(self._shelf.touch)
+        await self._write(self._shelf.touch)
         await self._in_thread(self._shelf.index.close)
+
+    async def _write(self, work: Callable[[*Ts], T], *args: *Ts) -> T | None:
+        return None if self._damaged else await self._in_thread(work, *args)
 
     async def _in_thread(self, work: Callable[[*Ts], T], *args: *Ts) -> T | None:
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -178,6 +186,7 @@ class Store:
         self._troubled = True
         log.warning("cache directory %s: %s; files are fetched but not kept", self._shelf.directory, exc)
         if type(exc) is sqlite3.DatabaseError:  # not a subclass: "malformed" or "not a database"
+            self._damaged = True
             with contextlib.suppress(OSError):
                 set_aside(self._shelf.directory / "index.sqlite")  # the next start makes a new one
 
