@@ -64,10 +64,11 @@ class Blob:
         if self.failure is not None:
             raise self.failure.with_traceback(None)
         end = min(offset + length, self.size)
-        if offset >= end and (self.size or self.complete):
-            return b""  # an empty file is waited for: more may come than was announced
-        if not self.complete:
+        if not self.complete and (offset < end or self.size == 0):
+            # An empty file is waited for too: more may come than was announced.
             await self._arrival(offset, end)
+        if offset >= end:
+            return b""
         data = os.pread(self.fd, end - offset, offset)
         if len(data) != end - offset:
             raise CacheError(f"{self.key}: its cached copy was cut short by someone else; open it again")

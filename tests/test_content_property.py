@@ -1,0 +1,176 @@
+"""The content cache: whatever the server does, a read returns exactly the right bytes or raises."""
+
+import random
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from tests.test_content_fakes import LIMIT, FakeSource, md5, read_all, until
+from xnatfs.content import ContentCache, Version, blob, fill, intake, open_cache, stream
+from xnatfs.content.spans import Spans
+from xnatfs.errors import Unreachable, XnatError
+
+DATA = random.Random(3).randbytes(60_000)
+
+# The same rules at a thousandth of the size, so that small files meet all of them.
+SCALED = {
+    (intake, "SMALL"): 8192,
+    (fill, "SMALL"): 8192,
+    (fill, "NEAR"): 4096,
+    (stream, "NEAR"): 4096,
+    (blob, "HOLD_BACK"): 512,
+}
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Opens after a while, reads here and there, and closes."""
+
+    after: float
+    reads: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Server:
+    """How it behaves."""
+
+    size: int
+    chunk: int = 4096
+    pause: float = 0.0
+    ranged: bool = True
+    states_size: bool = True
+    digest: bool = True
+    off_by: int = 0  # between the announced length and the true one
+    damaged: bool = False  # the digest is of something else
+    breaks: int | None = None  # every download that comes here fails
+    touched: float | None = None  # when the file gets another date
+
+    @property
+    def sound(self) -> bool:
+        """No fault at all."""
+        wrong_digest = self.damaged and self.digest
+        return not (self.off_by or wrong_digest or self.breaks is not None or self.touched is not None)
+
+
+offsets = st.integers(0, len(DATA))
+readers = st.builds(
+    Reader,
+    st.sampled_from([0.0, 0.5, 3.0, 20.0]),
+    st.lists(st.tuples(offsets, st.sampled_from([1, 100, 512, 4096, 20_000])), max_size=6).map(tuple),
+)
+servers = st.builds(
+    Server,
+    size=st.one_of(st.integers(0, 9000), offsets),
+    chunk=st.sampled_from([300, 4096, 65536]),
+    pause=st.sampled_from([0.0, 0.1, 2.0]),
+    ranged=st.booleans(),
+    states_size=st.sampled_from([True, True, True, False]),
+    digest=st.booleans(),
+    off_by=st.sampled_from([0, 0, 0, 0, 1, -1]),
+    damaged=st.sampled_from([False, False, False, True]),
+    breaks=st.one_of(st.none(), st.none(), offsets),
+    touched=st.one_of(st.none(), st.none(), st.sampled_from([0.3, 4.0])),
+)
+
+
+class Run:
+    """One server, some readers, one cache directory."""
+
+    def __init__(self, server: Server, strict: bool) -> None:
+        self.server = server
+        self.strict = strict
+        self.data = DATA[: server.size]
+        self.source = FakeSource(self.data, chunk=server.chunk, pause=server.pause, ranged=server.ranged)
+        self.source.states_size = server.states_size
+        self.source.size = max(0, server.size + server.off_by)
+        if server.breaks is not None:
+            self.source.breaks[server.breaks] = Unreachable("connection lost")
+        digest = md5(self.data + b"!" * server.damaged) if server.digest else ""
+        self.version = Version("34/a/b.dcm", server.size, digest)
+        self.raised: list[XnatError] = []
+
+    async def reader(self, cache: ContentCache, reader: Reader) -> None:
+        await trio.sleep(reader.after)
+        try:
+            opened = await cache.open(self.version, self.source)
+        except XnatError as exc:
+            self.raised.append(exc)
+            return
+        try:
+            for offset, length in reader.reads:
+                with trio.fail_after(100_000):
+                    found = await opened.read(offset, length)
+                end = min(offset + length, opened.size)
+                assert found == self.data[offset:end]
+                assert len(found) == max(0, end - offset)
+        except XnatError as exc:
+            self.raised.append(exc)
+        finally:
+            opened.close()
+
+    async def touch(self) -> None:
+        if self.server.touched is not None:
+            await trio.sleep(self.server.touched)
+            self.source.modified = "Tue, 02 Jan 2024 00:00:00 GMT"
+
+    async def all(self, directory: Path, readers: list[Reader]) -> None:
+        async with open_cache(directory, LIMIT, strict=self.strict) as cache:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.touch)
+                for reader in readers:
+                    nursery.start_soon(self.reader, cache, reader)
+            if self.server.sound:
+                assert self.raised == []
+                assert await read_all(cache, self.version, self.source, 3000) == self.data
+                await until(lambda: cache.bytes_used == len(self.data))
+                assert cache.stats.damaged == []
+        assert self.source.running == 0
+        assert list((directory / "partial").iterdir()) == []
+
+    async def check_what_is_kept(self, directory: Path) -> None:
+        nothing = FakeSource(b"")
+        nothing.error = AssertionError("it was said to be kept")
+        async with open_cache(directory, LIMIT) as cache:
+            assert cache.has(self.version) or not self.server.sound
+            if cache.has(self.version):
+                assert not (self.server.damaged and self.server.digest)
+                assert await read_all(cache, self.version, nothing) == self.data
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(server=servers, readers=st.lists(readers, max_size=4), strict=st.sampled_from([False, False, False, True]))
+@example(Server(60_000, pause=2.0), [Reader(0, ((59_999, 1), (0, 20_000)))], False)
+@example(Server(60_000, breaks=30_000), [Reader(0, ((0, 20_000), (50_000, 1)))], False)
+@example(Server(60_000, ranged=False, damaged=True), [Reader(0, ((50_000, 20_000),))], True)
+def test_a_read_returns_exactly_the_right_bytes_or_raises(server, readers, strict):
+    """And what is kept afterwards is the file."""
+
+    async def main() -> None:
+        run = Run(server, strict)
+        with tempfile.TemporaryDirectory() as name:
+            await run.all(Path(name), readers)
+            await run.check_what_is_kept(Path(name))
+
+    with pytest.MonkeyPatch.context() as patch:
+        for (module, name), value in SCALED.items():
+            patch.setattr(module, name, value)
+        trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60))))
+def test_spans_are_a_set_of_offsets(ranges):
+    """Compared with one."""
+    spans, reference = Spans(), set[int]()
+    for start, end in ranges:
+        spans.add(start, end)
+        reference |= set(range(start, end))
+        assert {o for a, b in spans.gaps(0, 70) for o in range(a, b)} == set(range(70)) - reference
+        for offset in range(70):
+            assert spans.next_gap(offset) == min(set(range(offset, 200)) - reference)
+            assert spans.covers(offset, offset + 3) == ({offset, offset + 1, offset + 2} <= reference)
