@@ -22,7 +22,7 @@ LIMIT = 300.0
 def environment(home: Path, **more: str) -> dict[str, str]:
     """The environment of a user with nothing set up: no profile, no login, a home of their own."""
     kept = {key: os.environ[key] for key in ("PATH", "LANG", "LC_ALL", "TMPDIR") if key in os.environ}
-    return {**kept, "HOME": str(home), "PATH": f"{SCRIPTS}:{kept.get('PATH', '')}", "PYTHONWARNINGS": "error", **more}
+    return {**kept, "HOME": str(home), "PATH": f"{SCRIPTS}:{kept.get('PATH', '')}", **more}
 
 
 def run(*command: str | Path, env: Mapping[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -179,8 +178,6 @@ def _log_to(arguments: argparse.Namespace) -> None:
     # httpcore logs the headers of replies, and with them session IDs, which no log may hold.
     logging.getLogger("httpcore").setLevel(logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.DEBUG if level == "DEBUG" else logging.WARNING)
-    logging.captureWarnings(True)
-    warnings.simplefilter("default")
 
 
 def _file_system(mountpoint: Path) -> str:

@@ -1,6 +1,7 @@
 """SESSION/: scans, resources, assessors and reconstructions. Listing a session asks nothing: the four always exist."""
 
 from collections.abc import Iterable
+from html import unescape
 
 from xnatfs.errors import BadReply, NotFound
 from xnatfs.models import Assessor, Experiment, Resource, Scan
@@ -71,7 +72,7 @@ class ScansDir(_PartsDir):
             if self.session.is_imaging():
                 raise
             return Children({})  # servers answer 404 or 500 for what cannot have scans
-        named = assign(listing.rows, lambda row: row.id, lambda row: row.id)
+        named = assign(listing.rows, lambda row: unescape(row.id), lambda row: row.id)
         nodes = {name: ScanDir(self, name, row) for name, row in named.items()}
         return Children(nodes, listing.expires)
 
@@ -150,7 +151,7 @@ class ReconstructionsDir(_PartsDir):
     async def load(self) -> Children:
         listing: Listing[Resource] = await self.site.resources(self.session.item, True)
         ids = sorted({row.cat_id for row in listing.rows if row.category == "reconstructions"})
-        named = assign(ids, lambda cat_id: cat_id, lambda cat_id: cat_id)
+        named = assign(ids, unescape, lambda cat_id: cat_id)
         nodes = {name: ReconstructionDir(self, name, cat_id) for name, cat_id in named.items()}
         return Children(nodes, listing.expires)
 

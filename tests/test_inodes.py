@@ -1,0 +1,93 @@
+"""Inode numbers and lookup counts."""
+
+from typing import cast
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xnatfs.fuse.inodes import ROOT, Inodes
+from xnatfs.site import Site
+from xnatfs.tree.node import Dir, Node
+
+SITE = cast(Site, None)  # nodes are asked for nothing here
+
+
+class Version(Node):
+    """A file of which there are several versions."""
+
+    __slots__ = ("version",)
+
+    def __init__(self, parent: Dir, name: str, version: int) -> None:
+        super().__init__(SITE, parent, name)
+        self.version = version
+
+    @property
+    def identity(self) -> object:
+        return (self.path, self.version)
+
+    def inode_hint(self) -> int:
+        return 1000 + len(self.name)
+
+
+def root() -> Dir:
+    return Dir(SITE, None, "")
+
+
+def test_the_same_identity_keeps_its_number_and_the_newest_node_serves_it():
+    top = root()
+    inodes = Inodes(top)
+    old, new = Version(top, "a", 1), Version(top, "a", 1)
+    assert inodes.look_up(old) == inodes.look_up(new)
+    assert inodes[inodes.number(new)] is new
+
+
+def test_a_new_version_is_a_new_number():
+    top = root()
+    inodes = Inodes(top)
+    assert inodes.look_up(Version(top, "a", 1)) != inodes.look_up(Version(top, "a", 2))
+
+
+def test_two_that_want_one_number_are_told_apart():
+    top = root()
+    inodes = Inodes(top)
+    assert {inodes.look_up(Version(top, name, 1)) for name in "abc"} == {1001, 1002, 1003}
+
+
+def test_a_number_is_free_after_the_last_reference_and_then_the_same_again():
+    top = root()
+    inodes = Inodes(top)
+    inode = inodes.look_up(Version(top, "a", 1))
+    inodes.look_up(Version(top, "a", 1))
+    inodes.forget(inode, 1)
+    assert len(inodes) == 2
+    inodes.forget(inode, 1)
+    assert len(inodes) == 1
+    assert inodes.look_up(Version(top, "a", 1)) == inode
+
+
+def test_the_root_is_never_forgotten():
+    inodes = Inodes(root())
+    inodes.forget(ROOT, 1000)
+    assert inodes[ROOT].path == ()
+
+
+def test_numbers_are_the_same_in_every_mount():
+    one, other = Inodes(root()), Inodes(root())
+    names = [Dir(SITE, root(), f"directory {n}") for n in range(100)]
+    assert [one.look_up(node) for node in names] == [other.look_up(node) for node in reversed(names)][::-1]
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 2), st.booleans())))
+def test_what_the_kernel_knows_is_what_is_kept(steps):
+    top = root()
+    inodes, references = Inodes(top), dict[int, int]()
+    for name, version, forgotten in steps:
+        if forgotten and references:
+            inode, count = references.popitem()
+            inodes.forget(inode, count)
+        else:
+            inode = inodes.look_up(Version(top, name, version))
+            references[inode] = references.get(inode, 0) + 1
+        for inode in references:
+            assert inodes[inode] is not None
+        assert len(inodes) == len(references) + 1

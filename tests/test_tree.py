@@ -1,0 +1,381 @@
+"""The tree over servers that answer oddly: what is shown, what is asked, what is raised."""
+
+import io
+import tarfile
+
+import httpx
+import pytest
+import trio
+
+from tests.scripted import Scripted, opened, resource, session
+from xnatfs.errors import BadReply, Denied, NotFound, Stale
+from xnatfs.site import Site
+from xnatfs.tree import Root
+from xnatfs.tree.node import Dir, File, Link, Node
+
+
+@pytest.fixture
+def server() -> Scripted:
+    return Scripted()
+
+
+async def find(site: Site, path: str) -> Node:
+    node: Node = Root(site)
+    for name in path.split("/") if path else []:
+        assert isinstance(node, Dir)
+        node = await node.child(name)
+    return node
+
+
+async def names(site: Site, path: str) -> list[str]:
+    node = await find(site, path)
+    assert isinstance(node, Dir)
+    return list((await node.children()).nodes)
+
+
+async def content(site: Site, path: str) -> bytes:
+    node = await find(site, path)
+    assert isinstance(node, File)
+    blob = await node.open()
+    try:
+        return await blob.read(0, blob.size + 1)
+    finally:
+        blob.close()
+
+
+async def read(site: Site, path: str) -> bytes:
+    """As the kernel does it: looked up and opened once more where it is stale."""
+    try:
+        return await content(site, path)
+    except Stale:
+        return await content(site, path)
+
+
+SCAN = "projects/P/S/E/scans/1"
+
+
+# -- what is shown ---------------------------------------------------------------------------------------------
+
+
+async def test_a_session_is_listed_without_a_request(server, tmp_path):
+    async with opened(server, tmp_path) as site:
+        await names(site, "projects/P/S")
+        server.forget_requests()
+        assert await names(site, "projects/P/S/E") == ["scans", "resources", "assessors", "reconstructions"]
+    assert server.asked == []
+
+
+async def test_a_session_shows_though_its_subject_is_not_listed(server, tmp_path):
+    server.lists["projects/P/experiments"] = [session("X_E2", "E2", "X_S9", subject_label="FOREIGN")]
+    async with opened(server, tmp_path) as site:
+        assert await names(site, "projects/P") == ["resources", "FOREIGN", "S"]
+        assert await names(site, "projects/P/FOREIGN") == ["resources", "E2"]
+
+
+async def test_labels_equal_to_reserved_names_give_way(server, tmp_path):
+    server.lists["projects/P/subjects"] = [{"ID": "X_S1", "label": "resources", "project": "P"}]
+    server.lists["projects/P/experiments"] = [session("X_E1", "resources")]
+    async with opened(server, tmp_path) as site:
+        assert await names(site, "projects/P") == ["resources", "resources~X_S1"]
+        assert await names(site, "projects/P/resources~X_S1") == ["resources", "resources~X_E1"]
+
+
+async def test_accession_ids_are_found_but_not_listed(server, tmp_path):
+    async with opened(server, tmp_path) as site:
+        assert await names(site, "projects/P/X_S1/X_E1/scans") == ["1"]
+        assert "X_S1" not in await names(site, "projects/P")
+
+
+async def test_two_resources_with_one_label_and_one_without(server, tmp_path):
+    rows = [resource("10", "A", cat_id="1"), resource("9", "A", cat_id="1"), resource("8", "", cat_id="1")]
+    server.lists["experiments/X_E1/resources"] = rows
+    async with opened(server, tmp_path) as site:
+        assert sorted(await names(site, SCAN)) == ["A", "A~10", "~8"]
+
+
+async def test_resources_are_shown_where_they_hang(server, tmp_path):
+    server.lists["experiments/X_E1/assessors"] = [{"ID": "X_E9", "label": "QC"}]
+    server.lists["experiments/X_E1/resources"] = [
+        resource("1", "OWN", "resources", "X_E1"),
+        resource("2", "OUT", "assessors", "X_E9"),
+        resource("3", "REC", "reconstructions", "r&amp;1"),
+    ]
+    async with opened(server, tmp_path) as site:
+        assert await names(site, "projects/P/S/E/resources") == ["OWN"]
+        assert await names(site, "projects/P/S/E/assessors/QC") == ["OUT"]
+        assert await names(site, "projects/P/S/E/assessors/X_E9") == ["OUT"]
+        assert await names(site, "projects/P/S/E/reconstructions") == ["r&1"]
+        assert await names(site, SCAN) == []
+
+
+@pytest.mark.parametrize("status", [404, 500])
+async def test_what_is_no_imaging_session_has_empty_parts(server, tmp_path, status, autojump_clock):
+    server.lists["projects/P/experiments"] = [session("X_E1", "E", xsiType="xnat:subjectVariablesData")]
+    server.lists["experiments/X_E1/scans"] = server.lists["experiments/X_E1/assessors"] = status
+    async with opened(server, tmp_path) as site:
+        assert await names(site, "projects/P/S/E/scans") == []
+        assert await names(site, "projects/P/S/E/assessors") == []
+
+
+async def test_an_imaging_session_whose_scans_cannot_be_listed_is_an_error(server, tmp_path, autojump_clock):
+    server.lists["experiments/X_E1/scans"] = 500
+    async with opened(server, tmp_path) as site:
+        with pytest.raises(BadReply):
+            await names(site, "projects/P/S/E/scans")
+
+
+async def test_a_protected_project_can_be_seen_and_not_entered(server, tmp_path):
+    server.lists["projects/P/subjects"] = 403
+    server.lists["projects/P/resources"] = [resource("1", "PAPER", "resources")]
+    async with opened(server, tmp_path) as site:
+        assert await names(site, "projects") == ["P"]
+        with pytest.raises(Denied):
+            await names(site, "projects/P")
+        assert await names(site, "projects/P/resources") == ["PAPER"]
+
+
+async def test_a_file_that_is_a_folder_too(server, tmp_path):
+    server.add("a", b"file")
+    server.add("a/b", b"below")
+    async with opened(server, tmp_path) as site:
+        assert sorted(await names(site, f"{SCAN}/DICOM")) == ["a", "a~file"]
+        assert await content(site, f"{SCAN}/DICOM/a~file") == b"file"
+        assert await content(site, f"{SCAN}/DICOM/a/b") == b"below"
+
+
+async def test_a_path_is_found_by_its_raw_name_too(server, tmp_path):
+    server.add("a%2Fb", b"x")
+    async with opened(server, tmp_path) as site:
+        assert await names(site, f"{SCAN}/DICOM") == ["a%252Fb"]
+        assert (await find(site, f"{SCAN}/DICOM/a%2Fb")).name == "a%252Fb"
+
+
+# -- links -----------------------------------------------------------------------------------------------------
+
+
+async def test_links_show_what_listings_have_told(server, tmp_path):
+    async with opened(server, tmp_path) as site:
+        assert await names(site, "experiments") == []
+        await names(site, "projects/P")
+        assert await names(site, "experiments") == ["X_E1"]
+        link = await find(site, "experiments/X_E1")
+        assert isinstance(link, Link)
+        assert link.target == "../projects/P/S/E"
+    assert len(server.asked) == 3
+
+
+def document(**fields: str) -> httpx.Response:
+    return httpx.Response(200, json={"items": [{"data_fields": fields, "children": []}]})
+
+
+async def test_any_accession_id_resolves(server, tmp_path):
+    server.answers["experiments/X_E1"] = lambda r: document(ID="X_E1", project="P")
+    server.answers["experiments/X_E9"] = lambda r: document(ID="X_E9", project="P", imageSession_ID="X_E1")
+    server.answers["subjects/X_S1"] = lambda r: document(ID="X_S1", project="P")
+    server.lists["experiments/X_E1/assessors"] = [{"ID": "X_E9", "label": "QC"}]
+    async with opened(server, tmp_path) as site:
+        targets = [await find(site, path) for path in ("experiments/X_E9", "experiments/X_E1", "subjects/X_S1")]
+        with pytest.raises(NotFound):
+            await find(site, "experiments/NOBODY")
+    assert [link.target for link in targets if isinstance(link, Link)] == [
+        "../projects/P/S/E/assessors/QC",
+        "../projects/P/S/E",
+        "../projects/P/S",
+    ]
+
+
+async def test_a_shared_session_links_to_its_owner(server, tmp_path):
+    server.lists["projects"] = [{"ID": "P"}, {"ID": "P2"}]
+    server.lists["projects/P2/subjects"] = [{"ID": "X_S1", "label": "SX", "project": "P"}]
+    server.lists["projects/P2/experiments"] = [session("X_E1", "EX")]
+    server.answers["experiments/X_E1"] = lambda r: document(ID="X_E1", project="P")
+    async with opened(server, tmp_path) as site:
+        await names(site, "projects/P2")
+        link = await find(site, "experiments/X_E1")
+        assert isinstance(link, Link)
+        assert link.target == "../projects/P/S/E"
+
+
+# -- what is asked ---------------------------------------------------------------------------------------------
+
+
+async def test_a_session_costs_four_requests(server, tmp_path):
+    server.add("a", b"1")
+    server.add("b/c", b"2")
+    async with opened(server, tmp_path) as site:
+        await names(site, "projects/P/S")
+        server.forget_requests()
+        for _ in range(2):
+            for part in ("scans", "assessors", "resources", "reconstructions", "scans/1", "scans/1/DICOM"):
+                await names(site, f"projects/P/S/E/{part}")
+    assert sorted(server.asked) == [
+        "GET experiments/X_E1/assessors",
+        "GET experiments/X_E1/files",
+        "GET experiments/X_E1/resources",
+        "GET experiments/X_E1/scans",
+    ]
+
+
+async def test_nothing_is_older_than_the_ttl(server, tmp_path, autojump_clock):
+    async with opened(server, tmp_path) as site:
+        await names(site, "projects/P")
+        await trio.sleep(59)
+        assert await names(site, "projects/P/S") == ["resources", "E"]
+        server.lists["projects/P/experiments"] = []
+        await trio.sleep(2)
+        assert await names(site, "projects/P/S") == ["resources"]
+
+
+async def test_a_size_the_listing_lacks_costs_one_head(server, tmp_path):
+    server.add("a", b"12345", size="")
+    async with opened(server, tmp_path) as site:
+        for _ in range(3):
+            node = await find(site, f"{SCAN}/DICOM/a")
+            assert isinstance(node, File)
+            assert await node.size() == 5
+        assert await content(site, f"{SCAN}/DICOM/a") == b"12345"
+    assert [line for line in server.asked if line.startswith("HEAD")] == ["HEAD experiments/X_E1/resources/7/files/a"]
+
+
+# -- wrong listings --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("listed", ["3", "300", ""])
+@pytest.mark.parametrize("digest", [None, ""])
+async def test_a_wrong_size_is_corrected_when_the_file_is_opened(server, tmp_path, listed, digest):
+    server.add("a", b"12345", size=listed, digest=digest)
+    async with opened(server, tmp_path) as site:
+        before = await find(site, f"{SCAN}/DICOM/a")
+        if listed:
+            with pytest.raises(Stale):
+                await content(site, f"{SCAN}/DICOM/a")
+        assert await content(site, f"{SCAN}/DICOM/a") == b"12345"
+        after = await find(site, f"{SCAN}/DICOM/a")
+        assert isinstance(after, File)
+        assert await after.size() == 5
+        if listed:
+            assert after.identity != before.identity
+    assert server.asked.count("GET experiments/X_E1/resources/7/files/a") == 1
+
+
+async def test_a_corrected_size_outlives_the_listing(server, tmp_path, autojump_clock):
+    server.add("a", b"12345", size="3")
+    async with opened(server, tmp_path) as site:
+        assert await read(site, f"{SCAN}/DICOM/a") == b"12345"
+        await trio.sleep(100)
+        assert await content(site, f"{SCAN}/DICOM/a") == b"12345"
+
+
+async def test_bytes_that_disagree_with_the_digest_are_an_error(server, tmp_path):
+    server.add("a", b"12345", digest="0" * 32)
+    async with opened(server, tmp_path) as site:
+        with pytest.raises(BadReply, match="MD5"):
+            await content(site, f"{SCAN}/DICOM/a")
+
+
+async def test_a_listed_file_that_the_server_has_lost_is_an_error(server, tmp_path):
+    server.add("a", b"12345")
+    server.files.clear()
+    async with opened(server, tmp_path) as site:
+        with pytest.raises(BadReply, match="has lost it"):
+            await content(site, f"{SCAN}/DICOM/a")
+
+
+async def test_a_file_that_was_deleted_meanwhile_is_not_found(server, tmp_path, autojump_clock):
+    server.add("a", b"12345")
+    async with opened(server, tmp_path) as site:
+        await names(site, f"{SCAN}/DICOM")
+        await trio.sleep(30)
+        server.files.clear()
+        server.lists["experiments/X_E1/files"] = []
+        with pytest.raises(NotFound):
+            await content(site, f"{SCAN}/DICOM/a")
+
+
+async def test_a_forbidden_file_is_denied(server, tmp_path):
+    server.add("a", b"12345")
+    server.answers["experiments/X_E1/resources/7/files/a"] = lambda r: httpx.Response(403)
+    async with opened(server, tmp_path) as site:
+        with pytest.raises(Denied):
+            await content(site, f"{SCAN}/DICOM/a")
+
+
+async def test_one_broken_catalogue_spoils_only_its_own_resource(server, tmp_path):
+    server.lists["experiments/X_E1/resources"] = [
+        resource("7", "DICOM", cat_id="1"),
+        resource("8", "BROKEN", cat_id="1"),
+    ]
+    server.add("a", b"12345")
+    rows = server.lists["experiments/X_E1/files"]
+    server.lists["experiments/X_E1/files"] = 404
+    server.lists["experiments/X_E1/resources/7/files"] = rows
+    async with opened(server, tmp_path) as site:
+        assert await names(site, f"{SCAN}/DICOM") == ["a"]
+        with pytest.raises(BadReply, match="cannot read the catalogue of resource 8"):
+            await names(site, f"{SCAN}/BROKEN")
+
+
+# -- names that no URL can carry -------------------------------------------------------------------------------
+
+
+def tar(files: dict[str, bytes]) -> bytes:
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as archive:
+        for name, data in files.items():
+            info = tarfile.TarInfo(f"E/scans/1-T1/resources/DICOM/files/{name}")
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return made.getvalue()
+
+
+@pytest.mark.parametrize(("path", "member"), [("100%;x", "100%;x"), ("a\\b", "a/b"), ("ä%", "?%")])
+async def test_such_a_file_is_taken_out_of_the_archive(server, tmp_path, path, member):
+    server.add(path, b"12345")
+    server.answers["experiments/X_E1/resources/7/files"] = lambda r: httpx.Response(
+        200, content=tar({"other": b"other", member: b"12345"})
+    )
+    async with opened(server, tmp_path) as site:
+        assert await content(site, f"{SCAN}/DICOM/{path}") == b"12345"
+
+
+async def test_where_the_archive_fails_it_is_asked_for_by_number(server, tmp_path):
+    server.add("other", b"other")
+    server.add("100%", b"12345")
+    listed = server.lists["experiments/X_E1/files"]
+
+    def files(request: httpx.Request) -> httpx.Response:
+        if request.url.params.get("index") == "1":
+            return httpx.Response(200, content=b"12345")
+        return httpx.Response(200, json={"ResultSet": {"Result": listed}})
+
+    server.answers["experiments/X_E1/scans/1/files"] = files
+    async with opened(server, tmp_path) as site:
+        assert await content(site, f"{SCAN}/DICOM/100%") == b"12345"
+
+
+async def test_where_nothing_helps_it_is_said_why(server, tmp_path):
+    server.add("100%", b"12345")
+    async with opened(server, tmp_path) as site:
+        with pytest.raises(BadReply, match="cannot be asked for by name, its archive fails .* and its number"):
+            await content(site, f"{SCAN}/DICOM/100%")
+
+
+# -- facts -----------------------------------------------------------------------------------------------------
+
+
+async def test_facts_of_the_server_are_attributes(server, tmp_path):
+    server.lists["experiments/X_E1/scans"] = [{"ID": "1", "type": "T1&amp;T2", "quality": "usable"}]
+    server.add("a", b"12345")
+    async with opened(server, tmp_path) as site:
+        scan = await find(site, SCAN)
+        assert scan.xattrs()["type"] == "T1&T2"
+        assert scan.xattrs()["quality"] == "usable"
+        file = await find(site, f"{SCAN}/DICOM/a")
+        assert len(file.xattrs()["digest"]) == 32
+
+
+async def test_times_are_the_sessions_else_those_of_what_it_is_in(server, tmp_path):
+    async with opened(server, tmp_path) as site:
+        subject = await find(site, "projects/P/S")
+        assert (await find(site, SCAN)).modified() == subject.modified() == 1704164645.0
+        assert (await find(site, "projects/P")).modified() == site.opened_at
