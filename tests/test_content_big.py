@@ -412,10 +412,11 @@ async def test_what_has_come_is_used_by_a_later_open(tmp_path, autojump_clock):
     assert await is_kept(tmp_path, version(BIG))
 
 
-async def test_without_ranges_a_later_open_starts_over_but_serves_what_is_there(tmp_path, autojump_clock):
-    """The same bytes again are passed over."""
+@pytest.mark.parametrize("known", [True, False])
+async def test_without_ranges_a_later_open_starts_over_but_serves_what_is_there(tmp_path, autojump_clock, known):
+    """The same bytes again are passed over; the same if the lack of ranges shows only now."""
     source = stalled(3 * MiB, ranged=False)
-    source.seekable = False
+    source.seekable = not known
     async with open_cache(tmp_path, LIMIT) as cache:
         blob = await cache.open(version(BIG), source)
         assert await blob.read(3 * MiB - 10, 10) == BIG[3 * MiB - 10 : 3 * MiB]
@@ -427,7 +428,7 @@ async def test_without_ranges_a_later_open_starts_over_but_serves_what_is_there(
         assert source.starts == [0]
         assert await blob.read(0, END) == BIG
         blob.close()
-    assert source.starts == [0, 0]
+    assert source.starts == [0, 0 if known else 3 * MiB]
     assert await is_kept(tmp_path, version(BIG))
 
 

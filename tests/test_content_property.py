@@ -147,6 +147,7 @@ class Run:
 @given(server=servers, readers=st.lists(readers, max_size=4), strict=st.sampled_from([False, False, False, True]))
 @example(Server(60_000, pause=2.0), [Reader(0, ((59_999, 1), (0, 20_000)))], False)
 @example(Server(60_000, breaks=30_000), [Reader(0, ((0, 20_000), (50_000, 1)))], False)
+@example(Server(60_000, pause=2.0, ranged=False), [Reader(0, ((0, 1),)), Reader(20, ((0, 20_000),))], False)
 @example(Server(60_000, ranged=False, damaged=True), [Reader(0, ((50_000, 20_000),))], True)
 def test_a_read_returns_exactly_the_right_bytes_or_raises(server, readers, strict):
     """And what is kept afterwards is the file."""

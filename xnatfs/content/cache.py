@@ -8,7 +8,6 @@ Invariants:
 - All tasks run in the nursery of `open_cache`; no reader's fate is another's.
 """
 
-import hashlib
 import logging
 import os
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 import trio
 
 from xnatfs.content.blob import Blob
+from xnatfs.content.entry import Entry, identity
 from xnatfs.content.fill import Fill
 from xnatfs.content.index import Row
 from xnatfs.content.shelf import open_shelf
@@ -39,21 +39,6 @@ IDLE = 4
 IDLE_SECONDS = 600.0
 
 
-class _Entry:
-    """A file that is open, filling, or idle."""
-
-    __slots__ = ("blob", "checked", "fill", "ident", "left_at", "listed", "row")
-
-    def __init__(self, ident: bytes, version: Version, checked: float) -> None:
-        self.ident = ident
-        self.blob: Blob
-        self.fill: Fill | None = None
-        self.row: Row | None = None  # once it is whole
-        self.listed = version.size
-        self.checked = checked
-        self.left_at = 0.0
-
-
 class ContentCache:
     """File bytes by version. Made by `open_cache`."""
 
@@ -65,9 +50,9 @@ class ContentCache:
         self._nursery = nursery
         self._revalidate = revalidate
         self._strict = strict
-        self._live: dict[bytes, _Entry] = {}
-        self._entries: set[_Entry] = set()
-        self._idle: list[_Entry] = []
+        self._live: dict[bytes, Entry] = {}
+        self._entries: set[Entry] = set()
+        self._idle: list[Entry] = []
         self._trimming = False
         self._closed = False
 
@@ -83,10 +68,10 @@ class ContentCache:
 
     def has(self, version: Version) -> bool:
         """Would an open be answered without asking the server? Costs a point read."""
-        entry = self._live.get(_identity(version))
+        entry = self._live.get(identity(version))
         if entry is not None and self._current(entry, version):
             return entry.blob.complete
-        row = self._store.lookup(_identity(version))
+        row = self._store.lookup(identity(version))
         return row is not None and self._trusted(row, version)
 
     async def open(self, version: Version, source: Source) -> Blob:
@@ -94,7 +79,7 @@ class ContentCache:
 
         Raises what the source raises: NotFound, Denied, Unreachable and so on.
         """
-        ident = _identity(version)
+        ident = identity(version)
         entry = self._live.get(ident)
         if entry is not None and self._current(entry, version):
             self._join(entry, source)
@@ -121,7 +106,7 @@ class ContentCache:
 
     # Which entry.
 
-    def _current(self, entry: _Entry, version: Version) -> bool:
+    def _current(self, entry: Entry, version: Version) -> bool:
         if version.digest:
             return True
         return version.size in (entry.listed, entry.blob.size) and self._fresh(entry.checked)
@@ -133,7 +118,7 @@ class ContentCache:
     def _fresh(self, checked: float) -> bool:
         return 0 <= self.clock() - checked < self._revalidate
 
-    def _join(self, entry: _Entry, source: Source) -> None:
+    def _join(self, entry: Entry, source: Source) -> None:
         self.stats.hits += 1
         entry.blob.users += 1
         if entry.fill is not None:
@@ -141,7 +126,7 @@ class ContentCache:
             if entry in self._idle:
                 self._idle.remove(entry)
 
-    def _begin(self, ident: bytes, version: Version, source: Source) -> _Entry:
+    def _begin(self, ident: bytes, version: Version, source: Source) -> Entry:
         kept = self._kept(ident)
         if kept is not None and self._trusted(kept[0], version):
             row, fd = kept
@@ -178,8 +163,8 @@ class ContentCache:
         fd = self._store.open(row) if row is not None else None
         return (row, fd) if row is not None and fd is not None else None
 
-    def _enter(self, ident: bytes, version: Version, checked: float) -> _Entry:
-        entry = _Entry(ident, version, checked)
+    def _enter(self, ident: bytes, version: Version, checked: float) -> Entry:
+        entry = Entry(ident, version, checked)
         entry.blob = Blob(version.key, partial(self._left, entry))
         entry.blob.users = 1
         old = self._live.get(ident)
@@ -191,7 +176,7 @@ class ContentCache:
 
     # What becomes of it.
 
-    def _row(self, entry: _Entry, fill: Fill) -> Row | None:
+    def _row(self, entry: Entry, fill: Fill) -> Row | None:
         # Asked for when a fill has been verified or renewed.
         now = entry.checked = self.clock()
         if fill.renewed:
@@ -203,7 +188,7 @@ class ContentCache:
         entry.row = Row(entry.ident, key, entry.listed, entry.blob.size, fill.modified, now, now, "")
         return entry.row
 
-    def _changed(self, entry: _Entry) -> None:
+    def _changed(self, entry: Entry) -> None:
         # A fill has failed, or nothing of it runs any more.
         failure = entry.blob.failure
         if failure is not None and self._forget(entry) and isinstance(failure, BadReply):
@@ -212,13 +197,13 @@ class ContentCache:
         if not entry.blob.users:
             self._left(entry)
 
-    def _forget(self, entry: _Entry) -> bool:
+    def _forget(self, entry: Entry) -> bool:
         if self._live.get(entry.ident) is not entry:
             return False
         del self._live[entry.ident]
         return True
 
-    def _left(self, entry: _Entry) -> None:
+    def _left(self, entry: Entry) -> None:
         # Nobody has it open.
         blob, fill = entry.blob, entry.fill
         if self._closed or entry not in self._entries:
@@ -241,7 +226,7 @@ class ContentCache:
         while self._idle and self._store.total() + size > self._store.limit:
             self._dispose(self._idle[0])
 
-    def _dispose(self, entry: _Entry) -> None:
+    def _dispose(self, entry: Entry) -> None:
         self._forget(entry)
         self._entries.discard(entry)
         if entry in self._idle:
@@ -283,12 +268,6 @@ class ContentCache:
             if entry.blob.failure is None:
                 entry.blob.fail(CacheError(f"{entry.blob.key}: the cache has been closed"))
         await self._store.close()
-
-
-def _identity(version: Version) -> bytes:
-    # Hashed: one length, and fit for a file name.
-    text = f"{version.key}\0{version.digest}"
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
 @asynccontextmanager

@@ -1,0 +1,29 @@
+"""A file that is open, filling, or idle: what the cache remembers of it besides its bytes."""
+
+import hashlib
+
+from xnatfs.content.blob import Blob
+from xnatfs.content.fill import Fill
+from xnatfs.content.index import Row
+from xnatfs.content.source import Version
+
+
+class Entry:
+    """One version of one file."""
+
+    __slots__ = ("blob", "checked", "fill", "ident", "left_at", "listed", "row")
+
+    def __init__(self, ident: bytes, version: Version, checked: float) -> None:
+        self.ident = ident
+        self.blob: Blob
+        self.fill: Fill | None = None
+        self.row: Row | None = None  # once it is whole
+        self.listed = version.size
+        self.checked = checked
+        self.left_at = 0.0
+
+
+def identity(version: Version) -> bytes:
+    """What makes two opens the same file. Hashed: of one length, and fit for a file name."""
+    text = f"{version.key}\0{version.digest}"
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
