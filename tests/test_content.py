@@ -20,7 +20,7 @@ from tests.test_content_fakes import (
     until,
     version,
 )
-from xnatfs.content import Body, Version, open_cache
+from xnatfs.content import Blob, Body, Version, open_cache
 from xnatfs.errors import BadReply, CacheError, NotFound, Unreachable
 
 # Small files.
@@ -307,8 +307,28 @@ async def test_leaving_ends_everything(tmp_path, autojump_clock):
         with pytest.raises(CacheError, match="closed"):
             await blob.read(0, 10)
         blob.close()
+    with pytest.raises(CacheError, match="closed"):
+        await cache.open(version(SMALL), source)
     assert source.running == 0
     assert list((tmp_path / "partial").iterdir()) == []
+
+
+async def test_a_reader_that_waits_while_the_cache_is_left_is_told(tmp_path, autojump_clock):
+    """It is a task of somebody else, and may not hang."""
+    source = FakeSource(SMALL)
+    source.stalls[0] = trio.Event()
+    told = []
+
+    async def reader(blob: Blob) -> None:
+        with pytest.raises(CacheError, match="closed"):
+            await blob.read(0, 10)
+        blob.close()
+        told.append(True)
+
+    async with trio.open_nursery() as nursery, open_cache(tmp_path, LIMIT) as cache:
+        nursery.start_soon(reader, await cache.open(version(SMALL), source))
+        await trio.testing.wait_all_tasks_blocked()
+    assert told == [True]
 
 
 # Identity.

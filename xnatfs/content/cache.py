@@ -79,6 +79,8 @@ class ContentCache:
 
         Raises what the source raises: NotFound, Denied, Unreachable and so on.
         """
+        if self._closed:
+            raise CacheError(f"{version.key}: the cache has been closed")
         ident = identity(version)
         entry = self._live.get(ident)
         if entry is not None and self._current(entry, version):
@@ -231,12 +233,8 @@ class ContentCache:
         self._entries.discard(entry)
         if entry in self._idle:
             self._idle.remove(entry)
-        part = entry.fill.intake.partial if entry.fill is not None else None
-        if part is not None and not part.kept:
+        if (part := entry.release()) is not None:
             self._nursery.start_soon(self._store.discard, part)
-        elif entry.blob.fd >= 0:
-            os.close(entry.blob.fd)
-        entry.blob.fd = -1
         if self._store.crowded and not self._trimming:
             self._trimming = True
             self._nursery.start_soon(self._trim)
@@ -254,19 +252,17 @@ class ContentCache:
                 self._dispose(self._idle[0])
             await self._store.flush()
 
-    async def _close(self) -> None:
-        # After all tasks have ended.
+    def _shut(self) -> None:
+        # Before the tasks are cancelled: from here on nothing is started, and readers are told.
         self._closed = True
         for entry in self._entries:
-            part = None
-            if entry.fill is not None:
-                entry.fill.drop_kept()
-                part = entry.fill.intake.partial
-            if entry.blob.fd >= 0 and (part is None or part.kept):
-                os.close(entry.blob.fd)
-            entry.blob.fd = -1
             if entry.blob.failure is None:
                 entry.blob.fail(CacheError(f"{entry.blob.key}: the cache has been closed"))
+
+    async def _close(self) -> None:
+        # After all tasks have ended.
+        for entry in self._entries:
+            entry.release()  # the store removes the partials
         await self._store.close()
 
 
@@ -289,6 +285,8 @@ async def open_cache(
                 yield cache
             except Exception as exc:
                 raised = exc  # past the nursery, which would wrap it in a group
+            finally:
+                cache._shut()
             nursery.cancel_scope.cancel()
     finally:
         with trio.CancelScope(shield=True):

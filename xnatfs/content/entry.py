@@ -1,11 +1,13 @@
 """A file that is open, filling, or idle: what the cache remembers of it besides its bytes."""
 
 import hashlib
+import os
 
 from xnatfs.content.blob import Blob
 from xnatfs.content.fill import Fill
 from xnatfs.content.index import Row
 from xnatfs.content.source import Version
+from xnatfs.content.store import Partial
 
 
 class Entry:
@@ -21,6 +23,19 @@ class Entry:
         self.listed = version.size
         self.checked = checked
         self.left_at = 0.0
+
+    def release(self) -> Partial | None:
+        """Close the file, unless it is a partial: then it is the caller's to discard."""
+        part = None
+        if self.fill is not None:
+            self.fill.drop_kept()
+            part = self.fill.intake.partial
+        fd, self.blob.fd = self.blob.fd, -1
+        if part is not None and not part.kept:
+            return part
+        if fd >= 0:
+            os.close(fd)
+        return None
 
 
 def identity(version: Version) -> bytes:
