@@ -1,0 +1,73 @@
+"""The demo server in this process, on a real socket, and what tests want to know of it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from xnatfs.demo.app import DemoXnat, Record
+from xnatfs.demo.content import BIG_PROJECT, PASSWORDS, DemoArchive
+from xnatfs.demo.folder import publish
+from xnatfs.demo.manifest import ManifestEntry
+from xnatfs.demo.server import serve
+
+USER = "demo-owner"
+
+
+@dataclass
+class Demo:
+    """A demo that is served."""
+
+    url: str
+    app: DemoXnat
+    archive: DemoArchive
+    big_project: str = BIG_PROJECT
+    login: dict[str, str] = field(default_factory=lambda: {"user": USER, "password": PASSWORDS[USER]})
+
+    def __post_init__(self) -> None:
+        self.manifest: list[ManifestEntry] = self.archive.manifest(USER)
+
+    @property
+    def planted_warnings(self) -> list[str]:
+        """What a log must say when everything is read: of each file that cannot be."""
+        return ["but has lost it", "its MD5 is"]
+
+    def requests(self) -> list[Record]:
+        """What was asked but for the session itself."""
+        return [record for record in self.app.requests if not record.path.endswith("/JSESSION")]
+
+    def asked(self) -> list[str]:
+        return [f"{record.method} {record.path}" for record in self.requests()]
+
+    def forget_requests(self) -> None:
+        self.app.requests.clear()
+
+    def logins(self) -> int:
+        """Logins since the requests were last forgotten, and the one that the mount began with."""
+        again = [r for r in self.app.requests if r.path.endswith("/JSESSION") and r.method == "POST"]
+        return 1 + len(again)
+
+    def sessions(self) -> int:
+        return self.app.sessions.alive(USER)
+
+    def sizeless(self, session: tuple[str, ...]) -> int:
+        """Files of one session that the catalogue states no size of."""
+        experiments = self.archive.experiments_in(session[1])
+        (found,) = [e for e, label in experiments if label == session[3] and not e.session]
+        resources = [r for s in found.scans for r in s.resources] + found.resources
+        return sum(entry.size == "" for r in resources for entry in r.entries)
+
+    def wrong_digest(self, entry: ManifestEntry) -> bool:
+        return entry.path[-1].startswith("wrong-digest")
+
+
+@contextmanager
+def serving(data: Path | None = None, **options: Any) -> Iterator[Demo]:
+    """The made-up archive, or a directory instead, on a loopback port."""
+    archive = DemoArchive(empty=data is not None)
+    if data is not None:
+        publish(archive, data, {USER: "Owners"})
+    app = DemoXnat(archive, **options)
+    with serve(app) as url:
+        yield Demo(url, app, archive)

@@ -1,0 +1,489 @@
+"""The demo archive, mounted for real and looked at by real programs.
+
+What must be seen is the demo's own manifest, written by hand beside what it plants.
+"""
+
+import os
+import pty
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.demos import Demo, serving
+from tests.mounting import SCRIPTS, Mount, daemons, end, environment, mounted_file_system, mounting, run
+
+pytestmark = pytest.mark.fuse
+
+XNATFS = SCRIPTS / "xnatfs"
+Path_ = tuple[str, ...]
+
+
+@pytest.fixture(scope="module")
+def demo() -> Iterator[Demo]:
+    with serving() as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def whole(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
+    """One mount for all who only look at the whole."""
+    with mounting(demo.url, tmp_path_factory.mktemp("whole"), **demo.login) as mount:
+        mount.expected_in_log += demo.planted_warnings
+        yield mount
+
+
+@pytest.fixture(scope="module")
+def seen(whole: Mount) -> dict[Path_, dict[str, Any]]:
+    """Everything, read; the second walk finds what the first one made known (links)."""
+    whole.walk()
+    return by_path(whole.walk(read=True))
+
+
+@pytest.fixture
+def mount(demo: Demo, tmp_path: Path) -> Iterator[Mount]:
+    """A mount that nobody has looked into yet, and a demo that nobody has asked yet."""
+    with mounting(demo.url, tmp_path, **demo.login) as fresh:
+        demo.forget_requests()
+        yield fresh
+
+
+def by_path(entries: list[dict[str, Any]]) -> dict[Path_, dict[str, Any]]:
+    found: dict[Path_, dict[str, Any]] = {}
+    for entry in entries:  # a directory that may not be read is there twice: seen, and an error
+        found.setdefault(tuple(entry["path"]), {}).update(entry)
+    return found
+
+
+
+# -- the whole archive -----------------------------------------------------------------------------------------
+
+
+def test_the_names_are_those_of_the_manifest(demo, seen):
+    assert {(path, entry.get("kind")) for path, entry in seen.items() if "kind" in entry} == {
+        (entry.path, entry.kind) for entry in demo.manifest
+    }
+
+
+def test_the_contents_are_those_of_the_manifest(demo, seen):
+    wanted = {e.path: e.md5 for e in demo.manifest if e.kind == "file" and not e.error}
+    assert {path: entry["md5"] for path, entry in seen.items() if "md5" in entry} == wanted
+
+
+def test_the_sizes_are_those_of_the_manifest_after_reading(demo, seen, whole):
+    again = by_path(whole.walk())
+    for entry in demo.manifest:
+        if entry.kind == "file" and not entry.error:
+            assert again[entry.path]["size"] == entry.size, entry.path
+            assert again[entry.path]["blocks"] == (entry.size + 511) // 512
+
+
+def test_the_times_are_those_of_the_manifest(demo, seen):
+    for entry in demo.manifest:
+        if entry.mtime is not None and entry.kind != "link":
+            assert seen[entry.path]["mtime"] == pytest.approx(entry.mtime, abs=1e-3), entry.path
+
+
+def test_the_links_are_those_of_the_manifest(demo, seen):
+    wanted = {e.path: e.target for e in demo.manifest if e.kind == "link"}
+    assert {path: entry["target"] for path, entry in seen.items() if entry.get("kind") == "link"} == wanted
+
+
+def test_the_errors_are_those_that_were_planted(demo, seen):
+    found = {(path, entry["error"]) for path, entry in seen.items() if entry.get("error")}
+    assert found == {(e.path, e.error) for e in demo.manifest if e.error}
+
+
+def test_modes_and_links_are_honest(seen):
+    assert {(e["kind"], e["mode"], e["nlink"]) for e in seen.values() if "mode" in e} == {
+        ("dir", 0o555, 1),
+        ("file", 0o444, 1),
+        ("link", 0o777, 1),
+    }
+
+
+def test_no_two_entries_share_an_inode(seen):
+    inodes = [entry["inode"] for entry in seen.values() if "inode" in entry]
+    assert len(set(inodes)) == len(inodes)
+
+
+# -- programs --------------------------------------------------------------------------------------------------
+
+
+def complaints(stderr: str) -> set[str]:
+    """The paths that a program complained about, from the mount's root."""
+    return {match for match in re.findall(r"projects/[^\n]*", stderr)}
+
+
+def planted(demo: Demo, *kinds: str) -> list[Path_]:
+    return sorted(entry.path for entry in demo.manifest if entry.error and entry.kind in kinds)
+
+
+LOOKING = {
+    "ls": ["ls", "-lR", "."],
+    "find": ["find", ".", "-ls"],
+    "du": ["du", "-ab", "."],
+    "tree": ["tree", "-a", "."],
+}
+
+
+@pytest.mark.parametrize("program", LOOKING)
+def test_looking_at_everything_complains_of_the_closed_project_alone(demo, whole, seen, program):
+    done = run(*LOOKING[program], cwd=whole.path, env={**os.environ, "LC_ALL": "C.UTF-8"})
+    messages = [line for line in done.stderr.splitlines() if line]
+    if program == "tree":  # says it in its output
+        messages = [line for line in done.stdout.splitlines() if "error opening dir" in line]
+    assert len(messages) == len(planted(demo, "dir")), messages
+    assert all("Permission denied" in line or program == "tree" for line in messages)
+
+
+def test_du_adds_up(demo, whole, seen):
+    done = run("du", "-ab", "projects", cwd=whole.path)
+    found = {line.partition("\t")[2]: int(line.partition("\t")[0]) for line in done.stdout.splitlines()}
+    for entry in demo.manifest:
+        if entry.kind == "file" and not entry.error and not any("\n" in name for name in entry.path):
+            assert found["/".join(entry.path)] == entry.size
+
+
+COPYING: dict[str, Callable[[Path, Path], list[str]]] = {
+    "cp": lambda source, target: ["cp", "-r", f"{source}/projects", f"{target}/"],
+    "rsync": lambda source, target: ["rsync", "-a", f"{source}/projects", f"{target}/"],
+    "tar": lambda source, target: ["sh", "-c", f"tar -C {source} -cf - projects | tar -C {target} -xf -"],
+}
+
+
+@pytest.mark.parametrize("program", COPYING)
+def test_a_copy_is_the_archive_less_what_cannot_be_read(demo, whole, tmp_path, program):
+    whole.walk("projects")
+    target = tmp_path / "copy"
+    target.mkdir()
+    done = run(*COPYING[program](whole.path, target), env={**os.environ, "LC_ALL": "C.UTF-8"})
+    copied = {tuple(e["path"]): e for e in walk_local(target)}
+    wanted = {e.path: e for e in demo.manifest if e.path[0] == "projects"}
+    assert {p: e["md5"] for p, e in copied.items() if "md5" in e and wanted[p].error is None} == {
+        p: e.md5 for p, e in wanted.items() if e.kind == "file" and not e.error
+    }
+    for path in planted(demo, "file"):
+        assert path[-1] in done.stderr or repr(path[-1])[1:-1] in done.stderr
+        assert path not in copied or copied[path]["md5"] != "whole", path
+    shutil.rmtree(target)
+
+
+def walk_local(root: Path) -> list[dict[str, Any]]:
+    import json
+
+    done = run(sys.executable, Path(__file__).with_name("walk.py"), "--read", root)
+    entries: list[dict[str, Any]] = json.loads(done.stdout)
+    run("chmod", "-R", "u+w", root)
+    return entries
+
+
+@pytest.mark.parametrize("program", [["md5sum"], ["grep", "-c", "no such text"]])
+def test_reading_everything_complains_of_what_was_planted_alone(demo, whole, seen, program):
+    done = run(
+        "sh",
+        "-c",
+        'find projects -type f -print0 2>/dev/null | xargs -0 "$@" >/dev/null',
+        "sh",
+        *program,
+        cwd=whole.path,
+        env={**os.environ, "LC_ALL": "C.UTF-8"},
+    )
+    messages = [line for line in done.stderr.splitlines() if "Input/output error" in line]
+    assert len(messages) == len(done.stderr.splitlines()) == len(planted(demo, "file")), done.stderr
+
+
+def test_a_mapped_file_is_the_file(demo, whole):
+    entry = max((e for e in demo.manifest if e.kind == "file" and not e.error), key=lambda e: e.size)
+    code = (
+        "import hashlib, mmap, sys\n"
+        "with open(sys.argv[1], 'rb') as f, mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ) as m:\n"
+        "    tail = m[-1000:]\n"
+        "    print(hashlib.md5(m[:]).hexdigest(), len(tail))\n"
+    )
+    done = run(sys.executable, "-c", code, whole.path.joinpath(*entry.path))
+    assert done.stdout.split() == [entry.md5, "1000"], done.stderr
+
+
+def test_nothing_can_be_changed(demo, whole):
+    file = whole.path.joinpath(*next(e.path for e in demo.manifest if e.kind == "file" and not e.error))
+    for command in (
+        ["touch", file.parent / "new"],
+        ["mkdir", file.parent / "new"],
+        ["rm", "-f", file],
+        ["mv", file, file.parent / "other"],
+        ["ln", "-s", "x", file.parent / "link"],
+        ["chmod", "600", file],
+        ["truncate", "-s", "0", file],
+        ["setfattr", "-n", "user.x", "-v", "1", file],
+        ["sh", "-c", f"echo x >> '{file}'"],
+    ):
+        done = run(*command)
+        assert "Read-only file system" in done.stderr, (command, done.stderr)
+
+
+def test_facts_are_extended_attributes(demo, whole):
+    scan = next(e.path for e in demo.manifest if len(e.path) == 6 and e.path[4] == "scans")
+    done = run("getfattr", "-d", "--absolute-names", whole.path.joinpath(*scan))
+    assert f'user.xnat.id="{scan[5]}"' in done.stdout
+
+
+# -- requests --------------------------------------------------------------------------------------------------
+
+
+def session_path(demo: Demo) -> Path_:
+    """A session with all four parts."""
+    return max(
+        (e.path for e in demo.manifest if len(e.path) == 4 and e.path[0] == "projects" and e.path[3] != "resources"),
+        key=lambda path: len({e.path[4] for e in demo.manifest if e.path[:4] == path and len(e.path) > 5}),
+    )
+
+
+def test_listing_projects_is_one_request(demo, mount):
+    run("ls", mount.path / "projects")
+    assert demo.asked() == ["GET /data/projects"]
+
+
+def test_a_session_is_four_requests_and_then_none(demo, mount):
+    path = session_path(demo)
+    run("ls", mount.path.joinpath(*path[:3]))
+    demo.forget_requests()
+    for expected in (4, 0):
+        run("ls", "-lR", mount.path.joinpath(*path))
+        listings = [line for line in demo.asked() if not line.startswith("HEAD ")]
+        heads = [line for line in demo.asked() if line.startswith("HEAD ")]
+        assert len(listings) == expected, listings
+        assert len(heads) == len(set(heads)) == (demo.sizeless(path) if expected else 0)
+        demo.forget_requests()
+
+
+def test_fifty_sessions_are_four_requests_each(demo, mount):
+    project = demo.big_project
+    run("ls", mount.path / "projects" / project)
+    demo.forget_requests()
+    done = run("find", mount.path / "projects" / project)
+    sessions = {e.path for e in demo.manifest if e.path[:2] == ("projects", project) and len(e.path) == 4}
+    sessions = {path for path in sessions if path[3] != "resources"}
+    assert len(sessions) >= 50
+    assert done.returncode == 0
+    below = [line for line in demo.asked() if "/experiments/" in line]
+    assert len(below) <= 4 * len(sessions)
+    # What is left are the resources of the project and of each subject, one request each.
+    subjects = {path[2] for path in sessions}
+    assert len(demo.asked()) <= 4 * len(sessions) + len(subjects) + 1
+
+
+def test_looking_at_everything_fetches_no_body(demo, mount):
+    run("ls", "-lR", mount.path)
+    mount.expected_in_log += demo.planted_warnings
+    assert [line for line in demo.asked() if re.search(r"^GET .*/files/.", line)] == []
+
+
+def test_ten_thousand_reads_are_one_login(demo, mount):
+    entry = max((e for e in demo.manifest if e.kind == "file" and not e.error), key=lambda e: e.size)
+    code = (
+        "import os, sys\n"
+        "fd = os.open(sys.argv[1], os.O_RDONLY)\n"
+        "for n in range(10000):\n"
+        "    os.pread(fd, 512, n * 997 % (os.fstat(fd).st_size - 512))\n"
+        "    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)\n"
+    )
+    assert run(sys.executable, "-c", code, mount.path.joinpath(*entry.path)).returncode == 0
+    assert demo.logins() == 1
+
+
+def test_a_file_is_downloaded_once_even_by_the_next_mount(demo, tmp_path):
+    entry = next(e for e in demo.manifest if e.kind == "file" and not e.error and e.size > 1000)
+    for _ in range(2):
+        with mounting(demo.url, tmp_path, **demo.login) as mount:
+            demo.forget_requests()
+            for _ in range(2):
+                done = run("md5sum", mount.path.joinpath(*entry.path))
+                assert done.stdout.split()[0].lstrip("\\") == entry.md5
+        bodies = [line for line in demo.asked() if re.search(r"^GET .*/files/.", line)]
+        demo.bodies.append(len(bodies))
+    assert demo.bodies[-2:] == [1, 0]
+
+
+# -- beginning and end -----------------------------------------------------------------------------------------
+
+
+def ended(path: Path, home: Path) -> bool:
+    """Whether a mount is gone and its process, too, within a generous while."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if not mounted_file_system(path) and not daemons(home):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.parametrize("how", ["fusermount3", "umount", "SIGTERM", "SIGINT"])
+def test_every_end_is_clean(demo, tmp_path, how):
+    home, path = tmp_path / "home", tmp_path / "mnt"
+    for made in (home, path):
+        made.mkdir()
+    env = environment(home, XNAT_USER=demo.login["user"], XNAT_PASS=demo.login["password"])
+    try:
+        assert run(XNATFS, "mount", "--url", demo.url, path, env=env).returncode == 0
+        assert os.listdir(path) != []
+        alive = demo.sessions()
+        if how.startswith("SIG"):
+            for process in daemons(home):
+                os.kill(process, getattr(signal, how))
+        else:
+            run(*{"fusermount3": ["fusermount3", "-u"], "umount": [XNATFS, "umount"]}[how], path, env=env)
+        assert ended(path, home)
+        assert os.listdir(path) == []
+        assert demo.sessions() == alive - 1
+    finally:
+        end(path, home)
+
+
+def test_the_daemon_holds_no_secret_where_others_could_read_it(demo, mount):
+    (process,) = daemons(mount.home)
+    proc = Path("/proc") / str(process)
+    password = demo.login["password"].encode()
+    assert password not in (proc / "cmdline").read_bytes()
+    assert password not in (proc / "environ").read_bytes()
+    log = mount.log_file.read_bytes()
+    assert password not in log
+    assert b"JSESSIONID" not in log
+    assert mount.log_file.stat().st_mode & 0o77 == 0
+
+
+def test_the_cache_is_private(mount):
+    run("md5sum", *list(mount.path.glob("projects/*/*/*/scans/*/*/*"))[:1])
+    modes = {path: path.stat().st_mode & 0o77 for path in (mount.home / ".cache").rglob("*")}
+    assert {path for path, mode in modes.items() if mode} == set()
+
+
+def test_a_log_tells_what_a_person_needs(demo, tmp_path):
+    with mounting(demo.url, tmp_path, **demo.login) as mount:
+        run("ls", mount.path / "projects")
+    log = mount.log_file.read_text()
+    assert re.search(rf"xnatfs 0\.\S+: {re.escape(demo.url)} as {demo.login['user']} on {mount.path}", log)
+    assert re.search(r"unmounted after \d+ s: \d+ requests, 1 logins", log)
+
+
+def test_a_password_is_asked_for_on_a_terminal(demo, tmp_path):
+    home, path = tmp_path / "home", tmp_path / "mnt"
+    for made in (home, path):
+        made.mkdir()
+    main, terminal = pty.openpty()
+    try:
+        command = [str(XNATFS), "mount", "--url", demo.url, str(path)]
+        process = subprocess.Popen(
+            command, stdin=terminal, stdout=terminal, stderr=terminal, env=environment(home), start_new_session=True
+        )
+        said = converse(main, {"User on": demo.login["user"], "Password of": demo.login["password"]})
+        assert process.wait(timeout=60) == 0, said
+        assert demo.login["password"] not in said
+        assert mounted_file_system(path) == "fuse.xnatfs"
+    finally:
+        os.close(main)
+        os.close(terminal)
+        end(path, home)
+
+
+def converse(main: int, answers: dict[str, str]) -> str:
+    """Answer the prompts of a program on a terminal."""
+    said = ""
+    for prompt, answer in answers.items():
+        while prompt not in said or not said.endswith(": "):
+            said += os.read(main, 1000).decode()
+        os.write(main, f"{answer}\n".encode())
+        said += os.read(main, 1000).decode()
+    return said
+
+
+def test_ownership_is_as_asked_for(demo, tmp_path):
+    options = ["--uid", "12", "-o", "gid=34,umask=027"]
+    with mounting(demo.url, tmp_path, *options, **demo.login) as mount:
+        done = run("stat", "-c", "%u %g %a", mount.path / "projects")
+        assert done.stdout == "12 34 550\n"
+
+
+def test_without_xattrs_there_are_none(demo, tmp_path):
+    with mounting(demo.url, tmp_path, "--no-xattr", **demo.login) as mount:
+        done = run("getfattr", "-d", mount.path / "projects")
+        assert "Operation not supported" in done.stderr or done.stdout == ""
+
+
+def test_two_mounts_share_one_cache(demo, tmp_path):
+    entry = next(e for e in demo.manifest if e.kind == "file" and not e.error and e.size > 1000)
+    cache = ["--cache-dir", tmp_path / "cache"]
+    with mounting(demo.url, tmp_path / "one", *cache, **demo.login) as one:
+        with mounting(demo.url, tmp_path / "two", *cache, **demo.login) as two:
+            demo.forget_requests()
+            for mount in (one, two, one):
+                done = run("md5sum", mount.path.joinpath(*entry.path))
+                assert done.stdout.split()[0].lstrip("\\") == entry.md5
+    assert len([line for line in demo.asked() if re.search(r"^GET .*/files/.", line)]) == 1
+
+
+# -- other servers of the same kind ----------------------------------------------------------------------------
+
+SERVERS: dict[str, dict[str, Any]] = {
+    "no ranges": {"ranges": False},
+    "no digests": {"digests": False},
+    "open to guests": {"require_login": False},
+    "under a sub-path": {"context_path": "/xnat"},
+    "short sessions": {"session_ttl": 1.0},
+    "short sessions, open to guests": {"session_ttl": 1.0, "require_login": False},
+}
+
+
+@pytest.mark.parametrize("kind", SERVERS)
+def test_the_whole_archive_on_another_server(tmp_path, kind):
+    with serving(**SERVERS[kind]) as demo, mounting(demo.url, tmp_path, **demo.login) as mount:
+        mount.expected_in_log += [*demo.planted_warnings, "files are read from their start"]
+        found = by_path(mount.walk("projects", read=True))
+        wanted = {e.path[1:]: e for e in demo.manifest if e.path[0] == "projects" and len(e.path) > 1}
+        if kind == "no digests":  # then bytes that are not as the catalogue says cannot be told from others
+            wanted = {path: e for path, e in wanted.items() if not demo.wrong_digest(e)}
+        for path, entry in wanted.items():
+            assert found[path].get("error") == entry.error, path
+            if entry.kind == "file" and not entry.error:
+                assert found[path]["md5"] == entry.md5, path
+
+
+# -- the demo command ------------------------------------------------------------------------------------------
+
+
+def test_the_demo_comes_up_and_goes_with_its_server(tmp_path):
+    home, path = tmp_path / "home", tmp_path / "mnt"
+    for made in (home, path):
+        made.mkdir()
+    env = environment(home)
+    try:
+        done = run(XNATFS, "demo", path, env=env)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert len(daemons(home)) == 2  # the mount and its server
+        assert len(os.listdir(path / "projects")) > 3
+        assert run(XNATFS, "umount", path, env=env).returncode == 0
+        assert ended(path, home)
+    finally:
+        end(path, home)
+
+
+def test_the_demo_server_ends_even_when_its_mount_is_killed(tmp_path):
+    home, path = tmp_path / "home", tmp_path / "mnt"
+    for made in (home, path):
+        made.mkdir()
+    try:
+        assert run(XNATFS, "demo", path, env=environment(home)).returncode == 0
+        for process in daemons(home):
+            if b"xnatfs.demo" not in (Path("/proc") / str(process) / "cmdline").read_bytes():
+                os.kill(process, signal.SIGKILL)
+        run("fusermount3", "-u", "-z", path)
+        assert ended(path, home)
+    finally:
+        end(path, home)

@@ -1,0 +1,101 @@
+"""python -m xnatfs.demo: the server alone. Prints its URL, and serves until it is told to end."""
+
+import argparse
+import json
+import signal
+import sys
+import threading
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from xnatfs.demo.app import DemoXnat, Record
+from xnatfs.demo.content import DemoArchive
+from xnatfs.demo.folder import publish
+from xnatfs.demo.server import serve
+
+ROLES = {"demo-owner": "Owners", "demo-member": "Members", "demo-collaborator": "Collaborators"}
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def main() -> int:
+    parser = Parser(prog="xnatfs.demo", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--port", type=int, default=0, help="on the loopback interface (default: any free one)")
+    parser.add_argument("--data", type=Path, action="append", default=[], metavar="DIR", help="publish this, too")
+    parser.add_argument("--only-data", action="store_true", help="nothing made up")
+    parser.add_argument("--latency", type=float, default=0.0, metavar="S", help="answer that much later")
+    parser.add_argument("--session-ttl", type=float, default=900.0, metavar="S", help="idle life of a login")
+    parser.add_argument("--max-sessions", type=int, default=1000, metavar="N", help="per user")
+    parser.add_argument("--no-range", action="store_true", help="ignore ranges")
+    parser.add_argument("--no-digests", action="store_true", help="compute no checksums")
+    parser.add_argument("--open", action="store_true", help="let guests in, to what is public")
+    parser.add_argument("--context-path", default="", metavar="/PATH", help="serve below this path")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="make other content")
+    parser.add_argument("--request-log", type=Path, metavar="FILE", help="write each request there, as JSON lines")
+    parser.add_argument("--until-eof", action="store_true", help="end when standard input does")
+    arguments = parser.parse_args()
+    try:
+        archive = DemoArchive(arguments.seed, empty=arguments.only_data)
+        for directory in arguments.data:
+            publish(archive, directory, ROLES)
+        demo = _demo(arguments, archive)
+        with serve(demo, arguments.port) as url:
+            print(url, flush=True)
+            _wait(arguments.until_eof)
+    except (OSError, OverflowError) as error:
+        parser.error(str(error))
+    except ImportError as error:
+        parser.error(f"{error}: the demo needs 'pip install xnatfs[demo]'")
+    return 0
+
+
+def _demo(arguments: argparse.Namespace, archive: DemoArchive) -> DemoXnat:
+    demo = DemoXnat(
+        archive,
+        context_path=arguments.context_path,
+        require_login=not arguments.open,
+        session_ttl=arguments.session_ttl,
+        ranges=not arguments.no_range,
+        digests=not arguments.no_digests,
+        max_sessions=arguments.max_sessions,
+        latency=arguments.latency,
+    )
+    if arguments.request_log:
+        log = open(arguments.request_log, "a", encoding="utf-8")  # noqa: SIM115  (open as long as the server)
+        lock = threading.Lock()
+
+        def watch(record: Record) -> None:
+            fields = {key: value for key, value in asdict(record).items() if key != "headers"}
+            with lock:
+                log.write(json.dumps(fields) + "\n")
+                log.flush()
+
+        demo.watch = watch
+    return demo
+
+
+def _wait(until_eof: bool) -> None:
+    """Until the end: of standard input, or by a signal."""
+    ended = threading.Event()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        ended.set()
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+    if until_eof:
+        threading.Thread(target=_at_eof, args=(ended,), daemon=True).start()
+    ended.wait()
+
+
+def _at_eof(ended: threading.Event) -> None:
+    sys.stdin.read()
+    ended.set()
+
+
+sys.exit(main())

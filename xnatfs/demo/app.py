@@ -1,0 +1,296 @@
+"""DemoXnat: a request in, a reply out. What a real XNAT answers, traps included, and never looking at who asks."""
+
+import base64
+import binascii
+import json
+import re
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from urllib.parse import parse_qsl
+
+import httpx
+
+from xnatfs.demo.archive import Archive
+from xnatfs.demo.reply import HTML, Failed, Reply, Slice, page, text
+from xnatfs.demo.routes import Asked, Routes
+from xnatfs.demo.sessions import GUEST, Refused, Session, Sessions, is_browser
+
+SERVER = "Noelios-Restlet-Engine/1.1.10"
+OPEN = ("/data/JSESSION", "/data/services/auth", "/xapi/siteConfig/buildInfo", "/app/template/Login.vm")
+# What the firewall before XNAT refuses, anywhere in a path; and what the container below it refuses.
+FIREWALL = re.compile(r";|%3b|%2f|\\|%5c|%25|%2e|//|/\.\.?(?:/|$)|[\[\]{}|^\"<>]|%00", re.IGNORECASE)
+BUILD = {"version": "1.8.11", "buildNumber": "demo", "buildDate": "2024-01-02", "isDirty": "false"}
+COOKIE = re.compile(r"JSESSIONID=\"?([0-9A-Za-z]+)")
+
+Fault = Callable[["Request"], Reply | None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request, whatever it came by."""
+
+    method: str
+    path: str  # raw, without the context path
+    query: dict[str, str]
+    headers: dict[str, str]  # lower-case names
+    body: bytes = b""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What was asked, and how it was answered."""
+
+    method: str
+    path: str
+    query: dict[str, str]
+    headers: dict[str, str]
+    status: int
+    user: str
+
+
+class DemoXnat:
+    """The server. Attributes may be changed while it runs; every method may be called by any thread."""
+
+    def __init__(
+        self,
+        archive: Archive,
+        *,
+        context_path: str = "",
+        require_login: bool = True,
+        session_ttl: float = 900.0,
+        ranges: bool = True,
+        digests: bool = True,
+        max_sessions: int = 1000,
+        latency: float = 0.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.archive = archive
+        self.context_path = context_path.rstrip("/")
+        self.sessions = Sessions(archive, clock)
+        self.sessions.ttl, self.sessions.limit = session_ttl, max_sessions
+        self.sessions.require_login = require_login
+        self.routes = Routes(archive, self.context_path)
+        self.routes.ranges, self.routes.digests = ranges, digests
+        self.latency = latency
+        self.requests: list[Record] = []
+        self.faults: list[Fault] = []  # each may answer in the server's place
+        self.watch: Callable[[Record], None] = lambda record: None
+        self._lock = threading.Lock()
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        """For httpx.MockTransport."""
+        raw, _, query = request.url.raw_path.decode("ascii").partition("?")
+        headers = {key.lower(): value for key, value in request.headers.items()}
+        reply = self.handle(request.method, raw, query, headers, request.content)
+        return to_httpx(reply)
+
+    def handle(self, method: str, raw_path: str, raw_query: str, headers: dict[str, str], body: bytes) -> Reply:
+        """Answer a request, and remember it."""
+        if self.latency:
+            time.sleep(self.latency)
+        query: dict[str, str] = {}
+        for key, value in parse_qsl(raw_query, keep_blank_values=True):
+            query.setdefault(key, value)
+        if method == "POST" and query.get("method") in ("PUT", "DELETE"):
+            method = query["method"]
+        inside = not self.context_path or raw_path.startswith(self.context_path + "/") or raw_path == self.context_path
+        path = raw_path.removeprefix(self.context_path) if inside else raw_path
+        request = Request(method, path, query, headers, body)
+        user = ""
+        try:
+            reply = next((made for fault in list(self.faults) if (made := fault(request))), None)
+            if reply is None:
+                if not inside:
+                    raise Failed(404, "")
+                reply, user = self._answer(request)
+        except Failed as failed:
+            reply = failed.reply()
+        reply.headers = {**self._headers(), **reply.headers}
+        record = Record(method, path, query, headers, reply.status, user)
+        with self._lock:
+            self.requests.append(record)
+        self.watch(record)
+        return reply
+
+    def _headers(self) -> dict[str, str]:
+        return {
+            "Server": SERVER,
+            "Vary": "Accept-Charset, Accept-Encoding, Accept-Language, Accept",
+            "Accept-Ranges": "bytes",
+            "X-Frame-Options": "SAMEORIGIN",
+            "Content-Security-Policy": "frame-ancestors 'self'",
+        }
+
+    def _answer(self, request: Request) -> tuple[Reply, str]:
+        if FIREWALL.search(request.path):
+            raise Failed(400, "The request was rejected because the URL contained a potentially malicious String")
+        session, new = self._session(request)
+        user = session.user
+        try:
+            if self.sessions.require_login and user == GUEST and not request.path.startswith(OPEN):
+                reply = self._login_wanted(request)
+            else:
+                reply = self._dispatch(request, session)
+        except Failed as failed:
+            reply = failed.reply()
+        except (ValueError, KeyError, IndexError) as error:
+            reply = page(f"HTTP Status 500: {type(error).__name__}", 500)
+        self._set_cookies(reply, session, new)
+        return reply, user
+
+    def _set_cookies(self, reply: Reply, session: Session, new: bool) -> None:
+        path = self.context_path or "/"
+        if new:
+            reply.cookies.append(f"JSESSIONID={session.id}; Path={path}; HttpOnly")
+        now, idle = int(self.sessions.clock() * 1000), int(self.sessions.ttl * 1000)
+        home = self.context_path + "/"
+        reply.cookies.append(f'SESSION_EXPIRATION_TIME="{now},{idle}"; Version=1; Path={home}')
+
+    def _session(self, request: Request) -> tuple[Session, bool]:
+        """The session of a request, made where there is none; Basic is looked at only where the user differs."""
+        match = COOKIE.search(request.headers.get("cookie", ""))
+        session = self.sessions.find(match[1]) if match else None
+        authorization = request.headers.get("authorization")
+        if authorization and (session is None or session.user == GUEST or not self._same(session, authorization)):
+            user = self.sessions.authenticate(authorization)
+            self.sessions.logins += 1
+            return self.sessions.create(user), True
+        if session is not None:
+            return session, False
+        return self.sessions.create(GUEST), True
+
+    def _same(self, session: Session, authorization: str) -> bool:
+        try:
+            name = base64.b64decode(authorization.partition(" ")[2]).decode().partition(":")[0]
+        except (binascii.Error, UnicodeDecodeError):
+            return False
+        return name.rpartition("/")[2] == session.user
+
+    def _login_wanted(self, request: Request) -> Reply:
+        if is_browser(request.headers.get("user-agent", "")):
+            return Reply(302, b"", HTML, {"Location": f"{self.context_path}/app/template/Login.vm"})
+        return Refused().reply()
+
+    def _dispatch(self, request: Request, session: Session) -> Reply:
+        path = request.path
+        changes = request.method in ("POST", "PUT", "DELETE")
+        browser = is_browser(request.headers.get("user-agent", ""))
+        if changes and browser and request.query.get("XNAT_CSRF") != session.csrf:
+            return page("HTTP Status 500: INVALID CSRF", 500)
+        if path == "/app/template/Login.vm" or path in ("", "/"):
+            return page("XNAT Demo: log in")
+        if path.startswith("/xapi/"):
+            return self._xapi(path.removeprefix("/xapi/"), request, session)
+        for prefix in ("/data/archive/", "/data/", "/REST/"):
+            if path.startswith(prefix):
+                return self._data(path.removeprefix(prefix), request, session)
+        raise Failed(404, "")
+
+    def _xapi(self, path: str, request: Request, session: Session) -> Reply:
+        def as_json(value: object) -> Reply:
+            return Reply(200, json.dumps(value).encode(), "application/json;charset=UTF-8")
+
+        if path == "siteConfig/buildInfo":
+            return as_json(BUILD)
+        if path == "siteConfig/buildInfo/version":
+            return text(BUILD["version"])
+        if session.user == GUEST:
+            return Reply(401, b"")
+        if path == "users/username":
+            return text(session.user)
+        admin = self.archive.users[session.user].admin
+        parts = path.split("/")
+        if parts[:2] == ["users", "active"] and len(parts) == 3 and request.method == "DELETE":
+            if not admin and parts[2] != session.user:
+                return Reply(403, b"")
+            return as_json(self.sessions.end_all(parts[2]))
+        if parts[0] == "users" and len(parts) == 2 and parts[1] in self.archive.users:
+            if not admin and parts[1] != session.user:
+                return Reply(403, b"")
+            return as_json(
+                {"username": parts[1], "firstName": "Demo", "lastName": "User", "email": "", "enabled": True}
+            )
+        if path == "siteConfig/uptime":
+            return as_json({"Sec": "1"})
+        return Reply(404, b"")
+
+    def _data(self, path: str, request: Request, session: Session) -> Reply:
+        if path == "JSESSION":
+            return self._jsession(request, session)
+        if path == "services/auth" and request.method in ("PUT", "POST"):
+            return self._form_login(request)
+        if path == "auth":
+            return text(f"User '{session.user}' is logged in")
+        if path.startswith("services/tokens/"):
+            return self._tokens(path.split("/")[2:], session)
+        if path == "user":
+            if not self.archive.users.get(session.user) or not self.archive.users[session.user].admin:
+                raise Failed(403, "Forbidden")
+            return Reply(200, json.dumps(sorted(self.archive.users)).encode(), "application/json")
+        if request.method not in ("GET", "HEAD"):
+            raise Failed(405, "This server is a demo of reading: it takes no changes.")
+        slash = path.endswith("/")
+        segments = tuple(part for part in path.split("/") if part)
+        return self.routes.answer(Asked(session.user, request.method, segments, request.query, request.headers, slash))
+
+    def _jsession(self, request: Request, session: Session) -> Reply:
+        if request.method == "DELETE":
+            self.sessions.end(session.id)
+            return text("")
+        csrf = f"; XNAT_CSRF={session.csrf}" if request.query.get("CSRF") == "true" else ""
+        return text(session.id + csrf)
+
+    def _form_login(self, request: Request) -> Reply:
+        form = dict(parse_qsl(request.body.decode("utf-8", "replace")))
+        try:
+            user = self.sessions.check(form.get("username", ""), form.get("password", ""))
+        except Refused:
+            raise Failed(401, "Authentication failed.") from None
+        self.sessions.logins += 1
+        session = self.sessions.create(user)
+        reply = text(session.id)
+        reply.cookies.append(f"JSESSIONID={session.id}; Path={self.context_path or '/'}; HttpOnly")
+        return reply
+
+    def _tokens(self, parts: list[str], session: Session) -> Reply:
+        def as_json(value: object) -> Reply:
+            return Reply(200, json.dumps(value).encode(), "application/json")
+
+        if session.user == GUEST:
+            raise Failed(403, "")
+        tokens = self.sessions.tokens
+        match parts:
+            case ["issue"]:
+                return as_json(self.sessions.issue_token(session.user))
+            case ["show"]:
+                return as_json([{"alias": a, "xdatUserId": u} for a, (_, u) in tokens.items() if u == session.user])
+            case ["validate", alias, secret]:
+                known = tokens.get(alias)
+                if known is None:
+                    raise Failed(404, "")
+                return as_json({"valid": known[1]} if known[0] == secret else {})
+            case ["invalidate", alias]:
+                if alias not in tokens:
+                    raise Failed(404, "")
+                if tokens[alias][1] != session.user:
+                    raise Failed(403, "")
+                del tokens[alias]
+                return as_json({"result": "OK"})
+        raise Failed(404, "")
+
+
+def to_httpx(reply: Reply) -> httpx.Response:
+    """A reply for a test without sockets."""
+    headers = [("Content-Type", reply.content_type), *reply.headers.items()]
+    headers += [("Set-Cookie", cookie) for cookie in reply.cookies]
+    length = reply.length()
+    content = b"".join(reply.pieces())
+    response = httpx.Response(reply.status, headers=headers, content=content)
+    if length is None:
+        response.headers.pop("content-length", None)
+        response.headers["transfer-encoding"] = "chunked"
+    elif isinstance(reply.body, Slice):
+        response.headers["content-length"] = str(length)
+    return response

@@ -1,0 +1,273 @@
+"""An archive in memory: projects, subjects, experiments, scans, resources, catalogue entries; and who may see them."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+Content = bytes | Path | None  # None: the catalogue lists it, the disk has lost it
+
+STAMP = "2024-01-02 03:04:05.678"
+MODIFIED = 1704164645.0
+
+
+@dataclass
+class Entry:
+    """One catalogue entry. What it says of size and digest may differ from the file."""
+
+    path: str
+    content: Content
+    size: str
+    digest: str
+    modified: float = MODIFIED
+    tags: str = ""
+
+    def length(self) -> int:
+        assert self.content is not None
+        return len(self.content) if isinstance(self.content, bytes) else self.content.stat().st_size
+
+
+@dataclass
+class Resource:
+    id: int
+    label: str
+    format: str = ""
+    content: str = ""
+    entries: list[Entry] = field(default_factory=list)
+    broken: bool = False  # its catalogue cannot be read
+
+
+@dataclass
+class Scan:
+    id: str
+    type: str = ""
+    series_description: str = ""
+    quality: str = "usable"
+    xsi_type: str = "xnat:mrScanData"
+    note: str = ""
+    resources: list[Resource] = field(default_factory=list)
+    pk: int = 0
+
+
+@dataclass
+class Reconstruction:
+    id: str
+    type: str = ""
+    out: list[Resource] = field(default_factory=list)
+    inputs: list[Resource] = field(default_factory=list)
+
+
+@dataclass
+class Experiment:
+    """A session, another assessment of a subject, or an assessor of a session (`session` then)."""
+
+    id: str
+    label: str
+    project: str
+    subject: str
+    xsi_type: str = "xnat:mrSessionData"
+    date: str = "2024-01-02"
+    inserted: str = STAMP
+    last_modified: str = ""
+    session: str = ""
+    scans: list[Scan] = field(default_factory=list)
+    resources: list[Resource] = field(default_factory=list)
+    out: list[Resource] = field(default_factory=list)
+    inputs: list[Resource] = field(default_factory=list)
+    reconstructions: list[Reconstruction] = field(default_factory=list)
+    shared: dict[str, str] = field(default_factory=dict)  # project -> label there
+
+
+@dataclass
+class Subject:
+    id: str
+    label: str
+    project: str
+    inserted: str = STAMP
+    last_modified: str = ""
+    resources: list[Resource] = field(default_factory=list)
+    shared: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Project:
+    id: str
+    name: str
+    access: str = "private"
+    description: str = ""
+    members: dict[str, str] = field(default_factory=dict)  # user -> Owners, Members, Collaborators
+    resources: list[Resource] = field(default_factory=list)
+
+
+@dataclass
+class User:
+    name: str
+    password: str
+    admin: bool = False
+
+
+class Archive:
+    """All of it, with the lookups of the server."""
+
+    def __init__(self) -> None:
+        self.users: dict[str, User] = {}
+        self.projects: dict[str, Project] = {}
+        self.subjects: dict[str, Subject] = {}
+        self.experiments: dict[str, Experiment] = {}
+        self._resource_ids = 100
+        self._scan_ids = 10
+
+    # -- making ------------------------------------------------------------------------------------------------
+
+    def project(self, id: str, name: str, access: str = "private", **members: str) -> Project:
+        roles = {user.replace("_", "-"): role for user, role in members.items()}
+        self.projects[id] = Project(id, name, access, f"{name}, made up", roles)
+        return self.projects[id]
+
+    def subject(self, project: Project, label: str, accession: str = "") -> Subject:
+        accession = accession or f"DEMO_S{len(self.subjects) + 1:05}"
+        self.subjects[accession] = Subject(accession, label, project.id)
+        return self.subjects[accession]
+
+    def experiment(self, subject: Subject, label: str, accession: str = "", **more: Any) -> Experiment:
+        accession = accession or f"DEMO_E{len(self.experiments) + 1:05}"
+        project = more.pop("project", subject.project)
+        self.experiments[accession] = Experiment(accession, label, project, subject.id, **more)
+        return self.experiments[accession]
+
+    def assessor(self, session: Experiment, label: str, xsi_type: str = "xnat:qcManualAssessorData") -> Experiment:
+        made = self.experiment(self.subjects[session.subject], label, project=session.project, xsi_type=xsi_type)
+        made.session = session.id
+        return made
+
+    def scan(self, session: Experiment, id: str, type: str = "", **more: Any) -> Scan:
+        self._scan_ids += 1
+        session.scans.append(Scan(id, type, pk=self._scan_ids, **more))
+        return session.scans[-1]
+
+    def resource(self, among: list[Resource], label: str, format: str = "", content: str = "") -> Resource:
+        self._resource_ids += 1
+        among.append(Resource(self._resource_ids, label, format, content))
+        return among[-1]
+
+    @staticmethod
+    def file(
+        resource: Resource, path: str, content: Content, size: str | None = None, digest: str | None = None
+    ) -> Entry:
+        if isinstance(content, bytes):
+            size = str(len(content)) if size is None else size
+            digest = hashlib.md5(content).hexdigest() if digest is None else digest
+        resource.entries.append(Entry(path, content, size or "", digest or ""))
+        return resource.entries[-1]
+
+    # -- looking up --------------------------------------------------------------------------------------------
+
+    def role(self, user: str, project: str) -> str:
+        if self.users.get(user, User("", "")).admin:
+            return "Owners"
+        return self.projects[project].members.get(user, "")
+
+    def sees(self, user: str, project: str) -> bool:
+        """Whether a project is in the user's list."""
+        access = self.projects[project].access
+        return bool(self.role(user, project)) or access in ("public", "protected")
+
+    def reads(self, user: str, project: str) -> bool:
+        """Whether what is in a project may be read."""
+        return bool(self.role(user, project)) or self.projects[project].access == "public"
+
+    def reads_item(self, user: str, item: Subject | Experiment) -> bool:
+        return any(self.reads(user, project) for project in (item.project, *item.shared))
+
+    def subjects_in(self, project: str) -> Iterator[tuple[Subject, str]]:
+        """Own ones and those shared in, with the label they have there."""
+        for subject in self.subjects.values():
+            if subject.project == project:
+                yield subject, subject.label
+            elif project in subject.shared:
+                yield subject, subject.shared[project]
+
+    def experiments_in(self, project: str) -> Iterator[tuple[Experiment, str]]:
+        for experiment in self.experiments.values():
+            if experiment.project == project:
+                yield experiment, experiment.label
+            elif project in experiment.shared:
+                yield experiment, experiment.shared[project]
+
+    def find_subject(self, project: str, key: str) -> Subject | None:
+        return _by_label_or_id(list(self.subjects_in(project)), key)
+
+    def find_experiment(self, project: str, key: str, accession_first: bool = False) -> Experiment | None:
+        rows = list(self.experiments_in(project))
+        if accession_first and key in self.experiments:
+            return self.experiments[key]
+        return _by_label_or_id(rows, key)
+
+    def assessors_of(self, session: Experiment) -> list[Experiment]:
+        return [e for e in self.experiments.values() if e.session == session.id]
+
+    def resources(self) -> Iterator[tuple[Resource, "Home"]]:
+        """Every resource with where it hangs."""
+        for project in self.projects.values():
+            for r in project.resources:
+                yield r, Home("resources", "", " ", project=project)
+        for subject in self.subjects.values():
+            for r in subject.resources:
+                yield r, Home("resources", "", " ", subject=subject)
+        for experiment in self.experiments.values():
+            yield from experiment_resources(experiment)
+
+    def resource_by_id(self, number: int) -> tuple[Resource, "Home"] | None:
+        return next((pair for pair in self.resources() if pair[0].id == number), None)
+
+
+@dataclass(frozen=True)
+class Home:
+    """What a resource hangs on: the `category`, `cat_id` and `cat_desc` of the listing, and the item."""
+
+    category: str
+    cat_id: str
+    cat_desc: str
+    project: Project | None = None
+    subject: Subject | None = None
+    experiment: Experiment | None = None
+    part: str = ""  # of the experiment: 'scans/1', 'reconstructions/r', 'out', 'in'
+
+    def base(self) -> str:
+        """The URI before /resources."""
+        if self.project:
+            return f"/data/projects/{self.project.id}"
+        if self.subject:
+            return f"/data/projects/{self.subject.project}/subjects/{self.subject.id}"
+        assert self.experiment is not None
+        return f"/data/experiments/{self.experiment.id}" + (f"/{self.part}" if self.part else "")
+
+
+def experiment_resources(experiment: Experiment) -> Iterator[tuple[Resource, Home]]:
+    """Its own, its scans', its reconstructions' and, of an assessor, those put out."""
+    for r in experiment.resources:
+        yield r, Home("resources", experiment.id, " ", experiment=experiment)
+    for scan in experiment.scans:
+        for r in scan.resources:
+            yield r, Home("scans", scan.id, scan.type, experiment=experiment, part=f"scans/{scan.id}")
+    for recon in experiment.reconstructions:
+        for r in recon.out:
+            part = f"reconstructions/{recon.id}/out"
+            yield r, Home("reconstructions", recon.id, recon.type, experiment=experiment, part=part)
+        for r in recon.inputs:
+            part = f"reconstructions/{recon.id}/in"
+            yield r, Home("reconstructions", recon.id, recon.type, experiment=experiment, part=part)
+    for kind, found in (("out", experiment.out), ("in", experiment.inputs)):
+        for r in found:
+            yield r, Home("assessors", experiment.id, experiment.xsi_type, experiment=experiment, part=kind)
+
+
+T = TypeVar("T", Subject, Experiment)
+
+
+def _by_label_or_id(rows: list[tuple[T, str]], key: str) -> T | None:
+    for item, label in rows:
+        if label == key:
+            return item
+    return next((item for item, _ in rows if item.id == key), None)

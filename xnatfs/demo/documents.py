@@ -1,0 +1,138 @@
+"""Item documents: HTML unless asked otherwise, JSON with typed values, XML; 406 to who accepts only JSON."""
+
+import json
+from collections.abc import Mapping
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from xnatfs.demo.archive import Archive, Experiment, Project, Resource, Scan, Subject
+from xnatfs.demo.reply import HTML, Failed, Reply, chunked
+from xnatfs.demo.tables import Query, table
+
+if TYPE_CHECKING:
+    from xnatfs.demo.routes import Asked
+
+Item = dict[str, Any]
+
+
+def _item(kind: str, fields: Mapping[str, object], **children: list[Item]) -> Item:
+    return {
+        "meta": {
+            "xsi:type": kind,
+            "isHistory": False,
+            "create_event_id": 1,
+            "start_date": "Tue Jan 02 03:04:05 UTC 2024",
+        },
+        "data_fields": {key: value for key, value in fields.items() if value not in ("", None)},
+        "children": [{"field": name.replace("__", "/"), "items": items} for name, items in children.items() if items],
+    }
+
+
+def _resource(resource: Resource) -> Item:
+    fields = {
+        "label": resource.label,
+        "file_count": len(resource.entries),
+        "file_size": sum(int(entry.size or 0) for entry in resource.entries),
+        "URI": f"/data/xnat/archive/{resource.id}_catalog.xml",
+        "xnat_abstractresource_id": resource.id,
+        "format": resource.format,
+        "content": resource.content,
+    }
+    return _item("xnat:resourceCatalog", fields)
+
+
+def project(archive: Archive, item: Project, asked: "Asked") -> Reply:
+    fields = {"ID": item.id, "secondary_ID": item.id, "name": item.name, "description": item.description}
+    resources = [_resource(resource) for resource in item.resources]
+    pi = [_item("xnat:investigatorData", {"lastname": "Demo", "firstname": "Pat"})]
+    return _sent(_item("xnat:projectData", fields, resources__resource=resources, PI=pi), asked)
+
+
+def subject(archive: Archive, item: Subject, asked: "Asked") -> Reply:
+    fields = {"ID": item.id, "project": item.project, "label": item.label}
+    sessions = [
+        _session(archive, experiment)
+        for experiment in archive.experiments.values()
+        if experiment.subject == item.id and not experiment.session and archive.reads_item(asked.user, experiment)
+    ]
+    shares = _shares(item.shared)
+    return _sent(_item("xnat:subjectData", fields, experiments__experiment=sessions, sharing__share=shares), asked)
+
+
+def experiment(archive: Archive, item: Experiment, asked: "Asked") -> Reply:
+    return _sent(_session(archive, item), asked)
+
+
+def _session(archive: Archive, item: Experiment) -> Item:
+    fields = {
+        "ID": item.id,
+        "label": item.label,
+        "project": item.project,
+        "date": item.date,
+        "subject_ID": "" if item.session else item.subject,
+        "imageSession_ID": item.session,
+    }
+    return _item(
+        item.xsi_type,
+        fields,
+        scans__scan=[_scan(scan) for scan in item.scans],
+        resources__resource=[_resource(resource) for resource in item.resources],
+        assessors__assessor=[_session(archive, assessor) for assessor in archive.assessors_of(item)],
+        out__file=[_resource(resource) for resource in item.out],
+        sharing__share=_shares(item.shared),
+    )
+
+
+def _shares(shared: dict[str, str]) -> list[Item]:
+    return [
+        _item("xnat:experimentData_share", {"project": project, "label": label}) for project, label in shared.items()
+    ]
+
+
+def _scan(item: Scan) -> Item:
+    fields = {
+        "ID": item.id,
+        "type": item.type,
+        "quality": item.quality,
+        "series_description": item.series_description,
+        "note": item.note,
+        "xnat_imagescandata_id": item.pk,
+    }
+    return _item(item.xsi_type, fields, file=[_resource(resource) for resource in item.resources])
+
+
+def scan(session: Experiment, item: Scan, asked: "Asked") -> Reply:
+    return _sent(_scan(item), asked)
+
+
+def _sent(item: Item, asked: "Asked") -> Reply:
+    accepted = asked.headers.get("accept", "*/*")
+    if not any(kind in accepted for kind in ("*/*", "text/", "html", "xml")):
+        raise Failed(406, "Not Acceptable")
+    form = asked.query.get("format", "html").lower()
+    if form in ("json", "application/json"):
+        return chunked(json.dumps({"items": [item]}, ensure_ascii=False).encode(), "application/json;charset=UTF-8")
+    if form == "html":
+        title = escape(str(item["data_fields"].get("label") or item["data_fields"].get("ID")))
+        return chunked(f"<html><head><title>{title}</title></head><body><h1>{title}</h1></body></html>".encode(), HTML)
+    kind = item["meta"]["xsi:type"].partition(":")[2].removesuffix("Data")
+    cells = "".join(f' {key}="{escape(str(value))}"' for key, value in item["data_fields"].items())
+    body = f'<?xml version="1.0" encoding="UTF-8"?>\n<xnat:{kind} xmlns:xnat="http://nrg.wustl.edu/xnat"{cells}/>'
+    return chunked(body.encode(), "text/xml;charset=UTF-8")
+
+
+def elements(archive: Archive, user: str, query: Query) -> Reply:
+    """The data types in what this user sees."""
+    seen = [e.xsi_type for e in archive.experiments.values() if archive.reads_item(user, e)]
+    names = ["xnat:projectData", "xnat:subjectData", *sorted(set(seen))]
+    rows = [
+        {
+            "ELEMENT_NAME": name,
+            "SINGULAR": name,
+            "PLURAL": f"{name}s",
+            "SECURED": "true",
+            "COUNT": str(seen.count(name)),
+        }
+        for name in names
+    ]
+    return table(rows, query)

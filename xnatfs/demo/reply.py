@@ -1,0 +1,87 @@
+"""What the server answers, before it is bytes on a wire; and what it means by its errors."""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+
+HTML = "text/html;charset=utf-8"
+PIECE = 256 * 1024  # read from disk and sent at a time
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A part of a file."""
+
+    content: bytes | Path
+    start: int
+    length: int  # as promised; the file may end before
+
+    def pieces(self) -> Iterator[bytes]:
+        if isinstance(self.content, bytes):
+            yield self.content[self.start : self.start + self.length]
+            return
+        with open(self.content, "rb") as file:
+            file.seek(self.start)
+            left = self.length
+            while left and (piece := file.read(min(left, PIECE))):
+                left -= len(piece)
+                yield piece
+
+
+@dataclass
+class Reply:
+    """Bytes have a length; anything else is sent in chunks, unless the headers state one."""
+
+    status: int = 200
+    body: bytes | Slice | Iterable[bytes] = b""
+    content_type: str = "text/plain;charset=ISO-8859-1"
+    headers: dict[str, str] = field(default_factory=dict)
+    cookies: list[str] = field(default_factory=list)
+    reason: str = ""
+
+    def pieces(self) -> Iterator[bytes]:
+        if isinstance(self.body, bytes):
+            return iter([self.body] if self.body else [])
+        return self.body.pieces() if isinstance(self.body, Slice) else iter(self.body)
+
+    def length(self) -> int | None:
+        if isinstance(self.body, bytes):
+            return len(self.body)
+        return self.body.length if isinstance(self.body, Slice) else None
+
+
+def text(body: str, status: int = 200) -> Reply:
+    return Reply(status, body.encode())
+
+
+def chunked(body: bytes, content_type: str) -> Reply:
+    """A body whose length the server does not know beforehand."""
+    pieces = (body[n : n + PIECE] for n in itertools.count(0, PIECE) if n < len(body) or n == 0)
+    sized = itertools.islice(pieces, max(1, -(-len(body) // PIECE)))
+    return Reply(200, sized, content_type)
+
+
+def page(title: str, status: int = 200) -> Reply:
+    body = f"<html><head><title>{escape(title)}</title></head><body><h1>{escape(title)}</h1></body></html>"
+    return Reply(status, body.encode(), HTML)
+
+
+class Failed(Exception):
+    """The request ends with this status. The server's own words are in the page, or there is no page."""
+
+    def __init__(self, status: int, message: str = "", *, empty: bool = False) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.empty = empty
+
+    def reply(self) -> Reply:
+        if self.empty:
+            return Reply(self.status, b"", HTML)
+        body = (
+            "<html><head><title>Status page</title></head><body>"
+            f"<h3>{escape(self.message or 'Error')}</h3><p>{self.status}</p></body></html>"
+        )
+        return Reply(self.status, body.encode(), HTML, reason=self.message)

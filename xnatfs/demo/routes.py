@@ -1,0 +1,379 @@
+"""Which URL is which list, document or file; with the traps that prefix routing sets.
+
+A path is matched from its beginning, and what is left over is handed to the item that was found: an unknown tail of a
+known item is answered with that item's document. A missing session or scan in a resource route is no error for GET:
+the listing falls through to what does exist above it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from urllib.parse import unquote_plus
+
+from xnatfs.demo import documents, files, lists
+from xnatfs.demo.archive import Archive, Experiment, Home, Resource, Subject, experiment_resources
+from xnatfs.demo.reply import Failed, Reply, text
+from xnatfs.demo.tables import Query
+
+Found = list[tuple[Resource, Home]]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request, as far as routing is concerned."""
+
+    user: str
+    method: str
+    segments: tuple[str, ...]
+    query: Query
+    headers: dict[str, str]
+    slash: bool  # the path ended in one
+
+    @property
+    def head(self) -> bool:
+        return self.method == "HEAD"
+
+
+@dataclass(frozen=True)
+class Level:
+    """Whose resources a route is about."""
+
+    resources: tuple[tuple[Resource, Home], ...]
+    base: str  # the URI that one resource's files get; '' for several parents
+    name: str = "archive"
+    blank: bool = False  # a session's own rows have no ID, because `all` was asked for
+    typed: bool = False  # scans were addressed in the URL
+    labels: tuple[tuple[str, str], ...] = ()
+
+
+class Routes:
+    """The routes of /data."""
+
+    def __init__(self, archive: Archive, context: str) -> None:
+        self.archive = archive
+        self.context = context
+        self.ranges = True
+        self.digests = True
+
+    def answer(self, asked: Asked) -> Reply:
+        segments = asked.segments
+        if not segments:
+            raise Failed(404, "")
+        tail = segments[1:]
+        match segments[0]:
+            case "projects":
+                return self._projects(asked, tail)
+            case "subjects":
+                return self._subjects(asked, tail)
+            case "experiments":
+                return self._experiments(asked, tail)
+            case "scan_types":
+                return text("")
+            case "search" if segments[1:2] == ("elements",):
+                return documents.elements(self.archive, asked.user, asked.query)
+        raise Failed(404, "")
+
+    # -- items -------------------------------------------------------------------------------------------------
+
+    def _projects(self, asked: Asked, tail: Sequence[str]) -> Reply:
+        archive, user = self.archive, asked.user
+        if not tail:
+            return lists.projects(archive, user, asked.query)
+        project_id, rest = tail[0], tail[1:]
+        if project_id not in archive.projects or not archive.sees(user, project_id):
+            raise Failed(404, f"Unable to identify project: {project_id}")
+        project = archive.projects[project_id]
+        match rest[:1]:
+            case ():
+                return documents.project(archive, project, asked)
+            case ("accessibility",):
+                return text(project.access)
+            case ("subjects",) if len(rest) == 1:
+                lists.need_reader(archive, user, project_id, "subjects")
+                return lists.subjects(archive, project_id, asked.query)
+            case ("experiments",) if len(rest) == 1:
+                lists.need_reader(archive, user, project_id, "experiments")
+                return lists.experiments(archive, project_id, asked.query)
+            case ("subjects",):
+                subject = archive.find_subject(project_id, rest[1])
+                if subject is None or not archive.reads_item(user, subject):
+                    raise Failed(404, "Unable to identify subject")
+                return self._subject(asked, subject, rest[2:], project_id)
+            case ("experiments",):
+                return self._project_experiment(asked, project_id, rest[1], rest[2:])
+            case ("resources",) | ("files",):
+                found = tuple((r, Home("resources", "", " ", project=project)) for r in project.resources)
+                return self._level(asked, Level(found, f"/data/projects/{project_id}", project_id), rest)
+            case ("scan_types",) | ("users",) | ("groups",) | ("quarantine_code",) | ("prearchive_code",):
+                return text("0")
+        raise Failed(400, "")
+
+    def _subjects(self, asked: Asked, tail: Sequence[str]) -> Reply:
+        if not tail:
+            return lists.all_subjects(self.archive, asked.user, asked.query)
+        subject = self.archive.subjects.get(tail[0])
+        if subject is None or not self.archive.reads_item(asked.user, subject):
+            raise Failed(404, "Unable to identify subject")
+        return self._subject(asked, subject, tail[1:], subject.project)
+
+    def _subject(self, asked: Asked, subject: Subject, tail: Sequence[str], project: str) -> Reply:
+        above = Level(
+            tuple((r, Home("resources", "", " ", subject=subject)) for r in subject.resources),
+            f"/data/projects/{project}/subjects/{subject.id}",
+            subject.label,
+        )
+        match tail[:1]:
+            case ("resources",) | ("files",):
+                return self._level(asked, above, tail)
+            case ("projects",):
+                return lists.shares(self.archive, subject, asked.query)
+            case ("experiments",) if len(tail) == 1:
+                lists.need_reader(self.archive, asked.user, project, "experiments")
+                return lists.experiments(self.archive, project, asked.query, subject)
+            case ("experiments",):
+                found = self.archive.find_experiment(project, tail[1], accession_first=len(tail) > 2)
+                base = f"/data/projects/{project}/subjects/{subject.id}/experiments"
+                if found is None or not self.archive.reads_item(asked.user, found):
+                    return self._missing(asked, tail[2:], above)
+                return self._experiment(asked, [found], tail[2:], above, f"{base}/{found.id}")
+        return documents.subject(self.archive, subject, asked)
+
+    def _project_experiment(self, asked: Asked, project: str, key: str, tail: Sequence[str]) -> Reply:
+        """Only resources hang here; scans, assessors and files have no route, and get the session's document."""
+        found = self.archive.find_experiment(project, key, accession_first=bool(tail))
+        if found is not None and not self.archive.reads_item(asked.user, found):
+            found = None
+        if tail[:1] == ("resources",):
+            if found is None:
+                own = self.archive.projects[project]
+                above = tuple((r, Home("resources", "", " ", project=own)) for r in own.resources)
+                return self._missing(asked, tail, Level(above, f"/data/projects/{project}", project))
+            return self._experiment(asked, [found], tail, None, f"/data/experiments/{found.id}")
+        if found is None:
+            raise Failed(404, "Unable to identify experiment")
+        if tail[:1] == ("projects",):
+            return lists.shares(self.archive, found, asked.query)
+        return documents.experiment(self.archive, found, asked)
+
+    def _experiments(self, asked: Asked, tail: Sequence[str]) -> Reply:
+        if not tail:
+            return lists.all_experiments(self.archive, asked.user, asked.query)
+        keys = tail[0].split(",") if len(tail) > 1 else [tail[0]]
+        found = [e for key in keys if (e := self.archive.experiments.get(key))]
+        found = [e for e in found if self.archive.reads_item(asked.user, e)]
+        if not found:
+            if tail[1:2] in (("scans",), ("reconstructions",)) and len(tail) == 2:
+                raise Failed(500, "")
+            return self._missing(asked, tail[1:], None)
+        if len(found) != len(keys) and asked.head:
+            raise Failed(404, "Unable to identify image session")
+        base = f"/data/experiments/{','.join(e.id for e in found)}"
+        return self._experiment(asked, found, tail[1:], None, base)
+
+    def _missing(self, asked: Asked, tail: Sequence[str], above: Level | None) -> Reply:
+        """A session that is not there, or not for this user."""
+        if "resources" not in tail and "files" not in tail or asked.head:
+            raise Failed(404, "Unable to identify experiment")
+        start = tail.index("resources") if "resources" in tail else tail.index("files")
+        if above is None:
+            raise Failed(404 if tail[start] == "resources" else 500, "")
+        return self._level(asked, above, tail[start:])
+
+    def _experiment(
+        self, asked: Asked, found: list[Experiment], tail: Sequence[str], above: Level | None, base: str
+    ) -> Reply:
+        first = found[0]
+        match tail[:1]:
+            case ("scans",) if len(tail) == 1:
+                return lists.scans(first, asked.query)
+            case ("assessors",) if len(tail) == 1:
+                return lists.assessors(self.archive, first, asked.query)
+            case ("reconstructions",) if len(tail) == 1:
+                return lists.reconstructions(first, asked.query)
+            case ("projects",):
+                return lists.shares(self.archive, first, asked.query)
+            case ("scans",):
+                return self._scan(asked, first, tail[1], tail[2:], above, base)
+            case ("assessors",):
+                return self._assessor(asked, first, tail[1], tail[2:], above, base)
+            case ("reconstructions",):
+                return self._reconstruction(asked, first, tail[1], tail[2:], above, base)
+            case ("resources",) | ("files",):
+                everything = asked.query.get("all", "false") not in ("false", "0")
+                return self._level(asked, self._session_level(asked, found, base, everything), tail)
+        return documents.experiment(self.archive, first, asked)
+
+    def _session_level(self, asked: Asked, found: list[Experiment], base: str, everything: bool) -> Level:
+        resources: Found = []
+        for session in found:
+            own = list(experiment_resources(session))
+            if session.session:  # an assessor's own document level: its own and out resources
+                resources += [pair for pair in own if pair[1].category == "resources"]
+                continue
+            resources += [pair for pair in own if everything or pair[1].category == "resources"]
+            if everything:
+                resources = [pair for pair in resources if not pair[1].part.endswith("/in")]
+                for assessor in self.archive.assessors_of(session):
+                    resources += _of_assessor(assessor, session)
+        labels = tuple((session.id, session.label) for session in self.archive.experiments.values())
+        one = base if len(found) == 1 else ""
+        return Level(tuple(resources), one, found[0].label, blank=everything, labels=labels)
+
+    def _scan(
+        self, asked: Asked, session: Experiment, key: str, tail: Sequence[str], above: Level | None, base: str
+    ) -> Reply:
+        found = [scan for scan in session.scans if _scan_matches(scan.id, scan.type, unquote_plus(key))]
+        if tail[:1] not in (("resources",), ("files",)):
+            exact = next((scan for scan in session.scans if scan.id == key), None)
+            if exact is None:
+                raise Failed(404, "Unable to identify scan")
+            return documents.scan(session, exact, asked)
+        if asked.head and len(found) != 1:
+            raise Failed(404, "Unable to identify scan")
+        if not found:
+            return self._missing(asked, tail, above)
+        resources = tuple(
+            (r, Home("scans", scan.id, scan.type, experiment=session, part=f"scans/{scan.id}"))
+            for scan in found
+            for r in scan.resources
+        )
+        labels = ((session.id, session.label),)
+        part = ",".join(scan.id for scan in found) if key.upper() not in ("ALL", "*") else "ALL"
+        return self._level(
+            asked, Level(resources, f"{base}/scans/{part}", session.label, typed=True, labels=labels), tail
+        )
+
+    def _assessor(
+        self, asked: Asked, session: Experiment, key: str, tail: Sequence[str], above: Level | None, base: str
+    ) -> Reply:
+        found = [
+            assessor
+            for assessor in self.archive.assessors_of(session)
+            if key in (assessor.id, assessor.label, assessor.xsi_type, "*") or key.upper() == "ALL"
+        ]
+        side = tail[0] if tail[:1] in (("in",), ("out",)) else ""
+        rest = tail[1:] if side else tail
+        if rest[:1] not in (("resources",), ("files",)):
+            if not found:
+                raise Failed(404, "Unable to identify assessor")
+            return documents.experiment(self.archive, found[0], asked)
+        if asked.head and len(found) != 1:
+            raise Failed(404, "Unable to identify assessor")
+        if not found:
+            return self._missing(asked, rest, above)
+        resources: Found = []
+        for assessor in found:
+            if side:
+                own = assessor.inputs if side == "in" else assessor.out
+                home = Home("assessors", assessor.id, assessor.xsi_type, experiment=assessor, part=side)
+                resources += [(r, home) for r in own]
+            else:
+                home = Home("assessors", assessor.id, assessor.xsi_type, experiment=assessor)
+                resources += [(r, home) for r in assessor.resources]
+        part = f"{base}/assessors/{','.join(a.id for a in found)}" + (f"/{side}" if side else "")
+        return self._level(asked, Level(tuple(resources), part, session.label), rest)
+
+    def _reconstruction(
+        self, asked: Asked, session: Experiment, key: str, tail: Sequence[str], above: Level | None, base: str
+    ) -> Reply:
+        key = unquote_plus(key)
+        found = [r for r in session.reconstructions if key == r.id or key.upper() in ("ALL", "*")]
+        side = tail[0] if tail[:1] in (("in",), ("out",)) else "out"
+        rest = tail[1:] if tail[:1] in (("in",), ("out",)) else tail
+        if not found:
+            return self._missing(asked, rest, above)
+        resources = tuple(
+            (
+                r,
+                Home(
+                    "reconstructions",
+                    recon.id,
+                    recon.type,
+                    experiment=session,
+                    part=f"reconstructions/{recon.id}/{side}",
+                ),
+            )
+            for recon in found
+            for r in (recon.inputs if side == "in" else recon.out)
+        )
+        part = f"{base}/reconstructions/{','.join(r.id for r in found)}"
+        return self._level(asked, Level(tuple(resources), part, session.label), rest)
+
+    # -- resources and files -----------------------------------------------------------------------------------
+
+    def _level(self, asked: Asked, level: Level, tail: Sequence[str]) -> Reply:
+        """.../resources[/R[/files[/F]]] and .../files[/F]"""
+        if tail[0] == "files":
+            return self._files(asked, level, tail[1:], single=False)
+        if len(tail) == 1:
+            return files.list_resources(level.resources, asked.query, session_rows_blank=level.blank)
+        found = self._selected(asked, level, tail[1])
+        if len(tail) == 2:
+            return files.catalogue(found)
+        if tail[2] != "files":
+            raise Failed(400, "")
+        numeric = tail[1].isdigit()
+        chosen = replace(level, resources=tuple(found))
+        if not found and asked.query.get("format") in files.ARCHIVES:
+            raise Failed(404, "No files found")
+        if not found and len(tail) == 3 and not asked.slash:
+            return files.list_files([], asked.query, single_base="", context=self.context, digests=self.digests)
+        return self._files(asked, chosen, tail[3:], single=True, numeric=numeric)
+
+    def _selected(self, asked: Asked, level: Level, keys: str) -> Found:
+        found: Found = []
+        for key in keys.split(","):
+            if key.isdigit():
+                pair = self.archive.resource_by_id(int(key))
+                if pair is None or not self._readable(asked.user, pair[1]):
+                    raise Failed(404, "")
+                found.append(next((p for p in level.resources if p[0].id == int(key)), pair))
+            else:
+                label = "" if key.upper() == "NULL" else key
+                found += [pair for pair in level.resources if pair[0].label == label]
+        return found
+
+    def _readable(self, user: str, home: Home) -> bool:
+        if home.project:
+            return self.archive.sees(user, home.project.id)
+        item = home.subject or home.experiment
+        return item is not None and self.archive.reads_item(user, item)
+
+    def _files(self, asked: Asked, level: Level, path: Sequence[str], *, single: bool, numeric: bool = False) -> Reply:
+        query, found = asked.query, level.resources
+        name = "/".join(path)
+        folder = files.unquoted(name) + "/" if name and asked.slash else ""
+        if query.get("format") in files.ARCHIVES and (not name or folder):
+            if folder:
+                found = tuple((replace_entries(r, folder), home) for r, home in found)
+            return files.archive(found, query, level.name, dict(level.labels), typed=level.typed, digests=self.digests)
+        if "index" in query and not name:
+            entry = files.by_index(found, query["index"], single=single, query=query)
+            return files.download(entry, asked.headers, query, ranges=self.ranges)
+        if not name or folder:
+            if folder and not (single and len(found) == 1):
+                raise Failed(404, "Unable to find catalog entry for given uri.")
+            if asked.head and len(found) != 1:
+                raise Failed(404, "")
+            return files.list_files(
+                found, query, single_base=level.base, context=self.context, digests=self.digests, folder=folder
+            )
+        entry = files.find_entry(found, name)
+        return files.download(entry, asked.headers, query, ranges=self.ranges)
+
+
+def _of_assessor(assessor: Experiment, session: Experiment) -> Found:
+    """Its own resources and those it put out, as the session's listing of everything shows them."""
+    own = Home("assessors", assessor.id, assessor.xsi_type, experiment=assessor)
+    out = Home("assessors", assessor.id, assessor.xsi_type, experiment=assessor, part="out")
+    return [(r, own) for r in assessor.resources] + [(r, out) for r in assessor.out]
+
+
+def _scan_matches(id: str, type: str, key: str) -> bool:
+    if key.upper() in ("ALL", "*"):
+        return True
+    wanted = [part.replace("[SLASH]", "/").replace("[COMMA]", ",") for part in key.split(",")]
+    return id in wanted or type in wanted or ("NULL" in wanted and not type)
+
+
+def replace_entries(resource: Resource, folder: str) -> Resource:
+    return replace(resource, entries=[entry for entry in resource.entries if entry.path.startswith(folder)])

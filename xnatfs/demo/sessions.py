@@ -1,0 +1,133 @@
+"""Who is asking: cookies, Basic, alias tokens, lockout, and what an unknown session gets."""
+
+import base64
+import binascii
+import secrets
+import threading
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from xnatfs.demo.archive import Archive
+from xnatfs.demo.reply import HTML, Failed, Reply
+
+GUEST = "guest"
+REFUSED = "Your login attempt failed because the username and password combination you provided was invalid."
+BROWSERS = ("Mozilla", "MSIE", "AppleWebKit", "Opera")
+MAX_FAILED_LOGINS = 20
+LOCKED_FOR = 3600.0
+
+
+@dataclass
+class Session:
+    id: str
+    user: str
+    used: float
+    csrf: str = field(default_factory=lambda: str(uuid.uuid4()))
+
+
+class Refused(Failed):
+    """401, as the container says it."""
+
+    def __init__(self) -> None:
+        super().__init__(401, REFUSED)
+
+    def reply(self) -> Reply:
+        body = f"<html><head><title>401</title></head><body><h1>HTTP Status 401</h1><p>{REFUSED}</p></body></html>"
+        return Reply(401, body.encode(), HTML, {"WWW-Authenticate": 'Basic realm="XNAT Demo"'})
+
+
+class Sessions:
+    """All sessions. Every method may be called by any thread."""
+
+    def __init__(self, archive: Archive, clock: Callable[[], float]) -> None:
+        self.archive = archive
+        self.clock = clock
+        self.ttl = 900.0
+        self.limit = 1000
+        self.require_login = True
+        self.tokens: dict[str, tuple[str, str]] = {}  # alias -> secret, user
+        self.logins = 0
+        self._sessions: dict[str, Session] = {}
+        self._failures: dict[str, tuple[int, float]] = {}
+        self._lock = threading.Lock()
+
+    def find(self, id: str) -> Session | None:
+        """The living session of this ID; looking at it keeps it alive."""
+        with self._lock:
+            session = self._sessions.get(id)
+            if session is None or self.clock() - session.used > self.ttl:
+                self._sessions.pop(id, None)
+                return None
+            session.used = self.clock()
+            return session
+
+    def create(self, user: str) -> Session:
+        with self._lock:
+            mine = [s for s in self._sessions.values() if s.user == user and self.clock() - s.used <= self.ttl]
+            if user != GUEST and len(mine) >= self.limit:
+                raise Refused()
+            session = Session(secrets.token_hex(16).upper(), user, self.clock())
+            self._sessions[session.id] = session
+            return session
+
+    def end(self, id: str) -> None:
+        with self._lock:
+            self._sessions.pop(id, None)
+
+    def end_all(self, user: str = "") -> list[str]:
+        """End every session, or those of a user."""
+        with self._lock:
+            ended = [id for id, session in self._sessions.items() if user in ("", session.user)]
+            for id in ended:
+                del self._sessions[id]
+            return ended
+
+    def alive(self, user: str) -> int:
+        with self._lock:
+            return sum(s.user == user and self.clock() - s.used <= self.ttl for s in self._sessions.values())
+
+    def authenticate(self, authorization: str) -> str:
+        """The user of a Basic header. Raises Refused."""
+        kind, _, encoded = authorization.partition(" ")
+        try:
+            name, _, password = base64.b64decode(encoded, validate=True).decode().partition(":")
+        except (binascii.Error, UnicodeDecodeError):
+            raise Refused() from None
+        if kind.lower() != "basic":
+            raise Refused()
+        return self.check(name, password)
+
+    def check(self, name: str, password: str) -> str:
+        name = name.rpartition("/")[2]
+        with self._lock:
+            failures, since = self._failures.get(name, (0, 0.0))
+            if failures >= MAX_FAILED_LOGINS and self.clock() - since < LOCKED_FOR:
+                raise Refused()
+            secret, user = self.tokens.get(name, ("", ""))
+            known = self.archive.users.get(name)
+            if user and secrets.compare_digest(secret, password):
+                return user
+            if known and secrets.compare_digest(known.password.encode(), password.encode()):
+                self._failures.pop(name, None)
+                return name
+            self._failures[name] = (failures + 1, self.clock())
+        raise Refused()
+
+    def issue_token(self, user: str) -> dict[str, object]:
+        alias, secret = str(uuid.uuid4()), secrets.token_urlsafe(96).replace("-", "").replace("_", "")[:64]
+        self.tokens[alias] = (secret, user)
+        expires = int((self.clock() + 2 * 86400) * 1000)
+        return {
+            "alias": alias,
+            "secret": secret,
+            "xdatUserId": user,
+            "singleUse": False,
+            "estimatedExpirationTime": expires,
+            "validIPAddresses": [],
+            "enabled": True,
+        }
+
+
+def is_browser(user_agent: str) -> bool:
+    return any(name in user_agent for name in BROWSERS)
