@@ -40,7 +40,9 @@ def test_broken_yaml_is_one_line_with_its_place(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["- a\n- b\n", "profiles: 3\n", "profiles: {a: 3}\n", "profiles: {a: {verify_ssl: 1}}\n"])
+@pytest.mark.parametrize(
+    "text", ["- a\n- b\n", "profiles: 3\n", "profiles: {a: 3}\n", "profiles: {a: {verify_ssl: 1}}\n"]
+)
 def test_another_shape_is_refused(tmp_path, text):
     with pytest.raises(ConfigError):
         read_profiles(written(tmp_path, text))
