@@ -77,11 +77,9 @@ class Mount:
 
 
 @contextmanager
-def mounting(
-    url: str, directory: Path, *options: str | Path, user: str, password: str, home: Path | None = None
-) -> Iterator[Mount]:
+def mounting(url: str, directory: Path, *options: str | Path, user: str, password: str) -> Iterator[Mount]:
     """`xnatfs mount` of a server, and its orderly end; a log line nobody expects fails."""
-    home = home or directory / "home"
+    home = directory / "home"
     path = directory / "mnt"
     log_file = directory / "mount.log"
     for made in (home, path):

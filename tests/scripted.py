@@ -30,7 +30,9 @@ class Scripted:
     def __init__(self) -> None:
         self.lists: dict[str, Rows | int] = {
             "projects": [{"ID": "P"}],
-            "projects/P/subjects": [{"ID": "X_S1", "label": "S", "project": "P", "insert_date": "2024-01-02 03:04:05.0"}],
+            "projects/P/subjects": [
+                {"ID": "X_S1", "label": "S", "project": "P", "insert_date": "2024-01-02 03:04:05.0"}
+            ],
             "projects/P/experiments": [session("X_E1", "E")],
             "experiments/X_E1/scans": [{"ID": "1", "type": "T1"}],
             "experiments/X_E1/assessors": [],
@@ -83,6 +85,10 @@ class Scripted:
 
     def forget_requests(self) -> None:
         self.asked.clear()
+
+
+def subject(accession: str, label: str, project: str = "P") -> dict[str, str]:
+    return {"ID": accession, "label": label, "project": project, "insert_date": "2024-01-02 03:04:05.0"}
 
 
 def session(accession: str, label: str, subject: str = "X_S1", **more: str) -> dict[str, str]:

@@ -162,7 +162,8 @@ async def test_a_login_page_instead_of_data_is_a_lost_session(page):
     def answer(request: httpx.Request) -> httpx.Response:
         if len(server.sessions) == 1:
             server.alive.clear()
-            return page()
+            shown: httpx.Response = page()
+            return shown
         return table([{"ID": "P1"}])
 
     server.answer = answer

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -552,3 +553,10 @@ async def test_no_descriptor_is_left_open(tmp_path):
             blob.close()
         assert count() == idle
     assert count() == before
+
+
+async def test_the_limit_is_never_more_than_half_of_the_free_disk(tmp_path):
+    """Whatever was asked for, others need room, too."""
+    free = shutil.disk_usage(tmp_path).free
+    async with open_cache(tmp_path / "cache", 2**62) as cache:
+        assert 0.4 * free < cache.limit < 0.6 * free

@@ -339,7 +339,8 @@ def test_every_end_is_clean(demo, tmp_path, how):
             for process in daemons(home):
                 os.kill(process, getattr(signal, how))
         else:
-            run(*{"fusermount3": ["fusermount3", "-u"], "umount": [XNATFS, "umount"]}[how], path, env=env)
+            command: list[str | Path] = ["fusermount3", "-u"] if how == "fusermount3" else [XNATFS, "umount"]
+            run(*command, path, env=env)
         assert ended(path, home)
         assert os.listdir(path) == []
         assert demo.sessions() == alive - 1

@@ -270,7 +270,7 @@ class ContentCache:
 async def open_cache(
     directory: Path, limit: int, *, revalidate: float = 3600.0, strict: bool = False
 ) -> AsyncIterator[ContentCache]:
-    """The cache in this directory, of at most `limit` bytes; raises CacheError if it cannot be used.
+    """The cache in this directory, of at most `limit` bytes and half the free disk. Raises CacheError.
 
     `revalidate` is how many seconds a file without a digest is trusted before the server is asked if it has changed.
     `strict`: nothing of a file is handed out before all of it has been verified.

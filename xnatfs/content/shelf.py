@@ -19,6 +19,7 @@ import contextlib
 import dataclasses
 import fcntl
 import os
+import shutil
 import sqlite3
 import uuid
 from collections.abc import Iterator
@@ -166,7 +167,7 @@ class Shelf:
 
 
 def open_shelf(directory: Path, limit: int) -> Shelf:
-    """Make or open a cache directory; raises CacheError."""
+    """Make or open a cache directory of at most `limit` bytes and half the free disk; raises CacheError."""
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         for folder in (directory, directory / "blobs", directory / "partial"):
@@ -179,7 +180,7 @@ def open_shelf(directory: Path, limit: int) -> Shelf:
             index = open_index(directory / "index.sqlite")
     except (OSError, sqlite3.Error) as exc:
         raise _unusable(directory, exc) from exc
-    shelf = Shelf(directory, limit, index)
+    shelf = Shelf(directory, min(limit, _share_of_disk(directory, index.total())), index)
     try:
         name, fd = shelf.create_partial()  # can it be written, and locked?
         os.unlink(shelf.partial_path(name))
@@ -188,6 +189,11 @@ def open_shelf(directory: Path, limit: int) -> Shelf:
         index.close()
         raise _unusable(directory, exc) from exc
     return shelf
+
+
+def _share_of_disk(directory: Path, used: int) -> int:
+    """Half of what would be free without the cache: whatever was asked for, others need room, too."""
+    return (shutil.disk_usage(directory).free + used) // 2
 
 
 def _unusable(directory: Path, exc: Exception) -> CacheError:

@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import resource
 import shutil
 import signal
 import time
@@ -103,6 +104,7 @@ async def mount(config: Config, credentials: Credentials, options: MountOptions,
     """
     check_fuse()
     check_mountpoint(options.mountpoint)
+    _allow_open_files()
     with (
         registered(options.mountpoint),
         trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals,
@@ -129,6 +131,12 @@ async def mount(config: Config, credentials: Credentials, options: MountOptions,
             finally:
                 pyfuse3.close(unmount=True)
                 _log_end(site)
+
+
+def _allow_open_files() -> None:
+    """Each open file holds a descriptor here: allow as many as the system lets this user have."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _begin(operations: Operations, config: Config, options: MountOptions) -> None:
