@@ -5,6 +5,8 @@ import errno
 import fcntl
 import logging
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -39,7 +41,7 @@ def add_parsers(commands: Any) -> None:
     mount.set_defaults(run=run_mount)
 
     umount = commands.add_parser("umount", help="unmount, and wait for the end of its process", allow_abbrev=False)
-    umount.add_argument("mountpoint", type=Path, metavar="MOUNTPOINT")
+    umount.add_argument("mountpoint", type=Path, metavar="MOUNTPOINT", help="where it is mounted")
     umount.set_defaults(run=run_umount)
 
     demo = commands.add_parser("demo", help="mount a made-up archive from a server on this machine", allow_abbrev=False)
@@ -249,11 +251,16 @@ def _demo_server(arguments: argparse.Namespace) -> Iterator[str]:
 
 
 def _print_demo(arguments: argparse.Namespace, url: str, account: Credentials) -> None:
-    mountpoint = arguments.mountpoint.absolute()
+    place = shlex.quote(str(arguments.mountpoint))
+    program = "xnatfs" if shutil.which("xnatfs") else os.path.relpath(sys.argv[0])
+    session = f"{place}/projects/BRAINS/SUB001/SUB001_MR1"
     print(
-        f"A made-up XNAT is mounted on {mountpoint}, as {account.username}. Try:\n"
-        f"  ls {mountpoint}/projects\n"
-        f"  xnatfs umount {mountpoint}\n"
-        f"The server is {url}, its users are in the README.",
+        f"Mounted on {place}: a made-up XNAT, as {account.username} sees it. Try\n"
+        f"    ls {place}/projects\n"
+        f"    tree -d {session}\n"
+        f"    getfattr -d {session}/scans/1\n"
+        f"    cp -r {session}/scans/1/NIFTI .\n"
+        f"    {program} umount {place}\n"
+        f"Its server is {url}; there {account.username} has the password {account.password}.",
         flush=True,
     )
