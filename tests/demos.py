@@ -63,11 +63,11 @@ class Demo:
 
 
 @contextmanager
-def serving(data: Path | None = None, **options: Any) -> Iterator[Demo]:
+def serving(data: Path | None = None, certificate: tuple[Path, Path] | None = None, **options: Any) -> Iterator[Demo]:
     """The made-up archive, or a directory instead, on a loopback port."""
     archive = DemoArchive(empty=data is not None)
     if data is not None:
         publish(archive, data, {USER: "Owners"})
     app = DemoXnat(archive, **options)
-    with serve(app) as url:
+    with serve(app, certificate=certificate) as url:
         yield Demo(url, app, archive)

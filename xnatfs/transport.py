@@ -10,7 +10,7 @@ import os
 import random
 import re
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, cast
@@ -248,34 +248,38 @@ async def _error_message(response: httpx.Response) -> str:
 
 def _reason(error: httpx.TransportError) -> str:
     text = str(error) or type(error).__name__
-    if isinstance(error, httpx.ConnectError) and "CERTIFICATE_VERIFY_FAILED" in text:
-        return (
-            "is not trusted: its TLS certificate cannot be verified "
-            f"({text.partition('CERTIFICATE_VERIFY_FAILED] ')[2] or text}); --ca-bundle names your authority's file"
-        )
+    causes = list(_causes(error))
+    untrusted = next((cause for cause in causes if isinstance(cause, ssl.SSLCertVerificationError)), None)
+    if untrusted or "CERTIFICATE_VERIFY_FAILED" in text:
+        why = getattr(untrusted, "verify_message", text)
+        return f"is not trusted: its TLS certificate cannot be verified ({why}); --ca-bundle names your authority's file"
     if isinstance(error, httpx.ConnectError):
-        return f"cannot be reached: {_system_error(error) or text}"
+        system = (cause for cause in causes if isinstance(cause, OSError) and cause.errno)
+        return f"cannot be reached: {next((_said(cause) for cause in system), text)}"
     if isinstance(error, httpx.TimeoutException):
         return f"does not answer ({type(error).__name__})"
     return f"failed: {text}"
 
 
-def _system_error(error: BaseException | None) -> str:
-    """What the system said at the root of it: 'Connection refused', 'Name or service not known'."""
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what is behind it, to the root."""
     while error is not None:
         if isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
-        if isinstance(error, OSError) and error.errno:
-            return os.strerror(error.errno) if error.errno > 0 else str(error.strerror)
+        yield error
         error = error.__cause__ or error.__context__
-    return ""
+
+
+def _said(error: OSError) -> str:
+    """What the system says: 'Connection refused', 'Name or service not known'."""
+    return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error.strerror or error)
 
 
 def _may_pass(error: httpx.TransportError) -> bool:
     """Whether a second try may succeed: not where TLS, a proxy or the URL itself is at fault."""
     if isinstance(error, httpx.ProxyError | httpx.UnsupportedProtocol):
         return False
-    return "SSL" not in str(error)
+    return not any(isinstance(cause, ssl.SSLError) for cause in _causes(error))
 
 
 def _no_cookies() -> httpx.Cookies:

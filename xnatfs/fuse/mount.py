@@ -12,7 +12,7 @@ import resource
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -156,7 +156,7 @@ def _escaped(url: str) -> str:
     return url.replace("\\", "\\\\").replace(",", "\\,")
 
 
-async def _end_by_signal(signals: "trio.abc.ReceiveChannel[int]") -> None:
+async def _end_by_signal(signals: AsyncIterator[int]) -> None:
     async for number in signals:
         log.info("ending, because of %s", signal.Signals(number).name)
         pyfuse3.terminate()
