@@ -406,10 +406,10 @@ def converse(main: int, answers: dict[str, str]) -> str:
 
 
 def test_ownership_is_as_asked_for(demo, tmp_path):
-    options = ["--uid", "12", "-o", "gid=34,umask=027"]
+    options = ["--uid", "12", "-o", "gid=34,umask=050"]
     with mounting(demo.url, tmp_path, *options, **demo.login) as mount:
         done = run("stat", "-c", "%u %g %a", mount.path / "projects")
-        assert done.stdout == "12 34 550\n"
+        assert done.stdout == "12 34 505\n"
 
 
 def test_without_xattrs_there_are_none(demo, tmp_path):

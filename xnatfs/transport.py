@@ -252,7 +252,7 @@ def _reason(error: httpx.TransportError) -> str:
     untrusted = next((cause for cause in causes if isinstance(cause, ssl.SSLCertVerificationError)), None)
     if untrusted or "CERTIFICATE_VERIFY_FAILED" in text:
         why = getattr(untrusted, "verify_message", text)
-        return f"is not trusted: its TLS certificate cannot be verified ({why}); --ca-bundle names your authority's file"
+        return f"is not trusted: its TLS certificate cannot be verified ({why}); --ca-bundle names your authority"
     if isinstance(error, httpx.ConnectError):
         system = (cause for cause in causes if isinstance(cause, OSError) and cause.errno)
         return f"cannot be reached: {next((_said(cause) for cause in system), text)}"

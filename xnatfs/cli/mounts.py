@@ -1,16 +1,14 @@
 """mount, umount and demo."""
 
 import argparse
-import errno
-import fcntl
 import logging
 import os
+import select
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,13 +78,15 @@ def run_umount(arguments: argparse.Namespace) -> int:
     mountpoint = arguments.mountpoint.absolute()
     if _file_system(mountpoint) != "fuse.xnatfs":
         raise MountpointError(f"{mountpoint} is not a mount of xnatfs")
+    serving = _fuse().serving_process(mountpoint)
     try:
         done = subprocess.run(["fusermount3", "-u", str(mountpoint)], capture_output=True, text=True)
     except FileNotFoundError:
         raise FuseMissing("fusermount3 is missing: install the package fuse3") from None
     if done.returncode:
         raise MountpointError(f"{mountpoint} cannot be unmounted: {_fusermount_says(done.stderr)}")
-    _await_end(mountpoint)
+    if serving is not None and not select.select([serving], [], [], WAIT_FOR_END)[0]:
+        print(f"xnatfs: {mountpoint} is unmounted, but its process has not ended yet", file=sys.stderr)
     return 0
 
 
@@ -198,24 +198,6 @@ def _fusermount_says(text: str) -> str:
     last = text.strip().rpartition("\n")[2]
     busy = "busy" in last.lower()
     return "a program has a file or its working directory in it" if busy else last.removeprefix("fusermount3: ")
-
-
-def _await_end(mountpoint: Path) -> None:
-    """Wait until the process of this mount has ended, as far as it is ours to know."""
-    path = _fuse().registration(mountpoint)
-    deadline = time.monotonic() + WAIT_FOR_END
-    while time.monotonic() < deadline:
-        try:
-            with open(path, "rb") as held:
-                fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            if error.errno != errno.EWOULDBLOCK:
-                raise
-        time.sleep(0.02)
-    log.warning("%s is unmounted, but its process goes on", mountpoint)
 
 
 def _demo_account(name: str | None) -> Credentials:

@@ -178,7 +178,7 @@ class Store:
                     return await trio.to_thread.run_sync(work, *args)
                 except (sqlite3.Error, OSError) as exc:
                     self._trouble(exc)
-                    return None
+        return None
 
     def _trouble(self, exc: Exception) -> None:
         if self._troubled:

@@ -4,7 +4,6 @@ pyfuse3 has one session per process, so this is called once in a process.
 """
 
 import errno
-import fcntl
 import hashlib
 import logging
 import os
@@ -80,20 +79,30 @@ def check_mountpoint(mountpoint: Path) -> None:
 
 @contextmanager
 def registered(mountpoint: Path) -> Iterator[None]:
-    """Hold a lock as long as this process serves the mountpoint, so that `umount` can wait for its end."""
-    path = registration(mountpoint)
+    """Leave word which process serves the mountpoint, so that `umount` can wait for its end."""
+    path = _registration(mountpoint)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    path.write_text(str(os.getpid()))
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         path.unlink(missing_ok=True)
-        os.close(descriptor)
 
 
-def registration(mountpoint: Path) -> Path:
-    """The lock file of the mount there."""
+def serving_process(mountpoint: Path) -> int | None:
+    """A descriptor of the process that serves the mountpoint, readable once it has ended (pidfd_open(2))."""
+    try:
+        process = int(_registration(mountpoint).read_text())
+        descriptor = os.pidfd_open(process)
+    except (OSError, ValueError):
+        return None
+    if b"xnatfs" in Path(f"/proc/{process}/cmdline").read_bytes():  # and no other that has its number now
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def _registration(mountpoint: Path) -> Path:
     return cache_home() / "mounts" / hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:16]
 
 
