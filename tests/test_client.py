@@ -523,3 +523,13 @@ def test_paths_that_no_url_can_carry(path):
 @pytest.mark.parametrize("path", ["a#b?c&d=e+f", "größe", "a b", "..a/b.", "[x]{y}|^"])
 def test_paths_that_a_url_can_carry(path):
     assert has_url(path)
+
+
+async def test_a_front_that_takes_no_post_is_logged_in_to_by_get():
+    def server(request: httpx.Request) -> httpx.Response:
+        if request.method == "POST":
+            return httpx.Response(405)
+        return httpx.Response(200, text="A" * 32)
+
+    async with open_xnat(Config(URL), Credentials("u", "p"), Wire(server)) as xnat:
+        assert await xnat.login.token() == "A" * 32

@@ -128,6 +128,8 @@ class Login:
             raise LoginRequired(reason)
         try:
             response = await self._http.post("/data/JSESSION", auth=self._basic)
+            if response.status_code == 405:  # XNAT takes both; what stands in front of one may not
+                response = await self._http.get("/data/JSESSION", auth=self._basic)
             token = await self._session_id(response)
         except LoginRequired as error:
             self._refused = (str(error), trio.current_time())

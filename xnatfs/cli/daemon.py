@@ -34,7 +34,7 @@ def start(arguments: Sequence[str], handover: dict[str, str], log_file: Path) ->
     environment = {key: value for key, value in os.environ.items() if key not in SECRETS}
     with _opened(log_file) as log:
         child = subprocess.Popen(
-            [sys.executable, "-m", "xnatfs", *arguments, "--report-fd", str(writing)],
+            [sys.executable, "-P", "-m", "xnatfs", *arguments, "--report-fd", str(writing)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=log,

@@ -75,7 +75,7 @@ def run_mount(arguments: argparse.Namespace) -> int:
 
 
 def run_umount(arguments: argparse.Namespace) -> int:
-    mountpoint = arguments.mountpoint.absolute()
+    mountpoint = _place(arguments)
     if _file_system(mountpoint) != "fuse.xnatfs":
         raise MountpointError(f"{mountpoint} is not a mount of xnatfs")
     serving = _fuse().serving_process(mountpoint)
@@ -125,7 +125,7 @@ def _serve(
 
 def _background(arguments: argparse.Namespace, command: str, handover: dict[str, str]) -> str:
     """The same command again, detached, until its mount answers."""
-    mountpoint = arguments.mountpoint.absolute()
+    mountpoint = _place(arguments)
     log_file = arguments.log_file or cache_home() / "log" / f"{quote(str(mountpoint), safe='')[-200:]}.log"
     text = daemon.start([*_again(command)], handover, Path(log_file))
     os.stat(mountpoint)
@@ -137,11 +137,16 @@ def _again(command: str) -> list[str]:
     return sys.argv[1:] if command in sys.argv[1:2] else [command, *sys.argv[1:]]
 
 
+def _place(arguments: argparse.Namespace) -> Path:
+    """The mountpoint as the kernel names it, without symbolic links."""
+    return Path(os.path.realpath(arguments.mountpoint))
+
+
 def _check_place(arguments: argparse.Namespace) -> None:
     """Fail for want of FUSE or of a mountpoint before anybody is asked for a password."""
     fuse_mount = _fuse()
     fuse_mount.check_fuse()
-    fuse_mount.check_mountpoint(arguments.mountpoint.absolute())
+    fuse_mount.check_mountpoint(_place(arguments))
 
 
 def _fuse() -> Any:
@@ -159,7 +164,7 @@ def _mount_options(arguments: argparse.Namespace, extra: frozenset[str]) -> "Mou
     uid = os.getuid() if arguments.uid is None else arguments.uid
     gid = os.getgid() if arguments.gid is None else arguments.gid
     return MountOptions(
-        arguments.mountpoint.absolute(),
+        _place(arguments),
         Ownership(uid, gid, arguments.umask or 0),
         arguments.allow_other,
         not arguments.no_xattr,
@@ -212,7 +217,7 @@ def _demo_account(name: str | None) -> Credentials:
 @contextmanager
 def _demo_server(arguments: argparse.Namespace) -> Iterator[str]:
     """The demo server in a process of its own, which ends when this one does, however it does; its URL."""
-    command = [sys.executable, "-m", "xnatfs.demo", "--until-eof"]
+    command = [sys.executable, "-P", "-m", "xnatfs.demo", "--until-eof"]
     for name in ("latency", "session_ttl", "seed", "request_log"):
         value = getattr(arguments, name)
         command += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]

@@ -3,7 +3,7 @@
 Any accession ID resolves by lookup, with a request if need be; a listing shows those that other listings have told.
 """
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from xnatfs.errors import Denied, NotFound
@@ -49,11 +49,10 @@ class LinksDir(Dir):
     async def children(self) -> Children:
         """Those known already; what is shown grows as projects are looked at."""
         nodes: dict[str, Node] = {}
-        async for known in self._known():
-            for accession in known.paths:
-                name = shorten(escape(accession))
-                if name not in nodes:
-                    nodes[name] = await self._link(accession, name)
+        known = await self._known()
+        for accession in dict.fromkeys(accession for project in known for accession in project.paths):
+            name = shorten(escape(accession))
+            nodes[name] = Link(self.site, self, name, await self._path(accession, known))
         return Children(nodes, (await self.site.projects()).expires)
 
     def fresh_until(self) -> float:
@@ -62,14 +61,11 @@ class LinksDir(Dir):
 
     async def child(self, name: str) -> Node:
         """The link of any accession ID the account may see. Raises NotFound."""
-        return await self._link(name, name)
+        return Link(self.site, self, name, await self._path(name, await self._known()))
 
-    async def _link(self, accession: str, name: str) -> Link:
-        return Link(self.site, self, name, await self._path(accession))
-
-    async def _path(self, accession: str) -> Path:
+    async def _path(self, accession: str, known: Sequence[Accessions]) -> Path:
         """Where the item is. What listings tell for sure costs no request."""
-        found = [known async for known in self._known() if accession in known.paths]
+        found = [project for project in known if accession in project.paths]
         if len(found) == 1 and accession in found[0].owned:
             return found[0].paths[accession]
 
@@ -84,11 +80,13 @@ class LinksDir(Dir):
 
         return (await self.site.metadata.get((self.name, accession), resolve)).path
 
-    async def _known(self) -> AsyncIterator[Accessions]:
+    async def _known(self) -> list[Accessions]:
         """What the listings at hand tell, project by project. Asks for nothing but the list of projects."""
-        for project in (await self.site.projects()).rows:
-            if self.site.known_experiments(project.id) and self.site.known_subjects(project.id):
-                yield await self.in_project(project.id)
+        return [
+            await self.in_project(project.id)
+            for project in (await self.site.projects()).rows
+            if self.site.known_experiments(project.id) and self.site.known_subjects(project.id)
+        ]
 
     async def in_project(self, project: str) -> Accessions:
         """The items of one project."""
