@@ -125,7 +125,6 @@ def test_no_login_and_no_terminal_to_ask_on(home, place):
         (["mount", "--url", DEAD, "--uid", "root"], "numeric"),
         (["mount", "--url", DEAD, "--no-such-option"], "unrecognized arguments"),
         (["mount", "--url", DEAD, "-o", "no_such_option"], "-o no_such_option: no such option"),
-        (["mount", "--url", DEAD, "-o", "rw"], "read-only"),
         (["mount", "--url", DEAD, "-o", "ttl=soon"], "is not a number of seconds"),
         (["mount", "--url", DEAD, "--ca-bundle", "/nowhere.pem"], "/nowhere.pem is not a file"),
         (["mount"], "which XNAT?"),

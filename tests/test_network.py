@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.demos import Demo, serving
-from tests.mounting import SCRIPTS, end, environment, mounted_file_system, run
+from tests.mounting import SCRIPTS, end, environment, mounted_file_system, mounting, run
 from xnatfs.client import open_xnat
 from xnatfs.config import Config
 from xnatfs.credentials import Credentials
+from xnatfs.demo.reply import Reply
 
 XNATFS = SCRIPTS / "xnatfs"
 
@@ -142,3 +143,25 @@ async def test_other_addresses_go_through_the_proxy_of_the_environment(monkeypat
         server.shutdown()
         thread.join()
     assert Proxy.asked[0] == "http://xnat.example.org/data/JSESSION"
+
+
+@pytest.mark.fuse
+def test_an_outage_is_an_error_to_programs_one_line_in_the_log_and_over_when_it_is_over(tmp_path):
+    with serving() as demo, mounting(demo.url, tmp_path, "--timeout", "1", "--ttl", "0", **demo.login) as mounted:
+        mounted.expected_in_log += ["is away", "is back"]
+        demo.app.faults.append(lambda request: Reply(503, b"", "text/html"))
+        for _ in range(3):
+            assert "Input/output error" in run("ls", mounted.path / "projects").stderr
+        demo.app.faults.clear()
+        assert run("ls", mounted.path / "projects").returncode == 0
+    log = mounted.log_file.read_text()
+    assert (log.count("the server is away"), log.count("is back")) == (1, 1)
+
+
+@pytest.mark.fuse
+def test_a_session_ended_by_the_server_is_made_again_unnoticed(tmp_path):
+    with serving() as demo, mounting(demo.url, tmp_path, "--ttl", "0", **demo.login) as mounted:
+        for _ in range(3):
+            demo.app.sessions.end_all()
+            assert "BRAINS" in run("ls", mounted.path / "projects").stdout
+        assert demo.sessions() == 1

@@ -133,6 +133,7 @@ class Login:
             token = await self._session_id(response)
         except LoginRequired as error:
             self._refused = (str(error), trio.current_time())
+            log.warning("%s", error)
             raise
         self.heard(response)
         self._confirmed_at = trio.current_time()

@@ -13,8 +13,10 @@ from xnatfs.errors import ConfigError
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
-# What fstab lines hold for mount(8) and systemd, not for us.
-IGNORED = frozenset({"ro", "defaults", "auto", "noauto", "user", "users", "nouser", "_netdev", "nofail", "dev", "suid"})
+# What fstab lines hold for mount(8) and systemd, not for us; `rw` is what mount(8) says where nothing was said.
+IGNORED = frozenset(
+    {"ro", "rw", "defaults", "auto", "noauto", "user", "users", "nouser", "_netdev", "nofail", "dev", "suid"}
+)
 # What the kernel takes as it is.
 KERNEL = frozenset({"nosuid", "nodev", "noexec", "exec", "noatime", "relatime", "nodiratime", "sync", "async"})
 
@@ -102,8 +104,6 @@ def apply_mount_options(arguments: argparse.Namespace) -> frozenset[str]:
         name, equals, value = text.partition("=")
         if text in KERNEL:
             kernel.add(text)
-        elif text == "rw":
-            raise ConfigError("-o rw: the mount is read-only")
         elif text not in IGNORED and not name.startswith("x-"):
             _apply(arguments, name.replace("-", "_"), value if equals else None)
     return frozenset(kernel)

@@ -53,8 +53,9 @@ ERRNOS: dict[type[XnatError], int] = {
     CacheError: errno.EIO,
     XnatError: errno.EIO,
 }
-# These are answers, not faults: nobody wants them in a log.
-QUIET = (NotFound, Denied, Stale, ReadOnly)
+# These are answers, not faults: nobody wants them in a log. A server that is away, or refuses the login, is logged
+# once where it is found out, and not once for every read that it fails.
+QUIET = (NotFound, Denied, Stale, ReadOnly, Unreachable, LoginRequired)
 
 # What never expires, the kernel may keep for an hour; longer only delays its forgetting.
 LONGEST_TIMEOUT = 3600.0
