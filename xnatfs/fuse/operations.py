@@ -59,6 +59,7 @@ QUIET = (NotFound, Denied, Stale, ReadOnly, Unreachable, LoginRequired)
 
 # What never expires, the kernel may keep for an hour; longer only delays its forgetting.
 LONGEST_TIMEOUT = 3600.0
+XATTR_PREFIX = b"user.xnat."
 # How many files of a listing are measured at once, where the server does not state sizes: four rounds of eight.
 MEASURED_AT_ONCE = 32
 
@@ -267,7 +268,8 @@ class OperationsWithXattrs(Operations):
 
     @handler
     async def getxattr(self, inode: InodeT, name: FileNameT, ctx: RequestContext) -> bytes:
-        value = _xattrs(self._node(inode)).get(name)
+        # `ls -l` asks every entry twice for what only other file systems have: answered before anything is looked up.
+        value = _xattrs(self._node(inode)).get(name) if name.startswith(XATTR_PREFIX) else None
         if value is None:
             raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
         return value
@@ -289,7 +291,7 @@ async def _learn_size(nodes: Sequence[Node]) -> None:
 
 
 def _xattrs(node: Node) -> dict[FileNameT, bytes]:
-    return {FileNameT(b"user.xnat." + key.encode()): encode(value) for key, value in node.xattrs().items() if value}
+    return {FileNameT(XATTR_PREFIX + key.encode()): encode(value) for key, value in node.xattrs().items() if value}
 
 
 def _left(expires: float) -> float:
