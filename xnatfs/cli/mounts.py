@@ -239,7 +239,7 @@ def _demo_server(arguments: argparse.Namespace) -> Iterator[str]:
 
 def _print_demo(arguments: argparse.Namespace, url: str, account: Credentials) -> None:
     place = shlex.quote(str(arguments.mountpoint))
-    program = "xnatfs" if shutil.which("xnatfs") else os.path.relpath(sys.argv[0])
+    program = "xnatfs" if shutil.which("xnatfs") else shlex.quote(os.path.relpath(sys.argv[0]))
     session = f"{place}/projects/BRAINS/SUB001/SUB001_MR1"
     print(
         f"Mounted on {place}: a made-up XNAT, as {account.username} sees it. Try\n"
