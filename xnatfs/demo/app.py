@@ -142,8 +142,8 @@ class DemoXnat:
 
     def _set_cookies(self, reply: Reply, session: Session, new: bool) -> None:
         path = self.context_path or "/"
-        if new:
-            reply.cookies.append(f"JSESSIONID={session.id}; Path={path}; HttpOnly")
+        if new:  # before any that the answer sets itself: of several the last one counts
+            reply.cookies.insert(0, f"JSESSIONID={session.id}; Path={path}; HttpOnly")
         now, idle = int(self.sessions.clock() * 1000), int(self.sessions.ttl * 1000)
         home = self.context_path + "/"
         reply.cookies.append(f'SESSION_EXPIRATION_TIME="{now},{idle}"; Version=1; Path={home}')
@@ -283,8 +283,9 @@ class DemoXnat:
 
 def to_httpx(reply: Reply) -> httpx.Response:
     """A reply for a test without sockets."""
-    headers = [("Content-Type", reply.content_type), *reply.headers.items()]
-    headers += [("Set-Cookie", cookie) for cookie in reply.cookies]
+    named = [("Content-Type", reply.content_type), *reply.headers.items()]
+    named += [("Set-Cookie", cookie) for cookie in reply.cookies]
+    headers = [(name.encode(), value.encode("latin-1")) for name, value in named]
     length = reply.length()
     content = b"".join(reply.pieces())
     response = httpx.Response(reply.status, headers=headers, content=content)

@@ -228,7 +228,7 @@ def _member_name(
         return f"{home.category}/{safe}/{label}/{entry.path}"
     if home.category == "resources":
         part = ""
-    elif home.category == "scans" and typed and kind and structure != "simplified":
+    elif home.category == "scans" and typed and kind and structure not in ("simplified", "legacy"):
         part = f"scans/{home.cat_id}-{kind}/"
     else:
         part = f"{home.category}/{home.cat_id}/"
