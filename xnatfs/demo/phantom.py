@@ -90,6 +90,7 @@ def _slice(series: Series, patient: str, index: int, image: "np.ndarray[Any, Any
     made.Rows, made.Columns = image.shape
     made.PixelSpacing = [series.spacing, series.spacing]
     made.SliceThickness = made.SpacingBetweenSlices = series.thickness
+    made.PatientPosition = "HFS"
     made.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
     corner = [-series.spacing * series.columns / 2, -series.spacing * series.rows / 2]
     made.ImagePositionPatient = [*corner, series.thickness * index]
