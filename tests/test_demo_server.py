@@ -462,7 +462,7 @@ def test_several_ranges_are_not_implemented(owner):
 
 
 def test_ranges_can_be_ignored(demo, owner):
-    demo.routes.ranges = False
+    demo.routes.levels.ranges = False
     response = owner.get(BIG, headers={"range": "bytes=10-19"})
     assert (response.status_code, len(response.content)) == (200, LENGTH)
 

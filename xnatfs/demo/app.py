@@ -13,8 +13,9 @@ from urllib.parse import parse_qsl
 import httpx
 
 from xnatfs.demo.archive import Archive
+from xnatfs.demo.levels import Asked
 from xnatfs.demo.reply import HTML, Failed, Reply, Slice, page, text
-from xnatfs.demo.routes import Asked, Routes
+from xnatfs.demo.routes import Routes
 from xnatfs.demo.sessions import GUEST, Refused, Session, Sessions, is_browser
 
 SERVER = "Noelios-Restlet-Engine/1.1.10"
@@ -72,7 +73,7 @@ class DemoXnat:
         self.sessions.ttl, self.sessions.limit = session_ttl, max_sessions
         self.sessions.require_login = require_login
         self.routes = Routes(archive, self.context_path)
-        self.routes.ranges, self.routes.digests = ranges, digests
+        self.routes.levels.ranges, self.routes.levels.digests = ranges, digests
         self.latency = latency
         self.requests: list[Record] = []
         self.faults: list[Fault] = []  # each may answer in the server's place

@@ -117,6 +117,8 @@ class Archive:
         self.experiments: dict[str, Experiment] = {}
         self._resource_ids = 100
         self._scan_ids = 10
+        self._by_id: dict[int, tuple[Resource, Home]] = {}
+        self._indexed = 0
 
     # -- making ------------------------------------------------------------------------------------------------
 
@@ -219,7 +221,10 @@ class Archive:
             yield from experiment_resources(experiment)
 
     def resource_by_id(self, number: int) -> tuple[Resource, "Home"] | None:
-        return next((pair for pair in self.resources() if pair[0].id == number), None)
+        if self._indexed != self._resource_ids:  # made anew where a resource was added
+            self._indexed = self._resource_ids
+            self._by_id = {pair[0].id: pair for pair in self.resources()}
+        return self._by_id.get(number)
 
 
 @dataclass(frozen=True)

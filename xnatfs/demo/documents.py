@@ -3,14 +3,12 @@
 import json
 from collections.abc import Mapping
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from xnatfs.demo.archive import Archive, Experiment, Project, Resource, Scan, Subject
+from xnatfs.demo.levels import Asked
 from xnatfs.demo.reply import HTML, Failed, Reply, chunked
 from xnatfs.demo.tables import Query, table
-
-if TYPE_CHECKING:
-    from xnatfs.demo.routes import Asked
 
 Item = dict[str, Any]
 
@@ -41,14 +39,14 @@ def _resource(resource: Resource) -> Item:
     return _item("xnat:resourceCatalog", fields)
 
 
-def project(archive: Archive, item: Project, asked: "Asked") -> Reply:
+def project(archive: Archive, item: Project, asked: Asked) -> Reply:
     fields = {"ID": item.id, "secondary_ID": item.id, "name": item.name, "description": item.description}
     resources = [_resource(resource) for resource in item.resources]
     pi = [_item("xnat:investigatorData", {"lastname": "Demo", "firstname": "Pat"})]
     return _sent(_item("xnat:projectData", fields, resources__resource=resources, PI=pi), asked)
 
 
-def subject(archive: Archive, item: Subject, asked: "Asked") -> Reply:
+def subject(archive: Archive, item: Subject, asked: Asked) -> Reply:
     fields = {"ID": item.id, "project": item.project, "label": item.label}
     sessions = [
         _session(archive, experiment)
@@ -59,7 +57,7 @@ def subject(archive: Archive, item: Subject, asked: "Asked") -> Reply:
     return _sent(_item("xnat:subjectData", fields, experiments__experiment=sessions, sharing__share=shares), asked)
 
 
-def experiment(archive: Archive, item: Experiment, asked: "Asked") -> Reply:
+def experiment(archive: Archive, item: Experiment, asked: Asked) -> Reply:
     return _sent(_session(archive, item), asked)
 
 
@@ -101,11 +99,11 @@ def _scan(item: Scan) -> Item:
     return _item(item.xsi_type, fields, file=[_resource(resource) for resource in item.resources])
 
 
-def scan(session: Experiment, item: Scan, asked: "Asked") -> Reply:
+def scan(session: Experiment, item: Scan, asked: Asked) -> Reply:
     return _sent(_scan(item), asked)
 
 
-def _sent(item: Item, asked: "Asked") -> Reply:
+def _sent(item: Item, asked: Asked) -> Reply:
     accepted = asked.headers.get("accept", "*/*")
     if not any(kind in accepted for kind in ("*/*", "text/", "html", "xml")):
         raise Failed(406, "Not Acceptable")

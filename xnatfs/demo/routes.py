@@ -6,43 +6,12 @@ the listing falls through to what does exist above it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from urllib.parse import unquote_plus
 
-from xnatfs.demo import documents, files, lists
-from xnatfs.demo.archive import Archive, Experiment, Home, Resource, Subject, experiment_resources
+from xnatfs.demo import documents, lists
+from xnatfs.demo.archive import Archive, Experiment, Home, Subject, experiment_resources
+from xnatfs.demo.levels import Asked, Found, Level, Levels
 from xnatfs.demo.reply import Failed, Reply, text
-from xnatfs.demo.tables import Query
-
-Found = list[tuple[Resource, Home]]
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A request, as far as routing is concerned."""
-
-    user: str
-    method: str
-    segments: tuple[str, ...]
-    query: Query
-    headers: dict[str, str]
-    slash: bool  # the path ended in one
-
-    @property
-    def head(self) -> bool:
-        return self.method == "HEAD"
-
-
-@dataclass(frozen=True)
-class Level:
-    """Whose resources a route is about."""
-
-    resources: tuple[tuple[Resource, Home], ...]
-    base: str  # the URI that one resource's files get; '' for several parents
-    name: str = "archive"
-    blank: bool = False  # a session's own rows have no ID, because `all` was asked for
-    typed: bool = False  # scans were addressed in the URL
-    labels: tuple[tuple[str, str], ...] = ()
 
 
 class Routes:
@@ -50,9 +19,7 @@ class Routes:
 
     def __init__(self, archive: Archive, context: str) -> None:
         self.archive = archive
-        self.context = context
-        self.ranges = True
-        self.digests = True
+        self.levels = Levels(archive, context)
 
     def answer(self, asked: Asked) -> Reply:
         segments = asked.segments
@@ -102,7 +69,7 @@ class Routes:
                 return self._project_experiment(asked, project_id, rest[1], rest[2:])
             case ("resources",) | ("files",):
                 found = tuple((r, Home("resources", "", " ", project=project)) for r in project.resources)
-                return self._level(asked, Level(found, f"/data/projects/{project_id}", project_id), rest)
+                return self.levels.answer(asked, Level(found, f"/data/projects/{project_id}", project_id), rest)
             case ("scan_types",) | ("users",) | ("groups",) | ("quarantine_code",) | ("prearchive_code",):
                 return text("0")
         raise Failed(400, "")
@@ -123,7 +90,7 @@ class Routes:
         )
         match tail[:1]:
             case ("resources",) | ("files",):
-                return self._level(asked, above, tail)
+                return self.levels.answer(asked, above, tail)
             case ("projects",):
                 return lists.shares(self.archive, subject, asked.query)
             case ("experiments",) if len(tail) == 1:
@@ -176,7 +143,7 @@ class Routes:
         start = tail.index("resources") if "resources" in tail else tail.index("files")
         if above is None:
             raise Failed(404 if tail[start] == "resources" else 500, "")
-        return self._level(asked, above, tail[start:])
+        return self.levels.answer(asked, above, tail[start:])
 
     def _experiment(
         self, asked: Asked, found: list[Experiment], tail: Sequence[str], above: Level | None, base: str
@@ -199,7 +166,7 @@ class Routes:
                 return self._reconstruction(asked, first, tail[1], tail[2:], above, base)
             case ("resources",) | ("files",):
                 everything = asked.query.get("all", "false") not in ("false", "0")
-                return self._level(asked, self._session_level(asked, found, base, everything), tail)
+                return self.levels.answer(asked, self._session_level(asked, found, base, everything), tail)
         return documents.experiment(self.archive, first, asked)
 
     def _session_level(self, asked: Asked, found: list[Experiment], base: str, everything: bool) -> Level:
@@ -238,7 +205,7 @@ class Routes:
         )
         labels = ((session.id, session.label),)
         part = ",".join(scan.id for scan in found) if key.upper() not in ("ALL", "*") else "ALL"
-        return self._level(
+        return self.levels.answer(
             asked, Level(resources, f"{base}/scans/{part}", session.label, typed=True, labels=labels), tail
         )
 
@@ -270,7 +237,7 @@ class Routes:
                 home = Home("assessors", assessor.id, assessor.xsi_type, experiment=assessor)
                 resources += [(r, home) for r in assessor.resources]
         part = f"{base}/assessors/{','.join(a.id for a in found)}" + (f"/{side}" if side else "")
-        return self._level(asked, Level(tuple(resources), part, session.label), rest)
+        return self.levels.answer(asked, Level(tuple(resources), part, session.label), rest)
 
     def _reconstruction(
         self, asked: Asked, session: Experiment, key: str, tail: Sequence[str], above: Level | None, base: str
@@ -296,69 +263,7 @@ class Routes:
             for r in (recon.inputs if side == "in" else recon.out)
         )
         part = f"{base}/reconstructions/{','.join(r.id for r in found)}"
-        return self._level(asked, Level(tuple(resources), part, session.label), rest)
-
-    # -- resources and files -----------------------------------------------------------------------------------
-
-    def _level(self, asked: Asked, level: Level, tail: Sequence[str]) -> Reply:
-        """.../resources[/R[/files[/F]]] and .../files[/F]"""
-        if tail[0] == "files":
-            return self._files(asked, level, tail[1:], single=False)
-        if len(tail) == 1:
-            return files.list_resources(level.resources, asked.query, session_rows_blank=level.blank)
-        found = self._selected(asked, level, tail[1])
-        if len(tail) == 2:
-            return files.catalogue(found)
-        if tail[2] != "files":
-            raise Failed(400, "")
-        numeric = tail[1].isdigit()
-        chosen = replace(level, resources=tuple(found))
-        if not found and asked.query.get("format") in files.ARCHIVES:
-            raise Failed(404, "No files found")
-        if not found and len(tail) == 3 and not asked.slash:
-            return files.list_files([], asked.query, single_base="", context=self.context, digests=self.digests)
-        return self._files(asked, chosen, tail[3:], single=True, numeric=numeric)
-
-    def _selected(self, asked: Asked, level: Level, keys: str) -> Found:
-        found: Found = []
-        for key in keys.split(","):
-            if key.isdigit():
-                pair = self.archive.resource_by_id(int(key))
-                if pair is None or not self._readable(asked.user, pair[1]):
-                    raise Failed(404, "")
-                found.append(next((p for p in level.resources if p[0].id == int(key)), pair))
-            else:
-                label = "" if key.upper() == "NULL" else key
-                found += [pair for pair in level.resources if pair[0].label == label]
-        return found
-
-    def _readable(self, user: str, home: Home) -> bool:
-        if home.project:
-            return self.archive.sees(user, home.project.id)
-        item = home.subject or home.experiment
-        return item is not None and self.archive.reads_item(user, item)
-
-    def _files(self, asked: Asked, level: Level, path: Sequence[str], *, single: bool, numeric: bool = False) -> Reply:
-        query, found = asked.query, level.resources
-        name = "/".join(path)
-        folder = files.unquoted(name) + "/" if name and asked.slash else ""
-        if query.get("format") in files.ARCHIVES and (not name or folder):
-            if folder:
-                found = tuple((replace_entries(r, folder), home) for r, home in found)
-            return files.archive(found, query, level.name, dict(level.labels), typed=level.typed, digests=self.digests)
-        if "index" in query and not name:
-            entry = files.by_index(found, query["index"], single=single, query=query)
-            return files.download(entry, asked.headers, query, ranges=self.ranges)
-        if not name or folder:
-            if folder and not (single and len(found) == 1):
-                raise Failed(404, "Unable to find catalog entry for given uri.")
-            if asked.head and len(found) != 1:
-                raise Failed(404, "")
-            return files.list_files(
-                found, query, single_base=level.base, context=self.context, digests=self.digests, folder=folder
-            )
-        entry = files.find_entry(found, name)
-        return files.download(entry, asked.headers, query, ranges=self.ranges)
+        return self.levels.answer(asked, Level(tuple(resources), part, session.label), rest)
 
 
 def _of_assessor(assessor: Experiment, session: Experiment) -> Found:
@@ -373,7 +278,3 @@ def _scan_matches(id: str, type: str, key: str) -> bool:
         return True
     wanted = [part.replace("[SLASH]", "/").replace("[COMMA]", ",") for part in key.split(",")]
     return id in wanted or type in wanted or ("NULL" in wanted and not type)
-
-
-def replace_entries(resource: Resource, folder: str) -> Resource:
-    return replace(resource, entries=[entry for entry in resource.entries if entry.path.startswith(folder)])

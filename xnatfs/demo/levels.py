@@ -1,0 +1,113 @@
+""".../resources[/R[/files[/F]]] and .../files[/F], wherever they hang."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from xnatfs.demo import files
+from xnatfs.demo.archive import Archive, Home, Resource
+from xnatfs.demo.reply import Failed, Reply
+from xnatfs.demo.tables import Query
+
+Found = list[tuple[Resource, Home]]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request, as far as routing is concerned."""
+
+    user: str
+    method: str
+    segments: tuple[str, ...]
+    query: Query
+    headers: dict[str, str]
+    slash: bool  # the path ended in one
+
+    @property
+    def head(self) -> bool:
+        return self.method == "HEAD"
+
+
+@dataclass(frozen=True)
+class Level:
+    """Whose resources a route is about."""
+
+    resources: tuple[tuple[Resource, Home], ...]
+    base: str  # the URI that one resource's files get; '' for several parents
+    name: str = "archive"
+    blank: bool = False  # a session's own rows have no ID, because `all` was asked for
+    typed: bool = False  # scans were addressed in the URL
+    labels: tuple[tuple[str, str], ...] = ()
+
+
+class Levels:
+    """Resources of one level of the archive and their files. `ranges` and `digests` are switches of the site."""
+
+    def __init__(self, archive: Archive, context: str) -> None:
+        self.archive = archive
+        self.context = context
+        self.ranges = True
+        self.digests = True
+
+    def answer(self, asked: Asked, level: Level, tail: Sequence[str]) -> Reply:
+        """.../resources[/R[/files[/F]]] and .../files[/F]"""
+        if tail[0] == "files":
+            return self._files(asked, level, tail[1:], single=False)
+        if len(tail) == 1:
+            return files.list_resources(level.resources, asked.query, session_rows_blank=level.blank)
+        found = self._selected(asked, level, tail[1])
+        if len(tail) == 2:
+            return files.catalogue(found)
+        if tail[2] != "files":
+            raise Failed(400, "")
+        numeric = tail[1].isdigit()
+        chosen = replace(level, resources=tuple(found))
+        if not found and asked.query.get("format") in files.ARCHIVES:
+            raise Failed(404, "No files found")
+        if not found and len(tail) == 3 and not asked.slash:
+            return files.list_files([], asked.query, single_base="", context=self.context, digests=self.digests)
+        return self._files(asked, chosen, tail[3:], single=True, numeric=numeric)
+
+    def _selected(self, asked: Asked, level: Level, keys: str) -> Found:
+        found: Found = []
+        for key in keys.split(","):
+            if key.isdigit():
+                pair = self.archive.resource_by_id(int(key))
+                if pair is None or not self._readable(asked.user, pair[1]):
+                    raise Failed(404, "")
+                found.append(next((p for p in level.resources if p[0].id == int(key)), pair))
+            else:
+                label = "" if key.upper() == "NULL" else key
+                found += [pair for pair in level.resources if pair[0].label == label]
+        return found
+
+    def _readable(self, user: str, home: Home) -> bool:
+        if home.project:
+            return self.archive.sees(user, home.project.id)
+        item = home.subject or home.experiment
+        return item is not None and self.archive.reads_item(user, item)
+
+    def _files(self, asked: Asked, level: Level, path: Sequence[str], *, single: bool, numeric: bool = False) -> Reply:
+        query, found = asked.query, level.resources
+        name = "/".join(path)
+        folder = files.unquoted(name) + "/" if name and asked.slash else ""
+        if query.get("format") in files.ARCHIVES and (not name or folder):
+            if folder:
+                found = tuple((replace_entries(r, folder), home) for r, home in found)
+            return files.archive(found, query, level.name, dict(level.labels), typed=level.typed, digests=self.digests)
+        if "index" in query and not name:
+            entry = files.by_index(found, query["index"], single=single, query=query)
+            return files.download(entry, asked.headers, query, ranges=self.ranges)
+        if not name or folder:
+            if folder and not (single and len(found) == 1):
+                raise Failed(404, "Unable to find catalog entry for given uri.")
+            if asked.head and len(found) != 1:
+                raise Failed(404, "")
+            return files.list_files(
+                found, query, single_base=level.base, context=self.context, digests=self.digests, folder=folder
+            )
+        entry = files.find_entry(found, name)
+        return files.download(entry, asked.headers, query, ranges=self.ranges)
+
+
+def replace_entries(resource: Resource, folder: str) -> Resource:
+    return replace(resource, entries=[entry for entry in resource.entries if entry.path.startswith(folder)])
