@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 import trio
+import trio.testing
 
 from tests.wire import Wire
 from xnatfs.client import Xnat, has_url, open_xnat
@@ -513,6 +514,32 @@ async def test_no_more_than_eight_downloads_at_once(autojump_clock):
             for _ in range(30):
                 nursery.start_soon(read, xnat)
     assert most == 8
+
+
+async def test_small_files_do_not_wait_for_large_ones():
+    release = trio.Event()
+    server = Server()
+
+    async def handle(request: httpx.Request) -> httpx.Response:
+        if "/files/" not in request.url.path:
+            return server(request)
+        if request.url.path.endswith("large"):
+            await release.wait()
+        return httpx.Response(200, content=b"x")
+
+    large, small = (FileRow("34", name, size, "", "", "", 0) for name, size in (("large", 2**30), ("small", 1)))
+    async with open_xnat(Config(URL), Credentials("u", "p"), Wire(handle)) as xnat, trio.open_nursery() as nursery:
+
+        async def fetch(file: FileRow) -> None:
+            async with xnat.download(ITEM, file):
+                pass
+
+        for _ in range(20):
+            nursery.start_soon(fetch, large)
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.fail_after(10):
+            await fetch(small)
+        release.set()
 
 
 @pytest.mark.parametrize("path", ["a%b", "a;b", "a\\b", "a//b", "a/./b", "../b", "a\rb", "/a", "a/"])

@@ -8,7 +8,7 @@ listing; take a whole file for an answer to a range, but no other range than the
 import logging
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -26,6 +26,11 @@ log = logging.getLogger(__name__)
 
 # What a server answers that knows ranges but not this one, or whose proxy trips over them.
 RANGE_REFUSED = frozenset({400, 416, 500, 501})
+
+# Half of all downloads at most are of files that take longer than a moment, so that a copy of eight volumes does not
+# keep everybody else waiting until the first of them is there. 32 MiB are a second or two on a slow line.
+LONG_DOWNLOADS = DOWNLOADS // 2
+LONG = 32 * 2**20
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)$")
 
@@ -68,6 +73,7 @@ class Xnat:
         self.login = transport.login
         self.url = transport.url
         self._downloads = trio.CapacityLimiter(DOWNLOADS)
+        self._long_downloads = trio.CapacityLimiter(LONG_DOWNLOADS)
         self._heads = trio.CapacityLimiter(DOWNLOADS)
         self.ranged: bool | None = None  # whether the server grants Range; None until it was asked
 
@@ -143,7 +149,7 @@ class Xnat:
         A connection that breaks is taken up again where it broke. Also raises Stale, if the file is another by then.
         """
         path = _file_path(item, file)
-        async with self._downloads:
+        async with self._patience(file), self._downloads:
             begun = await self._begin(path, start, size, unless_modified)
             if begun is None:
                 yield None
@@ -168,6 +174,10 @@ class Xnat:
         async with self._downloads, self._transport.reply("GET", path, query, expects="file") as response:
             async with aclosing(self._transport.raw(path, response)) as chunks:
                 yield Download(0, _content_length(response), response.headers.get("last-modified", ""), chunks)
+
+    def _patience(self, file: FileRow) -> AbstractAsyncContextManager[object]:
+        """A place for a file that may take minutes; small ones always find one beside those."""
+        return self._long_downloads if (file.size or 0) > LONG else nullcontext()
 
     async def _begin(
         self, path: str, start: int, size: int | None, unless_modified: str = ""
