@@ -152,7 +152,7 @@ def download(entry: Entry, headers: dict[str, str], query: Query, *, ranges: boo
     kind = TYPES.get(name.rpartition(".")[2].lower(), "application/octet-stream")
     sent = {
         "Last-Modified": formatdate(entry.modified, usegmt=True),
-        "Content-Disposition": f'attachment; filename="{name.encode("latin-1", "replace").decode("latin-1")}";',
+        "Content-Disposition": disposition(name),
         "Cache-Control": "must-revalidate",
     }
     if _not_modified(entry, headers):
@@ -161,6 +161,12 @@ def download(entry: Entry, headers: dict[str, str], query: Query, *, ranges: boo
     if ranges and wanted:
         return _ranged(entry, wanted, size, kind, sent)
     return Reply(200, Slice(entry.content, 0, size), kind, sent)
+
+
+def disposition(name: str) -> str:
+    """The header; a control character in a name must not end it."""
+    safe = "".join("_" if character < " " or character == "\x7f" else character for character in name)
+    return f'attachment; filename="{safe.encode("latin-1", "replace").decode("latin-1")}";'
 
 
 def _not_modified(entry: Entry, headers: dict[str, str]) -> bool:
@@ -176,13 +182,15 @@ def _ranged(entry: Entry, wanted: str, size: int, kind: str, sent: dict[str, str
     if "," in wanted:
         raise Failed(501, "Multiple ranges are not supported")
     match = RANGE.match(wanted)
-    if not match or match[0] == "bytes=-":
+    if not match or match[0] == "bytes=-" or (match[1] and match[2] and int(match[2]) < int(match[1])):
         return Reply(200, Slice(entry.content, 0, size), kind, sent)
     if not match[1]:
         first, last = max(0, size - int(match[2])), size - 1
     else:
         first, last = int(match[1]), int(match[2]) if match[2] else size - 1
     sent["Content-Range"] = f"bytes {first}-{last}/{size}"
+    if last < first:  # begins after the end: no 416, but a reply that is good for nothing
+        return Reply(206, iter(()), kind, sent)
     return Reply(206, Slice(entry.content, first, last - first + 1), kind, sent)
 
 
@@ -204,7 +212,7 @@ def archive(found: Found, query: Query, name: str, labels: dict[str, str], *, ty
         raise Failed(404, "No files found")
     kind = ARCHIVES[form]
     ending = {"application/zip": "zip", "application/x-tar": "tar", "application/x-gtar": "tar.gz"}[kind]
-    headers = {"Content-Disposition": f'attachment; filename="{name}.{ending}";'}
+    headers = {"Content-Disposition": disposition(f"{name}.{ending}")}
     body: Iterator[bytes]
     if ending == "zip":
         body = _zip(members)

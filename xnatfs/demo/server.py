@@ -19,13 +19,29 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     server: "_Server"
 
     def do_any(self) -> None:
-        length = self.headers.get("content-length", "0")
-        body = self.rfile.read(int(length)) if length.isdigit() else b""
+        try:
+            body = self._body()
+        except ValueError:
+            self.close_connection = True
+            self.send_error(400)
+            return
         path, _, query = self.path.partition("?")
         headers = {key.lower(): value for key, value in self.headers.items()}
         self._send(self.server.demo.handle(self.command, path, query, headers, body))
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_any
+
+    def _body(self) -> bytes:
+        """The request's body, read to its end: what was left would be taken for the next request."""
+        if "chunked" not in self.headers.get("transfer-encoding", "").lower():
+            return self.rfile.read(int(self.headers.get("content-length", "0")))
+        body = b""
+        while size := int(self.rfile.readline().partition(b";")[0], 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        while self.rfile.readline().strip():
+            """Trailers say nothing here."""
+        return body
 
     def _send(self, reply: Reply) -> None:
         self.send_response_only(reply.status, reply.reason.encode("latin-1", "replace").decode("latin-1") or None)
@@ -37,21 +53,26 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Set-Cookie", cookie)
         length = reply.length()
         bodiless = self.command == "HEAD" or reply.status in (204, 304)
-        if length is None:
+        chunks = length is None and self.request_version != "HTTP/1.0"
+        if chunks:
             self.send_header("Transfer-Encoding", "chunked")
+        elif length is None:
+            self.send_header("Connection", "close")  # the end of the body is the end of the connection
         elif reply.status not in (204, 304):
             self.send_header("Content-Length", str(length))
         self.end_headers()
-        if bodiless:
-            return
+        if not bodiless:
+            self._send_body(reply, length, chunks)
+
+    def _send_body(self, reply: Reply, length: int | None, chunks: bool) -> None:
         sent = 0
         for piece in reply.pieces():
             sent += len(piece)
-            if length is not None:
+            if not chunks:
                 self.wfile.write(piece)
             elif piece:
                 self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
-        if length is None:
+        if chunks:
             self.wfile.write(b"0\r\n\r\n")
         elif sent != length:
             self.close_connection = True  # more was promised than there is
