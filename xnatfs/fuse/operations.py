@@ -143,6 +143,7 @@ class Operations(pyfuse3.Operations):
         attributes.st_ino = self.inodes.look_up(node)
         return attributes
 
+    @handler
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
         for inode, count in inode_list:
             self.inodes.forget(inode, count)
@@ -184,6 +185,7 @@ class Operations(pyfuse3.Operations):
                 return
             self.inodes.look_up(node)
 
+    @handler
     async def releasedir(self, fh: FileHandleT) -> None:
         self._directories.pop(fh, None)
 
@@ -206,6 +208,7 @@ class Operations(pyfuse3.Operations):
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         return await self._files[fh].read(off, size)
 
+    @handler
     async def release(self, fh: FileHandleT) -> None:
         blob = self._files.pop(fh, None)
         if blob is not None:
