@@ -143,8 +143,8 @@ class Operations(pyfuse3.Operations):
         attributes.st_ino = self.inodes.look_up(node)
         return attributes
 
-    @handler
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
+        """The one call that is not answered: pyfuse3 would let even a FUSEError of it end the mount."""
         for inode, count in inode_list:
             self.inodes.forget(inode, count)
 
