@@ -2,7 +2,6 @@
 
 import base64
 import binascii
-import json
 import re
 import threading
 import time
@@ -14,15 +13,16 @@ import httpx
 
 from xnatfs.demo.archive import Archive
 from xnatfs.demo.levels import Asked
-from xnatfs.demo.reply import HTML, Failed, Reply, Slice, page, text
+from xnatfs.demo.reply import HTML, Failed, Reply, Slice, page
 from xnatfs.demo.routes import Routes
+from xnatfs.demo.services import Services
 from xnatfs.demo.sessions import GUEST, Refused, Session, Sessions, is_browser
 
 SERVER = "Noelios-Restlet-Engine/1.1.10"
-OPEN = ("/data/JSESSION", "/data/services/auth", "/xapi/siteConfig/buildInfo", "/app/template/Login.vm")
+OPEN = re.compile(r"/(?:(?:data|REST)/(?:JSESSION|services/auth)/?|xapi/siteConfig/buildInfo|app/template/Login\.vm)$")
+API = ("/data/", "/REST/", "/xapi/", "/fs/")  # any other URL is a page, for people
 # What the firewall before XNAT refuses, anywhere in a path; and what the container below it refuses.
 FIREWALL = re.compile(r";|%3b|%2f|\\|%5c|%25|%2e|//|/\.\.?(?:/|$)|[\[\]{}|^\"<>]|%00", re.IGNORECASE)
-BUILD = {"version": "1.8.11", "buildNumber": "demo", "buildDate": "2024-01-02", "isDirty": "false"}
 COOKIE = re.compile(r"JSESSIONID=\"?([0-9A-Za-z]+)")
 
 Fault = Callable[["Request"], Reply | None]
@@ -74,6 +74,7 @@ class DemoXnat:
         self.sessions.require_login = require_login
         self.routes = Routes(archive, self.context_path)
         self.routes.levels.ranges, self.routes.levels.digests = ranges, digests
+        self.services = Services(archive, self.sessions, self.context_path)
         self.latency = latency
         self.requests: list[Record] = []
         self.faults: list[Fault] = []  # each may answer in the server's place
@@ -127,10 +128,14 @@ class DemoXnat:
     def _answer(self, request: Request) -> tuple[Reply, str]:
         if FIREWALL.search(request.path):
             raise Failed(400, "The request was rejected because the URL contained a potentially malicious String")
-        session, new = self._session(request)
-        user = session.user
+        user = GUEST
+        session, new = self._known(request)
         try:
-            if self.sessions.require_login and user == GUEST and not request.path.startswith(OPEN):
+            logged_in = self._logged_in(request, session)
+            if logged_in is not None:
+                session, new = logged_in, True
+            user = session.user
+            if self.sessions.require_login and user == GUEST and not OPEN.match(request.path):
                 reply = self._login_wanted(request)
             else:
                 reply = self._dispatch(request, session)
@@ -149,18 +154,18 @@ class DemoXnat:
         home = self.context_path + "/"
         reply.cookies.append(f'SESSION_EXPIRATION_TIME="{now},{idle}"; Version=1; Path={home}')
 
-    def _session(self, request: Request) -> tuple[Session, bool]:
-        """The session of a request, made where there is none; Basic is looked at only where the user differs."""
+    def _known(self, request: Request) -> tuple[Session, bool]:
+        """The session of a request, made where there is none, even for a request that will be refused."""
         match = COOKIE.search(request.headers.get("cookie", ""))
         session = self.sessions.find(match[1]) if match else None
+        return (session, False) if session is not None else (self.sessions.create(GUEST), True)
+
+    def _logged_in(self, request: Request, session: Session) -> Session | None:
+        """The session that Basic makes; it is looked at only where the user differs. Raises Refused."""
         authorization = request.headers.get("authorization")
-        if authorization and (session is None or session.user == GUEST or not self._same(session, authorization)):
-            user = self.sessions.authenticate(authorization)
-            self.sessions.logins += 1
-            return self.sessions.create(user), True
-        if session is not None:
-            return session, False
-        return self.sessions.create(GUEST), True
+        if not authorization or (session.user != GUEST and self._same(session, authorization)):
+            return None
+        return self.sessions.log_in(self.sessions.authenticate(authorization), session)
 
     def _same(self, session: Session, authorization: str) -> bool:
         try:
@@ -170,7 +175,7 @@ class DemoXnat:
         return name.rpartition("/")[2] == session.user
 
     def _login_wanted(self, request: Request) -> Reply:
-        if is_browser(request.headers.get("user-agent", "")):
+        if is_browser(request.headers.get("user-agent", "")) or not request.path.startswith(API):
             return Reply(302, b"", HTML, {"Location": f"{self.context_path}/app/template/Login.vm"})
         return Refused().reply()
 
@@ -183,103 +188,22 @@ class DemoXnat:
         if path == "/app/template/Login.vm" or path in ("", "/"):
             return page("XNAT Demo: log in")
         if path.startswith("/xapi/"):
-            return self._xapi(path.removeprefix("/xapi/"), request, session)
-        for prefix in ("/data/archive/", "/data/", "/REST/"):
+            return self.services.xapi(path.removeprefix("/xapi/"), request.method, session)
+        for prefix in ("/data/", "/REST/"):
             if path.startswith(prefix):
                 return self._data(path.removeprefix(prefix), request, session)
         raise Failed(404, "")
 
-    def _xapi(self, path: str, request: Request, session: Session) -> Reply:
-        def as_json(value: object) -> Reply:
-            return Reply(200, json.dumps(value).encode(), "application/json;charset=UTF-8")
-
-        if path == "siteConfig/buildInfo":
-            return as_json(BUILD)
-        if path == "siteConfig/buildInfo/version":
-            return text(BUILD["version"])
-        if session.user == GUEST:
-            return Reply(401, b"")
-        if path == "users/username":
-            return text(session.user)
-        admin = self.archive.users[session.user].admin
-        parts = path.split("/")
-        if parts[:2] == ["users", "active"] and len(parts) == 3 and request.method == "DELETE":
-            if not admin and parts[2] != session.user:
-                return Reply(403, b"")
-            return as_json(self.sessions.end_all(parts[2]))
-        if parts[0] == "users" and len(parts) == 2 and parts[1] in self.archive.users:
-            if not admin and parts[1] != session.user:
-                return Reply(403, b"")
-            return as_json(
-                {"username": parts[1], "firstName": "Demo", "lastName": "User", "email": "", "enabled": True}
-            )
-        if path == "siteConfig/uptime":
-            return as_json({"Sec": "1"})
-        return Reply(404, b"")
-
     def _data(self, path: str, request: Request, session: Session) -> Reply:
-        if path == "JSESSION":
-            return self._jsession(request, session)
-        if path == "services/auth" and request.method in ("PUT", "POST"):
-            return self._form_login(request)
-        if path == "auth":
-            return text(f"User '{session.user}' is logged in")
-        if path.startswith("services/tokens/"):
-            return self._tokens(path.split("/")[2:], session)
-        if path == "user":
-            if not self.archive.users.get(session.user) or not self.archive.users[session.user].admin:
-                raise Failed(403, "Forbidden")
-            return Reply(200, json.dumps(sorted(self.archive.users)).encode(), "application/json")
+        reply = self.services.data(path, request.method, request.query, request.body, session)
+        if reply is not None:
+            return reply
+        path = path.removeprefix("archive/")
         if request.method not in ("GET", "HEAD"):
             raise Failed(405, "This server is a demo of reading: it takes no changes.")
         slash = path.endswith("/")
         segments = tuple(part for part in path.split("/") if part)
         return self.routes.answer(Asked(session.user, request.method, segments, request.query, request.headers, slash))
-
-    def _jsession(self, request: Request, session: Session) -> Reply:
-        if request.method == "DELETE":
-            self.sessions.end(session.id)
-            return text("")
-        csrf = f"; XNAT_CSRF={session.csrf}" if request.query.get("CSRF") == "true" else ""
-        return text(session.id + csrf)
-
-    def _form_login(self, request: Request) -> Reply:
-        form = dict(parse_qsl(request.body.decode("utf-8", "replace")))
-        try:
-            user = self.sessions.check(form.get("username", ""), form.get("password", ""))
-        except Refused:
-            raise Failed(401, "Authentication failed.") from None
-        self.sessions.logins += 1
-        session = self.sessions.create(user)
-        reply = text(session.id)
-        reply.cookies.append(f"JSESSIONID={session.id}; Path={self.context_path or '/'}; HttpOnly")
-        return reply
-
-    def _tokens(self, parts: list[str], session: Session) -> Reply:
-        def as_json(value: object) -> Reply:
-            return Reply(200, json.dumps(value).encode(), "application/json")
-
-        if session.user == GUEST:
-            raise Failed(403, "")
-        tokens = self.sessions.tokens
-        match parts:
-            case ["issue"]:
-                return as_json(self.sessions.issue_token(session.user))
-            case ["show"]:
-                return as_json([{"alias": a, "xdatUserId": u} for a, (_, u) in tokens.items() if u == session.user])
-            case ["validate", alias, secret]:
-                known = tokens.get(alias)
-                if known is None:
-                    raise Failed(404, "")
-                return as_json({"valid": known[1]} if known[0] == secret else {})
-            case ["invalidate", alias]:
-                if alias not in tokens:
-                    raise Failed(404, "")
-                if tokens[alias][1] != session.user:
-                    raise Failed(403, "")
-                del tokens[alias]
-                return as_json({"result": "OK"})
-        raise Failed(404, "")
 
 
 def to_httpx(reply: Reply) -> httpx.Response:

@@ -3,6 +3,7 @@
 import base64
 import binascii
 import secrets
+import string
 import threading
 import uuid
 from collections.abc import Callable
@@ -16,6 +17,7 @@ REFUSED = "Your login attempt failed because the username and password combinati
 BROWSERS = ("Mozilla", "MSIE", "AppleWebKit", "Opera")
 MAX_FAILED_LOGINS = 20
 LOCKED_FOR = 3600.0
+TOKEN_LIFE = 2 * 86400.0
 
 
 @dataclass
@@ -24,6 +26,33 @@ class Session:
     user: str
     used: float
     csrf: str = field(default_factory=lambda: str(uuid.uuid4()))
+
+
+@dataclass(frozen=True)
+class Token:
+    """An alias token: a user name and a password that stand for a user, for two days."""
+
+    id: int
+    alias: str
+    secret: str
+    user: str
+    created: float
+
+    def shown(self) -> dict[str, object]:
+        created = int(self.created * 1000)
+        return {
+            "id": self.id,
+            "alias": self.alias,
+            "secret": self.secret,
+            "xdatUserId": self.user,
+            "singleUse": False,
+            "estimatedExpirationTime": created + int(TOKEN_LIFE * 1000),
+            "validIPAddresses": [],
+            "enabled": True,
+            "created": created,
+            "timestamp": created,
+            "disabled": 0,
+        }
 
 
 class Refused(Failed):
@@ -46,7 +75,7 @@ class Sessions:
         self.ttl = 900.0
         self.limit = 1000
         self.require_login = True
-        self.tokens: dict[str, tuple[str, str]] = {}  # alias -> secret, user
+        self.tokens: dict[str, Token] = {}
         self.logins = 0
         self._sessions: dict[str, Session] = {}
         self._failures: dict[str, tuple[int, float]] = {}
@@ -70,6 +99,14 @@ class Sessions:
             session = Session(secrets.token_hex(16).upper(), user, self.clock())
             self._sessions[session.id] = session
             return session
+
+    def log_in(self, user: str, before: Session | None) -> Session:
+        """A login changes the session's ID: the guest's session that asked for it ends. Raises Refused."""
+        made = self.create(user)
+        self.logins += 1
+        if before is not None:
+            self.end(before.id)
+        return made
 
     def end(self, id: str) -> None:
         with self._lock:
@@ -102,31 +139,29 @@ class Sessions:
         name = name.rpartition("/")[2]
         with self._lock:
             failures, since = self._failures.get(name, (0, 0.0))
-            if failures >= MAX_FAILED_LOGINS and self.clock() - since < LOCKED_FOR:
-                raise Refused()
-            secret, user = self.tokens.get(name, ("", ""))
+            if failures >= MAX_FAILED_LOGINS:
+                if self.clock() - since < LOCKED_FOR:
+                    raise Refused()
+                failures = 0
+            token = self.tokens.get(name)
+            if token is not None and self.good(token, password):
+                return token.user
             known = self.archive.users.get(name)
-            if user and secrets.compare_digest(secret, password):
-                return user
             if known and secrets.compare_digest(known.password.encode(), password.encode()):
                 self._failures.pop(name, None)
                 return name
             self._failures[name] = (failures + 1, self.clock())
         raise Refused()
 
-    def issue_token(self, user: str) -> dict[str, object]:
-        alias, secret = str(uuid.uuid4()), secrets.token_urlsafe(96).replace("-", "").replace("_", "")[:64]
-        self.tokens[alias] = (secret, user)
-        expires = int((self.clock() + 2 * 86400) * 1000)
-        return {
-            "alias": alias,
-            "secret": secret,
-            "xdatUserId": user,
-            "singleUse": False,
-            "estimatedExpirationTime": expires,
-            "validIPAddresses": [],
-            "enabled": True,
-        }
+    def good(self, token: Token, secret: str) -> bool:
+        fresh = self.clock() - token.created < TOKEN_LIFE
+        return fresh and secrets.compare_digest(token.secret.encode(), secret.encode())
+
+    def issue_token(self, user: str) -> Token:
+        secret = "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(64))
+        token = Token(len(self.tokens) + 1, str(uuid.uuid4()), secret, user, self.clock())
+        self.tokens[token.alias] = token
+        return token
 
 
 def is_browser(user_agent: str) -> bool:

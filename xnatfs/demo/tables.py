@@ -15,6 +15,11 @@ Rows = list[dict[str, str]]
 Query = dict[str, str]
 
 
+def true(query: Query, name: str) -> bool:
+    """A switch of the query: on by anything but `false` and `0`."""
+    return query.get(name, "false") not in ("false", "0")
+
+
 def table(
     rows: Rows,
     query: Query,
