@@ -560,3 +560,12 @@ async def test_a_front_that_takes_no_post_is_logged_in_to_by_get():
 
     async with open_xnat(Config(URL), Credentials("u", "p"), Wire(server)) as xnat:
         assert await xnat.login.token() == "A" * 32
+
+
+async def test_of_the_sessions_a_login_names_the_newest_cookie_is_it():
+    def server(request: httpx.Request) -> httpx.Response:
+        cookies = [("set-cookie", f"JSESSIONID={letter * 32}; Path=/") for letter in "AB"]
+        return httpx.Response(200, text="A" * 32, headers=cookies)
+
+    async with open_xnat(Config(URL), Credentials("u", "p"), Wire(server)) as xnat:
+        assert await xnat.login.token() == "B" * 32

@@ -151,7 +151,8 @@ class Login:
         if status == 200 and not _is_html(response):
             token = response.text.strip().partition(";")[0]
             if _SESSION_ID.fullmatch(token):
-                return token
+                # Logging in changes the session's ID; where the body has the one before, the newest cookie counts.
+                return _session_cookie(response) or token
         if status in (429, 500, 502, 503, 504):
             raise Unreachable(f"{url} answers {status} {response.reason_phrase}: try again later")
         if await self._is_xnat():
@@ -199,8 +200,13 @@ def check_is_data(response: httpx.Response, expects: Expects) -> None:
 
 def _foreign_session(token: str, response: httpx.Response) -> bool:
     """Whether the reply opens another session: the server did not know ours."""
+    return _session_cookie(response) not in ("", token)
+
+
+def _session_cookie(response: httpx.Response) -> str:
+    """The JSESSIONID that a reply sets, the last of several; '' where it sets none."""
     found = [match[1] for cookie in response.headers.get_list("set-cookie") if (match := _JSESSIONID.match(cookie))]
-    return bool(found) and found[-1] not in ("", token)
+    return found[-1] if found else ""
 
 
 def _target(response: httpx.Response) -> str:
