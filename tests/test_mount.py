@@ -3,6 +3,7 @@
 What must be seen is the demo's own manifest, written by hand beside what it plants.
 """
 
+import hashlib
 import os
 import pty
 import re
@@ -312,17 +313,48 @@ def test_a_file_is_downloaded_once_even_by_the_next_mount(demo, tmp_path):
     assert fetched == [1, 0]
 
 
+# -- a server that changes -------------------------------------------------------------------------------------
+
+
+def test_what_is_taken_away_from_the_account_is_gone_and_its_cached_bytes_too(tmp_path):
+    with serving() as demo, mounting(demo.url, tmp_path, "--ttl", "0", **demo.login) as mount:
+        file = mount.path / "projects" / "BRAINS" / "resources" / "protocol" / "protocol.txt"
+        assert run("cat", file).stdout == "Lie still.\n"
+        members = demo.archive.projects["BRAINS"].members
+        role = members.pop(demo.login["user"])
+        assert "No such file" in run("cat", file).stderr
+        assert "BRAINS" not in run("ls", mount.path / "projects").stdout
+        members[demo.login["user"]] = role
+        assert wait_for(lambda: run("cat", file).stdout == "Lie still.\n")
+
+
+def test_a_new_version_of_a_file_is_a_new_inode_with_the_new_bytes(tmp_path):
+    with serving() as demo, mounting(demo.url, tmp_path, "--ttl", "0", **demo.login) as mount:
+        file = mount.path / "projects" / "BRAINS" / "resources" / "protocol" / "protocol.txt"
+        (entry,) = demo.archive.projects["BRAINS"].resources[0].entries
+        before = run("stat", "-c", "%i", file).stdout
+        assert run("cat", file).stdout == "Lie still.\n"
+        entry.content, entry.digest = b"Sit still.\n", hashlib.md5(b"Sit still.\n").hexdigest()
+        assert run("cat", file).stdout == "Sit still.\n"
+        assert run("stat", "-c", "%i", file).stdout != before
+
+
+def wait_for(condition: Callable[[], bool]) -> bool:
+    """Whether it becomes true within a generous while."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
 # -- beginning and end -----------------------------------------------------------------------------------------
 
 
 def ended(path: Path, home: Path) -> bool:
-    """Whether a mount is gone and its process, too, within a generous while."""
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        if not mounted_file_system(path) and not daemons(home):
-            return True
-        time.sleep(0.05)
-    return False
+    """Whether a mount is gone and its process, too."""
+    return wait_for(lambda: not mounted_file_system(path) and not daemons(home))
 
 
 @pytest.mark.parametrize("how", ["fusermount3", "umount", "SIGTERM", "SIGINT"])
