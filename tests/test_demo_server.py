@@ -280,6 +280,10 @@ def test_who_accepts_only_json_gets_no_document(owner):
     assert owner.get("/data/projects", headers=headers).status_code == 200
 
 
+def test_who_accepts_what_no_list_is_gets_none_whatever_the_format(owner):
+    assert owner.get("/data/projects?format=json", headers={"accept": "application/zip"}).status_code == 406
+
+
 @pytest.mark.parametrize("part", ["scans", "assessors", "reconstructions", "files", "nonsense"])
 def test_what_has_no_route_below_a_project_is_the_sessions_document(owner, part):
     document = owner.get(f"/data/projects/BRAINS/experiments/SUB001_MR1/{part}?format=json").json()

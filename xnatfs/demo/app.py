@@ -23,6 +23,8 @@ OPEN = re.compile(r"/(?:(?:data|REST)/(?:JSESSION|services/auth)/?|xapi/siteConf
 API = ("/data/", "/REST/", "/xapi/", "/fs/")  # any other URL is a page, for people
 # What the firewall before XNAT refuses, anywhere in a path; and what the container below it refuses.
 FIREWALL = re.compile(r";|%3b|%2f|\\|%5c|%25|%2e|//|/\.\.?(?:/|$)|[\[\]{}|^\"<>]|%00", re.IGNORECASE)
+# What any resource declares; documents declare less.
+VARIANTS = re.compile(r"\*/\*|application/(\*|json|xml|xhtml)|text/(\*|html|xml)|image/(\*|jpeg)")
 COOKIE = re.compile(r"JSESSIONID=\"?([0-9A-Za-z]+)")
 
 Fault = Callable[["Request"], Reply | None]
@@ -201,6 +203,8 @@ class DemoXnat:
         path = path.removeprefix("archive/")
         if request.method not in ("GET", "HEAD"):
             raise Failed(405, "This server is a demo of reading: it takes no changes.")
+        if not VARIANTS.search(request.headers.get("accept", "*/*")):
+            raise Failed(406, "Not Acceptable")  # negotiation comes before `format=`
         slash = path.endswith("/")
         segments = tuple(part for part in path.split("/") if part)
         return self.routes.answer(Asked(session.user, request.method, segments, request.query, request.headers, slash))
