@@ -44,9 +44,12 @@ def main() -> int:
         for directory in arguments.data:
             publish(archive, directory, ROLES)
         demo = _demo(arguments, archive)
+        ended = _end()
         with serve(demo, arguments.port) as url:
             print(url, flush=True)
-            _wait(arguments.until_eof)
+            if arguments.until_eof:
+                threading.Thread(target=_at_eof, args=(ended,), daemon=True).start()
+            ended.wait()
     except (OSError, OverflowError) as error:
         parser.error(str(error))
     except ImportError as error:
@@ -79,8 +82,8 @@ def _demo(arguments: argparse.Namespace, archive: DemoArchive) -> DemoXnat:
     return demo
 
 
-def _wait(until_eof: bool) -> None:
-    """Until the end: of standard input, or by a signal."""
+def _end() -> threading.Event:
+    """What a signal sets. It must be there before the URL is printed: who reads that may end us at once."""
     ended = threading.Event()
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -88,9 +91,7 @@ def _wait(until_eof: bool) -> None:
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
-    if until_eof:
-        threading.Thread(target=_at_eof, args=(ended,), daemon=True).start()
-    ended.wait()
+    return ended
 
 
 def _at_eof(ended: threading.Event) -> None:
@@ -98,4 +99,5 @@ def _at_eof(ended: threading.Event) -> None:
     ended.set()
 
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())
