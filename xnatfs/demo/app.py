@@ -17,14 +17,14 @@ from xnatfs.demo.reply import HTML, Failed, Reply, Slice, page
 from xnatfs.demo.routes import Routes
 from xnatfs.demo.services import Services
 from xnatfs.demo.sessions import GUEST, Refused, Session, Sessions, is_browser
+from xnatfs.demo.tables import Query
 
 SERVER = "Noelios-Restlet-Engine/1.1.10"
 OPEN = re.compile(r"/(?:(?:data|REST)/(?:JSESSION|services/auth)/?|xapi/siteConfig/buildInfo|app/template/Login\.vm)$")
 API = ("/data/", "/REST/", "/xapi/", "/fs/")  # any other URL is a page, for people
 # What the firewall before XNAT refuses, anywhere in a path; and what the container below it refuses.
 FIREWALL = re.compile(r";|%3b|%2f|\\|%5c|%25|%2e|//|/\.\.?(?:/|$)|[\[\]{}|^\"<>]|%00", re.IGNORECASE)
-# What any resource declares; documents declare less.
-VARIANTS = re.compile(r"\*/\*|application/(\*|json|xml|xhtml)|text/(\*|html|xml)|image/(\*|jpeg)")
+OPEN_RANGE = re.compile(r"bytes=(?:\d+-|-\d+)\s*$")
 COOKIE = re.compile(r"JSESSIONID=\"?([0-9A-Za-z]+)")
 
 Fault = Callable[["Request"], Reply | None]
@@ -36,7 +36,7 @@ class Request:
 
     method: str
     path: str  # raw, without the context path
-    query: dict[str, str]
+    query: Query
     headers: dict[str, str]  # lower-case names
     body: bytes = b""
 
@@ -94,9 +94,7 @@ class DemoXnat:
         """Answer a request, and remember it."""
         if self.latency:
             time.sleep(self.latency)
-        query: dict[str, str] = {}
-        for key, value in parse_qsl(raw_query, keep_blank_values=True):
-            query.setdefault(key, value)
+        query = Query(parse_qsl(raw_query, keep_blank_values=True), headers.get("accept", "*/*"))
         if method == "POST" and query.get("method") in ("PUT", "DELETE"):
             method = query["method"]
         inside = not self.context_path or raw_path.startswith(self.context_path + "/") or raw_path == self.context_path
@@ -112,7 +110,7 @@ class DemoXnat:
         except Failed as failed:
             reply = failed.reply()
         reply.headers = {**self._headers(), **reply.headers}
-        record = Record(method, path, query, headers, reply.status, user)
+        record = Record(method, path, dict(query), headers, reply.status, user)
         with self._lock:
             self.requests.append(record)
         self.watch(record)
@@ -203,11 +201,13 @@ class DemoXnat:
         path = path.removeprefix("archive/")
         if request.method not in ("GET", "HEAD"):
             raise Failed(405, "This server is a demo of reading: it takes no changes.")
-        if not VARIANTS.search(request.headers.get("accept", "*/*")):
-            raise Failed(406, "Not Acceptable")  # negotiation comes before `format=`
         slash = path.endswith("/")
         segments = tuple(part for part in path.split("/") if part)
-        return self.routes.answer(Asked(session.user, request.method, segments, request.query, request.headers, slash))
+        asked = Asked(session.user, request.method, segments, request.query, request.headers, slash)
+        reply = self.routes.answer(asked)
+        if reply.status == 200 and reply.length() is None and OPEN_RANGE.match(request.headers.get("range", "")):
+            raise Failed(500, "")  # the end of what has no length is not known
+        return reply
 
 
 def to_httpx(reply: Reply) -> httpx.Response:

@@ -22,6 +22,13 @@ class Entry:
     digest: str
     modified: float = MODIFIED
     tags: str = ""
+    format: str = ""
+    note: str = ""  # `content`, as the server calls it
+
+    @property
+    def lost(self) -> bool:
+        """Whether it is in the catalogue only."""
+        return self.content is None or (isinstance(self.content, Path) and not self.content.is_file())
 
     def length(self) -> int:
         assert self.content is not None
@@ -160,7 +167,8 @@ class Archive:
         if isinstance(content, bytes):
             size = str(len(content)) if size is None else size
             digest = hashlib.md5(content).hexdigest() if digest is None else digest
-        resource.entries.append(Entry(path, content, size or "", digest or ""))
+        made = Entry(path, content, size or "", digest or "", format=resource.format, note=resource.content)
+        resource.entries.append(made)
         return resource.entries[-1]
 
     # -- looking up --------------------------------------------------------------------------------------------

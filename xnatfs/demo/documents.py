@@ -2,15 +2,17 @@
 
 import json
 from collections.abc import Mapping
-from html import escape
 from typing import Any
 
 from xnatfs.demo.archive import Archive, Experiment, Project, Resource, Scan, Subject
 from xnatfs.demo.levels import Asked
-from xnatfs.demo.reply import HTML, Failed, Reply, chunked
-from xnatfs.demo.tables import Query, table
+from xnatfs.demo.reply import HTML, Reply, chunked
+from xnatfs.demo.tables import FORMATS, JSON, XML, Query, negotiated, stored, table
 
 Item = dict[str, Any]
+
+SPACES = ' xmlns:xnat="http://nrg.wustl.edu/xnat" xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance"'
+ATTRIBUTES = ("ID", "project", "label", "type", "secondary_ID")
 
 
 def _item(kind: str, fields: Mapping[str, object], **children: list[Item]) -> Item:
@@ -21,7 +23,11 @@ def _item(kind: str, fields: Mapping[str, object], **children: list[Item]) -> It
             "create_event_id": 1,
             "start_date": "Tue Jan 02 03:04:05 UTC 2024",
         },
-        "data_fields": {key: value for key, value in fields.items() if value not in ("", None)},
+        "data_fields": {
+            key: stored(value) if isinstance(value, str) else value
+            for key, value in fields.items()
+            if value not in ("", None)
+        },
         "children": [{"field": name.replace("__", "/"), "items": items} for name, items in children.items() if items],
     }
 
@@ -104,19 +110,32 @@ def scan(session: Experiment, item: Scan, asked: Asked) -> Reply:
 
 
 def _sent(item: Item, asked: Asked) -> Reply:
-    accepted = asked.headers.get("accept", "*/*")
-    if not any(kind in accepted for kind in ("*/*", "text/", "html", "xml")):
-        raise Failed(406, "Not Acceptable")
-    form = asked.query.get("format", "html").lower()
-    if form in ("json", "application/json"):
+    form = negotiated(asked.query, ("text/html", XML))
+    if "format" in asked.query:
+        form = FORMATS.get(asked.query["format"].lower(), asked.query["format"].lower())
+    if form == JSON:
         return chunked(json.dumps({"items": [item]}, ensure_ascii=False).encode(), "application/json;charset=UTF-8")
-    if form == "html":
-        title = escape(str(item["data_fields"].get("label") or item["data_fields"].get("ID")))
+    if form in ("html", "text/html"):
+        title = str(item["data_fields"].get("label") or item["data_fields"].get("ID"))
         return chunked(f"<html><head><title>{title}</title></head><body><h1>{title}</h1></body></html>".encode(), HTML)
-    kind = item["meta"]["xsi:type"].partition(":")[2].removesuffix("Data")
-    cells = "".join(f' {key}="{escape(str(value))}"' for key, value in item["data_fields"].items())
-    body = f'<?xml version="1.0" encoding="UTF-8"?>\n<xnat:{kind} xmlns:xnat="http://nrg.wustl.edu/xnat"{cells}/>'
+    name = item["meta"]["xsi:type"].partition(":")[2].removesuffix("Data")
+    kind = name[:1].upper() + name[1:]
+    body = f'<?xml version="1.0" encoding="UTF-8"?>\n{_xml(kind, item, SPACES)}'
     return chunked(body.encode(), "text/xml;charset=UTF-8")
+
+
+def _xml(tag: str, item: Item, spaces: str = "") -> str:
+    """An item as schema XML: what identifies it as attributes, the rest as elements."""
+    fields = item["data_fields"]
+    inside = fields if tag == "file" else {key: fields[key] for key in ATTRIBUTES if key in fields}
+    attributes = "".join(f' {key}="{value}"' for key, value in inside.items() if not key.startswith("xnat_"))
+    kind = "" if spaces else f' xsi:type="{item["meta"]["xsi:type"]}"'
+    below = "".join(f"<xnat:{key}>{value}</xnat:{key}>" for key, value in fields.items() if key not in inside)
+    for child in item["children"]:
+        outer, _, inner = child["field"].partition("/")
+        found = "".join(_xml(inner or outer, each) for each in child["items"])
+        below += f"<xnat:{outer}>{found}</xnat:{outer}>" if inner else found
+    return f"<xnat:{tag}{spaces}{attributes}{kind}>{below}</xnat:{tag}>"
 
 
 def elements(archive: Archive, user: str, query: Query) -> Reply:

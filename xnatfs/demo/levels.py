@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from xnatfs.demo import files
+from xnatfs.demo import archives, files, inside
 from xnatfs.demo.archive import Archive, Home, Resource
 from xnatfs.demo.reply import Failed, Reply
-from xnatfs.demo.tables import Query
+from xnatfs.demo.tables import LIST, Query, negotiated, true
 
 Found = list[tuple[Resource, Home]]
 
@@ -36,7 +36,6 @@ class Level:
     name: str = "archive"
     blank: bool = False  # a session's own rows have no ID, because `all` was asked for
     typed: bool = False  # scans were addressed in the URL
-    labels: tuple[tuple[str, str], ...] = ()
 
 
 class Levels:
@@ -56,12 +55,12 @@ class Levels:
             return files.list_resources(level.resources, asked.query, session_rows_blank=level.blank)
         found = self._selected(asked, level, tail[1])
         if len(tail) == 2:
-            return files.catalogue(found)
+            return files.catalogue(found, asked.query)
         if tail[2] != "files":
             raise Failed(400, "")
         numeric = tail[1].isdigit()
         chosen = replace(level, resources=tuple(found))
-        if not found and asked.query.get("format") in files.ARCHIVES:
+        if not found and asked.query.get("format") in archives.ARCHIVES:
             raise Failed(404, "No files found")
         if not found and len(tail) == 3 and not asked.slash:
             return files.list_files([], asked.query, single_base="", context=self.context, digests=self.digests)
@@ -88,12 +87,14 @@ class Levels:
 
     def _files(self, asked: Asked, level: Level, path: Sequence[str], *, single: bool, numeric: bool = False) -> Reply:
         query, found = asked.query, level.resources
+        negotiated(query, (*LIST, "image/jpeg"))
         name = "/".join(path)
         folder = files.unquoted(name) + "/" if name and asked.slash else ""
-        if query.get("format") in files.ARCHIVES and (not name or folder):
+        if query.get("format") in archives.ARCHIVES and (not name or folder):
             if folder:
                 found = tuple((replace_entries(r, folder), home) for r, home in found)
-            return files.archive(found, query, level.name, dict(level.labels), typed=level.typed, digests=self.digests)
+            layout = archives.layout(self.archive, query, level.name, typed=level.typed, blank=level.blank)
+            return archives.archive(found, query, layout)
         if "index" in query and not name:
             entry = files.by_index(found, query["index"], single=single, query=query)
             return files.download(entry, asked.headers, query, ranges=self.ranges)
@@ -105,7 +106,14 @@ class Levels:
             return files.list_files(
                 found, query, single_base=level.base, context=self.context, digests=self.digests, folder=folder
             )
-        entry = files.find_entry(found, name)
+        outer, within = inside.split(name)
+        entry = files.find_entry(found, outer)
+        if true(query, "listContents"):
+            return inside.contents(entry, query)
+        if within:
+            entry = inside.inner(entry, files.unquoted(within))
+        elif query.get("format") == "zip" and not entry.lost and not entry.path.endswith(".zip"):
+            return archives.one_file(entry)
         return files.download(entry, asked.headers, query, ranges=self.ranges)
 
 

@@ -1,6 +1,5 @@
 """What the server answers, before it is bytes on a wire; and what it means by its errors."""
 
-import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from html import escape
@@ -17,6 +16,12 @@ class Slice:
     content: bytes | Path
     start: int
     length: int  # as promised; the file may end before
+
+    @classmethod
+    def whole(cls, content: bytes | Path | None) -> "Slice":
+        if content is None:
+            raise FileNotFoundError
+        return cls(content, 0, len(content) if isinstance(content, bytes) else content.stat().st_size)
 
     def pieces(self) -> Iterator[bytes]:
         if isinstance(self.content, bytes):
@@ -58,14 +63,19 @@ def text(body: str, status: int = 200) -> Reply:
 
 def chunked(body: bytes, content_type: str) -> Reply:
     """A body whose length the server does not know beforehand."""
-    pieces = (body[n : n + PIECE] for n in itertools.count(0, PIECE) if n < len(body) or n == 0)
-    sized = itertools.islice(pieces, max(1, -(-len(body) // PIECE)))
-    return Reply(200, sized, content_type)
+    pieces = [body[start : start + PIECE] for start in range(0, len(body), PIECE)]
+    return Reply(200, iter(pieces), content_type)
 
 
 def page(title: str, status: int = 200) -> Reply:
     body = f"<html><head><title>{escape(title)}</title></head><body><h1>{escape(title)}</h1></body></html>"
     return Reply(status, body.encode(), HTML)
+
+
+def disposition(name: str) -> str:
+    """The header; a control character in a name must not end it."""
+    safe = "".join("_" if character < " " or character == "\x7f" else character for character in name)
+    return f'attachment; filename="{safe.encode("latin-1", "replace").decode("latin-1")}";'
 
 
 class Failed(Exception):

@@ -8,7 +8,7 @@ the listing falls through to what does exist above it.
 from collections.abc import Sequence
 from urllib.parse import unquote_plus
 
-from xnatfs.demo import documents, lists
+from xnatfs.demo import documents, experiments, lists
 from xnatfs.demo.archive import Archive, Experiment, Home, Subject, experiment_resources
 from xnatfs.demo.levels import Asked, Found, Level, Levels
 from xnatfs.demo.reply import Failed, Reply, text
@@ -34,7 +34,7 @@ class Routes:
             case "experiments":
                 return self._experiments(asked, tail)
             case "scan_types":
-                return text("")
+                return lists.scan_types(self.archive, asked.user, asked.query)
             case "search" if segments[1:2] == ("elements",):
                 return documents.elements(self.archive, asked.user, asked.query)
         raise Failed(404, "")
@@ -59,7 +59,7 @@ class Routes:
                 return lists.subjects(archive, project_id, asked.query)
             case ("experiments",) if len(rest) == 1:
                 lists.need_reader(archive, user, project_id, "experiments")
-                return lists.experiments(archive, project_id, asked.query)
+                return experiments.experiments(archive, project_id, asked.query)
             case ("subjects",):
                 subject = archive.find_subject(project_id, rest[1])
                 if subject is None or not archive.reads_item(user, subject):
@@ -70,8 +70,16 @@ class Routes:
             case ("resources",) | ("files",):
                 found = tuple((r, Home("resources", "", " ", project=project)) for r in project.resources)
                 return self.levels.answer(asked, Level(found, f"/data/projects/{project_id}", project_id), rest)
-            case ("scan_types",) | ("users",) | ("groups",) | ("quarantine_code",) | ("prearchive_code",):
+            case ("scan_types",):
+                return lists.scan_types(archive, user, asked.query, project_id)
+            case ("users",):
+                return lists.members(archive, project, asked.query)
+            case ("groups",):
+                return lists.groups(project, asked.query)
+            case ("quarantine_code",) | ("prearchive_code",):
                 return text("0")
+            case ("current_arc",):
+                return text("arc001")
         raise Failed(400, "")
 
     def _subjects(self, asked: Asked, tail: Sequence[str]) -> Reply:
@@ -80,6 +88,8 @@ class Routes:
         subject = self.archive.subjects.get(tail[0])
         if subject is None or not self.archive.reads_item(asked.user, subject):
             raise Failed(404, "Unable to identify subject")
+        if tail[1:2] == ("experiments",):  # no route: the subject's document
+            return documents.subject(self.archive, subject, asked)
         return self._subject(asked, subject, tail[1:], subject.project)
 
     def _subject(self, asked: Asked, subject: Subject, tail: Sequence[str], project: str) -> Reply:
@@ -95,7 +105,7 @@ class Routes:
                 return lists.shares(self.archive, subject, asked.query)
             case ("experiments",) if len(tail) == 1:
                 lists.need_reader(self.archive, asked.user, project, "experiments")
-                return lists.experiments(self.archive, project, asked.query, subject)
+                return experiments.experiments(self.archive, project, asked.query, subject)
             case ("experiments",):
                 found = self.archive.find_experiment(project, tail[1], accession_first=len(tail) > 2)
                 base = f"/data/projects/{project}/subjects/{subject.id}/experiments"
@@ -123,7 +133,7 @@ class Routes:
 
     def _experiments(self, asked: Asked, tail: Sequence[str]) -> Reply:
         if not tail:
-            return lists.all_experiments(self.archive, asked.user, asked.query)
+            return experiments.all_experiments(self.archive, asked.user, asked.query)
         keys = tail[0].split(",") if len(tail) > 1 else [tail[0]]
         found = [e for key in keys if (e := self.archive.experiments.get(key))]
         found = [e for e in found if self.archive.reads_item(asked.user, e)]
@@ -179,11 +189,10 @@ class Routes:
             resources += [pair for pair in own if everything or pair[1].category == "resources"]
             if everything:
                 resources = [pair for pair in resources if not pair[1].part.endswith("/in")]
-                for assessor in self.archive.assessors_of(session):
+                for assessor in self._readable_assessors(asked, session):
                     resources += _of_assessor(assessor, session)
-        labels = tuple((session.id, session.label) for session in self.archive.experiments.values())
         one = base if len(found) == 1 else ""
-        return Level(tuple(resources), one, found[0].label, blank=everything, labels=labels)
+        return Level(tuple(resources), one, found[0].label, blank=everything)
 
     def _scan(
         self, asked: Asked, session: Experiment, key: str, tail: Sequence[str], above: Level | None, base: str
@@ -203,18 +212,18 @@ class Routes:
             for scan in found
             for r in scan.resources
         )
-        labels = ((session.id, session.label),)
         part = ",".join(scan.id for scan in found) if key.upper() not in ("ALL", "*") else "ALL"
-        return self.levels.answer(
-            asked, Level(resources, f"{base}/scans/{part}", session.label, typed=True, labels=labels), tail
-        )
+        return self.levels.answer(asked, Level(resources, f"{base}/scans/{part}", session.label, typed=True), tail)
+
+    def _readable_assessors(self, asked: Asked, session: Experiment) -> list[Experiment]:
+        return [a for a in self.archive.assessors_of(session) if self.archive.reads_item(asked.user, a)]
 
     def _assessor(
         self, asked: Asked, session: Experiment, key: str, tail: Sequence[str], above: Level | None, base: str
     ) -> Reply:
         found = [
             assessor
-            for assessor in self.archive.assessors_of(session)
+            for assessor in self._readable_assessors(asked, session)
             if key in (assessor.id, assessor.label, assessor.xsi_type, "*") or key.upper() == "ALL"
         ]
         side = tail[0] if tail[:1] in (("in",), ("out",)) else ""

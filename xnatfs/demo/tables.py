@@ -5,14 +5,55 @@ import io
 import json
 import random
 from collections.abc import Sequence
+from datetime import datetime
 from fnmatch import fnmatchcase
 from html import escape
 from urllib.parse import unquote
 
-from xnatfs.demo.reply import HTML, Reply, chunked
+from xnatfs.demo.reply import HTML, Failed, Reply, chunked
 
 Rows = list[dict[str, str]]
-Query = dict[str, str]
+JSON, XML, CSV = "application/json", "text/xml", "text/csv"
+LIST = (JSON, "text/html", XML)  # what a list may be negotiated to; the first is the default
+FORMATS = {"json": JSON, JSON: JSON, "xml": XML, XML: XML, "application/xml": XML, "csv": CSV, CSV: CSV}
+
+
+class Query(dict[str, str]):
+    """The query of a request, the first of each name; with what else decides on the form of the answer."""
+
+    def __init__(self, pairs: Sequence[tuple[str, str]] = (), accept: str = "*/*") -> None:
+        super().__init__(reversed(pairs))
+        self.pairs = pairs
+        self.accept = accept
+
+    def every(self, name: str) -> list[str]:
+        return [value for key, value in self.pairs if key == name]
+
+
+def negotiated(query: Query, variants: Sequence[str]) -> str:
+    """The media type of the answer. `format` overrides it, but only after one was found. Raises Failed: 406."""
+    best, weight = "", 0.0
+    for part in query.get("media", query.accept or "*/*").split(","):
+        kind, *parameters = [piece.strip() for piece in part.split(";")]
+        stated = next((piece[2:] for piece in parameters if piece.startswith("q=")), "1")
+        quality = float(stated) if stated.replace(".", "", 1).isdigit() else 0.0
+        found = next((variant for variant in variants if _matches(kind, variant)), "")
+        if found and quality > weight:
+            best, weight = found, quality
+    if not best:
+        raise Failed(406, "Not Acceptable")
+    return best
+
+
+def _matches(kind: str, variant: str) -> bool:
+    if kind == "application/xml":
+        kind = XML
+    return kind in ("*/*", "*", variant) or (kind.endswith("/*") and variant.startswith(kind[:-1]))
+
+
+def stored(text: str) -> str:
+    """Text as the database has it: what came by a form or a URL was escaped for XML, once and for all."""
+    return escape(text, quote=False).replace('"', "&quot;").replace("'", "&apos;")
 
 
 def true(query: Query, name: str) -> bool:
@@ -28,11 +69,18 @@ def table(
     total: bool = True,
     extra: dict[str, object] | None = None,
     columns: Sequence[str] = (),
+    ordered: bool = False,
 ) -> Reply:
-    """A finished table: sorted if asked for, in the format asked for. Key order is arbitrary."""
-    rows = _sorted(rows, query)
-    form = query.get("format", "json").lower()
-    if form in ("json", "application/json"):
+    """A finished table: sorted if asked for, in the format asked for. Else the order of rows and of keys is any."""
+    form = negotiated(query, LIST)
+    if "format" in query:
+        form = FORMATS.get(query["format"].lower(), "text/html")
+    names = list(rows[0]) if rows else list(columns)
+    if true(query, "fields") and columns:  # the keys there are, in place of what they hold
+        rows = [{"FIELD": name, "XPATH": name.lower()} for name in columns]
+        names = ["FIELD", "XPATH"]
+    rows = _sorted(rows, query, ordered)
+    if form == JSON:
         shuffled = [_shuffled(row) for row in rows]
         result: dict[str, object] = {"Result": shuffled, **(extra or {})}
         if title:
@@ -40,14 +88,13 @@ def table(
         if total:
             result["totalRecords"] = str(len(rows))
         return chunked(json.dumps({"ResultSet": result}, ensure_ascii=False).encode(), "application/json;charset=UTF-8")
-    names = list(rows[0]) if rows else list(columns)
-    if form in ("csv", "text/csv"):
+    if form == CSV:
         out = io.StringIO()
         writer = csv.writer(out, quoting=csv.QUOTE_ALL, lineterminator="\n")
         writer.writerow(names)
         writer.writerows([[row.get(name, "") for name in names] for row in rows])
         return chunked(out.getvalue().encode(), "text/csv;charset=UTF-8")
-    if form in ("xml", "text/xml", "application/xml"):
+    if form == XML:
         cells = "".join(
             "<row>" + "".join(f"<cell>{escape(row.get(name, ''))}</cell>" for name in names) + "</row>" for row in rows
         )
@@ -68,8 +115,11 @@ def _shuffled(row: dict[str, str]) -> dict[str, str]:
     return {key: row[key] for key in keys}
 
 
-def _sorted(rows: Rows, query: Query) -> Rows:
+def _sorted(rows: Rows, query: Query, ordered: bool) -> Rows:
     names = [name for name in query.get("sortBy", "").split(",") if name]
+    if not ordered:
+        rows = sorted(rows, key=lambda row: sorted(row.items()))
+        random.Random(len(rows)).shuffle(rows)
     if not names:
         return rows
     lowered = {key.lower(): key for row in rows[:1] for key in row}
@@ -91,12 +141,21 @@ def select(rows: Rows, query: Query, defaults: Sequence[str], always: Sequence[s
 
 
 def filtered(rows: Rows, query: Query, names: Sequence[str]) -> Rows:
-    """Rows whose named columns are as the query has them: commas separate alternatives, * and % match anything."""
+    """Rows whose named columns are as the query has them."""
     for name in names:
         if name in query:
-            wanted = [part.replace("%", "*") for part in query[name].split(",")]
-            rows = [row for row in rows if any(fnmatchcase(row.get(name, ""), part) for part in wanted)]
+            rows = [row for row in rows if any(_fits(row.get(name, ""), part) for part in query[name].split(","))]
     return rows
+
+
+def _fits(value: str, wanted: str) -> bool:
+    """Whether it is what is wanted: * and % match anything, two dates with a hyphen what lies between them."""
+    first, _, last = wanted.partition("-")
+    try:
+        begin, end = (datetime.strptime(day, "%m/%d/%Y").date().isoformat() for day in (first, last or first))
+    except ValueError:
+        return fnmatchcase(value, wanted.replace("%", "*").replace("[", "[[]").replace("?", "[?]"))
+    return begin <= value[:10] <= end
 
 
 def paged(rows: Rows, query: Query) -> tuple[Rows, bool]:

@@ -1,0 +1,82 @@
+"""Which columns an experiment list has, what they are called, and whose rows they leave (XNAT REST contract 4, 5.3).
+
+A column may be asked for by its shortcut or by its path; the shortcut is its name in either case. A column that only a
+subtype has makes that subtype the root of the query: every other experiment is gone from the list.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+from xnatfs.demo.tables import Query, Rows
+
+IMAGE, MR = "xnat:imageSessionData", "xnat:mrSessionData"
+BASES = {"xnat:experimentdata", "xnat:subjectassessordata", "xnat:subjectdata", ""}
+# Paths that belong to a shortcut, in lower case.
+SHORTCUTS = {
+    "xnat:experimentdata/id": "ID",
+    "xnat:experimentdata/label": "label",
+    "xnat:experimentdata/project": "project",
+    "xnat:experimentdata/date": "date",
+    "xnat:experimentdata/meta/insert_date": "insert_date",
+    "xnat:experimentdata/meta/last_modified": "last_modified",
+    "xnat:subjectassessordata/subject_id": "subject_ID",
+    "xnat:subjectdata/label": "subject_label",
+    "xnat:imagesessiondata/id": "session_ID",
+    "xnat:imagesessiondata/label": "session_label",
+    "xnat:imagesessiondata/modality": "modality",
+    "xnat:imagesessiondata/scanner": "scanner",
+    "xnat:imagesessiondata/uid": "UID",
+    "xnat:mrsessiondata/fieldstrength": "fieldStrength",
+}
+ROOTS = {
+    **dict.fromkeys(("session_id", "session_label", "modality", "scanner", "uid", "studyinstanceuid"), IMAGE),
+    "fieldstrength": MR,
+}
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The columns of one answer."""
+
+    names: list[str]  # as asked for, or the default ones; then the key and the URI
+    root: str
+
+    @property
+    def shares(self) -> bool:
+        """Whether a shared item gets the label it has in the project that is listed."""
+        return "label" in self.names and self.root != IMAGE
+
+    def holds(self, xsi_type: str) -> bool:
+        """Whether an experiment of this type is in the list."""
+        if self.root.lower() in BASES:
+            return True
+        return xsi_type.endswith("SessionData") if self.root == IMAGE else xsi_type.lower() == self.root.lower()
+
+    def rows(self, rows: Rows) -> Rows:
+        """Of rows with lower-case names those columns that exist: who asks for others is not told."""
+        return [{name: row[name.lower()] for name in self.names if name.lower() in row} for row in rows]
+
+
+def choose(query: Query, defaults: Iterable[str], root: str) -> Chosen:
+    asked = unquote(query.get("columns", "")) or "DEFAULT"
+    names: list[str] = []
+    for name in asked.split(","):
+        names += defaults if name == "DEFAULT" else [SHORTCUTS.get(name.lower(), name)]
+    root = query.get("xsiType", "").split(",")[0] or _root(asked) or root
+    root = IMAGE if root.lower() == IMAGE.lower() else root
+    key = "session_ID" if root == IMAGE else f"{root.lower()}/id"
+    shown = {name.lower(): _shown(name) for name in (*names, key, "URI")}
+    return Chosen(list(shown.values()), root)
+
+
+def _root(asked: str) -> str:
+    """The subtype that the columns ask for; of several the most special one. Scans are joined, and no root."""
+    found = {ROOTS.get(name.lower(), name.partition("/")[0] if "/" in name else "") for name in asked.split(",")}
+    types = [name for name in found if name.lower() not in BASES and not name.lower().endswith("scandata")]
+    return min(types, key=lambda name: (name.lower() == IMAGE.lower(), name), default="")
+
+
+def _shown(name: str) -> str:
+    known = {shortcut.lower(): shortcut for shortcut in (*SHORTCUTS.values(), "URI", "xsiType", "insert_user")}
+    return known.get(name.lower(), name.lower() if "/" in name else name)

@@ -1,0 +1,92 @@
+"""The lists of experiments: of a project, of a subject, of the site; and all scans of a project in one of them."""
+
+from xnatfs.demo.archive import Archive, Experiment, Resource, Subject
+from xnatfs.demo.columns import Chosen, choose
+from xnatfs.demo.reply import Reply
+from xnatfs.demo.tables import Query, Rows, filtered, paged, stored, table
+
+DEFAULT = ("ID", "project", "date", "xsiType", "label", "insert_date")
+FILTERS = ("ID", "label", "project", "date", "xsiType", "subject_ID", "subject_label", "insert_date", "last_modified")
+SHARED_INTO = "xnat:imagesessiondata/sharing/share/project"
+SCAN = "xnat:imagescandata/"
+
+
+def experiments(archive: Archive, project: str, query: Query, subject: Subject | None = None) -> Reply:
+    """Of a project. Subject assessors only: sessions and other assessments, not the assessors of sessions."""
+    chosen = choose(query, DEFAULT, "xnat:subjectAssessorData")
+    rows = [
+        _row(archive, experiment, label, project) if chosen.shares else _own(archive, experiment)
+        for experiment, label in archive.experiments_in(project)
+        if not experiment.session and (subject is None or experiment.subject == subject.id)
+    ]
+    page, whole = paged(_wanted(rows, query, chosen), query)
+    return table(chosen.rows(page), query, total=whole, columns=chosen.names)
+
+
+def all_experiments(archive: Archive, user: str, query: Query) -> Reply:
+    """Of the site, image assessors too. A page is cut before it is known what of it may be read."""
+    chosen = choose(query, DEFAULT, "xnat:experimentData")
+    found = [e for e in archive.experiments.values() if query.get(SHARED_INTO, "") in ("", *e.shared)]
+    rows = _wanted([_own(archive, e) for e in found], query, chosen)
+    page, whole = paged(rows, query)
+    page = [row for row in page if archive.reads_item(user, archive.experiments[row["id"]])]
+    if any(name.lower().startswith(SCAN) for name in chosen.names):
+        page = _with_scans(archive, page, any(name.lower() == f"{SCAN}file/label" for name in chosen.names))
+    return table(chosen.rows(page), query, title="Matching experiments", total=whole, columns=chosen.names)
+
+
+def _own(archive: Archive, experiment: Experiment) -> dict[str, str]:
+    return _row(archive, experiment, experiment.label, experiment.project)
+
+
+def _row(archive: Archive, experiment: Experiment, label: str, project: str) -> dict[str, str]:
+    """Every column there is, by its name in lower case."""
+    subject = archive.subjects[experiment.subject]
+    there = subject.shared.get(project, subject.label)
+    modality = experiment.xsi_type.partition(":")[2].removesuffix("SessionData").upper()
+    row = {
+        "id": experiment.id,
+        "project": project,
+        "date": experiment.date,
+        "xsitype": experiment.xsi_type,
+        "label": stored(label),
+        "insert_date": experiment.inserted,
+        "insert_user": "admin",
+        "last_modified": experiment.last_modified,
+        "note": "",
+        "time": "10:11:12",
+        "subject_id": subject.id,
+        "subject_label": stored(subject.label if subject.project == project else there),
+        "subject_project": subject.project,
+        "uri": f"/data/experiments/{experiment.id}",
+    }
+    keys = ("xnat:experimentdata", "xnat:subjectassessordata", experiment.xsi_type.lower())
+    row |= {f"{key}/id": experiment.id for key in keys}
+    if experiment.xsi_type.endswith("SessionData"):
+        row |= {"session_id": experiment.id, "session_label": row["label"], "modality": modality, "scanner": ""}
+        row |= {"uid": "", "studyinstanceuid": "", "fieldstrength": "3.0" if modality == "MR" else ""}
+    return row
+
+
+def _wanted(rows: Rows, query: Query, chosen: Chosen) -> Rows:
+    """Rows of the type that is listed, and as the query filters them."""
+    rows = [row for row in rows if chosen.holds(row["xsitype"])]
+    lowered = Query([(key.lower(), value) for key, value in query.pairs if key != "xsiType"])
+    return filtered(rows, lowered, [name.lower() for name in FILTERS])
+
+
+def _with_scans(archive: Archive, sessions: Rows, labels: bool) -> Rows:
+    """One row per session and scan, and per resource label where that is asked for."""
+    rows: Rows = []
+    for row in sessions:
+        session = archive.experiments[row["id"]]
+        if not session.scans and row["xsitype"].endswith("SessionData"):
+            rows.append(row | {f"{SCAN}{name}": "" for name in ("id", "type", "quality", "series_description")})
+        for scan in session.scans:
+            cells = {"id": stored(scan.id), "type": stored(scan.type), "quality": scan.quality, "note": scan.note}
+            cells["series_description"] = stored(scan.series_description)
+            joined: list[Resource | None] = [*scan.resources] if labels and scan.resources else [None]
+            names = {f"{SCAN}{key}": value for key, value in cells.items()}
+            for resource in joined:
+                rows.append(row | names | {f"{SCAN}file/label": stored(resource.label) if resource else ""})
+    return [{f"{SCAN}file/label": "", **row} for row in rows]

@@ -1,0 +1,44 @@
+"""A file inside a zip inside a resource: `data.zip!/inner` or `data.zip/inner` (XNAT REST contract 6.6).
+
+That a folder may be called like a zip is not foreseen: what is in `folder.zip/` cannot be had by its name.
+"""
+
+import io
+import re
+import zipfile
+
+from xnatfs.demo.archive import Entry
+from xnatfs.demo.reply import Failed, Reply
+from xnatfs.demo.tables import Query, table
+
+INNER = re.compile(r"(.*?\.(?:zip|jar|rar|ear|gar|mrb))!?/(.+)", re.IGNORECASE)
+
+
+def split(path: str) -> tuple[str, str]:
+    """The path of the archive, and of what is wanted in it: '' for the file itself."""
+    match = INNER.fullmatch(path)
+    return (match[1], match[2]) if match else (path, "")
+
+
+def inner(entry: Entry, name: str) -> Entry:
+    """A file in it. Raises Failed."""
+    with _opened(entry) as opened:
+        if name not in opened.namelist():
+            raise Failed(404, "Unable to find catalog entry for given uri.")
+        content = opened.read(name)
+    return Entry(name, content, str(len(content)), "", entry.modified)
+
+
+def contents(entry: Entry, query: Query) -> Reply:
+    with _opened(entry) as opened:
+        rows = [{"File Name": info.filename, "Size": str(info.file_size)} for info in opened.infolist()]
+    return table(rows, query, columns=("File Name", "Size"), ordered=True)
+
+
+def _opened(entry: Entry) -> zipfile.ZipFile:
+    if entry.lost or entry.content is None:
+        raise Failed(404, "Unable to find file.", empty=True)
+    try:
+        return zipfile.ZipFile(io.BytesIO(entry.content) if isinstance(entry.content, bytes) else entry.content)
+    except zipfile.BadZipFile:
+        raise Failed(404, "Unable to find file.", empty=True) from None
