@@ -127,7 +127,7 @@ class Transport:
         deadline, pause = trio.current_time() + self.timeout, FIRST_PAUSE
         renewed = failed_once = False
         while True:
-            wait = pause
+            wait = pause * random.uniform(0.75, 1.25)
             try:
                 token = await self.login.token()
                 request = self._http.build_request(
@@ -143,7 +143,7 @@ class Transport:
                     renewed = True
                     continue
                 failed_once = failed_once or response.status_code == 500
-                wait = _retry_after(response) or pause
+                wait = max(wait, _retry_after(response) or 0)
                 failure: XnatError = Unreachable(f"{self.url} answers {response.status_code} to {path}")
                 await response.aclose()
             except httpx.TransportError as error:
@@ -155,7 +155,7 @@ class Transport:
             if trio.current_time() + wait >= deadline:
                 self._absent(failure)
                 raise failure
-            await trio.sleep(wait * random.uniform(0.75, 1.25))
+            await trio.sleep(wait)
             pause = min(pause * 2, LONGEST_PAUSE)
 
     async def _lost(self, token: str, response: httpx.Response, expects: Expects) -> bool:
