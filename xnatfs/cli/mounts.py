@@ -49,6 +49,7 @@ def add_parsers(commands: Any) -> None:
     demo.add_argument(
         "--data", type=Path, action="append", default=[], metavar="DIR", help="publish this directory, too"
     )
+    demo.add_argument("--recorded", type=Path, metavar="DIR", help="publish recorded listings and catalogues, too")
     demo.add_argument("--latency", type=options.seconds, metavar="S", help="answer each request that much later")
     demo.add_argument("--session-ttl", type=options.seconds, metavar="S", help="let logins idle no longer than this")
     demo.add_argument("--no-range", action="store_true", help="ignore ranges, as some servers do")
@@ -222,6 +223,7 @@ def _demo_server(arguments: argparse.Namespace) -> Iterator[str]:
         value = getattr(arguments, name)
         command += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
     command += [part for directory in arguments.data for part in ("--data", str(directory))]
+    command += ["--recorded", str(arguments.recorded)] if arguments.recorded else []
     command += ["--no-range"] if arguments.no_range else []
     server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     with server:

@@ -13,6 +13,7 @@ from typing import NoReturn
 from xnatfs.demo.app import DemoXnat, Record
 from xnatfs.demo.content import DemoArchive
 from xnatfs.demo.folder import publish
+from xnatfs.demo.recorded import publish_recorded
 from xnatfs.demo.server import serve
 
 ROLES = {"demo-owner": "Owners", "demo-member": "Members", "demo-collaborator": "Collaborators"}
@@ -27,6 +28,7 @@ def main() -> int:
     parser = Parser(prog="xnatfs.demo", description=__doc__, allow_abbrev=False)
     parser.add_argument("--port", type=int, default=0, help="on the loopback interface (default: any free one)")
     parser.add_argument("--data", type=Path, action="append", default=[], metavar="DIR", help="publish this, too")
+    parser.add_argument("--recorded", type=Path, metavar="DIR", help="publish recorded listings and catalogues, too")
     parser.add_argument("--only-data", action="store_true", help="nothing made up")
     parser.add_argument("--latency", type=float, default=0.0, metavar="S", help="answer that much later")
     parser.add_argument("--session-ttl", type=float, default=900.0, metavar="S", help="idle life of a login")
@@ -43,6 +45,8 @@ def main() -> int:
         archive = DemoArchive(arguments.seed, empty=arguments.only_data)
         for directory in arguments.data:
             publish(archive, directory, ROLES)
+        if arguments.recorded:
+            publish_recorded(archive, arguments.recorded, ROLES)
         demo = _demo(arguments, archive)
         ended = _end()
         with serve(demo, arguments.port) as url:

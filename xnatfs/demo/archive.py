@@ -155,8 +155,11 @@ class Archive:
         session.scans.append(Scan(id, type, pk=self._scan_ids, **more))
         return session.scans[-1]
 
-    def resource(self, among: list[Resource], label: str, format: str = "", content: str = "") -> Resource:
-        self._resource_ids += 1
+    def resource(
+        self, among: list[Resource], label: str, format: str = "", content: str = "", least: int = 0
+    ) -> Resource:
+        """A new resource; its number is above all others, and `least` if that is."""
+        self._resource_ids = max(self._resource_ids + 1, least)
         among.append(Resource(self._resource_ids, label, format, content))
         return among[-1]
 
