@@ -21,8 +21,11 @@ XNATFS = SCRIPTS / "xnatfs"
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return made_certificate(tmp_path_factory.mktemp("tls"))
+
+
+def made_certificate(directory: Path) -> tuple[Path, Path]:
     """A certificate for 127.0.0.1 that nobody has signed, and its key."""
-    directory = tmp_path_factory.mktemp("tls")
     made, key = directory / "certificate.pem", directory / "key.pem"
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]
     names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(made)]

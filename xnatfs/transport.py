@@ -23,7 +23,7 @@ from xnatfs import __version__
 from xnatfs.auth import Expects, Login, check_is_data, page_message
 from xnatfs.config import Config
 from xnatfs.credentials import Credentials
-from xnatfs.errors import BadReply, Denied, LoginRequired, NotFound, Unreachable, XnatError
+from xnatfs.errors import BadReply, ConfigError, Denied, LoginRequired, NotFound, Unreachable, XnatError
 
 log = logging.getLogger(__name__)
 
@@ -219,8 +219,11 @@ def is_loopback(host: str) -> bool:
 
 
 def tls_context(config: Config) -> ssl.SSLContext:
-    """How to trust the server: the system's authorities, a bundle instead of them, or nobody. Raises OSError."""
-    context = ssl.create_default_context(cafile=config.ca_bundle or None)
+    """How to trust the server: the system's authorities, a bundle instead of them, or nobody. Raises ConfigError."""
+    try:
+        context = ssl.create_default_context(cafile=config.ca_bundle or None)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"the CA bundle {config.ca_bundle} holds no certificates in PEM: {error}") from None
     if not config.verify_ssl and not config.ca_bundle:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -253,6 +256,9 @@ def _reason(error: httpx.TransportError) -> str:
     if untrusted or "CERTIFICATE_VERIFY_FAILED" in text:
         why = getattr(untrusted, "verify_message", text)
         return f"is not trusted: its TLS certificate cannot be verified ({why}); --ca-bundle names your authority"
+    tls = next((cause for cause in causes if isinstance(cause, ssl.SSLError)), None)
+    if tls:
+        return f"speaks no TLS that we understand ({tls.reason or tls}): is it an http:// address, or another port?"
     if isinstance(error, httpx.ConnectError):
         system = (cause for cause in causes if isinstance(cause, OSError) and cause.errno)
         return f"cannot be reached: {next((_said(cause) for cause in system), text)}"
