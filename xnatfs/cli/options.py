@@ -131,7 +131,7 @@ def server_config(arguments: argparse.Namespace, environ: Mapping[str, str]) -> 
     profile = select_profile(arguments.profile, environ) if not arguments.url else Profile("")
     text = arguments.url or environ.get("XNAT_URL") or profile.url
     if not text and profile.name:
-        raise ConfigError(f"profile {profile.name!r} of ~/.config/xnatctl/config.yaml has no url: add one or give --url")
+        raise ConfigError(f"profile {profile.name!r} in ~/.config/xnatctl/config.yaml has no url: add it or give --url")
     if not text:
         raise ConfigError("which XNAT? Give --url, or set XNAT_URL, or make a profile in ~/.config/xnatctl/config.yaml")
     url = normalised_url(text)
