@@ -1,6 +1,6 @@
 """The demo server in this process, on a real socket, and what tests want to know of it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,9 +63,15 @@ class Demo:
 
 
 @contextmanager
-def serving(data: Path | None = None, certificate: tuple[Path, Path] | None = None, **options: Any) -> Iterator[Demo]:
-    """The made-up archive, or a directory instead, on a loopback port."""
+def serving(
+    data: Path | None = None,
+    certificate: tuple[Path, Path] | None = None,
+    change: Callable[[DemoArchive], None] = lambda archive: None,
+    **options: Any,
+) -> Iterator[Demo]:
+    """The made-up archive, changed, or a directory instead, on a loopback port."""
     archive = DemoArchive(empty=data is not None)
+    change(archive)
     if data is not None:
         publish(archive, data, {USER: "Owners"})
     app = DemoXnat(archive, **options)

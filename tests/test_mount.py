@@ -462,32 +462,6 @@ def test_two_mounts_share_one_cache(demo, tmp_path):
     assert len([line for line in demo.asked() if re.search(r"^GET .*/files/.", line)]) == 1
 
 
-# -- other servers of the same kind ----------------------------------------------------------------------------
-
-SERVERS: dict[str, dict[str, Any]] = {
-    "no ranges": {"ranges": False},
-    "no digests": {"digests": False},
-    "open to guests": {"require_login": False},
-    "under a sub-path": {"context_path": "/xnat"},
-    "short sessions": {"session_ttl": 1.0},
-    "short sessions, open to guests": {"session_ttl": 1.0, "require_login": False},
-}
-
-
-@pytest.mark.parametrize("kind", SERVERS)
-def test_the_whole_archive_on_another_server(tmp_path, kind):
-    with serving(**SERVERS[kind]) as demo, mounting(demo.url, tmp_path, **demo.login) as mount:
-        mount.expected_in_log += [*demo.planted_warnings, "files are read from their start"]
-        found = by_path(mount.walk("projects", read=True))
-        wanted = {e.path[1:]: e for e in demo.manifest if e.path[0] == "projects" and len(e.path) > 1}
-        if kind == "no digests":  # then bytes that are not as the catalogue says cannot be told from others
-            wanted = {path: e for path, e in wanted.items() if not demo.wrong_digest(e)}
-        for path, entry in wanted.items():
-            assert found[path].get("error", "") == entry.error, path
-            if entry.kind == "file" and not entry.error:
-                assert found[path]["md5"] == entry.md5, path
-
-
 # -- the demo command ------------------------------------------------------------------------------------------
 
 
