@@ -16,7 +16,7 @@ LAYERS = [
     {"client", "metadata", "content"},
     {"transport", "untar"},
     {"auth"},
-    {"credentials"},
+    {"credentials", "sessions"},
     {"config", "models"},
     {"errors"},
 ]

@@ -5,6 +5,9 @@ answers 401 or sends the login page, an open one goes on and answers as guest, w
 looked at for signs of a lost session; a doubtful one is settled by asking the server who we are, which a guest is
 never told. A refused password is not offered again for a while: servers lock accounts.
 
+With a `SessionStore` the session is that of every program of the user: found before anybody logs in, kept for the
+next one, and left alive at the end.
+
 No cookie jar is used: any reply may set a fresh guest session, which would overwrite ours.
 """
 
@@ -17,6 +20,7 @@ import trio
 
 from xnatfs.credentials import Credentials
 from xnatfs.errors import BadReply, LoginRequired, NotXnat, Unreachable
+from xnatfs.sessions import IDLE, SessionStore
 
 log = logging.getLogger(__name__)
 
@@ -38,11 +42,15 @@ _JSESSIONID = re.compile(r'JSESSIONID="?([^";,\s]*)')
 class Login:
     """The session of one account on one server. All methods may be called by any number of tasks at once."""
 
-    def __init__(self, http: httpx.AsyncClient, credentials: Credentials) -> None:
+    def __init__(
+        self, http: httpx.AsyncClient, credentials: Credentials | None, sessions: SessionStore | None = None
+    ) -> None:
         self._http = http
-        self._basic = httpx.BasicAuth(credentials.username, credentials.password)
-        self.username = credentials.username
+        self._basic = httpx.BasicAuth(credentials.username, credentials.password) if credentials else None
+        self._sessions = sessions
+        self.username = credentials.username if credentials else ""
         self._token = ""
+        self._dead: frozenset[str] = frozenset()  # sessions that were found dead
         self._lock = trio.Lock()
         self._idle_limit = float("inf")  # seconds; the server states it in a cookie
         self._heard_at = 0.0
@@ -60,8 +68,61 @@ class Login:
             if self._token and trio.current_time() - self._heard_at > self._idle_limit:
                 self._token = ""
             if not self._token:
-                self._token = await self._log_in()
+                self._token = await self._obtain()
             return self._token
+
+    async def _obtain(self) -> str:
+        """A session: one that others have made, or our own."""
+        if self._sessions is None:
+            return await self._log_in()
+        if token := self._found():
+            return token
+        try:
+            async with self._sessions.locked():
+                if token := self._found():  # somebody was quicker
+                    return token
+                token = await self._log_in()
+                self._sessions.keep(token, self._idle())
+                return token
+        except OSError as error:
+            log.warning("the session cannot be shared with other programs: %s", error)
+            return await self._log_in()
+
+    def _found(self) -> str:
+        assert self._sessions is not None
+        session = self._sessions.find(self._dead)
+        if session is None:
+            return ""
+        self.username = self.username or session.username
+        self._heard_at, self._idle_limit = trio.current_time(), session.idle
+        self._confirmed_at = float("-inf")
+        return session.token
+
+    def _idle(self) -> float:
+        return IDLE if self._idle_limit == float("inf") else self._idle_limit
+
+    async def renew(self) -> None:
+        """Log in now, and close the session that this replaces. Raises as `token`."""
+        async with self._lock:
+            before = self._sessions.find() if self._sessions else None
+            self._token = await self._log_in()
+            if self._sessions:
+                async with self._sessions.locked():
+                    self._sessions.keep(self._token, self._idle())
+            if before and before.token != self._token:
+                await self._delete(before.token)
+
+    async def log_out(self) -> bool:
+        """End the session for every program; whether there was one."""
+        assert self._sessions is not None
+        session = self._sessions.find()
+        self._token = ""
+        if session is None:
+            return False
+        await self._delete(session.token)
+        async with self._sessions.locked():
+            self._sessions.forget(session.token)
+        return True
 
     def heard(self, response: httpx.Response) -> None:
         """Note that the server has just answered to our session, and how long it lets one idle."""
@@ -69,6 +130,8 @@ class Login:
         for cookie in response.headers.get_list("set-cookie"):
             if match := _EXPIRATION.match(cookie):
                 self._idle_limit = int(match[1]) / 1000
+        if self._sessions and self._token:
+            self._sessions.slide(self._token, self._idle())
 
     async def lost(self, token: str, response: httpx.Response, expects: Expects) -> bool:
         """Whether this reply was given to a session that is dead; then the next `token()` logs in, once for all."""
@@ -102,10 +165,12 @@ class Login:
         return trio.current_time() - self._confirmed_at > min(CONFIRM_AFTER, self._idle_limit / 2)
 
     async def close(self) -> None:
-        """End the session on the server, if there is one."""
+        """End the session on the server, if there is one and it is nobody else's."""
         token, self._token = self._token, ""
-        if not token:
-            return
+        if token and self._sessions is None:
+            await self._delete(token)
+
+    async def _delete(self, token: str) -> None:
         with trio.move_on_after(LOGOUT_TIMEOUT) as scope:
             try:
                 await self._http.delete("/data/JSESSION", headers={"Cookie": f"JSESSIONID={token}"})
@@ -121,8 +186,11 @@ class Login:
         if self._token == token:
             log.info("the session on %s has ended", self._http.base_url)
             self._token = ""
+        self._dead |= {token}
 
     async def _log_in(self) -> str:
+        if self._basic is None:
+            raise LoginRequired(f"the session on {self._http.base_url} has ended, and there is no password to renew it")
         reason, when = self._refused
         if trio.current_time() - when < REFUSED_FOR:
             raise LoginRequired(reason)

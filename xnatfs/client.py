@@ -18,8 +18,9 @@ import trio
 
 from xnatfs.config import Config
 from xnatfs.credentials import Credentials
-from xnatfs.errors import BadReply, Stale, Unreachable
-from xnatfs.models import Assessor, Experiment, FileRow, Project, Resource, Row, Scan, Subject, file_rows
+from xnatfs.errors import BadReply, NotFound, Stale, Unreachable
+from xnatfs.models import Assessor, Document, Experiment, FileRow, Project, Resource, Row, Scan, Subject, file_rows
+from xnatfs.sessions import SessionStore
 from xnatfs.transport import DOWNLOADS, FIRST_PAUSE, Transport, open_transport
 
 log = logging.getLogger(__name__)
@@ -55,10 +56,13 @@ class _Promise(NamedTuple):
 
 @asynccontextmanager
 async def open_xnat(
-    config: Config, credentials: Credentials, wire: httpx.AsyncBaseTransport | None = None
+    config: Config,
+    credentials: Credentials | None,
+    wire: httpx.AsyncBaseTransport | None = None,
+    sessions: SessionStore | None = None,
 ) -> AsyncIterator["Xnat"]:
-    """A client of one server; its session ends with it. Nothing is sent before the first use."""
-    async with open_transport(config, credentials, wire) as transport:
+    """A client of one server; its session ends with it, or is kept in `sessions`. At first nothing is sent."""
+    async with open_transport(config, credentials, wire, sessions) as transport:
         yield Xnat(transport)
 
 
@@ -124,13 +128,34 @@ class Xnat:
 
     async def document(self, *item: str) -> dict[str, str]:
         """The fields of one project, subject or experiment."""
+        return (await self.item(*item)).fields
+
+    async def item(self, *item: str) -> Document:
+        """One project, subject, experiment or scan, with what hangs on it."""
         path = _item(item)
         document = await self._transport.json(path, {"format": "json"})
         try:
-            fields = document["items"][0]["data_fields"]
-            return {str(key): str(value) for key, value in fields.items()}
+            return Document.parse(document["items"][0])
         except (KeyError, IndexError, TypeError, AttributeError):
             raise BadReply(f"{self.url}{path} did not come as the document of an item") from None
+
+    async def rows(self, *item: str, columns: str = "", **params: str) -> list[Row]:
+        """A list as the server has it, given as the segments of its URL after /data."""
+        return await self._table(_item(item), **({"columns": columns} if columns else {}), **params)
+
+    async def text(self, path: str) -> str:
+        """A short answer in plain text."""
+        return await self._transport.text(path)
+
+    async def username(self) -> str:
+        """Who the server says we are. Raises LoginRequired where we are nobody."""
+        try:
+            return await self.text("/xapi/users/username")
+        except NotFound:  # a server from before /xapi
+            found = re.search(r"User '(.*)' is logged in", await self.text("/data/auth"))
+            if not found:
+                raise BadReply(f"{self.url} does not say who is logged in") from None
+            return found[1]
 
     # -- content -------------------------------------------------------------------------------------------------
 

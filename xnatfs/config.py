@@ -5,10 +5,10 @@ written. `$HOME` decides where it is: that program does not look at the XDG vari
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import yaml
@@ -16,6 +16,8 @@ import yaml
 from xnatfs.errors import ConfigError
 
 GIB = 2**30
+
+N = TypeVar("N", int, float)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,14 @@ class Profile:
     password: str = ""
     verify_ssl: bool = True
     ca_bundle: str = ""
+    password_source: str = ""  # 'keyring', or nothing
+    default_project: str = ""
+    timeout: float = 21600.0  # seconds without a byte, of xnatctl: some servers archive and zip for hours
+    # What the commands of xnatctl take for granted where the command line says nothing; '' and 0: nothing said.
+    workers: int = 0
+    overwrite: str = ""
+    archive_mode: str = ""
+    direct_archive: bool = False
 
     def __repr__(self) -> str:
         return f"Profile({self.name!r}, {self.url!r})"
@@ -43,6 +53,8 @@ class Config:
     ca_bundle: str = ""
     # The longest a read may go without a byte. A proxy in front of an XNAT commonly gives up after 60 s itself.
     timeout: float = 60.0
+    # How long to try again where the server is away; 0: as long as `timeout`.
+    patience: float = 0.0
     # How old a listing may be. Long enough for one `find` over a session, short enough to wait for a colleague.
     ttl: float = 60.0
     cache_dir: Path = Path()
@@ -54,6 +66,11 @@ class Config:
 
 def config_home() -> Path:
     return Path.home() / ".config"
+
+
+def profiles_path() -> Path:
+    """The profile file, which other programs read and write, too."""
+    return config_home() / "xnatctl" / "config.yaml"
 
 
 def cache_home() -> Path:
@@ -114,12 +131,32 @@ def _profile(name: str, cells: Any, path: Path) -> Profile:
     verify = cells.get("verify_ssl", True)
     if not isinstance(verify, bool):
         raise ConfigError(f"{path}: verify_ssl of profile {name!r} must be true or false")
-    return Profile(name, text("url"), text("username"), text("password"), verify, text("ca_bundle"))
+    def number(key: str, kind: Callable[[str], N], default: N) -> N:
+        try:
+            return kind(text(key)) if text(key) else default
+        except ValueError:
+            raise ConfigError(f"{path}: {key} of profile {name!r} must be a number, not {text(key)!r}") from None
+
+    return Profile(
+        name,
+        text("url"),
+        text("username"),
+        text("password"),
+        verify,
+        text("ca_bundle"),
+        text("password_source"),
+        text("default_project"),
+        number("timeout", float, 21600.0),
+        number("workers", int, 0),
+        text("overwrite"),
+        text("archive_mode"),
+        cells.get("direct_archive") is True,
+    )
 
 
 def select_profile(name: str | None, environ: Mapping[str, str], path: Path | None = None) -> Profile:
     """The profile asked for by flag or XNAT_PROFILE, else the file's default, else its only one, else an empty one."""
-    path = path or config_home() / "xnatctl" / "config.yaml"
+    path = path or profiles_path()
     profiles, default = read_profiles(path)
     wanted = name or environ.get("XNAT_PROFILE") or ""
     if wanted:

@@ -69,6 +69,24 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Document:
+    """One item as the server describes it: its fields, and the items below it by the name of what they are."""
+
+    fields: dict[str, str]
+    children: dict[str, "list[Document]"]
+    xsi_type: str = ""
+
+    @classmethod
+    def parse(cls, item: Any) -> Self:
+        """Raises KeyError, TypeError or AttributeError where it is no such thing."""
+        fields = {str(key): unescape(str(value)) for key, value in item["data_fields"].items()}
+        children: dict[str, list[Any]] = {}
+        for child in item.get("children") or ():
+            children.setdefault(str(child["field"]), []).extend(cls.parse(each) for each in child["items"])
+        return cls(fields, children, str((item.get("meta") or {}).get("xsi:type", "")))
+
+
+@dataclass(frozen=True, slots=True)
 class Project:
     id: str
     name: str

@@ -22,6 +22,7 @@ from xnatfs.credentials import Credentials
 from xnatfs.errors import BadReply, NotFound
 from xnatfs.metadata import MetadataCache
 from xnatfs.models import Assessor, Experiment, FileRow, Project, Resource, Scan, Subject
+from xnatfs.sessions import SessionStore
 
 log = logging.getLogger(__name__)
 
@@ -168,11 +169,14 @@ def _file_group(row: FileRow) -> Hashable:
 
 @asynccontextmanager
 async def open_site(
-    config: Config, credentials: Credentials, wire: httpx.AsyncBaseTransport | None = None
+    config: Config,
+    credentials: Credentials | None,
+    wire: httpx.AsyncBaseTransport | None = None,
+    sessions: SessionStore | None = None,
 ) -> AsyncIterator[Site]:
     """A server, opened for use; `wire` replaces the network in tests. Raises CacheError; nothing is sent yet."""
     directory = config.cache_dir / server_directory(config.url)
-    async with open_xnat(config, credentials, wire) as xnat:
+    async with open_xnat(config, credentials, wire, sessions) as xnat:
         async with open_cache(
             directory, config.cache_size, revalidate=config.revalidate, strict=config.strict
         ) as content:

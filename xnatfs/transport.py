@@ -24,6 +24,7 @@ from xnatfs.auth import Expects, Login, check_is_data, page_message
 from xnatfs.config import Config
 from xnatfs.credentials import Credentials
 from xnatfs.errors import BadReply, ConfigError, Denied, LoginRequired, NotFound, Unreachable, XnatError
+from xnatfs.sessions import SessionStore
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +44,12 @@ TRY_LATER = frozenset({429, 502, 503, 504})
 
 @asynccontextmanager
 async def open_transport(
-    config: Config, credentials: Credentials, wire: httpx.AsyncBaseTransport | None = None
+    config: Config,
+    credentials: Credentials | None,
+    wire: httpx.AsyncBaseTransport | None = None,
+    sessions: SessionStore | None = None,
 ) -> AsyncIterator["Transport"]:
-    """The way to one server; its session ends with it. Nothing is sent before the first use."""
+    """The way to one server; its session ends with it, or is kept in `sessions`. At first nothing is sent."""
     loopback = is_loopback(urlsplit(config.url).hostname or "")
     async with httpx.AsyncClient(
         base_url=config.url,
@@ -58,7 +62,7 @@ async def open_transport(
         cookies=_no_cookies(),
         transport=wire,
     ) as http:
-        transport = Transport(http, Login(http, credentials), config.timeout)
+        transport = Transport(http, Login(http, credentials, sessions), config.patience or config.timeout)
         try:
             yield transport
         finally:
@@ -94,10 +98,17 @@ class Transport:
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
 
-    async def json(self, path: str, params: Mapping[str, str]) -> Any:
-        async with self.reply("GET", path, params, expects="json") as response:
+    async def text(self, path: str) -> str:
+        """A short answer in plain text."""
+        return (await self._body(path, {}, "json")).decode("utf-8", "replace").strip()
+
+    async def _body(self, path: str, params: Mapping[str, str], expects: Expects) -> bytes:
+        async with self.reply("GET", path, params, expects=expects) as response:
             async with aclosing(self.raw(path, response)) as chunks:
-                body = b"".join([chunk async for chunk in chunks])
+                return b"".join([chunk async for chunk in chunks])
+
+    async def json(self, path: str, params: Mapping[str, str]) -> Any:
+        body = await self._body(path, params, "json")
         try:
             return json.loads(body)
         except ValueError:

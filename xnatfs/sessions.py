@@ -1,0 +1,190 @@
+"""One session for every program of a user: where the JSESSIONID of a login is kept between them.
+
+    ~/.config/xnatfs/sessions/<hash of server and user>.json    one for each login; ours
+    ~/.config/xnatctl/.session                                  one slot for the machine account, shared with the
+                                                                xnatctl of PyPI: of whatever was logged in last
+
+Both hold one JSON object of the same form. Times in it are naive local ones, `version` is 1, and no key is added:
+the other program stumbles over anything else. A file that is missing or makes no sense is a session less, never an
+error. Who logs in holds the lock, and looks again after he got it, so that one login serves everybody.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import trio
+
+# XNAT's default idle timeout, and the only one that the other program knows.
+IDLE = 900.0
+# What `expires_at: null` says, as a time that dates can be added to.
+NEVER = 10 * 365 * 86400.0
+# Writing the time of each request would be a file a request; a session lives 15 minutes.
+SLIDE_AFTER = 60.0
+# Between two looks at a lock that another process holds while it logs in, which takes 50 ms to seconds.
+LOCK_PAUSE = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A session as it is kept."""
+
+    token: str
+    url: str
+    username: str
+    created: datetime
+    used: datetime
+    idle: float  # seconds
+
+    def alive(self, now: datetime) -> bool:
+        return now < self.used + timedelta(seconds=self.idle)
+
+    def __repr__(self) -> str:
+        return f"Session({self.url!r}, {self.username!r})"
+
+
+class SessionStore:
+    """The sessions of one login. `url` is compared without trailing slash and written as the user spelt it."""
+
+    def __init__(self, url: str, username: str, home: Path | None = None, clock: Callable[[], float] = time.time):
+        self.url = url
+        self.username = username
+        self._directory = (home or Path.home()) / ".config" / "xnatfs" / "sessions"
+        self._slot = (home or Path.home()) / ".config" / "xnatctl" / ".session"
+        self._clock = clock
+        self._slid_at = 0.0
+
+    def find(self, dead: frozenset[str] = frozenset()) -> Session | None:
+        """The session used last, of those that may be alive; with no user name anybody's on this server."""
+        found = [kept for path in self._files() if (kept := _read(path)) and self._suits(kept, dead)]
+        return max(found, key=lambda kept: kept.used, default=None)
+
+    def keep(self, token: str, idle: float) -> None:
+        """Keep a session that has just begun. Raises OSError."""
+        now = self._now()
+        session = Session(token, self.url, self.username, now, now, idle)
+        _write(self._own(self.username), session)
+        _write(self._slot, session)
+
+    def slide(self, token: str, idle: float) -> None:
+        """Note that the server has answered this session; at most once a minute."""
+        if self._clock() - self._slid_at < SLIDE_AFTER:
+            return
+        self._slid_at = self._clock()
+        with contextlib.suppress(OSError), self._try_lock() as mine:
+            for path in self._files() if mine else ():
+                kept = _read(path)
+                if kept and kept.token == token:
+                    _write(path, Session(token, kept.url, kept.username, kept.created, self._now(), idle))
+
+    def forget(self, token: str) -> None:
+        """Remove this session; those of other servers and users stay."""
+        for path in self._files():
+            kept = _read(path)
+            if kept and kept.token == token:
+                path.unlink(missing_ok=True)
+
+    @asynccontextmanager
+    async def locked(self) -> AsyncIterator[None]:
+        """While one process logs in, others wait for what it gets. Raises OSError."""
+        while True:
+            with self._try_lock() as mine:
+                if mine:
+                    yield
+                    return
+            await trio.sleep(LOCK_PAUSE)
+
+    @contextlib.contextmanager
+    def _try_lock(self) -> Iterator[bool]:
+        _private_directory(self._directory)
+        # One lock for all: the slot is one for all, too.
+        descriptor = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+        finally:
+            os.close(descriptor)
+
+    def _files(self) -> list[Path]:
+        own = [self._own(self.username)] if self.username else sorted(self._directory.glob("*.json"))
+        return [*own, self._slot]
+
+    def _own(self, username: str) -> Path:
+        name = hashlib.sha256(f"{_normal(self.url)}\n{username.lower()}".encode()).hexdigest()[:32]
+        return self._directory / f"{name}.json"
+
+    def _suits(self, kept: Session, dead: frozenset[str]) -> bool:
+        same_user = not self.username or kept.username.lower() == self.username.lower()
+        same = _normal(kept.url) == _normal(self.url) and same_user
+        return same and kept.token not in dead and kept.alive(self._now())
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._clock())
+
+
+def _normal(url: str) -> str:
+    return url.strip().rstrip("/")
+
+
+def _read(path: Path) -> Session | None:
+    try:
+        cells: Any = json.loads(path.read_bytes())
+        created = datetime.fromisoformat(cells["created_at"]).replace(tzinfo=None)
+        used = datetime.fromisoformat(cells.get("last_used_at") or cells["created_at"]).replace(tzinfo=None)
+        idle = NEVER if cells.get("expires_at", "") is None else IDLE
+        if cells.get("expires_at"):
+            ends = datetime.fromisoformat(cells["expires_at"]).replace(tzinfo=None)
+            idle = max(IDLE if "last_used_at" not in cells else 0.0, (ends - used).total_seconds())
+        if cells.get("version", 1) != 1 or not cells["token"]:
+            return None
+        return Session(str(cells["token"]), str(cells["url"]), str(cells.get("username") or ""), created, used, idle)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _write(path: Path, session: Session) -> None:
+    """Replace the file at once, private from its creation."""
+    ends = session.used + timedelta(seconds=session.idle)
+    cells = {
+        "version": 1,
+        "token": session.token,
+        "url": session.url,
+        "username": session.username,
+        "created_at": session.created.isoformat(),
+        "expires_at": ends.isoformat(),
+        "last_used_at": session.used.isoformat(),
+    }
+    write_private(path, json.dumps(cells))
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replace a file of ours by another one, 0600 from its creation; its directory is made, 0700. Raises OSError."""
+    _private_directory(path.parent)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _private_directory(directory: Path) -> None:
+    for each in (*reversed(directory.parents), directory):
+        if not each.exists():
+            with contextlib.suppress(FileExistsError):
+                each.mkdir(mode=0o700)
