@@ -1,5 +1,6 @@
 """What the demo holds, and the demo as a program."""
 
+import base64
 import json
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 from tests.demos import USER
 from tests.mounting import SCRIPTS, run
 from xnatfs.demo import phantom
+from xnatfs.demo.app import DemoXnat
 from xnatfs.demo.archive import Archive
 from xnatfs.demo.content import BIG_PROJECT, PASSWORDS, DemoArchive
 from xnatfs.demo.folder import publish
@@ -188,3 +190,13 @@ def test_wrong_options_are_one_line(options):
         out, errors = process.communicate(timeout=30)
     assert (process.returncode, out, errors.count("\n")) == (2, "", 1), errors
     assert "Traceback" not in errors
+
+
+def test_schemas_are_served_under_their_names(tmp_path):
+    (tmp_path / "xnat.xml").write_text("<schema/>")
+    (tmp_path / "notes.txt").write_text("not one")
+    app = DemoXnat(DemoArchive(empty=True), schemas=tmp_path)
+    basic = {"authorization": "Basic " + base64.b64encode(b"demo-owner:owner-of-the-demo").decode()}
+    assert app.handle("GET", "/xapi/schemas", "", basic, b"").body == b'["xnat"]'
+    assert app.handle("GET", "/xapi/schemas/xnat", "", basic, b"").body == b"<schema/>"
+    assert app.handle("GET", "/xapi/schemas/notes", "", basic, b"").status == 404

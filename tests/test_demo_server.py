@@ -625,3 +625,10 @@ def test_it_does_not_matter_who_asks(demo, client):
     for agent in ("xnatfs/0.1.0", "curl/8", "python-requests/2"):
         answers.append(json.dumps(client(OWNER, **{"user-agent": agent}).get(f"{ACCESSIONS}/scans").json()))
     assert len(set(answers)) == 1
+
+
+def test_the_fields_of_a_data_type_are_a_table(owner):
+    rows = owner.get("/data/search/elements/xnat:mrSessionData?format=json").json()["ResultSet"]["Result"]
+    assert {"EXPT_ID", "LABEL"} <= {row["FIELD_ID"] for row in rows}
+    assert {row["ELEMENT_NAME"] for row in rows} == {"xnat:mrSessionData"}
+    assert owner.get("/data/search/elements/nonsense?format=json").status_code == 404

@@ -38,6 +38,7 @@ def main() -> int:
     parser.add_argument("--open", action="store_true", help="let guests in, to what is public")
     parser.add_argument("--context-path", default="", metavar="/PATH", help="serve below this path")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="make other content")
+    parser.add_argument("--schemas", type=Path, metavar="DIR", help="serve these XML schemas under /xapi/schemas")
     parser.add_argument("--request-log", type=Path, metavar="FILE", help="write each request there, as JSON lines")
     parser.add_argument("--until-eof", action="store_true", help="end when standard input does")
     arguments = parser.parse_args()
@@ -71,6 +72,7 @@ def _demo(arguments: argparse.Namespace, archive: DemoArchive) -> DemoXnat:
         digests=not arguments.no_digests,
         max_sessions=arguments.max_sessions,
         latency=arguments.latency,
+        schemas=arguments.schemas,
     )
     if arguments.request_log:
         log = open(arguments.request_log, "a", encoding="utf-8")  # noqa: SIM115  (open as long as the server)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import parse_qsl
 
 import httpx
@@ -67,6 +68,7 @@ class DemoXnat:
         digests: bool = True,
         max_sessions: int = 1000,
         latency: float = 0.0,
+        schemas: Path | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.archive = archive
@@ -77,6 +79,8 @@ class DemoXnat:
         self.routes = Routes(archive, self.context_path)
         self.routes.levels.ranges, self.routes.levels.digests = ranges, digests
         self.services = Services(archive, self.sessions, self.context_path)
+        if schemas is not None:  # as files named after what they describe
+            self.services.schemas = {path.stem: path for path in schemas.iterdir() if path.suffix in (".xml", ".xsd")}
         self.latency = latency
         self.requests: list[Record] = []
         self.faults: list[Fault] = []  # each may answer in the server's place

@@ -6,7 +6,7 @@ from typing import Any
 
 from xnatfs.demo.archive import Archive, Experiment, Project, Resource, Scan, Subject
 from xnatfs.demo.levels import Asked
-from xnatfs.demo.reply import HTML, Reply, chunked
+from xnatfs.demo.reply import HTML, Failed, Reply, chunked
 from xnatfs.demo.tables import FORMATS, JSON, XML, Query, negotiated, stored, table
 
 Item = dict[str, Any]
@@ -151,5 +151,25 @@ def elements(archive: Archive, user: str, query: Query) -> Reply:
             "COUNT": str(seen.count(name)),
         }
         for name in names
+    ]
+    return table(rows, query)
+
+
+def fields(xsi_type: str, query: Query) -> Reply:
+    """What a stored search may show of one data type. Raises Failed for one there is none of."""
+    kind = xsi_type.partition(":")[2]
+    if not xsi_type.startswith(("xnat:", "icr:")) or not kind.endswith("Data"):
+        raise Failed(404, "")
+    own = {"projectData": ["ID", "NAME"], "subjectData": ["SUBJECT_ID", "SUBJECT_LABEL", "PROJECT"]}
+    rows = [
+        {
+            "FIELD_ID": name,
+            "HEADER": name.replace("_", " ").title(),
+            "SUMMARY": f"{kind} {name}",
+            "TYPE": "string",
+            "DESC": "",
+            "ELEMENT_NAME": xsi_type,
+        }
+        for name in own.get(kind, ["EXPT_ID", "LABEL", "DATE", "PROJECT", "SUBJECT_ID"])
     ]
     return table(rows, query)

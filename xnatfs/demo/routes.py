@@ -35,7 +35,9 @@ class Routes:
                 return self._experiments(asked, tail)
             case "scan_types":
                 return lists.scan_types(self.archive, asked.user, asked.query)
-            case "search" if segments[1:2] == ("elements",):
+            case "search" if segments[1:2] == ("elements",) and len(segments) <= 3:
+                if segments[2:]:
+                    return documents.fields(segments[2], asked.query)
                 return documents.elements(self.archive, asked.user, asked.query)
         raise Failed(404, "")
 

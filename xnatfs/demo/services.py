@@ -1,6 +1,7 @@
 """What is not data: sessions, tokens and users under /data, and /xapi (XNAT REST contract 2 and 13.2)."""
 
 import json
+from pathlib import Path
 from urllib.parse import parse_qsl
 
 from xnatfs.demo.archive import Archive
@@ -18,6 +19,7 @@ class Services:
         self.archive = archive
         self.sessions = sessions
         self.context = context
+        self.schemas: dict[str, Path] = {}  # by name
 
     # -- /data -------------------------------------------------------------------------------------------------
 
@@ -112,6 +114,10 @@ class Services:
                 return text(BUILD["version"])
             case ["siteConfig", "uptime"]:
                 return as_json({"Sec": "1"})
+            case ["schemas"]:
+                return as_json(sorted(self.schemas))
+            case ["schemas", name] if name in self.schemas:
+                return Reply(200, self.schemas[name].read_bytes(), "application/xml;charset=UTF-8")
             case ["users", "username"]:
                 return text(session.user)
             case ["users", "current"]:  # those who are logged in, not who is asking
