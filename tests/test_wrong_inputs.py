@@ -53,6 +53,17 @@ def untrusted(desk: Desk) -> Iterator[str]:
 
 
 @contextmanager
+def expired_password(desk: Desk) -> Iterator[str]:
+    from tests.demos import serving as demo
+    from xnatfs.demo.reply import page as said
+
+    with demo() as served:
+        text = "Your password has expired. Please change it."
+        served.app.faults.append(lambda request: None if "buildInfo" in request.path else said(text, 200))
+        yield served.url
+
+
+@contextmanager
 def plain_for_tls(desk: Desk) -> Iterator[str]:
     with page() as url:
         yield url.replace("http:", "https:")
@@ -202,6 +213,13 @@ CASES = [
         "wrong user or password, a locked account, or too many sessions",
         MOUNT,
         server(lambda: serving(Refusing)),
+    ),
+    Case(
+        "password expired",
+        LOGIN,
+        "answered the login of u with a page.*the password may have expired",
+        MOUNT,
+        expired_password,
     ),
     # -- the network -------------------------------------------------------------------------------------------
     Case("wrong port", NETWORK, "cannot be reached: Connection refused", MOUNT),
