@@ -14,10 +14,10 @@ LAYERS = [
     {"tree"},
     {"site"},
     {"client", "metadata", "content"},
-    {"transport", "untar"},
+    {"transport", "untar", "profiles"},
     {"auth"},
-    {"credentials", "sessions"},
-    {"config", "models"},
+    {"credentials"},
+    {"config", "models", "sessions"},
     {"errors"},
 ]
 OWNERS = {
@@ -25,6 +25,9 @@ OWNERS = {
     "httpx": {"client", "transport", "auth", "site", "demo"},
     "cachetools": {"metadata"},
     "yaml": {"config"},
+    "keyring": {"credentials"},
+    "ruamel": {"profiles"},
+    "rich": {"cli"},
     "argparse": {"cli", "demo"},  # the demo server is a program of its own
     "pydicom": {"demo"},
     "numpy": {"demo"},

@@ -1,41 +1,124 @@
-"""Where logins are found, by server.
+"""Where logins are found, by server, and where they are kept.
 
-In this order: XNAT_USER and XNAT_PASS, the profile, `~/.netrc`, a prompt on a terminal. Never the command line, where
-every user of the machine could read them. A password belongs to the server it was written down for: one from a
-profile is not offered to a server of another host.
+In this order: XNAT_USER and XNAT_PASS, the profile, the keyring, an alias token, `~/.netrc`, a prompt on a terminal.
+Never the command line, where every user of the machine could read them. A password belongs to the server it was
+written down for: one from a profile is not offered to a server of another host.
+
+    keyring    service `xnatctl`, entry `PROFILE@URL`, as the xnatctl of PyPI has it
+    ~/.config/xnatfs/tokens/<hash of the server>.json    an alias token: a login that the server can take back
 """
 
 import getpass
+import hashlib
+import json
 import netrc
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from xnatfs.config import Profile
+from xnatfs.config import Profile, config_home
 from xnatfs.errors import ConfigError, LoginRequired
+from xnatfs.sessions import write_private
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
     username: str
     password: str = field(repr=False)
+    source: str = field(default="prompt", compare=False)  # where it was found
 
 
 def find_credentials(url: str, profile: Profile, environ: Mapping[str, str]) -> Credentials:
-    """The login for this server. Raises LoginRequired where there is none, ConfigError for a broken ~/.netrc."""
+    """The login for this server, asked for if need be. Raises LoginRequired, and ConfigError for a broken ~/.netrc."""
+    return kept_credentials(url, profile, environ) or ask(url, wanted_user(url, profile, environ), environ)
+
+
+def wanted_user(url: str, profile: Profile, environ: Mapping[str, str]) -> str:
+    """The user that environment or profile name, or ''."""
+    return environ.get("XNAT_USER") or (profile.username if profile.url.strip().rstrip("/") == url else "")
+
+
+def kept_credentials(url: str, profile: Profile, environ: Mapping[str, str]) -> Credentials | None:
+    """The login for this server, if one is written down anywhere. Raises ConfigError for a broken ~/.netrc."""
     same_server = profile.url.strip().rstrip("/") == url
     username = environ.get("XNAT_USER") or (profile.username if same_server else "")
     password = environ.get("XNAT_PASS") or (
         profile.password if same_server and profile.username in ("", username) else ""
     )
     if username and password:
-        return Credentials(username, password)
-    entry = _netrc_entry(url)
-    if entry and username in ("", entry.username):
-        return entry
-    return _prompt(url, username, password)
+        return Credentials(username, password, "environment" if environ.get("XNAT_PASS") else "profile")
+    if same_server and username and profile.password_source == "keyring":
+        kept = _keyring(lambda keyring: keyring.get_password(KEYRING, keyring_entry(profile)))
+        if kept:
+            return Credentials(username, kept, "keyring")
+    for entry in (_token(url), _netrc_entry(url)):
+        if entry and (username in ("", entry.username) or entry.source == "token"):
+            return entry
+    return None
+
+
+# -- the keyring and tokens --------------------------------------------------------------------------------------
+
+KEYRING = "xnatctl"  # the service, as the other program names it
+
+
+def keyring_entry(profile: Profile) -> str:
+    return f"{profile.name}@{profile.url}"
+
+
+def keep_password(profile: Profile, password: str) -> bool:
+    """Put it into the keyring; False where this machine has none."""
+
+    def put(keyring: Any) -> bool:
+        keyring.set_password(KEYRING, keyring_entry(profile), password)
+        return True
+
+    return bool(_keyring(put))
+
+
+def forget_password(profile: Profile) -> None:
+    _keyring(lambda keyring: keyring.delete_password(KEYRING, keyring_entry(profile)))
+
+
+def _keyring(act: Callable[[Any], T]) -> T | None:
+    """What the keyring says; None where there is none, or where it is locked. A bare machine's raises at every call."""
+    import keyring
+    import keyring.errors
+
+    try:
+        return act(keyring)
+    except keyring.errors.KeyringError:
+        return None
+
+
+def keep_token(url: str, username: str, alias: str, secret: str) -> None:
+    """Keep an alias token for this server. Raises OSError."""
+    cells = {"url": url, "username": username, "alias": alias, "secret": secret}
+    write_private(_token_path(url), json.dumps(cells))
+
+
+def forget_token(url: str) -> None:
+    _token_path(url).unlink(missing_ok=True)
+
+
+def _token(url: str) -> Credentials | None:
+    try:
+        cells = json.loads(_token_path(url).read_bytes())
+        return Credentials(cells["alias"], cells["secret"], "token") if cells["url"] == url else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _token_path(url: str) -> Path:
+    return config_home() / "xnatfs" / "tokens" / f"{hashlib.sha256(url.encode()).hexdigest()[:32]}.json"
+
+
+# -- netrc and the prompt ----------------------------------------------------------------------------------------
 
 
 def _netrc_entry(url: str) -> Credentials | None:
@@ -50,15 +133,17 @@ def _netrc_entry(url: str) -> Credentials | None:
         raise ConfigError(f"cannot read ~/.netrc: {reason}") from None
     if not found or not found[0] or not found[2]:
         return None
-    return Credentials(found[0], found[2])
+    return Credentials(found[0], found[2], "netrc")
 
 
-def _prompt(url: str, username: str, password: str) -> Credentials:
+def ask(url: str, username: str, environ: Mapping[str, str]) -> Credentials:
+    """Ask on the terminal for what is missing. Raises LoginRequired where there is none."""
+    password = environ.get("XNAT_PASS", "")
     if not sys.stdin.isatty():
         missing = "user and password" if not username else "password"
         raise LoginRequired(
-            f"no {missing} for {url}: set XNAT_USER and XNAT_PASS, or a profile, or a line in ~/.netrc "
-            "(or run on a terminal to be asked)"
+            f"no {missing} for {url}: run 'xnatctl auth login' on a terminal, or set XNAT_USER and XNAT_PASS, or "
+            "a profile, or a line in ~/.netrc"
         )
     try:
         if not username:

@@ -1,0 +1,254 @@
+"""xnatctl: its options, its commands, and what a command works with.
+
+A command is one `Command` in one of the modules below: noun, verb, its own options, a coroutine. Options that all
+have go before or after the verb; the one nearest to the end of the line counts.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from xnatfs.cli import options
+from xnatfs.cli.output import FORMATS, check_columns, note
+from xnatfs.errors import ConfigError, Denied, NotFound, XnatError
+
+if TYPE_CHECKING:
+    from xnatfs.client import Xnat
+    from xnatfs.config import Config
+    from xnatfs.credentials import Credentials
+    from xnatfs.sessions import SessionStore
+    from xnatfs.site import Site
+
+# Who waits for an answer on a terminal gives up earlier than a mount: a refused or silent host is one line after this.
+PATIENCE = 10.0
+
+MODULES = ("account", "profiles", "archive", "transfers", "prearchive", "completion")
+
+NOUNS = {
+    "auth": "log in and out",
+    "config": "servers and defaults, by profile",
+    "project": "projects",
+    "subject": "subjects of a project",
+    "session": "imaging sessions (experiments)",
+    "scan": "scans of a session",
+    "resource": "resources of a scan or a session, and their files",
+    "prearchive": "sessions that wait to be archived",
+    "api": "any request, for what has no command",
+}
+
+DEFAULTS: dict[str, Any] = {
+    "profile": None,
+    "url": None,
+    "ca_bundle": None,
+    "no_verify_ssl": False,
+    "output": None,
+    "quiet": False,
+    "verbose": False,
+    "no_headers": False,
+    "no_color": False,
+    "log_file": None,
+    "filter": [],
+    "sort_by": None,
+    "limit": None,
+    "columns": None,
+}
+
+
+@dataclass(frozen=True)
+class Command:
+    """One verb. `columns` are those of a list, or empty."""
+
+    noun: str  # '' for a command of one word
+    verb: str
+    help: str
+    example: str
+    run: Callable[["Context"], Awaitable[int | None]]
+    arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Context:
+    """What a command works with: its arguments, and the server they name."""
+
+    arguments: argparse.Namespace
+    config: "Config"
+    environ: Mapping[str, str]
+
+    @property
+    def store(self) -> "SessionStore":
+        from xnatfs.credentials import wanted_user
+        from xnatfs.sessions import SessionStore
+
+        user = wanted_user(self.config.url, self.config.profile, self.environ)
+        spelling = self.config.profile.url or self.config.url
+        return SessionStore(spelling, user, given=self.environ.get("XNAT_TOKEN", ""))
+
+    def credentials(self) -> "Credentials | None":
+        """The login, asked for only where no session is alive. Raises LoginRequired."""
+        from xnatfs.credentials import find_credentials, kept_credentials
+
+        kept = kept_credentials(self.config.url, self.config.profile, self.environ)
+        if kept or self.store.find():
+            return kept
+        return find_credentials(self.config.url, self.config.profile, self.environ)
+
+    @asynccontextmanager
+    async def xnat(self, credentials: "Credentials | None" = None) -> "AsyncIterator[Xnat]":
+        from xnatfs.client import open_xnat
+
+        async with open_xnat(self.config, credentials or self.credentials(), sessions=self.store) as xnat:
+            yield xnat
+
+    @asynccontextmanager
+    async def site(self) -> "AsyncIterator[Site]":
+        from xnatfs.site import open_site
+
+        async with open_site(self.config, self.credentials(), sessions=self.store) as site:
+            yield site
+
+    def project(self, needed: bool = True) -> str:
+        """The project meant: -P, else the profile's default. Raises ConfigError."""
+        given: str | None = getattr(self.arguments, "project", None)
+        project = self.config.profile.default_project if given is None else given
+        if needed and not project:
+            where = f"profile {self.config.profile.name!r}" if self.config.profile.name else "a profile"
+            raise ConfigError(f"which project? Give -P/--project, or set default_project in {where}")
+        return project
+
+    def note(self, text: str) -> None:
+        note(self.arguments, text)
+
+    @contextmanager
+    def about(self, what: str, role: str = "Member") -> Iterator[None]:
+        """Say what was not found or not allowed in words of the command line, not of a URL."""
+        url = self.config.url
+        try:
+            yield
+        except NotFound as error:
+            raise NotFound(f"{what} not found on {url}", status=404, url=url, hint=error.hint) from error
+        except Denied as error:
+            text = f"{what} on {url}: your account may not do this, which normally takes the role {role}"
+            raise Denied(text, status=403, url=url) from error
+
+
+def commands() -> list[Command]:
+    return [command for name in MODULES for command in import_module(f"xnatfs.cli.{name}").COMMANDS]
+
+
+def build(parser: argparse.ArgumentParser, only: Sequence[Command] | None = None) -> None:
+    """Add every command to the parser."""
+    _common(parser)
+    nouns = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    verbs: dict[str, Any] = {}
+    for command in commands() if only is None else only:
+        group = nouns
+        if command.noun:
+            if command.noun not in verbs:
+                noun = nouns.add_parser(command.noun, help=NOUNS[command.noun], allow_abbrev=False)
+                _common(noun)
+                verbs[command.noun] = noun.add_subparsers(title="commands", metavar="COMMAND", required=True)
+            group = verbs[command.noun]
+        made = group.add_parser(
+            command.verb,
+            help=command.help,
+            description=command.help[:1].upper() + command.help[1:] + ".",
+            epilog=f"example: {command.example}",
+            allow_abbrev=False,
+        )
+        command.arguments(made)
+        _common(made)
+        if command.columns:
+            _list_options(made)
+        made.set_defaults(run=run, command=command)
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    """Options of every command. They have no defaults here: one given before the verb would be lost by them."""
+    nothing = argparse.SUPPRESS
+    group = parser.add_argument_group("options of all commands")
+    server = group.add_mutually_exclusive_group()
+    server.add_argument("-p", "--profile", metavar="NAME", default=nothing, help="profile (else XNAT_PROFILE)")
+    server.add_argument("--url", default=nothing, help="the XNAT (else XNAT_URL, else the profile's)")
+    group.add_argument("--ca-bundle", metavar="FILE", default=nothing, help="trust the authorities in FILE")
+    group.add_argument("--no-verify-ssl", action="store_true", default=nothing, help="trust any certificate")
+    group.add_argument("-o", "--output", choices=FORMATS, default=nothing, help="default: table")
+    group.add_argument("-q", "--quiet", action="store_true", default=nothing, help="identifiers only")
+    group.add_argument("-v", "--verbose", action="store_true", default=nothing, help="tell what is asked, on stderr")
+    group.add_argument("--no-color", action="store_true", default=nothing, help="no colours")
+    group.add_argument("--no-headers", action="store_true", default=nothing, help="no line of titles")
+    group.add_argument("--log-file", metavar="FILE", default=nothing, help="log there")
+
+
+def _list_options(parser: argparse.ArgumentParser) -> None:
+    nothing = argparse.SUPPRESS
+    group = parser.add_argument_group("options of lists")
+    group.add_argument("--columns", metavar="A,B", default=nothing, help="only these columns")
+    group.add_argument(
+        "--filter", metavar="FIELD:PATTERN", action="append", default=nothing, help="only rows like this, as type:T1*"
+    )
+    group.add_argument("--sort-by", metavar="FIELD[:desc]", default=nothing, help="in this order")
+    group.add_argument("--limit", metavar="N", type=options.number, default=nothing, help="at most this many")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Fill in defaults, find the server, and run the command."""
+    for key, value in DEFAULTS.items():
+        if not hasattr(arguments, key):
+            setattr(arguments, key, value)
+    environ = os.environ
+    arguments.verbose = arguments.verbose or bool(environ.get("XNATCTL_DEBUG"))
+    command: Command = arguments.command
+    arguments.output = arguments.output or options.default_output(environ)
+    if command.columns:
+        check_columns(arguments, command.columns)
+    options.log_to(arguments, environ)
+    context = Context(arguments, _config(arguments, environ, command), environ)
+    if not context.config.verify_ssl and not context.config.ca_bundle and context.config.url:
+        context.note(f"the certificate of {context.config.url} is not verified: others may read along")
+    import trio
+
+    return trio.run(command.run, context) or 0
+
+
+def _config(arguments: argparse.Namespace, environ: Mapping[str, str], command: Command) -> "Config":
+    """The server; a command that needs none gets along without."""
+    from xnatfs.config import Config, cache_home
+
+    if command.noun in ("config", "") and command.verb in ("show", "add-profile", "use-context", "completion"):
+        return Config("")
+    if (command.noun, command.verb) == ("config", "current-context"):
+        return Config("")
+    config = options.server_config(arguments, environ)
+    timeout = config.profile.timeout
+    return replace(config, timeout=timeout, patience=min(timeout, PATIENCE), cache_dir=cache_home())
+
+
+def error_object(error: BaseException, line: str, status: int) -> str:
+    """An error for programs."""
+    xnat = error if isinstance(error, XnatError) else XnatError(line)
+    fields = {
+        "kind": type(error).__name__,
+        "message": line,
+        "hint": xnat.hint,
+        "status": xnat.status,
+        "url": xnat.url,
+        "exit_code": status,
+    }
+    return json.dumps({"error": fields}, ensure_ascii=False)
+
+
+def wants_json(argv: Sequence[str]) -> bool:
+    """Whether errors are to be JSON; asked where the line could not be parsed, too."""
+    text = " ".join(argv)
+    return any(f"{flag}{kind}" in text for flag in ("-o ", "-o", "--output ", "--output=") for kind in ("json", "jsonl"))
+
+
+def print_error(error: BaseException, line: str, status: int, argv: Sequence[str]) -> None:
+    print(error_object(error, line, status) if wants_json(argv) else f"xnatctl: {line}", file=sys.stderr)

@@ -1,0 +1,105 @@
+"""config init|show|add-profile|use-context|current-context: the profile file, which other programs share."""
+
+import argparse
+import os
+from typing import Any
+
+from xnatfs import profiles
+from xnatfs.cli.ctl import Command, Context
+from xnatfs.cli.output import show_item, show_rows
+from xnatfs.config import Profile, normalised_url, profiles_path, read_profiles, select_profile
+from xnatfs.errors import ConfigError
+
+COLUMNS = {
+    "profile": "Profile",
+    "url": "URL",
+    "username": "Username",
+    "default_project": "Default Project",
+    "default": "Default",
+}
+
+
+def _profile_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--username", metavar="USER")
+    parser.add_argument("-P", "--project", "--default-project", dest="project", metavar="PROJECT", help="meant where none is given")
+    parser.add_argument("--force", action="store_true", help="change a profile that is there already")
+
+
+def _init_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--name", default="default", metavar="NAME", help="of the profile (default: default)")
+    _profile_arguments(parser)
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME")
+    _profile_arguments(parser)
+
+
+def _name(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME")
+
+
+async def add(context: Context) -> None:
+    arguments = context.arguments
+    url = arguments.url or (os.environ.get("XNAT_URL") if arguments.command.verb == "init" else None)
+    if not url:
+        raise ConfigError("which XNAT? Give --url")
+    cells: dict[str, Any] = {"url": url}
+    normalised_url(url)
+    if arguments.username:
+        cells["username"] = arguments.username
+    if arguments.project:
+        cells["default_project"] = arguments.project
+    if arguments.no_verify_ssl:
+        cells["verify_ssl"] = False
+    if arguments.ca_bundle:
+        cells["ca_bundle"] = str(arguments.ca_bundle)
+    profiles.add_profile(arguments.name, cells, replace=arguments.force)
+    context.note(f"Profile {arguments.name} is in {profiles_path()}")
+
+
+async def show(context: Context) -> None:
+    """Passwords are not shown, in no format."""
+    known, default = read_profiles(profiles_path())
+    chosen = _chosen()
+    rows = [
+        {
+            "profile": profile.name,
+            "url": profile.url,
+            "username": profile.username or None,
+            "password": "********" if profile.password else None,
+            "password_source": profile.password_source or None,
+            "default_project": profile.default_project or None,
+            "verify_ssl": profile.verify_ssl,
+            "ca_bundle": profile.ca_bundle or None,
+            "timeout": profile.timeout,
+            "default": profile.name == (default if default in known else chosen),
+        }
+        for profile in known.values()
+    ]
+    show_rows(context.arguments, COLUMNS, rows, "profile")
+
+
+async def use(context: Context) -> None:
+    profiles.use_profile(context.arguments.name)
+    context.note(f"Profile {context.arguments.name} is the default now")
+
+
+async def current(context: Context) -> None:
+    profile: Profile = select_profile(context.arguments.profile, os.environ)
+    if not profile.name:
+        raise ConfigError(f"there is no profile in {profiles_path()}: 'xnatctl config init --url URL' makes one")
+    show_item(context.arguments, {"profile": profile.name}, "profile", {"profile": "Profile"})
+
+
+def _chosen() -> str:
+    return select_profile(None, {}).name
+
+
+COMMANDS = [
+    Command("config", "init", "write a first profile", "xnatctl config init --url https://xnat.example.org", add, _init_arguments),
+    Command("config", "add-profile", "write another profile", "xnatctl config add-profile dev --url https://dev.example.org", add, _add_arguments),
+    Command("config", "show", "list the profiles", "xnatctl config show", show, columns=COLUMNS),
+    Command("config", "use-context", "make a profile the default", "xnatctl config use-context dev", use, _name),
+    Command("config", "current-context", "tell which profile is meant", "xnatctl config current-context", current),
+]

@@ -1,0 +1,75 @@
+"""Changes to `~/.config/xnatctl/config.yaml`, which is not ours alone: comments, order and keys of others stay.
+
+Nothing of ours is written there that the xnatctl of PyPI does not know, because it drops what it does not know; and
+nothing that came from the environment.
+"""
+
+import fcntl
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from xnatfs.config import profiles_path, read_profiles
+from xnatfs.errors import ConfigError
+from xnatfs.sessions import write_private
+
+NEWEST = 1  # the `version` of the file that we know
+
+
+def add_profile(name: str, cells: dict[str, Any], *, replace: bool = False, path: Path | None = None) -> None:
+    """Add a profile, or change the keys given of one that is there if `replace`. Raises ConfigError."""
+    with _edited(path) as document:
+        profiles = document.setdefault("profiles", {})
+        if name in profiles and not replace:
+            raise ConfigError(f"profile {name!r} is there already: --force changes it")
+        profiles.setdefault(name, {}).update(cells)
+        document.setdefault("default_profile", name)
+
+
+def use_profile(name: str, path: Path | None = None) -> None:
+    """Make it the default. Raises ConfigError where there is no such profile."""
+    with _edited(path) as document:
+        if name not in (document.get("profiles") or {}):
+            known = ", ".join(sorted(document.get("profiles") or {})) or "none"
+            raise ConfigError(f"profile {name!r} is not in {path or profiles_path()} (profiles there: {known})")
+        document["default_profile"] = name
+
+
+@contextmanager
+def _edited(path: Path | None) -> Iterator[Any]:
+    """The document, to be changed; written when that went well."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.comments import CommentedMap
+
+    path = path or profiles_path()
+    read_profiles(path)  # says what is wrong with it, in our words
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    with _locked(path):
+        document = (yaml.load(path.read_text(encoding="utf-8")) if path.exists() else None) or CommentedMap()
+        if not isinstance(version := document.get("version", NEWEST), int) or version > NEWEST:
+            raise ConfigError(f"{path} is of version {version}, which a newer program has written: it is left as it is")
+        yield document
+        text = io.StringIO()
+        yaml.dump(document, text)
+        try:
+            write_private(path, text.getvalue())
+        except OSError as error:
+            raise ConfigError(f"cannot write {path}: {error.strerror}") from None
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(path.with_name(".config.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError(f"cannot write beside {path}: {error.strerror}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
