@@ -147,6 +147,38 @@ class Xnat:
         """A short answer in plain text."""
         return await self._transport.text(path)
 
+    @staticmethod
+    def segment(text: str) -> str:
+        """One segment of a path, as a URL has it."""
+        return _segment(text)
+
+    async def raw(self, method: str, path: str, body: bytes, content_type: str | None) -> AsyncGenerator[bytes]:
+        """Whatever is answered to any request, which is sent once; again only where a lost session proves it unread."""
+        target, _, query = path.partition("?")
+        target = target if target.startswith("/") else f"/{target}"
+        headers = {"Content-Type": content_type} if content_type else {}
+        response = await self._transport.once(method, target + (f"?{query}" if query else ""), headers, body)
+        try:
+            await self._transport.check(target, response, "any", allow=(200, 201, 202, 204))
+            async with aclosing(self._transport.raw(target, response)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        finally:
+            with trio.CancelScope(shield=True):
+                await response.aclose()
+
+    async def issue_token(self) -> tuple[str, str]:
+        """A new alias and its secret, which log in in place of user and password."""
+        cells = await self._transport.json("/data/services/tokens/issue", {})
+        try:
+            return str(cells["alias"]), str(cells["secret"])
+        except (KeyError, TypeError):
+            raise BadReply(f"{self.url} issued no alias token") from None
+
+    async def invalidate_token(self, alias: str) -> None:
+        """Give it back. Only its own session may."""
+        await self._transport.json(f"/data/services/tokens/invalidate/{_segment(alias)}", {})
+
     async def username(self) -> str:
         """Who the server says we are. Raises LoginRequired where we are nobody."""
         try:

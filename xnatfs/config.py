@@ -100,12 +100,23 @@ def normalised_url(url: str) -> str:
     return text
 
 
+def output_format(path: Path) -> str:
+    """What commands print where they are not told; '' where the file does not say. Raises ConfigError."""
+    return str(_document(path).get("output_format") or "")
+
+
 def read_profiles(path: Path) -> tuple[dict[str, Profile], str]:
     """The profiles of the file and the name of its default. Raises ConfigError; a missing file has no profiles."""
+    document = _document(path)
+    profiles = {str(name): _profile(str(name), cells, path) for name, cells in (document.get("profiles") or {}).items()}
+    return profiles, str(document.get("default_profile") or "")
+
+
+def _document(path: Path) -> dict[str, Any]:
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return {}, ""
+        return {}
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from None
     except yaml.YAMLError as error:
@@ -113,11 +124,10 @@ def read_profiles(path: Path) -> tuple[dict[str, Profile], str]:
         where = f" line {mark.line + 1}" if mark else ""
         raise ConfigError(f"{path}{where} is not valid YAML: {getattr(error, 'problem', None) or 'bad text'}") from None
     if document is None:
-        return {}, ""
+        return {}
     if not isinstance(document, dict) or not isinstance(document.get("profiles") or {}, dict):
         raise ConfigError(f"{path} does not hold a mapping with 'profiles:'")
-    profiles = {str(name): _profile(str(name), cells, path) for name, cells in (document.get("profiles") or {}).items()}
-    return profiles, str(document.get("default_profile") or "")
+    return document
 
 
 def _profile(name: str, cells: Any, path: Path) -> Profile:

@@ -21,7 +21,16 @@ The text of an exception is one line for a user: what, where, and what to do.
 
 
 class XnatError(Exception):
-    """Base of everything this package raises on purpose."""
+    """Base of everything this package raises on purpose.
+
+    For programs: the HTTP `status` and `url` where the server has said so, and a `hint` at what to do.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None, url: str | None = None, hint: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        self.url = url
+        self.hint = hint
 
 
 class NotFound(XnatError):

@@ -56,9 +56,17 @@ class Session:
 class SessionStore:
     """The sessions of one login. `url` is compared without trailing slash and written as the user spelt it."""
 
-    def __init__(self, url: str, username: str, home: Path | None = None, clock: Callable[[], float] = time.time):
+    def __init__(
+        self,
+        url: str,
+        username: str,
+        home: Path | None = None,
+        clock: Callable[[], float] = time.time,
+        given: str = "",
+    ) -> None:
         self.url = url
         self.username = username
+        self._given = given  # a token from the environment: it goes before any that is kept
         self._directory = (home or Path.home()) / ".config" / "xnatfs" / "sessions"
         self._slot = (home or Path.home()) / ".config" / "xnatctl" / ".session"
         self._clock = clock
@@ -66,6 +74,8 @@ class SessionStore:
 
     def find(self, dead: frozenset[str] = frozenset()) -> Session | None:
         """The session used last, of those that may be alive; with no user name anybody's on this server."""
+        if self._given and self._given not in dead:
+            return Session(self._given, self.url, self.username, self._now(), self._now(), NEVER)
         found = [kept for path in self._files() if (kept := _read(path)) and self._suits(kept, dead)]
         return max(found, key=lambda kept: kept.used, default=None)
 

@@ -169,6 +169,22 @@ class Transport:
             await trio.sleep(wait)
             pause = min(pause * 2, LONGEST_PAUSE)
 
+    async def once(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> httpx.Response:
+        """Send a request that may change something; again only where the first met no session, so did nothing."""
+        for again in (False, True):
+            token = await self.login.token()
+            cookie = {"Cookie": f"JSESSIONID={token}"}
+            request = self._http.build_request(method, path, headers={**headers, **cookie}, content=body or None)
+            self.requests += 1
+            try:
+                response = await self._http.send(request, stream=True)
+            except httpx.TransportError as error:
+                raise self._unreachable(error) from error
+            self.login.heard(response)
+            if again or not await self._lost(token, response, "any"):
+                break
+        return response
+
     async def _lost(self, token: str, response: httpx.Response, expects: Expects) -> bool:
         """Whether the session was; closes the reply then, and when asking fails."""
         lost = True
@@ -191,16 +207,18 @@ class Transport:
         where = f"{self.url}{path}"
         said = await _error_message(response)
         because = f" ({said})" if said else ""
+        facts: Any = {"status": status, "url": where}
         match status:
             case 401:
-                raise LoginRequired(f"{where} was refused to {self.login.username}, right after logging in{because}")
+                text = f"{where} was refused to {self.login.username}, right after logging in{because}"
+                raise LoginRequired(text, **facts)
             case 403:
-                raise Denied(f"{where} is not open to {self.login.username}{because}")
+                raise Denied(f"{where} is not open to {self.login.username}{because}", **facts)
             case 404 | 410:
-                raise NotFound(f"{where} does not exist, or not for {self.login.username}{because}")
+                raise NotFound(f"{where} does not exist, or not for {self.login.username}{because}", **facts)
             case _ if response.is_redirect:
-                raise BadReply(f"{where} redirects, which xnatfs does not follow")
-        raise BadReply(f"{where} answers {status} {response.reason_phrase}{because}")
+                raise BadReply(f"{where} redirects, which xnatfs does not follow", **facts)
+        raise BadReply(f"{where} answers {status} {response.reason_phrase}{because}", **facts)
 
     def _unreachable(self, error: httpx.TransportError) -> Unreachable:
         return Unreachable(f"{self.url} {_reason(error)}")

@@ -60,30 +60,47 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def main_xnatctl(argv: Sequence[str] | None = None) -> int:
     """xnatctl"""
-    parser = _parser("xnatctl", "Work with an XNAT server. Its commands come with a later release; see xnatfs.")
-    parser.set_defaults(run=_print_help(parser))
-    return _run(parser, argv)
+    line = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser("xnatctl", "Work with an XNAT server: list, download, upload, archive.")
+    if line == ["--version"]:  # needs none of the commands
+        parser.parse_args(line)
+    from xnatfs.cli import ctl
+
+    ctl.build(parser)
+    try:
+        arguments = parser.parse_args(line)
+        return ctl.run(arguments)
+    except UsageError as error:
+        status, text = EXIT_STATUS[ConfigError], str(error)
+        ctl.print_error(error, text, status, line)
+    except (Exception, KeyboardInterrupt, BaseExceptionGroup) as error:
+        if isinstance(error, BrokenPipeError):  # `xnatctl ... | head` has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        status, text = _ending(error)
+        if text:
+            ctl.print_error(_first(error), text, status, line)
+    return status
+
+
+class UsageError(ConfigError):
+    """A command line that cannot be parsed."""
 
 
 class Parser(argparse.ArgumentParser):
     """Says what is wrong with an option in one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_STATUS[ConfigError], f"{self.prog}: {message} (see {self.prog} --help)\n")
+        text = f"{message} (see {self.prog} --help)"
+        if self.prog.startswith("xnatctl"):
+            raise UsageError(text)
+        self.exit(EXIT_STATUS[ConfigError], f"{self.prog}: {text}\n")
 
 
 def _parser(name: str, description: str) -> argparse.ArgumentParser:
     parser = Parser(prog=name, description=description, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"{name} {__version__}")
     return parser
-
-
-def _print_help(parser: argparse.ArgumentParser) -> object:
-    def run(arguments: argparse.Namespace) -> int:
-        parser.print_help()
-        return 0
-
-    return run
 
 
 def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:

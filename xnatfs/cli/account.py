@@ -40,7 +40,7 @@ async def login(context: Context) -> None:
         credentials = ask(config.url, username, context.environ)
     context.note(f"Authenticating with {config.url} ...")
     async with context.xnat(credentials) as xnat:
-        await xnat.login.renew(credentials.username)
+        await xnat.login.renew()
         known_as = await xnat.username()
         if arguments.token:
             await _keep_token(context, xnat)
@@ -77,9 +77,7 @@ def _save(context: Context, credentials: Any) -> None:
 
     profile = context.config.profile
     if profile.name and keep_password(profile, credentials.password):
-        add_profile(
-            profile.name, {"username": credentials.username, "password_source": "keyring"}, replace=True
-        )
+        add_profile(profile.name, {"username": credentials.username, "password_source": "keyring"}, replace=True)
         context.note("The password is in the keyring")
     else:
         context.note(
@@ -98,7 +96,7 @@ async def logout(context: Context) -> None:
         return
     async with context.xnat(kept) as xnat:
         if kept and kept.source == "token":
-            await xnat.invalidate_token(kept.username, kept.password)
+            await xnat.invalidate_token(kept.username)
             forget_token(context.config.url)
         await xnat.login.log_out()
     context.note(f"Logged out of {context.config.url}")
@@ -181,7 +179,9 @@ async def api(context: Context) -> int:
         except OSError as error:
             raise ConfigError(f"--data {data}: {error.strerror}") from None
     async with context.xnat() as xnat:
-        async for chunk in xnat.raw(arguments.command.verb, arguments.path, body, getattr(arguments, "content_type", None)):
+        async for chunk in xnat.raw(
+            arguments.command.verb, arguments.path, body, getattr(arguments, "content_type", None)
+        ):
             sys.stdout.buffer.write(chunk)
     sys.stdout.buffer.flush()
     return 0
@@ -195,12 +195,26 @@ def _read(name: str) -> bytes:
 
 
 COMMANDS = [
-    Command("auth", "login", "log in, and keep the session for every other command and mount", "xnatctl auth login", login, _login_arguments),
+    Command(
+        "auth",
+        "login",
+        "log in, and keep the session for every other command and mount",
+        "xnatctl auth login",
+        login,
+        _login_arguments,
+    ),
     Command("auth", "logout", "close the session, and give an alias token back", "xnatctl auth logout", logout),
     Command("auth", "status", "tell whether the session is alive", "xnatctl auth status", status),
     Command("", "whoami", "tell who the server takes you for", "xnatctl whoami", whoami, _check),
     *(
-        Command("api", method, f"send one {method} request, and print the body that comes", f"xnatctl api {method} {path}", api, arguments)
+        Command(
+            "api",
+            method,
+            f"send one {method} request, and print the body that comes",
+            f"xnatctl api {method} {path}",
+            api,
+            arguments,
+        )
         for method, path, arguments in (
             ("GET", "'/data/projects?format=json'", _request),
             ("POST", "/data/projects/P/subjects -d @subject.xml", _body),

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # Who waits for an answer on a terminal gives up earlier than a mount: a refused or silent host is one line after this.
 PATIENCE = 10.0
 
-MODULES = ("account", "profiles", "archive", "transfers", "prearchive", "completion")
+MODULES = ("account", "profiles", "archive")
 
 NOUNS = {
     "auth": "log in and out",
@@ -132,7 +132,8 @@ class Context:
         try:
             yield
         except NotFound as error:
-            raise NotFound(f"{what} not found on {url}", status=404, url=url, hint=error.hint) from error
+            hint = f" ({error.hint})" if error.hint else ""
+            raise NotFound(f"{what} not found on {url}{hint}", status=404, url=url, hint=error.hint) from error
         except Denied as error:
             text = f"{what} on {url}: your account may not do this, which normally takes the role {role}"
             raise Denied(text, status=403, url=url) from error
@@ -221,9 +222,7 @@ def _config(arguments: argparse.Namespace, environ: Mapping[str, str], command: 
     """The server; a command that needs none gets along without."""
     from xnatfs.config import Config, cache_home
 
-    if command.noun in ("config", "") and command.verb in ("show", "add-profile", "use-context", "completion"):
-        return Config("")
-    if (command.noun, command.verb) == ("config", "current-context"):
+    if command.noun == "config" or command.verb == "completion":
         return Config("")
     config = options.server_config(arguments, environ)
     timeout = config.profile.timeout
@@ -247,7 +246,9 @@ def error_object(error: BaseException, line: str, status: int) -> str:
 def wants_json(argv: Sequence[str]) -> bool:
     """Whether errors are to be JSON; asked where the line could not be parsed, too."""
     text = " ".join(argv)
-    return any(f"{flag}{kind}" in text for flag in ("-o ", "-o", "--output ", "--output=") for kind in ("json", "jsonl"))
+    return any(
+        f"{flag}{kind}" in text for flag in ("-o ", "-o", "--output ", "--output=") for kind in ("json", "jsonl")
+    )
 
 
 def print_error(error: BaseException, line: str, status: int, argv: Sequence[str]) -> None:

@@ -1,7 +1,10 @@
 """Option values, and what they add up to: one Config from profile < environment < flags."""
 
 import argparse
+import logging
+import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -144,6 +147,28 @@ def server_config(arguments: argparse.Namespace, environ: Mapping[str, str]) -> 
     return Config(
         url, profile, verify_ssl=verify, ca_bundle=str(Path(bundle).expanduser().absolute()) if bundle else ""
     )
+
+
+def default_output(environ: Mapping[str, str]) -> str:
+    """What the profile file says, else a table."""
+    from xnatfs.cli.output import FORMATS
+    from xnatfs.config import output_format, profiles_path
+
+    said = output_format(profiles_path())
+    return said if said in FORMATS else "table"
+
+
+def log_to(arguments: argparse.Namespace, environ: Mapping[str, str]) -> None:
+    """Tell of requests on stderr if asked to, and to a file; warnings are for the log, errors end the command."""
+    name = arguments.log_file or environ.get("XNATCTL_LOG_FILE")
+    level = logging.INFO if arguments.verbose or name else logging.CRITICAL
+    stream = sys.stderr
+    if name:
+        try:
+            stream = open(name, "a", encoding="utf-8", opener=lambda p, f: os.open(p, f, 0o600))  # noqa: SIM115
+        except OSError as error:
+            raise ConfigError(f"cannot write the log {name}: {error.strerror}") from None
+    logging.basicConfig(stream=stream, level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
 
 def mount_config(arguments: argparse.Namespace, server: Config) -> Config:

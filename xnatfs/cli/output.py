@@ -24,7 +24,9 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 def check_columns(arguments: argparse.Namespace, columns: Mapping[str, str]) -> None:
     """Raise ConfigError for a column that the listing does not have; before anything is sent."""
     asked = arguments.columns.split(",") if arguments.columns else []
-    asked += [text.partition(":")[0] for text in [*arguments.filter, *([arguments.sort_by] if arguments.sort_by else [])]]
+    asked += [
+        text.partition(":")[0] for text in [*arguments.filter, *([arguments.sort_by] if arguments.sort_by else [])]
+    ]
     for text in arguments.filter:
         if ":" not in text:
             raise ConfigError(f"--filter {text}: must be FIELD:PATTERN, as in {next(iter(columns))}:a*")

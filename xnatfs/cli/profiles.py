@@ -21,7 +21,9 @@ COLUMNS = {
 
 def _profile_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--username", metavar="USER")
-    parser.add_argument("-P", "--project", "--default-project", dest="project", metavar="PROJECT", help="meant where none is given")
+    parser.add_argument(
+        "-P", "--project", "--default-project", dest="project", metavar="PROJECT", help="meant where none is given"
+    )
     parser.add_argument("--force", action="store_true", help="change a profile that is there already")
 
 
@@ -97,8 +99,22 @@ def _chosen() -> str:
 
 
 COMMANDS = [
-    Command("config", "init", "write a first profile", "xnatctl config init --url https://xnat.example.org", add, _init_arguments),
-    Command("config", "add-profile", "write another profile", "xnatctl config add-profile dev --url https://dev.example.org", add, _add_arguments),
+    Command(
+        "config",
+        "init",
+        "write a first profile",
+        "xnatctl config init --url https://xnat.example.org",
+        add,
+        _init_arguments,
+    ),
+    Command(
+        "config",
+        "add-profile",
+        "write another profile",
+        "xnatctl config add-profile dev --url https://dev.example.org",
+        add,
+        _add_arguments,
+    ),
     Command("config", "show", "list the profiles", "xnatctl config show", show, columns=COLUMNS),
     Command("config", "use-context", "make a profile the default", "xnatctl config use-context dev", use, _name),
     Command("config", "current-context", "tell which profile is meant", "xnatctl config current-context", current),

@@ -1,0 +1,571 @@
+"""project|subject|session|scan|resource list|show: the archive, level by level.
+
+An experiment is looked up once, by what -E says; whatever hangs on it is asked for by accession ID, because a list
+below a project's URL is answered with the session's document.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import trio
+
+from xnatfs.cli.ctl import Command, Context
+from xnatfs.cli.output import natural, show_item, show_rows
+from xnatfs.client import Xnat
+from xnatfs.errors import BadReply, NotFound
+from xnatfs.models import Document, Row
+
+PROJECTS = {"id": "ID", "name": "Name", "pi": "PI", "description": "Description"}
+SUBJECTS = {"id": "ID", "label": "Label", "sessions": "Sessions"}
+SESSIONS = {"id": "ID", "label": "Label", "subject": "Subject", "date": "Date", "modality": "Modality"}
+SCANS = {
+    "id": "ID",
+    "type": "Type",
+    "series_description": "Series Description",
+    "quality": "Quality",
+    "frames": "Frames",
+    "note": "Note",
+}
+RESOURCES = {
+    "label": "Label",
+    "format": "Format",
+    "file_count": "Files",
+    "size": "Size",
+    "content": "Content",
+    "id": "ID",
+}
+FILES = {"name": "Name", "size": "Size", "format": "Format", "digest": "Digest", "resource": "Resource"}
+
+
+# -- options -----------------------------------------------------------------------------------------------------
+
+
+def project_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-P", "--project", metavar="PROJECT", help="else the profile's default_project; '' for none")
+
+
+def experiment_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-E", "--experiment", "--session", metavar="ID|LABEL", help="accession ID; or label, with -P")
+    project_option(parser)
+    parser.add_argument("-S", "--subject", metavar="SUBJECT", help="whose session it is; with -P")
+
+
+def _project_list(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--all", action="store_true", help="all of the site (for its managers)")
+
+
+def _project_show(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("project_id", metavar="PROJECT", nargs="?")
+    project_option(parser)
+
+
+def _subject_list(parser: argparse.ArgumentParser) -> None:
+    project_option(parser)
+    parser.add_argument("--no-counts", action="store_true", help="do not count sessions")
+
+
+def _subject_show(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("subject_id", metavar="SUBJECT", nargs="?")
+    parser.add_argument("-S", "--subject", metavar="SUBJECT", help="the same")
+    project_option(parser)
+
+
+def _session_list(parser: argparse.ArgumentParser) -> None:
+    project_option(parser)
+    parser.add_argument("-S", "--subject", metavar="SUBJECT", help="of this subject only: label or accession ID")
+    parser.add_argument("--modality", metavar="MR|PET|CT|...", help="of this kind only")
+    parser.add_argument("--since", metavar="YYYY-MM-DD", help="of this day or later")
+    parser.add_argument("--label", metavar="PATTERN", help="with a label like this")
+
+
+def _session_positional(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("session_id", metavar="SESSION", nargs="?", help="the same as -E")
+    experiment_options(parser)
+
+
+def _scan_show(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("scan", metavar="SCAN")
+    experiment_options(parser)
+
+
+def _resource_list(parser: argparse.ArgumentParser) -> None:
+    _session_positional(parser)
+    parser.add_argument("--scan", metavar="SCAN", help="of this scan, not of the session")
+
+
+def _resource_show(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("label", metavar="RESOURCE", help="label or number")
+    experiment_options(parser)
+    parser.add_argument("--scan", metavar="SCAN", help="of this scan, not of the session")
+
+
+# -- finding an experiment ---------------------------------------------------------------------------------------
+
+
+def wanted_experiment(context: Context) -> str:
+    """What the command line says of the experiment. Raises ConfigError."""
+    from xnatfs.errors import ConfigError
+
+    arguments = context.arguments
+    value = arguments.experiment or getattr(arguments, "session_id", None)
+    if not value:
+        raise ConfigError("which session? Give -E/--experiment, with its accession ID, or its label and -P")
+    return str(value)
+
+
+async def experiment(context: Context, xnat: Xnat) -> Document:
+    """The document of the experiment meant: in its project first, then as an accession ID. Raises NotFound."""
+    value, project = wanted_experiment(context), context.project(needed=False)
+    subject: str | None = getattr(context.arguments, "subject", None)
+    if not project:
+        return await _flat(context, xnat, value)
+    where = ("subjects", subject, "experiments") if subject else ("experiments",)
+    try:
+        with context.about(f"session {value} in project {project}"):
+            return await xnat.item("projects", project, *where, value)
+    except NotFound as error:
+        try:
+            return await xnat.item("experiments", value)
+        except NotFound:
+            raise error from None
+
+
+async def _flat(context: Context, xnat: Xnat, value: str) -> Document:
+    with context.about(f"session {value}"):
+        try:
+            return await xnat.item("experiments", value)
+        except NotFound as error:
+            raise NotFound(str(error), hint=LABELS) from error
+
+
+LABELS = "an accession ID is found without a project; a label needs -P/--project or default_project"
+
+
+async def accession(context: Context, xnat: Xnat) -> str:
+    """The accession ID. Without a project the value is taken as one, and the server says if it is not."""
+    if not context.project(needed=False):
+        return wanted_experiment(context)
+    fields = (await experiment(context, xnat)).fields
+    return fields.get("ID") or wanted_experiment(context)
+
+
+async def below(context: Context, xnat: Xnat, found: str, *rest: str, columns: str = "") -> list[Row]:
+    """A list of the experiment meant. Raises NotFound where there is no such experiment; servers say that with 500."""
+    try:
+        return await xnat.rows("experiments", found, *rest, columns=columns)
+    except (NotFound, BadReply):
+        await experiment(context, xnat)
+        raise
+
+
+# -- rows --------------------------------------------------------------------------------------------------------
+
+
+def modality(xsi_type: str) -> str:
+    """MR of xnat:mrSessionData; '' for what is no imaging session."""
+    match = re.fullmatch(r"\w+:(\w+)SessionData", xsi_type)
+    return match[1].upper() if match else ""
+
+
+# The data type of optical coherence tomography has an older name.
+SAME = {"OCT": "OPT"}
+
+
+def of_modality(row: Mapping[str, Any], wanted: str) -> bool:
+    wanted = wanted.upper()
+    return bool(row["modality"] in (wanted, SAME.get(wanted)))
+
+
+def project_row(row: Row) -> dict[str, Any]:
+    pi = row.text("pi_lastname", "pi")
+    return {
+        "id": row.need("ID", "id"),
+        "name": row.text("name"),
+        "pi": pi,
+        "description": row.text("description"),
+    }
+
+
+def session_row(row: Row) -> dict[str, Any]:
+    xsi_type = row.get("xsiType")
+    return {
+        "id": row.need("ID", "session_ID", "xnat:subjectassessordata/id"),
+        "label": row.text("label", "session_label"),
+        "subject": row.text("subject_label"),
+        "date": row.get("date"),
+        "modality": modality(xsi_type),
+        "subject_id": row.get("subject_ID"),
+        "xsi_type": xsi_type,
+    }
+
+
+def scan_row(row: Row) -> dict[str, Any]:
+    return {
+        "id": row.text("ID"),
+        "type": row.text("type"),
+        "series_description": row.text("series_description"),
+        "quality": row.text("quality"),
+        "frames": row.number("frames"),
+        "note": row.text("note"),
+    }
+
+
+def resource_row(row: Row) -> dict[str, Any]:
+    return {
+        "label": row.text("label"),
+        "format": row.text("format"),
+        "file_count": row.number("file_count"),
+        "size": row.number("file_size"),
+        "content": row.text("content"),
+        "id": row.get("xnat_abstractresource_id"),
+    }
+
+
+def by(key: str) -> Callable[[Mapping[str, Any]], list[tuple[int, int, str]]]:
+    return lambda row: natural(row[key])
+
+
+async def together(*tasks: Callable[[], Any]) -> list[Any]:
+    """The results of coroutines that run at once, in their order."""
+    results: list[Any] = [None] * len(tasks)
+
+    async def one(number: int, task: Callable[[], Any]) -> None:
+        results[number] = await task()
+
+    try:
+        async with trio.open_nursery() as nursery:
+            for number, task in enumerate(tasks):
+                nursery.start_soon(one, number, task)
+    except BaseExceptionGroup as group:  # what went wrong first is what there is to say
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from None
+    return results
+
+
+def shared_into(document: Document, owner: str) -> list[str]:
+    """The projects that something is shared into, as its document has them."""
+    found = [child.fields.get("project", "") for child in document.children.get("sharing/share", ())]
+    return [project for project in found if project and project != owner]
+
+
+# -- projects and subjects ---------------------------------------------------------------------------------------
+
+
+async def project_list(context: Context) -> None:
+    more = {"allDataOverride": "true"} if context.arguments.all else {}
+    async with context.xnat() as xnat:
+        rows = await xnat.rows("projects", columns="ID,name,pi_lastname,description", **more)
+    show_rows(context.arguments, PROJECTS, sorted(map(project_row, rows), key=by("id")), "id")
+
+
+async def project_show(context: Context) -> None:
+    project = context.arguments.project_id or context.project()
+    async with context.xnat() as xnat:
+        with context.about(f"project {project}", "Collaborator"):
+            document, access, subjects, sessions = await together(
+                lambda: xnat.item("projects", project),
+                lambda: _or_none(lambda: xnat.text(f"/data/projects/{xnat.segment(project)}/accessibility")),
+                lambda: _or_none(lambda: _count(xnat, project, "subjects", "ID")),
+                lambda: _or_none(lambda: _count(xnat, project, "experiments", "ID")),
+            )
+    fields, pi = document.fields, next(iter(document.children.get("PI", ())), Document({}, {})).fields
+    item = {
+        "id": fields.get("ID", project),
+        "name": fields.get("name"),
+        "secondary_id": fields.get("secondary_ID"),
+        "pi": " ".join(filter(None, (pi.get("firstname"), pi.get("lastname")))) or None,
+        "description": fields.get("description"),
+        "accessibility": access,
+        "subjects": subjects,
+        "sessions": sessions,
+    }
+    titles = {
+        "id": "ID",
+        "name": "Name",
+        "secondary_id": "Secondary ID",
+        "pi": "PI",
+        "description": "Description",
+        "accessibility": "Accessibility",
+        "subjects": "Subjects",
+        "sessions": "Sessions",
+    }
+    show_item(context.arguments, item, "id", titles)
+
+
+async def _count(xnat: Xnat, project: str, what: str, columns: str) -> int:
+    return len(await xnat.rows("projects", project, what, columns=columns))
+
+
+async def _or_none(ask: Callable[[], Any]) -> Any:
+    """What the account may not see is not known, and no reason to tell nothing at all."""
+    from xnatfs.errors import BadReply, Denied
+
+    try:
+        return await ask()
+    except (NotFound, Denied, BadReply):
+        return None
+
+
+async def subject_list(context: Context) -> None:
+    project, counting = context.project(), not context.arguments.no_counts
+    async with context.xnat() as xnat:
+        with context.about(f"project {project}"):
+            subjects, sessions = await together(
+                lambda: xnat.rows("projects", project, "subjects", columns="ID,label"),
+                lambda: (
+                    xnat.rows("projects", project, "experiments", columns="ID,subject_ID") if counting else nothing()
+                ),
+            )
+    counts: dict[str, int] = {}
+    for row in sessions:
+        counts[row.get("subject_ID")] = counts.get(row.get("subject_ID"), 0) + 1
+    rows = [
+        {
+            "id": row.need("ID"),
+            "label": row.text("label"),
+            "sessions": counts.get(row.get("ID"), 0) if counting else None,
+        }
+        for row in subjects
+    ]
+    show_rows(context.arguments, SUBJECTS, sorted(rows, key=by("label")), "label")
+
+
+async def nothing() -> list[Row]:
+    return []
+
+
+async def subject_show(context: Context) -> None:
+    from xnatfs.errors import ConfigError
+
+    project, subject = context.project(), context.arguments.subject_id or context.arguments.subject
+    if not subject:
+        raise ConfigError("which subject? Give its label or accession ID")
+    columns = "ID,label,date,xsiType,subject_label,subject_ID"
+    async with context.xnat() as xnat:
+        with context.about(f"subject {subject} in project {project}"):
+            document, rows = await together(
+                lambda: xnat.item("projects", project, "subjects", subject),
+                lambda: xnat.rows("projects", project, "subjects", subject, "experiments", columns=columns),
+            )
+    fields = document.fields
+    sessions = sorted(map(session_row, rows), key=lambda row: (row["date"], row["label"]))
+    item = {
+        "id": fields.get("ID", subject),
+        "label": fields.get("label", subject),
+        "project": fields.get("project", project),
+        "session_count": len(sessions),
+        "sessions": [{key: row[key] for key in ("id", "label", "date", "modality")} for row in sessions],
+        "shared_projects": shared_into(document, fields.get("project", project)),
+    }
+    titles = {"id": "ID", "label": "Label", "project": "Project", "session_count": "Sessions"}
+    show_item(context.arguments, item, "label", titles)
+
+
+# -- sessions and scans ------------------------------------------------------------------------------------------
+
+
+async def session_list(context: Context) -> None:
+    from fnmatch import fnmatchcase
+
+    arguments, project = context.arguments, context.project()
+    columns = "ID,label,subject_label,date,xsiType,subject_ID"
+    async with context.xnat() as xnat:
+        with context.about(f"project {project}"):
+            rows = [session_row(row) for row in await xnat.rows("projects", project, "experiments", columns=columns)]
+    if arguments.subject:
+        rows = [row for row in rows if arguments.subject in (row["subject"], row["subject_id"])]
+    if arguments.modality:
+        rows = [row for row in rows if of_modality(row, arguments.modality)]
+    if arguments.since:
+        rows = [row for row in rows if row["date"] >= arguments.since]
+    if arguments.label:
+        rows = [row for row in rows if fnmatchcase(row["label"], arguments.label)]
+    show_rows(arguments, SESSIONS, sorted(rows, key=by("label")), "id")
+    if not rows:
+        text = f"Something that was sent lately may still wait: xnatctl prearchive list --project {project}"
+        print(text, file=sys.stderr)
+
+
+async def session_show(context: Context) -> None:
+    async with context.xnat() as xnat:
+        document = await experiment(context, xnat)
+        fields = document.fields
+        found = fields.get("ID") or wanted_experiment(context)
+        subject_id = fields.get("subject_ID", "")
+        scans, resources, subject = await together(
+            lambda: xnat.rows("experiments", found, "scans"),
+            lambda: xnat.rows("experiments", found, "resources"),
+            lambda: _or_none(lambda: xnat.item("subjects", subject_id)),
+        )
+    item = {
+        "id": found,
+        "label": fields.get("label"),
+        "subject": subject.fields.get("label", subject_id) if subject else subject_id,
+        "project": fields.get("project"),
+        "date": fields.get("date"),
+        "xsi_type": document.xsi_type,
+        "scans": sorted(map(scan_row, scans), key=by("id")),
+        "resources": sorted(map(resource_row, resources), key=by("label")),
+        "shared_projects": shared_into(document, fields.get("project", "")),
+    }
+    titles = {
+        "id": "ID",
+        "label": "Label",
+        "subject": "Subject",
+        "project": "Project",
+        "date": "Date",
+        "xsi_type": "Type",
+    }
+    show_item(context.arguments, item, "id", titles)
+
+
+async def scan_list(context: Context) -> None:
+    async with context.xnat() as xnat:
+        rows = await below(context, xnat, await accession(context, xnat), "scans", columns=SCAN_COLUMNS)
+    show_rows(context.arguments, SCANS, sorted(map(scan_row, rows), key=by("id")), "id")
+
+
+# The server's own columns leave the number of frames out.
+SCAN_COLUMNS = "ID,type,quality,xsiType,note,series_description,frames"
+
+
+async def scan_show(context: Context) -> None:
+    scan = context.arguments.scan
+    async with context.xnat() as xnat:
+        found = await accession(context, xnat)
+        with context.about(f"scan {scan} of session {wanted_experiment(context)}"):
+            document, resources = await together(
+                lambda: xnat.item("experiments", found, "scans", scan),
+                lambda: xnat.rows("experiments", found, "scans", scan, "resources"),
+            )
+    fields = document.fields
+    item = {
+        **{key: fields.get(key) for key in ("ID", "type", "series_description", "quality", "frames", "note", "UID")},
+        "resources": sorted(map(resource_row, resources), key=by("label")),
+    }
+    item = {key.lower(): value for key, value in item.items()} | {"xsi_type": document.xsi_type}
+    titles = {**SCANS, "uid": "UID", "xsi_type": "Data Type"}
+    show_item(context.arguments, item, "id", titles)
+
+
+# -- resources ---------------------------------------------------------------------------------------------------
+
+
+async def resource_rows(context: Context, xnat: Xnat) -> tuple[tuple[str, ...], list[Row]]:
+    """The item that is meant, and its resources."""
+    found, scan = await accession(context, xnat), context.arguments.scan
+    if scan is None:
+        rows = await below(context, xnat, found, "resources")
+        # A session's own rows; those of its scans are of another category.
+        return ("experiments", found), [row for row in rows if row.get("category") in ("", "resources")]
+    with context.about(f"scan {scan} of session {wanted_experiment(context)}"):
+        return ("experiments", found, "scans", scan), await below(context, xnat, found, "scans", scan, "resources")
+
+
+async def resource_list(context: Context) -> None:
+    async with context.xnat() as xnat:
+        _, rows = await resource_rows(context, xnat)
+    show_rows(context.arguments, RESOURCES, sorted(map(resource_row, rows), key=by("label")), "label")
+
+
+async def resource_show(context: Context) -> None:
+    label = context.arguments.label
+    async with context.xnat() as xnat:
+        item, rows = await resource_rows(context, xnat)
+        chosen = [row for row in map(resource_row, rows) if label in (row["label"], row["id"])]
+        if not chosen:
+            known = ", ".join(sorted(row["label"] or row["id"] for row in map(resource_row, rows))) or "none"
+            raise NotFound(f"resource {label} not found on {'/'.join(item)} (resources there: {known})")
+        files = [file for row in chosen for file in await xnat.resource_files(item, row["id"])]
+    shown = [
+        {
+            "name": file.path,
+            "size": file.size,
+            "format": file.format,
+            "digest": file.digest,
+            "resource": file.resource_id,
+        }
+        for file in files
+    ]
+    show_rows(context.arguments, FILES, sorted(shown, key=by("name")), "name")
+
+
+COMMANDS = [
+    Command(
+        "project",
+        "list",
+        "list the projects that you may see",
+        "xnatctl project list",
+        project_list,
+        _project_list,
+        PROJECTS,
+    ),
+    Command("project", "show", "tell about a project", "xnatctl project show MYPROJECT", project_show, _project_show),
+    Command(
+        "subject",
+        "list",
+        "list the subjects of a project",
+        "xnatctl subject list --project MYPROJECT",
+        subject_list,
+        _subject_list,
+        SUBJECTS,
+    ),
+    Command(
+        "subject",
+        "show",
+        "tell about a subject and its sessions",
+        "xnatctl subject show --project MYPROJECT SUB001",
+        subject_show,
+        _subject_show,
+    ),
+    Command(
+        "session",
+        "list",
+        "list the sessions of a project",
+        "xnatctl session list -P MYPROJECT --modality MR",
+        session_list,
+        _session_list,
+        SESSIONS,
+    ),
+    Command(
+        "session",
+        "show",
+        "tell about a session, its scans and resources",
+        "xnatctl session show -E XNAT_E00001",
+        session_show,
+        _session_positional,
+    ),
+    Command(
+        "scan",
+        "list",
+        "list the scans of a session",
+        "xnatctl scan list -E XNAT_E00001",
+        scan_list,
+        _session_positional,
+        SCANS,
+    ),
+    Command("scan", "show", "tell about a scan", "xnatctl scan show -E XNAT_E00001 2", scan_show, _scan_show),
+    Command(
+        "resource",
+        "list",
+        "list the resources of a session or of a scan",
+        "xnatctl resource list -E XNAT_E00001 --scan 1",
+        resource_list,
+        _resource_list,
+        RESOURCES,
+    ),
+    Command(
+        "resource",
+        "show",
+        "list the files of a resource",
+        "xnatctl resource show -E XNAT_E00001 --scan 1 DICOM",
+        resource_show,
+        _resource_show,
+        FILES,
+    ),
+]
