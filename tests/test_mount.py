@@ -375,9 +375,21 @@ def test_every_end_is_clean(demo, tmp_path, how):
             run(*command, path, env=env)
         assert ended(path, home)
         assert os.listdir(path) == []
-        assert demo.sessions() == alive - 1
+        assert demo.sessions() == alive  # it is every program's, and ends with `xnatctl auth logout`
     finally:
         end(path, home)
+
+
+def test_the_demo_closes_the_session_that_is_its_own(demo, tmp_path):
+    """Nobody else can have it: it is of a server that ends with the mount."""
+    path = tmp_path / "mnt"
+    path.mkdir()
+    env = environment(tmp_path)
+    log = tmp_path / "requests"
+    assert run(XNATFS, "demo", "--request-log", log, path, env=env).returncode == 0
+    assert run(XNATFS, "umount", path, env=env).returncode == 0
+    assert '"DELETE", "path": "/data/JSESSION"' in log.read_text()
+    assert not (tmp_path / ".config" / "xnatfs" / "sessions").exists()
 
 
 def test_the_daemon_holds_no_secret_where_others_could_read_it(demo, mount):

@@ -85,9 +85,11 @@ class Transport:
         return str(self._http.base_url).rstrip("/")
 
     async def log_in(self) -> None:
-        """Log in now, with a single try: whoever starts a mount wants to know at once."""
+        """Log in now, with a single try: whoever starts a mount wants to know at once. A session found is looked at."""
         try:
-            await self.login.token()
+            token = await self.login.token()
+            if self.login.doubtful() and not await self.login.alive(token):
+                await self.login.token()
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
 

@@ -83,21 +83,15 @@ class Context:
 
     @property
     def store(self) -> "SessionStore":
-        from xnatfs.credentials import wanted_user
-        from xnatfs.sessions import SessionStore
+        from xnatfs.cli.logins import session_store
 
-        user = wanted_user(self.config.url, self.config.profile, self.environ)
-        spelling = self.config.profile.url or self.config.url
-        return SessionStore(spelling, user, given=self.environ.get("XNAT_TOKEN", ""))
+        return session_store(self.config, self.environ.get("XNAT_TOKEN", ""))
 
     def credentials(self) -> "Credentials | None":
         """The login, asked for only where no session is alive. Raises LoginRequired."""
-        from xnatfs.credentials import find_credentials, kept_credentials
+        from xnatfs.cli.logins import find_login
 
-        kept = kept_credentials(self.config.url, self.config.profile, self.environ)
-        if kept or self.store.find():
-            return kept
-        return find_credentials(self.config.url, self.config.profile, self.environ)
+        return find_login(self.config, self.environ.get("XNAT_TOKEN", ""))
 
     @asynccontextmanager
     async def xnat(self, credentials: "Credentials | None" = None) -> "AsyncIterator[Xnat]":

@@ -95,9 +95,12 @@ def received() -> dict[str, str]:
     return handed
 
 
-def pack(credentials: Credentials) -> dict[str, str]:
-    return {"username": credentials.username, "password": credentials.password}
+def pack(credentials: Credentials | None, token: str) -> dict[str, str]:
+    """A login for the child, a session that was given to us, or nothing where a session is kept."""
+    login = {"username": credentials.username, "password": credentials.password} if credentials else {}
+    return {**login, "token": token}
 
 
-def unpack(handed: dict[str, str]) -> Credentials:
-    return Credentials(handed["username"], handed["password"])
+def unpack(handed: dict[str, str]) -> tuple[Credentials | None, str]:
+    login = Credentials(handed["username"], handed["password"]) if "username" in handed else None
+    return login, handed["token"]

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from xnatfs.cli import daemon, options
+from xnatfs.cli.logins import find_login, session_store
 from xnatfs.config import Config, cache_home
-from xnatfs.credentials import Credentials, find_credentials
+from xnatfs.credentials import Credentials
 from xnatfs.errors import ConfigError, FuseMissing, MountpointError
+from xnatfs.sessions import SessionStore
 
 if TYPE_CHECKING:
     from xnatfs.fuse.mount import MountOptions
@@ -62,16 +64,18 @@ def run_mount(arguments: argparse.Namespace) -> int:
     extra = options.apply_mount_options(arguments)
     config = options.mount_config(arguments, options.server_config(arguments, os.environ))
     if arguments.report_fd is not None:
-        _serve(arguments, config, daemon.unpack(daemon.received()), extra, arguments.reporter.ready)
+        credentials, token = daemon.unpack(daemon.received())
+        _serve(arguments, config, credentials, session_store(config, token), extra, arguments.reporter.ready)
         return 0
     _check_place(arguments)
-    credentials = find_credentials(config.url, config.profile, os.environ)
+    token = os.environ.get("XNAT_TOKEN", "")
+    credentials = find_login(config, token)
     if not config.verify_ssl and not config.ca_bundle:
         print(f"xnatfs: the certificate of {config.url} is not verified: others may read along", file=sys.stderr)
     if arguments.foreground:
-        _serve(arguments, config, credentials, extra, arguments.reporter.ready)
+        _serve(arguments, config, credentials, session_store(config, token), extra, arguments.reporter.ready)
     else:
-        _background(arguments, "mount", daemon.pack(credentials))
+        _background(arguments, "mount", daemon.pack(credentials, token))
     return 0
 
 
@@ -106,12 +110,17 @@ def run_demo(arguments: argparse.Namespace) -> int:
             if arguments.foreground:
                 _print_demo(arguments, url, account)
 
-        _serve(arguments, options.mount_config(arguments, Config(url)), account, extra, ready)
+        _serve(arguments, options.mount_config(arguments, Config(url)), account, None, extra, ready)
     return 0
 
 
 def _serve(
-    arguments: argparse.Namespace, config: Config, credentials: Credentials, extra: frozenset[str], ready: Any
+    arguments: argparse.Namespace,
+    config: Config,
+    credentials: Credentials | None,
+    sessions: SessionStore | None,
+    extra: frozenset[str],
+    ready: Any,
 ) -> None:
     """Mount, in this process, until the end."""
     _log_to(arguments)
@@ -121,7 +130,7 @@ def _serve(
 
     mount_options = _mount_options(arguments, extra)
     os.chdir("/")  # a daemon must not keep a directory of its user's busy
-    trio.run(fuse_mount.mount, config, credentials, mount_options, ready)
+    trio.run(fuse_mount.mount, config, credentials, sessions, mount_options, ready)
 
 
 def _background(arguments: argparse.Namespace, command: str, handover: dict[str, str]) -> str:

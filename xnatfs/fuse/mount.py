@@ -24,6 +24,7 @@ from xnatfs.config import Config, cache_home
 from xnatfs.credentials import Credentials
 from xnatfs.errors import FuseMissing, MountpointError
 from xnatfs.fuse.operations import Operations, OperationsWithXattrs, Ownership
+from xnatfs.sessions import SessionStore
 from xnatfs.site import Site, open_site
 from xnatfs.tree import Root
 
@@ -106,9 +107,16 @@ def _registration(mountpoint: Path) -> Path:
     return cache_home() / "mounts" / hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:16]
 
 
-async def mount(config: Config, credentials: Credentials, options: MountOptions, ready: Callable[[], None]) -> None:
+async def mount(
+    config: Config,
+    credentials: Credentials | None,
+    sessions: SessionStore | None,
+    options: MountOptions,
+    ready: Callable[[], None],
+) -> None:
     """Mount the server, call `ready` when the mount answers, and return when it is unmounted or ended by a signal.
 
+    A session out of `sessions` is left alive at the end, for whoever shares it; one of our own is closed.
     Raises XnatError where it cannot begin; nothing is left mounted then.
     """
     check_fuse()
@@ -118,13 +126,13 @@ async def mount(config: Config, credentials: Credentials, options: MountOptions,
         registered(options.mountpoint),
         trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals,
     ):
-        async with open_site(config, credentials) as site:
+        async with open_site(config, credentials, sessions=sessions) as site:
             await site.xnat.log_in()
             log.info(
                 "xnatfs %s: %s as %s on %s, cache %s",
                 __version__,
                 config.url,
-                credentials.username,
+                site.xnat.login.username,
                 options.mountpoint,
                 config.cache_dir,
             )

@@ -1,0 +1,21 @@
+"""Which session and which login a command goes by; the same for `xnatfs mount` and every `xnatctl`."""
+
+import os
+
+from xnatfs.config import Config
+from xnatfs.credentials import Credentials, find_credentials, kept_credentials, wanted_user
+from xnatfs.sessions import SessionStore
+
+
+def session_store(config: Config, token: str) -> SessionStore:
+    """The sessions kept for this server; `token` is one from the environment, which goes before them."""
+    user = wanted_user(config.url, config.profile, os.environ)
+    return SessionStore(config.profile.url or config.url, user, given=token)
+
+
+def find_login(config: Config, token: str) -> Credentials | None:
+    """The login to make a session with; asked for only where no session is alive. Raises LoginRequired."""
+    kept = kept_credentials(config.url, config.profile, os.environ)
+    if kept or session_store(config, token).find():
+        return kept
+    return find_credentials(config.url, config.profile, os.environ)
