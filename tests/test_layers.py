@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "xnatfs"
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"demo", "fuse"},
+    {"demo", "fuse", "transfer"},
     {"tree"},
     {"site"},
     {"client", "metadata", "content"},

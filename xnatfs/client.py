@@ -224,6 +224,15 @@ class Xnat:
                 yield chunks
 
     @asynccontextmanager
+    async def zip(self, experiment: str, scans: Sequence[str] | None) -> AsyncIterator[AsyncIterator[bytes]]:
+        """The server's own archive of some scans (None: all) of an experiment."""
+        chosen = ",".join(_segment(scan) for scan in scans) if scans is not None else "ALL"
+        path = f"/data/experiments/{_segment(experiment)}/scans/{chosen}/files"
+        async with self._downloads, self._transport.reply("GET", path, {"format": "zip"}, expects="file") as response:
+            async with aclosing(self._transport.raw(path, response)) as chunks:
+                yield chunks
+
+    @asynccontextmanager
     async def indexed(self, item: Sequence[str], index: int) -> AsyncIterator[Download]:
         """The n-th file (from 0) of all the resources of an item, in the order in which `files` lists them."""
         path = f"{_item(item)}/files"

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # Who waits for an answer on a terminal gives up earlier than a mount: a refused or silent host is one line after this.
 PATIENCE = 10.0
 
-MODULES = ("account", "profiles", "archive")
+MODULES = ("account", "profiles", "archive", "transfers")
 
 NOUNS = {
     "auth": "log in and out",

@@ -1,0 +1,93 @@
+"""How a transfer goes: a bar on a terminal, a line every ten seconds elsewhere, nothing with --quiet."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import PurePosixPath
+from typing import Any
+
+from xnatfs.cli.ctl import Context
+
+LINE_EVERY = 10.0  # seconds
+
+
+class Silent:
+    """Says nothing."""
+
+    def begin(self, files: int, size: int) -> None:
+        """A transfer of so many files and bytes; 0 bytes are bytes nobody has counted."""
+
+    def advance(self, size: int) -> None:
+        """So many bytes more."""
+
+    def done(self, place: PurePosixPath) -> None:
+        """One file more."""
+
+
+class Lines(Silent):
+    """For logs and pipes."""
+
+    def __init__(self, verb: str) -> None:
+        self._verb = verb
+        self._files = self._size = self._done = self._moved = 0
+        self._began = self._said = time.monotonic()
+
+    def begin(self, files: int, size: int) -> None:
+        self._files, self._size = files, size
+
+    def advance(self, size: int) -> None:
+        self._moved += size
+        now = time.monotonic()
+        if now - self._said >= LINE_EVERY:
+            self._said = now
+            rate = self._moved / (now - self._began)
+            of = f" of {self._size / 1e6:.1f}" if self._size else ""
+            files = f"{self._verb} {self._done} of {self._files} files"
+            print(f"{files}, {self._moved / 1e6:.1f}{of} MB, {rate / 1e6:.1f} MB/s", file=sys.stderr)
+
+    def done(self, place: PurePosixPath) -> None:
+        self._done += 1
+
+
+class Bar(Silent):
+    """For people."""
+
+    def __init__(self, bar: Any, task: Any) -> None:
+        self._bar, self._task = bar, task
+        self._files = self._done = 0
+
+    def begin(self, files: int, size: int) -> None:
+        self._files = files
+        self._bar.update(self._task, total=size or None, files=f"0/{files}")
+
+    def advance(self, size: int) -> None:
+        self._bar.update(self._task, advance=size)
+
+    def done(self, place: PurePosixPath) -> None:
+        self._done += 1
+        self._bar.update(self._task, files=f"{self._done}/{self._files}")
+
+
+@contextmanager
+def shown(context: Context, verb: str) -> Iterator[Silent]:
+    """The progress that suits where stderr goes."""
+    if context.arguments.quiet:
+        yield Silent()
+    elif not sys.stderr.isatty():
+        yield Lines(verb)
+    else:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+
+        columns = [TextColumn("{task.description} {task.fields[files]} files"), BarColumn(), DownloadColumn()]
+        console = Console(stderr=True, no_color=context.arguments.no_color or None)
+        with Progress(*columns, TransferSpeedColumn(), TimeRemainingColumn(), console=console, transient=True) as bar:
+            yield Bar(bar, bar.add_task(verb, total=None, files="0"))

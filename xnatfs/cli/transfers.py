@@ -1,0 +1,221 @@
+"""scan|session|resource download: copies of the archive, verified, and only of what is not there yet."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from xnatfs import transfer
+from xnatfs.cli import options
+from xnatfs.cli.archive import experiment, experiment_options, wanted_experiment
+from xnatfs.cli.ctl import Command, Context
+from xnatfs.cli.progress import shown
+from xnatfs.errors import ConfigError, NotFound
+from xnatfs.site import Site
+from xnatfs.transfer import Report, Wanted
+from xnatfs.tree.names import escape, shorten
+from xnatfs.tree.sessions import SessionDir
+
+PARTIAL = 8  # some files came, others did not
+
+
+def _download(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("session_id", metavar="SESSION", nargs="?", help="the same as -E")
+    experiment_options(parser)
+    parser.add_argument("--out", type=Path, default=Path("."), metavar="DIR", help="where to (default: here)")
+    parser.add_argument("-r", "--resource", action="append", default=[], metavar="LABEL", help="only these resources")
+    parser.add_argument(
+        "-w", "--workers", type=options.number, metavar="N", help="files at once (default: 8, the most)"
+    )
+    parser.add_argument("--force", action="store_true", help="fetch what is there already, too")
+    parser.add_argument("--verify", action="store_true", help="read what is on disk once more, and fetch nothing")
+    parser.add_argument("--dry-run", action="store_true", help="list what would be fetched")
+
+
+def _scan_download(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-s", "--scans", action="append", default=[], metavar="ID,ID...", help="these scans; '*' or ALL for all of them"
+    )
+    parser.add_argument("--zip", action="store_true", help="the server's own archive, scans.zip")
+    parser.add_argument(
+        "--extract", action="store_true", help="files and folders, which is what there is without --zip"
+    )
+    parser.add_argument("--no-extract", dest="zip", action="store_true", help="the same as --zip")
+    _download(parser)
+
+
+def _session_download(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--session-resources", action="store_true", help="those of the session itself, too")
+    parser.add_argument("--assessors", action="store_true", help="the resources of assessors, too")
+    parser.add_argument("--zip", action="store_true", help="the server's own archive of all scans, scans.zip")
+    _download(parser)
+
+
+def _resource_download(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("label", metavar="RESOURCE", help="label or number")
+    parser.add_argument("--scan", metavar="SCAN", help="of this scan, not of the session")
+    parser.set_defaults(session_id=None, resource=[])
+    experiment_options(parser)
+    parser.add_argument("--out", type=Path, default=Path("."), metavar="DIR", help="where to (default: here)")
+    parser.add_argument(
+        "-w", "--workers", type=options.number, metavar="N", help="files at once (default: 8, the most)"
+    )
+    parser.add_argument("--force", action="store_true", help="fetch what is there already, too")
+    parser.add_argument("--verify", action="store_true", help="read what is on disk once more, and fetch nothing")
+    parser.add_argument("--dry-run", action="store_true", help="list what would be fetched")
+
+
+def wanted_scans(context: Context) -> list[str] | None:
+    """The scans asked for; None for all. Raises ConfigError: an empty option does not mean all."""
+    given = [scan.strip() for text in context.arguments.scans for scan in text.split(",")]
+    if not given or not all(given):
+        raise ConfigError("which scans? Give -s/--scans with their IDs, as 1,2,3; or '*' for all")
+    return None if {"*", "ALL"} & set(given) else list(dict.fromkeys(given))
+
+
+async def scan_download(context: Context) -> int:
+    scans = wanted_scans(context)
+    return await _run(context, scans, "scan download", of_session=False, of_assessors=False)
+
+
+async def session_download(context: Context) -> int:
+    arguments = context.arguments
+    more = {"of_session": arguments.session_resources, "of_assessors": arguments.assessors}
+    return await _run(context, None, "session download", **more)
+
+
+async def resource_download(context: Context) -> int:
+    arguments = context.arguments
+    arguments.resource, arguments.zip = [arguments.label], False
+    scans = [arguments.scan] if arguments.scan is not None else []
+    return await _run(context, scans, "resource download", of_session=arguments.scan is None, of_assessors=False)
+
+
+async def _run(
+    context: Context, scans: Sequence[str] | None, operation: str, *, of_session: bool, of_assessors: bool
+) -> int:
+    arguments = context.arguments
+    out = arguments.out / shorten(escape(wanted_experiment(context)))
+    _check_out(arguments.out)
+    async with context.site() as site:
+        session = await _session(context, site)
+        if arguments.zip:
+            return await _zip(context, site, session, scans, out)
+        with_name = f"session {wanted_experiment(context)}"
+        try:
+            wanted = await transfer.plan(
+                session, scans=scans, resources=arguments.resource, of_session=of_session, of_assessors=of_assessors
+            )
+        except NotFound as error:
+            raise NotFound(f"{with_name}: {error}", status=404, url=context.config.url) from error
+        if arguments.dry_run:
+            for each in wanted:
+                print(out / each.place)
+            return 0
+        if arguments.verify:
+            report = await transfer.verify(wanted, out)
+        else:
+            with shown(context, "downloading") as progress:
+                workers = arguments.workers or context.config.profile.workers or transfer.WORKERS
+                report = await transfer.download(wanted, out, progress=progress, workers=workers, force=arguments.force)
+        report.requests = site.xnat.requests
+    return _tell(context, report, operation, session, out, wanted)
+
+
+def _check_out(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is not a directory")
+
+
+async def _session(context: Context, site: Site) -> SessionDir:
+    document = await experiment(context, site.xnat)
+    accession = document.fields.get("ID") or wanted_experiment(context)
+    return transfer.session_dir(site, accession, document.fields.get("label", accession), document.xsi_type)
+
+
+async def _zip(context: Context, site: Site, session: SessionDir, scans: Sequence[str] | None, out: Path) -> int:
+    known = {row.id for row in (await site.scans(session.experiment.id)).rows}
+    if missing := sorted(set(scans or ()) - known):
+        raise NotFound(
+            f"scan {', '.join(missing)} is not in the session (its scans: {', '.join(sorted(known)) or 'none'})"
+        )
+    with shown(context, "downloading") as progress:
+        size = await transfer.download_zip(site, session.experiment.id, scans, out / "scans.zip", progress)
+    context.note(f"Downloaded scans ({size / 1e6:.1f} MB) to {out / 'scans.zip'}")
+    if context.arguments.output in ("json", "jsonl"):
+        print(
+            json.dumps(
+                {"operation": "scan download", "output_dir": str(out), "files": 1, "bytes": size, "status": "success"}
+            )
+        )
+    return 0
+
+
+def _tell(
+    context: Context, report: Report, operation: str, session: SessionDir, out: Path, wanted: Sequence[Wanted]
+) -> int:
+    for place, why in report.failed:
+        print(f"xnatctl: {out / place}: {why}", file=sys.stderr)
+    status = "success" if not report.failed else "partial" if report.files else "failed"
+    if context.arguments.output in ("json", "jsonl"):
+        print(json.dumps(_summary(context, report, operation, session, out, status), ensure_ascii=False))
+    what = f"{report.files} files ({report.size / 1e6:.1f} MB)"
+    if context.arguments.verify:
+        context.note(f"Verified {what} in {out}")
+    elif report.copied == 0 and not report.failed:
+        context.note(f"Up to date: {what} in {out}")
+    else:
+        there = f", {report.up_to_date} were there already" if report.up_to_date else ""
+        context.note(f"Downloaded {report.copied} of {len(wanted)} files to {out} in {report.seconds:.1f} s{there}")
+    if report.unverified:
+        context.note(f"{report.unverified} files have no digest on the server: only their length is known to be right")
+    return 0 if not report.failed else PARTIAL if report.files else 1
+
+
+def _summary(
+    context: Context, report: Report, operation: str, session: SessionDir, out: Path, status: str
+) -> dict[str, Any]:
+    return {
+        "operation": operation,
+        "session_id": session.experiment.id,
+        "project": context.project(needed=False) or None,
+        "output_dir": str(out),
+        "files": report.files,
+        "bytes": report.size,
+        "copied": report.copied,
+        "up_to_date": report.up_to_date,
+        "unverified": report.unverified,
+        "duration_seconds": round(report.seconds, 3),
+        "status": status,
+        "failed": [{"path": str(place), "error": why} for place, why in report.failed],
+    }
+
+
+COMMANDS = [
+    Command(
+        "scan",
+        "download",
+        "copy scans to this machine",
+        "xnatctl scan download -E XNAT_E00001 -s 1,2,3 --out ./data",
+        scan_download,
+        _scan_download,
+    ),
+    Command(
+        "session",
+        "download",
+        "copy a session's scans to this machine",
+        "xnatctl session download -E XNAT_E00001 --out ./data",
+        session_download,
+        _session_download,
+    ),
+    Command(
+        "resource",
+        "download",
+        "copy a resource to this machine",
+        "xnatctl resource download -E XNAT_E00001 --scan 1 NIFTI",
+        resource_download,
+        _resource_download,
+    ),
+]
