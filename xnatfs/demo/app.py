@@ -6,13 +6,14 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qsl
 
 import httpx
 
 from xnatfs.demo.archive import Archive
+from xnatfs.demo.bodies import Body
 from xnatfs.demo.levels import Asked
 from xnatfs.demo.reply import HTML, Failed, Reply, Slice, page
 from xnatfs.demo.routes import Routes
@@ -39,7 +40,7 @@ class Request:
     path: str  # raw, without the context path
     query: Query
     headers: dict[str, str]  # lower-case names
-    body: bytes = b""
+    body: Body = field(default_factory=Body)
 
 
 @dataclass(frozen=True)
@@ -91,11 +92,13 @@ class DemoXnat:
         """For httpx.MockTransport."""
         raw, _, query = request.url.raw_path.decode("ascii").partition("?")
         headers = {key.lower(): value for key, value in request.headers.items()}
-        reply = self.handle(request.method, raw, query, headers, request.content)
-        return to_httpx(reply)
+        return to_httpx(self.handle(request.method, raw, query, headers, request.read()))
 
-    def handle(self, method: str, raw_path: str, raw_query: str, headers: dict[str, str], body: bytes) -> Reply:
+    def handle(
+        self, method: str, raw_path: str, raw_query: str, headers: dict[str, str], body: Body | bytes = b""
+    ) -> Reply:
         """Answer a request, and remember it."""
+        body = Body(body) if isinstance(body, bytes) else body
         if self.latency:
             time.sleep(self.latency)
         query = Query(parse_qsl(raw_query, keep_blank_values=True), headers.get("accept", "*/*"))
@@ -199,7 +202,7 @@ class DemoXnat:
         raise Failed(404, "")
 
     def _data(self, path: str, request: Request, session: Session) -> Reply:
-        reply = self.services.data(path, request.method, request.query, request.body, session)
+        reply = self.services.data(path, request.method, request.query, request.body.small(), session)
         if reply is not None:
             return reply
         path = path.removeprefix("archive/")
