@@ -20,6 +20,7 @@ from xnatfs.demo.routes import Routes
 from xnatfs.demo.services import Services
 from xnatfs.demo.sessions import GUEST, Refused, Session, Sessions, is_browser
 from xnatfs.demo.tables import Query
+from xnatfs.demo.writing import Writing
 
 SERVER = "Noelios-Restlet-Engine/1.1.10"
 OPEN = re.compile(r"/(?:(?:data|REST)/(?:JSESSION|services/auth)/?|xapi/siteConfig/buildInfo|app/template/Login\.vm)$")
@@ -82,6 +83,7 @@ class DemoXnat:
         self.services = Services(archive, self.sessions, self.context_path)
         if schemas is not None:  # as files named after what they describe
             self.services.schemas = {path.stem: path for path in schemas.iterdir() if path.suffix in (".xml", ".xsd")}
+        self.writing = Writing(archive, clock)
         self.latency = latency
         self.requests: list[Record] = []
         self.faults: list[Fault] = []  # each may answer in the server's place
@@ -205,13 +207,13 @@ class DemoXnat:
         reply = self.services.data(path, request.method, request.query, request.body.small(), session)
         if reply is not None:
             return reply
-        path = path.removeprefix("archive/")
-        if request.method not in ("GET", "HEAD"):
-            raise Failed(405, "This server is a demo of reading: it takes no changes.")
         slash = path.endswith("/")
-        segments = tuple(part for part in path.split("/") if part)
+        segments = tuple(part for part in path.removeprefix("archive/").split("/") if part)
         asked = Asked(session.user, request.method, segments, request.query, request.headers, slash)
-        reply = self.routes.answer(asked)
+        reply = self.writing.answer(path, asked, request.body)
+        if reply is None:
+            with self.archive.lock:
+                reply = self.routes.answer(asked)
         if reply.status == 200 and reply.length() is None and OPEN_RANGE.match(request.headers.get("range", "")):
             raise Failed(500, "")  # the end of what has no length is not known
         return reply

@@ -79,7 +79,7 @@ class Routes:
             case ("groups",):
                 return lists.groups(project, asked.query)
             case ("quarantine_code",) | ("prearchive_code",):
-                return text("0")
+                return text(project.prearchive_code if rest[0] == "prearchive_code" else "0")
             case ("current_arc",):
                 return text("arc001")
         raise Failed(400, "")

@@ -1,0 +1,43 @@
+"""What changes the archive: which request goes where. Changes come one after the other, by the archive's lock."""
+
+from collections.abc import Callable
+
+from xnatfs.demo.archive import Archive
+from xnatfs.demo.bodies import Body
+from xnatfs.demo.changes import Changes
+from xnatfs.demo.deposits import Deposits
+from xnatfs.demo.levels import Asked
+from xnatfs.demo.places import resolve
+from xnatfs.demo.reply import Failed, Reply
+from xnatfs.demo.vault import Vault
+
+
+class Writing:
+    """Everything that writes, and the settings of the site about it."""
+
+    def __init__(self, archive: Archive, clock: Callable[[], float]) -> None:
+        self.archive = archive
+        self.vault = Vault()
+        self.changes = Changes(archive, self.vault)
+        self.deposits = Deposits(archive, self.vault, clock)
+
+    def answer(self, path: str, asked: Asked, body: Body) -> Reply | None:
+        """None where nothing is to be changed: somebody else's request. `path` has the alias /archive still."""
+        if asked.method in ("GET", "HEAD"):
+            return None
+        with self.archive.lock:
+            place, rest = resolve(self.archive, asked.user, asked.segments)
+            try:
+                if place is not None and _is_deposit(rest):
+                    if place.item is None:
+                        raise Failed(404, f"Unable to identify {place.kind}")
+                    return self.deposits.answer(asked, place, rest, body)
+                return self.changes.answer(asked, place, rest, body.small())
+            finally:
+                self.archive.changed()
+
+
+def _is_deposit(rest: tuple[str, ...]) -> bool:
+    return rest[:1] in (("resources",), ("files",)) or (
+        rest[:1] in (("in",), ("out",)) and rest[1:2] in (("resources",), ("files",))
+    )
