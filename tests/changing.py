@@ -9,6 +9,7 @@ from typing import Literal
 
 import httpx
 
+from xnatfs.demo import phantom
 from xnatfs.demo.app import DemoXnat
 from xnatfs.demo.archive import Archive, User
 
@@ -65,6 +66,13 @@ def rows(response: httpx.Response) -> list[dict[str, str]]:
 
 def column(response: httpx.Response, name: str) -> list[str]:
     return sorted(row[name] for row in rows(response))
+
+
+def images(study: str = "study", number: int = 1, modality: str = "MR", *, patient: str = "PAT") -> dict[str, bytes]:
+    """Two small images of a series, as files of a folder."""
+    series = phantom.Series(study, number, f"series {number}", modality, rows=4, columns=4, slices=2)
+    made = phantom.dicom_series(series, patient)
+    return {f"{number}/IM{index}": content for index, (_, content) in enumerate(made)}
 
 
 def zip_of(files: dict[str, bytes]) -> bytes:

@@ -71,7 +71,10 @@ class DemoXnat:
         max_sessions: int = 1000,
         latency: float = 0.0,
         schemas: Path | None = None,
+        work: float = 0.0,
+        idle: float = 300.0,
         clock: Callable[[], float] = time.time,
+        wait: Callable[[float], None] = time.sleep,
     ) -> None:
         self.archive = archive
         self.context_path = context_path.rstrip("/")
@@ -83,7 +86,9 @@ class DemoXnat:
         self.services = Services(archive, self.sessions, self.context_path)
         if schemas is not None:  # as files named after what they describe
             self.services.schemas = {path.stem: path for path in schemas.iterdir() if path.suffix in (".xml", ".xsd")}
-        self.writing = Writing(archive, clock)
+        self.writing = Writing(archive, clock, wait)
+        self.writing.received.ranges = lambda: self.routes.levels.ranges
+        self.writing.prearchive.work, self.writing.prearchive.idle = work, idle
         self.latency = latency
         self.requests: list[Record] = []
         self.faults: list[Fault] = []  # each may answer in the server's place

@@ -57,6 +57,7 @@ class Scan:
     resources: list[Resource] = field(default_factory=list)
     pk: int = 0
     uid: str = ""  # of the series
+    modality: str = ""
 
 
 @dataclass

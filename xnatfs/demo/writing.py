@@ -6,8 +6,11 @@ from xnatfs.demo.archive import Archive
 from xnatfs.demo.bodies import Body
 from xnatfs.demo.changes import Changes
 from xnatfs.demo.deposits import Deposits
+from xnatfs.demo.imports import Imports
 from xnatfs.demo.levels import Asked
 from xnatfs.demo.places import resolve
+from xnatfs.demo.prearchive import Prearchive
+from xnatfs.demo.prearchive_requests import PrearchiveRequests
 from xnatfs.demo.reply import Failed, Reply
 from xnatfs.demo.vault import Vault
 
@@ -15,16 +18,24 @@ from xnatfs.demo.vault import Vault
 class Writing:
     """Everything that writes, and the settings of the site about it."""
 
-    def __init__(self, archive: Archive, clock: Callable[[], float]) -> None:
+    def __init__(self, archive: Archive, clock: Callable[[], float], wait: Callable[[float], None]) -> None:
         self.archive = archive
         self.vault = Vault()
         self.changes = Changes(archive, self.vault)
         self.deposits = Deposits(archive, self.vault, clock)
+        self.prearchive = Prearchive(archive, self.vault, clock, wait)
+        self.received = PrearchiveRequests(self.prearchive)
+        self.received.site_url = lambda: self.changes.site_url
+        self.imports = Imports(self.prearchive, self.received)
 
     def answer(self, path: str, asked: Asked, body: Body) -> Reply | None:
         """None where nothing is to be changed: somebody else's request. `path` has the alias /archive still."""
-        if asked.method in ("GET", "HEAD"):
-            return None
+        with self.archive.lock:
+            self.prearchive.settle()
+        parts = [part for part in path.split("/") if part]
+        reply = self.imports.answer(asked, parts, body) or self.received.answer(asked, parts, body)
+        if reply is not None or asked.method in ("GET", "HEAD"):
+            return reply
         with self.archive.lock:
             place, rest = resolve(self.archive, asked.user, asked.segments)
             try:
