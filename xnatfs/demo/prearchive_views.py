@@ -123,8 +123,16 @@ def _session(prearchive: Prearchive, received: Received, query: Query) -> Reply:
     return chunked(body.encode(), "text/xml;charset=UTF-8")
 
 
+class _Folder(archives.Layout):
+    """The session's directory on the server, as it is."""
+
+    def member(self, resource: Resource, home: Home, path: str) -> str:
+        place = f"SCANS/{home.cat_id}" if home.category == "scans" else "RESOURCES"
+        return f"{self.name}/{place}/{resource.label}/{path}"
+
+
 def _layout(prearchive: Prearchive, received: Received, query: Query) -> archives.Layout:
-    return archives.layout(prearchive.archive, query, received.folder, typed=False, blank=True)
+    return _Folder(prearchive.archive, received.folder, kind=archives.ARCHIVES[query["format"]])
 
 
 def _logs(received: Received, which: list[str], query: Query) -> Reply:
