@@ -1,6 +1,10 @@
 """The demo takes changes as an XNAT does, traps included (XNAT REST contract 10)."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -20,6 +24,7 @@ from tests.changing import (
     zip_of,
 )
 from xnatfs.demo.app import DemoXnat
+from xnatfs.demo.content import PASSWORDS
 from xnatfs.demo.server import serve
 
 SESSION = "/data/experiments/DEMO_E00001"
@@ -477,3 +482,39 @@ def test_only_owners_delete(client, demo):
 def test_no_accession_id_is_given_twice(owner):
     owner.delete(SESSION)
     assert owner.put(f"/data/projects/P/subjects/S/experiments/E?{MR}").text == "DEMO_E00002"
+
+
+# -- many at once ----------------------------------------------------------------------------------------------
+
+
+def test_many_put_and_read_at_once(demo):
+    """Each put and each listing from a connection of its own; nothing is lost, and no listing is half a listing."""
+    with serve(demo) as url:
+
+        def one(number: int) -> int:
+            with httpx.Client(base_url=url, auth=("owner", "owner")) as session:
+                put = raw(session, f"{SESSION}/resources/many/files/{number}.txt", str(number).encode())
+                subject = session.put(f"/data/projects/P/subjects/S{number}")
+                listed = session.get("/data/projects/P/subjects")
+                return max(put.status_code, subject.status_code, listed.status_code)
+
+        with ThreadPoolExecutor(8) as pool:
+            assert set(pool.map(one, range(40))) == {201}
+        with httpx.Client(base_url=url, auth=("owner", "owner")) as session:
+            assert len(rows(session.get(f"{SESSION}/resources/many/files"))) == 40
+            assert len(rows(session.get("/data/projects/P/subjects"))) == 41
+
+
+def test_uploads_are_gone_when_the_server_is(tmp_path):
+    command = [sys.executable, "-m", "xnatfs.demo", "--until-eof"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        url = server.stdout.readline().strip()
+        with httpx.Client(base_url=url, auth=("demo-owner", PASSWORDS["demo-owner"])) as session:
+            path = "/data/projects/BRAINS/resources/protocol/files/big.bin"
+            assert raw(session, path, b"x" * 3_000_000).content == b""
+            assert session.get(path).content == b"x" * 3_000_000
+        assert len(list(tmp_path.rglob("*"))) == 2
+        server.communicate()
+    assert list(tmp_path.iterdir()) == []
