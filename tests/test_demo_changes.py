@@ -66,6 +66,13 @@ def test_a_project_is_made_and_belongs_to_who_made_it(client):
     assert jane.put("/data/projects/NEW?description=other").status_code == 200
 
 
+def test_a_project_has_aliases(owner):
+    assert owner.put("/data/projects/P?alias=OLD").status_code == 200
+    assert column(owner.get("/data/projects/OLD/subjects"), "label") == ["S"]
+    assert owner.put("/data/projects/OLD/subjects/S2").status_code == 201
+    assert owner.put("/data/projects/old").status_code == 409
+
+
 def test_a_site_may_keep_projects_to_its_admins(demo, client):
     demo.writing.changes.users_create_projects = False
     assert client(OUTSIDER).put("/data/projects/NEW").status_code == 403

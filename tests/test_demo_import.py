@@ -333,3 +333,28 @@ def test_who_may_import(client):
     assert send(client(OUTSIDER), NAMED).status_code == 404
     assert send(client(""), NAMED).status_code == 401
     assert send(client(), "project=BAD").status_code == 404
+
+
+# -- from the user's own space ---------------------------------------------------------------------------------
+
+CACHE = "/data/user/cache/resources"
+
+
+def test_files_wait_in_a_space_of_ones_own(client, owner):
+    put = owner.put(f"{CACHE}/mine/files/a/b.zip", content=b"new", headers={"content-type": ZIP})
+    assert put.status_code == 201
+    assert owner.put(f"{CACHE}/mine").status_code == 412
+    assert rows(owner.get(CACHE)) == [{"Resource": "mine", "URI": f"{CACHE}/mine"}]
+    (row,) = rows(owner.get(f"{CACHE}/mine/files"))
+    assert row == {"Name": "a/b.zip", "Size": "3", "URI": f"{CACHE}/mine/files/a/b.zip"}
+    assert owner.get(row["URI"]).content == b"new"
+    assert rows(client(MEMBER).get(CACHE)) == []
+    assert owner.delete(row["URI"]).status_code == 200
+    assert owner.get(row["URI"]).status_code == 404
+
+
+def test_they_are_imported_from_there(client, owner):
+    owner.put(f"{CACHE}/mine/files/a.zip", content=zip_of(images()), headers={"content-type": ZIP})
+    source = "/user/cache/resources/mine/files/a.zip"
+    assert owner.post(f"{IMPORT}?{NAMED}", data={"src": source}).text.endswith("/NEW_MR\r\n")
+    assert client(MEMBER).post(f"{IMPORT}?{NAMED}", data={"src": source}).status_code == 400

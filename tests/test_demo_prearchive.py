@@ -233,6 +233,16 @@ def test_a_commit_that_archives_is_a_redirection_to_nowhere(owner, switch):
     assert status(owner) == []
 
 
+def test_archiving_after_a_commit_need_not_be_waited_for(demo, owner, clock):
+    demo.writing.prearchive.work = 10.0
+    uri = received(owner, handler="DICOM-zip")
+    reply = owner.post(f"{uri}?action=commit&AA=true&http-session-listener=x")
+    assert (reply.status_code, reply.text) == (200, uri)
+    assert status(owner) == ["QUEUED_ARCHIVING"]
+    clock.now += 10
+    assert status(owner) == []
+
+
 def test_moving(client, owner):
     uri = received(owner)
     reply = owner.post(f"{uri}?action=move&newProject=Q")

@@ -192,6 +192,11 @@ class Archive:
 
     # -- looking up --------------------------------------------------------------------------------------------
 
+    def project_id(self, key: str) -> str:
+        """Of an ID or an alias; anything else stays what it is."""
+        aliases = {project.alias: project.id for project in self.projects.values() if project.alias}
+        return key if key in self.projects else aliases.get(key, key)
+
     def role(self, user: str, project: str) -> str:
         if self.users.get(user, User("", "")).admin:
             return "Owners"

@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from xnatfs.demo import dicom, unpacking
 from xnatfs.demo.archive import Entry, Experiment
 from xnatfs.demo.archiver import Overwrite
-from xnatfs.demo.bodies import Body, Part, sent
+from xnatfs.demo.bodies import Body, Part, Sent, sent
 from xnatfs.demo.dicom import Image
 from xnatfs.demo.levels import Asked
 from xnatfs.demo.prearchive import ARCHIVING, UNASSIGNED, Prearchive, Received
 from xnatfs.demo.prearchive_requests import URIS, PrearchiveRequests
-from xnatfs.demo.reply import HTML, Failed, Reply
+from xnatfs.demo.reply import HTML, Failed, Reply, Slice
 from xnatfs.demo.tables import Query, true
+from xnatfs.demo.usercache import UserCache
 
 SI, ZIP, GRADUAL = "SI", "DICOM-zip", "gradual-DICOM"
 ELSEWHERE = ("XAR", "inbox", "automation")  # known to the server, but there is nothing here that they could read
@@ -38,9 +39,10 @@ class Wanted:
 class Imports:
     """POST /data/services/import"""
 
-    def __init__(self, prearchive: Prearchive, received: PrearchiveRequests) -> None:
+    def __init__(self, prearchive: Prearchive, received: PrearchiveRequests, cache: UserCache) -> None:
         self.prearchive = prearchive
         self.received = received
+        self.cache = cache
         self.archive = prearchive.archive
         self.vault = prearchive.vault
 
@@ -52,6 +54,21 @@ class Imports:
             raise Failed(405, "Method Not Allowed")
         got = sent(body, asked.headers, inbody=true(asked.query, "inbody"), recognised=False)
         query = Query([*asked.query.pairs, *got.fields], asked.query.accept)
+        if "src" not in query:
+            return self._import(asked.user, query, got)
+        with closing(self._from_cache(asked.user, query["src"])) as kept:
+            name = query["src"].rpartition("/")[2]
+            return self._import(asked.user, query, Sent([], [Part(kept, 0, kept.size, name, "")]))
+
+    def _from_cache(self, user: str, source: str) -> Body:
+        """The file of the user's own space that is to be imported, in place of a body. Raises Failed."""
+        with self.archive.lock:
+            entry = self.cache.source(user, source)
+        if entry is None:
+            raise Failed(400, f"Invalid src: {source}")
+        return Body(Slice.whole(entry.content).pieces())
+
+    def _import(self, user: str, query: Query, got: Sent) -> Reply:
         single = len(got.files) == 1 and _type(got.files[0]) == "application/dicom"
         handler = query.get("import-handler", GRADUAL if single else ZIP)
         if handler in ELSEWHERE:
@@ -65,7 +82,7 @@ class Imports:
             raise Failed(400, f"Invalid overwrite: {overwrite}")
         with self.archive.lock:
             wanted = self._wanted(query)
-            self._check_rights(asked.user, wanted, overwrite)
+            self._check_rights(user, wanted, overwrite)
         images = self._images(got.files[0], handler, raw=got.raw, lenient=true(query, "Ignore-Unparsable"))
         uris = [self._land(wanted, query, handler, study) for study in dicom.by_study(images).values()]
         lines = "".join(f"{uri}\r\n" for uri in uris)

@@ -91,6 +91,7 @@ def resolve(archive: Archive, user: str, segments: Sequence[str]) -> tuple[Place
 def _find(archive: Archive, user: str, kind: str, key: str, above: Place | None, more: bool) -> Item | None:
     match kind:
         case "project":
+            key = archive.project_id(key)
             return archive.projects[key] if key in archive.projects and archive.sees(user, key) else None
         case "subject":
             subject = archive.find_subject(above.project(), key) if above else archive.subjects.get(key)

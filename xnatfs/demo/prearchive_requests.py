@@ -164,7 +164,7 @@ class PrearchiveRequests:
                 return Reply(200, received.uri().encode(), URIS)
             case "commit":
                 automatic = true(parameters, "AA") or true(parameters, "auto-archive")
-                return self.committed(received, automatic)
+                return self.committed(received, automatic, waits="http-session-listener" not in parameters)
             case "move":
                 return self._move(asked, received)
             case "reset-status":
@@ -173,7 +173,7 @@ class PrearchiveRequests:
                 return self._set(received, parameters.get("status", ""))
         raise Failed(400, "Unsupported action")
 
-    def committed(self, received: Received, automatic: bool) -> Reply:
+    def committed(self, received: Received, automatic: bool, *, waits: bool = True) -> Reply:
         """The end of receiving, and the beginning of archiving where that happens by itself. Raises Failed."""
         prearchive = self.prearchive
         with self.archive.lock:
@@ -181,6 +181,10 @@ class PrearchiveRequests:
         uri = prearchive.complete(received, BUILDING, partial(prearchive.build, received))
         if (automatic or received.auto != "Manual") and received.project != UNASSIGNED and received.status == "READY":
             act = prearchive.archiving(received, received.target(), received.automatic())
+            if not waits:
+                with self.archive.lock:
+                    prearchive.begin(received, ARCHIVING, act)
+                return Reply(200, uri.encode(), URIS, reason="Archival initiated")
             return Reply(301, prearchive.complete(received, ARCHIVING, act).encode(), URIS)
         return Reply(200, uri.encode(), URIS)
 

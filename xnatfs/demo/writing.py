@@ -12,6 +12,7 @@ from xnatfs.demo.places import resolve
 from xnatfs.demo.prearchive import Prearchive
 from xnatfs.demo.prearchive_requests import PrearchiveRequests
 from xnatfs.demo.reply import Failed, Reply
+from xnatfs.demo.usercache import UserCache
 from xnatfs.demo.vault import Vault
 
 
@@ -26,14 +27,16 @@ class Writing:
         self.prearchive = Prearchive(archive, self.vault, clock, wait)
         self.received = PrearchiveRequests(self.prearchive)
         self.received.site_url = lambda: self.changes.site_url
-        self.imports = Imports(self.prearchive, self.received)
+        self.cache = UserCache(archive, self.prearchive)
+        self.imports = Imports(self.prearchive, self.received, self.cache)
+        self._services = (self.imports, self.received, self.cache)
 
     def answer(self, path: str, asked: Asked, body: Body) -> Reply | None:
         """None where nothing is to be changed: somebody else's request. `path` has the alias /archive still."""
         with self.archive.lock:
             self.prearchive.settle()
         parts = [part for part in path.split("/") if part]
-        reply = self.imports.answer(asked, parts, body) or self.received.answer(asked, parts, body)
+        reply = next((made for one in self._services if (made := one.answer(asked, parts, body))), None)
         if reply is not None or asked.method in ("GET", "HEAD"):
             return reply
         with self.archive.lock:
