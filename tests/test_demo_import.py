@@ -119,6 +119,12 @@ def test_nothing_sent(owner):
     assert status(owner) == []
 
 
+def test_a_raw_body_of_a_known_type_need_not_be_called_one(owner):
+    for type, status in ((ZIP, 200), ("application/json", 400)):
+        reply = owner.post(f"{IMPORT}?{NAMED}", content=zip_of(images()), headers={"content-type": type})
+        assert reply.status_code == status
+
+
 def test_only_a_zip_may_come_without_a_length(owner):
     assert send(owner, NAMED, iter([zip_of(images())])).status_code == 200
     assert send(owner, NAMED, iter([tar_of(images())]), "application/x-tar").status_code == 500

@@ -93,7 +93,7 @@ class Sent:
     raw: bool = False
 
 
-def sent(body: Body, headers: dict[str, str], *, inbody: bool, recognised: bool = True) -> Sent:
+def sent(body: Body, headers: dict[str, str], *, inbody: bool) -> Sent:
     """What a body holds; a raw one is a file if it is said to be one, or recognised by its type. Raises Failed."""
     kind = _header("content-type", headers.get("content-type", ""))
     type = kind.get_content_type() if headers.get("content-type") else ""
@@ -101,7 +101,7 @@ def sent(body: Body, headers: dict[str, str], *, inbody: bool, recognised: bool 
         if inbody:
             raise Failed(406, "Not Acceptable")
         return _multipart(body, str(kind.get_param("boundary", "")).encode())
-    if inbody or (recognised and (type in FILES or type.startswith(FILE_TYPES))):
+    if inbody or type in FILES or type.startswith(FILE_TYPES):
         lengthless = "chunked" in headers.get("transfer-encoding", "").lower()
         if (lengthless or not body.size) and type != "application/zip":
             raise Failed(500, "Unable to determine the length of the body")

@@ -52,7 +52,7 @@ class Imports:
             return None
         if asked.method != "POST":
             raise Failed(405, "Method Not Allowed")
-        got = sent(body, asked.headers, inbody=true(asked.query, "inbody"), recognised=False)
+        got = sent(body, asked.headers, inbody=true(asked.query, "inbody"))
         query = Query([*asked.query.pairs, *got.fields], asked.query.accept)
         if "src" not in query:
             return self._import(asked.user, query, got)
