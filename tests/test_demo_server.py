@@ -583,11 +583,6 @@ def test_an_outsider_reads_nothing_by_number_either(client, owner):
     assert outsider.get(ACCESSIONS).status_code == 404
 
 
-def test_the_demo_takes_no_changes(owner):
-    assert owner.put("/data/projects/NEW").status_code == 405
-    assert owner.delete(ACCESSIONS).status_code == 405
-
-
 # -- odds and ends ---------------------------------------------------------------------------------------------
 
 

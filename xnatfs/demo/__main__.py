@@ -33,6 +33,8 @@ def main() -> int:
     parser.add_argument("--latency", type=float, default=0.0, metavar="S", help="answer that much later")
     parser.add_argument("--session-ttl", type=float, default=900.0, metavar="S", help="idle life of a login")
     parser.add_argument("--max-sessions", type=int, default=1000, metavar="N", help="per user")
+    parser.add_argument("--work", type=float, default=1.0, metavar="S", help="what the prearchive does takes that")
+    parser.add_argument("--idle", type=float, default=300.0, metavar="S", help="a session is complete after silence")
     parser.add_argument("--no-range", action="store_true", help="ignore ranges")
     parser.add_argument("--no-digests", action="store_true", help="compute no checksums")
     parser.add_argument("--open", action="store_true", help="let guests in, to what is public")
@@ -73,6 +75,8 @@ def _demo(arguments: argparse.Namespace, archive: DemoArchive) -> DemoXnat:
         max_sessions=arguments.max_sessions,
         latency=arguments.latency,
         schemas=arguments.schemas,
+        work=arguments.work,
+        idle=arguments.idle,
     )
     if arguments.request_log:
         log = open(arguments.request_log, "a", encoding="utf-8")  # noqa: SIM115  (open as long as the server)

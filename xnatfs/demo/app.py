@@ -6,19 +6,21 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qsl
 
 import httpx
 
 from xnatfs.demo.archive import Archive
+from xnatfs.demo.bodies import Body
 from xnatfs.demo.levels import Asked
 from xnatfs.demo.reply import HTML, Failed, Reply, Slice, page
 from xnatfs.demo.routes import Routes
 from xnatfs.demo.services import Services
 from xnatfs.demo.sessions import GUEST, Refused, Session, Sessions, is_browser
 from xnatfs.demo.tables import Query
+from xnatfs.demo.writing import Writing
 
 SERVER = "Noelios-Restlet-Engine/1.1.10"
 OPEN = re.compile(r"/(?:(?:data|REST)/(?:JSESSION|services/auth)/?|xapi/siteConfig/buildInfo|app/template/Login\.vm)$")
@@ -39,7 +41,7 @@ class Request:
     path: str  # raw, without the context path
     query: Query
     headers: dict[str, str]  # lower-case names
-    body: bytes = b""
+    body: Body = field(default_factory=Body)
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,10 @@ class DemoXnat:
         max_sessions: int = 1000,
         latency: float = 0.0,
         schemas: Path | None = None,
+        work: float = 0.0,
+        idle: float = 300.0,
         clock: Callable[[], float] = time.time,
+        wait: Callable[[float], None] = time.sleep,
     ) -> None:
         self.archive = archive
         self.context_path = context_path.rstrip("/")
@@ -81,6 +86,9 @@ class DemoXnat:
         self.services = Services(archive, self.sessions, self.context_path)
         if schemas is not None:  # as files named after what they describe
             self.services.schemas = {path.stem: path for path in schemas.iterdir() if path.suffix in (".xml", ".xsd")}
+        self.writing = Writing(archive, clock, wait)
+        self.writing.received.ranges = lambda: self.routes.levels.ranges
+        self.writing.prearchive.work, self.writing.prearchive.idle = work, idle
         self.latency = latency
         self.requests: list[Record] = []
         self.faults: list[Fault] = []  # each may answer in the server's place
@@ -91,11 +99,13 @@ class DemoXnat:
         """For httpx.MockTransport."""
         raw, _, query = request.url.raw_path.decode("ascii").partition("?")
         headers = {key.lower(): value for key, value in request.headers.items()}
-        reply = self.handle(request.method, raw, query, headers, request.content)
-        return to_httpx(reply)
+        return to_httpx(self.handle(request.method, raw, query, headers, request.read()))
 
-    def handle(self, method: str, raw_path: str, raw_query: str, headers: dict[str, str], body: bytes) -> Reply:
+    def handle(
+        self, method: str, raw_path: str, raw_query: str, headers: dict[str, str], body: Body | bytes = b""
+    ) -> Reply:
         """Answer a request, and remember it."""
+        body = Body(body) if isinstance(body, bytes) else body
         if self.latency:
             time.sleep(self.latency)
         query = Query(parse_qsl(raw_query, keep_blank_values=True), headers.get("accept", "*/*"))
@@ -199,16 +209,16 @@ class DemoXnat:
         raise Failed(404, "")
 
     def _data(self, path: str, request: Request, session: Session) -> Reply:
-        reply = self.services.data(path, request.method, request.query, request.body, session)
+        reply = self.services.data(path, request.method, request.query, request.body.small(), session)
         if reply is not None:
             return reply
-        path = path.removeprefix("archive/")
-        if request.method not in ("GET", "HEAD"):
-            raise Failed(405, "This server is a demo of reading: it takes no changes.")
         slash = path.endswith("/")
-        segments = tuple(part for part in path.split("/") if part)
+        segments = tuple(part for part in path.removeprefix("archive/").split("/") if part)
         asked = Asked(session.user, request.method, segments, request.query, request.headers, slash)
-        reply = self.routes.answer(asked)
+        reply = self.writing.answer(path, asked, request.body)
+        if reply is None:
+            with self.archive.lock:
+                reply = self.routes.answer(asked)
         if reply.status == 200 and reply.length() is None and OPEN_RANGE.match(request.headers.get("range", "")):
             raise Failed(500, "")  # the end of what has no length is not known
         return reply

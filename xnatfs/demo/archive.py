@@ -1,6 +1,7 @@
 """An archive in memory: projects, subjects, experiments, scans, resources, catalogue entries; and who may see them."""
 
 import hashlib
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,6 +56,8 @@ class Scan:
     note: str = ""
     resources: list[Resource] = field(default_factory=list)
     pk: int = 0
+    uid: str = ""  # of the series
+    modality: str = ""
 
 
 @dataclass
@@ -84,6 +87,8 @@ class Experiment:
     inputs: list[Resource] = field(default_factory=list)
     reconstructions: list[Reconstruction] = field(default_factory=list)
     shared: dict[str, str] = field(default_factory=dict)  # project -> label there
+    uid: str = ""  # of the study
+    fields: dict[str, str] = field(default_factory=dict)  # whatever else is said of it
 
 
 @dataclass
@@ -95,6 +100,7 @@ class Subject:
     last_modified: str = ""
     resources: list[Resource] = field(default_factory=list)
     shared: dict[str, str] = field(default_factory=dict)
+    fields: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -105,6 +111,9 @@ class Project:
     description: str = ""
     members: dict[str, str] = field(default_factory=dict)  # user -> Owners, Members, Collaborators
     resources: list[Resource] = field(default_factory=list)
+    secondary_id: str = ""
+    alias: str = ""
+    prearchive_code: str = "0"  # 0: archived by hand, 4: at once, 5: at once, replacing what is there
 
 
 @dataclass
@@ -115,9 +124,10 @@ class User:
 
 
 class Archive:
-    """All of it, with the lookups of the server."""
+    """All of it, with the lookups of the server. Who reads or changes it on any thread holds `lock`."""
 
     def __init__(self) -> None:
+        self.lock = threading.RLock()
         self.users: dict[str, User] = {}
         self.projects: dict[str, Project] = {}
         self.subjects: dict[str, Subject] = {}
@@ -126,6 +136,7 @@ class Archive:
         self._scan_ids = 10
         self._by_id: dict[int, tuple[Resource, Home]] = {}
         self._indexed = 0
+        self._accessions = {"S": 0, "E": 0}
 
     # -- making ------------------------------------------------------------------------------------------------
 
@@ -135,15 +146,20 @@ class Archive:
         return self.projects[id]
 
     def subject(self, project: Project, label: str, accession: str = "") -> Subject:
-        accession = accession or f"DEMO_S{len(self.subjects) + 1:05}"
+        accession = accession or self._accession("S", len(self.subjects))
         self.subjects[accession] = Subject(accession, label, project.id)
         return self.subjects[accession]
 
     def experiment(self, subject: Subject, label: str, accession: str = "", **more: Any) -> Experiment:
-        accession = accession or f"DEMO_E{len(self.experiments) + 1:05}"
+        accession = accession or self._accession("E", len(self.experiments))
         project = more.pop("project", subject.project)
         self.experiments[accession] = Experiment(accession, label, project, subject.id, **more)
         return self.experiments[accession]
+
+    def _accession(self, kind: str, count: int) -> str:
+        """No accession ID is given out twice, even where items were deleted."""
+        self._accessions[kind] = max(self._accessions[kind], count) + 1
+        return f"DEMO_{kind}{self._accessions[kind]:05}"
 
     def assessor(self, session: Experiment, label: str, xsi_type: str = "xnat:qcManualAssessorData") -> Experiment:
         made = self.experiment(self.subjects[session.subject], label, project=session.project, xsi_type=xsi_type)
@@ -176,6 +192,11 @@ class Archive:
 
     # -- looking up --------------------------------------------------------------------------------------------
 
+    def project_id(self, key: str) -> str:
+        """Of an ID or an alias; anything else stays what it is."""
+        aliases = {project.alias: project.id for project in self.projects.values() if project.alias}
+        return key if key in self.projects else aliases.get(key, key)
+
     def role(self, user: str, project: str) -> str:
         if self.users.get(user, User("", "")).admin:
             return "Owners"
@@ -189,6 +210,12 @@ class Archive:
     def reads(self, user: str, project: str) -> bool:
         """Whether what is in a project may be read."""
         return bool(self.role(user, project)) or self.projects[project].access == "public"
+
+    def edits(self, user: str, project: str) -> bool:
+        return self.role(user, project) in ("Owners", "Members")
+
+    def deletes(self, user: str, project: str) -> bool:
+        return self.role(user, project) == "Owners"
 
     def reads_item(self, user: str, item: Subject | Experiment) -> bool:
         return any(self.reads(user, project) for project in (item.project, *item.shared))
@@ -231,6 +258,10 @@ class Archive:
         for experiment in self.experiments.values():
             yield from experiment_resources(experiment)
 
+    def changed(self) -> None:
+        """Something was changed otherwise than by the methods above: numbers are looked up anew."""
+        self._indexed = 0
+
     def resource_by_id(self, number: int) -> tuple[Resource, "Home"] | None:
         if self._indexed != self._resource_ids:  # made anew where a resource was added
             self._indexed = self._resource_ids
@@ -249,6 +280,11 @@ class Home:
     subject: Subject | None = None
     experiment: Experiment | None = None
     part: str = ""  # of the experiment: 'scans/1', 'reconstructions/r', 'out', 'in'
+
+    def owner(self) -> str:
+        """The project it belongs to."""
+        item = self.subject or self.experiment
+        return self.project.id if self.project else item.project if item else ""
 
     def base(self) -> str:
         """The URI before /resources."""

@@ -46,14 +46,19 @@ def _resource(resource: Resource) -> Item:
 
 
 def project(archive: Archive, item: Project, asked: Asked) -> Reply:
-    fields = {"ID": item.id, "secondary_ID": item.id, "name": item.name, "description": item.description}
+    fields = {
+        "ID": item.id,
+        "secondary_ID": item.secondary_id or item.id,
+        "name": item.name,
+        "description": item.description,
+    }
     resources = [_resource(resource) for resource in item.resources]
     pi = [_item("xnat:investigatorData", {"lastname": "Demo", "firstname": "Pat"})]
     return _sent(_item("xnat:projectData", fields, resources__resource=resources, PI=pi), asked)
 
 
 def subject(archive: Archive, item: Subject, asked: Asked) -> Reply:
-    fields = {"ID": item.id, "project": item.project, "label": item.label}
+    fields = {"ID": item.id, "project": item.project, "label": item.label, **item.fields}
     sessions = [
         _session(archive, experiment)
         for experiment in archive.experiments.values()
@@ -69,12 +74,14 @@ def experiment(archive: Archive, item: Experiment, asked: Asked) -> Reply:
 
 def _session(archive: Archive, item: Experiment) -> Item:
     fields = {
+        **item.fields,
         "ID": item.id,
         "label": item.label,
         "project": item.project,
         "date": item.date,
         "subject_ID": "" if item.session else item.subject,
         "imageSession_ID": item.session,
+        "UID": item.uid,
     }
     return _item(
         item.xsi_type,
@@ -101,6 +108,7 @@ def _scan(item: Scan) -> Item:
         "series_description": item.series_description,
         "note": item.note,
         "xnat_imagescandata_id": item.pk,
+        "UID": item.uid,
     }
     return _item(item.xsi_type, fields, file=[_resource(resource) for resource in item.resources])
 

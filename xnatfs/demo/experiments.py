@@ -53,7 +53,7 @@ def _row(archive: Archive, experiment: Experiment, label: str, project: str) -> 
         "insert_date": experiment.inserted,
         "insert_user": "admin",
         "last_modified": experiment.last_modified,
-        "note": "",
+        "note": stored(experiment.fields.get("note", "")),
         "time": "10:11:12",
         "subject_id": subject.id,
         "subject_label": stored(subject.label if subject.project == project else there),
@@ -64,7 +64,11 @@ def _row(archive: Archive, experiment: Experiment, label: str, project: str) -> 
     row |= {f"{key}/id": experiment.id for key in keys}
     if experiment.xsi_type.endswith("SessionData"):
         row |= {"session_id": experiment.id, "session_label": row["label"], "modality": modality, "scanner": ""}
-        row |= {"uid": "", "studyinstanceuid": "", "fieldstrength": "3.0" if modality == "MR" else ""}
+        row |= {
+            "uid": experiment.uid,
+            "studyinstanceuid": experiment.uid,
+            "fieldstrength": "3.0" if modality == "MR" else "",
+        }
     return row
 
 

@@ -20,7 +20,7 @@ def projects(archive: Archive, user: str, query: Query) -> Reply:
     rows = [
         {
             "ID": project.id,
-            "secondary_ID": project.id,
+            "secondary_ID": stored(project.secondary_id or project.id),
             "name": stored(project.name),
             "description": stored(project.description),
             "pi_firstname": "",
@@ -41,7 +41,7 @@ def _projects_by_role(archive: Archive, user: str, seen: list[Project], query: Q
     rows = [
         {
             "id": project.id,
-            "secondary_id": project.id,
+            "secondary_id": stored(project.secondary_id or project.id),
             "name": stored(project.name),
             "description": stored(project.description),
             "pi": "Demo",
@@ -62,8 +62,7 @@ def _subject_row(archive: Archive, subject: Subject, label: str) -> dict[str, st
         "insert_date": subject.inserted,
         "insert_user": "admin",
         "last_modified": subject.last_modified,
-        "group": "",
-        "gender": "",
+        **{"group": "", "gender": ""} | {key: stored(value) for key, value in subject.fields.items()},
         "URI": f"/data/subjects/{subject.id}",
     }
 

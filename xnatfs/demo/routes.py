@@ -47,7 +47,7 @@ class Routes:
         archive, user = self.archive, asked.user
         if not tail:
             return lists.projects(archive, user, asked.query)
-        project_id, rest = tail[0], tail[1:]
+        project_id, rest = archive.project_id(tail[0]), tail[1:]
         if project_id not in archive.projects or not archive.sees(user, project_id):
             raise Failed(404, f"Unable to identify project: {project_id}")
         project = archive.projects[project_id]
@@ -79,7 +79,7 @@ class Routes:
             case ("groups",):
                 return lists.groups(project, asked.query)
             case ("quarantine_code",) | ("prearchive_code",):
-                return text("0")
+                return text(project.prearchive_code if rest[0] == "prearchive_code" else "0")
             case ("current_arc",):
                 return text("arc001")
         raise Failed(400, "")

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from xnatfs.demo.app import DemoXnat
-from xnatfs.demo.reply import Reply
+from xnatfs.demo.bodies import Body
+from xnatfs.demo.reply import PIECE, Reply
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -27,21 +28,31 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return
         path, _, query = self.path.partition("?")
         headers = {key.lower(): value for key, value in self.headers.items()}
-        self._send(self.server.demo.handle(self.command, path, query, headers, body))
+        with contextlib.closing(body):
+            self._send(self.server.demo.handle(self.command, path, query, headers, body))
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_any
 
-    def _body(self) -> bytes:
+    def _body(self) -> Body:
         """The request's body, read to its end: what was left would be taken for the next request."""
-        if "chunked" not in self.headers.get("transfer-encoding", "").lower():
-            return self.rfile.read(int(self.headers.get("content-length", "0")))
-        body = b""
+        if "chunked" in self.headers.get("transfer-encoding", "").lower():
+            return Body(self._chunks())
+        return Body(self._exactly(int(self.headers.get("content-length", "0"))))
+
+    def _exactly(self, size: int) -> Iterator[bytes]:
+        while size > 0:
+            piece = self.rfile.read(min(size, PIECE))
+            if not piece:
+                raise ValueError("less than was promised")
+            size -= len(piece)
+            yield piece
+
+    def _chunks(self) -> Iterator[bytes]:
         while size := int(self.rfile.readline().partition(b";")[0], 16):
-            body += self.rfile.read(size)
+            yield from self._exactly(size)
             self.rfile.readline()
         while self.rfile.readline().strip():
             """Trailers say nothing here."""
-        return body
 
     def _send(self, reply: Reply) -> None:
         self.send_response_only(reply.status, reply.reason.encode("latin-1", "replace").decode("latin-1") or None)
@@ -110,8 +121,10 @@ def serve(demo: DemoXnat, port: int = 0, certificate: tuple[Path, Path] | None =
     with _Server(demo, port, context) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
         thread.start()
+        url = f"http{'s' if context else ''}://127.0.0.1:{server.server_port}{demo.context_path}"
+        demo.writing.changes.site_url = url
         try:
-            yield f"http{'s' if context else ''}://127.0.0.1:{server.server_port}{demo.context_path}"
+            yield url
         finally:
             server.shutdown()
             with contextlib.suppress(RuntimeError):

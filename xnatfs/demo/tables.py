@@ -135,9 +135,9 @@ def select(rows: Rows, query: Query, defaults: Sequence[str], always: Sequence[s
     names = list(defaults) if not asked else []
     for name in asked.split(","):
         names += defaults if name == "DEFAULT" else [name]
-    known = {key.lower(): key for row in rows[:1] for key in row}
+    known = {key.lower(): key for row in rows for key in row}
     chosen = [known[name.lower()] for name in (*names, *always) if name.lower() in known]
-    return [{name: row[name] for name in dict.fromkeys(chosen)} for row in rows]
+    return [{name: row.get(name, "") for name in dict.fromkeys(chosen)} for row in rows]
 
 
 def filtered(rows: Rows, query: Query, names: Sequence[str]) -> Rows:

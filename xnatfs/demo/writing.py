@@ -1,0 +1,57 @@
+"""What changes the archive: which request goes where. Changes come one after the other, by the archive's lock."""
+
+from collections.abc import Callable
+
+from xnatfs.demo.archive import Archive
+from xnatfs.demo.bodies import Body
+from xnatfs.demo.changes import Changes
+from xnatfs.demo.deposits import Deposits
+from xnatfs.demo.imports import Imports
+from xnatfs.demo.levels import Asked
+from xnatfs.demo.places import resolve
+from xnatfs.demo.prearchive import Prearchive
+from xnatfs.demo.prearchive_requests import PrearchiveRequests
+from xnatfs.demo.reply import Failed, Reply
+from xnatfs.demo.usercache import UserCache
+from xnatfs.demo.vault import Vault
+
+
+class Writing:
+    """Everything that writes, and the settings of the site about it."""
+
+    def __init__(self, archive: Archive, clock: Callable[[], float], wait: Callable[[float], None]) -> None:
+        self.archive = archive
+        self.vault = Vault()
+        self.changes = Changes(archive, self.vault)
+        self.deposits = Deposits(archive, self.vault, clock)
+        self.prearchive = Prearchive(archive, self.vault, clock, wait)
+        self.received = PrearchiveRequests(self.prearchive)
+        self.received.site_url = lambda: self.changes.site_url
+        self.cache = UserCache(archive, self.prearchive)
+        self.imports = Imports(self.prearchive, self.received, self.cache)
+        self._services = (self.imports, self.received, self.cache)
+
+    def answer(self, path: str, asked: Asked, body: Body) -> Reply | None:
+        """None where nothing is to be changed: somebody else's request. `path` has the alias /archive still."""
+        with self.archive.lock:
+            self.prearchive.settle()
+        parts = [part for part in path.split("/") if part]
+        reply = next((made for one in self._services if (made := one.answer(asked, parts, body))), None)
+        if reply is not None or asked.method in ("GET", "HEAD"):
+            return reply
+        with self.archive.lock:
+            place, rest = resolve(self.archive, asked.user, asked.segments)
+            try:
+                if place is not None and _is_deposit(rest):
+                    if place.item is None:
+                        raise Failed(404, f"Unable to identify {place.kind}")
+                    return self.deposits.answer(asked, place, rest, body)
+                return self.changes.answer(asked, place, rest, body.small())
+            finally:
+                self.archive.changed()
+
+
+def _is_deposit(rest: tuple[str, ...]) -> bool:
+    return rest[:1] in (("resources",), ("files",)) or (
+        rest[:1] in (("in",), ("out",)) and rest[1:2] in (("resources",), ("files",))
+    )
