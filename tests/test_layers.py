@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "xnatfs"
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"demo", "fuse", "transfer"},
+    {"demo", "fuse", "transfer", "prearchive", "upload"},
     {"tree"},
     {"site"},
     {"client", "metadata", "content"},
@@ -29,7 +29,7 @@ OWNERS = {
     "ruamel": {"profiles"},
     "rich": {"cli"},
     "argparse": {"cli", "demo"},  # the demo server is a program of its own
-    "pydicom": {"demo"},
+    "pydicom": {"demo", "upload"},
     "numpy": {"demo"},
 }
 

@@ -13,6 +13,7 @@ No cookie jar is used: any reply may set a fresh guest session, which would over
 
 import logging
 import re
+from html import unescape
 from typing import Literal
 
 import httpx
@@ -239,9 +240,11 @@ class Login:
 
 
 def page_message(html: str) -> str:
-    """What an error page of the server says: the text of its <h3>, or ''."""
+    """What an error page of the server says: the text of its <h3>, or ''; of plain text its first line."""
     match = re.search(r"<h3[^>]*>(.*?)</h3>", html, re.DOTALL | re.IGNORECASE)
-    return " ".join(re.sub(r"<[^>]*>", " ", match[1]).split())[:200] if match else ""
+    if match:
+        return " ".join(unescape(re.sub(r"<[^>]*>", " ", match[1])).split())[:200]
+    return "" if "<" in html else " ".join(html.strip().partition("\n")[0].split())[:200]
 
 
 def _is_html(response: httpx.Response) -> bool:
@@ -253,8 +256,10 @@ def _is_page(response: httpx.Response, expects: Expects) -> bool:
 
     XNAT sends files, HTML files too, as attachments; a page it does not.
     """
-    if response.is_redirect:
+    if response.is_redirect and expects != "any":
         return True
+    if response.has_redirect_location:  # of a change, 303 is how success may look, and so is a 301 to nowhere
+        return response.status_code != 303
     if not response.is_success or expects == "any" or not _is_html(response):
         return False
     return not (expects == "file" and "attachment" in response.headers.get("content-disposition", "").lower())

@@ -7,11 +7,11 @@ listing; take a whole file for an answer to a range, but no other range than the
 
 import logging
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import httpx
 import trio
@@ -19,9 +19,21 @@ import trio
 from xnatfs.config import Config
 from xnatfs.credentials import Credentials
 from xnatfs.errors import BadReply, NotFound, Stale, Unreachable
-from xnatfs.models import Assessor, Document, Experiment, FileRow, Project, Resource, Row, Scan, Subject, file_rows
+from xnatfs.models import (
+    Assessor,
+    Document,
+    Experiment,
+    FileRow,
+    PrearchiveSession,
+    Project,
+    Resource,
+    Row,
+    Scan,
+    Subject,
+    file_rows,
+)
 from xnatfs.sessions import SessionStore
-from xnatfs.transport import DOWNLOADS, FIRST_PAUSE, Transport, open_transport
+from xnatfs.transport import DOWNLOADS, FIRST_PAUSE, Answer, Body, Transport, open_transport
 
 log = logging.getLogger(__name__)
 
@@ -154,10 +166,10 @@ class Xnat:
 
     async def raw(self, method: str, path: str, body: bytes, content_type: str | None) -> AsyncGenerator[bytes]:
         """Whatever is answered to any request, which is sent once; again only where a lost session proves it unread."""
-        target, _, query = path.partition("?")
-        target = target if target.startswith("/") else f"/{target}"
+        target = path if path.startswith("/") else f"/{path}"
         headers = {"Content-Type": content_type} if content_type else {}
-        response = await self._transport.once(method, target + (f"?{query}" if query else ""), headers, body)
+        response = await self._transport.once(method, target, {}, headers, body)
+        target = target.partition("?")[0]
         try:
             await self._transport.check(target, response, "any", allow=(200, 201, 202, 204))
             async with aclosing(self._transport.raw(target, response)) as chunks:
@@ -166,6 +178,31 @@ class Xnat:
         finally:
             with trio.CancelScope(shield=True):
                 await response.aclose()
+
+    async def change(
+        self,
+        method: str,
+        path: str,
+        params: Mapping[str, str] | None = None,
+        *,
+        form: Mapping[str, str] | None = None,
+        body: Body = b"",
+        headers: Mapping[str, str] | None = None,
+    ) -> Answer:
+        """Make a change; the server's answer, whatever its status, for whoever knows what it means.
+
+        Nothing that may have been carried out is sent again. Raises LoginRequired, Unreachable, Uncertain.
+        """
+        if form is not None:
+            body, headers = urlencode(form).encode(), {"Content-Type": "application/x-www-form-urlencoded"}
+        return await self._transport.change(method, path, params or {}, headers or {}, body)
+
+    async def prearchive(self, project: str = "") -> list[PrearchiveSession]:
+        """What waits in the prearchive; without a project, of all that the account may edit."""
+        where = f"/projects/{_segment(project)}" if project else ""
+        rows = [PrearchiveSession.parse(row) for row in await self._table(f"/data/prearchive{where}")]
+        # Accounts with access to all data get the rows of no project appended to those of any.
+        return [row for row in rows if not project or row.project == project]
 
     async def issue_token(self) -> tuple[str, str]:
         """A new alias and its secret, which log in in place of user and password."""

@@ -141,6 +141,7 @@ def _profile(name: str, cells: Any, path: Path) -> Profile:
     verify = cells.get("verify_ssl", True)
     if not isinstance(verify, bool):
         raise ConfigError(f"{path}: verify_ssl of profile {name!r} must be true or false")
+
     def number(key: str, kind: Callable[[str], N], default: N) -> N:
         try:
             return kind(text(key)) if text(key) else default

@@ -5,11 +5,14 @@
     +-- LoginRequired     no credentials, or the server refused them (401)
     +-- Denied            the account may not do this (403)
     +-- Unreachable       no answer: DNS, connection, TLS, timeout, or a gateway that says so (429, 502-504)
+    |   `-- Uncertain     the same, for a change: it may have been made
+    +-- Conflict          what is there already stands against a change (409, or words to that effect)
     +-- BadReply          an answer that is not what was asked for: HTML for data, wrong length, wrong digest
     |   `-- NotXnat       the address answers, but not as an XNAT
     +-- Stale             the file on the server is not the version that was opened
     +-- ReadOnly          the mount takes no changes
     +-- ConfigError       a profile, a setting or an option that cannot be used
+    |   `-- UsageError    a command line that cannot be parsed
     +-- MountpointError   the place to mount on cannot be used
     +-- FuseMissing       the machine lacks FUSE 3
     `-- CacheError        the cache directory cannot be used
@@ -49,6 +52,14 @@ class Unreachable(XnatError):
     """The server did not answer, or answered that it cannot at the moment."""
 
 
+class Uncertain(Unreachable):
+    """A change was sent, and no answer came that tells whether it was made."""
+
+
+class Conflict(XnatError):
+    """What the server holds already stands against a change; nothing was changed."""
+
+
 class BadReply(XnatError):
     """The server answered something that is not what was asked for."""
 
@@ -69,6 +80,10 @@ class ConfigError(XnatError):
     """A profile, a setting or an option cannot be used."""
 
 
+class UsageError(ConfigError):
+    """A command line cannot be parsed."""
+
+
 class MountpointError(XnatError):
     """The place to mount on cannot be used."""
 
@@ -79,3 +94,10 @@ class FuseMissing(XnatError):
 
 class CacheError(XnatError):
     """The cache directory cannot be used."""
+
+
+def first_error(error: BaseException) -> BaseException:
+    """The error itself, out of the groups that nurseries wrap it in."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -19,6 +19,11 @@ from xnatfs.errors import BadReply
 _TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)(?:\.(\d{1,6})\d*)?$")
 
 
+UNASSIGNED = "Unassigned"
+# The states of the prearchive in which nothing goes on; of the others there are many, and will be more.
+SETTLED = frozenset({"READY", "CONFLICT", "ERROR"})
+
+
 def parse_time(text: str) -> float | None:
     """Seconds since the epoch of a server time stamp, or None where there is none to read.
 
@@ -38,6 +43,7 @@ class Row:
     """One row of a table, looked up without regard to the case of its keys."""
 
     def __init__(self, cells: Mapping[str, Any]) -> None:
+        self.cells = cells  # as they came
         self._cells = {key.lower(): value for key, value in cells.items()}
 
     def get(self, *keys: str) -> str:
@@ -95,6 +101,49 @@ class Project:
     @classmethod
     def parse(cls, row: Row) -> Self:
         return cls(row.need("ID"), row.text("name"), row.text("secondary_ID"))
+
+
+@dataclass(frozen=True, slots=True)
+class PrearchiveSession:
+    """A session in the prearchive. It is told from others by project, timestamp and folder, not by its name."""
+
+    project: str  # '' where nobody knows whose it is
+    timestamp: str
+    folder: str
+    name: str  # the label that it is to have
+    subject: str
+    status: str
+    modified: float | None  # seconds since the epoch, in the server's unknown zone
+    row: Row
+
+    @classmethod
+    def parse(cls, row: Row) -> Self:
+        project = row.get("project")
+        folder = row.need("folderName", "name")
+        return cls(
+            "" if project == UNASSIGNED else project,
+            row.need("timestamp"),
+            folder,
+            row.text("name") or folder,
+            row.text("subject"),
+            row.get("status"),
+            parse_time(row.get("lastmod")),
+            row,
+        )
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return (self.project or UNASSIGNED, self.timestamp, self.folder)
+
+    @property
+    def path(self) -> str:
+        """As services want it as `src`: not encoded."""
+        return "/prearchive/projects/" + "/".join(self.key)
+
+    @property
+    def busy(self) -> bool:
+        """Whether the server is at work on it, or still receives it; then it is to be left alone."""
+        return self.status not in SETTLED
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from typing import Protocol
 
 import trio
 
-from xnatfs.errors import BadReply, LoginRequired, NotFound, Stale, Unreachable, XnatError
+from xnatfs.errors import BadReply, LoginRequired, NotFound, Stale, Unreachable, XnatError, first_error
 from xnatfs.models import Experiment
 from xnatfs.site import Site
 from xnatfs.tree.node import Dir, File, StaticDir, measure
@@ -160,7 +160,7 @@ async def download(
             for _ in range(max(1, min(workers, WORKERS))):
                 nursery.start_soon(work)
     except BaseExceptionGroup as group:
-        raise _first(group) from None
+        raise first_error(group) from None
     report.seconds = time.monotonic() - began
     return report
 
@@ -304,9 +304,3 @@ def _check_zip(descriptor: int, target: Path) -> None:
         raise BadReply(f"{target.name} did not come as a whole archive: {error}") from None
     if bad:
         raise BadReply(f"{target.name} came damaged: {bad}")
-
-
-def _first(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

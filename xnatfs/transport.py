@@ -10,8 +10,9 @@ import os
 import random
 import re
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -23,7 +24,7 @@ from xnatfs import __version__
 from xnatfs.auth import Expects, Login, check_is_data, page_message
 from xnatfs.config import Config
 from xnatfs.credentials import Credentials
-from xnatfs.errors import BadReply, ConfigError, Denied, LoginRequired, NotFound, Unreachable, XnatError
+from xnatfs.errors import BadReply, ConfigError, Denied, LoginRequired, NotFound, Uncertain, Unreachable, XnatError
 from xnatfs.sessions import SessionStore
 
 log = logging.getLogger(__name__)
@@ -34,12 +35,35 @@ CONNECT_TIMEOUT = 10.0
 DOWNLOADS = 8
 # Two more than that, so that a listing never waits behind eight downloads.
 CONNECTIONS = DOWNLOADS + 2
+# Archiving answers when it is done, or after the 600 s of XNAT's default sessionArchiveTimeoutInterval.
+CHANGE_TIMEOUT = 660.0
 # Pauses between tries, in seconds: short first, because most faults of a proxy are over at once.
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0
 # Of an error page only this much is read, to find the server's own words.
 ERROR_BODY = 64 * 1024
 
 TRY_LATER = frozenset({429, 502, 503, 504})
+
+
+# What is sent: bytes, or how to begin with pieces of them, once for each time that it is sent.
+Body = bytes | Callable[[], AsyncIterator[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a server says to a change. `text` is all of a short body, the beginning of a long one."""
+
+    status: int
+    location: str
+    text: str
+
+    @property
+    def ok(self) -> bool:
+        return self.status in (200, 201)
+
+    def said(self) -> str:
+        """The server's own words, for people."""
+        return page_message(self.text) or f"status {self.status}"
 
 
 @asynccontextmanager
@@ -171,21 +195,69 @@ class Transport:
             await trio.sleep(wait)
             pause = min(pause * 2, LONGEST_PAUSE)
 
-    async def once(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> httpx.Response:
-        """Send a request that may change something; again only where the first met no session, so did nothing."""
+    async def once(
+        self, method: str, path: str, params: Mapping[str, str], headers: Mapping[str, str], body: Body
+    ) -> httpx.Response:
+        """Send a request that may change something; again only where the first met no session, so did nothing.
+
+        Raises Uncertain where no answer comes within CHANGE_TIMEOUT.
+        """
+        patience = httpx.Timeout(**{**self._http.timeout.as_dict(), "read": CHANGE_TIMEOUT})
         for again in (False, True):
             token = await self.login.token()
-            cookie = {"Cookie": f"JSESSIONID={token}"}
-            request = self._http.build_request(method, path, headers={**headers, **cookie}, content=body or None)
+            request = self._http.build_request(
+                method,
+                path,
+                params=params or None,
+                headers={**headers, "Cookie": f"JSESSIONID={token}"},
+                content=body() if callable(body) else body or None,
+                timeout=patience,
+            )
             self.requests += 1
             try:
                 response = await self._http.send(request, stream=True)
-            except httpx.TransportError as error:
+            except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.UnsupportedProtocol) as error:
                 raise self._unreachable(error) from error
+            except httpx.TransportError as error:
+                raise Uncertain(f"{self.url} {_reason(error)}; the request may have been carried out") from error
             self.login.heard(response)
             if again or not await self._lost(token, response, "any"):
                 break
         return response
+
+    async def change(
+        self, method: str, path: str, params: Mapping[str, str], headers: Mapping[str, str], body: Body
+    ) -> "Answer":
+        """Make a change, and read what is said to it, whatever the status.
+
+        Sent again only where it was not carried out: no connection came about, the session was lost, or the server
+        is busy and says so (429, 503). Raises LoginRequired, Unreachable, Uncertain.
+        """
+        deadline, pause = trio.current_time() + self.timeout, FIRST_PAUSE
+        while True:
+            wait = pause * random.uniform(0.75, 1.25)
+            try:
+                response = await self.once(method, path, params, headers, body)
+                try:
+                    text = (await _beginning(response)).decode("utf-8", "replace")
+                finally:
+                    with trio.CancelScope(shield=True):
+                        await response.aclose()
+                answer = Answer(response.status_code, response.headers.get("location", ""), text.strip())
+                if answer.status not in (429, 503):
+                    return answer
+                wait = max(wait, _retry_after(response) or 0)
+                failure: Unreachable = Unreachable(f"{self.url} answers {answer.status} to {path}")
+            except Uncertain:
+                raise
+            except Unreachable as error:
+                if isinstance(error.__cause__, httpx.TransportError) and not _may_pass(error.__cause__):
+                    raise
+                failure = error
+            if trio.current_time() + wait >= deadline:
+                raise failure
+            await trio.sleep(wait)
+            pause = min(pause * 2, LONGEST_PAUSE)
 
     async def _lost(self, token: str, response: httpx.Response, expects: Expects) -> bool:
         """Whether the session was; closes the reply then, and when asking fails."""
@@ -268,6 +340,11 @@ def _retry_after(response: httpx.Response) -> float | None:
 
 
 async def _error_message(response: httpx.Response) -> str:
+    return page_message((await _beginning(response)).decode("utf-8", "replace"))
+
+
+async def _beginning(response: httpx.Response) -> bytes:
+    """As much of a body as an error page or a list of addresses needs."""
     body = b""
     try:
         async with aclosing(_generator(response.aiter_raw())) as chunks:
@@ -276,8 +353,8 @@ async def _error_message(response: httpx.Response) -> str:
                 if len(body) > ERROR_BODY:
                     break
     except httpx.HTTPError as error:
-        log.debug("the error page of %s broke off: %s", response.url.path, error)
-    return page_message(body.decode("utf-8", "replace"))
+        log.debug("the answer of %s broke off: %s", response.url.path, error)
+    return body
 
 
 def _reason(error: httpx.TransportError) -> str:

@@ -13,6 +13,7 @@ from xnatfs.errors import (
     BadReply,
     CacheError,
     ConfigError,
+    Conflict,
     Denied,
     FuseMissing,
     LoginRequired,
@@ -21,7 +22,9 @@ from xnatfs.errors import (
     ReadOnly,
     Stale,
     Unreachable,
+    UsageError,
     XnatError,
+    first_error,
 )
 
 log = logging.getLogger(__name__)
@@ -37,6 +40,7 @@ EXIT_STATUS: dict[type[XnatError], int] = {
     MountpointError: os.EX_NOINPUT,
     FuseMissing: os.EX_UNAVAILABLE,
     CacheError: os.EX_CANTCREAT,
+    Conflict: 1,
     ReadOnly: 1,
     Stale: 1,
     XnatError: 1,
@@ -79,12 +83,8 @@ def main_xnatctl(argv: Sequence[str] | None = None) -> int:
             return 0
         status, text = _ending(error)
         if text:
-            ctl.print_error(_first(error), text, status, line)
+            ctl.print_error(first_error(error), text, status, line)
     return status
-
-
-class UsageError(ConfigError):
-    """A command line that cannot be parsed."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -119,7 +119,7 @@ def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
 
 def _ending(error: BaseException) -> tuple[int, str]:
     """The exit status, and one line for the user."""
-    cause = _first(error)
+    cause = first_error(error)
     if isinstance(cause, KeyboardInterrupt):
         return INTERRUPTED, ""
     if isinstance(cause, daemon.Reported):
@@ -129,10 +129,3 @@ def _ending(error: BaseException) -> tuple[int, str]:
         return exit_status(cause), " ".join(str(cause).split())
     log.critical("this should not happen", exc_info=error)
     return os.EX_SOFTWARE, f"this should not happen, and is a fault of this program: {cause!r}"
-
-
-def _first(error: BaseException) -> BaseException:
-    """The error itself, out of the groups that nurseries wrap it in."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

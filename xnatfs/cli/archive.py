@@ -15,7 +15,7 @@ import trio
 from xnatfs.cli.ctl import Command, Context
 from xnatfs.cli.output import natural, show_item, show_rows
 from xnatfs.client import Xnat
-from xnatfs.errors import BadReply, NotFound
+from xnatfs.errors import BadReply, ConfigError, Denied, NotFound, first_error
 from xnatfs.models import Document, Row
 
 PROJECTS = {"id": "ID", "name": "Name", "pi": "PI", "description": "Description"}
@@ -107,8 +107,6 @@ def _resource_show(parser: argparse.ArgumentParser) -> None:
 
 def wanted_experiment(context: Context) -> str:
     """What the command line says of the experiment. Raises ConfigError."""
-    from xnatfs.errors import ConfigError
-
     arguments = context.arguments
     value = arguments.experiment or getattr(arguments, "session_id", None)
     if not value:
@@ -240,10 +238,7 @@ async def together(*tasks: Callable[[], Any]) -> list[Any]:
             for number, task in enumerate(tasks):
                 nursery.start_soon(one, number, task)
     except BaseExceptionGroup as group:  # what went wrong first is what there is to say
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        raise error from None
+        raise first_error(group) from None
     return results
 
 
@@ -303,8 +298,6 @@ async def _count(xnat: Xnat, project: str, what: str, columns: str) -> int:
 
 async def _or_none(ask: Callable[[], Any]) -> Any:
     """What the account may not see is not known, and no reason to tell nothing at all."""
-    from xnatfs.errors import BadReply, Denied
-
     try:
         return await ask()
     except (NotFound, Denied, BadReply):
@@ -340,8 +333,6 @@ async def nothing() -> list[Row]:
 
 
 async def subject_show(context: Context) -> None:
-    from xnatfs.errors import ConfigError
-
     project, subject = context.project(), context.arguments.subject_id or context.arguments.subject
     if not subject:
         raise ConfigError("which subject? Give its label or accession ID")

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 # Who waits for an answer on a terminal gives up earlier than a mount: a refused or silent host is one line after this.
 PATIENCE = 10.0
 
-MODULES = ("account", "profiles", "archive", "transfers")
+MODULES = ("account", "profiles", "archive", "transfers", "uploads", "prearchive")
+
+PARTIAL = 8  # the exit status where some of it was done, and some was not
 
 NOUNS = {
     "auth": "log in and out",

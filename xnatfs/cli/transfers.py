@@ -10,15 +10,13 @@ from typing import Any
 from xnatfs import transfer
 from xnatfs.cli import options
 from xnatfs.cli.archive import experiment, experiment_options, wanted_experiment
-from xnatfs.cli.ctl import Command, Context
+from xnatfs.cli.ctl import PARTIAL, Command, Context
 from xnatfs.cli.progress import shown
 from xnatfs.errors import ConfigError, NotFound
 from xnatfs.site import Site
 from xnatfs.transfer import Report, Wanted
 from xnatfs.tree.names import escape, shorten
 from xnatfs.tree.sessions import SessionDir
-
-PARTIAL = 8  # some files came, others did not
 
 
 def _download(parser: argparse.ArgumentParser) -> None:

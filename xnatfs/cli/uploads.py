@@ -1,0 +1,325 @@
+"""session upload and resource upload: images through the import service, files as they are."""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from xnatfs.cli import options
+from xnatfs.cli.archive import below, experiment, experiment_options
+from xnatfs.cli.ctl import PARTIAL, Command, Context
+from xnatfs.cli.prearchive import RECEIVING_SAID, SAY_EVERY, WAIT
+from xnatfs.cli.progress import shown
+from xnatfs.client import Xnat
+from xnatfs.errors import ConfigError, NotFound, Unreachable
+from xnatfs.upload import images as dicom
+from xnatfs.upload import resource, session
+from xnatfs.upload.journal import DONE, Journal
+from xnatfs.upload.session import Outcome, Target
+
+MODES = ("tar", "zip", "gradual")
+OVERWRITES = ("none", "append", "delete")
+
+
+# -- session upload ----------------------------------------------------------------------------------------------
+
+
+def _session_upload(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", type=Path, metavar="PATH", help="a folder, a zip or a tar of DICOM, or one file")
+    parser.add_argument("-P", "--project", metavar="PROJECT", help="else the profile's default_project")
+    parser.add_argument("-S", "--subject", metavar="SUBJECT", required=True, help="its label; made if it is new")
+    parser.add_argument(
+        "-E", "--experiment", "--session", metavar="LABEL", required=True, help="the session's label to be"
+    )
+    parser.add_argument("--mode", choices=MODES, help="how files travel: packed, or one by one (default: tar)")
+    parser.add_argument("-w", "--workers", type=options.number, metavar="N", help="requests at once (default: 4)")
+    parser.add_argument(
+        "--overwrite", choices=OVERWRITES, help="what may happen to a session of that label (default: none)"
+    )
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--direct-archive", action="store_true", default=None, help="straight to the archive, past the prearchive"
+    )
+    where.add_argument(
+        "--prearchive", action="store_false", dest="direct_archive", help="to the prearchive (the default)"
+    )
+    parser.add_argument("--wait", action="store_true", help="until the server has done with it")
+    parser.add_argument(
+        "--wait-timeout",
+        metavar="S",
+        type=options.positive_seconds,
+        default=WAIT,
+        help="wait no longer than this (default: 4 h)",
+    )
+    parser.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="take up where an earlier run of the same files ended (the default)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="list what would be sent")
+
+
+async def session_upload(context: Context) -> int:
+    arguments, profile = context.arguments, context.config.profile
+    direct = profile.direct_archive if arguments.direct_archive is None else arguments.direct_archive
+    target = Target(context.project(), arguments.subject, arguments.experiment, bool(direct))
+    mode = _one_of("archive_mode", arguments.mode or profile.archive_mode or "tar", MODES)
+    overwrite = _one_of("overwrite", arguments.overwrite or profile.overwrite or "none", OVERWRITES)
+    found = await trio.to_thread.run_sync(dicom.find, arguments.path)
+    _tell_found(context, found)
+    if not found.images:
+        raise ConfigError(f"{arguments.path} holds no DICOM (none of its {len(found.others)} files)")
+    if arguments.dry_run:
+        for image in found.images:
+            print(image.name)
+        context.note(f"{len(found.images)} files ({found.size / 1e6:.1f} MB) would go to {_goal(target)}")
+        return 0
+    workers = 1 if found.ordered else arguments.workers or profile.workers or session.WORKERS
+    journal = Journal(
+        (context.config.url, *map(str, (target.project, target.subject, target.session, target.direct))),
+        found.images,
+        session.BATCH,
+    )
+    if arguments.resume and journal.take_up():
+        context.note(f"Taking up an upload that ended with {journal.count(DONE)} of {len(found.images)} files")
+    began = time.monotonic()
+    async with context.xnat() as xnat:
+        if journal.resumed:
+            await session.take_up(xnat, target, journal, exact=overwrite == "none")
+        elif overwrite == "none":
+            await session.check_free(xnat, target)
+        with shown(context, "uploading") as progress:
+            sent = await session.send(
+                xnat,
+                found.images,
+                target,
+                journal,
+                mode=mode,
+                workers=workers,
+                overwrite=overwrite,
+                progress=progress,
+            )
+        context.note(f"Uploaded {sent} files in {time.monotonic() - began:.1f} s")
+        outcome = await session.complete(xnat, target, journal)
+        done = await session.look(xnat, target, outcome, journal)
+        if arguments.wait and not done:
+            await _wait(context, xnat, target, outcome, journal)
+    outcome.files, outcome.size, outcome.sent = len(found.images), found.size, sent
+    outcome.seconds = time.monotonic() - began
+    if outcome.where != "direct" or done:
+        journal.remove()
+    return _tell(context, outcome, found, target)
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> Any:
+    """A setting of the profile may be anything. Raises ConfigError."""
+    if value not in known:
+        raise ConfigError(f"{name}: {value} in the profile is none of {', '.join(known)}")
+    return value
+
+
+def _goal(target: Target) -> str:
+    return f"{target.project}/{target.subject}/{target.session} in the {'archive' if target.direct else 'prearchive'}"
+
+
+def _tell_found(context: Context, found: dicom.Found) -> None:
+    for name, why in found.broken:
+        print(f"xnatctl: {name} is not sent: it is damaged ({why})", file=sys.stderr)
+    for names, what in ((found.others, "no DICOM images"), (found.copies, "copies of instances that are sent")):
+        if names:
+            some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            context.note(f"{len(names)} files are not sent, being {what}: {some}")
+    studies = {image.study for image in found.images}
+    if len(studies) > 1:
+        context.note(f"These are images of {len(studies)} studies; they are sent as one session all the same")
+
+
+async def _wait(context: Context, xnat: Xnat, target: Target, outcome: Outcome, journal: Journal) -> None:
+    """Look until the server has done with it. Raises Unreachable after --wait-timeout."""
+    longest, pause, said_at, said = context.arguments.wait_timeout, 1.0, float("-inf"), ""
+    with trio.move_on_after(longest):
+        while not await session.look(xnat, target, outcome, journal):
+            state = _state(outcome)
+            if state != said or time.monotonic() - said_at >= SAY_EVERY:
+                context.note(f"{target.session}: {state}")
+                said, said_at = state, time.monotonic()
+            await trio.sleep(pause)
+            pause = min(pause * 1.5, 5.0)
+        return
+    raise Unreachable(
+        f"{target.session} is not there after {longest:g} s ({_state(outcome)}): the server goes on with it, and the "
+        "same command takes up the wait again",
+        url=xnat.url,
+    )
+
+
+def _state(outcome: Outcome) -> str:
+    if outcome.where == "prearchive":
+        return RECEIVING_SAID if outcome.status.startswith("RECEIVING") else outcome.status
+    return "on its way into the archive" + (f", {outcome.arrived} files are there" if outcome.arrived else "")
+
+
+def _tell(context: Context, outcome: Outcome, found: dicom.Found, target: Target) -> int:
+    missing = outcome.files - outcome.arrived if outcome.arrived is not None else 0
+    status = "success" if missing <= 0 and not found.broken else "partial"
+    place = f"{outcome.place} ({outcome.status})" if outcome.status else outcome.place
+    name = {"archive": "archive", "prearchive": "prearchive", "direct": "archive, which is at work on it"}
+    context.note(f"{outcome.files} files ({outcome.size / 1e6:.1f} MB) are in the {name[outcome.where]}: {place}")
+    if outcome.accession:
+        context.note(f"Accession ID: {outcome.accession}")
+    if outcome.where == "prearchive" and outcome.status in ("CONFLICT", "ERROR"):
+        print(f"xnatctl: its state is {outcome.status}: xnatctl prearchive archive explains it", file=sys.stderr)
+        status = "partial"
+    if outcome.changed:
+        context.note(
+            f"{outcome.changed} files are not the bytes that were sent: the site's anonymization rewrites them"
+        )
+    if outcome.arrived is None:
+        context.note("The server does not say yet how many files it has; --wait asks until it does")
+    elif missing > 0:
+        print(f"xnatctl: {missing} of {outcome.files} files did not arrive", file=sys.stderr)
+    _print(context, outcome, target, status)
+    return 0 if status == "success" else PARTIAL
+
+
+def _print(context: Context, outcome: Outcome, target: Target, status: str) -> None:
+    if context.arguments.quiet:
+        if outcome.accession:
+            print(outcome.accession)
+    elif context.arguments.output in ("json", "jsonl"):
+        cells = {
+            "operation": "upload",
+            "source": str(context.arguments.path),
+            "project": target.project,
+            "subject": target.subject,
+            "session": target.session,
+            "session_id": outcome.accession or None,
+            "destination": outcome.where,
+            "uri": outcome.place,
+            "state": outcome.status or None,
+            "files": outcome.files,
+            "sent": outcome.sent,
+            "resumed": outcome.resumed,
+            "arrived": outcome.arrived,
+            "changed": outcome.changed,
+            "bytes": outcome.size,
+            "duration_seconds": round(outcome.seconds, 3),
+            "status": status,
+        }
+        print(json.dumps(cells, ensure_ascii=False))
+
+
+# -- resource upload ---------------------------------------------------------------------------------------------
+
+
+def _resource_upload(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("words", nargs="+", metavar="[SESSION] RESOURCE PATH", help="label, and a file or a folder")
+    experiment_options(parser)
+    parser.add_argument("--scan", metavar="SCAN", help="into a resource of this scan, not of the session")
+    parser.add_argument("--overwrite", action="store_true", help="replace files of the same names")
+    parser.add_argument("--dry-run", action="store_true", help="list what would be sent")
+
+
+async def resource_upload(context: Context) -> int:
+    arguments = context.arguments
+    label, path = _words(arguments)
+    files = await trio.to_thread.run_sync(resource.find, [path])
+    if not files:
+        raise ConfigError(f"{path} holds no files")
+    if arguments.dry_run:
+        for file in files:
+            print(file.name)
+        return 0
+    began = time.monotonic()
+    async with context.xnat() as xnat:
+        item = await _item(context, xnat)
+        with shown(context, "uploading") as progress:
+            report = await resource.upload(xnat, item, label, files, overwrite=arguments.overwrite, progress=progress)
+    seconds = time.monotonic() - began
+    for name, why in report.failed:
+        print(f"xnatctl: {name} {why}", file=sys.stderr)
+    if report.sent:
+        there = f", {report.up_to_date} were there already" if report.up_to_date else ""
+        context.note(f"Uploaded {report.sent} files to resource {label} in {seconds:.1f} s{there}")
+    else:
+        context.note(f"Up to date: {report.files} files in resource {label}")
+    if report.unverified:
+        context.note(f"{report.unverified} files have no digest on the server: only their length is known to be right")
+    if arguments.output in ("json", "jsonl") and not arguments.quiet:
+        cells = {
+            "operation": "resource upload",
+            "resource": label,
+            "uri": "/data/" + "/".join((*item, "resources", label)),
+            "files": report.files,
+            "sent": report.sent,
+            "up_to_date": report.up_to_date,
+            "unverified": report.unverified,
+            "bytes": report.size,
+            "duration_seconds": round(seconds, 3),
+            "status": "success" if not report.failed else "partial" if report.files else "failed",
+            "failed": [{"path": name, "error": why} for name, why in report.failed],
+        }
+        print(json.dumps(cells, ensure_ascii=False))
+    return 0 if not report.failed else PARTIAL if report.files else 1
+
+
+def _words(arguments: argparse.Namespace) -> tuple[str, Path]:
+    """The label and the path; a session before them is as good as -E. Raises ConfigError."""
+    words: list[str] = arguments.words
+    if len(words) == 3 and not arguments.experiment:
+        arguments.experiment, words = words[0], words[1:]
+    if len(words) != 2:
+        raise ConfigError("what goes where? Give RESOURCE PATH with -E, or SESSION RESOURCE PATH")
+    path = Path(words[1])
+    if not path.exists():
+        raise ConfigError(f"{path} does not exist")
+    return words[0], path
+
+
+async def _item(context: Context, xnat: Xnat) -> tuple[str, ...]:
+    """What the resource hangs on, which must be there. Raises NotFound, ConfigError."""
+    arguments = context.arguments
+    if arguments.experiment:
+        accession = (await experiment(context, xnat)).fields.get("ID") or arguments.experiment
+        if arguments.scan is None:
+            return ("experiments", accession)
+        scans = [row.text("ID") for row in await below(context, xnat, accession, "scans")]
+        if arguments.scan not in scans:
+            known = ", ".join(sorted(scans)) or "none"
+            raise NotFound(f"scan {arguments.scan} is not in session {arguments.experiment} (its scans: {known})")
+        return ("experiments", accession, "scans", arguments.scan)
+    if arguments.scan is not None:
+        raise ConfigError("--scan is a scan of a session: give -E, too")
+    project = context.project()
+    if not arguments.subject:
+        with context.about(f"project {project}"):
+            await xnat.item("projects", project)
+        return ("projects", project)
+    with context.about(f"subject {arguments.subject} in project {project}"):
+        await xnat.item("projects", project, "subjects", arguments.subject)
+    return ("projects", project, "subjects", arguments.subject)
+
+
+COMMANDS = [
+    Command(
+        "session",
+        "upload",
+        "send a session's DICOM to the server",
+        "xnatctl session upload ./dicoms -P MYPROJECT -S SUB001 -E SUB001_MR1 --wait",
+        session_upload,
+        _session_upload,
+    ),
+    Command(
+        "resource",
+        "upload",
+        "send files to a resource of a session, a scan, a subject or a project",
+        "xnatctl resource upload -E XNAT_E00001 NIFTI ./image.nii.gz --scan 1",
+        resource_upload,
+        _resource_upload,
+    ),
+]

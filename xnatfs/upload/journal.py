@@ -1,0 +1,94 @@
+"""What an upload has sent, kept beside other state of the user, so that a run after a crash knows.
+
+A batch is new, or sent (the server may have it), or done (the server has said so). The journal is replaced as a whole
+each time; it goes when the upload is complete.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from xnatfs.sessions import write_private
+from xnatfs.upload.images import Image
+
+VERSION = 1
+NEW, SENT, DONE = "new", "sent", "done"
+
+
+def state_home() -> Path:
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "xnatfs"
+
+
+@dataclass
+class Batch:
+    """Files that travel in one request, by their places among the images."""
+
+    first: int
+    count: int
+    state: str = NEW
+    uris: list[str] = field(default_factory=list)
+    digests: list[str] = field(default_factory=list)
+
+
+def batches_of(images: Sequence[Image], limit: int) -> list[Batch]:
+    """Consecutive images, at most `limit` bytes together, or one that is longer."""
+    made: list[Batch] = []
+    size = 0
+    for place, image in enumerate(images):
+        if not made or size + image.size > limit:
+            made.append(Batch(place, 0))
+            size = 0
+        made[-1].count += 1
+        size += image.size
+    return made
+
+
+class Journal:
+    """The journal of one upload: of these images to that place."""
+
+    def __init__(self, target: Sequence[str], images: Sequence[Image], limit: int) -> None:
+        name = hashlib.sha256("\n".join(target).encode()).hexdigest()[:32]
+        self.path = state_home() / "uploads" / f"{name}.json"
+        self._images = _fingerprint(images)
+        self.batches = batches_of(images, limit)
+        self.resumed = False
+
+    def take_up(self) -> bool:
+        """Go on where a run before this one ended, if it sent the same; whether there was one."""
+        try:
+            cells: Any = json.loads(self.path.read_bytes())
+            if cells["version"] != VERSION or cells["images"] != self._images:
+                return False
+            self.batches = [Batch(**batch) for batch in cells["batches"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        self.resumed = any(batch.state != NEW for batch in self.batches)
+        return self.resumed
+
+    def write(self) -> None:
+        """Raises OSError."""
+        cells = {"version": VERSION, "images": self._images, "batches": [asdict(batch) for batch in self.batches]}
+        write_private(self.path, json.dumps(cells))
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+    def count(self, *states: str) -> int:
+        """How many files are in batches of these states."""
+        return sum(batch.count for batch in self.batches if batch.state in states)
+
+    def places(self) -> list[str]:
+        """Where the server says that it has put them."""
+        return list(dict.fromkeys(uri for batch in self.batches for uri in batch.uris))
+
+    def digests(self) -> set[str]:
+        return {digest for batch in self.batches for digest in batch.digests}
+
+
+def _fingerprint(images: Sequence[Image]) -> str:
+    lines = (f"{image.name}\n{image.size}\n{image.modified}\n{image.instance}\n" for image in images)
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()

@@ -1,0 +1,186 @@
+"""Files into a resource, as they are: no import, so no anonymization either.
+
+A file whose name needs no escaping in a URL goes as it is; several, and any other name, travel in a tar that the
+server unpacks, which is one entry in the catalogue's history and keeps every name. The server answers 200 to what it
+does not store, so that only the listing afterwards tells.
+"""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, cast
+from urllib.parse import quote
+
+from xnatfs.client import Xnat
+from xnatfs.errors import ConfigError, Conflict, Denied, NotFound, Uncertain
+from xnatfs.models import FileRow, file_rows
+from xnatfs.prearchive import failure
+from xnatfs.transfer import Progress, md5
+from xnatfs.upload.bodies import Part, Sending, as_file, as_tar
+from xnatfs.upload.session import BATCH
+
+# Sites that want a reason for every change refuse one without it.
+REASON = {"event_reason": "upload"}
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """A file here, and what it is to be called in the resource: '/' between folders."""
+
+    path: Path
+    name: str
+    size: int
+    digest: str
+
+
+@dataclass
+class Report:
+    """What came of it. `files` are there and right afterwards."""
+
+    files: int = 0
+    size: int = 0
+    sent: int = 0
+    up_to_date: int = 0
+    unverified: int = 0  # no digest on the server
+    failed: list[tuple[str, str]] = field(default_factory=list)
+
+
+def find(paths: Sequence[Path]) -> list[Local]:
+    """The files to send: those named by their own name, those below a folder by their place in it.
+
+    Raises ConfigError where one cannot be read, or two have one name.
+    """
+    places: dict[str, Path] = {}
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(each for each in path.rglob("*") if each.is_file())
+            named = {each.relative_to(path).as_posix(): each for each in inside}
+        else:
+            named = {path.name: path}
+        if twice := sorted(named.keys() & places.keys()):
+            raise ConfigError(f"{named[twice[0]]} and {places[twice[0]]} would both be {twice[0]}")
+        places |= named
+    for name in places:
+        if name.endswith("_catalog.xml"):
+            raise ConfigError(f"{places[name]}: XNAT keeps names that end in _catalog.xml for itself")
+    try:
+        return [Local(path, name, path.stat().st_size, md5(path)) for name, path in places.items()]
+    except OSError as error:
+        raise ConfigError(f"{error.filename}: {error.strerror}") from None
+
+
+async def upload(
+    xnat: Xnat, item: Sequence[str], label: str, files: Sequence[Local], *, overwrite: bool, progress: Progress
+) -> Report:
+    """Send what is not there yet. Raises Conflict before anything is sent where others of these names are there."""
+    where = f"resource {label} of {'/'.join(item)}"
+    there = await _listed(xnat, item, label)
+    todo = [file for file in files if not _same(file, there.get(file.name))]
+    other = [file.name for file in todo if file.name in there]
+    if other and not overwrite:
+        names = ", ".join(other[:3]) + (f" and {len(other) - 3} more" if len(other) > 3 else "")
+        hint = "--overwrite replaces them"
+        text = f"{where} has other files of these names: {names}; nothing was sent ({hint})"
+        raise Conflict(text, status=409, url=xnat.url, hint=hint)
+    progress.begin(len(todo), sum(file.size for file in todo))
+    path = "/data/" + "/".join(map(quote, (*item, "resources"))) + f"/{quote(label, safe='')}/files"
+    query = {**REASON, **({"overwrite": "true"} if overwrite else {})}
+    for batch in _batches(todo):
+        await _send(xnat, path, query, batch, where, progress)
+    return await _check(xnat, item, label, files, todo, there, where)
+
+
+async def _listed(xnat: Xnat, item: Sequence[str], label: str) -> dict[str, FileRow]:
+    """What the resource has, by path; nothing where it is not there."""
+    try:
+        rows = file_rows(await xnat.rows(*item, "resources", label, "files"))
+    except NotFound:
+        return {}
+    return {row.path: row for row in rows}
+
+
+def _same(file: Local, row: FileRow | None) -> bool:
+    return row is not None and row.size in (file.size, None) and row.digest == file.digest
+
+
+def _plain(file: Local) -> bool:
+    """Whether it can be sent under its name: it has bytes, and the name is the same in a URL."""
+    return bool(file.size) and quote(file.name) == file.name and not re.search(r"(^|/)\.{1,2}(/|$)|//", file.name)
+
+
+def _batches(files: Sequence[Local]) -> list[list[Local]]:
+    made: list[list[Local]] = []
+    size = 0
+    for file in files:
+        if not made or size + file.size > BATCH:
+            made.append([])
+            size = 0
+        made[-1].append(file)
+        size += file.size
+    return made
+
+
+async def _send(
+    xnat: Xnat, path: str, query: dict[str, str], batch: Sequence[Local], where: str, progress: Progress
+) -> None:
+    parts = [Part(file.name, file.size, _opener(file.path)) for file in batch]
+    if len(batch) == 1 and _plain(batch[0]):
+        url, params = f"{path}/{batch[0].name}", {**query, "inbody": "true"}
+        body: Sending = as_file(parts[0], "application/octet-stream", progress)
+    else:
+        url, params = f"{path}/upload.tar", {**query, "inbody": "true", "extract": "true"}
+        body = as_tar(parts, progress)
+    answer = await xnat.change("PUT", url, params, body=body.pieces, headers=dict(body.headers))
+    if answer.status in (500, 502, 504):
+        text = f"sending to {where}: {xnat.url} answers {answer.status}, and may have stored it ({answer.said()})"
+        raise Uncertain(f"{text}; the same command sends what is missing", status=answer.status, url=xnat.url)
+    if not answer.ok:
+        raise failure(xnat, answer, f"sending to {where}")
+    if duplicates := _duplicates(answer.text):
+        names = ", ".join(duplicates[:3])
+        raise Conflict(f"{where} had these files already: {names} (--overwrite replaces them)", url=xnat.url)
+
+
+def _opener(path: Path) -> Callable[[], BinaryIO]:
+    return lambda: cast(BinaryIO, open(path, "rb"))
+
+
+def _duplicates(text: str) -> list[str]:
+    """What the server has not stored because it was there: told by the body of a 200 alone."""
+    try:
+        found = json.loads(text)["duplicates"]
+    except (ValueError, KeyError, TypeError):
+        return []
+    return [str(name) for name in found] if isinstance(found, list) else []
+
+
+async def _check(
+    xnat: Xnat,
+    item: Sequence[str],
+    label: str,
+    files: Sequence[Local],
+    todo: Sequence[Local],
+    before: dict[str, FileRow],
+    where: str,
+) -> Report:
+    """Compare what the server lists now with what was to be there."""
+    report = Report(sent=len(todo), up_to_date=len(files) - len(todo))
+    after = await _listed(xnat, item, label) if todo else before
+    for file in files:
+        row = after.get(file.name)
+        if row is None:
+            report.failed.append((file.name, "was sent, and is not there"))
+        elif row.digest and row.digest != file.digest:
+            report.failed.append((file.name, "is not what was sent: its digest is another"))
+        elif row.size not in (file.size, None):
+            report.failed.append((file.name, f"is not what was sent: it has {row.size} bytes, not {file.size}"))
+        else:
+            report.files += 1
+            report.size += file.size
+            report.unverified += not row.digest
+    if todo and report.files == report.up_to_date and not any(file.name in after for file in todo):
+        text = f"{where}: the server took {len(todo)} files and stored none of them"
+        raise Denied(f"{text}; that is what it does where your account may not change the session", url=xnat.url)
+    return report
