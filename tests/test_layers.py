@@ -16,7 +16,7 @@ LAYERS = [
     {"client", "metadata", "content"},
     {"transport", "untar", "profiles"},
     {"auth"},
-    {"credentials"},
+    {"credentials", "listings"},
     {"config", "models", "sessions"},
     {"errors"},
 ]
@@ -25,9 +25,10 @@ OWNERS = {
     "httpx": {"client", "transport", "auth", "site", "demo"},
     "cachetools": {"metadata"},
     "yaml": {"config"},
-    "keyring": {"credentials"},
+    "keyring": {"credentials", "listings"},
     "ruamel": {"profiles"},
     "rich": {"cli"},
+    "argcomplete": {"cli"},
     "argparse": {"cli", "demo"},  # the demo server is a program of its own
     "pydicom": {"demo", "upload"},
     "numpy": {"demo"},

@@ -71,6 +71,10 @@ def main_xnatctl(argv: Sequence[str] | None = None) -> int:
     from xnatfs.cli import ctl
 
     ctl.build(parser)
+    if "_ARGCOMPLETE" in os.environ:
+        from xnatfs.cli import completion
+
+        completion.complete(parser)
     try:
         arguments = parser.parse_args(line)
         return ctl.run(arguments)

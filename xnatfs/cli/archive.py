@@ -255,6 +255,7 @@ async def project_list(context: Context) -> None:
     more = {"allDataOverride": "true"} if context.arguments.all else {}
     async with context.xnat() as xnat:
         rows = await xnat.rows("projects", columns="ID,name,pi_lastname,description", **more)
+    context.remember(xnat, ("projects",), rows)
     show_rows(context.arguments, PROJECTS, sorted(map(project_row, rows), key=by("id")), "id")
 
 
@@ -314,6 +315,7 @@ async def subject_list(context: Context) -> None:
                     xnat.rows("projects", project, "experiments", columns="ID,subject_ID") if counting else nothing()
                 ),
             )
+    context.remember(xnat, ("subjects", project), subjects)
     counts: dict[str, int] = {}
     for row in sessions:
         counts[row.get("subject_ID")] = counts.get(row.get("subject_ID"), 0) + 1
@@ -367,7 +369,9 @@ async def session_list(context: Context) -> None:
     columns = "ID,label,subject_label,date,xsiType,subject_ID"
     async with context.xnat() as xnat:
         with context.about(f"project {project}"):
-            rows = [session_row(row) for row in await xnat.rows("projects", project, "experiments", columns=columns)]
+            listed = await xnat.rows("projects", project, "experiments", columns=columns)
+    context.remember(xnat, ("sessions", project), listed)
+    rows = [session_row(row) for row in listed]
     if arguments.subject:
         rows = [row for row in rows if arguments.subject in (row["subject"], row["subject_id"])]
     if arguments.modality:
@@ -417,7 +421,9 @@ async def session_show(context: Context) -> None:
 
 async def scan_list(context: Context) -> None:
     async with context.xnat() as xnat:
-        rows = await below(context, xnat, await accession(context, xnat), "scans", columns=SCAN_COLUMNS)
+        found = await accession(context, xnat)
+        rows = await below(context, xnat, found, "scans", columns=SCAN_COLUMNS)
+    context.remember(xnat, ("scans", found), rows)
     show_rows(context.arguments, SCANS, sorted(map(scan_row, rows), key=by("id")), "id")
 
 
@@ -460,7 +466,8 @@ async def resource_rows(context: Context, xnat: Xnat) -> tuple[tuple[str, ...], 
 
 async def resource_list(context: Context) -> None:
     async with context.xnat() as xnat:
-        _, rows = await resource_rows(context, xnat)
+        item, rows = await resource_rows(context, xnat)
+    context.remember(xnat, ("scan resources" if "scans" in item else "resources", *item[1::2]), rows)
     show_rows(context.arguments, RESOURCES, sorted(map(resource_row, rows), key=by("label")), "label")
 
 

@@ -22,13 +22,14 @@ if TYPE_CHECKING:
     from xnatfs.client import Xnat
     from xnatfs.config import Config
     from xnatfs.credentials import Credentials
+    from xnatfs.models import Row
     from xnatfs.sessions import SessionStore
     from xnatfs.site import Site
 
 # Who waits for an answer on a terminal gives up earlier than a mount: a refused or silent host is one line after this.
 PATIENCE = 10.0
 
-MODULES = ("account", "profiles", "archive", "transfers", "uploads", "prearchive")
+MODULES = ("account", "profiles", "archive", "transfers", "uploads", "prearchive", "completion")
 
 PARTIAL = 8  # the exit status where some of it was done, and some was not
 
@@ -117,6 +118,12 @@ class Context:
             where = f"profile {self.config.profile.name!r}" if self.config.profile.name else "a profile"
             raise ConfigError(f"which project? Give -P/--project, or set default_project in {where}")
         return project
+
+    def remember(self, xnat: "Xnat", key: Sequence[str], rows: "Sequence[Row]") -> None:
+        """Leave what was listed to the shell, which completes names from it."""
+        from xnatfs.listings import NAMES, Listings
+
+        Listings(self.config.url, xnat.login.username).remember(key, NAMES[key[0]](rows))
 
     def note(self, text: str) -> None:
         note(self.arguments, text)

@@ -212,6 +212,8 @@ async def list_(context: Context) -> None:
     async with context.xnat() as xnat:
         with context.about(f"project {project}" if project else "the prearchive"):
             rows = await xnat.prearchive(_owner(project))
+    if project:
+        context.remember(xnat, ("prearchive", project), [row.row for row in rows])
     rows = prearchive.matching(rows, arguments.session, status=arguments.status)
     shown = sorted(map(_row, rows), key=lambda row: (natural(row["project"]), natural(row["name"]), row["timestamp"]))
     show_rows(arguments, COLUMNS, shown, "id")

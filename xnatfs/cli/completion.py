@@ -1,0 +1,197 @@
+"""completion bash|zsh|fish, and what shells are told: commands and options from the parser, values from what was
+listed lately, else by one request that may take 300 ms. Never asks for anything, never says anything."""
+
+import argparse
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from xnatfs.cli import ctl, options
+from xnatfs.cli.ctl import Command, Context
+from xnatfs.config import profiles_path, read_profiles
+from xnatfs.errors import XnatError
+from xnatfs.listings import NAMES, PATHS, Listings, Name
+
+# Longer, and a person has typed the name himself.
+PATIENCE = 0.3
+
+SHELLS = ("bash", "zsh", "fish")
+
+
+async def completion(context: Context) -> None:
+    """The shell's own part, for its start-up file."""
+    from argcomplete.shell_integration import shellcode
+
+    print(shellcode(["xnatctl"], shell=context.arguments.shell), end="")
+
+
+def _shell(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shell", choices=SHELLS)
+
+
+def complete(parser: argparse.ArgumentParser) -> None:
+    """Answer a shell that asks for completions, and end; return where none does."""
+    import argcomplete
+
+    _attach(parser)
+    argcomplete.autocomplete(parser, always_complete_options="long")
+
+
+def _attach(parser: argparse.ArgumentParser) -> None:
+    """Give every option and argument that takes a name of the archive its completer."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                _attach(below)
+        elif completer := COMPLETERS.get(action.dest):
+            action.completer = completer  # type: ignore[attr-defined]
+
+
+# -- values ------------------------------------------------------------------------------------------------------
+
+
+def profiles(prefix: str, parsed_args: argparse.Namespace, **more: Any) -> dict[str, str]:
+    try:
+        kept, _ = read_profiles(profiles_path())
+    except XnatError:
+        return {}
+    return {name: profile.url for name, profile in kept.items()}
+
+
+def _values(find: Callable[["_Asking"], Sequence[Name]]) -> Callable[..., dict[str, str]]:
+    """A completer; whatever goes wrong, there is nothing to complete then."""
+
+    def completer(prefix: str, parsed_args: argparse.Namespace, **more: Any) -> dict[str, str]:
+        try:
+            return dict(find(_Asking(parsed_args)))
+        except Exception:  # offline, logged out, no profile: a prompt is no place to say so
+            return {}
+
+    return completer
+
+
+class _Asking:
+    """What the words so far say, and the names that belong to it."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        from xnatfs.cli.logins import session_store
+
+        for key, value in ctl.DEFAULTS.items():
+            if not hasattr(arguments, key):
+                setattr(arguments, key, value)
+        self.arguments = arguments
+        self.config = options.server_config(arguments, os.environ)
+        self.store = session_store(self.config, os.environ.get("XNAT_TOKEN", ""))
+        self.session = self.store.find()
+        self.listings = Listings(self.config.url, self.session.username if self.session else self.store.username)
+
+    def said(self, *names: str) -> str:
+        """The first of these that the line has."""
+        values = (getattr(self.arguments, name, None) for name in names)
+        return next((value for value in values if isinstance(value, str) and value), "")
+
+    @property
+    def project(self) -> str:
+        return self.said("project", "project_id") or self.config.profile.default_project
+
+    def accession(self) -> str:
+        """The accession ID of the session on the line: that of a label where its project was listed."""
+        value = self.said("experiment", "session_id")
+        listed = self.names("sessions", self.project) if self.project else ()
+        return next((what.split()[0] for label, what in listed if label == value and what), value)
+
+    def names(self, *key: str) -> Sequence[Name]:
+        """The names of this listing, remembered or asked for."""
+        if (known := self.listings.recall(key)) is not None:
+            return known
+        if self.session is None:  # to log in is no matter of 300 ms, and may ask for a password
+            return ()
+        import trio
+
+        return trio.run(self._ask, key)
+
+    async def _ask(self, key: Sequence[str]) -> Sequence[Name]:
+        import trio
+
+        from xnatfs.client import open_xnat
+
+        found: Sequence[Name] = ()
+        with trio.move_on_after(PATIENCE):
+            async with open_xnat(self.config, None, sessions=self.store) as xnat:
+                where, columns = PATHS[key[0]]
+                parts = [part.format(*key[1:]) for part in where]
+                rows = await xnat.rows(*parts, columns=columns)
+                found = NAMES[key[0]](rows)
+        if found:
+            self.listings.remember(key, found)
+        return found
+
+
+def _scans(asking: _Asking) -> Sequence[Name]:
+    return asking.names("scans", asking.accession())
+
+
+def _scan_list(prefix: str, parsed_args: argparse.Namespace, **more: Any) -> dict[str, str]:
+    """Of '1,2,3' the last is completed."""
+    before, comma, _ = prefix.rpartition(",")
+    found: dict[str, str] = _values(_scans)(prefix, parsed_args, **more)
+    return {f"{before}{comma}{name}": what for name, what in found.items()}
+
+
+def _resources(asking: _Asking) -> Sequence[Name]:
+    scan = asking.said("scan")
+    item = asking.accession()
+    return asking.names("scan resources", item, scan) if scan else asking.names("resources", item)
+
+
+def _sessions(asking: _Asking) -> Sequence[Name]:
+    return asking.names("sessions", asking.project) if asking.project else ()
+
+
+def _waiting(asking: _Asking) -> Sequence[Name]:
+    return asking.names("prearchive", asking.project) if asking.project else ()
+
+
+def _session(asking: _Asking) -> Sequence[Name]:
+    """--session means a session of the archive, and in `prearchive` one that waits."""
+    return _waiting(asking) if asking.arguments.command.noun == "prearchive" else _sessions(asking)
+
+
+def _place(asking: _Asking) -> Sequence[Name]:
+    """PROJECT TIMESTAMP SESSION, one after the other."""
+    words: list[str] = [word for word in getattr(asking.arguments, "place", None) or ()]
+    if not words:
+        return asking.names("projects")
+    rows = asking.names("prearchive", words[0])
+    if len(words) == 1:
+        return [(what.split()[0], name) for name, what in rows]
+    return [(name, what) for name, what in rows if what.startswith(words[1])]
+
+
+COMPLETERS: Mapping[str, Callable[..., dict[str, str]]] = {
+    "profile": profiles,
+    "project": _values(lambda asking: asking.names("projects")),
+    "project_id": _values(lambda asking: asking.names("projects")),
+    "to": _values(lambda asking: asking.names("projects")),
+    "subject": _values(lambda asking: asking.names("subjects", asking.project)),
+    "subject_id": _values(lambda asking: asking.names("subjects", asking.project)),
+    "experiment": _values(_sessions),
+    "session_id": _values(_sessions),
+    "session": _values(_session),
+    "scans": _scan_list,
+    "scan": _values(_scans),
+    "resource": _values(_resources),
+    "label": _values(_resources),
+    "place": _values(_place),
+}
+
+COMMANDS = [
+    Command(
+        "",
+        "completion",
+        "print what a shell needs to complete commands, options and names",
+        "xnatctl completion bash > ~/.local/share/bash-completion/completions/xnatctl",
+        completion,
+        _shell,
+    ),
+]
