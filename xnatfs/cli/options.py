@@ -139,7 +139,8 @@ def server_config(arguments: argparse.Namespace, environ: Mapping[str, str]) -> 
         raise ConfigError("which XNAT? Give --url, or set XNAT_URL, or make a profile in ~/.config/xnatctl/config.yaml")
     url = normalised_url(text)
     if profile.url and normalised_url(profile.url) != url:
-        profile = Profile(profile.name)  # XNAT_URL names another server: the profile's login is not for it
+        # XNAT_URL names another server: the profile's login and its trust are not for it.
+        profile = replace(profile, url="", username="", password="", password_source="", verify_ssl=True, ca_bundle="")
     bundle = str(arguments.ca_bundle or profile.ca_bundle)
     if bundle and not Path(bundle).expanduser().is_file():
         raise ConfigError(f"the CA bundle {bundle} is not a file")
