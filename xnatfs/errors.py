@@ -96,6 +96,14 @@ class CacheError(XnatError):
     """The cache directory cannot be used."""
 
 
+class Reported(Exception):
+    """What another process has said of its end: an exit status, and its line."""
+
+    def __init__(self, status: int, line: str) -> None:
+        super().__init__(line)
+        self.status = status
+
+
 def first_error(error: BaseException) -> BaseException:
     """The error itself, out of the groups that nurseries wrap it in."""
     while isinstance(error, BaseExceptionGroup):

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from xnatfs import __version__
-from xnatfs.cli import daemon
 from xnatfs.errors import (
     BadReply,
     CacheError,
@@ -20,6 +19,7 @@ from xnatfs.errors import (
     MountpointError,
     NotFound,
     ReadOnly,
+    Reported,
     Stale,
     Unreachable,
     UsageError,
@@ -108,6 +108,8 @@ def _parser(name: str, description: str) -> argparse.ArgumentParser:
 
 
 def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
+    from xnatfs.cli import daemon
+
     arguments = parser.parse_args(argv)
     reporter = arguments.reporter = daemon.Reporter(getattr(arguments, "report_fd", None))
     try:
@@ -126,7 +128,7 @@ def _ending(error: BaseException) -> tuple[int, str]:
     cause = first_error(error)
     if isinstance(cause, KeyboardInterrupt):
         return INTERRUPTED, ""
-    if isinstance(cause, daemon.Reported):
+    if isinstance(cause, Reported):
         return cause.status, str(cause)
     if isinstance(cause, XnatError):
         log.debug("ended by", exc_info=error)

@@ -14,18 +14,10 @@ from pathlib import Path
 from typing import IO
 
 from xnatfs.credentials import Credentials
-from xnatfs.errors import CacheError
+from xnatfs.errors import CacheError, Reported
 
 READY = "ready"
 SECRETS = ("XNAT_PASS", "XNAT_TOKEN")
-
-
-class Reported(Exception):
-    """The background process ended with this exit status and this line."""
-
-    def __init__(self, status: int, line: str) -> None:
-        super().__init__(line)
-        self.status = status
 
 
 def start(arguments: Sequence[str], handover: dict[str, str], log_file: Path) -> str:
