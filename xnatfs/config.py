@@ -179,4 +179,7 @@ def select_profile(name: str | None, environ: Mapping[str, str], path: Path | No
         return profiles[default]
     if len(profiles) == 1:
         return next(iter(profiles.values()))
+    if profiles and not environ.get("XNAT_URL"):
+        known = ", ".join(sorted(profiles))
+        raise ConfigError(f"which profile? {path} has {known}, and no default_profile: give -p, or set XNAT_PROFILE")
     return profiles.get("default", Profile(""))

@@ -38,13 +38,12 @@ async def login(context: Context) -> None:
         credentials = kept
     else:
         credentials = ask(config.url, username, context.environ)
-    context.note(f"Authenticating with {config.url} ...")
     async with context.xnat(credentials) as xnat:
         await xnat.login.renew()
         known_as = await xnat.username()
         if arguments.token:
             await _keep_token(context, xnat)
-    if credentials.source == "prompt" and not arguments.token and not arguments.no_save:
+    if (credentials.source == "prompt" or arguments.password_stdin) and not arguments.token and not arguments.no_save:
         _save(context, credentials)
     session = context.store.find()
     ends = session.used + timedelta(seconds=session.idle) if session else datetime.now()

@@ -478,7 +478,8 @@ async def resource_show(context: Context) -> None:
         chosen = [row for row in map(resource_row, rows) if label in (row["label"], row["id"])]
         if not chosen:
             known = ", ".join(sorted(row["label"] or row["id"] for row in map(resource_row, rows))) or "none"
-            raise NotFound(f"resource {label} not found on {'/'.join(item)} (resources there: {known})")
+            text = f"resource {label} not found on {'/'.join(item)} (resources there: {known})"
+            raise NotFound(text, status=404, url=xnat.url)
         files = [file for row in chosen for file in await xnat.resource_files(item, row["id"])]
     shown = [
         {

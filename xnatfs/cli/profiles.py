@@ -91,7 +91,10 @@ async def current(context: Context) -> None:
     profile: Profile = select_profile(context.arguments.profile, os.environ)
     if not profile.name:
         raise ConfigError(f"there is no profile in {profiles_path()}: 'xnatctl config init --url URL' makes one")
-    show_item(context.arguments, {"profile": profile.name}, "profile", {"profile": "Profile"})
+    if context.arguments.output in ("json", "jsonl"):
+        show_item(context.arguments, {"profile": profile.name}, "profile", {})
+    else:
+        print(profile.name)
 
 
 def _chosen() -> str:

@@ -71,9 +71,9 @@ async def session_upload(context: Context) -> int:
     mode = _one_of("archive_mode", arguments.mode or profile.archive_mode or "tar", MODES)
     overwrite = _one_of("overwrite", arguments.overwrite or profile.overwrite or "none", OVERWRITES)
     found = await trio.to_thread.run_sync(dicom.find, arguments.path)
-    _tell_found(context, found)
     if not found.images:
         raise ConfigError(f"{arguments.path} holds no DICOM (none of its {len(found.others)} files)")
+    _tell_found(context, found)
     if arguments.dry_run:
         for image in found.images:
             print(image.name)
