@@ -191,9 +191,8 @@ class Login:
 
     async def _log_in(self) -> str:
         if self._basic is None:
-            raise LoginRequired(
-                f"the session on {self._http.base_url} has ended, and there is no password to renew it: 'xnatctl auth login', or XNAT_USER and XNAT_PASS"
-            )
+            text = f"the session on {self._http.base_url} has ended, and there is no password to renew it"
+            raise LoginRequired(f"{text}: 'xnatctl auth login', or XNAT_USER and XNAT_PASS")
         reason, when = self._refused
         if trio.current_time() - when < REFUSED_FOR:
             raise LoginRequired(reason)

@@ -169,7 +169,9 @@ def log_to(arguments: argparse.Namespace, environ: Mapping[str, str]) -> None:
             stream = open(name, "a", encoding="utf-8", opener=lambda p, f: os.open(p, f, 0o600))  # noqa: SIM115
         except OSError as error:
             raise ConfigError(f"cannot write the log {name}: {error.strerror}") from None
-    logging.basicConfig(stream=stream, level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler(stream)
+    handler.setLevel(level)  # of libraries, too, which have levels of their own
+    logging.basicConfig(handlers=[handler], level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
 
 def mount_config(arguments: argparse.Namespace, server: Config) -> Config:

@@ -72,7 +72,9 @@ async def session_upload(context: Context) -> int:
     overwrite = _one_of("overwrite", arguments.overwrite or profile.overwrite or "none", OVERWRITES)
     found = await trio.to_thread.run_sync(dicom.find, arguments.path)
     if not found.images:
-        raise ConfigError(f"{arguments.path} holds no DICOM (none of its {len(found.others)} files)")
+        damaged = f"; {len(found.broken)} are damaged DICOM, {found.broken[0][0]} for one" if found.broken else ""
+        count = len(found.others) + len(found.broken)
+        raise ConfigError(f"{arguments.path} holds no DICOM that could be sent (none of its {count} files{damaged})")
     _tell_found(context, found)
     if arguments.dry_run:
         for image in found.images:

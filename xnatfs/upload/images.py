@@ -14,6 +14,8 @@ from typing import BinaryIO, cast
 from xnatfs.errors import ConfigError
 
 TAGS = ["SOPInstanceUID", "StudyInstanceUID"]
+# The SOP class of a DICOMDIR: a table of contents of files around it, and no image.
+DIRECTORY = "1.2.840.10008.1.3.10"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +138,7 @@ class _Section(io.RawIOBase):
     def __init__(self, path: Path, offset: int, size: int) -> None:
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115  closed by close()
         self._begin, self._size, self._at = offset, size, 0
+        self.name = str(path)  # which libraries ask of a file
 
     def readable(self) -> bool:
         return True
@@ -171,12 +174,14 @@ def _sort(member: _Member, found: Found, instances: set[str]) -> None:
             return
         file.seek(0)
         try:
-            instance, study = _identity(file)
+            instance, study, kind = _identity(file)
         except Exception as error:  # whatever a parser makes of a damaged file, it cannot be sent
             found.broken.append((member.name, str(error) or type(error).__name__))
             return
-    if not instance or not study:  # a DICOMDIR, which is a table of contents
+    if kind == DIRECTORY:
         found.others.append(member.name)
+    elif not instance or not study:
+        found.broken.append((member.name, "it does not say which instance of which study it is"))
     elif instance in instances:
         found.copies.append(member.name)
     else:
@@ -184,11 +189,12 @@ def _sort(member: _Member, found: Found, instances: set[str]) -> None:
         found.images.append(Image(member.name, member.size, member.modified, instance, study, member.open))
 
 
-def _identity(file: BinaryIO) -> tuple[str, str]:
-    """The SOP and Study Instance UIDs of an open file."""
+def _identity(file: BinaryIO) -> tuple[str, str, str]:
+    """The SOP and Study Instance UIDs of an open file, and what kind of object it says to be."""
     import pydicom
 
     # What is wrong with other elements is for whoever reads them.
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=TAGS)
-    return str(header.get("SOPInstanceUID") or "").strip(), str(header.get("StudyInstanceUID") or "").strip()
+    instance, study = (str(header.get(tag) or "").strip() for tag in TAGS)
+    return instance, study, str(header.file_meta.get("MediaStorageSOPClassUID") or "")

@@ -1,0 +1,509 @@
+"""xnatctl session upload and resource upload: what arrives, once; interrupted and taken up; the server's traps."""
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pydicom
+import pytest
+
+from tests.changing import images, tar_of, zip_of
+from tests.commanding import COLLABORATOR, MEMBER, SESSION, Shell, shell
+from tests.mounting import LIMIT
+from tests.real_data import PROJECT, WITHOUT, sample_sessions
+from xnatfs.demo.app import Request
+from xnatfs.demo.archive import Experiment
+from xnatfs.demo.reply import Reply
+
+IMPORT = "/data/services/import"
+
+# The program with small batches, so that a few kilobytes are several.
+SMALL = """if True:
+    import sys
+    import xnatfs.upload.session as session
+    session.BATCH = 5000
+    session.PAUSES = (0.01, 0.01)
+    from xnatfs.cli import main_xnatctl
+    sys.exit(main_xnatctl(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Iterator[Shell]:
+    home = tmp_path / "home"
+    home.mkdir()
+    with shell(home) as made:
+        yield made
+
+
+@pytest.fixture
+def small(fresh: Shell) -> Shell:
+    return Shell(fresh.app, fresh.url, fresh.home, fresh.env, (sys.executable, "-c", SMALL))
+
+
+def series(count: int) -> dict[str, bytes]:
+    """Two images each of so many series of one study."""
+    return {name: content for number in range(1, count + 1) for name, content in images("1.2.3", number).items()}
+
+
+@pytest.fixture
+def folder(fresh: Shell) -> Path:
+    """20 images, and neighbours that are none."""
+    directory = fresh.home / "dicoms"
+    neighbours = {"notes.txt": b"hello", "1/ps": b"%!PS", "report.pdf": b"%PDF-1.4", "empty.dcm": b""}
+    for name, content in {**series(10), **neighbours}.items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_bytes(content)
+    return directory
+
+
+def upload(path: Path | str, *more: str, label: str = "NEW") -> tuple[str, ...]:
+    return ("session", "upload", str(path), "-P", "MYPROJECT", "-S", "SUB001", "-E", label, *more)
+
+
+def archived(shell: Shell, label: str = "NEW") -> Experiment:
+    (found,) = [e for e in shell.app.archive.experiments.values() if e.label == label]
+    return found
+
+
+def received(shell: Shell, label: str = "NEW") -> Experiment:
+    (found,) = [r.session for r in shell.app.writing.prearchive.sessions if r.session.label == label]
+    return found
+
+
+def contents(session: Experiment) -> list[bytes]:
+    """The bytes of every file of its scans."""
+    entries = [entry for scan in session.scans for resource in scan.resources for entry in resource.entries]
+    return sorted(e.content.read_bytes() if isinstance(e.content, Path) else bytes(e.content) for e in entries)  # type: ignore[arg-type]
+
+
+def imports(shell: Shell) -> list[int]:
+    """How each import was answered."""
+    return [record.status for record in shell.requests("POST", IMPORT)]
+
+
+# -- sessions ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["tar", "zip", "gradual"])
+@pytest.mark.parametrize("direct", [False, True])
+def test_a_folder_goes_up_in_every_mode(fresh, small, folder, mode, direct):
+    done = small.ctl(*upload(folder, "--mode", mode, "--wait", "-o", "json", *(["--direct-archive"] if direct else [])))
+    told = done.rows
+    assert (told["files"], told["sent"], told["arrived"], told["status"]) == (20, 20, 20, "success")
+    assert "4 files are not sent" in done.err
+    session = archived(fresh) if direct else received(fresh)
+    assert contents(session) == sorted(series(10).values())
+    if direct:
+        assert (told["destination"], told["session_id"]) == ("archive", session.id)
+    else:
+        assert (told["destination"], told["state"]) == ("prearchive", "READY")
+    sent = fresh.requests("POST", IMPORT)
+    assert len(sent) == 20 if mode == "gradual" else 4 <= len(sent) < 20
+    types = {"tar": "application/x-tar", "zip": "application/zip", "gradual": "application/dicom"}
+    assert {record.headers["content-type"] for record in sent} == {types[mode]}
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "one file", "a zip called .tar"])
+def test_magic_bytes_decide_what_a_path_is(fresh, small, kind):
+    made = series(3)
+    path = fresh.home / {"one file": "image", "a zip called .tar": "images.tar"}.get(kind, f"images.{kind}")
+    if kind in ("zip", "a zip called .tar"):
+        path.write_bytes(zip_of({**made, "notes.txt": b"hello"}))
+    elif kind == "one file":
+        made = {"1/IM0": made["1/IM0"]}
+        path.write_bytes(made["1/IM0"])
+    else:
+        path.write_bytes(tar_of({**made, "notes.txt": b"hello"}, "w:gz" if kind == "tar.gz" else "w"))
+    small.ctl(*upload(path))
+    assert contents(received(fresh)) == sorted(made.values())
+    assert list(fresh.home.rglob("*.dcm")) == [], "nothing was unpacked here"
+
+
+def test_copies_of_an_instance_go_once(fresh, folder):
+    (folder / "again.dcm").write_bytes((folder / "1" / "IM0").read_bytes())
+    done = fresh.ctl(*upload(folder))
+    assert "copies of instances" in done.err
+    assert len(contents(received(fresh))) == 20
+
+
+def test_a_damaged_image_is_named_and_the_others_go(fresh, folder):
+    whole = (folder / "1" / "IM0").read_bytes()
+    (folder / "broken.dcm").write_bytes(whole[:140] + b"\xff" * 40)
+    done = fresh.ctl(*upload(folder), status=8)
+    assert "broken.dcm" in done.err
+    assert len(contents(received(fresh))) == 20
+
+
+@pytest.mark.parametrize("where", ["archive", "prearchive"])
+def test_a_session_that_is_there_is_refused_before_a_byte_is_sent(fresh, folder, where):
+    fresh.receive("NEW")
+    if where == "archive":
+        fresh.ctl("prearchive", "archive", "-P", "MYPROJECT", "--session", "NEW")
+    before = len(imports(fresh))
+    done = fresh.ctl(*upload(folder), status=1)
+    assert f"in the {where} already" in done.err
+    assert "--overwrite" in done.err
+    assert len(imports(fresh)) == before
+
+
+def test_overwrite_append_adds_to_a_session(fresh, folder, small):
+    archive = fresh.app.archive
+    fresh.ctl(*upload(folder, "--direct-archive", "--wait"))
+    more = fresh.home / "more"
+    more.mkdir()
+    for name, content in images("1.2.3", 99).items():
+        (more / name.replace("/", "-")).write_bytes(content)
+    fresh.ctl(*upload(more, "--direct-archive", "--wait", "--overwrite", "append"))
+    assert len(contents(archived(fresh))) == 22
+    assert [e.label for e in archive.experiments.values()].count("NEW") == 1
+
+
+def test_only_the_first_batch_may_delete(small, fresh, folder):
+    small.ctl(*upload(folder, "--overwrite", "delete"))
+    said = [record.query["overwrite"] for record in fresh.requests("POST", IMPORT)]
+    assert said[0] == "delete"
+    assert set(said[1:]) == {"append"}
+
+
+def test_the_profile_has_defaults(fresh, folder):
+    text = "default_project: MYPROJECT\n    direct_archive: true\n    archive_mode: zip\n    workers: 2\n"
+    fresh.config(f"profiles:\n  one:\n    url: {fresh.url}\n    {text}")
+    fresh.ctl("session", "upload", folder, "-S", "SUB001", "-E", "NEW", "--wait")
+    (sent,) = fresh.requests("POST", IMPORT)
+    assert sent.headers["content-type"] == "application/zip"
+    assert sent.query["Direct-Archive"] == "true"
+
+
+def test_a_project_that_archives_by_itself(fresh, folder):
+    fresh.app.archive.projects["MYPROJECT"].prearchive_code = "4"
+    done = fresh.ctl(*upload(folder, "--wait", "-o", "json"))
+    assert (done.rows["destination"], done.rows["session_id"]) == ("archive", archived(fresh).id)
+
+
+# -- faults of the server ----------------------------------------------------------------------------------------
+
+
+def killed_after(shell: Shell, words: tuple[str, ...], request: int, *, stored: bool) -> None:
+    """Run an upload that is killed while the server has its n-th import: before or after it was stored."""
+    arrived, go_on = threading.Event(), threading.Event()
+    seen = 0
+    lock = threading.Lock()
+
+    def hold(asked: Request) -> Reply | None:
+        nonlocal seen
+        if asked.path != IMPORT:
+            return None
+        with lock:
+            seen += 1
+            mine = seen == request
+        if not mine:
+            return None
+        reply = shell.app._answer(asked)[0] if stored else Reply(500, b"lost", "text/plain")
+        arrived.set()
+        assert go_on.wait(LIMIT)
+        return reply
+
+    shell.app.faults.append(hold)
+    process = subprocess.Popen(
+        [*shell.program, *words], env=shell.environment(), cwd=shell.home, stderr=subprocess.PIPE
+    )
+    try:
+        assert arrived.wait(LIMIT)
+        while len([batch for batch in journal(shell)["batches"] if batch["state"] == "done"]) < request - 1:
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.communicate()
+        go_on.set()
+        shell.app.faults.clear()
+    while len(imports(shell)) < request:  # the server has done with it, though nobody listens
+        time.sleep(0.01)
+
+
+def journal(shell: Shell) -> dict[str, list[dict[str, str]]]:
+    (path,) = (shell.home / ".local" / "state" / "xnatfs" / "uploads").glob("*.json")
+    found: dict[str, list[dict[str, str]]] = json.loads(path.read_text())
+    return found
+
+
+@pytest.mark.parametrize("stored", [True, False])
+@pytest.mark.parametrize("direct", [False, True])
+def test_killed_half_way_it_ends_the_same(small, fresh, folder, stored, direct):
+    words = upload(folder, "-w", "1", *(["--direct-archive", "--wait"] if direct else []))
+    killed_after(small, words, 3, stored=stored)
+    states = [batch["state"] for batch in journal(small)["batches"]]
+    assert states.count("sent") == 1
+    before = len(imports(fresh))
+    done = small.ctl(*words, "-o", "json")
+    again = len(imports(fresh)) - before
+    missing = states.count("new") + states.count("sent")
+    assert missing - 1 <= again <= missing, "at most what was on its way went twice"
+    if stored and not direct:
+        assert again == missing - 1, "the server was asked, and has it"
+    assert (done.rows["resumed"], done.rows["arrived"]) == (True, 20)
+    assert contents(archived(fresh) if direct else received(fresh)) == sorted(series(10).values())
+
+
+def test_what_was_deleted_meanwhile_is_sent_again(small, fresh, folder):
+    killed_after(small, upload(folder, "-w", "1"), 3, stored=False)
+    fresh.ctl("prearchive", "delete", "-P", "MYPROJECT", "--session", "NEW", "--yes")
+    small.ctl(*upload(folder))
+    assert contents(received(fresh)) == sorted(series(10).values())
+
+
+def test_no_answer_is_no_reason_to_send_again(small, fresh, folder):
+    """A gateway gives up, the server does not; the next run finds out."""
+    answers: list[int] = []
+
+    def gateway(asked: Request) -> Reply | None:
+        if asked.path == IMPORT:
+            answers.append(1)
+            if len(answers) == 2:
+                fresh.app._answer(asked)
+                return Reply(504, b"<html>Gateway Time-out</html>", "text/html")
+        return None
+
+    fresh.app.faults.append(gateway)
+    done = small.ctl(*upload(folder, "-w", "1"), status=4)
+    assert "may have arrived" in done.err
+    assert imports(fresh).count(504) == 1
+    small.ctl(*upload(folder, "-w", "1"))
+    assert len(contents(received(fresh))) == 20
+    assert len(imports(fresh)) == len(journalless(folder))
+
+
+def journalless(folder: Path) -> list[object]:
+    """The batches that the folder makes."""
+    from xnatfs.upload import images as found
+    from xnatfs.upload.journal import batches_of
+
+    return list(batches_of(found.find(folder).images, 5000))
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "times", "ends", "said"),
+    [
+        (400, b"Session processing in progress", 2, 0, ""),
+        (400, b"Session processing in progress", 9, 4, "Session processing in progress"),
+        (400, b"Unable to read DICOM object", 9, 4, "Unable to read DICOM object"),
+        (429, b"", 1, 0, ""),
+        (503, b"", 1, 0, ""),
+        (413, b"", 9, 4, "too large"),
+        (403, b"", 9, 6, "Member"),
+        (200, b"", 9, 4, "does not say where"),
+        (200, b"<html>Welcome</html>", 9, 4, "does not say where"),
+    ],
+)
+def test_what_the_server_may_say_to_an_import(small, fresh, folder, status, body, times, ends, said):
+    left = [None] * times
+
+    def refuse(asked: Request) -> Reply | None:
+        if asked.path == IMPORT and left:
+            left.pop()
+            return Reply(status, body, "text/plain")
+        return None
+
+    fresh.app.faults.append(refuse)
+    done = small.ctl(*upload(folder, "-w", "1"), status=ends)
+    assert said in done.err
+    if ends == 0:
+        assert len(contents(received(fresh))) == 20
+    elif b"processing" not in body:
+        assert imports(fresh) == [status], "what is refused for good is not sent twice"
+    if ends not in (0, 4) or b"read DICOM" in body:
+        fresh.app.faults.clear()
+        small.ctl(*upload(folder))  # and a refusal leaves nothing that the next run stumbles over
+        assert len(contents(received(fresh))) == 20
+
+
+def test_less_than_was_sent_is_told(small, fresh, folder):
+    """The server stores a batch, says so, and has lost a file of it."""
+    small_batch: list[int] = []
+
+    def lose(asked: Request) -> Reply | None:
+        if asked.path != IMPORT or small_batch:
+            return None
+        small_batch.append(1)
+        reply, _ = fresh.app._answer(asked)
+        received(fresh).scans[0].resources[0].entries.pop()
+        return reply
+
+    fresh.app.faults.append(lose)
+    done = small.ctl(*upload(folder), status=8)
+    assert "1 of 20 files did not arrive" in done.err
+
+
+def test_a_session_that_expires_between_batches(small, fresh, folder):
+    seen: list[int] = []
+
+    def expire(asked: Request) -> Reply | None:
+        if asked.path == IMPORT:
+            seen.append(1)
+            if len(seen) == 2:
+                fresh.app.sessions.end_all()
+        return None
+
+    fresh.app.faults.append(expire)
+    small.ctl(*upload(folder))
+    assert len(contents(received(fresh))) == 20
+    assert fresh.logins() == 2
+
+
+# -- resources ---------------------------------------------------------------------------------------------------
+
+NAMES = {"a.txt": b"one", "sub/b c.txt": b"two", "100% #1?.txt": b"three", "empty": b"", "päper.nii": bytes(3000)}
+
+
+@pytest.fixture
+def papers(fresh: Shell) -> Path:
+    directory = fresh.home / "papers"
+    for name, content in NAMES.items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_bytes(content)
+    return directory
+
+
+def held(shell: Shell, label: str) -> dict[str, bytes]:
+    (resource,) = [r for r in shell.session().resources if r.label == label]
+    return {
+        e.path: e.content.read_bytes() if isinstance(e.content, Path) else bytes(e.content) for e in resource.entries
+    }  # type: ignore[arg-type]
+
+
+def test_a_folder_becomes_a_resource_with_every_name(fresh, papers):
+    fresh.ctl("resource", "upload", "-E", SESSION, "PAPERS", papers)
+    assert held(fresh, "PAPERS") == NAMES
+    before = len(fresh.requests("PUT"))
+    assert "Up to date" in fresh.ctl("resource", "upload", "-E", SESSION, "PAPERS", papers).err
+    assert len(fresh.requests("PUT")) == before
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_file_becomes_one_of_a_resource(fresh, papers, name):
+    fresh.ctl("resource", "upload", SESSION, "ONE", papers / name)
+    assert held(fresh, "ONE") == {Path(name).name: NAMES[name]}
+
+
+def test_other_files_of_the_same_names_are_refused_before_a_byte_is_sent(fresh, papers):
+    fresh.ctl("resource", "upload", "-E", SESSION, "PAPERS", papers)
+    (papers / "a.txt").write_bytes(b"changed")
+    before = len(fresh.requests("PUT"))
+    done = fresh.ctl("resource", "upload", "-E", SESSION, "PAPERS", papers, status=1)
+    assert "a.txt" in done.err
+    assert len(fresh.requests("PUT")) == before
+    fresh.ctl("resource", "upload", "-E", SESSION, "PAPERS", papers, "--overwrite")
+    assert held(fresh, "PAPERS") == {**NAMES, "a.txt": b"changed"}
+
+
+def test_duplicates_that_only_the_body_tells_of(fresh, papers):
+    def duplicate(asked: Request) -> Reply | None:
+        if asked.method == "PUT":
+            return Reply(200, b'{"duplicates":["a.txt"]}', "text/html")
+        return None
+
+    fresh.app.faults.append(duplicate)
+    done = fresh.ctl("resource", "upload", "-E", SESSION, "PAPERS", papers / "a.txt", status=1)
+    assert "a.txt" in done.err
+
+
+def test_200_with_nothing_stored(fresh, papers):
+    done = fresh.as_user(COLLABORATOR).ctl(
+        "resource", "upload", "-E", SESSION, "PAPERS", papers, "-P", "MYPROJECT", status=6
+    )
+    assert "stored none" in done.err
+    fresh.as_user(MEMBER).ctl("resource", "upload", "-E", SESSION, "PAPERS", papers)
+    assert held(fresh, "PAPERS") == NAMES
+
+
+def test_a_file_that_arrives_damaged_is_told(fresh, papers):
+    def damage(asked: Request) -> Reply | None:
+        if asked.method != "PUT":
+            return None
+        reply, _ = fresh.app._answer(asked)
+        entry = fresh.session().resources[-1].entries[0]
+        entry.digest = "0" * 32
+        return reply
+
+    fresh.app.faults.append(damage)
+    done = fresh.ctl("resource", "upload", "-E", SESSION, "PAPERS", papers / "a.txt", status=1)
+    assert "its digest is another" in done.err
+
+
+def test_resources_of_scans_subjects_and_projects(fresh, papers):
+    one = papers / "a.txt"
+    fresh.ctl("resource", "upload", "-E", SESSION, "QA", one, "--scan", "10")
+    fresh.ctl("resource", "upload", "-P", "MYPROJECT", "-S", "SUB001", "QA", one)
+    fresh.ctl("resource", "upload", "-P", "MYPROJECT", "QA", one)
+    archive = fresh.app.archive
+    (scan,) = [scan for scan in fresh.session().scans if scan.id == "10"]
+    for found in (scan.resources, archive.subjects["XNAT_S00001"].resources, archive.projects["MYPROJECT"].resources):
+        assert [resource.label for resource in found if resource.label == "QA"] == ["QA"]
+    done = fresh.ctl("resource", "upload", "-E", SESSION, "QA", one, "--scan", "77", status=5)
+    assert "scan 77" in done.err
+
+
+# -- real images -------------------------------------------------------------------------------------------------
+
+
+def by_instance(paths: list[Path]) -> dict[str, bytes]:
+    found = {str(pydicom.dcmread(path, specific_tags=["SOPInstanceUID"]).SOPInstanceUID): path for path in paths}
+    assert len(found) == len(paths), "no instance is there twice"
+    return {uid: path.read_bytes() for uid, path in found.items()}
+
+
+@pytest.fixture(scope="module")
+def case() -> Path:
+    return sample_sessions() / PROJECT / "Case001" / "Case001"
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(os.environ.get(WITHOUT) == "1", reason=f"{WITHOUT}=1: asked to leave real images out")
+@pytest.mark.parametrize("mode", ["tar", "zip", "gradual"])
+@pytest.mark.parametrize("direct", [False, True])
+def test_a_real_session_goes_up_and_comes_back(fresh, case, mode, direct):
+    fresh.ctl(*upload(case, "--mode", mode, "--wait", *(["--direct-archive"] if direct else [])), timeout=LIMIT)
+    if not direct:
+        fresh.ctl("prearchive", "archive", "--project", "MYPROJECT", "--session", "NEW")
+    fresh.ctl("session", "download", "-P", "MYPROJECT", "-E", "NEW", "--out", "back")
+    sent, back = list(case.rglob("*.dcm")), [path for path in (fresh.home / "back").rglob("*") if path.is_file()]
+    assert len(sent) == 324
+    assert by_instance(back) == by_instance(sent)
+
+
+def test_streams_make_whole_archives(tmp_path):
+    """The bodies are what tar and zip read, whatever the sizes."""
+    import trio
+
+    from xnatfs.cli.progress import Silent
+    from xnatfs.upload.bodies import Part, Sending, as_tar, as_zip
+
+    sizes = (0, 1, 511, 512, 513, 2**20, 2**20 + 1)
+    made = {f"{number}.dcm": os.urandom(size) for number, size in enumerate(sizes)}
+    for name, content in made.items():
+        (tmp_path / name).write_bytes(content)
+
+    def opener(name: str) -> Callable[[], object]:
+        return lambda: open(tmp_path / name, "rb")
+
+    parts = [Part(name, len(content), opener(name)) for name, content in made.items()]  # type: ignore[arg-type]
+    for make, target in ((as_tar, tmp_path / "made.tar"), (as_zip, tmp_path / "made.zip")):
+        body = make(parts, Silent())
+
+        async def all_of(body: Sending = body) -> bytes:
+            return b"".join([piece async for piece in body.pieces()])
+
+        target.write_bytes(trio.run(all_of))
+        assert int(body.headers.get("Content-Length", target.stat().st_size)) == target.stat().st_size
+        assert len(body.digests) == len(made)
+    with tarfile.open(tmp_path / "made.tar") as tar:
+        assert {m.name: tar.extractfile(m).read() for m in tar} == made  # type: ignore[union-attr]
+    with zipfile.ZipFile(tmp_path / "made.zip") as archive:
+        assert {name: archive.read(name) for name in archive.namelist()} == made
