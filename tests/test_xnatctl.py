@@ -122,7 +122,7 @@ WRONG: dict[str, tuple[str, dict[str, str | None], tuple[str, ...], int, str]] =
     "nothing there": ("", {"XNAT_URL": DEAD}, ("project", "list"), 4, "cannot be reached: Connection refused"),
     "not an address": ("", {"XNAT_URL": "xnat.example.org"}, ("project", "list"), 2, "xnat.example.org"),
     "upload of nothing": ("", {}, ("session", "upload", "nothing", "-P", "A", "-S", "S", "-E", "E"), 2, "nothing"),
-    "upload without DICOM": ("", {}, ("session", "upload", ".", "-P", "A", "-S", "S", "-E", "E"), 2, "holds no DICOM that"),
+    "upload without DICOM": ("", {}, ("session", "upload", ".", "-P", "A", "-S", "S", "-E", "E"), 2, "holds no DICOM"),
     "a file as directory": ("", {}, ("session", "download", "-E", SESSION, "--out", "file"), 2, "not a directory"),
 }  # fmt: skip
 
