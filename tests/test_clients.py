@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
+from tests.changing import images, zip_of
 from tests.demos import Demo, serving
 from tests.environments import environment_with, needs_registry
 from tests.mounting import environment, run
@@ -164,3 +166,133 @@ def test_xnatctl_downloads_a_session_and_counts_what_is_there(served, xnatctl, t
     )
     assert sorted(md5(path) for path in (tmp_path / "out").rglob("*") if path.is_file()) == wanted
     assert told["files"] == len(wanted)
+
+
+# -- what they change --------------------------------------------------------------------------------------------
+
+PAPERS = {"a.txt": b"one", "sub/b.txt": b"two"}
+
+
+@dataclass
+class Changed:
+    """A demo that may be changed, something to send, and a client's environment."""
+
+    demo: Demo
+    home: Path
+
+    def __post_init__(self) -> None:
+        self.images, self.papers = self.home / "images.zip", self.home / "papers"
+        self.images.write_bytes(zip_of(images("1.2.3")))
+        self.folder = self.home / "dicoms"
+        for top, found in ((self.papers, PAPERS), (self.folder, images("1.2.3"))):
+            for name, content in found.items():
+                (top / name).parent.mkdir(parents=True, exist_ok=True)
+                (top / name).write_bytes(content)
+
+    def receive(self, *labels: str) -> None:
+        login = self.demo.login
+        with httpx.Client(base_url=self.demo.url, auth=(login["user"], login["password"])) as http:
+            for label in labels:
+                query = f"inbody=true&dest=/prearchive/projects/BRAINS&subject=SUB001&session={label}&action=commit"
+                zipped = {"Content-Type": "application/zip"}
+                content = self.images.read_bytes()
+                http.post(f"/data/services/import?{query}", content=content, headers=zipped).raise_for_status()
+
+    def waiting(self) -> dict[str, tuple[str, str]]:
+        return {one.session.label: (one.project, one.state(0)) for one in self.demo.app.writing.prearchive.sessions}
+
+    def archived(self, label: str) -> Experiment:
+        (found,) = [e for e in self.demo.archive.experiments.values() if e.label == label]
+        return found
+
+    def held(self, label: str) -> list[str]:
+        """MD5 of each file of a session's scans."""
+        entries = [entry for scan in self.archived(label).scans for r in scan.resources for entry in r.entries]
+        return sorted(md5(entry.content) for entry in entries)
+
+    def sent(self) -> list[str]:
+        return sorted(md5(content) for content in images("1.2.3").values())
+
+
+@pytest.fixture
+def changed(tmp_path: Path, schemas: Path) -> Iterator[Changed]:
+    with serving(schemas=schemas) as demo:
+        yield Changed(demo, tmp_path)
+
+
+def changes(changed: Changed, script: str, requirements: list[str]) -> dict[str, Any]:
+    python = environment_with(requirements[0].partition("=")[0], requirements) / "python"
+    done = run(python, SCRIPTS / script, changed.images, changed.papers, env=login(changed.demo, changed.home))
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def test_xnatpy_uploads_and_works_the_prearchive(changed):
+    found = changes(changed, "change_xnat.py", XNAT)
+    assert found["received"] == ["GONE", "KEPT", "MOVED"]
+    assert found["left"] == [["BRAINS", "KEPT", "READY"], ["POOL", "MOVED", "READY"]]
+    assert found["scans"] == ["1"]
+    assert len(found["files"]) == 2
+    assert found["archived"][0] == "KEPT"
+    assert changed.held("KEPT") == changed.sent()
+    assert found["papers"] == ["a.txt", "b.txt", "sub/b.txt"]
+    assert changed.waiting() == {"MOVED": ("POOL", "READY")}
+
+
+def test_pyxnat_makes_items_and_works_the_prearchive(changed):
+    """Its `move` calls what Python 2 had, so nobody can."""
+    changed.receive("KEPT", "GONE")
+    found = changes(changed, "change_pyxnat.py", PYXNAT)
+    assert found["made"] == ["NEW", "NEW_MR", "1"]
+    assert found["a.txt"] == ["a.txt"]
+    assert found["all"] == ["a.txt", "b.txt"]  # it shows names, not paths
+    assert found["waiting"] == ["GONE", "KEPT"]
+    assert (found["status"], found["scans"], found["resources"], found["files"]) == ("READY", "1", "DICOM", 2)
+    assert found["reset"].endswith("/KEPT")
+    assert found["left"] == ["KEPT"]
+    assert found["deleted"] is True
+
+
+@pytest.mark.parametrize("mode", ["tar", "zip", "gradual"])
+@pytest.mark.parametrize("direct", ["--direct-archive", "--prearchive"])
+def test_the_xnatctl_of_pypi_uploads(changed, mode, direct):
+    program = environment_with("xnatctl", XNATCTL) / "xnatctl"
+    env = login(changed.demo, changed.home)
+    words = ("-P", "BRAINS", "-S", "SUB001", "-E", "NEW", "--mode", mode, "-w", "1", direct)
+    done = run(program, "session", "upload", changed.folder, *words, env=env)
+    assert done.returncode == 0, done.stderr
+    if direct == "--prearchive":
+        assert list(changed.waiting()) == ["NEW"]
+        (received,) = changed.demo.app.writing.prearchive.sessions
+        assert sum(len(r.entries) for scan in received.session.scans for r in scan.resources) == 2
+    else:
+        run(program, "session", "list", "-P", "BRAINS", env=env)
+        changed.demo.app.writing.prearchive.settle()
+        assert changed.held("NEW") == changed.sent()
+
+
+def test_the_xnatctl_of_pypi_works_the_prearchive(changed):
+    program = environment_with("xnatctl", XNATCTL) / "xnatctl"
+    env = login(changed.demo, changed.home)
+    changed.receive("KEPT", "GONE", "MOVED")
+
+    def call(*words: str | Path) -> str:
+        done = run(program, *words, env=env)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    rows = json.loads(call("prearchive", "list", "--project", "BRAINS", "-o", "json"))
+    places = {row["name"]: (row["project"], row["timestamp"], row["name"]) for row in rows}
+    assert sorted(places) == ["GONE", "KEPT", "MOVED"]
+    # It asks for an action that no server has, and says so: `rebuild` is `build` there.
+    refused = run(program, "prearchive", "rebuild", *places["KEPT"], env=env)
+    assert "HTTP 400" in refused.stderr
+    call("prearchive", "delete", *places["GONE"], "--yes")
+    call("prearchive", "move", *places["MOVED"], "POOL")
+    call("prearchive", "archive", *places["KEPT"])
+    assert changed.waiting() == {"MOVED": ("POOL", "READY")}
+    assert changed.held("KEPT") == changed.sent()
+    call("resource", "upload", changed.archived("KEPT").id, "PAPERS", changed.papers)
+    (papers,) = [r for r in changed.archived("KEPT").resources if r.label == "PAPERS"]
+    assert sorted(entry.path for entry in papers.entries) == sorted(PAPERS)

@@ -328,7 +328,7 @@ def test_a_destination(owner):
 
 @pytest.mark.parametrize(
     "body",
-    [{}, {"src": ""}, {"src": "P"}, {"src": "/data/prearchive/projects/P/x/y"}, {"src": "/prearchive/projects/P"}],
+    [{}, {"src": ""}, {"src": "P"}, {"src": "/archive/projects/P/x/y"}, {"src": "/prearchive/projects/P"}],
 )
 def test_sources_that_are_none(owner, body):
     assert owner.post(f"{SERVICES}/archive", data=body).status_code == 400

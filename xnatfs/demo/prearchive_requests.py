@@ -221,7 +221,8 @@ class PrearchiveRequests:
             raise Failed(400, "Missing src")
         found = []
         for source in sources:
-            match source.rstrip("/").split("/"):
+            # xnatpy says where a session is as its own URL has it, with /data, and servers take that.
+            match source.removeprefix("/data").rstrip("/").split("/"):
                 case ["", "prearchive", "projects", project, timestamp, folder]:
                     found.append((project, timestamp, folder))
                 case _:
