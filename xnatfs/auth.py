@@ -59,6 +59,7 @@ class Login:
         self._refused = ("", float("-inf"))  # what the server said, and when
         self._cookie_tells = True  # False once a foreign JSESSIONID came with a session that was alive
         self.logins = 0
+        self._made = ""  # the session of the last login
 
     async def token(self) -> str:
         """The JSESSIONID to send. Logs in where there is none, or where it has idled longer than the server allows.
@@ -147,6 +148,13 @@ class Login:
             return False
         return True
 
+    def made(self, token: str, since: int) -> bool:
+        """Whether this session was made after so many logins: then a refusal of it is no matter of age.
+
+        One that was found, with another program's, may be as dead as the one before it.
+        """
+        return self.logins > since and token == self._made
+
     async def alive(self, token: str) -> bool:
         """Whether the server still knows this session as an account. A dead one is dropped."""
         cookie = {"Cookie": f"JSESSIONID={token}"}
@@ -208,6 +216,7 @@ class Login:
         self.heard(response)
         self._confirmed_at = trio.current_time()
         self.logins += 1
+        self._made = token
         log.info("logged in to %s as %s", self._http.base_url, self.username)
         return token
 

@@ -158,15 +158,16 @@ class Transport:
     ) -> httpx.Response:
         """Send a request that is safe to repeat until it is answered, by a server that knows us.
 
-        Logs in again once where the session was lost. Repeats after network errors, after 429, 502, 503 and 504,
-        and once after 500, as long as `timeout` lasts.
+        Goes on with another session where this one was lost, and logs in once for that. Repeats after network
+        errors, after 429, 502, 503 and 504, and once after 500, as long as `timeout` lasts.
         """
         deadline, pause = trio.current_time() + self.timeout, FIRST_PAUSE
-        renewed = failed_once = False
+        failed_once, logins = False, None
         while True:
             wait = pause * random.uniform(0.75, 1.25)
             try:
                 token = await self.login.token()
+                logins = self.login.logins if logins is None else logins
                 request = self._http.build_request(
                     method, path, params=params or None, headers={**headers, "Cookie": f"JSESSIONID={token}"}
                 )
@@ -175,9 +176,8 @@ class Transport:
                 if response.status_code not in TRY_LATER and (response.status_code != 500 or failed_once):
                     self._present()
                     self.login.heard(response)
-                    if renewed or not await self._lost(token, response, expects):
+                    if self.login.made(token, logins) or not await self._lost(token, response, expects):
                         return response
-                    renewed = True
                     continue
                 failed_once = failed_once or response.status_code == 500
                 wait = max(wait, _retry_after(response) or 0)
@@ -203,8 +203,10 @@ class Transport:
         Raises Uncertain where no answer comes within CHANGE_TIMEOUT.
         """
         patience = httpx.Timeout(**{**self._http.timeout.as_dict(), "read": CHANGE_TIMEOUT})
-        for again in (False, True):
+        logins = None
+        while True:
             token = await self.login.token()
+            logins = self.login.logins if logins is None else logins
             request = self._http.build_request(
                 method,
                 path,
@@ -221,9 +223,8 @@ class Transport:
             except httpx.TransportError as error:
                 raise Uncertain(f"{self.url} {_reason(error)}; the request may have been carried out") from error
             self.login.heard(response)
-            if again or not await self._lost(token, response, "any"):
-                break
-        return response
+            if self.login.made(token, logins) or not await self._lost(token, response, "any"):
+                return response
 
     async def change(
         self, method: str, path: str, params: Mapping[str, str], headers: Mapping[str, str], body: Body
