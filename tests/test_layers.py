@@ -10,7 +10,8 @@ PACKAGE = Path(__file__).parent.parent / "xnatfs"
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"demo", "fuse", "transfer", "prearchive", "upload"},
+    {"demo", "fuse", "upload"},
+    {"transfer", "prearchive"},
     {"tree"},
     {"site"},
     {"client", "metadata", "content"},
