@@ -189,7 +189,7 @@ def test_the_servers_own_archive(fresh):
 
 
 def test_an_archive_that_breaks_off_gets_no_name(fresh):
-    whole = []
+    whole: list[bool] = []
 
     def cut(request: Request) -> Reply | None:
         if request.query.get("format") != "zip" or whole:
@@ -266,6 +266,17 @@ def test_a_terminal_is_shown_a_bar(fresh):
     os.close(main)
     assert done.returncode == 0
     assert all(part in seen.decode(errors="replace") for part in ("downloading", "/116 files", "kB"))
+
+
+def test_resources_are_chosen_or_left_out(fresh):
+    fresh.ctl(*DOWNLOAD, "--exclude-resource", "DICOM")
+    assert [name.rpartition("/")[2] for name in files(fresh.home / "data")] == ["image.nii.gz"]
+    fresh.ctl("session", "download", "-E", SESSION, "--out", "other", "-r", "NIFTI")
+    assert files(fresh.home / "other") == files(fresh.home / "data")
+    assert "NOPE" in fresh.ctl(*DOWNLOAD, "-r", "NOPE", status=5).err
+    assert fresh.ctl("resource", "download", SESSION, "QC", "--dry-run").lines == [
+        f"{SESSION}/resources/QC/files/qc.txt"
+    ]
 
 
 def test_a_dry_run_lists_and_fetches_nothing(fresh):

@@ -19,7 +19,7 @@ from tests.commanding import COLLABORATOR, MEMBER, SESSION, Shell, shell
 from tests.mounting import LIMIT
 from tests.real_data import PROJECT, WITHOUT, sample_sessions
 from xnatfs.demo.app import Request
-from xnatfs.demo.archive import Experiment
+from xnatfs.demo.archive import Entry, Experiment
 from xnatfs.demo.reply import Reply
 
 IMPORT = "/data/services/import"
@@ -80,8 +80,12 @@ def received(shell: Shell, label: str = "NEW") -> Experiment:
 
 def contents(session: Experiment) -> list[bytes]:
     """The bytes of every file of its scans."""
-    entries = [entry for scan in session.scans for resource in scan.resources for entry in resource.entries]
-    return sorted(e.content.read_bytes() if isinstance(e.content, Path) else bytes(e.content) for e in entries)  # type: ignore[arg-type]
+    return sorted(data(entry) for scan in session.scans for resource in scan.resources for entry in resource.entries)
+
+
+def data(entry: Entry) -> bytes:
+    assert entry.content is not None
+    return entry.content if isinstance(entry.content, bytes) else entry.content.read_bytes()
 
 
 def imports(shell: Shell) -> list[int]:
@@ -332,7 +336,7 @@ def test_less_than_was_sent_is_told(small, fresh, folder):
         if asked.path != IMPORT or small_batch:
             return None
         small_batch.append(1)
-        reply, _ = fresh.app._answer(asked)
+        reply: Reply = fresh.app._answer(asked)[0]
         received(fresh).scans[0].resources[0].entries.pop()
         return reply
 
@@ -373,9 +377,7 @@ def papers(fresh: Shell) -> Path:
 
 def held(shell: Shell, label: str) -> dict[str, bytes]:
     (resource,) = [r for r in shell.session().resources if r.label == label]
-    return {
-        e.path: e.content.read_bytes() if isinstance(e.content, Path) else bytes(e.content) for e in resource.entries
-    }  # type: ignore[arg-type]
+    return {entry.path: data(entry) for entry in resource.entries}
 
 
 def test_a_folder_becomes_a_resource_with_every_name(fresh, papers):
@@ -427,7 +429,7 @@ def test_a_file_that_arrives_damaged_is_told(fresh, papers):
     def damage(asked: Request) -> Reply | None:
         if asked.method != "PUT":
             return None
-        reply, _ = fresh.app._answer(asked)
+        reply: Reply = fresh.app._answer(asked)[0]
         entry = fresh.session().resources[-1].entries[0]
         entry.digest = "0" * 32
         return reply

@@ -9,7 +9,7 @@ import hashlib
 import os
 import time
 import zipfile
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -73,15 +73,24 @@ async def plan(
     *,
     scans: Collection[str] | None = None,
     resources: Collection[str] = (),
+    excluded: Collection[str] = (),
     of_session: bool = False,
     of_assessors: bool = False,
 ) -> list[Wanted]:
-    """The files of these scans (None: all), of resources with these labels (empty: all), and more if asked for.
+    """The files of these scans (None: all), of resources with these labels (empty: all but the excluded), and more.
 
     Raises NotFound that names every scan and label that is not there.
     """
     found: list[Wanted] = []
     labels: set[str] = set()
+
+    def chosen(resource: ResourceDir) -> bool:
+        names = {resource.resource.label, resource.resource.id, resource.name}
+        if names & set(excluded) or (resources and not names & set(resources)):
+            return False
+        labels.update(names)
+        return True
+
     scan_dirs = [node for node in (await (await _part(session, "scans")).children()).nodes.values()]
     known = {node.scan.id for node in scan_dirs if isinstance(node, ScanDir)}
     missing = sorted(set(scans or ()) - known)
@@ -91,13 +100,13 @@ async def plan(
         )
     for node in scan_dirs:
         if isinstance(node, ScanDir) and (scans is None or node.scan.id in scans):
-            found += await _resources(node, PurePosixPath("scans", node.name), resources, labels)
+            found += await _resources(node, PurePosixPath("scans", node.name), chosen)
     if of_session:
-        found += await _resources(await _part(session, "resources"), PurePosixPath(), resources, labels)
+        found += await _resources(await _part(session, "resources"), PurePosixPath(), chosen)
     if of_assessors:
         for assessor in (await (await _part(session, "assessors")).children()).nodes.values():
             assert isinstance(assessor, Dir)
-            found += await _resources(assessor, PurePosixPath("assessors", assessor.name), resources, labels)
+            found += await _resources(assessor, PurePosixPath("assessors", assessor.name), chosen)
     if absent := sorted(set(resources) - labels):
         raise NotFound(f"resource {', '.join(absent)} is not there")
     return found
@@ -109,12 +118,11 @@ async def _part(session: SessionDir, name: str) -> Dir:
     return node
 
 
-async def _resources(item: Dir, place: PurePosixPath, wanted: Collection[str], labels: set[str]) -> list[Wanted]:
+async def _resources(item: Dir, place: PurePosixPath, chosen: Callable[[ResourceDir], bool]) -> list[Wanted]:
     found: list[Wanted] = []
     for node in (await item.children()).nodes.values():
         assert isinstance(node, ResourceDir)
-        if not wanted or {node.resource.label, node.resource.id, node.name} & set(wanted):
-            labels |= {node.resource.label, node.resource.id, node.name}
+        if chosen(node):
             found += [each async for each in _files(node, place / "resources" / node.name / "files")]
     return found
 

@@ -2,8 +2,10 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
+from urllib.parse import urlencode
 
 from xnatfs.cli.ctl import Command, Context
 from xnatfs.cli.output import show_item
@@ -159,11 +161,13 @@ def _check(parser: argparse.ArgumentParser) -> None:
 
 def _request(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="PATH", help="from the server's root, as /data/projects?format=json")
+    parser.add_argument("--params", action="append", default=[], metavar="KEY=VALUE", help="for the query; repeatable")
 
 
 def _body(parser: argparse.ArgumentParser) -> None:
     _request(parser)
     parser.add_argument("-d", "--data", metavar="TEXT", help="the body, or @FILE, or @- for standard input")
+    parser.add_argument("-f", "--file", metavar="FILE", help="the same as -d @FILE")
     parser.add_argument("--content-type", metavar="TYPE", help="of the body")
 
 
@@ -171,6 +175,8 @@ async def api(context: Context) -> int:
     """The raw body to stdout; sent once, whatever comes."""
     arguments = context.arguments
     data = getattr(arguments, "data", None)
+    if getattr(arguments, "file", None):
+        data = f"@{arguments.file}"
     body = b""
     if data is not None:
         try:
@@ -179,11 +185,21 @@ async def api(context: Context) -> int:
             raise ConfigError(f"--data {data}: {error.strerror}") from None
     async with context.xnat() as xnat:
         async for chunk in xnat.raw(
-            arguments.command.verb, arguments.path, body, getattr(arguments, "content_type", None)
+            arguments.command.verb,
+            _with_query(arguments.path, arguments.params),
+            body,
+            getattr(arguments, "content_type", None),
         ):
             sys.stdout.buffer.write(chunk)
     sys.stdout.buffer.flush()
     return 0
+
+
+def _with_query(path: str, params: Sequence[str]) -> str:
+    if not all("=" in pair for pair in params):
+        raise ConfigError("--params: must be KEY=VALUE")
+    query = urlencode([(key, value) for key, _, value in (pair.partition("=") for pair in params)])
+    return path + ("&" if "?" in path else "?") + query if query else path
 
 
 def _read(name: str) -> bytes:
@@ -213,6 +229,7 @@ COMMANDS = [
             f"xnatctl api {method} {path}",
             api,
             arguments,
+            aliases=(method.lower(),),
         )
         for method, path, arguments in (
             ("GET", "'/data/projects?format=json'", _request),

@@ -96,8 +96,24 @@ def _resource_list(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scan", metavar="SCAN", help="of this scan, not of the session")
 
 
+def resource_words(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "words", nargs="+", metavar="[SESSION] RESOURCE", help="its label or number; with -E no SESSION"
+    )
+
+
+def resource_label(arguments: argparse.Namespace) -> str:
+    """The resource meant; a session before it is as good as -E. Raises ConfigError."""
+    *session, label = arguments.words
+    if len(session) > 1 or (session and arguments.experiment):
+        raise ConfigError("which resource? Give RESOURCE with -E, or SESSION RESOURCE")
+    if session:
+        arguments.experiment = session[0]
+    return str(label)
+
+
 def _resource_show(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("label", metavar="RESOURCE", help="label or number")
+    resource_words(parser)
     experiment_options(parser)
     parser.add_argument("--scan", metavar="SCAN", help="of this scan, not of the session")
 
@@ -472,7 +488,7 @@ async def resource_list(context: Context) -> None:
 
 
 async def resource_show(context: Context) -> None:
-    label = context.arguments.label
+    label = resource_label(context.arguments)
     async with context.xnat() as xnat:
         item, rows = await resource_rows(context, xnat)
         chosen = [row for row in map(resource_row, rows) if label in (row["label"], row["id"])]

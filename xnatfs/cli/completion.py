@@ -181,7 +181,7 @@ COMPLETERS: Mapping[str, Callable[..., dict[str, str]]] = {
     "scans": _scan_list,
     "scan": _values(_scans),
     "resource": _values(_resources),
-    "label": _values(_resources),
+    "words": _values(_resources),
     "place": _values(_place),
 }
 

@@ -74,6 +74,7 @@ class Command:
     run: Callable[["Context"], Awaitable[int | None]]
     arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
     columns: Mapping[str, str] = field(default_factory=dict)
+    aliases: tuple[str, ...] = ()
 
 
 @dataclass
@@ -161,6 +162,7 @@ def build(parser: argparse.ArgumentParser, only: Sequence[Command] | None = None
             group = verbs[command.noun]
         made = group.add_parser(
             command.verb,
+            aliases=command.aliases,
             help=command.help,
             description=command.help[:1].upper() + command.help[1:] + ".",
             epilog=f"example: {command.example}",
@@ -177,9 +179,8 @@ def _common(parser: argparse.ArgumentParser) -> None:
     """Options of every command. They have no defaults here: one given before the verb would be lost by them."""
     nothing = argparse.SUPPRESS
     group = parser.add_argument_group("options of all commands")
-    server = group.add_mutually_exclusive_group()
-    server.add_argument("-p", "--profile", metavar="NAME", default=nothing, help="profile (else XNAT_PROFILE)")
-    server.add_argument("--url", default=nothing, help="the XNAT (else XNAT_URL, else the profile's)")
+    group.add_argument("-p", "--profile", metavar="NAME", default=nothing, help="profile (else XNAT_PROFILE)")
+    group.add_argument("--url", default=nothing, help="the XNAT (else XNAT_URL, else the profile's)")
     group.add_argument("--ca-bundle", metavar="FILE", default=nothing, help="trust the authorities in FILE")
     group.add_argument("--no-verify-ssl", action="store_true", default=nothing, help="trust any certificate")
     group.add_argument("-o", "--output", choices=FORMATS, default=nothing, help="default: table")
@@ -227,6 +228,8 @@ def _config(arguments: argparse.Namespace, environ: Mapping[str, str], command: 
 
     if command.noun == "config" or command.verb == "completion":
         return Config("")
+    if arguments.profile and arguments.url:
+        raise ConfigError("give either --profile or --url, not both")
     config = options.server_config(arguments, environ)
     timeout = config.profile.timeout
     return replace(config, timeout=timeout, patience=min(timeout, PATIENCE), cache_dir=cache_home())

@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 from xnatfs import profiles
+from xnatfs.cli import options
 from xnatfs.cli.ctl import Command, Context
 from xnatfs.cli.output import show_item, show_rows
 from xnatfs.config import Profile, normalised_url, profiles_path, read_profiles, select_profile
@@ -24,11 +25,12 @@ def _profile_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-P", "--project", "--default-project", dest="project", metavar="PROJECT", help="meant where none is given"
     )
+    parser.add_argument("--timeout", type=options.positive_seconds, metavar="S", help="longest wait for an answer")
     parser.add_argument("--force", action="store_true", help="change a profile that is there already")
 
 
 def _init_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--name", default="default", metavar="NAME", help="of the profile (default: default)")
+    parser.add_argument("--name", metavar="NAME", help="of the profile; -p is the same (default: default)")
     _profile_arguments(parser)
 
 
@@ -43,8 +45,8 @@ def _name(parser: argparse.ArgumentParser) -> None:
 
 async def add(context: Context) -> None:
     arguments = context.arguments
-    url = arguments.url or (os.environ.get("XNAT_URL") if arguments.command.verb == "init" else None)
-    if not url:
+    url, name = arguments.url, arguments.name or arguments.profile or "default"
+    if not url:  # one from the environment is for now, not for the file
         raise ConfigError("which XNAT? Give --url")
     cells: dict[str, Any] = {"url": url}
     normalised_url(url)
@@ -56,8 +58,10 @@ async def add(context: Context) -> None:
         cells["verify_ssl"] = False
     if arguments.ca_bundle:
         cells["ca_bundle"] = str(arguments.ca_bundle)
-    profiles.add_profile(arguments.name, cells, replace=arguments.force)
-    context.note(f"Profile {arguments.name} is in {profiles_path()}")
+    if arguments.timeout:
+        cells["timeout"] = int(arguments.timeout) or 1
+    profiles.add_profile(name, cells, replace=arguments.force)
+    context.note(f"Profile {name} is in {profiles_path()}")
 
 
 async def show(context: Context) -> None:
@@ -78,7 +82,10 @@ async def show(context: Context) -> None:
             "default": profile.name == (default if default in known else chosen),
         }
         for profile in known.values()
+        if profile.name == (context.arguments.profile or profile.name)
     ]
+    if context.arguments.profile and not rows:
+        select_profile(context.arguments.profile, {})  # says which there are
     show_rows(context.arguments, COLUMNS, rows, "profile")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from xnatfs import transfer
 from xnatfs.cli import options
-from xnatfs.cli.archive import experiment, experiment_options, wanted_experiment
+from xnatfs.cli.archive import experiment, experiment_options, resource_label, resource_words, wanted_experiment
 from xnatfs.cli.ctl import PARTIAL, Command, Context
 from xnatfs.cli.progress import shown
 from xnatfs.errors import ConfigError, NotFound
@@ -45,6 +45,9 @@ def _scan_download(parser: argparse.ArgumentParser) -> None:
 
 
 def _session_download(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--exclude-resource", action="append", default=[], metavar="LABEL", help="all resources but these"
+    )
     parser.add_argument("--session-resources", action="store_true", help="those of the session itself, too")
     parser.add_argument("--assessors", action="store_true", help="the resources of assessors, too")
     parser.add_argument("--zip", action="store_true", help="the server's own archive of all scans, scans.zip")
@@ -52,7 +55,7 @@ def _session_download(parser: argparse.ArgumentParser) -> None:
 
 
 def _resource_download(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("label", metavar="RESOURCE", help="label or number")
+    resource_words(parser)
     parser.add_argument("--scan", metavar="SCAN", help="of this scan, not of the session")
     parser.set_defaults(session_id=None, resource=[])
     experiment_options(parser)
@@ -86,7 +89,7 @@ async def session_download(context: Context) -> int:
 
 async def resource_download(context: Context) -> int:
     arguments = context.arguments
-    arguments.resource, arguments.zip = [arguments.label], False
+    arguments.resource, arguments.zip = [resource_label(arguments)], False
     scans = [arguments.scan] if arguments.scan is not None else []
     return await _run(context, scans, "resource download", of_session=arguments.scan is None, of_assessors=False)
 
@@ -104,7 +107,12 @@ async def _run(
         with_name = f"session {wanted_experiment(context)}"
         try:
             wanted = await transfer.plan(
-                session, scans=scans, resources=arguments.resource, of_session=of_session, of_assessors=of_assessors
+                session,
+                scans=scans,
+                resources=arguments.resource,
+                excluded=getattr(arguments, "exclude_resource", ()),
+                of_session=of_session,
+                of_assessors=of_assessors,
             )
         except NotFound as error:
             raise NotFound(f"{with_name}: {error}", status=404, url=context.config.url) from error
