@@ -158,7 +158,7 @@ def test_the_shells_own_part(fresh, name):
         line = "xnatctl project show MY"
         ask = (
             f"source {script}; COMP_LINE='{line}' COMP_POINT={len(line)} COMP_TYPE=9 COMP_WORDS=({line}) COMP_CWORD=3;"
-            f' _python_argcomplete {fresh.program[0]}; echo "${{COMPREPLY[@]}}"'
+            f' _python_argcomplete xnatctl; echo "${{COMPREPLY[@]}}"'
         )
         done = subprocess.run(
             ["bash", "-c", ask], env={**os.environ, **fresh.environment()}, capture_output=True, text=True

@@ -217,7 +217,7 @@ def test_the_output_format_of_the_profile_file(fresh):
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(prompt):
-    done = run("sh", "-c", f"{prompt.program[0]} project list | head -n 1", env=prompt.environment())
+    done = run("sh", "-c", "xnatctl project list | head -n 1", env=prompt.environment())
     assert (done.stdout.split(), done.stderr) == (["ID", "Name", "PI", "Description"], "")
 
 
