@@ -14,6 +14,7 @@ LAYERS = [
     {"transfer", "prearchive"},
     {"tree"},
     {"site"},
+    {"bulk"},
     {"client", "metadata", "content"},
     {"transport", "untar", "profiles"},
     {"auth"},

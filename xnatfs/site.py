@@ -15,6 +15,7 @@ from typing import Generic, TypeVar
 import httpx
 import trio
 
+from xnatfs.bulk import Bulk, open_bulk
 from xnatfs.client import Xnat, open_xnat
 from xnatfs.config import Config, server_directory
 from xnatfs.content import ContentCache, open_cache
@@ -59,8 +60,9 @@ class TrueSize:
 class Site:
     """The client, both caches, and cached listings. Each listing method raises what `Xnat` raises."""
 
-    def __init__(self, xnat: Xnat, metadata: MetadataCache, content: ContentCache, ttl: float) -> None:
+    def __init__(self, xnat: Xnat, metadata: MetadataCache, content: ContentCache, bulk: Bulk, ttl: float) -> None:
         self.xnat = xnat
+        self.bulk = bulk
         self.metadata = metadata
         self.content = content
         self.ttl = ttl
@@ -180,4 +182,5 @@ async def open_site(
         async with open_cache(
             directory, config.cache_size, revalidate=config.revalidate, strict=config.strict
         ) as content:
-            yield Site(xnat, MetadataCache(), content, config.ttl)
+            async with open_bulk(xnat, content) as bulk:
+                yield Site(xnat, MetadataCache(), content, bulk, config.ttl)

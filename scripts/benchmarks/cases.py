@@ -26,7 +26,7 @@ class Bench:
 
     @property
     def times(self) -> int:
-        return 1 if self.quick else 3
+        return 1
 
     @property
     def data(self) -> Path:

@@ -145,7 +145,7 @@ class Fill:
         return True
 
     def _launch(self, start: int) -> None:
-        stream = Stream(start)
+        stream = Stream(start, self.source)
         self._streams.append(stream)
         self._nursery.start_soon(self._run, stream)
 
@@ -188,7 +188,7 @@ class Fill:
     async def _download(self, stream: Stream) -> None:
         blob = self.blob
         unless = self._kept[0].modified if self._kept else ""  # without a date: fetched anew
-        async with self.source.open(stream.cursor, blob.size if blob.size >= 0 else None, unless) as body:
+        async with stream.source.open(stream.cursor, blob.size if blob.size >= 0 else None, unless) as body:
             if body is None:
                 await self._renew()
                 return

@@ -2,6 +2,8 @@
 
 import trio
 
+from xnatfs.content.source import Source
+
 # A gap of this much is waited for rather than asked for: at 40-400 Mbit/s it comes within 0.1-0.8 s, about what a
 # request costs at a real server; it is also 32 kernel reads, more than read-ahead ever skips.
 NEAR = 4 * 1024 * 1024
@@ -15,9 +17,10 @@ STEADY_SECONDS = 1.0
 class Stream:
     """A download and who waits for it."""
 
-    __slots__ = ("cursor", "origin", "reader", "reads", "scope", "wanted")
+    __slots__ = ("cursor", "origin", "reader", "reads", "scope", "source", "wanted")
 
-    def __init__(self, start: int) -> None:
+    def __init__(self, start: int, source: Source) -> None:
+        self.source = source  # of whoever began it; a later open may have another
         self.scope = trio.CancelScope()
         self.origin = self.cursor = start  # cursor: the next byte that comes
         self.reads = 0  # how many reads waited for it

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 
 import trio
 
+from xnatfs.bulk import version
 from xnatfs.client import has_url
-from xnatfs.content import Blob, Version
+from xnatfs.content import Blob
 from xnatfs.errors import BadReply, Denied, NotFound, Stale
 from xnatfs.models import FileRow, Resource
 from xnatfs.site import Item, Listing, Site, TrueSize
@@ -124,16 +125,22 @@ class Folders:
 class CatalogueFile(File):
     """One file of a resource. What the catalogue says of its size is corrected by what its reply said."""
 
-    __slots__ = ("_size", "expires", "folder", "resource_dir", "row")
+    __slots__ = ("_size", "folder", "listed", "resource_dir", "row")
 
     def __init__(
-        self, parent: Dir, name: str, resource_dir: ResourceDir, row: FileRow, folder: dict[str, Node], expires: float
+        self,
+        parent: Dir,
+        name: str,
+        resource_dir: ResourceDir,
+        row: FileRow,
+        folder: dict[str, Node],
+        listed: Listing[FileRow],
     ) -> None:
         super().__init__(parent.site, parent, name)
         self.resource_dir = resource_dir
         self.row = row
         self.folder = folder  # where it is listed, so that a corrected node can take its place
-        self.expires = expires
+        self.listed = listed  # the listing that it is of
         learnt = parent.site.metadata.peek(self._size_key())
         self._size = learnt.size if isinstance(learnt, TrueSize) else row.size
 
@@ -158,7 +165,7 @@ class CatalogueFile(File):
     @property
     def _source(self) -> FileSource:
         place = self.resource_dir.place
-        return FileSource(self.site.xnat, place.item, place.home, self.row)
+        return FileSource(self.site.xnat, self.site.bulk, place.item, place.home, self.row)
 
     @property
     def measured(self) -> bool:
@@ -182,12 +189,12 @@ class CatalogueFile(File):
                 size = await self.site.xnat.head(self.resource_dir.place.item, self.row)
             except (NotFound, Denied, BadReply) as error:
                 log.debug("the size of %s is not to be had: %s", "/".join(self.path), error)
-        return TrueSize(size or 0, self.expires)
+        return TrueSize(size or 0, self.listed.expires)
 
     async def open(self) -> Blob:
-        version = Version(f"{self.row.resource_id}/{self.row.path}", self.row.size, self.row.digest)
+        self.site.bulk.opened(self.resource_dir.place.item, self.listed.groups, self.row)
         try:
-            blob = await self.site.content.open(version, self._source)
+            blob = await self.site.content.open(version(self.row), self._source)
         except NotFound as error:
             await self._check_listed()
             raise BadReply(f"the server lists {'/'.join(self.path)}, but has lost it: {error}") from error
@@ -215,7 +222,7 @@ class CatalogueFile(File):
         self.site.metadata.put(self._size_key(), TrueSize(size))
         if self.parent is not None:
             self.folder[self.name] = CatalogueFile(
-                self.parent, self.name, self.resource_dir, self.row, self.folder, self.expires
+                self.parent, self.name, self.resource_dir, self.row, self.folder, self.listed
             )
 
 
@@ -243,7 +250,7 @@ def _build(resource_dir: ResourceDir, listing: Listing[FileRow]) -> Folders:
         if name in folder:
             log.warning("the catalogue of resource %s has %r twice", row.resource_id, row.path)
             continue
-        file = CatalogueFile(dirs[inner], name, resource_dir, row, folder, listing.expires)
+        file = CatalogueFile(dirs[inner], name, resource_dir, row, folder, listing)
         folder[name] = file
         raw = row.path.rpartition("/")[2]
         if raw != name and escape(raw) != raw:

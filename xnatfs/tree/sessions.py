@@ -7,7 +7,7 @@ from xnatfs.errors import BadReply, NotFound
 from xnatfs.models import Assessor, Experiment, Resource, Scan
 from xnatfs.site import Item, Listing, Site
 from xnatfs.tree.names import assign
-from xnatfs.tree.node import Children, Dir, Node, StaticDir
+from xnatfs.tree.node import Children, Dir, Node, StaticDir, number
 from xnatfs.tree.resources import Place, ResourcesDir
 
 INPUTS = "in"  # what an assessor was made of; found by lookup, not listed: it costs a request each
@@ -73,18 +73,24 @@ class ScansDir(_PartsDir):
                 raise
             return Children({})  # servers answer 404 or 500 for what cannot have scans
         named = assign(listing.rows, lambda row: unescape(row.id), lambda row: row.id)
-        nodes = {name: ScanDir(self, name, row) for name, row in named.items()}
+        nodes = {name: ScanDir(self, name, row, place) for place, (name, row) in enumerate(named.items())}
         return Children(nodes, listing.expires)
 
 
 class ScanDir(ResourcesDir):
     """One scan: its resources."""
 
-    __slots__ = ("scan",)
+    __slots__ = ("order", "scan")
 
-    def __init__(self, parent: ScansDir, name: str, scan: Scan) -> None:
+    def __init__(self, parent: ScansDir, name: str, scan: Scan, order: int) -> None:
         super().__init__(parent.site, parent, name, parent.session.place("scans", scan.id))
         self.scan = scan
+        self.order = order  # in the server's listing
+
+    def inode_hint(self) -> int:
+        """Session, place in its listing: `cp -r` and others go by inode numbers, and so series after series."""
+        assert self.parent is not None
+        return number(repr(self.parent.path), 45) << 16 | min(self.order, 0xFFFF)
 
     def xattrs(self) -> dict[str, str]:
         row = self.scan

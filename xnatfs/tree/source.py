@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 
+from xnatfs.bulk import Bulk
 from xnatfs.client import Xnat, has_url
 from xnatfs.content import Body
 from xnatfs.errors import BadReply, NotFound, XnatError
@@ -21,6 +22,7 @@ class FileSource:
     """One file on the server. `item` is any item the resource belongs to, `home` the one it hangs on."""
 
     xnat: Xnat
+    bulk: Bulk
     item: Item
     home: Item
     row: FileRow
@@ -38,6 +40,11 @@ class FileSource:
             async with self._unnamed() as body:
                 yield body
             return
+        if not start:
+            async with self.bulk.member(self.row, self.item) as member:
+                if member is not None:
+                    yield member
+                    return
         async with self.xnat.download(self.item, self.row, start, size, unless_modified_since) as download:
             yield Body(download.start, download.size, download.modified, download.chunks) if download else None
 
