@@ -101,7 +101,7 @@ class _Walk:
         if self.ahead_bytes < self.allowance():
             return False
         now = trio.current_time()
-        return not any(now - claim.made < PATIENCE for claim in self.claims.values())
+        return not any(now - claim.made < PATIENCE and not claim.ready.is_set() for claim in self.claims.values())
 
     def note(self, row: FileRow) -> None:
         """A file was opened."""
@@ -113,6 +113,13 @@ class _Walk:
             self.ahead.remove(row.path)
             self.ahead_bytes -= row.size or 0
         self.wake()
+
+    def claim(self, row: FileRow) -> None:
+        """Its member is wanted by a download that is about to begin."""
+        now = trio.current_time()
+        for path in [path for path, claim in self.claims.items() if now - claim.made > PATIENCE]:
+            del self.claims[path]  # whoever made it has found the file elsewhere
+        self.claims.setdefault(row.path, _Claim())
 
     def passes(self, row: FileRow) -> None:
         """Its member is here."""
@@ -170,10 +177,11 @@ class Bulk:
         if row.path in walk.ahead:
             self.stats.used += row.size or 0
         walk.note(row)
-        if len(walk.opened) >= 2 and not self._content.has(version(row)):
-            self._start(walk, walk.places[row.path])
+        if not self._content.has(version(row)):
+            if len(walk.opened) >= 2:
+                self._start(walk, walk.places[row.path])
             if walk.near(row):  # claimed at once: the download that wants it begins a moment later
-                walk.claims.setdefault(row.path, _Claim())
+                walk.claim(row)
         if 2 * len(walk.opened) >= len(walk.rows) and walk.done:
             self._stride(walk)
 
@@ -225,7 +233,9 @@ class Bulk:
             return
         if trio.current_time() < walk.no_tar_until or self._missing(walk, place) < FEWEST:
             return
-        walk.scope = trio.CancelScope()
+        if 3 * (walk.begins[-1] - walk.begins[place]) < walk.begins[-1]:
+            return  # most of the tar would be what was had before
+        walk.scope, walk.front = trio.CancelScope(), 0
         self._running += 1
         self.stats.tars += 1
         self._nursery.start_soon(self._run, walk)
@@ -248,8 +258,7 @@ class Bulk:
         assert walk.scope is not None
         try:
             with walk.scope:
-                await self._stream(walk)
-                walk.done = True
+                walk.done = await self._stream(walk)
         except XnatError as error:
             log.info("no tar of resource %s, its files are fetched singly: %s", walk.resource, error)
             walk.no_tar_until = trio.current_time() + NO_TAR_FOR
@@ -258,12 +267,11 @@ class Bulk:
             self._running -= 1
             for claim in walk.claims.values():
                 claim.ready.set()
-            walk.claims.clear()
         if walk.done and 2 * len(walk.opened) >= len(walk.rows):
             self._stride(walk)
 
-    async def _stream(self, walk: _Walk) -> None:
-        """Take the tar, member by member. Raises what the client raises."""
+    async def _stream(self, walk: _Walk) -> bool:
+        """Take the tar, member by member; whether to its end. Raises what the client raises."""
         async with self._xnat.archive(walk.item, walk.resource) as chunks:
             async with aclosing(members(chunks)) as archive:
                 async for member in archive:
@@ -281,7 +289,7 @@ class Bulk:
                         data = None
                     # Nothing is awaited from here until the file is known to the cache or to who has claimed it.
                     walk.passes(row)
-                    claim = walk.claims.pop(row.path, None)
+                    claim = walk.claims.get(row.path)
                     if claim is not None:
                         self.stats.used += len(data or b"")
                         claim.data = data  # None: it is asked for singly
@@ -290,7 +298,8 @@ class Bulk:
                         walk.brings(row)
                         await self._keep(row, data)
                     if not await self._may_go_on(walk):
-                        return
+                        return False
+        return True
 
     async def _keep(self, row: FileRow, data: bytes) -> None:
         """Put a file into the cache that nobody has asked for yet. One that is damaged will be asked for singly."""
