@@ -458,3 +458,21 @@ async def test_a_cancelled_read_leaves_the_stream_to_the_others(tmp_path, autoju
         assert await blob.read(0, END) == BIG
         blob.close()
     assert source.starts == [0, FAR]
+
+
+@pytest.mark.parametrize("place", [None, 0, 5 * MiB, END - 1])
+async def test_a_large_file_is_hashed_beside_the_download(tmp_path, place):
+    """In a thread that follows it, in pieces; a single wrong byte is found wherever it is."""
+    sent = bytearray(BIG)
+    if place is not None:
+        sent[place] ^= 1
+    async with open_cache(tmp_path, LIMIT) as cache:
+        blob = await cache.open(version(BIG), FakeSource(bytes(sent), chunk=MiB))
+        try:
+            if place is None:
+                assert await read_all(blob) == BIG
+            else:
+                with pytest.raises(BadReply):
+                    await read_all(blob)
+        finally:
+            blob.close()

@@ -25,6 +25,7 @@ LAYERS = [
 OWNERS = {
     "pyfuse3": {"fuse"},
     "httpx": {"client", "transport", "auth", "site", "demo"},
+    "httpcore": {"transport"},
     "cachetools": {"metadata"},
     "yaml": {"config"},
     "keyring": {"credentials", "listings"},

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -41,7 +42,8 @@ def mount(demo: Demo, tmp_path: Path) -> Iterator[Mount]:
 
 
 def downloads(demo: Demo) -> list[str]:
-    return [line for line in demo.asked() if line.startswith("GET") and "/files/" in line]
+    """Requests for bytes: of a file, or of a resource as a tar."""
+    return [line for line in demo.asked() if re.match(r"GET .*/resources/\d+/files", line)]
 
 
 def entries(demo: Demo, *below: str) -> list[ManifestEntry]:
@@ -76,7 +78,8 @@ def test_four_opens_of_each_file_with_its_last_page_first(demo, mount):
                 file.seek(0)
                 assert file.read(PAGE) == whole[:PAGE]
                 assert file.read(128 * 1024) == whole[PAGE : PAGE + 128 * 1024]
-    assert len(downloads(demo)) == len(series) == 40
+    assert len(series) == 40
+    assert len(downloads(demo)) <= 3  # the first by itself, the others in one tar, and the next series begun
 
 
 def test_a_big_file_with_its_last_page_first(demo, mount):
@@ -174,4 +177,4 @@ def test_two_hundred_open_files(demo, mount):
             for file, digest in zip(files, digests, strict=True):
                 digest.update(file.read(2**16))
     assert [digest.hexdigest() for digest in digests] == [entry.md5 for entry in found]
-    assert len(downloads(demo)) == len(found)
+    assert len(downloads(demo)) == len(set(downloads(demo))) < 40

@@ -54,7 +54,7 @@ class Fill:
         self.blob = blob
         self.version = version
         self.source = source  # of the latest open; all lead to the same file
-        self.intake = Intake(blob, version, store, stats)
+        self.intake = Intake(blob, version, store, stats, nursery)
         self.modified = ""
         self.renewed = False  # the server said "not modified"
         self.busy = False  # verifying or keeping

@@ -2,7 +2,8 @@
 
 Invariants:
 - A byte that is present is never written again, so what readers saw is what is verified.
-- The hash only takes bytes that it saw being written; all others are read back from the file.
+- The hash only takes bytes that it saw being written; all others are read back from the file. Those of a large file
+  all are: in a thread that follows the download, since MD5 of a gigabyte keeps a core busy for 0.6 s or more.
 - A download above SMALL is counted in the cache's total before it is written.
 """
 
@@ -26,12 +27,14 @@ SPARE = 64 * 1024 * 1024
 
 # Read back at a time for the digest, in a thread.
 HASH_PIECE = 1024 * 1024
+# How far the thread that hashes may be behind before it is sent after the download: 6 ms of its work.
+HASH_BEHIND = 4 * HASH_PIECE
 
 
 class Intake:
     """The file behind a blob while it fills."""
 
-    def __init__(self, blob: Blob, version: Version, store: Store, stats: Stats) -> None:
+    def __init__(self, blob: Blob, version: Version, store: Store, stats: Stats, nursery: trio.Nursery) -> None:
         self.partial: Partial | None = None
         self._blob = blob
         self._version = version
@@ -39,6 +42,8 @@ class Intake:
         self._stats = stats
         self._hash = hashlib.md5(usedforsecurity=False)
         self._hashed = 0  # the hash covers this much of the file
+        self._nursery = nursery
+        self._following: trio.Event | None = None  # set when the thread that hashes is back
 
     def begin(self) -> None:
         """The first reply is in."""
@@ -54,13 +59,20 @@ class Intake:
             await self._write(memoryview(chunk)[start - offset : stop - offset], start)
             spans.add(start, stop)
         self._blob.wake()
+        if self._apart and self._following is None and spans.next_gap(0) - self._hashed >= HASH_BEHIND:
+            self._following = trio.Event()
+            self._nursery.start_soon(self._follow, self._following)
 
     async def verify(self) -> None:
         """Does the digest agree? Raises BadReply."""
         if not self._version.digest:
             return
-        if self._hashed < self._blob.size:
-            await trio.to_thread.run_sync(self._read_back)
+        while self._following is not None:
+            await self._following.wait()
+        if self._blob.size - self._hashed <= HASH_PIECE:  # not worth the way to a thread
+            self._read_back(self._blob.fd, self._blob.size)
+        else:
+            await trio.to_thread.run_sync(self._read_back, self._blob.fd, self._blob.size)
         found = self._hash.hexdigest()
         if found != self._version.digest:
             raise BadReply(
@@ -86,12 +98,28 @@ class Intake:
                 _write_all(self._blob.fd, data, offset)
             except OSError as again:
                 raise self._store.error(again) from again
-        if self._version.digest and self._hashed == offset:
+        if self._version.digest and self._hashed == offset and not self._apart:
             self._hash.update(data)
             self._hashed += len(data)
 
-    def _read_back(self) -> None:
-        while data := os.pread(self._blob.fd, HASH_PIECE, self._hashed):
+    @property
+    def _apart(self) -> bool:
+        """Whether the file is hashed in a thread."""
+        return bool(self._version.digest) and self._blob.size > SMALL
+
+    async def _follow(self, back: trio.Event) -> None:
+        """Hash what has come, and what comes meanwhile."""
+        fd = os.dup(self._blob.fd)  # the blob may be closed while the thread reads
+        try:
+            while (end := self._blob.spans.next_gap(0)) - self._hashed >= HASH_BEHIND:
+                await trio.to_thread.run_sync(self._read_back, fd, end)
+        finally:
+            os.close(fd)
+            self._following = None
+            back.set()
+
+    def _read_back(self, fd: int, end: int) -> None:
+        while data := os.pread(fd, min(HASH_PIECE, end - self._hashed), self._hashed):
             self._hash.update(data)
             self._hashed += len(data)
 
