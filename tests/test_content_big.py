@@ -467,12 +467,9 @@ async def test_a_large_file_is_hashed_beside_the_download(tmp_path, place):
     if place is not None:
         sent[place] ^= 1
     async with open_cache(tmp_path, LIMIT) as cache:
-        blob = await cache.open(version(BIG), FakeSource(bytes(sent), chunk=MiB))
-        try:
-            if place is None:
-                assert await read_all(blob) == BIG
-            else:
-                with pytest.raises(BadReply):
-                    await read_all(blob)
-        finally:
-            blob.close()
+        source = FakeSource(bytes(sent), chunk=MiB)
+        if place is None:
+            assert await read_all(cache, version(BIG), source) == BIG
+        else:
+            with pytest.raises(BadReply):
+                await read_all(cache, version(BIG), source)
