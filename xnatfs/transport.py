@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, cast
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import httpcore
 import httpx
@@ -25,8 +26,10 @@ from xnatfs import __version__
 from xnatfs.auth import Expects, Login, check_is_data, page_message
 from xnatfs.config import Config
 from xnatfs.credentials import Credentials
-from xnatfs.errors import BadReply, ConfigError, Denied, LoginRequired, NotFound, Uncertain, Unreachable, XnatError
+from xnatfs.errors import BadReply, Denied, LoginRequired, NotFound, Uncertain, Unreachable, XnatError
 from xnatfs.sessions import SessionStore
+from xnatfs.tls import tls_context
+from xnatfs.worker import Writable, open_workers
 
 log = logging.getLogger(__name__)
 
@@ -80,18 +83,21 @@ async def open_transport(
 ) -> AsyncIterator["Transport"]:
     """The way to one server; its session ends with it, or is kept in `sessions`. At first nothing is sent."""
     loopback = is_loopback(urlsplit(config.url).hostname or "")
-    async with httpx.AsyncClient(
-        base_url=config.url,
-        headers={"User-Agent": f"xnatfs/{__version__}", "Accept": "*/*", "Accept-Encoding": "identity"},
-        timeout=httpx.Timeout(config.timeout, connect=min(CONNECT_TIMEOUT, config.timeout), pool=None),
-        limits=httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS),
-        verify=tls_context(config) if wire is None else False,
-        trust_env=not loopback,
-        follow_redirects=False,
-        cookies=_no_cookies(),
-        transport=wire,
-    ) as http:
-        transport = Transport(http, Login(http, credentials, sessions), config.patience or config.timeout)
+    async with (
+        _big_files(config, loopback, wire) as big,
+        httpx.AsyncClient(
+            base_url=config.url,
+            headers={"User-Agent": f"xnatfs/{__version__}", "Accept": "*/*", "Accept-Encoding": "identity"},
+            timeout=httpx.Timeout(config.timeout, connect=min(CONNECT_TIMEOUT, config.timeout), pool=None),
+            limits=httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS),
+            verify=tls_context(config.ca_bundle, config.verify_ssl) if wire is None else False,
+            trust_env=not loopback,
+            follow_redirects=False,
+            cookies=_no_cookies(),
+            transport=wire,
+        ) as http,
+    ):
+        transport = Transport(http, big, Login(http, credentials, sessions), config.patience or config.timeout)
         try:
             yield transport
         finally:
@@ -99,11 +105,26 @@ async def open_transport(
                 await transport.login.close()
 
 
+@asynccontextmanager
+async def _big_files(
+    config: Config, loopback: bool, wire: httpx.AsyncBaseTransport | None
+) -> AsyncIterator[httpx.AsyncClient | None]:
+    """What sends the requests for big files; None where httpx itself is needed: to a proxy, to a server of a test."""
+    url = urlsplit(config.url)
+    if wire is not None or (not loopback and url.scheme in getproxies() and not proxy_bypass(url.hostname or "")):
+        yield None
+        return
+    async with open_workers(config.ca_bundle, config.verify_ssl) as workers:
+        async with httpx.AsyncClient(transport=workers, cookies=_no_cookies(), follow_redirects=False) as client:
+            yield client
+
+
 class Transport:
     """The way to one server, as one account. Every method raises our errors only."""
 
-    def __init__(self, http: httpx.AsyncClient, login: Login, timeout: float) -> None:
+    def __init__(self, http: httpx.AsyncClient, big: httpx.AsyncClient | None, login: Login, timeout: float) -> None:
         self._http = http
+        self._big = big or http
         self.login = login
         self.timeout = timeout
         self._away = False  # whether the last request failed for want of a server
@@ -159,9 +180,17 @@ class Transport:
                 await response.aclose()
 
     async def exchange(
-        self, method: str, path: str, params: Mapping[str, str], headers: Mapping[str, str], expects: Expects
+        self,
+        method: str,
+        path: str,
+        params: Mapping[str, str],
+        headers: Mapping[str, str],
+        expects: Expects,
+        big: bool = False,
     ) -> httpx.Response:
         """Send a request that is safe to repeat until it is answered, by a server that knows us.
+
+        `big`: the body is better written by a process beside this one, see `written`.
 
         Goes on with another session where this one was lost, and logs in once for that. Repeats after network
         errors, after 429, 502, 503 and 504, and once after 500, as long as `timeout` lasts.
@@ -177,7 +206,7 @@ class Transport:
                     method, path, params=params or None, headers={**headers, "Cookie": f"JSESSIONID={token}"}
                 )
                 self.requests += 1
-                response = await self._http.send(request, stream=True)
+                response = await (self._big if big else self._http).send(request, stream=True)
                 if response.status_code not in TRY_LATER and (response.status_code != 500 or failed_once):
                     self._present()
                     self.login.heard(response)
@@ -322,21 +351,24 @@ class Transport:
         except httpx.TransportError as error:
             raise Unreachable(f"{self.url}{path} broke off: {_reason(error)}") from error
 
+    async def written(
+        self, path: str, body: Writable, descriptor: int | None, offset: int, length: int
+    ) -> AsyncGenerator[int]:
+        """The next `length` bytes of a body go into a file, or nowhere; how many more are there, as they come.
+
+        Raises Unreachable when it breaks off, and the OSError of the file.
+        """
+        pieces = body.write(descriptor, offset, length) if descriptor is not None else body.skip(length)
+        try:
+            async with aclosing(pieces):
+                async for count in pieces:
+                    yield count
+        except httpx.TransportError as error:
+            raise Unreachable(f"{self.url}{path} broke off: {_reason(error)}") from error
+
 
 def is_loopback(host: str) -> bool:
     return host in ("localhost", "::1") or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None
-
-
-def tls_context(config: Config) -> ssl.SSLContext:
-    """How to trust the server: the system's authorities, a bundle instead of them, or nobody. Raises ConfigError."""
-    try:
-        context = ssl.create_default_context(cafile=config.ca_bundle or None)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"the CA bundle {config.ca_bundle} holds no certificates in PEM: {error}") from None
-    if not config.verify_ssl and not config.ca_bundle:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
 
 
 def _retry_after(response: httpx.Response) -> float | None:

@@ -20,6 +20,7 @@ from xnatfs.cli.logins import find_login, session_store
 from xnatfs.config import Config, cache_home
 from xnatfs.credentials import Credentials
 from xnatfs.errors import ConfigError, FuseMissing, MountpointError
+from xnatfs.mountinfo import mount_on
 from xnatfs.sessions import SessionStore
 
 if TYPE_CHECKING:
@@ -81,7 +82,8 @@ def run_mount(arguments: argparse.Namespace) -> int:
 
 def run_umount(arguments: argparse.Namespace) -> int:
     mountpoint = _place(arguments)
-    if _file_system(mountpoint) != "fuse.xnatfs":
+    mounted = mount_on(mountpoint)
+    if mounted is None or mounted.kind != "fuse.xnatfs":
         raise MountpointError(f"{mountpoint} is not a mount of xnatfs")
     serving = _fuse().serving_process(mountpoint)
     try:
@@ -195,18 +197,6 @@ def _log_to(arguments: argparse.Namespace) -> None:
     # httpcore logs the headers of replies, and with them session IDs, which no log may hold.
     logging.getLogger("httpcore").setLevel(logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.DEBUG if level == "DEBUG" else logging.WARNING)
-
-
-def _file_system(mountpoint: Path) -> str:
-    """What is mounted there, by the kernel's list; '' for nothing. The mount itself is not touched."""
-    wanted, found = str(mountpoint), ""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
-        for line in table:
-            before, _, after = line.partition(" - ")
-            path = before.split(" ")[4].encode("utf-8", "surrogateescape").decode("unicode_escape")
-            if path.encode("latin-1", "replace").decode("utf-8", "surrogateescape") == wanted:
-                found = after.split(" ")[0]
-    return found
 
 
 def _fusermount_says(text: str) -> str:

@@ -19,7 +19,7 @@ import trio
 from xnatfs.content.blob import Blob
 from xnatfs.content.index import Row
 from xnatfs.content.intake import SMALL, Intake
-from xnatfs.content.source import Body, Source, Version
+from xnatfs.content.source import Body, Into, Source, Version
 from xnatfs.content.stats import Stats
 from xnatfs.content.store import Store
 from xnatfs.content.stream import NEAR, Stream
@@ -194,6 +194,9 @@ class Fill:
                 return
             if not await self._accept(stream, body):
                 return
+            if body.into is not None and blob.size >= 0:
+                await self._carry(stream, body.into)
+                return
             chunks = body.chunks
             async with aclosing(chunks) if isinstance(chunks, AsyncGenerator) else nullcontext(chunks):
                 async for chunk in chunks:
@@ -202,6 +205,39 @@ class Fill:
                         return
                     await trio.lowlevel.checkpoint()
             self._ended(stream)
+
+    async def _carry(self, stream: Stream, into: Into) -> None:
+        """What is missing is written by others, what is there is skipped, step by step."""
+        full: OSError | None = None
+        await self.intake.reserve(self.blob.size)
+        while stream.cursor < self.blob.size and not self._enough(stream):
+            stop, missing = self._step(stream)
+            try:
+                async with aclosing(
+                    into(self.blob.fd if missing else None, stream.cursor, stop - stream.cursor)
+                ) as come:
+                    async for count in come:
+                        full = None
+                        self.intake.came(stream.cursor, count)
+                        stream.cursor += count
+            except OSError as exc:
+                if full is not None:
+                    raise self._store.error(exc) from exc
+                full = exc
+                await self.intake.make_room(exc)
+
+    def _step(self, stream: Stream) -> tuple[int, bool]:
+        """Up to where bytes are taken next, and whether they are missing. No other download has that place.
+
+        Others begin farther ahead than NEAR, or before; what lies ahead of them ends at theirs.
+        """
+        cursor, spans = stream.cursor, self.blob.spans
+        ahead = [other.cursor for other in self._streams if other.cursor > cursor]
+        end = min([cursor + NEAR, self.blob.size, *ahead])
+        gap = spans.next_gap(cursor)
+        if gap > cursor:
+            return min(gap, end), False
+        return next((stop for _, stop in spans.gaps(cursor, end)), end), True
 
     async def _accept(self, stream: Stream, body: Body) -> bool:
         blob, key = self.blob, self.version.key

@@ -58,10 +58,13 @@ class Intake:
         for start, stop in spans.gaps(offset, end):
             await self._write(memoryview(chunk)[start - offset : stop - offset], start)
             spans.add(start, stop)
-        self._blob.wake()
-        if self._apart and self._following is None and spans.next_gap(0) - self._hashed >= HASH_BEHIND:
-            self._following = trio.Event()
-            self._nursery.start_soon(self._follow, self._following)
+        self._arrived()
+
+    def came(self, offset: int, count: int) -> None:
+        """Bytes have come that somebody else has written."""
+        self._stats.fetched += count
+        self._blob.spans.add(offset, offset + count)
+        self._arrived()
 
     async def verify(self) -> None:
         """Does the digest agree? Raises BadReply."""
@@ -87,13 +90,23 @@ class Intake:
         if self.partial is not None and self.partial.reserved < end and size > SMALL:
             await self._store.reserve(self.partial, size)
 
+    async def make_room(self, exc: OSError, wanted: int = 0) -> None:
+        """The file could not be written: evict, where that may help. Raises CacheError where it cannot."""
+        if exc.errno not in NO_SPACE:
+            raise self._store.error(exc) from exc
+        await self._store.evict(self._store.total() - max(SPARE, wanted))
+
+    def _arrived(self) -> None:
+        self._blob.wake()
+        if self._apart and self._following is None and self._blob.spans.next_gap(0) - self._hashed >= HASH_BEHIND:
+            self._following = trio.Event()
+            self._nursery.start_soon(self._follow, self._following)
+
     async def _write(self, data: memoryview, offset: int) -> None:
         try:
             _write_all(self._blob.fd, data, offset)
         except OSError as exc:
-            if exc.errno not in NO_SPACE:
-                raise self._store.error(exc) from exc
-            await self._store.evict(self._store.total() - max(SPARE, len(data)))
+            await self.make_room(exc, len(data))
             try:
                 _write_all(self._blob.fd, data, offset)
             except OSError as again:

@@ -4,20 +4,28 @@ A `Source` is one file somewhere; a `Body` is one download of it that has begun.
 says of offset, length and date is checked against what other replies said, never against what was asked for.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+# Writes so many of the next bytes into a descriptor at an offset, or without one nowhere; yields how many more have
+# come. Raises XnatError, and the OSError of the file: then the same bytes can be told to go there again.
+Into = Callable[[int | None, int, int], AsyncGenerator[int]]
+
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """A download that has begun; valid while the context that gave it is open."""
+    """A download that has begun; valid while the context that gave it is open.
 
-    start: int  # offset in the file of the first byte that `chunks` yields
+    Its bytes come as `chunks`, or, where there is one and `size` is known, go where `into` is told.
+    """
+
+    start: int  # offset in the file of the first byte that comes
     size: int | None  # the whole file's length according to the reply; None if it did not say
     modified: str  # Last-Modified as sent, "" if absent
     chunks: AsyncIterator[bytes]  # to the end of the file; raises an XnatError when it breaks; ending is completion
+    into: Into | None = None
 
 
 class Source(Protocol):

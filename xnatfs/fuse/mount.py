@@ -3,6 +3,7 @@
 pyfuse3 has one session per process, so this is called once in a process.
 """
 
+import contextlib
 import errno
 import hashlib
 import logging
@@ -24,6 +25,7 @@ from xnatfs.config import Config, cache_home
 from xnatfs.credentials import Credentials
 from xnatfs.errors import FuseMissing, MountpointError
 from xnatfs.fuse.operations import Operations, OperationsWithXattrs, Ownership
+from xnatfs.mountinfo import mount_on
 from xnatfs.sessions import SessionStore
 from xnatfs.site import Site, open_site
 from xnatfs.tree import Root
@@ -32,6 +34,10 @@ log = logging.getLogger(__name__)
 
 # Each READ that waits for the network holds a task, and `stat` must find one free beside 200 readers.
 MOST_REQUESTS = 1000
+
+# What the kernel reads ahead, in KiB: 128 by default. A sequential read asks in pieces of that size, up to 1 MiB, which
+# is the largest one request can be. Measured, warm: 1.5 GB/s at 128, 2.5 at 1024, 2.2 at 4096.
+READ_AHEAD_KB = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +148,7 @@ async def mount(
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(_end_by_signal, signals)
-                    nursery.start_soon(_when_running, ready)
+                    nursery.start_soon(_when_running, ready, options.mountpoint)
                     await pyfuse3.main(max_tasks=MOST_REQUESTS)
                     nursery.cancel_scope.cancel()
             finally:
@@ -179,10 +185,19 @@ async def _end_by_signal(signals: AsyncIterator[int]) -> None:
         pyfuse3.terminate()
 
 
-async def _when_running(ready: Callable[[], None]) -> None:
+async def _when_running(ready: Callable[[], None], mountpoint: Path) -> None:
     """pyfuse3.main has begun to read requests by the time this is run a second time."""
     await trio.lowlevel.checkpoint()
+    _read_ahead(mountpoint)
     ready()
+
+
+def _read_ahead(mountpoint: Path) -> None:
+    """Have the kernel ask for more at a time, where we may: that takes root."""
+    mounted = mount_on(mountpoint)
+    if mounted is not None:
+        with contextlib.suppress(OSError):
+            Path(f"/sys/class/bdi/{mounted.device}/read_ahead_kb").write_text(str(READ_AHEAD_KB))
 
 
 def _log_end(site: Site) -> None:

@@ -46,7 +46,11 @@ class FileSource:
                     yield member
                     return
         async with self.xnat.download(self.item, self.row, start, size, unless_modified_since) as download:
-            yield Body(download.start, download.size, download.modified, download.chunks) if download else None
+            yield (
+                Body(download.start, download.size, download.modified, download.chunks, download.into)
+                if download
+                else None
+            )
 
     @asynccontextmanager
     async def _unnamed(self) -> AsyncIterator[Body]:

@@ -1,0 +1,214 @@
+"""Files as they arrive: what a server grants of ranges, what the headers promise, and connections that break.
+
+Rules: the headers of a reply are believed, not the listing; a range is never asked past the end, because the server
+does not clamp; a whole file is taken for an answer to a range, but no other range than the one asked for.
+"""
+
+import logging
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import httpx
+import trio
+
+from xnatfs.errors import BadReply, Stale, Unreachable
+from xnatfs.transport import FIRST_PAUSE, Transport
+
+log = logging.getLogger(__name__)
+
+# What a server answers that knows ranges but not this one, or whose proxy trips over them.
+RANGE_REFUSED = frozenset({400, 416, 500, 501})
+
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)$")
+
+# Writes so many of the next bytes into a descriptor at an offset, or nowhere; yields how many more are there.
+Into = Callable[[int | None, int, int], AsyncGenerator[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """A file that has begun to arrive, from `start` to the end, or to where a range was asked for.
+
+    Either `chunks` is iterated, or, where there is one, `into` is told where the bytes go. Both raise XnatErrors;
+    `into` the OSError of the file, too, and can be told to put the same bytes there again.
+    """
+
+    start: int
+    size: int | None  # of the whole file, as the headers have it
+    modified: str  # Last-Modified, as sent
+    chunks: AsyncIterator[bytes]
+    into: Into | None
+
+
+class Promise(NamedTuple):
+    """What the headers of a file's reply promise."""
+
+    start: int
+    stop: int | None  # where it ends
+    size: int | None
+    modified: str
+
+
+class Downloads:
+    """How files come from one server."""
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
+        self.ranged: bool | None = None  # whether the server grants Range; None until it was asked
+
+    @asynccontextmanager
+    async def open(
+        self, path: str, start: int, stop: int | None, size: int | None, unless_modified: str, *, big: bool
+    ) -> AsyncIterator[Download | None]:
+        """See `Xnat.download`."""
+        begun = await self.begin(path, start, stop, size, unless_modified, big)
+        if begun is None:
+            yield None
+            return
+        arrival = _Arrival(self, path, big, *begun)
+        try:
+            async with aclosing(arrival.chunks()) as chunks:
+                promise = begun[1]
+                into = arrival.into if arrival.writable else None
+                yield Download(promise.start, promise.size, promise.modified, chunks, into)
+        finally:
+            await arrival.close()
+
+    async def begin(
+        self, path: str, start: int, stop: int | None, size: int | None, unless_modified: str, big: bool
+    ) -> tuple[httpx.Response, Promise] | None:
+        """Ask for a file; None if it was not modified."""
+        headers = {"If-Modified-Since": unless_modified} if unless_modified else {}
+        ranging = 0 < start < (size or 0) and self.ranged is not False
+        end = min(stop or size or 0, size or 0)
+        if ranging:
+            headers["Range"] = f"bytes={start}-{end - 1}"
+        response = await self.transport.exchange("GET", path, {}, headers, "file", big)
+        begun = None
+        try:
+            if response.status_code == 304 and unless_modified:
+                return None
+            begun = await self._promise(path, response, (start, end) if ranging else None, size)
+        finally:
+            if begun is None:
+                with trio.CancelScope(shield=True):
+                    await response.aclose()
+        if begun is None:  # a range was asked for and is not to be had
+            return await self.begin(path, 0, None, size, "", big)
+        return response, begun
+
+    async def _promise(
+        self, path: str, response: httpx.Response, asked: tuple[int, int] | None, size: int | None
+    ) -> Promise | None:
+        """The promise of a reply; None where it refuses the range that was asked for, or answers another one."""
+        where = f"{self.transport.url}{path}"
+        if asked and response.status_code in RANGE_REFUSED:
+            self._stream_only(f"answers {response.status_code} to a range")
+            return None
+        await self.transport.check(path, response, "file", allow=(200, 206) if asked else (200,))
+        if response.headers.get("content-encoding", "identity").lower() not in ("", "identity"):
+            raise BadReply(f"{where} came encoded, though it was asked for as it is")
+        modified = response.headers.get("last-modified", "")
+        if response.status_code == 200:
+            if asked:
+                self._stream_only("answers a range with the whole file")
+            length = content_length(response)
+            return Promise(0, length, length, modified)
+        match = _CONTENT_RANGE.match(response.headers.get("content-range", ""))
+        if match and size is not None and int(match[3]) != size:
+            raise Stale(f"{where} is {match[3]} bytes now, not {size}")
+        if not match or (int(match[1]), int(match[2]) + 1) != asked:
+            self._stream_only("answers another range than was asked for")
+            return None
+        self.ranged = True
+        return Promise(*asked, size, modified)
+
+    def _stream_only(self, why: str) -> None:
+        self.ranged = False
+        log.warning("%s %s: files are read from their start, a seek waits", self.transport.url, why)
+
+
+class _Arrival:
+    """The bytes of a file that has begun, over as many connections as it takes."""
+
+    def __init__(self, downloads: Downloads, path: str, big: bool, response: httpx.Response, promise: Promise) -> None:
+        self._downloads = downloads
+        self._transport = downloads.transport
+        self._path = path
+        self._big = big
+        self._response = response
+        self._promise = promise
+        self._position = promise.start
+        self._skip = 0  # bytes that come again, from a server that starts again from 0
+        self._moved()
+
+    @property
+    def writable(self) -> bool:
+        body = self._response.extensions.get("writable")
+        return body is not None and body.length is not None
+
+    async def chunks(self) -> AsyncGenerator[bytes]:
+        while True:
+            try:
+                async with aclosing(self._transport.raw(self._path, self._response)) as body:
+                    async for chunk in body:
+                        fresh, self._skip = chunk[self._skip :], max(0, self._skip - len(chunk))
+                        if fresh:
+                            self._position += len(fresh)
+                            self._moved()
+                            yield fresh
+                if self._promise.stop is None or self._position >= self._promise.stop:
+                    return
+                raise Unreachable(f"{self._where} ended after {self._position} of {self._promise.stop} bytes")
+            except Unreachable as error:
+                await self._take_up_again(error)
+
+    async def into(self, descriptor: int | None, offset: int, length: int) -> AsyncGenerator[int]:
+        while length:
+            try:
+                body = self._response.extensions["writable"]
+                async with aclosing(self._transport.written(self._path, body, None, 0, self._skip)) as skipped:
+                    async for count in skipped:
+                        self._skip -= count
+                async with aclosing(self._transport.written(self._path, body, descriptor, offset, length)) as written:
+                    async for count in written:
+                        offset, length, self._position = offset + count, length - count, self._position + count
+                        self._moved()
+                        yield count
+            except Unreachable as error:
+                await self._take_up_again(error)
+                if not self.writable:
+                    raise
+
+    async def close(self) -> None:
+        with trio.CancelScope(shield=True):
+            await self._response.aclose()
+
+    @property
+    def _where(self) -> str:
+        return f"{self._transport.url}{self._path}"
+
+    def _moved(self) -> None:
+        self._give_up = trio.current_time() + self._transport.timeout
+
+    async def _take_up_again(self, error: Unreachable) -> None:
+        """Another connection, from where this one broke. Raises its error where nothing has come for too long."""
+        await self.close()
+        if self._promise.size is None or trio.current_time() > self._give_up:
+            raise error
+        log.info("%s broke off at byte %d, taking it up again", self._where, self._position)
+        await trio.sleep(FIRST_PAUSE)
+        promise = self._promise
+        resumed = await self._downloads.begin(self._path, self._position, promise.stop, promise.size, "", self._big)
+        if resumed is None or resumed[1][2:] != promise[2:]:
+            raise Stale(f"{self._where} changed on the server while it was read")
+        self._response, again = resumed
+        self._skip = self._position - again.start
+
+
+def content_length(response: httpx.Response) -> int | None:
+    value = response.headers.get("content-length", "")
+    return int(value) if value.isascii() and value.isdigit() else None

@@ -1,0 +1,285 @@
+"""The processes that carry big files, as a transport of httpx: it is asked like any other, and replies like any other.
+
+But the body of its reply is also `Writable`, and the reply's extension "writable": it can be told to go into a file.
+A process is started when a request finds none idle, serves one request at a time, keeps its connection, and ends when
+it was idle for long, or when the pool is closed. One that does not answer in time, or is in the middle of a body that
+nobody wants, is made to stop or is killed, and awaited: nothing is written into a file after the end of the iteration
+that writes there.
+"""
+
+import array
+import errno
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import trio
+
+log = logging.getLogger(__name__)
+
+# Idle processes are kept for so long, in seconds: the next volume of a session comes at once, a viewer's after a while.
+IDLE = 30.0
+# Beyond the timeouts that the process keeps itself: then it is stuck.
+GRACE = 10.0
+# How long one that was told to stop may take: it looks up between two pieces, and writes one to a busy disk.
+STOP = 5.0
+# Read at a time of the messages of a process.
+LINE = 64 * 1024
+# What of a body is taken through the process, where it is not written to a file: error pages.
+TAKE = 64 * 1024
+
+ERRORS: dict[str, type[httpx.TransportError]] = {
+    "connect": httpx.ConnectError,
+    "connect timeout": httpx.ConnectTimeout,
+    "tls": httpx.ConnectError,
+    "read": httpx.ReadError,
+    "read timeout": httpx.ReadTimeout,
+    "protocol": httpx.RemoteProtocolError,
+}
+
+
+class _Process:
+    """One process and the socket to it."""
+
+    def __init__(self, process: trio.Process, link: trio.socket.SocketType) -> None:
+        self._process = process
+        self._link = link
+        self._lines = b""
+        self.idle_since = 0.0
+        self.ended = False
+
+    async def ask(self, message: Mapping[str, Any], within: float, descriptor: int | None = None) -> dict[str, Any]:
+        """Send a message and wait for what is said to it. Raises httpx.TransportError, OSError of the file."""
+        await self.tell(message, descriptor)
+        return await self.hear(within)
+
+    async def tell(self, message: Mapping[str, Any], descriptor: int | None = None) -> None:
+        beside = [] if descriptor is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))]
+        line = json.dumps(message).encode() + b"\n"
+        try:
+            sent = await self._link.sendmsg([line], beside)
+            while sent < len(line):
+                sent += await self._link.send(line[sent:])
+        except OSError as error:
+            await self.end()
+            raise httpx.WriteError(f"its download process is gone: {error}") from error
+
+    async def hear(self, within: float) -> dict[str, Any]:
+        """The next thing it says."""
+        with trio.move_on_after(within):
+            while b"\n" not in self._lines:
+                self._lines += await self._more()
+            line, _, self._lines = self._lines.partition(b"\n")
+            message: dict[str, Any] = json.loads(line)
+            if "error" in message:
+                raise _error(message)
+            return message
+        await self.end()
+        raise httpx.ReadTimeout("its download process does not answer")
+
+    async def data(self, length: int) -> bytes:
+        """So many bytes that follow a message."""
+        while len(self._lines) < length:
+            self._lines += await self._more()
+        data, self._lines = self._lines[:length], self._lines[length:]
+        return data
+
+    async def stop(self) -> None:
+        """Have it leave the body, or end it."""
+        with trio.CancelScope(shield=True), trio.move_on_after(STOP):
+            try:
+                await self.tell({"stop": True})
+                while True:
+                    try:
+                        if "stopped" in await self.hear(STOP):
+                            return
+                    except (httpx.TransportError, OSError):
+                        if self.ended:
+                            return
+            except httpx.TransportError:
+                return
+        await self.end()
+
+    async def end(self) -> None:
+        """Kill it, and see to it that it is gone."""
+        if self.ended:
+            return
+        self.ended = True
+        with trio.CancelScope(shield=True):
+            self._link.close()
+            self._process.kill()
+            await self._process.wait()
+
+    async def _more(self) -> bytes:
+        try:
+            data: bytes = await self._link.recv(LINE)
+        except OSError:
+            data = b""
+        if not data:
+            await self.end()
+            raise httpx.ReadError("its download process has ended")
+        return data
+
+
+class Writable(httpx.AsyncByteStream):
+    """The body of a reply. `length` bytes are to come, None if that is not known: then it can only be iterated."""
+
+    def __init__(self, workers: "Workers", process: _Process, length: int | None, within: float) -> None:
+        self._workers = workers
+        self._process: _Process | None = process
+        self._within = within
+        self.length = length
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        assert self._process is not None
+        while count := (await self._process.ask({"take": TAKE}, self._within))["data"]:
+            yield await self._process.data(count)
+
+    def write(self, descriptor: int, offset: int, length: int) -> AsyncGenerator[int]:
+        """Have the next `length` bytes written to a file; yields how many more are there, as they come.
+
+        Raises httpx.TransportError, and OSError of the file: then the same bytes can be told to go there again.
+        When it is left half-way the rest of the body is given up.
+        """
+        return self._carried({"write": length, "at": offset}, length, descriptor)
+
+    def skip(self, length: int) -> AsyncGenerator[int]:
+        """Have the next bytes thrown away."""
+        return self._carried({"skip": length}, length, None)
+
+    async def aclose(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            await self._workers.release(process)
+
+    async def _carried(self, message: Mapping[str, Any], length: int, descriptor: int | None) -> AsyncGenerator[int]:
+        assert self._process is not None
+        await self._process.tell(message, descriptor)
+        done = False
+        try:
+            while length:
+                count = (await self._process.hear(self._within))["wrote"]
+                length -= count
+                done = not length
+                yield count
+            done = True
+        except OSError:
+            done = True  # nothing is written until it is told to again
+            raise
+        finally:
+            if not done:
+                with trio.CancelScope(shield=True):
+                    await self.aclose()
+
+
+class Workers(httpx.AsyncBaseTransport):
+    """The processes of one server."""
+
+    def __init__(self, ca_bundle: str, verify: bool) -> None:
+        self._trust = {"ca_bundle": os.path.abspath(ca_bundle) if ca_bundle else "", "verify": verify}
+        self._idle: list[_Process] = []
+        self._all: set[_Process] = set()
+        self._closed = False
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        timeout = request.extensions["timeout"]
+        secure = request.url.scheme == "https"
+        message = {
+            "get": request.url.raw_path.decode("ascii"),
+            "host": request.url.host,
+            "port": request.url.port or (443 if secure else 80),
+            "tls": self._trust if secure else None,
+            "headers": [(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.raw],
+            "connect": timeout["connect"],
+            "read": timeout["read"],
+        }
+        within = timeout["read"] + GRACE
+        process = self._idle.pop() if self._idle else await self._started()
+        replied = False
+        try:
+            head = await process.ask(message, timeout["connect"] + within)
+            replied = True
+        finally:
+            if not replied:
+                await self.release(process)
+        body = Writable(self, process, head["length"], within)
+        return httpx.Response(head["status"], headers=head["headers"], stream=body, extensions={"writable": body})
+
+    async def release(self, process: _Process) -> None:
+        """It is not needed for this request any more."""
+        if not process.ended:
+            await process.stop()
+        if process.ended or self._closed:
+            await process.end()
+            self._all.discard(process)
+            return
+        process.idle_since = trio.current_time()
+        self._idle.append(process)
+
+    async def aclose(self) -> None:
+        """End all of them."""
+        self._closed = True
+        for process in list(self._all):
+            await process.end()
+        self._all.clear()
+
+    async def end_idle(self) -> None:
+        """End those that were idle for long; runs for ever."""
+        while True:
+            await trio.sleep(IDLE / 2)
+            for process in [p for p in self._idle if trio.current_time() - p.idle_since > IDLE]:
+                self._idle.remove(process)
+                await process.end()
+                self._all.discard(process)
+
+    async def _started(self) -> _Process:
+        ours, theirs = socket.socketpair()
+        command = [sys.executable, "-P", "-m", "xnatfs.worker.process"]
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("XNAT_")}
+        with theirs:
+            try:
+                child = await trio.lowlevel.open_process(
+                    command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, env=environment, start_new_session=True
+                )
+            except OSError as error:
+                ours.close()
+                raise httpx.ConnectError(f"no download process can be started: {error.strerror}") from error
+        process = _Process(child, trio.socket.from_stdlib_socket(ours))
+        self._all.add(process)
+        return process
+
+
+@asynccontextmanager
+async def open_workers(ca_bundle: str, verify: bool) -> AsyncIterator[Workers]:
+    """The pool; its processes end with it."""
+    workers = Workers(ca_bundle, verify)
+    raised: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(workers.end_idle)
+        try:
+            yield workers
+        except Exception as error:
+            raised = error  # past the nursery, which would wrap it in a group
+        finally:
+            with trio.CancelScope(shield=True):
+                await workers.aclose()
+        nursery.cancel_scope.cancel()
+    if raised is not None:
+        raise raised
+
+
+def _error(message: Mapping[str, Any]) -> Exception:
+    """What a process says went wrong."""
+    cause = OSError(message["errno"], os.strerror(message["errno"])) if message["errno"] else None
+    if message["error"] == "file":
+        return cause or OSError(errno.EIO, message["text"])
+    error = ERRORS[message["error"]](message["text"])
+    error.__cause__ = cause
+    return error

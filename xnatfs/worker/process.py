@@ -1,0 +1,308 @@
+"""The process that carries big files, one at a time: `python -m xnatfs.worker.process`.
+
+A gigabyte that comes through the daemon's own event loop keeps its interpreter busy for two seconds; here it is
+received into one buffer and written into the cache file, beside the daemon. HTTP is h11's, as it is httpx's. Nothing
+is known here of XNAT: what a reply means is decided by who asked.
+
+Messages are lines of JSON over the socket that is its standard input. From the daemon, and what is answered:
+
+    {"get": TARGET, "host", "port", "tls", "headers", "connect", "read"}
+        {"status", "headers", "length"}: `length` of the body, null where only "take" can tell its end
+    {"take": N}
+        {"data": n} and so many bytes, at most N; 0 at the end of the body
+    {"write": N, "at": OFFSET} and a file descriptor beside it; {"skip": N}
+        {"wrote": n} again and again, until all N of them are in the file or are skipped
+    {"stop": true}
+        {"stopped": true}; the connection is kept if the body is at its end
+
+Anything may be answered by {"error": KIND, "text", "errno"}, KIND being a key of `pool.ERRORS`. The connection is gone
+then; the process is not, it ends with its socket. An error of the file keeps the connection, and the piece that could
+not be written: the next "write" begins with that.
+"""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import ssl
+from typing import Any
+
+import h11
+
+from xnatfs.errors import ConfigError
+from xnatfs.tls import tls_context
+
+# Received, and then written, at a time. Measured on loopback: 64 KiB cost half as much processor again, 1 MiB no less.
+PIECE = 512 * 1024
+# Of a line, and of a reply's head.
+LINE = 64 * 1024
+
+
+class Stopped(Exception):
+    """The daemon wants no more of this body."""
+
+
+class Failed(Exception):
+    """The connection has: what kind of failure it is, and what the system says."""
+
+    def __init__(self, kind: str, text: str, number: int | None = None) -> None:
+        super().__init__(text)
+        self.kind = kind
+        self.number = number
+
+
+class Server:
+    """A connection to a server, and the reply that comes over it."""
+
+    def __init__(self, daemon: socket.socket) -> None:
+        self._daemon = daemon
+        self._socket: socket.socket | None = None
+        self._where: tuple[Any, ...] = ()
+        self._http = h11.Connection(h11.CLIENT)
+        self._timeout = 0.0
+        self._first = b""  # what came of the body together with the head
+        self._reusable = False
+        self.left = 0  # bytes of the body that are still to come, where its length is known
+        self.length: int | None = None
+
+    def get(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Ask; the head of the reply."""
+        self._timeout = message["read"]
+        where = (message["host"], message["port"], json.dumps(message["tls"]))
+        if self._socket is None or where != self._where or not self._idle():
+            self.close()
+            self._socket = self._connected(message)
+            self._where = where
+        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=LINE)
+        request = h11.Request(method="GET", target=message["get"], headers=message["headers"])
+        self._send(self._http.send(request) + self._http.send(h11.EndOfMessage()))
+        return self._head()
+
+    def take(self, most: int) -> bytes:
+        """Some of the body; b"" at its end."""
+        if self.length is not None:
+            buffer = bytearray(min(most, self.left))
+            return bytes(buffer[: self.into(memoryview(buffer))]) if buffer else b""
+        while True:
+            event = self._event()
+            if isinstance(event, h11.Data):
+                return bytes(event.data)
+            if isinstance(event, h11.EndOfMessage):
+                return b""
+
+    def into(self, buffer: memoryview) -> int:
+        """Some of the body, at most as much as is left of it and as fits; as much as is there without waiting."""
+        room = min(len(buffer), self.left)
+        got = min(len(self._first), room)
+        buffer[:got] = self._first[:got]
+        self._first = self._first[got:]
+        while got < room:
+            count = self._receive(buffer[got:room], wait=got == 0)
+            if count is None:
+                break
+            if count == 0:
+                raise Failed("protocol", f"the server closed the connection, {self.left - got} bytes early")
+            got += count
+        self.left -= got
+        return got
+
+    def end(self) -> None:
+        """The body is not wanted any more, or has come."""
+        if self.left or self.length is None or not self._reusable:
+            self.close()
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _idle(self) -> bool:
+        """Whether the connection is as it was left; a server that closes it makes it readable."""
+        assert self._socket is not None
+        return not select.select([self._socket], [], [], 0)[0]
+
+    def _connected(self, message: dict[str, Any]) -> socket.socket:
+        host, trust = message["host"], message["tls"]
+        try:
+            plain = socket.create_connection((host, message["port"]), message["connect"])
+            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if trust is None:
+                plain.setblocking(False)
+                return plain
+            context = tls_context(trust["ca_bundle"], trust["verify"])
+            secure = context.wrap_socket(plain, server_hostname=host)
+        except TimeoutError:
+            raise Failed("connect timeout", "timed out") from None
+        except ssl.SSLError as error:
+            raise Failed("tls", str(error)) from None
+        except OSError as error:
+            raise Failed("connect", error.strerror or str(error), error.errno) from None
+        secure.setblocking(False)
+        return secure
+
+    def _send(self, data: bytes) -> None:
+        assert self._socket is not None
+        self._socket.settimeout(self._timeout)
+        try:
+            self._socket.sendall(data)
+        except TimeoutError:
+            raise Failed("read timeout", "timed out") from None
+        except OSError as error:
+            raise Failed("read", error.strerror or str(error), error.errno) from None
+        self._socket.setblocking(False)
+
+    def _head(self) -> dict[str, Any]:
+        event = self._event()
+        while isinstance(event, h11.InformationalResponse):
+            event = self._event()
+        assert isinstance(event, h11.Response)
+        headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in event.headers]
+        self.length = _length(event)
+        self._reusable = self._http.their_state is not h11.MUST_CLOSE and not _closes(event)
+        if self.length is not None:
+            self.left = self.length
+            self._first = bytes(self._http.trailing_data[0])[: self.left]
+        return {"status": event.status_code, "headers": headers, "length": self.length}
+
+    def _event(self) -> Any:
+        """The next of h11's events."""
+        try:
+            while (event := self._http.next_event()) is h11.NEED_DATA:
+                buffer = bytearray(LINE)
+                self._http.receive_data(bytes(buffer[: self._receive(memoryview(buffer), wait=True)]))
+        except h11.RemoteProtocolError as error:
+            raise Failed("protocol", str(error)) from None
+        if isinstance(event, h11.ConnectionClosed):
+            raise Failed("protocol", "the server closed the connection without an answer")
+        return event
+
+    def _receive(self, buffer: memoryview, *, wait: bool) -> int | None:
+        """Bytes that have come; None where there are none, which is waited for if it is said so."""
+        assert self._socket is not None
+        while True:
+            try:
+                return self._socket.recv_into(buffer)
+            except (BlockingIOError, ssl.SSLWantReadError):
+                if not wait:
+                    return None
+            except ssl.SSLError as error:
+                raise Failed("read", str(error)) from None
+            except OSError as error:
+                raise Failed("read", error.strerror or str(error), error.errno) from None
+            ready, _, _ = select.select([self._socket, self._daemon], [], [], self._timeout)
+            if self._daemon in ready:
+                raise Stopped
+            if not ready:
+                raise Failed("read timeout", "timed out")
+
+
+def _length(reply: h11.Response) -> int | None:
+    """Of the body, where it is framed by nothing else."""
+    if reply.status_code in (204, 304):
+        return 0
+    found = {name: value for name, value in reply.headers}
+    return int(found[b"content-length"]) if b"content-length" in found and b"transfer-encoding" not in found else None
+
+
+def _closes(reply: h11.Response) -> bool:
+    return reply.http_version < b"1.1" or any(
+        name == b"connection" and b"close" in value.lower() for name, value in reply.headers
+    )
+
+
+class Worker:
+    """Does what the daemon says, until it is gone."""
+
+    def __init__(self, daemon: socket.socket) -> None:
+        self._daemon = daemon
+        self._server = Server(daemon)
+        self._lines = b""
+        self._descriptors: list[int] = []
+        self._buffer = memoryview(bytearray(PIECE))
+        self._held = 0  # bytes in the buffer that the file could not take
+
+    def run(self) -> None:
+        while (message := self._message()) is not None:
+            try:
+                self._do(message)
+            except Stopped:
+                continue  # the message that says so is read next
+            except Failed as failure:
+                if failure.kind != "file":
+                    self._server.close()
+                self._say({"error": failure.kind, "text": str(failure), "errno": failure.number})
+            except (ConfigError, h11.LocalProtocolError) as error:
+                self._server.close()
+                self._say({"error": "protocol", "text": str(error), "errno": None})
+
+    def _do(self, message: dict[str, Any]) -> None:
+        if "get" in message:
+            self._say(self._server.get(message))
+        elif "take" in message:
+            data = self._server.take(message["take"])
+            self._say({"data": len(data)})
+            self._daemon.sendall(data)
+        elif "stop" in message:
+            self._held = 0
+            self._server.end()
+            self._say({"stopped": True})
+        elif "write" in message:
+            descriptor = self._descriptors.pop()
+            try:
+                self._carry(message["write"], descriptor, message["at"])
+            finally:
+                os.close(descriptor)
+        else:
+            self._carry(message["skip"], None, 0)
+
+    def _carry(self, length: int, descriptor: int | None, offset: int) -> None:
+        """So many bytes of the body into the file; without one, nowhere."""
+        while length:
+            if select.select([self._daemon], [], [], 0)[0]:
+                raise Stopped
+            count = self._held or self._server.into(self._buffer[:length])
+            if not count:
+                raise Failed("protocol", "the body has no more bytes")
+            if descriptor is not None:
+                self._held = count
+                _write(descriptor, self._buffer[:count], offset)
+                self._held = 0
+            offset, length = offset + count, length - count
+            self._say({"wrote": count})
+
+    def _message(self) -> dict[str, Any] | None:
+        """The next line of the daemon; None when it is gone. Descriptors that come with it are kept."""
+        while b"\n" not in self._lines:
+            data, descriptors, _, _ = socket.recv_fds(self._daemon, LINE, 1)
+            self._descriptors += descriptors
+            if not data:
+                return None
+            self._lines += data
+        line, _, self._lines = self._lines.partition(b"\n")
+        message: dict[str, Any] = json.loads(line)
+        return message
+
+    def _say(self, message: dict[str, Any]) -> None:
+        self._daemon.sendall(json.dumps(message).encode() + b"\n")
+
+
+def _write(descriptor: int, data: memoryview, offset: int) -> None:
+    while data:
+        try:
+            written = os.pwrite(descriptor, data, offset)
+        except OSError as error:
+            raise Failed("file", error.strerror or str(error), error.errno) from None
+        data, offset = data[written:], offset + written
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the daemon decides when it is over
+    with socket.socket(fileno=0) as daemon:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the daemon is gone
+            Worker(daemon).run()
+
+
+if __name__ == "__main__":
+    main()
