@@ -156,7 +156,7 @@ async def test_chunks_need_not_come_from_a_generator(tmp_path):
 
         @asynccontextmanager
         async def open(
-            self, start: int, size: int | None = None, unless_modified_since: str = ""
+            self, start: int, size: int | None = None, unless_modified_since: str = "", stop: int | None = None
         ) -> AsyncIterator[Body | None]:
             yield Body(0, len(SMALL), "", self)
 

@@ -26,6 +26,11 @@ END = len(BIG)
 FAR = 10 * MiB  # from the start: more than what is waited for
 
 
+@pytest.fixture(autouse=True, params=["received", "written by another process"])
+def _who_writes(request, monkeypatch):
+    monkeypatch.setattr(FakeSource, "writes", request.param != "received")
+
+
 def stalled(at: int, data: bytes = BIG, **options: object) -> FakeSource:
     """A source whose download from the start comes so far and no further."""
     source = FakeSource(data, chunk=MiB, **options)  # type: ignore[arg-type]
@@ -320,8 +325,8 @@ async def test_an_answer_from_elsewhere_is_an_error(tmp_path, autojump_clock):
     """Neither what was asked for nor the whole."""
 
     class Off(FakeSource):
-        def open(self, start, size=None, unless_modified_since=""):
-            return super().open(start and start + 1, size, unless_modified_since)
+        def open(self, start, size=None, unless_modified_since="", stop=None):
+            return super().open(start and start + 1, size, unless_modified_since, stop)
 
     source = Off(BIG, chunk=MiB)
     source.stalls[MiB] = trio.Event()

@@ -1,16 +1,18 @@
 """A source with every fault that a server has, for the tests of the content cache. No tests in here."""
 
 import hashlib
+import os
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import trio
 
 from xnatfs.content import Body, ContentCache, Version, open_cache
-from xnatfs.errors import XnatError
+from xnatfs.content.source import Into
+from xnatfs.errors import Unreachable, XnatError
 
 MiB = 1024 * 1024
 LIMIT = 1024 * MiB
@@ -35,6 +37,8 @@ def undigested(data: bytes, key: str = "34/a/b.dcm") -> Version:
 class FakeSource:
     """One file on a server; remembers what it was asked."""
 
+    writes = False  # whether its bodies write themselves into the file, as those of a process beside this one do
+
     def __init__(self, data: bytes, *, chunk: int = 65536, ranged: bool = True, pause: float = 0.0) -> None:
         self.data = data
         self.chunk = chunk
@@ -49,14 +53,16 @@ class FakeSource:
         self.seekable = True
         # What it saw.
         self.starts: list[int] = []
+        self.stops: list[int | None] = []
         self.conditions: list[str] = []
         self.running = 0
 
     @asynccontextmanager
     async def open(
-        self, start: int, size: int | None = None, unless_modified_since: str = ""
+        self, start: int, size: int | None = None, unless_modified_since: str = "", stop: int | None = None
     ) -> AsyncIterator[Body | None]:
         self.starts.append(start)
+        self.stops.append(stop)
         self.conditions.append(unless_modified_since)
         await trio.sleep(self.pause)
         if self.error is not None:
@@ -65,27 +71,51 @@ class FakeSource:
             yield None
             return
         if start and not self.ranged:
-            start, self.seekable = 0, False
+            start, stop, self.seekable = 0, None, False
         stated = self.size if self.size is not None else len(self.data)
         self.running += 1
+        chunks = self._chunks(start, stop)
         try:
-            yield Body(start, stated if self.states_size else None, self.modified, self._chunks(start))
+            framed = self.states_size and self.size is None  # else its end is told by nothing but its end
+            into = _into(chunks) if self.writes and framed else None
+            yield Body(start, stated if self.states_size else None, self.modified, chunks, into)
         finally:
             self.running -= 1
+            await chunks.aclose()
 
-    async def _chunks(self, start: int) -> AsyncIterator[bytes]:
-        marks = sorted([*self.breaks, *self.stalls, len(self.data)])
+    async def _chunks(self, start: int, stop: int | None) -> AsyncGenerator[bytes]:
+        last = len(self.data) if stop is None else min(stop, len(self.data))
+        marks = sorted([*self.breaks, *self.stalls, last])
         while True:
             await trio.sleep(self.pause)
             if start in self.stalls:
                 await self.stalls[start].wait()
             if start in self.breaks:
                 raise self.breaks[start]
-            if start >= len(self.data):
+            if start >= last:
                 return
             end = min([start + self.chunk, *(mark for mark in marks if mark > start)])
             yield self.data[start:end]
             start = end
+
+
+def _into(chunks: AsyncGenerator[bytes]) -> Into:
+    """The same bytes, written where they are told to go."""
+    rest = b""
+
+    async def into(descriptor: int | None, offset: int, length: int) -> AsyncGenerator[int]:
+        nonlocal rest
+        while length:
+            rest = rest or await anext(chunks, b"")
+            if not rest:
+                raise Unreachable("it ended early")
+            taken, rest = rest[:length], rest[length:]
+            if descriptor is not None:
+                assert os.pwrite(descriptor, taken, offset) == len(taken)
+            offset, length = offset + len(taken), length - len(taken)
+            yield len(taken)
+
+    return into
 
 
 async def read_all(cache: ContentCache, wanted: Version, source: FakeSource, step: int = 131072) -> bytes:

@@ -371,5 +371,7 @@ class _Given:
         return False
 
     @asynccontextmanager
-    async def open(self, start: int, size: int | None = None, unless_modified: str = "") -> AsyncIterator[Body | None]:
+    async def open(
+        self, start: int, size: int | None = None, unless_modified_since: str = "", stop: int | None = None
+    ) -> AsyncIterator[Body | None]:
         yield _body(self.data)

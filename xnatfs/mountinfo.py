@@ -1,4 +1,4 @@
-"""What the kernel says is mounted where. No mount is touched to find that out: one that hangs would hang whoever asks."""
+"""What the kernel says is mounted where. No mount is touched for that: one that hangs would hang whoever asks."""
 
 from dataclasses import dataclass
 from pathlib import Path

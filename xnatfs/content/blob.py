@@ -35,6 +35,7 @@ class Blob:
         "fd",
         "key",
         "ready",
+        "seen",
         "size",
         "spans",
         "users",
@@ -56,6 +57,7 @@ class Blob:
         self.ready = trio.Event()  # `size` is known, or `failure`
         self.waits: list[tuple[int, int]] = []  # ranges that readers wait for
         self.want: Callable[[int], None] = _nothing  # see to it that the byte at this offset comes
+        self.seen: Callable[[int, int], None] = _nothing  # somebody reads this range
         self._left = left
         self._progress = trio.lowlevel.ParkingLot()
 
@@ -66,6 +68,7 @@ class Blob:
         end = min(offset + length, self.size)
         if not self.complete and (offset < end or self.size == 0):
             # An empty file is waited for too: more may come than was announced.
+            self.seen(offset, end)
             await self._arrival(offset, end)
         if offset >= end:
             return b""
@@ -119,5 +122,5 @@ class Blob:
         self.wake()
 
 
-def _nothing(offset: int) -> None:
+def _nothing(*place: int) -> None:
     """Nobody to ask: the blob came from the cache."""

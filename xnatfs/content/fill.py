@@ -6,6 +6,7 @@ Invariants:
 - A download that would only bring what is present stops.
 - The blob is verified once, when all is present and every download has ended well: one that is too long is noticed.
 - A reader never waits while nothing runs: when the last download ends and bytes are missing, the next one starts.
+- Where a seek is possible, a download that is far ahead of its readers pauses, and after PAUSE ends.
 """
 
 import logging
@@ -29,6 +30,14 @@ log = logging.getLogger(__name__)
 
 # Downloads per blob: the one from the start, and one for whoever seeks.
 STREAMS = 2
+
+# How long a download that is far ahead of its reader holds its connection. Others may wait for that; and whoever comes
+# back later is asked for from there, which costs a request.
+PAUSE = 2.0
+
+# Who seeks is first sent as much as is worth a request, and if it goes on from there four times as much, up to LONGEST:
+# such an answer comes to its end, so that its connection lives.
+LONGEST = 64 * 1024 * 1024
 
 # How long downloads go on for a file that nobody has open: programs open a file several times in a row.
 LINGER = 5.0
@@ -67,7 +76,11 @@ class Fill:
         self._replied = False
         self._no_seek = False
         self._streams: list[Stream] = []
+        self._window = NEAR  # of the next seek, if it goes on where the last one ended
+        self._window_end = -1
+        self._rests = False  # enough has come that nobody has asked for
         blob.want = self._want
+        blob.seen = self._seen
 
     @property
     def running(self) -> bool:
@@ -82,7 +95,7 @@ class Fill:
 
     def start(self) -> None:
         """Begin with the first byte."""
-        self._launch(0)
+        self._launch(0, None)
 
     def linger(self) -> None:
         """Nobody has it open: give up after a while."""
@@ -123,13 +136,36 @@ class Fill:
                 return
         if not self._may_seek():
             if not any(stream.cursor <= gap for stream in self._streams) and len(self._streams) < STREAMS:
-                self._launch(0)
+                self._launch(0, None)
             return
         if blob.whole and self._streams:
             return
         if len(self._streams) >= STREAMS and not self._replace():
             return
-        self._launch(gap)
+        self._launch(gap, self._stop(gap))
+
+    def _stop(self, gap: int) -> int | None:
+        """How far to ask from there; to the end, where all before it is there."""
+        if gap == self.blob.spans.next_gap(0):
+            return None
+        self._window = min(4 * self._window, LONGEST) if gap == self._window_end else NEAR
+        self._window_end = gap + self._window
+        return self._window_end if self._window_end < self.blob.size else None
+
+    def _seen(self, offset: int, end: int) -> None:
+        for stream in self._streams:
+            stream.note(offset, end)
+
+    async def _pause(self, stream: Stream) -> bool:
+        """Wait while enough is there; False if nobody comes for it."""
+        while self._may_seek() and not self.blob.whole and stream.ahead():
+            stream.moved = trio.Event()
+            with trio.move_on_after(PAUSE) as pause:
+                await stream.moved.wait()
+            if pause.cancelled_caught:
+                self._rests = True
+                return False
+        return True
 
     def _may_seek(self) -> bool:
         return self.source.seekable and not self._no_seek
@@ -144,8 +180,9 @@ class Fill:
         victim.scope.cancel()
         return True
 
-    def _launch(self, start: int) -> None:
-        stream = Stream(start, self.source)
+    def _launch(self, start: int, stop: int | None) -> None:
+        self._rests = False
+        stream = Stream(start, stop, self.source)
         self._streams.append(stream)
         self._nursery.start_soon(self._run, stream)
 
@@ -166,8 +203,8 @@ class Fill:
         if not self.running and blob.failure is None and not blob.complete:
             if blob.size >= 0 and blob.spans.covers(0, blob.size):
                 await self._finish()
-            elif blob.users:
-                self._launch(blob.spans.next_gap(0) if self._may_seek() and blob.size >= 0 else 0)
+            elif blob.users and (blob.waits or not self._rests):
+                self._launch(blob.spans.next_gap(0) if self._may_seek() and blob.size >= 0 else 0, None)
         blob.wake()
         if not self.running:
             self._changed()
@@ -188,7 +225,8 @@ class Fill:
     async def _download(self, stream: Stream) -> None:
         blob = self.blob
         unless = self._kept[0].modified if self._kept else ""  # without a date: fetched anew
-        async with stream.source.open(stream.cursor, blob.size if blob.size >= 0 else None, unless) as body:
+        size = blob.size if blob.size >= 0 else None
+        async with stream.source.open(stream.cursor, size, unless, stream.stop) as body:
             if body is None:
                 await self._renew()
                 return
@@ -201,7 +239,7 @@ class Fill:
             async with aclosing(chunks) if isinstance(chunks, AsyncGenerator) else nullcontext(chunks):
                 async for chunk in chunks:
                     await self._take(stream, chunk)
-                    if self._enough(stream):
+                    if self._enough(stream) or not await self._pause(stream):
                         return
                     await trio.lowlevel.checkpoint()
             self._ended(stream)
@@ -210,7 +248,7 @@ class Fill:
         """What is missing is written by others, what is there is skipped, step by step."""
         full: OSError | None = None
         await self.intake.reserve(self.blob.size)
-        while stream.cursor < self.blob.size and not self._enough(stream):
+        while stream.cursor < self.blob.size and not self._enough(stream) and await self._pause(stream):
             stop, missing = self._step(stream)
             try:
                 async with aclosing(
@@ -233,7 +271,7 @@ class Fill:
         """
         cursor, spans = stream.cursor, self.blob.spans
         ahead = [other.cursor for other in self._streams if other.cursor > cursor]
-        end = min([cursor + NEAR, self.blob.size, *ahead])
+        end = min([cursor + NEAR, self.blob.size if stream.stop is None else stream.stop, *ahead])
         gap = spans.next_gap(cursor)
         if gap > cursor:
             return min(gap, end), False
@@ -245,7 +283,8 @@ class Fill:
             self._no_seek = True
             if any(other.origin == 0 for other in self._streams if other is not stream):
                 return False
-            stream.origin = stream.cursor = 0
+            stream.origin = stream.cursor = stream.used = 0
+            stream.stop = None
         if body.start != stream.origin:
             raise BadReply(f"{key}: bytes from {stream.origin} were asked for, the answer starts at {body.start}")
         if self._replied:
@@ -272,6 +311,8 @@ class Fill:
 
     def _enough(self, stream: Stream) -> bool:
         # At the very end it goes on: more may come, which is an error.
+        if stream.stop is not None and stream.cursor >= stream.stop:
+            return True
         gap = self.blob.spans.next_gap(stream.cursor)
         if self.blob.size < 0 or stream.cursor == self.blob.size:
             return False

@@ -24,7 +24,7 @@ class Body:
     start: int  # offset in the file of the first byte that comes
     size: int | None  # the whole file's length according to the reply; None if it did not say
     modified: str  # Last-Modified as sent, "" if absent
-    chunks: AsyncIterator[bytes]  # to the end of the file; raises an XnatError when it breaks; ending is completion
+    chunks: AsyncIterator[bytes]  # to the end, or to `stop`; raises an XnatError when it breaks
     into: Into | None = None
 
 
@@ -36,12 +36,12 @@ class Source(Protocol):
         """False once it is known that the server does not grant ranges."""
 
     def open(
-        self, start: int, size: int | None = None, unless_modified_since: str = ""
+        self, start: int, size: int | None = None, unless_modified_since: str = "", stop: int | None = None
     ) -> AbstractAsyncContextManager[Body | None]:
         """Start a download; None says "not modified".
 
         A `start` above 0 is a wish: a Body from 0 may come instead. `size` is the file's length if it is known, so
-        that nothing is asked for beyond it.
+        that nothing is asked for beyond it. From `stop` on nothing is wanted, but it may come.
         """
 
 

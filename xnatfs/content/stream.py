@@ -8,6 +8,10 @@ from xnatfs.content.source import Source
 # request costs at a real server; it is also 32 kernel reads, more than read-ahead ever skips.
 NEAR = 4 * 1024 * 1024
 
+# What comes unasked of a file whose reader goes on: as much as it has read, and at first this much, so that whoever
+# looks at the head of a file does not fetch a gigabyte, and files up to this size come whole while they are open.
+AHEAD = 64 * 1024 * 1024
+
 # A download that this many reads waited for, the last one within so many seconds, has a sequential reader and is not
 # replaced: else three such readers would take two downloads from each other at every read.
 STEADY_READS = 4
@@ -17,19 +21,32 @@ STEADY_SECONDS = 1.0
 class Stream:
     """A download and who waits for it."""
 
-    __slots__ = ("cursor", "origin", "reader", "reads", "scope", "source", "wanted")
+    __slots__ = ("cursor", "moved", "origin", "reader", "reads", "scope", "source", "stop", "used", "wanted")
 
-    def __init__(self, start: int, source: Source) -> None:
+    def __init__(self, start: int, stop: int | None, source: Source) -> None:
         self.source = source  # of whoever began it; a later open may have another
         self.scope = trio.CancelScope()
         self.origin = self.cursor = start  # cursor: the next byte that comes
+        self.stop = stop  # no more is asked for; None: to the end
+        self.used = start  # up to here somebody has asked
+        self.moved = trio.Event()  # somebody has asked for more since it was looked at
         self.reads = 0  # how many reads waited for it
         self.reader = -1  # offset of the last of these
         self.wanted = trio.current_time()  # when that was
 
     def reaches(self, offset: int) -> bool:
         """Will that byte come soon?"""
-        return self.cursor <= offset <= self.cursor + NEAR
+        return self.cursor <= offset <= self.cursor + NEAR and (self.stop is None or offset < self.stop)
+
+    def note(self, offset: int, end: int) -> None:
+        """Somebody asks for this, whether it is there or not."""
+        if self.origin <= offset <= self.cursor + NEAR and end > self.used:
+            self.used = end
+            self.moved.set()
+
+    def ahead(self) -> bool:
+        """Is enough there that nobody has asked for?"""
+        return self.cursor - self.used >= max(AHEAD, self.used - self.origin)
 
     def mark(self, offset: int) -> None:
         """A read waits for it."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from xnatfs.bulk import Bulk
 from xnatfs.client import Xnat, has_url
 from xnatfs.content import Body
+from xnatfs.downloads import Download
 from xnatfs.errors import BadReply, NotFound, XnatError
 from xnatfs.models import FileRow
 from xnatfs.site import Item
@@ -33,9 +34,9 @@ class FileSource:
 
     @asynccontextmanager
     async def open(
-        self, start: int, size: int | None = None, unless_modified_since: str = ""
+        self, start: int, size: int | None = None, unless_modified_since: str = "", stop: int | None = None
     ) -> AsyncIterator[Body | None]:
-        """The file's bytes, from `start` if the server grants it."""
+        """The file's bytes, from `start` if the server grants it, and then not beyond `stop`."""
         if not has_url(self.row.path):
             async with self._unnamed() as body:
                 yield body
@@ -45,12 +46,8 @@ class FileSource:
                 if member is not None:
                     yield member
                     return
-        async with self.xnat.download(self.item, self.row, start, size, unless_modified_since) as download:
-            yield (
-                Body(download.start, download.size, download.modified, download.chunks, download.into)
-                if download
-                else None
-            )
+        async with self.xnat.download(self.item, self.row, start, size, unless_modified_since, stop) as download:
+            yield _body(download) if download else None
 
     @asynccontextmanager
     async def _unnamed(self) -> AsyncIterator[Body]:
@@ -96,7 +93,11 @@ class FileSource:
         download = await stack.enter_async_context(self.xnat.indexed(self.home, index))
         if self.row.size is not None and download.size not in (None, self.row.size):
             raise BadReply("another file came")
-        return Body(0, download.size, download.modified, download.chunks)
+        return _body(download)
+
+
+def _body(download: Download) -> Body:
+    return Body(download.start, download.size, download.modified, download.chunks, download.into)
 
 
 def _base(row: FileRow) -> str:
