@@ -19,7 +19,8 @@ from tests.test_content_fakes import (
 )
 from xnatfs.content import Blob, Version, open_cache
 from xnatfs.content.blob import HOLD_BACK
-from xnatfs.content.fill import LINGER, STREAMS
+from xnatfs.content.fill import LINGER, PAUSE, STREAMS
+from xnatfs.content.stream import NEAR
 from xnatfs.errors import BadReply, Stale, Unreachable
 
 END = len(BIG)
@@ -478,3 +479,74 @@ async def test_a_large_file_is_hashed_beside_the_download(tmp_path, place):
         else:
             with pytest.raises(BadReply):
                 await read_all(cache, version(BIG), source)
+
+
+# How much comes unasked.
+
+
+async def test_a_look_at_the_head_of_a_file_does_not_fetch_all_of_it(tmp_path, autojump_clock, monkeypatch):
+    """The download pauses, and ends when nobody reads on; whoever comes back later is asked for from there."""
+    monkeypatch.setattr("xnatfs.content.stream.AHEAD", 4 * MiB)
+    source = FakeSource(BIG, chunk=MiB)
+    async with open_cache(tmp_path, LIMIT) as cache:
+        blob = await cache.open(version(BIG), source)
+        assert await blob.read(0, 1000) == BIG[:1000]
+        await trio.sleep(PAUSE / 2)
+        assert source.running == 1
+        await trio.sleep(1000)
+        assert source.running == 0
+        fetched = cache.stats.fetched
+        assert 4 * MiB <= fetched <= 4 * MiB + NEAR
+        assert await blob.read(0, END) == BIG
+        assert cache.stats.fetched == END
+        blob.close()
+    assert source.starts == [0, fetched]
+    assert await is_kept(tmp_path, version(BIG))
+
+
+async def test_whoever_reads_on_is_read_ahead_for_as_much_as_was_read(tmp_path, autojump_clock, monkeypatch):
+    monkeypatch.setattr("xnatfs.content.stream.AHEAD", 2 * MiB)
+    source = FakeSource(BIG, chunk=MiB)
+    async with open_cache(tmp_path, LIMIT) as cache:
+        blob = await cache.open(version(BIG), source)
+        for read in range(MiB, 5 * MiB, MiB):
+            await blob.read(read - MiB, MiB)
+            await trio.sleep(PAUSE / 2)
+            ahead = cache.stats.fetched - read
+            assert max(2 * MiB, read) <= ahead <= max(2 * MiB, read) + NEAR
+        blob.close()
+    assert source.starts == [0]
+
+
+async def test_a_slow_reader_keeps_its_download_where_there_are_no_ranges(tmp_path, autojump_clock, monkeypatch):
+    """Ended, it would begin again with the first byte."""
+    monkeypatch.setattr("xnatfs.content.stream.AHEAD", 2 * MiB)
+    source = FakeSource(BIG, chunk=MiB, ranged=False)
+    source.seekable = False
+    async with open_cache(tmp_path, LIMIT) as cache:
+        blob = await cache.open(version(BIG), source)
+        assert await blob.read(0, 1000) == BIG[:1000]
+        await trio.sleep(1000)
+        await until(lambda: blob.complete)
+        blob.close()
+    assert source.starts == [0]
+
+
+async def test_a_seek_asks_for_a_window_that_grows_while_it_is_read_on(tmp_path, autojump_clock):
+    """So that its answer comes to an end, and somebody who looks here and there does not fetch it all."""
+    data = BIG * 5
+    source = stalled(MiB, data)
+    async with open_cache(tmp_path, LIMIT) as cache:
+        blob = await cache.open(version(data), source)
+        for offset in range(20 * MiB, 44 * MiB, MiB):
+            assert await blob.read(offset, MiB) == data[offset : offset + MiB]
+        assert await blob.read(50 * MiB, 10) == data[50 * MiB : 50 * MiB + 10]
+        assert list(zip(source.starts, source.stops, strict=True)) == [
+            (0, None),
+            (20 * MiB, 24 * MiB),
+            (24 * MiB, 40 * MiB),
+            (40 * MiB, None),
+            (50 * MiB, 54 * MiB),
+        ]
+        source.stalls[MiB].set()
+        blob.close()

@@ -183,6 +183,8 @@ class Fill:
     def _launch(self, start: int, stop: int | None) -> None:
         self._rests = False
         stream = Stream(start, stop, self.source)
+        for wait in self.blob.waits:
+            stream.note(*wait)
         self._streams.append(stream)
         self._nursery.start_soon(self._run, stream)
 

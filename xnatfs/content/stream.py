@@ -40,7 +40,7 @@ class Stream:
 
     def note(self, offset: int, end: int) -> None:
         """Somebody asks for this, whether it is there or not."""
-        if self.origin <= offset <= self.cursor + NEAR and end > self.used:
+        if offset <= self.cursor + NEAR and end > self.used:
             self.used = end
             self.moved.set()
 
