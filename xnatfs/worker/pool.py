@@ -55,6 +55,9 @@ class _Process:
         self.idle_since = 0.0
         self.ended = False
 
+    def lives(self) -> bool:
+        return self._process.poll() is None
+
     async def ask(self, message: Mapping[str, Any], within: float, descriptor: int | None = None) -> dict[str, Any]:
         """Send a message and wait for what is said to it. Raises httpx.TransportError, OSError of the file."""
         await self.tell(message, descriptor)
@@ -201,7 +204,12 @@ class Workers(httpx.AsyncBaseTransport):
             "read": timeout["read"],
         }
         within = timeout["read"] + GRACE
-        process = self._idle.pop() if self._idle else await self._started()
+        process = self._idle.pop() if self._idle else None
+        if process is not None and not process.lives():
+            await process.end()
+            self._all.discard(process)
+            process = None
+        process = process or await self._started()
         replied = False
         try:
             head = await process.ask(message, timeout["connect"] + within)

@@ -106,13 +106,14 @@ class Server:
         got = min(len(self._first), room)
         buffer[:got] = self._first[:got]
         self._first = self._first[got:]
-        while got < room:
-            count = self._receive(buffer[got:room], wait=wait and got == 0)
-            if count is None:
-                break
-            if count == 0:
-                raise Failed("protocol", f"the server closed the connection, {self.left - got} bytes early")
-            got += count
+        try:
+            while got < room and (count := self._receive(buffer[got:room], wait=wait and got == 0)) is not None:
+                if count == 0:
+                    raise Failed("protocol", f"the server closed the connection, {self.left - got} bytes early")
+                got += count
+        except Failed:
+            if not got:  # else what came before that is used first: the next call fails again
+                raise
         self.left -= got
         return got
 

@@ -1,0 +1,181 @@
+"""Big files from a server on a real socket, through the whole client: by a process, and right or an error."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import trio
+
+from tests.demos import Demo, serving
+from tests.test_content_fakes import BIG, MiB
+from tests.test_network import made_certificate
+from tests.test_worker import children
+from xnatfs.config import Config
+from xnatfs.credentials import Credentials
+from xnatfs.errors import Unreachable
+from xnatfs.site import Site, open_site
+from xnatfs.tree import Root
+from xnatfs.tree.node import Dir, File, Node
+
+NAMES = ("projects", "P", "S", "E", "scans", "1", "RAW", "big.bin")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    top = tmp_path_factory.mktemp("data")
+    path = top.joinpath(*NAMES[1:])
+    path.parent.mkdir(parents=True)
+    path.write_bytes(BIG)
+    return top
+
+
+@pytest.fixture(params=["digests, ranges", "digests", "ranges", "neither"])
+def demo(request: pytest.FixtureRequest, data: Path) -> Iterator[Demo]:
+    options = {"digests": "digests" in request.param, "ranges": "ranges" in request.param}
+    with serving(data, **options) as served:
+        yield served
+
+
+@asynccontextmanager
+async def opened(demo: Demo, directory: Path, url: str = "", **options: object) -> AsyncIterator[Site]:
+    config = Config(url or demo.url, cache_dir=directory, timeout=5.0, **options)  # type: ignore[arg-type]
+    async with open_site(config, Credentials(demo.login["user"], demo.login["password"])) as site:
+        yield site
+
+
+async def big_file(site: Site) -> File:
+    node: Node = Root(site)
+    for name in NAMES:
+        assert isinstance(node, Dir)
+        node = await node.child(name)
+    assert isinstance(node, File)
+    return node
+
+
+async def read(site: Site, *places: tuple[int, int]) -> list[bytes]:
+    blob = await (await big_file(site)).open()
+    try:
+        return [await blob.read(offset, length) for offset, length in places]
+    finally:
+        blob.close()
+
+
+async def read_all(site: Site) -> bytes:
+    return b"".join(await read(site, *((offset, MiB) for offset in range(0, len(BIG), MiB))))
+
+
+def downloads(demo: Demo) -> int:
+    return sum(line.endswith("/files/big.bin") for line in demo.asked())
+
+
+async def test_a_big_file_comes_by_a_process_of_its_own_once(demo, tmp_path):
+    async with opened(demo, tmp_path) as site:
+        assert await read_all(site) == BIG
+        assert len(children()) == 1
+        assert await read_all(site) == BIG
+        assert downloads(demo) == 1
+    assert children() == []
+    async with opened(demo, tmp_path) as site:
+        assert await read_all(site) == BIG
+    assert (downloads(demo), children()) == (1, [])
+
+
+async def test_a_seeker_gets_its_bytes_with_and_without_ranges(demo, tmp_path):
+    places = [(len(BIG) - 100, 100), (0, 10), (6 * MiB, MiB), (MiB - 5, 10)]
+    async with opened(demo, tmp_path) as site:
+        assert await read(site, *places) == [BIG[offset : offset + length] for offset, length in places]
+        assert site.xnat.ranged in (None, demo.app.routes.levels.ranges)
+
+
+BEHIND_PROXY = "http://xnat.invalid"
+
+
+class Cutting:
+    """A way to the server, or a proxy before it, on which connections break after so many bytes, so many times."""
+
+    def __init__(self, demo: Demo, after: int, times: int) -> None:
+        self.target = urlsplit(demo.url)
+        self.after, self.times = after, times
+
+    async def __call__(self, client: trio.SocketStream) -> None:
+        assert self.target.hostname is not None
+        assert self.target.port is not None
+        try:
+            async with client, await trio.open_tcp_stream(self.target.hostname, self.target.port) as server:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._relay, client, server, False, nursery.cancel_scope)
+                    nursery.start_soon(self._relay, server, client, True, nursery.cancel_scope)
+        except* (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+
+    async def _relay(
+        self, source: trio.SocketStream, sink: trio.SocketStream, down: bool, both: trio.CancelScope
+    ) -> None:
+        passed = 0
+        while some := await source.receive_some(64 * 1024):
+            passed += len(some)
+            if down and passed > self.after and self.times:
+                self.times -= 1
+                break
+            await sink.send_all(some if down else some.replace(f" {BEHIND_PROXY}/".encode(), b" /"))
+        both.cancel()
+
+
+@asynccontextmanager
+async def cutting(demo: Demo, after: int, times: int) -> AsyncIterator[tuple[Cutting, str]]:
+    proxy = Cutting(demo, after, times)
+    async with trio.open_nursery() as nursery:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, proxy, [listener])
+        yield proxy, f"http://127.0.0.1:{listener.socket.getsockname()[1]}"
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_connection_that_breaks_twice_is_taken_up_again(demo, tmp_path):
+    async with cutting(demo, 5 * MiB, 2) as (proxy, url), opened(demo, tmp_path, url) as site:
+        assert await read_all(site) == BIG
+        assert proxy.times == 0
+        assert downloads(demo) == 3
+    async with opened(demo, tmp_path, url) as site:
+        assert site.content.bytes_used == len(BIG)
+
+
+async def test_a_connection_that_always_breaks_is_an_error_and_nothing_is_kept(demo, tmp_path):
+    if not demo.app.routes.levels.ranges:  # with ranges each connection gets on, so that the file comes in the end
+        async with cutting(demo, 5 * MiB, 10**9) as (_, url), opened(demo, tmp_path, url, patience=0.1) as site:
+            with pytest.raises(Unreachable):
+                await read_all(site)
+            assert not site.content.stats.damaged
+    async with opened(demo, tmp_path) as site:
+        assert await read_all(site) == BIG
+
+
+async def test_a_session_that_has_ended_is_made_again(demo, tmp_path):
+    async with opened(demo, tmp_path) as site:
+        await big_file(site)
+        demo.app.sessions.end_all()
+        assert await read_all(site) == BIG
+        assert site.xnat.login.logins == 2
+
+
+async def test_tls_is_checked_there_as_well(data, tmp_path):
+    certificate = made_certificate(tmp_path)
+    with serving(data, certificate=certificate) as demo:
+        async with opened(demo, tmp_path / "cache", ca_bundle=str(certificate[0])) as site:
+            assert await read_all(site) == BIG
+            assert len(children()) == 1
+
+
+async def test_through_a_proxy_httpx_fetches_big_files_itself(data, tmp_path, monkeypatch):
+    """It knows proxies; the processes do not."""
+    with serving(data) as demo:
+        async with cutting(demo, 0, 0) as (_, proxy):
+            for name in ("http_proxy", "HTTP_PROXY"):
+                monkeypatch.setenv(name, proxy)
+            for name in ("no_proxy", "NO_PROXY"):
+                monkeypatch.delenv(name, raising=False)
+            async with opened(demo, tmp_path, BEHIND_PROXY) as site:
+                assert await read_all(site) == BIG
+                assert children() == []
