@@ -33,8 +33,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=["digests, ranges", "digests", "ranges", "neither"])
 def demo(request: pytest.FixtureRequest, data: Path) -> Iterator[Demo]:
-    options = {"digests": "digests" in request.param, "ranges": "ranges" in request.param}
-    with serving(data, **options) as served:
+    with serving(data, digests="digests" in request.param, ranges="ranges" in request.param) as served:
         yield served
 
 
@@ -179,3 +178,15 @@ async def test_through_a_proxy_httpx_fetches_big_files_itself(data, tmp_path, mo
             async with opened(demo, tmp_path, BEHIND_PROXY) as site:
                 assert await read_all(site) == BIG
                 assert children() == []
+
+
+async def test_without_processes_httpx_fetches_big_files_itself(data, tmp_path, monkeypatch, caplog):
+    with serving(data) as demo:
+        async with opened(demo, tmp_path) as site:
+            await big_file(site)
+            monkeypatch.setattr("sys.executable", "/bin/false")
+            assert await read_all(site) == BIG
+            assert downloads(demo) == 1
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
+        "no download process (its download process has ended): big files are fetched without one"
+    ]

@@ -29,7 +29,7 @@ from xnatfs.credentials import Credentials
 from xnatfs.errors import BadReply, Denied, LoginRequired, NotFound, Uncertain, Unreachable, XnatError
 from xnatfs.sessions import SessionStore
 from xnatfs.tls import tls_context
-from xnatfs.worker import Writable, open_workers
+from xnatfs.worker import ProcessLost, Writable, open_workers
 
 log = logging.getLogger(__name__)
 
@@ -217,6 +217,10 @@ class Transport:
                 wait = max(wait, _retry_after(response) or 0)
                 failure: XnatError = Unreachable(f"{self.url} answers {response.status_code} to {path}")
                 await response.aclose()
+            except ProcessLost as error:
+                log.warning("no download process (%s): big files are fetched without one", error)
+                big = False
+                continue
             except httpx.TransportError as error:
                 failure = self._unreachable(error)
                 if not _may_pass(error):

@@ -4,6 +4,6 @@ process.py  the process: one request at a time, its body written where it is tol
 pool.py     the daemon's side: a transport of httpx, which starts and ends the processes
 """
 
-from xnatfs.worker.pool import Workers, Writable, open_workers
+from xnatfs.worker.pool import ProcessLost, Workers, Writable, open_workers
 
-__all__ = ["Workers", "Writable", "open_workers"]
+__all__ = ["ProcessLost", "Workers", "Writable", "open_workers"]

@@ -45,6 +45,10 @@ ERRORS: dict[str, type[httpx.TransportError]] = {
 }
 
 
+class ProcessLost(httpx.ReadError):
+    """A process has ended, or none could be started. Nothing is said of the server."""
+
+
 class _Process:
     """One process and the socket to it."""
 
@@ -72,7 +76,7 @@ class _Process:
                 sent += await self._link.send(line[sent:])
         except OSError as error:
             await self.end()
-            raise httpx.WriteError(f"its download process is gone: {error}") from error
+            raise ProcessLost(f"its download process is gone: {error}") from error
 
     async def hear(self, within: float) -> dict[str, Any]:
         """The next thing it says."""
@@ -127,7 +131,7 @@ class _Process:
             data = b""
         if not data:
             await self.end()
-            raise httpx.ReadError("its download process has ended")
+            raise ProcessLost("its download process has ended")
         return data
 
 
@@ -258,7 +262,7 @@ class Workers(httpx.AsyncBaseTransport):
                 )
             except OSError as error:
                 ours.close()
-                raise httpx.ConnectError(f"no download process can be started: {error.strerror}") from error
+                raise ProcessLost(f"no download process can be started: {error.strerror}") from error
         process = _Process(child, trio.socket.from_stdlib_socket(ours))
         self._all.add(process)
         return process
