@@ -142,6 +142,7 @@ async def test_chunks_need_not_come_from_a_generator(tmp_path):
 
     class Once:
         seekable = True
+        grants = False
 
         def __init__(self) -> None:
             self.left = [SMALL]

@@ -18,6 +18,7 @@ from tests.test_content_fakes import (
     version,
 )
 from xnatfs.content import Blob, Version, open_cache
+from xnatfs.content.abreast import HELPERS
 from xnatfs.content.blob import HOLD_BACK
 from xnatfs.content.fill import LINGER, PAUSE, STREAMS
 from xnatfs.content.stream import NEAR
@@ -550,3 +551,33 @@ async def test_a_seek_asks_for_a_window_that_grows_while_it_is_read_on(tmp_path,
         ]
         source.stalls[MiB].set()
         blob.close()
+
+
+@pytest.mark.parametrize("shared", [True, False])
+async def test_more_connections_are_used_where_they_bring_more(tmp_path, autojump_clock, shared):
+    """Not where all have to share one line: then the one that was tried is the last."""
+    data = BIG * 10
+    source = FakeSource(data, chunk=MiB, pause=0.2)
+    source.grants = True
+    source.line = trio.Lock() if shared else None
+    async with open_cache(tmp_path, LIMIT) as cache:
+        began = trio.current_time()
+        assert await read_all(cache, undigested(data), source) == data
+        took = trio.current_time() - began
+        assert cache.stats.fetched < len(data) + 10 * NEAR
+    alone = len(data) / MiB * 0.2
+    if shared:
+        assert source.at_once == 2
+        assert took < 1.1 * alone
+    else:
+        assert source.at_once == 1 + HELPERS
+        assert took < 0.6 * alone
+
+
+async def test_two_big_files_at_once_have_one_connection_each(tmp_path, autojump_clock):
+    sources = [FakeSource(BIG * 4, chunk=MiB, pause=0.2) for _ in range(2)]
+    async with open_cache(tmp_path, LIMIT) as cache, trio.open_nursery() as nursery:
+        for number, source in enumerate(sources):
+            source.grants = True
+            nursery.start_soon(read_all, cache, version(source.data, f"34/{number}"), source)
+    assert [source.at_once for source in sources] == [1, 1]

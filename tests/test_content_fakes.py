@@ -5,7 +5,7 @@ import os
 import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 
 import trio
@@ -51,11 +51,14 @@ class FakeSource:
         self.breaks: dict[int, Exception] = {}  # at this offset
         self.stalls: dict[int, trio.Event] = {}  # at this offset, until then
         self.seekable = True
+        self.grants = False  # whether it is known to grant ranges
+        self.line: trio.Lock | None = None  # what its downloads share, a chunk at a time
         # What it saw.
         self.starts: list[int] = []
         self.stops: list[int | None] = []
         self.conditions: list[str] = []
         self.running = 0
+        self.at_once = 0  # the most downloads at one time
 
     @asynccontextmanager
     async def open(
@@ -74,6 +77,7 @@ class FakeSource:
             start, stop, self.seekable = 0, None, False
         stated = self.size if self.size is not None else len(self.data)
         self.running += 1
+        self.at_once = max(self.at_once, self.running)
         chunks = self._chunks(start, stop)
         try:
             framed = self.states_size and self.size is None  # else its end is told by nothing but its end
@@ -87,7 +91,8 @@ class FakeSource:
         last = len(self.data) if stop is None else min(stop, len(self.data))
         marks = sorted([*self.breaks, *self.stalls, last])
         while True:
-            await trio.sleep(self.pause)
+            async with self.line or nullcontext():
+                await trio.sleep(self.pause)
             if start in self.stalls:
                 await self.stalls[start].wait()
             if start in self.breaks:

@@ -370,6 +370,10 @@ class _Given:
     def seekable(self) -> bool:
         return False
 
+    @property
+    def grants(self) -> bool:
+        return False
+
     @asynccontextmanager
     async def open(
         self, start: int, size: int | None = None, unless_modified_since: str = "", stop: int | None = None

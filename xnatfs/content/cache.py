@@ -150,11 +150,16 @@ class ContentCache:
             self._nursery,
             strict=self._strict,
             kept=kept,
+            alone=self._one_big_download,
             changed=partial(self._changed, entry),
             keep=partial(self._row, entry),
         )
         entry.fill.start()
         return entry
+
+    def _one_big_download(self) -> bool:
+        fills = [entry.fill for entry in self._entries if entry.fill is not None]
+        return sum(fill.running and not fill.small for fill in fills) == 1
 
     def _kept(self, ident: bytes) -> tuple[Row, int] | None:
         # A whole copy, however old; the descriptor is the caller's.

@@ -1,7 +1,8 @@
 """The downloads that fill a blob: when one starts, where, and how long it runs.
 
 Invariants:
-- At most STREAMS downloads per blob. Each is a task in the cache's nursery; no exception leaves it.
+- At most STREAMS downloads per blob, and helpers (abreast.py). Each is a task in the cache's nursery; no exception
+  leaves it.
 - The first reply decides length and date; a later one that differs is Stale.
 - A download that would only bring what is present stops.
 - The blob is verified once, when all is present and every download has ended well: one that is too long is noticed.
@@ -17,6 +18,7 @@ from contextlib import aclosing, nullcontext
 
 import trio
 
+from xnatfs.content.abreast import Abreast
 from xnatfs.content.blob import Blob
 from xnatfs.content.index import Row
 from xnatfs.content.intake import SMALL, Intake
@@ -57,6 +59,7 @@ class Fill:
         *,
         strict: bool,
         kept: tuple[Row, int] | None,
+        alone: Callable[[], bool],
         changed: Callable[[], None],
         keep: Callable[["Fill"], Row | None],
     ) -> None:
@@ -71,11 +74,13 @@ class Fill:
         self._nursery = nursery
         self._strict = strict
         self._kept = kept  # an older copy, to be used if the server says so
+        self._alone = alone  # ask the cache: is it the only big file that is fetched
         self._changed = changed  # tell the cache: failed, or nothing runs any more
         self._keep = keep  # ask the cache: the row to keep it under
         self._replied = False
         self._no_seek = False
         self._streams: list[Stream] = []
+        self._abreast = Abreast()
         self._window = NEAR  # of the next seek, if it goes on where the last one ended
         self._window_end = -1
         self._rests = False  # enough has come that nobody has asked for
@@ -133,6 +138,7 @@ class Fill:
         for stream in self._streams:
             if stream.reaches(gap):
                 stream.mark(offset)
+                self._help()
                 return
         if not self._may_seek():
             if not any(stream.cursor <= gap for stream in self._streams) and len(self._streams) < STREAMS:
@@ -151,6 +157,17 @@ class Fill:
         self._window = min(4 * self._window, LONGEST) if gap == self._window_end else NEAR
         self._window_end = gap + self._window
         return self._window_end if self._window_end < self.blob.size else None
+
+    def _help(self) -> None:
+        """A reader waits for a download: one more, ahead of what is on its way, where that is faster."""
+        if self.blob.whole or not self._may_seek() or not self.source.grants:
+            return
+        self._abreast.look(trio.current_time(), self.intake.count)
+        share = max(self._abreast.share, NEAR)
+        if len(self._streams) <= self._abreast.helpers and self._alone():
+            start = max(stream.stop or stream.cursor + share for stream in self._streams)
+            if start + NEAR < self.blob.size:
+                self._launch(start, min(start + share, self.blob.size))
 
     def _seen(self, offset: int, end: int) -> None:
         for stream in self._streams:

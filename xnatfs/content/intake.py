@@ -36,6 +36,7 @@ class Intake:
 
     def __init__(self, blob: Blob, version: Version, store: Store, stats: Stats, nursery: trio.Nursery) -> None:
         self.partial: Partial | None = None
+        self.count = 0  # bytes that came, whether missing or not
         self._blob = blob
         self._version = version
         self._store = store
@@ -53,7 +54,7 @@ class Intake:
     async def put(self, offset: int, chunk: bytes) -> None:
         """Bytes have come; store those that are missing."""
         spans, end = self._blob.spans, offset + len(chunk)
-        self._stats.fetched += len(chunk)
+        self._counted(len(chunk))
         await self.reserve(end)
         for start, stop in spans.gaps(offset, end):
             await self._write(memoryview(chunk)[start - offset : stop - offset], start)
@@ -62,7 +63,7 @@ class Intake:
 
     def came(self, offset: int, count: int) -> None:
         """Bytes have come that somebody else has written."""
-        self._stats.fetched += count
+        self._counted(count)
         self._blob.spans.add(offset, offset + count)
         self._arrived()
 
@@ -95,6 +96,10 @@ class Intake:
         if exc.errno not in NO_SPACE:
             raise self._store.error(exc) from exc
         await self._store.evict(self._store.total() - max(SPARE, wanted))
+
+    def _counted(self, count: int) -> None:
+        self.count += count
+        self._stats.fetched += count
 
     def _arrived(self) -> None:
         self._blob.wake()

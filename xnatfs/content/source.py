@@ -35,6 +35,10 @@ class Source(Protocol):
     def seekable(self) -> bool:
         """False once it is known that the server does not grant ranges."""
 
+    @property
+    def grants(self) -> bool:
+        """True once it is known that it does."""
+
     def open(
         self, start: int, size: int | None = None, unless_modified_since: str = "", stop: int | None = None
     ) -> AbstractAsyncContextManager[Body | None]:

@@ -32,6 +32,10 @@ class FileSource:
     def seekable(self) -> bool:
         return has_url(self.row.path) and self.xnat.ranged is not False
 
+    @property
+    def grants(self) -> bool:
+        return has_url(self.row.path) and self.xnat.ranged is True
+
     @asynccontextmanager
     async def open(
         self, start: int, size: int | None = None, unless_modified_since: str = "", stop: int | None = None
