@@ -5,6 +5,7 @@ import os
 import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import cast
 
@@ -16,7 +17,7 @@ from pyfuse3 import FileHandleT, FileNameT, FlagT, InodeT, ReaddirToken, Request
 
 from tests.scripted import Scripted, opened
 from xnatfs.fuse.inodes import ROOT, Known
-from xnatfs.fuse.operations import Listings, Operations, OperationsWithXattrs, Ownership
+from xnatfs.fuse.operations import MADE_AT_ONCE, Listings, Operations, OperationsWithXattrs, Ownership
 from xnatfs.site import Site
 from xnatfs.tree import Root
 from xnatfs.tree.node import Children, Node
@@ -115,21 +116,21 @@ class Reader:
 
     def __init__(self, ops: Operations, monkeypatch: pytest.MonkeyPatch) -> None:
         self._ops = ops
-        self._told: list[tuple[bytes, int, int, float]] = []
+        self.told: list[tuple[bytes, int, int, float]] = []
         monkeypatch.setattr(pyfuse3, "readdir_reply", self._take)
 
     def _take(self, token: object, name: bytes, attributes: pyfuse3.EntryAttributes, next_id: int) -> bool:
         assert attributes.entry_timeout == attributes.attr_timeout
-        self._told.append((name, attributes.st_ino, attributes.st_size, attributes.entry_timeout))
+        self.told.append((name, attributes.st_ino, attributes.st_size, attributes.entry_timeout))
         return True
 
     async def list(self, path: str) -> list[tuple[bytes, int, int, float]]:
         """Name, inode number, size and timeout of each entry."""
-        self._told = []
+        self.told = []
         handle = await self._ops.opendir((await look_up(self._ops, path)).st_ino, CONTEXT)
         await self._ops.readdir(handle, 0, cast(ReaddirToken, None))
         await self._ops.releasedir(handle)
-        return self._told
+        return self.told
 
 
 async def test_a_directory_listed_again_is_the_same_with_less_time_left(server, tmp_path, monkeypatch, autojump_clock):
@@ -207,6 +208,24 @@ async def test_listings_are_kept_up_to_so_many_entries(server, tmp_path):
     assert listings.of(InodeT(1), children(40)) is not kept
     listings.clear()
     assert len(listings) == 0
+
+
+async def test_others_have_their_turn_while_a_long_listing_is_answered(server, tmp_path, monkeypatch):
+    for number in range(10 * MADE_AT_ONCE):
+        server.add(f"{number}", b"")
+    turns: list[int] = []
+
+    async def other(reader: Reader) -> None:
+        while True:
+            turns.append(len(reader.told))
+            await trio.lowlevel.checkpoint()
+
+    async with mounted(server, tmp_path) as ops, trio.open_nursery() as nursery:
+        reader = Reader(ops, monkeypatch)
+        nursery.start_soon(other, reader)
+        assert len(await reader.list(DICOM)) == 10 * MADE_AT_ONCE
+        nursery.cancel_scope.cancel()
+    assert all(later - earlier <= MADE_AT_ONCE for earlier, later in pairwise(turns))
 
 
 async def test_sizes_are_measured_eight_at_a_time(server, tmp_path, monkeypatch):

@@ -66,6 +66,8 @@ XATTR_PREFIX = b"user.xnat."
 # How many files of a listing are measured at once, where the server does not state sizes: four rounds of eight.
 MEASURED_AT_ONCE = 32
 
+# Answers that are made between two looks at who else waits: 2 ms. The kernel has room for some 700 at a time.
+MADE_AT_ONCE = 150
 # Entries of directories whose answers are kept, at some 500 bytes each: a session of 20 series of a thousand images.
 KEPT_ANSWERS = 20_000
 
@@ -124,7 +126,8 @@ Answer = tuple[FileNameT, pyfuse3.EntryAttributes, Known]
 class Listed:
     """A directory as it is listed: what it held when it was opened, and the answers that were made of that."""
 
-    def __init__(self, children: Children) -> None:
+    def __init__(self, children: Children, keep: bool) -> None:
+        self.keep = keep  # the answers; of a huge directory they would take more than all that it lists
         self.source: Mapping[str, Node] = children.nodes
         self.expires = children.expires
         self.nodes: Sequence[Node] = list(children.nodes.values())
@@ -152,8 +155,8 @@ class Listings:
         if listed is not None:
             self._entries -= len(listed.nodes)
         if listed is None or not listed.is_of(children):
-            listed = Listed(children)
-        if len(listed.nodes) <= self._most:
+            listed = Listed(children, len(children.nodes) <= self._most)
+        if listed.keep:
             self._kept[inode] = listed
             self._entries += len(listed.nodes)
         while self._entries > self._most:
@@ -223,7 +226,7 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
-        """As many entries as the kernel has room for: some hundred, of however many there are."""
+        """As many entries as the kernel has room for, of however many there are."""
         listed = self._directories[fh]
         left = _left(listed.expires)
         for place in range(start_id, len(listed.nodes)):
@@ -236,6 +239,9 @@ class Operations(pyfuse3.Operations):
             self.inodes.refer(known)
 
     async def _answer(self, listed: Listed, place: int) -> Answer:
+        """Made anew. Nothing awaits between finding the number and the reply: another could be given it meanwhile."""
+        if place % MADE_AT_ONCE == 0:
+            await trio.lowlevel.checkpoint()
         node = listed.nodes[place]
         if isinstance(node, File) and not node.measured:
             await _learn_size(listed.nodes[place : place + MEASURED_AT_ONCE])
@@ -243,7 +249,9 @@ class Operations(pyfuse3.Operations):
         known.node = node
         attributes = self._attributes(node, listed.expires)
         attributes.st_ino = known.inode
-        answer = listed.answers[place] = (FileNameT(encode(node.name)), attributes, known)
+        answer = (FileNameT(encode(node.name)), attributes, known)
+        if listed.keep:
+            listed.answers[place] = answer
         return answer
 
     @handler
