@@ -225,7 +225,8 @@ async def test_others_have_their_turn_while_a_long_listing_is_answered(server, t
         nursery.start_soon(other, reader)
         assert len(await reader.list(DICOM)) == 10 * MADE_AT_ONCE
         nursery.cancel_scope.cancel()
-    assert all(later - earlier <= MADE_AT_ONCE for earlier, later in pairwise(turns))
+    # Of two tasks that are ready trio takes either first, so that two steps may follow on each other.
+    assert max(later - earlier for earlier, later in pairwise(turns)) <= 2 * MADE_AT_ONCE
 
 
 async def test_sizes_are_measured_eight_at_a_time(server, tmp_path, monkeypatch):
