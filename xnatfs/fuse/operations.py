@@ -68,7 +68,7 @@ MEASURED_AT_ONCE = 32
 
 # Answers that are made between two looks at who else waits: 2 ms. The kernel has room for some 700 at a time.
 MADE_AT_ONCE = 150
-# Entries of directories whose answers are kept, at 370 bytes each (measured): a session of 20 series of a thousand images.
+# Entries of directories whose answers are kept, at 370 bytes each (measured): 20 series of a thousand images.
 KEPT_ANSWERS = 20_000
 
 Handler = TypeVar("Handler", bound=Callable[..., Coroutine[Any, Any, Any]])
