@@ -5,8 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from tests import demos
 from tests.failing import DEAD, Desk, Page, Refusing, desk, serving
-from tests.mounting import SCRIPTS, environment, run
+from tests.mounting import SCRIPTS, daemons, end, environment, mounting, run
+from xnatfs.demo.content import PASSWORDS
+
+# What neither process of a mount uses: other commands, other programs' parts, what a machine may not have.
+UNUSED = {"argcomplete", "keyring", "pydicom", "pygments", "rich", "ruamel.yaml", "yaml", "numpy", "xnatfs.demo"}
+UNUSED |= {"xnatfs.transfer", "xnatfs.upload", "xnatfs.prearchive", "xnatfs.profiles", "asyncio"}
+# What serves a mount, and the command that starts the daemon does not need.
+SERVING = {"trio", "httpx", "httpcore", "pyfuse3", "sqlite3", "ssl", "cachetools", "xnatfs.site", "xnatfs.tree"}
 
 
 @pytest.fixture
@@ -31,6 +39,44 @@ def test_a_refused_login_is_not_tried_again(sitting):
     with serving(Refusing) as url:
         sitting.fails(3, "mount", "--url", url, sitting.place)
     assert Refusing.asked == 1
+
+
+def imported(importtime: str) -> set[str]:
+    """The modules in what `python -X importtime` writes to stderr."""
+    return {line.rpartition("|")[2].strip() for line in importtime.splitlines() if line.startswith("import time:")}
+
+
+@pytest.mark.fuse
+def test_neither_process_of_a_mount_imports_what_it_does_not_use(tmp_path):
+    home, place, log_file = tmp_path / "home", tmp_path / "mnt", tmp_path / "log"
+    home.mkdir()
+    place.mkdir()
+    (tmp_path / "click.py").write_text("")  # where it is installed, httpx would take its command line along
+    login = {"XNAT_USER": demos.USER, "XNAT_PASS": PASSWORDS[demos.USER]}
+    env = environment(home, PYTHONPROFILEIMPORTTIME="1", PYTHONPATH=str(tmp_path), **login)
+    with demos.serving() as demo:
+        try:
+            command = run(SCRIPTS / "xnatfs", "mount", "--url", demo.url, "--log-file", log_file, place, env=env)
+            assert command.returncode == 0, command.stderr
+            assert "BRAINS" in run("ls", place / "projects").stdout.split()
+            assert len(daemons(home)) == 1
+        finally:
+            end(place, home)
+    parent, daemon = imported(command.stderr), imported(log_file.read_text())
+    assert daemon >= SERVING
+    assert daemon & UNUSED == set()
+    assert "xnatfs.cli.mounts" in parent
+    assert parent & (UNUSED | SERVING) == set()
+
+
+@pytest.mark.fuse
+def test_a_mount_answers_after_one_request(tmp_path):
+    login = {"user": demos.USER, "password": PASSWORDS[demos.USER]}
+    with demos.serving() as demo:
+        for asked in ("POST /data/JSESSION", "GET /xapi/users/username"):  # the second finds the first one's session
+            demo.forget_requests()
+            with mounting(demo.url, tmp_path, **login):
+                assert [f"{record.method} {record.path}" for record in demo.app.requests] == [asked]
 
 
 @pytest.mark.fuse

@@ -5,6 +5,7 @@ import os
 import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import cast
 
@@ -15,9 +16,11 @@ import trio
 from pyfuse3 import FileHandleT, FileNameT, FlagT, InodeT, ReaddirToken, RequestContext
 
 from tests.scripted import Scripted, opened
-from xnatfs.fuse.inodes import ROOT
-from xnatfs.fuse.operations import Operations, OperationsWithXattrs, Ownership
+from xnatfs.fuse.inodes import ROOT, Known
+from xnatfs.fuse.operations import MADE_AT_ONCE, Listings, Operations, OperationsWithXattrs, Ownership
+from xnatfs.site import Site
 from xnatfs.tree import Root
+from xnatfs.tree.node import Children, Node
 
 CONTEXT = cast(RequestContext, None)
 READ = FlagT(os.O_RDONLY)
@@ -101,9 +104,129 @@ async def test_a_directory_is_listed_in_steps(server, tmp_path, monkeypatch):
         while len(listed) < 10:
             room = 3
             await ops.readdir(handle, len(listed), cast(ReaddirToken, None))
+            made = [answer for answer in ops._directories[handle].answers if answer]
+            assert len(made) <= len(listed) + 1  # no more than was asked for, and the one that found no room
         await ops.releasedir(handle)
         assert len(ops.inodes) == known + 10
     assert listed == [(str(number).encode(), number) for number in range(10)]
+
+
+class Reader:
+    """A program that lists a directory: what it is told."""
+
+    def __init__(self, ops: Operations, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._ops = ops
+        self.told: list[tuple[bytes, int, int, float]] = []
+        monkeypatch.setattr(pyfuse3, "readdir_reply", self._take)
+
+    def _take(self, token: object, name: bytes, attributes: pyfuse3.EntryAttributes, next_id: int) -> bool:
+        assert attributes.entry_timeout == attributes.attr_timeout
+        self.told.append((name, attributes.st_ino, attributes.st_size, attributes.entry_timeout))
+        return True
+
+    async def list(self, path: str) -> list[tuple[bytes, int, int, float]]:
+        """Name, inode number, size and timeout of each entry."""
+        self.told = []
+        handle = await self._ops.opendir((await look_up(self._ops, path)).st_ino, CONTEXT)
+        await self._ops.readdir(handle, 0, cast(ReaddirToken, None))
+        await self._ops.releasedir(handle)
+        return self.told
+
+
+async def test_a_directory_listed_again_is_the_same_with_less_time_left(server, tmp_path, monkeypatch, autojump_clock):
+    for number in range(10):
+        server.add(f"{number}", b"x" * number)
+    async with mounted(server, tmp_path) as ops:
+        reader = Reader(ops, monkeypatch)
+        first = await reader.list(DICOM)
+        await trio.sleep(20)
+        second = await reader.list(DICOM)
+        await ops.forget([(InodeT(inode), 1) for _, inode, _, _ in second])
+        assert all(ops.inodes[InodeT(inode)] for _, inode, _, _ in first)  # one reference of each is left
+        await ops.forget([(InodeT(inode), 1) for _, inode, _, _ in first])
+        third = await reader.list(DICOM)
+        assert [stat.S_ISREG((await ops.getattr(InodeT(t[1]), CONTEXT)).st_mode) for t in third] == [True] * 10
+    assert [told[:3] for told in first] == [told[:3] for told in second] == [told[:3] for told in third]
+    assert [told[2] for told in first] == list(range(10))
+    assert [told[3] for told in first] == pytest.approx([60] * 10)
+    assert [told[3] for told in (*second, *third)] == pytest.approx([40] * 20)
+
+
+async def test_a_new_listing_is_not_answered_from_the_old_one(server, tmp_path, monkeypatch, autojump_clock):
+    server.add("a", b"1")
+    async with mounted(server, tmp_path) as ops:
+        reader = Reader(ops, monkeypatch)
+        before = await reader.list(DICOM)
+        server.add("b", b"22")
+        await trio.sleep(61)
+        after = await reader.list(DICOM)
+    assert [(name, size) for name, _, size, _ in before] == [(b"a", 1)]
+    assert [(name, size) for name, _, size, _ in after] == [(b"a", 1), (b"b", 2)]
+    assert after[0][1] == before[0][1]
+
+
+async def test_a_corrected_file_is_listed_as_what_it_is(server, tmp_path, monkeypatch):
+    server.add("a", b"0123456789", size="4")
+    async with mounted(server, tmp_path) as ops:
+        reader = Reader(ops, monkeypatch)
+        ((_, inode, size, _),) = await reader.list(DICOM)
+        async with refused(errno.ESTALE):
+            await ops.open(InodeT(inode), READ, CONTEXT)
+        ((_, new, corrected, _),) = await reader.list(DICOM)
+    assert (size, corrected) == (4, 10)
+    assert new != inode
+
+
+async def test_a_number_that_another_has_got_meanwhile_is_not_listed(server, tmp_path, monkeypatch):
+    server.add("a", b"1")
+    async with mounted(server, tmp_path) as ops:
+        reader = Reader(ops, monkeypatch)
+        ((_, inode, _, _),) = await reader.list(DICOM)
+        await ops.forget([(InodeT(inode), 1)])
+        other = Known(InodeT(inode), ops.inodes[ROOT], "another identity")
+        ops.inodes.refer(other)
+        ((_, new, _, _),) = await reader.list(DICOM)
+        assert new == inode + 1
+        assert ops.inodes[InodeT(inode)] is other.node
+
+
+async def test_listings_are_kept_up_to_so_many_entries(server, tmp_path):
+    def children(count: int) -> Children:
+        return Children({f"{number}": Node(cast(Site, None), None, f"{number}") for number in range(count)})
+
+    listings = Listings(most=100)
+    small, large, huge = children(40), children(60), children(101)
+    kept = listings.of(InodeT(1), small)
+    assert listings.of(InodeT(1), small) is kept
+    listings.of(InodeT(2), large)
+    listings.of(InodeT(1), small)
+    assert len(listings) == 100
+    listings.of(InodeT(3), children(10))
+    assert len(listings) == 50  # the large one was listed least recently
+    assert listings.of(InodeT(4), huge) is not listings.of(InodeT(4), huge)
+    assert listings.of(InodeT(1), small) is kept
+    assert listings.of(InodeT(1), children(40)) is not kept
+    listings.clear()
+    assert len(listings) == 0
+
+
+async def test_others_have_their_turn_while_a_long_listing_is_answered(server, tmp_path, monkeypatch):
+    for number in range(10 * MADE_AT_ONCE):
+        server.add(f"{number}", b"")
+    turns: list[int] = []
+
+    async def other(reader: Reader) -> None:
+        while True:
+            turns.append(len(reader.told))
+            await trio.lowlevel.checkpoint()
+
+    async with mounted(server, tmp_path) as ops, trio.open_nursery() as nursery:
+        reader = Reader(ops, monkeypatch)
+        nursery.start_soon(other, reader)
+        assert len(await reader.list(DICOM)) == 10 * MADE_AT_ONCE
+        nursery.cancel_scope.cancel()
+    # Of two tasks that are ready trio takes either first, so that two steps may follow on each other.
+    assert max(later - earlier for earlier, later in pairwise(turns)) <= 2 * MADE_AT_ONCE
 
 
 async def test_sizes_are_measured_eight_at_a_time(server, tmp_path, monkeypatch):
@@ -205,5 +328,23 @@ async def test_facts_are_attributes_and_what_is_not_there_is_said(server, tmp_pa
         names = await ops.listxattr(scan.st_ino, CONTEXT)
         assert b"user.xnat.type" in names
         assert await ops.getxattr(scan.st_ino, FileNameT(b"user.xnat.type"), CONTEXT) == b"T1"
-        async with refused(pyfuse3.ENOATTR):
-            await ops.getxattr(scan.st_ino, FileNameT(b"security.capability"), CONTEXT)
+        for name in (b"user.xnat.nothing", b"user.other"):
+            async with refused(pyfuse3.ENOATTR):
+                await ops.getxattr(scan.st_ino, FileNameT(name), CONTEXT)
+
+
+async def test_labels_and_acls_are_said_to_be_unsupported_not_missing(server, tmp_path):
+    """Programs ask for them once then, and not once for every file."""
+    async with mounted(server, tmp_path) as ops:
+        scan = await look_up(ops, "projects/P/S/E/scans/1")
+        for name in (b"security.selinux", b"security.capability", b"system.posix_acl_access", b"trusted.x"):
+            async with refused(errno.EOPNOTSUPP):
+                await ops.getxattr(scan.st_ino, FileNameT(name), CONTEXT)
+
+
+async def test_without_xattrs_the_kernel_is_told_to_ask_for_none(server, tmp_path):
+    async with opened(server, tmp_path) as site:
+        ops = Operations(Root(site), Ownership(12, 34))
+        for call in (ops.getxattr(ROOT, FileNameT(b"user.xnat.id"), CONTEXT), ops.listxattr(ROOT, CONTEXT)):
+            async with refused(errno.ENOSYS):
+                await call

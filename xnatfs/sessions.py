@@ -15,15 +15,12 @@ import hashlib
 import json
 import os
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
-
-import trio
 
 # XNAT's default idle timeout, and the only one that the other program knows.
 IDLE = 900.0
@@ -107,6 +104,8 @@ class SessionStore:
     @asynccontextmanager
     async def locked(self) -> AsyncIterator[None]:
         """While one process logs in, others wait for what it gets. Raises OSError."""
+        import trio  # here, because commands that only look for a session run without
+
         while True:
             with self._try_lock() as mine:
                 if mine:
@@ -184,7 +183,7 @@ def _write(path: Path, session: Session) -> None:
 def write_private(path: Path, text: str) -> None:
     """Replace a file of ours by another one, 0600 from its creation; its directory is made, 0700. Raises OSError."""
     _private_directory(path.parent)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    temporary = path.with_name(f".{path.name}.{os.urandom(16).hex()}")
     try:
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
             file.write(text)

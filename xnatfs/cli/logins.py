@@ -1,6 +1,7 @@
 """Which session and which login a command goes by; the same for `xnatfs mount` and every `xnatctl`."""
 
 import os
+from collections.abc import Callable
 
 from xnatfs.config import Config
 from xnatfs.credentials import Credentials, find_credentials, kept_credentials, wanted_user
@@ -13,9 +14,13 @@ def session_store(config: Config, token: str) -> SessionStore:
     return SessionStore(config.profile.url or config.url, user, given=token)
 
 
-def find_login(config: Config, token: str) -> Credentials | None:
-    """The login to make a session with; asked for only where no session is alive. Raises LoginRequired."""
+def find_login(config: Config, token: str, before_asking: Callable[[], object] = lambda: None) -> Credentials | None:
+    """The login to make a session with; asked for only where no session is alive. Raises LoginRequired.
+
+    `before_asking` raises what would make the question a waste of somebody's time.
+    """
     kept = kept_credentials(config.url, config.profile, os.environ)
     if kept or session_store(config, token).find():
         return kept
+    before_asking()
     return find_credentials(config.url, config.profile, os.environ)

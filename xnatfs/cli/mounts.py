@@ -1,6 +1,7 @@
 """mount, umount and demo."""
 
 import argparse
+import gc
 import logging
 import os
 import select
@@ -20,6 +21,7 @@ from xnatfs.cli.logins import find_login, session_store
 from xnatfs.config import Config, cache_home
 from xnatfs.credentials import Credentials
 from xnatfs.errors import ConfigError, FuseMissing, MountpointError
+from xnatfs.fuse.mountpoint import check_fuse, check_mountpoint, serving_process
 from xnatfs.mountinfo import mount_on
 from xnatfs.sessions import SessionStore
 
@@ -70,7 +72,7 @@ def run_mount(arguments: argparse.Namespace) -> int:
         return 0
     _check_place(arguments)
     token = os.environ.get("XNAT_TOKEN", "")
-    credentials = find_login(config, token)
+    credentials = find_login(config, token, before_asking=_fuse)
     if not config.verify_ssl and not config.ca_bundle:
         print(f"xnatfs: the certificate of {config.url} is not verified: others may read along", file=sys.stderr)
     if arguments.foreground:
@@ -85,7 +87,7 @@ def run_umount(arguments: argparse.Namespace) -> int:
     mounted = mount_on(mountpoint)
     if mounted is None or mounted.kind != "fuse.xnatfs":
         raise MountpointError(f"{mountpoint} is not a mount of xnatfs")
-    serving = _fuse().serving_process(mountpoint)
+    serving = serving_process(mountpoint)
     try:
         done = subprocess.run(["fusermount3", "-u", str(mountpoint)], capture_output=True, text=True)
     except FileNotFoundError:
@@ -127,12 +129,23 @@ def _serve(
     """Mount, in this process, until the end."""
     _log_to(arguments)
     os.umask(0o077)
-    fuse_mount = _fuse()
-    import trio
-
+    fuse_mount, trio = _imported()
     mount_options = _mount_options(arguments, extra)
     os.chdir("/")  # a daemon must not keep a directory of its user's busy
     trio.run(fuse_mount.mount, config, credentials, sessions, mount_options, ready)
+
+
+def _imported() -> tuple[Any, Any]:
+    """All that serves a mount, and trio. Raises FuseMissing."""
+    # httpx imports its own command line where it finds click, and with that rich and pygments: 100 ms and 10 MB.
+    sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]  # None: no such module
+    gc.disable()  # what is imported stays, so nothing is to be found while it is: 40 of 260 ms
+    fuse_mount = _fuse()
+    import trio
+
+    gc.freeze()
+    gc.enable()
+    return fuse_mount, trio
 
 
 def _background(arguments: argparse.Namespace, command: str, handover: dict[str, str]) -> str:
@@ -156,12 +169,12 @@ def _place(arguments: argparse.Namespace) -> Path:
 
 def _check_place(arguments: argparse.Namespace) -> None:
     """Fail for want of FUSE or of a mountpoint before anybody is asked for a password."""
-    fuse_mount = _fuse()
-    fuse_mount.check_fuse()
-    fuse_mount.check_mountpoint(_place(arguments))
+    check_fuse()
+    check_mountpoint(_place(arguments))
 
 
 def _fuse() -> Any:
+    """All that serves a mount. It takes a while to import, and the command that starts the daemon runs without."""
     try:
         from xnatfs.fuse import mount
     except ImportError as error:

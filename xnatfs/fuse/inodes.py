@@ -12,49 +12,72 @@ from xnatfs.tree.node import Dir, Node
 ROOT = InodeT(1)
 
 
+class Known:
+    """A node under its number. One object for all that is known of it: there may be a million."""
+
+    __slots__ = ("identity", "inode", "lookups", "node")
+
+    def __init__(self, inode: InodeT, node: Node, identity: object) -> None:
+        self.inode = inode
+        self.node = node
+        self.identity = identity  # as it was when the number was given; a file's may change with its size
+        self.lookups = 0  # references that the kernel has to it
+
+
 class Inodes:
     """Nodes by inode number, for as long as the kernel may ask for them."""
 
     def __init__(self, root: Dir) -> None:
-        self._nodes: dict[InodeT, Node] = {ROOT: root}
-        self._identities: dict[InodeT, object] = {ROOT: root.identity}
-        self._numbers: dict[object, InodeT] = {root.identity: ROOT}
-        self._lookups: dict[InodeT, int] = {ROOT: 1}
+        known = Known(ROOT, root, root.identity)
+        known.lookups = 1
+        self._by_inode: dict[InodeT, Known] = {ROOT: known}
+        self._by_identity: dict[object, Known] = {known.identity: known}
 
     def __len__(self) -> int:
-        return len(self._nodes)
+        return len(self._by_inode)
 
     def __getitem__(self, inode: InodeT) -> Node:
         """The node of a number that the kernel was given. Raises KeyError."""
-        return self._nodes[inode]
+        return self._by_inode[inode].node
 
     def number(self, node: Node) -> InodeT:
         """The number this node has, or would get. Nothing is remembered."""
-        known = self._numbers.get(node.identity)
+        return self.known(node).inode
+
+    def known(self, node: Node) -> Known:
+        """What is known of this node, or would be. Nothing is remembered."""
+        identity = node.identity
+        known = self._by_identity.get(identity)
         if known is not None:
             return known
         inode = InodeT(max(node.inode_hint(), ROOT + 1))
-        while inode in self._nodes:
+        while inode in self._by_inode:
             inode = InodeT(inode + 1)
-        return inode
+        return Known(inode, node, identity)
+
+    def holds(self, known: Known) -> bool:
+        """Whether its number is still its own, or free for it again."""
+        holder = self._by_inode.get(known.inode)
+        return holder is known or (holder is None and known.identity not in self._by_identity)
 
     def look_up(self, node: Node) -> InodeT:
         """Count one more reference of the kernel to this node; the newest node of an identity serves it."""
-        inode = self.number(node)
-        self._nodes[inode] = node
-        self._identities[inode] = node.identity
-        self._numbers[node.identity] = inode
-        self._lookups[inode] = self._lookups.get(inode, 0) + 1
-        return inode
+        known = self.known(node)
+        known.node = node
+        self.refer(known)
+        return known.inode
+
+    def refer(self, known: Known) -> None:
+        """Count one more reference of the kernel to what `holds` its number."""
+        if not known.lookups:
+            self._by_inode[known.inode] = self._by_identity[known.identity] = known
+        known.lookups += 1
 
     def forget(self, inode: InodeT, count: int) -> None:
         """Take back so many references; without any the number is free."""
-        left = self._lookups.get(inode, 0) - count
-        if left > 0 or inode == ROOT:
-            self._lookups[inode] = max(left, 1)
+        known = self._by_inode.get(inode)
+        if known is None:
             return
-        self._lookups.pop(inode, None)
-        self._nodes.pop(inode, None)
-        identity = self._identities.pop(inode, None)
-        if self._numbers.get(identity) == inode:
-            del self._numbers[identity]
+        known.lookups = max(known.lookups - count, 1 if inode == ROOT else 0)
+        if not known.lookups:
+            del self._by_inode[inode], self._by_identity[known.identity]

@@ -4,16 +4,12 @@ pyfuse3 has one session per process, so this is called once in a process.
 """
 
 import contextlib
-import errno
-import hashlib
 import logging
 import os
 import resource
-import shutil
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,9 +17,10 @@ import pyfuse3
 import trio
 
 from xnatfs import __version__
-from xnatfs.config import Config, cache_home
+from xnatfs.config import Config
 from xnatfs.credentials import Credentials
-from xnatfs.errors import FuseMissing, MountpointError
+from xnatfs.errors import MountpointError
+from xnatfs.fuse.mountpoint import check_fuse, check_mountpoint, registered
 from xnatfs.fuse.operations import Operations, OperationsWithXattrs, Ownership
 from xnatfs.mountinfo import mount_on
 from xnatfs.sessions import SessionStore
@@ -49,68 +46,6 @@ class MountOptions:
     allow_other: bool = False
     xattrs: bool = True
     extra: frozenset[str] = frozenset()  # passed on to the kernel: nosuid and the like
-
-
-def check_fuse() -> None:
-    """Raise FuseMissing unless this machine can mount."""
-    if not Path("/dev/fuse").exists():
-        raise FuseMissing("/dev/fuse is missing: load the kernel module (modprobe fuse), or allow it in the container")
-    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
-        raise FuseMissing("/dev/fuse may not be opened by this user: it needs mode 0666 or your group")
-    if shutil.which("fusermount3") is None:
-        raise FuseMissing("fusermount3 is missing: install the package fuse3")
-
-
-def check_mountpoint(mountpoint: Path) -> None:
-    """Raise MountpointError unless this is an empty directory of ours that nothing is mounted on."""
-    try:
-        entries = os.listdir(mountpoint)
-    except FileNotFoundError:
-        raise MountpointError(f"{mountpoint} does not exist: make the directory first") from None
-    except NotADirectoryError:
-        raise MountpointError(f"{mountpoint} is not a directory") from None
-    except PermissionError:
-        raise MountpointError(f"{mountpoint} may not be read by this user") from None
-    except OSError as error:
-        if error.errno == errno.ENOTCONN:
-            text = f"{mountpoint} holds a dead mount: remove it with 'fusermount3 -u {mountpoint}'"
-            raise MountpointError(text) from None
-        raise MountpointError(f"{mountpoint} cannot be used: {error.strerror}") from None
-    if mountpoint.is_mount():
-        raise MountpointError(f"{mountpoint} is a mountpoint already: unmount it first, or take another directory")
-    if not os.access(mountpoint, os.W_OK):
-        raise MountpointError(f"{mountpoint} may not be written to by this user, which mounting needs")
-    if entries:
-        raise MountpointError(f"{mountpoint} is not empty: take an empty directory")
-
-
-@contextmanager
-def registered(mountpoint: Path) -> Iterator[None]:
-    """Leave word which process serves the mountpoint, so that `umount` can wait for its end."""
-    path = _registration(mountpoint)
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path.write_text(str(os.getpid()))
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def serving_process(mountpoint: Path) -> int | None:
-    """A descriptor of the process that serves the mountpoint, readable once it has ended (pidfd_open(2))."""
-    try:
-        process = int(_registration(mountpoint).read_text())
-        descriptor = os.pidfd_open(process)
-    except (OSError, ValueError):
-        return None
-    if b"xnatfs" in Path(f"/proc/{process}/cmdline").read_bytes():  # and no other that has its number now
-        return descriptor
-    os.close(descriptor)
-    return None
-
-
-def _registration(mountpoint: Path) -> Path:
-    return cache_home() / "mounts" / hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:16]
 
 
 async def mount(
