@@ -84,9 +84,9 @@ async def open_transport(
     """The way to one server; its session ends with it, or is kept in `sessions`. At first nothing is sent."""
     url = urlsplit(config.url)
     loopback = is_loopback(url.hostname or "")
-    proxied = not loopback and url.scheme in getproxies() and not proxy_bypass(url.hostname or "")
+    proxied = not loopback and getproxies().keys() & {url.scheme, "all"} and not proxy_bypass(url.hostname or "")
     # Reading the authorities took 40 ms of a start: not where no certificate is looked at.
-    trust = wire is None and (proxied or bool(config.ca_bundle) or url.scheme == "https")
+    trust = wire is None and bool(proxied or config.ca_bundle or url.scheme == "https")
     async with (
         _big_files(config, wire is None and not proxied) as big,
         httpx.AsyncClient(
