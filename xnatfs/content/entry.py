@@ -13,7 +13,7 @@ from xnatfs.content.store import Partial
 class Entry:
     """One version of one file."""
 
-    __slots__ = ("blob", "checked", "fill", "ident", "left_at", "listed", "row")
+    __slots__ = ("blob", "checked", "fill", "ident", "in_memory", "left_at", "listed", "row")
 
     def __init__(self, ident: bytes, version: Version, checked: float) -> None:
         self.ident = ident
@@ -23,6 +23,7 @@ class Entry:
         self.listed = version.size
         self.checked = checked
         self.left_at = 0.0
+        self.in_memory = False  # and not to be closed before writeback.py lets go of it
 
     def release(self) -> Partial | None:
         """Close the file, unless it is a partial: then it is the caller's to discard."""
