@@ -10,10 +10,11 @@ import pytest
 import trio
 
 from tests.scripted import Scripted, opened, resource
-from xnatfs.bulk import ALLOWANCE, EARLY, IDLE, SHARE
+from xnatfs.bulk import IDLE
 from xnatfs.site import Site
 from xnatfs.tree import Root
 from xnatfs.tree.node import Dir, File, Node
+from xnatfs.walk import FLOOR, SHARE
 
 COUNT, SIZE = 60, 40_000
 SCAN = "projects/P/S/E/scans/1/DICOM"

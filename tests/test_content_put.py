@@ -1,4 +1,4 @@
-"""Files that come into the cache whole, many at a time: read at once, kept soon, and within all that holds for others."""
+"""Files that come into the cache whole: read at once, kept soon, many at a time, within all that holds for others."""
 
 import os
 import random
@@ -218,8 +218,7 @@ async def test_a_file_without_a_row_is_no_obstacle(tmp_path):
         (entry,) = cache._entries
         path = cache._store._shelf.path(entry.ident)
         os.makedirs(os.path.dirname(path))
-        with open(path, "wb") as half:
-            half.write(SMALL[:1000])
+        await trio.Path(path).write_bytes(SMALL[:1000])
         await written(cache)
         cache._writeback.retain(0)
         assert await read_all(cache, version(SMALL), nowhere()) == SMALL

@@ -15,6 +15,7 @@ LAYERS = [
     {"tree"},
     {"site"},
     {"bulk"},
+    {"walk"},
     {"client", "metadata", "content"},
     {"transport", "untar", "profiles"},
     {"auth"},

@@ -73,8 +73,8 @@ class Writeback:
         """All that waits, in batches."""
         while self._waiting:
             batch = [self._waiting[place] for place in range(min(BATCH, len(self._waiting)))]
-            rows = [(row, entry.blob.memory) for entry in batch if (row := self._row(entry)) is not None]
-            kept = await self._store.keep_whole(rows)
+            rows = [(self._row(entry), entry.blob.memory) for entry in batch]
+            kept = await self._store.keep_whole([(row, data) for row, data in rows if row and data is not None])
             for entry in batch:
                 self._waiting.popleft()
                 self._waiting_bytes -= entry.blob.size
