@@ -85,6 +85,9 @@ class _Tar:
         self.misses = 0  # in a row
         self.last_read = trio.current_time()
 
+    def is_read(self) -> bool:
+        return any(walk.opened for walk in self.walks)
+
     def offset(self, walk: Walk, row: FileRow) -> int:
         return self.starts[walk] + walk.begins[walk.places[row.path]]
 
@@ -175,7 +178,7 @@ class Bulk:
             return
         tar.misses, tar.side_by_side = 0, tar.side_by_side or bool(tar.waits)
         arrived, front = tar.waits.setdefault(row, trio.Event()), tar.front
-        tar.session.moved.set()
+        tar.session.wake()
         with trio.move_on_after(PATIENCE) as patience:
             await arrived.wait()
         if patience.cancelled_caught:
@@ -218,6 +221,9 @@ class Bulk:
         left = walk.size - walk.begins[walk.places[row.path]]
         if walk.done or not self._may_begin(session, walk, walk.places[row.path]) or 3 * left < walk.size:
             return False  # where little is left, most of the tar would be what was had before
+        for other in {tar for tar in self._tars.values() if tar.session is session and not tar.is_read()}:
+            session.in_order = False  # what was begun early is not what is read next
+            other.scope.cancel()
         self._begin(session, [walk])
         return True
 
@@ -354,6 +360,7 @@ class Bulk:
             self._singles += 1
             session.fetches_ahead(walk, following)
             walk.coming.add(following.path)
+            self.stats.ahead += following.size
             self._nursery.start_soon(self._fetch, session, walk, following, around.source(following))
 
     async def _fetch(self, session: Session, walk: Walk, row: FileRow, source: Source) -> None:
@@ -361,14 +368,13 @@ class Bulk:
             blob = await self._content.open(version(row), source)
             try:
                 await blob.read(0, 1)  # of a small file: when all of it is there
-                self.stats.ahead += blob.size
-                if row.path in walk.opened:
-                    self.stats.used += blob.size
             finally:
                 blob.close()
         except XnatError as error:
             log.info("%s was not fetched ahead: %s", row.path, error)
             session.forget_ahead(walk, row)
+            self.stats.ahead -= row.size or 0
+            self.stats.used -= (row.size or 0) if row.path in walk.opened else 0
         finally:
             walk.coming.discard(row.path)
             self._singles -= 1

@@ -116,9 +116,13 @@ class Session:
             self.read += row.size or 0
         expected = row.path in walk.ahead
         self.forget_ahead(walk, row)
+        self.wake()
+        return expected
+
+    def wake(self) -> None:
+        """Whoever waits until more may be fetched looks again."""
         self.moved.set()
         self.moved = trio.Event()
-        return expected
 
     def fetches_ahead(self, walk: Walk, row: FileRow) -> None:
         if row.path not in walk.ahead:

@@ -123,6 +123,8 @@ class ContentCache:
 
     async def evict(self, target: int) -> None:
         """Bring `bytes_used` down to this, as far as files are not open."""
+        await self._writeback.write()
+        self._writeback.retain(0)
         while self._idle:
             self._dispose(self._idle[0])
         await self._store.evict(target)

@@ -11,7 +11,7 @@ Invariants:
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import trio
 
@@ -48,6 +48,7 @@ class Writeback:
         self._waiting_bytes = self._written_bytes = 0
         self._running = False
         self._room = trio.Event()
+        self._lock = trio.Lock()  # held while a batch is written
 
     def add(self, entry: Entry) -> None:
         """Its blob is complete, and in memory."""
@@ -71,21 +72,24 @@ class Writeback:
 
     async def write(self) -> None:
         """All that waits, in batches."""
-        while self._waiting:
-            batch = [self._waiting[place] for place in range(min(BATCH, len(self._waiting)))]
-            rows = [(self._row(entry), entry.blob.memory) for entry in batch]
-            kept = await self._store.keep_whole([(row, data) for row, data in rows if row and data is not None])
-            for entry in batch:
-                self._waiting.popleft()
-                self._waiting_bytes -= entry.blob.size
-                if entry.ident in kept:
-                    self._written.append(entry)
-                    self._written_bytes += entry.blob.size
-                else:
-                    self._let_go(entry, False)
-            self._room.set()
-            self._room = trio.Event()
+        async with self._lock:
+            while self._waiting:
+                await self._write_batch([self._waiting[place] for place in range(min(BATCH, len(self._waiting)))])
         self.retain(RETAINED)
+
+    async def _write_batch(self, batch: Sequence[Entry]) -> None:
+        rows = [(self._row(entry), entry.blob.memory) for entry in batch]
+        kept = await self._store.keep_whole([(row, data) for row, data in rows if row and data is not None])
+        for entry in batch:
+            self._waiting.popleft()
+            self._waiting_bytes -= entry.blob.size
+            if entry.ident in kept:
+                self._written.append(entry)
+                self._written_bytes += entry.blob.size
+            else:
+                self._let_go(entry, False)
+        self._room.set()
+        self._room = trio.Event()
 
     async def _run(self) -> None:
         try:
