@@ -7,7 +7,9 @@ where that is more. So programs that stop, or that read something else than was 
 they read at most, or FLOOR and the one file that was on its way.
 """
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Container, Hashable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import accumulate
 
 import trio
@@ -54,13 +56,26 @@ class Walk:
         return None if place is None else self.listed[place]
 
     def walked(self, row: FileRow) -> bool:
-        """Whether this file was opened after one beside it."""
-        place = self.places[row.path]
-        beside = self.listed[max(0, place - STEP) : place + STEP + 1]
-        return any(other.path in self.opened for other in beside if other is not row)
+        """Whether this file was opened after one beside it, in the listing or by name: walks go either way."""
+        return _beside(self.listed_paths, self.places[row.path], self.opened) or _beside(
+            self.sorted_paths, bisect_left(self.sorted_paths, row.path), self.opened
+        )
+
+    @cached_property
+    def listed_paths(self) -> list[str]:
+        return list(self.places)
+
+    @cached_property
+    def sorted_paths(self) -> list[str]:
+        return sorted(self.places)
 
     def half_read(self) -> bool:
         return 2 * len(self.opened) >= len(self.listed)
+
+
+def _beside(paths: Sequence[str], place: int, opened: Container[str]) -> bool:
+    around = [*paths[max(0, place - STEP) : place], *paths[place + 1 : place + STEP + 1]]
+    return any(path in opened for path in around)
 
 
 class Session:
