@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from functools import lru_cache
 
 from xnatfs.content.blob import Blob
 from xnatfs.content.fill import Fill
@@ -39,6 +40,7 @@ class Entry:
         return None
 
 
+@lru_cache(maxsize=1024)  # it is asked for four times while a file is on its way
 def identity(version: Version) -> bytes:
     """What makes two opens the same file. Hashed: of one length, and fit for a file name."""
     text = f"{version.key}\0{version.digest}"
