@@ -43,8 +43,8 @@ NO_TAR_FOR = 60.0
 MISSES = 3
 # Resources in one request, and files in them: the server reads all their catalogues before it sends the first byte.
 STRIDE, STRIDE_FILES = 8, 2000
-# Sessions that are remembered: a program reads a few at a time.
-SESSIONS = 256
+# Sessions that are remembered, with their listings: a program reads a few at a time.
+SESSIONS = 32
 
 
 @dataclass
@@ -179,12 +179,14 @@ class Bulk:
         tar.misses, tar.side_by_side = 0, tar.side_by_side or bool(tar.waits)
         arrived, front = tar.waits.setdefault(row, trio.Event()), tar.front
         tar.session.wake()
-        with trio.move_on_after(PATIENCE) as patience:
-            await arrived.wait()
-        if patience.cancelled_caught:
-            tar.waits.pop(row, None)
-            if tar.front == front:
-                self._give_up(tar, "does not come")
+        try:
+            with trio.move_on_after(PATIENCE) as patience:
+                await arrived.wait()
+        finally:  # a reader that goes away must not draw more and more after it
+            if not arrived.is_set() and not arrived.statistics().tasks_waiting:
+                tar.waits.pop(row, None)
+        if patience.cancelled_caught and tar.front == front:
+            self._give_up(tar, "does not come")
 
     def _give_up(self, tar: _Tar, why: str) -> None:
         log.info("the tar of resource %s %s: its files are fetched singly", tar.walks[0].resource, why)
@@ -208,6 +210,7 @@ class Bulk:
                     tar.session = new
                 elif tar.session is session:
                     tar.scope.cancel()
+            session.wake()  # who waits for the old one goes on with the new one
             session = new
         self._sessions.move_to_end(item)
         while len(self._sessions) > SESSIONS:
@@ -270,7 +273,7 @@ class Bulk:
         try:
             with tar.scope:
                 ended = await self._stream(tar)
-        except XnatError as error:
+        except Exception as error:  # whatever it is, it ends this tar and nothing else
             self._failed(tar, error)
         finally:
             self._running -= 1
@@ -281,9 +284,9 @@ class Bulk:
         if ended:
             self._ended(tar)
 
-    def _failed(self, tar: _Tar, error: XnatError) -> None:
+    def _failed(self, tar: _Tar, error: Exception) -> None:
         """No tar. One of several resources may be at fault for all, or the server takes one at a time only."""
-        log.info("no tar of resource %s: %s", ",".join(walk.resource for walk in tar.walks), error)
+        _log(error, "no tar of resource %s: %s", ",".join(walk.resource for walk in tar.walks), error)
         if len(tar.walks) > 1:
             tar.session.lists = False
             for walk in tar.walks:
@@ -370,8 +373,8 @@ class Bulk:
                 await blob.read(0, 1)  # of a small file: when all of it is there
             finally:
                 blob.close()
-        except XnatError as error:
-            log.info("%s was not fetched ahead: %s", row.path, error)
+        except Exception as error:
+            _log(error, "%s was not fetched ahead: %s", row.path, error)
             session.forget_ahead(walk, row)
             self.stats.ahead -= row.size or 0
             self.stats.used -= (row.size or 0) if row.path in walk.opened else 0
@@ -392,6 +395,14 @@ async def open_bulk(xnat: Xnat, content: ContentCache) -> AsyncIterator[Bulk]:
         nursery.cancel_scope.cancel()
     if raised is not None:
         raise raised
+
+
+def _log(error: Exception, text: str, *values: object) -> None:
+    """What was not to be had in bulk is had singly: worth no warning, unless it is our own fault."""
+    if isinstance(error, XnatError):
+        log.info(text, *values)
+    else:
+        log.error(text, *values, exc_info=error)
 
 
 def version(row: FileRow) -> Version:
