@@ -259,6 +259,17 @@ async def test_a_session_takes_few_requests(server, tmp_path):
         assert site.bulk.stats.ahead == site.bulk.stats.used == (20 * COUNT - 1) * SIZE
 
 
+async def test_a_slow_reader_finds_what_follows_still_there(server, tmp_path, autojump_clock):
+    """A second for each file: each series takes longer than anybody waits for a reader that is gone."""
+    content = series(server, 4)
+    async with opened(server, tmp_path) as site:
+        for scan in content:
+            for place, wanted in enumerate(content[scan]):
+                assert await read(site, place, scan_path(scan)) == wanted
+                await trio.sleep(1)
+        assert len(all_data(server)) <= 4
+
+
 async def test_a_server_that_takes_one_resource_at_a_time(server, tmp_path):
     content = series(server, 20, lists=False)
     async with opened(server, tmp_path) as site:

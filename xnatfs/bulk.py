@@ -345,7 +345,9 @@ class Bulk:
             moved = tar.session.moved
             with trio.move_on_after(IDLE):
                 await moved.wait()
-            if trio.current_time() - tar.last_read >= IDLE:
+            # One that was begun early waits for a slow reader of what is before it.
+            last_read = tar.last_read if tar.is_read() else tar.session.last_read
+            if trio.current_time() - last_read >= IDLE:
                 log.info("the tar of resource %s is given up: nobody reads on", tar.walks[0].resource)
                 return False
         return True

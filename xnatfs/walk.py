@@ -100,6 +100,7 @@ class Session:
         self.lists = True  # the server takes several resources in one request
         self.nothing_until = float("-inf")  # what is fetched ahead is lost again: no use until then
         self.moved = trio.Event()  # something was opened since
+        self.last_read = trio.current_time()
 
     def walk(self, resource: str) -> Walk:
         if resource not in self.walks:
@@ -129,6 +130,7 @@ class Session:
             walk.opened.add(row.path)
             self.labels_read.add(walk.label)
             self.read += row.size or 0
+        self.last_read = trio.current_time()
         expected = row.path in walk.ahead
         self.forget_ahead(walk, row)
         self.wake()
