@@ -205,8 +205,13 @@ async def test_a_reader_that_stops_leaves_little_that_nobody_reads(server, tmp_p
         assert len(data(server)) - before <= (2 if 3 * left > COUNT else left)
 
 
-def series(server: Scripted, count: int, *, files: int = COUNT, lists: bool = True) -> dict[int, list[bytes]]:
-    """A session of so many series, the bytes of each; `lists`: a request may name several resources."""
+def series(
+    server: Scripted, count: int, *, files: int = COUNT, lists: bool = True, reverse: bool = False
+) -> dict[int, list[bytes]]:
+    """A session of so many series, the bytes of each.
+
+    `lists`: a request may name several resources; `reverse`: the last of them comes first.
+    """
     rows = server.lists["experiments/X_E1/files"]
     assert isinstance(rows, list)
     rows.clear()
@@ -225,6 +230,7 @@ def series(server: Scripted, count: int, *, files: int = COUNT, lists: bool = Tr
         asked = request.url.path.split("/")[-2].split(",")
         if len(asked) > 1 and not lists:
             return httpx.Response(404, html="<html>")
+        asked = asked[::-1] if reverse else asked
         members = [
             (f"{each}/DICOM/files/{name(place)}", data)
             for each in asked
@@ -257,6 +263,14 @@ async def test_a_session_takes_few_requests(server, tmp_path):
         await read_series(site, content)
         assert len(all_data(server)) <= 8
         assert site.bulk.stats.ahead == site.bulk.stats.used == (20 * COUNT - 1) * SIZE
+
+
+async def test_a_server_that_sends_resources_in_an_order_of_its_own(server, tmp_path):
+    """Those that were asked for first come last: nobody waits for them behind what nobody reads."""
+    content = series(server, 12, reverse=True)
+    async with opened(server, tmp_path) as site:
+        await read_series(site, content)
+        assert len(all_data(server)) <= 2 * 12 + 6
 
 
 async def test_a_slow_reader_finds_what_follows_still_there(server, tmp_path, autojump_clock):

@@ -172,7 +172,7 @@ class Bulk:
     async def _arrival(self, tar: _Tar, walk: Walk, row: FileRow) -> None:
         """Wait for its member, if that is near."""
         if not tar.is_near(walk, row):
-            tar.misses += tar.front <= tar.offset(walk, row)
+            tar.misses += 1
             if tar.misses >= MISSES:
                 self._give_up(tar, "is not read in its order")
             return
@@ -191,7 +191,7 @@ class Bulk:
     def _give_up(self, tar: _Tar, why: str) -> None:
         log.info("the tar of resource %s %s: its files are fetched singly", tar.walks[0].resource, why)
         for walk in tar.walks:
-            if walk.begun_early:
+            if len(tar.walks) > 1:
                 tar.session.in_order = False  # a guess that was wrong is no reason to have no tar of what is read
             else:
                 walk.no_tar_until = trio.current_time() + NO_TAR_FOR
