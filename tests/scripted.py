@@ -41,6 +41,7 @@ class Scripted:
         }
         self.files: dict[tuple[str, str], bytes] = {}
         self.answers: dict[str, Callable[[httpx.Request], httpx.Response]] = {}  # by path, before all else
+        self.by_pattern: list[tuple[str, Callable[[httpx.Request], httpx.Response]]] = []  # then these
         self.asked: list[str] = []
 
     def add(
@@ -69,6 +70,9 @@ class Scripted:
         self.asked.append(f"{request.method} {path}")
         if path in self.answers:
             return self.answers[path](request)
+        for pattern, answer in self.by_pattern:
+            if re.fullmatch(pattern, path):
+                return answer(request)
         if match := re.fullmatch(r".*/resources/(\d+)/files/(.+)", path):
             return self._file(request, match[1], unquote(match[2]))
         found = self.lists.get(path, 404)

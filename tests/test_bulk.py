@@ -2,16 +2,22 @@
 
 import hashlib
 import io
+import random
+import re
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import httpx
 import pytest
 import trio
+import trio.testing
 
 from tests.scripted import Scripted, opened, resource
-from xnatfs.bulk import ALLOWANCE, EARLY, IDLE, SHARE
+from tests.test_content_fakes import until
+from xnatfs.bulk import IDLE
+from xnatfs.series import FLOOR, SHARE
 from xnatfs.site import Site
+from xnatfs.transport import DOWNLOADS
 from xnatfs.tree import Root
 from xnatfs.tree.node import Dir, File, Node
 
@@ -143,6 +149,25 @@ async def test_walks_in_other_orders_cost_no_more_than_single_files(server, tmp_
         assert len(singles) == len(set(singles)), "no file came twice by itself"
 
 
+async def test_a_walk_by_name_through_a_listing_by_number(server, tmp_path):
+    """1, 10, 11, 12 ... 19, 2: whoever sorts names."""
+    rows = server.lists["experiments/X_E1/files"]
+    assert isinstance(rows, list)
+    rows.clear()
+    files = {str(number): bytes_of(number) for number in range(1, 21)}
+    for path, content in files.items():
+        server.add(path, content)
+    tars(server, lambda: Tar(list(files.items())))
+    async with opened(server, tmp_path) as site:
+        for path in sorted(files):
+            file = await node(site, f"{SCAN}/{path}")
+            assert isinstance(file, File)
+            blob = await file.open()
+            assert await blob.read(0, SIZE) == files[path]
+            blob.close()
+        assert data(server) == [f"GET {TAR}/1", f"GET {TAR}"]
+
+
 async def test_one_file_of_many_starts_no_tar(server, tmp_path):
     async with opened(server, tmp_path) as site:
         for _ in range(3):
@@ -172,7 +197,7 @@ async def test_a_reader_that_stops_leaves_little_that_nobody_reads(server, tmp_p
         await trio.sleep(3 * IDLE)
         stats = site.bulk.stats
         unread = stats.ahead - stats.used
-        assert unread <= ALLOWANCE + half * SIZE // SHARE + SIZE
+        assert unread <= max(FLOOR, half * SIZE // SHARE) + SIZE
         assert made[0].closed, "the connection is given back"
         before, left = len(data(server)), COUNT - unread // SIZE - half
         for number in range(COUNT):  # who goes on later gets the rest the same way, or singly if it is little
@@ -180,44 +205,317 @@ async def test_a_reader_that_stops_leaves_little_that_nobody_reads(server, tmp_p
         assert len(data(server)) - before <= (2 if 3 * left > COUNT else left)
 
 
-async def test_the_following_series_are_begun_early(server, tmp_path):
-    """Five series, one after the other: one request each, and the one that the walk began with."""
-    files = server.lists["experiments/X_E1/files"]
-    assert isinstance(files, list)
-    server.lists["experiments/X_E1/scans"] = [{"ID": str(scan)} for scan in range(1, 6)]
-    server.lists["experiments/X_E1/resources"] = [
-        resource(str(6 + scan), "DICOM", cat_id=str(scan)) for scan in range(1, 6)
-    ]
-    for scan in range(2, 6):
-        for number in range(COUNT):
-            server.add(name(number), bytes_of(100 * scan + number), number=str(6 + scan))
-        content = [(name(number), bytes_of(100 * scan + number)) for number in range(COUNT)]
-        tars(server, lambda content=content: Tar(content), f"experiments/X_E1/resources/{6 + scan}/files")  # type: ignore[misc]
+def series(
+    server: Scripted, count: int, *, files: int = COUNT, lists: bool = True, reverse: bool = False
+) -> dict[int, list[bytes]]:
+    """A session of so many series, the bytes of each.
+
+    `lists`: a request may name several resources; `reverse`: the last of them comes first.
+    """
+    rows = server.lists["experiments/X_E1/files"]
+    assert isinstance(rows, list)
+    rows.clear()
+    server.answers.pop(TAR)
+    numbers = {scan: 6 + scan for scan in range(1, count + 1)}
+    server.lists["experiments/X_E1/scans"] = [{"ID": str(scan)} for scan in reversed(numbers)]
+    found = [resource(str(number), "DICOM", cat_id=str(scan)) for scan, number in numbers.items()]
+    server.lists["experiments/X_E1/resources"] = sorted(found, key=lambda row: hash(row["cat_id"]))
+    content: dict[int, list[bytes]] = {}
+    for scan, number in sorted(numbers.items(), key=lambda pair: str(pair[0])):  # not the order of the tree
+        content[number] = [bytes_of(1000 * scan + place) for place in range(files)]
+        for place, data in enumerate(content[number]):
+            server.add(name(place), data, number=str(number))
+
+    def tar(request: httpx.Request) -> httpx.Response:
+        asked = request.url.path.split("/")[-2].split(",")
+        if len(asked) > 1 and not lists:
+            return httpx.Response(404, html="<html>")
+        asked = asked[::-1] if reverse else asked
+        members = [
+            (f"{each}/DICOM/files/{name(place)}", data)
+            for each in asked
+            for place, data in enumerate(content[int(each)])
+        ]
+        return httpx.Response(200, stream=Tar(members, prefix="E/scans/"))
+
+    server.by_pattern.append((r"experiments/X_E1/resources/[\d,]+/files", tar))
+    return {scan: content[number] for scan, number in numbers.items()}
+
+
+def all_data(server: Scripted) -> list[str]:
+    return [line for line in server.asked if "/resources/" in line and "/files" in line]
+
+
+def scan_path(scan: int) -> str:
+    return f"projects/P/S/E/scans/{scan}/DICOM"
+
+
+async def read_series(site: Site, content: dict[int, list[bytes]], files: Sequence[int] | None = None) -> None:
+    for scan in sorted(content):
+        for place in range(len(content[scan])) if files is None else files:
+            assert await read(site, place, scan_path(scan)) == content[scan][place]
+
+
+async def test_a_session_takes_few_requests(server, tmp_path):
+    """Twenty series, one after the other: the first file, and the rest in ever longer tars."""
+    content = series(server, 20)
     async with opened(server, tmp_path) as site:
-        for scan in range(1, 6):
-            for number in range(COUNT):
-                wanted = bytes_of(number if scan == 1 else 100 * scan + number)
-                assert await read(site, number, f"projects/P/S/E/scans/{scan}/DICOM") == wanted
-        assert len([line for line in server.asked if "/resources/" in line and "/files" in line]) == 6
+        await read_series(site, content)
+        assert len(all_data(server)) <= 8
+        assert site.bulk.stats.ahead == site.bulk.stats.used == (20 * COUNT - 1) * SIZE
+
+
+async def test_a_server_that_sends_resources_in_an_order_of_its_own(server, tmp_path):
+    """Those that were asked for first come last: nobody waits for them behind what nobody reads."""
+    content = series(server, 12, reverse=True)
+    async with opened(server, tmp_path) as site:
+        await read_series(site, content)
+        assert len(all_data(server)) <= 2 * 12 + 6
+
+
+async def test_a_slow_reader_finds_what_follows_still_there(server, tmp_path, autojump_clock):
+    """A second for each file: each series takes longer than anybody waits for a reader that is gone."""
+    content = series(server, 4)
+    async with opened(server, tmp_path) as site:
+        for scan in content:
+            for place, wanted in enumerate(content[scan]):
+                assert await read(site, place, scan_path(scan)) == wanted
+                await trio.sleep(1)
+        assert len(all_data(server)) <= 4
+
+
+async def test_a_server_that_takes_one_resource_at_a_time(server, tmp_path):
+    content = series(server, 20, lists=False)
+    async with opened(server, tmp_path) as site:
+        await read_series(site, content)
+        assert len(all_data(server)) <= 20 + 5
+        assert len([line for line in all_data(server) if "," in line]) == 1, "it is not asked twice"
+
+
+async def test_files_that_cannot_be_told_apart_do_not_share_a_tar(server, tmp_path):
+    """Of one name, and without digests: only the number of the resource would tell, which no tar has."""
+    content = series(server, 5)
+    rows = server.lists["experiments/X_E1/files"]
+    assert isinstance(rows, list)
+    for row in rows:
+        row["digest"] = ""
+    async with opened(server, tmp_path) as site:
+        await read_series(site, content)
+        assert not [line for line in all_data(server) if "," in line]
+        assert len(all_data(server)) <= 5 + 1
+
+
+async def test_equal_files_of_two_series_share_a_tar(server, tmp_path):
+    """Of one name and one content: whichever member is taken for which, the bytes are right."""
+    content = series(server, 6)
+    for scan in content:
+        content[scan][:] = content[1]
+    rows = server.lists["experiments/X_E1/files"]
+    assert isinstance(rows, list)
+    for row in rows:
+        row["digest"] = hashlib.md5(content[1][int(row["Name"][2:6])]).hexdigest()
+    async with opened(server, tmp_path) as site:
+        await read_series(site, content)
+        assert len(all_data(server)) <= 6
+
+
+async def test_series_read_in_another_order_cost_two_requests_each(server, tmp_path):
+    content = series(server, 10)
+    async with opened(server, tmp_path) as site:
+        for scan in (5, 9, 2, 7, 1, 10, 3, 8, 6, 4):
+            for place, data in enumerate(content[scan]):
+                assert await read(site, place, scan_path(scan)) == data
+        assert len(all_data(server)) <= 2 * 10 + 6
+
+
+async def test_one_label_of_two_is_read(server, tmp_path):
+    """What a converter leaves alone is not fetched."""
+    content = series(server, 6)
+    resources = server.lists["experiments/X_E1/resources"]
+    assert isinstance(resources, list)
+    for scan in content:
+        resources.append(resource(str(100 + scan), "SNAPSHOTS", cat_id=str(scan)))
+        for place in range(6):
+            server.add(f"s{place}.gif", bytes_of(50_000 + 10 * scan + place), number=str(100 + scan))
+    async with opened(server, tmp_path) as site:
+        await read_series(site, content)
+        assert len(all_data(server)) <= 6
+        assert not [line for line in all_data(server) if re.search(r"resources/[\d,]*\b10\d\b", line)]
 
 
 async def test_what_follows_is_begun_by_little(server, tmp_path, autojump_clock):
-    server.lists["experiments/X_E1/scans"] = [{"ID": "1"}, {"ID": "2"}]
-    server.lists["experiments/X_E1/resources"] = [
-        resource("7", "DICOM", cat_id="1"),
-        resource("8", "DICOM", cat_id="2"),
-    ]
-    for number in range(COUNT):
-        server.add(name(number), bytes_of(number), number="8")
-    made = tars(
-        server, lambda: Tar([(name(n), bytes_of(n)) for n in range(COUNT)]), "experiments/X_E1/resources/8/files"
-    )
+    content = series(server, 2)
+    async with opened(server, tmp_path) as site:
+        await read_series(site, {1: content[1]})
+        await trio.sleep(3 * IDLE)
+        unread = site.bulk.stats.ahead - site.bulk.stats.used
+        assert 0 < unread <= max(FLOOR, COUNT * SIZE // SHARE) + SIZE
+
+
+# -- what is fetched and never read --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pattern", "most"),
+    [
+        pytest.param(lambda n: range(n), 0.0, id="headers, grep, md5sum and cp"),
+        pytest.param(lambda n: [place for place in range(n) for _ in range(4)], 0.0, id="each four times, a converter"),
+        pytest.param(lambda n: [*range(n)] * 4, 0.0, id="four times all of it"),
+        pytest.param(lambda n: range(0, n, 3), 0.0, id="every third"),
+        pytest.param(lambda n: [n // 2], 0.0, id="one of each"),
+        pytest.param(lambda n: [0, n - 1], 0.0, id="first and last"),
+        pytest.param(lambda n: range(n - 1, -1, -1), 0.0, id="backwards"),
+    ],
+)
+async def test_little_is_fetched_that_nobody_reads(server, tmp_path, autojump_clock, pattern, most):
+    content = series(server, 4, files=100)
+    async with opened(server, tmp_path) as site:
+        await read_series(site, content, list(pattern(100)))
+        await trio.sleep(3 * IDLE)
+        read_bytes = len(set(pattern(100))) * 4 * SIZE
+        assert site.bulk.stats.ahead - site.bulk.stats.used <= most * read_bytes
+        assert len(all_data(server)) <= 4 * len(set(pattern(100)))
+
+
+@pytest.mark.parametrize("half", [200, 250, 333])
+async def test_a_copy_that_is_stopped(server, tmp_path, autojump_clock, half):
+    series(server, 4, files=100)
+    async with opened(server, tmp_path) as site:
+        for number in range(half):
+            await read(site, number % 100, scan_path(number // 100 + 1))
+        await until(lambda: not site.bulk._tars)  # a thread writes meanwhile, for which no clock waits
+        assert site.bulk.stats.ahead - site.bulk.stats.used <= half * SIZE // 4
+
+
+async def test_a_reader_without_order_has_its_files_singly(server, tmp_path, autojump_clock):
+    """Few bytes in vain, and no file twice."""
+    places = list(range(400))
+    random.Random(3).shuffle(places)
+    content = series(server, 1, files=400)
+    async with opened(server, tmp_path) as site:
+        for place in places:
+            assert await read(site, place) == content[1][place]
+        singles = [line for line in all_data(server) if line.endswith(".dcm")]
+        assert len(singles) == len(set(singles))
+        assert len([line for line in all_data(server) if line.endswith("/files")]) <= 3
+
+
+# -- single files that run ahead -----------------------------------------------------------------------------------
+
+
+async def test_without_a_tar_single_requests_run_ahead(server, tmp_path):
+    """Several are on their way at once, while a reader takes one after the other."""
+    server.answers[TAR] = lambda request: httpx.Response(403, html="<html>")
+    running = most = 0
+
+    class Slow(httpx.AsyncByteStream):
+        def __init__(self, content: bytes) -> None:
+            self.content = content
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            await trio.testing.wait_all_tasks_blocked()
+            running -= 1
+            yield self.content
+
+    def slow(request: httpx.Request) -> httpx.Response:
+        content = bytes_of(int(request.url.path[-8:-4]))
+        return httpx.Response(200, headers={"content-length": str(SIZE)}, stream=Slow(content))
+
+    server.by_pattern.append((TAR + r"/IM\d+\.dcm", slow))
     async with opened(server, tmp_path) as site:
         for number in range(COUNT):
-            await read(site, number)
+            assert await read(site, number) == bytes_of(number)
+        assert 4 <= most <= DOWNLOADS
+        assert len(data(server)) == COUNT + 1
+        assert 0 < site.bulk.stats.ahead == site.bulk.stats.used
+
+
+async def test_a_file_that_fails_ahead_is_asked_for_again_by_its_reader(server, tmp_path, autojump_clock):
+    server.answers[TAR] = lambda request: httpx.Response(403, html="<html>")
+    once = [httpx.Response(404, html="<html>")]
+    server.by_pattern.append(
+        (f"{TAR}/{name(5)}", lambda request: once.pop() if once else httpx.Response(200, content=bytes_of(5)))
+    )
+    async with opened(server, tmp_path) as site:
+        await read(site, 0)
+        await read(site, 1)
+        await read(site, 2)
+        await trio.sleep(1)
+        assert not once
+        for number in range(COUNT):
+            assert await read(site, number) == bytes_of(number)
+
+
+async def test_a_cache_that_keeps_nothing_is_not_filled_in_bulk(server, tmp_path, autojump_clock, monkeypatch):
+    """Else every file would come twice."""
+    content = series(server, 4)
+    async with opened(server, tmp_path) as site:
+        monkeypatch.setattr(site.content._store, "limit", 1000)
+        for scan in content:
+            for place, wanted in enumerate(content[scan]):
+                assert await read(site, place, scan_path(scan)) == wanted
+                await trio.sleep(1)
+        assert len([line for line in all_data(server) if line.endswith("/files")]) <= 4
+        assert len([line for line in all_data(server) if line.endswith(".dcm")]) <= 4 * COUNT
+
+
+async def test_readers_that_go_away_draw_nothing_after_them(server, tmp_path, autojump_clock):
+    """A wait that is cancelled is no wish any more."""
+
+    class Slow(Tar):
+        async def __anext__(self) -> bytes:
+            await trio.sleep(0.2)
+            return await super().__anext__()
+
+    made = tars(server, lambda: Slow([(name(number), bytes_of(number)) for number in range(COUNT)]))
+    async with opened(server, tmp_path) as site:
+        await read(site, 0)
+        with trio.move_on_after(0.1) as gone:
+            await read(site, 1)
+        assert gone.cancelled_caught
         await trio.sleep(3 * IDLE)
-        assert made[0].sent <= EARLY + 2 * SIZE
-        assert site.bulk.stats.ahead - site.bulk.stats.used <= EARLY + SIZE
+        assert site.bulk.stats.ahead - site.bulk.stats.used <= FLOOR + SIZE
+        assert made[0].closed
+
+
+async def test_a_new_listing_while_the_tar_waits_for_its_reader(server, tmp_path, autojump_clock):
+    """It goes on with the reader, at once."""
+    async with opened(server, tmp_path) as site:
+        for number in range(20):
+            await read(site, number)
+        await trio.testing.wait_all_tasks_blocked()  # the tar is as far ahead as it may be
+        site.metadata.forget(("files", ("experiments", "X_E1"), True))
+        site.metadata.forget(("folders", ("projects", "P", "S", "E", "scans", "1", "DICOM")))
+        site.metadata.forget(("children", ("projects", "P", "S", "E", "scans", "1", "DICOM")))
+        began = trio.current_time()
+        for number in range(20, COUNT):
+            assert await read(site, number) == bytes_of(number)
+        assert trio.current_time() - began < 1
+        assert data(server) == [f"GET {TAR}/{name(0)}", f"GET {TAR}"]
+
+
+async def test_a_fault_of_our_own_ends_the_tar_and_nothing_else(server, tmp_path, monkeypatch, caplog):
+    def broken(tar: object, member: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("xnatfs.bulk._Tar.candidates", broken)
+    async with opened(server, tmp_path) as site:
+        for number in range(COUNT):
+            assert await read(site, number) == bytes_of(number)
+        assert data(server).count(f"GET {TAR}") == 1
+    assert [record.levelname for record in caplog.records if record.name == "xnatfs.bulk"] == ["ERROR"]
+
+
+async def test_what_was_thrown_out_comes_in_bulk_again(server, tmp_path, autojump_clock):
+    async with opened(server, tmp_path) as site:
+        for _ in range(2):
+            for number in range(COUNT):
+                assert await read(site, number) == bytes_of(number)
+            await site.content.evict(0)
+        assert len(data(server)) <= 4
 
 
 # -- tars that are none ------------------------------------------------------------------------------------------

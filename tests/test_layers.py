@@ -15,6 +15,7 @@ LAYERS = [
     {"tree"},
     {"site"},
     {"bulk"},
+    {"series"},
     {"client", "metadata", "content"},
     {"downloads"},
     {"transport", "untar", "profiles"},

@@ -66,3 +66,25 @@ async def test_an_archive_cut_anywhere_is_an_error():
 async def test_garbage_is_an_error():
     with pytest.raises(BadReply, match="damaged"):
         await unpack(b"<html>" * 400)
+
+
+@pytest.mark.parametrize("size", [1, 511, 512, 700, 100_000])
+async def test_a_member_at_once_is_the_same_however_it_arrives(size):
+    files = {"a/one": b"1" * 1000, "a/empty": b"", "a/two": bytes(range(256)) * 40, "a/" + "long" * 60: b"x" * 512}
+    found = {}
+    async with aclosing(pieces(archive(files), size)) as chunks, aclosing(members(chunks)) as archived:
+        async for member in archived:
+            found[member.name] = await member.rest()
+    assert found == files
+
+
+async def test_the_rest_of_a_member_follows_what_was_read():
+    async with aclosing(pieces(archive({"a": b"0123456789" * 100, "b": b"next"}), 300)) as chunks:
+        async with aclosing(members(chunks)) as archived:
+            first = await anext(archived)
+            async with aclosing(first.chunks()) as begun:
+                read = await anext(begun)
+            assert read + await first.rest() == b"0123456789" * 100
+            assert await first.rest() == b""
+            second = await anext(archived)
+            assert (second.name, await second.rest()) == ("b", b"next")

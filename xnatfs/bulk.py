@@ -1,326 +1,388 @@
 """Series in bulk: whoever reads one small file of a resource after another gets the rest out of one streamed tar.
 
-A request costs a round trip, and a series has hundreds of files. So the second file that is opened of a resource
-starts its tar; members go into the content cache as they arrive, checked like any other download, and a file that is
-asked for while its member is on the way waits for that. Where no tar is to be had, several single requests run ahead.
+A request costs a round trip, and a series has hundreds of files. So the second of two neighbours that is opened starts
+the tar of its resource; members go into the content cache as they arrive, checked like any other download, and a file
+that is opened while its member is near waits for that. Where no tar is to be had, single requests run ahead instead.
+The resources that follow in a session are begun before they are opened, more of them in one request each time.
 
-What is fetched ahead is bounded by what was read: ALLOWANCE, and a quarter of that. The stream waits, which is the
-network's own back pressure, until more is read, and ends when nobody reads any more. The resources that follow in a
-session are begun early, once one of it was read to its middle.
+How much may be fetched before it is asked for, `series.py` says. Beyond that the stream waits, which is the network's
+own back pressure, until more is read, and it ends when nobody reads any more.
 """
 
 import hashlib
 import logging
+from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
-from itertools import accumulate
+from dataclasses import dataclass
+from typing import Protocol
 
 import trio
 
 from xnatfs.client import Xnat, has_url
-from xnatfs.content import Body, ContentCache, Version
+from xnatfs.content import ContentCache, Source, Version
 from xnatfs.errors import XnatError
 from xnatfs.models import FileRow
-from xnatfs.untar import members
+from xnatfs.series import FEWEST, LARGEST, Groups, Session, Walk
+from xnatfs.untar import Member, members
 
 log = logging.getLogger(__name__)
 
-# The largest file that comes this way: it is held in memory until it is whole.
-LARGEST = 2 * 2**20
-# A resource with fewer files left costs no more singly.
-FEWEST = 4
-# Bytes that may be fetched and not yet asked for: a fraction of a second on any line, and a quarter of what was read
-# on top. Of a resource that nobody has touched, before its turn, less.
-ALLOWANCE, SHARE, EARLY = 512 * 1024, 4, 128 * 1024
-MOST = 32 * 2**20
 # Tars at once: the other half of what the client has in flight stays for single files.
 STREAMS = 3
+# Single files on their way that nobody has asked for: of the client's eight downloads two stay for who reads now.
+SINGLES = 6
 # A reader that has not come for so long is gone; the connection is given back.
 IDLE = 5.0
-# How long a file is waited for whose member should be near. Then it is asked for singly.
+# How long a file is waited for whose member should be near. If nothing at all came meanwhile, the tar is given up.
 PATIENCE = 2.0
 # No second try for a resource whose tar has failed.
 NO_TAR_FOR = 60.0
-# Walks that are remembered: a program reads a few resources at a time.
-WALKS = 256
-
-
-# The files of an item, by resource.
-Groups = Mapping[Hashable, Sequence[FileRow]]
+# A tar that was passed by so often in a row is no use to its reader.
+MISSES = 3
+# Resources in one request, and files in them: the server reads all their catalogues before it sends the first byte.
+STRIDE, STRIDE_FILES = 8, 2000
+# Sessions that are remembered, with their listings: a program reads a few at a time.
+SESSIONS = 32
 
 
 @dataclass
 class Stats:
-    """Bytes that came in tars, and of these, bytes of files that were opened."""
+    """Bytes that were fetched before they were asked for or while they were, and of these, what was opened."""
 
     ahead: int = 0
     used: int = 0
     tars: int = 0
 
 
-@dataclass(eq=False)
-class _Claim:
-    """A download that waits for its member."""
+class Around(Protocol):
+    """The resource that a file is in, as far as it matters here."""
 
-    made: float = field(default_factory=trio.current_time)
-    ready: trio.Event = field(default_factory=trio.Event)
-    data: bytes | None = None
+    def source(self, row: FileRow) -> Source:
+        """Where one of its files comes from by itself."""
+
+    def reading_order(self) -> Sequence[tuple[str, str]]:
+        """The resources of the session, IDs and labels, in the order in which a walk of all meets them."""
 
 
-class _Walk:
-    """One resource that is being read: what of it was opened, and its tar, if there is one."""
+class _Tar:
+    """One request under way, of one resource or of several."""
 
-    def __init__(self, session: "_Session", item: Sequence[str], resource: str, rows: Sequence[FileRow]) -> None:
+    def __init__(self, session: Session, walks: Sequence[Walk]) -> None:
         self.session = session
-        self.item = tuple(item)
-        self.resource = resource
-        self.listed = rows
-        self.rows = {row.path: row for row in rows}
-        self.places = {row.path: place for place, row in enumerate(rows)}
-        self.begins = [0, *accumulate(row.size or 0 for row in rows)]  # bytes before each file, in listing order
-        self.fit = len(rows) >= FEWEST and all(row.size is not None and row.size <= LARGEST for row in rows)
-        self.opened: set[str] = set()
-        self.read = 0
-        self.ahead: set[str] = set()  # fetched and not yet opened
-        self.ahead_bytes = 0
-        self.claims: dict[str, _Claim] = {}
-        self.front = 0  # the place of the member that is to come, if the tar is in the order of the listing
-        self.scope: trio.CancelScope | None = None  # of the tar, while it runs
-        self.done = False  # the tar has come to its end
-        self.no_tar_until = float("-inf")
-        self.moved = trio.Event()  # something was opened since
+        self.walks = walks
+        self.scope = trio.CancelScope()
+        self.starts: dict[Walk, int] = {}  # bytes before each resource, if they come in the order that was asked for
+        self.size = 0
+        for walk in walks:
+            self.starts[walk] = self.size
+            self.size += walk.size
+        self.front = 0  # bytes that have passed
+        self.came: set[Walk] = set()
+        self.waits: dict[FileRow, trio.Event] = {}
+        self.side_by_side = False  # several files were waited for at once
+        self.misses = 0  # in a row
         self.last_read = trio.current_time()
 
-    def allowance(self) -> int:
-        return min(ALLOWANCE + self.read // SHARE, MOST) if self.opened else EARLY
+    def is_read(self) -> bool:
+        return any(walk.opened for walk in self.walks)
 
-    def held_back(self) -> bool:
-        """Whether enough is there that nobody has asked for."""
-        if self.ahead_bytes < self.allowance():
+    def offset(self, walk: Walk, row: FileRow) -> int:
+        return self.starts[walk] + walk.begins[walk.places[row.path]]
+
+    def passes(self, walk: Walk, row: FileRow) -> None:
+        """Its member is here, or was left out."""
+        self.came.add(walk)
+        self.front = max(self.front, self.offset(walk, row) + (row.size or 0))
+        if (waits := self.waits.pop(row, None)) is not None:
+            waits.set()
+
+    def is_near(self, walk: Walk, row: FileRow) -> bool:
+        """Whether its member can be expected before more has come unasked than may."""
+        end = self.offset(walk, row)
+        if end < self.front:
             return False
-        now = trio.current_time()
-        return not any(now - claim.made < PATIENCE and not claim.ready.is_set() for claim in self.claims.values())
+        unasked = 0
+        for other in self.walks:
+            start = self.starts[other]
+            first = bisect_left(other.begins, self.front - start, hi=len(other.listed))
+            last = bisect_left(other.begins, end - start, hi=len(other.listed))
+            unasked += sum(each.size or 0 for each in other.listed[first:last] if each.path not in other.opened)
+        # Of several who read side by side, what is between is another one's next file.
+        return unasked <= max(self.session.allowance(), 0) + (LARGEST if self.side_by_side else 0)
 
-    def note(self, row: FileRow) -> None:
-        """A file was opened."""
-        self.last_read = trio.current_time()
-        if row.path not in self.opened:
-            self.opened.add(row.path)
-            self.read += row.size or 0
-        if row.path in self.ahead:
-            self.ahead.remove(row.path)
-            self.ahead_bytes -= row.size or 0
-        self.wake()
-
-    def claim(self, row: FileRow) -> None:
-        """Its member is wanted by a download that is about to begin."""
-        now = trio.current_time()
-        for path in [path for path, claim in self.claims.items() if now - claim.made > PATIENCE]:
-            del self.claims[path]  # whoever made it has found the file elsewhere
-        self.claims.setdefault(row.path, _Claim())
-
-    def passes(self, row: FileRow) -> None:
-        """Its member is here."""
-        self.front = max(self.front, self.places[row.path] + 1)
-
-    def brings(self, row: FileRow) -> None:
-        """It is in the cache, and nobody has asked for it."""
-        self.ahead.add(row.path)
-        self.ahead_bytes += row.size or 0
-
-    def wake(self) -> None:
-        self.moved.set()
-        self.moved = trio.Event()
-
-    def give_up(self) -> None:
-        """Its tar does not come, or not fast enough."""
-        log.info("the tar of resource %s does not come, its files are fetched singly", self.resource)
-        self.no_tar_until = trio.current_time() + NO_TAR_FOR
-        if self.scope is not None:
-            self.scope.cancel()
-
-    def near(self, row: FileRow) -> bool:
-        """Whether its member can be expected before long."""
-        place = self.places.get(row.path, -1)
-        if self.scope is None or place < self.front:
-            return False
-        return self.begins[place] - self.begins[self.front] <= max(self.allowance(), LARGEST)
-
-
-@dataclass
-class _Session:
-    """The resources of an item, in the order in which they are listed, and those of them that are read."""
-
-    order: list[str]
-    groups: Groups
-    walks: dict[str, _Walk] = field(default_factory=dict)
+    def candidates(self, member: Member) -> list[tuple[Walk, FileRow]]:
+        """The files that a member may be, by path and size. Its path in the tar begins with labels."""
+        _, found, path = member.name.partition("/files/")
+        while found:
+            rows = [(walk, row) for walk in self.walks if (row := walk.row(path)) is not None and has_url(row.path)]
+            if rows:
+                return [(walk, row) for walk, row in rows if row.size == member.size]
+            _, found, path = path.partition("/files/")
+        return []
 
 
 class Bulk:
-    """The tars of one server. `opened` and `member` are all that anybody calls."""
+    """What is fetched in bulk from one server. `opened` is all that anybody calls."""
 
     def __init__(self, xnat: Xnat, content: ContentCache, nursery: trio.Nursery) -> None:
         self.stats = Stats()
         self._xnat = xnat
         self._content = content
         self._nursery = nursery
-        self._sessions: OrderedDict[tuple[str, ...], _Session] = OrderedDict()
+        self._sessions: OrderedDict[tuple[str, ...], Session] = OrderedDict()
+        self._tars: dict[Walk, _Tar] = {}
         self._running = 0
+        self._singles = 0
 
-    def opened(self, item: Sequence[str], groups: Groups, row: FileRow) -> None:
-        """A reader opens this file; `groups` are the files of the item by resource. May start a tar."""
-        walk = self._walk(tuple(item), groups, row.resource_id)
-        if row.path not in walk.rows:
+    async def opened(self, item: Sequence[str], groups: Groups, row: FileRow, around: Around) -> None:
+        """A reader is about to open this file; returns when it can be opened without waiting, or asked for singly.
+
+        `groups` are the files of the item by resource.
+        """
+        session = self._session(tuple(item), groups, around)
+        walk = session.walk(row.resource_id)
+        if row.path not in walk.places:
             return
-        if row.path in walk.ahead:
+        here = self._content.has(version(row))
+        self._note(session, walk, row, here)
+        if walk.done and walk.half_read():
+            self._stride(session, walk)
+        if here or row.path in walk.coming:
+            return
+        if walk.walked(row) and not self._start(session, walk, row):
+            self._run_ahead(session, walk, row, around)
+        tar = self._tars.get(walk)
+        if tar is not None:
+            await self._arrival(tar, walk, row)
+
+    def _note(self, session: Session, walk: Walk, row: FileRow, here: bool) -> None:
+        if not here and walk.done and row.path in walk.opened:
+            walk.opened.clear()  # read once, thrown out of the cache since, and read again
+            walk.done = False
+        if not here and row.path in walk.ahead - walk.coming:
+            log.info("what is fetched ahead of resource %s is not kept, so it is not", walk.resource)
+            session.nothing_until = trio.current_time() + NO_TAR_FOR
+        if session.opens(walk, row):
             self.stats.used += row.size or 0
-        walk.note(row)
-        if not self._content.has(version(row)):
-            if len(walk.opened) >= 2:
-                self._start(walk, walk.places[row.path])
-            if walk.near(row):  # claimed at once: the download that wants it begins a moment later
-                walk.claim(row)
-        if 2 * len(walk.opened) >= len(walk.rows) and walk.done:
-            self._stride(walk)
+        if (tar := self._tars.get(walk)) is not None:
+            tar.last_read = trio.current_time()
 
-    @asynccontextmanager
-    async def member(self, row: FileRow, item: Sequence[str]) -> AsyncIterator[Body | None]:
-        """The file out of its resource's tar, if that is on the way; else None."""
-        session = self._sessions.get(tuple(item))
-        walk = session.walks.get(row.resource_id) if session else None
-        claim = walk.claims.get(row.path) if walk else None
-        if walk is None or claim is None:
-            yield None
+    async def _arrival(self, tar: _Tar, walk: Walk, row: FileRow) -> None:
+        """Wait for its member, if that is near."""
+        if not tar.is_near(walk, row):
+            tar.misses += 1
+            if tar.misses >= MISSES:
+                self._give_up(tar, "is not read in its order")
             return
-        walk.wake()
-        front = walk.front
+        tar.misses, tar.side_by_side = 0, tar.side_by_side or bool(tar.waits)
+        arrived, front = tar.waits.setdefault(row, trio.Event()), tar.front
+        tar.session.wake()
         try:
             with trio.move_on_after(PATIENCE) as patience:
-                await claim.ready.wait()
-        finally:
-            if walk.claims.get(row.path) is claim:
-                del walk.claims[row.path]
-        if patience.cancelled_caught and walk.front == front:
-            walk.give_up()
-        yield _body(claim.data) if claim.data is not None else None
+                await arrived.wait()
+        finally:  # a reader that goes away must not draw more and more after it
+            if not arrived.is_set() and not arrived.statistics().tasks_waiting:
+                tar.waits.pop(row, None)
+        if patience.cancelled_caught and tar.front == front:
+            self._give_up(tar, "does not come")
 
-    def _walk(self, item: tuple[str, ...], groups: Groups, resource: str) -> _Walk:
+    def _give_up(self, tar: _Tar, why: str) -> None:
+        log.info("the tar of resource %s %s: its files are fetched singly", tar.walks[0].resource, why)
+        for walk in tar.walks:
+            if len(tar.walks) > 1:
+                tar.session.in_order = False  # a guess that was wrong is no reason to have no tar of what is read
+            else:
+                walk.no_tar_until = trio.current_time() + NO_TAR_FOR
+        tar.scope.cancel()
+
+    # Beginning.
+
+    def _session(self, item: tuple[str, ...], groups: Groups, around: Around) -> Session:
         session = self._sessions.get(item)
-        if session is None or session.groups is not groups:
-            session = self._sessions[item] = self._listed(session, groups)
+        if session is None:
+            session = self._sessions[item] = Session(item, groups, around.reading_order())
+        elif session.groups is not groups:
+            new = self._sessions[item] = session.relisted(groups, around.reading_order())
+            for walk, tar in list(self._tars.items()):
+                if tar.session is session and new.walks.get(walk.resource) is walk:
+                    tar.session = new
+                elif tar.session is session:
+                    tar.scope.cancel()
+            session.wake()  # who waits for the old one goes on with the new one
+            session = new
         self._sessions.move_to_end(item)
-        while len(self._sessions) > WALKS:
+        while len(self._sessions) > SESSIONS:
             self._sessions.popitem(last=False)
-        if resource not in session.walks:
-            session.walks[resource] = _Walk(session, item, resource, groups.get(resource, ()))
-        return session.walks[resource]
-
-    def _listed(self, old: _Session | None, groups: Groups) -> _Session:
-        """A new listing: of the old one counts what is the same in both."""
-        session = _Session([str(key) for key in groups], groups)
-        for resource, walk in old.walks.items() if old else ():
-            if groups.get(resource) == walk.listed:
-                session.walks[resource], walk.session = walk, session
-            elif walk.scope is not None:
-                walk.scope.cancel()
         return session
 
-    def _start(self, walk: _Walk, place: int = 0) -> None:
-        """Begin the tar of a resource, unless there is a reason not to; it is read from this place on."""
-        if walk.scope is not None or walk.done or not walk.fit or self._running >= STREAMS:
-            return
-        if trio.current_time() < walk.no_tar_until or self._missing(walk, place) < FEWEST:
-            return
-        if 3 * (walk.begins[-1] - walk.begins[place]) < walk.begins[-1]:
-            return  # most of the tar would be what was had before
-        walk.scope, walk.front = trio.CancelScope(), 0
+    def _start(self, session: Session, walk: Walk, row: FileRow) -> bool:
+        """Begin the tar of a resource that is read from this file on, unless there is a reason not to."""
+        if walk in self._tars:
+            return True
+        left = walk.size - walk.begins[walk.places[row.path]]
+        if walk.done or not self._may_begin(session, walk, walk.places[row.path]) or 3 * left < walk.size:
+            return False  # where little is left, most of the tar would be what was had before
+        for other in {tar for tar in self._tars.values() if tar.session is session and not tar.is_read()}:
+            session.in_order = False  # what was begun early is not what is read next
+            other.scope.cancel()
+        self._begin(session, [walk])
+        return True
+
+    def _may_begin(self, session: Session, walk: Walk, place: int) -> bool:
+        now = trio.current_time()
+        if not walk.fit or self._running >= STREAMS or now < walk.no_tar_until or now < session.nothing_until:
+            return False
+        beside = walk.listed[max(0, place - 2 * FEWEST) : place + 2 * FEWEST]
+        missing = (row for row in beside if row.path not in walk.opened and not self._content.has(version(row)))
+        return sum(1 for _ in missing) >= FEWEST
+
+    def _begin(self, session: Session, walks: Sequence[Walk]) -> None:
+        tar = _Tar(session, walks)
+        self._tars.update((walk, tar) for walk in walks)
         self._running += 1
         self.stats.tars += 1
-        self._nursery.start_soon(self._run, walk)
+        self._nursery.start_soon(self._run, tar)
 
-    def _missing(self, walk: _Walk, place: int) -> int:
-        """How many of the files around this place the cache does not have."""
-        near = walk.listed[max(0, place - 2 * FEWEST) : place + 2 * FEWEST]
-        return sum(not self._content.has(version(row)) for row in near if row.path not in walk.opened)
+    def _stride(self, session: Session, walk: Walk) -> None:
+        """This one is read to its middle, and has come: begin what follows in the session, twice as much each time."""
+        if not session.in_order:
+            return
+        chosen: list[Walk] = []
+        files = 0
+        for following in session.following(walk):
+            if following in self._tars or following.begun_early:
+                break
+            files += len(following.listed)
+            if chosen and (files > STRIDE_FILES or not session.lists or len(chosen) >= min(2 * session.stride, STRIDE)):
+                break
+            if not self._may_begin(session, following, 0) or not _told_apart(chosen, following):
+                break
+            chosen.append(following)
+        if chosen:
+            session.stride = len(chosen)
+            for following in chosen:
+                following.begun_early = True
+            self._begin(session, chosen)
 
-    def _stride(self, walk: _Walk) -> None:
-        """This one is read to its middle, and has come: begin what follows in the session."""
-        order = walk.session.order
-        for resource in order[order.index(walk.resource) + 1 :]:
-            following = self._walk(walk.item, walk.session.groups, resource)
-            if following.fit and not following.done:
-                self._start(following)
-                return
+    # Tars.
 
-    async def _run(self, walk: _Walk) -> None:
-        assert walk.scope is not None
+    async def _run(self, tar: _Tar) -> None:
+        ended = False
         try:
-            with walk.scope:
-                walk.done = await self._stream(walk)
-        except XnatError as error:
-            log.info("no tar of resource %s, its files are fetched singly: %s", walk.resource, error)
-            walk.no_tar_until = trio.current_time() + NO_TAR_FOR
+            with tar.scope:
+                ended = await self._stream(tar)
+        except Exception as error:  # whatever it is, it ends this tar and nothing else
+            self._failed(tar, error)
         finally:
-            walk.scope = None
             self._running -= 1
-            for claim in walk.claims.values():
-                claim.ready.set()
-        if walk.done and 2 * len(walk.opened) >= len(walk.rows):
-            self._stride(walk)
+            for walk in tar.walks:
+                del self._tars[walk]
+            for waits in tar.waits.values():
+                waits.set()
+        if ended:
+            self._ended(tar)
 
-    async def _stream(self, walk: _Walk) -> bool:
+    def _failed(self, tar: _Tar, error: Exception) -> None:
+        """No tar. One of several resources may be at fault for all, or the server takes one at a time only."""
+        _log(error, "no tar of resource %s: %s", ",".join(walk.resource for walk in tar.walks), error)
+        if len(tar.walks) > 1:
+            tar.session.lists = False
+            for walk in tar.walks:
+                walk.begun_early = False  # now one by one
+        else:
+            tar.walks[0].no_tar_until = trio.current_time() + NO_TAR_FOR
+
+    def _ended(self, tar: _Tar) -> None:
+        for walk in tar.walks:
+            walk.done = walk in tar.came or len(tar.walks) == 1
+        if not all(walk.done for walk in tar.walks):
+            tar.session.lists = False
+        last = next((walk for walk in reversed(tar.walks) if walk.opened), None)
+        if last is not None and last.half_read():
+            self._stride(tar.session, last)
+
+    async def _stream(self, tar: _Tar) -> bool:
         """Take the tar, member by member; whether to its end. Raises what the client raises."""
-        async with self._xnat.archive(walk.item, walk.resource) as chunks:
+        async with self._xnat.archive(tar.session.item, *(walk.resource for walk in tar.walks)) as chunks:
             async with aclosing(members(chunks)) as archive:
                 async for member in archive:
-                    row = _row(walk, member.name)
-                    if row is None or member.size != row.size:
-                        continue  # nothing that was listed: what comes by itself has no place
-                    if row.path not in walk.claims and (row.path in walk.opened or self._content.has(version(row))):
-                        walk.passes(row)
-                        continue
-                    data: bytes | None = b"".join([chunk async for chunk in member.chunks()])
-                    assert data is not None
-                    self.stats.ahead += len(data)
-                    if row.digest and hashlib.md5(data, usedforsecurity=False).hexdigest() != row.digest:
-                        log.info("%s is damaged in the tar of its resource", row.path)
-                        data = None
-                    # Nothing is awaited from here until the file is known to the cache or to who has claimed it.
-                    walk.passes(row)
-                    claim = walk.claims.get(row.path)
-                    if claim is not None:
-                        self.stats.used += len(data or b"")
-                        claim.data = data  # None: it is asked for singly
-                        claim.ready.set()
-                    elif data is not None:
-                        walk.brings(row)
-                        await self._keep(row, data)
-                    if not await self._may_go_on(walk):
+                    found = tar.candidates(member)
+                    wanted = [(walk, row) for walk, row in found if self._is_wanted(tar, walk, row)]
+                    if wanted:
+                        await self._take(tar, wanted, await member.rest())
+                    elif len(found) == 1:
+                        tar.passes(*found[0])
+                    if not await self._may_go_on(tar):
                         return False
         return True
 
-    async def _keep(self, row: FileRow, data: bytes) -> None:
-        """Put a file into the cache that nobody has asked for yet. One that is damaged will be asked for singly."""
-        try:
-            blob = await self._content.open(version(row), _Given(data))
-        except XnatError as error:
-            log.info("a member of the tar of resource %s was not kept: %s", row.resource_id, error)
-        else:
-            blob.close()
+    def _is_wanted(self, tar: _Tar, walk: Walk, row: FileRow) -> bool:
+        return row in tar.waits or (row.path not in walk.opened and not self._content.has(version(row)))
 
-    async def _may_go_on(self, walk: _Walk) -> bool:
+    async def _take(self, tar: _Tar, wanted: Sequence[tuple[Walk, FileRow]], data: bytes) -> None:
+        """Put a member into the cache, and tell who waits. One that is damaged will be asked for singly."""
+        self.stats.ahead += len(data)
+        digest = ""
+        if any(row.digest for _, row in wanted):
+            digest = hashlib.md5(data, usedforsecurity=False).hexdigest()
+        walk, row = next(((walk, row) for walk, row in wanted if row.digest in ("", digest)), wanted[0])
+        if row.path in walk.opened:
+            self.stats.used += len(data)
+        if row.digest not in ("", digest):
+            log.info("%s is damaged in the tar of its resource", row.path)
+            tar.passes(walk, row)
+            return
+        if row.path not in walk.opened:
+            tar.session.fetches_ahead(walk, row)
+        tar.passes(walk, row)  # whoever waited runs later than the first step of `put`
+        await self._content.put(version(row), data)
+
+    async def _may_go_on(self, tar: _Tar) -> bool:
         """Wait until more is wanted; False when nobody comes."""
-        while walk.held_back():
-            moved = walk.moved
+        while not tar.waits and tar.session.allowance() <= 0:
+            moved = tar.session.moved
             with trio.move_on_after(IDLE):
                 await moved.wait()
-                continue
-            if trio.current_time() - walk.last_read >= IDLE:
-                log.info("the tar of resource %s is given up: nobody reads on", walk.resource)
+            # One that was begun early waits for a slow reader of what is before it.
+            last_read = tar.last_read if tar.is_read() else tar.session.last_read
+            if trio.current_time() - last_read >= IDLE:
+                log.info("the tar of resource %s is given up: nobody reads on", tar.walks[0].resource)
                 return False
         return True
+
+    # Single files.
+
+    def _run_ahead(self, session: Session, walk: Walk, row: FileRow, around: Around) -> None:
+        """Ask for the next files of a resource, a few at once."""
+        place = walk.places[row.path] + 1
+        for following in walk.listed[place : place + SINGLES]:
+            if self._singles >= SINGLES or following.size is None or following.size > session.allowance():
+                return
+            if following.path in walk.opened or following.path in walk.ahead or self._content.has(version(following)):
+                continue
+            self._singles += 1
+            session.fetches_ahead(walk, following)
+            walk.coming.add(following.path)
+            self.stats.ahead += following.size
+            self._nursery.start_soon(self._fetch, session, walk, following, around.source(following))
+
+    async def _fetch(self, session: Session, walk: Walk, row: FileRow, source: Source) -> None:
+        try:
+            blob = await self._content.open(version(row), source)
+            try:
+                await blob.read(0, 1)  # of a small file: when all of it is there
+            finally:
+                blob.close()
+        except Exception as error:
+            _log(error, "%s was not fetched ahead: %s", row.path, error)
+            session.forget_ahead(walk, row)
+            self.stats.ahead -= row.size or 0
+            self.stats.used -= (row.size or 0) if row.path in walk.opened else 0
+        finally:
+            walk.coming.discard(row.path)
+            self._singles -= 1
 
 
 @asynccontextmanager
@@ -337,45 +399,20 @@ async def open_bulk(xnat: Xnat, content: ContentCache) -> AsyncIterator[Bulk]:
         raise raised
 
 
+def _log(error: Exception, text: str, *values: object) -> None:
+    """What was not to be had in bulk is had singly: worth no warning, unless it is our own fault."""
+    if isinstance(error, XnatError):
+        log.info(text, *values)
+    else:
+        log.error(text, *values, exc_info=error)
+
+
 def version(row: FileRow) -> Version:
     """What the content cache knows a file by."""
     return Version(f"{row.resource_id}/{row.path}", row.size, row.digest)
 
 
-def _row(walk: _Walk, name: str) -> FileRow | None:
-    """The file that a member is, by its path; None where that is nobody's. Its path in the tar begins with labels."""
-    _, found, path = name.partition("/files/")
-    while found:
-        row = walk.rows.get(path)
-        if row is not None and has_url(row.path):
-            return row
-        _, found, path = path.partition("/files/")
-    return None
-
-
-def _body(data: bytes) -> Body:
-    async def chunks() -> AsyncIterator[bytes]:
-        yield data
-
-    return Body(0, len(data), "", chunks())
-
-
-@dataclass(frozen=True, slots=True)
-class _Given:
-    """A file whose bytes are here."""
-
-    data: bytes
-
-    @property
-    def seekable(self) -> bool:
-        return False
-
-    @property
-    def grants(self) -> bool:
-        return False
-
-    @asynccontextmanager
-    async def open(
-        self, start: int, size: int | None = None, unless_modified_since: str = "", stop: int | None = None
-    ) -> AsyncIterator[Body | None]:
-        yield _body(self.data)
+def _told_apart(chosen: Iterable[Walk], following: Walk) -> bool:
+    """Whether it can be told in one tar which file is whose: paths in there begin with labels, not with numbers."""
+    same = [(row, other) for walk in chosen for row in following.listed if (other := walk.row(row.path)) is not None]
+    return all(row.digest and other.digest for row, other in same)

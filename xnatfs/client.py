@@ -239,9 +239,9 @@ class Xnat:
                 yield download
 
     @asynccontextmanager
-    async def archive(self, item: Sequence[str], resource: str) -> AsyncIterator[AsyncIterator[bytes]]:
-        """A resource as one tar, in the pieces in which it arrives. Its length is not known beforehand."""
-        path = f"{_item(item)}/resources/{_segment(resource)}/files"
+    async def archive(self, item: Sequence[str], *resources: str) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Resources as one tar, in the pieces in which it arrives. Its length is not known beforehand."""
+        path = f"{_item(item)}/resources/{','.join(_segment(resource) for resource in resources)}/files"
         async with self._downloads, self._transport.reply("GET", path, {"format": "tar"}, expects="file") as response:
             async with aclosing(self._transport.raw(path, response)) as chunks:
                 yield chunks

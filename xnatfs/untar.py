@@ -21,19 +21,24 @@ class _Stream:
 
     def __init__(self, chunks: AsyncIterator[bytes]) -> None:
         self._chunks = chunks
-        self._rest = b""
+        self._chunk = b""
+        self._taken = 0  # of the chunk: cutting it off each time would copy all the rest
 
     async def some(self, most: int) -> bytes:
         """At least one byte and at most so many. Raises BadReply at the end."""
-        while not self._rest:
+        while self._taken == len(self._chunk):
             chunk = await anext(self._chunks, None)
             if chunk is None:
                 raise BadReply("the archive ends in the middle")
-            self._rest = chunk
-        taken, self._rest = self._rest[:most], self._rest[most:]
+            self._chunk, self._taken = chunk, 0
+        taken = self._chunk[self._taken : self._taken + most]
+        self._taken += len(taken)
         return taken
 
     async def exactly(self, length: int) -> bytes:
+        if length <= len(self._chunk) - self._taken:
+            self._taken += length
+            return self._chunk[self._taken - length : self._taken]
         parts = []
         while length:
             parts.append(await self.some(length))
@@ -55,6 +60,11 @@ class Member:
             chunk = await self._stream.some(self._left)
             self._left -= len(chunk)
             yield chunk
+
+    async def rest(self) -> bytes:
+        """All that has not been read of it, at once."""
+        left, self._left = self._left, 0
+        return await self._stream.exactly(left)
 
     async def skip(self) -> None:
         async with aclosing(self.chunks()) as rest:

@@ -34,6 +34,7 @@ class Blob:
         "failure",
         "fd",
         "key",
+        "memory",
         "ready",
         "seen",
         "size",
@@ -51,6 +52,7 @@ class Blob:
         self.key = key
         self.users = 0
         self.fd = -1
+        self.memory: bytes | None = None  # all of it, in place of a file
         self.whole = True
         self.failure: XnatError | None = None
         self.spans = Spans()
@@ -72,6 +74,8 @@ class Blob:
             await self._arrival(offset, end)
         if offset >= end:
             return b""
+        if self.memory is not None:
+            return self.memory[offset:end]
         data = os.pread(self.fd, end - offset, offset)
         if len(data) != end - offset:
             raise CacheError(f"{self.key}: its cached copy was cut short by someone else; open it again")
@@ -108,6 +112,11 @@ class Blob:
     def wake(self) -> None:
         """Something has changed: readers look again."""
         self._progress.unpark_all()
+
+    def hold(self, data: bytes) -> None:
+        """All of it is here, as it should be, and nowhere else yet."""
+        self.memory, self.size = data, len(data)
+        self.finish()
 
     def finish(self) -> None:
         """All has come and is as it should be."""

@@ -26,6 +26,7 @@ from xnatfs.content.shelf import open_shelf
 from xnatfs.content.source import Source, Version
 from xnatfs.content.stats import Stats
 from xnatfs.content.store import Store
+from xnatfs.content.writeback import Writeback
 from xnatfs.errors import BadReply, CacheError
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class ContentCache:
         self._idle: list[Entry] = []
         self._trimming = False
         self._closed = False
+        self._writeback = Writeback(store, nursery, self._row_to_write, self._let_go)
 
     @property
     def bytes_used(self) -> int:
@@ -100,8 +102,29 @@ class ContentCache:
             raise blob.failure.with_traceback(None)
         return blob
 
+    async def put(self, version: Version, data: bytes) -> None:
+        """A file that came whole by another way, verified by who brings it.
+
+        The next open finds it, without anything in between; it is kept a little later. Waits while too much waits for
+        that. Does nothing for a file that is here already, or on its way.
+        """
+        ident = identity(version)
+        entry = self._live.get(ident)
+        if self._closed or (entry is not None and self._current(entry, version)):
+            return
+        entry = self._enter(ident, version, self.clock(), users=0)
+        entry.in_memory = True
+        entry.row = self._new_row(entry, len(data), "")
+        entry.blob.hold(data)
+        self.stats.fetched += len(data)
+        self.stats.sound(version.key)
+        self._writeback.add(entry)
+        await self._writeback.room()
+
     async def evict(self, target: int) -> None:
         """Bring `bytes_used` down to this, as far as files are not open."""
+        await self._writeback.write()
+        self._writeback.retain(0)
         while self._idle:
             self._dispose(self._idle[0])
         await self._store.evict(target)
@@ -164,16 +187,16 @@ class ContentCache:
     def _kept(self, ident: bytes) -> tuple[Row, int] | None:
         # A whole copy, however old; the descriptor is the caller's.
         old = self._live.get(ident)
-        if old is not None and old.row is not None:
+        if old is not None and old.row is not None and old.blob.fd >= 0:
             return old.row, os.dup(old.blob.fd)  # perhaps not in the index yet; a duplicate shares the lock
         row = self._store.lookup(ident)
         fd = self._store.open(row) if row is not None else None
         return (row, fd) if row is not None and fd is not None else None
 
-    def _enter(self, ident: bytes, version: Version, checked: float) -> Entry:
+    def _enter(self, ident: bytes, version: Version, checked: float, users: int = 1) -> Entry:
         entry = Entry(ident, version, checked)
         entry.blob = Blob(version.key, partial(self._left, entry))
-        entry.blob.users = 1
+        entry.blob.users = users
         old = self._live.get(ident)
         self._live[ident] = entry
         self._entries.add(entry)
@@ -185,15 +208,29 @@ class ContentCache:
 
     def _row(self, entry: Entry, fill: Fill) -> Row | None:
         # Asked for when a fill has been verified or renewed.
-        now = entry.checked = self.clock()
+        entry.checked = self.clock()
         if fill.renewed:
             self.stats.renewed += 1
         self.stats.sound(fill.version.key)
         if self._live.get(entry.ident) is not entry:
             return None  # the listing has moved on; a newer fill is under way
-        key = fill.version.key.encode("utf-8", "backslashreplace").decode()  # SQLite takes no lone surrogates
-        entry.row = Row(entry.ident, key, entry.listed, entry.blob.size, fill.modified, now, now, "")
+        entry.row = self._new_row(entry, entry.blob.size, fill.modified)
         return entry.row
+
+    def _new_row(self, entry: Entry, size: int, modified: str) -> Row:
+        key = entry.blob.key.encode("utf-8", "backslashreplace").decode()  # SQLite takes no lone surrogates
+        return Row(entry.ident, key, entry.listed, size, modified, entry.checked, entry.checked, "")
+
+    def _row_to_write(self, entry: Entry) -> Row | None:
+        return entry.row if self._live.get(entry.ident) is entry else None
+
+    def _let_go(self, entry: Entry, kept: bool) -> None:
+        # It is in memory for its readers only.
+        entry.in_memory = False
+        if not kept:
+            self._forget(entry)
+        if not entry.blob.users:
+            self._left(entry)
 
     def _changed(self, entry: Entry) -> None:
         # A fill has failed, or nothing of it runs any more.
@@ -213,7 +250,7 @@ class ContentCache:
     def _left(self, entry: Entry) -> None:
         # Nobody has it open.
         blob, fill = entry.blob, entry.fill
-        if self._closed or entry not in self._entries:
+        if self._closed or entry.in_memory or entry not in self._entries:
             return
         if fill is not None and fill.running:
             if not fill.small:
@@ -255,6 +292,7 @@ class ContentCache:
             await trio.sleep(FLUSH)
             while self._idle and trio.current_time() - self._idle[0].left_at > IDLE_SECONDS:
                 self._dispose(self._idle[0])
+            self._writeback.retain(0)
             await self._store.flush()
 
     def _shut(self) -> None:
@@ -266,6 +304,7 @@ class ContentCache:
 
     async def _close(self) -> None:
         # After all tasks have ended.
+        await self._writeback.write()
         for entry in self._entries:
             entry.release()  # the store removes the partials
         await self._store.close()

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from functools import lru_cache
 
 from xnatfs.content.blob import Blob
 from xnatfs.content.fill import Fill
@@ -13,7 +14,7 @@ from xnatfs.content.store import Partial
 class Entry:
     """One version of one file."""
 
-    __slots__ = ("blob", "checked", "fill", "ident", "left_at", "listed", "row")
+    __slots__ = ("blob", "checked", "fill", "ident", "in_memory", "left_at", "listed", "row")
 
     def __init__(self, ident: bytes, version: Version, checked: float) -> None:
         self.ident = ident
@@ -23,6 +24,7 @@ class Entry:
         self.listed = version.size
         self.checked = checked
         self.left_at = 0.0
+        self.in_memory = False  # and not to be closed before writeback.py lets go of it
 
     def release(self) -> Partial | None:
         """Close the file, unless it is a partial: then it is the caller's to discard."""
@@ -38,6 +40,7 @@ class Entry:
         return None
 
 
+@lru_cache(maxsize=1024)  # it is asked for four times while a file is on its way
 def identity(version: Version) -> bytes:
     """What makes two opens the same file. Hashed: of one length, and fit for a file name."""
     text = f"{version.key}\0{version.digest}"

@@ -12,7 +12,7 @@ import fcntl
 import logging
 import os
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar, TypeVarTuple
 
@@ -130,6 +130,14 @@ class Store:
             del self._partials[partial.name]
             self._troubled = False
         return partial.kept
+
+    async def keep_whole(self, files: Sequence[tuple[Row, bytes]]) -> set[bytes]:
+        """Keep verified files that are in memory; which of them are kept, by identity."""
+        fit = [(row, data) for row, data in files if row.size <= self.limit]
+        if not fit or not await self._write(self._shelf.keep_whole, fit):
+            return set()
+        self._troubled = False
+        return {row.ident for row, _ in fit}
 
     async def discard(self, partial: Partial) -> None:
         """Remove a download; its descriptor is closed with it."""

@@ -4,7 +4,7 @@ All the resources of a session are listed at once, all its files at once, when s
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import trio
@@ -17,7 +17,7 @@ from xnatfs.models import FileRow, Resource
 from xnatfs.site import Item, Listing, Site, TrueSize
 from xnatfs.tree.names import assign, escape, split
 from xnatfs.tree.node import Children, Dir, File, Node, number
-from xnatfs.tree.source import FileSource
+from xnatfs.tree.source import FileSource, reading_order
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +86,14 @@ class ResourceDir(Dir):
 
     async def load(self) -> Children:
         return (await self.folders()).children(())
+
+    def source(self, row: FileRow) -> FileSource:
+        """Where one of its files comes from."""
+        return FileSource(self.site.xnat, self.place.item, self.place.home, row)
+
+    def reading_order(self) -> Sequence[tuple[str, str]]:
+        """All resources that are listed together with this one, in the order in which a walk of the tree meets them."""
+        return reading_order(self.site, self.place.item, self.place.below)
 
 
 class FolderDir(Dir):
@@ -163,11 +171,6 @@ class CatalogueFile(File):
         return {"uri": uri, "digest": row.digest, "format": row.format, "content": row.content}
 
     @property
-    def _source(self) -> FileSource:
-        place = self.resource_dir.place
-        return FileSource(self.site.xnat, self.site.bulk, place.item, place.home, self.row)
-
-    @property
     def measured(self) -> bool:
         return self._size is not None
 
@@ -192,9 +195,9 @@ class CatalogueFile(File):
         return TrueSize(size or 0, self.listed.expires)
 
     async def open(self) -> Blob:
-        self.site.bulk.opened(self.resource_dir.place.item, self.listed.groups, self.row)
+        await self.site.bulk.opened(self.resource_dir.place.item, self.listed.groups, self.row, self.resource_dir)
         try:
-            blob = await self.site.content.open(version(self.row), self._source)
+            blob = await self.site.content.open(version(self.row), self.resource_dir.source(self.row))
         except NotFound as error:
             await self._check_listed()
             raise BadReply(f"the server lists {'/'.join(self.path)}, but has lost it: {error}") from error

@@ -7,14 +7,15 @@ that fails asked for by its number in the listing. What comes is checked by name
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
+from html import unescape
 
-from xnatfs.bulk import Bulk
 from xnatfs.client import Xnat, has_url
 from xnatfs.content import Body
 from xnatfs.downloads import Download
 from xnatfs.errors import BadReply, NotFound, XnatError
 from xnatfs.models import FileRow
-from xnatfs.site import Item
+from xnatfs.site import Item, Listing, Site
+from xnatfs.tree.names import assign
 from xnatfs.untar import Member, members
 
 
@@ -23,7 +24,6 @@ class FileSource:
     """One file on the server. `item` is any item the resource belongs to, `home` the one it hangs on."""
 
     xnat: Xnat
-    bulk: Bulk
     item: Item
     home: Item
     row: FileRow
@@ -45,11 +45,6 @@ class FileSource:
             async with self._unnamed() as body:
                 yield body
             return
-        if not start:
-            async with self.bulk.member(self.row, self.item) as member:
-                if member is not None:
-                    yield member
-                    return
         async with self.xnat.download(self.item, self.row, start, size, unless_modified_since, stop) as download:
             yield _body(download) if download else None
 
@@ -102,6 +97,19 @@ class FileSource:
 
 def _body(download: Download) -> Body:
     return Body(download.start, download.size, download.modified, download.chunks, download.into)
+
+
+def reading_order(site: Site, item: Item, below: bool) -> list[tuple[str, str]]:
+    """The resources of an item, IDs and labels: scan by scan as these are shown, then the rest. As far as is known."""
+    resources = site.metadata.peek(("resources", item, below))
+    scans = site.metadata.peek(("scans", item[-1]))
+    if not isinstance(resources, Listing):
+        return []
+    rows = scans.rows if isinstance(scans, Listing) else ()
+    shown = assign(rows, lambda scan: unescape(scan.id), lambda scan: scan.id)
+    places = {("scans", scan.id): place for place, scan in enumerate(shown.values())}
+    ordered = sorted(resources.rows, key=lambda row: places.get((row.category, row.cat_id), len(places)))
+    return [(row.id, row.label) for row in ordered]
 
 
 def _base(row: FileRow) -> str:
