@@ -48,9 +48,7 @@ login = dict(user=os.environ["XNAT_USER"], password=os.environ["XNAT_PASS"], log
 with xnat.connect(os.environ["XNAT_URL"], **login) as server:
     server.projects["SERIES"].subjects["SUBJECT"].experiments["SESSION"].download_dir(sys.argv[1], verbose=False)
 """
-PYHTTPDIRFS = "-f --no-range-check --cache --dl-seg-size 8 --max-conns 6 -o ro"
-
-XNAT_SCRIPT = """\
+PYXNAT_SCRIPT = """\
 import os, sys
 from pyxnat import Interface
 server = Interface(server=os.environ["XNAT_URL"], user=os.environ["XNAT_USER"], password=os.environ["XNAT_PASS"])

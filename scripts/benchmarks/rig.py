@@ -103,7 +103,7 @@ def mounted(server: Server, directory: Path, *options: str, keep: bool = False) 
 
 
 @contextlib.contextmanager
-def foreign(command: Sequence[str | Path], mountpoint: Path, log: Path) -> Iterator[Path]:
+def foreign(command: Sequence[object], mountpoint: Path, log: Path) -> Iterator[Path]:
     """A program in the foreground that mounts, until the context ends. Raises NotToBeHad where it does not mount."""
     mountpoint.mkdir(parents=True, exist_ok=True)
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ Took = list[tuple[float, float]]
 
 
 def responsive(bench: Bench) -> list[Row]:
-    """`stat` of entries that we know and the kernel has forgotten, so that each asks us: idle, and while a file streams."""
+    """`stat` of entries that we know and the kernel has forgotten, so that each asks us, while a file streams."""
     big, many = bench.one_big(), bench.many(4000, 10_000)
     idle, streaming, notes = [], [], []
     right = True
