@@ -83,9 +83,9 @@ def tree_md5(top: Path, pattern: str = "*") -> dict[str, str]:
     return found
 
 
-def contents(top: Path) -> list[str]:
+def contents(top: Path, pattern: str = "*") -> list[str]:
     """MD5 of every file, sorted: for who lays the same files out otherwise."""
-    return sorted(tree_md5(top).values())
+    return sorted(tree_md5(top, pattern).values())
 
 
 def in_memory(top: Path) -> None:

@@ -10,6 +10,7 @@ from scripts.benchmarks.site import Request, Server, in_sequence
 from xnatfs.demo import shaped
 
 DELAY = 0.1
+SLOW = 5.0
 
 
 def ls(bench: Bench) -> list[Row]:
@@ -49,10 +50,10 @@ def _sizes(top: Path) -> dict[str, int]:
 
 def find(bench: Bench) -> list[Row]:
     """`find` over a project, cold; and by the next mount, of a server that has become very slow."""
-    subjects = 25 if bench.quick else 500
+    subjects = 10 if bench.quick else 500
     shape = f"{subjects}x2x20x5"
     truth = {str(path) for path in shaped.paths(shape)}
-    took, asked, right, slow = [], [], True, 10.0
+    took, asked, right = [], [], True
     with bench.server(delay=DELAY, replica=True, options=["--shape", shape]) as server:
         for turn in range(2):  # the first fills the replica
             server.delay(DELAY if turn else 0)
@@ -62,7 +63,7 @@ def find(bench: Bench) -> list[Row]:
                 asked = server.requests()[before:]
                 took += [seconds] if turn else []
             right &= {line for line in told.splitlines() if line.endswith(".dcm")} == truth
-        server.delay(slow)
+        server.delay(SLOW)
         second = _second(bench, server, subjects)
     alone = [request for request in asked if _of_one_subject(request)]
     count = Row("find", f"`find` over {2 * subjects} sessions, {40 * subjects} scans, cold: requests",
@@ -71,6 +72,8 @@ def find(bench: Bench) -> list[Row]:
     count.notes.append(
         f"{len(alone)} of them for one subject's own resources; {in_sequence(asked)} one after the other"
     )
+    missed = sum(request.kept == "MISS" for request in asked)
+    count.notes.append(f"{missed} answers came from the demo and not from the replica")
     time = Row("find", "its time, 100 ms a request", took, "", [], "")
     return [count, time, second]
 
@@ -79,8 +82,10 @@ def _second(bench: Bench, server: Server, subjects: int) -> Row:
     """The first listing of the mount after that one: nobody waited for an answer where it comes sooner than any."""
     with bench.mount(server, "--ttl", "3600", keep=True) as mount:
         seconds, told = rig.output(f"ls {mount.path}/projects/{shaped.PROJECT}")
-    row = Row("find", "the next mount's first listing, 10 s a request", [seconds], "", [], "sooner than an answer")
-    row.require(seconds < 10 / 2)
+    row = Row(
+        "find", f"the next mount's first listing, {SLOW:.0f} s a request", [seconds], "", [], "sooner than an answer"
+    )
+    row.require(seconds < SLOW / 2)
     return row.require(len(told.split()) >= subjects, "other names")
 
 

@@ -108,7 +108,7 @@ def _downloaded(bench: Bench, server: Server, data: Path, one: peers.Downloader,
             shutil.rmtree(out, ignore_errors=True)
             out.mkdir()
             row.theirs = [rig.shell(f"{command} {out}", env, timeout=PATIENCE)]
-        if archives.contents(out) != archives.contents(archives.session(data)):
+        if archives.contents(out, "*.dcm") != archives.contents(archives.session(data)):  # pyxnat leaves its zip there
             row.notes.append(f"{one.name}: {WRONG}, or other files")
     except NotToBeHad as why:
         row.notes.append(f"{one.name}: {why}")
@@ -128,36 +128,35 @@ def dcm2niix(bench: Bench) -> list[Row]:
     archives.in_memory(data)
     ours, theirs, right = [], [], True
     with bench.server(data, delay=DELAY, paced=True, replica=True) as server:
+        scans = [(PROJECT, label, scan) for label in labels for scan in _scans(data / PROJECT / label / label)]
+        tars = [_tar(server, server.accession(project, label), scan) for project, label, scan in scans]
         for turn in range(bench.times + 1):  # the first fills the replica
-            by_hand, mine = 0.0, 0.0
+            rig.drop_pages()
+            archives.in_memory(data)
+            there = [_converted(bench, str(bench.directory / "series"), tar) for tar in tars]
             with bench.mount(server) as mount:
-                rig.drop_pages()
-                for label in labels:
-                    session = server.accession(PROJECT, label)
-                    shown = mount.path / "projects" / PROJECT / label / label / "scans"
-                    scans = sorted(
-                        path.name for path in (data / PROJECT / label / label / "scans").iterdir() if path.is_dir()
-                    )
-                    for scan in scans:
-                        seconds, here = _converted(bench, f"{shown}/{scan}/DICOM", "")
-                        mine += seconds
-                        seconds, there = _converted(bench, f"{bench.directory}/series", _tar(server, session, scan))
-                        by_hand += seconds
-                        right &= here == there
-            ours += [mine] if turn else []
-            theirs += [by_hand] if turn else []
+                top = mount.path / "projects"
+                here = [_converted(bench, f"{top}/{p}/{label}/{label}/scans/{scan}/DICOM") for p, label, scan in scans]
+            right &= [images for _, images in here] == [images for _, images in there]
+            ours += [sum(seconds for seconds, _ in here)] if turn else []
+            theirs += [sum(seconds for seconds, _ in there)] if turn else []
     title = f"dcm2niix, series by series, {' and '.join(labels)}, 50 ms a request, 1 Gbit/s"
     row = Row("dcm2niix", title, ours, "`curl | tar x` of each, and it on the local files", theirs, "at most 2")
     return [row.at_most(2).require(right, "other images")]
 
 
-def _converted(bench: Bench, source: str, tar: str) -> tuple[float, list[str]]:
+def _scans(session: Path) -> list[str]:
+    return sorted(path.name for path in (session / "scans").iterdir() if path.is_dir())
+
+
+def _converted(bench: Bench, source: str, tar: str = "") -> tuple[float, list[str]]:
     """Seconds, and the MD5 of each image. `tar`: a command whose tar is unpacked into `source` first."""
     out = bench.directory / "images"
     rig.shell(f"rm -rf {out} && mkdir -p {out}")
     fetch = f"rm -rf {source} && mkdir {source} && {tar} | tar x -C {source} && " if tar else ""
-    # 1 is what it says where a series holds no image that it can convert; it does so of the local copy, too.
-    took = rig.shell(f"{fetch}{{ {SCRIPTS}/dcm2niix -f %s_%p -o {out} {source} || [ $? -lt 3 ]; }}")
+    # Nine levels, since paths in a tar have seven. 1 and 2 are what it says where a series holds no image that it can
+    # convert; it does so of the local copy, too.
+    took = rig.shell(f"{fetch}{{ {SCRIPTS}/dcm2niix -d 9 -f %s_%p -o {out} {source} || [ $? -lt 3 ]; }}")
     return took, sorted(archives.tree_md5(out, "*.nii").values())
 
 
