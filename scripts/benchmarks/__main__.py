@@ -3,7 +3,7 @@
 import argparse
 import fcntl
 import os
-import subprocess
+import signal
 import sys
 import time
 import traceback
@@ -21,11 +21,17 @@ def main() -> int:
     arguments = parser.parse_args()
     if os.geteuid() != 0:
         parser.exit(2, "scripts/bench: only root can drop the kernel's caches and pace a link\n")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # mounts, servers and the link are taken down
     directory = rig.cache()
     directory.mkdir(parents=True, exist_ok=True)
     with open(directory / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two at a time would measure each other
-        rows = measured(Bench(directory, arguments.quick), arguments.case or list(CASES))
+        rows: list[Row] = []
+        try:
+            measure(Bench(directory, arguments.quick), arguments.case or list(CASES), rows)
+        except KeyboardInterrupt:
+            print(report.table(rows))
+            return 130
         versions = peers.versions(directory)
     print(report.table(rows))
     if not arguments.case and not arguments.quick:
@@ -33,19 +39,17 @@ def main() -> int:
     return 0 if report.all_reached(rows) else 1
 
 
-def measured(bench: Bench, names: list[str]) -> list[Row]:
-    """The rows of these cases. One that fails is a row, too, and the next goes on."""
-    rows: list[Row] = []
+def measure(bench: Bench, names: list[str], rows: list[Row]) -> None:
+    """Add the rows of these cases. One that fails is a row, too, and the next goes on."""
     for name in names:
         began = time.monotonic()
         print(f"{name} ...", end=" ", file=sys.stderr, flush=True)
         try:
             rows += CASES[name](bench)
-        except (Exception, SystemExit, subprocess.SubprocessError) as error:
+        except (Exception, SystemExit) as error:
             traceback.print_exc()
             rows.append(report.failed(name, str(error).replace(str(bench.directory), "...")))
         print(f"{time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
-    return rows
 
 
 if __name__ == "__main__":

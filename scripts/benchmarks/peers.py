@@ -65,7 +65,7 @@ COMMANDS = {
     "xnatctl of PyPI": "xnatctl session download -P SERIES -E SESSION -w 4 --out DIR",
     "xnat of PyPI": "session.download_dir(DIR)",
     "pyxnat": 'session.scans().download(DIR, type="ALL", extract=True)',
-    "bare pyfuse3": "python -m scripts.benchmarks.bare MNT COUNT",
+    "bare pyfuse3": "python -m scripts.benchmarks.bare MNT --entries COUNT --timeout 3600",
 }
 
 
@@ -123,7 +123,7 @@ def bare(directory: Path, count: int) -> Iterator[Path]:
     if not (Path(__file__).parent / "bare.py").exists():
         raise NotToBeHad("bare.py is not there")
     mountpoint = directory / "bare"
-    command = [sys.executable, "-m", "scripts.benchmarks.bare", mountpoint, str(count)]
+    command = [sys.executable, "-m", "scripts.benchmarks.bare", mountpoint, "--entries", count, "--timeout", "3600"]
     with foreign(command, mountpoint, directory / "bare.log") as mounted:
         yield mounted
 

@@ -131,8 +131,10 @@ def _wait_until_mounted(process: subprocess.Popen[bytes], mountpoint: Path, log:
 
 
 def drop_pages(what: int = 1) -> None:
-    """The kernel's page cache (1), or its names and inodes (2). Raises NotToBeHad where we may not."""
-    os.sync()
+    """The kernel's page cache (1), or its names and inodes (2). Raises NotToBeHad where we may not.
+
+    Nothing is written to disk first: what is dropped here, a mount's pages, is never dirty.
+    """
     try:
         Path("/proc/sys/vm/drop_caches").write_text(str(what))
     except OSError as error:

@@ -21,7 +21,7 @@ class Bench:
     @property
     def big(self) -> int:
         """Bytes of a big file."""
-        return (128 if self.quick else 1024) * 2**20
+        return (64 if self.quick else 1024) * 2**20
 
     @property
     def times(self) -> int:

@@ -59,7 +59,7 @@ def _beside_bare(bench: Bench, folder: Path, count: int, times: int) -> tuple[li
 
 def memory(bench: Bench) -> list[Row]:
     """A million files, listed by `find` session by session under one mount: what the mount and its helpers hold."""
-    sessions, steps = (10, (1, 3, 10)) if bench.quick else (100, (10, 30, 100))
+    sessions, steps = (5, (1, 2, 5)) if bench.quick else (100, (10, 30, 100))
     shape, each = f"{sessions}x1x20x500", 20 * 500
     held, counts, done, right = [], [], 0, True
     with bench.server(options=["--shape", shape]) as server:

@@ -31,9 +31,12 @@ class Runs:
 
     def told(self) -> list[str]:
         """The others, in a note."""
-        found = [f"{name} {min(self.took[name]):.2f} s" for name in self.took if name not in ("ours", "curl")]
-        found = [f"{told}, **wrong bytes**" if told.rpartition(" ")[0][:-2] in self.wrong else told for told in found]
+        others = [name for name in self.took if name not in ("ours", "curl")]
+        found = [f"{name} {min(self.took[name]):.2f} s{self._verdict(name)}" for name in others]
         return [*self.notes, *(["; ".join(found)] if found else [])]
+
+    def _verdict(self, name: str) -> str:
+        return f", **{WRONG}**" if name in self.wrong else ""
 
 
 def big(bench: Bench) -> list[Row]:

@@ -10,7 +10,7 @@ from scripts.benchmarks.site import Request, Server, in_sequence
 from xnatfs.demo import shaped
 
 DELAY = 0.1
-SLOW = 5.0
+SLOW = 3.0
 
 
 def ls(bench: Bench) -> list[Row]:
@@ -50,7 +50,7 @@ def _sizes(top: Path) -> dict[str, int]:
 
 def find(bench: Bench) -> list[Row]:
     """`find` over a project, cold; and by the next mount, of a server that has become very slow."""
-    subjects = 10 if bench.quick else 500
+    subjects = 5 if bench.quick else 500
     shape = f"{subjects}x2x20x5"
     truth = {str(path) for path in shaped.paths(shape)}
     took, asked, right = [], [], True
