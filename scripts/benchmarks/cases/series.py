@@ -20,7 +20,7 @@ PATIENCE = 900.0
 
 def series(bench: Bench) -> list[Row]:
     """A session copied: `cp -r`, cold."""
-    scans, files = (4, 30) if bench.quick else (20, 100)
+    scans, files = (3, 20) if bench.quick else (20, 100)
     data = archives.series(bench.directory, scans, files, 50_000)
     archives.in_memory(data)
     try:
