@@ -290,7 +290,7 @@ def test_a_program_that_fails_or_takes_too_long_is_a_line():
     with pytest.raises(NotToBeHad, match="failed: no such thing$"):
         rig.shell("echo no such thing >&2; false | true")
     with pytest.raises(NotToBeHad, match="took longer than 0 s$"):
-        rig.shell("read", timeout=0.01)
+        rig.shell("sleep 60", timeout=0.01)
 
 
 def test_a_program_that_does_not_mount_is_a_line(tmp_path):

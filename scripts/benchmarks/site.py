@@ -11,6 +11,7 @@ shared by all connections, as that of a network is.
 """
 
 import contextlib
+import ipaddress
 import json
 import os
 import shutil
@@ -26,9 +27,6 @@ from pathlib import Path
 PASSWORD = "owner-of-the-demo"
 USER = "demo-owner"
 MODULES = Path("/usr/lib/nginx/modules")
-
-# For measuring networks (RFC 2544): nobody has them.
-NEAR, FAR = "198.18.0.1", "198.18.0.2"
 
 
 @dataclass(frozen=True)
@@ -184,11 +182,10 @@ def served(
     words = [*options, "--only-data", "--until-eof", *(str(word) for data in datas for word in ("--data", data))]
     words += [] if digests else ["--no-digests"]
     with contextlib.ExitStack() as stack:
-        inside = stack.enter_context(_link()) if paced else []
-        address = FAR if paced else "127.0.0.1"
+        inside, address = stack.enter_context(_link()) if paced else ([], "127.0.0.1")
         demo = stack.enter_context(_demo(inside, words))
         port = _free_port()
-        authority, certificate = _certificate(run) if tls else (None, "")
+        authority, certificate = _certificate(run, address) if tls else (None, "")
         modules = "".join(f"load_module {MODULES}/{name}_module.so;" for name in ("ndk_http", "ngx_http_lua"))
         text = NGINX.format(
             run=run,
@@ -254,17 +251,23 @@ def _free_port() -> int:
 
 
 @contextlib.contextmanager
-def _link(rate: str = "1gbit") -> Iterator[list[str]]:
-    """A link to a network namespace, paced in the direction of the clients: what a command inside begins with."""
-    name, near = f"bench{os.getpid()}", f"bench{os.getpid()}"[:15]
+def _link(rate: str = "1gbit") -> Iterator[tuple[list[str], str]]:
+    """A link to a network namespace, paced in the direction of the clients.
+
+    What a command inside begins with, and the address inside: of the block for measuring networks (RFC 2544), which
+    nobody has, and by our process ID, so that two rigs do not meet.
+    """
+    name = near = f"bench{os.getpid()}"
     far = ["ip", "-n", name]
+    block = int(ipaddress.ip_address("198.18.0.0")) + 4 * (os.getpid() % 2**15)
+    here, there = ipaddress.ip_address(block + 1), ipaddress.ip_address(block + 2)
     # A bucket holds 2 ms; the queue before it 50 ms, as that of a switch would.
     steps = [
         ["ip", "netns", "add", name],
         ["ip", "link", "add", near, "type", "veth", "peer", "name", "eth0", "netns", name],
-        ["ip", "addr", "add", f"{NEAR}/30", "dev", near],
+        ["ip", "addr", "add", f"{here}/30", "dev", near],
         ["ip", "link", "set", near, "up"],
-        [*far, "addr", "add", f"{FAR}/30", "dev", "eth0"],
+        [*far, "addr", "add", f"{there}/30", "dev", "eth0"],
         [*far, "link", "set", "eth0", "up"],
         [*far, "link", "set", "lo", "up"],
         ["tc", "-n", name, "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", rate, "burst", "256k", "latency",
@@ -275,14 +278,14 @@ def _link(rate: str = "1gbit") -> Iterator[list[str]]:
             done = subprocess.run(step, capture_output=True, text=True)
             if done.returncode:
                 raise SystemExit(f"bench: no paced link ({done.stderr.strip()}): it needs root and Debian's iproute2")
-        yield ["ip", "netns", "exec", name]
+        yield ["ip", "netns", "exec", name], str(there)
     finally:
         subprocess.run(["ip", "netns", "del", name], capture_output=True)
 
 
-def _certificate(run: Path) -> tuple[Path, str]:
+def _certificate(run: Path, address: str) -> tuple[Path, str]:
     """An authority of our own and the words for nginx to be trusted by it."""
-    names = f"subjectAltName=IP:127.0.0.1,IP:{FAR}"
+    names = f"subjectAltName=IP:{address}"
     commands = [
         f"openssl req -x509 -newkey rsa:2048 -nodes -keyout {run}/ca.key -out {run}/ca.pem -days 30 -subj /CN=bench-ca",
         f"openssl req -newkey rsa:2048 -nodes -keyout {run}/site.key -out {run}/site.csr -subj /CN=bench",
