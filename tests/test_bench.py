@@ -17,8 +17,9 @@ from scripts.benchmarks import archives, peers, report, rig, site
 from scripts.benchmarks.cases import CASES
 from scripts.benchmarks.cases.bench import Bench
 from scripts.benchmarks.report import Row
+from scripts.benchmarks.requests import Request, in_sequence
 from scripts.benchmarks.rig import NotToBeHad
-from scripts.benchmarks.site import MODULES, PASSWORD, USER, Request, Server, in_sequence
+from scripts.benchmarks.site import MODULES, PASSWORD, USER, Server
 from xnatfs.demo import shaped
 from xnatfs.demo.archive import Archive
 

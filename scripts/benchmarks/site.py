@@ -11,9 +11,7 @@ shared by all connections, as that of a network is.
 """
 
 import contextlib
-import ipaddress
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -24,40 +22,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from scripts.benchmarks.link import paced_link
+from scripts.benchmarks.requests import Request, logged
+
 PASSWORD = "owner-of-the-demo"
 USER = "demo-owner"
 MODULES = Path("/usr/lib/nginx/modules")
-
-
-@dataclass(frozen=True)
-class Request:
-    """One line of nginx's log."""
-
-    method: str
-    uri: str
-    status: int
-    began: float  # seconds since the epoch, to the millisecond, as the next
-    ended: float
-    sent: int
-    kept: str  # HIT where it came out of the replica
-
-    @property
-    def path(self) -> str:
-        return self.uri.partition("?")[0]
-
-    @property
-    def data(self) -> bool:
-        """Whether it asks for bytes of files: one, or an archive of them."""
-        archive = any(f"format={kind}" in self.uri for kind in ("tar", "zip"))
-        return self.method == "GET" and (archive or "/files/" in self.path)
-
-    @property
-    def archive(self) -> bool:
-        return self.data and "/files/" not in self.path
-
-    @property
-    def login(self) -> bool:
-        return self.path.startswith(("/data/JSESSION", "/data/services/auth", "/data/auth", "/xapi/"))
 
 
 @dataclass
@@ -79,16 +49,7 @@ class Server:
 
     def requests(self) -> list[Request]:
         """All of them, but the rig's own, in the order in which they ended."""
-        found = []
-        for line in (self.run / "access.log").read_text().splitlines():
-            row = json.loads(line)
-            ended, took = float(row["ended"]), float(row["took"])
-            found.append(
-                Request(
-                    row["method"], row["uri"], int(row["status"]), ended - took, ended, int(row["sent"]), row["kept"]
-                )
-            )
-        return found
+        return logged(self.run / "access.log")
 
     def delay(self, seconds: float) -> None:
         """From now on each request waits that long. For a server that was started with a delay."""
@@ -100,15 +61,6 @@ class Server:
         told = subprocess.run([*self.curl.replace("'", "").split(), "-u", f"{USER}:{PASSWORD}", url],
                               check=True, capture_output=True)  # fmt: skip
         return str(json.loads(told.stdout)["items"][0]["data_fields"]["ID"])
-
-
-def in_sequence(requests: Sequence[Request]) -> int:
-    """How many of them, at most, came one after the other: the round trips that somebody waited for."""
-    count, last = 0, float("-inf")
-    for request in sorted(requests, key=lambda request: request.ended):
-        if request.began >= last - 0.002:  # the log knows milliseconds
-            count, last = count + 1, request.ended
-    return count
 
 
 NGINX = """\
@@ -182,7 +134,7 @@ def served(
     words = [*options, "--only-data", "--until-eof", *(str(word) for data in datas for word in ("--data", data))]
     words += [] if digests else ["--no-digests"]
     with contextlib.ExitStack() as stack:
-        inside, address = stack.enter_context(_link()) if paced else ([], "127.0.0.1")
+        inside, address = stack.enter_context(paced_link()) if paced else ([], "127.0.0.1")
         demo = stack.enter_context(_demo(inside, words))
         port = _free_port()
         authority, certificate = _certificate(run, address) if tls else (None, "")
@@ -248,39 +200,6 @@ def _free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
-
-
-@contextlib.contextmanager
-def _link(rate: str = "1gbit") -> Iterator[tuple[list[str], str]]:
-    """A link to a network namespace, paced in the direction of the clients.
-
-    What a command inside begins with, and the address inside: of the block for measuring networks (RFC 2544), which
-    nobody has, and by our process ID, so that two rigs do not meet.
-    """
-    name = near = f"bench{os.getpid()}"
-    far = ["ip", "-n", name]
-    block = int(ipaddress.ip_address("198.18.0.0")) + 4 * (os.getpid() % 2**15)
-    here, there = ipaddress.ip_address(block + 1), ipaddress.ip_address(block + 2)
-    # A bucket holds 2 ms; the queue before it 50 ms, as that of a switch would.
-    steps = [
-        ["ip", "netns", "add", name],
-        ["ip", "link", "add", near, "type", "veth", "peer", "name", "eth0", "netns", name],
-        ["ip", "addr", "add", f"{here}/30", "dev", near],
-        ["ip", "link", "set", near, "up"],
-        [*far, "addr", "add", f"{there}/30", "dev", "eth0"],
-        [*far, "link", "set", "eth0", "up"],
-        [*far, "link", "set", "lo", "up"],
-        ["tc", "-n", name, "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", rate, "burst", "256k", "latency",
-         "50ms"],
-    ]  # fmt: skip
-    try:
-        for step in steps:
-            done = subprocess.run(step, capture_output=True, text=True)
-            if done.returncode:
-                raise SystemExit(f"bench: no paced link ({done.stderr.strip()}): it needs root and Debian's iproute2")
-        yield ["ip", "netns", "exec", name], str(there)
-    finally:
-        subprocess.run(["ip", "netns", "del", name], capture_output=True)
 
 
 def _certificate(run: Path, address: str) -> tuple[Path, str]:

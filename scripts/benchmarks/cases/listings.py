@@ -6,7 +6,8 @@ from pathlib import Path
 from scripts.benchmarks import archives, rig
 from scripts.benchmarks.cases.bench import Bench
 from scripts.benchmarks.report import Row
-from scripts.benchmarks.site import Request, Server, in_sequence
+from scripts.benchmarks.requests import Request, in_sequence
+from scripts.benchmarks.site import Server
 from xnatfs.demo import shaped
 
 DELAY = 0.1

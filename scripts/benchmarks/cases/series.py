@@ -10,8 +10,9 @@ from pathlib import Path
 from scripts.benchmarks import archives, peers, rig
 from scripts.benchmarks.cases.bench import Bench
 from scripts.benchmarks.report import Row
+from scripts.benchmarks.requests import Request
 from scripts.benchmarks.rig import SCRIPTS, NotToBeHad
-from scripts.benchmarks.site import PASSWORD, USER, Request, Server
+from scripts.benchmarks.site import PASSWORD, USER, Server
 
 DELAY = 0.05
 WRONG = "wrong bytes"
