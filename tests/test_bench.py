@@ -182,6 +182,13 @@ def test_archives_are_the_same_every_time(tmp_path):
         assert len(set(archives.contents(first))) == len(archives.contents(first))
 
 
+def test_what_is_wrong_with_a_copy_is_counted():
+    truth = {"a": "1", "b": "2", "c": "3"}
+    assert archives.difference(truth, truth) == ""
+    found = {"a": "1", "b": "3", "d": "4", "e": "5"}
+    assert archives.difference(found, truth) == "1 files missing, 2 files too many, 1 files with wrong bytes"
+
+
 def test_half_made_archive_is_made_anew(tmp_path):
     data = archives.series(tmp_path, 1, 2, 10)
     truth = archives.tree_md5(data)

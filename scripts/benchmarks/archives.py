@@ -88,6 +88,14 @@ def contents(top: Path, pattern: str = "*") -> list[str]:
     return sorted(tree_md5(top, pattern).values())
 
 
+def difference(found: dict[str, str], truth: dict[str, str]) -> str:
+    """What is wrong with a copy, by the MD5 of each file; '' if nothing is."""
+    missing, more = truth.keys() - found.keys(), found.keys() - truth.keys()
+    wrong = [path for path in truth.keys() & found.keys() if truth[path] != found[path]]
+    counts = {"missing": len(missing), "too many": len(more), "with wrong bytes": len(wrong)}
+    return ", ".join(f"{count} files {what}" for what, count in counts.items() if count)
+
+
 def in_memory(top: Path) -> None:
     """Read it all, so that a server has it in its page cache and no disk is measured."""
     for path in [top] if top.is_file() else top.rglob("*"):

@@ -92,8 +92,8 @@ def _rclone(bench: Bench, server: Server, data: Path, ours: Sequence[float]) -> 
         with peers.rclone(bench.directory, name, server) as mountpoint:
             source = mountpoint / "SERIES" / archives.SESSION / "scans"
             row.theirs = [rig.shell(f"cp -r {source} {out}", timeout=PATIENCE)]
-        if archives.tree_md5(out) != truth:
-            row.notes.append(f"{name}: {WRONG}")
+        if wrong := archives.difference(archives.tree_md5(out), truth):
+            row.notes.append(f"{name}: **{wrong}**")
     except NotToBeHad as why:
         row.notes.append(str(why))
     shutil.rmtree(out, ignore_errors=True)
