@@ -107,9 +107,9 @@ def machine() -> str:
 INTRODUCTION = """\
 Medians of one run of `{command}`, with the least and the most in parentheses where they are more than a tenth apart.
 Ours and theirs were measured in turn, in the same run, on the same machine, against the same server: only ratios mean
-anything elsewhere. Every byte was compared with the truth, outside the time that is told; a case that read a wrong one
-has not reached its goal. "Cold" is an empty cache of ours or theirs and nothing in the kernel's; the server has its
-files in memory. Goals are those that were set beforehand.
+anything elsewhere. Every byte was compared with the truth, outside the time that is told (what a peer without a cache
+hands out, in a second read); a case that read a wrong one has not reached its goal. "Cold" is an empty cache, ours or
+theirs, and nothing in the kernel's; the server has its files in memory. Goals are those that were set beforehand.
 """
 
 
