@@ -267,6 +267,16 @@ def test_replica_repeats_what_the_demo_has_said(delayed, data):
 
 
 @needs_nginx
+def test_peers_see_the_same_files_as_web_pages(delayed, data):
+    """httpdirfs asks without the slash at the end."""
+    folder = "/plain/SERIES/SUBJECT/SESSION/scans/1/DICOM"
+    assert b'href="SERIES/"' in fetched(delayed, "/plain", "-L")
+    truth = {path.name: path.read_bytes() for path in data.rglob("*.dcm")}
+    assert all(f'href="{name}"'.encode() in fetched(delayed, folder, "-L") for name in truth)
+    assert {name: fetched(delayed, f"{folder}/{name}") for name in truth} == truth
+
+
+@needs_nginx
 def test_link_is_paced_for_all_that_comes_through(tmp_path, data):
     with site.served(tmp_path / "run", data, paced=True) as server:
         bodies = [fetched(server, f"/plain/SERIES/SUBJECT/SESSION/scans/1/DICOM/01-0000{n}.dcm") for n in range(3)]

@@ -49,7 +49,9 @@ def measure(bench: Bench, names: list[str], rows: list[Row]) -> None:
             rows += CASES[name](bench)
         except (Exception, SystemExit) as error:
             traceback.print_exc()
-            rows.append(report.failed(name, str(error).replace(str(bench.directory), "...")))
+            rows.append(report.failed(name, str(error)))
+        for row in rows:  # nobody else has our directories
+            row.notes = [note.replace(str(bench.directory), "...") for note in row.notes]
         print(f"{time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
 
 

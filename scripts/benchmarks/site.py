@@ -86,7 +86,7 @@ http {{
         max_ranges {ranges};
         {wait}
         location ~ /files/([^/]+\\.bin)$ {{ root {run}/flat; rewrite /files/([^/]+\\.bin)$ /$1 break; }}
-        location ^~ /plain/ {{ root {run}; autoindex on; types {{ text/html html; }} }}
+        location ^~ /plain {{ root {run}; autoindex on; types {{ text/html html; }} }}
         location ~ ^/data/(archive/)?(projects|subjects|experiments) {{ {keeping} proxy_pass {demo}; }}
         location / {{ proxy_pass {demo}; proxy_buffering off; }}
     }}

@@ -31,7 +31,7 @@ class Runs:
 
     def told(self) -> list[str]:
         """The others, in a note."""
-        others = [name for name in self.took if name not in ("ours", "curl")]
+        others = [name for name, took in self.took.items() if took and name not in ("ours", "curl")]
         found = [f"{name} {min(self.took[name]):.2f} s{self._verdict(name)}" for name in others]
         return [*self.notes, *(["; ".join(found)] if found else [])]
 
@@ -108,6 +108,7 @@ def _peers(bench: Bench, server: Server, data: Path, runs: Runs, ranges: bool) -
             _peer("httpdirfs", peers.httpdirfs(bench.directory, server), data, runs)
         except NotToBeHad as why:
             runs.notes.append(f"httpdirfs: {why}")
+            runs.took["httpdirfs"] = []  # it is asked once
 
 
 def _peer(name: str, mounting: "peers.Mounting", data: Path, runs: Runs) -> None:
