@@ -1,10 +1,17 @@
 """scripts/bench [--quick] [--case NAME]"""
 
 import argparse
+import fcntl
+import os
+import signal
 import sys
+import time
+import traceback
 
-from scripts.benchmarks import report, rig
-from scripts.benchmarks.cases import CASES, Bench
+from scripts.benchmarks import peers, report, rig
+from scripts.benchmarks.cases import CASES
+from scripts.benchmarks.cases.bench import Bench
+from scripts.benchmarks.report import Row
 
 
 def main() -> int:
@@ -12,15 +19,40 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="small files, once each; under two minutes")
     parser.add_argument("--case", choices=CASES, action="append", help="only this one; repeatable")
     arguments = parser.parse_args()
-    bench = Bench(rig.cache(), arguments.quick)
-    rows = []
-    for name in arguments.case or CASES:
-        print(f"{name} ...", file=sys.stderr, flush=True)
-        rows += CASES[name](bench)
+    if os.geteuid() != 0:
+        parser.exit(2, "scripts/bench: only root can drop the kernel's caches and pace a link\n")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # mounts, servers and the link are taken down
+    directory = rig.cache()
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(directory / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two at a time would measure each other
+        rows: list[Row] = []
+        try:
+            measure(Bench(directory, arguments.quick), arguments.case or list(CASES), rows)
+        except KeyboardInterrupt:
+            print(report.table(rows))
+            return 130
+        versions = peers.versions(directory)
     print(report.table(rows))
     if not arguments.case and not arguments.quick:
-        report.write(rows, "scripts/bench")
-    return 0 if all(row.reached is not False for row in rows) else 1
+        cases = {name: case.__doc__ or "" for name, case in CASES.items()}
+        report.PAGE.write_text(report.page(rows, "scripts/bench", versions, cases, peers.COMMANDS))
+    return 0 if report.all_reached(rows) else 1
+
+
+def measure(bench: Bench, names: list[str], rows: list[Row]) -> None:
+    """Add the rows of these cases. One that fails is a row, too, and the next goes on."""
+    for name in names:
+        began = time.monotonic()
+        print(f"{name} ...", end=" ", file=sys.stderr, flush=True)
+        try:
+            rows += CASES[name](bench)
+        except (Exception, SystemExit) as error:
+            traceback.print_exc()
+            rows.append(report.failed(name, str(error)))
+        for row in rows:  # nobody else has our directories
+            row.notes = [note.replace(str(bench.directory), "...") for note in row.notes]
+        print(f"{time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 import os
 import platform
 import statistics
-import subprocess
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,15 +26,59 @@ class Row:
     notes: list[str] = field(default_factory=list)
 
     @property
+    def median(self) -> float:
+        return statistics.median(self.ours)
+
+    @property
     def ratio(self) -> float:
-        return statistics.median(self.ours) / statistics.median(self.theirs) if self.theirs else float("nan")
+        """Ours over theirs, of the medians; not a number where either is missing."""
+        return self.median / statistics.median(self.theirs) if self.theirs and self.ours else float("nan")
+
+    def require(self, condition: bool, failing: str = "") -> "Row":
+        """One condition of the goal; all must hold. `failing` is noted where this one does not."""
+        self.reached = condition if self.reached is None else self.reached and condition
+        if not condition and failing:
+            self.notes.append(f"**{failing}**")
+        return self
+
+    def at_most(self, limit: float) -> "Row":
+        """The goal is a ratio. What could not be measured has not reached it."""
+        return self.require(self.ratio <= limit)
+
+    def at_least(self, limit: float) -> "Row":
+        return self.require(self.ratio >= limit)
 
     def cells(self) -> list[str]:
-        theirs = f"{statistics.median(self.theirs):.3g} {self.unit}" if self.theirs else "-"
-        ratio = f"{self.ratio:.2f}" if self.theirs else "-"
+        ratio = f"{self.ratio:.2f}" if self.theirs and self.ours else "-"
         reached = {True: "yes", False: "**no**", None: ""}[self.reached]
-        ours = f"{statistics.median(self.ours):.3g} {self.unit}"
-        return [self.what, ours, self.beside, theirs, ratio, self.goal, reached]
+        return [
+            self.what,
+            figure(self.ours, self.unit),
+            self.beside,
+            figure(self.theirs, self.unit),
+            ratio,
+            self.goal,
+            reached,
+        ]
+
+
+def failed(case: str, why: str) -> Row:
+    """In place of a case that came to no end: none of its goals is reached."""
+    return Row(case, case, [], "", [], "to be measured", reached=False, notes=[f"**it failed: {why}**"])
+
+
+def figure(values: Sequence[float], unit: str) -> str:
+    """The median, and how far the others are from it where they are far."""
+    if not values:
+        return "-"
+    median, low, high = statistics.median(values), min(values), max(values)
+    apart = f" ({number(low)}-{number(high)})" if high - low > 0.1 * abs(median) else ""
+    return f"{number(median)} {unit}{apart}".rstrip()
+
+
+def number(value: float) -> str:
+    """Three digits that count."""
+    return f"{value:.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
 
 
 HEAD = ["what", "ours", "beside", "theirs", "ours / theirs", "goal", "reached"]
@@ -42,41 +86,44 @@ HEAD = ["what", "ours", "beside", "theirs", "ours / theirs", "goal", "reached"]
 
 def table(rows: Sequence[Row]) -> str:
     lines = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
-    lines += ["| " + " | ".join(row.cells()) + " |" for row in rows]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row.cells()) + " |" for row in rows]
     notes = [f"- {row.what}: {note}" for row in rows for note in row.notes]
-    return "\n".join([*lines, "", *notes])
+    return "\n".join([*lines, "", *notes]).rstrip()
+
+
+def all_reached(rows: Sequence[Row]) -> bool:
+    return all(row.reached is not False for row in rows)
 
 
 def machine() -> str:
     """What it ran on, without a name or a path."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    model = next(
-        (
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if "model name" in line
-        ),
-        platform.machine(),
-    )
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.partition(":")[2].strip() for line in lines if "model name" in line), platform.machine())
     system = f"Linux {platform.release().partition('-')[0]}, Python {platform.python_version()}"
     return f"{os.cpu_count()} cores ({model}), {memory:.0f} GiB, {system}"
 
 
-def versions() -> str:
-    found = []
-    for command in (["nginx", "-v"], ["curl", "--version"], ["rclone", "version"]):
-        try:
-            done = subprocess.run(command, capture_output=True, text=True)
-        except FileNotFoundError:
-            continue
-        found.append((done.stdout or done.stderr).splitlines()[0])
-    return "; ".join(found)
+INTRODUCTION = """\
+Medians of one run of `{command}`, with the least and the most in parentheses where they are more than a tenth apart.
+Ours and theirs were measured in turn, in the same run, on the same machine, against the same server: only ratios mean
+anything elsewhere. Every byte was compared with the truth, outside the time that is told (what a peer without a cache
+hands out, in a second read); a case that read a wrong one has not reached its goal. "Cold" is an empty cache, ours or
+theirs, and nothing in the kernel's; the server has its files in memory. Goals are those that were set beforehand.
+"""
 
 
-def write(rows: Sequence[Row], command: str) -> None:
-    PAGE.write_text(
-        "# Benchmarks\n\n"
-        f"Medians of one run of `{command}`, which checks every byte. All ratios are of that run: ours and theirs in\n"
-        "turn, on the same machine, against the same server.\n\n"
-        f"- Machine: {machine()}.\n- Versions: {versions()}.\n\n{table(rows)}\n"
+def page(
+    rows: Sequence[Row], command: str, versions: Sequence[str], cases: Mapping[str, str], commands: Mapping[str, str]
+) -> str:
+    """`cases`: what each does, by name; `commands`: what ran beside, by the name that the table has."""
+    done = "\n".join(f"- `{name}`: {' '.join(what.split())}" for name, what in cases.items())
+    beside = "\n".join(f"- {name}: `{line}`" for name, line in commands.items())
+    missed = [row.what for row in rows if row.reached is False]
+    verdict = f"Missed: {'; '.join(missed)}." if missed else "Every goal was reached."
+    return (
+        f"# Benchmarks\n\n{INTRODUCTION.format(command=command)}\n- Machine: {machine()}.\n"
+        f"{textwrap.fill('- Versions: ' + '; '.join(versions) + '.', 116, subsequent_indent='  ')}\n\n"
+        f"{table(rows)}\n\n{textwrap.fill(verdict, 116)}\n\n"
+        f"## The cases\n\n{done}\n\n## What ran beside\n\n{beside}\n"
     )

@@ -1,16 +1,8 @@
-"""The rig: an archive of known bytes, the demo server that lists it, and nginx before it, which sends the bytes.
-
-The demo server is Python, and would be what is measured where bytes stream; so nginx sends every file itself, as an
-XNAT does, without ranges unless asked, and passes all other requests on.
-"""
+"""Our mount, the clock, and the kernel's pages."""
 
 import contextlib
-import hashlib
-import json
 import os
-import random
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -18,129 +10,26 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-SCRIPTS = Path(sys.executable).parent
-PASSWORD = "owner-of-the-demo"
-USER = "demo-owner"
-BLOCK = 2**20
+from scripts.benchmarks.site import PASSWORD, USER, Server
 
-SESSION = Path("projects", "BENCH", "SUBJECT")
+SCRIPTS = Path(sys.executable).parent
+
+
+class NotToBeHad(Exception):
+    """Something that is measured beside us is not here, or failed; one line that says what and why."""
 
 
 def cache() -> Path:
+    """Where archives, peers and everything else of the bench are."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xnatfs-bench"
 
 
-def made(directory: Path, big: int, series: int, files: int, size: int) -> Path:
-    """An archive for `--data`: one file of `big` bytes, and a session of so many series; made once for each shape."""
-    top = directory / f"archive-{big}-{series}x{files}x{size}"
-    if (top / "complete").exists():
-        return top / "data"
-    shutil.rmtree(top, ignore_errors=True)
-    chance = random.Random(1)
-    project = top / "data" / "BENCH" / "SUBJECT"
-    path = project / "BIG" / "scans" / "1" / "RAW" / "big.bin"
-    path.parent.mkdir(parents=True)
-    block = bytearray(chance.randbytes(BLOCK))
-    with open(path, "wb") as file:
-        for number in range(big // BLOCK):
-            block[:8] = number.to_bytes(8, "big")  # no two blocks are the same
-            file.write(block)
-    for scan in range(1, series + 1):
-        folder = project / "SERIES" / "scans" / str(scan) / "DICOM"
-        folder.mkdir(parents=True)
-        for number in range(files):
-            (folder / f"{scan:02}-{number:04}.dcm").write_bytes(chance.randbytes(size))
-    (top / "complete").touch()
-    return top / "data"
-
-
-@dataclass
-class Server:
-    """A site to measure on. `demo` lists, `url` is what clients are given."""
-
-    url: str
-    data: Path
-    log: Path
-
-    def requests(self) -> list[dict[str, object]]:
-        return [json.loads(line) for line in self.log.read_text().splitlines()]
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-NGINX = """\
-user root;
-worker_processes 1;
-pid {run}/nginx.pid;
-error_log {run}/error.log;
-events {{ worker_connections 1024; }}
-http {{
-    access_log {run}/access.log;
-    client_body_temp_path {run}/body; proxy_temp_path {run}/proxy; fastcgi_temp_path {run}/fastcgi;
-    uwsgi_temp_path {run}/uwsgi; scgi_temp_path {run}/scgi;
-    sendfile on; tcp_nopush on; keepalive_requests 1000000;
-    types {{ }} default_type application/octet-stream;
-    server {{
-        listen 127.0.0.1:{port}{tls};
-        max_ranges {ranges};
-        location ~ /files/big.bin$ {{ root {big}; rewrite ^ /big.bin break; }}
-        location = /big.bin {{ root {big}; }}
-        location / {{ proxy_pass {demo}; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off; }}
-    }}
-}}
-"""
-
-
-@contextlib.contextmanager
-def served(
-    data: Path, run: Path, *, digests: bool = True, ranges: bool = False, latency: float = 0.0, tls: Path | None = None
-) -> Iterator[Server]:
-    """The demo with nginx before it, until the context ends."""
-    shutil.rmtree(run, ignore_errors=True)
-    run.mkdir(parents=True)
-    log = run / "requests.jsonl"
-    options = ["--data", data, "--only-data", "--until-eof", "--request-log", log]
-    options += [] if digests else ["--no-digests"]
-    options += ["--latency", str(latency)] if latency else []
-    demo = subprocess.Popen(
-        [sys.executable, "-m", "xnatfs.demo", *map(str, options)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert demo.stdout is not None
-    assert demo.stdin is not None
-    words = demo.stdout.readline().split()
-    behind = next(word for word in words if word.startswith("http"))
-    port = free_port()
-    certificate = f" ssl; ssl_certificate {tls}/cert.pem; ssl_certificate_key {tls}/key.pem" if tls else ""
-    big = data / "BENCH" / "SUBJECT" / "BIG" / "scans" / "1" / "RAW"
-    text = NGINX.format(run=run, port=port, tls=certificate, ranges="1" if ranges else "0", big=big, demo=behind)
-    (run / "nginx.conf").write_text(text)
-    nginx = subprocess.Popen(
-        ["nginx", "-c", str(run / "nginx.conf"), "-p", str(run), "-g", "daemon off;"], stderr=subprocess.DEVNULL
-    )
-    try:
-        _wait_for(port)
-        yield Server(f"http{'s' if tls else ''}://127.0.0.1:{port}", data, log)
-    finally:
-        nginx.terminate()
-        nginx.wait()
-        demo.stdin.close()
-        demo.wait()
-
-
-def _wait_for(port: int) -> None:
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return
-        time.sleep(0.02)
-    raise SystemExit("bench: nginx does not start; is Debian's nginx installed?")
+def login(server: Server, home: Path) -> dict[str, str]:
+    """The environment of whoever logs in: a home of its own, and no proxy between."""
+    home.mkdir(parents=True, exist_ok=True)
+    given = {"HOME": str(home), "XNAT_URL": server.url, "XNAT_USER": USER, "XNAT_PASS": PASSWORD, "no_proxy": "*"}
+    unset = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XNAT_TOKEN", "XNAT_PROFILE")
+    return {key: value for key, value in os.environ.items() if key not in unset} | given
 
 
 @dataclass
@@ -153,32 +42,56 @@ class Mounted:
     options: Sequence[str] = ()
     env: dict[str, str] = field(default_factory=dict)
 
-    def start(self) -> float:
-        """Mount; how long that took."""
+    def start(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        self.env = {
-            **os.environ,
-            "HOME": str(self.home),
-            "XNAT_USER": USER,
-            "XNAT_PASS": PASSWORD,
-            "XDG_CACHE_HOME": "",
-        }
-        began = time.perf_counter()
-        command = [SCRIPTS / "xnatfs", "mount", "--url", self.server.url, *self.options, self.path]
+        self.env = login(self.server, self.home)
+        trust = ["--ca-bundle", self.server.authority] if self.server.authority else []
+        command = [SCRIPTS / "xnatfs", "mount", "--url", self.server.url, *trust, *self.options, self.path]
         subprocess.run([str(word) for word in command], env=self.env, check=True)
-        return time.perf_counter() - began
 
     def stop(self) -> None:
         subprocess.run([str(SCRIPTS / "xnatfs"), "umount", str(self.path)], env=self.env, check=True)
 
+    def session(self, project: str) -> Path:
+        return self.path / "projects" / project / "SUBJECT" / "SESSION"
+
+    def cached(self) -> Path:
+        return self.home / ".cache" / "xnatfs"
+
+    def resident(self) -> float:
+        """MB of memory, of the daemon and of every process that it has started."""
+        wanted = {process.pid for process in _processes() if str(self.path) in process.arguments}
+        assert wanted, "nobody serves the mount"
+        while more := {p.pid for p in _processes() if p.parent in wanted} - wanted:
+            wanted |= more
+        return sum(process.resident for process in _processes() if process.pid in wanted) / 1e6
+
+
+@dataclass(frozen=True)
+class _Process:
+    pid: int
+    parent: int
+    arguments: list[str]
+    resident: int  # bytes
+
+
+def _processes() -> Iterator[_Process]:
+    for path in Path("/proc").iterdir():
+        if not path.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            arguments = (path / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            status = dict(line.split(":", 1) for line in (path / "status").read_text().splitlines())
+            resident = int(status.get("VmRSS", "0 kB").split()[0]) * 1024
+            yield _Process(int(path.name), int(status["PPid"]), arguments, resident)
+
 
 @contextlib.contextmanager
 def mounted(server: Server, directory: Path, *options: str, keep: bool = False) -> Iterator[Mounted]:
-    """A mount with an empty cache, or the one that an earlier mount left there."""
+    """A mount with an empty cache, or, with `keep`, the one that an earlier mount left there."""
     if not keep:
         shutil.rmtree(directory, ignore_errors=True)
     mount = Mounted(server, directory / "home", directory / "mnt", options)
-    mount.home.mkdir(parents=True, exist_ok=True)
     mount.start()
     try:
         yield mount
@@ -186,32 +99,64 @@ def mounted(server: Server, directory: Path, *options: str, keep: bool = False) 
         mount.stop()
 
 
-def drop_pages() -> None:
-    """The kernel's page cache, where we may."""
-    os.sync()
-    with contextlib.suppress(OSError):
-        Path("/proc/sys/vm/drop_caches").write_text("1")
+@contextlib.contextmanager
+def foreign(command: Sequence[object], mountpoint: Path, log: Path) -> Iterator[Path]:
+    """A program in the foreground that mounts, until the context ends. Raises NotToBeHad where it does not mount."""
+    mountpoint.mkdir(parents=True, exist_ok=True)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "wb") as said:
+        process = subprocess.Popen([str(word) for word in command], stdin=subprocess.DEVNULL, stdout=said, stderr=said)
+    try:
+        _wait_until_mounted(process, mountpoint, log)
+        yield mountpoint
+    finally:
+        subprocess.run(["fusermount3", "-u", "-z", str(mountpoint)], capture_output=True)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
-def shell(command: str) -> float:
-    """Seconds that a shell command takes. Raises where it fails."""
-    began = time.perf_counter()
-    subprocess.run(["bash", "-o", "pipefail", "-c", command], check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - began
+def _wait_until_mounted(process: subprocess.Popen[bytes], mountpoint: Path, log: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not os.path.ismount(mountpoint):
+        if process.poll() is not None or time.monotonic() > deadline:
+            last = log.read_text(errors="replace").strip().rpartition("\n")[2]
+            raise NotToBeHad(f"it does not mount: {last[:200]}")
+        time.sleep(0.01)
 
 
-def output(command: str) -> tuple[float, str]:
+def drop_pages(what: int = 1) -> None:
+    """The kernel's page cache (1), or its names and inodes (2). Raises NotToBeHad where we may not.
+
+    Nothing is written to disk first: what is dropped here, a mount's pages, is never dirty.
+    """
+    try:
+        Path("/proc/sys/vm/drop_caches").write_text(str(what))
+    except OSError as error:
+        raise NotToBeHad(f"only root can drop the kernel's caches: {error.strerror}") from None
+
+
+def shell(command: str, env: dict[str, str] | None = None, timeout: float | None = None) -> float:
+    """Seconds that a shell command takes. Raises NotToBeHad where it fails or takes longer than `timeout`."""
+    return output(command, env, timeout)[0]
+
+
+def output(command: str, env: dict[str, str] | None = None, timeout: float | None = None) -> tuple[float, str]:
     """The same, and what it prints."""
     began = time.perf_counter()
-    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], check=True, stdout=subprocess.PIPE, text=True)
-    return time.perf_counter() - began, done.stdout
+    words = ["bash", "-o", "pipefail", "-c", command]
+    try:
+        done = subprocess.run(words, env=env, timeout=timeout, capture_output=True, text=True, errors="replace")
+    except subprocess.TimeoutExpired:
+        raise NotToBeHad(f"`{command}` took longer than {timeout:.0f} s") from None
+    took = time.perf_counter() - began
+    if done.returncode:
+        raise NotToBeHad(f"`{command}` failed: {done.stderr.strip().rpartition(chr(10))[2][:200]}")
+    return took, done.stdout
 
 
-def tree_md5(top: Path) -> dict[str, str]:
-    """MD5 of every file, by path."""
-    found = {}
-    for path in sorted(top.rglob("*")):
-        if path.is_file():
-            with open(path, "rb") as file:
-                found[path.relative_to(top).as_posix()] = hashlib.file_digest(file, "md5").hexdigest()
-    return found
+def same(path: Path, truth: Path) -> bool:
+    """Whether two files hold the same bytes."""
+    return subprocess.run(["cmp", "-s", str(path), str(truth)]).returncode == 0

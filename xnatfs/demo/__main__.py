@@ -15,6 +15,7 @@ from xnatfs.demo.content import DemoArchive
 from xnatfs.demo.folder import publish
 from xnatfs.demo.recorded import publish_recorded
 from xnatfs.demo.server import serve
+from xnatfs.demo.shaped import publish_shape
 
 ROLES = {"demo-owner": "Owners", "demo-member": "Members", "demo-collaborator": "Collaborators"}
 
@@ -29,6 +30,9 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=0, help="on the loopback interface (default: any free one)")
     parser.add_argument("--data", type=Path, action="append", default=[], metavar="DIR", help="publish this, too")
     parser.add_argument("--recorded", type=Path, metavar="DIR", help="publish recorded listings and catalogues, too")
+    parser.add_argument(
+        "--shape", metavar="AxBxCxD", help="publish A subjects of B sessions of C scans of D files, too"
+    )
     parser.add_argument("--only-data", action="store_true", help="nothing made up")
     parser.add_argument("--latency", type=float, default=0.0, metavar="S", help="answer that much later")
     parser.add_argument("--session-ttl", type=float, default=900.0, metavar="S", help="idle life of a login")
@@ -48,6 +52,8 @@ def main() -> int:
         archive = DemoArchive(arguments.seed, empty=arguments.only_data)
         for directory in arguments.data:
             publish(archive, directory, ROLES)
+        if arguments.shape:
+            publish_shape(archive, arguments.shape, ROLES)
         if arguments.recorded:
             publish_recorded(archive, arguments.recorded, ROLES)
         demo = _demo(arguments, archive)

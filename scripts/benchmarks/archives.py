@@ -1,0 +1,106 @@
+"""Archives for `--data`: made once for each shape, the same bytes every time, and what is in them known.
+
+Each is a project of its own, PROJECT/SUBJECT/SESSION/scans/..., so that a server may publish several.
+"""
+
+import hashlib
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+BLOCK = 2**20
+SESSION = Path("SUBJECT", "SESSION")
+
+
+def big(directory: Path, size: int, count: int = 1) -> Path:
+    """`count` scans of one file of `size` bytes each."""
+
+    def make(session: Path) -> None:
+        chance = random.Random(1)
+        for scan in range(1, count + 1):
+            path = session / "scans" / str(scan) / "RAW" / f"big-{scan}.bin"
+            path.parent.mkdir(parents=True)
+            block = bytearray(chance.randbytes(BLOCK))
+            with open(path, "wb") as file:
+                for number in range(size // BLOCK):
+                    block[:8] = number.to_bytes(8, "big")  # no two blocks are the same
+                    file.write(block)
+
+    return _made(directory / f"big-{count}x{size >> 20}MiB", "BIG", make)
+
+
+def series(directory: Path, scans: int, files: int, size: int) -> Path:
+    """Scans of many small files."""
+
+    def make(session: Path) -> None:
+        chance = random.Random(2)
+        for scan in range(1, scans + 1):
+            folder = session / "scans" / str(scan) / "DICOM"
+            folder.mkdir(parents=True)
+            for number in range(files):
+                (folder / f"{scan:02}-{number:05}.dcm").write_bytes(chance.randbytes(size))
+
+    return _made(directory / f"series-{scans}x{files}x{size}", "SERIES", make)
+
+
+def many(directory: Path, files: int) -> Path:
+    """One scan of so many files, of 0 to 4,095 bytes."""
+
+    def make(session: Path) -> None:
+        chance = random.Random(3)
+        folder = session / "scans" / "1" / "DICOM"
+        folder.mkdir(parents=True)
+        for number in range(files):
+            (folder / f"1-{number:05}.dcm").write_bytes(chance.randbytes(chance.randrange(4096)))
+
+    return _made(directory / f"many-{files}", "MANY", make)
+
+
+def _made(top: Path, project: str, make: Callable[[Path], None]) -> Path:
+    """The directory for `--data`. One that was left half made is made anew."""
+    if not (top / "complete").exists():
+        shutil.rmtree(top, ignore_errors=True)
+        make(top / "data" / project / SESSION)
+        (top / "complete").touch()
+    return top / "data"
+
+
+def session(data: Path) -> Path:
+    """The one session below a directory for `--data`."""
+    (project,) = data.iterdir()
+    return project / SESSION
+
+
+def tree_md5(top: Path, pattern: str = "*") -> dict[str, str]:
+    """MD5 of every file, by path."""
+    found = {}
+    for path in sorted(top.rglob(pattern)):
+        if path.is_file():
+            with open(path, "rb") as file:
+                found[path.relative_to(top).as_posix()] = hashlib.file_digest(file, "md5").hexdigest()
+    return found
+
+
+def contents(top: Path, pattern: str = "*") -> list[str]:
+    """MD5 of every file, sorted: for who lays the same files out otherwise."""
+    return sorted(tree_md5(top, pattern).values())
+
+
+def difference(found: dict[str, str], truth: dict[str, str]) -> str:
+    """What is wrong with a copy, by the MD5 of each file; '' if nothing is."""
+    missing, more = truth.keys() - found.keys(), found.keys() - truth.keys()
+    wrong = [path for path in truth.keys() & found.keys() if truth[path] != found[path]]
+    counts = {"missing": len(missing), "too many": len(more), "with wrong bytes": len(wrong)}
+    return ", ".join(f"{count} files {what}" for what, count in counts.items() if count)
+
+
+def in_memory(top: Path) -> None:
+    """Read it all, so that a server has it in its page cache and no disk is measured."""
+    for path in [top] if top.is_file() else top.rglob("*"):
+        if path.is_file():
+            with open(path, "rb", buffering=0) as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+                while file.read(BLOCK):
+                    pass

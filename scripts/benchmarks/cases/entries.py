@@ -1,0 +1,87 @@
+"""Entries: `stat` of thousands of them, and memory for a million."""
+
+from pathlib import Path
+
+from scripts.benchmarks import archives, peers, rig
+from scripts.benchmarks.cases.bench import Bench
+from scripts.benchmarks.report import Row
+from scripts.benchmarks.rig import NotToBeHad
+
+FIND = "find {} -printf '%s\\n'"
+LS = "ls -l {}"
+
+
+def storm(bench: Bench) -> list[Row]:
+    """A directory of 10,000 entries that were listed before: looked at by `find` and by `ls -l`."""
+    entries = 2000 if bench.quick else 10_000
+    data = bench.many(2000, 10_000)
+    local = archives.session(data) / "scans" / "1" / "DICOM"
+    times, inside = 2 * bench.times + 1, Path("scans", "1", "DICOM")
+    with bench.server(data) as server:
+        with bench.mount(server, "--ttl", "3600") as mount:
+            folder = mount.session("MANY") / inside
+            find = _in_turn([FIND.format(folder), FIND.format(local)], times)
+            right = _told(folder) == _told(local)
+            ls, bare, notes = _beside_bare(bench, folder, entries, times)
+        with bench.mount(server, "--ttl", "3600", "--no-xattr") as mount:
+            plain = _in_turn([LS.format(mount.session("MANY") / inside), LS.format(local)], times)
+    first = Row("storm", f"`find -printf %s` of {entries} entries, warm", find[0], "a local directory", find[1],
+                "at most 3").at_most(3).require(right, "other sizes")  # fmt: skip
+    second = Row("storm", "`ls -l` of them", ls, "a bare pyfuse3 that answers the same", bare, "at most 2", notes=notes)
+    third = Row("storm", "`ls -l` with `--no-xattr`", plain[0], "a local directory", plain[1], "at most 3").at_most(3)
+    return [first, second.at_most(2) if bare else second, third]
+
+
+def _in_turn(commands: list[str], times: int) -> list[list[float]]:
+    """Seconds of each, one after the other, after a first time that is not told."""
+    took: list[list[float]] = [[] for _ in commands]
+    for turn in range(times + 1):
+        for number, command in enumerate(commands):
+            seconds = rig.shell(command)
+            took[number] += [seconds] if turn else []
+    return took
+
+
+def _told(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in folder.iterdir()}
+
+
+def _beside_bare(bench: Bench, folder: Path, count: int, times: int) -> tuple[list[float], list[float], list[str]]:
+    """`ls -l` of ours and of a bare file system of as many entries; and why it is not there, if so."""
+    try:
+        with peers.bare(bench.directory, count) as mountpoint:
+            ours, bare = _in_turn([LS.format(folder), LS.format(mountpoint)], times)
+            seen = len(list(mountpoint.iterdir()))
+            return ours, bare, [] if seen == count else [f"the bare one shows {seen} entries"]
+    except NotToBeHad as why:
+        return _in_turn([LS.format(folder)], times)[0], [], [f"bare pyfuse3: {why}"]
+
+
+def memory(bench: Bench) -> list[Row]:
+    """A million files, listed by `find` session by session under one mount: what the mount and its helpers hold."""
+    sessions, steps = (5, (1, 2, 5)) if bench.quick else (100, (10, 30, 100))
+    shape, each = f"{sessions}x1x20x500", 20 * 500
+    held, counts, done, right = [], [], 0, True
+    with bench.server(options=["--shape", shape]) as server:
+        with bench.mount(server, "--ttl", "3600", "--timeout", "600") as mount:
+            top = mount.path / "projects" / "SHAPED"
+            rig.shell(f"ls {top}")
+            idle = mount.resident()
+            for step in steps:
+                for number in range(done, step):
+                    told = rig.output(f"find {top}/S{number:05} -type f | wc -l")[1]
+                    right &= int(told) == each
+                done = step
+                held.append(mount.resident())
+                counts.append(step * each)
+    told_steps = ", ".join(f"{count:,} files {mb:.0f} MB" for count, mb in zip(counts, held, strict=True))
+    row = Row("memory", f"{counts[-1]:,} files listed: resident", held[-1:], "", [], "under 600 MB", "MB")
+    row.require(held[-1] < 600).require(right, "other files").notes.append(
+        f"listed nothing {idle:.0f} MB, {told_steps}"
+    )
+    # From the second step to the last, against the first to the second: a line has 1; allocators are not exact.
+    growth = ((held[2] - held[1]) / (counts[2] - counts[1])) / ((held[1] - held[0]) / (counts[1] - counts[0]))
+    line = Row(
+        "memory", "a file more costs later, of what it cost before", [growth], "", [], "linear: at most 1.25", ""
+    )
+    return [row, line.require(growth <= 1.25)]

@@ -1,0 +1,96 @@
+"""Trees: what is asked of a server that is 100 ms away, and how long it takes."""
+
+import statistics
+from pathlib import Path
+
+from scripts.benchmarks import archives, rig
+from scripts.benchmarks.cases.bench import Bench
+from scripts.benchmarks.report import Row
+from scripts.benchmarks.requests import Request, in_sequence
+from scripts.benchmarks.site import Server
+from xnatfs.demo import shaped
+
+DELAY = 0.1
+SLOW = 3.0
+
+
+def ls(bench: Bench) -> list[Row]:
+    """`ls -lR` of a session whose project is listed already; then again."""
+    scans, files = (5, 40) if bench.quick else (20, 100)
+    data = archives.series(bench.directory, scans, files, 50_000)
+    local = archives.session(data)
+    cold, warm, beside, counts, chains, again = [], [], [], [], [], 0
+    right = True
+    with bench.server(data, delay=DELAY, replica=True) as server:
+        for _ in range(bench.times + 1):  # the first fills the replica
+            with bench.mount(server) as mount:
+                session = mount.session("SERIES")
+                rig.shell(f"ls -d {session}")
+                before = len(server.requests())
+                cold.append(rig.shell(f"ls -lR {session}"))
+                after = len(server.requests())
+                warm.append(rig.shell(f"ls -lR {session}"))
+                beside.append(rig.shell(f"ls -lR {local}"))
+                again += len(server.requests()) - after
+                right &= _sizes(session / "scans") == _sizes(local / "scans")
+                asked = server.requests()[before:after]
+            counts.append(float(len(asked)))
+            chains.append(float(in_sequence(asked)))
+    first = Row("ls", f"`ls -lR` of a session, {scans} series, cold, 100 ms a request: requests", counts[1:],
+                "", [], "at most 4", "").require(max(counts[1:]) <= 4)  # fmt: skip
+    chain = Row("ls", "of these, one after the other", chains[1:], "", [], "at most 3", "")
+    chain.require(max(chains[1:]) <= 3).notes.append(f"{statistics.median(cold[1:]):.2f} s")
+    second = Row("ls", "the same, warm", warm[1:], "a local tree", beside[1:], "at most 2, no request").at_most(2)
+    second.require(again == 0, f"{again} requests").require(right, "other files")
+    return [first, chain, second]
+
+
+def _sizes(top: Path) -> dict[str, int]:
+    return {path.relative_to(top).as_posix(): path.stat().st_size for path in top.rglob("*") if path.is_file()}
+
+
+def find(bench: Bench) -> list[Row]:
+    """`find` over a project, cold; and by the next mount, of a server that has become very slow."""
+    subjects = 5 if bench.quick else 500
+    shape = f"{subjects}x2x20x5"
+    truth = {str(path) for path in shaped.paths(shape)}
+    took, asked, right = [], [], True
+    with bench.server(delay=DELAY, replica=True, options=["--shape", shape]) as server:
+        for turn in range(2):  # the first fills the replica
+            server.delay(DELAY if turn else 0)
+            with bench.mount(server, "--ttl", "3600") as mount:
+                before = len(server.requests())
+                seconds, told = rig.output(f"cd {mount.path}/projects && find {shaped.PROJECT}")
+                asked = server.requests()[before:]
+                took += [seconds] if turn else []
+            right &= {line for line in told.splitlines() if line.endswith(".dcm")} == truth
+        server.delay(SLOW)
+        second = _second(bench, server, subjects)
+    alone = [request for request in asked if _of_one_subject(request)]
+    count = Row("find", f"`find` over {2 * subjects} sessions, {40 * subjects} scans, cold: requests",
+                [len(asked)], "", [], "at most 60, and one a subject where it must", "")  # fmt: skip
+    count.require(len(asked) - len(alone) <= 60).require(len(alone) <= subjects).require(right, "other files")
+    count.notes.append(
+        f"{len(alone)} of them for one subject's own resources; {in_sequence(asked)} one after the other"
+    )
+    missed = sum(request.kept == "MISS" for request in asked)
+    count.notes.append(f"{missed} answers came from the demo and not from the replica")
+    time = Row("find", "its time, 100 ms a request", took, "", [], "")
+    return [count, time, second]
+
+
+def _second(bench: Bench, server: Server, subjects: int) -> Row:
+    """The first listing of the mount after that one: nobody waited for an answer where it comes sooner than any."""
+    with bench.mount(server, "--ttl", "3600", keep=True) as mount:
+        seconds, told = rig.output(f"ls {mount.path}/projects/{shaped.PROJECT}")
+    row = Row(
+        "find", f"the next mount's first listing, {SLOW:.0f} s a request", [seconds], "", [], "sooner than an answer"
+    )
+    row.require(seconds < SLOW / 2)
+    return row.require(len(told.split()) >= subjects, "other names")
+
+
+def _of_one_subject(request: Request) -> bool:
+    """Whether it asks for the resources of a single subject."""
+    parts = request.path.split("/")
+    return "subjects" in parts[:-2] and "resources" in parts[parts.index("subjects") :]

@@ -1,0 +1,183 @@
+"""Series: many small files, read one after the other, on a server that is 50 ms and 1 Gbit/s away."""
+
+import random
+import shutil
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from scripts.benchmarks import archives, peers, rig
+from scripts.benchmarks.cases.bench import Bench
+from scripts.benchmarks.report import Row
+from scripts.benchmarks.requests import Request
+from scripts.benchmarks.rig import SCRIPTS, NotToBeHad
+from scripts.benchmarks.site import PASSWORD, USER, Server
+
+DELAY = 0.05
+WRONG = "wrong bytes"
+# rclone takes one delay for each file, and Python clients do; minutes, then.
+PATIENCE = 900.0
+
+
+def series(bench: Bench) -> list[Row]:
+    """A session copied: `cp -r`, cold."""
+    scans, files = (3, 20) if bench.quick else (20, 100)
+    data = archives.series(bench.directory, scans, files, 50_000)
+    archives.in_memory(data)
+    try:
+        options = ["--schemas", str(peers.schemas(bench.directory))]
+    except NotToBeHad:
+        options = []
+    with bench.server(data, delay=DELAY, paced=True, replica=True, options=options) as server:
+        rows = _copied(bench, server, data)
+        rows.append(_rclone(bench, server, data, rows[0].ours))
+        rows += [_downloaded(bench, server, data, one, rows[0].ours) for one in peers.DOWNLOADERS]
+    return rows
+
+
+def _copied(bench: Bench, server: Server, data: Path) -> list[Row]:
+    ours, theirs, counts, login, right = [], [], [], [], True
+    truth = archives.tree_md5(archives.session(data) / "scans")
+    out = bench.directory / "copy"
+    tar = _tar(server, server.accession("SERIES", "SESSION"), "ALL")
+    for turn in range(bench.times + 1):  # the first fills the replica, and is not told
+        took = rig.shell(f"rm -rf {out} && mkdir {out}") and rig.shell(f"{tar} | tar x -C {out}")
+        theirs += [took] if turn else []
+        right &= archives.contents(out) == sorted(truth.values())
+        with bench.mount(server) as mount:
+            rig.drop_pages()
+            rig.shell(f"rm -rf {out}")
+            before = len(server.requests())
+            took = rig.shell(f"cp -r {mount.session('SERIES') / 'scans'} {out}")
+            ours += [took] if turn else []
+        asked = server.requests()[before:]
+        counts.append(_data(asked))
+        login.append(sum(request.kept == "MISS" for request in asked))
+        right &= archives.tree_md5(out) == truth
+    rig.shell(f"rm -rf {out}")
+    count, scans = len(truth), len({path.partition("/")[0] for path in truth})
+    title = f"`cp -r` of {scans} series, {count} files of 50 KB, cold, 50 ms a request, 1 Gbit/s"
+    row = Row("series", title, ours, "`curl | tar x` of one tar", theirs, "at most 2, and 10 round trips")
+    row.require(row.median <= 2 * statistics.median(theirs) + 10 * DELAY).require(right, WRONG)
+    row.notes.append(f"{login[-1]} of the last run's answers came from the demo and not from the replica")
+    most = [float(sum(count.values())) for count in counts[1:]]
+    requests = Row("series", f"its data requests, {scans} series", most, "", [], "at most 30, and 2 a series", "")
+    requests.require(max(most) <= 30).require(max(max(c.values(), default=0) for c in counts[1:]) <= 2)
+    return [row, requests]
+
+
+def _tar(server: Server, session: str, scan: str) -> str:
+    """A shell command that writes the tar of a scan, or of all."""
+    url = f"{server.url}/data/experiments/{session}/scans/{scan}/files?format=tar"
+    return f"{server.curl} -u {USER}:{PASSWORD} '{url}'"
+
+
+def _data(requests: Sequence[Request]) -> Counter[str]:
+    """How many data requests, by what they are a part of: the scan, or the resource, or the list of them."""
+    found = Counter[str]()
+    for request in requests:
+        if request.data:
+            found[request.path.partition("/files")[0]] += 1
+    return found
+
+
+def _rclone(bench: Bench, server: Server, data: Path, ours: Sequence[float]) -> Row:
+    """Once: what takes minutes does so every time."""
+    truth = archives.tree_md5(archives.session(data) / "scans")
+    out = bench.directory / "copy"
+    name = "rclone, tree read before"
+    row = Row("series", "the same", ours, name, [], "at least 10 times as fast: at most 0.1")
+    try:
+        with peers.rclone(bench.directory, name, server) as mountpoint:
+            source = mountpoint / "SERIES" / archives.SESSION / "scans"
+            row.theirs = [rig.shell(f"cp -r {source} {out}", timeout=PATIENCE)]
+        if wrong := archives.difference(archives.tree_md5(out), truth):
+            row.notes.append(f"{name}: **{wrong}**")
+    except NotToBeHad as why:
+        row.notes.append(str(why))
+    shutil.rmtree(out, ignore_errors=True)
+    return row.at_most(0.1) if row.theirs else row
+
+
+def _downloaded(bench: Bench, server: Server, data: Path, one: peers.Downloader, ours: Sequence[float]) -> Row:
+    """The same session by a downloader of today; the first time fills the replica, but where there is no time."""
+    row = Row("series", "the same", ours, one.name, [], "")
+    out = bench.directory / "copy"
+    try:
+        for _ in range(1 if bench.quick else 2):
+            command, env = one.command(bench.directory, server)
+            shutil.rmtree(out, ignore_errors=True)
+            out.mkdir()
+            row.theirs = [rig.shell(f"{command} {out}", env, timeout=PATIENCE)]
+        if archives.contents(out, "*.dcm") != archives.contents(archives.session(data)):  # pyxnat leaves its zip there
+            row.notes.append(f"{one.name}: {WRONG}, or other files")
+    except NotToBeHad as why:
+        row.notes.append(f"{one.name}: {why}")
+    shutil.rmtree(out, ignore_errors=True)
+    return row
+
+
+def dcm2niix(bench: Bench) -> list[Row]:
+    """Real images, series by series, by a program that opens each file four times."""
+    from tests.real_data import PROJECT, RealDataError, sample_sessions
+
+    try:
+        data = sample_sessions()
+    except RealDataError as why:
+        raise NotToBeHad(str(why)) from None
+    labels, most = (["Case001"], 4) if bench.quick else (["Case001", "ANONYMIZ"], None)
+    archives.in_memory(data)
+    ours, theirs, right = [], [], True
+    with bench.server(data, delay=DELAY, paced=True, replica=True) as server:
+        scans = [(PROJECT, label, scan) for label in labels for scan in _scans(data / PROJECT / label / label)[:most]]
+        tars = [_tar(server, server.accession(project, label), scan) for project, label, scan in scans]
+        for turn in range(bench.times + 1):  # the first fills the replica
+            rig.drop_pages()
+            archives.in_memory(data)
+            there = [_converted(bench, str(bench.directory / "series"), tar) for tar in tars]
+            with bench.mount(server) as mount:
+                top = mount.path / "projects"
+                here = [_converted(bench, f"{top}/{p}/{label}/{label}/scans/{scan}/DICOM") for p, label, scan in scans]
+            right &= [images for _, images in here] == [images for _, images in there]
+            ours += [sum(seconds for seconds, _ in here)] if turn else []
+            theirs += [sum(seconds for seconds, _ in there)] if turn else []
+    title = f"dcm2niix, series by series, {' and '.join(labels)}, 50 ms a request, 1 Gbit/s"
+    row = Row("dcm2niix", title, ours, "`curl | tar x` of each, and it on the local files", theirs, "at most 2")
+    return [row.at_most(2).require(right, "other images")]
+
+
+def _scans(session: Path) -> list[str]:
+    return sorted(path.name for path in (session / "scans").iterdir() if path.is_dir())
+
+
+def _converted(bench: Bench, source: str, tar: str = "") -> tuple[float, list[str]]:
+    """Seconds, and the MD5 of each image. `tar`: a command whose tar is unpacked into `source` first."""
+    out = bench.directory / "images"
+    rig.shell(f"rm -rf {out} && mkdir -p {out}")
+    fetch = f"rm -rf {source} && mkdir {source} && {tar} | tar x -C {source} && " if tar else ""
+    # Nine levels, since paths in a tar have seven. 1 and 2 are what it says where a series holds no image that it can
+    # convert; it does so of the local copy, too.
+    took = rig.shell(f"{fetch}{{ {SCRIPTS}/dcm2niix -d 9 -f %s_%p -o {out} {source} || [ $? -lt 3 ]; }}")
+    return took, sorted(archives.tree_md5(out, "*.nii").values())
+
+
+def one(bench: Bench) -> list[Row]:
+    """One file out of the middle of many."""
+    data = bench.many(4000, 4000)
+    ours, counts, archived, right = [], [], 0, True
+    with bench.server(data, delay=DELAY, paced=True) as server:
+        for turn in range(bench.times):
+            name = f"1-{random.Random(turn).randrange(4000):05}.dcm"
+            with bench.mount(server) as mount:
+                before = len(server.requests())
+                path = mount.session("MANY") / "scans" / "1" / "DICOM" / name
+                ours.append(rig.shell(f"cat {path} > /dev/null"))
+                asked = [request for request in server.requests()[before:] if request.data]
+                right &= rig.same(path, archives.session(data) / "scans" / "1" / "DICOM" / name)
+            counts.append(float(len(asked)))
+            archived += sum(request.archive for request in asked)
+    row = Row("one", "one random file of a resource of 4,000: data requests", counts, "", [], "at most 2, no tar", "")
+    row.require(max(counts) <= 2).require(archived == 0, "a tar was asked for").require(right, WRONG)
+    row.notes.append(f"{statistics.median(ours):.2f} s, listings and all, 50 ms a request, from a new mount")
+    return [row]

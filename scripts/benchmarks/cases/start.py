@@ -1,0 +1,33 @@
+"""From the command to its first answer."""
+
+import sys
+import time
+
+from scripts.benchmarks import rig
+from scripts.benchmarks.cases.bench import Bench
+from scripts.benchmarks.report import Row
+from scripts.benchmarks.rig import SCRIPTS
+
+
+def start(bench: Bench) -> list[Row]:
+    """The version of xnatctl, beside an empty Python."""
+    ours, theirs = [], []
+    for _ in range(5 if bench.quick else 20):
+        ours.append(rig.shell(f"{SCRIPTS}/xnatctl --version"))
+        theirs.append(rig.shell(f"{sys.executable} -c pass"))
+    return [Row("start", "`xnatctl --version`", ours, "`python -c pass`", theirs, "at most 4").at_most(4)]
+
+
+def mount(bench: Bench) -> list[Row]:
+    """From the command to the first listing, with a new cache and no session."""
+    ours, idle = [], []
+    with bench.server(bench.many(100, 100)) as server:
+        for _ in range(1 if bench.quick else 7):
+            began = time.perf_counter()
+            with bench.mount(server) as mounted:
+                rig.shell(f"ls {mounted.path}/projects")
+                ours.append(time.perf_counter() - began)
+                idle.append(mounted.resident())
+    row = Row("mount", "`xnatfs mount` to the first `ls`", ours, "", [], "under 0.8 s")
+    memory = Row("mount", "memory of an idle mount, helpers and all", idle, "", [], "under 60 MB", "MB")
+    return [row.require(row.median < 0.8), memory.require(memory.median < 60)]

