@@ -76,7 +76,7 @@ class _Process:
                 sent += await self._link.send(line[sent:])
         except OSError as error:
             await self.end()
-            raise ProcessLost(f"its download process is gone: {error}") from error
+            raise ProcessLost("its download process has ended") from error
 
     async def hear(self, within: float) -> dict[str, Any]:
         """The next thing it says."""
