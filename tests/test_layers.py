@@ -16,10 +16,10 @@ LAYERS = [
     {"site"},
     {"bulk"},
     {"client", "metadata", "content"},
-    {"transport", "untar", "profiles"},
+    {"transport", "untar", "profiles", "catalogue"},
     {"auth"},
     {"credentials", "listings"},
-    {"config", "models", "sessions"},
+    {"config", "models", "sessions", "table"},
     {"errors"},
 ]
 OWNERS = {
