@@ -1,6 +1,8 @@
 """Catalogues: packed, and row by row what the server has listed."""
 
 import tracemalloc
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import pytest
 
@@ -27,7 +29,7 @@ ROWS = [
 ]
 
 
-def read(rows: list[dict[str, str]]) -> Catalogues:
+def read(rows: Iterable[Mapping[str, Any]]) -> Catalogues:
     found = Catalogues()
     found.add(rows)
     return found
@@ -51,7 +53,7 @@ def test_the_rows_are_those_of_the_listing_in_its_order(spell):
 
 
 def test_a_cell_that_is_missing_or_null_is_empty():
-    row = {"cat_ID": "7", "URI": "/data/x/resources/7/files/a", "Size": None, "digest": None}
+    row: dict[str, Any] = {"cat_ID": "7", "URI": "/data/x/resources/7/files/a", "Size": None, "digest": None}
     assert list(read([row])) == file_rows([Row(row)])
 
 

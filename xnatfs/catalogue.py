@@ -6,7 +6,7 @@ one piece of bytes, sizes as numbers, digests as 16 bytes each.
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from html import unescape
 from itertools import pairwise
 from sys import intern
@@ -23,7 +23,7 @@ class Catalogue(Sequence[FileRow]):
 
     __slots__ = ("_digests", "_ends", "_kind", "_kinds", "_odd", "_paths", "_sizes", "home", "label", "resource_id")
 
-    def __init__(self, resource_id: str, home: str, label: str) -> None:
+    def __init__(self, resource_id: str, home: str = "", label: str = "") -> None:
         self.resource_id = resource_id
         self.home = home  # the URI before /resources/, as the first file has it
         self.label = label  # of the resource, as the server writes it
@@ -99,7 +99,7 @@ class Catalogues(Sequence[FileRow]):
     """The files of a listing, in its order, and by resource."""
 
     def __init__(self) -> None:
-        self.groups: dict[str, Catalogue] = {}
+        self.groups: dict[Hashable, Catalogue] = {}  # by the number of their resource
         self._runs: list[tuple[Catalogue, int]] = []  # of one resource: where in it they end
         self._length = 0
         self._kinds: dict[tuple[Any, Any], tuple[str, str]] = {}

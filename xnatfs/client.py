@@ -16,7 +16,7 @@ from urllib.parse import quote, urlencode
 import httpx
 import trio
 
-from xnatfs.catalogue import Catalogues
+from xnatfs.catalogue import Catalogue, Catalogues
 from xnatfs.config import Config
 from xnatfs.credentials import Credentials
 from xnatfs.errors import BadReply, NotFound, Stale, Unreachable
@@ -135,10 +135,10 @@ class Xnat:
         """Catalogue entries of all resources of an item. One broken catalogue makes this NotFound as a whole."""
         return await self._catalogues(f"{_item(item)}/files", **_all(below))
 
-    async def resource_files(self, item: Sequence[str], resource: str) -> Sequence[FileRow]:
+    async def resource_files(self, item: Sequence[str], resource: str) -> Catalogue:
         """Catalogue entries of one resource."""
         found = await self._catalogues(f"{_item(item)}/resources/{_segment(resource)}/files")
-        return found.groups.get(resource, ())
+        return found.groups.get(resource) or Catalogue(resource)
 
     async def files_of_many(self, experiments: Sequence[str]) -> Catalogues:
         """Catalogue entries of all that these hold, in one list. Who is not there, or not for us, is left out of it."""

@@ -9,19 +9,20 @@ import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
 import httpx
 import trio
 
 from xnatfs.bulk import Bulk, open_bulk
+from xnatfs.catalogue import Catalogue, Catalogues
 from xnatfs.client import Xnat, open_xnat
 from xnatfs.config import Config, server_directory
 from xnatfs.content import ContentCache, open_cache
 from xnatfs.credentials import Credentials
 from xnatfs.errors import BadReply, NotFound
-from xnatfs.metadata import MetadataCache
+from xnatfs.metadata import Listing, MetadataCache
 from xnatfs.models import Assessor, Experiment, FileRow, Project, Resource, Scan, Subject
 from xnatfs.sessions import SessionStore
 
@@ -30,20 +31,6 @@ log = logging.getLogger(__name__)
 R = TypeVar("R")
 
 Item = tuple[str, ...]  # the segments of an item's URL after /data: ("experiments", "XNAT_E00001")
-
-
-@dataclass(frozen=True, slots=True)
-class Listing(Generic[R]):
-    """The rows of one list of the server, all of one moment, and the same rows by group."""
-
-    rows: Sequence[R]
-    groups: Mapping[Hashable, Sequence[R]]
-    fetched: float  # trio's clock
-    expires: float
-    broken: frozenset[str] = field(default=frozenset())  # groups that the server could not list
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +54,7 @@ class Site:
         self.content = content
         self.ttl = ttl
         self.opened_at = time.time()
+        self.sizes_learnt = False  # whether any file was found to have another size than its listing says
 
     async def projects(self) -> Listing[Project]:
         return await self._listing(("projects",), self.xnat.projects, lambda project: project.id)
@@ -111,19 +99,19 @@ class Site:
         async def fetch() -> Listing[FileRow]:
             started = trio.current_time()
             try:
-                return self._made(await self.xnat.files(item, below=below), _file_group, started)
+                return self._files_made(await self.xnat.files(item, below=below), started)
             except (NotFound, BadReply) as error:
                 log.info("asking each resource for its files, because: %s", error)
             self.metadata.forget(("resources", item, below))
             resources = await self.resources(item, below)
             rows, broken = await self._files_singly(item, [resource.id for resource in resources.rows])
-            return self._made(rows, _file_group, started, broken)
+            return self._files_made(rows, started, broken)
 
         return await self.metadata.get(("files", item, below), fetch)
 
-    async def _files_singly(self, item: Item, resources: Iterable[str]) -> tuple[list[FileRow], frozenset[str]]:
+    async def _files_singly(self, item: Item, resources: Iterable[str]) -> tuple[Catalogues, frozenset[str]]:
         """The files of these resources, and which of them could not be listed."""
-        found: dict[str, list[FileRow]] = {}
+        found: dict[str, Catalogue] = {}
         broken: set[str] = set()
 
         async def ask(resource: str) -> None:
@@ -136,7 +124,10 @@ class Site:
         async with trio.open_nursery() as nursery:
             for resource in resources:
                 nursery.start_soon(ask, resource)
-        return [row for resource in sorted(found) for row in found[resource]], frozenset(broken)
+        joined = Catalogues()
+        for resource in sorted(found):
+            joined.join(found[resource])
+        return joined, frozenset(broken)
 
     async def _listing(
         self, key: Hashable, ask: Callable[[], Awaitable[Sequence[R]]], group: Callable[[R], Hashable]
@@ -147,26 +138,26 @@ class Site:
 
         return await self.metadata.get(key, fetch)
 
-    def _made(
-        self,
-        rows: Sequence[R],
-        group: Callable[[R], Hashable],
-        started: float,
-        broken: frozenset[str] = frozenset(),
-    ) -> Listing[R]:
+    def _made(self, rows: Sequence[R], group: Callable[[R], Hashable], started: float) -> Listing[R]:
         groups: dict[Hashable, list[R]] = {}
         for row in rows:
             groups.setdefault(group(row), []).append(row)
-        return Listing(rows, groups, started, started + self.ttl, broken)
+        return Listing(rows, groups, started, started + self.ttl)
+
+    def _files_made(
+        self, files: Catalogues, started: float, broken: frozenset[str] = frozenset()
+    ) -> Listing[FileRow]:
+        return Listing(files, files.groups, started, started + self.ttl, broken)
+
+    def learn_size(self, key: Hashable, size: int) -> None:
+        """A file is longer or shorter than its listing says, for as long as that says so."""
+        self.metadata.put(key, TrueSize(size))
+        self.sizes_learnt = True
 
 
 def resource_group(resource: Resource) -> Hashable:
     """What a resource hangs on. The item's own come with and without its ID, depending on the call."""
     return (resource.category, "" if resource.category == "resources" else resource.cat_id)
-
-
-def _file_group(row: FileRow) -> Hashable:
-    return row.resource_id
 
 
 @asynccontextmanager

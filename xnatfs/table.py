@@ -32,7 +32,7 @@ _LONGEST_BEGIN = 64
 # No row is as long as that: where no step leads on for so many characters, it is no JSON.
 _LONGEST_STEP = 2**24
 
-_scan = json.JSONDecoder().scan_once
+_scan = json.JSONDecoder().raw_decode
 
 
 class Table:
@@ -94,7 +94,7 @@ class Table:
             return self._first_row(key.end())
         try:
             _, end = _scan(self._text, key.end())
-        except (StopIteration, ValueError):
+        except ValueError:
             return False
         return self._after(end)
 
@@ -116,7 +116,7 @@ class Table:
         while text.startswith("{", at):
             try:
                 row, end = _scan(text, at)
-            except (StopIteration, ValueError):
+            except ValueError:
                 break
             following = _NEXT_ROW.match(text, end)
             if following is None:

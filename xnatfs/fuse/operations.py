@@ -171,7 +171,7 @@ class Operations(pyfuse3.Operations):
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
         children = await self._directory(inode).children()
         handle = self._handle()
-        self._directories[handle] = Listed(list(children.nodes.values()), children.expires)
+        self._directories[handle] = Listed(children.listed(), children.expires)
         return handle
 
     @handler

@@ -7,7 +7,7 @@ adapters call `children` and `child`.
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import trio
@@ -15,6 +15,16 @@ import trio
 from xnatfs.content import Blob
 from xnatfs.errors import NotFound
 from xnatfs.site import Site
+
+
+class Listed(Mapping[str, "Node"]):
+    """Nodes by name that are made when they are asked for."""
+
+    __slots__ = ()
+
+    def listed(self) -> Sequence["Node"]:
+        """All of them, at places that stay theirs."""
+        raise NotImplementedError(type(self).__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +40,10 @@ class Children:
 
     def __len__(self) -> int:
         return len(self.nodes) + len(self.aliases)
+
+    def listed(self) -> Sequence["Node"]:
+        """What is in `nodes`, to be listed from any place on. Where that is much, nodes are made one by one."""
+        return self.nodes.listed() if isinstance(self.nodes, Listed) else list(self.nodes.values())
 
 
 class Node:
@@ -67,16 +81,29 @@ class Node:
 class Dir(Node):
     """A directory."""
 
-    __slots__ = ()
+    __slots__ = ("_expires", "_full_path")
+
+    def __init__(self, site: Site, parent: "Dir | None", name: str) -> None:
+        super().__init__(site, parent, name)
+        self._full_path: tuple[str, ...] = (*parent.path, name) if parent else ()
+        self._expires = -math.inf
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        return self._full_path
 
     async def children(self) -> Children:
         """Everything in it, from the cache while that is fresh."""
-        return await self.site.metadata.get(("children", self.path), self.load)
+        children = await self.site.metadata.get(("children", self._full_path), self.load)
+        self._expires = children.expires
+        return children
 
     def fresh_until(self) -> float:
         """When what `children` gave last is out of date, on trio's clock; in the past where nothing was given."""
-        children = self.site.metadata.peek(("children", self.path))
-        return children.expires if children else -math.inf
+        if self._expires <= trio.current_time():  # but another node of this path may know better
+            children = self.site.metadata.peek(("children", self._full_path))
+            self._expires = children.expires if children else -math.inf
+        return self._expires
 
     async def load(self) -> Children:
         """Everything in it, made anew. Written by subclasses."""

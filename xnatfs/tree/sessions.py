@@ -4,8 +4,9 @@ from collections.abc import Iterable
 from html import unescape
 
 from xnatfs.errors import BadReply, NotFound
+from xnatfs.metadata import Listing
 from xnatfs.models import Assessor, Experiment, Resource, Scan
-from xnatfs.site import Item, Listing, Site
+from xnatfs.site import Item, Site
 from xnatfs.tree.names import assign
 from xnatfs.tree.node import Children, Dir, Node, StaticDir, number
 from xnatfs.tree.resources import Place, ResourcesDir
