@@ -86,7 +86,10 @@ def test_a_damaged_body_is_refused_or_read_as_json_reads_it(style):
         ({"ResultSet": {}}, "something else"),
         ({"ResultSet": {"title": "no rows"}}, "something else"),
         ({"ResultSet": {"Result": {"ID": "1"}}}, "something else"),
-        ({"ResultSet": {"Result": ["text", "and more of it, so that it is longer than any beginning"]}}, "something else"),
+        (
+            {"ResultSet": {"Result": ["text", "and more of it, so that it is longer than any beginning"]}},
+            "something else",
+        ),
         ({"ResultSet": {"Result": [{"ID": "1"}, 2]}}, "something else"),
         ([], "something else"),
         ("text", "something else"),

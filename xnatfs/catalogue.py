@@ -69,9 +69,7 @@ class Catalogue(Sequence[FileRow]):
 
     def at(self, place: int) -> FileRow:
         format, content = self._kinds[bisect_right(self._kind, place) - 1]
-        return FileRow(
-            self.resource_id, self.path(place), self.size(place), self.digest(place), format, content, place
-        )
+        return FileRow(self.resource_id, self.path(place), self.size(place), self.digest(place), format, content, place)
 
     @overload
     def __getitem__(self, index: int) -> FileRow: ...
@@ -89,7 +87,9 @@ class Catalogue(Sequence[FileRow]):
         """Whether the server lists the same."""
         if not isinstance(other, Catalogue):
             return NotImplemented
-        mine, others = ((c.resource_id, c._ends, c._sizes, c._paths, c._digests, c._odd, c._kind, c._kinds) for c in (self, other))
+        mine, others = (
+            (c.resource_id, c._ends, c._sizes, c._paths, c._digests, c._odd, c._kind, c._kinds) for c in (self, other)
+        )
         return mine == others
 
     __hash__ = None  # type: ignore[assignment]

@@ -21,10 +21,13 @@ from xnatfs.config import Config
 from xnatfs.credentials import Credentials
 from xnatfs.errors import BadReply, NotFound, Stale, Unreachable
 from xnatfs.models import (
+    SCAN_COLUMNS,
+    SCAN_LABEL,
     Assessor,
     Document,
     Experiment,
     FileRow,
+    JoinedScans,
     PrearchiveSession,
     Project,
     Resource,
@@ -39,6 +42,8 @@ from xnatfs.transport import DOWNLOADS, FIRST_PAUSE, Answer, Body, Transport, op
 log = logging.getLogger(__name__)
 
 R = TypeVar("R")
+
+SUBJECT_RESOURCE_LABEL = "xnat:subjectData/resources/resource/label"
 
 # A listing is parsed in pieces of this many bytes: a millisecond or two each, between which others have their turn.
 PIECE = 64 * 1024
@@ -143,6 +148,46 @@ class Xnat:
     async def files_of_many(self, experiments: Sequence[str]) -> Catalogues:
         """Catalogue entries of all that these hold, in one list. Who is not there, or not for us, is left out of it."""
         return await self._catalogues(f"/data/experiments/{_list(experiments)}/files", all="true")
+
+    async def scans_of_project(self, project: str, *, shared: bool = False) -> dict[str, JoinedScans]:
+        """The scans of all sessions that a project owns, or of those that are shared into it, by accession ID.
+
+        A join over the whole project: seconds where there are thousands. BadReply where the server does not do it.
+        """
+        where = {"xnat:imagesessiondata/sharing/share/project" if shared else "project": project}
+        columns = ",".join(("ID", *SCAN_COLUMNS, SCAN_LABEL))
+        found: list[Row] = await self._table(
+            "/data/experiments", xsiType="xnat:imageSessionData", columns=columns, **where
+        )
+        return JoinedScans.parse(found)
+
+    async def assessors_of_many(self, experiments: Sequence[str]) -> dict[str, list[Assessor]]:
+        """The assessors of these sessions, by accession ID of the session. BadReply where the server does not say it."""
+        rows = await self._listed(
+            Assessor.of_session,
+            "/data/experiments",
+            xsiType="xnat:imageAssessorData",
+            session_ID=",".join(experiments),
+            columns="ID,label,date,xsiType,session_ID,insert_date",
+        )
+        found: dict[str, list[Assessor]] = {experiment: [] for experiment in experiments}
+        for session, assessor in rows:
+            if session in found and assessor not in found[session]:
+                found[session].append(assessor)
+        return found
+
+    async def subject_resource_labels(self, project: str) -> dict[str, set[str]]:
+        """The labels of the resources of each subject, by accession ID. BadReply where the server ignores the column."""
+        rows = await self._table(
+            f"/data/projects/{_segment(project)}/subjects", columns=f"ID,label,{SUBJECT_RESOURCE_LABEL}"
+        )
+        found: dict[str, set[str]] = {}
+        for row in rows:
+            if not row.has(SUBJECT_RESOURCE_LABEL):
+                raise BadReply(f"{self.url} does not list the resources of subjects: {sorted(row.cells)}")
+            labels = found.setdefault(row.need("ID", "xnat:subjectdata/id"), set())
+            labels.update(filter(None, [row.text(SUBJECT_RESOURCE_LABEL)]))
+        return found
 
     async def document(self, *item: str) -> dict[str, str]:
         """The fields of one project, subject or experiment."""

@@ -52,6 +52,16 @@ class Listing(Generic[R]):
         return len(self.rows)
 
 
+def listing(
+    rows: Sequence[R], group: Callable[[R], Hashable], started: float, ttl: float, *, pieced: bool = False
+) -> Listing[R]:
+    """Rows that were asked for at `started`, good for `ttl` seconds from then."""
+    groups: dict[Hashable, list[R]] = {}
+    for row in rows:
+        groups.setdefault(group(row), []).append(row)
+    return Listing(rows, groups, started, started + ttl, pieced=pieced)
+
+
 class _Refusal:
     """The answer that something is not there, or not for us."""
 

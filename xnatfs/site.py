@@ -1,13 +1,14 @@
 """One server as we see it: its client, both caches, and the listings that the tree is made of.
 
-Real servers take 50 ms to seconds for a call, so the number of calls is the cost: listings are asked for in bulk and
-kept whole. All the resources and all the files of a session come with one request each.
+Real servers take 50 ms to seconds for a call, so the number of calls is the cost, and then how many of them wait for
+each other: listings are asked for in bulk, kept whole, and begun together. All the resources and all the files of a
+session come with one request each; whose walk goes through many sessions has them from `walk.py`, under the same keys.
 """
 
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -21,10 +22,11 @@ from xnatfs.client import Xnat, open_xnat
 from xnatfs.config import Config, server_directory
 from xnatfs.content import ContentCache, open_cache
 from xnatfs.credentials import Credentials
-from xnatfs.errors import BadReply, NotFound
-from xnatfs.metadata import Listing, MetadataCache
+from xnatfs.errors import BadReply, NotFound, XnatError
+from xnatfs.metadata import Listing, MetadataCache, listing
 from xnatfs.models import Assessor, Experiment, FileRow, Project, Resource, Scan, Subject
 from xnatfs.sessions import SessionStore
+from xnatfs.walk import Walk
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +49,9 @@ class TrueSize:
 class Site:
     """The client, both caches, and cached listings. Each listing method raises what `Xnat` raises."""
 
-    def __init__(self, xnat: Xnat, metadata: MetadataCache, content: ContentCache, bulk: Bulk, ttl: float) -> None:
+    def __init__(
+        self, xnat: Xnat, metadata: MetadataCache, content: ContentCache, bulk: Bulk, ttl: float, nursery: trio.Nursery
+    ) -> None:
         self.xnat = xnat
         self.bulk = bulk
         self.metadata = metadata
@@ -55,6 +59,8 @@ class Site:
         self.ttl = ttl
         self.opened_at = time.time()
         self.sizes_learnt = False  # whether any file was found to have another size than its listing says
+        self._nursery = nursery
+        self._walks: dict[str, Walk] = {}
 
     async def projects(self) -> Listing[Project]:
         return await self._listing(("projects",), self.xnat.projects, lambda project: project.id)
@@ -69,6 +75,11 @@ class Site:
         return await self._listing(
             ("experiments", project), lambda: self.xnat.experiments(project), lambda experiment: experiment.subject_id
         )
+
+    async def people(self, project: str) -> tuple[Listing[Subject], Listing[Experiment]]:
+        """The subjects and the experiments of a project, asked for at the same time."""
+        self._begin(lambda: self.experiments(project))
+        return await self.subjects(project), await self.experiments(project)
 
     def known_experiments(self, project: str) -> Listing[Experiment] | None:
         """The same if it is there already; nothing is asked."""
@@ -90,7 +101,7 @@ class Site:
     async def resources(self, item: Item, below: bool) -> Listing[Resource]:
         """By what they hang on: (category, cat_id); ('resources', '') are the item's own."""
         return await self._listing(
-            ("resources", item, below), lambda: self.xnat.resources(item, below=below), resource_group
+            ("resources", item, below), lambda: self.xnat.resources(item, below=below), lambda resource: resource.group
         )
 
     async def files(self, item: Item, below: bool) -> Listing[FileRow]:
@@ -129,35 +140,68 @@ class Site:
             joined.join(found[resource])
         return joined, frozenset(broken)
 
+    async def complete_resources(self, item: Item, below: bool) -> bool:
+        """If a listing was put together from others, have it from the item itself; whether it was."""
+        key = ("resources", item, below)
+        found = self.metadata.peek(key)
+        if not isinstance(found, Listing) or not found.pieced:
+            return False
+        self.metadata.forget(key)
+        await self.resources(item, below)
+        return True
+
+    # -- what is asked ahead -------------------------------------------------------------------------------------
+
+    async def look_into(self, project: str, experiment: str) -> None:
+        """Somebody does: its listings are begun together, or, on a walk, those of many sessions."""
+        await self._walk(project).session(experiment)
+
+    async def look_into_subject(self, project: str, subject: str) -> None:
+        """Somebody lists its resources."""
+        await self._walk(project).subject(subject)
+
+    def _walk(self, project: str) -> Walk:
+        if project not in self._walks:
+            self._walks[project] = Walk(project, self.xnat, self.metadata, self.ttl, self._ask_all)
+        return self._walks[project]
+
+    def _ask_all(self, experiment: str, imaging: bool) -> None:
+        item = ("experiments", experiment)
+        if imaging:
+            self._begin(lambda: self.scans(experiment))
+            self._begin(lambda: self.assessors(experiment))
+        self._begin(lambda: self.resources(item, True))
+        self._begin(lambda: self.files(item, True))
+
+    def _begin(self, ask: Callable[[], Awaitable[object]]) -> None:
+        """Ask for a listing that somebody is about to want; how it fails, is told then."""
+
+        async def begun() -> None:
+            try:
+                await ask()
+            except XnatError as error:
+                log.debug("a listing that was asked ahead: %s", error)
+            except Exception:  # nobody is there to hear of it, and it must not end the mount
+                log.exception("a listing that was asked ahead")
+
+        self._nursery.start_soon(begun)
+
     async def _listing(
         self, key: Hashable, ask: Callable[[], Awaitable[Sequence[R]]], group: Callable[[R], Hashable]
     ) -> Listing[R]:
         async def fetch() -> Listing[R]:
             started = trio.current_time()
-            return self._made(await ask(), group, started)
+            return listing(await ask(), group, started, self.ttl)
 
         return await self.metadata.get(key, fetch)
 
-    def _made(self, rows: Sequence[R], group: Callable[[R], Hashable], started: float) -> Listing[R]:
-        groups: dict[Hashable, list[R]] = {}
-        for row in rows:
-            groups.setdefault(group(row), []).append(row)
-        return Listing(rows, groups, started, started + self.ttl)
-
-    def _files_made(
-        self, files: Catalogues, started: float, broken: frozenset[str] = frozenset()
-    ) -> Listing[FileRow]:
+    def _files_made(self, files: Catalogues, started: float, broken: frozenset[str] = frozenset()) -> Listing[FileRow]:
         return Listing(files, files.groups, started, started + self.ttl, broken)
 
     def learn_size(self, key: Hashable, size: int) -> None:
         """A file is longer or shorter than its listing says, for as long as that says so."""
         self.metadata.put(key, TrueSize(size))
         self.sizes_learnt = True
-
-
-def resource_group(resource: Resource) -> Hashable:
-    """What a resource hangs on. The item's own come with and without its ID, depending on the call."""
-    return (resource.category, "" if resource.category == "resources" else resource.cat_id)
 
 
 @asynccontextmanager
@@ -169,9 +213,24 @@ async def open_site(
 ) -> AsyncIterator[Site]:
     """A server, opened for use; `wire` replaces the network in tests. Raises CacheError; nothing is sent yet."""
     directory = config.cache_dir / server_directory(config.url)
-    async with open_xnat(config, credentials, wire, sessions) as xnat:
-        async with open_cache(
-            directory, config.cache_size, revalidate=config.revalidate, strict=config.strict
-        ) as content:
-            async with open_bulk(xnat, content) as bulk:
-                yield Site(xnat, MetadataCache(), content, bulk, config.ttl)
+    async with (
+        open_xnat(config, credentials, wire, sessions) as xnat,
+        open_cache(directory, config.cache_size, revalidate=config.revalidate, strict=config.strict) as content,
+        open_bulk(xnat, content) as bulk,
+        _background() as nursery,
+    ):
+        yield Site(xnat, MetadataCache(), content, bulk, config.ttl, nursery)
+
+
+@asynccontextmanager
+async def _background() -> AsyncIterator[trio.Nursery]:
+    """For what nobody waits for. It ends with the site; an error of the site's user goes past it, ungrouped."""
+    raised: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        try:
+            yield nursery
+        except Exception as error:
+            raised = error
+        nursery.cancel_scope.cancel()
+    if raised is not None:
+        raise raised

@@ -61,7 +61,9 @@ class Folders:
         folder = self.by_path.get(inner)
         if folder is None:
             raise NotFound(f"the folder {'/'.join(inner)} is gone")
-        return Children(folder, self.expires, {raw: folder[name] for raw, name in folder.aliases.items() if name in folder})
+        return Children(
+            folder, self.expires, {raw: folder[name] for raw, name in folder.aliases.items() if name in folder}
+        )
 
     def folder(self, inner: Inner) -> "Folder":
         """The folder of this path, made if need be, with those that it is in."""

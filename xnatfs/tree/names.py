@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import TypeVar
 
 from xnatfs.errors import NotFound
+from xnatfs.models import natural
 
 LONGEST = 255  # bytes in a name, on Linux
 LONGEST_EXTENSION = 16  # bytes, with its dot; a longer one is part of the name
@@ -76,7 +77,7 @@ def assign(
     """
     named: dict[str, T] = {}
     suffixed: list[tuple[str, T]] = []
-    ordered = sorted(items, key=lambda item: _natural(key(item)))
+    ordered = sorted(items, key=lambda item: natural(key(item)))
     for item in ordered:
         name = shorten(escape(label(item)))
         if name and name not in reserved and name not in named:
@@ -88,16 +89,7 @@ def assign(
         while candidate in named or candidate in reserved:  # somebody is called like our suffixed name
             candidate = shorten(f"{candidate}~{escape(key(item))}")
         named[candidate] = item
-    return {name: named[name] for name in sorted(named, key=_natural)}
-
-
-def _natural(text: str) -> tuple[tuple[int, int, str], ...]:
-    """Sort key in which 2 comes before 10."""
-    return tuple(
-        (0, int(part), part) if part.isascii() and part.isdigit() else (1, 0, part)
-        for part in re.split(r"([0-9]+)", text)
-        if part
-    )
+    return {name: named[name] for name in sorted(named, key=natural)}
 
 
 def split(path: str) -> tuple[str, ...]:

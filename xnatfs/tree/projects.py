@@ -38,8 +38,7 @@ class ProjectDir(Dir):
         return {"id": row.id, "label": row.secondary_id, "name": row.name, "uri": f"/data/projects/{row.id}"}
 
     async def load(self) -> Children:
-        subjects = await self.site.subjects(self.project.id)
-        experiments = await self.site.experiments(self.project.id)
+        subjects, experiments = await self.site.people(self.project.id)
         rows = [*subjects.rows, *_unlisted(subjects.groups.keys(), experiments.rows)]
         named = assign(rows, lambda row: row.label, lambda row: row.id, {RESOURCES})
         nodes: dict[str, Node] = {RESOURCES: self._resources()}
@@ -88,12 +87,23 @@ class SubjectDir(Dir):
         rows = listing.groups.get(self.subject.id, ())
         named = assign(rows, lambda row: row.label, lambda row: row.id, {RESOURCES})
         nodes: dict[str, Node] = {RESOURCES: self._resources()}
-        nodes |= {name: SessionDir(self.site, self, name, row) for name, row in named.items()}
+        project = self.project_dir.project.id
+        nodes |= {name: SessionDir(self.site, self, name, row, project) for name, row in named.items()}
         aliases: dict[str, Node] = {
-            row.id: SessionDir(self.site, self, row.id, row) for row in rows if row.id not in nodes
+            row.id: SessionDir(self.site, self, row.id, row, project) for row in rows if row.id not in nodes
         }
         return Children(nodes, listing.expires, aliases)
 
     def _resources(self) -> Dir:
         item = ("subjects", self.subject.id)
-        return ResourcesDir(self.site, self, RESOURCES, Place(item, item))
+        return SubjectResourcesDir(self.site, self, RESOURCES, Place(item, item))
+
+
+class SubjectResourcesDir(ResourcesDir):
+    """The resources of one subject, of whom most have none."""
+
+    __slots__ = ()
+
+    async def look_into(self) -> None:
+        assert isinstance(self.parent, SubjectDir)
+        await self.site.look_into_subject(self.parent.project_dir.project.id, self.parent.subject.id)

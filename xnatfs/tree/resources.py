@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import trio
 
-from xnatfs.errors import BadReply
+from xnatfs.errors import BadReply, NotFound
 from xnatfs.metadata import Listing
 from xnatfs.models import FileRow, Resource
 from xnatfs.site import Item, Site
@@ -38,12 +38,26 @@ class ResourcesDir(Dir):
         super().__init__(site, parent, name)
         self.place = place
 
+    async def look_into(self) -> None:
+        """Before they are listed: what is told of many items at once is told then."""
+
     async def load(self) -> Children:
+        await self.look_into()
         listing = await self.site.resources(self.place.item, self.place.below)
         resources = listing.groups.get(self.place.group, ())
         named = assign(resources, lambda row: row.label, lambda row: row.id, self.reserved)
         nodes = {name: ResourceDir(self.site, self, name, self.place, row) for name, row in named.items()}
         return Children(nodes, listing.expires)
+
+    async def child(self, name: str) -> Node:
+        """A listing put together from others may lack a resource. No label begins with a dot, but many questions do."""
+        try:
+            return await super().child(name)
+        except NotFound:
+            if name.startswith(".") or not await self.site.complete_resources(self.place.item, self.place.below):
+                raise
+        self.site.metadata.forget(("children", self.path))
+        return await super().child(name)
 
 
 class ResourceDir(Dir):
