@@ -15,7 +15,7 @@ LAYERS = [
     {"tree"},
     {"site"},
     {"walk"},
-    {"bulk", "many"},
+    {"bulk", "many", "kept"},
     {"client", "metadata", "content"},
     {"transport", "untar", "profiles", "catalogue"},
     {"auth"},

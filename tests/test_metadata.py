@@ -134,8 +134,10 @@ async def test_who_waits_for_a_fetch_hears_how_it_failed(autojump_clock):
 async def test_a_value_is_renewed_while_it_is_fresh(autojump_clock):
     cache, fetch = MetadataCache(), Fetcher()
     await cache.get("key", fetch)
-    assert (await cache.renew("key", fetch)).text == "answer 2"
+    await cache.renew("key", fetch)
     assert (await cache.get("key", fetch)).text == "answer 2"
+    await cache.renew("key", fetch, lambda value: False)
+    assert fetch.calls == 2, "there is one that is not old"
 
 
 async def test_a_renewal_that_is_refused_takes_the_value_away(autojump_clock):

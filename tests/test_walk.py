@@ -80,7 +80,8 @@ def asked(demo: DemoXnat) -> list[str]:
 
 async def alone(archive: Archive, directory: Path, project: str = "P") -> Entries:
     """All of a project, each session and each subject looked at by somebody who looks at nothing else."""
-    demo, found = DemoXnat(archive), {}
+    demo = DemoXnat(archive)
+    found: Entries = {}
     async with opened(demo, directory) as site:
         project_dir = await find(site, f"projects/{project}")
         found |= await entries(await find(site, f"projects/{project}/resources"))
@@ -318,7 +319,11 @@ async def test_a_list_that_lacks_a_scan_is_not_believed(tmp_path):
 
 
 async def test_a_list_of_assessors_that_is_always_empty_is_not_believed(tmp_path):
-    archive = made(30, 1, lambda archive, number, session: archive.assessor(session, f"QC{number}") and None)
+
+    def change(archive: Archive, number: int, session: Experiment) -> None:
+        archive.assessor(session, f"QC{number}")
+
+    archive = made(30, 1, change)
     demo = served(archive)
     fault(demo, lambda request: empty() if request.query.get("xsiType") == "xnat:imageAssessorData" else None)
     assert await walked(demo, tmp_path / "walk") == await alone(archive, tmp_path / "alone")

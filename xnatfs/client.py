@@ -162,7 +162,7 @@ class Xnat:
         return JoinedScans.parse(found)
 
     async def assessors_of_many(self, experiments: Sequence[str]) -> dict[str, list[Assessor]]:
-        """The assessors of these sessions, by accession ID of the session. BadReply where the server does not say it."""
+        """The assessors of these sessions, by the session's accession ID. BadReply where the server does not tell it."""
         rows = await self._listed(
             Assessor.of_session,
             "/data/experiments",
@@ -177,7 +177,7 @@ class Xnat:
         return found
 
     async def subject_resource_labels(self, project: str) -> dict[str, set[str]]:
-        """The labels of the resources of each subject, by accession ID. BadReply where the server ignores the column."""
+        """The labels of each subject's resources, by accession ID. BadReply where the server ignores the column."""
         rows = await self._table(
             f"/data/projects/{_segment(project)}/subjects", columns=f"ID,label,{SUBJECT_RESOURCE_LABEL}"
         )

@@ -1,8 +1,8 @@
 """Many: lists that tell of many items at once, and whether they are to be believed.
 
 Of some of these lists nobody knows how every server answers them: without a column, with rows missing, with an error.
-So one is believed when it agrees with what single answers say of the same items, and is asked about the 1st, 2nd, 4th,
-8th ... time until there was something to agree about. One that disagrees, or does not answer, is left alone for a while.
+So one is believed while it agrees with single answers about the same items. They are compared at the 1st, 2nd, 4th, 8th
+... time, until there was something to agree about. One that disagrees, or does not answer, is left alone for a while.
 """
 
 import logging

@@ -45,7 +45,7 @@ class Listing(Generic[R]):
     fetched: float  # trio's clock
     expires: float
     broken: frozenset[str] = field(default=frozenset())  # groups that the server could not list
-    # Not the item's own list, but put together from others: a row may be missing of what has no files and no name.
+    # Put together from lists of many items, or kept from an earlier mount: a row may be missing.
     pieced: bool = False
 
     def __len__(self) -> int:
@@ -118,11 +118,15 @@ class MetadataCache:
                 raise copy(turn.error)  # a new one each time: a raised exception collects tracebacks
             return await self._fetch(key, fetch, turn)
 
-    async def renew(self, key: Hashable, fetch: Callable[[], Awaitable[T]]) -> T:
-        """The same, however fresh it is."""
+    async def renew(
+        self, key: Hashable, fetch: Callable[[], Awaitable[T]], old: Callable[[Expiring], bool] = lambda value: True
+    ) -> None:
+        """Fetch it anew, unless by now there is one that is not `old`."""
         turn = self._turns.setdefault(key, _Turn())
         async with turn.lock:
-            return await self._fetch(key, fetch, turn)
+            found = self.peek(key)
+            if found is None or old(found):
+                await self._fetch(key, fetch, turn)
 
     async def _fetch(self, key: Hashable, fetch: Callable[[], Awaitable[T]], turn: _Turn) -> T:
         turn.error = None

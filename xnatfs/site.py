@@ -11,7 +11,8 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from pathlib import Path
+from typing import Any
 
 import httpx
 import trio
@@ -22,7 +23,8 @@ from xnatfs.client import Xnat, open_xnat
 from xnatfs.config import Config, server_directory
 from xnatfs.content import ContentCache, open_cache
 from xnatfs.credentials import Credentials
-from xnatfs.errors import BadReply, NotFound, XnatError
+from xnatfs.errors import BadReply, Denied, NotFound, XnatError
+from xnatfs.kept import Kept
 from xnatfs.metadata import Listing, MetadataCache, listing
 from xnatfs.models import Assessor, Experiment, FileRow, Project, Resource, Scan, Subject
 from xnatfs.sessions import SessionStore
@@ -30,8 +32,10 @@ from xnatfs.walk import Walk
 
 log = logging.getLogger(__name__)
 
-R = TypeVar("R")
+# A listing of an earlier mount is shown for so long, in seconds, and no longer than until the server has answered.
+KEPT_FOR = 5.0
 
+Key = tuple[object, ...]  # of a listing, in the cache of listings
 Item = tuple[str, ...]  # the segments of an item's URL after /data: ("experiments", "XNAT_E00001")
 
 
@@ -50,7 +54,14 @@ class Site:
     """The client, both caches, and cached listings. Each listing method raises what `Xnat` raises."""
 
     def __init__(
-        self, xnat: Xnat, metadata: MetadataCache, content: ContentCache, bulk: Bulk, ttl: float, nursery: trio.Nursery
+        self,
+        xnat: Xnat,
+        metadata: MetadataCache,
+        content: ContentCache,
+        bulk: Bulk,
+        ttl: float,
+        nursery: trio.Nursery,
+        directory: Path,
     ) -> None:
         self.xnat = xnat
         self.bulk = bulk
@@ -60,21 +71,26 @@ class Site:
         self.opened_at = time.time()
         self.sizes_learnt = False  # whether any file was found to have another size than its listing says
         self._nursery = nursery
+        self._directory = directory
         self._walks: dict[str, Walk] = {}
+        self._kept: Kept | None = None
+        self._seen: set[Key] = set()  # listings that were asked for before
+
+    def keep_listings(self) -> None:
+        """From now on show what was kept while it is asked for anew, and keep what comes; if we are logged in."""
+        if account := self.xnat.login.username:
+            self._kept = Kept(self._directory, account)
+            self._nursery.start_soon(self._kept.run)
 
     async def projects(self) -> Listing[Project]:
-        return await self._listing(("projects",), self.xnat.projects, lambda project: project.id)
+        return await self._listing(("projects",))
 
     async def subjects(self, project: str) -> Listing[Subject]:
-        return await self._listing(
-            ("subjects", project), lambda: self.xnat.subjects(project), lambda subject: subject.id
-        )
+        return await self._listing(("subjects", project))
 
     async def experiments(self, project: str) -> Listing[Experiment]:
         """By accession ID of the subject."""
-        return await self._listing(
-            ("experiments", project), lambda: self.xnat.experiments(project), lambda experiment: experiment.subject_id
-        )
+        return await self._listing(("experiments", project))
 
     async def people(self, project: str) -> tuple[Listing[Subject], Listing[Experiment]]:
         """The subjects and the experiments of a project, asked for at the same time."""
@@ -91,18 +107,14 @@ class Site:
         return found if isinstance(found, Listing) else None
 
     async def scans(self, experiment: str) -> Listing[Scan]:
-        return await self._listing(("scans", experiment), lambda: self.xnat.scans(experiment), lambda scan: scan.id)
+        return await self._listing(("scans", experiment))
 
     async def assessors(self, experiment: str) -> Listing[Assessor]:
-        return await self._listing(
-            ("assessors", experiment), lambda: self.xnat.assessors(experiment), lambda assessor: assessor.id
-        )
+        return await self._listing(("assessors", experiment))
 
     async def resources(self, item: Item, below: bool) -> Listing[Resource]:
         """By what they hang on: (category, cat_id); ('resources', '') are the item's own."""
-        return await self._listing(
-            ("resources", item, below), lambda: self.xnat.resources(item, below=below), lambda resource: resource.group
-        )
+        return await self._listing(("resources", item, below))
 
     async def files(self, item: Item, below: bool) -> Listing[FileRow]:
         """By resource. One broken catalogue spoils the list of all: then each resource is asked for its own."""
@@ -140,15 +152,13 @@ class Site:
             joined.join(found[resource])
         return joined, frozenset(broken)
 
-    async def complete_resources(self, item: Item, below: bool) -> bool:
-        """If a listing was put together from others, have it from the item itself; whether it was."""
-        key = ("resources", item, below)
-        found = self.metadata.peek(key)
-        if not isinstance(found, Listing) or not found.pieced:
-            return False
-        self.metadata.forget(key)
-        await self.resources(item, below)
-        return True
+    async def confirm(self, keys: Sequence[Key], expires: float) -> bool:
+        """Of these listings have the server's own; whether what was made of them until `expires` is to be made anew."""
+        for key in keys:
+            if _is_pieced(self.metadata.peek(key)):
+                await self.metadata.renew(key, lambda key=key: self._ask(key), _is_pieced)  # type: ignore[misc]
+        found = [each for key in keys if (each := self.metadata.peek(key))]
+        return min((each.expires for each in found), default=expires) != expires
 
     # -- what is asked ahead -------------------------------------------------------------------------------------
 
@@ -186,14 +196,53 @@ class Site:
 
         self._nursery.start_soon(begun)
 
-    async def _listing(
-        self, key: Hashable, ask: Callable[[], Awaitable[Sequence[R]]], group: Callable[[R], Hashable]
-    ) -> Listing[R]:
-        async def fetch() -> Listing[R]:
-            started = trio.current_time()
-            return listing(await ask(), group, started, self.ttl)
+    # -- listings ------------------------------------------------------------------------------------------------
 
-        return await self.metadata.get(key, fetch)
+    async def _listing(self, key: Key) -> Listing[Any]:
+        return await self.metadata.get(key, lambda: self._first(key))
+
+    async def _first(self, key: Key) -> Listing[Any]:
+        """A listing that is asked for the first time may be that of the last mount, for as long as it takes to ask."""
+        if self._kept is None or key in self._seen:
+            return await self._ask(key)
+        self._seen.add(key)
+        _, group, kind = self._source(key)
+        rows: list[Any] | None = await self._kept.get(key, kind)
+        if rows is None:
+            return await self._ask(key)
+        self._begin(lambda: self.metadata.renew(key, lambda: self._ask(key), _is_pieced))
+        return listing(rows, group, trio.current_time(), min(KEPT_FOR, self.ttl), pieced=True)
+
+    async def _ask(self, key: Key) -> Listing[Any]:
+        ask, group, _ = self._source(key)
+        started = trio.current_time()
+        try:
+            rows = await ask()
+        except (NotFound, Denied):
+            if self._kept is not None:
+                self._kept.put(key, ())
+            raise
+        if self._kept is not None:
+            self._kept.put(key, rows)
+        return listing(rows, group, started, self.ttl)
+
+    def _source(self, key: Key) -> tuple[Callable[[], Awaitable[Sequence[Any]]], Callable[[Any], Hashable], type]:
+        """How a listing is asked for, by what its rows are grouped, and what they are."""
+        xnat = self.xnat
+        match key:
+            case ("projects",):
+                return xnat.projects, lambda row: row.id, Project
+            case ("subjects", str(project)):
+                return lambda: xnat.subjects(project), lambda row: row.id, Subject
+            case ("experiments", str(project)):
+                return lambda: xnat.experiments(project), lambda row: row.subject_id, Experiment
+            case ("scans", str(experiment)):
+                return lambda: xnat.scans(experiment), lambda row: row.id, Scan
+            case ("assessors", str(experiment)):
+                return lambda: xnat.assessors(experiment), lambda row: row.id, Assessor
+            case ("resources", tuple(item), bool(below)):
+                return lambda: xnat.resources(item, below=below), lambda row: row.group, Resource
+        raise KeyError(key)
 
     def _files_made(self, files: Catalogues, started: float, broken: frozenset[str] = frozenset()) -> Listing[FileRow]:
         return Listing(files, files.groups, started, started + self.ttl, broken)
@@ -202,6 +251,10 @@ class Site:
         """A file is longer or shorter than its listing says, for as long as that says so."""
         self.metadata.put(key, TrueSize(size))
         self.sizes_learnt = True
+
+
+def _is_pieced(value: object) -> bool:
+    return isinstance(value, Listing) and value.pieced
 
 
 @asynccontextmanager
@@ -219,7 +272,7 @@ async def open_site(
         open_bulk(xnat, content) as bulk,
         _background() as nursery,
     ):
-        yield Site(xnat, MetadataCache(), content, bulk, config.ttl, nursery)
+        yield Site(xnat, MetadataCache(), content, bulk, config.ttl, nursery, directory)
 
 
 @asynccontextmanager

@@ -10,14 +10,15 @@ Invariants:
 - An empty answer about a session counts only from a list that has told of others (here for files, else in `many.py`).
 - No more is asked ahead than a walk at its pace reaches in half of the TTL.
 
-What cannot be seen in bulk: a resource without files, of anything but a scan. Such listings are marked `pieced`, and
-who asks one of them for a name that it lacks has the item asked singly (`tree/resources.py`).
+What cannot be seen in bulk: a resource without files, of anything but a scan. So all that is put here is marked
+`pieced`, and for a name that it lacks the item itself is asked (`Dir.child` in `tree/node.py`).
 """
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import unescape
+from typing import TypeVar
 from urllib.parse import quote
 
 import trio
@@ -27,7 +28,7 @@ from xnatfs.client import Xnat
 from xnatfs.errors import BadReply, Denied, NotFound, Unreachable
 from xnatfs.many import TOO_SLOW, Many
 from xnatfs.metadata import Expiring, Listing, MetadataCache, listing
-from xnatfs.models import Assessor, Experiment, JoinedScans, Resource, Scan, Subject, natural
+from xnatfs.models import Assessor, Experiment, JoinedScans, Resource, Subject, natural
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,9 @@ LONGEST_LIST = 7000
 # Without order, so many in such haste are a walk, too: nobody looks through folders by hand like that.
 HASTE, IN_HASTE = 10.0, 4
 
+R = TypeVar("R")
 Item = tuple[str, ...]
+Key = tuple[object, ...]
 
 
 @dataclass
@@ -243,7 +246,7 @@ class Walk:
 
     # -- what is sure --------------------------------------------------------------------------------------------
 
-    def _give(self, key: tuple[object, ...], made: Expiring) -> None:
+    def _give(self, key: Key, made: Expiring) -> None:
         """A listing for the cache; one that is there is as good, or better."""
         if self._metadata.peek(key) is None:
             self._metadata.put(key, made)
@@ -253,14 +256,14 @@ class Walk:
         for each in chosen:
             if each in scans or not self._imaging(each):
                 rows = list(scans[each].scans.values()) if each in scans else []
-                made = listing(rows, lambda scan: scan.id, self._scans.fetched, self._ttl)
+                made = listing(rows, lambda scan: scan.id, self._scans.fetched, self._ttl, pieced=True)
                 self._give(("scans", each), made)
 
     def _give_assessors(self, chosen: Sequence[str], assessors: Mapping[str, tuple[Assessor, ...]]) -> None:
         for each in chosen:
             if each in assessors or not self._imaging(each):
                 rows = list(assessors.get(each, ()))
-                made = listing(rows, lambda row: row.id, self._assessors.fetched, self._ttl)
+                made = listing(rows, lambda row: row.id, self._assessors.fetched, self._ttl, pieced=True)
                 self._give(("assessors", each), made)
 
     def _give_files(
@@ -300,7 +303,7 @@ class Walk:
     def _resources(
         self, found: Iterable[tuple[Catalogue, Item]], joined: JoinedScans | None, assessors: set[str]
     ) -> list[Resource] | None:
-        """The resources that these are the files of; None where some may be without files, or hang on what is unknown."""
+        """The resources that these are the files of; None where one may have no files, or hangs on what is unknown."""
         rows: list[Resource] = []
         labels: dict[str, set[str]] = {}
         ids = {unescape(id): id for id in joined.scans} if joined else {}
@@ -315,9 +318,11 @@ class Walk:
                 if joined is not None:
                     self._scans.disbelieve(f"scan {key} has files and is not in it")
                 return None
-            elif category not in ("resources", "assessors", "reconstructions"):
-                return None
-            elif category == "assessors" and key not in assessors:
+            elif (
+                category not in ("resources", "assessors", "reconstructions")
+                or category == "assessors"
+                and key not in assessors
+            ):
                 return None
             rows.append(Resource(catalogue.resource_id, unescape(catalogue.label), category, key, "", ""))
         told = joined.labels if joined else {}
@@ -336,12 +341,25 @@ class Walk:
                 log.info("sessions that are shared into %s are asked for their scans singly: %s", self._project, error)
         return found
 
-    async def _scans_of(self, accession: str) -> JoinedScans:
-        async def ask() -> Listing[Scan]:
-            started = trio.current_time()
-            return listing(await self._xnat.scans(accession), lambda scan: scan.id, started, self._ttl)
+    async def _own(
+        self, key: Key, ask: Callable[[], Awaitable[Sequence[R]]], group: Callable[[R], Hashable]
+    ) -> Sequence[R]:
+        """The rows of an item's own listing, of this very moment if it is not at hand."""
 
-        return JoinedScans.of((await self._metadata.get(("scans", accession), ask)).rows)
+        async def asked() -> Listing[R]:
+            started = trio.current_time()
+            return listing(await ask(), group, started, self._ttl)
+
+        found = self._metadata.peek(key)
+        if not isinstance(found, Listing) or found.pieced:
+            await self._metadata.renew(key, asked, lambda found: isinstance(found, Listing) and found.pieced)
+            found = self._metadata.peek(key)
+        assert isinstance(found, Listing)
+        return found.rows
+
+    async def _scans_of(self, accession: str) -> JoinedScans:
+        key = ("scans", accession)
+        return JoinedScans.of(await self._own(key, lambda: self._xnat.scans(accession), lambda scan: scan.id))
 
     def _withdraw_scans(self, sessions: Iterable[str]) -> None:
         for each in sessions:
@@ -365,11 +383,8 @@ class Walk:
         return {each: tuple(sorted(rows, key=lambda row: row.id)) for each, rows in found.items()}
 
     async def _assessors_of(self, accession: str) -> tuple[Assessor, ...]:
-        async def ask() -> Listing[Assessor]:
-            started = trio.current_time()
-            return listing(await self._xnat.assessors(accession), lambda row: row.id, started, self._ttl)
-
-        rows = (await self._metadata.get(("assessors", accession), ask)).rows
+        key = ("assessors", accession)
+        rows = await self._own(key, lambda: self._xnat.assessors(accession), lambda row: row.id)
         return tuple(sorted(rows, key=lambda row: row.id))
 
     def _withdraw_assessors(self, sessions: Iterable[str]) -> None:
@@ -380,25 +395,21 @@ class Walk:
         return await self._xnat.subject_resource_labels(self._project)
 
     async def _labels_of(self, accession: str) -> set[str]:
-        async def ask() -> Listing[Resource]:
-            started = trio.current_time()
-            rows = await self._xnat.resources(("subjects", accession))
-            return listing(rows, lambda row: row.group, started, self._ttl)
-
-        key = _resources_key(("subjects", accession), False)
-        return {row.label for row in (await self._metadata.get(key, ask)).rows}
+        item = ("subjects", accession)
+        rows = await self._own(_resources_key(item, False), lambda: self._xnat.resources(item), lambda row: row.group)
+        return {row.label for row in rows}
 
 
-def _keys(accession: str) -> list[tuple[object, ...]]:
+def _keys(accession: str) -> list[Key]:
     item = ("experiments", accession)
     return [("scans", accession), ("assessors", accession), _resources_key(item, True), _files_key(accession)]
 
 
-def _resources_key(item: Item, below: bool) -> tuple[object, ...]:
+def _resources_key(item: Item, below: bool) -> Key:
     return ("resources", item, below)
 
 
-def _files_key(accession: str) -> tuple[object, ...]:
+def _files_key(accession: str) -> Key:
     return ("files", ("experiments", accession), True)
 
 

@@ -14,7 +14,7 @@ import trio
 
 from xnatfs.content import Blob
 from xnatfs.errors import NotFound
-from xnatfs.site import Site
+from xnatfs.site import Key, Site
 
 
 class Listed(Mapping[str, "Node"]):
@@ -110,12 +110,21 @@ class Dir(Node):
         raise NotImplementedError(type(self).__name__)
 
     async def child(self, name: str) -> Node:
-        """The node of this name, shown or raw. Raises NotFound."""
+        """The node of this name, shown or raw. Raises NotFound, for sure."""
         children = await self.children()
         node = children.nodes.get(name) or children.aliases.get(name)
+        # No label begins with a dot, but many questions do.
+        if node is None and not name.startswith(".") and await self.site.confirm(self.sources(), children.expires):
+            self.site.metadata.forget(("children", self._full_path))
+            children = await self.children()
+            node = children.nodes.get(name) or children.aliases.get(name)
         if node is None:
             raise NotFound(f"{'/'.join((*self.path, name))} does not exist")
         return node
+
+    def sources(self) -> Sequence[Key]:
+        """The listings that it is made of, of which one may be put together from others, or of the last mount."""
+        return ()
 
 
 class StaticDir(Dir):

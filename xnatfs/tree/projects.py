@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from xnatfs.models import Experiment, Project, Subject
-from xnatfs.site import Site
+from xnatfs.site import Key, Site
 from xnatfs.tree.names import assign
 from xnatfs.tree.node import Children, Dir, Node
 from xnatfs.tree.resources import Place, ResourcesDir
@@ -22,6 +22,9 @@ class Projects(Dir):
         named = assign(listing.rows, lambda row: row.id, lambda row: row.id)
         nodes = {name: ProjectDir(self.site, self, name, row) for name, row in named.items()}
         return Children(nodes, listing.expires)
+
+    def sources(self) -> Sequence[Key]:
+        return [("projects",)]
 
 
 class ProjectDir(Dir):
@@ -45,6 +48,9 @@ class ProjectDir(Dir):
         nodes |= {name: SubjectDir(self, name, row) for name, row in named.items()}
         aliases: dict[str, Node] = {row.id: SubjectDir(self, row.id, row) for row in rows if row.id not in nodes}
         return Children(nodes, min(subjects.expires, experiments.expires), aliases)
+
+    def sources(self) -> Sequence[Key]:
+        return [("subjects", self.project.id), ("experiments", self.project.id)]
 
     async def child(self, name: str) -> Node:
         if name == RESOURCES:  # readable in a protected project, whose subjects are not
@@ -93,6 +99,9 @@ class SubjectDir(Dir):
             row.id: SessionDir(self.site, self, row.id, row, project) for row in rows if row.id not in nodes
         }
         return Children(nodes, listing.expires, aliases)
+
+    def sources(self) -> Sequence[Key]:
+        return [("experiments", self.project_dir.project.id)]
 
     def _resources(self) -> Dir:
         item = ("subjects", self.subject.id)

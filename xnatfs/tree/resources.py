@@ -4,17 +4,18 @@ All the resources of a session are listed at once, all its files at once, when s
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import trio
 
-from xnatfs.errors import BadReply, NotFound
+from xnatfs.errors import BadReply
 from xnatfs.metadata import Listing
 from xnatfs.models import FileRow, Resource
-from xnatfs.site import Item, Site
+from xnatfs.site import Item, Key, Site
 from xnatfs.tree.folders import Folders, build
 from xnatfs.tree.names import assign
-from xnatfs.tree.node import Children, Dir, Node
+from xnatfs.tree.node import Children, Dir
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +50,8 @@ class ResourcesDir(Dir):
         nodes = {name: ResourceDir(self.site, self, name, self.place, row) for name, row in named.items()}
         return Children(nodes, listing.expires)
 
-    async def child(self, name: str) -> Node:
-        """A listing put together from others may lack a resource. No label begins with a dot, but many questions do."""
-        try:
-            return await super().child(name)
-        except NotFound:
-            if name.startswith(".") or not await self.site.complete_resources(self.place.item, self.place.below):
-                raise
-        self.site.metadata.forget(("children", self.path))
-        return await super().child(name)
+    def sources(self) -> Sequence[Key]:
+        return [("resources", self.place.item, self.place.below)]
 
 
 class ResourceDir(Dir):

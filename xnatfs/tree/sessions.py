@@ -1,12 +1,12 @@
 """SESSION/: scans, resources, assessors and reconstructions. Listing a session asks nothing: the four always exist."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import unescape
 
 from xnatfs.errors import BadReply, NotFound
 from xnatfs.metadata import Listing
 from xnatfs.models import Assessor, Experiment, Resource, Scan
-from xnatfs.site import Item, Site
+from xnatfs.site import Item, Key, Site
 from xnatfs.tree.names import assign
 from xnatfs.tree.node import Children, Dir, Node, StaticDir, number
 from xnatfs.tree.resources import Place, ResourcesDir
@@ -90,6 +90,9 @@ class ScansDir(_PartsDir):
         nodes = {name: ScanDir(self, name, row, place) for place, (name, row) in enumerate(named.items())}
         return Children(nodes, listing.expires)
 
+    def sources(self) -> Sequence[Key]:
+        return [("scans", self.session.experiment.id)]
+
 
 class ScanDir(ResourcesDir):
     """One scan: its resources."""
@@ -136,6 +139,9 @@ class AssessorsDir(_PartsDir):
         nodes = {name: AssessorDir(self, name, row) for name, row in named.items()}
         by_id = {row.id: AssessorDir(self, row.id, row) for row in listing.rows if row.id not in named}
         return Children(nodes, listing.expires, by_id)
+
+    def sources(self) -> Sequence[Key]:
+        return [("assessors", self.session.experiment.id)]
 
 
 class AssessorDir(ResourcesDir):
