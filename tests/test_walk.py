@@ -172,6 +172,19 @@ async def test_a_walk_is_few_requests(tmp_path):
     assert sum(counts.values()) < 45, counts
 
 
+async def test_a_thousand_sessions_are_sixty_requests(tmp_path):
+    demo = served(made(1000, 20))
+    async with opened(demo, tmp_path) as site:
+        project = await find(site, "projects/P")
+        found = 0
+        for subject in (await project.children()).listed():
+            assert isinstance(subject, Dir)
+            for session in (await subject.children()).listed():
+                found += len(await entries(session)) if isinstance(session, Dir) else 0
+    assert found == 1000 * (4 + 20 * 5)
+    assert len(asked(demo)) <= 60, Counter(asked(demo))
+
+
 async def test_a_second_walk_asks_nothing(tmp_path):
     demo = served(made(30))
     async with opened(demo, tmp_path) as site:
@@ -387,6 +400,19 @@ async def test_a_resource_without_files_is_found_by_its_name(tmp_path):
         assert isinstance(await resources.child("EMPTY"), Dir)
         assert list((await resources.children()).nodes) == ["EMPTY"]
     assert asked(demo) == ["experiments/*/resources"]
+
+
+async def test_the_facts_of_scans_and_resources_are_whole_after_a_walk(tmp_path):
+    demo = served(made(20, 2))
+    async with opened(demo, tmp_path) as site:
+        await entries(await find(site, "projects/P"))
+        demo.requests.clear()
+        scan = await find(site, "projects/P/S15/S15_MR/scans/2")
+        resource = await find(site, "projects/P/S15/S15_MR/scans/2/DICOM")
+        for _ in range(2):
+            assert (await scan.all_xattrs())["xsitype"] == "xnat:mrScanData"
+            assert (await resource.all_xattrs())["format"] == "DICOM"
+        assert asked(demo) == ["experiments/*/scans", "experiments/*/resources"]
 
 
 async def test_names_with_a_dot_are_not_worth_a_request(tmp_path):

@@ -45,8 +45,8 @@ R = TypeVar("R")
 
 SUBJECT_RESOURCE_LABEL = "xnat:subjectData/resources/resource/label"
 
-# A listing is parsed in pieces of this many bytes: a millisecond or two each, between which others have their turn.
-PIECE = 64 * 1024
+# A listing is parsed in pieces of this many bytes: a millisecond each, between which others have their turn.
+PIECE = 32 * 1024
 
 # What a server answers that knows ranges but not this one, or whose proxy trips over them.
 RANGE_REFUSED = frozenset({400, 416, 500, 501})
@@ -162,7 +162,7 @@ class Xnat:
         return JoinedScans.parse(found)
 
     async def assessors_of_many(self, experiments: Sequence[str]) -> dict[str, list[Assessor]]:
-        """The assessors of these sessions, by the session's accession ID. BadReply where the server does not tell it."""
+        """The assessors of these sessions, by the session's accession ID. BadReply where the server does not tell."""
         rows = await self._listed(
             Assessor.of_session,
             "/data/experiments",

@@ -152,7 +152,7 @@ class Site:
             joined.join(found[resource])
         return joined, frozenset(broken)
 
-    async def confirm(self, keys: Sequence[Key], expires: float) -> bool:
+    async def confirm(self, keys: Sequence[Key], expires: float = math.inf) -> bool:
         """Of these listings have the server's own; whether what was made of them until `expires` is to be made anew."""
         for key in keys:
             if _is_pieced(self.metadata.peek(key)):

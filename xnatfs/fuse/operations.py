@@ -269,12 +269,12 @@ class OperationsWithXattrs(Operations):
 
     @handler
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[FileNameT]:
-        return sorted(_xattrs(self._node(inode)))
+        return sorted(await _xattrs(self._node(inode)))
 
     @handler
     async def getxattr(self, inode: InodeT, name: FileNameT, ctx: RequestContext) -> bytes:
         # `ls -l` asks every entry twice for what only other file systems have: answered before anything is looked up.
-        value = _xattrs(self._node(inode)).get(name) if name.startswith(XATTR_PREFIX) else None
+        value = (await _xattrs(self._node(inode))).get(name) if name.startswith(XATTR_PREFIX) else None
         if value is None:
             raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
         return value
@@ -295,8 +295,9 @@ async def _learn_size(nodes: Sequence[Node]) -> None:
     await measure(node for node in nodes if isinstance(node, File) and not node.measured)
 
 
-def _xattrs(node: Node) -> dict[FileNameT, bytes]:
-    return {FileNameT(XATTR_PREFIX + key.encode()): encode(value) for key, value in node.xattrs().items() if value}
+async def _xattrs(node: Node) -> dict[FileNameT, bytes]:
+    facts = await node.all_xattrs()
+    return {FileNameT(XATTR_PREFIX + key.encode()): encode(value) for key, value in facts.items() if value}
 
 
 def _left(expires: float) -> float:

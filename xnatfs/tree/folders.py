@@ -6,7 +6,6 @@ a gigabyte. So nothing that must last is in a node: `Folders` has the sizes that
 
 import hashlib
 import logging
-import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, cast, overload
 
@@ -32,11 +31,8 @@ log = logging.getLogger(__name__)
 # A file that is listed and not to be had is lost if the listing is younger than this, in seconds; an older listing is
 # asked for again, to tell a lost file from a deleted one.
 LOST_IF_LISTED_WITHIN = 10.0
-# Files that are sorted into folders between two looks at who else waits: some 2 ms.
-AT_ONCE = 500
-
-# A path that is a name as it is. Others may be, too; this is the quick answer for nearly all.
-_PLAIN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_. -]{0,200}")
+# Files that are sorted into folders between two looks at who else waits: a millisecond.
+AT_ONCE = 100
 
 Inner = tuple[str, ...]
 
@@ -315,7 +311,7 @@ async def _is_plain(catalogue: Catalogue) -> bool:
     seen: set[str] = set()
     for start in range(0, len(catalogue), AT_ONCE):
         paths = list(catalogue.paths(start, start + AT_ONCE))
-        if not all(_PLAIN.fullmatch(path) or split(path) == (path,) for path in paths):
+        if not all(split(path) == (path,) for path in paths):
             return False
         seen.update(paths)
         await trio.lowlevel.checkpoint()
@@ -333,23 +329,22 @@ async def _sort(folders: Folders) -> None:
     also_folders: list[tuple[Folder, str, int]] = []
     for start in range(0, len(catalogue), AT_ONCE):
         for place, path in enumerate(catalogue.paths(start, start + AT_ONCE), start):
-            *inner, name = split(path)
-            folder = folders.by_path[tuple(inner)]
-            if name in folder.dirs:
-                also_folders.append((folder, name, place))
+            names = split(path)
+            folder = folders.by_path[names[:-1]]
+            if names[-1] in folder.dirs:
+                also_folders.append((folder, names[-1], place))
             else:
-                _enter(folder, name, place)
+                _enter(folder, names[-1], place, path)
         await trio.lowlevel.checkpoint()
     for folder, name, place in also_folders:
         while name in folder:
             name += "~file"
-        _enter(folder, name, place)
+        _enter(folder, name, place, catalogue.path(place))
     for folder in folders.by_path.values():
         folder.aliases = {raw: name for raw, name in folder.aliases.items() if raw not in folder}
 
 
-def _enter(folder: Folder, name: str, place: int) -> None:
-    path = folder.folders.catalogue.path(place)
+def _enter(folder: Folder, name: str, place: int, path: str) -> None:
     if name in folder.places:
         log.warning("the catalogue of resource %s has %r twice", folder.folders.catalogue.resource_id, path)
         return

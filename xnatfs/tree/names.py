@@ -19,6 +19,9 @@ LONGEST_EXTENSION = 16  # bytes, with its dot; a longer one is part of the name
 _UNSAFE = re.compile(r"[/\0]|%(?=2F|00|2E|25)")
 _ESCAPE = re.compile(r"%(2F|00|2E|25)")
 
+# A path whose segments are names as they are: nearly all, and told in a fifth of the time.
+_SIMPLE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_. -]{0,200}(?:/[A-Za-z0-9_-][A-Za-z0-9_. -]{0,200})*")
+
 T = TypeVar("T")
 
 
@@ -97,6 +100,8 @@ def split(path: str) -> tuple[str, ...]:
 
     An empty segment, which no folder can be, joins its slash to the next name (or, at the end, to the one before).
     """
+    if _SIMPLE.fullmatch(path):
+        return tuple(path.split("/"))
     names: list[str] = []
     pending = ""
     for segment in path.split("/"):

@@ -74,8 +74,12 @@ class Node:
         return self.parent.modified() if self.parent else self.site.opened_at
 
     def xattrs(self) -> dict[str, str]:
-        """Facts of the server about this node, without the empty ones; keys without prefix."""
+        """Facts of the server about this node, empty ones too; keys without prefix."""
         return {}
+
+    async def all_xattrs(self) -> dict[str, str]:
+        """The same, where lists of many items do not tell all: may cost a request."""
+        return self.xattrs()
 
 
 class Dir(Node):

@@ -64,6 +64,15 @@ class ResourceDir(Dir):
         self.place = place
         self.resource = resource
 
+    async def all_xattrs(self) -> dict[str, str]:
+        """A list of files does not tell what its resources are for."""
+        item, below = self.place.item, self.place.below
+        told = self.resource.format or self.resource.content
+        if not told and await self.site.confirm([("resources", item, below)]):
+            rows = (await self.site.resources(item, below)).rows
+            self.resource = next((row for row in rows if row.id == self.resource.id), self.resource)
+        return self.xattrs()
+
     def xattrs(self) -> dict[str, str]:
         row = self.resource
         uri = f"/data/{'/'.join(self.place.item)}/resources/{row.id}"

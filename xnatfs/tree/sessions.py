@@ -109,6 +109,14 @@ class ScanDir(ResourcesDir):
         assert self.parent is not None
         return number(repr(self.parent.path), 45) << 16 | min(self.order, 0xFFFF)
 
+    async def all_xattrs(self) -> dict[str, str]:
+        """A list of a whole project does not tell of which type a scan is."""
+        experiment = self.place.item[1]
+        if not self.scan.xsi_type and await self.site.confirm([("scans", experiment)]):
+            rows = (await self.site.scans(experiment)).rows
+            self.scan = next((row for row in rows if row.id == self.scan.id), self.scan)
+        return self.xattrs()
+
     def xattrs(self) -> dict[str, str]:
         row = self.scan
         return {
