@@ -67,6 +67,12 @@ class Catalogue(Sequence[FileRow]):
         packed = self._digests[16 * place : 16 * place + 16]
         return self._odd.get(place, "") if packed == _NO_DIGEST else packed.hex()
 
+    def version(self, place: int) -> bytes:
+        """What tells a file and its version from all others, but for a length that it proves to have."""
+        path = self._paths[self._ends[place] : self._ends[place + 1]]
+        odd = self._odd.get(place, "").encode() if self._odd else b""
+        return b"\0".join((self.resource_id.encode(), path, self._digests[16 * place : 16 * place + 16], odd))
+
     def at(self, place: int) -> FileRow:
         format, content = self._kinds[bisect_right(self._kind, place) - 1]
         return FileRow(self.resource_id, self.path(place), self.size(place), self.digest(place), format, content, place)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from html import unescape
 from sys import intern
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from xnatfs.errors import BadReply
 
@@ -326,8 +326,7 @@ class Resource:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class FileRow:
+class FileRow(NamedTuple):
     """One catalogue entry. `size` and `digest` are what the catalogue says, which may be stale, wrong or absent."""
 
     resource_id: str

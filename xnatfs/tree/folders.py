@@ -190,12 +190,13 @@ class FolderDir(Dir):
 class CatalogueFile(File):
     """One file of a resource. What the catalogue says of its size is corrected by what its reply said."""
 
-    __slots__ = ("_size", "folder", "place")
+    __slots__ = ("_identity", "_size", "folder", "place")
 
     def __init__(self, folder: Folder, name: str, place: int) -> None:
         super().__init__(folder.node.site, folder.node, name)
         self.folder = folder
         self.place = place
+        self._identity = b""
         self._size = folder.folders.size(place)
         if self._size is None or self.site.sizes_learnt:
             learnt = self.site.metadata.peek(self._size_key())
@@ -213,9 +214,13 @@ class CatalogueFile(File):
     @property
     def identity(self) -> object:
         """Of the resource, the path and the version: 16 bytes, because the kernel may know a million of them."""
-        row = self.row
-        whole = "\0".join((row.resource_id, row.path, row.digest, str(self._size)))
-        return hashlib.blake2b(whole.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        if not self._identity:
+            whole = b"%b %d" % (
+                self.folder.folders.catalogue.version(self.place),
+                -1 if self._size is None else self._size,
+            )
+            self._identity = hashlib.blake2b(whole, digest_size=16).digest()
+        return self._identity
 
     def inode_hint(self) -> int:
         """Resource, place in its listing, version: programs that read in inode order then read in listing order."""
