@@ -315,12 +315,18 @@ async def _is_plain(catalogue: Catalogue) -> bool:
     """Whether each path is a name as it is, and no other's."""
     seen: set[str] = set()
     for start in range(0, len(catalogue), AT_ONCE):
+        await _turn(start)
         paths = list(catalogue.paths(start, start + AT_ONCE))
         if not all(split(path) == (path,) for path in paths):
             return False
         seen.update(paths)
-        await trio.lowlevel.checkpoint()
     return len(seen) == len(catalogue)
+
+
+async def _turn(start: int) -> None:
+    """Let others have theirs; not for the few files that most resources have."""
+    if start:
+        await trio.lowlevel.checkpoint()
 
 
 async def _sort(folders: Folders) -> None:
@@ -328,11 +334,12 @@ async def _sort(folders: Folders) -> None:
     catalogue = folders.catalogue
     folders.by_path[()] = Folder(folders, folders.resource_dir, {})
     for start in range(0, len(catalogue), AT_ONCE):
+        await _turn(start)
         for path in catalogue.paths(start, start + AT_ONCE):
             folders.folder(split(path)[:-1])
-        await trio.lowlevel.checkpoint()
     also_folders: list[tuple[Folder, str, int]] = []
     for start in range(0, len(catalogue), AT_ONCE):
+        await _turn(start)
         for place, path in enumerate(catalogue.paths(start, start + AT_ONCE), start):
             names = split(path)
             folder = folders.by_path[names[:-1]]
@@ -340,7 +347,6 @@ async def _sort(folders: Folders) -> None:
                 also_folders.append((folder, names[-1], place))
             else:
                 _enter(folder, names[-1], place, path)
-        await trio.lowlevel.checkpoint()
     for folder, name, place in also_folders:
         while name in folder:
             name += "~file"
