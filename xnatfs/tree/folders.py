@@ -46,6 +46,7 @@ class Folders:
         self.catalogue = catalogue
         self.expires = listing.expires
         self.number = number(catalogue.resource_id, 25)
+        self.modified = resource_dir.modified()
         self.by_path: dict[Inner, Folder] = {(): Folder(self, resource_dir, None)}
         self.sizes: dict[int, int] = {}  # that are not as the catalogue has them, by place
 
@@ -79,11 +80,12 @@ class Folders:
 class Folder(Listed):
     """One folder: the folders in it, then its files in the order of the catalogue."""
 
-    __slots__ = ("_places", "aliases", "dirs", "folders", "node")
+    __slots__ = ("_places", "aliases", "dirs", "folders", "node", "site")
 
     def __init__(self, folders: Folders, node: Dir, places: dict[str, int] | None) -> None:
         self.folders = folders
         self.node = node
+        self.site = node.site
         self.dirs: dict[str, Dir] = {}
         self._places = places  # None: each path of the catalogue is a name, and this the only folder
         self.aliases: dict[str, str] = {}  # names by which files are found, too
@@ -115,9 +117,11 @@ class Folder(Listed):
         return len(self.dirs) + (len(self.folders.catalogue) if self._places is None else len(self._places))
 
     def listed(self) -> Sequence[Node]:
-        if self._places is None:
-            return _Plain(self)
-        return _Named(self, list(self._places.items()))
+        found = self.site.shown.peek(self.node.path)
+        if not isinstance(found, _Nodes) or found.folder is not self:
+            found = _Nodes(self, None if self._places is None else list(self._places.items()))
+            self.site.shown.put(self.node.path, found)
+        return found
 
     def file(self, name: str, place: int) -> "CatalogueFile":
         return CatalogueFile(self, name, place)
@@ -125,18 +129,29 @@ class Folder(Listed):
     def remove(self, name: str) -> None:
         """A file that is not there any more."""
         self.places.pop(name, None)
+        self.forget()
+
+    def forget(self) -> None:
+        """Nodes that were made are not right any more."""
+        self.site.shown.forget(self.node.path)
 
 
-class _Named(Sequence[Node]):
-    """The nodes of a folder, one after the other."""
+class _Nodes(Sequence[Node]):
+    """The nodes of a folder, one after the other; those that were made stay as long as this does."""
 
-    def __init__(self, folder: Folder, files: Sequence[tuple[str, int]]) -> None:
-        self._folder = folder
-        self._dirs = list(folder.dirs.values())
-        self._files = files
+    def __init__(self, folder: Folder, files: Sequence[tuple[str, int]] | None) -> None:
+        self.folder = folder
+        self._files = files  # None: the catalogue's, whose paths are their names
+        self._dirs: list[Node] = list(folder.dirs.values())
+        count = len(folder.folders.catalogue) if files is None else len(files)
+        self._made: list[Node | None] = [*self._dirs, *[None] * count]
+
+    @property
+    def expires(self) -> float:
+        return self.folder.folders.expires
 
     def __len__(self) -> int:
-        return len(self._dirs) + len(self._files)
+        return len(self._made)
 
     @overload
     def __getitem__(self, index: int) -> Node: ...
@@ -145,29 +160,14 @@ class _Named(Sequence[Node]):
     def __getitem__(self, index: int | slice) -> Node | list[Node]:
         if isinstance(index, slice):
             return [self[place] for place in range(*index.indices(len(self)))]
-        if index < len(self._dirs):
-            return self._dirs[index]
-        return self._folder.file(*self._files[index - len(self._dirs)])
+        node = self._made[index]
+        if node is None:
+            place = index - len(self._dirs)
+            node = self._made[index] = self.folder.file(*self._file(place))
+        return node
 
-
-class _Plain(_Named):
-    """The same where each path of the catalogue is a name."""
-
-    def __init__(self, folder: Folder) -> None:
-        super().__init__(folder, ())
-        self._catalogue = folder.folders.catalogue
-
-    def __len__(self) -> int:
-        return len(self._catalogue)
-
-    @overload
-    def __getitem__(self, index: int) -> Node: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Node]: ...
-    def __getitem__(self, index: int | slice) -> Node | list[Node]:
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        return self._folder.file(self._catalogue.path(index), index)
+    def _file(self, place: int) -> tuple[str, int]:
+        return (self.folder.folders.catalogue.path(place), place) if self._files is None else self._files[place]
 
 
 class FolderDir(Dir):
@@ -193,7 +193,9 @@ class CatalogueFile(File):
     __slots__ = ("_identity", "_size", "folder", "place")
 
     def __init__(self, folder: Folder, name: str, place: int) -> None:
-        super().__init__(folder.node.site, folder.node, name)
+        self.site = folder.site
+        self.parent = folder.node
+        self.name = name
         self.folder = folder
         self.place = place
         self._identity = b""
@@ -226,6 +228,9 @@ class CatalogueFile(File):
         """Resource, place in its listing, version: programs that read in inode order then read in listing order."""
         version = int.from_bytes(cast(bytes, self.identity)[:2]) >> 4
         return 1 << 61 | self.folder.folders.number << 36 | (self.place & 0xFFFFFF) << 12 | version
+
+    def modified(self) -> float:
+        return self.folder.folders.modified
 
     def xattrs(self) -> dict[str, str]:
         row = self.row
@@ -294,6 +299,7 @@ class CatalogueFile(File):
         """From now on this file is a node with the true size."""
         self.site.learn_size(self._size_key(), size)
         self.folder.folders.sizes[self.place] = size
+        self.folder.forget()
 
 
 async def build(resource_dir: "ResourceDir", listing: Listing[FileRow]) -> Folders:
