@@ -112,6 +112,17 @@ async def test_of_values_larger_than_all_that_fits_the_last_is_kept(autojump_clo
     assert cache.peek("other") is None
 
 
+async def test_what_is_old_can_be_let_go_of(autojump_clock):
+    cache = MetadataCache(max_rows=4)
+    for key, text in (("small", "a"), ("large", "abcde")):
+        cache.put(key, Value(text, trio.current_time() + 60))
+    cache.expire()
+    assert len(cache) == 2
+    await trio.sleep(61)
+    cache.expire()
+    assert len(cache) == 0
+
+
 async def test_who_waits_for_a_fetch_hears_how_it_failed(autojump_clock):
     cache, fetch = MetadataCache(), Fetcher(error=Unreachable("away", status=503))
     heard: list[Unreachable] = []

@@ -99,6 +99,10 @@ class MetadataCache:
         self._largest: tuple[Hashable, Expiring] | None = None  # a value that is larger than all that
         self._turns: WeakValueDictionary[Hashable, _Turn] = WeakValueDictionary()
 
+    def __len__(self) -> int:
+        """How many values it holds, fresh or not."""
+        return len(self._values) + (self._largest is not None)
+
     async def get(self, key: Hashable, fetch: Callable[[], Awaitable[T]]) -> T:
         """The value under this key, fetched unless it is there and fresh. Raises what `fetch` raises.
 
@@ -147,6 +151,12 @@ class MetadataCache:
 
     def put(self, key: Hashable, value: Expiring) -> None:
         self._keep(key, value)
+
+    def expire(self) -> None:
+        """Let go of what is not fresh any more; else that happens when something new comes."""
+        self._values.expire()
+        if self._largest and self._largest[1].expires <= trio.current_time():
+            self._largest = None
 
     def forget(self, key: Hashable) -> None:
         self._values.pop(key, None)

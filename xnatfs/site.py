@@ -80,11 +80,21 @@ class Site:
         self._kept: Kept | None = None
         self._seen: set[Key] = set()  # listings that were asked for before
 
-    def keep_listings(self) -> None:
-        """From now on show what was kept while it is asked for anew, and keep what comes; if we are logged in."""
+    def stay(self) -> None:
+        """For who lives long, as mounts do: memory is given back when nobody looks any more, and listings are kept.
+
+        From now on what was kept is shown while it is asked for anew, and what comes is kept; if we are logged in.
+        """
+        self._nursery.start_soon(self._tidy)
         if account := self.xnat.login.username:
             self._kept = Kept(self._directory, account)
             self._nursery.start_soon(self._kept.run)
+
+    async def _tidy(self) -> None:
+        while True:
+            await trio.sleep(max(self.ttl, 10.0))  # nobody is in need of it sooner
+            self.metadata.expire()
+            self.shown.expire()
 
     async def projects(self) -> Listing[Project]:
         return await self._listing(("projects",))

@@ -25,7 +25,7 @@ import trio
 
 from xnatfs.catalogue import Catalogue, Catalogues
 from xnatfs.client import Xnat
-from xnatfs.errors import BadReply, Denied, NotFound, Unreachable
+from xnatfs.errors import BadReply, Denied, NotFound, Unreachable, first_error
 from xnatfs.many import TOO_SLOW, Many
 from xnatfs.metadata import Expiring, Listing, MetadataCache, listing
 from xnatfs.models import Assessor, Experiment, JoinedScans, Resource, Subject, natural
@@ -224,9 +224,12 @@ class Walk:
             nonlocal files
             files = await self._files_of(chosen) if len(chosen) > 1 else None
 
-        async with trio.open_nursery() as nursery:
-            for ask in (ask_scans, ask_assessors, ask_files):
-                nursery.start_soon(ask)
+        try:
+            async with trio.open_nursery() as nursery:
+                for ask in (ask_scans, ask_assessors, ask_files):
+                    nursery.start_soon(ask)
+        except ExceptionGroup as group:
+            raise first_error(group) from None
         if scans is not None:
             self._give_scans(chosen, scans)
         if assessors is not None:
@@ -371,7 +374,8 @@ class Walk:
         room = LONGEST_LIST - len(quote(",".join(chosen)))
         asked = set(chosen)
         order = self._listed[1]
-        for each in order[order.index(wanted[0]) :]:
+        at = order.index(wanted[0]) if wanted[0] in self._sessions else 0  # it may be gone from the listing by now
+        for each in order[at:]:
             room -= len(quote(each)) + 3
             if room < 0:
                 break
