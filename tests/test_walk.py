@@ -173,7 +173,7 @@ async def test_a_walk_is_few_requests(tmp_path):
 
 
 async def test_a_thousand_sessions_are_sixty_requests(tmp_path):
-    demo = served(made(1000, 20))
+    demo = served(made(1000, 2))
     async with opened(demo, tmp_path) as site:
         project = await find(site, "projects/P")
         found = 0
@@ -181,7 +181,7 @@ async def test_a_thousand_sessions_are_sixty_requests(tmp_path):
             assert isinstance(subject, Dir)
             for session in (await subject.children()).listed():
                 found += len(await entries(session)) if isinstance(session, Dir) else 0
-    assert found == 1000 * (4 + 20 * 5)
+    assert found == 1000 * (4 + 2 * 5)
     assert len(asked(demo)) <= 60, Counter(asked(demo))
 
 
