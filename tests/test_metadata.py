@@ -97,7 +97,64 @@ async def test_peek_asks_for_nothing(autojump_clock):
     assert cache.peek("key") is None
 
 
-async def test_more_rows_than_fit_are_used_once(autojump_clock):
+async def test_of_values_larger_than_all_that_fits_the_last_is_kept(autojump_clock):
     cache, fetch = MetadataCache(max_rows=4), Fetcher()
-    assert (await cache.get("key", fetch)).text == "answer 1"
-    assert cache.peek("key") is None
+    cache.put("small", Value("a", trio.current_time() + 1000))
+    first = await cache.get("key", fetch)
+    assert await cache.get("key", fetch) is first
+    assert cache.peek("small") is not None
+    other = await cache.get("other", fetch)
+    assert (cache.peek("key"), cache.peek("other")) == (None, other)
+    await trio.sleep(61)
+    assert cache.peek("other") is None
+    cache.put("other", Value("b", trio.current_time() + 60))
+    cache.forget("other")
+    assert cache.peek("other") is None
+
+
+async def test_what_is_old_can_be_let_go_of(autojump_clock):
+    cache = MetadataCache(max_rows=4)
+    for key, text in (("small", "a"), ("large", "abcde")):
+        cache.put(key, Value(text, trio.current_time() + 60))
+    cache.expire()
+    assert len(cache) == 2
+    await trio.sleep(61)
+    cache.expire()
+    assert len(cache) == 0
+
+
+async def test_who_waits_for_a_fetch_hears_how_it_failed(autojump_clock):
+    cache, fetch = MetadataCache(), Fetcher(error=Unreachable("away", status=503))
+    heard: list[Unreachable] = []
+
+    async def wait() -> None:
+        with pytest.raises(Unreachable, match="away") as caught:
+            await cache.get("key", fetch)
+        heard.append(caught.value)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(5):
+            nursery.start_soon(wait)
+    assert fetch.calls == 1
+    assert len({id(error) for error in heard}) == 5
+    assert {error.status for error in heard} == {503}
+    await wait()
+    assert fetch.calls == 2, "who comes later asks again"
+
+
+async def test_a_value_is_renewed_while_it_is_fresh(autojump_clock):
+    cache, fetch = MetadataCache(), Fetcher()
+    await cache.get("key", fetch)
+    await cache.renew("key", fetch)
+    assert (await cache.get("key", fetch)).text == "answer 2"
+    await cache.renew("key", fetch, lambda value: False)
+    assert fetch.calls == 2, "there is one that is not old"
+
+
+async def test_a_renewal_that_is_refused_takes_the_value_away(autojump_clock):
+    cache = MetadataCache()
+    await cache.get("key", Fetcher())
+    for error in (Unreachable("away"), NotFound("gone")):
+        with pytest.raises(type(error)):
+            await cache.renew("key", Fetcher(error=error))
+        assert (cache.peek("key") is None) == isinstance(error, NotFound)

@@ -6,35 +6,46 @@ comes; address by accession ID and numeric resource ID, never by label.
 
 import logging
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext
-from typing import Any
+from typing import TypeVar
 from urllib.parse import quote, urlencode
 
 import httpx
 import trio
 
+from xnatfs.catalogue import Catalogue, Catalogues
 from xnatfs.config import Config
 from xnatfs.credentials import Credentials
 from xnatfs.downloads import Download, Downloads, content_length
 from xnatfs.errors import BadReply, NotFound
 from xnatfs.models import (
+    SCAN_COLUMNS,
+    SCAN_LABEL,
     Assessor,
     Document,
     Experiment,
     FileRow,
+    JoinedScans,
     PrearchiveSession,
     Project,
     Resource,
     Row,
     Scan,
     Subject,
-    file_rows,
 )
 from xnatfs.sessions import SessionStore
+from xnatfs.table import Cells, NotAList, Table
 from xnatfs.transport import DOWNLOADS, Answer, Body, Transport, open_transport
 
 log = logging.getLogger(__name__)
+
+R = TypeVar("R")
+
+SUBJECT_RESOURCE_LABEL = "xnat:subjectData/resources/resource/label"
+
+# A listing is parsed in pieces of this many bytes: a millisecond each, between which others have their turn.
+PIECE = 32 * 1024
 
 # Half of all downloads at most are of files that take longer than a moment, so that a copy of eight volumes does not
 # keep everybody else waiting until the first of them is there. 32 MiB are a second or two on a slow line.
@@ -84,39 +95,79 @@ class Xnat:
     # -- listings ------------------------------------------------------------------------------------------------
 
     async def projects(self) -> list[Project]:
-        return [Project.parse(row) for row in await self._table("/data/projects")]
+        return await self._listed(Project.parse, "/data/projects")
 
     async def subjects(self, project: str) -> list[Subject]:
         columns = "ID,label,project,insert_date,last_modified"
-        rows = await self._table(f"/data/projects/{_segment(project)}/subjects", columns=columns)
-        return [Subject.parse(row) for row in rows]
+        return await self._listed(Subject.parse, f"/data/projects/{_segment(project)}/subjects", columns=columns)
 
     async def experiments(self, project: str) -> list[Experiment]:
         # Base columns only: a column of a subtype would drop all experiments of other types.
         columns = "ID,label,xsiType,date,subject_ID,subject_label,project,insert_date,last_modified"
-        rows = await self._table(f"/data/projects/{_segment(project)}/experiments", columns=columns)
-        return [Experiment.parse(row) for row in rows]
+        return await self._listed(Experiment.parse, f"/data/projects/{_segment(project)}/experiments", columns=columns)
 
     async def scans(self, experiment: str) -> list[Scan]:
-        return [Scan.parse(row) for row in await self._table(f"/data/experiments/{_segment(experiment)}/scans")]
+        return await self._listed(Scan.parse, f"/data/experiments/{_segment(experiment)}/scans")
 
     async def assessors(self, experiment: str) -> list[Assessor]:
-        rows = await self._table(f"/data/experiments/{_segment(experiment)}/assessors")
-        return [Assessor.parse(row) for row in rows]
+        return await self._listed(Assessor.parse, f"/data/experiments/{_segment(experiment)}/assessors")
 
     async def resources(self, item: Sequence[str], *, below: bool = False) -> list[Resource]:
         """Resources of an item, given as the segments of its URL after /data; `below`: of all it holds, too."""
-        rows = await self._table(f"{_item(item)}/resources", **({"all": "true"} if below else {}))
-        return [Resource.parse(row) for row in rows]
+        return await self._listed(Resource.parse, f"{_item(item)}/resources", **_all(below))
 
-    async def files(self, item: Sequence[str], *, below: bool = False) -> list[FileRow]:
+    async def files(self, item: Sequence[str], *, below: bool = False) -> Catalogues:
         """Catalogue entries of all resources of an item. One broken catalogue makes this NotFound as a whole."""
-        return file_rows(await self._table(f"{_item(item)}/files", **({"all": "true"} if below else {})))
+        return await self._catalogues(f"{_item(item)}/files", **_all(below))
 
-    async def resource_files(self, item: Sequence[str], resource: str) -> list[FileRow]:
+    async def resource_files(self, item: Sequence[str], resource: str) -> Catalogue:
         """Catalogue entries of one resource."""
-        rows = await self._table(f"{_item(item)}/resources/{_segment(resource)}/files")
-        return [row for row in file_rows(rows) if row.resource_id == resource]
+        found = await self._catalogues(f"{_item(item)}/resources/{_segment(resource)}/files")
+        return found.groups.get(resource) or Catalogue(resource)
+
+    async def files_of_many(self, experiments: Sequence[str]) -> Catalogues:
+        """Catalogue entries of all that these hold, in one list. Who is not there, or not for us, is left out of it."""
+        return await self._catalogues(f"/data/experiments/{_list(experiments)}/files", all="true")
+
+    async def scans_of_project(self, project: str, *, shared: bool = False) -> dict[str, JoinedScans]:
+        """The scans of all sessions that a project owns, or of those that are shared into it, by accession ID.
+
+        A join over the whole project: seconds where there are thousands. BadReply where the server does not do it.
+        """
+        where = {"xnat:imagesessiondata/sharing/share/project" if shared else "project": project}
+        columns = ",".join(("ID", *SCAN_COLUMNS, SCAN_LABEL))
+        found: list[Row] = await self._table(
+            "/data/experiments", xsiType="xnat:imageSessionData", columns=columns, **where
+        )
+        return JoinedScans.parse(found)
+
+    async def assessors_of_many(self, experiments: Sequence[str]) -> dict[str, list[Assessor]]:
+        """The assessors of these sessions, by the session's accession ID. BadReply where the server does not tell."""
+        rows = await self._listed(
+            Assessor.of_session,
+            "/data/experiments",
+            xsiType="xnat:imageAssessorData",
+            session_ID=",".join(experiments),
+            columns="ID,label,date,xsiType,session_ID,insert_date",
+        )
+        found: dict[str, list[Assessor]] = {experiment: [] for experiment in experiments}
+        for session, assessor in rows:
+            if session in found and assessor not in found[session]:
+                found[session].append(assessor)
+        return found
+
+    async def subject_resource_labels(self, project: str) -> dict[str, set[str]]:
+        """The labels of each subject's resources, by accession ID. BadReply where the server ignores the column."""
+        rows = await self._table(
+            f"/data/projects/{_segment(project)}/subjects", columns=f"ID,label,{SUBJECT_RESOURCE_LABEL}"
+        )
+        found: dict[str, set[str]] = {}
+        for row in rows:
+            if not row.has(SUBJECT_RESOURCE_LABEL):
+                raise BadReply(f"{self.url} does not list the resources of subjects: {sorted(row.cells)}")
+            labels = found.setdefault(row.need("ID", "xnat:subjectdata/id"), set())
+            labels.update(filter(None, [row.text(SUBJECT_RESOURCE_LABEL)]))
+        return found
 
     async def document(self, *item: str) -> dict[str, str]:
         """The fields of one project, subject or experiment."""
@@ -270,21 +321,45 @@ class Xnat:
 
     # -- requests ------------------------------------------------------------------------------------------------
 
-    async def _table(self, path: str, **params: str) -> list[Row]:
-        params = {"format": "json", **params}
-        rows = self._rows(path, await self._transport.json(path, params))
-        if not rows and self.login.doubtful() and not await self._transport.session_lives(path):
-            # An open site that has dropped our session answers as guest, with nothing in it.
-            rows = self._rows(path, await self._transport.json(path, params))
-        return rows
+    async def _listed(self, parse: Callable[[Row], R], path: str, **params: str) -> list[R]:
+        found: list[R] = []
+        await self._read(path, lambda rows: found.extend(parse(Row(cells)) for cells in rows), params)
+        return found
 
-    def _rows(self, path: str, document: Any) -> list[Row]:
-        result = document.get("ResultSet") if isinstance(document, dict) else None
-        rows = result.get("Result") if isinstance(result, dict) else None
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            kind = "the document of an item" if isinstance(document, dict) and "items" in document else "something else"
-            raise BadReply(f"{self.url}{path} was asked for as a list and came as {kind}")
-        return [Row(row) for row in rows]
+    async def _table(self, path: str, **params: str) -> list[Row]:
+        return await self._listed(lambda row: row, path, **params)
+
+    async def _catalogues(self, path: str, **params: str) -> Catalogues:
+        found = Catalogues()
+        await self._read(path, found.add, params)
+        return found
+
+    async def _read(self, path: str, take: Callable[[list[Cells]], None], params: Mapping[str, str]) -> None:
+        """Hand the rows of a list to `take`, as they come. What raises has handed over nothing that is of use."""
+        params = {"format": "json", **params}
+        count = await self._rows(path, take, params)
+        if not count and self.login.doubtful() and not await self._transport.session_lives(path):
+            # An open site that has dropped our session answers as guest, with nothing in it.
+            await self._rows(path, take, params)
+
+    async def _rows(self, path: str, take: Callable[[list[Cells]], None], params: Mapping[str, str]) -> int:
+        table, count = Table(), 0
+        try:
+            async with self._transport.reply("GET", path, params, expects="json") as response:
+                async with aclosing(self._transport.raw(path, response)) as chunks:
+                    async for chunk in chunks:
+                        for start in range(0, len(chunk), PIECE):
+                            rows = table.feed(chunk[start : start + PIECE])
+                            take(rows)
+                            count += len(rows)
+                            await trio.lowlevel.checkpoint()
+            rows = table.close()
+        except NotAList as error:
+            raise BadReply(f"{self.url}{path} was asked for as a list and came as {error}") from None
+        except ValueError:
+            raise BadReply(f"{self.url}{path} was asked for as JSON and came as something else") from None
+        take(rows)
+        return count + len(rows)
 
 
 def has_url(path: str) -> bool:
@@ -300,6 +375,15 @@ def has_url(path: str) -> bool:
 
 def _segment(text: str) -> str:
     return quote(text, safe="")
+
+
+def _list(keys: Iterable[str]) -> str:
+    """Several items in the place of one."""
+    return ",".join(_segment(key) for key in keys)
+
+
+def _all(below: bool) -> dict[str, str]:
+    return {"all": "true"} if below else {}
 
 
 def _item(segments: Sequence[str]) -> str:

@@ -7,11 +7,11 @@ IDs stay exactly as the server has them, because requests are made of them; labe
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from html import unescape
 from sys import intern
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from xnatfs.errors import BadReply
 
@@ -39,6 +39,18 @@ def parse_time(text: str) -> float | None:
         return None
 
 
+_DIGITS = re.compile(r"([0-9]+)")
+
+
+def natural(text: str) -> tuple[tuple[int, int, str], ...]:
+    """Sort key in which 2 comes before 10."""
+    return tuple(
+        (0, int(part), part) if part.isascii() and part.isdigit() else (1, 0, part)
+        for part in _DIGITS.split(text)
+        if part
+    )
+
+
 class Row:
     """One row of a table, looked up without regard to the case of its keys."""
 
@@ -53,6 +65,10 @@ class Row:
             if value is not None and value != "":
                 return str(value)
         return ""
+
+    def has(self, *keys: str) -> bool:
+        """Whether it has a cell of one of these keys, be it empty."""
+        return any(key.lower() in self._cells for key in keys)
 
     def text(self, *keys: str) -> str:
         """The same, for people: XML entities decoded."""
@@ -175,6 +191,11 @@ class Experiment:
     subject_label: str
     modified: float | None
 
+    @property
+    def is_imaging(self) -> bool:
+        """Whether it can have scans: sessions can, other assessments of a subject cannot."""
+        return self.xsi_type.endswith("SessionData")
+
     @classmethod
     def parse(cls, row: Row) -> Self:
         return cls(
@@ -209,6 +230,50 @@ class Scan:
         )
 
 
+# The columns of a session's scans in a list of sessions, and of their resources' labels.
+SCAN_COLUMNS = [f"xnat:imagescandata/{name}" for name in ("id", "type", "quality", "series_description", "note")]
+SCAN_LABEL = "xnat:imagescandata/file/label"
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedScans:
+    """What a list of sessions, joined with their scans, tells of one of them. The types of scans it does not tell."""
+
+    scans: dict[str, Scan] = field(default_factory=dict)  # by scan ID
+    labels: dict[str, set[str]] = field(default_factory=dict, compare=False)  # of their resources, by scan ID
+
+    def __len__(self) -> int:
+        return len(self.scans)
+
+    @classmethod
+    def of(cls, scans: Iterable[Scan]) -> Self:
+        """The same of scans that were listed by their own session, to compare with."""
+        return cls({scan.id: replace(scan, xsi_type="") for scan in scans})
+
+    def add(self, row: Row) -> None:
+        """One row: a scan, or one more resource of it, or nothing, where the session has no scans."""
+        id, type, quality, description, note = SCAN_COLUMNS
+        scan = row.get(id)
+        if not scan:
+            return
+        if scan not in self.scans:
+            cells = intern(row.text(type)), intern(row.text(quality)), "", row.text(note), intern(row.text(description))
+            self.scans[scan] = Scan(scan, *cells)
+        if label := row.text(SCAN_LABEL):
+            self.labels.setdefault(scan, set()).add(label)
+
+    @classmethod
+    def parse(cls, rows: Iterable[Row]) -> dict[str, "JoinedScans"]:
+        """By accession ID of the session. Raises BadReply where rows are not of sessions and scans."""
+        found: dict[str, JoinedScans] = {}
+        for row in rows:
+            session = row.need("session_ID", "ID", "xnat:imagesessiondata/id", "xnat:experimentdata/id")
+            if not row.has(SCAN_COLUMNS[0]):
+                raise BadReply(f"the server's list of sessions tells nothing of their scans: {sorted(row.cells)}")
+            found.setdefault(session, cls()).add(row)
+        return found
+
+
 @dataclass(frozen=True, slots=True)
 class Assessor:
     id: str
@@ -216,6 +281,11 @@ class Assessor:
     xsi_type: str
     date: str
     modified: float | None
+
+    @classmethod
+    def of_session(cls, row: Row) -> "tuple[str, Assessor]":
+        """With the accession ID of the session it belongs to, without which the row is no answer. Raises BadReply."""
+        return row.need("session_ID", "xnat:imagesessiondata/id"), cls.parse(row)
 
     @classmethod
     def parse(cls, row: Row) -> Self:
@@ -239,6 +309,11 @@ class Resource:
     format: str
     content: str
 
+    @property
+    def group(self) -> tuple[str, str]:
+        """What it hangs on. An item's own come with and without its ID, depending on the call."""
+        return (self.category, "" if self.category == "resources" else self.cat_id)
+
     @classmethod
     def parse(cls, row: Row) -> Self:
         return cls(
@@ -251,8 +326,7 @@ class Resource:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class FileRow:
+class FileRow(NamedTuple):
     """One catalogue entry. `size` and `digest` are what the catalogue says, which may be stale, wrong or absent."""
 
     resource_id: str

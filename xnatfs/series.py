@@ -14,6 +14,7 @@ from itertools import accumulate
 
 import trio
 
+from xnatfs.catalogue import Catalogue
 from xnatfs.models import FileRow
 
 # The largest file that is fetched ahead: a member of a tar is held in memory until it is whole.
@@ -37,9 +38,10 @@ class Walk:
         self.resource = resource
         self.label = label
         self.listed = rows
-        self.places = {row.path: place for place, row in enumerate(rows)}
-        self.begins = [0, *accumulate(row.size or 0 for row in rows)]  # bytes before each file, in listing order
-        self.fit = len(rows) >= FEWEST and all(row.size is not None and row.size <= LARGEST for row in rows)
+        paths, sizes = _listed(rows)
+        self.places = {path: place for place, path in enumerate(paths)}
+        self.begins = [0, *accumulate(size or 0 for size in sizes)]  # bytes before each file, in listing order
+        self.fit = len(rows) >= FEWEST and all(size is not None and size <= LARGEST for size in sizes)
         self.opened: set[str] = set()
         self.ahead: set[str] = set()  # fetched and not yet opened
         self.coming: set[str] = set()  # of these, what is on its way by itself
@@ -71,6 +73,13 @@ class Walk:
 
     def half_read(self) -> bool:
         return 2 * len(self.opened) >= len(self.listed)
+
+
+def _listed(rows: Sequence[FileRow]) -> tuple[list[str], list[int | None]]:
+    """Paths and sizes; of a packed catalogue without making a row of each."""
+    if isinstance(rows, Catalogue):
+        return list(rows.paths()), [rows.size(place) for place in range(len(rows))]
+    return [row.path for row in rows], [row.size for row in rows]
 
 
 def _beside(paths: Sequence[str], place: int, opened: Container[str]) -> bool:

@@ -1,49 +1,45 @@
 """One server as we see it: its client, both caches, and the listings that the tree is made of.
 
-Real servers take 50 ms to seconds for a call, so the number of calls is the cost: listings are asked for in bulk and
-kept whole. All the resources and all the files of a session come with one request each.
+Real servers take 50 ms to seconds for a call, so the number of calls is the cost, and then how many of them wait for
+each other: listings are asked for in bulk, kept whole, and begun together. All the resources and all the files of a
+session come with one request each; whose walk goes through many sessions has them from `walk.py`, under the same keys.
 """
 
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import httpx
 import trio
 
 from xnatfs.bulk import Bulk, open_bulk
+from xnatfs.catalogue import Catalogue, Catalogues
 from xnatfs.client import Xnat, open_xnat
 from xnatfs.config import Config, server_directory
 from xnatfs.content import ContentCache, open_cache
 from xnatfs.credentials import Credentials
-from xnatfs.errors import BadReply, NotFound
-from xnatfs.metadata import MetadataCache
+from xnatfs.errors import BadReply, Denied, NotFound, XnatError
+from xnatfs.kept import Kept
+from xnatfs.metadata import Listing, MetadataCache, listing
 from xnatfs.models import Assessor, Experiment, FileRow, Project, Resource, Scan, Subject
 from xnatfs.sessions import SessionStore
+from xnatfs.walk import Walk
 
 log = logging.getLogger(__name__)
 
-R = TypeVar("R")
+# A listing of an earlier mount is shown for so long, in seconds, and no longer than until the server has answered.
+KEPT_FOR = 5.0
 
+# Nodes of files that are kept because they were listed lately, 250 bytes each; the next listing is three times as fast.
+SHOWN = 50_000
+
+Key = tuple[object, ...]  # of a listing, in the cache of listings
 Item = tuple[str, ...]  # the segments of an item's URL after /data: ("experiments", "XNAT_E00001")
-
-
-@dataclass(frozen=True, slots=True)
-class Listing(Generic[R]):
-    """The rows of one list of the server, all of one moment, and the same rows by group."""
-
-    rows: Sequence[R]
-    groups: Mapping[Hashable, Sequence[R]]
-    fetched: float  # trio's clock
-    expires: float
-    broken: frozenset[str] = field(default=frozenset())  # groups that the server could not list
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,27 +56,60 @@ class TrueSize:
 class Site:
     """The client, both caches, and cached listings. Each listing method raises what `Xnat` raises."""
 
-    def __init__(self, xnat: Xnat, metadata: MetadataCache, content: ContentCache, bulk: Bulk, ttl: float) -> None:
+    def __init__(
+        self,
+        xnat: Xnat,
+        metadata: MetadataCache,
+        content: ContentCache,
+        bulk: Bulk,
+        ttl: float,
+        nursery: trio.Nursery,
+        directory: Path,
+    ) -> None:
         self.xnat = xnat
         self.bulk = bulk
         self.metadata = metadata
         self.content = content
         self.ttl = ttl
         self.opened_at = time.time()
+        self.sizes_learnt = False  # whether any file was found to have another size than its listing says
+        self.shown = MetadataCache(SHOWN)
+        self._nursery = nursery
+        self._directory = directory
+        self._walks: dict[str, Walk] = {}
+        self._kept: Kept | None = None
+        self._seen: set[Key] = set()  # listings that were asked for before
+
+    def stay(self) -> None:
+        """For who lives long, as mounts do: memory is given back when nobody looks any more, and listings are kept.
+
+        From now on what was kept is shown while it is asked for anew, and what comes is kept; if we are logged in.
+        """
+        self._nursery.start_soon(self._tidy)
+        if account := self.xnat.login.username:
+            self._kept = Kept(self._directory, account)
+            self._nursery.start_soon(self._kept.run)
+
+    async def _tidy(self) -> None:
+        while True:
+            await trio.sleep(max(self.ttl, 10.0))  # nobody is in need of it sooner
+            self.metadata.expire()
+            self.shown.expire()
 
     async def projects(self) -> Listing[Project]:
-        return await self._listing(("projects",), self.xnat.projects, lambda project: project.id)
+        return await self._listing(("projects",))
 
     async def subjects(self, project: str) -> Listing[Subject]:
-        return await self._listing(
-            ("subjects", project), lambda: self.xnat.subjects(project), lambda subject: subject.id
-        )
+        return await self._listing(("subjects", project))
 
     async def experiments(self, project: str) -> Listing[Experiment]:
         """By accession ID of the subject."""
-        return await self._listing(
-            ("experiments", project), lambda: self.xnat.experiments(project), lambda experiment: experiment.subject_id
-        )
+        return await self._listing(("experiments", project))
+
+    async def people(self, project: str) -> tuple[Listing[Subject], Listing[Experiment]]:
+        """The subjects and the experiments of a project, asked for at the same time."""
+        self._begin(lambda: self.experiments(project))
+        return await self.subjects(project), await self.experiments(project)
 
     def known_experiments(self, project: str) -> Listing[Experiment] | None:
         """The same if it is there already; nothing is asked."""
@@ -92,18 +121,14 @@ class Site:
         return found if isinstance(found, Listing) else None
 
     async def scans(self, experiment: str) -> Listing[Scan]:
-        return await self._listing(("scans", experiment), lambda: self.xnat.scans(experiment), lambda scan: scan.id)
+        return await self._listing(("scans", experiment))
 
     async def assessors(self, experiment: str) -> Listing[Assessor]:
-        return await self._listing(
-            ("assessors", experiment), lambda: self.xnat.assessors(experiment), lambda assessor: assessor.id
-        )
+        return await self._listing(("assessors", experiment))
 
     async def resources(self, item: Item, below: bool) -> Listing[Resource]:
         """By what they hang on: (category, cat_id); ('resources', '') are the item's own."""
-        return await self._listing(
-            ("resources", item, below), lambda: self.xnat.resources(item, below=below), resource_group
-        )
+        return await self._listing(("resources", item, below))
 
     async def files(self, item: Item, below: bool) -> Listing[FileRow]:
         """By resource. One broken catalogue spoils the list of all: then each resource is asked for its own."""
@@ -111,19 +136,19 @@ class Site:
         async def fetch() -> Listing[FileRow]:
             started = trio.current_time()
             try:
-                return self._made(await self.xnat.files(item, below=below), _file_group, started)
+                return self._files_made(await self.xnat.files(item, below=below), started)
             except (NotFound, BadReply) as error:
                 log.info("asking each resource for its files, because: %s", error)
             self.metadata.forget(("resources", item, below))
             resources = await self.resources(item, below)
             rows, broken = await self._files_singly(item, [resource.id for resource in resources.rows])
-            return self._made(rows, _file_group, started, broken)
+            return self._files_made(rows, started, broken)
 
         return await self.metadata.get(("files", item, below), fetch)
 
-    async def _files_singly(self, item: Item, resources: Iterable[str]) -> tuple[list[FileRow], frozenset[str]]:
+    async def _files_singly(self, item: Item, resources: Iterable[str]) -> tuple[Catalogues, frozenset[str]]:
         """The files of these resources, and which of them could not be listed."""
-        found: dict[str, list[FileRow]] = {}
+        found: dict[str, Catalogue] = {}
         broken: set[str] = set()
 
         async def ask(resource: str) -> None:
@@ -136,37 +161,114 @@ class Site:
         async with trio.open_nursery() as nursery:
             for resource in resources:
                 nursery.start_soon(ask, resource)
-        return [row for resource in sorted(found) for row in found[resource]], frozenset(broken)
+        joined = Catalogues()
+        for resource in sorted(found):
+            joined.join(found[resource])
+        return joined, frozenset(broken)
 
-    async def _listing(
-        self, key: Hashable, ask: Callable[[], Awaitable[Sequence[R]]], group: Callable[[R], Hashable]
-    ) -> Listing[R]:
-        async def fetch() -> Listing[R]:
-            started = trio.current_time()
-            return self._made(await ask(), group, started)
+    async def confirm(self, keys: Sequence[Key], expires: float = math.inf) -> bool:
+        """Of these listings have the server's own; whether what was made of them until `expires` is to be made anew."""
+        for key in keys:
+            if _is_pieced(self.metadata.peek(key)):
+                await self.metadata.renew(key, lambda key=key: self._ask(key), _is_pieced)  # type: ignore[misc]
+        found = [each for key in keys if (each := self.metadata.peek(key))]
+        return min((each.expires for each in found), default=expires) != expires
 
-        return await self.metadata.get(key, fetch)
+    # -- what is asked ahead -------------------------------------------------------------------------------------
 
-    def _made(
-        self,
-        rows: Sequence[R],
-        group: Callable[[R], Hashable],
-        started: float,
-        broken: frozenset[str] = frozenset(),
-    ) -> Listing[R]:
-        groups: dict[Hashable, list[R]] = {}
-        for row in rows:
-            groups.setdefault(group(row), []).append(row)
-        return Listing(rows, groups, started, started + self.ttl, broken)
+    async def look_into(self, project: str, experiment: str) -> None:
+        """Somebody does: its listings are begun together, or, on a walk, those of many sessions."""
+        await self._walk(project).session(experiment)
+
+    async def look_into_subject(self, project: str, subject: str) -> None:
+        """Somebody lists its resources."""
+        await self._walk(project).subject(subject)
+
+    def _walk(self, project: str) -> Walk:
+        if project not in self._walks:
+            self._walks[project] = Walk(project, self.xnat, self.metadata, self.ttl, self._ask_all)
+        return self._walks[project]
+
+    def _ask_all(self, experiment: str, imaging: bool) -> None:
+        item = ("experiments", experiment)
+        if imaging:
+            self._begin(lambda: self.scans(experiment))
+            self._begin(lambda: self.assessors(experiment))
+        self._begin(lambda: self.resources(item, True))
+        self._begin(lambda: self.files(item, True))
+
+    def _begin(self, ask: Callable[[], Awaitable[object]]) -> None:
+        """Ask for a listing that somebody is about to want; how it fails, is told then."""
+
+        async def begun() -> None:
+            try:
+                await ask()
+            except XnatError as error:
+                log.debug("a listing that was asked ahead: %s", error)
+            except Exception:  # nobody is there to hear of it, and it must not end the mount
+                log.exception("a listing that was asked ahead")
+
+        self._nursery.start_soon(begun)
+
+    # -- listings ------------------------------------------------------------------------------------------------
+
+    async def _listing(self, key: Key) -> Listing[Any]:
+        return await self.metadata.get(key, lambda: self._first(key))
+
+    async def _first(self, key: Key) -> Listing[Any]:
+        """A listing that is asked for the first time may be that of the last mount, for as long as it takes to ask."""
+        if self._kept is None or key in self._seen:
+            return await self._ask(key)
+        self._seen.add(key)
+        _, group, kind = self._source(key)
+        rows: list[Any] | None = await self._kept.get(key, kind)
+        if rows is None:
+            return await self._ask(key)
+        self._begin(lambda: self.metadata.renew(key, lambda: self._ask(key), _is_pieced))
+        return listing(rows, group, trio.current_time(), min(KEPT_FOR, self.ttl), pieced=True)
+
+    async def _ask(self, key: Key) -> Listing[Any]:
+        ask, group, _ = self._source(key)
+        started = trio.current_time()
+        try:
+            rows = await ask()
+        except (NotFound, Denied):
+            if self._kept is not None:
+                self._kept.put(key, ())
+            raise
+        if self._kept is not None:
+            self._kept.put(key, rows)
+        return listing(rows, group, started, self.ttl)
+
+    def _source(self, key: Key) -> tuple[Callable[[], Awaitable[Sequence[Any]]], Callable[[Any], Hashable], type]:
+        """How a listing is asked for, by what its rows are grouped, and what they are."""
+        xnat = self.xnat
+        match key:
+            case ("projects",):
+                return xnat.projects, lambda row: row.id, Project
+            case ("subjects", str(project)):
+                return lambda: xnat.subjects(project), lambda row: row.id, Subject
+            case ("experiments", str(project)):
+                return lambda: xnat.experiments(project), lambda row: row.subject_id, Experiment
+            case ("scans", str(experiment)):
+                return lambda: xnat.scans(experiment), lambda row: row.id, Scan
+            case ("assessors", str(experiment)):
+                return lambda: xnat.assessors(experiment), lambda row: row.id, Assessor
+            case ("resources", tuple(item), bool(below)):
+                return lambda: xnat.resources(item, below=below), lambda row: row.group, Resource
+        raise KeyError(key)
+
+    def _files_made(self, files: Catalogues, started: float, broken: frozenset[str] = frozenset()) -> Listing[FileRow]:
+        return Listing(files, files.groups, started, started + self.ttl, broken)
+
+    def learn_size(self, key: Hashable, size: int) -> None:
+        """A file is longer or shorter than its listing says, for as long as that says so."""
+        self.metadata.put(key, TrueSize(size))
+        self.sizes_learnt = True
 
 
-def resource_group(resource: Resource) -> Hashable:
-    """What a resource hangs on. The item's own come with and without its ID, depending on the call."""
-    return (resource.category, "" if resource.category == "resources" else resource.cat_id)
-
-
-def _file_group(row: FileRow) -> Hashable:
-    return row.resource_id
+def _is_pieced(value: object) -> bool:
+    return isinstance(value, Listing) and value.pieced
 
 
 @asynccontextmanager
@@ -178,9 +280,24 @@ async def open_site(
 ) -> AsyncIterator[Site]:
     """A server, opened for use; `wire` replaces the network in tests. Raises CacheError; nothing is sent yet."""
     directory = config.cache_dir / server_directory(config.url)
-    async with open_xnat(config, credentials, wire, sessions) as xnat:
-        async with open_cache(
-            directory, config.cache_size, revalidate=config.revalidate, strict=config.strict
-        ) as content:
-            async with open_bulk(xnat, content) as bulk:
-                yield Site(xnat, MetadataCache(), content, bulk, config.ttl)
+    async with (
+        open_xnat(config, credentials, wire, sessions) as xnat,
+        open_cache(directory, config.cache_size, revalidate=config.revalidate, strict=config.strict) as content,
+        open_bulk(xnat, content) as bulk,
+        _background() as nursery,
+    ):
+        yield Site(xnat, MetadataCache(), content, bulk, config.ttl, nursery, directory)
+
+
+@asynccontextmanager
+async def _background() -> AsyncIterator[trio.Nursery]:
+    """For what nobody waits for. It ends with the site; an error of the site's user goes past it, ungrouped."""
+    raised: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        try:
+            yield nursery
+        except Exception as error:
+            raised = error
+        nursery.cancel_scope.cancel()
+    if raised is not None:
+        raise raised

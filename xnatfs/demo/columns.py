@@ -4,13 +4,18 @@ A column may be asked for by its shortcut or by its path; the shortcut is its na
 subtype has makes that subtype the root of the query: every other experiment is gone from the list.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 from urllib.parse import unquote
 
+from xnatfs.demo.reply import Failed
 from xnatfs.demo.tables import Query, Rows
 
-IMAGE, MR = "xnat:imageSessionData", "xnat:mrSessionData"
+IMAGE, MR, ASSESSOR = "xnat:imageSessionData", "xnat:mrSessionData", "xnat:imageAssessorData"
+SCAN = "xnat:imagescandata/"
+# Of what the document calls unconfirmed: a server answers as described, without the column, or with an error.
+Joins = Literal["answered", "ignored", "refused"]
 BASES = {"xnat:experimentdata", "xnat:subjectassessordata", "xnat:subjectdata", ""}
 # Paths that belong to a shortcut, in lower case.
 SHORTCUTS = {
@@ -47,10 +52,13 @@ class Chosen:
         """Whether a shared item gets the label it has in the project that is listed."""
         return "label" in self.names and self.root != IMAGE
 
-    def holds(self, xsi_type: str) -> bool:
-        """Whether an experiment of this type is in the list."""
+    def holds(self, row: Mapping[str, str]) -> bool:
+        """Whether an experiment with these cells is in the list."""
+        xsi_type = row["xsitype"]
         if self.root.lower() in BASES:
             return True
+        if self.root.lower() == ASSESSOR.lower():
+            return f"{ASSESSOR.lower()}/id" in row
         return xsi_type.endswith("SessionData") if self.root == IMAGE else xsi_type.lower() == self.root.lower()
 
     def rows(self, rows: Rows) -> Rows:
@@ -68,6 +76,19 @@ def choose(query: Query, defaults: Iterable[str], root: str) -> Chosen:
     key = "session_ID" if root == IMAGE else f"{root.lower()}/id"
     shown = {name.lower(): _shown(name) for name in (*names, key, "URI")}
     return Chosen(list(shown.values()), root)
+
+
+def without_joins(chosen: Chosen, query: Query, joins: Joins) -> tuple[Chosen, Query]:
+    """What is left of a question where a server does not join: nothing (500), or all but the joined columns."""
+    joined = [name for name in chosen.names if name.lower().startswith(SCAN)]
+    if chosen.root.lower() == ASSESSOR.lower():
+        joined += [name for name in chosen.names if name.lower().startswith("session_")]
+    if not joined or joins == "answered":
+        return chosen, query
+    if joins == "refused":
+        raise Failed(500, "")
+    names = [name for name in chosen.names if name not in joined]
+    return Chosen(names, chosen.root), Query([pair for pair in query.pairs if not pair[0].startswith("session_")])
 
 
 def _root(asked: str) -> str:

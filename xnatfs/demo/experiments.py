@@ -1,14 +1,16 @@
 """The lists of experiments: of a project, of a subject, of the site; and all scans of a project in one of them."""
 
 from xnatfs.demo.archive import Archive, Experiment, Resource, Subject
-from xnatfs.demo.columns import Chosen, choose
+from xnatfs.demo.columns import SCAN, Chosen, Joins, choose, without_joins
 from xnatfs.demo.reply import Reply
 from xnatfs.demo.tables import Query, Rows, filtered, paged, stored, table
 
 DEFAULT = ("ID", "project", "date", "xsiType", "label", "insert_date")
-FILTERS = ("ID", "label", "project", "date", "xsiType", "subject_ID", "subject_label", "insert_date", "last_modified")
+FILTERS = (
+    "ID", "label", "project", "date", "xsiType", "subject_ID", "subject_label", "session_ID", "session_label",
+    "insert_date", "last_modified",
+)  # fmt: skip
 SHARED_INTO = "xnat:imagesessiondata/sharing/share/project"
-SCAN = "xnat:imagescandata/"
 
 
 def experiments(archive: Archive, project: str, query: Query, subject: Subject | None = None) -> Reply:
@@ -23,9 +25,13 @@ def experiments(archive: Archive, project: str, query: Query, subject: Subject |
     return table(chosen.rows(page), query, total=whole, columns=chosen.names)
 
 
-def all_experiments(archive: Archive, user: str, query: Query) -> Reply:
-    """Of the site, image assessors too. A page is cut before it is known what of it may be read."""
+def all_experiments(archive: Archive, user: str, query: Query, joins: Joins = "answered") -> Reply:
+    """Of the site, image assessors too. A page is cut before it is known what of it may be read.
+
+    That the scans of sessions can be had here and the sessions of assessors is not confirmed: `joins`.
+    """
     chosen = choose(query, DEFAULT, "xnat:experimentData")
+    chosen, query = without_joins(chosen, query, joins)
     found = [e for e in archive.experiments.values() if query.get(SHARED_INTO, "") in ("", *e.shared)]
     rows = _wanted([_own(archive, e) for e in found], query, chosen)
     page, whole = paged(rows, query)
@@ -60,8 +66,12 @@ def _row(archive: Archive, experiment: Experiment, label: str, project: str) -> 
         "subject_project": subject.project,
         "uri": f"/data/experiments/{experiment.id}",
     }
-    keys = ("xnat:experimentdata", "xnat:subjectassessordata", experiment.xsi_type.lower())
+    above = "xnat:imageassessordata" if experiment.session else "xnat:subjectassessordata"
+    keys = ("xnat:experimentdata", above, experiment.xsi_type.lower())
     row |= {f"{key}/id": experiment.id for key in keys}
+    if experiment.session:  # of an assessor this is the session that it belongs to
+        parent = archive.experiments[experiment.session]
+        row |= {"session_id": parent.id, "session_label": stored(parent.label)}
     if experiment.xsi_type.endswith("SessionData"):
         row |= {"session_id": experiment.id, "session_label": row["label"], "modality": modality, "scanner": ""}
         row |= {
@@ -74,7 +84,7 @@ def _row(archive: Archive, experiment: Experiment, label: str, project: str) -> 
 
 def _wanted(rows: Rows, query: Query, chosen: Chosen) -> Rows:
     """Rows of the type that is listed, and as the query filters them."""
-    rows = [row for row in rows if chosen.holds(row["xsitype"])]
+    rows = [row for row in rows if chosen.holds(row)]
     lowered = Query([(key.lower(), value) for key, value in query.pairs if key != "xsiType"])
     return filtered(rows, lowered, [name.lower() for name in FILTERS])
 

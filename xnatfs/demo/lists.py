@@ -1,11 +1,13 @@
 """The lists of items: projects, subjects, experiments, scans, assessors, reconstructions, shares."""
 
 from xnatfs.demo.archive import Archive, Experiment, Project, Subject
+from xnatfs.demo.columns import Joins
 from xnatfs.demo.reply import Failed, Reply
 from xnatfs.demo.tables import Query, Rows, filtered, paged, select, stored, table, true
 
 PROJECT = ("ID", "secondary_ID", "name", "description", "pi_firstname", "pi_lastname", "URI")
 SUBJECT = ("ID", "project", "label", "insert_date", "insert_user", "URI")
+SUBJECT_RESOURCE = "xnat:subjectdata/resources/resource/label"
 ROLES = {"owner": "Owners", "member": "Members", "collaborator": "Collaborators"}
 OTHER_HANDLER = {"accessible", "owner", "member", "collaborator", "admin", "users", "data", "prearc_code", "recent"}
 
@@ -67,14 +69,23 @@ def _subject_row(archive: Archive, subject: Subject, label: str) -> dict[str, st
     }
 
 
-def subjects(archive: Archive, project: str, query: Query) -> Reply:
+def subjects(archive: Archive, project: str, query: Query, joins: Joins = "answered") -> Reply:
+    """Of a project. With their resources' labels, if asked for: a row for each; not confirmed, hence `joins`."""
     asked = query.get("columns", "ID,label").lower().split(",")
     there = {"id", "label"} <= set(asked) or "default" in asked  # else a shared one keeps the label it has at home
     rows = [
         _subject_row(archive, subject, label if there else subject.label)
         for subject, label in archive.subjects_in(project)
     ]
+    if SUBJECT_RESOURCE in asked and joins == "refused":
+        raise Failed(500, "")
+    if SUBJECT_RESOURCE in asked and joins == "answered":
+        rows = [row | {SUBJECT_RESOURCE: label} for row in rows for label in _labels(archive, row["ID"])]
     return _people(rows, query)
+
+
+def _labels(archive: Archive, subject: str) -> list[str]:
+    return [stored(resource.label) for resource in archive.subjects[subject].resources] or [""]
 
 
 def all_subjects(archive: Archive, user: str, query: Query) -> Reply:

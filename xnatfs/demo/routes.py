@@ -10,6 +10,7 @@ from urllib.parse import unquote_plus
 
 from xnatfs.demo import documents, experiments, lists
 from xnatfs.demo.archive import Archive, Experiment, Home, Subject, experiment_resources
+from xnatfs.demo.columns import Joins
 from xnatfs.demo.levels import Asked, Found, Level, Levels
 from xnatfs.demo.reply import Failed, Reply, text
 
@@ -20,6 +21,7 @@ class Routes:
     def __init__(self, archive: Archive, context: str) -> None:
         self.archive = archive
         self.levels = Levels(archive, context)
+        self.joins: Joins = "answered"
 
     def answer(self, asked: Asked) -> Reply:
         segments = asked.segments
@@ -58,7 +60,7 @@ class Routes:
                 return text(project.access)
             case ("subjects",) if len(rest) == 1:
                 lists.need_reader(archive, user, project_id, "subjects")
-                return lists.subjects(archive, project_id, asked.query)
+                return lists.subjects(archive, project_id, asked.query, self.joins)
             case ("experiments",) if len(rest) == 1:
                 lists.need_reader(archive, user, project_id, "experiments")
                 return experiments.experiments(archive, project_id, asked.query)
@@ -135,7 +137,7 @@ class Routes:
 
     def _experiments(self, asked: Asked, tail: Sequence[str]) -> Reply:
         if not tail:
-            return experiments.all_experiments(self.archive, asked.user, asked.query)
+            return experiments.all_experiments(self.archive, asked.user, asked.query, self.joins)
         keys = tail[0].split(",") if len(tail) > 1 else [tail[0]]
         found = [e for key in keys if (e := self.archive.experiments.get(key))]
         found = [e for e in found if self.archive.reads_item(asked.user, e)]
@@ -193,8 +195,8 @@ class Routes:
                 resources = [pair for pair in resources if not pair[1].part.endswith("/in")]
                 for assessor in self._readable_assessors(asked, session):
                     resources += _of_assessor(assessor, session)
-        one = base if len(found) == 1 else ""
-        return Level(tuple(resources), one, found[0].label, blank=everything)
+        # The base of a single resource keeps the whole list of sessions.
+        return Level(tuple(resources), base, found[0].label, blank=everything)
 
     def _scan(
         self, asked: Asked, session: Experiment, key: str, tail: Sequence[str], above: Level | None, base: str

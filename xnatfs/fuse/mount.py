@@ -69,6 +69,7 @@ async def mount(
     ):
         async with open_site(config, credentials, sessions=sessions) as site:
             await site.xnat.log_in()
+            site.stay()
             log.info(
                 "xnatfs %s: %s as %s on %s, cache %s",
                 __version__,

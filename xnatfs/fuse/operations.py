@@ -130,7 +130,7 @@ class Listed:
         self.keep = keep  # the answers; of a huge directory they would take more than all that it lists
         self.source: Mapping[str, Node] = children.nodes
         self.expires = children.expires
-        self.nodes: Sequence[Node] = list(children.nodes.values())
+        self.nodes = children.listed()
         self.answers: list[Answer | None] = [None] * len(self.nodes)
 
     def is_of(self, children: Children) -> bool:
@@ -336,7 +336,7 @@ class OperationsWithXattrs(Operations):
 
     @handler
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[FileNameT]:
-        return sorted(_xattrs(self._node(inode)))
+        return sorted(await _xattrs(self._node(inode)))
 
     @handler
     async def getxattr(self, inode: InodeT, name: FileNameT, ctx: RequestContext) -> bytes:
@@ -344,7 +344,7 @@ class OperationsWithXattrs(Operations):
         # as of any file system without these: 120 us an entry saved. (ENOSYS would make the kernel ask for nothing.)
         if not name.startswith(b"user."):
             raise pyfuse3.FUSEError(errno.EOPNOTSUPP)
-        value = _xattrs(self._node(inode)).get(name) if name.startswith(XATTR_PREFIX) else None
+        value = (await _xattrs(self._node(inode))).get(name) if name.startswith(XATTR_PREFIX) else None
         if value is None:
             raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
         return value
@@ -365,8 +365,9 @@ async def _learn_size(nodes: Sequence[Node]) -> None:
     await measure(node for node in nodes if isinstance(node, File) and not node.measured)
 
 
-def _xattrs(node: Node) -> dict[FileNameT, bytes]:
-    return {FileNameT(XATTR_PREFIX + key.encode()): encode(value) for key, value in node.xattrs().items() if value}
+async def _xattrs(node: Node) -> dict[FileNameT, bytes]:
+    facts = await node.all_xattrs()
+    return {FileNameT(XATTR_PREFIX + key.encode()): encode(value) for key, value in facts.items() if value}
 
 
 def _left(expires: float) -> float:

@@ -7,14 +7,24 @@ adapters call `children` and `child`.
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import trio
 
 from xnatfs.content import Blob
 from xnatfs.errors import NotFound
-from xnatfs.site import Site
+from xnatfs.site import Key, Site
+
+
+class Listed(Mapping[str, "Node"]):
+    """Nodes by name that are made when they are asked for."""
+
+    __slots__ = ()
+
+    def listed(self) -> Sequence["Node"]:
+        """All of them, at places that stay theirs."""
+        raise NotImplementedError(type(self).__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +40,10 @@ class Children:
 
     def __len__(self) -> int:
         return len(self.nodes) + len(self.aliases)
+
+    def listed(self) -> Sequence["Node"]:
+        """What is in `nodes`, to be listed from any place on. Where that is much, nodes are made one by one."""
+        return self.nodes.listed() if isinstance(self.nodes, Listed) else list(self.nodes.values())
 
 
 class Node:
@@ -60,35 +74,61 @@ class Node:
         return self.parent.modified() if self.parent else self.site.opened_at
 
     def xattrs(self) -> dict[str, str]:
-        """Facts of the server about this node, without the empty ones; keys without prefix."""
+        """Facts of the server about this node, empty ones too; keys without prefix."""
         return {}
+
+    async def all_xattrs(self) -> dict[str, str]:
+        """The same, where lists of many items do not tell all: may cost a request."""
+        return self.xattrs()
 
 
 class Dir(Node):
     """A directory."""
 
-    __slots__ = ()
+    __slots__ = ("_expires", "_full_path")
+
+    def __init__(self, site: Site, parent: "Dir | None", name: str) -> None:
+        super().__init__(site, parent, name)
+        self._full_path: tuple[str, ...] = (*parent.path, name) if parent else ()
+        self._expires = -math.inf
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        return self._full_path
 
     async def children(self) -> Children:
         """Everything in it, from the cache while that is fresh."""
-        return await self.site.metadata.get(("children", self.path), self.load)
+        children = await self.site.metadata.get(("children", self._full_path), self.load)
+        self._expires = children.expires
+        return children
 
     def fresh_until(self) -> float:
         """When what `children` gave last is out of date, on trio's clock; in the past where nothing was given."""
-        children = self.site.metadata.peek(("children", self.path))
-        return children.expires if children else -math.inf
+        if self._expires <= trio.current_time():  # but another node of this path may know better
+            children = self.site.metadata.peek(("children", self._full_path))
+            self._expires = children.expires if children else -math.inf
+        return self._expires
 
     async def load(self) -> Children:
         """Everything in it, made anew. Written by subclasses."""
         raise NotImplementedError(type(self).__name__)
 
     async def child(self, name: str) -> Node:
-        """The node of this name, shown or raw. Raises NotFound."""
+        """The node of this name, shown or raw. Raises NotFound, for sure."""
         children = await self.children()
         node = children.nodes.get(name) or children.aliases.get(name)
+        # No label begins with a dot, but many questions do.
+        if node is None and not name.startswith(".") and await self.site.confirm(self.sources(), children.expires):
+            self.site.metadata.forget(("children", self._full_path))
+            children = await self.children()
+            node = children.nodes.get(name) or children.aliases.get(name)
         if node is None:
             raise NotFound(f"{'/'.join((*self.path, name))} does not exist")
         return node
+
+    def sources(self) -> Sequence[Key]:
+        """The listings that it is made of, of which one may be put together from others, or of the last mount."""
+        return ()
 
 
 class StaticDir(Dir):

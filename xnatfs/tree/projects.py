@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from xnatfs.models import Experiment, Project, Subject
-from xnatfs.site import Site
+from xnatfs.site import Key, Site
 from xnatfs.tree.names import assign
 from xnatfs.tree.node import Children, Dir, Node
 from xnatfs.tree.resources import Place, ResourcesDir
@@ -23,6 +23,9 @@ class Projects(Dir):
         nodes = {name: ProjectDir(self.site, self, name, row) for name, row in named.items()}
         return Children(nodes, listing.expires)
 
+    def sources(self) -> Sequence[Key]:
+        return [("projects",)]
+
 
 class ProjectDir(Dir):
     """One project: its subjects, its own and those shared into it, and its resources."""
@@ -38,14 +41,16 @@ class ProjectDir(Dir):
         return {"id": row.id, "label": row.secondary_id, "name": row.name, "uri": f"/data/projects/{row.id}"}
 
     async def load(self) -> Children:
-        subjects = await self.site.subjects(self.project.id)
-        experiments = await self.site.experiments(self.project.id)
+        subjects, experiments = await self.site.people(self.project.id)
         rows = [*subjects.rows, *_unlisted(subjects.groups.keys(), experiments.rows)]
         named = assign(rows, lambda row: row.label, lambda row: row.id, {RESOURCES})
         nodes: dict[str, Node] = {RESOURCES: self._resources()}
         nodes |= {name: SubjectDir(self, name, row) for name, row in named.items()}
         aliases: dict[str, Node] = {row.id: SubjectDir(self, row.id, row) for row in rows if row.id not in nodes}
         return Children(nodes, min(subjects.expires, experiments.expires), aliases)
+
+    def sources(self) -> Sequence[Key]:
+        return [("subjects", self.project.id), ("experiments", self.project.id)]
 
     async def child(self, name: str) -> Node:
         if name == RESOURCES:  # readable in a protected project, whose subjects are not
@@ -88,12 +93,26 @@ class SubjectDir(Dir):
         rows = listing.groups.get(self.subject.id, ())
         named = assign(rows, lambda row: row.label, lambda row: row.id, {RESOURCES})
         nodes: dict[str, Node] = {RESOURCES: self._resources()}
-        nodes |= {name: SessionDir(self.site, self, name, row) for name, row in named.items()}
+        project = self.project_dir.project.id
+        nodes |= {name: SessionDir(self.site, self, name, row, project) for name, row in named.items()}
         aliases: dict[str, Node] = {
-            row.id: SessionDir(self.site, self, row.id, row) for row in rows if row.id not in nodes
+            row.id: SessionDir(self.site, self, row.id, row, project) for row in rows if row.id not in nodes
         }
         return Children(nodes, listing.expires, aliases)
 
+    def sources(self) -> Sequence[Key]:
+        return [("experiments", self.project_dir.project.id)]
+
     def _resources(self) -> Dir:
         item = ("subjects", self.subject.id)
-        return ResourcesDir(self.site, self, RESOURCES, Place(item, item))
+        return SubjectResourcesDir(self.site, self, RESOURCES, Place(item, item))
+
+
+class SubjectResourcesDir(ResourcesDir):
+    """The resources of one subject, of whom most have none."""
+
+    __slots__ = ()
+
+    async def look_into(self) -> None:
+        assert isinstance(self.parent, SubjectDir)
+        await self.site.look_into_subject(self.parent.project_dir.project.id, self.parent.subject.id)

@@ -1,11 +1,12 @@
 """SESSION/: scans, resources, assessors and reconstructions. Listing a session asks nothing: the four always exist."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import unescape
 
 from xnatfs.errors import BadReply, NotFound
+from xnatfs.metadata import Listing
 from xnatfs.models import Assessor, Experiment, Resource, Scan
-from xnatfs.site import Item, Listing, Site
+from xnatfs.site import Item, Key, Site
 from xnatfs.tree.names import assign
 from xnatfs.tree.node import Children, Dir, Node, StaticDir, number
 from xnatfs.tree.resources import Place, ResourcesDir
@@ -16,11 +17,12 @@ INPUTS = "in"  # what an assessor was made of; found by lookup, not listed: it c
 class SessionDir(StaticDir):
     """One experiment, under its label in this project."""
 
-    __slots__ = ("experiment",)
+    __slots__ = ("experiment", "project")
 
-    def __init__(self, site: Site, parent: Dir, name: str, experiment: Experiment) -> None:
+    def __init__(self, site: Site, parent: Dir, name: str, experiment: Experiment, project: str = "") -> None:
         super().__init__(site, parent, name)
         self.experiment = experiment
+        self.project = project  # in which it is looked at; '' where nobody looks around
 
     @property
     def item(self) -> Item:
@@ -36,18 +38,29 @@ class SessionDir(StaticDir):
 
     def entries(self) -> Iterable[Node]:
         yield ScansDir(self.site, self, "scans")
-        yield ResourcesDir(self.site, self, "resources", self.place("resources", ""))
+        yield SessionResourcesDir(self.site, self, "resources", self.place("resources", ""))
         yield AssessorsDir(self.site, self, "assessors")
         yield ReconstructionsDir(self.site, self, "reconstructions")
+
+    async def look_into(self) -> None:
+        """Before a part of it is listed."""
+        if self.project:
+            await self.site.look_into(self.project, self.experiment.id)
 
     def place(self, category: str, cat_id: str) -> Place:
         """Where the resources of one part of the session are found: in the one listing of them all."""
         home: Item = self.item if category == "resources" else (*self.item, category, cat_id)
         return Place(self.item, home, below=True, group=(category, cat_id))
 
-    def is_imaging(self) -> bool:
-        """Whether it can have scans: sessions can, other assessments of a subject cannot."""
-        return self.experiment.xsi_type.endswith("SessionData")
+
+class SessionResourcesDir(ResourcesDir):
+    """The session's own resources."""
+
+    __slots__ = ()
+
+    async def look_into(self) -> None:
+        assert isinstance(self.parent, SessionDir)
+        await self.parent.look_into()
 
 
 class _PartsDir(Dir):
@@ -66,15 +79,19 @@ class ScansDir(_PartsDir):
     __slots__ = ()
 
     async def load(self) -> Children:
+        await self.session.look_into()
         try:
             listing: Listing[Scan] = await self.site.scans(self.session.experiment.id)
         except (NotFound, BadReply):
-            if self.session.is_imaging():
+            if self.session.experiment.is_imaging:
                 raise
             return Children({})  # servers answer 404 or 500 for what cannot have scans
         named = assign(listing.rows, lambda row: unescape(row.id), lambda row: row.id)
         nodes = {name: ScanDir(self, name, row, place) for place, (name, row) in enumerate(named.items())}
         return Children(nodes, listing.expires)
+
+    def sources(self) -> Sequence[Key]:
+        return [("scans", self.session.experiment.id)]
 
 
 class ScanDir(ResourcesDir):
@@ -91,6 +108,14 @@ class ScanDir(ResourcesDir):
         """Session, place in its listing: `cp -r` and others go by inode numbers, and so series after series."""
         assert self.parent is not None
         return number(repr(self.parent.path), 45) << 16 | min(self.order, 0xFFFF)
+
+    async def all_xattrs(self) -> dict[str, str]:
+        """A list of a whole project does not tell of which type a scan is."""
+        experiment = self.place.item[1]
+        if not self.scan.xsi_type and await self.site.confirm([("scans", experiment)]):
+            rows = (await self.site.scans(experiment)).rows
+            self.scan = next((row for row in rows if row.id == self.scan.id), self.scan)
+        return self.xattrs()
 
     def xattrs(self) -> dict[str, str]:
         row = self.scan
@@ -111,16 +136,20 @@ class AssessorsDir(_PartsDir):
     __slots__ = ()
 
     async def load(self) -> Children:
+        await self.session.look_into()
         try:
             listing: Listing[Assessor] = await self.site.assessors(self.session.experiment.id)
         except (NotFound, BadReply):
-            if self.session.is_imaging():
+            if self.session.experiment.is_imaging:
                 raise
             return Children({})
         named = assign(listing.rows, lambda row: row.label, lambda row: row.id)
         nodes = {name: AssessorDir(self, name, row) for name, row in named.items()}
         by_id = {row.id: AssessorDir(self, row.id, row) for row in listing.rows if row.id not in named}
         return Children(nodes, listing.expires, by_id)
+
+    def sources(self) -> Sequence[Key]:
+        return [("assessors", self.session.experiment.id)]
 
 
 class AssessorDir(ResourcesDir):
@@ -155,6 +184,7 @@ class ReconstructionsDir(_PartsDir):
     __slots__ = ()
 
     async def load(self) -> Children:
+        await self.session.look_into()
         listing: Listing[Resource] = await self.site.resources(self.session.item, True)
         ids = sorted({row.cat_id for row in listing.rows if row.category == "reconstructions"})
         named = assign(ids, unescape, lambda cat_id: cat_id)

@@ -13,8 +13,9 @@ from xnatfs.client import Xnat, has_url
 from xnatfs.content import Body
 from xnatfs.downloads import Download
 from xnatfs.errors import BadReply, NotFound, XnatError
+from xnatfs.metadata import Listing
 from xnatfs.models import FileRow
-from xnatfs.site import Item, Listing, Site
+from xnatfs.site import Item, Site
 from xnatfs.tree.names import assign
 from xnatfs.untar import Member, members
 

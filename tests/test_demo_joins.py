@@ -1,0 +1,92 @@
+"""The demo's lists that join: what of them is unconfirmed can be switched off (XNAT REST contract 4, 5.4, 6.3, 7)."""
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from xnatfs.demo.app import DemoXnat
+from xnatfs.demo.archive import Archive, User
+
+ASSESSORS = "/data/experiments?xsiType=xnat:imageAssessorData&columns=ID,label,date,xsiType,session_ID"
+LABEL = "xnat:subjectdata/resources/resource/label"
+SUBJECTS = "/data/projects/P/subjects?columns=ID,label,xnat:subjectData/resources/resource/label"
+SCANS = "/data/experiments?project=P&xsiType=xnat:imageSessionData&columns=ID,xnat:imagescandata/id"
+
+
+@pytest.fixture
+def archive() -> Archive:
+    """P has two subjects with a session each; the first has two assessors, one of them of Q, and resources."""
+    made = Archive()
+    made.users["jane"] = User("jane", "JANE")
+    project, other = made.project("P", "P", jane="Owners"), made.project("Q", "Q", jane="Owners")
+    made.project("HIDDEN", "Not for Jane")
+    sessions = [made.experiment(made.subject(project, name), f"{name}_MR") for name in ("A", "B")]
+    for session in sessions:
+        made.scan(session, "1")
+    made.assessor(sessions[0], "QC & more")
+    made.assessor(sessions[0], "SEG", "icr:roiCollectionData").project = other.id
+    made.assessor(sessions[0], "SECRET").project = "HIDDEN"
+    subject = made.subjects[sessions[0].subject]
+    for label in ("notes", "a & b"):
+        made.resource(subject.resources, label)
+    made.file(made.resource(sessions[1].scans[0].resources, "DICOM"), "1.dcm", b"one")
+    return made
+
+
+@pytest.fixture
+def demo(archive: Archive) -> DemoXnat:
+    return DemoXnat(archive)
+
+
+@pytest.fixture
+def jane(demo: DemoXnat) -> Iterator[httpx.Client]:
+    with httpx.Client(transport=httpx.MockTransport(demo), base_url="http://xnat") as made:
+        assert made.get("/data/JSESSION", auth=("jane", "JANE")).status_code == 200
+        yield made
+
+
+def rows(reply: httpx.Response) -> list[dict[str, str]]:
+    assert reply.status_code == 200, reply.text
+    found: list[dict[str, str]] = reply.json()["ResultSet"]["Result"]
+    return found
+
+
+def test_assessors_of_sessions_are_listed_with_their_session(jane):
+    found = rows(jane.get(f"{ASSESSORS}&session_ID=DEMO_E00001,DEMO_E00002"))
+    assert {(row["label"], row["session_ID"]) for row in found} == {
+        ("QC &amp; more", "DEMO_E00001"),
+        ("SEG", "DEMO_E00001"),
+    }
+    assert all(row["xnat:imageassessordata/id"] == row["ID"] for row in found)
+    assert rows(jane.get(f"{ASSESSORS}&session_ID=DEMO_E00002")) == []
+
+
+def test_the_project_of_an_assessor_may_be_another_than_its_sessions(jane):
+    assert [row["label"] for row in rows(jane.get(f"{ASSESSORS}&project=P"))] == ["QC &amp; more"]
+
+
+def test_subjects_are_listed_once_for_each_resource(jane):
+    found = rows(jane.get(SUBJECTS))
+    assert sorted((row["label"], row[LABEL]) for row in found) == [("A", "a &amp; b"), ("A", "notes"), ("B", "")]
+
+
+def test_a_server_may_ignore_what_it_cannot_join(jane, demo):
+    demo.routes.joins = "ignored"
+    assert all(LABEL not in row for row in rows(jane.get(SUBJECTS)))
+    assert all("session_ID" not in row for row in rows(jane.get(f"{ASSESSORS}&session_ID=DEMO_E00002")))
+    assert all("xnat:imagescandata/id" not in row for row in rows(jane.get(SCANS)))
+    assert len(rows(jane.get("/data/projects/P/subjects"))) == 2
+
+
+def test_a_server_may_refuse_what_it_cannot_join(jane, demo):
+    demo.routes.joins = "refused"
+    for url in (SUBJECTS, f"{ASSESSORS}&session_ID=DEMO_E00002", SCANS):
+        assert jane.get(url).status_code == 500
+    assert len(rows(jane.get("/data/projects/P/subjects"))) == 2
+
+
+def test_the_address_of_a_single_resource_keeps_the_list_of_sessions(jane):
+    (file,) = rows(jane.get("/data/experiments/DEMO_E00001,DEMO_E00002/files?all=true"))
+    assert file["URI"].startswith("/data/experiments/DEMO_E00001,DEMO_E00002/resources/")
+    assert jane.get(file["URI"]).content == b"one"

@@ -1,0 +1,183 @@
+"""The files of a listing, packed: some 60 bytes a file beside its name's own, and a row made when it is looked at.
+
+A million rows as objects are 350 MB, and the tree makes more of each. Here a resource is a few arrays: the names in
+one piece of bytes, sizes as numbers, digests as 16 bytes each.
+"""
+
+from array import array
+from bisect import bisect_right
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from html import unescape
+from itertools import pairwise
+from sys import intern
+from typing import Any, overload
+
+from xnatfs.models import FileRow, Row, file_path
+
+_UNKNOWN = -1  # a size that the catalogue does not state
+_NO_DIGEST = bytes(16)
+
+
+class Catalogue(Sequence[FileRow]):
+    """The files of one resource, in the order of the server's listing."""
+
+    __slots__ = ("_digests", "_ends", "_kind", "_kinds", "_odd", "_paths", "_sizes", "home", "label", "resource_id")
+
+    def __init__(self, resource_id: str, home: str = "", label: str = "") -> None:
+        self.resource_id = resource_id
+        self.home = home  # the URI before /resources/, as the first file has it
+        self.label = label  # of the resource, as the server writes it
+        self._paths = bytearray()
+        self._ends = array("Q", [0])
+        self._sizes = array("q")
+        self._digests = bytearray()
+        self._odd: dict[int, str] = {}  # digests that are not 32 hex digits, or are 32 zeros
+        self._kinds: list[tuple[str, str]] = []  # format and content, and from which file on
+        self._kind = array("Q")
+
+    def add(self, path: str, size: int | None, digest: str, kind: tuple[str, str]) -> None:
+        """One more file; the digest in lower case."""
+        self._paths += path.encode("utf-8", "surrogatepass")
+        self._ends.append(len(self._paths))
+        self._sizes.append(_UNKNOWN if size is None else size)
+        packed = _packed(digest)
+        if digest and packed == _NO_DIGEST:
+            self._odd[len(self) - 1] = digest
+        self._digests += packed
+        if not self._kinds or self._kinds[-1] != kind:
+            self._kinds.append(kind)
+            self._kind.append(len(self) - 1)
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def path(self, place: int) -> str:
+        return self._paths[self._ends[place] : self._ends[place + 1]].decode("utf-8", "surrogatepass")
+
+    def paths(self, start: int = 0, end: int | None = None) -> Iterator[str]:
+        """Their paths, from one place to before another."""
+        for begin, stop in pairwise(self._ends[start : None if end is None else end + 1]):
+            yield self._paths[begin:stop].decode("utf-8", "surrogatepass")
+
+    def size(self, place: int) -> int | None:
+        size = self._sizes[place]
+        return None if size == _UNKNOWN else size
+
+    def digest(self, place: int) -> str:
+        packed = self._digests[16 * place : 16 * place + 16]
+        return self._odd.get(place, "") if packed == _NO_DIGEST else packed.hex()
+
+    def version(self, place: int) -> bytes:
+        """What tells a file and its version from all others, but for a length that it proves to have."""
+        path = self._paths[self._ends[place] : self._ends[place + 1]]
+        odd = self._odd.get(place, "").encode() if self._odd else b""
+        return b"\0".join((self.resource_id.encode(), path, self._digests[16 * place : 16 * place + 16], odd))
+
+    def at(self, place: int) -> FileRow:
+        format, content = self._kinds[bisect_right(self._kind, place) - 1]
+        return FileRow(self.resource_id, self.path(place), self.size(place), self.digest(place), format, content, place)
+
+    @overload
+    def __getitem__(self, index: int) -> FileRow: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[FileRow]: ...
+    def __getitem__(self, index: int | slice) -> FileRow | list[FileRow]:
+        if isinstance(index, slice):
+            return [self.at(place) for place in range(*index.indices(len(self)))]
+        return self.at(range(len(self))[index])
+
+    def __iter__(self) -> Iterator[FileRow]:
+        return map(self.at, range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the server lists the same."""
+        if not isinstance(other, Catalogue):
+            return NotImplemented
+        mine, others = (
+            (c.resource_id, c._ends, c._sizes, c._paths, c._digests, c._odd, c._kind, c._kinds) for c in (self, other)
+        )
+        return mine == others
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Catalogues(Sequence[FileRow]):
+    """The files of a listing, in its order, and by resource."""
+
+    def __init__(self) -> None:
+        self.groups: dict[Hashable, Catalogue] = {}  # by the number of their resource
+        self._runs: list[tuple[Catalogue, int]] = []  # of one resource: where in it they end
+        self._length = 0
+        self._kinds: dict[tuple[Any, Any], tuple[str, str]] = {}
+
+    def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Rows as they came. Raises BadReply for what is no file."""
+        for cells in rows:
+            try:
+                number, uri, size, digest = cells["cat_ID"], cells["URI"], cells["Size"], cells["digest"]
+                kind = (cells["file_format"], cells["file_content"])
+            except KeyError:  # another spelling, or a cell less
+                row = Row(cells)
+                number, uri, size, digest = row.get("cat_ID"), row.get("URI"), row.get("Size"), row.get("digest")
+                kind = (row.get("file_format"), row.get("file_content"))
+            if not number or not uri:
+                Row(cells).need("cat_ID" if not number else "URI")
+            catalogue = self.groups.get(number) or self._group(str(number), str(uri), cells)
+            size, digest = str(size), str(digest or "").lower()
+            catalogue.add(
+                file_path(str(uri), catalogue.resource_id),
+                int(size) if size.isascii() and size.isdigit() else None,
+                digest,
+                self._kinds.get(kind) or self._kind(kind),
+            )
+            self._listed(catalogue)
+
+    def _group(self, number: str, uri: str, cells: Mapping[str, Any]) -> Catalogue:
+        if number not in self.groups:
+            home = uri.partition(f"/resources/{number}/files/")[0]
+            self.groups[number] = Catalogue(number, home, Row(cells).get("collection"))
+        return self.groups[number]
+
+    def _kind(self, kind: tuple[Any, Any]) -> tuple[str, str]:
+        format, content = (intern(unescape(str(cell or ""))) for cell in kind)
+        self._kinds[kind] = (format, content)
+        return format, content
+
+    def _listed(self, catalogue: Catalogue) -> None:
+        if self._runs and self._runs[-1][0] is catalogue:
+            self._runs[-1] = (catalogue, len(catalogue))
+        else:
+            self._runs.append((catalogue, len(catalogue)))
+        self._length += 1
+
+    def join(self, other: "Catalogue") -> None:
+        """All the files of a resource that is listed nowhere else here."""
+        self.groups[other.resource_id] = other
+        self._runs.append((other, len(other)))
+        self._length += len(other)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[FileRow]:
+        begun: dict[str, int] = {}
+        for catalogue, end in self._runs:
+            start = begun.get(catalogue.resource_id, 0)
+            begun[catalogue.resource_id] = end
+            yield from (catalogue.at(place) for place in range(start, end))
+
+    @overload
+    def __getitem__(self, index: int) -> FileRow: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[FileRow]: ...
+    def __getitem__(self, index: int | slice) -> FileRow | list[FileRow]:
+        return list(self)[index]  # nobody asks who has many
+
+
+def _packed(digest: str) -> bytes:
+    """A digest in 16 bytes; zeros for what is none."""
+    try:
+        packed = bytes.fromhex(digest) if len(digest) == 32 else b""
+    except ValueError:
+        packed = b""
+    return packed if len(packed) == 16 else _NO_DIGEST

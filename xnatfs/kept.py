@@ -1,0 +1,177 @@
+"""Kept: listings of an earlier mount, shown at once by the next one while the server is asked for them anew.
+
+Invariants:
+- One file per server and account, 0600, in a directory of 0700. It holds names and dates, no bytes and
+  no listing of files: what is read is decided by what the server says today.
+- What is older than OLDEST, of another version, damaged or not ours is not there. Nothing here is ever an error: it
+  costs the round trip that it would have saved.
+- It is read and written in a thread, one at a time, many listings in one transaction.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import trio
+
+log = logging.getLogger(__name__)
+
+# Changes with the table and with the meaning of a cell; fields are compared one by one.
+VERSION = 1
+# Yesterday's names are a help, last month's a nuisance.
+OLDEST = 24 * 3600.0  # seconds
+# A listing with more rows takes as long to read as to be asked for.
+MOST_ROWS = 20_000
+# Listings that are kept of one account, the newest: some 30 MB of sessions.
+MOST_LISTINGS = 20_000
+# How long listings are collected before they are written, in seconds: a walk makes hundreds in that time.
+COLLECT = 1.0
+
+SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS listings"
+    " (key TEXT PRIMARY KEY, at REAL NOT NULL, fields TEXT NOT NULL, rows TEXT NOT NULL)"
+)
+
+R = TypeVar("R")
+Key = tuple[object, ...]
+
+
+class Kept:
+    """The listings of one account on one server, below a directory that is for this server. Nothing is opened yet."""
+
+    def __init__(self, directory: Path, account: str, clock: Callable[[], float] = time.time) -> None:
+        name = hashlib.sha256(account.lower().encode()).hexdigest()[:32]
+        self.path = directory / "listings" / f"{name}.db"
+        self._clock = clock
+        self._one = trio.CapacityLimiter(1)
+        self._waiting: dict[str, Sequence[Any]] = {}
+        self._more = trio.Event()
+        self._connection: sqlite3.Connection | None = None
+
+    async def get(self, key: Key, kind: type[R]) -> list[R] | None:
+        """The rows of a listing, if they are kept."""
+        return await trio.to_thread.run_sync(self._get, _text(key), kind, limiter=self._one)
+
+    def put(self, key: Key, rows: Sequence[object]) -> None:
+        """Keep the rows of a listing; none where there are too many, or none any more."""
+        self._waiting[_text(key)] = rows if len(rows) <= MOST_ROWS else ()
+        self._more.set()
+
+    async def write(self) -> None:
+        """Write what there is to write."""
+        waiting, self._waiting, self._more = self._waiting, {}, trio.Event()
+        if waiting:
+            await trio.to_thread.run_sync(self._write, waiting, limiter=self._one)
+
+    async def run(self) -> None:
+        """Write whenever there is something to write, until this is cancelled; then the rest."""
+        try:
+            while True:
+                await self._more.wait()
+                await trio.sleep(COLLECT)
+                await self.write()
+        finally:
+            with trio.CancelScope(shield=True):
+                await self.write()
+            self.close()
+
+    # -- in a thread ---------------------------------------------------------------------------------------------
+
+    def _get(self, key: str, kind: type[R]) -> list[R] | None:
+        try:
+            found = self._database().execute("SELECT at, fields, rows FROM listings WHERE key = ?", (key,)).fetchone()
+        except (OSError, sqlite3.Error) as error:
+            self._fail(error)
+            return None
+        try:
+            at, named, rows = found
+            if not 0 <= self._clock() - at <= OLDEST or json.loads(named) != _fields(kind):
+                return None
+            return [_row(kind, cells) for cells in json.loads(rows)] or None
+        except (ValueError, TypeError) as error:
+            log.debug("the kept listing %s is none: %s", key, error)
+            return None
+
+    def _write(self, waiting: dict[str, Sequence[Any]]) -> None:
+        now = self._clock()
+        made = [
+            (key, now, json.dumps(_fields(type(rows[0]))), json.dumps([_cells(row) for row in rows]))
+            for key, rows in waiting.items()
+            if rows
+        ]
+        try:
+            with self._database() as database:
+                database.executemany("DELETE FROM listings WHERE key = ?", [(key,) for key in waiting])
+                database.executemany("INSERT INTO listings VALUES (?, ?, ?, ?)", made)
+                database.execute("DELETE FROM listings WHERE NOT at BETWEEN ? AND ?", (now - OLDEST, now))
+                database.execute(
+                    "DELETE FROM listings WHERE key IN (SELECT key FROM listings ORDER BY at DESC LIMIT -1 OFFSET ?)",
+                    (MOST_LISTINGS,),
+                )
+        except (OSError, sqlite3.Error) as error:
+            self._fail(error)
+
+    def _database(self) -> sqlite3.Connection:
+        if self._connection is None:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            connection = sqlite3.connect(self.path, timeout=1.0, check_same_thread=False)
+            try:
+                version = connection.execute("PRAGMA user_version").fetchone()[0]
+                if version not in (0, VERSION):
+                    raise sqlite3.DatabaseError(f"it has version {version}")
+                connection.execute(SCHEMA)
+                connection.execute(f"PRAGMA user_version = {VERSION}")
+                connection.execute("PRAGMA synchronous = OFF")  # what a crash of the machine loses is asked for
+            except BaseException:
+                connection.close()
+                raise
+            self._connection = connection
+        return self._connection
+
+    def _fail(self, error: Exception) -> None:
+        """Begin anew; where another process is at it, let that be."""
+        self.close()
+        if isinstance(error, sqlite3.OperationalError):
+            log.debug("%s is not to be had: %s", self.path, error)
+            return
+        log.info("%s is begun anew: %s", self.path, error)
+        with contextlib.suppress(OSError):
+            self.path.unlink()
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+def _text(key: Key) -> str:
+    return json.dumps(key)
+
+
+def _fields(kind: type) -> list[str]:
+    return [kind.__name__, *(field.name for field in fields(kind))]
+
+
+def _cells(row: Any) -> list[object]:
+    return [getattr(row, name) for name in _fields(type(row))[1:]]
+
+
+def _row(kind: type[R], cells: object) -> R:
+    """Raises TypeError for what is no such row."""
+    named: list[Any] = [field.type for field in fields(cast(Any, kind))]
+    if not isinstance(cells, list) or len(cells) != len(named):
+        raise TypeError(f"{cells!r} is no {kind.__name__}")
+    for cell, type_ in zip(cells, named, strict=True):
+        if not isinstance(cell, str if type_ in (str, "str") else float | int | None):
+            raise TypeError(f"{cell!r} is no {type_}")
+    return kind(*cells)

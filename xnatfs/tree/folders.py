@@ -1,0 +1,369 @@
+"""FILE... : the files of one resource in their folders.
+
+A file's node is made when somebody asks for it, out of the packed catalogue: a million files as objects would be half
+a gigabyte. So nothing that must last is in a node: `Folders` has the sizes that were learnt, `Folder` the names.
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, cast, overload
+
+import trio
+
+from xnatfs.bulk import version
+from xnatfs.catalogue import Catalogue
+from xnatfs.client import has_url
+from xnatfs.content import Blob
+from xnatfs.errors import BadReply, Denied, NotFound, Stale
+from xnatfs.metadata import Listing
+from xnatfs.models import FileRow
+from xnatfs.site import TrueSize
+from xnatfs.tree.names import escape, split
+from xnatfs.tree.node import Children, Dir, File, Listed, Node, number
+
+if TYPE_CHECKING:
+    from xnatfs.tree.resources import ResourceDir
+
+log = logging.getLogger(__name__)
+
+# A file that is listed and not to be had is lost if the listing is younger than this, in seconds; an older listing is
+# asked for again, to tell a lost file from a deleted one.
+LOST_IF_LISTED_WITHIN = 10.0
+# Files that are sorted into folders between two looks at who else waits: a millisecond.
+AT_ONCE = 100
+
+Inner = tuple[str, ...]
+
+
+class Folders:
+    """The files and folders of a resource, by folder."""
+
+    def __init__(self, resource_dir: "ResourceDir", listing: Listing[FileRow], catalogue: Catalogue) -> None:
+        self.resource_dir = resource_dir
+        self.listing = listing
+        self.catalogue = catalogue
+        self.expires = listing.expires
+        self.number = number(catalogue.resource_id, 25)
+        self.modified = resource_dir.modified()
+        self.by_path: dict[Inner, Folder] = {(): Folder(self, resource_dir, None)}
+        self.sizes: dict[int, int] = {}  # that are not as the catalogue has them, by place
+
+    def __len__(self) -> int:
+        return len(self.catalogue) + len(self.by_path)
+
+    def children(self, inner: Inner) -> Children:
+        """What one folder holds. Raises NotFound where there is none."""
+        folder = self.by_path.get(inner)
+        if folder is None:
+            raise NotFound(f"the folder {'/'.join(inner)} is gone")
+        return Children(
+            folder, self.expires, {raw: folder[name] for raw, name in folder.aliases.items() if name in folder}
+        )
+
+    def folder(self, inner: Inner) -> "Folder":
+        """The folder of this path, made if need be, with those that it is in."""
+        found = self.by_path.get(inner)
+        if found is None:
+            parent = self.folder(inner[:-1])
+            node = FolderDir(parent.node, inner[-1], self.resource_dir, inner)
+            parent.dirs[inner[-1]] = node
+            found = self.by_path[inner] = Folder(self, node, {})
+        return found
+
+    def size(self, place: int) -> int | None:
+        """The length of a file, as far as it is known."""
+        return self.sizes.get(place, self.catalogue.size(place)) if self.sizes else self.catalogue.size(place)
+
+
+class Folder(Listed):
+    """One folder: the folders in it, then its files in the order of the catalogue."""
+
+    __slots__ = ("_places", "aliases", "dirs", "folders", "node", "site")
+
+    def __init__(self, folders: Folders, node: Dir, places: dict[str, int] | None) -> None:
+        self.folders = folders
+        self.node = node
+        self.site = node.site
+        self.dirs: dict[str, Dir] = {}
+        self._places = places  # None: each path of the catalogue is a name, and this the only folder
+        self.aliases: dict[str, str] = {}  # names by which files are found, too
+
+    @property
+    def places(self) -> dict[str, int]:
+        """Where in the catalogue its files are, by name; made for who asks by name."""
+        if self._places is None:
+            self._places = {path: place for place, path in enumerate(self.folders.catalogue.paths())}
+        return self._places
+
+    def __getitem__(self, name: str) -> Node:
+        found = self.dirs.get(name)
+        return self.file(name, self.places[name]) if found is None else found
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.dirs or name in self.places
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self.dirs
+        yield from (name for name, _ in self._files())
+
+    def _files(self) -> Iterator[tuple[str, int]]:
+        if self._places is not None:
+            return iter(self._places.items())
+        return ((path, place) for place, path in enumerate(self.folders.catalogue.paths()))
+
+    def __len__(self) -> int:
+        return len(self.dirs) + (len(self.folders.catalogue) if self._places is None else len(self._places))
+
+    def listed(self) -> Sequence[Node]:
+        found = self.site.shown.peek(self.node.path)
+        if not isinstance(found, _Nodes) or found.folder is not self:
+            found = _Nodes(self, None if self._places is None else list(self._places.items()))
+            self.site.shown.put(self.node.path, found)
+        return found
+
+    def file(self, name: str, place: int) -> "CatalogueFile":
+        return CatalogueFile(self, name, place)
+
+    def remove(self, name: str) -> None:
+        """A file that is not there any more."""
+        self.places.pop(name, None)
+        self.forget()
+
+    def forget(self) -> None:
+        """Nodes that were made are not right any more."""
+        self.site.shown.forget(self.node.path)
+
+
+class _Nodes(Sequence[Node]):
+    """The nodes of a folder, one after the other; those that were made stay as long as this does."""
+
+    def __init__(self, folder: Folder, files: Sequence[tuple[str, int]] | None) -> None:
+        self.folder = folder
+        self._files = files  # None: the catalogue's, whose paths are their names
+        self._dirs: list[Node] = list(folder.dirs.values())
+        count = len(folder.folders.catalogue) if files is None else len(files)
+        self._made: list[Node | None] = [*self._dirs, *[None] * count]
+
+    @property
+    def expires(self) -> float:
+        return self.folder.folders.expires
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    @overload
+    def __getitem__(self, index: int) -> Node: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Node]: ...
+    def __getitem__(self, index: int | slice) -> Node | list[Node]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        node = self._made[index]
+        if node is None:
+            place = index - len(self._dirs)
+            node = self._made[index] = self.folder.file(*self._file(place))
+        return node
+
+    def _file(self, place: int) -> tuple[str, int]:
+        return (self.folder.folders.catalogue.path(place), place) if self._files is None else self._files[place]
+
+
+class FolderDir(Dir):
+    """A folder within a resource. It exists because a file is below it."""
+
+    __slots__ = ("inner", "resource_dir")
+
+    def __init__(self, parent: Dir, name: str, resource_dir: "ResourceDir", inner: Inner) -> None:
+        super().__init__(parent.site, parent, name)
+        self.resource_dir = resource_dir
+        self.inner = inner
+
+    async def children(self) -> Children:
+        return (await self.resource_dir.folders()).children(self.inner)
+
+    def fresh_until(self) -> float:
+        return self.resource_dir.fresh_until()
+
+
+class CatalogueFile(File):
+    """One file of a resource. What the catalogue says of its size is corrected by what its reply said."""
+
+    __slots__ = ("_identity", "_size", "folder", "place")
+
+    def __init__(self, folder: Folder, name: str, place: int) -> None:
+        self.site = folder.site
+        self.parent = folder.node
+        self.name = name
+        self.folder = folder
+        self.place = place
+        self._identity = b""
+        self._size = folder.folders.size(place)
+        if self._size is None or self.site.sizes_learnt:
+            learnt = self.site.metadata.peek(self._size_key())
+            if isinstance(learnt, TrueSize):
+                self._size = learnt.size
+
+    @property
+    def row(self) -> FileRow:
+        return self.folder.folders.catalogue.at(self.place)
+
+    def _size_key(self) -> tuple[str, str, str, int | None, str]:
+        row = self.row
+        return ("size", row.resource_id, row.path, row.size, row.digest)
+
+    @property
+    def identity(self) -> object:
+        """Of the resource, the path and the version: 16 bytes, because the kernel may know a million of them."""
+        if not self._identity:
+            whole = b"%b %d" % (
+                self.folder.folders.catalogue.version(self.place),
+                -1 if self._size is None else self._size,
+            )
+            self._identity = hashlib.blake2b(whole, digest_size=16).digest()
+        return self._identity
+
+    def inode_hint(self) -> int:
+        """Resource, place in its listing, version: programs that read in inode order then read in listing order."""
+        version = int.from_bytes(cast(bytes, self.identity)[:2]) >> 4
+        return 1 << 61 | self.folder.folders.number << 36 | (self.place & 0xFFFFFF) << 12 | version
+
+    def modified(self) -> float:
+        return self.folder.folders.modified
+
+    def xattrs(self) -> dict[str, str]:
+        row = self.row
+        item = "/".join(self.folder.folders.resource_dir.place.item)
+        uri = f"/data/{item}/resources/{row.resource_id}/files/{row.path}"
+        return {"uri": uri, "digest": row.digest, "format": row.format, "content": row.content}
+
+    @property
+    def measured(self) -> bool:
+        if self._size is None:
+            self._size = self.folder.folders.size(self.place)  # another node of this file may have asked
+        return self._size is not None
+
+    @property
+    def measured_size(self) -> int:
+        size = self._size if self._size is not None else self.folder.folders.size(self.place)
+        assert size is not None
+        return size
+
+    async def size(self) -> int:
+        if self._size is None:
+            self._size = (await self.site.metadata.get(self._size_key(), self._ask_size)).size
+            self.folder.folders.sizes[self.place] = self._size
+        return self._size
+
+    async def _ask_size(self) -> TrueSize:
+        """One HEAD. A file that will not say is shown as empty; `open` finds out."""
+        size, row, folders = None, self.row, self.folder.folders
+        if has_url(row.path):
+            try:
+                size = await self.site.xnat.head(folders.resource_dir.place.item, row)
+            except (NotFound, Denied, BadReply) as error:
+                log.debug("the size of %s is not to be had: %s", "/".join(self.path), error)
+        return TrueSize(size or 0, folders.expires)
+
+    async def open(self) -> Blob:
+        row, folders = self.row, self.folder.folders
+        resource_dir = folders.resource_dir
+        await self.site.bulk.opened(resource_dir.place.item, folders.listing.groups, row, resource_dir)
+        try:
+            blob = await self.site.content.open(version(row), resource_dir.source(row))
+        except NotFound as error:
+            await self._check_listed()
+            raise BadReply(f"the server lists {'/'.join(self.path)}, but has lost it: {error}") from error
+        if blob.size != await self.size():
+            blob.close()
+            self._correct(blob.size)
+            raise Stale(f"{'/'.join(self.path)} is {blob.size} bytes, not {self._size} as listed")
+        return blob
+
+    async def _check_listed(self) -> None:
+        """Raise NotFound if the file is not in the server's listing any more."""
+        resource_dir, path = self.folder.folders.resource_dir, self.row.path
+        listing = await resource_dir.listing()
+        if trio.current_time() - listing.fetched > LOST_IF_LISTED_WITHIN:
+            place = resource_dir.place
+            self.site.metadata.forget(("files", place.item, place.below))
+            self.site.metadata.forget(("folders", resource_dir.path))
+            listing = await resource_dir.listing()
+        if path not in _catalogue(resource_dir, listing).paths():
+            self.folder.remove(self.name)
+            raise NotFound(f"{'/'.join(self.path)} is gone")
+
+    def _correct(self, size: int) -> None:
+        """From now on this file is a node with the true size."""
+        self.site.learn_size(self._size_key(), size)
+        self.folder.folders.sizes[self.place] = size
+        self.folder.forget()
+
+
+async def build(resource_dir: "ResourceDir", listing: Listing[FileRow]) -> Folders:
+    """The folders of a resource, from its catalogue; others have their turn meanwhile."""
+    catalogue = _catalogue(resource_dir, listing)
+    folders = Folders(resource_dir, listing, catalogue)
+    if not await _is_plain(catalogue):
+        await _sort(folders)
+    return folders
+
+
+def _catalogue(resource_dir: "ResourceDir", listing: Listing[FileRow]) -> Catalogue:
+    number = resource_dir.resource.id
+    found = listing.groups.get(number)
+    return found if isinstance(found, Catalogue) else Catalogue(number)
+
+
+async def _is_plain(catalogue: Catalogue) -> bool:
+    """Whether each path is a name as it is, and no other's."""
+    seen: set[str] = set()
+    for start in range(0, len(catalogue), AT_ONCE):
+        await _turn(start)
+        paths = list(catalogue.paths(start, start + AT_ONCE))
+        if not all(split(path) == (path,) for path in paths):
+            return False
+        seen.update(paths)
+    return len(seen) == len(catalogue)
+
+
+async def _turn(start: int) -> None:
+    """Let others have theirs; not for the few files that most resources have."""
+    if start:
+        await trio.lowlevel.checkpoint()
+
+
+async def _sort(folders: Folders) -> None:
+    """Each file into its folder, under a name of its own."""
+    catalogue = folders.catalogue
+    folders.by_path[()] = Folder(folders, folders.resource_dir, {})
+    for start in range(0, len(catalogue), AT_ONCE):
+        await _turn(start)
+        for path in catalogue.paths(start, start + AT_ONCE):
+            folders.folder(split(path)[:-1])
+    also_folders: list[tuple[Folder, str, int]] = []
+    for start in range(0, len(catalogue), AT_ONCE):
+        await _turn(start)
+        for place, path in enumerate(catalogue.paths(start, start + AT_ONCE), start):
+            names = split(path)
+            folder = folders.by_path[names[:-1]]
+            if names[-1] in folder.dirs:
+                also_folders.append((folder, names[-1], place))
+            else:
+                _enter(folder, names[-1], place, path)
+    for folder, name, place in also_folders:
+        while name in folder:
+            name += "~file"
+        _enter(folder, name, place, catalogue.path(place))
+    for folder in folders.by_path.values():
+        folder.aliases = {raw: name for raw, name in folder.aliases.items() if raw not in folder}
+
+
+def _enter(folder: Folder, name: str, place: int, path: str) -> None:
+    if name in folder.places:
+        log.warning("the catalogue of resource %s has %r twice", folder.folders.catalogue.resource_id, path)
+        return
+    folder.places[name] = place
+    raw = path.rpartition("/")[2]
+    if raw != name and escape(raw) != raw:
+        folder.aliases[raw] = name

@@ -1,0 +1,423 @@
+"""Walks: who goes through the sessions of a project one after the other is asked for many of them at once.
+
+A session that is looked into alone costs its own four requests, sent together. A walk is recognised at the second
+session, if that is the next one in order, and at the fourth in quick succession in any order. Then sessions are asked
+for in batches of 2, 4 ... 64: their files with one list, their scans and their assessors out of lists of the project.
+
+Invariants:
+- A walk only puts listings into the cache that single requests would have put there, under the same keys. What it
+  cannot vouch for it leaves out, and that is asked for singly, by the usual way. Any failure here is such a case.
+- An empty answer about a session counts only from a list that has told of others (here for files, else in `many.py`).
+- No more is asked ahead than a walk at its pace reaches in half of the TTL.
+
+What cannot be seen in bulk: a resource without files, of anything but a scan. So all that is put here is marked
+`pieced`, and for a name that it lacks the item itself is asked (`Dir.child` in `tree/node.py`).
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import unescape
+from typing import TypeVar
+from urllib.parse import quote
+
+import trio
+
+from xnatfs.catalogue import Catalogue, Catalogues
+from xnatfs.client import Xnat
+from xnatfs.errors import BadReply, Denied, NotFound, Unreachable, first_error
+from xnatfs.many import TOO_SLOW, Many
+from xnatfs.metadata import Expiring, Listing, MetadataCache, listing
+from xnatfs.models import Assessor, Experiment, JoinedScans, Resource, Subject, natural
+
+log = logging.getLogger(__name__)
+
+# Sessions in one list of files. The server parses each catalogue of them before it answers.
+LARGEST_BATCH = 64
+# With fewer to come before a listing is old, a list of the whole project costs the server more than it saves.
+FEWEST = 4
+# A batch that takes so long, in seconds, is followed by smaller ones.
+SLOW = 5.0
+# Servers and proxies take URLs of 8 KB; some of it is the rest.
+LONGEST_LIST = 7000
+# Without order, so many in such haste are a walk, too: nobody looks through folders by hand like that.
+HASTE, IN_HASTE = 10.0, 4
+
+R = TypeVar("R")
+Item = tuple[str, ...]
+Key = tuple[object, ...]
+
+
+@dataclass
+class _Steps:
+    """Which of several items are looked into, one after the other, and whether that is a walk."""
+
+    ttl: float
+    walking: bool = False
+    last: str = ""
+    alone: str = ""  # what was looked into last outside of a walk
+    at: float = -float("inf")
+    gap: float = 0.0  # seconds from the one before to the last
+    haste: int = 0
+    orders: tuple[dict[str, int], ...] = field(default=())  # places of the items, in each order there is
+
+    def order(self, labels: Mapping[str, tuple[str, ...]]) -> list[str]:
+        """The items by their labels, as the mount lists them; returned in that order. Programs sort plainly, too."""
+        listed = sorted(labels, key=lambda key: [natural(label) for label in labels[key]])
+        self.orders = tuple(
+            {key: place for place, key in enumerate(order)}
+            for order in (listed, sorted(labels, key=labels.__getitem__))
+        )
+        return listed
+
+    def take(self, key: str) -> bool:
+        """One is looked into; whether it is a step of a walk."""
+        gap, self.at = trio.current_time() - self.at, trio.current_time()
+        if key != self.last:
+            self.gap = gap
+            self.haste = self.haste + 1 if gap <= HASTE else 1
+            follows = any(places.get(key, -1) - 1 == places.get(self.last, -3) for places in self.orders)
+            self.walking = gap <= self.ttl and (follows or self.haste >= IN_HASTE or (self.walking and gap <= HASTE))
+            self.last = key
+        if not self.walking:
+            self.alone = key
+        return self.walking
+
+
+class Walk:
+    """Who looks into the sessions of one project, and into the resources of its subjects.
+
+    `ahead` begins to ask singly for all of a session that is not known, in the background.
+    """
+
+    def __init__(
+        self, project: str, xnat: Xnat, metadata: MetadataCache, ttl: float, ahead: Callable[[str, bool], None]
+    ) -> None:
+        self._project = project
+        self._xnat = xnat
+        self._metadata = metadata
+        self._ttl = ttl
+        self._ahead = ahead
+        self._sessions: dict[str, Experiment] = {}
+        self._listed: tuple[object, list[str]] = (None, [])  # the listing they are of, and their order
+        self._subjects: object = None
+        self._labelled = ""  # a subject that has resources
+        self._steps, self._subject_steps = _Steps(ttl), _Steps(ttl)
+        self._looked_at: set[str] = set()  # on this walk
+        self._begun: dict[str, float] = {}  # when a session was asked for
+        self._under_way: dict[str, trio.Event] = {}
+        self._batch, self._batch_begun = 1, -float("inf")
+        self._many_files = False  # whether the server was seen to list the files of several sessions at once
+        self._scans = Many("scans of a project", ttl, self._join, self._scans_of, self._withdraw_scans)
+        self._assessors = Many(
+            "assessors of sessions", ttl, self._ask_assessors, self._assessors_of, self._withdraw_assessors
+        )
+        self._labels = Many("subjects' resources", ttl, self._ask_labels, self._labels_of, lambda subjects: None)
+
+    # -- what is looked into -------------------------------------------------------------------------------------
+
+    async def session(self, accession: str) -> None:
+        """Somebody looks into this session: what of it can be had in bulk is in the cache afterwards."""
+        self._order()
+        walking = self._steps.take(accession)
+        if not walking:
+            self._batch = 1
+            self._looked_at.clear()
+        self._looked_at.add(accession)
+        if accession in self._under_way:
+            await self._under_way[accession].wait()
+        now = trio.current_time()
+        if self._known(accession) or now - self._begun.get(accession, -float("inf")) < self._ttl:
+            return
+        if walking and accession in self._sessions and (size := self._size()):
+            await self._ask_batch(accession, size)
+        if not self._known(accession):
+            self._begun[accession] = now
+            self._ahead(accession, self._imaging(accession))
+
+    async def subject(self, accession: str) -> None:
+        """Somebody looks into this subject's resources: if it has none, that is in the cache afterwards."""
+        found = self._metadata.peek(("subjects", self._project))
+        if isinstance(found, Listing) and found is not self._subjects:
+            self._subjects = found
+            subjects: Sequence[Subject] = found.rows
+            self._subject_steps.order({row.id: (row.label,) for row in subjects})
+        key = _resources_key(("subjects", accession), False)
+        if not self._subject_steps.take(accession) or self._metadata.peek(key) is not None:
+            return
+        labels = await self._labels.of([accession], [self._subject_steps.alone, self._labelled])
+        if labels and labels.get(accession):
+            self._labelled = accession
+        if labels is not None and labels.get(accession) == set() and self._metadata.peek(key) is None:
+            self._metadata.put(key, Listing([], {}, self._labels.fetched, self._labels.expires, pieced=True))
+
+    def _order(self) -> None:
+        found = self._metadata.peek(("experiments", self._project))
+        if isinstance(found, Listing) and found is not self._listed[0]:
+            self._sessions = {row.id: row for row in found.rows}
+            labels = {row.id: (row.subject_label, row.label) for row in self._sessions.values()}
+            self._listed = found, self._steps.order(labels)
+            now = trio.current_time()
+            self._begun = {each: begun for each, begun in self._begun.items() if now - begun < self._ttl}
+
+    def _known(self, accession: str) -> bool:
+        return all(self._metadata.peek(key) is not None for key in _keys(accession))
+
+    def _imaging(self, accession: str) -> bool:
+        row = self._sessions.get(accession)
+        return row is None or row.is_imaging
+
+    # -- batches -------------------------------------------------------------------------------------------------
+
+    async def _ask_batch(self, accession: str, size: int) -> None:
+        chosen = self._choose(accession, size)
+        self._batch = len(chosen)
+        self._batch_begun, done = trio.current_time(), trio.Event()
+        self._under_way |= dict.fromkeys(chosen, done)
+        try:
+            await self._take(chosen)
+        finally:
+            for each in chosen:
+                self._under_way.pop(each, None)
+            done.set()
+        if trio.current_time() - self._batch_begun > SLOW:
+            self._batch = max(1, self._batch // 2)
+
+    def _choose(self, accession: str, size: int) -> list[str]:
+        """This session and the next ones that are not known; where there are no more, those before it."""
+        order = self._listed[1]
+        at = order.index(accession)
+        chosen: list[str] = []
+        for each in (*order[at:], *reversed(order[:at])):
+            if len(chosen) == size or len(quote(",".join([*chosen, each]))) > LONGEST_LIST:
+                break
+            if each == accession or not (each in self._looked_at or each in self._under_way or self._known(each)):
+                chosen.append(each)
+        return chosen
+
+    def _size(self) -> int:
+        """Of the next batch: twice the last one, if that many are reached in half of the TTL at the pace of the last.
+
+        0 where so few are reached that asking for them singly is the least.
+        """
+        elapsed = self._steps.gap if self._batch == 1 else trio.current_time() - self._batch_begun
+        reached = LARGEST_BATCH if elapsed <= 0 else int(self._ttl / 2 * self._batch / elapsed)
+        return min(2 * self._batch, LARGEST_BATCH, reached) if reached >= FEWEST else 0
+
+    async def _take(self, chosen: Sequence[str]) -> None:
+        """Ask for all that is to be known of these sessions, and keep what is sure."""
+        scans: dict[str, JoinedScans] | None = None
+        assessors: dict[str, tuple[Assessor, ...]] | None = None
+        files: Catalogues | None = None
+        started = trio.current_time()
+
+        async def ask_scans() -> None:
+            nonlocal scans
+            scans = await self._scans.of(chosen, [self._steps.alone])
+
+        async def ask_assessors() -> None:
+            nonlocal assessors
+            imaging = [each for each in chosen if self._imaging(each)]
+            assessors = await self._assessors.of(imaging, [self._steps.alone])
+
+        async def ask_files() -> None:
+            nonlocal files
+            files = await self._files_of(chosen) if len(chosen) > 1 else None
+
+        try:
+            async with trio.open_nursery() as nursery:
+                for ask in (ask_scans, ask_assessors, ask_files):
+                    nursery.start_soon(ask)
+        except ExceptionGroup as group:
+            raise first_error(group) from None
+        if scans is not None:
+            self._give_scans(chosen, scans)
+        if assessors is not None:
+            self._give_assessors(chosen, assessors)
+        if files is not None:
+            self._give_files(chosen, files, started, scans or {}, assessors or {})
+
+    async def _files_of(self, chosen: Sequence[str]) -> Catalogues | None:
+        """One list. A broken catalogue spoils it: then the next batch is small, so that the others soon are without."""
+        try:
+            with trio.move_on_after(TOO_SLOW):
+                return await self._xnat.files_of_many(chosen)
+        except (NotFound, Denied, BadReply, Unreachable) as error:
+            log.info("asking %d sessions for their files one by one, because: %s", len(chosen), error)
+        self._batch = 1
+        return None
+
+    # -- what is sure --------------------------------------------------------------------------------------------
+
+    def _give(self, key: Key, made: Expiring) -> None:
+        """A listing for the cache; one that is there is as good, or better."""
+        if self._metadata.peek(key) is None:
+            self._metadata.put(key, made)
+
+    def _give_scans(self, chosen: Sequence[str], scans: Mapping[str, JoinedScans]) -> None:
+        """Who is not in the list of sessions and no session by its type has none; any other one is asked."""
+        for each in chosen:
+            if each in scans or not self._imaging(each):
+                rows = list(scans[each].scans.values()) if each in scans else []
+                made = listing(rows, lambda scan: scan.id, self._scans.fetched, self._ttl, pieced=True)
+                self._give(("scans", each), made)
+
+    def _give_assessors(self, chosen: Sequence[str], assessors: Mapping[str, tuple[Assessor, ...]]) -> None:
+        for each in chosen:
+            if each in assessors or not self._imaging(each):
+                rows = list(assessors.get(each, ()))
+                made = listing(rows, lambda row: row.id, self._assessors.fetched, self._ttl, pieced=True)
+                self._give(("assessors", each), made)
+
+    def _give_files(
+        self,
+        chosen: Sequence[str],
+        files: Catalogues,
+        started: float,
+        scans: Mapping[str, JoinedScans],
+        assessors: Mapping[str, Sequence[Assessor]],
+    ) -> None:
+        if len(files.groups) == 1:
+            return  # the address of a single one does not tell where it hangs
+        owners = {row.id: each for each, rows in assessors.items() for row in rows}
+        by_session: dict[str, list[tuple[Catalogue, Item]]] = {each: [] for each in chosen}
+        for catalogue in files.groups.values():
+            session, *place = _place(catalogue.home)
+            if session in owners:
+                session, place = owners[session], ["assessors", session, *place]
+            if session not in by_session:
+                log.info("a list of the files of %s tells of %s", ",".join(chosen), catalogue.home)
+                return
+            by_session[session].append((catalogue, tuple(place)))
+        self._many_files = self._many_files or sum(map(bool, by_session.values())) > 1
+        for each, found in by_session.items():
+            joined = scans.get(each)
+            if not found and not (self._many_files and not (joined and joined.labels)):
+                continue  # that it has no files is not sure
+            own = Catalogues()
+            for catalogue, _ in found:
+                own.join(catalogue)
+            self._give(_files_key(each), Listing(own, own.groups, started, started + self._ttl))
+            rows = self._resources(found, joined, {row.id for row in assessors.get(each, ())})
+            if rows is not None:
+                made = listing(rows, lambda row: row.group, started, self._ttl, pieced=True)
+                self._give(_resources_key(("experiments", each), True), made)
+
+    def _resources(
+        self, found: Iterable[tuple[Catalogue, Item]], joined: JoinedScans | None, assessors: set[str]
+    ) -> list[Resource] | None:
+        """The resources that these are the files of; None where one may have no files, or hangs on what is unknown."""
+        rows: list[Resource] = []
+        labels: dict[str, set[str]] = {}
+        ids = {unescape(id): id for id in joined.scans} if joined else {}
+        for catalogue, place in found:
+            category, key, *side = (*place, "") if place else ("resources", "", "")
+            if side[:1] == ["in"]:
+                continue  # what an assessor was made of is not among its resources
+            if category == "scans" and unescape(key) in ids:
+                key = ids[unescape(key)]
+                labels.setdefault(key, set()).add(unescape(catalogue.label))
+            elif category == "scans":
+                if joined is not None:
+                    self._scans.disbelieve(f"scan {key} has files and is not in it")
+                return None
+            elif (
+                category not in ("resources", "assessors", "reconstructions")
+                or category == "assessors"
+                and key not in assessors
+            ):
+                return None
+            rows.append(Resource(catalogue.resource_id, unescape(catalogue.label), category, key, "", ""))
+        told = joined.labels if joined else {}
+        return rows if all(named <= labels.get(scan, set()) for scan, named in told.items()) else None
+
+    # -- the lists -----------------------------------------------------------------------------------------------
+
+    async def _join(self, wanted: Sequence[str]) -> dict[str, JoinedScans]:
+        """The scans of the project's own sessions; and, where there are several, of those shared into it."""
+        found = await self._xnat.scans_of_project(self._project)
+        absent = [row.id for row in self._sessions.values() if row.is_imaging and row.id not in found]
+        if len(absent) > 1:
+            try:
+                found |= await self._xnat.scans_of_project(self._project, shared=True)
+            except (NotFound, Denied, BadReply) as error:
+                log.info("sessions that are shared into %s are asked for their scans singly: %s", self._project, error)
+        return found
+
+    async def _own(
+        self, key: Key, ask: Callable[[], Awaitable[Sequence[R]]], group: Callable[[R], Hashable]
+    ) -> Sequence[R]:
+        """The rows of an item's own listing, of this very moment if it is not at hand."""
+
+        async def asked() -> Listing[R]:
+            started = trio.current_time()
+            return listing(await ask(), group, started, self._ttl)
+
+        found = self._metadata.peek(key)
+        if not isinstance(found, Listing) or found.pieced:
+            await self._metadata.renew(key, asked, lambda found: isinstance(found, Listing) and found.pieced)
+            found = self._metadata.peek(key)
+        assert isinstance(found, Listing)
+        return found.rows
+
+    async def _scans_of(self, accession: str) -> JoinedScans:
+        key = ("scans", accession)
+        return JoinedScans.of(await self._own(key, lambda: self._xnat.scans(accession), lambda scan: scan.id))
+
+    def _withdraw_scans(self, sessions: Iterable[str]) -> None:
+        for each in sessions:
+            self._metadata.forget(("scans", each))
+
+    async def _ask_assessors(self, wanted: Sequence[str]) -> dict[str, tuple[Assessor, ...]]:
+        """Of these sessions, and of as many more of the project as fit."""
+        chosen = list(wanted)
+        room = LONGEST_LIST - len(quote(",".join(chosen)))
+        asked = set(chosen)
+        order = self._listed[1]
+        at = order.index(wanted[0]) if wanted[0] in self._sessions else 0  # it may be gone from the listing by now
+        for each in order[at:]:
+            room -= len(quote(each)) + 3
+            if room < 0:
+                break
+            if each not in asked and self._imaging(each):
+                chosen.append(each)
+        if self._steps.alone and self._imaging(self._steps.alone):
+            chosen.append(self._steps.alone)
+        found = await self._xnat.assessors_of_many(list(dict.fromkeys(chosen)))
+        return {each: tuple(sorted(rows, key=lambda row: row.id)) for each, rows in found.items()}
+
+    async def _assessors_of(self, accession: str) -> tuple[Assessor, ...]:
+        key = ("assessors", accession)
+        rows = await self._own(key, lambda: self._xnat.assessors(accession), lambda row: row.id)
+        return tuple(sorted(rows, key=lambda row: row.id))
+
+    def _withdraw_assessors(self, sessions: Iterable[str]) -> None:
+        for each in sessions:
+            self._metadata.forget(("assessors", each))
+
+    async def _ask_labels(self, wanted: Sequence[str]) -> dict[str, set[str]]:
+        return await self._xnat.subject_resource_labels(self._project)
+
+    async def _labels_of(self, accession: str) -> set[str]:
+        item = ("subjects", accession)
+        rows = await self._own(_resources_key(item, False), lambda: self._xnat.resources(item), lambda row: row.group)
+        return {row.label for row in rows}
+
+
+def _keys(accession: str) -> list[Key]:
+    item = ("experiments", accession)
+    return [("scans", accession), ("assessors", accession), _resources_key(item, True), _files_key(accession)]
+
+
+def _resources_key(item: Item, below: bool) -> Key:
+    return ("resources", item, below)
+
+
+def _files_key(accession: str) -> Key:
+    return ("files", ("experiments", accession), True)
+
+
+def _place(home: str) -> list[str]:
+    """What a URI names: an experiment, and where in it; its base differs from call to call."""
+    _, found, place = home.partition("/experiments/")
+    return place.split("/") if found else [home]
