@@ -581,3 +581,14 @@ async def test_two_big_files_at_once_have_one_connection_each(tmp_path, autojump
             source.grants = True
             nursery.start_soon(read_all, cache, version(source.data, f"34/{number}"), source)
     assert [source.at_once for source in sources] == [1, 1]
+
+
+async def test_whoever_reads_backwards_gets_nothing_twice(tmp_path, autojump_clock):
+    data = BIG * 5
+    source = stalled(MiB, data)
+    async with open_cache(tmp_path, LIMIT) as cache:
+        blob = await cache.open(version(data), source)
+        for offset in range(50 * MiB, 10 * MiB, -MiB):
+            assert await blob.read(offset, MiB) == data[offset : offset + MiB]
+        blob.close()
+        assert cache.stats.fetched <= 44 * MiB + MiB

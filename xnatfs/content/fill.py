@@ -151,12 +151,13 @@ class Fill:
         self._launch(gap, self._stop(gap))
 
     def _stop(self, gap: int) -> int | None:
-        """How far to ask from there; to the end, where all before it is there."""
+        """How far to ask from there: to the end, where all before it is there; never for what is there already."""
         if gap == self.blob.spans.next_gap(0):
             return None
         self._window = min(4 * self._window, LONGEST) if gap == self._window_end else NEAR
         self._window_end = gap + self._window
-        return self._window_end if self._window_end < self.blob.size else None
+        _, stop = next(self.blob.spans.gaps(gap, min(self._window_end, self.blob.size)))
+        return stop if stop < self.blob.size else None
 
     def _help(self) -> None:
         """A reader waits for a download: one more, ahead of what is on its way, where that is faster."""
