@@ -177,10 +177,10 @@ class Fill:
     async def _pause(self, stream: Stream) -> bool:
         """Wait while enough is there; False if nobody comes for it."""
         while self._may_seek() and not self.blob.whole and stream.ahead():
-            stream.moved = trio.Event()
-            with trio.move_on_after(PAUSE) as pause:
+            stream.moved, used = trio.Event(), stream.used
+            with trio.move_on_after(PAUSE):
                 await stream.moved.wait()
-            if pause.cancelled_caught:
+            if stream.used == used:
                 self._rests = True
                 return False
         return True

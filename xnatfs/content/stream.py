@@ -42,11 +42,15 @@ class Stream:
         """Somebody asks for this, whether it is there or not."""
         if offset <= self.cursor + NEAR and end > self.used:
             self.used = end
-            self.moved.set()
+            if self.cursor - end < self._allowed() // 2:  # not for each read: then it runs on for a while
+                self.moved.set()
 
     def ahead(self) -> bool:
         """Is enough there that nobody has asked for?"""
-        return self.cursor - self.used >= max(AHEAD, self.used - self.origin)
+        return self.cursor - self.used >= self._allowed()
+
+    def _allowed(self) -> int:
+        return max(AHEAD, self.used - self.origin)
 
     def mark(self, offset: int) -> None:
         """A read waits for it."""
