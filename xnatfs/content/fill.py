@@ -287,11 +287,11 @@ class Fill:
     def _step(self, stream: Stream) -> tuple[int, bool]:
         """Up to where bytes are taken next, and whether they are missing. No other download has that place.
 
-        Others begin farther ahead than NEAR, or before; what lies ahead of them ends at theirs.
+        Others begin beyond the step, or before it; what lies ahead of them ends at theirs.
         """
         cursor, spans = stream.cursor, self.blob.spans
         ahead = [other.cursor for other in self._streams if other.cursor > cursor]
-        end = min([cursor + NEAR, self.blob.size if stream.stop is None else stream.stop, *ahead])
+        end = stream.step = min([stream.next_step(), self.blob.size if stream.stop is None else stream.stop, *ahead])
         gap = spans.next_gap(cursor)
         if gap > cursor:
             return min(gap, end), False

@@ -12,6 +12,10 @@ NEAR = 4 * 1024 * 1024
 # looks at the head of a file does not fetch a gigabyte, and files up to this size come whole while they are open.
 AHEAD = 64 * 1024 * 1024
 
+# Where bytes are written by another process, so much is written without asking whether somebody seeks: what comes in
+# so many seconds, at most so much.
+STEP_SECONDS, LONGEST_STEP = 0.1, 32 * 1024 * 1024
+
 # A download that this many reads waited for, the last one within so many seconds, has a sequential reader and is not
 # replaced: else three such readers would take two downloads from each other at every read.
 STEADY_READS = 4
@@ -21,12 +25,27 @@ STEADY_SECONDS = 1.0
 class Stream:
     """A download and who waits for it."""
 
-    __slots__ = ("cursor", "moved", "origin", "reader", "reads", "scope", "source", "stop", "used", "wanted")
+    __slots__ = (
+        "begun",
+        "cursor",
+        "moved",
+        "origin",
+        "reader",
+        "reads",
+        "scope",
+        "source",
+        "step",
+        "stop",
+        "used",
+        "wanted",
+    )
 
     def __init__(self, start: int, stop: int | None, source: Source) -> None:
         self.source = source  # of whoever began it; a later open may have another
         self.scope = trio.CancelScope()
         self.origin = self.cursor = start  # cursor: the next byte that comes
+        self.step = start  # up to here it is written by another process, whatever happens
+        self.begun = trio.current_time()
         self.stop = stop  # no more is asked for; None: to the end
         self.used = start  # up to here somebody has asked
         self.moved = trio.Event()  # somebody has asked for more since it was looked at
@@ -36,7 +55,13 @@ class Stream:
 
     def reaches(self, offset: int) -> bool:
         """Will that byte come soon?"""
-        return self.cursor <= offset <= self.cursor + NEAR and (self.stop is None or offset < self.stop)
+        near = max(self.cursor + NEAR, self.step)
+        return self.cursor <= offset <= near and (self.stop is None or offset < self.stop)
+
+    def next_step(self) -> int:
+        """Where the next step ends, at the pace of those before: a seek waits no longer for it than for a request."""
+        rate = (self.cursor - self.origin) / max(trio.current_time() - self.begun, STEP_SECONDS)
+        return self.cursor + min(max(NEAR, int(rate * STEP_SECONDS)), LONGEST_STEP)
 
     def note(self, offset: int, end: int) -> None:
         """Somebody asks for this, whether it is there or not."""

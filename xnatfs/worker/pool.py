@@ -59,9 +59,6 @@ class _Process:
         self.idle_since = 0.0
         self.ended = False
 
-    def lives(self) -> bool:
-        return self._process.poll() is None
-
     async def ask(self, message: Mapping[str, Any], within: float, descriptor: int | None = None) -> dict[str, Any]:
         """Send a message and wait for what is said to it. Raises httpx.TransportError, OSError of the file."""
         await self.tell(message, descriptor)
@@ -208,21 +205,24 @@ class Workers(httpx.AsyncBaseTransport):
             "read": timeout["read"],
         }
         within = timeout["read"] + GRACE
-        process = self._idle.pop() if self._idle else None
-        if process is not None and not process.lives():
-            await process.end()
-            self._all.discard(process)
-            process = None
-        process = process or await self._started()
-        replied = False
-        try:
-            head = await process.ask(message, timeout["connect"] + within)
-            replied = True
-        finally:
-            if not replied:
-                await self.release(process)
+        process, head = await self._begun(message, timeout["connect"] + within)
         body = Writable(self, process, head["length"], within)
         return httpx.Response(head["status"], headers=head["headers"], stream=body, extensions={"writable": body})
+
+    async def _begun(self, message: Mapping[str, Any], within: float) -> tuple[_Process, dict[str, Any]]:
+        """A process and the head of the reply that it has. One that was idle may have died: then another one."""
+        while True:
+            reused = bool(self._idle)
+            process, head = self._idle.pop() if reused else await self._started(), None
+            try:
+                head = await process.ask(message, within)
+                return process, head
+            except ProcessLost:
+                if not reused:
+                    raise
+            finally:
+                if head is None:
+                    await self.release(process)
 
     async def release(self, process: _Process) -> None:
         """It is not needed for this request any more."""

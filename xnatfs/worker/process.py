@@ -21,21 +21,25 @@ not be written: the next "write" begins with that.
 """
 
 import contextlib
+import errno
 import json
 import os
 import select
 import signal
 import socket
 import ssl
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import h11
 
 from xnatfs.errors import ConfigError
 from xnatfs.tls import tls_context
+from xnatfs.worker.splice import PIPE, Pipe
 
-# Received, and then written, at a time. Measured on loopback: 64 KiB cost half as much processor again, 1 MiB no less.
-PIECE = 512 * 1024
+# Received, and then written, at a time. Measured on loopback: 64 KiB cost half as much processor again.
+PIECE = PIPE
 # What comes without a pause is told of in larger steps, since each costs the daemon 0.15 ms: as much as the kernel
 # has asked for at a time, two requests of 1 MiB.
 SAID = 2 * 1024 * 1024
@@ -100,22 +104,31 @@ class Server:
 
         If that is nothing, some is waited for, or 0 says so. Raises Failed where the body is at its end.
         """
-        if not self.left:
-            raise Failed("protocol", "the body has no more bytes")
         room = min(len(buffer), self.left)
         got = min(len(self._first), room)
         buffer[:got] = self._first[:got]
         self._first = self._first[got:]
         try:
-            while got < room and (count := self._receive(buffer[got:room], wait=wait and got == 0)) is not None:
-                if count == 0:
-                    raise Failed("protocol", f"the server closed the connection, {self.left - got} bytes early")
+            while got < room:
+                count = self._come(partial(self._received, buffer[got:room]), wait=wait and not got)
+                if not count:
+                    break
                 got += count
         except Failed:
             if not got:  # else what came before that is used first: the next call fails again
                 raise
         self.left -= got
         return got
+
+    @property
+    def splices(self) -> bool:
+        """Whether what comes next can go by a pipe: nothing is decrypted, and nothing has come already."""
+        return not self._first and not isinstance(self._socket, ssl.SSLSocket)
+
+    def into_pipe(self, pipe: Pipe, most: int, *, wait: bool) -> None:
+        """The same into an empty pipe."""
+        assert self._socket is not None
+        self.left -= self._come(partial(pipe.fill, self._socket.fileno(), min(most, self.left)), wait=wait)
 
     def end(self) -> None:
         """The body is not wanted any more, or has come."""
@@ -180,31 +193,47 @@ class Server:
         try:
             while (event := self._http.next_event()) is h11.NEED_DATA:
                 buffer = bytearray(LINE)
-                self._http.receive_data(bytes(buffer[: self._receive(memoryview(buffer), wait=True)]))
+                self._http.receive_data(bytes(buffer[: self._some(partial(self._received, memoryview(buffer)))]))
         except h11.RemoteProtocolError as error:
             raise Failed("protocol", str(error)) from None
         if isinstance(event, h11.ConnectionClosed):
             raise Failed("protocol", "the server closed the connection without an answer")
         return event
 
-    def _receive(self, buffer: memoryview, *, wait: bool) -> int | None:
-        """Bytes that have come; None where there are none, which is waited for if it is said so."""
+    def _come(self, take: Callable[[], int], *, wait: bool) -> int:
+        """Some of the body; 0 where there is none and it is not waited for. Raises Failed at the end of all."""
+        if not self.left:
+            raise Failed("protocol", "the body has no more bytes")
+        count = self._some(take) if wait else self._tried(take)
+        if count == 0:
+            raise Failed("protocol", f"the server closed the connection, {self.left} bytes early")
+        return count or 0
+
+    def _some(self, take: Callable[[], int]) -> int:
+        """Bytes that have come, or that are waited for; 0 at the end of the connection."""
         assert self._socket is not None
-        while True:
-            try:
-                return self._socket.recv_into(buffer)
-            except (BlockingIOError, ssl.SSLWantReadError):
-                if not wait:
-                    return None
-            except ssl.SSLError as error:
-                raise Failed("read", str(error)) from None
-            except OSError as error:
-                raise Failed("read", error.strerror or str(error), error.errno) from None
+        while (count := self._tried(take)) is None:
             ready, _, _ = select.select([self._socket, self._daemon], [], [], self._timeout)
             if self._daemon in ready:
                 raise Stopped
             if not ready:
                 raise Failed("read timeout", "timed out")
+        return count
+
+    def _tried(self, take: Callable[[], int]) -> int | None:
+        """Bytes that have come; None where there are none yet."""
+        try:
+            return take()
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return None
+        except ssl.SSLError as error:
+            raise Failed("read", str(error)) from None
+        except OSError as error:
+            raise Failed("read", error.strerror or str(error), error.errno) from None
+
+    def _received(self, buffer: memoryview) -> int:
+        assert self._socket is not None
+        return self._socket.recv_into(buffer)
 
 
 def _readable(link: socket.socket) -> bool:
@@ -235,6 +264,7 @@ class Worker:
         self._descriptors: list[int] = []
         self._buffer = memoryview(bytearray(PIECE))
         self._held = 0  # bytes in the buffer that the file could not take
+        self._pipe: Pipe | None = Pipe()  # None: the file system of the cache takes no pipes
 
     def run(self) -> None:
         while (message := self._message()) is not None:
@@ -259,6 +289,8 @@ class Worker:
             self._daemon.sendall(data)
         elif "stop" in message:
             self._held = 0
+            if self._pipe is not None:
+                self._pipe.drain()
             self._server.end()
             self._say({"stopped": True})
         elif "write" in message:
@@ -277,11 +309,7 @@ class Worker:
             while length:
                 if _readable(self._daemon):
                     raise Stopped
-                count = self._held or self._server.into(self._buffer[:length], wait=not unsaid)
-                if count and descriptor is not None:
-                    self._held = count
-                    _write(descriptor, self._buffer[:count], offset)
-                    self._held = 0
+                count = self._more(length, descriptor, offset, wait=not unsaid)
                 offset, length, unsaid = offset + count, length - count, unsaid + count
                 if unsaid >= SAID or not count:
                     self._say({"wrote": unsaid})
@@ -289,6 +317,26 @@ class Worker:
         finally:
             if unsaid:  # before any error is told of: it is about what comes after these
                 self._say({"wrote": unsaid})
+
+    def _more(self, length: int, descriptor: int | None, offset: int, *, wait: bool) -> int:
+        """Some bytes where they belong; 0 where none have come and they are not waited for."""
+        if descriptor is not None and self._pipe is not None and (self._pipe.held or self._server.splices):
+            if not self._pipe.held:
+                self._server.into_pipe(self._pipe, length, wait=wait)
+            try:
+                return self._pipe.empty(descriptor, offset)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise _of_file(error) from None
+            self._held = len(data := self._pipe.drain())
+            self._buffer[: self._held] = data
+            self._pipe = None
+        count = self._held or self._server.into(self._buffer[:length], wait=wait)
+        if descriptor is not None:
+            self._held = count
+            _write(descriptor, self._buffer[:count], offset)
+        self._held = 0
+        return count
 
     def _message(self) -> dict[str, Any] | None:
         """The next line of the daemon; None when it is gone. Descriptors that come with it are kept."""
@@ -311,8 +359,12 @@ def _write(descriptor: int, data: memoryview, offset: int) -> None:
         try:
             written = os.pwrite(descriptor, data, offset)
         except OSError as error:
-            raise Failed("file", error.strerror or str(error), error.errno) from None
+            raise _of_file(error) from None
         data, offset = data[written:], offset + written
+
+
+def _of_file(error: OSError) -> Failed:
+    return Failed("file", error.strerror or str(error), error.errno)
 
 
 def main() -> None:
