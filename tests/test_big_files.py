@@ -1,5 +1,7 @@
 """Big files from a server on a real socket, through the whole client: by a process, and right or an error."""
 
+import os
+import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,13 +13,18 @@ import trio
 from tests.demos import Demo, serving
 from tests.test_content_fakes import BIG, MiB
 from tests.test_network import made_certificate
-from tests.test_worker import children
+from tests.test_worker import Server, children
+from xnatfs.bulk import version
+from xnatfs.client import open_xnat
 from xnatfs.config import Config
+from xnatfs.content import open_cache
 from xnatfs.credentials import Credentials
 from xnatfs.errors import Unreachable
+from xnatfs.models import FileRow
 from xnatfs.site import Site, open_site
 from xnatfs.tree import Root
 from xnatfs.tree.node import Dir, File, Node
+from xnatfs.tree.source import FileSource
 
 NAMES = ("projects", "P", "S", "E", "scans", "1", "RAW", "big.bin")
 
@@ -44,11 +51,11 @@ async def opened(demo: Demo, directory: Path, url: str = "", **options: object) 
         yield site
 
 
-async def big_file(site: Site) -> File:
+async def big_file(site: Site, name: str = NAMES[-1]) -> File:
     node: Node = Root(site)
-    for name in NAMES:
+    for part in (*NAMES[:-1], name):
         assert isinstance(node, Dir)
-        node = await node.child(name)
+        node = await node.child(part)
     assert isinstance(node, File)
     return node
 
@@ -190,3 +197,56 @@ async def test_without_processes_httpx_fetches_big_files_itself(data, tmp_path, 
     assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
         "no download process (its download process has ended): big files are fetched without one"
     ]
+
+
+async def test_a_process_that_is_lost_on_the_way_and_cannot_be_replaced_is_done_without(data, tmp_path, monkeypatch):
+    async def none(*command: object, **options: object) -> None:
+        raise OSError(11, "Resource temporarily unavailable")
+
+    async with served_slowly(BIG) as (release, url):
+        config = Config(url, cache_dir=tmp_path, timeout=30.0)
+        async with open_xnat(config, Credentials("u", "p")) as xnat, open_cache(tmp_path, 2**30) as cache:
+            item, row = ("experiments", "E"), FileRow("7", "a.nii", len(BIG), "", "", "", 0)
+            blob = await cache.open(version(row), FileSource(xnat, item, item, row))
+            assert await blob.read(0, MiB) == BIG[:MiB]
+            monkeypatch.setattr("trio.lowlevel.open_process", none)
+            (process,) = children()
+            os.kill(process, signal.SIGKILL)
+            release.set()
+            assert b"".join([await blob.read(offset, MiB) for offset in range(0, len(BIG), MiB)]) == BIG
+            blob.close()
+
+
+@asynccontextmanager
+async def served_slowly(content: bytes) -> AsyncIterator[tuple[trio.Event, str]]:
+    """A server of one file, the second half of which comes when it is released, or to who asks again."""
+    release, asked = trio.Event(), 0
+
+    async def act(stream: trio.SocketStream, head: bytes) -> None:
+        nonlocal asked
+        text = {b"/data/JSESSION": b"A" * 32, b"/xapi/users/username": b"u"}.get(head.split(b" ")[1])
+        await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(text or content))
+        if text is None:
+            asked += 1
+            await stream.send_all(content[: len(content) // 2])
+            if asked == 1:
+                await release.wait()
+        await stream.send_all(text or content[len(content) // 2 :])
+
+    async with trio.open_nursery() as nursery:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, Server(act), [listener])
+        yield release, f"http://127.0.0.1:{listener.socket.getsockname()[1]}"
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_big_file_may_have_an_umlaut_in_its_name(tmp_path):
+    path = tmp_path.joinpath("data", *NAMES[1:-1], "Schädel.bin")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(BIG)
+    with serving(tmp_path / "data") as demo:
+        async with opened(demo, tmp_path / "cache") as site:
+            blob = await (await big_file(site, "Schädel.bin")).open()
+            assert await blob.read(MiB, MiB) == BIG[MiB : 2 * MiB]
+            blob.close()
+            assert not site.content.stats.damaged

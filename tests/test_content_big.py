@@ -592,3 +592,27 @@ async def test_whoever_reads_backwards_gets_nothing_twice(tmp_path, autojump_clo
             assert await blob.read(offset, MiB) == data[offset : offset + MiB]
         blob.close()
         assert cache.stats.fetched <= 44 * MiB + MiB
+
+
+async def test_a_digest_needs_no_descriptor_of_its_own(tmp_path, monkeypatch):
+    def full(descriptor: int) -> int:
+        raise OSError(24, "Too many open files")
+
+    async with open_cache(tmp_path, LIMIT) as cache:
+        monkeypatch.setattr("xnatfs.content.intake.os.dup", full)
+        assert await read_all(cache, version(BIG), FakeSource(BIG, chunk=MiB)) == BIG
+
+
+async def test_a_download_ends_where_another_one_goes_on(tmp_path, autojump_clock):
+    """Also where that has not been answered yet: two never write one place, and nothing is paid for twice."""
+    data = BIG * 4
+    source = FakeSource(data, chunk=MiB, pause=0.1)
+    source.delays[20 * MiB] = 5.0  # by then the download from the start is there
+    async with open_cache(tmp_path, LIMIT) as cache:
+        blob = await cache.open(undigested(data), source)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(blob.read, 20 * MiB, 10)
+            for offset in range(0, len(data), MiB):
+                assert await blob.read(offset, MiB) == data[offset : offset + MiB]
+        blob.close()
+        assert cache.stats.fetched <= len(data) + 4 * MiB

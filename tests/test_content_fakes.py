@@ -50,6 +50,7 @@ class FakeSource:
         self.error: Exception | None = None  # instead of a reply
         self.breaks: dict[int, Exception] = {}  # at this offset
         self.stalls: dict[int, trio.Event] = {}  # at this offset, until then
+        self.delays: dict[int, float] = {}  # of the reply to who asks from this offset
         self.seekable = True
         self.grants = False  # whether it is known to grant ranges
         self.line: trio.Lock | None = None  # what its downloads share, a chunk at a time
@@ -67,7 +68,7 @@ class FakeSource:
         self.starts.append(start)
         self.stops.append(stop)
         self.conditions.append(unless_modified_since)
-        await trio.sleep(self.pause)
+        await trio.sleep(self.delays.get(start, self.pause))
         if self.error is not None:
             raise self.error
         if unless_modified_since and unless_modified_since == self.modified:

@@ -1,6 +1,7 @@
 """Processes that carry big files: the right bytes in the right place, or an error of httpx, and nothing left behind."""
 
 import os
+import resource
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -11,7 +12,7 @@ import pytest
 import trio
 
 from tests.test_content_fakes import BIG, MiB, until
-from xnatfs.worker import Workers, Writable, open_workers
+from xnatfs.worker.pool import ProcessLost, Workers, Writable, open_workers
 
 TIMEOUT = httpx.Timeout(2.0)
 OK = b"HTTP/1.1 200 OK\r\nLast-Modified: then\r\nContent-Length: %d\r\n\r\n" % len(BIG)
@@ -325,3 +326,107 @@ async def test_idle_processes_end(tmp_path, monkeypatch):
         async with got(client) as response:
             await written(response, tmp_path / "file")
         await until(lambda: not children())
+
+
+async def test_a_request_given_up_before_its_head_does_not_answer_the_next(tmp_path):
+    """Its answer is still to come over that connection."""
+    asked, release = trio.Event(), trio.Event()
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n"
+
+    async def late(stream: trio.SocketStream, _: bytes) -> None:
+        asked.set()
+        await release.wait()
+        await stream.send_all(head + b"X" * 100)
+
+    async with served(answering(OK, BIG), late, answering(head, b"Y" * 100)) as (_, client, _):
+        async with got(client) as response:
+            await written(response, tmp_path / "first")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.get, "/second")
+            await asked.wait()
+            nursery.cancel_scope.cancel()
+        release.set()
+        async with got(client) as response:
+            await written(response, tmp_path / "third", 0, 100)
+        assert (tmp_path / "third").read_bytes() == b"Y" * 100
+
+
+async def test_headers_need_not_be_ascii():
+    head = b'HTTP/1.1 200 OK\r\nContent-Disposition: attachment; filename="Sch\xe4del"\r\nContent-Length: 2\r\n\r\nab'
+    async with served(answering(head)) as (_, client, _):
+        for _ in range(3):
+            response = await client.get("/")
+            assert (response.content, response.headers["content-disposition"][-8:]) == (b"ab", 'Schädel"')
+        assert len(children()) == 1
+
+
+async def test_a_body_without_a_length_can_be_left_half_way():
+    piece = os.urandom(60_000)
+
+    async def endless(stream: trio.SocketStream, _: bytes) -> None:
+        await stream.send_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        while True:
+            await stream.send_all(b"%x\r\n" % len(piece) + piece + b"\r\n")
+
+    async with served(endless) as (server, client, _):
+        for number in range(1, 6):
+            async with got(client) as response:
+                chunks = response.aiter_raw()
+                for _ in range(number):
+                    assert await anext(chunks)
+                await chunks.aclose()
+        assert (server.connections, len(children())) == (5, 1)
+
+
+async def full_after(response: httpx.Response, path: Path, room: int) -> int:
+    """Writing comes to an end where the process may write no more; how much was written."""
+    (process,) = children()
+    _, hard = resource.prlimit(process, resource.RLIMIT_FSIZE)
+    resource.prlimit(process, resource.RLIMIT_FSIZE, (room, hard))
+    count, error = 0, None
+    with descriptor(path) as file:
+        try:
+            async for more in body(response).write(file, 0, len(BIG)):
+                count += more
+        except OSError as raised:
+            error = raised
+    assert str(error) == "[Errno 27] File too large"
+    resource.prlimit(process, resource.RLIMIT_FSIZE, (hard, hard))
+    return count
+
+
+async def test_what_a_full_disk_did_not_take_is_skipped_first(tmp_path):
+    async with served(answering(OK, BIG)) as (_, client, _), got(client) as response:
+        count = await full_after(response, tmp_path / "file", 3 * MiB + 5)
+        assert sum([more async for more in body(response).skip(MiB)]) == MiB
+        await written(response, tmp_path / "file", count + MiB, len(BIG) - MiB - count)
+    assert (tmp_path / "file").read_bytes()[count + MiB :] == BIG[count + MiB :]
+
+
+async def test_what_a_full_disk_did_not_take_can_be_written_in_smaller_parts(tmp_path):
+    async with served(answering(OK, BIG)) as (_, client, _), got(client) as response:
+        count = await full_after(response, tmp_path / "file", 3 * MiB + 5)
+        assert await written(response, tmp_path / "file", count, 1000) == 1000
+        await written(response, tmp_path / "file", count + 1000, len(BIG) - count - 1000)
+    assert (tmp_path / "file").read_bytes() == BIG
+
+
+async def test_without_descriptors_there_is_no_process(monkeypatch):
+    def none() -> None:
+        raise OSError(24, "Too many open files")
+
+    async with served(answering(OK, BIG)) as (_, client, _):
+        monkeypatch.setattr("socket.socketpair", none)
+        with pytest.raises(ProcessLost, match="Too many open files"):
+            await client.get("/")
+        monkeypatch.undo()
+
+
+async def test_idle_processes_end_while_others_begin(tmp_path, monkeypatch):
+    monkeypatch.setattr("xnatfs.worker.pool.IDLE", 0.1)
+    async with served(answering(OK, BIG)) as (_, client, _):
+        for _ in range(5):
+            async with got(client) as first, got(client) as second:
+                await written(first, tmp_path / "first")
+                await written(second, tmp_path / "second")
+            await trio.sleep(0.12)

@@ -5,6 +5,7 @@ does not clamp; a whole file is taken for an answer to a range, but no other ran
 """
 
 import logging
+import os
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
@@ -143,6 +144,8 @@ class _Arrival:
         self._promise = promise
         self._position = promise.start
         self._skip = 0  # bytes that come again, from a server that starts again from 0
+        self._by_hand: AsyncGenerator[bytes] | None = None  # where no process writes any more
+        self._rest = b""  # that came by hand and has no place yet
         self._moved()
 
     @property
@@ -168,23 +171,44 @@ class _Arrival:
 
     async def into(self, descriptor: int | None, offset: int, length: int) -> AsyncGenerator[int]:
         while length:
+            placed = self._written if self.writable and self._by_hand is None else self._put
             try:
-                body = self._response.extensions["writable"]
-                async with aclosing(self._transport.written(self._path, body, None, 0, self._skip)) as skipped:
-                    async for count in skipped:
-                        self._skip -= count
-                async with aclosing(self._transport.written(self._path, body, descriptor, offset, length)) as written:
-                    async for count in written:
-                        offset, length, self._position = offset + count, length - count, self._position + count
-                        self._moved()
+                async with aclosing(placed(descriptor, offset, length)) as counts:
+                    async for count in counts:
+                        offset, length = offset + count, length - count
                         yield count
             except Unreachable as error:
                 await self._take_up_again(error)
-                if not self.writable:
-                    raise
+
+    async def _written(self, descriptor: int | None, offset: int, length: int) -> AsyncGenerator[int]:
+        """The next bytes go there by the process that has them."""
+        body = self._response.extensions["writable"]
+        async with aclosing(self._transport.written(self._path, body, None, 0, self._skip)) as skipped:
+            async for count in skipped:
+                self._skip -= count
+        async with aclosing(self._transport.written(self._path, body, descriptor, offset, length)) as written:
+            async for count in written:
+                self._position += count
+                self._moved()
+                yield count
+
+    async def _put(self, descriptor: int | None, offset: int, length: int) -> AsyncGenerator[int]:
+        """The same by hand, once a process was lost and there is no other. What breaks is taken up in there."""
+        self._by_hand = self._by_hand or self.chunks()
+        while length:
+            self._rest = self._rest or await anext(self._by_hand, b"")
+            if not self._rest:
+                raise BadReply(f"{self._where} ended after {self._position} bytes")
+            taken = self._rest[:length]
+            count = len(taken) if descriptor is None else os.pwrite(descriptor, taken, offset)
+            self._rest = self._rest[count:]
+            offset, length = offset + count, length - count
+            yield count
 
     async def close(self) -> None:
         with trio.CancelScope(shield=True):
+            if self._by_hand is not None:
+                await self._by_hand.aclose()
             await self._response.aclose()
 
     @property
@@ -196,7 +220,8 @@ class _Arrival:
 
     async def _take_up_again(self, error: Unreachable) -> None:
         """Another connection, from where this one broke. Raises its error where nothing has come for too long."""
-        await self.close()
+        with trio.CancelScope(shield=True):
+            await self._response.aclose()
         if self._promise.size is None or trio.current_time() > self._give_up:
             raise error
         log.info("%s broke off at byte %d, taking it up again", self._where, self._position)

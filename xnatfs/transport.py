@@ -29,7 +29,7 @@ from xnatfs.credentials import Credentials
 from xnatfs.errors import BadReply, Denied, LoginRequired, NotFound, Uncertain, Unreachable, XnatError
 from xnatfs.sessions import SessionStore
 from xnatfs.tls import tls_context
-from xnatfs.worker import ProcessLost, Writable, open_workers
+from xnatfs.worker.pool import ProcessLost, Writable, open_workers
 
 log = logging.getLogger(__name__)
 

@@ -166,7 +166,7 @@ class Fill:
         self._abreast.look(trio.current_time(), self.intake.count)
         share = max(self._abreast.share, NEAR)
         if len(self._streams) <= self._abreast.helpers and self._alone():
-            start = max(stream.stop or stream.cursor + share for stream in self._streams)
+            start = max(max(stream.stop or stream.cursor + share, stream.step) for stream in self._streams)
             if start + NEAR < self.blob.size:
                 self._launch(start, min(start + share, self.blob.size))
 
@@ -270,6 +270,8 @@ class Fill:
         await self.intake.reserve(self.blob.size)
         while stream.cursor < self.blob.size and not self._enough(stream) and await self._pause(stream):
             stop, missing = self._step(stream)
+            if stop == stream.cursor:
+                return  # another download goes on from here
             try:
                 async with aclosing(
                     into(self.blob.fd if missing else None, stream.cursor, stop - stream.cursor)
@@ -287,10 +289,11 @@ class Fill:
     def _step(self, stream: Stream) -> tuple[int, bool]:
         """Up to where bytes are taken next, and whether they are missing. No other download has that place.
 
-        Others begin beyond the step, or before it; what lies ahead of them ends at theirs.
+        Others begin beyond the step, or before it; a step ends where another download is.
         """
         cursor, spans = stream.cursor, self.blob.spans
-        ahead = [other.cursor for other in self._streams if other.cursor > cursor]
+        others = [other for other in self._streams if other is not stream]
+        ahead = [each.cursor for each in others if (each.cursor, each.origin) > (cursor, stream.origin)]
         end = stream.step = min([stream.next_step(), self.blob.size if stream.stop is None else stream.stop, *ahead])
         gap = spans.next_gap(cursor)
         if gap > cursor:

@@ -7,6 +7,7 @@ Invariants:
 - A download above SMALL is counted in the cache's total before it is written.
 """
 
+import contextlib
 import hashlib
 import os
 
@@ -126,15 +127,24 @@ class Intake:
         return bool(self._version.digest) and self._blob.size > SMALL
 
     async def _follow(self, back: trio.Event) -> None:
-        """Hash what has come, and what comes meanwhile."""
+        """Hash what has come, and what comes meanwhile. Where that fails, `verify` does it, and says so if it fails."""
+        try:
+            with contextlib.suppress(OSError):
+                await self._read_after()
+        finally:
+            self._following = None
+            back.set()
+
+    async def _read_after(self) -> None:
         fd = os.dup(self._blob.fd)  # the blob may be closed while the thread reads
         try:
             while (end := self._blob.spans.next_gap(0)) - self._hashed >= HASH_BEHIND:
+                before = self._hashed
                 await trio.to_thread.run_sync(self._read_back, fd, end)
+                if self._hashed == before:
+                    return  # somebody has cut the file short
         finally:
             os.close(fd)
-            self._following = None
-            back.set()
 
     def _read_back(self, fd: int, end: int) -> None:
         while data := os.pread(fd, min(HASH_PIECE, end - self._hashed), self._hashed):

@@ -1,9 +1,8 @@
 """Processes that carry big files: what the server sends goes straight into the cache file, and never through here.
 
 process.py  the process: one request at a time, its body written where it is told
+splice.py   what of that needs no copy
 pool.py     the daemon's side: a transport of httpx, which starts and ends the processes
+
+Nothing is imported here: the process is to start in 50 ms, and needs none of what the daemon needs.
 """
-
-from xnatfs.worker.pool import ProcessLost, Workers, Writable, open_workers
-
-__all__ = ["ProcessLost", "Workers", "Writable", "open_workers"]

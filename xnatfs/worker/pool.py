@@ -8,6 +8,7 @@ that writes there.
 """
 
 import array
+import contextlib
 import errno
 import json
 import logging
@@ -58,6 +59,7 @@ class _Process:
         self._lines = b""
         self.idle_since = 0.0
         self.ended = False
+        self._owed = 0  # bytes of a body that follow what was said last
 
     async def ask(self, message: Mapping[str, Any], within: float, descriptor: int | None = None) -> dict[str, Any]:
         """Send a message and wait for what is said to it. Raises httpx.TransportError, OSError of the file."""
@@ -84,15 +86,16 @@ class _Process:
             message: dict[str, Any] = json.loads(line)
             if "error" in message:
                 raise _error(message)
+            self._owed = message.get("data", 0)
             return message
         await self.end()
         raise httpx.ReadTimeout("its download process does not answer")
 
-    async def data(self, length: int) -> bytes:
-        """So many bytes that follow a message."""
-        while len(self._lines) < length:
+    async def data(self) -> bytes:
+        """The bytes that follow a message with "data"."""
+        while len(self._lines) < self._owed:
             self._lines += await self._more()
-        data, self._lines = self._lines[:length], self._lines[length:]
+        data, self._lines, self._owed = self._lines[: self._owed], self._lines[self._owed :], 0
         return data
 
     async def stop(self) -> None:
@@ -100,15 +103,13 @@ class _Process:
         with trio.CancelScope(shield=True), trio.move_on_after(STOP):
             try:
                 await self.tell({"stop": True})
-                while True:
-                    try:
+                while not self.ended:
+                    await self.data()
+                    with contextlib.suppress(httpx.TransportError, OSError):  # of what is left, or of its own end
                         if "stopped" in await self.hear(STOP):
                             return
-                    except (httpx.TransportError, OSError):
-                        if self.ended:
-                            return
-            except httpx.TransportError:
-                return
+            except (httpx.TransportError, ValueError) as error:
+                log.debug("a download process does not stop: %r", error)
         await self.end()
 
     async def end(self) -> None:
@@ -141,10 +142,14 @@ class Writable(httpx.AsyncByteStream):
         self._within = within
         self.length = length
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    def __aiter__(self) -> "Writable":  # no generator: nobody has to close it
+        return self
+
+    async def __anext__(self) -> bytes:
         assert self._process is not None
-        while count := (await self._process.ask({"take": TAKE}, self._within))["data"]:
-            yield await self._process.data(count)
+        if not (await self._process.ask({"take": TAKE}, self._within))["data"]:
+            raise StopAsyncIteration
+        return await self._process.data()
 
     def write(self, descriptor: int, offset: int, length: int) -> AsyncGenerator[int]:
         """Have the next `length` bytes written to a file; yields how many more are there, as they come.
@@ -205,23 +210,25 @@ class Workers(httpx.AsyncBaseTransport):
             "read": timeout["read"],
         }
         within = timeout["read"] + GRACE
-        process, head = await self._begun(message, timeout["connect"] + within)
-        body = Writable(self, process, head["length"], within)
-        return httpx.Response(head["status"], headers=head["headers"], stream=body, extensions={"writable": body})
+        return await self._replied(message, timeout["connect"] + within, within)
 
-    async def _begun(self, message: Mapping[str, Any], within: float) -> tuple[_Process, dict[str, Any]]:
-        """A process and the head of the reply that it has. One that was idle may have died: then another one."""
+    async def _replied(self, message: Mapping[str, Any], first: float, within: float) -> httpx.Response:
+        """What a process has for an answer. One that was idle may have died: then another one is asked."""
         while True:
             reused = bool(self._idle)
-            process, head = self._idle.pop() if reused else await self._started(), None
+            process, response = self._idle.pop() if reused else await self._started(), None
             try:
-                head = await process.ask(message, within)
-                return process, head
+                head = await process.ask(message, first)
+                # Bytes as they came: names of files are not always ASCII.
+                headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in head["headers"]]
+                body = Writable(self, process, head["length"], within)
+                response = httpx.Response(head["status"], headers=headers, stream=body, extensions={"writable": body})
+                return response
             except ProcessLost:
                 if not reused:
                     raise
             finally:
-                if head is None:
+                if response is None:
                     await self.release(process)
 
     async def release(self, process: _Process) -> None:
@@ -246,23 +253,30 @@ class Workers(httpx.AsyncBaseTransport):
         """End those that were idle for long; runs for ever."""
         while True:
             await trio.sleep(IDLE / 2)
-            for process in [p for p in self._idle if trio.current_time() - p.idle_since > IDLE]:
-                self._idle.remove(process)
+            old = [process for process in self._idle if trio.current_time() - process.idle_since > IDLE]
+            self._idle = [process for process in self._idle if process not in old]
+            for process in old:
                 await process.end()
                 self._all.discard(process)
 
     async def _started(self) -> _Process:
-        ours, theirs = socket.socketpair()
         command = [sys.executable, "-P", "-m", "xnatfs.worker.process"]
         environment = {key: value for key, value in os.environ.items() if not key.startswith("XNAT_")}
-        with theirs:
+        with contextlib.ExitStack() as unless_started:
             try:
-                child = await trio.lowlevel.open_process(
-                    command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, env=environment, start_new_session=True
-                )
+                ours, theirs = socket.socketpair()
+                unless_started.enter_context(ours)
+                with theirs:
+                    child = await trio.lowlevel.open_process(
+                        command,
+                        stdin=theirs.fileno(),
+                        stdout=subprocess.DEVNULL,
+                        env=environment,
+                        start_new_session=True,
+                    )
             except OSError as error:
-                ours.close()
-                raise ProcessLost(f"no download process can be started: {error.strerror}") from error
+                raise ProcessLost(f"none can be started: {error.strerror}") from error
+            unless_started.pop_all()
         process = _Process(child, trio.socket.from_stdlib_socket(ours))
         self._all.add(process)
         return process

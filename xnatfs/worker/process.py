@@ -43,12 +43,18 @@ PIECE = PIPE
 # What comes without a pause is told of in larger steps, since each costs the daemon 0.15 ms: as much as the kernel
 # has asked for at a time, two requests of 1 MiB.
 SAID = 2 * 1024 * 1024
+# How a kernel, a sandbox or a file system says that it does not splice.
+NO_PIPES = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP})
 # Of a line, and of a reply's head.
 LINE = 64 * 1024
 
 
 class Stopped(Exception):
     """The daemon wants no more of this body."""
+
+
+class NoPipes(Exception):
+    """The kernel, or the file system of the cache, does not splice."""
 
 
 class Failed(Exception):
@@ -77,6 +83,7 @@ class Server:
     def get(self, message: dict[str, Any]) -> dict[str, Any]:
         """Ask; the head of the reply."""
         self._timeout = message["read"]
+        self.left, self.length, self._first, self._reusable = 0, None, b"", False  # until there is another answer
         where = (message["host"], message["port"], json.dumps(message["tls"]))
         if self._socket is None or where != self._where or not self._idle():
             self.close()
@@ -126,9 +133,8 @@ class Server:
         return not self._first and not isinstance(self._socket, ssl.SSLSocket)
 
     def into_pipe(self, pipe: Pipe, most: int, *, wait: bool) -> None:
-        """The same into an empty pipe."""
-        assert self._socket is not None
-        self.left -= self._come(partial(pipe.fill, self._socket.fileno(), min(most, self.left)), wait=wait)
+        """The same into an empty pipe. Raises NoPipes."""
+        self.left -= self._come(partial(self._spliced, pipe, min(most, self.left)), wait=wait)
 
     def end(self) -> None:
         """The body is not wanted any more, or has come."""
@@ -231,6 +237,15 @@ class Server:
         except OSError as error:
             raise Failed("read", error.strerror or str(error), error.errno) from None
 
+    def _spliced(self, pipe: Pipe, most: int) -> int:
+        assert self._socket is not None
+        try:
+            return pipe.fill(self._socket.fileno(), most)
+        except OSError as error:
+            if error.errno in NO_PIPES:
+                raise NoPipes from None
+            raise
+
     def _received(self, buffer: memoryview) -> int:
         assert self._socket is not None
         return self._socket.recv_into(buffer)
@@ -263,8 +278,8 @@ class Worker:
         self._lines = b""
         self._descriptors: list[int] = []
         self._buffer = memoryview(bytearray(PIECE))
-        self._held = 0  # bytes in the buffer that the file could not take
-        self._pipe: Pipe | None = Pipe()  # None: the file system of the cache takes no pipes
+        self._rest = self._buffer[:0]  # what has come and has no place yet, because a file could not take it
+        self._pipe: Pipe | None = Pipe()  # None: splicing does not work here
 
     def run(self) -> None:
         while (message := self._message()) is not None:
@@ -288,9 +303,8 @@ class Worker:
             self._say({"data": len(data)})
             self._daemon.sendall(data)
         elif "stop" in message:
-            self._held = 0
-            if self._pipe is not None:
-                self._pipe.drain()
+            self._out_of_pipe()
+            self._rest = self._buffer[:0]
             self._server.end()
             self._say({"stopped": True})
         elif "write" in message:
@@ -320,23 +334,29 @@ class Worker:
 
     def _more(self, length: int, descriptor: int | None, offset: int, *, wait: bool) -> int:
         """Some bytes where they belong; 0 where none have come and they are not waited for."""
-        if descriptor is not None and self._pipe is not None and (self._pipe.held or self._server.splices):
-            if not self._pipe.held:
-                self._server.into_pipe(self._pipe, length, wait=wait)
+        if descriptor is not None and self._pipe is not None and not self._rest:
             try:
-                return self._pipe.empty(descriptor, offset)
-            except OSError as error:
-                if error.errno != errno.EINVAL:
-                    raise _of_file(error) from None
-            self._held = len(data := self._pipe.drain())
-            self._buffer[: self._held] = data
-            self._pipe = None
-        count = self._held or self._server.into(self._buffer[:length], wait=wait)
+                if not self._pipe.held and self._server.splices:
+                    self._server.into_pipe(self._pipe, length, wait=wait)
+                    if not self._pipe.held:
+                        return 0
+                if self._pipe.held:
+                    return _emptied(self._pipe, descriptor, offset, length)
+            except NoPipes:
+                self._out_of_pipe()
+                self._pipe = None
+        self._out_of_pipe()
+        if not self._rest:
+            self._rest = self._buffer[: self._server.into(self._buffer[:length], wait=wait)]
+        taken = self._rest[:length]
         if descriptor is not None:
-            self._held = count
-            _write(descriptor, self._buffer[:count], offset)
-        self._held = 0
-        return count
+            _write(descriptor, taken, offset)
+        self._rest = self._rest[len(taken) :]
+        return len(taken)
+
+    def _out_of_pipe(self) -> None:
+        if self._pipe is not None and self._pipe.held:
+            self._rest = memoryview(self._pipe.drain())
 
     def _message(self) -> dict[str, Any] | None:
         """The next line of the daemon; None when it is gone. Descriptors that come with it are kept."""
@@ -361,6 +381,15 @@ def _write(descriptor: int, data: memoryview, offset: int) -> None:
         except OSError as error:
             raise _of_file(error) from None
         data, offset = data[written:], offset + written
+
+
+def _emptied(pipe: Pipe, descriptor: int, offset: int, most: int) -> int:
+    try:
+        return pipe.empty(descriptor, offset, most)
+    except OSError as error:
+        if error.errno in NO_PIPES:
+            raise NoPipes from None
+        raise _of_file(error) from None
 
 
 def _of_file(error: OSError) -> Failed:

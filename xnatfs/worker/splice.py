@@ -25,12 +25,12 @@ class Pipe:
         self.held = os.splice(socket, self._write, most, flags=os.SPLICE_F_NONBLOCK)
         return self.held
 
-    def empty(self, file: int, offset: int) -> int:
+    def empty(self, file: int, offset: int, most: int) -> int:
         """As much of it as goes into a file; how much. Raises OSError where that is none."""
         done = 0
-        while self.held:
+        while self.held and done < most:
             try:
-                moved = os.splice(self._read, file, self.held, offset_dst=offset + done)
+                moved = os.splice(self._read, file, min(self.held, most - done), offset_dst=offset + done)
             except OSError:
                 if not done:
                     raise
