@@ -1,7 +1,6 @@
 """Series: many small files, read one after the other, on a server that is 50 ms and 1 Gbit/s away."""
 
 import random
-import shutil
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -42,12 +41,14 @@ def _copied(bench: Bench, server: Server, data: Path) -> list[Row]:
     out = bench.directory / "copy"
     tar = _tar(server, server.accession("SERIES", "SESSION"), "ALL")
     for turn in range(bench.times + 1):  # the first fills the replica, and is not told
-        took = rig.shell(f"rm -rf {out} && mkdir {out}") and rig.shell(f"{tar} | tar x -C {out}")
+        rig.discard(out)
+        out.mkdir()
+        took = rig.shell(f"{tar} | tar x -C {out}")
         theirs += [took] if turn else []
         right &= archives.contents(out) == sorted(truth.values())
         with bench.mount(server) as mount:
             rig.drop_pages()
-            rig.shell(f"rm -rf {out}")
+            rig.discard(out)
             before = len(server.requests())
             took = rig.shell(f"cp -r {mount.session('SERIES') / 'scans'} {out}")
             ours += [took] if turn else []
@@ -55,7 +56,7 @@ def _copied(bench: Bench, server: Server, data: Path) -> list[Row]:
         counts.append(_data(asked))
         login.append(sum(request.kept == "MISS" for request in asked))
         right &= archives.tree_md5(out) == truth
-    rig.shell(f"rm -rf {out}")
+    rig.discard(out)
     count, scans = len(truth), len({path.partition("/")[0] for path in truth})
     title = f"`cp -r` of {scans} series, {count} files of 50 KB, cold, 50 ms a request, 1 Gbit/s"
     row = Row("series", title, ours, "`curl | tar x` of one tar", theirs, "at most 2, and 10 round trips")
@@ -96,7 +97,7 @@ def _rclone(bench: Bench, server: Server, data: Path, ours: Sequence[float]) -> 
             row.notes.append(f"{name}: **{wrong}**")
     except NotToBeHad as why:
         row.notes.append(str(why))
-    shutil.rmtree(out, ignore_errors=True)
+    rig.discard(out)
     return row.at_most(0.1) if row.theirs else row
 
 
@@ -107,14 +108,14 @@ def _downloaded(bench: Bench, server: Server, data: Path, one: peers.Downloader,
     try:
         for _ in range(1 if bench.quick else 2):
             command, env = one.command(bench.directory, server)
-            shutil.rmtree(out, ignore_errors=True)
+            rig.discard(out)
             out.mkdir()
             row.theirs = [rig.shell(f"{command} {out}", env, timeout=PATIENCE)]
         if archives.contents(out, "*.dcm") != archives.contents(archives.session(data)):  # pyxnat leaves its zip there
             row.notes.append(f"{one.name}: {WRONG}, or other files")
     except NotToBeHad as why:
         row.notes.append(f"{one.name}: {why}")
-    shutil.rmtree(out, ignore_errors=True)
+    rig.discard(out)
     return row
 
 
