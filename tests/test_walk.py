@@ -402,6 +402,21 @@ async def test_a_resource_without_files_is_found_by_its_name(tmp_path):
     assert asked(demo) == ["experiments/*/resources"]
 
 
+async def test_a_reconstruction_without_files_is_found_by_its_name(tmp_path):
+    def change(archive: Archive, number: int, session: Experiment) -> None:
+        recon = Reconstruction("mean", "average")
+        session.reconstructions.append(recon)
+        archive.resource(recon.out, "EMPTY")
+
+    demo = served(made(20, 1, change))
+    async with opened(demo, tmp_path) as site:
+        await entries(await find(site, "projects/P"))
+        demo.requests.clear()
+        found = await find(site, "projects/P/S15/S15_MR/reconstructions/mean")
+        assert isinstance(await found.child("EMPTY"), Dir)
+    assert asked(demo) == ["experiments/*/resources"]
+
+
 async def test_the_facts_of_scans_and_resources_are_whole_after_a_walk(tmp_path):
     demo = served(made(20, 2))
     async with opened(demo, tmp_path) as site:
