@@ -177,6 +177,28 @@ async def test_one_file_of_many_starts_no_tar(server, tmp_path):
         assert data(server) == [f"GET {TAR}/{name(33)}"]
 
 
+async def test_one_file_of_a_resource_makes_nothing_of_its_size(server, tmp_path):
+    async with opened(server, tmp_path) as site:
+        await read(site, 33)
+        (session,) = site.bulk._sessions.values()
+        assert not {"places", "begins", "fit"} & vars(session.walks["7"]).keys()
+        await read(site, 34)
+        assert len(session.walks["7"].places) == COUNT
+
+
+async def test_of_a_resource_with_too_many_files_nothing_is_remembered_or_fetched_ahead(server, tmp_path, monkeypatch):
+    monkeypatch.setattr("xnatfs.series.MOST_FILES", COUNT - 1)
+    async with opened(server, tmp_path) as site:
+        for number in range(COUNT):
+            assert await read(site, number) == bytes_of(number)
+        (session,) = site.bulk._sessions.values()
+        walk = session.walks["7"]
+        assert not walk.opened
+        assert not {"places", "begins"} & vars(walk).keys()
+        assert data(server) == [f"GET {TAR}/{name(number)}" for number in range(COUNT)]
+        assert site.bulk.stats.ahead == 0
+
+
 async def test_far_jumps_are_not_waited_for(server, tmp_path, autojump_clock):
     """Two files at both ends: the second is not behind everything between them."""
     for number in range(COUNT, 400):

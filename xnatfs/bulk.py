@@ -143,7 +143,7 @@ class Bulk:
         """
         session = self._session(tuple(item), groups, around)
         walk = session.walk(row.resource_id)
-        if row.path not in walk.places:
+        if not walk.counts:
             return
         here = self._content.has(version(row))
         self._note(session, walk, row, here)
@@ -221,8 +221,10 @@ class Bulk:
         """Begin the tar of a resource that is read from this file on, unless there is a reason not to."""
         if walk in self._tars:
             return True
-        left = walk.size - walk.begins[walk.places[row.path]]
-        if walk.done or not self._may_begin(session, walk, walk.places[row.path]) or 3 * left < walk.size:
+        place = walk.places[row.path]
+        if walk.done or not self._may_begin(session, walk, place):
+            return False
+        if 3 * (walk.size - walk.begins[place]) < walk.size:
             return False  # where little is left, most of the tar would be what was had before
         for other in {tar for tar in self._tars.values() if tar.session is session and not tar.is_read()}:
             session.in_order = False  # what was begun early is not what is read next
