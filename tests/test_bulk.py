@@ -15,6 +15,8 @@ import trio.testing
 from tests.scripted import Scripted, opened, resource
 from tests.test_content_fakes import until
 from xnatfs.bulk import IDLE
+from xnatfs.content import Source
+from xnatfs.models import FileRow
 from xnatfs.series import FLOOR, SHARE
 from xnatfs.site import Site
 from xnatfs.transport import DOWNLOADS
@@ -173,6 +175,28 @@ async def test_one_file_of_many_starts_no_tar(server, tmp_path):
         for _ in range(3):
             assert await read(site, 33) == bytes_of(33)
         assert data(server) == [f"GET {TAR}/{name(33)}"]
+
+
+async def test_one_file_of_a_resource_makes_nothing_of_its_size(server, tmp_path):
+    async with opened(server, tmp_path) as site:
+        await read(site, 33)
+        (session,) = site.bulk._sessions.values()
+        assert not {"places", "begins", "fit"} & vars(session.walks["7"]).keys()
+        await read(site, 34)
+        assert len(session.walks["7"].places) == COUNT
+
+
+async def test_of_a_resource_with_too_many_files_nothing_is_remembered_or_fetched_ahead(server, tmp_path, monkeypatch):
+    monkeypatch.setattr("xnatfs.series.MOST_FILES", COUNT - 1)
+    async with opened(server, tmp_path) as site:
+        for number in range(COUNT):
+            assert await read(site, number) == bytes_of(number)
+        (session,) = site.bulk._sessions.values()
+        walk = session.walks["7"]
+        assert not walk.opened
+        assert not {"places", "begins"} & vars(walk).keys()
+        assert data(server) == [f"GET {TAR}/{name(number)}" for number in range(COUNT)]
+        assert site.bulk.stats.ahead == 0
 
 
 async def test_far_jumps_are_not_waited_for(server, tmp_path, autojump_clock):
@@ -495,6 +519,41 @@ async def test_a_new_listing_while_the_tar_waits_for_its_reader(server, tmp_path
             assert await read(site, number) == bytes_of(number)
         assert trio.current_time() - began < 1
         assert data(server) == [f"GET {TAR}/{name(0)}", f"GET {TAR}"]
+
+
+async def test_a_tar_of_several_resources_is_given_up_when_one_of_them_is_gone(server, tmp_path, monkeypatch):
+    """Though another of them is the same in the new listing; and nothing but that tar ends."""
+
+    class Around:
+        def source(self, row: FileRow) -> Source:
+            raise NotImplementedError
+
+        def reading_order(self) -> list[tuple[str, str]]:
+            return [("7", "DICOM"), ("8", "DICOM"), ("9", "DICOM")]
+
+    def rows(number: str) -> list[FileRow]:
+        return [FileRow(number, name(place), 100, f"{place:032x}", "", "", place) for place in range(1, 11)]
+
+    ends = trio.Event()
+
+    async def stream(tar: object) -> bool:
+        await ends.wait()
+        return True
+
+    async with opened(server, tmp_path) as site:
+        bulk, item = site.bulk, ("experiments", "X_E1")
+        monkeypatch.setattr(bulk, "_stream", stream)
+        groups = {number: rows(number) for number in ("7", "8", "9")}
+        session = bulk._session(item, groups, Around())
+        walks = [session.walk("7"), session.walk("8")]
+        bulk._begin(session, walks)
+        for row in walks[1].listed:
+            session.opens(walks[1], row)
+        new = bulk._session(item, {"7": groups["7"], "9": groups["9"]}, Around())
+        assert "8" not in new.walks
+        await until(lambda: not bulk._tars)
+        assert not ends.is_set(), "nobody waits for its end"
+        assert await read(site, 0) == bytes_of(0)
 
 
 async def test_a_fault_of_our_own_ends_the_tar_and_nothing_else(server, tmp_path, monkeypatch, caplog):

@@ -353,6 +353,25 @@ async def test_where_the_archive_fails_it_is_asked_for_by_number(server, tmp_pat
         assert await content(site, f"{SCAN}/DICOM/100%") == b"12345"
 
 
+async def test_a_file_that_the_archive_lacks_is_asked_for_by_number(server, tmp_path):
+    """Though the archive itself is sound: it is closed by then."""
+    server.add("other", b"other")
+    server.add("100%", b"12345")
+    server.answers["experiments/X_E1/resources/7/files"] = lambda request: httpx.Response(
+        200, content=tar({"other": b"other"})
+    )
+    listed = server.lists["experiments/X_E1/files"]
+
+    def files(request: httpx.Request) -> httpx.Response:
+        if request.url.params.get("index") == "1":
+            return httpx.Response(200, content=b"12345")
+        return httpx.Response(200, json={"ResultSet": {"Result": listed}})
+
+    server.answers["experiments/X_E1/scans/1/files"] = files
+    async with opened(server, tmp_path) as site:
+        assert await content(site, f"{SCAN}/DICOM/100%") == b"12345"
+
+
 async def test_where_nothing_helps_it_is_said_why(server, tmp_path):
     server.add("100%", b"12345")
     async with opened(server, tmp_path) as site:

@@ -384,6 +384,69 @@ async def test_sessions_without_files_are_believed_of_a_server_that_lists_severa
     assert await walked(demo, tmp_path / "walk") == await alone(archive, tmp_path / "alone")
 
 
+async def test_what_was_made_of_a_list_is_withdrawn_with_it(tmp_path, autojump_clock):
+    """The join lacks the second scan of each session but the one that it is compared with; who was shown one looks."""
+    archive = made(30)
+    demo = served(archive)
+    victims = list(archive.experiments.values())[1:]
+
+    def lacking(request: Request) -> Reply | None:
+        if not request.path.endswith("/experiments") or "imagescandata" not in request.query.get("columns", ""):
+            return None
+        kept = [victim.scans for victim in victims]
+        for victim in victims:
+            victim.scans = victim.scans[:1]
+        try:
+            return demo.routes.answer(_asked(request))
+        finally:
+            for victim, scans in zip(victims, kept, strict=True):
+                victim.scans = scans
+
+    fault(demo, lacking)
+    fault(demo, lambda request: empty() if "," in request.path else None)  # so that no files tell of it
+    shown: list[list[str]] = []
+    async with opened(demo, tmp_path) as site:
+        for number in range(8):
+            scans = await find(site, f"projects/P/S{number}/S{number}_MR/scans")
+            shown.append(list((await scans.children()).nodes))
+        walk = site._walks["P"]
+        assert ["1"] in shown, "it was believed"
+        demo.faults.clear()
+        walk._scans.disbelieve("another list tells otherwise")
+        for number in range(8):
+            scans = await find(site, f"projects/P/S{number}/S{number}_MR/scans")
+            assert list((await scans.children()).nodes) == ["1", "2"]
+
+
+async def test_a_list_that_fails_takes_back_nothing(tmp_path, autojump_clock):
+    archive = made(30)
+    demo = served(archive)
+    async with opened(demo, tmp_path) as site:
+        first = await entries(await find(site, "projects/P"))
+        walk = site._walks["P"]
+        fault(demo, lambda request: Reply(500, b"", "text/plain") if request.path.endswith("/experiments") else None)
+        demo.requests.clear()
+        assert not await walk._scans._fetch(["DEMO_E00001"])
+        demo.requests.clear()
+        assert await entries(await find(site, "projects/P")) == first
+        assert asked(demo) == []
+
+
+async def test_one_join_tells_of_all_sessions_of_a_project(tmp_path, autojump_clock):
+    """Whatever it does not tell of: what is no imaging session, what is new."""
+
+    def change(archive: Archive, number: int, session: Experiment) -> None:
+        if number % 9 == 5:
+            archive.experiment(
+                archive.subjects[session.subject], f"BLOOD{number}", xsi_type="xnat:subjectVariablesData"
+            )
+
+    demo = served(made(150, 1, change))
+    await walked(demo, tmp_path)
+    joins = [r for r in demo.requests if "imagescandata" in r.query.get("columns", "")]
+    assert len(joins) == 1
+
+
 # -- what cannot be seen in bulk ---------------------------------------------------------------------------------
 
 
@@ -399,6 +462,21 @@ async def test_a_resource_without_files_is_found_by_its_name(tmp_path):
         resources = await find(site, "projects/P/S15/S15_MR/resources")
         assert isinstance(await resources.child("EMPTY"), Dir)
         assert list((await resources.children()).nodes) == ["EMPTY"]
+    assert asked(demo) == ["experiments/*/resources"]
+
+
+async def test_a_reconstruction_without_files_is_found_by_its_name(tmp_path):
+    def change(archive: Archive, number: int, session: Experiment) -> None:
+        recon = Reconstruction("mean", "average")
+        session.reconstructions.append(recon)
+        archive.resource(recon.out, "EMPTY")
+
+    demo = served(made(20, 1, change))
+    async with opened(demo, tmp_path) as site:
+        await entries(await find(site, "projects/P"))
+        demo.requests.clear()
+        found = await find(site, "projects/P/S15/S15_MR/reconstructions/mean")
+        assert isinstance(await found.child("EMPTY"), Dir)
     assert asked(demo) == ["experiments/*/resources"]
 
 

@@ -143,7 +143,7 @@ class Bulk:
         """
         session = self._session(tuple(item), groups, around)
         walk = session.walk(row.resource_id)
-        if row.path not in walk.places:
+        if not walk.counts:
             return
         here = self._content.has(version(row))
         self._note(session, walk, row, here)
@@ -205,10 +205,10 @@ class Bulk:
             session = self._sessions[item] = Session(item, groups, around.reading_order())
         elif session.groups is not groups:
             new = self._sessions[item] = session.relisted(groups, around.reading_order())
-            for walk, tar in list(self._tars.items()):
-                if tar.session is session and new.walks.get(walk.resource) is walk:
+            for tar in {tar for tar in self._tars.values() if tar.session is session}:
+                if all(new.walks.get(walk.resource) is walk for walk in tar.walks):
                     tar.session = new
-                elif tar.session is session:
+                else:
                     tar.scope.cancel()
             session.wake()  # who waits for the old one goes on with the new one
             session = new
@@ -221,8 +221,10 @@ class Bulk:
         """Begin the tar of a resource that is read from this file on, unless there is a reason not to."""
         if walk in self._tars:
             return True
-        left = walk.size - walk.begins[walk.places[row.path]]
-        if walk.done or not self._may_begin(session, walk, walk.places[row.path]) or 3 * left < walk.size:
+        place = walk.places[row.path]
+        if walk.done or not self._may_begin(session, walk, place):
+            return False
+        if 3 * (walk.size - walk.begins[place]) < walk.size:
             return False  # where little is left, most of the tar would be what was had before
         for other in {tar for tar in self._tars.values() if tar.session is session and not tar.is_read()}:
             session.in_order = False  # what was begun early is not what is read next
@@ -271,18 +273,19 @@ class Bulk:
     async def _run(self, tar: _Tar) -> None:
         ended = False
         try:
-            with tar.scope:
-                ended = await self._stream(tar)
+            try:
+                with tar.scope:
+                    ended = await self._stream(tar)
+            finally:
+                self._running -= 1
+                for walk in tar.walks:
+                    del self._tars[walk]
+                for waits in tar.waits.values():
+                    waits.set()
+            if ended and not tar.scope.cancel_called:
+                self._ended(tar)
         except Exception as error:  # whatever it is, it ends this tar and nothing else
             self._failed(tar, error)
-        finally:
-            self._running -= 1
-            for walk in tar.walks:
-                del self._tars[walk]
-            for waits in tar.waits.values():
-                waits.set()
-        if ended:
-            self._ended(tar)
 
     def _failed(self, tar: _Tar, error: Exception) -> None:
         """No tar. One of several resources may be at fault for all, or the server takes one at a time only."""

@@ -26,8 +26,8 @@ R = TypeVar("R")
 class Many(Generic[R]):
     """One kind of list, by accession ID.
 
-    `ask` lists items, these ones at least; `single` has what the server says of one alone, or raises; `empty` tells
-    an answer that proves nothing.
+    `ask` lists items, these ones at least, or `whole`, all that there are; `single` has what the server says of one
+    alone, or raises. To agree about an answer that is empty proves nothing: then it is compared again.
     """
 
     def __init__(
@@ -36,21 +36,27 @@ class Many(Generic[R]):
         ttl: float,
         ask: Callable[[Sequence[str]], Awaitable[Mapping[str, R]]],
         single: Callable[[str], Awaitable[R]],
-        withdraw: Callable[[Iterable[str]], None],
+        withdraw: Callable[[], None],
+        whole: bool = False,
     ) -> None:
         self._what = what
         self._ttl = ttl
         self._ask = ask
         self._single = single
         self._withdraw = withdraw
+        self._whole = whole
         self._rows: dict[str, R] = {}
         self._asked: set[str] = set()  # about these; who is in here and not in the rows is not to be had this way
-        self._given: set[str] = set()
         self.fetched = self.expires = -float("inf")
         self._alone_until = -float("inf")
         self._proven = False
         self._questions, self._next_check = 0, 1
         self._lock = trio.Lock()
+
+    @property
+    def believed(self) -> bool:
+        """False for a while after it was wrong or failed: then what it told before is not to be given out any more."""
+        return trio.current_time() >= self._alone_until
 
     async def of(self, wanted: Sequence[str], known: Iterable[str] = ()) -> dict[str, R] | None:
         """What it tells of those wanted, as far as it is sure; None where there is no such list.
@@ -58,24 +64,26 @@ class Many(Generic[R]):
         `known` are items whose single answers are at hand, to compare with.
         """
         async with self._lock:
-            now = trio.current_time()
-            if now < self._alone_until or not wanted:
-                return None if now < self._alone_until else {}
-            if now >= self.expires - self._ttl / 2:  # what is given out is good for half of the TTL
-                self._rows, self._asked, self._given = {}, set(), set()
-            if not self._asked.issuperset(wanted) and not await self._fetch(wanted):
+            if not self.believed or not wanted:
+                return {} if self.believed else None
+            if trio.current_time() >= self.expires - self._ttl / 2:  # what is given out is good for half of the TTL
+                self._rows, self._asked = {}, set()
+            told = self._asked.issuperset(wanted) or (self._whole and self._asked)
+            if not told and not await self._fetch(wanted):
                 return None
             if not await self._check([*known, *wanted[:1]]):
                 return None
-            self._given.update(wanted)
             return {each: self._rows[each] for each in wanted if each in self._rows}
 
     def disbelieve(self, why: str) -> None:
         """It was wrong. What was taken from it is withdrawn."""
+        self._leave_alone(why)
+        self._withdraw()
+
+    def _leave_alone(self, why: str) -> None:
         log.info("the list of %s is not used: %s", self._what, why)
         self._alone_until = trio.current_time() + LEFT_ALONE_FOR
-        self._withdraw(self._given)
-        self._rows, self._asked, self._given, self._proven = {}, set(), set(), False
+        self._rows, self._asked, self._proven = {}, set(), False
         self.expires = -float("inf")
 
     async def _fetch(self, wanted: Sequence[str]) -> bool:
@@ -84,10 +92,10 @@ class Many(Generic[R]):
             with trio.move_on_after(TOO_SLOW) as patience:
                 rows = await self._ask(wanted)
         except (NotFound, Denied, BadReply, Unreachable) as error:
-            self.disbelieve(str(error))
+            self._leave_alone(str(error))
             return False
         if patience.cancelled_caught:
-            self.disbelieve("it does not come")
+            self._leave_alone("it does not come")
             return False
         if not self._rows:
             self.fetched, self.expires = started, started + self._ttl

@@ -163,6 +163,14 @@ class MetadataCache:
         if self._largest and self._largest[0] == key:
             self._largest = None
 
+    def forget_all(self, which: Callable[[Hashable, Expiring], bool]) -> None:
+        """All of which this is true. Looks at everything there is."""
+        largest = [self._largest[0]] if self._largest else []
+        for key in [*self._values, *largest]:
+            value = self._find(key)
+            if value is not None and which(key, value):
+                self.forget(key)
+
     def _find(self, key: Hashable) -> Expiring | None:
         if self._largest and self._largest[0] == key and self._largest[1].expires > trio.current_time():
             return self._largest[1]

@@ -26,28 +26,48 @@ STEP = 2
 # Bytes that may be there and not asked for. The floor is a few slices. More than MOST no reader catches up with soon,
 # and they are in memory at first.
 FLOOR, SHARE, MOST = 512 * 1024, 5, 8 * 2**20
+# Files of a resource that is looked at here. To know places and offsets of so many takes 28 ms of the event loop, once,
+# and 3.3 MB for as long as the session is remembered. What has more is fetched singly, and nothing ahead.
+MOST_FILES = 20_000
 
 # The files of an item, by resource.
 Groups = Mapping[Hashable, Sequence[FileRow]]
 
 
 class Walk:
-    """One resource: what of it was opened, and what was fetched ahead."""
+    """One resource: what of it was opened, and what was fetched ahead.
+
+    What is of the size of its listing is made when a second file of it is opened, or when it is to be fetched ahead.
+    """
 
     def __init__(self, resource: str, label: str, rows: Sequence[FileRow]) -> None:
         self.resource = resource
         self.label = label
         self.listed = rows
-        paths, sizes = _listed(rows)
-        self.places = {path: place for place, path in enumerate(paths)}
-        self.begins = [0, *accumulate(size or 0 for size in sizes)]  # bytes before each file, in listing order
-        self.fit = len(rows) >= FEWEST and all(size is not None and size <= LARGEST for size in sizes)
+        self.counts = 0 < len(rows) <= MOST_FILES
         self.opened: set[str] = set()
         self.ahead: set[str] = set()  # fetched and not yet opened
         self.coming: set[str] = set()  # of these, what is on its way by itself
         self.done = False  # its tar has come to its end
         self.begun_early = False  # before anything of it was opened
         self.no_tar_until = float("-inf")
+
+    @cached_property
+    def fit(self) -> bool:
+        """Whether it may come in a tar."""
+        if not FEWEST <= len(self.listed) <= MOST_FILES:
+            return False
+        return all(size is not None and size <= LARGEST for size in _sizes(self.listed))
+
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """Of the files in the listing, by path."""
+        return {path: place for place, path in enumerate(_paths(self.listed))}
+
+    @cached_property
+    def begins(self) -> list[int]:
+        """Bytes before each file, in listing order, and of all."""
+        return [0, *accumulate(size or 0 for size in _sizes(self.listed))]
 
     @property
     def size(self) -> int:
@@ -59,6 +79,9 @@ class Walk:
 
     def walked(self, row: FileRow) -> bool:
         """Whether this file was opened after one beside it, in the listing or by name: walks go either way."""
+        return len(self.opened) > 1 and self._is_beside(row)
+
+    def _is_beside(self, row: FileRow) -> bool:
         return _beside(self.listed_paths, self.places[row.path], self.opened) or _beside(
             self.sorted_paths, bisect_left(self.sorted_paths, row.path), self.opened
         )
@@ -75,11 +98,15 @@ class Walk:
         return 2 * len(self.opened) >= len(self.listed)
 
 
-def _listed(rows: Sequence[FileRow]) -> tuple[list[str], list[int | None]]:
-    """Paths and sizes; of a packed catalogue without making a row of each."""
+def _paths(rows: Sequence[FileRow]) -> Iterable[str]:
+    """Of a packed catalogue without making a row of each."""
+    return rows.paths() if isinstance(rows, Catalogue) else (row.path for row in rows)
+
+
+def _sizes(rows: Sequence[FileRow]) -> Iterable[int | None]:
     if isinstance(rows, Catalogue):
-        return list(rows.paths()), [rows.size(place) for place in range(len(rows))]
-    return [row.path for row in rows], [row.size for row in rows]
+        return map(rows.size, range(len(rows)))
+    return (row.size for row in rows)
 
 
 def _beside(paths: Sequence[str], place: int, opened: Container[str]) -> bool:

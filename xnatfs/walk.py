@@ -7,7 +7,9 @@ for in batches of 2, 4 ... 64: their files with one list, their scans and their 
 Invariants:
 - A walk only puts listings into the cache that single requests would have put there, under the same keys. What it
   cannot vouch for it leaves out, and that is asked for singly, by the usual way. Any failure here is such a case.
-- An empty answer about a session counts only from a list that has told of others (here for files, else in `many.py`).
+- That a session has no files counts only from a server that was seen to list those of several. Other lists are compared
+  with single answers until they agreed about something (`many.py`). Of one that disagrees all that was put here is
+  forgotten, and all that was made of it.
 - No more is asked ahead than a walk at its pace reaches in half of the TTL.
 
 What cannot be seen in bulk: a resource without files, of anything but a scan. So all that is put here is marked
@@ -108,11 +110,15 @@ class Walk:
         self._under_way: dict[str, trio.Event] = {}
         self._batch, self._batch_begun = 1, -float("inf")
         self._many_files = False  # whether the server was seen to list the files of several sessions at once
-        self._scans = Many("scans of a project", ttl, self._join, self._scans_of, self._withdraw_scans)
-        self._assessors = Many(
-            "assessors of sessions", ttl, self._ask_assessors, self._assessors_of, self._withdraw_assessors
+        self._scans = Many(
+            "scans of a project", ttl, self._join, self._scans_of, lambda: self._withdraw("scans"), whole=True
         )
-        self._labels = Many("subjects' resources", ttl, self._ask_labels, self._labels_of, lambda subjects: None)
+        self._assessors = Many(
+            "assessors of sessions", ttl, self._ask_assessors, self._assessors_of, lambda: self._withdraw("assessors")
+        )
+        self._labels = Many(
+            "subjects' resources", ttl, self._ask_labels, self._labels_of, lambda: self._withdraw(), whole=True
+        )
 
     # -- what is looked into -------------------------------------------------------------------------------------
 
@@ -230,9 +236,9 @@ class Walk:
                     nursery.start_soon(ask)
         except ExceptionGroup as group:
             raise first_error(group) from None
-        if scans is not None:
+        if scans is not None and self._scans.believed:
             self._give_scans(chosen, scans)
-        if assessors is not None:
+        if assessors is not None and self._assessors.believed:
             self._give_assessors(chosen, assessors)
         if files is not None:
             self._give_files(chosen, files, started, scans or {}, assessors or {})
@@ -291,7 +297,7 @@ class Walk:
             by_session[session].append((catalogue, tuple(place)))
         self._many_files = self._many_files or sum(map(bool, by_session.values())) > 1
         for each, found in by_session.items():
-            joined = scans.get(each)
+            joined = scans.get(each) if self._scans.believed else None
             if not found and not (self._many_files and not (joined and joined.labels)):
                 continue  # that it has no files is not sure
             own = Catalogues()
@@ -331,6 +337,20 @@ class Walk:
         told = joined.labels if joined else {}
         return rows if all(named <= labels.get(scan, set()) for scan, named in told.items()) else None
 
+    def _withdraw(self, *kinds: str) -> None:
+        """A list was wrong: forget what was pieced together of such ones, and every folder, made of it or not.
+
+        Folders are made again of the listings that stay, which asks nothing.
+        """
+        kinds = (*kinds, "resources")
+
+        def doubtful(key: Hashable, value: Expiring) -> bool:
+            if not isinstance(key, tuple):
+                return False
+            return key[0] == "children" or (key[0] in kinds and isinstance(value, Listing) and value.pieced)
+
+        self._metadata.forget_all(doubtful)
+
     # -- the lists -----------------------------------------------------------------------------------------------
 
     async def _join(self, wanted: Sequence[str]) -> dict[str, JoinedScans]:
@@ -364,10 +384,6 @@ class Walk:
         key = ("scans", accession)
         return JoinedScans.of(await self._own(key, lambda: self._xnat.scans(accession), lambda scan: scan.id))
 
-    def _withdraw_scans(self, sessions: Iterable[str]) -> None:
-        for each in sessions:
-            self._metadata.forget(("scans", each))
-
     async def _ask_assessors(self, wanted: Sequence[str]) -> dict[str, tuple[Assessor, ...]]:
         """Of these sessions, and of as many more of the project as fit."""
         chosen = list(wanted)
@@ -390,10 +406,6 @@ class Walk:
         key = ("assessors", accession)
         rows = await self._own(key, lambda: self._xnat.assessors(accession), lambda row: row.id)
         return tuple(sorted(rows, key=lambda row: row.id))
-
-    def _withdraw_assessors(self, sessions: Iterable[str]) -> None:
-        for each in sessions:
-            self._metadata.forget(("assessors", each))
 
     async def _ask_labels(self, wanted: Sequence[str]) -> dict[str, set[str]]:
         return await self._xnat.subject_resource_labels(self._project)

@@ -191,6 +191,9 @@ class ReconstructionsDir(_PartsDir):
         nodes = {name: ReconstructionDir(self, name, cat_id) for name, cat_id in named.items()}
         return Children(nodes, listing.expires)
 
+    def sources(self) -> Sequence[Key]:
+        return [("resources", self.session.item, True)]
+
 
 class ReconstructionDir(ResourcesDir):
     """One reconstruction: its resources."""

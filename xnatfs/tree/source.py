@@ -66,12 +66,14 @@ class FileSource:
             yield body
 
     async def _from_archive(self, stack: AsyncExitStack) -> Body:
-        chunks = await stack.enter_async_context(self.xnat.archive(self.item, self.row.resource_id))
-        archive = await stack.enter_async_context(aclosing(members(chunks)))
-        async for member in archive:
-            if self._is_member(member):
-                rest = await stack.enter_async_context(aclosing(member.chunks()))
-                return Body(0, member.size, "", rest)
+        async with AsyncExitStack() as opening:  # closed before another way is tried: nobody holds two downloads
+            chunks = await opening.enter_async_context(self.xnat.archive(self.item, self.row.resource_id))
+            archive = await opening.enter_async_context(aclosing(members(chunks)))
+            async for member in archive:
+                if self._is_member(member):
+                    rest = await opening.enter_async_context(aclosing(member.chunks()))
+                    await stack.enter_async_context(opening.pop_all())
+                    return Body(0, member.size, "", rest)
         raise NotFound("it is not in there")
 
     def _is_member(self, member: Member) -> bool:
