@@ -5,7 +5,7 @@ import io
 import random
 import re
 import tarfile
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 
 import httpx
 import pytest
@@ -543,7 +543,7 @@ async def test_a_tar_of_several_resources_is_given_up_when_one_of_them_is_gone(s
     async with opened(server, tmp_path) as site:
         bulk, item = site.bulk, ("experiments", "X_E1")
         monkeypatch.setattr(bulk, "_stream", stream)
-        groups = {number: rows(number) for number in ("7", "8", "9")}
+        groups: dict[Hashable, list[FileRow]] = {number: rows(number) for number in ("7", "8", "9")}
         session = bulk._session(item, groups, Around())
         walks = [session.walk("7"), session.walk("8")]
         bulk._begin(session, walks)
@@ -667,6 +667,19 @@ async def test_a_cached_series_is_not_fetched_in_bulk(server, tmp_path):
         for number in range(COUNT):
             assert await read(site, number) == bytes_of(number)
         assert data(server) == []
+
+
+async def test_what_is_cached_of_a_series_is_not_taken_again(server, tmp_path):
+    cached = range(5, COUNT, 7)
+    async with opened(server, tmp_path) as site:
+        for number in cached:
+            await read(site, number)
+    server.forget_requests()
+    async with opened(server, tmp_path) as site:
+        for number in range(COUNT):
+            assert await read(site, number) == bytes_of(number)
+        assert data(server) == [f"GET {TAR}/{name(0)}", f"GET {TAR}"]
+        assert site.bulk.stats.ahead == site.bulk.stats.used == (COUNT - 1 - len(cached)) * SIZE
 
 
 async def test_a_new_listing_goes_on_with_the_same_tar(server, tmp_path, autojump_clock):

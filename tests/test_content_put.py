@@ -7,8 +7,8 @@ import signal
 import pytest
 import trio
 
-from tests.test_content_disk import FullDisk, blobs, on_disk, partials, python, quiet
-from tests.test_content_fakes import LIMIT, SMALL, FakeSource, MiB, is_kept, read_all, undigested, until, version
+from tests.test_content_disk import FullDisk, blobs, on_disk, partials, python, quiet, sql
+from tests.test_content_fakes import BIG, LIMIT, SMALL, FakeSource, MiB, is_kept, read_all, undigested, until, version
 from xnatfs.content import ContentCache, Version, open_cache
 from xnatfs.content.writeback import BATCH, MOST, RETAINED
 from xnatfs.errors import NotFound
@@ -54,6 +54,38 @@ async def test_it_is_there_before_put_yields(tmp_path):
         with pytest.raises(StopIteration):
             putting.send(None)
         assert cache.has(version(SMALL))
+
+
+async def test_many_are_looked_up_as_one_is(tmp_path):
+    """In memory, on the disk, on their way, of another boot, not asked about for long: each as `has` has it."""
+    async with open_cache(tmp_path, 10 * LIMIT, revalidate=100.0) as cache:
+        await put_all(cache)
+        await written(cache)
+        for key in ("8/old", "8/young"):
+            await read_all(cache, undigested(SMALL, key), FakeSource(SMALL))
+    sql(tmp_path, "UPDATE blobs SET boot = 'another' WHERE key LIKE '7/1%'")
+    sql(tmp_path, "UPDATE blobs SET checked = checked - 200 WHERE key = '8/old'")
+    async with open_cache(tmp_path, 10 * LIMIT, revalidate=100.0) as cache:
+        coming = FakeSource(BIG, chunk=MiB)
+        coming.stalls[2 * MiB] = trio.Event()
+        blob = await cache.open(version(BIG, "9/big"), coming)
+        await cache.put(version(SMALL, "9/put"), SMALL)
+        asked = [
+            *(version(data, key) for key, data in FILES.items()),
+            *(undigested(SMALL, key) for key in ("8/old", "8/young")),
+            *(version(SMALL, f"9/{number}") for number in range(1000)),
+            version(BIG, "9/big"),
+            version(SMALL, "9/put"),
+        ]
+        found = await cache.kept(asked)
+        assert found == {each for each in asked if cache.has(each)}
+        assert {each.key for each in found} == {
+            *(key for key in FILES if not key.startswith("7/1")),
+            "8/young",
+            "9/put",
+        }
+        assert await cache.kept([]) == set()
+        blob.close()
 
 
 async def test_it_is_kept(tmp_path):

@@ -80,6 +80,7 @@ class _Tar:
             self.size += walk.size
         self.front = 0  # bytes that have passed
         self.came: set[Walk] = set()
+        self.kept: set[Version] = set()  # what is in the cache already, and what was put there since
         self.waits: dict[FileRow, trio.Event] = {}
         self.side_by_side = False  # several files were waited for at once
         self.misses = 0  # in a row
@@ -308,6 +309,7 @@ class Bulk:
 
     async def _stream(self, tar: _Tar) -> bool:
         """Take the tar, member by member; whether to its end. Raises what the client raises."""
+        tar.kept |= await self._content.kept([version(row) for walk in tar.walks for row in walk.listed])
         async with self._xnat.archive(tar.session.item, *(walk.resource for walk in tar.walks)) as chunks:
             async with aclosing(members(chunks)) as archive:
                 async for member in archive:
@@ -322,7 +324,7 @@ class Bulk:
         return True
 
     def _is_wanted(self, tar: _Tar, walk: Walk, row: FileRow) -> bool:
-        return row in tar.waits or (row.path not in walk.opened and not self._content.has(version(row)))
+        return row in tar.waits or (row.path not in walk.opened and version(row) not in tar.kept)
 
     async def _take(self, tar: _Tar, wanted: Sequence[tuple[Walk, FileRow]], data: bytes) -> None:
         """Put a member into the cache, and tell who waits. One that is damaged will be asked for singly."""
@@ -340,6 +342,7 @@ class Bulk:
         if row.path not in walk.opened:
             tar.session.fetches_ahead(walk, row)
         tar.passes(walk, row)  # whoever waited runs later than the first step of `put`
+        tar.kept.add(version(row))
         await self._content.put(version(row), data)
 
     async def _may_go_on(self, tar: _Tar) -> bool:
@@ -378,6 +381,8 @@ class Bulk:
                 await blob.read(0, 1)  # of a small file: when all of it is there
             finally:
                 blob.close()
+            if (tar := self._tars.get(walk)) is not None:
+                tar.kept.add(version(row))
         except Exception as error:
             _log(error, "%s was not fetched ahead: %s", row.path, error)
             session.forget_ahead(walk, row)

