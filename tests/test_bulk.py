@@ -72,6 +72,16 @@ class Tar(httpx.AsyncByteStream):
 
 
 @pytest.fixture
+def autojump_clock() -> MockClock:
+    """A clock that jumps when nothing goes on, also not in a thread that works on the disk.
+
+    pytest-trio's own jumps as soon as the event loop has nothing to do: it keeps that busy, takes the interpreter from
+    the thread, and has patience run out that is meant for servers. An operation on the disk takes a millisecond or two.
+    """
+    return MockClock(autojump_threshold=0.005)
+
+
+@pytest.fixture
 def server() -> Scripted:
     server = Scripted()
     for number in range(COUNT):
