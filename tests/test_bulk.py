@@ -11,6 +11,7 @@ import httpx
 import pytest
 import trio
 import trio.testing
+from trio.testing import MockClock
 
 from tests.scripted import Scripted, opened, resource
 from tests.test_content_fakes import until
