@@ -11,7 +11,6 @@ import httpx
 import pytest
 import trio
 import trio.testing
-from trio.testing import MockClock
 
 from tests.scripted import Scripted, opened, resource
 from tests.test_content_fakes import until
@@ -70,16 +69,6 @@ class Tar(httpx.AsyncByteStream):
 
     async def aclose(self) -> None:
         self.closed = True
-
-
-@pytest.fixture
-def autojump_clock() -> MockClock:
-    """A clock that jumps when nothing goes on, also not in a thread that works on the disk.
-
-    pytest-trio's own jumps as soon as the event loop has nothing to do: it keeps that busy, takes the interpreter from
-    the thread, and has patience run out that is meant for servers. An operation on the disk takes a millisecond or two.
-    """
-    return MockClock(autojump_threshold=0.005)
 
 
 @pytest.fixture
@@ -210,7 +199,7 @@ async def test_of_a_resource_with_too_many_files_nothing_is_remembered_or_fetche
         assert site.bulk.stats.ahead == 0
 
 
-async def test_far_jumps_are_not_waited_for(server, tmp_path, autojump_clock):
+async def test_far_jumps_are_not_waited_for(server, tmp_path, patient_clock):
     """Two files at both ends: the second is not behind everything between them."""
     for number in range(COUNT, 400):
         server.add(name(number), bytes_of(number))
@@ -224,7 +213,7 @@ async def test_far_jumps_are_not_waited_for(server, tmp_path, autojump_clock):
 
 
 @pytest.mark.parametrize("half", [COUNT // 4, COUNT // 2])
-async def test_a_reader_that_stops_leaves_little_that_nobody_reads(server, tmp_path, autojump_clock, half):
+async def test_a_reader_that_stops_leaves_little_that_nobody_reads(server, tmp_path, patient_clock, half):
     made = tars(server, lambda: Tar([(name(number), bytes_of(number)) for number in range(COUNT)]))
     async with opened(server, tmp_path) as site:
         for number in range(half):
@@ -308,7 +297,7 @@ async def test_a_server_that_sends_resources_in_an_order_of_its_own(server, tmp_
         assert len(all_data(server)) <= 2 * 12 + 6
 
 
-async def test_a_slow_reader_finds_what_follows_still_there(server, tmp_path, autojump_clock):
+async def test_a_slow_reader_finds_what_follows_still_there(server, tmp_path, patient_clock):
     """A second for each file: each series takes longer than anybody waits for a reader that is gone."""
     content = series(server, 4)
     async with opened(server, tmp_path) as site:
@@ -378,7 +367,7 @@ async def test_one_label_of_two_is_read(server, tmp_path):
         assert not [line for line in all_data(server) if re.search(r"resources/[\d,]*\b10\d\b", line)]
 
 
-async def test_what_follows_is_begun_by_little(server, tmp_path, autojump_clock):
+async def test_what_follows_is_begun_by_little(server, tmp_path, patient_clock):
     content = series(server, 2)
     async with opened(server, tmp_path) as site:
         await read_series(site, {1: content[1]})
@@ -402,7 +391,7 @@ async def test_what_follows_is_begun_by_little(server, tmp_path, autojump_clock)
         pytest.param(lambda n: range(n - 1, -1, -1), 0.0, id="backwards"),
     ],
 )
-async def test_little_is_fetched_that_nobody_reads(server, tmp_path, autojump_clock, pattern, most):
+async def test_little_is_fetched_that_nobody_reads(server, tmp_path, patient_clock, pattern, most):
     content = series(server, 4, files=100)
     async with opened(server, tmp_path) as site:
         await read_series(site, content, list(pattern(100)))
@@ -413,7 +402,7 @@ async def test_little_is_fetched_that_nobody_reads(server, tmp_path, autojump_cl
 
 
 @pytest.mark.parametrize("half", [200, 250, 333])
-async def test_a_copy_that_is_stopped(server, tmp_path, autojump_clock, half):
+async def test_a_copy_that_is_stopped(server, tmp_path, patient_clock, half):
     series(server, 4, files=100)
     async with opened(server, tmp_path) as site:
         for number in range(half):
@@ -422,7 +411,7 @@ async def test_a_copy_that_is_stopped(server, tmp_path, autojump_clock, half):
         assert site.bulk.stats.ahead - site.bulk.stats.used <= half * SIZE // 4
 
 
-async def test_a_reader_without_order_has_its_files_singly(server, tmp_path, autojump_clock):
+async def test_a_reader_without_order_has_its_files_singly(server, tmp_path, patient_clock):
     """Few bytes in vain, and no file twice."""
     places = list(range(400))
     random.Random(3).shuffle(places)
@@ -468,7 +457,7 @@ async def test_without_a_tar_single_requests_run_ahead(server, tmp_path):
         assert 0 < site.bulk.stats.ahead == site.bulk.stats.used
 
 
-async def test_a_file_that_fails_ahead_is_asked_for_again_by_its_reader(server, tmp_path, autojump_clock):
+async def test_a_file_that_fails_ahead_is_asked_for_again_by_its_reader(server, tmp_path, patient_clock):
     server.answers[TAR] = lambda request: httpx.Response(403, html="<html>")
     once = [httpx.Response(404, html="<html>")]
     server.by_pattern.append(
@@ -484,7 +473,7 @@ async def test_a_file_that_fails_ahead_is_asked_for_again_by_its_reader(server, 
             assert await read(site, number) == bytes_of(number)
 
 
-async def test_a_cache_that_keeps_nothing_is_not_filled_in_bulk(server, tmp_path, autojump_clock, monkeypatch):
+async def test_a_cache_that_keeps_nothing_is_not_filled_in_bulk(server, tmp_path, patient_clock, monkeypatch):
     """Else every file would come twice."""
     content = series(server, 4)
     async with opened(server, tmp_path) as site:
@@ -497,7 +486,7 @@ async def test_a_cache_that_keeps_nothing_is_not_filled_in_bulk(server, tmp_path
         assert len([line for line in all_data(server) if line.endswith(".dcm")]) <= 4 * COUNT
 
 
-async def test_readers_that_go_away_draw_nothing_after_them(server, tmp_path, autojump_clock):
+async def test_readers_that_go_away_draw_nothing_after_them(server, tmp_path, patient_clock):
     """A wait that is cancelled is no wish any more."""
 
     class Slow(Tar):
@@ -516,7 +505,7 @@ async def test_readers_that_go_away_draw_nothing_after_them(server, tmp_path, au
         assert made[0].closed
 
 
-async def test_a_new_listing_while_the_tar_waits_for_its_reader(server, tmp_path, autojump_clock):
+async def test_a_new_listing_while_the_tar_waits_for_its_reader(server, tmp_path, patient_clock):
     """It goes on with the reader, at once."""
     async with opened(server, tmp_path) as site:
         for number in range(20):
@@ -579,7 +568,7 @@ async def test_a_fault_of_our_own_ends_the_tar_and_nothing_else(server, tmp_path
     assert [record.levelname for record in caplog.records if record.name == "xnatfs.bulk"] == ["ERROR"]
 
 
-async def test_what_was_thrown_out_comes_in_bulk_again(server, tmp_path, autojump_clock):
+async def test_what_was_thrown_out_comes_in_bulk_again(server, tmp_path, patient_clock):
     async with opened(server, tmp_path) as site:
         for _ in range(2):
             for number in range(COUNT):
@@ -592,7 +581,7 @@ async def test_what_was_thrown_out_comes_in_bulk_again(server, tmp_path, autojum
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 500])
-async def test_a_refused_tar_costs_one_request(server, tmp_path, autojump_clock, status):
+async def test_a_refused_tar_costs_one_request(server, tmp_path, patient_clock, status):
     server.answers[TAR] = lambda request: httpx.Response(status, html="<html><h3>No</h3></html>")
     async with opened(server, tmp_path) as site:
         for number in range(COUNT):
@@ -626,19 +615,19 @@ RIGHT = [(name(number), bytes_of(number)) for number in range(COUNT)]
         pytest.param([("other.dcm", b"what nobody listed" * 1000)] * 50 + RIGHT, id="strangers first"),
     ],
 )
-async def test_whatever_is_in_the_tar_readers_get_the_file(server, tmp_path, autojump_clock, files):
+async def test_whatever_is_in_the_tar_readers_get_the_file(server, tmp_path, patient_clock, files):
     async with opened(server, tmp_path) as site:
         await wrong(server, site, files)
 
 
 @pytest.mark.parametrize("cut", [0, 1, 2, 30])
-async def test_a_tar_that_breaks_off(server, tmp_path, autojump_clock, cut):
+async def test_a_tar_that_breaks_off(server, tmp_path, patient_clock, cut):
     async with opened(server, tmp_path) as site:
         await wrong(server, site, RIGHT, cut=cut)
         assert data(server).count(f"GET {TAR}") == 1, "and it is not tried again at once"
 
 
-async def test_without_digests_the_length_decides(server, tmp_path, autojump_clock):
+async def test_without_digests_the_length_decides(server, tmp_path, patient_clock):
     rows = server.lists["experiments/X_E1/files"]
     assert isinstance(rows, list)
     for row in rows:
@@ -648,7 +637,7 @@ async def test_without_digests_the_length_decides(server, tmp_path, autojump_clo
         assert len(data(server)) == 2
 
 
-async def test_a_tar_that_does_not_begin_is_not_waited_for(server, tmp_path, autojump_clock):
+async def test_a_tar_that_does_not_begin_is_not_waited_for(server, tmp_path, patient_clock):
     class Slow(Tar):
         async def __anext__(self) -> bytes:
             await trio.sleep(3600)
@@ -662,7 +651,7 @@ async def test_a_tar_that_does_not_begin_is_not_waited_for(server, tmp_path, aut
         assert trio.current_time() - began < 60
 
 
-async def test_a_page_in_place_of_a_tar(server, tmp_path, autojump_clock):
+async def test_a_page_in_place_of_a_tar(server, tmp_path, patient_clock):
     server.answers[TAR] = lambda request: httpx.Response(200, html="<html>Please log in</html>")
     async with opened(server, tmp_path) as site:
         for number in range(COUNT):
@@ -693,7 +682,7 @@ async def test_what_is_cached_of_a_series_is_not_taken_again(server, tmp_path):
         assert site.bulk.stats.ahead == site.bulk.stats.used == (COUNT - 1 - len(cached)) * SIZE
 
 
-async def test_a_new_listing_goes_on_with_the_same_tar(server, tmp_path, autojump_clock):
+async def test_a_new_listing_goes_on_with_the_same_tar(server, tmp_path, patient_clock):
     async with opened(server, tmp_path) as site:
         for number in range(COUNT):
             assert await read(site, number) == bytes_of(number)

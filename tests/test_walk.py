@@ -110,7 +110,7 @@ async def walked(demo: DemoXnat, directory: Path, project: str = "P") -> Entries
 # -- one session -------------------------------------------------------------------------------------------------
 
 
-async def test_a_session_is_four_requests_that_are_sent_together(tmp_path, autojump_clock):
+async def test_a_session_is_four_requests_that_are_sent_together(tmp_path, patient_clock):
     demo = served(made(5))
     slow = Wire(demo)
     at: list[tuple[float, str]] = []
@@ -145,7 +145,7 @@ async def test_a_session_is_four_requests_that_are_sent_together(tmp_path, autoj
         assert asked(demo) == []
 
 
-async def test_sessions_that_are_looked_into_now_and_then_cost_only_their_own_requests(tmp_path, autojump_clock):
+async def test_sessions_that_are_looked_into_now_and_then_cost_only_their_own_requests(tmp_path, patient_clock):
     demo = served(made(9))
     async with opened(demo, tmp_path) as site:
         for number in (1, 5, 3, 8, 2):
@@ -223,13 +223,13 @@ def rich(archive: Archive, number: int, session: Experiment) -> None:
 
 
 @pytest.mark.parametrize("joins", ["answered", "ignored", "refused"])
-async def test_a_walk_shows_what_each_session_shows_alone(tmp_path, joins, autojump_clock):
+async def test_a_walk_shows_what_each_session_shows_alone(tmp_path, joins, patient_clock):
     archive = made(27, 2, rich)
     demo = served(archive, joins)
     assert await walked(demo, tmp_path / "walk") == await alone(archive, tmp_path / "alone")
 
 
-async def test_a_walk_of_the_demo_shows_what_each_session_shows_alone(tmp_path, autojump_clock):
+async def test_a_walk_of_the_demo_shows_what_each_session_shows_alone(tmp_path, patient_clock):
     from xnatfs.demo.content import DemoArchive
 
     archive = DemoArchive()
@@ -360,7 +360,7 @@ async def test_a_server_that_lists_only_the_first_of_several_sessions(tmp_path):
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 500, 504])
-async def test_a_server_that_answers_nothing_in_bulk(tmp_path, status, autojump_clock):
+async def test_a_server_that_answers_nothing_in_bulk(tmp_path, status, patient_clock):
     archive = made(12)
     demo = served(archive)
 
@@ -384,7 +384,7 @@ async def test_sessions_without_files_are_believed_of_a_server_that_lists_severa
     assert await walked(demo, tmp_path / "walk") == await alone(archive, tmp_path / "alone")
 
 
-async def test_what_was_made_of_a_list_is_withdrawn_with_it(tmp_path, autojump_clock):
+async def test_what_was_made_of_a_list_is_withdrawn_with_it(tmp_path, patient_clock):
     """The join lacks the second scan of each session but the one that it is compared with; who was shown one looks."""
     archive = made(30)
     demo = served(archive)
@@ -418,7 +418,7 @@ async def test_what_was_made_of_a_list_is_withdrawn_with_it(tmp_path, autojump_c
             assert list((await scans.children()).nodes) == ["1", "2"]
 
 
-async def test_a_list_that_fails_takes_back_nothing(tmp_path, autojump_clock):
+async def test_a_list_that_fails_takes_back_nothing(tmp_path, patient_clock):
     archive = made(30)
     demo = served(archive)
     async with opened(demo, tmp_path) as site:
@@ -432,7 +432,7 @@ async def test_a_list_that_fails_takes_back_nothing(tmp_path, autojump_clock):
         assert asked(demo) == []
 
 
-async def test_one_join_tells_of_all_sessions_of_a_project(tmp_path, autojump_clock):
+async def test_one_join_tells_of_all_sessions_of_a_project(tmp_path, patient_clock):
     """Whatever it does not tell of: what is no imaging session, what is new."""
 
     def change(archive: Archive, number: int, session: Experiment) -> None:
@@ -520,13 +520,13 @@ async def pauses(demo: DemoXnat, directory: Path, seconds: float) -> list[int]:
     return [r.path.count(",") + 1 for r in demo.requests if r.path.endswith("/files")]
 
 
-async def test_nothing_is_asked_ahead_that_is_not_reached_before_it_is_old(tmp_path, autojump_clock):
+async def test_nothing_is_asked_ahead_that_is_not_reached_before_it_is_old(tmp_path, patient_clock):
     batches = await pauses(served(made(40, 1)), tmp_path, 4.0)
     assert max(batches) == 7, "7 sessions in 30 s"
     assert sum(batches) == 40
 
 
-async def test_who_copies_each_session_is_not_asked_ahead(tmp_path, autojump_clock):
+async def test_who_copies_each_session_is_not_asked_ahead(tmp_path, patient_clock):
     demo = served(made(20, 1))
     assert await pauses(demo, tmp_path, 9.0) == [1] * 20
     assert "experiments" not in asked(demo)
