@@ -187,7 +187,8 @@ def versions(directory: Path) -> list[str]:
         with contextlib.suppress(OSError):
             done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
             lines = (done.stdout + done.stderr).strip().splitlines()
-            found.append(" ".join(lines[0].split()[:2]) if lines else str(command[0]))
+            words = lines[0].replace("version:", "").split() if lines else [str(command[0])]  # nginx says it so
+            found.append(" ".join(words[:2]))
     return sorted(found)
 
 
