@@ -603,16 +603,13 @@ async def test_a_digest_needs_no_descriptor_of_its_own(tmp_path, monkeypatch):
         assert await read_all(cache, version(BIG), FakeSource(BIG, chunk=MiB)) == BIG
 
 
-async def test_a_download_ends_where_another_one_goes_on(tmp_path, autojump_clock):
-    """Also where that has not been answered yet: two never write one place, and nothing is paid for twice."""
-    data = BIG * 4
-    source = FakeSource(data, chunk=MiB, pause=0.1)
-    source.delays[20 * MiB] = 5.0  # by then the download from the start is there
+@pytest.mark.parametrize("delay", [0.5, 1.0, 2.0, 3.0])
+async def test_no_two_downloads_write_one_place(tmp_path, autojump_clock, delay):
+    """Nor where one arrives at the beginning of another that has not been answered yet."""
+    data = BIG * 10
+    source = FakeSource(data, chunk=MiB, pause=0.2)
+    source.grants, source.delay = True, delay
     async with open_cache(tmp_path, LIMIT) as cache:
-        blob = await cache.open(undigested(data), source)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(blob.read, 20 * MiB, 10)
-            for offset in range(0, len(data), MiB):
-                assert await blob.read(offset, MiB) == data[offset : offset + MiB]
-        blob.close()
-        assert cache.stats.fetched <= len(data) + 4 * MiB
+        assert await read_all(cache, undigested(data), source) == data
+        assert source.at_once > 1
+        assert source.overlaps == []

@@ -50,7 +50,7 @@ class FakeSource:
         self.error: Exception | None = None  # instead of a reply
         self.breaks: dict[int, Exception] = {}  # at this offset
         self.stalls: dict[int, trio.Event] = {}  # at this offset, until then
-        self.delays: dict[int, float] = {}  # of the reply to who asks from this offset
+        self.delay = 0.0  # of the reply to who seeks
         self.seekable = True
         self.grants = False  # whether it is known to grant ranges
         self.line: trio.Lock | None = None  # what its downloads share, a chunk at a time
@@ -60,6 +60,8 @@ class FakeSource:
         self.conditions: list[str] = []
         self.running = 0
         self.at_once = 0  # the most downloads at one time
+        self.writing: list[range] = []  # where bodies are writing themselves
+        self.overlaps: list[tuple[range, range]] = []  # two that had the same place
 
     @asynccontextmanager
     async def open(
@@ -68,7 +70,7 @@ class FakeSource:
         self.starts.append(start)
         self.stops.append(stop)
         self.conditions.append(unless_modified_since)
-        await trio.sleep(self.delays.get(start, self.pause))
+        await trio.sleep(self.delay if start and self.delay else self.pause)
         if self.error is not None:
             raise self.error
         if unless_modified_since and unless_modified_since == self.modified:
@@ -82,7 +84,7 @@ class FakeSource:
         chunks = self._chunks(start, stop)
         try:
             framed = self.states_size and self.size is None  # else its end is told by nothing but its end
-            into = _into(chunks) if self.writes and framed else None
+            into = self._into(chunks) if self.writes and framed else None
             yield Body(start, stated if self.states_size else None, self.modified, chunks, into)
         finally:
             self.running -= 1
@@ -104,24 +106,33 @@ class FakeSource:
             yield self.data[start:end]
             start = end
 
+    def _into(self, chunks: AsyncGenerator[bytes]) -> Into:
+        """The same bytes, written where they are told to go."""
+        rest = b""
 
-def _into(chunks: AsyncGenerator[bytes]) -> Into:
-    """The same bytes, written where they are told to go."""
-    rest = b""
+        async def into(descriptor: int | None, offset: int, length: int) -> AsyncGenerator[int]:
+            nonlocal rest
+            place = range(offset, offset + length if descriptor is not None else offset)
+            self.overlaps += [(place, other) for other in self.writing if range(*_common(place, other))]
+            self.writing.append(place)
+            try:
+                while length:
+                    rest = rest or await anext(chunks, b"")
+                    if not rest:
+                        raise Unreachable("it ended early")
+                    taken, rest = rest[:length], rest[length:]
+                    if descriptor is not None:
+                        assert os.pwrite(descriptor, taken, offset) == len(taken)
+                    offset, length = offset + len(taken), length - len(taken)
+                    yield len(taken)
+            finally:
+                self.writing.remove(place)
 
-    async def into(descriptor: int | None, offset: int, length: int) -> AsyncGenerator[int]:
-        nonlocal rest
-        while length:
-            rest = rest or await anext(chunks, b"")
-            if not rest:
-                raise Unreachable("it ended early")
-            taken, rest = rest[:length], rest[length:]
-            if descriptor is not None:
-                assert os.pwrite(descriptor, taken, offset) == len(taken)
-            offset, length = offset + len(taken), length - len(taken)
-            yield len(taken)
+        return into
 
-    return into
+
+def _common(one: range, other: range) -> tuple[int, int]:
+    return max(one.start, other.start), min(one.stop, other.stop)
 
 
 async def read_all(cache: ContentCache, wanted: Version, source: FakeSource, step: int = 131072) -> bytes:

@@ -420,11 +420,31 @@ async def test_without_descriptors_there_is_no_process(monkeypatch):
         monkeypatch.undo()
 
 
-async def test_idle_processes_end_while_others_begin(tmp_path, monkeypatch):
+async def test_an_idle_process_is_taken_while_another_one_ends(monkeypatch):
     monkeypatch.setattr("xnatfs.worker.pool.IDLE", 0.1)
-    async with served(answering(OK, BIG)) as (_, client, _):
-        for _ in range(5):
-            async with got(client) as first, got(client) as second:
-                await written(first, tmp_path / "first")
-                await written(second, tmp_path / "second")
-            await trio.sleep(0.12)
+    taken, go_on = trio.Event(), trio.Event()
+    async with served(answering(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx")) as (_, client, workers):
+        async with got(client), got(client):
+            pass
+
+        async def request() -> None:
+            async with got(client) as response:
+                taken.set()
+                await go_on.wait()
+                assert await anext(body(response)) == b"x"
+
+        async with trio.open_nursery() as nursery:
+            first, second = workers._idle
+            first.idle_since = second.idle_since  # so that both are old at the same time
+            end = first.end
+
+            async def end_slowly() -> None:
+                if not taken.is_set():
+                    nursery.start_soon(request)
+                    await taken.wait()
+                await end()
+
+            monkeypatch.setattr(first, "end", end_slowly)
+            await taken.wait()
+            await until(lambda: first.ended)
+            go_on.set()
