@@ -20,6 +20,7 @@ from typing import Protocol
 
 import trio
 
+from xnatfs.background import background
 from xnatfs.client import Xnat, has_url
 from xnatfs.content import ContentCache, Source, Version
 from xnatfs.errors import XnatError
@@ -396,15 +397,8 @@ class Bulk:
 @asynccontextmanager
 async def open_bulk(xnat: Xnat, content: ContentCache) -> AsyncIterator[Bulk]:
     """Its tars end with it."""
-    raised: Exception | None = None
-    async with trio.open_nursery() as nursery:
-        try:
-            yield Bulk(xnat, content, nursery)
-        except Exception as error:
-            raised = error  # past the nursery, which would wrap it in a group
-        nursery.cancel_scope.cancel()
-    if raised is not None:
-        raise raised
+    async with background() as nursery:
+        yield Bulk(xnat, content, nursery)
 
 
 def _log(error: Exception, text: str, *values: object) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import trio
 
+from xnatfs.background import background
 from xnatfs.bulk import Bulk, open_bulk
 from xnatfs.catalogue import Catalogue, Catalogues
 from xnatfs.client import Xnat, open_xnat
@@ -284,20 +285,6 @@ async def open_site(
         open_xnat(config, credentials, wire, sessions) as xnat,
         open_cache(directory, config.cache_size, revalidate=config.revalidate, strict=config.strict) as content,
         open_bulk(xnat, content) as bulk,
-        _background() as nursery,
+        background() as nursery,
     ):
         yield Site(xnat, MetadataCache(), content, bulk, config.ttl, nursery, directory)
-
-
-@asynccontextmanager
-async def _background() -> AsyncIterator[trio.Nursery]:
-    """For what nobody waits for. It ends with the site; an error of the site's user goes past it, ungrouped."""
-    raised: Exception | None = None
-    async with trio.open_nursery() as nursery:
-        try:
-            yield nursery
-        except Exception as error:
-            raised = error
-        nursery.cancel_scope.cancel()
-    if raised is not None:
-        raise raised

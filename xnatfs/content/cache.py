@@ -18,6 +18,7 @@ from pathlib import Path
 
 import trio
 
+from xnatfs.background import background
 from xnatfs.content.blob import Blob
 from xnatfs.content.entry import Entry, identity
 from xnatfs.content.fill import Fill
@@ -342,20 +343,14 @@ async def open_cache(
     `strict`: nothing of a file is handed out before all of it has been verified.
     """
     store = Store(await trio.to_thread.run_sync(open_shelf, directory, limit))
-    raised: Exception | None = None
     try:
-        async with trio.open_nursery() as nursery:
+        async with background() as nursery:
             cache = ContentCache(store, nursery, revalidate, strict)
             nursery.start_soon(cache._maintain)
             try:
                 yield cache
-            except Exception as exc:
-                raised = exc  # past the nursery, which would wrap it in a group
             finally:
                 cache._shut()
-            nursery.cancel_scope.cancel()
     finally:
         with trio.CancelScope(shield=True):
             await cache._close()
-    if raised is not None:
-        raise raised

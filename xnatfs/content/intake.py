@@ -14,6 +14,7 @@ import os
 import trio
 
 from xnatfs.content.blob import Blob
+from xnatfs.content.shelf import write_all
 from xnatfs.content.source import Version
 from xnatfs.content.stats import Stats
 from xnatfs.content.store import NO_SPACE, Partial, Store
@@ -110,11 +111,11 @@ class Intake:
 
     async def _write(self, data: memoryview, offset: int) -> None:
         try:
-            _write_all(self._blob.fd, data, offset)
+            write_all(self._blob.fd, data, offset)
         except OSError as exc:
             await self.make_room(exc, len(data))
             try:
-                _write_all(self._blob.fd, data, offset)
+                write_all(self._blob.fd, data, offset)
             except OSError as again:
                 raise self._store.error(again) from again
         if self._version.digest and self._hashed == offset and not self._apart:
@@ -150,9 +151,3 @@ class Intake:
         while data := os.pread(fd, min(HASH_PIECE, end - self._hashed), self._hashed):
             self._hash.update(data)
             self._hashed += len(data)
-
-
-def _write_all(fd: int, data: memoryview, offset: int) -> None:
-    while data:
-        written = os.pwrite(fd, data, offset)
-        data, offset = data[written:], offset + written

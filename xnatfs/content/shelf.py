@@ -242,11 +242,16 @@ def _write_new(path: str, data: bytes) -> None:
         os.mkdir(os.path.dirname(path), 0o700)
         fd = _create(path)
     try:
-        written = 0
-        while written < len(data):
-            written += os.pwrite(fd, memoryview(data)[written:], written)
+        write_all(fd, memoryview(data), 0)
     finally:
         os.close(fd)
+
+
+def write_all(fd: int, data: memoryview, offset: int) -> None:
+    """All of it, there; pwrite(2) may take less at a time. Raises OSError."""
+    while data:
+        written = os.pwrite(fd, data, offset)
+        data, offset = data[written:], offset + written
 
 
 def _create(path: str) -> int:

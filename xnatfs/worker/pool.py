@@ -23,6 +23,8 @@ from typing import Any
 import httpx
 import trio
 
+from xnatfs.background import background
+
 log = logging.getLogger(__name__)
 
 # Idle processes are kept for so long, in seconds: the next volume of a session comes at once, a viewer's after a while.
@@ -202,7 +204,7 @@ class Workers(httpx.AsyncBaseTransport):
         secure = request.url.scheme == "https"
         message = {
             "get": request.url.raw_path.decode("ascii"),
-            "host": request.url.host,
+            "host": request.url.raw_host.decode("ascii"),
             "port": request.url.port or (443 if secure else 80),
             "tls": self._trust if secure else None,
             "headers": [(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.raw],
@@ -286,19 +288,13 @@ class Workers(httpx.AsyncBaseTransport):
 async def open_workers(ca_bundle: str, verify: bool) -> AsyncIterator[Workers]:
     """The pool; its processes end with it."""
     workers = Workers(ca_bundle, verify)
-    raised: Exception | None = None
-    async with trio.open_nursery() as nursery:
+    async with background() as nursery:
         nursery.start_soon(workers.end_idle)
         try:
             yield workers
-        except Exception as error:
-            raised = error  # past the nursery, which would wrap it in a group
         finally:
             with trio.CancelScope(shield=True):
                 await workers.aclose()
-        nursery.cancel_scope.cancel()
-    if raised is not None:
-        raise raised
 
 
 def _error(message: Mapping[str, Any]) -> Exception:
