@@ -23,7 +23,7 @@ LAYERS = [
     {"auth", "worker"},
     {"credentials", "listings"},
     {"config", "models", "sessions", "table"},
-    {"tls", "mountinfo", "background"},
+    {"tls", "mountinfo", "background", "patience", "breaker"},
     {"errors"},
 ]
 OWNERS = {

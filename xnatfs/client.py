@@ -36,7 +36,7 @@ from xnatfs.models import (
 )
 from xnatfs.sessions import SessionStore
 from xnatfs.table import Cells, NotAList, Table
-from xnatfs.transport import DOWNLOADS, Answer, Body, Transport, open_transport
+from xnatfs.transport import DOWNLOADS, LARGEST_LIST, Answer, Body, Transport, open_transport
 
 log = logging.getLogger(__name__)
 
@@ -346,7 +346,7 @@ class Xnat:
         table, count = Table(), 0
         try:
             async with self._transport.reply("GET", path, params, expects="json") as response:
-                async with aclosing(self._transport.raw(path, response)) as chunks:
+                async with aclosing(self._transport.raw(path, response, LARGEST_LIST)) as chunks:
                     async for chunk in chunks:
                         for start in range(0, len(chunk), PIECE):
                             rows = table.feed(chunk[start : start + PIECE])
