@@ -7,6 +7,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -75,7 +76,7 @@ def is_dead(mountpoint: Path, mounted: Mount) -> bool:
     """Whether it is a mount of xnatfs and of this user whose process has ended without unmounting it.
 
     Nobody else's mount is touched. One of ours is, where no process is known that serves it: then the kernel answers
-    ENOTCONN by itself. A process that lives and does not answer may keep whoever asks for ever, so a child asks.
+    ENOTCONN by itself, and ECONNABORTED to who asked while it ended. A process that lives and does not answer may keep whoever asks for ever, so a child asks.
     """
     if mounted.kind != KIND or mounted.owner != os.getuid():
         return False
@@ -84,7 +85,7 @@ def is_dead(mountpoint: Path, mounted: Mount) -> bool:
         return False
     child = subprocess.Popen([sys.executable, "-ISE", "-c", PROBE, mountpoint], stderr=subprocess.DEVNULL)
     try:
-        return child.wait(PATIENCE) == errno.ENOTCONN
+        return child.wait(PATIENCE) in (errno.ENOTCONN, errno.ECONNABORTED)
     except subprocess.TimeoutExpired:
         child.kill()
         return False
@@ -165,7 +166,8 @@ def serving_process(mountpoint: Path) -> int | None:
     except (OSError, ValueError):
         return None
     with suppress(OSError):
-        if _started(int(process)) == started:  # and no other that has its number now
+        # No other that has its number now, and none that has ended and is waited for by nobody.
+        if _started(int(process)) == started and not select.select([descriptor], [], [], 0)[0]:
             return descriptor
     os.close(descriptor)
     return None
