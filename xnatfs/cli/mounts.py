@@ -21,7 +21,7 @@ from xnatfs.cli.logins import find_login, session_store
 from xnatfs.config import Config, cache_home
 from xnatfs.credentials import Credentials
 from xnatfs.errors import ConfigError, FuseMissing, MountpointError
-from xnatfs.fuse.mountpoint import check_fuse, check_mountpoint, serving_process
+from xnatfs.fuse.mountpoint import KIND, check_fuse, check_mountpoint, is_dead, serving_process, unmount
 from xnatfs.mountinfo import mount_on
 from xnatfs.sessions import SessionStore
 
@@ -70,7 +70,7 @@ def run_mount(arguments: argparse.Namespace) -> int:
         credentials, token = daemon.unpack(daemon.received())
         _serve(arguments, config, credentials, session_store(config, token), extra, arguments.reporter.ready)
         return 0
-    _check_place(arguments)
+    _check_place(arguments, config.url)
     token = os.environ.get("XNAT_TOKEN", "")
     credentials = find_login(config, token, before_asking=_fuse)
     if not config.verify_ssl and not config.ca_bundle:
@@ -85,15 +85,14 @@ def run_mount(arguments: argparse.Namespace) -> int:
 def run_umount(arguments: argparse.Namespace) -> int:
     mountpoint = _place(arguments)
     mounted = mount_on(mountpoint)
-    if mounted is None or mounted.kind != "fuse.xnatfs":
+    if mounted is None or mounted.kind != KIND:
         raise MountpointError(f"{mountpoint} is not a mount of xnatfs")
+    if is_dead(mountpoint, mounted):
+        unmount(mountpoint, dead=mounted)
+        print(f"xnatfs: {mountpoint} was a dead mount, its process had ended without unmounting: cleared")
+        return 0
     serving = serving_process(mountpoint)
-    try:
-        done = subprocess.run(["fusermount3", "-u", str(mountpoint)], capture_output=True, text=True)
-    except FileNotFoundError:
-        raise FuseMissing("fusermount3 is missing: install the package fuse3") from None
-    if done.returncode:
-        raise MountpointError(f"{mountpoint} cannot be unmounted: {_fusermount_says(done.stderr)}")
+    unmount(mountpoint)
     if serving is not None and not select.select([serving], [], [], WAIT_FOR_END)[0]:
         print(f"xnatfs: {mountpoint} is unmounted, but its process has not ended yet", file=sys.stderr)
     return 0
@@ -167,10 +166,10 @@ def _place(arguments: argparse.Namespace) -> Path:
     return Path(os.path.realpath(arguments.mountpoint))
 
 
-def _check_place(arguments: argparse.Namespace) -> None:
+def _check_place(arguments: argparse.Namespace, source: str = "") -> None:
     """Fail for want of FUSE or of a mountpoint before anybody is asked for a password."""
     check_fuse()
-    check_mountpoint(_place(arguments))
+    check_mountpoint(_place(arguments), source)
 
 
 def _fuse() -> Any:
@@ -210,12 +209,6 @@ def _log_to(arguments: argparse.Namespace) -> None:
     # httpcore logs the headers of replies, and with them session IDs, which no log may hold.
     logging.getLogger("httpcore").setLevel(logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.DEBUG if level == "DEBUG" else logging.WARNING)
-
-
-def _fusermount_says(text: str) -> str:
-    last = text.strip().rpartition("\n")[2]
-    busy = "busy" in last.lower()
-    return "a program has a file or its working directory in it" if busy else last.removeprefix("fusermount3: ")
 
 
 def _demo_account(name: str | None) -> Credentials:

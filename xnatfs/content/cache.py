@@ -280,6 +280,7 @@ class ContentCache:
                 fill.linger()
             return
         wanted = self._live.get(entry.ident) is entry and 0 <= blob.size <= self._store.limit
+        wanted = wanted and not (fill is not None and fill.intake.in_memory)
         if blob.complete or not wanted:
             self._dispose(entry)
         elif entry not in self._idle:
