@@ -88,6 +88,11 @@ class Xnat:
     def requests(self) -> int:
         return self._transport.requests
 
+    @property
+    def away(self) -> bool:
+        """Whether the server is known to be: then requests fail at once."""
+        return self._transport.breaker.away
+
     async def log_in(self) -> None:
         """Find out now whether the server is there and takes the login; NotXnat, too."""
         await self._transport.log_in()
