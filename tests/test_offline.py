@@ -103,9 +103,11 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 async def test_what_has_expired_is_shown_as_it_was_and_what_is_cached_opens(line, tmp_path, caplog):
     async with opened(line, tmp_path) as site:
         before, first = await seen(site), await content(site)
+        assert await names(site, f"{SESSION}/assessors") == []
         await cut(line, site)
         began = trio.current_time()
         assert await seen(site) == before
+        assert await names(site, f"{SESSION}/assessors") == []
         assert await content(site) == first
         with pytest.raises(NoRoute):
             await content(site, 2)
@@ -234,5 +236,3 @@ def test_a_mount_without_a_server(server, tmp_path, data):
         server.start()
         eventually(lambda: heard(mount.path / BIG) == 0)
         eventually(lambda: run("ls", mount.path / SMALL).returncode == 0 and run(*label).stdout == "")
-
-

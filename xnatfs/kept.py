@@ -64,6 +64,8 @@ class Kept:
 
     async def dated(self, key: Key, kind: type[R]) -> tuple[float, list[R]] | None:
         """The same, and when they were listed, in seconds since the epoch."""
+        if self._emptied:
+            return None
         return await trio.to_thread.run_sync(self._get, _text(key), kind, limiter=self._one)
 
     def put(self, key: Key, rows: Sequence[object]) -> None:

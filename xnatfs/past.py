@@ -36,7 +36,6 @@ class Past:
         self._kept = kept
         self._clock = clock
         self._listings = MetadataCache()
-        self._closed = False  # the login was refused
         self._told = False
 
     def note(self, key: Key, found: Listing[Any]) -> None:
@@ -44,16 +43,16 @@ class Past:
         before = self.peek(key)
         if found.stale or (before is not None and before.rows is found.rows):
             return
-        self._closed = self._told = False
+        self._told = False
         at = self._clock() - (trio.current_time() - found.fetched)
         self._listings.put(key, replace(found, expires=found.fetched + OLDEST, stale=at))
         if isinstance(found.rows, Catalogues):
-            self._kept.put(key, found.rows)
+            self._kept.put(key, () if found.broken else found.rows)  # what is missing is not told there
 
     async def get(self, key: Key, kind: type, group: Callable[[Any], Hashable], why: XnatError) -> Listing[Any]:
         """The listing as it was. Raises `why` where there is none."""
-        found = None if self._closed else self.peek(key)
-        if found is None and not self._closed:
+        found = self.peek(key)
+        if found is None:
             found = await self._kept_from_before(key, kind, group)
         if found is None or not 0 <= self._clock() - found.stale <= OLDEST:
             raise why
@@ -82,8 +81,7 @@ class Past:
         """The server has no such list, or not for us."""
         self._listings.forget(key)
 
-    def close(self) -> None:
-        """The login was refused: nothing is shown until the server has told something again."""
-        self._closed = True
+    def forget_all(self) -> None:
+        """The login was refused."""
         self._listings.forget_all(lambda key, value: True)
         self._kept.forget_all()

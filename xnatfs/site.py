@@ -282,7 +282,7 @@ class Site:
         if self._past is None:
             raise error
         if isinstance(error, LoginRequired):
-            self._past.close()
+            self._past.forget_all()
             raise error
         _, group, kind = self._source(key)
         return await self._past.get(key, kind, group, error)
