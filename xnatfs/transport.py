@@ -25,7 +25,7 @@ import httpx
 import trio
 
 from xnatfs import __version__
-from xnatfs.auth import Expects, Login, check_is_data, page_message
+from xnatfs.auth import Expects, Login, asks_to_wait, check_is_data, page_message
 from xnatfs.background import background
 from xnatfs.breaker import Breaker
 from xnatfs.config import Config
@@ -329,7 +329,7 @@ class Transport:
         self.requests += 1
         try:
             async with self._beside.stream("GET", SMALLEST, headers=headers) as response:
-                if response.status_code in TRY_LATER and not _asks_to_wait(response):
+                if response.status_code in TRY_LATER and not asks_to_wait(response):
                     raise self._unavailable(SMALLEST, response)
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
@@ -440,7 +440,7 @@ class Transport:
     def _unavailable(self, path: str, response: httpx.Response) -> Unavailable:
         status = response.status_code
         text = f"{self.url} answers {status} to {path}"
-        return Unavailable(text, status=status, url=f"{self.url}{path}", asks_to_wait=_asks_to_wait(response))
+        return Unavailable(text, status=status, url=f"{self.url}{path}", asks_to_wait=asks_to_wait(response))
 
     async def raw(
         self, path: str, response: httpx.Response, most: float = math.inf, patience: Patience | None = None
@@ -503,11 +503,6 @@ def _retry_after(response: httpx.Response) -> float | None:
     """Seconds the server asks us to stay away. The form with a date is not used by proxies for faults: ignored."""
     value = response.headers.get("retry-after", "")
     return float(value) if value.isascii() and value.isdigit() else None
-
-
-def _asks_to_wait(response: httpx.Response) -> bool:
-    """Whether a server that cannot at the moment is there to say until when."""
-    return response.status_code == 429 or "retry-after" in response.headers
 
 
 async def _error_message(response: httpx.Response) -> str:
