@@ -11,6 +11,7 @@ import math
 import os
 import random
 import re
+import socket
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager
@@ -44,7 +45,7 @@ from xnatfs.errors import (
 from xnatfs.patience import SLOWEST, Patience
 from xnatfs.sessions import SessionStore
 from xnatfs.tls import tls_context
-from xnatfs.worker.pool import ProcessLost, Writable, open_workers
+from xnatfs.worker.pool import ProcessLost, Writable, open_workers, unacknowledged
 
 log = logging.getLogger(__name__)
 
@@ -117,16 +118,19 @@ async def open_transport(
     tls: Any = tls_context(config.ca_bundle, config.verify_ssl) if trust else False
 
     def client(connections: int, kept: int) -> httpx.AsyncClient:
+        limits = httpx.Limits(max_connections=connections, max_keepalive_connections=kept)
+        options = [(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unacknowledged(config.timeout))]
+        direct = httpx.AsyncHTTPTransport(verify=tls, limits=limits, socket_options=options)
         return httpx.AsyncClient(
             base_url=config.url,
             headers={"User-Agent": f"xnatfs/{__version__}", "Accept": "*/*", "Accept-Encoding": "identity"},
             timeout=httpx.Timeout(config.timeout, connect=min(CONNECT_TIMEOUT, config.timeout), pool=None),
-            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=kept),
+            limits=limits,
             verify=tls,
             trust_env=not loopback,
             follow_redirects=False,
             cookies=_no_cookies(),
-            transport=wire,
+            transport=wire or (None if proxied else direct),  # of proxies it knows only without
         )
 
     async with (
