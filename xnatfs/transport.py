@@ -120,7 +120,9 @@ async def open_transport(
     def client(connections: int, kept: int) -> httpx.AsyncClient:
         limits = httpx.Limits(max_connections=connections, max_keepalive_connections=kept)
         options = [(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unacknowledged(config.timeout))]
-        direct = httpx.AsyncHTTPTransport(verify=tls, limits=limits, socket_options=options)
+        direct = None  # httpx knows proxies only where it is left to find its own way
+        if not proxied:
+            direct = httpx.AsyncHTTPTransport(verify=tls, limits=limits, socket_options=options)
         return httpx.AsyncClient(
             base_url=config.url,
             headers={"User-Agent": f"xnatfs/{__version__}", "Accept": "*/*", "Accept-Encoding": "identity"},
@@ -130,7 +132,7 @@ async def open_transport(
             trust_env=not loopback,
             follow_redirects=False,
             cookies=_no_cookies(),
-            transport=wire or (None if proxied else direct),  # of proxies it knows only without
+            transport=wire or direct,
         )
 
     async with (
@@ -212,6 +214,10 @@ class Transport:
         except Unreachable as error:
             self._doubted(error, began, error.__cause__)
 
+    def give_up(self, error: Unreachable) -> NoReturn:
+        """Raise what a body has ended with for good."""
+        self._doubted(error, trio.current_time() - self.timeout, error.__cause__)
+
     def _doubted(self, failure: Unreachable, since: float, cause: BaseException | None) -> NoReturn:
         if isinstance(failure, Unavailable) and failure.asks_to_wait:
             self.breaker.tell(failure)
@@ -244,6 +250,8 @@ class Transport:
         try:
             await self.check(path, response, expects)
             yield response
+        except Unreachable as error:  # the body has ended, and nobody takes it up again
+            self.give_up(error)
         finally:
             with trio.CancelScope(shield=True):
                 await response.aclose()
