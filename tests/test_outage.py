@@ -113,6 +113,11 @@ def heard(path: Path) -> int:
     return found[0] if found else 0
 
 
+def waits(process: subprocess.Popen[bytes]) -> bool:
+    """Whether it is in a call to a mount."""
+    return "fuse" in Path("/proc", str(process.pid), "wchan").read_text() or process.poll() is not None
+
+
 def in_disk_sleep(processes: list[int]) -> list[int]:
     """Those that nothing can end."""
     found = []
@@ -131,6 +136,9 @@ def test_what_is_here_stays_what_is_not_fails_and_all_is_well_when_it_is_back(se
         names = sorted(os.listdir(mount.path / SMALL))
         assert heard(mount.path / SMALL / names[0]) == 0
         getattr(server, how)()
+        killed = subprocess.Popen(["cat", mount.path / SMALL / names[1]], stderr=subprocess.DEVNULL)
+        eventually(lambda: waits(killed))
+        killed.kill()
         heard_by: list[int] = []
         readers = [
             threading.Thread(target=lambda name=name: heard_by.append(heard(mount.path / SMALL / name)))
@@ -141,6 +149,7 @@ def test_what_is_here_stays_what_is_not_fails_and_all_is_well_when_it_is_back(se
             reader.start()
         for reader in readers:
             reader.join()
+        killed.wait(LIMIT)  # the kernel lets it go when its call is answered, and no sooner
         took = time.monotonic() - began
         assert heard_by == [AWAY[how]] * len(readers)
         assert took < LIMIT / 10, "they do not wait one after the other"
