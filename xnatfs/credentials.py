@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 from xnatfs.config import Profile, config_home
 from xnatfs.errors import ConfigError, LoginRequired
 from xnatfs.sessions import write_private
+from xnatfs.untrusted import loads
 
 T = TypeVar("T")
 
@@ -108,8 +109,8 @@ def forget_token(url: str) -> None:
 
 def _token(url: str) -> Credentials | None:
     try:
-        cells = json.loads(_token_path(url).read_bytes())
-        return Credentials(cells["alias"], cells["secret"], "token") if cells["url"] == url else None
+        cells = loads(_token_path(url).read_bytes())
+        return Credentials(str(cells["alias"]), str(cells["secret"]), "token") if cells["url"] == url else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

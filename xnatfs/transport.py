@@ -4,11 +4,9 @@ Below `client.py`, which knows what to ask. Here is all that holds for any reque
 status means, how much may be in flight, whom to trust. httpx's errors become ours here and nowhere else.
 """
 
-import json
 import logging
 import os
 import random
-import re
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager
@@ -24,11 +22,12 @@ import trio
 
 from xnatfs import __version__
 from xnatfs.auth import Expects, Login, check_is_data, page_message
-from xnatfs.config import Config
+from xnatfs.config import Config, is_loopback
 from xnatfs.credentials import Credentials
 from xnatfs.errors import BadReply, Denied, LoginRequired, NotFound, Uncertain, Unreachable, XnatError
 from xnatfs.sessions import SessionStore
 from xnatfs.tls import tls_context
+from xnatfs.untrusted import loads
 from xnatfs.worker.pool import ProcessLost, Writable, open_workers
 
 log = logging.getLogger(__name__)
@@ -43,6 +42,9 @@ CONNECTIONS = DOWNLOADS + 2
 CHANGE_TIMEOUT = 660.0
 # Pauses between tries, in seconds: short first, because most faults of a proxy are over at once.
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0
+# What is read whole before it is looked at: documents of an item, of which the largest sessions have some MiB. As
+# objects they take up to 30 times as much.
+LONGEST_DOCUMENT = 16 * 2**20
 # Of an error page only this much is read, to find the server's own words.
 ERROR_BODY = 64 * 1024
 
@@ -157,13 +159,18 @@ class Transport:
 
     async def _body(self, path: str, params: Mapping[str, str], expects: Expects) -> bytes:
         async with self.reply("GET", path, params, expects=expects) as response:
+            body = bytearray()
             async with aclosing(self.raw(path, response)) as chunks:
-                return b"".join([chunk async for chunk in chunks])
+                async for chunk in chunks:
+                    body += chunk
+                    if len(body) > LONGEST_DOCUMENT:
+                        raise BadReply(f"{self.url}{path} came with more than {LONGEST_DOCUMENT} bytes")
+            return bytes(body)
 
     async def json(self, path: str, params: Mapping[str, str]) -> Any:
         body = await self._body(path, params, "json")
         try:
-            return json.loads(body)
+            return loads(body)
         except ValueError:
             raise BadReply(f"{self.url}{path} was asked for as JSON and came as something else") from None
 
@@ -370,10 +377,6 @@ class Transport:
                     yield count
         except httpx.TransportError as error:
             raise Unreachable(f"{self.url}{path} broke off: {_reason(error)}") from error
-
-
-def is_loopback(host: str) -> bool:
-    return host in ("localhost", "::1") or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None
 
 
 def _retry_after(response: httpx.Response) -> float | None:

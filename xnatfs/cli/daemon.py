@@ -15,22 +15,33 @@ from typing import IO
 
 from xnatfs.credentials import Credentials
 from xnatfs.errors import CacheError, Reported
+from xnatfs.sessions import make_private
 
 READY = "ready"
 SECRETS = ("XNAT_PASS", "XNAT_TOKEN")
 
 
+def environment() -> dict[str, str]:
+    """What a child of ours is told: no secret."""
+    return {key: value for key, value in os.environ.items() if key not in SECRETS}
+
+
+def forget_secrets() -> None:
+    """From now on no child is told them; libfuse starts fusermount3 by itself."""
+    for key in SECRETS:
+        os.environ.pop(key, None)
+
+
 def start(arguments: Sequence[str], handover: dict[str, str], log_file: Path) -> str:
     """Run `xnatfs ARGUMENTS --report-fd N` detached, until it is ready; what it adds to that. Raises Reported."""
     reading, writing = os.pipe()
-    environment = {key: value for key, value in os.environ.items() if key not in SECRETS}
     with _opened(log_file) as log:
         child = subprocess.Popen(
             [sys.executable, "-P", "-m", "xnatfs", *arguments, "--report-fd", str(writing)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=log,
-            env=environment,
+            env=environment(),
             pass_fds=[writing],
             start_new_session=True,
         )
@@ -56,7 +67,7 @@ def start(arguments: Sequence[str], handover: dict[str, str], log_file: Path) ->
 def _opened(log_file: Path) -> IO[bytes]:
     """The log, for appending, private from its creation. Raises CacheError."""
     try:
-        log_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(log_file.parent)
         return open(log_file, "ab", opener=lambda path, flags: os.open(path, flags, 0o600))
     except OSError as error:
         raise CacheError(f"cannot write the log {log_file}: {error.strerror}; --log-file names another") from None

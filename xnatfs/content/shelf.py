@@ -17,6 +17,7 @@ Invariants:
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import os
 import shutil
@@ -27,6 +28,7 @@ from pathlib import Path
 
 from xnatfs.content.index import Index, Row, open_index
 from xnatfs.errors import CacheError
+from xnatfs.sessions import make_private
 
 # Files per call of `sync`. Each may cost 10 ms on a hard disk, and leaving the cache waits for the call to end.
 SYNC_BATCH = 32
@@ -190,10 +192,12 @@ class Shelf:
 def open_shelf(directory: Path, limit: int) -> Shelf:
     """Make or open a cache directory of at most `limit` bytes and half the free disk; raises CacheError."""
     try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
         for folder in (directory, directory / "blobs", directory / "partial"):
-            folder.mkdir(mode=0o700, exist_ok=True)
-            if folder.stat().st_mode & 0o077:
+            make_private(folder)
+            status = folder.stat()
+            if status.st_uid != os.geteuid():  # who owns it could put other bytes there
+                raise PermissionError(errno.EPERM, f"{folder} belongs to another user")
+            if status.st_mode & 0o077:
                 folder.chmod(0o700)
         with opened(directory) as fd:
             # One at a time: switching to WAL and setting an index aside are not safe in company.

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from xnatfs.config import cache_home
 from xnatfs.errors import FuseMissing, MountpointError
+from xnatfs.sessions import write_private
 
 
 def check_fuse() -> None:
@@ -52,8 +53,7 @@ def check_mountpoint(mountpoint: Path) -> None:
 def registered(mountpoint: Path) -> Iterator[None]:
     """Leave word which process serves the mountpoint, so that `umount` can wait for its end."""
     path = _registration(mountpoint)
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path.write_text(str(os.getpid()))
+    write_private(path, str(os.getpid()))
     try:
         yield
     finally:
