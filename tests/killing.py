@@ -1,6 +1,7 @@
 """Mounts that are killed: an archive to read from, programs that read it, and what must hold when the dust settles.
 
-`Victim.kill_once` is one kill at a random moment of a random stage of a mount's life; tests and `scripts/kills` repeat it.
+`Victim.kill_once` is one kill at a random moment of a random stage of a mount's life; tests and `scripts/kills`
+repeat it.
 """
 
 import errno

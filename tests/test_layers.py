@@ -25,6 +25,7 @@ LAYERS = [
     {"config", "models", "sessions", "table"},
     {"tls", "mountinfo", "background", "patience", "breaker"},
     {"errors"},
+    {"untrusted"},
 ]
 OWNERS = {
     "pyfuse3": {"fuse"},

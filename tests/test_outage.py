@@ -1,4 +1,4 @@
-"""Mounts whose server goes still or goes away, and laptops that are closed and opened: an error in time, never a hang."""
+"""Mounts whose server goes still or away, and laptops that are closed and opened: an error in time, never a hang."""
 
 import errno
 import filecmp

@@ -377,6 +377,8 @@ class Fill:
         end = stream.cursor + len(chunk)
         if self.blob.size >= 0 and end > self.blob.size:
             raise BadReply(f"{self.version.key}: more than the announced {self.blob.size} bytes came")
+        if self.blob.size < 0 and end > self._store.limit:  # it may have no end
+            raise BadReply(f"{self.version.key}: of unknown length, and more than the cache may hold ({end} bytes)")
         await self.intake.put(stream.cursor, chunk)
         stream.cursor = end
 
@@ -411,4 +413,4 @@ def _translated(key: str, exc: BaseException) -> XnatError:
     if isinstance(exc, XnatError):
         return exc
     log.error("unexpected failure of the download of %s", key, exc_info=exc)
-    return BadReply(f"{key}: its download failed in an unexpected way, {exc!r}; the log has details")
+    return BadReply(f"{key}: its download failed in an unexpected way ({type(exc).__name__}); the log has details")

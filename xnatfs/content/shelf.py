@@ -30,6 +30,7 @@ from typing import TypeVar
 
 from xnatfs.content.index import Index, Row, open_index, set_aside
 from xnatfs.errors import CacheError
+from xnatfs.sessions import make_private
 
 T = TypeVar("T")
 
@@ -257,10 +258,12 @@ def open_shelf(directory: Path, limit: int) -> Shelf:
 
 def make_directories(directory: Path) -> None:
     """All that are needed, for nobody else to look into."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
     for folder in (directory, directory / "blobs", directory / "partial"):
-        folder.mkdir(mode=0o700, exist_ok=True)
-        if folder.stat().st_mode & 0o077:
+        make_private(folder)
+        status = folder.stat()
+        if status.st_uid != os.geteuid():  # who owns it could put other bytes there
+            raise PermissionError(errno.EPERM, f"{folder} belongs to another user")
+        if status.st_mode & 0o077:
             folder.chmod(0o700)
 
 
