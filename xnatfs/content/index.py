@@ -12,14 +12,14 @@ import contextlib
 import logging
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 log = logging.getLogger(__name__)
 
 # Changes with the tables; an index of another version is set aside like a damaged one.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 # Longest wait for another process's transaction. The longest one evicts for one big file: some 30 us per blob.
 BUSY_SECONDS = 20.0
@@ -36,7 +36,8 @@ CREATE TABLE blobs (
     modified TEXT NOT NULL,
     checked REAL NOT NULL,
     used REAL NOT NULL,
-    boot TEXT NOT NULL
+    boot TEXT NOT NULL,
+    owners TEXT NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX by_use ON blobs (used);
 CREATE INDEX unsynced ON blobs (ident) WHERE boot <> '';
@@ -54,7 +55,7 @@ CREATE TRIGGER {table}_sized AFTER UPDATE OF size ON {table}
     for table in ("blobs", "partials")
 )
 
-COLUMNS = "ident, key, listed, size, modified, checked, used, boot"
+COLUMNS = "ident, key, listed, size, modified, checked, used, boot, owners"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,7 @@ class Row:
     checked: float  # when the server was last asked
     used: float  # at the last open, as far as it has been written
     boot: str  # "" once the file is known to be on the disk
+    owners: str = ""  # what it belongs to, a line each
 
 
 class Index:
@@ -143,10 +145,10 @@ class Index:
     def put(self, row: Row) -> None:
         """Add or replace. Not INSERT OR REPLACE: that would delete without the triggers."""
         self._write.execute(
-            f"INSERT INTO blobs ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (ident) DO UPDATE SET"
+            f"INSERT INTO blobs ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (ident) DO UPDATE SET"
             " key = excluded.key, listed = excluded.listed, size = excluded.size, modified = excluded.modified,"
-            " checked = excluded.checked, used = excluded.used, boot = excluded.boot",
-            (row.ident, row.key, row.listed, row.size, row.modified, row.checked, row.used, row.boot),
+            " checked = excluded.checked, used = excluded.used, boot = excluded.boot, owners = excluded.owners",
+            (row.ident, row.key, row.listed, row.size, row.modified, row.checked, row.used, row.boot, row.owners),
         )
 
     def renew(self, row: Row) -> None:
@@ -159,6 +161,15 @@ class Index:
     def drop(self, idents: Iterable[bytes]) -> None:
         """Forget these."""
         self._write.executemany("DELETE FROM blobs WHERE ident = ?", [(ident,) for ident in idents])
+
+    def owners(self) -> set[str]:
+        """All that anything belongs to, as rows have it. Looks at every row: 0.2 us each."""
+        return {owners for (owners,) in self._write.execute("SELECT DISTINCT owners FROM blobs WHERE owners <> ''")}
+
+    def owned(self, owners: Collection[str]) -> list[bytes]:
+        """What belongs to one of these. Looks at every row."""
+        rows = self._write.execute("SELECT ident, owners FROM blobs WHERE owners <> ''")
+        return [ident for ident, named in rows if not set(named.split("\n")).isdisjoint(owners)]
 
     def touch(self, used: dict[bytes, float]) -> None:
         """Note when these were last opened."""
