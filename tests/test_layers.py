@@ -16,6 +16,7 @@ LAYERS = [
     {"site"},
     {"walk"},
     {"bulk", "many", "kept"},
+    {"access"},
     {"series"},
     {"client", "metadata", "content"},
     {"downloads"},

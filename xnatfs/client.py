@@ -94,6 +94,10 @@ class Xnat:
     def requests(self) -> int:
         return self._transport.requests
 
+    async def session_lives(self) -> bool:
+        """Whether the server still knows us, or answers as to a guest; then the next request logs in."""
+        return await self._transport.session_lives("")
+
     async def log_in(self) -> None:
         """Find out now whether the server is there and takes the login; NotXnat, too."""
         await self._transport.log_in()

@@ -24,7 +24,7 @@ import os
 import shutil
 import sqlite3
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -138,6 +138,20 @@ class Shelf:
         """Bring the total down to this, as far as files are not open."""
         with self.index.transaction():
             self._make_room(target)
+
+    def drop(self, owners: Collection[str]) -> None:
+        """Remove what belongs to one of these, open or not: who has it open keeps the bytes, nobody else gets them."""
+        with self.index.transaction():
+            idents = self.index.owned(owners)
+            for ident in idents:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self.path(ident))
+            self.index.drop(idents)
+
+    def owners(self) -> set[str]:
+        """See the index."""
+        with self.index.transaction():
+            return self.index.owners()
 
     def touch(self) -> None:
         """Write down what was opened when."""

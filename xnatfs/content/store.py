@@ -14,7 +14,7 @@ import math
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TypeVar, TypeVarTuple
 
@@ -197,6 +197,14 @@ class Store:
     async def evict(self, target: int) -> None:
         """Bring the total down to this, as far as files are not open."""
         await self._write(self._shelf.evict, target)
+
+    async def drop(self, owners: Collection[str]) -> None:
+        """Remove what belongs to one of these."""
+        await self._write(self._shelf.drop, owners)
+
+    async def owners(self) -> set[str]:
+        """What the kept files belong to, as their rows have it."""
+        return await self._write(self._shelf.owners) or set()
 
     async def tidy(self) -> None:
         """Remove what crashes left."""
