@@ -258,8 +258,8 @@ class ContentCache:
 
     def _new_row(self, entry: Entry, size: int, modified: str) -> Row:
         key = entry.blob.key.encode("utf-8", "backslashreplace").decode()  # SQLite takes no lone surrogates
-        owners = "\n".join(entry.owners)
-        return Row(entry.ident, key, entry.listed, size, modified, entry.checked, entry.checked, "", owners)
+        checked, owners = entry.checked, "\n".join(entry.owners)
+        return Row(entry.ident, key, entry.listed, size, modified, checked, checked, "", owners=owners)
 
     def _row_to_write(self, entry: Entry) -> Row | None:
         return entry.row if self._live.get(entry.ident) is entry else None
