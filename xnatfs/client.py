@@ -98,6 +98,11 @@ class Xnat:
         """Whether the server still knows us, or answers as to a guest; then the next request logs in."""
         return await self._transport.session_lives("")
 
+    @property
+    def away(self) -> bool:
+        """Whether the server is known to be: then requests fail at once."""
+        return self._transport.breaker.away
+
     async def log_in(self) -> None:
         """Find out now whether the server is there and takes the login; NotXnat, too."""
         await self._transport.log_in()

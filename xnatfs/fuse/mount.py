@@ -19,7 +19,7 @@ import trio
 from xnatfs import __version__
 from xnatfs.config import Config
 from xnatfs.credentials import Credentials
-from xnatfs.errors import MountpointError
+from xnatfs.errors import MountpointError, Unreachable
 from xnatfs.fuse.mountpoint import check_fuse, check_mountpoint, clear_dead, one_at_a_time, registered
 from xnatfs.fuse.operations import Operations, OperationsWithXattrs, Ownership
 from xnatfs.mountinfo import mount_on
@@ -68,8 +68,12 @@ async def mount(
         trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals,
     ):
         async with open_site(config, credentials, sessions=sessions) as site:
-            await site.xnat.log_in()
-            site.stay()
+            try:
+                await site.xnat.log_in()
+            except Unreachable:
+                if not config.offline:
+                    raise
+            site.stay(config.offline)
             log.info(
                 "xnatfs %s: %s as %s on %s, cache %s",
                 __version__,

@@ -12,6 +12,7 @@ import stat
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, TypeVar, cast
 
 import pyfuse3
@@ -404,6 +405,8 @@ async def _learn_size(nodes: Sequence[Node]) -> None:
 
 async def _xattrs(node: Node) -> dict[FileNameT, bytes]:
     facts = await node.all_xattrs()
+    if since := node.stale():
+        facts["stale"] = datetime.fromtimestamp(since, UTC).isoformat(timespec="seconds")
     return {FileNameT(XATTR_PREFIX + key.encode()): encode(value) for key, value in facts.items() if value}
 
 

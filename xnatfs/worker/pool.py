@@ -170,7 +170,7 @@ class Writable(httpx.AsyncByteStream):
     async def aclose(self) -> None:
         process, self._process = self._process, None
         if process is not None:
-            await self._workers.release(process)
+            await self._workers.release(process, STOP)
 
     async def _carried(self, message: Mapping[str, Any], length: int, descriptor: int | None) -> AsyncGenerator[int]:
         assert self._process is not None
@@ -235,8 +235,8 @@ class Workers(httpx.AsyncBaseTransport):
                 if response is None:
                     await self.release(process, STOP_EARLY)
 
-    async def release(self, process: _Process, within: float = STOP) -> None:
-        """It is not needed for this request any more."""
+    async def release(self, process: _Process, within: float) -> None:
+        """It is not needed for this request any more; it has so long to leave it."""
         if not process.ended:
             await process.stop(within)
         if process.ended or self._closed:
