@@ -16,6 +16,7 @@ LAYERS = [
     {"site"},
     {"walk"},
     {"bulk", "many", "kept"},
+    {"access"},
     {"series"},
     {"client", "metadata", "content"},
     {"downloads"},
@@ -23,7 +24,7 @@ LAYERS = [
     {"auth", "worker"},
     {"credentials", "listings"},
     {"config", "models", "sessions", "table"},
-    {"tls", "mountinfo", "background"},
+    {"tls", "mountinfo", "background", "patience", "breaker"},
     {"errors"},
     {"untrusted"},
 ]

@@ -21,7 +21,7 @@ import httpx
 import trio
 
 from xnatfs.credentials import Credentials
-from xnatfs.errors import BadReply, LoginRequired, NotXnat, Unreachable
+from xnatfs.errors import BadReply, LoginRequired, NotXnat, Unavailable
 from xnatfs.sessions import IDLE, SessionStore, is_session_id
 from xnatfs.untrusted import decoded
 
@@ -79,6 +79,11 @@ class Login:
             if not self._token:
                 self._token = await self._obtain()
             return self._token
+
+    @property
+    def current(self) -> str:
+        """The session as far as it is known, alive or not; '' where there is none."""
+        return self._token
 
     async def _obtain(self) -> str:
         """A session: one that others have made, or our own."""
@@ -258,7 +263,8 @@ class Login:
                 # Logging in changes the session's ID; where the body has the one before, the newest cookie counts.
                 return _session_cookie(response) or token
         if status in (429, 500, 502, 503, 504):
-            raise Unreachable(f"{url} answers {status} {response.reason_phrase}: try again later")
+            text = f"{url} answers {status} {response.reason_phrase} to a login: try again later"
+            raise Unavailable(text, status=status, asks_to_wait=status == 429 or "retry-after" in response.headers)
         if await self._is_xnat():
             said = page_message(text) or f"{status} {response.reason_phrase}"
             raise LoginRequired(

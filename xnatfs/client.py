@@ -50,6 +50,8 @@ PIECE = 32 * 1024
 # Of a list of anything but files, bytes and rows: a project of a hundred thousand sessions is 30 MB, and as objects its
 # rows take up to 20 times as much.
 LISTED = (2**28, 1_000_000)
+# Of one list of files.
+FILES = (MOST_BYTES, MOST_ROWS)
 
 # Half of all downloads at most are of files that take longer than a moment, so that a copy of eight volumes does not
 # keep everybody else waiting until the first of them is there. 32 MiB are a second or two on a slow line.
@@ -91,6 +93,10 @@ class Xnat:
     @property
     def requests(self) -> int:
         return self._transport.requests
+
+    async def session_lives(self) -> bool:
+        """Whether the server still knows us, or answers as to a guest; then the next request logs in."""
+        return await self._transport.session_lives("")
 
     async def log_in(self) -> None:
         """Find out now whether the server is there and takes the login; NotXnat, too."""
@@ -335,7 +341,7 @@ class Xnat:
 
     async def _catalogues(self, path: str, **params: str) -> Catalogues:
         found = Catalogues()
-        await self._read(path, found.add, params)
+        await self._read(path, found.add, params, FILES)
         return found
 
     async def _read(
@@ -343,7 +349,7 @@ class Xnat:
         path: str,
         take: Callable[[list[Cells]], None],
         params: Mapping[str, str],
-        most: tuple[int, int] = (MOST_BYTES, MOST_ROWS),
+        most: tuple[int, int],
     ) -> None:
         """Hand the rows of a list to `take`, as they come. What raises has handed over nothing that is of use."""
         params = {"format": "json", **params}

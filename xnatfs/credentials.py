@@ -12,6 +12,7 @@ import getpass
 import hashlib
 import json
 import netrc
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,9 @@ from xnatfs.sessions import write_private
 from xnatfs.untrusted import loads
 
 T = TypeVar("T")
+
+# What of the environment holds a secret.
+SECRETS = ("XNAT_PASS", "XNAT_TOKEN")
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,3 +158,14 @@ def ask(url: str, username: str, environ: Mapping[str, str]) -> Credentials:
         return Credentials(username, password or getpass.getpass(f"Password of {username} on {url}: "))
     except EOFError:
         raise LoginRequired(f"no password for {url}: the prompt was not answered") from None
+
+
+def for_children() -> dict[str, str]:
+    """The environment of a child of ours: no secret."""
+    return {key: value for key, value in os.environ.items() if key not in SECRETS}
+
+
+def forget_secrets() -> None:
+    """From now on no child is told them; libfuse starts fusermount3 by itself."""
+    for key in SECRETS:
+        os.environ.pop(key, None)

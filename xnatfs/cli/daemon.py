@@ -13,23 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-from xnatfs.credentials import Credentials
+from xnatfs.credentials import Credentials, for_children
 from xnatfs.errors import CacheError, Reported
 from xnatfs.sessions import make_private
 
 READY = "ready"
-SECRETS = ("XNAT_PASS", "XNAT_TOKEN")
-
-
-def environment() -> dict[str, str]:
-    """What a child of ours is told: no secret."""
-    return {key: value for key, value in os.environ.items() if key not in SECRETS}
-
-
-def forget_secrets() -> None:
-    """From now on no child is told them; libfuse starts fusermount3 by itself."""
-    for key in SECRETS:
-        os.environ.pop(key, None)
 
 
 def start(arguments: Sequence[str], handover: dict[str, str], log_file: Path) -> str:
@@ -41,7 +29,7 @@ def start(arguments: Sequence[str], handover: dict[str, str], log_file: Path) ->
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=log,
-            env=environment(),
+            env=for_children(),
             pass_fds=[writing],
             start_new_session=True,
         )

@@ -20,9 +20,9 @@ from xnatfs.cli import daemon, logs, options
 from xnatfs.cli.logins import find_login, session_store
 from xnatfs.cli.output import tell
 from xnatfs.config import Config, cache_home, who_reads_along
-from xnatfs.credentials import Credentials
+from xnatfs.credentials import Credentials, for_children, forget_secrets
 from xnatfs.errors import ConfigError, FuseMissing, MountpointError
-from xnatfs.fuse.mountpoint import check_fuse, check_mountpoint, serving_process
+from xnatfs.fuse.mountpoint import KIND, check_fuse, check_mountpoint, is_dead, serving_process, unmount
 from xnatfs.mountinfo import mount_on
 from xnatfs.sessions import SessionStore
 
@@ -71,7 +71,7 @@ def run_mount(arguments: argparse.Namespace) -> int:
         credentials, token = daemon.unpack(daemon.received())
         _serve(arguments, config, credentials, session_store(config, token), extra, arguments.reporter.ready)
         return 0
-    _check_place(arguments)
+    _check_place(arguments, config.url)
     token = os.environ.get("XNAT_TOKEN", "")
     credentials = find_login(config, token, before_asking=_fuse)
     for warning in _warnings(arguments, config):
@@ -86,16 +86,14 @@ def run_mount(arguments: argparse.Namespace) -> int:
 def run_umount(arguments: argparse.Namespace) -> int:
     mountpoint = _place(arguments)
     mounted = mount_on(mountpoint)
-    if mounted is None or mounted.kind != "fuse.xnatfs":
+    if mounted is None or mounted.kind != KIND:
         raise MountpointError(f"{mountpoint} is not a mount of xnatfs")
+    if is_dead(mountpoint, mounted):
+        unmount(mountpoint, dead=mounted)
+        print(f"xnatfs: {mountpoint} was a dead mount, its process had ended without unmounting: cleared")
+        return 0
     serving = serving_process(mountpoint)
-    try:
-        command = ["fusermount3", "-u", str(mountpoint)]
-        done = subprocess.run(command, capture_output=True, text=True, env=daemon.environment())
-    except FileNotFoundError:
-        raise FuseMissing("fusermount3 is missing: install the package fuse3") from None
-    if done.returncode:
-        raise MountpointError(f"{mountpoint} cannot be unmounted: {_fusermount_says(done.stderr)}")
+    unmount(mountpoint)
     if serving is not None and not select.select([serving], [], [], WAIT_FOR_END)[0]:
         print(f"xnatfs: {mountpoint} is unmounted, but its process has not ended yet", file=sys.stderr)
     return 0
@@ -132,7 +130,7 @@ def _serve(
     _log_to(arguments)
     for warning in _warnings(arguments, config):
         log.warning("%s", warning)
-    daemon.forget_secrets()
+    forget_secrets()
     os.umask(0o077)
     fuse_mount, trio = _imported()
     mount_options = _mount_options(arguments, extra)
@@ -180,10 +178,10 @@ def _place(arguments: argparse.Namespace) -> Path:
     return Path(os.path.realpath(arguments.mountpoint))
 
 
-def _check_place(arguments: argparse.Namespace) -> None:
+def _check_place(arguments: argparse.Namespace, source: str = "") -> None:
     """Fail for want of FUSE or of a mountpoint before anybody is asked for a password."""
     check_fuse()
-    check_mountpoint(_place(arguments))
+    check_mountpoint(_place(arguments), source)
 
 
 def _fuse() -> Any:
@@ -223,12 +221,6 @@ def _log_to(arguments: argparse.Namespace) -> None:
     logging.getLogger("httpx").setLevel(logging.DEBUG if level == "DEBUG" else logging.WARNING)
 
 
-def _fusermount_says(text: str) -> str:
-    last = text.strip().rpartition("\n")[2]
-    busy = "busy" in last.lower()
-    return "a program has a file or its working directory in it" if busy else last.removeprefix("fusermount3: ")
-
-
 def _demo_account(name: str | None) -> Credentials:
     from xnatfs.demo import PASSWORDS
 
@@ -254,7 +246,7 @@ def _demo_server(arguments: argparse.Namespace) -> Iterator[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=daemon.environment(),
+        env=for_children(),
     )
     with server:
         assert server.stdout is not None

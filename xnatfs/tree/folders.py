@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast, overload
 
 import trio
 
+from xnatfs.access import Permit
 from xnatfs.bulk import version
 from xnatfs.catalogue import Catalogue
 from xnatfs.client import has_url
@@ -289,7 +290,7 @@ class CatalogueFile(File):
         resource_dir = folders.resource_dir
         await self.site.bulk.opened(resource_dir.place.item, folders.listing.groups, row, resource_dir)
         try:
-            blob = await self.site.content.open(version(row), resource_dir.source(row))
+            blob = await self.site.content.open(version(row, resource_dir.owners), resource_dir.source(row))
         except NotFound as error:
             await self._check_listed()
             raise BadReply(f"the server lists {'/'.join(self.path)}, but has lost it: {error}") from error
@@ -298,6 +299,9 @@ class CatalogueFile(File):
             self._correct(blob.size)
             raise Stale(f"{'/'.join(self.path)} is {blob.size} bytes, not {self._size} as listed")
         return blob
+
+    def permit(self) -> Permit:
+        return self.folder.folders.resource_dir.permit(self.folder.folders.expires)
 
     async def _check_listed(self) -> None:
         """Raise NotFound if the file is not in the server's listing any more."""

@@ -50,7 +50,7 @@ class SessionDir(StaticDir):
     def place(self, category: str, cat_id: str) -> Place:
         """Where the resources of one part of the session are found: in the one listing of them all."""
         home: Item = self.item if category == "resources" else (*self.item, category, cat_id)
-        return Place(self.item, home, below=True, group=(category, cat_id))
+        return Place(self.item, home, below=True, group=(category, cat_id), project=self.project)
 
 
 class SessionResourcesDir(ResourcesDir):
@@ -174,7 +174,8 @@ class AssessorDir(ResourcesDir):
     async def child(self, name: str) -> Node:
         if name == INPUTS:
             item = (*self.place.home, INPUTS)
-            return ResourcesDir(self.site, self, name, Place(item, item, group=("assessors", self.assessor.id)))
+            place = Place(item, item, group=("assessors", self.assessor.id), project=self.place.project)
+            return ResourcesDir(self.site, self, name, place)
         return await super().child(name)
 
 
