@@ -284,7 +284,7 @@ def on_a_terminal(home: Path, server: Hostile, *words: str) -> str:
     terminal, theirs = os.openpty()
     env = environment(home, XNAT_URL=server.url, XNAT_USER="u", XNAT_PASS=PASSWORD, TERM="xterm", LC_ALL="C.UTF-8")
     try:
-        command = [SCRIPTS / "xnatctl", *words]
+        command = [str(SCRIPTS / "xnatctl"), *words]
         with subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs) as process:
             os.close(theirs)
             shown = b""
@@ -412,9 +412,9 @@ async def test_a_list_without_end_is_an_error(server, monkeypatch, first, again)
 
 
 async def test_a_document_without_end_is_an_error(server, monkeypatch):
-    monkeypatch.setattr(transport, "LONGEST_DOCUMENT", 2**20)
+    monkeypatch.setattr(transport, "LARGEST_DOCUMENT", 2**20)
     server.says["GET /data/"] = endless(b"HTTP/1.1 200 OK\r\n\r\n", b"[" * 10_000)
-    with pytest.raises(BadReply, match="more than"):
+    with pytest.raises(BadReply, match="too much came"):
         await asking(server, lambda xnat: xnat.item("projects", "P"))
 
 
@@ -731,6 +731,14 @@ async def test_headers_without_end_are_an_error(server, again):
     server.says["GET /data/projects"] = endless(b"HTTP/1.1 200 OK\r\nX: ", again * 1000)
     with pytest.raises(Unreachable):
         await asking(server, lambda xnat: xnat.projects(), patience=0.3)
+
+
+@pytest.mark.parametrize("big", [100, 10**8])
+async def test_replies_that_say_to_go_on_and_never_come_are_an_error(server, monkeypatch, big):
+    monkeypatch.setattr(transport, "PROCESS", 1.0)
+    server.says["GET /data/experiments/E"] = endless(b"", b"HTTP/1.1 103 Early Hints\r\nX: y\r\n\r\n" * 100)
+    with pytest.raises(Unreachable):
+        await asking(server, lambda xnat: fetched(xnat, big), patience=0.5)
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "text/html"])

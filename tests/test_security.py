@@ -23,6 +23,7 @@ from tests.hostile import TOKEN, answer, hostile, listing, ok
 from tests.mounting import SCRIPTS, daemons, end, environment, mounted_file_system, run
 from xnatfs.cli import logs
 from xnatfs.cli.ctl import Context
+from xnatfs.cli.logins import session_store
 from xnatfs.client import open_xnat
 from xnatfs.config import Config, Profile, normalised_url, who_reads_along
 from xnatfs.content.shelf import open_shelf
@@ -66,7 +67,17 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
     with serving() as demo:
         password = demo.login["password"]
         env = environment(home, XNAT_USER=demo.login["user"], XNAT_PASS=password, XNAT_TOKEN="")
-        words = ["mount", "--url", demo.url, "--log-level", "debug", "--log-file", log, "--allow-other", place]
+        words = [
+            "mount",
+            "--url",
+            demo.url,
+            "--log-level",
+            "debug",
+            "--log-file",
+            str(log),
+            "--allow-other",
+            str(place),
+        ]
         done = run(SCRIPTS / "xnatfs", *words, env=env, umask=0)
         try:
             assert done.returncode == 0, done.stderr
@@ -161,13 +172,12 @@ def test_files_and_directories_of_commands_are_private_whatever_the_umask(user):
     kept = [
         ("auth", "login", "--token", "--log-file", "log"),
         ("config", "init", "--url", user.url),
-        ("project", "list"),
         ("scan", "download", "-E", SESSION, "-s", "1", "--out", "data"),
     ]
     for words in kept:
         user.ctl(*words, umask=0)
     ours = [path for path in user.home.rglob("*") if "data" not in path.relative_to(user.home).parts]
-    assert len(ours) > 12
+    assert len(ours) > 10
     assert [str(path) for path in ours if path.lstat().st_mode & 0o077] == []
     copied = [path for path in (user.home / "data").rglob("*.dcm")]
     assert copied
@@ -218,13 +228,15 @@ def test_no_secret_is_in_any_output_however_a_command_ends(tmp_path, scene):
         assert secret not in re.sub(r'f"JSESSIONID=\{token\}', "", said)
 
 
-@pytest.mark.parametrize("token", ["short", "with\r\nX-Header: more", "größer-als-acht"])
+@pytest.mark.parametrize("token", ["short", "with\nend", "größer-als-acht", "x" * 300])
 def test_a_token_that_no_header_may_hold_is_refused_and_not_shown(tmp_path, token):
-    env = environment(tmp_path, XNAT_URL="http://127.0.0.1:9", XNAT_USER="u", XNAT_TOKEN=token)
-    done = run(SCRIPTS / "xnatctl", "whoami", env=env)
-    assert done.returncode == 2
-    assert "XNAT_TOKEN is not a session ID" in done.stderr
-    assert token not in done.stderr
+    with pytest.raises(ConfigError, match="XNAT_TOKEN is not a session ID") as caught:
+        session_store(Config("https://h"), token)
+    assert token not in str(caught.value)
+    if "\n" in token:
+        env = environment(tmp_path, XNAT_URL="http://127.0.0.1:9", XNAT_USER="u", XNAT_TOKEN=token)
+        done = run(SCRIPTS / "xnatctl", "whoami", env=env)
+        assert (done.returncode, done.stderr) == (2, f"xnatctl: {caught.value}\n")
 
 
 def test_a_password_in_an_url_is_not_shown():
@@ -301,12 +313,9 @@ def makes(call: ast.Call, name: str) -> bool:
     if name == "os.open":
         return "O_CREAT" in text
     if name == "open":
-        mode = [argument.value for argument in call.args[1:2] if isinstance(argument, ast.Constant)]
-        return (
-            bool(mode)
-            and bool(set(mode[0]) & set("wax"))
-            and not (isinstance(call.args[0], ast.Call) or "descriptor" in text)
-        )
+        mode = [str(argument.value) for argument in call.args[1:2] if isinstance(argument, ast.Constant)]
+        writes = any(set(text) & set("wax") for text in mode)
+        return writes and not isinstance(call.args[0], ast.Call) and "descriptor" not in text
     touches = name.endswith(".touch") and not call.args  # a path's; the cache has another
     return touches or name in ("os.mkdir", "os.makedirs") or name.endswith((".mkdir", ".write_text", ".write_bytes"))
 
@@ -472,10 +481,7 @@ def test_the_page_names_tests_that_there_are_and_all_of_ours():
 
 
 def test_every_row_of_the_page_names_its_test():
-    rows = [
-        line
-        for line in PAGE.splitlines()
-        if line.startswith("| ") and not line.startswith(("| what", "| threat", "| ---"))
-    ]
+    tables = PAGE.split("| threat |")[1:]  # each with its rows, and the words after it
+    rows = [line for table in tables for line in table.partition("\n\n")[0].splitlines()[2:]]
     assert len(rows) > 40
     assert [row for row in rows if "`test_" not in row] == []
