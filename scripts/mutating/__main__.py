@@ -24,7 +24,7 @@ GROUPS = {
         sorted(str(path.relative_to(ROOT)) for path in (ROOT / "xnatfs/content").glob("[a-z]*.py")),
         sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob("test_content*.py")),
     ),
-    "client": (["xnatfs/client.py"], ["tests/test_client.py"]),
+    "client": (["xnatfs/client.py"], ["tests/test_client.py", "tests/test_client_requests.py"]),
     "auth": (["xnatfs/auth.py"], ["tests/test_client.py"]),
     "downloads": (["xnatfs/downloads.py"], ["tests/test_client.py"]),
 }
@@ -56,7 +56,9 @@ def main() -> int:
     parser.add_argument("--tools", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--module", action="append", help=f"only this module, or {', '.join(GROUPS)}; repeatable")
     parser.add_argument("--jobs", type=int, default=1, help="so many mutants at once (1)")
-    parser.add_argument("--most", type=float, default=60.0, help="seconds of tests on one mutant, quick ones first (60)")
+    parser.add_argument(
+        "--most", type=float, default=60.0, help="seconds of tests on one mutant, quick ones first (60)"
+    )
     parser.add_argument("--fresh", action="store_true", help="forget what was found out before")
     parser.add_argument("--report", action="store_true", help="run nothing: tell what is known")
     arguments = parser.parse_args()

@@ -1,9 +1,10 @@
 """Runs tests on mutants, inside one pytest that has imported and collected everything: each mutant is a fork of it.
 
-Tests are chosen by what they execute: a first run of all of them, in a fork too, tells which lines each one touches, and
-how long it takes. A mutant is tried by those that touch its lines, quick ones first, until one fails.
+Tests are chosen by what they execute: a first run of all of them, in a fork too, tells which lines each one touches,
+and how long it takes. A mutant is tried by those that touch its lines, quick ones first, until one fails.
 """
 
+import contextlib
 import json
 import os
 import resource
@@ -155,10 +156,8 @@ class Trials:
         if process not in self._running:
             return
         mutant, by = self._running.pop(process)
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process, signal.SIGKILL)  # what its tests have started
-        except ProcessLookupError:
-            pass
         late = os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGALRM, signal.SIGPROF)
         verdict: Verdict = "timeout" if late else "killed" if status else "survived"
         self._tell(mutant, verdict, by.read_text() if by.exists() and status else "")
