@@ -25,7 +25,7 @@ GROUPS = {
         sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob("test_content*.py")),
     ),
     "client": (["xnatfs/client.py"], ["tests/test_client.py", "tests/test_client_requests.py"]),
-    "auth": (["xnatfs/auth.py"], ["tests/test_client.py"]),
+    "auth": (["xnatfs/auth.py"], ["tests/test_auth.py", "tests/test_client.py"]),
     "downloads": (["xnatfs/downloads.py"], ["tests/test_client.py"]),
 }
 
