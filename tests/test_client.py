@@ -29,13 +29,14 @@ Answer = Callable[[httpx.Request], httpx.Response]
 class Pieces(httpx.AsyncByteStream):
     """A body that breaks off after so many bytes."""
 
-    def __init__(self, content: bytes, breaks_at: int | None = None) -> None:
+    def __init__(self, content: bytes, breaks_at: int | None = None, size: int = 1000) -> None:
         self._content = content
+        self._size = size
         self._breaks_at = len(content) if breaks_at is None else breaks_at
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        for start in range(0, self._breaks_at, 1000):
-            yield self._content[start : min(start + 1000, self._breaks_at)]
+        for start in range(0, self._breaks_at, self._size):
+            yield self._content[start : min(start + self._size, self._breaks_at)]
         if self._breaks_at < len(self._content):
             raise httpx.ReadError("connection reset")
 
