@@ -245,6 +245,17 @@ async def test_a_partial_whose_owner_dies_later_is_removed_by_who_lives(tmp_path
         assert cache.bytes_used == 0
 
 
+async def test_a_smaller_limit_holds_from_the_start_and_against_others_with_a_larger_one(tmp_path, autojump_clock):
+    async with open_cache(tmp_path, LIMIT) as cache:
+        await store(cache, "abcd")
+    async with open_cache(tmp_path, 2 * len(SMALL)) as small, open_cache(tmp_path, LIMIT) as large:
+        await small.tidied.wait()
+        assert kept(small, "abcd") == "cd"
+        await store(large, "efgh")
+        await trio.sleep(100)
+        await until(lambda: on_disk(tmp_path) == small.bytes_used == 2 * len(SMALL))
+
+
 # -- what has room neither on the disk nor in memory ---------------------------------------------------------------
 
 
