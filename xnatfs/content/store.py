@@ -211,6 +211,12 @@ class Store:
         await self.tidy_partials()
         for first in range(256):
             await self._write(self._shelf.tidy_blobs, first)
+        await self._trim()
+
+    async def _trim(self) -> None:
+        """The limit is ours: others have another one, or had one."""
+        if self.total() > self.limit:
+            await self.evict(self.limit)
 
     async def tidy_partials(self) -> None:
         """Remove what others that share the directory left when they died."""
@@ -219,6 +225,7 @@ class Store:
     async def flush(self) -> None:
         """Write recency, and see new files to the disk; tidy up after others."""
         await self.tidy_partials()
+        await self._trim()
         if self._shelf.recent:
             await self._write(self._shelf.touch)
         while await self._write(self._shelf.sync):
