@@ -2,7 +2,7 @@
 
 import base64
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import httpx
@@ -34,7 +34,7 @@ class Pieces(httpx.AsyncByteStream):
         self._size = size
         self._breaks_at = len(content) if breaks_at is None else breaks_at
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    async def __aiter__(self) -> AsyncGenerator[bytes]:
         for start in range(0, self._breaks_at, self._size):
             yield self._content[start : min(start + self._size, self._breaks_at)]
         if self._breaks_at < len(self._content):

@@ -1,7 +1,7 @@
 """What each method of the client asks for, and what it makes of the answer: one request each, word for word."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 from urllib.parse import unquote_plus
 
@@ -15,7 +15,7 @@ from tests.wire import Wire
 from xnatfs.client import BIG, LONG, LONG_DOWNLOADS, PIECE, Xnat, open_xnat
 from xnatfs.config import Config
 from xnatfs.credentials import Credentials
-from xnatfs.errors import BadReply, LoginRequired, NotFound
+from xnatfs.errors import BadReply, LoginRequired, NotFound, Unreachable
 from xnatfs.models import (
     SCAN_COLUMNS,
     SCAN_LABEL,
@@ -388,12 +388,25 @@ async def test_any_request_is_sent_once_and_answered_in_pieces(status, path):
     assert "content-type" not in second.headers
 
 
-async def test_any_request_that_is_refused_says_which():
+@pytest.mark.parametrize("path", ["/data/x", "data/x", "/data/x?secret=1", "/data/x?secret=1?"])
+async def test_any_request_that_is_refused_says_which(path):
     """By its path, and not by what else was asked."""
     server = Server(always(lambda: httpx.Response(404)))
     async with connected(server) as xnat:
         with pytest.raises(NotFound, match=f"^{URL}/data/x does not exist"):
-            [piece async for piece in xnat.raw("GET", "/data/x?secret=1", b"", None)]
+            [piece async for piece in xnat.raw("GET", path, b"", None)]
+
+
+async def test_an_answer_that_is_left_half_way_is_closed():
+    """Also by somebody who is cancelled there."""
+    Closing.closed = 0
+    async with connected(Server(always(lambda: httpx.Response(200, stream=Closing(b"x" * 2500))))) as xnat:
+        with trio.CancelScope() as scope:
+            async with aclosing(xnat.raw("GET", "/data/x", b"", None)) as pieces:
+                await anext(pieces)
+                scope.cancel()
+                await trio.lowlevel.checkpoint()
+    assert Closing.closed == 1
 
 
 async def test_a_page_is_an_answer_to_any_request():
@@ -406,12 +419,20 @@ async def test_a_page_is_an_answer_to_any_request():
 # -- content -----------------------------------------------------------------------------------------------------
 
 
-class Closing(Pieces):
+class Closing(httpx.AsyncByteStream):
     """A body that tells whether it was closed."""
 
     closed = 0
 
+    def __init__(self, content: bytes) -> None:
+        self._pieces = Pieces(content).__aiter__()
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._pieces
+
     async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+        await self._pieces.aclose()
         Closing.closed += 1
 
 
@@ -460,6 +481,24 @@ async def test_a_page_is_no_content(begin):
         assert xnat._downloads.borrowed_tokens == 0
 
 
+@pytest.mark.parametrize(
+    "begin",
+    [
+        lambda xnat: xnat.archive(ITEM, "7"),
+        lambda xnat: xnat.zip("E", None),
+        lambda xnat: xnat.indexed(ITEM, 0),
+    ],
+)
+async def test_content_may_be_of_any_type_and_says_where_it_broke_off(begin):
+    """As an attachment a page is a file, too."""
+    headers = {"content-type": "text/html", "content-disposition": "attachment"}
+    server = Server(always(lambda: httpx.Response(200, headers=headers, stream=Pieces(b"x" * 2500, 1500))))
+    async with connected(server) as xnat:
+        with pytest.raises(Unreachable, match=f"^{URL}/data/experiments/.*/files"):
+            await _read(begin(xnat))
+        assert await xnat.head(ITEM, FILE) is None
+
+
 async def test_a_file_by_its_place_says_what_it_is():
     headers = {"content-length": "2500", "last-modified": MODIFIED}
     server = Server(always(lambda: httpx.Response(200, headers=headers, stream=Pieces(b"x" * 2500))))
@@ -505,6 +544,12 @@ async def test_so_many_are_under_way_at_once(autojump_clock, method, most, size)
             nursery.start_soon(method, xnat, size)
     large = size == LONG + 1 and most == DOWNLOADS and method.__code__.co_names[:2] == ("_whole", "download")
     assert highest == (LONG_DOWNLOADS if large else most)
+
+
+async def _read(opened: Any) -> None:
+    async with opened as content:
+        async for _ in getattr(content, "chunks", content):
+            pass
 
 
 async def _whole(opened: Any) -> None:
