@@ -167,13 +167,11 @@ async def test_a_list_is_one_request(call, rows, found, request_line):
     assert requests == [f"GET /site{request_line}"]
 
 
-async def test_rows_come_as_they_are():
-    for more, query in (({}, ""), ({"columns": "ID", "sort": "x"}, "&columns=ID&sort=x")):
-        found, requests = await answered(
-            lambda xnat, more=more: xnat.rows("a/b", "c", **more), lambda: table([{"x": "y"}])
-        )
-        assert [row.cells for row in found] == [{"x": "y"}]
-        assert requests == [f"GET /site/data/a%2Fb/c?format=json{query}"]
+@pytest.mark.parametrize(("more", "query"), [({}, ""), ({"columns": "ID", "sort": "x"}, "&columns=ID&sort=x")])
+async def test_rows_come_as_they_are(more, query):
+    found, requests = await answered(lambda xnat: xnat.rows("a/b", "c", **more), lambda: table([{"x": "y"}]))
+    assert [row.cells for row in found] == [{"x": "y"}]
+    assert requests == [f"GET /site/data/a%2Fb/c?format=json{query}"]
 
 
 async def test_files_of_a_resource_that_lists_none_are_none():
@@ -247,10 +245,12 @@ async def test_a_guests_answer_without_a_cookie_is_found_out_by_its_emptiness(pa
     ]
 
 
-async def test_a_list_that_is_none_says_which():
-    for answer, text in ((httpx.Response(200, json=[]), "as a list"), (httpx.Response(200, text="{"), "as JSON")):
-        with pytest.raises(BadReply, match=rf"^{URL}/data/projects .*{text}"):
-            await answered(lambda xnat: xnat.projects(), lambda answer=answer: answer)
+@pytest.mark.parametrize(
+    ("answer", "text"), [(httpx.Response(200, json=[]), "as a list"), (httpx.Response(200, text="{"), "as JSON")]
+)
+async def test_a_list_that_is_none_says_which(answer, text):
+    with pytest.raises(BadReply, match=rf"^{URL}/data/projects .*{text}"):
+        await answered(lambda xnat: xnat.projects(), lambda: answer)
 
 
 # -- items and services ------------------------------------------------------------------------------------------
@@ -436,13 +436,13 @@ class Closing(httpx.AsyncByteStream):
         Closing.closed += 1
 
 
-async def test_heads_are_asked_for_by_number_and_may_say_nothing():
-    for headers, size in (({"content-length": "77"}, 77), ({"transfer-encoding": "chunked"}, None)):
-        found, requests = await answered(
-            lambda xnat: xnat.head(ITEM, FILE), lambda headers=headers: httpx.Response(200, headers=headers)
-        )
-        assert found == size
-        assert requests == ["HEAD /site/data/experiments/XNAT_E1/resources/34/files/a%20b/c%231.dcm"]
+@pytest.mark.parametrize(
+    ("headers", "size"), [({"content-length": "77"}, 77), ({"transfer-encoding": "chunked"}, None)]
+)
+async def test_heads_are_asked_for_by_number_and_may_say_nothing(headers, size):
+    found, requests = await answered(lambda xnat: xnat.head(ITEM, FILE), lambda: httpx.Response(200, headers=headers))
+    assert found == size
+    assert requests == ["HEAD /site/data/experiments/XNAT_E1/resources/34/files/a%20b/c%231.dcm"]
 
 
 @pytest.mark.parametrize(

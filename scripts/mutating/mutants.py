@@ -3,8 +3,8 @@
 mutmut's own run leaves out every function that has a decorator, which here are most context managers. So only the part
 of it is used that changes functions.
 
-Left out: what mutmut leaves out (annotations, `len` and `isinstance`, whatever is not in a function), defaults, texts of
-errors and of the log, changes of case only, and assertions, which are there for the type checker.
+Left out: what mutmut leaves out (annotations, `len` and `isinstance`, whatever is not in a function), defaults, texts
+of errors and of the log, changes of case only, and assertions, which are there for the type checker.
 """
 
 import difflib

@@ -127,7 +127,8 @@ class Trials:
 
     def _chosen(self, mutant: Mutant, usual: dict[str, Usual]) -> list[str]:
         touching = sorted((each.processor, name) for name, each in usual.items() if each.touches(mutant))
-        chosen, spent = [], 0.0
+        chosen: list[str] = []
+        spent = 0.0
         for seconds, name in touching:
             spent += seconds
             if chosen and spent > self._most:
@@ -189,7 +190,7 @@ class _Watch:
 
     def __exit__(self, *_: object) -> None:
         sys.settrace(None)
-        threading.settrace(None)  # type: ignore[arg-type]
+        threading.settrace(None)
 
     def taken(self) -> dict[str, list[int]]:
         found = {module: sorted(lines) for module, lines in self._lines.items() if lines}
