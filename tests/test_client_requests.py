@@ -205,6 +205,34 @@ async def test_a_long_list_comes_in_pieces_and_others_have_their_turn():
     assert turns >= len(body) // PIECE
 
 
+async def test_a_list_that_breaks_off_says_where():
+    body = table([{"ID": "P"}] * 1000).content
+    server = Server(always(lambda: httpx.Response(200, stream=Pieces(body, 1500))))
+    async with connected(server) as xnat:
+        with pytest.raises(Unreachable, match=f"^{URL}/data/projects"):
+            await xnat.projects()
+        with pytest.raises(Unreachable, match=f"^{URL}/data/x"):
+            [piece async for piece in xnat.raw("GET", "/data/x", b"", None)]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"ResultSet": {"Result": [{"ID": "P"}]' + b" " * 100_000 + b"}}",
+        b'{"of": "an odd kind", "ResultSet": {"Result": [{"ID": "P"}]}}',
+    ],
+    ids=["with nothing in its last piece", "as a whole"],
+)
+async def test_a_list_with_rows_is_not_doubted(autojump_clock, body):
+    """In whatever form it comes, and however long ago our name was told."""
+    server = Server(always(lambda: httpx.Response(200, content=body)))
+    async with connected(server) as xnat:
+        await xnat.login.token()
+        await trio.sleep(120)
+        assert [project.id for project in await xnat.projects()] == ["P"]
+    assert server.asked() == ["GET /site/data/projects?format=json"]
+
+
 @pytest.mark.parametrize(("empty_again", "session"), [(True, 2), (False, 1)])
 async def test_an_empty_list_is_asked_for_again_where_the_session_is_gone(patient_clock, empty_again, session):
     """And not where it lives: then it is empty."""
