@@ -1,6 +1,7 @@
 """One login: where it comes from, how long it is believed, what shows that it is lost, and who ends it."""
 
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ async def logging_in(
 
 
 def store(home: Path, username: str = "u", clock: Callable[[], float] | None = None) -> SessionStore:
-    return SessionStore(URL, username, home, *([clock] if clock else []))
+    return SessionStore(URL, username, home, clock or time.time)
 
 
 def reply(status: int = 200, *cookies: str, **kwargs: Any) -> httpx.Response:
@@ -375,13 +376,14 @@ async def test_a_foreign_cookie_of_a_dead_session_goes_on_telling():
     ],
 )
 async def test_who_is_told_a_name_is_alive(answers, alive):
-    asked = []
+    asked: list[tuple[str, str]] = []
+    left: Iterator[httpx.Response] = iter(answers)
 
     def answer(request: httpx.Request) -> httpx.Response:
         if request.method == "POST":
             return httpx.Response(200, text=TOKEN)
         asked.append((request.url.path, request.headers["cookie"]))
-        return answers[len(asked) - 1]
+        return next(left)
 
     async with logging_in(answer) as login:
         token = await login.token()

@@ -1,7 +1,7 @@
 """What each method of the client asks for, and what it makes of the answer: one request each, word for word."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 from urllib.parse import unquote_plus
 
@@ -15,7 +15,7 @@ from tests.wire import Wire
 from xnatfs.client import BIG, LONG, LONG_DOWNLOADS, PIECE, Xnat, open_xnat
 from xnatfs.config import Config
 from xnatfs.credentials import Credentials
-from xnatfs.errors import BadReply, LoginRequired, NotFound
+from xnatfs.errors import BadReply, LoginRequired, NotFound, Unreachable
 from xnatfs.models import (
     SCAN_COLUMNS,
     SCAN_LABEL,
@@ -167,13 +167,11 @@ async def test_a_list_is_one_request(call, rows, found, request_line):
     assert requests == [f"GET /site{request_line}"]
 
 
-async def test_rows_come_as_they_are():
-    for more, query in (({}, ""), ({"columns": "ID", "sort": "x"}, "&columns=ID&sort=x")):
-        found, requests = await answered(
-            lambda xnat, more=more: xnat.rows("a/b", "c", **more), lambda: table([{"x": "y"}])
-        )
-        assert [row.cells for row in found] == [{"x": "y"}]
-        assert requests == [f"GET /site/data/a%2Fb/c?format=json{query}"]
+@pytest.mark.parametrize(("more", "query"), [({}, ""), ({"columns": "ID", "sort": "x"}, "&columns=ID&sort=x")])
+async def test_rows_come_as_they_are(more, query):
+    found, requests = await answered(lambda xnat: xnat.rows("a/b", "c", **more), lambda: table([{"x": "y"}]))
+    assert [row.cells for row in found] == [{"x": "y"}]
+    assert requests == [f"GET /site/data/a%2Fb/c?format=json{query}"]
 
 
 async def test_files_of_a_resource_that_lists_none_are_none():
@@ -205,6 +203,34 @@ async def test_a_long_list_comes_in_pieces_and_others_have_their_turn():
         nursery.cancel_scope.cancel()
     assert [project.id for project in found] == [str(number) for number in range(1000)]
     assert turns >= len(body) // PIECE
+
+
+async def test_a_list_that_breaks_off_says_where():
+    body = table([{"ID": "P"}] * 1000).content
+    server = Server(always(lambda: httpx.Response(200, stream=Pieces(body, 1500))))
+    async with connected(server) as xnat:
+        with pytest.raises(Unreachable, match=f"^{URL}/data/projects"):
+            await xnat.projects()
+        with pytest.raises(Unreachable, match=f"^{URL}/data/x"):
+            [piece async for piece in xnat.raw("GET", "/data/x", b"", None)]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"ResultSet": {"Result": [{"ID": "P"}]' + b" " * 100_000 + b"}}",
+        b'{"of": "an odd kind", "ResultSet": {"Result": [{"ID": "P"}]}}',
+    ],
+    ids=["with nothing in its last piece", "as a whole"],
+)
+async def test_a_list_with_rows_is_not_doubted(autojump_clock, body):
+    """In whatever form it comes, and however long ago our name was told."""
+    server = Server(always(lambda: httpx.Response(200, content=body)))
+    async with connected(server) as xnat:
+        await xnat.login.token()
+        await trio.sleep(120)
+        assert [project.id for project in await xnat.projects()] == ["P"]
+    assert server.asked() == ["GET /site/data/projects?format=json"]
 
 
 @pytest.mark.parametrize(("empty_again", "session"), [(True, 2), (False, 1)])
@@ -247,10 +273,12 @@ async def test_a_guests_answer_without_a_cookie_is_found_out_by_its_emptiness(pa
     ]
 
 
-async def test_a_list_that_is_none_says_which():
-    for answer, text in ((httpx.Response(200, json=[]), "as a list"), (httpx.Response(200, text="{"), "as JSON")):
-        with pytest.raises(BadReply, match=rf"^{URL}/data/projects .*{text}"):
-            await answered(lambda xnat: xnat.projects(), lambda answer=answer: answer)
+@pytest.mark.parametrize(
+    ("answer", "text"), [(httpx.Response(200, json=[]), "as a list"), (httpx.Response(200, text="{"), "as JSON")]
+)
+async def test_a_list_that_is_none_says_which(answer, text):
+    with pytest.raises(BadReply, match=rf"^{URL}/data/projects .*{text}"):
+        await answered(lambda xnat: xnat.projects(), lambda: answer)
 
 
 # -- items and services ------------------------------------------------------------------------------------------
@@ -388,12 +416,25 @@ async def test_any_request_is_sent_once_and_answered_in_pieces(status, path):
     assert "content-type" not in second.headers
 
 
-async def test_any_request_that_is_refused_says_which():
+@pytest.mark.parametrize("path", ["/data/x", "data/x", "/data/x?secret=1", "/data/x?secret=1?"])
+async def test_any_request_that_is_refused_says_which(path):
     """By its path, and not by what else was asked."""
     server = Server(always(lambda: httpx.Response(404)))
     async with connected(server) as xnat:
         with pytest.raises(NotFound, match=f"^{URL}/data/x does not exist"):
-            [piece async for piece in xnat.raw("GET", "/data/x?secret=1", b"", None)]
+            [piece async for piece in xnat.raw("GET", path, b"", None)]
+
+
+async def test_an_answer_that_is_left_half_way_is_closed():
+    """Also by somebody who is cancelled there."""
+    Closing.closed = 0
+    async with connected(Server(always(lambda: httpx.Response(200, stream=Closing(b"x" * 2500))))) as xnat:
+        with trio.CancelScope() as scope:
+            async with aclosing(xnat.raw("GET", "/data/x", b"", None)) as pieces:
+                await anext(pieces)
+                scope.cancel()
+                await trio.lowlevel.checkpoint()
+    assert Closing.closed == 1
 
 
 async def test_a_page_is_an_answer_to_any_request():
@@ -406,22 +447,30 @@ async def test_a_page_is_an_answer_to_any_request():
 # -- content -----------------------------------------------------------------------------------------------------
 
 
-class Closing(Pieces):
+class Closing(httpx.AsyncByteStream):
     """A body that tells whether it was closed."""
 
     closed = 0
 
+    def __init__(self, content: bytes) -> None:
+        self._pieces = Pieces(content).__aiter__()
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._pieces
+
     async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+        await self._pieces.aclose()
         Closing.closed += 1
 
 
-async def test_heads_are_asked_for_by_number_and_may_say_nothing():
-    for headers, size in (({"content-length": "77"}, 77), ({"transfer-encoding": "chunked"}, None)):
-        found, requests = await answered(
-            lambda xnat: xnat.head(ITEM, FILE), lambda headers=headers: httpx.Response(200, headers=headers)
-        )
-        assert found == size
-        assert requests == ["HEAD /site/data/experiments/XNAT_E1/resources/34/files/a%20b/c%231.dcm"]
+@pytest.mark.parametrize(
+    ("headers", "size"), [({"content-length": "77"}, 77), ({"transfer-encoding": "chunked"}, None)]
+)
+async def test_heads_are_asked_for_by_number_and_may_say_nothing(headers, size):
+    found, requests = await answered(lambda xnat: xnat.head(ITEM, FILE), lambda: httpx.Response(200, headers=headers))
+    assert found == size
+    assert requests == ["HEAD /site/data/experiments/XNAT_E1/resources/34/files/a%20b/c%231.dcm"]
 
 
 @pytest.mark.parametrize(
@@ -458,6 +507,24 @@ async def test_a_page_is_no_content(begin):
             async with begin(xnat):
                 pass
         assert xnat._downloads.borrowed_tokens == 0
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [
+        lambda xnat: xnat.archive(ITEM, "7"),
+        lambda xnat: xnat.zip("E", None),
+        lambda xnat: xnat.indexed(ITEM, 0),
+    ],
+)
+async def test_content_may_be_of_any_type_and_says_where_it_broke_off(begin):
+    """As an attachment a page is a file, too."""
+    headers = {"content-type": "text/html", "content-disposition": "attachment"}
+    server = Server(always(lambda: httpx.Response(200, headers=headers, stream=Pieces(b"x" * 2500, 1500))))
+    async with connected(server) as xnat:
+        with pytest.raises(Unreachable, match=f"^{URL}/data/experiments/.*/files"):
+            await _read(begin(xnat))
+        assert await xnat.head(ITEM, FILE) is None
 
 
 async def test_a_file_by_its_place_says_what_it_is():
@@ -505,6 +572,12 @@ async def test_so_many_are_under_way_at_once(autojump_clock, method, most, size)
             nursery.start_soon(method, xnat, size)
     large = size == LONG + 1 and most == DOWNLOADS and method.__code__.co_names[:2] == ("_whole", "download")
     assert highest == (LONG_DOWNLOADS if large else most)
+
+
+async def _read(opened: Any) -> None:
+    async with opened as content:
+        async for _ in getattr(content, "chunks", content):
+            pass
 
 
 async def _whole(opened: Any) -> None:

@@ -111,9 +111,17 @@ def run(
         for mutant in untried:
             print(f"{results[mutant.module].found.get(mutant.name, 'untried')}: {mutant}")
     elif untried:
-        known = STATE / f"first-{digest([*group, *tests])}.json"
-        modules = [module_of(file) for file in group]
-        try_all(Trials(modules, untried, tell, jobs=arguments.jobs, most=arguments.most, known=known), tests)
+        code = digest(group)
+        trials = Trials(
+            [module_of(file) for file in group],
+            untried,
+            tell,
+            jobs=arguments.jobs,
+            most=arguments.most,
+            known=lambda test: STATE / "first" / f"{code}-{test.stem}-{digest([str(test)])}.json",
+        )
+        (STATE / "first").mkdir(exist_ok=True)
+        try_all(trials, tests)
     return [row(module_of(file), found[file], results[module_of(file)].found, argued) for file in chosen]
 
 

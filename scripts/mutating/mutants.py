@@ -3,8 +3,8 @@
 mutmut's own run leaves out every function that has a decorator, which here are most context managers. So only the part
 of it is used that changes functions.
 
-Left out: what mutmut leaves out (annotations, defaults that are not simple, `len` and `isinstance`, whatever is not in
-a function), texts of errors and of the log, changes of case only, and assertions, which are there for the type checker.
+Left out: what mutmut leaves out (annotations, `len` and `isinstance`, whatever is not in a function), defaults, texts
+of errors and of the log, changes of case only, and assertions, which are there for the type checker.
 """
 
 import difflib
@@ -74,7 +74,7 @@ class Visitor(MutationVisitor):
     def _skip_node_and_children(self, node: cst.CSTNode) -> bool:
         if isinstance(node, cst.FunctionDef):
             return False
-        if m.matches(node, LOGGING | MADE_ERROR | m.Assert()) or isinstance(node, cst.Decorator):
+        if m.matches(node, LOGGING | MADE_ERROR | m.Assert() | m.Param() | m.Decorator()):
             return True
         if isinstance(self.get_metadata(ParentNodeProvider, node, None), cst.Raise):
             return True

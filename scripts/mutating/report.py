@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -42,7 +43,7 @@ class Row:
 COLUMNS = ("mutants", "killed", "timeout", "survived", "argued", "untried")
 
 
-def row(name: str, mutants: Iterable[Mutant], found: Mapping[tuple[object, ...], str], argued: Argued) -> Row:
+def row(name: str, mutants: Iterable[Mutant], found: Mapping[Any, str], argued: Argued) -> Row:
     count = Counter("argued" if each.name[:4] in argued else found.get(each.name, "untried") for each in mutants)
     return Row(
         name,

@@ -59,7 +59,7 @@ class Trials:
         *,
         jobs: int = 1,
         most: float = 60.0,
-        known: Path | None = None,
+        known: Callable[[Path], Path] | None = None,
     ) -> None:
         self.unfit: list[str] = []  # tests that fail without a mutant
         self._modules = modules
@@ -67,7 +67,7 @@ class Trials:
         self._tell = tell
         self._jobs = jobs
         self._most = most  # seconds of processor that the tests of one mutant take without it
-        self._known = known  # where the first run is kept
+        self._known = known  # where the first run of a test file is kept
         self._running: dict[int, tuple[Mutant, Path]] = {}
 
     def pytest_configure(self) -> None:
@@ -101,18 +101,20 @@ class Trials:
         return True
 
     def _first_run(self, items: dict[str, pytest.Item]) -> dict[str, Usual]:
-        if self._known is not None and self._known.exists():
-            found = json.loads(self._known.read_text())
-        else:
-            report = self._scratch / "first"
-            process = os.fork()
-            if not process:
-                with _exiting():
-                    report.write_text(json.dumps(dict(self._watched(list(items.values())))))
-            os.waitpid(process, 0)
-            found = json.loads(report.read_text())
-            if self._known is not None:
-                self._known.write_text(json.dumps(found))
+        """What is kept of it is kept by test file, so that one that has changed does not take the others with it."""
+        files: dict[Path, list[pytest.Item]] = {}
+        for item in items.values():
+            files.setdefault(item.path, []).append(item)
+        found: dict[str, Any] = {}
+        for path, tests in files.items():
+            report = self._known(path) if self._known is not None else self._scratch / f"first-{path.name}"
+            if not report.exists():
+                process = os.fork()
+                if not process:
+                    with _exiting():
+                        report.write_text(json.dumps(dict(self._watched(tests))))
+                os.waitpid(process, 0)
+            found |= json.loads(report.read_text())
         self.unfit = [name for name, values in found.items() if values is None]
         return {name: Usual(*values) for name, values in found.items() if values is not None}
 
@@ -127,7 +129,8 @@ class Trials:
 
     def _chosen(self, mutant: Mutant, usual: dict[str, Usual]) -> list[str]:
         touching = sorted((each.processor, name) for name, each in usual.items() if each.touches(mutant))
-        chosen, spent = [], 0.0
+        chosen: list[str] = []
+        spent = 0.0
         for seconds, name in touching:
             spent += seconds
             if chosen and spent > self._most:
@@ -189,7 +192,7 @@ class _Watch:
 
     def __exit__(self, *_: object) -> None:
         sys.settrace(None)
-        threading.settrace(None)  # type: ignore[arg-type]
+        threading.settrace(None)
 
     def taken(self) -> dict[str, list[int]]:
         found = {module: sorted(lines) for module, lines in self._lines.items() if lines}
