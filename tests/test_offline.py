@@ -11,6 +11,7 @@ import trio
 from pyfuse3 import FileNameT
 
 from tests.mounting import run
+from tests.test_content_fakes import until
 from tests.test_kept import names
 from tests.test_operations import CONTEXT, look_up
 from tests.test_outage import AWAY, BIG, SMALL, eventually, heard, mounted
@@ -89,10 +90,9 @@ async def content(site: Site, scan: int = 1) -> bytes:
 async def cut(line: Line, site: Site) -> None:
     """The server is away, which is known, and all that was listed has expired."""
     line.cut = True
-    while not site.xnat.away:
-        with pytest.raises(Unreachable):
-            await site.xnat.projects()
-        await trio.sleep(0.01)
+    with pytest.raises(Unreachable):
+        await site.xnat.projects()
+    await until(lambda: site.xnat.away)
     await trio.sleep(TTL)
 
 
@@ -159,11 +159,10 @@ async def test_it_says_of_when_it_is(line, tmp_path, monkeypatch):
         for place in PLACES:
             assert (await label(place)).startswith(b"20"), place
         line.cut = False
-        while site.stale(("projects",)) or site.xnat.away:
-            await trio.sleep(0.1)
+        await until(lambda: not site.xnat.away)
+        await trio.sleep(2 * TTL)
         await seen(site)
-        while any([await label(place) for place in PLACES]):
-            await trio.sleep(0.1)
+        assert [await label(place) for place in PLACES] == [b""] * len(PLACES)
 
 
 async def test_when_the_server_is_back_it_is_asked(line, tmp_path, monkeypatch):
@@ -174,8 +173,7 @@ async def test_when_the_server_is_back_it_is_asked(line, tmp_path, monkeypatch):
         assert await seen(site) == before
         line.demo.archive.project("Q", "A new project", u="Owners")
         line.cut = False
-        while site.xnat.away:
-            await trio.sleep(0.01)
+        await until(lambda: not site.xnat.away)
         await trio.sleep(2 * TTL)
         assert await names(site, "projects") == ["P", "Q"]
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from xnatfs.config import Config
 from xnatfs.credentials import Credentials
 from xnatfs.errors import BadReply, TimedOut, Unreachable
 from xnatfs.models import FileRow
+from xnatfs.worker.connection import Connection
 
 TIMEOUT = 0.5
 # Far beyond that, and far below what a process may take that is waited for instead.
@@ -151,3 +153,21 @@ async def test_a_host_that_takes_no_connections(tmp_path):
             await soon(TimedOut, xnat.projects)
         for each in fillers:
             each.close()
+
+
+async def test_the_kernel_is_told_when_a_line_is_lost(tmp_path):
+    """A connection that fell asleep with this machine stays silent; another one can still be tried in time."""
+    async with connected(answering(OK, BIG)) as (_, xnat):
+        response = await xnat._transport.exchange("GET", "/", {}, {}, "file")
+        link = response.extensions["network_stream"].get_extra_info("socket")
+        assert link.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 1000 * TIMEOUT / 2
+        await response.aclose()
+        message = {
+            "host": "127.0.0.1",
+            "port": xnat.url.rpartition(":")[2],
+            "connect": 1,
+            "tls": None,
+            "unacknowledged": 77,
+        }
+        with Connection(link)._connected(message) as made:
+            assert made.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 77

@@ -122,6 +122,8 @@ class Breaker:
             self.heard()
         except Unreachable as error:
             log.debug("the server does not answer: %s", error)
+        except Exception:  # it must not end the mount
+            log.exception("asking whether the server is there")
 
     def _judged(self) -> None:
         if self._verdict is not None:

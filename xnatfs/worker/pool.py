@@ -40,6 +40,10 @@ LINE = 64 * 1024
 # What of a body is taken through the process, where it is not written to a file: error pages.
 TAKE = 64 * 1024
 
+# A line is lost if nothing that is sent over it is acknowledged for so long, in seconds. The other end's kernel does that,
+# however slow its server is; a line that fell asleep with this machine, or that a firewall has forgotten, does not.
+UNACKNOWLEDGED = 10.0
+
 ERRORS: dict[str, type[httpx.TransportError]] = {
     "connect": httpx.ConnectError,
     "connect timeout": httpx.ConnectTimeout,
@@ -48,6 +52,11 @@ ERRORS: dict[str, type[httpx.TransportError]] = {
     "read timeout": httpx.ReadTimeout,
     "protocol": httpx.RemoteProtocolError,
 }
+
+
+def unacknowledged(timeout: float) -> int:
+    """For TCP_USER_TIMEOUT, in milliseconds: there must be time for a second try on another connection."""
+    return int(1000 * min(UNACKNOWLEDGED, timeout / 2))
 
 
 class ProcessLost(httpx.ReadError):
@@ -212,6 +221,7 @@ class Workers(httpx.AsyncBaseTransport):
             "headers": [(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.raw],
             "connect": timeout["connect"],
             "read": timeout["read"],
+            "unacknowledged": unacknowledged(timeout["read"]),
         }
         within = timeout["read"] + GRACE
         return await self._replied(message, timeout["connect"] + within, within)
