@@ -32,9 +32,6 @@ class Disk:
     def __post_init__(self) -> None:
         self.directory = self.root / "cache"
 
-    def remount(self, options: str) -> None:
-        subprocess.run(["mount", "-o", f"remount,{options}", self.root], check=True)
-
     def fill(self) -> None:
         """No byte more."""
         with open(self.root / "filler", "wb", buffering=0) as file, suppress(OSError):
@@ -56,25 +53,29 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
         subprocess.run(["umount", "-l", root], check=True)
 
 
+def sh(*command: str | Path) -> None:
+    subprocess.run(command, check=True)
+
+
 def full(disk: Disk) -> Callable[[], None]:
     disk.fill()
     return (disk.root / "filler").unlink
 
 
 def out_of_inodes(disk: Disk) -> Callable[[], None]:
-    names = []
+    names: list[Path] = []
     with suppress(OSError):
         while True:
             names.append(disk.root / f"empty{len(names)}")
             names[-1].touch()
-    return lambda: [name.unlink(missing_ok=True) for name in names] and None
+    return lambda: sh("rm", "-f", *names)
 
 
 def read_only(disk: Disk) -> Callable[[], None]:
     # What is open for writing keeps a disk from being made so; then this is what a disk with errors does, too.
-    subprocess.run(["mount", "--bind", disk.directory, disk.directory], check=True)
-    subprocess.run(["mount", "-o", "remount,bind,ro", disk.directory], check=True)
-    return lambda: subprocess.run(["umount", "-l", disk.directory], check=True) and None
+    sh("mount", "--bind", disk.directory, disk.directory)
+    sh("mount", "-o", "remount,bind,ro", disk.directory)
+    return lambda: sh("umount", "-l", disk.directory)
 
 
 def replaced_by_a_file(disk: Disk) -> Callable[[], None]:
@@ -84,7 +85,7 @@ def replaced_by_a_file(disk: Disk) -> Callable[[], None]:
 
 
 def removed(disk: Disk) -> Callable[[], None]:
-    subprocess.run(["rm", "-rf", disk.directory], check=True)
+    sh("rm", "-rf", disk.directory)
     return lambda: None
 
 

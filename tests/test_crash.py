@@ -1,12 +1,16 @@
 """Processes that are killed, and what the next mount makes of what they leave."""
 
 import errno
+import json
 import os
 import random
 import signal
+import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -163,6 +167,56 @@ def test_two_mounts_and_a_download_share_a_directory_and_one_is_killed(killed, t
     assert killed.umount(place=other) == ""
     killed.consistent()
     assert kept(killed.directory) <= CACHE_SIZE
+
+
+def test_a_download_process_ends_with_its_daemon_while_it_connects():
+    """It may have a cache file open, and the next mount would take that for a download under way."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, ExitStack() as waiting:
+        for _ in range(3):  # the kernel answers no more than these
+            other = waiting.enter_context(socket.socket())
+            other.setblocking(False)
+            other.connect_ex(full.getsockname())
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = subprocess.Popen([sys.executable, "-P", "-m", "xnatfs.worker.process"], stdin=theirs.fileno())
+        host, port = full.getsockname()
+        get = {"get": "/", "host": host, "port": port, "tls": None, "headers": [], "connect": 60.0, "read": 60.0}
+        with ours:
+            ours.sendall(json.dumps(get).encode() + b"\n")
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(1.0)
+        assert process.wait(SOON) == 0
+
+
+# -- a directory that fails below a mount ------------------------------------------------------------------------
+
+
+def test_a_full_disk_is_one_warning_and_what_is_read_is_right(killed, tmp_path):
+    """Files that processes of their own carry, too; when there is room again, they are kept."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=60m", "xnatfs-test", disk]).returncode:
+        pytest.skip("mounting takes root")
+    try:
+        killed.mount("--cache-dir", disk / "cache")
+        with open(disk / "filler", "wb", buffering=0) as filler, suppress(OSError):
+            while True:
+                filler.write(bytes(4096))
+        for _ in range(2):
+            readers = [killed.read(*SERIES), *(killed.read(name) for name in BIG)]
+            assert [reader.result()["errors"] for reader in readers] == [[]] * 4
+        warnings = [line for line in killed.log.read_text().splitlines() if " WARNING " in line]
+        assert len(warnings) == 1
+        assert "No space left on device" in warnings[0] or "disk is full" in warnings[0]
+        (disk / "filler").unlink()
+        killed.demo.forget_requests()
+        for _ in range(2):
+            assert killed.read(BIG[0], *SERIES[:3]).result()["errors"] == []
+        assert len([line for line in killed.demo.asked() if line.endswith(BIG[0].name)]) == 1
+        assert killed.umount() == ""
+    finally:
+        killed.kill()
+        subprocess.run(["umount", "-l", disk], check=True)
 
 
 def run_beside(*command: str | Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
