@@ -426,6 +426,7 @@ def test_an_archive_to_be_sent_is_read_or_is_none(tmp_path, raw):
 
 # -- files of ours, and of whoever shares them -------------------------------------------------------------------
 
+SECRET = "Zq7-which-nobody-guesses"
 YAML = b"""version: 1
 default_profile: a
 profiles:
@@ -450,7 +451,13 @@ def test_a_file_of_profiles_is_read_or_refused(tmp_path, raw):
 
 
 @fuzz
-@given(TEXT | st.builds("https://{}:{}@{}/{}?{}".format, TEXT, st.just("hush"), TEXT, TEXT, TEXT))
+@given(
+    TEXT
+    | st.builds(
+        "{}://{}:{}{}@{}/{}?{}".format, st.sampled_from(["https", "x"]), *[TEXT] * 2, st.just(SECRET), *[TEXT] * 3
+    )
+)
+@example(f"https://u:pass/{SECRET}@host")
 def test_an_url_is_one_or_is_refused_without_its_password(text):
     said = ""
     try:
@@ -460,7 +467,15 @@ def test_an_url_is_one_or_is_refused_without_its_password(text):
     else:
         assert config.server_directory(url)
         assert "/" not in config.server_directory(url)
-    assert "hush" not in said
+    assert SECRET not in said
+
+
+def test_a_key_that_is_there_twice_is_one_line_without_its_value(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(f"profiles:\n  a:\n    password: {SECRET}\n    password: {SECRET}\n")
+    with pytest.raises(ConfigError, match="line 4 .* is a key there twice") as caught:
+        profiles.use_profile("a", path)
+    assert SECRET not in str(caught.value)
 
 
 TIMES = DATES | st.just("2026-01-01T00:00:00") | TEXT
@@ -572,8 +587,8 @@ def _demo() -> DemoXnat:
 
 # -- there is one place that parses ------------------------------------------------------------------------------
 
-# Lines of our own processes to each other, and a key that a pattern has matched.
-OF_OURS = {"untrusted", "worker/pool", "worker/process", "cli/daemon", "table"}
+# Lines of our own processes to each other, cells of our own index, and a key that a pattern has matched.
+OF_OURS = {"untrusted", "worker/pool", "worker/process", "cli/daemon", "access", "table"}
 
 
 def test_json_and_entities_are_parsed_in_one_place():

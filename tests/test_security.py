@@ -27,7 +27,7 @@ from xnatfs.cli.logins import session_store
 from xnatfs.client import open_xnat
 from xnatfs.config import Config, Profile, normalised_url, who_reads_along
 from xnatfs.content.shelf import open_shelf
-from xnatfs.credentials import Credentials
+from xnatfs.credentials import Credentials, for_children, forget_secrets
 from xnatfs.demo.app import DemoXnat
 from xnatfs.demo.archive import Archive, User
 from xnatfs.demo.server import serve
@@ -133,6 +133,16 @@ def test_no_process_has_a_secret_on_its_command_line_or_in_its_environment(seen)
     assert any("xnatfs.worker" in line for line in seen.lines.values())
     for secret in seen.secrets:
         assert not any(secret in text for text in [*seen.lines.values(), *seen.environments.values()])
+
+
+def test_what_a_mount_in_the_foreground_starts_is_told_no_secret(monkeypatch):
+    for name in ("XNAT_PASS", "XNAT_TOKEN"):
+        monkeypatch.setenv(name, PASSWORD)
+    assert PASSWORD not in for_children().values()
+    forget_secrets()  # libfuse starts fusermount3 by itself
+    told = subprocess.run(["env"], capture_output=True, text=True, check=True).stdout
+    assert "PATH=" in told
+    assert PASSWORD not in told
 
 
 @pytest.mark.fuse
