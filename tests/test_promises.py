@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from tests.model import KINDS, PLACES
-from tests.world import tell
+from tests.world import CHANGES, tell
 
-any_file = st.integers(0, 40)
+any_file = st.integers(0, 2) | st.integers(0, 40)
 some = st.integers(0, 7)
 
 
@@ -22,23 +22,57 @@ class Story(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.steps: list[tuple[str, dict[str, object]]] = []
-        self.crowded = False
+        self.world: dict[str, bool] = {}
 
-    @initialize(crowded=st.booleans())
-    def begin(self, crowded: bool) -> None:
-        self.crowded = crowded
+    @initialize(crowded=st.booleans(), digests=st.booleans())
+    def begin(self, **world: bool) -> None:
+        self.world = world
 
     def teardown(self) -> None:
-        note(f"tell(tmp_path, {self.steps!r}, crowded={self.crowded})")
+        note(f"tell(tmp_path, {self.steps!r}, **{self.world!r})")
         with tempfile.TemporaryDirectory() as directory:
-            tell(Path(directory), self.steps, crowded=self.crowded)
+            tell(Path(directory), self.steps, **self.world)
 
     def step(self, name: str, **arguments: object) -> None:
         self.steps.append((name, arguments))
 
+    # -- stories of one file
+
+    @rule(file=any_file, what=st.sampled_from(CHANGES), seconds=st.sampled_from([1.0, 130.0, 400.0]))
+    def again(self, file: int, what: str, seconds: float) -> None:
+        """It is read, it changes, time goes by, somebody looks around, and it is read again."""
+        self.step("copy", file=file)
+        self.step("change", file=file, what=what)
+        self.step("wait", seconds=seconds)
+        self.step("names", place=0)
+        self.step("copy", file=file)
+
+    @rule(file=any_file, what=st.sampled_from(CHANGES), seconds=st.sampled_from([0.3, 1.0, 10.0]))
+    def meanwhile(self, file: int, what: str, seconds: float) -> None:
+        """It changes while it is read, by somebody fast and by somebody slow."""
+        self.step("beside", file=file, pause=0.0)
+        self.step("beside", file=file, pause=5.0)
+        self.step("wait", seconds=seconds)
+        self.step("change", file=file, what=what)
+        self.step("wait", seconds=130.0)
+
+    @rule(file=any_file, kind=st.sampled_from(KINDS), count=st.sampled_from([1, 1, 9]))
+    def badly(self, file: int, kind: str, count: int) -> None:
+        """It comes as it should not, once or for a while, and then as it should."""
+        self.step("fail", kind=kind, count=count, place="files")
+        self.step("copy", file=file)
+        self.step("copy", file=file)
+        self.step("mend")
+        self.step("wait", seconds=130.0)
+        self.step("copy", file=file)
+
     # -- programs
 
-    @rule(place=any_file)
+    @rule(file=any_file)
+    def copy(self, file: int) -> None:
+        self.step("copy", file=file)
+
+    @rule(place=st.integers(0, 1) | st.integers(0, 40))
     def names(self, place: int) -> None:
         self.step("names", place=place)
 
@@ -88,7 +122,7 @@ class Story(RuleBasedStateMachine):
 
     # -- time
 
-    @rule(seconds=st.sampled_from([0.05, 0.1, 0.3, 1.0, 8.0, 30.0, 61.0, 130.0, 400.0]))
+    @rule(seconds=st.sampled_from([0.1, 1.0, 8.0, 61.0, 130.0, 400.0]))
     def wait(self, seconds: float) -> None:
         self.step("wait", seconds=seconds)
 
