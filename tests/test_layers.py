@@ -17,6 +17,7 @@ LAYERS = [
     {"walk"},
     {"past"},
     {"bulk", "many", "kept"},
+    {"access"},
     {"series"},
     {"client", "metadata", "content"},
     {"downloads"},
@@ -26,6 +27,7 @@ LAYERS = [
     {"config", "models", "sessions", "table"},
     {"tls", "mountinfo", "background", "patience", "breaker"},
     {"errors"},
+    {"untrusted"},
 ]
 OWNERS = {
     "pyfuse3": {"fuse"},

@@ -19,13 +19,16 @@ import trio
 from xnatfs.errors import BadReply, Stale, Unreachable
 from xnatfs.patience import SLOWEST, Patience
 from xnatfs.transport import FIRST_PAUSE, Transport
+from xnatfs.untrusted import size as size_of
 
 log = logging.getLogger(__name__)
 
 # What a server answers that knows ranges but not this one, or whose proxy trips over them.
 RANGE_REFUSED = frozenset({400, 416, 500, 501})
 
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)$")
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
+# A date in any of HTTP's forms: it is sent back, in If-Modified-Since, and kept.
+_DATE = re.compile(r"[ -~]{1,64}")
 
 # Writes so many of the next bytes into a descriptor at an offset, or nowhere; yields how many more are there.
 Into = Callable[[int | None, int, int], AsyncGenerator[int]]
@@ -121,13 +124,13 @@ class Downloads:
         await self.transport.check(path, response, "file", allow=(200, 206) if asked else (200,))
         if response.headers.get("content-encoding", "identity").lower() not in ("", "identity"):
             raise BadReply(f"{where} came encoded, though it was asked for as it is")
-        modified = response.headers.get("last-modified", "")
+        modified = last_modified(response)
         if response.status_code == 200:
             if asked:
                 self._stream_only("answers a range with the whole file")
             length = content_length(response)
             return Promise(0, length, length, modified)
-        match = _CONTENT_RANGE.match(response.headers.get("content-range", ""))
+        match = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
         if match and size is not None and int(match[3]) != size:
             raise Stale(f"{where} is {match[3]} bytes now, not {size}")
         if not match or (int(match[1]), int(match[2]) + 1) != asked:
@@ -253,5 +256,10 @@ class _Arrival:
 
 
 def content_length(response: httpx.Response) -> int | None:
-    value = response.headers.get("content-length", "")
-    return int(value) if value.isascii() and value.isdigit() else None
+    return size_of(response.headers.get("content-length", ""))
+
+
+def last_modified(response: httpx.Response) -> str:
+    """The header as it came; '' for what is no date."""
+    value = response.headers.get("last-modified", "")
+    return value if _DATE.fullmatch(value) else ""

@@ -22,8 +22,11 @@
 
 Three borders translate, each in one place: httpx to these (`client.py`), these to an errno
 (`fuse/operations.py`), these to an exit status and one line (`cli/__init__.py`).
-The text of an exception is one line for a user: what, where, and what to do.
+The text of an exception is one line for a user: what, where, and what to do. Words of a server in it are made harmless
+here, because it goes to terminals and logs.
 """
+
+from xnatfs.untrusted import line
 
 
 class XnatError(Exception):
@@ -33,7 +36,7 @@ class XnatError(Exception):
     """
 
     def __init__(self, message: str, *, status: int | None = None, url: str | None = None, hint: str = "") -> None:
-        super().__init__(message)
+        super().__init__(line(message))
         self.status = status
         self.url = url
         self.hint = hint

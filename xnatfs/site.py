@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import trio
 
+from xnatfs.access import Access
 from xnatfs.background import background
 from xnatfs.bulk import Bulk, open_bulk
 from xnatfs.catalogue import Catalogue, Catalogues
@@ -82,6 +83,7 @@ class Site:
         self._kept: Kept | None = None
         self._past: Past | None = None
         self._seen: set[Key] = set()  # listings that were asked for before
+        self.access = Access(content, bulk, lambda: xnat.login.username, xnat.session_lives, self._forget_kept, nursery)
 
     def stay(self, offline: bool = False) -> None:
         """For who lives long, as mounts do: memory is given back when nobody looks any more, and listings are kept.
@@ -90,6 +92,7 @@ class Site:
         are. With `offline` it is shown, too, while the server is away.
         """
         self._nursery.start_soon(self._tidy)
+        self.access.begin(self.access.recall)
         if account := self.xnat.login.username:
             self._kept = Kept(self._directory, account)
             self._past = Past(self._kept) if offline else None
@@ -270,11 +273,13 @@ class Site:
             rows = await ask()
         except (NotFound, Denied):
             self._forget_kept(key)
+            self.access.refused(key)
             raise
         except (LoginRequired, Unreachable) as error:
             return await self._as_it_was(key, error)
         if self._kept is not None:
             self._kept.put(key, rows)
+        self.access.listed(key, (row.id for row in rows))
         return listing(rows, group, started, self.ttl)
 
     async def _as_it_was(self, key: Key, error: LoginRequired | Unreachable) -> Listing[Any]:

@@ -5,12 +5,10 @@ status means, how much may be in flight, whom to trust. httpx's errors become ou
 """
 
 import errno
-import json
 import logging
 import math
 import os
 import random
-import re
 import socket
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
@@ -29,7 +27,7 @@ from xnatfs import __version__
 from xnatfs.auth import Expects, Login, asks_to_wait, check_is_data, page_message
 from xnatfs.background import background
 from xnatfs.breaker import Breaker
-from xnatfs.config import Config
+from xnatfs.config import Config, is_loopback
 from xnatfs.credentials import Credentials
 from xnatfs.errors import (
     BadReply,
@@ -45,6 +43,7 @@ from xnatfs.errors import (
 from xnatfs.patience import SLOWEST, Patience
 from xnatfs.sessions import SessionStore
 from xnatfs.tls import tls_context
+from xnatfs.untrusted import loads
 from xnatfs.worker.pool import ProcessLost, Writable, open_workers, unacknowledged
 
 log = logging.getLogger(__name__)
@@ -61,10 +60,9 @@ CHANGE_TIMEOUT = 660.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0
 # Of an error page only this much is read, to find the server's own words.
 ERROR_BODY = 64 * 1024
-# A document of one item, or a line of text: the largest known have some 100 KB.
+# What is read whole before it is looked at: documents of an item, of which the largest sessions have some MiB. As
+# objects they take up to 30 times as much.
 LARGEST_DOCUMENT = 16 * 2**20
-# A list: three times what a million files take. What goes on beyond that does not end.
-LARGEST_LIST = 2**30
 # What a request for a big file may take beside the server's time: a process starts in 80 ms, on a busy machine in
 # seconds; and one that hangs has to be found out.
 PROCESS = 5.0
@@ -237,7 +235,7 @@ class Transport:
     async def json(self, path: str, params: Mapping[str, str]) -> Any:
         body = await self._body(path, params, "json")
         try:
-            return json.loads(body)
+            return loads(body)
         except ValueError:
             raise BadReply(f"{self.url}{path} was asked for as JSON and came as something else") from None
 
@@ -505,10 +503,6 @@ class Transport:
         except trio.TooSlowError as error:
             slow = f"less than {SLOWEST} bytes a second, for {self.timeout:g} s"
             raise TimedOut(f"{self.url}{path} does not get on: {slow}") from error
-
-
-def is_loopback(host: str) -> bool:
-    return host in ("localhost", "::1") or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None
 
 
 def _retry_after(response: httpx.Response) -> float | None:

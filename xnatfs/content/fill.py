@@ -187,6 +187,8 @@ class Fill:
         """Wait while enough is there; False if nobody comes for it."""
         await self._thin_out(stream)
         while self._pauses(stream):
+            if self._is_in_the_way(stream):
+                return False
             stream.moved, used = trio.Event(), stream.used
             with trio.move_on_after(PAUSE if self._may_seek() else LONG_PAUSE):
                 await stream.moved.wait()
@@ -200,6 +202,12 @@ class Fill:
             return False
         # Without ranges the only way to the rest leads through what nobody wants now.
         return self._may_seek() or (self.intake.thin and all(end <= stream.cursor for _, end in self.blob.waits))
+
+    def _is_in_the_way(self, stream: Stream) -> bool:
+        """Does somebody wait for what it has passed, and for its place, since it cannot seek?"""
+        if self._may_seek() or len(self._streams) < STREAMS:
+            return False
+        return any(start < stream.cursor and not self.blob.spans.covers(start, end) for start, end in self.blob.waits)
 
     async def _thin_out(self, stream: Stream) -> None:
         """In memory is what is near a reader, where that is all there is room for."""
@@ -377,6 +385,8 @@ class Fill:
         end = stream.cursor + len(chunk)
         if self.blob.size >= 0 and end > self.blob.size:
             raise BadReply(f"{self.version.key}: more than the announced {self.blob.size} bytes came")
+        if self.blob.size < 0 and end > self._store.limit:  # it may have no end
+            raise BadReply(f"{self.version.key}: of unknown length, and more than the cache may hold ({end} bytes)")
         await self.intake.put(stream.cursor, chunk)
         stream.cursor = end
 
@@ -411,4 +421,4 @@ def _translated(key: str, exc: BaseException) -> XnatError:
     if isinstance(exc, XnatError):
         return exc
     log.error("unexpected failure of the download of %s", key, exc_info=exc)
-    return BadReply(f"{key}: its download failed in an unexpected way, {exc!r}; the log has details")
+    return BadReply(f"{key}: its download failed in an unexpected way ({type(exc).__name__}); the log has details")

@@ -14,7 +14,7 @@ import math
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TypeVar, TypeVarTuple
 
@@ -198,11 +198,25 @@ class Store:
         """Bring the total down to this, as far as files are not open."""
         await self._write(self._shelf.evict, target)
 
+    async def drop(self, owners: Collection[str]) -> None:
+        """Remove what belongs to one of these."""
+        await self._write(self._shelf.drop, owners)
+
+    async def owners(self) -> set[str]:
+        """What the kept files belong to, as their rows have it."""
+        return await self._write(self._shelf.owners) or set()
+
     async def tidy(self) -> None:
         """Remove what crashes left."""
         await self.tidy_partials()
         for first in range(256):
             await self._write(self._shelf.tidy_blobs, first)
+        await self._trim()
+
+    async def _trim(self) -> None:
+        """The limit is ours: others have another one, or had one."""
+        if self.total() > self.limit:
+            await self.evict(self.limit)
 
     async def tidy_partials(self) -> None:
         """Remove what others that share the directory left when they died."""
@@ -211,6 +225,7 @@ class Store:
     async def flush(self) -> None:
         """Write recency, and see new files to the disk; tidy up after others."""
         await self.tidy_partials()
+        await self._trim()
         if self._shelf.recent:
             await self._write(self._shelf.touch)
         while await self._write(self._shelf.sync):
