@@ -104,6 +104,15 @@ class Site:
             self.metadata.expire()
             self.shown.expire()
 
+    def counters(self) -> dict[str, int]:
+        """What is held and what is under way, by name; see those who count it."""
+        return {
+            **self.content.counters(),
+            **self.bulk.counters(),
+            **self.xnat.counters(),
+            "listings": len(self.metadata),
+        }
+
     async def projects(self) -> Listing[Project]:
         return await self._listing(("projects",))
 

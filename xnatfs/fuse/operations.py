@@ -189,6 +189,10 @@ class Operations(pyfuse3.Operations):
         self._forgetting: set[InodeT] = set()
         self._next_handle = 1
 
+    def counters(self) -> dict[str, int]:
+        """What the kernel has open, and how many nodes it remembers."""
+        return {"files": len(self._files), "directories": len(self._directories), "inodes": len(self.inodes)}
+
     # -- names ---------------------------------------------------------------------------------------------------
 
     @handler
