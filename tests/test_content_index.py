@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import shutil
 import sqlite3
 import stat
 from collections.abc import Iterator
@@ -455,7 +456,7 @@ def test_a_renewed_file_is_kept_as_checked_now(shelf):
 
 def test_new_files_are_seen_to_the_disk_in_batches(shelf, monkeypatch):
     synced = []
-    monkeypatch.setattr(shelf_module.os, "fdatasync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    monkeypatch.setattr(os, "fdatasync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
     paths = [kept(shelf, number, 1) for number in range(1, SYNC_BATCH + 2)]
     os.unlink(paths[0])
     counts = []
@@ -501,7 +502,7 @@ def test_what_the_kernel_takes_in_parts_is_written_whole(tmp_path, monkeypatch):
         calls.append((bytes(data), offset))
         return min(3, len(data))
 
-    monkeypatch.setattr(shelf_module.os, "pwrite", little)
+    monkeypatch.setattr(os, "pwrite", little)
     write_all(7, memoryview(b"12345678"), 100)
     assert calls == [(b"12345678", 100), (b"45678", 103), (b"78", 106)]
 
