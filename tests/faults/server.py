@@ -29,6 +29,7 @@ TICK = 0.05
 LAST_CHUNK = b"0\r\n\r\n"
 
 Steps = str | Iterable[dict[str, Any]]
+Certificate = tuple[Path, Path]  # and its key
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +61,13 @@ class _Close(Exception):
 class Faulty:
     """The server. Every method may be called by any thread."""
 
-    def __init__(self, upstream: str, steps: Steps, seed: int, certificate: tuple[Path, Path] | None) -> None:
+    def __init__(self, upstream: str, steps: Steps, seed: int, certificate: Certificate | None) -> None:
         self.upstream = urlsplit(upstream)
         self._seed = seed
         self._script = Script(steps, seed)
-        self._context = None
+        self._context: ssl.SSLContext | None = None
         if certificate is not None:
-            self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            self._context.load_cert_chain(*certificate)
+            self.certify(certificate)
         self.met: list[Met] = []
         self.asked: list[Asked] = []
         self.sessions: set[str] = set()  # that clients have shown
@@ -94,6 +94,11 @@ class Faulty:
             self.met.clear()
             self.asked.clear()
 
+    def certify(self, certificate: Certificate) -> None:
+        """Show another certificate to who connects from now on."""
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.load_cert_chain(*certificate)
+
     # -- outages -------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
@@ -112,7 +117,7 @@ class Faulty:
         for connection in list(self._connections):
             connection.end()
         if not keep_sessions:
-            self._lose_sessions()
+            self.lose_sessions()
 
     def restart(self, seconds: float) -> None:
         self.stop()
@@ -150,7 +155,7 @@ class Faulty:
             listener.shutdown(socket.SHUT_RDWR)
             listener.close()
 
-    def _lose_sessions(self) -> None:
+    def lose_sessions(self) -> None:
         """The server behind forgets them, as it does when it is started again."""
         lost, self.sessions = self.sessions, set()
         for session in lost:
@@ -250,7 +255,7 @@ class _Connection:
             self._client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._gate()
             if self._context is not None:
-                self._client = self._context.wrap_socket(self._client, server_side=True)
+                self._secure(self._context)
             with _stream(self._client) as stream:
                 while (head := read_head(stream)) is not None and self._served(head, stream):
                     """The next one."""
@@ -261,6 +266,13 @@ class _Connection:
         finally:
             self._client.close()
             self._server.left(self)
+
+    def _secure(self, context: ssl.SSLContext) -> None:
+        try:
+            self._client = context.wrap_socket(self._client, server_side=True)
+        except ssl.SSLError as error:  # a client that does not trust us says so
+            self._server.met.append(Met("tls", "", error.reason or ""))
+            raise _Close from None
 
     def _served(self, head: Head, stream: BinaryIO) -> bool:
         """Answer a request; whether another may follow."""
@@ -550,7 +562,7 @@ def _trusting() -> ssl.SSLContext:
 
 @contextmanager
 def faulty(
-    upstream: str, steps: Steps = (), *, seed: int = 0, certificate: tuple[Path, Path] | None = None
+    upstream: str, steps: Steps = (), *, seed: int = 0, certificate: Certificate | None = None
 ) -> Iterator[Faulty]:
     """A fault server in front of this URL; `certificate` is file and key. It ends with all its connections."""
     server = Faulty(upstream, steps, seed, certificate)
