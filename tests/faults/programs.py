@@ -80,6 +80,13 @@ class Failed(Exception):
         self.outcome = outcome
 
 
+class Late(Failed):
+    """The same, after bytes that were wrong: of a file that is too big to be held back until it is verified."""
+
+    def __init__(self, outcome: str) -> None:
+        super().__init__(f"late {outcome}")
+
+
 class Program:
     """A program of one kind."""
 
@@ -170,26 +177,28 @@ class Reader(Program):
             await self.ops.release(info.fh)
 
     async def expect(self, path: str, content: bytes, piece: int = 128 * 1024) -> None:
-        """The whole file, and nothing after its end. Raises Failed, Wrong."""
+        """The whole file, and nothing after its end. Raises Failed; Late, where wrong bytes came before; Wrong."""
         info = await self.open(path)
+        place, wrong = 0, ""
         try:
-            place = 0
             while data := await self.call(self.ops.read(info.fh, place, piece)):
                 if data != content[place : place + len(data)]:
-                    raise Wrong(f"{path} at {place}")
+                    wrong = wrong or f"{path} at {place}"
                 place += len(data)
-            if place != len(content):
-                raise Wrong(f"{path} has {place} bytes")
+        except Failed as failed:
+            raise Late(failed.outcome) if wrong else failed from None
         finally:
             await self.ops.release(info.fh)
+        if wrong or place != len(content):
+            raise Wrong(wrong or f"{path} has {place} bytes")
 
     async def meanwhile(self) -> None:
         """What was listed is there, and asks nothing."""
-        asked = len(self.stage.server.asked)
         for inode in self.inodes.values():
+            requests = self.site.xnat.requests
             with trio.fail_after(GRACE):
                 await self.ops.getattr(inode, CONTEXT)
-        assert len(self.stage.server.asked) == asked
+            assert self.site.xnat.requests == requests
 
 
 class Lister(Reader):
@@ -226,12 +235,16 @@ class Seeker(Reader):
         await self.listing(FOLDER)
 
     async def run(self) -> None:
+        """Raises Late where the piece is wrong, and who reads on is told so before the end."""
         (piece,) = await self.read(f"{FOLDER}/big.bin", [(PLACE, PIECE)])
         if piece != BIG[PLACE : PLACE + PIECE]:
+            try:
+                await self.to_the_end()
+            except Failed as failed:
+                raise Late(failed.outcome) from None
             raise Wrong(f"at {PLACE}")
 
     async def to_the_end(self) -> None:
-        """What becomes of it when it is read on, to the last byte."""
         await self.read(f"{FOLDER}/big.bin", [(PLACE, PIECE), *((place, MiB) for place in range(0, len(BIG), MiB))])
 
     async def afterwards(self) -> None:

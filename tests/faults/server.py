@@ -5,6 +5,7 @@ the request that meets it; `stop`, `freeze` and `restart` break them all at once
 """
 
 import contextlib
+import re
 import select
 import socket
 import ssl
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
 
-from tests.faults.answers import CHANGES, IN_ITS_PLACE, RANGE, endless, first_bytes, made
+from tests.faults.answers import CHANGES, IN_ITS_PLACE, RANGE, filler, first_bytes, made
 from tests.faults.messages import HOP_BY_HOP, PIECE, Answer, Broken, Head, cut_at, read_body, read_head
 from tests.faults.script import Script, Step
 
@@ -27,6 +28,8 @@ NO_LINGER = struct.pack("ii", 1, 0)
 # Between two looks whether a client that is left waiting has gone, and between two pieces of a drip.
 TICK = 0.05
 LAST_CHUNK = b"0\r\n\r\n"
+
+SESSION = re.compile(r"JSESSIONID=(\w+)")
 
 Steps = str | Iterable[dict[str, Any]]
 Certificate = tuple[Path, Path]  # and its key
@@ -74,6 +77,7 @@ class Faulty:
         self.in_flight = 0
         self.changed = threading.Condition()
         self.frozen = False
+        self._closed = False
         self._listener: socket.socket | None = None
         self._connections: set[_Connection] = set()
         # Bound and never listening: nobody else is given the port while we are away.
@@ -103,13 +107,14 @@ class Faulty:
 
     def start(self) -> None:
         """Listen, on the same port as ever."""
-        if self._listener is not None:
-            return
-        self._listener = socket.socket()
-        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._listener.bind(("127.0.0.1", self.port))
-        self._listener.listen(128)
-        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+        with self.changed:
+            if self._listener is not None or self._closed:
+                return
+            self._listener = socket.socket()
+            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._listener.bind(("127.0.0.1", self.port))
+            self._listener.listen(128)
+            threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
     def stop(self, *, keep_sessions: bool = False) -> None:
         """End as a server does: nobody listens, connections are closed, and its sessions are lost."""
@@ -135,6 +140,7 @@ class Faulty:
             self.changed.notify_all()
 
     def close(self) -> None:
+        self._closed = True  # a restart that is under way does not come back
         self.stop(keep_sessions=True)
         self.thaw()
         self._place.close()
@@ -150,10 +156,11 @@ class Faulty:
             timer.start()
 
     def _deaf(self) -> None:
-        listener, self._listener = self._listener, None
-        if listener is not None:
-            listener.shutdown(socket.SHUT_RDWR)
-            listener.close()
+        with self.changed:
+            listener, self._listener = self._listener, None
+            if listener is not None:
+                listener.shutdown(socket.SHUT_RDWR)
+                listener.close()
 
     def lose_sessions(self) -> None:
         """The server behind forgets them, as it does when it is started again."""
@@ -178,10 +185,8 @@ class Faulty:
 
     def begin(self, head: Head) -> tuple[Asked, Step | None]:
         """Note a request; the step that it meets."""
-        for cookie in head.get("cookie").split(";"):
-            name, _, value = cookie.strip().partition("=")
-            if name == "JSESSIONID":
-                self.sessions.add(value)
+        if found := SESSION.search(head.get("cookie")):
+            self.sessions.add(found[1])
         asked = Asked(head.method, head.target)
         with self.changed:
             self.in_flight += 1
@@ -223,6 +228,9 @@ class Faulty:
         body = iter(()) if bodiless else read_body(stream, head, to_the_end=True)
         chunked = "chunked" in head.get("transfer-encoding").lower()
         length = int(head.get("content-length")) if head.get("content-length") and not chunked else None
+        if request.get("authorization"):
+            cookies = [value for name, value in head.headers if name.lower() == "set-cookie"]
+            self.sessions.update(found[1] for cookie in cookies if (found := SESSION.match(cookie)))
         head.drop(*HOP_BY_HOP)
         if chunked:
             head.headers.append(("Transfer-Encoding", "chunked"))
@@ -439,7 +447,8 @@ class _Exchange:
         if step.fault == "endless":
             self.met()
             self._head_of(answer, "chunked")
-            self._pieces(_framed(endless(answer), chunked=True), step.rate)
+            self._pieces(_framed(answer.body, chunked=True, last=False), 0)
+            self._pieces(_framed(filler(answer), chunked=True), step.rate)
             return
         if step.fault in ("stall", "drip"):
             self._halting(answer, step, chunked)
