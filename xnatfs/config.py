@@ -61,6 +61,7 @@ class Config:
     # How long cached bytes without a digest go unchecked; a change of equal size may stay unseen that long.
     revalidate: float = 3600.0
     strict: bool = False
+    offline: bool = False  # show listings as they were while the server is away
 
 
 def config_home() -> Path:
@@ -85,7 +86,7 @@ def server_directory(url: str) -> str:
 def normalised_url(url: str) -> str:
     """The site's URL without trailing slash. Raises ConfigError unless it is http(s)://HOST[/PATH]."""
     text = url.strip().rstrip("/")
-    shown = re.sub(r"//[^/]*@", "//...@", text)  # what is wrong is told without a password that may be in it
+    shown = re.sub(r"//.*@", "//...@", text, flags=re.DOTALL)  # without a password that may be in it
     try:
         parts = urlsplit(text)
         parts.port  # noqa: B018  (a port that is no number is found out only by asking for it)

@@ -43,13 +43,20 @@ def _edited(path: Path | None) -> Iterator[Any]:
     """The document, to be changed; written when that went well."""
     from ruamel.yaml import YAML
     from ruamel.yaml.comments import CommentedMap
+    from ruamel.yaml.error import YAMLError
 
     path = path or profiles_path()
     read_profiles(path)  # says what is wrong with it, in our words
     yaml = YAML()
     yaml.preserve_quotes = True
     with _locked(path):
-        document = (yaml.load(path.read_text(encoding="utf-8")) if path.exists() else None) or CommentedMap()
+        try:
+            document = (yaml.load(path.read_text(encoding="utf-8")) if path.exists() else None) or CommentedMap()
+        except (YAMLError, ValueError, RecursionError) as error:
+            # Stricter than who reads it: of a key that is there twice, for one. Its words may hold a password.
+            mark = getattr(error, "problem_mark", None)
+            where = f" line {mark.line + 1}" if mark else ""
+            raise ConfigError(f"{path}{where} is not YAML that could be changed: is a key there twice?") from None
         if not isinstance(version := document.get("version", NEWEST), int) or version > NEWEST:
             raise ConfigError(f"{path} is of version {version}, which a newer program has written: it is left as it is")
         yield document

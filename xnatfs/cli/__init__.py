@@ -1,6 +1,7 @@
 """The commands: parse, run, and one place that turns an XnatError into an exit status and one line."""
 
 import argparse
+import codecs
 import io
 import logging
 import os
@@ -82,8 +83,9 @@ def main_xnatctl(argv: Sequence[str] | None = None) -> int:
     """xnatctl"""
     words = list(sys.argv[1:] if argv is None else argv)
     no_core_dumps()
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="backslashreplace")  # half a character in a label is no reason to end
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        codecs.register_error("names", _as_they_are)
+        sys.stdout.reconfigure(errors="names")
     parser = _parser("xnatctl", "Work with an XNAT server: list, download, upload, archive.")
     if words == ["--version"]:  # needs none of the commands
         parser.parse_args(words)
@@ -108,6 +110,14 @@ def main_xnatctl(argv: Sequence[str] | None = None) -> int:
         if text:
             ctl.print_error(first_error(error), text, status, words)
     return status
+
+
+def _as_they_are(error: UnicodeError) -> tuple[bytes, int]:
+    """Of a file's name the bytes that are no text; of a label half a character is no reason to end."""
+    assert isinstance(error, UnicodeEncodeError)
+    character = error.object[error.start]
+    raw = bytes([ord(character) & 0xFF]) if "\udc80" <= character <= "\udcff" else ascii(character)[1:-1].encode()
+    return raw, error.start + 1
 
 
 class Parser(argparse.ArgumentParser):

@@ -82,7 +82,7 @@ class Context:
 
     arguments: argparse.Namespace
     config: "Config"
-    environ: Mapping[str, str]
+    environ: Mapping[str, str] = field(repr=False)  # in which the password may be
 
     @property
     def store(self) -> "SessionStore":
