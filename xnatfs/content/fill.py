@@ -98,6 +98,12 @@ class Fill:
         return bool(self._streams) or self.busy
 
     @property
+    def _most(self) -> int:
+        """Bytes that a body of unknown length may have: where there is a digest, it is of a file as long as listed."""
+        listed = self.version.size if self.version.digest else None
+        return self._store.limit if listed is None else listed
+
+    @property
     def small(self) -> bool:
         """Is it fetched to the end even if nobody waits?"""
         expected = self.blob.size if self.blob.size >= 0 else self.version.size
@@ -385,8 +391,8 @@ class Fill:
         end = stream.cursor + len(chunk)
         if self.blob.size >= 0 and end > self.blob.size:
             raise BadReply(f"{self.version.key}: more than the announced {self.blob.size} bytes came")
-        if self.blob.size < 0 and end > self._store.limit:  # it may have no end
-            raise BadReply(f"{self.version.key}: of unknown length, and more than the cache may hold ({end} bytes)")
+        if self.blob.size < 0 and end > self._most:  # it may have no end
+            raise BadReply(f"{self.version.key}: of unknown length, and longer than it can be ({end} bytes)")
         await self.intake.put(stream.cursor, chunk)
         stream.cursor = end
 
