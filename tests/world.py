@@ -90,7 +90,9 @@ class World:
             URL, cache_dir=directory, timeout=TIMEOUT, ttl=TTL, revalidate=REVALIDATE, cache_size=cache_size
         )
         self.network.honest_digests = digests
-        self._digestless = -float("inf") if digests else float("inf")  # when a listing without digests was last to be had
+        self._digestless = (
+            -float("inf") if digests else float("inf")
+        )  # when a listing without digests was last to be had
         self._mount: AsyncExitStack
         self._readers: trio.Nursery
         self._idle = 0  # tasks of a mount in which nothing goes on
@@ -125,7 +127,9 @@ class World:
 
     async def _begin(self) -> None:
         self._mount = AsyncExitStack()
-        self.site: Site = await self._mount.enter_async_context(open_site(self._config, Credentials(USER, PASSWORD), self.network))
+        self.site: Site = await self._mount.enter_async_context(
+            open_site(self._config, Credentials(USER, PASSWORD), self.network)
+        )
         self.site.content.clock = lambda: EPOCH + trio.current_time()
         self._readers = await self._mount.enter_async_context(trio.open_nursery())
         self.site.stay()
@@ -309,9 +313,9 @@ class World:
         # Of a big file that came with a wrong length a part may be read, but not to its end.
         sized = [each for each in versions if len(each) == handle.size or not handle.reached_end()]
         assert sized, f"{handle.path} was not there of {handle.size} bytes"
-        assert any(
-            all(each[offset : offset + len(data)] == data for offset, data in handle.read) for each in sized
-        ), f"what was read of {handle.path} is of no version"
+        assert any(all(each[offset : offset + len(data)] == data for offset, data in handle.read) for each in sized), (
+            f"what was read of {handle.path} is of no version"
+        )
 
     async def _read(self, handle: Handle, offset: int, length: int) -> bool:
         """Whether it could be read."""

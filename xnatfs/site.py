@@ -81,7 +81,9 @@ class Site:
         self._walks: dict[str, Walk] = {}
         self._kept: Kept | None = None
         self._seen: set[Key] = set()  # listings that were asked for before
-        self.access = Access(content, bulk, lambda: xnat.login.username, xnat.session_lives, self._forget_kept, nursery)
+        self.access = Access(
+            content, bulk, lambda: xnat.login.username, self._session_lives, self._forget_kept, nursery
+        )
 
     def stay(self) -> None:
         """For who lives long, as mounts do: memory is given back when nobody looks any more, and listings are kept.
@@ -244,6 +246,13 @@ class Site:
             self._kept.put(key, rows)
         self.access.listed(key, (row.id for row in rows))
         return listing(rows, group, started, self.ttl)
+
+    async def _session_lives(self) -> bool:
+        """Whether the server knows us; if not, what it refused it refused to a guest."""
+        lives = await self.xnat.session_lives()
+        if not lives:
+            self.metadata.forget_refusals()
+        return lives
 
     def _forget_kept(self, key: Key) -> None:
         if self._kept is not None:
