@@ -208,7 +208,7 @@ def _seen(archive: Archive, time: float) -> Moment:
         if not archive.reads(USER, project):
             continue
         enter(home)
-        for subject, label in archive.subjects_in(project):
+        for _, label in archive.subjects_in(project):
             enter((*home, label))
         for session, label in archive.experiments_in(project):
             place = (*home, archive.subjects[session.subject].label, label)

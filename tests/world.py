@@ -229,8 +229,10 @@ class World:
         try:
             yield
         except OSError as error:
-            assert error.errno in ERRNOS, errno.errorcode[error.errno or 0]
-            assert not (calm and there and self._calm(path)), f"{error} for no reason, of {path}"
+            if error.errno not in ERRNOS:
+                raise AssertionError(f"{error} of {path}") from error
+            if calm and there and self._calm(path):
+                raise AssertionError(f"{error} for no reason, of {path}") from error
 
     def _since(self) -> float:
         """What was gone by then is not shown any more, and not read by who opens it now."""
