@@ -83,7 +83,9 @@ class Site:
         self._kept: Kept | None = None
         self._past: Past | None = None
         self._seen: set[Key] = set()  # listings that were asked for before
-        self.access = Access(content, bulk, lambda: xnat.login.username, xnat.session_lives, self._forget_kept, nursery)
+        self.access = Access(
+            content, bulk, lambda: xnat.login.username, self._session_lives, self._forget_kept, nursery
+        )
 
     def stay(self, offline: bool = False) -> None:
         """For who lives long, as mounts do: memory is given back when nobody looks any more, and listings are kept.
@@ -300,6 +302,13 @@ class Site:
             raise error
         _, group, kind = self._source(key)
         return await self._past.get(key, kind, group, error)
+
+    async def _session_lives(self) -> bool:
+        """Whether the server knows us; if not, what it refused it refused to a guest."""
+        lives = await self.xnat.session_lives()
+        if not lives:
+            self.metadata.forget_refusals()
+        return lives
 
     def _forget_kept(self, key: Key) -> None:
         if self._kept is not None:
