@@ -1,7 +1,6 @@
 """Mounts that are killed: an archive to read from, programs that read it, and what must hold when the dust settles.
 
-`Victim.kill_once` is one kill at a random moment of a random stage of a mount's life; tests and `scripts/kills`
-repeat it.
+`Victim.kill_once` is one kill at a random moment of a random stage of a mount's life.
 """
 
 import errno
@@ -23,7 +22,7 @@ from typing import Any
 
 import trio
 
-from tests.demos import Demo, serving
+from tests.demos import Demo
 from tests.mounting import SCRIPTS, daemons, end, environment, run
 from xnatfs.config import server_directory
 from xnatfs.content import open_cache
@@ -36,7 +35,7 @@ KiB = 1024
 SESSION = Path("P/SUB/SES")
 SERIES = [SESSION / f"scans/{scan}/DICOM/{scan}-{image:03}.dcm" for scan in (1, 2) for image in range(30)]
 # More than the 8 MiB up to which no process of its own carries a file.
-BIG = [SESSION / f"resources/RAW/big-{number}.bin" for number in range(3)]
+BIG = [SESSION / f"scans/3/RAW/big-{number}.bin" for number in range(3)]
 # Not all of it fits, but the largest file does.
 CACHE_SIZE = 24 * MiB
 # A program must have ended by then, and a process, after a kill.
@@ -87,7 +86,7 @@ class Victim:
 
     def __post_init__(self) -> None:
         self.home, self.place = self.root / "home", self.root / "mnt"
-        self.log, self.cache = self.root / "log", self.root / "cache"
+        self.log, self.cache = self.root / "log", self.home / ".cache" / "xnatfs"  # where xnatctl looks, too
         for made in (self.home, self.place):
             made.mkdir(parents=True)
 
@@ -96,7 +95,7 @@ class Victim:
         return self.cache / server_directory(self.demo.url)
 
     def command(self, *more: str | Path, place: Path | None = None) -> list[str]:
-        words = ["mount", "--url", self.demo.url, "--cache-dir", self.cache, "--cache-size", CACHE_SIZE]
+        words = ["mount", "--url", self.demo.url, "--cache-size", CACHE_SIZE]
         words += ["--log-file", self.log, "--timeout", "5", *more, place or self.place]
         return [str(word) for word in (SCRIPTS / "xnatfs", *words)]
 
@@ -142,6 +141,20 @@ class Victim:
     def gone(self) -> None:
         """Nothing runs any more."""
         assert soon(lambda: not self.processes()), [cmdline(process) for process in self.processes()]
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """A program that has its working directory in the mount."""
+        sleeper = subprocess.Popen(["sleep", "1000"], cwd=self.place / "projects")
+        try:
+            yield
+        finally:
+            sleeper.kill()
+            sleeper.wait()
+
+    def cleared(self) -> list[str]:
+        """What the log says of dead mounts that were cleared."""
+        return [line for line in self.log.read_text().splitlines() if "was a dead mount" in line]
 
     def dead(self) -> bool:
         """Whether the place holds a dead mount; one that hangs fails."""
@@ -264,13 +277,12 @@ def soon(condition: Callable[[], object], seconds: float = SOON) -> bool:
 
 
 @contextmanager
-def victim(root: Path) -> Iterator[Victim]:
-    """Everything that a mount needs, ended and unmounted whatever happens."""
-    truth = publish(root / "data")
-    with serving(truth) as demo:
-        made = Victim(demo, truth, root)
-        try:
-            yield made
-        finally:
-            made.kill()
-            end(made.place, made.home)
+def victim(demo: Demo, truth: Path, root: Path) -> Iterator[Victim]:
+    """Where mounts are killed; ended and unmounted whatever happens."""
+    made = Victim(demo, truth, root)
+    try:
+        yield made
+    finally:
+        made.kill()
+        for place in (made.place, root / "other"):
+            end(place, made.home)

@@ -16,6 +16,7 @@ PIECE, PAUSE = 8192, 0.02  # bytes of a body that come at once, and seconds befo
 SMALL_SIZE, BIG_SIZE = 2000, 60_000
 
 Path = tuple[str, ...]
+FIRST = ("big.nii", "0.dcm", "deep.txt")
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,9 @@ class Model:
         ]
 
     def paths(self) -> list[Path]:
-        """Of all files there ever were."""
-        return sorted({path for moment in self.moments for path in moment.files})
+        """Of all files there ever were; one of each kind first, for stories that are about one file."""
+        found = sorted({path for moment in self.moments for path in moment.files})
+        return sorted(found, key=lambda path: FIRST.index(path[-1]) if path[-1] in FIRST else len(FIRST))
 
     def directories(self) -> list[Path]:
         return sorted({path for moment in self.moments for path in moment.names})
@@ -137,12 +139,18 @@ class Model:
             for resource in [*(r for scan in session.scans for r in scan.resources), *session.resources]
         ]
 
-    def entries(self) -> list[tuple[Entry, Resource, Experiment]]:
-        return [(entry, resource, session) for resource, session in self.resources() for entry in resource.entries]
+    def entry(self, path: Path) -> tuple[Entry, Resource, Experiment] | None:
+        """The catalogue's entry of a file that the account sees now."""
+        there = self.present.files.get(path)
+        for resource, session in self.resources():
+            for entry in resource.entries:
+                if there is not None and (str(resource.id), entry.path) == (there.resource, there.inner):
+                    return entry, resource, session
+        return None
 
     def replace(self, entry: Entry, session: Experiment, size: int) -> None:
         """Other content under the same name; a file system dates it later."""
-        made = Archive.file(Resource(0, ""), entry.path, self.content(size))
+        made = Archive.file(Resource(0, ""), entry.path, self.content(max(0, size)))
         entry.content, entry.size, entry.digest = made.content, made.size, made.digest
         entry.modified = max(entry.modified + 2, now())
         self.note(session.project)
@@ -195,9 +203,10 @@ def _seen(archive: Archive, time: float) -> Moment:
         if not archive.sees(USER, project):
             continue
         home = ("projects", project)
-        enter(home)
+        names[("projects",)].add(project)
         if not archive.reads(USER, project):
             continue
+        enter(home)
         for subject, label in archive.subjects_in(project):
             enter((*home, label))
         for session, label in archive.experiments_in(project):
@@ -220,11 +229,11 @@ def _seen(archive: Archive, time: float) -> Moment:
 
 # Where a fault is met: in requests for a file or a tar, in lists, in any.
 PLACES = ("files", "lists", "any")
-KINDS = ("refused", "reset", "stall", "500", "503", "401", "404", "html", "cut", "ended", "shorter", "corrupt")
+KINDS = ("refused", "reset", "stall", "500", "503", "401", "404", "html", "cut", "ended", "shorter", "empty", "corrupt")
 # What may be done to a login without being a refusal of it, which is remembered.
 ANYWHERE = ("refused", "reset", "stall", "503")
 # What only a digest can find out.
-HIDDEN = ("shorter", "corrupt")
+HIDDEN = ("shorter", "empty", "corrupt")
 
 
 @dataclass
@@ -249,7 +258,7 @@ class Network(httpx.AsyncBaseTransport):
         self._timeout = timeout
         self.faults: list[Fault] = []
         self.met_at = -float("inf")  # when a fault was met last
-        self.met: list[str] = []
+        self.harmed_at = -float("inf")  # when bytes were harmed last, so that only a digest tells
         self.honest_digests = True  # whether every listing that anybody has states digests
 
     def fail(self, kind: str, count: int, place: str) -> None:
@@ -272,13 +281,10 @@ class Network(httpx.AsyncBaseTransport):
         response = self._demo(request)
         if fault == "reset":
             raise httpx.ReadError("reset")
-        if fault.isdigit():
-            return httpx.Response(int(fault), html="<html><h3>a fault</h3></html>")
-        if fault == "html":
-            return httpx.Response(200, html="<html>Please log in.</html>")
-        return httpx.Response(
-            response.status_code, headers=response.headers, stream=_Body(_harmed(response, fault), fault)
-        )
+        if fault.isdigit() or fault == "html":
+            response = httpx.Response(int(fault) if fault.isdigit() else 200, html="<html><h3>a fault</h3></html>")
+        body = _Body(_harmed(response, fault), fault)
+        return httpx.Response(response.status_code, headers=response.headers, stream=body)
 
     def _met(self, request: httpx.Request) -> str:
         for fault in self.faults:
@@ -287,7 +293,8 @@ class Network(httpx.AsyncBaseTransport):
                 if not fault.count:
                     self.faults.remove(fault)
                 self.met_at = trio.current_time()
-                self.met.append(fault.kind)
+                if fault.kind in HIDDEN:
+                    self.harmed_at = self.met_at
                 return fault.kind
         return ""
 
@@ -299,9 +306,9 @@ def _harmed(response: httpx.Response, fault: str) -> bytes:
     if fault == "corrupt":
         place = len(content) // 2
         return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
-    if fault in ("shorter", "cut", "ended"):
-        content = content[: len(content) // 2]
-        if fault == "shorter" and "content-length" in response.headers:
+    if fault in ("shorter", "empty", "cut", "ended"):
+        content = content[: 0 if fault == "empty" else len(content) // 2]
+        if fault in HIDDEN and "content-length" in response.headers:
             response.headers["content-length"] = str(len(content))
     return content
 

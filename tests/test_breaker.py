@@ -213,6 +213,37 @@ async def test_a_download_under_way_goes_on_after_a_short_silence_and_ends_the_d
     assert not any("away" in line for line in lines(caplog))
 
 
+@pytest.mark.parametrize("what", ["list", "file"])
+async def test_a_body_that_stops_casts_doubt_as_well(what, autojump_clock, caplog):
+    """Whoever comes next does not have to wait for as long again."""
+    stopped = False
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        nonlocal stopped
+        if stopped:
+            return await silent(request)
+        stopped = True
+        return httpx.Response(200, stream=Dripping([b"[" * 100_000], 0.0, ends=False))
+
+    async with connected(Site(answer)) as xnat:
+        ask = xnat.projects if what == "list" else lambda: read(xnat)
+        assert await fails(TimedOut, ask) == pytest.approx(TIMEOUT)
+        assert await fails(TimedOut, xnat.projects) <= VERDICT
+    assert ["away" in line for line in lines(caplog)] == [True]
+
+
+async def test_a_fault_of_our_own_in_finding_out_ends_nothing(autojump_clock, caplog):
+    async def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path == SMALLEST:
+            raise RuntimeError("a bug")
+        return await silent(request)
+
+    async with connected(Site(answer)) as xnat:
+        await fails(TimedOut, xnat.projects)
+        assert await fails(TimedOut, xnat.projects) <= VERDICT
+    assert "asking whether the server is there" in caplog.text
+
+
 async def test_whoever_asks_while_it_is_in_doubt_hears_the_verdict(autojump_clock):
     server = Fragile()
     async with connected(server) as xnat:

@@ -140,6 +140,22 @@ async def test_the_mounts_first_login_ends_too(autojump_clock):
         assert await fails(TimedOut, xnat.log_in) == pytest.approx(TIMEOUT)
 
 
+async def test_a_server_that_cannot_say_who_we_are_has_not_forgotten_it(autojump_clock):
+    """A page instead of data is doubted; the question whose session this is meets a gateway."""
+    asked: list[str] = []
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.path.rpartition("/")[2])
+        if asked[-1] == "username":
+            return httpx.Response(502)
+        return httpx.Response(200, html="<html>") if len(asked) == 1 else table([{"ID": "P"}])
+
+    async with connected(Site(answer)) as xnat:
+        assert len(await xnat.projects()) == 1
+        assert xnat.login.logins == 1
+    assert asked == ["projects", "username", "projects"]
+
+
 async def test_retry_after_beyond_the_end_is_not_waited_for(autojump_clock):
     async def busy(request: httpx.Request) -> httpx.Response:
         return httpx.Response(429, headers={"retry-after": "25"})

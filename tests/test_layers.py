@@ -15,6 +15,7 @@ LAYERS = [
     {"tree"},
     {"site"},
     {"walk"},
+    {"past"},
     {"bulk", "many", "kept"},
     {"access"},
     {"series"},

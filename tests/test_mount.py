@@ -4,6 +4,7 @@ What must be seen is the demo's own manifest, written by hand beside what it pla
 """
 
 import hashlib
+import json
 import os
 import pty
 import re
@@ -419,6 +420,24 @@ def test_a_log_tells_what_a_person_needs(demo, tmp_path):
     log = mount.log_file.read_text()
     assert re.search(rf"xnatfs 0\.\S+: {re.escape(demo.url)} as {demo.login['user']} on {mount.path}", log)
     assert re.search(r"unmounted after \d+ s: \d+ requests, 1 logins", log)
+
+
+def test_counters_and_tasks_are_logged_on_a_signal(demo, mount):
+    assert run("cat", mount.path / "projects/BRAINS/resources/protocol/protocol.txt").stdout == "Lie still.\n"
+    (daemon,) = daemons(mount.home)
+    for _ in range(50):  # it crashed the interpreter now and then where the running task's stack was looked at
+        os.kill(daemon, signal.SIGUSR1)
+        time.sleep(0.01)
+    counters = re.compile(r" state: (\{.*\})$", re.MULTILINE)
+    assert wait_for(lambda: counters.search(mount.log_file.read_text()) is not None)
+    state = json.loads(counters.findall(mount.log_file.read_text())[-1])
+    assert {name: state[name] for name in ("files", "directories", "readers", "fills", "partials", "reserved")} == {
+        **dict.fromkeys(("files", "directories", "readers", "fills", "partials", "reserved"), 0)
+    }
+    assert (state["hits"], state["misses"], state["fetched"]) == (0, 1, 11)
+    assert state["tasks"] > 3
+    assert re.search(r"task xnatfs.site.Site._tidy: _tidy \(site.py:\d+\) > sleep", mount.log_file.read_text())
+    assert run("ls", mount.path).returncode == 0
 
 
 def test_a_password_is_asked_for_on_a_terminal(demo, tmp_path):

@@ -258,6 +258,21 @@ async def test_a_wrong_size_is_corrected_when_the_file_is_opened(server, tmp_pat
     assert server.asked.count("GET experiments/X_E1/resources/7/files/a") == 1
 
 
+async def test_a_damaged_answer_of_another_length_does_not_correct_the_size(server, tmp_path):
+    """Found by scripts/stress: a length was believed before the digest was looked at, and shown until the next open."""
+    server.add("a", b"12345")
+    async with opened(server, tmp_path) as site:
+        before = await find(site, f"{SCAN}/DICOM/a")
+        server.files["7", "a"] = b"12345678"
+        with pytest.raises(BadReply, match="MD5"):
+            await content(site, f"{SCAN}/DICOM/a")
+        after = await find(site, f"{SCAN}/DICOM/a")
+        assert isinstance(after, File)
+        assert (await after.size(), after.identity) == (5, before.identity)
+        server.files["7", "a"] = b"12345"
+        assert await content(site, f"{SCAN}/DICOM/a") == b"12345"
+
+
 async def test_a_corrected_size_outlives_the_listing(server, tmp_path, autojump_clock):
     server.add("a", b"12345", size="3")
     async with opened(server, tmp_path) as site:

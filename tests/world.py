@@ -5,6 +5,7 @@ takes a few pages here: the same rules at a thousandth of the size.
 """
 
 import errno
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
@@ -37,6 +38,9 @@ SLACK = 6 * TIMEOUT
 CALM = TTL + SLACK
 ERRNOS = frozenset({errno.ENOENT, errno.EACCES, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTUNREACH})
 
+# What may happen to a file, or to what it is in.
+CHANGES = ("replaced", "longer", "shorter", "deleted", "renamed", "session deleted", "moved", "revoked", "protected")
+
 SCALED = {
     (intake, "SMALL"): 2 * PAGE,
     (fill, "SMALL"): 2 * PAGE,
@@ -57,24 +61,44 @@ class Handle:
     since: float  # a version that was gone by then is none of it
     resources: set[str]
     size: int
+    content: bytes | None  # what the server had when it was opened
+    failed: bool = False  # and so it stays
     read: list[tuple[int, bytes]] = field(default_factory=list)
+
+    def is_whole(self) -> bool:
+        """Whether all of it was read."""
+        end = 0
+        for offset, data in sorted(self.read, key=lambda each: each[0]):
+            if offset <= end:
+                end = max(end, offset + len(data))
+        return end >= self.size
+
+    def reached_end(self) -> bool:
+        return any(offset + len(data) >= self.size for offset, data in self.read)
 
 
 class World:
     """One server, one cache directory, one mount after the other."""
 
-    def __init__(self, directory: Directory, cache_size: int) -> None:
+    def __init__(self, directory: Directory, cache_size: int, digests: bool) -> None:
         self.model = Model()
+        self.model.demo.routes.levels.digests = digests
         self.network = Network(self.model.demo, TIMEOUT)
         self.handles: list[Handle] = []
         self._directory = directory
         self._config = Config(
             URL, cache_dir=directory, timeout=TIMEOUT, ttl=TTL, revalidate=REVALIDATE, cache_size=cache_size
         )
-        self._digestless = -float("inf")  # when a listing without digests was last to be had
+        self.network.honest_digests = digests
+        self._digestless = -float("inf") if digests else float("inf")  # when a listing without digests was last to be had
         self._mount: AsyncExitStack
         self._readers: trio.Nursery
         self._idle = 0  # tasks of a mount in which nothing goes on
+        self._known: dict[str, set[bytes]] = {}  # what may be kept, by the name it is kept under
+        self._counted = 0  # moments that are in there
+        self._names: dict[str, str] = {}  # the resource of a blob, by its name
+        self._gone: set[str] = set()  # resources that were taken away, as the mount must know by now
+        self._sound: set[tuple[str, int]] = set()  # blobs that were looked at, by name and inode
 
     async def play(self, steps: list[tuple[str, dict[str, Any]]]) -> None:
         """All of a story, each step followed by what holds at any time; and what holds when everything is closed."""
@@ -163,21 +187,30 @@ class World:
     def _check_blobs(self) -> None:
         """Each file that is kept is what the server had under that name and digest."""
         right = self._versions()
-        for name in self._kept():
+        kept = self._kept()
+        self._gone -= self.model.present.resources
+        assert not self._gone & {self._names[name] for name, _ in kept}, "what was taken away is kept"
+        for name, _ in kept - self._sound:
             data = (self._cache / "blobs" / name[:2] / name).read_bytes()
             assert data in right.get(name, ()), "what is kept is no version of any file"
+        self._sound = kept  # a blob is never written again
 
-    def _kept(self) -> set[str]:
-        return {path.name for path in (self._cache / "blobs").glob("??/*")}
+    def _kept(self) -> set[tuple[str, int]]:
+        return {
+            (entry.name, entry.inode())
+            for folder in os.scandir(self._cache / "blobs")
+            for entry in os.scandir(folder.path)
+        }
 
     def _versions(self) -> dict[str, set[bytes]]:
-        """What may be kept, by the name it is kept under."""
-        found: dict[str, set[bytes]] = {}
-        for file in {file for moment in self.model.moments for file in moment.files.values()}:
-            for digest in (Archive.file(_nowhere(), "", file.content).digest, ""):
-                name = identity(Version(f"{file.resource}/{file.inner}", None, digest)).hex()
-                found.setdefault(name, set()).add(file.content)
-        return found
+        for moment in self.model.moments[self._counted :]:
+            for file in moment.files.values():
+                for digest in (hashlib.md5(file.content).hexdigest(), ""):
+                    name = identity(Version(f"{file.resource}/{file.inner}", None, digest)).hex()
+                    self._known.setdefault(name, set()).add(file.content)
+                    self._names[name] = file.resource
+        self._counted = len(self.model.moments)
+        return self._known
 
     # -- what an operation may do --------------------------------------------------------------------------------
 
@@ -218,12 +251,32 @@ class World:
             if self._calm(path):
                 must -= {"resources", "scans"}
                 assert must <= shown, f"{path} does not show {must - shown}"
+        if self._calm(path):
+            await self._lose(path)
+
+    async def _lose(self, path: Path) -> None:
+        """Whoever has tried to list this directory, on the server of now, knows what is not in there any more."""
+        if len(path) > 2:
+            return
+        await trio.sleep(1)
+        listed = self.model.present.names["projects",]
+        gone = {p[:2] for m in self.model.moments for p in m.files if p[1] not in listed}
+        homes = [home for home in gone if self._calm(home)] if len(path) == 1 else [path]
+        files = {(p[:2], f.resource) for m in self.model.moments for p, f in m.files.items()}
+        below = {resource for home, resource in files if home in homes}
+        self._gone |= below - self.model.present.resources - self._single()
+
+    def _single(self) -> set[str]:
+        """Resources that are gone, of items that are there."""
+        there = {p[:4] for p in self.model.present.names}
+        return {f.resource for m in self.model.moments for p, f in m.files.items() if p[:4] in there}
 
     async def stat(self, file: int) -> None:
         path = self._path(file)
         with self._trying(path, there=path in self.model.present.files):
             size = await self.kernel.size(path)
-            assert size in {len(each) for each in self.model.contents(path, self._since(), trio.current_time())}
+            sizes = {len(each) for each in self.model.contents(path, self._since(), trio.current_time())}
+            assert size in sizes or max(sizes) > 2 * PAGE, f"{path} shows {size} bytes"
 
     def _path(self, file: int) -> Path:
         paths = self.model.paths()
@@ -238,15 +291,25 @@ class World:
             opened = await self.kernel.open(path)
             moments = self.model.between(since, trio.current_time())
             found = {moment.files[path].resource for moment in moments if path in moment.files}
-            handle = Handle(path, opened, since, found, self.kernel.seen[opened.inode].size)
+            content = self._content(path) if there and self._calm(path) else None
+            handle = Handle(path, opened, since, found, self.kernel.seen[opened.inode].size, content)
             self._check_read(handle)
             return handle
         return None
 
+    def _content(self, path: Path) -> bytes | None:
+        there = self.model.present.files.get(path)
+        return there.content if there else None
+
     def _check_read(self, handle: Handle) -> None:
         """All that was read of it is of one version that the server had, whole."""
+        if not handle.read:
+            return  # of a big file nobody knows before it has come whole that its length is wrong
+        if handle.size > 2 * PAGE and self.network.harmed_at > handle.since and not handle.is_whole():
+            return  # nor that its bytes are; who reads all of it hears of that before the end
         versions = self.model.contents(handle.path, handle.since, trio.current_time())
-        sized = [each for each in versions if len(each) == handle.size]
+        # Of a big file that came with a wrong length a part may be read, but not to its end.
+        sized = [each for each in versions if len(each) == handle.size or not handle.reached_end()]
         assert sized, f"{handle.path} was not there of {handle.size} bytes"
         assert any(all(each[offset : offset + len(data)] == data for offset, data in handle.read) for each in sized), (
             f"what was read of {handle.path} is of no version"
@@ -255,13 +318,15 @@ class World:
     async def _read(self, handle: Handle, offset: int, length: int) -> bool:
         """Whether it could be read."""
         gone = self._is_gone(handle)
-        there = handle.path in self.model.present.files
+        there = handle.content is not None and handle.content == self._content(handle.path) and not handle.failed
+        handle.failed = True  # unless it ends well
         with self._trying(handle.path, there=there):
             data = await self.kernel.read(handle.opened, offset, length)
             assert not gone, f"{handle.path} was read though it was taken away"
             assert len(data) == max(0, min(offset + length, handle.size) - offset)
             handle.read.append((offset, data))
             self._check_read(handle)
+            handle.failed = False
             return True
         return False
 
@@ -283,7 +348,7 @@ class World:
             with self._trying(chosen.path, there=False):
                 opened = await self.kernel.open_inode(chosen.opened.inode)
                 assert not gone, f"{chosen.path} was opened though it was taken away"
-                self.handles.append(Handle(chosen.path, opened, chosen.since, chosen.resources, chosen.size))
+                self.handles.append(Handle(chosen.path, opened, chosen.since, chosen.resources, chosen.size, None))
 
     async def read(self, handle: int, place: int, length: int) -> None:
         if self.handles:
@@ -329,6 +394,9 @@ class World:
                 with trio.CancelScope(shield=True):
                     await self.kernel.close(handle.opened)
 
+    async def copy(self, file: int) -> None:
+        await self._copy(self._path(file))
+
     async def beside(self, file: int, pause: float) -> None:
         """A program that reads while the story goes on."""
         self._readers.start_soon(self._copy, self._path(file), pause)
@@ -364,15 +432,13 @@ class World:
                 self.model.note(session.project)
 
     async def replace(self, file: int, longer: int) -> None:
-        found = self.model.entries()
-        if found:
-            entry, _, session = found[file % len(found)]
+        if (found := self.model.entry(self._path(file))) is not None:
+            entry, _, session = found
             self.model.replace(entry, session, entry.length() + longer)
 
     async def delete(self, file: int) -> None:
-        found = self.model.entries()
-        if found:
-            entry, resource, session = found[file % len(found)]
+        if (found := self.model.entry(self._path(file))) is not None:
+            entry, resource, session = found
             resource.entries.remove(entry)
             self.model.note(session.project)
 
@@ -403,6 +469,32 @@ class World:
     async def grant(self, project: int) -> None:
         self.model.reopen("PQ"[project])
 
+    async def change(self, file: int, what: str) -> None:
+        """Something happens to a file, or to what it is in."""
+        path = self._path(file)
+        found = self.model.entry(path)
+        if found is None:
+            return
+        entry, resource, session = found
+        project = "PQ".index(path[1])
+        place = list(self.model.archive.experiments).index(session.id)
+        match what:
+            case "replaced":
+                self.model.replace(entry, session, entry.length())
+            case "longer" | "shorter":
+                self.model.replace(entry, session, entry.length() + (700 if what == "longer" else -7))
+            case "deleted":
+                await self.delete(file)
+            case "renamed":
+                resource.label = f"NEW-{resource.label}"
+                self.model.note(session.project)
+            case "session deleted":
+                await self.delete_session(place)
+            case "moved":
+                await self.move_session(place)
+            case "revoked" | "protected":
+                await self.revoke(project, what == "protected")
+
     async def end_sessions(self) -> None:
         """Killed by an administrator."""
         self.model.demo.sessions.end_all()
@@ -411,9 +503,9 @@ class World:
         """Idle for too long, by the server's clock."""
         await trio.sleep(self.model.demo.sessions.ttl + 1)
 
-    async def site_open(self, open: bool) -> None:
+    async def site_open(self, on: bool) -> None:
         """To guests, who see public projects: none here."""
-        self.model.demo.sessions.require_login = not open
+        self.model.demo.sessions.require_login = not on
 
     async def digests(self, on: bool) -> None:
         self.model.demo.routes.levels.digests = on
@@ -431,17 +523,13 @@ class World:
         self.network.mend()
 
 
-def _nowhere() -> Any:
-    from xnatfs.demo.archive import Resource
-
-    return Resource(0, "")
-
-
-def tell(directory: Directory, steps: list[tuple[str, dict[str, Any]]], *, crowded: bool = False) -> None:
-    """Play a story in a new world."""
+def tell(
+    directory: Directory, steps: list[tuple[str, dict[str, Any]]], *, crowded: bool = False, digests: bool = True
+) -> None:
+    """Play a story in a new world, with a cache that holds all or not, of a server that computes digests or not."""
 
     async def main() -> None:
-        await World(directory, ROOM if crowded else 10**9).play(steps)
+        await World(directory, ROOM if crowded else 10**9, digests).play(steps)
 
     async def inline(work: Any, *arguments: Any, **options: Any) -> Any:
         await trio.lowlevel.checkpoint()

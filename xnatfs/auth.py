@@ -42,6 +42,9 @@ LONGEST_ANSWER = 64 * 1024
 # Of a page's message, from its <h3> on, markup included.
 LONGEST_MESSAGE = 2000
 
+# What a server answers that cannot at the moment: nothing of that is about the session.
+CANNOT = frozenset({429, 500, 502, 503, 504})
+
 # Milliseconds; 12 digits are 31 years.
 _EXPIRATION = re.compile(r'SESSION_EXPIRATION_TIME="?[0-9]+,([0-9]{1,12})(?![0-9])')
 _JSESSIONID = re.compile(r'JSESSIONID="?([^";,\s]*)')
@@ -168,7 +171,10 @@ class Login:
         return self.logins > since and token == self._made
 
     async def alive(self, token: str) -> bool:
-        """Whether the server still knows this session as an account. A dead one is dropped."""
+        """Whether the server still knows this session as an account. A dead one is dropped.
+
+        Raises Unavailable where it cannot tell at the moment.
+        """
         cookie = {"Cookie": f"JSESSIONID={token}"}
         response, _ = await self._asked("GET", "/xapi/users/username", headers=cookie)
         known = response.status_code == 200 and not _is_html(response)
@@ -177,6 +183,8 @@ class Login:
             known = response.status_code == 200 and "'guest'" not in text and not _is_html(response)
         if known:
             self._confirmed_at = trio.current_time()
+        elif response.status_code in CANNOT:
+            raise _unavailable(response)
         else:
             self._drop(token)
         return known
@@ -262,9 +270,8 @@ class Login:
             if is_session_id(token):
                 # Logging in changes the session's ID; where the body has the one before, the newest cookie counts.
                 return _session_cookie(response) or token
-        if status in (429, 500, 502, 503, 504):
-            text = f"{url} answers {status} {response.reason_phrase} to a login: try again later"
-            raise Unavailable(text, status=status, asks_to_wait=status == 429 or "retry-after" in response.headers)
+        if status in CANNOT:
+            raise _unavailable(response)
         if await self._is_xnat():
             said = page_message(text) or f"{status} {response.reason_phrase}"
             raise LoginRequired(
@@ -289,6 +296,17 @@ def page_message(html: str) -> str:
         message = message[: ends.start()] if ends else ""
         return " ".join(decoded(re.sub(r"<[^>]*>", " ", message.partition(">")[2])).split())[:200]
     return "" if "<" in html else " ".join(html.strip().partition("\n")[0].split())[:200]
+
+
+def asks_to_wait(response: httpx.Response) -> bool:
+    """Whether a server that cannot at the moment is there to say until when."""
+    return response.status_code == 429 or "retry-after" in response.headers
+
+
+def _unavailable(response: httpx.Response) -> Unavailable:
+    status, url = response.status_code, response.url
+    text = f"{url} answers {status} {response.reason_phrase}: try again later"
+    return Unavailable(text, status=status, url=str(url), asks_to_wait=asks_to_wait(response))
 
 
 def _is_html(response: httpx.Response) -> bool:

@@ -42,6 +42,10 @@ class Breaker:
         self._answered: trio.Event | None = None  # while it is in doubt or away
         self._verdict: trio.Event | None = None  # while it is in doubt
 
+    @property
+    def away(self) -> bool:
+        return self._outage is not None
+
     async def check(self) -> None:
         """Raise what requests fail with while the server is away; while it is in doubt, wait for the verdict."""
         if self._verdict is not None:
@@ -118,6 +122,8 @@ class Breaker:
             self.heard()
         except Unreachable as error:
             log.debug("the server does not answer: %s", error)
+        except Exception:  # it must not end the mount
+            log.exception("asking whether the server is there")
 
     def _judged(self) -> None:
         if self._verdict is not None:

@@ -94,9 +94,23 @@ class Xnat:
     def requests(self) -> int:
         return self._transport.requests
 
+    def counters(self) -> dict[str, int]:
+        """What has been asked, and of that what is under way."""
+        return {
+            "requests": self.requests,
+            "logins": self.login.logins,
+            "downloads": self._downloads.borrowed_tokens,
+            "heads": self._heads.borrowed_tokens,
+        }
+
     async def session_lives(self) -> bool:
         """Whether the server still knows us, or answers as to a guest; then the next request logs in."""
         return await self._transport.session_lives("")
+
+    @property
+    def away(self) -> bool:
+        """Whether the server is known to be: then requests fail at once."""
+        return self._transport.breaker.away
 
     async def log_in(self) -> None:
         """Find out now whether the server is there and takes the login; NotXnat, too."""

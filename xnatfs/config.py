@@ -61,6 +61,7 @@ class Config:
     # How long cached bytes without a digest go unchecked; a change of equal size may stay unseen that long.
     revalidate: float = 3600.0
     strict: bool = False
+    offline: bool = False  # show listings as they were while the server is away
 
 
 def config_home() -> Path:

@@ -234,7 +234,7 @@ class _Arrival:
         transport, patience = self._transport, self._patience
         self._left = min(transport.patience, patience.left, self._left - patience.waited + self._bought())
         if self._promise.size is None or self._left <= 0:
-            raise error
+            transport.give_up(error)
         log.info("%s broke off at byte %d, taking it up again", self._where, self._position)
         began = trio.current_time()
         await trio.sleep(min(FIRST_PAUSE * random.uniform(0.75, 1.25), self._left))

@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import random
+import socket
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager
@@ -23,7 +24,7 @@ import httpx
 import trio
 
 from xnatfs import __version__
-from xnatfs.auth import Expects, Login, check_is_data, page_message
+from xnatfs.auth import Expects, Login, asks_to_wait, check_is_data, page_message
 from xnatfs.background import background
 from xnatfs.breaker import Breaker
 from xnatfs.config import Config, is_loopback
@@ -43,7 +44,7 @@ from xnatfs.patience import SLOWEST, Patience
 from xnatfs.sessions import SessionStore
 from xnatfs.tls import tls_context
 from xnatfs.untrusted import loads
-from xnatfs.worker.pool import ProcessLost, Writable, open_workers
+from xnatfs.worker.pool import ProcessLost, Writable, open_workers, unacknowledged
 
 log = logging.getLogger(__name__)
 
@@ -115,16 +116,21 @@ async def open_transport(
     tls: Any = tls_context(config.ca_bundle, config.verify_ssl) if trust else False
 
     def client(connections: int, kept: int) -> httpx.AsyncClient:
+        limits = httpx.Limits(max_connections=connections, max_keepalive_connections=kept)
+        options = [(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unacknowledged(config.timeout))]
+        direct = None  # httpx knows proxies only where it is left to find its own way
+        if not proxied:
+            direct = httpx.AsyncHTTPTransport(verify=tls, limits=limits, socket_options=options)
         return httpx.AsyncClient(
             base_url=config.url,
             headers={"User-Agent": f"xnatfs/{__version__}", "Accept": "*/*", "Accept-Encoding": "identity"},
             timeout=httpx.Timeout(config.timeout, connect=min(CONNECT_TIMEOUT, config.timeout), pool=None),
-            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=kept),
+            limits=limits,
             verify=tls,
             trust_env=not loopback,
             follow_redirects=False,
             cookies=_no_cookies(),
-            transport=wire,
+            transport=wire or direct,
         )
 
     async with (
@@ -206,6 +212,10 @@ class Transport:
         except Unreachable as error:
             self._doubted(error, began, error.__cause__)
 
+    def give_up(self, error: Unreachable) -> NoReturn:
+        """Raise what a body has ended with for good."""
+        self._doubted(error, trio.current_time() - self.timeout, error.__cause__)
+
     def _doubted(self, failure: Unreachable, since: float, cause: BaseException | None) -> NoReturn:
         if isinstance(failure, Unavailable) and failure.asks_to_wait:
             self.breaker.tell(failure)
@@ -238,6 +248,8 @@ class Transport:
         try:
             await self.check(path, response, expects)
             yield response
+        except Unreachable as error:  # the body has ended, and nobody takes it up again
+            self.give_up(error)
         finally:
             with trio.CancelScope(shield=True):
                 await response.aclose()
@@ -327,7 +339,7 @@ class Transport:
         self.requests += 1
         try:
             async with self._beside.stream("GET", SMALLEST, headers=headers) as response:
-                if response.status_code in TRY_LATER and not _asks_to_wait(response):
+                if response.status_code in TRY_LATER and not asks_to_wait(response):
                     raise self._unavailable(SMALLEST, response)
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
@@ -438,7 +450,7 @@ class Transport:
     def _unavailable(self, path: str, response: httpx.Response) -> Unavailable:
         status = response.status_code
         text = f"{self.url} answers {status} to {path}"
-        return Unavailable(text, status=status, url=f"{self.url}{path}", asks_to_wait=_asks_to_wait(response))
+        return Unavailable(text, status=status, url=f"{self.url}{path}", asks_to_wait=asks_to_wait(response))
 
     async def raw(
         self, path: str, response: httpx.Response, most: float = math.inf, patience: Patience | None = None
@@ -497,11 +509,6 @@ def _retry_after(response: httpx.Response) -> float | None:
     """Seconds the server asks us to stay away. The form with a date is not used by proxies for faults: ignored."""
     value = response.headers.get("retry-after", "")
     return float(value) if value.isascii() and value.isdigit() else None
-
-
-def _asks_to_wait(response: httpx.Response) -> bool:
-    """Whether a server that cannot at the moment is there to say until when."""
-    return response.status_code == 429 or "retry-after" in response.headers
 
 
 async def _error_message(response: httpx.Response) -> str:

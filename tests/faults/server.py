@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
@@ -38,6 +38,8 @@ class Met:
     fault: str
     method: str
     path: str  # with its query
+    status: int = field(default=0, compare=False)  # of a fault that is one
+    at: float = field(default_factory=time.monotonic, compare=False)
 
 
 @dataclass(slots=True)
@@ -322,7 +324,8 @@ class _Exchange:
         assert self._step is not None
         if not self._noted:
             self._noted = True
-            self._server.met.append(Met(self._step.fault, self._head.method, self._head.target))
+            status = self._step.status if self._step.fault == "status" else 0
+            self._server.met.append(Met(self._step.fault, self._head.method, self._head.target, status))
 
     def run(self) -> None:
         step = self._step

@@ -96,6 +96,9 @@ def add_mount(parser: argparse.ArgumentParser) -> None:
         "--revalidate", type=seconds, metavar="S", help="how long bytes without a digest go unchecked (default: 1 h)"
     )
     parser.add_argument("--strict", action="store_true", help="hand out no byte of a file before all of it is verified")
+    parser.add_argument(
+        "--offline", action="store_true", help="while the server is away, show directories as they were, for a day"
+    )
     parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"], help="default: info")
     parser.add_argument("--log-file", type=Path, metavar="FILE", help="log there")
     parser.add_argument("--report-fd", type=number, help=argparse.SUPPRESS)
@@ -181,4 +184,4 @@ def mount_config(arguments: argparse.Namespace, server: Config) -> Config:
         if getattr(arguments, name) is not None
     }
     directory = Path(arguments.cache_dir or cache_home()).expanduser().absolute()
-    return replace(server, cache_dir=directory, strict=arguments.strict, **given)
+    return replace(server, cache_dir=directory, strict=arguments.strict, offline=arguments.offline, **given)

@@ -72,6 +72,20 @@ class ContentCache:
         """What `bytes_used` is kept under, but for open files."""
         return self._store.limit
 
+    def counters(self) -> dict[str, int]:
+        """What is held now. `open_bytes` is what may exceed the limit; nobody reads, fills or waits: 0, 0 and 0."""
+        return {
+            "readers": sum(entry.blob.users for entry in self._entries),
+            "fills": sum(entry.fill is not None and entry.fill.running for entry in self._entries),
+            "unwritten": self._writeback.waiting_bytes,
+            "idle": len(self._idle),
+            "open_bytes": sum(max(entry.blob.size, 0) for entry in self._entries),
+            "hits": self.stats.hits,
+            "misses": self.stats.misses,
+            "fetched": self.stats.fetched,
+            **self._store.counters(),
+        }
+
     def has(self, version: Version) -> bool:
         """Would an open be answered without asking the server? Costs a point read."""
         ident = identity(version)

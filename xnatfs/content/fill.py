@@ -187,6 +187,8 @@ class Fill:
         """Wait while enough is there; False if nobody comes for it."""
         await self._thin_out(stream)
         while self._pauses(stream):
+            if self._is_in_the_way(stream):
+                return False
             stream.moved, used = trio.Event(), stream.used
             with trio.move_on_after(PAUSE if self._may_seek() else LONG_PAUSE):
                 await stream.moved.wait()
@@ -200,6 +202,12 @@ class Fill:
             return False
         # Without ranges the only way to the rest leads through what nobody wants now.
         return self._may_seek() or (self.intake.thin and all(end <= stream.cursor for _, end in self.blob.waits))
+
+    def _is_in_the_way(self, stream: Stream) -> bool:
+        """Does somebody wait for what it has passed, and for its place, since it cannot seek?"""
+        if self._may_seek() or len(self._streams) < STREAMS:
+            return False
+        return any(start < stream.cursor and not self.blob.spans.covers(start, end) for start, end in self.blob.waits)
 
     async def _thin_out(self, stream: Stream) -> None:
         """In memory is what is near a reader, where that is all there is room for."""

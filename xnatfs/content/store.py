@@ -70,6 +70,16 @@ class Store:
         """Open files kept the last eviction from reaching the limit."""
         return self._shelf.crowded
 
+    def counters(self) -> dict[str, int]:
+        """What this process downloads into the directory, and what all have there."""
+        return {
+            "partials": len(self._partials),
+            "reserved": sum(partial.reserved for partial in self._partials.values()),
+            "kept_bytes": self.total(),
+            "limit": self.limit,
+            "evicted": self._shelf.evicted,
+        }
+
     def lookup(self, ident: bytes) -> Row | None:
         """The row, unless it is from before a crash of the machine."""
         return next(iter(self._counting(lambda index: [row] if (row := index.get(ident)) else [])), None)
@@ -211,6 +221,12 @@ class Store:
         await self.tidy_partials()
         for first in range(256):
             await self._write(self._shelf.tidy_blobs, first)
+        await self._trim()
+
+    async def _trim(self) -> None:
+        """The limit is ours: others have another one, or had one."""
+        if self.total() > self.limit:
+            await self.evict(self.limit)
 
     async def tidy_partials(self) -> None:
         """Remove what others that share the directory left when they died."""
@@ -219,6 +235,7 @@ class Store:
     async def flush(self) -> None:
         """Write recency, and see new files to the disk; tidy up after others."""
         await self.tidy_partials()
+        await self._trim()
         if self._shelf.recent:
             await self._write(self._shelf.touch)
         while await self._write(self._shelf.sync):

@@ -78,8 +78,8 @@ def is_dead(mountpoint: Path, mounted: Mount) -> bool:
     """Whether it is a mount of xnatfs and of this user whose process has ended without unmounting it.
 
     Nobody else's mount is touched. One of ours is, where no process is known that serves it: then the kernel answers
-    ENOTCONN by itself, and ECONNABORTED to who asked while it ended. A process that lives and does not answer may keep
-    whoever asks for ever, so a child asks.
+    ENOTCONN by itself, and ECONNABORTED to who asked while that ended. A process that lives and does not answer may
+    keep whoever asks for ever, so a child asks.
     """
     if mounted.kind != KIND or mounted.owner != os.getuid():
         return False
@@ -93,6 +93,8 @@ def is_dead(mountpoint: Path, mounted: Mount) -> bool:
         return child.wait(PATIENCE) in (errno.ENOTCONN, errno.ECONNABORTED)
     except subprocess.TimeoutExpired:
         child.kill()
+        with suppress(subprocess.TimeoutExpired):  # it may not be possible
+            child.wait(0.1)
         return False
 
 

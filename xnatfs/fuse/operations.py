@@ -12,6 +12,7 @@ import stat
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, TypeVar, cast
 
 import pyfuse3
@@ -187,6 +188,10 @@ class Operations(pyfuse3.Operations):
         self._files: dict[FileHandleT, tuple[Blob, Permit, InodeT]] = {}
         self._forgetting: set[InodeT] = set()
         self._next_handle = 1
+
+    def counters(self) -> dict[str, int]:
+        """What the kernel has open, and how many nodes it remembers."""
+        return {"files": len(self._files), "directories": len(self._directories), "inodes": len(self.inodes)}
 
     # -- names ---------------------------------------------------------------------------------------------------
 
@@ -404,6 +409,8 @@ async def _learn_size(nodes: Sequence[Node]) -> None:
 
 async def _xattrs(node: Node) -> dict[FileNameT, bytes]:
     facts = await node.all_xattrs()
+    if since := node.stale():
+        facts["stale"] = datetime.fromtimestamp(since, UTC).isoformat(timespec="seconds")
     return {FileNameT(XATTR_PREFIX + key.encode()): encode(value) for key, value in facts.items() if value}
 
 

@@ -295,6 +295,7 @@ class CatalogueFile(File):
             await self._check_listed()
             raise BadReply(f"the server lists {'/'.join(self.path)}, but has lost it: {error}") from error
         if blob.size != await self.size():
+            await _believe(blob)
             blob.close()
             self._correct(blob.size)
             raise Stale(f"{'/'.join(self.path)} is {blob.size} bytes, not {self._size} as listed")
@@ -321,6 +322,18 @@ class CatalogueFile(File):
         self.site.learn_size(self._size_key(), size)
         self.folder.folders.sizes[self.place] = size
         self.folder.forget()
+
+
+async def _believe(blob: Blob) -> None:
+    """A reply has another length than the listing: wait until a small file is whole, and as its digest says.
+
+    Else an empty reply made an empty file, which nobody reads, so that nobody hears that it failed.
+    """
+    try:
+        await blob.read(0, 1)
+    except BaseException:
+        blob.close()
+        raise
 
 
 async def build(resource_dir: "ResourceDir", listing: Listing[FileRow]) -> Folders:

@@ -60,7 +60,7 @@ def shorten(name: str) -> str:
         return name
     stem, dot, extension = name.rpartition(".")
     ending = dot + extension
-    if not stem or len(encode(ending)) > LONGEST_EXTENSION:
+    if len(encode(ending)) > LONGEST_EXTENSION:
         stem, ending = name, ""
     ending = f"~{hashlib.sha256(raw).hexdigest()[:8]}{ending}"
     return _cut(encode(stem), LONGEST - len(encode(ending))) + ending

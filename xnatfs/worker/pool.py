@@ -40,6 +40,10 @@ LINE = 64 * 1024
 # What of a body is taken through the process, where it is not written to a file: error pages.
 TAKE = 64 * 1024
 
+# A line is lost if nothing that is sent over it is acknowledged for so long, in seconds. The other end's kernel does
+# that, however slow its server is; a line that fell asleep with this machine, or that a firewall has forgotten, does not.
+UNACKNOWLEDGED = 10.0
+
 ERRORS: dict[str, type[httpx.TransportError]] = {
     "connect": httpx.ConnectError,
     "connect timeout": httpx.ConnectTimeout,
@@ -48,6 +52,11 @@ ERRORS: dict[str, type[httpx.TransportError]] = {
     "read timeout": httpx.ReadTimeout,
     "protocol": httpx.RemoteProtocolError,
 }
+
+
+def unacknowledged(timeout: float) -> int:
+    """For TCP_USER_TIMEOUT, in milliseconds: there must be time for a second try on another connection."""
+    return int(1000 * min(UNACKNOWLEDGED, timeout / 2))
 
 
 class ProcessLost(httpx.ReadError):
@@ -170,7 +179,7 @@ class Writable(httpx.AsyncByteStream):
     async def aclose(self) -> None:
         process, self._process = self._process, None
         if process is not None:
-            await self._workers.release(process)
+            await self._workers.release(process, STOP)
 
     async def _carried(self, message: Mapping[str, Any], length: int, descriptor: int | None) -> AsyncGenerator[int]:
         assert self._process is not None
@@ -212,6 +221,7 @@ class Workers(httpx.AsyncBaseTransport):
             "headers": [(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.raw],
             "connect": timeout["connect"],
             "read": timeout["read"],
+            "unacknowledged": unacknowledged(timeout["read"]),
         }
         within = timeout["read"] + GRACE
         return await self._replied(message, timeout["connect"] + within, within)
@@ -235,8 +245,8 @@ class Workers(httpx.AsyncBaseTransport):
                 if response is None:
                     await self.release(process, STOP_EARLY)
 
-    async def release(self, process: _Process, within: float = STOP) -> None:
-        """It is not needed for this request any more."""
+    async def release(self, process: _Process, within: float) -> None:
+        """It is not needed for this request any more; it has so long to leave it."""
         if not process.ended:
             await process.stop(within)
         if process.ended or self._closed:
