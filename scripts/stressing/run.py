@@ -35,7 +35,7 @@ class Options:
     readers: int = 32
     sessions: int = 8
     cache: str = "200M"
-    share: float = 0.05  # of answers that meet a fault
+    share: float = 0.07  # of answers that are to meet a fault
     plant: str = ""
     local: float = 10.0  # seconds that the same readers read a local directory
 
