@@ -81,7 +81,7 @@ def faults(outcome: Outcome) -> str:
     told = (
         f"{met} faults, on {_share(outcome):.1%} of all answers at least: some of the {requests} that the server gave"
         f" were broken on their way. {truth.silent} of them were in archives, which"
-        f" no program sees. {made} files were replaced, {truth.expired} logins forgotten, and"
+        f" no program sees. {made} files were replaced, logins forgotten {len(truth.expired)} times, and"
         f" {outcome.server.get('logins', 0)} made."
     )
     return f"{textwrap.fill(told, 116)}\n\n{kinds}\n\n{errors}"
