@@ -56,6 +56,18 @@ class TrueSize:
         return 1
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Which content of a file without a digest was opened last, and how many there were before it."""
+
+    stamp: str
+    before: int
+    expires: float = math.inf
+
+    def __len__(self) -> int:
+        return 1
+
+
 class Site:
     """The client, both caches, and cached listings. Each listing method raises what `Xnat` raises."""
 
@@ -75,7 +87,7 @@ class Site:
         self.content = content
         self.ttl = ttl
         self.opened_at = time.time()
-        self.sizes_learnt = False  # whether any file was found to have another size than its listing says
+        self.sizes_learnt = False  # whether any file was found to be another than its listing says
         self.shown = MetadataCache(SHOWN)
         self._nursery = nursery
         self._directory = directory
@@ -338,6 +350,17 @@ class Site:
 
     def _files_made(self, files: Catalogues, started: float, broken: frozenset[str] = frozenset()) -> Listing[FileRow]:
         return Listing(files, files.groups, started, started + self.ttl, broken)
+
+    def sees(self, key: Hashable, stamp: str) -> int:
+        """This content of a file without a digest is opened now: how many others there were before it."""
+        seen = self.metadata.peek(key)
+        if not isinstance(seen, Seen):
+            seen = Seen(stamp, 0)
+        elif seen.stamp != stamp:
+            seen = Seen(stamp, seen.before + 1)
+            self.sizes_learnt = True
+        self.metadata.put(key, seen)
+        return seen.before
 
     def learn_size(self, key: Hashable, size: int) -> None:
         """A file is longer or shorter than its listing says, for as long as that says so."""

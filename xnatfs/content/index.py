@@ -79,6 +79,11 @@ class Row:
     written: int = 0  # when the file was written to last, in ns: whoever changes it later is noticed
     owners: str = ""  # what it belongs to, a line each
 
+    @property
+    def stamp(self) -> str:
+        """What tells it from another content of the same identity: its date, or, without one, when it came."""
+        return self.modified or repr(self.checked)
+
 
 class Index:
     """The open index. `get`, `have` and `total` are for the event loop, the rest for one thread at a time."""
