@@ -16,6 +16,7 @@ LAYERS = [
     {"site"},
     {"walk"},
     {"bulk", "many", "kept"},
+    {"access"},
     {"series"},
     {"client", "metadata", "content"},
     {"downloads"},
@@ -23,8 +24,9 @@ LAYERS = [
     {"auth", "worker"},
     {"credentials", "listings"},
     {"config", "models", "sessions", "table"},
-    {"tls", "mountinfo", "background"},
+    {"tls", "mountinfo", "background", "patience", "breaker"},
     {"errors"},
+    {"untrusted"},
 ]
 OWNERS = {
     "pyfuse3": {"fuse"},

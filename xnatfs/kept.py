@@ -22,6 +22,9 @@ from typing import Any, TypeVar, cast
 
 import trio
 
+from xnatfs.sessions import make_private
+from xnatfs.untrusted import loads
+
 log = logging.getLogger(__name__)
 
 # Changes with the table and with the meaning of a cell; fields are compared one by one.
@@ -93,9 +96,9 @@ class Kept:
             return None
         try:
             at, named, rows = found
-            if not 0 <= self._clock() - at <= OLDEST or json.loads(named) != _fields(kind):
+            if not 0 <= self._clock() - at <= OLDEST or loads(named) != _fields(kind):
                 return None
-            return [_row(kind, cells) for cells in json.loads(rows)] or None
+            return [_row(kind, cells) for cells in loads(rows)] or None
         except (ValueError, TypeError) as error:
             log.debug("the kept listing %s is none: %s", key, error)
             return None
@@ -121,7 +124,7 @@ class Kept:
 
     def _database(self) -> sqlite3.Connection:
         if self._connection is None:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(self.path.parent)
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             connection = sqlite3.connect(self.path, timeout=1.0, check_same_thread=False)

@@ -4,7 +4,6 @@ The server works while it is asked, or later, or goes on after a proxy has given
 settled by looking at the prearchive and the archive. Nothing here is done twice.
 """
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from xnatfs.client import Xnat
 from xnatfs.errors import BadReply, Conflict, Denied, NotFound, Uncertain, Unreachable, XnatError
 from xnatfs.models import PrearchiveSession
 from xnatfs.transport import Answer
+from xnatfs.untrusted import loads
 
 log = logging.getLogger(__name__)
 
@@ -153,8 +153,8 @@ async def conflicts(xnat: Xnat, waiting: PrearchiveSession) -> list[str]:
         log.info("validate-archive of %s answers %d: %s", waiting.path, answer.status, answer.said())
         return []
     try:
-        return list(dict.fromkeys(_messages(json.loads(answer.text))))
-    except ValueError:
+        return list(dict.fromkeys(_messages(loads(answer.text))))
+    except (ValueError, RecursionError):
         return [answer.said()] if answer.said() else []
 
 

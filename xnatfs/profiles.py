@@ -14,7 +14,7 @@ from typing import Any
 
 from xnatfs.config import profiles_path, read_profiles
 from xnatfs.errors import ConfigError
-from xnatfs.sessions import write_private
+from xnatfs.sessions import make_private, write_private
 
 NEWEST = 1  # the `version` of the file that we know
 
@@ -64,7 +64,7 @@ def _edited(path: Path | None) -> Iterator[Any]:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(path.parent)
         descriptor = os.open(path.with_name(".config.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise ConfigError(f"cannot write beside {path}: {error.strerror}") from None

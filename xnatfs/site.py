@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import trio
 
+from xnatfs.access import Access
 from xnatfs.background import background
 from xnatfs.bulk import Bulk, open_bulk
 from xnatfs.catalogue import Catalogue, Catalogues
@@ -80,6 +81,7 @@ class Site:
         self._walks: dict[str, Walk] = {}
         self._kept: Kept | None = None
         self._seen: set[Key] = set()  # listings that were asked for before
+        self.access = Access(content, bulk, lambda: xnat.login.username, xnat.session_lives, self._forget_kept, nursery)
 
     def stay(self) -> None:
         """For who lives long, as mounts do: memory is given back when nobody looks any more, and listings are kept.
@@ -87,6 +89,7 @@ class Site:
         From now on what was kept is shown while it is asked for anew, and what comes is kept; if we are logged in.
         """
         self._nursery.start_soon(self._tidy)
+        self.access.begin(self.access.recall)
         if account := self.xnat.login.username:
             self._kept = Kept(self._directory, account)
             self._nursery.start_soon(self._kept.run)
@@ -234,12 +237,17 @@ class Site:
         try:
             rows = await ask()
         except (NotFound, Denied):
-            if self._kept is not None:
-                self._kept.put(key, ())
+            self._forget_kept(key)
+            self.access.refused(key)
             raise
         if self._kept is not None:
             self._kept.put(key, rows)
+        self.access.listed(key, (row.id for row in rows))
         return listing(rows, group, started, self.ttl)
+
+    def _forget_kept(self, key: Key) -> None:
+        if self._kept is not None:
+            self._kept.put(key, ())
 
     def _source(self, key: Key) -> tuple[Callable[[], Awaitable[Sequence[Any]]], Callable[[Any], Hashable], type]:
         """How a listing is asked for, by what its rows are grouped, and what they are."""

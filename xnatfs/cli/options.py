@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from xnatfs.cli import logs
 from xnatfs.config import Config, Profile, cache_home, normalised_url, select_profile
 from xnatfs.errors import ConfigError
 
@@ -169,9 +170,7 @@ def log_to(arguments: argparse.Namespace, environ: Mapping[str, str]) -> None:
             stream = open(name, "a", encoding="utf-8", opener=lambda p, f: os.open(p, f, 0o600))  # noqa: SIM115
         except OSError as error:
             raise ConfigError(f"cannot write the log {name}: {error.strerror}") from None
-    handler = logging.StreamHandler(stream)
-    handler.setLevel(level)  # of libraries, too, which have levels of their own
-    logging.basicConfig(handlers=[handler], level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.log_to(stream, level)
 
 
 def mount_config(arguments: argparse.Namespace, server: Config) -> Config:

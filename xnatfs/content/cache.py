@@ -11,7 +11,7 @@ Invariants:
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -152,6 +152,22 @@ class ContentCache:
             self._dispose(self._idle[0])
         await self._store.evict(target)
 
+    async def drop(self, owners: Collection[str]) -> None:
+        """Keep nothing of what belongs to one of these: the next open asks the server. Who has it open reads on."""
+        self._disown(owners)  # what is on its way to the store is written before the store drops it, or not at all
+        await self._store.drop(owners)
+        self._disown(owners)  # what was opened meanwhile
+
+    def _disown(self, owners: Collection[str]) -> None:
+        for entry in [entry for entry in self._live.values() if not set(entry.owners).isdisjoint(owners)]:
+            self._forget(entry)
+            if not entry.blob.users:
+                self._left(entry)
+
+    async def owners(self) -> set[tuple[str, ...]]:
+        """What the kept files belong to, each combination once. Costs a look at all of the index."""
+        return {tuple(owners.split("\n")) for owners in await self._store.owners()}
+
     # Which entry.
 
     def _current(self, entry: Entry, version: Version) -> bool:
@@ -242,7 +258,8 @@ class ContentCache:
 
     def _new_row(self, entry: Entry, size: int, modified: str) -> Row:
         key = entry.blob.key.encode("utf-8", "backslashreplace").decode()  # SQLite takes no lone surrogates
-        return Row(entry.ident, key, entry.listed, size, modified, entry.checked, entry.checked, "")
+        checked, owners = entry.checked, "\n".join(entry.owners)
+        return Row(entry.ident, key, entry.listed, size, modified, checked, checked, "", owners=owners)
 
     def _row_to_write(self, entry: Entry) -> Row | None:
         return entry.row if self._live.get(entry.ident) is entry else None
@@ -280,6 +297,7 @@ class ContentCache:
                 fill.linger()
             return
         wanted = self._live.get(entry.ident) is entry and 0 <= blob.size <= self._store.limit
+        wanted = wanted and not (fill is not None and fill.intake.in_memory)
         if blob.complete or not wanted:
             self._dispose(entry)
         elif entry not in self._idle:

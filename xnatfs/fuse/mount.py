@@ -20,7 +20,7 @@ from xnatfs import __version__
 from xnatfs.config import Config
 from xnatfs.credentials import Credentials
 from xnatfs.errors import MountpointError
-from xnatfs.fuse.mountpoint import check_fuse, check_mountpoint, registered
+from xnatfs.fuse.mountpoint import check_fuse, check_mountpoint, clear_dead, one_at_a_time, registered
 from xnatfs.fuse.operations import Operations, OperationsWithXattrs, Ownership
 from xnatfs.mountinfo import mount_on
 from xnatfs.sessions import SessionStore
@@ -61,7 +61,7 @@ async def mount(
     Raises XnatError where it cannot begin; nothing is left mounted then.
     """
     check_fuse()
-    check_mountpoint(options.mountpoint)
+    check_mountpoint(options.mountpoint, config.url)
     _allow_open_files()
     with (
         registered(options.mountpoint),
@@ -104,7 +104,11 @@ def _begin(operations: Operations, config: Config, options: MountOptions) -> Non
     if options.allow_other:
         flags.add("allow_other")
     try:
-        pyfuse3.init(operations, str(options.mountpoint), flags | options.extra)
+        with one_at_a_time():
+            if clear_dead(options.mountpoint, config.url):
+                log.info("%s was a dead mount, its process had ended without unmounting: cleared", options.mountpoint)
+            check_mountpoint(options.mountpoint)
+            pyfuse3.init(operations, str(options.mountpoint), flags | options.extra)
     except RuntimeError as error:
         hint = " (allow_other needs user_allow_other in /etc/fuse.conf)" if options.allow_other else ""
         raise MountpointError(f"{options.mountpoint} cannot be mounted on: {error}{hint}") from None

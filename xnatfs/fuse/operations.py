@@ -18,6 +18,7 @@ import pyfuse3
 import trio
 from pyfuse3 import FileHandleT, FileNameT, FlagT, InodeT, ReaddirToken, RequestContext
 
+from xnatfs.access import Permit
 from xnatfs.content import Blob
 from xnatfs.errors import (
     BadReply,
@@ -28,9 +29,11 @@ from xnatfs.errors import (
     FuseMissing,
     LoginRequired,
     MountpointError,
+    NoRoute,
     NotFound,
     ReadOnly,
     Stale,
+    TimedOut,
     Unreachable,
     XnatError,
 )
@@ -45,6 +48,8 @@ ERRNOS: dict[type[XnatError], int] = {
     NotFound: errno.ENOENT,
     LoginRequired: errno.EACCES,
     Denied: errno.EACCES,
+    NoRoute: errno.EHOSTUNREACH,
+    TimedOut: errno.ETIMEDOUT,
     Unreachable: errno.EIO,
     BadReply: errno.EIO,
     Stale: errno.ESTALE,
@@ -175,10 +180,12 @@ class Operations(pyfuse3.Operations):
     def __init__(self, root: Dir, ownership: Ownership) -> None:
         super().__init__()
         self.inodes = Inodes(root)
+        self._site = root.site
         self._ownership = ownership
         self.listings = Listings()
         self._directories: dict[FileHandleT, Listed] = {}
-        self._files: dict[FileHandleT, Blob] = {}
+        self._files: dict[FileHandleT, tuple[Blob, Permit, InodeT]] = {}
+        self._forgetting: set[InodeT] = set()
         self._next_handle = 1
 
     # -- names ---------------------------------------------------------------------------------------------------
@@ -204,7 +211,11 @@ class Operations(pyfuse3.Operations):
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> pyfuse3.EntryAttributes:
         node = self._node(inode)
         await _learn_size([node])
-        attributes = self._attributes(node, node.parent.fresh_until() if node.parent else math.inf)
+        expires = node.parent.fresh_until() if node.parent else math.inf
+        if isinstance(node, File) and expires <= trio.current_time():
+            # Of a file that is open the kernel asks this before it hands out pages that it has.
+            expires = await self._permitted(node.permit(), inode)
+        attributes = self._attributes(node, expires)
         attributes.st_ino = inode
         return attributes
 
@@ -267,21 +278,47 @@ class Operations(pyfuse3.Operations):
         node = self._node(inode)
         if not isinstance(node, File):
             raise pyfuse3.FUSEError(errno.EISDIR)
+        permit = node.permit()
+        if permit.until <= trio.current_time():  # by way of /proc/self/fd, which looks nothing up
+            await self._permitted(permit, inode)
         blob = await node.open()
         handle = self._handle()
-        self._files[handle] = blob
+        self._files[handle] = blob, permit, inode
         # Pages of a file that is not whole yet must not outlive a failure: they are kept only of a verified one.
         return pyfuse3.FileInfo(fh=handle, keep_cache=blob.complete)
 
     @handler
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
-        return await self._files[fh].read(off, size)
+        blob, permit, inode = self._files[fh]
+        if permit.until <= trio.current_time():
+            await self._permitted(permit, inode)
+        return await blob.read(off, size)
+
+    async def _permitted(self, permit: Permit, inode: InodeT) -> float:
+        """See to it that this may be read on; until when. Where it may not, the kernel's pages of it go, too."""
+        try:
+            await permit.renew()
+        except XnatError:
+            if inode not in self._forgetting:
+                self._forgetting.add(inode)
+                self._site.access.begin(self._forget_pages, inode)
+            raise
+        return permit.until
+
+    async def _forget_pages(self, inode: InodeT) -> None:
+        """In a thread, which waits until the read that found it out is answered: on the loop it would wait for ever."""
+        try:
+            await trio.to_thread.run_sync(pyfuse3.invalidate_inode, inode, abandon_on_cancel=True)
+        except OSError as error:
+            log.debug("the kernel does not know inode %d: %s", inode, error)
+        finally:
+            self._forgetting.discard(inode)
 
     @handler
     async def release(self, fh: FileHandleT) -> None:
-        blob = self._files.pop(fh, None)
-        if blob is not None:
-            blob.close()
+        opened = self._files.pop(fh, None)
+        if opened is not None:
+            opened[0].close()
 
     # -- the file system -----------------------------------------------------------------------------------------
 

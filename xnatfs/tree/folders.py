@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast, overload
 
 import trio
 
+from xnatfs.access import Permit
 from xnatfs.bulk import version
 from xnatfs.catalogue import Catalogue
 from xnatfs.client import has_url
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 # A file that is listed and not to be had is lost if the listing is younger than this, in seconds; an older listing is
 # asked for again, to tell a lost file from a deleted one.
 LOST_IF_LISTED_WITHIN = 10.0
+# Of one resource. A folder is 1.5 KB, and two bytes of a path make one.
+MOST_FOLDERS = 200_000
 # Files that are sorted into folders between two looks at who else waits: a millisecond.
 AT_ONCE = 100
 
@@ -48,6 +51,7 @@ class Folders:
         self.modified = resource_dir.modified()
         self.by_path: dict[Inner, Folder] = {(): Folder(self, resource_dir, None)}
         self.sizes: dict[int, int] = {}  # that are not as the catalogue has them, by place
+        self.twice = 0  # files that are listed under the path of another one
 
     def __len__(self) -> int:
         return len(self.catalogue) + len(self.by_path)
@@ -65,6 +69,8 @@ class Folders:
         """The folder of this path, made if need be, with those that it is in."""
         found = self.by_path.get(inner)
         if found is None:
+            if len(self.by_path) > MOST_FOLDERS:
+                raise BadReply(f"resource {self.catalogue.resource_id} has more than {MOST_FOLDERS} folders")
             parent = self.folder(inner[:-1])
             node = FolderDir(parent.node, inner[-1], self.resource_dir, inner)
             parent.dirs[inner[-1]] = node
@@ -284,7 +290,7 @@ class CatalogueFile(File):
         resource_dir = folders.resource_dir
         await self.site.bulk.opened(resource_dir.place.item, folders.listing.groups, row, resource_dir)
         try:
-            blob = await self.site.content.open(version(row), resource_dir.source(row))
+            blob = await self.site.content.open(version(row, resource_dir.owners), resource_dir.source(row))
         except NotFound as error:
             await self._check_listed()
             raise BadReply(f"the server lists {'/'.join(self.path)}, but has lost it: {error}") from error
@@ -293,6 +299,9 @@ class CatalogueFile(File):
             self._correct(blob.size)
             raise Stale(f"{'/'.join(self.path)} is {blob.size} bytes, not {self._size} as listed")
         return blob
+
+    def permit(self) -> Permit:
+        return self.folder.folders.resource_dir.permit(self.folder.folders.expires)
 
     async def _check_listed(self) -> None:
         """Raise NotFound if the file is not in the server's listing any more."""
@@ -369,13 +378,17 @@ async def _sort(folders: Folders) -> None:
         while name in folder:
             name += "~file"
         _enter(folder, name, place, catalogue.path(place))
+    if folders.twice > 1:
+        log.warning("the catalogue of resource %s has %d such paths", catalogue.resource_id, folders.twice)
     for folder in folders.by_path.values():
         folder.aliases = {raw: name for raw, name in folder.aliases.items() if raw not in folder}
 
 
 def _enter(folder: Folder, name: str, place: int, path: str) -> None:
     if name in folder.places:
-        log.warning("the catalogue of resource %s has %r twice", folder.folders.catalogue.resource_id, path)
+        folder.folders.twice += 1
+        if folder.folders.twice == 1:  # a line for each would let a server fill the disk with the log
+            log.warning("the catalogue of resource %s has %r twice", folder.folders.catalogue.resource_id, path)
         return
     folder.places[name] = place
     raw = path.rpartition("/")[2]

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import trio
 
+from xnatfs.access import Permit
 from xnatfs.content import Blob
 from xnatfs.errors import NotFound
 from xnatfs.site import Key, Site
@@ -175,6 +176,10 @@ class File(Node):
 
     async def size(self) -> int:
         """Its length in bytes. May cost a request where the server's listing lacks it."""
+        raise NotImplementedError(type(self).__name__)
+
+    def permit(self) -> Permit:
+        """Leave to read it, as long as the server shows it to us; to be looked at whenever it is read."""
         raise NotImplementedError(type(self).__name__)
 
     async def open(self) -> Blob:

@@ -33,6 +33,8 @@ IDLE = 30.0
 GRACE = 10.0
 # How long one that was told to stop may take: it looks up between two pieces, and writes one to a busy disk.
 STOP = 5.0
+# The same before there is a body: then it writes nothing, and looks up at once unless it hangs.
+STOP_EARLY = 1.0
 # Read at a time of the messages of a process.
 LINE = 64 * 1024
 # What of a body is taken through the process, where it is not written to a file: error pages.
@@ -100,15 +102,15 @@ class _Process:
         data, self._lines, self._owed = self._lines[: self._owed], self._lines[self._owed :], 0
         return data
 
-    async def stop(self) -> None:
+    async def stop(self, within: float) -> None:
         """Have it leave the body, or end it."""
-        with trio.CancelScope(shield=True), trio.move_on_after(STOP):
+        with trio.CancelScope(shield=True), trio.move_on_after(within):
             try:
                 await self.tell({"stop": True})
                 while not self.ended:
                     await self.data()
                     with contextlib.suppress(httpx.TransportError, OSError):  # of what is left, or of its own end
-                        if "stopped" in await self.hear(STOP):
+                        if "stopped" in await self.hear(within):
                             return
             except (httpx.TransportError, ValueError) as error:
                 log.debug("a download process does not stop: %r", error)
@@ -231,12 +233,12 @@ class Workers(httpx.AsyncBaseTransport):
                     raise
             finally:
                 if response is None:
-                    await self.release(process)
+                    await self.release(process, STOP_EARLY)
 
-    async def release(self, process: _Process) -> None:
+    async def release(self, process: _Process, within: float = STOP) -> None:
         """It is not needed for this request any more."""
         if not process.ended:
-            await process.stop()
+            await process.stop(within)
         if process.ended or self._closed:
             await process.end()
             self._all.discard(process)
