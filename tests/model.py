@@ -193,6 +193,7 @@ def _resources_at(home: Path, moments: list[Moment]) -> set[str]:
 def _seen(archive: Archive, time: float) -> Moment:
     names: dict[Path, set[str]] = {("projects",): set()}
     files: dict[Path, There] = {}
+    resources: set[str] = set()
 
     def enter(path: Path) -> None:
         for depth in range(1, len(path)):
@@ -203,10 +204,11 @@ def _seen(archive: Archive, time: float) -> Moment:
         if not archive.sees(USER, project):
             continue
         home = ("projects", project)
-        enter(home)
+        names[("projects",)].add(project)
         if not archive.reads(USER, project):
             continue
-        for subject, label in archive.subjects_in(project):
+        enter(home)
+        for _, label in archive.subjects_in(project):
             enter((*home, label))
         for session, label in archive.experiments_in(project):
             place = (*home, archive.subjects[session.subject].label, label)
@@ -214,14 +216,14 @@ def _seen(archive: Archive, time: float) -> Moment:
             parts = [((*place, "scans", scan.id), r) for scan in session.scans for r in scan.resources]
             for path, resource in [*parts, *(((*place, "resources"), r) for r in session.resources)]:
                 enter((*path, resource.label))
+                resources.add(str(resource.id))
                 for entry in resource.entries:
                     file = (*path, resource.label, *entry.path.split("/"))
                     enter(file[:-1])
                     names[file[:-1]].add(file[-1])
                     assert isinstance(entry.content, bytes)
                     files[file] = There(str(resource.id), entry.path, entry.content)
-    resources = frozenset(file.resource for file in files.values())
-    return Moment(time, files, {path: frozenset(each) for path, each in names.items()}, resources)
+    return Moment(time, files, {path: frozenset(each) for path, each in names.items()}, frozenset(resources))
 
 
 # -- the network ---------------------------------------------------------------------------------------------------
@@ -257,7 +259,7 @@ class Network(httpx.AsyncBaseTransport):
         self._timeout = timeout
         self.faults: list[Fault] = []
         self.met_at = -float("inf")  # when a fault was met last
-        self.met: list[str] = []
+        self.harmed_at = -float("inf")  # when bytes were harmed last, so that only a digest tells
         self.honest_digests = True  # whether every listing that anybody has states digests
 
     def fail(self, kind: str, count: int, place: str) -> None:
@@ -280,13 +282,10 @@ class Network(httpx.AsyncBaseTransport):
         response = self._demo(request)
         if fault == "reset":
             raise httpx.ReadError("reset")
-        if fault.isdigit():
-            return httpx.Response(int(fault), html="<html><h3>a fault</h3></html>")
-        if fault == "html":
-            return httpx.Response(200, html="<html>Please log in.</html>")
-        return httpx.Response(
-            response.status_code, headers=response.headers, stream=_Body(_harmed(response, fault), fault)
-        )
+        if fault.isdigit() or fault == "html":
+            response = httpx.Response(int(fault) if fault.isdigit() else 200, html="<html><h3>a fault</h3></html>")
+        body = _Body(_harmed(response, fault), fault)
+        return httpx.Response(response.status_code, headers=response.headers, stream=body)
 
     def _met(self, request: httpx.Request) -> str:
         for fault in self.faults:
@@ -295,7 +294,8 @@ class Network(httpx.AsyncBaseTransport):
                 if not fault.count:
                     self.faults.remove(fault)
                 self.met_at = trio.current_time()
-                self.met.append(fault.kind)
+                if fault.kind in HIDDEN:
+                    self.harmed_at = self.met_at
                 return fault.kind
         return ""
 

@@ -130,6 +130,21 @@ async def test_a_dead_session_is_replaced_for_all(tmp_path):
     assert (found.token, found.idle) == (token, IDLE)
 
 
+async def test_every_session_that_was_found_dead_is_passed_over(tmp_path):
+    class Asked(SessionStore):
+        dead: frozenset[str] = frozenset()
+
+        def find(self, dead: frozenset[str] = frozenset()) -> None:
+            self.dead = dead
+
+    server, sessions = Counted(), Asked(URL, "u", tmp_path)
+    async with logging_in(server, sessions=sessions) as login:
+        for _ in range(2):
+            assert await login.lost(await login.token(), reply(401), "json")
+        await login.token()
+    assert sessions.dead == set(server.sessions[:2])
+
+
 async def test_a_session_that_cannot_be_shared_is_ones_own(tmp_path, caplog):
     (tmp_path / ".config").write_text("no directory")
     server = Counted()

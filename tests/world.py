@@ -65,6 +65,14 @@ class Handle:
     failed: bool = False  # and so it stays
     read: list[tuple[int, bytes]] = field(default_factory=list)
 
+    def is_whole(self) -> bool:
+        """Whether all of it was read."""
+        end = 0
+        for offset, data in sorted(self.read, key=lambda each: each[0]):
+            if offset <= end:
+                end = max(end, offset + len(data))
+        return end >= self.size
+
     def reached_end(self) -> bool:
         return any(offset + len(data) >= self.size for offset, data in self.read)
 
@@ -82,7 +90,9 @@ class World:
             URL, cache_dir=directory, timeout=TIMEOUT, ttl=TTL, revalidate=REVALIDATE, cache_size=cache_size
         )
         self.network.honest_digests = digests
-        self._digestless = -float("inf") if digests else float("inf")  # when a listing without digests was last to be had
+        self._digestless = (
+            -float("inf") if digests else float("inf")
+        )  # when a listing without digests was last to be had
         self._mount: AsyncExitStack
         self._readers: trio.Nursery
         self._idle = 0  # tasks of a mount in which nothing goes on
@@ -219,8 +229,10 @@ class World:
         try:
             yield
         except OSError as error:
-            assert error.errno in ERRNOS, errno.errorcode[error.errno or 0]
-            assert not (calm and there and self._calm(path)), f"{error} for no reason, of {path}"
+            if error.errno not in ERRNOS:
+                raise AssertionError(f"{error} of {path}") from error
+            if calm and there and self._calm(path):
+                raise AssertionError(f"{error} for no reason, of {path}") from error
 
     def _since(self) -> float:
         """What was gone by then is not shown any more, and not read by who opens it now."""
@@ -243,14 +255,16 @@ class World:
             if self._calm(path):
                 must -= {"resources", "scans"}
                 assert must <= shown, f"{path} does not show {must - shown}"
-                await self._lose(path)
+        if self._calm(path):
+            await self._lose(path)
 
     async def _lose(self, path: Path) -> None:
-        """Whoever has listed this directory, from the server of now, knows what is not in there any more."""
+        """Whoever has tried to list this directory, on the server of now, knows what is not in there any more."""
         if len(path) > 2:
             return
         await trio.sleep(1)
-        gone = {p[:2] for m in self.model.moments for p in m.files} - set(self.model.present.names)
+        listed = self.model.present.names["projects",]
+        gone = {p[:2] for m in self.model.moments for p in m.files if p[1] not in listed}
         homes = [home for home in gone if self._calm(home)] if len(path) == 1 else [path]
         files = {(p[:2], f.resource) for m in self.model.moments for p, f in m.files.items()}
         below = {resource for home, resource in files if home in homes}
@@ -295,6 +309,8 @@ class World:
         """All that was read of it is of one version that the server had, whole."""
         if not handle.read:
             return  # of a big file nobody knows before it has come whole that its length is wrong
+        if handle.size > 2 * PAGE and self.network.harmed_at > handle.since and not handle.is_whole():
+            return  # nor that its bytes are; who reads all of it hears of that before the end
         versions = self.model.contents(handle.path, handle.since, trio.current_time())
         # Of a big file that came with a wrong length a part may be read, but not to its end.
         sized = [each for each in versions if len(each) == handle.size or not handle.reached_end()]
@@ -491,9 +507,9 @@ class World:
         """Idle for too long, by the server's clock."""
         await trio.sleep(self.model.demo.sessions.ttl + 1)
 
-    async def site_open(self, open: bool) -> None:
+    async def site_open(self, on: bool) -> None:
         """To guests, who see public projects: none here."""
-        self.model.demo.sessions.require_login = not open
+        self.model.demo.sessions.require_login = not on
 
     async def digests(self, on: bool) -> None:
         self.model.demo.routes.levels.digests = on

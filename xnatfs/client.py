@@ -94,6 +94,15 @@ class Xnat:
     def requests(self) -> int:
         return self._transport.requests
 
+    def counters(self) -> dict[str, int]:
+        """What has been asked, and of that what is under way."""
+        return {
+            "requests": self.requests,
+            "logins": self.login.logins,
+            "downloads": self._downloads.borrowed_tokens,
+            "heads": self._heads.borrowed_tokens,
+        }
+
     async def session_lives(self) -> bool:
         """Whether the server still knows us, or answers as to a guest; then the next request logs in."""
         return await self._transport.session_lives("")

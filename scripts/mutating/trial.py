@@ -12,16 +12,15 @@ import shutil
 import signal
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import CodeType, FrameType
 from typing import Any, Literal
 
 import pytest
 from _pytest.runner import runtestprotocol
+from coverage import Coverage
 
 from scripts.mutating.mutant import Mutant
 
@@ -112,20 +111,28 @@ class Trials:
                 process = os.fork()
                 if not process:
                     with _exiting():
-                        report.write_text(json.dumps(dict(self._watched(tests))))
+                        report.write_text(json.dumps(self._watched(tests)))
                 os.waitpid(process, 0)
             found |= json.loads(report.read_text())
         self.unfit = [name for name, values in found.items() if values is None]
         return {name: Usual(*values) for name, values in found.items() if values is not None}
 
-    def _watched(self, items: list[pytest.Item]) -> Iterator[tuple[str, object]]:
-        watch = _Watch({_file(module): module for module in self._modules})
+    def _watched(self, items: list[pytest.Item]) -> dict[str, object]:
+        watch = Coverage(data_file=None, config_file=False, include=[_file(module) for module in self._modules])
+        spent: dict[str, tuple[float, float] | None] = {}
+        watch.start()
         for item, following in zip(items, [*items[1:], None], strict=True):
+            watch.switch_context(item.nodeid)
             began, used = time.monotonic(), time.process_time()
-            with watch:
-                failed = _fails(item, following)
-            spent = (time.monotonic() - began, time.process_time() - used, watch.taken())
-            yield item.nodeid, None if failed else spent
+            failed = _fails(item, following)
+            spent[item.nodeid] = None if failed else (time.monotonic() - began, time.process_time() - used)
+        watch.stop()
+        lines: dict[str, dict[str, list[int]]] = {name: {} for name in spent}
+        for module in self._modules:
+            for line, names in watch.get_data().contexts_by_lineno(_file(module)).items():
+                for name in lines.keys() & names:
+                    lines[name].setdefault(module, []).append(line)
+        return {name: (*seconds, lines[name]) if seconds else None for name, seconds in spent.items()}
 
     def _chosen(self, mutant: Mutant, usual: dict[str, Usual]) -> list[str]:
         touching = sorted((each.processor, name) for name, each in usual.items() if each.touches(mutant))
@@ -176,44 +183,6 @@ class _exiting:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         os._exit(0 if kind is None else 1)
-
-
-class _Watch:
-    """Which lines of some files are executed, in any thread, by code that begins within it."""
-
-    def __init__(self, files: dict[str, str]) -> None:
-        self._files = files
-        self._lines: dict[str, set[int]] = {module: set() for module in files.values()}
-        self._of_code: dict[CodeType, set[int] | None] = {}
-
-    def __enter__(self) -> None:
-        threading.settrace(self._called)
-        sys.settrace(self._called)
-
-    def __exit__(self, *_: object) -> None:
-        sys.settrace(None)
-        threading.settrace(None)
-
-    def taken(self) -> dict[str, list[int]]:
-        found = {module: sorted(lines) for module, lines in self._lines.items() if lines}
-        for lines in self._lines.values():
-            lines.clear()
-        return found
-
-    def _called(self, frame: FrameType, event: str, argument: object) -> Any:
-        code = frame.f_code
-        if code not in self._of_code:
-            self._of_code[code] = self._lines.get(self._files.get(code.co_filename, ""))
-        lines = self._of_code[code]
-        if lines is None:
-            return None
-        lines.add(frame.f_lineno)
-
-        def line(frame: FrameType, event: str, argument: object) -> Any:
-            lines.add(frame.f_lineno)
-            return line
-
-        return line
 
 
 def _file(module: str) -> str:

@@ -53,6 +53,7 @@ class Shelf:
         self.boot = _boot_id()
         self.recent: dict[bytes, float] = {}  # opens that the index has not been told of
         self.crowded = False  # the last eviction met open files and stayed above the limit
+        self.evicted = 0  # files, since it was opened
 
     def path(self, ident: bytes) -> str:
         """Where a kept file is."""
@@ -202,7 +203,7 @@ class Shelf:
             if old.in_place():
                 set_aside(self.directory / INDEX)
             self.index = open_index(self.directory / INDEX)
-        return old
+        return old  # closed when nobody has it any more: the event loop may be reading there
 
     def adopt(self, partials: list[tuple[str, int]]) -> None:
         """Have a new index agree with what there is: our downloads, and none of the files."""
@@ -247,6 +248,7 @@ class Shelf:
             if not lock(fd, fcntl.LOCK_EX):
                 return False
             os.unlink(path)
+            self.evicted += 1
         self.index.drop([ident])
         return True
 

@@ -70,6 +70,16 @@ class Store:
         """Open files kept the last eviction from reaching the limit."""
         return self._shelf.crowded
 
+    def counters(self) -> dict[str, int]:
+        """What this process downloads into the directory, and what all have there."""
+        return {
+            "partials": len(self._partials),
+            "reserved": sum(partial.reserved for partial in self._partials.values()),
+            "kept_bytes": self.total(),
+            "limit": self.limit,
+            "evicted": self._shelf.evicted,
+        }
+
     def lookup(self, ident: bytes) -> Row | None:
         """The row, unless it is from before a crash of the machine."""
         return next(iter(self._counting(lambda index: [row] if (row := index.get(ident)) else [])), None)

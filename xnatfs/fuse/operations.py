@@ -189,6 +189,10 @@ class Operations(pyfuse3.Operations):
         self._forgetting: set[InodeT] = set()
         self._next_handle = 1
 
+    def counters(self) -> dict[str, int]:
+        """What the kernel has open, and how many nodes it remembers."""
+        return {"files": len(self._files), "directories": len(self._directories), "inodes": len(self.inodes)}
+
     # -- names ---------------------------------------------------------------------------------------------------
 
     @handler
@@ -293,7 +297,10 @@ class Operations(pyfuse3.Operations):
         blob, permit, inode = self._files[fh]
         if permit.until <= trio.current_time():
             await self._permitted(permit, inode)
-        return await blob.read(off, size)
+        try:
+            return await blob.read(off, size)
+        except NotFound as error:  # read(2) knows no such answer of what is open
+            raise Stale(f"it is not there any more: {error}") from error
 
     async def _permitted(self, permit: Permit, inode: InodeT) -> float:
         """See to it that this may be read on; until when. Where it may not, the kernel's pages of it go, too."""
