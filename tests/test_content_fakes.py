@@ -90,6 +90,11 @@ class FakeSource:
             self.running -= 1
             await chunks.aclose()
 
+    def release(self) -> None:
+        """What stalls goes on."""
+        for stall in self.stalls.values():
+            stall.set()
+
     async def _chunks(self, start: int, stop: int | None) -> AsyncGenerator[bytes]:
         last = len(self.data) if stop is None else min(stop, len(self.data))
         marks = sorted([*self.breaks, *self.stalls, last])
@@ -120,9 +125,10 @@ class FakeSource:
                     rest = rest or await anext(chunks, b"")
                     if not rest:
                         raise Unreachable("it ended early")
-                    taken, rest = rest[:length], rest[length:]
-                    if descriptor is not None:
-                        assert os.pwrite(descriptor, taken, offset) == len(taken)
+                    taken = rest[:length]
+                    if descriptor is not None:  # what a full disk does not take is written next
+                        taken = taken[: os.pwrite(descriptor, taken, offset)]
+                    rest = rest[len(taken) :]
                     offset, length = offset + len(taken), length - len(taken)
                     yield len(taken)
             finally:

@@ -43,6 +43,21 @@ async def test_what_is_kept_is_what_was_put(tmp_path):
     assert await second.get(("projects",), Project) is None
 
 
+async def test_all_can_be_forgotten_at_once(tmp_path):
+    first = await kept(tmp_path)
+    first.put(KEY, ROWS)
+    await first.write()
+    first.put(("projects",), [Project("P", "n", "s")])
+    first.forget_all()
+    assert await first.get(KEY, Experiment) is None
+    first.put(("scans", "E1"), [Scan("1", "T1", "usable", "xnat:mrScanData", "", "desc")])
+    await first.write()
+    second = await kept(tmp_path)
+    assert await second.get(KEY, Experiment) is None
+    assert await second.get(("projects",), Project) is None
+    assert await second.get(("scans", "E1"), Scan) is not None
+
+
 async def test_it_is_private_and_of_one_account(tmp_path):
     first = await kept(tmp_path / "a" / "b")
     first.put(KEY, ROWS)

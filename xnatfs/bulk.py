@@ -142,6 +142,10 @@ class Bulk:
         self._running = 0
         self._singles = 0
 
+    def counters(self) -> dict[str, int]:
+        """What is on its way that nobody has asked for."""
+        return {"tars": self._running, "ahead": self._singles}
+
     async def opened(self, item: Sequence[str], groups: Groups, row: FileRow, around: Around) -> None:
         """A reader is about to open this file; returns when it can be opened without waiting, or asked for singly.
 

@@ -47,6 +47,7 @@ class Listing(Generic[R]):
     broken: frozenset[str] = field(default=frozenset())  # groups that the server could not list
     # Put together from lists of many items, or kept from an earlier mount: a row may be missing.
     pieced: bool = False
+    stale: float = 0.0  # seconds since the epoch: the server is away, and this is of then
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -81,22 +81,23 @@ class Mounted:
 
     def resident(self) -> float:
         """MB of memory, of the daemon and of every process that it has started."""
-        wanted = {process.pid for process in _processes() if str(self.path) in process.arguments}
+        wanted = {process.pid for process in processes() if str(self.path) in process.arguments}
         assert wanted, "nobody serves the mount"
-        while more := {p.pid for p in _processes() if p.parent in wanted} - wanted:
+        while more := {p.pid for p in processes() if p.parent in wanted} - wanted:
             wanted |= more
-        return sum(process.resident for process in _processes() if process.pid in wanted) / 1e6
+        return sum(process.resident for process in processes() if process.pid in wanted) / 1e6
 
 
 @dataclass(frozen=True)
-class _Process:
+class Process:
     pid: int
     parent: int
     arguments: list[str]
     resident: int  # bytes
 
 
-def _processes() -> Iterator[_Process]:
+def processes() -> Iterator[Process]:
+    """All that run, as /proc has them."""
     for path in Path("/proc").iterdir():
         if not path.name.isdigit():
             continue
@@ -104,7 +105,7 @@ def _processes() -> Iterator[_Process]:
             arguments = (path / "cmdline").read_bytes().decode(errors="replace").split("\0")
             status = dict(line.split(":", 1) for line in (path / "status").read_text().splitlines())
             resident = int(status.get("VmRSS", "0 kB").split()[0]) * 1024
-            yield _Process(int(path.name), int(status["PPid"]), arguments, resident)
+            yield Process(int(path.name), int(status["PPid"]), arguments, resident)
 
 
 @contextlib.contextmanager

@@ -72,6 +72,20 @@ class ContentCache:
         """What `bytes_used` is kept under, but for open files."""
         return self._store.limit
 
+    def counters(self) -> dict[str, int]:
+        """What is held now. `open_bytes` is what may exceed the limit; nobody reads, fills or waits: 0, 0 and 0."""
+        return {
+            "readers": sum(entry.blob.users for entry in self._entries),
+            "fills": sum(entry.fill is not None and entry.fill.running for entry in self._entries),
+            "unwritten": self._writeback.waiting_bytes,
+            "idle": len(self._idle),
+            "open_bytes": sum(max(entry.blob.size, 0) for entry in self._entries),
+            "hits": self.stats.hits,
+            "misses": self.stats.misses,
+            "fetched": self.stats.fetched,
+            **self._store.counters(),
+        }
+
     def has(self, version: Version) -> bool:
         """Would an open be answered without asking the server? Costs a point read."""
         ident = identity(version)
@@ -138,6 +152,7 @@ class ContentCache:
         entry = self._enter(ident, version, self.clock(), users=0)
         entry.in_memory = True
         entry.row = self._new_row(entry, len(data), "")
+        entry.blob.stamp = entry.row.stamp
         entry.blob.hold(data)
         self.stats.fetched += len(data)
         self.stats.sound(version.key)
@@ -197,7 +212,7 @@ class ContentCache:
             self.stats.hits += 1
             entry = self._enter(ident, version, row.checked)
             entry.row, entry.listed = row, row.listed
-            entry.blob.fd, entry.blob.size = fd, row.size
+            entry.blob.fd, entry.blob.size, entry.blob.stamp = fd, row.size, row.stamp
             entry.blob.finish()
             return entry
         self.stats.misses += 1
@@ -258,8 +273,8 @@ class ContentCache:
 
     def _new_row(self, entry: Entry, size: int, modified: str) -> Row:
         key = entry.blob.key.encode("utf-8", "backslashreplace").decode()  # SQLite takes no lone surrogates
-        owners = "\n".join(entry.owners)
-        return Row(entry.ident, key, entry.listed, size, modified, entry.checked, entry.checked, "", owners)
+        checked, owners = entry.checked, "\n".join(entry.owners)
+        return Row(entry.ident, key, entry.listed, size, modified, checked, checked, "", owners=owners)
 
     def _row_to_write(self, entry: Entry) -> Row | None:
         return entry.row if self._live.get(entry.ident) is entry else None
@@ -297,6 +312,7 @@ class ContentCache:
                 fill.linger()
             return
         wanted = self._live.get(entry.ident) is entry and 0 <= blob.size <= self._store.limit
+        wanted = wanted and not (fill is not None and fill.intake.in_memory)
         if blob.complete or not wanted:
             self._dispose(entry)
         elif entry not in self._idle:

@@ -12,6 +12,7 @@ import stat
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, TypeVar, cast
 
 import pyfuse3
@@ -29,9 +30,11 @@ from xnatfs.errors import (
     FuseMissing,
     LoginRequired,
     MountpointError,
+    NoRoute,
     NotFound,
     ReadOnly,
     Stale,
+    TimedOut,
     Unreachable,
     XnatError,
 )
@@ -46,6 +49,8 @@ ERRNOS: dict[type[XnatError], int] = {
     NotFound: errno.ENOENT,
     LoginRequired: errno.EACCES,
     Denied: errno.EACCES,
+    NoRoute: errno.EHOSTUNREACH,
+    TimedOut: errno.ETIMEDOUT,
     Unreachable: errno.EIO,
     BadReply: errno.EIO,
     Stale: errno.ESTALE,
@@ -184,6 +189,10 @@ class Operations(pyfuse3.Operations):
         self._forgetting: set[InodeT] = set()
         self._next_handle = 1
 
+    def counters(self) -> dict[str, int]:
+        """What the kernel has open, and how many nodes it remembers."""
+        return {"files": len(self._files), "directories": len(self._directories), "inodes": len(self.inodes)}
+
     # -- names ---------------------------------------------------------------------------------------------------
 
     @handler
@@ -288,7 +297,10 @@ class Operations(pyfuse3.Operations):
         blob, permit, inode = self._files[fh]
         if permit.until <= trio.current_time():
             await self._permitted(permit, inode)
-        return await blob.read(off, size)
+        try:
+            return await blob.read(off, size)
+        except NotFound as error:  # read(2) knows no such answer of what is open
+            raise Stale(f"it is not there any more: {error}") from error
 
     async def _permitted(self, permit: Permit, inode: InodeT) -> float:
         """See to it that this may be read on; until when. Where it may not, the kernel's pages of it go, too."""
@@ -400,6 +412,8 @@ async def _learn_size(nodes: Sequence[Node]) -> None:
 
 async def _xattrs(node: Node) -> dict[FileNameT, bytes]:
     facts = await node.all_xattrs()
+    if since := node.stale():
+        facts["stale"] = datetime.fromtimestamp(since, UTC).isoformat(timespec="seconds")
     return {FileNameT(XATTR_PREFIX + key.encode()): encode(value) for key, value in facts.items() if value}
 
 

@@ -82,6 +82,16 @@ class Node:
         """The same, where lists of many items do not tell all: may cost a request."""
         return self.xattrs()
 
+    def stale(self) -> float:
+        """Since when nobody knows whether it is so, in seconds since the epoch; 0: the server has just said so."""
+        above = self.parent.stale() if self.parent else 0.0
+        times = [above, *(self.site.stale(key) for key in self.sources())]
+        return min(filter(None, times), default=0.0)
+
+    def sources(self) -> Sequence[Key]:
+        """The listings that it is made of, of which one may be put together from others, or of the last mount."""
+        return ()
+
 
 class Dir(Node):
     """A directory."""
@@ -126,10 +136,6 @@ class Dir(Node):
         if node is None:
             raise NotFound(f"{'/'.join((*self.path, name))} does not exist")
         return node
-
-    def sources(self) -> Sequence[Key]:
-        """The listings that it is made of, of which one may be put together from others, or of the last mount."""
-        return ()
 
 
 class StaticDir(Dir):

@@ -72,6 +72,9 @@ class ResourceDir(Dir):
         self.place = place
         self.resource = resource
 
+    def sources(self) -> Sequence[Key]:
+        return [("files", self.place.item, self.place.below)]
+
     async def all_xattrs(self) -> dict[str, str]:
         """A list of files does not tell what its resources are for."""
         item, below = self.place.item, self.place.below

@@ -1,7 +1,6 @@
 """SESSION/: scans, resources, assessors and reconstructions. Listing a session asks nothing: the four always exist."""
 
 from collections.abc import Iterable, Sequence
-from html import unescape
 
 from xnatfs.errors import BadReply, NotFound
 from xnatfs.metadata import Listing
@@ -10,6 +9,7 @@ from xnatfs.site import Item, Key, Site
 from xnatfs.tree.names import assign
 from xnatfs.tree.node import Children, Dir, Node, StaticDir, number
 from xnatfs.tree.resources import Place, ResourcesDir
+from xnatfs.untrusted import decoded
 
 INPUTS = "in"  # what an assessor was made of; found by lookup, not listed: it costs a request each
 
@@ -86,7 +86,7 @@ class ScansDir(_PartsDir):
             if self.session.experiment.is_imaging:
                 raise
             return Children({})  # servers answer 404 or 500 for what cannot have scans
-        named = assign(listing.rows, lambda row: unescape(row.id), lambda row: row.id)
+        named = assign(listing.rows, lambda row: decoded(row.id), lambda row: row.id)
         nodes = {name: ScanDir(self, name, row, place) for place, (name, row) in enumerate(named.items())}
         return Children(nodes, listing.expires)
 
@@ -188,7 +188,7 @@ class ReconstructionsDir(_PartsDir):
         await self.session.look_into()
         listing: Listing[Resource] = await self.site.resources(self.session.item, True)
         ids = sorted({row.cat_id for row in listing.rows if row.category == "reconstructions"})
-        named = assign(ids, unescape, lambda cat_id: cat_id)
+        named = assign(ids, decoded, lambda cat_id: cat_id)
         nodes = {name: ReconstructionDir(self, name, cat_id) for name, cat_id in named.items()}
         return Children(nodes, listing.expires)
 
