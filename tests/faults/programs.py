@@ -380,7 +380,7 @@ class Archiver(Client):
 
 
 def bytes_of(entry: Entry) -> bytes:
-    assert entry.content is not None
+    assert isinstance(entry.content, bytes | Path)
     return entry.content if isinstance(entry.content, bytes) else entry.content.read_bytes()
 
 
