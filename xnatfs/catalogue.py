@@ -119,29 +119,28 @@ class Catalogues(Sequence[FileRow]):
         """Rows as they came. Raises BadReply for what is no file."""
         for cells in rows:
             try:
-                self._add(cells)
-            except TypeError:  # a cell that is a list or an object, where text was due
-                self._add({key: "" if value is None else str(value) for key, value in cells.items()})
-
-    def _add(self, cells: Mapping[str, Any]) -> None:
-        try:
-            number, uri, size, digest = cells["cat_ID"], cells["URI"], cells["Size"], cells["digest"]
-            kind = (cells["file_format"], cells["file_content"])
-        except KeyError:  # another spelling, or a cell less
-            row = Row(cells)
-            number, uri, size, digest = row.get("cat_ID"), row.get("URI"), row.get("Size"), row.get("digest")
-            kind = (row.get("file_format"), row.get("file_content"))
-        if not number or not uri:
-            Row(cells).need("cat_ID" if not number else "URI")
-        catalogue = self.groups.get(number) or self._group(str(number), str(uri), cells)
-        size, digest = str(size), str(digest or "").lower()
-        catalogue.add(
-            file_path(str(uri), catalogue.resource_id),
-            int(size) if size.isascii() and size.isdigit() and len(size) <= DIGITS else None,
-            digest,
-            self._kinds.get(kind) or self._kind(kind),
-        )
-        self._listed(catalogue)
+                number, uri, size, digest = cells["cat_ID"], cells["URI"], cells["Size"], cells["digest"]
+                kind = (cells["file_format"], cells["file_content"])
+            except KeyError:  # another spelling, or a cell less
+                row = Row(cells)
+                number, uri, size, digest = row.get("cat_ID"), row.get("URI"), row.get("Size"), row.get("digest")
+                kind = (row.get("file_format"), row.get("file_content"))
+            if not number or not uri:
+                Row(cells).need("cat_ID" if not number else "URI")
+            try:
+                catalogue = self.groups.get(number) or self._group(str(number), str(uri), cells)
+                named = self._kinds.get(kind) or self._kind(kind)
+            except TypeError:  # a list or an object, where text was due
+                self.add([{key: "" if value is None else str(value) for key, value in cells.items()}])
+                continue
+            size, digest = str(size), str(digest or "").lower()
+            catalogue.add(
+                file_path(str(uri), catalogue.resource_id),
+                int(size) if size.isascii() and size.isdigit() and len(size) <= DIGITS else None,
+                digest,
+                named,
+            )
+            self._listed(catalogue)
 
     @classmethod
     def of(cls, rows: Iterable[FileRow]) -> "Catalogues":
