@@ -305,7 +305,7 @@ class CatalogueFile(File):
             raise BadReply(f"the server lists {'/'.join(self.path)}, but has lost it: {error}") from error
         replaced = not row.digest and self.site.sees(self._seen_key(), blob.stamp) != self._before
         if blob.size != await self.size():
-            await _believe(blob)
+            await _believe(blob, row.digest)
             blob.close()
             self._correct(blob.size)
             raise Stale(f"{'/'.join(self.path)} is {blob.size} bytes, not {self._size} as listed")
@@ -338,13 +338,15 @@ class CatalogueFile(File):
         self.folder.forget()
 
 
-async def _believe(blob: Blob) -> None:
-    """A reply has another length than the listing: wait until a small file is whole, and as its digest says.
+async def _believe(blob: Blob, digest: str) -> None:
+    """A reply has another length than the listing: wait until a small file is whole, any that has a digest as it says.
 
-    Else an empty reply made an empty file, which nobody reads, so that nobody hears that it failed.
+    Else an empty reply made an empty file, which nobody reads, so that nobody hears that it failed; and who looks for
+    the end of a file that was cut short found it where it is not.
     """
     try:
-        await blob.read(0, 1)
+        # The last byte is handed out when all have been verified.
+        await blob.read(max(blob.size - 1, 0) if digest else 0, 1)
     except BaseException:
         blob.close()
         raise
