@@ -229,10 +229,29 @@ def test_every_fault_of_a_file(tmp_path, digests):
 def test_every_change_of_a_file(tmp_path, file, digests):
     steps: list[Step] = []
     for what in CHANGES[:3]:
-        for seconds in (0.3, 10.0):
-            steps += [*meanwhile(file, what, seconds), *again(file, what, 400.0)]
+        for seconds in (0.3, 1.0, 10.0):
+            steps += [("change", {"file": file, "what": "replaced"}), ("wait", {"seconds": 300.0})]  # not kept, so far
+            steps += meanwhile(file, what, seconds)
+        steps += again(file, what, 400.0)
     steps += again(file, "revoked", 130.0)
     steps += [("grant", {"project": 0}), ("wait", {"seconds": 130.0}), *again(file, "protected", 130.0)]
     steps += [("grant", {"project": 0}), ("wait", {"seconds": 130.0}), *again(file, "renamed", 130.0)]
     steps += again(file, "moved", 130.0)
     tell(tmp_path, steps, digests=digests)
+
+
+# -- what stories have found ---------------------------------------------------------------------------------------
+
+
+def test_an_empty_reply_makes_no_empty_file(tmp_path):
+    """Of an empty file nobody reads anything, so nobody heard that its digest was wrong: `cp` made an empty copy."""
+    tell(tmp_path, [("fail", {"kind": "empty", "count": 9, "place": "files"}), ("copy", {"file": 1})])
+
+
+def test_a_guests_refusal_takes_nothing_away(tmp_path):
+    """An open site drops our session: whoever asks next has logged in before anybody can ask whose answer it was."""
+    steps: list[Step] = [("site_open", {"on": True}), ("open", {"file": 1}), ("read_whole", {"handle": 0})]
+    for _ in range(2):
+        steps += [("wait", {"seconds": 130.0}), ("end_sessions", {}), ("read_whole", {"handle": 0})]
+        steps += [("names", {"place": 0}), ("copy", {"file": 1})]
+    tell(tmp_path, steps)

@@ -96,7 +96,7 @@ class Site:
         self._past: Past | None = None
         self._seen: set[Key] = set()  # listings that were asked for before
         self.access = Access(
-            content, bulk, lambda: xnat.login.username, self._session_lives, self._forget_kept, nursery
+            content, bulk, lambda: xnat.login.username, self._known, self._ids, self._forget_kept, nursery
         )
 
     def stay(self, offline: bool = False) -> None:
@@ -315,12 +315,16 @@ class Site:
         _, group, kind = self._source(key)
         return await self._past.get(key, kind, group, error)
 
-    async def _session_lives(self) -> bool:
-        """Whether the server knows us; if not, what it refused it refused to a guest."""
+    async def _known(self) -> bool:
+        """Whether the server knows us. What it has refused may have been refused to a guest, and is asked anew."""
         lives = await self.xnat.session_lives()
-        if not lives:
-            self.metadata.forget_refusals()
+        self.metadata.forget_refusals()
         return lives
+
+    async def _ids(self, key: Key) -> list[str]:
+        """Of the server's list of now, kept by nobody."""
+        ask, _, _ = self._source(key)
+        return [row.id for row in await ask()]
 
     def _forget_kept(self, key: Key) -> None:
         if self._kept is not None:
