@@ -72,7 +72,7 @@ async def test_a_warm_open_needs_no_other_task(tmp_path):
             blob.close()
 
 
-async def test_concurrent_opens_share_one_download(tmp_path, autojump_clock):
+async def test_concurrent_opens_share_one_download(tmp_path, patient_clock):
     """Ten readers, one request."""
     source = FakeSource(SMALL, pause=0.1)
     async with open_cache(tmp_path, LIMIT) as cache, trio.open_nursery() as nursery:
@@ -85,7 +85,7 @@ async def test_concurrent_opens_share_one_download(tmp_path, autojump_clock):
     assert source.starts == [0]
 
 
-async def test_open_waits_for_the_headers_only(tmp_path, autojump_clock):
+async def test_open_waits_for_the_headers_only(tmp_path, patient_clock):
     """The size is known while the bytes are still to come."""
     source = FakeSource(SMALL)
     source.stalls[0] = trio.Event()
@@ -96,7 +96,7 @@ async def test_open_waits_for_the_headers_only(tmp_path, autojump_clock):
         blob.close()
 
 
-async def test_nothing_of_a_small_file_is_handed_out_before_it_is_verified(tmp_path, autojump_clock):
+async def test_nothing_of_a_small_file_is_handed_out_before_it_is_verified(tmp_path, patient_clock):
     """Its first byte waits for its last."""
     source = FakeSource(SMALL)
     source.stalls[len(SMALL)] = trio.Event()
@@ -110,7 +110,7 @@ async def test_nothing_of_a_small_file_is_handed_out_before_it_is_verified(tmp_p
         blob.close()
 
 
-async def test_a_reply_without_a_length_is_waited_for(tmp_path, autojump_clock):
+async def test_a_reply_without_a_length_is_waited_for(tmp_path, patient_clock):
     """Its end is the length."""
     source = FakeSource(SMALL, pause=0.1)
     source.states_size = False
@@ -128,7 +128,7 @@ async def test_the_reply_decides_the_length(tmp_path):
         assert await read_all(cache, Version("k", 12, md5(SMALL)), FakeSource(SMALL)) == SMALL
 
 
-async def test_a_small_download_finishes_without_its_readers(tmp_path, autojump_clock):
+async def test_a_small_download_finishes_without_its_readers(tmp_path, patient_clock):
     """It is nearly there; the program will be back."""
     source = FakeSource(SMALL, pause=10)
     async with open_cache(tmp_path, LIMIT) as cache:
@@ -268,7 +268,7 @@ async def test_an_exception_of_the_body_is_not_wrapped(tmp_path):
             raise KeyError
 
 
-async def test_a_cancelled_open_harms_nobody(tmp_path, autojump_clock):
+async def test_a_cancelled_open_harms_nobody(tmp_path, patient_clock):
     """Another one that waits for the same headers gets the file."""
     source = FakeSource(SMALL, pause=1)
     async with open_cache(tmp_path, LIMIT) as cache, trio.open_nursery() as nursery:
@@ -283,7 +283,7 @@ async def test_a_cancelled_open_harms_nobody(tmp_path, autojump_clock):
     assert source.starts == [0]
 
 
-async def test_a_cancelled_read_harms_nobody(tmp_path, autojump_clock):
+async def test_a_cancelled_read_harms_nobody(tmp_path, patient_clock):
     """Nor the handle that it was on."""
     source = FakeSource(SMALL, pause=1)
     async with open_cache(tmp_path, LIMIT) as cache:
@@ -296,7 +296,7 @@ async def test_a_cancelled_read_harms_nobody(tmp_path, autojump_clock):
     assert source.starts == [0]
 
 
-async def test_leaving_ends_everything(tmp_path, autojump_clock):
+async def test_leaving_ends_everything(tmp_path, patient_clock):
     """Downloads are cancelled, handles say why, and no partial stays."""
     source = FakeSource(SMALL)
     source.stalls[65536] = trio.Event()
@@ -314,7 +314,7 @@ async def test_leaving_ends_everything(tmp_path, autojump_clock):
     assert list((tmp_path / "partial").iterdir()) == []
 
 
-async def test_a_reader_that_waits_while_the_cache_is_left_is_told(tmp_path, autojump_clock):
+async def test_a_reader_that_waits_while_the_cache_is_left_is_told(tmp_path, patient_clock):
     """It is a task of somebody else, and may not hang."""
     source = FakeSource(SMALL)
     source.stalls[0] = trio.Event()
@@ -385,7 +385,7 @@ async def test_an_old_file_is_checked_and_renewed(tmp_path):
     assert source.conditions == ["", source.modified]
 
 
-async def test_readers_of_an_old_file_share_one_check(tmp_path, autojump_clock):
+async def test_readers_of_an_old_file_share_one_check(tmp_path, patient_clock):
     """While one holds it open from before."""
     source = FakeSource(SMALL, pause=0.1)
     async with open_cache(tmp_path, LIMIT, revalidate=100) as cache:

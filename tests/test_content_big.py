@@ -4,26 +4,32 @@ import pytest
 import trio
 import trio.testing
 
-from tests.test_content_fakes import (
-    BIG,
-    LIMIT,
-    FakeSource,
-    MiB,
-    failure,
-    is_kept,
-    md5,
-    read_all,
-    undigested,
-    until,
-    version,
-)
-from xnatfs.content import Blob, Version, open_cache
+from tests import test_content_fakes as fakes
+from tests.test_content_fakes import LIMIT, FakeSource, failure, is_kept, md5, read_all, undigested, until, version
+from xnatfs.content import Blob, Version, blob, fill, intake, open_cache, stream
 from xnatfs.content.abreast import HELPERS
-from xnatfs.content.blob import HOLD_BACK
 from xnatfs.content.fill import LINGER, PAUSE, STREAMS
-from xnatfs.content.stream import NEAR
 from xnatfs.errors import BadReply, Stale, Unreachable
 
+# The same rules at a sixteenth of the size, as what they cost at full size is copying; but for `at_full_size`.
+SCALE = 16
+SCALED = [
+    (blob, "HOLD_BACK"),
+    (fill, "LONGEST"),
+    (fill, "NEAR"),
+    (fill, "SMALL"),
+    (intake, "HASH_BEHIND"),
+    (intake, "HASH_PIECE"),
+    (intake, "SMALL"),
+    (intake, "SPARE"),
+    (stream, "AHEAD"),
+    (stream, "LONGEST_STEP"),
+    (stream, "NEAR"),
+]
+MiB = fakes.MiB // SCALE
+HOLD_BACK = blob.HOLD_BACK // SCALE
+NEAR = stream.NEAR // SCALE
+BIG = fakes.BIG[: 12 * MiB + 777]
 END = len(BIG)
 FAR = 10 * MiB  # from the start: more than what is waited for
 
@@ -31,6 +37,15 @@ FAR = 10 * MiB  # from the start: more than what is waited for
 @pytest.fixture(autouse=True, params=["received", "written by another process"])
 def _who_writes(request, monkeypatch):
     monkeypatch.setattr(FakeSource, "writes", request.param != "received")
+    if "at_full_size" not in request.fixturenames:
+        for module, name in SCALED:
+            monkeypatch.setattr(module, name, getattr(module, name) // SCALE)
+
+
+@pytest.fixture
+def at_full_size() -> bytes:
+    """Not scaled, and a file for that."""
+    return fakes.BIG
 
 
 def stalled(at: int, data: bytes = BIG, **options: object) -> FakeSource:
@@ -40,9 +55,14 @@ def stalled(at: int, data: bytes = BIG, **options: object) -> FakeSource:
     return source
 
 
+def stalled_at_the_end() -> FakeSource:
+    """One that has said all but its end, or, where the bytes have no other end, all but the last of them."""
+    return stalled(END - FakeSource.writes)
+
+
 async def waits(awaitable) -> bool:
-    """Is this still waiting after an hour?"""
-    with trio.move_on_after(3600) as timeout:
+    """Is this still waiting after minutes?"""
+    with trio.move_on_after(100) as timeout:
         await awaitable
     return timeout.cancelled_caught
 
@@ -57,7 +77,7 @@ async def read_on(blob: Blob, offsets: list[int]) -> None:
 # From the start.
 
 
-async def test_a_big_file_is_read_while_it_comes(tmp_path, autojump_clock):
+async def test_a_big_file_is_read_while_it_comes(tmp_path, patient_clock):
     """The first bytes do not wait for the last."""
     source = stalled(2 * MiB)
     async with open_cache(tmp_path, LIMIT) as cache:
@@ -71,17 +91,16 @@ async def test_a_big_file_is_read_while_it_comes(tmp_path, autojump_clock):
         blob.close()
 
 
-async def test_a_big_file_is_kept_and_found_again(tmp_path):
+async def test_a_big_file_is_kept_and_found_again(tmp_path, at_full_size):
     """Every byte of it, with one request."""
-    source = FakeSource(BIG)
-    async with open_cache(tmp_path, LIMIT) as cache:
-        assert await read_all(cache, version(BIG), source) == BIG
-    async with open_cache(tmp_path, LIMIT) as cache:
-        assert await read_all(cache, version(BIG), source) == BIG
+    source = FakeSource(at_full_size)
+    for _ in range(2):
+        async with open_cache(tmp_path, LIMIT) as cache:
+            assert await read_all(cache, version(at_full_size), source) == at_full_size
     assert source.starts == [0]
 
 
-async def test_two_readers_share_one_stream(tmp_path, autojump_clock):
+async def test_two_readers_share_one_stream(tmp_path, patient_clock):
     """However far apart they are within it."""
     source = FakeSource(BIG, chunk=MiB, pause=0.1)
     async with open_cache(tmp_path, LIMIT) as cache, trio.open_nursery() as nursery:
@@ -95,9 +114,9 @@ async def test_two_readers_share_one_stream(tmp_path, autojump_clock):
     assert source.starts == [0]
 
 
-async def test_the_end_is_held_back_until_all_has_come(tmp_path, autojump_clock):
+async def test_the_end_is_held_back_until_all_has_come(tmp_path, patient_clock):
     """A sequential reader gets the last 128 KiB only of a file that is as it should be."""
-    source = stalled(END)
+    source = stalled_at_the_end()
     async with open_cache(tmp_path, LIMIT) as cache:
         blob = await cache.open(version(BIG), source)
         held = END - HOLD_BACK
@@ -107,7 +126,7 @@ async def test_the_end_is_held_back_until_all_has_come(tmp_path, autojump_clock)
         assert await waits(blob.read(held - 10, 11))
         assert await waits(blob.read(END - 1, 1))
         assert not blob.complete
-        source.stalls[END].set()
+        source.release()
         assert await blob.read(END - 1, 1) == BIG[-1:]
         assert blob.complete
         blob.close()
@@ -141,7 +160,7 @@ async def test_a_big_body_of_another_length_than_announced_is_an_error(tmp_path,
     assert not await is_kept(tmp_path, undigested(BIG))
 
 
-async def test_a_big_reply_without_a_length_is_waited_for(tmp_path, autojump_clock):
+async def test_a_big_reply_without_a_length_is_waited_for(tmp_path, patient_clock):
     """Whole, then open returns."""
     source = FakeSource(BIG, chunk=MiB, pause=1)
     source.states_size = False
@@ -153,7 +172,7 @@ async def test_a_big_reply_without_a_length_is_waited_for(tmp_path, autojump_clo
         blob.close()
 
 
-async def test_a_connection_lost_half_way_is_raised_at_all_readers(tmp_path, autojump_clock):
+async def test_a_connection_lost_half_way_is_raised_at_all_readers(tmp_path, patient_clock):
     """The one that waits and the one that comes back."""
     source = FakeSource(BIG, chunk=MiB, pause=1)
     source.breaks[3 * MiB] = Unreachable("connection lost")
@@ -173,7 +192,7 @@ async def test_a_connection_lost_half_way_is_raised_at_all_readers(tmp_path, aut
 # Seeking.
 
 
-async def test_the_tail_can_be_read_first(tmp_path, autojump_clock):
+async def test_the_tail_can_be_read_first(tmp_path, patient_clock):
     """By a second request, at once; together they are the file, and hardly a byte comes twice."""
     source = stalled(MiB)
     async with open_cache(tmp_path, LIMIT) as cache:
@@ -189,7 +208,7 @@ async def test_the_tail_can_be_read_first(tmp_path, autojump_clock):
     assert await is_kept(tmp_path, version(BIG))
 
 
-async def test_a_short_way_ahead_is_waited_for(tmp_path, autojump_clock):
+async def test_a_short_way_ahead_is_waited_for(tmp_path, patient_clock):
     """A request costs more than 4 MiB."""
     source = FakeSource(BIG, chunk=MiB, pause=1)
     async with open_cache(tmp_path, LIMIT) as cache:
@@ -199,7 +218,7 @@ async def test_a_short_way_ahead_is_waited_for(tmp_path, autojump_clock):
     assert source.starts == [0]
 
 
-async def test_a_seeker_goes_on_from_where_it_is(tmp_path, autojump_clock):
+async def test_a_seeker_goes_on_from_where_it_is(tmp_path, patient_clock):
     """One request for all that follows."""
     source = stalled(MiB)
     async with open_cache(tmp_path, LIMIT) as cache:
@@ -210,7 +229,7 @@ async def test_a_seeker_goes_on_from_where_it_is(tmp_path, autojump_clock):
         blob.close()
 
 
-async def test_the_third_place_replaces_the_one_unwanted_longest(tmp_path, autojump_clock):
+async def test_the_third_place_replaces_the_one_unwanted_longest(tmp_path, patient_clock):
     """Two downloads at most; the first one is resumed where it was when somebody wants that again."""
     data = BIG * 4
     source = stalled(MiB, data)
@@ -228,7 +247,7 @@ async def test_the_third_place_replaces_the_one_unwanted_longest(tmp_path, autoj
         blob.close()
 
 
-async def test_a_place_that_somebody_waits_for_is_not_replaced(tmp_path, autojump_clock):
+async def test_a_place_that_somebody_waits_for_is_not_replaced(tmp_path, patient_clock):
     """The third reader waits for its turn."""
     data = BIG * 4
     source = stalled(MiB, data)
@@ -252,7 +271,7 @@ async def test_a_place_that_somebody_waits_for_is_not_replaced(tmp_path, autojum
         blob.close()
 
 
-async def test_where_there_are_no_ranges_a_seeker_waits(tmp_path, autojump_clock):
+async def test_where_there_are_no_ranges_a_seeker_waits(tmp_path, patient_clock):
     """What comes back from the start is closed at once, and asked for no more."""
     source = FakeSource(BIG, chunk=MiB, pause=1, ranged=False)
     async with open_cache(tmp_path, LIMIT) as cache:
@@ -269,20 +288,20 @@ async def test_where_there_are_no_ranges_a_seeker_waits(tmp_path, autojump_clock
         assert source.starts == [0]
 
 
-async def test_strict_hands_out_nothing_before_all_is_verified(tmp_path, autojump_clock):
+async def test_strict_hands_out_nothing_before_all_is_verified(tmp_path, patient_clock):
     """No seeking, no streaming."""
-    source = stalled(END)
+    source = stalled_at_the_end()
     async with open_cache(tmp_path, LIMIT, strict=True) as cache:
         blob = await cache.open(version(BIG), source)
         assert await waits(blob.read(0, 10))
         assert await waits(blob.read(END - 10, 10))
-        source.stalls[END].set()
+        source.release()
         assert await blob.read(END - 10, 10) == BIG[-10:]
         blob.close()
     assert source.starts == [0]
 
 
-async def test_a_wrong_digest_after_seeking_fails_the_open_handles(tmp_path, autojump_clock):
+async def test_a_wrong_digest_after_seeking_fails_the_open_handles(tmp_path, patient_clock):
     """What was served was served; from then on it is an error."""
     source = stalled(MiB)
     wanted = Version("k", END, md5(b"something else"))
@@ -299,7 +318,7 @@ async def test_a_wrong_digest_after_seeking_fails_the_open_handles(tmp_path, aut
     assert not await is_kept(tmp_path, wanted)
 
 
-async def test_a_date_that_changes_between_two_replies_is_stale(tmp_path, autojump_clock):
+async def test_a_date_that_changes_between_two_replies_is_stale(tmp_path, patient_clock):
     """Bytes of two versions never meet."""
     source = stalled(MiB)
     async with open_cache(tmp_path, LIMIT) as cache:
@@ -312,7 +331,7 @@ async def test_a_date_that_changes_between_two_replies_is_stale(tmp_path, autoju
     assert source.running == 0
 
 
-async def test_a_size_that_changes_between_two_replies_is_stale(tmp_path, autojump_clock):
+async def test_a_size_that_changes_between_two_replies_is_stale(tmp_path, patient_clock):
     """The same."""
     source = stalled(MiB)
     async with open_cache(tmp_path, LIMIT) as cache:
@@ -323,7 +342,7 @@ async def test_a_size_that_changes_between_two_replies_is_stale(tmp_path, autoju
         blob.close()
 
 
-async def test_an_answer_from_elsewhere_is_an_error(tmp_path, autojump_clock):
+async def test_an_answer_from_elsewhere_is_an_error(tmp_path, patient_clock):
     """Neither what was asked for nor the whole."""
 
     class Off(FakeSource):
@@ -339,7 +358,7 @@ async def test_an_answer_from_elsewhere_is_an_error(tmp_path, autojump_clock):
         blob.close()
 
 
-async def test_what_seekers_leave_out_is_fetched_while_the_file_is_open(tmp_path, autojump_clock):
+async def test_what_seekers_leave_out_is_fetched_while_the_file_is_open(tmp_path, patient_clock):
     """So a file that is read here and there is kept in the end."""
     data = BIG * 4
     source = FakeSource(data, chunk=MiB, pause=1)
@@ -356,7 +375,7 @@ async def test_what_seekers_leave_out_is_fetched_while_the_file_is_open(tmp_path
 # Readers come and go.
 
 
-async def test_without_readers_a_big_download_ends_soon(tmp_path, autojump_clock):
+async def test_without_readers_a_big_download_ends_soon(tmp_path, patient_clock):
     """Not at once: programs open a file several times."""
     source = FakeSource(BIG, chunk=1024, pause=1)
     async with open_cache(tmp_path, LIMIT) as cache:
@@ -368,7 +387,7 @@ async def test_without_readers_a_big_download_ends_soon(tmp_path, autojump_clock
         assert cache.stats.fetched < 10 * 1024
 
 
-async def test_a_file_opened_again_soon_goes_on(tmp_path, autojump_clock):
+async def test_a_file_opened_again_soon_goes_on(tmp_path, patient_clock):
     """With the same download."""
     source = FakeSource(BIG, chunk=MiB, pause=1)
     async with open_cache(tmp_path, LIMIT) as cache:
@@ -378,7 +397,7 @@ async def test_a_file_opened_again_soon_goes_on(tmp_path, autojump_clock):
     assert source.starts == [0]
 
 
-async def test_a_cancelled_open_of_a_big_file_leaves_nothing(tmp_path, autojump_clock):
+async def test_a_cancelled_open_of_a_big_file_leaves_nothing(tmp_path, patient_clock):
     """After a while, when the headers never came."""
     source = FakeSource(BIG, pause=3600)
     async with open_cache(tmp_path, LIMIT) as cache:
@@ -390,7 +409,7 @@ async def test_a_cancelled_open_of_a_big_file_leaves_nothing(tmp_path, autojump_
     assert source.starts == [0, 0]
 
 
-async def test_an_open_at_the_moment_the_download_is_given_up_gets_the_file(tmp_path, autojump_clock):
+async def test_an_open_at_the_moment_the_download_is_given_up_gets_the_file(tmp_path, patient_clock):
     """Just before, at, and just after."""
     for delay in (LINGER - 0.001, LINGER, LINGER + 0.001):
         for pause in (1.0, 3600.0):
@@ -403,7 +422,7 @@ async def test_an_open_at_the_moment_the_download_is_given_up_gets_the_file(tmp_
                 assert await read_all(cache, version(BIG), source) == BIG
 
 
-async def test_what_has_come_is_used_by_a_later_open(tmp_path, autojump_clock):
+async def test_what_has_come_is_used_by_a_later_open(tmp_path, patient_clock):
     """It asks for the rest only."""
     source = stalled(3 * MiB)
     async with open_cache(tmp_path, LIMIT) as cache:
@@ -420,7 +439,7 @@ async def test_what_has_come_is_used_by_a_later_open(tmp_path, autojump_clock):
 
 
 @pytest.mark.parametrize("known", [True, False])
-async def test_without_ranges_a_later_open_starts_over_but_serves_what_is_there(tmp_path, autojump_clock, known):
+async def test_without_ranges_a_later_open_starts_over_but_serves_what_is_there(tmp_path, patient_clock, known):
     """The same bytes again are passed over; the same if the lack of ranges shows only now."""
     source = stalled(3 * MiB, ranged=False)
     source.seekable = not known
@@ -439,7 +458,7 @@ async def test_without_ranges_a_later_open_starts_over_but_serves_what_is_there(
     assert await is_kept(tmp_path, version(BIG))
 
 
-async def test_partly_fetched_files_are_few(tmp_path, autojump_clock):
+async def test_partly_fetched_files_are_few(tmp_path, patient_clock):
     """The oldest is given up for the newest; none survives the cache."""
     async with open_cache(tmp_path, LIMIT) as cache:
         for number in range(7):
@@ -452,7 +471,7 @@ async def test_partly_fetched_files_are_few(tmp_path, autojump_clock):
     assert not await is_kept(tmp_path, version(BIG, "6"))
 
 
-async def test_a_cancelled_read_leaves_the_stream_to_the_others(tmp_path, autojump_clock):
+async def test_a_cancelled_read_leaves_the_stream_to_the_others(tmp_path, patient_clock):
     """Its seek too."""
     source = stalled(MiB)
     source.stalls[FAR] = trio.Event()
@@ -467,27 +486,27 @@ async def test_a_cancelled_read_leaves_the_stream_to_the_others(tmp_path, autoju
     assert source.starts == [0, FAR]
 
 
-@pytest.mark.parametrize("place", [None, 0, 5 * MiB, END - 1])
-async def test_a_large_file_is_hashed_beside_the_download(tmp_path, place):
+@pytest.mark.parametrize("place", [None, 0, 5 * fakes.MiB, -1])
+async def test_a_large_file_is_hashed_beside_the_download(tmp_path, at_full_size, place):
     """In a thread that follows it, in pieces; a single wrong byte is found wherever it is."""
-    sent = bytearray(BIG)
+    sent = bytearray(at_full_size)
     if place is not None:
         sent[place] ^= 1
     async with open_cache(tmp_path, LIMIT) as cache:
-        source = FakeSource(bytes(sent), chunk=MiB)
+        source = FakeSource(bytes(sent), chunk=fakes.MiB)
         if place is None:
-            assert await read_all(cache, version(BIG), source) == BIG
+            assert await read_all(cache, version(at_full_size), source) == at_full_size
         else:
             with pytest.raises(BadReply):
-                await read_all(cache, version(BIG), source)
+                await read_all(cache, version(at_full_size), source)
 
 
 # How much comes unasked.
 
 
-async def test_a_look_at_the_head_of_a_file_does_not_fetch_all_of_it(tmp_path, autojump_clock, monkeypatch):
+async def test_a_look_at_the_head_of_a_file_does_not_fetch_all_of_it(tmp_path, patient_clock, monkeypatch):
     """The download pauses, and ends when nobody reads on; whoever comes back later is asked for from there."""
-    monkeypatch.setattr("xnatfs.content.stream.AHEAD", 4 * MiB)
+    monkeypatch.setattr(stream, "AHEAD", 4 * MiB)
     source = FakeSource(BIG, chunk=MiB)
     async with open_cache(tmp_path, LIMIT) as cache:
         blob = await cache.open(version(BIG), source)
@@ -505,8 +524,8 @@ async def test_a_look_at_the_head_of_a_file_does_not_fetch_all_of_it(tmp_path, a
     assert await is_kept(tmp_path, version(BIG))
 
 
-async def test_whoever_reads_on_is_read_ahead_for_as_much_as_was_read(tmp_path, autojump_clock, monkeypatch):
-    monkeypatch.setattr("xnatfs.content.stream.AHEAD", 2 * MiB)
+async def test_whoever_reads_on_is_read_ahead_for_as_much_as_was_read(tmp_path, patient_clock, monkeypatch):
+    monkeypatch.setattr(stream, "AHEAD", 2 * MiB)
     source = FakeSource(BIG, chunk=MiB)
     async with open_cache(tmp_path, LIMIT) as cache:
         blob = await cache.open(version(BIG), source)
@@ -519,9 +538,9 @@ async def test_whoever_reads_on_is_read_ahead_for_as_much_as_was_read(tmp_path, 
     assert source.starts == [0]
 
 
-async def test_a_slow_reader_keeps_its_download_where_there_are_no_ranges(tmp_path, autojump_clock, monkeypatch):
+async def test_a_slow_reader_keeps_its_download_where_there_are_no_ranges(tmp_path, patient_clock, monkeypatch):
     """Ended, it would begin again with the first byte."""
-    monkeypatch.setattr("xnatfs.content.stream.AHEAD", 2 * MiB)
+    monkeypatch.setattr(stream, "AHEAD", 2 * MiB)
     source = FakeSource(BIG, chunk=MiB, ranged=False)
     source.seekable = False
     async with open_cache(tmp_path, LIMIT) as cache:
@@ -533,7 +552,7 @@ async def test_a_slow_reader_keeps_its_download_where_there_are_no_ranges(tmp_pa
     assert source.starts == [0]
 
 
-async def test_a_seek_asks_for_a_window_that_grows_while_it_is_read_on(tmp_path, autojump_clock):
+async def test_a_seek_asks_for_a_window_that_grows_while_it_is_read_on(tmp_path, patient_clock):
     """So that its answer comes to an end, and somebody who looks here and there does not fetch it all."""
     data = BIG * 5
     source = stalled(MiB, data)
@@ -554,7 +573,7 @@ async def test_a_seek_asks_for_a_window_that_grows_while_it_is_read_on(tmp_path,
 
 
 @pytest.mark.parametrize("shared", [True, False])
-async def test_more_connections_are_used_where_they_bring_more(tmp_path, autojump_clock, shared):
+async def test_more_connections_are_used_where_they_bring_more(tmp_path, patient_clock, shared):
     """Not where all have to share one line: then the one that was tried is the last."""
     data = BIG * 10
     source = FakeSource(data, chunk=MiB, pause=0.2)
@@ -574,7 +593,7 @@ async def test_more_connections_are_used_where_they_bring_more(tmp_path, autojum
         assert took < 0.6 * alone
 
 
-async def test_two_big_files_at_once_have_one_connection_each(tmp_path, autojump_clock):
+async def test_two_big_files_at_once_have_one_connection_each(tmp_path, patient_clock):
     sources = [FakeSource(BIG * 4, chunk=MiB, pause=0.2) for _ in range(2)]
     async with open_cache(tmp_path, LIMIT) as cache, trio.open_nursery() as nursery:
         for number, source in enumerate(sources):
@@ -583,7 +602,7 @@ async def test_two_big_files_at_once_have_one_connection_each(tmp_path, autojump
     assert [source.at_once for source in sources] == [1, 1]
 
 
-async def test_whoever_reads_backwards_gets_nothing_twice(tmp_path, autojump_clock):
+async def test_whoever_reads_backwards_gets_nothing_twice(tmp_path, patient_clock):
     data = BIG * 5
     source = stalled(MiB, data)
     async with open_cache(tmp_path, LIMIT) as cache:
@@ -604,7 +623,7 @@ async def test_a_digest_needs_no_descriptor_of_its_own(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("delay", [0.5, 1.0, 2.0, 3.0])
-async def test_no_two_downloads_write_one_place(tmp_path, autojump_clock, delay):
+async def test_no_two_downloads_write_one_place(tmp_path, patient_clock, delay):
     """Nor where one arrives at the beginning of another that has not been answered yet."""
     data = BIG * 10
     source = FakeSource(data, chunk=MiB, pause=0.2)

@@ -306,7 +306,7 @@ async def test_a_limit_of_nothing_keeps_nothing(tmp_path):
         await until(lambda: on_disk(tmp_path) == 0)
 
 
-async def test_room_is_made_before_a_big_file_comes(tmp_path, autojump_clock):
+async def test_room_is_made_before_a_big_file_comes(tmp_path, patient_clock):
     """Not when the disk is full of it."""
     source = FakeSource(BIG, chunk=MiB)
     source.stalls[0] = trio.Event()
@@ -322,7 +322,7 @@ async def test_room_is_made_before_a_big_file_comes(tmp_path, autojump_clock):
         assert cache.bytes_used == END + SIZE
 
 
-async def test_of_unknown_length_it_is_counted_as_it_grows(tmp_path, autojump_clock):
+async def test_of_unknown_length_it_is_counted_as_it_grows(tmp_path, patient_clock):
     """And for what it is in the end."""
     source = FakeSource(BIG, chunk=MiB, pause=1)
     source.states_size = False
@@ -334,7 +334,7 @@ async def test_of_unknown_length_it_is_counted_as_it_grows(tmp_path, autojump_cl
         assert cache.bytes_used == on_disk(tmp_path)
 
 
-async def test_a_partly_fetched_file_goes_before_whole_ones(tmp_path, autojump_clock):
+async def test_a_partly_fetched_file_goes_before_whole_ones(tmp_path, patient_clock):
     """When room is wanted."""
     source = FakeSource(BIG, chunk=MiB)
     source.stalls[MiB] = trio.Event()
@@ -438,7 +438,7 @@ async def test_what_may_not_have_reached_the_disk_is_not_trusted_after_a_reboot(
         assert kept(cache, "a") == "a"
 
 
-async def test_files_are_synced_after_a_while(tmp_path, autojump_clock):
+async def test_files_are_synced_after_a_while(tmp_path, patient_clock):
     """In the background, for all."""
     async with open_cache(tmp_path, LIMIT) as cache:
         await store(cache, "ab")

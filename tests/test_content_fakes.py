@@ -90,6 +90,11 @@ class FakeSource:
             self.running -= 1
             await chunks.aclose()
 
+    def release(self) -> None:
+        """What stalls goes on."""
+        for stall in self.stalls.values():
+            stall.set()
+
     async def _chunks(self, start: int, stop: int | None) -> AsyncGenerator[bytes]:
         last = len(self.data) if stop is None else min(stop, len(self.data))
         marks = sorted([*self.breaks, *self.stalls, last])

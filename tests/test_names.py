@@ -1,5 +1,7 @@
 """The rule by which server labels become file names."""
 
+import hashlib
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -30,6 +32,7 @@ def test_names_are_legal(label):
 
 
 @given(LABELS)
+@example("\udcff")
 def test_names_survive_the_kernel(label):
     name = shorten(escape(label))
     assert decode(encode(name)) == name
@@ -62,11 +65,33 @@ def test_ordinary_and_ugly_labels(label, name):
     assert escape(label) == name
 
 
-def test_a_long_name_is_cut_between_characters_and_keeps_its_extension():
-    name = shorten("ä" * 200 + ".nii.gz")
-    assert name.startswith("ä" * 100)
-    assert name.endswith(".gz")
-    assert len(encode(name)) <= LONGEST
+def shortened(stem: str, name: str, ending: str = "") -> str:
+    return f"{stem}~{hashlib.sha256(encode(name)).hexdigest()[:8]}{ending}"
+
+
+@pytest.mark.parametrize("character", ["a", "ä", "å", "\u20ac", "\udcff"])
+@pytest.mark.parametrize("ahead", ["", "-", "--"])
+def test_a_long_name_is_cut_between_characters_and_keeps_its_extension(character, ahead):
+    """255 bytes less '~', eight digits and '.gz'; what of these is no whole character is left out."""
+    name = ahead + character * 300 + ".nii.gz"
+    fit = (LONGEST - 12 - len(ahead)) // len(encode(character))
+    assert shorten(name) == shortened(ahead + character * fit, name, ".gz")
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [
+        ("a" * 255, "a" * 255),
+        ("a" * 256, shortened("a" * 246, "a" * 256)),
+        ("." + "a" * 300, shortened("." + "a" * 245, "." + "a" * 300)),
+        ("a" * 300 + "." + "b" * 15, shortened("a" * 230, "a" * 300 + "." + "b" * 15, "." + "b" * 15)),
+        ("a" * 300 + "." + "b" * 16, shortened("a" * 246, "a" * 300 + "." + "b" * 16)),
+        ("a." + "b" * 300, shortened("a." + "b" * 244, "a." + "b" * 300)),
+    ],
+)
+def test_of_a_long_name_an_extension_is_kept_that_is_one(name, short):
+    """Up to 16 bytes with its dot."""
+    assert shorten(name) == short
 
 
 def test_bytes_that_are_no_text_name_nothing():

@@ -14,8 +14,9 @@ import contextlib
 import logging
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,8 @@ CREATE TABLE blobs (
     checked REAL NOT NULL,
     used REAL NOT NULL,
     boot TEXT NOT NULL,
-    written INTEGER NOT NULL
+    written INTEGER NOT NULL,
+    owners TEXT NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX by_use ON blobs (used);
 CREATE INDEX unsynced ON blobs (ident) WHERE boot <> '';
@@ -57,7 +59,9 @@ CREATE TRIGGER {table}_sized AFTER UPDATE OF size ON {table}
     for table in ("blobs", "partials")
 )
 
-COLUMNS = "ident, key, listed, size, modified, checked, used, boot, written"
+COLUMNS = "ident, key, listed, size, modified, checked, used, boot, written, owners"
+PLACES = ", ".join("?" for _ in COLUMNS.split())
+_cells = attrgetter(*COLUMNS.split(", "))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,12 @@ class Row:
     used: float  # at the last open, as far as it has been written
     boot: str  # "" once the file is known to be on the disk
     written: int = 0  # when the file was written to last, in ns: whoever changes it later is noticed
+    owners: str = ""  # what it belongs to, a line each
+
+    @property
+    def stamp(self) -> str:
+        """What tells it from another content of the same identity: its date, or, without one, when it came."""
+        return self.modified or repr(self.checked)
 
 
 class Index:
@@ -154,10 +164,11 @@ class Index:
     def put(self, row: Row) -> None:
         """Add or replace. Not INSERT OR REPLACE: that would delete without the triggers."""
         self._write.execute(
-            f"INSERT INTO blobs ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (ident) DO UPDATE SET"
+            f"INSERT INTO blobs ({COLUMNS}) VALUES ({PLACES}) ON CONFLICT (ident) DO UPDATE SET"
             " key = excluded.key, listed = excluded.listed, size = excluded.size, modified = excluded.modified,"
-            " checked = excluded.checked, used = excluded.used, boot = excluded.boot, written = excluded.written",
-            (row.ident, row.key, row.listed, row.size, row.modified, row.checked, row.used, row.boot, row.written),
+            " checked = excluded.checked, used = excluded.used, boot = excluded.boot, written = excluded.written,"
+            " owners = excluded.owners",
+            _cells(row),
         )
 
     def renew(self, row: Row) -> None:
@@ -170,6 +181,15 @@ class Index:
     def drop(self, idents: Iterable[bytes]) -> None:
         """Forget these."""
         self._write.executemany("DELETE FROM blobs WHERE ident = ?", [(ident,) for ident in idents])
+
+    def owners(self) -> set[str]:
+        """All that anything belongs to, as rows have it. Looks at every row: 0.2 us each."""
+        return {owners for (owners,) in self._write.execute("SELECT DISTINCT owners FROM blobs WHERE owners <> ''")}
+
+    def owned(self, owners: Collection[str]) -> list[bytes]:
+        """What belongs to one of these. Looks at every row."""
+        rows = self._write.execute("SELECT ident, owners FROM blobs WHERE owners <> ''")
+        return [ident for ident, named in rows if not set(named.split("\n")).isdisjoint(owners)]
 
     def touch(self, used: dict[bytes, float]) -> None:
         """Note when these were last opened."""

@@ -24,12 +24,13 @@ import os
 import shutil
 import sqlite3
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from xnatfs.content.index import Index, Row, open_index, set_aside
 from xnatfs.errors import CacheError
+from xnatfs.sessions import make_private
 
 T = TypeVar("T")
 
@@ -52,6 +53,7 @@ class Shelf:
         self.boot = _boot_id()
         self.recent: dict[bytes, float] = {}  # opens that the index has not been told of
         self.crowded = False  # the last eviction met open files and stayed above the limit
+        self.evicted = 0  # files, since it was opened
 
     def path(self, ident: bytes) -> str:
         """Where a kept file is."""
@@ -137,6 +139,20 @@ class Shelf:
         """Bring the total down to this, as far as files are not open."""
         with self.index.transaction():
             self._make_room(target)
+
+    def drop(self, owners: Collection[str]) -> None:
+        """Remove what belongs to one of these, open or not: who has it open keeps the bytes, nobody else gets them."""
+        with self.index.transaction():
+            idents = self.index.owned(owners)
+            for ident in idents:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self.path(ident))
+            self.index.drop(idents)
+
+    def owners(self) -> set[str]:
+        """See the index."""
+        with self.index.transaction():
+            return self.index.owners()
 
     def touch(self) -> None:
         """Write down what was opened when."""
@@ -232,6 +248,7 @@ class Shelf:
             if not lock(fd, fcntl.LOCK_EX):
                 return False
             os.unlink(path)
+            self.evicted += 1
         self.index.drop([ident])
         return True
 
@@ -257,10 +274,12 @@ def open_shelf(directory: Path, limit: int) -> Shelf:
 
 def make_directories(directory: Path) -> None:
     """All that are needed, for nobody else to look into."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
     for folder in (directory, directory / "blobs", directory / "partial"):
-        folder.mkdir(mode=0o700, exist_ok=True)
-        if folder.stat().st_mode & 0o077:
+        make_private(folder)
+        status = folder.stat()
+        if status.st_uid != os.geteuid():  # who owns it could put other bytes there
+            raise PermissionError(errno.EPERM, f"{folder} belongs to another user")
+        if status.st_mode & 0o077:
             folder.chmod(0o700)
 
 

@@ -14,7 +14,7 @@ import math
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TypeVar, TypeVarTuple
 
@@ -69,6 +69,16 @@ class Store:
     def crowded(self) -> bool:
         """Open files kept the last eviction from reaching the limit."""
         return self._shelf.crowded
+
+    def counters(self) -> dict[str, int]:
+        """What this process downloads into the directory, and what all have there."""
+        return {
+            "partials": len(self._partials),
+            "reserved": sum(partial.reserved for partial in self._partials.values()),
+            "kept_bytes": self.total(),
+            "limit": self.limit,
+            "evicted": self._shelf.evicted,
+        }
 
     def lookup(self, ident: bytes) -> Row | None:
         """The row, unless it is from before a crash of the machine."""
@@ -197,6 +207,14 @@ class Store:
     async def evict(self, target: int) -> None:
         """Bring the total down to this, as far as files are not open."""
         await self._write(self._shelf.evict, target)
+
+    async def drop(self, owners: Collection[str]) -> None:
+        """Remove what belongs to one of these."""
+        await self._write(self._shelf.drop, owners)
+
+    async def owners(self) -> set[str]:
+        """What the kept files belong to, as their rows have it."""
+        return await self._write(self._shelf.owners) or set()
 
     async def tidy(self) -> None:
         """Remove what crashes left."""

@@ -16,8 +16,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from xnatfs.config import cache_home
+from xnatfs.credentials import for_children
 from xnatfs.errors import FuseMissing, MountpointError
 from xnatfs.mountinfo import Mount, mount_on
+from xnatfs.sessions import make_private, write_private
 
 KIND = "fuse.xnatfs"
 
@@ -84,7 +86,9 @@ def is_dead(mountpoint: Path, mounted: Mount) -> bool:
     if (serving := serving_process(mountpoint)) is not None:
         os.close(serving)
         return False
-    child = subprocess.Popen([sys.executable, "-ISE", "-c", PROBE, mountpoint], stderr=subprocess.DEVNULL)
+    child = subprocess.Popen(
+        [sys.executable, "-ISE", "-c", PROBE, mountpoint], stderr=subprocess.DEVNULL, env=for_children()
+    )
     try:
         return child.wait(PATIENCE) in (errno.ENOTCONN, errno.ECONNABORTED)
     except subprocess.TimeoutExpired:
@@ -121,7 +125,7 @@ def unmount(mountpoint: Path, dead: Mount | None = None) -> None:
 
 def _fusermount(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(["fusermount3", *arguments], capture_output=True, text=True)
+        return subprocess.run(["fusermount3", *arguments], capture_output=True, text=True, env=for_children())
     except FileNotFoundError:
         raise FuseMissing("fusermount3 is missing: install the package fuse3") from None
 
@@ -136,7 +140,7 @@ def _fusermount_says(text: str) -> str:
 def one_at_a_time() -> Iterator[None]:
     """While somebody looks at a mountpoint, clears it and mounts there, no other process of this user does."""
     path = cache_home() / "mounts" / "lock"
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private(path.parent)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -149,8 +153,7 @@ def one_at_a_time() -> Iterator[None]:
 def registered(mountpoint: Path) -> Iterator[None]:
     """Leave word which process serves the mountpoint, so that `umount` can wait for its end."""
     path, text = _registration(mountpoint), f"{os.getpid()} {_started(os.getpid())}"
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path.write_text(text)
+    write_private(path, text)
     try:
         yield
     finally:

@@ -1,0 +1,138 @@
+"""scripts/mutation [--module NAME] [--jobs N] [--most SECONDS] [--fresh] [--report]"""
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from scripts.mutating.mutant import Mutant
+from scripts.mutating.report import Argued, Row, read_argued, row, table
+from scripts.mutating.trial import Trials, Verdict
+
+ROOT = Path(__file__).parent.parent.parent
+STATE = ROOT / ".mutation"
+ARGUED = Path(__file__).with_name("argued.yaml")
+
+# What is mutated, and the tests that concern it: those without mounts, other programs and sockets.
+GROUPS = {
+    "names": (["xnatfs/tree/names.py"], ["tests/test_names.py"]),
+    "content": (
+        sorted(str(path.relative_to(ROOT)) for path in (ROOT / "xnatfs/content").glob("[a-z]*.py")),
+        sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob("test_content*.py")),
+    ),
+    "client": (["xnatfs/client.py"], ["tests/test_client.py", "tests/test_client_requests.py"]),
+    "auth": (["xnatfs/auth.py"], ["tests/test_auth.py", "tests/test_client.py"]),
+    "downloads": (["xnatfs/downloads.py"], ["tests/test_client.py"]),
+}
+
+
+class Results:
+    """What was found out of the mutants of one module. Killed ones stay killed while the module stays as it is."""
+
+    def __init__(self, module: str, source: str) -> None:
+        self._file = STATE / "results" / f"{module}.jsonl"
+        self._source = source
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        self.found: dict[tuple[object, ...], Verdict] = {}
+        if self._file.exists():
+            for line in self._file.read_text().splitlines():
+                entry = json.loads(line)
+                if entry["source"] == source:
+                    self.found[tuple(entry["mutant"])] = entry["verdict"]
+
+    def add(self, mutant: Mutant, verdict: Verdict, by: str) -> None:
+        self.found[mutant.name] = verdict
+        with open(self._file, "a") as file:
+            entry = {"source": self._source, "mutant": mutant.name, "verdict": verdict, "by": by}
+            file.write(json.dumps(entry) + "\n")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="scripts/mutation", description="Do tests notice small changes of the code?")
+    parser.add_argument("--tools", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--module", action="append", help=f"only this module, or {', '.join(GROUPS)}; repeatable")
+    parser.add_argument("--jobs", type=int, default=1, help="so many mutants at once (1)")
+    parser.add_argument(
+        "--most", type=float, default=60.0, help="seconds of tests on one mutant, quick ones first (60)"
+    )
+    parser.add_argument("--fresh", action="store_true", help="forget what was found out before")
+    parser.add_argument("--report", action="store_true", help="run nothing: tell what is known")
+    arguments = parser.parse_args()
+    sys.path.append(str(arguments.tools))
+    argued = read_argued(ARGUED)
+    found = {}
+    for group, (files, tests) in GROUPS.items():
+        chosen = [file for file in files if wanted(arguments.module, group, file)]
+        if chosen:
+            found[group] = run(chosen, files, tests, argued, arguments)
+    print(table(found))
+    return 0 if all(row.score == 1 for rows in found.values() for row in rows) else 1
+
+
+def wanted(chosen: list[str] | None, group: str, file: str) -> bool:
+    return not chosen or bool({group, module_of(file), Path(file).stem} & set(chosen))
+
+
+def module_of(file: str) -> str:
+    return ".".join(Path(file).with_suffix("").parts)
+
+
+def digest(files: Iterable[str]) -> str:
+    return hashlib.sha256(b"\0".join((ROOT / file).read_bytes() for file in files)).hexdigest()[:16]
+
+
+def run(
+    chosen: list[str], group: list[str], tests: list[str], argued: Argued, arguments: argparse.Namespace
+) -> list[Row]:
+    """Try what is not known yet of these files, which are of one group; their rows."""
+    from scripts.mutating.mutants import mutants  # mutmut takes its time, and is not there for the tests of this
+
+    found = {file: mutants(ROOT / file, module_of(file)) for file in chosen}
+    results = {module_of(file): Results(module_of(file), digest([file])) for file in chosen}
+    if arguments.fresh:
+        for each in results.values():
+            each.found.clear()
+    untried = [
+        mutant
+        for file in chosen
+        for mutant in found[file]
+        if results[mutant.module].found.get(mutant.name) not in ("killed", "timeout") and mutant.name[:4] not in argued
+    ]
+
+    def tell(mutant: Mutant, verdict: Verdict, by: str) -> None:
+        results[mutant.module].add(mutant, verdict, by)
+        print(f"{verdict}: {mutant}", file=sys.stderr, flush=True)
+
+    if arguments.report:
+        for mutant in untried:
+            print(f"{results[mutant.module].found.get(mutant.name, 'untried')}: {mutant}")
+    elif untried:
+        code = digest(group)
+        trials = Trials(
+            [module_of(file) for file in group],
+            untried,
+            tell,
+            jobs=arguments.jobs,
+            most=arguments.most,
+            known=lambda test: STATE / "first" / f"{code}-{test.stem}-{digest([str(test)])}.json",
+        )
+        (STATE / "first").mkdir(exist_ok=True)
+        try_all(trials, tests)
+    return [row(module_of(file), found[file], results[module_of(file)].found, argued) for file in chosen]
+
+
+def try_all(trials: Trials, tests: list[str]) -> None:
+    options = ["-s", "-q", "--no-header", "-p", "no:cacheprovider", "-o", "tmp_path_retention_policy=none"]
+    status = pytest.main([*options, *tests], plugins=[trials])
+    for name in trials.unfit:
+        print(f"fails without a mutant, and was left out: {name}", file=sys.stderr)
+    if status != pytest.ExitCode.OK:
+        sys.exit(f"scripts/mutation: pytest ended with {status!r}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

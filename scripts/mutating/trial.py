@@ -1,0 +1,204 @@
+"""Runs tests on mutants, inside one pytest that has imported and collected everything: each mutant is a fork of it.
+
+Tests are chosen by what they execute: a first run of all of them, in a fork too, tells which lines each one touches,
+and how long it takes. A mutant is tried by those that touch its lines, quick ones first, until one fails.
+"""
+
+import contextlib
+import gc
+import json
+import os
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from _pytest.runner import runtestprotocol
+from coverage import Coverage
+
+from scripts.mutating.mutant import Mutant
+
+Verdict = Literal["killed", "timeout", "survived", "not executed"]
+
+# What a test may take on a mutant: seconds, and times what it took without. Others may use the machine, too; a mutant
+# that goes round in circles is known by the processor's time.
+PATIENCE, TIMES = 6.0, 20.0
+PATIENCE_PROCESSOR, TIMES_PROCESSOR = 2.0, 10.0
+# Bytes: a mutant may well ask for more and more.
+MEMORY = 8 * 2**30
+
+
+@dataclass
+class Usual:
+    """A test without any mutant."""
+
+    seconds: float
+    processor: float
+    lines: dict[str, list[int]] = field(default_factory=dict)  # by module
+
+    def touches(self, mutant: Mutant) -> bool:
+        first, last = mutant.lines
+        return any(first <= line <= last for line in self.lines.get(mutant.module, ()))
+
+
+class Trials:
+    """A plugin of pytest that tries mutants in place of running the tests once."""
+
+    def __init__(
+        self,
+        modules: Sequence[str],
+        mutants: Iterable[Mutant],
+        tell: Callable[[Mutant, Verdict, str], None],
+        *,
+        jobs: int = 1,
+        most: float = 60.0,
+        known: Callable[[Path], Path] | None = None,
+    ) -> None:
+        self.unfit: list[str] = []  # tests that fail without a mutant
+        self._modules = modules
+        self._mutants = mutants
+        self._tell = tell
+        self._jobs = jobs
+        self._most = most  # seconds of processor that the tests of one mutant take without it
+        self._known = known  # where the first run of a test file is kept
+        self._running: dict[int, tuple[Mutant, Path]] = {}
+
+    def pytest_configure(self) -> None:
+        # The same examples each time, and no time spent on making the failing one small.
+        from hypothesis import Phase, settings
+
+        phases = (Phase.explicit, Phase.generate)
+        settings.register_profile("mutation", derandomize=True, database=None, phases=phases)
+        settings.load_profile("mutation")
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        items = {item.nodeid: item for item in session.items}
+        self._scratch = Path(tempfile.mkdtemp(prefix="mutation-"))
+        try:
+            usual = self._first_run(items)
+            gc.freeze()  # forks share what they do not look at
+            for mutant in self._mutants:
+                chosen = self._chosen(mutant, usual)
+                if not chosen:
+                    self._tell(mutant, "not executed", "")
+                    continue
+                while len(self._running) >= self._jobs:
+                    self._reap()
+                self._start(mutant, [items[name] for name in chosen], usual)
+            while self._running:
+                self._reap()
+        finally:
+            for process in self._running:
+                os.killpg(process, signal.SIGKILL)
+            shutil.rmtree(self._scratch, ignore_errors=True)
+        return True
+
+    def _first_run(self, items: dict[str, pytest.Item]) -> dict[str, Usual]:
+        """What is kept of it is kept by test file, so that one that has changed does not take the others with it."""
+        files: dict[Path, list[pytest.Item]] = {}
+        for item in items.values():
+            files.setdefault(item.path, []).append(item)
+        found: dict[str, Any] = {}
+        for path, tests in files.items():
+            report = self._known(path) if self._known is not None else self._scratch / f"first-{path.name}"
+            if not report.exists():
+                process = os.fork()
+                if not process:
+                    with _exiting():
+                        report.write_text(json.dumps(self._watched(tests)))
+                os.waitpid(process, 0)
+            found |= json.loads(report.read_text())
+        self.unfit = [name for name, values in found.items() if values is None]
+        return {name: Usual(*values) for name, values in found.items() if values is not None}
+
+    def _watched(self, items: list[pytest.Item]) -> dict[str, object]:
+        watch = Coverage(data_file=None, config_file=False, include=[_file(module) for module in self._modules])
+        spent: dict[str, tuple[float, float] | None] = {}
+        watch.start()
+        for item, following in zip(items, [*items[1:], None], strict=True):
+            watch.switch_context(item.nodeid)
+            began, used = time.monotonic(), time.process_time()
+            failed = _fails(item, following)
+            spent[item.nodeid] = None if failed else (time.monotonic() - began, time.process_time() - used)
+        watch.stop()
+        lines: dict[str, dict[str, list[int]]] = {name: {} for name in spent}
+        for module in self._modules:
+            for line, names in watch.get_data().contexts_by_lineno(_file(module)).items():
+                for name in lines.keys() & names:
+                    lines[name].setdefault(module, []).append(line)
+        return {name: (*seconds, lines[name]) if seconds else None for name, seconds in spent.items()}
+
+    def _chosen(self, mutant: Mutant, usual: dict[str, Usual]) -> list[str]:
+        touching = sorted((each.processor, name) for name, each in usual.items() if each.touches(mutant))
+        chosen: list[str] = []
+        spent = 0.0
+        for seconds, name in touching:
+            spent += seconds
+            if chosen and spent > self._most:
+                break
+            chosen.append(name)
+        return chosen
+
+    def _start(self, mutant: Mutant, items: list[pytest.Item], usual: dict[str, Usual]) -> None:
+        by = self._scratch / f"by-{time.monotonic_ns()}"
+        process = os.fork()
+        if process:
+            self._running[process] = (mutant, by)
+            return
+        with _exiting():
+            os.setpgid(0, 0)
+            resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+            mutant.apply()
+            for item, following in zip(items, [*items[1:], None], strict=True):
+                by.write_text(item.nodeid)
+                _limit(usual[item.nodeid])
+                if _fails(item, following):
+                    os._exit(1)
+
+    def _reap(self) -> None:
+        process, status = os.wait()
+        if process not in self._running:
+            return
+        mutant, by = self._running.pop(process)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process, signal.SIGKILL)  # what its tests have started
+        late = os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGALRM, signal.SIGPROF)
+        verdict: Verdict = "timeout" if late else "killed" if status else "survived"
+        self._tell(mutant, verdict, by.read_text() if by.exists() and status else "")
+
+
+class _exiting:
+    """The rest of a forked process, which says nothing: it ends with 0 at the end of the block, with 1 else."""
+
+    def __enter__(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        os._exit(0 if kind is None else 1)
+
+
+def _file(module: str) -> str:
+    __import__(module)
+    return str(sys.modules[module].__file__)
+
+
+def _fails(item: pytest.Item, following: pytest.Item | None) -> bool:
+    return any(report.failed for report in runtestprotocol(item, log=False, nextitem=following))
+
+
+def _limit(usual: Usual) -> None:
+    """Ends this process by a signal where the next test takes far longer than it does without a mutant."""
+    for number in (signal.SIGALRM, signal.SIGPROF):
+        signal.signal(number, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, PATIENCE + TIMES * usual.seconds)
+    signal.setitimer(signal.ITIMER_PROF, PATIENCE_PROCESSOR + TIMES_PROCESSOR * usual.processor)

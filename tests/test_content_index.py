@@ -1,0 +1,525 @@
+"""The index and the files of a cache directory, by themselves: every statement, every border."""
+
+import errno
+import fcntl
+import os
+import shutil
+import sqlite3
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from xnatfs.content import shelf as shelf_module
+from xnatfs.content.index import SCHEMA_VERSION, Index, Row, open_index, set_aside
+from xnatfs.content.shelf import SYNC_BATCH, Shelf, lock, open_shelf, opened, write_all
+from xnatfs.errors import CacheError
+
+GIB = 2**30
+
+
+def row(number: int, size: int = 10, **more: object) -> Row:
+    values = {"listed": size, "size": size, "modified": "m", "checked": 1.0, "used": float(number), "boot": ""}
+    return Row(ident(number), f"key {number}", **{**values, **more})  # type: ignore[arg-type]
+
+
+def ident(number: int) -> bytes:
+    return bytes([number]) * 32
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Iterator[Index]:
+    made = Index(tmp_path / "index.sqlite")
+    yield made
+    made.close()
+
+
+# -- the index ---------------------------------------------------------------------------------------------------
+
+
+def test_a_row_comes_back_as_it_was_put(index):
+    assert (index.get(ident(1)), index.total()) == (None, 0)
+    whole = Row(ident(1), "a key", 11, 12, "Mon", 13.5, 14.5, "a boot")
+    with index.transaction():
+        index.put(whole)
+        assert index.total_now() == 12
+        assert (index.get(ident(1)), index.total()) == (None, 0), "others see it when it is committed"
+    assert (index.get(ident(1)), index.total()) == (whole, 12)
+    newer = Row(ident(1), "another", None, 7, "Tue", 15.5, 16.5, "")
+    with index.transaction():
+        index.put(newer)
+    assert (index.get(ident(1)), index.total()) == (newer, 7)
+
+
+def test_many_are_found_at_once(index):
+    with index.transaction():
+        for number in (1, 2, 3):
+            index.put(row(number))
+    found = index.have([ident(number) for number in (3, 1, 9)])
+    assert sorted(each.key for each in found) == ["key 1", "key 3"]
+    assert index.have([]) == []
+
+
+def fails(index: Index, *statements: str) -> None:
+    with index.transaction():
+        index.put(row(1))
+        for statement in statements:
+            index._write.execute(statement)
+        raise KeyError
+
+
+def test_a_transaction_that_fails_leaves_nothing(index):
+    """Also where SQLite has rolled it back by itself, as it does where the disk is full."""
+    for statements in ((), ("ROLLBACK",)):
+        with pytest.raises(KeyError):
+            fails(index, *statements)
+        assert (index.get(ident(1)), index.total()) == (None, 0)
+    with index.transaction():
+        index.put(row(2))
+    assert index.total() == 10
+
+
+def test_a_renewed_row_is_of_the_same_version_only(index):
+    with index.transaction():
+        index.put(row(1))
+        index.renew(row(1, listed=5, checked=9.0))
+    assert index.get(ident(1)) == row(1, listed=5, checked=9.0)
+    with index.transaction():
+        index.renew(row(1, listed=6, checked=10.0, modified="another"))
+        index.renew(row(2))
+    assert index.get(ident(1)) == row(1, listed=5, checked=9.0)
+    assert index.get(ident(2)) is None
+
+
+def test_dropped_rows_are_not_counted(index):
+    with index.transaction():
+        for number in (1, 2, 3):
+            index.put(row(number, number))
+        index.drop([ident(1), ident(3), ident(9)])
+    assert [index.get(ident(number)) for number in (1, 3)] == [None, None]
+    assert index.total() == 2
+
+
+def test_the_oldest_come_first_and_in_parts(index):
+    with index.transaction():
+        for number in (5, 1, 4, 2, 3):
+            index.put(row(number, number * 10, used=float(number // 2)))
+        assert index.oldest((-1.0, b""), 3) == [(0.0, ident(1), 10), (1.0, ident(2), 20), (1.0, ident(3), 30)]
+        assert index.oldest((1.0, ident(2))) == [(1.0, ident(3), 30), (2.0, ident(4), 40), (2.0, ident(5), 50)]
+        index.touch({ident(1): 7.0, ident(9): 8.0})
+        assert index.oldest((2.0, ident(4))) == [(2.0, ident(5), 50), (7.0, ident(1), 10)]
+
+
+def test_a_download_is_counted_at_its_size(index):
+    with index.transaction():
+        index.reserve("a", 5)
+        index.reserve("b", 7)
+        index.reserve("a", 8)
+        assert (index.reserved(), index.total_now()) == ({"a", "b"}, 15)
+        index.release(["a", "c"])
+        assert (index.reserved(), index.total_now()) == ({"b"}, 7)
+    assert index.total() == 7
+
+
+def test_a_shard_has_all_that_begin_with_its_byte(index):
+    edges = [bytes([first]) + last * 31 for first in (1, 2, 3) for last in (b"\x00", b"\x80", b"\xff")]
+    with index.transaction():
+        for each in edges:
+            index.put(Row(each, "", 0, 0, "", 0.0, 0.0, ""))
+        assert index.shard(2) == set(edges[3:6])
+        assert index.shard(4) == set()
+
+
+def test_what_is_not_on_the_disk_is_told_in_parts_and_marked(index):
+    with index.transaction():
+        for number, boot in ((1, "now"), (2, "before"), (3, ""), (4, "now"), (5, "now")):
+            index.put(row(number, boot=boot))
+        assert sorted(index.unsynced("now", 10)) == [(ident(number), 1.0) for number in (1, 4, 5)]
+        assert len(index.unsynced("now", 2)) == 2
+        assert index.unsynced("", 10) == []
+        index.put(row(4, boot="now", checked=2.0))  # replaced meanwhile
+        index.synced([(ident(1), 1.0), (ident(4), 1.0)])
+    assert [index.get(ident(number)).boot for number in (1, 2, 4, 5)] == ["", "before", "now", "now"]
+
+
+def test_an_index_is_made_once_private_and_known_by_its_version(tmp_path):
+    path = tmp_path / "index.sqlite"
+    first = open_index(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    with first.transaction():
+        first.put(row(1))
+    assert first._write.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
+    assert first._write.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert first._write.execute("PRAGMA synchronous").fetchone() == (1,)
+    assert first._write.execute("PRAGMA cache_size").fetchone() == (-512,)
+    second = open_index(path)
+    assert second.get(ident(1)) == row(1)
+    for index in (first, second):
+        index.close()
+        with pytest.raises(sqlite3.ProgrammingError):
+            index.total()
+        with pytest.raises(sqlite3.ProgrammingError):
+            index.total_now()
+
+
+@pytest.mark.parametrize("table", ["blobs", "total"])
+def test_an_index_without_its_tables_is_found_out_at_once(tmp_path, table):
+    path = tmp_path / "index.sqlite"
+    Index(path).close()
+    with sqlite3.connect(path) as connection:
+        connection.execute(f"DROP TABLE {table}")
+    connection.close()
+    with pytest.raises(sqlite3.OperationalError, match="no such table"):
+        open_index(path)
+
+
+def test_an_index_of_another_version_makes_way(tmp_path, caplog):
+    path = tmp_path / "index.sqlite"
+    old = Index(path)
+    old._write.execute("PRAGMA user_version = 99")
+    old.close()
+    new = open_index(path)
+    assert new.total() == 0
+    new.close()
+    assert f"cache index {path} cannot be read (it is of version 99, not 1): set aside" in caplog.text
+    assert Path(f"{path}.damaged").exists()
+
+
+def test_an_index_that_is_locked_is_not_set_aside(tmp_path, monkeypatch):
+    monkeypatch.setattr("xnatfs.content.index.BUSY_SECONDS", 0.01)
+    path = tmp_path / "index.sqlite"
+    first = open_index(path)
+    with first.transaction():
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            open_index(path)
+    first.close()
+    assert not Path(f"{path}.damaged").exists()
+
+
+def test_what_is_set_aside_takes_no_log_with_it(tmp_path):
+    path = tmp_path / "index.sqlite"
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{path}{suffix}").write_text(suffix)
+    for _ in range(2):
+        set_aside(path)
+        assert [file.name for file in tmp_path.iterdir()] == ["index.sqlite.damaged"]
+        path.touch()
+
+
+# -- the directory -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Iterator[Shelf]:
+    made = open_shelf(tmp_path / "cache", 100)
+    yield made
+    made.index.close()
+
+
+def kept(shelf: Shelf, number: int, size: int = 10, **more: object) -> str:
+    """A file in its place; where."""
+    name, fd = shelf.create_partial()
+    write_all(fd, memoryview(bytes([number]) * size), 0)
+    os.close(fd)
+    assert shelf.keep(name, row(number, size, **more))
+    return shelf.path(ident(number))
+
+
+def blobs(shelf: Shelf) -> list[int]:
+    return sorted(int(path.name[:2], 16) for path in (shelf.directory / "blobs").rglob("*") if path.is_file())
+
+
+def partials(shelf: Shelf) -> list[str]:
+    return sorted(os.listdir(shelf.directory / "partial"))
+
+
+def test_a_directory_is_made_private_with_all_above_it(tmp_path):
+    before = os.umask(0)
+    try:
+        made = open_shelf(tmp_path / "a" / "b" / "cache", 100)
+    finally:
+        os.umask(before)
+    made.index.close()
+    for folder in ("", "blobs", "partial"):
+        assert stat.S_IMODE((tmp_path / "a/b/cache" / folder).stat().st_mode) == 0o700
+    assert partials(made) == []
+    (tmp_path / "a/b/cache").chmod(0o701)
+    open_shelf(tmp_path / "a" / "b" / "cache", 100).index.close()
+    assert stat.S_IMODE((tmp_path / "a/b/cache").stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize(("free", "used", "limit"), [(10 * GIB, 0, 100), (150, 0, 75), (50, 40, 45)])
+def test_a_limit_is_at_most_half_of_what_is_free_without_the_cache(tmp_path, monkeypatch, free, used, limit):
+    first = open_shelf(tmp_path, 100)
+    if used:
+        kept(first, 1, used)
+    first.index.close()
+    monkeypatch.setattr(
+        shutil,
+        "disk_usage",
+        lambda path: type("Usage", (), {"free": free})() if path == tmp_path else None,
+    )
+    again = open_shelf(tmp_path, 100)
+    assert again.limit == limit
+    again.index.close()
+
+
+def test_a_directory_that_cannot_be_used_says_why(tmp_path, monkeypatch):
+    def full(self: Shelf) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "file").touch()
+    with pytest.raises(CacheError, match=f"^cache directory {tmp_path}/file cannot be used: File exists; correct"):
+        open_shelf(tmp_path / "file", 100)
+    monkeypatch.setattr(Shelf, "create_partial", full)
+    with pytest.raises(CacheError, match=f"^cache directory {tmp_path}/x cannot be used: No space left on device; "):
+        open_shelf(tmp_path / "x", 100)
+    descriptors = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if _there(fd)]
+    assert not [each for each in descriptors if each.startswith(str(tmp_path / "x"))]
+    monkeypatch.setattr(shelf_module, "open_index", lambda path: (_ for _ in ()).throw(sqlite3.DatabaseError("odd")))
+    with pytest.raises(CacheError, match="cannot be used: odd; "):
+        open_shelf(tmp_path / "y", 100)
+
+
+def _there(fd: str) -> bool:
+    return os.path.lexists(f"/proc/self/fd/{fd}")
+
+
+def test_processes_open_a_directory_one_at_a_time(tmp_path, monkeypatch):
+    def locked(path: Path) -> Index:
+        with opened(path.parent) as fd:
+            assert not lock(fd, fcntl.LOCK_SH)
+        return Index(path)
+
+    monkeypatch.setattr(shelf_module, "open_index", locked)
+    open_shelf(tmp_path, 100).index.close()
+
+
+def test_a_download_is_private_and_locked(shelf):
+    name, fd = shelf.create_partial()
+    assert partials(shelf) == [name]
+    assert stat.S_IMODE(os.fstat(fd).st_mode) == 0o600
+    assert not os.get_inheritable(fd)
+    assert fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
+    with opened(shelf.partial_path(name)) as other:
+        assert not lock(other, fcntl.LOCK_EX)
+        assert lock(other, fcntl.LOCK_SH)
+    os.close(fd)
+
+
+def test_a_download_that_was_tidied_away_at_once_is_made_again(shelf, monkeypatch):
+    """Between its making and its lock; or while the other has it locked."""
+    real, tries = lock, []
+
+    def late(fd: int, kind: int) -> bool:
+        tries.append(fd)
+        if len(tries) == 1:
+            return False
+        if len(tries) == 2:
+            os.unlink(os.readlink(f"/proc/self/fd/{fd}"))
+        return real(fd, kind)
+
+    monkeypatch.setattr(shelf_module, "lock", late)
+    name, fd = shelf.create_partial()
+    assert len(tries) == 3
+    assert (shelf.directory / "partial" / name).exists()
+    assert os.fstat(fd).st_nlink == 1
+    os.close(fd)
+
+
+def test_a_kept_file_is_counted_and_marked_with_the_boot(shelf):
+    name, fd = shelf.create_partial()
+    shelf.reserve(name, 50, 50)
+    assert shelf.index.total() == 50
+    os.write(fd, b"x" * 50)
+    os.close(fd)
+    shelf.keep(name, row(1, 50))
+    assert Path(shelf.path(ident(1))).read_bytes() == b"x" * 50
+    assert shelf.path(ident(1)) == f"{shelf.directory}/blobs/01/{'01' * 32}"
+    assert shelf.index.get(ident(1)) == row(1, 50, boot=shelf.boot)
+    assert (shelf.index.total(), partials(shelf)) == (50, [])
+    assert stat.S_IMODE((shelf.directory / "blobs/01").stat().st_mode) == 0o700
+    assert shelf.boot == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def test_room_is_made_for_what_is_kept_and_no_more(shelf):
+    for number in range(1, 11):
+        kept(shelf, number)
+    assert (shelf.index.total(), shelf.crowded) == (100, False)
+    kept(shelf, 11, 11)
+    assert (blobs(shelf), shelf.index.total()) == ([3, 4, 5, 6, 7, 8, 9, 10, 11], 91)
+    kept(shelf, 12, 9)
+    assert (len(blobs(shelf)), shelf.index.total()) == (10, 100)
+
+
+def test_room_is_made_for_a_download_by_what_it_has_grown(shelf):
+    for number in range(1, 6):
+        kept(shelf, number)
+    shelf.reserve("a", 50, 50)
+    assert (blobs(shelf), shelf.index.total()) == ([1, 2, 3, 4, 5], 100)
+    shelf.reserve("a", 60, 10)
+    assert (blobs(shelf), shelf.index.total()) == ([2, 3, 4, 5], 100)
+    shelf.release("a")
+    assert shelf.index.total() == 40
+    shelf.reserve("b", 100, 0)
+    assert shelf.index.reserved() == {"b"}
+    shelf.reserve("b", 101, 1)
+    assert (blobs(shelf), shelf.index.reserved()) == ([2, 3, 4, 5], set()), (
+        "it will not be kept, so nothing goes for it"
+    )
+
+
+def test_what_was_opened_last_goes_last(shelf):
+    for number in (1, 2, 3):
+        kept(shelf, number, 30)
+    shelf.recent[ident(1)] = 9.0
+    kept(shelf, 4, 30)
+    assert blobs(shelf) == [1, 3, 4]
+    assert shelf.recent == {}
+    assert shelf.index.get(ident(1)).used == 9.0
+    shelf.recent[ident(3)] = 10.0
+    shelf.touch()
+    assert (shelf.recent, shelf.index.get(ident(3)).used) == ({}, 10.0)
+
+
+def test_what_is_open_stays_and_the_next_one_goes(shelf):
+    for number in (1, 2, 3):
+        kept(shelf, number, 30)
+    with opened(shelf.path(ident(1))) as fd:
+        assert lock(fd, fcntl.LOCK_SH)
+        shelf.evict(60)
+        assert (blobs(shelf), shelf.crowded) == ([1, 3], False)
+        shelf.evict(0)
+        assert (blobs(shelf), shelf.crowded, shelf.index.total()) == ([1], True, 30)
+    shelf.evict(30)
+    assert (blobs(shelf), shelf.crowded) == ([1], False)
+    shelf.evict(29)
+    assert (blobs(shelf), shelf.crowded) == ([], False)
+
+
+def test_a_row_whose_file_is_gone_goes_too(shelf):
+    for number in (1, 2):
+        os.unlink(kept(shelf, number, 30))
+    shelf.evict(30)
+    assert (shelf.index.get(ident(1)), shelf.index.total()) == (None, 30)
+
+
+def test_more_files_than_come_at_once_are_evicted(shelf):
+    for number in range(1, 100):
+        kept(shelf, number, 1)
+    shelf.evict(1)
+    assert blobs(shelf) == [99]
+
+
+def test_files_are_kept_together_or_not_at_all(shelf, monkeypatch):
+    assert shelf.keep_whole([(row(1), b"1" * 10), (row(2), b"2" * 10)])
+    assert Path(shelf.path(ident(2))).read_bytes() == b"2" * 10
+    assert shelf.index.get(ident(2)) == row(2, boot=shelf.boot)
+    assert stat.S_IMODE(os.stat(shelf.path(ident(1))).st_mode) == 0o600
+    assert stat.S_IMODE((shelf.directory / "blobs/01").stat().st_mode) == 0o700
+    real = write_all
+
+    def full(fd: int, data: memoryview, offset: int) -> None:
+        if bytes(data) == b"4" * 10:
+            raise OSError(errno.ENOSPC, "No space")
+        real(fd, data, offset)
+
+    monkeypatch.setattr(shelf_module, "write_all", full)
+    before = set(os.listdir("/proc/self/fd"))
+    with pytest.raises(OSError, match="No space"):
+        shelf.keep_whole([(row(3), b"3" * 10), (row(4), b"4" * 10), (row(5), b"5" * 10)])
+    assert (blobs(shelf), shelf.index.total()) == ([1, 2], 20)
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_whole_file_takes_the_place_of_another_without_harming_who_has_it_open(shelf):
+    with opened(kept(shelf, 1)) as fd:
+        shelf.keep_whole([(row(1, 5), b"newer")])
+        assert os.pread(fd, 20, 0) == b"\x01" * 10
+    assert Path(shelf.path(ident(1))).read_bytes() == b"newer"
+    assert shelf.index.total() == 5
+
+
+def test_room_is_made_for_whole_files(shelf):
+    for number in range(1, 10):
+        kept(shelf, number, 11)
+    shelf.keep_whole([(row(20, 12), b"x" * 12)])
+    assert (blobs(shelf), shelf.index.total()) == ([2, 3, 4, 5, 6, 7, 8, 9, 20], 100)
+
+
+def test_a_renewed_file_is_kept_as_checked_now(shelf):
+    kept(shelf, 1)
+    shelf.renew(row(1, listed=3, checked=5.0))
+    assert shelf.index.get(ident(1)) == row(1, listed=3, checked=5.0, boot=shelf.boot)
+
+
+def test_new_files_are_seen_to_the_disk_in_batches(shelf, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fdatasync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    paths = [kept(shelf, number, 1) for number in range(1, SYNC_BATCH + 2)]
+    os.unlink(paths[0])
+    counts = []
+    while shelf.sync():
+        counts.append(len(synced))
+    assert sorted(synced) == sorted(paths[1:])
+    assert counts == [SYNC_BATCH - 1, SYNC_BATCH]
+    assert all(shelf.index.get(ident(number)).boot == "" for number in range(1, SYNC_BATCH + 2))
+
+
+def test_downloads_of_the_dead_are_removed_and_not_counted(shelf):
+    (mine, fd), (dead, other) = shelf.create_partial(), shelf.create_partial()
+    os.close(other)
+    for name in (mine, dead, "gone"):
+        shelf.reserve(name, 10, 10)
+    shelf.tidy_partials()
+    assert (partials(shelf), shelf.index.reserved(), shelf.index.total()) == ([mine], {mine}, 10)
+    os.close(fd)
+
+
+def test_files_without_rows_and_rows_without_files_are_removed(shelf):
+    kept(shelf, 1)
+    os.unlink(kept(shelf, 2))
+    stray = Path(shelf.path(ident(1))).with_name("01" + "ff" * 31)
+    stray.touch()
+    shelf.tidy_blobs(1)
+    shelf.tidy_blobs(2)
+    shelf.tidy_blobs(3)
+    assert not stray.exists()
+    assert (blobs(shelf), shelf.index.get(ident(2)), shelf.index.total()) == ([1], None, 10)
+    (shelf.directory / "blobs/02").rmdir()
+    kept_again = row(2, boot="x")
+    with shelf.index.transaction():
+        shelf.index.put(kept_again)
+    shelf.tidy_blobs(2)
+    assert shelf.index.get(ident(2)) is None
+
+
+def test_what_the_kernel_takes_in_parts_is_written_whole(tmp_path, monkeypatch):
+    calls = []
+
+    def little(fd: int, data: memoryview, offset: int) -> int:
+        calls.append((bytes(data), offset))
+        return min(3, len(data))
+
+    monkeypatch.setattr(os, "pwrite", little)
+    write_all(7, memoryview(b"12345678"), 100)
+    assert calls == [(b"12345678", 100), (b"45678", 103), (b"78", 106)]
+
+
+def test_a_lock_that_another_has_is_not_waited_for(tmp_path):
+    (tmp_path / "file").touch()
+    with opened(tmp_path / "file") as one, opened(tmp_path / "file") as other:
+        assert not os.get_inheritable(one)
+        assert lock(one, fcntl.LOCK_SH)
+        assert lock(other, fcntl.LOCK_SH)
+        assert not lock(other, fcntl.LOCK_EX)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(one)
+
+
+def test_an_unknown_boot_is_no_boot(monkeypatch):
+    monkeypatch.setattr(shelf_module, "Path", lambda path: Path("/nonexistent"))
+    one, other = shelf_module._boot_id(), shelf_module._boot_id()
+    assert len(one) == len(other) == 32
+    assert one != other

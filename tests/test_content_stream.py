@@ -1,0 +1,175 @@
+"""The content cache: what one download knows of its readers, and whether one more would be worth it."""
+
+import pytest
+import trio
+
+from tests.test_content_fakes import FakeSource
+from xnatfs.content.abreast import GAIN, HELPERS, LOOK, SECONDS, Abreast
+from xnatfs.content.stats import DAMAGED, Stats
+from xnatfs.content.stream import AHEAD, LONGEST_STEP, NEAR, STEADY_READS, STEADY_SECONDS, STEP_SECONDS, Stream
+
+
+@pytest.fixture
+def source() -> FakeSource:
+    return FakeSource(b"")
+
+
+# -- one download ------------------------------------------------------------------------------------------------
+
+
+async def test_a_download_begins_where_it_was_asked_to(autojump_clock, source):
+    await trio.sleep(7)
+    stream = Stream(100, 200, source)
+    assert (stream.origin, stream.cursor, stream.step, stream.used, stream.stop) == (100, 100, 100, 100, 200)
+    assert (stream.begun, stream.wanted, stream.source) == (trio.current_time(), trio.current_time(), source)
+    assert (stream.reads, stream.moved.is_set()) == (0, False)
+
+
+@pytest.mark.parametrize(
+    ("offset", "stop", "step", "reached"),
+    [
+        (99, None, 0, False),
+        (100, None, 0, True),
+        (100 + NEAR, None, 0, True),
+        (101 + NEAR, None, 0, False),
+        (101 + NEAR, None, 101 + NEAR, True),
+        (102 + NEAR, None, 101 + NEAR, False),
+        (149, 150, 0, True),
+        (150, 150, 0, False),
+    ],
+)
+async def test_what_is_near_comes_soon(source, offset, stop, step, reached):
+    stream = Stream(100, stop, source)
+    stream.step = step
+    assert stream.reaches(offset) is reached
+
+
+@pytest.mark.parametrize(
+    ("came", "seconds", "step"),
+    [
+        (0, 0, NEAR),
+        (NEAR, 10, NEAR),
+        (300 * 2**20, 3, int(100 * 2**20 * STEP_SECONDS)),
+        (300 * 2**20, 0.5, LONGEST_STEP),
+        (6 * 2**20, 0.01, 6 * 2**20),  # no pace is told by less than a step's time
+    ],
+)
+async def test_a_step_is_what_comes_in_its_time(autojump_clock, source, came, seconds, step):
+    stream = Stream(1000, None, source)
+    stream.cursor += came
+    await trio.sleep(seconds)
+    assert stream.next_step() == stream.cursor + step
+
+
+async def test_enough_is_ahead_of_a_reader_when_it_is_as_much_as_was_read(source):
+    stream = Stream(1000, None, source)
+    for used, ahead in ((1000, AHEAD), (1000 + AHEAD, AHEAD), (1000 + 2 * AHEAD, 2 * AHEAD)):
+        stream.used = used
+        stream.cursor = used + ahead - 1
+        assert not stream.ahead()
+        stream.cursor += 1
+        assert stream.ahead()
+
+
+async def test_who_reads_on_is_noted_and_wakes_a_download_that_is_half_way(source):
+    stream = Stream(0, None, source)
+    stream.cursor = AHEAD
+    stream.note(0, AHEAD // 2)
+    assert (stream.used, stream.moved.is_set()) == (AHEAD // 2, False)
+    stream.note(0, 10)
+    assert stream.used == AHEAD // 2, "what was asked for before is no news"
+    stream.note(0, AHEAD // 2 + 1)
+    assert (stream.used, stream.moved.is_set()) == (AHEAD // 2 + 1, True)
+    stream.note(AHEAD + NEAR + 1, AHEAD + NEAR + 2)
+    assert stream.used == AHEAD // 2 + 1, "that far ahead is another download's"
+    stream.note(AHEAD + NEAR, AHEAD + NEAR + 1)
+    assert stream.used == AHEAD + NEAR + 1
+
+
+async def test_a_read_counts_once_wherever_it_waits(autojump_clock, source):
+    stream = Stream(0, None, source)
+    for offset, reads in ((0, 1), (0, 1), (5, 2), (0, 3)):
+        await trio.sleep(1)
+        stream.mark(offset)
+        assert (stream.reads, stream.wanted) == (reads, trio.current_time())
+
+
+@pytest.mark.parametrize(
+    ("wait", "needed"),
+    [
+        ((0, 100), False),
+        ((0, 101), True),
+        ((100 + NEAR, 100 + NEAR + 1), True),
+        ((101 + NEAR, 101 + NEAR + 1), False),
+    ],
+)
+async def test_who_waits_near_it_needs_it(source, wait, needed):
+    stream = Stream(100, None, source)
+    assert stream.needed([wait]) is needed
+    assert not stream.needed([])
+
+
+async def test_a_steady_reader_needs_it_for_a_moment_after_each_read(autojump_clock, source):
+    stream = Stream(0, None, source)
+    for offset in range(STEADY_READS):
+        assert not stream.needed([])
+        stream.mark(offset)
+    assert stream.needed([])
+    await trio.sleep(STEADY_SECONDS - 0.01)
+    assert stream.needed([])
+    await trio.sleep(0.01)
+    assert not stream.needed([])
+
+
+# -- several -----------------------------------------------------------------------------------------------------
+
+
+def looked(abreast: Abreast, now: float, came: int) -> tuple[int, int]:
+    abreast.look(now, came)
+    return abreast.helpers, abreast.share
+
+
+def test_a_helper_is_added_after_a_look_and_has_a_moment_to_begin():
+    """What comes in the second after is not judged."""
+    abreast = Abreast()
+    assert looked(abreast, 10, 1000) == (0, 0)
+    assert looked(abreast, 10 + LOOK - 0.01, 5000) == (0, 0)
+    assert looked(abreast, 10 + 2 * LOOK, 3000) == (1, int(1000 / LOOK * SECONDS))
+    assert looked(abreast, 10 + 3 * LOOK, 3000) == (1, int(1000 / LOOK * SECONDS))
+    rate = 1000 * GAIN
+    assert looked(abreast, 10 + 4 * LOOK, 3000 + int(rate)) == (2, int(rate / LOOK * SECONDS / 2))
+
+
+def test_a_helper_that_brings_no_fifth_more_is_the_last():
+    abreast = Abreast()
+    looked(abreast, 0, 0)
+    assert looked(abreast, LOOK, 1000)[0] == 1
+    looked(abreast, 2 * LOOK, 1000)
+    assert looked(abreast, 3 * LOOK, 1000 + int(1000 * GAIN) - 1)[0] == 0
+    for seconds in range(4, 20):
+        assert looked(abreast, seconds * LOOK, 10**6 * seconds)[0] == 0
+
+
+def test_there_are_so_many_helpers_at_most():
+    abreast = Abreast()
+    helpers = [looked(abreast, seconds * LOOK, 2**seconds)[0] for seconds in range(12)]
+    assert helpers == [0, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2]
+    assert HELPERS == 2
+    share = abreast.share
+    assert share == int((2**5 - 2**4) / LOOK * SECONDS / (1 + HELPERS))
+    assert looked(abreast, 100 * LOOK, 2**5) == (HELPERS, share), "decided: it is not looked at any more"
+
+
+# -- what is counted ---------------------------------------------------------------------------------------------
+
+
+def test_so_many_damaged_files_are_remembered_the_last_ones():
+    stats = Stats()
+    for number in range(DAMAGED + 1):
+        stats.damage(str(number))
+    assert stats.damaged == [str(number) for number in range(1, DAMAGED + 1)]
+    stats.damage("5")
+    assert (len(stats.damaged), stats.damaged[-1], stats.damaged.count("5")) == (DAMAGED, "5", 1)
+    stats.sound("5")
+    stats.sound("never heard of")
+    assert "5" not in stats.damaged
