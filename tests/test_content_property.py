@@ -164,13 +164,19 @@ def test_a_read_returns_exactly_the_right_bytes_or_raises(server, readers, stric
         trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
-@given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60))))
-def test_spans_are_a_set_of_offsets(ranges):
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 60), st.integers(0, 60))))
+def test_spans_are_a_set_of_offsets(changes):
     """Compared with one."""
     spans, reference = Spans(), set[int]()
-    for start, end in ranges:
-        spans.add(start, end)
-        reference |= set(range(start, end))
+    for adds, start, end in changes:
+        if adds:
+            spans.add(start, end)
+            reference |= set(range(start, end))
+        else:
+            spans.remove(start, end)
+            reference -= set(range(start, end))
+        assert {o for a, b in spans.parts() for o in range(a, b)} == reference
+        assert spans.total() == len(reference)
         assert {o for a, b in spans.gaps(0, 70) for o in range(a, b)} == set(range(70)) - reference
         for offset in range(70):
             assert spans.next_gap(offset) == min(set(range(offset, 200)) - reference)
