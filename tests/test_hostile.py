@@ -560,6 +560,15 @@ async def test_dates_that_are_none_are_shown_or_left_out(tmp_path, date):
     assert (report.files, report.failed) == (1, [])
 
 
+async def test_a_session_of_many_assessors_takes_no_longer_than_many_sessions(server):
+    columns = '"label":"a","date":"","xsiType":"x","session_ID"'
+    server.says["GET /data/experiments"] = ok(listing(f'{{"ID":"A{n}",{columns}:"E"}}' for n in range(8000)))
+    began = time.thread_time()
+    found = await asking(server, lambda xnat: xnat.assessors_of_many(["E"]), patience=30)
+    assert len(found["E"]) == 8000
+    assert time.thread_time() - began < 2  # the square of them would be 20 s
+
+
 async def test_too_many_resources_in_one_list_are_an_error(server, monkeypatch):
     monkeypatch.setattr("xnatfs.catalogue.MOST_RESOURCES", 100)
     server.says["GET /data/"] = ok(listing(f'{{"cat_ID":"{n}","URI":"/resources/{n}/files/a"}}' for n in range(200)))
