@@ -1,7 +1,7 @@
 """The kernel's part of a mount, without a kernel: names and attributes are kept for as long as it was told, and pages.
 
 It asks as Linux does: a path name by name from what it remembers, an attribute that is out of date before it hands out
-pages, READs of whole pages, a name once more where an open is stale. So what it remembers can be wrong, as it can there.
+pages, READs of whole pages, a name once more where an open is stale. So what it remembers can be wrong, as there.
 """
 
 import errno

@@ -193,6 +193,7 @@ def _resources_at(home: Path, moments: list[Moment]) -> set[str]:
 def _seen(archive: Archive, time: float) -> Moment:
     names: dict[Path, set[str]] = {("projects",): set()}
     files: dict[Path, There] = {}
+    resources: set[str] = set()
 
     def enter(path: Path) -> None:
         for depth in range(1, len(path)):
@@ -207,7 +208,7 @@ def _seen(archive: Archive, time: float) -> Moment:
         if not archive.reads(USER, project):
             continue
         enter(home)
-        for subject, label in archive.subjects_in(project):
+        for _, label in archive.subjects_in(project):
             enter((*home, label))
         for session, label in archive.experiments_in(project):
             place = (*home, archive.subjects[session.subject].label, label)
@@ -215,14 +216,14 @@ def _seen(archive: Archive, time: float) -> Moment:
             parts = [((*place, "scans", scan.id), r) for scan in session.scans for r in scan.resources]
             for path, resource in [*parts, *(((*place, "resources"), r) for r in session.resources)]:
                 enter((*path, resource.label))
+                resources.add(str(resource.id))
                 for entry in resource.entries:
                     file = (*path, resource.label, *entry.path.split("/"))
                     enter(file[:-1])
                     names[file[:-1]].add(file[-1])
                     assert isinstance(entry.content, bytes)
                     files[file] = There(str(resource.id), entry.path, entry.content)
-    resources = frozenset(file.resource for file in files.values())
-    return Moment(time, files, {path: frozenset(each) for path, each in names.items()}, resources)
+    return Moment(time, files, {path: frozenset(each) for path, each in names.items()}, frozenset(resources))
 
 
 # -- the network ---------------------------------------------------------------------------------------------------

@@ -256,7 +256,7 @@ def test_a_limit_is_at_most_half_of_what_is_free_without_the_cache(tmp_path, mon
         kept(first, 1, used)
     first.index.close()
     monkeypatch.setattr(
-        shelf_module.shutil,
+        shutil,
         "disk_usage",
         lambda path: type("Usage", (), {"free": free})() if path == tmp_path else None,
     )

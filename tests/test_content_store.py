@@ -291,6 +291,19 @@ def blob(left: list[str] | None = None) -> Blob:
     return Blob("a key", lambda: None if left is None else left.append("left"))
 
 
+async def test_nothing_is_known_of_a_file_at_first():
+    new = blob()
+    assert (new.key, new.size, new.complete, new.whole, new.memory, new.failure) == (
+        "a key",
+        -1,
+        False,
+        True,
+        None,
+        None,
+    )
+    assert (new.users, new.fd, new.ready.is_set(), new.waits, new.spans.next_gap(0)) == (0, -1, False, [], 0)
+
+
 async def test_an_open_file_says_when_the_last_reader_leaves():
     left: list[str] = []
     opened = blob(left)

@@ -8,14 +8,14 @@ import os
 import random
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import trio
 
-from tests.test_content_disk import blobs, kept, on_disk, quiet, sql, store
+from tests.test_content_disk import blobs, kept, on_disk, python, quiet, sql, store
 from tests.test_content_fakes import BIG, LIMIT, SMALL, FakeSource, MiB, failure, md5, read_all, until, version
 from xnatfs.content import ContentCache, Version, open_cache
 from xnatfs.errors import BadReply
@@ -127,10 +127,10 @@ async def test_trouble_costs_nothing_but_the_keeping(disk, caplog, trouble, data
         await cache.tidied.wait()
         await store(cache, "abc")
         mend = trouble(disk)
-        for key in "defg":
+        for key in "de":
             assert await read_all(cache, version(data, key), FakeSource(data, chunk=MiB)) == data
             await quiet(cache)
-        members = [Version(f"member {number}", len(SMALL), md5(SMALL)) for number in range(40)]
+        members = [Version(f"member {number}", len(SMALL), md5(SMALL)) for number in range(12)]
         for member in members:
             await cache.put(member, SMALL)
             assert await read_all(cache, member, FakeSource(SMALL)) == SMALL
@@ -183,19 +183,23 @@ async def test_trouble_between_two_mounts_is_a_cache_that_starts_empty(disk, tro
         assert kept(cache, "a") == "a"
 
 
-async def test_who_ends_with_an_index_that_was_removed_harms_nobody(tmp_path):
-    """SQLite, closing the last connection to a file, removes the WAL beside it: by name."""
-    async with open_cache(tmp_path, LIMIT) as living:
-        await living.tidied.wait()
-        async with open_cache(tmp_path, LIMIT) as ending:
-            await store(ending, "a")
-            (tmp_path / "index.sqlite").unlink()
-            await store(living, "b")
-            assert kept(living, "b") == "b"
-        await store(living, "c")
-        async with open_cache(tmp_path, LIMIT) as third:
-            await third.tidied.wait()
-            assert kept(third, "bc") == "bc"
+@pytest.mark.parametrize("names", ["index.sqlite", "index.sqlite*"], ids=["alone", "with its WAL"])
+async def test_who_ends_with_an_index_that_was_removed_harms_nobody(tmp_path, names):
+    """SQLite, closing the last connection to a file, removes the WAL beside it, if the file is in its place."""
+    code = "await cache.tidied.wait(); cache._store._shelf.heal = lambda: None"  # it does not look any more
+    with ExitStack() as stack:
+        stack.enter_context(python(tmp_path, code))
+        for path in tmp_path.glob(names):
+            path.unlink()
+        async with open_cache(tmp_path, LIMIT) as living:
+            await living.tidied.wait()
+            await store(living, "bc")
+            stack.close()
+            await store(living, "d")
+            async with open_cache(tmp_path, LIMIT) as third:
+                await third.tidied.wait()
+                assert kept(third, "bcd") == "bcd"
+                assert third.bytes_used == on_disk(tmp_path)
     assert sql(tmp_path, "PRAGMA integrity_check") == [("ok",)]
 
 
@@ -274,7 +278,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> int:
 
 @pytest.fixture(params=["ranges", "no ranges"])
 def source(request: pytest.FixtureRequest) -> FakeSource:
-    made = FakeSource(BIG, chunk=MiB // 16, ranged=request.param == "ranges")
+    made = FakeSource(BIG, chunk=MiB // 8, ranged=request.param == "ranges")
     made.seekable = made.ranged
     return made
 
@@ -327,7 +331,7 @@ async def test_seekers_in_a_file_that_has_no_room_get_their_bytes(disk, narrow, 
 
     async def seek(blob, seed: int) -> None:
         chance = random.Random(seed)
-        for _ in range(12):
+        for _ in range(5):
             offset = chance.randrange(len(BIG))
             assert await blob.read(offset, 50_000) == BIG[offset : offset + 50_000]
 

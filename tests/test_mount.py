@@ -21,6 +21,7 @@ import pytest
 
 from tests.demos import Demo, serving
 from tests.mounting import SCRIPTS, Mount, daemons, end, environment, mounted_file_system, mounting, run
+from xnatfs.demo.archive import Archive
 
 pytestmark = pytest.mark.fuse
 
@@ -341,6 +342,43 @@ def test_a_new_version_of_a_file_is_a_new_inode_with_the_new_bytes(tmp_path):
         entry.content, entry.digest = b"Sit still.\n", hashlib.md5(b"Sit still.\n").hexdigest()
         assert run("cat", file).stdout == "Sit still.\n"
         assert run("stat", "-c", "%i", file).stdout != before
+
+
+def test_two_contents_of_one_length_and_no_digest_do_not_mix(tmp_path):
+    """The kernel keeps pages by inode: who reads the old one brought its pages to who reads the new one."""
+    size = 9_000_000
+    with serving() as demo, mounting(demo.url, tmp_path, "--revalidate", "0", **demo.login) as mount:
+        entry = Archive.file(demo.archive.projects["BRAINS"].resources[0], "raw.dat", b"1" * size, digest="")
+        file = mount.path / "projects" / "BRAINS" / "resources" / "protocol" / "raw.dat"
+        with subprocess.Popen(
+            [sys.executable, "-c", READ_BOTH, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as reader:
+            assert reader.stdin is not None
+            assert reader.stdout is not None
+            assert (reader.stdout.readline(), reader.stdout.readline()) == (f"{size} 0\n", "\n")
+            entry.content, entry.modified = b"2" * size, entry.modified + 10
+            assert reader.communicate("\n", timeout=60)[0] == f"1\n0 {size}\n0 {size}\n"
+
+
+# Reads a file, and once it was replaced a part of the old one, all of the new one, and all of it once more.
+READ_BOTH = """
+import os, sys
+
+def count():
+    with open(sys.argv[1], "rb") as file:
+        if opened:
+            print(os.pread(opened.pop(), 1, 5_000_000).decode())
+        data = file.read()
+    print(data.count(b"1"), data.count(b"2"), flush=True)
+
+opened = []
+count()
+opened.append(os.open(sys.argv[1], os.O_RDONLY))
+print(flush=True)
+sys.stdin.readline()
+count()
+count()
+"""
 
 
 def wait_for(condition: Callable[[], bool]) -> bool:

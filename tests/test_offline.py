@@ -206,6 +206,25 @@ async def test_what_the_server_refuses_is_gone_also_when_it_is_away_again(line, 
             await names(site, "projects")
 
 
+@pytest.mark.parametrize("asked", ["projects", "projects/P"])
+async def test_what_is_not_listed_any_more_is_gone_with_all_below_it(line, tmp_path, asked):
+    """Also for a program that is in there, and knows the way."""
+    async with opened(line, tmp_path) as site:
+        await seen(site)
+        inside = [await find(site, place) for place in PLACES[2:]]
+        await trio.sleep(TTL)
+        archive = line.demo.archive
+        if asked == "projects":
+            archive.projects["P"].members.clear()
+        else:
+            archive.experiments.pop(next(each.id for each in archive.experiments.values() if each.label == "S1_MR"))
+        await names(site, asked)
+        await cut(line, site)
+        for directory in inside:
+            with pytest.raises(NoRoute):
+                await directory.children()
+
+
 async def test_what_is_older_than_a_day_is_not_shown(line, tmp_path):
     async with opened(line, tmp_path) as site:
         await seen(site)

@@ -215,12 +215,12 @@ def test_a_quiet_day(tmp_path):
 
 @pytest.mark.parametrize("digests", [True, False], ids=["digests", "no digests"])
 def test_every_fault_of_a_file(tmp_path, digests):
-    """A big one, a small one of a series, and one of a few bytes; once, and until it is mended."""
+    """A big one and a small one of a series once, the big one and one of a few bytes until it is mended."""
     steps: list[Step] = []
     for kind in KINDS:
-        for file in range(3):
-            steps += [*badly(file, kind, 1), *badly(file, kind, 9)]
-            steps += [("change", {"file": file, "what": "replaced"}), ("wait", {"seconds": 400.0})]  # not kept, so far
+        for file, count in ((0, 1), (1, 1), (0, 9), (2, 9)):
+            steps += badly(file, kind, count)
+            steps += [("change", {"file": file, "what": "replaced"}), ("wait", {"seconds": 300.0})]  # not kept, so far
     tell(tmp_path, steps, digests=digests)
 
 

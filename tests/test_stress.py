@@ -14,7 +14,17 @@ from scripts.stressing import archive, contents, holding
 from scripts.stressing.faults import FILE, IMAGE, LIST, TAR, WITH_DIGEST, errnos, steps
 from scripts.stressing.programs import Event
 from scripts.stressing.run import Outcome
-from scripts.stressing.verdict import REVALIDATE, SLACK, TTL, Met, Truth, bytes_right, cached_stats, errors_caused
+from scripts.stressing.verdict import (
+    REVALIDATE,
+    SLACK,
+    TTL,
+    Met,
+    Truth,
+    bytes_right,
+    cached_stats,
+    errors_caused,
+    sessions_left,
+)
 from scripts.stressing.watch import Sample
 from tests.faults import Step
 from tests.faults.messages import Head
@@ -251,8 +261,23 @@ def test_journals_tell_which_file_a_request_was_for(tmp_path):
         ("", {"S01/E01"}),
         ("", set()),
     ]
-    assert (found.made, found.expired, found.silent) == ({PLAIN: [5.0]}, 1, 1)
+    assert (found.made, found.expired, found.silent) == ({PLAIN: [5.0]}, [8.0], 1)
     assert found.listed == [7.0]
+
+
+@pytest.mark.parametrize(
+    ("alive", "after", "left", "holds"),
+    [(1, 0, 0, True), (0, 0, 0, True), (2, 1, 0, False), (1, 1, 0, False), (2, 1, 1, True), (3, 2, 1, False)],
+)
+def test_sessions_that_stay_on_the_server_are_told(alive, after, left, holds):
+    assert sessions_left(alive, after, left).holds is holds
+
+
+def test_a_session_may_stay_where_a_client_was_told_that_it_is_dead():
+    known = truth(met=[Met(at, "status 401", frozenset()) for at in (5.0, 15.0, 16.0)])
+    assert known.left_behind() == 3
+    known.expired = [10.0]
+    assert known.left_behind() == 2
 
 
 def test_stat_is_of_cached_entries_where_no_listing_was_under_way():

@@ -86,7 +86,7 @@ async def test_a_list_that_drips():
 
 
 async def test_a_list_that_does_not_end(monkeypatch):
-    monkeypatch.setattr("xnatfs.client.LARGEST_LIST", 10_000)
+    monkeypatch.setattr("xnatfs.client.LISTED", (10_000, 1_000_000))
 
     async def endless(stream: trio.SocketStream, _: bytes) -> None:
         await stream.send_all(HEAD + chunk(b'{"ResultSet": {"Result": ['))

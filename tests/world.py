@@ -90,7 +90,9 @@ class World:
             URL, cache_dir=directory, timeout=TIMEOUT, ttl=TTL, revalidate=REVALIDATE, cache_size=cache_size
         )
         self.network.honest_digests = digests
-        self._digestless = -float("inf") if digests else float("inf")  # when a listing without digests was last to be had
+        self._digestless = (
+            -float("inf") if digests else float("inf")
+        )  # when a listing without digests was last to be had
         self._mount: AsyncExitStack
         self._readers: trio.Nursery
         self._idle = 0  # tasks of a mount in which nothing goes on
@@ -227,8 +229,10 @@ class World:
         try:
             yield
         except OSError as error:
-            assert error.errno in ERRNOS, errno.errorcode[error.errno or 0]
-            assert not (calm and there and self._calm(path)), f"{error} for no reason, of {path}"
+            if error.errno not in ERRNOS:
+                raise AssertionError(f"{error} of {path}") from error
+            if calm and there and self._calm(path):
+                raise AssertionError(f"{error} for no reason, of {path}") from error
 
     def _since(self) -> float:
         """What was gone by then is not shown any more, and not read by who opens it now."""

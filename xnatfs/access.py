@@ -230,3 +230,4 @@ class Access:
 def _listings(item: Item) -> Iterable[Key]:
     """Lists that tell of an item. Those of its project are made anew, or are refused."""
     yield from (("resources", item, True), ("resources", item, False), ("scans", item[1]), ("assessors", item[1]))
+    yield from (("files", item, True), ("files", item, False))

@@ -142,6 +142,16 @@ class Catalogues(Sequence[FileRow]):
             )
             self._listed(catalogue)
 
+    @classmethod
+    def of(cls, rows: Iterable[FileRow]) -> "Catalogues":
+        """Of rows that were made by one of these. Where their resources hang is not told."""
+        made = cls()
+        for row in rows:
+            catalogue = made.groups.setdefault(row.resource_id, Catalogue(row.resource_id))
+            catalogue.add(row.path, row.size, row.digest, (row.format, row.content))
+            made._listed(catalogue)
+        return made
+
     def _group(self, number: str, uri: str, cells: Mapping[str, Any]) -> Catalogue:
         if number not in self.groups:
             if len(self.groups) >= MOST_RESOURCES:

@@ -98,7 +98,8 @@ class Kept:
         finally:
             with trio.CancelScope(shield=True):
                 await self.write()
-            self.close()
+                async with self._one:  # SQLite does not bear it while a thread reads
+                    self.close()
 
     # -- in a thread ---------------------------------------------------------------------------------------------
 

@@ -172,6 +172,10 @@ class MetadataCache:
             if value is not None and which(key, value):
                 self.forget(key)
 
+    def forget_refusals(self) -> None:
+        """That something is not there, or not for us: it was said to somebody else."""
+        self.forget_all(lambda _key, value: isinstance(value, _Refusal))
+
     def _find(self, key: Hashable) -> Expiring | None:
         if self._largest and self._largest[0] == key and self._largest[1].expires > trio.current_time():
             return self._largest[1]

@@ -1,16 +1,17 @@
 """Past: listings as they were, for who wants to see them while the server is away (`--offline`).
 
 Invariants:
-- They stand in for an answer only where there is none for want of a server. What the server refuses is forgotten, and
-  all of it where it refuses the login, on the disk, too.
+- They stand in for an answer only where there is none for want of a server. What the server refuses or does not list
+  any more is forgotten with all below it, and everything where it refuses the login; on the disk, too.
 - Each says of when it is. None is older than the listings that are kept from one mount to the next: a day.
 - Each is good for a moment only: the server is asked again, as soon as it may be back.
 """
 
 import logging
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import trio
@@ -28,6 +29,9 @@ AGAIN = 5.0
 
 Key = tuple[object, ...]
 
+# What is listed below each row of a list, by its ID, beside its resources and files.
+BELOW = {"projects": ("subjects", "experiments"), "subjects": (), "experiments": ("scans", "assessors")}
+
 
 class Past:
     """What was listed last, in this mount or in the one before it."""
@@ -44,6 +48,9 @@ class Past:
         if found.stale or (before is not None and before.rows is found.rows):
             return
         self._told = False
+        if before is not None and key[0] in BELOW:
+            there = {row.id for row in found.rows}
+            self._lose(key, [row for row in before.rows if row.id not in there])
         at = self._clock() - (trio.current_time() - found.fetched)
         self._listings.put(key, replace(found, expires=found.fetched + OLDEST, stale=at))
         if isinstance(found.rows, Catalogues):
@@ -78,8 +85,21 @@ class Past:
         return found if isinstance(found, Listing) else None
 
     def forget(self, key: Key) -> None:
-        """The server has no such list, or not for us."""
+        """The server has no such list, or not for us; so nothing of what is below."""
+        before = self.peek(key)
         self._listings.forget(key)
+        self._kept.put(key, ())
+        if before is not None:
+            self._lose(key, before.rows)
+
+    def _lose(self, key: Key, rows: Iterable[Any]) -> None:
+        """These rows of a list are there no more: nor is what was listed below them."""
+        for row in rows if key[0] in BELOW else ():
+            item = (str(key[0]), row.id)
+            for kind in BELOW[str(key[0])]:
+                self.forget((kind, row.id))
+            for kind, below in product(("resources", "files"), (True, False)):
+                self.forget((kind, item, below))
 
     def forget_all(self) -> None:
         """The login was refused."""

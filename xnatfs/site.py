@@ -56,6 +56,18 @@ class TrueSize:
         return 1
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Which content of a file without a digest was opened last, and how many there were before it."""
+
+    stamp: str
+    before: int
+    expires: float = math.inf
+
+    def __len__(self) -> int:
+        return 1
+
+
 class Site:
     """The client, both caches, and cached listings. Each listing method raises what `Xnat` raises."""
 
@@ -75,7 +87,7 @@ class Site:
         self.content = content
         self.ttl = ttl
         self.opened_at = time.time()
-        self.sizes_learnt = False  # whether any file was found to have another size than its listing says
+        self.sizes_learnt = False  # whether any file was found to be another than its listing says
         self.shown = MetadataCache(SHOWN)
         self._nursery = nursery
         self._directory = directory
@@ -83,7 +95,9 @@ class Site:
         self._kept: Kept | None = None
         self._past: Past | None = None
         self._seen: set[Key] = set()  # listings that were asked for before
-        self.access = Access(content, bulk, lambda: xnat.login.username, xnat.session_lives, self._forget_kept, nursery)
+        self.access = Access(
+            content, bulk, lambda: xnat.login.username, self._session_lives, self._forget_kept, nursery
+        )
 
     def stay(self, offline: bool = False) -> None:
         """For who lives long, as mounts do: memory is given back when nobody looks any more, and listings are kept.
@@ -301,6 +315,13 @@ class Site:
         _, group, kind = self._source(key)
         return await self._past.get(key, kind, group, error)
 
+    async def _session_lives(self) -> bool:
+        """Whether the server knows us; if not, what it refused it refused to a guest."""
+        lives = await self.xnat.session_lives()
+        if not lives:
+            self.metadata.forget_refusals()
+        return lives
+
     def _forget_kept(self, key: Key) -> None:
         if self._kept is not None:
             self._kept.put(key, ())
@@ -329,6 +350,17 @@ class Site:
 
     def _files_made(self, files: Catalogues, started: float, broken: frozenset[str] = frozenset()) -> Listing[FileRow]:
         return Listing(files, files.groups, started, started + self.ttl, broken)
+
+    def sees(self, key: Hashable, stamp: str) -> int:
+        """This content of a file without a digest is opened now: how many others there were before it."""
+        seen = self.metadata.peek(key)
+        if not isinstance(seen, Seen):
+            seen = Seen(stamp, 0)
+        elif seen.stamp != stamp:
+            seen = Seen(stamp, seen.before + 1)
+            self.sizes_learnt = True
+        self.metadata.put(key, seen)
+        return seen.before
 
     def learn_size(self, key: Hashable, size: int) -> None:
         """A file is longer or shorter than its listing says, for as long as that says so."""

@@ -38,6 +38,8 @@ MOST_BYTES, MOST_ROWS = 2**30, 3_000_000
 # No row is as long as that: where no step leads on for so many characters, it is no JSON. Descriptions of projects are
 # the longest cells, some pages of text.
 LONGEST_ROW = 2**22
+# Behind the result set comes its brace; a server that goes on after that has no end.
+LONGEST_TAIL = 2**16
 # What is no list is an item's document or an error in JSON. Python's objects may take 30 times as much.
 LONGEST_WHOLE = 2**24
 # Where a row is longer than that, twice as much has to come before it is looked at again: else each piece of 32 KiB
@@ -83,8 +85,8 @@ class Table:
         except RecursionError:
             raise ValueError("it is nested too deep") from None
         left = len(self._text) - self._at
-        if left > LONGEST_ROW:
-            raise ValueError("no row ends")
+        if left > (LONGEST_TAIL if self._step == self._tail else LONGEST_ROW):
+            raise ValueError("no row ends, or what follows them does not")
         self._wanted = 2 * left if left > _PATIENT else 0
 
     def close(self) -> list[Cells]:

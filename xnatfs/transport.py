@@ -80,7 +80,7 @@ NO_WAY = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errn
 
 
 # What is sent: bytes, or how to begin with pieces of them, once for each time that it is sent.
-Body = bytes | Callable[[], AsyncIterator[bytes]]
+Body = bytes | Callable[[], AsyncGenerator[bytes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,12 +356,13 @@ class Transport:
         while True:
             token = await self.login.token()
             logins = self.login.logins if logins is None else logins
+            content = body() if callable(body) else body or None
             request = self._http.build_request(
                 method,
                 path,
                 params=params or None,
                 headers={**headers, "Cookie": f"JSESSIONID={token}"},
-                content=body() if callable(body) else body or None,
+                content=content,
                 timeout=patience,
             )
             self.requests += 1
@@ -371,6 +372,10 @@ class Transport:
                 raise self._unreachable(error) from error
             except httpx.TransportError as error:
                 raise Uncertain(f"{self.url} {_reason(error)}; the request may have been carried out") from error
+            finally:
+                if isinstance(content, AsyncGenerator):  # it may have been left half-way, with a file open
+                    with trio.CancelScope(shield=True):
+                        await content.aclose()
             self.login.heard(response)
             if self.login.made(token, logins) or not await self._lost(token, response, "any"):
                 return response

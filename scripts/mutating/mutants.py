@@ -4,7 +4,7 @@ mutmut's own run leaves out every function that has a decorator, which here are 
 of it is used that changes functions.
 
 Left out: what mutmut leaves out (annotations, `len` and `isinstance`, whatever is not in a function), defaults, texts
-of errors and of the log, changes of case only, and assertions, which are there for the type checker.
+of errors and of the log, changes of case only, None for False, and assertions, which are there for the type checker.
 """
 
 import difflib
@@ -99,7 +99,7 @@ def mutants(path: Path, module: str) -> list[Mutant]:
     found = []
     for mutation, lines in zip(visitor.mutations, visitor.lines, strict=True):
         function = mutation.contained_by_top_level_function
-        if function not in names or _case_only(mutation.original_node, mutation.mutated_node):
+        if function not in names or _the_same(mutation.original_node, mutation.mutated_node):
             continue
         before = _text(function)
         text = _text(deep_replace(function, mutation.original_node, mutation.mutated_node))
@@ -132,8 +132,11 @@ def _compiles(text: str) -> bool:
     return True
 
 
-def _case_only(before: cst.CSTNode, after: cst.CSTNode) -> bool:
+def _the_same(before: cst.CSTNode, after: cst.CSTNode) -> bool:
+    """A change of case only, or of False to None, which are one to whoever asks for truth."""
     texts = [cst.Module([]).code_for_node(node) for node in (before, after)]
+    if m.matches(before, m.Assign(value=m.Name("False")) | m.AnnAssign(value=m.Name("False"))):
+        return True
     return isinstance(before, cst.BaseString) and texts[0].lower() == texts[1].lower()
 
 

@@ -5,6 +5,7 @@ and how long it takes. A mutant is tried by those that touch its lines, quick on
 """
 
 import contextlib
+import gc
 import json
 import os
 import resource
@@ -83,6 +84,7 @@ class Trials:
         self._scratch = Path(tempfile.mkdtemp(prefix="mutation-"))
         try:
             usual = self._first_run(items)
+            gc.freeze()  # forks share what they do not look at
             for mutant in self._mutants:
                 chosen = self._chosen(mutant, usual)
                 if not chosen:

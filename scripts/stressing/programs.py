@@ -406,7 +406,7 @@ def _error(reader: Reader, program: str, line: str, began: float, ended: float, 
     for text, name in ERRNOS.items():
         if f": {text}" in line:
             return Event(program, where, began, ended, error=name)
-    if "Exiting with failure status" in line or "padding with zeros" in line or "Skipping to next" in line:
+    if any(words in line for words in ("Exiting with failure status", "Error is not recoverable", "Skipping to next")):
         return None
     return Event(program, where, began, ended, wrong=f"{program} said {line!r}")
 

@@ -23,7 +23,7 @@ faults that were really met. `scripts/stressing` says how.
 
 def page(outcome: Outcome, command: str) -> str:
     options = outcome.options
-    said = INTRODUCTION.format(command=command, readers=options.readers, share=options.share)
+    said = INTRODUCTION.format(command=command, readers=options.readers, share=_share(outcome))
     size = sum(file.base for file in files(options.sessions).values()) / MB
     return "\n".join(
         [
@@ -79,11 +79,17 @@ def faults(outcome: Outcome) -> str:
     met = sum(truth.kinds.values())
     made = sum(len(times) for times in truth.made.values())
     told = (
-        f"{met} faults, beside {requests} requests that the server answered; {truth.silent} of them in archives, which"
-        f" no program sees. {made} files were replaced, {truth.expired} logins forgotten, and"
+        f"{met} faults, on {_share(outcome):.1%} of all answers at least: some of the {requests} that the server gave"
+        f" were broken on their way. {truth.silent} of them were in archives, which"
+        f" no program sees. {made} files were replaced, logins forgotten {len(truth.expired)} times, and"
         f" {outcome.server.get('logins', 0)} made."
     )
     return f"{textwrap.fill(told, 116)}\n\n{kinds}\n\n{errors}"
+
+
+def _share(outcome: Outcome) -> float:
+    met = sum(outcome.truth.kinds.values())
+    return met / max(1, met + outcome.server.get("requests", 0))
 
 
 def figures(outcome: Outcome) -> str:

@@ -63,7 +63,7 @@ class Truth:
     met: list[Met] = field(default_factory=list)  # in order
     silent: int = 0  # faults in archives, which nobody sees: their files are fetched singly
     kinds: Counter[str] = field(default_factory=Counter)
-    expired: int = 0
+    expired: list[float] = field(default_factory=list)  # when all logins were forgotten
     listed: list[float] = field(default_factory=list)  # when the session for `stat` was, or all
 
     def __post_init__(self) -> None:
@@ -82,7 +82,7 @@ class Truth:
                 case "made":
                     truth.made.setdefault(line["path"], []).append(line["at"])
                 case "expired":
-                    truth.expired += line["count"]
+                    truth.expired.append(line["at"])
                 case "listed" if still in line["path"] or names.get(_item(line["path"]), still) == still:
                     truth.listed.append(line["at"])
         for line in journal(proxy):
@@ -94,6 +94,11 @@ class Truth:
                 truth.met.append(met)
         truth.met.sort(key=lambda met: met.at)
         return truth
+
+    def left_behind(self) -> int:
+        """Sessions that a client gave up because it was told that they are dead, since they last were."""
+        since = max(self.expired, default=0.0)
+        return sum(met.fault == "status 401" and met.at > since - 1.0 for met in self.met)
 
     # -- versions ----------------------------------------------------------------------------------------------------
 
@@ -202,6 +207,14 @@ def errors_caused(truth: Truth, seen: Sequence[Event]) -> tuple[Finding, Counter
         told = [f"{e.program} {e.path}: {e.error} at {e.began:.1f}-{e.ended:.1f}" for e in without[:5]]
         said = f"{len(without)} of {sum(found.values())} without a cause: {'; '.join(told)}"
     return Finding("no error that was not caused", not without, said), found
+
+
+def sessions_left(alive: int, after: int, left_behind: int) -> Finding:
+    """On the server, after the unmount and after a logout. One that a 401 was made up for stays, until it has idled."""
+    said = f"{alive} after the unmount, which leaves one; {after} after `xnatctl auth logout`"
+    if left_behind:
+        said += f"; {left_behind} times a client was told that its own was dead"
+    return Finding("no session left on the server", alive <= 1 + left_behind and after <= left_behind, said)
 
 
 def percentiles(times: Sequence[float]) -> tuple[float, float, float]:

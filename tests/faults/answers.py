@@ -16,6 +16,7 @@ from tests.faults.script import Step
 
 MetCall = Callable[[], None]
 
+OTHER = bytes(byte ^ 0x55 for byte in range(256))  # what becomes of each byte in another content
 CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)$")
 RANGE = re.compile(r"bytes=(\d+)-(\d*)$")
 PAGE = b"<!DOCTYPE html>\n<html><head><title>It works</title></head><body><h1>It works!</h1></body></html>\n"
@@ -124,21 +125,20 @@ def corrupt(answer: Answer, step: Step, met: MetCall) -> None:
 
 def changed(answer: Answer, step: Step, met: MetCall) -> None:
     """Another content of the same length, the same each time; only its date tells."""
-    table = bytes(byte ^ 0x55 for byte in range(256))
-    answer.body = (piece.translate(table) for piece in answer.body)
+    answer.body = (piece.translate(OTHER) for piece in answer.body)
     answer.head.put("Last-Modified", formatdate(1_800_000_000, usegmt=True))
     met()
 
 
 def resized(answer: Answer, step: Step, met: MetCall) -> None:
-    """The whole file with so many bytes more at its end, or less."""
-    body = answer.whole()
+    """Another content, so many bytes longer, or shorter."""
+    body = answer.whole().translate(OTHER)
     answer.replace(body + bytes(step.by) if step.by > 0 else body[: step.by])
     met()
 
 
 def encoded(answer: Answer, step: Step, met: MetCall) -> None:
-    answer.replace(gzip.compress(answer.whole(), mtime=0))
+    answer.replace(gzip.compress(answer.whole(), compresslevel=0, mtime=0))
     answer.head.put("Content-Encoding", "gzip")
     met()
 
@@ -208,8 +208,6 @@ def first_bytes(body: Iterator[bytes], count: int) -> Iterator[bytes]:
         count -= len(piece)
 
 
-def endless(answer: Answer) -> Iterator[bytes]:
-    """What belongs there, and then blanks, which JSON allows, or zeros."""
-    yield from answer.body
-    filler = b" " if "json" in answer.head.get("content-type") else b"\0"
-    yield from itertools.repeat(filler * PIECE)
+def filler(answer: Answer) -> Iterator[bytes]:
+    """What comes after the end, for ever: blanks, which JSON allows, or zeros."""
+    yield from itertools.repeat((b" " if "json" in answer.head.get("content-type") else b"\0") * PIECE)

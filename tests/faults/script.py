@@ -7,6 +7,7 @@
       skip: 2                  # after so many that match
       chance: 0.05             # of each that matches, by a seeded generator
       in_flight: 3             # only while more requests than that are under way
+      ranged: true             # only requests with a Range header; false: only those without
 
 The first step that matches and is not used up decides; a request that meets none passes.
 """
@@ -41,6 +42,7 @@ class Step:
     skip: int = 0
     chance: float = 1.0
     in_flight: int = 0
+    ranged: bool | None = None  # only requests with a Range header, or only those without
     # reset, stall, drip, cut...: after so many bytes; -1: before the head of the answer.
     after: int = 0
     # reset, stall: when so many bytes of the request's body have come; the server behind never gets the request.
@@ -59,6 +61,8 @@ class Step:
     length: int = 100_000_000  # of huge-json
 
     def fits(self, head: Head) -> bool:
+        if self.ranged is not None and self.ranged != bool(head.get("range")):
+            return False
         return re.match(self.match, f"{head.method} {head.target}", re.DOTALL) is not None
 
 

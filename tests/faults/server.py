@@ -5,6 +5,7 @@ the request that meets it; `stop`, `freeze` and `restart` break them all at once
 """
 
 import contextlib
+import re
 import select
 import socket
 import ssl
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
 
-from tests.faults.answers import CHANGES, IN_ITS_PLACE, RANGE, endless, first_bytes, made
+from tests.faults.answers import CHANGES, IN_ITS_PLACE, RANGE, filler, first_bytes, made
 from tests.faults.messages import HOP_BY_HOP, PIECE, Answer, Broken, Head, cut_at, read_body, read_head
 from tests.faults.script import Script, Step
 
@@ -28,7 +29,10 @@ NO_LINGER = struct.pack("ii", 1, 0)
 TICK = 0.05
 LAST_CHUNK = b"0\r\n\r\n"
 
+SESSION = re.compile(r"JSESSIONID=(\w+)")
+
 Steps = str | Iterable[dict[str, Any]]
+Certificate = tuple[Path, Path]  # and its key
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,20 +66,20 @@ class _Close(Exception):
 class Faulty:
     """The server. Every method may be called by any thread."""
 
-    def __init__(self, upstream: str, steps: Steps, seed: int, certificate: tuple[Path, Path] | None) -> None:
+    def __init__(self, upstream: str, steps: Steps, seed: int, certificate: Certificate | None) -> None:
         self.upstream = urlsplit(upstream)
         self._seed = seed
         self._script = Script(steps, seed)
-        self._context = None
+        self._context: ssl.SSLContext | None = None
         if certificate is not None:
-            self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            self._context.load_cert_chain(*certificate)
+            self.certify(certificate)
         self.met: list[Met] = []
         self.asked: list[Asked] = []
         self.sessions: set[str] = set()  # that clients have shown
         self.in_flight = 0
         self.changed = threading.Condition()
         self.frozen = False
+        self._closed = False
         self._listener: socket.socket | None = None
         self._connections: set[_Connection] = set()
         # Bound and never listening: nobody else is given the port while we are away.
@@ -96,17 +100,23 @@ class Faulty:
             self.met.clear()
             self.asked.clear()
 
+    def certify(self, certificate: Certificate) -> None:
+        """Show another certificate to who connects from now on."""
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.load_cert_chain(*certificate)
+
     # -- outages -------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Listen, on the same port as ever."""
-        if self._listener is not None:
-            return
-        self._listener = socket.socket()
-        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._listener.bind(("127.0.0.1", self.port))
-        self._listener.listen(128)
-        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+        with self.changed:
+            if self._listener is not None or self._closed:
+                return
+            self._listener = socket.socket()
+            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._listener.bind(("127.0.0.1", self.port))
+            self._listener.listen(128)
+            threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
     def stop(self, *, keep_sessions: bool = False) -> None:
         """End as a server does: nobody listens, connections are closed, and its sessions are lost."""
@@ -114,7 +124,7 @@ class Faulty:
         for connection in list(self._connections):
             connection.end()
         if not keep_sessions:
-            self._lose_sessions()
+            self.lose_sessions()
 
     def restart(self, seconds: float) -> None:
         self.stop()
@@ -132,6 +142,7 @@ class Faulty:
             self.changed.notify_all()
 
     def close(self) -> None:
+        self._closed = True  # a restart that is under way does not come back
         self.stop(keep_sessions=True)
         self.thaw()
         self._place.close()
@@ -147,12 +158,13 @@ class Faulty:
             timer.start()
 
     def _deaf(self) -> None:
-        listener, self._listener = self._listener, None
-        if listener is not None:
-            listener.shutdown(socket.SHUT_RDWR)
-            listener.close()
+        with self.changed:
+            listener, self._listener = self._listener, None
+            if listener is not None:
+                listener.shutdown(socket.SHUT_RDWR)
+                listener.close()
 
-    def _lose_sessions(self) -> None:
+    def lose_sessions(self) -> None:
         """The server behind forgets them, as it does when it is started again."""
         lost, self.sessions = self.sessions, set()
         for session in lost:
@@ -175,10 +187,8 @@ class Faulty:
 
     def begin(self, head: Head) -> tuple[Asked, Step | None]:
         """Note a request; the step that it meets."""
-        for cookie in head.get("cookie").split(";"):
-            name, _, value = cookie.strip().partition("=")
-            if name == "JSESSIONID":
-                self.sessions.add(value)
+        if found := SESSION.search(head.get("cookie")):
+            self.sessions.add(found[1])
         asked = Asked(head.method, head.target)
         with self.changed:
             self.in_flight += 1
@@ -220,6 +230,9 @@ class Faulty:
         body = iter(()) if bodiless else read_body(stream, head, to_the_end=True)
         chunked = "chunked" in head.get("transfer-encoding").lower()
         length = int(head.get("content-length")) if head.get("content-length") and not chunked else None
+        if request.get("authorization"):
+            cookies = [value for name, value in head.headers if name.lower() == "set-cookie"]
+            self.sessions.update(found[1] for cookie in cookies if (found := SESSION.match(cookie)))
         head.drop(*HOP_BY_HOP)
         if chunked:
             head.headers.append(("Transfer-Encoding", "chunked"))
@@ -252,7 +265,7 @@ class _Connection:
             self._client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._gate()
             if self._context is not None:
-                self._client = self._context.wrap_socket(self._client, server_side=True)
+                self._secure(self._context)
             with _stream(self._client) as stream:
                 while (head := read_head(stream)) is not None and self._served(head, stream):
                     """The next one."""
@@ -263,6 +276,13 @@ class _Connection:
         finally:
             self._client.close()
             self._server.left(self)
+
+    def _secure(self, context: ssl.SSLContext) -> None:
+        try:
+            self._client = context.wrap_socket(self._client, server_side=True)
+        except ssl.SSLError as error:  # a client that does not trust us says so
+            self._server.met.append(Met("tls", "", error.reason or ""))
+            raise _Close from None
 
     def _served(self, head: Head, stream: BinaryIO) -> bool:
         """Answer a request; whether another may follow."""
@@ -430,7 +450,8 @@ class _Exchange:
         if step.fault == "endless":
             self.met()
             self._head_of(answer, "chunked")
-            self._pieces(_framed(endless(answer), chunked=True), step.rate)
+            self._pieces(_framed(answer.body, chunked=True, last=False), 0)
+            self._pieces(_framed(filler(answer), chunked=True), step.rate)
             return
         if step.fault in ("stall", "drip"):
             self._halting(answer, step, chunked)
@@ -553,7 +574,7 @@ def _trusting() -> ssl.SSLContext:
 
 @contextmanager
 def faulty(
-    upstream: str, steps: Steps = (), *, seed: int = 0, certificate: tuple[Path, Path] | None = None
+    upstream: str, steps: Steps = (), *, seed: int = 0, certificate: Certificate | None = None
 ) -> Iterator[Faulty]:
     """A fault server in front of this URL; `certificate` is file and key. It ends with all its connections."""
     server = Faulty(upstream, steps, seed, certificate)

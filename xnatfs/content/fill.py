@@ -98,6 +98,12 @@ class Fill:
         return bool(self._streams) or self.busy
 
     @property
+    def _most(self) -> int:
+        """Bytes that a body of unknown length may have: where there is a digest, it is of a file as long as listed."""
+        listed = self.version.size if self.version.digest else None
+        return self._store.limit if listed is None else listed
+
+    @property
     def small(self) -> bool:
         """Is it fetched to the end even if nobody waits?"""
         expected = self.blob.size if self.blob.size >= 0 else self.version.size
@@ -374,6 +380,7 @@ class Fill:
         self.drop_kept()
         await self.intake.begin()
         self.modified = body.modified
+        blob.stamp = body.modified or repr(trio.current_time())
         if body.size is not None:
             blob.size = body.size
             blob.whole = self._strict or body.size <= SMALL
@@ -385,8 +392,8 @@ class Fill:
         end = stream.cursor + len(chunk)
         if self.blob.size >= 0 and end > self.blob.size:
             raise BadReply(f"{self.version.key}: more than the announced {self.blob.size} bytes came")
-        if self.blob.size < 0 and end > self._store.limit:  # it may have no end
-            raise BadReply(f"{self.version.key}: of unknown length, and more than the cache may hold ({end} bytes)")
+        if self.blob.size < 0 and end > self._most:  # it may have no end
+            raise BadReply(f"{self.version.key}: of unknown length, and longer than it can be ({end} bytes)")
         await self.intake.put(stream.cursor, chunk)
         stream.cursor = end
 
@@ -410,6 +417,7 @@ class Fill:
             raise BadReply(f"{self.version.key}: the server says it is not modified, but was not asked that")
         (row, self.blob.fd), self._kept = self._kept, None
         self.blob.size, self.modified, self.renewed = row.size, row.modified, True
+        self.blob.stamp = row.stamp
         self.blob.finish()
         if (renewed := self._keep(self)) is not None:
             await self._store.renew(renewed)

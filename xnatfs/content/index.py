@@ -7,11 +7,10 @@ Invariants:
 - A row names the boot during which its file was written until that file is known to be on the disk. After a crash of
   the machine such rows do not count: cheaper than an fdatasync before every row, and as safe (see store.py).
 - An index may be removed, replaced or damaged by others while it is open. It is made, set aside and closed with the
-  directory locked, and one that is not at its place any more is never closed: SQLite would remove the WAL of another.
+  directory locked, and has no WAL of another one beside it when it is made.
 """
 
 import contextlib
-import ctypes
 import logging
 import os
 import sqlite3
@@ -80,6 +79,11 @@ class Row:
     written: int = 0  # when the file was written to last, in ns: whoever changes it later is noticed
     owners: str = ""  # what it belongs to, a line each
 
+    @property
+    def stamp(self) -> str:
+        """What tells it from another content of the same identity: its date, or, without one, when it came."""
+        return self.modified or repr(self.checked)
+
 
 class Index:
     """The open index. `get`, `have` and `total` are for the event loop, the rest for one thread at a time."""
@@ -101,12 +105,9 @@ class Index:
             raise
 
     def close(self) -> None:
-        """The last process to close also folds the WAL into the index. Call it with the directory locked."""
-        for connection in (self._read, self._write):
-            if self.in_place():
-                connection.close()
-            else:
-                ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))  # not closed at the end of Python, either
+        """The last process to close also folds the WAL into the index, if it is in its place: SQLite looks."""
+        self._read.close()
+        self._write.close()
 
     def in_place(self) -> bool:
         """Is it the one that others find?"""

@@ -203,7 +203,7 @@ class Shelf:
             if old.in_place():
                 set_aside(self.directory / INDEX)
             self.index = open_index(self.directory / INDEX)
-        return old
+        return old  # closed when nobody has it any more: the event loop may be reading there
 
     def adopt(self, partials: list[tuple[str, int]]) -> None:
         """Have a new index agree with what there is: our downloads, and none of the files."""

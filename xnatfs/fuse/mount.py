@@ -85,7 +85,9 @@ async def mount(
                 config.cache_dir,
             )
             kind = OperationsWithXattrs if options.xattrs else Operations
-            operations = kind(Root(site), options.ownership)
+            import os
+
+            operations = kind(Root(site), options.ownership, None if os.environ.get("NOPUSH") else pyfuse3.notify_store)
             _begin(operations, config, options)
             try:
                 async with trio.open_nursery() as nursery:

@@ -3,13 +3,14 @@
 The border to the kernel is total: pyfuse3 understands FUSEError only, and any other exception would end the mount.
 """
 
+import contextlib
 import errno
 import functools
 import logging
 import math
 import os
 import stat
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -77,7 +78,12 @@ MADE_AT_ONCE = 150
 # Entries of directories whose answers are kept, at 370 bytes each (measured): 20 series of a thousand images.
 KEPT_ANSWERS = 20_000
 
+# What one READ would fetch at the kernel's default read-ahead: given with the answer to OPEN it saves that READ.
+GIVEN = 128 * 1024
+
 Handler = TypeVar("Handler", bound=Callable[..., Coroutine[Any, Any, Any]])
+# Puts bytes into the kernel's pages of an inode, from an offset.
+Store = Callable[[InodeT, int, bytes], None]
 
 
 def errno_of(error: XnatError) -> int:
@@ -178,14 +184,16 @@ class Listings:
 class Operations(pyfuse3.Operations):
     """The calls of the kernel."""
 
-    def __init__(self, root: Dir, ownership: Ownership) -> None:
+    def __init__(self, root: Dir, ownership: Ownership, store: Store | None = None) -> None:
         super().__init__()
         self.inodes = Inodes(root)
+        self._store = store
         self._site = root.site
         self._ownership = ownership
         self.listings = Listings()
         self._directories: dict[FileHandleT, Listed] = {}
         self._files: dict[FileHandleT, tuple[Blob, Permit, InodeT]] = {}
+        self._handles = Counter[InodeT]()  # how many each file has
         self._forgetting: set[InodeT] = set()
         self._next_handle = 1
 
@@ -287,8 +295,10 @@ class Operations(pyfuse3.Operations):
         if permit.until <= trio.current_time():  # by way of /proc/self/fd, which looks nothing up
             await self._permitted(permit, inode)
         blob = await node.open()
+        self._give(inode, blob)
         handle = self._handle()
         self._files[handle] = blob, permit, inode
+        self._handles[inode] += 1
         # Pages of a file that is not whole yet must not outlive a failure: they are kept only of a verified one.
         return pyfuse3.FileInfo(fh=handle, keep_cache=blob.complete)
 
@@ -297,7 +307,10 @@ class Operations(pyfuse3.Operations):
         blob, permit, inode = self._files[fh]
         if permit.until <= trio.current_time():
             await self._permitted(permit, inode)
-        return await blob.read(off, size)
+        try:
+            return await blob.read(off, size)
+        except NotFound as error:  # read(2) knows no such answer of what is open
+            raise Stale(f"it is not there any more: {error}") from error
 
     async def _permitted(self, permit: Permit, inode: InodeT) -> float:
         """See to it that this may be read on; until when. Where it may not, the kernel's pages of it go, too."""
@@ -323,7 +336,22 @@ class Operations(pyfuse3.Operations):
     async def release(self, fh: FileHandleT) -> None:
         opened = self._files.pop(fh, None)
         if opened is not None:
-            opened[0].close()
+            blob, _, inode = opened
+            self._handles[inode] -= 1
+            if not self._handles[inode]:
+                del self._handles[inode]
+            blob.close()
+
+    def _give(self, inode: InodeT, blob: Blob) -> None:
+        """Bytes that are in memory become the kernel's before it asks for them.
+
+        Only where nobody has the file open: the kernel locks the pages of a READ until that is answered, which is for
+        us to do, and to store into one of these would wait for it, for ever.
+        """
+        if self._store is None or blob.memory is None or len(blob.memory) > GIVEN or self._handles[inode]:
+            return
+        with contextlib.suppress(OSError):  # forgotten meanwhile, or no such call: then it reads
+            self._store(inode, 0, blob.memory)
 
     # -- the file system -----------------------------------------------------------------------------------------
 

@@ -41,7 +41,8 @@ LINE = 64 * 1024
 TAKE = 64 * 1024
 
 # A line is lost if nothing that is sent over it is acknowledged for so long, in seconds. The other end's kernel does
-# that, however slow its server is; a line that fell asleep with this machine, or that a firewall has forgotten, does not.
+# that, however slow its server is; on a line that fell asleep with this machine, or that a firewall has forgotten,
+# nobody does.
 UNACKNOWLEDGED = 10.0
 
 ERRORS: dict[str, type[httpx.TransportError]] = {
