@@ -147,7 +147,7 @@ KINDS: list[Callable[[Row], object]] = [
     *(kind.parse for kind in (Project, Subject, Experiment, Scan, Assessor, Resource, PrearchiveSession)),
     Assessor.of_session,
     lambda row: FileRow.parse(row, 0),
-    lambda row: JoinedScans.parse([row]),
+    lambda row: JoinedScans.parse([row], {}),
 ]
 
 

@@ -20,7 +20,7 @@ from xnatfs.errors import BadReply, Denied, NotFound, Stale
 from xnatfs.metadata import Listing
 from xnatfs.models import FileRow
 from xnatfs.site import Seen, TrueSize
-from xnatfs.tree.names import escape, split
+from xnatfs.tree.names import escape, shorten, split
 from xnatfs.tree.node import Children, Dir, File, Listed, Node, number
 
 if TYPE_CHECKING:
@@ -393,19 +393,22 @@ async def _sort(folders: Folders) -> None:
         await _turn(start)
         for path in catalogue.paths(start, start + AT_ONCE):
             folders.folder(split(path)[:-1])
-    also_folders: list[tuple[Folder, str, int]] = []
+    also_folders: dict[Inner, int] = {}
     for start in range(0, len(catalogue), AT_ONCE):
         await _turn(start)
         for place, path in enumerate(catalogue.paths(start, start + AT_ONCE), start):
             names = split(path)
             folder = folders.by_path[names[:-1]]
-            if names[-1] in folder.dirs:
-                also_folders.append((folder, names[-1], place))
+            if names in also_folders:
+                _twice(folders, path)
+            elif names[-1] in folder.dirs:
+                also_folders[names] = place
             else:
                 _enter(folder, names[-1], place, path)
-    for folder, name, place in also_folders:
+    for (*inner, name), place in also_folders.items():
+        folder = folders.by_path[tuple(inner)]
         while name in folder:
-            name += "~file"
+            name = shorten(f"{name}~file")
         _enter(folder, name, place, catalogue.path(place))
     if folders.twice > 1:
         log.warning("the catalogue of resource %s has %d such paths", catalogue.resource_id, folders.twice)
@@ -413,11 +416,15 @@ async def _sort(folders: Folders) -> None:
         folder.aliases = {raw: name for raw, name in folder.aliases.items() if raw not in folder}
 
 
+def _twice(folders: Folders, path: str) -> None:
+    folders.twice += 1
+    if folders.twice == 1:  # a line for each would let a server fill the disk with the log
+        log.warning("the catalogue of resource %s has %r twice", folders.catalogue.resource_id, path)
+
+
 def _enter(folder: Folder, name: str, place: int, path: str) -> None:
     if name in folder.places:
-        folder.folders.twice += 1
-        if folder.folders.twice == 1:  # a line for each would let a server fill the disk with the log
-            log.warning("the catalogue of resource %s has %r twice", folder.folders.catalogue.resource_id, path)
+        _twice(folder.folders, path)
         return
     folder.places[name] = place
     raw = path.rpartition("/")[2]
