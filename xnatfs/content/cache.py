@@ -262,7 +262,6 @@ class ContentCache:
 
     def _row(self, entry: Entry, fill: Fill) -> Row | None:
         # Asked for when a fill has been verified or renewed.
-        entry.checked = self.clock()
         if fill.renewed:
             self.stats.renewed += 1
         self.stats.sound(fill.version.key)
