@@ -57,11 +57,10 @@ class TrueSize:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """Which content of a file without a digest was opened last, and how many there were before it."""
+class Replaced:
+    """A file without a digest holds another content than before, of the same length: its stamp."""
 
     stamp: str
-    before: int
     expires: float = math.inf
 
     def __len__(self) -> int:
@@ -355,16 +354,10 @@ class Site:
     def _files_made(self, files: Catalogues, started: float, broken: frozenset[str] = frozenset()) -> Listing[FileRow]:
         return Listing(files, files.groups, started, started + self.ttl, broken)
 
-    def sees(self, key: Hashable, stamp: str) -> int:
-        """This content of a file without a digest is opened now: how many others there were before it."""
-        seen = self.metadata.peek(key)
-        if not isinstance(seen, Seen):
-            seen = Seen(stamp, 0)
-        elif seen.stamp != stamp:
-            seen = Seen(stamp, seen.before + 1)
-            self.sizes_learnt = True
-        self.metadata.put(key, seen)
-        return seen.before
+    def learn_stamp(self, key: Hashable, stamp: str) -> None:
+        """A file is another one than it was, which nothing in its listing says."""
+        self.metadata.put(key, Replaced(stamp))
+        self.sizes_learnt = True
 
     def learn_size(self, key: Hashable, size: int) -> None:
         """A file is longer or shorter than its listing says, for as long as that says so."""

@@ -19,7 +19,7 @@ from xnatfs.content import Blob
 from xnatfs.errors import BadReply, Denied, NotFound, Stale
 from xnatfs.metadata import Listing
 from xnatfs.models import FileRow
-from xnatfs.site import Seen, TrueSize
+from xnatfs.site import Replaced, TrueSize
 from xnatfs.tree.names import escape, shorten, split
 from xnatfs.tree.node import Children, Dir, File, Listed, Node, number
 
@@ -201,7 +201,7 @@ class FolderDir(Dir):
 class CatalogueFile(File):
     """One file of a resource. What the catalogue says of its size is corrected by what its reply said."""
 
-    __slots__ = ("_before", "_identity", "_name", "_size", "folder", "place")
+    __slots__ = ("_identity", "_name", "_size", "_stamp", "folder", "place")
 
     def __init__(self, folder: Folder, name: str, place: int) -> None:
         self.site = folder.site
@@ -211,14 +211,14 @@ class CatalogueFile(File):
         self.place = place
         self._identity = b""
         self._size = folder.folders.size(place)
-        self._before = 0  # contents of this version that were seen before; more than one only without a digest
+        self._stamp = ""  # of its content, once that is not the first one under its version
         if self._size is None or self.site.sizes_learnt:
             learnt = self.site.metadata.peek(self._size_key())
             if isinstance(learnt, TrueSize):
                 self._size = learnt.size
-            seen = self.site.metadata.peek(self._seen_key())
-            if isinstance(seen, Seen):
-                self._before = seen.before
+            replaced = self.site.metadata.peek(self._stamp_key())
+            if isinstance(replaced, Replaced):
+                self._stamp = replaced.stamp
 
     @property
     def name(self) -> str:
@@ -236,9 +236,9 @@ class CatalogueFile(File):
         row = self.row
         return ("size", row.resource_id, row.path, row.size, row.digest)
 
-    def _seen_key(self) -> tuple[str, str, str]:
+    def _stamp_key(self) -> tuple[str, str, str]:
         row = self.row
-        return ("seen", row.resource_id, row.path)
+        return ("stamp", row.resource_id, row.path)
 
     @property
     def identity(self) -> object:
@@ -248,8 +248,7 @@ class CatalogueFile(File):
                 self.folder.folders.catalogue.version(self.place),
                 -1 if self._size is None else self._size,
             )
-            whole += b" %d" % self._before if self._before else b""
-            self._identity = hashlib.blake2b(whole, digest_size=16).digest()
+            self._identity = hashlib.blake2b(whole + self._stamp.encode(), digest_size=16).digest()
         return self._identity
 
     def inode_hint(self) -> int:
@@ -303,17 +302,16 @@ class CatalogueFile(File):
         except NotFound as error:
             await self._check_listed()
             raise BadReply(f"the server lists {'/'.join(self.path)}, but has lost it: {error}") from error
-        replaced = not row.digest and self.site.sees(self._seen_key(), blob.stamp) != self._before
         if blob.size != await self.size():
             await _believe(blob, row.digest)
             blob.close()
             self._correct(blob.size)
             raise Stale(f"{'/'.join(self.path)} is {blob.size} bytes, not {self._size} as listed")
-        if replaced:  # the kernel has pages of what was there before, and who has that open brings more: another inode
-            blob.close()
-            self.folder.forget()
-            raise Stale(f"{'/'.join(self.path)} was replaced by another of its length")
         return blob
+
+    def replaced(self, stamp: str) -> None:
+        self.site.learn_stamp(self._stamp_key(), stamp)
+        self.folder.forget()
 
     def permit(self) -> Permit:
         return self.folder.folders.resource_dir.permit(self.folder.folders.expires)
