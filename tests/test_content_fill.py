@@ -19,7 +19,7 @@ from xnatfs.content import stream as stream_module
 from xnatfs.content.blob import Blob
 from xnatfs.content.fill import LINGER, PAUSE, Fill, _translated
 from xnatfs.content.index import Row
-from xnatfs.content.source import Version
+from xnatfs.content.source import Body, Version
 from xnatfs.content.stats import Stats
 from xnatfs.content.store import Partial
 from xnatfs.errors import BadReply, NotFound, Stale, Unreachable
@@ -616,7 +616,7 @@ async def test_others_have_their_turn_between_two_chunks(tmp_path, autojump_cloc
         @asynccontextmanager
         async def open(self, *_: Any) -> AsyncIterator[Any]:
             await trio.lowlevel.checkpoint()
-            yield fill_module.Body(0, 500, "", Ready())
+            yield Body(0, 500, "", Ready())
 
     turns = 0
     async with filling(tmp_path, Source(b"x" * 500)) as rig:
