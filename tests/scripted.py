@@ -42,6 +42,7 @@ class Scripted:
         self.files: dict[tuple[str, str], bytes] = {}
         self.answers: dict[str, Callable[[httpx.Request], httpx.Response]] = {}  # by path, before all else
         self.by_pattern: list[tuple[str, Callable[[httpx.Request], httpx.Response]]] = []  # then these
+        self.modified = MODIFIED
         self.asked: list[str] = []
 
     def add(
@@ -84,7 +85,7 @@ class Scripted:
         content = self.files.get((number, path))
         if content is None:
             return httpx.Response(404, html="<html><h3>Unable to find file.</h3>")
-        headers = {"last-modified": MODIFIED, "content-length": str(len(content))}
+        headers = {"last-modified": self.modified, "content-length": str(len(content))}
         return httpx.Response(200, headers=headers, content=b"" if request.method == "HEAD" else content)
 
     def forget_requests(self) -> None:

@@ -525,6 +525,8 @@ async def test_a_tar_of_several_resources_is_given_up_when_one_of_them_is_gone(s
     """Though another of them is the same in the new listing; and nothing but that tar ends."""
 
     class Around:
+        owners = ()
+
         def source(self, row: FileRow) -> Source:
             raise NotImplementedError
 

@@ -20,7 +20,8 @@ from tests.demos import Demo, serving
 from tests.environments import environment_with, needs_registry
 from tests.mounting import environment, run
 from tests.real_data import PROJECT, XNATPY, fetch, locked_cache, sample_sessions
-from xnatfs.demo.archive import Archive, Experiment
+from xnatfs.demo.archive import Archive, Content, Experiment
+from xnatfs.demo.reply import Slice
 
 pytestmark = needs_registry
 
@@ -75,9 +76,8 @@ class Served:
         }
 
 
-def md5(content: bytes | Path | None) -> str:
-    assert content is not None
-    return hashlib.md5(content if isinstance(content, bytes) else content.read_bytes()).hexdigest()
+def md5(content: Content) -> str:
+    return hashlib.md5(b"".join(Slice.whole(content).pieces())).hexdigest()
 
 
 @pytest.fixture(scope="module")

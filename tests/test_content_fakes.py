@@ -125,9 +125,10 @@ class FakeSource:
                     rest = rest or await anext(chunks, b"")
                     if not rest:
                         raise Unreachable("it ended early")
-                    taken, rest = rest[:length], rest[length:]
-                    if descriptor is not None:
-                        assert os.pwrite(descriptor, taken, offset) == len(taken)
+                    taken = rest[:length]
+                    if descriptor is not None:  # what a full disk does not take is written next
+                        taken = taken[: os.pwrite(descriptor, taken, offset)]
+                    rest = rest[len(taken) :]
                     offset, length = offset + len(taken), length - len(taken)
                     yield len(taken)
             finally:

@@ -16,7 +16,8 @@ from xnatfs.content import intake as intake_module
 from xnatfs.content.blob import Blob
 from xnatfs.content.entry import Entry, identity
 from xnatfs.content.index import Row
-from xnatfs.content.intake import HASH_BEHIND, HASH_PIECE, SMALL, SPARE, Intake
+from xnatfs.content.intake import HASH_BEHIND, HASH_PIECE, SMALL, Intake
+from xnatfs.content.shelf import SPARE
 from xnatfs.content.source import Version
 from xnatfs.content.stats import Stats
 from xnatfs.content.store import Partial
@@ -61,11 +62,11 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path)
 
 
-def begun(store: Store, nursery: Any, size: int, digest: str = "") -> tuple[Blob, Intake, Stats]:
+async def begun(store: Store, nursery: Any, size: int, digest: str = "") -> tuple[Blob, Intake, Stats]:
     blob, stats = Blob("k", lambda: None), Stats()
     blob.size = size
     intake = Intake(blob, Version("k", size, digest), store, stats, nursery)  # type: ignore[arg-type]
-    intake.begin()
+    await intake.begin()
     assert intake.partial is not None
     assert blob.fd == intake.partial.fd
     return blob, intake, stats
@@ -76,7 +77,7 @@ def begun(store: Store, nursery: Any, size: int, digest: str = "") -> tuple[Blob
 
 async def test_what_is_missing_is_written_and_what_is_there_is_not(store):
     async with trio.open_nursery() as nursery:
-        blob, intake, stats = begun(store, nursery, 10)
+        blob, intake, stats = await begun(store, nursery, 10)
         await intake.put(2, b"cde")
         await intake.put(0, b"ABCDEFG")
         assert os.pread(blob.fd, 20, 0) == b"ABcdeFG"
@@ -89,7 +90,7 @@ async def test_what_is_missing_is_written_and_what_is_there_is_not(store):
 
 async def test_readers_look_again_whenever_something_came(store):
     async with trio.open_nursery() as nursery:
-        blob, intake, _ = begun(store, nursery, 10)
+        blob, intake, _ = await begun(store, nursery, 10)
         wanted: list[int] = []
         blob.want = wanted.append
         nursery.start_soon(blob.read, 9, 1)
@@ -110,7 +111,7 @@ async def test_the_digest_is_of_all_whatever_came_first(store, order):
     async with trio.open_nursery() as nursery:
         for digest in (md5(whole), md5(b"another")):
             store.path.unlink(missing_ok=True)
-            blob, intake, _ = begun(store, nursery, len(whole), digest)
+            blob, intake, _ = await begun(store, nursery, len(whole), digest)
             for number in order:
                 await intake.put(len(b"".join(pieces[:number])), pieces[number])
             if digest == md5(whole):
@@ -123,7 +124,7 @@ async def test_the_digest_is_of_all_whatever_came_first(store, order):
 
 async def test_without_a_digest_all_is_well(store):
     async with trio.open_nursery() as nursery:
-        blob, intake, _ = begun(store, nursery, 4)
+        blob, intake, _ = await begun(store, nursery, 4)
         await intake.put(0, b"1234")
         await intake.verify()
         os.close(blob.fd)
@@ -131,7 +132,7 @@ async def test_without_a_digest_all_is_well(store):
 
 async def test_what_was_hashed_while_it_came_is_not_read_again(store, monkeypatch):
     async with trio.open_nursery() as nursery:
-        blob, intake, _ = begun(store, nursery, 8, md5(b"12345678"))
+        blob, intake, _ = await begun(store, nursery, 8, md5(b"12345678"))
         await intake.put(0, b"1234")
         await intake.put(4, b"5678")
         reads: list[int] = []
@@ -159,7 +160,7 @@ async def test_much_is_read_back_in_a_thread(store, monkeypatch, left, in_a_thre
 
     data = bytes(1 + left)
     async with trio.open_nursery() as nursery:
-        blob, intake, _ = begun(store, nursery, len(data), md5(data))
+        blob, intake, _ = await begun(store, nursery, len(data), md5(data))
         await intake.put(1, data[1:])
         await intake.put(0, data[:1])
         monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
@@ -173,7 +174,7 @@ async def test_a_large_file_is_hashed_by_a_thread_that_follows(store):
     """Before it is there; what is not far behind waits for `verify`."""
     data = os.urandom(SMALL + HASH_BEHIND)
     async with trio.open_nursery() as nursery:
-        blob, intake, _ = begun(store, nursery, len(data), hashlib.md5(data).hexdigest())
+        blob, intake, _ = await begun(store, nursery, len(data), hashlib.md5(data).hexdigest())
         await intake.put(0, data[: HASH_BEHIND - 1])
         await trio.testing.wait_all_tasks_blocked()
         assert (intake._hashed, intake._following) == (0, None)
@@ -192,7 +193,7 @@ async def test_a_large_file_is_hashed_by_a_thread_that_follows(store):
 async def test_a_file_cut_short_while_it_is_hashed_is_found_out_in_the_end(store):
     data = bytes(SMALL + HASH_BEHIND)
     async with trio.open_nursery() as nursery:
-        blob, intake, _ = begun(store, nursery, len(data), hashlib.md5(data).hexdigest())
+        blob, intake, _ = await begun(store, nursery, len(data), hashlib.md5(data).hexdigest())
         blob.spans.add(0, len(data))
         intake.came(0, 1)
         with pytest.raises(BadReply):
@@ -203,7 +204,7 @@ async def test_a_file_cut_short_while_it_is_hashed_is_found_out_in_the_end(store
 @pytest.mark.parametrize("size", [SMALL, SMALL + 1])
 async def test_a_large_file_is_counted_before_it_is_written(store, size):
     async with trio.open_nursery() as nursery:
-        blob, intake, _ = begun(store, nursery, size)
+        blob, intake, _ = await begun(store, nursery, size)
         for offset in (0, 1):
             await intake.put(offset, b"x")
         assert store.reserved == ([size] if size > SMALL else [])
@@ -213,7 +214,7 @@ async def test_a_large_file_is_counted_before_it_is_written(store, size):
 async def test_of_unknown_length_a_file_is_counted_in_doubling_steps(store, monkeypatch):
     monkeypatch.setattr(intake_module, "SMALL", 8)
     async with trio.open_nursery() as nursery:
-        blob, intake, _ = begun(store, nursery, -1)
+        blob, intake, _ = await begun(store, nursery, -1)
         for offset in range(0, 24, 2):
             await intake.put(offset, b"xx")
         assert store.reserved == [12, 28]
@@ -241,7 +242,7 @@ async def test_a_full_disk_is_made_room_on_once(store, monkeypatch, size, wanted
         store.evicted.clear()
         monkeypatch.setattr(intake_module, "write_all", Full(errno.ENOSPC, times))
         async with trio.open_nursery() as nursery:
-            blob, intake, _ = begun(store, nursery, 200)
+            blob, intake, _ = await begun(store, nursery, 200)
             if times == 1:
                 await intake.put(0, chunk)
                 assert os.pread(blob.fd, 200, 0) == chunk
@@ -255,7 +256,7 @@ async def test_a_full_disk_is_made_room_on_once(store, monkeypatch, size, wanted
 async def test_another_error_than_a_full_disk_is_no_matter_of_room(store, monkeypatch):
     monkeypatch.setattr(intake_module, "write_all", Full(errno.EIO, 1))
     async with trio.open_nursery() as nursery:
-        blob, intake, _ = begun(store, nursery, 10)
+        blob, intake, _ = await begun(store, nursery, 10)
         with pytest.raises(CacheError, match="of the store: Input/output error"):
             await intake.put(0, b"x")
         assert store.evicted == []

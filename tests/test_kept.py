@@ -3,6 +3,7 @@
 import os
 import sqlite3
 import stat
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -41,6 +42,46 @@ async def test_what_is_kept_is_what_was_put(tmp_path):
     assert await second.get(("resources", ("experiments", "E1"), True), Resource) != []
     assert await second.get(("resources", ("experiments", "E1"), False), Resource) is None
     assert await second.get(("projects",), Project) is None
+
+
+async def test_all_can_be_forgotten_at_once(tmp_path):
+    first = await kept(tmp_path)
+    first.put(KEY, ROWS)
+    await first.write()
+    first.put(("projects",), [Project("P", "n", "s")])
+    first.forget_all()
+    assert await first.get(KEY, Experiment) is None
+    first.put(("scans", "E1"), [Scan("1", "T1", "usable", "xnat:mrScanData", "", "desc")])
+    await first.write()
+    second = await kept(tmp_path)
+    assert await second.get(KEY, Experiment) is None
+    assert await second.get(("projects",), Project) is None
+    assert await second.get(("scans", "E1"), Scan) is not None
+
+
+async def test_it_is_not_closed_while_a_thread_reads(tmp_path):
+    begun, closed, events = threading.Event(), threading.Event(), []
+
+    class Watched(Kept):
+        def _get(self, key: str, kind: type[Any]) -> tuple[float, list[Any]] | None:
+            events.append("reads")
+            begun.set()
+            closed.wait(0.2)
+            events.append("has read")
+            return super()._get(key, kind)
+
+        def close(self) -> None:
+            events.append("closes")
+            closed.set()
+            super().close()
+
+    watched = Watched(tmp_path, "u")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watched.get, KEY, Experiment)
+        await trio.to_thread.run_sync(begun.wait)
+        with trio.move_on_after(0):
+            await watched.run()
+    assert events == ["reads", "has read", "closes"]
 
 
 async def test_it_is_private_and_of_one_account(tmp_path):

@@ -15,7 +15,9 @@ LAYERS = [
     {"tree"},
     {"site"},
     {"walk"},
+    {"past"},
     {"bulk", "many", "kept"},
+    {"access"},
     {"series"},
     {"client", "metadata", "content"},
     {"downloads"},
@@ -23,8 +25,9 @@ LAYERS = [
     {"auth", "worker"},
     {"credentials", "listings"},
     {"config", "models", "sessions", "table"},
-    {"tls", "mountinfo", "background"},
+    {"tls", "mountinfo", "background", "patience", "breaker"},
     {"errors"},
+    {"untrusted"},
 ]
 OWNERS = {
     "pyfuse3": {"fuse"},

@@ -4,6 +4,7 @@ What must be seen is the demo's own manifest, written by hand beside what it pla
 """
 
 import hashlib
+import json
 import os
 import pty
 import re
@@ -20,6 +21,7 @@ import pytest
 
 from tests.demos import Demo, serving
 from tests.mounting import SCRIPTS, Mount, daemons, end, environment, mounted_file_system, mounting, run
+from xnatfs.demo.archive import Archive
 
 pytestmark = pytest.mark.fuse
 
@@ -342,6 +344,43 @@ def test_a_new_version_of_a_file_is_a_new_inode_with_the_new_bytes(tmp_path):
         assert run("stat", "-c", "%i", file).stdout != before
 
 
+def test_two_contents_of_one_length_and_no_digest_do_not_mix(tmp_path):
+    """The kernel keeps pages by inode: who reads the old one brought its pages to who reads the new one."""
+    size = 9_000_000
+    with serving() as demo, mounting(demo.url, tmp_path, "--revalidate", "0", **demo.login) as mount:
+        entry = Archive.file(demo.archive.projects["BRAINS"].resources[0], "raw.dat", b"1" * size, digest="")
+        file = mount.path / "projects" / "BRAINS" / "resources" / "protocol" / "raw.dat"
+        with subprocess.Popen(
+            [sys.executable, "-c", READ_BOTH, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as reader:
+            assert reader.stdin is not None
+            assert reader.stdout is not None
+            assert (reader.stdout.readline(), reader.stdout.readline()) == (f"{size} 0\n", "\n")
+            entry.content, entry.modified = b"2" * size, entry.modified + 10
+            assert reader.communicate("\n", timeout=60)[0] == f"1\n0 {size}\n0 {size}\n"
+
+
+# Reads a file, and once it was replaced a part of the old one, all of the new one, and all of it once more.
+READ_BOTH = """
+import os, sys
+
+def count():
+    with open(sys.argv[1], "rb") as file:
+        if opened:
+            print(os.pread(opened.pop(), 1, 5_000_000).decode())
+        data = file.read()
+    print(data.count(b"1"), data.count(b"2"), flush=True)
+
+opened = []
+count()
+opened.append(os.open(sys.argv[1], os.O_RDONLY))
+print(flush=True)
+sys.stdin.readline()
+count()
+count()
+"""
+
+
 def wait_for(condition: Callable[[], bool]) -> bool:
     """Whether it becomes true within a generous while."""
     deadline = time.monotonic() + 30
@@ -419,6 +458,24 @@ def test_a_log_tells_what_a_person_needs(demo, tmp_path):
     log = mount.log_file.read_text()
     assert re.search(rf"xnatfs 0\.\S+: {re.escape(demo.url)} as {demo.login['user']} on {mount.path}", log)
     assert re.search(r"unmounted after \d+ s: \d+ requests, 1 logins", log)
+
+
+def test_counters_and_tasks_are_logged_on_a_signal(demo, mount):
+    assert run("cat", mount.path / "projects/BRAINS/resources/protocol/protocol.txt").stdout == "Lie still.\n"
+    (daemon,) = daemons(mount.home)
+    for _ in range(50):  # it crashed the interpreter now and then where the running task's stack was looked at
+        os.kill(daemon, signal.SIGUSR1)
+        time.sleep(0.01)
+    counters = re.compile(r" state: (\{.*\})$", re.MULTILINE)
+    assert wait_for(lambda: counters.search(mount.log_file.read_text()) is not None)
+    state = json.loads(counters.findall(mount.log_file.read_text())[-1])
+    assert {name: state[name] for name in ("files", "directories", "readers", "fills", "partials", "reserved")} == {
+        **dict.fromkeys(("files", "directories", "readers", "fills", "partials", "reserved"), 0)
+    }
+    assert (state["hits"], state["misses"], state["fetched"]) == (0, 1, 11)
+    assert state["tasks"] > 3
+    assert re.search(r"task xnatfs.site.Site._tidy: _tidy \(site.py:\d+\) > sleep", mount.log_file.read_text())
+    assert run("ls", mount.path).returncode == 0
 
 
 def test_a_password_is_asked_for_on_a_terminal(demo, tmp_path):

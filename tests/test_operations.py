@@ -1,6 +1,7 @@
 """The calls of the kernel, without a kernel: attributes, timeouts, errnos."""
 
 import errno
+import math
 import os
 import stat
 from collections.abc import AsyncIterator
@@ -16,11 +17,13 @@ import trio
 from pyfuse3 import FileHandleT, FileNameT, FlagT, InodeT, ReaddirToken, RequestContext
 
 from tests.scripted import Scripted, opened
+from xnatfs.access import Permit
+from xnatfs.content import Blob
 from xnatfs.fuse.inodes import ROOT, Known
-from xnatfs.fuse.operations import MADE_AT_ONCE, Listings, Operations, OperationsWithXattrs, Ownership
+from xnatfs.fuse.operations import GIVEN, MADE_AT_ONCE, Listings, Operations, OperationsWithXattrs, Ownership
 from xnatfs.site import Site
 from xnatfs.tree import Root
-from xnatfs.tree.node import Children, Node
+from xnatfs.tree.node import Children, File, Node
 
 CONTEXT = cast(RequestContext, None)
 READ = FlagT(os.O_RDONLY)
@@ -251,6 +254,61 @@ async def test_a_file_is_read_and_its_pages_kept(server, tmp_path):
         assert again.keep_cache
         for info in (first, again):
             await ops.release(info.fh)
+
+
+class Held(File):
+    """A file that has come with others and is in memory."""
+
+    measured = True
+    measured_size = 0
+
+    def __init__(self, site: Site, name: str, content: bytes) -> None:
+        super().__init__(site, Root(site), name)
+        self.blob = Blob(name, lambda: None)
+        self.blob.hold(content)
+
+    def permit(self) -> Permit:
+        async def shown() -> float:
+            return math.inf
+
+        return self.site.access.permit("7", shown, math.inf)
+
+    async def open(self) -> Blob:
+        self.blob.users += 1
+        return self.blob
+
+
+async def test_what_is_in_memory_is_in_the_kernels_pages_before_it_asks(server, tmp_path):
+    """But never of a file that is open: the kernel locks the pages of a READ until that is answered, by us."""
+    stored: list[tuple[InodeT, int, bytes]] = []
+    async with opened(server, tmp_path) as site:
+        ops = Operations(Root(site), Ownership(12, 34), lambda *given: stored.append(given))
+        small, large = Held(site, "small", b"x" * GIVEN), Held(site, "large", b"x" * (GIVEN + 1))
+        inode = ops.inodes.look_up(small)
+        first = await ops.open(inode, READ, CONTEXT)
+        assert stored == [(inode, 0, b"x" * GIVEN)]
+        assert first.keep_cache
+        second = await ops.open(inode, READ, CONTEXT)
+        await ops.release(first.fh)
+        third = await ops.open(inode, READ, CONTEXT)
+        assert len(stored) == 1
+        for info in (second, third):
+            await ops.release(info.fh)
+        await ops.release((await ops.open(inode, READ, CONTEXT)).fh)
+        assert stored == [(inode, 0, b"x" * GIVEN)] * 2
+        await ops.release((await ops.open(ops.inodes.look_up(large), READ, CONTEXT)).fh)
+        assert len(stored) == 2
+
+
+async def test_what_the_kernel_does_not_take_is_read(server, tmp_path):
+    def refuse(inode: InodeT, offset: int, data: bytes) -> None:
+        raise OSError(errno.ENOENT, "it has forgotten the file")
+
+    async with opened(server, tmp_path) as site:
+        ops = Operations(Root(site), Ownership(12, 34), refuse)
+        info = await ops.open(ops.inodes.look_up(Held(site, "a", b"0123")), READ, CONTEXT)
+        assert await ops.read(info.fh, 1, 2) == b"12"
+        await ops.release(info.fh)
 
 
 async def test_a_wrong_size_is_estale_once(server, tmp_path):

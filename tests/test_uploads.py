@@ -20,7 +20,7 @@ from tests.mounting import LIMIT
 from tests.real_data import PROJECT, WITHOUT, sample_sessions
 from xnatfs.demo.app import Request
 from xnatfs.demo.archive import Entry, Experiment
-from xnatfs.demo.reply import Reply
+from xnatfs.demo.reply import Reply, Slice
 
 IMPORT = "/data/services/import"
 
@@ -84,8 +84,7 @@ def contents(session: Experiment) -> list[bytes]:
 
 
 def data(entry: Entry) -> bytes:
-    assert entry.content is not None
-    return entry.content if isinstance(entry.content, bytes) else entry.content.read_bytes()
+    return b"".join(Slice.whole(entry.content).pieces())
 
 
 def imports(shell: Shell) -> list[int]:

@@ -13,15 +13,17 @@ No cookie jar is used: any reply may set a fresh guest session, which would over
 
 import logging
 import re
-from html import unescape
-from typing import Literal
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any, Literal, cast
 
 import httpx
 import trio
 
 from xnatfs.credentials import Credentials
-from xnatfs.errors import BadReply, LoginRequired, NotXnat, Unreachable
-from xnatfs.sessions import IDLE, SessionStore
+from xnatfs.errors import BadReply, LoginRequired, NotXnat, Unavailable
+from xnatfs.sessions import IDLE, SessionStore, is_session_id
+from xnatfs.untrusted import decoded
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +37,16 @@ REFUSED_FOR = 300.0
 # Closing the session is a courtesy; a server that is gone must not hold up an unmount.
 LOGOUT_TIMEOUT = 5.0
 
-_SESSION_ID = re.compile(r"[0-9A-Za-z._~+/=-]{8,256}")
-_EXPIRATION = re.compile(r'SESSION_EXPIRATION_TIME="?\d+,(\d+)')
+# Of an answer to a login: a session ID, or a page whose message is near its beginning.
+LONGEST_ANSWER = 64 * 1024
+# Of a page's message, from its <h3> on, markup included.
+LONGEST_MESSAGE = 2000
+
+# What a server answers that cannot at the moment: nothing of that is about the session.
+CANNOT = frozenset({429, 500, 502, 503, 504})
+
+# Milliseconds; 12 digits are 31 years.
+_EXPIRATION = re.compile(r'SESSION_EXPIRATION_TIME="?[0-9]+,([0-9]{1,12})(?![0-9])')
 _JSESSIONID = re.compile(r'JSESSIONID="?([^";,\s]*)')
 
 
@@ -72,6 +82,11 @@ class Login:
             if not self._token:
                 self._token = await self._obtain()
             return self._token
+
+    @property
+    def current(self) -> str:
+        """The session as far as it is known, alive or not; '' where there is none."""
+        return self._token
 
     async def _obtain(self) -> str:
         """A session: one that others have made, or our own."""
@@ -156,15 +171,20 @@ class Login:
         return self.logins > since and token == self._made
 
     async def alive(self, token: str) -> bool:
-        """Whether the server still knows this session as an account. A dead one is dropped."""
+        """Whether the server still knows this session as an account. A dead one is dropped.
+
+        Raises Unavailable where it cannot tell at the moment.
+        """
         cookie = {"Cookie": f"JSESSIONID={token}"}
-        response = await self._http.get("/xapi/users/username", headers=cookie)
+        response, _ = await self._asked("GET", "/xapi/users/username", headers=cookie)
         known = response.status_code == 200 and not _is_html(response)
         if response.status_code == 404:  # a server from before /xapi
-            response = await self._http.get("/data/auth", headers=cookie)
-            known = response.status_code == 200 and "'guest'" not in response.text and not _is_html(response)
+            response, text = await self._asked("GET", "/data/auth", headers=cookie)
+            known = response.status_code == 200 and "'guest'" not in text and not _is_html(response)
         if known:
             self._confirmed_at = trio.current_time()
+        elif response.status_code in CANNOT:
+            raise _unavailable(response)
         else:
             self._drop(token)
         return known
@@ -182,7 +202,7 @@ class Login:
     async def _delete(self, token: str) -> None:
         with trio.move_on_after(LOGOUT_TIMEOUT) as scope:
             try:
-                await self._http.delete("/data/JSESSION", headers={"Cookie": f"JSESSIONID={token}"})
+                await self._asked("DELETE", "/data/JSESSION", headers={"Cookie": f"JSESSIONID={token}"})
             except httpx.HTTPError as error:
                 log.info("could not log out: %s", error)
         if scope.cancelled_caught:
@@ -205,10 +225,10 @@ class Login:
         if trio.current_time() - when < REFUSED_FOR:
             raise LoginRequired(reason)
         try:
-            response = await self._http.post("/data/JSESSION", auth=self._basic)
+            response, text = await self._asked("POST", "/data/JSESSION", auth=self._basic)
             if response.status_code == 405:  # XNAT takes both; what stands in front of one may not
-                response = await self._http.get("/data/JSESSION", auth=self._basic)
-            token = await self._session_id(response)
+                response, text = await self._asked("GET", "/data/JSESSION", auth=self._basic)
+            token = await self._session_id(response, text)
         except LoginRequired as error:
             self._refused = (str(error), trio.current_time())
             log.warning("%s", error)
@@ -220,7 +240,25 @@ class Login:
         log.info("logged in to %s as %s", self._http.base_url, self.username)
         return token
 
-    async def _session_id(self, response: httpx.Response) -> str:
+    async def _asked(
+        self, method: str, path: str, *, auth: Any = None, headers: Any = None
+    ) -> tuple[httpx.Response, str]:
+        """A reply, closed, and the beginning of its body: whatever its charset or encoding are said to be."""
+        request = self._http.build_request(method, path, headers=headers)
+        response = await self._http.send(request, stream=True, auth=auth)
+        body = bytearray()
+        try:
+            async with aclosing(cast(AsyncGenerator[bytes], response.aiter_raw())) as chunks:
+                async for chunk in chunks:
+                    body += chunk
+                    if len(body) > LONGEST_ANSWER:
+                        break
+        finally:
+            with trio.CancelScope(shield=True):
+                await response.aclose()
+        return response, body[:LONGEST_ANSWER].decode("utf-8", "replace")
+
+    async def _session_id(self, response: httpx.Response, text: str) -> str:
         url, status = self._http.base_url, response.status_code
         if status == 401:
             raise LoginRequired(
@@ -228,14 +266,14 @@ class Login:
                 "or too many sessions open (the server does not say which)"
             )
         if status == 200 and not _is_html(response):
-            token = response.text.strip().partition(";")[0]
-            if _SESSION_ID.fullmatch(token):
+            token = text.strip().partition(";")[0]
+            if is_session_id(token):
                 # Logging in changes the session's ID; where the body has the one before, the newest cookie counts.
                 return _session_cookie(response) or token
-        if status in (429, 500, 502, 503, 504):
-            raise Unreachable(f"{url} answers {status} {response.reason_phrase}: try again later")
+        if status in CANNOT:
+            raise _unavailable(response)
         if await self._is_xnat():
-            said = page_message(response.text) or f"{status} {response.reason_phrase}"
+            said = page_message(text) or f"{status} {response.reason_phrase}"
             raise LoginRequired(
                 f"{url} answered the login of {self.username} with a page ({said}): log in with a browser once; "
                 "the password may have expired"
@@ -245,16 +283,30 @@ class Login:
         raise NotXnat(f"{url} is not an XNAT: it answers {status} to /data/JSESSION (is the path right?)")
 
     async def _is_xnat(self) -> bool:
-        response = await self._http.get("/xapi/siteConfig/buildInfo")
-        return response.status_code == 200 and not _is_html(response) and "version" in response.text
+        response, text = await self._asked("GET", "/xapi/siteConfig/buildInfo")
+        return response.status_code == 200 and not _is_html(response) and "version" in text
 
 
 def page_message(html: str) -> str:
     """What an error page of the server says: the text of its <h3>, or ''; of plain text its first line."""
-    match = re.search(r"<h3[^>]*>(.*?)</h3>", html, re.DOTALL | re.IGNORECASE)
-    if match:
-        return " ".join(unescape(re.sub(r"<[^>]*>", " ", match[1])).split())[:200]
+    if begins := re.search("<h3", html, re.IGNORECASE):
+        # One step after the other: as one pattern, a page of `<h3<h3<h3` would take the square of its length.
+        message = html[begins.end() : begins.end() + LONGEST_MESSAGE]
+        ends = re.search("</h3", message, re.IGNORECASE)
+        message = message[: ends.start()] if ends else ""
+        return " ".join(decoded(re.sub(r"<[^>]*>", " ", message.partition(">")[2])).split())[:200]
     return "" if "<" in html else " ".join(html.strip().partition("\n")[0].split())[:200]
+
+
+def asks_to_wait(response: httpx.Response) -> bool:
+    """Whether a server that cannot at the moment is there to say until when."""
+    return response.status_code == 429 or "retry-after" in response.headers
+
+
+def _unavailable(response: httpx.Response) -> Unavailable:
+    status, url = response.status_code, response.url
+    text = f"{url} answers {status} {response.reason_phrase}: try again later"
+    return Unavailable(text, status=status, url=str(url), asks_to_wait=asks_to_wait(response))
 
 
 def _is_html(response: httpx.Response) -> bool:
@@ -288,7 +340,8 @@ def _foreign_session(token: str, response: httpx.Response) -> bool:
 
 def _session_cookie(response: httpx.Response) -> str:
     """The JSESSIONID that a reply sets, the last of several; '' where it sets none."""
-    found = [match[1] for cookie in response.headers.get_list("set-cookie") if (match := _JSESSIONID.match(cookie))]
+    cookies = response.headers.get_list("set-cookie")
+    found = [match[1] for cookie in cookies if (match := _JSESSIONID.match(cookie)) and is_session_id(match[1])]
     return found[-1] if found else ""
 
 

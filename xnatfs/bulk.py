@@ -13,7 +13,7 @@ import hashlib
 import logging
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -62,6 +62,10 @@ class Around(Protocol):
 
     def source(self, row: FileRow) -> Source:
         """Where one of its files comes from by itself."""
+
+    @property
+    def owners(self) -> tuple[str, ...]:
+        """What its files belong to."""
 
     def reading_order(self) -> Sequence[tuple[str, str]]:
         """The resources of the session, IDs and labels, in the order in which a walk of all meets them."""
@@ -138,6 +142,10 @@ class Bulk:
         self._running = 0
         self._singles = 0
 
+    def counters(self) -> dict[str, int]:
+        """What is on its way that nobody has asked for."""
+        return {"tars": self._running, "ahead": self._singles}
+
     async def opened(self, item: Sequence[str], groups: Groups, row: FileRow, around: Around) -> None:
         """A reader is about to open this file; returns when it can be opened without waiting, or asked for singly.
 
@@ -199,12 +207,21 @@ class Bulk:
                 walk.no_tar_until = trio.current_time() + NO_TAR_FOR
         tar.scope.cancel()
 
+    def leave(self, owners: Collection[str]) -> None:
+        """Nothing more of what belongs to one of these: it was taken away from the account."""
+        for tar in {tar for tar in self._tars.values() if not set(tar.session.owners).isdisjoint(owners)}:
+            tar.scope.cancel()
+        for item, session in list(self._sessions.items()):
+            if not set(session.owners).isdisjoint(owners):
+                del self._sessions[item]
+
     # Beginning.
 
     def _session(self, item: tuple[str, ...], groups: Groups, around: Around) -> Session:
         session = self._sessions.get(item)
         if session is None:
             session = self._sessions[item] = Session(item, groups, around.reading_order())
+            session.owners = around.owners
         elif session.groups is not groups:
             new = self._sessions[item] = session.relisted(groups, around.reading_order())
             for tar in {tar for tar in self._tars.values() if tar.session is session}:
@@ -344,7 +361,7 @@ class Bulk:
             tar.session.fetches_ahead(walk, row)
         tar.passes(walk, row)  # whoever waited runs later than the first step of `put`
         tar.kept.add(version(row))
-        await self._content.put(version(row), data)
+        await self._content.put(version(row, tar.session.owners), data)
 
     async def _may_go_on(self, tar: _Tar) -> bool:
         """Wait until more is wanted; False when nobody comes."""
@@ -377,7 +394,7 @@ class Bulk:
 
     async def _fetch(self, session: Session, walk: Walk, row: FileRow, source: Source) -> None:
         try:
-            blob = await self._content.open(version(row), source)
+            blob = await self._content.open(version(row, session.owners), source)
             try:
                 await blob.read(0, 1)  # of a small file: when all of it is there
             finally:
@@ -409,9 +426,9 @@ def _log(error: Exception, text: str, *values: object) -> None:
         log.error(text, *values, exc_info=error)
 
 
-def version(row: FileRow) -> Version:
-    """What the content cache knows a file by."""
-    return Version(f"{row.resource_id}/{row.path}", row.size, row.digest)
+def version(row: FileRow, owners: tuple[str, ...] = ()) -> Version:
+    """What the content cache knows a file by. To have it kept, it is told what it belongs to."""
+    return Version(f"{row.resource_id}/{row.path}", row.size, row.digest, owners)
 
 
 def _told_apart(chosen: Iterable[Walk], following: Walk) -> bool:

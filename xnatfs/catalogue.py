@@ -7,15 +7,19 @@ one piece of bytes, sizes as numbers, digests as 16 bytes each.
 from array import array
 from bisect import bisect_right
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from html import unescape
 from itertools import pairwise
 from sys import intern
 from typing import Any, overload
 
+from xnatfs.errors import BadReply
 from xnatfs.models import FileRow, Row, file_path
+from xnatfs.untrusted import DIGITS, decoded
 
 _UNKNOWN = -1  # a size that the catalogue does not state
 _NO_DIGEST = bytes(16)
+
+# In one list. Each is a kilobyte, however few files it has; 64 sessions at once have some ten thousand.
+MOST_RESOURCES = 100_000
 
 
 class Catalogue(Sequence[FileRow]):
@@ -70,8 +74,9 @@ class Catalogue(Sequence[FileRow]):
     def version(self, place: int) -> bytes:
         """What tells a file and its version from all others, but for a length that it proves to have."""
         path = self._paths[self._ends[place] : self._ends[place + 1]]
-        odd = self._odd.get(place, "").encode() if self._odd else b""
-        return b"\0".join((self.resource_id.encode(), path, self._digests[16 * place : 16 * place + 16], odd))
+        odd = self._odd.get(place, "").encode("utf-8", "surrogatepass") if self._odd else b""
+        resource = self.resource_id.encode("utf-8", "surrogatepass")
+        return b"\0".join((resource, path, self._digests[16 * place : 16 * place + 16], odd))
 
     def at(self, place: int) -> FileRow:
         format, content = self._kinds[bisect_right(self._kind, place) - 1]
@@ -122,24 +127,41 @@ class Catalogues(Sequence[FileRow]):
                 kind = (row.get("file_format"), row.get("file_content"))
             if not number or not uri:
                 Row(cells).need("cat_ID" if not number else "URI")
-            catalogue = self.groups.get(number) or self._group(str(number), str(uri), cells)
+            try:
+                catalogue = self.groups.get(number) or self._group(str(number), str(uri), cells)
+                named = self._kinds.get(kind) or self._kind(kind)
+            except TypeError:  # a list or an object, where text was due
+                self.add([{key: "" if value is None else str(value) for key, value in cells.items()}])
+                continue
             size, digest = str(size), str(digest or "").lower()
             catalogue.add(
                 file_path(str(uri), catalogue.resource_id),
-                int(size) if size.isascii() and size.isdigit() else None,
+                int(size) if size.isascii() and size.isdigit() and len(size) <= DIGITS else None,
                 digest,
-                self._kinds.get(kind) or self._kind(kind),
+                named,
             )
             self._listed(catalogue)
 
+    @classmethod
+    def of(cls, rows: Iterable[FileRow]) -> "Catalogues":
+        """Of rows that were made by one of these. Where their resources hang is not told."""
+        made = cls()
+        for row in rows:
+            catalogue = made.groups.setdefault(row.resource_id, Catalogue(row.resource_id))
+            catalogue.add(row.path, row.size, row.digest, (row.format, row.content))
+            made._listed(catalogue)
+        return made
+
     def _group(self, number: str, uri: str, cells: Mapping[str, Any]) -> Catalogue:
         if number not in self.groups:
+            if len(self.groups) >= MOST_RESOURCES:
+                raise BadReply(f"the server lists files of more than {MOST_RESOURCES} resources at once")
             home = uri.partition(f"/resources/{number}/files/")[0]
             self.groups[number] = Catalogue(number, home, Row(cells).get("collection"))
         return self.groups[number]
 
     def _kind(self, kind: tuple[Any, Any]) -> tuple[str, str]:
-        format, content = (intern(unescape(str(cell or ""))) for cell in kind)
+        format, content = (intern(decoded(str(cell or ""))) for cell in kind)
         self._kinds[kind] = (format, content)
         return format, content
 

@@ -17,7 +17,7 @@ import trio
 from xnatfs.catalogue import Catalogue, Catalogues
 from xnatfs.config import Config
 from xnatfs.credentials import Credentials
-from xnatfs.downloads import Download, Downloads, content_length
+from xnatfs.downloads import Download, Downloads, content_length, last_modified
 from xnatfs.errors import BadReply, NotFound
 from xnatfs.models import (
     SCAN_COLUMNS,
@@ -35,7 +35,7 @@ from xnatfs.models import (
     Subject,
 )
 from xnatfs.sessions import SessionStore
-from xnatfs.table import Cells, NotAList, Table
+from xnatfs.table import MOST_BYTES, MOST_ROWS, Cells, NotAList, Table
 from xnatfs.transport import DOWNLOADS, Answer, Body, Transport, open_transport
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,12 @@ SUBJECT_RESOURCE_LABEL = "xnat:subjectData/resources/resource/label"
 
 # A listing is parsed in pieces of this many bytes: a millisecond each, between which others have their turn.
 PIECE = 32 * 1024
+
+# Of a list of anything but files, bytes and rows: a project of a hundred thousand sessions is 30 MB, and as objects its
+# rows take up to 20 times as much.
+LISTED = (2**28, 1_000_000)
+# Of one list of files.
+FILES = (MOST_BYTES, MOST_ROWS)
 
 # Half of all downloads at most are of files that take longer than a moment, so that a copy of eight volumes does not
 # keep everybody else waiting until the first of them is there. 32 MiB are a second or two on a slow line.
@@ -87,6 +93,24 @@ class Xnat:
     @property
     def requests(self) -> int:
         return self._transport.requests
+
+    def counters(self) -> dict[str, int]:
+        """What has been asked, and of that what is under way."""
+        return {
+            "requests": self.requests,
+            "logins": self.login.logins,
+            "downloads": self._downloads.borrowed_tokens,
+            "heads": self._heads.borrowed_tokens,
+        }
+
+    async def session_lives(self) -> bool:
+        """Whether the server still knows us, or answers as to a guest; then the next request logs in."""
+        return await self._transport.session_lives("")
+
+    @property
+    def away(self) -> bool:
+        """Whether the server is known to be: then requests fail at once."""
+        return self._transport.breaker.away
 
     async def log_in(self) -> None:
         """Find out now whether the server is there and takes the login; NotXnat, too."""
@@ -179,7 +203,7 @@ class Xnat:
         document = await self._transport.json(path, {"format": "json"})
         try:
             return Document.parse(document["items"][0])
-        except (KeyError, IndexError, TypeError, AttributeError):
+        except (KeyError, IndexError, TypeError, AttributeError, RecursionError):
             raise BadReply(f"{self.url}{path} did not come as the document of an item") from None
 
     async def rows(self, *item: str, columns: str = "", **params: str) -> list[Row]:
@@ -252,7 +276,7 @@ class Xnat:
         try:
             return await self.text("/xapi/users/username")
         except NotFound:  # a server from before /xapi
-            found = re.search(r"User '(.*)' is logged in", await self.text("/data/auth"))
+            found = re.search(r"User '([^'\n]*)' is logged in", await self.text("/data/auth"))
             if not found:
                 raise BadReply(f"{self.url} does not say who is logged in") from None
             return found[1]
@@ -313,7 +337,7 @@ class Xnat:
         query = {"index": str(index)}
         async with self._downloads, self._transport.reply("GET", path, query, expects="file") as response:
             async with aclosing(self._transport.raw(path, response)) as chunks:
-                yield Download(0, content_length(response), response.headers.get("last-modified", ""), chunks, None)
+                yield Download(0, content_length(response), last_modified(response), chunks, None)
 
     def _patience(self, file: FileRow) -> AbstractAsyncContextManager[object]:
         """A place for a file that may take minutes; small ones always find one beside those."""
@@ -323,7 +347,7 @@ class Xnat:
 
     async def _listed(self, parse: Callable[[Row], R], path: str, **params: str) -> list[R]:
         found: list[R] = []
-        await self._read(path, lambda rows: found.extend(parse(Row(cells)) for cells in rows), params)
+        await self._read(path, lambda rows: found.extend(parse(Row(cells)) for cells in rows), params, LISTED)
         return found
 
     async def _table(self, path: str, **params: str) -> list[Row]:
@@ -331,19 +355,27 @@ class Xnat:
 
     async def _catalogues(self, path: str, **params: str) -> Catalogues:
         found = Catalogues()
-        await self._read(path, found.add, params)
+        await self._read(path, found.add, params, FILES)
         return found
 
-    async def _read(self, path: str, take: Callable[[list[Cells]], None], params: Mapping[str, str]) -> None:
+    async def _read(
+        self,
+        path: str,
+        take: Callable[[list[Cells]], None],
+        params: Mapping[str, str],
+        most: tuple[int, int],
+    ) -> None:
         """Hand the rows of a list to `take`, as they come. What raises has handed over nothing that is of use."""
         params = {"format": "json", **params}
-        count = await self._rows(path, take, params)
+        count = await self._rows(path, take, params, most)
         if not count and self.login.doubtful() and not await self._transport.session_lives(path):
             # An open site that has dropped our session answers as guest, with nothing in it.
-            await self._rows(path, take, params)
+            await self._rows(path, take, params, most)
 
-    async def _rows(self, path: str, take: Callable[[list[Cells]], None], params: Mapping[str, str]) -> int:
-        table, count = Table(), 0
+    async def _rows(
+        self, path: str, take: Callable[[list[Cells]], None], params: Mapping[str, str], most: tuple[int, int]
+    ) -> int:
+        table, count = Table(*most), 0
         try:
             async with self._transport.reply("GET", path, params, expects="json") as response:
                 async with aclosing(self._transport.raw(path, response)) as chunks:
@@ -354,11 +386,11 @@ class Xnat:
                             count += len(rows)
                             await trio.lowlevel.checkpoint()
             rows = table.close()
+            take(rows)
         except NotAList as error:
             raise BadReply(f"{self.url}{path} was asked for as a list and came as {error}") from None
-        except ValueError:
+        except (ValueError, RecursionError):  # the latter of a cell that is nested, when it is made text
             raise BadReply(f"{self.url}{path} was asked for as JSON and came as something else") from None
-        take(rows)
         return count + len(rows)
 
 
@@ -374,7 +406,8 @@ def has_url(path: str) -> bool:
 
 
 def _segment(text: str) -> str:
-    return quote(text, safe="")
+    """A name that says where to go is written so that it does not: it would lead to another item."""
+    return text.replace(".", "%2E") if text in (".", "..") else quote(text, safe="", errors="surrogatepass")
 
 
 def _list(keys: Iterable[str]) -> str:

@@ -5,6 +5,7 @@ written. `$HOME` decides where it is: that program does not look at the XDG vari
 """
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,7 @@ class Config:
     # How long cached bytes without a digest go unchecked; a change of equal size may stay unseen that long.
     revalidate: float = 3600.0
     strict: bool = False
+    offline: bool = False  # show listings as they were while the server is away
 
 
 def config_home() -> Path:
@@ -84,18 +86,34 @@ def server_directory(url: str) -> str:
 def normalised_url(url: str) -> str:
     """The site's URL without trailing slash. Raises ConfigError unless it is http(s)://HOST[/PATH]."""
     text = url.strip().rstrip("/")
+    shown = re.sub(r"//.*@", "//...@", text, flags=re.DOTALL)  # without a password that may be in it
     try:
         parts = urlsplit(text)
         parts.port  # noqa: B018  (a port that is no number is found out only by asking for it)
     except ValueError as error:
-        raise ConfigError(f"{text!r} is not a URL: {error}") from None
+        why = "" if shown != text else f": {error}"
+        raise ConfigError(f"{shown!r} is not a URL{why}") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(f"{text!r} is not the URL of a server: it must begin with https:// or http:// and a host")
+        raise ConfigError(f"{shown!r} is not the URL of a server: it must begin with https:// or http:// and a host")
     if parts.username or parts.password:
         raise ConfigError("the URL must not hold a user or a password: use XNAT_USER and XNAT_PASS or a profile")
     if parts.query or parts.fragment:
-        raise ConfigError(f"{text!r} is not the URL of a server: it must end after the path, without '?' or '#'")
+        raise ConfigError(f"{shown!r} is not the URL of a server: it must end after the path, without '?' or '#'")
     return text
+
+
+def is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None
+
+
+def who_reads_along(config: Config) -> str:
+    """A warning where the way to the server is open to others; '' where it is not."""
+    parts = urlsplit(config.url)
+    if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+        return f"{config.url} is not encrypted: whoever is on the way reads along, passwords too"
+    if parts.scheme == "https" and not config.verify_ssl and not config.ca_bundle:
+        return f"the certificate of {config.url} is not verified: others may read along"
+    return ""
 
 
 def output_format(path: Path) -> str:
@@ -125,6 +143,8 @@ def _document(path: Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
         raise ConfigError(f"{path}{where} is not valid YAML: {getattr(error, 'problem', None) or 'bad text'}") from None
+    except (ValueError, RecursionError, OverflowError):  # a date that is none, a list in a list in a list
+        raise ConfigError(f"{path} is not valid YAML: a date, a number or its nesting") from None
     if document is None:
         return {}
     if not isinstance(document, dict) or not isinstance(document.get("profiles") or {}, dict):
@@ -147,9 +167,12 @@ def _profile(name: str, cells: Any, path: Path) -> Profile:
     def number(key: str, kind: Callable[[str], N], default: N) -> N:
         try:
             return kind(text(key)) if text(key) else default
-        except ValueError:
+        except (ValueError, OverflowError):
             raise ConfigError(f"{path}: {key} of profile {name!r} must be a number, not {text(key)!r}") from None
 
+    timeout = number("timeout", float, 21600.0)
+    if not 0 < timeout < float("inf"):
+        raise ConfigError(f"{path}: timeout of profile {name!r} must be more than 0 seconds, and end")
     return Profile(
         name,
         text("url"),
@@ -159,7 +182,7 @@ def _profile(name: str, cells: Any, path: Path) -> Profile:
         text("ca_bundle"),
         text("password_source"),
         text("default_project"),
-        number("timeout", float, 21600.0),
+        timeout,
         number("workers", int, 0),
         text("overwrite"),
         text("archive_mode"),

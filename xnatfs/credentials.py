@@ -12,6 +12,7 @@ import getpass
 import hashlib
 import json
 import netrc
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,8 +23,12 @@ from urllib.parse import urlsplit
 from xnatfs.config import Profile, config_home
 from xnatfs.errors import ConfigError, LoginRequired
 from xnatfs.sessions import write_private
+from xnatfs.untrusted import loads
 
 T = TypeVar("T")
+
+# What of the environment holds a secret.
+SECRETS = ("XNAT_PASS", "XNAT_TOKEN")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +113,8 @@ def forget_token(url: str) -> None:
 
 def _token(url: str) -> Credentials | None:
     try:
-        cells = json.loads(_token_path(url).read_bytes())
-        return Credentials(cells["alias"], cells["secret"], "token") if cells["url"] == url else None
+        cells = loads(_token_path(url).read_bytes())
+        return Credentials(str(cells["alias"]), str(cells["secret"]), "token") if cells["url"] == url else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -153,3 +158,14 @@ def ask(url: str, username: str, environ: Mapping[str, str]) -> Credentials:
         return Credentials(username, password or getpass.getpass(f"Password of {username} on {url}: "))
     except EOFError:
         raise LoginRequired(f"no password for {url}: the prompt was not answered") from None
+
+
+def for_children() -> dict[str, str]:
+    """The environment of a child of ours: no secret."""
+    return {key: value for key, value in os.environ.items() if key not in SECRETS}
+
+
+def forget_secrets() -> None:
+    """From now on no child is told them; libfuse starts fusermount3 by itself."""
+    for key in SECRETS:
+        os.environ.pop(key, None)

@@ -6,6 +6,7 @@ does not clamp; a whole file is taken for an answer to a range, but no other ran
 
 import logging
 import os
+import random
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
@@ -16,14 +17,18 @@ import httpx
 import trio
 
 from xnatfs.errors import BadReply, Stale, Unreachable
+from xnatfs.patience import SLOWEST, Patience
 from xnatfs.transport import FIRST_PAUSE, Transport
+from xnatfs.untrusted import size as size_of
 
 log = logging.getLogger(__name__)
 
 # What a server answers that knows ranges but not this one, or whose proxy trips over them.
 RANGE_REFUSED = frozenset({400, 416, 500, 501})
 
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)$")
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
+# A date in any of HTTP's forms: it is sent back, in If-Modified-Since, and kept.
+_DATE = re.compile(r"[ -~]{1,64}")
 
 # Writes so many of the next bytes into a descriptor at an offset, or nowhere; yields how many more are there.
 Into = Callable[[int | None, int, int], AsyncGenerator[int]]
@@ -79,7 +84,14 @@ class Downloads:
             await arrival.close()
 
     async def begin(
-        self, path: str, start: int, stop: int | None, size: int | None, unless_modified: str, big: bool
+        self,
+        path: str,
+        start: int,
+        stop: int | None,
+        size: int | None,
+        unless_modified: str,
+        big: bool,
+        within: float | None = None,
     ) -> tuple[httpx.Response, Promise] | None:
         """Ask for a file; None if it was not modified."""
         headers = {"If-Modified-Since": unless_modified} if unless_modified else {}
@@ -87,7 +99,7 @@ class Downloads:
         end = min(stop or size or 0, size or 0)
         if ranging:
             headers["Range"] = f"bytes={start}-{end - 1}"
-        response = await self.transport.exchange("GET", path, {}, headers, "file", big)
+        response = await self.transport.exchange("GET", path, {}, headers, "file", big, within)
         begun = None
         try:
             if response.status_code == 304 and unless_modified:
@@ -98,7 +110,7 @@ class Downloads:
                 with trio.CancelScope(shield=True):
                     await response.aclose()
         if begun is None:  # a range was asked for and is not to be had
-            return await self.begin(path, 0, None, size, "", big)
+            return await self.begin(path, 0, None, size, "", big, within)
         return response, begun
 
     async def _promise(
@@ -112,13 +124,13 @@ class Downloads:
         await self.transport.check(path, response, "file", allow=(200, 206) if asked else (200,))
         if response.headers.get("content-encoding", "identity").lower() not in ("", "identity"):
             raise BadReply(f"{where} came encoded, though it was asked for as it is")
-        modified = response.headers.get("last-modified", "")
+        modified = last_modified(response)
         if response.status_code == 200:
             if asked:
                 self._stream_only("answers a range with the whole file")
             length = content_length(response)
             return Promise(0, length, length, modified)
-        match = _CONTENT_RANGE.match(response.headers.get("content-range", ""))
+        match = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
         if match and size is not None and int(match[3]) != size:
             raise Stale(f"{where} is {match[3]} bytes now, not {size}")
         if not match or (int(match[1]), int(match[2]) + 1) != asked:
@@ -146,7 +158,9 @@ class _Arrival:
         self._skip = 0  # bytes that come again, from a server that starts again from 0
         self._by_hand: AsyncGenerator[bytes] | None = None  # where no process writes any more
         self._rest = b""  # that came by hand and has no place yet
-        self._moved()
+        self._left = self._transport.patience  # seconds for the server to get on, over all connections
+        self._counted = promise.start  # up to here bytes have bought some
+        self._patience = Patience(self._transport.timeout)  # with this connection
 
     @property
     def writable(self) -> bool:
@@ -156,12 +170,11 @@ class _Arrival:
     async def chunks(self) -> AsyncGenerator[bytes]:
         while True:
             try:
-                async with aclosing(self._transport.raw(self._path, self._response)) as body:
+                async with aclosing(self._transport.raw(self._path, self._response, patience=self._patience)) as body:
                     async for chunk in body:
                         fresh, self._skip = chunk[self._skip :], max(0, self._skip - len(chunk))
                         if fresh:
                             self._position += len(fresh)
-                            self._moved()
                             yield fresh
                 if self._promise.stop is None or self._position >= self._promise.stop:
                     return
@@ -182,14 +195,13 @@ class _Arrival:
 
     async def _written(self, descriptor: int | None, offset: int, length: int) -> AsyncGenerator[int]:
         """The next bytes go there by the process that has them."""
-        body = self._response.extensions["writable"]
-        async with aclosing(self._transport.written(self._path, body, None, 0, self._skip)) as skipped:
+        body, patience = self._response.extensions["writable"], self._patience
+        async with aclosing(self._transport.written(self._path, body, None, 0, self._skip, patience)) as skipped:
             async for count in skipped:
                 self._skip -= count
-        async with aclosing(self._transport.written(self._path, body, descriptor, offset, length)) as written:
+        async with aclosing(self._transport.written(self._path, body, descriptor, offset, length, patience)) as written:
             async for count in written:
                 self._position += count
-                self._moved()
                 yield count
 
     async def _put(self, descriptor: int | None, offset: int, length: int) -> AsyncGenerator[int]:
@@ -215,25 +227,39 @@ class _Arrival:
     def _where(self) -> str:
         return f"{self._transport.url}{self._path}"
 
-    def _moved(self) -> None:
-        self._give_up = trio.current_time() + self._transport.timeout
-
     async def _take_up_again(self, error: Unreachable) -> None:
-        """Another connection, from where this one broke. Raises its error where nothing has come for too long."""
+        """Another connection, from where this one broke. Raises its error where too little has come for too long."""
         with trio.CancelScope(shield=True):
             await self._response.aclose()
-        if self._promise.size is None or trio.current_time() > self._give_up:
-            raise error
+        transport, patience = self._transport, self._patience
+        self._left = min(transport.patience, patience.left, self._left - patience.waited + self._bought())
+        if self._promise.size is None or self._left <= 0:
+            transport.give_up(error)
         log.info("%s broke off at byte %d, taking it up again", self._where, self._position)
-        await trio.sleep(FIRST_PAUSE)
-        promise = self._promise
-        resumed = await self._downloads.begin(self._path, self._position, promise.stop, promise.size, "", self._big)
+        began = trio.current_time()
+        await trio.sleep(min(FIRST_PAUSE * random.uniform(0.75, 1.25), self._left))
+        promise, within = self._promise, self._left - (trio.current_time() - began)
+        resumed = await self._downloads.begin(
+            self._path, self._position, promise.stop, promise.size, "", self._big, within
+        )
         if resumed is None or resumed[1][2:] != promise[2:]:
             raise Stale(f"{self._where} changed on the server while it was read")
         self._response, again = resumed
         self._skip = self._position - again.start
+        self._left -= trio.current_time() - began
+        self._patience = Patience(transport.timeout, transport.timeout - transport.patience + self._left)
+
+    def _bought(self) -> float:
+        """Seconds for the bytes that are new since this was last asked; those that came again buy none."""
+        fresh, self._counted = self._position - self._counted, self._position
+        return fresh / SLOWEST
 
 
 def content_length(response: httpx.Response) -> int | None:
-    value = response.headers.get("content-length", "")
-    return int(value) if value.isascii() and value.isdigit() else None
+    return size_of(response.headers.get("content-length", ""))
+
+
+def last_modified(response: httpx.Response) -> str:
+    """The header as it came; '' for what is no date."""
+    value = response.headers.get("last-modified", "")
+    return value if _DATE.fullmatch(value) else ""

@@ -4,8 +4,11 @@
     +-- NotFound          the server has no such item, or does not show it to this account (404)
     +-- LoginRequired     no credentials, or the server refused them (401)
     +-- Denied            the account may not do this (403)
-    +-- Unreachable       no answer: DNS, connection, TLS, timeout, or a gateway that says so (429, 502-504)
-    |   `-- Uncertain     the same, for a change: it may have been made
+    +-- Unreachable       no answer of use: the connection broke, as often as it was tried
+    |   +-- NoRoute       there is no way to it: DNS, connection refused, TLS
+    |   +-- TimedOut      it has said nothing in time, or next to nothing
+    |   +-- Unavailable   it, or a gateway, says that it cannot at the moment (429, 502-504)
+    |   `-- Uncertain     no answer to a change: it may have been made
     +-- Conflict          what is there already stands against a change (409, or words to that effect)
     +-- BadReply          an answer that is not what was asked for: HTML for data, wrong length, wrong digest
     |   `-- NotXnat       the address answers, but not as an XNAT
@@ -19,8 +22,11 @@
 
 Three borders translate, each in one place: httpx to these (`client.py`), these to an errno
 (`fuse/operations.py`), these to an exit status and one line (`cli/__init__.py`).
-The text of an exception is one line for a user: what, where, and what to do.
+The text of an exception is one line for a user: what, where, and what to do. Words of a server in it are made harmless
+here, because it goes to terminals and logs.
 """
+
+from xnatfs.untrusted import line
 
 
 class XnatError(Exception):
@@ -30,7 +36,7 @@ class XnatError(Exception):
     """
 
     def __init__(self, message: str, *, status: int | None = None, url: str | None = None, hint: str = "") -> None:
-        super().__init__(message)
+        super().__init__(line(message))
         self.status = status
         self.url = url
         self.hint = hint
@@ -50,6 +56,33 @@ class Denied(XnatError):
 
 class Unreachable(XnatError):
     """The server did not answer, or answered that it cannot at the moment."""
+
+
+class NoRoute(Unreachable):
+    """There is no way to the server: no such host, nobody listens there, no TLS that we trust."""
+
+
+class TimedOut(Unreachable):
+    """The server has said nothing in time, or so little that it comes to the same."""
+
+
+class Unavailable(Unreachable):
+    """The server, or a gateway before it, says that it cannot at the moment.
+
+    `asks_to_wait`: that it will later on, so that it is not away.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        url: str | None = None,
+        hint: str = "",
+        asks_to_wait: bool = False,
+    ) -> None:
+        super().__init__(message, status=status, url=url, hint=hint)
+        self.asks_to_wait = asks_to_wait
 
 
 class Uncertain(Unreachable):

@@ -1,8 +1,8 @@
 """Kept: listings of an earlier mount, shown at once by the next one while the server is asked for them anew.
 
 Invariants:
-- One file per server and account, 0600, in a directory of 0700. It holds names and dates, no bytes and
-  no listing of files: what is read is decided by what the server says today.
+- One file per server and account, 0600, in a directory of 0700. It holds names and dates, no bytes and no listing of
+  files: what is read is decided by what the server says today; but for who wants to read while it is away (`past.py`).
 - What is older than OLDEST, of another version, damaged or not ours is not there. Nothing here is ever an error: it
   costs the round trip that it would have saved.
 - It is read and written in a thread, one at a time, many listings in one transaction.
@@ -16,11 +16,14 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import trio
+
+from xnatfs.sessions import make_private
+from xnatfs.untrusted import loads
 
 log = logging.getLogger(__name__)
 
@@ -53,11 +56,19 @@ class Kept:
         self._clock = clock
         self._one = trio.CapacityLimiter(1)
         self._waiting: dict[str, Sequence[Any]] = {}
+        self._emptied = False  # what was written is to go
         self._more = trio.Event()
         self._connection: sqlite3.Connection | None = None
 
     async def get(self, key: Key, kind: type[R]) -> list[R] | None:
         """The rows of a listing, if they are kept."""
+        found = await self.dated(key, kind)
+        return found[1] if found else None
+
+    async def dated(self, key: Key, kind: type[R]) -> tuple[float, list[R]] | None:
+        """The same, and when they were listed, in seconds since the epoch."""
+        if self._emptied:
+            return None
         return await trio.to_thread.run_sync(self._get, _text(key), kind, limiter=self._one)
 
     def put(self, key: Key, rows: Sequence[object]) -> None:
@@ -65,11 +76,17 @@ class Kept:
         self._waiting[_text(key)] = rows if len(rows) <= MOST_ROWS else ()
         self._more.set()
 
+    def forget_all(self) -> None:
+        """Keep nothing of what was listed so far."""
+        self._waiting, self._emptied = {}, True
+        self._more.set()
+
     async def write(self) -> None:
         """Write what there is to write."""
         waiting, self._waiting, self._more = self._waiting, {}, trio.Event()
-        if waiting:
-            await trio.to_thread.run_sync(self._write, waiting, limiter=self._one)
+        emptied, self._emptied = self._emptied, False
+        if waiting or emptied:
+            await trio.to_thread.run_sync(self._write, waiting, emptied, limiter=self._one)
 
     async def run(self) -> None:
         """Write whenever there is something to write, until this is cancelled; then the rest."""
@@ -81,11 +98,12 @@ class Kept:
         finally:
             with trio.CancelScope(shield=True):
                 await self.write()
-            self.close()
+                async with self._one:  # SQLite does not bear it while a thread reads
+                    self.close()
 
     # -- in a thread ---------------------------------------------------------------------------------------------
 
-    def _get(self, key: str, kind: type[R]) -> list[R] | None:
+    def _get(self, key: str, kind: type[R]) -> tuple[float, list[R]] | None:
         try:
             found = self._database().execute("SELECT at, fields, rows FROM listings WHERE key = ?", (key,)).fetchone()
         except (OSError, sqlite3.Error) as error:
@@ -93,14 +111,15 @@ class Kept:
             return None
         try:
             at, named, rows = found
-            if not 0 <= self._clock() - at <= OLDEST or json.loads(named) != _fields(kind):
+            if not 0 <= self._clock() - at <= OLDEST or loads(named) != _fields(kind):
                 return None
-            return [_row(kind, cells) for cells in json.loads(rows)] or None
+            made = [_row(kind, cells) for cells in loads(rows)]
+            return (at, made) if made else None
         except (ValueError, TypeError) as error:
             log.debug("the kept listing %s is none: %s", key, error)
             return None
 
-    def _write(self, waiting: dict[str, Sequence[Any]]) -> None:
+    def _write(self, waiting: dict[str, Sequence[Any]], emptied: bool) -> None:
         now = self._clock()
         made = [
             (key, now, json.dumps(_fields(type(rows[0]))), json.dumps([_cells(row) for row in rows]))
@@ -109,6 +128,8 @@ class Kept:
         ]
         try:
             with self._database() as database:
+                if emptied:
+                    database.execute("DELETE FROM listings")
                 database.executemany("DELETE FROM listings WHERE key = ?", [(key,) for key in waiting])
                 database.executemany("INSERT INTO listings VALUES (?, ?, ?, ?)", made)
                 database.execute("DELETE FROM listings WHERE NOT at BETWEEN ? AND ?", (now - OLDEST, now))
@@ -121,7 +142,7 @@ class Kept:
 
     def _database(self) -> sqlite3.Connection:
         if self._connection is None:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private(self.path.parent)
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             connection = sqlite3.connect(self.path, timeout=1.0, check_same_thread=False)
@@ -158,17 +179,23 @@ def _text(key: Key) -> str:
     return json.dumps(key)
 
 
+def _types(kind: type) -> dict[str, Any]:
+    """The fields of a row and their types; rows of files are tuples, the others dataclasses."""
+    named = fields(kind) if is_dataclass(kind) else ()
+    return {field.name: field.type for field in named} or dict(kind.__annotations__)
+
+
 def _fields(kind: type) -> list[str]:
-    return [kind.__name__, *(field.name for field in fields(kind))]
+    return [kind.__name__, *_types(kind)]
 
 
 def _cells(row: Any) -> list[object]:
-    return [getattr(row, name) for name in _fields(type(row))[1:]]
+    return [getattr(row, name) for name in _types(type(row))]
 
 
 def _row(kind: type[R], cells: object) -> R:
     """Raises TypeError for what is no such row."""
-    named: list[Any] = [field.type for field in fields(cast(Any, kind))]
+    named = list(_types(kind).values())
     if not isinstance(cells, list) or len(cells) != len(named):
         raise TypeError(f"{cells!r} is no {kind.__name__}")
     for cell, type_ in zip(cells, named, strict=True):

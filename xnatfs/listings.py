@@ -13,6 +13,7 @@ from typing import Any
 from xnatfs.config import cache_home
 from xnatfs.models import Row
 from xnatfs.sessions import write_private
+from xnatfs.untrusted import is_text, loads, plain
 
 # A name completed wrongly costs a message of the server; asking each time costs a round trip for each key pressed.
 FRESH = 3600.0  # seconds
@@ -66,14 +67,19 @@ class Listings:
         found: Any = self._read().get("/".join(key))
         if not _fresh(found):
             return None
-        return [(str(name), str(what)) for name, what in found["names"]]
+        return shown((str(name), str(what)) for name, what in found["names"])
 
     def _read(self) -> dict[str, Any]:
         try:
-            found = json.loads(self.path.read_bytes())
+            found = loads(self.path.read_bytes())
         except (OSError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}
+
+
+def shown(names: Iterable[Name]) -> list[Name]:
+    """For a command line, into which a shell puts them: without names that a terminal would obey."""
+    return [(name, plain(what)) for name, what in names if name == plain(name) and is_text(name)]
 
 
 def _fresh(listing: Any) -> bool:

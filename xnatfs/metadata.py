@@ -47,6 +47,7 @@ class Listing(Generic[R]):
     broken: frozenset[str] = field(default=frozenset())  # groups that the server could not list
     # Put together from lists of many items, or kept from an earlier mount: a row may be missing.
     pieced: bool = False
+    stale: float = 0.0  # seconds since the epoch: the server is away, and this is of then
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -170,6 +171,10 @@ class MetadataCache:
             value = self._find(key)
             if value is not None and which(key, value):
                 self.forget(key)
+
+    def forget_refusals(self) -> None:
+        """That something is not there, or not for us: it was said to somebody else."""
+        self.forget_all(lambda _key, value: isinstance(value, _Refusal))
 
     def _find(self, key: Hashable) -> Expiring | None:
         if self._largest and self._largest[0] == key and self._largest[1].expires > trio.current_time():

@@ -9,11 +9,11 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from html import unescape
 from sys import intern
 from typing import Any, NamedTuple, Self
 
 from xnatfs.errors import BadReply
+from xnatfs.untrusted import decoded, is_text, size
 
 # The server writes local time without a zone, with 0 to 9 fractional digits.
 _TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)(?:\.(\d{1,6})\d*)?$")
@@ -39,16 +39,17 @@ def parse_time(text: str) -> float | None:
         return None
 
 
-_DIGITS = re.compile(r"([0-9]+)")
+_split = re.compile(r"([0-9]+)").split
 
 
 def natural(text: str) -> tuple[tuple[int, int, str], ...]:
-    """Sort key in which 2 comes before 10."""
-    return tuple(
-        (0, int(part), part) if part.isascii() and part.isdigit() else (1, 0, part)
-        for part in _DIGITS.split(text)
-        if part
-    )
+    """Sort key in which 2 comes before 10. Numbers are compared as text: a server may write one of any length."""
+    return tuple(_number(part) if part.isascii() and part.isdigit() else (1, 0, part) for part in _split(text) if part)
+
+
+def _number(digits: str) -> tuple[int, int, str]:
+    bare = digits.lstrip("0")
+    return (0, len(bare), f"{bare} {digits}")
 
 
 class Row:
@@ -72,19 +73,18 @@ class Row:
 
     def text(self, *keys: str) -> str:
         """The same, for people: XML entities decoded."""
-        return unescape(self.get(*keys))
+        return decoded(self.get(*keys))
 
     def need(self, *keys: str) -> str:
-        """The same as `get`, where a row without it is no answer. Raises BadReply."""
+        """The same as `get`, where a row without it is no answer, nor one that no URL can carry. Raises BadReply."""
         value = self.get(*keys)
-        if not value:
+        if not value or not (value.isascii() or is_text(value)):
             raise BadReply(f"the server's listing has a row without {keys[0]!r}: {sorted(self._cells)}")
         return value
 
     def number(self, key: str) -> int | None:
         """A count or a size; None where the cell is empty or no number."""
-        value = self.get(key)
-        return int(value) if value.isascii() and value.isdigit() else None
+        return size(self.get(key))
 
     def modified(self) -> float | None:
         return parse_time(self.get("last_modified")) or parse_time(self.get("insert_date"))
@@ -101,7 +101,7 @@ class Document:
     @classmethod
     def parse(cls, item: Any) -> Self:
         """Raises KeyError, TypeError or AttributeError where it is no such thing."""
-        fields = {str(key): unescape(str(value)) for key, value in item["data_fields"].items()}
+        fields = {str(key): decoded(str(value)) for key, value in item["data_fields"].items()}
         children: dict[str, list[Any]] = {}
         for child in item.get("children") or ():
             children.setdefault(str(child["field"]), []).extend(cls.parse(each) for each in child["items"])
@@ -342,7 +342,7 @@ class FileRow(NamedTuple):
         resource_id = row.need("cat_ID")
         return cls(
             intern(resource_id),
-            file_path(row.need("URI"), resource_id),
+            file_path(row.get("URI"), resource_id),
             row.number("Size"),
             row.get("digest").lower(),
             intern(row.text("file_format")),

@@ -1,13 +1,16 @@
 """What the kernel says is mounted where. No mount is touched for that: one that hangs would hang whoever asks."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    device: str  # "0:53"
+    device: str  # "0:53"; of a mount of FUSE no other has it while that is there
     kind: str  # "fuse.xnatfs"
+    source: str = ""  # of ours: the URL of the server
+    owner: int | None = None  # of FUSE: the uid of who mounted it
 
 
 def mount_on(mountpoint: Path) -> Mount | None:
@@ -15,9 +18,16 @@ def mount_on(mountpoint: Path) -> Mount | None:
     found = None
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
         for line in table:
-            before, _, after = line.partition(" - ")
+            before, _, after = line.rstrip("\n").partition(" - ")
             cells = before.split(" ")
-            path = cells[4].encode("utf-8", "surrogateescape").decode("unicode_escape")
-            if path.encode("latin-1", "replace").decode("utf-8", "surrogateescape") == str(mountpoint):
-                found = Mount(cells[2], after.split(" ")[0])
+            if _decoded(cells[4]) == str(mountpoint):
+                kind, source, options = after.split(" ")
+                owner = re.search(r"\buser_id=(\d+)", options)
+                found = Mount(cells[2], kind, _decoded(source), int(owner[1]) if owner else None)
     return found
+
+
+def _decoded(cell: str) -> str:
+    """Blanks and backslashes are written as octal numbers."""
+    text = cell.encode("utf-8", "surrogateescape").decode("unicode_escape")
+    return text.encode("latin-1", "replace").decode("utf-8", "surrogateescape")

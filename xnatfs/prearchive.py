@@ -4,7 +4,6 @@ The server works while it is asked, or later, or goes on after a proxy has given
 settled by looking at the prearchive and the archive. Nothing here is done twice.
 """
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,9 +13,10 @@ from typing import Any
 import trio
 
 from xnatfs.client import Xnat
-from xnatfs.errors import BadReply, Conflict, Denied, NotFound, Uncertain, Unreachable, XnatError
+from xnatfs.errors import BadReply, Conflict, Denied, LoginRequired, NotFound, Uncertain, Unreachable, XnatError
 from xnatfs.models import PrearchiveSession
 from xnatfs.transport import Answer
+from xnatfs.untrusted import loads
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,12 @@ async def archive(
         log.info("%s: its state will tell", error)
         return await _outcome(xnat, waiting, label_there, str(error))
     if answer.ok or answer.status == 303:
-        return _place(waiting, label_there, answer)
+        try:
+            return _place(waiting, label_there, answer)
+        except Conflict:  # by words that may be somebody else's: its state tells
+            if await look(xnat, waiting) is None and (accession := await appeared(xnat, waiting.project, label_there)):
+                return Archived(waiting.project, label_there, "", accession)
+            raise
     said = answer.said()
     if answer.status in (404, 502, 504):  # it may be there; a proxy may have lost patience before the server did
         return await _outcome(xnat, waiting, label_there, said)
@@ -153,8 +158,8 @@ async def conflicts(xnat: Xnat, waiting: PrearchiveSession) -> list[str]:
         log.info("validate-archive of %s answers %d: %s", waiting.path, answer.status, answer.said())
         return []
     try:
-        return list(dict.fromkeys(_messages(json.loads(answer.text))))
-    except ValueError:
+        return list(dict.fromkeys(_messages(loads(answer.text))))
+    except (ValueError, RecursionError):
         return [answer.said()] if answer.said() else []
 
 
@@ -232,6 +237,8 @@ def failure(xnat: Xnat, answer: Answer, what: str) -> XnatError:
     facts: Any = {"status": answer.status, "url": xnat.url}
     text = f"{what}: {xnat.url} answers {answer.said()}"
     match answer.status:
+        case 401:
+            return LoginRequired(f"{what}: {xnat.url} refuses it to {xnat.login.username} ({answer.said()})", **facts)
         case 403 if "already in progress" not in answer.text:
             return Denied(f"{what}: your account may not do this, which normally takes the role Member", **facts)
         case 404 | 410:

@@ -14,7 +14,7 @@ from typing import Any
 
 from xnatfs.config import profiles_path, read_profiles
 from xnatfs.errors import ConfigError
-from xnatfs.sessions import write_private
+from xnatfs.sessions import make_private, write_private
 
 NEWEST = 1  # the `version` of the file that we know
 
@@ -43,13 +43,20 @@ def _edited(path: Path | None) -> Iterator[Any]:
     """The document, to be changed; written when that went well."""
     from ruamel.yaml import YAML
     from ruamel.yaml.comments import CommentedMap
+    from ruamel.yaml.error import YAMLError
 
     path = path or profiles_path()
     read_profiles(path)  # says what is wrong with it, in our words
     yaml = YAML()
     yaml.preserve_quotes = True
     with _locked(path):
-        document = (yaml.load(path.read_text(encoding="utf-8")) if path.exists() else None) or CommentedMap()
+        try:
+            document = (yaml.load(path.read_text(encoding="utf-8")) if path.exists() else None) or CommentedMap()
+        except (YAMLError, ValueError, RecursionError) as error:
+            # Stricter than who reads it: of a key that is there twice, for one. Its words may hold a password.
+            mark = getattr(error, "problem_mark", None)
+            where = f" line {mark.line + 1}" if mark else ""
+            raise ConfigError(f"{path}{where} is not YAML that could be changed: is a key there twice?") from None
         if not isinstance(version := document.get("version", NEWEST), int) or version > NEWEST:
             raise ConfigError(f"{path} is of version {version}, which a newer program has written: it is left as it is")
         yield document
@@ -64,7 +71,7 @@ def _edited(path: Path | None) -> Iterator[Any]:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(path.parent)
         descriptor = os.open(path.with_name(".config.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise ConfigError(f"cannot write beside {path}: {error.strerror}") from None

@@ -123,6 +123,7 @@ class Session:
     def __init__(self, item: tuple[str, ...], groups: Groups, order: Iterable[tuple[str, str]]) -> None:
         self.item = item
         self.groups = groups
+        self.owners: tuple[str, ...] = ()  # what its files belong to
         known = {resource: label for resource, label in order if resource in groups}
         self.labels = {**known, **{str(key): "" for key in groups if key not in known}}
         self.order = list(self.labels)
@@ -146,6 +147,7 @@ class Session:
     def relisted(self, groups: Groups, order: Iterable[tuple[str, str]]) -> "Session":
         """The session after a new listing: of the old one counts what is the same in both."""
         new = Session(self.item, groups, order)
+        new.owners = self.owners
         new.read, new.stride, new.nothing_until = self.read, self.stride, self.nothing_until
         new.in_order, new.lists, new.labels_read = self.in_order, self.lists, self.labels_read
         for resource, walk in self.walks.items():

@@ -14,6 +14,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -21,6 +22,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+
+from xnatfs.untrusted import loads
 
 # XNAT's default idle timeout, and the only one that the other program knows.
 IDLE = 900.0
@@ -30,6 +33,13 @@ NEVER = 10 * 365 * 86400.0
 SLIDE_AFTER = 60.0
 # Between two looks at a lock that another process holds while it logs in, which takes 50 ms to seconds.
 LOCK_PAUSE = 0.05
+# What may stand in a cookie: what a server, a file or the environment has for a session is sent in a header.
+_SESSION_ID = re.compile(r"[0-9A-Za-z._~+/=-]{8,256}")
+
+
+def is_session_id(text: str) -> bool:
+    """Whether it looks like a JSESSIONID."""
+    return _SESSION_ID.fullmatch(text) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +125,7 @@ class SessionStore:
 
     @contextlib.contextmanager
     def _try_lock(self) -> Iterator[bool]:
-        _private_directory(self._directory)
+        make_private(self._directory)
         # One lock for all: the slot is one for all, too.
         descriptor = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -151,17 +161,18 @@ def _normal(url: str) -> str:
 
 def _read(path: Path) -> Session | None:
     try:
-        cells: Any = json.loads(path.read_bytes())
+        cells: Any = loads(path.read_bytes())
         created = datetime.fromisoformat(cells["created_at"]).replace(tzinfo=None)
         used = datetime.fromisoformat(cells.get("last_used_at") or cells["created_at"]).replace(tzinfo=None)
         idle = NEVER if cells.get("expires_at", "") is None else IDLE
         if cells.get("expires_at"):
             ends = datetime.fromisoformat(cells["expires_at"]).replace(tzinfo=None)
             idle = max(IDLE if "last_used_at" not in cells else 0.0, (ends - used).total_seconds())
-        if cells.get("version", 1) != 1 or not cells["token"]:
+        if cells.get("version", 1) != 1 or not is_session_id(str(cells["token"])):
             return None
+        used + timedelta(seconds=idle)
         return Session(str(cells["token"]), str(cells["url"]), str(cells.get("username") or ""), created, used, idle)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None
 
 
@@ -182,7 +193,7 @@ def _write(path: Path, session: Session) -> None:
 
 def write_private(path: Path, text: str) -> None:
     """Replace a file of ours by another one, 0600 from its creation; its directory is made, 0700. Raises OSError."""
-    _private_directory(path.parent)
+    make_private(path.parent)
     temporary = path.with_name(f".{path.name}.{os.urandom(16).hex()}")
     try:
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
@@ -192,7 +203,11 @@ def write_private(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _private_directory(directory: Path) -> None:
+def make_private(directory: Path) -> None:
+    """Make a directory of ours and those that it is in, where they are not there: 0700 from their creation.
+
+    Path.mkdir(parents=True) gives its mode to the last one only. Raises OSError.
+    """
     for each in (*reversed(directory.parents), directory):
         if not each.exists():
             with contextlib.suppress(FileExistsError):

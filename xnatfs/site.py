@@ -10,13 +10,14 @@ import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import trio
 
+from xnatfs.access import Access
 from xnatfs.background import background
 from xnatfs.bulk import Bulk, open_bulk
 from xnatfs.catalogue import Catalogue, Catalogues
@@ -24,10 +25,11 @@ from xnatfs.client import Xnat, open_xnat
 from xnatfs.config import Config, server_directory
 from xnatfs.content import ContentCache, open_cache
 from xnatfs.credentials import Credentials
-from xnatfs.errors import BadReply, Denied, NotFound, XnatError
+from xnatfs.errors import BadReply, Denied, LoginRequired, NotFound, Unreachable, XnatError, first_error
 from xnatfs.kept import Kept
 from xnatfs.metadata import Listing, MetadataCache, listing
 from xnatfs.models import Assessor, Experiment, FileRow, Project, Resource, Scan, Subject
+from xnatfs.past import Past
 from xnatfs.sessions import SessionStore
 from xnatfs.walk import Walk
 
@@ -54,6 +56,18 @@ class TrueSize:
         return 1
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Which content of a file without a digest was opened last, and how many there were before it."""
+
+    stamp: str
+    before: int
+    expires: float = math.inf
+
+    def __len__(self) -> int:
+        return 1
+
+
 class Site:
     """The client, both caches, and cached listings. Each listing method raises what `Xnat` raises."""
 
@@ -73,22 +87,29 @@ class Site:
         self.content = content
         self.ttl = ttl
         self.opened_at = time.time()
-        self.sizes_learnt = False  # whether any file was found to have another size than its listing says
+        self.sizes_learnt = False  # whether any file was found to be another than its listing says
         self.shown = MetadataCache(SHOWN)
         self._nursery = nursery
         self._directory = directory
         self._walks: dict[str, Walk] = {}
         self._kept: Kept | None = None
+        self._past: Past | None = None
         self._seen: set[Key] = set()  # listings that were asked for before
+        self.access = Access(
+            content, bulk, lambda: xnat.login.username, self._session_lives, self._forget_kept, nursery
+        )
 
-    def stay(self) -> None:
+    def stay(self, offline: bool = False) -> None:
         """For who lives long, as mounts do: memory is given back when nobody looks any more, and listings are kept.
 
-        From now on what was kept is shown while it is asked for anew, and what comes is kept; if we are logged in.
+        From now on what was kept is shown while it is asked for anew, and what comes is kept; if it is known who we
+        are. With `offline` it is shown, too, while the server is away.
         """
         self._nursery.start_soon(self._tidy)
+        self.access.begin(self.access.recall)
         if account := self.xnat.login.username:
             self._kept = Kept(self._directory, account)
+            self._past = Past(self._kept) if offline else None
             self._nursery.start_soon(self._kept.run)
 
     async def _tidy(self) -> None:
@@ -96,6 +117,15 @@ class Site:
             await trio.sleep(max(self.ttl, 10.0))  # nobody is in need of it sooner
             self.metadata.expire()
             self.shown.expire()
+
+    def counters(self) -> dict[str, int]:
+        """What is held and what is under way, by name; see those who count it."""
+        return {
+            **self.content.counters(),
+            **self.bulk.counters(),
+            **self.xnat.counters(),
+            "listings": len(self.metadata),
+        }
 
     async def projects(self) -> Listing[Project]:
         return await self._listing(("projects",))
@@ -133,19 +163,29 @@ class Site:
 
     async def files(self, item: Item, below: bool) -> Listing[FileRow]:
         """By resource. One broken catalogue spoils the list of all: then each resource is asked for its own."""
+        key = ("files", item, below)
 
         async def fetch() -> Listing[FileRow]:
-            started = trio.current_time()
             try:
-                return self._files_made(await self.xnat.files(item, below=below), started)
-            except (NotFound, BadReply) as error:
-                log.info("asking each resource for its files, because: %s", error)
-            self.metadata.forget(("resources", item, below))
-            resources = await self.resources(item, below)
-            rows, broken = await self._files_singly(item, [resource.id for resource in resources.rows])
-            return self._files_made(rows, started, broken)
+                return await self._ask_files(item, below)
+            except (NotFound, Denied):
+                self._forget_kept(key)
+                raise
+            except (LoginRequired, Unreachable) as error:
+                return await self._as_it_was(key, error)
 
-        return await self.metadata.get(("files", item, below), fetch)
+        return self._noted(key, await self.metadata.get(key, fetch))
+
+    async def _ask_files(self, item: Item, below: bool) -> Listing[FileRow]:
+        started = trio.current_time()
+        try:
+            return self._files_made(await self.xnat.files(item, below=below), started)
+        except (NotFound, BadReply) as error:
+            log.info("asking each resource for its files, because: %s", error)
+        self.metadata.forget(("resources", item, below))
+        resources = await self.resources(item, below)
+        rows, broken = await self._files_singly(item, [resource.id for resource in resources.rows])
+        return self._files_made(rows, started, broken)
 
     async def _files_singly(self, item: Item, resources: Iterable[str]) -> tuple[Catalogues, frozenset[str]]:
         """The files of these resources, and which of them could not be listed."""
@@ -159,9 +199,12 @@ class Site:
                 log.warning("the files of resource %s cannot be listed: %s", resource, error)
                 broken.add(resource)
 
-        async with trio.open_nursery() as nursery:
-            for resource in resources:
-                nursery.start_soon(ask, resource)
+        try:
+            async with trio.open_nursery() as nursery:
+                for resource in resources:
+                    nursery.start_soon(ask, resource)
+        except ExceptionGroup as group:
+            raise first_error(group) from None
         joined = Catalogues()
         for resource in sorted(found):
             joined.join(found[resource])
@@ -179,7 +222,11 @@ class Site:
 
     async def look_into(self, project: str, experiment: str) -> None:
         """Somebody does: its listings are begun together, or, on a walk, those of many sessions."""
-        await self._walk(project).session(experiment)
+        try:
+            await self._walk(project).session(experiment)
+        except Unreachable:
+            if self._past is None:
+                raise  # else what is known of it is shown
 
     async def look_into_subject(self, project: str, subject: str) -> None:
         """Somebody lists its resources."""
@@ -213,20 +260,34 @@ class Site:
 
     # -- listings ------------------------------------------------------------------------------------------------
 
+    def stale(self, key: Key) -> float:
+        """Of when a listing is that is shown for want of a server, in seconds since the epoch; 0: it is fresh."""
+        found = self.metadata.peek(key)
+        if found is None and self._past is not None and self.xnat.away:
+            found = self._past.peek(key)  # is what will be shown
+        return found.stale if isinstance(found, Listing) else 0.0
+
+    def _noted(self, key: Key, found: Listing[Any]) -> Listing[Any]:
+        if self._past is not None:
+            self._past.note(key, found)
+        return found
+
     async def _listing(self, key: Key) -> Listing[Any]:
-        return await self.metadata.get(key, lambda: self._first(key))
+        return self._noted(key, await self.metadata.get(key, lambda: self._first(key)))
 
     async def _first(self, key: Key) -> Listing[Any]:
         """A listing that is asked for the first time may be that of the last mount, for as long as it takes to ask."""
-        if self._kept is None or key in self._seen:
+        if self._kept is None or key in self._seen or (self._past is not None and self.xnat.away):
             return await self._ask(key)
         self._seen.add(key)
         _, group, kind = self._source(key)
-        rows: list[Any] | None = await self._kept.get(key, kind)
-        if rows is None:
+        found: tuple[float, list[Any]] | None = await self._kept.dated(key, kind)
+        if found is None:
             return await self._ask(key)
         self._begin(lambda: self.metadata.renew(key, lambda: self._ask(key), _is_pieced))
-        return listing(rows, group, trio.current_time(), min(KEPT_FOR, self.ttl), pieced=True)
+        at, rows = found
+        shown = listing(rows, group, trio.current_time(), min(KEPT_FOR, self.ttl), pieced=True)
+        return shown if self._past is None else replace(shown, stale=at)
 
     async def _ask(self, key: Key) -> Listing[Any]:
         ask, group, _ = self._source(key)
@@ -234,12 +295,38 @@ class Site:
         try:
             rows = await ask()
         except (NotFound, Denied):
-            if self._kept is not None:
-                self._kept.put(key, ())
+            self._forget_kept(key)
+            self.access.refused(key)
             raise
+        except (LoginRequired, Unreachable) as error:
+            return await self._as_it_was(key, error)
         if self._kept is not None:
             self._kept.put(key, rows)
+        self.access.listed(key, (row.id for row in rows))
         return listing(rows, group, started, self.ttl)
+
+    async def _as_it_was(self, key: Key, error: LoginRequired | Unreachable) -> Listing[Any]:
+        """What is shown while the server is away, to who wants that. Raises the error where nothing is."""
+        if self._past is None:
+            raise error
+        if isinstance(error, LoginRequired):
+            self._past.forget_all()
+            raise error
+        _, group, kind = self._source(key)
+        return await self._past.get(key, kind, group, error)
+
+    async def _session_lives(self) -> bool:
+        """Whether the server knows us; if not, what it refused it refused to a guest."""
+        lives = await self.xnat.session_lives()
+        if not lives:
+            self.metadata.forget_refusals()
+        return lives
+
+    def _forget_kept(self, key: Key) -> None:
+        if self._kept is not None:
+            self._kept.put(key, ())
+        if self._past is not None:
+            self._past.forget(key)
 
     def _source(self, key: Key) -> tuple[Callable[[], Awaitable[Sequence[Any]]], Callable[[Any], Hashable], type]:
         """How a listing is asked for, by what its rows are grouped, and what they are."""
@@ -257,10 +344,23 @@ class Site:
                 return lambda: xnat.assessors(experiment), lambda row: row.id, Assessor
             case ("resources", tuple(item), bool(below)):
                 return lambda: xnat.resources(item, below=below), lambda row: row.group, Resource
+            case ("files", tuple(item), bool(below)):
+                return lambda: xnat.files(item, below=below), lambda row: row.resource_id, FileRow
         raise KeyError(key)
 
     def _files_made(self, files: Catalogues, started: float, broken: frozenset[str] = frozenset()) -> Listing[FileRow]:
         return Listing(files, files.groups, started, started + self.ttl, broken)
+
+    def sees(self, key: Hashable, stamp: str) -> int:
+        """This content of a file without a digest is opened now: how many others there were before it."""
+        seen = self.metadata.peek(key)
+        if not isinstance(seen, Seen):
+            seen = Seen(stamp, 0)
+        elif seen.stamp != stamp:
+            seen = Seen(stamp, seen.before + 1)
+            self.sizes_learnt = True
+        self.metadata.put(key, seen)
+        return seen.before
 
     def learn_size(self, key: Hashable, size: int) -> None:
         """A file is longer or shorter than its listing says, for as long as that says so."""

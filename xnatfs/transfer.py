@@ -7,8 +7,10 @@ its name only when it is whole and verified; until then it is a draft beside it,
 import contextlib
 import hashlib
 import os
+import struct
 import time
 import zipfile
+import zlib
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -28,6 +30,7 @@ WORKERS = 8
 # Read from the cache and written at a time: a fraction of a millisecond of the event loop.
 PIECE = 2**20
 DRAFT = ".part"
+ZIP_METHODS = frozenset({zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +163,7 @@ async def download(
                 await _one(each, out, force, report, progress)
             except (LoginRequired, Unreachable):
                 raise
-            except (XnatError, OSError) as error:
+            except (XnatError, OSError, UnicodeError) as error:  # the last of a name that no file system takes
                 report.failed.append((each.place, str(error)))
 
     try:
@@ -221,8 +224,12 @@ def _draft(target: Path) -> Iterator["_Writer"]:
     name = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]
     path = target.with_name(f".{name}{DRAFT}")
     try:
-        with open(path, "wb", buffering=0) as file:
+        # A new one, whatever is there: somebody who may write here, too, could have put a link to another file there.
+        path.unlink(missing_ok=True)
+        with open(path, "xb", buffering=0) as file:
             yield _Writer(file.fileno())
+            if not os.path.samestat(os.fstat(file.fileno()), os.lstat(path)):
+                raise XnatError(f"{target} is written by another command at the same time")
         os.replace(path, target)
     except BaseException:
         path.unlink(missing_ok=True)
@@ -273,8 +280,8 @@ async def verify(wanted: Sequence[Wanted], out: Path) -> Report:
             right = size == each.file.measured_size and (
                 not digest or await trio.to_thread.run_sync(md5, target) == digest
             )
-        except OSError as error:
-            report.failed.append((each.place, error.strerror or str(error)))
+        except (OSError, UnicodeError) as error:
+            report.failed.append((each.place, getattr(error, "strerror", "") or str(error)))
             continue
         if not right:
             report.failed.append((each.place, "is not what the server has"))
@@ -307,8 +314,12 @@ def _check_zip(descriptor: int, target: Path) -> None:
     """Raise BadReply unless every member can be read: the server sends archives without a length."""
     try:
         with open(f"/proc/self/fd/{descriptor}", "rb") as file, zipfile.ZipFile(file) as archive:
+            # Deflate makes a thousand bytes of one at most; what makes millions of one is not what XNAT sends.
+            if other := next((info for info in archive.infolist() if info.compress_type not in ZIP_METHODS), None):
+                raise BadReply(f"{target.name} holds {other.filename} in a form that XNAT does not use")
             bad = archive.testzip()
-    except (zipfile.BadZipFile, OSError) as error:
+    # Beside what it is made to raise, zipfile lets out what its parts raise: of encrypted members, of damaged ones.
+    except (zipfile.BadZipFile, OSError, RuntimeError, ValueError, EOFError, struct.error, zlib.error) as error:
         raise BadReply(f"{target.name} did not come as a whole archive: {error}") from None
     if bad:
         raise BadReply(f"{target.name} came damaged: {bad}")

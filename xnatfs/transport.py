@@ -4,17 +4,18 @@ Below `client.py`, which knows what to ask. Here is all that holds for any reque
 status means, how much may be in flight, whom to trust. httpx's errors become ours here and nowhere else.
 """
 
-import json
+import errno
 import logging
+import math
 import os
 import random
-import re
+import socket
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -23,13 +24,27 @@ import httpx
 import trio
 
 from xnatfs import __version__
-from xnatfs.auth import Expects, Login, check_is_data, page_message
-from xnatfs.config import Config
+from xnatfs.auth import Expects, Login, asks_to_wait, check_is_data, page_message
+from xnatfs.background import background
+from xnatfs.breaker import Breaker
+from xnatfs.config import Config, is_loopback
 from xnatfs.credentials import Credentials
-from xnatfs.errors import BadReply, Denied, LoginRequired, NotFound, Uncertain, Unreachable, XnatError
+from xnatfs.errors import (
+    BadReply,
+    Denied,
+    LoginRequired,
+    NoRoute,
+    NotFound,
+    TimedOut,
+    Unavailable,
+    Uncertain,
+    Unreachable,
+)
+from xnatfs.patience import SLOWEST, Patience
 from xnatfs.sessions import SessionStore
 from xnatfs.tls import tls_context
-from xnatfs.worker.pool import ProcessLost, Writable, open_workers
+from xnatfs.untrusted import loads
+from xnatfs.worker.pool import ProcessLost, Writable, open_workers, unacknowledged
 
 log = logging.getLogger(__name__)
 
@@ -45,16 +60,27 @@ CHANGE_TIMEOUT = 660.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0
 # Of an error page only this much is read, to find the server's own words.
 ERROR_BODY = 64 * 1024
+# What is read whole before it is looked at: documents of an item, of which the largest sessions have some MiB. As
+# objects they take up to 30 times as much.
+LARGEST_DOCUMENT = 16 * 2**20
+# What a request for a big file may take beside the server's time: a process starts in 80 ms, on a busy machine in
+# seconds; and one that hangs has to be found out.
+PROCESS = 5.0
+# The smallest thing to ask an XNAT for, and open to everybody.
+SMALLEST = "/xapi/siteConfig/buildInfo"
 
 # httpcore reads 64 KiB from a socket at a time, and each read goes through five layers: a gigabyte took three times as
 # long (measured on loopback: 0.17 against 0.5 GB/s).
 httpcore.AsyncHTTP11Connection.READ_NUM_BYTES = 512 * 1024
 
 TRY_LATER = frozenset({429, 502, 503, 504})
+# System errors that say the same as no answer, and those that say that there is no way.
+SILENT = frozenset({errno.ETIMEDOUT})
+NO_WAY = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN, errno.ECONNREFUSED})
 
 
 # What is sent: bytes, or how to begin with pieces of them, once for each time that it is sent.
-Body = bytes | Callable[[], AsyncIterator[bytes]]
+Body = bytes | Callable[[], AsyncGenerator[bytes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,21 +113,34 @@ async def open_transport(
     proxied = not loopback and getproxies().keys() & {url.scheme, "all"} and not proxy_bypass(url.hostname or "")
     # Reading the authorities took 40 ms of a start: not where no certificate is looked at.
     trust = wire is None and bool(proxied or config.ca_bundle or url.scheme == "https")
-    async with (
-        _big_files(config, wire is None and not proxied) as big,
-        httpx.AsyncClient(
+    tls: Any = tls_context(config.ca_bundle, config.verify_ssl) if trust else False
+
+    def client(connections: int, kept: int) -> httpx.AsyncClient:
+        limits = httpx.Limits(max_connections=connections, max_keepalive_connections=kept)
+        options = [(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unacknowledged(config.timeout))]
+        direct = None  # httpx knows proxies only where it is left to find its own way
+        if not proxied:
+            direct = httpx.AsyncHTTPTransport(verify=tls, limits=limits, socket_options=options)
+        return httpx.AsyncClient(
             base_url=config.url,
             headers={"User-Agent": f"xnatfs/{__version__}", "Accept": "*/*", "Accept-Encoding": "identity"},
             timeout=httpx.Timeout(config.timeout, connect=min(CONNECT_TIMEOUT, config.timeout), pool=None),
-            limits=httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS),
-            verify=tls_context(config.ca_bundle, config.verify_ssl) if trust else False,
+            limits=limits,
+            verify=tls,
             trust_env=not loopback,
             follow_redirects=False,
             cookies=_no_cookies(),
-            transport=wire,
-        ) as http,
+            transport=wire or direct,
+        )
+
+    async with (
+        _big_files(config, wire is None and not proxied) as big,
+        client(CONNECTIONS, CONNECTIONS) as http,
+        # A new connection each time: those that are there may be what does not work any more.
+        client(2, 0) as beside,
+        background() as nursery,
     ):
-        transport = Transport(http, big, Login(http, credentials, sessions), config.patience or config.timeout)
+        transport = Transport(http, big, beside, Login(http, credentials, sessions), config, nursery)
         try:
             yield transport
         finally:
@@ -123,12 +162,22 @@ async def _big_files(config: Config, possible: bool) -> AsyncIterator[httpx.Asyn
 class Transport:
     """The way to one server, as one account. Every method raises our errors only."""
 
-    def __init__(self, http: httpx.AsyncClient, big: httpx.AsyncClient | None, login: Login, timeout: float) -> None:
+    def __init__(
+        self,
+        http: httpx.AsyncClient,
+        big: httpx.AsyncClient | None,
+        beside: httpx.AsyncClient,
+        login: Login,
+        config: Config,
+        nursery: trio.Nursery,
+    ) -> None:
         self._http = http
         self._big = big or http
+        self._beside = beside
         self.login = login
-        self.timeout = timeout
-        self._away = False  # whether the last request failed for want of a server
+        self.timeout = config.timeout  # for the server to say the next thing
+        self.patience = config.patience or config.timeout  # to try again
+        self.breaker = Breaker(self._ask, self.patience, nursery)
         self.requests = 0
 
     @property
@@ -137,19 +186,42 @@ class Transport:
 
     async def log_in(self) -> None:
         """Log in now, with a single try: whoever starts a mount wants to know at once. A session found is looked at."""
-        try:
+        async with self._in_time("to a login"):
             token = await self.login.token()
             if self.login.doubtful() and not await self.login.alive(token):
                 await self.login.token()
-        except httpx.TransportError as error:
-            raise self._unreachable(error) from error
 
     async def session_lives(self, path: str) -> bool:
         """Whether the server still knows our session; asked where an answer is suspiciously empty."""
+        lives = False
+        async with self._in_time(f"to who asks for {path}"):
+            lives = await self.login.alive(await self.login.token())
+        return lives
+
+    @asynccontextmanager
+    async def _in_time(self, what: str) -> AsyncIterator[None]:
+        """Several questions about the session, within the time of one. Casts doubt on a server that does not answer."""
+        began = trio.current_time()
         try:
-            return await self.login.alive(await self.login.token())
+            with trio.fail_after(self.timeout):
+                yield
         except httpx.TransportError as error:
-            raise self._unreachable(error) from error
+            self._doubted(self._unreachable(error), began, error)
+        except trio.TooSlowError as error:
+            self._doubted(TimedOut(f"{self.url} does not answer {what} in time"), began, error)
+        except Unreachable as error:
+            self._doubted(error, began, error.__cause__)
+
+    def give_up(self, error: Unreachable) -> NoReturn:
+        """Raise what a body has ended with for good."""
+        self._doubted(error, trio.current_time() - self.timeout, error.__cause__)
+
+    def _doubted(self, failure: Unreachable, since: float, cause: BaseException | None) -> NoReturn:
+        if isinstance(failure, Unavailable) and failure.asks_to_wait:
+            self.breaker.tell(failure)
+        else:
+            self.breaker.doubt(failure, since)
+        raise failure from cause
 
     async def text(self, path: str) -> str:
         """A short answer in plain text."""
@@ -157,13 +229,13 @@ class Transport:
 
     async def _body(self, path: str, params: Mapping[str, str], expects: Expects) -> bytes:
         async with self.reply("GET", path, params, expects=expects) as response:
-            async with aclosing(self.raw(path, response)) as chunks:
+            async with aclosing(self.raw(path, response, LARGEST_DOCUMENT)) as chunks:
                 return b"".join([chunk async for chunk in chunks])
 
     async def json(self, path: str, params: Mapping[str, str]) -> Any:
         body = await self._body(path, params, "json")
         try:
-            return json.loads(body)
+            return loads(body)
         except ValueError:
             raise BadReply(f"{self.url}{path} was asked for as JSON and came as something else") from None
 
@@ -176,6 +248,8 @@ class Transport:
         try:
             await self.check(path, response, expects)
             yield response
+        except Unreachable as error:  # the body has ended, and nobody takes it up again
+            self.give_up(error)
         finally:
             with trio.CancelScope(shield=True):
                 await response.aclose()
@@ -188,15 +262,39 @@ class Transport:
         headers: Mapping[str, str],
         expects: Expects,
         big: bool = False,
+        within: float | None = None,
     ) -> httpx.Response:
         """Send a request that is safe to repeat until it is answered, by a server that knows us.
 
         `big`: the body is better written by a process beside this one, see `written`.
 
         Goes on with another session where this one was lost, and logs in once for that. Repeats after network
-        errors, after 429, 502, 503 and 504, and once after 500, as long as `timeout` lasts.
+        errors, after 429, 502, 503 and 504, and once after 500, as long as `patience` lasts, or `within`. Whatever it
+        does, the answer has begun by then, or this fails; of a server that is known to be away at once.
         """
-        deadline, pause = trio.current_time() + self.timeout, FIRST_PAUSE
+        await self.breaker.check()
+        deadline = trio.current_time() + min(self.patience, math.inf if within is None else within)
+        # A server that takes its time over one answer may have more of it than one that is away has to come back.
+        last = deadline + self.timeout - self.patience + (PROCESS if big else 0.0)
+        try:
+            with trio.fail_at(last):
+                return await self._answered(method, path, params, headers, expects, big, deadline)
+        except trio.TooSlowError as error:
+            self._doubted(TimedOut(f"{self.url} does not answer to {path} in time"), deadline - self.patience, error)
+        except Unreachable as error:
+            self._doubted(error, deadline - self.patience, error.__cause__)
+
+    async def _answered(
+        self,
+        method: str,
+        path: str,
+        params: Mapping[str, str],
+        headers: Mapping[str, str],
+        expects: Expects,
+        big: bool,
+        deadline: float,
+    ) -> httpx.Response:
+        pause = FIRST_PAUSE
         failed_once, logins = False, None
         while True:
             wait = pause * random.uniform(0.75, 1.25)
@@ -209,14 +307,14 @@ class Transport:
                 self.requests += 1
                 response = await (self._big if big else self._http).send(request, stream=True)
                 if response.status_code not in TRY_LATER and (response.status_code != 500 or failed_once):
-                    self._present()
+                    self.breaker.heard()
                     self.login.heard(response)
                     if self.login.made(token, logins) or not await self._lost(token, response, expects):
                         return response
                     continue
                 failed_once = failed_once or response.status_code == 500
                 wait = max(wait, _retry_after(response) or 0)
-                failure: XnatError = Unreachable(f"{self.url} answers {response.status_code} to {path}")
+                failure: Unreachable = self._unavailable(path, response)
                 await response.aclose()
             except ProcessLost as error:
                 log.warning("no download process (%s): big files are fetched without one", error)
@@ -224,15 +322,27 @@ class Transport:
                 continue
             except httpx.TransportError as error:
                 failure = self._unreachable(error)
+                failure.__cause__ = error
                 if not _may_pass(error):
                     raise failure from error
             except Unreachable as error:
                 failure = error
             if trio.current_time() + wait >= deadline:
-                self._absent(failure)
                 raise failure
             await trio.sleep(wait)
             pause = min(pause * 2, LONGEST_PAUSE)
+
+    async def _ask(self) -> None:
+        """Whether anybody is there: something small, in our session if there is one, so that it opens no other."""
+        token = self.login.current
+        headers = {"Cookie": f"JSESSIONID={token}"} if token else {}
+        self.requests += 1
+        try:
+            async with self._beside.stream("GET", SMALLEST, headers=headers) as response:
+                if response.status_code in TRY_LATER and not asks_to_wait(response):
+                    raise self._unavailable(SMALLEST, response)
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
 
     async def once(
         self, method: str, path: str, params: Mapping[str, str], headers: Mapping[str, str], body: Body
@@ -246,12 +356,13 @@ class Transport:
         while True:
             token = await self.login.token()
             logins = self.login.logins if logins is None else logins
+            content = body() if callable(body) else body or None
             request = self._http.build_request(
                 method,
                 path,
                 params=params or None,
                 headers={**headers, "Cookie": f"JSESSIONID={token}"},
-                content=body() if callable(body) else body or None,
+                content=content,
                 timeout=patience,
             )
             self.requests += 1
@@ -261,6 +372,10 @@ class Transport:
                 raise self._unreachable(error) from error
             except httpx.TransportError as error:
                 raise Uncertain(f"{self.url} {_reason(error)}; the request may have been carried out") from error
+            finally:
+                if isinstance(content, AsyncGenerator):  # it may have been left half-way, with a file open
+                    with trio.CancelScope(shield=True):
+                        await content.aclose()
             self.login.heard(response)
             if self.login.made(token, logins) or not await self._lost(token, response, "any"):
                 return response
@@ -287,7 +402,7 @@ class Transport:
                 if answer.status not in (429, 503):
                     return answer
                 wait = max(wait, _retry_after(response) or 0)
-                failure: Unreachable = Unreachable(f"{self.url} answers {answer.status} to {path}")
+                failure: Unreachable = self._unavailable(path, response)
             except Uncertain:
                 raise
             except Unreachable as error:
@@ -335,45 +450,64 @@ class Transport:
         raise BadReply(f"{where} answers {status} {response.reason_phrase}{because}", **facts)
 
     def _unreachable(self, error: httpx.TransportError) -> Unreachable:
-        return Unreachable(f"{self.url} {_reason(error)}")
+        return _kind(error)(f"{self.url} {_reason(error)}")
 
-    def _absent(self, failure: XnatError) -> None:
-        if not self._away:
-            log.warning("the server is away: %s", failure)
-        self._away = True
+    def _unavailable(self, path: str, response: httpx.Response) -> Unavailable:
+        status = response.status_code
+        text = f"{self.url} answers {status} to {path}"
+        return Unavailable(text, status=status, url=f"{self.url}{path}", asks_to_wait=asks_to_wait(response))
 
-    def _present(self) -> None:
-        if self._away:
-            log.warning("the server %s is back", self.url)
-        self._away = False
+    async def raw(
+        self, path: str, response: httpx.Response, most: float = math.inf, patience: Patience | None = None
+    ) -> AsyncGenerator[bytes]:
+        """The body, piece by piece.
 
-    async def raw(self, path: str, response: httpx.Response) -> AsyncGenerator[bytes]:
-        """The body, piece by piece; raises Unreachable when it breaks off."""
-        try:
+        Raises Unreachable when it breaks off, TimedOut when it gets on too slowly, BadReply after `most` bytes.
+        """
+        patience = patience or Patience(self.timeout)
+        with self._breaking_off(path):
             async with aclosing(_generator(response.aiter_raw())) as body:
-                async for chunk in body:
+                while True:
+                    with patience.waiting():
+                        chunk = await anext(body, b"")
+                    if not chunk:
+                        return
+                    most -= len(chunk)
+                    if most < 0:
+                        raise BadReply(f"{self.url}{path} does not end: too much came for what it is")
+                    patience.came(len(chunk))
+                    self.breaker.heard()
                     yield chunk
-        except httpx.TransportError as error:
-            raise Unreachable(f"{self.url}{path} broke off: {_reason(error)}") from error
 
     async def written(
-        self, path: str, body: Writable, descriptor: int | None, offset: int, length: int
+        self, path: str, body: Writable, descriptor: int | None, offset: int, length: int, patience: Patience
     ) -> AsyncGenerator[int]:
         """The next `length` bytes of a body go into a file, or nowhere; how many more are there, as they come.
 
-        Raises Unreachable when it breaks off, and the OSError of the file.
+        Raises as `raw`, and the OSError of the file.
         """
         pieces = body.write(descriptor, offset, length) if descriptor is not None else body.skip(length)
-        try:
+        with self._breaking_off(path):
             async with aclosing(pieces):
-                async for count in pieces:
+                while True:
+                    with patience.waiting():
+                        count = await anext(pieces, 0)
+                    if not count:
+                        return
+                    patience.came(count)
+                    self.breaker.heard()
                     yield count
+
+    @contextmanager
+    def _breaking_off(self, path: str) -> Iterator[None]:
+        """What happens to a body that has begun."""
+        try:
+            yield
         except httpx.TransportError as error:
-            raise Unreachable(f"{self.url}{path} broke off: {_reason(error)}") from error
-
-
-def is_loopback(host: str) -> bool:
-    return host in ("localhost", "::1") or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None
+            raise _kind(error)(f"{self.url}{path} broke off: {_reason(error)}") from error
+        except trio.TooSlowError as error:
+            slow = f"less than {SLOWEST} bytes a second, for {self.timeout:g} s"
+            raise TimedOut(f"{self.url}{path} does not get on: {slow}") from error
 
 
 def _retry_after(response: httpx.Response) -> float | None:
@@ -409,13 +543,24 @@ def _reason(error: httpx.TransportError) -> str:
         return f"is not trusted: its TLS certificate cannot be verified ({why}); --ca-bundle names your authority"
     tls = next((cause for cause in causes if isinstance(cause, ssl.SSLError)), None)
     if tls:
-        return f"speaks no TLS that we understand ({tls.reason or tls}): is it an http:// address, or another port?"
+        why = getattr(tls, "reason", "") or tls
+        return f"speaks no TLS that we understand ({why}): is it an http:// address, or another port?"
     if isinstance(error, httpx.ConnectError):
         system = (cause for cause in causes if isinstance(cause, OSError) and cause.errno)
         return f"cannot be reached: {next((_said(cause) for cause in system), text)}"
     if isinstance(error, httpx.TimeoutException):
         return f"does not answer ({type(error).__name__})"
     return f"failed: {text}"
+
+
+def _kind(error: httpx.TransportError) -> type[Unreachable]:
+    """Nothing was said, there is no way, or it broke."""
+    numbers = {cause.errno for cause in _causes(error) if isinstance(cause, OSError)}
+    if isinstance(error, httpx.TimeoutException) or numbers & SILENT:
+        return TimedOut
+    if isinstance(error, httpx.ConnectError | httpx.ProxyError | httpx.UnsupportedProtocol) or numbers & NO_WAY:
+        return NoRoute
+    return Unreachable
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -2,7 +2,8 @@
 
 The standard library reads the blocks (`tarfile.TarInfo`), but only from a file that blocks; this walks the same
 blocks as they come over the network. POSIX (PAX) and GNU long names are understood, as XNAT and its Java library
-write them.
+write them. Nothing is unpacked to where an archive says: links, devices and folders are passed over, a name is only
+compared with names that are listed, and of a sparse file what comes is not what it holds, so it is none.
 """
 
 import tarfile
@@ -10,10 +11,12 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
 from xnatfs.errors import BadReply
+from xnatfs.untrusted import DIGITS, size
 
 BLOCK = tarfile.BLOCKSIZE
-# A path of 4 KiB, the longest Linux knows, with room for the other PAX records.
+# All headers before one file: a path of 4 KiB, the longest Linux knows, with room for the other PAX records.
 LONGEST_HEADER = 64 * 1024
+PAX, GLOBAL, LONG_NAME = tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME
 
 
 class _Stream:
@@ -77,6 +80,7 @@ async def members(chunks: AsyncIterator[bytes]) -> AsyncGenerator[Member]:
     """The regular files of a tar. Raises BadReply where it is damaged or ends too early."""
     stream = _Stream(chunks)
     pax: dict[str, str] = {}
+    headers = 0  # bytes of them since the last file
     while True:
         block = await stream.exactly(BLOCK)
         if not any(block):
@@ -85,34 +89,44 @@ async def members(chunks: AsyncIterator[bytes]) -> AsyncGenerator[Member]:
             info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         except tarfile.HeaderError as error:
             raise BadReply(f"the archive is damaged: {error}") from None
-        if info.type in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME):
-            if info.size > LONGEST_HEADER:
+        if info.type in (PAX, LONG_NAME):
+            headers += info.size
+            if not 0 <= info.size <= headers <= LONGEST_HEADER:
                 raise BadReply(f"the archive has a header of {info.size} bytes")
             payload = (await stream.exactly(info.size + -info.size % BLOCK))[: info.size]
-            pax |= _records(payload) if info.type == tarfile.XHDTYPE else {"path": _text(payload.rstrip(b"\0"))}
+            pax |= _records(payload) if info.type == PAX else {"path": _text(payload.rstrip(b"\0"))}
             continue
         member = Member(pax.get("path", info.name), _size(pax, info), stream)
-        pax = {}
-        if info.isreg():
+        if (
+            info.isreg()
+            and info.type != tarfile.GNUTYPE_SPARSE
+            and not any(key.startswith("GNU.sparse") for key in pax)
+        ):
             yield member
+        if info.type != GLOBAL:  # which may stand between a file and its own header
+            pax, headers = {}, 0
         await member.skip()
 
 
 def _size(pax: dict[str, str], info: tarfile.TarInfo) -> int:
-    stated = pax.get("size", "")
-    return int(stated) if stated.isascii() and stated.isdigit() else info.size
+    """Of a member. Raises BadReply where it is negative, which a number in 256s can be, or beyond all reason."""
+    stated = size(pax["size"]) if "size" in pax else info.size
+    if stated is None or not 0 <= stated < 10**DIGITS:
+        raise BadReply(f"the archive has a file of {pax.get('size', info.size)} bytes")
+    return stated
 
 
 def _records(payload: bytes) -> dict[str, str]:
     """The records of a PAX header: 'LENGTH KEY=VALUE\\n', one after the other."""
     records: dict[str, str] = {}
     while payload:
-        digits, _, _ = payload.partition(b" ")
-        if not digits.isdigit() or not len(digits) + 1 < int(digits) <= len(payload):
+        digits, _, _ = payload[:DIGITS].partition(b" ")
+        length = size(digits.decode("latin-1")) or 0
+        if not len(digits) + 1 < length <= len(payload):
             raise BadReply("the archive has a damaged header")
-        key, _, value = payload[len(digits) + 1 : int(digits) - 1].partition(b"=")
+        key, _, value = payload[len(digits) + 1 : length - 1].partition(b"=")
         records[_text(key)] = _text(value)
-        payload = payload[int(digits) :]
+        payload = payload[length:]
     return records
 
 

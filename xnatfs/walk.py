@@ -19,7 +19,6 @@ What cannot be seen in bulk: a resource without files, of anything but a scan. S
 import logging
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from html import unescape
 from typing import TypeVar
 from urllib.parse import quote
 
@@ -31,6 +30,7 @@ from xnatfs.errors import BadReply, Denied, NotFound, Unreachable, first_error
 from xnatfs.many import TOO_SLOW, Many
 from xnatfs.metadata import Expiring, Listing, MetadataCache, listing
 from xnatfs.models import Assessor, Experiment, JoinedScans, Resource, Subject, natural
+from xnatfs.untrusted import decoded
 
 log = logging.getLogger(__name__)
 
@@ -315,14 +315,14 @@ class Walk:
         """The resources that these are the files of; None where one may have no files, or hangs on what is unknown."""
         rows: list[Resource] = []
         labels: dict[str, set[str]] = {}
-        ids = {unescape(id): id for id in joined.scans} if joined else {}
+        ids = {decoded(id): id for id in joined.scans} if joined else {}
         for catalogue, place in found:
             category, key, *side = (*place, "") if place else ("resources", "", "")
             if side[:1] == ["in"]:
                 continue  # what an assessor was made of is not among its resources
-            if category == "scans" and unescape(key) in ids:
-                key = ids[unescape(key)]
-                labels.setdefault(key, set()).add(unescape(catalogue.label))
+            if category == "scans" and decoded(key) in ids:
+                key = ids[decoded(key)]
+                labels.setdefault(key, set()).add(decoded(catalogue.label))
             elif category == "scans":
                 if joined is not None:
                     self._scans.disbelieve(f"scan {key} has files and is not in it")
@@ -333,7 +333,7 @@ class Walk:
                 and key not in assessors
             ):
                 return None
-            rows.append(Resource(catalogue.resource_id, unescape(catalogue.label), category, key, "", ""))
+            rows.append(Resource(catalogue.resource_id, decoded(catalogue.label), category, key, "", ""))
         told = joined.labels if joined else {}
         return rows if all(named <= labels.get(scan, set()) for scan, named in told.items()) else None
 

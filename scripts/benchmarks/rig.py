@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import itertools
 import os
 import shutil
 import subprocess
@@ -17,6 +18,9 @@ from scripts.benchmarks.site import PASSWORD, USER, Server
 SCRIPTS = Path(sys.executable).parent
 
 
+FEW = 100
+
+
 class NotToBeHad(Exception):
     """Something that is measured beside us is not here, or failed; one line that says what and why."""
 
@@ -27,12 +31,16 @@ def cache() -> Path:
 
 
 def discard(path: Path) -> None:
-    """Out of the way now, deleted when the bench ends.
+    """Out of the way now; many files are deleted when the bench ends.
 
     ext4 passes over the inodes of what was deleted in the last minute, one by one: after `rm -rf` of a few thousand
-    files, whoever makes new ones, `cp` or a cache, spends 40 % of the time on that (measured).
+    files, whoever makes new ones, `cp` or a cache, spends 40 % of the time on that (measured). A few big files are
+    deleted at once: else the kernel writes them to the disk beside the next run.
     """
     if not path.exists():
+        return
+    if len(list(itertools.islice(path.rglob("*"), FEW))) < FEW:
+        shutil.rmtree(path)
         return
     gone = cache() / "gone"
     if gone not in _discarded:
@@ -81,22 +89,32 @@ class Mounted:
 
     def resident(self) -> float:
         """MB of memory, of the daemon and of every process that it has started."""
-        wanted = {process.pid for process in _processes() if str(self.path) in process.arguments}
+        return sum(process.resident for process in self._serving()) / 1e6
+
+    def processor(self) -> tuple[float, float]:
+        """Seconds of a processor that have gone into the daemon, and into the processes that it has started."""
+        daemon, *others = sorted(self._serving(), key=lambda process: str(self.path) not in process.arguments)
+        return daemon.processor, sum(process.processor for process in others)
+
+    def _serving(self) -> list["Process"]:
+        wanted = {process.pid for process in processes() if str(self.path) in process.arguments}
         assert wanted, "nobody serves the mount"
-        while more := {p.pid for p in _processes() if p.parent in wanted} - wanted:
+        while more := {p.pid for p in processes() if p.parent in wanted} - wanted:
             wanted |= more
-        return sum(process.resident for process in _processes() if process.pid in wanted) / 1e6
+        return [process for process in processes() if process.pid in wanted]
 
 
 @dataclass(frozen=True)
-class _Process:
+class Process:
     pid: int
     parent: int
     arguments: list[str]
     resident: int  # bytes
+    processor: float  # seconds
 
 
-def _processes() -> Iterator[_Process]:
+def processes() -> Iterator[Process]:
+    """All that run, as /proc has them."""
     for path in Path("/proc").iterdir():
         if not path.name.isdigit():
             continue
@@ -104,7 +122,9 @@ def _processes() -> Iterator[_Process]:
             arguments = (path / "cmdline").read_bytes().decode(errors="replace").split("\0")
             status = dict(line.split(":", 1) for line in (path / "status").read_text().splitlines())
             resident = int(status.get("VmRSS", "0 kB").split()[0]) * 1024
-            yield _Process(int(path.name), int(status["PPid"]), arguments, resident)
+            ticks = (path / "stat").read_text().rpartition(")")[2].split()[11:13]
+            processor = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+            yield Process(int(path.name), int(status["PPid"]), arguments, resident, processor)
 
 
 @contextlib.contextmanager
@@ -157,6 +177,12 @@ def drop_pages(what: int = 1) -> None:
         Path("/proc/sys/vm/drop_caches").write_text(str(what))
     except OSError as error:
         raise NotToBeHad(f"only root can drop the kernel's caches: {error.strerror}") from None
+
+
+def busy() -> float:
+    """Seconds that all processors together have worked since the machine was started."""
+    user, nice, system, _, _, irq, softirq, *_ = map(int, Path("/proc/stat").read_text().split()[1:11])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
 def shell(command: str, env: dict[str, str] | None = None, timeout: float | None = None) -> float:

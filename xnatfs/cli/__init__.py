@@ -1,8 +1,11 @@
 """The commands: parse, run, and one place that turns an XnatError into an exit status and one line."""
 
 import argparse
+import codecs
+import io
 import logging
 import os
+import resource
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -26,6 +29,7 @@ from xnatfs.errors import (
     XnatError,
     first_error,
 )
+from xnatfs.untrusted import line, plain
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +52,18 @@ EXIT_STATUS: dict[type[XnatError], int] = {
 INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 
 
+def no_core_dumps() -> None:
+    """Leave no image of a process that holds a password on the disk, nor hand it to a program: setrlimit(2), core(5).
+
+    A limit of 0 bytes stops files only; where the system pipes dumps to a program the kernel takes 1 for "none", and
+    both are inherited by whatever is started. PR_SET_DUMPABLE would do the same and lock the user's own debuggers
+    out; other users are kept out without it.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_CORE)
+    limit = 1 if most == resource.RLIM_INFINITY else min(1, most)
+    resource.setrlimit(resource.RLIMIT_CORE, (limit, limit))
+
+
 def exit_status(error: XnatError) -> int:
     return next(EXIT_STATUS[kind] for kind in type(error).__mro__ if kind in EXIT_STATUS)
 
@@ -56,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """xnatfs"""
     from xnatfs.cli import mounts
 
+    no_core_dumps()
     parser = _parser("xnatfs", "Mount an XNAT server as a local folder.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     mounts.add_parsers(commands)
@@ -64,10 +81,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def main_xnatctl(argv: Sequence[str] | None = None) -> int:
     """xnatctl"""
-    line = list(sys.argv[1:] if argv is None else argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    no_core_dumps()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        codecs.register_error("names", _as_they_are)
+        sys.stdout.reconfigure(errors="names")
     parser = _parser("xnatctl", "Work with an XNAT server: list, download, upload, archive.")
-    if line == ["--version"]:  # needs none of the commands
-        parser.parse_args(line)
+    if words == ["--version"]:  # needs none of the commands
+        parser.parse_args(words)
     from xnatfs.cli import ctl
 
     ctl.build(parser)
@@ -76,19 +97,27 @@ def main_xnatctl(argv: Sequence[str] | None = None) -> int:
 
         completion.complete(parser)
     try:
-        arguments = parser.parse_args(line)
+        arguments = parser.parse_args(words)
         return ctl.run(arguments)
     except UsageError as error:
         status, text = EXIT_STATUS[ConfigError], str(error)
-        ctl.print_error(error, text, status, line)
+        ctl.print_error(error, text, status, words)
     except (Exception, KeyboardInterrupt, BaseExceptionGroup) as error:
         if isinstance(error, BrokenPipeError):  # `xnatctl ... | head` has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         status, text = _ending(error)
         if text:
-            ctl.print_error(first_error(error), text, status, line)
+            ctl.print_error(first_error(error), text, status, words)
     return status
+
+
+def _as_they_are(error: UnicodeError) -> tuple[bytes, int]:
+    """Of a file's name the bytes that are no text; of a label half a character is no reason to end."""
+    assert isinstance(error, UnicodeEncodeError)
+    character = error.object[error.start]
+    raw = bytes([ord(character) & 0xFF]) if "\udc80" <= character <= "\udcff" else ascii(character)[1:-1].encode()
+    return raw, error.start + 1
 
 
 class Parser(argparse.ArgumentParser):
@@ -116,10 +145,10 @@ def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
         status: int = arguments.run(arguments)
         return status
     except (Exception, KeyboardInterrupt, BaseExceptionGroup) as error:
-        status, line = _ending(error)
-        if line:
-            print(f"{parser.prog}: {line}", file=sys.stderr)
-        reporter.failed(status, line)
+        status, said = _ending(error)
+        if said:
+            print(plain(f"{parser.prog}: {said}"), file=sys.stderr)
+        reporter.failed(status, said)
         return status
 
 
@@ -134,4 +163,6 @@ def _ending(error: BaseException) -> tuple[int, str]:
         log.debug("ended by", exc_info=error)
         return exit_status(cause), " ".join(str(cause).split())
     log.critical("this should not happen", exc_info=error)
-    return os.EX_SOFTWARE, f"this should not happen, and is a fault of this program: {cause!r}"
+    # Not its repr: that of a UnicodeEncodeError holds all of the text, a password for one.
+    text = f"this should not happen, and is a fault of this program: {type(cause).__name__}: {cause}"
+    return os.EX_SOFTWARE, line(text)

@@ -1,6 +1,7 @@
 """auth login|logout|status, whoami, api: who we are to the server."""
 
 import argparse
+import codecs
 import sys
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -8,7 +9,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from xnatfs.cli.ctl import Command, Context
-from xnatfs.cli.output import show_item
+from xnatfs.cli.output import show_item, shown
 from xnatfs.errors import ConfigError, LoginRequired
 
 
@@ -183,6 +184,7 @@ async def api(context: Context) -> int:
             body = _read(data[1:]) if data.startswith("@") else data.encode()
         except OSError as error:
             raise ConfigError(f"--data {data}: {error.strerror}") from None
+    terminal = codecs.getincrementaldecoder("utf-8")("replace")
     async with context.xnat() as xnat:
         async for chunk in xnat.raw(
             arguments.command.verb,
@@ -190,8 +192,11 @@ async def api(context: Context) -> int:
             body,
             getattr(arguments, "content_type", None),
         ):
-            sys.stdout.buffer.write(chunk)
-    sys.stdout.buffer.flush()
+            if sys.stdout.isatty():
+                sys.stdout.write(shown(terminal.decode(chunk)))
+            else:
+                sys.stdout.buffer.write(chunk)
+    sys.stdout.flush()
     return 0
 
 

@@ -6,14 +6,13 @@ below a project's URL is answered with the session's document.
 
 import argparse
 import re
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import trio
 
 from xnatfs.cli.ctl import Command, Context
-from xnatfs.cli.output import natural, show_item, show_rows
+from xnatfs.cli.output import natural, show_item, show_rows, tell
 from xnatfs.client import Xnat
 from xnatfs.errors import BadReply, ConfigError, Denied, NotFound, first_error
 from xnatfs.models import Document, Row
@@ -238,7 +237,7 @@ def resource_row(row: Row) -> dict[str, Any]:
     }
 
 
-def by(key: str) -> Callable[[Mapping[str, Any]], list[tuple[int, int, str]]]:
+def by(key: str) -> Callable[[Mapping[str, Any]], tuple[tuple[int, int, str], ...]]:
     return lambda row: natural(row[key])
 
 
@@ -399,7 +398,7 @@ async def session_list(context: Context) -> None:
     show_rows(arguments, SESSIONS, sorted(rows, key=by("label")), "id")
     if not rows:
         text = f"Something that was sent lately may still wait: xnatctl prearchive list --project {project}"
-        print(text, file=sys.stderr)
+        tell(text)
 
 
 async def session_show(context: Context) -> None:

@@ -10,7 +10,7 @@ from xnatfs.cli import ctl, options
 from xnatfs.cli.ctl import Command, Context
 from xnatfs.config import profiles_path, read_profiles
 from xnatfs.errors import XnatError
-from xnatfs.listings import NAMES, PATHS, Listings, Name
+from xnatfs.listings import NAMES, PATHS, Listings, Name, shown
 
 # Longer, and a person has typed the name himself.
 PATIENCE = 0.3
@@ -121,7 +121,7 @@ class _Asking:
                 where, columns = PATHS[key[0]]
                 parts = [part.format(*key[1:]) for part in where]
                 rows = await xnat.rows(*parts, columns=columns)
-                found = NAMES[key[0]](rows)
+                found = shown(NAMES[key[0]](rows))
         if found:
             self.listings.remember(key, found)
         return found

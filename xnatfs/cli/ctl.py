@@ -7,7 +7,6 @@ have go before or after the verb; the one nearest to the end of the line counts.
 import argparse
 import json
 import os
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from xnatfs.cli import options
-from xnatfs.cli.output import FORMATS, check_columns, note
+from xnatfs.cli.output import FORMATS, check_columns, note, tell
 from xnatfs.errors import ConfigError, Denied, NotFound, XnatError
 
 if TYPE_CHECKING:
@@ -83,7 +82,7 @@ class Context:
 
     arguments: argparse.Namespace
     config: "Config"
-    environ: Mapping[str, str]
+    environ: Mapping[str, str] = field(repr=False)  # in which the password may be
 
     @property
     def store(self) -> "SessionStore":
@@ -207,6 +206,8 @@ def run(arguments: argparse.Namespace) -> int:
     for key, value in DEFAULTS.items():
         if not hasattr(arguments, key):
             setattr(arguments, key, value)
+    from xnatfs.config import who_reads_along
+
     environ = os.environ
     arguments.verbose = arguments.verbose or bool(environ.get("XNATCTL_DEBUG"))
     command: Command = arguments.command
@@ -215,8 +216,8 @@ def run(arguments: argparse.Namespace) -> int:
         check_columns(arguments, command.columns)
     options.log_to(arguments, environ)
     context = Context(arguments, _config(arguments, environ, command), environ)
-    if not context.config.verify_ssl and not context.config.ca_bundle and context.config.url:
-        context.note(f"the certificate of {context.config.url} is not verified: others may read along")
+    if warning := who_reads_along(context.config):
+        tell(f"xnatctl: {warning}")
     import trio
 
     return trio.run(command.run, context) or 0
@@ -258,4 +259,4 @@ def wants_json(argv: Sequence[str]) -> bool:
 
 
 def print_error(error: BaseException, line: str, status: int, argv: Sequence[str]) -> None:
-    print(error_object(error, line, status) if wants_json(argv) else f"xnatctl: {line}", file=sys.stderr)
+    tell(error_object(error, line, status) if wants_json(argv) else f"xnatctl: {line}")

@@ -13,24 +13,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-from xnatfs.credentials import Credentials
+from xnatfs.credentials import Credentials, for_children
 from xnatfs.errors import CacheError, Reported
+from xnatfs.sessions import make_private
 
 READY = "ready"
-SECRETS = ("XNAT_PASS", "XNAT_TOKEN")
 
 
 def start(arguments: Sequence[str], handover: dict[str, str], log_file: Path) -> str:
     """Run `xnatfs ARGUMENTS --report-fd N` detached, until it is ready; what it adds to that. Raises Reported."""
     reading, writing = os.pipe()
-    environment = {key: value for key, value in os.environ.items() if key not in SECRETS}
     with _opened(log_file) as log:
         child = subprocess.Popen(
             [sys.executable, "-P", "-m", "xnatfs", *arguments, "--report-fd", str(writing)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=log,
-            env=environment,
+            env=for_children(),
             pass_fds=[writing],
             start_new_session=True,
         )
@@ -56,7 +55,7 @@ def start(arguments: Sequence[str], handover: dict[str, str], log_file: Path) ->
 def _opened(log_file: Path) -> IO[bytes]:
     """The log, for appending, private from its creation. Raises CacheError."""
     try:
-        log_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(log_file.parent)
         return open(log_file, "ab", opener=lambda path, flags: os.open(path, flags, 0o600))
     except OSError as error:
         raise CacheError(f"cannot write the log {log_file}: {error.strerror}; --log-file names another") from None

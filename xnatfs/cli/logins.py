@@ -5,11 +5,17 @@ from collections.abc import Callable
 
 from xnatfs.config import Config
 from xnatfs.credentials import Credentials, find_credentials, kept_credentials, wanted_user
-from xnatfs.sessions import SessionStore
+from xnatfs.errors import ConfigError
+from xnatfs.sessions import SessionStore, is_session_id
 
 
 def session_store(config: Config, token: str) -> SessionStore:
-    """The sessions kept for this server; `token` is one from the environment, which goes before them."""
+    """The sessions kept for this server; `token` is one from the environment, which goes before them.
+
+    Raises ConfigError for a token that no header may hold.
+    """
+    if token and not is_session_id(token):
+        raise ConfigError("XNAT_TOKEN is not a session ID: it must be 8 to 256 letters and digits")
     user = wanted_user(config.url, config.profile, os.environ)
     return SessionStore(config.profile.url or config.url, user, given=token)
 

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from xnatfs.cli import daemon, options
+from xnatfs.cli import daemon, logs, options
 from xnatfs.cli.logins import find_login, session_store
-from xnatfs.config import Config, cache_home
-from xnatfs.credentials import Credentials
+from xnatfs.cli.output import tell
+from xnatfs.config import Config, cache_home, who_reads_along
+from xnatfs.credentials import Credentials, for_children, forget_secrets
 from xnatfs.errors import ConfigError, FuseMissing, MountpointError
-from xnatfs.fuse.mountpoint import check_fuse, check_mountpoint, serving_process
+from xnatfs.fuse.mountpoint import KIND, check_fuse, check_mountpoint, is_dead, serving_process, unmount
 from xnatfs.mountinfo import mount_on
 from xnatfs.sessions import SessionStore
 
@@ -70,11 +71,11 @@ def run_mount(arguments: argparse.Namespace) -> int:
         credentials, token = daemon.unpack(daemon.received())
         _serve(arguments, config, credentials, session_store(config, token), extra, arguments.reporter.ready)
         return 0
-    _check_place(arguments)
+    _check_place(arguments, config.url)
     token = os.environ.get("XNAT_TOKEN", "")
     credentials = find_login(config, token, before_asking=_fuse)
-    if not config.verify_ssl and not config.ca_bundle:
-        print(f"xnatfs: the certificate of {config.url} is not verified: others may read along", file=sys.stderr)
+    for warning in _warnings(arguments, config):
+        tell(f"xnatfs: {warning}")
     if arguments.foreground:
         _serve(arguments, config, credentials, session_store(config, token), extra, arguments.reporter.ready)
     else:
@@ -85,15 +86,14 @@ def run_mount(arguments: argparse.Namespace) -> int:
 def run_umount(arguments: argparse.Namespace) -> int:
     mountpoint = _place(arguments)
     mounted = mount_on(mountpoint)
-    if mounted is None or mounted.kind != "fuse.xnatfs":
+    if mounted is None or mounted.kind != KIND:
         raise MountpointError(f"{mountpoint} is not a mount of xnatfs")
+    if is_dead(mountpoint, mounted):
+        unmount(mountpoint, dead=mounted)
+        print(f"xnatfs: {mountpoint} was a dead mount, its process had ended without unmounting: cleared")
+        return 0
     serving = serving_process(mountpoint)
-    try:
-        done = subprocess.run(["fusermount3", "-u", str(mountpoint)], capture_output=True, text=True)
-    except FileNotFoundError:
-        raise FuseMissing("fusermount3 is missing: install the package fuse3") from None
-    if done.returncode:
-        raise MountpointError(f"{mountpoint} cannot be unmounted: {_fusermount_says(done.stderr)}")
+    unmount(mountpoint)
     if serving is not None and not select.select([serving], [], [], WAIT_FOR_END)[0]:
         print(f"xnatfs: {mountpoint} is unmounted, but its process has not ended yet", file=sys.stderr)
     return 0
@@ -128,11 +128,22 @@ def _serve(
 ) -> None:
     """Mount, in this process, until the end."""
     _log_to(arguments)
+    for warning in _warnings(arguments, config):
+        log.warning("%s", warning)
+    forget_secrets()
     os.umask(0o077)
     fuse_mount, trio = _imported()
     mount_options = _mount_options(arguments, extra)
     os.chdir("/")  # a daemon must not keep a directory of its user's busy
     trio.run(fuse_mount.mount, config, credentials, sessions, mount_options, ready)
+
+
+def _warnings(arguments: argparse.Namespace, config: Config) -> list[str]:
+    """What this mount opens to others."""
+    found = [who_reads_along(config)]
+    if arguments.allow_other:
+        found.append("every user and program of this machine may read in this mount what your account may: allow_other")
+    return [text for text in found if text]
 
 
 def _imported() -> tuple[Any, Any]:
@@ -167,10 +178,10 @@ def _place(arguments: argparse.Namespace) -> Path:
     return Path(os.path.realpath(arguments.mountpoint))
 
 
-def _check_place(arguments: argparse.Namespace) -> None:
+def _check_place(arguments: argparse.Namespace, source: str = "") -> None:
     """Fail for want of FUSE or of a mountpoint before anybody is asked for a password."""
     check_fuse()
-    check_mountpoint(_place(arguments))
+    check_mountpoint(_place(arguments), source)
 
 
 def _fuse() -> Any:
@@ -206,16 +217,8 @@ def _log_to(arguments: argparse.Namespace) -> None:
             stream = open(arguments.log_file, "a", opener=lambda p, f: os.open(p, f, 0o600))  # noqa: SIM115
         except OSError as error:
             raise ConfigError(f"cannot write the log {arguments.log_file}: {error.strerror}") from None
-    logging.basicConfig(stream=stream, level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    # httpcore logs the headers of replies, and with them session IDs, which no log may hold.
-    logging.getLogger("httpcore").setLevel(logging.WARNING)
+    logs.log_to(stream, level)
     logging.getLogger("httpx").setLevel(logging.DEBUG if level == "DEBUG" else logging.WARNING)
-
-
-def _fusermount_says(text: str) -> str:
-    last = text.strip().rpartition("\n")[2]
-    busy = "busy" in last.lower()
-    return "a program has a file or its working directory in it" if busy else last.removeprefix("fusermount3: ")
 
 
 def _demo_account(name: str | None) -> Credentials:
@@ -237,7 +240,14 @@ def _demo_server(arguments: argparse.Namespace) -> Iterator[str]:
     command += [part for directory in arguments.data for part in ("--data", str(directory))]
     command += ["--recorded", str(arguments.recorded)] if arguments.recorded else []
     command += ["--no-range"] if arguments.no_range else []
-    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    server = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=for_children(),
+    )
     with server:
         assert server.stdout is not None
         assert server.stderr is not None

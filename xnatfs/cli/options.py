@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from xnatfs.cli import logs
 from xnatfs.config import Config, Profile, cache_home, normalised_url, select_profile
 from xnatfs.errors import ConfigError
 
@@ -95,6 +96,9 @@ def add_mount(parser: argparse.ArgumentParser) -> None:
         "--revalidate", type=seconds, metavar="S", help="how long bytes without a digest go unchecked (default: 1 h)"
     )
     parser.add_argument("--strict", action="store_true", help="hand out no byte of a file before all of it is verified")
+    parser.add_argument(
+        "--offline", action="store_true", help="while the server is away, show directories as they were, for a day"
+    )
     parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"], help="default: info")
     parser.add_argument("--log-file", type=Path, metavar="FILE", help="log there")
     parser.add_argument("--report-fd", type=number, help=argparse.SUPPRESS)
@@ -169,9 +173,7 @@ def log_to(arguments: argparse.Namespace, environ: Mapping[str, str]) -> None:
             stream = open(name, "a", encoding="utf-8", opener=lambda p, f: os.open(p, f, 0o600))  # noqa: SIM115
         except OSError as error:
             raise ConfigError(f"cannot write the log {name}: {error.strerror}") from None
-    handler = logging.StreamHandler(stream)
-    handler.setLevel(level)  # of libraries, too, which have levels of their own
-    logging.basicConfig(handlers=[handler], level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.log_to(stream, level)
 
 
 def mount_config(arguments: argparse.Namespace, server: Config) -> Config:
@@ -182,4 +184,4 @@ def mount_config(arguments: argparse.Namespace, server: Config) -> Config:
         if getattr(arguments, name) is not None
     }
     directory = Path(arguments.cache_dir or cache_home()).expanduser().absolute()
-    return replace(server, cache_dir=directory, strict=arguments.strict, **given)
+    return replace(server, cache_dir=directory, strict=arguments.strict, offline=arguments.offline, **given)

@@ -1,24 +1,23 @@
 """Rows as a table, JSON, JSON lines or TSV; what is not data goes to stderr.
 
 Every row is a dict of typed values: text, integers, None for what the server does not say. A table shows some of its
-keys as columns, JSON all of them; nothing is cut.
+keys as columns, JSON all of them; nothing is cut. A terminal obeys what it is shown, so it is shown nothing of a server
+that it could obey; a program is told everything, by lines of which each is one thing.
 """
 
 import argparse
 import json
-import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 from xnatfs.errors import ConfigError
+from xnatfs.untrusted import plain
 
 FORMATS = ("table", "json", "jsonl", "tsv")
 
 Row = Mapping[str, Any]
-
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def check_columns(arguments: argparse.Namespace, columns: Mapping[str, str]) -> None:
@@ -39,17 +38,17 @@ def show_rows(arguments: argparse.Namespace, columns: Mapping[str, str], rows: S
     """A list. `columns` are the keys with their titles, `name` is the key that tells a row from others."""
     rows = _chosen(arguments, rows)
     if arguments.quiet:
-        _lines(str(row[name]) for row in rows)
+        lines(str(row[name]) for row in rows)
     elif arguments.output == "json":
-        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        say(json.dumps(rows, indent=2, ensure_ascii=False))
     elif arguments.output == "jsonl":
-        _lines(json.dumps(row, ensure_ascii=False) for row in rows)
+        lines(json.dumps(row, ensure_ascii=False) for row in rows)
     else:
         wanted = [key.strip().lower() for key in arguments.columns.split(",")] if arguments.columns else list(columns)
         cells = [[_cell(row.get(key)) for key in wanted] for row in rows]
         head = [] if arguments.no_headers else [[columns[key] for key in wanted]]
         if arguments.output == "tsv":
-            _lines("\t".join(line) for line in head + cells)
+            lines("\t".join(line) for line in head + cells)
         elif rows:
             _table(head, cells)
         else:
@@ -59,14 +58,14 @@ def show_rows(arguments: argparse.Namespace, columns: Mapping[str, str], rows: S
 def show_item(arguments: argparse.Namespace, item: Row, name: str, titles: Mapping[str, str]) -> None:
     """One thing, key by key; lists within it as blocks of their own."""
     if arguments.quiet:
-        print(item[name])
+        say(str(item[name]))
     elif arguments.output in ("json", "jsonl"):
-        print(json.dumps(item, indent=2 if arguments.output == "json" else None, ensure_ascii=False))
+        say(json.dumps(item, indent=2 if arguments.output == "json" else None, ensure_ascii=False))
     elif arguments.output == "tsv":
-        _lines(f"{key}\t{_cell(value)}" for key, value in item.items() if not isinstance(value, list))
+        lines(f"{key}\t{_cell(value)}" for key, value in item.items() if not isinstance(value, list))
     else:
         width = max(len(title) for title in titles.values())
-        _lines(f"{title + ':':<{width + 1}} {_cell(item.get(key))}" for key, title in titles.items())
+        lines(f"{title + ':':<{width + 1}} {_cell(item.get(key))}" for key, title in titles.items())
         for key, value in item.items():
             if isinstance(value, list):
                 _block(key, value)
@@ -75,16 +74,31 @@ def show_item(arguments: argparse.Namespace, item: Row, name: str, titles: Mappi
 def note(arguments: argparse.Namespace, text: str) -> None:
     """A remark for a person."""
     if not arguments.quiet:
-        print(text, file=sys.stderr)
+        tell(text)
+
+
+def say(text: str) -> None:
+    """Data, to stdout."""
+    print(shown(text) if sys.stdout.isatty() else text)
+
+
+def tell(text: str) -> None:
+    """A line for a person, to stderr."""
+    print(plain(text), file=sys.stderr)
+
+
+def shown(text: str) -> str:
+    """Text of which a terminal obeys nothing but the ends of our own lines and our own tabs."""
+    return "\n".join("\t".join(map(plain, line.split("\t"))) for line in text.split("\n"))
 
 
 def _block(title: str, rows: Sequence[Any]) -> None:
-    print(f"\n[{title.replace('_', ' ').capitalize()} ({len(rows)})]")
+    say(f"\n[{title.replace('_', ' ').capitalize()} ({len(rows)})]")
     if rows and isinstance(rows[0], Mapping):
         keys = [key for key in rows[0] if any(row.get(key) not in ("", None) for row in rows)]
         _table([keys], [[_cell(row.get(key)) for key in keys] for row in rows])
     else:
-        _lines(_cell(row) for row in rows)
+        lines(_cell(row) for row in rows)
 
 
 def _chosen(arguments: argparse.Namespace, rows: Sequence[Row]) -> list[Row]:
@@ -99,25 +113,27 @@ def _chosen(arguments: argparse.Namespace, rows: Sequence[Row]) -> list[Row]:
     return found[: arguments.limit] if arguments.limit is not None else found
 
 
-def natural(value: Any) -> list[tuple[int, int, str]]:
+def natural(value: Any) -> tuple[tuple[int, int, str], ...]:
     """What to sort by, so that 2 comes before 10 and '2-MR1' between them."""
-    parts = re.split(r"(\d+)", "" if value is None else str(value))
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part.lower()) for part in parts if part]
+    from xnatfs.models import natural
+
+    return natural("" if value is None else str(value).lower())
 
 
 def _cell(value: Any) -> str:
     """A value on one line: a terminal must not obey what a server has in a label."""
     if value is None:
         return ""
-    return _CONTROL.sub("?", ", ".join(map(str, value)) if isinstance(value, list) else str(value))
+    return plain(", ".join(map(str, value)) if isinstance(value, list) else str(value))
 
 
 def _table(head: list[list[str]], cells: list[list[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(*head, *cells, strict=True)]
     for line in head + cells:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
-def _lines(lines: Any) -> None:
+def lines(lines: Iterable[str]) -> None:
+    """Data, one a line: an end of a line within one is none."""
     for line in lines:
-        print(line)
+        say(line.replace("\n", "?"))

@@ -14,10 +14,11 @@ from xnatfs import prearchive
 from xnatfs.cli import options
 from xnatfs.cli.archive import project_option
 from xnatfs.cli.ctl import PARTIAL, Command, Context
-from xnatfs.cli.output import natural, show_rows
+from xnatfs.cli.output import natural, say, show_rows, tell
 from xnatfs.client import Xnat
 from xnatfs.errors import ConfigError, Conflict, NotFound, Unreachable, XnatError
 from xnatfs.models import UNASSIGNED, PrearchiveSession
+from xnatfs.untrusted import plain
 
 COLUMNS = {
     "project": "Project",
@@ -172,7 +173,7 @@ async def _each(
             raise missing(context, wanted)
         if context.arguments.dry_run:
             for row in rows:
-                print("/".join(row.key))
+                say("/".join(row.key))
             return 0
         if not rows:
             context.note("No results: no session is READY")
@@ -183,7 +184,7 @@ async def _each(
                 if len(rows) == 1:
                     raise
                 errors.append(error)
-                print(f"xnatctl: {error}", file=sys.stderr)
+                tell(f"xnatctl: {error}")
     _tell(context, results)
     if errors:
         context.note(f"{verb} {len(results)} of {len(rows)} sessions")
@@ -194,14 +195,14 @@ def _tell(context: Context, results: Sequence[dict[str, Any]]) -> None:
     if context.arguments.quiet:
         for result in results:
             if result.get("id"):
-                print(result["id"])
+                say(result["id"])
     elif context.arguments.output == "json" and len(results) == 1 and not context.arguments.all:
-        print(json.dumps(results[0], ensure_ascii=False))
+        say(json.dumps(results[0], ensure_ascii=False))
     elif context.arguments.output == "json":
-        print(json.dumps(results, ensure_ascii=False))
+        say(json.dumps(results, ensure_ascii=False))
     elif context.arguments.output == "jsonl":
         for result in results:
-            print(json.dumps(result, ensure_ascii=False))
+            say(json.dumps(result, ensure_ascii=False))
 
 
 # -- commands ----------------------------------------------------------------------------------------------------
@@ -370,7 +371,8 @@ async def delete(context: Context) -> int:
 def _ask(waiting: PrearchiveSession) -> None:
     if not sys.stdin.isatty():
         raise ConfigError(f"deleting {'/'.join(waiting.key)} cannot be undone: give --yes to do it without being asked")
-    print(f"Delete {'/'.join(waiting.key)} ({waiting.status}) for good? [y/N] ", end="", file=sys.stderr, flush=True)
+    question = plain(f"Delete {'/'.join(waiting.key)} ({waiting.status}) for good?")
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise XnatError(f"{waiting.name} was not deleted")
 

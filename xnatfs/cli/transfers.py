@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from xnatfs import transfer
 from xnatfs.cli import options
 from xnatfs.cli.archive import experiment, experiment_options, resource_label, resource_words, wanted_experiment
 from xnatfs.cli.ctl import PARTIAL, Command, Context
+from xnatfs.cli.output import lines, say, tell
 from xnatfs.cli.progress import shown
 from xnatfs.errors import ConfigError, NotFound
 from xnatfs.site import Site
@@ -117,8 +117,7 @@ async def _run(
         except NotFound as error:
             raise NotFound(f"{with_name}: {error}", status=404, url=context.config.url) from error
         if arguments.dry_run:
-            for each in wanted:
-                print(out / each.place)
+            lines(str(out / each.place) for each in wanted)
             return 0
         if arguments.verify:
             report = await transfer.verify(wanted, out)
@@ -151,7 +150,7 @@ async def _zip(context: Context, site: Site, session: SessionDir, scans: Sequenc
         size = await transfer.download_zip(site, session.experiment.id, scans, out / "scans.zip", progress)
     context.note(f"Downloaded scans ({size / 1e6:.1f} MB) to {out / 'scans.zip'}")
     if context.arguments.output in ("json", "jsonl"):
-        print(
+        say(
             json.dumps(
                 {"operation": "scan download", "output_dir": str(out), "files": 1, "bytes": size, "status": "success"}
             )
@@ -163,10 +162,10 @@ def _tell(
     context: Context, report: Report, operation: str, session: SessionDir, out: Path, wanted: Sequence[Wanted]
 ) -> int:
     for place, why in report.failed:
-        print(f"xnatctl: {out / place}: {why}", file=sys.stderr)
+        tell(f"xnatctl: {out / place}: {why}")
     status = "success" if not report.failed else "partial" if report.files else "failed"
     if context.arguments.output in ("json", "jsonl"):
-        print(json.dumps(_summary(context, report, operation, session, out, status), ensure_ascii=False))
+        say(json.dumps(_summary(context, report, operation, session, out, status), ensure_ascii=False))
     what = f"{report.files} files ({report.size / 1e6:.1f} MB)"
     if context.arguments.verify:
         context.note(f"Verified {what} in {out}")

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import trio
 from xnatfs.cli import options
 from xnatfs.cli.archive import below, experiment, experiment_options
 from xnatfs.cli.ctl import PARTIAL, Command, Context
+from xnatfs.cli.output import say, tell
 from xnatfs.cli.prearchive import RECEIVING_SAID, SAY_EVERY, WAIT
 from xnatfs.cli.progress import shown
 from xnatfs.client import Xnat
@@ -78,7 +78,7 @@ async def session_upload(context: Context) -> int:
     _tell_found(context, found)
     if arguments.dry_run:
         for image in found.images:
-            print(image.name)
+            say(image.name)
         context.note(f"{len(found.images)} files ({found.size / 1e6:.1f} MB) would go to {_goal(target)}")
         return 0
     workers = 1 if found.ordered else arguments.workers or profile.workers or session.WORKERS
@@ -131,7 +131,7 @@ def _goal(target: Target) -> str:
 
 def _tell_found(context: Context, found: dicom.Found) -> None:
     for name, why in found.broken:
-        print(f"xnatctl: {name} is not sent: it is damaged ({why})", file=sys.stderr)
+        tell(f"xnatctl: {name} is not sent: it is damaged ({why})")
     for names, what in ((found.others, "no DICOM images"), (found.copies, "copies of instances that are sent")):
         if names:
             some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
@@ -175,7 +175,7 @@ def _tell(context: Context, outcome: Outcome, found: dicom.Found, target: Target
     if outcome.accession:
         context.note(f"Accession ID: {outcome.accession}")
     if outcome.where == "prearchive" and outcome.status in ("CONFLICT", "ERROR"):
-        print(f"xnatctl: its state is {outcome.status}: xnatctl prearchive archive explains it", file=sys.stderr)
+        tell(f"xnatctl: its state is {outcome.status}: xnatctl prearchive archive explains it")
         status = "partial"
     if outcome.changed:
         context.note(
@@ -184,7 +184,7 @@ def _tell(context: Context, outcome: Outcome, found: dicom.Found, target: Target
     if outcome.arrived is None:
         context.note("The server does not say yet how many files it has; --wait asks until it does")
     elif missing > 0:
-        print(f"xnatctl: {missing} of {outcome.files} files did not arrive", file=sys.stderr)
+        tell(f"xnatctl: {missing} of {outcome.files} files did not arrive")
     _print(context, outcome, target, status)
     return 0 if status == "success" else PARTIAL
 
@@ -192,7 +192,7 @@ def _tell(context: Context, outcome: Outcome, found: dicom.Found, target: Target
 def _print(context: Context, outcome: Outcome, target: Target, status: str) -> None:
     if context.arguments.quiet:
         if outcome.accession:
-            print(outcome.accession)
+            say(outcome.accession)
     elif context.arguments.output in ("json", "jsonl"):
         cells = {
             "operation": "upload",
@@ -213,7 +213,7 @@ def _print(context: Context, outcome: Outcome, target: Target, status: str) -> N
             "duration_seconds": round(outcome.seconds, 3),
             "status": status,
         }
-        print(json.dumps(cells, ensure_ascii=False))
+        say(json.dumps(cells, ensure_ascii=False))
 
 
 # -- resource upload ---------------------------------------------------------------------------------------------
@@ -235,7 +235,7 @@ async def resource_upload(context: Context) -> int:
         raise ConfigError(f"{path} holds no files")
     if arguments.dry_run:
         for file in files:
-            print(file.name)
+            say(file.name)
         return 0
     began = time.monotonic()
     async with context.xnat() as xnat:
@@ -244,7 +244,7 @@ async def resource_upload(context: Context) -> int:
             report = await resource.upload(xnat, item, label, files, overwrite=arguments.overwrite, progress=progress)
     seconds = time.monotonic() - began
     for name, why in report.failed:
-        print(f"xnatctl: {name} {why}", file=sys.stderr)
+        tell(f"xnatctl: {name} {why}")
     if report.sent:
         there = f", {report.up_to_date} were there already" if report.up_to_date else ""
         context.note(f"Uploaded {report.sent} files to resource {label} in {seconds:.1f} s{there}")
@@ -266,7 +266,7 @@ async def resource_upload(context: Context) -> int:
             "status": "success" if not report.failed else "partial" if report.files else "failed",
             "failed": [{"path": name, "error": why} for name, why in report.failed],
         }
-        print(json.dumps(cells, ensure_ascii=False))
+        say(json.dumps(cells, ensure_ascii=False))
     return 0 if not report.failed else PARTIAL if report.files else 1
 
 

@@ -10,6 +10,8 @@ Invariants:
   `complete`: whoever came along with the stream does not reach the end of a file that is not as it should be. Bytes
   ahead of the contiguous part, which only a seeker can ask for, are handed out as they come.
 - A failure, once stored, is what every later read raises; a complete blob has none.
+- A big file that no disk takes is never complete: only what is near its readers is here, in memory. All before `floor`
+  has come once, and is asked for again by who goes back.
 """
 
 import os
@@ -33,13 +35,16 @@ class Blob:
         "complete",
         "failure",
         "fd",
+        "floor",
         "key",
         "memory",
         "ready",
         "seen",
         "size",
         "spans",
+        "stamp",
         "users",
+        "verified",
         "waits",
         "want",
         "whole",
@@ -48,6 +53,7 @@ class Blob:
     def __init__(self, key: str, left: Callable[[], None]) -> None:
         self.size = -1  # the true length
         self.complete = False  # whole and verified
+        self.stamp = ""  # what tells this content from others of its version, where that has no digest
         # The rest is for fill.py and cache.py.
         self.key = key
         self.users = 0
@@ -56,6 +62,8 @@ class Blob:
         self.whole = True
         self.failure: XnatError | None = None
         self.spans = Spans()
+        self.floor = 0  # all before this has come, and need not be here any more
+        self.verified = False  # all has come and was as it should be, but is not all here
         self.ready = trio.Event()  # `size` is known, or `failure`
         self.waits: list[tuple[int, int]] = []  # ranges that readers wait for
         self.want: Callable[[int], None] = _nothing  # see to it that the byte at this offset comes
@@ -105,9 +113,14 @@ class Blob:
         if self.whole or not self.spans.covers(offset, end):
             return False
         held = self.size - HOLD_BACK
-        return end <= held or self.spans.next_gap(0) < held
+        return self.verified or end <= held or self.came < held
 
     # For fill.py and cache.py.
+
+    @property
+    def came(self) -> int:
+        """All before this has come."""
+        return self.spans.next_gap(self.floor)
 
     def wake(self) -> None:
         """Something has changed: readers look again."""

@@ -11,7 +11,7 @@ Invariants:
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -71,6 +71,20 @@ class ContentCache:
     def limit(self) -> int:
         """What `bytes_used` is kept under, but for open files."""
         return self._store.limit
+
+    def counters(self) -> dict[str, int]:
+        """What is held now. `open_bytes` is what may exceed the limit; nobody reads, fills or waits: 0, 0 and 0."""
+        return {
+            "readers": sum(entry.blob.users for entry in self._entries),
+            "fills": sum(entry.fill is not None and entry.fill.running for entry in self._entries),
+            "unwritten": self._writeback.waiting_bytes,
+            "idle": len(self._idle),
+            "open_bytes": sum(max(entry.blob.size, 0) for entry in self._entries),
+            "hits": self.stats.hits,
+            "misses": self.stats.misses,
+            "fetched": self.stats.fetched,
+            **self._store.counters(),
+        }
 
     def has(self, version: Version) -> bool:
         """Would an open be answered without asking the server? Costs a point read."""
@@ -138,6 +152,7 @@ class ContentCache:
         entry = self._enter(ident, version, self.clock(), users=0)
         entry.in_memory = True
         entry.row = self._new_row(entry, len(data), "")
+        entry.blob.stamp = entry.row.stamp
         entry.blob.hold(data)
         self.stats.fetched += len(data)
         self.stats.sound(version.key)
@@ -151,6 +166,22 @@ class ContentCache:
         while self._idle:
             self._dispose(self._idle[0])
         await self._store.evict(target)
+
+    async def drop(self, owners: Collection[str]) -> None:
+        """Keep nothing of what belongs to one of these: the next open asks the server. Who has it open reads on."""
+        self._disown(owners)  # what is on its way to the store is written before the store drops it, or not at all
+        await self._store.drop(owners)
+        self._disown(owners)  # what was opened meanwhile
+
+    def _disown(self, owners: Collection[str]) -> None:
+        for entry in [entry for entry in self._live.values() if not set(entry.owners).isdisjoint(owners)]:
+            self._forget(entry)
+            if not entry.blob.users:
+                self._left(entry)
+
+    async def owners(self) -> set[tuple[str, ...]]:
+        """What the kept files belong to, each combination once. Costs a look at all of the index."""
+        return {tuple(owners.split("\n")) for owners in await self._store.owners()}
 
     # Which entry.
 
@@ -181,7 +212,7 @@ class ContentCache:
             self.stats.hits += 1
             entry = self._enter(ident, version, row.checked)
             entry.row, entry.listed = row, row.listed
-            entry.blob.fd, entry.blob.size = fd, row.size
+            entry.blob.fd, entry.blob.size, entry.blob.stamp = fd, row.size, row.stamp
             entry.blob.finish()
             return entry
         self.stats.misses += 1
@@ -242,7 +273,8 @@ class ContentCache:
 
     def _new_row(self, entry: Entry, size: int, modified: str) -> Row:
         key = entry.blob.key.encode("utf-8", "backslashreplace").decode()  # SQLite takes no lone surrogates
-        return Row(entry.ident, key, entry.listed, size, modified, entry.checked, entry.checked, "")
+        checked, owners = entry.checked, "\n".join(entry.owners)
+        return Row(entry.ident, key, entry.listed, size, modified, checked, checked, "", owners=owners)
 
     def _row_to_write(self, entry: Entry) -> Row | None:
         return entry.row if self._live.get(entry.ident) is entry else None
@@ -280,6 +312,7 @@ class ContentCache:
                 fill.linger()
             return
         wanted = self._live.get(entry.ident) is entry and 0 <= blob.size <= self._store.limit
+        wanted = wanted and not (fill is not None and fill.intake.in_memory)
         if blob.complete or not wanted:
             self._dispose(entry)
         elif entry not in self._idle:

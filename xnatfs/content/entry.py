@@ -14,7 +14,7 @@ from xnatfs.content.store import Partial
 class Entry:
     """One version of one file."""
 
-    __slots__ = ("blob", "checked", "fill", "ident", "in_memory", "left_at", "listed", "row")
+    __slots__ = ("blob", "checked", "fill", "ident", "in_memory", "left_at", "listed", "owners", "row")
 
     def __init__(self, ident: bytes, version: Version, checked: float) -> None:
         self.ident = ident
@@ -22,6 +22,7 @@ class Entry:
         self.fill: Fill | None = None
         self.row: Row | None = None  # once it is whole
         self.listed = version.size
+        self.owners = version.owners
         self.checked = checked
         self.left_at = 0.0
         self.in_memory = False  # and not to be closed before writeback.py lets go of it

@@ -8,6 +8,7 @@ Invariants:
 - The blob is verified once, when all is present and every download has ended well: one that is too long is noticed.
 - A reader never waits while nothing runs: when the last download ends and bytes are missing, the next one starts.
 - Where a seek is possible, a download that is far ahead of its readers pauses, and after PAUSE ends.
+- What the cache directory refuses goes on in memory, once all downloads that write there have ended.
 """
 
 import logging
@@ -21,12 +22,12 @@ import trio
 from xnatfs.content.abreast import Abreast
 from xnatfs.content.blob import Blob
 from xnatfs.content.index import Row
-from xnatfs.content.intake import SMALL, Intake
+from xnatfs.content.intake import BEHIND, SMALL, THIN_AHEAD, Intake
 from xnatfs.content.source import Body, Into, Source, Version
 from xnatfs.content.stats import Stats
 from xnatfs.content.store import Store
 from xnatfs.content.stream import NEAR, Stream
-from xnatfs.errors import BadReply, Stale, XnatError
+from xnatfs.errors import BadReply, CacheError, Stale, XnatError
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,9 @@ STREAMS = 2
 # How long a download that is far ahead of its reader holds its connection. Others may wait for that; and whoever comes
 # back later is asked for from there, which costs a request.
 PAUSE = 2.0
+
+# The same where the next one would begin with the first byte, of a file of which only a part has room.
+LONG_PAUSE = 30.0
 
 # Who seeks is first sent as much as is worth a request, and if it goes on from there four times as much, up to LONGEST:
 # such an answer comes to its end, so that its connection lives.
@@ -84,6 +88,7 @@ class Fill:
         self._window = NEAR  # of the next seek, if it goes on where the last one ended
         self._window_end = -1
         self._rests = False  # enough has come that nobody has asked for
+        self._refused = False  # the directory takes no more of it
         blob.want = self._want
         blob.seen = self._seen
 
@@ -91,6 +96,12 @@ class Fill:
     def running(self) -> bool:
         """Does anything use the blob's file besides readers?"""
         return bool(self._streams) or self.busy
+
+    @property
+    def _most(self) -> int:
+        """Bytes that a body of unknown length may have: where there is a digest, it is of a file as long as listed."""
+        listed = self.version.size if self.version.digest else None
+        return self._store.limit if listed is None else listed
 
     @property
     def small(self) -> bool:
@@ -132,6 +143,8 @@ class Fill:
     def _want(self, offset: int) -> None:
         # Called by a reader that is about to wait, and again whenever something changed.
         blob = self.blob
+        if self._refused:
+            return
         gap = blob.spans.next_gap(0 if blob.whole else offset)
         if gap >= blob.size:
             return
@@ -141,6 +154,8 @@ class Fill:
                 self._help()
                 return
         if not self._may_seek():
+            for stream in self._streams:
+                stream.moved.set()
             if not any(stream.cursor <= gap for stream in self._streams) and len(self._streams) < STREAMS:
                 self._launch(0, None)
             return
@@ -152,7 +167,7 @@ class Fill:
 
     def _stop(self, gap: int) -> int | None:
         """How far to ask from there: to the end, where all before it is there; never for what is there already."""
-        if gap == self.blob.spans.next_gap(0):
+        if gap == self.blob.came:
             return None
         self._window = min(4 * self._window, LONGEST) if gap == self._window_end else NEAR
         self._window_end = gap + self._window
@@ -161,7 +176,7 @@ class Fill:
 
     def _help(self) -> None:
         """A reader waits for a download: one more, ahead of what is on its way, where that is faster."""
-        if self.blob.whole or not self._may_seek() or not self.source.grants:
+        if self.blob.whole or not self._may_seek() or not self.source.grants or self.intake.thin:
             return
         self._abreast.look(trio.current_time(), self.intake.count)
         share = max(self._abreast.share, NEAR)
@@ -176,14 +191,39 @@ class Fill:
 
     async def _pause(self, stream: Stream) -> bool:
         """Wait while enough is there; False if nobody comes for it."""
-        while self._may_seek() and not self.blob.whole and stream.ahead():
+        await self._thin_out(stream)
+        while self._pauses(stream):
+            if self._is_in_the_way(stream):
+                return False
             stream.moved, used = trio.Event(), stream.used
-            with trio.move_on_after(PAUSE):
+            with trio.move_on_after(PAUSE if self._may_seek() else LONG_PAUSE):
                 await stream.moved.wait()
-            if stream.used == used:
+            if stream.used == used and (self._may_seek() or not stream.moved.is_set()):
                 self._rests = True
                 return False
         return True
+
+    def _pauses(self, stream: Stream) -> bool:
+        if self.blob.whole or not stream.ahead():
+            return False
+        # Without ranges the only way to the rest leads through what nobody wants now.
+        return self._may_seek() or (self.intake.thin and all(end <= stream.cursor for _, end in self.blob.waits))
+
+    def _is_in_the_way(self, stream: Stream) -> bool:
+        """Does somebody wait for what it has passed, and for its place, since it cannot seek?"""
+        if self._may_seek() or len(self._streams) < STREAMS:
+            return False
+        return any(start < stream.cursor and not self.blob.spans.covers(start, end) for start, end in self.blob.waits)
+
+    async def _thin_out(self, stream: Stream) -> None:
+        """In memory is what is near a reader, where that is all there is room for."""
+        if self.intake.thin:
+            stream.most = THIN_AHEAD
+            if self.blob.spans.total() > THIN_AHEAD + BEHIND:
+                ends = [(max(each.used, each.cursor - THIN_AHEAD), each.cursor) for each in self._streams]
+                near = [(min(used, cursor) - BEHIND, cursor) for used, cursor in ends]
+                self.intake.forget(near + self.blob.waits)
+            await self.intake.keep_up()
 
     def _may_seek(self) -> bool:
         return self.source.seekable and not self._no_seek
@@ -211,28 +251,50 @@ class Fill:
             with stream.scope:
                 await self._download(stream)
         except Exception as exc:
-            self.fail(exc)
+            self._ended_by(_translated(self.version.key, exc))
         finally:
             if stream in self._streams:
                 self._streams.remove(stream)
         await self._settle()
 
+    def _ended_by(self, error: XnatError) -> None:
+        if not isinstance(error, CacheError) or self.intake.in_memory:
+            self.fail(error)
+            return
+        self._refused = True
+        for stream in self._streams:
+            stream.scope.cancel()
+
     async def _settle(self) -> None:
         # Whenever a download has ended, for whatever reason.
         blob = self.blob
-        if not self.running and blob.failure is None and not blob.complete:
-            if blob.size >= 0 and blob.spans.covers(0, blob.size):
+        if self._refused and not self.running and blob.failure is None:
+            await self._to_memory()
+        if not self.running and blob.failure is None and not (blob.complete or blob.verified):
+            if blob.size >= 0 and blob.came >= blob.size:
                 await self._finish()
             elif blob.users and (blob.waits or not self._rests):
-                self._launch(blob.spans.next_gap(0) if self._may_seek() and blob.size >= 0 else 0, None)
+                self._launch(blob.came if self._may_seek() and blob.size >= 0 else 0, None)
         blob.wake()
         if not self.running:
             self._changed()
+
+    async def _to_memory(self) -> None:
+        self.busy = True
+        try:
+            await self.intake.to_memory()
+        except Exception as exc:
+            self.fail(exc)
+        finally:
+            self.busy = self._refused = False
 
     async def _finish(self) -> None:
         self.busy = True
         try:
             await self.intake.verify()
+            if self.intake.thin:
+                self.blob.verified = True
+                return
             self.blob.finish()
             row = self._keep(self)
             if row is not None and self.intake.partial is not None:
@@ -316,8 +378,9 @@ class Fill:
             return True
         self._replied = True
         self.drop_kept()
-        self.intake.begin()
+        await self.intake.begin()
         self.modified = body.modified
+        blob.stamp = body.modified or repr(trio.current_time())
         if body.size is not None:
             blob.size = body.size
             blob.whole = self._strict or body.size <= SMALL
@@ -329,6 +392,8 @@ class Fill:
         end = stream.cursor + len(chunk)
         if self.blob.size >= 0 and end > self.blob.size:
             raise BadReply(f"{self.version.key}: more than the announced {self.blob.size} bytes came")
+        if self.blob.size < 0 and end > self._most:  # it may have no end
+            raise BadReply(f"{self.version.key}: of unknown length, and longer than it can be ({end} bytes)")
         await self.intake.put(stream.cursor, chunk)
         stream.cursor = end
 
@@ -352,6 +417,7 @@ class Fill:
             raise BadReply(f"{self.version.key}: the server says it is not modified, but was not asked that")
         (row, self.blob.fd), self._kept = self._kept, None
         self.blob.size, self.modified, self.renewed = row.size, row.modified, True
+        self.blob.stamp = row.stamp
         self.blob.finish()
         if (renewed := self._keep(self)) is not None:
             await self._store.renew(renewed)
@@ -363,4 +429,4 @@ def _translated(key: str, exc: BaseException) -> XnatError:
     if isinstance(exc, XnatError):
         return exc
     log.error("unexpected failure of the download of %s", key, exc_info=exc)
-    return BadReply(f"{key}: its download failed in an unexpected way, {exc!r}; the log has details")
+    return BadReply(f"{key}: its download failed in an unexpected way ({type(exc).__name__}); the log has details")

@@ -6,20 +6,23 @@ Invariants:
 - `total` is the sum over `blobs` and `partials`; triggers keep it so inside every transaction, whoever writes.
 - A row names the boot during which its file was written until that file is known to be on the disk. After a crash of
   the machine such rows do not count: cheaper than an fdatasync before every row, and as safe (see store.py).
+- An index may be removed, replaced or damaged by others while it is open. It is made, set aside and closed with the
+  directory locked, and has no WAL of another one beside it when it is made.
 """
 
 import contextlib
 import logging
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 log = logging.getLogger(__name__)
 
 # Changes with the tables; an index of another version is set aside like a damaged one.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 # Longest wait for another process's transaction. The longest one evicts for one big file: some 30 us per blob.
 BUSY_SECONDS = 20.0
@@ -36,7 +39,9 @@ CREATE TABLE blobs (
     modified TEXT NOT NULL,
     checked REAL NOT NULL,
     used REAL NOT NULL,
-    boot TEXT NOT NULL
+    boot TEXT NOT NULL,
+    written INTEGER NOT NULL,
+    owners TEXT NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX by_use ON blobs (used);
 CREATE INDEX unsynced ON blobs (ident) WHERE boot <> '';
@@ -54,7 +59,9 @@ CREATE TRIGGER {table}_sized AFTER UPDATE OF size ON {table}
     for table in ("blobs", "partials")
 )
 
-COLUMNS = "ident, key, listed, size, modified, checked, used, boot"
+COLUMNS = "ident, key, listed, size, modified, checked, used, boot, written, owners"
+PLACES = ", ".join("?" for _ in COLUMNS.split())
+_cells = attrgetter(*COLUMNS.split(", "))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +76,23 @@ class Row:
     checked: float  # when the server was last asked
     used: float  # at the last open, as far as it has been written
     boot: str  # "" once the file is known to be on the disk
+    written: int = 0  # when the file was written to last, in ns: whoever changes it later is noticed
+    owners: str = ""  # what it belongs to, a line each
+
+    @property
+    def stamp(self) -> str:
+        """What tells it from another content of the same identity: its date, or, without one, when it came."""
+        return self.modified or repr(self.checked)
 
 
 class Index:
     """The open index. `get`, `have` and `total` are for the event loop, the rest for one thread at a time."""
 
     def __init__(self, path: Path) -> None:
+        self.damaged = False  # it is for nobody to ask, and to be set aside
+        self._path = path
         self._read = _connect(path)
+        self._identity = _identity(path)
         try:
             self._write = _connect(path)
             try:
@@ -88,9 +105,13 @@ class Index:
             raise
 
     def close(self) -> None:
-        """The last process to close also folds the WAL into the index."""
+        """The last process to close also folds the WAL into the index, if it is in its place: SQLite looks."""
         self._read.close()
         self._write.close()
+
+    def in_place(self) -> bool:
+        """Is it the one that others find?"""
+        return _identity(self._path) == self._identity
 
     def _create(self) -> None:
         with self.transaction():
@@ -143,10 +164,11 @@ class Index:
     def put(self, row: Row) -> None:
         """Add or replace. Not INSERT OR REPLACE: that would delete without the triggers."""
         self._write.execute(
-            f"INSERT INTO blobs ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (ident) DO UPDATE SET"
+            f"INSERT INTO blobs ({COLUMNS}) VALUES ({PLACES}) ON CONFLICT (ident) DO UPDATE SET"
             " key = excluded.key, listed = excluded.listed, size = excluded.size, modified = excluded.modified,"
-            " checked = excluded.checked, used = excluded.used, boot = excluded.boot",
-            (row.ident, row.key, row.listed, row.size, row.modified, row.checked, row.used, row.boot),
+            " checked = excluded.checked, used = excluded.used, boot = excluded.boot, written = excluded.written,"
+            " owners = excluded.owners",
+            _cells(row),
         )
 
     def renew(self, row: Row) -> None:
@@ -159,6 +181,15 @@ class Index:
     def drop(self, idents: Iterable[bytes]) -> None:
         """Forget these."""
         self._write.executemany("DELETE FROM blobs WHERE ident = ?", [(ident,) for ident in idents])
+
+    def owners(self) -> set[str]:
+        """All that anything belongs to, as rows have it. Looks at every row: 0.2 us each."""
+        return {owners for (owners,) in self._write.execute("SELECT DISTINCT owners FROM blobs WHERE owners <> ''")}
+
+    def owned(self, owners: Collection[str]) -> list[bytes]:
+        """What belongs to one of these. Looks at every row."""
+        rows = self._write.execute("SELECT ident, owners FROM blobs WHERE owners <> ''")
+        return [ident for ident, named in rows if not set(named.split("\n")).isdisjoint(owners)]
 
     def touch(self, used: dict[bytes, float]) -> None:
         """Note when these were last opened."""
@@ -185,10 +216,11 @@ class Index:
         """All downloads counted, of whatever process."""
         return {name for (name,) in self._write.execute("SELECT name FROM partials")}
 
-    def shard(self, first: int) -> set[bytes]:
-        """Identities that begin with this byte."""
-        low, high = bytes([first]), bytes([first]) + b"\xff" * 32
-        return {i for (i,) in self._write.execute("SELECT ident FROM blobs WHERE ident BETWEEN ? AND ?", (low, high))}
+    def shard(self, first: int) -> dict[bytes, tuple[int, int]]:
+        """Identities that begin with this byte: (size, written)."""
+        ends = bytes([first]), bytes([first]) + b"\xff" * 32
+        found = self._write.execute("SELECT ident, size, written FROM blobs WHERE ident BETWEEN ? AND ?", ends)
+        return {ident: (size, written) for ident, size, written in found}
 
     def unsynced(self, boot: str, count: int) -> list[tuple[bytes, float]]:
         """Some blobs that may not be on the disk yet: (ident, checked)."""
@@ -203,6 +235,8 @@ class Index:
 
 def open_index(path: Path) -> Index:
     """Open or create the index; one that cannot be read is set aside. Call it with the directory locked."""
+    if not path.exists():
+        _remove_wal(path)  # of one that somebody has removed, and that is perhaps still open
     try:
         if path.exists() and not os.access(path, os.R_OK | os.W_OK):
             raise sqlite3.DatabaseError("no permission")
@@ -218,6 +252,10 @@ def open_index(path: Path) -> Index:
 def set_aside(path: Path) -> None:
     """Keep one damaged index for whoever wants to look; its WAL must not meet a new one."""
     os.replace(path, f"{path}.damaged")
+    _remove_wal(path)
+
+
+def _remove_wal(path: Path) -> None:
     for suffix in ("-wal", "-shm"):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{path}{suffix}")
@@ -237,6 +275,14 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _statements(script: str) -> Iterator[str]:

@@ -5,32 +5,37 @@ Invariants:
 - The hash only takes bytes that it saw being written; all others are read back from the file. Those of a large file
   all are: in a thread that follows the download, since MD5 of a gigabyte keeps a core busy for 0.6 s or more.
 - A download above SMALL is counted in the cache's total before it is written.
+- Where the directory takes no file, or no more of it, the file is in memory: all of a `whole` blob, which begins anew;
+  of another one what is near its readers, and what is not hashed yet.
 """
 
 import contextlib
 import hashlib
+import mmap
 import os
 
 import trio
 
 from xnatfs.content.blob import Blob
-from xnatfs.content.shelf import write_all
+from xnatfs.content.shelf import SPARE, is_full, write_all
 from xnatfs.content.source import Version
+from xnatfs.content.spans import Spans
 from xnatfs.content.stats import Stats
-from xnatfs.content.store import NO_SPACE, Partial, Store
-from xnatfs.errors import BadReply
+from xnatfs.content.store import Partial, Store
+from xnatfs.errors import BadReply, CacheError
 
 # Up to here a file is fetched whole and verified before its first byte is handed out: programs read the end of a
 # file first and its beginning next (dcm2niix), so there is nothing to gain by less, and 8 MiB take 0.1-1 s.
 SMALL = 8 * 1024 * 1024
 
-# What is freed at least when the disk is full, so that not every chunk evicts.
-SPARE = 64 * 1024 * 1024
-
 # Read back at a time for the digest, in a thread.
 HASH_PIECE = 1024 * 1024
 # How far the thread that hashes may be behind before it is sent after the download: 6 ms of its work.
 HASH_BEHIND = 4 * HASH_PIECE
+
+# Of a big file in memory: so much is behind a reader (read-ahead of the kernel comes out of order, by 1 MiB or two),
+# so much ahead (half a second of 256 Mbit/s), and so much in all, with two downloads and what waits to be hashed.
+BEHIND, THIN_AHEAD, WINDOW = 8 * 1024 * 1024, 16 * 1024 * 1024, 64 * 1024 * 1024
 
 
 class Intake:
@@ -48,10 +53,68 @@ class Intake:
         self._nursery = nursery
         self._following: trio.Event | None = None  # set when the thread that hashes is back
 
-    def begin(self) -> None:
-        """The first reply is in."""
-        self.partial = self._store.create()
+    async def begin(self) -> None:
+        """The first reply is in. Raises CacheError where there is neither a disk nor memory."""
+        self.partial = await self._created()
         self._blob.fd = self.partial.fd
+
+    async def _created(self) -> Partial:
+        try:
+            try:
+                return self._store.create()
+            except OSError as exc:
+                await self.make_room(exc)
+                return self._store.create()
+        except OSError as exc:
+            self._store.error(exc)
+        except CacheError:
+            pass  # it has been told
+        return self._store.create_in_memory()
+
+    @property
+    def in_memory(self) -> bool:
+        return self.partial is not None and self.partial.in_memory
+
+    @property
+    def thin(self) -> bool:
+        """Whether not all of it is here at the same time."""
+        return self.in_memory and not self._blob.whole
+
+    async def to_memory(self) -> None:
+        """Go on without the directory, after all downloads have ended. What is there comes again, unless it is hashed.
+
+        Raises CacheError.
+        """
+        while self._following is not None:
+            await self._following.wait()
+        blob, partial = self._blob, self.partial
+        self.partial = self._store.create_in_memory()
+        if blob.whole:
+            self._hash, self._hashed = hashlib.md5(usedforsecurity=False), 0
+        else:
+            blob.floor = self._hashed if self._version.digest else blob.came
+        blob.fd, blob.spans = self.partial.fd, Spans()
+        if partial is not None:
+            await self._store.discard(partial)
+
+    def forget(self, near: list[tuple[int, int]]) -> None:
+        """Have only these places in memory, and what is not hashed yet."""
+        blob, keep = self._blob, Spans()
+        blob.floor = self._hashed if self._version.digest else blob.came
+        for start, stop in [*near, (blob.floor, blob.came)]:
+            keep.add(max(start, 0), stop)
+        for start, stop in blob.spans.parts():
+            for low, high in keep.gaps(start, stop):
+                first, last = -(-low // mmap.PAGESIZE) * mmap.PAGESIZE, high // mmap.PAGESIZE * mmap.PAGESIZE
+                if first < last:
+                    with mmap.mmap(blob.fd, last - first, offset=first) as pages:
+                        pages.madvise(mmap.MADV_REMOVE)
+                    blob.spans.remove(first, last)
+
+    async def keep_up(self) -> None:
+        """Wait for the thread that hashes, where there is no room for what it has not seen."""
+        while self.thin and self._following is not None and self._blob.came - self._hashed > THIN_AHEAD:
+            await self._following.wait()
 
     async def put(self, offset: int, chunk: bytes) -> None:
         """Bytes have come; store those that are missing."""
@@ -90,12 +153,14 @@ class Intake:
         """Count the file in the total, before it grows to this."""
         # Of unknown length: in doubling steps.
         size = self._blob.size if self._blob.size >= 0 else 2 * end
-        if self.partial is not None and self.partial.reserved < end and size > SMALL:
+        if self.thin:
+            size, end = min(size, WINDOW), min(end, WINDOW)
+        if self.partial is not None and self.partial.reserved < end and (size > SMALL or self.in_memory):
             await self._store.reserve(self.partial, size)
 
     async def make_room(self, exc: OSError, wanted: int = 0) -> None:
         """The file could not be written: evict, where that may help. Raises CacheError where it cannot."""
-        if exc.errno not in NO_SPACE:
+        if not is_full(exc):
             raise self._store.error(exc) from exc
         await self._store.evict(self._store.total() - max(SPARE, wanted))
 
@@ -105,7 +170,7 @@ class Intake:
 
     def _arrived(self) -> None:
         self._blob.wake()
-        if self._apart and self._following is None and self._blob.spans.next_gap(0) - self._hashed >= HASH_BEHIND:
+        if self._apart and self._following is None and self._blob.came - self._hashed >= HASH_BEHIND:
             self._following = trio.Event()
             self._nursery.start_soon(self._follow, self._following)
 
@@ -139,7 +204,7 @@ class Intake:
     async def _read_after(self) -> None:
         fd = os.dup(self._blob.fd)  # the blob may be closed while the thread reads
         try:
-            while (end := self._blob.spans.next_gap(0)) - self._hashed >= HASH_BEHIND:
+            while (end := self._blob.came) - self._hashed >= HASH_BEHIND:
                 before = self._hashed
                 await trio.to_thread.run_sync(self._read_back, fd, end)
                 if self._hashed == before:

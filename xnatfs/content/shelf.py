@@ -13,20 +13,31 @@ Invariants:
   of the process loses nothing (the kernel has the pages); for a crash of the machine the row names the boot, and rows
   of another boot do not count. `sync` clears that mark later, when the kernel has written most pages by itself.
 - The total exceeds the limit only by files that are open.
+- What others remove below us is made anew by the next that needs it; what they change is as good as gone.
 """
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import os
 import shutil
 import sqlite3
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
-from xnatfs.content.index import Index, Row, open_index
+from xnatfs.content.index import Index, Row, open_index, set_aside
 from xnatfs.errors import CacheError
+from xnatfs.sessions import make_private
+
+T = TypeVar("T")
+
+INDEX = "index.sqlite"
+
+# What is freed at least when the disk is full, so that not every chunk evicts.
+SPARE = 64 * 1024 * 1024
 
 # Files per call of `sync`. Each may cost 10 ms on a hard disk, and leaving the cache waits for the call to end.
 SYNC_BATCH = 32
@@ -42,6 +53,7 @@ class Shelf:
         self.boot = _boot_id()
         self.recent: dict[bytes, float] = {}  # opens that the index has not been told of
         self.crowded = False  # the last eviction met open files and stayed above the limit
+        self.evicted = 0  # files, since it was opened
 
     def path(self, ident: bytes) -> str:
         """Where a kept file is."""
@@ -56,7 +68,7 @@ class Shelf:
         """An empty file to download into: its name and locked descriptor."""
         while True:
             name = uuid.uuid4().hex
-            fd = os.open(self.partial_path(name), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            fd = _in_folder(self.partial_path(name), lambda path: _create(path, os.O_RDWR))
             # Another process's tidy may have taken it between these two steps.
             if lock(fd, fcntl.LOCK_SH) and os.fstat(fd).st_nlink:
                 return name, fd
@@ -83,17 +95,22 @@ class Shelf:
         with self.index.transaction():
             self.index.release([name])
             self._make_room(self.limit - row.size)
-            try:
-                os.rename(source, target)
-            except FileNotFoundError:
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(os.path.dirname(target), 0o700)
-                os.rename(source, target)
-            self.index.put(dataclasses.replace(row, boot=self.boot))
+            _in_folder(target, lambda path: os.rename(source, path))
+            self.index.put(self._written(row))
         return True
 
     def keep_whole(self, files: Sequence[tuple[Row, bytes]]) -> bool:
-        """Write verified files in one transaction, all of them or none.
+        """Write verified files, all of them or none; where the disk is full, in place of others."""
+        try:
+            return self._keep_whole(files)
+        except (OSError, sqlite3.Error) as exc:
+            if not is_full(exc):
+                raise
+            self.evict(self.index.total() - max(SPARE, sum(row.size for row, _ in files)))
+            return self._keep_whole(files)
+
+    def _keep_whole(self, files: Sequence[tuple[Row, bytes]]) -> bool:
+        """In one transaction.
 
         Straight to their places: who looks for one before its row is there finds nothing, `tidy_blobs` waits for the
         transaction, and what a crash leaves is a file without a row.
@@ -105,7 +122,7 @@ class Shelf:
                     self._make_room(self.limit - row.size)
                     written.append(self.path(row.ident))
                     _write_new(written[-1], data)
-                    self.index.put(dataclasses.replace(row, boot=self.boot))
+                    self.index.put(self._written(row))
         except BaseException:
             for path in written:
                 with contextlib.suppress(FileNotFoundError):
@@ -123,6 +140,20 @@ class Shelf:
         with self.index.transaction():
             self._make_room(target)
 
+    def drop(self, owners: Collection[str]) -> None:
+        """Remove what belongs to one of these, open or not: who has it open keeps the bytes, nobody else gets them."""
+        with self.index.transaction():
+            idents = self.index.owned(owners)
+            for ident in idents:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self.path(ident))
+            self.index.drop(idents)
+
+    def owners(self) -> set[str]:
+        """See the index."""
+        with self.index.transaction():
+            return self.index.owners()
+
     def touch(self) -> None:
         """Write down what was opened when."""
         with self.index.transaction():
@@ -138,8 +169,10 @@ class Shelf:
             self.index.synced(blobs)
         return bool(blobs)
 
-    def tidy_partials(self) -> None:
-        """Remove downloads of processes that are gone, and what was counted for them."""
+    def tidy_partials(self, own: set[str]) -> None:
+        """Remove downloads of processes that are gone, and what was counted for them. Nothing to do costs a look."""
+        if self.index.reserved() | set(os.listdir(self.directory / "partial")) <= own:
+            return
         with self.index.transaction():
             names = set(os.listdir(self.directory / "partial"))
             self.index.release(self.index.reserved() - names)
@@ -150,14 +183,46 @@ class Shelf:
                         self.index.release([name])
 
     def tidy_blobs(self, first: int) -> None:
-        """Remove rows without files and files without rows, of one folder: others wait for the lock meanwhile."""
+        """Remove rows without their files and files without rows, of one folder: others wait for the lock meanwhile."""
         folder = self.directory / "blobs" / f"{first:02x}"
         with self.index.transaction():
-            names = set(os.listdir(folder)) if folder.is_dir() else set()
-            kept = {ident.hex(): ident for ident in self.index.shard(first)}
-            self.index.drop(kept[name] for name in kept.keys() - names)
-            for name in names - kept.keys():
+            rows = {ident.hex(): row for ident, row in self.index.shard(first).items()}
+            files = _sizes(folder)
+            bad = [name for name, row in rows.items() if files.get(name) != row]
+            self.index.drop(bytes.fromhex(name) for name in bad)
+            for name in files.keys() - (rows.keys() - set(bad)):
                 os.unlink(folder / name)
+
+    def heal(self) -> Index | None:
+        """See to it that there is an index, for us as for others; the one that was before, if there is a new one."""
+        old = self.index
+        if old.in_place() and not old.damaged:
+            return None
+        make_directories(self.directory)
+        with locked(self.directory):
+            if old.in_place():
+                set_aside(self.directory / INDEX)
+            self.index = open_index(self.directory / INDEX)
+        return old  # closed when nobody has it any more: the event loop may be reading there
+
+    def adopt(self, partials: list[tuple[str, int]]) -> None:
+        """Have a new index agree with what there is: our downloads, and none of the files."""
+        with self.index.transaction():
+            for name, size in partials:
+                self.index.reserve(name, size)
+        for first in range(256):
+            self.tidy_blobs(first)
+
+    def close(self) -> None:
+        """After everything else."""
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):
+                stack.enter_context(locked(self.directory))
+            self.index.close()
+
+    def _written(self, row: Row) -> Row:
+        """The row of a file that has just been put to its place."""
+        return dataclasses.replace(row, boot=self.boot, written=os.stat(self.path(row.ident)).st_mtime_ns)
 
     def _touch(self) -> None:
         used, self.recent = self.recent, {}
@@ -183,6 +248,7 @@ class Shelf:
             if not lock(fd, fcntl.LOCK_EX):
                 return False
             os.unlink(path)
+            self.evicted += 1
         self.index.drop([ident])
         return True
 
@@ -190,15 +256,9 @@ class Shelf:
 def open_shelf(directory: Path, limit: int) -> Shelf:
     """Make or open a cache directory of at most `limit` bytes and half the free disk; raises CacheError."""
     try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        for folder in (directory, directory / "blobs", directory / "partial"):
-            folder.mkdir(mode=0o700, exist_ok=True)
-            if folder.stat().st_mode & 0o077:
-                folder.chmod(0o700)
-        with opened(directory) as fd:
-            # One at a time: switching to WAL and setting an index aside are not safe in company.
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            index = open_index(directory / "index.sqlite")
+        make_directories(directory)
+        with locked(directory):
+            index = open_index(directory / INDEX)
     except (OSError, sqlite3.Error) as exc:
         raise _unusable(directory, exc) from exc
     shelf = Shelf(directory, min(limit, _share_of_disk(directory, index.total())), index)
@@ -207,9 +267,28 @@ def open_shelf(directory: Path, limit: int) -> Shelf:
         os.unlink(shelf.partial_path(name))
         os.close(fd)
     except OSError as exc:
-        index.close()
+        shelf.close()
         raise _unusable(directory, exc) from exc
     return shelf
+
+
+def make_directories(directory: Path) -> None:
+    """All that are needed, for nobody else to look into."""
+    for folder in (directory, directory / "blobs", directory / "partial"):
+        make_private(folder)
+        status = folder.stat()
+        if status.st_uid != os.geteuid():  # who owns it could put other bytes there
+            raise PermissionError(errno.EPERM, f"{folder} belongs to another user")
+        if status.st_mode & 0o077:
+            folder.chmod(0o700)
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """One at a time: switching to WAL, and setting an index aside or closing it, are not safe in company."""
+    with opened(directory) as fd:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
 
 
 def _share_of_disk(directory: Path, used: int) -> int:
@@ -234,12 +313,9 @@ def lock(fd: int, kind: int) -> bool:
 def _write_new(path: str, data: bytes) -> None:
     """A file of its own, whatever is there: others may have that open."""
     try:
-        fd = _create(path)
+        fd = _in_folder(path, _create)
     except FileExistsError:
         os.unlink(path)
-        fd = _create(path)
-    except FileNotFoundError:
-        os.mkdir(os.path.dirname(path), 0o700)
         fd = _create(path)
     try:
         write_all(fd, memoryview(data), 0)
@@ -254,8 +330,28 @@ def write_all(fd: int, data: memoryview, offset: int) -> None:
         data, offset = data[written:], offset + written
 
 
-def _create(path: str) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+def _create(path: str, access: int = os.O_WRONLY) -> int:
+    return os.open(path, access | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+
+
+def _in_folder(path: str, make: Callable[[str], T]) -> T:
+    """What needs the folder of a file, which is made for its first one, and anew if somebody has removed it."""
+    try:
+        return make(path)
+    except FileNotFoundError:
+        for folder in reversed(Path(path).parents[:4]):
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir(0o700)
+        return make(path)
+
+
+def _sizes(folder: Path) -> dict[str, tuple[int, int]]:
+    """What is in a folder: size, and when it was written to last."""
+    if not folder.is_dir():
+        return {}
+    with os.scandir(folder) as entries:
+        found = {entry.name: entry.stat(follow_symlinks=False) for entry in entries}
+    return {name: (status.st_size, status.st_mtime_ns) for name, status in found.items()}
 
 
 @contextlib.contextmanager
@@ -266,6 +362,13 @@ def opened(path: str | Path) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+def is_full(exc: Exception) -> bool:
+    """Whether the disk has no room, or no inode, for what was to be written."""
+    if isinstance(exc, OSError):
+        return exc.errno in (errno.ENOSPC, errno.EDQUOT)
+    return getattr(exc, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
 
 
 def _boot_id() -> str:

@@ -6,7 +6,7 @@ says of offset, length and date is checked against what other replies said, neve
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 # Writes so many of the next bytes into a descriptor at an offset, or without one nowhere; yields how many more have
@@ -56,3 +56,5 @@ class Version:
     key: str  # where it is: resource id and path, "34/a/b.dcm"
     size: int | None  # as listed; may be stale or unknown
     digest: str  # MD5 in lower-case hex, "" if the server computes none
+    # What it belongs to, in any words without a line break: `ContentCache.drop` takes one. It is the same file without.
+    owners: tuple[str, ...] = field(default=(), compare=False)

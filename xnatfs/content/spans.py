@@ -29,6 +29,25 @@ class Spans:
         self._starts[first:last] = [start]
         self._ends[first:last] = [end]
 
+    def remove(self, start: int, end: int) -> None:
+        """Nothing from start up to end is there any more."""
+        first = bisect_right(self._ends, start)
+        last = bisect_left(self._starts, end)
+        if first >= last or start >= end:
+            return
+        rest = [(self._starts[first], start), (end, self._ends[last - 1])]
+        rest = [(low, high) for low, high in rest if low < high]
+        self._starts[first:last] = [low for low, _ in rest]
+        self._ends[first:last] = [high for _, high in rest]
+
+    def parts(self) -> Iterator[tuple[int, int]]:
+        """What there is, in order."""
+        return iter(list(zip(self._starts, self._ends, strict=True)))
+
+    def total(self) -> int:
+        """How many bytes there are."""
+        return sum(self._ends) - sum(self._starts)
+
     def next_gap(self, offset: int) -> int:
         """The first byte at or after offset that is missing."""
         index = bisect_right(self._starts, offset) - 1

@@ -3,30 +3,41 @@
 Invariants:
 - `_lock` is held while a thread uses the shelf, so the index has one writing thread per process.
 - Trouble with the index or the disk never fails a reader by itself: it is logged once, and files are fetched but not
-  kept until something is kept again.
+  kept until something is kept again. A file that the directory does not take is in memory while it is open.
 """
 
 import contextlib
 import errno
 import fcntl
 import logging
+import math
 import os
 import sqlite3
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TypeVar, TypeVarTuple
 
 import trio
 
-from xnatfs.content.index import Index, Row, set_aside
-from xnatfs.content.shelf import Shelf, lock
+from xnatfs.content.index import Index, Row
+from xnatfs.content.shelf import Shelf, is_full, lock
 from xnatfs.errors import CacheError
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+# Bytes of files that are in memory because the directory does not take them: of the four big files that are fetched at
+# once what `intake.WINDOW` allows each, or some thirty of those that are fetched whole.
+MEMORY = 256 * 1024 * 1024
+
+# What SQLite says of an index that is none: "malformed", "not a database", and "no such table" of one that was emptied.
+DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+
+# Trouble is over when files were kept for so long, in seconds, without any: a disk that is full takes one file, and
+# not the next.
+QUIET = 60.0
 
 
 @dataclass(slots=True)
@@ -37,6 +48,7 @@ class Partial:
     fd: int
     reserved: int = 0
     kept: bool = False
+    in_memory: bool = False
 
 
 class Store:
@@ -47,8 +59,9 @@ class Store:
         self._shelf = shelf
         self._lock = trio.Lock()
         self._partials: dict[str, Partial] = {}
-        self._troubled = False
-        self._damaged = False  # the index; it is left alone from then on
+        self._in_memory = 0
+        self._troubled = -math.inf  # when there was trouble last
+        self._told = False  # that there is trouble
 
     # Inline.
 
@@ -56,6 +69,16 @@ class Store:
     def crowded(self) -> bool:
         """Open files kept the last eviction from reaching the limit."""
         return self._shelf.crowded
+
+    def counters(self) -> dict[str, int]:
+        """What this process downloads into the directory, and what all have there."""
+        return {
+            "partials": len(self._partials),
+            "reserved": sum(partial.reserved for partial in self._partials.values()),
+            "kept_bytes": self.total(),
+            "limit": self.limit,
+            "evicted": self._shelf.evicted,
+        }
 
     def lookup(self, ident: bytes) -> Row | None:
         """The row, unless it is from before a crash of the machine."""
@@ -66,23 +89,25 @@ class Store:
         return self._counting(lambda index: index.have(idents))
 
     def _counting(self, look: Callable[[Index], list[Row]]) -> list[Row]:
-        if self._damaged:
+        index = self._shelf.index
+        if index.damaged:
             return []
         try:
-            rows = look(self._shelf.index)
+            rows = look(index)
         except sqlite3.Error as exc:
-            self._trouble(exc)
+            self._trouble(exc, index)
             return []
         return [row for row in rows if row.boot in ("", self._shelf.boot)]
 
     def total(self) -> int:
         """Bytes kept or reserved, over all processes."""
-        if self._damaged:
+        index = self._shelf.index
+        if index.damaged:
             return 0
         try:
-            return self._shelf.index.total()
+            return index.total()
         except sqlite3.Error as exc:
-            self._trouble(exc)
+            self._trouble(exc, index)
             return 0
 
     def touch(self, ident: bytes, now: float) -> None:
@@ -90,30 +115,42 @@ class Store:
         self._shelf.recent[ident] = now
 
     def open(self, row: Row) -> int | None:
-        """A locked descriptor of a kept file; None if it is gone, being evicted, or not of its size."""
+        """A locked descriptor of a kept file; None if it is gone, being evicted, or not what was kept."""
         try:
-            fd = os.open(self._shelf.path(row.ident), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except FileNotFoundError:
+            fd = os.open(self._shelf.path(row.ident), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as exc:
-            raise self.error(exc) from exc
-        if lock(fd, fcntl.LOCK_SH) and os.fstat(fd).st_size == row.size:
-            return fd
+            if exc.errno in (errno.EMFILE, errno.ENFILE):
+                raise self.error(exc) from exc
+            self._trouble(exc)
+            return None
+        if lock(fd, fcntl.LOCK_SH):
+            status = os.fstat(fd)
+            if (status.st_size, status.st_mtime_ns) == (row.size, row.written):
+                return fd
         os.close(fd)
         return None
 
     def create(self) -> Partial:
-        """An empty file to download into."""
+        """An empty file to download into. Raises OSError."""
+        name, fd = self._shelf.create_partial()
+        partial = self._partials[name] = Partial(name, fd)
+        return partial
+
+    def create_in_memory(self) -> Partial:
+        """The same where the directory takes none; what goes into it is counted by `reserve`. Raises CacheError."""
         try:
-            name, fd = self._shelf.create_partial()
+            fd = os.memfd_create("xnatfs", os.MFD_CLOEXEC)
         except OSError as exc:
             raise self.error(exc) from exc
-        partial = self._partials[name] = Partial(name, fd)
+        name = f"memory {fd}"
+        partial = self._partials[name] = Partial(name, fd, in_memory=True)
         return partial
 
     def error(self, exc: OSError) -> CacheError:
         """The one line for a user, and once in the log."""
-        if exc.errno in NO_SPACE:
+        if is_full(exc):
             what = f"{exc.strerror}; make room there or choose another cache directory"
         elif exc.errno in (errno.EMFILE, errno.ENFILE):
             what = f"{exc.strerror}; raise the limit (ulimit -n) or close files"
@@ -125,17 +162,22 @@ class Store:
     # In a thread.
 
     async def reserve(self, partial: Partial, size: int) -> None:
-        """Count a download before it is written, and make room for it."""
+        """Count a download before it is written, and make room for it. Raises CacheError where memory is all taken."""
         grown, partial.reserved = size - partial.reserved, size
+        if partial.in_memory:
+            self._in_memory += grown
+            if self._in_memory > MEMORY:
+                raise CacheError(f"cache directory {self._shelf.directory}: there is no room, and none left in memory")
+            return
         await self._write(self._shelf.reserve, partial.name, size, grown)
 
     async def keep(self, partial: Partial, row: Row) -> bool:
         """Make a verified download a kept file; False if it cannot be kept."""
-        if row.size <= self.limit and await self._write(self._shelf.keep, partial.name, row):
+        if not partial.in_memory and row.size <= self.limit and await self._write(self._shelf.keep, partial.name, row):
             partial.kept = True
             partial.reserved = 0
             del self._partials[partial.name]
-            self._troubled = False
+            self._no_trouble()
         return partial.kept
 
     async def keep_whole(self, files: Sequence[tuple[Row, bytes]]) -> set[bytes]:
@@ -143,11 +185,16 @@ class Store:
         fit = [(row, data) for row, data in files if row.size <= self.limit]
         if not fit or not await self._write(self._shelf.keep_whole, fit):
             return set()
-        self._troubled = False
+        self._no_trouble()
         return {row.ident for row, _ in fit}
 
     async def discard(self, partial: Partial) -> None:
         """Remove a download; its descriptor is closed with it."""
+        if partial.in_memory:
+            self._in_memory -= partial.reserved
+            os.close(partial.fd)
+            del self._partials[partial.name]
+            return
         await self._in_thread(_unlink, self._shelf.partial_path(partial.name), partial.fd)
         del self._partials[partial.name]  # only now: a cancelled discard is made up for by `close`
         if partial.reserved:
@@ -161,14 +208,34 @@ class Store:
         """Bring the total down to this, as far as files are not open."""
         await self._write(self._shelf.evict, target)
 
+    async def drop(self, owners: Collection[str]) -> None:
+        """Remove what belongs to one of these."""
+        await self._write(self._shelf.drop, owners)
+
+    async def owners(self) -> set[str]:
+        """What the kept files belong to, as their rows have it."""
+        return await self._write(self._shelf.owners) or set()
+
     async def tidy(self) -> None:
         """Remove what crashes left."""
-        await self._write(self._shelf.tidy_partials)
+        await self.tidy_partials()
         for first in range(256):
             await self._write(self._shelf.tidy_blobs, first)
+        await self._trim()
+
+    async def _trim(self) -> None:
+        """The limit is ours: others have another one, or had one."""
+        if self.total() > self.limit:
+            await self.evict(self.limit)
+
+    async def tidy_partials(self) -> None:
+        """Remove what others that share the directory left when they died."""
+        await self._write(self._shelf.tidy_partials, set(self._partials))
 
     async def flush(self) -> None:
-        """Write recency, and see new files to the disk."""
+        """Write recency, and see new files to the disk; tidy up after others."""
+        await self.tidy_partials()
+        await self._trim()
         if self._shelf.recent:
             await self._write(self._shelf.touch)
         while await self._write(self._shelf.sync):
@@ -179,10 +246,18 @@ class Store:
         for partial in list(self._partials.values()):
             await self.discard(partial)
         await self._write(self._shelf.touch)
-        await self._in_thread(self._shelf.index.close)
+        await self._in_thread(self._shelf.close)
 
     async def _write(self, work: Callable[[*Ts], T], *args: *Ts) -> T | None:
-        return None if self._damaged else await self._in_thread(work, *args)
+        return await self._in_thread(self._at_healed, work, *args)
+
+    def _at_healed(self, work: Callable[[*Ts], T], *args: *Ts) -> T:
+        if (old := self._shelf.heal()) is not None:
+            if not old.damaged:
+                self._trouble(OSError(errno.ENOENT, "its index was removed by others and is begun anew"))
+            own = [(each.name, each.reserved) for each in list(self._partials.values()) if not each.in_memory]
+            self._shelf.adopt(own)
+        return work(*args)
 
     async def _in_thread(self, work: Callable[[*Ts], T], *args: *Ts) -> T | None:
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -192,18 +267,21 @@ class Store:
                 try:
                     return await trio.to_thread.run_sync(work, *args)
                 except (sqlite3.Error, OSError) as exc:
-                    self._trouble(exc)
+                    self._trouble(exc, self._shelf.index)
         return None
 
-    def _trouble(self, exc: Exception) -> None:
-        if self._troubled:
-            return
-        self._troubled = True
-        log.warning("cache directory %s: %s; files are fetched but not kept", self._shelf.directory, exc)
-        if type(exc) is sqlite3.DatabaseError:  # not a subclass: "malformed" or "not a database"
-            self._damaged = True
-            with contextlib.suppress(OSError):
-                set_aside(self._shelf.directory / "index.sqlite")  # the next start makes a new one
+    def _trouble(self, exc: Exception, index: Index | None = None) -> None:
+        self._troubled = time.monotonic()
+        if not self._told:
+            self._told = True
+            log.warning("cache directory %s: %s; files are fetched but not kept", self._shelf.directory, exc)
+        if index is not None and getattr(exc, "sqlite_errorcode", 0) & 0xFF in DAMAGED:
+            index.damaged = True  # the next who writes puts it aside
+
+    def _no_trouble(self) -> None:
+        if self._told and time.monotonic() - self._troubled > QUIET:
+            self._told = False
+            log.info("cache directory %s: files are kept again", self._shelf.directory)
 
 
 def _unlink(path: str, fd: int) -> None:

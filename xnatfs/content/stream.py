@@ -28,6 +28,7 @@ class Stream:
     __slots__ = (
         "begun",
         "cursor",
+        "most",
         "moved",
         "origin",
         "reader",
@@ -48,6 +49,7 @@ class Stream:
         self.begun = trio.current_time()
         self.stop = stop  # no more is asked for; None: to the end
         self.used = start  # up to here somebody has asked
+        self.most: int | None = None  # so much may be ahead of that, where there is no room for more
         self.moved = trio.Event()  # somebody has asked for more since it was looked at
         self.reads = 0  # how many reads waited for it
         self.reader = -1  # offset of the last of these
@@ -61,7 +63,7 @@ class Stream:
     def next_step(self) -> int:
         """Where the next step ends, at the pace of those before: a seek waits no longer for it than for a request."""
         rate = (self.cursor - self.origin) / max(trio.current_time() - self.begun, STEP_SECONDS)
-        return self.cursor + min(max(NEAR, int(rate * STEP_SECONDS)), LONGEST_STEP)
+        return self.cursor + min(max(NEAR, int(rate * STEP_SECONDS)), LONGEST_STEP if self.most is None else NEAR)
 
     def note(self, offset: int, end: int) -> None:
         """Somebody asks for this, whether it is there or not."""
@@ -75,7 +77,7 @@ class Stream:
         return self.cursor - self.used >= self._allowed()
 
     def _allowed(self) -> int:
-        return max(AHEAD, self.used - self.origin)
+        return max(AHEAD, self.used - self.origin) if self.most is None else self.most
 
     def mark(self, offset: int) -> None:
         """A read waits for it."""

@@ -45,7 +45,8 @@ class Writeback:
         self._let_go = let_go  # tell the cache: it is not in here any more; whether it was kept
         self._waiting: deque[Entry] = deque()
         self._written: deque[Entry] = deque()
-        self._waiting_bytes = self._written_bytes = 0
+        self.waiting_bytes = 0  # of what nobody has written yet
+        self._written_bytes = 0
         self._running = False
         self._room = trio.Event()
         self._lock = trio.Lock()  # held while a batch is written
@@ -53,14 +54,14 @@ class Writeback:
     def add(self, entry: Entry) -> None:
         """Its blob is complete, and in memory."""
         self._waiting.append(entry)
-        self._waiting_bytes += entry.blob.size
+        self.waiting_bytes += entry.blob.size
         if not self._running:
             self._running = True
             self._nursery.start_soon(self._run)
 
     async def room(self) -> None:
         """Wait until more may be added."""
-        while self._waiting_bytes > MOST:
+        while self.waiting_bytes > MOST:
             await self._room.wait()
 
     def retain(self, most: int) -> None:
@@ -82,7 +83,7 @@ class Writeback:
         kept = await self._store.keep_whole([(row, data) for row, data in rows if row and data is not None])
         for entry in batch:
             self._waiting.popleft()
-            self._waiting_bytes -= entry.blob.size
+            self.waiting_bytes -= entry.blob.size
             if entry.ident in kept:
                 self._written.append(entry)
                 self._written_bytes += entry.blob.size

@@ -5,9 +5,18 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-Content = bytes | Path | None  # None: the catalogue lists it, the disk has lost it
+
+class Computed(Protocol):
+    """A file that is nowhere: its bytes are made when they are sent."""
+
+    def __len__(self) -> int: ...
+
+    def pieces(self, start: int, length: int) -> Iterator[bytes]: ...
+
+
+Content = bytes | Path | Computed | None  # None: the catalogue lists it, the disk has lost it
 
 STAMP = "2024-01-02 03:04:05.678"
 MODIFIED = 1704164645.0
@@ -33,7 +42,7 @@ class Entry:
 
     def length(self) -> int:
         assert self.content is not None
-        return len(self.content) if isinstance(self.content, bytes) else self.content.stat().st_size
+        return self.content.stat().st_size if isinstance(self.content, Path) else len(self.content)
 
 
 @dataclass

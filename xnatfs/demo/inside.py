@@ -6,9 +6,10 @@ That a folder may be called like a zip is not foreseen: what is in `folder.zip/`
 import io
 import re
 import zipfile
+from pathlib import Path
 
 from xnatfs.demo.archive import Entry
-from xnatfs.demo.reply import Failed, Reply
+from xnatfs.demo.reply import Failed, Reply, Slice
 from xnatfs.demo.tables import Query, table
 
 INNER = re.compile(r"(.*?\.(?:zip|jar|rar|ear|gar|mrb))!?/(.+)", re.IGNORECASE)
@@ -39,6 +40,8 @@ def _opened(entry: Entry) -> zipfile.ZipFile:
     if entry.lost or entry.content is None:
         raise Failed(404, "Unable to find file.", empty=True)
     try:
-        return zipfile.ZipFile(io.BytesIO(entry.content) if isinstance(entry.content, bytes) else entry.content)
+        if isinstance(entry.content, Path):
+            return zipfile.ZipFile(entry.content)
+        return zipfile.ZipFile(io.BytesIO(b"".join(Slice.whole(entry.content).pieces())))
     except zipfile.BadZipFile:
         raise Failed(404, "Unable to find file.", empty=True) from None

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
+from xnatfs.demo.archive import Computed, Content
+
 HTML = "text/html;charset=utf-8"
 PIECE = 256 * 1024  # read from disk and sent at a time
 
@@ -13,19 +15,22 @@ PIECE = 256 * 1024  # read from disk and sent at a time
 class Slice:
     """A part of a file."""
 
-    content: bytes | Path
+    content: bytes | Path | Computed
     start: int
     length: int  # as promised; the file may end before
 
     @classmethod
-    def whole(cls, content: bytes | Path | None) -> "Slice":
+    def whole(cls, content: Content) -> "Slice":
         if content is None:
             raise FileNotFoundError
-        return cls(content, 0, len(content) if isinstance(content, bytes) else content.stat().st_size)
+        return cls(content, 0, content.stat().st_size if isinstance(content, Path) else len(content))
 
     def pieces(self) -> Iterator[bytes]:
         if isinstance(self.content, bytes):
             yield self.content[self.start : self.start + self.length]
+            return
+        if not isinstance(self.content, Path):
+            yield from self.content.pieces(self.start, self.length)
             return
         with open(self.content, "rb") as file:
             file.seek(self.start)

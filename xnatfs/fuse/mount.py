@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pyfuse3
@@ -19,9 +20,10 @@ import trio
 from xnatfs import __version__
 from xnatfs.config import Config
 from xnatfs.credentials import Credentials
-from xnatfs.errors import MountpointError
-from xnatfs.fuse.mountpoint import check_fuse, check_mountpoint, registered
+from xnatfs.errors import MountpointError, Unreachable
+from xnatfs.fuse.mountpoint import check_fuse, check_mountpoint, clear_dead, one_at_a_time, registered
 from xnatfs.fuse.operations import Operations, OperationsWithXattrs, Ownership
+from xnatfs.fuse.state import log_state
 from xnatfs.mountinfo import mount_on
 from xnatfs.sessions import SessionStore
 from xnatfs.site import Site, open_site
@@ -61,15 +63,19 @@ async def mount(
     Raises XnatError where it cannot begin; nothing is left mounted then.
     """
     check_fuse()
-    check_mountpoint(options.mountpoint)
+    check_mountpoint(options.mountpoint, config.url)
     _allow_open_files()
     with (
         registered(options.mountpoint),
-        trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals,
+        trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1) as signals,
     ):
         async with open_site(config, credentials, sessions=sessions) as site:
-            await site.xnat.log_in()
-            site.stay()
+            try:
+                await site.xnat.log_in()
+            except Unreachable:
+                if not config.offline:
+                    raise
+            site.stay(config.offline)
             log.info(
                 "xnatfs %s: %s as %s on %s, cache %s",
                 __version__,
@@ -79,11 +85,13 @@ async def mount(
                 config.cache_dir,
             )
             kind = OperationsWithXattrs if options.xattrs else Operations
-            operations = kind(Root(site), options.ownership)
+            import os
+
+            operations = kind(Root(site), options.ownership, None if os.environ.get("NOPUSH") else pyfuse3.notify_store)
             _begin(operations, config, options)
             try:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(_end_by_signal, signals)
+                    nursery.start_soon(_obey, signals, partial(log_state, site, operations))
                     nursery.start_soon(_when_running, ready, options.mountpoint)
                     await pyfuse3.main(max_tasks=MOST_REQUESTS)
                     nursery.cancel_scope.cancel()
@@ -104,7 +112,11 @@ def _begin(operations: Operations, config: Config, options: MountOptions) -> Non
     if options.allow_other:
         flags.add("allow_other")
     try:
-        pyfuse3.init(operations, str(options.mountpoint), flags | options.extra)
+        with one_at_a_time():
+            if clear_dead(options.mountpoint, config.url):
+                log.info("%s was a dead mount, its process had ended without unmounting: cleared", options.mountpoint)
+            check_mountpoint(options.mountpoint)
+            pyfuse3.init(operations, str(options.mountpoint), flags | options.extra)
     except RuntimeError as error:
         hint = " (allow_other needs user_allow_other in /etc/fuse.conf)" if options.allow_other else ""
         raise MountpointError(f"{options.mountpoint} cannot be mounted on: {error}{hint}") from None
@@ -115,8 +127,11 @@ def _escaped(url: str) -> str:
     return url.replace("\\", "\\\\").replace(",", "\\,")
 
 
-async def _end_by_signal(signals: AsyncIterator[int]) -> None:
+async def _obey(signals: AsyncIterator[int], log_state: Callable[[], None]) -> None:
     async for number in signals:
+        if number == signal.SIGUSR1:
+            log_state()
+            continue
         log.info("ending, because of %s", signal.Signals(number).name)
         pyfuse3.terminate()
 

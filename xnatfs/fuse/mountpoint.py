@@ -4,15 +4,35 @@ The command looks here before it starts the daemon, so nothing is imported that 
 """
 
 import errno
+import fcntl
 import hashlib
 import os
+import select
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from xnatfs.config import cache_home
+from xnatfs.credentials import for_children
 from xnatfs.errors import FuseMissing, MountpointError
+from xnatfs.mountinfo import Mount, mount_on
+from xnatfs.sessions import make_private, write_private
+
+KIND = "fuse.xnatfs"
+
+# Whether a mount answers. Not stat(2), which the kernel answers for the dead as long as attributes are fresh.
+PROBE = """
+import os, sys
+try:
+    os.statvfs(sys.argv[1])
+except OSError as error:
+    sys.exit(error.errno)
+"""
+# How long a mount may take to answer that, in seconds: a living one answers from memory.
+PATIENCE = 5.0
 
 
 def check_fuse() -> None:
@@ -25,8 +45,19 @@ def check_fuse() -> None:
         raise FuseMissing("fusermount3 is missing: install the package fuse3")
 
 
-def check_mountpoint(mountpoint: Path) -> None:
-    """Raise MountpointError unless this is an empty directory of ours that nothing is mounted on."""
+def check_mountpoint(mountpoint: Path, source: str = "") -> None:
+    """Raise MountpointError unless this is an empty directory of ours that nothing is mounted on.
+
+    Or a dead mount of ours of the same `source`, the URL of the server: that is for `clear_dead`.
+    """
+    mounted = mount_on(mountpoint)
+    if mounted is not None and is_dead(mountpoint, mounted):
+        if mounted.source == source:
+            return
+        what = f"a dead mount of {mounted.source}"
+        raise MountpointError(f"{mountpoint} holds {what}: remove it with 'xnatfs umount {mountpoint}'")
+    if mounted is not None:
+        raise MountpointError(f"{mountpoint} is a mountpoint already: unmount it first, or take another directory")
     try:
         entries = os.listdir(mountpoint)
     except FileNotFoundError:
@@ -36,41 +67,121 @@ def check_mountpoint(mountpoint: Path) -> None:
     except PermissionError:
         raise MountpointError(f"{mountpoint} may not be read by this user") from None
     except OSError as error:
-        if error.errno == errno.ENOTCONN:
-            text = f"{mountpoint} holds a dead mount: remove it with 'fusermount3 -u {mountpoint}'"
-            raise MountpointError(text) from None
         raise MountpointError(f"{mountpoint} cannot be used: {error.strerror}") from None
-    if mountpoint.is_mount():
-        raise MountpointError(f"{mountpoint} is a mountpoint already: unmount it first, or take another directory")
     if not os.access(mountpoint, os.W_OK):
         raise MountpointError(f"{mountpoint} may not be written to by this user, which mounting needs")
     if entries:
         raise MountpointError(f"{mountpoint} is not empty: take an empty directory")
 
 
+def is_dead(mountpoint: Path, mounted: Mount) -> bool:
+    """Whether it is a mount of xnatfs and of this user whose process has ended without unmounting it.
+
+    Nobody else's mount is touched. One of ours is, where no process is known that serves it: then the kernel answers
+    ENOTCONN by itself, and ECONNABORTED to who asked while that ended. A process that lives and does not answer may
+    keep whoever asks for ever, so a child asks.
+    """
+    if mounted.kind != KIND or mounted.owner != os.getuid():
+        return False
+    if (serving := serving_process(mountpoint)) is not None:
+        os.close(serving)
+        return False
+    child = subprocess.Popen(
+        [sys.executable, "-ISE", "-c", PROBE, mountpoint], stderr=subprocess.DEVNULL, env=for_children()
+    )
+    try:
+        return child.wait(PATIENCE) in (errno.ENOTCONN, errno.ECONNABORTED)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        with suppress(subprocess.TimeoutExpired):  # it may not be possible
+            child.wait(0.1)
+        return False
+
+
+def clear_dead(mountpoint: Path, source: str) -> bool:
+    """Unmount a dead mount of ours of this source; whether there was one. Raises MountpointError."""
+    mounted = mount_on(mountpoint)
+    if mounted is None or mounted.source != source or not is_dead(mountpoint, mounted):
+        return False
+    unmount(mountpoint, dead=mounted)
+    return True
+
+
+def unmount(mountpoint: Path, dead: Mount | None = None) -> None:
+    """Have it unmounted; a dead mount, as it was found, also where programs are still in it. Raises MountpointError.
+
+    A device is never mounted twice, so it is seen that nobody has mounted a living one there meanwhile.
+    """
+    if dead is not None and mount_on(mountpoint) != dead:
+        return
+    done = _fusermount("-u", mountpoint)
+    if done.returncode and dead is not None and mount_on(mountpoint) == dead:
+        done = _fusermount("-u", "-z", mountpoint)
+    if done.returncode:
+        raise MountpointError(f"{mountpoint} cannot be unmounted: {_fusermount_says(done.stderr)}")
+    if dead is not None:
+        _registration(mountpoint).unlink(missing_ok=True)
+
+
+def _fusermount(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(["fusermount3", *arguments], capture_output=True, text=True, env=for_children())
+    except FileNotFoundError:
+        raise FuseMissing("fusermount3 is missing: install the package fuse3") from None
+
+
+def _fusermount_says(text: str) -> str:
+    last = text.strip().rpartition("\n")[2]
+    busy = "busy" in last.lower()
+    return "a program has a file or its working directory in it" if busy else last.removeprefix("fusermount3: ")
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """While somebody looks at a mountpoint, clears it and mounts there, no other process of this user does."""
+    path = cache_home() / "mounts" / "lock"
+    make_private(path.parent)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
 def registered(mountpoint: Path) -> Iterator[None]:
     """Leave word which process serves the mountpoint, so that `umount` can wait for its end."""
-    path = _registration(mountpoint)
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path.write_text(str(os.getpid()))
+    path, text = _registration(mountpoint), f"{os.getpid()} {_started(os.getpid())}"
+    write_private(path, text)
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            if path.read_text() == text:  # else another one serves it by now
+                path.unlink()
 
 
 def serving_process(mountpoint: Path) -> int | None:
-    """A descriptor of the process that serves the mountpoint, readable once it has ended (pidfd_open(2))."""
+    """A descriptor of the other process that serves the mountpoint, readable once it has ended (pidfd_open(2))."""
     try:
-        process = int(_registration(mountpoint).read_text())
-        descriptor = os.pidfd_open(process)
+        process, started = _registration(mountpoint).read_text().split()
+        if int(process) == os.getpid():
+            return None
+        descriptor = os.pidfd_open(int(process))
     except (OSError, ValueError):
         return None
-    if b"xnatfs" in Path(f"/proc/{process}/cmdline").read_bytes():  # and no other that has its number now
-        return descriptor
+    with suppress(OSError):
+        # No other that has its number now, and none that has ended and is waited for by nobody.
+        if _started(int(process)) == started and not select.select([descriptor], [], [], 0)[0]:
+            return descriptor
     os.close(descriptor)
     return None
+
+
+def _started(process: int) -> str:
+    """When a process began, in ticks since the machine did; see proc_pid_stat(5)."""
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
 
 
 def _registration(mountpoint: Path) -> Path:

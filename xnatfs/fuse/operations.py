@@ -3,21 +3,24 @@
 The border to the kernel is total: pyfuse3 understands FUSEError only, and any other exception would end the mount.
 """
 
+import contextlib
 import errno
 import functools
 import logging
 import math
 import os
 import stat
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, TypeVar, cast
 
 import pyfuse3
 import trio
 from pyfuse3 import FileHandleT, FileNameT, FlagT, InodeT, ReaddirToken, RequestContext
 
+from xnatfs.access import Permit
 from xnatfs.content import Blob
 from xnatfs.errors import (
     BadReply,
@@ -28,9 +31,11 @@ from xnatfs.errors import (
     FuseMissing,
     LoginRequired,
     MountpointError,
+    NoRoute,
     NotFound,
     ReadOnly,
     Stale,
+    TimedOut,
     Unreachable,
     XnatError,
 )
@@ -45,6 +50,8 @@ ERRNOS: dict[type[XnatError], int] = {
     NotFound: errno.ENOENT,
     LoginRequired: errno.EACCES,
     Denied: errno.EACCES,
+    NoRoute: errno.EHOSTUNREACH,
+    TimedOut: errno.ETIMEDOUT,
     Unreachable: errno.EIO,
     BadReply: errno.EIO,
     Stale: errno.ESTALE,
@@ -71,7 +78,12 @@ MADE_AT_ONCE = 150
 # Entries of directories whose answers are kept, at 370 bytes each (measured): 20 series of a thousand images.
 KEPT_ANSWERS = 20_000
 
+# What one READ would fetch at the kernel's default read-ahead: given with the answer to OPEN it saves that READ.
+GIVEN = 128 * 1024
+
 Handler = TypeVar("Handler", bound=Callable[..., Coroutine[Any, Any, Any]])
+# Puts bytes into the kernel's pages of an inode, from an offset.
+Store = Callable[[InodeT, int, bytes], None]
 
 
 def errno_of(error: XnatError) -> int:
@@ -172,14 +184,22 @@ class Listings:
 class Operations(pyfuse3.Operations):
     """The calls of the kernel."""
 
-    def __init__(self, root: Dir, ownership: Ownership) -> None:
+    def __init__(self, root: Dir, ownership: Ownership, store: Store | None = None) -> None:
         super().__init__()
         self.inodes = Inodes(root)
+        self._store = store
+        self._site = root.site
         self._ownership = ownership
         self.listings = Listings()
         self._directories: dict[FileHandleT, Listed] = {}
-        self._files: dict[FileHandleT, Blob] = {}
+        self._files: dict[FileHandleT, tuple[Blob, Permit, InodeT]] = {}
+        self._handles = Counter[InodeT]()  # how many each file has
+        self._forgetting: set[InodeT] = set()
         self._next_handle = 1
+
+    def counters(self) -> dict[str, int]:
+        """What the kernel has open, and how many nodes it remembers."""
+        return {"files": len(self._files), "directories": len(self._directories), "inodes": len(self.inodes)}
 
     # -- names ---------------------------------------------------------------------------------------------------
 
@@ -204,7 +224,11 @@ class Operations(pyfuse3.Operations):
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> pyfuse3.EntryAttributes:
         node = self._node(inode)
         await _learn_size([node])
-        attributes = self._attributes(node, node.parent.fresh_until() if node.parent else math.inf)
+        expires = node.parent.fresh_until() if node.parent else math.inf
+        if isinstance(node, File) and expires <= trio.current_time():
+            # Of a file that is open the kernel asks this before it hands out pages that it has.
+            expires = await self._permitted(node.permit(), inode)
+        attributes = self._attributes(node, expires)
         attributes.st_ino = inode
         return attributes
 
@@ -267,21 +291,67 @@ class Operations(pyfuse3.Operations):
         node = self._node(inode)
         if not isinstance(node, File):
             raise pyfuse3.FUSEError(errno.EISDIR)
+        permit = node.permit()
+        if permit.until <= trio.current_time():  # by way of /proc/self/fd, which looks nothing up
+            await self._permitted(permit, inode)
         blob = await node.open()
+        self._give(inode, blob)
         handle = self._handle()
-        self._files[handle] = blob
+        self._files[handle] = blob, permit, inode
+        self._handles[inode] += 1
         # Pages of a file that is not whole yet must not outlive a failure: they are kept only of a verified one.
         return pyfuse3.FileInfo(fh=handle, keep_cache=blob.complete)
 
     @handler
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
-        return await self._files[fh].read(off, size)
+        blob, permit, inode = self._files[fh]
+        if permit.until <= trio.current_time():
+            await self._permitted(permit, inode)
+        try:
+            return await blob.read(off, size)
+        except NotFound as error:  # read(2) knows no such answer of what is open
+            raise Stale(f"it is not there any more: {error}") from error
+
+    async def _permitted(self, permit: Permit, inode: InodeT) -> float:
+        """See to it that this may be read on; until when. Where it may not, the kernel's pages of it go, too."""
+        try:
+            await permit.renew()
+        except XnatError:
+            if inode not in self._forgetting:
+                self._forgetting.add(inode)
+                self._site.access.begin(self._forget_pages, inode)
+            raise
+        return permit.until
+
+    async def _forget_pages(self, inode: InodeT) -> None:
+        """In a thread, which waits until the read that found it out is answered: on the loop it would wait for ever."""
+        try:
+            await trio.to_thread.run_sync(pyfuse3.invalidate_inode, inode, abandon_on_cancel=True)
+        except OSError as error:
+            log.debug("the kernel does not know inode %d: %s", inode, error)
+        finally:
+            self._forgetting.discard(inode)
 
     @handler
     async def release(self, fh: FileHandleT) -> None:
-        blob = self._files.pop(fh, None)
-        if blob is not None:
+        opened = self._files.pop(fh, None)
+        if opened is not None:
+            blob, _, inode = opened
+            self._handles[inode] -= 1
+            if not self._handles[inode]:
+                del self._handles[inode]
             blob.close()
+
+    def _give(self, inode: InodeT, blob: Blob) -> None:
+        """Bytes that are in memory become the kernel's before it asks for them.
+
+        Only where nobody has the file open: the kernel locks the pages of a READ until that is answered, which is for
+        us to do, and to store into one of these would wait for it, for ever.
+        """
+        if self._store is None or blob.memory is None or len(blob.memory) > GIVEN or self._handles[inode]:
+            return
+        with contextlib.suppress(OSError):  # forgotten meanwhile, or no such call: then it reads
+            self._store(inode, 0, blob.memory)
 
     # -- the file system -----------------------------------------------------------------------------------------
 
@@ -367,6 +437,8 @@ async def _learn_size(nodes: Sequence[Node]) -> None:
 
 async def _xattrs(node: Node) -> dict[FileNameT, bytes]:
     facts = await node.all_xattrs()
+    if since := node.stale():
+        facts["stale"] = datetime.fromtimestamp(since, UTC).isoformat(timespec="seconds")
     return {FileNameT(XATTR_PREFIX + key.encode()): encode(value) for key, value in facts.items() if value}
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast, overload
 
 import trio
 
+from xnatfs.access import Permit
 from xnatfs.bulk import version
 from xnatfs.catalogue import Catalogue
 from xnatfs.client import has_url
@@ -18,7 +19,7 @@ from xnatfs.content import Blob
 from xnatfs.errors import BadReply, Denied, NotFound, Stale
 from xnatfs.metadata import Listing
 from xnatfs.models import FileRow
-from xnatfs.site import TrueSize
+from xnatfs.site import Seen, TrueSize
 from xnatfs.tree.names import escape, split
 from xnatfs.tree.node import Children, Dir, File, Listed, Node, number
 
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 # A file that is listed and not to be had is lost if the listing is younger than this, in seconds; an older listing is
 # asked for again, to tell a lost file from a deleted one.
 LOST_IF_LISTED_WITHIN = 10.0
+# Of one resource. A folder is 1.5 KB, and two bytes of a path make one.
+MOST_FOLDERS = 200_000
 # Files that are sorted into folders between two looks at who else waits: a millisecond.
 AT_ONCE = 100
 
@@ -48,6 +51,7 @@ class Folders:
         self.modified = resource_dir.modified()
         self.by_path: dict[Inner, Folder] = {(): Folder(self, resource_dir, None)}
         self.sizes: dict[int, int] = {}  # that are not as the catalogue has them, by place
+        self.twice = 0  # files that are listed under the path of another one
 
     def __len__(self) -> int:
         return len(self.catalogue) + len(self.by_path)
@@ -65,6 +69,8 @@ class Folders:
         """The folder of this path, made if need be, with those that it is in."""
         found = self.by_path.get(inner)
         if found is None:
+            if len(self.by_path) > MOST_FOLDERS:
+                raise BadReply(f"resource {self.catalogue.resource_id} has more than {MOST_FOLDERS} folders")
             parent = self.folder(inner[:-1])
             node = FolderDir(parent.node, inner[-1], self.resource_dir, inner)
             parent.dirs[inner[-1]] = node
@@ -195,7 +201,7 @@ class FolderDir(Dir):
 class CatalogueFile(File):
     """One file of a resource. What the catalogue says of its size is corrected by what its reply said."""
 
-    __slots__ = ("_identity", "_name", "_size", "folder", "place")
+    __slots__ = ("_before", "_identity", "_name", "_size", "folder", "place")
 
     def __init__(self, folder: Folder, name: str, place: int) -> None:
         self.site = folder.site
@@ -205,10 +211,14 @@ class CatalogueFile(File):
         self.place = place
         self._identity = b""
         self._size = folder.folders.size(place)
+        self._before = 0  # contents of this version that were seen before; more than one only without a digest
         if self._size is None or self.site.sizes_learnt:
             learnt = self.site.metadata.peek(self._size_key())
             if isinstance(learnt, TrueSize):
                 self._size = learnt.size
+            seen = self.site.metadata.peek(self._seen_key())
+            if isinstance(seen, Seen):
+                self._before = seen.before
 
     @property
     def name(self) -> str:
@@ -226,6 +236,10 @@ class CatalogueFile(File):
         row = self.row
         return ("size", row.resource_id, row.path, row.size, row.digest)
 
+    def _seen_key(self) -> tuple[str, str, str]:
+        row = self.row
+        return ("seen", row.resource_id, row.path)
+
     @property
     def identity(self) -> object:
         """Of the resource, the path and the version: 16 bytes, because the kernel may know a million of them."""
@@ -234,6 +248,7 @@ class CatalogueFile(File):
                 self.folder.folders.catalogue.version(self.place),
                 -1 if self._size is None else self._size,
             )
+            whole += b" %d" % self._before if self._before else b""
             self._identity = hashlib.blake2b(whole, digest_size=16).digest()
         return self._identity
 
@@ -284,15 +299,24 @@ class CatalogueFile(File):
         resource_dir = folders.resource_dir
         await self.site.bulk.opened(resource_dir.place.item, folders.listing.groups, row, resource_dir)
         try:
-            blob = await self.site.content.open(version(row), resource_dir.source(row))
+            blob = await self.site.content.open(version(row, resource_dir.owners), resource_dir.source(row))
         except NotFound as error:
             await self._check_listed()
             raise BadReply(f"the server lists {'/'.join(self.path)}, but has lost it: {error}") from error
+        replaced = not row.digest and self.site.sees(self._seen_key(), blob.stamp) != self._before
         if blob.size != await self.size():
+            await _believe(blob)
             blob.close()
             self._correct(blob.size)
             raise Stale(f"{'/'.join(self.path)} is {blob.size} bytes, not {self._size} as listed")
+        if replaced:  # the kernel has pages of what was there before, and who has that open brings more: another inode
+            blob.close()
+            self.folder.forget()
+            raise Stale(f"{'/'.join(self.path)} was replaced by another of its length")
         return blob
+
+    def permit(self) -> Permit:
+        return self.folder.folders.resource_dir.permit(self.folder.folders.expires)
 
     async def _check_listed(self) -> None:
         """Raise NotFound if the file is not in the server's listing any more."""
@@ -312,6 +336,18 @@ class CatalogueFile(File):
         self.site.learn_size(self._size_key(), size)
         self.folder.folders.sizes[self.place] = size
         self.folder.forget()
+
+
+async def _believe(blob: Blob) -> None:
+    """A reply has another length than the listing: wait until a small file is whole, and as its digest says.
+
+    Else an empty reply made an empty file, which nobody reads, so that nobody hears that it failed.
+    """
+    try:
+        await blob.read(0, 1)
+    except BaseException:
+        blob.close()
+        raise
 
 
 async def build(resource_dir: "ResourceDir", listing: Listing[FileRow]) -> Folders:
@@ -369,13 +405,17 @@ async def _sort(folders: Folders) -> None:
         while name in folder:
             name += "~file"
         _enter(folder, name, place, catalogue.path(place))
+    if folders.twice > 1:
+        log.warning("the catalogue of resource %s has %d such paths", catalogue.resource_id, folders.twice)
     for folder in folders.by_path.values():
         folder.aliases = {raw: name for raw, name in folder.aliases.items() if raw not in folder}
 
 
 def _enter(folder: Folder, name: str, place: int, path: str) -> None:
     if name in folder.places:
-        log.warning("the catalogue of resource %s has %r twice", folder.folders.catalogue.resource_id, path)
+        folder.folders.twice += 1
+        if folder.folders.twice == 1:  # a line for each would let a server fill the disk with the log
+            log.warning("the catalogue of resource %s has %r twice", folder.folders.catalogue.resource_id, path)
         return
     folder.places[name] = place
     raw = path.rpartition("/")[2]

@@ -22,6 +22,9 @@ _ESCAPE = re.compile(r"%(2F|00|2E|25)")
 # A path whose segments are names as they are: nearly all, and told in a fifth of the time.
 _SIMPLE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_. -]{0,200}(?:/[A-Za-z0-9_-][A-Za-z0-9_. -]{0,200})*")
 
+# Levels of folders below a resource. No program can name what is deeper than 4096 bytes, and each level costs memory.
+DEEPEST = 100
+
 T = TypeVar("T")
 
 
@@ -99,12 +102,13 @@ def split(path: str) -> tuple[str, ...]:
     """A catalogue path as names, one per folder level.
 
     An empty segment, which no folder can be, joins its slash to the next name (or, at the end, to the one before).
+    What is deeper than DEEPEST is one name, slashes and all.
     """
-    if _SIMPLE.fullmatch(path):
+    if _SIMPLE.fullmatch(path) and path.count("/") < DEEPEST:
         return tuple(path.split("/"))
     names: list[str] = []
     pending = ""
-    for segment in path.split("/"):
+    for segment in path.split("/", DEEPEST - 1):
         if segment:
             names.append(shorten(escape(pending + segment)))
             pending = ""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import trio
 
+from xnatfs.access import Permit
 from xnatfs.content import Blob
 from xnatfs.errors import NotFound
 from xnatfs.site import Key, Site
@@ -81,6 +82,16 @@ class Node:
         """The same, where lists of many items do not tell all: may cost a request."""
         return self.xattrs()
 
+    def stale(self) -> float:
+        """Since when nobody knows whether it is so, in seconds since the epoch; 0: the server has just said so."""
+        above = self.parent.stale() if self.parent else 0.0
+        times = [above, *(self.site.stale(key) for key in self.sources())]
+        return min(filter(None, times), default=0.0)
+
+    def sources(self) -> Sequence[Key]:
+        """The listings that it is made of, of which one may be put together from others, or of the last mount."""
+        return ()
+
 
 class Dir(Node):
     """A directory."""
@@ -125,10 +136,6 @@ class Dir(Node):
         if node is None:
             raise NotFound(f"{'/'.join((*self.path, name))} does not exist")
         return node
-
-    def sources(self) -> Sequence[Key]:
-        """The listings that it is made of, of which one may be put together from others, or of the last mount."""
-        return ()
 
 
 class StaticDir(Dir):
@@ -175,6 +182,10 @@ class File(Node):
 
     async def size(self) -> int:
         """Its length in bytes. May cost a request where the server's listing lacks it."""
+        raise NotImplementedError(type(self).__name__)
+
+    def permit(self) -> Permit:
+        """Leave to read it, as long as the server shows it to us; to be looked at whenever it is read."""
         raise NotImplementedError(type(self).__name__)
 
     async def open(self) -> Blob:

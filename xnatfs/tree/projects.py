@@ -59,7 +59,7 @@ class ProjectDir(Dir):
 
     def _resources(self) -> Dir:
         item = ("projects", self.project.id)
-        return ResourcesDir(self.site, self, RESOURCES, Place(item, item))
+        return ResourcesDir(self.site, self, RESOURCES, Place(item, item, project=self.project.id))
 
 
 def _unlisted(listed: object, experiments: Sequence[Experiment]) -> list[Subject]:
@@ -105,7 +105,8 @@ class SubjectDir(Dir):
 
     def _resources(self) -> Dir:
         item = ("subjects", self.subject.id)
-        return SubjectResourcesDir(self.site, self, RESOURCES, Place(item, item))
+        place = Place(item, item, project=self.project_dir.project.id)
+        return SubjectResourcesDir(self.site, self, RESOURCES, place)
 
 
 class SubjectResourcesDir(ResourcesDir):

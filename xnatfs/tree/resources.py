@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import trio
 
-from xnatfs.errors import BadReply
+from xnatfs.access import Permit
+from xnatfs.errors import BadReply, NotFound
 from xnatfs.metadata import Listing
 from xnatfs.models import FileRow, Resource
 from xnatfs.site import Item, Key, Site
@@ -27,6 +28,12 @@ class Place:
     home: Item
     below: bool = False
     group: tuple[str, str] = ("resources", "")
+    project: str = ""  # through which they are looked at; '' where nobody looks around
+
+    @property
+    def key(self) -> Key:
+        """Of the listing that shows them."""
+        return ("resources", self.item, self.below)
 
 
 class ResourcesDir(Dir):
@@ -52,7 +59,7 @@ class ResourcesDir(Dir):
         return Children(nodes, listing.expires)
 
     def sources(self) -> Sequence[Key]:
-        return [("resources", self.place.item, self.place.below)]
+        return [self.place.key]
 
 
 class ResourceDir(Dir):
@@ -64,6 +71,9 @@ class ResourceDir(Dir):
         super().__init__(site, parent, name)
         self.place = place
         self.resource = resource
+
+    def sources(self) -> Sequence[Key]:
+        return [("files", self.place.item, self.place.below)]
 
     async def all_xattrs(self) -> dict[str, str]:
         """A list of files does not tell what its resources are for."""
@@ -104,6 +114,26 @@ class ResourceDir(Dir):
             folders = self.site.metadata.peek(("folders", self.path))
             self._expires = folders.expires if folders else -math.inf
         return self._expires
+
+    @property
+    def owners(self) -> tuple[str, ...]:
+        """What its files belong to, for the cache of contents."""
+        return self.site.access.owners(self.place.project, self.place.item)
+
+    def permit(self, until: float) -> Permit:
+        """Leave to read its files; a listing that is good `until` then shows it."""
+        return self.site.access.permit((self.place.key, self.resource.id), self._shown, until)
+
+    async def _shown(self) -> float:
+        """Until when the server is known to show it to us. Raises NotFound, Denied."""
+        place = self.place
+        for certain in (False, True):
+            if certain:  # it is not there: does a list of many items leave it out, or one of the last mount?
+                await self.site.confirm([place.key])
+            found = await self.site.resources(place.item, place.below)
+            if any(row.id == self.resource.id for row in found.rows):
+                return found.expires
+        raise NotFound(f"resource {self.resource.id} is not listed in {'/'.join(place.item)}")
 
     def source(self, row: FileRow) -> FileSource:
         """Where one of its files comes from."""

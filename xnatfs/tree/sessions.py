@@ -1,7 +1,6 @@
 """SESSION/: scans, resources, assessors and reconstructions. Listing a session asks nothing: the four always exist."""
 
 from collections.abc import Iterable, Sequence
-from html import unescape
 
 from xnatfs.errors import BadReply, NotFound
 from xnatfs.metadata import Listing
@@ -10,6 +9,7 @@ from xnatfs.site import Item, Key, Site
 from xnatfs.tree.names import assign
 from xnatfs.tree.node import Children, Dir, Node, StaticDir, number
 from xnatfs.tree.resources import Place, ResourcesDir
+from xnatfs.untrusted import decoded
 
 INPUTS = "in"  # what an assessor was made of; found by lookup, not listed: it costs a request each
 
@@ -50,7 +50,7 @@ class SessionDir(StaticDir):
     def place(self, category: str, cat_id: str) -> Place:
         """Where the resources of one part of the session are found: in the one listing of them all."""
         home: Item = self.item if category == "resources" else (*self.item, category, cat_id)
-        return Place(self.item, home, below=True, group=(category, cat_id))
+        return Place(self.item, home, below=True, group=(category, cat_id), project=self.project)
 
 
 class SessionResourcesDir(ResourcesDir):
@@ -86,7 +86,7 @@ class ScansDir(_PartsDir):
             if self.session.experiment.is_imaging:
                 raise
             return Children({})  # servers answer 404 or 500 for what cannot have scans
-        named = assign(listing.rows, lambda row: unescape(row.id), lambda row: row.id)
+        named = assign(listing.rows, lambda row: decoded(row.id), lambda row: row.id)
         nodes = {name: ScanDir(self, name, row, place) for place, (name, row) in enumerate(named.items())}
         return Children(nodes, listing.expires)
 
@@ -174,7 +174,8 @@ class AssessorDir(ResourcesDir):
     async def child(self, name: str) -> Node:
         if name == INPUTS:
             item = (*self.place.home, INPUTS)
-            return ResourcesDir(self.site, self, name, Place(item, item, group=("assessors", self.assessor.id)))
+            place = Place(item, item, group=("assessors", self.assessor.id), project=self.place.project)
+            return ResourcesDir(self.site, self, name, place)
         return await super().child(name)
 
 
@@ -187,7 +188,7 @@ class ReconstructionsDir(_PartsDir):
         await self.session.look_into()
         listing: Listing[Resource] = await self.site.resources(self.session.item, True)
         ids = sorted({row.cat_id for row in listing.rows if row.category == "reconstructions"})
-        named = assign(ids, unescape, lambda cat_id: cat_id)
+        named = assign(ids, decoded, lambda cat_id: cat_id)
         nodes = {name: ReconstructionDir(self, name, cat_id) for name, cat_id in named.items()}
         return Children(nodes, listing.expires)
 

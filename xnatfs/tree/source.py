@@ -7,7 +7,6 @@ that fails asked for by its number in the listing. What comes is checked by name
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
-from html import unescape
 
 from xnatfs.client import Xnat, has_url
 from xnatfs.content import Body
@@ -18,6 +17,7 @@ from xnatfs.models import FileRow
 from xnatfs.site import Item, Site
 from xnatfs.tree.names import assign
 from xnatfs.untar import Member, members
+from xnatfs.untrusted import decoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ def reading_order(site: Site, item: Item, below: bool) -> list[tuple[str, str]]:
     if not isinstance(resources, Listing):
         return []
     rows = scans.rows if isinstance(scans, Listing) else ()
-    shown = assign(rows, lambda scan: unescape(scan.id), lambda scan: scan.id)
+    shown = assign(rows, lambda scan: decoded(scan.id), lambda scan: scan.id)
     places = {("scans", scan.id): place for place, scan in enumerate(shown.values())}
     ordered = sorted(resources.rows, key=lambda row: places.get((row.category, row.cat_id), len(places)))
     return [(row.id, row.label) for row in ordered]

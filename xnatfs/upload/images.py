@@ -1,6 +1,7 @@
 """The DICOM objects in a folder, a zip or a tar. Their content tells what they are, not their names."""
 
 import io
+import lzma
 import os
 import stat
 import tarfile
@@ -64,7 +65,16 @@ def find(path: Path) -> Found:
             _sort(member, found, instances)
     except OSError as error:
         raise ConfigError(f"{error.filename or path}: {error.strerror or error}") from None
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as error:
+    # RuntimeError is what zipfile says to members that are encrypted, or packed in a way that it does not know.
+    except (
+        zipfile.BadZipFile,
+        tarfile.TarError,
+        zlib.error,
+        lzma.LZMAError,
+        EOFError,
+        RuntimeError,
+        ValueError,
+    ) as error:
         raise ConfigError(f"{path} is not a whole archive: {error}") from None
     return found
 

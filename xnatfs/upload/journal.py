@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from xnatfs.sessions import write_private
+from xnatfs.untrusted import loads
 from xnatfs.upload.images import Image
 
 VERSION = 1
@@ -60,7 +61,7 @@ class Journal:
     def take_up(self) -> bool:
         """Go on where a run before this one ended, if it sent the same; whether there was one."""
         try:
-            cells: Any = json.loads(self.path.read_bytes())
+            cells: Any = loads(self.path.read_bytes())
             if cells["version"] != VERSION or cells["images"] != self._images:
                 return False
             self.batches = [Batch(**batch) for batch in cells["batches"]]

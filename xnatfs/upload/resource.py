@@ -5,7 +5,6 @@ server unpacks, which is one entry in the catalogue's history and keeps every na
 does not store, so that only the listing afterwards tells.
 """
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from xnatfs.errors import ConfigError, Conflict, Denied, NotFound, Uncertain
 from xnatfs.models import FileRow, file_rows
 from xnatfs.prearchive import failure
 from xnatfs.transfer import Progress, md5
+from xnatfs.untrusted import loads
 from xnatfs.upload.bodies import Part, Sending, as_file, as_tar
 from xnatfs.upload.session import BATCH
 
@@ -150,7 +150,7 @@ def _opener(path: Path) -> Callable[[], BinaryIO]:
 def _duplicates(text: str) -> list[str]:
     """What the server has not stored because it was there: told by the body of a 200 alone."""
     try:
-        found = json.loads(text)["duplicates"]
+        found = loads(text)["duplicates"]
     except (ValueError, KeyError, TypeError):
         return []
     return [str(name) for name in found] if isinstance(found, list) else []

@@ -134,6 +134,7 @@ class Connection:
         try:
             plain = socket.create_connection((host, message["port"]), message["connect"])
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, message["unacknowledged"])
             if trust is None:
                 plain.setblocking(False)
                 return plain

@@ -33,10 +33,17 @@ IDLE = 30.0
 GRACE = 10.0
 # How long one that was told to stop may take: it looks up between two pieces, and writes one to a busy disk.
 STOP = 5.0
+# The same before there is a body: then it writes nothing, and looks up at once unless it hangs.
+STOP_EARLY = 1.0
 # Read at a time of the messages of a process.
 LINE = 64 * 1024
 # What of a body is taken through the process, where it is not written to a file: error pages.
 TAKE = 64 * 1024
+
+# A line is lost if nothing that is sent over it is acknowledged for so long, in seconds. The other end's kernel does
+# that, however slow its server is; on a line that fell asleep with this machine, or that a firewall has forgotten,
+# nobody does.
+UNACKNOWLEDGED = 10.0
 
 ERRORS: dict[str, type[httpx.TransportError]] = {
     "connect": httpx.ConnectError,
@@ -46,6 +53,11 @@ ERRORS: dict[str, type[httpx.TransportError]] = {
     "read timeout": httpx.ReadTimeout,
     "protocol": httpx.RemoteProtocolError,
 }
+
+
+def unacknowledged(timeout: float) -> int:
+    """For TCP_USER_TIMEOUT, in milliseconds: there must be time for a second try on another connection."""
+    return int(1000 * min(UNACKNOWLEDGED, timeout / 2))
 
 
 class ProcessLost(httpx.ReadError):
@@ -100,15 +112,15 @@ class _Process:
         data, self._lines, self._owed = self._lines[: self._owed], self._lines[self._owed :], 0
         return data
 
-    async def stop(self) -> None:
+    async def stop(self, within: float) -> None:
         """Have it leave the body, or end it."""
-        with trio.CancelScope(shield=True), trio.move_on_after(STOP):
+        with trio.CancelScope(shield=True), trio.move_on_after(within):
             try:
                 await self.tell({"stop": True})
                 while not self.ended:
                     await self.data()
                     with contextlib.suppress(httpx.TransportError, OSError):  # of what is left, or of its own end
-                        if "stopped" in await self.hear(STOP):
+                        if "stopped" in await self.hear(within):
                             return
             except (httpx.TransportError, ValueError) as error:
                 log.debug("a download process does not stop: %r", error)
@@ -168,7 +180,7 @@ class Writable(httpx.AsyncByteStream):
     async def aclose(self) -> None:
         process, self._process = self._process, None
         if process is not None:
-            await self._workers.release(process)
+            await self._workers.release(process, STOP)
 
     async def _carried(self, message: Mapping[str, Any], length: int, descriptor: int | None) -> AsyncGenerator[int]:
         assert self._process is not None
@@ -210,6 +222,7 @@ class Workers(httpx.AsyncBaseTransport):
             "headers": [(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.raw],
             "connect": timeout["connect"],
             "read": timeout["read"],
+            "unacknowledged": unacknowledged(timeout["read"]),
         }
         within = timeout["read"] + GRACE
         return await self._replied(message, timeout["connect"] + within, within)
@@ -231,12 +244,12 @@ class Workers(httpx.AsyncBaseTransport):
                     raise
             finally:
                 if response is None:
-                    await self.release(process)
+                    await self.release(process, STOP_EARLY)
 
-    async def release(self, process: _Process) -> None:
-        """It is not needed for this request any more."""
+    async def release(self, process: _Process, within: float) -> None:
+        """It is not needed for this request any more; it has so long to leave it."""
         if not process.ended:
-            await process.stop()
+            await process.stop(within)
         if process.ended or self._closed:
             await process.end()
             self._all.discard(process)

@@ -23,8 +23,10 @@ not be written: the next "write" begins with that.
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
+import threading
 from typing import Any
 
 import h11
@@ -167,9 +169,18 @@ def _of_file(error: OSError) -> Failed:
     return Failed("file", error.strerror or str(error), error.errno)
 
 
+def _end_with(daemon: socket.socket) -> None:
+    """End when the daemon does, at once, whatever is waited for: a slow server or disk, with a cache file open."""
+    gone = select.poll()
+    gone.register(daemon, select.POLLRDHUP)
+    gone.poll()
+    os._exit(0)
+
+
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the daemon decides when it is over
     with socket.socket(fileno=0) as daemon:
+        threading.Thread(target=_end_with, args=(daemon,), daemon=True).start()
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the daemon is gone
             Worker(daemon).run()
 

@@ -1,0 +1,443 @@
+"""What readers do: one program at a time, all that it reads compared, all that it says of errors noted.
+
+Each is what people run: cp, dd, find, tar, cat; and a process that maps a file, which dies of SIGBUS where a page is
+not to be had. They run in the language C.UTF-8, since what they say is read.
+"""
+
+import contextlib
+import errno
+import json
+import mmap
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from scripts.stressing.archive import PROJECT, STILL, File, files, still
+from scripts.stressing.contents import BLOCK, Wrong, check, version_in
+
+ENV = {**os.environ, "LC_ALL": "C.UTF-8"}
+ERRNOS = {os.strerror(number): name for number, name in errno.errorcode.items()}
+# What tar says of a file that is not as long as it was a moment ago, and what find says of a directory.
+CHANGED = re.compile(
+    r"File shrank|file changed as we read it|File removed before|as it was replaced while being copied"
+)
+# How long a program that was killed may take to end; longer, and it is held in the kernel.
+DYING = 15.0
+
+
+@dataclass
+class Event:
+    """One thing that a program did, or what it met. `path` is below the project's directory."""
+
+    program: str
+    path: str
+    began: float  # of the clock that all processes share, as the next
+    ended: float
+    version: int | None = None  # of what was read; None where nothing was
+    bytes: int = 0
+    error: str = ""  # the name of an errno
+    wrong: str = ""  # what must never be
+
+
+Log = Callable[[Event], None]
+
+
+class Reader:
+    """What programs need: a directory, a way to choose, a place for copies, somebody who writes down what was seen."""
+
+    def __init__(self, top: Path, sessions: int, seed: str, place: Path, log: Log) -> None:
+        self.top = top / PROJECT
+        self.still = top / STILL
+        self.files = files(sessions)
+        self.chance = random.Random(seed)
+        self.place = place
+        self.log = log
+        self._by_resource: dict[str, list[File]] = {}
+        for file in self.files.values():
+            self._by_resource.setdefault(file.resource, []).append(file)
+
+    def session(self) -> str:
+        """One of all, and as often the first: so that there is something in the cache."""
+        found = sorted({file.session for file in self.files.values()})
+        return found[0] if self.chance.random() < 0.3 else self.chance.choice(found)
+
+    def resource(self, *names: str) -> str:
+        return f"{self.session()}/{self.chance.choice(names)}"
+
+    def within(self, resource: str) -> list[File]:
+        return self._by_resource[resource]
+
+    def file(self, *resources: str) -> File:
+        return self.chance.choice(self.within(self.resource(*resources)))
+
+    def some(self, count: int) -> list[File]:
+        return self.chance.sample(list(self.files.values()), count)
+
+
+SMALL = ("scans/1/DICOM", "scans/2/RAW", "resources/notes")
+MEDIUM = ("scans/5/NIFTI",)
+BIG = ("scans/3/NIFTI", "scans/4/RAW")
+
+
+# -- programs --------------------------------------------------------------------------------------------------------
+
+
+def cp(reader: Reader) -> None:
+    """A directory is copied, or a file."""
+    if reader.chance.random() < 0.5:
+        wanted = [reader.file(*SMALL, *MEDIUM)]
+        source = wanted[0].path
+    else:
+        source = reader.resource("scans/1/DICOM", "scans/2/RAW", "scans/2/RAW", *MEDIUM, "resources/notes")
+        wanted = reader.within(source)
+    target = reader.place / "copy"
+    began = time.monotonic()
+    errors = _run(reader, "cp", ["cp", "-r", str(reader.top / source), str(target)], began, source)
+    for file in wanted:
+        copied = target if file.path == source else target / file.path.removeprefix(f"{source}/")
+        if not _met(errors, file.path):
+            _compare(reader, "cp", file, copied, began)
+    if target.is_dir():
+        shutil.rmtree(target)
+    else:
+        target.unlink(missing_ok=True)
+
+
+def dd(reader: Reader) -> None:
+    """Some places of a file, one process each."""
+    file = reader.file(*BIG, *BIG, *MEDIUM, "scans/1/DICOM")
+    for _ in range(reader.chance.randrange(2, 6)):
+        count = reader.chance.choice([2, 8, 64])
+        place = reader.chance.randrange(file.base // BLOCK + 1)
+        if reader.chance.random() < 0.2:
+            place = max(0, file.base // BLOCK - 1)  # the tail, as many a program begins
+        began = time.monotonic()
+        words = ["dd", f"if={reader.top / file.path}", f"bs={BLOCK}", f"skip={place}", f"count={count}", "status=none"]
+        data, errors = _output(reader, "dd", words, began, file.path)
+        if not errors:
+            _part(reader, "dd", file, data, place * BLOCK, count * BLOCK, began)
+
+
+def find(reader: Reader) -> None:
+    """All names and sizes of a session, or of all; looking costs nothing, so nothing is read."""
+    below = reader.session() if reader.chance.random() < 0.8 else ""
+    began = time.monotonic()
+    where = str(reader.top / below) if below else str(reader.top)
+    told, errors = _output(reader, "find", ["find", where, "-type", "f", "-printf", "%p\\t%s\\n"], began, below)
+    ended = time.monotonic()
+    seen = {}
+    for line in told.decode("utf-8", "surrogateescape").splitlines():
+        path, _, size = line.rpartition("\t")
+        seen[path.removeprefix(f"{reader.top}/")] = int(size)
+    wanted = {path: file for path, file in reader.files.items() if path.startswith(below)}
+    for path in seen.keys() - wanted.keys():
+        reader.log(Event("find", path, began, ended, wrong=f"{path} is listed, and does not exist"))
+    for path, file in wanted.items():
+        if path not in seen:
+            if not _met(errors, path):
+                reader.log(Event("find", path, began, ended, wrong=f"{path} is not listed, and nothing was said"))
+        elif seen[path] not in (file.size(0), file.size(2)):
+            reader.log(Event("find", path, began, ended, wrong=f"{path} is listed with {seen[path]} bytes"))
+    reader.log(Event("find", below, began, ended, bytes=len(seen)))
+
+
+def tar(reader: Reader) -> None:
+    """A resource, or a whole session but for its largest files."""
+    top = reader.session()
+    wholly = reader.chance.random() < 0.3
+    resources = [f"{top}/{name}" for name in (*SMALL, *MEDIUM)] if wholly else [reader.resource(*SMALL, *MEDIUM)]
+    began = time.monotonic()
+    read: set[str] = set()
+    bad: list[Event] = []
+    with _started(["tar", "cf", "-", "-C", str(reader.top), *resources]) as running:
+        assert running.stdout is not None
+        with contextlib.suppress(tarfile.ReadError), tarfile.open(fileobj=running.stdout, mode="r|") as archive:
+            for member in archive:
+                if member.isfile():
+                    found = archive.extractfile(member)
+                    assert found is not None
+                    bad += _member(reader, member.name, found.read(), began)
+                    read.add(member.name)
+        while running.stdout.read(2**20):
+            """To its end, whatever it is."""
+        errors = _said(reader, "tar", running, began, resources[0])
+    for event in bad:
+        if not _met(errors, event.path):
+            reader.log(event)
+    for resource in resources:
+        for file in reader.within(resource):
+            if file.path not in read and not _met(errors, file.path):
+                wrong = f"{file.path} is not in the tar, and nothing was said"
+                reader.log(Event("tar", file.path, began, time.monotonic(), wrong=wrong))
+
+
+def _member(reader: Reader, name: str, data: bytes, began: float) -> list[Event]:
+    """Note it; what is wrong is told, to be noted unless tar has said so itself."""
+    file = reader.files.get(name)
+    if file is None:
+        return [Event("tar", name, began, time.monotonic(), wrong=f"{name} is in the tar, and does not exist")]
+    event = _whole("tar", file, data, began)
+    if event.wrong:
+        return [event]
+    reader.log(event)
+    return []
+
+
+def mapped(reader: Reader) -> None:
+    """Some pages of a file, mapped; in a process of its own, since that may die."""
+    file = reader.file(*BIG, *MEDIUM, *SMALL[:2])
+    seed = reader.chance.random()
+    began = time.monotonic()
+    told, telling = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(told)
+        _map(reader.top / file.path, file, seed, telling)
+    os.close(telling)
+    try:
+        with open(told, "rb") as answers:
+            said = answers.read().decode()
+        _, status = os.waitpid(child, 0)
+        child = 0
+    finally:
+        if child:
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it has ended, and may be awaited
+                os.kill(child, signal.SIGKILL)
+                _reap(child)
+    ended = time.monotonic()
+    kind, _, text = said.partition(" ")
+    if os.WIFSIGNALED(status):
+        killed = os.WTERMSIG(status)
+        wrong = "" if killed == signal.SIGBUS else f"{file.path}: whoever maps it was ended by signal {killed}"
+        reader.log(Event("mmap", file.path, began, ended, error="EIO", wrong=wrong))  # SIGBUS is all that is said
+    elif kind == "read":
+        version, count = map(int, text.split())
+        reader.log(Event("mmap", file.path, began, ended, version, count))
+    elif kind == "error":
+        reader.log(Event("mmap", file.path, began, ended, error=text))
+    else:
+        reader.log(Event("mmap", file.path, began, ended, wrong=text or f"{file.path}: {status}"))
+
+
+def _map(path: Path, file: File, seed: float, telling: int) -> None:
+    """In the child, which does not return."""
+    chance = random.Random(seed)
+    said = ""
+    try:
+        with open(path, "rb") as opened, mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ) as memory:
+            size, count, version = len(memory), 0, version_in(memory[: 2 * BLOCK], 0)
+            _is_version(file, version, size)
+            assert version is not None
+            for _ in range(chance.randrange(3, 20)):
+                start = chance.randrange(size)
+                data = memory[start : start + chance.choice([1000, 4096, 50_000])]
+                check(file.path, data, start, version)
+                count += len(data)
+        said = f"read {version} {count}"
+    except Wrong as error:
+        said = f"wrong {error}"
+    except OSError as error:
+        said = f"error {errno.errorcode.get(error.errno or 0, str(error))}"
+    except BaseException as error:
+        said = f"failed {error!r}"
+    os.write(telling, said.encode()[:60_000])
+    os._exit(0)
+
+
+def killed(reader: Reader) -> None:
+    """A reader that is killed half-way: the mount is to notice, and nobody else."""
+    file = reader.file(*BIG, *MEDIUM)
+    wanted = reader.chance.randrange(BLOCK, file.base // 2)
+    began = time.monotonic()
+    with _started(["cat", str(reader.top / file.path)]) as running:
+        assert running.stdout is not None
+        data = running.stdout.read(wanted)
+        if len(data) < wanted and _said(reader, "killed", running, began, file.path):
+            return
+        _part(reader, "killed", file, data, 0, wanted, began)
+        running.kill()
+        _end(reader, "killed", running, file.path, began)
+
+
+def stat(reader: Reader) -> None:
+    """`stat` of names that are cached: one of the same directory, a moment ago, saw to that."""
+    names = still()
+    for _ in range(20):
+        first, second = reader.chance.sample(names, 2)
+        with contextlib.suppress(OSError):  # what it says is told by those who find and read
+            os.stat(reader.still / first)
+            began = time.monotonic()
+            os.stat(reader.still / second)
+            reader.log(Event("stat", second, began, time.monotonic()))
+        time.sleep(0.03)
+
+
+def cat(reader: Reader, file: File) -> None:
+    """One file from end to end."""
+    began = time.monotonic()
+    data, errors = _output(reader, "cat", ["cat", str(reader.top / file.path)], began, file.path)
+    if not errors:
+        reader.log(_whole("cat", file, data, began))
+
+
+PROGRAMS = {"cp": cp, "dd": dd, "find": find, "tar": tar, "mmap": mapped, "killed": killed}
+WEIGHTS = [5, 6, 2, 3, 4, 2]
+
+
+# -- what was read ---------------------------------------------------------------------------------------------------
+
+
+def _compare(reader: Reader, program: str, file: File, copied: Path, began: float) -> None:
+    try:
+        data = copied.read_bytes()
+    except FileNotFoundError:
+        wrong = f"{file.path} was not copied, and nothing was said"
+        reader.log(Event(program, file.path, began, time.monotonic(), wrong=wrong))
+        return
+    reader.log(_whole(program, file, data, began))
+
+
+def _whole(program: str, file: File, data: bytes, began: float) -> Event:
+    """A file that was read from end to end."""
+    version = version_in(data, 0)
+    event = Event(program, file.path, began, time.monotonic(), version, len(data))
+    try:
+        _is_version(file, version, len(data))
+        if version is not None:
+            check(file.path, data, 0, version)
+    except Wrong as error:
+        event.wrong = str(error)
+    return event
+
+
+def _is_version(file: File, version: int | None, size: int) -> None:
+    """Raise Wrong where a file of this length is not one of that version."""
+    if version is None:
+        if size or file.base:
+            raise Wrong(f"{file.path}: {size} bytes, which do not begin as any version does")
+    elif size != file.size(version):
+        raise Wrong(f"{file.path}: {size} bytes, of version {version}, which has {file.size(version)}")
+
+
+def _part(reader: Reader, program: str, file: File, data: bytes, offset: int, wanted: int, began: float) -> None:
+    """What was asked for from some place: no less than there is."""
+    ended = time.monotonic()
+    version = version_in(data, offset)
+    event = Event(program, file.path, began, ended, version, len(data))
+    if version is None:
+        if data or offset < file.base:
+            event.wrong = f"{file.path}: {len(data)} bytes from {offset}, of no version"
+    else:
+        there = min(wanted, max(0, file.size(version) - offset))
+        try:
+            check(file.path, data, offset, version)
+            if len(data) != there:
+                raise Wrong(f"{file.path}: {len(data)} bytes from {offset} of version {version}, which has {there}")
+        except Wrong as error:
+            event.wrong = str(error)
+    reader.log(event)
+
+
+# -- processes -------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _started(words: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A program, whose end is seen to."""
+    running = subprocess.Popen(words, env=ENV, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        yield running
+    finally:
+        if running.poll() is None:
+            running.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                running.wait(DYING)
+        for pipe in (running.stdout, running.stderr):
+            assert pipe is not None
+            pipe.close()
+
+
+def _output(reader: Reader, program: str, words: list[str], began: float, path: str) -> tuple[bytes, list[str]]:
+    """What it prints, and the paths that it met errors at. These are noted."""
+    with _started(words) as running:
+        assert running.stdout is not None
+        data = running.stdout.read()
+        return data, _said(reader, program, running, began, path)
+
+
+def _run(reader: Reader, program: str, words: list[str], began: float, path: str) -> list[str]:
+    return _output(reader, program, words, began, path)[1]
+
+
+def _said(reader: Reader, program: str, running: subprocess.Popen[bytes], began: float, path: str) -> list[str]:
+    """The paths of its errors, after it has ended; '' is all."""
+    assert running.stderr is not None
+    told = running.stderr.read().decode("utf-8", "surrogateescape")
+    status = running.wait()
+    ended = time.monotonic()
+    found = []
+    for line in told.splitlines():
+        event = _error(reader, program, line, began, ended, path)
+        if event is not None:
+            found.append(event.path)
+            reader.log(event)
+    if status and not found:
+        wrong = f"{program} ended with {status} and said {told.strip()[-200:]!r}"
+        reader.log(Event(program, path, began, ended, wrong=wrong))
+        return [""]
+    return found
+
+
+def _error(reader: Reader, program: str, line: str, began: float, ended: float, path: str) -> Event | None:
+    """What one line says; None for what only follows from others."""
+    named = re.search(rf"{re.escape(str(reader.top))}(?:/([^'’:]*))?", line) or re.match(r"tar: ([^:]*): ", line)
+    where = (named[1] or "").rstrip("/") if named else path
+    if CHANGED.search(line):
+        return Event(program, where, began, ended, error="CHANGED")
+    for text, name in ERRNOS.items():
+        if f": {text}" in line:
+            return Event(program, where, began, ended, error=name)
+    if any(words in line for words in ("Exiting with failure status", "Error is not recoverable", "Skipping to next")):
+        return None
+    return Event(program, where, began, ended, wrong=f"{program} said {line!r}")
+
+
+def _met(errors: list[str], path: str) -> bool:
+    """Whether an error was met there or above."""
+    return any(not each or path == each or path.startswith(f"{each}/") for each in errors)
+
+
+def _end(reader: Reader, program: str, running: subprocess.Popen[bytes], path: str, began: float) -> None:
+    try:
+        running.wait(DYING)
+    except subprocess.TimeoutExpired:
+        wrong = f"a program that reads {path} was killed, and has not ended after {DYING:.0f} s"
+        reader.log(Event(program, path, began, time.monotonic(), wrong=wrong))
+
+
+def _reap(child: int) -> None:
+    deadline = time.monotonic() + DYING
+    while time.monotonic() < deadline and os.waitpid(child, os.WNOHANG) == (0, 0):
+        time.sleep(0.05)
+
+
+def as_dict(event: Event) -> dict[str, Any]:
+    return {key: value for key, value in asdict(event).items() if value not in ("", None) or key == "path"}
+
+
+def written(log: IO[str]) -> Log:
+    """Where events go: a line of JSON each."""
+
+    def write(event: Event) -> None:
+        log.write(json.dumps(as_dict(event)) + "\n")
+
+    return write

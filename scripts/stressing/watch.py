@@ -1,0 +1,167 @@
+"""What a mount holds, seen from outside while it runs: processes, memory, descriptors, the cache directory."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import stat
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from scripts.benchmarks.rig import processes
+
+# Seconds between two samples. The counters are asked for at each of them.
+EVERY = 5.0
+# How long the daemon may take to write its counters: it is the busiest process here.
+ANSWER = 30.0
+CONNECTIONS = Path("/sys/fs/fuse/connections")
+STATE = re.compile(r" state: (\{.*\})$", re.MULTILINE)
+
+
+@dataclass
+class Sample:
+    """One look. Sizes are bytes."""
+
+    at: float
+    resident: int  # of the daemon and its processes
+    daemon: int  # of the daemon alone
+    children: int
+    descriptors: int
+    threads: int
+    on_disk: int
+    waiting: int  # requests of the kernel that are not answered
+    state: dict[str, int] = field(default_factory=dict)
+
+
+class Watcher:
+    """Looks at one mount, in a thread of its own while `started`."""
+
+    def __init__(self, mountpoint: Path, connection: Path, cache: Path, log: Path) -> None:
+        self.mountpoint = mountpoint
+        self.cache = cache
+        self.log = log
+        self.samples: list[Sample] = []
+        self.failed = ""
+        self.pid = next(p.pid for p in processes() if str(mountpoint) in p.arguments and "--report-fd" in p.arguments)
+        self.connection = connection
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        """A look now and then, and at both ends."""
+        try:
+            while True:
+                self.samples.append(self.look())
+                if self._over.wait(EVERY):
+                    self.samples.append(self.look())
+                    return
+        except Exception as error:
+            self.failed = f"{type(error).__name__}: {error}"
+
+    def look(self) -> Sample:
+        """Raises OSError where the daemon is gone, TimeoutError where it does not answer."""
+        family = self.family()
+        state = self.state()
+        return Sample(
+            time.monotonic(),
+            sum(family.values()),
+            family[self.pid],
+            len(family) - 1,
+            len(self.descriptors()),
+            len(os.listdir(f"/proc/{self.pid}/task")),
+            on_disk(self.cache),
+            self.waiting(),
+            state,
+        )
+
+    def family(self) -> dict[int, int]:
+        """The resident bytes of the daemon and of the processes it has started, by number."""
+        found = list(processes())
+        wanted = {self.pid}
+        while more := {p.pid for p in found if p.parent in wanted} - wanted:
+            wanted |= more
+        return {p.pid: p.resident for p in found if p.pid in wanted}
+
+    def descriptors(self) -> list[str]:
+        """What is open in the daemon, as the kernel calls it."""
+        found = []
+        for number in os.listdir(f"/proc/{self.pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):
+                found.append(os.readlink(f"/proc/{self.pid}/fd/{number}"))
+        return found
+
+    def waiting(self) -> int:
+        return int((self.connection / "waiting").read_text())
+
+    def state(self) -> dict[str, int]:
+        """What the daemon says it holds, on SIGUSR1."""
+        with open(self.log, "rb") as log:
+            log.seek(0, os.SEEK_END)
+            os.kill(self.pid, signal.SIGUSR1)
+            said, deadline = "", time.monotonic() + ANSWER
+            while not (found := STATE.search(said)):
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"the daemon has not written its counters within {ANSWER:.0f} s")
+                time.sleep(0.02)
+                said += log.read().decode(errors="replace")
+        counters: dict[str, int] = json.loads(found[1])
+        return counters
+
+    def calm(self, is_calm: Callable[[dict[str, int]], bool], within: float) -> dict[str, int]:
+        """The counters once they are as they should be, or when the time is over."""
+        deadline = time.monotonic() + within
+        while not is_calm(state := self.state()) and time.monotonic() < deadline:
+            time.sleep(0.3)
+        return state
+
+
+@contextlib.contextmanager
+def fusectl(directory: Path) -> Iterator[Path]:
+    """The kernel's directory of connections: the system's, or, where nobody has mounted it, one of our own."""
+    if any(CONNECTIONS.iterdir()):
+        yield CONNECTIONS
+        return
+    directory.mkdir()
+    mounted = subprocess.run(["mount", "-t", "fusectl", "none", str(directory)], capture_output=True, text=True)
+    if mounted.returncode:
+        raise SystemExit(f"scripts/stress: it needs {CONNECTIONS}: {mounted.stderr.strip()}")
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", str(directory)], check=True)
+
+
+def connection(connections: Path, mountpoint: Path) -> Path:
+    """That of one mount; what is in there can be looked at while the mount does not answer."""
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        cells = line.split(" ")
+        if cells[4] == str(mountpoint):
+            return connections / cells[2].partition(":")[2]
+    raise FileNotFoundError(f"nothing is mounted on {mountpoint}")
+
+
+def on_disk(directory: Path) -> int:
+    """The bytes of all files in it, as far as they are written."""
+    total, waiting = 0, [str(directory)]
+    while waiting:
+        with contextlib.suppress(FileNotFoundError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):
+                    found = entry.stat(follow_symlinks=False)
+                    if stat.S_ISDIR(found.st_mode):
+                        waiting.append(entry.path)
+                    else:
+                        total += min(found.st_blocks * 512, found.st_size)
+    return total

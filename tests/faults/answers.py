@@ -1,0 +1,213 @@
+"""What each fault does to an answer. Those that need none make one of their own.
+
+A function gets the answer of the server behind, or a request, and the step; `met` is called where the fault has come
+about, not before: a body that is shorter than the place to cut it at is no cut.
+"""
+
+import gzip
+import itertools
+import re
+from collections.abc import Callable, Iterator
+from email.utils import formatdate, parsedate_to_datetime
+from http import HTTPStatus
+
+from tests.faults.messages import PIECE, Answer, Head
+from tests.faults.script import Step
+
+MetCall = Callable[[], None]
+
+OTHER = bytes(byte ^ 0x55 for byte in range(256))  # what becomes of each byte in another content
+CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)$")
+RANGE = re.compile(r"bytes=(\d+)-(\d*)$")
+PAGE = b"<!DOCTYPE html>\n<html><head><title>It works</title></head><body><h1>It works!</h1></body></html>\n"
+# As XNAT shows it, a stranger's session beside it.
+LOGIN = (
+    b'<!DOCTYPE html>\n<html><head><title>XNAT login</title></head><body><form id="login_form" method="post" '
+    b'action="/login"><input name="username"><input type="password" name="password"></form></body></html>\n'
+)
+STRANGER = "JSESSIONID=0123456789ABCDEF0123456789ABCDEF; Path=/; HttpOnly"
+
+
+def made(status: int, reason: str, content_type: str, body: bytes, *headers: tuple[str, str]) -> Answer:
+    """An answer that no server behind has given."""
+    first = f"HTTP/1.1 {status} {reason or _phrase(status)}"
+    date = ("Date", formatdate(usegmt=True))
+    length = [] if status in (204, 304) else [("Content-Length", str(len(body)))]
+    answer = Answer(Head(first, [date, ("Content-Type", content_type), *length, *headers]), [body], len(body))
+    answer.bodiless = status in (204, 304)
+    return answer
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "Unheard-of"
+
+
+# -- answers in the server's place ---------------------------------------------------------------------------------
+
+
+def status(step: Step) -> Answer:
+    body = (step.body or f"<html><body><h1>HTTP Status {step.status}</h1></body></html>").encode()
+    headers = [("Retry-After", str(step.retry_after))] if step.retry_after != "" else []
+    if step.status == 401:
+        headers.append(("WWW-Authenticate", 'Basic realm="XNAT"'))
+    return made(step.status, step.reason, "text/html", body, *headers)
+
+
+def html(step: Step) -> Answer:
+    return made(200, "", "text/html;charset=UTF-8", step.body.encode() or PAGE)
+
+
+def login_page(step: Step) -> Answer:
+    return made(200, "", "text/html;charset=UTF-8", LOGIN, ("Set-Cookie", STRANGER))
+
+
+def redirect(step: Step) -> Answer:
+    return made(302, "", "text/html", b"", ("Location", step.to), ("Set-Cookie", STRANGER))
+
+
+def wrong_json(step: Step) -> Answer:
+    body = step.body or '{"ResultSet": {"Result": [{"ID": "P1", "name": "the end is mis'
+    return made(200, "", "application/json", body.encode())
+
+
+def huge_json(step: Step) -> Answer:
+    """A list that is right in form and has no sense: rows upon rows."""
+    row = b'{"ID":"P%09d","name":"' + b"x" * 200 + b'"}'
+
+    def rows() -> Iterator[bytes]:
+        yield b'{"ResultSet":{"Result":[' + row % 0
+        sent, number = 0, 1
+        while sent < step.length:
+            piece = b"".join(b"," + row % n for n in range(number, number + 1000))
+            sent, number = sent + len(piece), number + 1000
+            yield piece
+        yield b"]}}"
+
+    head = Head("HTTP/1.1 200 OK", [("Content-Type", "application/json"), ("Transfer-Encoding", "chunked")])
+    return Answer(head, rows())
+
+
+IN_ITS_PLACE: dict[str, Callable[[Step], Answer]] = {
+    "status": status,
+    "html": html,
+    "login-page": login_page,
+    "redirect": redirect,
+    "wrong-json": wrong_json,
+    "huge-json": huge_json,
+}
+
+
+# -- the server's own, changed -------------------------------------------------------------------------------------
+
+
+def start_of(answer: Answer) -> int:
+    """Where in the file its body begins."""
+    found = CONTENT_RANGE.match(answer.head.get("content-range"))
+    return int(found[1]) if found and answer.head.status == 206 else 0
+
+
+def corrupt(answer: Answer, step: Step, met: MetCall) -> None:
+    """One byte of the file is another."""
+
+    def spoilt(body: Iterator[bytes], place: int) -> Iterator[bytes]:
+        for piece in body:
+            if 0 <= place < len(piece):
+                piece = piece[:place] + bytes([piece[place] ^ 0xFF]) + piece[place + 1 :]
+                met()
+            place -= len(piece)
+            yield piece
+
+    answer.body = spoilt(iter(answer.body), step.at - start_of(answer))
+
+
+def changed(answer: Answer, step: Step, met: MetCall) -> None:
+    """Another content of the same length, the same each time; only its date tells."""
+    answer.body = (piece.translate(OTHER) for piece in answer.body)
+    answer.head.put("Last-Modified", formatdate(1_800_000_000, usegmt=True))
+    met()
+
+
+def resized(answer: Answer, step: Step, met: MetCall) -> None:
+    """Another content, so many bytes longer, or shorter."""
+    body = answer.whole().translate(OTHER)
+    answer.replace(body + bytes(step.by) if step.by > 0 else body[: step.by])
+    met()
+
+
+def encoded(answer: Answer, step: Step, met: MetCall) -> None:
+    answer.replace(gzip.compress(answer.whole(), compresslevel=0, mtime=0))
+    answer.head.put("Content-Encoding", "gzip")
+    met()
+
+
+def clock(answer: Answer, step: Step, met: MetCall) -> None:
+    """The server's clock is wrong, and so are the dates of its files."""
+    answer.head.put("Date", formatdate(usegmt=True))
+    for name in ("Date", "Last-Modified"):
+        if value := answer.head.get(name.lower()):
+            answer.head.put(name, formatdate(parsedate_to_datetime(value).timestamp() + step.by, usegmt=True))
+    met()
+
+
+def range_wrong(answer: Answer, step: Step, met: MetCall) -> None:
+    """The bytes asked for, said to be others."""
+    if found := _granted(answer):
+        first, last, size = found
+        answer.head.put("Content-Range", f"bytes {first + step.by}-{last + step.by}/{size}")
+        met()
+
+
+def range_shifted(answer: Answer, step: Step, met: MetCall) -> None:
+    """Other bytes, said to be those asked for: only the digest can tell."""
+    if _granted(answer):
+        body = answer.whole()
+        place = step.by % len(body)
+        answer.replace(body[place:] + body[:place])
+        met()
+
+
+def range_unclamped(answer: Answer, step: Step, met: MetCall) -> None:
+    """More is promised than there is, as if the end asked for was past the file's; the connection ends before."""
+    if found := _granted(answer):
+        first, last, size = found
+        answer.head.put("Content-Range", f"bytes {first}-{last + step.by}/{size}")
+        answer.length = last - first + 1 + step.by
+        answer.head.put("Content-Length", answer.length)
+        met()
+
+
+def _granted(answer: Answer) -> tuple[int, int, int] | None:
+    found = CONTENT_RANGE.match(answer.head.get("content-range"))
+    return (int(found[1]), int(found[2]), int(found[3])) if found and answer.head.status == 206 else None
+
+
+CHANGES: dict[str, Callable[[Answer, Step, MetCall], None]] = {
+    "corrupt": corrupt,
+    "changed": changed,
+    "resized": resized,
+    "gzip": encoded,
+    "clock": clock,
+    "range-wrong": range_wrong,
+    "range-shifted": range_shifted,
+    "range-unclamped": range_unclamped,
+}
+
+
+# -- bodies that end otherwise -------------------------------------------------------------------------------------
+
+
+def first_bytes(body: Iterator[bytes], count: int) -> Iterator[bytes]:
+    """As much of a body, and no more: `ended` tells whether there was more."""
+    for piece in body:
+        if count <= 0:
+            return
+        yield piece[:count]
+        count -= len(piece)
+
+
+def filler(answer: Answer) -> Iterator[bytes]:
+    """What comes after the end, for ever: blanks, which JSON allows, or zeros."""
+    yield from itertools.repeat((b" " if "json" in answer.head.get("content-type") else b"\0") * PIECE)

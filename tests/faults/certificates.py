@@ -1,0 +1,31 @@
+"""Certificates for a server on this machine: one that is good, one whose time is over."""
+
+import subprocess
+from pathlib import Path
+
+NAMES = "subjectAltName=IP:127.0.0.1,DNS:localhost"
+
+
+def made_certificate(directory: Path) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 that nobody has signed, and its key."""
+    return _made(directory, "certificate", 2)
+
+
+def expired_certificate(directory: Path) -> tuple[Path, Path]:
+    """The same, and its time is over."""
+    return _made(directory, "expired", -1)
+
+
+def _made(directory: Path, name: str, days: int) -> tuple[Path, Path]:
+    made, key, request = (directory / f"{name}{ending}.pem" for ending in ("", "-key", "-request"))
+    # An elliptic curve: its key takes a millisecond to make.
+    kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    _openssl("req", *kind, "-subj", "/CN=127.0.0.1", "-addext", NAMES, "-keyout", key, "-out", request)
+    # `req -x509` refuses to make one that is over.
+    validity = ["-days", str(days), "-copy_extensions", "copy"]
+    _openssl("x509", "-req", "-in", request, "-signkey", key, *validity, "-out", made)
+    return made, key
+
+
+def _openssl(*words: str | Path) -> None:
+    subprocess.run(["openssl", *map(str, words)], check=True, capture_output=True)

@@ -1,0 +1,231 @@
+"""The fault matrix: each fault, each operation, and what comes of it. Data only.
+
+`tests/test_fault_matrix.py` tests every cell; `docs/RELIABILITY.md` shows them (`tests/faults/page.py`).
+"""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+OPERATIONS = {
+    "list": "list",
+    "small": "small read",
+    "big": "big read",
+    "seek": "seek",
+    "unranged": "seek, no ranges",
+    "tar": "tar walk",
+    "login": "login",
+    "upload": "upload",
+    "archive": "archive",
+}
+
+# The request of an operation that meets the fault.
+MATCH = {
+    "list": r"GET .*format=json",
+    "small": r"GET .*/files/small\.bin",
+    "big": r"GET .*/files/big\.bin",
+    "seek": r"GET .*/files/big\.bin",
+    "unranged": r"GET .*/files/big\.bin",
+    "tar": r"GET .*format=tar",
+    "login": r"(GET|POST) .*/data/JSESSION",
+    "upload": r"PUT .*/files/",
+    "archive": r"POST .*/services/archive",
+}
+
+# The middle of what comes: of a list, of a file, of what is asked for of one, of an answer to a change.
+HALF = "middle"
+MIDDLE = {
+    "list": 60,
+    "small": 50_000,
+    "big": 5_000_000,
+    "seek": 30_000,
+    "unranged": 5_000_000,
+    "tar": 100_000,
+    "login": 10,
+    "upload": 10,
+    "archive": 10,
+}
+
+OUTCOMES = {
+    "right": "right, as if nothing had happened",
+    "again": "right after asking again",
+    "otherwise": "right by another way: single files instead of a tar, from the start instead of a range",
+    "EIO": "`EIO`: the answer is not what was asked for, or the server says that it cannot",
+    "ETIMEDOUT": "`ETIMEDOUT`: it has said nothing for as long as `--timeout`",
+    "EHOSTUNREACH": "`EHOSTUNREACH`: there is no way to it",
+    "EACCES": "`EACCES`: the account may not",
+    "ENOENT": "`ENOENT`: it says that there is no such thing",
+    "ESTALE": "`ESTALE`: it is another file by now",
+    "late EIO": "`EIO` before the end of the file: a big file is handed out while it comes, and its digest is known "
+    "when all has come; with `--strict` `EIO` before its first byte",
+    "exit 1": "`xnatctl` ends with 1: what the server holds stands against it",
+    "exit 3": "`xnatctl` ends with 3: no login",
+    "exit 4": "`xnatctl` ends with 4: no answer, or not an XNAT's; the same command again puts it right",
+    "exit 5": "`xnatctl` ends with 5: not found",
+    "exit 6": "`xnatctl` ends with 6: not allowed",
+}
+
+# Why a fault does not arise.
+REASONS = {
+    "-range": "it asks for no range",
+    "-body": "there is nothing in the body of its answer that could be missing",
+    "-sent": "it sends no body to speak of",
+    "-json": "its answer is no list",
+    "-login": "there is no session yet that could be lost",
+    "-clock": "it goes by a clock that does not jump",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A fault. `cells` are the outcomes, in the order of OPERATIONS; those that begin with '-' are REASONS."""
+
+    key: str
+    title: str
+    cells: dict[str, str]
+    step: dict[str, Any] = field(default_factory=dict)
+    stage: str = ""  # what is done besides, or instead of a step: see the test
+    lasting: float = 0.0  # the timeout, in seconds, where it ends with that only
+
+
+def row(key: str, title: str, cells: str, stage: str = "", **step: Any) -> Row:
+    found = dict(zip(OPERATIONS, (re.sub(r"^(exit|late)", r"\1 ", cell) for cell in cells.split()), strict=True))
+    lasting = step.pop("lasting", 0.0)
+    if stage in ("", "unranged", "load") and "fault" not in step:
+        step["fault"] = key
+    return Row(key, title, found, step, stage, lasting)
+
+
+# A fault that lasts is waited for so long.
+SHORT = 0.4
+
+# fmt: off
+ROWS = [
+    # -- no connection
+    row("refused", "nobody listens (connection refused)",
+        "EHOSTUNREACH EHOSTUNREACH EHOSTUNREACH EHOSTUNREACH EHOSTUNREACH EHOSTUNREACH exit4 exit4 exit4",
+        "stopped", lasting=SHORT),
+    row("refused-once", "nobody listens for a moment",
+        "right right right right right right exit4 right right", "paused"),
+    row("dns", "its name is not found (DNS)",
+        "EHOSTUNREACH EHOSTUNREACH EHOSTUNREACH EHOSTUNREACH EHOSTUNREACH EHOSTUNREACH exit4 exit4 exit4",
+        "dns", lasting=SHORT),
+    row("tls", "its certificate has expired (TLS)",
+        "EHOSTUNREACH EHOSTUNREACH EHOSTUNREACH EHOSTUNREACH EHOSTUNREACH EHOSTUNREACH exit4 exit4 exit4",
+        "tls", lasting=SHORT),
+    row("restart", "it is restarted, its sessions are lost",
+        "again again again again again again exit4 exit4 exit4", seconds=0.2, times=1),
+    # -- connections that break
+    row("reset-once", "the connection is reset before an answer, once",
+        "again again again again again again exit4 exit4 right", fault="reset", after=-1, times=1),
+    row("reset", "the same, each time",
+        "EIO EIO EIO EIO EIO otherwise exit4 exit4 right", fault="reset", after=-1, lasting=SHORT),
+    row("reset-half-once", "the connection is reset in the middle of an answer, once",
+        "EIO again again again again otherwise exit4 -body right", fault="reset", after=HALF, times=1),
+    row("reset-half", "the same, each time",
+        "EIO again again again EIO/ETIMEDOUT otherwise exit4 -body right", fault="reset", after=HALF, lasting=3.0),
+    row("upload-reset", "the connection is reset in the middle of what is sent",
+        "-sent -sent -sent -sent -sent -sent -sent exit4 -sent", fault="reset", received=100_000),
+    row("upload-stall", "the server stops to take what is sent",
+        "-sent -sent -sent -sent -sent -sent -sent exit4 -sent", fault="stall", received=100_000, lasting=SHORT),
+    row("stall", "no answer",
+        "ETIMEDOUT ETIMEDOUT ETIMEDOUT ETIMEDOUT ETIMEDOUT otherwise exit4 exit4 right",
+        fault="stall", after=-1, lasting=SHORT),
+    row("stall-half", "an answer stops in the middle",
+        "ETIMEDOUT ETIMEDOUT ETIMEDOUT ETIMEDOUT ETIMEDOUT otherwise exit4 -body right",
+        fault="stall", after=HALF, lasting=SHORT),
+    row("slow", "an answer is slow",
+        "right right right right right right right right right", seconds=0.2),
+    row("drip", "an answer drips, and takes longer than the timeout in all",
+        "right right right right right right exit4 -body right", after=HALF, rate=0, lasting=1.0),
+    row("trickle", "an answer drips slower than 1 KB/s",
+        "ETIMEDOUT ETIMEDOUT ETIMEDOUT ETIMEDOUT ETIMEDOUT otherwise exit4 -body right",
+        fault="drip", after=HALF, rate=40, lasting=SHORT),
+    row("cut-once", "the connection is closed in the middle of an answer of stated length, once",
+        "EIO again again again again otherwise exit4 -body right", fault="cut", after=HALF, times=1),
+    row("cut", "the same, each time",
+        "EIO again again again EIO/ETIMEDOUT otherwise exit4 -body right", after=HALF, lasting=3.0),
+    row("cut-chunked", "the same, of an answer in chunks",
+        "EIO EIO EIO again EIO otherwise exit4 -body right", after=HALF),
+    row("cut-unframed", "an answer of no stated length ends in the middle",
+        "EIO EIO EIO again EIO otherwise right -body right", after=HALF),
+    row("short-length", "an answer is shorter, and says so",
+        "EIO EIO EIO again EIO otherwise right -body right", after=HALF),
+    row("short-chunked", "an answer is shorter, and ends as it should",
+        "EIO EIO EIO again EIO otherwise right -body right", after=HALF),
+    row("endless", "an answer has no end",
+        "EIO EIO EIO right EIO right exit3 right right", rate=2_000_000),
+    # -- other answers
+    row("html", "a web page with status 200",
+        "EIO EIO EIO EIO EIO otherwise exit3 exit6 exit1"),
+    row("login-page", "the login page with status 200",
+        "EIO EIO EIO EIO EIO otherwise exit3 exit6 exit1"),
+    row("redirect", "a redirect (302) to the login page",
+        "EIO EIO EIO EIO EIO otherwise exit3 exit4 exit4"),
+    row("401-once", "401, once",
+        "again again again again again again exit3 again again", fault="status", status=401, times=1),
+    row("401", "401, each time",
+        "EACCES EACCES EACCES EACCES EACCES otherwise exit3 exit3 exit3", fault="status", status=401),
+    row("401-load", "401 under load, once: while another request is under way",
+        "again again again again again again exit3 again again", "load",
+        fault="status", status=401, in_flight=1, times=1),
+    row("guest", "sessions are lost on a site that is open to guests",
+        "again again again again again right -login right again", "guest"),
+    row("403", "403",
+        "EACCES EACCES EACCES EACCES EACCES otherwise exit3 exit6 exit6", fault="status", status=403),
+    row("404", "404 for what is listed",
+        "ENOENT EIO EIO ESTALE EIO otherwise exit3 exit5 exit4", fault="status", status=404),
+    row("409", "409",
+        "EIO EIO EIO EIO EIO otherwise exit3 exit1 exit1", fault="status", status=409),
+    row("429-once", "429 with Retry-After, once",
+        "again again again again again otherwise exit4 again again",
+        fault="status", status=429, retry_after=1, times=1),
+    row("429", "429 with Retry-After, each time",
+        "EIO EIO EIO EIO EIO otherwise exit4 exit4 exit4", fault="status", status=429, retry_after=1, lasting=SHORT),
+    row("503-once", "503 with Retry-After, once",
+        "again again again again again otherwise exit4 again again",
+        fault="status", status=503, retry_after=1, times=1),
+    row("503", "503, each time",
+        "EIO EIO EIO EIO EIO otherwise exit4 exit4 exit4", fault="status", status=503, lasting=SHORT),
+    row("500-once", "500, once",
+        "again again again again again again exit4 exit4 exit1", fault="status", status=500, times=1),
+    row("500", "500, each time",
+        "EIO EIO EIO right EIO otherwise exit4 exit4 exit1", "unranged", fault="status", status=500),
+    row("502", "502, each time",
+        "EIO EIO EIO EIO EIO otherwise exit4 exit4 exit4", fault="status", status=502, lasting=SHORT),
+    row("504", "504 from a proxy that lost patience; the server went on",
+        "EIO EIO EIO EIO EIO otherwise exit4 exit4 right",
+        fault="status", status=504, carried_out=True, lasting=SHORT),
+    row("wrong-json", "JSON that ends in the middle",
+        "EIO -json -json -json -json -json exit3 exit6 exit1"),
+    row("huge-json", "a list of 10 MB that has no sense",
+        "ENOENT -json -json -json -json -json exit3 exit6 exit1", length=10_000_000),
+    # -- other bytes
+    row("corrupt", "a byte is another",
+        "EIO EIO lateEIO lateEIO lateEIO otherwise exit3 -body right", at=HALF),
+    row("changed", "another content of the same size under the same name",
+        "EIO EIO lateEIO ESTALE lateEIO otherwise exit3 -body right"),
+    row("longer", "another content that is longer",
+        "EIO EIO EIO ESTALE EIO otherwise exit3 -body right", fault="resized", by=1000),
+    row("shorter", "another content that is shorter",
+        "EIO EIO EIO ESTALE EIO otherwise exit3 -body right", fault="resized", by=-20),
+    row("gzip", "an encoding that nobody asked for",
+        "EIO EIO EIO EIO EIO otherwise exit3 -body right"),
+    # -- ranges
+    row("range-ignored", "a range is answered with the whole file",
+        "-range -range -range right -range -range -range -range -range", "unranged"),
+    row("range-wrong", "a range is answered as another one",
+        "-range -range -range right -range -range -range -range -range", "unranged"),
+    row("range-shifted", "a range is answered with other bytes than it says",
+        "-range -range -range lateEIO -range -range -range -range -range"),
+    row("range-unclamped", "a range promises more than there is",
+        "-range -range -range right -range -range -range -range -range", "unranged"),
+    # -- clocks
+    row("clock", "the server's clock jumps ahead by a day, and its files' dates",
+        "right right right ESTALE right right right right right", by=86_400),
+    row("own-clock-ahead", "the clock of this machine jumps ahead by a day",
+        "-clock right right right right right -clock -clock -clock", "jump", by=86_400),
+    row("own-clock-back", "the clock of this machine jumps back by a day",
+        "-clock right right right right right -clock -clock -clock", "jump", by=-86_400),
+]
+# fmt: on

@@ -1,0 +1,397 @@
+"""What people's programs do with a server, step by step: the operations of the fault matrix.
+
+Each is prepared without faults, runs while there are some, and is looked at afterwards, by somebody else, without.
+Reading goes by the calls of the kernel, without a kernel; each call must end within the timeout and GRACE.
+"""
+
+import errno
+import os
+import random
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import TypeVar, cast
+
+import httpx
+import pyfuse3
+import pytest
+import trio
+from pyfuse3 import FileNameT, FlagT, InodeT, ReaddirToken, RequestContext
+
+from tests.changing import images, zip_of
+from tests.faults.server import Faulty
+from tests.faults.stage import BIG, EXPERIMENT, FOLDER, IMAGES, PASSWORD, SERIES, SMALL, USER
+from xnatfs import prearchive
+from xnatfs.cli import exit_status
+from xnatfs.client import Xnat, open_xnat
+from xnatfs.config import Config
+from xnatfs.credentials import Credentials
+from xnatfs.demo.app import DemoXnat
+from xnatfs.demo.archive import Entry, Experiment
+from xnatfs.errors import XnatError
+from xnatfs.fuse.inodes import ROOT
+from xnatfs.fuse.operations import Operations, Ownership
+from xnatfs.models import PrearchiveSession
+from xnatfs.site import Site, open_site
+from xnatfs.tree import Root
+from xnatfs.upload import resource
+
+# Beyond the timeout: what a machine needs on which much else goes on, and what is waited for before a tar is given up.
+GRACE = 6.0
+MiB = 2**20
+# Where a seek goes: far from the beginning, and from what comes from there by itself.
+PLACE, PIECE = 9 * MiB, 64 * 1024
+UPLOADED = random.Random(7).randbytes(200_000)
+
+CONTEXT = cast(RequestContext, None)
+T = TypeVar("T")
+
+
+@dataclass
+class Stage:
+    """A server, the faults before it, and where a user of it keeps what was read."""
+
+    app: DemoXnat
+    direct: str  # the server's own URL, past the faults
+    server: Faulty
+    url: str
+    directory: Path
+    timeout: float
+    name: str  # of what is made on the server
+    ca_bundle: str = ""
+    strict: bool = False
+
+    def config(self) -> Config:
+        return Config(
+            self.url, timeout=self.timeout, cache_dir=self.directory, ca_bundle=self.ca_bundle, strict=self.strict
+        )
+
+
+class Wrong(Exception):
+    """A program was given other bytes."""
+
+
+class Failed(Exception):
+    """A program has got an error: `outcome` as the matrix has it, an errno or an exit status."""
+
+    def __init__(self, outcome: str, why: str = "") -> None:
+        super().__init__(f"{outcome}: {why}")
+        self.outcome = outcome
+
+
+class Late(Failed):
+    """The same, after bytes that were wrong: of a file that is too big to be held back until it is verified."""
+
+    def __init__(self, outcome: str) -> None:
+        super().__init__(f"late {outcome}")
+
+
+class Program:
+    """A program of one kind."""
+
+    def __init__(self, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.stage = stage
+        self.monkeypatch = monkeypatch
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[None]:
+        """With all that it needs."""
+        yield
+
+    async def prepare(self) -> None:
+        """All that comes before the fault."""
+
+    async def run(self) -> None:
+        """Raises Failed, Wrong."""
+        raise NotImplementedError
+
+    async def meanwhile(self) -> None:
+        """What must work while the fault lasts."""
+
+    async def afterwards(self) -> None:
+        """Somebody else, on the same directories, finds everything right."""
+        again = type(self)(self.stage, self.monkeypatch)
+        async with again.opened():
+            await again.prepare()
+            await again.run()
+
+
+class Reader(Program):
+    """A program on a mount."""
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[None]:
+        async with open_site(self.stage.config(), Credentials(USER, PASSWORD)) as site:
+            self.site: Site = site
+            self.ops = Operations(Root(site), Ownership(1, 1))
+            self.inodes: dict[str, InodeT] = {}
+            yield
+
+    async def call(self, asked: Awaitable[T]) -> T:
+        """One call of the kernel. Raises Failed, and TooSlowError."""
+        try:
+            with trio.fail_after(self.stage.timeout + GRACE):
+                return await asked
+        except pyfuse3.FUSEError as error:
+            raise Failed(errno.errorcode[error.errno]) from None
+
+    async def look_up(self, path: str) -> InodeT:
+        inode = InodeT(ROOT)
+        for name in path.split("/"):
+            found = await self.call(self.ops.lookup(inode, FileNameT(name.encode()), CONTEXT))
+            if not found.st_ino:
+                raise Failed("ENOENT")
+            inode = found.st_ino
+        self.inodes[path] = inode
+        return inode
+
+    async def listing(self, path: str) -> dict[str, int]:
+        """Names and sizes."""
+        listed: dict[str, int] = {}
+
+        def reply(token: object, name: bytes, attributes: pyfuse3.EntryAttributes, next_id: int) -> bool:
+            listed[name.decode()] = attributes.st_size
+            return True
+
+        self.monkeypatch.setattr(pyfuse3, "readdir_reply", reply)
+        handle = await self.call(self.ops.opendir(await self.look_up(path), CONTEXT))
+        await self.call(self.ops.readdir(handle, 0, cast(ReaddirToken, None)))
+        await self.ops.releasedir(handle)
+        return listed
+
+    async def open(self, path: str) -> pyfuse3.FileInfo:
+        """As the kernel does: looked up once more where it is another file by now."""
+        try:
+            return await self.call(self.ops.open(await self.look_up(path), FlagT(os.O_RDONLY), CONTEXT))
+        except Failed as failed:
+            if failed.outcome != "ESTALE":
+                raise
+        return await self.call(self.ops.open(await self.look_up(path), FlagT(os.O_RDONLY), CONTEXT))
+
+    async def read(self, path: str, places: list[tuple[int, int]]) -> list[bytes]:
+        info = await self.open(path)
+        try:
+            return [await self.call(self.ops.read(info.fh, place, length)) for place, length in places]
+        finally:
+            await self.ops.release(info.fh)
+
+    async def expect(self, path: str, content: bytes, piece: int = 128 * 1024) -> None:
+        """The whole file, and nothing after its end. Raises Failed; Late, where wrong bytes came before; Wrong."""
+        info = await self.open(path)
+        place, wrong = 0, ""
+        try:
+            while data := await self.call(self.ops.read(info.fh, place, piece)):
+                if data != content[place : place + len(data)]:
+                    wrong = wrong or f"{path} at {place}"
+                place += len(data)
+        except Failed as failed:
+            raise Late(failed.outcome) if wrong else failed from None
+        finally:
+            await self.ops.release(info.fh)
+        if wrong or place != len(content):
+            raise Wrong(wrong or f"{path} has {place} bytes")
+
+    async def meanwhile(self) -> None:
+        """What was listed is there, and asks nothing."""
+        for inode in self.inodes.values():
+            requests = self.site.xnat.requests
+            with trio.fail_after(GRACE):
+                await self.ops.getattr(inode, CONTEXT)
+            assert self.site.xnat.requests == requests
+
+
+class Lister(Reader):
+    async def prepare(self) -> None:
+        await self.site.xnat.log_in()
+
+    async def run(self) -> None:
+        listed = await self.listing(SERIES)
+        if listed != {name: len(content) for name, content in IMAGES.items()}:
+            raise Wrong(f"{len(listed)} names")
+
+    async def meanwhile(self) -> None:
+        """Nothing was listed."""
+
+
+class SmallReader(Reader):
+    async def prepare(self) -> None:
+        await self.listing(FOLDER)
+
+    async def run(self) -> None:
+        await self.expect(f"{FOLDER}/small.bin", SMALL)
+
+
+class BigReader(Reader):
+    async def prepare(self) -> None:
+        await self.listing(FOLDER)
+
+    async def run(self) -> None:
+        await self.expect(f"{FOLDER}/big.bin", BIG, MiB)
+
+
+class Seeker(Reader):
+    async def prepare(self) -> None:
+        await self.listing(FOLDER)
+
+    async def run(self) -> None:
+        """Raises Late where the piece is wrong, and who reads on is told so before the end."""
+        (piece,) = await self.read(f"{FOLDER}/big.bin", [(PLACE, PIECE)])
+        if piece != BIG[PLACE : PLACE + PIECE]:
+            try:
+                await self.to_the_end()
+            except Failed as failed:
+                raise Late(failed.outcome) from None
+            raise Wrong(f"at {PLACE}")
+
+    async def to_the_end(self) -> None:
+        await self.read(f"{FOLDER}/big.bin", [(PLACE, PIECE), *((place, MiB) for place in range(0, len(BIG), MiB))])
+
+    async def afterwards(self) -> None:
+        again = BigReader(self.stage, self.monkeypatch)
+        async with again.opened():
+            await again.prepare()
+            await again.run()
+
+
+class UnrangedSeeker(Seeker):
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[None]:
+        levels = self.stage.app.routes.levels
+        levels.ranges = False
+        try:
+            async with super().opened():
+                yield
+        finally:
+            levels.ranges = True
+
+
+class Walker(Reader):
+    async def prepare(self) -> None:
+        await self.listing(SERIES)
+
+    async def run(self) -> None:
+        for name, content in IMAGES.items():
+            await self.expect(f"{SERIES}/{name}", content)
+
+    async def meanwhile(self) -> None:
+        """Its tar may be waited for by others."""
+
+
+@dataclass
+class Quiet:
+    """Nobody looks at the progress."""
+
+    files: list[PurePosixPath] = field(default_factory=list)
+
+    def begin(self, files: int, size: int) -> None:
+        """Not shown."""
+
+    def advance(self, size: int) -> None:
+        """Not shown."""
+
+    def done(self, place: PurePosixPath) -> None:
+        self.files.append(place)
+
+
+class Client(Program):
+    """A command of xnatctl."""
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[None]:
+        async with open_xnat(self.stage.config(), Credentials(USER, PASSWORD)) as xnat:
+            self.xnat: Xnat = xnat
+            yield
+
+    async def call(self, asked: Awaitable[T]) -> T:
+        try:
+            with trio.fail_after(2 * self.stage.timeout + GRACE):  # what it does, and a look at what has come of it
+                return await asked
+        except XnatError as error:
+            raise Failed(f"exit {exit_status(error)}", str(error)) from None
+
+
+class LogIn(Client):
+    async def run(self) -> None:
+        await self.call(self.xnat.log_in())
+
+
+class Uploader(Client):
+    async def prepare(self) -> None:
+        await self.xnat.log_in()
+        self.path = self.stage.directory / "sent.bin"
+        self.path.write_bytes(UPLOADED)
+
+    async def run(self) -> None:
+        where, files = ("experiments", EXPERIMENT), resource.find([self.path])
+        sending = resource.upload(self.xnat, where, self.stage.name, files, overwrite=False, progress=Quiet())
+        report = await self.call(sending)
+        if report.failed:
+            raise Failed("exit 1", str(report.failed))
+
+    def stored(self) -> list[bytes]:
+        among = self.stage.app.archive.experiments[EXPERIMENT].resources
+        return [bytes_of(entry) for each in among if each.label == self.stage.name for entry in each.entries]
+
+    async def afterwards(self) -> None:
+        """Nothing was stored, or it was stored as it is; the same command again has it there, once."""
+        assert self.stored() in ([], [UPLOADED])
+        await super().afterwards()
+        assert self.stored() == [UPLOADED]
+
+
+class Archiver(Client):
+    content = images("1.2.840.6")
+
+    async def prepare(self) -> None:
+        await self.xnat.log_in()
+        found = await self._waiting()
+        if found is None and not self.archived():
+            self._receive()
+            found = await self._waiting()
+        self.waiting = found
+
+    async def run(self) -> None:
+        if self.waiting is not None:
+            await self.call(prearchive.archive(self.xnat, self.waiting))
+
+    async def _waiting(self) -> PrearchiveSession | None:
+        rows = [row for row in await self.xnat.prearchive("P") if row.name == self.stage.name]
+        return rows[0] if rows else None
+
+    def _receive(self) -> None:
+        query = f"inbody=true&dest=/prearchive/projects/P&project=P&subject=S&session={self.stage.name}"
+        typed = {"Content-Type": "application/zip"}
+        with httpx.Client(base_url=self.stage.direct, auth=(USER, PASSWORD), timeout=60) as http:
+            uri = http.post(f"/data/services/import?{query}", content=zip_of(self.content), headers=typed).text.strip()
+            assert http.post(f"{uri}?action=commit").status_code in (200, 301)
+
+    def archived(self) -> list[Experiment]:
+        return [each for each in self.stage.app.archive.experiments.values() if each.label == self.stage.name]
+
+    async def afterwards(self) -> None:
+        """It is in one of both places; the same command again has it in the archive, once and whole."""
+        here = [each for each in self.stage.app.writing.prearchive.sessions if each.folder == self.stage.name]
+        assert len(here) + len(self.archived()) == 1
+        await super().afterwards()
+        (session,) = self.archived()
+        stored = [bytes_of(e) for scan in session.scans for r in scan.resources for e in r.entries]
+        assert sorted(stored) == sorted(self.content.values())
+
+
+def bytes_of(entry: Entry) -> bytes:
+    assert isinstance(entry.content, bytes | Path)
+    return entry.content if isinstance(entry.content, bytes) else entry.content.read_bytes()
+
+
+PROGRAMS: dict[str, type[Program]] = {
+    "list": Lister,
+    "small": SmallReader,
+    "big": BigReader,
+    "seek": Seeker,
+    "unranged": UnrangedSeeker,
+    "tar": Walker,
+    "login": LogIn,
+    "upload": Uploader,
+    "archive": Archiver,
+}

@@ -1,0 +1,193 @@
+"""The kernel's part of a mount, without a kernel: names and attributes are kept for as long as it was told, and pages.
+
+It asks as Linux does: a path name by name from what it remembers, an attribute that is out of date before it hands out
+pages, READs of whole pages, a name once more where an open is stale. So what it remembers can be wrong, as there.
+"""
+
+import errno
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import pyfuse3
+import pytest
+import trio
+from pyfuse3 import FileHandleT, FileNameT, FlagT, InodeT, ReaddirToken, RequestContext
+
+from xnatfs.fuse.inodes import ROOT
+from xnatfs.fuse.operations import Operations
+
+CONTEXT = cast(RequestContext, None)
+READ_ONLY = FlagT(0)
+PAGE = 4096
+ROOM = 7  # entries in one answer to READDIR: so few that listings take several
+
+
+@dataclass
+class Seen:
+    """What is remembered of an inode."""
+
+    size: int
+    expires: float
+
+
+@dataclass
+class Opened:
+    """A file description."""
+
+    inode: InodeT
+    handle: FileHandleT
+
+
+class Replies:
+    """What READDIR is answered: entries, as many as there is room for."""
+
+    def __init__(self) -> None:
+        self.entries: list[tuple[str, pyfuse3.EntryAttributes, int]] = []
+
+    def take(self, token: object, name: bytes, attributes: pyfuse3.EntryAttributes, next_id: int) -> bool:
+        assert attributes.entry_timeout == attributes.attr_timeout
+        if len(self.entries) == ROOM:
+            return False
+        self.entries.append((name.decode(), attributes, next_id))
+        return True
+
+
+@contextmanager
+def answered() -> Iterator[None]:
+    """For kernels in there, pyfuse3 replies to them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pyfuse3, "readdir_reply", lambda token, *entry: token.take(token, *entry))
+        yield
+
+
+class Kernel:
+    """One mount as the kernel has it. Every method raises OSError, as a system call does."""
+
+    def __init__(self, operations: Operations) -> None:
+        self.operations = operations
+        self.seen: dict[InodeT, Seen] = {}
+        self.opened: list[Opened] = []
+        self._names: dict[tuple[InodeT, str], tuple[InodeT, float]] = {}
+        self._lookups: Counter[InodeT] = Counter()
+        self._pages: dict[InodeT, dict[int, bytes]] = {}
+
+    # -- names ---------------------------------------------------------------------------------------------------
+
+    async def find(self, path: tuple[str, ...], *, anew: bool = False) -> InodeT:
+        """The inode of a path; `anew`: with no name taken from memory."""
+        inode = ROOT
+        for name in path:
+            found, expires = self._names.get((inode, name), (InodeT(0), 0.0))
+            if anew or expires <= trio.current_time():
+                attributes = await self._call("lookup", inode, FileNameT(name.encode()), CONTEXT)
+                found = self._enter(inode, name, attributes)
+            if not found:
+                raise OSError(errno.ENOENT, "/".join(path))
+            inode = found
+        return inode
+
+    def _enter(self, parent: InodeT, name: str, attributes: pyfuse3.EntryAttributes) -> InodeT:
+        expires = trio.current_time() + attributes.entry_timeout
+        inode = attributes.st_ino
+        self._names[parent, name] = inode, expires
+        if inode:
+            self._lookups[inode] += 1
+            self.seen[inode] = Seen(attributes.st_size, trio.current_time() + attributes.attr_timeout)
+        return inode
+
+    async def names(self, path: tuple[str, ...]) -> list[str]:
+        """What a directory lists."""
+        inode = await self.find(path)
+        handle = await self._call("opendir", inode, CONTEXT)
+        found: list[str] = []
+        place = 0
+        try:
+            while True:
+                replies = Replies()
+                await self._call("readdir", handle, place, cast(ReaddirToken, replies))
+                if not replies.entries:
+                    return found
+                for name, attributes, place in replies.entries:  # noqa: B007  (the last one is where to go on)
+                    self._enter(inode, name, attributes)
+                    found.append(name)
+        finally:
+            await self._call("releasedir", handle)
+
+    async def size(self, path: tuple[str, ...]) -> int:
+        """stat(2)."""
+        inode = await self.find(path)
+        await self.look(inode)
+        return self.seen[inode].size
+
+    async def look(self, inode: InodeT) -> None:
+        """Have its attributes, asked for where they are out of date."""
+        if self.seen[inode].expires <= trio.current_time():
+            attributes = await self._call("getattr", inode, CONTEXT)
+            self.seen[inode] = Seen(attributes.st_size, trio.current_time() + attributes.attr_timeout)
+
+    def fresh(self) -> list[InodeT]:
+        """Inodes whose attributes are good for some more seconds."""
+        return [inode for inode, seen in self.seen.items() if seen.expires > trio.current_time() + 1]
+
+    async def forget(self) -> None:
+        """Memory is short: everything goes that nobody has open."""
+        held = {each.inode for each in self.opened}
+        gone = [(inode, count) for inode, count in self._lookups.items() if inode not in held]
+        for inode, _ in gone:
+            del self._lookups[inode], self.seen[inode]
+            self._pages.pop(inode, None)
+        self._names.clear()
+        await self.operations.forget(gone)
+
+    # -- files ---------------------------------------------------------------------------------------------------
+
+    async def open(self, path: tuple[str, ...]) -> Opened:
+        inode = await self.find(path)
+        try:
+            return await self.open_inode(inode)
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+        return await self.open_inode(await self.find(path, anew=True))
+
+    async def open_inode(self, inode: InodeT) -> Opened:
+        """As by /proc/self/fd, which looks no name up."""
+        info = await self._call("open", inode, READ_ONLY, CONTEXT)
+        if not info.keep_cache:
+            self._pages.pop(inode, None)
+        opened = Opened(inode, info.fh)
+        self.opened.append(opened)
+        return opened
+
+    async def read(self, opened: Opened, offset: int, length: int) -> bytes:
+        """pread(2): out of pages, of which missing ones are asked for."""
+        await self.look(opened.inode)
+        size = self.seen[opened.inode].size
+        end = min(offset + length, size)
+        if offset >= end:
+            return b""
+        pages = self._pages.setdefault(opened.inode, {})
+        wanted = range(offset // PAGE, (end - 1) // PAGE + 1)
+        missing = [page for page in wanted if page not in pages]
+        if missing:
+            start, stop = missing[0] * PAGE, (missing[-1] + 1) * PAGE
+            data = await self._call("read", opened.handle, start, stop - start)
+            # Of fewer bytes the kernel would make a shorter file, without an error.
+            assert len(data) == min(stop, size) - start, "a short read before the end of the file"
+            for page in missing:
+                pages[page] = data[page * PAGE - start : (page + 1) * PAGE - start]
+        whole = b"".join(pages[page] for page in wanted)
+        return whole[offset - wanted[0] * PAGE : end - wanted[0] * PAGE]
+
+    async def close(self, opened: Opened) -> None:
+        self.opened.remove(opened)
+        await self._call("release", opened.handle)
+
+    async def _call(self, name: str, *arguments: Any) -> Any:
+        try:
+            return await getattr(self.operations, name)(*arguments)
+        except pyfuse3.FUSEError as error:
+            raise OSError(error.errno, errno.errorcode[error.errno]) from None

@@ -1,0 +1,376 @@
+"""The fault matrix, cell by cell: `tests/faults/matrix.py` says what comes of each fault in each operation.
+
+Every cell asserts the bytes or the error, that the fault was met, that what is kept afterwards is right, and that
+each call ended in time.
+"""
+
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import trio
+
+from tests.faults import Faulty, faulty
+from tests.faults.certificates import expired_certificate, made_certificate
+from tests.faults.matrix import HALF, MATCH, MIDDLE, OPERATIONS, OUTCOMES, REASONS, ROWS, Row
+from tests.faults.page import PAGE, written
+from tests.faults.programs import PLACE, PROGRAMS, Client, Failed, Program, Reader, Seeker, Stage, Wrong
+from tests.faults.server import Certificate
+from tests.faults.stage import stage_archive
+from xnatfs.demo.app import DemoXnat
+from xnatfs.demo.server import serve
+
+# A fault that passes must have passed before that.
+LONG = 10.0
+# What the first download of a seeker brings meanwhile, in bytes a second: so that a range is faster, or soon there.
+SLOW, FAST = 3_000_000, 20_000_000
+# How long a server is away that is away for a moment.
+PAUSE = 0.2
+# Of an answer that drips: so that it takes longer than the timeout, and not for ever.
+PACE = {"small": 150_000, "big": 4_000_000, "unranged": 3_000_000, "seek": 20_000, "tar": 1_000_000, "login": 10}
+
+# In a download process, too, a name is not found while there is this file.
+BLIND = """
+import os, socket
+found = socket.getaddrinfo
+def getaddrinfo(*args, **more):
+    if os.path.exists({path!r}):
+        with open({path!r}, "a") as file:
+            file.write("asked\\n")
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+    return found(*args, **more)
+socket.getaddrinfo = getaddrinfo
+"""
+
+
+@pytest.fixture(scope="module")
+def demo() -> Iterator[tuple[DemoXnat, str]]:
+    app = DemoXnat(stage_archive())
+    with serve(app) as url:
+        yield app, url
+
+
+@pytest.fixture(scope="module")
+def server(demo: tuple[DemoXnat, str]) -> Iterator[Faulty]:
+    with faulty(demo[1]) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> tuple[Certificate, Certificate, Path]:
+    """A good one, one whose time is over, and a bundle that trusts both."""
+    directory = tmp_path_factory.mktemp("tls")
+    good, bad = made_certificate(directory), expired_certificate(directory)
+    bundle = directory / "bundle.pem"
+    bundle.write_text(good[0].read_text() + bad[0].read_text())
+    return good, bad, bundle
+
+
+@pytest.fixture(scope="module")
+def secure(demo: tuple[DemoXnat, str], certificates: tuple[Certificate, Certificate, Path]) -> Iterator[Faulty]:
+    with faulty(demo[1], certificate=certificates[0]) as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is looked at every second, and waited for longer than a test."""
+    monkeypatch.setattr("xnatfs.prearchive.FIRST_LOOK", 0.05)
+    monkeypatch.setattr("xnatfs.prearchive.APPEARS_WITHIN", 1.0)
+    monkeypatch.setattr("xnatfs.bulk.PATIENCE", 0.8)
+
+
+class Scripted:
+    """A step of the script. What is common to all faults."""
+
+    def __init__(self, stage: Stage, row: Row, operation: str) -> None:
+        self.stage, self.row, self.operation = stage, row, operation
+
+    async def before(self, program: Program) -> None:
+        """What the program has done before."""
+
+    def begin(self) -> None:
+        step: dict[str, Any] = {"match": MATCH[self.operation], **self.row.step}
+        for key in ("after", "at"):
+            if step.get(key) == HALF:
+                step[key] = MIDDLE[self.operation]
+        if step["fault"] == "drip" and not step["rate"]:
+            step["rate"] = PACE.get(self.operation, 5000)
+        if "at" in step and self.operation in ("seek", "unranged"):
+            step["at"] = PLACE + 10
+        self.step, steps = step, [step]
+        if self.operation == "seek":
+            step["ranged"] = True
+            beside = FAST if self.row.stage == "unranged" else SLOW
+            steps.append({"match": MATCH["seek"], "fault": "drip", "after": 2**20, "rate": beside, "ranged": False})
+        self.stage.server.script(steps)
+
+    def end(self) -> None:
+        self.stage.server.script(())
+        self.stage.server.start()  # where the step has stopped it
+
+    def met(self) -> bool:
+        matching = re.compile(MATCH[self.operation])
+        met = self.stage.server.met
+        return any(m.fault == self.step["fault"] and matching.match(f"{m.method} {m.path}") for m in met)
+
+
+class Stopped(Scripted):
+    """Nobody listens."""
+
+    def begin(self) -> None:
+        self.stage.server.stop(keep_sessions=True)
+        self.stage.server.forget()
+
+    def end(self) -> None:
+        assert not any(asked.status for asked in self.stage.server.asked)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", self.stage.server.port))
+        self.stage.server.start()
+
+    def met(self) -> bool:
+        return True  # see `end`
+
+
+class Paused(Stopped):
+    """Nobody listens for a moment."""
+
+    def begin(self) -> None:
+        super().begin()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", self.stage.server.port))
+        self.began = time.monotonic()
+        threading.Timer(PAUSE, self.stage.server.start).start()
+
+    def end(self) -> None:
+        self.seconds = time.monotonic() - self.began
+        self.stage.server.start()
+
+    def met(self) -> bool:
+        """Whoever came had to wait, or was sent away at once."""
+        return self.operation == "login" or self.seconds >= PAUSE
+
+
+class Nameless(Scripted, trio.abc.HostnameResolver):
+    """Its name is not found: in this process, and in those that carry big files."""
+
+    def hide(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.stage.url = f"http://localhost:{self.stage.server.port}"
+        self.blind = self.stage.directory / "blind"
+        place = self.stage.directory / "site"
+        place.mkdir()
+        (place / "sitecustomize.py").write_text(BLIND.format(path=str(self.blind)))
+        monkeypatch.setenv("PYTHONPATH", str(place))
+        trio.socket.set_custom_hostname_resolver(self)
+
+    async def getaddrinfo(self, host: Any, port: Any, *more: Any) -> Any:
+        if self.blind.exists():
+            with self.blind.open("a") as file:
+                file.write("asked\n")
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", int(port)))]
+
+    async def getnameinfo(self, sockaddr: Any, flags: int) -> Any:
+        raise NotImplementedError
+
+    def begin(self) -> None:
+        self.blind.touch()
+        self.stage.server.stop(keep_sessions=True)  # nobody goes on over a connection that is there
+        self.stage.server.start()
+
+    def end(self) -> None:
+        self.asked = self.blind.read_text()
+        self.blind.unlink()
+
+    def met(self) -> bool:
+        return "asked" in self.asked
+
+
+class Expired(Scripted):
+    """Its certificate is over."""
+
+    def take(self, server: Faulty, certificates: tuple[Certificate, Certificate, Path]) -> None:
+        self.good, self.bad, bundle = certificates
+        self.stage.server, self.stage.url, self.stage.ca_bundle = server, server.url, str(bundle)
+
+    def begin(self) -> None:
+        self._show(self.bad)
+
+    def end(self) -> None:
+        self._show(self.good)
+
+    def _show(self, certificate: Certificate) -> None:
+        self.stage.server.certify(certificate)
+        self.stage.server.stop(keep_sessions=True)
+        self.stage.server.start()
+
+    def met(self) -> bool:
+        return any(met.fault == "tls" for met in self.stage.server.met)
+
+
+class Forgotten(Scripted):
+    """Its sessions are lost, and strangers are welcome."""
+
+    def begin(self) -> None:
+        self.stage.app.sessions.require_login = False
+        self.stage.server.lose_sessions()
+
+    def end(self) -> None:
+        self.stage.app.sessions.require_login = True
+
+    def met(self) -> bool:
+        asked = [record for record in self.stage.app.requests if record.user == "guest" and record.method != "DELETE"]
+        return any(
+            record.path.startswith(("/data/projects", "/data/experiments", "/data/services")) for record in asked
+        )
+
+
+class Jumped(Scripted):
+    """The clock of this machine jumps, after all was read from a site without digests: bytes go by dates there."""
+
+    async def before(self, program: Program) -> None:
+        assert isinstance(program, Reader)
+        self.site = program.site
+        await (program.to_the_end() if isinstance(program, Seeker) else program.run())
+
+    def begin(self) -> None:
+        self.site.content.clock = lambda: time.time() + self.row.step["by"]
+
+    def end(self) -> None:
+        """It stays so."""
+
+    def met(self) -> bool:
+        """The server was asked whether they are the same still."""
+        return any("if-modified-since" in record.headers for record in self.stage.app.requests)
+
+
+class Loaded(Scripted):
+    """Somebody else's request is under way all the time."""
+
+    def begin(self) -> None:
+        super().begin()
+        held = {"match": "GET /held", "fault": "stall", "after": -1}
+        self.stage.server.script([held, self.step])
+        self.link = socket.create_connection(("127.0.0.1", self.stage.server.port))
+        self.link.sendall(b"GET /held HTTP/1.1\r\nHost: x\r\n\r\n")
+        while not self.stage.server.met:
+            time.sleep(0.001)
+
+    def end(self) -> None:
+        super().end()
+        self.link.close()
+
+
+KINDS = {
+    "": Scripted,
+    "unranged": Scripted,
+    "stopped": Stopped,
+    "paused": Paused,
+    "dns": Nameless,
+    "tls": Expired,
+    "guest": Forgotten,
+    "load": Loaded,
+    "jump": Jumped,
+}
+
+CELLS = [(row, operation) for row in ROWS for operation in OPERATIONS if not row.cells[operation].startswith("-")]
+
+
+@pytest.mark.parametrize(("row", "operation"), [pytest.param(r, o, id=f"{r.key}-{o}") for r, o in CELLS])
+async def test_cell(row, operation, demo, server, certificates, secure, tmp_path, monkeypatch):
+    app, direct = demo
+    stage = Stage(app, direct, server, server.url, tmp_path, LONG, f"{row.key}-{operation}")
+    fault = KINDS[row.stage](stage, row, operation)
+    if isinstance(fault, Nameless):
+        fault.hide(monkeypatch)
+    if isinstance(fault, Expired):
+        fault.take(secure, certificates)
+    monkeypatch.setattr(app.routes.levels, "digests", not isinstance(fault, Jumped))
+    program = PROGRAMS[operation](stage, monkeypatch)
+    if row.lasting:
+        monkeypatch.setattr("xnatfs.transport.CHANGE_TIMEOUT", 2 * row.lasting)
+    async with program.opened():
+        await program.prepare()
+        await fault.before(program)
+        stage.server.forget()
+        app.requests.clear()
+        if row.lasting and operation != "tar":  # how soon that is given up is another limit
+            hasten(program, row.lasting)
+        fault.begin()
+        try:
+            outcome = await outcome_of(program)
+            await program.meanwhile()
+        finally:
+            fault.end()
+    assert fault.met()
+    expected = row.cells[operation]
+    assert outcome in ("right" if expected in ("again", "otherwise") else expected).split("/")
+    if expected == "again":
+        assert asked_again(stage.server, operation)
+    if expected == "otherwise":
+        assert sum(asked.path.endswith(".dcm") for asked in stage.server.asked) >= 2
+    stage.timeout = LONG
+    await program.afterwards()
+
+
+@pytest.mark.parametrize("fault", ["corrupt", "range-shifted", "changed"])
+async def test_a_strict_mount_hands_out_no_byte_that_is_not_verified(fault, demo, server, tmp_path, monkeypatch):
+    app, direct = demo
+    stage = Stage(app, direct, server, server.url, tmp_path, LONG, "", strict=True)
+    program = PROGRAMS["seek"](stage, monkeypatch)
+    async with program.opened():
+        await program.prepare()
+        server.forget()
+        server.script([{"match": MATCH["seek"], "fault": fault, "at": PLACE + 10}])
+        outcome = await outcome_of(program)
+        server.script(())
+    if fault == "range-shifted":  # it asks for none
+        assert (outcome, server.met) == ("right", [])
+    else:
+        assert (outcome, {met.fault for met in server.met}) == ("EIO", {fault})
+    await program.afterwards()
+
+
+def test_every_cell_is_known_and_tested():
+    assert len({row.key for row in ROWS}) == len(ROWS)
+    for row in ROWS:
+        for outcome in row.cells.values():
+            assert all(each in OUTCOMES or each in REASONS for each in outcome.split("/")), (row.key, outcome)
+    used = {each for row in ROWS for outcome in row.cells.values() for each in outcome.split("/")}
+    assert used == OUTCOMES.keys() | REASONS.keys()
+
+
+def test_the_page_has_this_matrix():
+    """`python -m tests.faults.page` writes it."""
+    assert PAGE.read_text() == written(PAGE.read_text())
+
+
+def hasten(program: Program, seconds: float) -> None:
+    """From now on it waits for so long only: preparing it must not depend on how busy the machine is."""
+    assert isinstance(program, Reader | Client)
+    transport = (program.site.xnat if isinstance(program, Reader) else program.xnat)._transport
+    transport.timeout = transport.patience = program.stage.timeout = seconds
+    transport._http.timeout = httpx.Timeout(seconds, pool=None)
+
+
+async def outcome_of(program: Program) -> str:
+    """As the matrix has it."""
+    try:
+        await program.run()
+    except Failed as failed:
+        return failed.outcome
+    except Wrong as wrong:
+        return f"wrong bytes: {wrong}"
+    return "right"
+
+
+def asked_again(server: Faulty, operation: str) -> bool:
+    """A request was repeated; who seeks has asked for the file from its start before."""
+    paths = [asked.path for asked in server.asked if re.match(MATCH[operation], f"{asked.method} {asked.path}")]
+    return any(paths.count(path) > (2 if operation == "seek" else 1) for path in paths)

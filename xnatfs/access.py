@@ -1,0 +1,233 @@
+"""Access: whether the account may still read what it has open, and what is not kept any more once it may not.
+
+What was taken away, the listings tell that have to show it: a project that is not among the projects, a session that is
+not in its project, an item that is refused. Where somebody looks, that costs nothing. For a file that stays open its
+`Permit` asks for one listing, the same that shows the file's resource to whoever looks, and once in a TTL.
+
+Invariants:
+- Nothing counts as taken away before the server has told our name: an open site that dropped our session shows what a
+  guest may see.
+- A server that does not answer, or answers nonsense, takes nothing away.
+- What was taken away is found by no later open. Who has it open hears of that from the permit.
+"""
+
+import json
+import logging
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from copy import copy
+from typing import Protocol
+from weakref import WeakValueDictionary
+
+import trio
+
+from xnatfs.errors import Denied, LoginRequired, NotFound, Stale, XnatError
+
+log = logging.getLogger(__name__)
+
+# A reader waits so long, in seconds, for word that it may read on: more than a round trip, and no outage. The answer
+# counts when it comes.
+PATIENCE = 2.0
+# After an answer that tells nothing the server is left alone for so long; and with a TTL of 0 after each that does.
+AGAIN = 5.0
+
+Item = tuple[str, ...]
+Key = tuple[object, ...]
+Shown = Callable[[], Awaitable[float]]
+Owners = tuple[str, ...]
+
+
+class Permit:
+    """Leave to read the files of one resource, until a moment on trio's clock. All who have one open share it."""
+
+    __slots__ = ("__weakref__", "_access", "_answered", "_asked_at", "_next", "_refusal", "_shown", "until")
+
+    def __init__(self, access: "Access", shown: Shown, until: float) -> None:
+        self.until = until  # to be compared at each read, and renewed after it
+        self._access = access
+        self._shown = shown
+        self._refusal: XnatError | None = None
+        self._answered: trio.Event | None = None  # of the question that is under way
+        self._asked_at = -float("inf")
+        self._next = -float("inf")  # not asked again before
+
+    @property
+    def refused(self) -> bool:
+        """For good."""
+        return self._refusal is not None and self._next == float("inf")
+
+    async def renew(self) -> None:
+        """Ask whether it may be read on. Raises Denied or Stale where not, LoginRequired where we are nobody now."""
+        if self._answered is None and trio.current_time() >= self._next:
+            self._answered, self._asked_at = trio.Event(), trio.current_time()
+            self._access.begin(self._ask, self._answered)
+        if self._answered is not None:
+            with trio.move_on_at(self._asked_at + PATIENCE):
+                await self._answered.wait()
+        if self._refusal is not None:
+            raise copy(self._refusal)  # a new one each time: a raised exception collects tracebacks
+
+    async def _ask(self, answered: trio.Event) -> None:
+        """In a task of its own: a reader that goes away takes nothing from the others."""
+        again = self._asked_at + AGAIN
+        try:
+            self.until, self._refusal = max(await self._look(), again), None
+        except NotFound as error:
+            self._refusal, again = Stale(f"it was open, and is not there any more: {error}"), float("inf")
+        except Denied as error:
+            self._refusal, again = copy(error), float("inf")
+        except LoginRequired as error:
+            self._refusal = copy(error)
+        except XnatError as error:
+            log.debug("whether an open file may be read on is not known: %s", error)
+            if self._refusal is None:
+                self.until = again
+        finally:
+            self._next, self._answered = again, None
+            answered.set()
+
+    async def _look(self) -> float:
+        try:
+            return await self._shown()
+        except (NotFound, Denied):
+            if await self._access.known():
+                raise
+        return await self._shown()  # with a new session
+
+
+class Bulk(Protocol):
+    """What is fetched ahead."""
+
+    def leave(self, owners: Collection[str]) -> None:
+        """Nothing more of what belongs to one of these."""
+
+
+class Content(Protocol):
+    """What is kept."""
+
+    async def drop(self, owners: Collection[str]) -> None:
+        """Nothing of what belongs to one of these is kept."""
+
+    async def owners(self) -> set[Owners]:
+        """What the kept files belong to."""
+
+
+class Access:
+    """What one account may read of one server, as far as it has read of it."""
+
+    def __init__(
+        self,
+        content: Content,
+        bulk: Bulk,
+        account: Callable[[], str],
+        known: Callable[[], Awaitable[bool]],
+        forget: Callable[[Key], None],
+        nursery: trio.Nursery,
+    ) -> None:
+        self.known = known  # ask the server whether it knows our session
+        self._content = content
+        self._bulk = bulk
+        self._account = account
+        self._forget = forget  # a listing of what was taken away
+        self._nursery = nursery
+        self._permits: WeakValueDictionary[object, Permit] = WeakValueDictionary()
+        self._kept: dict[tuple[str, Item], Owners] = {}  # what was read, by project and item
+        self._projects: frozenset[str] | None = None  # as listed last
+
+    def begin(self, work: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        """In the background; what goes wrong there must not end the mount."""
+
+        async def begun() -> None:
+            try:
+                await work(*arguments)
+            except XnatError as error:
+                log.info("what the account may read is not known: %s", error)
+            except Exception:
+                log.exception("what the account may read")
+
+        self._nursery.start_soon(begun)
+
+    def permit(self, key: object, shown: Shown, until: float) -> Permit:
+        """Leave to read what a listing shows that is good `until` then; afterwards `shown` tells until when it is.
+
+        `shown` raises NotFound or Denied where it is not shown any more.
+        """
+        permit = self._permits.get(key)
+        if permit is None or permit.refused:
+            permit = self._permits[key] = Permit(self, shown, until)
+        permit.until = max(permit.until, until)
+        return permit
+
+    # -- what is kept --------------------------------------------------------------------------------------------
+
+    def owners(self, project: str, item: Item) -> Owners:
+        """What the files of an item belong to that are read through a project, as the cache of contents is told.
+
+        By account: what one may not read any more another one may.
+        """
+        item = item[:2]  # what is below it goes with it
+        found = self._kept.get((project, item))
+        if found is None:
+            named = (("projects", project), item) if project and item != ("projects", project) else (item,)
+            found = self._kept[project, item] = tuple(json.dumps([self._account(), *each]) for each in named)
+        return found
+
+    async def recall(self) -> None:
+        """Learn what earlier mounts have kept. Costs a look at all of the index."""
+        for owners in await self._content.owners():
+            named = [json.loads(owner) for owner in owners]
+            if all(account == self._account() for account, *_ in named):
+                item = tuple(named[-1][1:])
+                self._kept.setdefault((named[0][2] if named[0][1] == "projects" else "", item), owners)
+        if self._projects is not None:
+            self._compare_projects(self._projects)
+
+    def listed(self, key: Key, ids: Iterable[str]) -> None:
+        """The server's list of this key holds these, and nothing else."""
+        match key:
+            case ("projects",):
+                self._projects = frozenset(ids)
+                self._compare_projects(self._projects)
+            case ("subjects" | "experiments" as kind, str(project)):
+                there = set(ids)
+                gone = [item for of, item in self._kept if of == project and item[0] == kind and item[1] not in there]
+                self._lose([(project, item) for item in gone], f"it is not in {project}")
+
+    def refused(self, key: Key) -> None:
+        """The server has no such list, or not for us. A project's own resources may be open where that is closed."""
+        match key:
+            case ("subjects" | "experiments", str(project)):
+                gone = [each for each in self._kept if each[0] == project and each[1][0] != "projects"]
+                self._lose(gone, f"{project} is closed")
+            case ("resources", tuple(refused), bool()):
+                self._lose([each for each in self._kept if each[1] == refused], "it is closed")
+
+    def _compare_projects(self, projects: frozenset[str]) -> None:
+        gone = [each for each in self._kept if each[0] and each[0] not in projects]
+        self._lose(gone, "its project is not listed")
+
+    def _lose(self, lost: Sequence[tuple[str, Item]], why: str) -> None:
+        if lost:
+            self.begin(self._take_away, {each: self._kept.pop(each) for each in lost}, why)
+
+    async def _take_away(self, lost: dict[tuple[str, Item], Owners], why: str) -> None:
+        try:
+            ours = await self.known()
+        except BaseException:
+            self._kept |= lost
+            raise
+        if not ours:
+            self._kept |= lost  # it was a guest's answer; the next one is ours
+            return
+        owners = {owners[-1] for owners in lost.values()}  # the items: the same one may be kept through another project
+        self._bulk.leave(owners)
+        await self._content.drop(owners)
+        for _, item in lost:
+            log.info("nothing of %s is kept any more: %s", "/".join(item), why)
+            for key in _listings(item):
+                self._forget(key)
+
+
+def _listings(item: Item) -> Iterable[Key]:
+    """Lists that tell of an item. Those of its project are made anew, or are refused."""
+    yield from (("resources", item, True), ("resources", item, False), ("scans", item[1]), ("assessors", item[1]))
+    yield from (("files", item, True), ("files", item, False))

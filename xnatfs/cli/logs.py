@@ -1,0 +1,35 @@
+"""The log: one line a record, with nothing in it that a terminal obeys, and nothing that logs in.
+
+Who follows a log looks at it on a terminal, and words of a server are in it. Tracebacks have lines of their own.
+"""
+
+import logging
+from typing import IO, Any
+
+from xnatfs.untrusted import line, plain
+
+FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class Formatter(logging.Formatter):
+    """Of our own format."""
+
+    def __init__(self) -> None:
+        super().__init__(FORMAT)
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = line(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:
+        return "\n".join(map(plain, super().formatException(ei).split("\n")))
+
+
+def log_to(stream: IO[str], level: int | str) -> None:
+    """Log there, ours and what libraries have to say, but for what holds secrets."""
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(Formatter())
+    handler.setLevel(level)
+    logging.basicConfig(handlers=[handler], level=level)
+    # httpcore logs the headers of replies, and with them session IDs, which no log may hold.
+    logging.getLogger("httpcore").setLevel(logging.WARNING)
