@@ -321,8 +321,11 @@ class ContentCache:
                 self._dispose(self._idle[0])
 
     def _make_way(self, size: int) -> None:
-        # Partly fetched files that nobody has open go before anything else does.
-        while self._idle and self._store.total() + size > self._store.limit:
+        # Partly fetched files that nobody has open go before anything else does: as many as it takes, not counting on
+        # the total, which is told of them only a little later.
+        over = self._store.total() + size - self._store.limit
+        while self._idle and over > 0:
+            over -= self._idle[0].reserved
             self._dispose(self._idle[0])
 
     def _dispose(self, entry: Entry) -> None:

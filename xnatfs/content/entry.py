@@ -27,6 +27,12 @@ class Entry:
         self.left_at = 0.0
         self.in_memory = False  # and not to be closed before writeback.py lets go of it
 
+    @property
+    def reserved(self) -> int:
+        """Bytes that its download is counted with."""
+        part = self.fill.intake.partial if self.fill is not None else None
+        return part.reserved if part is not None else 0
+
     def release(self) -> Partial | None:
         """Close the file, unless it is a partial: then it is the caller's to discard."""
         part = None

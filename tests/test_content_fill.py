@@ -1,0 +1,692 @@
+"""The downloads of one file, at a thousandth of the size, without threads, in virtual time."""
+
+import os
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from tests.test_content_fakes import FakeSource
+from tests.test_content_intake import Store
+from xnatfs.content import blob as blob_module
+from xnatfs.content import fill as fill_module
+from xnatfs.content import intake as intake_module
+from xnatfs.content import stream as stream_module
+from xnatfs.content.blob import Blob
+from xnatfs.content.fill import LINGER, PAUSE, Fill, _translated
+from xnatfs.content.index import Row
+from xnatfs.content.source import Body, Version
+from xnatfs.content.stats import Stats
+from xnatfs.content.store import Partial
+from xnatfs.errors import BadReply, NotFound, Stale, Unreachable
+
+K = 1024
+NEAR = 4 * K
+SIZES = {
+    (blob_module, "HOLD_BACK"): 128,
+    (fill_module, "LONGEST"): 32 * K,
+    (fill_module, "NEAR"): NEAR,
+    (fill_module, "SMALL"): 8 * K,
+    (intake_module, "SMALL"): 8 * K,
+    (intake_module, "HASH_BEHIND"): 2**40,
+    (intake_module, "HASH_PIECE"): 2**40,
+    (stream_module, "AHEAD"): 64 * K,
+    (stream_module, "LONGEST_STEP"): NEAR,
+    (stream_module, "NEAR"): NEAR,
+}
+DATA = os.urandom(60 * K)
+
+
+@pytest.fixture(autouse=True, params=["received", "written by another process"])
+def _small_and_by_whom(request, monkeypatch):
+    monkeypatch.setattr(FakeSource, "writes", request.param != "received")
+    for (module, name), value in SIZES.items():
+        monkeypatch.setattr(module, name, value)
+
+
+class Keeping(Store):
+    """A store that remembers what is kept, too."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.kept: list[Row] = []
+        self.renewed: list[Row] = []
+        self.fails: Exception | None = None
+
+    async def keep(self, partial: Partial, row: Row) -> bool:
+        if self.fails is not None:
+            raise self.fails
+        self.kept.append(row)
+        return True
+
+    async def renew(self, row: Row) -> None:
+        self.renewed.append(row)
+
+
+class Rig:
+    """One fill and what is around it."""
+
+    def __init__(self, directory: Path, source: FakeSource, nursery: trio.Nursery, **options: Any) -> None:
+        self.source, self.store, self.stats = source, Keeping(directory), Stats()
+        self.blob = Blob("k", lambda: None)
+        self.blob.users = 1
+        self.wanted = True
+        self.only = True
+        self.changes = 0
+        version = Version("k", options.pop("listed", len(source.data)), options.pop("digest", ""))
+        self.fill = Fill(
+            self.blob,
+            version,
+            source,
+            self.store,  # type: ignore[arg-type]
+            self.stats,
+            nursery,
+            strict=options.pop("strict", False),
+            kept=options.pop("kept", None),
+            alone=lambda: self.only,
+            changed=self._changed,
+            keep=self._row,
+        )
+
+    def _changed(self) -> None:
+        self.changes += 1
+
+    def _row(self, fill: Fill) -> Row | None:
+        size = self.blob.size
+        return Row(b"i", "k", size, size, fill.modified, 0.0, 0.0, "") if self.wanted else None
+
+    async def read(self, offset: int, length: int = 10) -> bytes:
+        found = await self.blob.read(offset, length)
+        assert found == self.source.data[offset : offset + length]
+        return found
+
+    async def ended(self) -> None:
+        """Until nothing runs any more."""
+        for _ in range(1000):
+            if not self.fill.running:
+                return
+            await trio.sleep(1)
+        raise AssertionError("it runs for ever")
+
+    def asked(self) -> list[tuple[int, int | None]]:
+        return list(zip(self.source.starts, self.source.stops, strict=True))
+
+
+@asynccontextmanager
+async def filling(directory: Path, source: FakeSource, **options: Any) -> AsyncIterator[Rig]:
+    async with trio.open_nursery() as nursery:
+        rig = Rig(directory, source, nursery, **options)
+        yield rig
+        nursery.cancel_scope.cancel()
+    if rig.blob.fd >= 0:
+        os.close(rig.blob.fd)
+
+
+async def begun(rig: Rig) -> Rig:
+    rig.fill.start()
+    await rig.blob.ready.wait()
+    return rig
+
+
+def stalled(at: int, data: bytes = DATA, **options: Any) -> FakeSource:
+    source = FakeSource(data, chunk=K, **options)
+    source.stalls[at] = trio.Event()
+    return source
+
+
+async def settled() -> None:
+    await trio.testing.wait_all_tasks_blocked()
+
+
+# -- from the beginning to the end -------------------------------------------------------------------------------
+
+
+async def test_a_fill_does_nothing_until_it_is_started(tmp_path, autojump_clock):
+    async with filling(tmp_path, FakeSource(DATA)) as rig:
+        await trio.sleep(10)
+        assert (rig.source.starts, rig.fill.running, rig.fill.renewed, rig.fill.modified) == ([], False, False, "")
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("size", [0, 8 * K, 8 * K + 1])
+async def test_a_file_comes_whole_and_is_kept_once(tmp_path, autojump_clock, size, strict):
+    source = stalled(size, DATA[:size])
+    async with filling(tmp_path, source, strict=strict) as rig:
+        assert rig.fill.small is (size <= 8 * K)
+        await begun(rig)
+        assert (rig.blob.size, rig.blob.whole) == (size, strict or size <= 8 * K)
+        assert rig.fill.modified == source.modified
+        source.release()
+        await rig.ended()
+        assert (rig.blob.complete, rig.fill.running) == (True, False)
+        assert os.pread(rig.blob.fd, size + 1, 0) == source.data
+        assert [(row.size, row.modified) for row in rig.store.kept] == [(size, source.modified)]
+        assert (rig.asked(), source.conditions) == ([(0, None)], [""])
+        assert rig.changes >= 1
+        assert rig.store.reserved == ([size] if size > 8 * K else [])
+
+
+@pytest.mark.parametrize(("listed", "small"), [(None, False), (8 * K, True), (8 * K + 1, False)])
+async def test_before_the_reply_a_file_is_as_small_as_it_is_listed(tmp_path, listed, small):
+    async with filling(tmp_path, FakeSource(DATA), listed=listed) as rig:
+        assert rig.fill.small is small
+        rig.blob.size = 0
+        assert rig.fill.small is True
+
+
+async def test_what_nobody_wants_any_more_is_not_kept(tmp_path, autojump_clock):
+    async with filling(tmp_path, FakeSource(DATA)) as rig:
+        rig.wanted = False
+        await begun(rig)
+        await rig.read(len(DATA) - 1)
+        assert (rig.blob.complete, rig.store.kept) == (True, [])
+
+
+async def test_an_error_of_keeping_is_the_fills(tmp_path, autojump_clock, caplog):
+    async with filling(tmp_path, FakeSource(DATA)) as rig:
+        rig.store.fails = ZeroDivisionError("oops")
+        await begun(rig)
+        await rig.ended()
+        assert rig.fill.busy is False
+        assert rig.blob.complete, "what has been verified stays good"
+
+
+async def test_a_reply_of_unknown_length_ends_where_it_ends(tmp_path, autojump_clock):
+    source = stalled(3 * K)
+    source.states_size = False
+    async with filling(tmp_path, source, listed=None) as rig:
+        rig.fill.start()
+        await trio.sleep(1)
+        assert (rig.blob.size, rig.blob.ready.is_set(), rig.fill.small) == (-1, False, False)
+        source.release()
+        await rig.blob.ready.wait()
+        assert (rig.blob.size, rig.blob.complete) == (len(DATA), True)
+        await rig.read(0, len(DATA))
+        assert rig.store.kept[0].size == len(DATA)
+
+
+@pytest.mark.parametrize("off", [1, -1])
+@pytest.mark.parametrize("size", [K, 60 * K])
+async def test_another_length_than_announced_is_an_error(tmp_path, autojump_clock, off, size):
+    source = FakeSource(DATA[:size], chunk=K)
+    source.size = size + off
+    async with filling(tmp_path, source) as rig:
+        await begun(rig)
+        await rig.ended()
+        text = (
+            f"^k: more than the announced {size - 1} bytes came"
+            if off < 0
+            else f"^k: it ended after {size} of {size + 1}"
+        )
+        with pytest.raises(BadReply, match=text):
+            await rig.blob.read(0, 1)
+        assert (rig.store.kept, rig.blob.complete) == ([], False)
+
+
+# -- failures ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_failure_is_told_once_and_ends_all_downloads(tmp_path, autojump_clock):
+    source = stalled(K)
+    source.stalls[41 * K] = trio.Event()
+    async with filling(tmp_path, source) as rig:
+        await begun(rig)
+        await rig.read(40 * K)
+        assert source.running == 2
+        rig.fill.fail(Unreachable("gone"))
+        assert rig.changes == 1
+        rig.fill.fail(Unreachable("another"))
+        assert rig.changes == 1
+        with pytest.raises(Unreachable, match="gone"):
+            await rig.blob.read(0, 1)
+        await settled()
+        assert (source.running, rig.fill.running, rig.changes) == (0, False, 2)
+
+
+async def test_what_is_complete_does_not_fail(tmp_path, autojump_clock):
+    async with filling(tmp_path, FakeSource(DATA)) as rig:
+        await begun(rig)
+        await rig.read(len(DATA) - 1)
+        rig.fill.fail(Unreachable("late"))
+        await rig.read(0)
+
+
+async def test_a_failure_before_the_reply_is_what_open_waits_for(tmp_path):
+    source = FakeSource(DATA)
+    source.error = NotFound("no such file")
+    async with filling(tmp_path, source) as rig:
+        await begun(rig)
+        assert rig.blob.failure is source.error
+        await settled()
+        assert (rig.fill.running, rig.changes) == (False, 2)
+
+
+def test_errors_are_ours(caplog):
+    inner = Unreachable("gone")
+    assert _translated("k", inner) is inner
+    assert _translated("k", ExceptionGroup("", [ExceptionGroup("", [inner])])) is inner
+    assert caplog.records == []
+    for odd in (ZeroDivisionError("oops"), ExceptionGroup("two", [inner, inner])):
+        found = _translated("k", odd)
+        assert isinstance(found, BadReply)
+        assert str(found).startswith(f"k: its download failed in an unexpected way, {odd!r}")
+        assert caplog.records[-1].exc_info[1] is odd
+
+
+# -- what the server says later ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "modified", "stale"),
+    [
+        (len(DATA), None, False),
+        (len(DATA) + 1, None, True),
+        (len(DATA), "Tue, 02 Jan 2024 00:00:00 GMT", True),
+        (len(DATA), "", False),
+    ],
+)
+async def test_a_second_reply_is_of_the_same_file(tmp_path, autojump_clock, size, modified, stale):
+    source = stalled(K)
+    async with filling(tmp_path, source) as rig:
+        await begun(rig)
+        source.size = None if size == len(DATA) else size
+        source.modified = source.modified if modified is None else modified
+        if stale:
+            with pytest.raises(Stale, match="^k: it changed on the server"):
+                await rig.blob.read(40 * K, 1)
+        else:
+            await rig.read(40 * K)
+
+
+async def test_an_answer_from_elsewhere_is_an_error(tmp_path, autojump_clock):
+    class Off(FakeSource):
+        def open(self, start, size=None, unless_modified_since="", stop=None):
+            return super().open(start and start + 1, size, unless_modified_since, stop)
+
+    source = Off(DATA, chunk=K)
+    source.stalls[K] = trio.Event()
+    async with filling(tmp_path, source) as rig:
+        await begun(rig)
+        text = f"^k: bytes from {40 * K} were asked for, the answer starts at {40 * K + 1}"
+        with pytest.raises(BadReply, match=text):
+            await rig.blob.read(40 * K, 1)
+
+
+async def test_what_was_not_asked_cannot_be_answered(tmp_path):
+    class Odd(FakeSource):
+        @asynccontextmanager
+        async def open(self, *_: Any) -> AsyncIterator[None]:
+            await trio.lowlevel.checkpoint()
+            yield None
+
+    async with filling(tmp_path, Odd(DATA)) as rig:
+        await begun(rig)
+        with pytest.raises(BadReply, match="^k: the server says it is not modified"):
+            await rig.blob.read(0, 1)
+
+
+# -- an older copy -----------------------------------------------------------------------------------------------
+
+
+def older(directory: Path, modified: str) -> tuple[Row, int]:
+    (directory / "older").write_bytes(b"older bytes")
+    return Row(b"i", "k", 5, 11, modified, 0.0, 0.0, ""), os.open(directory / "older", os.O_RDONLY)
+
+
+def older_is_open(directory: Path) -> bool:
+    files = Path("/proc/self/fd").iterdir()
+    return str(directory / "older") in [os.readlink(file) for file in files if os.path.lexists(file)]
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+async def test_an_older_copy_that_is_still_right_is_used(tmp_path, autojump_clock, wanted):
+    source = FakeSource(DATA)
+    async with filling(tmp_path, source, kept=older(tmp_path, source.modified)) as rig:
+        rig.wanted = wanted
+        await begun(rig)
+        assert (rig.blob.size, rig.blob.complete, rig.fill.renewed, rig.fill.modified) == (
+            11,
+            True,
+            True,
+            source.modified,
+        )
+        assert await rig.blob.read(0, 20) == b"older bytes"
+        await settled()
+        assert [row.size for row in rig.store.renewed] == [11] * wanted
+        assert (rig.store.kept, source.conditions, rig.fill.running) == ([], [source.modified], False)
+        rig.fill.drop_kept()
+        assert await rig.blob.read(0, 20) == b"older bytes"
+
+
+@pytest.mark.parametrize("modified", ["", "Mon, 01 Jan 1990 00:00:00 GMT"])
+async def test_an_older_copy_that_is_not_right_is_closed(tmp_path, autojump_clock, modified):
+    source = FakeSource(DATA)
+    async with filling(tmp_path, source, kept=older(tmp_path, modified)) as rig:
+        assert older_is_open(tmp_path)
+        await begun(rig)
+        await rig.read(len(DATA) - 1)
+        assert (source.conditions[0], rig.fill.renewed, len(rig.store.kept)) == (modified, False, 1)
+        assert not older_is_open(tmp_path)
+
+
+async def test_an_older_copy_is_closed_when_the_reply_never_comes(tmp_path):
+    source = FakeSource(DATA)
+    source.error = Unreachable("gone")
+    async with filling(tmp_path, source, kept=older(tmp_path, "x")) as rig:
+        await begun(rig)
+        assert not older_is_open(tmp_path)
+
+
+# -- readers ahead of it -----------------------------------------------------------------------------------------
+
+
+async def test_what_is_near_is_waited_for_and_what_is_far_is_asked_for(tmp_path, autojump_clock):
+    source = stalled(K)
+    async with filling(tmp_path, source) as rig:
+        await begun(rig)
+        await settled()
+        with trio.move_on_after(1):
+            await rig.read(K + NEAR)
+        assert rig.asked() == [(0, None)]
+        await rig.read(40 * K)
+        assert rig.asked() == [(0, None), (40 * K, 44 * K)]
+
+
+async def test_a_window_grows_while_it_is_read_on_and_is_small_again_elsewhere(tmp_path, autojump_clock):
+    data = DATA * 3
+    source = stalled(K, data)
+    async with filling(tmp_path, source) as rig:
+        await begun(rig)
+        for offset in range(20 * K, 100 * K, K):
+            await rig.read(offset, K)
+        await rig.read(150 * K)
+        await rig.read(178 * K)
+        assert rig.asked() == [
+            (0, None),
+            (20 * K, 24 * K),
+            (24 * K, 40 * K),
+            (40 * K, 72 * K),
+            (72 * K, 104 * K),
+            (150 * K, 154 * K),
+            (178 * K, None),
+        ]
+
+
+async def test_a_seek_does_not_ask_for_what_is_there(tmp_path, autojump_clock):
+    source = stalled(K)
+    async with filling(tmp_path, source) as rig:
+        await begun(rig)
+        await rig.read(30 * K)
+        await settled()
+        await rig.read(28 * K)
+        assert rig.asked()[1:] == [(30 * K, 34 * K), (28 * K, 30 * K)]
+        await settled()
+        before = rig.stats.fetched
+        await rig.read(29 * K, 2 * K)
+        assert rig.stats.fetched == before
+
+
+async def test_at_most_two_and_the_one_unwanted_longest_makes_way(tmp_path, autojump_clock):
+    data = DATA * 3
+    source = stalled(K, data)
+    for at in (61, 121):
+        source.stalls[at * K] = trio.Event()
+    async with filling(tmp_path, source) as rig:
+        await begun(rig)
+        await trio.sleep(1)
+        await rig.read(60 * K)
+        await trio.sleep(1)
+        await rig.read(120 * K)
+        await settled()
+        assert source.running == 2
+        assert rig.asked() == [(0, None), (60 * K, 64 * K), (120 * K, 124 * K)]
+        source.stalls[61 * K].set()
+        await trio.sleep(1)
+        await rig.read(62 * K)
+        assert len(rig.asked()) == 3, "the one there went on"
+
+
+async def test_those_that_are_waited_for_stay(tmp_path, autojump_clock):
+    data = DATA * 3
+    source = stalled(K, data)
+    source.stalls[60 * K] = trio.Event()
+    async with filling(tmp_path, source) as rig, trio.open_nursery() as nursery:
+        await begun(rig)
+        for offset in (K, 60 * K, 120 * K):
+            nursery.start_soon(rig.read, offset)
+            await settled()
+        assert rig.asked() == [(0, None), (60 * K, 64 * K)]
+        source.stalls[60 * K].set()
+        await settled()
+        assert rig.asked() == [(0, None), (60 * K, 64 * K), (120 * K, 124 * K)]
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_seekers_left_out_is_fetched_while_it_is_open(tmp_path, autojump_clock):
+    source = stalled(K)
+    async with filling(tmp_path, source) as rig:
+        await begun(rig)
+        await rig.read(40 * K)
+        source.release()
+        await rig.ended()
+        assert rig.blob.complete
+        assert os.pread(rig.blob.fd, len(DATA), 0) == DATA
+        assert rig.stats.fetched <= len(DATA) + NEAR, "a short way is no reason for a request"
+        assert rig.asked() == [(0, None), (40 * K, 44 * K)]
+
+
+async def test_what_is_there_beyond_the_near_is_not_fetched_again(tmp_path, autojump_clock):
+    """The download from the start ends where much is there already; the rest is another one."""
+    source = stalled(K)
+    async with filling(tmp_path, source) as rig:
+        await begun(rig)
+        for offset in range(20 * K, 36 * K, K):
+            await rig.read(offset, K)
+        source.release()
+        await rig.read(len(DATA) - 1)
+        await rig.ended()
+        assert rig.blob.complete
+        assert rig.stats.fetched <= len(DATA) + 2 * K
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_where_there_are_no_ranges_everybody_waits(tmp_path, autojump_clock, known):
+    source = FakeSource(DATA, chunk=K, pause=1, ranged=False)
+    source.seekable = not known
+    async with filling(tmp_path, source) as rig:
+        await begun(rig)
+        await rig.read(50 * K)
+        assert source.starts == ([0] if known else [0, 50 * K])
+        assert rig.stats.fetched <= len(DATA)
+        await rig.read(len(DATA) - 1)
+        assert len(source.starts) == (1 if known else 2)
+
+
+async def test_without_ranges_a_download_begins_again_where_the_first_has_ended(tmp_path, autojump_clock):
+    """And passes over what is there."""
+    source = stalled(20 * K, ranged=False)
+    async with filling(tmp_path, source) as rig:
+        await begun(rig)
+        for offset in range(0, 20 * K, K):
+            await rig.read(offset)
+        rig.blob.users = 0
+        rig.fill.linger()
+        await trio.sleep(LINGER + 1)
+        assert (rig.fill.running, source.running) == (False, 0)
+        rig.blob.users = 1
+        source.stalls.clear()
+        await rig.read(0)
+        await rig.read(30 * K)
+        assert source.starts == [0, 30 * K]
+        await rig.read(len(DATA) - 1)
+        assert source.starts == [0, 30 * K]
+        assert rig.blob.complete
+        assert os.pread(rig.blob.fd, len(DATA), 0) == DATA
+
+
+# -- coming and going --------------------------------------------------------------------------------------------
+
+
+async def test_a_download_that_nobody_waits_for_ends_after_a_while(tmp_path, autojump_clock):
+    source = FakeSource(DATA, chunk=10, pause=0.5)
+    async with filling(tmp_path, source) as rig:
+        await begun(rig)
+        rig.blob.users = 0
+        rig.fill.linger()
+        await trio.sleep(LINGER - 0.1)
+        assert rig.fill.running
+        await trio.sleep(0.2)
+        assert (rig.fill.running, source.running, rig.changes) == (False, 0, 1)
+        assert rig.blob.failure is None
+
+
+async def test_who_comes_back_keeps_it_going(tmp_path, autojump_clock):
+    source, other = FakeSource(DATA, chunk=10, pause=0.5), FakeSource(DATA, chunk=K)
+    async with filling(tmp_path, source) as rig:
+        await begun(rig)
+        rig.fill.linger()
+        await trio.sleep(1)
+        rig.fill.stay(other)
+        await trio.sleep(2 * LINGER)
+        assert source.running == 1
+        await rig.read(40 * K)
+        assert other.starts == [40 * K], "what is begun from now on is the new one's"
+
+
+async def test_while_somebody_has_it_open_the_next_one_begins_where_it_ended(tmp_path, autojump_clock):
+    source = FakeSource(DATA, chunk=10, pause=0.5)
+    async with filling(tmp_path, source) as rig:
+        await begun(rig)
+        rig.fill.linger()
+        await trio.sleep(LINGER + 0.1)
+        assert source.starts == [0, rig.blob.spans.next_gap(0)]
+        assert source.starts[1] > 0
+
+
+async def test_far_ahead_of_its_reader_a_download_pauses_and_ends(tmp_path, autojump_clock, monkeypatch):
+    monkeypatch.setattr(stream_module, "AHEAD", 8 * K)
+    source = FakeSource(DATA, chunk=K)
+    async with filling(tmp_path, source) as rig:
+        await begun(rig)
+        await rig.read(0)
+        await trio.sleep(PAUSE - 0.1)
+        assert source.running == 1
+        await trio.sleep(0.2)
+        assert (source.running, rig.fill.running, rig.blob.failure) == (0, False, None)
+        assert 8 * K <= rig.stats.fetched <= 8 * K + NEAR
+        await trio.sleep(100)
+        assert source.starts == [0], "nobody has asked for more"
+        fetched = rig.stats.fetched
+        await rig.read(fetched)
+        assert source.starts == [0, fetched]
+
+
+async def test_a_reader_that_comes_on_in_time_keeps_it(tmp_path, autojump_clock, monkeypatch):
+    monkeypatch.setattr(stream_module, "AHEAD", 8 * K)
+    source = FakeSource(DATA, chunk=K)
+    async with filling(tmp_path, source) as rig:
+        await begun(rig)
+        for offset in range(0, 20 * K, K):
+            await rig.read(offset, K)
+            await trio.sleep(PAUSE / 2)
+        assert source.starts == [0]
+        assert rig.stats.fetched < len(DATA)
+
+
+async def test_others_have_their_turn_between_two_chunks(tmp_path, autojump_clock):
+    class Ready:
+        """Chunks that are there already: who takes them is never made to wait."""
+
+        def __init__(self) -> None:
+            self.left = [b"x"] * 500
+
+        def __aiter__(self) -> "Ready":
+            return self
+
+        async def __anext__(self) -> bytes:
+            if not self.left:
+                raise StopAsyncIteration
+            return self.left.pop()
+
+    class Source(FakeSource):
+        @asynccontextmanager
+        async def open(self, *_: Any) -> AsyncIterator[Any]:
+            await trio.lowlevel.checkpoint()
+            yield Body(0, 500, "", Ready())
+
+    turns = 0
+    async with filling(tmp_path, Source(b"x" * 500)) as rig:
+        rig.fill.start()
+        while not rig.blob.complete:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+    assert turns > 400
+
+
+# -- more connections --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("alone", "grants", "at_once"), [(True, True, 3), (False, True, 1), (True, False, 1)])
+async def test_more_connections_where_they_bring_more(tmp_path, autojump_clock, alone, grants, at_once):
+    source = FakeSource(DATA * 4, chunk=K, pause=0.2)
+    source.grants = grants
+    async with filling(tmp_path, source) as rig:
+        rig.only = alone
+        await begun(rig)
+        for offset in range(0, len(source.data), 4 * K):
+            await rig.read(offset, 4 * K)
+        assert rig.blob.complete
+    assert source.at_once == at_once
+    assert source.overlaps == []
+    assert rig.stats.fetched <= len(source.data) + 12 * NEAR
+
+
+async def test_a_file_that_is_handed_out_whole_has_one_connection(tmp_path, autojump_clock):
+    source = FakeSource(DATA, chunk=K, pause=0.5)
+    source.grants = True
+    async with filling(tmp_path, source, strict=True) as rig:
+        await begun(rig)
+        await rig.read(0)
+    assert (source.at_once, source.starts) == (1, [0])
+
+
+# -- a file that somebody else writes ----------------------------------------------------------------------------
+
+
+class Failing(FakeSource):
+    """Its bodies write themselves, and find the disk full so many times, each time at once or after a while."""
+
+    times = 1
+    after = 0
+
+    def _into(self, chunks: AsyncGenerator[bytes]) -> Any:
+        write = super()._into(chunks)
+
+        async def into(descriptor: int | None, offset: int, length: int) -> AsyncGenerator[int]:
+            if self.times and offset >= self.after:
+                self.times -= 1
+                raise OSError(28, "No space left on device")
+            async for count in write(descriptor, offset, length):
+                yield count
+
+        return into
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_room_is_made_once_for_what_others_write(tmp_path, autojump_clock, times):
+    source = Failing(DATA, chunk=K)
+    source.times = times
+    if not source.writes:
+        return
+    async with filling(tmp_path, source) as rig:
+        await begun(rig)
+        if times == 1:
+            await rig.read(len(DATA) - 1)
+            assert len(rig.store.evicted) == 1
+        else:
+            with pytest.raises(Exception, match="of the store: No space left"):
+                await rig.blob.read(0, 1)
