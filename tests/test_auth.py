@@ -13,9 +13,18 @@ import trio.testing
 
 from tests.test_client import URL, Server
 from tests.wire import App, Wire
-from xnatfs.auth import CONFIRM_AFTER, LOGOUT_TIMEOUT, REFUSED_FOR, Login, check_is_data, page_message
+from xnatfs.auth import (
+    CONFIRM_AFTER,
+    LOGOUT_TIMEOUT,
+    LONGEST_ANSWER,
+    LONGEST_MESSAGE,
+    REFUSED_FOR,
+    Login,
+    check_is_data,
+    page_message,
+)
 from xnatfs.credentials import Credentials
-from xnatfs.errors import BadReply, LoginRequired, NotXnat, Unreachable
+from xnatfs.errors import BadReply, LoginRequired, NotXnat, Unavailable
 from xnatfs.sessions import IDLE, SessionStore
 
 TOKEN = "A" * 32
@@ -383,7 +392,7 @@ async def test_a_foreign_cookie_of_a_dead_session_goes_on_telling():
         ([httpx.Response(200, text="u")], True),
         ([httpx.Response(200, html="<html>")], False),
         ([httpx.Response(401)], False),
-        ([httpx.Response(500)], False),
+        ([httpx.Response(501)], False),
         ([httpx.Response(404), httpx.Response(200, text="User 'u' is logged in")], True),
         ([httpx.Response(404), httpx.Response(200, text="User 'guest' is logged in")], False),
         ([httpx.Response(404), httpx.Response(200, html="User 'u' is logged in")], False),
@@ -455,8 +464,68 @@ async def test_a_refused_password_rests(autojump_clock, caplog):
 async def test_a_busy_server_is_no_answer_to_a_password(status):
     async with logging_in(lambda request: httpx.Response(status)) as login:
         for _ in range(2):
-            with pytest.raises(Unreachable, match=f"^{URL}/ answers {status} .*: try again later"):
+            with pytest.raises(Unavailable, match=f"^{URL}/data/JSESSION answers {status} .*: try again later") as told:
                 await login.token()
+            assert told.value.asks_to_wait is (status == 429)
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+@pytest.mark.parametrize("headers", [{}, {"retry-after": "7"}])
+async def test_a_busy_server_says_nothing_of_a_session(status, headers):
+    """It is not dropped."""
+    server = Counted()
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(status, headers=headers) if request.method == "GET" else server(request)
+
+    async with logging_in(answer) as login:
+        token = await login.token()
+        with pytest.raises(Unavailable, match=f"^{URL}/xapi/users/username answers {status} ") as told:
+            await login.alive(token)
+        assert (told.value.status, told.value.url) == (status, f"{URL}/xapi/users/username")
+        assert told.value.asks_to_wait is (status == 429 or bool(headers))
+        assert login.current == token
+        await login.close()
+        assert login.current == ""
+
+
+async def test_of_an_answer_only_the_beginning_is_read(tmp_path):
+    """Whatever its encoding is said to be; and its connection is given back, also by who is cancelled."""
+
+    class Endless(httpx.AsyncByteStream):
+        sent = closed = 0
+
+        def __aiter__(self) -> "Endless":
+            return self
+
+        async def __anext__(self) -> bytes:
+            Endless.sent += 1
+            await trio.lowlevel.checkpoint()
+            return b"<h3>" if Endless.sent == 1 else b"x" * 1000
+
+        async def aclose(self) -> None:
+            await trio.lowlevel.checkpoint()
+            Endless.closed += 1
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, headers={"content-encoding": "gzip"}, stream=Endless())
+
+    async with logging_in(answer) as login:
+        with pytest.raises(NotXnat):
+            await login.token()
+        assert Endless.sent <= 2 * (LONGEST_ANSWER // 1000 + 3)
+        assert Endless.closed == 2
+        with trio.move_on_after(0):
+            await login.token()
+        assert Endless.closed == 2
+        with trio.CancelScope() as scope:
+            Endless.sent = 0
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(login.token)
+                while Endless.sent < 3:
+                    await trio.lowlevel.checkpoint()
+                scope.cancel()
+        assert Endless.closed == 3
 
 
 @pytest.mark.parametrize(
@@ -524,6 +593,9 @@ async def test_a_redirect_names_the_other_address(location, text):
         ("<h3>" + "x" * 300 + "</h3>", "x" * 200),
         ("x" * 300, "x" * 200),
         ("<h3>a</h3>", "a"),
+        ("<h3>a", ""),
+        ("<h3 a='x'>" + " " * (LONGEST_MESSAGE - 14) + "a</h3>", "a"),
+        ("<h3 a='x'>" + " " * (LONGEST_MESSAGE - 10) + "a</h3>", ""),
     ],
 )
 def test_what_a_page_says(text, said):

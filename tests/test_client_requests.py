@@ -354,6 +354,60 @@ async def test_who_we_are_is_told_by_old_servers_too():
         await old("hello")
 
 
+def nested(depth: int) -> bytes:
+    return b'{"items": [{"data_fields": {"x": ' + b"[" * depth + b"]" * depth + b"}}]}"
+
+
+async def test_what_is_nested_without_end_is_a_bad_reply():
+    """In an item as in a list."""
+    with pytest.raises(BadReply):
+        await answered(lambda xnat: xnat.item("projects", "P"), lambda: httpx.Response(200, content=nested(100_000)))
+    rows = b'{"ResultSet": {"Result": [{"ID": ' + b"[" * 100_000 + b"]" * 100_000 + b"}]}}"
+    with pytest.raises(BadReply, match="/data/projects"):
+        await answered(lambda xnat: xnat.projects(), lambda: httpx.Response(200, content=rows))
+
+
+@pytest.mark.parametrize("files", [False, True])
+async def test_a_list_may_be_so_long_and_no_longer(monkeypatch, files):
+    """One of files longer than others."""
+    monkeypatch.setattr("xnatfs.client.LISTED", (10_000, 3))
+    monkeypatch.setattr("xnatfs.client.FILES", (10_000, 5))
+    for count in (3, 5, 6):
+        rows = [{"ID": "P", "URI": f"/x/resources/7/files/{number}", "cat_ID": "7"} for number in range(count)]
+        server = Server(always(lambda rows=rows: table(rows)))
+        async with connected(server) as xnat:
+            if count > (5 if files else 3):
+                with pytest.raises(BadReply):
+                    await (xnat.files(ITEM) if files else xnat.projects())
+            else:
+                assert len(await (xnat.files(ITEM) if files else xnat.projects())) == count
+
+
+async def test_a_name_that_leads_elsewhere_does_not_lead_there():
+    for name, sent in ((".", "%2E"), ("..", "%2E%2E"), ("...", "..."), ("\udcff", "%ED%B3%BF")):
+        assert Xnat.segment(name) == sent
+
+
+async def test_a_client_tells_what_is_under_way():
+    server = Server(always(lambda: httpx.Response(200, stream=Pieces(b"x" * 2500))))
+    async with connected(server) as xnat:
+        assert xnat.counters() == {"requests": 0, "logins": 0, "downloads": 0, "heads": 0}
+        async with xnat.zip("E", None), xnat._heads:
+            assert xnat.counters() == {"requests": 1, "logins": 1, "downloads": 1, "heads": 1}
+        assert xnat.counters() == {"requests": 1, "logins": 1, "downloads": 0, "heads": 0}
+
+
+async def test_a_session_is_asked_after_and_a_dead_one_is_made_again(autojump_clock):
+    server = Server()
+    async with connected(server) as xnat:
+        assert await xnat.session_lives() is True
+        server.alive.clear()
+        assert await xnat.session_lives() is False
+        assert xnat.away is False
+        await xnat.projects()
+    assert len(server.sessions) == 2
+
+
 async def test_a_client_counts_its_requests_and_logs_in_when_told():
     server = Server()
     async with connected(server) as xnat:

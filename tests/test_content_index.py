@@ -40,13 +40,13 @@ def index(tmp_path: Path) -> Iterator[Index]:
 
 def test_a_row_comes_back_as_it_was_put(index):
     assert (index.get(ident(1)), index.total()) == (None, 0)
-    whole = Row(ident(1), "a key", 11, 12, "Mon", 13.5, 14.5, "a boot")
+    whole = Row(ident(1), "a key", 11, 12, "Mon", 13.5, 14.5, "a boot", 15, "P\nQ")
     with index.transaction():
         index.put(whole)
         assert index.total_now() == 12
         assert (index.get(ident(1)), index.total()) == (None, 0), "others see it when it is committed"
     assert (index.get(ident(1)), index.total()) == (whole, 12)
-    newer = Row(ident(1), "another", None, 7, "Tue", 15.5, 16.5, "")
+    newer = Row(ident(1), "another", None, 7, "Tue", 15.5, 16.5, "", 17, "R")
     with index.transaction():
         index.put(newer)
     assert (index.get(ident(1)), index.total()) == (newer, 7)
@@ -126,9 +126,9 @@ def test_a_shard_has_all_that_begin_with_its_byte(index):
     edges = [bytes([first]) + last * 31 for first in (1, 2, 3) for last in (b"\x00", b"\x80", b"\xff")]
     with index.transaction():
         for each in edges:
-            index.put(Row(each, "", 0, 0, "", 0.0, 0.0, ""))
-        assert index.shard(2) == set(edges[3:6])
-        assert index.shard(4) == set()
+            index.put(Row(each, "", 0, each[0], "", 0.0, 0.0, "", written=7))
+        assert index.shard(2) == dict.fromkeys(edges[3:6], (2, 7))
+        assert index.shard(4) == {}
 
 
 def test_what_is_not_on_the_disk_is_told_in_parts_and_marked(index):
@@ -182,7 +182,7 @@ def test_an_index_of_another_version_makes_way(tmp_path, caplog):
     new = open_index(path)
     assert new.total() == 0
     new.close()
-    assert f"cache index {path} cannot be read (it is of version 99, not 1): set aside" in caplog.text
+    assert f"cache index {path} cannot be read (it is of version 99, not {SCHEMA_VERSION}): set aside" in caplog.text
     assert Path(f"{path}.damaged").exists()
 
 
@@ -224,6 +224,10 @@ def kept(shelf: Shelf, number: int, size: int = 10, **more: object) -> str:
     os.close(fd)
     assert shelf.keep(name, row(number, size, **more))
     return shelf.path(ident(number))
+
+
+def written(shelf: Shelf, number: int) -> int:
+    return os.stat(shelf.path(ident(number))).st_mtime_ns
 
 
 def blobs(shelf: Shelf) -> list[int]:
@@ -270,7 +274,7 @@ def test_a_directory_that_cannot_be_used_says_why(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     (tmp_path / "file").touch()
-    with pytest.raises(CacheError, match=f"^cache directory {tmp_path}/file cannot be used: File exists; correct"):
+    with pytest.raises(CacheError, match=f"^cache directory {tmp_path}/file cannot be used: Not a directory; correct"):
         open_shelf(tmp_path / "file", 100)
     monkeypatch.setattr(Shelf, "create_partial", full)
     with pytest.raises(CacheError, match=f"^cache directory {tmp_path}/x cannot be used: No space left on device; "):
@@ -337,7 +341,7 @@ def test_a_kept_file_is_counted_and_marked_with_the_boot(shelf):
     shelf.keep(name, row(1, 50))
     assert Path(shelf.path(ident(1))).read_bytes() == b"x" * 50
     assert shelf.path(ident(1)) == f"{shelf.directory}/blobs/01/{'01' * 32}"
-    assert shelf.index.get(ident(1)) == row(1, 50, boot=shelf.boot)
+    assert shelf.index.get(ident(1)) == row(1, 50, boot=shelf.boot, written=written(shelf, 1))
     assert (shelf.index.total(), partials(shelf)) == (50, [])
     assert stat.S_IMODE((shelf.directory / "blobs/01").stat().st_mode) == 0o700
     assert shelf.boot == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -415,19 +419,19 @@ def test_more_files_than_come_at_once_are_evicted(shelf):
 def test_files_are_kept_together_or_not_at_all(shelf, monkeypatch):
     assert shelf.keep_whole([(row(1), b"1" * 10), (row(2), b"2" * 10)])
     assert Path(shelf.path(ident(2))).read_bytes() == b"2" * 10
-    assert shelf.index.get(ident(2)) == row(2, boot=shelf.boot)
+    assert shelf.index.get(ident(2)) == row(2, boot=shelf.boot, written=written(shelf, 2))
     assert stat.S_IMODE(os.stat(shelf.path(ident(1))).st_mode) == 0o600
     assert stat.S_IMODE((shelf.directory / "blobs/01").stat().st_mode) == 0o700
     real = write_all
 
     def full(fd: int, data: memoryview, offset: int) -> None:
         if bytes(data) == b"4" * 10:
-            raise OSError(errno.ENOSPC, "No space")
+            raise OSError(errno.EIO, "Broken")
         real(fd, data, offset)
 
     monkeypatch.setattr(shelf_module, "write_all", full)
     before = set(os.listdir("/proc/self/fd"))
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match="Broken"):
         shelf.keep_whole([(row(3), b"3" * 10), (row(4), b"4" * 10), (row(5), b"5" * 10)])
     assert (blobs(shelf), shelf.index.total()) == ([1, 2], 20)
     assert set(os.listdir("/proc/self/fd")) == before
@@ -451,7 +455,7 @@ def test_room_is_made_for_whole_files(shelf):
 def test_a_renewed_file_is_kept_as_checked_now(shelf):
     kept(shelf, 1)
     shelf.renew(row(1, listed=3, checked=5.0))
-    assert shelf.index.get(ident(1)) == row(1, listed=3, checked=5.0, boot=shelf.boot)
+    assert shelf.index.get(ident(1)) == row(1, listed=3, checked=5.0, boot=shelf.boot, written=written(shelf, 1))
 
 
 def test_new_files_are_seen_to_the_disk_in_batches(shelf, monkeypatch):
@@ -472,8 +476,13 @@ def test_downloads_of_the_dead_are_removed_and_not_counted(shelf):
     os.close(other)
     for name in (mine, dead, "gone"):
         shelf.reserve(name, 10, 10)
-    shelf.tidy_partials()
+    shelf.tidy_partials({mine, dead, "gone"})
+    assert sorted(shelf.index.reserved()) == sorted([mine, dead, "gone"]), "all are said to be our own"
+    shelf.tidy_partials({mine})
     assert (partials(shelf), shelf.index.reserved(), shelf.index.total()) == ([mine], {mine}, 10)
+    (shelf.directory / "partial" / "uncounted").touch()
+    shelf.tidy_partials({mine})
+    assert partials(shelf) == [mine]
     os.close(fd)
 
 
@@ -523,3 +532,161 @@ def test_an_unknown_boot_is_no_boot(monkeypatch):
     one, other = shelf_module._boot_id(), shelf_module._boot_id()
     assert len(one) == len(other) == 32
     assert one != other
+
+
+# -- to whom it belongs, and what others do to it ----------------------------------------------------------------
+
+
+def test_what_belongs_to_somebody_is_found_and_dropped(shelf):
+    for number, owners in ((1, "P"), (2, "P\nQ"), (3, "Q"), (4, ""), (5, "PQ")):
+        kept(shelf, number, owners=owners)
+    os.unlink(shelf.path(ident(2)))
+    with shelf.index.transaction():
+        assert sorted(shelf.index.owned(["P", "R"])) == [ident(1), ident(2)]
+        assert shelf.index.owned([""]) == []
+    assert shelf.owners() == {"P", "P\nQ", "Q", "PQ"}
+    with opened(shelf.path(ident(1))) as fd:
+        assert lock(fd, fcntl.LOCK_SH)
+        shelf.drop(["P", "R"])
+        assert os.pread(fd, 20, 0) == b"\x01" * 10
+    assert (blobs(shelf), shelf.index.total()) == ([3, 4, 5], 30)
+    assert shelf.owners() == {"Q", "PQ"}
+
+
+def test_a_row_is_stamped_by_its_date_or_by_when_it_was_checked():
+    assert (row(1).stamp, row(1, modified="", checked=2.5).stamp) == ("m", "2.5")
+
+
+def test_a_file_that_was_changed_in_its_place_is_nobodys(shelf):
+    os.utime(kept(shelf, 1), ns=(5, 5))
+    kept(shelf, 2)
+    for number in (1, 2):
+        shelf.tidy_blobs(number)
+    assert (blobs(shelf), shelf.index.get(ident(1)), shelf.index.total()) == ([2], None, 10)
+
+
+def test_evicted_files_are_counted(shelf):
+    for number in (1, 2, 3):
+        kept(shelf, number)
+    os.unlink(shelf.path(ident(1)))
+    shelf.evict(10)
+    assert shelf.evicted == 1
+
+
+def test_where_the_disk_is_full_other_files_make_way_once(shelf, monkeypatch):
+    monkeypatch.setattr(shelf_module, "SPARE", 15)
+    for number in (1, 2, 3):
+        kept(shelf, number)
+    real, times = write_all, [1]
+
+    def full(fd: int, data: memoryview, offset: int) -> None:
+        if times[0]:
+            times[0] -= 1
+            raise OSError(errno.ENOSPC, "No space")
+        real(fd, data, offset)
+
+    monkeypatch.setattr(shelf_module, "write_all", full)
+    assert shelf.keep_whole([(row(4), b"4" * 10)])
+    assert (blobs(shelf), shelf.index.total()) == ([3, 4], 20)
+    times[0] = 1
+    assert shelf.keep_whole([(row(5, 20), b"5" * 20)])
+    assert blobs(shelf) == [5], "as much as it takes, where that is more"
+    times[0] = 2
+    with pytest.raises(OSError, match="No space"):
+        shelf.keep_whole([(row(6), b"6" * 10)])
+    monkeypatch.setattr(shelf_module, "write_all", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "Broken")))
+    kept_before = blobs(shelf)
+    with pytest.raises(OSError, match="Broken"):
+        shelf.keep_whole([(row(6), b"6" * 10)])
+    assert blobs(shelf) == kept_before
+
+
+def test_what_is_full_is_known_by_its_number():
+    assert [shelf_module.is_full(OSError(number, "")) for number in (errno.ENOSPC, errno.EDQUOT, errno.EIO)] == [
+        True,
+        True,
+        False,
+    ]
+    for code, full in ((sqlite3.SQLITE_FULL, True), (sqlite3.SQLITE_FULL | 0x100, True), (sqlite3.SQLITE_IOERR, False)):
+        error = sqlite3.OperationalError("x")
+        error.sqlite_errorcode = code
+        assert shelf_module.is_full(error) is full
+    assert not shelf_module.is_full(ValueError())
+
+
+def test_an_index_knows_whether_it_is_the_one_that_others_find(shelf, tmp_path):
+    path = shelf.directory / "index.sqlite"
+    assert shelf.index.in_place()
+    assert shelf.heal() is None
+    path.rename(tmp_path / "away")
+    assert not shelf.index.in_place()
+    path.write_bytes(b"")
+    assert not shelf.index.in_place()
+    path.unlink()
+    (tmp_path / "away").rename(path)
+    assert shelf.index.in_place()
+
+
+@pytest.mark.parametrize("how", ["removed", "damaged", "all removed"])
+def test_an_index_that_is_gone_or_damaged_is_begun_anew(shelf, how):
+    kept(shelf, 1)
+    before = shelf.index
+    if how == "damaged":
+        shelf.index.damaged = True
+    elif how == "removed":
+        os.unlink(shelf.directory / "index.sqlite")
+    else:
+        shutil.rmtree(shelf.directory)
+    assert shelf.heal() is before
+    assert shelf.index is not before
+    assert shelf.index.in_place()
+    assert shelf.heal() is None
+    assert Path(f"{shelf.directory}/index.sqlite.damaged").exists() is (how == "damaged")
+    shelf.adopt([("mine", 7)])
+    assert (shelf.index.total(), shelf.index.reserved(), blobs(shelf)) == (7, {"mine"}, [])
+    before.close()
+    assert stat.S_IMODE(shelf.directory.stat().st_mode) == 0o700
+
+
+def test_what_was_removed_below_it_is_made_again(shelf):
+    shutil.rmtree(shelf.directory / "partial")
+    shutil.rmtree(shelf.directory / "blobs")
+    kept(shelf, 1)
+    shutil.rmtree(shelf.directory / "blobs")
+    assert shelf.keep_whole([(row(2), b"2" * 10)])
+    assert blobs(shelf) == [2]
+    for folder in ("partial", "blobs", "blobs/02"):
+        assert stat.S_IMODE((shelf.directory / folder).stat().st_mode) == 0o700
+
+
+def test_a_directory_of_somebody_else_is_not_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    with pytest.raises(CacheError, match="belongs to another user|Operation not permitted"):
+        open_shelf(tmp_path / "cache", 100)
+
+
+def test_an_index_is_closed_with_the_directory_locked(shelf, monkeypatch):
+    seen: list[bool] = []
+
+    def close() -> None:
+        with opened(shelf.directory) as fd:
+            seen.append(lock(fd, fcntl.LOCK_SH))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shelf.index, "close", close)
+        shelf.close()
+        assert seen == [False]
+        patch.setattr(shelf, "directory", shelf.directory / "gone")
+        patch.setattr(shelf.index, "close", lambda: seen.append(True))
+        shelf.close()
+        assert seen == [False, True]
+
+
+def test_a_log_of_an_index_that_is_gone_is_gone_too(tmp_path):
+    path = tmp_path / "index.sqlite"
+    for suffix in ("-wal", "-shm"):
+        Path(f"{path}{suffix}").write_text("of another")
+    made = open_index(path)
+    assert made.total() == 0
+    assert Path(f"{path}-wal").read_bytes() != b"of another"
+    made.close()

@@ -34,9 +34,18 @@ class Store:
         self.evicted: list[int] = []
         self.written: list[list[tuple[Row, bytes]]] = []
         self.refuse: set[bytes] = set()
+        self.discarded: list[str] = []
+        self.limit = 10**9
 
     def create(self) -> Partial:
         return Partial("file", os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+
+    def create_in_memory(self) -> Partial:
+        return Partial("memory", os.memfd_create("x"), in_memory=True)
+
+    async def discard(self, partial: Partial) -> None:
+        self.discarded.append(partial.name)
+        os.close(partial.fd)
 
     async def reserve(self, partial: Partial, size: int) -> None:
         partial.reserved = size

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from tests.test_content_fakes import LIMIT, FakeSource, md5, read_all, until
 from xnatfs.content import ContentCache, Version, blob, fill, intake, open_cache, stream
-from xnatfs.content.spans import Spans
 from xnatfs.errors import Unreachable, XnatError
 
 DATA = random.Random(3).randbytes(60_000)
@@ -162,22 +161,3 @@ def test_a_read_returns_exactly_the_right_bytes_or_raises(server, readers, stric
         for (module, name), value in SCALED.items():
             patch.setattr(module, name, value)
         trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
-
-
-@given(st.lists(st.tuples(st.booleans(), st.integers(0, 60), st.integers(0, 60))))
-def test_spans_are_a_set_of_offsets(changes):
-    """Compared with one."""
-    spans, reference = Spans(), set[int]()
-    for adds, start, end in changes:
-        if adds:
-            spans.add(start, end)
-            reference |= set(range(start, end))
-        else:
-            spans.remove(start, end)
-            reference -= set(range(start, end))
-        assert {o for a, b in spans.parts() for o in range(a, b)} == reference
-        assert spans.total() == len(reference)
-        assert {o for a, b in spans.gaps(0, 70) for o in range(a, b)} == set(range(70)) - reference
-        for offset in range(70):
-            assert spans.next_gap(offset) == min(set(range(offset, 200)) - reference)
-            assert spans.covers(offset, offset + 3) == ({offset, offset + 1, offset + 2} <= reference)

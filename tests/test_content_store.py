@@ -1,9 +1,11 @@
 """The store by itself: what it says of trouble, what it leaves to the thread, what it lets go of."""
 
+import dataclasses
 import errno
 import logging
 import os
 import sqlite3
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,10 +16,11 @@ import trio
 import trio.testing
 
 from tests.test_content_index import blobs, ident, row
+from xnatfs.content import store as store_module
 from xnatfs.content.blob import HOLD_BACK, Blob
 from xnatfs.content.index import Row
 from xnatfs.content.shelf import open_shelf
-from xnatfs.content.store import Partial, Store
+from xnatfs.content.store import QUIET, Partial, Store
 from xnatfs.errors import CacheError, Unreachable
 
 
@@ -79,17 +82,47 @@ async def test_what_is_of_another_boot_does_not_count(tmp_path):
         assert [each.key for each in store.have([ident(number) for number in (1, 2, 3)])] == ["key 1", "key 3"]
 
 
-async def test_a_file_of_another_size_or_behind_a_link_is_not_opened(tmp_path):
+async def test_what_is_not_what_was_kept_is_not_opened(tmp_path):
+    """Of another size, written to since, behind a link, or nothing that can be read."""
     async with opened(tmp_path) as store:
         await kept(store, 1)
-        before = descriptors()
-        assert store.open(row(1, 11)) is None
+        before, row_kept = descriptors(), found(store, 1)
+        assert store.open(dataclasses.replace(row_kept, size=11)) is None
+        assert store.open(dataclasses.replace(row_kept, written=row_kept.written + 1)) is None
         path = store._shelf.path(ident(1))
         os.rename(path, tmp_path / "moved")
         os.symlink(tmp_path / "moved", path)
-        with pytest.raises(CacheError, match="Too many levels of symbolic links; correct that"):
-            store.open(row(1))
+        assert store.open(row_kept) is None
+        os.unlink(path)
+        os.mkfifo(path)
+        assert store.open(row_kept) is None
+        os.unlink(path)
+        os.rmdir(os.path.dirname(path))
+        assert store.open(row_kept) is None
+        os.close(os.open(os.path.dirname(path), os.O_CREAT))
+        assert store.open(row_kept) is None
         assert descriptors() == before
+
+
+async def test_where_there_are_no_descriptors_left_that_is_the_error(tmp_path, monkeypatch, caplog):
+    def failing(number: int) -> Any:
+        def fail(*_: object, **__: object) -> int:
+            raise OSError(number, os.strerror(number))
+
+        return fail
+
+    async with opened(tmp_path) as store:
+        await kept(store, 1)
+        row_kept = found(store, 1)
+        for number, error in ((errno.EMFILE, True), (errno.ENFILE, True), (errno.EIO, False)):
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "open", failing(number))
+                if error:
+                    with pytest.raises(CacheError, match="raise the limit"):
+                        store.open(row_kept)
+                else:
+                    assert store.open(row_kept) is None
+    assert len(caplog.records) == 1
 
 
 @pytest.mark.parametrize(
@@ -113,17 +146,31 @@ async def test_an_error_says_what_to_do_and_is_logged_once(tmp_path, caplog, num
     assert record.getMessage().endswith("; files are fetched but not kept")
 
 
-async def test_trouble_is_told_anew_after_something_was_kept(tmp_path, caplog):
+async def test_trouble_is_told_anew_after_a_quiet_time(tmp_path, caplog, monkeypatch):
+    """Only when files were kept after it: a disk that is full takes one file, and not the next."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     async with opened(tmp_path) as store:
-        store.error(OSError(errno.EIO, "x"))
+
+        def told() -> int:
+            store.error(OSError(errno.EIO, "x"))
+            return len([record for record in caplog.records if record.levelno == logging.WARNING])
+
+        assert told() == 1
+        now[0] += QUIET + 1
+        assert told() == 1, "nothing was kept"
+        now[0] += QUIET
         await kept(store, 1)
-        store.error(OSError(errno.EIO, "x"))
-        store.error(OSError(errno.EIO, "x"))
+        assert told() == 1, "it is not that long ago"
+        now[0] += QUIET + 0.1
+        await kept(store, 1)
+        assert told() == 2
+        now[0] += QUIET + 0.1
         assert await store.keep_whole([(row(2), b"2" * 10)]) == {ident(2)}
-        store.error(OSError(errno.EIO, "x"))
-        assert await store.keep_whole([(row(3, 101), b"3" * 101)]) == set(), "nothing was kept"
-        store.error(OSError(errno.EIO, "x"))
-    assert len(caplog.records) == 3
+        assert told() == 3
+        now[0] += QUIET + 0.1
+        assert await store.keep_whole([(row(3, 101), b"3" * 101)]) == set()
+        assert told() == 3
 
 
 async def test_an_index_in_trouble_costs_the_answer_only(tmp_path, monkeypatch, caplog):
@@ -139,31 +186,125 @@ async def test_an_index_in_trouble_costs_the_answer_only(tmp_path, monkeypatch, 
     assert len(caplog.records) == 1
 
 
-async def test_a_damaged_index_is_left_alone_from_then_on(tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR])
+async def test_a_damaged_index_is_asked_no_more_and_put_aside_by_who_writes(tmp_path, monkeypatch, caplog, code):
     def damaged(*_: Any) -> Any:
-        raise sqlite3.DatabaseError("database disk image is malformed")
+        error = sqlite3.DatabaseError("malformed")
+        error.sqlite_errorcode = code | 0x100
+        raise error
 
     async with opened(tmp_path) as store:
         await kept(store, 1)
         with monkeypatch.context() as patch:
             patch.setattr(store._shelf.index, "get", damaged)
             assert store.lookup(ident(1)) is None
+        assert (store.lookup(ident(1)), store.have([ident(1)]), store.total()) == (None, [], 0)
+        assert not (tmp_path / "index.sqlite.damaged").exists()
+        mine = store.create()
+        await store.reserve(mine, 7)
         assert (tmp_path / "index.sqlite.damaged").exists()
-        assert (store.lookup(ident(1)), store.total()) == (None, 0)
-        await store.evict(0)
-        assert blobs(store._shelf) == [1]
-        partial = store.create()
-        assert await store.keep(partial, row(2)) is False
-        assert await store.keep_whole([(row(2), b"")]) == set()
+        assert store.total() == 7
+        await kept(store, 2)
+        assert found(store, 2).key == "key 2"
     assert len(caplog.records) == 1
 
 
-async def test_a_download_that_cannot_begin_is_an_error(tmp_path, monkeypatch):
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR])
+async def test_an_index_in_passing_trouble_is_not_damaged(tmp_path, monkeypatch, code):
+    def busy(*_: Any) -> Any:
+        error = sqlite3.OperationalError("passing")
+        error.sqlite_errorcode = code
+        raise error
+
     async with opened(tmp_path) as store:
-        monkeypatch.setattr(os, "open", lambda *_, **__: (_ for _ in ()).throw(OSError(errno.EMFILE, "Too many")))
-        with pytest.raises(CacheError, match="Too many; raise the limit"):
-            store.create()
-        monkeypatch.undo()
+        await kept(store, 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(store._shelf.index, "get", busy)
+            assert store.lookup(ident(1)) is None
+        assert store.lookup(ident(1)) is not None
+
+
+async def test_an_index_that_others_removed_is_told_and_begun_with_what_is_ours(tmp_path, caplog):
+    async with opened(tmp_path) as store:
+        await kept(store, 1)
+        mine = store.create()
+        await store.reserve(mine, 30)
+        in_memory = store.create_in_memory()
+        await store.reserve(in_memory, 5)
+        os.unlink(tmp_path / "index.sqlite")
+        await store.evict(10**9)
+        assert (store.total(), store.lookup(ident(1)), blobs(store._shelf)) == (30, None, [])
+        await store.discard(in_memory)
+    assert "was removed by others and is begun anew" in caplog.text
+
+
+async def test_what_the_directory_does_not_take_is_in_memory_as_far_as_there_is_any(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "MEMORY", 100)
+    async with opened(tmp_path) as store:
+        before = descriptors()
+        one, other = store.create_in_memory(), store.create_in_memory()
+        assert (one.in_memory, one.kept, one.name == other.name) == (True, False, False)
+        assert not os.get_inheritable(one.fd)
+        os.write(one.fd, b"x")
+        await store.reserve(one, 60)
+        await store.reserve(one, 60)
+        await store.reserve(other, 40)
+        assert (store.total(), os.listdir(tmp_path / "partial")) == (0, [])
+        with pytest.raises(CacheError, match="there is no room, and none left in memory"):
+            await store.reserve(other, 41)
+        assert await store.keep(one, row(1, 60)) is False
+        await store.discard(one)
+        third = store.create_in_memory()
+        await store.reserve(third, 59)
+        with pytest.raises(CacheError, match="none left in memory"):
+            await store.reserve(third, 60)
+        for partial in (other, third):
+            await store.discard(partial)
+        assert (descriptors(), store._partials, store._in_memory) == (before, {}, 0)
+
+
+async def test_where_there_is_not_even_memory_that_is_the_error(tmp_path, monkeypatch):
+    def none(*_: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async with opened(tmp_path) as store:
+        monkeypatch.setattr(os, "memfd_create", none)
+        with pytest.raises(CacheError, match="Too many open files; raise the limit"):
+            store.create_in_memory()
+
+
+async def test_what_belongs_to_somebody_is_told_and_dropped(tmp_path):
+    async with opened(tmp_path) as store:
+        for number, owners in ((1, "P"), (2, "Q")):
+            assert await store.keep_whole([(row(number, owners=owners), b"x" * 10)])
+        assert await store.owners() == {"P", "Q"}
+        await store.drop(["P"])
+        assert await store.owners() == {"Q"}
+        assert (store.lookup(ident(1)), found(store, 2).owners) == (None, "Q")
+
+
+async def test_the_counters_count(tmp_path):
+    async with opened(tmp_path) as store:
+        await kept(store, 1)
+        await kept(store, 2)
+        await store.evict(10)
+        one, _ = store.create(), store.create()
+        await store.reserve(one, 30)
+        assert store.counters() == {"partials": 2, "reserved": 30, "kept_bytes": 40, "limit": 100, "evicted": 1}
+
+
+async def test_what_exceeds_a_smaller_limit_goes_now_and_then(tmp_path):
+    async with opened(tmp_path) as store:
+        for number in (1, 2, 3):
+            await kept(store, number)
+    for tidy in (True, False):
+        async with opened(tmp_path, 25 if tidy else 15) as store:
+            if tidy:
+                store._shelf.adopt = broken  # type: ignore[method-assign]
+                await store.tidy()
+            else:
+                await store.flush()
+            assert store.total() == (20 if tidy else 10)
 
 
 async def test_a_download_is_counted_as_it_grows_and_not_when_it_is_gone(tmp_path):
@@ -262,10 +403,11 @@ async def test_all_new_files_are_seen_to_the_disk(tmp_path, monkeypatch):
 async def test_tidying_goes_through_all_folders(tmp_path, monkeypatch):
     async with opened(tmp_path) as store:
         tidied: list[object] = []
-        monkeypatch.setattr(store._shelf, "tidy_partials", lambda: tidied.append("partials"))
+        own = store.create()
+        monkeypatch.setattr(store._shelf, "tidy_partials", lambda names: tidied.append(names == {own.name}))
         monkeypatch.setattr(store._shelf, "tidy_blobs", tidied.append)
         await store.tidy()
-        assert tidied == ["partials", *range(256)]
+        assert tidied == [True, *range(256)]
 
 
 async def test_who_is_cancelled_beforehand_does_nothing_and_afterwards_all(tmp_path, monkeypatch):

@@ -1,10 +1,15 @@
 """The content cache: what one download knows of its readers, and whether one more would be worth it."""
 
+from itertools import pairwise
+
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.test_content_fakes import FakeSource
 from xnatfs.content.abreast import GAIN, HELPERS, LOOK, SECONDS, Abreast
+from xnatfs.content.spans import Spans
 from xnatfs.content.stats import DAMAGED, Stats
 from xnatfs.content.stream import AHEAD, LONGEST_STEP, NEAR, STEADY_READS, STEADY_SECONDS, STEP_SECONDS, Stream
 
@@ -173,3 +178,28 @@ def test_so_many_damaged_files_are_remembered_the_last_ones():
     stats.sound("5")
     stats.sound("never heard of")
     assert "5" not in stats.damaged
+
+
+# -- what is there -----------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 60), st.integers(0, 60))))
+def test_spans_are_a_set_of_offsets(changes):
+    """Compared with one."""
+    spans, reference = Spans(), set[int]()
+    for added, start, end in changes:
+        if added:
+            spans.add(start, end)
+            reference |= set(range(start, end))
+        else:
+            spans.remove(start, end)
+            reference -= set(range(start, end))
+        parts = list(spans.parts())
+        assert {o for a, b in spans.gaps(0, 70) for o in range(a, b)} == set(range(70)) - reference
+        assert [o for a, b in parts for o in range(a, b)] == sorted(reference)
+        assert all(a < b for a, b in parts)
+        assert all(end < start for (_, end), (start, _) in pairwise(parts)), "they are joined where they touch"
+        assert spans.total() == len(reference)
+        for offset in range(70):
+            assert spans.next_gap(offset) == min(set(range(offset, 200)) - reference)
+            assert spans.covers(offset, offset + 3) == ({offset, offset + 1, offset + 2} <= reference)
