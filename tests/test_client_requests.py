@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from typing import Any
 from urllib.parse import unquote_plus
 
@@ -374,7 +375,7 @@ async def test_a_list_may_be_so_long_and_no_longer(monkeypatch, files):
     monkeypatch.setattr("xnatfs.client.FILES", (10_000, 5))
     for count in (3, 5, 6):
         rows = [{"ID": "P", "URI": f"/x/resources/7/files/{number}", "cat_ID": "7"} for number in range(count)]
-        server = Server(always(lambda rows=rows: table(rows)))
+        server = Server(always(partial(table, rows)))
         async with connected(server) as xnat:
             if count > (5 if files else 3):
                 with pytest.raises(BadReply):
