@@ -3,9 +3,10 @@
 import errno
 import hashlib
 import os
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 
 import httpx
@@ -145,6 +146,25 @@ async def test_what_an_earlier_mount_has_kept_goes_too(server, tmp_path, clock):
         assert await kernel.names(("projects",)) == ["Q"]
         await trio.sleep(1)
     assert kept(tmp_path) == set()
+
+
+@pytest.mark.parametrize("written", ["no JSON", "{}", '["u"]', '["u", 1, 2]', "[" * 100_000])
+async def test_what_somebody_has_written_into_the_index_takes_nothing_along(server, tmp_path, clock, written, caplog):
+    for path in (FILE, OTHER):
+        async with mounted(server, tmp_path) as (kernel, _):
+            await read(kernel, path)
+        if path == FILE:
+            with closing(sqlite3.connect(tmp_path / "xnat" / "index.sqlite")) as index, index:
+                index.execute("UPDATE blobs SET owners = ?", [written])
+    server.close("P", protected=False)
+    server.close("Q", protected=False)
+    async with mounted(server, tmp_path) as (kernel, _):
+        await kernel.names(("projects",))  # those of the last mount, for some seconds
+        await trio.sleep(10)
+        assert await kernel.names(("projects",)) == []
+        await trio.sleep(1)
+    assert len(kept(tmp_path)) == 1
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 async def test_what_another_account_has_kept_stays(server, tmp_path, clock):

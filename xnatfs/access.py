@@ -21,6 +21,7 @@ from weakref import WeakValueDictionary
 import trio
 
 from xnatfs.errors import Denied, LoginRequired, NotFound, Stale, XnatError
+from xnatfs.untrusted import loads
 
 log = logging.getLogger(__name__)
 
@@ -177,8 +178,8 @@ class Access:
     async def recall(self) -> None:
         """Learn what earlier mounts have kept. Costs a look at all of the index."""
         for owners in await self._content.owners():
-            named = [json.loads(owner) for owner in owners]
-            if all(account == self._account() for account, *_ in named):
+            named = _named(owners)
+            if named and all(account == self._account() for account, *_ in named):
                 item = tuple(named[-1][1:])
                 self._kept.setdefault((named[0][2] if named[0][1] == "projects" else "", item), owners)
         if self._projects is not None:
@@ -244,3 +245,13 @@ def _listings(item: Item) -> Iterable[Key]:
     """Lists that tell of an item. Those of its project are made anew, or are refused."""
     yield from (("resources", item, True), ("resources", item, False), ("scans", item[1]), ("assessors", item[1]))
     yield from (("files", item, True), ("files", item, False))
+
+
+def _named(owners: Owners) -> list[list[str]]:
+    """Accounts and items as `owners` wrote them; nothing where somebody else has written."""
+    try:
+        named = [loads(owner) for owner in owners]
+    except ValueError:
+        return []
+    whole = all(isinstance(each, list) and len(each) >= 3 and all(isinstance(x, str) for x in each) for each in named)
+    return named if whole else []
