@@ -411,6 +411,26 @@ async def test_a_session_is_asked_after_and_a_dead_one_is_made_again(autojump_cl
     assert len(server.sessions) == 2
 
 
+async def test_a_server_that_does_not_say_who_we_are_is_told_by_what_was_asked(autojump_clock):
+    server = Server()
+
+    async def handle(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/username"):
+            await trio.sleep_forever()
+        return server(request)
+
+    async with open_xnat(Config(URL, timeout=10.0), Credentials("u", "p"), Wire(handle)) as xnat:
+        await xnat.login.token()
+        await trio.sleep(120)
+        with pytest.raises(Unreachable, match="who asks for /data/projects"):
+            await xnat.projects()
+        with pytest.raises(Unreachable):
+            await xnat.session_lives()
+    async with open_xnat(Config(URL, timeout=10.0), Credentials("u", "p"), Wire(handle)) as xnat:
+        with pytest.raises(Unreachable, match="who asks for /xapi/users/username"):
+            await xnat.session_lives()
+
+
 async def test_a_client_counts_its_requests_and_logs_in_when_told():
     server = Server()
     async with connected(server) as xnat:
