@@ -368,7 +368,7 @@ async def test_now_and_then_recency_is_written_and_memory_is_given_back(tmp_path
         began = trio.current_time()
         await cache.put(version(SMALL), SMALL)
         await trio.sleep(3 * FLUSH)
-        assert {round((when - began) / FLUSH) for when in flushed} >= {1, 2, 3}
+        assert {round((when - began) / FLUSH) for when in flushed} >= {1, 2}
         await until(lambda: cache._entries == set())
 
 
@@ -387,3 +387,77 @@ async def test_strict_is_for_all_files(tmp_path):
             blob = await cache.open(version(BIG, str(strict)), stalled())
             assert blob.whole is strict
             blob.close()
+
+
+# -- what is told, and to whom it belongs ------------------------------------------------------------------------
+
+
+async def test_the_cache_tells_what_it_holds(tmp_path, patient_clock):
+    async with caching(tmp_path) as cache:
+        nothing = {"readers": 0, "fills": 0, "unwritten": 0, "idle": 0, "open_bytes": 0, "partials": 0, "reserved": 0}
+        before = cache.counters()
+        assert nothing.items() <= before.items()
+        source = stalled()
+        blobs = [await cache.open(version(BIG), source) for _ in range(2)]
+        unknown = FakeSource(SMALL, pause=1000)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cache.open, version(SMALL, "x"), unknown)
+            await trio.testing.wait_all_tasks_blocked()
+            found = cache.counters()
+            assert (found["readers"], found["fills"], found["open_bytes"]) == (3, 2, len(BIG))
+            assert (found["hits"], found["misses"], found["partials"], found["idle"]) == (1, 2, 1, 0)
+            nursery.cancel_scope.cancel()
+        await cache.put(version(SMALL, "put"), SMALL)
+        assert cache.counters()["unwritten"] == len(SMALL)
+        assert cache.counters()["fetched"] == cache.stats.fetched > 0
+        for blob in blobs:
+            blob.close()
+        await trio.sleep(LINGER + 1)
+        assert cache.counters()["idle"] == 1
+
+
+def owned(name: str, *owners: str) -> Version:
+    return Version(name, len(SMALL), "", owners)
+
+
+async def test_what_belongs_to_somebody_is_dropped_wherever_it_is(tmp_path, patient_clock):
+    """On the disk, in memory, on its way; who has it open reads on."""
+    async with caching(tmp_path) as cache:
+        assert await cache.owners() == set()
+        await kept(cache, owned("kept", "P"), owned("other", "Q"), owned("both", "P", "Q"))
+        await cache.put(owned("put", "P"), SMALL)
+        await cache.put(owned("put other", "Q"), SMALL)
+        source = stalled(100, SMALL)
+        on_its_way = await cache.open(owned("coming", "P"), source)
+        still_open = await cache.open(owned("kept", "P"), nowhere())
+        await cache.drop(["P", "nobody"])
+        for name, owners in (("kept", "P"), ("both", "PQ"), ("put", "P"), ("coming", "P")):
+            assert not cache.has(owned(name, *owners)), name
+        for name in ("other", "put other"):
+            assert cache.has(owned(name, "Q")), name
+        source.release()
+        assert await on_its_way.read(0, 2000) == SMALL
+        assert await still_open.read(0, 2000) == SMALL
+        on_its_way.close()
+        still_open.close()
+        await cache.evict(10**9)
+        assert await cache.owners() == {("Q",)}
+        again = FakeSource(SMALL)
+        assert await read_all(cache, owned("coming", "P"), again) == SMALL
+        assert again.starts == [0]
+
+
+async def test_a_stamp_tells_one_content_from_another(tmp_path):
+    async with caching(tmp_path) as cache:
+        source = FakeSource(SMALL)
+        blob = await cache.open(undigested(SMALL), source)
+        assert blob.stamp == source.modified
+        blob.close()
+        await until(lambda: not cache._entries)
+        again = await cache.open(undigested(SMALL), nowhere())
+        assert again.stamp == source.modified
+        again.close()
+        await cache.put(undigested(SMALL, "put"), SMALL)
+        put = await cache.open(undigested(SMALL, "put"), nowhere())
+        assert put.stamp == repr(NOW)
+        put.close()
