@@ -461,3 +461,65 @@ async def test_a_stamp_tells_one_content_from_another(tmp_path):
         put = await cache.open(undigested(SMALL, "put"), nowhere())
         assert put.stamp == repr(NOW)
         put.close()
+
+
+async def test_what_is_dropped_does_not_come_back(tmp_path, monkeypatch):
+    """Neither what waits to be written meanwhile, nor what is opened meanwhile."""
+    async with caching(tmp_path) as cache:
+        real = cache._store.drop
+        opened = []
+
+        async def drop(owners: Sequence[str]) -> None:
+            await real(owners)
+            await cache._writeback.write()
+            opened.append(await cache.open(owned("meanwhile", "P"), FakeSource(SMALL)))
+
+        monkeypatch.setattr(cache._store, "drop", drop)
+        await cache.put(owned("put", "P"), SMALL)
+        await cache.drop(["P"])
+        assert not cache.has(owned("put", "P"))
+        assert not cache.has(owned("meanwhile", "P"))
+        await until(lambda: opened[0].complete)
+        assert not cache.has(owned("meanwhile", "P"))
+        opened[0].close()
+        await until(lambda: not cache._entries)
+
+
+async def test_a_digest_needs_no_age_and_no_size(tmp_path):
+    async with caching(tmp_path, revalidate=100) as cache:
+        wanted = version(SMALL)
+        await kept(cache, wanted)
+        cache.clock = lambda: NOW + 10**6
+        for size in (len(SMALL), 7, None):
+            assert cache.has(Version(wanted.key, size, wanted.digest))
+            assert await cache.kept([Version(wanted.key, size, wanted.digest)])
+            assert await failure(cache, Version(wanted.key, size, wanted.digest), nowhere()) is None
+
+
+async def test_even_one_byte_leaves_the_memory(tmp_path):
+    async with caching(tmp_path) as cache:
+        await cache.put(version(b"x"), b"x")
+        await cache.evict(10**9)
+        assert cache._entries == set()
+
+
+async def test_a_file_of_unknown_size_makes_nobody_go(tmp_path, patient_clock):
+    async with caching(tmp_path, 2 * len(BIG)) as cache:
+        for name in "ab":
+            await partly(cache, name)
+        await until(lambda: cache.bytes_used == 2 * len(BIG))
+        blob = await cache.open(Version("new", None, ""), FakeSource(SMALL))
+        assert [entry.blob.key for entry in cache._idle] == ["a", "b"]
+        blob.close()
+
+
+async def test_a_partly_fetched_file_that_is_out_of_date_goes_when_it_is_opened(tmp_path, patient_clock):
+    async with caching(tmp_path, revalidate=100) as cache:
+        source = stalled()
+        (await cache.open(undigested(BIG), source)).close()
+        await trio.sleep(LINGER + 1)
+        assert len(cache._idle) == 1
+        cache.clock = lambda: NOW + 200
+        blob = await cache.open(undigested(BIG), source)
+        assert (cache._idle, len(cache._entries)) == ([], 1)
+        blob.close()
