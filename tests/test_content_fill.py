@@ -734,12 +734,12 @@ async def read_through(rig: Rig, start: int = 0, stop: int = len(DATA)) -> int:
 
 
 @pytest.mark.parametrize("ranged", [True, False])
-@pytest.mark.parametrize("digest", ["", md5(DATA)])
+@pytest.mark.parametrize("digest", [True, False])
 async def test_a_big_file_streams_through_memory(tmp_path, patient_clock, thin, digest, ranged):
     """What is not near a reader is not here; and it is verified nevertheless."""
     source = FakeSource(DATA, chunk=K, ranged=ranged)
     source.seekable = ranged
-    async with filling(tmp_path, source, digest=digest) as rig:
+    async with filling(tmp_path, source, digest=md5(DATA) if digest else "") as rig:
         await begun(rig)
         assert (rig.fill.intake.in_memory, rig.fill.intake.thin) == (True, True)
         most = await read_through(rig)

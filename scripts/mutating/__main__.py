@@ -118,13 +118,14 @@ def run(
             print(f"{results[mutant.module].found.get(mutant.name, 'untried')}: {mutant}")
     elif untried:
         code = digest(group)
+        first = {ROOT / test: STATE / "first" / f"{code}-{Path(test).stem}-{digest([test])}.json" for test in tests}
         trials = Trials(
             [module_of(file) for file in group],
             untried,
             tell,
             jobs=arguments.jobs,
             most=arguments.most,
-            known=lambda test: STATE / "first" / f"{code}-{test.stem}-{digest([str(test)])}.json",
+            known=first.__getitem__,
         )
         (STATE / "first").mkdir(exist_ok=True)
         try_all(trials, tests)
