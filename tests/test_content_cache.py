@@ -424,14 +424,15 @@ async def test_what_belongs_to_somebody_is_dropped_wherever_it_is(tmp_path, pati
     """On the disk, in memory, on its way; who has it open reads on."""
     async with caching(tmp_path) as cache:
         assert await cache.owners() == set()
-        await kept(cache, owned("kept", "P"), owned("other", "Q"), owned("both", "P", "Q"))
+        await kept(cache, owned("kept", "P"), owned("other", "Q"), owned("both", "P", "Q 1"))
+        assert await cache.owners() == {("P",), ("Q",), ("P", "Q 1")}
         await cache.put(owned("put", "P"), SMALL)
         await cache.put(owned("put other", "Q"), SMALL)
         source = stalled(100, SMALL)
         on_its_way = await cache.open(owned("coming", "P"), source)
         still_open = await cache.open(owned("kept", "P"), nowhere())
         await cache.drop(["P", "nobody"])
-        for name, owners in (("kept", "P"), ("both", "PQ"), ("put", "P"), ("coming", "P")):
+        for name, owners in (("kept", ["P"]), ("both", ["P", "Q 1"]), ("put", ["P"]), ("coming", ["P"])):
             assert not cache.has(owned(name, *owners)), name
         for name in ("other", "put other"):
             assert cache.has(owned(name, "Q")), name
@@ -523,3 +524,67 @@ async def test_a_partly_fetched_file_that_is_out_of_date_goes_when_it_is_opened(
         blob = await cache.open(undigested(BIG), source)
         assert (cache._idle, len(cache._entries)) == ([], 1)
         blob.close()
+
+
+async def test_what_is_dropped_is_not_remembered_in_parts(tmp_path, patient_clock):
+    async with caching(tmp_path) as cache:
+        for name, owner in (("a", "P"), ("b", "Q")):
+            (await cache.open(Version(name, len(BIG), "", (owner,)), stalled())).close()
+        await trio.sleep(LINGER + 1)
+        await cache.drop(["P"])
+        assert [entry.blob.key for entry in cache._idle] == ["b"]
+        assert len(cache._entries) == 1
+
+
+async def test_what_could_not_be_written_is_forgotten(tmp_path, monkeypatch):
+    async with caching(tmp_path) as cache:
+
+        async def refused(files: Sequence[object]) -> set[bytes]:
+            await trio.lowlevel.checkpoint()
+            return set()
+
+        monkeypatch.setattr(cache._store, "keep_whole", refused)
+        await cache.put(version(SMALL), SMALL)
+        blob = await cache.open(version(SMALL), nowhere())
+        await cache._writeback.write()
+        assert not cache.has(version(SMALL))
+        assert await blob.read(0, 10) == SMALL[:10]
+        blob.close()
+        assert cache._entries == set()
+
+
+async def test_room_is_made_once_for_all_that_are_closed_together(tmp_path, monkeypatch):
+    """And not at all where there is room."""
+    async with caching(tmp_path, 2 * len(SMALL)) as cache:
+        evicted: list[int] = []
+        real = cache._store.evict
+
+        async def evict(target: int) -> None:
+            evicted.append(target)
+            await real(target)
+
+        monkeypatch.setattr(cache._store, "evict", evict)
+        await kept(cache, version(SMALL, "a"), version(SMALL, "b"))
+        for name in "ab":
+            (await cache.open(version(SMALL, name), nowhere())).close()
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert evicted == []
+        blobs = [await cache.open(version(SMALL, name), nowhere()) for name in "ab"]
+        blobs.append(await cache.open(version(SMALL, "c"), FakeSource(SMALL)))
+        await until(lambda: cache._store.crowded)
+        for blob in blobs:
+            blob.close()
+        await until(lambda: cache.bytes_used == 2 * len(SMALL))
+        assert evicted == [2 * len(SMALL)]
+        blob = await cache.open(version(SMALL, "d"), FakeSource(SMALL))
+        blob.close()
+
+
+async def test_who_is_cancelled_closes_the_cache_nevertheless(tmp_path):
+    with trio.CancelScope() as scope:
+        async with caching(tmp_path) as cache:
+            await cache.put(version(SMALL), SMALL)
+            scope.cancel()
+    assert not list((tmp_path / "partial").iterdir())
+    async with caching(tmp_path) as cache:
+        assert cache.has(version(SMALL))

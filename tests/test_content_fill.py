@@ -250,6 +250,14 @@ async def test_a_failure_is_told_once_and_ends_all_downloads(tmp_path, autojump_
         assert (source.running, rig.fill.running, rig.changes) == (0, False, 2)
 
 
+async def test_an_odd_failure_names_the_file(tmp_path):
+    async with filling(tmp_path, stalled(0)) as rig:
+        await begun(rig)
+        rig.fill.fail(ZeroDivisionError())
+        with pytest.raises(BadReply, match="^k: its download failed"):
+            await rig.blob.read(0, 1)
+
+
 async def test_what_is_complete_does_not_fail(tmp_path, autojump_clock):
     async with filling(tmp_path, FakeSource(DATA)) as rig:
         await begun(rig)
@@ -630,6 +638,43 @@ async def test_others_have_their_turn_between_two_chunks(tmp_path, autojump_cloc
     assert turns > 400
 
 
+@pytest.mark.parametrize("came", [0, 20 * K])
+async def test_a_file_that_is_handed_out_whole_goes_on_where_it_ended(tmp_path, autojump_clock, came):
+    """Wherever its reader is."""
+    source = stalled(came)
+    async with filling(tmp_path, source, strict=True) as rig:
+        await begun(rig)
+        await settled()
+        rig.blob.users = 0
+        rig.fill.linger()
+        await trio.sleep(LINGER + 1)
+        assert source.running == 0
+        rig.blob.users = 1
+        source.stalls.clear()
+        await rig.read(50 * K)
+        assert source.starts == [0, came]
+
+
+async def test_who_reads_on_steadily_keeps_its_download(tmp_path, autojump_clock):
+    """The third waits until one of them rests."""
+    source = FakeSource(DATA * 20, chunk=K, pause=0.3)
+    async with filling(tmp_path, source) as rig, trio.open_nursery() as nursery:
+        await begun(rig)
+
+        async def steady(start: int) -> None:
+            for offset in range(start, start + 30 * K, K):
+                await rig.read(offset, K)
+
+        nursery.start_soon(steady, 0)
+        nursery.start_soon(steady, 400 * K)
+        await trio.sleep(4)
+        began = trio.current_time()
+        await rig.read(800 * K)
+        assert trio.current_time() - began > 3
+        assert source.at_once == 2
+        nursery.cancel_scope.cancel()
+
+
 # -- more connections --------------------------------------------------------------------------------------------
 
 
@@ -765,6 +810,20 @@ async def test_who_goes_back_is_given_it_again(tmp_path, patient_clock, thin, ra
         assert len(source.starts) > 1
         assert rig.blob.spans.total() < len(DATA)
         assert rig.stats.fetched >= 2 * len(DATA) - AHEAD - 2 * BEHIND
+
+
+async def test_without_ranges_a_reader_that_goes_back_gets_a_place(tmp_path, patient_clock, thin):
+    """Of a download that has passed it, and that nobody waits for."""
+    source = FakeSource(DATA, chunk=K, ranged=False)
+    source.seekable = False
+    async with filling(tmp_path, source) as rig:
+        await begun(rig)
+        began = trio.current_time()
+        for stop in (40, 30, 20, 10):
+            await read_through(rig, 0, stop * K)
+        assert trio.current_time() - began < LONG_PAUSE
+        assert set(source.starts) == {0}
+        assert source.at_once == 2
 
 
 async def test_a_damaged_file_in_memory_is_an_error_before_its_end(tmp_path, patient_clock, thin):
