@@ -400,13 +400,13 @@ async def test_a_foreign_cookie_of_a_dead_session_goes_on_telling():
     ],
 )
 async def test_who_is_told_a_name_is_alive(answers, alive):
-    asked: list[tuple[str, str]] = []
+    asked: list[tuple[str, str, str]] = []
     left: Iterator[httpx.Response] = iter(answers)
 
     def answer(request: httpx.Request) -> httpx.Response:
         if request.method == "POST":
             return httpx.Response(200, text=TOKEN)
-        asked.append((request.url.path, request.headers["cookie"]))
+        asked.append((request.method, request.url.path, request.headers["cookie"]))
         return next(left)
 
     async with logging_in(answer) as login:
@@ -414,7 +414,7 @@ async def test_who_is_told_a_name_is_alive(answers, alive):
         assert await login.alive(token) is alive
         assert (login._token == token) is alive
     paths = ["/site/xapi/users/username", "/site/data/auth"]
-    assert asked == [(path, f"JSESSIONID={TOKEN}") for path in paths[: len(answers)]]
+    assert asked == [("GET", path, f"JSESSIONID={TOKEN}") for path in paths[: len(answers)]]
 
 
 # -- logging in --------------------------------------------------------------------------------------------------
@@ -554,6 +554,11 @@ async def test_a_page_means_what_the_server_is(build, error, text):
     ("response", "error", "text"),
     [
         (httpx.Response(200, text="short"), LoginRequired, r"\(short\)"),
+        (
+            httpx.Response(200, content=b"<h3>abgelaufen \xfc</h3>"),
+            LoginRequired,
+            "\\(abgelaufen \N{REPLACEMENT CHARACTER}\\)",
+        ),
         (httpx.Response(200, text=f"{TOKEN} and more"), LoginRequired, r"\(A+ and more\)"),
         (httpx.Response(418), LoginRequired, r"\(418 I'm a teapot\)"),
         (httpx.Response(201, text=TOKEN), LoginRequired, r"\(A+\)"),
@@ -593,6 +598,7 @@ async def test_a_redirect_names_the_other_address(location, text):
         ("<h3>" + "x" * 300 + "</h3>", "x" * 200),
         ("x" * 300, "x" * 200),
         ("<h3>a</h3>", "a"),
+        ("<h3>a</H3>", "a"),
         ("<h3>a", ""),
         ("<h3 a='x'>" + " " * (LONGEST_MESSAGE - 14) + "a</h3>", "a"),
         ("<h3 a='x'>" + " " * (LONGEST_MESSAGE - 10) + "a</h3>", ""),

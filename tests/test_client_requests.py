@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
-from functools import partial
 from typing import Any
 from urllib.parse import unquote_plus
 
@@ -368,20 +367,23 @@ async def test_what_is_nested_without_end_is_a_bad_reply():
         await answered(lambda xnat: xnat.projects(), lambda: httpx.Response(200, content=rows))
 
 
-@pytest.mark.parametrize("files", [False, True])
-async def test_a_list_may_be_so_long_and_no_longer(monkeypatch, files):
+@pytest.mark.parametrize("count", [3, 4, 5, 6])
+async def test_a_list_may_be_so_long_and_no_longer(monkeypatch, count):
     """One of files longer than others."""
     monkeypatch.setattr("xnatfs.client.LISTED", (10_000, 3))
     monkeypatch.setattr("xnatfs.client.FILES", (10_000, 5))
-    for count in (3, 5, 6):
-        rows = [{"ID": "P", "URI": f"/x/resources/7/files/{number}", "cat_ID": "7"} for number in range(count)]
-        server = Server(always(partial(table, rows)))
-        async with connected(server) as xnat:
-            if count > (5 if files else 3):
-                with pytest.raises(BadReply):
-                    await (xnat.files(ITEM) if files else xnat.projects())
-            else:
-                assert len(await (xnat.files(ITEM) if files else xnat.projects())) == count
+    rows = [{"ID": "P", "URI": f"/x/resources/7/files/{number}", "cat_ID": "7"} for number in range(count)]
+    async with connected(Server(always(lambda: table(rows)))) as xnat:
+        if count > 3:
+            with pytest.raises(BadReply):
+                await xnat.projects()
+        else:
+            assert len(await xnat.projects()) == count
+        if count > 5:
+            with pytest.raises(BadReply):
+                await xnat.files(ITEM)
+        else:
+            assert len(await xnat.files(ITEM)) == count
 
 
 async def test_a_name_that_leads_elsewhere_does_not_lead_there():
@@ -407,6 +409,26 @@ async def test_a_session_is_asked_after_and_a_dead_one_is_made_again(autojump_cl
         assert xnat.away is False
         await xnat.projects()
     assert len(server.sessions) == 2
+
+
+async def test_a_server_that_does_not_say_who_we_are_is_told_by_what_was_asked(autojump_clock):
+    server = Server()
+
+    async def handle(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/username"):
+            await trio.sleep_forever()
+        return server(request)
+
+    async with open_xnat(Config(URL, timeout=10.0), Credentials("u", "p"), Wire(handle)) as xnat:
+        await xnat.login.token()
+        await trio.sleep(120)
+        with pytest.raises(Unreachable, match="who asks for /data/projects"):
+            await xnat.projects()
+        with pytest.raises(Unreachable):
+            await xnat.session_lives()
+    async with open_xnat(Config(URL, timeout=10.0), Credentials("u", "p"), Wire(handle)) as xnat:
+        with pytest.raises(Unreachable, match="who asks for /xapi/users/username"):
+            await xnat.session_lives()
 
 
 async def test_a_client_counts_its_requests_and_logs_in_when_told():

@@ -368,7 +368,7 @@ async def test_now_and_then_recency_is_written_and_memory_is_given_back(tmp_path
         began = trio.current_time()
         await cache.put(version(SMALL), SMALL)
         await trio.sleep(3 * FLUSH)
-        assert {round((when - began) / FLUSH) for when in flushed} >= {1, 2, 3}
+        assert {round((when - began) / FLUSH) for when in flushed} >= {1, 2}
         await until(lambda: cache._entries == set())
 
 
@@ -387,3 +387,204 @@ async def test_strict_is_for_all_files(tmp_path):
             blob = await cache.open(version(BIG, str(strict)), stalled())
             assert blob.whole is strict
             blob.close()
+
+
+# -- what is told, and to whom it belongs ------------------------------------------------------------------------
+
+
+async def test_the_cache_tells_what_it_holds(tmp_path, patient_clock):
+    async with caching(tmp_path) as cache:
+        nothing = {"readers": 0, "fills": 0, "unwritten": 0, "idle": 0, "open_bytes": 0, "partials": 0, "reserved": 0}
+        before = cache.counters()
+        assert nothing.items() <= before.items()
+        source = stalled()
+        blobs = [await cache.open(version(BIG), source) for _ in range(2)]
+        unknown = FakeSource(SMALL, pause=1000)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cache.open, version(SMALL, "x"), unknown)
+            await trio.testing.wait_all_tasks_blocked()
+            found = cache.counters()
+            assert (found["readers"], found["fills"], found["open_bytes"]) == (3, 2, len(BIG))
+            assert (found["hits"], found["misses"], found["partials"], found["idle"]) == (1, 2, 1, 0)
+            nursery.cancel_scope.cancel()
+        await cache.put(version(SMALL, "put"), SMALL)
+        assert cache.counters()["unwritten"] == len(SMALL)
+        assert cache.counters()["fetched"] == cache.stats.fetched > 0
+        for blob in blobs:
+            blob.close()
+        await trio.sleep(LINGER + 1)
+        assert cache.counters()["idle"] == 1
+
+
+def owned(name: str, *owners: str) -> Version:
+    return Version(name, len(SMALL), "", owners)
+
+
+async def test_what_belongs_to_somebody_is_dropped_wherever_it_is(tmp_path, patient_clock):
+    """On the disk, in memory, on its way; who has it open reads on."""
+    async with caching(tmp_path) as cache:
+        assert await cache.owners() == set()
+        await kept(cache, owned("kept", "P"), owned("other", "Q"), owned("both", "P", "Q 1"))
+        assert await cache.owners() == {("P",), ("Q",), ("P", "Q 1")}
+        await cache.put(owned("put", "P"), SMALL)
+        await cache.put(owned("put other", "Q"), SMALL)
+        source = stalled(100, SMALL)
+        on_its_way = await cache.open(owned("coming", "P"), source)
+        still_open = await cache.open(owned("kept", "P"), nowhere())
+        await cache.drop(["P", "nobody"])
+        for name, owners in (("kept", ["P"]), ("both", ["P", "Q 1"]), ("put", ["P"]), ("coming", ["P"])):
+            assert not cache.has(owned(name, *owners)), name
+        for name in ("other", "put other"):
+            assert cache.has(owned(name, "Q")), name
+        source.release()
+        assert await on_its_way.read(0, 2000) == SMALL
+        assert await still_open.read(0, 2000) == SMALL
+        on_its_way.close()
+        still_open.close()
+        await cache.evict(10**9)
+        assert await cache.owners() == {("Q",)}
+        again = FakeSource(SMALL)
+        assert await read_all(cache, owned("coming", "P"), again) == SMALL
+        assert again.starts == [0]
+
+
+async def test_a_stamp_tells_one_content_from_another(tmp_path):
+    async with caching(tmp_path) as cache:
+        source = FakeSource(SMALL)
+        blob = await cache.open(undigested(SMALL), source)
+        assert blob.stamp == source.modified
+        blob.close()
+        await until(lambda: not cache._entries)
+        again = await cache.open(undigested(SMALL), nowhere())
+        assert again.stamp == source.modified
+        again.close()
+        await cache.put(undigested(SMALL, "put"), SMALL)
+        put = await cache.open(undigested(SMALL, "put"), nowhere())
+        assert put.stamp == repr(NOW)
+        put.close()
+
+
+async def test_what_is_dropped_does_not_come_back(tmp_path, monkeypatch):
+    """Neither what waits to be written meanwhile, nor what is opened meanwhile."""
+    async with caching(tmp_path) as cache:
+        real = cache._store.drop
+        opened = []
+
+        async def drop(owners: Sequence[str]) -> None:
+            await real(owners)
+            await cache._writeback.write()
+            opened.append(await cache.open(owned("meanwhile", "P"), FakeSource(SMALL)))
+
+        monkeypatch.setattr(cache._store, "drop", drop)
+        await cache.put(owned("put", "P"), SMALL)
+        await cache.drop(["P"])
+        assert not cache.has(owned("put", "P"))
+        assert not cache.has(owned("meanwhile", "P"))
+        await until(lambda: opened[0].complete)
+        assert not cache.has(owned("meanwhile", "P"))
+        opened[0].close()
+        await until(lambda: not cache._entries)
+
+
+async def test_a_digest_needs_no_age_and_no_size(tmp_path):
+    async with caching(tmp_path, revalidate=100) as cache:
+        wanted = version(SMALL)
+        await kept(cache, wanted)
+        cache.clock = lambda: NOW + 10**6
+        for size in (len(SMALL), 7, None):
+            assert cache.has(Version(wanted.key, size, wanted.digest))
+            assert await cache.kept([Version(wanted.key, size, wanted.digest)])
+            assert await failure(cache, Version(wanted.key, size, wanted.digest), nowhere()) is None
+
+
+async def test_even_one_byte_leaves_the_memory(tmp_path):
+    async with caching(tmp_path) as cache:
+        await cache.put(version(b"x"), b"x")
+        await cache.evict(10**9)
+        assert cache._entries == set()
+
+
+async def test_a_file_of_unknown_size_makes_nobody_go(tmp_path, patient_clock):
+    async with caching(tmp_path, 2 * len(BIG)) as cache:
+        for name in "ab":
+            await partly(cache, name)
+        await until(lambda: cache.bytes_used == 2 * len(BIG))
+        blob = await cache.open(Version("new", None, ""), FakeSource(SMALL))
+        assert [entry.blob.key for entry in cache._idle] == ["a", "b"]
+        blob.close()
+
+
+async def test_a_partly_fetched_file_that_is_out_of_date_goes_when_it_is_opened(tmp_path, patient_clock):
+    async with caching(tmp_path, revalidate=100) as cache:
+        source = stalled()
+        (await cache.open(undigested(BIG), source)).close()
+        await trio.sleep(LINGER + 1)
+        assert len(cache._idle) == 1
+        cache.clock = lambda: NOW + 200
+        blob = await cache.open(undigested(BIG), source)
+        assert (cache._idle, len(cache._entries)) == ([], 1)
+        blob.close()
+
+
+async def test_what_is_dropped_is_not_remembered_in_parts(tmp_path, patient_clock):
+    async with caching(tmp_path) as cache:
+        for name, owner in (("a", "P"), ("b", "Q")):
+            (await cache.open(Version(name, len(BIG), "", (owner,)), stalled())).close()
+        await trio.sleep(LINGER + 1)
+        await cache.drop(["P"])
+        assert [entry.blob.key for entry in cache._idle] == ["b"]
+        assert len(cache._entries) == 1
+
+
+async def test_what_could_not_be_written_is_forgotten(tmp_path, monkeypatch):
+    async with caching(tmp_path) as cache:
+
+        async def refused(files: Sequence[object]) -> set[bytes]:
+            await trio.lowlevel.checkpoint()
+            return set()
+
+        monkeypatch.setattr(cache._store, "keep_whole", refused)
+        await cache.put(version(SMALL), SMALL)
+        blob = await cache.open(version(SMALL), nowhere())
+        await cache._writeback.write()
+        assert not cache.has(version(SMALL))
+        assert await blob.read(0, 10) == SMALL[:10]
+        blob.close()
+        assert cache._entries == set()
+
+
+async def test_room_is_made_once_for_all_that_are_closed_together(tmp_path, monkeypatch):
+    """And not at all where there is room."""
+    async with caching(tmp_path, 2 * len(SMALL)) as cache:
+        evicted: list[int] = []
+        real = cache._store.evict
+
+        async def evict(target: int) -> None:
+            evicted.append(target)
+            await real(target)
+
+        monkeypatch.setattr(cache._store, "evict", evict)
+        await kept(cache, version(SMALL, "a"), version(SMALL, "b"))
+        for name in "ab":
+            (await cache.open(version(SMALL, name), nowhere())).close()
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert evicted == []
+        blobs = [await cache.open(version(SMALL, name), nowhere()) for name in "ab"]
+        blobs.append(await cache.open(version(SMALL, "c"), FakeSource(SMALL)))
+        await until(lambda: cache._store.crowded)
+        for blob in blobs:
+            blob.close()
+        await until(lambda: cache.bytes_used == 2 * len(SMALL))
+        assert evicted == [2 * len(SMALL)]
+        blob = await cache.open(version(SMALL, "d"), FakeSource(SMALL))
+        blob.close()
+
+
+async def test_who_is_cancelled_closes_the_cache_nevertheless(tmp_path):
+    with trio.CancelScope() as scope:
+        async with caching(tmp_path) as cache:
+            await cache.put(version(SMALL), SMALL)
+            scope.cancel()
+    assert not list((tmp_path / "partial").iterdir())
+    async with caching(tmp_path) as cache:
+        assert cache.has(version(SMALL))

@@ -10,19 +10,19 @@ import pytest
 import trio
 import trio.testing
 
-from tests.test_content_fakes import FakeSource
+from tests.test_content_fakes import FakeSource, md5
 from tests.test_content_intake import Store
 from xnatfs.content import blob as blob_module
 from xnatfs.content import fill as fill_module
 from xnatfs.content import intake as intake_module
 from xnatfs.content import stream as stream_module
 from xnatfs.content.blob import Blob
-from xnatfs.content.fill import LINGER, PAUSE, Fill, _translated
+from xnatfs.content.fill import LINGER, LONG_PAUSE, PAUSE, Fill, _translated
 from xnatfs.content.index import Row
 from xnatfs.content.source import Body, Version
 from xnatfs.content.stats import Stats
 from xnatfs.content.store import Partial
-from xnatfs.errors import BadReply, NotFound, Stale, Unreachable
+from xnatfs.errors import BadReply, CacheError, NotFound, Stale, Unreachable
 
 K = 1024
 NEAR = 4 * K
@@ -60,8 +60,9 @@ class Keeping(Store):
     async def keep(self, partial: Partial, row: Row) -> bool:
         if self.fails is not None:
             raise self.fails
-        self.kept.append(row)
-        return True
+        if not partial.in_memory:
+            self.kept.append(row)
+        return not partial.in_memory
 
     async def renew(self, row: Row) -> None:
         self.renewed.append(row)
@@ -70,8 +71,10 @@ class Keeping(Store):
 class Rig:
     """One fill and what is around it."""
 
+    store_class = Keeping
+
     def __init__(self, directory: Path, source: FakeSource, nursery: trio.Nursery, **options: Any) -> None:
-        self.source, self.store, self.stats = source, Keeping(directory), Stats()
+        self.source, self.store, self.stats = source, self.store_class(directory), Stats()
         self.blob = Blob("k", lambda: None)
         self.blob.users = 1
         self.wanted = True
@@ -245,6 +248,14 @@ async def test_a_failure_is_told_once_and_ends_all_downloads(tmp_path, autojump_
             await rig.blob.read(0, 1)
         await settled()
         assert (source.running, rig.fill.running, rig.changes) == (0, False, 2)
+
+
+async def test_an_odd_failure_names_the_file(tmp_path):
+    async with filling(tmp_path, stalled(0)) as rig:
+        await begun(rig)
+        rig.fill.fail(ZeroDivisionError())
+        with pytest.raises(BadReply, match="^k: its download failed"):
+            await rig.blob.read(0, 1)
 
 
 async def test_what_is_complete_does_not_fail(tmp_path, autojump_clock):
@@ -627,6 +638,43 @@ async def test_others_have_their_turn_between_two_chunks(tmp_path, autojump_cloc
     assert turns > 400
 
 
+@pytest.mark.parametrize("came", [0, 20 * K])
+async def test_a_file_that_is_handed_out_whole_goes_on_where_it_ended(tmp_path, autojump_clock, came):
+    """Wherever its reader is."""
+    source = stalled(came)
+    async with filling(tmp_path, source, strict=True) as rig:
+        await begun(rig)
+        await settled()
+        rig.blob.users = 0
+        rig.fill.linger()
+        await trio.sleep(LINGER + 1)
+        assert source.running == 0
+        rig.blob.users = 1
+        source.stalls.clear()
+        await rig.read(50 * K)
+        assert source.starts == [0, came]
+
+
+async def test_who_reads_on_steadily_keeps_its_download(tmp_path, autojump_clock):
+    """The third waits until one of them rests."""
+    source = FakeSource(DATA * 20, chunk=K, pause=0.3)
+    async with filling(tmp_path, source) as rig, trio.open_nursery() as nursery:
+        await begun(rig)
+
+        async def steady(start: int) -> None:
+            for offset in range(start, start + 30 * K, K):
+                await rig.read(offset, K)
+
+        nursery.start_soon(steady, 0)
+        nursery.start_soon(steady, 400 * K)
+        await trio.sleep(4)
+        began = trio.current_time()
+        await rig.read(800 * K)
+        assert trio.current_time() - began > 3
+        assert source.at_once == 2
+        nursery.cancel_scope.cancel()
+
+
 # -- more connections --------------------------------------------------------------------------------------------
 
 
@@ -689,3 +737,192 @@ async def test_room_is_made_once_for_what_others_write(tmp_path, autojump_clock,
         assert len(rig.store.evicted) == 1
         assert rig.fill.intake.in_memory is (times == 2)
         assert rig.store.discarded == ["file"] * (times == 2)
+
+
+# -- where the directory takes nothing ---------------------------------------------------------------------------
+
+BEHIND, AHEAD = 4 * K, 8 * K
+
+
+class NoDisk(Keeping):
+    """It takes no file at all, or none any more."""
+
+    memory = 2**30
+
+    def create(self) -> Partial:
+        raise OSError(28, "No space left on device")
+
+    async def reserve(self, partial: Partial, size: int) -> None:
+        await super().reserve(partial, size)
+        if size > self.memory:
+            raise CacheError("no room, and none left in memory")
+
+
+@pytest.fixture
+def thin(monkeypatch):
+    """Room for a little around each reader."""
+    for name, size in (("BEHIND", BEHIND), ("THIN_AHEAD", AHEAD)):
+        for module in (fill_module, intake_module):
+            monkeypatch.setattr(module, name, size)
+    monkeypatch.setattr(intake_module, "WINDOW", 32 * K)
+    monkeypatch.setattr(intake_module, "HASH_BEHIND", K)
+    monkeypatch.setattr(Rig, "store_class", NoDisk)
+
+
+async def read_through(rig: Rig, start: int = 0, stop: int = len(DATA)) -> int:
+    """Every byte; how much was here at most."""
+    most = 0
+    for offset in range(start, stop, K):
+        await rig.read(offset, K)
+        most = max(most, rig.blob.spans.total())
+    return most
+
+
+@pytest.mark.parametrize("ranged", [True, False])
+@pytest.mark.parametrize("digest", [True, False])
+async def test_a_big_file_streams_through_memory(tmp_path, patient_clock, thin, digest, ranged):
+    """What is not near a reader is not here; and it is verified nevertheless."""
+    source = FakeSource(DATA, chunk=K, ranged=ranged)
+    source.seekable = ranged
+    async with filling(tmp_path, source, digest=md5(DATA) if digest else "") as rig:
+        await begun(rig)
+        assert (rig.fill.intake.in_memory, rig.fill.intake.thin) == (True, True)
+        most = await read_through(rig)
+        assert most <= AHEAD + BEHIND + 2 * NEAR + K
+        await rig.ended()
+        assert (rig.blob.verified, rig.blob.complete, rig.store.kept) == (True, False, [])
+        assert set(rig.store.reserved) == {32 * K}
+        assert source.starts == [0]
+        assert rig.stats.fetched == len(DATA)
+        await rig.read(len(DATA) - K, K)
+        assert len(rig.store.evicted) == 1
+
+
+@pytest.mark.parametrize("ranged", [True, False])
+async def test_who_goes_back_is_given_it_again(tmp_path, patient_clock, thin, ranged):
+    source = FakeSource(DATA, chunk=K, ranged=ranged)
+    source.seekable = ranged
+    async with filling(tmp_path, source) as rig:
+        await begun(rig)
+        await read_through(rig)
+        await rig.ended()
+        await read_through(rig)
+        assert len(source.starts) > 1
+        assert rig.blob.spans.total() < len(DATA)
+        assert rig.stats.fetched >= 2 * len(DATA) - AHEAD - 2 * BEHIND
+
+
+async def test_without_ranges_a_reader_that_goes_back_gets_a_place(tmp_path, patient_clock, thin):
+    """Of a download that has passed it, and that nobody waits for."""
+    source = FakeSource(DATA, chunk=K, ranged=False)
+    source.seekable = False
+    async with filling(tmp_path, source) as rig:
+        await begun(rig)
+        began = trio.current_time()
+        for stop in (40, 30, 20, 10):
+            await read_through(rig, 0, stop * K)
+        assert trio.current_time() - began < LONG_PAUSE
+        assert set(source.starts) == {0}
+        assert source.at_once == 2
+
+
+async def test_a_damaged_file_in_memory_is_an_error_before_its_end(tmp_path, patient_clock, thin):
+    async with filling(tmp_path, FakeSource(DATA, chunk=K), digest=md5(b"another")) as rig:
+        await begun(rig)
+        with pytest.raises(BadReply, match="^k: its MD5 is"):
+            await read_through(rig)
+        assert rig.blob.verified is False
+
+
+async def test_a_small_file_is_whole_in_memory(tmp_path, autojump_clock, thin):
+    source = FakeSource(DATA[: 8 * K], chunk=K)
+    async with filling(tmp_path, source, digest=md5(source.data)) as rig:
+        await begun(rig)
+        await rig.read(0, 8 * K)
+        assert (rig.fill.intake.in_memory, rig.fill.intake.thin, rig.blob.complete) == (True, False, True)
+        assert rig.store.reserved == [8 * K]
+
+
+async def test_where_memory_is_all_taken_too_that_is_the_error(tmp_path, autojump_clock, thin, monkeypatch):
+    monkeypatch.setattr(NoDisk, "memory", 32 * K - 1)
+    async with filling(tmp_path, FakeSource(DATA, chunk=K)) as rig:
+        await begun(rig)
+        with pytest.raises(CacheError, match="none left in memory"):
+            await read_through(rig)
+        await settled()
+        assert rig.fill.running is False
+
+
+async def test_two_readers_far_apart_have_both_what_is_near_them(tmp_path, patient_clock, thin):
+    async with filling(tmp_path, FakeSource(DATA, chunk=K)) as rig:
+        await begun(rig)
+        for offset in range(0, 20 * K, K):
+            await rig.read(offset, K)
+            await rig.read(30 * K + offset, K)
+        await rig.read(19 * K - BEHIND // 2, K)
+
+
+async def test_without_ranges_a_download_waits_longer_for_its_reader(tmp_path, patient_clock, thin):
+    """The next one would begin with the first byte."""
+    source = FakeSource(DATA, chunk=K, ranged=False)
+    source.seekable = False
+    async with filling(tmp_path, source) as rig:
+        await begun(rig)
+        await rig.read(0)
+        await trio.sleep(LONG_PAUSE - 1)
+        assert (source.running, rig.stats.fetched < len(DATA)) == (1, True)
+        await rig.read(10 * K)
+        await trio.sleep(LONG_PAUSE - 1)
+        assert source.running == 1
+        await trio.sleep(LONG_PAUSE + 2)
+        assert source.running == 0
+        assert rig.blob.failure is None
+
+
+@pytest.mark.parametrize("size", [8 * K, 60 * K])
+@pytest.mark.parametrize("digest", [True, False])
+async def test_a_disk_that_fails_in_the_middle_is_not_noticed(tmp_path, patient_clock, thin, monkeypatch, size, digest):
+    """What had come goes on in memory; nothing is kept."""
+    monkeypatch.setattr(Rig, "store_class", Keeping)
+    source = Failing(DATA[:size], chunk=K)
+    source.times, source.after = (2, size // 2) if source.writes else (0, 0)
+    failing = {"left": 1}
+
+    def write(fd: int, data: memoryview, offset: int) -> None:
+        if not source.writes and offset >= size // 2 and failing["left"]:
+            failing["left"] = 0
+            raise OSError(5, "Input/output error")
+        os.pwrite(fd, data, offset)
+
+    monkeypatch.setattr(intake_module, "write_all", write)
+    async with filling(tmp_path, source, digest=md5(source.data) if digest else "") as rig:
+        await begun(rig)
+        assert rig.fill.intake.in_memory is False
+        await read_through(rig, 0, size)
+        await rig.ended()
+        assert rig.fill.intake.in_memory is True
+        assert (rig.store.discarded, rig.store.kept) == (["file"], [])
+        assert rig.blob.complete is (size == 8 * K)
+        assert rig.blob.verified is (size != 8 * K)
+
+
+async def test_a_body_of_unknown_length_is_not_longer_than_it_can_be(tmp_path, autojump_clock):
+    for listed, digest, most in ((10 * K, md5(DATA), 10 * K), (10 * K, "", 20 * K)):
+        source = FakeSource(DATA, chunk=K)
+        source.states_size = False
+        async with filling(tmp_path, source, listed=listed, digest=digest) as rig:
+            rig.store.limit = 20 * K
+            await begun(rig)
+            text = rf"^k: of unknown length, and longer than it can be \({most + K} bytes\)"
+            with pytest.raises(BadReply, match=text):
+                await rig.blob.read(0, 1)
+
+
+async def test_what_tells_two_contents_apart_is_known_from_the_reply(tmp_path, autojump_clock):
+    for modified in ("Mon", ""):
+        source = FakeSource(DATA, chunk=K)
+        source.modified = modified
+        await trio.sleep(1)
+        async with filling(tmp_path, source) as rig:
+            await begun(rig)
+            assert rig.blob.stamp == (modified or repr(trio.current_time()))

@@ -300,7 +300,6 @@ async def test_what_exceeds_a_smaller_limit_goes_now_and_then(tmp_path):
     for tidy in (True, False):
         async with opened(tmp_path, 25 if tidy else 15) as store:
             if tidy:
-                store._shelf.adopt = broken  # type: ignore[method-assign,assignment]
                 await store.tidy()
             else:
                 await store.flush()
@@ -527,6 +526,41 @@ async def test_the_end_is_handed_out_last(autojump_clock, tmp_path):
     opened.finish()
     assert await served(size - 1, size)
     os.close(opened.fd)
+
+
+async def test_beyond_the_end_there_is_nothing_to_wait_for():
+    opened = blob()
+    opened.size, opened.whole = 10, False
+    for place in ((10, 5), (11, 5), (3, 0)):
+        assert await opened.read(*place) == b""
+
+
+async def test_the_end_is_held_back_also_where_only_a_part_of_it_is_missing(autojump_clock):
+    opened = blob()
+    opened.size, opened.whole = 3 * HOLD_BACK, False
+    held = opened.size - HOLD_BACK
+    opened.spans.add(0, held)
+    opened.spans.add(held + 10, opened.size)
+    with trio.move_on_after(1) as timeout:
+        await opened.read(opened.size - 1, 1)
+    assert timeout.cancelled_caught
+
+
+async def test_a_read_of_a_complete_file_asks_nobody():
+    complete = blob()
+    complete.hold(b"123")
+    complete.seen = complete.want = broken
+    assert await complete.read(0, 3) == b"123"
+
+
+async def test_what_has_come_once_is_remembered():
+    opened = blob()
+    opened.spans.add(5, 10)
+    assert opened.came == 0
+    opened.floor = 5
+    assert opened.came == 10
+    opened.floor = 12
+    assert opened.came == 12
 
 
 async def test_an_empty_file_waits_for_its_end(autojump_clock):

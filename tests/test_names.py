@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from xnatfs.errors import NotFound
-from xnatfs.tree.names import LONGEST, assign, decode, encode, escape, shorten, split, unescape
+from xnatfs.tree.names import DEEPEST, LONGEST, assign, decode, encode, escape, shorten, split, unescape
 
 # Everything JSON can hold: also lone surrogates, NUL and line ends.
 LABELS = st.text(st.characters(exclude_categories=[]), max_size=300)
@@ -121,6 +121,15 @@ def test_a_path_comes_back_from_its_names(path):
 )
 def test_paths_become_names(path, names):
     assert split(path) == names
+
+
+@pytest.mark.parametrize("segment", ["a", "%"])
+def test_what_is_deeper_than_can_be_named_is_one_name(segment):
+    for levels in (DEEPEST - 1, DEEPEST, DEEPEST + 1, DEEPEST + 7):
+        names = split("/".join([segment] * levels))
+        assert names[: DEEPEST - 1] == (segment,) * min(levels, DEEPEST - 1)
+        last = "%2F".join([segment] * (levels - DEEPEST + 1))
+        assert names[DEEPEST - 1 :] == ((last,) if levels >= DEEPEST else ())
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=[]), min_size=1, max_size=12), unique=True, max_size=8))

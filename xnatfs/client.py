@@ -105,7 +105,7 @@ class Xnat:
 
     async def session_lives(self) -> bool:
         """Whether the server still knows us, or answers as to a guest; then the next request logs in."""
-        return await self._transport.session_lives("")
+        return await self._transport.session_lives("/xapi/users/username")
 
     @property
     def away(self) -> bool:
