@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "BENCHMARKS.md"
+# What was found out about goals that are missed, by hand.
+LIMITS = Path(__file__).with_name("limits.md")
 
 
 @dataclass
@@ -125,5 +127,6 @@ def page(
         f"# Benchmarks\n\n{INTRODUCTION.format(command=command)}\n- Machine: {machine()}.\n"
         f"{textwrap.fill('- Versions: ' + '; '.join(versions) + '.', 116, subsequent_indent='  ')}\n\n"
         f"{table(rows)}\n\n{textwrap.fill(verdict, 116)}\n\n"
+        f"{LIMITS.read_text()}\n"
         f"## The cases\n\n{done}\n\n## What ran beside\n\n{beside}\n"
     )
