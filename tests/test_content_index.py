@@ -538,19 +538,20 @@ def test_an_unknown_boot_is_no_boot(monkeypatch):
 
 
 def test_what_belongs_to_somebody_is_found_and_dropped(shelf):
-    for number, owners in ((1, "P"), (2, "P\nQ"), (3, "Q"), (4, ""), (5, "PQ")):
+    for number, owners in ((1, "P"), (2, "P\nQ"), (3, "Q 1"), (4, ""), (5, "PQ")):
         kept(shelf, number, owners=owners)
     os.unlink(shelf.path(ident(2)))
     with shelf.index.transaction():
         assert sorted(shelf.index.owned(["P", "R"])) == [ident(1), ident(2)]
         assert shelf.index.owned([""]) == []
-    assert shelf.owners() == {"P", "P\nQ", "Q", "PQ"}
+        assert shelf.index.owned(["Q", "1"]) == [ident(2)]
+    assert shelf.owners() == {"P", "P\nQ", "Q 1", "PQ"}
     with opened(shelf.path(ident(1))) as fd:
         assert lock(fd, fcntl.LOCK_SH)
         shelf.drop(["P", "R"])
         assert os.pread(fd, 20, 0) == b"\x01" * 10
     assert (blobs(shelf), shelf.index.total()) == ([3, 4, 5], 30)
-    assert shelf.owners() == {"Q", "PQ"}
+    assert shelf.owners() == {"Q 1", "PQ"}
 
 
 def test_a_row_is_stamped_by_its_date_or_by_when_it_was_checked():
@@ -690,3 +691,53 @@ def test_a_log_of_an_index_that_is_gone_is_gone_too(tmp_path):
     assert made.total() == 0
     assert Path(f"{path}-wal").read_bytes() != b"of another"
     made.close()
+
+
+def open_below(directory: Path) -> list[str]:
+    found = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if _there(fd)]
+    return [name for name in found if name.startswith(str(directory))]
+
+
+def test_an_index_that_cannot_be_opened_leaves_nothing_open(tmp_path, caplog):
+    path = tmp_path / "index.sqlite"
+    Index(path).close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("DROP TABLE blobs")
+    connection.close()
+    with pytest.raises(sqlite3.OperationalError, match="no such table"):
+        Index(path)
+    assert open_below(tmp_path) == []
+    path.write_bytes(b"this is not SQLite " * 1000)
+    with pytest.raises(sqlite3.DatabaseError, match="file is not a database"):
+        Index(path)
+    assert open_below(tmp_path) == []
+
+
+def test_an_index_that_is_not_ours_to_use_makes_way(tmp_path, monkeypatch, caplog):
+    path = tmp_path / "index.sqlite"
+    Index(path).close()
+    for allowed in (os.R_OK, os.W_OK):
+        monkeypatch.setattr(os, "access", lambda path, mode, allowed=allowed: mode & ~allowed == 0)
+        caplog.clear()
+        open_index(path).close()
+        assert "cannot be read (no permission): set aside" in caplog.text
+
+
+def test_an_index_is_not_opened_but_by_sqlite(tmp_path, monkeypatch):
+    """To close another descriptor of it would drop SQLite's locks."""
+    first = Index(tmp_path / "index.sqlite")
+    opened_here: list[int] = []
+    real = os.open
+
+    def spy(path: str, flags: int, *mode: int) -> int:
+        opened_here.append(real(path, flags, *mode))
+        return opened_here[-1]
+
+    monkeypatch.setattr(os, "open", spy)
+    second = Index(tmp_path / "index.sqlite")
+    assert opened_here == []
+    for index in (first, second):
+        for connection in (index._read, index._write):
+            assert connection.isolation_level is None
+            assert connection.execute("PRAGMA busy_timeout").fetchone() == (20_000,)
+        index.close()
