@@ -1023,7 +1023,7 @@ async def test_a_server_that_says_it_seeks_and_does_not_is_found_out(tmp_path, a
     """Its first answer decides for this file."""
 
     class Lying(FakeSource):
-        seekable = property(lambda self: True, lambda self, value: None)  # type: ignore[assignment]
+        seekable = property(lambda self: True, lambda self, value: None)
 
     source = Lying(DATA, chunk=K, pause=1, ranged=False)
     async with filling(tmp_path, source) as rig:
