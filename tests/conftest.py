@@ -1,5 +1,7 @@
 """Fixtures for more than one module."""
 
+from collections.abc import Generator
+
 import pytest
 from trio.testing import MockClock
 
@@ -13,3 +15,11 @@ def patient_clock() -> MockClock:
     millisecond or two.
     """
     return MockClock(autojump_threshold=0.005)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What a test has logged of names that are no Unicode cannot be sent by one process of pytest to another."""
+    report = yield
+    report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
+    return report

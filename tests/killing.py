@@ -39,7 +39,7 @@ BIG = [SESSION / f"scans/3/RAW/big-{number}.bin" for number in range(3)]
 # Not all of it fits, but the largest file does.
 CACHE_SIZE = 24 * MiB
 # A program must have ended by then, and a process, after a kill.
-SOON = 20.0
+SOON = 60.0
 
 # What programs may get from a mount that dies, or is not there yet or any more.
 DEATH = {errno.ENOTCONN, errno.ECONNABORTED}

@@ -3,14 +3,16 @@
 import errno
 import hashlib
 import os
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 import trio
+from trio.testing import MockClock
 
 from tests.demos import USER, Demo, serving
 from tests.kernel import Kernel, answered
@@ -18,6 +20,7 @@ from tests.model import BIG_SIZE, PASSWORD, Model
 from tests.model import USER as ACCOUNT
 from tests.mounting import mounting
 from tests.wire import Wire
+from tests.world import inline
 from xnatfs.config import Config
 from xnatfs.content import Version, open_cache
 from xnatfs.credentials import Credentials
@@ -52,6 +55,13 @@ def _replies() -> Iterator[None]:
 
 
 @pytest.fixture
+def clock(monkeypatch) -> MockClock:
+    """Virtual time, and no threads that it would have to wait for."""
+    monkeypatch.setattr(trio.to_thread, "run_sync", inline)
+    return MockClock(autojump_threshold=0)
+
+
+@pytest.fixture
 def server() -> Server:
     return Server()
 
@@ -83,7 +93,7 @@ async def read(kernel: Kernel, path: tuple[str, ...]) -> bytes:
         await kernel.close(opened)
 
 
-async def test_a_project_that_was_taken_away_is_gone_after_one_ttl(server, tmp_path, patient_clock):
+async def test_a_project_that_was_taken_away_is_gone_after_one_ttl(server, tmp_path, clock):
     async with mounted(server, tmp_path) as (kernel, _):
         await read(kernel, FILE)
         await read(kernel, OTHER)
@@ -99,7 +109,7 @@ async def test_a_project_that_was_taken_away_is_gone_after_one_ttl(server, tmp_p
         assert await read(kernel, OTHER) == server.present.files[OTHER].content
 
 
-async def test_a_project_of_which_only_the_name_is_left_is_not_kept(server, tmp_path, patient_clock):
+async def test_a_project_of_which_only_the_name_is_left_is_not_kept(server, tmp_path, clock):
     async with mounted(server, tmp_path) as (kernel, _):
         await read(kernel, FILE)
         await trio.sleep(1)
@@ -111,7 +121,7 @@ async def test_a_project_of_which_only_the_name_is_left_is_not_kept(server, tmp_
         assert kept(tmp_path) == set()
 
 
-async def test_a_session_that_was_moved_away_is_not_kept(server, tmp_path, patient_clock):
+async def test_a_session_that_was_moved_away_is_not_kept(server, tmp_path, clock):
     async with mounted(server, tmp_path) as (kernel, _):
         await read(kernel, FILE)
         await trio.sleep(1)
@@ -125,7 +135,7 @@ async def test_a_session_that_was_moved_away_is_not_kept(server, tmp_path, patie
         assert kept(tmp_path) == set()
 
 
-async def test_what_an_earlier_mount_has_kept_goes_too(server, tmp_path, patient_clock):
+async def test_what_an_earlier_mount_has_kept_goes_too(server, tmp_path, clock):
     async with mounted(server, tmp_path) as (kernel, _):
         await read(kernel, FILE)
     assert len(kept(tmp_path)) == 1
@@ -138,7 +148,26 @@ async def test_what_an_earlier_mount_has_kept_goes_too(server, tmp_path, patient
     assert kept(tmp_path) == set()
 
 
-async def test_what_another_account_has_kept_stays(server, tmp_path, patient_clock):
+@pytest.mark.parametrize("written", ["no JSON", "{}", '["u"]', '["u", 1, 2]', "[" * 100_000])
+async def test_what_somebody_has_written_into_the_index_takes_nothing_along(server, tmp_path, clock, written, caplog):
+    for path in (FILE, OTHER):
+        async with mounted(server, tmp_path) as (kernel, _):
+            await read(kernel, path)
+        if path == FILE:
+            with closing(sqlite3.connect(tmp_path / "xnat" / "index.sqlite")) as index, index:
+                index.execute("UPDATE blobs SET owners = ?", [written])
+    server.close("P", protected=False)
+    server.close("Q", protected=False)
+    async with mounted(server, tmp_path) as (kernel, _):
+        await kernel.names(("projects",))  # those of the last mount, for some seconds
+        await trio.sleep(10)
+        assert await kernel.names(("projects",)) == []
+        await trio.sleep(1)
+    assert len(kept(tmp_path)) == 1
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+async def test_what_another_account_has_kept_stays(server, tmp_path, clock):
     async with mounted(server, tmp_path) as (kernel, _):
         await read(kernel, FILE)
     server.archive.users["v"] = type(server.archive.users[ACCOUNT])("v", "v")
@@ -150,7 +179,7 @@ async def test_what_another_account_has_kept_stays(server, tmp_path, patient_clo
     assert len(kept(tmp_path)) == 1
 
 
-async def test_an_open_file_fails_at_its_next_read_after_one_ttl(server, tmp_path, patient_clock):
+async def test_an_open_file_fails_at_its_next_read_after_one_ttl(server, tmp_path, clock):
     """Nobody looks at any listing; the kernel has all its pages."""
     async with mounted(server, tmp_path) as (kernel, _):
         opened = await kernel.open(FILE)
@@ -168,7 +197,7 @@ async def test_an_open_file_fails_at_its_next_read_after_one_ttl(server, tmp_pat
         assert kept(tmp_path) == set()
 
 
-async def test_an_open_file_that_is_read_on_costs_one_request_in_a_ttl(server, tmp_path, patient_clock):
+async def test_an_open_file_that_is_read_on_costs_one_request_in_a_ttl(server, tmp_path, clock):
     """However many files of the session are open, and however often they are read."""
     async with mounted(server, tmp_path) as (kernel, _):
         opened = [await kernel.open((*FILE[:-1], f"{number}.dcm")) for number in range(8)]
@@ -184,7 +213,7 @@ async def test_an_open_file_that_is_read_on_costs_one_request_in_a_ttl(server, t
         assert server.asked() == ["/data/experiments/DEMO_E00001/resources"] * 3
 
 
-async def test_reads_go_on_while_the_server_is_away(server, tmp_path, patient_clock):
+async def test_reads_go_on_while_the_server_is_away(server, tmp_path, clock):
     """A server that does not answer takes nothing away, and who reads does not wait for it each time."""
     async with mounted(server, tmp_path) as (kernel, _):
         opened = await kernel.open(FILE)
@@ -197,7 +226,7 @@ async def test_reads_go_on_while_the_server_is_away(server, tmp_path, patient_cl
         assert trio.current_time() - began <= 2
 
 
-async def test_a_guests_answer_takes_nothing_away(server, tmp_path, patient_clock):
+async def test_a_guests_answer_takes_nothing_away(server, tmp_path, clock):
     """An open site drops our session, and its cookies do not tell."""
     server.demo.sessions.require_login = False
     async with mounted(server, tmp_path) as (kernel, site):
@@ -214,7 +243,7 @@ async def test_a_guests_answer_takes_nothing_away(server, tmp_path, patient_cloc
         assert len(kept(tmp_path)) == 1
 
 
-async def test_access_that_is_given_back_is_there_again(server, tmp_path, patient_clock):
+async def test_access_that_is_given_back_is_there_again(server, tmp_path, clock):
     async with mounted(server, tmp_path) as (kernel, _):
         opened = await kernel.open(FILE)
         server.close("P", protected=False)

@@ -385,6 +385,20 @@ async def test_an_old_file_is_checked_and_renewed(tmp_path):
     assert source.conditions == ["", source.modified]
 
 
+async def test_a_file_is_as_old_as_the_question_and_not_as_its_last_byte(tmp_path):
+    """It may have been replaced while it came."""
+    source = FakeSource(SMALL)
+    async with open_cache(tmp_path, LIMIT, revalidate=100) as cache:
+        now = cache.clock()
+        blob = await cache.open(undigested(SMALL), source)
+        cache.clock = lambda: now + 90  # before it is whole
+        assert await blob.read(0, len(SMALL)) == SMALL
+        blob.close()
+        cache.clock = lambda: now + 150
+        assert await read_all(cache, undigested(SMALL), source) == SMALL
+        assert source.conditions == ["", source.modified]
+
+
 async def test_readers_of_an_old_file_share_one_check(tmp_path, patient_clock):
     """While one holds it open from before."""
     source = FakeSource(SMALL, pause=0.1)

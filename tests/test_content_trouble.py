@@ -20,8 +20,6 @@ from tests.test_content_fakes import BIG, LIMIT, SMALL, FakeSource, MiB, failure
 from xnatfs.content import ContentCache, Version, open_cache
 from xnatfs.errors import BadReply
 
-WARNING = "files are fetched but not kept"
-
 
 @dataclass
 class Disk:
@@ -108,19 +106,19 @@ def index_overwritten(disk: Disk) -> Callable[[], None]:
     return lambda: None
 
 
-TROUBLES = [
-    full,
-    out_of_inodes,
-    read_only,
-    replaced_by_a_file,
-    removed,
-    index_removed,
-    index_emptied,
-    index_overwritten,
-]
+WARNINGS = {
+    full: "files are fetched but not kept",
+    out_of_inodes: "No space left on device",
+    read_only: "Read-only file system",
+    replaced_by_a_file: "Not a directory",
+    removed: "its index was removed by others",
+    index_removed: "its index was removed by others",
+    index_emptied: "files are fetched but not kept",
+    index_overwritten: "files are fetched but not kept",
+}
 
 
-@pytest.mark.parametrize("trouble", TROUBLES)
+@pytest.mark.parametrize("trouble", WARNINGS)
 @pytest.mark.parametrize("data", [SMALL, BIG], ids=["small", "big"])
 async def test_trouble_costs_nothing_but_the_keeping(disk, caplog, trouble, data):
     async with open_cache(disk.directory, LIMIT) as cache:
@@ -135,7 +133,9 @@ async def test_trouble_costs_nothing_but_the_keeping(disk, caplog, trouble, data
             await cache.put(member, SMALL)
             assert await read_all(cache, member, FakeSource(SMALL)) == SMALL
         await cache.evict(LIMIT)  # they are written
-        assert [record.getMessage().endswith(WARNING) for record in caplog.records] in ([True], [])
+        # An index that is emptied may not be missed: what is in the WAL and in memory may be all that is asked for.
+        assert len(caplog.records) == 1 or (trouble is index_emptied and not caplog.records)
+        assert all(WARNINGS[trouble] in record.getMessage() for record in caplog.records)
         mend()
         for key in "ab":
             assert await read_all(cache, version(data, key), FakeSource(data, chunk=MiB)) == data

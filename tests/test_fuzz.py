@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import httpx
@@ -147,7 +148,7 @@ KINDS: list[Callable[[Row], object]] = [
     *(kind.parse for kind in (Project, Subject, Experiment, Scan, Assessor, Resource, PrearchiveSession)),
     Assessor.of_session,
     lambda row: FileRow.parse(row, 0),
-    lambda row: JoinedScans.parse([row]),
+    lambda row: JoinedScans.parse([row], {}),
 ]
 
 
@@ -360,7 +361,7 @@ def test_what_a_process_receives_is_a_reply_or_its_own_error(data, whole):
 @given(st.integers(100, 599), VALUES.map(lambda value: json.dumps(value)) | TEXT, TEXT)
 def test_what_is_said_to_a_change_is_understood_or_an_error(status, text, location):
     answer = Answer(status, location, text)
-    xnat = cast(Xnat, type("Named", (), {"url": "https://xnat.example.org"}))
+    xnat = cast(Xnat, SimpleNamespace(url="https://xnat.example.org", login=SimpleNamespace(username="u")))
     assert isinstance(prearchive.failure(xnat, answer, "this"), XnatError)
     with suppress(XnatError):
         prearchive._place(WAITING, "S", answer)

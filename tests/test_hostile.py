@@ -134,8 +134,8 @@ async def test_nothing_that_a_server_lists_leads_out_of_the_mount(tmp_path):
 
 async def test_a_path_of_many_folders_is_as_deep_as_programs_can_go(tmp_path):
     server = with_the_rest(Scripted())
-    server.add("a/" * 30_000 + "f", b"x")
-    server.add("b/" * 30_000 + "f", b"x")
+    server.add("a/" * 10_000 + "f", b"x")
+    server.add("b/" * 10_000 + "f", b"x")
     async with opened(server, tmp_path) as site:
         tracemalloc.start()
         try:
@@ -167,6 +167,25 @@ async def test_a_catalogue_that_lists_one_path_for_ever_is_two_lines_of_the_log(
         await below(Root(site))
     assert len(caplog.messages) == 2
     assert "99" in caplog.messages[1]
+
+
+async def test_what_is_listed_again_and_again_is_there_once_and_costs_no_more(tmp_path):
+    server = with_the_rest(Scripted())
+    server.lists["experiments/X_E1/scans"] = [{"ID": "1"}] * 5000
+    server.lists["projects/P/experiments"] = [session("X_E1", "E")] * 5000
+    server.add("a" * 250, b"x")
+    for _ in range(5000):
+        server.add("a", b"x")
+    server.add("a/f", b"x")
+    server.add("a" * 250 + "/f", b"x")
+    began = time.thread_time()
+    async with opened(server, tmp_path) as site:
+        found = await below(Root(site))
+    assert time.thread_time() - began < 5  # the square of them would be minutes
+    files = {"/".join(node.path[7:]) for node in found if isinstance(node, File)}
+    assert {"a~file", "a/f"} < files
+    assert len(files) == 4
+    assert all(len(name) <= 255 for path in files for name in path.split("/"))
 
 
 async def test_a_name_that_no_url_can_carry_is_no_row(server):
@@ -558,6 +577,15 @@ async def test_dates_that_are_none_are_shown_or_left_out(tmp_path, date):
         object.__setattr__(directory.experiment, "modified", row.modified)
         report = await transfer.download(await transfer.plan(directory), tmp_path / "out", progress=Silent())
     assert (report.files, report.failed) == (1, [])
+
+
+async def test_a_session_of_many_assessors_takes_no_longer_than_many_sessions(server):
+    columns = '"label":"a","date":"","xsiType":"x","session_ID"'
+    server.says["GET /data/experiments"] = ok(listing(f'{{"ID":"A{n}",{columns}:"E"}}' for n in range(8000)))
+    began = time.thread_time()
+    found = await asking(server, lambda xnat: xnat.assessors_of_many(["E"]), patience=30)
+    assert len(found["E"]) == 8000
+    assert time.thread_time() - began < 2  # the square of them would be 20 s
 
 
 async def test_too_many_resources_in_one_list_are_an_error(server, monkeypatch):

@@ -311,6 +311,56 @@ async def test_what_the_kernel_does_not_take_is_read(server, tmp_path):
         await ops.release(info.fh)
 
 
+@asynccontextmanager
+async def reading(ops: Operations, attributes: pyfuse3.EntryAttributes) -> AsyncIterator[bytes]:
+    info = await ops.open(attributes.st_ino, READ, CONTEXT)
+    try:
+        yield await ops.read(info.fh, 0, 100)
+    finally:
+        await ops.release(info.fh)
+
+
+async def test_another_content_of_the_same_length_and_without_digest_is_another_inode(server, tmp_path):
+    """Under one number the kernel mixed the pages of both: who reads the old one brings them to who reads the new."""
+    server.add("a", b"12345", digest="")
+    async with opened(server, tmp_path) as site:
+        ops, now = OperationsWithXattrs(Root(site), Ownership(12, 34)), 0.0
+        site.content.clock = lambda: now
+        before = await look_up(ops, f"{DICOM}/a")
+        async with reading(ops, before) as data:
+            assert data == b"12345"
+        now = 4000.0  # it is asked for again, and is the same
+        async with reading(ops, await look_up(ops, f"{DICOM}/a")) as data:
+            assert data == b"12345"
+        server.files["7", "a"], server.modified = b"54321", "Wed, 03 Jan 2024 03:04:05 GMT"
+        now = 8000.0
+        async with refused(errno.ESTALE):
+            await ops.open(before.st_ino, READ, CONTEXT)
+        after = await look_up(ops, f"{DICOM}/a")
+        assert after.st_ino != before.st_ino
+        async with reading(ops, after) as data:
+            assert data == b"54321"
+        async with refused(errno.ESTALE):  # of who has not looked again
+            await ops.open(before.st_ino, READ, CONTEXT)
+
+
+async def test_another_length_and_content_without_digest_is_estale_once(server, tmp_path):
+    """The kernel looks a name up again once for an open, and no more."""
+    server.add("a", b"12345", digest="")
+    async with opened(server, tmp_path) as site:
+        ops, now = OperationsWithXattrs(Root(site), Ownership(12, 34)), 0.0
+        site.content.clock = lambda: now
+        before = await look_up(ops, f"{DICOM}/a")
+        async with reading(ops, before) as data:
+            assert data == b"12345"
+        server.files["7", "a"], server.modified = b"654321", "Wed, 03 Jan 2024 03:04:05 GMT"
+        now = 4000.0
+        async with refused(errno.ESTALE):
+            await ops.open(before.st_ino, READ, CONTEXT)
+        async with reading(ops, await look_up(ops, f"{DICOM}/a")) as data:
+            assert data == b"654321"
+
+
 async def test_a_wrong_size_is_estale_once(server, tmp_path):
     server.add("a", b"0123456789", size="4")
     async with mounted(server, tmp_path) as ops:

@@ -3,14 +3,13 @@
 Stories that Hypothesis makes up are the same in each run of the suite. XNATFS_STORIES=1000 plays so many new ones, and
 what is found is to become a story with a name at the end of this page.
 
-Broken by hand, to see whether it is found, and by what:
-- no digest is looked at (`Intake.verify`): the badly told stories, and most of the made up ones
-- Content-Length is not looked at (`_Arrival.chunks`, `Fill._ended`): a body that ends early, without digests
-- the cache is not dropped on revocation (`ContentCache.drop`): what is kept after a look at the projects
-- two versions are mixed (`_take_up_again` and `Fill._accept` without the date): a slow reader of a big file that is
-  replaced, without digests
-- the key lacks the version (`entry.identity`): a file that is read, replaced, and read again
-- open files do not ask whether they may be read on (`Operations.read`, `getattr`): a project that is taken away
+Broken by hand, to see whether it is found, and by what first:
+- no digest is looked at (`Intake.verify`, `Bulk._take`): `test_every_fault_of_a_file[digests]`, most made up stories
+- Content-Length is not (`_Arrival.chunks`, `Fill._ended`): `test_every_fault_of_a_file[no digests]`
+- the cache is not dropped on revocation (`ContentCache.drop`): `test_every_change_of_a_file`, made up stories
+- two versions are mixed (`_take_up_again`, `Fill._accept` without the date): `test_every_change_of_a_file[big-digests]`
+- the key lacks the version (`entry.identity`): `test_every_fault_of_a_file`, most made up stories
+- open files do not ask (`Operations.read`, `getattr`): `test_every_change_of_a_file`, made up stories
 """
 
 import os
@@ -50,10 +49,10 @@ def again(file: int, what: str, seconds: float) -> list[Step]:
     ]
 
 
-def meanwhile(file: int, what: str, seconds: float) -> list[Step]:
-    """It changes while it is read, by somebody fast and by somebody slow."""
+def meanwhile(file: int, what: str, seconds: float, both: bool) -> list[Step]:
+    """It changes while it is read by somebody slow, or by somebody fast as well, for whom all of it comes."""
     return [
-        ("beside", {"file": file, "pause": 0.0}),
+        *([("beside", {"file": file, "pause": 0.0})] if both else []),
         ("beside", {"file": file, "pause": 5.0}),
         ("wait", {"seconds": seconds}),
         ("change", {"file": file, "what": what}),
@@ -97,9 +96,9 @@ class Story(RuleBasedStateMachine):
     def again(self, file: int, what: str, seconds: float) -> None:
         self.steps += again(file, what, seconds)
 
-    @rule(file=any_file, what=st.sampled_from(CHANGES), seconds=st.sampled_from([0.3, 1.0, 10.0]))
-    def meanwhile(self, file: int, what: str, seconds: float) -> None:
-        self.steps += meanwhile(file, what, seconds)
+    @rule(file=any_file, what=st.sampled_from(CHANGES), seconds=st.sampled_from([0.3, 1.0, 10.0]), both=st.booleans())
+    def meanwhile(self, file: int, what: str, seconds: float, both: bool) -> None:
+        self.steps += meanwhile(file, what, seconds, both)
 
     @rule(file=any_file, kind=st.sampled_from(KINDS), count=st.sampled_from([1, 1, 9]))
     def badly(self, file: int, kind: str, count: int) -> None:
@@ -229,10 +228,29 @@ def test_every_fault_of_a_file(tmp_path, digests):
 def test_every_change_of_a_file(tmp_path, file, digests):
     steps: list[Step] = []
     for what in CHANGES[:3]:
-        for seconds in (0.3, 10.0):
-            steps += [*meanwhile(file, what, seconds), *again(file, what, 400.0)]
+        for seconds, both in ((0.3, True), (1.0, False), (10.0, False)):
+            steps += [("change", {"file": file, "what": "replaced"}), ("wait", {"seconds": 300.0})]  # not kept, so far
+            steps += meanwhile(file, what, seconds, both)
+        steps += again(file, what, 400.0)
     steps += again(file, "revoked", 130.0)
     steps += [("grant", {"project": 0}), ("wait", {"seconds": 130.0}), *again(file, "protected", 130.0)]
     steps += [("grant", {"project": 0}), ("wait", {"seconds": 130.0}), *again(file, "renamed", 130.0)]
     steps += again(file, "moved", 130.0)
     tell(tmp_path, steps, digests=digests)
+
+
+# -- what stories have found ---------------------------------------------------------------------------------------
+
+
+def test_an_empty_reply_makes_no_empty_file(tmp_path):
+    """Of an empty file nobody reads anything, so nobody heard that its digest was wrong: `cp` made an empty copy."""
+    tell(tmp_path, [("fail", {"kind": "empty", "count": 9, "place": "files"}), ("copy", {"file": 1})])
+
+
+def test_a_guests_refusal_takes_nothing_away(tmp_path):
+    """An open site drops our session: whoever asks next has logged in before anybody can ask whose answer it was."""
+    steps: list[Step] = [("site_open", {"on": True}), ("open", {"file": 1}), ("read_whole", {"handle": 0})]
+    for _ in range(2):
+        steps += [("wait", {"seconds": 130.0}), ("end_sessions", {}), ("read_whole", {"handle": 0})]
+        steps += [("names", {"place": 0}), ("copy", {"file": 1})]
+    tell(tmp_path, steps)

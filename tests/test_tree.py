@@ -258,40 +258,6 @@ async def test_a_wrong_size_is_corrected_when_the_file_is_opened(server, tmp_pat
     assert server.asked.count("GET experiments/X_E1/resources/7/files/a") == 1
 
 
-async def test_another_content_of_the_same_length_and_without_digest_is_another_node(server, tmp_path):
-    """Found by scripts/stress: under one inode number the kernel mixed the pages of both."""
-    server.add("a", b"12345", digest="")
-    async with opened(server, tmp_path) as site:
-        site.content.clock = lambda: 0.0
-        assert await content(site, f"{SCAN}/DICOM/a") == b"12345"
-        before = await find(site, f"{SCAN}/DICOM/a")
-        site.content.clock = lambda: 4000.0  # it is asked for again, and is the same
-        assert await content(site, f"{SCAN}/DICOM/a") == b"12345"
-        assert (await find(site, f"{SCAN}/DICOM/a")).identity == before.identity
-        server.files["7", "a"], server.modified = b"54321", "Wed, 03 Jan 2024 03:04:05 GMT"
-        site.content.clock = lambda: 8000.0
-        with pytest.raises(Stale):
-            await content(site, f"{SCAN}/DICOM/a")
-        after = await find(site, f"{SCAN}/DICOM/a")
-        assert after.identity != before.identity
-        assert await content(site, f"{SCAN}/DICOM/a") == b"54321"
-        assert isinstance(before, File)
-        with pytest.raises(Stale):  # of who has not looked again
-            await before.open()
-        assert await content(site, f"{SCAN}/DICOM/a") == b"54321"
-
-
-async def test_another_length_and_content_without_digest_is_stale_once(server, tmp_path):
-    """The kernel looks a name up again once for an open, and no more."""
-    server.add("a", b"12345", digest="")
-    async with opened(server, tmp_path) as site:
-        site.content.clock = lambda: 0.0
-        assert await content(site, f"{SCAN}/DICOM/a") == b"12345"
-        server.files["7", "a"], server.modified = b"654321", "Wed, 03 Jan 2024 03:04:05 GMT"
-        site.content.clock = lambda: 4000.0
-        assert await read(site, f"{SCAN}/DICOM/a") == b"654321"
-
-
 async def test_a_damaged_answer_of_another_length_does_not_correct_the_size(server, tmp_path):
     """Found by scripts/stress: a length was believed before the digest was looked at, and shown until the next open."""
     server.add("a", b"12345")

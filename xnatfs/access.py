@@ -5,15 +5,15 @@ not in its project, an item that is refused. Where somebody looks, that costs no
 `Permit` asks for one listing, the same that shows the file's resource to whoever looks, and once in a TTL.
 
 Invariants:
-- Nothing counts as taken away before the server has told our name: an open site that dropped our session shows what a
-  guest may see.
+- Nothing counts as taken away that was not said twice, and our name by the server in between: an open site that dropped
+  our session shows what a guest may see.
 - A server that does not answer, or answers nonsense, takes nothing away.
 - What was taken away is found by no later open. Who has it open hears of that from the permit.
 """
 
 import json
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from copy import copy
 from typing import Protocol
 from weakref import WeakValueDictionary
@@ -21,6 +21,7 @@ from weakref import WeakValueDictionary
 import trio
 
 from xnatfs.errors import Denied, LoginRequired, NotFound, Stale, XnatError
+from xnatfs.untrusted import loads
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,8 @@ Item = tuple[str, ...]
 Key = tuple[object, ...]
 Shown = Callable[[], Awaitable[float]]
 Owners = tuple[str, ...]
+
+PROJECTS = ("projects",)
 
 
 class Permit:
@@ -88,10 +91,9 @@ class Permit:
     async def _look(self) -> float:
         try:
             return await self._shown()
-        except (NotFound, Denied):
-            if await self._access.known():
-                raise
-        return await self._shown()  # with a new session
+        except (NotFound, Denied):  # perhaps it was said to a guest; then there is a new session by now
+            await self._access.known()
+        return await self._shown()
 
 
 class Bulk(Protocol):
@@ -120,10 +122,12 @@ class Access:
         bulk: Bulk,
         account: Callable[[], str],
         known: Callable[[], Awaitable[bool]],
+        ask: Callable[[Key], Awaitable[Iterable[str]]],
         forget: Callable[[Key], None],
         nursery: trio.Nursery,
     ) -> None:
-        self.known = known  # ask the server whether it knows our session
+        self.known = known  # ask the server whether it knows our session; then refusals of before do not count
+        self._ask = ask  # the server for a list, of which the IDs matter
         self._content = content
         self._bulk = bulk
         self._account = account
@@ -174,60 +178,80 @@ class Access:
     async def recall(self) -> None:
         """Learn what earlier mounts have kept. Costs a look at all of the index."""
         for owners in await self._content.owners():
-            named = [json.loads(owner) for owner in owners]
-            if all(account == self._account() for account, *_ in named):
+            named = _named(owners)
+            if named and all(account == self._account() for account, *_ in named):
                 item = tuple(named[-1][1:])
                 self._kept.setdefault((named[0][2] if named[0][1] == "projects" else "", item), owners)
         if self._projects is not None:
-            self._compare_projects(self._projects)
+            self._lose(PROJECTS, self._projects)
 
     def listed(self, key: Key, ids: Iterable[str]) -> None:
         """The server's list of this key holds these, and nothing else."""
-        match key:
-            case ("projects",):
-                self._projects = frozenset(ids)
-                self._compare_projects(self._projects)
-            case ("subjects" | "experiments" as kind, str(project)):
-                there = set(ids)
-                gone = [item for of, item in self._kept if of == project and item[0] == kind and item[1] not in there]
-                self._lose([(project, item) for item in gone], f"it is not in {project}")
+        if key[0] in ("projects", "subjects", "experiments"):
+            found = frozenset(ids)
+            if key == PROJECTS:
+                self._projects = found
+            self._lose(key, found)
 
     def refused(self, key: Key) -> None:
-        """The server has no such list, or not for us. A project's own resources may be open where that is closed."""
-        match key:
-            case ("subjects" | "experiments", str(project)):
-                gone = [each for each in self._kept if each[0] == project and each[1][0] != "projects"]
-                self._lose(gone, f"{project} is closed")
-            case ("resources", tuple(refused), bool()):
-                self._lose([each for each in self._kept if each[1] == refused], "it is closed")
+        """The server has no such list, or not for us."""
+        self._lose(key, None)
 
-    def _compare_projects(self, projects: frozenset[str]) -> None:
-        gone = [each for each in self._kept if each[0] and each[0] not in projects]
-        self._lose(gone, "its project is not listed")
+    def _lose(self, key: Key, ids: frozenset[str] | None) -> None:
+        gone = _gone(key, ids, self._kept)
+        if gone:
+            self.begin(self._take_away, key, {each: self._kept.pop(each) for each in gone})
 
-    def _lose(self, lost: Sequence[tuple[str, Item]], why: str) -> None:
-        if lost:
-            self.begin(self._take_away, {each: self._kept.pop(each) for each in lost}, why)
-
-    async def _take_away(self, lost: dict[tuple[str, Item], Owners], why: str) -> None:
+    async def _take_away(self, key: Key, lost: dict[tuple[str, Item], Owners]) -> None:
+        sure: list[tuple[str, Item]] = []
         try:
-            ours = await self.known()
-        except BaseException:
-            self._kept |= lost
-            raise
-        if not ours:
-            self._kept |= lost  # it was a guest's answer; the next one is ours
-            return
-        owners = {owners[-1] for owners in lost.values()}  # the items: the same one may be kept through another project
+            sure = await self._sure(key, lost)
+        finally:
+            self._kept |= {each: owners for each, owners in lost.items() if each not in sure}
+        owners = {lost[each][-1] for each in sure}  # of the items: one may be kept through another project as well
         self._bulk.leave(owners)
         await self._content.drop(owners)
-        for _, item in lost:
-            log.info("nothing of %s is kept any more: %s", "/".join(item), why)
-            for key in _listings(item):
-                self._forget(key)
+        for _, item in sure:
+            log.info("nothing of %s is kept any more: %s tells that it is gone", "/".join(item), key)
+            for each in _listings(item):
+                self._forget(each)
+
+    async def _sure(self, key: Key, lost: Iterable[tuple[str, Item]]) -> list[tuple[str, Item]]:
+        """What of this is gone by a second answer, too. The first may have been a guest's, and nobody knows by now."""
+        if not await self.known():
+            return []
+        try:
+            ids = frozenset(await self._ask(key))
+        except (NotFound, Denied):
+            return _gone(key, None, lost)
+        return _gone(key, ids, lost)
+
+
+def _gone(key: Key, ids: frozenset[str] | None, among: Iterable[tuple[str, Item]]) -> list[tuple[str, Item]]:
+    """Which items, each with the project it was read through, are gone by a list of these; by None it was refused."""
+    match key:
+        case ("projects",) if ids is not None:
+            return [(project, item) for project, item in among if project and project not in ids]
+        case ("subjects" | "experiments" as kind, str(of)) if ids is not None:
+            return [(p, item) for p, item in among if p == of and item[0] == kind and item[1] not in ids]
+        case ("subjects" | "experiments", str(of)):  # a project's own resources may be open where these are closed
+            return [(project, item) for project, item in among if project == of and item[0] != "projects"]
+        case ("resources", tuple(refused), bool()) if ids is None:
+            return [(project, item) for project, item in among if item == refused]
+    return []
 
 
 def _listings(item: Item) -> Iterable[Key]:
     """Lists that tell of an item. Those of its project are made anew, or are refused."""
     yield from (("resources", item, True), ("resources", item, False), ("scans", item[1]), ("assessors", item[1]))
     yield from (("files", item, True), ("files", item, False))
+
+
+def _named(owners: Owners) -> list[list[str]]:
+    """Accounts and items as `owners` wrote them; nothing where somebody else has written."""
+    try:
+        named = [loads(owner) for owner in owners]
+    except ValueError:
+        return []
+    whole = all(isinstance(each, list) and len(each) >= 3 and all(isinstance(x, str) for x in each) for each in named)
+    return named if whole else []

@@ -160,10 +160,10 @@ class Xnat:
         """
         where = {"xnat:imagesessiondata/sharing/share/project" if shared else "project": project}
         columns = ",".join(("ID", *SCAN_COLUMNS, SCAN_LABEL))
-        found: list[Row] = await self._table(
-            "/data/experiments", xsiType="xnat:imageSessionData", columns=columns, **where
-        )
-        return JoinedScans.parse(found)
+        found: dict[str, JoinedScans] = {}  # of the rows as they come: all of them as such would be twice as much
+        params = {"xsiType": "xnat:imageSessionData", "columns": columns, **where}
+        await self._read("/data/experiments", lambda rows: JoinedScans.parse(map(Row, rows), found), params, LISTED)
+        return found
 
     async def assessors_of_many(self, experiments: Sequence[str]) -> dict[str, list[Assessor]]:
         """The assessors of these sessions, by the session's accession ID. BadReply where the server does not tell."""
@@ -174,23 +174,25 @@ class Xnat:
             session_ID=",".join(experiments),
             columns="ID,label,date,xsiType,session_ID,insert_date",
         )
-        found: dict[str, list[Assessor]] = {experiment: [] for experiment in experiments}
+        found: dict[str, dict[Assessor, None]] = {experiment: {} for experiment in experiments}
         for session, assessor in rows:
-            if session in found and assessor not in found[session]:
-                found[session].append(assessor)
-        return found
+            if session in found:
+                found[session][assessor] = None
+        return {session: list(assessors) for session, assessors in found.items()}
 
     async def subject_resource_labels(self, project: str) -> dict[str, set[str]]:
         """The labels of each subject's resources, by accession ID. BadReply where the server ignores the column."""
-        rows = await self._table(
-            f"/data/projects/{_segment(project)}/subjects", columns=f"ID,label,{SUBJECT_RESOURCE_LABEL}"
-        )
         found: dict[str, set[str]] = {}
-        for row in rows:
-            if not row.has(SUBJECT_RESOURCE_LABEL):
-                raise BadReply(f"{self.url} does not list the resources of subjects: {sorted(row.cells)}")
-            labels = found.setdefault(row.need("ID", "xnat:subjectdata/id"), set())
-            labels.update(filter(None, [row.text(SUBJECT_RESOURCE_LABEL)]))
+
+        def take(rows: list[Cells]) -> None:
+            for row in map(Row, rows):
+                if not row.has(SUBJECT_RESOURCE_LABEL):
+                    raise BadReply(f"{self.url} does not list the resources of subjects: {sorted(row.cells)}")
+                labels = found.setdefault(row.need("ID", "xnat:subjectdata/id"), set())
+                labels.update(filter(None, [row.text(SUBJECT_RESOURCE_LABEL)]))
+
+        params = {"columns": f"ID,label,{SUBJECT_RESOURCE_LABEL}"}
+        await self._read(f"/data/projects/{_segment(project)}/subjects", take, params, LISTED)
         return found
 
     async def document(self, *item: str) -> dict[str, str]:

@@ -263,15 +263,15 @@ class JoinedScans:
             self.labels.setdefault(scan, set()).add(label)
 
     @classmethod
-    def parse(cls, rows: Iterable[Row]) -> dict[str, "JoinedScans"]:
-        """By accession ID of the session. Raises BadReply where rows are not of sessions and scans."""
-        found: dict[str, JoinedScans] = {}
+    def parse(cls, rows: Iterable[Row], found: dict[str, "JoinedScans"]) -> None:
+        """Into `found`, by accession ID of the session. Raises BadReply where rows are not of sessions and scans."""
         for row in rows:
             session = row.need("session_ID", "ID", "xnat:imagesessiondata/id", "xnat:experimentdata/id")
             if not row.has(SCAN_COLUMNS[0]):
                 raise BadReply(f"the server's list of sessions tells nothing of their scans: {sorted(row.cells)}")
-            found.setdefault(session, cls()).add(row)
-        return found
+            if session not in found:
+                found[session] = cls()
+            found[session].add(row)
 
 
 @dataclass(frozen=True, slots=True)

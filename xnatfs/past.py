@@ -1,8 +1,8 @@
 """Past: listings as they were, for who wants to see them while the server is away (`--offline`).
 
 Invariants:
-- They stand in for an answer only where there is none for want of a server. What the server refuses or does not list
-  any more is forgotten with all below it, and everything where it refuses the login; on the disk, too.
+- They stand in for an answer only where there is none for want of a server. What the server refuses, or does not list
+  any more, is forgotten with all below it, and everything where it refuses the login; on the disk, too.
 - Each says of when it is. None is older than the listings that are kept from one mount to the next: a day.
 - Each is good for a moment only: the server is asked again, as soon as it may be back.
 """

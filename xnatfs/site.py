@@ -57,11 +57,10 @@ class TrueSize:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """Which content of a file without a digest was opened last, and how many there were before it."""
+class Replaced:
+    """A file without a digest holds another content than before, of the same length: its stamp."""
 
     stamp: str
-    before: int
     expires: float = math.inf
 
     def __len__(self) -> int:
@@ -96,7 +95,7 @@ class Site:
         self._past: Past | None = None
         self._seen: set[Key] = set()  # listings that were asked for before
         self.access = Access(
-            content, bulk, lambda: xnat.login.username, self._session_lives, self._forget_kept, nursery
+            content, bulk, lambda: xnat.login.username, self._known, self._ids, self._forget_kept, nursery
         )
 
     def stay(self, offline: bool = False) -> None:
@@ -315,12 +314,16 @@ class Site:
         _, group, kind = self._source(key)
         return await self._past.get(key, kind, group, error)
 
-    async def _session_lives(self) -> bool:
-        """Whether the server knows us; if not, what it refused it refused to a guest."""
+    async def _known(self) -> bool:
+        """Whether the server knows us. What it has refused may have been refused to a guest, and is asked anew."""
         lives = await self.xnat.session_lives()
-        if not lives:
-            self.metadata.forget_refusals()
+        self.metadata.forget_refusals()
         return lives
+
+    async def _ids(self, key: Key) -> list[str]:
+        """Of the server's list of now, kept by nobody."""
+        ask, _, _ = self._source(key)
+        return [row.id for row in await ask()]
 
     def _forget_kept(self, key: Key) -> None:
         if self._kept is not None:
@@ -351,16 +354,10 @@ class Site:
     def _files_made(self, files: Catalogues, started: float, broken: frozenset[str] = frozenset()) -> Listing[FileRow]:
         return Listing(files, files.groups, started, started + self.ttl, broken)
 
-    def sees(self, key: Hashable, stamp: str) -> int:
-        """This content of a file without a digest is opened now: how many others there were before it."""
-        seen = self.metadata.peek(key)
-        if not isinstance(seen, Seen):
-            seen = Seen(stamp, 0)
-        elif seen.stamp != stamp:
-            seen = Seen(stamp, seen.before + 1)
-            self.sizes_learnt = True
-        self.metadata.put(key, seen)
-        return seen.before
+    def learn_stamp(self, key: Hashable, stamp: str) -> None:
+        """A file is another one than it was, which nothing in its listing says."""
+        self.metadata.put(key, Replaced(stamp))
+        self.sizes_learnt = True
 
     def learn_size(self, key: Hashable, size: int) -> None:
         """A file is longer or shorter than its listing says, for as long as that says so."""

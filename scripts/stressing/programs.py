@@ -11,6 +11,7 @@ import mmap
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -173,8 +174,8 @@ def tar(reader: Reader) -> None:
     for event in bad:
         if not _met(errors, event.path):
             reader.log(event)
-    for resource in resources:
-        for file in reader.within(resource):
+    for each in resources:
+        for file in reader.within(each):
             if file.path not in read and not _met(errors, file.path):
                 wrong = f"{file.path} is not in the tar, and nothing was said"
                 reader.log(Event("tar", file.path, began, time.monotonic(), wrong=wrong))
@@ -232,6 +233,7 @@ def _map(path: Path, file: File, seed: float, telling: int) -> None:
     """In the child, which does not return."""
     chance = random.Random(seed)
     said = ""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # SIGBUS is a result here
     try:
         with open(path, "rb") as opened, mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ) as memory:
             size, count, version = len(memory), 0, version_in(memory[: 2 * BLOCK], 0)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
 
-from tests.faults.answers import CHANGES, IN_ITS_PLACE, RANGE, filler, first_bytes, made
+from tests.faults.answers import CHANGES, IN_ITS_PLACE, RANGE, filler, first_bytes, made, other_range
 from tests.faults.messages import HOP_BY_HOP, PIECE, Answer, Broken, Head, cut_at, read_body, read_head
 from tests.faults.script import Script, Step
 
@@ -416,6 +416,8 @@ class _Exchange:
         if step.fault == "guest":
             self._head.drop("cookie", "authorization")
             self.met()
+        if step.fault == "range-wrong" and asked_range:
+            self._head.put("Range", other_range(asked_range, step.by))
         if step.fault in ("range-ignored", "resized"):
             self._head.drop("range")
 

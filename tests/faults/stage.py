@@ -11,7 +11,7 @@ SERIES = "projects/P/S/E/scans/1/DICOM"
 
 _random = random.Random(6)
 SMALL = _random.randbytes(300_000)
-BIG = _random.randbytes(12 * 2**20 + 12_345)
+BIG = _random.randbytes(10 * 2**20 + 12_345)
 IMAGES = {f"{number:03}.dcm": _random.randbytes(20_000 + number) for number in range(40)}
 
 

@@ -53,7 +53,7 @@ class Blob:
     def __init__(self, key: str, left: Callable[[], None]) -> None:
         self.size = -1  # the true length
         self.complete = False  # whole and verified
-        self.stamp = ""  # what tells this content from others of its version, where that has no digest
+        self.stamp = ""  # what tells this content from others of its version; "" where that has a digest
         # The rest is for fill.py and cache.py.
         self.key = key
         self.users = 0

@@ -254,7 +254,7 @@ class Store:
     def _at_healed(self, work: Callable[[*Ts], T], *args: *Ts) -> T:
         if (old := self._shelf.heal()) is not None:
             if not old.damaged:
-                self._trouble(OSError(errno.ENOENT, "its index was removed by others and is begun anew"))
+                self._tell("its index was removed by others; what was kept is fetched anew")
             own = [(each.name, each.reserved) for each in list(self._partials.values()) if not each.in_memory]
             self._shelf.adopt(own)
         return work(*args)
@@ -271,12 +271,15 @@ class Store:
         return None
 
     def _trouble(self, exc: Exception, index: Index | None = None) -> None:
+        self._tell(f"{exc}; files are fetched but not kept")
+        if index is not None and getattr(exc, "sqlite_errorcode", 0) & 0xFF in DAMAGED:
+            index.damaged = True  # the next who writes puts it aside
+
+    def _tell(self, what: str) -> None:
         self._troubled = time.monotonic()
         if not self._told:
             self._told = True
-            log.warning("cache directory %s: %s; files are fetched but not kept", self._shelf.directory, exc)
-        if index is not None and getattr(exc, "sqlite_errorcode", 0) & 0xFF in DAMAGED:
-            index.damaged = True  # the next who writes puts it aside
+            log.warning("cache directory %s: %s", self._shelf.directory, what)
 
     def _no_trouble(self) -> None:
         if self._told and time.monotonic() - self._troubled > QUIET:

@@ -15,13 +15,14 @@ ROOT = InodeT(1)
 class Known:
     """A node under its number. One object for all that is known of it: there may be a million."""
 
-    __slots__ = ("identity", "inode", "lookups", "node")
+    __slots__ = ("identity", "inode", "lookups", "node", "stamp")
 
     def __init__(self, inode: InodeT, node: Node, identity: object) -> None:
         self.inode = inode
         self.node = node
         self.identity = identity  # as it was when the number was given; a file's may change with its size
         self.lookups = 0  # references that the kernel has to it
+        self.stamp = ""  # of the content that its pages are of, where that has one
 
 
 class Inodes:
@@ -39,6 +40,14 @@ class Inodes:
     def __getitem__(self, inode: InodeT) -> Node:
         """The node of a number that the kernel was given. Raises KeyError."""
         return self._by_inode[inode].node
+
+    def serves(self, inode: InodeT, stamp: str) -> bool:
+        """Whether the pages that the kernel may have under this number are of that content; it is the first, or not."""
+        known = self._by_inode.get(inode)
+        if known is None or not stamp:
+            return True
+        known.stamp = known.stamp or stamp
+        return known.stamp == stamp
 
     def number(self, node: Node) -> InodeT:
         """The number this node has, or would get. Nothing is remembered."""

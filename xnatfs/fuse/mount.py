@@ -85,9 +85,7 @@ async def mount(
                 config.cache_dir,
             )
             kind = OperationsWithXattrs if options.xattrs else Operations
-            import os
-
-            operations = kind(Root(site), options.ownership, None if os.environ.get("NOPUSH") else pyfuse3.notify_store)
+            operations = kind(Root(site), options.ownership, pyfuse3.notify_store)
             _begin(operations, config, options)
             try:
                 async with trio.open_nursery() as nursery:

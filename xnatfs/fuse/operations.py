@@ -295,6 +295,10 @@ class Operations(pyfuse3.Operations):
         if permit.until <= trio.current_time():  # by way of /proc/self/fd, which looks nothing up
             await self._permitted(permit, inode)
         blob = await node.open()
+        if not self.inodes.serves(inode, blob.stamp):  # two contents in one inode would share their pages
+            blob.close()
+            node.replaced(blob.stamp)
+            raise Stale(f"{'/'.join(node.path)} was replaced by another of its length")
         self._give(inode, blob)
         handle = self._handle()
         self._files[handle] = blob, permit, inode

@@ -19,8 +19,8 @@ from xnatfs.content import Blob
 from xnatfs.errors import BadReply, Denied, NotFound, Stale
 from xnatfs.metadata import Listing
 from xnatfs.models import FileRow
-from xnatfs.site import Seen, TrueSize
-from xnatfs.tree.names import escape, split
+from xnatfs.site import Replaced, TrueSize
+from xnatfs.tree.names import escape, shorten, split
 from xnatfs.tree.node import Children, Dir, File, Listed, Node, number
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ class FolderDir(Dir):
 class CatalogueFile(File):
     """One file of a resource. What the catalogue says of its size is corrected by what its reply said."""
 
-    __slots__ = ("_before", "_identity", "_name", "_size", "folder", "place")
+    __slots__ = ("_identity", "_name", "_size", "_stamp", "folder", "place")
 
     def __init__(self, folder: Folder, name: str, place: int) -> None:
         self.site = folder.site
@@ -211,14 +211,14 @@ class CatalogueFile(File):
         self.place = place
         self._identity = b""
         self._size = folder.folders.size(place)
-        self._before = 0  # contents of this version that were seen before; more than one only without a digest
+        self._stamp = ""  # of its content, once that is not the first one under its version
         if self._size is None or self.site.sizes_learnt:
             learnt = self.site.metadata.peek(self._size_key())
             if isinstance(learnt, TrueSize):
                 self._size = learnt.size
-            seen = self.site.metadata.peek(self._seen_key())
-            if isinstance(seen, Seen):
-                self._before = seen.before
+            replaced = self.site.metadata.peek(self._stamp_key())
+            if isinstance(replaced, Replaced):
+                self._stamp = replaced.stamp
 
     @property
     def name(self) -> str:
@@ -236,9 +236,9 @@ class CatalogueFile(File):
         row = self.row
         return ("size", row.resource_id, row.path, row.size, row.digest)
 
-    def _seen_key(self) -> tuple[str, str, str]:
+    def _stamp_key(self) -> tuple[str, str, str]:
         row = self.row
-        return ("seen", row.resource_id, row.path)
+        return ("stamp", row.resource_id, row.path)
 
     @property
     def identity(self) -> object:
@@ -248,8 +248,7 @@ class CatalogueFile(File):
                 self.folder.folders.catalogue.version(self.place),
                 -1 if self._size is None else self._size,
             )
-            whole += b" %d" % self._before if self._before else b""
-            self._identity = hashlib.blake2b(whole, digest_size=16).digest()
+            self._identity = hashlib.blake2b(whole + self._stamp.encode(), digest_size=16).digest()
         return self._identity
 
     def inode_hint(self) -> int:
@@ -303,17 +302,16 @@ class CatalogueFile(File):
         except NotFound as error:
             await self._check_listed()
             raise BadReply(f"the server lists {'/'.join(self.path)}, but has lost it: {error}") from error
-        replaced = not row.digest and self.site.sees(self._seen_key(), blob.stamp) != self._before
         if blob.size != await self.size():
-            await _believe(blob)
+            await _believe(blob, row.digest)
             blob.close()
             self._correct(blob.size)
             raise Stale(f"{'/'.join(self.path)} is {blob.size} bytes, not {self._size} as listed")
-        if replaced:  # the kernel has pages of what was there before, and who has that open brings more: another inode
-            blob.close()
-            self.folder.forget()
-            raise Stale(f"{'/'.join(self.path)} was replaced by another of its length")
         return blob
+
+    def replaced(self, stamp: str) -> None:
+        self.site.learn_stamp(self._stamp_key(), stamp)
+        self.folder.forget()
 
     def permit(self) -> Permit:
         return self.folder.folders.resource_dir.permit(self.folder.folders.expires)
@@ -338,13 +336,15 @@ class CatalogueFile(File):
         self.folder.forget()
 
 
-async def _believe(blob: Blob) -> None:
-    """A reply has another length than the listing: wait until a small file is whole, and as its digest says.
+async def _believe(blob: Blob, digest: str) -> None:
+    """A reply has another length than the listing: wait until a small file is whole, any that has a digest as it says.
 
-    Else an empty reply made an empty file, which nobody reads, so that nobody hears that it failed.
+    Else an empty reply made an empty file, which nobody reads, so that nobody hears that it failed; and who looks for
+    the end of a file that was cut short found it where it is not.
     """
     try:
-        await blob.read(0, 1)
+        # The last byte is handed out when all have been verified.
+        await blob.read(max(blob.size - 1, 0) if digest else 0, 1)
     except BaseException:
         blob.close()
         raise
@@ -391,19 +391,22 @@ async def _sort(folders: Folders) -> None:
         await _turn(start)
         for path in catalogue.paths(start, start + AT_ONCE):
             folders.folder(split(path)[:-1])
-    also_folders: list[tuple[Folder, str, int]] = []
+    also_folders: dict[Inner, int] = {}
     for start in range(0, len(catalogue), AT_ONCE):
         await _turn(start)
         for place, path in enumerate(catalogue.paths(start, start + AT_ONCE), start):
             names = split(path)
             folder = folders.by_path[names[:-1]]
-            if names[-1] in folder.dirs:
-                also_folders.append((folder, names[-1], place))
+            if names in also_folders:
+                _twice(folders, path)
+            elif names[-1] in folder.dirs:
+                also_folders[names] = place
             else:
                 _enter(folder, names[-1], place, path)
-    for folder, name, place in also_folders:
+    for (*inner, name), place in also_folders.items():
+        folder = folders.by_path[tuple(inner)]
         while name in folder:
-            name += "~file"
+            name = shorten(f"{name}~file")
         _enter(folder, name, place, catalogue.path(place))
     if folders.twice > 1:
         log.warning("the catalogue of resource %s has %d such paths", catalogue.resource_id, folders.twice)
@@ -411,11 +414,15 @@ async def _sort(folders: Folders) -> None:
         folder.aliases = {raw: name for raw, name in folder.aliases.items() if raw not in folder}
 
 
+def _twice(folders: Folders, path: str) -> None:
+    folders.twice += 1
+    if folders.twice == 1:  # a line for each would let a server fill the disk with the log
+        log.warning("the catalogue of resource %s has %r twice", folders.catalogue.resource_id, path)
+
+
 def _enter(folder: Folder, name: str, place: int, path: str) -> None:
     if name in folder.places:
-        folder.folders.twice += 1
-        if folder.folders.twice == 1:  # a line for each would let a server fill the disk with the log
-            log.warning("the catalogue of resource %s has %r twice", folder.folders.catalogue.resource_id, path)
+        _twice(folder.folders, path)
         return
     folder.places[name] = place
     raw = path.rpartition("/")[2]

@@ -79,12 +79,14 @@ def assign(
     """A name of its own for each item of one directory.
 
     An item is shown under its label. Without one it is `~<key>`; where the label is reserved, or another item with a
-    lower key has the same one, it is `LABEL~<key>`. Keys are unique in the directory.
+    lower key has the same one, it is `LABEL~<key>`. A key is one item's: what a server lists twice is there once.
     """
     named: dict[str, T] = {}
     suffixed: list[tuple[str, T]] = []
-    ordered = sorted(items, key=lambda item: natural(key(item)))
-    for item in ordered:
+    unique: dict[str, T] = {}
+    for item in items:
+        unique.setdefault(key(item), item)
+    for item in sorted(unique.values(), key=lambda item: natural(key(item))):
         name = shorten(escape(label(item)))
         if name and name not in reserved and name not in named:
             named[name] = item
