@@ -235,7 +235,7 @@ async def test_an_index_that_others_removed_is_told_and_begun_with_what_is_ours(
         await store.evict(10**9)
         assert (store.total(), store.lookup(ident(1)), blobs(store._shelf)) == (30, None, [])
         await store.discard(in_memory)
-    assert "was removed by others and is begun anew" in caplog.text
+    assert "its index was removed by others" in caplog.text
 
 
 async def test_what_the_directory_does_not_take_is_in_memory_as_far_as_there_is_any(tmp_path, monkeypatch):
