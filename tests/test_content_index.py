@@ -253,7 +253,7 @@ def test_a_directory_is_made_private_with_all_above_it(tmp_path):
     assert stat.S_IMODE((tmp_path / "a/b/cache").stat().st_mode) == 0o700
 
 
-@pytest.mark.parametrize(("free", "used", "limit"), [(10 * GIB, 0, 100), (150, 0, 75), (50, 40, 45)])
+@pytest.mark.parametrize(("free", "used", "limit"), [(10 * GIB, 0, 100), (150, 0, 75), (51, 40, 45)])
 def test_a_limit_is_at_most_half_of_what_is_free_without_the_cache(tmp_path, monkeypatch, free, used, limit):
     first = open_shelf(tmp_path, 100)
     if used:
@@ -325,7 +325,9 @@ def test_a_download_that_was_tidied_away_at_once_is_made_again(shelf, monkeypatc
         return real(fd, kind)
 
     monkeypatch.setattr(shelf_module, "lock", late)
+    before = len(os.listdir("/proc/self/fd"))
     name, fd = shelf.create_partial()
+    assert len(os.listdir("/proc/self/fd")) == before + 1
     assert len(tries) == 3
     assert (shelf.directory / "partial" / name).exists()
     assert os.fstat(fd).st_nlink == 1
@@ -741,3 +743,33 @@ def test_an_index_is_not_opened_but_by_sqlite(tmp_path, monkeypatch):
             assert connection.isolation_level is None
             assert connection.execute("PRAGMA busy_timeout").fetchone() == (20_000,)
         index.close()
+
+
+def test_a_directory_has_what_it_needs_and_no_more(tmp_path):
+    before = len(os.listdir("/proc/self/fd"))
+    made = open_shelf(tmp_path / "cache", 100)
+    assert made.crowded is False
+    names = {path.name for path in (tmp_path / "cache").iterdir()}
+    assert names - {"index.sqlite-wal", "index.sqlite-shm"} == {"blobs", "partial", "index.sqlite"}
+    made.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_the_first_of_all_goes_too_and_a_byte_too_many_is_too_many(shelf):
+    kept(shelf, 1, used=0.5)
+    kept(shelf, 2)
+    with opened(shelf.path(ident(2))) as fd:
+        assert lock(fd, fcntl.LOCK_SH)
+        shelf.evict(9)
+        assert (blobs(shelf), shelf.crowded, shelf.evicted) == ([2], True, 1)
+    shelf.evict(9)
+    assert (blobs(shelf), shelf.crowded, shelf.evicted) == ([], False, 2)
+
+
+def test_a_link_in_the_place_of_a_file_is_not_the_file(shelf, tmp_path):
+    path = Path(kept(shelf, 1))
+    path.rename(tmp_path / "moved")
+    path.symlink_to(tmp_path / "moved")
+    shelf.tidy_blobs(1)
+    assert (shelf.index.get(ident(1)), os.path.lexists(path)) == (None, False)
+    assert (tmp_path / "moved").exists()

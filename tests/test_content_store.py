@@ -144,6 +144,7 @@ async def test_an_error_says_what_to_do_and_is_logged_once(tmp_path, caplog, num
     assert record.levelno == logging.WARNING
     assert record.getMessage().startswith(f"cache directory {tmp_path}: ")
     assert record.getMessage().endswith("; files are fetched but not kept")
+    assert os.strerror(number) in record.getMessage()
 
 
 async def test_trouble_is_told_anew_after_a_quiet_time(tmp_path, caplog, monkeypatch):
@@ -608,3 +609,36 @@ async def test_a_copy_that_was_cut_short_is_an_error(tmp_path):
 def test_a_partial_begins_with_nothing():
     partial = Partial("name", 7)
     assert (partial.reserved, partial.kept) == (0, False)
+
+
+@pytest.mark.parametrize("name", ["get", "have", "total", "evict", "open"])
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT])
+async def test_whatever_meets_trouble_tells_it_and_knows_a_damaged_index(tmp_path, monkeypatch, caplog, name, code):
+    def broken(*_: Any) -> Any:
+        error = sqlite3.DatabaseError("the words of SQLite")
+        error.sqlite_errorcode = code
+        raise OSError(errno.EIO, "the words of SQLite") if name == "open" else error
+
+    async with opened(tmp_path) as store:
+        await kept(store, 1)
+        row_kept = found(store, 1)
+        with monkeypatch.context() as patch:
+            if name == "open":
+                patch.setattr(os, "open", broken)
+                assert store.open(row_kept) is None
+            elif name == "evict":
+                patch.setattr(store._shelf, "evict", broken)
+                await store.evict(0)
+            else:
+                patch.setattr(store._shelf.index, name, broken)
+                store.lookup(ident(1)), store.have([ident(1)]), store.total()
+        assert store._shelf.index.damaged is (code == sqlite3.SQLITE_CORRUPT and name != "open")
+    (record,) = caplog.records
+    assert "the words of SQLite" in record.getMessage()
+
+
+async def test_a_store_that_is_closed_has_closed_its_index(tmp_path):
+    async with opened(tmp_path) as store:
+        pass
+    with pytest.raises(sqlite3.ProgrammingError):
+        store._shelf.index.total()
