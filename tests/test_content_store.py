@@ -443,6 +443,7 @@ async def test_nothing_is_known_of_a_file_at_first():
         None,
         None,
     )
+    assert (new.stamp, new.floor, new.verified) == ("", 0, False)
     assert (new.users, new.fd, new.ready.is_set(), new.waits, new.spans.next_gap(0)) == (0, -1, False, [], 0)
 
 
