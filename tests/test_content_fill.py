@@ -791,6 +791,7 @@ async def test_a_big_file_streams_through_memory(tmp_path, patient_clock, thin, 
         assert (rig.fill.intake.in_memory, rig.fill.intake.thin) == (True, True)
         most = await read_through(rig)
         assert most <= AHEAD + BEHIND + 2 * NEAR + K
+        assert os.fstat(rig.blob.fd).st_blocks * 512 <= AHEAD + BEHIND + 3 * NEAR
         await rig.ended()
         assert (rig.blob.verified, rig.blob.complete, rig.store.kept) == (True, False, [])
         assert set(rig.store.reserved) == {32 * K}
