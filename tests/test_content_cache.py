@@ -67,7 +67,7 @@ def nowhere() -> FakeSource:
 async def kept(cache: ContentCache, *wanted: Version, data: bytes = SMALL) -> None:
     for each in wanted:
         assert await read_all(cache, each, FakeSource(data)) == data
-    await until(lambda: not cache._entries)
+    await until(lambda: not [entry for entry in cache._entries if not entry.in_memory])
 
 
 def counted(cache: ContentCache) -> tuple[int, int, int, int]:
@@ -462,6 +462,12 @@ async def test_a_stamp_tells_one_content_from_another(tmp_path):
         put = await cache.open(undigested(SMALL, "put"), nowhere())
         assert put.stamp == repr(NOW)
         put.close()
+        await cache.put(version(SMALL, "with digest"), SMALL)
+        await kept(cache, version(SMALL, "fetched"))
+        for name in ("with digest", "fetched"):
+            blob = await cache.open(version(SMALL, name), nowhere())
+            assert blob.stamp == ""
+            blob.close()
 
 
 async def test_what_is_dropped_does_not_come_back(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import os
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -366,6 +367,7 @@ async def test_an_older_copy_that_is_still_right_is_used(tmp_path, autojump_cloc
             source.modified,
         )
         assert await rig.blob.read(0, 20) == b"older bytes"
+        assert rig.blob.stamp == source.modified
         await settled()
         assert [row.size for row in rig.store.renewed] == [11] * wanted
         assert (rig.store.kept, source.conditions, rig.fill.running) == ([], [source.modified], False)
@@ -789,6 +791,7 @@ async def test_a_big_file_streams_through_memory(tmp_path, patient_clock, thin, 
         assert (rig.fill.intake.in_memory, rig.fill.intake.thin) == (True, True)
         most = await read_through(rig)
         assert most <= AHEAD + BEHIND + 2 * NEAR + K
+        assert os.fstat(rig.blob.fd).st_blocks * 512 <= AHEAD + BEHIND + 3 * NEAR
         await rig.ended()
         assert (rig.blob.verified, rig.blob.complete, rig.store.kept) == (True, False, [])
         assert set(rig.store.reserved) == {32 * K}
@@ -902,6 +905,7 @@ async def test_a_disk_that_fails_in_the_middle_is_not_noticed(tmp_path, patient_
         await rig.ended()
         assert rig.fill.intake.in_memory is True
         assert (rig.store.discarded, rig.store.kept) == (["file"], [])
+        assert rig.store.reserved == ([60 * K, 32 * K] if size > 8 * K else [8 * K])
         assert rig.blob.complete is (size == 8 * K)
         assert rig.blob.verified is (size != 8 * K)
 
@@ -926,3 +930,158 @@ async def test_what_tells_two_contents_apart_is_known_from_the_reply(tmp_path, a
         async with filling(tmp_path, source) as rig:
             await begun(rig)
             assert rig.blob.stamp == (modified or repr(trio.current_time()))
+
+
+async def test_a_disk_that_fails_stops_every_download(tmp_path, patient_clock, thin, monkeypatch):
+    """Also one that waits for its server; then all goes on in memory."""
+    monkeypatch.setattr(Rig, "store_class", Keeping)
+    source = Failing(DATA, chunk=K)
+    source.times, source.after = (2, 40 * K) if source.writes else (0, 0)
+    source.stalls[K] = trio.Event()
+    left = [0 if source.writes else 1]
+
+    def write(fd: int, data: memoryview, offset: int) -> None:
+        if offset >= 40 * K and left[0]:
+            left[0] = 0
+            raise OSError(5, "Input/output error")
+        os.pwrite(fd, data, offset)
+
+    monkeypatch.setattr(intake_module, "write_all", write)
+    async with filling(tmp_path, source) as rig:
+        await begun(rig)
+        await settled()
+        await rig.read(40 * K)
+        assert rig.fill.intake.in_memory is True
+
+
+async def test_where_there_is_no_memory_either_that_is_the_error(tmp_path, autojump_clock, monkeypatch):
+    class Neither(Keeping):
+        def create_in_memory(self) -> Partial:
+            raise CacheError("no memory")
+
+    monkeypatch.setattr(Rig, "store_class", Neither)
+    source = Failing(DATA, chunk=K)
+    source.times = 2 if source.writes else 0
+
+    def write(fd: int, data: memoryview, offset: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(intake_module, "write_all", write)
+    async with filling(tmp_path, source) as rig:
+        await begun(rig)
+        with pytest.raises(CacheError, match="no memory"):
+            await rig.blob.read(0, 1)
+        await settled()
+        assert (rig.fill.running, rig.fill.busy) == (False, False)
+
+
+async def test_a_source_is_told_the_length_once_it_is_known(tmp_path, autojump_clock):
+    class Told(FakeSource):
+        sizes: list[int | None] = []
+
+        def open(self, start, size=None, unless_modified_since="", stop=None):
+            Told.sizes.append(size)
+            return super().open(start, size, unless_modified_since, stop)
+
+    Told.sizes.clear()
+    source = Told(DATA, chunk=K)
+    source.stalls[K] = trio.Event()
+    async with filling(tmp_path, source) as rig:
+        await begun(rig)
+        await rig.read(40 * K)
+    assert Told.sizes == [None, len(DATA)]
+
+
+async def test_a_body_that_is_left_half_way_is_closed_before_its_reply(tmp_path, autojump_clock):
+    closed: list[str] = []
+
+    class Source(FakeSource):
+        @asynccontextmanager
+        async def open(self, start: int, *_: Any) -> AsyncIterator[Any]:
+            async def chunks() -> AsyncGenerator[bytes]:
+                try:
+                    for offset in range(start, len(DATA), K):
+                        await trio.sleep(0.1)
+                        yield DATA[offset : offset + K]
+                finally:
+                    closed.append("body")
+
+            try:
+                yield Body(start, len(DATA), "m", chunks())
+            finally:
+                closed.append("reply")
+
+    async with filling(tmp_path, Source(DATA)) as rig:
+        await begun(rig)
+        await rig.read(40 * K)
+        rig.fill.linger()
+        await trio.sleep(LINGER + 1)
+    assert closed
+    assert closed == ["body", "reply"] * (len(closed) // 2)
+
+
+async def test_a_server_that_says_it_seeks_and_does_not_is_found_out(tmp_path, autojump_clock):
+    """Its first answer decides for this file."""
+
+    class Lying(FakeSource):
+        seekable = property(lambda self: True, lambda self, value: None)
+
+    source = Lying(DATA, chunk=K, pause=1, ranged=False)
+    async with filling(tmp_path, source) as rig:
+        await begun(rig)
+        for offset in (30 * K, 50 * K, len(DATA) - 1):
+            await rig.read(offset)
+        assert source.starts == [0, 30 * K]
+
+
+async def test_a_large_file_is_counted_before_its_first_byte(tmp_path, autojump_clock):
+    async with filling(tmp_path, stalled(0)) as rig:
+        await begun(rig)
+        await settled()
+        assert rig.store.reserved == [len(DATA)]
+
+
+@pytest.mark.parametrize("ranged", [True, False])
+async def test_who_has_it_open_gets_the_rest_of_what_was_given_up(tmp_path, autojump_clock, ranged):
+    """From the start where there are no ranges, or where nobody knows how long it is."""
+    for states_size in (True, False):
+        source = FakeSource(DATA, chunk=10, pause=0.5, ranged=ranged)
+        source.seekable, source.states_size = ranged, states_size
+        async with filling(tmp_path, source) as rig:
+            rig.fill.start()
+            await trio.sleep(2)
+            rig.fill.linger()
+            await trio.sleep(LINGER + 0.1)
+            assert source.starts == [0, rig.blob.spans.next_gap(0) if ranged and states_size else 0]
+            assert rig.blob.spans.next_gap(0) > 0
+
+
+async def test_no_byte_is_written_twice(tmp_path, autojump_clock):
+    """By whomever: what is there is passed over."""
+    placed: list[tuple[int, int]] = []
+
+    class Placed(FakeSource):
+        def _into(self, chunks: AsyncGenerator[bytes]) -> Any:
+            write = super()._into(chunks)
+
+            async def into(descriptor: int | None, offset: int, length: int) -> AsyncGenerator[int]:
+                async for count in write(descriptor, offset, length):
+                    if descriptor is not None:
+                        placed.append((offset, offset + count))
+                    offset += count
+                    yield count
+
+            return into
+
+    source = Placed(DATA, chunk=K)
+    source.stalls[K] = trio.Event()
+    async with filling(tmp_path, source) as rig:
+        await begun(rig)
+        for offset in (40, 20, 30, 38, 10):
+            await rig.read(offset * K)
+        source.release()
+        await rig.ended()
+        assert os.pread(rig.blob.fd, len(DATA), 0) == DATA
+        if source.writes:
+            assert sorted(placed)[0][0] == 0
+            assert all(end == start for (_, end), (start, _) in pairwise(sorted(placed)))

@@ -306,12 +306,13 @@ async def test_files_are_gathered_and_written_together(autojump_clock, store):
         began = trio.current_time()
         for number in range(BATCH + 1):
             cache.add(number, 10)
+        assert (cache.writeback.waiting_bytes, len(nursery.child_tasks)) == (10 * BATCH + 10, 1)
         await trio.sleep(GATHER / 2)
         assert store.written == []
         await trio.sleep(GATHER)
         assert [len(batch) for batch in store.written] == [BATCH, 1]
         assert [row.key for row, _ in store.written[0]] == [str(number) for number in range(BATCH)]
-        assert cache.gone == [], "they stay for a while"
+        assert (cache.gone, cache.writeback.waiting_bytes) == ([], 0), "they stay for a while"
         await trio.sleep(1)
         cache.add("later", 5)
         await trio.sleep(1)

@@ -144,6 +144,7 @@ async def test_an_error_says_what_to_do_and_is_logged_once(tmp_path, caplog, num
     assert record.levelno == logging.WARNING
     assert record.getMessage().startswith(f"cache directory {tmp_path}: ")
     assert record.getMessage().endswith("; files are fetched but not kept")
+    assert os.strerror(number) in record.getMessage()
 
 
 async def test_trouble_is_told_anew_after_a_quiet_time(tmp_path, caplog, monkeypatch):
@@ -235,7 +236,7 @@ async def test_an_index_that_others_removed_is_told_and_begun_with_what_is_ours(
         await store.evict(10**9)
         assert (store.total(), store.lookup(ident(1)), blobs(store._shelf)) == (30, None, [])
         await store.discard(in_memory)
-    assert "was removed by others and is begun anew" in caplog.text
+    assert "its index was removed by others" in caplog.text
 
 
 async def test_what_the_directory_does_not_take_is_in_memory_as_far_as_there_is_any(tmp_path, monkeypatch):
@@ -442,6 +443,7 @@ async def test_nothing_is_known_of_a_file_at_first():
         None,
         None,
     )
+    assert (new.stamp, new.floor, new.verified) == ("", 0, False)
     assert (new.users, new.fd, new.ready.is_set(), new.waits, new.spans.next_gap(0)) == (0, -1, False, [], 0)
 
 
@@ -608,3 +610,36 @@ async def test_a_copy_that_was_cut_short_is_an_error(tmp_path):
 def test_a_partial_begins_with_nothing():
     partial = Partial("name", 7)
     assert (partial.reserved, partial.kept) == (0, False)
+
+
+@pytest.mark.parametrize("name", ["get", "have", "total", "evict", "open"])
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT])
+async def test_whatever_meets_trouble_tells_it_and_knows_a_damaged_index(tmp_path, monkeypatch, caplog, name, code):
+    def broken(*_: Any) -> Any:
+        error = sqlite3.DatabaseError("the words of SQLite")
+        error.sqlite_errorcode = code
+        raise OSError(errno.EIO, "the words of SQLite") if name == "open" else error
+
+    async with opened(tmp_path) as store:
+        await kept(store, 1)
+        row_kept = found(store, 1)
+        with monkeypatch.context() as patch:
+            if name == "open":
+                patch.setattr(os, "open", broken)
+                assert store.open(row_kept) is None
+            elif name == "evict":
+                patch.setattr(store._shelf, "evict", broken)
+                await store.evict(0)
+            else:
+                patch.setattr(store._shelf.index, name, broken)
+                store.lookup(ident(1)), store.have([ident(1)]), store.total()
+        assert store._shelf.index.damaged is (code == sqlite3.SQLITE_CORRUPT and name != "open")
+    (record,) = caplog.records
+    assert "the words of SQLite" in record.getMessage()
+
+
+async def test_a_store_that_is_closed_has_closed_its_index(tmp_path):
+    async with opened(tmp_path) as store:
+        pass
+    with pytest.raises(sqlite3.ProgrammingError):
+        store._shelf.index.total()

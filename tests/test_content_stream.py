@@ -60,10 +60,13 @@ async def test_what_is_near_comes_soon(source, offset, stop, step, reached):
     ],
 )
 async def test_a_step_is_what_comes_in_its_time(autojump_clock, source, came, seconds, step):
+    await trio.sleep(5)
     stream = Stream(1000, None, source)
     stream.cursor += came
     await trio.sleep(seconds)
     assert stream.next_step() == stream.cursor + step
+    stream.most = 1
+    assert stream.next_step() == stream.cursor + NEAR
 
 
 async def test_enough_is_ahead_of_a_reader_when_it_is_as_much_as_was_read(source):
@@ -74,6 +77,11 @@ async def test_enough_is_ahead_of_a_reader_when_it_is_as_much_as_was_read(source
         assert not stream.ahead()
         stream.cursor += 1
         assert stream.ahead()
+    stream.most = 7
+    stream.cursor = stream.used + 6
+    assert not stream.ahead()
+    stream.cursor += 1
+    assert stream.ahead()
 
 
 async def test_who_reads_on_is_noted_and_wakes_a_download_that_is_half_way(source):
@@ -85,6 +93,9 @@ async def test_who_reads_on_is_noted_and_wakes_a_download_that_is_half_way(sourc
     assert stream.used == AHEAD // 2, "what was asked for before is no news"
     stream.note(0, AHEAD // 2 + 1)
     assert (stream.used, stream.moved.is_set()) == (AHEAD // 2 + 1, True)
+    stream.moved = trio.Event()
+    stream.note(0, AHEAD // 2 + 1)
+    assert not stream.moved.is_set()
     stream.note(AHEAD + NEAR + 1, AHEAD + NEAR + 2)
     assert stream.used == AHEAD // 2 + 1, "that far ahead is another download's"
     stream.note(AHEAD + NEAR, AHEAD + NEAR + 1)
@@ -93,7 +104,7 @@ async def test_who_reads_on_is_noted_and_wakes_a_download_that_is_half_way(sourc
 
 async def test_a_read_counts_once_wherever_it_waits(autojump_clock, source):
     stream = Stream(0, None, source)
-    for offset, reads in ((0, 1), (0, 1), (5, 2), (0, 3)):
+    for offset, reads in ((1, 1), (1, 1), (5, 2), (1, 3)):
         await trio.sleep(1)
         stream.mark(offset)
         assert (stream.reads, stream.wanted) == (reads, trio.current_time())
@@ -115,6 +126,7 @@ async def test_who_waits_near_it_needs_it(source, wait, needed):
 
 
 async def test_a_steady_reader_needs_it_for_a_moment_after_each_read(autojump_clock, source):
+    await trio.sleep(5)
     stream = Stream(0, None, source)
     for offset in range(STEADY_READS):
         assert not stream.needed([])

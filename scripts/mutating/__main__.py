@@ -129,7 +129,7 @@ def run(
         )
         (STATE / "first").mkdir(exist_ok=True)
         try_all(trials, tests)
-    return [row(module_of(file), found[file], results[module_of(file)].found, argued) for file in chosen]
+    return [row(module_of(file), found[file], results[module_of(file)].found, argued) for file in chosen if found[file]]
 
 
 def try_all(trials: Trials, tests: list[str]) -> None:

@@ -70,6 +70,13 @@ class Visitor(MutationVisitor):
     def __init__(self) -> None:
         super().__init__(OPERATORS, IgnoredCode(set(), set(), set()))
         self.lines: list[tuple[int, int]] = []
+        self._statement = range(0)  # the lines of the statement that is being looked at
+
+    def on_visit(self, node: cst.CSTNode) -> bool:
+        if isinstance(node, cst.SimpleStatementLine):
+            found = self.get_metadata(PositionProvider, node)
+            self._statement = range(found.start.line, found.end.line + 1)
+        return bool(super().on_visit(node))
 
     def _skip_node_and_children(self, node: cst.CSTNode) -> bool:
         if isinstance(node, cst.FunctionDef):
@@ -86,6 +93,8 @@ class Visitor(MutationVisitor):
         found = self.get_metadata(PositionProvider, node, None)
         if found is not None:
             first = found.start.line
+            if first in self._statement:  # not all lines of a long statement are known to be executed
+                first = self._statement.start
             last = first if isinstance(node, cst.If | cst.While) else found.end.line
             self.lines += [(first, last)] * (len(self.mutations) - before)
 
