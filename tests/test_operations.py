@@ -18,11 +18,12 @@ from pyfuse3 import FileHandleT, FileNameT, FlagT, InodeT, ReaddirToken, Request
 
 from tests.scripted import Scripted, opened
 from xnatfs.access import Permit
-from xnatfs.content import Blob
+from xnatfs.content import Blob, Version
 from xnatfs.fuse.inodes import ROOT, Known
 from xnatfs.fuse.operations import GIVEN, MADE_AT_ONCE, Listings, Operations, OperationsWithXattrs, Ownership
 from xnatfs.site import Site
 from xnatfs.tree import Root
+from xnatfs.tree.folders import CatalogueFile
 from xnatfs.tree.node import Children, File, Node
 
 CONTEXT = cast(RequestContext, None)
@@ -332,16 +333,59 @@ async def test_another_content_of_the_same_length_and_without_digest_is_another_
         now = 4000.0  # it is asked for again, and is the same
         async with reading(ops, await look_up(ops, f"{DICOM}/a")) as data:
             assert data == b"12345"
+        async with reading(ops, before):  # who has the old one open
+            server.files["7", "a"], server.modified = b"54321", "Wed, 03 Jan 2024 03:04:05 GMT"
+            now = 8000.0
+            async with refused(errno.ESTALE):
+                await ops.open(before.st_ino, READ, CONTEXT)
+            after = await look_up(ops, f"{DICOM}/a")
+            assert after.st_ino != before.st_ino
+            async with reading(ops, after) as data:
+                assert data == b"54321"
+            async with refused(errno.ESTALE):  # of who has not looked again
+                await ops.open(before.st_ino, READ, CONTEXT)
+
+
+async def test_another_content_of_a_file_that_nobody_has_open_takes_its_pages_place(server, tmp_path):
+    """No other inode: `cp` leaves out what is another file when it is opened than when it was looked at."""
+    stored: list[tuple[InodeT, int, bytes]] = []
+    server.add("a", b"12345", digest="")
+    async with opened(server, tmp_path) as site:
+        ops, now = Operations(Root(site), Ownership(12, 34), lambda *given: stored.append(given)), 0.0
+        site.content.clock = lambda: now
+        file = await look_up(ops, f"{DICOM}/a")
+        async with reading(ops, file) as data:
+            assert data == b"12345"
         server.files["7", "a"], server.modified = b"54321", "Wed, 03 Jan 2024 03:04:05 GMT"
-        now = 8000.0
-        async with refused(errno.ESTALE):
-            await ops.open(before.st_ino, READ, CONTEXT)
-        after = await look_up(ops, f"{DICOM}/a")
-        assert after.st_ino != before.st_ino
-        async with reading(ops, after) as data:
-            assert data == b"54321"
-        async with refused(errno.ESTALE):  # of who has not looked again
-            await ops.open(before.st_ino, READ, CONTEXT)
+        now = 4000.0
+        first = await ops.open(file.st_ino, READ, CONTEXT)
+        await ops._files[first.fh][0].read(0, 5)  # it is whole, and the kernel has not heard of the first open yet
+        second = await ops.open(file.st_ino, READ, CONTEXT)
+        assert (first.keep_cache, second.keep_cache) == (False, False)  # the kernel lets go of its pages with each
+        assert await ops.read(second.fh, 0, 5) == b"54321"
+        third = await ops.open(file.st_ino, READ, CONTEXT)
+        assert third.keep_cache
+        for info in (first, second, third):
+            await ops.release(info.fh)
+    assert stored == []
+
+
+async def test_what_came_by_another_way_is_the_same_file(server, tmp_path):
+    """A member of a tar has no date, and one that is fetched by itself has."""
+    server.add("a", b"12345", digest="")
+    async with opened(server, tmp_path) as site:
+        ops = OperationsWithXattrs(Root(site), Ownership(12, 34))
+        file = await look_up(ops, f"{DICOM}/a")
+        async with reading(ops, file) as data:
+            assert data == b"12345"
+        await site.content.evict(0)
+        node = ops.inodes[file.st_ino]
+        assert isinstance(node, CatalogueFile)
+        owners = node.folder.folders.resource_dir.owners
+        await site.content.put(Version("7/a", 5, "", owners), b"12345")
+        async with reading(ops, file) as data:
+            assert data == b"12345"
+        assert (await look_up(ops, f"{DICOM}/a")).st_ino == file.st_ino
 
 
 async def test_another_length_and_content_without_digest_is_estale_once(server, tmp_path):

@@ -49,6 +49,10 @@ class Inodes:
         known.stamp = known.stamp or stamp
         return known.stamp == stamp
 
+    def serve(self, inode: InodeT, stamp: str) -> None:
+        """From now on that number is for this content: nobody has another one open, and its pages go."""
+        self._by_inode[inode].stamp = stamp
+
     def number(self, node: Node) -> InodeT:
         """The number this node has, or would get. Nothing is remembered."""
         return self.known(node).inode

@@ -194,6 +194,9 @@ class Operations(pyfuse3.Operations):
         self._directories: dict[FileHandleT, Listed] = {}
         self._files: dict[FileHandleT, tuple[Blob, Permit, InodeT]] = {}
         self._handles = Counter[InodeT]()  # how many each file has
+        # Files whose pages may be of another content than their handles. Nobody had one open when that was found out,
+        # so the kernel lets go of them with each open; that it has done so is known when a handle is used or released.
+        self._other_pages: set[InodeT] = set()
         self._forgetting: set[InodeT] = set()
         self._next_handle = 1
 
@@ -296,19 +299,24 @@ class Operations(pyfuse3.Operations):
             await self._permitted(permit, inode)
         blob = await node.open()
         if not self.inodes.serves(inode, blob.stamp):  # two contents in one inode would share their pages
-            blob.close()
-            node.replaced(blob.stamp)
-            raise Stale(f"{'/'.join(node.path)} was replaced by another of its length")
-        self._give(inode, blob)
+            if self._handles[inode]:
+                blob.close()
+                node.replaced(blob.stamp)
+                raise Stale(f"{'/'.join(node.path)} was replaced by another of its length")
+            self.inodes.serve(inode, blob.stamp)
+            self._other_pages.add(inode)
+        if inode not in self._other_pages:
+            self._give(inode, blob)
         handle = self._handle()
         self._files[handle] = blob, permit, inode
         self._handles[inode] += 1
         # Pages of a file that is not whole yet must not outlive a failure: they are kept only of a verified one.
-        return pyfuse3.FileInfo(fh=handle, keep_cache=blob.complete)
+        return pyfuse3.FileInfo(fh=handle, keep_cache=blob.complete and inode not in self._other_pages)
 
     @handler
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         blob, permit, inode = self._files[fh]
+        self._other_pages.discard(inode)
         if permit.until <= trio.current_time():
             await self._permitted(permit, inode)
         try:
@@ -341,6 +349,7 @@ class Operations(pyfuse3.Operations):
         opened = self._files.pop(fh, None)
         if opened is not None:
             blob, _, inode = opened
+            self._other_pages.discard(inode)
             self._handles[inode] -= 1
             if not self._handles[inode]:
                 del self._handles[inode]
