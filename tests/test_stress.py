@@ -7,11 +7,13 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from scripts.benchmarks.rig import processes
-from scripts.stressing import archive, contents, holding
+from scripts.stressing import archive, contents, holding, programs
 from scripts.stressing.faults import FILE, IMAGE, LIST, TAR, WITH_DIGEST, errnos, steps
 from scripts.stressing.programs import Event
 from scripts.stressing.run import Outcome
@@ -228,6 +230,20 @@ def test_an_error_needs_a_fault_of_its_own(met, caused):
     found, errors = errors_caused(truth(met=[met]), [error("EIO")])
     assert found.holds is caused
     assert errors == {("EIO", met.fault if caused else ""): 1}
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ("tar: S01/a: File removed before we read it", "ENOENT"),
+        ("tar: S01/a: file changed as we read it", "CHANGED"),
+        ("tar: S01/a: Cannot open: Stale file handle", "ESTALE"),
+    ],
+)
+def test_what_tar_says_is_an_errno_or_a_change(line, error):
+    event = programs._error(cast(programs.Reader, SimpleNamespace(top=Path("/mnt"))), "tar", line, 1.0, 2.0, "S01")
+    assert event is not None
+    assert (event.path, event.error, event.wrong) == ("S01/a", error, "")
 
 
 def test_a_file_that_is_replaced_may_be_an_error_for_a_while():

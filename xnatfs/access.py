@@ -20,6 +20,7 @@ from weakref import WeakValueDictionary
 
 import trio
 
+from xnatfs.background import unattended
 from xnatfs.errors import Denied, LoginRequired, NotFound, Stale, XnatError
 from xnatfs.untrusted import loads
 
@@ -138,17 +139,9 @@ class Access:
         self._projects: frozenset[str] | None = None  # as listed last
 
     def begin(self, work: Callable[..., Awaitable[None]], *arguments: object) -> None:
-        """In the background; what goes wrong there must not end the mount."""
-
-        async def begun() -> None:
-            try:
-                await work(*arguments)
-            except XnatError as error:
-                log.info("what the account may read is not known: %s", error)
-            except Exception:
-                log.exception("what the account may read")
-
-        self._nursery.start_soon(begun)
+        """In the background."""
+        what = "what the account may read is not known"
+        self._nursery.start_soon(unattended, what, logging.INFO, work, *arguments)
 
     def permit(self, key: object, shown: Shown, until: float) -> Permit:
         """Leave to read what a listing shows that is good `until` then; afterwards `shown` tells until when it is.

@@ -1,9 +1,14 @@
 """Tasks that run beside somebody's work, and end with it."""
 
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import trio
+
+from xnatfs.errors import XnatError
+
+log = logging.getLogger(__name__)
 
 
 @asynccontextmanager
@@ -21,3 +26,13 @@ async def background() -> AsyncIterator[trio.Nursery]:
         nursery.cancel_scope.cancel()
     if raised is not None:
         raise raised
+
+
+async def unattended(what: str, level: int, work: Callable[..., Awaitable[object]], *arguments: object) -> None:
+    """Do what nobody is there to hear of: how it fails is logged, and must not end the mount."""
+    try:
+        await work(*arguments)
+    except XnatError as error:
+        log.log(level, "%s: %s", what, error)
+    except Exception:
+        log.exception(what)

@@ -18,14 +18,14 @@ import httpx
 import trio
 
 from xnatfs.access import Access
-from xnatfs.background import background
+from xnatfs.background import background, unattended
 from xnatfs.bulk import Bulk, open_bulk
 from xnatfs.catalogue import Catalogue, Catalogues
 from xnatfs.client import Xnat, open_xnat
 from xnatfs.config import Config, server_directory
 from xnatfs.content import ContentCache, open_cache
 from xnatfs.credentials import Credentials
-from xnatfs.errors import BadReply, Denied, LoginRequired, NotFound, Unreachable, XnatError, first_error
+from xnatfs.errors import BadReply, Denied, LoginRequired, NotFound, Unreachable, first_error
 from xnatfs.kept import Kept
 from xnatfs.metadata import Listing, MetadataCache, listing
 from xnatfs.models import Assessor, Experiment, FileRow, Project, Resource, Scan, Subject
@@ -246,16 +246,7 @@ class Site:
 
     def _begin(self, ask: Callable[[], Awaitable[object]]) -> None:
         """Ask for a listing that somebody is about to want; how it fails, is told then."""
-
-        async def begun() -> None:
-            try:
-                await ask()
-            except XnatError as error:
-                log.debug("a listing that was asked ahead: %s", error)
-            except Exception:  # nobody is there to hear of it, and it must not end the mount
-                log.exception("a listing that was asked ahead")
-
-        self._nursery.start_soon(begun)
+        self._nursery.start_soon(unattended, "a listing that was asked ahead", logging.DEBUG, ask)
 
     # -- listings ------------------------------------------------------------------------------------------------
 

@@ -28,9 +28,9 @@ from scripts.stressing.contents import BLOCK, Wrong, check, version_in
 ENV = {**os.environ, "LC_ALL": "C.UTF-8"}
 ERRNOS = {os.strerror(number): name for number, name in errno.errorcode.items()}
 # What tar says of a file that is not as long as it was a moment ago, and what find says of a directory.
-CHANGED = re.compile(
-    r"File shrank|file changed as we read it|File removed before|as it was replaced while being copied"
-)
+CHANGED = re.compile(r"File shrank|file changed as we read it|as it was replaced while being copied")
+# What tar says for ENOENT of a file that it has seen in a listing.
+REMOVED = "File removed before we read it"
 # How long a program that was killed may take to end; longer, and it is held in the kernel.
 DYING = 15.0
 
@@ -405,6 +405,8 @@ def _error(reader: Reader, program: str, line: str, began: float, ended: float, 
     where = (named[1] or "").rstrip("/") if named else path
     if CHANGED.search(line):
         return Event(program, where, began, ended, error="CHANGED")
+    if REMOVED in line:
+        return Event(program, where, began, ended, error="ENOENT")
     for text, name in ERRNOS.items():
         if f": {text}" in line:
             return Event(program, where, began, ended, error=name)

@@ -152,7 +152,7 @@ class ContentCache:
         entry = self._enter(ident, version, self.clock(), users=0)
         entry.in_memory = True
         entry.row = self._new_row(entry, len(data), "")
-        entry.blob.stamp = "" if version.digest else entry.row.stamp
+        entry.blob.stamp = version.stamp(entry.row.stamp)
         entry.blob.hold(data)
         self.stats.fetched += len(data)
         self.stats.sound(version.key)
@@ -212,7 +212,7 @@ class ContentCache:
             self.stats.hits += 1
             entry = self._enter(ident, version, row.checked)
             entry.row, entry.listed = row, row.listed
-            entry.blob.fd, entry.blob.size, entry.blob.stamp = fd, row.size, "" if version.digest else row.stamp
+            entry.blob.fd, entry.blob.size, entry.blob.stamp = fd, row.size, version.stamp(row.stamp)
             entry.blob.finish()
             return entry
         self.stats.misses += 1

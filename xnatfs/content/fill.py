@@ -380,8 +380,7 @@ class Fill:
         self.drop_kept()
         await self.intake.begin()
         self.modified = body.modified
-        if not self.version.digest:
-            blob.stamp = body.modified or repr(trio.current_time())
+        blob.stamp = self.version.stamp(body.modified or repr(trio.current_time()))
         if body.size is not None:
             blob.size = body.size
             blob.whole = self._strict or body.size <= SMALL
@@ -418,7 +417,7 @@ class Fill:
             raise BadReply(f"{self.version.key}: the server says it is not modified, but was not asked that")
         (row, self.blob.fd), self._kept = self._kept, None
         self.blob.size, self.modified, self.renewed = row.size, row.modified, True
-        self.blob.stamp = "" if self.version.digest else row.stamp
+        self.blob.stamp = self.version.stamp(row.stamp)
         self.blob.finish()
         if (renewed := self._keep(self)) is not None:
             await self._store.renew(renewed)

@@ -58,3 +58,7 @@ class Version:
     digest: str  # MD5 in lower-case hex, "" if the server computes none
     # What it belongs to, in any words without a line break: `ContentCache.drop` takes one. It is the same file without.
     owners: tuple[str, ...] = field(default=(), compare=False)
+
+    def stamp(self, stamp: str) -> str:
+        """What tells a content of this version from another one of it: this, or nothing where the digest does."""
+        return "" if self.digest else stamp
