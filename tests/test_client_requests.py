@@ -1,7 +1,7 @@
 """What each method of the client asks for, and what it makes of the answer: one request each, word for word."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from typing import Any
 from urllib.parse import unquote_plus
 
@@ -205,14 +205,70 @@ async def test_a_long_list_comes_in_pieces_and_others_have_their_turn():
     assert turns >= len(body) // PIECE
 
 
-async def test_a_list_that_breaks_off_says_where():
+async def test_a_list_that_breaks_off_says_where(autojump_clock):
     body = table([{"ID": "P"}] * 1000).content
     server = Server(always(lambda: httpx.Response(200, stream=Pieces(body, 1500))))
     async with connected(server) as xnat:
         with pytest.raises(Unreachable, match=f"^{URL}/data/projects"):
             await xnat.projects()
-        with pytest.raises(Unreachable, match=f"^{URL}/data/x"):
-            [piece async for piece in xnat.raw("GET", "/data/x", b"", None)]
+
+
+CUT = [{"ID": f"P{number}", "label": "L", "session_ID": "E", "name": "N", LABELS: "R"} for number in range(1000)]
+JOINED = [{"ID": "E1", **dict.fromkeys((*SCAN_COLUMNS, SCAN_LABEL), "1")}] * 50
+DOCUMENT = {"items": [{"data_fields": {"ID": "P" * 2000}}]}
+
+
+@pytest.mark.parametrize(
+    ("call", "answer"),
+    [
+        (lambda xnat: xnat.projects(), table(CUT)),
+        (lambda xnat: entries(xnat.files(ITEM)), table(CATALOGUE * 100)),
+        (lambda xnat: xnat.assessors_of_many(["E"]), table(CUT)),
+        (lambda xnat: xnat.scans_of_project("P"), table(JOINED)),
+        (lambda xnat: xnat.subject_resource_labels("P"), table(CUT)),
+        (lambda xnat: xnat.document("projects", "P"), httpx.Response(200, json=DOCUMENT)),
+        (lambda xnat: xnat.text("/data/version"), httpx.Response(200, text="u" * 2000)),
+    ],
+)  # fmt: skip
+async def test_what_is_read_whole_and_breaks_off_is_asked_for_again_and_read_anew(autojump_clock, call, answer):
+    """Three times: what came before a break is in the result once."""
+    breaks_at = [1500, 0, len(answer.content) - 1]
+    replies = [*(Pieces(answer.content, at) for at in breaks_at), Pieces(answer.content)] * 2
+    server = Server(lambda request: httpx.Response(200, stream=replies.pop(0)))
+    unbroken, requests = await answered(call, lambda: httpx.Response(200, stream=Pieces(answer.content)))
+    async with connected(server) as xnat:
+        await xnat.login.token()
+        assert await call(xnat) == unbroken
+    assert asked(server) == requests * 4
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda xnat: read_all(xnat.archive(ITEM, "R")),
+        lambda xnat: read_all(xnat.zip("E", None)),
+        lambda xnat: gathered(xnat.raw("GET", "/data/x", b"", None)),
+    ],
+)
+async def test_what_is_handed_on_as_it_comes_is_not_asked_for_again(autojump_clock, call):
+    server = Server(always(lambda: httpx.Response(200, stream=Pieces(CONTENT, 1500))))
+    async with connected(server) as xnat:
+        with pytest.raises(Unreachable, match=f"^{URL}/data/.* broke off"):
+            await call(xnat)
+    assert len(server.asked()) == 1
+
+
+async def entries(files: Awaitable[Sequence[FileRow]]) -> list[FileRow]:
+    return list(await files)
+
+
+async def gathered(chunks: AsyncIterator[bytes]) -> bytes:
+    return b"".join([chunk async for chunk in chunks])
+
+
+async def read_all(archive: AbstractAsyncContextManager[AsyncIterator[bytes]]) -> bytes:
+    async with archive as chunks:
+        return await gathered(chunks)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from xnatfs.credentials import Credentials
 from xnatfs.errors import BadReply, NoRoute, TimedOut, Unavailable, Unreachable, XnatError
 from xnatfs.fuse.operations import errno_of
 from xnatfs.models import FileRow
-from xnatfs.patience import SLOWEST, Patience
+from xnatfs.patience import LONGEST_PAUSE, SLOWEST, Patience
 
 TIMEOUT = 30.0
 LOGIN = "/data/JSESSION"
@@ -179,6 +179,35 @@ def dripping(pieces: list[bytes], pause: float, *, ends: bool = True) -> Answer:
 async def test_a_list_of_which_a_byte_comes_from_time_to_time(autojump_clock):
     async with connected(Site(dripping([b" "] * 10_000, 1.0))) as xnat:
         assert await fails(TimedOut, xnat.projects) == pytest.approx(TIMEOUT, abs=1.1)
+
+
+async def test_a_list_that_stops_in_the_middle_is_not_asked_for_again(autojump_clock):
+    """Its time is over."""
+    site = Site(dripping([bytes(100)], 0.0, ends=False))
+    async with connected(site) as xnat:
+        assert await fails(TimedOut, xnat.projects) == pytest.approx(TIMEOUT)
+    assert len(site.asked) == 1
+
+
+async def test_a_list_that_breaks_off_each_time_is_given_up_in_time(autojump_clock):
+    """However much of it has come: it all comes again. With pauses that grow, as for no answer at all."""
+
+    class Breaking(Dripping):
+        async def __anext__(self) -> bytes:
+            try:
+                return await super().__anext__()
+            except StopAsyncIteration:
+                raise httpx.ReadError("connection reset") from None
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, stream=Breaking([b" " * 100_000] * 10, 0.01))
+
+    site = Site(answer)
+    async with connected(site) as xnat:
+        took = await fails(Unreachable, xnat.projects)
+    assert TIMEOUT - 1.25 * LONGEST_PAUSE <= took <= TIMEOUT
+    assert [path for _, path in site.asked] == ["/data/projects"] * len(site.asked)
+    assert len(site.asked) == pytest.approx(5 + TIMEOUT / LONGEST_PAUSE, abs=3)
 
 
 async def test_a_file_of_which_a_byte_comes_from_time_to_time(autojump_clock):

@@ -11,13 +11,13 @@ Invariants:
 """
 
 import logging
-import random
 from collections.abc import Awaitable, Callable
 from copy import copy
 
 import trio
 
 from xnatfs.errors import Unreachable
+from xnatfs.patience import jitter
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class Breaker:
     async def _ask_often(self, failure: Unreachable) -> None:
         pause = FIRST_PAUSE
         while True:
-            await trio.sleep(pause * random.uniform(0.75, 1.25))
+            await trio.sleep(pause * jitter())
             pause = min(2 * pause, LONGEST_PAUSE)
             with trio.move_on_after(min(OFTEN, self._patience)):
                 await self._asked()

@@ -41,6 +41,8 @@ from xnatfs.transport import DOWNLOADS, Answer, Body, Transport, open_transport
 log = logging.getLogger(__name__)
 
 R = TypeVar("R")
+# What a list becomes, and who puts rows into it.
+Collected = tuple[R, Callable[[list[Cells]], None]]
 
 SUBJECT_RESOURCE_LABEL = "xnat:subjectData/resources/resource/label"
 
@@ -160,10 +162,13 @@ class Xnat:
         """
         where = {"xnat:imagesessiondata/sharing/share/project" if shared else "project": project}
         columns = ",".join(("ID", *SCAN_COLUMNS, SCAN_LABEL))
-        found: dict[str, JoinedScans] = {}  # of the rows as they come: all of them as such would be twice as much
+
+        def collect() -> Collected[dict[str, JoinedScans]]:
+            found: dict[str, JoinedScans] = {}  # of the rows as they come: all of them as such would be twice as much
+            return found, lambda rows: JoinedScans.parse(map(Row, rows), found)
+
         params = {"xsiType": "xnat:imageSessionData", "columns": columns, **where}
-        await self._read("/data/experiments", lambda rows: JoinedScans.parse(map(Row, rows), found), params, LISTED)
-        return found
+        return await self._read("/data/experiments", collect, params, LISTED)
 
     async def assessors_of_many(self, experiments: Sequence[str]) -> dict[str, list[Assessor]]:
         """The assessors of these sessions, by the session's accession ID. BadReply where the server does not tell."""
@@ -183,16 +188,12 @@ class Xnat:
     async def subject_resource_labels(self, project: str) -> dict[str, set[str]]:
         """The labels of each subject's resources, by accession ID. BadReply where the server ignores the column."""
         found: dict[str, set[str]] = {}
-
-        def take(rows: list[Cells]) -> None:
-            for row in map(Row, rows):
-                if not row.has(SUBJECT_RESOURCE_LABEL):
-                    raise BadReply(f"{self.url} does not list the resources of subjects: {sorted(row.cells)}")
-                labels = found.setdefault(row.need("ID", "xnat:subjectdata/id"), set())
-                labels.update(filter(None, [row.text(SUBJECT_RESOURCE_LABEL)]))
-
-        params = {"columns": f"ID,label,{SUBJECT_RESOURCE_LABEL}"}
-        await self._read(f"/data/projects/{_segment(project)}/subjects", take, params, LISTED)
+        columns = f"ID,label,{SUBJECT_RESOURCE_LABEL}"
+        for row in await self._table(f"/data/projects/{_segment(project)}/subjects", columns=columns):
+            if not row.has(SUBJECT_RESOURCE_LABEL):
+                raise BadReply(f"{self.url} does not list the resources of subjects: {sorted(row.cells)}")
+            labels = found.setdefault(row.need("ID", "xnat:subjectdata/id"), set())
+            labels.update(filter(None, [row.text(SUBJECT_RESOURCE_LABEL)]))
         return found
 
     async def document(self, *item: str) -> dict[str, str]:
@@ -348,52 +349,56 @@ class Xnat:
     # -- requests ------------------------------------------------------------------------------------------------
 
     async def _listed(self, parse: Callable[[Row], R], path: str, **params: str) -> list[R]:
-        found: list[R] = []
-        await self._read(path, lambda rows: found.extend(parse(Row(cells)) for cells in rows), params, LISTED)
-        return found
+        def collect() -> Collected[list[R]]:
+            found: list[R] = []
+            return found, lambda rows: found.extend(parse(Row(cells)) for cells in rows)
+
+        return await self._read(path, collect, params, LISTED)
 
     async def _table(self, path: str, **params: str) -> list[Row]:
         return await self._listed(lambda row: row, path, **params)
 
     async def _catalogues(self, path: str, **params: str) -> Catalogues:
-        found = Catalogues()
-        await self._read(path, found.add, params, FILES)
-        return found
+        def collect() -> Collected[Catalogues]:
+            found = Catalogues()
+            return found, found.add
+
+        return await self._read(path, collect, params, FILES)
 
     async def _read(
-        self,
-        path: str,
-        take: Callable[[list[Cells]], None],
-        params: Mapping[str, str],
-        most: tuple[int, int],
-    ) -> None:
-        """Hand the rows of a list to `take`, as they come. What raises has handed over nothing that is of use."""
+        self, path: str, collect: Callable[[], Collected[R]], params: Mapping[str, str], most: tuple[int, int]
+    ) -> R:
+        """What is collected of the rows of a list as they come; begun anew where the list is asked for again."""
         params = {"format": "json", **params}
-        count = await self._rows(path, take, params, most)
-        if not count and self.login.doubtful() and not await self._transport.session_lives(path):
-            # An open site that has dropped our session answers as guest, with nothing in it.
-            await self._rows(path, take, params, most)
 
-    async def _rows(
-        self, path: str, take: Callable[[list[Cells]], None], params: Mapping[str, str], most: tuple[int, int]
-    ) -> int:
-        table, count = Table(*most), 0
+        async def rows(chunks: AsyncGenerator[bytes]) -> tuple[R, int]:
+            found, take = collect()
+            return found, await _fed(Table(*most), chunks, take)
+
         try:
-            async with self._transport.reply("GET", path, params, expects="json") as response:
-                async with aclosing(self._transport.raw(path, response)) as chunks:
-                    async for chunk in chunks:
-                        for start in range(0, len(chunk), PIECE):
-                            rows = table.feed(chunk[start : start + PIECE])
-                            take(rows)
-                            count += len(rows)
-                            await trio.lowlevel.checkpoint()
-            rows = table.close()
-            take(rows)
+            found, count = await self._transport.whole(path, params, rows)
+            if not count and self.login.doubtful() and not await self._transport.session_lives(path):
+                # An open site that has dropped our session answers as guest, with nothing in it.
+                found, _ = await self._transport.whole(path, params, rows)
         except NotAList as error:
             raise BadReply(f"{self.url}{path} was asked for as a list and came as {error}") from None
         except (ValueError, RecursionError):  # the latter of a cell that is nested, when it is made text
             raise BadReply(f"{self.url}{path} was asked for as JSON and came as something else") from None
-        return count + len(rows)
+        return found
+
+
+async def _fed(table: Table, chunks: AsyncGenerator[bytes], take: Callable[[list[Cells]], None]) -> int:
+    """Parse a list while it comes, and hand over its rows; how many there were."""
+    count = 0
+    async for chunk in chunks:
+        for start in range(0, len(chunk), PIECE):
+            rows = table.feed(chunk[start : start + PIECE])
+            take(rows)
+            count += len(rows)
+            await trio.lowlevel.checkpoint()
+    rows = table.close()
+    take(rows)
+    return count + len(rows)
 
 
 def has_url(path: str) -> bool:

@@ -6,7 +6,6 @@ does not clamp; a whole file is taken for an answer to a range, but no other ran
 
 import logging
 import os
-import random
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
@@ -17,8 +16,8 @@ import httpx
 import trio
 
 from xnatfs.errors import BadReply, Stale, Unreachable
-from xnatfs.patience import SLOWEST, Patience
-from xnatfs.transport import FIRST_PAUSE, Transport
+from xnatfs.patience import FIRST_PAUSE, SLOWEST, Patience, jitter
+from xnatfs.transport import Transport
 from xnatfs.untrusted import size as size_of
 
 log = logging.getLogger(__name__)
@@ -237,7 +236,7 @@ class _Arrival:
             transport.give_up(error)
         log.info("%s broke off at byte %d, taking it up again", self._where, self._position)
         began = trio.current_time()
-        await trio.sleep(min(FIRST_PAUSE * random.uniform(0.75, 1.25), self._left))
+        await trio.sleep(min(FIRST_PAUSE * jitter(), self._left))
         promise, within = self._promise, self._left - (trio.current_time() - began)
         resumed = await self._downloads.begin(
             self._path, self._position, promise.stop, promise.size, "", self._big, within

@@ -8,14 +8,13 @@ import errno
 import logging
 import math
 import os
-import random
 import socket
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn, TypeVar, cast
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -40,13 +39,14 @@ from xnatfs.errors import (
     Uncertain,
     Unreachable,
 )
-from xnatfs.patience import SLOWEST, Patience
+from xnatfs.patience import SLOWEST, Patience, Tries
 from xnatfs.sessions import SessionStore
 from xnatfs.tls import tls_context
 from xnatfs.untrusted import loads
 from xnatfs.worker.pool import ProcessLost, Writable, open_workers, unacknowledged
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 # A firewalled host answers nothing at all; ten seconds tell that from a slow one.
 CONNECT_TIMEOUT = 10.0
@@ -56,8 +56,6 @@ DOWNLOADS = 8
 CONNECTIONS = DOWNLOADS + 2
 # Archiving answers when it is done, or after the 600 s of XNAT's default sessionArchiveTimeoutInterval.
 CHANGE_TIMEOUT = 660.0
-# Pauses between tries, in seconds: short first, because most faults of a proxy are over at once.
-FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0
 # Of an error page only this much is read, to find the server's own words.
 ERROR_BODY = 64 * 1024
 # What is read whole before it is looked at: documents of an item, of which the largest sessions have some MiB. As
@@ -225,19 +223,46 @@ class Transport:
 
     async def text(self, path: str) -> str:
         """A short answer in plain text."""
-        return (await self._body(path, {}, "json")).decode("utf-8", "replace").strip()
+        return (await self._body(path, {})).decode("utf-8", "replace").strip()
 
-    async def _body(self, path: str, params: Mapping[str, str], expects: Expects) -> bytes:
-        async with self.reply("GET", path, params, expects=expects) as response:
-            async with aclosing(self.raw(path, response, LARGEST_DOCUMENT)) as chunks:
-                return b"".join([chunk async for chunk in chunks])
+    async def _body(self, path: str, params: Mapping[str, str]) -> bytes:
+        async def joined(chunks: AsyncGenerator[bytes]) -> bytes:
+            return b"".join([chunk async for chunk in chunks])
+
+        return await self.whole(path, params, joined, LARGEST_DOCUMENT)
 
     async def json(self, path: str, params: Mapping[str, str]) -> Any:
-        body = await self._body(path, params, "json")
+        body = await self._body(path, params)
         try:
             return loads(body)
         except ValueError:
             raise BadReply(f"{self.url}{path} was asked for as JSON and came as something else") from None
+
+    async def whole(
+        self,
+        path: str,
+        params: Mapping[str, str],
+        made: Callable[[AsyncGenerator[bytes]], Awaitable[T]],
+        most: float = math.inf,
+    ) -> T:
+        """What is made of all of a body, which is no file. One that breaks off is asked for again and begun anew.
+
+        As long as `patience` lasts: bytes that came do not lengthen it, since they all come again.
+        """
+        tries = Tries(trio.current_time() + self.patience)
+        while True:
+            response = await self.exchange("GET", path, params, {}, "json", within=tries.deadline - trio.current_time())
+            try:
+                await self.check(path, response, "json")
+                async with aclosing(self.raw(path, response, most)) as chunks:
+                    return await made(chunks)
+            except Unreachable as error:
+                failure = error
+            finally:
+                with trio.CancelScope(shield=True):
+                    await response.aclose()
+            if not await tries.again():
+                self.give_up(failure)
 
     @asynccontextmanager
     async def reply(
@@ -294,10 +319,10 @@ class Transport:
         big: bool,
         deadline: float,
     ) -> httpx.Response:
-        pause = FIRST_PAUSE
+        tries = Tries(deadline)
         failed_once, logins = False, None
         while True:
-            wait = pause * random.uniform(0.75, 1.25)
+            asked_to_wait = 0.0
             try:
                 token = await self.login.token()
                 logins = self.login.logins if logins is None else logins
@@ -313,7 +338,7 @@ class Transport:
                         return response
                     continue
                 failed_once = failed_once or response.status_code == 500
-                wait = max(wait, _retry_after(response) or 0)
+                asked_to_wait = _retry_after(response)
                 failure: Unreachable = self._unavailable(path, response)
                 await response.aclose()
             except ProcessLost as error:
@@ -327,10 +352,8 @@ class Transport:
                     raise failure from error
             except Unreachable as error:
                 failure = error
-            if trio.current_time() + wait >= deadline:
+            if not await tries.again(asked_to_wait):
                 raise failure
-            await trio.sleep(wait)
-            pause = min(pause * 2, LONGEST_PAUSE)
 
     async def _ask(self) -> None:
         """Whether anybody is there: something small, in our session if there is one, so that it opens no other."""
@@ -388,9 +411,9 @@ class Transport:
         Sent again only where it was not carried out: no connection came about, the session was lost, or the server
         is busy and says so (429, 503). Raises LoginRequired, Unreachable, Uncertain.
         """
-        deadline, pause = trio.current_time() + self.timeout, FIRST_PAUSE
+        tries = Tries(trio.current_time() + self.timeout)
         while True:
-            wait = pause * random.uniform(0.75, 1.25)
+            asked_to_wait = 0.0
             try:
                 response = await self.once(method, path, params, headers, body)
                 try:
@@ -401,7 +424,7 @@ class Transport:
                 answer = Answer(response.status_code, response.headers.get("location", ""), text.strip())
                 if answer.status not in (429, 503):
                     return answer
-                wait = max(wait, _retry_after(response) or 0)
+                asked_to_wait = _retry_after(response)
                 failure: Unreachable = self._unavailable(path, response)
             except Uncertain:
                 raise
@@ -409,10 +432,8 @@ class Transport:
                 if isinstance(error.__cause__, httpx.TransportError) and not _may_pass(error.__cause__):
                     raise
                 failure = error
-            if trio.current_time() + wait >= deadline:
+            if not await tries.again(asked_to_wait):
                 raise failure
-            await trio.sleep(wait)
-            pause = min(pause * 2, LONGEST_PAUSE)
 
     async def _lost(self, token: str, response: httpx.Response, expects: Expects) -> bool:
         """Whether the session was; closes the reply then, and when asking fails."""
@@ -510,10 +531,10 @@ class Transport:
             raise TimedOut(f"{self.url}{path} does not get on: {slow}") from error
 
 
-def _retry_after(response: httpx.Response) -> float | None:
+def _retry_after(response: httpx.Response) -> float:
     """Seconds the server asks us to stay away. The form with a date is not used by proxies for faults: ignored."""
     value = response.headers.get("retry-after", "")
-    return float(value) if value.isascii() and value.isdigit() else None
+    return float(value) if value.isascii() and value.isdigit() else 0.0
 
 
 async def _error_message(response: httpx.Response) -> str:
