@@ -220,6 +220,39 @@ def test_200_with_words_of_failure(fresh):
     assert "could not be archived" in done.err
 
 
+@pytest.mark.parametrize("carried_out", [True, False])
+def test_a_web_page_is_no_word_of_whether_it_was_archived(fresh, carried_out):
+    """Its state is."""
+    fresh.receive("SESS001")
+
+    def page(asked: Request) -> Reply | None:
+        if asked.path != ARCHIVE:
+            return None
+        if carried_out:
+            fresh.app._answer(asked)
+        return Reply(200, b"<html>Welcome</html>", "text/html")
+
+    fresh.app.faults.append(page)
+    done = archive(fresh, "--session", "SESS001", status=0 if carried_out else 4)
+    assert ("READY still" in done.err) is not carried_out
+    assert labels(fresh).count("SESS001") == carried_out
+
+
+@pytest.mark.parametrize("verb", ["delete", "rebuild", "move"])
+def test_a_web_page_is_no_success(fresh, verb):
+    fresh.receive("SESS001")
+
+    def page(asked: Request) -> Reply | None:
+        changes = asked.method in ("POST", "DELETE") and "/prearchive/" in asked.path
+        return Reply(200, b"\n<!doctype HTML><html>Welcome</html>", "text/html") if changes else None
+
+    fresh.app.faults.append(page)
+    more = {"move": ["--to", "A"], "delete": ["--yes"]}.get(verb, [])
+    done = fresh.ctl("prearchive", verb, *MINE, "--session", "SESS001", *more, status=4)
+    assert "answered with a web page; the request may have been carried out" in done.err
+    assert names(fresh) == ["SESS001"]
+
+
 def test_an_interrupted_wait_is_taken_up_again(tmp_path):
     with shell(tmp_path, idle=6.0, work=0.5) as fresh:
         fresh.receive("SESS001", ready=False)

@@ -302,7 +302,7 @@ def journalless(folder: Path) -> list[object]:
         (413, b"", 9, 4, "too large"),
         (403, b"", 9, 6, "Member"),
         (200, b"", 9, 4, "does not say where"),
-        (200, b"<html>Welcome</html>", 9, 4, "does not say where"),
+        (200, b"<html>Welcome</html>", 9, 4, "answered with a web page"),
     ],
 )
 def test_what_the_server_may_say_to_an_import(small, fresh, folder, status, body, times, ends, said):
@@ -413,6 +413,21 @@ def test_duplicates_that_only_the_body_tells_of(fresh, papers):
     fresh.app.faults.append(duplicate)
     done = fresh.ctl("resource", "upload", "-E", SESSION, "PAPERS", papers / "a.txt", status=1)
     assert "a.txt" in done.err
+
+
+def test_a_web_page_is_no_word_of_whether_it_was_stored(fresh, papers):
+    def page(asked: Request) -> Reply | None:
+        return Reply(200, b"<!DOCTYPE html><h3>Log in</h3>", "text/html") if asked.method == "PUT" else None
+
+    words = ("resource", "upload", "-E", SESSION, "PAPERS", papers)
+    fresh.app.faults.append(page)
+    said = fresh.ctl(*words, status=4).err
+    assert "answered with a web page (Log in)" in said
+    assert "the same command sends what is missing" in said
+    assert len(fresh.requests("PUT")) == 1
+    fresh.app.faults.clear()
+    fresh.ctl(*words)
+    assert held(fresh, "PAPERS") == NAMES
 
 
 def test_200_with_nothing_stored(fresh, papers):

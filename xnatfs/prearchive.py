@@ -153,7 +153,11 @@ async def look(xnat: Xnat, waiting: PrearchiveSession) -> PrearchiveSession | No
 
 async def conflicts(xnat: Xnat, waiting: PrearchiveSession) -> list[str]:
     """What stands against archiving it, in the server's words; empty where nothing does, or it cannot tell."""
-    answer = await xnat.change("POST", "/data/services/validate-archive?format=json", form={"src": waiting.path})
+    try:
+        answer = await xnat.change("POST", "/data/services/validate-archive?format=json", form={"src": waiting.path})
+    except Uncertain as error:
+        log.info("validate-archive of %s: %s", waiting.path, error)
+        return []
     if not answer.ok:
         log.info("validate-archive of %s answers %d: %s", waiting.path, answer.status, answer.said())
         return []

@@ -8,6 +8,7 @@ import errno
 import logging
 import math
 import os
+import re
 import socket
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -92,6 +93,11 @@ class Answer:
     @property
     def ok(self) -> bool:
         return self.status in (200, 201)
+
+    @property
+    def is_page(self) -> bool:
+        """For people with a browser: no XNAT answers a change with one."""
+        return bool(re.match(r"\s*<(!doctype html|html)\b", self.text, re.IGNORECASE))
 
     def said(self) -> str:
         """The server's own words, for people."""
@@ -409,7 +415,8 @@ class Transport:
         """Make a change, and read what is said to it, whatever the status.
 
         Sent again only where it was not carried out: no connection came about, the session was lost, or the server
-        is busy and says so (429, 503). Raises LoginRequired, Unreachable, Uncertain.
+        is busy and says so (429, 503). Raises LoginRequired, Unreachable, and Uncertain, also of a web page with
+        status 200, which a login or a proxy has put in the place of the answer.
         """
         tries = Tries(trio.current_time() + self.timeout)
         while True:
@@ -422,6 +429,10 @@ class Transport:
                     with trio.CancelScope(shield=True):
                         await response.aclose()
                 answer = Answer(response.status_code, response.headers.get("location", ""), text.strip())
+                if answer.ok and answer.is_page:
+                    said = f" ({page_message(answer.text)})" if page_message(answer.text) else ""
+                    text = f"{self.url}{path} was answered with a web page{said}; the request may have been carried out"
+                    raise Uncertain(text, status=answer.status)
                 if answer.status not in (429, 503):
                     return answer
                 asked_to_wait = _retry_after(response)

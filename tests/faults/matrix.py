@@ -159,9 +159,9 @@ ROWS = [
         "EIO EIO EIO right EIO right exit3 right right", rate=2_000_000),
     # -- other answers
     row("html", "a web page with status 200",
-        "EIO EIO EIO EIO EIO otherwise exit3 exit6 exit1"),
+        "EIO EIO EIO EIO EIO otherwise exit3 exit4 exit4"),
     row("login-page", "the login page with status 200",
-        "EIO EIO EIO EIO EIO otherwise exit3 exit6 exit1"),
+        "EIO EIO EIO EIO EIO otherwise exit3 exit4 exit4"),
     row("redirect", "a redirect (302) to the login page",
         "EIO EIO EIO EIO EIO otherwise exit3 exit4 exit4"),
     row("401-once", "401, once",

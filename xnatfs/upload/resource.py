@@ -132,10 +132,14 @@ async def _send(
     else:
         url, params = f"{path}/upload.tar", {**query, "inbody": "true", "extract": "true"}
         body = as_tar(parts, progress)
-    answer = await xnat.change("PUT", url, params, body=body.pieces, headers=dict(body.headers))
-    if answer.status in (500, 502, 504):
-        text = f"sending to {where}: {xnat.url} answers {answer.status}, and may have stored it ({answer.said()})"
-        raise Uncertain(f"{text}; the same command sends what is missing", status=answer.status, url=xnat.url)
+    try:
+        answer = await xnat.change("PUT", url, params, body=body.pieces, headers=dict(body.headers))
+        if answer.status in (500, 502, 504):
+            text = f"{xnat.url} answers {answer.status}, and may have stored it ({answer.said()})"
+            raise Uncertain(text, status=answer.status)
+    except Uncertain as error:
+        text = f"sending to {where}: {error}; the same command sends what is missing"
+        raise Uncertain(text, status=error.status, url=xnat.url) from error
     if not answer.ok:
         raise failure(xnat, answer, f"sending to {where}")
     if duplicates := _duplicates(answer.text):
