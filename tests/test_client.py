@@ -422,6 +422,37 @@ async def test_a_refused_range_is_asked_for_whole_once(autojump_clock):
     assert len(server.asked()) == 2
 
 
+@pytest.mark.parametrize("refusal", [200, 206, 416, 500])
+async def test_a_server_that_has_granted_a_range_is_asked_for_the_next_one_whatever_it_says_to_one(
+    autojump_clock, refusal
+):
+    files, refused = Files(), False
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if refused and "range" in request.headers:
+            return httpx.Response(refusal, content=CONTENT)
+        return files(request)
+
+    server = Server(answer)
+    async with connected(server) as xnat:
+        assert (await read(xnat, 10000, len(CONTENT)))[0] == 10000
+        refused = True
+        assert await read(xnat, 10000, len(CONTENT)) == (0, CONTENT)
+        refused = False
+        assert (await read(xnat, 10000, len(CONTENT)))[0] == 10000
+        assert xnat.ranged is True
+
+
+async def test_a_fault_that_is_not_of_the_range_says_nothing_of_ranges(autojump_clock):
+    server = Server(always(lambda: httpx.Response(500)))
+    async with connected(server) as xnat:
+        with pytest.raises(BadReply, match="answers 500"):
+            await read(xnat, 10, 100)
+        assert xnat.ranged is None
+    ranges = [request.headers.get("range") for request in server.requests if "/files/" in request.url.path]
+    assert ranges == ["bytes=10-99", "bytes=10-99", None, None]
+
+
 async def test_a_missing_file_says_nothing_of_ranges():
     async with connected(Server(always(lambda: httpx.Response(404)))) as xnat:
         with pytest.raises(NotFound):

@@ -62,7 +62,7 @@ class Downloads:
 
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
-        self.ranged: bool | None = None  # whether the server grants Range; None until it was asked
+        self.ranged: bool | None = None  # whether the server grants Range, as its first answer to one has it
 
     @asynccontextmanager
     async def open(
@@ -99,27 +99,28 @@ class Downloads:
         if ranging:
             headers["Range"] = f"bytes={start}-{end - 1}"
         response = await self.transport.exchange("GET", path, {}, headers, "file", big, within)
-        begun = None
+        begun: Promise | str = ""
         try:
             if response.status_code == 304 and unless_modified:
                 return None
             begun = await self._promise(path, response, (start, end) if ranging else None, size)
         finally:
-            if begun is None:
+            if isinstance(begun, str):
                 with trio.CancelScope(shield=True):
                     await response.aclose()
-        if begun is None:  # a range was asked for and is not to be had
-            return await self.begin(path, 0, None, size, "", big, within)
+        if isinstance(begun, str):
+            whole = await self.begin(path, 0, None, size, "", big, within)
+            self._stream_only(begun)  # only now: where the whole is not to be had either, it was not the range
+            return whole
         return response, begun
 
     async def _promise(
         self, path: str, response: httpx.Response, asked: tuple[int, int] | None, size: int | None
-    ) -> Promise | None:
-        """The promise of a reply; None where it refuses the range that was asked for, or answers another one."""
+    ) -> Promise | str:
+        """The promise of a reply; what it does instead, where it has not the range that was asked for."""
         where = f"{self.transport.url}{path}"
         if asked and response.status_code in RANGE_REFUSED:
-            self._stream_only(f"answers {response.status_code} to a range")
-            return None
+            return f"answers {response.status_code} to a range"
         await self.transport.check(path, response, "file", allow=(200, 206) if asked else (200,))
         if response.headers.get("content-encoding", "identity").lower() not in ("", "identity"):
             raise BadReply(f"{where} came encoded, though it was asked for as it is")
@@ -133,14 +134,15 @@ class Downloads:
         if match and size is not None and int(match[3]) != size:
             raise Stale(f"{where} is {match[3]} bytes now, not {size}")
         if not match or (int(match[1]), int(match[2]) + 1) != asked:
-            self._stream_only("answers another range than was asked for")
-            return None
+            return "answers another range than was asked for"
         self.ranged = True
         return Promise(*asked, size, modified)
 
     def _stream_only(self, why: str) -> None:
-        self.ranged = False
-        log.warning("%s %s: files are read from their start, a seek waits", self.transport.url, why)
+        """No more ranges are asked for; but by a server that has granted one, this one only is refused."""
+        if self.ranged is None:
+            self.ranged = False
+            log.warning("%s %s: files are read from their start, a seek waits", self.transport.url, why)
 
 
 class _Arrival:

@@ -477,7 +477,7 @@ class Transport:
                 raise Denied(f"{where} is not open to {self.login.username}{because}", **facts)
             case 404 | 410:
                 raise NotFound(f"{where} does not exist, or not for {self.login.username}{because}", **facts)
-            case _ if response.is_redirect:
+            case _ if response.has_redirect_location:
                 raise BadReply(f"{where} redirects, which xnatfs does not follow", **facts)
         raise BadReply(f"{where} answers {status} {response.reason_phrase}{because}", **facts)
 

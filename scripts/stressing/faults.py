@@ -1,8 +1,8 @@
 """Which faults answers meet, and what a program may see of each.
 
 Left out are those that a client cannot tell from the truth, which are bugs of a site and not faults: another byte in a
-file without a digest (a test plants that one), which an archive may hold, too; a date that lies. And those after which
-ranges are off for good, by design: what is left of the run would be another run. The fault matrix has them all.
+file without a digest (a test plants that one), which an archive may hold, too; a date that lies. And those that take
+ranges for what they are not: what is left of the run might be another run. The fault matrix has them all.
 """
 
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ TIMEOUT, STALL = 5.0, 9.0
 LIST = r"GET /data/.*format=json"
 TAR = r"GET /data/.*/files\?format=tar"
 FILE = r"GET /data/experiments/[^/]*/resources/[^/]*/files/"
-# Of those, what is never fetched by ranges, since it is small: an error to a range turns ranges off.
+# Of those, what is never fetched by ranges, since it is small.
 IMAGE = FILE + r".*\.(dcm|raw|json|tsv|csv|txt)$"
 # And those whose catalogue has their digest: nothing else tells that a byte is another.
 WITH_DIGEST = FILE + r".*\.(dcm|gz|nii|json|tsv|csv|txt)$"
@@ -68,7 +68,7 @@ KINDS = [
             Kind("html", where, 2, EIO),
         )
     ),
-    *(Kind("status", where, 2, EIO, {"status": 500}) for where in (LIST, TAR, IMAGE)),
+    *(Kind("status", where, 2, EIO, {"status": 500}) for where in (LIST, TAR, FILE)),
     Kind("reset", FILE, 2, SILENCE, {"after": 2_000_000}),
     Kind("cut", FILE, 2, SILENCE, {"after": 9_000_000}),
     Kind("gzip", IMAGE, 1, EIO),
