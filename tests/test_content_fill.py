@@ -153,6 +153,7 @@ async def test_a_fill_does_nothing_until_it_is_started(tmp_path, autojump_clock)
     async with filling(tmp_path, FakeSource(DATA)) as rig:
         await trio.sleep(10)
         assert (rig.source.starts, rig.fill.running, rig.fill.renewed, rig.fill.modified) == ([], False, False, "")
+        assert rig.blob.stamp == ""
 
 
 @pytest.mark.parametrize("strict", [False, True])
@@ -213,7 +214,7 @@ async def test_a_reply_of_unknown_length_ends_where_it_ends(tmp_path, autojump_c
         assert rig.store.kept[0].size == len(DATA)
 
 
-@pytest.mark.parametrize("off", [1, -1])
+@pytest.mark.parametrize("off", [1, -1, -K])
 @pytest.mark.parametrize("size", [K, 60 * K])
 async def test_another_length_than_announced_is_an_error(tmp_path, autojump_clock, off, size):
     source = FakeSource(DATA[:size], chunk=K)
@@ -222,7 +223,7 @@ async def test_another_length_than_announced_is_an_error(tmp_path, autojump_cloc
         await begun(rig)
         await rig.ended()
         text = (
-            f"^k: more than the announced {size - 1} bytes came"
+            f"^k: more than the announced {size + off} bytes came"
             if off < 0
             else f"^k: it ended after {size} of {size + 1}"
         )

@@ -439,6 +439,16 @@ def test_files_are_kept_together_or_not_at_all(shelf, monkeypatch):
     assert set(os.listdir("/proc/self/fd")) == before
 
 
+def test_a_file_that_cannot_be_made_is_the_error_and_leaves_nothing(shelf, monkeypatch):
+    def refuse(path: str, data: bytes) -> None:
+        raise OSError(errno.EROFS, "Read-only")
+
+    monkeypatch.setattr(shelf_module, "_write_new", refuse)
+    with pytest.raises(OSError, match="Read-only"):
+        shelf.keep_whole([(row(1), b"1" * 10)])
+    assert (blobs(shelf), shelf.index.total()) == ([], 0)
+
+
 def test_a_whole_file_takes_the_place_of_another_without_harming_who_has_it_open(shelf):
     with opened(kept(shelf, 1)) as fd:
         shelf.keep_whole([(row(1, 5), b"newer")])
@@ -486,6 +496,20 @@ def test_downloads_of_the_dead_are_removed_and_not_counted(shelf):
     shelf.tidy_partials({mine})
     assert partials(shelf) == [mine]
     os.close(fd)
+
+
+def test_a_download_that_somebody_else_removes_meanwhile_is_no_matter(shelf, monkeypatch):
+    """Two that tidy up meet the same."""
+    (shelf.directory / "partial" / "left").touch()
+    real = os.listdir
+
+    def others(path: Path) -> list[str]:
+        return [*real(path), "removed by others"]
+
+    monkeypatch.setattr(os, "listdir", others)
+    shelf.tidy_partials(set())
+    monkeypatch.undo()
+    assert partials(shelf) == []
 
 
 def test_files_without_rows_and_rows_without_files_are_removed(shelf):

@@ -97,6 +97,24 @@ async def test_what_is_missing_is_written_and_what_is_there_is_not(store):
         os.close(blob.fd)
 
 
+async def test_what_is_there_is_not_written_again_wherever_bytes_come(store, monkeypatch):
+    placed: list[tuple[int, bytes]] = []
+
+    def write(fd: int, data: memoryview, offset: int) -> None:
+        placed.append((offset, bytes(data)))
+        os.pwrite(fd, data, offset)
+
+    monkeypatch.setattr(intake_module, "write_all", write)
+    async with trio.open_nursery() as nursery:
+        blob, intake, _ = await begun(store, nursery, 20)
+        await intake.put(6, b"gh")
+        await intake.put(12, b"m")
+        await intake.put(4, b"EFGHIJKLMN")
+        assert placed == [(6, b"gh"), (12, b"m"), (4, b"EF"), (8, b"IJKL"), (13, b"N")]
+        assert os.pread(blob.fd, 20, 4) == b"EFghIJKLmN"
+        os.close(blob.fd)
+
+
 async def test_readers_look_again_whenever_something_came(store):
     async with trio.open_nursery() as nursery:
         blob, intake, _ = await begun(store, nursery, 10)
