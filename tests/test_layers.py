@@ -25,13 +25,14 @@ LAYERS = [
     {"auth", "worker"},
     {"credentials", "listings"},
     {"config", "models", "sessions", "table"},
-    {"tls", "mountinfo", "background", "patience", "breaker"},
+    {"tls", "mountinfo", "background", "network", "breaker"},
+    {"patience"},
     {"errors"},
     {"untrusted"},
 ]
 OWNERS = {
     "pyfuse3": {"fuse"},
-    "httpx": {"client", "downloads", "transport", "worker", "auth", "site", "demo"},
+    "httpx": {"client", "downloads", "transport", "network", "worker", "auth", "site", "demo"},
     "httpcore": {"transport"},
     "h11": {"worker"},
     "cachetools": {"metadata"},

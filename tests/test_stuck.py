@@ -18,6 +18,7 @@ from xnatfs.config import Config
 from xnatfs.credentials import Credentials
 from xnatfs.errors import BadReply, TimedOut, Unreachable
 from xnatfs.models import FileRow
+from xnatfs.transport import Question
 from xnatfs.worker.connection import Connection
 
 TIMEOUT = 0.5
@@ -158,7 +159,7 @@ async def test_a_host_that_takes_no_connections(tmp_path):
 async def test_the_kernel_is_told_when_a_line_is_lost(tmp_path):
     """A connection that fell asleep with this machine stays silent; another one can still be tried in time."""
     async with connected(answering(OK, BIG)) as (_, xnat):
-        response = await xnat._transport.exchange("GET", "/", {}, {}, "file")
+        response = await xnat._transport.exchange(Question("GET", "/", "file"))
         link = response.extensions["network_stream"].get_extra_info("socket")
         assert link.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 1000 * TIMEOUT / 2
         await response.aclose()

@@ -288,7 +288,7 @@ class Xnat:
 
     async def head(self, item: Sequence[str], file: FileRow) -> int | None:
         """The true size of a file, or None where the server does not say."""
-        async with self._heads, self._transport.reply("HEAD", _file_path(item, file), expects="file") as response:
+        async with self._heads, self._transport.reply("HEAD", _file_path(item, file)) as response:
             return content_length(response)
 
     @property
@@ -320,7 +320,7 @@ class Xnat:
     async def archive(self, item: Sequence[str], *resources: str) -> AsyncIterator[AsyncIterator[bytes]]:
         """Resources as one tar, in the pieces in which it arrives. Its length is not known beforehand."""
         path = f"{_item(item)}/resources/{','.join(_segment(resource) for resource in resources)}/files"
-        async with self._downloads, self._transport.reply("GET", path, {"format": "tar"}, expects="file") as response:
+        async with self._downloads, self._transport.reply("GET", path, {"format": "tar"}) as response:
             async with aclosing(self._transport.raw(path, response)) as chunks:
                 yield chunks
 
@@ -329,7 +329,7 @@ class Xnat:
         """The server's own archive of some scans (None: all) of an experiment."""
         chosen = ",".join(_segment(scan) for scan in scans) if scans is not None else "ALL"
         path = f"/data/experiments/{_segment(experiment)}/scans/{chosen}/files"
-        async with self._downloads, self._transport.reply("GET", path, {"format": "zip"}, expects="file") as response:
+        async with self._downloads, self._transport.reply("GET", path, {"format": "zip"}) as response:
             async with aclosing(self._transport.raw(path, response)) as chunks:
                 yield chunks
 
@@ -338,7 +338,7 @@ class Xnat:
         """The n-th file (from 0) of all the resources of an item, in the order in which `files` lists them."""
         path = f"{_item(item)}/files"
         query = {"index": str(index)}
-        async with self._downloads, self._transport.reply("GET", path, query, expects="file") as response:
+        async with self._downloads, self._transport.reply("GET", path, query) as response:
             async with aclosing(self._transport.raw(path, response)) as chunks:
                 yield Download(0, content_length(response), last_modified(response), chunks, None)
 

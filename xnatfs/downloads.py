@@ -5,6 +5,7 @@ does not clamp; a whole file is taken for an answer to a range, but no other ran
 """
 
 import logging
+import math
 import os
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -17,7 +18,7 @@ import trio
 
 from xnatfs.errors import BadReply, Stale, Unreachable
 from xnatfs.patience import FIRST_PAUSE, SLOWEST, Patience, jitter
-from xnatfs.transport import Transport
+from xnatfs.transport import Question, Transport
 from xnatfs.untrusted import size as size_of
 
 log = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ class Downloads:
         size: int | None,
         unless_modified: str,
         big: bool,
-        within: float | None = None,
+        within: float = math.inf,
     ) -> tuple[httpx.Response, Promise] | None:
         """Ask for a file; None if it was not modified."""
         headers = {"If-Modified-Since": unless_modified} if unless_modified else {}
@@ -98,7 +99,8 @@ class Downloads:
         end = min(stop or size or 0, size or 0)
         if ranging:
             headers["Range"] = f"bytes={start}-{end - 1}"
-        response = await self.transport.exchange("GET", path, {}, headers, "file", big, within)
+        question = Question("GET", path, "file", headers=headers, big=big)
+        response = await self.transport.exchange(question, within)
         begun: Promise | str = ""
         try:
             if response.status_code == 304 and unless_modified:

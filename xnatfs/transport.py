@@ -4,16 +4,13 @@ Below `client.py`, which knows what to ask. Here is all that holds for any reque
 status means, how much may be in flight, whom to trust. httpx's errors become ours here and nowhere else.
 """
 
-import errno
 import logging
 import math
-import os
 import re
 import socket
-import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any, NoReturn, TypeVar, cast
 from urllib.parse import urlsplit
@@ -23,7 +20,7 @@ import httpcore
 import httpx
 import trio
 
-from xnatfs import __version__
+from xnatfs import __version__, network
 from xnatfs.auth import Expects, Login, asks_to_wait, check_is_data, page_message
 from xnatfs.background import background
 from xnatfs.breaker import Breaker
@@ -33,7 +30,6 @@ from xnatfs.errors import (
     BadReply,
     Denied,
     LoginRequired,
-    NoRoute,
     NotFound,
     TimedOut,
     Unavailable,
@@ -73,13 +69,22 @@ SMALLEST = "/xapi/siteConfig/buildInfo"
 httpcore.AsyncHTTP11Connection.READ_NUM_BYTES = 512 * 1024
 
 TRY_LATER = frozenset({429, 502, 503, 504})
-# System errors that say the same as no answer, and those that say that there is no way.
-SILENT = frozenset({errno.ETIMEDOUT})
-NO_WAY = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN, errno.ECONNREFUSED})
 
 
 # What is sent: bytes, or how to begin with pieces of them, once for each time that it is sent.
 Body = bytes | Callable[[], AsyncGenerator[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A request that is safe to repeat. `big`: a process beside this one had better write the body, see `written`."""
+
+    method: str
+    path: str
+    expects: Expects
+    params: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    big: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +262,8 @@ class Transport:
         """
         tries = Tries(trio.current_time() + self.patience)
         while True:
-            response = await self.exchange("GET", path, params, {}, "json", within=tries.deadline - trio.current_time())
+            question = Question("GET", path, "json", params)
+            response = await self.exchange(question, tries.deadline - trio.current_time())
             try:
                 await self.check(path, response, "json")
                 async with aclosing(self.raw(path, response, most)) as chunks:
@@ -272,12 +278,12 @@ class Transport:
 
     @asynccontextmanager
     async def reply(
-        self, method: str, path: str, params: Mapping[str, str] | None = None, *, expects: Expects
+        self, method: str, path: str, params: Mapping[str, str] | None = None
     ) -> AsyncIterator[httpx.Response]:
-        """A checked reply with status 200, its body not yet read."""
-        response = await self.exchange(method, path, params or {}, {}, expects)
+        """A checked reply with status 200, of a file or an archive, its body not yet read."""
+        response = await self.exchange(Question(method, path, "file", params or {}))
         try:
-            await self.check(path, response, expects)
+            await self.check(path, response, "file")
             yield response
         except Unreachable as error:  # the body has ended, and nobody takes it up again
             self.give_up(error)
@@ -285,76 +291,60 @@ class Transport:
             with trio.CancelScope(shield=True):
                 await response.aclose()
 
-    async def exchange(
-        self,
-        method: str,
-        path: str,
-        params: Mapping[str, str],
-        headers: Mapping[str, str],
-        expects: Expects,
-        big: bool = False,
-        within: float | None = None,
-    ) -> httpx.Response:
-        """Send a request that is safe to repeat until it is answered, by a server that knows us.
-
-        `big`: the body is better written by a process beside this one, see `written`.
+    async def exchange(self, question: Question, within: float = math.inf) -> httpx.Response:
+        """Send a request until it is answered, by a server that knows us.
 
         Goes on with another session where this one was lost, and logs in once for that. Repeats after network
         errors, after 429, 502, 503 and 504, and once after 500, as long as `patience` lasts, or `within`. Whatever it
         does, the answer has begun by then, or this fails; of a server that is known to be away at once.
         """
         await self.breaker.check()
-        deadline = trio.current_time() + min(self.patience, math.inf if within is None else within)
+        deadline = trio.current_time() + min(self.patience, within)
         # A server that takes its time over one answer may have more of it than one that is away has to come back.
-        last = deadline + self.timeout - self.patience + (PROCESS if big else 0.0)
+        last = deadline + self.timeout - self.patience + (PROCESS if question.big else 0.0)
         try:
             with trio.fail_at(last):
-                return await self._answered(method, path, params, headers, expects, big, deadline)
+                return await self._answered(question, deadline)
         except trio.TooSlowError as error:
-            self._doubted(TimedOut(f"{self.url} does not answer to {path} in time"), deadline - self.patience, error)
+            text = f"{self.url} does not answer to {question.path} in time"
+            self._doubted(TimedOut(text), deadline - self.patience, error)
         except Unreachable as error:
             self._doubted(error, deadline - self.patience, error.__cause__)
 
-    async def _answered(
-        self,
-        method: str,
-        path: str,
-        params: Mapping[str, str],
-        headers: Mapping[str, str],
-        expects: Expects,
-        big: bool,
-        deadline: float,
-    ) -> httpx.Response:
+    async def _answered(self, question: Question, deadline: float) -> httpx.Response:
         tries = Tries(deadline)
-        failed_once, logins = False, None
+        failed_once, logins, client = False, None, self._big if question.big else self._http
         while True:
             asked_to_wait = 0.0
             try:
                 token = await self.login.token()
                 logins = self.login.logins if logins is None else logins
                 request = self._http.build_request(
-                    method, path, params=params or None, headers={**headers, "Cookie": f"JSESSIONID={token}"}
+                    question.method,
+                    question.path,
+                    params=question.params or None,
+                    headers={**question.headers, "Cookie": f"JSESSIONID={token}"},
                 )
                 self.requests += 1
-                response = await (self._big if big else self._http).send(request, stream=True)
+                response = await client.send(request, stream=True)
                 if response.status_code not in TRY_LATER and (response.status_code != 500 or failed_once):
                     self.breaker.heard()
                     self.login.heard(response)
-                    if self.login.made(token, logins) or not await self._lost(token, response, expects):
+                    if self.login.made(token, logins) or not await self._lost(token, response, question.expects):
                         return response
                     continue
                 failed_once = failed_once or response.status_code == 500
                 asked_to_wait = _retry_after(response)
-                failure: Unreachable = self._unavailable(path, response)
+                failure: Unreachable = self._unavailable(question.path, response)
                 await response.aclose()
             except ProcessLost as error:
                 log.warning("no download process (%s): big files are fetched without one", error)
-                big = False
+                client = self._http
                 continue
             except httpx.TransportError as error:
                 failure = self._unreachable(error)
                 failure.__cause__ = error
-                if not _may_pass(error):
+                if not network.may_pass(error):
                     raise failure from error
             except Unreachable as error:
                 failure = error
@@ -400,7 +390,7 @@ class Transport:
             except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.UnsupportedProtocol) as error:
                 raise self._unreachable(error) from error
             except httpx.TransportError as error:
-                raise Uncertain(f"{self.url} {_reason(error)}; the request may have been carried out") from error
+                raise Uncertain(f"{self.url} {network.reason(error)}; the request may have been carried out") from error
             finally:
                 if isinstance(content, AsyncGenerator):  # it may have been left half-way, with a file open
                     with trio.CancelScope(shield=True):
@@ -411,7 +401,7 @@ class Transport:
 
     async def change(
         self, method: str, path: str, params: Mapping[str, str], headers: Mapping[str, str], body: Body
-    ) -> "Answer":
+    ) -> Answer:
         """Make a change, and read what is said to it, whatever the status.
 
         Sent again only where it was not carried out: no connection came about, the session was lost, or the server
@@ -440,7 +430,7 @@ class Transport:
             except Uncertain:
                 raise
             except Unreachable as error:
-                if isinstance(error.__cause__, httpx.TransportError) and not _may_pass(error.__cause__):
+                if isinstance(error.__cause__, httpx.TransportError) and not network.may_pass(error.__cause__):
                     raise
                 failure = error
             if not await tries.again(asked_to_wait):
@@ -482,7 +472,7 @@ class Transport:
         raise BadReply(f"{where} answers {status} {response.reason_phrase}{because}", **facts)
 
     def _unreachable(self, error: httpx.TransportError) -> Unreachable:
-        return _kind(error)(f"{self.url} {_reason(error)}")
+        return network.kind(error)(f"{self.url} {network.reason(error)}")
 
     def _unavailable(self, path: str, response: httpx.Response) -> Unavailable:
         status = response.status_code
@@ -536,7 +526,7 @@ class Transport:
         try:
             yield
         except httpx.TransportError as error:
-            raise _kind(error)(f"{self.url}{path} broke off: {_reason(error)}") from error
+            raise network.kind(error)(f"{self.url}{path} broke off: {network.reason(error)}") from error
         except trio.TooSlowError as error:
             slow = f"less than {SLOWEST} bytes a second, for {self.timeout:g} s"
             raise TimedOut(f"{self.url}{path} does not get on: {slow}") from error
@@ -564,56 +554,6 @@ async def _beginning(response: httpx.Response) -> bytes:
     except httpx.HTTPError as error:
         log.debug("the answer of %s broke off: %s", response.url.path, error)
     return body
-
-
-def _reason(error: httpx.TransportError) -> str:
-    text = str(error) or type(error).__name__
-    causes = list(_causes(error))
-    untrusted = next((cause for cause in causes if isinstance(cause, ssl.SSLCertVerificationError)), None)
-    if untrusted or "CERTIFICATE_VERIFY_FAILED" in text:
-        why = getattr(untrusted, "verify_message", text)
-        return f"is not trusted: its TLS certificate cannot be verified ({why}); --ca-bundle names your authority"
-    tls = next((cause for cause in causes if isinstance(cause, ssl.SSLError)), None)
-    if tls:
-        why = getattr(tls, "reason", "") or tls
-        return f"speaks no TLS that we understand ({why}): is it an http:// address, or another port?"
-    if isinstance(error, httpx.ConnectError):
-        system = (cause for cause in causes if isinstance(cause, OSError) and cause.errno)
-        return f"cannot be reached: {next((_said(cause) for cause in system), text)}"
-    if isinstance(error, httpx.TimeoutException):
-        return f"does not answer ({type(error).__name__})"
-    return f"failed: {text}"
-
-
-def _kind(error: httpx.TransportError) -> type[Unreachable]:
-    """Nothing was said, there is no way, or it broke."""
-    numbers = {cause.errno for cause in _causes(error) if isinstance(cause, OSError)}
-    if isinstance(error, httpx.TimeoutException) or numbers & SILENT:
-        return TimedOut
-    if isinstance(error, httpx.ConnectError | httpx.ProxyError | httpx.UnsupportedProtocol) or numbers & NO_WAY:
-        return NoRoute
-    return Unreachable
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what is behind it, to the root."""
-    while error is not None:
-        if isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _said(error: OSError) -> str:
-    """What the system says: 'Connection refused', 'Name or service not known'."""
-    return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error.strerror or error)
-
-
-def _may_pass(error: httpx.TransportError) -> bool:
-    """Whether a second try may succeed: not where TLS, a proxy or the URL itself is at fault."""
-    if isinstance(error, httpx.ProxyError | httpx.UnsupportedProtocol):
-        return False
-    return not any(isinstance(cause, ssl.SSLError) for cause in _causes(error))
 
 
 def _no_cookies() -> httpx.Cookies:

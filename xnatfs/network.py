@@ -1,0 +1,65 @@
+"""What went wrong on the way to a server: errors of httpx, and what is behind them, in our words and in our classes."""
+
+import errno
+import os
+import ssl
+from collections.abc import Iterator
+
+import httpx
+
+from xnatfs.errors import NoRoute, TimedOut, Unreachable
+
+# System errors that say the same as no answer, and those that say that there is no way.
+SILENT = frozenset({errno.ETIMEDOUT})
+NO_WAY = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN, errno.ECONNREFUSED})
+
+
+def reason(error: httpx.TransportError) -> str:
+    """What to say of it after the name of the server, and what to do where that is known."""
+    text = str(error) or type(error).__name__
+    causes = list(_causes(error))
+    untrusted = next((cause for cause in causes if isinstance(cause, ssl.SSLCertVerificationError)), None)
+    if untrusted or "CERTIFICATE_VERIFY_FAILED" in text:
+        why = getattr(untrusted, "verify_message", text)
+        return f"is not trusted: its TLS certificate cannot be verified ({why}); --ca-bundle names your authority"
+    tls = next((cause for cause in causes if isinstance(cause, ssl.SSLError)), None)
+    if tls:
+        why = getattr(tls, "reason", "") or tls
+        return f"speaks no TLS that we understand ({why}): is it an http:// address, or another port?"
+    if isinstance(error, httpx.ConnectError):
+        system = (cause for cause in causes if isinstance(cause, OSError) and cause.errno)
+        return f"cannot be reached: {next((_said(cause) for cause in system), text)}"
+    if isinstance(error, httpx.TimeoutException):
+        return f"does not answer ({type(error).__name__})"
+    return f"failed: {text}"
+
+
+def kind(error: httpx.TransportError) -> type[Unreachable]:
+    """Nothing was said, there is no way, or it broke."""
+    numbers = {cause.errno for cause in _causes(error) if isinstance(cause, OSError)}
+    if isinstance(error, httpx.TimeoutException) or numbers & SILENT:
+        return TimedOut
+    if isinstance(error, httpx.ConnectError | httpx.ProxyError | httpx.UnsupportedProtocol) or numbers & NO_WAY:
+        return NoRoute
+    return Unreachable
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what is behind it, to the root."""
+    while error is not None:
+        if isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _said(error: OSError) -> str:
+    """What the system says: 'Connection refused', 'Name or service not known'."""
+    return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error.strerror or error)
+
+
+def may_pass(error: httpx.TransportError) -> bool:
+    """Whether a second try may succeed: not where TLS, a proxy or the URL itself is at fault."""
+    if isinstance(error, httpx.ProxyError | httpx.UnsupportedProtocol):
+        return False
+    return not any(isinstance(cause, ssl.SSLError) for cause in _causes(error))
