@@ -16,6 +16,7 @@ from xnatfs.config import Config
 from xnatfs.credentials import Credentials
 from xnatfs.errors import BadReply, Denied, LoginRequired, NotFound, NotXnat, Stale, Unreachable
 from xnatfs.models import FileRow
+from xnatfs.transport import LOGINS
 
 URL = "https://xnat.example.org/site"
 FILE = FileRow("34", "a b/c#1.dcm", None, "", "", "", 0)
@@ -213,7 +214,34 @@ async def test_a_401_that_stays_is_not_asked_for_ever():
     async with connected(server) as xnat:
         with pytest.raises(LoginRequired, match="right after logging in"):
             await xnat.projects()
-    assert len(server.sessions) == 2
+    assert len(server.sessions) == 2, "the second one lives, as the server has said"
+    asked = [path.rpartition("/")[2] for path in server.asked()]
+    assert asked == ["projects?format=json", "projects?format=json", "username"]
+
+
+@pytest.mark.parametrize(("times", "ends_well"), [(1, True), (LOGINS, True), (LOGINS + 1, False), (100, False)])
+async def test_a_session_may_be_lost_again_while_a_request_is_under_way(times, ends_well):
+    """By a server that restarts; one that knows no session for longer than a login is given up."""
+    left = times
+
+    def forgetful(request: httpx.Request) -> httpx.Response:
+        nonlocal left
+        if left and not request.headers.get("authorization"):
+            left -= request.url.path.endswith("/projects")
+            server.alive.clear()
+        return server(request)
+
+    server = Server(always(lambda: table([{"ID": "P1"}])))
+    async with open_xnat(Config(URL, timeout=60.0), Credentials("u", "p"), Wire(forgetful)) as xnat:
+        if ends_well:
+            assert len(await xnat.projects()) == 1
+        else:
+            with pytest.raises(LoginRequired, match="right after logging in"):
+                await xnat.projects()
+        assert len(server.sessions) == 1 + (times if ends_well else LOGINS)
+        left = times
+        change = await xnat.change("PUT", "/data/projects")
+        assert change.status == (200 if ends_well else 401)
 
 
 async def test_what_is_not_an_xnat_is_named_so():

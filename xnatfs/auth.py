@@ -150,13 +150,17 @@ class Login:
         if self._sessions and self._token:
             self._sessions.slide(self._token, self._idle())
 
-    async def lost(self, token: str, response: httpx.Response, expects: Expects) -> bool:
-        """Whether this reply was given to a session that is dead; then the next `token()` logs in, once for all."""
-        if response.status_code == 401:
+    async def lost(self, token: str, response: httpx.Response, expects: Expects, *, young: bool = False) -> bool:
+        """Whether this reply was given to a session that is dead; then the next `token()` logs in, once for all.
+
+        One that is `young` was made for this request: the server is asked whether a 401 was meant for the session.
+        """
+        refused = response.status_code == 401
+        if refused and not young:
             self._drop(token)
             return True
         foreign = self._cookie_tells and _foreign_session(token, response)
-        if not (foreign or _is_page(response, expects) or self._surprises(response)):
+        if not (refused or foreign or _is_page(response, expects) or self._surprises(response)):
             return False
         if await self.alive(token):
             self._cookie_tells = self._cookie_tells and not foreign
@@ -164,7 +168,7 @@ class Login:
         return True
 
     def made(self, token: str, since: int) -> bool:
-        """Whether this session was made after so many logins: then a refusal of it is no matter of age.
+        """Whether this session was made after so many logins: then a refusal of it is hardly a matter of age.
 
         One that was found, with another program's, may be as dead as the one before it.
         """

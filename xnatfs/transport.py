@@ -53,6 +53,10 @@ DOWNLOADS = 8
 CONNECTIONS = DOWNLOADS + 2
 # Archiving answers when it is done, or after the 600 s of XNAT's default sessionArchiveTimeoutInterval.
 CHANGE_TIMEOUT = 660.0
+# So many logins may replace sessions that were lost while one request is under way: a server that is restarted, and
+# restarted again, costs two. One that forgets each session at once, as a balancer does that sends each request to
+# another, is not logged in to for ever.
+LOGINS = 3
 # Of an error page only this much is read, to find the server's own words.
 ERROR_BODY = 64 * 1024
 # What is read whole before it is looked at: documents of an item, of which the largest sessions have some MiB. As
@@ -294,9 +298,9 @@ class Transport:
     async def exchange(self, question: Question, within: float = math.inf) -> httpx.Response:
         """Send a request until it is answered, by a server that knows us.
 
-        Goes on with another session where this one was lost, and logs in once for that. Repeats after network
-        errors, after 429, 502, 503 and 504, and once after 500, as long as `patience` lasts, or `within`. Whatever it
-        does, the answer has begun by then, or this fails; of a server that is known to be away at once.
+        Goes on with another session where this one was lost, after a login for all who have lost it. Repeats after
+        network errors, after 429, 502, 503 and 504, and once after 500, as long as `patience` lasts, or `within`.
+        Whatever it does, the answer has begun by then, or this fails; of a server that is known to be away at once.
         """
         await self.breaker.check()
         deadline = trio.current_time() + min(self.patience, within)
@@ -330,7 +334,7 @@ class Transport:
                 if response.status_code not in TRY_LATER and (response.status_code != 500 or failed_once):
                     self.breaker.heard()
                     self.login.heard(response)
-                    if self.login.made(token, logins) or not await self._lost(token, response, question.expects):
+                    if not await self._lost(token, logins, response, question.expects):
                         return response
                     continue
                 failed_once = failed_once or response.status_code == 500
@@ -396,7 +400,7 @@ class Transport:
                     with trio.CancelScope(shield=True):
                         await content.aclose()
             self.login.heard(response)
-            if self.login.made(token, logins) or not await self._lost(token, response, "any"):
+            if not await self._lost(token, logins, response, "any"):
                 return response
 
     async def change(
@@ -436,11 +440,16 @@ class Transport:
             if not await tries.again(asked_to_wait):
                 raise failure
 
-    async def _lost(self, token: str, response: httpx.Response, expects: Expects) -> bool:
-        """Whether the session was; closes the reply then, and when asking fails."""
+    async def _lost(self, token: str, since: int, response: httpx.Response, expects: Expects) -> bool:
+        """Whether the session was, of a request that began after so many logins. Closes the reply then.
+
+        And when asking fails. It may be lost several times, by a server that restarts; not without end.
+        """
+        if self.login.logins - since >= LOGINS:
+            return False
         lost = True
         try:
-            lost = await self.login.lost(token, response, expects)
+            lost = await self.login.lost(token, response, expects, young=self.login.made(token, since))
         finally:
             if lost:
                 with trio.CancelScope(shield=True):

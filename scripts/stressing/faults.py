@@ -42,7 +42,7 @@ class Kind:
 EIO = frozenset({"EIO"})
 # Nobody has answered in time, however often he was asked: no program need see it, and this is what it sees then.
 SILENCE = frozenset({"EIO", "ETIMEDOUT", "EHOSTUNREACH"})
-GONE = frozenset({"EIO", "ENOENT"})
+GONE = frozenset({"EIO", "ENOENT", "ESTALE"})  # the last where some of the file has come
 REFUSED = frozenset({"EACCES"})
 NOTHING: frozenset[str] = frozenset()  # a delay, and no fault
 

@@ -27,8 +27,11 @@ from scripts.stressing.contents import BLOCK, Wrong, check, version_in
 
 ENV = {**os.environ, "LC_ALL": "C.UTF-8"}
 ERRNOS = {os.strerror(number): name for number, name in errno.errorcode.items()}
-# What tar says of a file that is not as long as it was a moment ago, and what find says of a directory.
-CHANGED = re.compile(r"File shrank|file changed as we read it|as it was replaced while being copied")
+# What tar says of a file that was touched while it was read, and what cp says of one that is another than it has seen.
+CHANGED = re.compile(r"file changed as we read it|as it was replaced while being copied")
+# What tar says where fewer bytes come than the file has: it has been cut short, or what came after them is an error. Of
+# an error within its buffer of 10 KB it tells nothing else.
+SHRANK = "File shrank"
 # What tar says for ENOENT of a file that it has seen in a listing.
 REMOVED = "File removed before we read it"
 # How long a program that was killed may take to end; longer, and it is held in the kernel.
@@ -123,6 +126,7 @@ def dd(reader: Reader) -> None:
             place = max(0, file.base // BLOCK - 1)  # the tail, as many a program begins
         began = time.monotonic()
         words = ["dd", f"if={reader.top / file.path}", f"bs={BLOCK}", f"skip={place}", f"count={count}", "status=none"]
+        words += ["iflag=fullblock"]  # an error within a block is a short read first, which dd would count as a block
         data, errors = _output(reader, "dd", words, began, file.path)
         if not errors:
             _part(reader, "dd", file, data, place * BLOCK, count * BLOCK, began)
@@ -405,6 +409,8 @@ def _error(reader: Reader, program: str, line: str, began: float, ended: float, 
     where = (named[1] or "").rstrip("/") if named else path
     if CHANGED.search(line):
         return Event(program, where, began, ended, error="CHANGED")
+    if SHRANK in line:
+        return Event(program, where, began, ended, error="SHRANK")
     if REMOVED in line:
         return Event(program, where, began, ended, error="ENOENT")
     for text, name in ERRNOS.items():

@@ -24,7 +24,7 @@ SLACK = 5.0
 # remembered for 5 s.
 FELT = STALL + 2 * TIMEOUT + SLACK
 # What a program may see while a file is replaced under it: the bytes disagree with the catalogue, or another length.
-OF_CHANGES = frozenset({"EIO", "ESTALE", "CHANGED"})
+OF_CHANGES = frozenset({"EIO", "ESTALE", "CHANGED", "SHRANK"})
 
 ITEM = re.compile(r"/data/experiments/([^/?]+)(?:/resources/([^/?]+)/files(?:/([^?]+))?)?")
 
@@ -131,7 +131,7 @@ class Truth:
             if first < len(made) and made[first] <= event.ended + SLACK:
                 return "changed"
         for met in self._around(event):
-            if event.error in met.errnos and met.felt_at(event.path):
+            if (event.error in met.errnos or (event.error == "SHRANK" and met.errnos)) and met.felt_at(event.path):
                 return met.fault
         return ""
 
