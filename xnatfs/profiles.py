@@ -22,14 +22,18 @@ NEWEST = 1  # the `version` of the file that we know
 def add_profile(name: str, cells: dict[str, Any], *, replace: bool = False, path: Path | None = None) -> None:
     """Add a profile, or change the keys given of one that is there if `replace`. Raises ConfigError."""
     with _edited(path) as document:
-        for holder, key in ((document, "profiles"), (document.get("profiles") or {}, name)):
-            if key in holder and holder[key] is None:  # a key without a value
-                del holder[key]
-        profiles = document.setdefault("profiles", {})
-        if name in profiles and not replace:
+        profiles = _mapping(document, "profiles")
+        if profiles.get(name) is not None and not replace:
             raise ConfigError(f"profile {name!r} is there already: --force changes it")
-        profiles.setdefault(name, {}).update(cells)
+        _mapping(profiles, name).update(cells)
         document.setdefault("default_profile", name)
+
+
+def _mapping(holder: Any, key: str) -> Any:
+    """What is there under a key; a key without a value has an empty one."""
+    if holder.get(key) is None:
+        holder[key] = {}
+    return holder[key]
 
 
 def use_profile(name: str, path: Path | None = None) -> None:

@@ -59,6 +59,9 @@ CREATE TRIGGER {table}_sized AFTER UPDATE OF size ON {table}
     for table in ("blobs", "partials")
 )
 
+# What SQLite says of an index that is none: "malformed", "not a database", and "no such table" of one that was emptied.
+DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+
 COLUMNS = "ident, key, listed, size, modified, checked, used, boot, written, owners"
 PLACES = ", ".join("?" for _ in COLUMNS.split())
 _cells = attrgetter(*COLUMNS.split(", "))
@@ -241,12 +244,17 @@ def open_index(path: Path) -> Index:
         if path.exists() and not os.access(path, os.R_OK | os.W_OK):
             raise sqlite3.DatabaseError("no permission")
         return Index(path)
-    except sqlite3.OperationalError:
-        raise  # locked, disk full: nothing that a new index would cure
     except sqlite3.DatabaseError as exc:
+        if isinstance(exc, sqlite3.OperationalError) and not is_damage(exc):
+            raise  # locked, disk full: nothing that a new index would cure
         log.warning("cache index %s cannot be read (%s): set aside, the cache starts empty", path, exc)
         set_aside(path)
         return Index(path)
+
+
+def is_damage(exc: Exception) -> bool:
+    """Whether SQLite says of an index that it is none."""
+    return getattr(exc, "sqlite_errorcode", 0) & 0xFF in DAMAGED
 
 
 def set_aside(path: Path) -> None:

@@ -20,7 +20,7 @@ from typing import TypeVar, TypeVarTuple
 
 import trio
 
-from xnatfs.content.index import Index, Row
+from xnatfs.content.index import Index, Row, is_damage
 from xnatfs.content.shelf import Shelf, is_full, lock
 from xnatfs.errors import CacheError
 
@@ -31,9 +31,6 @@ Ts = TypeVarTuple("Ts")
 # Bytes of files that are in memory because the directory does not take them: of the four big files that are fetched at
 # once what `intake.WINDOW` allows each, or some thirty of those that are fetched whole.
 MEMORY = 256 * 1024 * 1024
-
-# What SQLite says of an index that is none: "malformed", "not a database", and "no such table" of one that was emptied.
-DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
 
 # Trouble is over when files were kept for so long, in seconds, without any: a disk that is full takes one file, and
 # not the next.
@@ -272,7 +269,7 @@ class Store:
 
     def _trouble(self, exc: Exception, index: Index | None = None) -> None:
         self._tell(f"{exc}; files are fetched but not kept")
-        if index is not None and getattr(exc, "sqlite_errorcode", 0) & 0xFF in DAMAGED:
+        if index is not None and is_damage(exc):
             index.damaged = True  # the next who writes puts it aside
 
     def _tell(self, what: str) -> None:
