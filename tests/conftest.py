@@ -1,9 +1,21 @@
 """Fixtures for more than one module."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
 from trio.testing import MockClock
+
+from tests.commanding import Shell, shell
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Iterator[Shell]:
+    """A demo of its own and a shell to work with it, for commands that change something."""
+    home = tmp_path / "home"
+    home.mkdir()
+    with shell(home) as made:
+        yield made
 
 
 @pytest.fixture

@@ -4,22 +4,12 @@ import os
 import stat
 import subprocess
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.commanding import LABEL, OWNER, SESSION, Shell, shell
+from tests.commanding import LABEL, OWNER, SESSION, Shell
 from xnatfs.demo.app import Request
 from xnatfs.demo.reply import Reply
-
-
-@pytest.fixture
-def fresh(tmp_path: Path) -> Iterator[Shell]:
-    home = tmp_path / "home"
-    home.mkdir()
-    with shell(home) as made:
-        yield made
 
 
 def complete(shell: Shell, line: str) -> list[str]:

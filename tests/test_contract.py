@@ -11,7 +11,6 @@ import stat
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
@@ -34,15 +33,6 @@ def prompt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
     """For commands that change nothing."""
     with shell(tmp_path_factory.mktemp("home")) as made:
         made.receive("WAITING")
-        yield made
-
-
-@pytest.fixture
-def fresh(tmp_path: Path) -> Iterator[Shell]:
-    """For those that do."""
-    home = tmp_path / "home"
-    home.mkdir()
-    with shell(home) as made:
         yield made
 
 

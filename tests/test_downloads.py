@@ -7,26 +7,18 @@ import subprocess
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.commanding import OWNER, PASSWORD, SESSION, Shell, shell
+from tests.commanding import OWNER, PASSWORD, SESSION, Shell
 from tests.mounting import LIMIT, mounting
 from xnatfs.demo.app import Request
 from xnatfs.demo.archive import Entry
 from xnatfs.demo.reply import Failed, Reply
 
 DOWNLOAD = ("session", "download", "-E", SESSION, "--out", "data")
-
-
-@pytest.fixture
-def fresh(tmp_path: Path) -> Iterator[Shell]:
-    home = tmp_path / "home"
-    home.mkdir()
-    with shell(home) as made:
-        yield made
 
 
 def files(directory: Path) -> dict[str, bytes]:

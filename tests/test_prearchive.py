@@ -5,8 +5,6 @@ import pty
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -17,14 +15,6 @@ from xnatfs.demo.reply import Reply
 
 ARCHIVE = "/data/services/archive"
 MINE = ("-P", "MYPROJECT")
-
-
-@pytest.fixture
-def fresh(tmp_path: Path) -> Iterator[Shell]:
-    home = tmp_path / "home"
-    home.mkdir()
-    with shell(home) as made:
-        yield made
 
 
 def labels(shell: Shell) -> list[str]:

@@ -353,9 +353,8 @@ async def test_such_a_file_is_taken_out_of_the_archive(server, tmp_path, path, m
         assert await content(site, f"{SCAN}/DICOM/{path}") == b"12345"
 
 
-async def test_where_the_archive_fails_it_is_asked_for_by_number(server, tmp_path):
-    server.add("other", b"other")
-    server.add("100%", b"12345")
+def by_number(server: Scripted) -> None:
+    """The scan's second file comes by its number."""
     listed = server.lists["experiments/X_E1/files"]
 
     def files(request: httpx.Request) -> httpx.Response:
@@ -364,6 +363,12 @@ async def test_where_the_archive_fails_it_is_asked_for_by_number(server, tmp_pat
         return httpx.Response(200, json={"ResultSet": {"Result": listed}})
 
     server.answers["experiments/X_E1/scans/1/files"] = files
+
+
+async def test_where_the_archive_fails_it_is_asked_for_by_number(server, tmp_path):
+    server.add("other", b"other")
+    server.add("100%", b"12345")
+    by_number(server)
     async with opened(server, tmp_path) as site:
         assert await content(site, f"{SCAN}/DICOM/100%") == b"12345"
 
@@ -375,14 +380,7 @@ async def test_a_file_that_the_archive_lacks_is_asked_for_by_number(server, tmp_
     server.answers["experiments/X_E1/resources/7/files"] = lambda request: httpx.Response(
         200, content=tar({"other": b"other"})
     )
-    listed = server.lists["experiments/X_E1/files"]
-
-    def files(request: httpx.Request) -> httpx.Response:
-        if request.url.params.get("index") == "1":
-            return httpx.Response(200, content=b"12345")
-        return httpx.Response(200, json={"ResultSet": {"Result": listed}})
-
-    server.answers["experiments/X_E1/scans/1/files"] = files
+    by_number(server)
     async with opened(server, tmp_path) as site:
         assert await content(site, f"{SCAN}/DICOM/100%") == b"12345"
 

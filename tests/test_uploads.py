@@ -8,14 +8,14 @@ import tarfile
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pydicom
 import pytest
 
 from tests.changing import images, tar_of, zip_of
-from tests.commanding import COLLABORATOR, MEMBER, SESSION, Shell, shell
+from tests.commanding import COLLABORATOR, MEMBER, SESSION, Shell
 from tests.mounting import LIMIT
 from tests.real_data import PROJECT, WITHOUT, sample_sessions
 from xnatfs.demo.app import Request
@@ -33,14 +33,6 @@ SMALL = """if True:
     from xnatfs.cli import main_xnatctl
     sys.exit(main_xnatctl(sys.argv[1:]))
 """
-
-
-@pytest.fixture
-def fresh(tmp_path: Path) -> Iterator[Shell]:
-    home = tmp_path / "home"
-    home.mkdir()
-    with shell(home) as made:
-        yield made
 
 
 @pytest.fixture

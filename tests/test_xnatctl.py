@@ -5,7 +5,6 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,14 +22,6 @@ def prompt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
     """For commands that change nothing."""
     with shell(tmp_path_factory.mktemp("home")) as made:
         made.receive("W")
-        yield made
-
-
-@pytest.fixture
-def fresh(tmp_path: Path) -> Iterator[Shell]:
-    home = tmp_path / "home"
-    home.mkdir()
-    with shell(home) as made:
         yield made
 
 
