@@ -51,9 +51,14 @@ class Server:
         self.sessions: list[str] = []
         self.alive: set[str] = set()
         self.requests: list[httpx.Request] = []
+        self.responses: list[httpx.Response] = []
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         self.requests.append(request)
+        self.responses.append(response := self._answered(request))
+        return response
+
+    def _answered(self, request: httpx.Request) -> httpx.Response:
         path = request.url.path.removeprefix("/site")
         basic = request.headers.get("authorization")
         if path == "/data/JSESSION" and request.method == "DELETE":
@@ -95,6 +100,7 @@ async def connected(server: Server, password: str = "p", patience: float = 60.0)
     config = Config(URL, timeout=patience)
     async with open_xnat(config, Credentials("u", password), Wire(server)) as xnat:
         yield xnat
+    assert all(response.is_closed for response in server.responses), "one that is not keeps its connection for ever"
 
 
 async def read(xnat: Xnat, start: int = 0, size: int | None = None) -> tuple[int, bytes]:

@@ -245,9 +245,10 @@ class _Arrival:
         resumed = await self._downloads.begin(
             self._path, self._position, promise.stop, promise.size, "", self._big, within
         )
-        if resumed is None or resumed[1][2:] != promise[2:]:
+        assert resumed is not None  # it was not asked whether it was modified
+        self._response, again = resumed  # from here on `close` sees to it
+        if again[2:] != promise[2:]:
             raise Stale(f"{self._where} changed on the server while it was read")
-        self._response, again = resumed
         self._skip = self._position - again.start
         self._left -= trio.current_time() - began
         self._patience = Patience(transport.timeout, transport.timeout - transport.patience + self._left)
