@@ -74,6 +74,32 @@ async def test_after_the_first_wait_requests_fail_at_once_and_are_not_sent(away,
         assert server.others() == []
 
 
+@pytest.mark.parametrize(
+    ("away", "first", "then"),
+    [("refused", NoRoute, NoRoute), ("silent", Unreachable, TimedOut), ("gateway", Unavailable, Unavailable)],
+)
+async def test_what_came_of_a_list_before_the_server_went_does_not_speak_for_it(away, first, then, autojump_clock):
+    """The list is asked for again, in vain: that is the silence that counts."""
+    server = Fragile()
+
+    class Leaving(Dripping):
+        async def __anext__(self) -> bytes:
+            try:
+                return await super().__anext__()
+            except StopAsyncIteration:
+                server.away = away
+                raise httpx.ReadError("connection reset") from None
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, stream=Leaving([b" " * 1000] * 5, 0.5))
+
+    server.answer = answer
+    async with connected(server) as xnat:
+        assert await fails(first, xnat.projects) == pytest.approx(TIMEOUT, rel=0.2)
+        await trio.sleep(VERDICT)
+        assert await fails(then, xnat.projects) == 0
+
+
 @pytest.mark.parametrize(("away", "kind"), KINDS)
 async def test_when_the_server_is_back_so_are_we(away, kind, autojump_clock):
     server = Fragile()

@@ -14,9 +14,10 @@ from tests.wire import Wire
 from xnatfs.client import Xnat, has_url, open_xnat
 from xnatfs.config import Config
 from xnatfs.credentials import Credentials
+from xnatfs.downloads import REFUSALS
 from xnatfs.errors import BadReply, Denied, LoginRequired, NotFound, NotXnat, Stale, Unreachable
 from xnatfs.models import FileRow
-from xnatfs.transport import LOGINS
+from xnatfs.transport import LOSSES
 
 URL = "https://xnat.example.org/site"
 FILE = FileRow("34", "a b/c#1.dcm", None, "", "", "", 0)
@@ -225,7 +226,7 @@ async def test_a_401_that_stays_is_not_asked_for_ever():
     assert asked == ["projects?format=json", "projects?format=json", "username"]
 
 
-@pytest.mark.parametrize(("times", "ends_well"), [(1, True), (LOGINS, True), (LOGINS + 1, False), (100, False)])
+@pytest.mark.parametrize(("times", "ends_well"), [(1, True), (LOSSES, True), (LOSSES + 1, False), (100, False)])
 async def test_a_session_may_be_lost_again_while_a_request_is_under_way(times, ends_well):
     """By a server that restarts; one that knows no session for longer than a login is given up."""
     left = times
@@ -244,10 +245,46 @@ async def test_a_session_may_be_lost_again_while_a_request_is_under_way(times, e
         else:
             with pytest.raises(LoginRequired, match="right after logging in"):
                 await xnat.projects()
-        assert len(server.sessions) == 1 + (times if ends_well else LOGINS)
+        assert len(server.sessions) == 1 + (times if ends_well else LOSSES)
         left = times
         change = await xnat.change("PUT", "/data/projects")
         assert change.status == (200 if ends_well else 401)
+
+
+async def test_what_others_have_lost_is_not_counted(autojump_clock):
+    """A list takes its time, and meanwhile the session is lost again and again to other requests."""
+    server = Server()
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/slow"):
+            await trio.sleep(1)
+        return server(request)
+
+    server.answer = always(lambda: table([{"ID": "P1"}]))
+    async with open_xnat(Config(URL, timeout=60.0), Credentials("u", "p"), Wire(answer)) as xnat:
+        await xnat.login.token()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(xnat.rows, "slow")
+            await trio.sleep(0.1)
+            for _ in range(LOSSES + 1):
+                server.alive.clear()
+                await xnat.projects()
+    assert len([path for path in server.asked() if "/slow" in path]) == 2
+
+
+async def test_the_cookie_of_a_401_says_nothing_of_the_cookies_of_answers():
+    """A guest's session is still noticed by its cookie."""
+    server = Server(open_site=True)
+    refused = {"set-cookie": f"JSESSIONID={'F' * 32}; Path=/"}
+    server.answer = lambda request: (
+        httpx.Response(401, headers=refused) if request.url.path.endswith("/scans") else table([{"ID": "P1"}])
+    )
+    async with connected(server) as xnat:
+        with pytest.raises(LoginRequired):
+            await xnat.scans("XNAT_E1")
+        server.alive.clear()
+        await xnat.projects()
+    assert len(server.sessions) == 3
 
 
 async def test_what_is_not_an_xnat_is_named_so():
@@ -457,7 +494,7 @@ async def test_a_refused_range_is_asked_for_whole_once(autojump_clock):
 
 
 @pytest.mark.parametrize("refusal", [200, 206, 416, 500])
-async def test_a_server_that_has_granted_a_range_is_asked_for_the_next_one_whatever_it_says_to_one(
+async def test_a_server_that_has_granted_ranges_is_asked_for_more_until_it_refuses_some_in_a_row(
     autojump_clock, refusal
 ):
     files, refused = Files(), False
@@ -467,14 +504,16 @@ async def test_a_server_that_has_granted_a_range_is_asked_for_the_next_one_whate
             return httpx.Response(refusal, content=CONTENT)
         return files(request)
 
-    server = Server(answer)
-    async with connected(server) as xnat:
+    async with connected(Server(answer)) as xnat:
         assert (await read(xnat, 10000, len(CONTENT)))[0] == 10000
-        refused = True
-        assert await read(xnat, 10000, len(CONTENT)) == (0, CONTENT)
-        refused = False
-        assert (await read(xnat, 10000, len(CONTENT)))[0] == 10000
-        assert xnat.ranged is True
+        for granted in (True, True, False):
+            refused = True
+            for _ in range(REFUSALS - granted):
+                assert xnat.ranged is True
+                assert await read(xnat, 10000, len(CONTENT)) == (0, CONTENT)
+            refused = False
+            assert (await read(xnat, 10000, len(CONTENT)))[0] == (10000 if granted else 0)
+            assert xnat.ranged is granted
 
 
 async def test_a_fault_that_is_not_of_the_range_says_nothing_of_ranges(autojump_clock):

@@ -15,7 +15,7 @@ from tests.wire import Wire
 from xnatfs.client import BIG, LONG, LONG_DOWNLOADS, PIECE, Xnat, open_xnat
 from xnatfs.config import Config
 from xnatfs.credentials import Credentials
-from xnatfs.errors import BadReply, LoginRequired, NotFound, Unreachable
+from xnatfs.errors import BadReply, LoginRequired, NotFound, Uncertain, Unreachable
 from xnatfs.models import (
     SCAN_COLUMNS,
     SCAN_LABEL,
@@ -29,7 +29,7 @@ from xnatfs.models import (
     Scan,
     Subject,
 )
-from xnatfs.transport import DOWNLOADS
+from xnatfs.transport import DOWNLOADS, TRIES
 
 Rows = list[dict[str, str]]
 
@@ -231,15 +231,15 @@ DOCUMENT = {"items": [{"data_fields": {"ID": "P" * 2000}}]}
     ],
 )  # fmt: skip
 async def test_what_is_read_whole_and_breaks_off_is_asked_for_again_and_read_anew(autojump_clock, call, answer):
-    """Three times: what came before a break is in the result once."""
-    breaks_at = [1500, 0, len(answer.content) - 1]
-    replies = [*(Pieces(answer.content, at) for at in breaks_at), Pieces(answer.content)] * 2
+    """What came before a break is in the result once."""
+    breaks_at = [1500, len(answer.content) - 1]
+    replies = [*(Pieces(answer.content, at) for at in breaks_at), Pieces(answer.content)]
     server = Server(lambda request: httpx.Response(200, stream=replies.pop(0)))
     unbroken, requests = await answered(call, lambda: httpx.Response(200, stream=Pieces(answer.content)))
     async with connected(server) as xnat:
         await xnat.login.token()
         assert await call(xnat) == unbroken
-    assert asked(server) == requests * 4
+    assert asked(server) == requests * TRIES
 
 
 @pytest.mark.parametrize(
@@ -248,9 +248,11 @@ async def test_what_is_read_whole_and_breaks_off_is_asked_for_again_and_read_ane
         lambda xnat: read_all(xnat.archive(ITEM, "R")),
         lambda xnat: read_all(xnat.zip("E", None)),
         lambda xnat: gathered(xnat.raw("GET", "/data/x", b"", None)),
+        lambda xnat: xnat.issue_token(),  # another one would be good for two days, and nobody's
+        lambda xnat: xnat.invalidate_token("alias"),
     ],
 )
-async def test_what_is_handed_on_as_it_comes_is_not_asked_for_again(autojump_clock, call):
+async def test_what_is_handed_on_or_does_something_is_not_asked_for_again(autojump_clock, call):
     server = Server(always(lambda: httpx.Response(200, stream=Pieces(CONTENT, 1500))))
     async with connected(server) as xnat:
         with pytest.raises(Unreachable, match=f"^{URL}/data/.* broke off"):
@@ -533,6 +535,78 @@ async def test_a_change_is_sent_as_it_is():
     assert (put.content, put.headers["x-y"]) == (b"bytes", "z")
     assert (post.content, post.headers["content-type"]) == (b"a=b+c&d=%26", "application/x-www-form-urlencoded")
     assert (delete.content, delete.headers.get("content-type")) == (b"", None)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "<html><h3>Log in</h3>",
+        "<!DOCTYPE html><html><h3>Log in</h3>",
+        '\ufeff<?xml version="1.0"?><!DOCTYPE html><h3>Log in</h3>',
+        "\n <!-- proxy --><head><h3>Log in</h3>",
+    ],
+)
+async def test_a_change_that_is_answered_with_a_page_may_have_been_made(page):
+    server = Server(always(lambda: httpx.Response(200, text=page)))
+    async with connected(server) as xnat:
+        with pytest.raises(Uncertain, match=r"web page \(Log in\); the request may have been carried out"):
+            await xnat.change("DELETE", "/data/x")
+    assert len(server.asked()) == 1
+
+
+@pytest.mark.parametrize("text", ["", "/data/x\r\n", '{"duplicates":["<html>"]}'])
+async def test_what_a_server_says_to_a_change_is_no_page_in_any_type(text):
+    server = Server(always(lambda: httpx.Response(200, text=text, headers={"content-type": "text/html"})))
+    async with connected(server) as xnat:
+        assert (await xnat.change("PUT", "/data/x")).text == text.strip()
+
+
+@pytest.mark.parametrize("young", [True, False])
+@pytest.mark.parametrize("alive", [200, 401, 503, None])
+async def test_a_change_that_went_well_is_sent_again_only_where_an_old_session_is_known_to_be_dead(
+    autojump_clock, young, alive
+):
+    """Another session's cookie came with a 200: a guest's, or a balancer's."""
+    carried_out = 0
+    server = Server(open_site=True)
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        nonlocal carried_out
+        if request.url.path.endswith("/username"):
+            if alive is None:
+                raise httpx.ReadError("connection reset")
+            return httpx.Response(alive)
+        if request.method == "PUT":
+            if young and not carried_out and len(server.sessions) == 1:
+                return httpx.Response(401)
+            carried_out += 1
+            cookie = {"set-cookie": f"JSESSIONID={'F' * 32}; Path=/"} if carried_out == 1 else {}
+            return httpx.Response(200, headers=cookie)
+        return server(request)
+
+    async with open_xnat(Config(URL, timeout=5.0), Credentials("u", "p"), Wire(answer)) as xnat:
+        if not young and alive in (503, None):
+            with pytest.raises(Uncertain, match="may have been carried out"):
+                await xnat.change("PUT", "/data/x")
+        else:
+            assert (await xnat.change("PUT", "/data/x")).status == 200
+    assert carried_out == (2 if not young and alive == 401 else 1)
+
+
+@pytest.mark.parametrize("path", ["/JSESSION", "/username"])
+async def test_a_change_that_no_session_can_be_had_for_fails_in_our_words(autojump_clock, path):
+    """A login that is not answered; a session that is refused, and a server that does not say whether it lives."""
+    server = Server()
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.method != "DELETE" and request.url.path.endswith(path):
+            raise httpx.ReadError("connection reset")
+        return server(request) if request.url.path.endswith("/JSESSION") else httpx.Response(401)
+
+    async with open_xnat(Config(URL, timeout=5.0), Credentials("u", "p"), Wire(answer)) as xnat:
+        with pytest.raises(Unreachable, match="^https://xnat.example.org/site failed: connection reset") as caught:
+            await xnat.change("PUT", "/data/x")
+    assert type(caught.value) is Unreachable, "nothing was done, as a 401 says"
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204])

@@ -1,10 +1,12 @@
 """scripts/stress: two minutes of it; that it finds what is planted; and each of its verdicts, on what is made up."""
 
 import faulthandler
+import io
 import json
 import os
 import signal
 import subprocess
+import tarfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -250,9 +252,48 @@ def test_an_error_in_the_middle_of_a_read_is_what_shrinks_a_file_for_tar():
         (Met(99.0, "cut", frozenset({"EIO"}), path=PLAIN), True),
         (Met(99.0, "slow", frozenset(), path=PLAIN), False),
         (Met(99.0, "cut", frozenset({"EIO"}), path=DIGESTED), False),
+        (Met(99.0, "html", frozenset({"EIO"}), sessions=frozenset({"S01/E01"})), False),  # it is open already
+        (Met(99.0, "restart", frozenset({"EIO"})), True),
     ):
         assert errors_caused(truth(met=[met]), [error("SHRANK")])[0].holds is caused
         assert not errors_caused(truth(met=[met]), [error("CHANGED")])[0].holds
+
+
+@pytest.mark.parametrize(("path", "stale"), [(PLAIN, True), ("", False)])
+def test_a_file_that_is_gone_is_stale_to_its_readers_only(path, stale):
+    met = Met(
+        99.0, "status 404", errnos("status 404"), path=path, sessions=frozenset() if path else frozenset({"S01/E01"})
+    )
+    assert errors_caused(truth(met=[met]), [error("ENOENT")])[0].holds
+    assert errors_caused(truth(met=[met]), [error("ESTALE")])[0].holds is stale
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "said", "right"), [(0, 0, True), (5000, 5000, True), (5000, 4000, False), (1, 0, False)]
+)
+def test_of_a_file_that_shrank_all_before_is_compared(tmp_path, spoilt, said, right):
+    """tar's word for it is taken for the end only, where it puts zeros."""
+    file = archive.files(1)[PLAIN]
+    data = contents.piece(contents.number(PLAIN), 0, 0, file.size(0))
+    tarred = tmp_path / "made.tar"
+    with tarfile.open(tarred, "w") as made:
+        member = tarfile.TarInfo(PLAIN)
+        member.size = len(data)
+        made.addfile(member, io.BytesIO(data[: len(data) - spoilt] + bytes(spoilt)))
+    program = tmp_path / "tar"
+    told = f"echo 'tar: {PLAIN}: File shrank by {said} bytes; padding with zeros' >&2; exit 1" if said else "exit 0"
+    program.write_text(f"#!/bin/sh\ncat {tarred}\n{told}\n")
+    program.chmod(0o755)
+    seen: list[Event] = []
+    reader = programs.Reader(tmp_path, 1, "1", tmp_path, seen.append)
+    reader._by_resource = {resource: [file] if resource == file.resource else [] for resource in reader._by_resource}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(programs, "ENV", {**programs.ENV, "PATH": f"{tmp_path}:{os.environ['PATH']}"})
+        patch.setattr(reader, "resource", lambda *names: file.resource)
+        patch.setattr(reader.chance, "random", lambda: 1.0)
+        programs.tar(reader)
+    assert (not [event for event in seen if event.wrong]) is right
+    assert [event.bytes for event in seen if not event.error and not event.wrong] == [len(data) - said] * right
 
 
 def test_a_file_that_is_replaced_may_be_an_error_for_a_while():

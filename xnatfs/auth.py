@@ -163,7 +163,7 @@ class Login:
         if not (refused or foreign or _is_page(response, expects) or self._surprises(response)):
             return False
         if await self.alive(token):
-            self._cookie_tells = self._cookie_tells and not foreign
+            self._cookie_tells = self._cookie_tells and (refused or not foreign)  # a 401 brings a cookie in any case
             return False
         return True
 

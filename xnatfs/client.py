@@ -264,7 +264,7 @@ class Xnat:
 
     async def issue_token(self) -> tuple[str, str]:
         """A new alias and its secret, which log in in place of user and password."""
-        cells = await self._transport.json("/data/services/tokens/issue", {})
+        cells = await self._transport.json("/data/services/tokens/issue", {}, tries=1)
         try:
             return str(cells["alias"]), str(cells["secret"])
         except (KeyError, TypeError):
@@ -272,7 +272,7 @@ class Xnat:
 
     async def invalidate_token(self, alias: str) -> None:
         """Give it back. Only its own session may."""
-        await self._transport.json(f"/data/services/tokens/invalidate/{_segment(alias)}", {})
+        await self._transport.json(f"/data/services/tokens/invalidate/{_segment(alias)}", {}, tries=1)
 
     async def username(self) -> str:
         """Who the server says we are. Raises LoginRequired where we are nobody."""

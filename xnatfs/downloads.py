@@ -26,6 +26,10 @@ log = logging.getLogger(__name__)
 # What a server answers that knows ranges but not this one, or whose proxy trips over them.
 RANGE_REFUSED = frozenset({400, 416, 500, 501})
 
+# So often in a row a server refuses that has granted ranges before, until it is taken for one that does not any more:
+# one of several behind a balancer may be another, or have a bad moment.
+REFUSALS = 3
+
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 # A date in any of HTTP's forms: it is sent back, in If-Modified-Since, and kept.
 _DATE = re.compile(r"[ -~]{1,64}")
@@ -63,7 +67,8 @@ class Downloads:
 
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
-        self.ranged: bool | None = None  # whether the server grants Range, as its first answer to one has it
+        self.ranged: bool | None = None  # whether the server grants Range; None until it was asked
+        self._refusals = 0  # in a row, by a server that has granted ranges
 
     @asynccontextmanager
     async def open(
@@ -112,7 +117,7 @@ class Downloads:
                     await response.aclose()
         if isinstance(begun, str):
             whole = await self.begin(path, 0, None, size, "", big, within)
-            self._stream_only(begun)  # only now: where the whole is not to be had either, it was not the range
+            self._refused(begun)  # only now: where the whole is not to be had either, it was not the range
             return whole
         return response, begun
 
@@ -129,7 +134,7 @@ class Downloads:
         modified = last_modified(response)
         if response.status_code == 200:
             if asked:
-                self._stream_only("answers a range with the whole file")
+                self._refused("answers a range with the whole file")
             length = content_length(response)
             return Promise(0, length, length, modified)
         match = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
@@ -137,12 +142,13 @@ class Downloads:
             raise Stale(f"{where} is {match[3]} bytes now, not {size}")
         if not match or (int(match[1]), int(match[2]) + 1) != asked:
             return "answers another range than was asked for"
-        self.ranged = True
+        self.ranged, self._refusals = True, 0
         return Promise(*asked, size, modified)
 
-    def _stream_only(self, why: str) -> None:
-        """No more ranges are asked for; but by a server that has granted one, this one only is refused."""
-        if self.ranged is None:
+    def _refused(self, why: str) -> None:
+        """No more ranges are asked for; of a server that has granted some, after several refusals in a row."""
+        self._refusals += 1
+        if self.ranged is None or (self.ranged and self._refusals == REFUSALS):
             self.ranged = False
             log.warning("%s %s: files are read from their start, a seek waits", self.transport.url, why)
 

@@ -43,17 +43,21 @@ class Patience:
         self.left = min(self._most, self.left + count / SLOWEST)
 
 
-class Tries:
+class Pauses:
     """Asking again, after pauses that grow, until a moment."""
 
     def __init__(self, deadline: float) -> None:
         self.deadline = deadline
         self._pause = FIRST_PAUSE
 
+    def left(self) -> float:
+        """Seconds until then."""
+        return self.deadline - trio.current_time()
+
     async def again(self, at_least: float = 0.0) -> bool:
         """Wait for the next try, so many seconds at least; False, at once, where no time is left for one."""
         wait = max(self._pause * jitter(), at_least)
-        if trio.current_time() + wait >= self.deadline:
+        if wait >= self.left():
             return False
         await trio.sleep(wait)
         self._pause = min(self._pause * 2, LONGEST_PAUSE)

@@ -156,7 +156,9 @@ async def conflicts(xnat: Xnat, waiting: PrearchiveSession) -> list[str]:
     try:
         answer = await xnat.change("POST", "/data/services/validate-archive?format=json", form={"src": waiting.path})
     except Uncertain as error:
-        log.info("validate-archive of %s: %s", waiting.path, error)
+        if error.status is None:
+            raise
+        log.info("validate-archive of %s: %s", waiting.path, error)  # a page: it cannot tell
         return []
     if not answer.ok:
         log.info("validate-archive of %s answers %d: %s", waiting.path, answer.status, answer.said())

@@ -1,12 +1,12 @@
 """Transport: requests that are safe to repeat, sent until a server that knows us has answered.
 
 Below `client.py`, which knows what to ask. Here is all that holds for any request: the session, the retries, what a
-status means, how much may be in flight, whom to trust. httpx's errors become ours here and nowhere else.
+status means, how much may be in flight, whom to trust. httpx's errors become ours here (by `network.py`) and nowhere
+else.
 """
 
 import logging
 import math
-import re
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager
@@ -23,7 +23,7 @@ import trio
 from xnatfs import __version__, network
 from xnatfs.auth import Expects, Login, asks_to_wait, check_is_data, page_message
 from xnatfs.background import background
-from xnatfs.breaker import Breaker
+from xnatfs.breaker import OFTEN, Breaker
 from xnatfs.config import Config, is_loopback
 from xnatfs.credentials import Credentials
 from xnatfs.errors import (
@@ -36,7 +36,7 @@ from xnatfs.errors import (
     Uncertain,
     Unreachable,
 )
-from xnatfs.patience import SLOWEST, Patience, Tries
+from xnatfs.patience import SLOWEST, Patience, Pauses
 from xnatfs.sessions import SessionStore
 from xnatfs.tls import tls_context
 from xnatfs.untrusted import loads
@@ -53,10 +53,11 @@ DOWNLOADS = 8
 CONNECTIONS = DOWNLOADS + 2
 # Archiving answers when it is done, or after the 600 s of XNAT's default sessionArchiveTimeoutInterval.
 CHANGE_TIMEOUT = 660.0
-# So many logins may replace sessions that were lost while one request is under way: a server that is restarted, and
-# restarted again, costs two. One that forgets each session at once, as a balancer does that sends each request to
-# another, is not logged in to for ever.
-LOGINS = 3
+# So many sessions may be lost to one request: a server that is restarted, and restarted again, takes two. One that
+# forgets each session at once, as a balancer does that sends each request to another, is not logged in to for ever.
+LOSSES = 3
+# So often a list or a document is asked for that breaks off: one that does so each time is not to be had by asking.
+TRIES = 3
 # Of an error page only this much is read, to find the server's own words.
 ERROR_BODY = 64 * 1024
 # What is read whole before it is looked at: documents of an item, of which the largest sessions have some MiB. As
@@ -105,8 +106,8 @@ class Answer:
 
     @property
     def is_page(self) -> bool:
-        """For people with a browser: no XNAT answers a change with one."""
-        return bool(re.match(r"\s*<(!doctype html|html)\b", self.text, re.IGNORECASE))
+        """For people with a browser: an XNAT answers a change that went well with nothing, an address, or JSON."""
+        return self.text.lstrip("\ufeff \r\n\t").startswith("<")
 
     def said(self) -> str:
         """The server's own words, for people."""
@@ -230,6 +231,7 @@ class Transport:
         self._doubted(error, trio.current_time() - self.timeout, error.__cause__)
 
     def _doubted(self, failure: Unreachable, since: float, cause: BaseException | None) -> NoReturn:
+        since = min(since, trio.current_time() - OFTEN)  # no shorter silence says anything
         if isinstance(failure, Unavailable) and failure.asks_to_wait:
             self.breaker.tell(failure)
         else:
@@ -238,16 +240,17 @@ class Transport:
 
     async def text(self, path: str) -> str:
         """A short answer in plain text."""
-        return (await self._body(path, {})).decode("utf-8", "replace").strip()
+        return (await self._body(path, {}, TRIES)).decode("utf-8", "replace").strip()
 
-    async def _body(self, path: str, params: Mapping[str, str]) -> bytes:
+    async def _body(self, path: str, params: Mapping[str, str], tries: int) -> bytes:
         async def joined(chunks: AsyncGenerator[bytes]) -> bytes:
             return b"".join([chunk async for chunk in chunks])
 
-        return await self.whole(path, params, joined, LARGEST_DOCUMENT)
+        return await self.whole(path, params, joined, LARGEST_DOCUMENT, tries)
 
-    async def json(self, path: str, params: Mapping[str, str]) -> Any:
-        body = await self._body(path, params)
+    async def json(self, path: str, params: Mapping[str, str], tries: int = TRIES) -> Any:
+        """A document. `tries`: 1 where a server does something for each request that it answers."""
+        body = await self._body(path, params, tries)
         try:
             return loads(body)
         except ValueError:
@@ -259,25 +262,32 @@ class Transport:
         params: Mapping[str, str],
         made: Callable[[AsyncGenerator[bytes]], Awaitable[T]],
         most: float = math.inf,
+        tries: int = TRIES,
     ) -> T:
         """What is made of all of a body, which is no file. One that breaks off is asked for again and begun anew.
 
         As long as `patience` lasts: bytes that came do not lengthen it, since they all come again.
         """
-        tries = Tries(trio.current_time() + self.patience)
+        pauses = Pauses(trio.current_time() + self.patience)
+        failure: Unreachable | None = None
         while True:
-            question = Question("GET", path, "json", params)
-            response = await self.exchange(question, tries.deadline - trio.current_time())
+            try:
+                response = await self.exchange(Question("GET", path, "json", params), pauses.left())
+            except TimedOut:
+                if failure is not None:  # it has answered, and there was no time for another answer
+                    raise failure from None
+                raise
             try:
                 await self.check(path, response, "json")
                 async with aclosing(self.raw(path, response, most)) as chunks:
                     return await made(chunks)
             except Unreachable as error:
-                failure = error
+                failure = error.with_traceback(None)  # which holds all that was made until then
             finally:
                 with trio.CancelScope(shield=True):
                     await response.aclose()
-            if not await tries.again():
+            tries -= 1
+            if not tries or not await pauses.again():
                 self.give_up(failure)
 
     @asynccontextmanager
@@ -303,7 +313,8 @@ class Transport:
         Whatever it does, the answer has begun by then, or this fails; of a server that is known to be away at once.
         """
         await self.breaker.check()
-        deadline = trio.current_time() + min(self.patience, within)
+        began = trio.current_time()
+        deadline = began + min(self.patience, within)
         # A server that takes its time over one answer may have more of it than one that is away has to come back.
         last = deadline + self.timeout - self.patience + (PROCESS if question.big else 0.0)
         try:
@@ -311,13 +322,14 @@ class Transport:
                 return await self._answered(question, deadline)
         except trio.TooSlowError as error:
             text = f"{self.url} does not answer to {question.path} in time"
-            self._doubted(TimedOut(text), deadline - self.patience, error)
+            self._doubted(TimedOut(text), began, error)
         except Unreachable as error:
-            self._doubted(error, deadline - self.patience, error.__cause__)
+            self._doubted(error, began, error.__cause__)
 
     async def _answered(self, question: Question, deadline: float) -> httpx.Response:
-        tries = Tries(deadline)
-        failed_once, logins, client = False, None, self._big if question.big else self._http
+        pauses = Pauses(deadline)
+        failed_once, logins, losses = False, None, 0
+        client = self._big if question.big else self._http
         while True:
             asked_to_wait = 0.0
             try:
@@ -334,8 +346,9 @@ class Transport:
                 if response.status_code not in TRY_LATER and (response.status_code != 500 or failed_once):
                     self.breaker.heard()
                     self.login.heard(response)
-                    if not await self._lost(token, logins, response, question.expects):
+                    if losses == LOSSES or not await self._lost(token, logins, response, question.expects):
                         return response
+                    losses += 1
                     continue
                 failed_once = failed_once or response.status_code == 500
                 asked_to_wait = _retry_after(response)
@@ -352,7 +365,7 @@ class Transport:
                     raise failure from error
             except Unreachable as error:
                 failure = error
-            if not await tries.again(asked_to_wait):
+            if not await pauses.again(asked_to_wait):
                 raise failure
 
     async def _ask(self) -> None:
@@ -375,9 +388,12 @@ class Transport:
         Raises Uncertain where no answer comes within CHANGE_TIMEOUT.
         """
         patience = httpx.Timeout(**{**self._http.timeout.as_dict(), "read": CHANGE_TIMEOUT})
-        logins = None
+        logins, losses = None, 0
         while True:
-            token = await self.login.token()
+            try:
+                token = await self.login.token()
+            except httpx.TransportError as error:
+                raise self._unreachable(error) from error
             logins = self.login.logins if logins is None else logins
             content = body() if callable(body) else body or None
             request = self._http.build_request(
@@ -400,8 +416,9 @@ class Transport:
                     with trio.CancelScope(shield=True):
                         await content.aclose()
             self.login.heard(response)
-            if not await self._lost(token, logins, response, "any"):
+            if losses == LOSSES or not await self._unread(token, logins, response):
                 return response
+            losses += 1
 
     async def change(
         self, method: str, path: str, params: Mapping[str, str], headers: Mapping[str, str], body: Body
@@ -412,7 +429,7 @@ class Transport:
         is busy and says so (429, 503). Raises LoginRequired, Unreachable, and Uncertain, also of a web page with
         status 200, which a login or a proxy has put in the place of the answer.
         """
-        tries = Tries(trio.current_time() + self.timeout)
+        pauses = Pauses(trio.current_time() + self.timeout)
         while True:
             asked_to_wait = 0.0
             try:
@@ -437,16 +454,30 @@ class Transport:
                 if isinstance(error.__cause__, httpx.TransportError) and not network.may_pass(error.__cause__):
                     raise
                 failure = error
-            if not await tries.again(asked_to_wait):
+            if not await pauses.again(asked_to_wait):
                 raise failure
+
+    async def _unread(self, token: str, since: int, response: httpx.Response) -> bool:
+        """Whether a change met no session, and so did nothing. Closes the reply then, and when asking fails.
+
+        Of a session that is young only a 401 says so: it has just been there.
+        """
+        refused = response.status_code == 401
+        if self.login.made(token, since) and not refused:
+            return False
+        try:
+            return await self._lost(token, since, response, "any")
+        except (httpx.TransportError, Unreachable) as error:
+            failure = self._unreachable(error) if isinstance(error, httpx.TransportError) else error
+            if refused:
+                raise failure from error
+            raise Uncertain(f"{failure}; the request may have been carried out") from error
 
     async def _lost(self, token: str, since: int, response: httpx.Response, expects: Expects) -> bool:
         """Whether the session was, of a request that began after so many logins. Closes the reply then.
 
-        And when asking fails. It may be lost several times, by a server that restarts; not without end.
+        And when asking fails.
         """
-        if self.login.logins - since >= LOGINS:
-            return False
         lost = True
         try:
             lost = await self.login.lost(token, response, expects, young=self.login.made(token, since))

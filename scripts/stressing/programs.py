@@ -17,7 +17,7 @@ import signal
 import subprocess
 import tarfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -31,7 +31,7 @@ ERRNOS = {os.strerror(number): name for number, name in errno.errorcode.items()}
 CHANGED = re.compile(r"file changed as we read it|as it was replaced while being copied")
 # What tar says where fewer bytes come than the file has: it has been cut short, or what came after them is an error. Of
 # an error within its buffer of 10 KB it tells nothing else.
-SHRANK = "File shrank"
+SHRANK = re.compile(r"File shrank by (\d+) bytes?; padding with zeros")
 # What tar says for ENOENT of a file that it has seen in a listing.
 REMOVED = "File removed before we read it"
 # How long a program that was killed may take to end; longer, and it is held in the kernel.
@@ -49,6 +49,7 @@ class Event:
     version: int | None = None  # of what was read; None where nothing was
     bytes: int = 0
     error: str = ""  # the name of an errno
+    missing: int = 0  # bytes at the end of what was read, in whose place there are zeros
     wrong: str = ""  # what must never be
 
 
@@ -162,7 +163,7 @@ def tar(reader: Reader) -> None:
     resources = [f"{top}/{name}" for name in (*SMALL, *MEDIUM)] if wholly else [reader.resource(*SMALL, *MEDIUM)]
     began = time.monotonic()
     read: set[str] = set()
-    bad: list[Event] = []
+    bad: list[tuple[Event, bytes]] = []
     with _started(["tar", "cf", "-", "-C", str(reader.top), *resources]) as running:
         assert running.stdout is not None
         with contextlib.suppress(tarfile.ReadError), tarfile.open(fileobj=running.stdout, mode="r|") as archive:
@@ -170,13 +171,21 @@ def tar(reader: Reader) -> None:
                 if member.isfile():
                     found = archive.extractfile(member)
                     assert found is not None
-                    bad += _member(reader, member.name, found.read(), began)
+                    data = found.read()
+                    event = _member(reader, member.name, data, began)
+                    if event.wrong:
+                        bad.append((event, data))
+                    else:
+                        reader.log(event)
                     read.add(member.name)
         while running.stdout.read(2**20):
             """To its end, whatever it is."""
         errors = _said(reader, "tar", running, began, resources[0])
-    for event in bad:
-        if not _met(errors, event.path):
+    for event, data in bad:
+        if missing := errors.get(event.path, 0):
+            if before := data[:-missing]:
+                _part(reader, "tar", reader.files[event.path], before, 0, len(before), began)
+        elif not _met(errors, event.path):
             reader.log(event)
     for each in resources:
         for file in reader.within(each):
@@ -185,16 +194,12 @@ def tar(reader: Reader) -> None:
                 reader.log(Event("tar", file.path, began, time.monotonic(), wrong=wrong))
 
 
-def _member(reader: Reader, name: str, data: bytes, began: float) -> list[Event]:
-    """Note it; what is wrong is told, to be noted unless tar has said so itself."""
+def _member(reader: Reader, name: str, data: bytes, began: float) -> Event:
+    """What is wrong with it is noted unless tar says so itself."""
     file = reader.files.get(name)
     if file is None:
-        return [Event("tar", name, began, time.monotonic(), wrong=f"{name} is in the tar, and does not exist")]
-    event = _whole("tar", file, data, began)
-    if event.wrong:
-        return [event]
-    reader.log(event)
-    return []
+        return Event("tar", name, began, time.monotonic(), wrong=f"{name} is in the tar, and does not exist")
+    return _whole("tar", file, data, began)
 
 
 def mapped(reader: Reader) -> None:
@@ -372,34 +377,34 @@ def _started(words: list[str]) -> Iterator[subprocess.Popen[bytes]]:
             pipe.close()
 
 
-def _output(reader: Reader, program: str, words: list[str], began: float, path: str) -> tuple[bytes, list[str]]:
-    """What it prints, and the paths that it met errors at. These are noted."""
+def _output(reader: Reader, program: str, words: list[str], began: float, path: str) -> tuple[bytes, dict[str, int]]:
+    """What it prints, and the paths that it met errors at, with the bytes that are missing. These are noted."""
     with _started(words) as running:
         assert running.stdout is not None
         data = running.stdout.read()
         return data, _said(reader, program, running, began, path)
 
 
-def _run(reader: Reader, program: str, words: list[str], began: float, path: str) -> list[str]:
+def _run(reader: Reader, program: str, words: list[str], began: float, path: str) -> dict[str, int]:
     return _output(reader, program, words, began, path)[1]
 
 
-def _said(reader: Reader, program: str, running: subprocess.Popen[bytes], began: float, path: str) -> list[str]:
-    """The paths of its errors, after it has ended; '' is all."""
+def _said(reader: Reader, program: str, running: subprocess.Popen[bytes], began: float, path: str) -> dict[str, int]:
+    """The paths of its errors, after it has ended, and how many bytes each left out; '' is all."""
     assert running.stderr is not None
     told = running.stderr.read().decode("utf-8", "surrogateescape")
     status = running.wait()
     ended = time.monotonic()
-    found = []
+    found: dict[str, int] = {}
     for line in told.splitlines():
         event = _error(reader, program, line, began, ended, path)
         if event is not None:
-            found.append(event.path)
+            found[event.path] = event.missing
             reader.log(event)
     if status and not found:
         wrong = f"{program} ended with {status} and said {told.strip()[-200:]!r}"
         reader.log(Event(program, path, began, ended, wrong=wrong))
-        return [""]
+        return {"": 0}
     return found
 
 
@@ -409,8 +414,8 @@ def _error(reader: Reader, program: str, line: str, began: float, ended: float, 
     where = (named[1] or "").rstrip("/") if named else path
     if CHANGED.search(line):
         return Event(program, where, began, ended, error="CHANGED")
-    if SHRANK in line:
-        return Event(program, where, began, ended, error="SHRANK")
+    if shrank := SHRANK.search(line):
+        return Event(program, where, began, ended, error="SHRANK", missing=int(shrank[1]))
     if REMOVED in line:
         return Event(program, where, began, ended, error="ENOENT")
     for text, name in ERRNOS.items():
@@ -421,7 +426,7 @@ def _error(reader: Reader, program: str, line: str, began: float, ended: float, 
     return Event(program, where, began, ended, wrong=f"{program} said {line!r}")
 
 
-def _met(errors: list[str], path: str) -> bool:
+def _met(errors: Iterable[str], path: str) -> bool:
     """Whether an error was met there or above."""
     return any(not each or path == each or path.startswith(f"{each}/") for each in errors)
 

@@ -48,6 +48,12 @@ class Met:
     path: str = ""
     sessions: frozenset[str] = frozenset()
 
+    def may_be(self, error: str) -> bool:
+        """Whether that may come of it. To somebody in the middle of a file only what befell the file, or everybody."""
+        if error in ("SHRANK", "ESTALE") and not (self.path or self.fault in EVERYBODY):
+            return False
+        return error in self.errnos or (error == "SHRANK" and bool(self.errnos))
+
     def felt_at(self, path: str) -> bool:
         if self.path:
             return path == self.path
@@ -131,7 +137,7 @@ class Truth:
             if first < len(made) and made[first] <= event.ended + SLACK:
                 return "changed"
         for met in self._around(event):
-            if (event.error in met.errnos or (event.error == "SHRANK" and met.errnos)) and met.felt_at(event.path):
+            if met.may_be(event.error) and met.felt_at(event.path):
                 return met.fault
         return ""
 
