@@ -1,6 +1,7 @@
 """What the cache decides: which entry an open joins, what is trusted, what becomes of it when it is closed."""
 
 import logging
+import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -280,6 +281,14 @@ async def test_partly_fetched_files_go_on_where_they_were_for_a_while(tmp_path, 
         assert source.starts == [0, 0]
 
 
+async def test_how_long_a_partly_fetched_file_is_good_for_does_not_depend_on_the_hour(tmp_path, patient_clock):
+    async with caching(tmp_path) as cache:
+        await trio.sleep(2 * IDLE_SECONDS)
+        await partly(cache, "a")
+        await trio.sleep(IDLE_SECONDS - 100)
+        assert [entry.blob.key for entry in cache._idle] == ["a"]
+
+
 async def test_few_are_remembered_and_those_in_use_are_not_among_them(tmp_path, patient_clock):
     async with caching(tmp_path) as cache:
         source = await partly(cache, "first")
@@ -355,6 +364,37 @@ async def test_one_big_download_at_a_time_may_have_helpers(tmp_path):
             blob.close()
 
 
+async def test_a_big_file_whose_connection_is_slow_gets_another_one(tmp_path, autojump_clock):
+    async with caching(tmp_path) as cache:
+        source = FakeSource(BIG, chunk=K, pause=0.2)
+        source.grants = True
+        assert await read_all(cache, version(BIG), source, 4 * K) == BIG
+        assert source.at_once > 1
+
+
+async def test_what_crashes_left_is_removed_at_the_start(tmp_path, monkeypatch):
+    tidied: list[bool] = []
+
+    async def tidy(store: Store) -> None:
+        await trio.lowlevel.checkpoint()
+        tidied.append(cache.tidied.is_set())
+
+    monkeypatch.setattr(Store, "tidy", tidy)
+    async with caching(tmp_path) as cache:
+        await cache.tidied.wait()
+        assert tidied == [False]
+
+
+async def test_what_is_open_at_the_end_is_closed(tmp_path):
+    async with caching(tmp_path) as cache:
+        assert await read_all(cache, version(BIG), FakeSource(BIG)) == BIG
+    before = set(os.listdir("/proc/self/fd"))
+    async with caching(tmp_path) as cache:
+        await cache.open(version(BIG), FakeSource(BIG))
+        await cache.open(version(BIG, "b"), stalled())
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
 async def test_now_and_then_recency_is_written_and_memory_is_given_back(tmp_path, patient_clock, monkeypatch):
     async with caching(tmp_path) as cache:
         flushed: list[float] = []
@@ -367,6 +407,7 @@ async def test_now_and_then_recency_is_written_and_memory_is_given_back(tmp_path
         await cache.tidied.wait()
         began = trio.current_time()
         await cache.put(version(SMALL), SMALL)
+        await cache.put(version(b"x", "last"), b"x")
         await trio.sleep(3 * FLUSH)
         assert {round((when - began) / FLUSH) for when in flushed} >= {1, 2}
         await until(lambda: cache._entries == set())

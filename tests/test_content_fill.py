@@ -692,6 +692,11 @@ async def test_more_connections_where_they_bring_more(tmp_path, autojump_clock, 
             await rig.read(offset, 4 * K)
         assert rig.blob.complete
     assert source.at_once == at_once
+    helpers = rig.asked()[1:]
+    assert bool(helpers) is (at_once > 1)
+    # What one connection brings in two seconds, from there on where the one before it ends; none for a few bytes.
+    assert all(stop is not None and NEAR < stop - start <= 10 * K for start, stop in helpers)
+    assert all(10 * K <= start < len(source.data) - NEAR for start, _ in helpers)
     assert source.overlaps == []
     assert rig.stats.fetched <= len(source.data) + 12 * NEAR
 
@@ -830,6 +835,66 @@ async def test_without_ranges_a_reader_that_goes_back_gets_a_place(tmp_path, pat
         assert source.at_once == 2
 
 
+async def test_who_waits_for_what_is_far_ahead_wakes_a_download_that_rests(tmp_path, patient_clock, thin):
+    """Without ranges the way there leads through what nobody wants."""
+    source = FakeSource(DATA, chunk=K, ranged=False)
+    source.seekable = False
+    async with filling(tmp_path, source) as rig:
+        await begun(rig)
+        await rig.read(0)
+        await trio.sleep(1)
+        began, came = trio.current_time(), rig.blob.came
+        await rig.read(40 * K)
+        assert came + NEAR < 40 * K
+        assert trio.current_time() - began < 1
+        assert source.starts == [0]
+
+
+async def test_without_ranges_there_are_two_downloads_whoever_goes_back(tmp_path, patient_clock, thin):
+    source = FakeSource(DATA, chunk=K, ranged=False)
+    source.seekable = False
+    source.stalls[40 * K] = trio.Event()
+    async with filling(tmp_path, source) as rig, trio.open_nursery() as nursery:
+        await begun(rig)
+        await read_through(rig, 0, 40 * K)
+        nursery.start_soon(rig.read, 41 * K)
+        await settled()
+        await read_through(rig, 0, 40 * K)
+        nursery.start_soon(rig.read, 41 * K)
+        await settled()
+        nursery.start_soon(rig.read, 0)
+        await settled()
+        assert (source.running, source.starts) == (2, [0, 0])
+        source.release()
+    assert source.at_once == 2
+
+
+async def test_a_download_that_makes_way_brings_no_more(tmp_path, patient_clock, thin):
+    """To end by going through all of the file would make way, too."""
+    source = FakeSource(DATA * 4, chunk=K, pause=0.01, ranged=False)
+    source.seekable = False
+    async with filling(tmp_path, source) as rig:
+        await begun(rig)
+        for stop in (40, 30, 20, 10):
+            await read_through(rig, 0, stop * K)
+        assert source.at_once == 2
+        assert rig.stats.fetched < len(source.data)
+
+
+@pytest.mark.parametrize("digest", [True, False])
+async def test_what_waits_in_memory_for_a_slow_reader_is_not_forgotten(tmp_path, patient_clock, thin, digest):
+    """Nor what lies a little behind him; less, where a step of others may be as long as that."""
+    source = FakeSource(DATA, chunk=K)
+    behind = 0 if source.writes else BEHIND - K
+    async with filling(tmp_path, source, digest=md5(DATA) if digest else "") as rig:
+        await begun(rig)
+        for offset in range(0, len(DATA), K):
+            await rig.read(offset, K)
+            await rig.read(max(0, offset - behind), K)
+            await trio.sleep(0.1)
+        assert (source.starts, rig.stats.fetched) == ([0], len(DATA))
+
+
 async def test_a_damaged_file_in_memory_is_an_error_before_its_end(tmp_path, patient_clock, thin):
     async with filling(tmp_path, FakeSource(DATA, chunk=K), digest=md5(b"another")) as rig:
         await begun(rig)
@@ -909,6 +974,39 @@ async def test_a_disk_that_fails_in_the_middle_is_not_noticed(tmp_path, patient_
         assert rig.store.reserved == ([60 * K, 32 * K] if size > 8 * K else [8 * K])
         assert rig.blob.complete is (size == 8 * K)
         assert rig.blob.verified is (size != 8 * K)
+
+
+@pytest.mark.parametrize("hash_behind", [K, 2**40])
+async def test_what_is_not_hashed_when_the_disk_fails_comes_again(
+    tmp_path, patient_clock, thin, monkeypatch, hash_behind
+):
+    monkeypatch.setattr(Rig, "store_class", Keeping)
+    monkeypatch.setattr(intake_module, "HASH_BEHIND", hash_behind)
+    source = Failing(DATA, chunk=K)
+    source.times, source.after = (2, 30 * K) if source.writes else (0, 0)
+    left = [0 if source.writes else 1]
+
+    def write(fd: int, data: memoryview, offset: int) -> None:
+        if offset >= 30 * K and left[0]:
+            left[0] = 0
+            raise OSError(5, "Input/output error")
+        os.pwrite(fd, data, offset)
+
+    monkeypatch.setattr(intake_module, "write_all", write)
+    async with filling(tmp_path, source, digest=md5(DATA)) as rig:
+        running: list[bool] = []
+        real = rig.fill.intake.to_memory
+
+        async def to_memory() -> None:
+            running.append(rig.fill.running)
+            await real()
+
+        monkeypatch.setattr(rig.fill.intake, "to_memory", to_memory)
+        await begun(rig)
+        await read_through(rig)
+        await rig.ended()
+        assert (rig.blob.failure, running) == (None, [True])
+        assert rig.blob.verified is (hash_behind == K), "all has to be read again for that, from where it was hashed"
 
 
 async def test_a_body_of_unknown_length_is_not_longer_than_it_can_be(tmp_path, autojump_clock):

@@ -35,6 +35,7 @@ class Store:
         self.written: list[list[tuple[Row, bytes]]] = []
         self.refuse: set[bytes] = set()
         self.discarded: list[str] = []
+        self.told: list[OSError] = []
         self.limit = 10**9
 
     def create(self) -> Partial:
@@ -58,6 +59,7 @@ class Store:
         self.evicted.append(target)
 
     def error(self, exc: OSError) -> CacheError:
+        self.told.append(exc)
         return CacheError(f"of the store: {exc.strerror}")
 
     async def keep_whole(self, files: Iterable[tuple[Row, bytes]]) -> set[bytes]:
@@ -200,6 +202,7 @@ async def test_much_is_read_back_in_a_thread(store, monkeypatch, left, in_a_thre
 async def test_a_large_file_is_hashed_by_a_thread_that_follows(store):
     """Before it is there; what is not far behind waits for `verify`."""
     data = os.urandom(SMALL + HASH_BEHIND)
+    before = set(os.listdir("/proc/self/fd"))
     async with trio.open_nursery() as nursery:
         blob, intake, _ = await begun(store, nursery, len(data), hashlib.md5(data).hexdigest())
         await intake.put(0, data[: HASH_BEHIND - 1])
@@ -211,9 +214,52 @@ async def test_a_large_file_is_hashed_by_a_thread_that_follows(store):
         await intake.put(HASH_BEHIND, data[HASH_BEHIND : 2 * HASH_BEHIND])
         await back.wait()
         assert (intake._hashed, intake._following) == (2 * HASH_BEHIND, None)
-        await intake.put(2 * HASH_BEHIND, data[2 * HASH_BEHIND :])
-        await intake.verify()
+        await intake.put(2 * HASH_BEHIND, data[2 * HASH_BEHIND : -1])
+        assert intake._following is None, "less than that is not far behind"
+        await intake.put(len(data) - 1, data[-1:])
+        back = intake._following
+        assert back is not None
+        await back.wait()
         assert intake._hashed == len(data)
+        await intake.verify()
+        os.close(blob.fd)
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+async def test_a_small_file_is_hashed_as_it_comes(store):
+    data = os.urandom(SMALL)
+    async with trio.open_nursery() as nursery:
+        blob, intake, _ = await begun(store, nursery, len(data), hashlib.md5(data).hexdigest())
+        await intake.put(0, data)
+        assert intake._hashed == SMALL
+        os.close(blob.fd)
+
+
+@pytest.mark.parametrize(("behind", "waits"), [(16, False), (17, True)])
+async def test_in_memory_what_is_far_from_hashed_is_waited_for(store, autojump_clock, monkeypatch, behind, waits):
+    monkeypatch.setattr(intake_module, "THIN_AHEAD", 16)
+    monkeypatch.setattr(store, "create", store.create_in_memory)
+    async with trio.open_nursery() as nursery:
+        blob, intake, _ = await begun(store, nursery, 1000, md5(b""))
+        blob.whole = False
+        blob.spans.add(0, 100)
+        intake._hashed, intake._following = 100 - behind, trio.Event()
+        with trio.move_on_after(1) as scope:
+            await intake.keep_up()
+        assert scope.cancelled_caught is waits
+        os.close(blob.fd)
+
+
+async def test_where_no_file_can_be_made_that_is_told_and_memory_serves(store, monkeypatch):
+    broken = OSError(errno.EROFS, "Read-only file system")
+
+    def refuse() -> Partial:
+        raise broken
+
+    monkeypatch.setattr(store, "create", refuse)
+    async with trio.open_nursery() as nursery:
+        blob, intake, _ = await begun(store, nursery, 10)
+        assert (intake.in_memory, store.told[-1]) == (True, broken)
         os.close(blob.fd)
 
 

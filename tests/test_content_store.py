@@ -236,7 +236,16 @@ async def test_an_index_that_others_removed_is_told_and_begun_with_what_is_ours(
         await store.evict(10**9)
         assert (store.total(), store.lookup(ident(1)), blobs(store._shelf)) == (30, None, [])
         await store.discard(in_memory)
-    assert "its index was removed by others" in caplog.text
+    said = "its index was removed by others; what was kept is fetched anew"
+    assert [record.getMessage() for record in caplog.records] == [f"cache directory {tmp_path}: {said}"]
+
+
+async def test_now_and_then_what_the_dead_left_is_removed(tmp_path):
+    async with opened(tmp_path) as store:
+        mine = store.create()
+        (tmp_path / "partial" / "left").touch()
+        await store.flush()
+        assert os.listdir(tmp_path / "partial") == [mine.name]
 
 
 async def test_what_the_directory_does_not_take_is_in_memory_as_far_as_there_is_any(tmp_path, monkeypatch):

@@ -195,6 +195,15 @@ def test_so_many_damaged_files_are_remembered_the_last_ones():
 # -- what is there -----------------------------------------------------------------------------------------------
 
 
+def test_nothing_is_neither_added_nor_removed():
+    spans = Spans()
+    spans.add(5, 5)
+    assert list(spans.parts()) == []
+    spans.add(0, 10)
+    spans.remove(5, 5)
+    assert list(spans.parts()) == [(0, 10)]
+
+
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 60), st.integers(0, 60))))
 def test_spans_are_a_set_of_offsets(changes):
     """Compared with one."""
