@@ -23,7 +23,7 @@ import trio
 from xnatfs import __version__, network
 from xnatfs.auth import Expects, Login, asks_to_wait, check_is_data, page_message
 from xnatfs.background import background
-from xnatfs.breaker import OFTEN, Breaker
+from xnatfs.breaker import Breaker
 from xnatfs.config import Config, is_loopback
 from xnatfs.credentials import Credentials
 from xnatfs.errors import (
@@ -231,7 +231,6 @@ class Transport:
         self._doubted(error, trio.current_time() - self.timeout, error.__cause__)
 
     def _doubted(self, failure: Unreachable, since: float, cause: BaseException | None) -> NoReturn:
-        since = min(since, trio.current_time() - OFTEN)  # no shorter silence says anything
         if isinstance(failure, Unavailable) and failure.asks_to_wait:
             self.breaker.tell(failure)
         else:

@@ -24,8 +24,9 @@ UNCOUNTED = 8 * 2**20 + 8 * 8 * 2**20
 DAEMON_MOST, PROCESS_MOST = 200 * MB, 30 * MB
 # The second half of a run may be larger than the first by what one more moment of load is: not by what a run leaves.
 GROWTH, GROWTH_MB = 1.10, 15
-# Samples that a half is judged by; a run of seconds is all beginning.
-ENOUGH = 12
+# Samples that this is judged by, of five minutes: a shorter run is all beginning, in which nothing grows but what was
+# not needed before, as another download process.
+ENOUGH = 60
 
 # Counters that are zero when nobody reads.
 ZERO = ("files", "directories", "readers", "fills", "unwritten", "tars", "ahead", "downloads", "heads")
