@@ -1000,6 +1000,7 @@ async def test_what_is_not_hashed_when_the_disk_fails_comes_again(
         async def to_memory() -> None:
             running.append(rig.fill.running)
             await real()
+            assert rig.blob.floor == rig.fill.intake._hashed
 
         monkeypatch.setattr(rig.fill.intake, "to_memory", to_memory)
         await begun(rig)
