@@ -239,7 +239,7 @@ def test_a_web_page_is_no_success(fresh, verb):
     fresh.app.faults.append(page)
     more = {"move": ["--to", "A"], "delete": ["--yes"]}.get(verb, [])
     done = fresh.ctl("prearchive", verb, *MINE, "--session", "SESS001", *more, status=4)
-    assert "answered with a web page; the request may have been carried out" in done.err
+    assert "answered with a web page (status 200); the request may have been carried out" in done.err
     assert names(fresh) == ["SESS001"]
 
 

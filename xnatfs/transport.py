@@ -440,9 +440,8 @@ class Transport:
                         await response.aclose()
                 answer = Answer(response.status_code, response.headers.get("location", ""), text.strip())
                 if answer.ok and answer.is_page:
-                    said = f" ({page_message(answer.text)})" if page_message(answer.text) else ""
-                    text = f"{self.url}{path} was answered with a web page{said}; the request may have been carried out"
-                    raise Uncertain(text, status=answer.status)
+                    page = f"{self.url}{path} was answered with a web page ({answer.said()})"
+                    raise Uncertain(f"{page}; the request may have been carried out", status=answer.status)
                 if answer.status not in (429, 503):
                     return answer
                 asked_to_wait = _retry_after(response)
