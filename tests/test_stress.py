@@ -168,11 +168,12 @@ def test_faults_are_so_many_of_each_kind_of_answers():
 
 
 def test_no_fault_is_one_that_a_client_cannot_see():
-    """Without a digest no byte changes and no length."""
+    """Without a digest no byte changes and no length; nor where bytes are handed out before all are verified."""
     for step in steps(1.0):
         if step["fault"] in ("corrupt", "resized", "changed", "short-length"):
             assert not Step(**step).fits(Head("GET /data/experiments/E/resources/1/files/part-0001.raw HTTP/1.1"))
             assert not Step(**step).fits(Head("GET /data/experiments/E/resources/1/files?format=tar HTTP/1.1"))
+            assert not Step(**step).fits(Head("GET /data/experiments/E/resources/1/files/volume.nii HTTP/1.1"))
     assert {LIST, TAR, FILE, IMAGE, WITH_DIGEST} <= {step["match"] for step in steps(1.0)}
     assert errnos("slow") == frozenset()
     assert errnos("status 403") == {"EACCES"}
