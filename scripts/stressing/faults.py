@@ -18,9 +18,9 @@ TAR = r"GET /data/.*/files\?format=tar"
 FILE = r"GET /data/experiments/[^/]*/resources/[^/]*/files/"
 # Of those, what is never fetched by ranges, since it is small.
 IMAGE = FILE + r".*\.(dcm|raw|json|tsv|csv|txt)$"
-# And those whose catalogue has their digest: nothing else tells that a byte is another. The volume of 48 MB is not among
-# them: without --strict its bytes are handed out before all have come to be verified, and who reads a part of it only,
-# or is killed in the middle, never meets the error at its end (docs/RELIABILITY.md: "late `EIO`").
+# And those whose catalogue has their digest: nothing else tells that a byte is another. Not the volume of 48 MB:
+# without --strict its bytes are handed out before all have come to be verified, and who reads a part of it, or is
+# killed in the middle, never meets the error at its end (docs/RELIABILITY.md: "late `EIO`").
 WITH_DIGEST = FILE + r".*\.(dcm|gz|json|tsv|csv|txt)$"
 SMALL_WITH_DIGEST = FILE + r".*\.(dcm|json|tsv|csv|txt)$"
 
