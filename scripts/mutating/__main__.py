@@ -35,7 +35,7 @@ GROUPS = {
     # What the client has below it.
     "transport": (
         [f"xnatfs/{name}.py" for name in ("transport", "downloads", "patience", "breaker", "network")],
-        [f"tests/test_{name}.py" for name in ("client", "client_requests", "deadlines", "breaker", "outage")],
+        [f"tests/test_{name}.py" for name in ("client", "client_requests", "deadlines", "breaker")],
     ),
 }
 
