@@ -732,6 +732,20 @@ class Failing(FakeSource):
         return into
 
 
+def fail_once(monkeypatch: pytest.MonkeyPatch, source: Failing, at: int) -> None:
+    """From there on the disk fails for good, for whoever writes: others are told once more, after room was made."""
+    source.times, source.after = (2, at) if source.writes else (0, 0)
+    left = [0 if source.writes else 1]
+
+    def write(fd: int, data: memoryview, offset: int) -> None:
+        if offset >= at and left[0]:
+            left[0] = 0
+            raise OSError(5, "Input/output error")
+        os.pwrite(fd, data, offset)
+
+    monkeypatch.setattr(intake_module, "write_all", write)
+
+
 @pytest.mark.parametrize("times", [1, 2])
 async def test_room_is_made_once_for_what_others_write(tmp_path, autojump_clock, times):
     source = Failing(DATA, chunk=K)
@@ -954,16 +968,7 @@ async def test_a_disk_that_fails_in_the_middle_is_not_noticed(tmp_path, patient_
     """What had come goes on in memory; nothing is kept."""
     monkeypatch.setattr(Rig, "store_class", Keeping)
     source = Failing(DATA[:size], chunk=K)
-    source.times, source.after = (2, size // 2) if source.writes else (0, 0)
-    failing = {"left": 1}
-
-    def write(fd: int, data: memoryview, offset: int) -> None:
-        if not source.writes and offset >= size // 2 and failing["left"]:
-            failing["left"] = 0
-            raise OSError(5, "Input/output error")
-        os.pwrite(fd, data, offset)
-
-    monkeypatch.setattr(intake_module, "write_all", write)
+    fail_once(monkeypatch, source, size // 2)
     async with filling(tmp_path, source, digest=md5(source.data) if digest else "") as rig:
         await begun(rig)
         assert rig.fill.intake.in_memory is False
@@ -983,16 +988,7 @@ async def test_what_is_not_hashed_when_the_disk_fails_comes_again(
     monkeypatch.setattr(Rig, "store_class", Keeping)
     monkeypatch.setattr(intake_module, "HASH_BEHIND", hash_behind)
     source = Failing(DATA, chunk=K)
-    source.times, source.after = (2, 30 * K) if source.writes else (0, 0)
-    left = [0 if source.writes else 1]
-
-    def write(fd: int, data: memoryview, offset: int) -> None:
-        if offset >= 30 * K and left[0]:
-            left[0] = 0
-            raise OSError(5, "Input/output error")
-        os.pwrite(fd, data, offset)
-
-    monkeypatch.setattr(intake_module, "write_all", write)
+    fail_once(monkeypatch, source, 30 * K)
     async with filling(tmp_path, source, digest=md5(DATA)) as rig:
         running: list[bool] = []
         real = rig.fill.intake.to_memory
@@ -1036,17 +1032,8 @@ async def test_a_disk_that_fails_stops_every_download(tmp_path, patient_clock, t
     """Also one that waits for its server; then all goes on in memory."""
     monkeypatch.setattr(Rig, "store_class", Keeping)
     source = Failing(DATA, chunk=K)
-    source.times, source.after = (2, 40 * K) if source.writes else (0, 0)
     source.stalls[K] = trio.Event()
-    left = [0 if source.writes else 1]
-
-    def write(fd: int, data: memoryview, offset: int) -> None:
-        if offset >= 40 * K and left[0]:
-            left[0] = 0
-            raise OSError(5, "Input/output error")
-        os.pwrite(fd, data, offset)
-
-    monkeypatch.setattr(intake_module, "write_all", write)
+    fail_once(monkeypatch, source, 40 * K)
     async with filling(tmp_path, source) as rig:
         await begun(rig)
         await settled()

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.commanding import SESSION, Shell, shell
+from tests.commanding import SESSION
 from tests.demos import Demo, serving
 from tests.hostile import TOKEN, answer, hostile, listing, ok
 from tests.mounting import SCRIPTS, daemons, end, environment, mounted_file_system, run
@@ -170,26 +170,18 @@ def test_what_allow_other_opens_is_said_in_a_line_and_in_the_log(seen):
 # -- commands ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def user(tmp_path: Path) -> Iterator[Shell]:
-    home = tmp_path / "home"
-    home.mkdir()
-    with shell(home) as made:
-        yield made
-
-
-def test_files_and_directories_of_commands_are_private_whatever_the_umask(user):
+def test_files_and_directories_of_commands_are_private_whatever_the_umask(fresh):
     kept = [
         ("auth", "login", "--token", "--log-file", "log"),
-        ("config", "init", "--url", user.url),
+        ("config", "init", "--url", fresh.url),
         ("scan", "download", "-E", SESSION, "-s", "1", "--out", "data"),
     ]
     for words in kept:
-        user.ctl(*words, umask=0)
-    ours = [path for path in user.home.rglob("*") if "data" not in path.relative_to(user.home).parts]
+        fresh.ctl(*words, umask=0)
+    ours = [path for path in fresh.home.rglob("*") if "data" not in path.relative_to(fresh.home).parts]
     assert len(ours) > 10
     assert [str(path) for path in ours if path.lstat().st_mode & 0o077] == []
-    copied = [path for path in (user.home / "data").rglob("*.dcm")]
+    copied = [path for path in (fresh.home / "data").rglob("*.dcm")]
     assert copied
     assert {path.stat().st_mode & 0o777 for path in copied} == {0o666}  # what the user wanted is as the umask says
 

@@ -472,9 +472,9 @@ class Transport:
             raise Uncertain(f"{failure}; the request may have been carried out") from error
 
     async def _lost(self, token: str, since: int, response: httpx.Response, expects: Expects) -> bool:
-        """Whether the session was, of a request that began after so many logins. Closes the reply then.
+        """Whether the session was, of a request that began after so many logins.
 
-        And when asking fails.
+        Closes the reply then, and when asking fails.
         """
         lost = True
         try:
