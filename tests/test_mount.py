@@ -566,3 +566,29 @@ def test_the_demo_server_ends_even_when_its_mount_is_killed(tmp_path):
         assert ended(path, home)
     finally:
         end(path, home)
+
+
+OWN_PAGES = """
+import ctypes, sys
+from xnatfs.fuse.mount import give_memory_back
+
+class Info(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks".split()]
+    _fields_ += [(name, ctypes.c_size_t) for name in "uordblks fordblks keepcost".split()]
+
+library = ctypes.CDLL(None)
+library.mallinfo2.restype = Info
+if "ours" in sys.argv:
+    give_memory_back()
+bytearray(4 * 2**20)  # and let go
+before = library.mallinfo2().hblkhd
+held = bytearray(2**20)
+print(library.mallinfo2().hblkhd - before)
+"""
+
+
+@pytest.mark.parametrize(("word", "own"), [("ours", True), ("as it is", False)])
+def test_the_memory_of_a_buffer_is_its_own_and_goes_back_with_it(word, own):
+    """glibc's mallinfo2(3): bytes in pages that malloc has asked for one by one."""
+    done = subprocess.run([sys.executable, "-c", OWN_PAGES, word], capture_output=True, text=True, check=True)
+    assert (int(done.stdout) >= 2**20) is own

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from scripts.stressing.contents import Made
+from scripts.stressing.contents import BLOCK, HEAD, Made
 from xnatfs.demo.archive import MODIFIED, Archive, Entry, Resource
 from xnatfs.demo.content import DemoArchive
 
@@ -75,15 +75,21 @@ def _session(number: int) -> Iterator[File]:
     top = f"S{number:02}/E{number:02}"
     for place in range(1, 161):
         name = f"1.3.12.2.1107.5.2.32.{number}-{place:04}.dcm"
-        yield File(f"{top}/scans/1/DICOM/{name}", chance.randrange(100_000, 400_000), True)
+        yield File(f"{top}/scans/1/DICOM/{name}", _size(chance, 100_000, 400_000), True)
     for place in range(1, 121):
-        yield File(f"{top}/scans/2/RAW/part-{place:04}.raw", chance.randrange(20_000, 100_000), False)
+        yield File(f"{top}/scans/2/RAW/part-{place:04}.raw", _size(chance, 20_000, 100_000), False)
     yield File(f"{top}/scans/3/NIFTI/volume.nii", 48 * MB + 13 * number, True)
     yield File(f"{top}/scans/4/RAW/kspace.dat", 96 * MB + 17 * number, False)
     for place in range(1, 13):
-        yield File(f"{top}/scans/5/NIFTI/map-{place:02}.nii.gz", chance.randrange(2 * MB, 7 * MB), True)
+        yield File(f"{top}/scans/5/NIFTI/map-{place:02}.nii.gz", _size(chance, 2 * MB, 7 * MB), True)
     for name, size in NOTES.items():
         yield File(f"{top}/resources/notes/{name}", size, True)
+
+
+def _size(chance: random.Random, least: int, most: int) -> int:
+    """Of a first version. It ends no sooner than the head of a block does: who reads the last one alone can tell."""
+    size = chance.randrange(least, most)
+    return size if size % BLOCK >= HEAD.size else size + HEAD.size
 
 
 def still() -> list[str]:

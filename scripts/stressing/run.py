@@ -93,7 +93,8 @@ class Run:
         self.told: dict[str, int] = {}
         self._still_at = 0.0  # when the last fault was over
         self._family: set[int] = set()
-        self.watcher = Watcher(mount.path, mount.connection(), mount.cached(), mount.log)
+        samples = directory / "samples.journal"
+        self.watcher = Watcher(mount.path, mount.connection(), mount.cached(), mount.log, samples)
 
     def load(self) -> None:
         options = self.options

@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from scripts.benchmarks.rig import processes
@@ -41,10 +41,11 @@ class Sample:
 class Watcher:
     """Looks at one mount, in a thread of its own while `started`."""
 
-    def __init__(self, mountpoint: Path, connection: Path, cache: Path, log: Path) -> None:
+    def __init__(self, mountpoint: Path, connection: Path, cache: Path, log: Path, journal: Path) -> None:
         self.mountpoint = mountpoint
         self.cache = cache
         self.log = log
+        self.journal = journal  # a line for each sample
         self.samples: list[Sample] = []
         self.failed = ""
         self.pid = next(p.pid for p in processes() if str(mountpoint) in p.arguments and "--report-fd" in p.arguments)
@@ -62,11 +63,14 @@ class Watcher:
     def _run(self) -> None:
         """A look now and then, and at both ends."""
         try:
-            while True:
-                self.samples.append(self.look())
-                if self._over.wait(EVERY):
-                    self.samples.append(self.look())
-                    return
+            with open(self.journal, "w") as journal:
+                over = False
+                while True:
+                    self.samples.append(sample := self.look())
+                    print(json.dumps(asdict(sample)), file=journal, flush=True)
+                    if over:
+                        return
+                    over = self._over.wait(EVERY)
         except Exception as error:
             self.failed = f"{type(error).__name__}: {error}"
 

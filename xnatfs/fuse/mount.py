@@ -4,6 +4,7 @@ pyfuse3 has one session per process, so this is called once in a process.
 """
 
 import contextlib
+import ctypes
 import logging
 import os
 import resource
@@ -38,6 +39,12 @@ MOST_REQUESTS = 1000
 # is the largest one request can be. Measured, warm: 1.5 GB/s at 128, 2.5 at 1024, 2.2 at 4096.
 READ_AHEAD_KB = 1024
 
+# mallopt(3): buffers from this size on have pages of their own, which the kernel has back with each. glibc begins so,
+# but takes the size of whatever buffer was let go for the next limit, and what is small and stays then lies between
+# large holes. Measured, ten minutes of scripts/stress, of which at most 56 MB were in use at a time: 161 MB resident
+# and never less again, with this 123, and 94 a minute later.
+M_MMAP_THRESHOLD, OWN_PAGES = -3, 128 * 1024
+
 
 @dataclass(frozen=True, slots=True)
 class MountOptions:
@@ -65,6 +72,7 @@ async def mount(
     check_fuse()
     check_mountpoint(options.mountpoint, config.url)
     _allow_open_files()
+    give_memory_back()
     with (
         registered(options.mountpoint),
         trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1) as signals,
@@ -102,6 +110,12 @@ def _allow_open_files() -> None:
     """Each open file holds a descriptor here: allow as many as the system lets this user have."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def give_memory_back() -> None:
+    """Have the C library hold on to no large buffers that nobody uses: a mount runs for weeks. For glibc only."""
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, OWN_PAGES)
 
 
 def _begin(operations: Operations, config: Config, options: MountOptions) -> None:
