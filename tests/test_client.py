@@ -14,7 +14,7 @@ from tests.wire import Wire
 from xnatfs.client import Xnat, has_url, open_xnat
 from xnatfs.config import Config
 from xnatfs.credentials import Credentials
-from xnatfs.downloads import REFUSALS
+from xnatfs.downloads import REFUSALS, WITHOUT_RANGES
 from xnatfs.errors import BadReply, Denied, LoginRequired, NotFound, NotXnat, Stale, Unreachable
 from xnatfs.models import FileRow
 from xnatfs.transport import LOSSES
@@ -514,6 +514,36 @@ async def test_a_server_that_has_granted_ranges_is_asked_for_more_until_it_refus
             refused = False
             assert (await read(xnat, 10000, len(CONTENT)))[0] == (10000 if granted else 0)
             assert xnat.ranged is granted
+
+
+@pytest.mark.parametrize("granted", [True, False])
+async def test_a_server_that_refuses_ranges_is_asked_for_one_again_after_a_while(autojump_clock, granted, caplog):
+    files, refuses = Files(), False
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(416) if refuses and "range" in request.headers else files(request)
+
+    async with connected(Server(answer)) as xnat:
+        if granted:
+            await read(xnat, 10000, len(CONTENT))
+        refuses = True
+        for round in range(3):
+            for _ in range(REFUSALS if granted and not round else 1):
+                assert xnat.ranged is not False
+                assert await read(xnat, 10000, len(CONTENT)) == (0, CONTENT)
+            await trio.sleep(WITHOUT_RANGES - 1)
+            assert xnat.ranged is False
+            await trio.sleep(1)
+        assert [record.levelname for record in caplog.records if "a seek waits" in record.message] == ["WARNING"]
+        refuses = False
+        assert (await read(xnat, 10000, len(CONTENT)))[0] == 10000
+        assert xnat.ranged is True
+        refuses = True
+        for _ in range(REFUSALS):
+            assert xnat.ranged is True
+            await read(xnat, 10000, len(CONTENT))
+        assert xnat.ranged is False
+    assert len([record for record in caplog.records if "a seek waits" in record.message]) == 2
 
 
 async def test_a_fault_that_is_not_of_the_range_says_nothing_of_ranges(autojump_clock):

@@ -30,6 +30,10 @@ RANGE_REFUSED = frozenset({400, 416, 500, 501})
 # one of several behind a balancer may be another, or have a bad moment.
 REFUSALS = 3
 
+# In seconds: then it is asked for one again. It may be another by now, in the weeks of a mount, and a refusal costs no
+# more than a request.
+WITHOUT_RANGES = 600.0
+
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 # A date in any of HTTP's forms: it is sent back, in If-Modified-Since, and kept.
 _DATE = re.compile(r"[ -~]{1,64}")
@@ -67,8 +71,17 @@ class Downloads:
 
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
-        self.ranged: bool | None = None  # whether the server grants Range; None until it was asked
-        self._refusals = 0  # in a row, by a server that has granted ranges
+        self._granted = False  # a range, at some time
+        self._refusals = 0  # in a row
+        self._without_until = -math.inf
+        self._told = False  # of the refusals in a row
+
+    @property
+    def ranged(self) -> bool | None:
+        """Whether the server grants Range; None until it was asked."""
+        if trio.current_time() < self._without_until:
+            return False
+        return self._granted or None
 
     @asynccontextmanager
     async def open(
@@ -142,14 +155,17 @@ class Downloads:
             raise Stale(f"{where} is {match[3]} bytes now, not {size}")
         if not match or (int(match[1]), int(match[2]) + 1) != asked:
             return "answers another range than was asked for"
-        self.ranged, self._refusals = True, 0
+        self._granted, self._refusals, self._without_until, self._told = True, 0, -math.inf, False
         return Promise(*asked, size, modified)
 
     def _refused(self, why: str) -> None:
-        """No more ranges are asked for; of a server that has granted some, after several refusals in a row."""
+        """No more ranges are asked for, for a while; of a server that has granted some, after several refusals."""
         self._refusals += 1
-        if self.ranged is None or (self.ranged and self._refusals == REFUSALS):
-            self.ranged = False
+        if self._granted and self._refusals < REFUSALS:
+            return
+        self._without_until = trio.current_time() + WITHOUT_RANGES
+        if not self._told:
+            self._told = True
             log.warning("%s %s: files are read from their start, a seek waits", self.transport.url, why)
 
 
