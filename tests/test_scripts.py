@@ -243,7 +243,7 @@ def test_ci_checks_before_it_tests(checkout: Checkout, tmp_path: Path) -> None:
     assert checkout.run(".ci/run", cwd=tmp_path).returncode == 0
     last = [call.partition(" ")[0] for call in checkout.calls("python", "ruff", "mypy")][-3:]
     assert last == ["ruff", "mypy", "python"]
-    assert checkout.calls("python")[-1] == "python -m pytest --numprocesses auto --dist loadfile"
+    assert checkout.calls("python")[-1] == "python -m pytest --numprocesses auto --dist loadfile --max-worker-restart 0"
 
 
 @pytest.mark.parametrize("checker", ["ruff", "mypy"])

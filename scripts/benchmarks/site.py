@@ -17,7 +17,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,18 +48,20 @@ class Server:
 
     def requests(self) -> list[Request]:
         """All of them, but the rig's own, in the order in which they ended."""
+        self._curl("/rig/logged")
         return logged(self.run / "access.log")
 
     def delay(self, seconds: float) -> None:
         """From now on each request waits that long. For a server that was started with a delay."""
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        opener.open(f"{self.url}/rig/delay?seconds={seconds}").close()
+        self._curl(f"/rig/delay?seconds={seconds}")
 
     def accession(self, project: str, label: str) -> str:
-        url = f"{self.url}/data/projects/{project}/experiments/{label}?format=json"
-        told = subprocess.run([*self.curl.replace("'", "").split(), "-u", f"{USER}:{PASSWORD}", url],
-                              check=True, capture_output=True)  # fmt: skip
-        return str(json.loads(told.stdout)["items"][0]["data_fields"]["ID"])
+        told = self._curl(f"/data/projects/{project}/experiments/{label}?format=json", "-u", f"{USER}:{PASSWORD}")
+        return str(json.loads(told)["items"][0]["data_fields"]["ID"])
+
+    def _curl(self, path: str, *options: str) -> bytes:
+        words = [*self.curl.replace("'", "").split(), *options, f"{self.url}{path}"]
+        return subprocess.run(words, check=True, capture_output=True).stdout
 
 
 NGINX = """\
@@ -88,6 +89,8 @@ http {{
         location ~ /files/([^/]+\\.bin)$ {{ root {run}/flat; rewrite /files/([^/]+\\.bin)$ /$1 break; }}
         location ^~ /plain {{ root {run}; autoindex on; types {{ text/html html; }} }}
         location ~ ^/data/(archive/)?(projects|subjects|experiments) {{ {keeping} proxy_pass {demo}; }}
+        # A request is logged after its client has had all of it; the one process does that before it answers this.
+        location = /rig/logged {{ access_log off; return 204; }}
         location / {{ proxy_pass {demo}; proxy_buffering off; }}
     }}
 }}
