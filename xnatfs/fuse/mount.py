@@ -41,8 +41,8 @@ READ_AHEAD_KB = 1024
 
 # mallopt(3): buffers from this size on have pages of their own, which the kernel has back with each. glibc begins so,
 # but takes the size of whatever buffer was let go for the next limit, and what is small and stays then lies between
-# large holes. Measured, ten minutes of scripts/stress, of which at most 56 MB were in use at a time: 161 MB resident
-# and never less again, with this 123, and 94 a minute later.
+# large holes. Measured, the first four minutes of one load (scripts/stress), of which at most 56 MB were in use at a
+# time: 161 MB resident and not less again, with this 123, and 94 a minute later.
 M_MMAP_THRESHOLD, OWN_PAGES = -3, 128 * 1024
 
 
