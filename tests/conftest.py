@@ -7,6 +7,7 @@ import pytest
 from trio.testing import MockClock
 
 from tests.commanding import Shell, shell
+from tests.test_content_fakes import patient
 
 
 @pytest.fixture
@@ -20,13 +21,7 @@ def fresh(tmp_path: Path) -> Iterator[Shell]:
 
 @pytest.fixture
 def patient_clock() -> MockClock:
-    """A clock that jumps when nothing goes on, also not in a thread that works on the disk.
-
-    pytest-trio's `autojump_clock` jumps as soon as the event loop has nothing to do: it keeps that busy, takes the
-    interpreter from the thread, and has patience run out that is meant for servers. An operation on the disk takes a
-    millisecond or two.
-    """
-    return MockClock(autojump_threshold=0.005)
+    return patient()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -232,8 +232,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def fetched(server: Server, path: str, *options: str) -> bytes:
-    words = [*server.curl.replace("'", "").split(), "-u", f"{USER}:{PASSWORD}", *options, f"{server.url}{path}"]
-    return subprocess.run(words, check=True, capture_output=True).stdout
+    return server.get(path, "-u", f"{USER}:{PASSWORD}", *options)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 
 import trio
+from trio.testing import MockClock
 
 from xnatfs.content import Body, ContentCache, Version, open_cache
 from xnatfs.content.source import Into
@@ -18,6 +19,16 @@ MiB = 1024 * 1024
 LIMIT = 1024 * MiB
 SMALL = random.Random(1).randbytes(300_000)
 BIG = random.Random(2).randbytes(12 * MiB + 12_345)
+
+
+def patient() -> MockClock:
+    """A clock that jumps when nothing goes on, also not in a thread that works on the disk.
+
+    pytest-trio's `autojump_clock` jumps as soon as the event loop has nothing to do: it keeps that busy, takes the
+    interpreter from the thread, and has patience run out that is meant for servers. An operation on the disk takes a
+    millisecond or two.
+    """
+    return MockClock(autojump_threshold=0.005)
 
 
 def md5(data: bytes) -> str:

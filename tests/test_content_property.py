@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 import trio
-import trio.testing
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tests.test_content_fakes import LIMIT, FakeSource, md5, read_all, until
+from tests.test_content_fakes import LIMIT, FakeSource, md5, patient, read_all, until
 from xnatfs.content import ContentCache, Version, blob, fill, intake, open_cache, stream
 from xnatfs.errors import Unreachable, XnatError
 
@@ -160,5 +159,4 @@ def test_a_read_returns_exactly_the_right_bytes_or_raises(server, readers, stric
     with pytest.MonkeyPatch.context() as patch:
         for (module, name), value in SCALED.items():
             patch.setattr(module, name, value)
-        # As `patient_clock` does: one that jumps at once takes the interpreter from the threads, thirty times the time.
-        trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0.005))
+        trio.run(main, clock=patient())

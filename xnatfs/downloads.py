@@ -74,11 +74,10 @@ class Downloads:
         self._granted = False  # a range, at some time
         self._refusals = 0  # in a row
         self._without_until = -math.inf
-        self._told = False  # of the refusals in a row
 
     @property
     def ranged(self) -> bool | None:
-        """Whether the server grants Range; None until it was asked."""
+        """Whether the server grants Range; None until it was asked, and where it refused, again after a while."""
         if trio.current_time() < self._without_until:
             return False
         return self._granted or None
@@ -155,17 +154,16 @@ class Downloads:
             raise Stale(f"{where} is {match[3]} bytes now, not {size}")
         if not match or (int(match[1]), int(match[2]) + 1) != asked:
             return "answers another range than was asked for"
-        self._granted, self._refusals, self._without_until, self._told = True, 0, -math.inf, False
+        self._granted, self._refusals, self._without_until = True, 0, -math.inf
         return Promise(*asked, size, modified)
 
     def _refused(self, why: str) -> None:
         """No more ranges are asked for, for a while; of a server that has granted some, after several refusals."""
         self._refusals += 1
-        if self._granted and self._refusals < REFUSALS:
-            return
-        self._without_until = trio.current_time() + WITHOUT_RANGES
-        if not self._told:
-            self._told = True
+        enough = REFUSALS if self._granted else 1
+        if self._refusals >= enough:
+            self._without_until = trio.current_time() + WITHOUT_RANGES
+        if self._refusals == enough:  # not each time that it is asked again
             log.warning("%s %s: files are read from their start, a seek waits", self.transport.url, why)
 
 

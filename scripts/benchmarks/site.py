@@ -48,18 +48,19 @@ class Server:
 
     def requests(self) -> list[Request]:
         """All of them, but the rig's own, in the order in which they ended."""
-        self._curl("/rig/logged")
+        self.get("/rig/logged")
         return logged(self.run / "access.log")
 
     def delay(self, seconds: float) -> None:
         """From now on each request waits that long. For a server that was started with a delay."""
-        self._curl(f"/rig/delay?seconds={seconds}")
+        self.get(f"/rig/delay?seconds={seconds}")
 
     def accession(self, project: str, label: str) -> str:
-        told = self._curl(f"/data/projects/{project}/experiments/{label}?format=json", "-u", f"{USER}:{PASSWORD}")
+        told = self.get(f"/data/projects/{project}/experiments/{label}?format=json", "-u", f"{USER}:{PASSWORD}")
         return str(json.loads(told)["items"][0]["data_fields"]["ID"])
 
-    def _curl(self, path: str, *options: str) -> bytes:
+    def get(self, path: str, *options: str) -> bytes:
+        """What it answers; `options` are curl's."""
         words = [*self.curl.replace("'", "").split(), *options, f"{self.url}{path}"]
         return subprocess.run(words, check=True, capture_output=True).stdout
 
