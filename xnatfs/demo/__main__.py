@@ -14,6 +14,7 @@ from xnatfs.demo.app import DemoXnat, Record
 from xnatfs.demo.content import DemoArchive
 from xnatfs.demo.folder import publish
 from xnatfs.demo.recorded import publish_recorded
+from xnatfs.demo.releases import RELEASES, XNAT_1_8
 from xnatfs.demo.server import serve
 from xnatfs.demo.shaped import publish_shape
 
@@ -39,6 +40,9 @@ def main() -> int:
     parser.add_argument("--max-sessions", type=int, default=1000, metavar="N", help="per user")
     parser.add_argument("--work", type=float, default=1.0, metavar="S", help="what the prearchive does takes that")
     parser.add_argument("--idle", type=float, default=300.0, metavar="S", help="a session is complete after silence")
+    parser.add_argument(
+        "--xnat", choices=RELEASES, default=XNAT_1_8.name, help="answer as this release does (default: %(default)s)"
+    )
     parser.add_argument("--no-range", action="store_true", help="ignore ranges")
     parser.add_argument("--no-digests", action="store_true", help="compute no checksums")
     parser.add_argument("--open", action="store_true", help="let guests in, to what is public")
@@ -73,6 +77,7 @@ def main() -> int:
 def _demo(arguments: argparse.Namespace, archive: DemoArchive) -> DemoXnat:
     demo = DemoXnat(
         archive,
+        release=RELEASES[arguments.xnat],
         context_path=arguments.context_path,
         require_login=not arguments.open,
         session_ttl=arguments.session_ttl,

@@ -15,6 +15,7 @@ import httpx
 from xnatfs.demo.archive import Archive
 from xnatfs.demo.bodies import Body
 from xnatfs.demo.levels import Asked
+from xnatfs.demo.releases import XNAT_1_8, Release
 from xnatfs.demo.reply import HTML, Failed, Reply, Slice, page
 from xnatfs.demo.routes import Routes
 from xnatfs.demo.services import Services
@@ -22,7 +23,6 @@ from xnatfs.demo.sessions import GUEST, Refused, Session, Sessions, is_browser
 from xnatfs.demo.tables import Query
 from xnatfs.demo.writing import Writing
 
-SERVER = "Noelios-Restlet-Engine/1.1.10"
 OPEN = re.compile(r"/(?:(?:data|REST)/(?:JSESSION|services/auth)/?|xapi/siteConfig/buildInfo|app/template/Login\.vm)$")
 API = ("/data/", "/REST/", "/xapi/", "/fs/")  # any other URL is a page, for people
 # What the firewall before XNAT refuses, anywhere in a path; and what the container below it refuses.
@@ -63,6 +63,7 @@ class DemoXnat:
         self,
         archive: Archive,
         *,
+        release: Release = XNAT_1_8,
         context_path: str = "",
         require_login: bool = True,
         session_ttl: float = 900.0,
@@ -77,16 +78,17 @@ class DemoXnat:
         wait: Callable[[float], None] = time.sleep,
     ) -> None:
         self.archive = archive
+        self.release = release
         self.context_path = context_path.rstrip("/")
         self.sessions = Sessions(archive, clock)
         self.sessions.ttl, self.sessions.limit = session_ttl, max_sessions
         self.sessions.require_login = require_login
-        self.routes = Routes(archive, self.context_path)
+        self.routes = Routes(archive, self.context_path, release)
         self.routes.levels.ranges, self.routes.levels.digests = ranges, digests
-        self.services = Services(archive, self.sessions, self.context_path)
+        self.services = Services(archive, self.sessions, self.context_path, release)
         if schemas is not None:  # as files named after what they describe
             self.services.schemas = {path.stem: path for path in schemas.iterdir() if path.suffix in (".xml", ".xsd")}
-        self.writing = Writing(archive, clock, wait)
+        self.writing = Writing(archive, clock, wait, release)
         self.writing.received.ranges = lambda: self.routes.levels.ranges
         self.writing.prearchive.work, self.writing.prearchive.idle = work, idle
         self.latency = latency
@@ -132,7 +134,7 @@ class DemoXnat:
 
     def _headers(self) -> dict[str, str]:
         return {
-            "Server": SERVER,
+            "Server": self.release.server,
             "Vary": "Accept-Charset, Accept-Encoding, Accept-Language, Accept",
             "Accept-Ranges": "bytes",
             "X-Frame-Options": "SAMEORIGIN",

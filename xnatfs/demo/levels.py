@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from xnatfs.demo import archives, files, inside
 from xnatfs.demo.archive import Archive, Home, Resource
+from xnatfs.demo.releases import Release
 from xnatfs.demo.reply import Failed, Reply
 from xnatfs.demo.tables import LIST, Query, negotiated, true
 
@@ -41,8 +42,9 @@ class Level:
 class Levels:
     """Resources of one level of the archive and their files. `ranges` and `digests` are switches of the site."""
 
-    def __init__(self, archive: Archive, context: str) -> None:
+    def __init__(self, archive: Archive, context: str, release: Release) -> None:
         self.archive = archive
+        self.release = release
         self.context = context
         self.ranges = True
         self.digests = True

@@ -12,15 +12,17 @@ from xnatfs.demo import documents, experiments, lists
 from xnatfs.demo.archive import Archive, Experiment, Home, Subject, experiment_resources
 from xnatfs.demo.columns import Joins
 from xnatfs.demo.levels import Asked, Found, Level, Levels
+from xnatfs.demo.releases import Release
 from xnatfs.demo.reply import Failed, Reply, text
 
 
 class Routes:
     """The routes of /data."""
 
-    def __init__(self, archive: Archive, context: str) -> None:
+    def __init__(self, archive: Archive, context: str, release: Release) -> None:
         self.archive = archive
-        self.levels = Levels(archive, context)
+        self.release = release
+        self.levels = Levels(archive, context, release)
         self.joins: Joins = "answered"
 
     def answer(self, asked: Asked) -> Reply:

@@ -5,6 +5,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl
 
 from xnatfs.demo.archive import Archive
+from xnatfs.demo.releases import Release
 from xnatfs.demo.reply import Failed, Reply, text
 from xnatfs.demo.sessions import GUEST, Refused, Session, Sessions, Token
 from xnatfs.demo.tables import Query, true
@@ -15,8 +16,9 @@ BUILD = {"version": "1.8.11", "buildNumber": "demo", "buildDate": "2024-01-02", 
 class Services:
     """Everything about who is asking."""
 
-    def __init__(self, archive: Archive, sessions: Sessions, context: str) -> None:
+    def __init__(self, archive: Archive, sessions: Sessions, context: str, release: Release) -> None:
         self.archive = archive
+        self.release = release
         self.sessions = sessions
         self.context = context
         self.schemas: dict[str, Path] = {}  # by name

@@ -11,6 +11,7 @@ from xnatfs.demo.levels import Asked
 from xnatfs.demo.places import resolve
 from xnatfs.demo.prearchive import Prearchive
 from xnatfs.demo.prearchive_requests import PrearchiveRequests
+from xnatfs.demo.releases import Release
 from xnatfs.demo.reply import Failed, Reply
 from xnatfs.demo.usercache import UserCache
 from xnatfs.demo.vault import Vault
@@ -19,8 +20,11 @@ from xnatfs.demo.vault import Vault
 class Writing:
     """Everything that writes, and the settings of the site about it."""
 
-    def __init__(self, archive: Archive, clock: Callable[[], float], wait: Callable[[float], None]) -> None:
+    def __init__(
+        self, archive: Archive, clock: Callable[[], float], wait: Callable[[float], None], release: Release
+    ) -> None:
         self.archive = archive
+        self.release = release
         self.vault = Vault()
         self.changes = Changes(archive, self.vault)
         self.deposits = Deposits(archive, self.vault, clock)

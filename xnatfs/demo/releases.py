@@ -1,0 +1,22 @@
+"""Describe how XNAT releases answer, where they answer differently (XNAT REST contract 20).
+
+Each difference is one field, named after what the server does; the code that answers asks the field, never the name of
+a release. The defaults are those of 1.8.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Release:
+    """One release of XNAT, as far as its REST API differs from the others."""
+
+    name: str
+    server: str = "Noelios-Restlet-Engine/1.1.10"  # the Server header
+
+
+XNAT_1_6 = Release("1.6", server="Noelios-Restlet-Engine/1.1.6")
+XNAT_1_8 = Release("1.8")
+XNAT_1_11 = Release("1.11", server="Restlet-Framework/2.6")
+
+RELEASES = {release.name: release for release in (XNAT_1_6, XNAT_1_8, XNAT_1_11)}
