@@ -16,6 +16,7 @@ from tests.scripted import Scripted, opened, resource
 from tests.test_content_fakes import until
 from xnatfs.bulk import IDLE
 from xnatfs.content import Source
+from xnatfs.keys import ChildrenKey, FilesKey, FoldersKey
 from xnatfs.models import FileRow
 from xnatfs.series import FLOOR, SHARE
 from xnatfs.site import Site
@@ -511,9 +512,9 @@ async def test_a_new_listing_while_the_tar_waits_for_its_reader(server, tmp_path
         for number in range(20):
             await read(site, number)
         await trio.testing.wait_all_tasks_blocked()  # the tar is as far ahead as it may be
-        site.metadata.forget(("files", ("experiments", "X_E1"), True))
-        site.metadata.forget(("folders", ("projects", "P", "S", "E", "scans", "1", "DICOM")))
-        site.metadata.forget(("children", ("projects", "P", "S", "E", "scans", "1", "DICOM")))
+        site.metadata.forget(FilesKey(("experiments", "X_E1"), True))
+        site.metadata.forget(FoldersKey(("projects", "P", "S", "E", "scans", "1", "DICOM")))
+        site.metadata.forget(ChildrenKey(("projects", "P", "S", "E", "scans", "1", "DICOM")))
         began = trio.current_time()
         for number in range(20, COUNT):
             assert await read(site, number) == bytes_of(number)
@@ -689,7 +690,7 @@ async def test_a_new_listing_goes_on_with_the_same_tar(server, tmp_path, patient
         for number in range(COUNT):
             assert await read(site, number) == bytes_of(number)
             if number % 10 == 0:
-                site.metadata.forget(("files", ("experiments", "X_E1"), True))
-                site.metadata.forget(("folders", ("projects", "P", "S", "E", "scans", "1", "DICOM")))
-                site.metadata.forget(("children", ("projects", "P", "S", "E", "scans", "1", "DICOM")))
+                site.metadata.forget(FilesKey(("experiments", "X_E1"), True))
+                site.metadata.forget(FoldersKey(("projects", "P", "S", "E", "scans", "1", "DICOM")))
+                site.metadata.forget(ChildrenKey(("projects", "P", "S", "E", "scans", "1", "DICOM")))
         assert data(server).count(f"GET {TAR}") == 1

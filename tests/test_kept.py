@@ -20,11 +20,12 @@ from xnatfs.credentials import Credentials
 from xnatfs.demo.app import DemoXnat
 from xnatfs.errors import NotFound
 from xnatfs.kept import MOST_ROWS, OLDEST, Kept
+from xnatfs.keys import ExperimentsKey, ListKey, ProjectsKey, ResourcesKey, ScansKey
 from xnatfs.models import Experiment, Project, Resource, Scan
 from xnatfs.site import KEPT_FOR, Site, open_site
 
 ROWS = [Experiment("E1", "größe", "t", "2024-01-02", "S1", "S & Co", 1.5), Experiment("E2", "b", "", "", "", "", None)]
-KEY = ("experiments", "P")
+KEY = ExperimentsKey("P")
 
 
 async def kept(directory: Path, clock: Callable[[], float] = lambda: 1000.0, account: str = "u") -> Kept:
@@ -35,28 +36,28 @@ async def kept(directory: Path, clock: Callable[[], float] = lambda: 1000.0, acc
 async def test_what_is_kept_is_what_was_put(tmp_path):
     first = await kept(tmp_path)
     first.put(KEY, ROWS)
-    first.put(("resources", ("experiments", "E1"), True), [Resource("7", "L", "scans", "1", "", "")])
+    first.put(ResourcesKey(("experiments", "E1"), True), [Resource("7", "L", "scans", "1", "", "")])
     await first.write()
     second = await kept(tmp_path)
     assert await second.get(KEY, Experiment) == ROWS
-    assert await second.get(("resources", ("experiments", "E1"), True), Resource) != []
-    assert await second.get(("resources", ("experiments", "E1"), False), Resource) is None
-    assert await second.get(("projects",), Project) is None
+    assert await second.get(ResourcesKey(("experiments", "E1"), True), Resource) != []
+    assert await second.get(ResourcesKey(("experiments", "E1"), False), Resource) is None
+    assert await second.get(ProjectsKey(), Project) is None
 
 
 async def test_all_can_be_forgotten_at_once(tmp_path):
     first = await kept(tmp_path)
     first.put(KEY, ROWS)
     await first.write()
-    first.put(("projects",), [Project("P", "n", "s")])
+    first.put(ProjectsKey(), [Project("P", "n", "s")])
     first.forget_all()
     assert await first.get(KEY, Experiment) is None
-    first.put(("scans", "E1"), [Scan("1", "T1", "usable", "xnat:mrScanData", "", "desc")])
+    first.put(ScansKey("E1"), [Scan("1", "T1", "usable", "xnat:mrScanData", "", "desc")])
     await first.write()
     second = await kept(tmp_path)
     assert await second.get(KEY, Experiment) is None
-    assert await second.get(("projects",), Project) is None
-    assert await second.get(("scans", "E1"), Scan) is not None
+    assert await second.get(ProjectsKey(), Project) is None
+    assert await second.get(ScansKey("E1"), Scan) is not None
 
 
 async def test_it_is_not_closed_while_a_thread_reads(tmp_path):
@@ -279,9 +280,9 @@ async def test_programs_that_do_not_mount_see_nothing_of_it(line, tmp_path):
 
 
 async def test_rows_of_every_kind_survive(tmp_path):
-    rows: dict[tuple[str, ...], list[Any]] = {
-        ("scans", "E1"): [Scan("1", "T1", "usable", "xnat:mrScanData", "", "desc")],
-        ("projects",): [Project("P", "n", "s")],
+    rows: dict[ListKey, list[Any]] = {
+        ScansKey("E1"): [Scan("1", "T1", "usable", "xnat:mrScanData", "", "desc")],
+        ProjectsKey(): [Project("P", "n", "s")],
     }
     first = await kept(tmp_path)
     for key, listed in rows.items():

@@ -24,7 +24,7 @@ LAYERS = [
     {"transport", "untar", "profiles", "catalogue"},
     {"auth", "worker"},
     {"credentials", "listings"},
-    {"config", "models", "sessions", "table"},
+    {"config", "models", "sessions", "table", "keys"},
     {"tls", "mountinfo", "background", "network", "breaker"},
     {"patience"},
     {"errors"},

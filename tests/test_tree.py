@@ -184,6 +184,19 @@ async def test_any_accession_id_resolves(server, tmp_path):
     ]
 
 
+@pytest.mark.parametrize("links", ["experiments", "subjects"])
+async def test_a_link_and_a_list_of_the_same_name_are_told_apart(server, tmp_path, links):
+    """`ls experiments/BRAINS`, where BRAINS is a project, hid the project's subjects."""
+    for first, second in ((f"{links}/P", "projects/P/S/E"), ("projects/P/S/E", f"{links}/P")):
+        async with opened(server, tmp_path) as site:
+            for path in (first, second):
+                if path.startswith("projects"):
+                    assert (await find(site, path)).name == "E"
+                else:
+                    with pytest.raises(NotFound):
+                        await find(site, path)
+
+
 async def test_a_shared_session_links_to_its_owner(server, tmp_path):
     server.lists["projects"] = [{"ID": "P"}, {"ID": "P2"}]
     server.lists["projects/P2/subjects"] = [{"ID": "X_S1", "label": "SX", "project": "P"}]

@@ -22,6 +22,15 @@ import trio
 
 from xnatfs.background import unattended
 from xnatfs.errors import Denied, LoginRequired, NotFound, Stale, XnatError
+from xnatfs.keys import (
+    ExperimentsKey,
+    Item,
+    ListKey,
+    ProjectsKey,
+    ResourcesKey,
+    SubjectsKey,
+    item_keys,
+)
 from xnatfs.untrusted import loads
 
 log = logging.getLogger(__name__)
@@ -32,12 +41,8 @@ PATIENCE = 2.0
 # After an answer that tells nothing the server is left alone for so long; and with a TTL of 0 after each that does.
 AGAIN = 5.0
 
-Item = tuple[str, ...]
-Key = tuple[object, ...]
 Shown = Callable[[], Awaitable[float]]
 Owners = tuple[str, ...]
-
-PROJECTS = ("projects",)
 
 
 class Permit:
@@ -123,8 +128,8 @@ class Access:
         bulk: Bulk,
         account: Callable[[], str],
         known: Callable[[], Awaitable[bool]],
-        ask: Callable[[Key], Awaitable[Iterable[str]]],
-        forget: Callable[[Key], None],
+        ask: Callable[[ListKey], Awaitable[Iterable[str]]],
+        forget: Callable[[ListKey], None],
         nursery: trio.Nursery,
     ) -> None:
         self.known = known  # ask the server whether it knows our session; then refusals of before do not count
@@ -176,26 +181,26 @@ class Access:
                 item = tuple(named[-1][1:])
                 self._kept.setdefault((named[0][2] if named[0][1] == "projects" else "", item), owners)
         if self._projects is not None:
-            self._lose(PROJECTS, self._projects)
+            self._lose(ProjectsKey(), self._projects)
 
-    def listed(self, key: Key, ids: Iterable[str]) -> None:
+    def listed(self, key: ListKey, ids: Iterable[str]) -> None:
         """The server's list of this key holds these, and nothing else."""
-        if key[0] in ("projects", "subjects", "experiments"):
+        if isinstance(key, ProjectsKey | SubjectsKey | ExperimentsKey):
             found = frozenset(ids)
-            if key == PROJECTS:
+            if isinstance(key, ProjectsKey):
                 self._projects = found
             self._lose(key, found)
 
-    def refused(self, key: Key) -> None:
+    def refused(self, key: ListKey) -> None:
         """The server has no such list, or not for us."""
         self._lose(key, None)
 
-    def _lose(self, key: Key, ids: frozenset[str] | None) -> None:
+    def _lose(self, key: ListKey, ids: frozenset[str] | None) -> None:
         gone = _gone(key, ids, self._kept)
         if gone:
             self.begin(self._take_away, key, {each: self._kept.pop(each) for each in gone})
 
-    async def _take_away(self, key: Key, lost: dict[tuple[str, Item], Owners]) -> None:
+    async def _take_away(self, key: ListKey, lost: dict[tuple[str, Item], Owners]) -> None:
         sure: list[tuple[str, Item]] = []
         try:
             sure = await self._sure(key, lost)
@@ -206,10 +211,10 @@ class Access:
         await self._content.drop(owners)
         for _, item in sure:
             log.info("nothing of %s is kept any more: %s tells that it is gone", "/".join(item), key)
-            for each in _listings(item):
+            for each in item_keys(item):  # its project's lists are made anew, or refused
                 self._forget(each)
 
-    async def _sure(self, key: Key, lost: Iterable[tuple[str, Item]]) -> list[tuple[str, Item]]:
+    async def _sure(self, key: ListKey, lost: Iterable[tuple[str, Item]]) -> list[tuple[str, Item]]:
         """What of this is gone by a second answer, too. The first may have been a guest's, and nobody knows by now."""
         if not await self.known():
             return []
@@ -220,24 +225,19 @@ class Access:
         return _gone(key, ids, lost)
 
 
-def _gone(key: Key, ids: frozenset[str] | None, among: Iterable[tuple[str, Item]]) -> list[tuple[str, Item]]:
+def _gone(key: ListKey, ids: frozenset[str] | None, among: Iterable[tuple[str, Item]]) -> list[tuple[str, Item]]:
     """Which items, each with the project it was read through, are gone by a list of these; by None it was refused."""
     match key:
-        case ("projects",) if ids is not None:
+        case ProjectsKey() if ids is not None:
             return [(project, item) for project, item in among if project and project not in ids]
-        case ("subjects" | "experiments" as kind, str(of)) if ids is not None:
+        case SubjectsKey(of) | ExperimentsKey(of) if ids is not None:
+            kind = "subjects" if isinstance(key, SubjectsKey) else "experiments"
             return [(p, item) for p, item in among if p == of and item[0] == kind and item[1] not in ids]
-        case ("subjects" | "experiments", str(of)):  # a project's own resources may be open where these are closed
+        case SubjectsKey(of) | ExperimentsKey(of):  # a project's own resources may be open where these are closed
             return [(project, item) for project, item in among if project == of and item[0] != "projects"]
-        case ("resources", tuple(refused), bool()) if ids is None:
+        case ResourcesKey(refused) if ids is None:
             return [(project, item) for project, item in among if item == refused]
     return []
-
-
-def _listings(item: Item) -> Iterable[Key]:
-    """Lists that tell of an item. Those of its project are made anew, or are refused."""
-    yield from (("resources", item, True), ("resources", item, False), ("scans", item[1]), ("assessors", item[1]))
-    yield from (("files", item, True), ("files", item, False))
 
 
 def _named(owners: Owners) -> list[list[str]]:

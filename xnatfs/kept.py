@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 import trio
 
+from xnatfs.keys import ListKey
 from xnatfs.sessions import make_private
 from xnatfs.untrusted import loads
 
@@ -44,7 +45,6 @@ SCHEMA = (
 )
 
 R = TypeVar("R")
-Key = tuple[object, ...]
 
 
 class Kept:
@@ -60,18 +60,18 @@ class Kept:
         self._more = trio.Event()
         self._connection: sqlite3.Connection | None = None
 
-    async def get(self, key: Key, kind: type[R]) -> list[R] | None:
+    async def get(self, key: ListKey, kind: type[R]) -> list[R] | None:
         """The rows of a listing, if they are kept."""
         found = await self.dated(key, kind)
         return found[1] if found else None
 
-    async def dated(self, key: Key, kind: type[R]) -> tuple[float, list[R]] | None:
+    async def dated(self, key: ListKey, kind: type[R]) -> tuple[float, list[R]] | None:
         """The same, and when they were listed, in seconds since the epoch."""
         if self._emptied:
             return None
         return await trio.to_thread.run_sync(self._get, _text(key), kind, limiter=self._one)
 
-    def put(self, key: Key, rows: Sequence[object]) -> None:
+    def put(self, key: ListKey, rows: Sequence[object]) -> None:
         """Keep the rows of a listing; none where there are too many, or none any more."""
         self._waiting[_text(key)] = rows if len(rows) <= MOST_ROWS else ()
         self._more.set()
@@ -175,8 +175,8 @@ class Kept:
             self._connection = None
 
 
-def _text(key: Key) -> str:
-    return json.dumps(key)
+def _text(key: ListKey) -> str:
+    return json.dumps(key.as_cells())
 
 
 def _types(kind: type) -> dict[str, Any]:

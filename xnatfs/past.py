@@ -11,7 +11,6 @@ import logging
 import time
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import replace
-from itertools import product
 from typing import Any
 
 import trio
@@ -19,6 +18,7 @@ import trio
 from xnatfs.catalogue import Catalogues
 from xnatfs.errors import XnatError
 from xnatfs.kept import OLDEST, Kept
+from xnatfs.keys import ExperimentsKey, ListKey, ProjectsKey, SubjectsKey, keys_below
 from xnatfs.metadata import Listing, MetadataCache, listing
 from xnatfs.models import FileRow
 
@@ -26,11 +26,6 @@ log = logging.getLogger(__name__)
 
 # How long one is shown until the server is asked anew, in seconds: as long as an outage may take to be known as over.
 AGAIN = 5.0
-
-Key = tuple[object, ...]
-
-# What is listed below each row of a list, by its ID, beside its resources and files.
-BELOW = {"projects": ("subjects", "experiments"), "subjects": (), "experiments": ("scans", "assessors")}
 
 
 class Past:
@@ -42,13 +37,13 @@ class Past:
         self._listings = MetadataCache()
         self._told = False
 
-    def note(self, key: Key, found: Listing[Any]) -> None:
+    def note(self, key: ListKey, found: Listing[Any]) -> None:
         """This was shown; if the server has said so now, it is what is shown later on."""
         before = self.peek(key)
         if found.stale or (before is not None and before.rows is found.rows):
             return
         self._told = False
-        if before is not None and key[0] in BELOW:
+        if before is not None and isinstance(key, ProjectsKey | SubjectsKey | ExperimentsKey):
             there = {row.id for row in found.rows}
             self._lose(key, [row for row in before.rows if row.id not in there])
         at = self._clock() - (trio.current_time() - found.fetched)
@@ -56,7 +51,7 @@ class Past:
         if isinstance(found.rows, Catalogues):
             self._kept.put(key, () if found.broken else found.rows)  # what is missing is not told there
 
-    async def get(self, key: Key, kind: type, group: Callable[[Any], Hashable], why: XnatError) -> Listing[Any]:
+    async def get(self, key: ListKey, kind: type, group: Callable[[Any], Hashable], why: XnatError) -> Listing[Any]:
         """The listing as it was. Raises `why` where there is none."""
         found = self.peek(key)
         if found is None:
@@ -68,7 +63,9 @@ class Past:
         self._told = True
         return replace(found, expires=trio.current_time() + AGAIN, pieced=False)
 
-    async def _kept_from_before(self, key: Key, kind: type, group: Callable[[Any], Hashable]) -> Listing[Any] | None:
+    async def _kept_from_before(
+        self, key: ListKey, kind: type, group: Callable[[Any], Hashable]
+    ) -> Listing[Any] | None:
         dated: tuple[float, list[Any]] | None = await self._kept.dated(key, kind)
         if dated is None:
             return None
@@ -79,12 +76,12 @@ class Past:
             return Listing(files, files.groups, now, now, stale=at)
         return replace(listing(rows, group, now, 0.0), stale=at)
 
-    def peek(self, key: Key) -> Listing[Any] | None:
+    def peek(self, key: ListKey) -> Listing[Any] | None:
         """The same, of this mount only."""
         found = self._listings.peek(key)
         return found if isinstance(found, Listing) else None
 
-    def forget(self, key: Key) -> None:
+    def forget(self, key: ListKey) -> None:
         """The server has no such list, or not for us; so nothing of what is below."""
         before = self.peek(key)
         self._listings.forget(key)
@@ -92,14 +89,12 @@ class Past:
         if before is not None:
             self._lose(key, before.rows)
 
-    def _lose(self, key: Key, rows: Iterable[Any]) -> None:
+    def _lose(self, key: ListKey, rows: Iterable[Any]) -> None:
         """These rows of a list are there no more: nor is what was listed below them."""
-        for row in rows if key[0] in BELOW else ():
-            item = (str(key[0]), row.id)
-            for kind in BELOW[str(key[0])]:
-                self.forget((kind, row.id))
-            for kind, below in product(("resources", "files"), (True, False)):
-                self.forget((kind, item, below))
+        if isinstance(key, ProjectsKey | SubjectsKey | ExperimentsKey):
+            for row in rows:
+                for each in keys_below(key, row.id):
+                    self.forget(each)
 
     def forget_all(self) -> None:
         """The login was refused."""

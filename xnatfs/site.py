@@ -27,6 +27,19 @@ from xnatfs.content import ContentCache, open_cache
 from xnatfs.credentials import Credentials
 from xnatfs.errors import BadReply, Denied, LoginRequired, NotFound, Unreachable, first_error
 from xnatfs.kept import Kept
+from xnatfs.keys import (
+    AssessorsKey,
+    ExperimentsKey,
+    FilesKey,
+    Item,
+    ListKey,
+    ProjectsKey,
+    ResourcesKey,
+    ScansKey,
+    SizeKey,
+    StampKey,
+    SubjectsKey,
+)
 from xnatfs.metadata import Listing, MetadataCache, listing
 from xnatfs.models import Assessor, Experiment, FileRow, Project, Resource, Scan, Subject
 from xnatfs.past import Past
@@ -40,9 +53,6 @@ KEPT_FOR = 5.0
 
 # Nodes of files that are kept because they were listed lately, 250 bytes each; the next listing is three times as fast.
 SHOWN = 50_000
-
-Key = tuple[object, ...]  # of a listing, in the cache of listings
-Item = tuple[str, ...]  # the segments of an item's URL after /data: ("experiments", "XNAT_E00001")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +103,7 @@ class Site:
         self._walks: dict[str, Walk] = {}
         self._kept: Kept | None = None
         self._past: Past | None = None
-        self._seen: set[Key] = set()  # listings that were asked for before
+        self._seen: set[ListKey] = set()  # listings that were asked for before
         self.access = Access(
             content, bulk, lambda: xnat.login.username, self._known, self._ids, self._forget_kept, nursery
         )
@@ -127,14 +137,14 @@ class Site:
         }
 
     async def projects(self) -> Listing[Project]:
-        return await self._listing(("projects",))
+        return await self._listing(ProjectsKey())
 
     async def subjects(self, project: str) -> Listing[Subject]:
-        return await self._listing(("subjects", project))
+        return await self._listing(SubjectsKey(project))
 
     async def experiments(self, project: str) -> Listing[Experiment]:
         """By accession ID of the subject."""
-        return await self._listing(("experiments", project))
+        return await self._listing(ExperimentsKey(project))
 
     async def people(self, project: str) -> tuple[Listing[Subject], Listing[Experiment]]:
         """The subjects and the experiments of a project, asked for at the same time."""
@@ -143,26 +153,26 @@ class Site:
 
     def known_experiments(self, project: str) -> Listing[Experiment] | None:
         """The same if it is there already; nothing is asked."""
-        found = self.metadata.peek(("experiments", project))
+        found = self.metadata.peek(ExperimentsKey(project))
         return found if isinstance(found, Listing) else None
 
     def known_subjects(self, project: str) -> Listing[Subject] | None:
-        found = self.metadata.peek(("subjects", project))
+        found = self.metadata.peek(SubjectsKey(project))
         return found if isinstance(found, Listing) else None
 
     async def scans(self, experiment: str) -> Listing[Scan]:
-        return await self._listing(("scans", experiment))
+        return await self._listing(ScansKey(experiment))
 
     async def assessors(self, experiment: str) -> Listing[Assessor]:
-        return await self._listing(("assessors", experiment))
+        return await self._listing(AssessorsKey(experiment))
 
     async def resources(self, item: Item, below: bool) -> Listing[Resource]:
         """By what they hang on: (category, cat_id); ('resources', '') are the item's own."""
-        return await self._listing(("resources", item, below))
+        return await self._listing(ResourcesKey(item, below))
 
     async def files(self, item: Item, below: bool) -> Listing[FileRow]:
         """By resource. One broken catalogue spoils the list of all: then each resource is asked for its own."""
-        key = ("files", item, below)
+        key = FilesKey(item, below)
 
         async def fetch() -> Listing[FileRow]:
             try:
@@ -181,7 +191,7 @@ class Site:
             return self._files_made(await self.xnat.files(item, below=below), started)
         except (NotFound, BadReply) as error:
             log.info("asking each resource for its files, because: %s", error)
-        self.metadata.forget(("resources", item, below))
+        self.metadata.forget(ResourcesKey(item, below))
         resources = await self.resources(item, below)
         rows, broken = await self._files_singly(item, [resource.id for resource in resources.rows])
         return self._files_made(rows, started, broken)
@@ -209,7 +219,7 @@ class Site:
             joined.join(found[resource])
         return joined, frozenset(broken)
 
-    async def confirm(self, keys: Sequence[Key], expires: float = math.inf) -> bool:
+    async def confirm(self, keys: Sequence[ListKey], expires: float = math.inf) -> bool:
         """Of these listings have the server's own; whether what was made of them until `expires` is to be made anew."""
         for key in keys:
             if _is_pieced(self.metadata.peek(key)):
@@ -250,22 +260,22 @@ class Site:
 
     # -- listings ------------------------------------------------------------------------------------------------
 
-    def stale(self, key: Key) -> float:
+    def stale(self, key: ListKey) -> float:
         """Of when a listing is that is shown for want of a server, in seconds since the epoch; 0: it is fresh."""
         found = self.metadata.peek(key)
         if found is None and self._past is not None and self.xnat.away:
             found = self._past.peek(key)  # is what will be shown
         return found.stale if isinstance(found, Listing) else 0.0
 
-    def _noted(self, key: Key, found: Listing[Any]) -> Listing[Any]:
+    def _noted(self, key: ListKey, found: Listing[Any]) -> Listing[Any]:
         if self._past is not None:
             self._past.note(key, found)
         return found
 
-    async def _listing(self, key: Key) -> Listing[Any]:
+    async def _listing(self, key: ListKey) -> Listing[Any]:
         return self._noted(key, await self.metadata.get(key, lambda: self._first(key)))
 
-    async def _first(self, key: Key) -> Listing[Any]:
+    async def _first(self, key: ListKey) -> Listing[Any]:
         """A listing that is asked for the first time may be that of the last mount, for as long as it takes to ask."""
         if self._kept is None or key in self._seen or (self._past is not None and self.xnat.away):
             return await self._ask(key)
@@ -279,7 +289,7 @@ class Site:
         shown = listing(rows, group, trio.current_time(), min(KEPT_FOR, self.ttl), pieced=True)
         return shown if self._past is None else replace(shown, stale=at)
 
-    async def _ask(self, key: Key) -> Listing[Any]:
+    async def _ask(self, key: ListKey) -> Listing[Any]:
         ask, group, _ = self._source(key)
         started = trio.current_time()
         try:
@@ -295,7 +305,7 @@ class Site:
         self.access.listed(key, (row.id for row in rows))
         return listing(rows, group, started, self.ttl)
 
-    async def _as_it_was(self, key: Key, error: LoginRequired | Unreachable) -> Listing[Any]:
+    async def _as_it_was(self, key: ListKey, error: LoginRequired | Unreachable) -> Listing[Any]:
         """What is shown while the server is away, to who wants that. Raises the error where nothing is."""
         if self._past is None:
             raise error
@@ -311,46 +321,46 @@ class Site:
         self.metadata.forget_refusals()
         return lives
 
-    async def _ids(self, key: Key) -> list[str]:
+    async def _ids(self, key: ListKey) -> list[str]:
         """Of the server's list of now, kept by nobody."""
         ask, _, _ = self._source(key)
         return [row.id for row in await ask()]
 
-    def _forget_kept(self, key: Key) -> None:
+    def _forget_kept(self, key: ListKey) -> None:
         if self._kept is not None:
             self._kept.put(key, ())
         if self._past is not None:
             self._past.forget(key)
 
-    def _source(self, key: Key) -> tuple[Callable[[], Awaitable[Sequence[Any]]], Callable[[Any], Hashable], type]:
+    def _source(self, key: ListKey) -> tuple[Callable[[], Awaitable[Sequence[Any]]], Callable[[Any], Hashable], type]:
         """How a listing is asked for, by what its rows are grouped, and what they are."""
         xnat = self.xnat
         match key:
-            case ("projects",):
+            case ProjectsKey():
                 return xnat.projects, lambda row: row.id, Project
-            case ("subjects", str(project)):
+            case SubjectsKey(project):
                 return lambda: xnat.subjects(project), lambda row: row.id, Subject
-            case ("experiments", str(project)):
+            case ExperimentsKey(project):
                 return lambda: xnat.experiments(project), lambda row: row.subject_id, Experiment
-            case ("scans", str(experiment)):
+            case ScansKey(experiment):
                 return lambda: xnat.scans(experiment), lambda row: row.id, Scan
-            case ("assessors", str(experiment)):
+            case AssessorsKey(experiment):
                 return lambda: xnat.assessors(experiment), lambda row: row.id, Assessor
-            case ("resources", tuple(item), bool(below)):
+            case ResourcesKey(item, below):
                 return lambda: xnat.resources(item, below=below), lambda row: row.group, Resource
-            case ("files", tuple(item), bool(below)):
+            case FilesKey(item, below):
                 return lambda: xnat.files(item, below=below), lambda row: row.resource_id, FileRow
         raise KeyError(key)
 
     def _files_made(self, files: Catalogues, started: float, broken: frozenset[str] = frozenset()) -> Listing[FileRow]:
         return Listing(files, files.groups, started, started + self.ttl, broken)
 
-    def learn_stamp(self, key: Hashable, stamp: str) -> None:
+    def learn_stamp(self, key: StampKey, stamp: str) -> None:
         """A file is another one than it was, which nothing in its listing says."""
         self.metadata.put(key, Replaced(stamp))
         self.sizes_learnt = True
 
-    def learn_size(self, key: Hashable, size: int) -> None:
+    def learn_size(self, key: SizeKey, size: int) -> None:
         """A file is longer or shorter than its listing says, for as long as that says so."""
         self.metadata.put(key, TrueSize(size))
         self.sizes_learnt = True

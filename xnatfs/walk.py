@@ -27,6 +27,18 @@ import trio
 from xnatfs.catalogue import Catalogue, Catalogues
 from xnatfs.client import Xnat
 from xnatfs.errors import BadReply, Denied, NotFound, Unreachable, first_error
+from xnatfs.keys import (
+    AssessorsKey,
+    ChildrenKey,
+    ExperimentsKey,
+    FilesKey,
+    Item,
+    ListKey,
+    ResourcesKey,
+    ScansKey,
+    SubjectsKey,
+    experiment_keys,
+)
 from xnatfs.many import TOO_SLOW, Many
 from xnatfs.metadata import Expiring, Listing, MetadataCache, listing
 from xnatfs.models import Assessor, Experiment, JoinedScans, Resource, Subject, natural
@@ -46,8 +58,6 @@ LONGEST_LIST = 7000
 HASTE, IN_HASTE = 10.0, 4
 
 R = TypeVar("R")
-Item = tuple[str, ...]
-Key = tuple[object, ...]
 
 
 @dataclass
@@ -111,10 +121,10 @@ class Walk:
         self._batch, self._batch_begun = 1, -float("inf")
         self._many_files = False  # whether the server was seen to list the files of several sessions at once
         self._scans = Many(
-            "scans of a project", ttl, self._join, self._scans_of, lambda: self._withdraw("scans"), whole=True
+            "scans of a project", ttl, self._join, self._scans_of, lambda: self._withdraw(ScansKey), whole=True
         )
         self._assessors = Many(
-            "assessors of sessions", ttl, self._ask_assessors, self._assessors_of, lambda: self._withdraw("assessors")
+            "assessors of sessions", ttl, self._ask_assessors, self._assessors_of, lambda: self._withdraw(AssessorsKey)
         )
         self._labels = Many(
             "subjects' resources", ttl, self._ask_labels, self._labels_of, lambda: self._withdraw(), whole=True
@@ -143,12 +153,12 @@ class Walk:
 
     async def subject(self, accession: str) -> None:
         """Somebody looks into this subject's resources: if it has none, that is in the cache afterwards."""
-        found = self._metadata.peek(("subjects", self._project))
+        found = self._metadata.peek(SubjectsKey(self._project))
         if isinstance(found, Listing) and found is not self._subjects:
             self._subjects = found
             subjects: Sequence[Subject] = found.rows
             self._subject_steps.order({row.id: (row.label,) for row in subjects})
-        key = _resources_key(("subjects", accession), False)
+        key = ResourcesKey(("subjects", accession), False)
         if not self._subject_steps.take(accession) or self._metadata.peek(key) is not None:
             return
         labels = await self._labels.of([accession], [self._subject_steps.alone, self._labelled])
@@ -158,7 +168,7 @@ class Walk:
             self._metadata.put(key, Listing([], {}, self._labels.fetched, self._labels.expires, pieced=True))
 
     def _order(self) -> None:
-        found = self._metadata.peek(("experiments", self._project))
+        found = self._metadata.peek(ExperimentsKey(self._project))
         if isinstance(found, Listing) and found is not self._listed[0]:
             self._sessions = {row.id: row for row in found.rows}
             labels = {row.id: (row.subject_label, row.label) for row in self._sessions.values()}
@@ -167,7 +177,7 @@ class Walk:
             self._begun = {each: begun for each, begun in self._begun.items() if now - begun < self._ttl}
 
     def _known(self, accession: str) -> bool:
-        return all(self._metadata.peek(key) is not None for key in _keys(accession))
+        return all(self._metadata.peek(key) is not None for key in experiment_keys(accession))
 
     def _imaging(self, accession: str) -> bool:
         row = self._sessions.get(accession)
@@ -255,7 +265,7 @@ class Walk:
 
     # -- what is sure --------------------------------------------------------------------------------------------
 
-    def _give(self, key: Key, made: Expiring) -> None:
+    def _give(self, key: ListKey, made: Expiring) -> None:
         """A listing for the cache; one that is there is as good, or better."""
         if self._metadata.peek(key) is None:
             self._metadata.put(key, made)
@@ -266,14 +276,14 @@ class Walk:
             if each in scans or not self._imaging(each):
                 rows = list(scans[each].scans.values()) if each in scans else []
                 made = listing(rows, lambda scan: scan.id, self._scans.fetched, self._ttl, pieced=True)
-                self._give(("scans", each), made)
+                self._give(ScansKey(each), made)
 
     def _give_assessors(self, chosen: Sequence[str], assessors: Mapping[str, tuple[Assessor, ...]]) -> None:
         for each in chosen:
             if each in assessors or not self._imaging(each):
                 rows = list(assessors.get(each, ()))
                 made = listing(rows, lambda row: row.id, self._assessors.fetched, self._ttl, pieced=True)
-                self._give(("assessors", each), made)
+                self._give(AssessorsKey(each), made)
 
     def _give_files(
         self,
@@ -303,11 +313,11 @@ class Walk:
             own = Catalogues()
             for catalogue, _ in found:
                 own.join(catalogue)
-            self._give(_files_key(each), Listing(own, own.groups, started, started + self._ttl))
+            self._give(FilesKey(("experiments", each), True), Listing(own, own.groups, started, started + self._ttl))
             rows = self._resources(found, joined, {row.id for row in assessors.get(each, ())})
             if rows is not None:
                 made = listing(rows, lambda row: row.group, started, self._ttl, pieced=True)
-                self._give(_resources_key(("experiments", each), True), made)
+                self._give(ResourcesKey(("experiments", each), True), made)
 
     def _resources(
         self, found: Iterable[tuple[Catalogue, Item]], joined: JoinedScans | None, assessors: set[str]
@@ -337,17 +347,16 @@ class Walk:
         told = joined.labels if joined else {}
         return rows if all(named <= labels.get(scan, set()) for scan, named in told.items()) else None
 
-    def _withdraw(self, *kinds: str) -> None:
+    def _withdraw(self, *kinds: type[ListKey]) -> None:
         """A list was wrong: forget what was pieced together of such ones, and every folder, made of it or not.
 
         Folders are made again of the listings that stay, which asks nothing.
         """
-        kinds = (*kinds, "resources")
+        kinds = (*kinds, ResourcesKey)
 
         def doubtful(key: Hashable, value: Expiring) -> bool:
-            if not isinstance(key, tuple):
-                return False
-            return key[0] == "children" or (key[0] in kinds and isinstance(value, Listing) and value.pieced)
+            pieced = isinstance(value, Listing) and value.pieced
+            return isinstance(key, ChildrenKey) or (isinstance(key, kinds) and pieced)
 
         self._metadata.forget_all(doubtful)
 
@@ -365,7 +374,7 @@ class Walk:
         return found
 
     async def _own(
-        self, key: Key, ask: Callable[[], Awaitable[Sequence[R]]], group: Callable[[R], Hashable]
+        self, key: ListKey, ask: Callable[[], Awaitable[Sequence[R]]], group: Callable[[R], Hashable]
     ) -> Sequence[R]:
         """The rows of an item's own listing, of this very moment if it is not at hand."""
 
@@ -381,7 +390,7 @@ class Walk:
         return found.rows
 
     async def _scans_of(self, accession: str) -> JoinedScans:
-        key = ("scans", accession)
+        key = ScansKey(accession)
         return JoinedScans.of(await self._own(key, lambda: self._xnat.scans(accession), lambda scan: scan.id))
 
     async def _ask_assessors(self, wanted: Sequence[str]) -> dict[str, tuple[Assessor, ...]]:
@@ -403,7 +412,7 @@ class Walk:
         return {each: tuple(sorted(rows, key=lambda row: row.id)) for each, rows in found.items()}
 
     async def _assessors_of(self, accession: str) -> tuple[Assessor, ...]:
-        key = ("assessors", accession)
+        key = AssessorsKey(accession)
         rows = await self._own(key, lambda: self._xnat.assessors(accession), lambda row: row.id)
         return tuple(sorted(rows, key=lambda row: row.id))
 
@@ -412,21 +421,8 @@ class Walk:
 
     async def _labels_of(self, accession: str) -> set[str]:
         item = ("subjects", accession)
-        rows = await self._own(_resources_key(item, False), lambda: self._xnat.resources(item), lambda row: row.group)
+        rows = await self._own(ResourcesKey(item, False), lambda: self._xnat.resources(item), lambda row: row.group)
         return {row.label for row in rows}
-
-
-def _keys(accession: str) -> list[Key]:
-    item = ("experiments", accession)
-    return [("scans", accession), ("assessors", accession), _resources_key(item, True), _files_key(accession)]
-
-
-def _resources_key(item: Item, below: bool) -> Key:
-    return ("resources", item, below)
-
-
-def _files_key(accession: str) -> Key:
-    return ("files", ("experiments", accession), True)
 
 
 def _place(home: str) -> list[str]:

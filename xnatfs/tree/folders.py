@@ -17,6 +17,7 @@ from xnatfs.catalogue import Catalogue
 from xnatfs.client import has_url
 from xnatfs.content import Blob
 from xnatfs.errors import BadReply, Denied, NotFound, Stale
+from xnatfs.keys import FilesKey, FoldersKey, SizeKey, StampKey
 from xnatfs.metadata import Listing
 from xnatfs.models import FileRow
 from xnatfs.site import Replaced, TrueSize
@@ -232,13 +233,13 @@ class CatalogueFile(File):
     def row(self) -> FileRow:
         return self.folder.folders.catalogue.at(self.place)
 
-    def _size_key(self) -> tuple[str, str, str, int | None, str]:
+    def _size_key(self) -> SizeKey:
         row = self.row
-        return ("size", row.resource_id, row.path, row.size, row.digest)
+        return SizeKey(row.resource_id, row.path, row.size, row.digest)
 
-    def _stamp_key(self) -> tuple[str, str, str]:
+    def _stamp_key(self) -> StampKey:
         row = self.row
-        return ("stamp", row.resource_id, row.path)
+        return StampKey(row.resource_id, row.path)
 
     @property
     def identity(self) -> object:
@@ -322,8 +323,8 @@ class CatalogueFile(File):
         listing = await resource_dir.listing()
         if trio.current_time() - listing.fetched > LOST_IF_LISTED_WITHIN:
             place = resource_dir.place
-            self.site.metadata.forget(("files", place.item, place.below))
-            self.site.metadata.forget(("folders", resource_dir.path))
+            self.site.metadata.forget(FilesKey(place.item, place.below))
+            self.site.metadata.forget(FoldersKey(resource_dir.path))
             listing = await resource_dir.listing()
         if path not in _catalogue(resource_dir, listing).paths():
             self.folder.remove(self.name)

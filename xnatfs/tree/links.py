@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from xnatfs.errors import Denied, NotFound
+from xnatfs.keys import LinkKey, LinksOfProjectKey, Path, ProjectsKey
 from xnatfs.site import Site
 from xnatfs.tree.names import escape, shorten
 from xnatfs.tree.node import Children, Dir, Link, Node
 from xnatfs.tree.projects import ProjectDir, Projects, SubjectDir
 from xnatfs.tree.sessions import AssessorsDir, SessionDir
-
-Path = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +55,7 @@ class LinksDir(Dir):
         return Children(nodes, (await self.site.projects()).expires)
 
     def fresh_until(self) -> float:
-        projects = self.site.metadata.peek(("projects",))
+        projects = self.site.metadata.peek(ProjectsKey())
         return projects.expires if projects else super().fresh_until()
 
     async def child(self, name: str) -> Node:
@@ -78,7 +77,7 @@ class LinksDir(Dir):
                     raise
                 return _Resolved(found[0].paths[accession], expires)  # its owner is closed to us
 
-        return (await self.site.metadata.get((self.name, accession), resolve)).path
+        return (await self.site.metadata.get(LinkKey(self.name, accession), resolve)).path
 
     async def _known(self) -> list[Accessions]:
         """What the listings at hand tell, project by project. Asks for nothing but the list of projects."""
@@ -96,7 +95,7 @@ class LinksDir(Dir):
             assert isinstance(node, ProjectDir)
             return await self.collect(node)
 
-        return await self.site.metadata.get((self.name, "in", project), build)
+        return await self.site.metadata.get(LinksOfProjectKey(self.name, project), build)
 
     async def collect(self, project_dir: ProjectDir) -> Accessions:
         """The items of one project, from its directory. Written by subclasses."""

@@ -15,7 +15,8 @@ import trio
 from xnatfs.access import Permit
 from xnatfs.content import Blob
 from xnatfs.errors import NotFound
-from xnatfs.site import Key, Site
+from xnatfs.keys import ChildrenKey, ListKey
+from xnatfs.site import Site
 
 
 class Listed(Mapping[str, "Node"]):
@@ -88,7 +89,7 @@ class Node:
         times = [above, *(self.site.stale(key) for key in self.sources())]
         return min(filter(None, times), default=0.0)
 
-    def sources(self) -> Sequence[Key]:
+    def sources(self) -> Sequence[ListKey]:
         """The listings that it is made of, of which one may be put together from others, or of the last mount."""
         return ()
 
@@ -109,14 +110,14 @@ class Dir(Node):
 
     async def children(self) -> Children:
         """Everything in it, from the cache while that is fresh."""
-        children = await self.site.metadata.get(("children", self._full_path), self.load)
+        children = await self.site.metadata.get(ChildrenKey(self._full_path), self.load)
         self._expires = children.expires
         return children
 
     def fresh_until(self) -> float:
         """When what `children` gave last is out of date, on trio's clock; in the past where nothing was given."""
         if self._expires <= trio.current_time():  # but another node of this path may know better
-            children = self.site.metadata.peek(("children", self._full_path))
+            children = self.site.metadata.peek(ChildrenKey(self._full_path))
             self._expires = children.expires if children else -math.inf
         return self._expires
 
@@ -130,7 +131,7 @@ class Dir(Node):
         node = children.nodes.get(name) or children.aliases.get(name)
         # No label begins with a dot, but many questions do.
         if node is None and not name.startswith(".") and await self.site.confirm(self.sources(), children.expires):
-            self.site.metadata.forget(("children", self._full_path))
+            self.site.metadata.forget(ChildrenKey(self._full_path))
             children = await self.children()
             node = children.nodes.get(name) or children.aliases.get(name)
         if node is None:

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from xnatfs.keys import ExperimentsKey, ListKey, ProjectsKey, SubjectsKey
 from xnatfs.models import Experiment, Project, Subject
-from xnatfs.site import Key, Site
+from xnatfs.site import Site
 from xnatfs.tree.names import assign
 from xnatfs.tree.node import Children, Dir, Node
 from xnatfs.tree.resources import Place, ResourcesDir
@@ -23,8 +24,8 @@ class Projects(Dir):
         nodes = {name: ProjectDir(self.site, self, name, row) for name, row in named.items()}
         return Children(nodes, listing.expires)
 
-    def sources(self) -> Sequence[Key]:
-        return [("projects",)]
+    def sources(self) -> Sequence[ListKey]:
+        return [ProjectsKey()]
 
 
 class ProjectDir(Dir):
@@ -49,8 +50,8 @@ class ProjectDir(Dir):
         aliases: dict[str, Node] = {row.id: SubjectDir(self, row.id, row) for row in rows if row.id not in nodes}
         return Children(nodes, min(subjects.expires, experiments.expires), aliases)
 
-    def sources(self) -> Sequence[Key]:
-        return [("subjects", self.project.id), ("experiments", self.project.id)]
+    def sources(self) -> Sequence[ListKey]:
+        return [SubjectsKey(self.project.id), ExperimentsKey(self.project.id)]
 
     async def child(self, name: str) -> Node:
         if name == RESOURCES:  # readable in a protected project, whose subjects are not
@@ -100,8 +101,8 @@ class SubjectDir(Dir):
         }
         return Children(nodes, listing.expires, aliases)
 
-    def sources(self) -> Sequence[Key]:
-        return [("experiments", self.project_dir.project.id)]
+    def sources(self) -> Sequence[ListKey]:
+        return [ExperimentsKey(self.project_dir.project.id)]
 
     def _resources(self) -> Dir:
         item = ("subjects", self.subject.id)

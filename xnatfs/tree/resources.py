@@ -11,9 +11,10 @@ import trio
 
 from xnatfs.access import Permit
 from xnatfs.errors import BadReply, NotFound
+from xnatfs.keys import FilesKey, FoldersKey, Item, ListKey, ResourcesKey
 from xnatfs.metadata import Listing
 from xnatfs.models import FileRow, Resource
-from xnatfs.site import Item, Key, Site
+from xnatfs.site import Site
 from xnatfs.tree.folders import Folders, build
 from xnatfs.tree.names import assign
 from xnatfs.tree.node import Children, Dir
@@ -31,9 +32,9 @@ class Place:
     project: str = ""  # through which they are looked at; '' where nobody looks around
 
     @property
-    def key(self) -> Key:
+    def key(self) -> ResourcesKey:
         """Of the listing that shows them."""
-        return ("resources", self.item, self.below)
+        return ResourcesKey(self.item, self.below)
 
 
 class ResourcesDir(Dir):
@@ -58,7 +59,7 @@ class ResourcesDir(Dir):
         nodes = {name: ResourceDir(self.site, self, name, self.place, row) for name, row in named.items()}
         return Children(nodes, listing.expires)
 
-    def sources(self) -> Sequence[Key]:
+    def sources(self) -> Sequence[ListKey]:
         return [self.place.key]
 
 
@@ -72,14 +73,14 @@ class ResourceDir(Dir):
         self.place = place
         self.resource = resource
 
-    def sources(self) -> Sequence[Key]:
-        return [("files", self.place.item, self.place.below)]
+    def sources(self) -> Sequence[ListKey]:
+        return [FilesKey(self.place.item, self.place.below)]
 
     async def all_xattrs(self) -> dict[str, str]:
         """A list of files does not tell what its resources are for."""
         item, below = self.place.item, self.place.below
         told = self.resource.format or self.resource.content
-        if not told and await self.site.confirm([("resources", item, below)]):
+        if not told and await self.site.confirm([ResourcesKey(item, below)]):
             rows = (await self.site.resources(item, below)).rows
             self.resource = next((row for row in rows if row.id == self.resource.id), self.resource)
         return self.xattrs()
@@ -101,7 +102,7 @@ class ResourceDir(Dir):
                 raise BadReply(f"the server cannot read the catalogue of resource {self.resource.id}")
             return await build(self, listing)
 
-        folders = await self.site.metadata.get(("folders", self.path), made)
+        folders = await self.site.metadata.get(FoldersKey(self.path), made)
         self._expires = folders.expires
         return folders
 
@@ -111,7 +112,7 @@ class ResourceDir(Dir):
 
     def fresh_until(self) -> float:
         if self._expires <= trio.current_time():
-            folders = self.site.metadata.peek(("folders", self.path))
+            folders = self.site.metadata.peek(FoldersKey(self.path))
             self._expires = folders.expires if folders else -math.inf
         return self._expires
 

@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Sequence
 
 from xnatfs.errors import BadReply, NotFound
+from xnatfs.keys import AssessorsKey, Item, ListKey, ResourcesKey, ScansKey
 from xnatfs.metadata import Listing
 from xnatfs.models import Assessor, Experiment, Resource, Scan
-from xnatfs.site import Item, Key, Site
+from xnatfs.site import Site
 from xnatfs.tree.names import assign
 from xnatfs.tree.node import Children, Dir, Node, StaticDir, number
 from xnatfs.tree.resources import Place, ResourcesDir
@@ -90,8 +91,8 @@ class ScansDir(_PartsDir):
         nodes = {name: ScanDir(self, name, row, place) for place, (name, row) in enumerate(named.items())}
         return Children(nodes, listing.expires)
 
-    def sources(self) -> Sequence[Key]:
-        return [("scans", self.session.experiment.id)]
+    def sources(self) -> Sequence[ListKey]:
+        return [ScansKey(self.session.experiment.id)]
 
 
 class ScanDir(ResourcesDir):
@@ -112,7 +113,7 @@ class ScanDir(ResourcesDir):
     async def all_xattrs(self) -> dict[str, str]:
         """A list of a whole project does not tell of which type a scan is."""
         experiment = self.place.item[1]
-        if not self.scan.xsi_type and await self.site.confirm([("scans", experiment)]):
+        if not self.scan.xsi_type and await self.site.confirm([ScansKey(experiment)]):
             rows = (await self.site.scans(experiment)).rows
             self.scan = next((row for row in rows if row.id == self.scan.id), self.scan)
         return self.xattrs()
@@ -148,8 +149,8 @@ class AssessorsDir(_PartsDir):
         by_id = {row.id: AssessorDir(self, row.id, row) for row in listing.rows if row.id not in named}
         return Children(nodes, listing.expires, by_id)
 
-    def sources(self) -> Sequence[Key]:
-        return [("assessors", self.session.experiment.id)]
+    def sources(self) -> Sequence[ListKey]:
+        return [AssessorsKey(self.session.experiment.id)]
 
 
 class AssessorDir(ResourcesDir):
@@ -192,8 +193,8 @@ class ReconstructionsDir(_PartsDir):
         nodes = {name: ReconstructionDir(self, name, cat_id) for name, cat_id in named.items()}
         return Children(nodes, listing.expires)
 
-    def sources(self) -> Sequence[Key]:
-        return [("resources", self.session.item, True)]
+    def sources(self) -> Sequence[ListKey]:
+        return [ResourcesKey(self.session.item, True)]
 
 
 class ReconstructionDir(ResourcesDir):

@@ -12,9 +12,10 @@ from xnatfs.client import Xnat, has_url
 from xnatfs.content import Body
 from xnatfs.downloads import Download
 from xnatfs.errors import BadReply, NotFound, XnatError
+from xnatfs.keys import Item, ResourcesKey, ScansKey
 from xnatfs.metadata import Listing
 from xnatfs.models import FileRow
-from xnatfs.site import Item, Site
+from xnatfs.site import Site
 from xnatfs.tree.names import assign
 from xnatfs.untar import Member, members
 from xnatfs.untrusted import decoded
@@ -104,8 +105,8 @@ def _body(download: Download) -> Body:
 
 def reading_order(site: Site, item: Item, below: bool) -> list[tuple[str, str]]:
     """The resources of an item, IDs and labels: scan by scan as these are shown, then the rest. As far as is known."""
-    resources = site.metadata.peek(("resources", item, below))
-    scans = site.metadata.peek(("scans", item[-1]))
+    resources = site.metadata.peek(ResourcesKey(item, below))
+    scans = site.metadata.peek(ScansKey(item[-1]))
     if not isinstance(resources, Listing):
         return []
     rows = scans.rows if isinstance(scans, Listing) else ()

@@ -1,0 +1,142 @@
+"""Name the entries of the metadata cache.
+
+Each kind of entry has a type of its own, so that no two kinds can share a key, whatever the names on the server.
+"""
+
+from dataclasses import dataclass, fields
+
+Item = tuple[str, ...]  # the segments of an item's URL after /data: ("experiments", "XNAT_E00001")
+Path = tuple[str, ...]  # the names on the way from the root of the mount
+
+
+@dataclass(frozen=True, slots=True)
+class ListKey:
+    """A list that the server makes. Such entries can be persisted."""
+
+    def as_cells(self) -> list[object]:
+        """Return what tells this key from every other one, as JSON can hold it."""
+        return [type(self).__name__, *(getattr(self, field.name) for field in fields(self))]
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectsKey(ListKey):
+    """The projects that the account may see."""
+
+
+@dataclass(frozen=True, slots=True)
+class SubjectsKey(ListKey):
+    """The subjects of a project."""
+
+    project: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExperimentsKey(ListKey):
+    """The experiments of a project."""
+
+    project: str
+
+
+@dataclass(frozen=True, slots=True)
+class ScansKey(ListKey):
+    """The scans of a session, by its accession ID."""
+
+    experiment: str
+
+
+@dataclass(frozen=True, slots=True)
+class AssessorsKey(ListKey):
+    """The assessors of a session, by its accession ID."""
+
+    experiment: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResourcesKey(ListKey):
+    """The resources of an item; with `below`, also those of all that it holds."""
+
+    item: Item
+    below: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FilesKey(ListKey):
+    """The files of an item's resources; with `below`, also those of all that it holds."""
+
+    item: Item
+    below: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ChildrenKey:
+    """The children of a directory."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class FoldersKey:
+    """The folders within a resource, by the path of its directory."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class LinkKey:
+    """The target of a link, by its directory (`experiments`, `subjects`) and accession ID."""
+
+    directory: str
+    accession: str
+
+
+@dataclass(frozen=True, slots=True)
+class LinksOfProjectKey:
+    """The targets of all links into one project, by their directory."""
+
+    directory: str
+    project: str
+
+
+@dataclass(frozen=True, slots=True)
+class SizeKey:
+    """The length of a file that its listing lacks or has wrong."""
+
+    resource: str
+    path: str
+    listed_size: int | None
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class StampKey:
+    """The stamp of a file whose content was replaced without a change of its listing."""
+
+    resource: str
+    path: str
+
+
+def experiment_keys(accession: str) -> list[ListKey]:
+    """Return the keys of the four lists that a session is made of."""
+    item = ("experiments", accession)
+    return [ScansKey(accession), AssessorsKey(accession), ResourcesKey(item, True), FilesKey(item, True)]
+
+
+def item_keys(item: Item) -> list[ListKey]:
+    """Return the keys of every list that tells what hangs on a project, subject or experiment."""
+    made: list[ListKey] = [ResourcesKey(item, True), ResourcesKey(item, False), FilesKey(item, True)]
+    made.append(FilesKey(item, False))
+    if item[0] == "experiments":
+        made += [ScansKey(item[1]), AssessorsKey(item[1])]
+    return made
+
+
+def keys_below(key: ListKey, row: str) -> list[ListKey]:
+    """Return the keys of what is listed below one row of a list, which is named by its ID."""
+    match key:
+        case ProjectsKey():
+            return [SubjectsKey(row), ExperimentsKey(row), *item_keys(("projects", row))]
+        case SubjectsKey():
+            return item_keys(("subjects", row))
+        case ExperimentsKey():
+            return item_keys(("experiments", row))
+    return []
