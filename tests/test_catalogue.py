@@ -52,6 +52,15 @@ def test_the_rows_are_those_of_the_listing_in_its_order(spell):
         found.groups["7"][4]
 
 
+@pytest.mark.parametrize(
+    "digest", ["", " ", "N/A", "0" * 32, f"md5:{MD5}", f" {MD5[1:]}", "a" * 64, MD5[:-1], MD5 + "0", "é" * 32, "g" * 32]
+)
+def test_what_is_no_md5_is_no_digest(digest):
+    (row,) = read([cells("7", "a", digest=digest)])
+    assert row.digest == ""
+    assert read([cells("7", "a", digest=MD5.upper())])[0].digest == MD5
+
+
 def test_a_cell_that_is_missing_or_null_is_empty():
     row: dict[str, Any] = {"cat_ID": "7", "URI": "/data/x/resources/7/files/a", "Size": None, "digest": None}
     assert list(read([row])) == file_rows([Row(row)])

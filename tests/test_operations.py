@@ -421,7 +421,7 @@ async def test_a_wrong_size_is_estale_once(server, tmp_path):
 
 async def test_every_failure_has_its_errno(server, tmp_path, autojump_clock):
     server.add("lost", b"1")
-    server.add("wrong", b"1", digest="0" * 32)
+    server.add("wrong", b"1", digest="1" * 32)
     server.add("closed", b"1")
     server.files.pop(("7", "lost"))
     server.answers["experiments/X_E1/resources/7/files/closed"] = lambda r: httpx.Response(403)

@@ -294,8 +294,15 @@ async def test_a_corrected_size_outlives_the_listing(server, tmp_path, autojump_
         assert await content(site, f"{SCAN}/DICOM/a") == b"12345"
 
 
+@pytest.mark.parametrize("digest", ["N/A", "sha256:" + "a" * 64, "a" * 64, " "])
+async def test_a_digest_that_is_no_md5_is_as_good_as_none(server, tmp_path, digest):
+    server.add("a", b"12345", digest=digest)
+    async with opened(server, tmp_path) as site:
+        assert await content(site, f"{SCAN}/DICOM/a") == b"12345"
+
+
 async def test_bytes_that_disagree_with_the_digest_are_an_error(server, tmp_path):
-    server.add("a", b"12345", digest="0" * 32)
+    server.add("a", b"12345", digest="1" * 32)
     async with opened(server, tmp_path) as site:
         with pytest.raises(BadReply, match="MD5"):
             await content(site, f"{SCAN}/DICOM/a")

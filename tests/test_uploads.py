@@ -437,7 +437,7 @@ def test_a_file_that_arrives_damaged_is_told(fresh, papers):
             return None
         reply: Reply = fresh.app._answer(asked)[0]
         entry = fresh.session().resources[-1].entries[0]
-        entry.digest = "0" * 32
+        entry.digest = "1" * 32
         return reply
 
     fresh.app.faults.append(damage)

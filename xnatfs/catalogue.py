@@ -12,7 +12,7 @@ from sys import intern
 from typing import Any, overload
 
 from xnatfs.errors import BadReply
-from xnatfs.models import FileRow, Row, file_path
+from xnatfs.models import FileRow, Row, file_path, md5
 from xnatfs.untrusted import DIGITS, decoded
 
 _UNKNOWN = -1  # a size that the catalogue does not state
@@ -25,7 +25,7 @@ MOST_RESOURCES = 100_000
 class Catalogue(Sequence[FileRow]):
     """The files of one resource, in the order of the server's listing."""
 
-    __slots__ = ("_digests", "_ends", "_kind", "_kinds", "_odd", "_paths", "_sizes", "home", "label", "resource_id")
+    __slots__ = ("_digests", "_ends", "_kind", "_kinds", "_paths", "_sizes", "home", "label", "resource_id")
 
     def __init__(self, resource_id: str, home: str = "", label: str = "") -> None:
         self.resource_id = resource_id
@@ -35,19 +35,15 @@ class Catalogue(Sequence[FileRow]):
         self._ends = array("Q", [0])
         self._sizes = array("q")
         self._digests = bytearray()
-        self._odd: dict[int, str] = {}  # digests that are not 32 hex digits, or are 32 zeros
         self._kinds: list[tuple[str, str]] = []  # format and content, and from which file on
         self._kind = array("Q")
 
     def add(self, path: str, size: int | None, digest: str, kind: tuple[str, str]) -> None:
-        """One more file; the digest in lower case."""
+        """Append a file. Its digest is an MD5 in lower-case hex, or ''."""
         self._paths += path.encode("utf-8", "surrogatepass")
         self._ends.append(len(self._paths))
         self._sizes.append(_UNKNOWN if size is None else size)
-        packed = _packed(digest)
-        if digest and packed == _NO_DIGEST:
-            self._odd[len(self) - 1] = digest
-        self._digests += packed
+        self._digests += bytes.fromhex(digest) or _NO_DIGEST
         if not self._kinds or self._kinds[-1] != kind:
             self._kinds.append(kind)
             self._kind.append(len(self) - 1)
@@ -69,14 +65,13 @@ class Catalogue(Sequence[FileRow]):
 
     def digest(self, place: int) -> str:
         packed = self._digests[16 * place : 16 * place + 16]
-        return self._odd.get(place, "") if packed == _NO_DIGEST else packed.hex()
+        return "" if packed == _NO_DIGEST else packed.hex()
 
     def version(self, place: int) -> bytes:
         """What tells a file and its version from all others, but for a length that it proves to have."""
         path = self._paths[self._ends[place] : self._ends[place + 1]]
-        odd = self._odd.get(place, "").encode("utf-8", "surrogatepass") if self._odd else b""
         resource = self.resource_id.encode("utf-8", "surrogatepass")
-        return b"\0".join((resource, path, self._digests[16 * place : 16 * place + 16], odd))
+        return b"\0".join((resource, path, self._digests[16 * place : 16 * place + 16]))
 
     def at(self, place: int) -> FileRow:
         format, content = self._kinds[bisect_right(self._kind, place) - 1]
@@ -99,7 +94,7 @@ class Catalogue(Sequence[FileRow]):
         if not isinstance(other, Catalogue):
             return NotImplemented
         mine, others = (
-            (c.resource_id, c._ends, c._sizes, c._paths, c._digests, c._odd, c._kind, c._kinds) for c in (self, other)
+            (c.resource_id, c._ends, c._sizes, c._paths, c._digests, c._kind, c._kinds) for c in (self, other)
         )
         return mine == others
 
@@ -133,7 +128,7 @@ class Catalogues(Sequence[FileRow]):
             except TypeError:  # a list or an object, where text was due
                 self.add([{key: "" if value is None else str(value) for key, value in cells.items()}])
                 continue
-            size, digest = str(size), str(digest or "").lower()
+            size, digest = str(size), md5(str(digest or ""))
             catalogue.add(
                 file_path(str(uri), catalogue.resource_id),
                 int(size) if size.isascii() and size.isdigit() and len(size) <= DIGITS else None,
@@ -194,12 +189,3 @@ class Catalogues(Sequence[FileRow]):
     def __getitem__(self, index: slice) -> list[FileRow]: ...
     def __getitem__(self, index: int | slice) -> FileRow | list[FileRow]:
         return list(self)[index]  # nobody asks who has many
-
-
-def _packed(digest: str) -> bytes:
-    """A digest in 16 bytes; zeros for what is none."""
-    try:
-        packed = bytes.fromhex(digest) if len(digest) == 32 else b""
-    except ValueError:
-        packed = b""
-    return packed if len(packed) == 16 else _NO_DIGEST

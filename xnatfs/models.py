@@ -17,6 +17,7 @@ from xnatfs.untrusted import decoded, is_text, size
 
 # The server writes local time without a zone, with 0 to 9 fractional digits.
 _TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)(?:\.(\d{1,6})\d*)?$")
+_MD5 = re.compile(r"[0-9a-f]{32}")
 
 
 UNASSIGNED = "Unassigned"
@@ -332,7 +333,7 @@ class FileRow(NamedTuple):
     resource_id: str
     path: str  # below the resource, '/' between folders, not unescaped: requests are made of it
     size: int | None
-    digest: str  # MD5, lower-case hex, or ''
+    digest: str  # MD5 in lower-case hex, or '' where the server states none
     format: str
     content: str
     place: int  # in the server's listing of the resource
@@ -344,11 +345,21 @@ class FileRow(NamedTuple):
             intern(resource_id),
             file_path(row.get("URI"), resource_id),
             row.number("Size"),
-            row.get("digest").lower(),
+            md5(row.get("digest")),
             intern(row.text("file_format")),
             intern(row.text("file_content")),
             place,
         )
+
+
+def md5(cell: str) -> str:
+    """Return an MD5 in lower-case hex, or '' for anything else.
+
+    Catalogues may hold another algorithm's digest, `md5:...` or `N/A`: nothing that content can be compared with, so it
+    is as good as none. Zeros stand for an absent digest, too.
+    """
+    digest = cell.lower()
+    return digest if _MD5.fullmatch(digest) and digest.strip("0") else ""
 
 
 def file_path(uri: str, resource_id: str) -> str:
