@@ -9,6 +9,7 @@ import trio
 
 from tests.scripted import Scripted, opened, resource, session
 from xnatfs.errors import BadReply, Denied, NotFound, Stale
+from xnatfs.keys import FilesKey, FoldersKey
 from xnatfs.site import Site
 from xnatfs.tree import Root
 from xnatfs.tree.node import Dir, File, Link, Node
@@ -348,6 +349,81 @@ async def test_one_broken_catalogue_spoils_only_its_own_resource(server, tmp_pat
         assert await names(site, f"{SCAN}/DICOM") == ["a"]
         with pytest.raises(BadReply, match="cannot read the catalogue of resource 8"):
             await names(site, f"{SCAN}/BROKEN")
+
+
+def counted(number: str, label: str, cat_id: str, count: str, size: str = "") -> dict[str, str]:
+    return {**resource(number, label, cat_id=cat_id), "file_count": count, "file_size": size}
+
+
+@pytest.mark.parametrize(("count", "size"), [("2", "10"), ("2", ""), ("", "10")])
+async def test_a_list_without_files_that_are_stated_is_made_good(server, tmp_path, count, size):
+    server.lists["experiments/X_E1/resources"] = [counted("7", "DICOM", "1", count, size)]
+    server.add("a", b"12345")
+    server.add("b", b"12345")
+    rows = server.lists["experiments/X_E1/files"]
+    server.lists["experiments/X_E1/resources/7/files"] = rows
+    server.lists["experiments/X_E1/files"] = []
+    async with opened(server, tmp_path) as site:
+        assert await names(site, f"{SCAN}/DICOM") == ["a", "b"]
+        assert await content(site, f"{SCAN}/DICOM/b") == b"12345"
+    assert server.asked.count("GET experiments/X_E1/resources/7/files") == 1
+
+
+async def test_a_list_with_some_of_the_files_that_are_stated_is_made_good(server, tmp_path):
+    server.lists["experiments/X_E1/resources"] = [
+        counted("7", "DICOM", "1", "3"),
+        counted("8", "WHOLE", "1", "1"),
+        counted("9", "EMPTY", "1", "0"),
+        counted("10", "UNCOUNTED", "1", ""),
+    ]
+    for name in ("a", "b", "c"):
+        server.add(name, b"12345")
+    server.add("w", b"1", number="8")
+    rows = server.lists["experiments/X_E1/files"]
+    assert isinstance(rows, list)
+    server.lists["experiments/X_E1/resources/7/files"] = rows[:3]
+    server.lists["experiments/X_E1/files"] = rows[1:]
+    async with opened(server, tmp_path) as site:
+        assert await names(site, f"{SCAN}/DICOM") == ["a", "b", "c"]
+        assert await names(site, f"{SCAN}/WHOLE") == ["w"]
+        assert await names(site, f"{SCAN}/EMPTY") == []
+        assert await names(site, f"{SCAN}/UNCOUNTED") == []
+    assert [line for line in server.asked if "/resources/" in line] == ["GET experiments/X_E1/resources/7/files"]
+
+
+async def test_a_resource_that_states_files_and_lists_none_is_an_error(server, tmp_path):
+    server.lists["experiments/X_E1/resources"] = [counted("7", "DICOM", "1", "1"), counted("8", "LOST", "1", "176")]
+    server.lists["experiments/X_E1/resources/8/files"] = []
+    server.add("a", b"12345")
+    async with opened(server, tmp_path) as site:
+        with pytest.raises(BadReply, match="states that resource 8 has 176 files, and lists none"):
+            await names(site, f"{SCAN}/LOST")
+        assert await names(site, f"{SCAN}/DICOM") == ["a"]
+
+
+async def test_a_count_that_is_too_high_hides_no_file_and_is_no_error(server, tmp_path):
+    server.lists["experiments/X_E1/resources"] = [counted("7", "DICOM", "1", "5")]
+    server.add("a", b"12345")
+    server.lists["experiments/X_E1/resources/7/files"] = server.lists["experiments/X_E1/files"]
+    async with opened(server, tmp_path) as site:
+        assert await names(site, f"{SCAN}/DICOM") == ["a"]
+
+
+async def test_files_that_were_deleted_meanwhile_are_no_error(server, tmp_path):
+    """The count is of before, since the resources were listed before the files: they are listed once more."""
+    server.lists["experiments/X_E1/resources"] = [counted("7", "DICOM", "1", "1")]
+    server.add("a", b"12345")
+    async with opened(server, tmp_path) as site:
+        assert await names(site, f"{SCAN}/DICOM") == ["a"]
+        await trio.sleep(0.001)  # so that the clock tells before from after
+        for key in (
+            FilesKey(("experiments", "X_E1"), True),
+            FoldersKey(("projects", "P", "S", "E", "scans", "1", "DICOM")),
+        ):
+            site.metadata.forget(key)
+        server.lists["experiments/X_E1/files"] = server.lists["experiments/X_E1/resources/7/files"] = []
+        server.lists["experiments/X_E1/resources"] = [counted("7", "DICOM", "1", "0")]
+        assert await names(site, f"{SCAN}/DICOM") == []
 
 
 # -- names that no URL can carry -------------------------------------------------------------------------------

@@ -1,8 +1,10 @@
 """Walks: many sessions with few requests, and never an entry less than each shows when it is asked alone."""
 
+import json
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -359,6 +361,52 @@ async def test_a_server_that_lists_only_the_first_of_several_sessions(tmp_path):
     assert await walked(demo, tmp_path / "walk") == await alone(archive, tmp_path / "alone")
 
 
+def without(reply: Reply, lacks: Callable[[dict[str, str]], bool], blank: Collection[str] = ()) -> Reply:
+    """The same list, less some rows and some cells."""
+    found = json.loads(b"".join(reply.pieces()))
+    rows = [row for row in found["ResultSet"]["Result"] if not lacks(row)]
+    found["ResultSet"]["Result"] = [{key: "" if key in blank else cell for key, cell in row.items()} for row in rows]
+    return Reply(200, json.dumps(found).encode(), "application/json")
+
+
+Missing = Callable[[dict[str, str]], bool]
+MISSING: list[Missing] = [
+    lambda row: "/scans/2/" in row["URI"],  # the files of one scan of each session
+    lambda row: row["collection"] in ("ratings", "OUT"),  # those of assessors
+    lambda row: row["collection"].startswith("logs"),  # those of sessions
+    lambda row: "/reconstructions/" in row["URI"],
+]
+BLANK = [(), ("file_count",), ("file_count", "file_size")]
+
+
+@pytest.mark.parametrize(
+    ("missing", "blank"),
+    # A resource of which a part is listed, and no count is stated, tells nothing of the other part.
+    [(lambda row: row["Name"] == "c.dcm", ()), *product(MISSING, BLANK)],
+)
+async def test_a_list_of_several_sessions_that_lacks_files_is_not_believed(tmp_path, missing, blank, patient_clock):
+    """Each session alone is told whole."""
+    archive = made(30, 2, rich)
+    demo = served(archive)
+    left_out: list[bool] = []
+
+    def counted(row: dict[str, str]) -> bool:
+        left_out.append(missing(row))
+        return left_out[-1]
+
+    def lacking(request: Request) -> Reply | None:
+        parts = request.path.split("/")
+        if parts[-1] == "resources" and "experiments" in parts:
+            return without(demo.routes.answer(_asked(request)), lambda row: False, blank)
+        if parts[-1] != "files" or "," not in request.path:
+            return None
+        return without(demo.routes.answer(_asked(request)), counted)
+
+    fault(demo, lacking)
+    assert await walked(demo, tmp_path / "walk") == await alone(archive, tmp_path / "alone")
+    assert any(left_out), "the server was honest"
+
+
 @pytest.mark.parametrize("status", [400, 403, 404, 500, 504])
 async def test_a_server_that_answers_nothing_in_bulk(tmp_path, status, patient_clock):
     archive = made(12)
@@ -490,7 +538,7 @@ async def test_the_facts_of_scans_and_resources_are_whole_after_a_walk(tmp_path)
         for _ in range(2):
             assert (await scan.all_xattrs())["xsitype"] == "xnat:mrScanData"
             assert (await resource.all_xattrs())["format"] == "DICOM"
-        assert asked(demo) == ["experiments/*/scans", "experiments/*/resources"]
+        assert asked(demo) == ["experiments/*/scans"]
 
 
 async def test_names_with_a_dot_are_not_worth_a_request(tmp_path):

@@ -230,6 +230,19 @@ def test_api_sends_once_and_prints_the_body(fresh):
     assert "NEW" not in fresh.ctl("subject", "list", "-P", "A", "-q").lines
 
 
+def test_a_resource_whose_files_are_not_listed_is_no_empty_one(tmp_path):
+    empty = b'{"ResultSet": {"Result": []}}'
+
+    def lists_none(request: Request) -> Reply | None:
+        return Reply(200, empty, "application/json") if request.path.endswith("/files") else None
+
+    with shell(tmp_path) as fresh:
+        fresh.app.faults.append(lists_none)
+        done = fresh.ctl("resource", "show", "-E", SESSION, "--scan", "1", "NIFTI", status=4)
+        assert done.out == ""
+        assert "files, and lists none" in done.err
+
+
 # -- logins ------------------------------------------------------------------------------------------------------
 
 

@@ -168,7 +168,10 @@ class Catalogues(Sequence[FileRow]):
         self._length += 1
 
     def join(self, other: "Catalogue") -> None:
-        """All the files of a resource that is listed nowhere else here."""
+        """Add the files of a resource, in place of those that are listed of it here."""
+        if before := self.groups.get(other.resource_id):
+            self._runs = [run for run in self._runs if run[0] is not before]
+            self._length -= len(before)
         self.groups[other.resource_id] = other
         self._runs.append((other, len(other)))
         self._length += len(other)

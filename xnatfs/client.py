@@ -142,6 +142,11 @@ class Xnat:
         """Resources of an item, given as the segments of its URL after /data; `below`: of all it holds, too."""
         return await self._listed(Resource.parse, f"{_item(item)}/resources", **_all(below))
 
+    async def resources_of_many(self, experiments: Sequence[str]) -> dict[str, Resource]:
+        """Return the resources of all that these experiments hold, by number, without the experiment of each."""
+        rows = await self._listed(Resource.parse, f"/data/experiments/{_list(experiments)}/resources", all="true")
+        return {row.id: row for row in rows}
+
     async def files(self, item: Sequence[str], *, below: bool = False) -> Catalogues:
         """Catalogue entries of all resources of an item. One broken catalogue makes this NotFound as a whole."""
         return await self._catalogues(f"{_item(item)}/files", **_all(below))

@@ -44,7 +44,7 @@ class Listing(Generic[R]):
     groups: Mapping[Hashable, Sequence[R]]
     fetched: float  # trio's clock
     expires: float
-    broken: frozenset[str] = field(default=frozenset())  # groups that the server could not list
+    broken: Mapping[str, str] = field(default_factory=dict)  # why a group could not be listed, by its key
     # Put together from lists of many items, or kept from an earlier mount: a row may be missing.
     pieced: bool = False
     stale: float = 0.0  # seconds since the epoch: the server is away, and this is of then

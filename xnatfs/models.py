@@ -309,6 +309,12 @@ class Resource:
     cat_id: str
     format: str
     content: str
+    file_count: int | None = None  # as stored at the last upload; None where it was never computed
+    file_size: int | None = None  # bytes in all, likewise
+
+    def lacks(self, listed: int) -> bool:
+        """Tell whether the server states more files than a list of them has."""
+        return listed < self.file_count if self.file_count is not None else not listed and bool(self.file_size)
 
     @property
     def group(self) -> tuple[str, str]:
@@ -324,6 +330,8 @@ class Resource:
             intern(row.get("cat_id")),
             intern(row.text("format")),
             intern(row.text("content")),
+            row.number("file_count"),
+            row.number("file_size"),
         )
 
 

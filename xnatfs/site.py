@@ -8,7 +8,7 @@ session come with one request each; whose walk goes through many sessions has th
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hashable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -171,7 +171,7 @@ class Site:
         return await self._listing(ResourcesKey(item, below))
 
     async def files(self, item: Item, below: bool) -> Listing[FileRow]:
-        """By resource. One broken catalogue spoils the list of all: then each resource is asked for its own."""
+        """Return the files of an item, by resource. A resource that cannot be listed is named by `Listing.broken`."""
         key = FilesKey(item, below)
 
         async def fetch() -> Listing[FileRow]:
@@ -186,38 +186,66 @@ class Site:
         return self._noted(key, await self.metadata.get(key, fetch))
 
     async def _ask_files(self, item: Item, below: bool) -> Listing[FileRow]:
+        """Request one list, then each resource by itself that the list lacks; one broken catalogue spoils it whole."""
         started = trio.current_time()
         try:
-            return self._files_made(await self.xnat.files(item, below=below), started)
+            files = await self.xnat.files(item, below=below)
+            lacking = await self._lacking(item, below, files)
         except (NotFound, BadReply) as error:
             log.info("asking each resource for its files, because: %s", error)
-        self.metadata.forget(ResourcesKey(item, below))
-        resources = await self.resources(item, below)
-        rows, broken = await self._files_singly(item, [resource.id for resource in resources.rows])
-        return self._files_made(rows, started, broken)
+            self.metadata.forget(ResourcesKey(item, below))
+            files, lacking = Catalogues(), (await self.resources(item, below)).rows
+        broken = await self._list_singly(item, lacking, files)
+        empty = {row.id for row in lacking if row.id not in broken and not files.groups.get(row.id)}
+        if empty:
+            broken |= await self._lost(item, below, empty, started)
+        return Listing(files, files.groups, started, started + self.ttl, broken)
 
-    async def _files_singly(self, item: Item, resources: Iterable[str]) -> tuple[Catalogues, frozenset[str]]:
-        """The files of these resources, and which of them could not be listed."""
+    async def _lacking(self, item: Item, below: bool, files: Catalogues) -> Sequence[Resource]:
+        """Return the resources of which the server states more files than it lists."""
+        try:
+            rows = (await self.resources(item, below)).rows
+        except (NotFound, Denied, BadReply):
+            return ()  # nothing is stated
+        return [row for row in rows if row.lacks(len(files.groups.get(row.id, ())))]
+
+    async def _list_singly(self, item: Item, resources: Sequence[Resource], files: Catalogues) -> dict[str, str]:
+        """Add the files of these resources, each from a list of its own; return why one could not be listed."""
         found: dict[str, Catalogue] = {}
-        broken: set[str] = set()
+        broken: dict[str, str] = {}
 
         async def ask(resource: str) -> None:
             try:
                 found[resource] = await self.xnat.resource_files(item, resource)
             except (NotFound, BadReply) as error:
                 log.warning("the files of resource %s cannot be listed: %s", resource, error)
-                broken.add(resource)
+                broken[resource] = f"the server cannot read the catalogue of resource {resource}"
 
         try:
             async with trio.open_nursery() as nursery:
-                for resource in resources:
-                    nursery.start_soon(ask, resource)
+                for row in resources:
+                    nursery.start_soon(ask, row.id)
         except ExceptionGroup as group:
             raise first_error(group) from None
-        joined = Catalogues()
         for resource in sorted(found):
-            joined.join(found[resource])
-        return joined, frozenset(broken)
+            files.join(found[resource])
+        return broken
+
+    async def _lost(self, item: Item, below: bool, empty: Collection[str], started: float) -> dict[str, str]:
+        """Return which of these resources, of which no file is listed, have some by a list made after `started`."""
+        key = ResourcesKey(item, below)
+
+        def is_older(found: object) -> bool:
+            return isinstance(found, Listing) and (found.pieced or found.fetched < started)
+
+        await self.metadata.renew(key, lambda: self._ask(key), is_older)
+        reasons: dict[str, str] = {}
+        for row in (await self.resources(item, below)).rows:
+            if row.id in empty and row.lacks(0):
+                count = row.file_count or "some"
+                reasons[row.id] = f"the server states that resource {row.id} has {count} files, and lists none"
+                log.warning("%s", reasons[row.id])
+        return reasons
 
     async def confirm(self, keys: Sequence[ListKey], expires: float = math.inf) -> bool:
         """Of these listings have the server's own; whether what was made of them until `expires` is to be made anew."""
@@ -351,9 +379,6 @@ class Site:
             case FilesKey(item, below):
                 return lambda: xnat.files(item, below=below), lambda row: row.resource_id, FileRow
         raise KeyError(key)
-
-    def _files_made(self, files: Catalogues, started: float, broken: frozenset[str] = frozenset()) -> Listing[FileRow]:
-        return Listing(files, files.groups, started, started + self.ttl, broken)
 
     def learn_stamp(self, key: StampKey, stamp: str) -> None:
         """A file is another one than it was, which nothing in its listing says."""

@@ -15,7 +15,7 @@ from xnatfs.cli.ctl import Command, Context
 from xnatfs.cli.output import natural, show_item, show_rows, tell
 from xnatfs.client import Xnat
 from xnatfs.errors import BadReply, ConfigError, Denied, NotFound, first_error
-from xnatfs.models import Document, Row
+from xnatfs.models import Document, FileRow, Row
 
 PROJECTS = {"id": "ID", "name": "Name", "pi": "PI", "description": "Description"}
 SUBJECTS = {"id": "ID", "label": "Label", "sessions": "Sessions"}
@@ -495,7 +495,13 @@ async def resource_show(context: Context) -> None:
             known = ", ".join(sorted(row["label"] or row["id"] for row in map(resource_row, rows))) or "none"
             text = f"resource {label} not found on {'/'.join(item)} (resources there: {known})"
             raise NotFound(text, status=404, url=xnat.url)
-        files = [file for row in chosen for file in await xnat.resource_files(item, row["id"])]
+        files: list[FileRow] = []
+        for row in chosen:
+            listed = await xnat.resource_files(item, row["id"])
+            if row["file_count"] and not listed:
+                stated = f"the server states that resource {row['id']} has {row['file_count']} files, and lists none"
+                raise BadReply(stated, url=xnat.url)
+            files += listed
     shown = [
         {
             "name": file.path,

@@ -253,7 +253,7 @@ class DemoArchive(Archive):
         self.file(resource, "no-size-2.dcm", content + b"6", size="", digest="")
         self.file(resource, "empty.dcm", b"")
         self._error(resource, "lost.dcm", None, "5000", hashlib.md5(b"lost").hexdigest())
-        self._error(resource, "wrong-digest.dcm", content + b"7", "5001", "0" * 32)
+        self._error(resource, "wrong-digest.dcm", content + b"7", "5001", "1" * 32)
         self.experiment(self.subject(project, "F2"), "F2_EMPTY")
 
     def _error(self, resource: Resource, path: str, content: bytes | None, size: str, digest: str) -> None:

@@ -98,8 +98,8 @@ class ResourceDir(Dir):
 
         async def made() -> Folders:
             listing = await self.listing()
-            if self.resource.id in listing.broken:
-                raise BadReply(f"the server cannot read the catalogue of resource {self.resource.id}")
+            if reason := listing.broken.get(self.resource.id):
+                raise BadReply(reason)
             return await build(self, listing)
 
         folders = await self.site.metadata.get(FoldersKey(self.path), made)
