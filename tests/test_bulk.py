@@ -17,7 +17,7 @@ from tests.test_content_fakes import until
 from xnatfs.bulk import IDLE
 from xnatfs.content import Source
 from xnatfs.models import FileRow
-from xnatfs.series import FLOOR, SHARE
+from xnatfs.series import FLOOR, SHARE, Groups
 from xnatfs.site import Site
 from xnatfs.transport import DOWNLOADS
 from xnatfs.tree import Root
@@ -26,6 +26,7 @@ from xnatfs.tree.node import Dir, File, Node
 COUNT, SIZE = 60, 40_000
 SCAN = "projects/P/S/E/scans/1/DICOM"
 TAR = "experiments/X_E1/resources/7/files"
+FILES = "experiments/X_E1/scans/1/resources/7/files"
 
 
 def name(number: int) -> str:
@@ -40,7 +41,10 @@ class Tar(httpx.AsyncByteStream):
     """A tar, member by member; what was taken of it is counted."""
 
     def __init__(
-        self, files: Sequence[tuple[str, bytes]], cut: int | None = None, prefix: str = "E/scans/1/DICOM/files/"
+        self,
+        files: Sequence[tuple[str, bytes]],
+        cut: int | None = None,
+        prefix: str = "E/scans/1/resources/DICOM/files/",
     ):
         self.files, self.cut, self.prefix = files, cut, prefix
         self.number = self.sent = 0
@@ -119,7 +123,7 @@ async def test_a_walk_takes_two_requests(server, tmp_path):
     async with opened(server, tmp_path) as site:
         for number in range(COUNT):
             assert await read(site, number) == bytes_of(number)
-        assert data(server) == [f"GET {TAR}/{name(0)}", f"GET {TAR}"]
+        assert data(server) == [f"GET {FILES}/{name(0)}", f"GET {TAR}"]
         stats = site.bulk.stats
         assert stats.ahead == stats.used == (COUNT - 1) * SIZE
 
@@ -167,14 +171,14 @@ async def test_a_walk_by_name_through_a_listing_by_number(server, tmp_path):
             blob = await file.open()
             assert await blob.read(0, SIZE) == files[path]
             blob.close()
-        assert data(server) == [f"GET {TAR}/1", f"GET {TAR}"]
+        assert data(server) == [f"GET {FILES}/1", f"GET {TAR}"]
 
 
 async def test_one_file_of_many_starts_no_tar(server, tmp_path):
     async with opened(server, tmp_path) as site:
         for _ in range(3):
             assert await read(site, 33) == bytes_of(33)
-        assert data(server) == [f"GET {TAR}/{name(33)}"]
+        assert data(server) == [f"GET {FILES}/{name(33)}"]
 
 
 async def test_one_file_of_a_resource_makes_nothing_of_its_size(server, tmp_path):
@@ -195,7 +199,7 @@ async def test_of_a_resource_with_too_many_files_nothing_is_remembered_or_fetche
         walk = session.walks["7"]
         assert not walk.opened
         assert not {"places", "begins"} & vars(walk).keys()
-        assert data(server) == [f"GET {TAR}/{name(number)}" for number in range(COUNT)]
+        assert data(server) == [f"GET {FILES}/{name(number)}" for number in range(COUNT)]
         assert site.bulk.stats.ahead == 0
 
 
@@ -209,7 +213,7 @@ async def test_far_jumps_are_not_waited_for(server, tmp_path, patient_clock):
         began = trio.current_time()
         assert await read(site, 399) == bytes_of(399)
         assert trio.current_time() == began
-        assert f"GET {TAR}/{name(399)}" in data(server)
+        assert f"GET {FILES}/{name(399)}" in data(server)
 
 
 @pytest.mark.parametrize("half", [COUNT // 4, COUNT // 2])
@@ -256,7 +260,7 @@ def series(
             return httpx.Response(404, html="<html>")
         asked = asked[::-1] if reverse else asked
         members = [
-            (f"{each}/DICOM/files/{name(place)}", data)
+            (f"{each}/resources/DICOM/files/{name(place)}", data)
             for each in asked
             for place, data in enumerate(content[int(each)])
         ]
@@ -448,7 +452,7 @@ async def test_without_a_tar_single_requests_run_ahead(server, tmp_path):
         content = bytes_of(int(request.url.path[-8:-4]))
         return httpx.Response(200, headers={"content-length": str(SIZE)}, stream=Slow(content))
 
-    server.by_pattern.append((TAR + r"/IM\d+\.dcm", slow))
+    server.by_pattern.append((FILES + r"/IM\d+\.dcm", slow))
     async with opened(server, tmp_path) as site:
         for number in range(COUNT):
             assert await read(site, number) == bytes_of(number)
@@ -461,7 +465,7 @@ async def test_a_file_that_fails_ahead_is_asked_for_again_by_its_reader(server, 
     server.answers[TAR] = lambda request: httpx.Response(403, html="<html>")
     once = [httpx.Response(404, html="<html>")]
     server.by_pattern.append(
-        (f"{TAR}/{name(5)}", lambda request: once.pop() if once else httpx.Response(200, content=bytes_of(5)))
+        (f"{FILES}/{name(5)}", lambda request: once.pop() if once else httpx.Response(200, content=bytes_of(5)))
     )
     async with opened(server, tmp_path) as site:
         await read(site, 0)
@@ -518,7 +522,7 @@ async def test_a_new_listing_while_the_tar_waits_for_its_reader(server, tmp_path
         for number in range(20, COUNT):
             assert await read(site, number) == bytes_of(number)
         assert trio.current_time() - began < 1
-        assert data(server) == [f"GET {TAR}/{name(0)}", f"GET {TAR}"]
+        assert data(server) == [f"GET {FILES}/{name(0)}", f"GET {TAR}"]
 
 
 async def test_a_tar_of_several_resources_is_given_up_when_one_of_them_is_gone(server, tmp_path, monkeypatch):
@@ -527,7 +531,10 @@ async def test_a_tar_of_several_resources_is_given_up_when_one_of_them_is_gone(s
     class Around:
         owners = ()
 
-        def source(self, row: FileRow) -> Source:
+        def source(self, row: FileRow, groups: Groups) -> Source:
+            raise NotImplementedError
+
+        def has_name(self, row: FileRow, groups: Groups) -> bool:
             raise NotImplementedError
 
         def reading_order(self) -> list[tuple[str, str]]:
@@ -559,10 +566,10 @@ async def test_a_tar_of_several_resources_is_given_up_when_one_of_them_is_gone(s
 
 
 async def test_a_fault_of_our_own_ends_the_tar_and_nothing_else(server, tmp_path, monkeypatch, caplog):
-    def broken(tar: object, member: object) -> None:
+    def broken(names: object, member: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("xnatfs.bulk._Tar.candidates", broken)
+    monkeypatch.setattr("xnatfs.bulk.TarNames.find", broken)
     async with opened(server, tmp_path) as site:
         for number in range(COUNT):
             assert await read(site, number) == bytes_of(number)
@@ -680,7 +687,7 @@ async def test_what_is_cached_of_a_series_is_not_taken_again(server, tmp_path):
     async with opened(server, tmp_path) as site:
         for number in range(COUNT):
             assert await read(site, number) == bytes_of(number)
-        assert data(server) == [f"GET {TAR}/{name(0)}", f"GET {TAR}"]
+        assert data(server) == [f"GET {FILES}/{name(0)}", f"GET {TAR}"]
         assert site.bulk.stats.ahead == site.bulk.stats.used == (COUNT - 1 - len(cached)) * SIZE
 
 

@@ -52,6 +52,7 @@ async def read(site: Site, path: str) -> bytes:
 
 
 SCAN = "projects/P/S/E/scans/1"
+FILES = "experiments/X_E1/scans/1/resources/7/files"
 
 
 # -- what is shown ---------------------------------------------------------------------------------------------
@@ -234,7 +235,7 @@ async def test_a_size_the_listing_lacks_costs_one_head(server, tmp_path):
             assert isinstance(node, File)
             assert await node.size() == 5
         assert await content(site, f"{SCAN}/DICOM/a") == b"12345"
-    assert [line for line in server.asked if line.startswith("HEAD")] == ["HEAD experiments/X_E1/resources/7/files/a"]
+    assert [line for line in server.asked if line.startswith("HEAD")] == [f"HEAD {FILES}/a"]
 
 
 # -- wrong listings --------------------------------------------------------------------------------------------
@@ -255,7 +256,7 @@ async def test_a_wrong_size_is_corrected_when_the_file_is_opened(server, tmp_pat
         assert await after.size() == 5
         if listed:
             assert after.identity != before.identity
-    assert server.asked.count("GET experiments/X_E1/resources/7/files/a") == 1
+    assert server.asked.count(f"GET {FILES}/a") == 1
 
 
 async def test_a_damaged_answer_of_another_length_does_not_correct_the_size(server, tmp_path):
@@ -309,7 +310,7 @@ async def test_a_file_that_was_deleted_meanwhile_is_not_found(server, tmp_path, 
 
 async def test_a_forbidden_file_is_denied(server, tmp_path):
     server.add("a", b"12345")
-    server.answers["experiments/X_E1/resources/7/files/a"] = lambda r: httpx.Response(403)
+    server.answers[f"{FILES}/a"] = lambda r: httpx.Response(403)
     async with opened(server, tmp_path) as site:
         with pytest.raises(Denied):
             await content(site, f"{SCAN}/DICOM/a")
@@ -323,7 +324,7 @@ async def test_one_broken_catalogue_spoils_only_its_own_resource(server, tmp_pat
     server.add("a", b"12345")
     rows = server.lists["experiments/X_E1/files"]
     server.lists["experiments/X_E1/files"] = 404
-    server.lists["experiments/X_E1/resources/7/files"] = rows
+    server.lists[FILES] = rows
     async with opened(server, tmp_path) as site:
         assert await names(site, f"{SCAN}/DICOM") == ["a"]
         with pytest.raises(BadReply, match="cannot read the catalogue of resource 8"):
@@ -385,10 +386,18 @@ async def test_a_file_that_the_archive_lacks_is_asked_for_by_number(server, tmp_
         assert await content(site, f"{SCAN}/DICOM/100%") == b"12345"
 
 
+async def test_an_old_server_is_asked_by_name_in_the_end(server, tmp_path):
+    server.add("100%;", b"12345")
+    async with opened(server, tmp_path) as site:
+        assert await content(site, f"{SCAN}/DICOM/100%;") == b"12345"
+    assert server.asked[-1] == f"GET {FILES}/100%25%3B"
+
+
 async def test_where_nothing_helps_it_is_said_why(server, tmp_path):
     server.add("100%", b"12345")
+    server.answers[f"{FILES}/100%25"] = lambda request: httpx.Response(400, html="<html>")
     async with opened(server, tmp_path) as site:
-        with pytest.raises(BadReply, match="cannot be asked for by name, its archive fails .* and its number"):
+        with pytest.raises(BadReply, match="cannot be asked for by name, and .*its archive: .* its number .* its name"):
             await content(site, f"{SCAN}/DICOM/100%")
 
 

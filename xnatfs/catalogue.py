@@ -25,7 +25,19 @@ MOST_RESOURCES = 100_000
 class Catalogue(Sequence[FileRow]):
     """The files of one resource, in the order of the server's listing."""
 
-    __slots__ = ("_digests", "_ends", "_kind", "_kinds", "_odd", "_paths", "_sizes", "home", "label", "resource_id")
+    __slots__ = (
+        "_digests",
+        "_ends",
+        "_kind",
+        "_kinds",
+        "_odd",
+        "_paths",
+        "_percent_paths",
+        "_sizes",
+        "home",
+        "label",
+        "resource_id",
+    )
 
     def __init__(self, resource_id: str, home: str = "", label: str = "") -> None:
         self.resource_id = resource_id
@@ -38,6 +50,7 @@ class Catalogue(Sequence[FileRow]):
         self._odd: dict[int, str] = {}  # digests that are not 32 hex digits, or are 32 zeros
         self._kinds: list[tuple[str, str]] = []  # format and content, and from which file on
         self._kind = array("Q")
+        self._percent_paths: frozenset[str] | None = None  # not looked at yet
 
     def add(self, path: str, size: int | None, digest: str, kind: tuple[str, str]) -> None:
         """One more file; the digest in lower case."""
@@ -62,6 +75,14 @@ class Catalogue(Sequence[FileRow]):
         """Their paths, from one place to before another."""
         for begin, stop in pairwise(self._ends[start : None if end is None else end + 1]):
             yield self._paths[begin:stop].decode("utf-8", "surrogatepass")
+
+    @property
+    def percent_paths(self) -> frozenset[str]:
+        """The paths that hold a '%': hardly any resource has one, which one look at the packed names tells."""
+        if self._percent_paths is None:
+            found = (path for path in self.paths() if "%" in path) if b"%" in self._paths else ()
+            self._percent_paths = frozenset(found)
+        return self._percent_paths
 
     def size(self, place: int) -> int | None:
         size = self._sizes[place]

@@ -18,6 +18,7 @@ import httpx
 import trio
 
 from xnatfs.access import Access
+from xnatfs.address import base
 from xnatfs.background import background, unattended
 from xnatfs.bulk import Bulk, open_bulk
 from xnatfs.catalogue import Catalogue, Catalogues
@@ -183,20 +184,23 @@ class Site:
             log.info("asking each resource for its files, because: %s", error)
         self.metadata.forget(("resources", item, below))
         resources = await self.resources(item, below)
-        rows, broken = await self._files_singly(item, [resource.id for resource in resources.rows])
+        rows, broken = await self._files_singly(item, below, resources.rows)
         return self._files_made(rows, started, broken)
 
-    async def _files_singly(self, item: Item, resources: Iterable[str]) -> tuple[Catalogues, frozenset[str]]:
+    async def _files_singly(
+        self, item: Item, below: bool, resources: Iterable[Resource]
+    ) -> tuple[Catalogues, frozenset[str]]:
         """The files of these resources, and which of them could not be listed."""
         found: dict[str, Catalogue] = {}
         broken: set[str] = set()
 
-        async def ask(resource: str) -> None:
+        async def ask(resource: Resource) -> None:
+            where = base(item, resource.group) if below else item
             try:
-                found[resource] = await self.xnat.resource_files(item, resource)
+                found[resource.id] = await self.xnat.resource_files(where, resource.id)
             except (NotFound, BadReply) as error:
-                log.warning("the files of resource %s cannot be listed: %s", resource, error)
-                broken.add(resource)
+                log.warning("the files of resource %s cannot be listed: %s", resource.id, error)
+                broken.add(resource.id)
 
         try:
             async with trio.open_nursery() as nursery:
@@ -205,8 +209,8 @@ class Site:
         except ExceptionGroup as group:
             raise first_error(group) from None
         joined = Catalogues()
-        for resource in sorted(found):
-            joined.join(found[resource])
+        for number in sorted(found):
+            joined.join(found[number])
         return joined, frozenset(broken)
 
     async def confirm(self, keys: Sequence[Key], expires: float = math.inf) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from xnatfs.demo.archive import Archive, Entry, Home, Resource
-from xnatfs.demo.releases import Release
+from xnatfs.demo.releases import XNAT_1_8, Release
 from xnatfs.demo.reply import Failed, Reply, Slice, disposition
 from xnatfs.demo.tables import Query, true
 from xnatfs.demo.zips import Member, zipped
@@ -36,12 +36,12 @@ class Layout:
 
     archive: Archive
     name: str  # what the archive is of: a session's label, a subject's, a project's ID
-    release: Release
     structure: str = ""
     kind: str = "application/zip"
     typed: bool = False  # scans were addressed in the URL
     blank: bool = False  # everything of a session was
     above: tuple[bool, bool] = (False, False)  # whether project and subject precede
+    release: Release = XNAT_1_8
 
     def member(self, resource: Resource, home: Home, path: str) -> str:
         label = resource.label or str(resource.id)
@@ -97,7 +97,7 @@ def archive(found: Found, query: Query, layout: Layout) -> Reply:
 def layout(archive: Archive, query: Query, name: str, release: Release, *, typed: bool, blank: bool) -> Layout:
     """As the query has it."""
     above = (true(query, "projectIncludedInPath"), true(query, "subjectIncludedInPath"))
-    return Layout(archive, name, release, query.get("structure", ""), ARCHIVES[query["format"]], typed, blank, above)
+    return Layout(archive, name, query.get("structure", ""), ARCHIVES[query["format"]], typed, blank, above, release)
 
 
 def one_file(entry: Entry) -> Reply:
