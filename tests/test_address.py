@@ -102,6 +102,6 @@ def test_only_parts_of_a_session_have_a_url_of_their_own(category):
     assert base(ITEM, (category, "1")) == ITEM
 
 
-def test_of_a_resource_without_percent_signs_nothing_is_made_for_twins():
-    assert catalogue("a", "ü", "b c").percent_paths == frozenset()
-    assert catalogue("a", "ü%", "b c").percent_paths == {"ü%"}
+def test_of_a_resource_without_escapes_nothing_is_made_for_twins():
+    assert catalogue("a", "ü", "50%a", "100%").escaped_paths == frozenset()
+    assert catalogue("a", "ü%", "b%20c").escaped_paths == {"ü%", "b%20c"}

@@ -61,7 +61,7 @@ class Address:
     def routes(self, path: str, catalogue: Catalogue) -> tuple[Route, ...]:
         """Return the ways to a file of the resource, in the order in which they are to be tried."""
         sent = quoted(path)
-        if self.rivals or _INSIDE_ARCHIVE.search(path) or (sent != path and sent in catalogue.percent_paths):
+        if self.rivals or _INSIDE_ARCHIVE.search(path) or (sent != path and sent in catalogue.escaped_paths):
             return Route.ARCHIVE, Route.INDEX
         if has_url(path):
             return (Route.NAME,)

@@ -4,6 +4,7 @@ A million rows as objects are 350 MB, and the tree makes more of each. Here a re
 one piece of bytes, sizes as numbers, digests as 16 bytes each.
 """
 
+import re
 from array import array
 from bisect import bisect_right
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from xnatfs.untrusted import DIGITS, decoded
 
 _UNKNOWN = -1  # a size that the catalogue does not state
 _NO_DIGEST = bytes(16)
+_ESCAPE = re.compile(rb"%[0-9A-F]{2}")  # as our own requests have it
 
 # In one list. Each is a kilobyte, however few files it has; 64 sessions at once have some ten thousand.
 MOST_RESOURCES = 100_000
@@ -32,7 +34,7 @@ class Catalogue(Sequence[FileRow]):
         "_kinds",
         "_odd",
         "_paths",
-        "_percent_paths",
+        "_escaped_paths",
         "_sizes",
         "home",
         "label",
@@ -50,7 +52,7 @@ class Catalogue(Sequence[FileRow]):
         self._odd: dict[int, str] = {}  # digests that are not 32 hex digits, or are 32 zeros
         self._kinds: list[tuple[str, str]] = []  # format and content, and from which file on
         self._kind = array("Q")
-        self._percent_paths: frozenset[str] | None = None  # not looked at yet
+        self._escaped_paths: frozenset[str] | None = None  # not looked at yet
 
     def add(self, path: str, size: int | None, digest: str, kind: tuple[str, str]) -> None:
         """One more file; the digest in lower case."""
@@ -77,12 +79,12 @@ class Catalogue(Sequence[FileRow]):
             yield self._paths[begin:stop].decode("utf-8", "surrogatepass")
 
     @property
-    def percent_paths(self) -> frozenset[str]:
-        """The paths that hold a '%': hardly any resource has one, which one look at the packed names tells."""
-        if self._percent_paths is None:
-            found = (path for path in self.paths() if "%" in path) if b"%" in self._paths else ()
-            self._percent_paths = frozenset(found)
-        return self._percent_paths
+    def escaped_paths(self) -> frozenset[str]:
+        """The paths that could be another one's in a URL: hardly any are, which one look at the packed names tells."""
+        if self._escaped_paths is None:
+            found = (path for path in self.paths() if "%" in path) if _ESCAPE.search(self._paths) else ()
+            self._escaped_paths = frozenset(found)
+        return self._escaped_paths
 
     def size(self, place: int) -> int | None:
         size = self._sizes[place]
