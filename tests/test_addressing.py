@@ -369,7 +369,7 @@ def without_archives(world: World) -> None:
 async def test_a_list_whose_order_changes_gives_no_other_file(world, tmp_path):
     """The file that has the number now is another: told by its name, its length or its digest."""
     files = {f"50%{n}.dcm": bytes([n]) * (1000 if n != 3 else 2000) for n in range(5)}
-    made = world.add(world.scans[0].resources, "DICOM", files)
+    made = world.add(world.scans[0].resources, "RAW", files)
     without_archives(world)
 
     def turned(request: Request) -> None:
@@ -379,7 +379,7 @@ async def test_a_list_whose_order_changes_gives_no_other_file(world, tmp_path):
     world.demo.faults.append(turned)
     async with world.site(tmp_path) as site:
         for name, content in files.items():
-            await read_right_or_not(site, f"{SCAN}/DICOM/{name}", content)
+            await read_right_or_not(site, f"{SCAN}/RAW/{name}", content)
 
 
 async def test_by_number_a_file_comes_whose_name_or_length_is_its_own(world, tmp_path):

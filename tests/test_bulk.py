@@ -14,7 +14,7 @@ import trio.testing
 
 from tests.scripted import Scripted, opened, resource
 from tests.test_content_fakes import until
-from xnatfs.bulk import IDLE
+from xnatfs.bulk import IDLE, PATIENCE
 from xnatfs.content import Source
 from xnatfs.models import FileRow
 from xnatfs.series import FLOOR, SHARE, Groups
@@ -644,6 +644,68 @@ async def test_without_digests_the_length_decides(server, tmp_path, patient_cloc
     async with opened(server, tmp_path) as site:
         await wrong(server, site, RIGHT)
         assert len(data(server)) == 2
+
+
+def relisted(server: Scripted, files: dict[str, bytes], *, digests: bool = True) -> None:
+    """These are the files of the series."""
+    rows = server.lists["experiments/X_E1/files"]
+    assert isinstance(rows, list)
+    rows.clear()
+    for path, content in files.items():
+        server.add(path, content, digest=None if digests else "")
+
+
+async def read_path(site: Site, path: str) -> bytes:
+    file = await node(site, f"{SCAN}/{path}")
+    assert isinstance(file, File)
+    blob = await file.open()
+    try:
+        return await blob.read(0, blob.size + 1)
+    finally:
+        blob.close()
+
+
+@pytest.mark.parametrize("digests", [True, False])
+async def test_members_that_can_be_two_files_are_told_by_their_digest_or_not_taken(
+    server, tmp_path, patient_clock, digests
+):
+    """Nor are they waited for."""
+    plain = {f"{number:02}": bytes_of(number) for number in range(20)}
+    twins = {f"{number:02}/b\\00": bytes_of(100 + number) for number in range(20, 24)}
+    twins |= {path.replace("\\", "/"): bytes_of(200 + number) for number, path in enumerate(twins)}
+    relisted(server, plain | twins, digests=digests)
+    tars(server, lambda: Tar([(path.replace("\\", "/"), content) for path, content in (plain | twins).items()]))
+    async with opened(server, tmp_path) as site:
+        began = trio.current_time()
+        for path, content in (plain | twins).items():
+            if "\\" not in path:
+                assert await read_path(site, path) == content
+        assert trio.current_time() - began < PATIENCE
+        singles = [line for line in data(server) if line.endswith("/b/00")]
+        assert len(singles) == (0 if digests else 4)
+
+
+async def test_a_name_that_may_be_cut_is_taken_for_no_other(server, tmp_path, patient_clock):
+    """Every name comes cut, and is the name of another file."""
+    prefix = "E/scans/1/resources/DICOM/files/"
+    stem = "x" * (100 - len(prefix))
+    files = {stem: bytes_of(0)} | {f"{stem}{number}": bytes_of(number) for number in range(1, 20)}
+    relisted(server, files, digests=False)
+    tars(server, lambda: Tar([(stem, content) for content in reversed(files.values())]))
+    async with opened(server, tmp_path) as site:
+        for path, content in files.items():
+            assert await read_path(site, path) == content
+
+
+@pytest.mark.parametrize("label", ["7", "8"])
+async def test_of_a_resource_whose_number_is_a_label_there_is_no_tar(server, tmp_path, label):
+    rows = server.lists["experiments/X_E1/resources"]
+    assert isinstance(rows, list)
+    rows.append(resource("9", label, cat_id="2"))
+    async with opened(server, tmp_path) as site:
+        for number in range(COUNT):
+            assert await read(site, number) == bytes_of(number)
+    assert data(server).count(f"GET {TAR}") == (0 if label == "7" else 1)
 
 
 async def test_a_tar_that_does_not_begin_is_not_waited_for(server, tmp_path, patient_clock):

@@ -16,7 +16,7 @@ def rows(*paths: str, number: str = "7") -> list[FileRow]:
     return [FileRow(number, path, None, "", "", "", place) for place, path in enumerate(paths)]
 
 
-async def nothing():  # type: ignore[no-untyped-def]
+async def nothing():
     return
     yield b""
 
