@@ -14,6 +14,7 @@ from tests.demos import Demo, serving
 from tests.test_content_fakes import BIG, MiB
 from tests.test_network import made_certificate
 from tests.test_worker import Server, children
+from xnatfs.address import Address
 from xnatfs.bulk import version
 from xnatfs.client import open_xnat
 from xnatfs.config import Config
@@ -207,7 +208,8 @@ async def test_a_process_that_is_lost_on_the_way_and_cannot_be_replaced_is_done_
         config = Config(url, cache_dir=tmp_path, timeout=30.0)
         async with open_xnat(config, Credentials("u", "p")) as xnat, open_cache(tmp_path, 2**30) as cache:
             item, row = ("experiments", "E"), FileRow("7", "a.nii", len(BIG), "", "", "", 0)
-            blob = await cache.open(version(row), FileSource(xnat, item, item, row))
+            address = Address(item, item, item, "7", "NIFTI")
+            blob = await cache.open(version(row), FileSource(xnat, address, row, {}))
             assert await blob.read(0, MiB) == BIG[:MiB]
             monkeypatch.setattr("trio.lowlevel.open_process", none)
             (process,) = children()

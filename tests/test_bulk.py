@@ -14,11 +14,11 @@ import trio.testing
 
 from tests.scripted import Scripted, opened, resource
 from tests.test_content_fakes import until
-from xnatfs.bulk import IDLE
+from xnatfs.bulk import IDLE, PATIENCE
 from xnatfs.content import Source
 from xnatfs.keys import ChildrenKey, FilesKey, FoldersKey
 from xnatfs.models import FileRow
-from xnatfs.series import FLOOR, SHARE
+from xnatfs.series import FLOOR, SHARE, Groups
 from xnatfs.site import Site
 from xnatfs.transport import DOWNLOADS
 from xnatfs.tree import Root
@@ -27,6 +27,7 @@ from xnatfs.tree.node import Dir, File, Node
 COUNT, SIZE = 60, 40_000
 SCAN = "projects/P/S/E/scans/1/DICOM"
 TAR = "experiments/X_E1/resources/7/files"
+FILES = "experiments/X_E1/scans/1/resources/7/files"
 
 
 def name(number: int) -> str:
@@ -41,7 +42,10 @@ class Tar(httpx.AsyncByteStream):
     """A tar, member by member; what was taken of it is counted."""
 
     def __init__(
-        self, files: Sequence[tuple[str, bytes]], cut: int | None = None, prefix: str = "E/scans/1/DICOM/files/"
+        self,
+        files: Sequence[tuple[str, bytes]],
+        cut: int | None = None,
+        prefix: str = "E/scans/1/resources/DICOM/files/",
     ):
         self.files, self.cut, self.prefix = files, cut, prefix
         self.number = self.sent = 0
@@ -120,7 +124,7 @@ async def test_a_walk_takes_two_requests(server, tmp_path):
     async with opened(server, tmp_path) as site:
         for number in range(COUNT):
             assert await read(site, number) == bytes_of(number)
-        assert data(server) == [f"GET {TAR}/{name(0)}", f"GET {TAR}"]
+        assert data(server) == [f"GET {FILES}/{name(0)}", f"GET {TAR}"]
         stats = site.bulk.stats
         assert stats.ahead == stats.used == (COUNT - 1) * SIZE
 
@@ -168,14 +172,14 @@ async def test_a_walk_by_name_through_a_listing_by_number(server, tmp_path):
             blob = await file.open()
             assert await blob.read(0, SIZE) == files[path]
             blob.close()
-        assert data(server) == [f"GET {TAR}/1", f"GET {TAR}"]
+        assert data(server) == [f"GET {FILES}/1", f"GET {TAR}"]
 
 
 async def test_one_file_of_many_starts_no_tar(server, tmp_path):
     async with opened(server, tmp_path) as site:
         for _ in range(3):
             assert await read(site, 33) == bytes_of(33)
-        assert data(server) == [f"GET {TAR}/{name(33)}"]
+        assert data(server) == [f"GET {FILES}/{name(33)}"]
 
 
 async def test_one_file_of_a_resource_makes_nothing_of_its_size(server, tmp_path):
@@ -196,7 +200,7 @@ async def test_of_a_resource_with_too_many_files_nothing_is_remembered_or_fetche
         walk = session.walks["7"]
         assert not walk.opened
         assert not {"places", "begins"} & vars(walk).keys()
-        assert data(server) == [f"GET {TAR}/{name(number)}" for number in range(COUNT)]
+        assert data(server) == [f"GET {FILES}/{name(number)}" for number in range(COUNT)]
         assert site.bulk.stats.ahead == 0
 
 
@@ -210,7 +214,7 @@ async def test_far_jumps_are_not_waited_for(server, tmp_path, patient_clock):
         began = trio.current_time()
         assert await read(site, 399) == bytes_of(399)
         assert trio.current_time() == began
-        assert f"GET {TAR}/{name(399)}" in data(server)
+        assert f"GET {FILES}/{name(399)}" in data(server)
 
 
 @pytest.mark.parametrize("half", [COUNT // 4, COUNT // 2])
@@ -257,7 +261,7 @@ def series(
             return httpx.Response(404, html="<html>")
         asked = asked[::-1] if reverse else asked
         members = [
-            (f"{each}/DICOM/files/{name(place)}", data)
+            (f"{each}/resources/DICOM/files/{name(place)}", data)
             for each in asked
             for place, data in enumerate(content[int(each)])
         ]
@@ -449,7 +453,7 @@ async def test_without_a_tar_single_requests_run_ahead(server, tmp_path):
         content = bytes_of(int(request.url.path[-8:-4]))
         return httpx.Response(200, headers={"content-length": str(SIZE)}, stream=Slow(content))
 
-    server.by_pattern.append((TAR + r"/IM\d+\.dcm", slow))
+    server.by_pattern.append((FILES + r"/IM\d+\.dcm", slow))
     async with opened(server, tmp_path) as site:
         for number in range(COUNT):
             assert await read(site, number) == bytes_of(number)
@@ -462,7 +466,7 @@ async def test_a_file_that_fails_ahead_is_asked_for_again_by_its_reader(server, 
     server.answers[TAR] = lambda request: httpx.Response(403, html="<html>")
     once = [httpx.Response(404, html="<html>")]
     server.by_pattern.append(
-        (f"{TAR}/{name(5)}", lambda request: once.pop() if once else httpx.Response(200, content=bytes_of(5)))
+        (f"{FILES}/{name(5)}", lambda request: once.pop() if once else httpx.Response(200, content=bytes_of(5)))
     )
     async with opened(server, tmp_path) as site:
         await read(site, 0)
@@ -519,7 +523,7 @@ async def test_a_new_listing_while_the_tar_waits_for_its_reader(server, tmp_path
         for number in range(20, COUNT):
             assert await read(site, number) == bytes_of(number)
         assert trio.current_time() - began < 1
-        assert data(server) == [f"GET {TAR}/{name(0)}", f"GET {TAR}"]
+        assert data(server) == [f"GET {FILES}/{name(0)}", f"GET {TAR}"]
 
 
 async def test_a_tar_of_several_resources_is_given_up_when_one_of_them_is_gone(server, tmp_path, monkeypatch):
@@ -528,7 +532,10 @@ async def test_a_tar_of_several_resources_is_given_up_when_one_of_them_is_gone(s
     class Around:
         owners = ()
 
-        def source(self, row: FileRow) -> Source:
+        def source(self, row: FileRow, groups: Groups) -> Source:
+            raise NotImplementedError
+
+        def has_name(self, row: FileRow, groups: Groups) -> bool:
             raise NotImplementedError
 
         def reading_order(self) -> list[tuple[str, str]]:
@@ -560,10 +567,10 @@ async def test_a_tar_of_several_resources_is_given_up_when_one_of_them_is_gone(s
 
 
 async def test_a_fault_of_our_own_ends_the_tar_and_nothing_else(server, tmp_path, monkeypatch, caplog):
-    def broken(tar: object, member: object) -> None:
+    def broken(names: object, member: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("xnatfs.bulk._Tar.candidates", broken)
+    monkeypatch.setattr("xnatfs.bulk.TarNames.find", broken)
     async with opened(server, tmp_path) as site:
         for number in range(COUNT):
             assert await read(site, number) == bytes_of(number)
@@ -640,6 +647,68 @@ async def test_without_digests_the_length_decides(server, tmp_path, patient_cloc
         assert len(data(server)) == 2
 
 
+def relisted(server: Scripted, files: dict[str, bytes], *, digests: bool = True) -> None:
+    """These are the files of the series."""
+    rows = server.lists["experiments/X_E1/files"]
+    assert isinstance(rows, list)
+    rows.clear()
+    for path, content in files.items():
+        server.add(path, content, digest=None if digests else "")
+
+
+async def read_path(site: Site, path: str) -> bytes:
+    file = await node(site, f"{SCAN}/{path}")
+    assert isinstance(file, File)
+    blob = await file.open()
+    try:
+        return await blob.read(0, blob.size + 1)
+    finally:
+        blob.close()
+
+
+@pytest.mark.parametrize("digests", [True, False])
+async def test_members_that_can_be_two_files_are_told_by_their_digest_or_not_taken(
+    server, tmp_path, patient_clock, digests
+):
+    """Nor are they waited for."""
+    plain = {f"{number:02}": bytes_of(number) for number in range(20)}
+    twins = {f"{number:02}/b\\00": bytes_of(100 + number) for number in range(20, 24)}
+    twins |= {path.replace("\\", "/"): bytes_of(200 + number) for number, path in enumerate(twins)}
+    relisted(server, plain | twins, digests=digests)
+    tars(server, lambda: Tar([(path.replace("\\", "/"), content) for path, content in (plain | twins).items()]))
+    async with opened(server, tmp_path) as site:
+        began = trio.current_time()
+        for path, content in (plain | twins).items():
+            if "\\" not in path:
+                assert await read_path(site, path) == content
+        assert trio.current_time() - began < PATIENCE
+        singles = [line for line in data(server) if line.endswith("/b/00")]
+        assert len(singles) == (0 if digests else 4)
+
+
+async def test_a_name_that_may_be_cut_is_taken_for_no_other(server, tmp_path, patient_clock):
+    """Every name comes cut, and is the name of another file."""
+    prefix = "E/scans/1/resources/DICOM/files/"
+    stem = "x" * (100 - len(prefix))
+    files = {stem: bytes_of(0)} | {f"{stem}{number}": bytes_of(number) for number in range(1, 20)}
+    relisted(server, files, digests=False)
+    tars(server, lambda: Tar([(stem, content) for content in reversed(files.values())]))
+    async with opened(server, tmp_path) as site:
+        for path, content in files.items():
+            assert await read_path(site, path) == content
+
+
+@pytest.mark.parametrize("label", ["7", "8"])
+async def test_of_a_resource_whose_number_is_a_label_there_is_no_tar(server, tmp_path, label):
+    rows = server.lists["experiments/X_E1/resources"]
+    assert isinstance(rows, list)
+    rows.append(resource("9", label, cat_id="2"))
+    async with opened(server, tmp_path) as site:
+        for number in range(COUNT):
+            assert await read(site, number) == bytes_of(number)
+    assert data(server).count(f"GET {TAR}") == (0 if label == "7" else 1)
+
+
 async def test_a_tar_that_does_not_begin_is_not_waited_for(server, tmp_path, patient_clock):
     class Slow(Tar):
         async def __anext__(self) -> bytes:
@@ -681,7 +750,7 @@ async def test_what_is_cached_of_a_series_is_not_taken_again(server, tmp_path):
     async with opened(server, tmp_path) as site:
         for number in range(COUNT):
             assert await read(site, number) == bytes_of(number)
-        assert data(server) == [f"GET {TAR}/{name(0)}", f"GET {TAR}"]
+        assert data(server) == [f"GET {FILES}/{name(0)}", f"GET {TAR}"]
         assert site.bulk.stats.ahead == site.bulk.stats.used == (COUNT - 1 - len(cached)) * SIZE
 
 

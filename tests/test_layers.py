@@ -18,7 +18,7 @@ LAYERS = [
     {"past"},
     {"bulk", "many", "kept"},
     {"access"},
-    {"series"},
+    {"series", "address", "tarnames"},
     {"client", "metadata", "content"},
     {"downloads"},
     {"transport", "untar", "profiles", "catalogue"},

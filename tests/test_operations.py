@@ -424,7 +424,7 @@ async def test_every_failure_has_its_errno(server, tmp_path, autojump_clock):
     server.add("wrong", b"1", digest="1" * 32)
     server.add("closed", b"1")
     server.files.pop(("7", "lost"))
-    server.answers["experiments/X_E1/resources/7/files/closed"] = lambda r: httpx.Response(403)
+    server.answers["experiments/X_E1/scans/1/resources/7/files/closed"] = lambda r: httpx.Response(403)
     async with mounted(server, tmp_path) as ops:
         for name, number in {"lost": errno.EIO, "closed": errno.EACCES}.items():
             async with refused(number):

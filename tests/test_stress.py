@@ -322,7 +322,7 @@ def test_journals_tell_which_file_a_request_was_for(tmp_path):
     ]
     server.write_text("".join(json.dumps(line) + "\n" for line in lines))
     targets = [
-        "/data/experiments/E1/resources/8/files/part-0001.raw",
+        "/data/experiments/E1/scans/2/resources/8/files/part-0001.raw",
         "/data/experiments/E1/resources/7/files/read%20me.txt",
         "/data/experiments/E1/resources/8/files?format=tar",
         "/data/experiments/E1/resources/7/files?format=tar",

@@ -53,6 +53,7 @@ async def read(site: Site, path: str) -> bytes:
 
 
 SCAN = "projects/P/S/E/scans/1"
+FILES = "experiments/X_E1/scans/1/resources/7/files"
 
 
 # -- what is shown ---------------------------------------------------------------------------------------------
@@ -248,7 +249,7 @@ async def test_a_size_the_listing_lacks_costs_one_head(server, tmp_path):
             assert isinstance(node, File)
             assert await node.size() == 5
         assert await content(site, f"{SCAN}/DICOM/a") == b"12345"
-    assert [line for line in server.asked if line.startswith("HEAD")] == ["HEAD experiments/X_E1/resources/7/files/a"]
+    assert [line for line in server.asked if line.startswith("HEAD")] == [f"HEAD {FILES}/a"]
 
 
 # -- wrong listings --------------------------------------------------------------------------------------------
@@ -269,7 +270,7 @@ async def test_a_wrong_size_is_corrected_when_the_file_is_opened(server, tmp_pat
         assert await after.size() == 5
         if listed:
             assert after.identity != before.identity
-    assert server.asked.count("GET experiments/X_E1/resources/7/files/a") == 1
+    assert server.asked.count(f"GET {FILES}/a") == 1
 
 
 async def test_a_damaged_answer_of_another_length_does_not_correct_the_size(server, tmp_path):
@@ -330,7 +331,7 @@ async def test_a_file_that_was_deleted_meanwhile_is_not_found(server, tmp_path, 
 
 async def test_a_forbidden_file_is_denied(server, tmp_path):
     server.add("a", b"12345")
-    server.answers["experiments/X_E1/resources/7/files/a"] = lambda r: httpx.Response(403)
+    server.answers[f"{FILES}/a"] = lambda r: httpx.Response(403)
     async with opened(server, tmp_path) as site:
         with pytest.raises(Denied):
             await content(site, f"{SCAN}/DICOM/a")
@@ -344,7 +345,7 @@ async def test_one_broken_catalogue_spoils_only_its_own_resource(server, tmp_pat
     server.add("a", b"12345")
     rows = server.lists["experiments/X_E1/files"]
     server.lists["experiments/X_E1/files"] = 404
-    server.lists["experiments/X_E1/resources/7/files"] = rows
+    server.lists[FILES] = rows
     async with opened(server, tmp_path) as site:
         assert await names(site, f"{SCAN}/DICOM") == ["a"]
         with pytest.raises(BadReply, match="cannot read the catalogue of resource 8"):
@@ -361,12 +362,12 @@ async def test_a_list_without_files_that_are_stated_is_made_good(server, tmp_pat
     server.add("a", b"12345")
     server.add("b", b"12345")
     rows = server.lists["experiments/X_E1/files"]
-    server.lists["experiments/X_E1/resources/7/files"] = rows
+    server.lists["experiments/X_E1/scans/1/resources/7/files"] = rows
     server.lists["experiments/X_E1/files"] = []
     async with opened(server, tmp_path) as site:
         assert await names(site, f"{SCAN}/DICOM") == ["a", "b"]
         assert await content(site, f"{SCAN}/DICOM/b") == b"12345"
-    assert server.asked.count("GET experiments/X_E1/resources/7/files") == 1
+    assert server.asked.count("GET experiments/X_E1/scans/1/resources/7/files") == 1
 
 
 async def test_a_list_with_some_of_the_files_that_are_stated_is_made_good(server, tmp_path):
@@ -381,19 +382,19 @@ async def test_a_list_with_some_of_the_files_that_are_stated_is_made_good(server
     server.add("w", b"1", number="8")
     rows = server.lists["experiments/X_E1/files"]
     assert isinstance(rows, list)
-    server.lists["experiments/X_E1/resources/7/files"] = rows[:3]
+    server.lists["experiments/X_E1/scans/1/resources/7/files"] = rows[:3]
     server.lists["experiments/X_E1/files"] = rows[1:]
     async with opened(server, tmp_path) as site:
         assert await names(site, f"{SCAN}/DICOM") == ["a", "b", "c"]
         assert await names(site, f"{SCAN}/WHOLE") == ["w"]
         assert await names(site, f"{SCAN}/EMPTY") == []
         assert await names(site, f"{SCAN}/UNCOUNTED") == []
-    assert [line for line in server.asked if "/resources/" in line] == ["GET experiments/X_E1/resources/7/files"]
+    assert [line for line in server.asked if "/resources/" in line] == ["GET experiments/X_E1/scans/1/resources/7/files"]
 
 
 async def test_a_resource_that_states_files_and_lists_none_is_an_error(server, tmp_path):
     server.lists["experiments/X_E1/resources"] = [counted("7", "DICOM", "1", "1"), counted("8", "LOST", "1", "176")]
-    server.lists["experiments/X_E1/resources/8/files"] = []
+    server.lists["experiments/X_E1/scans/1/resources/8/files"] = []
     server.add("a", b"12345")
     async with opened(server, tmp_path) as site:
         with pytest.raises(BadReply, match="states that resource 8 has 176 files, and lists none"):
@@ -404,7 +405,7 @@ async def test_a_resource_that_states_files_and_lists_none_is_an_error(server, t
 async def test_a_count_that_is_too_high_hides_no_file_and_is_no_error(server, tmp_path):
     server.lists["experiments/X_E1/resources"] = [counted("7", "DICOM", "1", "5")]
     server.add("a", b"12345")
-    server.lists["experiments/X_E1/resources/7/files"] = server.lists["experiments/X_E1/files"]
+    server.lists["experiments/X_E1/scans/1/resources/7/files"] = server.lists["experiments/X_E1/files"]
     async with opened(server, tmp_path) as site:
         assert await names(site, f"{SCAN}/DICOM") == ["a"]
 
@@ -421,7 +422,7 @@ async def test_files_that_were_deleted_meanwhile_are_no_error(server, tmp_path):
             FoldersKey(("projects", "P", "S", "E", "scans", "1", "DICOM")),
         ):
             site.metadata.forget(key)
-        server.lists["experiments/X_E1/files"] = server.lists["experiments/X_E1/resources/7/files"] = []
+        server.lists["experiments/X_E1/files"] = server.lists["experiments/X_E1/scans/1/resources/7/files"] = []
         server.lists["experiments/X_E1/resources"] = [counted("7", "DICOM", "1", "0")]
         assert await names(site, f"{SCAN}/DICOM") == []
 
@@ -481,10 +482,18 @@ async def test_a_file_that_the_archive_lacks_is_asked_for_by_number(server, tmp_
         assert await content(site, f"{SCAN}/DICOM/100%") == b"12345"
 
 
+async def test_an_old_server_is_asked_by_name_in_the_end(server, tmp_path):
+    server.add("100%;", b"12345")
+    async with opened(server, tmp_path) as site:
+        assert await content(site, f"{SCAN}/DICOM/100%;") == b"12345"
+    assert server.asked[-1] == f"GET {FILES}/100%25%3B"
+
+
 async def test_where_nothing_helps_it_is_said_why(server, tmp_path):
     server.add("100%", b"12345")
+    server.answers[f"{FILES}/100%25"] = lambda request: httpx.Response(400, html="<html>")
     async with opened(server, tmp_path) as site:
-        with pytest.raises(BadReply, match="cannot be asked for by name, its archive fails .* and its number"):
+        with pytest.raises(BadReply, match="cannot be asked for by name, and .*its archive: .* its number .* its name"):
             await content(site, f"{SCAN}/DICOM/100%")
 
 

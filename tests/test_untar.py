@@ -63,6 +63,21 @@ async def test_an_archive_cut_anywhere_is_an_error():
             await unpack(raw[:length])
 
 
+@pytest.mark.parametrize(
+    ("form", "length", "cut"),
+    [
+        (tarfile.USTAR_FORMAT, 99, False),
+        (tarfile.USTAR_FORMAT, 100, True),
+        (tarfile.GNU_FORMAT, 101, False),
+        (tarfile.PAX_FORMAT, 101, False),
+    ],
+)
+async def test_a_name_that_fills_its_field_may_be_cut(form, length, cut):
+    async with aclosing(pieces(archive({"n" * length: b"1"}, form), 700)) as chunks:
+        async with aclosing(members(chunks)) as archived:
+            assert [(len(member.name), member.cut) async for member in archived] == [(length, cut)]
+
+
 async def test_garbage_is_an_error():
     with pytest.raises(BadReply, match="damaged"):
         await unpack(b"<html>" * 400)

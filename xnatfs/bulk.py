@@ -21,12 +21,13 @@ from typing import Protocol
 import trio
 
 from xnatfs.background import background
-from xnatfs.client import Xnat, has_url
+from xnatfs.client import Xnat
 from xnatfs.content import ContentCache, Source, Version
 from xnatfs.errors import XnatError
 from xnatfs.models import FileRow
 from xnatfs.series import FEWEST, LARGEST, Groups, Session, Walk
-from xnatfs.untar import Member, members
+from xnatfs.tarnames import TarNames
+from xnatfs.untar import members
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +61,11 @@ class Stats:
 class Around(Protocol):
     """The resource that a file is in, as far as it matters here."""
 
-    def source(self, row: FileRow) -> Source:
+    def source(self, row: FileRow, groups: Groups) -> Source:
         """Where one of its files comes from by itself."""
+
+    def has_name(self, row: FileRow, groups: Groups) -> bool:
+        """Tell whether one of its files is asked for by name, which costs no more than its bytes."""
 
     @property
     def owners(self) -> tuple[str, ...]:
@@ -104,6 +108,11 @@ class _Tar:
         if (waits := self.waits.pop(row, None)) is not None:
             waits.set()
 
+    def passes_unseen(self, row: FileRow) -> None:
+        """Its member may have been here, and may have been another file's: a reader that waits asks for it singly."""
+        if (waits := self.waits.pop(row, None)) is not None:
+            waits.set()
+
     def is_near(self, walk: Walk, row: FileRow) -> bool:
         """Whether its member can be expected before more has come unasked than may."""
         end = self.offset(walk, row)
@@ -117,16 +126,6 @@ class _Tar:
             unasked += sum(each.size or 0 for each in other.listed[first:last] if each.path not in other.opened)
         # Of several who read side by side, what is between is another one's next file.
         return unasked <= max(self.session.allowance(), 0) + (LARGEST if self.side_by_side else 0)
-
-    def candidates(self, member: Member) -> list[tuple[Walk, FileRow]]:
-        """The files that a member may be, by path and size. Its path in the tar begins with labels."""
-        _, found, path = member.name.partition("/files/")
-        while found:
-            rows = [(walk, row) for walk in self.walks if (row := walk.row(path)) is not None and has_url(row.path)]
-            if rows:
-                return [(walk, row) for walk, row in rows if row.size == member.size]
-            _, found, path = path.partition("/files/")
-        return []
 
 
 class Bulk:
@@ -329,14 +328,19 @@ class Bulk:
         """Take the tar, member by member; whether to its end. Raises what the client raises."""
         tar.kept |= await self._content.kept([version(row) for walk in tar.walks for row in walk.listed])
         async with self._xnat.archive(tar.session.item, *(walk.resource for walk in tar.walks)) as chunks:
+            names = await TarNames.of([(walk.label or walk.resource, walk.listed) for walk in tar.walks])
             async with aclosing(members(chunks)) as archive:
                 async for member in archive:
-                    found = tar.candidates(member)
-                    wanted = [(walk, row) for walk, row in found if self._is_wanted(tar, walk, row)]
+                    found = [(tar.walks[number], row) for number, row in names.find(member)]
+                    fit = _fit(found, member.size)
+                    wanted = [(walk, row) for walk, row in fit if self._is_wanted(tar, walk, row)]
                     if wanted:
-                        await self._take(tar, wanted, await member.rest())
+                        await self._take(tar, wanted, await member.rest(), sole=len(found) == 1)
                     elif len(found) == 1:
                         tar.passes(*found[0])
+                    elif not fit:
+                        for _, row in found:
+                            tar.passes_unseen(row)
                     if not await self._may_go_on(tar):
                         return False
         return True
@@ -344,8 +348,11 @@ class Bulk:
     def _is_wanted(self, tar: _Tar, walk: Walk, row: FileRow) -> bool:
         return row in tar.waits or (row.path not in walk.opened and version(row) not in tar.kept)
 
-    async def _take(self, tar: _Tar, wanted: Sequence[tuple[Walk, FileRow]], data: bytes) -> None:
-        """Put a member into the cache, and tell who waits. One that is damaged will be asked for singly."""
+    async def _take(self, tar: _Tar, wanted: Sequence[tuple[Walk, FileRow]], data: bytes, *, sole: bool) -> None:
+        """Put a member into the cache, and tell who waits. One that is damaged will be asked for singly.
+
+        Of several files whose name it has, its digest tells whose it is; unless it is `sole`, maybe none of these.
+        """
         self.stats.ahead += len(data)
         digest = ""
         if any(row.digest for _, row in wanted):
@@ -354,8 +361,9 @@ class Bulk:
         if row.path in walk.opened:
             self.stats.used += len(data)
         if row.digest not in ("", digest):
-            log.info("%s is damaged in the tar of its resource", row.path)
-            tar.passes(walk, row)
+            if sole:
+                log.info("%s is damaged in the tar of its resource", row.path)
+                tar.passes(walk, row)
             return
         if row.path not in walk.opened:
             tar.session.fetches_ahead(walk, row)
@@ -386,11 +394,13 @@ class Bulk:
                 return
             if following.path in walk.opened or following.path in walk.ahead or self._content.has(version(following)):
                 continue
+            if not around.has_name(following, session.groups):
+                continue  # it takes a tar of the whole resource
             self._singles += 1
             session.fetches_ahead(walk, following)
             walk.coming.add(following.path)
             self.stats.ahead += following.size
-            self._nursery.start_soon(self._fetch, session, walk, following, around.source(following))
+            self._nursery.start_soon(self._fetch, session, walk, following, around.source(following, session.groups))
 
     async def _fetch(self, session: Session, walk: Walk, row: FileRow, source: Source) -> None:
         try:
@@ -429,6 +439,13 @@ def _log(error: Exception, text: str, *values: object) -> None:
 def version(row: FileRow, owners: tuple[str, ...] = ()) -> Version:
     """What the content cache knows a file by. To have it kept, it is told what it belongs to."""
     return Version(f"{row.resource_id}/{row.path}", row.size, row.digest, owners)
+
+
+def _fit(found: Sequence[tuple[Walk, FileRow]], size: int) -> list[tuple[Walk, FileRow]]:
+    """Of the files whose name a member has, those that it can be; none where nothing would tell which it is."""
+    if len(found) > 1 and not all(row.digest for _, row in found):
+        return []
+    return [(walk, row) for walk, row in found if row.size == size]
 
 
 def _told_apart(chosen: Iterable[Walk], following: Walk) -> bool:

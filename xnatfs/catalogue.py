@@ -4,6 +4,7 @@ A million rows as objects are 350 MB, and the tree makes more of each. Here a re
 one piece of bytes, sizes as numbers, digests as 16 bytes each.
 """
 
+import re
 from array import array
 from bisect import bisect_right
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from xnatfs.untrusted import DIGITS, decoded
 
 _UNKNOWN = -1  # a size that the catalogue does not state
 _NO_DIGEST = bytes(16)
+_ESCAPE = re.compile(rb"%[0-9A-F]{2}")  # as our own requests have it
 
 # In one list. Each is a kilobyte, however few files it has; 64 sessions at once have some ten thousand.
 MOST_RESOURCES = 100_000
@@ -25,7 +27,18 @@ MOST_RESOURCES = 100_000
 class Catalogue(Sequence[FileRow]):
     """The files of one resource, in the order of the server's listing."""
 
-    __slots__ = ("_digests", "_ends", "_kind", "_kinds", "_paths", "_sizes", "home", "label", "resource_id")
+    __slots__ = (
+        "_digests",
+        "_ends",
+        "_escaped_paths",
+        "_kind",
+        "_kinds",
+        "_paths",
+        "_sizes",
+        "home",
+        "label",
+        "resource_id",
+    )
 
     def __init__(self, resource_id: str, home: str = "", label: str = "") -> None:
         self.resource_id = resource_id
@@ -37,6 +50,7 @@ class Catalogue(Sequence[FileRow]):
         self._digests = bytearray()
         self._kinds: list[tuple[str, str]] = []  # format and content, and from which file on
         self._kind = array("Q")
+        self._escaped_paths: frozenset[str] | None = None  # not looked at yet
 
     def add(self, path: str, size: int | None, digest: str, kind: tuple[str, str]) -> None:
         """Append a file. Its digest is an MD5 in lower-case hex, or ''."""
@@ -58,6 +72,14 @@ class Catalogue(Sequence[FileRow]):
         """Their paths, from one place to before another."""
         for begin, stop in pairwise(self._ends[start : None if end is None else end + 1]):
             yield self._paths[begin:stop].decode("utf-8", "surrogatepass")
+
+    @property
+    def escaped_paths(self) -> frozenset[str]:
+        """The paths that could be another one's in a URL: hardly any are, which one look at the packed names tells."""
+        if self._escaped_paths is None:
+            found = (path for path in self.paths() if "%" in path) if _ESCAPE.search(self._paths) else ()
+            self._escaped_paths = frozenset(found)
+        return self._escaped_paths
 
     def size(self, place: int) -> int | None:
         size = self._sizes[place]

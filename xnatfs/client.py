@@ -345,7 +345,8 @@ class Xnat:
         query = {"index": str(index)}
         async with self._downloads, self._transport.reply("GET", path, query) as response:
             async with aclosing(self._transport.raw(path, response)) as chunks:
-                yield Download(0, content_length(response), last_modified(response), chunks, None)
+                size, modified = content_length(response), last_modified(response)
+                yield Download(0, size, modified, chunks, None, _file_name(response))
 
     def _patience(self, file: FileRow) -> AbstractAsyncContextManager[object]:
         """A place for a file that may take minutes; small ones always find one beside those."""
@@ -435,6 +436,17 @@ def _item(segments: Sequence[str]) -> str:
     return "/data/" + "/".join(_segment(segment) for segment in segments)
 
 
+def quoted(path: str) -> str:
+    """A file's path as it travels in a URL."""
+    return "/".join(_segment(segment) for segment in path.split("/"))
+
+
 def _file_path(item: Sequence[str], file: FileRow) -> str:
-    path = "/".join(_segment(segment) for segment in file.path.split("/"))
-    return f"{_item(item)}/resources/{_segment(file.resource_id)}/files/{path}"
+    return f"{_item(item)}/resources/{_segment(file.resource_id)}/files/{quoted(file.path)}"
+
+
+def _file_name(response: httpx.Response) -> bytes:
+    """The name that a file is sent under, in whatever bytes the server wrote it; b'' where it says none."""
+    said = next((value for key, value in response.headers.raw if key.lower() == b"content-disposition"), b"")
+    _, _, name = said.partition(b'filename="')
+    return name.rpartition(b'"')[0]

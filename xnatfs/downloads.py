@@ -55,6 +55,7 @@ class Download:
     modified: str  # Last-Modified, as sent
     chunks: AsyncIterator[bytes]
     into: Into | None
+    name: bytes = b""  # as Content-Disposition has it, where a file was asked for by its number
 
 
 class Promise(NamedTuple):

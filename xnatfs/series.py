@@ -16,6 +16,7 @@ import trio
 
 from xnatfs.catalogue import Catalogue
 from xnatfs.models import FileRow
+from xnatfs.untrusted import decoded
 
 # The largest file that is fetched ahead: a member of a tar is held in memory until it is whole.
 LARGEST = 2 * 2**20
@@ -40,9 +41,10 @@ class Walk:
     What is of the size of its listing is made when a second file of it is opened, or when it is to be fetched ahead.
     """
 
-    def __init__(self, resource: str, label: str, rows: Sequence[FileRow]) -> None:
+    def __init__(self, resource: str, label: str, rows: Sequence[FileRow], *, alone: bool = True) -> None:
         self.resource = resource
         self.label = label
+        self.alone = alone  # its number is no other's label, and so means this resource only
         self.listed = rows
         self.counts = 0 < len(rows) <= MOST_FILES
         self.opened: set[str] = set()
@@ -55,7 +57,7 @@ class Walk:
     @cached_property
     def fit(self) -> bool:
         """Whether it may come in a tar."""
-        if not FEWEST <= len(self.listed) <= MOST_FILES:
+        if not self.alone or not FEWEST <= len(self.listed) <= MOST_FILES:
             return False
         return all(size is not None and size <= LARGEST for size in _sizes(self.listed))
 
@@ -98,6 +100,11 @@ class Walk:
         return 2 * len(self.opened) >= len(self.listed)
 
 
+def _label(rows: Sequence[FileRow]) -> str:
+    """The label of a resource as the list of its files has it."""
+    return decoded(rows.label) if isinstance(rows, Catalogue) else ""
+
+
 def _paths(rows: Sequence[FileRow]) -> Iterable[str]:
     """Of a packed catalogue without making a row of each."""
     return rows.paths() if isinstance(rows, Catalogue) else (row.path for row in rows)
@@ -124,8 +131,11 @@ class Session:
         self.item = item
         self.groups = groups
         self.owners: tuple[str, ...] = ()  # what its files belong to
+        order = list(order)
         known = {resource: label for resource, label in order if resource in groups}
-        self.labels = {**known, **{str(key): "" for key in groups if key not in known}}
+        self.labels = {**known, **{str(key): _label(rows) for key, rows in groups.items() if key not in known}}
+        # What a number can mean beside the resource that has it.
+        self.digits = {label for label in (*(label for _, label in order), *self.labels.values()) if label.isdigit()}
         self.order = list(self.labels)
         self.numbers = {resource: number for number, resource in enumerate(self.order)}
         self.walks: dict[str, Walk] = {}
@@ -141,7 +151,9 @@ class Session:
 
     def walk(self, resource: str) -> Walk:
         if resource not in self.walks:
-            self.walks[resource] = Walk(resource, self.labels.get(resource, ""), self.groups.get(resource, ()))
+            alone = resource not in self.digits
+            rows = self.groups.get(resource, ())
+            self.walks[resource] = Walk(resource, self.labels.get(resource, ""), rows, alone=alone)
         return self.walks[resource]
 
     def relisted(self, groups: Groups, order: Iterable[tuple[str, str]]) -> "Session":

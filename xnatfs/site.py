@@ -18,6 +18,7 @@ import httpx
 import trio
 
 from xnatfs.access import Access
+from xnatfs.address import base
 from xnatfs.background import background, unattended
 from xnatfs.bulk import Bulk, open_bulk
 from xnatfs.catalogue import Catalogue, Catalogues
@@ -195,7 +196,7 @@ class Site:
             log.info("asking each resource for its files, because: %s", error)
             self.metadata.forget(ResourcesKey(item, below))
             files, lacking = Catalogues(), (await self.resources(item, below)).rows
-        broken = await self._list_singly(item, lacking, files)
+        broken = await self._list_singly(item, below, lacking, files)
         empty = {row.id for row in lacking if row.id not in broken and not files.groups.get(row.id)}
         if empty:
             broken |= await self._lost(item, below, empty, started)
@@ -209,26 +210,29 @@ class Site:
             return ()  # nothing is stated
         return [row for row in rows if row.lacks(len(files.groups.get(row.id, ())))]
 
-    async def _list_singly(self, item: Item, resources: Sequence[Resource], files: Catalogues) -> dict[str, str]:
+    async def _list_singly(
+        self, item: Item, below: bool, resources: Sequence[Resource], files: Catalogues
+    ) -> dict[str, str]:
         """Add the files of these resources, each from a list of its own; return why one could not be listed."""
         found: dict[str, Catalogue] = {}
         broken: dict[str, str] = {}
 
-        async def ask(resource: str) -> None:
+        async def ask(resource: Resource) -> None:
+            where = base(item, resource.group) if below else item
             try:
-                found[resource] = await self.xnat.resource_files(item, resource)
+                found[resource.id] = await self.xnat.resource_files(where, resource.id)
             except (NotFound, BadReply) as error:
-                log.warning("the files of resource %s cannot be listed: %s", resource, error)
-                broken[resource] = f"the server cannot read the catalogue of resource {resource}"
+                log.warning("the files of resource %s cannot be listed: %s", resource.id, error)
+                broken[resource.id] = f"the server cannot read the catalogue of resource {resource.id}"
 
         try:
             async with trio.open_nursery() as nursery:
                 for row in resources:
-                    nursery.start_soon(ask, row.id)
+                    nursery.start_soon(ask, row)
         except ExceptionGroup as group:
             raise first_error(group) from None
-        for resource in sorted(found):
-            files.join(found[resource])
+        for number in sorted(found):
+            files.join(found[number])
         return broken
 
     async def _lost(self, item: Item, below: bool, empty: Collection[str], started: float) -> dict[str, str]:

@@ -14,6 +14,7 @@ from xnatfs.errors import BadReply
 from xnatfs.untrusted import DIGITS, size
 
 BLOCK = tarfile.BLOCKSIZE
+NAME = tarfile.LENGTH_NAME
 # All headers before one file: a path of 4 KiB, the longest Linux knows, with room for the other PAX records.
 LONGEST_HEADER = 64 * 1024
 PAX, GLOBAL, LONG_NAME = tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME
@@ -52,9 +53,10 @@ class _Stream:
 class Member:
     """One file of the archive. What of its bytes is not read is skipped before the next."""
 
-    def __init__(self, name: str, size: int, stream: _Stream) -> None:
+    def __init__(self, name: str, size: int, stream: _Stream, *, cut: bool = False) -> None:
         self.name = name
         self.size = size
+        self.cut = cut  # the name fills its field, and may have been longer
         self._stream = stream
         self._left = size
 
@@ -96,7 +98,8 @@ async def members(chunks: AsyncIterator[bytes]) -> AsyncGenerator[Member]:
             payload = (await stream.exactly(info.size + -info.size % BLOCK))[: info.size]
             pax |= _records(payload) if info.type == PAX else {"path": _text(payload.rstrip(b"\0"))}
             continue
-        member = Member(pax.get("path", info.name), _size(pax, info), stream)
+        cut = "path" not in pax and len(block[:NAME].rstrip(b"\0")) == NAME
+        member = Member(pax.get("path", info.name), _size(pax, info), stream, cut=cut)
         if (
             info.isreg()
             and info.type != tarfile.GNUTYPE_SPARSE

@@ -15,7 +15,7 @@ TIMEOUT, STALL = 5.0, 9.0
 
 LIST = r"GET /data/.*format=json"
 TAR = r"GET /data/.*/files\?format=tar"
-FILE = r"GET /data/experiments/[^/]*/resources/[^/]*/files/"
+FILE = r"GET /data/experiments/[^/]*(/scans/[^/]*)?/resources/[^/]*/files/"
 # Of those, what is never fetched by ranges, since it is small.
 IMAGE = FILE + r".*\.(dcm|raw|json|tsv|csv|txt)$"
 # And those whose catalogue has their digest: nothing else tells that a byte is another. Not the volume of 48 MB:

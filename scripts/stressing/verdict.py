@@ -26,7 +26,7 @@ FELT = STALL + 2 * TIMEOUT + SLACK
 # What a program may see while a file is replaced under it: the bytes disagree with the catalogue, or another length.
 OF_CHANGES = frozenset({"EIO", "ESTALE", "CHANGED", "SHRANK"})
 
-ITEM = re.compile(r"/data/experiments/([^/?]+)(?:/resources/([^/?]+)/files(?:/([^?]+))?)?")
+ITEM = re.compile(r"/data/experiments/([^/?]+)(?:(?:/scans/[^/?]+)?/resources/([^/?]+)/files(?:/([^?]+))?)?")
 
 
 @dataclass

@@ -27,6 +27,8 @@ OPEN = re.compile(r"/(?:(?:data|REST)/(?:JSESSION|services/auth)/?|xapi/siteConf
 API = ("/data/", "/REST/", "/xapi/", "/fs/")  # any other URL is a page, for people
 # What the firewall before XNAT refuses, anywhere in a path; and what the container below it refuses.
 FIREWALL = re.compile(r";|%3b|%2f|\\|%5c|%25|%2e|//|/\.\.?(?:/|$)|[\[\]{}|^\"<>]|%00", re.IGNORECASE)
+EMPTY = re.compile(r"//|/\.\.?(?:/|$)")
+CONTAINER = re.compile(r"%2f|\\|%5c|[\[\]{}|^\"<>]|%00", re.IGNORECASE)
 OPEN_RANGE = re.compile(r"bytes=(?:\d+-|-\d+)\s*$")
 COOKIE = re.compile(r"JSESSIONID=\"?([0-9A-Za-z]+)")
 
@@ -142,8 +144,10 @@ class DemoXnat:
         }
 
     def _answer(self, request: Request) -> tuple[Reply, str]:
-        if FIREWALL.search(request.path):
+        if (FIREWALL if self.release.firewall else CONTAINER).search(request.path):
             raise Failed(400, "The request was rejected because the URL contained a potentially malicious String")
+        if EMPTY.search(request.path):
+            raise Failed(404, "")
         user = GUEST
         session, new = self._known(request)
         try:

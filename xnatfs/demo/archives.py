@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from xnatfs.demo.archive import Archive, Entry, Home, Resource
+from xnatfs.demo.releases import XNAT_1_8, Release
 from xnatfs.demo.reply import Failed, Reply, Slice, disposition
 from xnatfs.demo.tables import Query, true
 from xnatfs.demo.zips import Member, zipped
@@ -24,6 +25,9 @@ ARCHIVES = {
 }
 ENDINGS = {"application/zip": "zip", "application/x-tar": "tar", "application/x-gtar": "tar.gz"}
 UNSAFE = re.compile(r'[/\\:*?"<>|]')
+# Characters of a member's name that every tar can hold; and bytes that the container keeps back, as long as it may
+# still answer with an error.
+LONGEST_NAME, FIRST_FLUSH = 100, 8192
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Layout:
     typed: bool = False  # scans were addressed in the URL
     blank: bool = False  # everything of a session was
     above: tuple[bool, bool] = (False, False)  # whether project and subject precede
+    release: Release = XNAT_1_8
 
     def member(self, resource: Resource, home: Home, path: str) -> str:
         label = resource.label or str(resource.id)
@@ -59,7 +64,7 @@ class Layout:
         return "/".join([*(name for name, wanted in zip(above, self.above, strict=True) if wanted), session.label])
 
     def _part(self, home: Home) -> str:
-        if home.category == "resources":
+        if home.category == "resources" or not (self.typed or self.blank or self.release.archive_parts):
             return ""
         kind = re.sub(r"\W", "_", home.cat_desc.strip())
         suffix = f"-{kind}" if home.category == "scans" and self.typed and kind and not self.structure else ""
@@ -86,13 +91,13 @@ def archive(found: Found, query: Query, layout: Layout) -> Reply:
     if not members:
         raise Failed(404, "No files found")
     headers = {"Content-Disposition": disposition(f"{layout.name}.{ENDINGS[layout.kind]}")}
-    return Reply(200, _body(members, query, layout.kind), layout.kind, headers)
+    return Reply(200, _body(members, query, layout), layout.kind, headers)
 
 
-def layout(archive: Archive, query: Query, name: str, *, typed: bool, blank: bool) -> Layout:
+def layout(archive: Archive, query: Query, name: str, release: Release, *, typed: bool, blank: bool) -> Layout:
     """As the query has it."""
     above = (true(query, "projectIncludedInPath"), true(query, "subjectIncludedInPath"))
-    return Layout(archive, name, query.get("structure", ""), ARCHIVES[query["format"]], typed, blank, above)
+    return Layout(archive, name, query.get("structure", ""), ARCHIVES[query["format"]], typed, blank, above, release)
 
 
 def one_file(entry: Entry) -> Reply:
@@ -102,28 +107,54 @@ def one_file(entry: Entry) -> Reply:
     return Reply(200, zipped([_zip_member(name, entry)]), "application/zip", headers)
 
 
-def _body(members: list[tuple[str, Entry]], query: Query, kind: str) -> Iterator[bytes]:
-    if kind == "application/zip":
+def _body(members: list[tuple[str, Entry]], query: Query, layout: Layout) -> Iterator[bytes]:
+    if layout.kind == "application/zip":
         level = query.get("compression", "0")
         made = [_zip_member(name, entry) for name, entry in members]
         return zipped(made, int(level) if level in "123456789" and level else 0)
-    return _gzip(_tar(members)) if kind == "application/x-gtar" else _tar(members)
+    if not layout.release.long_tar_names:
+        _refuse_long_names(members)
+    tar = _tar(members, layout.release)
+    return _gzip(tar) if layout.kind == "application/x-gtar" else tar
+
+
+def _refuse_long_names(members: list[tuple[str, Entry]]) -> None:
+    """Raise Failed where a name is too long for the tar and nothing has been sent before it."""
+    sent = 0
+    for name, entry in members:
+        if len(name) > LONGEST_NAME:
+            raise Failed(500, "An exception occured writing the response entity")
+        sent += tarfile.BLOCKSIZE + entry.length() + -entry.length() % tarfile.BLOCKSIZE
+        if sent >= FIRST_FLUSH:
+            return
 
 
 def _zip_member(name: str, entry: Entry) -> Member:
     return Member(name, time.gmtime(entry.modified)[:6], lambda: Slice.whole(entry.content).pieces())
 
 
-def _tar(members: list[tuple[str, Entry]]) -> Iterator[bytes]:
-    """Long names as PAX headers; backslashes become slashes, and what is not ASCII a question mark."""
+def _tar(members: list[tuple[str, Entry]], release: Release) -> Iterator[bytes]:
+    """Long names as PAX headers; backslashes become slashes, and what is not ASCII a question mark or one byte.
+
+    Where long names are too much the tar ends before the first, and the reply as if it were whole.
+    """
     for name, entry in members:
-        info = tarfile.TarInfo(name.replace("\\", "/").encode("ascii", "replace").decode())
+        if len(name) > LONGEST_NAME and not release.long_tar_names:
+            return
+        info = tarfile.TarInfo(_tar_name(name.replace("\\", "/"), release))
         content = Slice.whole(entry.content)
         info.size, info.mtime = content.length, int(entry.modified)
-        yield info.tobuf(tarfile.PAX_FORMAT)
+        yield info.tobuf(tarfile.PAX_FORMAT if release.long_tar_names else tarfile.USTAR_FORMAT, "latin-1")
         yield from content.pieces()
         yield b"\0" * (-info.size % 512)
     yield b"\0" * 1024
+
+
+def _tar_name(name: str, release: Release) -> str:
+    """Return a name as its bytes in a tar, one character each."""
+    if release.low_byte_names:
+        return name.encode("utf-16-le", "surrogatepass")[::2].decode("latin-1")
+    return name.encode("ascii", "replace").decode()
 
 
 def _gzip(pieces: Iterator[bytes]) -> Iterator[bytes]:

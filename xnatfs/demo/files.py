@@ -7,6 +7,7 @@ from urllib.parse import unquote, unquote_plus
 from xml.sax.saxutils import quoteattr
 
 from xnatfs.demo.archive import Entry, Home, Resource
+from xnatfs.demo.releases import XNAT_1_8, Release
 from xnatfs.demo.reply import Failed, Reply, Slice, chunked, disposition
 from xnatfs.demo.tables import XML, Query, Rows, negotiated, stored, table
 
@@ -128,14 +129,18 @@ def _manifest(rows: Rows) -> Reply:
     return chunked(body.encode("utf-8", "replace"), "text/xml;charset=UTF-8")
 
 
-def find_entry(found: Found, path: str) -> Entry:
-    """The entry of a path, in the first resource only. Raises Failed."""
+def find_entry(found: Found, path: str, release: Release = XNAT_1_8) -> Entry:
+    """Find the entry of a path, in the first resource only; one called like the path as it was sent comes first.
+
+    Raises Failed.
+    """
     if not found:
         raise Failed(404, "Unable to find catalog entry for given uri.")
     resource = found[0][0]
     if resource.broken:
         raise Failed(404, "Unable to find file.", empty=True)
-    candidates = [unquote_plus(path)] if "%20" in path or "%2B" in path else [path, unquote(path)]
+    blanks = "%20" in path or "%2B" in path
+    candidates = [unquote_plus(path)] if blanks and release.decodes_blanks_only else [path, unquote(path)]
     for candidate in candidates:
         for entry in resource.entries:
             if entry.path == candidate:

@@ -37,6 +37,7 @@ class Level:
     name: str = "archive"
     blank: bool = False  # a session's own rows have no ID, because `all` was asked for
     typed: bool = False  # scans were addressed in the URL
+    everywhere: tuple[tuple[Resource, Home], ...] = ()  # of the item at any level; empty: `resources` are all
 
 
 class Levels:
@@ -72,14 +73,22 @@ class Levels:
         found: Found = []
         for key in keys.split(","):
             if key.isdigit():
-                pair = self.archive.resource_by_id(int(key))
-                if pair is None or not self._readable(asked.user, pair[1]):
-                    raise Failed(404, "")
-                found.append(next((p for p in level.resources if p[0].id == int(key)), pair))
+                found += self._numbered(asked, level, key)
             else:
                 label = "" if key.upper() == "NULL" else key
                 found += [pair for pair in level.resources if pair[0].label == label]
         return found
+
+    def _numbered(self, asked: Asked, level: Level, key: str) -> Found:
+        """Return what digits mean: the resources so labelled at any level of the item, then the one of that number."""
+        labelled = [pair for pair in level.everywhere or level.resources if pair[0].label == key]
+        pair = self.archive.resource_by_id(int(key))
+        if pair is None or not self._readable(asked.user, pair[1]):
+            if not labelled:
+                raise Failed(404, "")
+            return labelled
+        own = next((p for p in level.resources if p[0].id == int(key)), pair)
+        return [*(other for other in labelled if other[0].id != int(key)), own]
 
     def _readable(self, user: str, home: Home) -> bool:
         if home.project:
@@ -95,7 +104,9 @@ class Levels:
         if query.get("format") in archives.ARCHIVES and (not name or folder):
             if folder:
                 found = tuple((replace_entries(r, folder), home) for r, home in found)
-            layout = archives.layout(self.archive, query, level.name, typed=level.typed, blank=level.blank)
+            layout = archives.layout(
+                self.archive, query, level.name, self.release, typed=level.typed, blank=level.blank
+            )
             return archives.archive(found, query, layout)
         if "index" in query and not name:
             entry = files.by_index(found, query["index"], single=single, query=query)
@@ -109,7 +120,7 @@ class Levels:
                 found, query, single_base=level.base, context=self.context, digests=self.digests, folder=folder
             )
         outer, within = inside.split(name)
-        entry = files.find_entry(found, outer)
+        entry = files.find_entry(found, outer, self.release)
         if true(query, "listContents"):
             return inside.contents(entry, query)
         if within:

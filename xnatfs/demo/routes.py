@@ -198,7 +198,13 @@ class Routes:
                 for assessor in self._readable_assessors(asked, session):
                     resources += _of_assessor(assessor, session)
         # The base of a single resource keeps the whole list of sessions.
-        return Level(tuple(resources), base, found[0].label, blank=everything)
+        any_level = [pair for session in found for pair in self._any_level(asked, session)]
+        return Level(tuple(resources), base, found[0].label, blank=everything, everywhere=tuple(any_level))
+
+    def _any_level(self, asked: Asked, session: Experiment) -> Found:
+        """Return the resources of a session and of all that is in it."""
+        below = [*self._readable_assessors(asked, session)] if not session.session else []
+        return [pair for item in (session, *below) for pair in experiment_resources(item)]
 
     def _scan(
         self, asked: Asked, session: Experiment, key: str, tail: Sequence[str], above: Level | None, base: str
@@ -252,7 +258,8 @@ class Routes:
                 home = Home("assessors", assessor.id, assessor.xsi_type, experiment=assessor)
                 resources += [(r, home) for r in assessor.resources]
         part = f"{base}/assessors/{','.join(a.id for a in found)}" + (f"/{side}" if side else "")
-        return self.levels.answer(asked, Level(tuple(resources), part, session.label), rest)
+        any_level = tuple(pair for assessor in found for pair in experiment_resources(assessor))
+        return self.levels.answer(asked, Level(tuple(resources), part, session.label, everywhere=any_level), rest)
 
     def _reconstruction(
         self, asked: Asked, session: Experiment, key: str, tail: Sequence[str], above: Level | None, base: str

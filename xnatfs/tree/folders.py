@@ -14,7 +14,6 @@ import trio
 from xnatfs.access import Permit
 from xnatfs.bulk import version
 from xnatfs.catalogue import Catalogue
-from xnatfs.client import has_url
 from xnatfs.content import Blob
 from xnatfs.errors import BadReply, Denied, NotFound, Stale
 from xnatfs.keys import FilesKey, FoldersKey, SizeKey, StampKey
@@ -23,6 +22,7 @@ from xnatfs.models import FileRow
 from xnatfs.site import Replaced, TrueSize
 from xnatfs.tree.names import escape, shorten, split
 from xnatfs.tree.node import Children, Dir, File, Listed, Node, number
+from xnatfs.tree.source import catalogue_of
 
 if TYPE_CHECKING:
     from xnatfs.tree.resources import ResourceDir
@@ -287,9 +287,10 @@ class CatalogueFile(File):
     async def _ask_size(self) -> TrueSize:
         """One HEAD. A file that will not say is shown as empty; `open` finds out."""
         size, row, folders = None, self.row, self.folder.folders
-        if has_url(row.path):
+        address = folders.resource_dir.address
+        if address.has_name(row.path, folders.catalogue):
             try:
-                size = await self.site.xnat.head(folders.resource_dir.place.item, row)
+                size = await self.site.xnat.head(address.base, row)
             except (NotFound, Denied, BadReply) as error:
                 log.debug("the size of %s is not to be had: %s", "/".join(self.path), error)
         return TrueSize(size or 0, folders.expires)
@@ -299,7 +300,8 @@ class CatalogueFile(File):
         resource_dir = folders.resource_dir
         await self.site.bulk.opened(resource_dir.place.item, folders.listing.groups, row, resource_dir)
         try:
-            blob = await self.site.content.open(version(row, resource_dir.owners), resource_dir.source(row))
+            source = resource_dir.source(row, folders.listing.groups)
+            blob = await self.site.content.open(version(row, resource_dir.owners), source)
         except NotFound as error:
             await self._check_listed()
             raise BadReply(f"the server lists {'/'.join(self.path)}, but has lost it: {error}") from error
@@ -326,7 +328,7 @@ class CatalogueFile(File):
             self.site.metadata.forget(FilesKey(place.item, place.below))
             self.site.metadata.forget(FoldersKey(resource_dir.path))
             listing = await resource_dir.listing()
-        if path not in _catalogue(resource_dir, listing).paths():
+        if path not in catalogue_of(listing.groups, resource_dir.resource.id).paths():
             self.folder.remove(self.name)
             raise NotFound(f"{'/'.join(self.path)} is gone")
 
@@ -353,17 +355,11 @@ async def _believe(blob: Blob, digest: str) -> None:
 
 async def build(resource_dir: "ResourceDir", listing: Listing[FileRow]) -> Folders:
     """The folders of a resource, from its catalogue; others have their turn meanwhile."""
-    catalogue = _catalogue(resource_dir, listing)
-    folders = Folders(resource_dir, listing, catalogue)
-    if not await _is_plain(catalogue):
+    files = catalogue_of(listing.groups, resource_dir.resource.id)
+    folders = Folders(resource_dir, listing, files)
+    if not await _is_plain(files):
         await _sort(folders)
     return folders
-
-
-def _catalogue(resource_dir: "ResourceDir", listing: Listing[FileRow]) -> Catalogue:
-    number = resource_dir.resource.id
-    found = listing.groups.get(number)
-    return found if isinstance(found, Catalogue) else Catalogue(number)
 
 
 async def _is_plain(catalogue: Catalogue) -> bool:

@@ -10,15 +10,17 @@ from dataclasses import dataclass
 import trio
 
 from xnatfs.access import Permit
+from xnatfs.address import Address, base, with_digits
 from xnatfs.errors import BadReply, NotFound
 from xnatfs.keys import FilesKey, FoldersKey, Item, ListKey, ResourcesKey
 from xnatfs.metadata import Listing
 from xnatfs.models import FileRow, Resource
+from xnatfs.series import Groups
 from xnatfs.site import Site
 from xnatfs.tree.folders import Folders, build
 from xnatfs.tree.names import assign
 from xnatfs.tree.node import Children, Dir
-from xnatfs.tree.source import FileSource, reading_order
+from xnatfs.tree.source import FileSource, catalogue_of, reading_order
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,12 @@ class Place:
     below: bool = False
     group: tuple[str, str] = ("resources", "")
     project: str = ""  # through which they are looked at; '' where nobody looks around
+    ambiguous: bool = False  # what they hang on has an ID that means another part of the session, too
+
+    @property
+    def base(self) -> Item:
+        """The narrowest item that a URL can mean: what they hang on, if its ID means nothing else."""
+        return self.item if self.ambiguous or self.item == self.home else base(self.item, self.group)
 
     @property
     def key(self) -> ResourcesKey:
@@ -56,7 +64,11 @@ class ResourcesDir(Dir):
         listing = await self.site.resources(self.place.item, self.place.below)
         resources = listing.groups.get(self.place.group, ())
         named = assign(resources, lambda row: row.label, lambda row: row.id, self.reserved)
-        nodes = {name: ResourceDir(self.site, self, name, self.place, row) for name, row in named.items()}
+        digits, place = with_digits(listing.rows), self.place
+        nodes = {
+            name: ResourceDir(self, name, row, Address.of(row, place.item, place.home, place.base, digits))
+            for name, row in named.items()
+        }
         return Children(nodes, listing.expires)
 
     def sources(self) -> Sequence[ListKey]:
@@ -66,12 +78,13 @@ class ResourcesDir(Dir):
 class ResourceDir(Dir):
     """One resource: the root of its files."""
 
-    __slots__ = ("place", "resource")
+    __slots__ = ("address", "place", "resource")
 
-    def __init__(self, site: Site, parent: Dir, name: str, place: Place, resource: Resource) -> None:
-        super().__init__(site, parent, name)
-        self.place = place
+    def __init__(self, parent: ResourcesDir, name: str, resource: Resource, address: Address) -> None:
+        super().__init__(parent.site, parent, name)
+        self.place = parent.place
         self.resource = resource
+        self.address = address
 
     def sources(self) -> Sequence[ListKey]:
         return [FilesKey(self.place.item, self.place.below)]
@@ -136,9 +149,13 @@ class ResourceDir(Dir):
                 return found.expires
         raise NotFound(f"resource {self.resource.id} is not listed in {'/'.join(place.item)}")
 
-    def source(self, row: FileRow) -> FileSource:
+    def source(self, row: FileRow, groups: Groups) -> FileSource:
         """Where one of its files comes from."""
-        return FileSource(self.site.xnat, self.place.item, self.place.home, row)
+        return FileSource(self.site.xnat, self.address, row, groups)
+
+    def has_name(self, row: FileRow, groups: Groups) -> bool:
+        """Tell whether one of its files is asked for by name, which costs no more than its bytes."""
+        return self.address.has_name(row.path, catalogue_of(groups, row.resource_id))
 
     def reading_order(self) -> Sequence[tuple[str, str]]:
         """All resources that are listed together with this one, in the order in which a walk of the tree meets them."""

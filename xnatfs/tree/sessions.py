@@ -48,10 +48,10 @@ class SessionDir(StaticDir):
         if self.project:
             await self.site.look_into(self.project, self.experiment.id)
 
-    def place(self, category: str, cat_id: str) -> Place:
+    def place(self, category: str, cat_id: str, *, ambiguous: bool = False) -> Place:
         """Where the resources of one part of the session are found: in the one listing of them all."""
         home: Item = self.item if category == "resources" else (*self.item, category, cat_id)
-        return Place(self.item, home, below=True, group=(category, cat_id), project=self.project)
+        return Place(self.item, home, True, (category, cat_id), self.project, ambiguous)
 
 
 class SessionResourcesDir(ResourcesDir):
@@ -88,7 +88,11 @@ class ScansDir(_PartsDir):
                 raise
             return Children({})  # servers answer 404 or 500 for what cannot have scans
         named = assign(listing.rows, lambda row: decoded(row.id), lambda row: row.id)
-        nodes = {name: ScanDir(self, name, row, place) for place, (name, row) in enumerate(named.items())}
+        types = {row.type for row in listing.rows if row.type != row.id}  # `scans/T1` means all of that type, too
+        nodes = {
+            name: ScanDir(self, name, row, place, ambiguous=row.id in types)
+            for place, (name, row) in enumerate(named.items())
+        }
         return Children(nodes, listing.expires)
 
     def sources(self) -> Sequence[ListKey]:
@@ -100,8 +104,9 @@ class ScanDir(ResourcesDir):
 
     __slots__ = ("order", "scan")
 
-    def __init__(self, parent: ScansDir, name: str, scan: Scan, order: int) -> None:
-        super().__init__(parent.site, parent, name, parent.session.place("scans", scan.id))
+    def __init__(self, parent: ScansDir, name: str, scan: Scan, order: int, *, ambiguous: bool) -> None:
+        place = parent.session.place("scans", scan.id, ambiguous=ambiguous)
+        super().__init__(parent.site, parent, name, place)
         self.scan = scan
         self.order = order  # in the server's listing
 
@@ -145,8 +150,13 @@ class AssessorsDir(_PartsDir):
                 raise
             return Children({})
         named = assign(listing.rows, lambda row: row.label, lambda row: row.id)
-        nodes = {name: AssessorDir(self, name, row) for name, row in named.items()}
-        by_id = {row.id: AssessorDir(self, row.id, row) for row in listing.rows if row.id not in named}
+        labels = {row.label for row in listing.rows if row.label != row.id}  # in a URL they mean assessors, too
+
+        def node(name: str, row: Assessor) -> AssessorDir:
+            return AssessorDir(self, name, row, ambiguous=row.id in labels)
+
+        nodes = {name: node(name, row) for name, row in named.items()}
+        by_id = {row.id: node(row.id, row) for row in listing.rows if row.id not in named}
         return Children(nodes, listing.expires, by_id)
 
     def sources(self) -> Sequence[ListKey]:
@@ -160,8 +170,9 @@ class AssessorDir(ResourcesDir):
 
     reserved = frozenset({INPUTS})
 
-    def __init__(self, parent: AssessorsDir, name: str, assessor: Assessor) -> None:
-        super().__init__(parent.site, parent, name, parent.session.place("assessors", assessor.id))
+    def __init__(self, parent: AssessorsDir, name: str, assessor: Assessor, *, ambiguous: bool) -> None:
+        place = parent.session.place("assessors", assessor.id, ambiguous=ambiguous)
+        super().__init__(parent.site, parent, name, place)
         self.assessor = assessor
 
     def modified(self) -> float:

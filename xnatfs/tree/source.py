@@ -1,102 +1,211 @@
-"""Where the bytes of one file come from: its URL, or, where its name cannot travel in one, its resource's archive.
+"""Where the bytes of one file come from: its URL, or, where that could mean another file, its resource's archive.
 
-XNAT's firewall refuses names with '%', ';' or '\\'. Such a file is taken out of the tar of its resource, and where
-that fails asked for by its number in the listing. What comes is checked by name, length and digest all the same.
+XNAT's firewall refuses names with '%', ';' or '\\', and other names are taken for another file's; `address.py` knows
+which. Such a file is taken out of the tar of its resource, and where that fails asked for by its number in the listing,
+or, of old servers, by its name after all. It is taken only where it can be no other file: two that nothing tells apart
+are an error. What comes is checked by length and digest like any other.
 """
 
-from collections.abc import AsyncIterator
+import hashlib
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from xnatfs.client import Xnat, has_url
+import trio
+
+from xnatfs.address import Address, Route
+from xnatfs.catalogue import Catalogue
+from xnatfs.client import Xnat
 from xnatfs.content import Body
 from xnatfs.downloads import Download
 from xnatfs.errors import BadReply, NotFound, XnatError
 from xnatfs.keys import Item, ResourcesKey, ScansKey
 from xnatfs.metadata import Listing
 from xnatfs.models import FileRow
+from xnatfs.series import Groups
 from xnatfs.site import Site
+from xnatfs.tarnames import TarNames, spellings
 from xnatfs.tree.names import assign
 from xnatfs.untar import Member, members
 from xnatfs.untrusted import decoded
 
+# A member that only its content tells from others is held in memory until it is known. What is larger is asked for by
+# its number.
+LARGEST_HELD = 32 * 2**20
+
+_MD5 = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(slots=True)
+class _Clash:
+    """The members of one name that can be several files, of which ours is one."""
+
+    files: Sequence[FileRow]
+    sizes: list[int] = field(default_factory=list)
+    contents: set[bytes] = field(default_factory=set)  # of those that are as long as ours
+
+    def settled(self) -> bytes | None:
+        """Return our file's bytes, if each member's length is that of one file and ours has one content only."""
+        listed = sorted(-1 if row.size is None else row.size for row in self.files)
+        return next(iter(self.contents)) if len(self.contents) == 1 and listed == sorted(self.sizes) else None
+
 
 @dataclass(frozen=True, slots=True)
 class FileSource:
-    """One file on the server. `item` is any item the resource belongs to, `home` the one it hangs on."""
+    """One file on the server. `groups` are the files that are listed together with it, by resource."""
 
     xnat: Xnat
-    item: Item
-    home: Item
+    address: Address
     row: FileRow
+    groups: Groups
 
     @property
     def seekable(self) -> bool:
-        return has_url(self.row.path) and self.xnat.ranged is not False
+        return self._has_name() and self.xnat.ranged is not False
 
     @property
     def grants(self) -> bool:
-        return has_url(self.row.path) and self.xnat.ranged is True
+        return self._has_name() and self.xnat.ranged is True
+
+    def _has_name(self) -> bool:
+        return self._routes()[0] is Route.NAME
+
+    def _routes(self) -> tuple[Route, ...]:
+        return self.address.routes(self.row.path, catalogue_of(self.groups, self.row.resource_id))
 
     @asynccontextmanager
     async def open(
         self, start: int, size: int | None = None, unless_modified_since: str = "", stop: int | None = None
     ) -> AsyncIterator[Body | None]:
         """The file's bytes, from `start` if the server grants it, and then not beyond `stop`."""
-        if not has_url(self.row.path):
+        if not self._has_name():
             async with self._unnamed() as body:
                 yield body
             return
-        async with self.xnat.download(self.item, self.row, start, size, unless_modified_since, stop) as download:
+        base = self.address.base
+        async with self.xnat.download(base, self.row, start, size, unless_modified_since, stop) as download:
             yield _body(download) if download else None
 
     @asynccontextmanager
     async def _unnamed(self) -> AsyncIterator[Body]:
-        """The file, without its name in a URL. Raises BadReply that says why each way failed."""
+        """The file, by the first way that yields it for certain. Raises BadReply that says why each way failed."""
+        ways = {
+            Route.ARCHIVE: (self._from_archive, "its archive"),
+            Route.INDEX: (self._by_index, "its number in the listing"),
+            Route.NAME: (self._by_name, "its name all the same"),
+        }
+        failures = []
         async with AsyncExitStack() as stack:
-            try:
-                body = await self._from_archive(stack)
-            except XnatError as archive:
+            for route in self._routes():
+                way, called = ways[route]
                 try:
-                    body = await self._by_index(stack)
-                except XnatError as index:
-                    raise BadReply(
-                        f"{self.row.path!r} of resource {self.row.resource_id} cannot be asked for by name, "
-                        f"its archive fails ({archive}), and its number in the listing, too ({index})"
-                    ) from index
+                    async with AsyncExitStack() as opening:  # closed before the next way: nobody holds two downloads
+                        body = await way(opening)
+                        await stack.enter_async_context(opening.pop_all())
+                        break
+                except XnatError as error:
+                    failures.append((f"{called}: {error}", error))
+            else:
+                said = "; ".join(text for text, _ in failures)
+                where = f"{self.row.path!r} of resource {self.row.resource_id}"
+                text = f"{where} cannot be asked for by name, and not otherwise for certain ({said})"
+                raise BadReply(text) from failures[-1][1]
             yield body
 
-    async def _from_archive(self, stack: AsyncExitStack) -> Body:
-        async with AsyncExitStack() as opening:  # closed before another way is tried: nobody holds two downloads
-            chunks = await opening.enter_async_context(self.xnat.archive(self.item, self.row.resource_id))
-            archive = await opening.enter_async_context(aclosing(members(chunks)))
+    async def _from_archive(self, opening: AsyncExitStack) -> Body:
+        """Find its member. Raises NotFound where none is certainly it."""
+        address = self.address
+        together = [(address.label or address.resource, catalogue_of(self.groups, address.resource))]
+        together += [(rival.label, catalogue_of(self.groups, rival.id)) for rival in address.rivals]
+        names = await TarNames.of(together, self.row.path)
+        clashes: dict[str, _Clash] = {}
+        async with AsyncExitStack() as reading:
+            chunks = await reading.enter_async_context(self.xnat.archive(address.archived_at, address.resource))
+            archive = await reading.enter_async_context(aclosing(members(chunks)))
             async for member in archive:
-                if self._is_member(member):
-                    rest = await opening.enter_async_context(aclosing(member.chunks()))
-                    await stack.enter_async_context(opening.pop_all())
-                    return Body(0, member.size, "", rest)
-        raise NotFound("it is not in there")
+                found = [row for _, row in names.find(member)]
+                if not any(_place(row) == _place(self.row) for row in found):
+                    continue
+                if len(found) == 1:
+                    if self._fits(member):
+                        rest = await reading.enter_async_context(aclosing(member.chunks()))
+                        await opening.enter_async_context(reading.pop_all())
+                        return Body(0, member.size, "", rest)
+                    continue
+                clash = clashes.setdefault(member.name, _Clash(found))
+                clash.sizes.append(member.size)
+                if member.size <= LARGEST_HELD and self.row.size in (None, member.size):
+                    content = await member.rest()
+                    if await self._has_its_digest(content):
+                        return await _whole(content, opening)
+                    if self.row.size is not None and len(clash.contents) < 2:  # two are as good as more
+                        clash.contents.add(content)
+        if not clashes:
+            raise NotFound("it is not in there")
+        for clash in clashes.values():
+            if not _MD5.fullmatch(self.row.digest) and (settled := clash.settled()) is not None:
+                return await _whole(settled, opening)
+        raise NotFound("other files have its name in there, and nothing tells it from them")
 
-    def _is_member(self, member: Member) -> bool:
-        """Whether a member can be our file: the archive writes '/' for a backslash, '?' for what is not ASCII."""
-        path = self.row.path.replace("\\", "/")
-        if self.row.size is not None and self.row.digest and member.size != self.row.size:
-            return False
-        plain = path.encode("ascii", "replace").decode()
-        return any(member.name.endswith(f"/files/{name}") for name in (path, plain))
+    def _fits(self, member: Member) -> bool:
+        """Whether the only listed file of its name is this one: what is not listed may have that name, too."""
+        if self.row.size in (None, member.size):
+            return True
+        return not self.row.digest and member.name.endswith(f"/files/{self.row.path}")
 
-    async def _by_index(self, stack: AsyncExitStack) -> Body:
-        rows = await self.xnat.files(self.home)
-        same_name = [row for row in rows if _base(row) == _base(self.row)]
+    async def _has_its_digest(self, content: bytes) -> bool:
+        return bool(self.row.digest) and await trio.to_thread.run_sync(_md5, content) == self.row.digest
+
+    async def _by_index(self, opening: AsyncExitStack) -> Body:
+        """Ask by the number in the listing, of which only what comes can tell that it is the server's, too."""
+        home = self.address.home
+        rows = await self.xnat.files(home)
         index = next((n for n, row in enumerate(rows) if _place(row) == _place(self.row)), None)
         if index is None:
             raise NotFound("it is not listed any more")
-        if len(same_name) > 1 and not self.row.digest:
-            raise BadReply("other files have its name, and it has no digest to tell them apart")
-        download = await stack.enter_async_context(self.xnat.indexed(self.home, index))
-        if self.row.size is not None and download.size not in (None, self.row.size):
-            raise BadReply("another file came")
+        download = await opening.enter_async_context(self.xnat.indexed(home, index))
+        if not self._is_certain(download, [row for row in rows if _place(row) != _place(self.row)]):
+            raise BadReply("nothing tells the file that came from others")
         return _body(download)
+
+    def _is_certain(self, download: Download, others: Sequence[FileRow]) -> bool:
+        """Whether what comes is this file: by its digest, which is compared in the end, its name, or its length."""
+        if download.name and download.name not in spellings(_base(self.row)):
+            return False
+        if self.row.size is not None and download.size not in (None, self.row.size):
+            return False
+        if _MD5.fullmatch(self.row.digest):
+            return True
+        if download.name:
+            others = [row for row in others if download.name in spellings(_base(row))]
+        if not others:
+            return True
+        return self.row.size == download.size is not None and all(
+            row.size not in (None, download.size) for row in others
+        )
+
+    async def _by_name(self, opening: AsyncExitStack) -> Body:
+        download = await opening.enter_async_context(self.xnat.download(self.address.base, self.row))
+        assert download is not None  # it was not asked whether it was modified
+        return _body(download)
+
+
+def catalogue_of(groups: Groups, resource: str) -> Catalogue:
+    """Return the files of a resource, which a listing that tells of many may leave out."""
+    found = groups.get(resource)
+    return found if isinstance(found, Catalogue) else Catalogue(resource)
+
+
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+async def _whole(content: bytes, opening: AsyncExitStack) -> Body:
+    async def chunks() -> AsyncGenerator[bytes]:
+        yield content
+
+    return Body(0, len(content), "", await opening.enter_async_context(aclosing(chunks())))
 
 
 def _body(download: Download) -> Body:

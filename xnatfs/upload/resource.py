@@ -93,12 +93,21 @@ async def upload(
 
 
 async def _listed(xnat: Xnat, item: Sequence[str], label: str) -> dict[str, FileRow]:
-    """What the resource has, by path; nothing where it is not there."""
+    """What the resource has, by path; nothing where it is not there.
+
+    Raises Conflict where the label is the number of another resource, whose files a request for it means as well.
+    """
     try:
-        rows = file_rows(await xnat.rows(*item, "resources", label, "files"))
+        rows = await xnat.rows(*item, "resources", label, "files")
     except NotFound:
         return {}
-    return {row.path: row for row in rows}
+    if label.isdigit() and (
+        others := [row for row in rows if row.has("collection") and row.text("collection") != label]
+    ):
+        text = f"XNAT takes the label {label} for the number of resource {others[0].text('collection')}"
+        hint = "choose a label with a letter in it"
+        raise Conflict(f"{text}, so nothing can be sent there ({hint})", status=409, url=xnat.url, hint=hint)
+    return {row.path: row for row in file_rows(rows)}
 
 
 def _same(file: Local, row: FileRow | None) -> bool:
