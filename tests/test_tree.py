@@ -389,7 +389,9 @@ async def test_a_list_with_some_of_the_files_that_are_stated_is_made_good(server
         assert await names(site, f"{SCAN}/WHOLE") == ["w"]
         assert await names(site, f"{SCAN}/EMPTY") == []
         assert await names(site, f"{SCAN}/UNCOUNTED") == []
-    assert [line for line in server.asked if "/resources/" in line] == ["GET experiments/X_E1/scans/1/resources/7/files"]
+    assert [line for line in server.asked if "/resources/" in line] == [
+        "GET experiments/X_E1/scans/1/resources/7/files"
+    ]
 
 
 async def test_a_resource_that_states_files_and_lists_none_is_an_error(server, tmp_path):
