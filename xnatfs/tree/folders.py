@@ -309,6 +309,17 @@ class CatalogueFile(File):
             raise Stale(f"{'/'.join(self.path)} is {blob.size} bytes, not {self._size} as listed")
         return blob
 
+    async def is_unchanged(self, size: int, stamp: str) -> bool:
+        """One HEAD. What cannot be asked for by its name, or is refused, is not known to be unchanged."""
+        row = self.row
+        if not stamp or not has_url(row.path):
+            return False
+        try:
+            now, modified = await self.site.xnat.length_and_date(self.folder.folders.resource_dir.place.item, row)
+        except (NotFound, Denied, BadReply):
+            return False
+        return modified == stamp and now in (size, None)
+
     def replaced(self, stamp: str) -> None:
         self.site.learn_stamp(self._stamp_key(), stamp)
         self.folder.forget()
