@@ -98,7 +98,7 @@ async def _run(
 ) -> int:
     arguments = context.arguments
     out = arguments.out / shorten(escape(wanted_experiment(context)))
-    _check_out(arguments.out)
+    _check_out(arguments.out, out)
     _check_zip(arguments)
     async with context.site() as site:
         session, owner = await _session(context, site)
@@ -138,9 +138,11 @@ async def _run(
     return _tell(context, report, operation, owner, out, plan)
 
 
-def _check_out(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out} is not a directory")
+def _check_out(given: Path, out: Path) -> None:
+    """Raise ConfigError where a folder is to be and something else is."""
+    there = next((path for path in (out, *out.parents) if path.exists()), out)
+    if not there.is_dir():
+        raise ConfigError(f"--out {given}: {there} is not a directory")
 
 
 def _check_zip(arguments: argparse.Namespace) -> None:
