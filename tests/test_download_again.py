@@ -208,6 +208,13 @@ def test_a_folder_without_a_record_is_refused_unless_its_files_agree(site, names
     assert "Up to date" in site.ctl(*ALIKE, "-P", "A").err
 
 
+def test_a_folder_without_a_record_may_hold_other_parts_of_the_session(site):
+    site.ctl("scan", "download", "-E", SESSION, "-s", "1", "--out", "data")
+    shutil.rmtree(site.home / "data" / SESSION / FOLDER)
+    site.ctl("scan", "download", "-E", SESSION, "-s", "2,3,10,4-MR2", "--out", "data")
+    assert files(site.home / "data" / SESSION) == truth(site)
+
+
 def test_a_folder_without_a_record_is_taken_over_but_not_what_differs_in_it(site):
     site.ctl(*DOWNLOAD)
     shutil.rmtree(site.home / "data" / SESSION / FOLDER)

@@ -204,16 +204,20 @@ async def download(
     workers: int = WORKERS,
     force: bool = False,
     on_wait: Callable[[], None] = lambda: None,
+    session: SessionDir | None = None,
 ) -> Report:
     """Copy the files of a session, several at once. One that cannot be had is reported, and the others go on.
 
-    Raises Conflict where `out` holds another session; LoginRequired and Unreachable, which concern all files; and
+    All files of the `session` may tell that a folder without a record is its own. Raises Conflict where `out` holds another session; LoginRequired and Unreachable, which concern all files; and
     OSError where `out` cannot be written at all.
     """
     report, began = Report(), time.monotonic()
     await _measure_all(wanted)
     async with manifest.opened(out, on_wait) as record:
-        await _claim(record, owner, wanted, force)
+        if not record.check_owner(owner):
+            if not force and await trio.to_thread.run_sync(_has_files, out):
+                await _check_files(record, owner, wanted, session)
+            record.claim(owner)
         if record.locked:
             await trio.to_thread.run_sync(_remove_drafts, {(out / each.place).parent for each in wanted})
         progress.begin(len(wanted), sum(each.file.measured_size for each in wanted))
@@ -222,21 +226,19 @@ async def download(
     return report
 
 
-async def _claim(record: Manifest, owner: Owner, wanted: Sequence[Wanted], force: bool) -> None:
-    """Make the folder that of this session. Raises Conflict where it is another one's.
+async def _check_files(record: Manifest, owner: Owner, wanted: Sequence[Wanted], session: SessionDir | None) -> None:
+    """Raise Conflict unless one of the files in a folder without a record is as the server has it in this session.
 
-    A folder without a record is that of an earlier version, if any of its files is as the server has it.
+    Earlier versions have left such folders.
     """
-    if record.check_owner(owner):
-        return
-    if not force and await trio.to_thread.run_sync(_has_files, record.out):
-        for each in wanted:
-            if await _agrees(each, record.out / each.place):
-                break
-        else:
-            text = f"{record.out} holds files, none of which is as in {owner}"
-            raise Conflict(f"{text}: give another --out, or --force to add to them")
-    record.claim(owner)
+    for each in wanted:
+        if await _agrees(each, record.out / each.place):
+            return
+    if session is not None:  # other parts of it may be there
+        everything = await plan(session, of_session=True, of_assessors=True)
+        return await _check_files(record, owner, everything.files, None)
+    text = f"{record.out} holds files, none of which is as in {owner}"
+    raise Conflict(f"{text}: give another --out, or --force to add to them")
 
 
 def _has_files(out: Path) -> bool:
@@ -250,7 +252,7 @@ async def _agrees(wanted: Wanted, target: Path) -> bool:
     digest = wanted.file.xattrs().get("digest", "")
     try:
         _, now = await trio.to_thread.run_sync(_inspect, target, digest, None)
-        if now is None or now.size != wanted.file.measured_size:
+        if now is None or now.size != await wanted.file.size():
             return False
         return now.md5 == (digest or (await _fetch_md5(wanted.file))[0])
     except (LoginRequired, Unreachable):

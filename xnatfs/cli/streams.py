@@ -14,9 +14,9 @@ def open_missing() -> None:
             os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
     # Python has None for them, and print() takes that for stdout.
     if sys.stdout is None:
-        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+        sys.stdout = os.fdopen(1, "w", closefd=False)
     if sys.stderr is None:
-        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+        sys.stderr = os.fdopen(2, "w", closefd=False)
 
 
 def report(text: str) -> None:

@@ -132,6 +132,7 @@ async def _run(
                     workers=arguments.workers or context.config.profile.workers or transfer.WORKERS,
                     force=arguments.force,
                     on_wait=_waiting(context, out),
+                    session=session,
                 )
         report.requests = site.xnat.requests
     report.failed[:0] = plan.failed
