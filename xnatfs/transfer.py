@@ -208,7 +208,8 @@ async def download(
 ) -> Report:
     """Copy the files of a session, several at once. One that cannot be had is reported, and the others go on.
 
-    All files of the `session` may tell that a folder without a record is its own. Raises Conflict where `out` holds another session; LoginRequired and Unreachable, which concern all files; and
+    All files of the `session` may tell that a folder without a record is its own.
+    Raises Conflict where `out` holds another session; LoginRequired and Unreachable, which concern all files; and
     OSError where `out` cannot be written at all.
     """
     report, began = Report(), time.monotonic()
