@@ -497,7 +497,8 @@ def test_a_real_session_goes_up_and_comes_back(fresh, case, mode, direct):
     if not direct:
         fresh.ctl("prearchive", "archive", "--project", "MYPROJECT", "--session", "NEW")
     fresh.ctl("session", "download", "-P", "MYPROJECT", "-E", "NEW", "--out", "back")
-    sent, back = list(case.rglob("*.dcm")), [path for path in (fresh.home / "back").rglob("*") if path.is_file()]
+    sent = list(case.rglob("*.dcm"))
+    back = [path for path in (fresh.home / "back/NEW/scans").rglob("*") if path.is_file()]
     assert len(sent) == 324
     assert by_instance(back) == by_instance(sent)
 
