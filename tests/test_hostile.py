@@ -34,6 +34,7 @@ from xnatfs.config import Config
 from xnatfs.credentials import Credentials
 from xnatfs.errors import BadReply, ConfigError, LoginRequired, NotFound, Unreachable, XnatError
 from xnatfs.fuse.operations import Operations, Ownership
+from xnatfs.manifest import FOLDER, Owner
 from xnatfs.models import natural
 from xnatfs.table import LONGEST_ROW, Table
 from xnatfs.tree import Root, folders, names
@@ -212,6 +213,9 @@ def test_sort_keys_take_numbers_of_any_length():
 # -- downloads of xnatctl ----------------------------------------------------------------------------------------
 
 
+OWNER = Owner("http://x", "X_E1")
+
+
 def test_a_download_writes_through_no_link(tmp_path):
     home = tmp_path / "home"
     home.mkdir()
@@ -239,11 +243,11 @@ async def test_a_file_that_no_file_system_can_name_fails_alone(tmp_path):
     server.add("half-\ud800", b"x")
     server.add("plain", b"y")
     async with opened(server, tmp_path / "cache") as site:
-        wanted = await transfer.plan(transfer.session_dir(site, "X_E1", "E", "xnat:mrSessionData"))
+        plan = await transfer.plan(transfer.session_dir(site, "X_E1", "E", "xnat:mrSessionData"))
         for attempt in range(2):
-            report = await transfer.download(wanted, tmp_path / "out", progress=Silent())
+            report = await transfer.download(plan.files, tmp_path / "out", owner=OWNER, progress=Silent())
             assert (report.files, len(report.failed), report.copied) == (1, 1, 1 - attempt)
-        assert (await transfer.verify(wanted, tmp_path / "out")).files == 1
+        assert (await transfer.verify(plan.files, tmp_path / "out", OWNER)).files == 1
 
 
 def zipped(method: int, content: bytes = b"x" * 1000) -> bytearray:
@@ -283,8 +287,8 @@ async def test_an_archive_that_is_none_gets_no_name(tmp_path, kind):
     server.answers["experiments/X_E1/scans/ALL/files"] = lambda request: answered
     async with opened(server, tmp_path / "cache") as site:
         with pytest.raises(BadReply):
-            await transfer.download_zip(site, "X_E1", None, tmp_path / "out" / "scans.zip", Silent())
-    assert list((tmp_path / "out").iterdir()) == []
+            await transfer.download_zip(site, OWNER, None, tmp_path / "out" / "scans.zip", progress=Silent())
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [FOLDER]
 
 
 @pytest.mark.parametrize("kind", ["encrypted", "damaged"])
@@ -577,7 +581,8 @@ async def test_dates_that_are_none_are_shown_or_left_out(tmp_path, date):
         row = (await site.experiments("P")).rows[0]
         directory = transfer.session_dir(site, "X_E1", "E", "xnat:mrSessionData")
         object.__setattr__(directory.experiment, "modified", row.modified)
-        report = await transfer.download(await transfer.plan(directory), tmp_path / "out", progress=Silent())
+        plan = await transfer.plan(directory)
+        report = await transfer.download(plan.files, tmp_path / "out", owner=OWNER, progress=Silent())
     assert (report.files, report.failed) == (1, [])
 
 

@@ -25,7 +25,7 @@ LAYERS = [
     {"auth", "worker"},
     {"credentials", "listings"},
     {"config", "models", "sessions", "table", "keys"},
-    {"tls", "mountinfo", "background", "network", "breaker"},
+    {"tls", "mountinfo", "background", "network", "breaker", "manifest"},
     {"patience"},
     {"errors"},
     {"untrusted"},

@@ -294,7 +294,7 @@ def test_a_process_that_is_killed_with_a_password_in_memory_leaves_no_core(tmp_p
 # -- files -------------------------------------------------------------------------------------------------------
 
 # Where files are made for the user, with the user's own mask.
-FOR_THE_USER = {"transfer"}
+FOR_THE_USER = {"transfer", "manifest"}
 
 
 @cache

@@ -379,6 +379,22 @@ def test_a_folder_becomes_a_resource_with_every_name(fresh, papers):
     assert len(fresh.requests("PUT")) == before
 
 
+def test_without_digests_the_same_files_are_known_by_their_bytes(fresh, papers):
+    fresh.app.routes.levels.digests = False
+    words = ("resource", "upload", "-E", SESSION, "PAPERS", papers)
+    fresh.ctl(*words)
+    before = len(fresh.requests("PUT"))
+    done = fresh.ctl(*words, "-o", "json")
+    assert "Up to date" in done.err
+    assert (done.rows["up_to_date"], done.rows["unverified"]) == (len(NAMES), 0)
+    assert len(fresh.requests("PUT")) == before
+    (papers / "a.txt").write_bytes(b"eno")  # of the same length
+    assert "other files of these names: a.txt" in fresh.ctl(*words, status=1).err
+    assert len(fresh.requests("PUT")) == before
+    fresh.ctl(*words, "--overwrite")
+    assert held(fresh, "PAPERS") == {**NAMES, "a.txt": b"eno"}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_one_file_becomes_one_of_a_resource(fresh, papers, name):
     fresh.ctl("resource", "upload", SESSION, "ONE", papers / name)
@@ -481,7 +497,8 @@ def test_a_real_session_goes_up_and_comes_back(fresh, case, mode, direct):
     if not direct:
         fresh.ctl("prearchive", "archive", "--project", "MYPROJECT", "--session", "NEW")
     fresh.ctl("session", "download", "-P", "MYPROJECT", "-E", "NEW", "--out", "back")
-    sent, back = list(case.rglob("*.dcm")), [path for path in (fresh.home / "back").rglob("*") if path.is_file()]
+    sent = list(case.rglob("*.dcm"))
+    back = [path for path in (fresh.home / "back/NEW/scans").rglob("*") if path.is_file()]
     assert len(sent) == 324
     assert by_instance(back) == by_instance(sent)
 

@@ -296,6 +296,11 @@ class Xnat:
         async with self._heads, self._transport.reply("HEAD", _file_path(item, file)) as response:
             return content_length(response)
 
+    async def length_and_date(self, item: Sequence[str], file: FileRow) -> tuple[int | None, str]:
+        """Return the length and the Last-Modified of a file, as far as the server states them."""
+        async with self._heads, self._transport.reply("HEAD", _file_path(item, file)) as response:
+            return content_length(response), last_modified(response)
+
     @property
     def ranged(self) -> bool | None:
         """Whether the server grants ranges; None until it was asked for one."""

@@ -1,25 +1,44 @@
 """Copies of what is in the archive: which files, to where, and what of them is there already.
 
 The bytes come through the content cache that mounts use: what one has read the other does not fetch again. A file has
-its name only when it is whole and verified; until then it is a draft beside it, which the next run removes.
+its name only when it is whole and verified; until then it is a draft beside it, which the next run removes. A manifest
+records what was written (`xnatfs.manifest`): only files that are as it says, or as the server says, are replaced.
 """
 
 import contextlib
+import enum
+import errno
 import hashlib
 import os
+import re
+import secrets
 import struct
 import time
 import zipfile
 import zlib
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
+from stat import S_ISREG
 from typing import Protocol
 
 import trio
 
-from xnatfs.errors import BadReply, LoginRequired, NotFound, Stale, Unreachable, XnatError, first_error
-from xnatfs.models import Experiment
+from xnatfs import manifest
+from xnatfs.content import Blob
+from xnatfs.errors import (
+    BadReply,
+    Conflict,
+    Denied,
+    LoginRequired,
+    NotFound,
+    Stale,
+    Unreachable,
+    XnatError,
+    first_error,
+)
+from xnatfs.manifest import Manifest, Owner, Written
+from xnatfs.models import Experiment, Row
 from xnatfs.site import Site
 from xnatfs.tree.node import Dir, File, StaticDir, measure
 from xnatfs.tree.resources import ResourceDir
@@ -30,6 +49,12 @@ WORKERS = 8
 # Read from the cache and written at a time: a fraction of a millisecond of the event loop.
 PIECE = 2**20
 DRAFT = ".part"
+# Names of drafts: of which file, and of which command. Earlier versions left the second out.
+DRAFTS = re.compile(r"\.[0-9a-f]{16}(\.[0-9a-f]{16})?\.part")
+# The folders that a session's files are in. What else is in the folder of a session is its user's.
+PARTS = ("scans", "resources", "assessors")
+# Errors of a disk that the next file would meet, too.
+DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 ZIP_METHODS = frozenset({zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED})
 
 
@@ -52,6 +77,23 @@ class Progress(Protocol):
 
 
 @dataclass
+class Plan:
+    """The files to copy, and the places that the server cannot list, with the reason."""
+
+    files: list[Wanted] = field(default_factory=list)
+    failed: list[tuple[PurePosixPath, str]] = field(default_factory=list)
+
+
+class Local(enum.Enum):
+    """What is under the name of a file here."""
+
+    ABSENT = enum.auto()
+    RIGHT = enum.auto()  # the bytes that the server states the digest of
+    OURS = enum.auto()  # bytes that were written by an earlier run
+    OTHER = enum.auto()  # bytes of unknown origin: edited, or never ours
+
+
+@dataclass
 class Report:
     """What came of a transfer. `files` and `size` count what is on disk and right afterwards."""
 
@@ -62,13 +104,24 @@ class Report:
     unverified: int = 0  # without a digest: only their length is known to be right
     requests: int = 0
     seconds: float = 0.0
+    kept: list[PurePosixPath] = field(default_factory=list)  # edited here, so not replaced
     failed: list[tuple[PurePosixPath, str]] = field(default_factory=list)
 
 
-def session_dir(site: Site, accession: str, label: str, xsi_type: str) -> SessionDir:
+def session_dir(site: Site, accession: str, label: str, xsi_type: str, modified: float | None = None) -> SessionDir:
     """The tree of one session, as it is below its project in a mount."""
-    row = Experiment(accession, label, xsi_type, "", "", "", None)
+    row = Experiment(accession, label, xsi_type, "", "", "", modified)
     return SessionDir(site, StaticDir(site, None, ""), accession, row)
+
+
+async def last_modified(site: Site, accession: str, project: str, label: str) -> float | None:
+    """Return when a session was last modified, in seconds since the epoch; lists say it, documents do not."""
+    columns = "ID,label,insert_date,last_modified"
+    try:
+        rows: list[Row] = await site.xnat.rows("experiments", columns=columns, project=project, label=label)
+    except (NotFound, Denied, BadReply):
+        return None
+    return next((row.modified() for row in rows if row.get("ID", "xnat:experimentdata/id") == accession), None)
 
 
 async def plan(
@@ -79,12 +132,13 @@ async def plan(
     excluded: Collection[str] = (),
     of_session: bool = False,
     of_assessors: bool = False,
-) -> list[Wanted]:
+) -> Plan:
     """The files of these scans (None: all), of resources with these labels (empty: all but the excluded), and more.
 
-    Raises NotFound that names every scan and label that is not there.
+    A resource that the server cannot list is among the plan's failures, and leaves the others. Raises NotFound that
+    names every scan and label that is not there.
     """
-    found: list[Wanted] = []
+    found = Plan()
     labels: set[str] = set()
 
     def chosen(resource: ResourceDir) -> bool:
@@ -103,13 +157,13 @@ async def plan(
         )
     for node in scan_dirs:
         if isinstance(node, ScanDir) and (scans is None or node.scan.id in scans):
-            found += await _resources(node, PurePosixPath("scans", node.name), chosen)
+            await _add_resources(found, node, PurePosixPath("scans", node.name), chosen)
     if of_session:
-        found += await _resources(await _part(session, "resources"), PurePosixPath(), chosen)
+        await _add_resources(found, await _part(session, "resources"), PurePosixPath(), chosen)
     if of_assessors:
         for assessor in (await (await _part(session, "assessors")).children()).nodes.values():
             assert isinstance(assessor, Dir)
-            found += await _resources(assessor, PurePosixPath("assessors", assessor.name), chosen)
+            await _add_resources(found, assessor, PurePosixPath("assessors", assessor.name), chosen)
     if absent := sorted(set(resources) - labels):
         raise NotFound(f"resource {', '.join(absent)} is not there")
     return found
@@ -121,13 +175,15 @@ async def _part(session: SessionDir, name: str) -> Dir:
     return node
 
 
-async def _resources(item: Dir, place: PurePosixPath, chosen: Callable[[ResourceDir], bool]) -> list[Wanted]:
-    found: list[Wanted] = []
+async def _add_resources(plan: Plan, item: Dir, place: PurePosixPath, chosen: Callable[[ResourceDir], bool]) -> None:
     for node in (await item.children()).nodes.values():
         assert isinstance(node, ResourceDir)
         if chosen(node):
-            found += [each async for each in _files(node, place / "resources" / node.name / "files")]
-    return found
+            below = place / "resources" / node.name
+            try:
+                plan.files += [each async for each in _files(node, below / "files")]
+            except (NotFound, Denied, BadReply) as error:
+                plan.failed.append((below, str(error)))
 
 
 async def _files(directory: Dir, place: PurePosixPath) -> AsyncIterator[Wanted]:
@@ -143,27 +199,104 @@ async def download(
     wanted: Sequence[Wanted],
     out: Path,
     *,
+    owner: Owner,
     progress: Progress,
     workers: int = WORKERS,
     force: bool = False,
+    on_wait: Callable[[], None] = lambda: None,
+    session: SessionDir | None = None,
 ) -> Report:
-    """Copy the files, several at once. One that cannot be had is reported, and the others go on.
+    """Copy the files of a session, several at once. One that cannot be had is reported, and the others go on.
 
-    Raises LoginRequired and Unreachable, which concern them all, and OSError where `out` cannot be made.
+    All files of the `session` may tell that a folder without a record is its own.
+    Raises Conflict where `out` holds another session; LoginRequired and Unreachable, which concern all files; and
+    OSError where `out` cannot be written at all.
     """
     report, began = Report(), time.monotonic()
     await _measure_all(wanted)
-    progress.begin(len(wanted), sum(each.file.measured_size for each in wanted))
-    await trio.to_thread.run_sync(lambda: out.mkdir(parents=True, exist_ok=True))
-    places = iter(wanted)
+    async with manifest.opened(out, on_wait) as record:
+        if not record.check_owner(owner):
+            if not force and await trio.to_thread.run_sync(_has_files, out):
+                await _check_files(record, owner, wanted, session)
+            record.claim(owner)
+        if record.locked:
+            await trio.to_thread.run_sync(_remove_drafts, {(out / each.place).parent for each in wanted})
+        progress.begin(len(wanted), sum(each.file.measured_size for each in wanted))
+        await _copy_all(wanted, _Copying(record, force, report, progress), workers)
+    report.seconds = time.monotonic() - began
+    return report
+
+
+async def _check_files(record: Manifest, owner: Owner, wanted: Sequence[Wanted], session: SessionDir | None) -> None:
+    """Raise Conflict unless one of the files in a folder without a record is as the server has it in this session.
+
+    Earlier versions have left such folders.
+    """
+    for each in wanted:
+        if await _agrees(each, record.out / each.place):
+            return
+    if session is not None:  # other parts of it may be there
+        everything = await plan(session, of_session=True, of_assessors=True)
+        return await _check_files(record, owner, everything.files, None)
+    text = f"{record.out} holds files, none of which is as in {owner}"
+    raise Conflict(f"{text}: give another --out, or --force to add to them")
+
+
+def _has_files(out: Path) -> bool:
+    """Return whether files of any session are in a folder; links are no files, and are replaced."""
+    found = (path for part in PARTS for path in (out / part).rglob("*") if not DRAFTS.fullmatch(path.name))
+    return any(path.is_file() and not path.is_symlink() for path in found)
+
+
+async def _agrees(wanted: Wanted, target: Path) -> bool:
+    """Return whether a file is there with the bytes that the server has; if it states no digest, they are fetched."""
+    digest = wanted.file.xattrs().get("digest", "")
+    try:
+        _, now = await trio.to_thread.run_sync(_inspect, target, digest, None)
+        if now is None or now.size != await wanted.file.size():
+            return False
+        return now.md5 == (digest or (await _fetch_md5(wanted.file))[0])
+    except (LoginRequired, Unreachable):
+        raise
+    except (XnatError, OSError, UnicodeError):
+        return False
+
+
+def _remove_drafts(directories: Iterable[Path]) -> None:
+    """Remove what commands have left that were killed. No other one is at work here."""
+    for directory in directories:
+        try:
+            found = [path for path in directory.iterdir() if DRAFTS.fullmatch(path.name)]
+        except (OSError, UnicodeError):
+            continue
+        for path in found:
+            path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Copying:
+    """What all the files of one download have in common."""
+
+    record: Manifest
+    force: bool
+    report: Report
+    progress: Progress
+
+
+async def _copy_all(wanted: Sequence[Wanted], copying: _Copying, workers: int) -> None:
+    report, places = copying.report, iter(wanted)
 
     async def work() -> None:
         for each in places:  # shared: each takes the next one
             try:
-                await _one(each, out, force, report, progress)
+                await _one(each, copying)
             except (LoginRequired, Unreachable):
                 raise
-            except (XnatError, OSError, UnicodeError) as error:  # the last of a name that no file system takes
+            except OSError as error:
+                if error.errno in DISK_ERRORS:
+                    raise OSError(error.errno, error.strerror, str(copying.record.out / each.place)) from error
+                report.failed.append((each.place, error.strerror or str(error)))
+            except (XnatError, UnicodeError) as error:  # the last of a name that no file system takes
                 report.failed.append((each.place, str(error)))
 
     try:
@@ -172,65 +305,131 @@ async def download(
                 nursery.start_soon(work)
     except BaseExceptionGroup as group:
         raise first_error(group) from None
-    report.seconds = time.monotonic() - began
-    return report
 
 
 async def _measure_all(wanted: Sequence[Wanted]) -> None:
     await measure(each.file for each in wanted if not each.file.measured)
 
 
-async def _one(wanted: Wanted, out: Path, force: bool, report: Report, progress: Progress) -> None:
-    file, target = wanted.file, out / wanted.place
-    digest, size = file.xattrs().get("digest", ""), file.measured_size
-    if not force and await trio.to_thread.run_sync(is_copy, target, size, digest, file.modified()):
-        report.up_to_date += 1
-        progress.advance(size)
+async def _one(wanted: Wanted, copying: _Copying) -> None:
+    file, target = wanted.file, copying.record.out / wanted.place
+    digest, written = file.xattrs().get("digest", ""), copying.record.get(wanted.place)
+    report, progress = copying.report, copying.progress
+    local, now = await trio.to_thread.run_sync(_inspect, target, digest, written)
+    if copying.force or now is None:
+        right = False
+    elif not digest:
+        right, now = await _is_right(file, local, now, written)
     else:
-        size = await _copy(file, target, progress)
+        right = local is Local.RIGHT
+    if right:
+        assert now is not None
+        report.up_to_date += 1
+        progress.advance(now.size)
+    elif local is Local.OTHER and not copying.force:
+        report.kept.append(wanted.place)
+        return
+    else:
+        now = await _copy(file, target, progress)
         report.copied += 1
+    if now != written:
+        copying.record.put(wanted.place, now)
     report.files += 1
-    report.size += size
+    report.size += now.size
     report.unverified += not digest
     progress.done(wanted.place)
 
 
-async def _copy(file: File, target: Path, progress: Progress) -> int:
-    """The file's length, after its copy has its name."""
+def _inspect(target: Path, digest: str, written: Written | None) -> tuple[Local, Written | None]:
+    """Tell what is under a name, and its state now. It is read only where it is not as it was written."""
     try:
-        blob = await file.open()
-    except Stale:  # the listing had another length; the node in its place has the true one
-        assert file.parent is not None
-        again = await file.parent.child(file.name)
-        assert isinstance(again, File)
-        file, blob = again, await again.open()
+        status = target.stat()
+    except FileNotFoundError:
+        return Local.ABSENT, None
+    if not S_ISREG(status.st_mode):
+        raise FileExistsError(errno.EEXIST, "is there already, and is not a regular file", str(target))
+    held = written.md5 if written and written.is_untouched(status) else md5(target)
+    now = Written.of(status, held)
+    if held == digest:
+        return Local.RIGHT, now
+    if written and held == written.md5:
+        return Local.OURS, now
+    # A link is replaced: what it leads to stays.
+    return (Local.ABSENT, None) if target.is_symlink() else (Local.OTHER, now)
+
+
+async def _is_right(file: File, local: Local, now: Written, written: Written | None) -> tuple[bool, Written]:
+    """Return whether a file without a digest on the server is as the server has it, and its state with its stamp."""
+    if local is Local.OURS and written and await file.is_unchanged(written.size, written.stamp):
+        return True, replace(now, stamp=written.stamp)
+    theirs, stamp = await _fetch_md5(file)
+    return theirs == now.md5, replace(now, stamp=stamp)
+
+
+async def _copy(file: File, target: Path, progress: Progress) -> Written:
+    """Copy a file; its state, after its copy has its name."""
+    file, blob = await _open(file)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _draft(target) as draft:
-            offset = 0
-            while piece := await blob.read(offset, PIECE):
+
+            def write(piece: bytes) -> None:
                 draft.write(piece)
-                offset += len(piece)
                 progress.advance(len(piece))
+
+            held = await _read(blob, file.xattrs().get("digest", ""), write)
             os.utime(draft.fileno(), (time.time(), file.modified()))
+        return Written.of(draft.status, held, blob.stamp)
     finally:
         blob.close()
-    return offset
+
+
+async def _open(file: File) -> tuple[File, Blob]:
+    """Open a file, or, where its listing had another length, the node in its place, which has the true one."""
+    try:
+        return file, await file.open()
+    except Stale:
+        assert file.parent is not None
+        again = await file.parent.child(file.name)
+        assert isinstance(again, File)
+        return again, await again.open()
+
+
+async def _fetch_md5(file: File) -> tuple[str, str]:
+    """Return the MD5 and the stamp of a file for which the server states no digest."""
+    _, blob = await _open(file)
+    try:
+        return await _read(blob, "", lambda piece: None), blob.stamp
+    finally:
+        blob.close()
+
+
+async def _read(blob: Blob, digest: str, take: Callable[[bytes], None]) -> str:
+    """Read a file to its end, piece by piece; its MD5. A digest that is known was checked on the way."""
+    hashed = None if digest else hashlib.md5(usedforsecurity=False)
+    offset = 0
+    while piece := await blob.read(offset, PIECE):
+        take(piece)
+        if hashed is not None:
+            hashed.update(piece)
+        offset += len(piece)
+    return digest if hashed is None else hashed.hexdigest()
 
 
 @contextlib.contextmanager
 def _draft(target: Path) -> Iterator["_Writer"]:
-    """A file that takes its name when all went well, and is gone when not. It fits wherever its name does."""
+    """A file that takes its name when all went well, and is gone when not. It fits wherever its name does.
+
+    No other command has its name, which matters where locks do not work: so nothing unfinished is renamed by another.
+    """
     name = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]
-    path = target.with_name(f".{name}{DRAFT}")
+    path = target.with_name(f".{name}.{secrets.token_hex(8)}{DRAFT}")
     try:
-        # A new one, whatever is there: somebody who may write here, too, could have put a link to another file there.
-        path.unlink(missing_ok=True)
         with open(path, "xb", buffering=0) as file:
-            yield _Writer(file.fileno())
-            if not os.path.samestat(os.fstat(file.fileno()), os.lstat(path)):
-                raise XnatError(f"{target} is written by another command at the same time")
-        os.replace(path, target)
+            draft = _Writer(file.fileno())
+            yield draft
+            os.replace(path, target)
+            draft.status = os.fstat(file.fileno())  # that of now: the new name changed it
     except BaseException:
         path.unlink(missing_ok=True)
         raise
@@ -241,6 +440,7 @@ class _Writer:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
+        self.status = os.fstat(descriptor)
 
     def fileno(self) -> int:
         return self._descriptor
@@ -251,35 +451,27 @@ class _Writer:
             view = view[os.write(self._descriptor, view) :]
 
 
-def is_copy(target: Path, size: int, digest: str, modified: float) -> bool:
-    """Whether the file is there. One with the time that we gave it is ours; of another the digest decides."""
-    try:
-        status = target.stat()
-    except OSError:
-        return False
-    if status.st_size != size:
-        return False
-    if abs(status.st_mtime - modified) < 1e-3:
-        return True
-    return bool(digest) and md5(target) == digest
-
-
 def md5(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "md5").hexdigest()
 
 
-async def verify(wanted: Sequence[Wanted], out: Path) -> Report:
-    """Read what is on disk once more, and compare it with the server's digests. Nothing is changed."""
-    report = Report()
+async def verify(wanted: Sequence[Wanted], out: Path, owner: Owner) -> Report:
+    """Read what is on disk once more, and compare it with the server's digests, or with what came. Nothing is changed.
+
+    Raises Conflict where `out` holds another session.
+    """
+    report, record = Report(), Manifest(out)
+    record.check_owner(owner)
+    record.load()
     await _measure_all(wanted)
     for each in wanted:
-        digest, target = each.file.xattrs().get("digest", ""), out / each.place
+        digest, written, target = each.file.xattrs().get("digest", ""), record.get(each.place), out / each.place
         try:
             size = target.stat().st_size
-            right = size == each.file.measured_size and (
-                not digest or await trio.to_thread.run_sync(md5, target) == digest
-            )
+            right = bool(digest) or size == each.file.measured_size
+            if right and (known := digest or (written.md5 if written else "")):
+                right = await trio.to_thread.run_sync(md5, target) == known
         except (OSError, UnicodeError) as error:
             report.failed.append((each.place, getattr(error, "strerror", "") or str(error)))
             continue
@@ -293,19 +485,35 @@ async def verify(wanted: Sequence[Wanted], out: Path) -> Report:
 
 
 async def download_zip(
-    site: Site, accession: str, scans: Sequence[str] | None, target: Path, progress: Progress
+    site: Site,
+    owner: Owner,
+    scans: Sequence[str] | None,
+    target: Path,
+    *,
+    progress: Progress,
+    force: bool = False,
+    on_wait: Callable[[], None] = lambda: None,
 ) -> int:
-    """The server's own archive of these scans (None: all), whole and readable as one; its length."""
-    await trio.to_thread.run_sync(lambda: target.parent.mkdir(parents=True, exist_ok=True))
-    progress.begin(1, 0)
-    size = 0
-    with _draft(target) as draft:
-        async with site.xnat.zip(accession, scans) as chunks:
-            async for chunk in chunks:
-                draft.write(chunk)
-                size += len(chunk)
-                progress.advance(len(chunk))
-        await trio.to_thread.run_sync(_check_zip, draft.fileno(), target)
+    """The server's own archive of these scans (None: all), whole and readable as one; its length.
+
+    Raises Conflict where one is there already, or its folder is that of another session.
+    """
+    out, size = target.parent, 0
+    async with manifest.opened(out, on_wait) as record:
+        if not record.check_owner(owner) and not await trio.to_thread.run_sync(_has_files, out):
+            record.claim(owner)
+        if not force and await trio.to_thread.run_sync(os.path.lexists, target):
+            raise Conflict(f"{target} is there already (--force fetches it anew)")
+        if record.locked:
+            _remove_drafts([out])
+        progress.begin(1, 0)
+        with _draft(target) as draft:
+            async with site.xnat.zip(owner.session, scans) as chunks:
+                async for chunk in chunks:
+                    draft.write(chunk)
+                    size += len(chunk)
+                    progress.advance(len(chunk))
+            await trio.to_thread.run_sync(_check_zip, draft.fileno(), target)
     progress.done(PurePosixPath(target.name))
     return size
 

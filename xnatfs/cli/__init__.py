@@ -7,10 +7,11 @@ import logging
 import os
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from xnatfs import __version__
+from xnatfs.cli import streams
 from xnatfs.errors import (
     BadReply,
     CacheError,
@@ -33,8 +34,8 @@ from xnatfs.untrusted import line, plain
 
 log = logging.getLogger(__name__)
 
-# The most specific class decides; 66, 69 and 73 are those of sysexits.h. The README has the table.
-EXIT_STATUS: dict[type[XnatError], int] = {
+# The most specific class decides; 66, 69, 73 and 74 are those of sysexits.h. The README has the table.
+EXIT_STATUS: dict[type[Exception], int] = {
     ConfigError: 2,
     LoginRequired: 3,
     Unreachable: 4,
@@ -48,6 +49,7 @@ EXIT_STATUS: dict[type[XnatError], int] = {
     ReadOnly: 1,
     Stale: 1,
     XnatError: 1,
+    OSError: os.EX_IOERR,
 }
 INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 
@@ -83,33 +85,31 @@ def main_xnatctl(argv: Sequence[str] | None = None) -> int:
     """xnatctl"""
     words = list(sys.argv[1:] if argv is None else argv)
     no_core_dumps()
+    streams.open_missing()
     if isinstance(sys.stdout, io.TextIOWrapper):
         codecs.register_error("names", _as_they_are)
         sys.stdout.reconfigure(errors="names")
     parser = _parser("xnatctl", "Work with an XNAT server: list, download, upload, archive.")
-    if words == ["--version"]:  # needs none of the commands
-        parser.parse_args(words)
-    from xnatfs.cli import ctl
 
-    ctl.build(parser)
-    if "_ARGCOMPLETE" in os.environ:
-        from xnatfs.cli import completion
+    def command() -> int:
+        if words == ["--version"]:  # needs none of the commands
+            parser.parse_args(words)
+        from xnatfs.cli import ctl
 
-        completion.complete(parser)
-    try:
-        arguments = parser.parse_args(words)
-        return ctl.run(arguments)
-    except UsageError as error:
-        status, text = EXIT_STATUS[ConfigError], str(error)
-        ctl.print_error(error, text, status, words)
-    except (Exception, KeyboardInterrupt, BaseExceptionGroup) as error:
-        if isinstance(error, BrokenPipeError):  # `xnatctl ... | head` has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
-        status, text = _ending(error)
+        ctl.build(parser)
+        if "_ARGCOMPLETE" in os.environ:
+            from xnatfs.cli import completion
+
+            completion.complete(parser)
+        return ctl.run(parser.parse_args(words))
+
+    def failed(error: BaseException, status: int, text: str) -> None:
+        from xnatfs.cli import ctl
+
         if text:
-            ctl.print_error(first_error(error), text, status, words)
-    return status
+            ctl.print_error(error, text, status, words)
+
+    return _ended(command, failed)
 
 
 def _as_they_are(error: UnicodeError) -> tuple[bytes, int]:
@@ -139,22 +139,46 @@ def _parser(name: str, description: str) -> argparse.ArgumentParser:
 def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     from xnatfs.cli import daemon
 
-    arguments = parser.parse_args(argv)
-    reporter = arguments.reporter = daemon.Reporter(getattr(arguments, "report_fd", None))
-    try:
+    streams.open_missing()
+    reporters: list[daemon.Reporter] = []
+
+    def command() -> int:
+        arguments = parser.parse_args(argv)
+        arguments.reporter = daemon.Reporter(getattr(arguments, "report_fd", None))
+        reporters.append(arguments.reporter)
         status: int = arguments.run(arguments)
         return status
+
+    def failed(error: BaseException, status: int, text: str) -> None:
+        if text:
+            streams.report(plain(f"{parser.prog}: {text}"))
+        for reporter in reporters:
+            reporter.failed(status, text)
+
+    return _ended(command, failed)
+
+
+def _ended(command: Callable[[], int], failed: Callable[[BaseException, int, str], None]) -> int:
+    """Run a command until its output is written, and return its exit status; `failed` reports how it ended."""
+    try:
+        try:
+            status = command()
+        except SystemExit:  # --help, --version
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()
+        return status
     except (Exception, KeyboardInterrupt, BaseExceptionGroup) as error:
-        status, said = _ending(error)
-        if said:
-            print(plain(f"{parser.prog}: {said}"), file=sys.stderr)
-        reporter.failed(status, said)
+        status, text = _ending(error)
+        failed(first_error(error), status, text)
         return status
 
 
 def _ending(error: BaseException) -> tuple[int, str]:
     """The exit status, and one line for the user."""
-    cause = first_error(error)
+    cause, unwritten = first_error(error), streams.flush_output()
+    if isinstance(cause, BrokenPipeError):
+        return 0, ""  # `xnatctl ... | head` has seen enough
     if isinstance(cause, KeyboardInterrupt):
         return INTERRUPTED, ""
     if isinstance(cause, Reported):
@@ -162,6 +186,10 @@ def _ending(error: BaseException) -> tuple[int, str]:
     if isinstance(cause, XnatError):
         log.debug("ended by", exc_info=error)
         return exit_status(cause), " ".join(str(cause).split())
+    if isinstance(cause, OSError):
+        log.info("ended by", exc_info=error)
+        where = "standard output" if unwritten else cause.filename
+        return EXIT_STATUS[OSError], line(f"{f'{os.fsdecode(where)}: ' if where else ''}{cause.strerror or cause}")
     log.critical("this should not happen", exc_info=error)
     # Not its repr: that of a UnicodeEncodeError holds all of the text, a password for one.
     text = f"this should not happen, and is a fault of this program: {type(cause).__name__}: {cause}"

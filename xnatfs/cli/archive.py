@@ -11,7 +11,9 @@ from typing import Any
 
 import trio
 
+from xnatfs.cli import options
 from xnatfs.cli.ctl import Command, Context
+from xnatfs.cli.options import find_day
 from xnatfs.cli.output import natural, show_item, show_rows, tell
 from xnatfs.client import Xnat
 from xnatfs.errors import BadReply, ConfigError, Denied, NotFound, first_error
@@ -76,7 +78,7 @@ def _session_list(parser: argparse.ArgumentParser) -> None:
     project_option(parser)
     parser.add_argument("-S", "--subject", metavar="SUBJECT", help="of this subject only: label or accession ID")
     parser.add_argument("--modality", metavar="MR|PET|CT|...", help="of this kind only")
-    parser.add_argument("--since", metavar="YYYY-MM-DD", help="of this day or later")
+    parser.add_argument("--since", type=options.day, metavar="YYYY-MM-DD", help="of this day or later")
     parser.add_argument("--label", metavar="PATTERN", help="with a label like this")
 
 
@@ -120,12 +122,21 @@ def _resource_show(parser: argparse.ArgumentParser) -> None:
 # -- finding an experiment ---------------------------------------------------------------------------------------
 
 
+def one_of(option: str, value: str | None, name: str, positional: str | None) -> str | None:
+    """Return what was given by an option or as an argument. Raises ConfigError where it was given twice."""
+    if value and positional:
+        raise ConfigError(f"give either {name} or {option}, not both ({positional} and {value})")
+    return value or positional
+
+
 def wanted_experiment(context: Context) -> str:
     """What the command line says of the experiment. Raises ConfigError."""
     arguments = context.arguments
-    value = arguments.experiment or getattr(arguments, "session_id", None)
+    value = one_of("-E", arguments.experiment, "SESSION", getattr(arguments, "session_id", None))
     if not value:
         raise ConfigError("which session? Give -E/--experiment, with its accession ID, or its label and -P")
+    if getattr(arguments, "subject", None) and not context.project(needed=False):
+        raise ConfigError("-S/--subject is a subject of a project: give -P/--project, too")
     return str(value)
 
 
@@ -275,7 +286,8 @@ async def project_list(context: Context) -> None:
 
 
 async def project_show(context: Context) -> None:
-    project = context.arguments.project_id or context.project()
+    arguments = context.arguments
+    project = one_of("-P", arguments.project, "PROJECT", arguments.project_id) or context.project()
     async with context.xnat() as xnat:
         with context.about(f"project {project}", "Collaborator"):
             document, access, subjects, sessions = await together(
@@ -350,7 +362,8 @@ async def nothing() -> list[Row]:
 
 
 async def subject_show(context: Context) -> None:
-    project, subject = context.project(), context.arguments.subject_id or context.arguments.subject
+    arguments = context.arguments
+    project, subject = context.project(), one_of("-S", arguments.subject, "SUBJECT", arguments.subject_id)
     if not subject:
         raise ConfigError("which subject? Give its label or accession ID")
     columns = "ID,label,date,xsiType,subject_label,subject_ID"
@@ -392,7 +405,7 @@ async def session_list(context: Context) -> None:
     if arguments.modality:
         rows = [row for row in rows if of_modality(row, arguments.modality)]
     if arguments.since:
-        rows = [row for row in rows if row["date"] >= arguments.since]
+        rows = [row for row in rows if (day := find_day(row["date"])) and day >= arguments.since]
     if arguments.label:
         rows = [row for row in rows if fnmatchcase(row["label"], arguments.label)]
     show_rows(arguments, SESSIONS, sorted(rows, key=by("label")), "id")

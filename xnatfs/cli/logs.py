@@ -4,8 +4,10 @@ Who follows a log looks at it on a terminal, and words of a server are in it. Tr
 """
 
 import logging
+import sys
 from typing import IO, Any
 
+from xnatfs.cli import streams
 from xnatfs.untrusted import line, plain
 
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -25,9 +27,23 @@ class Formatter(logging.Formatter):
         return "\n".join(map(plain, super().formatException(ei).split("\n")))
 
 
+class Handler(logging.StreamHandler[IO[str]]):
+    """Of a log that may be on a full disk: one line says so, and the program goes on."""
+
+    failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self.failed and self.stream is not sys.stderr:
+            self.failed = True
+            streams.report(f"cannot write the log {getattr(self.stream, 'name', '')}: {error.strerror}")
+
+
 def log_to(stream: IO[str], level: int | str) -> None:
     """Log there, ours and what libraries have to say, but for what holds secrets."""
-    handler = logging.StreamHandler(stream)
+    handler = Handler(stream)
     handler.setFormatter(Formatter())
     handler.setLevel(level)
     logging.basicConfig(handlers=[handler], level=level)

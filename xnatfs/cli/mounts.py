@@ -95,7 +95,7 @@ def run_umount(arguments: argparse.Namespace) -> int:
     serving = serving_process(mountpoint)
     unmount(mountpoint)
     if serving is not None and not select.select([serving], [], [], WAIT_FOR_END)[0]:
-        print(f"xnatfs: {mountpoint} is unmounted, but its process has not ended yet", file=sys.stderr)
+        tell(f"xnatfs: {mountpoint} is unmounted, but its process has not ended yet")
     return 0
 
 

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,22 @@ def number(text: str) -> int:
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is not a numeric ID")
     return int(text)
+
+
+def find_day(text: str) -> date | None:
+    """Return the day that a text begins with, as 2024-01-15 or 2024-1-15; None where that is no day."""
+    match = re.match(r"(\d{4})-(\d{1,2})-(\d{1,2})(?!\d)", text.strip())
+    try:
+        return date(*map(int, match.groups())) if match else None
+    except ValueError:
+        return None
+
+
+def day(text: str) -> date:
+    found = find_day(text) if re.fullmatch(r"[\d-]*", text.strip()) else None
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a day like 2024-01-31")
+    return found
 
 
 def add_server(parser: argparse.ArgumentParser) -> None:

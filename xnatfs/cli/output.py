@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+from xnatfs.cli import streams
 from xnatfs.errors import ConfigError
 from xnatfs.untrusted import plain
 
@@ -84,7 +85,7 @@ def say(text: str) -> None:
 
 def tell(text: str) -> None:
     """A line for a person, to stderr."""
-    print(plain(text), file=sys.stderr)
+    streams.report(plain(text))
 
 
 def shown(text: str) -> str:

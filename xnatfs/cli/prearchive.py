@@ -110,8 +110,9 @@ def choice(context: Context) -> Choice:
     """What is meant, before anything is asked. Raises ConfigError."""
     arguments = context.arguments
     place: list[str] = arguments.place
-    if place and arguments.session:
-        raise ConfigError("give either PROJECT TIMESTAMP SESSION or --session, not both")
+    for option in ("session", "project", "timestamp"):
+        if place and getattr(arguments, option):
+            raise ConfigError(f"give either PROJECT TIMESTAMP SESSION or --{option}, not both")
     if len(place) == 3:
         return Choice(_owner(place[0]), place[2], place[1])
     if place:

@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from xnatfs.cli.ctl import Context
+from xnatfs.cli.output import tell
 
 LINE_EVERY = 10.0  # seconds
 
@@ -44,7 +45,7 @@ class Lines(Silent):
             rate = self._moved / (now - self._began)
             of = f" of {self._size / 1e6:.1f}" if self._size else ""
             files = f"{self._verb} {self._done} of {self._files} files"
-            print(f"{files}, {self._moved / 1e6:.1f}{of} MB, {rate / 1e6:.1f} MB/s", file=sys.stderr)
+            tell(f"{files}, {self._moved / 1e6:.1f}{of} MB, {rate / 1e6:.1f} MB/s")
 
     def done(self, place: PurePosixPath) -> None:
         self._done += 1

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ from xnatfs.cli.ctl import PARTIAL, Command, Context
 from xnatfs.cli.output import lines, say, tell
 from xnatfs.cli.progress import shown
 from xnatfs.errors import ConfigError, NotFound
+from xnatfs.manifest import Manifest, Owner
 from xnatfs.site import Site
-from xnatfs.transfer import Report, Wanted
+from xnatfs.transfer import Plan, Report
 from xnatfs.tree.names import escape, shorten
 from xnatfs.tree.sessions import SessionDir
 
@@ -22,12 +23,16 @@ from xnatfs.tree.sessions import SessionDir
 def _download(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("session_id", metavar="SESSION", nargs="?", help="the same as -E")
     experiment_options(parser)
-    parser.add_argument("--out", type=Path, default=Path("."), metavar="DIR", help="where to (default: here)")
     parser.add_argument("-r", "--resource", action="append", default=[], metavar="LABEL", help="only these resources")
+    _copying(parser)
+
+
+def _copying(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("."), metavar="DIR", help="where to (default: here)")
     parser.add_argument(
         "-w", "--workers", type=options.number, metavar="N", help="files at once (default: 8, the most)"
     )
-    parser.add_argument("--force", action="store_true", help="fetch what is there already, too")
+    parser.add_argument("--force", action="store_true", help="fetch all files anew; replace what was edited here, too")
     parser.add_argument("--verify", action="store_true", help="read what is on disk once more, and fetch nothing")
     parser.add_argument("--dry-run", action="store_true", help="list what would be fetched")
 
@@ -59,13 +64,7 @@ def _resource_download(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scan", metavar="SCAN", help="of this scan, not of the session")
     parser.set_defaults(session_id=None, resource=[])
     experiment_options(parser)
-    parser.add_argument("--out", type=Path, default=Path("."), metavar="DIR", help="where to (default: here)")
-    parser.add_argument(
-        "-w", "--workers", type=options.number, metavar="N", help="files at once (default: 8, the most)"
-    )
-    parser.add_argument("--force", action="store_true", help="fetch what is there already, too")
-    parser.add_argument("--verify", action="store_true", help="read what is on disk once more, and fetch nothing")
-    parser.add_argument("--dry-run", action="store_true", help="list what would be fetched")
+    _copying(parser)
 
 
 def wanted_scans(context: Context) -> list[str] | None:
@@ -99,14 +98,16 @@ async def _run(
 ) -> int:
     arguments = context.arguments
     out = arguments.out / shorten(escape(wanted_experiment(context)))
-    _check_out(arguments.out)
+    _check_out(arguments.out, out)
+    _check_zip(arguments)
     async with context.site() as site:
-        session = await _session(context, site)
+        session, owner = await _session(context, site)
+        Manifest(out).check_owner(owner)
         if arguments.zip:
-            return await _zip(context, site, session, scans, out)
+            return await _zip(context, site, owner, scans, out)
         with_name = f"session {wanted_experiment(context)}"
         try:
-            wanted = await transfer.plan(
+            plan = await transfer.plan(
                 session,
                 scans=scans,
                 resources=arguments.resource,
@@ -117,39 +118,72 @@ async def _run(
         except NotFound as error:
             raise NotFound(f"{with_name}: {error}", status=404, url=context.config.url) from error
         if arguments.dry_run:
-            lines(str(out / each.place) for each in wanted)
-            return 0
-        if arguments.verify:
-            report = await transfer.verify(wanted, out)
+            lines(str(out / each.place) for each in plan.files)
+            report = Report(len(plan.files))
+        elif arguments.verify:
+            report = await transfer.verify(plan.files, out, owner)
         else:
             with shown(context, "downloading") as progress:
-                workers = arguments.workers or context.config.profile.workers or transfer.WORKERS
-                report = await transfer.download(wanted, out, progress=progress, workers=workers, force=arguments.force)
+                report = await transfer.download(
+                    plan.files,
+                    out,
+                    owner=owner,
+                    progress=progress,
+                    workers=arguments.workers or context.config.profile.workers or transfer.WORKERS,
+                    force=arguments.force,
+                    on_wait=_waiting(context, out),
+                    session=session,
+                )
         report.requests = site.xnat.requests
-    return _tell(context, report, operation, session, out, wanted)
+    report.failed[:0] = plan.failed
+    return _tell(context, report, operation, owner, out, plan)
 
 
-def _check_out(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out} is not a directory")
+def _check_out(given: Path, out: Path) -> None:
+    """Raise ConfigError where a folder is to be and something else is."""
+    there = next((path for path in (out, *out.parents) if path.exists()), out)
+    if not there.is_dir():
+        raise ConfigError(f"--out {given}: {there} is not a directory")
 
 
-async def _session(context: Context, site: Site) -> SessionDir:
+def _check_zip(arguments: argparse.Namespace) -> None:
+    """Raise ConfigError for an option that the server's archive cannot honour."""
+    if not arguments.zip:
+        return
+    for name in ("verify", "resource", "exclude_resource", "session_resources", "assessors", "extract"):
+        if getattr(arguments, name, None):
+            raise ConfigError(f"give either --zip or --{name.replace('_', '-')}, not both")
+
+
+def _waiting(context: Context, out: Path) -> Callable[[], None]:
+    return lambda: context.note(f"Waiting for another command that writes to {out}")
+
+
+async def _session(context: Context, site: Site) -> tuple[SessionDir, Owner]:
     document = await experiment(context, site.xnat)
     accession = document.fields.get("ID") or wanted_experiment(context)
-    return transfer.session_dir(site, accession, document.fields.get("label", accession), document.xsi_type)
+    label, project = document.fields.get("label", accession), document.fields.get("project", "")
+    modified = await transfer.last_modified(site, accession, project, label)
+    session = transfer.session_dir(site, accession, label, document.xsi_type, modified)
+    return session, Owner(site.xnat.url, accession, project, label)
 
 
-async def _zip(context: Context, site: Site, session: SessionDir, scans: Sequence[str] | None, out: Path) -> int:
-    known = {row.id for row in (await site.scans(session.experiment.id)).rows}
+async def _zip(context: Context, site: Site, owner: Owner, scans: Sequence[str] | None, out: Path) -> int:
+    known = {row.id for row in (await site.scans(owner.session)).rows}
     if missing := sorted(set(scans or ()) - known):
         raise NotFound(
             f"scan {', '.join(missing)} is not in the session (its scans: {', '.join(sorted(known)) or 'none'})"
         )
+    target, arguments = out / "scans.zip", context.arguments
+    if arguments.dry_run:
+        lines([str(target)])
+        return 0
     with shown(context, "downloading") as progress:
-        size = await transfer.download_zip(site, session.experiment.id, scans, out / "scans.zip", progress)
-    context.note(f"Downloaded scans ({size / 1e6:.1f} MB) to {out / 'scans.zip'}")
-    if context.arguments.output in ("json", "jsonl"):
+        size = await transfer.download_zip(
+            site, owner, scans, target, progress=progress, force=arguments.force, on_wait=_waiting(context, out)
+        )
+    context.note(f"Downloaded scans ({size / 1e6:.1f} MB) to {target}")
+    if arguments.output in ("json", "jsonl"):
         say(
             json.dumps(
                 {"operation": "scan download", "output_dir": str(out), "files": 1, "bytes": size, "status": "success"}
@@ -158,39 +192,43 @@ async def _zip(context: Context, site: Site, session: SessionDir, scans: Sequenc
     return 0
 
 
-def _tell(
-    context: Context, report: Report, operation: str, session: SessionDir, out: Path, wanted: Sequence[Wanted]
-) -> int:
+def _tell(context: Context, report: Report, operation: str, owner: Owner, out: Path, plan: Plan) -> int:
     for place, why in report.failed:
         tell(f"xnatctl: {out / place}: {why}")
-    status = "success" if not report.failed else "partial" if report.files else "failed"
+    for place in report.kept:
+        tell(f"xnatctl: {out / place}: is kept: it was edited here, or is not from this server (--force replaces it)")
+    done = not report.failed and not report.kept
+    some = bool(report.files or report.kept)
+    exit_status = 0 if done else PARTIAL if some else 1
+    if context.arguments.dry_run:
+        return exit_status
     if context.arguments.output in ("json", "jsonl"):
-        say(json.dumps(_summary(context, report, operation, session, out, status), ensure_ascii=False))
+        status = "success" if done else "partial" if some else "failed"
+        say(json.dumps(_summary(context, report, operation, owner, out, status), ensure_ascii=False))
     what = f"{report.files} files ({report.size / 1e6:.1f} MB)"
     if context.arguments.verify:
         context.note(f"Verified {what} in {out}")
-    elif report.copied == 0 and not report.failed:
+    elif report.copied == 0 and done:
         context.note(f"Up to date: {what} in {out}")
     else:
         there = f", {report.up_to_date} were there already" if report.up_to_date else ""
-        context.note(f"Downloaded {report.copied} of {len(wanted)} files to {out} in {report.seconds:.1f} s{there}")
+        context.note(f"Downloaded {report.copied} of {len(plan.files)} files to {out} in {report.seconds:.1f} s{there}")
     if report.unverified:
         context.note(f"{report.unverified} files have no digest on the server: only their length is known to be right")
-    return 0 if not report.failed else PARTIAL if report.files else 1
+    return exit_status
 
 
-def _summary(
-    context: Context, report: Report, operation: str, session: SessionDir, out: Path, status: str
-) -> dict[str, Any]:
+def _summary(context: Context, report: Report, operation: str, owner: Owner, out: Path, status: str) -> dict[str, Any]:
     return {
         "operation": operation,
-        "session_id": session.experiment.id,
+        "session_id": owner.session,
         "project": context.project(needed=False) or None,
         "output_dir": str(out),
         "files": report.files,
         "bytes": report.size,
         "copied": report.copied,
         "up_to_date": report.up_to_date,
+        "kept": [str(place) for place in report.kept],
         "unverified": report.unverified,
         "duration_seconds": round(report.seconds, 3),
         "status": status,

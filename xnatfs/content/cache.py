@@ -58,6 +58,7 @@ class ContentCache:
         self._live: dict[bytes, Entry] = {}
         self._entries: set[Entry] = set()
         self._idle: list[Entry] = []
+        self._distrusted: set[bytes] = set()  # to be fetched anew, whatever is kept
         self._trimming = False
         self._closed = False
         self._writeback = Writeback(store, nursery, self._row_to_write, self._let_go)
@@ -159,6 +160,14 @@ class ContentCache:
         self._writeback.add(entry)
         await self._writeback.room()
 
+    def distrust(self, version: Version) -> None:
+        """Fetch a file anew at its next open: the server has said that it is another one. Open readers read on."""
+        ident = identity(version)
+        self._distrusted.add(ident)
+        entry = self._live.get(ident)
+        if entry is not None and self._forget(entry) and not entry.blob.users:
+            self._left(entry)
+
     async def evict(self, target: int) -> None:
         """Bring `bytes_used` down to this, as far as files are not open."""
         await self._writeback.write()
@@ -206,7 +215,8 @@ class ContentCache:
                 self._idle.remove(entry)
 
     def _begin(self, ident: bytes, version: Version, source: Source) -> Entry:
-        kept = self._kept(ident)
+        kept = None if ident in self._distrusted else self._kept(ident)
+        self._distrusted.discard(ident)
         if kept is not None and self._trusted(kept[0], version):
             row, fd = kept
             self.stats.hits += 1

@@ -6,7 +6,9 @@ a gigabyte. So nothing that must last is in a node: `Folders` has the sizes that
 
 import hashlib
 import logging
+import math
 from collections.abc import Iterator, Sequence
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, cast, overload
 
 import trio
@@ -32,6 +34,8 @@ log = logging.getLogger(__name__)
 # A file that is listed and not to be had is lost if the listing is younger than this, in seconds; an older listing is
 # asked for again, to tell a lost file from a deleted one.
 LOST_IF_LISTED_WITHIN = 10.0
+# Seconds by which the clocks of a server and of this machine may differ; Kerberos allows as much.
+SKEW = 300.0
 # Of one resource. A folder is 1.5 KB, and two bytes of a path make one.
 MOST_FOLDERS = 200_000
 # Files that are sorted into folders between two looks at who else waits: a millisecond.
@@ -312,6 +316,25 @@ class CatalogueFile(File):
             raise Stale(f"{'/'.join(self.path)} is {blob.size} bytes, not {self._size} as listed")
         return blob
 
+    async def is_unchanged(self, size: int, stamp: str) -> bool:
+        """One HEAD; a file that proves to be another is fetched anew at its next open.
+
+        Members of archives come without a date. Their stamp is when they came: since then the file must not have
+        changed, by the server's clock. What has no URL, or is refused, is not known to be unchanged.
+        """
+        row, folders = self.row, self.folder.folders
+        resource_dir = folders.resource_dir
+        if not resource_dir.address.has_name(row.path, folders.catalogue):
+            return False
+        try:
+            now, modified = await self.site.xnat.length_and_date(resource_dir.address.base, row)
+        except (NotFound, Denied, BadReply):
+            return False
+        if now in (size, None) and modified and (modified == stamp or _date(modified) < _number(stamp) - SKEW):
+            return True
+        self.site.content.distrust(version(row, resource_dir.owners))
+        return False
+
     def replaced(self, stamp: str) -> None:
         self.site.learn_stamp(self._stamp_key(), stamp)
         self.folder.forget()
@@ -337,6 +360,21 @@ class CatalogueFile(File):
         self.site.learn_size(self._size_key(), size)
         self.folder.folders.sizes[self.place] = size
         self.folder.forget()
+
+
+def _date(modified: str) -> float:
+    """Return an HTTP date as seconds since the epoch; infinity where it is none."""
+    try:
+        return parsedate_to_datetime(modified).timestamp()
+    except (ValueError, OverflowError):
+        return math.inf
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return -math.inf
 
 
 async def _believe(blob: Blob, digest: str) -> None:

@@ -193,6 +193,10 @@ class File(Node):
         """Its bytes, to be closed. Raises Stale where its length proves to be another: look it up again then."""
         raise NotImplementedError(type(self).__name__)
 
+    async def is_unchanged(self, size: int, stamp: str) -> bool:
+        """Ask the server whether a file without a digest has still this length and stamp. May cost a request."""
+        raise NotImplementedError(type(self).__name__)
+
     def replaced(self, stamp: str) -> None:
         """Its blob has another stamp than one that was opened before: from now on another node is in its place."""
         raise NotImplementedError(type(self).__name__)

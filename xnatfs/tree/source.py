@@ -7,7 +7,6 @@ are an error. What comes is checked by length and digest like any other.
 """
 
 import hashlib
-import re
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
@@ -33,8 +32,6 @@ from xnatfs.untrusted import decoded
 # A member that only its content tells from others is held in memory until it is known. What is larger is asked for by
 # its number.
 LARGEST_HELD = 32 * 2**20
-
-_MD5 = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(slots=True)
@@ -144,7 +141,7 @@ class FileSource:
         if not clashes:
             raise NotFound("it is not in there")
         for clash in clashes.values():
-            if not _MD5.fullmatch(self.row.digest) and (settled := clash.settled()) is not None:
+            if not self.row.digest and (settled := clash.settled()) is not None:
                 return await _whole(settled, opening)
         raise NotFound("other files have its name in there, and nothing tells it from them")
 
@@ -175,7 +172,7 @@ class FileSource:
             return False
         if self.row.size is not None and download.size not in (None, self.row.size):
             return False
-        if _MD5.fullmatch(self.row.digest):
+        if self.row.digest:
             return True
         if download.name:
             others = [row for row in others if download.name in spellings(_base(row))]

@@ -5,18 +5,26 @@ server unpacks, which is one entry in the catalogue's history and keeps every na
 does not store, so that only the listing afterwards tells.
 """
 
+import hashlib
+import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, cast
 from urllib.parse import quote
 
+import trio
+
+from xnatfs.address import Address
+from xnatfs.catalogue import Catalogues
 from xnatfs.client import Xnat
-from xnatfs.errors import ConfigError, Conflict, Denied, NotFound, Uncertain
+from xnatfs.errors import BadReply, ConfigError, Conflict, Denied, NotFound, Uncertain, first_error
 from xnatfs.models import FileRow, file_rows
 from xnatfs.prearchive import failure
 from xnatfs.transfer import Progress, md5
+from xnatfs.tree.source import FileSource
 from xnatfs.untrusted import loads
 from xnatfs.upload.bodies import Part, Sending, as_file, as_tar
 from xnatfs.upload.session import BATCH
@@ -55,7 +63,7 @@ def find(paths: Sequence[Path]) -> list[Local]:
     places: dict[str, Path] = {}
     for path in paths:
         if path.is_dir():
-            inside = sorted(each for each in path.rglob("*") if each.is_file())
+            inside = sorted(each for each in _below(path) if each.is_file())
             named = {each.relative_to(path).as_posix(): each for each in inside}
         else:
             named = {path.name: path}
@@ -65,10 +73,27 @@ def find(paths: Sequence[Path]) -> list[Local]:
     for name in places:
         if name.endswith("_catalog.xml"):
             raise ConfigError(f"{places[name]}: XNAT keeps names that end in _catalog.xml for itself")
+    return [_local(path, name) for name, path in places.items()]
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """All that is below a folder. Raises ConfigError where a folder cannot be listed: its files would be left out."""
     try:
-        return [Local(path, name, path.stat().st_size, md5(path)) for name, path in places.items()]
+        for directory, _, names in os.walk(folder, onerror=_raise):
+            yield from (Path(directory, name) for name in names)
     except OSError as error:
         raise ConfigError(f"{error.filename}: {error.strerror}") from None
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _local(path: Path, name: str) -> Local:
+    try:
+        return Local(path, name, path.stat().st_size, md5(path))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
 
 
 async def upload(
@@ -77,7 +102,8 @@ async def upload(
     """Send what is not there yet. Raises Conflict before anything is sent where others of these names are there."""
     where = f"resource {label} of {'/'.join(item)}"
     there = await _listed(xnat, item, label)
-    todo = [file for file in files if not _same(file, there.get(file.name))]
+    held = await _held(xnat, item, label, files, there)
+    todo = [file for file in files if file.name not in held]
     other = [file.name for file in todo if file.name in there]
     if other and not overwrite:
         names = ", ".join(other[:3]) + (f" and {len(other) - 3} more" if len(other) > 3 else "")
@@ -110,8 +136,41 @@ async def _listed(xnat: Xnat, item: Sequence[str], label: str) -> dict[str, File
     return {row.path: row for row in file_rows(rows)}
 
 
-def _same(file: Local, row: FileRow | None) -> bool:
-    return row is not None and row.size in (file.size, None) and row.digest == file.digest
+async def _held(
+    xnat: Xnat, item: Sequence[str], label: str, files: Sequence[Local], there: Mapping[str, FileRow]
+) -> frozenset[str]:
+    """Return the names of the files that the server holds with these bytes. Those without a digest are fetched."""
+    held: set[str] = set()
+    groups, where = Catalogues.of(there.values()).groups, tuple(item)
+
+    async def compare(file: Local, row: FileRow) -> None:
+        address = Address(where, where, where, row.resource_id, label, archived_at=where)
+        with suppress(NotFound, Denied, BadReply):  # then it is not known to be the same
+            if await _fetch_md5(FileSource(xnat, address, row, groups)) == file.digest:
+                held.add(file.name)
+
+    try:
+        async with trio.open_nursery() as nursery:  # the client sends as many at once as it may
+            for file in files:
+                row = there.get(file.name)
+                if row is None or row.size not in (file.size, None):
+                    continue
+                if row.digest == file.digest:
+                    held.add(file.name)
+                elif not row.digest:
+                    nursery.start_soon(compare, file, row)
+    except BaseExceptionGroup as group:
+        raise first_error(group) from None
+    return frozenset(held)
+
+
+async def _fetch_md5(source: FileSource) -> str:
+    found = hashlib.md5(usedforsecurity=False)
+    async with source.open(0) as body:
+        if body is not None:
+            async for chunk in body.chunks:
+                found.update(chunk)
+    return found.hexdigest()
 
 
 def _plain(file: Local) -> bool:
@@ -181,6 +240,7 @@ async def _check(
     """Compare what the server lists now with what was to be there."""
     report = Report(sent=len(todo), up_to_date=len(files) - len(todo))
     after = await _listed(xnat, item, label) if todo else before
+    sent = frozenset(todo)
     for file in files:
         row = after.get(file.name)
         if row is None:
@@ -192,7 +252,7 @@ async def _check(
         else:
             report.files += 1
             report.size += file.size
-            report.unverified += not row.digest
+            report.unverified += not row.digest and file in sent
     if todo and report.files == report.up_to_date and not any(file.name in after for file in todo):
         text = f"{where}: the server took {len(todo)} files and stored none of them"
         raise Denied(f"{text}; that is what it does where your account may not change the session", url=xnat.url)

@@ -1,0 +1,350 @@
+"""xnatctl ... download into a folder that holds files: of earlier runs, of others, edited; and two runs at once."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.commanding import SESSION, Done, Shell, shell
+from tests.mounting import LIMIT
+from tests.test_downloads import DOWNLOAD, content, fetched, files, many, truth
+from xnatfs.demo.archive import Entry
+from xnatfs.manifest import FOLDER
+
+ASSESSORS = (*DOWNLOAD, "--assessors", "--session-resources")
+
+
+@pytest.fixture(params=[True, False], ids=["digests", "no digests"])
+def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shell]:
+    """A demo that states digests, and one that states none."""
+    home = tmp_path / "home"
+    home.mkdir()
+    with shell(home, digests=request.param) as made:
+        yield made
+
+
+def with_assessor(shell: Shell) -> Entry:
+    """The only file of an assessor that the session gets."""
+    assessor = shell.app.archive.assessor(shell.session(), "QC_1")
+    return shell.app.archive.file(shell.app.archive.resource(assessor.resources, "OUT", "TXT"), "out.txt", b"before")
+
+
+def change(entry: Entry, data: bytes) -> None:
+    """Other bytes of the same length, written to the server's disk a minute later."""
+    assert len(data) == len(content(entry))
+    entry.content, entry.digest = data, hashlib.md5(data).hexdigest()
+    entry.modified += 60
+
+
+def counted(done: Done) -> tuple[int, int]:
+    return done.rows["copied"], done.rows["up_to_date"]
+
+
+def local(shell: Shell, name: str) -> Path:
+    (found,) = (shell.home / "data" / SESSION).rglob(name)
+    return found
+
+
+# -- what is there already ---------------------------------------------------------------------------------------
+
+
+def test_a_second_run_copies_nothing_and_fetches_nothing(site):
+    with_assessor(site)
+    site.ctl(*ASSESSORS)
+    before, times = len(fetched(site)), times_of(site)
+    whole = len(files(site.home / "data"))
+    assert counted(site.ctl(*ASSESSORS, "-o", "json")) == (0, whole)
+    shutil.rmtree(site.home / ".cache")
+    assert counted(site.ctl(*ASSESSORS, "-o", "json")) == (0, whole)
+    assert len(fetched(site)) == before
+    assert times_of(site) == times
+
+
+def times_of(shell: Shell) -> dict[Path, tuple[int, int]]:
+    found = [path for path in (shell.home / "data").rglob("*") if path.is_file() and FOLDER not in path.parts]
+    return {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in found}
+
+
+def test_members_of_archives_have_no_date_and_are_not_copied_again(tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    with shell(home, digests=False) as made:
+        many(made, 200)
+        made.ctl(*DOWNLOAD)
+        singly = len(fetched(made))
+        assert singly < len(truth(made)), "most came out of an archive"
+        shutil.rmtree(home / ".cache")
+        assert counted(made.ctl(*DOWNLOAD, "-o", "json")) == (0, len(truth(made)))
+        assert len(fetched(made)) == singly
+
+
+def test_a_changed_file_of_an_assessor_is_copied(site):
+    entry = with_assessor(site)
+    site.ctl(*ASSESSORS)
+    change(entry, b"after.")
+    assert counted(site.ctl(*ASSESSORS, "-o", "json"))[0] == 1
+    assert local(site, "out.txt").read_bytes() == b"after."
+
+
+def test_a_file_that_was_put_back_with_an_older_date_is_copied(site):
+    entry = site.session().scans[0].resources[0].entries[0]
+    site.ctl(*DOWNLOAD)
+    change(entry, content(entry)[::-1])
+    entry.modified -= 3600
+    site.ctl(*DOWNLOAD)
+    assert files(site.home / "data" / SESSION) == truth(site)
+
+
+def test_a_file_that_was_only_touched_on_the_server_is_not_copied(site):
+    site.ctl(*DOWNLOAD)
+    site.session().scans[0].resources[0].entries[0].modified += 60
+    assert counted(site.ctl(*DOWNLOAD, "-o", "json"))[0] == 0
+    before = len(fetched(site))
+    site.ctl(*DOWNLOAD)
+    assert len(fetched(site)) == before, "its new date is known now"
+
+
+def test_a_copy_on_another_disk_is_right_without_being_fetched(site):
+    """Inodes and times are others there; bytes are not."""
+    site.ctl(*DOWNLOAD)
+    shutil.copytree(site.home / "data", site.home / "copy")
+    shutil.rmtree(site.home / "data")
+    os.rename(site.home / "copy", site.home / "data")
+    before = len(fetched(site))
+    assert counted(site.ctl(*DOWNLOAD, "-o", "json")) == (0, len(truth(site)))
+    assert len(fetched(site)) == before
+
+
+def test_files_have_the_time_of_the_session(site):
+    site.session().last_modified = "2024-03-01 11:12:13.25"
+    site.ctl(*DOWNLOAD)
+    assert {mtime for mtime, _ in times_of(site).values()} == {1709291533250000000}
+
+
+# -- what was edited ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("edit", [b"\0" * 1900, b"shorter"], ids=["zeroed", "shorter"])
+def test_an_edited_file_is_kept_and_reported_even_with_its_old_time(site, edit):
+    site.ctl(*DOWNLOAD)
+    path = local(site, "1.0.dcm")
+    before = path.stat()
+    path.write_bytes(edit)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    for _ in range(2):
+        done = site.ctl(*DOWNLOAD, "-o", "json", status=8)
+        assert f"{path.relative_to(site.home)}: is kept" in done.err
+        assert (done.rows["status"], len(done.rows["kept"]), done.rows["copied"]) == ("partial", 1, 0)
+        assert path.read_bytes() == edit
+    assert path.name in site.ctl(*DOWNLOAD, "--verify", status=8).err
+    site.ctl(*DOWNLOAD, "--force")
+    assert files(site.home / "data" / SESSION) == truth(site)
+    assert "Up to date" in site.ctl(*DOWNLOAD).err
+
+
+def test_an_edited_file_is_kept_when_the_servers_changes_too(site):
+    site.ctl(*DOWNLOAD)
+    path = local(site, "1.0.dcm")
+    path.write_bytes(b"mine")
+    entry = site.session().scans[0].resources[0].entries[0]
+    change(entry, content(entry)[::-1])
+    site.ctl(*DOWNLOAD, status=8)
+    assert path.read_bytes() == b"mine"
+
+
+# -- whose it is -------------------------------------------------------------------------------------------------
+
+ALIKE = ("session", "download", "-E", "BASELINE_MR", "--out", "data")
+
+
+def two_alike(shell: Shell, *names: str) -> None:
+    """Two sessions of one label with files of one length, and of one name if so."""
+    for number, (accession, name) in enumerate(zip(("XNAT_E00011", "CENTRAL_E00012"), names, strict=True)):
+        scan = shell.app.archive.scan(shell.session(accession), "1", "T1")
+        dicom = shell.app.archive.resource(scan.resources, "DICOM", "DICOM")
+        shell.app.archive.file(dicom, name, b"project %d" % number)
+
+
+@pytest.mark.parametrize("names", [("x.dcm", "x.dcm"), ("a.dcm", "b.dcm")], ids=["same names", "others"])
+@pytest.mark.parametrize("how", [(), ("--verify",), ("--dry-run",), ("--zip",), ("--force",)], ids=" ".join)
+def test_another_session_of_that_label_is_refused(site, names, how):
+    two_alike(site, *names)
+    site.ctl(*ALIKE, "-P", "A")
+    before = files(site.home / "data")
+    done = site.ctl(*ALIKE, "-P", "B", *how, status=1)
+    assert len(done.err.splitlines()) == 1
+    assert "data/BASELINE_MR holds session XNAT_E00011 (A/BASELINE_MR) of http" in done.err
+    assert "CENTRAL_E00012 (B/BASELINE_MR)" in done.err
+    assert files(site.home / "data") == before
+    assert "Up to date" in site.ctl(*ALIKE, "-P", "A").err
+
+
+def test_a_folder_says_whose_it_is(site):
+    site.ctl(*DOWNLOAD)
+    said = json.loads((site.home / "data" / SESSION / FOLDER / "session.json").read_text())
+    assert said == {
+        "server": site.url,
+        "session": SESSION,
+        "project": "MYPROJECT",
+        "label": "SUB001_MR_20240115",
+    }
+
+
+@pytest.mark.parametrize("names", [("x.dcm", "x.dcm"), ("a.dcm", "b.dcm")], ids=["same names", "others"])
+def test_a_folder_without_a_record_is_refused_unless_its_files_agree(site, names):
+    """As the version before has left it."""
+    two_alike(site, *names)
+    site.ctl(*ALIKE, "-P", "A")
+    shutil.rmtree(site.home / "data/BASELINE_MR" / FOLDER)
+    before = files(site.home / "data")
+    done = site.ctl(*ALIKE, "-P", "B", status=1)
+    assert "none of which is as in session CENTRAL_E00012" in done.err
+    assert files(site.home / "data") == before
+    assert "Up to date" in site.ctl(*ALIKE, "-P", "A").err
+
+
+def test_a_folder_without_a_record_may_hold_other_parts_of_the_session(site):
+    site.ctl("scan", "download", "-E", SESSION, "-s", "1", "--out", "data")
+    shutil.rmtree(site.home / "data" / SESSION / FOLDER)
+    site.ctl("scan", "download", "-E", SESSION, "-s", "2,3,10,4-MR2", "--out", "data")
+    assert files(site.home / "data" / SESSION) == truth(site)
+
+
+def test_a_folder_without_a_record_is_taken_over_but_not_what_differs_in_it(site):
+    site.ctl(*DOWNLOAD)
+    shutil.rmtree(site.home / "data" / SESSION / FOLDER)
+    edited, missing = local(site, "1.0.dcm"), local(site, "2.0.dcm")
+    edited.write_bytes(b"e" * edited.stat().st_size)
+    missing.unlink()
+    done = site.ctl(*DOWNLOAD, "-o", "json", status=8)
+    assert counted(done) == (1, len(truth(site)) - 2)
+    assert edited.read_bytes() == b"e" * edited.stat().st_size
+    assert missing.exists()
+
+
+# -- two at once -------------------------------------------------------------------------------------------------
+
+
+def begin(shell: Shell, *words: str) -> subprocess.Popen[str]:
+    env = shell.environment()
+    command = [*shell.program, *words]
+    return subprocess.Popen(command, env=env, cwd=shell.home, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_two_downloads_into_one_folder_lose_nothing(site):
+    many(site, 300)
+    done = [begin(site, *DOWNLOAD) for _ in range(2)]
+    said = [process.communicate(timeout=LIMIT)[1] for process in done]
+    assert [process.returncode for process in done] == [0, 0], said
+    assert files(site.home / "data" / SESSION) == truth(site), "no draft is left, either"
+
+
+def test_two_downloads_of_different_scans_share_a_folder(site):
+    words = [("scan", "download", "-E", SESSION, "-s", scan, "--out", "data") for scan in ("1", "2,3,10,4-MR2")]
+    done = [begin(site, *each) for each in words]
+    said = [process.communicate(timeout=LIMIT)[1] for process in done]
+    assert [process.returncode for process in done] == [0, 0], said
+    assert files(site.home / "data" / SESSION) == truth(site)
+    before = len(fetched(site))
+    assert "Up to date" in site.ctl(*DOWNLOAD).err
+    assert len(fetched(site)) == before
+
+
+def test_the_second_says_that_it_waits_and_can_be_ended(fresh):
+    import fcntl
+
+    fresh.ctl(*DOWNLOAD)
+    with open(fresh.home / "data" / SESSION / FOLDER / "lock", "r+b") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        second = begin(fresh, *DOWNLOAD)
+        assert second.stderr is not None
+        assert f"Waiting for another command that writes to data/{SESSION}" in second.stderr.readline()
+        third = begin(fresh, *DOWNLOAD)
+        assert third.stderr is not None
+        third.stderr.readline()
+        third.terminate()
+        third.communicate(timeout=LIMIT)
+    assert "Up to date" in second.communicate(timeout=LIMIT)[1]
+    assert second.returncode == 0
+
+
+def test_without_locks_each_draft_has_a_name_of_its_own(fresh):
+    """As where the file system of `--out` has none: two write the same file, and each gives it whole."""
+    import sys
+
+    code = """if True:
+        import errno, fcntl, sys
+        def none(descriptor, operation):
+            raise OSError(errno.ENOLCK, "No locks available")
+        import xnatfs.manifest
+        xnatfs.manifest.fcntl = type("fcntl", (), {"flock": none, "LOCK_EX": 2, "LOCK_NB": 4})
+        from xnatfs.cli import main_xnatctl
+        sys.exit(main_xnatctl(sys.argv[1:]))
+    """
+    many(fresh, 100)
+    lockless = Shell(fresh.app, fresh.url, fresh.home, fresh.env, (sys.executable, "-c", code))
+    done = [begin(lockless, *DOWNLOAD) for _ in range(2)]
+    said = [process.communicate(timeout=LIMIT)[1] for process in done]
+    assert [process.returncode for process in done] == [0, 0], said
+    assert files(fresh.home / "data" / SESSION) == truth(fresh)
+
+
+def test_drafts_of_killed_commands_are_removed(fresh):
+    fresh.ctl(*DOWNLOAD)
+    folder = local(fresh, "1.0.dcm").parent
+    (folder / f".{'0' * 16}.part").write_bytes(b"of an earlier version")
+    (folder / f".{'0' * 16}.{'1' * 16}.part").write_bytes(b"of this one")
+    (folder / ".mine.part").write_bytes(b"of the user")
+    fresh.ctl(*DOWNLOAD)
+    assert sorted(path.name for path in folder.glob(".*")) == [".mine.part"]
+
+
+# -- one that fails ----------------------------------------------------------------------------------------------
+
+
+def test_one_broken_catalogue_leaves_the_others(site):
+    site.session().scans[1].resources[0].broken = True
+    wanted = {name: data for name, data in truth(site).items() if not name.startswith("scans/2/")}
+    done = site.ctl(*DOWNLOAD, "-o", "json", status=8)
+    assert f"data/{SESSION}/scans/2/resources/DICOM: the server cannot read the catalogue" in done.err
+    assert [each["path"] for each in done.rows["failed"]] == ["scans/2/resources/DICOM"]
+    assert files(site.home / "data" / SESSION) == wanted
+    assert len(site.ctl(*DOWNLOAD, "--dry-run", status=8).lines) == len(wanted)
+    assert "Verified" in site.ctl(*DOWNLOAD, "--verify", status=8).err
+    site.ctl("scan", "download", "-E", SESSION, "-s", "2", "--out", "data", status=1)
+    site.ctl("scan", "download", "-E", SESSION, "-s", "1", "--out", "data")
+    site.session().scans[1].resources[0].broken = False
+    site.ctl(*DOWNLOAD)
+    assert files(site.home / "data" / SESSION) == truth(site)
+
+
+ZIP = ("scan", "download", "-E", SESSION, "-s", "1", "--zip", "--out", "data")
+
+
+def test_an_archive_that_is_there_is_not_replaced(fresh):
+    fresh.ctl(*ZIP)
+    path = fresh.home / "data" / SESSION / "scans.zip"
+    before = path.read_bytes()
+    asked = fresh.asked("scan", "download", "-E", SESSION, "-s", "2", "--zip", "--out", "data", status=1)
+    assert not any(line.endswith("/files") for line in asked)
+    assert path.read_bytes() == before
+    assert f"data/{SESSION}/scans.zip is there already" in fresh.ctl(*ZIP, status=1).err
+    fresh.ctl("scan", "download", "-E", SESSION, "-s", "2", "--zip", "--out", "data", "--force")
+    assert path.read_bytes() != before
+
+
+def test_a_dry_run_fetches_no_archive(fresh):
+    assert fresh.ctl(*ZIP, "--dry-run").lines == [f"data/{SESSION}/scans.zip"]
+    assert not (fresh.home / "data").exists()
+
+
+@pytest.mark.parametrize("more", [("--verify",), ("-r", "DICOM"), ("--extract",)], ids=" ".join)
+def test_an_archive_takes_no_option_that_it_would_ignore(fresh, more):
+    done = fresh.ctl(*ZIP, *more, status=2)
+    assert "give either --zip or --" in done.err
+    assert fresh.requests("GET") == []

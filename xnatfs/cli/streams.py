@@ -1,0 +1,44 @@
+"""Write to standard streams that may be full, broken or closed."""
+
+import os
+import sys
+from typing import IO
+
+
+def open_missing() -> None:
+    """Open those of the standard streams that the caller has closed, so that no other file gets their numbers."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+    # Python has None for them, and print() takes that for stdout.
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", closefd=False)
+
+
+def report(text: str) -> None:
+    """Write a line to stderr; nothing where that cannot be written, since nobody could be told of it."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        discard(sys.stderr)
+
+
+def flush_output() -> OSError | None:
+    """Return why stdout cannot be written; then what is left of it is discarded, so that the exit is not disturbed."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        discard(sys.stdout)
+        return error
+    return None
+
+
+def discard(stream: IO[str]) -> None:
+    """Send what is left in a stream, and what is written to it from now on, nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
