@@ -343,7 +343,7 @@ def test_another_subject_and_session_are_fields_and_dest_is_of_no_use(owner, rel
 
 @EVERY_RELEASE
 def test_where_a_source_may_stand(owner, release):
-    service, labels = f"{SERVICES}/archive", iter("ABCDE")
+    service, labels = f"{SERVICES}/archive", iter("VWXYZ")
 
     def fresh() -> dict[str, str]:
         return {"src": source(received(owner, session=next(labels)))}

@@ -131,7 +131,7 @@ class Imports:
         raise Failed(400, f"Invalid destination: {query['dest']}")
 
     def _allowed(self, user: str, wanted: Wanted, handler: str, overwrite: str) -> Wanted:
-        """Where it may go: without the right to create, the DICOM handlers put it where no project is. Raises Failed."""
+        """Return where an upload may go: the DICOM handlers take into Unassigned what SI refuses. Raises Failed."""
         project = wanted.project
         if not project or project == UNASSIGNED:
             if wanted.archived:

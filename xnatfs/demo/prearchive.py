@@ -168,8 +168,10 @@ class Prearchive:
 
     def moving(self, received: Received, project: str) -> Callable[[], str]:
         def act() -> str:
+            taken = {other.timestamp for other in self.sessions if other.project == project}
             received.project = project
-            received.timestamp = self.stamp(project, self.clock())
+            if received.timestamp in taken:
+                received.timestamp = self.stamp(project, self.clock())
             return received.uri()
 
         return act
