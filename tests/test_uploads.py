@@ -312,7 +312,8 @@ def test_what_the_server_may_say_to_an_import(small, fresh, folder, status, body
     if ends == 0:
         assert len(contents(received(fresh))) == 20
     elif b"processing" not in body:
-        assert imports(fresh) == [status], "what is refused for good is not sent twice"
+        tried = 2 if (status, body) == (200, b"") else 1  # an old server's word for a tar: once more, as a single file
+        assert imports(fresh) == [status] * tried, "what is refused for good is not sent twice"
     if ends not in (0, 4) or b"read DICOM" in body:
         fresh.app.faults.clear()
         small.ctl(*upload(folder))  # and a refusal leaves nothing that the next run stumbles over

@@ -66,6 +66,11 @@ async def archived(xnat: Xnat, project: str, label: str) -> dict[str, str]:
         return {}
 
 
+async def project_id(xnat: Xnat, project: str) -> str:
+    """Fetch the ID of a project, which may be known by an alias, too."""
+    return (await xnat.item("projects", project)).fields.get("ID", project)
+
+
 def origin(fields: Mapping[str, str]) -> tuple[str, str]:
     """Return timestamp and folder of the prearchive entry that an archived session came from; '' where unknown."""
     _, _, place = fields.get("prearchivePath", "").partition("/prearchive/")
