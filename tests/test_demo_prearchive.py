@@ -329,12 +329,11 @@ EVERY_RELEASE = pytest.mark.parametrize("release", [XNAT_1_6, XNAT_1_8, XNAT_1_1
 
 @EVERY_RELEASE
 def test_another_subject_and_session_are_fields_and_dest_is_of_no_use(owner, release):
-    def sent(**more: str) -> httpx.Response:
-        return owner.post(f"{SERVICES}/archive?src={source(received(owner))}", data={"overwrite": "none", **more})
-
-    reply = sent(subject="T", session="T_MR")
+    fields = {"overwrite": "none", "subject": "T", "session": "T_MR"}
+    reply = owner.post(f"{SERVICES}/archive?src={source(received(owner))}", data=fields)
     assert reply.text == "/data/archive/projects/P/subjects/T/experiments/T_MR\r\n"
-    reply = sent(dest="/archive/projects/P/subjects/S/experiments/S_MR")
+    fields = {"dest": "/archive/projects/P/subjects/S/experiments/S_MR"}
+    reply = owner.post(f"{SERVICES}/archive?src={source(received(owner))}", data=fields)
     if release is XNAT_1_6:
         assert reply.text == f"{ARCHIVED}\r\n"
     else:

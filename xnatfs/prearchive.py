@@ -156,10 +156,11 @@ async def _checked(
         owner = (await xnat.item("subjects", owner)).fields.get("label", owner)
     if project == waiting.project and label in ("", session) and subject in ("", owner, fields.get("subject_ID")):
         return Archived(project, session, uri, fields.get("ID", ""))
-    asked = f"subject {subject or waiting.subject}, label {label or waiting.name}"
-    there = uri or f"/data/experiments/{fields.get('ID', session)}"
-    text = f"{_name(waiting)} was archived, but not as it was asked ({asked}): it is {session} of project {project}"
-    raise XnatError(f"{text}, subject {owner or 'unknown'} ({there})", url=xnat.url)
+    asked = ", ".join(f"{what} {name}" for what, name in (("subject", subject), ("label", label)) if name)
+    there = f"{session} of project {project}" + (f", subject {owner}" if subject and owner else "")
+    where = uri or f"/data/experiments/{fields.get('ID', session)}"
+    text = f"{_name(waiting)} was archived, but not as it was asked ({asked or f'project {waiting.project}'})"
+    raise XnatError(f"{text}: it is {there} ({where})", url=xnat.url)
 
 
 async def outcome(

@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from xnatfs.sessions import write_private
 from xnatfs.untrusted import loads
@@ -68,7 +68,8 @@ class Journal:
             if cells["version"] != VERSION or cells["images"] != self._images:
                 return False
             self.batches = [Batch(**batch) for batch in cells["batches"]]
-            self.mode = cells.get("mode")
+            mode = cells.get("mode")
+            self.mode = mode if mode in get_args(Mode) else None
         except (OSError, ValueError, KeyError, TypeError):
             return False
         self.resumed = any(batch.state != NEW for batch in self.batches)

@@ -6,6 +6,7 @@ that comes twice is there once.
 """
 
 import logging
+import shlex
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -115,10 +116,13 @@ async def take_up(xnat: Xnat, target: Target, journal: Journal, studies: Collect
     if not found or (exact and held is not None and held < journal.count(DONE)):  # deleted there, or never stored
         for batch in journal.batches:
             batch.state, batch.uris = NEW, []
-    elif exact and held is not None and held >= journal.count(DONE, SENT):
-        for batch in journal.batches:
-            if batch.state == SENT:
-                batch.state, batch.uris = DONE, batch.uris or [f"/data{row.path}" for row in waiting]
+        return found
+    there = sorted(f"/data{row.path}" for row in waiting)
+    for batch in journal.batches:
+        if batch.state == SENT and exact and held is not None and held >= journal.count(DONE, SENT):
+            batch.state = DONE
+        if batch.state == DONE and there and not (batch.uris and set(batch.uris) <= set(there)):
+            batch.uris = there  # its answer was lost, or the session was moved
     return found
 
 
@@ -235,7 +239,7 @@ async def _check_project(xnat: Xnat, target: Target, uri: str, what: str) -> Non
     begun = f"sending to project {target.project} on {xnat.url}"
     where = f"{what} went to {uri}, nothing more was sent"
     if project == UNASSIGNED:
-        move = " ".join(("xnatctl prearchive move", *uri.strip("/").split("/")[-3:], "--to", target.project))
+        move = shlex.join(["xnatctl", "prearchive", "move", *uri.strip("/").split("/")[-3:], "--to", target.project])
         text = f"your account may not create sessions there, which normally takes the role Member: {where}"
         raise Denied(f"{begun}: {text}; an administrator can move it ({move}) or delete it", status=403, url=xnat.url)
     if (await prearchive.project_id(xnat, target.project)) != project:  # an alias leads to the ID
@@ -258,7 +262,7 @@ async def _check_label(xnat: Xnat, target: Target, uri: str) -> None:
     row = await prearchive.look(xnat, waiting)
     if row is not None and row.name != target.session:
         text = f"{xnat.url} names what comes packed by its DICOM header: the files go one by one, as {target.session}"
-        delete = " ".join(("xnatctl prearchive delete", *row.key))
+        delete = shlex.join(["xnatctl", "prearchive", "delete", *row.key])
         raise _NotTaken(f"{text}; what it has named {row.name} is left there ({delete})", "gradual", url=xnat.url)
 
 
