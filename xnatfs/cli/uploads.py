@@ -35,7 +35,9 @@ def _session_upload(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-E", "--experiment", "--session", metavar="LABEL", required=True, help="the session's label to be"
     )
-    parser.add_argument("--mode", choices=MODES, help="how files travel: packed, or one by one (default: tar)")
+    parser.add_argument(
+        "--mode", choices=MODES, help="how files travel, if the server takes it: packed, or one by one (default: tar)"
+    )
     parser.add_argument("-w", "--workers", type=options.number, metavar="N", help="requests at once (default: 4)")
     parser.add_argument(
         "--overwrite", choices=OVERWRITES, help="what may happen to a session of that label (default: none)"

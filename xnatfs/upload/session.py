@@ -9,7 +9,7 @@ import logging
 import shlex
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import trio
 
@@ -76,12 +76,13 @@ class Outcome:
     seconds: float = 0.0
 
 
-class _NotTaken(BadReply):
-    """A batch of this form was not stored. `instead`: the form to try."""
+class _NotTaken(Exception):
+    """A batch was not stored in its form. `instead` is the one to try; where it is too late for that `error` counts."""
 
-    def __init__(self, message: str, instead: "Mode", **facts: Any) -> None:
-        super().__init__(message, **facts)
+    def __init__(self, instead: Mode, error: BadReply) -> None:
+        super().__init__(str(error))
         self.instead: Mode = instead
+        self.error = error
 
 
 async def check_free(xnat: Xnat, target: Target) -> None:
@@ -160,7 +161,7 @@ async def send(
         chosen = images[batch.first : batch.first + batch.count]
         try:
             await _send(xnat, chosen, batch, target, form, how, progress)
-        except XnatError as error:
+        except (XnatError, _NotTaken) as error:
             if not batch.uris and not isinstance(error, Uncertain):  # refused as a whole: as if it had not been sent
                 batch.state = NEW
             journal.write()
@@ -180,7 +181,10 @@ async def send(
 
     async def work() -> None:
         for batch in queue:  # shared: each takes the next one
-            await one(batch, "append")
+            try:
+                await one(batch, "append")
+            except _NotTaken as refused:
+                raise refused.error from None
 
     if todo and fresh:
         await first(next(queue))
@@ -213,12 +217,13 @@ async def _send(
 
     async def imported(params: dict[str, str], body: Sending, what: str) -> None:
         uris = await _import(xnat, params, body, what)
+        for uri in uris:
+            if mode != "gradual":
+                await _check_label(xnat, target, uri)
         batch.uris = list(dict.fromkeys([*batch.uris, *uris]))
         batch.digests += body.digests.values()
         for uri in uris:
             await _check_project(xnat, target, uri, what)
-            if mode != "gradual":
-                await _check_label(xnat, target, uri)
 
     if mode == "gradual":
         for part in parts:
@@ -257,13 +262,14 @@ def _project(uri: str) -> str:
 async def _check_label(xnat: Xnat, target: Target, uri: str) -> None:
     """Raise _NotTaken where the server has given a session in the prearchive another name than it was to have."""
     waiting = _waiting(uri)
-    if waiting is None or waiting.folder == target.session:
+    if waiting is None or waiting.project != target.project or waiting.folder == target.session:
         return
     row = await prearchive.look(xnat, waiting)
     if row is not None and row.name != target.session:
         text = f"{xnat.url} names what comes packed by its DICOM header: the files go one by one, as {target.session}"
         delete = shlex.join(["xnatctl", "prearchive", "delete", *row.key])
-        raise _NotTaken(f"{text}; what it has named {row.name} is left there ({delete})", "gradual", url=xnat.url)
+        text = f"{text}; what it has named {row.name} is left there ({delete})"
+        raise _NotTaken("gradual", BadReply(text, url=xnat.url))
 
 
 def _archive(target: Target, overwrite: Overwrite) -> dict[str, str]:
@@ -306,7 +312,7 @@ async def _import(xnat: Xnat, params: dict[str, str], body: Sending, what: str) 
         )
         if "Content-Length" not in body.headers and (answer.status == 411 or LENGTH_WANTED in answer.text):
             text = f"{xnat.url} takes no zip without its length: each batch is packed twice, to know it"
-            raise _NotTaken(text, "sized zip", status=answer.status, url=xnat.url)
+            raise _NotTaken("sized zip", BadReply(text, status=answer.status, url=xnat.url))
         if answer.status == 400 and pause is not None and any(word in answer.text.lower() for word in TRANSIENT):
             log.info("%s: %s; again in %g s", what, answer.said(), pause)
             await trio.sleep(pause)
@@ -319,7 +325,7 @@ async def _import(xnat: Xnat, params: dict[str, str], body: Sending, what: str) 
         if not uris and params["import-handler"] != "gradual-DICOM":  # old servers' word for what they cannot unpack
             kind = body.headers["Content-Type"].removeprefix("application/").removeprefix("x-")
             text = f"{xnat.url} takes no {kind}, and stores nothing of it: the files go one by one"
-            raise _NotTaken(text, "gradual", status=answer.status, url=xnat.url)
+            raise _NotTaken("gradual", BadReply(text, status=answer.status, url=xnat.url))
         raise BadReply(f"{xnat.url} took {what}, and does not say where it is: {answer.said()}", url=xnat.url)
     raise _refused(xnat, answer, params, what)
 
