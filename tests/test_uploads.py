@@ -440,7 +440,7 @@ def test_without_the_right_to_create_the_first_answer_ends_it(small, fresh, fold
 
 
 @EVERY_RELEASE
-def test_what_went_to_no_project_is_moved_and_the_upload_goes_on(small, fresh, folder):
+def test_what_went_to_no_project_is_moved_and_the_upload_goes_on(small, fresh, folder, release):
     carol = small.as_user(COLLABORATOR)
     carol = Shell(carol.app, carol.url, carol.home, carol.env, small.program)
     carol.ctl(*upload(folder), status=6)
@@ -450,7 +450,8 @@ def test_what_went_to_no_project_is_moved_and_the_upload_goes_on(small, fresh, f
     fresh.as_user("root").ctl("prearchive", "move", *place, "--to", "MYPROJECT")
     fresh.app.archive.projects["MYPROJECT"].members[COLLABORATOR] = "Members"
     told = carol.ctl(*upload(folder, "-o", "json")).rows
-    assert (told["resumed"], told["sent"], told["arrived"]) == (True, 20 - held, 20)
+    again = 20 if release == "1.6" else 20 - held  # of a batch that went file by file, all go again
+    assert (told["resumed"], told["sent"], told["arrived"]) == (True, again, 20)
     assert contents(received(fresh)) == sorted(series(10).values())
 
 

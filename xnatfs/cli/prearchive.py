@@ -69,7 +69,9 @@ def _waiting(parser: argparse.ArgumentParser) -> None:
 def _archive(parser: argparse.ArgumentParser) -> None:
     _chosen(parser)
     parser.add_argument("--all-ready", action="store_true", help="every session of the project that is READY")
-    parser.add_argument("--subject", metavar="LABEL", default="", help="archive it as a session of this subject; fails if it is not")
+    parser.add_argument(
+        "--subject", metavar="LABEL", default="", help="archive it as a session of this subject; fails if it is not"
+    )
     parser.add_argument("--label", metavar="LABEL", default="", help="archive it under this label; fails if it is not")
     parser.add_argument("--overwrite", action="store_true", help="even where it replaces what is in the archive")
     _waiting(parser)
