@@ -23,6 +23,7 @@ from tests.changing import (
 )
 from xnatfs.demo import phantom
 from xnatfs.demo.app import DemoXnat
+from xnatfs.demo.releases import XNAT_1_6, XNAT_1_8, XNAT_1_11, Release
 
 IMPORT = "/data/services/import"
 PREARCHIVE = "/data/prearchive/projects/P"
@@ -36,8 +37,13 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def demo(clock: Clock) -> DemoXnat:
-    return DemoXnat(small_archive(), clock=clock, wait=clock.wait)
+def release() -> Release:
+    return XNAT_1_8
+
+
+@pytest.fixture
+def demo(clock: Clock, release: Release) -> DemoXnat:
+    return DemoXnat(small_archive(), release=release, clock=clock, wait=clock.wait)
 
 
 @pytest.fixture
@@ -335,10 +341,56 @@ def test_a_session_at_work_takes_nothing_for_the_moment(demo, owner, clock):
 
 def test_who_may_import(client):
     assert send(client(MEMBER), NAMED).status_code == 200
-    assert send(client(COLLABORATOR), NAMED).status_code == 403
-    assert send(client(OUTSIDER), NAMED).status_code == 404
     assert send(client(""), NAMED).status_code == 401
-    assert send(client(), "project=BAD").status_code == 404
+    si = f"{NAMED}&import-handler=SI"
+    assert send(client(COLLABORATOR), si).status_code == 403
+    assert send(client(OUTSIDER), si).status_code == 404
+    assert send(client(), "project=BAD&import-handler=SI").status_code == 404
+
+
+@pytest.mark.parametrize("release", [XNAT_1_6, XNAT_1_8, XNAT_1_11], ids=lambda release: release.name)
+@pytest.mark.parametrize("query", ["import-handler=DICOM-zip", "import-handler=gradual-DICOM"])
+@pytest.mark.parametrize(("user", "project"), [(COLLABORATOR, "P"), (OUTSIDER, "P"), (MEMBER, "BAD")])
+def test_without_the_right_to_create_it_is_taken_and_unassigned(client, query, user, project):
+    gradual = "gradual" in query
+    content, type = (images()["1/IM0"], "application/dicom") if gradual else (zip_of(images()), ZIP)
+    named = f"dest=/prearchive/projects/{project}&project={project}&subject=NEW&session=NEW_MR"
+    reply = send(client(user), f"{named}&{query}", content, type)
+    assert (reply.status_code, reply.text[:39]) == (200, "/data/prearchive/projects/Unassigned/20")
+    assert column(client("admin").get("/data/prearchive"), "project") == ["Unassigned"]
+
+
+# -- releases --------------------------------------------------------------------------------------------------
+
+OURS = f"import-handler=DICOM-zip&{NAMED}&dest=/prearchive/projects/P"
+
+
+@pytest.mark.parametrize("release", [XNAT_1_6])
+def test_an_old_release_answers_a_tar_with_nothing_and_stores_nothing(owner):
+    reply = send(owner, OURS, tar_of(images()), "application/x-tar")
+    assert (reply.status_code, reply.content) == (200, b"")
+    assert rows(owner.get(PREARCHIVE)) == []
+
+
+@pytest.mark.parametrize("release", [XNAT_1_6])
+def test_an_old_release_takes_no_zip_without_a_length_and_names_it_by_its_header(owner):
+    refused = send(owner, OURS, iter([zip_of(images())]))
+    assert (refused.status_code, "must include the file directly as the body" in refused.text) == (400, True)
+    assert send(owner, OURS).text.endswith("/PAT\r\n")
+    assert send(owner, NAMED).text.startswith("/data/prearchive/projects/Unassigned/")  # without `dest`
+    for content in images().values():
+        reply = send(owner, NAMED.replace("NEW_MR", "OTHER") + "&import-handler=gradual-DICOM", content)
+        assert reply.text.endswith("/OTHER\r\n")
+    assert send(owner, f"{NAMED}&Direct-Archive=true&import-handler=gradual-DICOM", content).text.startswith(PREARCHIVE)
+    assert send(owner, "project=BAD&import-handler=SI").status_code == 500
+
+
+@pytest.mark.parametrize("release", [XNAT_1_11])
+def test_a_new_release_builds_what_comes_with_a_destination(owner):
+    send(owner, NAMED)
+    assert status(owner) == ["RECEIVING"]
+    send(owner, OURS)
+    assert status(owner) == ["READY"]
 
 
 # -- from the user's own space ---------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from tests.changing import (
 )
 from xnatfs.demo import phantom
 from xnatfs.demo.app import DemoXnat
+from xnatfs.demo.releases import XNAT_1_6, XNAT_1_8, XNAT_1_11, Release
 
 LIST = "/data/prearchive/projects/P"
 SERVICES = "/data/services"
@@ -34,8 +35,13 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def demo(clock: Clock) -> DemoXnat:
-    return DemoXnat(small_archive(), clock=clock, wait=clock.wait)
+def release() -> Release:
+    return XNAT_1_8
+
+
+@pytest.fixture
+def demo(clock: Clock, release: Release) -> DemoXnat:
+    return DemoXnat(small_archive(), release=release, clock=clock, wait=clock.wait)
 
 
 @pytest.fixture
@@ -318,20 +324,84 @@ def test_what_is_being_archived_is_left_alone(demo, owner, clock):
     assert column(owner.get("/data/projects/P/experiments"), "label") == ["B_MR", "E", "NEW_MR"]
 
 
-def test_a_destination(owner):
-    reply = archive(owner, received(owner), dest="/archive/projects/P/subjects/S/experiments/S_MR")
-    assert reply.text == "/data/archive/projects/P/subjects/S/experiments/S_MR\r\n"
-    reply = archive(owner, received(owner), subject="T", session="T_MR")
+EVERY_RELEASE = pytest.mark.parametrize("release", [XNAT_1_6, XNAT_1_8, XNAT_1_11], ids=lambda release: release.name)
+
+
+@EVERY_RELEASE
+def test_another_subject_and_session_are_fields_and_dest_is_of_no_use(owner, release):
+    fields = {"overwrite": "none", "subject": "T", "session": "T_MR"}
+    reply = owner.post(f"{SERVICES}/archive?src={source(received(owner))}", data=fields)
     assert reply.text == "/data/archive/projects/P/subjects/T/experiments/T_MR\r\n"
-    assert archive(owner, received(owner), dest="/prearchive/projects/P").status_code == 400
+    fields = {"dest": "/archive/projects/P/subjects/S/experiments/S_MR"}
+    reply = owner.post(f"{SERVICES}/archive?src={source(received(owner))}", data=fields)
+    if release is XNAT_1_6:
+        assert reply.text == f"{ARCHIVED}\r\n"
+    else:
+        assert (reply.status_code, status(owner)) == (500, ["ERROR"])
+
+
+@EVERY_RELEASE
+def test_where_a_source_may_stand(owner, release):
+    service, labels = f"{SERVICES}/archive", iter("VWXYZ")
+
+    def fresh() -> dict[str, str]:
+        return {"src": source(received(owner, session=next(labels)))}
+
+    form_only = owner.post(service, data=fresh())
+    assert form_only.status_code == (404 if release is XNAT_1_11 else 200)
+    assert owner.post(service, params=fresh()).status_code == 200
+    assert owner.post(service, params=fresh(), data={"overwrite": "none"}).status_code == 200
+    parts = owner.post(service, files={"src": (None, fresh()["src"])})
+    assert parts.status_code == (500 if release is XNAT_1_6 else 404)
+    twice = fresh()
+    both = owner.post(service, params=twice, data=twice)
+    assert both.status_code == 200
+    assert ("/data/archive/" in both.text) is (release is not XNAT_1_11)
+
+
+@EVERY_RELEASE
+def test_a_conflict_has_its_status(owner, release):
+    for expected in (200, 409 if release is XNAT_1_6 else 500):
+        reply = owner.post(f"{SERVICES}/archive?src={source(received(owner))}")
+        assert reply.status_code == expected
+    assert status(owner) == ["CONFLICT"]
+
+
+@EVERY_RELEASE
+def test_success_without_a_body(owner, release):
+    status = 204 if release is XNAT_1_11 else 200
+    assert owner.delete(received(owner)).status_code == status
+    kept = "/data/experiments/DEMO_E00001/resources/R/files/a?inbody=true"
+    assert owner.put(kept, content=b"new", headers={"content-type": "text/plain"}).status_code == status
+
+
+@pytest.mark.parametrize("release", [XNAT_1_6])
+def test_an_old_release_shows_its_prearchive_to_everybody(client, owner):
+    received(owner)
+    assert len(rows(client(OUTSIDER).get(LIST))) == 1
+    assert rows(client(OUTSIDER).get("/data/prearchive/projects/NOSUCH")) == []
+
+
+def test_a_document_says_where_its_session_came_from(owner):
+    uri = received(owner)
+    archive(owner, uri)
+    (item,) = owner.get(f"{ARCHIVED}?format=json").json()["items"]
+    project, timestamp, folder = uri.split("/")[4:]
+    assert item["data_fields"]["prearchivePath"].endswith(f"/prearchive/{project}/{timestamp}/{folder}")
 
 
 @pytest.mark.parametrize(
-    "body",
-    [{}, {"src": ""}, {"src": "P"}, {"src": "/archive/projects/P/x/y"}, {"src": "/prearchive/projects/P"}],
+    ("body", "expected"),
+    [
+        ({}, 404),
+        ({"src": ""}, 404),
+        ({"src": "P"}, 400),
+        ({"src": "/archive/projects/P/x/y"}, 400),
+        ({"src": "/prearchive/projects/P"}, 400),
+    ],
 )
-def test_sources_that_are_none(owner, body):
-    assert owner.post(f"{SERVICES}/archive", data=body).status_code == 400
+def test_sources_that_are_none(owner, body, expected):
+    assert owner.post(f"{SERVICES}/archive", data=body).status_code == expected
 
 
 def test_sources_that_are_not_there_or_not_for_this_user(client, owner):

@@ -363,8 +363,9 @@ def test_what_is_said_to_a_change_is_understood_or_an_error(status, text, locati
     answer = Answer(status, location, text)
     xnat = cast(Xnat, SimpleNamespace(url="https://xnat.example.org", login=SimpleNamespace(username="u")))
     assert isinstance(prearchive.failure(xnat, answer, "this"), XnatError)
-    with suppress(XnatError):
-        prearchive._place(WAITING, "S", answer)
+    assert isinstance(prearchive._place(answer), str)
+    assert all(isinstance(part, str) for part in prearchive.origin({"prearchivePath": location}))
+    assert isinstance(upload_session._project(location), str)
     assert all(isinstance(name, str) for name in upload_resource._duplicates(text))
     with suppress(BadReply):
         upload_session._waiting(location)

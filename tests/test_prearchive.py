@@ -5,16 +5,37 @@ import pty
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from tests.commanding import COLLABORATOR, MEMBER, Done, Shell, shell
+from tests.commanding import COLLABORATOR, LABEL, MEMBER, SESSION, Done, Shell, shell
 from tests.mounting import LIMIT
 from xnatfs.demo.app import Request
+from xnatfs.demo.bodies import Body
+from xnatfs.demo.releases import RELEASES
 from xnatfs.demo.reply import Reply
 
 ARCHIVE = "/data/services/archive"
 MINE = ("-P", "MYPROJECT")
+
+
+EVERY_RELEASE = pytest.mark.parametrize("release", RELEASES)
+
+
+@pytest.fixture
+def release() -> str:
+    return "1.8"
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, release: str) -> Iterator[Shell]:
+    home = tmp_path / "home"
+    home.mkdir()
+    with shell(home, release=RELEASES[release]) as made:
+        yield made
 
 
 def labels(shell: Shell) -> list[str]:
@@ -79,8 +100,9 @@ def test_lists_are_chosen_by_state_and_name(fresh):
 # -- doing -------------------------------------------------------------------------------------------------------
 
 
+@EVERY_RELEASE
 def test_move(fresh):
-    fresh.receive("SESS001")
+    received(fresh, "SESS001")
     done = fresh.ctl("prearchive", "move", *MINE, "--session", "SESS001", "--to", "A")
     assert "/prearchive/projects/A/" in done.err
     assert [row["project"] for row in fresh.ctl("prearchive", "list", "-o", "json").rows] == ["A"]
@@ -114,11 +136,193 @@ def test_rebuild_waits_for_the_state(tmp_path):
         assert [row["status"] for row in fresh.ctl("prearchive", "list", "-o", "json").rows] == ["READY"]
 
 
+def received(shell: Shell, label: str) -> str:
+    """Receive a session that waits under this label, whatever the release makes of labels; its path."""
+    path = shell.receive(label).removeprefix("/data")
+    (waiting,) = [one for one in shell.app.writing.prearchive.sessions if one.path == path]
+    waiting.session.label, waiting.subject, waiting.folder = label, "SUB001", label
+    return waiting.path
+
+
+@EVERY_RELEASE
 def test_another_subject_and_label(fresh):
-    fresh.receive("SESS001")
-    archive(fresh, "--session", "SESS001", "--subject", "SUB002", "--label", "BETTER")
+    received(fresh, "SESS001")
+    done = archive(fresh, "--session", "SESS001", "--subject", "SUB002", "--label", "BETTER")
     (made,) = [e for e in fresh.app.archive.experiments.values() if e.label == "BETTER"]
     assert made.subject == "XNAT_S00002"
+    assert "/subjects/SUB002/experiments/BETTER" in done.err
+    assert "SESS001" not in labels(fresh)
+
+
+@EVERY_RELEASE
+def test_every_release_is_asked_in_the_one_form_that_all_take(fresh):
+    path = received(fresh, "SESS001")
+    done = archive(fresh, "--session", "SESS001", "-o", "json")
+    (asked,) = fresh.requests("POST", ARCHIVE)
+    assert (asked.query, done.rows["result"]) == ({"src": path}, "archived")
+    assert labels(fresh).count("SESS001") == 1
+    received(fresh, "SESS001")
+    done = archive(fresh, "--session", "SESS001", "--subject", "SUB002", status=1)
+    assert "Invalid modification of session subject" in done.err
+
+
+def own_way(shell: Shell) -> None:
+    """Let the server archive sessions as they are, whatever it was asked."""
+
+    def archived(asked: Request) -> Reply | None:
+        if asked.path != ARCHIVE:
+            return None
+        reply: Reply = shell.app._answer(replace(asked, body=Body(b"overwrite=none")))[0]
+        return reply
+
+    shell.app.faults.append(archived)
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("--label", "BETTER"), "label BETTER"),
+        (("--subject", "SUB002"), "subject SUB002"),
+        (("--subject", "SUB002", "--label", "BETTER"), "subject SUB002, label BETTER"),
+    ],
+)
+def test_a_session_that_was_archived_as_another_is_told(fresh, words, why):
+    fresh.receive("SESS001")
+    own_way(fresh)
+    done = archive(fresh, "--session", "SESS001", *words, status=1)
+    assert f"not as it was asked ({why})" in done.err
+    assert "it is SESS001 of project MYPROJECT" in done.err
+    assert "/data/archive/projects/MYPROJECT/subjects/SUB001/experiments/SESS001" in done.err
+    assert "Archived" not in done.err
+
+
+@pytest.mark.parametrize("carried_out", [True, False])
+def test_a_lost_answer_is_no_proof_of_the_label(fresh, carried_out):
+    """What was archived under its own name is found there."""
+    fresh.receive("SESS001")
+
+    def lost(asked: Request) -> Reply | None:
+        if asked.path != ARCHIVE:
+            return None
+        if carried_out:
+            fresh.app._answer(replace(asked, body=Body(b"overwrite=none")))
+        return Reply(504, b"", "text/html")
+
+    fresh.app.faults.append(lost)
+    done = archive(fresh, "--session", "SESS001", "--label", "BETTER", status=1 if carried_out else 4)
+    assert ("not as it was asked" if carried_out else "READY still") in done.err
+
+
+def test_accession_ids_in_an_answer_are_the_session(fresh):
+    fresh.receive("SESS001")
+
+    def ids(asked: Request) -> Reply | None:
+        if asked.path != ARCHIVE:
+            return None
+        fresh.app._answer(asked)
+        (made,) = [e for e in fresh.app.archive.experiments.values() if e.label == "BETTER"]
+        uri = f"/data/archive/projects/MYPROJECT/subjects/{made.subject}/experiments/{made.id}\r\n"
+        return Reply(200, uri.encode(), "text/uri-list")
+
+    fresh.app.faults.append(ids)
+    done = archive(fresh, "--session", "SESS001", "--subject", "SUB002", "--label", "BETTER", "-o", "json")
+    (made,) = [e for e in fresh.app.archive.experiments.values() if e.label == "BETTER"]
+    assert (done.rows["session"], done.rows["id"]) == ("BETTER", made.id)
+
+
+@pytest.mark.parametrize("carried_out", [True, False])
+@pytest.mark.parametrize("status", [200, 202, 204])
+def test_success_without_a_body_is_one_if_it_is_seen(fresh, status, carried_out):
+    fresh.receive("SESS001")
+
+    def silent(asked: Request) -> Reply | None:
+        if asked.path != ARCHIVE:
+            return None
+        if carried_out:
+            fresh.app._answer(asked)
+        return Reply(status)
+
+    fresh.app.faults.append(silent)
+    done = archive(fresh, "--session", "SESS001", status=0 if carried_out else 4)
+    assert ("READY still" in done.err) is not carried_out
+    assert labels(fresh).count("SESS001") == carried_out
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_a_move_without_a_word_is_looked_at(fresh, moved):
+    fresh.receive("SESS001")
+
+    def silent(asked: Request) -> Reply | None:
+        if asked.method != "POST" or "action" not in asked.query:
+            return None
+        if moved:
+            fresh.app._answer(asked)
+        return Reply(204)
+
+    fresh.app.faults.append(silent)
+    words = ("prearchive", "move", *MINE, "--session", "SESS001", "--to", "A")
+    done = fresh.ctl(*words, status=0 if moved else 1)
+    assert ("/data/prearchive/projects/A/" in done.err) is moved
+
+
+# -- what is gone ------------------------------------------------------------------------------------------------
+
+
+def delete(shell: Shell, path: str) -> None:
+    shell.ctl("prearchive", "delete", *path.split("/")[-3:], "--yes")
+
+
+def test_a_label_in_the_archive_is_no_proof_that_it_was_archived(fresh):
+    """It is another session's; the one that waited was deleted."""
+    delete(fresh, fresh.receive(LABEL))
+    done = archive(fresh, "--session", LABEL, status=5)
+    assert f"the archive has {LABEL} as {SESSION}, which did not come from there" in done.err
+
+
+def test_of_two_that_came_under_one_name_it_is_the_one_of_then(fresh):
+    first = fresh.receive("SESS001").split("/")[-3:]
+    archive(fresh, "--session", "SESS001")
+    second = fresh.receive("SESS001").split("/")[-3:]
+    fresh.ctl("prearchive", "delete", *second, "--yes")
+    done = fresh.ctl("prearchive", "archive", *first)
+    assert f"SESS001, received {first[1]}, is in the archive already" in done.err
+    fresh.ctl("prearchive", "archive", *second, status=5)
+    assert len(fresh.requests("POST", ARCHIVE)) == 1
+
+
+def test_what_is_deleted_while_it_is_waited_for_was_not_archived(fresh):
+    fresh.receive("SESS001")
+    archive(fresh, "--session", "SESS001")
+    fresh.receive("SESS001", ready=False)
+    seen: list[int] = []
+
+    def leave(asked: Request) -> Reply | None:
+        if asked.path.endswith("/prearchive/projects/MYPROJECT"):
+            seen.append(1)
+            if len(seen) == 2:
+                fresh.app.writing.prearchive.sessions.clear()
+        return None
+
+    fresh.app.faults.append(leave)
+    done = archive(fresh, "--session", "SESS001", "--wait", status=5)
+    assert "neither in the prearchive nor in the archive" in done.err
+
+
+def test_a_session_without_an_entry_is_known_by_its_study(fresh):
+    """A server that does not say where a session came from says which study it is of."""
+    fresh.receive("SESS001")
+
+    def silent(asked: Request) -> Reply | None:
+        if asked.path != ARCHIVE:
+            return None
+        fresh.app._answer(asked)
+        (made,) = [e for e in fresh.app.archive.experiments.values() if e.label == "SESS001"]
+        del made.fields["prearchivePath"]
+        return Reply(204)
+
+    fresh.app.faults.append(silent)
+    archive(fresh, "--session", "SESS001")
+    assert labels(fresh).count("SESS001") == 1
 
 
 def test_who_may_not(fresh):
@@ -129,8 +333,9 @@ def test_who_may_not(fresh):
     mike.ctl("prearchive", "archive", *MINE, "--session", "SESS001")
 
 
+@EVERY_RELEASE
 def test_what_is_archived_already_is_no_mistake(fresh):
-    fresh.receive("SESS001")
+    received(fresh, "SESS001")
     archive(fresh, "--session", "SESS001")
     done = archive(fresh, "--session", "SESS001")
     assert "in the archive already" in done.err

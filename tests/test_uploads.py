@@ -8,19 +8,22 @@ import tarfile
 import threading
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pydicom
 import pytest
 
 from tests.changing import images, tar_of, zip_of
-from tests.commanding import COLLABORATOR, MEMBER, SESSION, Shell
+from tests.commanding import COLLABORATOR, MEMBER, SESSION, Shell, shell
 from tests.mounting import LIMIT
 from tests.real_data import PROJECT, WITHOUT, sample_sessions
 from xnatfs.demo.app import Request
 from xnatfs.demo.archive import Entry, Experiment
+from xnatfs.demo.releases import RELEASES
 from xnatfs.demo.reply import Reply, Slice
+from xnatfs.demo.tables import Query
 
 IMPORT = "/data/services/import"
 
@@ -33,6 +36,22 @@ SMALL = """if True:
     from xnatfs.cli import main_xnatctl
     sys.exit(main_xnatctl(sys.argv[1:]))
 """
+
+
+EVERY_RELEASE = pytest.mark.parametrize("release", RELEASES)
+
+
+@pytest.fixture
+def release() -> str:
+    return "1.8"
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, release: str) -> Iterator[Shell]:
+    home = tmp_path / "home"
+    home.mkdir()
+    with shell(home, release=RELEASES[release]) as made:
+        yield made
 
 
 @pytest.fixture
@@ -223,8 +242,12 @@ def killed_after(shell: Shell, words: tuple[str, ...], request: int, *, stored: 
         time.sleep(0.01)
 
 
+def journals(shell: Shell) -> list[Path]:
+    return list((shell.home / ".local" / "state" / "xnatfs" / "uploads").glob("*.json"))
+
+
 def journal(shell: Shell) -> dict[str, list[dict[str, str]]]:
-    (path,) = (shell.home / ".local" / "state" / "xnatfs" / "uploads").glob("*.json")
+    (path,) = journals(shell)
     found: dict[str, list[dict[str, str]]] = json.loads(path.read_text())
     return found
 
@@ -312,7 +335,8 @@ def test_what_the_server_may_say_to_an_import(small, fresh, folder, status, body
     if ends == 0:
         assert len(contents(received(fresh))) == 20
     elif b"processing" not in body:
-        assert imports(fresh) == [status], "what is refused for good is not sent twice"
+        tried = 2 if (status, body) == (200, b"") else 1  # an old server's word for a tar: once more, as a single file
+        assert imports(fresh) == [status] * tried, "what is refused for good is not sent twice"
     if ends not in (0, 4) or b"read DICOM" in body:
         fresh.app.faults.clear()
         small.ctl(*upload(folder))  # and a refusal leaves nothing that the next run stumbles over
@@ -334,6 +358,11 @@ def test_less_than_was_sent_is_told(small, fresh, folder):
     fresh.app.faults.append(lose)
     done = small.ctl(*upload(folder), status=8)
     assert "1 of 20 files did not arrive" in done.err
+    assert "19 of 20 files are in the prearchive" in done.err
+    fresh.app.faults.clear()
+    small.ctl(*upload(folder))  # the journal is still there, so that this repairs it
+    assert contents(received(fresh)) == sorted(series(10).values())
+    assert journals(small) == []
 
 
 def test_a_session_that_expires_between_batches(small, fresh, folder):
@@ -350,6 +379,168 @@ def test_a_session_that_expires_between_batches(small, fresh, folder):
     small.ctl(*upload(folder))
     assert len(contents(received(fresh))) == 20
     assert fresh.logins() == 2
+
+
+def answer_once(shell: Shell, status: int, *, stored: bool) -> None:
+    """Let the first import be answered like this: after it was carried out, or not at all."""
+    answers: list[int] = []
+
+    def gateway(asked: Request) -> Reply | None:
+        if asked.path != IMPORT or answers:
+            return None
+        answers.append(1)
+        if stored:
+            shell.app._answer(asked)
+        return Reply(status, b"<html>Gateway Time-out</html>", "text/html")
+
+    shell.app.faults.append(gateway)
+
+
+@pytest.mark.parametrize("where", ["archive", "prearchive"])
+@pytest.mark.parametrize("status", [403, 504])
+def test_a_session_that_came_after_a_first_batch_that_failed_is_refused(small, fresh, folder, where, status):
+    answer_once(fresh, status, stored=False)
+    small.ctl(*upload(folder), status={403: 6, 504: 4}[status])
+    fresh.receive("NEW")
+    if where == "archive":
+        fresh.ctl("prearchive", "archive", "-P", "MYPROJECT", "--session", "NEW")
+    before = len(imports(fresh))
+    done = small.ctl(*upload(folder), status=1)
+    assert f"in the {where} already" in done.err
+    assert len(imports(fresh)) == before
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_a_first_batch_whose_answer_was_lost_is_known_again(small, fresh, folder, direct):
+    answer_once(fresh, 504, stored=True)
+    words = upload(folder, *(["--direct-archive", "--wait"] if direct else []))
+    small.ctl(*words, status=4)
+    small.ctl(*words)
+    session = archived(fresh) if direct else received(fresh)
+    assert contents(session) == sorted(series(10).values())
+
+
+# -- rights ------------------------------------------------------------------------------------------------------
+
+
+@EVERY_RELEASE
+@pytest.mark.parametrize("mode", ["tar", "zip", "gradual"])
+def test_without_the_right_to_create_the_first_answer_ends_it(small, fresh, folder, mode):
+    carol = small.as_user(COLLABORATOR)
+    carol = Shell(carol.app, carol.url, carol.home, carol.env, small.program)
+    done = carol.ctl(*upload(folder, "--mode", mode), status=6)
+    (waiting,) = fresh.app.writing.prearchive.sessions
+    assert waiting.project == "Unassigned"
+    assert 1 <= len(contents(waiting.session)) < 10, "no more than the first batch"
+    assert done.err.count("\n") <= 4
+    move = f"xnatctl prearchive move Unassigned {waiting.timestamp} {waiting.folder} --to MYPROJECT"
+    for words in ("your account may not create sessions", waiting.uri(), "nothing more was sent", move):
+        assert words in done.err
+    assert "Sent" not in done.err
+
+
+@EVERY_RELEASE
+def test_what_went_to_no_project_is_moved_and_the_upload_goes_on(small, fresh, folder, release):
+    carol = small.as_user(COLLABORATOR)
+    carol = Shell(carol.app, carol.url, carol.home, carol.env, small.program)
+    carol.ctl(*upload(folder), status=6)
+    (waiting,) = fresh.app.writing.prearchive.sessions
+    held = len(contents(waiting.session))
+    place = (waiting.project, waiting.timestamp, waiting.folder)
+    fresh.as_user("root").ctl("prearchive", "move", *place, "--to", "MYPROJECT")
+    fresh.app.archive.projects["MYPROJECT"].members[COLLABORATOR] = "Members"
+    told = carol.ctl(*upload(folder, "-o", "json")).rows
+    again = 20 if release == "1.6" else 20 - held  # of a batch that went file by file, all go again
+    assert (told["resumed"], told["sent"], told["arrived"]) == (True, again, 20)
+    assert contents(received(fresh)) == sorted(series(10).values())
+
+
+@EVERY_RELEASE
+def test_a_project_that_is_not_there_gets_nothing(fresh, folder):
+    done = fresh.ctl("session", "upload", folder, "-P", "NOSUCH", "-S", "SUB001", "-E", "NEW", status=5)
+    assert "project NOSUCH not found" in done.err
+    assert imports(fresh) == []
+
+
+def test_an_alias_of_a_project_leads_to_it(small, fresh, folder):
+    """The server says the ID, where an alias was asked for."""
+
+    def aliased(asked: Request) -> Reply | None:
+        path = asked.path.replace("/projects/ALIAS", "/projects/MYPROJECT")
+        if path == asked.path and "ALIAS" not in str(asked.query.pairs):
+            return None
+        pairs = [(key, value.replace("ALIAS", "MYPROJECT")) for key, value in asked.query.pairs]
+        reply: Reply = fresh.app._answer(replace(asked, path=path, query=Query(pairs, asked.query.accept)))[0]
+        return reply
+
+    fresh.app.faults.append(aliased)
+    small.ctl("session", "upload", folder, "-P", "ALIAS", "-S", "SUB001", "-E", "NEW")
+    assert contents(received(fresh)) == sorted(series(10).values())
+
+
+# -- releases ----------------------------------------------------------------------------------------------------
+
+
+@EVERY_RELEASE
+@pytest.mark.parametrize("mode", ["tar", "zip", "gradual"])
+def test_an_upload_is_archived_on_every_release(small, fresh, folder, release, mode):
+    done = small.ctl(*upload(folder, "--mode", mode, "--wait", "-o", "json"))
+    assert (done.rows["arrived"], done.rows["state"]) == (20, "READY")
+    assert contents(received(fresh)) == sorted(series(10).values())
+    fresh.ctl("prearchive", "archive", "-P", "MYPROJECT", "--session", "NEW", "--label", "BETTER")
+    assert contents(archived(fresh, "BETTER")) == sorted(series(10).values())
+    types = [record.headers["content-type"] for record in fresh.requests("POST", IMPORT)]
+    if release == "1.6" and mode != "gradual":
+        first = {"tar": ["application/x-tar"], "zip": ["application/zip"] * 2}[mode]
+        assert types == first + ["application/dicom"] * 20
+        assert "the files go one by one" in done.err
+
+
+@pytest.mark.parametrize("release", ["1.6"])
+def test_what_an_old_release_names_by_its_header_is_told(small, fresh, folder):
+    done = small.ctl(*upload(folder, "--mode", "zip"))
+    other, mine = sorted((one.session.label, one) for one in fresh.app.writing.prearchive.sessions)[::-1]
+    assert mine[0] == "NEW"
+    assert contents(mine[1].session) == sorted(series(10).values())
+    assert f"xnatctl prearchive delete MYPROJECT {other[1].timestamp} {other[1].folder}" in done.err
+    assert "takes no zip without its length" in done.err
+
+
+@pytest.mark.parametrize("release", ["1.6"])
+def test_how_the_files_go_is_remembered_for_the_next_run(small, fresh, folder):
+    seen: list[int] = []
+
+    def refuse(asked: Request) -> Reply | None:
+        if asked.path == IMPORT and len(seen) == 10:
+            return Reply(413, b"", "text/plain")
+        seen.append(1)
+        return None
+
+    fresh.app.faults.append(refuse)
+    small.ctl(*upload(folder, "-w", "1"), status=4)
+    fresh.app.faults.clear()
+    small.ctl(*upload(folder))
+    types = [record.headers["content-type"] for record in fresh.requests("POST", IMPORT)]
+    assert types.count("application/x-tar") == 1
+    assert contents(received(fresh)) == sorted(series(10).values())
+
+
+@EVERY_RELEASE
+def test_straight_into_the_archive_as_far_as_the_release_does_it(small, fresh, folder, release):
+    done = small.ctl(*upload(folder, "--direct-archive", "--wait", "-o", "json"))
+    if release == "1.6":
+        assert (done.rows["destination"], done.rows["arrived"]) == ("prearchive", 20)
+        assert "has not archived it directly" in done.err
+    else:
+        assert (done.rows["destination"], done.rows["session_id"]) == ("archive", archived(fresh).id)
+
+
+@EVERY_RELEASE
+def test_batches_into_a_project_that_archives_by_itself(small, fresh, folder):
+    fresh.app.archive.projects["MYPROJECT"].prearchive_code = "4"
+    done = small.ctl(*upload(folder, "--wait", "-o", "json"))
+    assert (done.rows["destination"], done.rows["arrived"]) == ("archive", 20)
+    assert contents(archived(fresh)) == sorted(series(10).values())
 
 
 # -- resources ---------------------------------------------------------------------------------------------------
@@ -371,6 +562,7 @@ def held(shell: Shell, label: str) -> dict[str, bytes]:
     return {entry.path: data(entry) for entry in resource.entries}
 
 
+@EVERY_RELEASE
 def test_a_folder_becomes_a_resource_with_every_name(fresh, papers):
     fresh.ctl("resource", "upload", "-E", SESSION, "PAPERS", papers)
     assert held(fresh, "PAPERS") == NAMES
@@ -459,6 +651,9 @@ def test_a_file_that_arrives_damaged_is_told(fresh, papers):
     fresh.app.faults.append(damage)
     done = fresh.ctl("resource", "upload", "-E", SESSION, "PAPERS", papers / "a.txt", status=1)
     assert "its digest is another" in done.err
+    assert "Uploaded" not in done.err
+    done = fresh.ctl("resource", "upload", "-E", SESSION, "MORE", papers, status=8)
+    assert "Uploaded 4 files" in done.err
 
 
 def test_resources_of_scans_subjects_and_projects(fresh, papers):

@@ -5,8 +5,8 @@ settled by looking at the prearchive and the archive. Nothing here is done twice
 """
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -27,8 +27,10 @@ FIRST_LOOK, LATER_LOOKS = 1.0, 5.0
 # A row goes a moment before the archived session can be seen (the server keeps that for about a second).
 APPEARS_WITHIN = 10.0
 
-# What `overwrite` has to say to allow it: with one session, append and delete act alike.
+# What `overwrite` has to say to allow it: with one session, append and delete act alike. It is said in any case: a
+# service reads `src` in the query of every release, but only of a request that has a field in its form, too.
 OVERWRITE = {"overwrite": "append", "overwrite_files": "true"}
+KEEP = {"overwrite": "none"}
 
 Watch = Callable[[PrearchiveSession], None]
 
@@ -56,81 +58,137 @@ def matching(
     ]
 
 
-async def find(xnat: Xnat, project: str, label: str) -> str:
-    """The accession ID of a session in the archive, or ''."""
+async def archived(xnat: Xnat, project: str, label: str) -> dict[str, str]:
+    """Fetch the fields of a session in the archive; empty where there is none."""
     try:
-        return (await xnat.item("projects", project, "experiments", label)).fields.get("ID", "")
+        return (await xnat.item("projects", project, "experiments", label)).fields
     except NotFound:
-        return ""
+        return {}
+
+
+async def project_id(xnat: Xnat, project: str) -> str:
+    """Fetch the ID of a project, which may be known by an alias, too."""
+    return (await xnat.item("projects", project)).fields.get("ID", project)
+
+
+def origin(fields: Mapping[str, str]) -> tuple[str, str]:
+    """Return timestamp and folder of the prearchive entry that an archived session came from; '' where unknown."""
+    _, _, place = fields.get("prearchivePath", "").partition("/prearchive/")
+    parts = place.strip("/").split("/")
+    return (parts[-2], parts[-1]) if len(parts) >= 3 else ("", "")
+
+
+def is_same(fields: Mapping[str, str], waiting: PrearchiveSession) -> bool:
+    """Check whether an archived session is the one that waited: by the entry it came from, else by its study."""
+    if origin(fields) != ("", ""):
+        return origin(fields) == (waiting.timestamp, waiting.folder)
+    return bool(fields.get("UID")) and fields["UID"] == waiting.row.get("tag")
 
 
 async def archive(
     xnat: Xnat, waiting: PrearchiveSession, *, overwrite: bool = False, subject: str = "", label: str = ""
 ) -> Archived:
-    """Archive a session, and return when it is there.
+    """Archive a session, of this subject and under this label if they are given, and return when it is there.
 
-    Raises Conflict where what is there stands against it, and Denied, Unreachable, BadReply.
+    Raises Conflict where what is there stands against it, XnatError where it was archived elsewhere than it was to be,
+    and Denied, Unreachable, BadReply.
     """
-    label_there = label or waiting.name
-    form = {"src": waiting.path, **(OVERWRITE if overwrite else {})}
-    if subject or label:
-        where = f"/archive/projects/{waiting.project}/subjects/{subject or waiting.subject}"
-        form["dest"] = f"{where}/experiments/{label}" if label else where
+    form = (OVERWRITE if overwrite else KEEP) | _named(subject, label)
     try:
-        answer = await xnat.change("POST", "/data/services/archive", form=form)
+        answer = await xnat.change("POST", "/data/services/archive", {"src": waiting.path}, form=form)
     except Uncertain as error:
         log.info("%s: its state will tell", error)
-        return await _outcome(xnat, waiting, label_there, str(error))
-    if answer.ok or answer.status == 303:
-        try:
-            return _place(waiting, label_there, answer)
-        except Conflict:  # by words that may be somebody else's: its state tells
-            if await look(xnat, waiting) is None and (accession := await appeared(xnat, waiting.project, label_there)):
-                return Archived(waiting.project, label_there, "", accession)
-            raise
+        return await outcome(xnat, waiting, subject=subject, label=label, said=str(error))
     said = answer.said()
+    if answer.ok or answer.status == 303:
+        if uri := _place(answer):
+            return await _compared(xnat, waiting, uri, subject, label)
+        if not answer.text:
+            return await outcome(xnat, waiting, subject=subject, label=label, said=said)
+        try:  # "200 OK" has come with words of failure in it, which may be somebody else's: its state tells
+            if await look(xnat, waiting) is None:
+                return await outcome(xnat, waiting, subject=subject, label=label, said=said)
+        except NotFound:
+            log.info("%s is gone", _name(waiting))
+        raise Conflict(f"{_name(waiting)} was not archived: {said}")
     if answer.status in (404, 502, 504):  # it may be there; a proxy may have lost patience before the server did
-        return await _outcome(xnat, waiting, label_there, said)
+        return await outcome(xnat, waiting, subject=subject, label=label, said=said)
     if answer.status == 500 and "did not complete" in answer.text:
-        return await _outcome(xnat, waiting, label_there, said)
+        return await outcome(xnat, waiting, subject=subject, label=label, said=said)
     if answer.status in (409, 500) or "already in progress" in answer.text:
         raise Conflict(f"{_name(waiting)} was not archived: {said}", status=answer.status, url=xnat.url)
     raise failure(xnat, answer, f"archiving {_name(waiting)}")
 
 
-def _place(waiting: PrearchiveSession, label: str, answer: Answer) -> Archived:
-    """Where it is, by the server's word: a line of the body, or the address that it redirects to."""
+def _named(subject: str, label: str) -> dict[str, str]:
+    """Return the fields that name a session to be archived. `dest` does it nowhere: ignored, or the end of it."""
+    return {**({"subject": subject} if subject else {}), **({"session": label} if label else {})}
+
+
+def _place(answer: Answer) -> str:
+    """Return the URI in the archive, by a line of the body or the address of a redirection; '' where there is none."""
     uri = (answer.location if answer.status == 303 else answer.text.partition("\n")[0]).strip()
     _, found, path = uri.partition("/archive/")
-    if not found and "/experiments/" not in uri:
-        # "200 OK" has come with words of failure in it.
-        if answer.text and not uri.startswith("/"):
-            raise Conflict(f"{_name(waiting)} was not archived: {answer.said()}")
-        return Archived(waiting.project, label, "", "")
-    return Archived(waiting.project, label, f"/data/archive/{path}" if found else uri, "")
+    return f"/data/archive/{path}" if found else uri if uri.startswith("/") and "/experiments/" in uri else ""
 
 
-async def _outcome(xnat: Xnat, waiting: PrearchiveSession, label: str, said: str) -> Archived:
-    """What became of it, where no answer tells."""
+async def _compared(xnat: Xnat, waiting: PrearchiveSession, uri: str, subject: str, label: str) -> Archived:
+    """Compare where the server says to have archived a session with what was asked. Raises XnatError if they differ."""
+    project, owner = waiting.project, ""
+    match uri.strip("/").split("/"):
+        case [*_, "projects", project, "subjects", owner, "experiments", session]:
+            pass
+        case [*_, session]:
+            pass
+    if (project, session) == (waiting.project, label or waiting.name) and subject in ("", owner):
+        return Archived(project, session, uri, "")
+    # The URI may have accession IDs in the place of labels.
+    fields = await appeared(xnat, project, [session], lambda fields: True) or {"project": project, "label": session}
+    return await _checked(xnat, waiting, fields, uri, subject, label)
+
+
+async def _checked(
+    xnat: Xnat, waiting: PrearchiveSession, fields: Mapping[str, str], uri: str, subject: str, label: str
+) -> Archived:
+    """Check an archived session against what was asked. Raises XnatError if it is another."""
+    project, session, owner = (fields.get(name, "") for name in ("project", "label", "subject_ID"))
+    if subject and owner and subject != owner:
+        owner = (await xnat.item("subjects", owner)).fields.get("label", owner)
+    if project == waiting.project and label in ("", session) and subject in ("", owner, fields.get("subject_ID")):
+        return Archived(project, session, uri, fields.get("ID", ""))
+    asked = ", ".join(f"{what} {name}" for what, name in (("subject", subject), ("label", label)) if name)
+    there = f"{session} of project {project}" + (f", subject {owner}" if subject and owner else "")
+    where = uri or f"/data/experiments/{fields.get('ID', session)}"
+    text = f"{_name(waiting)} was archived, but not as it was asked ({asked or f'project {waiting.project}'})"
+    raise XnatError(f"{text}: it is {there} ({where})", url=xnat.url)
+
+
+async def outcome(
+    xnat: Xnat, waiting: PrearchiveSession, *, subject: str = "", label: str = "", said: str = ""
+) -> Archived:
+    """Find out what became of a session to be archived, where no answer tells. Raises as `archive` does."""
     row = await settled(xnat, waiting, lambda row: None)
     if row is None:
-        accession = await appeared(xnat, waiting.project, label)
-        if accession:
-            return Archived(waiting.project, label, "", accession)
+        names = dict.fromkeys((label or waiting.name, waiting.name))
+        if fields := await appeared(xnat, waiting.project, names, lambda fields: is_same(fields, waiting)):
+            return await _checked(xnat, waiting, fields, "", subject, label)
         raise NotFound(f"{_name(waiting)} is neither in the prearchive nor in the archive ({said})")
     if row.status == "READY":
         raise Unreachable(f"{_name(waiting)} was not archived, and is READY still ({said})")
     raise Conflict(f"{_name(waiting)} was not archived: its state is {row.status} ({said})")
 
 
-async def appeared(xnat: Xnat, project: str, label: str) -> str:
-    """The accession ID of a session that was archived a moment ago, or '' if it does not appear."""
+async def appeared(
+    xnat: Xnat, project: str, labels: Iterable[str], wanted: Callable[[Mapping[str, str]], bool]
+) -> dict[str, str]:
+    """Fetch the fields of a session that was archived a moment ago; empty if none that is wanted appears."""
     with trio.move_on_after(APPEARS_WITHIN):
         while True:
-            if accession := await find(xnat, project, label):
-                return accession
+            for label in labels:
+                if (fields := await archived(xnat, project, label)) and wanted(fields):
+                    return fields
             await trio.sleep(FIRST_LOOK)
-    return ""
+    return {}
 
 
 async def settled(xnat: Xnat, waiting: PrearchiveSession, watch: Watch) -> PrearchiveSession | None:
@@ -151,10 +209,11 @@ async def look(xnat: Xnat, waiting: PrearchiveSession) -> PrearchiveSession | No
     return next((row for row in rows if row.key == waiting.key), None)
 
 
-async def conflicts(xnat: Xnat, waiting: PrearchiveSession) -> list[str]:
+async def conflicts(xnat: Xnat, waiting: PrearchiveSession, *, subject: str = "", label: str = "") -> list[str]:
     """What stands against archiving it, in the server's words; empty where nothing does, or it cannot tell."""
+    query, form = {"format": "json", "src": waiting.path}, KEEP | _named(subject, label)
     try:
-        answer = await xnat.change("POST", "/data/services/validate-archive?format=json", form={"src": waiting.path})
+        answer = await xnat.change("POST", "/data/services/validate-archive", query, form=form)
     except Uncertain as error:
         if error.status is None:
             raise
@@ -184,7 +243,11 @@ async def move(xnat: Xnat, waiting: PrearchiveSession, project: str) -> str:
     answer = await _act(xnat, waiting, {"action": "move", "newProject": project})
     if answer.status == 301 or (answer.ok and answer.text):
         return _uri(answer)
-    if answer.ok:  # a session that the server is at work on is left where it is, without a word
+    if answer.ok:
+        moved = replace(waiting, project=project)
+        if found := await look(xnat, moved):
+            return f"/data{found.path}"
+        # A session that the server is at work on is left where it is, without a word.
         raise Conflict(f"{_name(waiting)} was not moved: the server is at work on it")
     raise failure(xnat, answer, f"moving {_name(waiting)} to project {project}")
 
@@ -192,7 +255,7 @@ async def move(xnat: Xnat, waiting: PrearchiveSession, project: str) -> str:
 async def delete(xnat: Xnat, waiting: PrearchiveSession) -> None:
     """Delete it, for good. Raises Conflict, Denied, NotFound."""
     answer = await xnat.change("DELETE", _path(xnat, waiting))
-    if not answer.ok and answer.status != 204:
+    if not answer.ok:
         raise failure(xnat, answer, f"deleting {_name(waiting)}")
 
 

@@ -102,7 +102,7 @@ class Answer:
 
     @property
     def ok(self) -> bool:
-        return self.status in (200, 201)
+        return 200 <= self.status < 300
 
     @property
     def is_page(self) -> bool:

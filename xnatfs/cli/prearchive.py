@@ -69,8 +69,10 @@ def _waiting(parser: argparse.ArgumentParser) -> None:
 def _archive(parser: argparse.ArgumentParser) -> None:
     _chosen(parser)
     parser.add_argument("--all-ready", action="store_true", help="every session of the project that is READY")
-    parser.add_argument("--subject", metavar="LABEL", default="", help="archive it as a session of this subject")
-    parser.add_argument("--label", metavar="LABEL", default="", help="archive it under this label")
+    parser.add_argument(
+        "--subject", metavar="LABEL", default="", help="archive it as a session of this subject; fails if it is not"
+    )
+    parser.add_argument("--label", metavar="LABEL", default="", help="archive it under this label; fails if it is not")
     parser.add_argument("--overwrite", action="store_true", help="even where it replaces what is in the archive")
     _waiting(parser)
 
@@ -242,14 +244,23 @@ async def archive(context: Context) -> int:
         return await archive_one(context, xnat, waiting)
 
     async def already(xnat: Xnat) -> bool:
-        """Archived is what it was to be: by an earlier run that did not live to see it, by another, by itself."""
+        """Tell whether it was archived: by an earlier run that did not live to see it, by another, by itself.
+
+        A session of that label in the archive is no proof: the one that waited may have been deleted. Raises NotFound.
+        """
         wanted = choice(context)
         label = arguments.label or wanted.session
-        accession = await prearchive.find(xnat, wanted.project, label) if wanted.project else ""
-        if accession:
-            context.note(f"{label} is in the archive already, as {accession}")
-            _tell(context, [_result(prearchive.Archived(wanted.project, label, "", accession), "already archived")])
-        return bool(accession)
+        fields = await prearchive.archived(xnat, wanted.project, label) if wanted.project else {}
+        if not fields:
+            return False
+        accession, (timestamp, folder) = fields.get("ID", ""), prearchive.origin(fields)
+        named = bool(timestamp) and wanted.session in (folder, fields.get("label"))
+        if not named or wanted.timestamp not in ("", timestamp):
+            text = f"the archive has {label} as {accession}, which did not come from there, as far as the server tells"
+            raise NotFound(f"{missing(context, wanted)}; {text}", status=404, url=context.config.url)
+        context.note(f"{label}, received {timestamp}, is in the archive already, as {accession}")
+        _tell(context, [_result(prearchive.Archived(wanted.project, label, "", accession), "already archived")])
+        return True
 
     return await _each(context, "Archived", act, already)
 
@@ -258,22 +269,20 @@ async def archive_one(context: Context, xnat: Xnat, waiting: PrearchiveSession) 
     """Archive it if its state allows that. Raises Conflict, which explains it."""
     arguments = context.arguments
     current: PrearchiveSession | None = waiting
-    label = arguments.label or waiting.name
+    named = {"subject": arguments.subject, "label": arguments.label}
     if waiting.busy:
         if not arguments.wait:
             hint = "try again later, or give --wait"
             raise Conflict(f"{waiting.name} is {waiting.status}, not READY: {hint}", url=xnat.url, hint=hint)
         current = await wait_for(context, xnat, waiting)
     if current is None:
-        accession = await prearchive.appeared(xnat, waiting.project, label)
-        if not accession:
-            raise NotFound(f"{waiting.name} has left the prearchive, and is not in the archive", url=xnat.url)
-        context.note(f"{label} was archived meanwhile, as {accession}")
-        return _result(prearchive.Archived(waiting.project, label, "", accession), "already archived")
+        found = await prearchive.outcome(xnat, waiting, said="it went while it was waited for", **named)
+        context.note(f"{found.session} was archived meanwhile, as {found.accession}")
+        return _result(found, "already archived")
     if current.status == "ERROR":
         raise Conflict(f"{current.name} is in state ERROR: have a look at its logs, or rebuild it", url=xnat.url)
     if arguments.overwrite or current.status == "CONFLICT":
-        against = await prearchive.conflicts(xnat, current)
+        against = await prearchive.conflicts(xnat, current, **named)
         if against and not arguments.overwrite:
             raise _explained(current, "it is in conflict with the archive", against, xnat.url)
         for text in against:
@@ -281,17 +290,16 @@ async def archive_one(context: Context, xnat: Xnat, waiting: PrearchiveSession) 
         if current.status == "CONFLICT" and not arguments.overwrite:
             raise _explained(current, "its state is CONFLICT", ["--overwrite archives it nevertheless"], xnat.url)
     try:
-        found = await prearchive.archive(
-            xnat, current, overwrite=arguments.overwrite, subject=arguments.subject, label=arguments.label
-        )
+        found = await prearchive.archive(xnat, current, overwrite=arguments.overwrite, **named)
     except Conflict as error:
         if arguments.overwrite:
             raise
-        against = await prearchive.conflicts(xnat, current)
+        against = await prearchive.conflicts(xnat, current, **named)
         raise _explained(current, str(error), against, xnat.url) from error
     accession = found.accession
     if not accession and (arguments.quiet or arguments.output in ("json", "jsonl")):
-        accession = await prearchive.appeared(xnat, found.project, found.session)
+        fields = await prearchive.appeared(xnat, found.project, [found.session], lambda fields: True)
+        accession = fields.get("ID", "")
     context.note(f"Archived {found.session} from the prearchive" + (f" to {found.uri}" if found.uri else ""))
     return _result(prearchive.Archived(found.project, found.session, found.uri, accession), "archived")
 

@@ -35,7 +35,9 @@ def _session_upload(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-E", "--experiment", "--session", metavar="LABEL", required=True, help="the session's label to be"
     )
-    parser.add_argument("--mode", choices=MODES, help="how files travel: packed, or one by one (default: tar)")
+    parser.add_argument(
+        "--mode", choices=MODES, help="how files travel, if the server takes it: packed, or one by one (default: tar)"
+    )
     parser.add_argument("-w", "--workers", type=options.number, metavar="N", help="requests at once (default: 4)")
     parser.add_argument(
         "--overwrite", choices=OVERWRITES, help="what may happen to a session of that label (default: none)"
@@ -87,12 +89,12 @@ async def session_upload(context: Context) -> int:
         found.images,
         session.BATCH,
     )
-    if arguments.resume and journal.take_up():
-        context.note(f"Taking up an upload that ended with {journal.count(DONE)} of {len(found.images)} files")
+    studies = {image.study for image in found.images}
     began = time.monotonic()
     async with context.xnat() as xnat:
-        if journal.resumed:
-            await session.take_up(xnat, target, journal, exact=overwrite == "none")
+        earlier = arguments.resume and journal.take_up()
+        if earlier and await session.take_up(xnat, target, journal, studies, exact=overwrite == "none"):
+            context.note(f"Taking up an upload that ended with {journal.count(DONE)} of {len(found.images)} files")
         elif overwrite == "none":
             await session.check_free(xnat, target)
         with shown(context, "uploading") as progress:
@@ -105,15 +107,16 @@ async def session_upload(context: Context) -> int:
                 workers=workers,
                 overwrite=overwrite,
                 progress=progress,
+                note=context.note,
             )
-        context.note(f"Uploaded {sent} files in {time.monotonic() - began:.1f} s")
+        context.note(f"Sent {sent} files in {time.monotonic() - began:.1f} s")
         outcome = await session.complete(xnat, target, journal)
         done = await session.look(xnat, target, outcome, journal)
         if arguments.wait and not done:
             await _wait(context, xnat, target, outcome, journal)
     outcome.files, outcome.size, outcome.sent = len(found.images), found.size, sent
     outcome.seconds = time.monotonic() - began
-    if outcome.where != "direct" or done:
+    if outcome.arrived is not None and outcome.arrived >= outcome.files:
         journal.remove()
     return _tell(context, outcome, found, target)
 
@@ -171,7 +174,15 @@ def _tell(context: Context, outcome: Outcome, found: dicom.Found, target: Target
     status = "success" if missing <= 0 and not found.broken else "partial"
     place = f"{outcome.place} ({outcome.status})" if outcome.status else outcome.place
     name = {"archive": "archive", "prearchive": "prearchive", "direct": "archive, which is at work on it"}
-    context.note(f"{outcome.files} files ({outcome.size / 1e6:.1f} MB) are in the {name[outcome.where]}: {place}")
+    if outcome.arrived is None:
+        there = f"{outcome.files} files ({outcome.size / 1e6:.1f} MB) went to"
+    elif missing > 0:
+        there = f"{outcome.arrived} of {outcome.files} files are in"
+    else:
+        there = f"{outcome.files} files ({outcome.size / 1e6:.1f} MB) are in"
+    context.note(f"{there} the {name[outcome.where]}: {place}")
+    if target.direct and outcome.where == "prearchive":
+        context.note("The server has not archived it directly: xnatctl prearchive archive does it")
     if outcome.accession:
         context.note(f"Accession ID: {outcome.accession}")
     if outcome.where == "prearchive" and outcome.status in ("CONFLICT", "ERROR"):
@@ -248,7 +259,7 @@ async def resource_upload(context: Context) -> int:
     if report.sent:
         there = f", {report.up_to_date} were there already" if report.up_to_date else ""
         context.note(f"Uploaded {report.sent} files to resource {label} in {seconds:.1f} s{there}")
-    else:
+    elif not report.failed:
         context.note(f"Up to date: {report.files} files in resource {label}")
     if report.unverified:
         context.note(f"{report.unverified} files have no digest on the server: only their length is known to be right")

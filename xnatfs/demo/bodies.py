@@ -20,6 +20,8 @@ FILES = {
     "application/pdf",
 }  # fmt: skip
 
+WITHOUT_LENGTH = "In-body File posts must include the file directly as the body of the message."
+
 
 class Body:
     """The bytes of a request, from first to last and again."""
@@ -93,8 +95,10 @@ class Sent:
     raw: bool = False
 
 
-def sent(body: Body, headers: dict[str, str], *, inbody: bool) -> Sent:
-    """What a body holds; a raw one is a file if it is said to be one, or recognised by its type. Raises Failed."""
+def sent(
+    body: Body, headers: dict[str, str], *, inbody: bool, chunked_zips: bool = True, without_length: int = 500
+) -> Sent:
+    """Take a body apart; a raw one is a file if it is said to be one, or recognised by its type. Raises Failed."""
     kind = _header("content-type", headers.get("content-type", ""))
     type = kind.get_content_type() if headers.get("content-type") else ""
     if type == "multipart/form-data":
@@ -103,8 +107,8 @@ def sent(body: Body, headers: dict[str, str], *, inbody: bool) -> Sent:
         return _multipart(body, str(kind.get_param("boundary", "")).encode())
     if inbody or type in FILES or type.startswith(FILE_TYPES):
         lengthless = "chunked" in headers.get("transfer-encoding", "").lower()
-        if (lengthless or not body.size) and type != "application/zip":
-            raise Failed(500, "Unable to determine the length of the body")
+        if (lengthless or not body.size) and not (chunked_zips and type == "application/zip"):
+            raise Failed(without_length, WITHOUT_LENGTH)
         return Sent([], [Part(body, 0, body.size, "", type)], raw=True)
     if type == "application/x-www-form-urlencoded":
         return Sent(parse_qsl(body.small().decode("utf-8", "replace"), keep_blank_values=True), [])

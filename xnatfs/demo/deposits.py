@@ -9,6 +9,7 @@ from xnatfs.demo.archive import Archive, Entry, Resource
 from xnatfs.demo.bodies import Body, Sent, sent
 from xnatfs.demo.levels import Asked
 from xnatfs.demo.places import Place
+from xnatfs.demo.releases import Release
 from xnatfs.demo.reply import HTML, Failed, Reply, text
 from xnatfs.demo.tables import true
 from xnatfs.demo.vault import Vault
@@ -17,7 +18,8 @@ from xnatfs.demo.vault import Vault
 class Deposits:
     """Changes of resources. `justification` is a setting of the site."""
 
-    def __init__(self, archive: Archive, vault: Vault, clock: Callable[[], float]) -> None:
+    def __init__(self, archive: Archive, vault: Vault, clock: Callable[[], float], release: Release) -> None:
+        self.release = release
         self.archive = archive
         self.vault = vault
         self.clock = clock
@@ -102,7 +104,7 @@ class Deposits:
             return text("")  # and nothing is stored: the server does not say so
         if self.justification and not asked.query.get("event_reason"):
             raise Failed(500, "Justification required.")
-        got = sent(body, asked.headers, inbody=true(asked.query, "inbody"))
+        got = sent(body, asked.headers, inbody=true(asked.query, "inbody"), chunked_zips=self.release.chunked_zips)
         name = stored_name("/".join(path)) + ("/" if asked.slash and path else "")
         if not got.files or (got.raw and (not name or name.endswith("/"))):
             raise Failed(400, f"You tried to {asked.method} a file but didn't provide any data")
@@ -125,7 +127,7 @@ class Deposits:
             kind = unpacking.kind(path, part.type) or unpacking.kind(own, "")
             if true(asked.query, "extract") and kind:
                 folder = path.rpartition("/")[0]
-                for member, pieces in unpacking.members(part, kind):
+                for member, pieces in unpacking.members(part, kind, self.release.tar_charset):
                     inside = f"{folder}/{member}" if folder else member
                     yield self.vault.keep(allowed(inside), pieces, now)
             else:

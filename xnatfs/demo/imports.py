@@ -12,6 +12,7 @@ from xnatfs.demo.dicom import Image
 from xnatfs.demo.levels import Asked
 from xnatfs.demo.prearchive import ARCHIVING, UNASSIGNED, Prearchive, Received
 from xnatfs.demo.prearchive_requests import URIS, PrearchiveRequests
+from xnatfs.demo.releases import Release
 from xnatfs.demo.reply import HTML, Failed, Reply, Slice
 from xnatfs.demo.tables import Query, true
 from xnatfs.demo.usercache import UserCache
@@ -39,7 +40,10 @@ class Wanted:
 class Imports:
     """POST /data/services/import"""
 
-    def __init__(self, prearchive: Prearchive, received: PrearchiveRequests, cache: UserCache) -> None:
+    def __init__(
+        self, prearchive: Prearchive, received: PrearchiveRequests, cache: UserCache, release: Release
+    ) -> None:
+        self.release = release
         self.prearchive = prearchive
         self.received = received
         self.cache = cache
@@ -52,7 +56,13 @@ class Imports:
             return None
         if asked.method != "POST":
             raise Failed(405, "Method Not Allowed")
-        got = sent(body, asked.headers, inbody=true(asked.query, "inbody"))
+        got = sent(
+            body,
+            asked.headers,
+            inbody=true(asked.query, "inbody"),
+            chunked_zips=self.release.chunked_zips,
+            without_length=self.release.import_without_length,
+        )
         query = Query([*asked.query.pairs, *got.fields], asked.query.accept)
         if "src" not in query:
             return self._import(asked.user, query, got)
@@ -81,8 +91,9 @@ class Imports:
         if overwrite not in OVERWRITES or (query.get("prearchive_code") == "1" and "overwrite" in query):
             raise Failed(400, f"Invalid overwrite: {overwrite}")
         with self.archive.lock:
-            wanted = self._wanted(query)
-            self._check_rights(user, wanted, overwrite)
+            wanted = self._allowed(user, self._wanted(query, handler), handler, overwrite)
+        if handler == ZIP and not self.release.tar_imports and _kind(got.files[0], raw=got.raw) == "tar":
+            return Reply(200, b"", URIS)  # and nothing is stored: the server does not say so
         images = self._images(got.files[0], handler, raw=got.raw, lenient=true(query, "Ignore-Unparsable"))
         uris = [self._land(wanted, query, handler, study) for study in dicom.by_study(images).values()]
         lines = "".join(f"{uri}\r\n" for uri in uris)
@@ -90,13 +101,16 @@ class Imports:
 
     # -- where to ----------------------------------------------------------------------------------------------
 
-    def _wanted(self, query: Query) -> Wanted:
+    def _wanted(self, query: Query, handler: str) -> Wanted:
+        """Where the request says that it is to go. Raises Failed."""
         given = Wanted(
             query.get("prearchive_code") == "1",
             query.get("project") or query.get("PROJECT_ID", ""),
             query.get("subject") or query.get("SUBJECT_ID", ""),
             query.get("session") or query.get("EXPT_LABEL", ""),
         )
+        if handler == ZIP and not self.release.zip_labels:
+            given = Wanted(given.archived, "", "", "")
         if "dest" not in query:
             return given
         match query["dest"].removeprefix("/data").rstrip("/").split("/"):
@@ -116,18 +130,23 @@ class Imports:
                 return replace(given, project=project, timestamp=timestamp, folder=folder)
         raise Failed(400, f"Invalid destination: {query['dest']}")
 
-    def _check_rights(self, user: str, wanted: Wanted, overwrite: str) -> None:
+    def _allowed(self, user: str, wanted: Wanted, handler: str, overwrite: str) -> Wanted:
+        """Return where an upload may go: the DICOM handlers take into Unassigned what SI refuses. Raises Failed."""
         project = wanted.project
         if not project or project == UNASSIGNED:
             if wanted.archived:
                 raise Failed(400, "A project is needed to archive into.")
-            return
-        if project not in self.archive.projects or not self.archive.sees(user, project):
-            raise Failed(404, f"Unable to identify project: {project}")
-        if not self.archive.edits(user, project):
-            raise Failed(403, f"Invalid permissions for new session in project {project}")
+            return wanted
+        known = project in self.archive.projects and self.archive.sees(user, project)
+        if not known and handler == SI:
+            raise Failed(self.release.unknown_project, f"No project named {project}")
+        if not known or not self.archive.edits(user, project):
+            if handler == SI:
+                raise Failed(403, f"user {user} does not have create permissions for project {project}")
+            return Wanted(False, "", wanted.subject, wanted.session)
         if overwrite in ("delete", "override") and not self.archive.deletes(user, project):
             raise Failed(403, f"Invalid permissions to overwrite in project {project}")
+        return wanted
 
     # -- what was sent -----------------------------------------------------------------------------------------
 
@@ -137,7 +156,7 @@ class Imports:
         if handler == GRADUAL:
             entries = [self.vault.keep(part.name or "object", part.pieces(), now)]
         else:
-            kind = unpacking.TYPES.get(_type(part), "") if raw else unpacking.kind(part.name, part.type)
+            kind = _kind(part, raw=raw)
             if not kind:
                 raise Failed(400, "Unsupported format")
             entries = list(self._unpacked(unpacking.members(part, kind), now, DEPTH))
@@ -176,7 +195,8 @@ class Imports:
             return self._archived(received) if automatic else received.uri()
         if received.direct:
             return direct
-        if query.get("action") != "commit":
+        committed = handler == ZIP and "dest" in query and self.release.commits_imports
+        if query.get("action") != "commit" and not committed:
             return received.uri()
         try:
             reply = self.received.committed(received, automatic)
@@ -193,7 +213,8 @@ class Imports:
         prearchive, header = self.prearchive, image.header
         project = wanted.project or UNASSIGNED
         label = wanted.session or dicom.label(header["PatientID"] or image.study)
-        direct = true(query, "Direct-Archive") and handler != SI and project != UNASSIGNED
+        direct = self.release.direct_archive and true(query, "Direct-Archive")
+        direct = direct and handler != SI and project != UNASSIGNED
         found = next((one for one in prearchive.sessions if self._same(one, wanted, project, label, image)), None)
         if found is not None and (handler != SI or wanted.folder):
             if prearchive.locked(found):
@@ -230,6 +251,11 @@ class Imports:
             true(query, "overwrite_files") or replaced,
             fresh=not received.direct,
         )
+
+
+def _kind(part: Part, *, raw: bool) -> str:
+    """'zip' or 'tar': a raw body is told by its type alone."""
+    return unpacking.TYPES.get(_type(part), "") if raw else unpacking.kind(part.name, part.type)
 
 
 def _type(part: Part) -> str:

@@ -153,11 +153,14 @@ class Prearchive:
             try:
                 if received.project == UNASSIGNED or target.project not in self.archive.projects:
                     raise NotArchived("ERROR", f"Unable to identify project {target.project}")
-                archive(self.archive, received.session, target, overwrite)
+                made = archive(self.archive, received.session, target, overwrite)
             except NotArchived as error:
                 received.status, received.direct = error.status, False
                 received.messages.append(str(error))
                 raise Failed(409 if error.status == "CONFLICT" else 500, str(error)) from None
+            if not received.direct:
+                place = f"{received.project}/{received.timestamp}/{received.folder}"
+                made.fields["prearchivePath"] = f"/data/xnat/prearchive/{place}"
             self.sessions.remove(received)
             return target.uri()
 
@@ -165,8 +168,10 @@ class Prearchive:
 
     def moving(self, received: Received, project: str) -> Callable[[], str]:
         def act() -> str:
+            taken = {other.timestamp for other in self.sessions if other.project == project}
             received.project = project
-            received.timestamp = self.stamp(project, self.clock())
+            if received.timestamp in taken:
+                received.timestamp = self.stamp(project, self.clock())
             return received.uri()
 
         return act

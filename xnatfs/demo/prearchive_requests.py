@@ -10,6 +10,7 @@ from xnatfs.demo.bodies import Body, sent
 from xnatfs.demo.deposits import allowed, stored_name
 from xnatfs.demo.levels import Asked
 from xnatfs.demo.prearchive import ARCHIVING, BUILDING, DELETING, MOVING, UNASSIGNED, Prearchive, Received
+from xnatfs.demo.releases import Release
 from xnatfs.demo.reply import HTML, Failed, Reply, text
 from xnatfs.demo.tables import Query, table, true
 
@@ -20,7 +21,8 @@ SETTABLE = ("RECEIVING", "RECEIVING_INTERRUPT", "BUILDING", "READY", "CONFLICT",
 class PrearchiveRequests:
     """`ranges` is a switch of the site, `site_url` its address."""
 
-    def __init__(self, prearchive: Prearchive) -> None:
+    def __init__(self, prearchive: Prearchive, release: Release) -> None:
+        self.release = release
         self.prearchive = prearchive
         self.archive = prearchive.archive
         self.site_url: Callable[[], str] = lambda: ""
@@ -30,11 +32,11 @@ class PrearchiveRequests:
         """None where the path is none of these. The caller does not hold the lock."""
         match parts:
             case ["services", "archive"]:
-                return self._archive(asked, _parameters(asked, body))
+                return self._archive(asked, self._service(asked, body))
             case ["services", "validate-archive"]:
-                return self._validate(asked, _parameters(asked, body))
+                return self._validate(asked, self._service(asked, body))
             case ["services", "prearchive", ("move" | "delete" | "rebuild") as service]:
-                return self._batch(asked, _parameters(asked, body), service)
+                return self._batch(asked, self._service(asked, body), service)
             case ["prearchive", project] if project == "experiments":
                 return self._list(asked, [])
             case ["prearchive"] | ["prearchive", "projects"]:
@@ -64,7 +66,7 @@ class PrearchiveRequests:
                 raise Failed(404, "")
             for project in projects:
                 known = project in archive.projects and archive.reads(user, project)
-                if not known and not (project == UNASSIGNED and all_data):
+                if not known and not self.release.open_prearchive and not (project == UNASSIGNED and all_data):
                     raise Failed(404, "")
             found = [one for one in self.prearchive.sessions if not one.direct]
             if projects:
@@ -213,12 +215,22 @@ class PrearchiveRequests:
 
     # -- services ----------------------------------------------------------------------------------------------
 
+    def _service(self, asked: Asked, body: Body) -> Query:
+        """Parameters of a service, with every `src` that the release finds in the query and in the form."""
+        form = _form(asked, body)
+        sources = asked.query.every("src")
+        named = [value for name, value in form if name == "src"]
+        if sources or self.release.form_src:
+            sources += [source for source in named if self.release.src_adds_up or source not in sources]
+        others = [pair for pair in (*asked.query.pairs, *form) if pair[0] != "src"]
+        return Query([*others, *(("src", source) for source in sources)], asked.query.accept)
+
     def _sources(self, asked: Asked, parameters: Query, malformed: int) -> list[Received]:
         if asked.method != "POST":
             raise Failed(405, "Method Not Allowed")
         sources = [source.strip() for source in parameters.every("src") if source.strip()]
         if not sources:
-            raise Failed(400, "Missing src")
+            raise Failed(self.release.archive_without_src, "Unknown prearchive session.")
         found = []
         for source in sources:
             # xnatpy says where a session is as its own URL has it, with /data, and servers take that.
@@ -268,6 +280,10 @@ class PrearchiveRequests:
             targets = [self._target(one, parameters) for one in found]
             if any(prearchive.locked(one) for one in found):
                 raise Failed(403, "Operation already in progress on this prearchive entry.")
+            if "dest" in parameters and self.release.archive_dest == "fails":
+                for one in found:
+                    one.status = "ERROR"
+                raise Failed(500, "java.io.NotSerializableException")  # of what goes into the queue
             if len(found) > 1:
                 for one, target in zip(found, targets, strict=True):
                     prearchive.begin(one, ARCHIVING, prearchive.archiving(one, target, overwrite))
@@ -277,23 +293,20 @@ class PrearchiveRequests:
         try:
             uri = prearchive.complete(received, ARCHIVING, prearchive.archiving(received, targets[0], overwrite))
         except Failed as failed:
+            if failed.status == 409 == self.release.archive_conflict:
+                raise
             raise Failed(500, f"FAILED: {failed.message}") from None
         if true(parameters, "redirect") or automatic:
             return Reply(303, b"", HTML, {"Location": f"{self.site_url()}{uri}"})
         return Reply(200, f"{uri}\r\n".encode(), URIS)
 
     def _target(self, received: Received, parameters: Query) -> Target:
-        """Where it goes: as `dest` has it, or else the parameters, or else as it was received. Raises Failed."""
-        place = {"projects": "", "subjects": "", "experiments": ""}
-        parts = parameters.get("dest", "").removeprefix("/data").strip("/").split("/")
-        if "dest" in parameters and (parts[:1] != ["archive"] or parts[1::2] != list(place)[: len(parts) // 2]):
-            raise Failed(400, "Invalid destination")
-        place |= dict(zip(parts[1::2], parts[2::2], strict=False))
-        project = place["projects"] or parameters.get("project", "") or received.project
+        """Where it goes: as the parameters have it, or else as it was received. Raises Failed."""
+        project = parameters.get("project", "") or received.project
         if project != received.project:
             raise Failed(400, "The session is of another project.")
-        subject = place["subjects"] or parameters.get("subject", "") or received.subject
-        label = place["experiments"] or parameters.get("session", "") or received.session.label
+        subject = parameters.get("subject", "") or received.subject
+        label = parameters.get("session", "") or received.session.label
         found = self.archive.find_subject(project, subject)
         return Target(project, found.label if found else subject, label)
 
@@ -314,11 +327,15 @@ def _overwrite(parameters: Query) -> Overwrite:
     return Overwrite(how, true(parameters, "overwrite_files"))
 
 
+def _form(asked: Asked, body: Body) -> list[tuple[str, str]]:
+    """The fields of a form. Those in parts are none: services do not read them."""
+    encoded = asked.headers.get("content-type", "").startswith("application/x-www-form-urlencoded")
+    return parse_qsl(body.small().decode("utf-8", "replace"), keep_blank_values=True) if encoded else []
+
+
 def _parameters(asked: Asked, body: Body) -> Query:
     """The query, and a form."""
-    form = body.small().decode("utf-8", "replace")
-    encoded = asked.headers.get("content-type", "").startswith("application/x-www-form-urlencoded")
-    pairs = parse_qsl(form, keep_blank_values=True) if encoded else []
+    pairs = _form(asked, body)
     if asked.headers.get("content-type", "").startswith("multipart/form-data"):
         pairs = sent(body, asked.headers, inbody=False).fields
     return Query([*asked.query.pairs, *pairs], asked.query.accept)

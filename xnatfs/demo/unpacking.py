@@ -24,16 +24,19 @@ def kind(name: str, type: str) -> str:
     return ENDINGS[ending[0].lower()] if ending else TYPES.get(type.partition(";")[0].strip().lower(), "")
 
 
-def members(part: Part, kind: str) -> Iterator[Member]:
-    """Paths and contents; each content is read before the next is asked for. Raises Failed."""
+def members(part: Part, kind: str, charset: str = "utf-8") -> Iterator[Member]:
+    """Paths and contents; each content is read before the next is asked for. `charset`: of names in a tar.
+
+    Raises Failed.
+    """
     if (part.start, part.end) == (0, part.body.size):
-        yield from opened(part.body.file, kind)
+        yield from opened(part.body.file, kind, charset)
         return
     with closing(Body(part.pieces())) as copy:
-        yield from opened(copy.file, kind)
+        yield from opened(copy.file, kind, charset)
 
 
-def opened(file: IO[bytes], kind: str) -> Iterator[Member]:
+def opened(file: IO[bytes], kind: str, charset: str = "utf-8") -> Iterator[Member]:
     file.seek(0)
     try:
         if kind == "zip":
@@ -43,7 +46,7 @@ def opened(file: IO[bytes], kind: str) -> Iterator[Member]:
                         with found.open(info) as content:
                             yield info.filename, _pieces(content)
         else:
-            with tarfile.open(fileobj=file, mode="r:*") as tar:
+            with tarfile.open(fileobj=file, mode="r:*", encoding=charset) as tar:
                 for member in tar:
                     content_file = tar.extractfile(member) if member.isfile() else None
                     if content_file is not None:

@@ -27,16 +27,23 @@ class Writing:
         self.release = release
         self.vault = Vault()
         self.changes = Changes(archive, self.vault)
-        self.deposits = Deposits(archive, self.vault, clock)
+        self.deposits = Deposits(archive, self.vault, clock, release)
         self.prearchive = Prearchive(archive, self.vault, clock, wait)
-        self.received = PrearchiveRequests(self.prearchive)
+        self.received = PrearchiveRequests(self.prearchive, release)
         self.received.site_url = lambda: self.changes.site_url
         self.cache = UserCache(archive, self.prearchive)
-        self.imports = Imports(self.prearchive, self.received, self.cache)
+        self.imports = Imports(self.prearchive, self.received, self.cache, release)
         self._services = (self.imports, self.received, self.cache)
 
     def answer(self, path: str, asked: Asked, body: Body) -> Reply | None:
         """None where nothing is to be changed: somebody else's request. `path` has the alias /archive still."""
+        reply = self._answer(path, asked, body)
+        changed = reply is not None and asked.method not in ("GET", "HEAD")
+        if self.release.no_content and changed and reply is not None and (reply.status, reply.body) == (200, b""):
+            reply.status = 204
+        return reply
+
+    def _answer(self, path: str, asked: Asked, body: Body) -> Reply | None:
         with self.archive.lock:
             self.prearchive.settle()
         parts = [part for part in path.split("/") if part]

@@ -9,7 +9,8 @@ import tarfile
 import zipfile
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
 from typing import BinaryIO
 
 import trio
@@ -88,6 +89,26 @@ def as_zip(parts: Sequence[Part], progress: Progress) -> Sending:
         yield sink.take()
 
     return Sending(pieces, {"Content-Type": "application/zip"}, digests)
+
+
+async def with_length(parts: Sequence[Part], progress: Progress) -> Sending:
+    """Make a zip whose length is known, by packing it twice, for servers that want to know it."""
+    length = 0
+    async with aclosing(as_zip(parts, _Silent()).pieces()) as pieces:
+        async for piece in pieces:
+            length += len(piece)
+    body = as_zip(parts, progress)
+    return replace(body, headers={**body.headers, "Content-Length": str(length)})
+
+
+class _Silent:
+    """No progress: of what is packed to be measured."""
+
+    def begin(self, files: int, size: int) -> None: ...
+
+    def advance(self, size: int) -> None: ...
+
+    def done(self, place: PurePosixPath) -> None: ...
 
 
 class _Sink:

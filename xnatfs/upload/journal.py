@@ -1,7 +1,7 @@
 """What an upload has sent, kept beside other state of the user, so that a run after a crash knows.
 
 A batch is new, or sent (the server may have it), or done (the server has said so). The journal is replaced as a whole
-each time; it goes when the upload is complete.
+each time; it goes when the server is seen to hold the whole upload.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from xnatfs.sessions import write_private
 from xnatfs.untrusted import loads
@@ -18,6 +18,8 @@ from xnatfs.upload.images import Image
 
 VERSION = 1
 NEW, SENT, DONE = "new", "sent", "done"
+# How a batch travels: packed, a zip with its length known beforehand, or file by file.
+Mode = Literal["tar", "zip", "sized zip", "gradual"]
 
 
 def state_home() -> Path:
@@ -57,6 +59,7 @@ class Journal:
         self._images = _fingerprint(images)
         self.batches = batches_of(images, limit)
         self.resumed = False
+        self.mode: Mode | None = None  # how it has to travel, where the server has not taken it as it was to
 
     def take_up(self) -> bool:
         """Go on where a run before this one ended, if it sent the same; whether there was one."""
@@ -65,6 +68,8 @@ class Journal:
             if cells["version"] != VERSION or cells["images"] != self._images:
                 return False
             self.batches = [Batch(**batch) for batch in cells["batches"]]
+            mode = cells.get("mode")
+            self.mode = mode if mode in get_args(Mode) else None
         except (OSError, ValueError, KeyError, TypeError):
             return False
         self.resumed = any(batch.state != NEW for batch in self.batches)
@@ -72,7 +77,8 @@ class Journal:
 
     def write(self) -> None:
         """Raises OSError."""
-        cells = {"version": VERSION, "images": self._images, "batches": [asdict(batch) for batch in self.batches]}
+        batches = [asdict(batch) for batch in self.batches]
+        cells = {"version": VERSION, "images": self._images, "mode": self.mode, "batches": batches}
         write_private(self.path, json.dumps(cells))
 
     def remove(self) -> None:

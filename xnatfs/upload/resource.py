@@ -1,6 +1,6 @@
 """Files into a resource, as they are: no import, so no anonymization either.
 
-A file whose name needs no escaping in a URL goes as it is; several, and any other name, travel in a tar that the
+A file whose name needs no escaping in a URL goes as it is; several, and any other name, travel in a tar or zip that the
 server unpacks, which is one entry in the catalogue's history and keeps every name. The server answers 200 to what it
 does not store, so that only the listing afterwards tells.
 """
@@ -26,7 +26,7 @@ from xnatfs.prearchive import failure
 from xnatfs.transfer import Progress, md5
 from xnatfs.tree.source import FileSource
 from xnatfs.untrusted import loads
-from xnatfs.upload.bodies import Part, Sending, as_file, as_tar
+from xnatfs.upload.bodies import Part, Sending, as_file, as_tar, with_length
 from xnatfs.upload.session import BATCH
 
 # Sites that want a reason for every change refuse one without it.
@@ -49,7 +49,7 @@ class Report:
 
     files: int = 0
     size: int = 0
-    sent: int = 0
+    sent: int = 0  # of these, by this run
     up_to_date: int = 0
     unverified: int = 0  # no digest on the server
     failed: list[tuple[str, str]] = field(default_factory=list)
@@ -198,8 +198,10 @@ async def _send(
         url, params = f"{path}/{batch[0].name}", {**query, "inbody": "true"}
         body: Sending = as_file(parts[0], "application/octet-stream", progress)
     else:
-        url, params = f"{path}/upload.tar", {**query, "inbody": "true", "extract": "true"}
-        body = as_tar(parts, progress)
+        # Old servers take each byte of a name in a tar for a character; in a zip they know UTF-8.
+        plain = all(file.name.isascii() for file in batch)
+        url, params = f"{path}/upload.{'tar' if plain else 'zip'}", {**query, "inbody": "true", "extract": "true"}
+        body = as_tar(parts, progress) if plain else await with_length(parts, progress)
     try:
         answer = await xnat.change("PUT", url, params, body=body.pieces, headers=dict(body.headers))
         if answer.status in (500, 502, 504):
@@ -238,7 +240,7 @@ async def _check(
     where: str,
 ) -> Report:
     """Compare what the server lists now with what was to be there."""
-    report = Report(sent=len(todo), up_to_date=len(files) - len(todo))
+    report = Report(up_to_date=len(files) - len(todo))
     after = await _listed(xnat, item, label) if todo else before
     sent = frozenset(todo)
     for file in files:
@@ -251,6 +253,7 @@ async def _check(
             report.failed.append((file.name, f"is not what was sent: it has {row.size} bytes, not {file.size}"))
         else:
             report.files += 1
+            report.sent += file in sent
             report.size += file.size
             report.unverified += not row.digest and file in sent
     if todo and report.files == report.up_to_date and not any(file.name in after for file in todo):

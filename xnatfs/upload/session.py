@@ -6,7 +6,8 @@ that comes twice is there once.
 """
 
 import logging
-from collections.abc import Sequence
+import shlex
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,16 +16,15 @@ import trio
 from xnatfs import prearchive
 from xnatfs.client import Xnat
 from xnatfs.errors import BadReply, Conflict, Denied, NotFound, Uncertain, XnatError, first_error
-from xnatfs.models import FileRow, PrearchiveSession, Row
+from xnatfs.models import UNASSIGNED, FileRow, PrearchiveSession, Row
 from xnatfs.transfer import Progress
 from xnatfs.transport import Answer
-from xnatfs.upload.bodies import Part, Sending, as_file, as_tar, as_zip
+from xnatfs.upload.bodies import Part, Sending, as_file, as_tar, as_zip, with_length
 from xnatfs.upload.images import Image
-from xnatfs.upload.journal import DONE, NEW, SENT, Batch, Journal
+from xnatfs.upload.journal import DONE, NEW, SENT, Batch, Journal, Mode
 
 log = logging.getLogger(__name__)
 
-Mode = Literal["tar", "zip", "gradual"]
 Overwrite = Literal["none", "append", "delete"]
 
 # What is lost when a connection breaks, and what a proxy in front of the server normally lets through.
@@ -39,6 +39,9 @@ TRANSIENT = (
     "destination session in use",
 )
 PAUSES = (2.0, 4.0, 8.0, 16.0, 32.0)  # seconds before each repetition of those
+
+# Words of an old server for a body whose length it does not know.
+LENGTH_WANTED = "must include the file directly as the body"
 
 # Resources that the server puts images in.
 IMAGES = frozenset({"DICOM", "secondary"})
@@ -73,35 +76,55 @@ class Outcome:
     seconds: float = 0.0
 
 
+class _NotTaken(Exception):
+    """A batch was not stored in its form. `instead` is the one to try; where it is too late for that `error` counts."""
+
+    def __init__(self, instead: Mode, error: BadReply) -> None:
+        super().__init__(str(error))
+        self.instead: Mode = instead
+        self.error = error
+
+
 async def check_free(xnat: Xnat, target: Target) -> None:
     """Raise Conflict where there is a session of that label; NotFound where there is no such project."""
     where = f"session {target.session} of project {target.project}"
     hint = "--overwrite append adds to it, --overwrite delete replaces its files"
     try:
         rows = await xnat.prearchive(target.project)
+        if not rows:  # old servers list nothing of a project that is not there, and take uploads to it into Unassigned
+            await xnat.item("projects", target.project)
     except NotFound as error:
         text = f"project {target.project} not found on {xnat.url}"
         raise NotFound(text, status=404, url=xnat.url) from error
-    if accession := await prearchive.find(xnat, target.project, target.session):
-        text = f"{where} is in the archive already, as {accession}; nothing was sent ({hint})"
+    if fields := await prearchive.archived(xnat, target.project, target.session):
+        text = f"{where} is in the archive already, as {fields.get('ID')}; nothing was sent ({hint})"
         raise Conflict(text, status=409, url=xnat.url, hint=hint)
     if found := prearchive.matching(rows, target.session):
         text = f"{where} is in the prearchive already ({', '.join('/'.join(row.key) for row in found)})"
         raise Conflict(f"{text}; nothing was sent ({hint})", status=409, url=xnat.url, hint=hint)
 
 
-async def take_up(xnat: Xnat, target: Target, journal: Journal, *, exact: bool) -> None:
-    """Compare a journal with what the server holds. `exact`: all that it holds there is of this upload."""
-    held = await _held(xnat, target, journal)
-    log.info("the journal has %d files done, the server %s", journal.count(DONE), held)
-    if held is None or not exact:
-        return
-    if held >= journal.count(DONE, SENT):
-        for batch in journal.batches:
-            batch.state = DONE if batch.state == SENT else batch.state
-    elif held < journal.count(DONE):  # deleted there, or never stored
+async def take_up(xnat: Xnat, target: Target, journal: Journal, studies: Collection[str], *, exact: bool) -> bool:
+    """Compare a journal with what the server holds, and tell whether it holds anything of this upload.
+
+    Args:
+        studies: the Study Instance UIDs of the images.
+        exact: all that the server holds there is of this upload.
+    """
+    waiting, held = await _own(xnat, target, journal, studies)
+    log.info("the journal has %d files done, the server %s in %s", journal.count(DONE), held, waiting)
+    found = bool(waiting) or held is not None or any("/direct-archive/" in uri for uri in journal.places())
+    if not found or (exact and held is not None and held < journal.count(DONE)):  # deleted there, or never stored
         for batch in journal.batches:
             batch.state, batch.uris = NEW, []
+        return found
+    there = sorted(f"/data{row.path}" for row in waiting)
+    for batch in journal.batches:
+        if batch.state == SENT and exact and held is not None and held >= journal.count(DONE, SENT):
+            batch.state = DONE
+        if batch.state == DONE and there and not (batch.uris and set(batch.uris) <= set(there)):
+            batch.uris = there  # its answer was lost, or the session was moved
+    return found
 
 
 async def send(
@@ -114,41 +137,57 @@ async def send(
     workers: int,
     overwrite: Overwrite,
     progress: Progress,
+    note: Callable[[str], None],
 ) -> int:
-    """Send what the journal has not done; how many files that were. The first batch goes alone: it makes the session.
+    """Send what the journal has not done, and return how many files that were.
+
+    Where nothing has arrived yet the first batch goes alone: it makes the session, shows whether the account may, and
+    finds the form that the server takes, which is `mode` if that works. `note` is told of another.
 
     Raises Denied, NotFound, Conflict, Unreachable, Uncertain, BadReply.
     """
     todo = [batch for batch in journal.batches if batch.state != DONE]
     progress.begin(sum(batch.count for batch in todo), sum(_size(images, batch) for batch in todo))
+    form = mode if mode == "gradual" else journal.mode or mode
     journal.write()
-    fresh = all(batch.state == NEW for batch in journal.batches)
+    fresh = journal.count(DONE) == 0
     queue = iter(todo)
     sent = 0
 
     async def one(batch: Batch, how: Overwrite) -> None:
         nonlocal sent
-        batch.state = SENT
+        batch.state, batch.uris = SENT, []
         journal.write()
         chosen = images[batch.first : batch.first + batch.count]
         try:
-            batch.uris, batch.digests = await _send(xnat, chosen, batch.first, target, mode, how, progress)
-        except Uncertain:
-            raise
-        except XnatError:  # refused as a whole: the next run begins as if there had been none
-            batch.state = NEW if mode != "gradual" else SENT
+            await _send(xnat, chosen, batch, target, form, how, progress)
+        except (XnatError, _NotTaken) as error:
+            if not batch.uris and not isinstance(error, Uncertain):  # refused as a whole: as if it had not been sent
+                batch.state = NEW
             journal.write()
             raise
         batch.state = DONE
         journal.write()
         sent += batch.count
 
+    async def first(batch: Batch) -> None:
+        nonlocal form
+        while True:
+            try:
+                return await one(batch, "delete" if overwrite == "delete" else "append")
+            except _NotTaken as error:
+                note(str(error))
+                form = journal.mode = error.instead
+
     async def work() -> None:
         for batch in queue:  # shared: each takes the next one
-            await one(batch, "append")
+            try:
+                await one(batch, "append")
+            except _NotTaken as refused:
+                raise refused.error from None
 
     if todo and fresh:
-        await one(next(queue), "delete" if overwrite == "delete" else "append")
+        await first(next(queue))
     try:
         async with trio.open_nursery() as nursery:
             for _ in range(workers):
@@ -165,27 +204,72 @@ def _size(images: Sequence[Image], batch: Batch) -> int:
 async def _send(
     xnat: Xnat,
     images: Sequence[Image],
-    first: int,
+    batch: Batch,
     target: Target,
     mode: Mode,
     overwrite: Overwrite,
     progress: Progress,
-) -> tuple[list[str], list[str]]:
-    """One batch; where the server has put it, and the MD5 sums of its files."""
+) -> None:
+    """Send one batch, and note in it where the server has put it, and the MD5 sums of its files."""
     # Their own names may repeat, and say more of a patient than anybody needs to know.
-    parts = [Part(f"{first + n:06d}.dcm", image.size, image.open) for n, image in enumerate(images)]
-    uris: list[str] = []
-    digests: list[str] = []
+    parts = [Part(f"{batch.first + n:06d}.dcm", image.size, image.open) for n, image in enumerate(images)]
+    batch.digests = []
+
+    async def imported(params: dict[str, str], body: Sending, what: str) -> None:
+        uris = await _import(xnat, params, body, what)
+        for uri in uris:
+            if mode != "gradual":
+                await _check_label(xnat, target, uri)
+        batch.uris = list(dict.fromkeys([*batch.uris, *uris]))
+        batch.digests += body.digests.values()
+        for uri in uris:
+            await _check_project(xnat, target, uri, what)
+
     if mode == "gradual":
         for part in parts:
-            body = as_file(part, "application/dicom", progress)
-            uris += await _import(xnat, _gradual(target), body, part.name)
-            digests += body.digests.values()
+            await imported(_gradual(target), as_file(part, "application/dicom", progress), part.name)
+    elif mode == "sized zip":
+        body = await with_length(parts, progress)
+        await imported(_archive(target, overwrite), body, f"a batch of {len(parts)} files")
     else:
         body = (as_tar if mode == "tar" else as_zip)(parts, progress)
-        uris += await _import(xnat, _archive(target, overwrite), body, f"a batch of {len(parts)} files")
-        digests += body.digests.values()
-    return list(dict.fromkeys(uris)), digests
+        await imported(_archive(target, overwrite), body, f"a batch of {len(parts)} files")
+
+
+async def _check_project(xnat: Xnat, target: Target, uri: str, what: str) -> None:
+    """Raise Denied where the server has put images elsewhere: into no project, for want of a right, or into another."""
+    project = _project(uri)
+    if project in ("", target.project):
+        return
+    begun = f"sending to project {target.project} on {xnat.url}"
+    where = f"{what} went to {uri}, nothing more was sent"
+    if project == UNASSIGNED:
+        move = shlex.join(["xnatctl", "prearchive", "move", *uri.strip("/").split("/")[-3:], "--to", target.project])
+        text = f"your account may not create sessions there, which normally takes the role Member: {where}"
+        raise Denied(f"{begun}: {text}; an administrator can move it ({move}) or delete it", status=403, url=xnat.url)
+    if (await prearchive.project_id(xnat, target.project)) != project:  # an alias leads to the ID
+        raise Denied(f"{begun}: it belongs to project {project} there: {where}", status=403, url=xnat.url)
+
+
+def _project(uri: str) -> str:
+    """The project in the URI of something imported; '' where it says none."""
+    match uri.removeprefix("/data").strip("/").split("/"):
+        case [("prearchive" | "archive"), "projects", project, *_] | ["xapi", "direct-archive", project, *_]:
+            return project
+    return ""
+
+
+async def _check_label(xnat: Xnat, target: Target, uri: str) -> None:
+    """Raise _NotTaken where the server has given a session in the prearchive another name than it was to have."""
+    waiting = _waiting(uri)
+    if waiting is None or waiting.project != target.project or waiting.folder == target.session:
+        return
+    row = await prearchive.look(xnat, waiting)
+    if row is not None and row.name != target.session:
+        text = f"{xnat.url} names what comes packed by its DICOM header: the files go one by one, as {target.session}"
+        delete = shlex.join(["xnatctl", "prearchive", "delete", *row.key])
+        text = f"{text}; what it has named {row.name} is left there ({delete})"
+        raise _NotTaken("gradual", BadReply(text, url=xnat.url))
 
 
 def _archive(target: Target, overwrite: Overwrite) -> dict[str, str]:
@@ -226,6 +310,9 @@ async def _import(xnat: Xnat, params: dict[str, str], body: Sending, what: str) 
         answer = await xnat.change(
             "POST", "/data/services/import", params, body=body.pieces, headers=dict(body.headers)
         )
+        if "Content-Length" not in body.headers and (answer.status == 411 or LENGTH_WANTED in answer.text):
+            text = f"{xnat.url} takes no zip without its length: each batch is packed twice, to know it"
+            raise _NotTaken("sized zip", BadReply(text, status=answer.status, url=xnat.url))
         if answer.status == 400 and pause is not None and any(word in answer.text.lower() for word in TRANSIENT):
             log.info("%s: %s; again in %g s", what, answer.said(), pause)
             await trio.sleep(pause)
@@ -235,6 +322,10 @@ async def _import(xnat: Xnat, params: dict[str, str], body: Sending, what: str) 
         uris = [line.strip() for line in answer.text.splitlines() if line.strip()]
         if uris and all(uri.startswith("/") for uri in uris):
             return uris
+        if not uris and params["import-handler"] != "gradual-DICOM":  # old servers' word for what they cannot unpack
+            kind = body.headers["Content-Type"].removeprefix("application/").removeprefix("x-")
+            text = f"{xnat.url} takes no {kind}, and stores nothing of it: the files go one by one"
+            raise _NotTaken("gradual", BadReply(text, status=answer.status, url=xnat.url))
         raise BadReply(f"{xnat.url} took {what}, and does not say where it is: {answer.said()}", url=xnat.url)
     raise _refused(xnat, answer, params, what)
 
@@ -304,31 +395,34 @@ async def look(xnat: Xnat, target: Target, outcome: Outcome, journal: Journal) -
     return len(files) >= journal.count(NEW, SENT, DONE)
 
 
-async def _held(xnat: Xnat, target: Target, journal: Journal) -> int | None:
-    """How many files the server holds of what the journal has sent; None where it cannot say."""
-    total = 0
-    for uri in journal.places():
-        waiting = _waiting(uri)
-        row = await prearchive.look(xnat, waiting) if waiting else None
-        if row is None:
-            break
-        held = await prearchive.held(xnat, row)
-        if held is None:
-            return None
-        total += held
-    else:
-        # Without a place nothing was answered yet: what was on its way may be in the prearchive without our knowing.
-        return total if journal.places() else None
-    accession, files = await _in_archive(xnat, target)
-    if accession:
-        return len(files)
-    # On its way into the archive it is nowhere to be seen.
-    return None if target.direct else 0
+async def _own(
+    xnat: Xnat, target: Target, journal: Journal, studies: Collection[str]
+) -> tuple[list[PrearchiveSession], int | None]:
+    """Find what the server holds of this upload: its sessions in the prearchive, and how many files it has.
+
+    The number is None where the server cannot tell, or has nothing. What has the label is of this upload if it is where
+    an answer said it to be, or came from there, or is of one of its studies; an answer may have been lost.
+    """
+    keys = [place.key for place in map(_waiting, journal.places()) if place]
+    waiting = [
+        row
+        for row in await xnat.prearchive(target.project)
+        if row.key in keys or (target.session in (row.name, row.folder) and row.row.get("tag") in studies)
+    ]
+    if waiting:
+        counts = [await prearchive.held(xnat, row) for row in waiting]
+        known = [count for count in counts if count is not None]
+        return waiting, sum(known) if len(known) == len(counts) else None
+    fields = await prearchive.archived(xnat, target.project, target.session)
+    came = prearchive.origin(fields)
+    if fields and (fields.get("UID") in studies or any(key[1:] == came for key in keys)):
+        return [], len((await _in_archive(xnat, target))[1])
+    return [], None
 
 
 async def _in_archive(xnat: Xnat, target: Target) -> tuple[str, list[FileRow]]:
     """The accession ID and the images of the session, or nothing."""
-    accession = await prearchive.find(xnat, target.project, target.session)
+    accession = (await prearchive.archived(xnat, target.project, target.session)).get("ID", "")
     if not accession:
         return "", []
     item = ("experiments", accession)
