@@ -432,11 +432,11 @@ async def test_files_that_were_deleted_meanwhile_are_no_error(server, tmp_path):
 # -- names that no URL can carry -------------------------------------------------------------------------------
 
 
-def tar(files: dict[str, bytes]) -> bytes:
+def tar(files: dict[str, bytes], label: str = "DICOM") -> bytes:
     made = io.BytesIO()
     with tarfile.open(fileobj=made, mode="w") as archive:
         for name, data in files.items():
-            info = tarfile.TarInfo(f"E/scans/1-T1/resources/DICOM/files/{name}")
+            info = tarfile.TarInfo(f"E/scans/1-T1/resources/{label}/files/{name}")
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
     return made.getvalue()
@@ -484,6 +484,18 @@ async def test_a_file_that_the_archive_lacks_is_asked_for_by_number(server, tmp_
         assert await content(site, f"{SCAN}/DICOM/100%") == b"12345"
 
 
+async def test_a_member_that_may_be_an_unlisted_resources_is_not_taken(server, tmp_path):
+    """An unlabelled resource is named in the archive like one that is labelled like its number."""
+    server.lists["experiments/X_E1/resources"] = [resource("7", "", cat_id="1"), resource("9", "7", cat_id="1")]
+    server.add("a", b"12345")
+    server.answers["experiments/X_E1/scans/1/resources/7/files"] = lambda request: httpx.Response(
+        200, content=tar({"a": b"other"}, "7")
+    )
+    async with opened(server, tmp_path) as site:
+        with pytest.raises(BadReply, match="its files are not listed"):
+            await content(site, f"{SCAN}/~7/a")
+
+
 async def test_an_old_server_is_asked_by_name_in_the_end(server, tmp_path):
     server.add("100%;", b"12345")
     async with opened(server, tmp_path) as site:
@@ -511,6 +523,7 @@ async def test_facts_of_the_server_are_attributes(server, tmp_path):
         assert scan.xattrs()["quality"] == "usable"
         file = await find(site, f"{SCAN}/DICOM/a")
         assert len(file.xattrs()["digest"]) == 32
+        assert file.xattrs()["uri"] == f"/data/{FILES}/a"
 
 
 async def test_times_are_the_sessions_else_those_of_what_it_is_in(server, tmp_path):

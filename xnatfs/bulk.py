@@ -105,11 +105,10 @@ class _Tar:
         """Its member is here, or was left out."""
         self.came.add(walk)
         self.front = max(self.front, self.offset(walk, row) + (row.size or 0))
-        if (waits := self.waits.pop(row, None)) is not None:
-            waits.set()
+        self.wake(row)
 
-    def passes_unseen(self, row: FileRow) -> None:
-        """Its member may have been here, and may have been another file's: a reader that waits asks for it singly."""
+    def wake(self, row: FileRow) -> None:
+        """A reader that waits for it need not: it is here, or is to be requested singly."""
         if (waits := self.waits.pop(row, None)) is not None:
             waits.set()
 
@@ -339,8 +338,8 @@ class Bulk:
                     elif len(found) == 1:
                         tar.passes(*found[0])
                     elif not fit:
-                        for _, row in found:
-                            tar.passes_unseen(row)
+                        for _, row in found:  # it may have been theirs
+                            tar.wake(row)
                     if not await self._may_go_on(tar):
                         return False
         return True

@@ -163,7 +163,7 @@ class Session:
         new.read, new.stride, new.nothing_until = self.read, self.stride, self.nothing_until
         new.in_order, new.lists, new.labels_read = self.in_order, self.lists, self.labels_read
         for resource, walk in self.walks.items():
-            if groups.get(resource) == walk.listed:
+            if groups.get(resource) == walk.listed and walk.alone == (resource not in new.digits):
                 new.walks[resource] = walk
                 new.ahead += sum(row.size or 0 for row in walk.listed if row.path in walk.ahead)
         return new

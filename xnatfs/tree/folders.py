@@ -266,7 +266,7 @@ class CatalogueFile(File):
 
     def xattrs(self) -> dict[str, str]:
         row = self.row
-        item = "/".join(self.folder.folders.resource_dir.place.item)
+        item = "/".join(self.folder.folders.resource_dir.address.base)
         uri = f"/data/{item}/resources/{row.resource_id}/files/{row.path}"
         return {"uri": uri, "digest": row.digest, "format": row.format, "content": row.content}
 

@@ -100,7 +100,7 @@ class ResourceDir(Dir):
 
     def xattrs(self) -> dict[str, str]:
         row = self.resource
-        uri = f"/data/{'/'.join(self.place.item)}/resources/{row.id}"
+        uri = f"/data/{'/'.join(self.address.base)}/resources/{row.id}"
         return {"id": row.id, "label": row.label, "uri": uri, "format": row.format, "content": row.content}
 
     async def listing(self) -> Listing[FileRow]:

@@ -113,6 +113,8 @@ class FileSource:
     async def _from_archive(self, opening: AsyncExitStack) -> Body:
         """Find its member. Raises NotFound where none is certainly it."""
         address = self.address
+        if not address.label and any(rival.id not in self.groups for rival in address.rivals):
+            raise NotFound("another resource has its name in there, and its files are not listed")
         together = [(address.label or address.resource, catalogue_of(self.groups, address.resource))]
         together += [(rival.label, catalogue_of(self.groups, rival.id)) for rival in address.rivals]
         names = await TarNames.of(together, self.row.path)
