@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -200,3 +201,19 @@ def test_schemas_are_served_under_their_names(tmp_path):
     assert app.handle("GET", "/xapi/schemas", "", basic, b"").body == b'["xnat"]'
     assert app.handle("GET", "/xapi/schemas/xnat", "", basic, b"").body == b"<schema/>"
     assert app.handle("GET", "/xapi/schemas/notes", "", basic, b"").status == 404
+
+
+def test_a_catalogue_of_dicom_has_the_order_of_a_hash_and_no_other_has():
+    archive = Archive()
+    project = archive.project("P", "P")
+    found = {}
+    for label in ("DICOM", "NIFTI"):
+        resource = archive.resource(project.resources, label)
+        for number in range(20):
+            archive.file(resource, f"{number:02}", b"x")
+        found[label] = [entry.path for entry in resource.listed()]
+    assert found["NIFTI"] == sorted(found["NIFTI"])
+    assert found["DICOM"] != found["NIFTI"]
+    assert sorted(found["DICOM"]) == found["NIFTI"]
+    beside = sum(abs(int(a) - int(b)) <= 2 for a, b in pairwise(found["DICOM"]))
+    assert beside < 10, "neighbours by name are none in there"

@@ -6,10 +6,12 @@ import time
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from xnatfs.demo.archive import Archive, Entry, Home, Resource
-from xnatfs.demo.reply import Failed, Reply, Slice, disposition
-from xnatfs.demo.tables import Query, true
+from xnatfs.demo.releases import Release
+from xnatfs.demo.reply import BUFFER, Failed, Reply, Slice, disposition
+from xnatfs.demo.tables import Query, stored, true
 from xnatfs.demo.zips import Member, zipped
 
 Found = Sequence[tuple[Resource, Home]]
@@ -23,6 +25,7 @@ ARCHIVES = {
     "application/x-tar": "application/x-tar",
 }
 ENDINGS = {"application/zip": "zip", "application/x-tar": "tar", "application/x-gtar": "tar.gz"}
+BLOCK = tarfile.BLOCKSIZE
 UNSAFE = re.compile(r'[/\\:*?"<>|]')
 
 
@@ -61,7 +64,7 @@ class Layout:
     def _part(self, home: Home) -> str:
         if home.category == "resources":
             return ""
-        kind = re.sub(r"\W", "_", home.cat_desc.strip())
+        kind = re.sub(r"\W", "_", stored(home.cat_desc.strip()))
         suffix = f"-{kind}" if home.category == "scans" and self.typed and kind and not self.structure else ""
         return f"/{home.category}/{home.cat_id}{suffix}"
 
@@ -80,13 +83,24 @@ def archive(found: Found, query: Query, layout: Layout) -> Reply:
     members = [
         (layout.member(resource, home, entry.path), entry)
         for resource, home in found
-        for entry in resource.entries
+        for entry in resource.listed()
         if not entry.lost
     ]
     if not members:
         raise Failed(404, "No files found")
     headers = {"Content-Disposition": disposition(f"{layout.name}.{ENDINGS[layout.kind]}")}
-    return Reply(200, _body(members, query, layout.kind), layout.kind, headers)
+    body = _body(members, query, layout.kind)
+    if layout.kind == "application/zip":
+        return Reply(200, body, layout.kind, headers)
+    fitting = list(takewhile(lambda member: _fits(member[0], query.release), members))
+    if len(fitting) < len(members) and sum(BLOCK + entry.length() for _, entry in fitting) < BUFFER:
+        raise Failed(500, "An exception occured writing the response entity", empty=True)
+    return Reply(200, body, layout.kind, headers)
+
+
+def _fits(name: str, release: Release) -> bool:
+    """Whether a tar of this release can hold a member of this name. The first that does not fit ends the tar."""
+    return not release.tar_name or len(name) <= release.tar_name
 
 
 def layout(archive: Archive, query: Query, name: str, *, typed: bool, blank: bool) -> Layout:
@@ -107,22 +121,27 @@ def _body(members: list[tuple[str, Entry]], query: Query, kind: str) -> Iterator
         level = query.get("compression", "0")
         made = [_zip_member(name, entry) for name, entry in members]
         return zipped(made, int(level) if level in "123456789" and level else 0)
-    return _gzip(_tar(members)) if kind == "application/x-gtar" else _tar(members)
+    tar = _tar(members, query.release)
+    return _gzip(tar) if kind == "application/x-gtar" else tar
 
 
 def _zip_member(name: str, entry: Entry) -> Member:
     return Member(name, time.gmtime(entry.modified)[:6], lambda: Slice.whole(entry.content).pieces())
 
 
-def _tar(members: list[tuple[str, Entry]]) -> Iterator[bytes]:
-    """Long names as PAX headers; backslashes become slashes, and what is not ASCII a question mark."""
+def _tar(members: list[tuple[str, Entry]], release: Release) -> Iterator[bytes]:
+    """Long names as PAX headers, or an end at the first of them; backslashes become slashes."""
     for name, entry in members:
-        info = tarfile.TarInfo(name.replace("\\", "/").encode("ascii", "replace").decode())
+        if not _fits(name, release):
+            return
+        name = name.replace("\\", "/")
+        single = bytes(ord(character) & 0xFF for character in name).decode("latin-1")
+        info = tarfile.TarInfo(single if release.tar_bytes else name.encode("ascii", "replace").decode())
         content = Slice.whole(entry.content)
         info.size, info.mtime = content.length, int(entry.modified)
-        yield info.tobuf(tarfile.PAX_FORMAT)
+        yield info.tobuf(tarfile.GNU_FORMAT if release.tar_name else tarfile.PAX_FORMAT, "latin-1")
         yield from content.pieces()
-        yield b"\0" * (-info.size % 512)
+        yield b"\0" * (-info.size % BLOCK)
     yield b"\0" * 1024
 
 

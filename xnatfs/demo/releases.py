@@ -4,7 +4,13 @@ Each difference is one field, named after what the server does; the code that an
 a release. The defaults are those of 1.8.
 """
 
+import re
 from dataclasses import dataclass
+
+# What the container below XNAT refuses anywhere in a path: encoded slashes, backslashes, raw brackets.
+_CONTAINER = r"%2f|\\|%5c|[\[\]{}|^\"<>]|%00"
+# What the firewall in front of XNAT refuses as well, from Spring Security 4.2 on.
+_FIREWALL = rf";|%3b|%25|%2e|//|/\.\.?(?:/|$)|{_CONTAINER}"
 
 
 @dataclass(frozen=True)
@@ -12,11 +18,95 @@ class Release:
     """One release of XNAT, as far as its REST API differs from the others."""
 
     name: str
+    version: str = "1.8.11"  # as /xapi/siteConfig/buildInfo states it
     server: str = "Noelios-Restlet-Engine/1.1.10"  # the Server header
+    container: str = "Apache Tomcat/9.0.65"  # as its own error pages name it, in their <h3>
+
+    # -- requests and sessions -----------------------------------------------------------------------------------
+    refuses: re.Pattern[str] = re.compile(_FIREWALL, re.IGNORECASE)  # paths that are answered 400
+    finds_odd_paths: bool = True  # of what it lets pass: without the firewall, '//' and '/../' lead nowhere (404)
+    frame_headers: bool = True  # X-Frame-Options and Content-Security-Policy
+    has_xapi: bool = True  # else /xapi is a page of the container: 404
+    xapi_slash: bool = True  # a slash at the end of an /xapi path is ignored; Spring 6 answers 404
+    sends_browsers_to_login: bool = True  # 302 to Login.vm; else an empty 401
+    session_is_open: bool = True  # /data/JSESSION without a login opens a guest's session on a closed site; else 401
+    login_page: bool = False  # a request without a login gets XNAT's own status page, not the container's
+    realm: str = "XNAT Demo"  # of the login: the ID of the site
+    refused: str = "Your login attempt failed because the username and password combination you provided was invalid."
+    form_login: bool = True  # /data/services/auth answers the session's ID; else nothing, and 500 to a wrong password
+    form_type_needed: bool = False  # a form in a body counts only under its Content-Type
+    ends_sentences: bool = False  # "User 'x' is logged in." with a full stop
+    expiration_path: str = ""  # of the cookie SESSION_EXPIRATION_TIME; '' for that of the application
+    short_tokens: bool = False  # alias and secret alone, as text; no token is listed, checked or ever made invalid
+    states_version: bool = False  # /data/version is there, and knows nothing
+    empty_is_204: bool = False  # success without a body
+
+    # -- lists and documents -------------------------------------------------------------------------------------
+    text_charset: str = "ISO-8859-1"
+    list_charset: str = ""  # of JSON, XML and CSV; '' where it is not stated (they are UTF-8 all the same)
+    escapes_letters: bool = True  # of free text: what is not ASCII is stored as a character reference, as `&#252;`
+    quotes_csv: bool = True
+    shuffles: bool = False  # no list has an order, not even the same one twice
+    document_type: str = "text/html"  # of a document whose form is not asked for
+    substitutes_shares: bool = True  # a shared session has the project and subject label of the project that is listed
+    typed_site_key: bool = True  # the list of all experiments has the column xnat:experimentdata/id, too
+    protected_subjects_403: bool = True  # subjects of a protected project, to others: 403; else an empty list
+    falls_to_project: bool = True  # resources of an unknown session below a project are those of the project; else 404
+
+    # -- files ---------------------------------------------------------------------------------------------------
+    lists_digests: bool = True  # the column is there
+    lists_catalogs: bool = False  # files called *_catalog.xml are listed as others are
+    missing_lists_empty: bool = False  # an unknown session, scan or resource number has no files: 200; else 404 or 500
+    names_files: bool = True  # Content-Disposition of a single file
+    tar_name: int = 0  # longest name in a tar, in characters: a longer one ends it; 0 for any, as POSIX has them
+    tar_bytes: bool = False  # a character in a tar's name is its lowest byte; else what is not ASCII is '?'
 
 
-XNAT_1_6 = Release("1.6", server="Noelios-Restlet-Engine/1.1.6")
+XNAT_1_6 = Release(
+    "1.6",
+    version="1.6.4",
+    server="Noelios-Restlet-Engine/1.1.6",
+    container="Apache Tomcat/9.0.70 (Debian)",
+    refuses=re.compile(_CONTAINER, re.IGNORECASE),
+    finds_odd_paths=False,
+    frame_headers=False,
+    has_xapi=False,
+    sends_browsers_to_login=False,
+    session_is_open=False,
+    login_page=True,
+    realm="XNAT Protected Area",
+    refused="Login attempt failed. Please try again.",
+    form_login=False,
+    ends_sentences=True,
+    expiration_path="/",
+    short_tokens=True,
+    states_version=True,
+    quotes_csv=False,
+    document_type="text/xml",
+    substitutes_shares=False,
+    typed_site_key=False,
+    protected_subjects_403=False,
+    falls_to_project=False,
+    lists_digests=False,
+    lists_catalogs=True,
+    missing_lists_empty=True,
+    names_files=False,
+    tar_name=100,
+    tar_bytes=True,
+)
 XNAT_1_8 = Release("1.8")
-XNAT_1_11 = Release("1.11", server="Restlet-Framework/2.6")
+XNAT_1_11 = Release(
+    "1.11",
+    version="1.11.0",
+    server="Restlet-Framework/2.6",
+    container="Apache Tomcat/10.1.34",
+    xapi_slash=False,
+    form_type_needed=True,
+    empty_is_204=True,
+    text_charset="UTF-8",
+    list_charset="UTF-8",
+    escapes_letters=False,
+    shuffles=True,
+)
 
 RELEASES = {release.name: release for release in (XNAT_1_6, XNAT_1_8, XNAT_1_11)}
