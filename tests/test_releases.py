@@ -84,8 +84,19 @@ def expected(entry: ManifestEntry, release: Release) -> Seen:
     return Seen("file", entry.size, entry.md5)
 
 
+def with_pages(archive: DemoArchive) -> None:
+    """Files that look like answers of the server itself."""
+    session = archive.experiments["DEMO_E00002"]
+    reports = archive.resource(session.resources, "reports")
+    archive.file(reports, "report.html", b"<html><h3>All is well.</h3></html>")
+    archive.file(reports, "empty.html", b"")
+    archive.file(reports, "plots.xml", b"<plots/>")
+    archive.file(reports, "table.json", b'{"ResultSet": {"Result": []}}')
+
+
 async def test_the_tree_of_the_whole_archive(release, tmp_path):
     archive = DemoArchive()
+    with_pages(archive)
     async with opened(DemoXnat(archive, release=release), tmp_path) as site:
         await walk(Root(site))  # what links lead to is known after that
         found = await walk(Root(site))

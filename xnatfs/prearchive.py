@@ -192,7 +192,7 @@ async def move(xnat: Xnat, waiting: PrearchiveSession, project: str) -> str:
 async def delete(xnat: Xnat, waiting: PrearchiveSession) -> None:
     """Delete it, for good. Raises Conflict, Denied, NotFound."""
     answer = await xnat.change("DELETE", _path(xnat, waiting))
-    if not answer.ok and answer.status != 204:
+    if not answer.ok:
         raise failure(xnat, answer, f"deleting {_name(waiting)}")
 
 
