@@ -20,7 +20,7 @@ def fresh(tmp_path: Path) -> Iterator[Shell]:
         yield made
 
 
-@pytest.fixture(params=RELEASES.values(), ids=RELEASES.keys())
+@pytest.fixture(params=list(RELEASES.values()), ids=list(RELEASES))
 def release(request: pytest.FixtureRequest) -> Release:
     """Each release of XNAT: `DemoXnat`, `demos.serving` and `commanding.shell` take it as an option."""
     found: Release = request.param

@@ -2,14 +2,13 @@
 
 import errno
 import hashlib
-from collections.abc import AsyncIterator, Iterator
+import re
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
-from tests.commanding import Shell, shell
+from tests.commanding import LABEL, OWNER, SESSION, Shell, shell
 from tests.demos import USER
 from tests.wire import Wire
 from xnatfs.config import Config
@@ -17,7 +16,7 @@ from xnatfs.credentials import Credentials
 from xnatfs.demo.app import DemoXnat
 from xnatfs.demo.content import PASSWORDS, DemoArchive
 from xnatfs.demo.manifest import ManifestEntry
-from xnatfs.demo.releases import Release
+from xnatfs.demo.releases import XNAT_1_8, Release
 from xnatfs.errors import XnatError
 from xnatfs.fuse.operations import errno_of
 from xnatfs.site import Site, open_site
@@ -104,3 +103,81 @@ async def test_the_tree_of_the_whole_archive(release, tmp_path):
     del found[()]
     assert found.keys() == wanted.keys()
     assert {path: (found[path], seen) for path, seen in wanted.items() if found[path] != seen} == {}
+
+
+# -- xnatctl -----------------------------------------------------------------------------------------------------
+
+LISTS = (
+    ("whoami",),
+    ("project", "list"),
+    ("project", "show", "MYPROJECT"),
+    ("subject", "list", "-P", "MYPROJECT"),
+    ("subject", "show", "SUB001", "-P", "MYPROJECT"),
+    ("session", "list", "-P", "MYPROJECT"),
+    ("session", "show", "-E", LABEL, "-P", "MYPROJECT"),
+    ("scan", "list", "-E", SESSION),
+    ("resource", "list", "-E", SESSION),
+    ("resource", "list", "-E", SESSION, "--scan", "1"),
+    ("resource", "show", "-E", SESSION, "--scan", "1", "NIFTI"),
+    ("prearchive", "list", "-P", "MYPROJECT"),
+)
+
+
+def said(prompt: Shell, words: Names) -> str:
+    """What a command prints, without what the server sets by its clock or its own name."""
+    out = prompt.ctl(*words, "-o", "json").out.replace(prompt.url, "URL")
+    if not prompt.app.release.lists_digests:
+        assert '"digest": "",' in out or "digest" not in out
+    out = re.sub(r'"digest": "[0-9a-f]*"', '"digest": ...', out)
+    return re.sub(r"\d{8}_\d{9}|\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d+)?", "TIME", out)
+
+
+def test_lists_of_xnatctl_are_the_same(release, tmp_path):
+    outputs = []
+    for each in (XNAT_1_8, release):
+        home = tmp_path / f"{each.name}-{len(outputs)}"
+        home.mkdir()
+        with shell(home, release=each) as prompt:
+            prompt.receive("W")
+            outputs.append({words: said(prompt, words) for words in LISTS})
+    assert outputs[1] == outputs[0]
+    assert all(len(output) > 2 for output in outputs[0].values())
+
+
+def test_errors_of_xnatctl_have_the_servers_words(release, tmp_path):
+    with shell(tmp_path, release=release) as prompt:
+        missing = prompt.ctl("session", "list", "-P", "NOSUCH", status=5)
+        assert "project NOSUCH not found" in missing.err
+        prompt.app.archive.experiments[SESSION].scans[0].resources[0].broken = True
+        broken = prompt.ctl("resource", "show", "-E", SESSION, "--scan", "1", "DICOM", status=5)
+        assert "Unable to find file." in broken.err
+        for err in (missing.err, broken.err):
+            assert len(err.splitlines()) == 1
+            assert "Tomcat" not in err
+        prompt.env["XNAT_PASS"] = "wrong"
+        refused = prompt.as_user(OWNER).start("project", "list")
+        assert refused.status != 0
+        assert "refused the login of jane" in refused.err
+
+
+async def test_a_login_ends_and_begins_again(release, tmp_path):
+    """A session that has died is renewed without a reader's notice, on a closed site and on an open one."""
+    for require_login in (True, False):
+        demo = DemoXnat(DemoArchive(), release=release, require_login=require_login)
+        async with opened(demo, tmp_path / str(require_login)) as site:
+            assert await site.xnat.username() == USER
+            before = {project.id for project in await site.xnat.projects()}
+            demo.sessions.end_all()
+            assert {project.id for project in await site.xnat.projects()} == before or not require_login
+            assert await site.xnat.session_lives() or not require_login
+            assert {project.id for project in await site.xnat.projects()} == before
+
+
+async def test_an_alias_token_logs_in(release, tmp_path):
+    demo = DemoXnat(DemoArchive(), release=release)
+    async with opened(demo, tmp_path / "first") as site:
+        alias, secret = await site.xnat.issue_token()
+        await site.xnat.invalidate_token((await site.xnat.issue_token())[0])
+    config = Config("http://xnat.example.org", cache_dir=tmp_path / "second", timeout=5.0)
+    async with open_site(config, Credentials(alias, secret), Wire(demo)) as site:
+        assert await site.xnat.username() == USER
