@@ -133,7 +133,7 @@ def said(prompt: Shell, words: Names) -> str:
 
 
 def test_lists_of_xnatctl_are_the_same(release, tmp_path):
-    outputs = []
+    outputs: list[dict[Names, str]] = []
     for each in (XNAT_1_8, release):
         home = tmp_path / f"{each.name}-{len(outputs)}"
         home.mkdir()

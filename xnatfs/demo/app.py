@@ -140,6 +140,8 @@ class DemoXnat:
         if release.empty_is_204 and reply.status == 200 and reply.body == b"" and method not in ("GET", "HEAD"):
             reply.status = 204
         reply.content_type = reply.content_type.replace("ISO-8859-1", release.text_charset)
+        if reply.status in (204, 304):
+            reply.content_type = ""
         if release.list_charset and reply.content_type in (JSON, XML, CSV) and not isinstance(reply.body, Slice):
             reply.content_type += f";charset={release.list_charset}"
         headers = {
@@ -260,7 +262,8 @@ class DemoXnat:
 
 def to_httpx(reply: Reply) -> httpx.Response:
     """A reply for a test without sockets."""
-    named = [("Content-Type", reply.content_type), *reply.headers.items()]
+    named = [("Content-Type", reply.content_type)] if reply.content_type else []
+    named += reply.headers.items()
     named += [("Set-Cookie", cookie) for cookie in reply.cookies]
     headers = [(name.encode(), value.encode("latin-1")) for name, value in named]
     length = reply.length()

@@ -10,7 +10,7 @@ from itertools import takewhile
 
 from xnatfs.demo.archive import Archive, Entry, Home, Resource
 from xnatfs.demo.releases import Release
-from xnatfs.demo.reply import BUFFER, Failed, Reply, Slice, disposition
+from xnatfs.demo.reply import Failed, Reply, Slice, disposition
 from xnatfs.demo.tables import Query, stored, true
 from xnatfs.demo.zips import Member, zipped
 
@@ -25,7 +25,7 @@ ARCHIVES = {
     "application/x-tar": "application/x-tar",
 }
 ENDINGS = {"application/zip": "zip", "application/x-tar": "tar", "application/x-gtar": "tar.gz"}
-BLOCK = tarfile.BLOCKSIZE
+BLOCK, RECORD = tarfile.BLOCKSIZE, tarfile.RECORDSIZE  # a tar is padded to whole records
 UNSAFE = re.compile(r'[/\\:*?"<>|]')
 
 
@@ -93,7 +93,7 @@ def archive(found: Found, query: Query, layout: Layout) -> Reply:
     if layout.kind == "application/zip":
         return Reply(200, body, layout.kind, headers)
     fitting = list(takewhile(lambda member: _fits(member[0], query.release), members))
-    if len(fitting) < len(members) and sum(BLOCK + entry.length() for _, entry in fitting) < BUFFER:
+    if len(fitting) < len(members) and sum(_blocks(entry.length()) for _, entry in fitting) < RECORD:
         raise Failed(500, "An exception occured writing the response entity", empty=True)
     return Reply(200, body, layout.kind, headers)
 
@@ -101,6 +101,11 @@ def archive(found: Found, query: Query, layout: Layout) -> Reply:
 def _fits(name: str, release: Release) -> bool:
     """Whether a tar of this release can hold a member of this name. The first that does not fit ends the tar."""
     return not release.tar_name or len(name) <= release.tar_name
+
+
+def _blocks(size: int) -> int:
+    """Bytes that a member takes, with its header."""
+    return BLOCK + size - size % -BLOCK
 
 
 def layout(archive: Archive, query: Query, name: str, *, typed: bool, blank: bool) -> Layout:
@@ -121,7 +126,7 @@ def _body(members: list[tuple[str, Entry]], query: Query, kind: str) -> Iterator
         level = query.get("compression", "0")
         made = [_zip_member(name, entry) for name, entry in members]
         return zipped(made, int(level) if level in "123456789" and level else 0)
-    tar = _tar(members, query.release)
+    tar = _records(_tar(members, query.release))
     return _gzip(tar) if kind == "application/x-gtar" else tar
 
 
@@ -129,8 +134,20 @@ def _zip_member(name: str, entry: Entry) -> Member:
     return Member(name, time.gmtime(entry.modified)[:6], lambda: Slice.whole(entry.content).pieces())
 
 
+def _records(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Whole records. Of a tar that ends too early the last one, which is not full, is lost."""
+    begun = b""
+    for piece in pieces:
+        begun += piece
+        whole = len(begun) - len(begun) % RECORD
+        if whole:
+            yield begun[:whole]
+        begun = begun[whole:]
+
+
 def _tar(members: list[tuple[str, Entry]], release: Release) -> Iterator[bytes]:
     """Long names as PAX headers, or an end at the first of them; backslashes become slashes."""
+    written = 0
     for name, entry in members:
         if not _fits(name, release):
             return
@@ -139,10 +156,12 @@ def _tar(members: list[tuple[str, Entry]], release: Release) -> Iterator[bytes]:
         info = tarfile.TarInfo(single if release.tar_bytes else name.encode("ascii", "replace").decode())
         content = Slice.whole(entry.content)
         info.size, info.mtime = content.length, int(entry.modified)
-        yield info.tobuf(tarfile.GNU_FORMAT if release.tar_name else tarfile.PAX_FORMAT, "latin-1")
+        header = info.tobuf(tarfile.GNU_FORMAT if release.tar_name else tarfile.PAX_FORMAT, "latin-1")
+        written += len(header) + _blocks(info.size) - BLOCK
+        yield header
         yield from content.pieces()
         yield b"\0" * (-info.size % BLOCK)
-    yield b"\0" * 1024
+    yield b"\0" * (2 * BLOCK + -(written + 2 * BLOCK) % RECORD)
 
 
 def _gzip(pieces: Iterator[bytes]) -> Iterator[bytes]:

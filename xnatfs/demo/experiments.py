@@ -34,6 +34,8 @@ def all_experiments(archive: Archive, user: str, query: Query, joins: Joins = "a
     """
     chosen = choose(query, DEFAULT, "xnat:experimentData")
     chosen, query = without_joins(chosen, query, joins)
+    # By these it looks up what of a row may be read, and they stay in it.
+    chosen = replace(chosen, names=list(dict.fromkeys([*chosen.names, "project", "xsiType"])))
     found = [e for e in archive.experiments.values() if query.get(SHARED_INTO, "") in ("", *e.shared)]
     rows = _wanted([_own(archive, e, query) for e in found], query, chosen)
     page, whole = paged(rows, query)

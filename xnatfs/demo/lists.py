@@ -47,9 +47,14 @@ def _projects_by_role(archive: Archive, user: str, seen: list[Project], query: Q
             "name": free(project.name, query),
             "description": free(project.description, query),
             "pi": "Demo",
+            "project_invs": "",
             "project_access": project.access,
-            "user_role_1": archive.role(user, project.id),
+            "project_access_img": "/@WEBAPPimages/key.gif",
+            "quarantine_status": "active",
             "insert_date": "2024-01-02 03:04:05.678",
+            "insert_user": "admin",
+            "user_role_1": archive.role(user, project.id),
+            "last_accessed_1": "",
         }
         for project in sorted(seen, key=lambda project: project.id)
     ]

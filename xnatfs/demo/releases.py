@@ -46,6 +46,7 @@ class Release:
     list_charset: str = ""  # of JSON, XML and CSV; '' where it is not stated (they are UTF-8 all the same)
     escapes_letters: bool = True  # of free text: what is not ASCII is stored as a character reference, as `&#252;`
     quotes_csv: bool = True
+    pages: bool = True  # `limit` and `offset` are heeded
     shuffles: bool = False  # no list has an order, not even the same one twice
     document_type: str = "text/html"  # of a document whose form is not asked for
     substitutes_shares: bool = True  # a shared session has the project and subject label of the project that is listed
@@ -82,6 +83,7 @@ XNAT_1_6 = Release(
     short_tokens=True,
     states_version=True,
     quotes_csv=False,
+    pages=False,
     document_type="text/xml",
     substitutes_shares=False,
     typed_site_key=False,

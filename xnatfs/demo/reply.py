@@ -50,7 +50,7 @@ class Reply:
 
     status: int = 200
     body: bytes | Slice | Iterable[bytes] = b""
-    content_type: str = "text/plain;charset=ISO-8859-1"
+    content_type: str = "text/plain;charset=ISO-8859-1"  # '' for none
     headers: dict[str, str] = field(default_factory=dict)
     cookies: list[str] = field(default_factory=list)
     reason: str = ""

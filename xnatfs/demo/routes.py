@@ -162,7 +162,7 @@ class Routes:
             raise Failed(404, "Unable to identify experiment")
         start = tail.index("resources") if "resources" in tail else tail.index("files")
         if above is None and self.release.missing_lists_empty:
-            if tail[start:] == ["files"]:
+            if tuple(tail[start:]) == ("files",):
                 above = Level((), "")
             else:
                 raise Failed(500 if len(tail) > start + 3 else 404, "")

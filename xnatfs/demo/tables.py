@@ -179,7 +179,7 @@ def _fits(value: str, wanted: str) -> bool:
 
 def paged(rows: Rows, query: Query) -> tuple[Rows, bool]:
     """The page asked for, and whether the list is whole."""
-    if "limit" not in query and "offset" not in query:
+    if not query.release.pages or ("limit" not in query and "offset" not in query):
         return rows, True
     offset = int(query.get("offset", "0")) if query.get("offset", "0").isdigit() else 0
     limit = query.get("limit", "100")
