@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from tests.commanding import LABEL, OWNER, SESSION, Shell, shell
 from tests.demos import USER
 from tests.wire import Wire
@@ -16,7 +18,7 @@ from xnatfs.credentials import Credentials
 from xnatfs.demo.app import DemoXnat
 from xnatfs.demo.content import PASSWORDS, DemoArchive
 from xnatfs.demo.manifest import ManifestEntry
-from xnatfs.demo.releases import XNAT_1_8, Release
+from xnatfs.demo.releases import XNAT_1_8
 from xnatfs.errors import XnatError
 from xnatfs.fuse.operations import errno_of
 from xnatfs.site import Site, open_site
@@ -74,9 +76,9 @@ async def read(file: File) -> Seen:
     return Seen("file", len(content), hashlib.md5(content).hexdigest())
 
 
-def expected(entry: ManifestEntry, release: Release) -> Seen:
+def expected(entry: ManifestEntry, digests: bool) -> Seen:
     error = entry.error
-    if not release.lists_digests and entry.path[-1].startswith("wrong-digest"):
+    if not digests and entry.path[-1].startswith("wrong-digest"):
         error = ""  # bytes that are not as the catalogue says cannot be told from others
     if entry.kind != "file" or error:
         return Seen(entry.kind, target=entry.target, error=error)
@@ -93,13 +95,15 @@ def with_pages(archive: DemoArchive) -> None:
     archive.file(reports, "table.json", b'{"ResultSet": {"Result": []}}')
 
 
-async def test_the_tree_of_the_whole_archive(release, tmp_path):
+@pytest.mark.parametrize("digests", [True, False], ids=["digests", "no digests"])
+async def test_the_tree_of_the_whole_archive(release, digests, tmp_path):
     archive = DemoArchive()
     with_pages(archive)
-    async with opened(DemoXnat(archive, release=release), tmp_path) as site:
+    digests = digests and release.lists_digests
+    async with opened(DemoXnat(archive, release=release, digests=digests), tmp_path) as site:
         await walk(Root(site))  # what links lead to is known after that
         found = await walk(Root(site))
-    wanted = {entry.path: expected(entry, release) for entry in archive.manifest(USER)}
+    wanted = {entry.path: expected(entry, digests) for entry in archive.manifest(USER)}
     del found[()]
     assert found.keys() == wanted.keys()
     assert {path: (found[path], seen) for path, seen in wanted.items() if found[path] != seen} == {}
