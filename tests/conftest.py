@@ -22,7 +22,7 @@ def fresh(tmp_path: Path) -> Iterator[Shell]:
 
 @pytest.fixture(params=list(RELEASES.values()), ids=list(RELEASES))
 def release(request: pytest.FixtureRequest) -> Release:
-    """Each release of XNAT: `DemoXnat`, `demos.serving` and `commanding.shell` take it as an option."""
+    """Run a test for each release of XNAT. `DemoXnat`, `demos.serving` and `commanding.shell` take it as an option."""
     found: Release = request.param
     return found
 

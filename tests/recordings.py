@@ -1,4 +1,4 @@
-"""Replies of a server as they were recorded: read, written, and played again to the client that asks for them.
+"""Read, write and play recorded replies of a server.
 
 A directory of recordings holds NAME.http, each what came over the socket, and an INDEX.md that tells which request it
 answers. Bodies may be cut: what is missing is played as a connection that breaks.
@@ -51,12 +51,12 @@ class Recording:
 
 
 def key(method: str, path: str, query: str) -> Key:
-    """What tells one request from others, however it is escaped."""
+    """Return what tells one request from others, however it is escaped."""
     return method, unquote(path), tuple(sorted(parse_qsl(query, keep_blank_values=True)))
 
 
 def read(directory: Path) -> Iterator[Recording]:
-    """All recordings of a directory, in the order of its index."""
+    """Read all recordings of a directory, in the order of its index."""
     for line in (directory / "INDEX.md").read_text().splitlines():
         row = ROW.match(line)
         path = directory / f"{row['name']}.http" if row else directory
@@ -84,7 +84,7 @@ def _parsed(request: Recording, raw: bytes) -> Recording:
 
 
 def _unchunked(body: bytes) -> tuple[bytes, bool]:
-    """The pieces of a body, and whether its end is missing."""
+    """Join the pieces of a body; the second value is true where its end is missing."""
     whole = b""
     while True:
         size, found, rest = body.partition(b"\r\n")
@@ -114,7 +114,7 @@ def write(directory: Path, recordings: Sequence[Recording]) -> None:
 
 
 class _Played(httpx.AsyncByteStream):
-    """A body in pieces, which breaks where it was cut. No generator: nothing has to close it."""
+    """Play a body in pieces, and break where it was cut. It is no generator, which would have to be closed."""
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
@@ -134,12 +134,12 @@ class _Played(httpx.AsyncByteStream):
 
 
 def answer(status: int, body: str = "", **headers: str) -> httpx.Response:
-    """A short reply that nothing has read yet."""
+    """Make a short reply whose body is not read yet."""
     return response(Recording("", "", "GET", "", {}, status, list(headers.items()), body.encode()))
 
 
 def response(recording: Recording) -> httpx.Response:
-    """A reply as it came; this container sends no reason phrase."""
+    """Make the reply as it came, without a reason phrase: this container sends none."""
     headers = [(name, value) for name, value in recording.headers if name.lower() != "transfer-encoding"]
     stream = _Played(recording)
     return httpx.Response(recording.status, headers=headers, stream=stream, extensions={"reason_phrase": b""})

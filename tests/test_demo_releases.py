@@ -1,4 +1,4 @@
-"""The demo answers as the release that it is told to be (XNAT REST contract 20). Nothing here is our client."""
+"""Hold the demo to what each release of XNAT answers (XNAT REST contract 20). Nothing here is our client."""
 
 import io
 import tarfile
@@ -28,7 +28,7 @@ def archive() -> DemoArchive:
 
 @pytest.fixture
 def client(archive: DemoArchive) -> Iterator[Clients]:
-    """Clients of a demo of any release, logged in where a user is given."""
+    """Make clients of a demo of any release, logged in where a user is given."""
     opened = []
 
     def make(release: Release, user: str = OWNER, **options: Any) -> httpx.Client:

@@ -106,7 +106,7 @@ def raw(path: Path, name: str) -> str:
 
 
 def size(entry: ElementTree.Element) -> int | None:
-    """What a catalogue states; not every server writes sizes into it."""
+    """Return the size that a catalogue states; not every server writes sizes into it."""
     stated = [field.text for field in entry.iter() if field.get("name") == "size_in_bytes"]
     return int(stated[0] or "") if stated else None
 

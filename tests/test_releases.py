@@ -1,4 +1,4 @@
-"""Each release of XNAT that the demo can be: the whole archive shows, and reads, the same through all of them."""
+"""Show and read the whole archive through each release of XNAT that the demo can be."""
 
 import errno
 import hashlib
@@ -30,7 +30,7 @@ Names = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Seen:
-    """One entry of the tree, as a program would see it."""
+    """An entry of the tree, as a program sees it."""
 
     kind: str
     size: int = 0
@@ -47,7 +47,7 @@ async def opened(demo: DemoXnat, directory: Path) -> AsyncIterator[Site]:
 
 
 async def walk(node: Node, path: Names = ()) -> dict[Names, Seen]:
-    """Everything below a directory, files read whole."""
+    """Walk everything below a directory, and read files whole."""
     if isinstance(node, Link):
         return {path: Seen("link", target=node.target)}
     if isinstance(node, File):
@@ -86,7 +86,7 @@ def expected(entry: ManifestEntry, digests: bool) -> Seen:
 
 
 def with_pages(archive: DemoArchive) -> None:
-    """Files that look like answers of the server itself."""
+    """Add files that look like answers of the server itself."""
     session = archive.experiments["DEMO_E00002"]
     reports = archive.resource(session.resources, "reports")
     archive.file(reports, "report.html", b"<html><h3>All is well.</h3></html>")
@@ -128,7 +128,7 @@ LISTS = (
 
 
 def said(prompt: Shell, words: Names) -> str:
-    """What a command prints, without what the server sets by its clock or its own name."""
+    """Return what a command prints, without times and the name of the server."""
     out = prompt.ctl(*words, "-o", "json").out.replace(prompt.url, "URL")
     if not prompt.app.release.lists_digests:
         assert '"digest": "",' in out or "digest" not in out
@@ -165,7 +165,7 @@ def test_errors_of_xnatctl_have_the_servers_words(release, tmp_path):
 
 
 async def test_a_login_ends_and_begins_again(release, tmp_path):
-    """A session that has died is renewed without a reader's notice, on a closed site and on an open one."""
+    """Renew a session that has died, on a closed site and on an open one."""
     for require_login in (True, False):
         demo = DemoXnat(DemoArchive(), release=release, require_login=require_login)
         async with opened(demo, tmp_path / str(require_login)) as site:

@@ -1,4 +1,4 @@
-"""What was recorded of real servers goes through the client's own parsers, and the demo answers in the same shape.
+"""Play recorded replies of real servers to the client's own parsers, and hold the demo to their shape.
 
 Where XNATFS_RECORDED names a directory of recordings, which the project does not hold, each of them is played to the
 client method that makes its request. What must come out is read from the recording by a few lines of this module. A
@@ -48,7 +48,7 @@ Check = Callable[[Any, Recording], None]
 
 
 def site() -> Archive:
-    """A site like the one that was recorded: the same kinds of things under the same addresses."""
+    """Make a site like the one that was recorded: the same kinds of things under the same addresses."""
     archive = Archive()
     for name in ("owner", "member", "collab", "outsider", "admin"):
         archive.users[name] = User(name, f"{name}pw", admin=name == "admin")
@@ -178,7 +178,7 @@ REQUESTS = (
     ("file", "owner", f"GET {PLAIN}"),
     ("file-nosuch", "owner", f"GET {SESSION}/resources/13/files/nosuch.txt"),
     ("file-percent", "owner", f"GET {SESSION}/resources/15/files/per%25cent.txt"),
-    ("file-denied", "outsider", PLAIN.join(("GET ", ""))),
+    ("file-denied", "outsider", f"GET {PLAIN}"),
     ("file-unmodified", "owner", f"GET {PLAIN}", "If-Modified-Since: Sat, 28 Nov 2026 18:02:54 GMT"),
     ("range", "owner", f"GET {PLAIN}", "Range: bytes=1-3"),
     ("range-end-beyond", "owner", f"GET {PLAIN}", "Range: bytes=2-100"),
@@ -203,7 +203,7 @@ REQUESTS = (
 
 
 def asked(demo: DemoXnat, recording: Recording) -> Recording:
-    """The same request, and what the demo answers to it, to the same user."""
+    """Record what the demo answers to the same request of the same user."""
     headers = {"accept": "*/*", **recording.sent}
     if recording.user != "-":
         session = demo.sessions.create(recording.user)
@@ -237,7 +237,7 @@ class Set:
     recorded: list[Recording]
 
     def whole(self, recording: Recording) -> Recording | None:
-        """The same file, not a part of it."""
+        """Find the recording of the whole file, not of a part of it."""
         return next(
             (r for r in self.recorded if r.key == recording.key and not r.sent.keys() & CONDITIONS and r.status == 200),
             None,
@@ -261,7 +261,7 @@ def played(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 class Player(httpx.AsyncBaseTransport):
-    """Answers one request as it was recorded, and what belongs to a session; any other fails the test."""
+    """Answer one request as it was recorded, and what belongs to a session; any other request fails the test."""
 
     def __init__(self, recording: Recording, whole: Recording | None = None) -> None:
         self.recording = recording
@@ -294,7 +294,7 @@ class Player(httpx.AsyncBaseTransport):
         raise AssertionError(f"{request.method} {request.url} is not {self.recording.target}")
 
     def _is_change(self, found: recordings.Key) -> bool:
-        """Which words go where in a change differs; that they are sent is looked at elsewhere."""
+        """Tell a change by its path: other tests look at the words that are sent."""
         return found[:2] == self.recording.key[:2] and found[0] == "POST"
 
 
@@ -318,7 +318,7 @@ def cells(recording: Recording) -> list[Cells]:
 
 
 def words(recording: Recording) -> str:
-    """What an error page says to people."""
+    """Return what an error page says to people."""
     page = recording.body.decode("utf-8", "replace")
     found = re.search(r"<b>Message</b>(.*?)</p>", page, re.DOTALL) or re.search(r"<h3>(.*?)</h3>", page, re.DOTALL)
     said = " ".join(html.unescape(found[1]).split()) if found else ""
@@ -330,7 +330,7 @@ def inner(row: Cells) -> str:
 
 
 def same_rows(*columns: str) -> Callable[[Sequence[Any], Recording], None]:
-    """Fields of rows that are text, by the column they come from."""
+    """Compare fields that are text with the columns they come from."""
     pairs = [column.split("=") for column in columns]
 
     def check(found: Sequence[Any], recording: Recording) -> None:
@@ -403,12 +403,12 @@ def same_cells(found: Sequence[Row], recording: Recording) -> None:
 
 
 def ends_early(recording: Recording) -> bool:
-    """Whether a tar has no end: it was cut, or an old server has left it at the first long name, without a word."""
+    """Return true for a tar without an end: it was cut, or an old server left it at the first long name."""
     return recording.cut or not recording.body.endswith(bytes(1024))
 
 
 def same_tar(found: list[tuple[str, int]], recording: Recording) -> None:
-    """As far as it goes: a cut one is read to the last member that is whole."""
+    """Compare members as far as the tar goes: of a cut one, to the last that is whole."""
     wanted = []
     try:
         with tarfile.open(fileobj=io.BytesIO(recording.body), errors="surrogateescape", encoding="utf-8") as archive:
@@ -437,7 +437,7 @@ def item(text: str) -> list[str]:
     return [unquote(part) for part in text.split("/")]
 
 
-def row_of(path: str, recording: Recording, size: int | None = None) -> tuple[list[str], FileRow]:
+def row_of(path: str, size: int | None = None) -> tuple[list[str], FileRow]:
     home, _, rest = path.removeprefix("/data/").partition("/resources/")
     number, _, name = rest.partition("/files/")
     return item(home), FileRow(unquote(number), unquote(name), size, "", "", "", 0)
@@ -470,7 +470,7 @@ async def zip_of(xnat: Xnat, recording: Recording) -> bytes:
 
 
 async def head(xnat: Xnat, recording: Recording) -> int | None:
-    return await xnat.head(*row_of(recording.path, recording))
+    return await xnat.head(*row_of(recording.path))
 
 
 async def indexed(xnat: Xnat, recording: Recording) -> bytes:
@@ -481,7 +481,7 @@ async def indexed(xnat: Xnat, recording: Recording) -> bytes:
 
 async def download(xnat: Xnat, recording: Recording) -> bytes | None:
     since = recording.sent.get("if-modified-since", "")
-    async with xnat.download(*row_of(recording.path, recording), unless_modified=since) as found:
+    async with xnat.download(*row_of(recording.path), unless_modified=since) as found:
         return None if found is None else b"".join([chunk async for chunk in found.chunks])
 
 
@@ -502,7 +502,7 @@ def same_token(found: tuple[str, str], recording: Recording) -> None:
 
 
 def one_list(name: str) -> Callable[[Xnat, Recording], Awaitable[Any]]:
-    """A method that takes the third segment of the path."""
+    """Call a method that takes the third segment of the path."""
     return lambda xnat, recording: getattr(xnat, name)(*item(recording.path)[3:4])
 
 
@@ -539,20 +539,19 @@ ALL = {"format": "json", "all": "true"}
 ANY = "(?:[^/]+)"
 NUMBERS = r"\d+(?:,\d+)*"
 FILE = r"/data/.+/resources/\d+/files/.*[^/]"
-FILES = same_files
 RESOURCES = same_rows(
     "id=xnat_abstractresource_id", "label=label", "category=category", "cat_id=cat_id", "format=format",
     "content=content",
 )  # fmt: skip
 JOINED = {"xsiType": "xnat:imageSessionData", "columns": SCAN_COLUMNS, **JSON}
 SHARE = "xnat:imagesessiondata/sharing/share/project"
-PRIVATE = "xnat:subjectData/resources/resource/label"
+SUBJECT_LABEL = "xnat:subjectData/resources/resource/label"
 ROUTES = (
     Route("/data/projects", JSON, lambda xnat, r: xnat.projects(),
           same_rows("id=ID", "name=name", "secondary_id=secondary_ID")),
     Route(f"/data/projects/{ANY}/subjects", {**JSON, "columns": SUBJECTS[8:]}, one_list("subjects"),
           same_rows("id=ID", "label=label", "project=project")),
-    Route(f"/data/projects/{ANY}/subjects", {**JSON, "columns": f"ID,label,{PRIVATE}"},
+    Route(f"/data/projects/{ANY}/subjects", {**JSON, "columns": f"ID,label,{SUBJECT_LABEL}"},
           one_list("subject_resource_labels"), same_labels),
     Route(f"/data/projects/{ANY}/experiments", {**JSON, "columns": EXPERIMENTS[8:]}, one_list("experiments"),
           same_rows("id=ID", "label=label", "xsi_type=xsiType", "date=date", "subject_id=subject_ID",
@@ -573,9 +572,9 @@ ROUTES = (
     Route("/data/(?!prearchive).+/resources", ALL, of_item("resources", "/resources", below=True), RESOURCES),
     Route("/data/(?!prearchive).+/resources", JSON, of_item("resources", "/resources"), RESOURCES),
     Route(r"/data/experiments/[^/,]+,[^/]+/files", ALL,
-          lambda xnat, r: xnat.files_of_many(item(r.path)[3].split(",")), FILES),
-    Route(f"/data/{ANY}/{ANY}/files", ALL, of_item("files", "/files", below=True), FILES),
-    Route("/data/(?!prearchive)(?!.+/resources/).+/files", JSON, of_item("files", "/files"), FILES),
+          lambda xnat, r: xnat.files_of_many(item(r.path)[3].split(",")), same_files),
+    Route(f"/data/{ANY}/{ANY}/files", ALL, of_item("files", "/files", below=True), same_files),
+    Route("/data/(?!prearchive)(?!.+/resources/).+/files", JSON, of_item("files", "/files"), same_files),
     Route(r"/data/(?!prearchive).+/resources/\d+/files", JSON,
           lambda xnat, r: xnat.resource_files(item(r.path.removeprefix("/data/"))[:-3], item(r.path)[-2]),
           same_files_of_one),
@@ -606,7 +605,7 @@ def route_of(recording: Recording) -> Route | None:
     return found
 
 
-async def play(recording: Recording, played: Set, directory: Path) -> None:
+async def play(recording: Recording, directory: Path) -> None:
     """Let the client ask, and look at what comes out, or at how it ends."""
     route = route_of(recording)
     assert route is not None
@@ -634,13 +633,8 @@ def ours(played: Set) -> list[Recording]:
     return [recording for recording in played.recorded if route_of(recording) and "range" not in recording.sent]
 
 
-def refused(recording: Recording) -> bool:
-    """Asked in a way in which the client never asks: as a browser, or for JSON alone."""
-    return bool(recording.sent.keys() & {"user-agent", "accept"})
-
-
 async def failures(found: Sequence[Recording], act: Callable[[Recording], Awaitable[None]]) -> dict[str, str]:
-    """What goes wrong, by name: one recording must not hide another."""
+    """Collect what goes wrong, by name: one recording must not hide another."""
     wrong = {}
     for recording in found:
         try:
@@ -654,7 +648,7 @@ async def test_each_recorded_reply_is_understood(played, tmp_path, autojump_cloc
     found = ours(played)
     used = {route.path + repr(route.params) for recording in found if (route := route_of(recording))}
     assert len(used) >= len(ROUTES) - 1, "all but that a token is given back, whose name no request can know before"
-    assert await failures(found, lambda recording: play(recording, played, tmp_path)) == {}
+    assert await failures(found, lambda recording: play(recording, tmp_path)) == {}
 
 
 # What was recorded and is no request of the client's: other formats, pages for people, services that it does not use.
@@ -682,7 +676,7 @@ def test_what_is_not_played_is_no_request_of_the_client(played):
 
 
 async def log_in(recording: Recording, directory: Path) -> None:
-    """POST, and GET where a server in front of XNAT refuses that."""
+    """Log in by POST, and by GET where a server in front of XNAT refuses that."""
     async with client(Player(recording), directory) as xnat:
         if recording.status != 200:
             with pytest.raises(LoginRequired, match="refused the login of owner"):
@@ -722,7 +716,7 @@ async def part(recording: Recording, played: Set, directory: Path) -> None:
     size = int(stated) if stated else len(whole.body) if whole else stop
     listed = max(size, stop)  # a catalogue may say more than there is
     async with client(Player(recording, whole), directory) as xnat:
-        place, row = row_of(recording.path, recording, listed)
+        place, row = row_of(recording.path, listed)
         try:
             async with xnat.download(place, row, start, listed, stop=stop) as download:
                 assert download is not None
@@ -755,7 +749,7 @@ async def change(recording: Recording, directory: Path) -> None:
 
 
 def is_table(recording: Recording) -> bool:
-    """Services that act on several sessions answer with a table, in XML unless it was asked for otherwise."""
+    """Return true for the table with which services that act on several sessions answer, in XML by default."""
     return recording.status == 200 and recording.body.startswith(b"<ResultSet")
 
 
@@ -773,14 +767,14 @@ REFUSALS = {403: (Denied, Conflict), 404: (NotFound,), 409: (Conflict,), 500: (C
 
 
 def waiting(recording: Recording) -> PrearchiveSession:
-    """The session that a recording is about, under the name that it has afterwards."""
+    """Make the session that a recording is about, under the name that it has afterwards."""
     place = PREARCHIVED.search(recording.query.get("src", recording.path)) or ("", "PRIV", "20200101_000000000", "X")
     home = ARCHIVED.search(recording.body.decode("latin-1").strip()) or ("", "", "S1", "X")
     return PrearchiveSession(place[1], place[2], place[3], home[3], home[2], "READY", None, Row({}))
 
 
 async def act(recording: Recording, directory: Path) -> None:
-    """What `xnatctl prearchive` does, by the recorded answer of the server."""
+    """Do what `xnatctl prearchive` does with the recorded answer of the server."""
     async with client(Player(recording), directory) as xnat:
         if recording.status in (200, 301) and not is_table(recording):
             assert await _acted(xnat, recording) == recording.body.decode().strip()
@@ -791,7 +785,7 @@ async def act(recording: Recording, directory: Path) -> None:
 
 
 async def _acted(xnat: Xnat, recording: Recording) -> str:
-    """Where the session is then, by the server's word."""
+    """Return where the session is then, by the server's word."""
     session = waiting(recording)
     match recording.method, recording.query.get("action", ""):
         case "DELETE", _:
@@ -821,7 +815,7 @@ async def test_each_recorded_act_on_the_prearchive_is_understood(played, tmp_pat
 
 
 def shape(recording: Recording) -> tuple[Any, ...]:
-    """The class of the status, the kind of content, and the keys of what is in it."""
+    """Return the class of the status, the content type, and the keys of what is in the body."""
     known = (recording.status // 100, recording.content_type())
     if recording.content_type() != "application/json" or recording.cut or not recording.body:
         return known
@@ -833,7 +827,7 @@ def shape(recording: Recording) -> tuple[Any, ...]:
 
 
 def same_shape(recorded: tuple[Any, ...], answered: tuple[Any, ...]) -> bool:
-    """Of a list without rows no columns are known."""
+    """Compare two shapes; of a list without rows no columns are known."""
     empty = len(recorded) == len(answered) == 4 and [] in (recorded[3], answered[3])
     return recorded[: 3 if empty else None] == answered[: 3 if empty else None]
 
@@ -851,7 +845,7 @@ WITHOUT = {
 
 
 def lacks(recording: Recording) -> bool:
-    """Whether the demo cannot be asked for it: there is no such thing on it, or the login was by a token."""
+    """Return true where the demo has no such thing, or where the login was by a token."""
     stranger = recording.user in ("-", "outsider")
     by_token = stranger and recording.status == 200 and recording.name.startswith("token-")
     no_right = stranger and recording.path.startswith("/data/prearchive/projects/")

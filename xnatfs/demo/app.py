@@ -204,7 +204,7 @@ class DemoXnat:
         return name.rpartition("/")[2] == session.user
 
     def _is_open(self, request: Request) -> bool:
-        """Whether it is answered without a login, on a closed site, too."""
+        """Return true for a request that a closed site answers without a login."""
         if request.path.startswith("/xapi/") and not self.release.has_xapi:
             return True
         return bool(OPEN.match(request.path)) and (self.release.session_is_open or "/JSESSION" not in request.path)

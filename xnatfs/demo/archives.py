@@ -99,12 +99,12 @@ def archive(found: Found, query: Query, layout: Layout) -> Reply:
 
 
 def _fits(name: str, release: Release) -> bool:
-    """Whether a tar of this release can hold a member of this name. The first that does not fit ends the tar."""
+    """Return true where a tar of this release can hold a member of this name. The first that does not fit ends it."""
     return not release.tar_name or len(name) <= release.tar_name
 
 
 def _blocks(size: int) -> int:
-    """Bytes that a member takes, with its header."""
+    """Return the bytes that a member takes, with its header."""
     return BLOCK + size - size % -BLOCK
 
 
@@ -135,7 +135,7 @@ def _zip_member(name: str, entry: Entry) -> Member:
 
 
 def _records(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """Whole records. Of a tar that ends too early the last one, which is not full, is lost."""
+    """Cut a tar into whole records. Where it ends too early, the last record is not full and is lost."""
     begun = b""
     for piece in pieces:
         begun += piece
@@ -146,7 +146,7 @@ def _records(pieces: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _tar(members: list[tuple[str, Entry]], release: Release) -> Iterator[bytes]:
-    """Long names as PAX headers, or an end at the first of them; backslashes become slashes."""
+    """Make a tar: long names as PAX headers, or its end at the first of them; backslashes become slashes."""
     written = 0
     for name, entry in members:
         if not _fits(name, release):

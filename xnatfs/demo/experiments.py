@@ -52,7 +52,7 @@ def _own(archive: Archive, experiment: Experiment, query: Query) -> dict[str, st
 
 
 def _shared(archive: Archive, experiment: Experiment, label: str, project: str, query: Query) -> dict[str, str]:
-    """The row of an experiment in the list of a project that it may be shared into."""
+    """Make the row of an experiment in the list of a project that it may be shared into."""
     there = project if query.release.substitutes_shares else experiment.project
     return _row(archive, experiment, label, there, query)
 

@@ -194,7 +194,7 @@ def _not_modified(entry: Entry, headers: dict[str, str]) -> bool:
 
 
 def _ranged(entry: Entry, wanted: str, size: int, kind: str, sent: dict[str, str]) -> Reply:
-    """A range. Neither end is clamped: the headers promise what was asked for, and the connection ends early."""
+    """Answer a range. Neither end is clamped: the headers promise what was asked for, and the connection ends early."""
     assert entry.content is not None
     whole = Slice(entry.content, 0, size)
     if not wanted.startswith("bytes="):

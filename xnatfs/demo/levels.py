@@ -76,7 +76,7 @@ class Levels:
         return self._files(asked, chosen, tail[3:], single=True, numeric=numeric)
 
     def _numbered(self, asked: Asked, level: Level, tail: Sequence[str]) -> Found:
-        """The resources of a key; of an unknown number none, where that is no error."""
+        """Select the resources of a key; for an unknown number none, where that is no error."""
         try:
             return self._selected(asked, level, tail[1])
         except Failed:
@@ -133,7 +133,7 @@ class Levels:
         return files.download(entry, asked.headers, query, ranges=self.ranges)
 
     def _list(self, found: Sequence[tuple[Resource, Home]], query: Query, base: str, folder: str = "") -> Reply:
-        """The files, but for those that this site does not tell."""
+        """List the files, except those that this site leaves out."""
         told = [(resource, home) for resource, home in found if not self.nameless(resource)]
         if len(found) > 1:
             told = [(resource, home) for resource, home in told if not self.left_out(resource, home)]

@@ -77,7 +77,7 @@ def chunked(body: bytes, content_type: str) -> Reply:
 
 
 def buffered(pieces: Iterator[bytes]) -> bytes | Iterator[bytes]:
-    """A short body as a whole: the container knows its length before it sends any of it."""
+    """Join a short body: the container knows its length before it sends any of it."""
     begun = b""
     for piece in pieces:
         begun += piece

@@ -288,7 +288,7 @@ class Routes:
 
 
 def _of_assessor(assessor: Experiment) -> Found:
-    """Its resources and those it put out, which are listed alike."""
+    """Return its resources and those it put out, which are listed alike."""
     own = Home("assessors", assessor.id, assessor.xsi_type, experiment=assessor)
     out = Home("assessors", assessor.id, assessor.xsi_type, experiment=assessor, part="out")
     return [(r, own) for r in assessor.resources] + [(r, out) for r in assessor.out]

@@ -103,7 +103,7 @@ class Services:
         raise Failed(404, "")
 
     def _short_tokens(self, parts: list[str], session: Session) -> Reply:
-        """What a server from before tokens expired answers: guests get some, too, and none is ever invalid."""
+        """Answer as a server from before tokens expired: guests get some, too, and none is ever invalid."""
         match parts:
             case ["issue"]:
                 token = self.sessions.issue_token(session.user, string.digits, 13)

@@ -32,7 +32,7 @@ class Query(dict[str, str]):
         self.number = number  # of the request
 
     def holding(self, pairs: Sequence[tuple[str, str]]) -> "Query":
-        """The same request with other parameters."""
+        """Copy the request with other parameters."""
         return Query(pairs, self.accept, self.release, self.number)
 
     def every(self, name: str) -> list[str]:
@@ -66,7 +66,7 @@ def stored(text: str) -> str:
 
 
 def free(text: str, query: Query) -> str:
-    """Free text as the database has it: letters that are not ASCII may be references, too."""
+    """Escape free text as the database has it: letters that are not ASCII may be references, too."""
     escaped = stored(text)
     return escaped.encode("ascii", "xmlcharrefreplace").decode() if query.release.escapes_letters else escaped
 
