@@ -21,6 +21,7 @@ from xnatfs.demo.app import DemoXnat
 from xnatfs.demo.archive import Archive
 from xnatfs.demo.content import BIG_PROJECT, PASSWORDS, DemoArchive
 from xnatfs.demo.folder import publish
+from xnatfs.demo.releases import RELEASES, XNAT_1_8
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +176,16 @@ def test_it_serves_on_a_socket_until_its_input_ends(folder, tmp_path):
     assert json.loads(log.read_text().splitlines()[1])["path"] == "/data/projects"
 
 
+@pytest.mark.parametrize("release", RELEASES.values(), ids=RELEASES)
+def test_it_answers_as_the_release_that_is_asked_for(folder, release):
+    chosen = [] if release is XNAT_1_8 else ["--xnat", release.name]
+    with started("--only-data", "--data", folder, "--until-eof", "--open", *chosen) as process:
+        with httpx.Client(base_url=url_of(process)) as client:
+            assert client.get("/data/projects").headers["server"] == release.server
+            assert (client.get("/xapi/siteConfig/buildInfo").status_code == 200) == release.has_xapi
+        process.communicate(timeout=30)
+
+
 def test_a_signal_ends_it(folder):
     with started("--only-data", "--data", folder) as process:
         assert url_of(process).startswith("http://127.0.0.1:")
@@ -184,7 +195,7 @@ def test_a_signal_ends_it(folder):
 
 
 @pytest.mark.parametrize(
-    "options", [["--port", "much"], ["--nonsense"], ["--data", "/nowhere"], ["--port", "99999999"]]
+    "options", [["--port", "much"], ["--nonsense"], ["--data", "/nowhere"], ["--port", "99999999"], ["--xnat", "1.7"]]
 )
 def test_wrong_options_are_one_line(options):
     with started(*options) as process:
