@@ -8,6 +8,7 @@ from trio.testing import MockClock
 
 from tests.commanding import Shell, shell
 from tests.test_content_fakes import patient
+from xnatfs.demo.releases import RELEASES, Release
 
 
 @pytest.fixture
@@ -17,6 +18,13 @@ def fresh(tmp_path: Path) -> Iterator[Shell]:
     home.mkdir()
     with shell(home) as made:
         yield made
+
+
+@pytest.fixture(params=list(RELEASES.values()), ids=list(RELEASES))
+def release(request: pytest.FixtureRequest) -> Release:
+    """Run a test for each release of XNAT. `DemoXnat`, `demos.serving` and `commanding.shell` take it as an option."""
+    found: Release = request.param
+    return found
 
 
 @pytest.fixture

@@ -30,6 +30,8 @@ from typing import IO
 
 import pydicom
 
+from xnatfs.demo.archive import Archive
+
 WITHOUT = "XNATFS_WITHOUT_REAL_DATA"
 """Set to 1, leaves out the tests that need the sessions: for machines without a package registry."""
 
@@ -60,6 +62,17 @@ XNATPY = Source(
     sha256="da153e7d4bb4e7c1becff79c9dc4097750f56f77bef4aa5b9c2c446fe54f59ad",
     sessions={"Case001": (324, 43_324_820), "ANONYMIZ": (348, 182_272_066)},
 )
+
+
+def list_as_on_disk(archive: Archive, data: Path) -> None:
+    """Give each catalogue the order of the directory that it publishes: some programs depend on it."""
+    for resource, _ in archive.resources():
+        first = resource.entries[0].content
+        assert isinstance(first, Path)
+        top = data / Path(*first.relative_to(data).parts[:-1])
+        places = {name: place for place, name in enumerate(os.listdir(top))}
+        resource.entries.sort(key=lambda entry: places[entry.path])
+        resource.ordered = True
 
 
 def sample_sessions() -> Path:

@@ -281,7 +281,14 @@ async def test_a_server_that_is_gone_holds_up_nobody_who_leaves(autojump_clock, 
 
 PAGE = {"content-type": "text/HTML;charset=UTF-8"}
 FILE = {**PAGE, "content-disposition": 'Attachment; filename="x.html"'}
+# As a server from before 1.7 sends it.
+OLD_FILE = {**PAGE, "last-modified": "Sat, 28 Nov 2026 18:02:54 GMT", "cache-control": "must-revalidate"}
 ELSEWHERE = {"location": "/app/Login.vm"}
+# The container's own page: its words are not in the <h3>.
+TOMCAT = (
+    "<!doctype html><html><head><title>HTTP Status 401</title></head><body><h1>HTTP Status 401</h1>"
+    "<p><b>Type</b> Status Report</p>{message}<p><b>Description</b> Long.</p><h3>Apache Tomcat/9.0.70 (Debian)</h3>"
+)
 
 
 @pytest.mark.parametrize("alive", [True, False])
@@ -535,6 +542,8 @@ async def test_of_an_answer_only_the_beginning_is_read(tmp_path):
         (httpx.Response(200, json={"name": "x"}), NotXnat, "is not an XNAT: it answers 200"),
         (httpx.Response(200, html="version"), NotXnat, "is not an XNAT"),
         (httpx.Response(404, text="version"), NotXnat, "is not an XNAT"),
+        (httpx.Response(404, headers={"server": "nginx"}), NotXnat, "is not an XNAT"),
+        (httpx.Response(404, headers={"server": "Noelios-Restlet-Engine/1.1.6"}), LoginRequired, "Expired"),
     ],
 )
 async def test_a_page_means_what_the_server_is(build, error, text):
@@ -547,7 +556,8 @@ async def test_a_page_means_what_the_server_is(build, error, text):
     async with logging_in(answer) as login:
         with pytest.raises(error, match=text):
             await login.token()
-    assert paths == ["POST /site/data/JSESSION", "GET /site/xapi/siteConfig/buildInfo"]
+    older = ["GET /site/data/auth"] if build.status_code == 404 else []
+    assert paths == ["POST /site/data/JSESSION", "GET /site/xapi/siteConfig/buildInfo", *older]
 
 
 @pytest.mark.parametrize(
@@ -602,6 +612,11 @@ async def test_a_redirect_names_the_other_address(location, text):
         ("<h3>a", ""),
         ("<h3 a='x'>" + " " * (LONGEST_MESSAGE - 14) + "a</h3>", "a"),
         ("<h3 a='x'>" + " " * (LONGEST_MESSAGE - 10) + "a</h3>", ""),
+        (TOMCAT.format(message="<p><b>Message</b> Login &#47; failed.</p>"), "Login / failed."),
+        (TOMCAT.format(message="<p><b>message</b> <u>Login failed.</u></p>"), "Login failed."),
+        (TOMCAT.format(message="<p><b>Message</b></p>"), ""),
+        (TOMCAT.format(message=""), ""),
+        ("<b>message</b" * 10_000, ""),
     ],
 )
 def test_what_a_page_says(text, said):
@@ -611,5 +626,11 @@ def test_what_a_page_says(text, said):
 def test_a_page_is_no_data():
     check_is_data(reply(200, json={}), "json")
     check_is_data(reply(200, headers=FILE), "file")
+    check_is_data(reply(200, headers=OLD_FILE), "file")
+    for name in OLD_FILE.keys() - PAGE.keys():
+        with pytest.raises(BadReply):
+            check_is_data(reply(200, headers={key: value for key, value in OLD_FILE.items() if key != name}), "file")
+    with pytest.raises(BadReply):
+        check_is_data(reply(200, headers=OLD_FILE), "json")
     with pytest.raises(BadReply, match="^/site/data/projects came as a web page"):
         check_is_data(reply(200, headers=PAGE), "file")

@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from xnatfs.demo.app import DemoXnat
 from xnatfs.demo.archive import Archive
 from xnatfs.demo.content import BIG_PROJECT, PASSWORDS, DemoArchive
 from xnatfs.demo.folder import publish
+from xnatfs.demo.releases import RELEASES, XNAT_1_8
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +176,16 @@ def test_it_serves_on_a_socket_until_its_input_ends(folder, tmp_path):
     assert json.loads(log.read_text().splitlines()[1])["path"] == "/data/projects"
 
 
+@pytest.mark.parametrize("release", RELEASES.values(), ids=RELEASES)
+def test_it_answers_as_the_release_that_is_asked_for(folder, release):
+    chosen = [] if release is XNAT_1_8 else ["--xnat", release.name]
+    with started("--only-data", "--data", folder, "--until-eof", "--open", *chosen) as process:
+        with httpx.Client(base_url=url_of(process)) as client:
+            assert client.get("/data/projects").headers["server"] == release.server
+            assert (client.get("/xapi/siteConfig/buildInfo").status_code == 200) == release.has_xapi
+        process.communicate(timeout=30)
+
+
 def test_a_signal_ends_it(folder):
     with started("--only-data", "--data", folder) as process:
         assert url_of(process).startswith("http://127.0.0.1:")
@@ -183,7 +195,7 @@ def test_a_signal_ends_it(folder):
 
 
 @pytest.mark.parametrize(
-    "options", [["--port", "much"], ["--nonsense"], ["--data", "/nowhere"], ["--port", "99999999"]]
+    "options", [["--port", "much"], ["--nonsense"], ["--data", "/nowhere"], ["--port", "99999999"], ["--xnat", "1.7"]]
 )
 def test_wrong_options_are_one_line(options):
     with started(*options) as process:
@@ -200,3 +212,19 @@ def test_schemas_are_served_under_their_names(tmp_path):
     assert app.handle("GET", "/xapi/schemas", "", basic, b"").body == b'["xnat"]'
     assert app.handle("GET", "/xapi/schemas/xnat", "", basic, b"").body == b"<schema/>"
     assert app.handle("GET", "/xapi/schemas/notes", "", basic, b"").status == 404
+
+
+def test_a_catalogue_of_dicom_has_the_order_of_a_hash_and_no_other_has():
+    archive = Archive()
+    project = archive.project("P", "P")
+    found = {}
+    for label in ("DICOM", "NIFTI"):
+        resource = archive.resource(project.resources, label)
+        for number in range(20):
+            archive.file(resource, f"{number:02}", b"x")
+        found[label] = [entry.path for entry in resource.listed()]
+    assert found["NIFTI"] == sorted(found["NIFTI"])
+    assert found["DICOM"] != found["NIFTI"]
+    assert sorted(found["DICOM"]) == found["NIFTI"]
+    beside = sum(abs(int(a) - int(b)) <= 2 for a, b in pairwise(found["DICOM"]))
+    assert beside < 10, "neighbours by name are none in there"

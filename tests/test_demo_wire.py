@@ -117,6 +117,44 @@ def test_a_range_beyond_the_end_promises_more_than_comes(connection, resource):
 
 
 def test_a_range_after_the_end_is_no_416_and_no_good(connection, resource):
-    reply = get(connection, file_path(resource, "plain.txt"), Range=f"bytes={SIZE}-")
-    assert (reply.status, reply.getheader("Content-Length"), reply.read()) == (206, None, b"")
+    for wanted, length, stated in (
+        (f"bytes={SIZE}-", "0", f"bytes {SIZE}-{SIZE - 1}/{SIZE}"),
+        (f"bytes={SIZE + 9}-", None, f"bytes {SIZE + 9}-{SIZE - 1}/{SIZE}"),
+    ):
+        reply = get(connection, file_path(resource, "plain.txt"), Range=wanted)
+        assert (reply.status, reply.getheader("Content-Length"), reply.read()) == (206, length, b"")
+        assert reply.getheader("Content-Range") == stated
     assert get(connection, file_path(resource, "plain.txt")).status == 200
+
+
+@pytest.mark.parametrize(
+    ("wanted", "stated", "promised", "comes"),
+    [
+        (f"bytes={SIZE + 100}-{SIZE + 200}", f"bytes {SIZE + 100}-{SIZE + 200}/{SIZE}", 101, 0),
+        (f"bytes=-{SIZE + 94}", f"bytes -94-{SIZE - 1}/{SIZE}", SIZE + 94, SIZE),
+    ],
+)
+def test_what_a_range_promises_beyond_either_end_does_not_come(connection, resource, wanted, stated, promised, comes):
+    reply = get(connection, file_path(resource, "plain.txt"), Range=wanted)
+    assert (reply.status, reply.getheader("Content-Range"), reply.getheader("Content-Length")) == (
+        206,
+        stated,
+        str(promised),
+    )
+    with pytest.raises(http.client.IncompleteRead) as cut:
+        reply.read()
+    assert cut.value.partial == b"x" * comes
+
+
+@pytest.mark.parametrize(
+    ("wanted", "status", "stated", "length"),
+    [
+        ("bytes=x-y", 500, None, SIZE),
+        ("items=0-1", 200, None, SIZE),
+        ("bytes=990-2", 206, f"bytes 990-{SIZE - 1}/{SIZE}", SIZE - 990),
+        ("bytes=-2", 206, f"bytes {SIZE - 2}-{SIZE - 1}/{SIZE}", 2),
+    ],
+)
+def test_ranges_that_make_no_sense(connection, resource, wanted, status, stated, length):
+    reply = get(connection, file_path(resource, "plain.txt"), Range=wanted)
+    assert (reply.status, reply.getheader("Content-Range"), reply.read()) == (status, stated, b"x" * length)

@@ -49,7 +49,7 @@ def downloads(demo: Demo) -> list[str]:
 def entries(demo: Demo, *below: str) -> list[ManifestEntry]:
     """Readable files below a place, in the order of a listing."""
     found = [e for e in demo.manifest if e.kind == "file" and not e.error and e.path[: len(below)] == below]
-    return sorted(found, key=lambda entry: entry.path)
+    return sorted(found, key=lambda entry: entry.path[:-1])
 
 
 def content(demo: Demo, entry: ManifestEntry) -> bytes:

@@ -20,7 +20,7 @@ import pytest
 from tests.demos import serving
 from tests.environments import environment_with, needs_registry
 from tests.mounting import SCRIPTS, environment, mounting, run
-from tests.real_data import PROJECT, sample_sessions
+from tests.real_data import PROJECT, list_as_on_disk, sample_sessions
 
 pytestmark = needs_registry
 
@@ -44,6 +44,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Places]:
     data = sample_sessions()
     below = Path(PROJECT, "Case001", "Case001")
     with serving(data) as demo, mounting(demo.url, tmp_path_factory.mktemp("case"), **demo.login) as mount:
+        list_as_on_disk(demo.archive, data)
         yield Places(data / below, mount.path / "projects" / below)
 
 

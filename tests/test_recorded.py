@@ -105,14 +105,23 @@ def raw(path: Path, name: str) -> str:
     return os.getxattr(path, attribute).decode() if (attribute := f"user.xnat.{name}") in os.listxattr(path) else ""
 
 
+def size(entry: ElementTree.Element) -> int | None:
+    """Return the size that a catalogue states; not every server writes sizes into it."""
+    stated = [field.text for field in entry.iter() if field.get("name") == "size_in_bytes"]
+    return int(stated[0] or "") if stated else None
+
+
 def test_every_session_and_scan_leads_back_to_its_own_names(recorded):
     projects = recorded.mount.path / "projects"
     sessions = {path.name: path for path in projects.glob("*/*/*") if path.name not in ("CATALOGUES", "resources")}
     expected = {row["ID"]: row for row in recorded.rows("subject_ID")}
     assert {raw(path, "id") for path in sessions.values()} == set(expected)
+    # Some recordings have their labels taken out: then an ID stands for it.
+    subjects = {row["ID"]: row.get("label") or row["ID"] for row in recorded.rows("ID") if "subject_ID" not in row}
     for path in sessions.values():
         row = expected[raw(path, "id")]
-        assert path.relative_to(projects).parts == (row["project"], row["subject_ID"], row["ID"])
+        names = (row["project"], subjects[row["subject_ID"]], row.get("label") or row["ID"])
+        assert tuple(unescape(part) for part in path.relative_to(projects).parts) == names
         assert raw(path, "xsitype") == row["xsiType"]
     found = sorted(
         (raw(session, "id"), raw(scan, "id"), unescape(scan.name), raw(scan, "type"), raw(scan, "quality"))
@@ -130,16 +139,22 @@ def test_every_catalogued_file_is_listed_with_its_size(recorded):
     resources = recorded.mount.path / "projects" / "CATALOGUES" / "CATALOGUES" / "CATALOGUES" / "resources"
     catalogues = {path.name.removesuffix("_catalog.xml"): path for path in recorded.directory.rglob("*_catalog.xml")}
     assert {path.name for path in resources.iterdir()} == set(catalogues)
+    counts = []
     for label, catalogue in catalogues.items():
         entries = [e for e in ElementTree.parse(catalogue).getroot().iter() if e.tag.endswith("}entry")]
-        expected = {entry.attrib["URI"]: int("".join(entry.itertext()).strip()) for entry in entries}
+        expected = {entry.attrib["URI"]: size(entry) for entry in entries}
+        # What is called like a catalogue is shown by old servers only, and this one is none.
+        expected = {name: stated for name, stated in expected.items() if not name.endswith("_catalog.xml")}
         found = {
-            "/".join(unescape(part) for part in path.relative_to(resources / label).parts): path.stat().st_size
+            "/".join(unescape(part) for part in path.relative_to(resources / label).parts): path
             for path in (resources / label).rglob("*")
             if path.is_file()
         }
-        assert found == expected
-        assert expected
+        assert found.keys() == expected.keys()
+        known = {name: stated for name, stated in expected.items() if stated is not None}
+        assert {name: found[name].stat().st_size for name in known} == known
+        counts.append(len(expected))
+    assert any(counts)
 
 
 def test_walking_all_of_it_asks_per_session_not_per_scan_or_file(recorded):

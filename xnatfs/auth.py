@@ -39,8 +39,10 @@ LOGOUT_TIMEOUT = 5.0
 
 # Of an answer to a login: a session ID, or a page whose message is near its beginning.
 LONGEST_ANSWER = 64 * 1024
-# Of a page's message, from its <h3> on, markup included.
+# Of a page's message, from its tag on, markup included.
 LONGEST_MESSAGE = 2000
+# How the <h3> of the container's own error pages begins.
+CONTAINER = "Apache Tomcat"
 
 # What a server answers that cannot at the moment: nothing of that is about the session.
 CANNOT = frozenset({429, 500, 502, 503, 504})
@@ -277,7 +279,7 @@ class Login:
         if status in CANNOT:
             raise _unavailable(response)
         if await self._is_xnat():
-            said = page_message(text) or f"{status} {response.reason_phrase}"
+            said = page_message(text) or status_line(response)
             raise LoginRequired(
                 f"{url} answered the login of {self.username} with a page ({said}): log in with a browser once; "
                 "the password may have expired"
@@ -288,18 +290,40 @@ class Login:
 
     async def _is_xnat(self) -> bool:
         response, text = await self._asked("GET", "/xapi/siteConfig/buildInfo")
+        if response.status_code == 404:  # a server from before /xapi: the engine of its REST API signs each answer
+            response, _ = await self._asked("GET", "/data/auth")
+            return "restlet" in response.headers.get("server", "").lower()
         return response.status_code == 200 and not _is_html(response) and "version" in text
 
 
 def page_message(html: str) -> str:
-    """What an error page of the server says: the text of its <h3>, or ''; of plain text its first line."""
-    if begins := re.search("<h3", html, re.IGNORECASE):
-        # One step after the other: as one pattern, a page of `<h3<h3<h3` would take the square of its length.
-        message = html[begins.end() : begins.end() + LONGEST_MESSAGE]
-        ends = re.search("</h3", message, re.IGNORECASE)
-        message = message[: ends.start()] if ends else ""
-        return " ".join(decoded(re.sub(r"<[^>]*>", " ", message.partition(">")[2])).split())[:200]
-    return "" if "<" in html else " ".join(html.strip().partition("\n")[0].split())[:200]
+    """Return the words of an error page: behind <b>Message</b>, or in its <h3>, or ''; of plain text the first line.
+
+    In an <h3> the container below XNAT puts its own name, on pages that XNAT sent no words for.
+    """
+    if "<" not in html:
+        return " ".join(html.strip().partition("\n")[0].split())[:200]
+    for begin, end in (("<b>Message</b", "</p"), ("<h3", "</h3")):
+        if message := _text_between(html, begin, end):
+            return "" if message.startswith(CONTAINER) else message
+    return ""
+
+
+def _text_between(html: str, begin: str, end: str) -> str:
+    """Return what stands between two tags, without markup. `begin` lacks its '>', since it may have attributes."""
+    # One step after the other: as one pattern, a page of `<h3<h3<h3` would take the square of its length.
+    begins = re.search(begin, html, re.IGNORECASE)
+    if not begins:
+        return ""
+    text = html[begins.end() : begins.end() + LONGEST_MESSAGE]
+    ends = re.search(end, text, re.IGNORECASE)
+    text = text[: ends.start()] if ends else ""
+    return " ".join(decoded(re.sub(r"<[^>]*>", " ", text.partition(">")[2])).split())[:200]
+
+
+def status_line(response: httpx.Response) -> str:
+    """Return the status with its reason phrase, which some containers do not send."""
+    return f"{response.status_code} {response.reason_phrase or httpx.codes.get_reason_phrase(response.status_code)}"
 
 
 def asks_to_wait(response: httpx.Response) -> bool:
@@ -309,7 +333,7 @@ def asks_to_wait(response: httpx.Response) -> bool:
 
 def _unavailable(response: httpx.Response) -> Unavailable:
     status, url = response.status_code, response.url
-    text = f"{url} answers {status} {response.reason_phrase}: try again later"
+    text = f"{url} answers {status_line(response)}: try again later"
     return Unavailable(text, status=status, url=str(url), asks_to_wait=asks_to_wait(response))
 
 
@@ -320,7 +344,8 @@ def _is_html(response: httpx.Response) -> bool:
 def _is_page(response: httpx.Response, expects: Expects) -> bool:
     """A page for people where data were due: to log in or to change the password, with 200 or by redirect.
 
-    XNAT sends files, HTML files too, as attachments; a page it does not.
+    XNAT sends files, HTML files too, as attachments; releases before 1.7 with a date and a rule for caches instead. Of
+    a page it sends neither.
     """
     if response.is_redirect and expects != "any":
         return True
@@ -328,7 +353,14 @@ def _is_page(response: httpx.Response, expects: Expects) -> bool:
         return response.status_code != 303
     if not response.is_success or expects == "any" or not _is_html(response):
         return False
-    return not (expects == "file" and "attachment" in response.headers.get("content-disposition", "").lower())
+    return not (expects == "file" and _is_file(response))
+
+
+def _is_file(response: httpx.Response) -> bool:
+    headers = response.headers
+    if "attachment" in headers.get("content-disposition", "").lower():
+        return True
+    return "last-modified" in headers and "must-revalidate" in headers.get("cache-control", "").lower()
 
 
 def check_is_data(response: httpx.Response, expects: Expects) -> None:

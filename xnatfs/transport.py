@@ -21,7 +21,7 @@ import httpx
 import trio
 
 from xnatfs import __version__, network
-from xnatfs.auth import Expects, Login, asks_to_wait, check_is_data, page_message
+from xnatfs.auth import Expects, Login, asks_to_wait, check_is_data, page_message, status_line
 from xnatfs.background import background
 from xnatfs.breaker import Breaker
 from xnatfs.config import Config, is_loopback
@@ -507,7 +507,7 @@ class Transport:
                 raise NotFound(f"{where} does not exist, or not for {self.login.username}{because}", **facts)
             case _ if response.has_redirect_location:
                 raise BadReply(f"{where} redirects, which xnatfs does not follow", **facts)
-        raise BadReply(f"{where} answers {status} {response.reason_phrase}{because}", **facts)
+        raise BadReply(f"{where} answers {status_line(response)}{because}", **facts)
 
     def _unreachable(self, error: httpx.TransportError) -> Unreachable:
         return network.kind(error)(f"{self.url} {network.reason(error)}")

@@ -16,19 +16,18 @@ from xnatfs.demo.archive import Archive
 from xnatfs.demo.bodies import Body
 from xnatfs.demo.levels import Asked
 from xnatfs.demo.releases import XNAT_1_8, Release
-from xnatfs.demo.reply import HTML, Failed, Reply, Slice, page
+from xnatfs.demo.reply import HTML, Failed, Reply, Slice, buffered, container_page, page
 from xnatfs.demo.routes import Routes
 from xnatfs.demo.services import Services
 from xnatfs.demo.sessions import GUEST, Refused, Session, Sessions, is_browser
-from xnatfs.demo.tables import Query
+from xnatfs.demo.tables import CSV, JSON, XML, Query
 from xnatfs.demo.writing import Writing
 
 OPEN = re.compile(r"/(?:(?:data|REST)/(?:JSESSION|services/auth)/?|xapi/siteConfig/buildInfo|app/template/Login\.vm)$")
 API = ("/data/", "/REST/", "/xapi/", "/fs/")  # any other URL is a page, for people
-# What the firewall before XNAT refuses, anywhere in a path; and what the container below it refuses.
-FIREWALL = re.compile(r";|%3b|%2f|\\|%5c|%25|%2e|//|/\.\.?(?:/|$)|[\[\]{}|^\"<>]|%00", re.IGNORECASE)
-EMPTY = re.compile(r"//|/\.\.?(?:/|$)")
-CONTAINER = re.compile(r"%2f|\\|%5c|[\[\]{}|^\"<>]|%00", re.IGNORECASE)
+# What no server finds, where there is no firewall that refuses it.
+ODD_PATH = re.compile(r"//|/\.\.?(?:/|$)")
+FORM = "application/x-www-form-urlencoded"
 OPEN_RANGE = re.compile(r"bytes=(?:\d+-|-\d+)\s*$")
 COOKIE = re.compile(r"JSESSIONID=\"?([0-9A-Za-z]+)")
 
@@ -112,7 +111,8 @@ class DemoXnat:
         body = Body(body) if isinstance(body, bytes) else body
         if self.latency:
             time.sleep(self.latency)
-        query = Query(parse_qsl(raw_query, keep_blank_values=True), headers.get("accept", "*/*"))
+        pairs = parse_qsl(raw_query, keep_blank_values=True)
+        query = Query(pairs, headers.get("accept", "*/*"), self.release, len(self.requests))
         if method == "POST" and query.get("method") in ("PUT", "DELETE"):
             method = query["method"]
         inside = not self.context_path or raw_path.startswith(self.context_path + "/") or raw_path == self.context_path
@@ -126,28 +126,37 @@ class DemoXnat:
                     raise Failed(404, "")
                 reply, user = self._answer(request)
         except Failed as failed:
-            reply = failed.reply()
-        reply.headers = {**self._headers(), **reply.headers}
+            reply = failed.reply(self.release)
+        self._dress(reply, method)
         record = Record(method, path, dict(query), headers, reply.status, user)
         with self._lock:
             self.requests.append(record)
         self.watch(record)
         return reply
 
-    def _headers(self) -> dict[str, str]:
-        return {
-            "Server": self.release.server,
+    def _dress(self, reply: Reply, method: str) -> None:
+        """Give a reply what all replies of this release have."""
+        release = self.release
+        if release.empty_is_204 and reply.status == 200 and reply.body == b"" and method not in ("GET", "HEAD"):
+            reply.status = 204
+        reply.content_type = reply.content_type.replace("ISO-8859-1", release.text_charset)
+        if reply.status in (204, 304):
+            reply.content_type = ""
+        if release.list_charset and reply.content_type in (JSON, XML, CSV) and not isinstance(reply.body, Slice):
+            reply.content_type += f";charset={release.list_charset}"
+        headers = {
+            "Server": release.server,
             "Vary": "Accept-Charset, Accept-Encoding, Accept-Language, Accept",
             "Accept-Ranges": "bytes",
-            "X-Frame-Options": "SAMEORIGIN",
-            "Content-Security-Policy": "frame-ancestors 'self'",
         }
+        if release.frame_headers:
+            headers |= {"X-Frame-Options": "SAMEORIGIN", "Content-Security-Policy": "frame-ancestors 'self'"}
+        reply.headers = {**headers, **reply.headers}
 
     def _answer(self, request: Request) -> tuple[Reply, str]:
-        if (FIREWALL if self.release.firewall else CONTAINER).search(request.path):
-            raise Failed(400, "The request was rejected because the URL contained a potentially malicious String")
-        if EMPTY.search(request.path):
-            raise Failed(404, "")
+        if self.release.refuses.search(request.path):
+            text = "The request was rejected because the URL contained a potentially malicious String"
+            raise Failed(400, text, empty=True)
         user = GUEST
         session, new = self._known(request)
         try:
@@ -155,12 +164,12 @@ class DemoXnat:
             if logged_in is not None:
                 session, new = logged_in, True
             user = session.user
-            if self.sessions.require_login and user == GUEST and not OPEN.match(request.path):
+            if self.sessions.require_login and user == GUEST and not self._is_open(request):
                 reply = self._login_wanted(request)
             else:
                 reply = self._dispatch(request, session)
         except Failed as failed:
-            reply = failed.reply()
+            reply = failed.reply(self.release)
         except (ValueError, KeyError, IndexError) as error:
             reply = page(f"HTTP Status 500: {type(error).__name__}", 500)
         self._set_cookies(reply, session, new)
@@ -171,7 +180,7 @@ class DemoXnat:
         if new:  # before any that the answer sets itself: of several the last one counts
             reply.cookies.insert(0, f"JSESSIONID={session.id}; Path={path}; HttpOnly")
         now, idle = int(self.sessions.clock() * 1000), int(self.sessions.ttl * 1000)
-        home = self.context_path + "/"
+        home = self.release.expiration_path or f"{self.context_path}/"
         reply.cookies.append(f'SESSION_EXPIRATION_TIME="{now},{idle}"; Version=1; Path={home}')
 
     def _known(self, request: Request) -> tuple[Session, bool]:
@@ -194,10 +203,23 @@ class DemoXnat:
             return False
         return name.rpartition("/")[2] == session.user
 
+    def _is_open(self, request: Request) -> bool:
+        """Return true for a request that a closed site answers without a login."""
+        if request.path.startswith("/xapi/") and not self.release.has_xapi:
+            return True
+        return bool(OPEN.match(request.path)) and (self.release.session_is_open or "/JSESSION" not in request.path)
+
     def _login_wanted(self, request: Request) -> Reply:
-        if is_browser(request.headers.get("user-agent", "")) or not request.path.startswith(API):
+        browser = is_browser(request.headers.get("user-agent", ""))
+        if self.release.sends_browsers_to_login and (browser or not request.path.startswith(API)):
             return Reply(302, b"", HTML, {"Location": f"{self.context_path}/app/template/Login.vm"})
-        return Refused().reply()
+        if not self.release.login_page:
+            return Refused().reply(self.release)
+        if browser:
+            return Reply(401, iter(()), "text/html")
+        reply = Failed(401, "The request requires user authentication").reply(self.release)
+        reply.headers["WWW-Authenticate"] = f'Basic realm="{self.release.realm}"'
+        return reply
 
     def _dispatch(self, request: Request, session: Session) -> Reply:
         path = request.path
@@ -207,6 +229,10 @@ class DemoXnat:
             return page("HTTP Status 500: INVALID CSRF", 500)
         if path == "/app/template/Login.vm" or path in ("", "/"):
             return page("XNAT Demo: log in")
+        if path.startswith("/xapi/") and not self.release.has_xapi:
+            return container_page(404, f"The requested resource [{path}] is not available", self.release)
+        if not self.release.finds_odd_paths and ODD_PATH.search(path):
+            raise Failed(404, "Unable to find catalog entry for given uri.", empty=True)
         if path.startswith("/xapi/"):
             return self.services.xapi(path.removeprefix("/xapi/"), request.method, session)
         for prefix in ("/data/", "/REST/"):
@@ -215,7 +241,9 @@ class DemoXnat:
         raise Failed(404, "")
 
     def _data(self, path: str, request: Request, session: Session) -> Reply:
-        reply = self.services.data(path, request.method, request.query, request.body.small(), session)
+        form = request.headers.get("content-type", "").startswith(FORM) or not self.release.form_type_needed
+        body = request.body.small() if form else b""
+        reply = self.services.data(path, request.method, request.query, body, session)
         if reply is not None:
             return reply
         slash = path.endswith("/")
@@ -227,12 +255,15 @@ class DemoXnat:
                 reply = self.routes.answer(asked)
         if reply.status == 200 and reply.length() is None and OPEN_RANGE.match(request.headers.get("range", "")):
             raise Failed(500, "")  # the end of what has no length is not known
+        if reply.content_type == "application/zip" and reply.length() is None:  # lists and tars are flushed at once
+            reply.body = buffered(reply.pieces())
         return reply
 
 
 def to_httpx(reply: Reply) -> httpx.Response:
     """A reply for a test without sockets."""
-    named = [("Content-Type", reply.content_type), *reply.headers.items()]
+    named = [("Content-Type", reply.content_type)] if reply.content_type else []
+    named += reply.headers.items()
     named += [("Set-Cookie", cookie) for cookie in reply.cookies]
     headers = [(name.encode(), value.encode("latin-1")) for name, value in named]
     length = reply.length()

@@ -53,6 +53,13 @@ class Resource:
     content: str = ""
     entries: list[Entry] = field(default_factory=list)
     broken: bool = False  # its catalogue cannot be read
+    ordered: bool = False  # its catalogue is in the order of `entries`, though it is of DICOM
+
+    def listed(self) -> list[Entry]:
+        """Return the entries in the order of the catalogue: DICOM comes out of a hash table (2 7 17 5 13 ...)."""
+        if self.ordered or self.label != "DICOM":
+            return self.entries
+        return sorted(self.entries, key=lambda entry: hashlib.md5(entry.path.encode("utf-8", "replace")).digest())
 
 
 @dataclass

@@ -6,11 +6,12 @@ import time
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from xnatfs.demo.archive import Archive, Entry, Home, Resource
-from xnatfs.demo.releases import XNAT_1_8, Release
+from xnatfs.demo.releases import Release
 from xnatfs.demo.reply import Failed, Reply, Slice, disposition
-from xnatfs.demo.tables import Query, true
+from xnatfs.demo.tables import Query, stored, true
 from xnatfs.demo.zips import Member, zipped
 
 Found = Sequence[tuple[Resource, Home]]
@@ -24,10 +25,8 @@ ARCHIVES = {
     "application/x-tar": "application/x-tar",
 }
 ENDINGS = {"application/zip": "zip", "application/x-tar": "tar", "application/x-gtar": "tar.gz"}
+BLOCK, RECORD = tarfile.BLOCKSIZE, tarfile.RECORDSIZE  # a tar is padded to whole records
 UNSAFE = re.compile(r'[/\\:*?"<>|]')
-# Characters of a member's name that every tar can hold; and bytes that the container keeps back, as long as it may
-# still answer with an error.
-LONGEST_NAME, FIRST_FLUSH = 100, 8192
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Layout:
     typed: bool = False  # scans were addressed in the URL
     blank: bool = False  # everything of a session was
     above: tuple[bool, bool] = (False, False)  # whether project and subject precede
-    release: Release = XNAT_1_8
+    parts: bool = True  # resources that were addressed by number are named with their scans
 
     def member(self, resource: Resource, home: Home, path: str) -> str:
         label = resource.label or str(resource.id)
@@ -64,9 +63,9 @@ class Layout:
         return "/".join([*(name for name, wanted in zip(above, self.above, strict=True) if wanted), session.label])
 
     def _part(self, home: Home) -> str:
-        if home.category == "resources" or not (self.typed or self.blank or self.release.archive_parts):
+        if home.category == "resources" or not (self.typed or self.blank or self.parts):
             return ""
-        kind = re.sub(r"\W", "_", home.cat_desc.strip())
+        kind = re.sub(r"\W", "_", stored(home.cat_desc.strip()))
         suffix = f"-{kind}" if home.category == "scans" and self.typed and kind and not self.structure else ""
         return f"/{home.category}/{home.cat_id}{suffix}"
 
@@ -85,19 +84,36 @@ def archive(found: Found, query: Query, layout: Layout) -> Reply:
     members = [
         (layout.member(resource, home, entry.path), entry)
         for resource, home in found
-        for entry in resource.entries
+        for entry in resource.listed()
         if not entry.lost
     ]
     if not members:
         raise Failed(404, "No files found")
     headers = {"Content-Disposition": disposition(f"{layout.name}.{ENDINGS[layout.kind]}")}
-    return Reply(200, _body(members, query, layout), layout.kind, headers)
+    body = _body(members, query, layout.kind)
+    if layout.kind == "application/zip":
+        return Reply(200, body, layout.kind, headers)
+    fitting = list(takewhile(lambda member: _fits(member[0], query.release), members))
+    if len(fitting) < len(members) and sum(_blocks(entry.length()) for _, entry in fitting) < RECORD:
+        raise Failed(500, "An exception occured writing the response entity", empty=True)
+    return Reply(200, body, layout.kind, headers)
 
 
-def layout(archive: Archive, query: Query, name: str, release: Release, *, typed: bool, blank: bool) -> Layout:
+def _fits(name: str, release: Release) -> bool:
+    """Return true where a tar of this release can hold a member of this name. The first that does not fit ends it."""
+    return not release.tar_name or len(name) <= release.tar_name
+
+
+def _blocks(size: int) -> int:
+    """Return the bytes that a member takes, with its header."""
+    return BLOCK + size - size % -BLOCK
+
+
+def layout(archive: Archive, query: Query, name: str, *, typed: bool, blank: bool) -> Layout:
     """As the query has it."""
     above = (true(query, "projectIncludedInPath"), true(query, "subjectIncludedInPath"))
-    return Layout(archive, name, query.get("structure", ""), ARCHIVES[query["format"]], typed, blank, above, release)
+    kind, parts = ARCHIVES[query["format"]], query.release.archive_parts
+    return Layout(archive, name, query.get("structure", ""), kind, typed, blank, above, parts)
 
 
 def one_file(entry: Entry) -> Reply:
@@ -107,54 +123,47 @@ def one_file(entry: Entry) -> Reply:
     return Reply(200, zipped([_zip_member(name, entry)]), "application/zip", headers)
 
 
-def _body(members: list[tuple[str, Entry]], query: Query, layout: Layout) -> Iterator[bytes]:
-    if layout.kind == "application/zip":
+def _body(members: list[tuple[str, Entry]], query: Query, kind: str) -> Iterator[bytes]:
+    if kind == "application/zip":
         level = query.get("compression", "0")
         made = [_zip_member(name, entry) for name, entry in members]
         return zipped(made, int(level) if level in "123456789" and level else 0)
-    if not layout.release.long_tar_names:
-        _refuse_long_names(members)
-    tar = _tar(members, layout.release)
-    return _gzip(tar) if layout.kind == "application/x-gtar" else tar
-
-
-def _refuse_long_names(members: list[tuple[str, Entry]]) -> None:
-    """Raise Failed where a name is too long for the tar and nothing has been sent before it."""
-    sent = 0
-    for name, entry in members:
-        if len(name) > LONGEST_NAME:
-            raise Failed(500, "An exception occured writing the response entity")
-        sent += tarfile.BLOCKSIZE + entry.length() + -entry.length() % tarfile.BLOCKSIZE
-        if sent >= FIRST_FLUSH:
-            return
+    tar = _records(_tar(members, query.release))
+    return _gzip(tar) if kind == "application/x-gtar" else tar
 
 
 def _zip_member(name: str, entry: Entry) -> Member:
     return Member(name, time.gmtime(entry.modified)[:6], lambda: Slice.whole(entry.content).pieces())
 
 
-def _tar(members: list[tuple[str, Entry]], release: Release) -> Iterator[bytes]:
-    """Long names as PAX headers; backslashes become slashes, and what is not ASCII a question mark or one byte.
+def _records(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Cut a tar into whole records. Where it ends too early, the last record is not full and is lost."""
+    begun = b""
+    for piece in pieces:
+        begun += piece
+        whole = len(begun) - len(begun) % RECORD
+        if whole:
+            yield begun[:whole]
+        begun = begun[whole:]
 
-    Where long names are too much the tar ends before the first, and the reply as if it were whole.
-    """
+
+def _tar(members: list[tuple[str, Entry]], release: Release) -> Iterator[bytes]:
+    """Make a tar: long names as PAX headers, or its end at the first of them; backslashes become slashes."""
+    written = 0
     for name, entry in members:
-        if len(name) > LONGEST_NAME and not release.long_tar_names:
+        if not _fits(name, release):
             return
-        info = tarfile.TarInfo(_tar_name(name.replace("\\", "/"), release))
+        name = name.replace("\\", "/")
+        single = bytes(ord(character) & 0xFF for character in name).decode("latin-1")
+        info = tarfile.TarInfo(single if release.tar_bytes else name.encode("ascii", "replace").decode())
         content = Slice.whole(entry.content)
         info.size, info.mtime = content.length, int(entry.modified)
-        yield info.tobuf(tarfile.PAX_FORMAT if release.long_tar_names else tarfile.USTAR_FORMAT, "latin-1")
+        header = info.tobuf(tarfile.GNU_FORMAT if release.tar_name else tarfile.PAX_FORMAT, "latin-1")
+        written += len(header) + _blocks(info.size) - BLOCK
+        yield header
         yield from content.pieces()
-        yield b"\0" * (-info.size % 512)
-    yield b"\0" * 1024
-
-
-def _tar_name(name: str, release: Release) -> str:
-    """Return a name as its bytes in a tar, one character each."""
-    if release.low_byte_names:
-        return name.encode("utf-16-le", "surrogatepass")[::2].decode("latin-1")
-    return name.encode("ascii", "replace").decode()
+        yield b"\0" * (-info.size % BLOCK)
+    yield b"\0" * (2 * BLOCK + -(written + 2 * BLOCK) % RECORD)
 
 
 def _gzip(pieces: Iterator[bytes]) -> Iterator[bytes]:

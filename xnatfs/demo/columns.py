@@ -88,7 +88,9 @@ def without_joins(chosen: Chosen, query: Query, joins: Joins) -> tuple[Chosen, Q
     if joins == "refused":
         raise Failed(500, "")
     names = [name for name in chosen.names if name not in joined]
-    return Chosen(names, chosen.root), Query([pair for pair in query.pairs if not pair[0].startswith("session_")])
+    return Chosen(names, chosen.root), query.holding(
+        [pair for pair in query.pairs if not pair[0].startswith("session_")]
+    )
 
 
 def _root(asked: str) -> str:

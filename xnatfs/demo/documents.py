@@ -118,18 +118,19 @@ def scan(session: Experiment, item: Scan, asked: Asked) -> Reply:
 
 
 def _sent(item: Item, asked: Asked) -> Reply:
-    form = negotiated(asked.query, ("text/html", XML))
+    default = asked.query.release.document_type
+    form = negotiated(asked.query, sorted(("text/html", XML), key=lambda kind: kind != default))
     if "format" in asked.query:
         form = FORMATS.get(asked.query["format"].lower(), asked.query["format"].lower())
     if form == JSON:
-        return chunked(json.dumps({"items": [item]}, ensure_ascii=False).encode(), "application/json;charset=UTF-8")
+        return chunked(json.dumps({"items": [item]}, ensure_ascii=False).encode(), JSON)
     if form in ("html", "text/html"):
         title = str(item["data_fields"].get("label") or item["data_fields"].get("ID"))
         return chunked(f"<html><head><title>{title}</title></head><body><h1>{title}</h1></body></html>".encode(), HTML)
     name = item["meta"]["xsi:type"].partition(":")[2].removesuffix("Data")
     kind = name[:1].upper() + name[1:]
     body = f'<?xml version="1.0" encoding="UTF-8"?>\n{_xml(kind, item, SPACES)}'
-    return chunked(body.encode(), "text/xml;charset=UTF-8")
+    return chunked(body.encode(), XML)
 
 
 def _xml(tag: str, item: Item, spaces: str = "") -> str:

@@ -1,9 +1,11 @@
 """The lists of experiments: of a project, of a subject, of the site; and all scans of a project in one of them."""
 
+from dataclasses import replace
+
 from xnatfs.demo.archive import Archive, Experiment, Resource, Subject
 from xnatfs.demo.columns import SCAN, Chosen, Joins, choose, without_joins
 from xnatfs.demo.reply import Reply
-from xnatfs.demo.tables import Query, Rows, filtered, paged, stored, table
+from xnatfs.demo.tables import Query, Rows, filtered, free, paged, stored, table
 
 DEFAULT = ("ID", "project", "date", "xsiType", "label", "insert_date")
 FILTERS = (
@@ -17,7 +19,7 @@ def experiments(archive: Archive, project: str, query: Query, subject: Subject |
     """Of a project. Subject assessors only: sessions and other assessments, not the assessors of sessions."""
     chosen = choose(query, DEFAULT, "xnat:subjectAssessorData")
     rows = [
-        _row(archive, experiment, label, project) if chosen.shares else _own(archive, experiment)
+        _shared(archive, experiment, label, project, query) if chosen.shares else _own(archive, experiment, query)
         for experiment, label in archive.experiments_in(project)
         if not experiment.session and (subject is None or experiment.subject == subject.id)
     ]
@@ -32,20 +34,30 @@ def all_experiments(archive: Archive, user: str, query: Query, joins: Joins = "a
     """
     chosen = choose(query, DEFAULT, "xnat:experimentData")
     chosen, query = without_joins(chosen, query, joins)
+    # By these it looks up what of a row may be read, and they stay in it.
+    chosen = replace(chosen, names=list(dict.fromkeys([*chosen.names, "project", "xsiType"])))
     found = [e for e in archive.experiments.values() if query.get(SHARED_INTO, "") in ("", *e.shared)]
-    rows = _wanted([_own(archive, e) for e in found], query, chosen)
+    rows = _wanted([_own(archive, e, query) for e in found], query, chosen)
     page, whole = paged(rows, query)
     page = [row for row in page if archive.reads_item(user, archive.experiments[row["id"]])]
+    if not query.release.typed_site_key:
+        chosen = replace(chosen, names=[name for name in chosen.names if name != "xnat:experimentdata/id"])
     if any(name.lower().startswith(SCAN) for name in chosen.names):
-        page = _with_scans(archive, page, any(name.lower() == f"{SCAN}file/label" for name in chosen.names))
+        page = _with_scans(archive, page, query, any(name.lower() == f"{SCAN}file/label" for name in chosen.names))
     return table(chosen.rows(page), query, title="Matching experiments", total=whole, columns=chosen.names)
 
 
-def _own(archive: Archive, experiment: Experiment) -> dict[str, str]:
-    return _row(archive, experiment, experiment.label, experiment.project)
+def _own(archive: Archive, experiment: Experiment, query: Query) -> dict[str, str]:
+    return _row(archive, experiment, experiment.label, experiment.project, query)
 
 
-def _row(archive: Archive, experiment: Experiment, label: str, project: str) -> dict[str, str]:
+def _shared(archive: Archive, experiment: Experiment, label: str, project: str, query: Query) -> dict[str, str]:
+    """Make the row of an experiment in the list of a project that it may be shared into."""
+    there = project if query.release.substitutes_shares else experiment.project
+    return _row(archive, experiment, label, there, query)
+
+
+def _row(archive: Archive, experiment: Experiment, label: str, project: str, query: Query) -> dict[str, str]:
     """Every column there is, by its name in lower case."""
     subject = archive.subjects[experiment.subject]
     there = subject.shared.get(project, subject.label)
@@ -59,7 +71,7 @@ def _row(archive: Archive, experiment: Experiment, label: str, project: str) -> 
         "insert_date": experiment.inserted,
         "insert_user": "admin",
         "last_modified": experiment.last_modified,
-        "note": stored(experiment.fields.get("note", "")),
+        "note": free(experiment.fields.get("note", ""), query),
         "time": "10:11:12",
         "subject_id": subject.id,
         "subject_label": stored(subject.label if subject.project == project else there),
@@ -85,11 +97,11 @@ def _row(archive: Archive, experiment: Experiment, label: str, project: str) -> 
 def _wanted(rows: Rows, query: Query, chosen: Chosen) -> Rows:
     """Rows of the type that is listed, and as the query filters them."""
     rows = [row for row in rows if chosen.holds(row)]
-    lowered = Query([(key.lower(), value) for key, value in query.pairs if key != "xsiType"])
+    lowered = query.holding([(key.lower(), value) for key, value in query.pairs if key != "xsiType"])
     return filtered(rows, lowered, [name.lower() for name in FILTERS])
 
 
-def _with_scans(archive: Archive, sessions: Rows, labels: bool) -> Rows:
+def _with_scans(archive: Archive, sessions: Rows, query: Query, labels: bool) -> Rows:
     """One row per session and scan, and per resource label where that is asked for."""
     rows: Rows = []
     for row in sessions:
@@ -97,8 +109,9 @@ def _with_scans(archive: Archive, sessions: Rows, labels: bool) -> Rows:
         if not session.scans and row["xsitype"].endswith("SessionData"):
             rows.append(row | {f"{SCAN}{name}": "" for name in ("id", "type", "quality", "series_description")})
         for scan in session.scans:
-            cells = {"id": stored(scan.id), "type": stored(scan.type), "quality": scan.quality, "note": scan.note}
-            cells["series_description"] = stored(scan.series_description)
+            cells = {"id": stored(scan.id), "quality": scan.quality}
+            texts = {"type": scan.type, "note": scan.note, "series_description": scan.series_description}
+            cells |= {name: free(text, query) for name, text in texts.items()}
             joined: list[Resource | None] = [*scan.resources] if labels and scan.resources else [None]
             names = {f"{SCAN}{key}": value for key, value in cells.items()}
             for resource in joined:

@@ -59,12 +59,12 @@ def catalogue(found: Found, query: Query) -> Reply:
     if len(found) != 1:
         raise Failed(404, "Unable to find the specified resource")
     resource = found[0][0]
-    entries = "".join(_catalogue_entry(entry) for entry in resource.entries)
+    entries = "".join(_catalogue_entry(entry) for entry in resource.listed())
     body = (
         f'<?xml version="1.0" encoding="UTF-8"?>\n<cat:Catalog ID="{resource.id}" '
         f'xmlns:cat="http://nrg.wustl.edu/catalog"><cat:entries>{entries}</cat:entries></cat:Catalog>'
     )
-    return chunked(body.encode("utf-8", "replace"), "text/xml;charset=UTF-8")
+    return chunked(body.encode("utf-8", "replace"), XML)
 
 
 def _catalogue_entry(entry: Entry) -> str:
@@ -90,8 +90,9 @@ def list_files(found: Found, query: Query, *, single_base: str, context: str, di
     rows: Rows = []
     for resource, home in found:
         base = single_base if single_base and len(found) == 1 else home.base()
-        for entry in resource.entries:
-            if not entry.path.startswith(folder) or entry.path.endswith("_catalog.xml"):
+        for entry in resource.listed():
+            hidden = entry.path.endswith("_catalog.xml") and not query.release.lists_catalogs
+            if not entry.path.startswith(folder) or hidden:
                 continue
             if query.get("recursive") == "false" and "/" not in entry.path[len(folder) :]:
                 continue  # the server has this the wrong way round
@@ -110,6 +111,9 @@ def list_files(found: Found, query: Query, *, single_base: str, context: str, di
                     "digest": entry.digest if digests else "",
                 }
             )
+    if not query.release.lists_digests:
+        for row in rows:
+            del row["digest"]
     if "locator" in query:
         name = query["locator"]
         for row in rows:
@@ -126,7 +130,7 @@ def _manifest(rows: Rows) -> Reply:
         f"<cat:entry URI={quoteattr(row['URI'])} name={quoteattr(row['URI'].partition('/files/')[2])}/>" for row in rows
     )
     body = f'<cat:Catalog xmlns:cat="http://nrg.wustl.edu/catalog"><cat:entries>{entries}</cat:entries></cat:Catalog>'
-    return chunked(body.encode("utf-8", "replace"), "text/xml;charset=UTF-8")
+    return chunked(body.encode("utf-8", "replace"), XML)
 
 
 def find_entry(found: Found, path: str, release: Release = XNAT_1_8) -> Entry:
@@ -152,7 +156,7 @@ def by_index(found: Found, index: str, *, single: bool, query: Query) -> Entry:
     """The n-th file of a listing. On one resource it works only together with a filter."""
     if single and not query.keys() & {"file_format", "file_content"}:
         raise Failed(404, "index")
-    entries = [entry for resource, _ in found for entry in resource.entries]
+    entries = [entry for resource, _ in found for entry in resource.listed()]
     entries = [entry for entry in entries if _has(query, "file_format", entry.format)]
     entries = [entry for entry in entries if _has(query, "file_content", entry.note)]
     if not index.isdigit() or int(index) >= len(entries):
@@ -175,9 +179,10 @@ def download(entry: Entry, headers: dict[str, str], query: Query, *, ranges: boo
     kind = TYPES.get(name.rpartition(".")[2].lower(), "application/octet-stream")
     sent = {
         "Last-Modified": formatdate(entry.modified, usegmt=True),
-        "Content-Disposition": disposition(name),
         "Cache-Control": "must-revalidate",
     }
+    if query.release.names_files:
+        sent["Content-Disposition"] = disposition(name)
     if _not_modified(entry, headers):
         return Reply(304, b"", kind, sent)
     wanted = headers.get("range", "")
@@ -194,21 +199,26 @@ def _not_modified(entry: Entry, headers: dict[str, str]) -> bool:
 
 
 def _ranged(entry: Entry, wanted: str, size: int, kind: str, sent: dict[str, str]) -> Reply:
-    """A range. Its end is not clamped: the headers promise what was asked for."""
+    """Answer a range. Neither end is clamped: the headers promise what was asked for, and the connection ends early."""
     assert entry.content is not None
+    whole = Slice(entry.content, 0, size)
+    if not wanted.startswith("bytes="):
+        return Reply(200, whole, kind, sent)
     if "," in wanted:
         raise Failed(501, "Multiple ranges are not supported")
     match = RANGE.match(wanted)
-    if not match or match[0] == "bytes=-" or (match[1] and match[2] and int(match[2]) < int(match[1])):
-        return Reply(200, Slice(entry.content, 0, size), kind, sent)
+    if not match or match[0] == "bytes=-":
+        return Reply(500, whole, kind, sent)
     if not match[1]:
-        first, last = max(0, size - int(match[2])), size - 1
+        first, last = size - int(match[2]), size - 1
     else:
-        first, last = int(match[1]), int(match[2]) if match[2] else size - 1
+        first, last = int(match[1]), int(match[2] or -1)
+    if match[1] and last < first:  # it has no end, or one before its beginning
+        last = size - 1
     sent["Content-Range"] = f"bytes {first}-{last}/{size}"
-    if last < first:  # begins after the end: no 416, but a reply that is good for nothing
+    if last + 1 < first:  # begins after the end of what has no other end: no length can be stated
         return Reply(206, iter(()), kind, sent)
-    return Reply(206, Slice(entry.content, first, last - first + 1), kind, sent)
+    return Reply(206, Slice(entry.content, max(0, first), last - first + 1), kind, sent)
 
 
 def unquoted(path: str) -> str:

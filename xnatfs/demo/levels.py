@@ -1,6 +1,6 @@
 """.../resources[/R[/files[/F]]] and .../files[/F], wherever they hang."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from xnatfs.demo import archives, files, inside
@@ -41,7 +41,12 @@ class Level:
 
 
 class Levels:
-    """Resources of one level of the archive and their files. `ranges` and `digests` are switches of the site."""
+    """Resources of one level of the archive and their files.
+
+    `ranges` and `digests` are switches of the site. Two more make file lists lie, as real ones do while the numbers of
+    files are stated: those of a resource that is `nameless` are in no list; those of one that is `left_out` are in none
+    of several resources.
+    """
 
     def __init__(self, archive: Archive, context: str, release: Release) -> None:
         self.archive = archive
@@ -49,6 +54,8 @@ class Levels:
         self.context = context
         self.ranges = True
         self.digests = True
+        self.nameless: Callable[[Resource], bool] = lambda resource: False
+        self.left_out: Callable[[Resource, Home], bool] = lambda resource, home: False
 
     def answer(self, asked: Asked, level: Level, tail: Sequence[str]) -> Reply:
         """.../resources[/R[/files[/F]]] and .../files[/F]"""
@@ -56,7 +63,7 @@ class Levels:
             return self._files(asked, level, tail[1:], single=False)
         if len(tail) == 1:
             return files.list_resources(level.resources, asked.query, session_rows_blank=level.blank)
-        found = self._selected(asked, level, tail[1])
+        found = self._chosen(asked, level, tail)
         if len(tail) == 2:
             return files.catalogue(found, asked.query)
         if tail[2] != "files":
@@ -66,8 +73,17 @@ class Levels:
         if not found and asked.query.get("format") in archives.ARCHIVES:
             raise Failed(404, "No files found")
         if not found and len(tail) == 3 and not asked.slash:
-            return files.list_files([], asked.query, single_base="", context=self.context, digests=self.digests)
+            return self._list([], asked.query, "")
         return self._files(asked, chosen, tail[3:], single=True, numeric=numeric)
+
+    def _chosen(self, asked: Asked, level: Level, tail: Sequence[str]) -> Found:
+        """Select the resources of a key; for an unknown number none, where that is no error."""
+        try:
+            return self._selected(asked, level, tail[1])
+        except Failed:
+            if len(tail) == 2 or not self.release.missing_lists_empty:
+                raise
+            return []
 
     def _selected(self, asked: Asked, level: Level, keys: str) -> Found:
         found: Found = []
@@ -104,9 +120,7 @@ class Levels:
         if query.get("format") in archives.ARCHIVES and (not name or folder):
             if folder:
                 found = tuple((replace_entries(r, folder), home) for r, home in found)
-            layout = archives.layout(
-                self.archive, query, level.name, self.release, typed=level.typed, blank=level.blank
-            )
+            layout = archives.layout(self.archive, query, level.name, typed=level.typed, blank=level.blank)
             return archives.archive(found, query, layout)
         if "index" in query and not name:
             entry = files.by_index(found, query["index"], single=single, query=query)
@@ -116,9 +130,7 @@ class Levels:
                 raise Failed(404, "Unable to find catalog entry for given uri.")
             if asked.head and len(found) != 1:
                 raise Failed(404, "")
-            return files.list_files(
-                found, query, single_base=level.base, context=self.context, digests=self.digests, folder=folder
-            )
+            return self._list(found, query, level.base, folder)
         outer, within = inside.split(name)
         entry = files.find_entry(found, outer, self.release)
         if true(query, "listContents"):
@@ -128,6 +140,16 @@ class Levels:
         elif query.get("format") == "zip" and not entry.lost and not entry.path.endswith(".zip"):
             return archives.one_file(entry)
         return files.download(entry, asked.headers, query, ranges=self.ranges)
+
+    def _list(self, found: Sequence[tuple[Resource, Home]], query: Query, base: str, folder: str = "") -> Reply:
+        """List the files, except those that this site leaves out."""
+        told = [(resource, home) for resource, home in found if not self.nameless(resource)]
+        if len(found) > 1:
+            told = [(resource, home) for resource, home in told if not self.left_out(resource, home)]
+        single = base if len(found) == 1 else ""
+        return files.list_files(
+            told, query, single_base=single, context=self.context, digests=self.digests, folder=folder
+        )
 
 
 def replace_entries(resource: Resource, folder: str) -> Resource:

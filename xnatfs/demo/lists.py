@@ -3,7 +3,7 @@
 from xnatfs.demo.archive import Archive, Experiment, Project, Subject
 from xnatfs.demo.columns import Joins
 from xnatfs.demo.reply import Failed, Reply
-from xnatfs.demo.tables import Query, Rows, filtered, paged, select, stored, table, true
+from xnatfs.demo.tables import Query, Rows, filtered, free, paged, select, stored, table, true
 
 PROJECT = ("ID", "secondary_ID", "name", "description", "pi_firstname", "pi_lastname", "URI")
 SUBJECT = ("ID", "project", "label", "insert_date", "insert_user", "URI")
@@ -23,8 +23,8 @@ def projects(archive: Archive, user: str, query: Query) -> Reply:
         {
             "ID": project.id,
             "secondary_ID": stored(project.secondary_id or project.id),
-            "name": stored(project.name),
-            "description": stored(project.description),
+            "name": free(project.name, query),
+            "description": free(project.description, query),
             "pi_firstname": "",
             "pi_lastname": "Demo",
             "URI": f"/data/projects/{project.id}",
@@ -44,19 +44,24 @@ def _projects_by_role(archive: Archive, user: str, seen: list[Project], query: Q
         {
             "id": project.id,
             "secondary_id": stored(project.secondary_id or project.id),
-            "name": stored(project.name),
-            "description": stored(project.description),
+            "name": free(project.name, query),
+            "description": free(project.description, query),
             "pi": "Demo",
+            "project_invs": "",
             "project_access": project.access,
-            "user_role_1": archive.role(user, project.id),
+            "project_access_img": "/@WEBAPPimages/key.gif",
+            "quarantine_status": "active",
             "insert_date": "2024-01-02 03:04:05.678",
+            "insert_user": "admin",
+            "user_role_1": archive.role(user, project.id),
+            "last_accessed_1": "",
         }
         for project in sorted(seen, key=lambda project: project.id)
     ]
     return table(rows, query, title="Projects", extra={"xdat_user_id": "1"}, ordered=True)
 
 
-def _subject_row(archive: Archive, subject: Subject, label: str) -> dict[str, str]:
+def _subject_row(archive: Archive, subject: Subject, label: str, query: Query) -> dict[str, str]:
     return {
         "ID": subject.id,
         "project": subject.project,
@@ -64,7 +69,7 @@ def _subject_row(archive: Archive, subject: Subject, label: str) -> dict[str, st
         "insert_date": subject.inserted,
         "insert_user": "admin",
         "last_modified": subject.last_modified,
-        **{"group": "", "gender": ""} | {key: stored(value) for key, value in subject.fields.items()},
+        **{"group": "", "gender": ""} | {key: free(value, query) for key, value in subject.fields.items()},
         "URI": f"/data/subjects/{subject.id}",
     }
 
@@ -74,7 +79,7 @@ def subjects(archive: Archive, project: str, query: Query, joins: Joins = "answe
     asked = query.get("columns", "ID,label").lower().split(",")
     there = {"id", "label"} <= set(asked) or "default" in asked  # else a shared one keeps the label it has at home
     rows = [
-        _subject_row(archive, subject, label if there else subject.label)
+        _subject_row(archive, subject, label if there else subject.label, query)
         for subject, label in archive.subjects_in(project)
     ]
     if SUBJECT_RESOURCE in asked and joins == "refused":
@@ -90,7 +95,7 @@ def _labels(archive: Archive, subject: str) -> list[str]:
 
 def all_subjects(archive: Archive, user: str, query: Query) -> Reply:
     seen = [subject for subject in archive.subjects.values() if archive.reads_item(user, subject)]
-    return _people([_subject_row(archive, subject, subject.label) for subject in seen], query)
+    return _people([_subject_row(archive, subject, subject.label, query) for subject in seen], query)
 
 
 def _people(rows: Rows, query: Query) -> Reply:
@@ -105,11 +110,11 @@ def scans(session: Experiment, query: Query) -> Reply:
         {
             "xnat_imagescandata_id": str(scan.pk),
             "ID": stored(scan.id),
-            "type": stored(scan.type),
+            "type": free(scan.type, query),
             "quality": scan.quality,
             "xsiType": scan.xsi_type,
-            "note": stored(scan.note),
-            "series_description": stored(scan.series_description),
+            "note": free(scan.note, query),
+            "series_description": free(scan.series_description, query),
             "URI": f"/data/experiments/{session.id}/scans/{stored(scan.id)}",
         }
         for scan in session.scans
@@ -155,10 +160,10 @@ def reconstructions(session: Experiment, query: Query) -> Reply:
 def shares(archive: Archive, item: Subject | Experiment, query: Query) -> Reply:
     places = {item.project: item.label, **item.shared}
     rows = [
-        {"label": stored(label), "ID": id, "Secondary_ID": id, "Name": stored(archive.projects[id].name)}
+        {"label": stored(label), "ID": id, "Secondary_ID": id, "Name": free(archive.projects[id].name, query)}
         for id, label in places.items()
     ]
-    return table(rows, query, ordered=True)
+    return table(rows, query, total=False, ordered=True)
 
 
 def members(archive: Archive, project: Project, query: Query) -> Reply:
@@ -189,7 +194,7 @@ def scan_types(archive: Archive, user: str, query: Query, project: str = "") -> 
         for scan in experiment.scans
         if scan.type
     }
-    rows = [{"type": stored(type), "xsiType": xsi_type} for type, xsi_type in sorted(found)]
+    rows = [{"type": free(type, query), "xsiType": xsi_type} for type, xsi_type in sorted(found)]
     return table(rows, query, columns=("type", "xsiType"))
 
 

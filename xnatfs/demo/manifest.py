@@ -95,7 +95,7 @@ def _resources(shown: Shown, path: Names, resources: list[Resource], mtime: floa
         place = (*path, shown.name(resource.id, resource.label))
         yield ManifestEntry(place, "dir", mtime=mtime)
         folders: set[Names] = set()
-        for entry in resource.entries:
+        for entry in resource.listed():
             names = shown.files.get((resource.id, entry.path)) or tuple(entry.path.split("/"))
             folders |= {names[:depth] for depth in range(1, len(names))}
             content = entry.content.read_bytes() if isinstance(entry.content, Path) else entry.content

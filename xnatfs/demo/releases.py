@@ -4,8 +4,14 @@ Each difference is one field, named after what the server does; the code that an
 a release. The defaults are those of 1.8.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Literal
+
+# What the container below XNAT refuses anywhere in a path: encoded slashes, backslashes, raw brackets.
+_CONTAINER = r"%2f|\\|%5c|[\[\]{}|^\"<>]|%00"
+# What the firewall in front of XNAT refuses as well, from Spring Security 4.2 on.
+_FIREWALL = rf";|%3b|%25|%2e|//|/\.\.?(?:/|$)|{_CONTAINER}"
 
 
 @dataclass(frozen=True)
@@ -13,15 +19,53 @@ class Release:
     """One release of XNAT, as far as its REST API differs from the others."""
 
     name: str
+    version: str = "1.8.11"  # as /xapi/siteConfig/buildInfo states it
     server: str = "Noelios-Restlet-Engine/1.1.10"  # the Server header
-    firewall: bool = True  # refuses '%', ';' and empty or dot segments, which else reach XNAT
+    container: str = "Apache Tomcat/9.0.65"  # as its own error pages name it, in their <h3>
+
+    # -- requests and sessions -----------------------------------------------------------------------------------
+    refuses: re.Pattern[str] = re.compile(_FIREWALL, re.IGNORECASE)  # paths that are answered 400
+    finds_odd_paths: bool = True  # of what it lets pass: without the firewall, '//' and '/../' lead nowhere (404)
+    frame_headers: bool = True  # X-Frame-Options and Content-Security-Policy
+    has_xapi: bool = True  # else /xapi is a page of the container: 404
+    xapi_slash: bool = True  # a slash at the end of an /xapi path is ignored; Spring 6 answers 404
+    sends_browsers_to_login: bool = True  # 302 to Login.vm; else an empty 401
+    session_is_open: bool = True  # /data/JSESSION without a login opens a guest's session on a closed site; else 401
+    login_page: bool = False  # a request without a login gets XNAT's own status page, not the container's
+    realm: str = "XNAT Demo"  # of the login: the ID of the site
+    refused: str = "Your login attempt failed because the username and password combination you provided was invalid."
+    form_login: bool = True  # /data/services/auth answers the session's ID; else nothing, and 500 to a wrong password
+    form_type_needed: bool = False  # a form in a body counts only under its Content-Type
+    ends_sentences: bool = False  # "User 'x' is logged in." with a full stop
+    expiration_path: str = ""  # of the cookie SESSION_EXPIRATION_TIME; '' for that of the application
+    short_tokens: bool = False  # alias and secret alone, as text; no token is listed, checked or ever made invalid
+    states_version: bool = False  # /data/version is there, and knows nothing
+    empty_is_204: bool = False  # success without a body
+
+    # -- lists and documents -------------------------------------------------------------------------------------
+    text_charset: str = "ISO-8859-1"
+    list_charset: str = ""  # of JSON, XML and CSV; '' where it is not stated (they are UTF-8 all the same)
+    escapes_letters: bool = True  # of free text: what is not ASCII is stored as a character reference, as `&#252;`
+    quotes_csv: bool = True
+    pages: bool = True  # `limit` and `offset` are heeded
+    shuffles: bool = False  # no list has an order, not even the same one twice
+    document_type: str = "text/html"  # of a document whose form is not asked for
+    substitutes_shares: bool = True  # a shared session has the project and subject label of the project that is listed
+    typed_site_key: bool = True  # the list of all experiments has the column xnat:experimentdata/id, too
+    protected_subjects_403: bool = True  # subjects of a protected project, to others: 403; else an empty list
+    falls_to_project: bool = True  # resources of an unknown session below a project are those of the project; else 404
+
+    # -- files ---------------------------------------------------------------------------------------------------
+    lists_digests: bool = True  # the column is there
+    lists_catalogs: bool = False  # files called *_catalog.xml are listed as others are
+    missing_lists_empty: bool = False  # an unknown session, scan or resource number has no files: 200; else 404 or 500
+    names_files: bool = True  # Content-Disposition of a single file
+    tar_name: int = 0  # longest name in a tar, in characters: a longer one ends it; 0 for any, as POSIX has them
+    tar_bytes: bool = False  # a character in a tar's name is its lowest byte; else what is not ASCII is '?'
     decodes_blanks_only: bool = True  # a path with %20 or %2B is not compared as it was sent
     archive_parts: bool = True  # a resource addressed by number is named with its scan in an archive
-    low_byte_names: bool = False  # a tar has the low byte of each character, else '?' for what is not ASCII
-    long_tar_names: bool = True  # a tar holds names of more than 100 characters, else it ends before the first
-    no_content: bool = False  # 204 for a change that is answered without a body
 
-    # The import service.
+    # -- the import service --------------------------------------------------------------------------------------
     tar_imports: bool = True  # DICOM-zip takes a tar; else it answers 200 without a body, and stores nothing
     zip_labels: bool = True  # DICOM-zip honours project, subject and session; else the project of `dest` alone
     chunked_zips: bool = True  # a zip may come without Content-Length, here and as a file
@@ -31,7 +75,7 @@ class Release:
     commits_imports: bool = False  # builds the session after each DICOM-zip with `dest`
     tar_charset: str = "utf-8"  # of names in a tar that is extracted
 
-    # The prearchive and its services.
+    # -- the prearchive and its services -------------------------------------------------------------------------
     open_prearchive: bool = False  # a project's list is for everybody, and empty where there is no such project
     form_src: bool = True  # `src` may be in the form alone
     src_adds_up: bool = False  # `src` in the query and in the form are two sessions
@@ -42,12 +86,38 @@ class Release:
 
 XNAT_1_6 = Release(
     "1.6",
+    version="1.6.4",
     server="Noelios-Restlet-Engine/1.1.6",
-    firewall=False,
+    container="Apache Tomcat/9.0.70 (Debian)",
+    refuses=re.compile(_CONTAINER, re.IGNORECASE),
+    finds_odd_paths=False,
+    frame_headers=False,
+    has_xapi=False,
+    sends_browsers_to_login=False,
+    session_is_open=False,
+    login_page=True,
+    realm="XNAT Protected Area",
+    refused="Login attempt failed. Please try again.",
+    form_login=False,
+    ends_sentences=True,
+    expiration_path="/",
+    short_tokens=True,
+    states_version=True,
+    quotes_csv=False,
+    pages=False,
+    document_type="text/xml",
+    substitutes_shares=False,
+    typed_site_key=False,
+    protected_subjects_403=False,
+    falls_to_project=False,
+    lists_digests=False,
+    lists_catalogs=True,
+    missing_lists_empty=True,
+    names_files=False,
+    tar_name=100,
+    tar_bytes=True,
     decodes_blanks_only=False,
     archive_parts=False,
-    low_byte_names=True,
-    long_tar_names=False,
     tar_imports=False,
     zip_labels=False,
     chunked_zips=False,
@@ -63,8 +133,16 @@ XNAT_1_6 = Release(
 XNAT_1_8 = Release("1.8")
 XNAT_1_11 = Release(
     "1.11",
+    version="1.11.0",
     server="Restlet-Framework/2.6",
-    no_content=True,
+    container="Apache Tomcat/10.1.34",
+    xapi_slash=False,
+    form_type_needed=True,
+    empty_is_204=True,
+    text_charset="UTF-8",
+    list_charset="UTF-8",
+    escapes_letters=False,
+    shuffles=True,
     commits_imports=True,
     form_src=False,
     src_adds_up=True,

@@ -3,12 +3,16 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from html import escape
+from http import HTTPStatus
+from itertools import chain
 from pathlib import Path
 
 from xnatfs.demo.archive import Computed, Content
+from xnatfs.demo.releases import XNAT_1_8, Release
 
 HTML = "text/html;charset=utf-8"
 PIECE = 256 * 1024  # read from disk and sent at a time
+BUFFER = 8192  # bytes of a body that the container keeps until it has to send headers
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class Reply:
 
     status: int = 200
     body: bytes | Slice | Iterable[bytes] = b""
-    content_type: str = "text/plain;charset=ISO-8859-1"
+    content_type: str = "text/plain;charset=ISO-8859-1"  # '' for none
     headers: dict[str, str] = field(default_factory=dict)
     cookies: list[str] = field(default_factory=list)
     reason: str = ""
@@ -72,6 +76,16 @@ def chunked(body: bytes, content_type: str) -> Reply:
     return Reply(200, iter(pieces), content_type)
 
 
+def buffered(pieces: Iterator[bytes]) -> bytes | Iterator[bytes]:
+    """Join a short body: the container knows its length before it sends any of it."""
+    begun = b""
+    for piece in pieces:
+        begun += piece
+        if len(begun) > BUFFER:
+            return chain([begun], pieces)
+    return begun
+
+
 def page(title: str, status: int = 200) -> Reply:
     body = f"<html><head><title>{escape(title)}</title></head><body><h1>{escape(title)}</h1></body></html>"
     return Reply(status, body.encode(), HTML)
@@ -83,8 +97,20 @@ def disposition(name: str) -> str:
     return f'attachment; filename="{safe.encode("latin-1", "replace").decode("latin-1")}";'
 
 
+def container_page(status: int, message: str, release: Release) -> Reply:
+    """Build an error page of the container below XNAT: its <h3> names the container, the words are elsewhere."""
+    words = f"<p><b>Message</b> {escape(message).replace('/', '&#47;')}</p>" if message else ""
+    title = f"HTTP Status {status} \N{EN DASH} {HTTPStatus(status).phrase}"
+    body = (
+        f'<!doctype html><html lang="en"><head><title>{title}</title></head><body><h1>{title}</h1><hr class="line" />'
+        f"<p><b>Type</b> Status Report</p>{words}<p><b>Description</b> {HTTPStatus(status).description}</p>"
+        f'<hr class="line" /><h3>{release.container}</h3></body></html>'
+    )
+    return Reply(status, body.encode(), HTML)
+
+
 class Failed(Exception):
-    """The request ends with this status. The server's own words are in the page, or there is no page."""
+    """The request ends with this status. The words are in XNAT's page or, where it sends none, in the container's."""
 
     def __init__(self, status: int, message: str = "", *, empty: bool = False) -> None:
         super().__init__(message)
@@ -92,9 +118,9 @@ class Failed(Exception):
         self.message = message
         self.empty = empty
 
-    def reply(self) -> Reply:
+    def reply(self, release: Release = XNAT_1_8) -> Reply:
         if self.empty:
-            return Reply(self.status, b"", HTML)
+            return container_page(self.status, self.message, release)
         body = (
             "<html><head><title>Status page</title></head><body>"
             f"<h3>{escape(self.message or 'Error')}</h3><p>{self.status}</p></body></html>"

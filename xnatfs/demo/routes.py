@@ -61,8 +61,10 @@ class Routes:
             case ("accessibility",):
                 return text(project.access)
             case ("subjects",) if len(rest) == 1:
-                lists.need_reader(archive, user, project_id, "subjects")
-                return lists.subjects(archive, project_id, asked.query, self.joins)
+                if self.release.protected_subjects_403:
+                    lists.need_reader(archive, user, project_id, "subjects")
+                readable = archive.reads(user, project_id)
+                return lists.subjects(archive, project_id if readable else "", asked.query, self.joins)
             case ("experiments",) if len(rest) == 1:
                 lists.need_reader(archive, user, project_id, "experiments")
                 return experiments.experiments(archive, project_id, asked.query)
@@ -126,6 +128,8 @@ class Routes:
         if found is not None and not self.archive.reads_item(asked.user, found):
             found = None
         if tail[:1] == ("resources",):
+            if found is None and not self.release.falls_to_project:
+                raise Failed(404, "Unable to find the specified experiment.")
             if found is None:
                 own = self.archive.projects[project]
                 above = tuple((r, Home("resources", "", " ", project=own)) for r in own.resources)
@@ -157,6 +161,11 @@ class Routes:
         if "resources" not in tail and "files" not in tail or asked.head:
             raise Failed(404, "Unable to identify experiment")
         start = tail.index("resources") if "resources" in tail else tail.index("files")
+        if above is None and self.release.missing_lists_empty:
+            if tuple(tail[start:]) == ("files",):
+                above = Level((), "")
+            else:
+                raise Failed(500 if len(tail) > start + 3 else 404, "")
         if above is None:
             raise Failed(404 if tail[start] == "resources" else 500, "")
         return self.levels.answer(asked, above, tail[start:])
@@ -188,15 +197,14 @@ class Routes:
     def _session_level(self, asked: Asked, found: list[Experiment], base: str, everything: bool) -> Level:
         resources: Found = []
         for session in found:
-            own = list(experiment_resources(session))
-            if session.session:  # an assessor's own document level: its own and out resources
-                resources += [pair for pair in own if pair[1].category == "resources"]
+            if session.session:  # an assessor's are `out` ones, which it has below its session only
                 continue
+            own = list(experiment_resources(session))
             resources += [pair for pair in own if everything or pair[1].category == "resources"]
             if everything:
                 resources = [pair for pair in resources if not pair[1].part.endswith("/in")]
                 for assessor in self._readable_assessors(asked, session):
-                    resources += _of_assessor(assessor, session)
+                    resources += _of_assessor(assessor)
         # The base of a single resource keeps the whole list of sessions.
         any_level = [pair for session in found for pair in self._any_level(asked, session)]
         return Level(tuple(resources), base, found[0].label, blank=everything, everywhere=tuple(any_level))
@@ -250,13 +258,11 @@ class Routes:
             return self._missing(asked, rest, above)
         resources: Found = []
         for assessor in found:
-            if side:
-                own = assessor.inputs if side == "in" else assessor.out
+            if side == "in":
                 home = Home("assessors", assessor.id, assessor.xsi_type, experiment=assessor, part=side)
-                resources += [(r, home) for r in own]
+                resources += [(r, home) for r in assessor.inputs]
             else:
-                home = Home("assessors", assessor.id, assessor.xsi_type, experiment=assessor)
-                resources += [(r, home) for r in assessor.resources]
+                resources += _of_assessor(assessor)
         part = f"{base}/assessors/{','.join(a.id for a in found)}" + (f"/{side}" if side else "")
         any_level = tuple(pair for assessor in found for pair in experiment_resources(assessor))
         return self.levels.answer(asked, Level(tuple(resources), part, session.label, everywhere=any_level), rest)
@@ -288,8 +294,8 @@ class Routes:
         return self.levels.answer(asked, Level(tuple(resources), part, session.label), rest)
 
 
-def _of_assessor(assessor: Experiment, session: Experiment) -> Found:
-    """Its own resources and those it put out, as the session's listing of everything shows them."""
+def _of_assessor(assessor: Experiment) -> Found:
+    """Return its resources and those it put out, which are listed alike."""
     own = Home("assessors", assessor.id, assessor.xsi_type, experiment=assessor)
     out = Home("assessors", assessor.id, assessor.xsi_type, experiment=assessor, part="out")
     return [(r, own) for r in assessor.resources] + [(r, out) for r in assessor.out]

@@ -57,7 +57,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _send(self, reply: Reply) -> None:
         self.send_response_only(reply.status, reply.reason.encode("latin-1", "replace").decode("latin-1") or None)
         self.send_header("Date", self.date_time_string())
-        self.send_header("Content-Type", reply.content_type)
+        if reply.content_type:
+            self.send_header("Content-Type", reply.content_type)
         for key, value in reply.headers.items():
             self.send_header(key, value)
         for cookie in reply.cookies:

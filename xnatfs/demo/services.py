@@ -1,6 +1,7 @@
 """What is not data: sessions, tokens and users under /data, and /xapi (XNAT REST contract 2 and 13.2)."""
 
 import json
+import string
 from pathlib import Path
 from urllib.parse import parse_qsl
 
@@ -10,7 +11,7 @@ from xnatfs.demo.reply import Failed, Reply, text
 from xnatfs.demo.sessions import GUEST, Refused, Session, Sessions, Token
 from xnatfs.demo.tables import Query, true
 
-BUILD = {"version": "1.8.11", "buildNumber": "demo", "buildDate": "2024-01-02", "isDirty": "false"}
+BUILD = {"buildNumber": "demo", "buildDate": "2024-01-02", "isDirty": "false"}
 
 
 class Services:
@@ -35,7 +36,9 @@ class Services:
                     raise Failed(405, "Method Not Allowed")
                 return self._form_login(body, session)
             case ["auth"]:
-                return text(f"User '{session.user}' is logged in")
+                return text(f"User '{session.user}' is logged in" + ("." if self.release.ends_sentences else ""))
+            case ["version"] if self.release.states_version:
+                return text("Unknown version")
             case ["services", "tokens", *rest]:
                 return self._tokens(rest, session)
             case ["user"]:
@@ -59,8 +62,10 @@ class Services:
             user = self.sessions.check(form.get("username", ""), form.get("password", ""))
             made = self.sessions.log_in(user, session)
         except Refused:
+            if not self.release.form_login:
+                raise Failed(500, "Bad credentials") from None
             raise Failed(401, "Authentication failed.") from None
-        reply = text(made.id)
+        reply = text(made.id if self.release.form_login else "")
         reply.cookies.append(f"JSESSIONID={made.id}; Path={self.context or '/'}; HttpOnly")
         return reply
 
@@ -73,6 +78,8 @@ class Services:
         return user is not None and user.admin
 
     def _tokens(self, parts: list[str], session: Session) -> Reply:
+        if self.release.short_tokens:
+            return self._short_tokens(parts, session)
         if session.user == GUEST:
             raise Failed(403, "Forbidden")
         match parts:
@@ -95,6 +102,20 @@ class Services:
                 return as_json({"result": "OK"})
         raise Failed(404, "")
 
+    def _short_tokens(self, parts: list[str], session: Session) -> Reply:
+        """Answer as a server from before tokens expired: guests get some, too, and none is ever invalid."""
+        match parts:
+            case ["issue"]:
+                token = self.sessions.issue_token(session.user, string.digits, 13)
+                return text(json.dumps({"alias": token.alias, "secret": token.secret}, separators=(",", ":")))
+            case ["invalidate", alias] if alias in self.sessions.tokens:
+                return text(json.dumps({"result": "OK"}))
+            case ["invalidate", _]:
+                raise Failed(403, "Invalid token")
+            case ["validate", *_]:
+                raise Failed(401, "You must specify both token and secret to validate a token.")
+        raise Failed(400, f"Unknown operation: {'/'.join(parts)}")
+
     def _token(self, alias: str, session: Session) -> Token:
         token = self.sessions.tokens.get(alias)
         if token is None:
@@ -106,14 +127,17 @@ class Services:
     # -- /xapi -------------------------------------------------------------------------------------------------
 
     def xapi(self, path: str, method: str, session: Session) -> Reply:
+        if self.release.xapi_slash:
+            path = path.removesuffix("/")
         parts = path.split("/")
+        build = {"version": self.release.version, **BUILD}
         if path == "siteConfig/buildInfo":
-            return as_json(BUILD)
+            return as_json(build)
         if session.user == GUEST:  # on an open site, too
             return Reply(401, b"")
         match parts:
             case ["siteConfig", "buildInfo", "version"]:
-                return text(BUILD["version"])
+                return text(build["version"])
             case ["siteConfig", "uptime"]:
                 return as_json({"Sec": "1"})
             case ["schemas"]:

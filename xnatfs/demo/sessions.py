@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from xnatfs.demo.archive import Archive
-from xnatfs.demo.reply import HTML, Failed, Reply
+from xnatfs.demo.releases import XNAT_1_8, Release
+from xnatfs.demo.reply import Failed, Reply, container_page
 
 GUEST = "guest"
-REFUSED = "Your login attempt failed because the username and password combination you provided was invalid."
 BROWSERS = ("Mozilla", "MSIE", "AppleWebKit", "Opera")
 MAX_FAILED_LOGINS = 20
 LOCKED_FOR = 3600.0
@@ -59,11 +59,12 @@ class Refused(Failed):
     """401, as the container says it."""
 
     def __init__(self) -> None:
-        super().__init__(401, REFUSED)
+        super().__init__(401)
 
-    def reply(self) -> Reply:
-        body = f"<html><head><title>401</title></head><body><h1>HTTP Status 401</h1><p>{REFUSED}</p></body></html>"
-        return Reply(401, body.encode(), HTML, {"WWW-Authenticate": 'Basic realm="XNAT Demo"'})
+    def reply(self, release: Release = XNAT_1_8) -> Reply:
+        refused = container_page(401, release.refused, release)
+        refused.headers["WWW-Authenticate"] = f'Basic realm="{release.realm}"'
+        return refused
 
 
 class Sessions:
@@ -157,8 +158,8 @@ class Sessions:
         fresh = self.clock() - token.created < TOKEN_LIFE
         return fresh and secrets.compare_digest(token.secret.encode(), secret.encode())
 
-    def issue_token(self, user: str) -> Token:
-        secret = "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(64))
+    def issue_token(self, user: str, alphabet: str = string.ascii_letters + string.digits, length: int = 64) -> Token:
+        secret = "".join(secrets.choice(alphabet) for _ in range(length))
         token = Token(len(self.tokens) + 1, str(uuid.uuid4()), secret, user, self.clock())
         self.tokens[token.alias] = token
         return token

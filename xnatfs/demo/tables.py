@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from html import escape
 from urllib.parse import unquote
 
+from xnatfs.demo.releases import XNAT_1_8, Release
 from xnatfs.demo.reply import HTML, Failed, Reply, chunked
 
 Rows = list[dict[str, str]]
@@ -21,10 +22,18 @@ FORMATS = {"json": JSON, JSON: JSON, "xml": XML, XML: XML, "application/xml": XM
 class Query(dict[str, str]):
     """The query of a request, the first of each name; with what else decides on the form of the answer."""
 
-    def __init__(self, pairs: Sequence[tuple[str, str]] = (), accept: str = "*/*") -> None:
+    def __init__(
+        self, pairs: Sequence[tuple[str, str]] = (), accept: str = "*/*", release: Release = XNAT_1_8, number: int = 0
+    ) -> None:
         super().__init__(reversed(pairs))
         self.pairs = pairs
         self.accept = accept
+        self.release = release
+        self.number = number  # of the request
+
+    def holding(self, pairs: Sequence[tuple[str, str]]) -> "Query":
+        """Copy the request with other parameters."""
+        return Query(pairs, self.accept, self.release, self.number)
 
     def every(self, name: str) -> list[str]:
         return [value for key, value in self.pairs if key == name]
@@ -41,7 +50,7 @@ def negotiated(query: Query, variants: Sequence[str]) -> str:
         if found and quality > weight:
             best, weight = found, quality
     if not best:
-        raise Failed(406, "Not Acceptable")
+        raise Failed(406, "Not Acceptable", empty=True)
     return best
 
 
@@ -54,6 +63,12 @@ def _matches(kind: str, variant: str) -> bool:
 def stored(text: str) -> str:
     """Text as the database has it: what came by a form or a URL was escaped for XML, once and for all."""
     return escape(text, quote=False).replace('"', "&quot;").replace("'", "&apos;")
+
+
+def free(text: str, query: Query) -> str:
+    """Escape free text as the database has it: letters that are not ASCII may be references, too."""
+    escaped = stored(text)
+    return escaped.encode("ascii", "xmlcharrefreplace").decode() if query.release.escapes_letters else escaped
 
 
 def true(query: Query, name: str) -> bool:
@@ -87,26 +102,28 @@ def table(
             result["title"] = title
         if total:
             result["totalRecords"] = str(len(rows))
-        return chunked(json.dumps({"ResultSet": result}, ensure_ascii=False).encode(), "application/json;charset=UTF-8")
+        return chunked(json.dumps({"ResultSet": result}, ensure_ascii=False).encode(), JSON)
     if form == CSV:
         out = io.StringIO()
-        writer = csv.writer(out, quoting=csv.QUOTE_ALL, lineterminator="\n")
-        writer.writerow(names)
-        writer.writerows([[row.get(name, "") for name in names] for row in rows])
-        return chunked(out.getvalue().encode(), "text/csv;charset=UTF-8")
+        cells = [names, *([row.get(name, "") for name in names] for row in rows)]
+        if query.release.quotes_csv:
+            csv.writer(out, quoting=csv.QUOTE_ALL, lineterminator="\n").writerows(cells)
+        else:  # whatever is in them
+            out.writelines(",".join(row) + "\n" for row in cells)
+        return chunked(out.getvalue().encode(), CSV)
     if form == XML:
-        cells = "".join(
+        body_rows = "".join(
             "<row>" + "".join(f"<cell>{escape(row.get(name, ''))}</cell>" for name in names) + "</row>" for row in rows
         )
         head = "".join(f"<column>{escape(name)}</column>" for name in names)
-        results = f"<results><columns>{head}</columns><rows>{cells}</rows></results>"
+        results = f"<results><columns>{head}</columns><rows>{body_rows}</rows></results>"
         body = f'<ResultSet totalRecords="{len(rows)}">{results}</ResultSet>'
-        return chunked(body.encode(), "text/xml;charset=UTF-8")
+        return chunked(body.encode(), XML)
     head = "".join(f"<th>{escape(name)}</th>" for name in names)
-    cells = "".join(
+    lines = "".join(
         "<tr>" + "".join(f"<td>{escape(row.get(name, ''))}</td>" for name in names) + "</tr>" for row in rows
     )
-    return chunked(f"<html><body><table><tr>{head}</tr>{cells}</table></body></html>".encode(), HTML)
+    return chunked(f"<html><body><table><tr>{head}</tr>{lines}</table></body></html>".encode(), HTML)
 
 
 def _shuffled(row: dict[str, str]) -> dict[str, str]:
@@ -120,6 +137,8 @@ def _sorted(rows: Rows, query: Query, ordered: bool) -> Rows:
     if not ordered:
         rows = sorted(rows, key=lambda row: sorted(row.items()))
         random.Random(len(rows)).shuffle(rows)
+    if query.release.shuffles:
+        rows = random.Random(query.number).sample(rows, len(rows))
     if not names:
         return rows
     lowered = {key.lower(): key for row in rows[:1] for key in row}
@@ -160,7 +179,7 @@ def _fits(value: str, wanted: str) -> bool:
 
 def paged(rows: Rows, query: Query) -> tuple[Rows, bool]:
     """The page asked for, and whether the list is whole."""
-    if "limit" not in query and "offset" not in query:
+    if not query.release.pages or ("limit" not in query and "offset" not in query):
         return rows, True
     offset = int(query.get("offset", "0")) if query.get("offset", "0").isdigit() else 0
     limit = query.get("limit", "100")

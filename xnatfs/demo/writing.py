@@ -37,13 +37,6 @@ class Writing:
 
     def answer(self, path: str, asked: Asked, body: Body) -> Reply | None:
         """None where nothing is to be changed: somebody else's request. `path` has the alias /archive still."""
-        reply = self._answer(path, asked, body)
-        changed = reply is not None and asked.method not in ("GET", "HEAD")
-        if self.release.no_content and changed and reply is not None and (reply.status, reply.body) == (200, b""):
-            reply.status = 204
-        return reply
-
-    def _answer(self, path: str, asked: Asked, body: Body) -> Reply | None:
         with self.archive.lock:
             self.prearchive.settle()
         parts = [part for part in path.split("/") if part]
