@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commanding import COLLABORATOR, LABEL, MEMBER, SESSION, Done, Shell, shell
+from tests.commanding import COLLABORATOR, LABEL, MEMBER, SESSION, Done, Shell, received, shell
 from tests.mounting import LIMIT
 from xnatfs.demo.app import Request
 from xnatfs.demo.bodies import Body
@@ -134,14 +134,6 @@ def test_rebuild_waits_for_the_state(tmp_path):
         fresh.receive("SESS001", ready=False)
         fresh.ctl("prearchive", "rebuild", *MINE, "--session", "SESS001", "--wait")
         assert [row["status"] for row in fresh.ctl("prearchive", "list", "-o", "json").rows] == ["READY"]
-
-
-def received(shell: Shell, label: str) -> str:
-    """Receive a session that waits under this label, whatever the release makes of labels; its path."""
-    path = shell.receive(label).removeprefix("/data")
-    (waiting,) = [one for one in shell.app.writing.prearchive.sessions if one.path == path]
-    waiting.session.label, waiting.subject, waiting.folder = label, "SUB001", label
-    return waiting.path
 
 
 @EVERY_RELEASE

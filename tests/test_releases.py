@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commanding import LABEL, OWNER, SESSION, Shell, shell
+from tests.commanding import LABEL, OWNER, SESSION, Shell, received, shell
 from tests.demos import USER
 from tests.wire import Wire
 from xnatfs.config import Config
@@ -18,7 +18,7 @@ from xnatfs.credentials import Credentials
 from xnatfs.demo.app import DemoXnat
 from xnatfs.demo.content import PASSWORDS, DemoArchive
 from xnatfs.demo.manifest import ManifestEntry
-from xnatfs.demo.releases import XNAT_1_8
+from xnatfs.demo.releases import XNAT_1_8, Release
 from xnatfs.errors import XnatError
 from xnatfs.fuse.operations import errno_of
 from xnatfs.site import Site, open_site
@@ -76,8 +76,15 @@ async def read(file: File) -> Seen:
     return Seen("file", len(content), hashlib.md5(content).hexdigest())
 
 
-def expected(entry: ManifestEntry, digests: bool) -> Seen:
+# Files of one resource that no URL names. The tar of an old release ends before them, at a name that is too long, and
+# what comes by their number in the list is told from the others by nothing: its server states neither name nor digest.
+BEYOND_THE_TAR = ("back\\slash.txt", "new\nline.txt")
+
+
+def expected(entry: ManifestEntry, digests: bool, release: Release) -> Seen:
     error = entry.error
+    if release.tar_name and entry.path[-1] in BEYOND_THE_TAR:
+        error = "EIO"
     if not digests and entry.path[-1].startswith("wrong-digest"):
         error = ""  # bytes that are not as the catalogue says cannot be told from others
     if entry.kind != "file" or error:
@@ -103,7 +110,7 @@ async def test_the_tree_of_the_whole_archive(release, digests, tmp_path):
     async with opened(DemoXnat(archive, release=release, digests=digests), tmp_path) as site:
         await walk(Root(site))  # what links lead to is known after that
         found = await walk(Root(site))
-    wanted = {entry.path: expected(entry, digests) for entry in archive.manifest(USER)}
+    wanted = {entry.path: expected(entry, digests, release) for entry in archive.manifest(USER)}
     del found[()]
     assert found.keys() == wanted.keys()
     assert {path: (found[path], seen) for path, seen in wanted.items() if found[path] != seen} == {}
@@ -142,7 +149,7 @@ def test_lists_of_xnatctl_are_the_same(release, tmp_path):
         home = tmp_path / f"{each.name}-{len(outputs)}"
         home.mkdir()
         with shell(home, release=each) as prompt:
-            prompt.receive("W")
+            received(prompt, "W")
             outputs.append({words: said(prompt, words) for words in LISTS})
     assert outputs[1] == outputs[0]
     assert all(len(output) > 2 for output in outputs[0].values())

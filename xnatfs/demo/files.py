@@ -139,7 +139,7 @@ def find_entry(found: Found, path: str, release: Release = XNAT_1_8) -> Entry:
     Raises Failed.
     """
     if not found:
-        raise Failed(404, "Unable to find catalog entry for given uri.")
+        raise Failed(404, "Unable to find catalog entry for given uri.", empty=True)
     resource = found[0][0]
     if resource.broken:
         raise Failed(404, "Unable to find file.", empty=True)
@@ -149,7 +149,7 @@ def find_entry(found: Found, path: str, release: Release = XNAT_1_8) -> Entry:
         for entry in resource.entries:
             if entry.path == candidate:
                 return entry
-    raise Failed(404, "Unable to find catalog entry for given uri.")
+    raise Failed(404, "Unable to find catalog entry for given uri.", empty=True)
 
 
 def by_index(found: Found, index: str, *, single: bool, query: Query) -> Entry:

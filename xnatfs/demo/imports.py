@@ -63,7 +63,7 @@ class Imports:
             chunked_zips=self.release.chunked_zips,
             without_length=self.release.import_without_length,
         )
-        query = Query([*asked.query.pairs, *got.fields], asked.query.accept)
+        query = asked.query.holding([*asked.query.pairs, *got.fields])
         if "src" not in query:
             return self._import(asked.user, query, got)
         with closing(self._from_cache(asked.user, query["src"])) as kept:

@@ -223,7 +223,7 @@ class PrearchiveRequests:
         if sources or self.release.form_src:
             sources += [source for source in named if self.release.src_adds_up or source not in sources]
         others = [pair for pair in (*asked.query.pairs, *form) if pair[0] != "src"]
-        return Query([*others, *(("src", source) for source in sources)], asked.query.accept)
+        return asked.query.holding([*others, *(("src", source) for source in sources)])
 
     def _sources(self, asked: Asked, parameters: Query, malformed: int) -> list[Received]:
         if asked.method != "POST":
@@ -338,4 +338,4 @@ def _parameters(asked: Asked, body: Body) -> Query:
     pairs = _form(asked, body)
     if asked.headers.get("content-type", "").startswith("multipart/form-data"):
         pairs = sent(body, asked.headers, inbody=False).fields
-    return Query([*asked.query.pairs, *pairs], asked.query.accept)
+    return asked.query.holding([*asked.query.pairs, *pairs])
