@@ -189,21 +189,22 @@ def _not_modified(entry: Entry, headers: dict[str, str]) -> bool:
 
 
 def _ranged(entry: Entry, wanted: str, size: int, kind: str, sent: dict[str, str]) -> Reply:
-    """A range. Its end is not clamped: the headers promise what was asked for."""
+    """A range. Neither end is clamped: the headers promise what was asked for, whatever there is of it."""
     assert entry.content is not None
     if "," in wanted:
         raise Failed(501, "Multiple ranges are not supported")
     match = RANGE.match(wanted)
-    if not match or match[0] == "bytes=-" or (match[1] and match[2] and int(match[2]) < int(match[1])):
-        return Reply(200, Slice(entry.content, 0, size), kind, sent)
+    if (
+        not match or match[0] == "bytes=-"
+    ):  # another unit is ignored; what is no number is an error, and the file its page
+        return Reply(500 if wanted.startswith("bytes=") else 200, Slice(entry.content, 0, size), kind, sent)
     if not match[1]:
-        first, last = max(0, size - int(match[2])), size - 1
+        first, last = size - int(match[2]), size - 1
     else:
-        first, last = int(match[1]), int(match[2]) if match[2] else size - 1
+        first, last = int(match[1]), int(match[2] or size - 1)
+        last = last if last >= first else size - 1  # an end before the start counts as none
     sent["Content-Range"] = f"bytes {first}-{last}/{size}"
-    if last < first:  # begins after the end: no 416, but a reply that is good for nothing
-        return Reply(206, iter(()), kind, sent)
-    return Reply(206, Slice(entry.content, first, last - first + 1), kind, sent)
+    return Reply(206, Slice(entry.content, min(max(first, 0), size), max(last - first + 1, 0)), kind, sent)
 
 
 def unquoted(path: str) -> str:
