@@ -346,8 +346,8 @@ async def test_an_answer_from_elsewhere_is_an_error(tmp_path, patient_clock):
     """Neither what was asked for nor the whole."""
 
     class Off(FakeSource):
-        def open(self, start, size=None, unless_modified_since="", stop=None):
-            return super().open(start and start + 1, size, unless_modified_since, stop)
+        def open(self, start, size=None, stop=None):
+            return super().open(start and start + 1, size, stop)
 
     source = Off(BIG, chunk=MiB)
     source.stalls[MiB] = trio.Event()

@@ -267,7 +267,8 @@ class ContentCache:
         self.stats.sound(fill.version.key)
         if self._live.get(entry.ident) is not entry:
             return None  # the listing has moved on; a newer fill is under way
-        entry.row = self._new_row(entry, entry.blob.size, fill.modified)
+        # A date that may be of two versions (of one second) is nothing to know the file by later.
+        entry.row = self._new_row(entry, entry.blob.size, fill.modified if fill.validator else "")
         return entry.row
 
     def _new_row(self, entry: Entry, size: int, modified: str) -> Row:

@@ -288,7 +288,7 @@ class CatalogueFile(File):
         size, row, folders = None, self.row, self.folder.folders
         if has_url(row.path):
             try:
-                size = await self.site.xnat.head(folders.resource_dir.place.item, row)
+                size = (await self.site.xnat.head(folders.resource_dir.place.item, row)).size
             except (NotFound, Denied, BadReply) as error:
                 log.debug("the size of %s is not to be had: %s", "/".join(self.path), error)
         return TrueSize(size or 0, folders.expires)

@@ -4,12 +4,13 @@ XNAT's firewall refuses names with '%', ';' or '\\'. Such a file is taken out of
 that fails asked for by its number in the listing. What comes is checked by name, length and digest all the same.
 """
 
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 
 from xnatfs.client import Xnat, has_url
-from xnatfs.content import Body
+from xnatfs.content import Body, Head
 from xnatfs.downloads import Download
 from xnatfs.errors import BadReply, NotFound, XnatError
 from xnatfs.metadata import Listing
@@ -38,16 +39,21 @@ class FileSource:
         return has_url(self.row.path) and self.xnat.ranged is True
 
     @asynccontextmanager
-    async def open(
-        self, start: int, size: int | None = None, unless_modified_since: str = "", stop: int | None = None
-    ) -> AsyncIterator[Body | None]:
+    async def open(self, start: int, size: int | None = None, stop: int | None = None) -> AsyncIterator[Body]:
         """The file's bytes, from `start` if the server grants it, and then not beyond `stop`."""
         if not has_url(self.row.path):
             async with self._unnamed() as body:
                 yield body
             return
-        async with self.xnat.download(self.item, self.row, start, size, unless_modified_since, stop) as download:
-            yield _body(download) if download else None
+        async with self.xnat.download(self.item, self.row, start, size, stop) as download:
+            yield _body(download)
+
+    async def head(self) -> Head:
+        """What a HEAD states of the file: nothing, where its name cannot travel in a URL or the server takes none."""
+        if has_url(self.row.path):
+            with contextlib.suppress(BadReply):
+                return Head(*await self.xnat.head(self.item, self.row))
+        return Head(None, "")
 
     @asynccontextmanager
     async def _unnamed(self) -> AsyncIterator[Body]:
@@ -99,7 +105,8 @@ class FileSource:
 
 
 def _body(download: Download) -> Body:
-    return Body(download.start, download.size, download.modified, download.chunks, download.into)
+    start, size, modified = download.start, download.size, download.modified
+    return Body(start, size, modified, download.chunks, download.into, download.validator, download.framed)
 
 
 def reading_order(site: Site, item: Item, below: bool) -> list[tuple[str, str]]:
