@@ -1,6 +1,7 @@
 """The downloads of one file, at a thousandth of the size, without threads, in virtual time."""
 
 import os
+import random
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -188,7 +189,7 @@ async def test_what_nobody_wants_any_more_is_not_kept(tmp_path, autojump_clock):
     async with filling(tmp_path, FakeSource(DATA)) as rig:
         rig.wanted = False
         await begun(rig)
-        await rig.read(len(DATA) - 1)
+        await rig.blob.verdict()
         assert (rig.blob.complete, rig.store.kept) == (True, [])
 
 
@@ -345,7 +346,7 @@ async def test_an_odd_failure_names_the_file(tmp_path):
 async def test_what_is_complete_does_not_fail(tmp_path, autojump_clock):
     async with filling(tmp_path, FakeSource(DATA)) as rig:
         await begun(rig)
-        await rig.read(len(DATA) - 1)
+        await rig.blob.verdict()
         rig.fill.fail(Unreachable("late"))
         await rig.read(0)
 
@@ -545,7 +546,7 @@ async def test_an_older_copy_that_is_not_right_is_closed(tmp_path, autojump_cloc
         source.head_size = stated
         assert older_is_open(tmp_path)
         await begun(rig)
-        await rig.read(len(DATA) - 1)
+        await rig.blob.verdict()
         assert (source.heads, rig.fill.renewed, len(rig.store.kept)) == (bool(modified), False, 1)
         assert not older_is_open(tmp_path)
 
@@ -664,7 +665,7 @@ async def test_what_is_there_beyond_the_near_is_not_fetched_again(tmp_path, auto
         for offset in range(20 * K, 36 * K, K):
             await rig.read(offset, K)
         source.release()
-        await rig.read(len(DATA) - 1)
+        await rig.blob.verdict()
         await rig.ended()
         assert rig.blob.complete
         assert rig.stats.fetched <= len(DATA) + 2 * K
@@ -679,7 +680,7 @@ async def test_where_there_are_no_ranges_everybody_waits(tmp_path, autojump_cloc
         await rig.read(50 * K)
         assert source.starts == ([0] if known else [0, 50 * K])
         assert rig.stats.fetched <= len(DATA)
-        await rig.read(len(DATA) - 1)
+        await rig.blob.verdict()
         assert len(source.starts) == (1 if known else 2)
 
 
@@ -699,10 +700,95 @@ async def test_without_ranges_a_download_begins_again_where_the_first_has_ended(
         await rig.read(0)
         await rig.read(30 * K)
         assert source.starts == [0, 30 * K]
-        await rig.read(len(DATA) - 1)
+        await rig.blob.verdict()
         assert source.starts == [0, 30 * K]
         assert rig.blob.complete
         assert os.pread(rig.blob.fd, len(DATA), 0) == DATA
+
+
+# -- what is held back -------------------------------------------------------------------------------------------
+
+HELD = 128  # HOLD_BACK, scaled
+
+
+def orders() -> dict[str, list[tuple[int, int]]]:
+    """Ways to read a file of 60 KiB, each to all of its bytes."""
+    forward = [(offset, K) for offset in range(0, len(DATA), K)]
+    pieces = [(offset, 100) for offset in range(0, len(DATA), 100)]
+    random.Random(4).shuffle(pieces)
+    return {
+        "forward": forward,
+        "backward": forward[::-1],
+        "tail first": forward[40:] + forward[:40],
+        "from the middle": forward[30:] + forward[:30][::-1],
+        "random": pieces,
+        "at once": [(0, len(DATA))],
+    }
+
+
+@pytest.mark.parametrize("damaged", [True, False])
+@pytest.mark.parametrize("ranged", [True, False])
+@pytest.mark.parametrize("order", orders())
+@pytest.mark.parametrize("readers", [1, 2])
+async def test_all_bytes_are_handed_out_only_of_a_verified_file(
+    tmp_path, autojump_clock, order, damaged, ranged, readers
+):
+    """In any order, by one reader or by two who share the reads."""
+    source = FakeSource(DATA, chunk=K, pause=0.01, ranged=ranged)
+    handed: set[int] = set()
+    failures = []
+    todo = iter(orders()[order])
+    async with filling(tmp_path, source, digest=md5(b"else" if damaged else DATA)) as rig:
+        await begun(rig)
+
+        async def reader() -> None:
+            for offset, length in todo:
+                try:
+                    await rig.read(offset, length)
+                except BadReply as error:
+                    failures.append(error)
+                    return
+                handed.update(range(offset, min(offset + length, len(DATA))))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(readers):
+                nursery.start_soon(reader)
+        if damaged:
+            assert failures
+            assert len(DATA) - len(handed) >= HELD
+        else:
+            assert (failures, len(handed), rig.blob.complete) == ([], len(DATA), True)
+
+
+async def test_what_was_handed_out_is_handed_out_again_before_the_verdict(tmp_path, autojump_clock):
+    held = len(DATA) - HELD
+    source = stalled(held + 10)
+    async with filling(tmp_path, source) as rig:
+        await begun(rig)
+        await rig.read(0, held)
+        with trio.move_on_after(10) as late:
+            await rig.read(held, 1)
+        assert late.cancelled_caught
+        await rig.read(held - K, K)
+        source.release()
+        await rig.read(held, HELD)
+        assert rig.blob.complete
+
+
+async def test_who_waits_for_the_verdict_has_what_is_missing_fetched(tmp_path, autojump_clock, monkeypatch):
+    """Its own bytes are there; the download that is to bring the others rests, since its reader is far behind."""
+    monkeypatch.setattr(stream_module, "AHEAD", 8 * K)
+    source = FakeSource(DATA, chunk=K)
+    async with filling(tmp_path, source) as rig:
+        await begun(rig)
+        for offset in range(30 * K, len(DATA), K):
+            await rig.read(offset, K)
+        await rig.read(0)
+        await settled()
+        assert not rig.blob.complete
+        began = trio.current_time()
+        await rig.blob.verdict()
+        assert trio.current_time() - began < PAUSE / 2
 
 
 # -- coming and going --------------------------------------------------------------------------------------------
@@ -918,7 +1004,7 @@ async def test_room_is_made_once_for_what_others_write(tmp_path, autojump_clock,
     async with filling(tmp_path, source) as rig:
         await begun(rig)
         await rig.read(0)
-        await rig.read(len(DATA) - 1)
+        await rig.blob.verdict()
         assert len(rig.store.evicted) == 1
         assert rig.fill.intake.in_memory is (times == 2)
         assert rig.store.discarded == ["file"] * (times == 2)
@@ -1166,7 +1252,7 @@ async def test_what_is_not_hashed_when_the_disk_fails_comes_again(
         await read_through(rig)
         await rig.ended()
         assert (rig.blob.failure, running) == (None, [True])
-        assert rig.blob.verified is (hash_behind == K), "all has to be read again for that, from where it was hashed"
+        assert rig.blob.verified, "all is fetched again for that, from where it was hashed"
 
 
 async def test_a_body_of_unknown_length_is_not_longer_than_it_can_be(tmp_path, autojump_clock):

@@ -100,6 +100,7 @@ class Run:
         self.version = Version("34/a/b.dcm", server.size, digest)
         self.raised: list[XnatError] = []
         self.contents: dict[Blob, list[bytes]] = {}  # of which all that a blob has handed out may be
+        self.handed_out: dict[Blob, set[int]] = {}
 
     async def reader(self, cache: ContentCache, reader: Reader) -> None:
         await trio.sleep(reader.after)
@@ -117,6 +118,7 @@ class Run:
                 known = self.contents.get(opened, [self.data, self.other][: 1 + self.swaps])
                 self.contents[opened] = [each for each in known if each[offset:end] == found]
                 assert self.contents[opened], "all of one version"
+                self.handed_out.setdefault(opened, set()).update(range(offset, end))
         except XnatError as exc:
             self.raised.append(exc)
         finally:
@@ -144,6 +146,9 @@ class Run:
                 nursery.start_soon(self.swap)
                 for reader in readers:
                     nursery.start_soon(self.reader, cache, reader)
+            for opened, handed_out in self.handed_out.items():
+                damaged = self.server.damaged and self.server.digest and self.server.size > SCALED[intake, "SMALL"]
+                assert not damaged or opened.size - len(handed_out) >= SCALED[blob, "HOLD_BACK"]
             if self.server.sound:
                 assert self.raised == []
                 assert await read_all(cache, self.version, self.source, 3000) == self.data
@@ -168,6 +173,7 @@ class Run:
 @example(Server(60_000, breaks=30_000), [Reader(0, ((0, 20_000), (50_000, 1)))], False)
 @example(Server(60_000, pause=2.0, ranged=False), [Reader(0, ((0, 1),)), Reader(20, ((0, 20_000),))], False)
 @example(Server(60_000, ranged=False, damaged=True), [Reader(0, ((50_000, 20_000),))], True)
+@example(Server(60_000, pause=2.0, damaged=True), [Reader(0, ((50_000, 20_000), (0, 50_000)))], False)
 @example(
     Server(60_000, pause=0.1, digest=False, dated=False, swapped=0.3),
     [Reader(0, ((0, 1), (59_999, 1))), Reader(20, ((30_000, 20_000), (0, 60_000)))],

@@ -1,7 +1,11 @@
 """Bytes that a server gets wrong without a word: none of them becomes a file, neither in a mount nor by xnatctl."""
 
+import hashlib
+import json
 import os
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +15,8 @@ import pytest
 
 from tests.commanding import SESSION, Shell, shell
 from tests.faults import Faulty, faulty
-from tests.faults.stage import BIG, FOLDER, PASSWORD, SMALL, USER, stage_archive
-from tests.mounting import mounting, run
+from tests.faults.stage import BIG, EXPERIMENT, FOLDER, PASSWORD, SMALL, USER, stage_archive
+from tests.mounting import LIMIT, Mount, mounting, run
 from xnatfs.demo.app import DemoXnat, Request
 from xnatfs.demo.archive import Entry
 from xnatfs.demo.reply import Reply
@@ -146,3 +150,62 @@ def test_a_download_that_breaks_is_not_joined_with_another_version(undigested, d
         else:
             assert download(undigested, "data") == before
     assert asked[:2] == ["", "bytes=1000-2047" if date == "strong" else ""]
+
+
+# -- a damaged file ------------------------------------------------------------------------------------------------
+
+# Reads at offsets in an order, by one descriptor; says how much came, and the errno that it ended with.
+READ = """
+import json, os, sys
+path, order = sys.argv[1], json.loads(sys.argv[2])
+descriptor, came, error = os.open(path, os.O_RDONLY), bytearray(os.stat(path).st_size), 0
+handed = set()
+try:
+    for offset, length in order:
+        piece = os.pread(descriptor, length, offset)
+        came[offset : offset + len(piece)] = piece
+        handed.update(range(offset // 4096, (offset + length - 1) // 4096 + 1))
+except OSError as failed:
+    error = failed.errno
+sys.stdout.write(json.dumps([len(handed), error]) + "\\n")
+sys.stdout.flush()
+sys.stdout.buffer.write(came)
+"""
+MiB = 2**20
+FORWARD = [(offset, 128 * 1024) for offset in range(0, len(BIG), 128 * 1024)]
+TAIL = (len(BIG) - MiB, MiB)
+ORDERS = {"forward": FORWARD, "backward": FORWARD[::-1], "tail first": [TAIL, *FORWARD]}
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
+    """A mount with a damaged file and a sound one for each order.
+
+    Before the last bytes that are not in the tail the server makes a pause, in which a reader gets all the others.
+    """
+    archive = stage_archive()
+    for name in ORDERS:
+        resource = archive.resource(archive.experiments[EXPERIMENT].resources, name)
+        archive.file(resource, "damaged.bin", BIG).digest = hashlib.md5(b"another").hexdigest()
+        archive.file(archive.resource(archive.experiments[EXPERIMENT].resources, f"{name}, sound"), "sound.bin", BIG)
+    pause = {"match": "GET .*/(damaged|sound).bin", "ranged": False, "fault": "stall", "after": TAIL[0] - 65536}
+    with serve(DemoXnat(archive)) as url, faulty(url, [{**pause, "seconds": 1.0}]) as server:
+        with mounting(server.url, tmp_path_factory.mktemp("damaged"), user=USER, password=PASSWORD) as mount:
+            mount.expected_in_log += ["damaged file", "its MD5 is"]
+            yield mount
+
+
+@pytest.mark.fuse
+@pytest.mark.parametrize("order", ORDERS)
+def test_no_order_of_reading_gets_all_of_a_damaged_file(damaged, order):
+    folder = damaged.path / "projects/P/S/E/resources"
+    for path, error in ((f"{order}/damaged.bin", 5), (f"{order}, sound/sound.bin", 0)):
+        command = [sys.executable, "-c", READ, folder / path, json.dumps(ORDERS[order])]
+        done = subprocess.run(command, capture_output=True, timeout=LIMIT)
+        said, _, came = done.stdout.partition(b"\n")
+        pages, failed = json.loads(said)
+        assert failed == error
+        if error:
+            assert pages * 4096 <= len(BIG) - 128 * 1024 + 4096
+        else:
+            assert came == BIG

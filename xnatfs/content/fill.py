@@ -80,6 +80,7 @@ class Fill:
         self.validator = ""
         self.renewed = False  # the older copy is the file still
         self.busy = False  # verifying or keeping
+        self.disproved = False  # all has come, and its digest is another
         self._store = store
         self._nursery = nursery
         self._strict = strict
@@ -153,10 +154,14 @@ class Fill:
             return
         gap = blob.spans.next_gap(0 if blob.whole else offset)
         if gap >= blob.size:
+            gap = blob.came  # it waits for the verdict, and so for all that is missing
+        if gap >= blob.size:
             return
         for stream in self._streams:
             if stream.reaches(gap):
                 stream.mark(offset)
+                if blob.awaited:
+                    stream.moved.set()
                 self._help()
                 return
         if not self._may_seek():
@@ -204,13 +209,13 @@ class Fill:
             stream.moved, used = trio.Event(), stream.used
             with trio.move_on_after(PAUSE if self._may_seek() else LONG_PAUSE):
                 await stream.moved.wait()
-            if stream.used == used and (self._may_seek() or not stream.moved.is_set()):
+            if self._pauses(stream) and stream.used == used and (self._may_seek() or not stream.moved.is_set()):
                 self._rests = True
                 return False
         return True
 
     def _pauses(self, stream: Stream) -> bool:
-        if self.blob.whole or not stream.ahead():
+        if self.blob.whole or not stream.ahead() or self.blob.awaited:
             return False
         # Without ranges the only way to the rest leads through what nobody wants now.
         return self._may_seek() or (self.intake.thin and all(end <= stream.cursor for _, end in self.blob.waits))
@@ -306,6 +311,7 @@ class Fill:
             if row is not None and self.intake.partial is not None:
                 await self._store.keep(self.intake.partial, row)
         except Exception as exc:
+            self.disproved = isinstance(exc, BadReply)
             self.fail(exc)
         finally:
             self.busy = False

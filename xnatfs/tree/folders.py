@@ -337,14 +337,16 @@ class CatalogueFile(File):
 
 
 async def _believe(blob: Blob, digest: str) -> None:
-    """A reply has another length than the listing: wait until a small file is whole, any that has a digest as it says.
+    """Wait for what proves a length that the listing has not: the digest, or of a small file all of it.
 
-    Else an empty reply made an empty file, which nobody reads, so that nobody hears that it failed; and who looks for
-    the end of a file that was cut short found it where it is not.
+    Else a damaged empty reply made an empty file, of which no program reads anything, so that none gets an error. (What
+    has no digest was confirmed by the server before: `Fill`.)
     """
     try:
-        # The last byte is handed out when all have been verified.
-        await blob.read(max(blob.size - 1, 0) if digest else 0, 1)
+        if digest:
+            await blob.verdict()
+        else:
+            await blob.read(0, 1)
     except BaseException:
         blob.close()
         raise
