@@ -35,8 +35,15 @@ class Pieces(httpx.AsyncByteStream):
         self._content = content
         self._size = size
         self._breaks_at = len(content) if breaks_at is None else breaks_at
+        self._pieces = self._generated()
 
-    async def __aiter__(self) -> AsyncGenerator[bytes]:
+    def __aiter__(self) -> AsyncGenerator[bytes]:
+        return self._pieces
+
+    async def aclose(self) -> None:
+        await self._pieces.aclose()
+
+    async def _generated(self) -> AsyncGenerator[bytes]:
         for start in range(0, self._breaks_at, self._size):
             yield self._content[start : min(start + self._size, self._breaks_at)]
         if self._breaks_at < len(self._content):
@@ -435,8 +442,6 @@ class Files:
     def __call__(self, request: httpx.Request) -> httpx.Response:
         wanted = request.headers.get("range", "")
         self.asked.append(wanted)
-        if request.headers.get("if-modified-since") == self.modified:
-            return httpx.Response(304)
         body, status, headers = self.content, 200, {"last-modified": self.modified}
         if wanted and self.ranged:
             first, last = (int(number) for number in wanted.removeprefix("bytes=").split("-"))
@@ -585,6 +590,162 @@ async def test_a_file_that_changed_meanwhile_is_stale(autojump_clock):
             await read(xnat)
 
 
+SOON = "Tue, 02 Jan 2024 03:04:06 GMT"
+TAG = '"5f2c8f0e"'
+WEAK = [
+    {},
+    {"last-modified": MODIFIED, "date": MODIFIED},  # it may be changed once more in that second
+    {"last-modified": SOON, "date": MODIFIED},
+    {"last-modified": "yesterday"},
+    {"etag": f"W/{TAG}"},
+    {"etag": "no tag"},
+]
+STRONG = [
+    ({"last-modified": MODIFIED}, MODIFIED),
+    ({"last-modified": MODIFIED, "date": SOON}, MODIFIED),
+    ({"etag": TAG}, TAG),
+    ({"etag": TAG, "last-modified": MODIFIED, "date": MODIFIED}, TAG),
+]
+
+
+class Versions:
+    """A file whose first reply breaks off; later ones have other headers, and other bytes."""
+
+    def __init__(self, first: dict[str, str], later: dict[str, str], newer: bytes = CONTENT) -> None:
+        self.headers = [first, later]
+        self.newer = newer
+        self.asked: list[tuple[str, str]] = []
+        self.breaks_at = 3500
+        self.ranged = True
+        self.dated_ranges = True
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        wanted, began = request.headers.get("range", ""), bool(self.asked)
+        self.asked.append((wanted, request.headers.get("if-range", "")))
+        content, headers, status = (self.newer if began else CONTENT), dict(self.headers[began]), 200
+        if wanted and self.ranged:
+            first, last = (int(number) for number in wanted.removeprefix("bytes=").split("-"))
+            headers = {
+                **(headers if self.dated_ranges else {}),
+                "content-range": f"bytes {first}-{last}/{len(content)}",
+            }
+            content, status = content[first : last + 1], 206
+        headers["content-length"] = str(len(content))
+        return httpx.Response(status, headers=headers, stream=Pieces(content, None if began else self.breaks_at))
+
+
+@pytest.mark.parametrize(("headers", "validator"), STRONG)
+async def test_a_download_goes_on_by_a_range_of_the_version_that_was_begun(autojump_clock, headers, validator):
+    files = Versions(headers, headers)
+    async with connected(Server(files)) as xnat:
+        assert await read(xnat) == (0, CONTENT)
+    assert files.asked == [("", ""), (f"bytes=3500-{len(CONTENT) - 1}", validator)]
+
+
+@pytest.mark.parametrize(("headers", "validator"), STRONG)
+@pytest.mark.parametrize("ranged", [True, False])
+async def test_two_versions_are_never_joined(autojump_clock, headers, validator, ranged):
+    """A server that knows If-Range sends all of the other one, others a range of it: the same is true of both."""
+    files = Versions(headers, {"last-modified": SOON, "etag": '"another"'}, bytes(len(CONTENT)))
+    files.ranged = ranged
+    async with connected(Server(files)) as xnat:
+        with pytest.raises(Stale, match="changed on the server"):
+            await read(xnat)
+        assert (xnat.ranged is False) is False, "to answer If-Range with all of another version is no refusal of ranges"
+
+
+@pytest.mark.parametrize("headers", WEAK)
+@pytest.mark.parametrize("breaks_at", [1, 3500, len(CONTENT) - 1])
+async def test_without_a_strong_validator_a_download_begins_anew(autojump_clock, headers, breaks_at):
+    files = Versions(headers, headers)
+    files.breaks_at = breaks_at
+    async with connected(Server(files)) as xnat:
+        assert await read(xnat) == (0, CONTENT)
+    assert files.asked == [("", "")] * 2
+
+
+@pytest.mark.parametrize("headers", WEAK)
+@pytest.mark.parametrize("at", [0, 1700, 3499])
+async def test_what_comes_anew_must_be_what_came_before(autojump_clock, headers, at):
+    """Of the same length, with the same headers: one byte that was handed out already is another one."""
+    files = Versions(headers, headers, CONTENT[:at] + b"?" + CONTENT[at + 1 :])
+    async with connected(Server(files)) as xnat:
+        with pytest.raises(Stale, match="changed on the server"):
+            await read(xnat)
+
+
+async def test_what_was_not_handed_out_may_be_another_version(autojump_clock):
+    """All that a reader got is of one version: that of the second reply."""
+    newer = CONTENT[:5000] + b"?" * (len(CONTENT) - 5000)
+    async with connected(Server(Versions({}, {}, newer))) as xnat:
+        assert await read(xnat) == (0, newer)
+
+
+async def test_a_range_without_its_version_is_not_joined(autojump_clock):
+    """The whole file says which version it is."""
+    files = Versions({"last-modified": MODIFIED}, {"last-modified": MODIFIED})
+    files.dated_ranges = False
+    async with connected(Server(files)) as xnat:
+        assert await read(xnat) == (0, CONTENT)
+    assert [wanted for wanted, _ in files.asked] == ["", f"bytes=3500-{len(CONTENT) - 1}", ""]
+
+
+async def test_with_a_digest_a_download_goes_on_by_a_range(autojump_clock):
+    """What is joined wrongly is found out in the end."""
+    files = Versions({}, {})
+    async with connected(Server(files)) as xnat:
+        async with xnat.download(ITEM, FILE._replace(digest="0" * 32)) as download:
+            assert b"".join([chunk async for chunk in download.chunks]) == CONTENT
+    assert files.asked == [("", ""), (f"bytes=3500-{len(CONTENT) - 1}", "")]
+
+
+@pytest.mark.parametrize(
+    ("status", "content_range", "length"),
+    [
+        (206, "bytes 10240-10239/10240", 0),  # recorded: `bytes=6-` of 6 bytes, 206 `bytes 6-5/6`
+        (206, "bytes -94-10239/10240", 10334),  # a suffix longer than the file
+        (206, "bytes 10000-10300/10240", 301),  # an end beyond it: not clamped
+        (206, "bytes 20000-20100/10240", 101),  # a start beyond it: nothing comes
+        (206, "bytes 10000-10239/10240", 10240),  # the range that was asked for, as it says, but the whole is announced
+        (206, "items 10000-10239/10240", 240),
+        (206, "bytes 10000-10239/*", 240),
+        (500, "", 10240),  # with the whole file as its body
+    ],
+)
+async def test_the_odd_ranges_of_real_servers_are_never_data(autojump_clock, status, content_range, length):
+    files = Files()
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if "range" not in request.headers:
+            return files(request)
+        headers = {"content-length": str(length), "last-modified": MODIFIED}
+        return httpx.Response(status, headers={**headers, "content-range": content_range}, stream=Pieces(b"?" * 240))
+
+    async with connected(Server(answer)) as xnat:
+        assert await read(xnat, 10000, len(CONTENT)) == (0, CONTENT)
+
+
+async def test_more_than_the_range_that_was_asked_for_is_an_error():
+    def answer(request: httpx.Request) -> httpx.Response:
+        headers = {"content-range": f"bytes 10-19/{len(CONTENT)}", "transfer-encoding": "chunked"}
+        return httpx.Response(206, headers=headers, stream=Pieces(CONTENT[10:21]))
+
+    async with connected(Server(answer)) as xnat:
+        async with xnat.download(ITEM, FILE, 10, len(CONTENT), 20) as download:
+            with pytest.raises(BadReply, match="more came"):
+                async for _ in download.chunks:
+                    pass
+
+
+@pytest.mark.parametrize(
+    ("headers", "framed"), [({}, False), ({"content-length": "10240"}, True), ({"transfer-encoding": "chunked"}, True)]
+)
+async def test_a_body_that_ends_with_its_connection_is_told_apart(headers, framed):
+    server = Server(always(lambda: httpx.Response(200, headers=headers, stream=Pieces(CONTENT))))
+    async with connected(server) as xnat, xnat.download(ITEM, FILE) as download:
+        assert download.framed is framed
+
+
 async def test_a_file_that_grew_is_stale_to_a_range():
     async with connected(Server(Files())) as xnat:
         with pytest.raises(Stale):
@@ -614,15 +775,10 @@ async def test_an_encoded_file_is_refused():
             await read(xnat)
 
 
-async def test_a_file_that_was_not_modified_comes_without_bytes():
-    async with connected(Server(Files())) as xnat:
-        async with xnat.download(ITEM, FILE, unless_modified=MODIFIED) as download:
-            assert download is None
-
-
-async def test_heads_tell_the_size():
-    async with connected(Server(always(lambda: httpx.Response(200, headers={"content-length": "77"})))) as xnat:
-        assert await xnat.head(ITEM, FILE) == 77
+async def test_heads_tell_the_size_and_the_date():
+    headers = {"content-length": "77", "last-modified": MODIFIED}
+    async with connected(Server(always(lambda: httpx.Response(200, headers=headers)))) as xnat:
+        assert await xnat.head(ITEM, FILE) == (77, MODIFIED)
 
 
 async def test_no_more_than_eight_downloads_at_once(autojump_clock):

@@ -150,6 +150,22 @@ async def test_the_end_of_a_damaged_file_is_never_handed_out(tmp_path):
     assert not await is_kept(tmp_path, wanted)
 
 
+async def test_a_file_found_damaged_is_verified_before_any_byte_is_handed_out(tmp_path):
+    """By programs that open a file several times: each part that they read would be without an error."""
+    wanted = version(BIG)
+    async with open_cache(tmp_path, LIMIT) as cache:
+        assert isinstance(await failure(cache, wanted, FakeSource(bytes(END))), BadReply)
+        blob = await cache.open(wanted, FakeSource(bytes(END)))
+        with pytest.raises(BadReply, match="its MD5"):
+            await blob.read(END // 2, 10)
+        blob.close()
+        assert await read_all(cache, wanted, FakeSource(BIG)) == BIG
+        await cache.evict(0)
+        blob = await cache.open(wanted, stalled(2 * MiB))
+        assert await blob.read(0, 10) == BIG[:10], "it is sound, and streams again"
+        blob.close()
+
+
 @pytest.mark.parametrize("stated", [END + 1, END - 1])
 async def test_a_big_body_of_another_length_than_announced_is_an_error(tmp_path, stated):
     """Truncated or too long: no reader sees its end, and it is not kept."""
@@ -346,8 +362,8 @@ async def test_an_answer_from_elsewhere_is_an_error(tmp_path, patient_clock):
     """Neither what was asked for nor the whole."""
 
     class Off(FakeSource):
-        def open(self, start, size=None, unless_modified_since="", stop=None):
-            return super().open(start and start + 1, size, unless_modified_since, stop)
+        def open(self, start, size=None, stop=None):
+            return super().open(start and start + 1, size, stop)
 
     source = Off(BIG, chunk=MiB)
     source.stalls[MiB] = trio.Event()

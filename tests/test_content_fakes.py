@@ -11,7 +11,7 @@ from pathlib import Path
 import trio
 from trio.testing import MockClock
 
-from xnatfs.content import Body, ContentCache, Version, open_cache
+from xnatfs.content import Body, ContentCache, Head, Version, open_cache
 from xnatfs.content.source import Into
 from xnatfs.errors import Unreachable, XnatError
 
@@ -56,7 +56,11 @@ class FakeSource:
         self.ranged = ranged
         self.pause = pause  # before each chunk
         self.modified = "Mon, 01 Jan 2024 00:00:00 GMT"
+        self.strong = True  # whether the date is a strong validator
         self.states_size = True
+        self.framed = True  # whether a body of no stated length has an end of its own
+        self.head_size: int | None = None  # stated by a HEAD instead of the true one
+        self.heads_work = True
         self.size: int | None = None  # said instead of the true one
         self.error: Exception | None = None  # instead of a reply
         self.breaks: dict[int, Exception] = {}  # at this offset
@@ -68,46 +72,51 @@ class FakeSource:
         # What it saw.
         self.starts: list[int] = []
         self.stops: list[int | None] = []
-        self.conditions: list[str] = []
+        self.heads = 0
         self.running = 0
         self.at_once = 0  # the most downloads at one time
         self.writing: list[range] = []  # where bodies are writing themselves
         self.overlaps: list[tuple[range, range]] = []  # two that had the same place
 
     @asynccontextmanager
-    async def open(
-        self, start: int, size: int | None = None, unless_modified_since: str = "", stop: int | None = None
-    ) -> AsyncIterator[Body | None]:
+    async def open(self, start: int, size: int | None = None, stop: int | None = None) -> AsyncIterator[Body]:
         self.starts.append(start)
         self.stops.append(stop)
-        self.conditions.append(unless_modified_since)
         await trio.sleep(self.delay if start and self.delay else self.pause)
         if self.error is not None:
             raise self.error
-        if unless_modified_since and unless_modified_since == self.modified:
-            yield None
-            return
         if start and not self.ranged:
             start, stop, self.seekable = 0, None, False
         stated = self.size if self.size is not None else len(self.data)
         self.running += 1
         self.at_once = max(self.at_once, self.running)
-        chunks = self._chunks(start, stop)
+        chunks = self._chunks(self.data, start, stop)
         try:
             framed = self.states_size and self.size is None  # else its end is told by nothing but its end
             into = self._into(chunks) if self.writes and framed else None
-            yield Body(start, stated if self.states_size else None, self.modified, chunks, into)
+            validator = self.modified if self.strong else ""
+            length = stated if self.states_size else None
+            yield Body(start, length, self.modified, chunks, into, validator, self.states_size or self.framed)
         finally:
             self.running -= 1
             await chunks.aclose()
+
+    async def head(self) -> Head:
+        self.heads += 1
+        await trio.sleep(self.pause)
+        if self.error is not None:
+            raise self.error
+        if not self.heads_work:
+            return Head(None, "")
+        return Head(len(self.data) if self.head_size is None else self.head_size, self.modified)
 
     def release(self) -> None:
         """What stalls goes on."""
         for stall in self.stalls.values():
             stall.set()
 
-    async def _chunks(self, start: int, stop: int | None) -> AsyncGenerator[bytes]:
-        last = len(self.data) if stop is None else min(stop, len(self.data))
+    async def _chunks(self, data: bytes, start: int, stop: int | None) -> AsyncGenerator[bytes]:
+        last = len(data) if stop is None else min(stop, len(data))
         marks = sorted([*self.breaks, *self.stalls, last])
         while True:
             async with self.line or nullcontext():
@@ -119,7 +128,7 @@ class FakeSource:
             if start >= last:
                 return
             end = min([start + self.chunk, *(mark for mark in marks if mark > start)])
-            yield self.data[start:end]
+            yield data[start:end]
             start = end
 
     def _into(self, chunks: AsyncGenerator[bytes]) -> Into:

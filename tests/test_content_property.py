@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.test_content_fakes import LIMIT, FakeSource, md5, patient, read_all, until
-from xnatfs.content import ContentCache, Version, blob, fill, intake, open_cache, stream
+from xnatfs.content import Blob, ContentCache, Version, blob, fill, intake, open_cache, stream
 from xnatfs.errors import Unreachable, XnatError
 
 DATA = random.Random(3).randbytes(60_000)
@@ -48,12 +48,15 @@ class Server:
     damaged: bool = False  # the digest is of something else
     breaks: int | None = None  # every download that comes here fails
     touched: float | None = None  # when the file gets another date
+    dated: bool = True  # whether it sends a date that tells versions apart
+    swapped: float | None = None  # when the file becomes another of its length, with its date
 
     @property
     def sound(self) -> bool:
         """No fault at all."""
         wrong_digest = self.damaged and self.digest
-        return not (self.off_by or wrong_digest or self.breaks is not None or self.touched is not None)
+        changes = self.touched is not None or self.swapped is not None
+        return not (self.off_by or wrong_digest or self.breaks is not None or changes)
 
 
 offsets = st.integers(0, len(DATA))
@@ -74,6 +77,8 @@ servers = st.builds(
     damaged=st.sampled_from([False, False, False, True]),
     breaks=st.one_of(st.none(), st.none(), offsets),
     touched=st.one_of(st.none(), st.none(), st.sampled_from([0.3, 4.0])),
+    dated=st.sampled_from([True, True, False]),
+    swapped=st.one_of(st.none(), st.none(), st.sampled_from([0.3, 4.0])),
 )
 
 
@@ -85,6 +90,8 @@ class Run:
         self.strict = strict
         self.data = DATA[: server.size]
         self.source = FakeSource(self.data, chunk=server.chunk, pause=server.pause, ranged=server.ranged)
+        self.source.strong = server.dated
+        self.other = self.data[::-1]
         self.source.states_size = server.states_size
         self.source.size = max(0, server.size + server.off_by)
         if server.breaks is not None:
@@ -92,6 +99,8 @@ class Run:
         digest = md5(self.data + b"!" * server.damaged) if server.digest else ""
         self.version = Version("34/a/b.dcm", server.size, digest)
         self.raised: list[XnatError] = []
+        self.contents: dict[Blob, list[bytes]] = {}  # of which all that a blob has handed out may be
+        self.handed_out: dict[Blob, set[int]] = {}
 
     async def reader(self, cache: ContentCache, reader: Reader) -> None:
         await trio.sleep(reader.after)
@@ -105,12 +114,25 @@ class Run:
                 with trio.fail_after(100_000):
                     found = await opened.read(offset, length)
                 end = min(offset + length, opened.size)
-                assert found == self.data[offset:end]
                 assert len(found) == max(0, end - offset)
+                known = self.contents.get(opened, [self.data, self.other][: 1 + self.swaps])
+                self.contents[opened] = [each for each in known if each[offset:end] == found]
+                assert self.contents[opened], "all of one version"
+                self.handed_out.setdefault(opened, set()).update(range(offset, end))
         except XnatError as exc:
             self.raised.append(exc)
         finally:
             opened.close()
+
+    @property
+    def swaps(self) -> bool:
+        """Whether the file becomes another one that only a digest could tell from it."""
+        return self.server.swapped is not None and not self.server.dated and not self.server.digest
+
+    async def swap(self) -> None:
+        if self.server.swapped is not None and self.swaps:
+            await trio.sleep(self.server.swapped)
+            self.source.data = self.other
 
     async def touch(self) -> None:
         if self.server.touched is not None:
@@ -121,8 +143,12 @@ class Run:
         async with open_cache(directory, LIMIT, strict=self.strict) as cache:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.touch)
+                nursery.start_soon(self.swap)
                 for reader in readers:
                     nursery.start_soon(self.reader, cache, reader)
+            for opened, handed_out in self.handed_out.items():
+                damaged = self.server.damaged and self.server.digest and self.server.size > SCALED[intake, "SMALL"]
+                assert not damaged or opened.size - len(handed_out) >= SCALED[blob, "HOLD_BACK"]
             if self.server.sound:
                 assert self.raised == []
                 assert await read_all(cache, self.version, self.source, 3000) == self.data
@@ -138,7 +164,7 @@ class Run:
             assert cache.has(self.version) or not self.server.sound
             if cache.has(self.version):
                 assert not (self.server.damaged and self.server.digest)
-                assert await read_all(cache, self.version, nothing) == self.data
+                assert await read_all(cache, self.version, nothing) in (self.data, self.other)[: 1 + self.swaps]
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -147,6 +173,12 @@ class Run:
 @example(Server(60_000, breaks=30_000), [Reader(0, ((0, 20_000), (50_000, 1)))], False)
 @example(Server(60_000, pause=2.0, ranged=False), [Reader(0, ((0, 1),)), Reader(20, ((0, 20_000),))], False)
 @example(Server(60_000, ranged=False, damaged=True), [Reader(0, ((50_000, 20_000),))], True)
+@example(Server(60_000, pause=2.0, damaged=True), [Reader(0, ((50_000, 20_000), (0, 50_000)))], False)
+@example(
+    Server(60_000, pause=0.1, digest=False, dated=False, swapped=0.3),
+    [Reader(0, ((0, 1), (59_999, 1))), Reader(20, ((30_000, 20_000), (0, 60_000)))],
+    False,
+)
 def test_a_read_returns_exactly_the_right_bytes_or_raises(server, readers, strict):
     """And what is kept afterwards is the file."""
 

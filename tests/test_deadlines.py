@@ -22,6 +22,7 @@ from xnatfs.transport import TRIES
 
 TIMEOUT = 30.0
 LOGIN = "/data/JSESSION"
+DATED = {"last-modified": "Tue, 02 Jan 2024 03:04:05 GMT"}
 
 Answer = Callable[[httpx.Request], Awaitable[httpx.Response]]
 
@@ -289,11 +290,11 @@ async def test_a_server_that_goes_still_under_a_download_has_the_timeout_to_come
         nonlocal away_until
         if not away_until:
             away_until = trio.current_time() + 0.8 * TIMEOUT
-            headers = {"content-length": str(len(content))}
+            headers = {"content-length": str(len(content)), **DATED}
             return httpx.Response(200, headers=headers, stream=Dripping([content[:99]], 0))
         if trio.current_time() < away_until:
             raise httpx.ConnectError("refused")
-        headers = {"content-range": f"bytes 99-{len(content) - 1}/{len(content)}"}
+        headers = {"content-range": f"bytes 99-{len(content) - 1}/{len(content)}", **DATED}
         return httpx.Response(206, headers=headers, content=content[99:])
 
     async with connected(Site(answer)) as xnat:

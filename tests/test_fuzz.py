@@ -263,8 +263,8 @@ ITEM = ("experiments", "E")
 
 
 async def downloaded(xnat: Xnat) -> bytes:
-    async with xnat.download(ITEM, FILE, 5, 10, "Tue, 02 Jan 2024 03:04:05 GMT", 10) as download:
-        return b"" if download is None else b"".join([chunk async for chunk in download.chunks])
+    async with xnat.download(ITEM, FILE, 5, 10, 10) as download:
+        return b"".join([chunk async for chunk in download.chunks])
 
 
 async def archived(xnat: Xnat) -> int:

@@ -470,7 +470,7 @@ async def zip_of(xnat: Xnat, recording: Recording) -> bytes:
 
 
 async def head(xnat: Xnat, recording: Recording) -> int | None:
-    return await xnat.head(*row_of(recording.path))
+    return (await xnat.head(*row_of(recording.path))).size
 
 
 async def indexed(xnat: Xnat, recording: Recording) -> bytes:
@@ -480,9 +480,14 @@ async def indexed(xnat: Xnat, recording: Recording) -> bytes:
 
 
 async def download(xnat: Xnat, recording: Recording) -> bytes | None:
-    since = recording.sent.get("if-modified-since", "")
-    async with xnat.download(*row_of(recording.path), unless_modified=since) as found:
-        return None if found is None else b"".join([chunk async for chunk in found.chunks])
+    """Download a file; None for "not modified", which answers nothing that this client asks and so is no data."""
+    try:
+        async with xnat.download(*row_of(recording.path)) as found:
+            return b"".join([chunk async for chunk in found.chunks])
+    except BadReply:
+        if recording.status != 304:
+            raise
+        return None
 
 
 def same_download(found: bytes | None, recording: Recording) -> None:

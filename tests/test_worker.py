@@ -15,7 +15,7 @@ from tests.test_content_fakes import BIG, MiB, until
 from xnatfs.worker.pool import ProcessLost, Workers, Writable, open_workers
 
 TIMEOUT = httpx.Timeout(2.0)
-OK = b"HTTP/1.1 200 OK\r\nLast-Modified: then\r\nContent-Length: %d\r\n\r\n" % len(BIG)
+OK = b"HTTP/1.1 200 OK\r\nLast-Modified: Tue, 02 Jan 2024 03:04:05 GMT\r\nContent-Length: %d\r\n\r\n" % len(BIG)
 
 # What a server does with one request: its connection, and the head of the request.
 Act = Callable[[trio.SocketStream, bytes], Awaitable[None]]
@@ -142,7 +142,7 @@ def children() -> list[int]:
 async def test_a_body_goes_into_a_file(tmp_path):
     async with served(answering(OK, BIG)) as (server, client, _):
         async with got(client, "/a%20b?c=d", cookie="JSESSIONID=1") as response:
-            assert (response.status_code, response.headers["last-modified"]) == (200, "then")
+            assert (response.status_code, response.headers["last-modified"]) == (200, "Tue, 02 Jan 2024 03:04:05 GMT")
             assert body(response).length == len(BIG)
             assert await written(response, tmp_path / "file") == len(BIG)
         assert (tmp_path / "file").read_bytes() == BIG

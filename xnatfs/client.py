@@ -17,7 +17,7 @@ import trio
 from xnatfs.catalogue import Catalogue, Catalogues
 from xnatfs.config import Config
 from xnatfs.credentials import Credentials
-from xnatfs.downloads import Download, Downloads, content_length, last_modified
+from xnatfs.downloads import Download, Downloads, Head, content_length, is_framed, last_modified, strong_validator
 from xnatfs.errors import BadReply, NotFound
 from xnatfs.models import (
     SCAN_COLUMNS,
@@ -291,15 +291,10 @@ class Xnat:
 
     # -- content -------------------------------------------------------------------------------------------------
 
-    async def head(self, item: Sequence[str], file: FileRow) -> int | None:
-        """The true size of a file, or None where the server does not say."""
+    async def head(self, item: Sequence[str], file: FileRow) -> Head:
+        """Request what the server states of a file, without its bytes."""
         async with self._heads, self._transport.reply("HEAD", _file_path(item, file)) as response:
-            return content_length(response)
-
-    async def length_and_date(self, item: Sequence[str], file: FileRow) -> tuple[int | None, str]:
-        """Return the length and the Last-Modified of a file, as far as the server states them."""
-        async with self._heads, self._transport.reply("HEAD", _file_path(item, file)) as response:
-            return content_length(response), last_modified(response)
+            return Head(content_length(response), last_modified(response))
 
     @property
     def ranged(self) -> bool | None:
@@ -313,17 +308,16 @@ class Xnat:
         file: FileRow,
         start: int = 0,
         size: int | None = None,
-        unless_modified: str = "",
         stop: int | None = None,
-    ) -> AsyncIterator[Download | None]:
-        """The bytes of a file, from `start` if the server grants it, else from 0; None if it was not modified since.
+    ) -> AsyncIterator[Download]:
+        """The bytes of a file, from `start` if the server grants it, else from 0.
 
         `size` is its known length: a range is never asked past it. With `stop` a range ends there.
         A connection that breaks is taken up again where it broke. Also raises Stale, if the file is another by then.
         """
         path, big = _file_path(item, file), (file.size or 0) > BIG
         async with self._patience(file), self._downloads:
-            async with self._files.open(path, start, stop, size, unless_modified, big=big) as download:
+            async with self._files.open(path, start, stop, size, big=big, verified=bool(file.digest)) as download:
                 yield download
 
     @asynccontextmanager
@@ -351,7 +345,8 @@ class Xnat:
         async with self._downloads, self._transport.reply("GET", path, query) as response:
             async with aclosing(self._transport.raw(path, response)) as chunks:
                 size, modified = content_length(response), last_modified(response)
-                yield Download(0, size, modified, chunks, None, _file_name(response))
+                validator, framed = strong_validator(response), is_framed(response)
+                yield Download(0, size, modified, chunks, None, validator, framed, _file_name(response))
 
     def _patience(self, file: FileRow) -> AbstractAsyncContextManager[object]:
         """A place for a file that may take minutes; small ones always find one beside those."""

@@ -1,16 +1,20 @@
 """Files as they arrive: what a server grants of ranges, what the headers promise, and connections that break.
 
-Rules: the headers of a reply are believed, not the listing; a range is never asked past the end, because the server
-does not clamp; a whole file is taken for an answer to a range, but no other range than the one asked for.
+Rules: a range is never requested past the end, because the server does not clamp; a whole file is accepted as the
+answer to a range, but no other range than the requested one; the bytes of two replies are joined only where a strong
+validator (RFC 9110, 8.8) or a digest proves them to be of one version, or where all that came before comes again.
 """
 
+import hashlib
 import logging
 import math
 import os
 import re
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from email.utils import mktime_tz, parsedate_tz
 from typing import NamedTuple
 
 import httpx
@@ -34,9 +38,15 @@ REFUSALS = 3
 # more than a request.
 WITHOUT_RANGES = 600.0
 
+# A date states a version if it is at least so many seconds older than the reply (RFC 9110, 8.8.2.2): within the second
+# of its date a file may change again.
+STRONG_AGE = 1
+
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
-# A date in any of HTTP's forms: it is sent back, in If-Modified-Since, and kept.
+# A date in any of HTTP's forms: it is sent back, in If-Range, and kept.
 _DATE = re.compile(r"[ -~]{1,64}")
+# A strong entity tag, of no more than is worth sending back; a weak one begins with W/.
+_STRONG_TAG = re.compile(r'"[!#-~]{1,256}"')
 
 # Writes so many of the next bytes into a descriptor at an offset, or nowhere; yields how many more are there.
 Into = Callable[[int | None, int, int], AsyncGenerator[int]]
@@ -55,7 +65,16 @@ class Download:
     modified: str  # Last-Modified, as sent
     chunks: AsyncIterator[bytes]
     into: Into | None
+    validator: str = ""  # a strong one, or ""
+    framed: bool = True  # False: it ends with its connection, so that its end cannot be told from a break
     name: bytes = b""  # as Content-Disposition has it, where a file was asked for by its number
+
+
+class Head(NamedTuple):
+    """What a server states of a file without sending it."""
+
+    size: int | None
+    modified: str  # Last-Modified, as sent
 
 
 class Promise(NamedTuple):
@@ -65,6 +84,8 @@ class Promise(NamedTuple):
     stop: int | None  # where it ends
     size: int | None
     modified: str
+    validator: str  # a strong one, or ""
+    framed: bool  # False: it ends with its connection
 
 
 class Downloads:
@@ -85,19 +106,17 @@ class Downloads:
 
     @asynccontextmanager
     async def open(
-        self, path: str, start: int, stop: int | None, size: int | None, unless_modified: str, *, big: bool
-    ) -> AsyncIterator[Download | None]:
-        """See `Xnat.download`."""
-        begun = await self.begin(path, start, stop, size, unless_modified, big)
-        if begun is None:
-            yield None
-            return
-        arrival = _Arrival(self, path, big, *begun)
+        self, path: str, start: int, stop: int | None, size: int | None, *, big: bool, verified: bool
+    ) -> AsyncIterator[Download]:
+        """See `Xnat.download`. `verified`: a digest decides in the end whether the bytes are of one version."""
+        begun = await self.begin(path, start, stop, size, big)
+        arrival = _Arrival(self, path, big, verified, *begun)
         try:
             async with aclosing(arrival.chunks()) as chunks:
                 promise = begun[1]
                 into = arrival.into if arrival.writable else None
-                yield Download(promise.start, promise.size, promise.modified, chunks, into)
+                start, _, size, modified, validator, framed = promise
+                yield Download(start, size, modified, chunks, into, validator, framed)
         finally:
             await arrival.close()
 
@@ -107,35 +126,35 @@ class Downloads:
         start: int,
         stop: int | None,
         size: int | None,
-        unless_modified: str,
         big: bool,
         within: float = math.inf,
-    ) -> tuple[httpx.Response, Promise] | None:
-        """Ask for a file; None if it was not modified."""
-        headers = {"If-Modified-Since": unless_modified} if unless_modified else {}
+        validator: str = "",
+    ) -> tuple[httpx.Response, Promise]:
+        """Request a file. With a `validator` a range is of the version that has it, or the whole file comes."""
+        headers = {}
         ranging = 0 < start < (size or 0) and self.ranged is not False
         end = min(stop or size or 0, size or 0)
         if ranging:
             headers["Range"] = f"bytes={start}-{end - 1}"
+            if validator:
+                headers["If-Range"] = validator
         question = Question("GET", path, "file", headers=headers, big=big)
         response = await self.transport.exchange(question, within)
         begun: Promise | str = ""
         try:
-            if response.status_code == 304 and unless_modified:
-                return None
-            begun = await self._promise(path, response, (start, end) if ranging else None, size)
+            begun = await self._promise(path, response, (start, end) if ranging else None, size, validator)
         finally:
             if isinstance(begun, str):
                 with trio.CancelScope(shield=True):
                     await response.aclose()
         if isinstance(begun, str):
-            whole = await self.begin(path, 0, None, size, "", big, within)
+            whole = await self.begin(path, 0, None, size, big, within)
             self._refused(begun)  # only now: where the whole is not to be had either, it was not the range
             return whole
         return response, begun
 
     async def _promise(
-        self, path: str, response: httpx.Response, asked: tuple[int, int] | None, size: int | None
+        self, path: str, response: httpx.Response, asked: tuple[int, int] | None, size: int | None, validator: str
     ) -> Promise | str:
         """The promise of a reply; what it does instead, where it has not the range that was asked for."""
         where = f"{self.transport.url}{path}"
@@ -144,19 +163,20 @@ class Downloads:
         await self.transport.check(path, response, "file", allow=(200, 206) if asked else (200,))
         if response.headers.get("content-encoding", "identity").lower() not in ("", "identity"):
             raise BadReply(f"{where} came encoded, though it was asked for as it is")
-        modified = last_modified(response)
+        modified, found, length = last_modified(response), strong_validator(response), content_length(response)
         if response.status_code == 200:
-            if asked:
+            if asked and found == (validator or found):  # else it answers as If-Range has it answer
                 self._refused("answers a range with the whole file")
-            length = content_length(response)
-            return Promise(0, length, length, modified)
+            return Promise(0, length, length, modified, found, is_framed(response))
         match = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
         if match and size is not None and int(match[3]) != size:
             raise Stale(f"{where} is {match[3]} bytes now, not {size}")
-        if not match or (int(match[1]), int(match[2]) + 1) != asked:
+        if not match or (int(match[1]), int(match[2]) + 1) != asked or length not in (None, asked[1] - asked[0]):
             return "answers another range than was asked for"
+        if validator and not found:
+            return "does not say of which version a range is"
         self._granted, self._refusals, self._without_until = True, 0, -math.inf
-        return Promise(*asked, size, modified)
+        return Promise(*asked, size, modified, found, True)
 
     def _refused(self, why: str) -> None:
         """No more ranges are asked for, for a while; of a server that has granted some, after several refusals."""
@@ -171,7 +191,15 @@ class Downloads:
 class _Arrival:
     """The bytes of a file that has begun, over as many connections as it takes."""
 
-    def __init__(self, downloads: Downloads, path: str, big: bool, response: httpx.Response, promise: Promise) -> None:
+    def __init__(
+        self,
+        downloads: Downloads,
+        path: str,
+        big: bool,
+        verified: bool,
+        response: httpx.Response,
+        promise: Promise,
+    ) -> None:
         self._downloads = downloads
         self._transport = downloads.transport
         self._path = path
@@ -179,7 +207,11 @@ class _Arrival:
         self._response = response
         self._promise = promise
         self._position = promise.start
-        self._skip = 0  # bytes that come again, from a server that starts again from 0
+        self._skip = 0  # bytes that come again, where a download begins anew
+        # Whether the next reply can be told to be of the same version. Else what came is hashed, comes again, and is
+        # hashed again: nothing that was served is followed by what is of another version.
+        self._provable = bool(verified or promise.validator)
+        self._hash = self._hash_again = hashlib.blake2b()
         self._by_hand: AsyncGenerator[bytes] | None = None  # where no process writes any more
         self._rest = b""  # that came by hand and has no place yet
         self._left = self._transport.patience  # seconds for the server to get on, over all connections
@@ -189,22 +221,34 @@ class _Arrival:
     @property
     def writable(self) -> bool:
         body = self._response.extensions.get("writable")
-        return body is not None and body.length is not None
+        return self._provable and body is not None and body.length is not None
 
     async def chunks(self) -> AsyncGenerator[bytes]:
         while True:
             try:
                 async with aclosing(self._transport.raw(self._path, self._response, patience=self._patience)) as body:
                     async for chunk in body:
-                        fresh, self._skip = chunk[self._skip :], max(0, self._skip - len(chunk))
-                        if fresh:
-                            self._position += len(fresh)
+                        if fresh := self._fresh(chunk):
                             yield fresh
                 if self._promise.stop is None or self._position >= self._promise.stop:
                     return
                 raise Unreachable(f"{self._where} ended after {self._position} of {self._promise.stop} bytes")
             except Unreachable as error:
                 await self._take_up_again(error)
+
+    def _fresh(self, chunk: bytes) -> bytes:
+        """The new part of a chunk. Raises Stale where the rest is not what came before, BadReply after the end."""
+        again, fresh = chunk[: self._skip], chunk[self._skip :]
+        self._skip -= len(again)
+        if not self._provable:
+            self._hash_again.update(again)
+            if again and not self._skip and self._hash_again.digest() != self._hash.digest():
+                raise self._changed()
+            self._hash.update(fresh)
+        self._position += len(fresh)
+        if self._promise.stop is not None and self._position > self._promise.stop:
+            raise BadReply(f"{self._where}: more came than the announced {self._promise.stop} bytes")
+        return fresh
 
     async def into(self, descriptor: int | None, offset: int, length: int) -> AsyncGenerator[int]:
         while length:
@@ -263,16 +307,22 @@ class _Arrival:
         began = trio.current_time()
         await trio.sleep(min(FIRST_PAUSE * jitter(), self._left))
         promise, within = self._promise, self._left - (trio.current_time() - began)
+        start = self._position if self._provable else promise.start
         resumed = await self._downloads.begin(
-            self._path, self._position, promise.stop, promise.size, "", self._big, within
+            self._path, start, promise.stop, promise.size, self._big, within, promise.validator
         )
-        assert resumed is not None  # it was not asked whether it was modified
         self._response, again = resumed  # from here on `close` sees to it
-        if again[2:] != promise[2:]:
-            raise Stale(f"{self._where} changed on the server while it was read")
+        if (again.size, again.modified) != (promise.size, promise.modified):
+            raise self._changed()
+        if promise.validator not in ("", again.validator) or (not self._provable and again.start != promise.start):
+            raise self._changed()
         self._skip = self._position - again.start
+        self._hash_again = hashlib.blake2b()
         self._left -= trio.current_time() - began
         self._patience = Patience(transport.timeout, transport.timeout - transport.patience + self._left)
+
+    def _changed(self) -> Stale:
+        return Stale(f"{self._where} changed on the server while it was read")
 
     def _bought(self) -> float:
         """Seconds for the bytes that are new since this was last asked; those that came again buy none."""
@@ -284,7 +334,33 @@ def content_length(response: httpx.Response) -> int | None:
     return size_of(response.headers.get("content-length", ""))
 
 
+def is_framed(response: httpx.Response) -> bool:
+    """Whether a body has an end of its own; else it ends with its connection."""
+    return content_length(response) is not None or "transfer-encoding" in response.headers
+
+
 def last_modified(response: httpx.Response) -> str:
     """The header as it came; '' for what is no date."""
     value = response.headers.get("last-modified", "")
     return value if _DATE.fullmatch(value) else ""
+
+
+def strong_validator(response: httpx.Response) -> str:
+    """What tells the version of a reply from any other one, to be sent in If-Range; '' where nothing does."""
+    tag: str = response.headers.get("etag", "")
+    if _STRONG_TAG.fullmatch(tag):
+        return tag
+    modified = last_modified(response)
+    changed, sent = _seconds(modified), _seconds(response.headers.get("date", ""))
+    if sent is None:  # then the time of receipt counts (RFC 9110, 6.6.1)
+        sent = time.time()
+    return modified if changed is not None and sent - changed >= STRONG_AGE else ""
+
+
+def _seconds(date: str) -> float | None:
+    """A date of HTTP in seconds since the epoch; None for what is none."""
+    try:
+        parsed = parsedate_tz(date)
+        return mktime_tz(parsed) if parsed else None
+    except (ValueError, OverflowError, TypeError, IndexError):  # a date of others may have any number in it
+        return None

@@ -2,7 +2,7 @@
 
 from xnatfs.content.blob import Blob
 from xnatfs.content.cache import ContentCache, open_cache
-from xnatfs.content.source import Body, Source, Version
+from xnatfs.content.source import Body, Head, Source, Version
 from xnatfs.content.stats import Stats
 
-__all__ = ["Blob", "Body", "ContentCache", "Source", "Stats", "Version", "open_cache"]
+__all__ = ["Blob", "Body", "ContentCache", "Head", "Source", "Stats", "Version", "open_cache"]

@@ -6,9 +6,9 @@ caching and many readers of one file are one code path.
 Invariants:
 - `size` is the true length from the moment `ready` is set. A read returns exactly its bytes or raises.
 - Nothing of a `whole` blob is handed out before `complete`.
-- Otherwise the last HOLD_BACK bytes are not handed out between the moment that all before them has come and
-  `complete`: whoever came along with the stream does not reach the end of a file that is not as it should be. Bytes
-  ahead of the contiguous part, which only a seeker can ask for, are handed out as they come.
+- Otherwise bytes are handed out as they come, in any order, but for the last HOLD_BACK of those that no reader has had
+  yet: a read that would leave less waits until the whole is verified. So all readers together miss a piece of a file
+  that is not as it should be, wherever each of them began.
 - A failure, once stored, is what every later read raises; a complete blob has none.
 - A big file that no disk takes is never complete: only what is near its readers is here, in memory. All before `floor`
   has come once, and is asked for again by who goes back.
@@ -22,7 +22,7 @@ import trio
 from xnatfs.content.spans import Spans
 from xnatfs.errors import CacheError, XnatError
 
-# One kernel read at the default read-ahead: a sequential reader misses at least its last read of a damaged file.
+# One kernel read at the default read-ahead: what a reader misses of a damaged file is at least its last read.
 HOLD_BACK = 128 * 1024
 
 
@@ -30,6 +30,8 @@ class Blob:
     """An open file. All who have one version open share one; each open is paired with one `close`."""
 
     __slots__ = (
+        "_handed_count",
+        "_handed_out",
         "_left",
         "_progress",
         "complete",
@@ -68,6 +70,8 @@ class Blob:
         self.waits: list[tuple[int, int]] = []  # ranges that readers wait for
         self.want: Callable[[int], None] = _nothing  # see to it that the byte at this offset comes
         self.seen: Callable[[int, int], None] = _nothing  # somebody reads this range
+        self._handed_out = Spans()  # to any reader, before it was verified
+        self._handed_count = 0  # bytes of that
         self._left = left
         self._progress = trio.lowlevel.ParkingLot()
 
@@ -79,7 +83,8 @@ class Blob:
         if not self.complete and (offset < end or self.size == 0):
             # An empty file is waited for too: more may come than was announced.
             self.seen(offset, end)
-            await self._arrival(offset, end)
+            await self._arrival(offset, end, lambda: self._servable(offset, end))
+            self._note_handed_out(offset, end)
         if offset >= end:
             return b""
         if self.memory is not None:
@@ -89,17 +94,25 @@ class Blob:
             raise CacheError(f"{self.key}: its cached copy was cut short by someone else; open it again")
         return data
 
+    async def verdict(self) -> None:
+        """Wait until all has come and is as it should be. Raises what a read raises."""
+        if self.failure is not None:
+            raise self.failure.with_traceback(None)
+        if not self._is_verified:
+            self.seen(0, 1)
+            await self._arrival(0, 1, lambda: self._is_verified)
+
     def close(self) -> None:
         """The reader is done."""
         self.users -= 1
         if self.users == 0:
             self._left()
 
-    async def _arrival(self, offset: int, end: int) -> None:
+    async def _arrival(self, offset: int, end: int, is_ready: Callable[[], bool]) -> None:
         wait = (offset, end)
         self.waits.append(wait)
         try:
-            while not self._servable(offset, end):
+            while not is_ready():
                 self.want(offset)
                 await self._progress.park()
                 if self.failure is not None:
@@ -112,10 +125,27 @@ class Blob:
             return True
         if self.whole or not self.spans.covers(offset, end):
             return False
-        held = self.size - HOLD_BACK
-        return self.verified or end <= held or self.came < held
+        return self.verified or self._handed_count + self._new(offset, end) <= self.size - HOLD_BACK
+
+    def _new(self, offset: int, end: int) -> int:
+        """How many of these bytes were not handed out yet."""
+        return sum(stop - start for start, stop in self._handed_out.gaps(offset, end))
+
+    def _note_handed_out(self, offset: int, end: int) -> None:
+        if not self._is_verified:
+            self._handed_count += self._new(offset, end)
+            self._handed_out.add(offset, end)
+
+    @property
+    def _is_verified(self) -> bool:
+        return self.complete or self.verified
 
     # For fill.py and cache.py.
+
+    @property
+    def awaited(self) -> bool:
+        """Whether a reader waits for all that is missing: what it wants is here, but must not be handed out."""
+        return not self.whole and any(self.spans.covers(start, end) for start, end in self.waits)
 
     @property
     def came(self) -> int:

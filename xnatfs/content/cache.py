@@ -11,6 +11,7 @@ Invariants:
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -25,7 +26,7 @@ from xnatfs.content.fill import Fill
 from xnatfs.content.index import Row
 from xnatfs.content.shelf import open_shelf
 from xnatfs.content.source import Source, Version
-from xnatfs.content.stats import Stats
+from xnatfs.content.stats import DAMAGED, Stats
 from xnatfs.content.store import Store
 from xnatfs.content.writeback import Writeback
 from xnatfs.errors import BadReply, CacheError
@@ -55,6 +56,7 @@ class ContentCache:
         self._nursery = nursery
         self._revalidate = revalidate
         self._strict = strict
+        self._disproved: deque[bytes] = deque(maxlen=DAMAGED)  # versions whose bytes were not those of their digest
         self._live: dict[bytes, Entry] = {}
         self._entries: set[Entry] = set()
         self._idle: list[Entry] = []
@@ -235,7 +237,8 @@ class ContentCache:
             self._store,
             self.stats,
             self._nursery,
-            strict=self._strict,
+            # What was handed out of a damaged file must not be completed by another try: that one is verified first.
+            strict=self._strict or ident in self._disproved,
             kept=kept,
             alone=self._one_big_download,
             changed=partial(self._changed, entry),
@@ -275,9 +278,12 @@ class ContentCache:
         if fill.renewed:
             self.stats.renewed += 1
         self.stats.sound(fill.version.key)
+        if entry.ident in self._disproved:
+            self._disproved.remove(entry.ident)
         if self._live.get(entry.ident) is not entry:
             return None  # the listing has moved on; a newer fill is under way
-        entry.row = self._new_row(entry, entry.blob.size, fill.modified)
+        # A date that may be of two versions (of one second) is nothing to know the file by later.
+        entry.row = self._new_row(entry, entry.blob.size, fill.modified if fill.validator else "")
         return entry.row
 
     def _new_row(self, entry: Entry, size: int, modified: str) -> Row:
@@ -299,6 +305,8 @@ class ContentCache:
     def _changed(self, entry: Entry) -> None:
         # A fill has failed, or nothing of it runs any more.
         failure = entry.blob.failure
+        if entry.fill is not None and entry.fill.disproved and entry.ident not in self._disproved:
+            self._disproved.append(entry.ident)
         if failure is not None and self._forget(entry) and isinstance(failure, BadReply):
             log.warning("damaged file %s: %s", entry.blob.key, failure)
             self.stats.damage(entry.blob.key)

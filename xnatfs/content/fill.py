@@ -3,7 +3,12 @@
 Invariants:
 - At most STREAMS downloads per blob, and helpers (abreast.py). Each is a task in the cache's nursery; no exception
   leaves it.
-- The first reply decides length and date; a later one that differs is Stale.
+- The first reply decides length, date and validator; a later one that differs is Stale. Where there is neither a strong
+  validator nor a digest, nothing tells that two replies are of one version: the file comes by one download after the
+  other, each from the first byte, and what is there already is compared with what comes again.
+- Without a digest, another length than the listed one is believed only if the server, asked again, states it. One that
+  nothing states is never believed where the body has no end of its own.
+- An older copy is used again if the server still states its date and its length.
 - A download that would only bring what is present stops.
 - The blob is verified once, when all is present and every download has ended well: one that is too long is noticed.
 - A reader never waits while nothing runs: when the last download ends and bytes are missing, the next one starts.
@@ -72,12 +77,14 @@ class Fill:
         self.source = source  # of the latest open; all lead to the same file
         self.intake = Intake(blob, version, store, stats, nursery)
         self.modified = ""
-        self.renewed = False  # the server said "not modified"
+        self.validator = ""
+        self.renewed = False  # the older copy is the file still
         self.busy = False  # verifying or keeping
+        self.disproved = False  # all has come, and its digest is another
         self._store = store
         self._nursery = nursery
         self._strict = strict
-        self._kept = kept  # an older copy, to be used if the server says so
+        self._kept = kept  # an older copy, to be used if it is the file still
         self._alone = alone  # ask the cache: is it the only big file that is fetched
         self._changed = changed  # tell the cache: failed, or nothing runs any more
         self._keep = keep  # ask the cache: the row to keep it under
@@ -147,10 +154,14 @@ class Fill:
             return
         gap = blob.spans.next_gap(0 if blob.whole else offset)
         if gap >= blob.size:
+            gap = blob.came  # it waits for the verdict, and so for all that is missing
+        if gap >= blob.size:
             return
         for stream in self._streams:
             if stream.reaches(gap):
                 stream.mark(offset)
+                if blob.awaited:
+                    stream.moved.set()
                 self._help()
                 return
         if not self._may_seek():
@@ -198,13 +209,13 @@ class Fill:
             stream.moved, used = trio.Event(), stream.used
             with trio.move_on_after(PAUSE if self._may_seek() else LONG_PAUSE):
                 await stream.moved.wait()
-            if stream.used == used and (self._may_seek() or not stream.moved.is_set()):
+            if self._pauses(stream) and stream.used == used and (self._may_seek() or not stream.moved.is_set()):
                 self._rests = True
                 return False
         return True
 
     def _pauses(self, stream: Stream) -> bool:
-        if self.blob.whole or not stream.ahead():
+        if self.blob.whole or not stream.ahead() or self.blob.awaited:
             return False
         # Without ranges the only way to the rest leads through what nobody wants now.
         return self._may_seek() or (self.intake.thin and all(end <= stream.cursor for _, end in self.blob.waits))
@@ -300,21 +311,20 @@ class Fill:
             if row is not None and self.intake.partial is not None:
                 await self._store.keep(self.intake.partial, row)
         except Exception as exc:
+            self.disproved = isinstance(exc, BadReply)
             self.fail(exc)
         finally:
             self.busy = False
 
     async def _download(self, stream: Stream) -> None:
         blob = self.blob
-        unless = self._kept[0].modified if self._kept else ""  # without a date: fetched anew
+        if self._kept is not None and await self._renew(self._kept[0], stream.source):
+            return
         size = blob.size if blob.size >= 0 else None
-        async with stream.source.open(stream.cursor, size, unless, stream.stop) as body:
-            if body is None:
-                await self._renew()
-                return
+        async with stream.source.open(stream.cursor, size, stream.stop) as body:
             if not await self._accept(stream, body):
                 return
-            if body.into is not None and blob.size >= 0:
+            if body.into is not None and blob.size >= 0 and self._provable:
                 await self._carry(stream, body.into)
                 return
             chunks = body.chunks
@@ -324,7 +334,7 @@ class Fill:
                     if self._enough(stream) or not await self._pause(stream):
                         return
                     await trio.lowlevel.checkpoint()
-            self._ended(stream)
+            await self._ended(stream, body.framed)
 
     async def _carry(self, stream: Stream, into: Into) -> None:
         """What is missing is written by others, what is there is skipped, step by step."""
@@ -373,13 +383,14 @@ class Fill:
         if body.start != stream.origin:
             raise BadReply(f"{key}: bytes from {stream.origin} were asked for, the answer starts at {body.start}")
         if self._replied:
-            if body.size not in (None, blob.size) or (body.modified and body.modified != self.modified):
-                raise Stale(f"{key}: it changed on the server while it was read; open it again")
-            return True
+            return self._goes_on(stream, body)
+        if body.size is not None and self.version.size is not None:
+            await self._confirm(body.size, stream.source)
         self._replied = True
         self.drop_kept()
         await self.intake.begin()
-        self.modified = body.modified
+        self.modified, self.validator = body.modified, body.validator
+        self._no_seek = not self._provable
         blob.stamp = self.version.stamp(body.modified or repr(trio.current_time()))
         if body.size is not None:
             blob.size = body.size
@@ -388,12 +399,54 @@ class Fill:
             blob.ready.set()
         return True
 
+    @property
+    def _provable(self) -> bool:
+        """Whether it can be told that the bytes of several replies are of one version."""
+        return bool(self.version.digest or self.validator)
+
+    def _goes_on(self, stream: Stream, body: Body) -> bool:
+        """Whether a later reply brings bytes of the version that was begun. Raises Stale where it has another one."""
+        if body.size not in (None, self.blob.size) or (body.modified and body.modified != self.modified):
+            raise self._changed_since()
+        # In memory, what was verified and given up may be asked for once more: the digest covers it no longer.
+        by_digest = bool(self.version.digest) and not (self.intake.thin and stream.cursor < self.blob.floor)
+        if by_digest or (self.validator and body.validator == self.validator):
+            return True
+        if stream.origin:  # a range of nothing tells which version
+            self._no_seek = True
+            return False
+        if self._provable or self.intake.thin:  # with less than all of it here there is not enough to compare
+            raise self._changed_since()
+        return True
+
+    def _changed_since(self) -> Stale:
+        return Stale(f"{self.version.key}: it changed on the server while it was read; open it again")
+
+    async def _confirm(self, length: int, source: Source, *, framed: bool = False) -> None:
+        """See to it that the server means a length that the listing has not. Raises BadReply.
+
+        `framed`: the body has an end of its own, which counts where nothing has stated any length.
+        """
+        listed = self.version.size
+        if self.version.digest or length == listed:
+            return
+        stated = (await source.head()).size
+        if stated == length or (stated is listed is None and framed):
+            return
+        said, again = ("nothing" if size is None else size for size in (listed, stated))
+        raise BadReply(
+            f"{self.version.key}: {length} bytes came, the listing states {said}, a HEAD {again}; nothing was kept,"
+            " refresh the listing and read it again"
+        )
+
     async def _take(self, stream: Stream, chunk: bytes) -> None:
         end = stream.cursor + len(chunk)
         if self.blob.size >= 0 and end > self.blob.size:
             raise BadReply(f"{self.version.key}: more than the announced {self.blob.size} bytes came")
         if self.blob.size < 0 and end > self._most:  # it may have no end
             raise BadReply(f"{self.version.key}: of unknown length, and longer than it can be ({end} bytes)")
+        if not self._provable and not self.intake.has_same(stream.cursor, chunk):
+            raise self._changed_since()
         await self.intake.put(stream.cursor, chunk)
         stream.cursor = end
 
@@ -406,21 +459,27 @@ class Fill:
             return False
         return gap == self.blob.size or (self._may_seek() and gap - stream.cursor > NEAR)
 
-    def _ended(self, stream: Stream) -> None:
+    async def _ended(self, stream: Stream, framed: bool) -> None:
         if self.blob.size < 0:
+            await self._confirm(stream.cursor, stream.source, framed=framed)
             self.blob.size = stream.cursor
         elif stream.cursor < self.blob.size:
             raise BadReply(f"{self.version.key}: it ended after {stream.cursor} of {self.blob.size} bytes")
 
-    async def _renew(self) -> None:
-        if self._kept is None:
-            raise BadReply(f"{self.version.key}: the server says it is not modified, but was not asked that")
-        (row, self.blob.fd), self._kept = self._kept, None
-        self.blob.size, self.modified, self.renewed = row.size, row.modified, True
+    async def _renew(self, row: Row, source: Source) -> bool:
+        """Use the older copy if it is the file still. Not by If-Modified-Since: files are put back with older dates."""
+        head = await source.head() if row.modified else None
+        size = head.size if head is not None and head.size is not None else self.version.size
+        if self._kept is None or head is None or (head.modified, size) != (row.modified, row.size):
+            self.drop_kept()
+            return False
+        (_, self.blob.fd), self._kept = self._kept, None
+        self.blob.size, self.modified, self.validator, self.renewed = row.size, row.modified, row.modified, True
         self.blob.stamp = self.version.stamp(row.stamp)
         self.blob.finish()
         if (renewed := self._keep(self)) is not None:
             await self._store.renew(renewed)
+        return True
 
 
 def _translated(key: str, exc: BaseException) -> XnatError:

@@ -126,6 +126,11 @@ class Intake:
             spans.add(start, stop)
         self._arrived()
 
+    def has_same(self, offset: int, chunk: bytes) -> bool:
+        """Compare the beginning of a chunk with the bytes that are there already, as far as they go without a gap."""
+        there = chunk[: self._blob.spans.next_gap(offset) - offset]
+        return not there or os.pread(self._blob.fd, len(there), offset) == there
+
     def came(self, offset: int, count: int) -> None:
         """Bytes have come that somebody else has written."""
         self._counted(count)

@@ -1,13 +1,13 @@
 """What the cache is told about a file and how it asks for one; it knows nothing of servers.
 
-A `Source` is one file somewhere; a `Body` is one download of it that has begun. `Body` is taken at its word: what it
-says of offset, length and date is checked against what other replies said, never against what was asked for.
+A `Source` is one file somewhere; a `Body` is one download of it that has begun. What a `Body` says of offset, length,
+date and validator is checked against what other replies said, and its length against the listing.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 # Writes so many of the next bytes into a descriptor at an offset, or without one nowhere; yields how many more have
 # come. Raises XnatError, and the OSError of the file: then the same bytes can be told to go there again.
@@ -26,6 +26,15 @@ class Body:
     modified: str  # Last-Modified as sent, "" if absent
     chunks: AsyncIterator[bytes]  # to the end, or to `stop`; raises an XnatError when it breaks
     into: Into | None = None
+    validator: str = ""  # the same in two replies: they are of one version; "" if nothing tells that
+    framed: bool = True  # False: only the end of the connection tells its end, which may be a break
+
+
+class Head(NamedTuple):
+    """What the server states of a file without sending it."""
+
+    size: int | None
+    modified: str  # Last-Modified as sent, "" if absent
 
 
 class Source(Protocol):
@@ -39,14 +48,15 @@ class Source(Protocol):
     def grants(self) -> bool:
         """True once it is known that it does."""
 
-    def open(
-        self, start: int, size: int | None = None, unless_modified_since: str = "", stop: int | None = None
-    ) -> AbstractAsyncContextManager[Body | None]:
-        """Start a download; None says "not modified".
+    def open(self, start: int, size: int | None = None, stop: int | None = None) -> AbstractAsyncContextManager[Body]:
+        """Start a download.
 
         A `start` above 0 is a wish: a Body from 0 may come instead. `size` is the file's length if it is known, so
         that nothing is asked for beyond it. From `stop` on nothing is wanted, but it may come.
         """
+
+    async def head(self) -> Head:
+        """Request what the server states of the file now."""
 
 
 @dataclass(frozen=True, slots=True)

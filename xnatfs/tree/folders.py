@@ -294,7 +294,7 @@ class CatalogueFile(File):
         address = folders.resource_dir.address
         if address.has_name(row.path, folders.catalogue):
             try:
-                size = await self.site.xnat.head(address.base, row)
+                size = (await self.site.xnat.head(address.base, row)).size
             except (NotFound, Denied, BadReply) as error:
                 log.debug("the size of %s is not to be had: %s", "/".join(self.path), error)
         return TrueSize(size or 0, folders.expires)
@@ -327,7 +327,7 @@ class CatalogueFile(File):
         if not resource_dir.address.has_name(row.path, folders.catalogue):
             return False
         try:
-            now, modified = await self.site.xnat.length_and_date(resource_dir.address.base, row)
+            now, modified = await self.site.xnat.head(resource_dir.address.base, row)
         except (NotFound, Denied, BadReply):
             return False
         if now in (size, None) and modified and (modified == stamp or _date(modified) < _number(stamp) - SKEW):
@@ -378,14 +378,16 @@ def _number(text: str) -> float:
 
 
 async def _believe(blob: Blob, digest: str) -> None:
-    """A reply has another length than the listing: wait until a small file is whole, any that has a digest as it says.
+    """Wait for what proves a length that the listing has not: the digest, or of a small file all of it.
 
-    Else an empty reply made an empty file, which nobody reads, so that nobody hears that it failed; and who looks for
-    the end of a file that was cut short found it where it is not.
+    Else a damaged empty reply made an empty file, of which no program reads anything, so that none gets an error. (What
+    has no digest was confirmed by the server before: `Fill`.)
     """
     try:
-        # The last byte is handed out when all have been verified.
-        await blob.read(max(blob.size - 1, 0) if digest else 0, 1)
+        if digest:
+            await blob.verdict()
+        else:
+            await blob.read(0, 1)
     except BaseException:
         blob.close()
         raise

@@ -6,6 +6,7 @@ or, of old servers, by its name after all. It is taken only where it can be no o
 are an error. What comes is checked by length and digest like any other.
 """
 
+import contextlib
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
@@ -16,7 +17,7 @@ import trio
 from xnatfs.address import Address, Route
 from xnatfs.catalogue import Catalogue
 from xnatfs.client import Xnat
-from xnatfs.content import Body
+from xnatfs.content import Body, Head
 from xnatfs.downloads import Download
 from xnatfs.errors import BadReply, NotFound, XnatError
 from xnatfs.keys import Item, ResourcesKey, ScansKey
@@ -72,17 +73,21 @@ class FileSource:
         return self.address.routes(self.row.path, catalogue_of(self.groups, self.row.resource_id))
 
     @asynccontextmanager
-    async def open(
-        self, start: int, size: int | None = None, unless_modified_since: str = "", stop: int | None = None
-    ) -> AsyncIterator[Body | None]:
+    async def open(self, start: int, size: int | None = None, stop: int | None = None) -> AsyncIterator[Body]:
         """The file's bytes, from `start` if the server grants it, and then not beyond `stop`."""
         if not self._has_name():
             async with self._unnamed() as body:
                 yield body
             return
-        base = self.address.base
-        async with self.xnat.download(base, self.row, start, size, unless_modified_since, stop) as download:
-            yield _body(download) if download else None
+        async with self.xnat.download(self.address.base, self.row, start, size, stop) as download:
+            yield _body(download)
+
+    async def head(self) -> Head:
+        """What a HEAD states of the file: nothing, where its name cannot travel in a URL or the server takes none."""
+        if self._has_name():
+            with contextlib.suppress(BadReply):
+                return Head(*await self.xnat.head(self.address.base, self.row))
+        return Head(None, "")
 
     @asynccontextmanager
     async def _unnamed(self) -> AsyncIterator[Body]:
@@ -186,7 +191,6 @@ class FileSource:
 
     async def _by_name(self, opening: AsyncExitStack) -> Body:
         download = await opening.enter_async_context(self.xnat.download(self.address.base, self.row))
-        assert download is not None  # it was not asked whether it was modified
         return _body(download)
 
 
@@ -208,7 +212,8 @@ async def _whole(content: bytes, opening: AsyncExitStack) -> Body:
 
 
 def _body(download: Download) -> Body:
-    return Body(download.start, download.size, download.modified, download.chunks, download.into)
+    start, size, modified = download.start, download.size, download.modified
+    return Body(start, size, modified, download.chunks, download.into, download.validator, download.framed)
 
 
 def reading_order(site: Site, item: Item, below: bool) -> list[tuple[str, str]]:

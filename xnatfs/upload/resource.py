@@ -167,9 +167,8 @@ async def _held(
 async def _fetch_md5(source: FileSource) -> str:
     found = hashlib.md5(usedforsecurity=False)
     async with source.open(0) as body:
-        if body is not None:
-            async for chunk in body.chunks:
-                found.update(chunk)
+        async for chunk in body.chunks:
+            found.update(chunk)
     return found.hexdigest()
 
 
