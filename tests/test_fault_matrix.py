@@ -1,7 +1,7 @@
 """The fault matrix, cell by cell: `tests/faults/matrix.py` says what comes of each fault in each operation.
 
-Every cell asserts the bytes or the error, that the fault was met, that what is kept afterwards is right, and that
-each call ended in time.
+Every cell is tested at a server that computes digests, and at one that states lengths only. It asserts the bytes or the
+error, that the fault was met, that what is kept afterwards is right, and that each call ended in time.
 """
 
 import re
@@ -91,12 +91,13 @@ class Scripted:
 
     def __init__(self, stage: Stage, row: Row, operation: str) -> None:
         self.stage, self.row, self.operation = stage, row, operation
+        self.match = MATCH[operation]
 
     async def before(self, program: Program) -> None:
         """What the program has done before."""
 
     def begin(self) -> None:
-        step: dict[str, Any] = {"match": MATCH[self.operation], **self.row.step}
+        step: dict[str, Any] = {"match": self.match, **self.row.step}
         for key in ("after", "at"):
             if step.get(key) == HALF:
                 step[key] = MIDDLE[self.operation]
@@ -116,9 +117,36 @@ class Scripted:
         self.stage.server.start()  # where the step has stopped it
 
     def met(self) -> bool:
-        matching = re.compile(MATCH[self.operation])
-        met = self.stage.server.met
-        return any(m.fault == self.step["fault"] and matching.match(f"{m.method} {m.path}") for m in met)
+        return self._met(self.step["fault"], MATCH[self.operation])
+
+    def _met(self, fault: str, match: str) -> bool:
+        return any(m.fault == fault and re.match(match, f"{m.method} {m.path}") for m in self.stage.server.met)
+
+
+class Agreed(Scripted):
+    """Who asks by HEAD is told the same."""
+
+    def __init__(self, stage: Stage, row: Row, operation: str) -> None:
+        super().__init__(stage, row, operation)
+        self.match = self.match.replace("GET", "(GET|HEAD)")
+
+
+class Swapped(Scripted):
+    """A connection breaks in the middle of a file, and from then on it is another file."""
+
+    def begin(self) -> None:
+        breaks = {"fault": "cut", "after": MIDDLE[self.operation], "times": 1}
+        common = {"match": self.match, "ranged": True} if self.operation == "seek" else {"match": self.match}
+        steps: list[dict[str, Any]] = [
+            {**common, **breaks, **self.row.step},
+            {**common, "fault": "changed", **self.row.step},
+        ]
+        if self.operation == "seek":
+            steps.append({"match": self.match, "fault": "drip", "after": 2**20, "rate": FAST, "ranged": False})
+        self.stage.server.script(steps)
+
+    def met(self) -> bool:
+        return self._met("cut", self.match)
 
 
 class Stopped(Scripted):
@@ -232,7 +260,7 @@ class Forgotten(Scripted):
 
 
 class Jumped(Scripted):
-    """The clock of this machine jumps, after all was read from a site without digests: bytes go by dates there."""
+    """The clock of this machine jumps, after all was read. Bytes go by dates where there are no digests."""
 
     async def before(self, program: Program) -> None:
         assert isinstance(program, Reader)
@@ -246,8 +274,9 @@ class Jumped(Scripted):
         """It stays so."""
 
     def met(self) -> bool:
-        """The server was asked whether they are the same still."""
-        return any("if-modified-since" in record.headers for record in self.stage.app.requests)
+        """The server was asked whether they are the same still, where no digest tells."""
+        asked = any("if-modified-since" in record.headers for record in self.stage.app.requests)
+        return asked != self.stage.app.routes.levels.digests
 
 
 class Loaded(Scripted):
@@ -277,21 +306,30 @@ KINDS = {
     "guest": Forgotten,
     "load": Loaded,
     "jump": Jumped,
+    "agreed": Agreed,
+    "swapped": Swapped,
 }
 
-CELLS = [(row, operation) for row in ROWS for operation in OPERATIONS if not row.cells[operation].startswith("-")]
+CELLS = [
+    pytest.param(row, operation, digests, cells[operation], id=f"{row.key}-{operation}" + "-no digests" * (not digests))
+    for digests in (True, False)
+    for row in ROWS
+    for cells in [row.cells if digests else row.undigested]
+    for operation in OPERATIONS
+    if not cells[operation].startswith("-")
+]
 
 
-@pytest.mark.parametrize(("row", "operation"), [pytest.param(r, o, id=f"{r.key}-{o}") for r, o in CELLS])
-async def test_cell(row, operation, demo, server, certificates, secure, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("row", "operation", "digests", "expected"), CELLS)
+async def test_cell(row, operation, digests, expected, demo, server, certificates, secure, tmp_path, monkeypatch):
     app, direct = demo
-    stage = Stage(app, direct, server, server.url, tmp_path, LONG, f"{row.key}-{operation}")
+    stage = Stage(app, direct, server, server.url, tmp_path, LONG, f"{row.key}-{operation}-{digests}")
     fault = KINDS[row.stage](stage, row, operation)
     if isinstance(fault, Nameless):
         fault.hide(monkeypatch)
     if isinstance(fault, Expired):
         fault.take(secure, certificates)
-    monkeypatch.setattr(app.routes.levels, "digests", not isinstance(fault, Jumped))
+    monkeypatch.setattr(app.routes.levels, "digests", digests)
     program = PROGRAMS[operation](stage, monkeypatch)
     if row.lasting:
         monkeypatch.setattr("xnatfs.transport.CHANGE_TIMEOUT", 2 * row.lasting)
@@ -305,11 +343,11 @@ async def test_cell(row, operation, demo, server, certificates, secure, tmp_path
         fault.begin()
         try:
             outcome = await outcome_of(program)
+            stage.as_sent = outcome == "as sent"
             await program.meanwhile()
         finally:
             fault.end()
     assert fault.met()
-    expected = row.cells[operation]
     assert outcome in ("right" if expected in ("again", "otherwise") else expected).split("/")
     if expected == "again":
         assert asked_again(stage.server, operation)
@@ -339,10 +377,11 @@ async def test_a_strict_mount_hands_out_no_byte_that_is_not_verified(fault, demo
 
 def test_every_cell_is_known_and_tested():
     assert len({row.key for row in ROWS}) == len(ROWS)
-    for row in ROWS:
-        for outcome in row.cells.values():
-            assert all(each in OUTCOMES or each in REASONS for each in outcome.split("/")), (row.key, outcome)
-    used = {each for row in ROWS for outcome in row.cells.values() for each in outcome.split("/")}
+    found = [(row.key, cell) for row in ROWS for cells in (row.cells, row.undigested) for cell in cells.values()]
+    for key, cell in found:
+        assert all(each in OUTCOMES or each in REASONS for each in cell.split("/")), (key, cell)
+    assert not any("as sent" in cell for row in ROWS for cell in row.cells.values()), "a digest tells"
+    used = {each for _, cell in found for each in cell.split("/")}
     assert used == OUTCOMES.keys() | REASONS.keys()
 
 
@@ -366,7 +405,8 @@ async def outcome_of(program: Program) -> str:
     except Failed as failed:
         return failed.outcome
     except Wrong as wrong:
-        return f"wrong bytes: {wrong}"
+        assert isinstance(program, Reader)
+        return "as sent" if program.is_as_sent() else f"wrong bytes: {wrong}"
     return "right"
 
 
