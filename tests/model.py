@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass
+from email.utils import formatdate
 
 import httpx
 import trio
@@ -148,12 +149,18 @@ class Model:
                     return entry, resource, session
         return None
 
-    def replace(self, entry: Entry, session: Experiment, size: int) -> None:
-        """Other content under the same name; a file system dates it later."""
+    def replace(self, entry: Entry, session: Experiment, size: int, modified: float | None = None) -> None:
+        """Other content under the same name; a file system dates it later, unless it is put back with a date."""
         made = Archive.file(Resource(0, ""), entry.path, self.content(max(0, size)))
         entry.content, entry.size, entry.digest = made.content, made.size, made.digest
-        entry.modified = max(entry.modified + 2, now())
+        entry.modified = max(entry.modified + 2, now()) if modified is None else modified
         self.note(session.project)
+
+    def replace_again(self, entry: Entry, session: Experiment) -> bool:
+        """Replace a file by another of its size; whether that was within the second of its date, which stays."""
+        again = now() - entry.modified < 1
+        self.replace(entry, session, entry.length(), entry.modified if again else now())
+        return again
 
     def close(self, project: str, *, protected: bool) -> None:
         """The account is not a member any more."""
@@ -230,10 +237,15 @@ def _seen(archive: Archive, time: float) -> Moment:
 
 # Where a fault is met: in requests for a file or a tar, in lists, in any.
 PLACES = ("files", "lists", "any")
-KINDS = ("refused", "reset", "stall", "500", "503", "401", "404", "html", "cut", "ended", "shorter", "empty", "corrupt")
+# fmt: off
+KINDS = (
+    "refused", "reset", "stall", "500", "503", "401", "404", "html", "cut", "ended", "unframed", "shorter", "empty",
+    "corrupt",
+)
+# fmt: on
 # What may be done to a login without being a refusal of it, which is remembered.
 ANYWHERE = ("refused", "reset", "stall", "503")
-# What only a digest can find out.
+# What a listing does not show that states digests or lengths: a half that is none by its headers; other bytes.
 HIDDEN = ("shorter", "empty", "corrupt")
 
 
@@ -261,9 +273,10 @@ class Network(httpx.AsyncBaseTransport):
         self.met_at = -float("inf")  # when a fault was met last
         self.harmed_at = -float("inf")  # when bytes were harmed last, so that only a digest tells
         self.honest_digests = True  # whether every listing that anybody has states digests
+        self.dates = True  # whether files have a Last-Modified
 
     def fail(self, kind: str, count: int, place: str) -> None:
-        if kind in HIDDEN and not self.honest_digests:
+        if kind == "corrupt" and not self.honest_digests:
             kind = "cut"
         self.faults.append(Fault(kind, count, "files" if kind in HIDDEN else place))
 
@@ -285,6 +298,9 @@ class Network(httpx.AsyncBaseTransport):
         if fault.isdigit() or fault == "html":
             response = httpx.Response(int(fault) if fault.isdigit() else 200, html="<html><h3>a fault</h3></html>")
         body = _Body(_harmed(response, fault), fault)
+        response.headers["date"] = formatdate(now(), usegmt=True)
+        if not self.dates:
+            response.headers.pop("last-modified", None)
         return httpx.Response(response.status_code, headers=response.headers, stream=body)
 
     def _met(self, request: httpx.Request) -> str:
@@ -294,7 +310,7 @@ class Network(httpx.AsyncBaseTransport):
                 if not fault.count:
                     self.faults.remove(fault)
                 self.met_at = trio.current_time()
-                if fault.kind in HIDDEN:
+                if fault.kind in HIDDEN and self.honest_digests:
                     self.harmed_at = self.met_at
                 return fault.kind
         return ""
@@ -307,8 +323,10 @@ def _harmed(response: httpx.Response, fault: str) -> bytes:
     if fault == "corrupt":
         place = len(content) // 2
         return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
-    if fault in ("shorter", "empty", "cut", "ended"):
+    if fault in ("shorter", "empty", "cut", "ended", "unframed"):
         content = content[: 0 if fault == "empty" else len(content) // 2]
+        if fault == "unframed":
+            response.headers.pop("content-length", None)
         if fault in HIDDEN and "content-length" in response.headers:
             response.headers["content-length"] = str(len(content))
     return content

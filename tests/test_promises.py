@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from tests.model import KINDS, PLACES
-from tests.world import CHANGES, tell
+from tests.world import CHANGES, ORDERS, tell
 
 Step = tuple[str, dict[str, Any]]
 
@@ -72,6 +72,32 @@ def badly(file: int, kind: str, count: int) -> list[Step]:
     ]
 
 
+def disorderly(file: int, kind: str, count: int, order: str, seed: int) -> list[Step]:
+    """The same, read in some order; and that it was read before, in part, changes nothing."""
+    read: Step = ("ordered", {"file": file, "order": order, "seed": seed})
+    return [
+        ("fail", {"kind": kind, "count": count, "place": "files"}),
+        read,
+        ("ordered", {"file": file, "order": "random", "seed": seed + 1}),
+        ("mend", {}),
+        ("wait", {"seconds": 130.0}),
+        read,
+    ]
+
+
+def twice_in_a_second(file: int, order: str, pause: float) -> list[Step]:
+    """It is replaced, read, and replaced again before the clock of the server has gone on by a second."""
+    return [
+        ("wait", {"seconds": 300.0}),  # neither listing nor copy of before is trusted
+        ("change", {"file": file, "what": "again"}),
+        ("beside", {"file": file, "pause": pause}),
+        ("wait", {"seconds": 0.6}),  # it is listed by then, and a part of it has come
+        ("change", {"file": file, "what": "again"}),
+        ("ordered", {"file": file, "order": order, "seed": 0}),
+        ("wait", {"seconds": 130.0}),
+    ]
+
+
 class Story(RuleBasedStateMachine):
     """Each rule adds steps. They are played when the story is complete, in one event loop and virtual time."""
 
@@ -104,7 +130,25 @@ class Story(RuleBasedStateMachine):
     def badly(self, file: int, kind: str, count: int) -> None:
         self.steps += badly(file, kind, count)
 
+    @rule(
+        file=any_file,
+        kind=st.sampled_from(KINDS),
+        count=st.sampled_from([1, 1, 9]),
+        order=st.sampled_from(ORDERS),
+        seed=st.integers(0, 9),
+    )
+    def disorderly(self, file: int, kind: str, count: int, order: str, seed: int) -> None:
+        self.steps += disorderly(file, kind, count, order, seed)
+
+    @rule(file=any_file, order=st.sampled_from(ORDERS), pause=st.sampled_from([0.0, 0.3, 5.0]))
+    def twice_in_a_second(self, file: int, order: str, pause: float) -> None:
+        self.steps += twice_in_a_second(file, order, pause)
+
     # -- programs
+
+    @rule(file=any_file, order=st.sampled_from(ORDERS), seed=st.integers(0, 9))
+    def ordered(self, file: int, order: str, seed: int) -> None:
+        self.step("ordered", file=file, order=order, seed=seed)
 
     @rule(place=st.integers(0, 1) | st.integers(0, 40))
     def names(self, place: int) -> None:
@@ -172,7 +216,7 @@ class Story(RuleBasedStateMachine):
     def log_out(self, what: str) -> None:
         self.step(what)
 
-    @rule(what=st.sampled_from(["site_open", "ranges"]), on=st.booleans())
+    @rule(what=st.sampled_from(["site_open", "ranges", "dates"]), on=st.booleans())
     def switch(self, what: str, on: bool) -> None:
         self.step(what, on=on)
 
@@ -223,11 +267,41 @@ def test_every_fault_of_a_file(tmp_path, digests):
     tell(tmp_path, steps, digests=digests)
 
 
+BYTES = ("cut", "ended", "unframed", "shorter", "empty", "corrupt")  # faults that leave some, or others
+
+
+@pytest.mark.parametrize("digests", [True, False], ids=["digests", "no digests"])
+@pytest.mark.parametrize("order", ORDERS)
+def test_every_order_of_reading(tmp_path, order, digests):
+    """A big file and a small one: as they are, damaged once, and damaged until they are mended."""
+    steps: list[Step] = []
+    for file in (0, 1):
+        steps.append(("ordered", {"file": file, "order": order, "seed": file}))
+        for kind in BYTES:
+            for count in (1, 9):
+                steps += [("change", {"file": file, "what": "replaced"}), ("wait", {"seconds": 300.0})]
+                steps += disorderly(file, kind, count, order, count)
+    tell(tmp_path, steps, digests=digests)
+
+
+@pytest.mark.parametrize("digests", [True, False], ids=["digests", "no digests"])
+@pytest.mark.parametrize("dates", [True, False], ids=["dates", "no dates"])
+def test_a_file_that_is_replaced_within_a_second(tmp_path, dates, digests):
+    """While it is read in every order, with pauses in which downloads end, and on connections that break."""
+    steps: list[Step] = [("dates", {"on": dates})]
+    for order in ORDERS:
+        for pause in (0.0, 0.3, 5.0):
+            steps += twice_in_a_second(0, order, pause)
+        steps.append(("fail", {"kind": "cut", "count": 1, "place": "files"}))
+        steps += twice_in_a_second(0, order, 0.0)
+    tell(tmp_path, steps, digests=digests)
+
+
 @pytest.mark.parametrize("digests", [True, False], ids=["digests", "no digests"])
 @pytest.mark.parametrize("file", [0, 1], ids=["big", "small"])
 def test_every_change_of_a_file(tmp_path, file, digests):
     steps: list[Step] = []
-    for what in CHANGES[:3]:
+    for what in CHANGES[:5]:
         for seconds, both in ((0.3, True), (1.0, False), (10.0, False)):
             steps += [("change", {"file": file, "what": "replaced"}), ("wait", {"seconds": 300.0})]  # not kept, so far
             steps += meanwhile(file, what, seconds, both)

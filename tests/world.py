@@ -7,6 +7,7 @@ takes a few pages here: the same rules at a thousandth of the size.
 import errno
 import hashlib
 import os
+import random
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.handed import Handed
 from tests.kernel import PAGE, Kernel, Opened, answered
 from tests.model import EPOCH, PASSWORD, USER, Model, Network, Path
 from xnatfs.config import Config
@@ -38,11 +40,21 @@ SLACK = 6 * TIMEOUT
 CALM = TTL + SLACK
 ERRNOS = frozenset({errno.ENOENT, errno.EACCES, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTUNREACH})
 
+THREAD = 0.01  # seconds that work in a thread takes
 # What may happen to a file, or to what it is in.
-CHANGES = ("replaced", "longer", "shorter", "deleted", "renamed", "session deleted", "moved", "revoked", "protected")
+# fmt: off
+CHANGES = (
+    "replaced", "longer", "shorter", "older", "again", "deleted", "renamed", "session deleted", "moved", "revoked",
+    "protected",
+)
+# fmt: on
+# How programs read: two are one from the front and one from the back, at once.
+ORDERS = ("forward", "backward", "tail first", "random", "two")
 
 SCALED = {
     (intake, "SMALL"): 2 * PAGE,
+    (intake, "HASH_PIECE"): PAGE,
+    (intake, "HASH_BEHIND"): 4 * PAGE,
     (fill, "SMALL"): 2 * PAGE,
     (fill, "NEAR"): PAGE,
     (fill, "LONGEST"): 16 * PAGE,
@@ -101,6 +113,13 @@ class World:
         self._names: dict[str, str] = {}  # the resource of a blob, by its name
         self._gone: set[str] = set()  # resources that were taken away, as the mount must know by now
         self._sound: set[tuple[str, int]] = set()  # blobs that were looked at, by name and inode
+        self._silent: set[Path] = set()  # files that were replaced so that neither size nor date tells
+        self._contents: dict[str, set[bytes]] = {}  # all that a file ever held, by its key in the cache
+        self.handed = Handed(
+            self._contents_of,
+            lambda since: self.network.harmed_at > since,
+            trio.current_time,
+        )
 
     async def play(self, steps: list[tuple[str, dict[str, Any]]]) -> None:
         """All of a story, each step followed by what holds at any time; and what holds when everything is closed."""
@@ -117,6 +136,7 @@ class World:
         else:
             await self._mount.aclose()
         assert os.listdir(self._cache / "partial") == []
+        self.handed.check()
         self._check_blobs()
 
     @property
@@ -174,6 +194,7 @@ class World:
     # -- what holds at any time ----------------------------------------------------------------------------------
 
     async def _check(self) -> None:
+        self.handed.check()
         await self._check_stat()
         self._check_blobs()
 
@@ -196,6 +217,8 @@ class World:
             data = (self._cache / "blobs" / name[:2] / name).read_bytes()
             assert data in right.get(name, ()), "what is kept is no version of any file"
         self._sound = kept  # a blob is never written again
+        known = {content for contents in self._contents.values() for content in contents}
+        assert all(content in known for content in self.kernel.whole()), "the kernel's pages are of no file"
 
     def _kept(self) -> set[tuple[str, int]]:
         return {
@@ -207,6 +230,7 @@ class World:
     def _versions(self) -> dict[str, set[bytes]]:
         for moment in self.model.moments[self._counted :]:
             for file in moment.files.values():
+                self._contents.setdefault(f"{file.resource}/{file.inner}", set()).add(file.content)
                 for digest in (hashlib.md5(file.content).hexdigest(), ""):
                     name = identity(Version(f"{file.resource}/{file.inner}", None, digest)).hex()
                     self._known.setdefault(name, set()).add(file.content)
@@ -214,12 +238,18 @@ class World:
         self._counted = len(self.model.moments)
         return self._known
 
+    def _contents_of(self, key: str) -> set[bytes]:
+        self._versions()
+        return self._contents.get(key, set())
+
     # -- what an operation may do --------------------------------------------------------------------------------
 
     def _calm(self, path: Path) -> bool:
         """Whether nothing has happened lately that could excuse an error."""
         changed = max(self.model.changed.get(name, -CALM) for name in (*path[1:2], ""))
         quiet = trio.current_time() - CALM
+        if not (self.network.dates or self.network.honest_digests):
+            return False  # nothing tells whether what comes later is of the same file
         return not self.network.faults and self.network.met_at < quiet and changed < quiet
 
     @contextmanager
@@ -234,9 +264,11 @@ class World:
             if calm and there and self._calm(path):
                 raise AssertionError(f"{error} for no reason, of {path}") from error
 
-    def _since(self) -> float:
+    def _since(self, path: Path) -> float:
         """What was gone by then is not shown any more, and not read by who opens it now."""
         now = trio.current_time()
+        if path in self._silent and not self.network.honest_digests:
+            return -float("inf")
         return now - TTL - SLACK - (REVALIDATE if now - self._digestless < 2 * TTL + REVALIDATE + SLACK else 0)
 
     # -- looking -------------------------------------------------------------------------------------------------
@@ -279,8 +311,8 @@ class World:
         path = self._path(file)
         with self._trying(path, there=path in self.model.present.files):
             size = await self.kernel.size(path)
-            sizes = {len(each) for each in self.model.contents(path, self._since(), trio.current_time())}
-            assert size in sizes or max(sizes) > 2 * PAGE, f"{path} shows {size} bytes"
+            sizes = {len(each) for each in self.model.contents(path, self._since(path), trio.current_time())}
+            assert size in sizes, f"{path} shows {size} bytes"
 
     def _path(self, file: int) -> Path:
         paths = self.model.paths()
@@ -289,7 +321,7 @@ class World:
     # -- reading -------------------------------------------------------------------------------------------------
 
     async def _open(self, path: Path) -> Handle | None:
-        since = self._since()
+        since = self._since(path)
         there = path in self.model.present.files
         with self._trying(path, there=there):
             opened = await self.kernel.open(path)
@@ -374,6 +406,27 @@ class World:
             chosen = self.handles[handle % len(self.handles)]
             if await self._read(chosen, max(0, chosen.size - 100), 100):
                 await self._read(chosen, 0, 2 * PAGE)
+
+    async def ordered(self, file: int, order: str, seed: int) -> None:
+        """A program, or two, that read a file in an order of theirs; what comes of a read does not stop them."""
+        path = self._path(file)
+        async with trio.open_nursery() as nursery:
+            for each in ("forward", "backward") if order == "two" else (order,):
+                nursery.start_soon(self._in_order, path, each, seed)
+
+    async def _in_order(self, path: Path, order: str, seed: int) -> None:
+        if (handle := await self._open(path)) is None:
+            return
+        places = list(range(0, handle.size, PAGE))
+        if order == "backward":
+            places.reverse()
+        elif order == "tail first":
+            places = places[-1:] + places[:-1]
+        elif order == "random":
+            random.Random(seed).shuffle(places)
+        for place in places:
+            await self._read(handle, place, PAGE)
+        await self.kernel.close(handle.opened)
 
     async def close(self, handle: int) -> None:
         if self.handles:
@@ -487,6 +540,11 @@ class World:
                 self.model.replace(entry, session, entry.length())
             case "longer" | "shorter":
                 self.model.replace(entry, session, entry.length() + (700 if what == "longer" else -7))
+            case "older":  # put back by a program that keeps dates
+                self.model.replace(entry, session, entry.length() + 500, entry.modified - 100)
+            case "again":
+                if self.model.replace_again(entry, session):
+                    self._silent.add(path)
             case "deleted":
                 await self.delete(file)
             case "renamed":
@@ -517,6 +575,10 @@ class World:
         self._digestless = float("inf") if not on else trio.current_time()
         self.model.note("")
 
+    async def dates(self, on: bool) -> None:
+        self.network.dates = on
+        self.network.met_at = trio.current_time()  # what came without is open for a while
+
     async def ranges(self, on: bool) -> None:
         self.model.demo.routes.levels.ranges = on
 
@@ -528,8 +590,11 @@ class World:
 
 
 async def inline(work: Any, *arguments: Any, **options: Any) -> Any:
-    """In place of a thread: then a clock may jump whenever nothing goes on, and a story goes the same way each time."""
-    await trio.lowlevel.checkpoint()
+    """In place of a thread: then a clock may jump whenever nothing goes on, and a story goes the same way each time.
+
+    It takes a while, as threads do: readers go on before the verdict on the last bytes is in.
+    """
+    await trio.sleep(THREAD)
     return work(*arguments)
 
 
@@ -539,7 +604,9 @@ def tell(
     """Play a story in a new world, with a cache that holds all or not, of a server that computes digests or not."""
 
     async def main() -> None:
-        await World(directory, ROOM if crowded else 10**9, digests).play(steps)
+        world = World(directory, ROOM if crowded else 10**9, digests)
+        with world.handed.watched():
+            await world.play(steps)
 
     with pytest.MonkeyPatch.context() as patch, answered():
         for (module, name), value in SCALED.items():
