@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, Phase, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from tests.model import KINDS, PLACES
+from tests.model import KINDS, PLACES, SHORT, Model
 from tests.world import CHANGES, ORDERS, tell
 
 Step = tuple[str, dict[str, Any]]
@@ -106,7 +106,7 @@ class Story(RuleBasedStateMachine):
         self.steps: list[Step] = []
         self.world: dict[str, bool] = {}
 
-    @initialize(crowded=st.booleans(), digests=st.booleans())
+    @initialize(crowded=st.booleans(), digests=st.booleans(), odd=st.booleans())
     def begin(self, **world: bool) -> None:
         self.world = world
 
@@ -220,6 +220,14 @@ class Story(RuleBasedStateMachine):
     def switch(self, what: str, on: bool) -> None:
         self.step(what, on=on)
 
+    @rule(resource=some, how=st.sampled_from(SHORT))
+    def shorten(self, resource: int, how: str) -> None:
+        self.step("shorten", resource=resource, how=how)
+
+    @rule()
+    def complete(self) -> None:
+        self.step("complete")
+
     @rule(on=st.booleans())
     def digests(self, on: bool) -> None:
         self.step("digests", on=on)
@@ -311,6 +319,31 @@ def test_every_change_of_a_file(tmp_path, file, digests):
     steps += [("grant", {"project": 0}), ("wait", {"seconds": 130.0}), *again(file, "renamed", 130.0)]
     steps += again(file, "moved", 130.0)
     tell(tmp_path, steps, digests=digests)
+
+
+@pytest.mark.parametrize("how", SHORT)
+def test_lists_that_lack_files(tmp_path, how):
+    """Of each resource in turn: all of its files are shown, or an error is, in every folder."""
+    steps: list[Step] = []
+    for resource in range(6):
+        steps += [("shorten", {"resource": resource, "how": how})]
+        steps += [("names", {"place": place}) for place in range(30)]
+        steps += [("complete", {}), ("wait", {"seconds": 130.0})]
+        steps += [("names", {"place": place}) for place in range(30)]
+    tell(tmp_path, steps)
+
+
+@pytest.mark.parametrize("digests", [True, False], ids=["digests", "no digests"])
+def test_names_that_some_route_takes_for_others(tmp_path, digests):
+    """Each is read by itself, in its series, and after it was replaced."""
+    files = range(len(Model(odd=True).paths()))
+    steps: list[Step] = [("copy", {"file": file}) for file in files]
+    steps += [("change", {"file": file, "what": "replaced"}) for file in files]
+    steps += [("wait", {"seconds": 300.0}), *(("walk", {"directory": directory}) for directory in range(12))]
+    steps += [("change", {"file": file, "what": "longer"}) for file in files]
+    steps += [("wait", {"seconds": 300.0}), ("together", {"files": list(files)})]
+    steps += [("remount", {}), *(("walk", {"directory": directory}) for directory in range(12))]
+    tell(tmp_path, steps, digests=digests, odd=True)
 
 
 # -- what stories have found ---------------------------------------------------------------------------------------

@@ -92,8 +92,8 @@ class Handle:
 class World:
     """One server, one cache directory, one mount after the other."""
 
-    def __init__(self, directory: Directory, cache_size: int, digests: bool) -> None:
-        self.model = Model()
+    def __init__(self, directory: Directory, cache_size: int, digests: bool, odd: bool) -> None:
+        self.model = Model(odd=odd)
         self.model.demo.routes.levels.digests = digests
         self.network = Network(self.model.demo, TIMEOUT)
         self.handles: list[Handle] = []
@@ -246,6 +246,10 @@ class World:
 
     def _calm(self, path: Path) -> bool:
         """Whether nothing has happened lately that could excuse an error."""
+        return self._quiet(path) and not self.network.short
+
+    def _quiet(self, path: Path) -> bool:
+        """The same, but for lists that are short: an error is an answer to these, and what is missing is none."""
         changed = max(self.model.changed.get(name, -CALM) for name in (*path[1:2], ""))
         quiet = trio.current_time() - CALM
         if not (self.network.dates or self.network.honest_digests):
@@ -284,7 +288,7 @@ class World:
                 since = -float("inf")  # those of the last mount are shown until the server has answered
             may, must = self.model.listed(path, since, trio.current_time())
             assert shown <= may, f"{path} shows {shown - may}"
-            if self._calm(path):
+            if self._quiet(path):
                 must -= {"resources", "scans"}
                 assert must <= shown, f"{path} does not show {must - shown}"
         if self._calm(path):
@@ -557,6 +561,17 @@ class World:
             case "revoked" | "protected":
                 await self.revoke(project, what == "protected")
 
+    async def shorten(self, resource: int, how: str) -> None:
+        """Lists of files lack those of a resource, which is said to have some."""
+        found = [each for each, _ in self.model.resources() if each.entries]
+        if found:
+            self.network.short[str(found[resource % len(found)].id)] = how
+            await trio.sleep(TTL)  # what was listed before is out of date
+
+    async def complete(self) -> None:
+        self.network.short.clear()
+        self.network.met_at = trio.current_time()
+
     async def end_sessions(self) -> None:
         """Killed by an administrator."""
         self.model.demo.sessions.end_all()
@@ -599,12 +614,23 @@ async def inline(work: Any, *arguments: Any, **options: Any) -> Any:
 
 
 def tell(
-    directory: Directory, steps: list[tuple[str, dict[str, Any]]], *, crowded: bool = False, digests: bool = True
+    directory: Directory,
+    steps: list[tuple[str, dict[str, Any]]],
+    *,
+    crowded: bool = False,
+    digests: bool = True,
+    odd: bool = False,
 ) -> None:
-    """Play a story in a new world, with a cache that holds all or not, of a server that computes digests or not."""
+    """Play a story in a new world.
+
+    Args:
+        crowded: Whether the cache holds only a part of all there is.
+        digests: Whether the server computes digests.
+        odd: Whether there are files, too, whose names some route takes for others.
+    """
 
     async def main() -> None:
-        world = World(directory, ROOM if crowded else 10**9, digests)
+        world = World(directory, ROOM if crowded else 10**9, digests, odd)
         with world.handed.watched():
             await world.play(steps)
 
