@@ -20,7 +20,7 @@ import trio.testing
 
 from tests.handed import Handed
 from tests.kernel import PAGE, Kernel, Opened, answered
-from tests.model import EPOCH, PASSWORD, USER, Model, Network, Path, now
+from tests.model import EPOCH, PASSWORD, USER, Model, Network, Path, now, split
 from xnatfs.config import Config
 from xnatfs.content import Version, blob, fill, intake, stream
 from xnatfs.content.entry import identity
@@ -247,7 +247,8 @@ class World:
 
     def _calm(self, path: Path) -> bool:
         """Whether nothing has happened lately that could excuse an error."""
-        return self._quiet(path) and not self.network.short
+        short = {split(p)[0] for p, file in self.model.present.files.items() if file.resource in self.network.short}
+        return self._quiet(path) and not any(path[: len(home)] == home for home in short)
 
     def _quiet(self, path: Path) -> bool:
         """The same, but for lists that are short: an error is an answer to these, and what is missing is none."""
