@@ -3,7 +3,7 @@
 Stories that Hypothesis makes up are the same in each run of the suite. XNATFS_STORIES=1000 plays so many new ones, and
 what is found is to become a story with a name at the end of this page.
 
-Bugs that are planted by tests at the end of this page: a hold-back by offset, a half as a whole, a resume without validator.
+Planted by tests at the end of this page: a hold-back by offset, a half as a whole, a resume without validator.
 Broken by hand, to see whether it is found, and by what first:
 - no digest is looked at (`Intake.verify`, `Bulk._take`): `test_every_fault_of_a_file[digests]`, most made up stories
 - Content-Length is not (`_Arrival.chunks`, `Fill._ended`): `test_every_fault_of_a_file[no digests]`
