@@ -11,14 +11,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
+from email.utils import formatdate, parsedate_to_datetime
 
 import httpx
 import pytest
 
 from tests.changing import images, zip_of
 from tests.faults import Faulty, Met, faulty
-from tests.faults.answers import OTHER
+from tests.faults.answers import FRESH, OTHER
 from tests.faults.certificates import expired_certificate, made_certificate
 from tests.faults.stage import BIG, EXPERIMENT, PASSWORD, SMALL, USER, file_path, stage_archive
 from tests.mounting import SCRIPTS, environment, run
@@ -510,12 +510,13 @@ def test_a_whole_answer_of_no_stated_length(server, content, fault):
 
 def test_another_content_that_no_date_tells(server, content):
     path, body = content
-    date = get(server, path).header("last-modified")
-    for dates, stated in (("same", date), ("absent", "")):
+    fresh = formatdate(FRESH, usegmt=True)
+    for dates, stated in (("fresh", fresh), ("absent", "")):
         with scripted(server, f"[{{fault: changed, dates: {dates}}}]"):
             got = get(server, path)
             part = get(server, path, Range="bytes=1000-1999")
         assert (got.body, got.header("last-modified")) == (body.translate(OTHER), stated)
+        assert (got.header("date") == stated) == (dates == "fresh")
         assert [(sent.start, bytes(sent.body)) for sent in server.altered] == [(0, got.body), (1000, part.body)]
     with scripted(server, "[{fault: cut, after: 1000, dates: absent}]"):
         got = get(server, path)

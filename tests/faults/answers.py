@@ -25,6 +25,7 @@ LOGIN = (
     b'<!DOCTYPE html>\n<html><head><title>XNAT login</title></head><body><form id="login_form" method="post" '
     b'action="/login"><input name="username"><input type="password" name="password"></form></body></html>\n'
 )
+FRESH = 1_800_000_000  # a file's date, and the server's time: of files replaced within that second none is told apart
 STRANGER = "JSESSIONID=0123456789ABCDEF0123456789ABCDEF; Path=/; HttpOnly"
 
 
@@ -121,6 +122,15 @@ def corrupt(answer: Answer, step: Step, met: MetCall) -> None:
             yield piece
 
     answer.body = spoilt(iter(answer.body), step.at - start_of(answer))
+
+
+def redate(answer: Answer, step: Step) -> None:
+    """Date a file as the step says, whatever else it does with it."""
+    if step.dates == "absent":
+        answer.head.drop("last-modified")
+    elif step.dates == "fresh":
+        answer.head.put("Last-Modified", formatdate(FRESH, usegmt=True))
+        answer.head.put("Date", formatdate(FRESH, usegmt=True))
 
 
 def changed(answer: Answer, step: Step, met: MetCall) -> None:

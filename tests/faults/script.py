@@ -54,7 +54,7 @@ class Step:
     rate: int = 1000  # of drip and endless, in bytes a second; 0: as fast as it is taken
     at: int = 0  # corrupt: the byte of the file, wherever an answer begins
     by: int = 1000  # resized, range-*: bytes more (or less); clock: seconds; range-beyond: length of the file by now
-    dates: str = ""  # Last-Modified: "absent", or, of another content, the "same"
+    dates: str = ""  # Last-Modified: "absent", or "fresh", of the second in which it is sent, whatever comes
     status: int = 503
     reason: str = ""
     retry_after: str | int = ""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
 
-from tests.faults.answers import CHANGES, IN_ITS_PLACE, RANGE, filler, first_bytes, made, other_range, start_of
+from tests.faults.answers import CHANGES, IN_ITS_PLACE, RANGE, filler, first_bytes, made, other_range, redate, start_of
 from tests.faults.messages import HOP_BY_HOP, PIECE, Answer, Broken, Head, cut_at, read_body, read_head
 from tests.faults.script import Script, Step
 
@@ -439,8 +439,7 @@ class _Exchange:
             self._head.drop("range")
 
         def give(answer: Answer) -> None:
-            if step.dates == "absent":
-                answer.head.drop("last-modified")
+            redate(answer, step)
             if step.fault == "range-500" and not asked_range:
                 self._give(answer)
             elif step.fault in CHANGES:
