@@ -25,6 +25,7 @@ LOGIN = (
     b'<!DOCTYPE html>\n<html><head><title>XNAT login</title></head><body><form id="login_form" method="post" '
     b'action="/login"><input name="username"><input type="password" name="password"></form></body></html>\n'
 )
+LATER = 1_750_000_000  # the date of another content: not the file's own, and so long past that a client goes by it
 FRESH = 1_800_000_000  # a file's date, and the server's time: of files replaced within that second none is told apart
 STRANGER = "JSESSIONID=0123456789ABCDEF0123456789ABCDEF; Path=/; HttpOnly"
 
@@ -137,7 +138,7 @@ def changed(answer: Answer, step: Step, met: MetCall) -> None:
     """Another content of the same length, the same each time; only its date tells, unless the step has none for it."""
     answer.body = (piece.translate(OTHER) for piece in answer.body)
     if not step.dates:
-        answer.head.put("Last-Modified", formatdate(1_800_000_000, usegmt=True))
+        answer.head.put("Last-Modified", formatdate(LATER, usegmt=True))
     met()
 
 
