@@ -4,6 +4,7 @@ Every cell is tested at a server that computes digests, and at one that states l
 error, that the fault was met, that what is kept afterwards is right, and that each call ended in time.
 """
 
+import random
 import re
 import socket
 import threading
@@ -15,21 +16,23 @@ from typing import Any
 import httpx
 import pytest
 import trio
+import trio.testing
 
 from tests.faults import Faulty, faulty
 from tests.faults.certificates import expired_certificate, made_certificate
 from tests.faults.matrix import HALF, MATCH, MIDDLE, OPERATIONS, OUTCOMES, REASONS, ROWS, Row
 from tests.faults.page import PAGE, written
-from tests.faults.programs import PLACE, PROGRAMS, Client, Failed, Program, Reader, Seeker, Stage, Wrong
+from tests.faults.programs import CONTENTS, PLACE, PROGRAMS, Client, Failed, MiB, Program, Reader, Seeker, Stage, Wrong
 from tests.faults.server import Certificate
-from tests.faults.stage import stage_archive
+from tests.faults.stage import EXPERIMENT, FOLDER, stage_archive
+from xnatfs.content.intake import Intake
 from xnatfs.demo.app import DemoXnat
 from xnatfs.demo.server import serve
 
 # A fault that passes must have passed before that.
 LONG = 10.0
 # What the first download of a seeker brings meanwhile, in bytes a second: so that a range is faster, or soon there.
-SLOW, FAST = 3_000_000, 20_000_000
+SLOW, MEDIUM, FAST = 3_000_000, 8_000_000, 20_000_000
 # How long a server is away that is away for a moment.
 PAUSE = 0.2
 # Of an answer that drips: so that it takes longer than the timeout, and not for ever.
@@ -373,6 +376,58 @@ async def test_a_strict_mount_hands_out_no_byte_that_is_not_verified(fault, demo
     else:
         assert (outcome, {met.fault for met in server.met}) == ("EIO", {fault})
     await program.afterwards()
+
+
+@pytest.mark.parametrize("order", ["forward", "backward", "tail first", "random", "two"])
+async def test_no_order_of_reading_gives_all_of_a_damaged_file(order, demo, server, tmp_path, monkeypatch):
+    """Whatever readers are given before the verdict, some bytes are not among them: a big file comes by a process."""
+    verify = Intake.verify
+
+    async def verify_late(intake: Intake) -> None:
+        """The verdict is in when each reader has been given all that it may be given without one."""
+        await trio.testing.wait_all_tasks_blocked()
+        await verify(intake)
+
+    monkeypatch.setattr(Intake, "verify", verify_late)
+    app, direct = demo
+    stage = Stage(app, direct, server, server.url, tmp_path, LONG, "")
+    program = PROGRAMS["big"](stage, monkeypatch)
+    assert isinstance(program, Reader)
+    path = f"{FOLDER}/big.bin"
+    places = list(range(len(CONTENTS[path]) % MiB - MiB, len(CONTENTS[path]), MiB))  # all of the last one is there
+    orders = {
+        "forward": [places],
+        "backward": [places[::-1]],
+        "tail first": [places[-1:] + places[:-1]],
+        "random": [random.Random(1).sample(places, len(places))],
+        "two": [places, places[::-1]],
+    }
+    handed: set[int] = set()
+    failed: list[str] = []
+
+    async def read(order: list[int]) -> None:
+        for place in order:
+            try:
+                await program.call(program.ops.read(info.fh, max(0, place), MiB if place > 0 else MiB + place))
+                handed.add(place)
+            except Failed as failure:
+                failed.append(failure.outcome)
+
+    entry = next(e for e in app.archive.experiments[EXPERIMENT].resources[0].entries if e.path == "big.bin")
+    monkeypatch.setattr(entry, "digest", "0" * 32)
+    async with program.opened():
+        await program.prepare()
+        server.forget()
+        # So that what is asked for by a range is there before all else.
+        server.script([{"match": MATCH["big"], "fault": "drip", "after": 2**20, "rate": MEDIUM, "ranged": False}])
+        info = await program.open(path)
+        async with trio.open_nursery() as nursery:
+            for each in orders[order]:
+                nursery.start_soon(read, each)
+        await program.ops.release(info.fh)
+        server.script(())
+        assert set(failed) == {"EIO"}
+        assert handed < set(places), "all of it was read"
 
 
 def test_every_cell_is_known_and_tested():

@@ -163,7 +163,7 @@ ROWS = [
         "EIO EIO EIO again EIO otherwise exit4 -body right", after=HALF, lasting=3.0),
     row("cut-unframed", "an answer of no stated length ends in the middle",
         "EIO EIO EIO again EIO otherwise right -body right", after=HALF),
-    row("short-length", "an answer is shorter, and says so",
+    row("short-length", "an answer is shorter, and says so; HEAD says what is listed",
         "EIO EIO EIO again EIO otherwise right -body right", after=HALF),
     row("short-chunked", "an answer is shorter, and ends as it should",
         "EIO EIO EIO again EIO otherwise right -body right", after=HALF),
