@@ -49,7 +49,8 @@ class Handed:
     """The promise about bytes: no damaged file is ever given away whole, and nothing is of two versions.
 
     `contents` has all that a file ever held, by its key; `harmed` tells whether bytes that only a digest can tell may
-    have come since a time; `clock` tells the time.
+    have come since a time: these may be handed out of a big file that has one, before the verdict, but never all.
+    `clock` tells the time.
     """
 
     def __init__(

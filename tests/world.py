@@ -351,7 +351,8 @@ class World:
         """All that was read of it is of one version that the server had, whole."""
         if not handle.read:
             return  # of a big file nobody knows before it has come whole that its length is wrong
-        if handle.size > 2 * PAGE and self.network.harmed_at > handle.since and not handle.is_whole():
+        digests = self.network.honest_digests
+        if digests and handle.size > 2 * PAGE and self.network.harmed_at > handle.since and not handle.is_whole():
             return  # nor that its bytes are; who reads all of it hears of that before the end
         versions = self.model.contents(handle.path, handle.since, trio.current_time())
         # Of a big file that came with a wrong length a part may be read, but not to its end.
@@ -543,6 +544,8 @@ class World:
         if found is None:
             return
         entry, resource, session = found
+        if not self.network.dates:
+            self.network.harmed_at = trio.current_time()  # as below: what is joined of two versions, a digest tells
         project = "PQ".index(path[1])
         place = list(self.model.archive.experiments).index(session.id)
         match what:
@@ -557,6 +560,7 @@ class World:
                     await trio.sleep(1 - now() % 1)  # there is most of a second left, for the next time
                 if self.model.replace_again(entry, session):
                     self._silent.add(path)
+                    self.network.harmed_at = trio.current_time()
             case "deleted":
                 await self.delete(file)
             case "renamed":
