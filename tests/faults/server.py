@@ -143,6 +143,11 @@ class Faulty:
         if not keep_sessions:
             self.lose_sessions()
 
+    def wait_until_idle(self) -> None:
+        """Let requests end that were under way when it was stopped."""
+        with self.changed:
+            self.changed.wait_for(lambda: not self.in_flight, 10)
+
     def restart(self, seconds: float) -> None:
         self.stop()
         time.sleep(seconds)
@@ -215,6 +220,7 @@ class Faulty:
     def finish(self) -> None:
         with self.changed:
             self.in_flight -= 1
+            self.changed.notify_all()
 
     def left(self, connection: "_Connection") -> None:
         self._connections.discard(connection)
