@@ -526,7 +526,7 @@ class _Exchange:
         for place, piece in cut_at(answer.body, step.after, rest):
             if place >= step.after and (step.fault == "drip" or not self._noted):
                 self.met()
-                self._connection.stand(TICK if step.fault == "drip" else step.seconds)
+                self._connection.stand(len(piece) / step.rate if step.fault == "drip" else step.seconds)
             for part in _framed([piece], chunked=chunked, last=False):
                 self._connection.send(part)
         if chunked:
