@@ -36,7 +36,15 @@ SLOW, FAST = 4_000_000, 8_000_000
 # How long a server is away that is away for a moment.
 PAUSE = 0.2
 # Of an answer that drips: so that it takes longer than the timeout, and not for ever.
-PACE = {"list": 9000, "small": 150_000, "big": 4_000_000, "unranged": 3_000_000, "seek": 20_000, "tar": 600_000}
+PACE = {
+    "list": 9000,
+    "small": 150_000,
+    "big": 4_000_000,
+    "unranged": 3_000_000,
+    "seek": 20_000,
+    "tar": 600_000,
+    "login": 10,
+}
 
 # In a download process, too, a name is not found while there is this file.
 BLIND = """
