@@ -202,7 +202,11 @@ class Faulty:
             except OSError:
                 return
             connection = _Connection(self, client, self._context)
-            self._connections.add(connection)
+            with self.changed:
+                if self._listener is not listener:  # stopped meanwhile: nobody would end this connection
+                    client.close()
+                    return
+                self._connections.add(connection)
             connection.thread.start()
 
     # -- for connections -----------------------------------------------------------------------------------------
