@@ -1,7 +1,9 @@
 """An XNAT that changes, what it held at which moment, and a network before it that fails when told to."""
 
+import json
 import random
 from dataclasses import dataclass
+from email.utils import formatdate
 
 import httpx
 import trio
@@ -17,6 +19,21 @@ SMALL_SIZE, BIG_SIZE = 2000, 60_000
 
 Path = tuple[str, ...]
 FIRST = ("big.nii", "0.dcm", "deep.txt")
+
+# Names of files that are the same to some route of some server: a request that is decoded once more, an archive that
+# has '/' for a backslash and '?' for what is not ASCII, or cuts its members' paths where they say "files".
+ODD = {
+    "odd": (
+        "50%負荷.dcm",
+        "50%安静.dcm",
+        "50%回復.dcm",
+        "hash%23tag.txt",
+        "hash#tag.txt",
+        "uml%C3%A4ut",
+        "uml\u00e4ut",
+    ),
+    "files": ("a.dcm", "files/a.dcm", "b\\00", "b/00", "c;1", "c"),
+}
 
 
 @dataclass(frozen=True)
@@ -41,7 +58,7 @@ class Moment:
 class Model:
     """The server's past, and how it goes on."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, odd: bool = False) -> None:
         self.archive = Archive()
         self.archive.users[USER] = User(USER, PASSWORD)
         self.demo = DemoXnat(self.archive, clock=now, wait=lambda seconds: None)
@@ -49,6 +66,8 @@ class Model:
         self.changed: dict[str, float] = {}  # when something of a project was changed last
         self._made = 0
         self._fill()
+        if odd:
+            self._fill_oddly()
         self.note()
 
     def _fill(self) -> None:
@@ -65,6 +84,17 @@ class Model:
         archive.file(notes, "empty.txt", b"")
         self._series(archive.experiment(archive.subject(first, "S2"), "E2"), "1", 4)
         self._series(archive.experiment(archive.subject(second, "S3"), "E3"), "1", 3)
+
+    def _fill_oddly(self) -> None:
+        """A session whose files are easily taken for others, and a resource whose label is the ID of another one."""
+        session = self.archive.experiment(self.archive.subject(self.archive.projects["P"], "S4"), "E4")
+        for label, names in ODD.items():
+            resource = self.archive.resource(session.resources, label)
+            for number, name in enumerate(names):
+                self.archive.file(resource, name, self.content(SMALL_SIZE + number // 2))  # two each of one size
+        digits = self.archive.resource(session.resources, str(resource.id))
+        for name in ODD["files"]:
+            self.archive.file(digits, name, self.content(SMALL_SIZE))
 
     def _series(self, session: Experiment, scan: str, count: int) -> None:
         resource = self.archive.resource(self.archive.scan(session, scan, "T1").resources, "DICOM", "DICOM")
@@ -148,12 +178,18 @@ class Model:
                     return entry, resource, session
         return None
 
-    def replace(self, entry: Entry, session: Experiment, size: int) -> None:
-        """Other content under the same name; a file system dates it later."""
+    def replace(self, entry: Entry, session: Experiment, size: int, modified: float | None = None) -> None:
+        """Other content under the same name; a file system dates it later, unless it is put back with a date."""
         made = Archive.file(Resource(0, ""), entry.path, self.content(max(0, size)))
         entry.content, entry.size, entry.digest = made.content, made.size, made.digest
-        entry.modified = max(entry.modified + 2, now())
+        entry.modified = max(entry.modified + 2, now()) if modified is None else modified
         self.note(session.project)
+
+    def replace_again(self, entry: Entry, session: Experiment) -> bool:
+        """Replace a file by another of its size; whether that was within the second of its date, which stays."""
+        again = int(now()) == int(entry.modified)
+        self.replace(entry, session, entry.length(), entry.modified if again else now())
+        return again
 
     def close(self, project: str, *, protected: bool) -> None:
         """The account is not a member any more."""
@@ -230,10 +266,15 @@ def _seen(archive: Archive, time: float) -> Moment:
 
 # Where a fault is met: in requests for a file or a tar, in lists, in any.
 PLACES = ("files", "lists", "any")
-KINDS = ("refused", "reset", "stall", "500", "503", "401", "404", "html", "cut", "ended", "shorter", "empty", "corrupt")
+# fmt: off
+KINDS = (
+    "refused", "reset", "stall", "500", "503", "401", "404", "html", "cut", "ended", "unframed", "shorter", "empty",
+    "corrupt",
+)
+# fmt: on
 # What may be done to a login without being a refusal of it, which is remembered.
 ANYWHERE = ("refused", "reset", "stall", "503")
-# What only a digest can find out.
+# What a listing does not show that states digests or lengths: a half that is none by its headers; other bytes.
 HIDDEN = ("shorter", "empty", "corrupt")
 
 
@@ -251,6 +292,11 @@ class Fault:
         return self.place == "any" or file == (self.place == "files")
 
 
+# What may be missing in lists of files, of a resource that has some: all of them or every other one, where a list is of
+# several resources; or all of them in any list.
+SHORT = ("all", "half", "everywhere")
+
+
 class Network(httpx.AsyncBaseTransport):
     """The way to the server."""
 
@@ -261,9 +307,11 @@ class Network(httpx.AsyncBaseTransport):
         self.met_at = -float("inf")  # when a fault was met last
         self.harmed_at = -float("inf")  # when bytes were harmed last, so that only a digest tells
         self.honest_digests = True  # whether every listing that anybody has states digests
+        self.dates = True  # whether files have a Last-Modified
+        self.short: dict[str, str] = {}  # how lists are short of the files of a resource, by its ID
 
     def fail(self, kind: str, count: int, place: str) -> None:
-        if kind in HIDDEN and not self.honest_digests:
+        if kind == "corrupt" and not self.honest_digests:
             kind = "cut"
         self.faults.append(Fault(kind, count, "files" if kind in HIDDEN else place))
 
@@ -280,12 +328,41 @@ class Network(httpx.AsyncBaseTransport):
             await trio.sleep(self._timeout)
             raise httpx.ReadTimeout("stalled")
         response = self._demo(request)
+        if self.short:
+            response = self._shortened(request, response)
         if fault == "reset":
             raise httpx.ReadError("reset")
         if fault.isdigit() or fault == "html":
             response = httpx.Response(int(fault) if fault.isdigit() else 200, html="<html><h3>a fault</h3></html>")
-        body = _Body(_harmed(response, fault), fault)
+        harmless = request.method == "HEAD"  # it is honest of what comes of a GET
+        body = _Body(response.content if harmless else _harmed(response, fault), fault)
+        response.headers["date"] = formatdate(now(), usegmt=True)
+        if not self.dates:
+            response.headers.pop("last-modified", None)
         return httpx.Response(response.status_code, headers=response.headers, stream=body)
+
+    def _shortened(self, request: httpx.Request, response: httpx.Response) -> httpx.Response:
+        """A list of files as a server gives it that has lost some of them."""
+        path, query = request.url.path, request.url.params
+        if not path.endswith("/files") or query.get("format") != "json" or response.status_code != 200:
+            return response
+        single = "/resources/" in path and "," not in path
+        listed = response.json()
+        rows = listed["ResultSet"]["Result"]
+        listed["ResultSet"]["Result"] = [
+            row for place, row in enumerate(rows) if not self._lacks(row["cat_ID"], place, single=single)
+        ]
+        return httpx.Response(200, headers={"content-type": "application/json"}, content=json.dumps(listed).encode())
+
+    def _lacks(self, resource: str, place: int, *, single: bool) -> bool:
+        match self.short.get(resource):
+            case "all":
+                return not single
+            case "half":
+                return not single and place % 2 == 1
+            case "everywhere":
+                return True
+        return False
 
     def _met(self, request: httpx.Request) -> str:
         for fault in self.faults:
@@ -294,7 +371,7 @@ class Network(httpx.AsyncBaseTransport):
                 if not fault.count:
                     self.faults.remove(fault)
                 self.met_at = trio.current_time()
-                if fault.kind in HIDDEN:
+                if fault.kind in HIDDEN and self.honest_digests:
                     self.harmed_at = self.met_at
                 return fault.kind
         return ""
@@ -307,8 +384,10 @@ def _harmed(response: httpx.Response, fault: str) -> bytes:
     if fault == "corrupt":
         place = len(content) // 2
         return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
-    if fault in ("shorter", "empty", "cut", "ended"):
+    if fault in ("shorter", "empty", "cut", "ended", "unframed"):
         content = content[: 0 if fault == "empty" else len(content) // 2]
+        if fault == "unframed":
+            response.headers.pop("content-length", None)
         if fault in HIDDEN and "content-length" in response.headers:
             response.headers["content-length"] = str(len(content))
     return content

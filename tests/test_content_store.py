@@ -512,30 +512,30 @@ async def test_what_is_there_is_handed_out_but_for_the_end(autojump_clock, tmp_p
     os.close(opened.fd)
 
 
-async def test_the_end_is_handed_out_last(autojump_clock, tmp_path):
-    """Ahead of the contiguous part what comes is handed out, and nothing of the end once all before it is there."""
+async def test_what_no_reader_has_had_is_handed_out_last(autojump_clock, tmp_path):
+    """What has come is handed out in any order, but for the last of it; what was handed out is so again."""
     size = 3 * HOLD_BACK
     (tmp_path / "file").write_bytes(bytes(size))
     opened = blob()
     opened.size, opened.whole = size, False
     opened.fd = os.open(tmp_path / "file", os.O_RDONLY)
-    held = size - HOLD_BACK
 
     async def served(start: int, stop: int) -> bool:
         with trio.move_on_after(1) as timeout:
             await opened.read(start, stop - start)
         return not timeout.cancelled_caught
 
-    opened.spans.add(held - 10, size)
-    assert await served(held, held + 1)
-    opened.spans.add(0, held - 11)
+    opened.spans.add(size - 10, size)
     assert await served(size - 1, size)
-    opened.spans.add(0, held)
-    assert await served(held - 1, held)
-    assert not await served(held - 1, held + 1)
-    assert not await served(size - 1, size)
+    opened.spans.add(0, size)
+    assert await served(0, HOLD_BACK)
+    assert await served(HOLD_BACK, 2 * HOLD_BACK - 1)
+    assert not await served(2 * HOLD_BACK - 1, 2 * HOLD_BACK)
+    assert not await served(2 * HOLD_BACK, size)
+    assert await served(0, HOLD_BACK + 1)
+    assert await served(size - 1, size)
     opened.finish()
-    assert await served(size - 1, size)
+    assert await served(2 * HOLD_BACK - 1, size)
     os.close(opened.fd)
 
 
@@ -546,14 +546,12 @@ async def test_beyond_the_end_there_is_nothing_to_wait_for():
         assert await opened.read(*place) == b""
 
 
-async def test_the_end_is_held_back_also_where_only_a_part_of_it_is_missing(autojump_clock):
+async def test_of_a_file_that_is_not_longer_than_what_is_held_back_nothing_is_handed_out(autojump_clock):
     opened = blob()
-    opened.size, opened.whole = 3 * HOLD_BACK, False
-    held = opened.size - HOLD_BACK
-    opened.spans.add(0, held)
-    opened.spans.add(held + 10, opened.size)
+    opened.size, opened.whole = HOLD_BACK, False
+    opened.spans.add(0, HOLD_BACK)
     with trio.move_on_after(1) as timeout:
-        await opened.read(opened.size - 1, 1)
+        await opened.read(0, 1)
     assert timeout.cancelled_caught
 
 

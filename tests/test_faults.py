@@ -11,14 +11,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
+from email.utils import formatdate, parsedate_to_datetime
 
 import httpx
 import pytest
 
 from tests.changing import images, zip_of
 from tests.faults import Faulty, Met, faulty
-from tests.faults.answers import OTHER
+from tests.faults.answers import FRESH, OTHER
 from tests.faults.certificates import expired_certificate, made_certificate
 from tests.faults.stage import BIG, EXPERIMENT, PASSWORD, SMALL, USER, file_path, stage_archive
 from tests.mounting import SCRIPTS, environment, run
@@ -475,6 +475,52 @@ def test_ranges_that_are_not_what_was_asked_for(server, content):
         with scripted(server, f"[{{fault: {fault}}}]"):
             assert get(server, path).body == body
         assert faults(server) == []
+
+
+def test_ranges_as_real_servers_grant_them(server, content):
+    path, body = content
+    last = len(body) - 1
+    for fault, says, sent, length in (
+        ("range-empty", f"bytes {len(body)}-{last}/{len(body)}", b"", "0"),
+        ("range-beyond, by: 6", "bytes 100000-100999/6", b"", "1000"),
+        ("range-negative", f"bytes {100000 - len(body)}-100999/{len(body)}", body[100000:101000], "1000"),
+    ):
+        with scripted(server, f"[{{fault: {fault}}}]"):
+            got = get(server, path, Range="bytes=100000-100999")
+        assert (got.status, got.header("content-range"), got.body) == (206, says, sent)
+        assert (got.header("content-length"), bool(got.error)) == (length, len(sent) != int(length))
+        assert faults(server) == [fault.partition(",")[0]]
+    with scripted(server, "[{fault: range-500}]"):
+        got = get(server, path, Range="bytes=100000-100999")
+        assert (got.status, got.body, got.error) == (500, body, "")
+        assert get(server, path).status == 200
+    assert faults(server) == ["range-500"]
+    assert bytes(server.altered[0].body) == body
+
+
+@pytest.mark.parametrize("fault", ["unframed", "rechunked"])
+def test_a_whole_answer_of_no_stated_length(server, content, fault):
+    path, body = content
+    with scripted(server, f"[{{fault: {fault}}}]"):
+        got = get(server, path)
+    assert (got.status, got.body, got.error, got.header("content-length")) == (200, body, "", "")
+    assert got.header("transfer-encoding") == ("chunked" if fault == "rechunked" else "")
+    assert faults(server) == [fault]
+
+
+def test_another_content_that_no_date_tells(server, content):
+    path, body = content
+    fresh = formatdate(FRESH, usegmt=True)
+    for dates, stated in (("fresh", fresh), ("absent", "")):
+        with scripted(server, f"[{{fault: changed, dates: {dates}}}]"):
+            got = get(server, path)
+            part = get(server, path, Range="bytes=1000-1999")
+        assert (got.body, got.header("last-modified")) == (body.translate(OTHER), stated)
+        assert (got.header("date") == stated) == (dates == "fresh")
+        assert [(sent.start, bytes(sent.body)) for sent in server.altered] == [(0, got.body), (1000, part.body)]
+    with scripted(server, "[{fault: cut, after: 1000, dates: absent}]"):
+        got = get(server, path)
+    assert (got.body, got.header("last-modified")) == (body[:1000], "")
 
 
 # -- outages ---------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 Stories that Hypothesis makes up are the same in each run of the suite. XNATFS_STORIES=1000 plays so many new ones, and
 what is found is to become a story with a name at the end of this page.
 
+Planted by tests at the end of this page: a hold-back by offset, a half as a whole, a resume without validator.
 Broken by hand, to see whether it is found, and by what first:
 - no digest is looked at (`Intake.verify`, `Bulk._take`): `test_every_fault_of_a_file[digests]`, most made up stories
 - Content-Length is not (`_Arrival.chunks`, `Fill._ended`): `test_every_fault_of_a_file[no digests]`
@@ -14,6 +15,7 @@ Broken by hand, to see whether it is found, and by what first:
 
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,12 @@ from hypothesis import HealthCheck, Phase, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from tests.model import KINDS, PLACES
-from tests.world import CHANGES, tell
+from tests.model import KINDS, PLACES, SHORT, Model
+from tests.world import CHANGES, ORDERS, tell
+from xnatfs import bulk, downloads
+from xnatfs.content import Blob, Version
+from xnatfs.models import FileRow
+from xnatfs.tree import folders
 
 Step = tuple[str, dict[str, Any]]
 
@@ -31,6 +37,7 @@ Step = tuple[str, dict[str, Any]]
 IN_THE_SUITE = 20
 STORIES = int(os.environ.get("XNATFS_STORIES", str(IN_THE_SUITE)))
 
+BYTES = ("cut", "ended", "unframed", "shorter", "empty", "corrupt")  # faults of a body
 any_file = st.integers(0, 2) | st.integers(0, 40)
 some = st.integers(0, 7)
 
@@ -72,6 +79,55 @@ def badly(file: int, kind: str, count: int) -> list[Step]:
     ]
 
 
+def disorderly(file: int, kind: str, count: int, order: str, seed: int) -> list[Step]:
+    """The same, read in some order; and that it was read before, in part, changes nothing."""
+    read: Step = ("ordered", {"file": file, "order": order, "seed": seed})
+    return [
+        ("fail", {"kind": kind, "count": count, "place": "files"}),
+        read,
+        ("ordered", {"file": file, "order": "random", "seed": seed + 1}),
+        ("mend", {}),
+        ("wait", {"seconds": 130.0}),
+        read,
+    ]
+
+
+def twice_in_a_second(file: int, order: str, pause: float) -> list[Step]:
+    """It is replaced, read, and replaced again before the clock of the server has gone on by a second."""
+    return [
+        ("wait", {"seconds": 300.0}),  # neither listing nor copy of before is trusted
+        ("change", {"file": file, "what": "again"}),
+        ("beside", {"file": file, "pause": pause}),
+        ("wait", {"seconds": 0.6}),  # it is listed by then, and a part of it has come
+        ("change", {"file": file, "what": "again"}),
+        ("ordered", {"file": file, "order": order, "seed": 0}),
+        ("wait", {"seconds": 130.0}),
+    ]
+
+
+def reading(order: str) -> list[Step]:
+    """A big file and a small one are read in some order: as they are, damaged once, and until they are mended."""
+    steps: list[Step] = []
+    for file in (0, 1):
+        steps.append(("ordered", {"file": file, "order": order, "seed": file}))
+        for kind in BYTES:
+            for count in (1, 9):
+                steps += [("change", {"file": file, "what": "replaced"}), ("wait", {"seconds": 300.0})]
+                steps += disorderly(file, kind, count, order, count)
+    return steps
+
+
+def replacing() -> list[Step]:
+    """A file is replaced while it is read: in every order, with pauses in which downloads end, and where they break."""
+    steps: list[Step] = []
+    for order in ORDERS:
+        for pause in (0.0, 0.3, 5.0):
+            steps += twice_in_a_second(0, order, pause)
+        steps.append(("fail", {"kind": "cut", "count": 1, "place": "files"}))
+        steps += twice_in_a_second(0, order, 0.0)
+    return steps
+
+
 class Story(RuleBasedStateMachine):
     """Each rule adds steps. They are played when the story is complete, in one event loop and virtual time."""
 
@@ -80,7 +136,7 @@ class Story(RuleBasedStateMachine):
         self.steps: list[Step] = []
         self.world: dict[str, bool] = {}
 
-    @initialize(crowded=st.booleans(), digests=st.booleans())
+    @initialize(crowded=st.booleans(), digests=st.booleans(), odd=st.booleans())
     def begin(self, **world: bool) -> None:
         self.world = world
 
@@ -104,7 +160,25 @@ class Story(RuleBasedStateMachine):
     def badly(self, file: int, kind: str, count: int) -> None:
         self.steps += badly(file, kind, count)
 
+    @rule(
+        file=any_file,
+        kind=st.sampled_from(KINDS),
+        count=st.sampled_from([1, 1, 9]),
+        order=st.sampled_from(ORDERS),
+        seed=st.integers(0, 9),
+    )
+    def disorderly(self, file: int, kind: str, count: int, order: str, seed: int) -> None:
+        self.steps += disorderly(file, kind, count, order, seed)
+
+    @rule(file=any_file, order=st.sampled_from(ORDERS), pause=st.sampled_from([0.0, 0.3, 5.0]))
+    def twice_in_a_second(self, file: int, order: str, pause: float) -> None:
+        self.steps += twice_in_a_second(file, order, pause)
+
     # -- programs
+
+    @rule(file=any_file, order=st.sampled_from(ORDERS), seed=st.integers(0, 9))
+    def ordered(self, file: int, order: str, seed: int) -> None:
+        self.step("ordered", file=file, order=order, seed=seed)
 
     @rule(place=st.integers(0, 1) | st.integers(0, 40))
     def names(self, place: int) -> None:
@@ -172,9 +246,17 @@ class Story(RuleBasedStateMachine):
     def log_out(self, what: str) -> None:
         self.step(what)
 
-    @rule(what=st.sampled_from(["site_open", "ranges"]), on=st.booleans())
+    @rule(what=st.sampled_from(["site_open", "ranges", "dates"]), on=st.booleans())
     def switch(self, what: str, on: bool) -> None:
         self.step(what, on=on)
+
+    @rule(resource=some, how=st.sampled_from(SHORT))
+    def shorten(self, resource: int, how: str) -> None:
+        self.step("shorten", resource=resource, how=how)
+
+    @rule()
+    def complete(self) -> None:
+        self.step("complete")
 
     @rule(on=st.booleans())
     def digests(self, on: bool) -> None:
@@ -224,10 +306,22 @@ def test_every_fault_of_a_file(tmp_path, digests):
 
 
 @pytest.mark.parametrize("digests", [True, False], ids=["digests", "no digests"])
+@pytest.mark.parametrize("order", ORDERS)
+def test_every_order_of_reading(tmp_path, order, digests):
+    tell(tmp_path, reading(order), digests=digests)
+
+
+@pytest.mark.parametrize("digests", [True, False], ids=["digests", "no digests"])
+@pytest.mark.parametrize("dates", [True, False], ids=["dates", "no dates"])
+def test_a_file_that_is_replaced_within_a_second(tmp_path, dates, digests):
+    tell(tmp_path, [("dates", {"on": dates}), *replacing()], digests=digests)
+
+
+@pytest.mark.parametrize("digests", [True, False], ids=["digests", "no digests"])
 @pytest.mark.parametrize("file", [0, 1], ids=["big", "small"])
 def test_every_change_of_a_file(tmp_path, file, digests):
     steps: list[Step] = []
-    for what in CHANGES[:3]:
+    for what in CHANGES[:5]:
         for seconds, both in ((0.3, True), (1.0, False), (10.0, False)):
             steps += [("change", {"file": file, "what": "replaced"}), ("wait", {"seconds": 300.0})]  # not kept, so far
             steps += meanwhile(file, what, seconds, both)
@@ -237,6 +331,75 @@ def test_every_change_of_a_file(tmp_path, file, digests):
     steps += [("grant", {"project": 0}), ("wait", {"seconds": 130.0}), *again(file, "renamed", 130.0)]
     steps += again(file, "moved", 130.0)
     tell(tmp_path, steps, digests=digests)
+
+
+@pytest.mark.parametrize("how", SHORT)
+def test_lists_that_lack_files(tmp_path, how):
+    """Of each resource in turn: all of its files are shown, or an error is, in every folder."""
+    steps: list[Step] = []
+    for resource in range(6):
+        steps += [("shorten", {"resource": resource, "how": how})]
+        steps += [("names", {"place": place}) for place in range(30)]
+        steps += [("complete", {}), ("wait", {"seconds": 130.0})]
+        steps += [("names", {"place": place}) for place in range(30)]
+    tell(tmp_path, steps)
+
+
+@pytest.mark.parametrize("digests", [True, False], ids=["digests", "no digests"])
+def test_names_that_some_route_takes_for_others(tmp_path, digests):
+    """Each is read by itself, in its series, and after it was replaced."""
+    files = range(len(Model(odd=True).paths()))
+    steps: list[Step] = [("copy", {"file": file}) for file in files]
+    steps += [("change", {"file": file, "what": "replaced"}) for file in files]
+    steps += [("wait", {"seconds": 300.0}), *(("walk", {"directory": directory}) for directory in range(12))]
+    steps += [("change", {"file": file, "what": "longer"}) for file in files]
+    steps += [("wait", {"seconds": 300.0}), ("together", {"files": list(files)})]
+    steps += [("remount", {}), *(("walk", {"directory": directory}) for directory in range(12))]
+    tell(tmp_path, steps, digests=digests, odd=True)
+
+
+# -- what is planted, and must be found ------------------------------------------------------------------------------
+
+
+def is_found(directory: Path, steps: list[Step], **world: bool) -> bool:
+    """Play a story that must not end well; whether it ends as a promise that was broken."""
+    try:
+        tell(directory, steps, **world)
+    except AssertionError:
+        return True
+    except BaseExceptionGroup as group:
+        return group.subgroup(AssertionError) is not None
+    return False
+
+
+@pytest.mark.parametrize("order", ["tail first", "backward", "random", "two"])
+def test_a_hold_back_by_offset_is_found(tmp_path, monkeypatch, order):
+    """Who has read the end before the rest has come gets all of a damaged file."""
+
+    def is_servable(blob: Blob, offset: int, end: int) -> bool:
+        if blob.complete or blob.whole or not blob.spans.covers(offset, end):
+            return blob.complete
+        held = blob.size - 512
+        return blob.verified or end <= held or blob.came < held
+
+    monkeypatch.setattr(Blob, "_servable", is_servable)
+    assert is_found(tmp_path, reading(order))
+
+
+def test_a_half_that_is_taken_as_a_whole_is_found(tmp_path, monkeypatch):
+    """Nobody compares what came with the length that the listing states."""
+
+    def version(row: FileRow, owners: tuple[str, ...] = ()) -> Version:
+        return replace(bulk.version(row, owners), size=None)
+
+    monkeypatch.setattr(folders, "version", version)
+    assert is_found(tmp_path, reading("forward"), digests=False)
+
+
+def test_a_resume_without_validator_is_found(tmp_path, monkeypatch):
+    """Whatever the server says of its date, what comes later is taken for the same file."""
+    monkeypatch.setattr(downloads, "last_modified", lambda response: "Sat, 01 Jan 2000 00:00:00 GMT")
+    assert is_found(tmp_path, replacing(), digests=False)
 
 
 # -- what stories have found ---------------------------------------------------------------------------------------

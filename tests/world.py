@@ -7,6 +7,7 @@ takes a few pages here: the same rules at a thousandth of the size.
 import errno
 import hashlib
 import os
+import random
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -17,8 +18,9 @@ import pytest
 import trio
 import trio.testing
 
+from tests.handed import Handed
 from tests.kernel import PAGE, Kernel, Opened, answered
-from tests.model import EPOCH, PASSWORD, USER, Model, Network, Path
+from tests.model import EPOCH, PASSWORD, USER, Model, Network, Path, now, split
 from xnatfs.config import Config
 from xnatfs.content import Version, blob, fill, intake, stream
 from xnatfs.content.entry import identity
@@ -38,11 +40,22 @@ SLACK = 6 * TIMEOUT
 CALM = TTL + SLACK
 ERRNOS = frozenset({errno.ENOENT, errno.EACCES, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTUNREACH})
 
+ODD_IN_URLS = frozenset("%;\\")  # refused by an XNAT's firewall
+THREAD = 0.01  # seconds that work in a thread takes
 # What may happen to a file, or to what it is in.
-CHANGES = ("replaced", "longer", "shorter", "deleted", "renamed", "session deleted", "moved", "revoked", "protected")
+# fmt: off
+CHANGES = (
+    "replaced", "longer", "shorter", "older", "again", "deleted", "renamed", "session deleted", "moved", "revoked",
+    "protected",
+)
+# fmt: on
+# How programs read: two are one from the front and one from the back, at once.
+ORDERS = ("forward", "backward", "tail first", "random", "two")
 
 SCALED = {
     (intake, "SMALL"): 2 * PAGE,
+    (intake, "HASH_PIECE"): PAGE,
+    (intake, "HASH_BEHIND"): 4 * PAGE,
     (fill, "SMALL"): 2 * PAGE,
     (fill, "NEAR"): PAGE,
     (fill, "LONGEST"): 16 * PAGE,
@@ -80,8 +93,8 @@ class Handle:
 class World:
     """One server, one cache directory, one mount after the other."""
 
-    def __init__(self, directory: Directory, cache_size: int, digests: bool) -> None:
-        self.model = Model()
+    def __init__(self, directory: Directory, cache_size: int, digests: bool, odd: bool) -> None:
+        self.model = Model(odd=odd)
         self.model.demo.routes.levels.digests = digests
         self.network = Network(self.model.demo, TIMEOUT)
         self.handles: list[Handle] = []
@@ -101,6 +114,13 @@ class World:
         self._names: dict[str, str] = {}  # the resource of a blob, by its name
         self._gone: set[str] = set()  # resources that were taken away, as the mount must know by now
         self._sound: set[tuple[str, int]] = set()  # blobs that were looked at, by name and inode
+        self._silent: set[Path] = set()  # files that were replaced so that neither size nor date tells
+        self._contents: dict[str, set[bytes]] = {}  # all that a file ever held, by its key in the cache
+        self.handed = Handed(
+            self._contents_of,
+            lambda since: self.network.harmed_at > since,
+            trio.current_time,
+        )
 
     async def play(self, steps: list[tuple[str, dict[str, Any]]]) -> None:
         """All of a story, each step followed by what holds at any time; and what holds when everything is closed."""
@@ -117,6 +137,7 @@ class World:
         else:
             await self._mount.aclose()
         assert os.listdir(self._cache / "partial") == []
+        self.handed.check()
         self._check_blobs()
 
     @property
@@ -174,6 +195,7 @@ class World:
     # -- what holds at any time ----------------------------------------------------------------------------------
 
     async def _check(self) -> None:
+        self.handed.check()
         await self._check_stat()
         self._check_blobs()
 
@@ -196,6 +218,8 @@ class World:
             data = (self._cache / "blobs" / name[:2] / name).read_bytes()
             assert data in right.get(name, ()), "what is kept is no version of any file"
         self._sound = kept  # a blob is never written again
+        known = {content for contents in self._contents.values() for content in contents}
+        assert all(content in known for content in self.kernel.whole()), "the kernel's pages are of no file"
 
     def _kept(self) -> set[tuple[str, int]]:
         return {
@@ -207,6 +231,7 @@ class World:
     def _versions(self) -> dict[str, set[bytes]]:
         for moment in self.model.moments[self._counted :]:
             for file in moment.files.values():
+                self._contents.setdefault(f"{file.resource}/{file.inner}", set()).add(file.content)
                 for digest in (hashlib.md5(file.content).hexdigest(), ""):
                     name = identity(Version(f"{file.resource}/{file.inner}", None, digest)).hex()
                     self._known.setdefault(name, set()).add(file.content)
@@ -214,12 +239,23 @@ class World:
         self._counted = len(self.model.moments)
         return self._known
 
+    def _contents_of(self, key: str) -> set[bytes]:
+        self._versions()
+        return self._contents.get(key, set())
+
     # -- what an operation may do --------------------------------------------------------------------------------
 
     def _calm(self, path: Path) -> bool:
         """Whether nothing has happened lately that could excuse an error."""
+        short = {split(p)[0] for p, file in self.model.present.files.items() if file.resource in self.network.short}
+        return self._quiet(path) and not any(path[: len(home)] == home for home in short)
+
+    def _quiet(self, path: Path) -> bool:
+        """The same, but for lists that are short: an error is an answer to these, and what is missing is none."""
         changed = max(self.model.changed.get(name, -CALM) for name in (*path[1:2], ""))
         quiet = trio.current_time() - CALM
+        if not (self.network.dates or self.network.honest_digests):
+            return False  # nothing tells whether what comes later is of the same file
         return not self.network.faults and self.network.met_at < quiet and changed < quiet
 
     @contextmanager
@@ -231,12 +267,18 @@ class World:
         except OSError as error:
             if error.errno not in ERRNOS:
                 raise AssertionError(f"{error} of {path}") from error
-            if calm and there and self._calm(path):
+            if calm and there and self._calm(path) and self._certain(path):
                 raise AssertionError(f"{error} for no reason, of {path}") from error
 
-    def _since(self) -> float:
+    def _certain(self, path: Path) -> bool:
+        """Whether some route tells a file from all others: none may, of a name no URL can carry, without digests."""
+        return self.network.honest_digests or not ODD_IN_URLS.intersection(path[-1])
+
+    def _since(self, path: Path) -> float:
         """What was gone by then is not shown any more, and not read by who opens it now."""
         now = trio.current_time()
+        if path in self._silent and not self.network.honest_digests:
+            return -float("inf")
         return now - TTL - SLACK - (REVALIDATE if now - self._digestless < 2 * TTL + REVALIDATE + SLACK else 0)
 
     # -- looking -------------------------------------------------------------------------------------------------
@@ -252,7 +294,7 @@ class World:
                 since = -float("inf")  # those of the last mount are shown until the server has answered
             may, must = self.model.listed(path, since, trio.current_time())
             assert shown <= may, f"{path} shows {shown - may}"
-            if self._calm(path):
+            if self._quiet(path):
                 must -= {"resources", "scans"}
                 assert must <= shown, f"{path} does not show {must - shown}"
         if self._calm(path):
@@ -279,8 +321,8 @@ class World:
         path = self._path(file)
         with self._trying(path, there=path in self.model.present.files):
             size = await self.kernel.size(path)
-            sizes = {len(each) for each in self.model.contents(path, self._since(), trio.current_time())}
-            assert size in sizes or max(sizes) > 2 * PAGE, f"{path} shows {size} bytes"
+            sizes = {len(each) for each in self.model.contents(path, self._since(path), trio.current_time())}
+            assert size in sizes, f"{path} shows {size} bytes"
 
     def _path(self, file: int) -> Path:
         paths = self.model.paths()
@@ -289,7 +331,7 @@ class World:
     # -- reading -------------------------------------------------------------------------------------------------
 
     async def _open(self, path: Path) -> Handle | None:
-        since = self._since()
+        since = self._since(path)
         there = path in self.model.present.files
         with self._trying(path, there=there):
             opened = await self.kernel.open(path)
@@ -309,7 +351,8 @@ class World:
         """All that was read of it is of one version that the server had, whole."""
         if not handle.read:
             return  # of a big file nobody knows before it has come whole that its length is wrong
-        if handle.size > 2 * PAGE and self.network.harmed_at > handle.since and not handle.is_whole():
+        digests = self.network.honest_digests
+        if digests and handle.size > 2 * PAGE and self.network.harmed_at > handle.since and not handle.is_whole():
             return  # nor that its bytes are; who reads all of it hears of that before the end
         versions = self.model.contents(handle.path, handle.since, trio.current_time())
         # Of a big file that came with a wrong length a part may be read, but not to its end.
@@ -374,6 +417,27 @@ class World:
             chosen = self.handles[handle % len(self.handles)]
             if await self._read(chosen, max(0, chosen.size - 100), 100):
                 await self._read(chosen, 0, 2 * PAGE)
+
+    async def ordered(self, file: int, order: str, seed: int) -> None:
+        """A program, or two, that read a file in an order of theirs; what comes of a read does not stop them."""
+        path = self._path(file)
+        async with trio.open_nursery() as nursery:
+            for each in ("forward", "backward") if order == "two" else (order,):
+                nursery.start_soon(self._in_order, path, each, seed)
+
+    async def _in_order(self, path: Path, order: str, seed: int) -> None:
+        if (handle := await self._open(path)) is None:
+            return
+        places = list(range(0, handle.size, PAGE))
+        if order == "backward":
+            places.reverse()
+        elif order == "tail first":
+            places = places[-1:] + places[:-1]
+        elif order == "random":
+            random.Random(seed).shuffle(places)
+        for place in places:
+            await self._read(handle, place, PAGE)
+        await self.kernel.close(handle.opened)
 
     async def close(self, handle: int) -> None:
         if self.handles:
@@ -480,6 +544,8 @@ class World:
         if found is None:
             return
         entry, resource, session = found
+        if not self.network.dates:
+            self.network.harmed_at = trio.current_time()  # as below: what is joined of two versions, a digest tells
         project = "PQ".index(path[1])
         place = list(self.model.archive.experiments).index(session.id)
         match what:
@@ -487,6 +553,14 @@ class World:
                 self.model.replace(entry, session, entry.length())
             case "longer" | "shorter":
                 self.model.replace(entry, session, entry.length() + (700 if what == "longer" else -7))
+            case "older":  # put back by a program that keeps dates
+                self.model.replace(entry, session, entry.length() + 500, entry.modified - 100)
+            case "again":
+                if int(now()) != int(entry.modified):
+                    await trio.sleep(1 - now() % 1)  # there is most of a second left, for the next time
+                if self.model.replace_again(entry, session):
+                    self._silent.add(path)
+                    self.network.harmed_at = trio.current_time()
             case "deleted":
                 await self.delete(file)
             case "renamed":
@@ -498,6 +572,17 @@ class World:
                 await self.move_session(place)
             case "revoked" | "protected":
                 await self.revoke(project, what == "protected")
+
+    async def shorten(self, resource: int, how: str) -> None:
+        """Lists of files lack those of a resource, which is said to have some."""
+        found = [each for each, _ in self.model.resources() if each.entries]
+        if found:
+            self.network.short[str(found[resource % len(found)].id)] = how
+            await trio.sleep(TTL)  # what was listed before is out of date
+
+    async def complete(self) -> None:
+        self.network.short.clear()
+        self.network.met_at = trio.current_time()
 
     async def end_sessions(self) -> None:
         """Killed by an administrator."""
@@ -517,6 +602,10 @@ class World:
         self._digestless = float("inf") if not on else trio.current_time()
         self.model.note("")
 
+    async def dates(self, on: bool) -> None:
+        self.network.dates = on
+        self.network.met_at = trio.current_time()  # what came without is open for a while
+
     async def ranges(self, on: bool) -> None:
         self.model.demo.routes.levels.ranges = on
 
@@ -528,18 +617,34 @@ class World:
 
 
 async def inline(work: Any, *arguments: Any, **options: Any) -> Any:
-    """In place of a thread: then a clock may jump whenever nothing goes on, and a story goes the same way each time."""
-    await trio.lowlevel.checkpoint()
+    """In place of a thread: then a clock may jump whenever nothing goes on, and a story goes the same way each time.
+
+    It takes a while, as threads do: readers go on before the verdict on the last bytes is in.
+    """
+    await trio.sleep(THREAD)
     return work(*arguments)
 
 
 def tell(
-    directory: Directory, steps: list[tuple[str, dict[str, Any]]], *, crowded: bool = False, digests: bool = True
+    directory: Directory,
+    steps: list[tuple[str, dict[str, Any]]],
+    *,
+    crowded: bool = False,
+    digests: bool = True,
+    odd: bool = False,
 ) -> None:
-    """Play a story in a new world, with a cache that holds all or not, of a server that computes digests or not."""
+    """Play a story in a new world.
+
+    Args:
+        crowded: Whether the cache holds only a part of all there is.
+        digests: Whether the server computes digests.
+        odd: Whether there are files, too, whose names some route takes for others.
+    """
 
     async def main() -> None:
-        await World(directory, ROOM if crowded else 10**9, digests).play(steps)
+        world = World(directory, ROOM if crowded else 10**9, digests, odd)
+        with world.handed.watched():
+            await world.play(steps)
 
     with pytest.MonkeyPatch.context() as patch, answered():
         for (module, name), value in SCALED.items():

@@ -25,6 +25,8 @@ LOGIN = (
     b'<!DOCTYPE html>\n<html><head><title>XNAT login</title></head><body><form id="login_form" method="post" '
     b'action="/login"><input name="username"><input type="password" name="password"></form></body></html>\n'
 )
+LATER = 1_750_000_000  # the date of another content: not the file's own, and so long past that a client goes by it
+FRESH = 1_800_000_000  # a file's date, and the server's time: of files replaced within that second none is told apart
 STRANGER = "JSESSIONID=0123456789ABCDEF0123456789ABCDEF; Path=/; HttpOnly"
 
 
@@ -123,10 +125,20 @@ def corrupt(answer: Answer, step: Step, met: MetCall) -> None:
     answer.body = spoilt(iter(answer.body), step.at - start_of(answer))
 
 
+def redate(answer: Answer, step: Step) -> None:
+    """Date a file as the step says, whatever else it does with it."""
+    if step.dates == "absent":
+        answer.head.drop("last-modified")
+    elif step.dates == "fresh":
+        answer.head.put("Last-Modified", formatdate(FRESH, usegmt=True))
+        answer.head.put("Date", formatdate(FRESH, usegmt=True))
+
+
 def changed(answer: Answer, step: Step, met: MetCall) -> None:
-    """Another content of the same length, the same each time; only its date tells."""
+    """Another content of the same length, the same each time; only its date tells, unless the step has none for it."""
     answer.body = (piece.translate(OTHER) for piece in answer.body)
-    answer.head.put("Last-Modified", formatdate(1_800_000_000, usegmt=True))
+    if not step.dates:
+        answer.head.put("Last-Modified", formatdate(LATER, usegmt=True))
     met()
 
 
@@ -183,6 +195,35 @@ def range_unclamped(answer: Answer, step: Step, met: MetCall) -> None:
         met()
 
 
+def range_empty(answer: Answer, step: Step, met: MetCall) -> None:
+    """Answer with an empty range behind the end of the file: `bytes 6-5/6`."""
+    if found := _granted(answer):
+        answer.replace(b"")
+        answer.head.put("Content-Range", f"bytes {found[2]}-{found[2] - 1}/{found[2]}")
+        met()
+
+
+def range_beyond(answer: Answer, step: Step, met: MetCall) -> None:
+    """Grant a range behind the end of a file that is shorter by now, `bytes 100-200/6`; nothing comes."""
+    if found := _granted(answer):
+        answer.body = ()
+        answer.head.put("Content-Range", f"bytes {found[0]}-{found[1]}/{step.by}")
+        met()
+
+
+def range_negative(answer: Answer, step: Step, met: MetCall) -> None:
+    """Answer as to a suffix that is longer than the file, `bytes -94-5/6`."""
+    if found := _granted(answer):
+        answer.head.put("Content-Range", f"bytes {found[0] - found[2]}-{found[1]}/{found[2]}")
+        met()
+
+
+def range_500(answer: Answer, step: Step, met: MetCall) -> None:
+    """Answer 500 with the whole file for a body; the server behind was not asked for a range."""
+    answer.head.first = "HTTP/1.1 500 Internal Server Error"
+    met()
+
+
 def _granted(answer: Answer) -> tuple[int, int, int] | None:
     found = CONTENT_RANGE.match(answer.head.get("content-range"))
     return (int(found[1]), int(found[2]), int(found[3])) if found and answer.head.status == 206 else None
@@ -197,6 +238,10 @@ CHANGES: dict[str, Callable[[Answer, Step, MetCall], None]] = {
     "range-wrong": range_wrong,
     "range-shifted": range_shifted,
     "range-unclamped": range_unclamped,
+    "range-empty": range_empty,
+    "range-beyond": range_beyond,
+    "range-negative": range_negative,
+    "range-500": range_500,
 }
 
 

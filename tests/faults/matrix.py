@@ -1,4 +1,4 @@
-"""The fault matrix: each fault, each operation, and what comes of it. Data only.
+"""The fault matrix: each fault, each operation, and what comes of it, with digests and without. Data only.
 
 `tests/test_fault_matrix.py` tests every cell; `docs/RELIABILITY.md` shows them (`tests/faults/page.py`).
 """
@@ -56,6 +56,8 @@ OUTCOMES = {
     "EACCES": "`EACCES`: the account may not",
     "ENOENT": "`ENOENT`: it says that there is no such thing",
     "ESTALE": "`ESTALE`: it is another file by now",
+    "as sent": "the bytes that the server sent, in the length that it stated twice: only a digest could tell that they "
+    "are others",
     "late EIO": "`EIO` before the end of the file: a big file is handed out while it comes, and its digest is known "
     "when all has come; with `--strict` `EIO` before its first byte",
     "exit 1": "`xnatctl` ends with 1: what the server holds stands against it",
@@ -73,27 +75,37 @@ REASONS = {
     "-json": "its answer is no list",
     "-login": "there is no session yet that could be lost",
     "-clock": "it goes by a clock that does not jump",
+    "-resume": "it is not resumed where it broke, but begun anew, or not at all",
+    "-same": "it asks for no HEAD: it is as two rows before",
 }
 
 
 @dataclass(frozen=True)
 class Row:
-    """A fault. `cells` are the outcomes, in the order of OPERATIONS; those that begin with '-' are REASONS."""
+    """A fault. The cells are the outcomes, by OPERATIONS; those that begin with '-' are REASONS."""
 
     key: str
     title: str
     cells: dict[str, str]
+    undigested: dict[str, str]  # the same at a server that computes no digests, and states lengths
     step: dict[str, Any] = field(default_factory=dict)
     stage: str = ""  # what is done besides, or instead of a step: see the test
     lasting: float = 0.0  # the timeout, in seconds, where it ends with that only
 
 
-def row(key: str, title: str, cells: str, stage: str = "", **step: Any) -> Row:
-    found = dict(zip(OPERATIONS, (re.sub(r"^(exit|late)", r"\1 ", cell) for cell in cells.split()), strict=True))
+def row(key: str, title: str, cells: str, stage: str = "", *, undigested: str = "", **step: Any) -> Row:
+    """Make a row of its cells, in the order of OPERATIONS, and of those `undigested` that differ: OPERATION=CELL."""
+    found = dict(zip(OPERATIONS, (_spaced(cell) for cell in cells.split()), strict=True))
+    others = dict(cell.split("=") for cell in undigested.split())
     lasting = step.pop("lasting", 0.0)
-    if stage in ("", "unranged", "load") and "fault" not in step:
+    if stage in ("", "unranged", "load", "agreed") and "fault" not in step:
         step["fault"] = key
-    return Row(key, title, found, step, stage, lasting)
+    without = {each: _spaced(others.get(each, cell)) for each, cell in found.items()}
+    return Row(key, title, found, without, step, stage, lasting)
+
+
+def _spaced(cell: str) -> str:
+    return re.sub(r"\b(exit|late|as)(?=\w)", r"\1 ", cell)
 
 
 # A fault that lasts is waited for so long.
@@ -151,10 +163,14 @@ ROWS = [
         "EIO EIO EIO again EIO otherwise exit4 -body right", after=HALF, lasting=3.0),
     row("cut-unframed", "an answer of no stated length ends in the middle",
         "EIO EIO EIO again EIO otherwise right -body right", after=HALF),
-    row("short-length", "an answer is shorter, and says so",
+    row("short-length", "an answer is shorter, and says so; HEAD says what is listed",
         "EIO EIO EIO again EIO otherwise right -body right", after=HALF),
     row("short-chunked", "an answer is shorter, and ends as it should",
         "EIO EIO EIO again EIO otherwise right -body right", after=HALF),
+    row("unframed", "an answer of no stated length is whole, and ends with the connection",
+        "right right right right right right right right right"),
+    row("rechunked", "the same, in chunks",
+        "right right right right right right right right right"),
     row("endless", "an answer has no end",
         "EIO EIO EIO right EIO right exit3 right right", rate=2_000_000),
     # -- other answers
@@ -204,13 +220,27 @@ ROWS = [
         "ENOENT -json -json -json -json -json exit3 exit6 exit1", length=10_000_000),
     # -- other bytes
     row("corrupt", "a byte is another",
-        "EIO EIO lateEIO lateEIO lateEIO otherwise exit3 -body right", at=HALF),
+        "EIO EIO lateEIO lateEIO lateEIO otherwise exit3 -body right", at=HALF,
+        undigested="small=assent big=assent seek=assent unranged=assent tar=assent"),
     row("changed", "another content of the same size under the same name",
-        "EIO EIO lateEIO ESTALE lateEIO otherwise exit3 -body right"),
-    row("longer", "another content that is longer",
+        "EIO EIO lateEIO ESTALE lateEIO otherwise exit3 -body right",
+        undigested="small=assent big=assent unranged=assent"),
+    row("longer", "another content that is longer; HEAD says what is listed",
         "EIO EIO EIO ESTALE EIO otherwise exit3 -body right", fault="resized", by=1000),
-    row("shorter", "another content that is shorter",
+    row("shorter", "another content that is shorter; HEAD says what is listed",
         "EIO EIO EIO ESTALE EIO otherwise exit3 -body right", fault="resized", by=-20),
+    row("longer-agreed", "another content that is longer, and HEAD says so, too",
+        "-same EIO EIO -same EIO -same -same -same -same", "agreed", fault="resized", by=1000,
+        undigested="small=assent big=assent unranged=assent"),
+    row("shorter-agreed", "another content that is shorter, and HEAD says so, too",
+        "-same EIO EIO -same EIO -same -same -same -same", "agreed", fault="resized", by=-20,
+        undigested="small=assent big=assent unranged=assent"),
+    row("swapped-undated", "a connection breaks, and then it is another content of the same size; neither has a date",
+        "-resume EIO EIO/lateEIO lateEIO EIO/lateEIO -resume -resume -resume -resume", "swapped", dates="absent",
+        undigested="small=ESTALE big=ESTALE seek=right unranged=ESTALE"),
+    row("swapped-dated", "the same, of one date: it was replaced within the second in which it was sent",
+        "-resume EIO EIO/lateEIO ESTALE EIO/lateEIO -resume -resume -resume -resume", "swapped", dates="fresh",
+        undigested="small=ESTALE big=ESTALE unranged=ESTALE"),
     row("gzip", "an encoding that nobody asked for",
         "EIO EIO EIO EIO EIO otherwise exit3 -body right"),
     # -- ranges
@@ -219,8 +249,16 @@ ROWS = [
     row("range-wrong", "another range is sent than was asked for, as the answer says",
         "-range -range -range right -range -range -range -range -range", "unranged", by=-1000),
     row("range-shifted", "other bytes are sent than the range that was asked for, and not as the answer says",
-        "-range -range -range lateEIO -range -range -range -range -range"),
+        "-range -range -range lateEIO -range -range -range -range -range", undigested="seek=assent"),
     row("range-unclamped", "a range promises more than there is",
+        "-range -range -range right -range -range -range -range -range", "unranged"),
+    row("range-empty", "an empty range behind the end is sent (`bytes 6-5/6`)",
+        "-range -range -range right -range -range -range -range -range", "unranged"),
+    row("range-negative", "a range is sent that begins before the file (`bytes -94-5/6`)",
+        "-range -range -range right -range -range -range -range -range", "unranged"),
+    row("range-beyond", "a range is promised of a file that is shorter by now, and nothing comes (`bytes 100-200/6`)",
+        "-range -range -range ESTALE -range -range -range -range -range", "unranged", by=6),
+    row("range-500", "a range is answered 500, with the whole file",
         "-range -range -range right -range -range -range -range -range", "unranged"),
     # -- clocks
     row("clock", "the server's clock jumps ahead by a day, and its files' dates",

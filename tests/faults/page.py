@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from tests.faults.matrix import OPERATIONS, OUTCOMES, REASONS, ROWS
+from tests.faults.matrix import OPERATIONS, OUTCOMES, REASONS, ROWS, Row
 
 PAGE = Path(__file__).parents[2] / "docs" / "RELIABILITY.md"
 BEGIN, END = "<!-- the matrix: written by python -m tests.faults.page -->", "<!-- end of the matrix -->"
@@ -17,11 +17,30 @@ def written(page: str) -> str:
 
 
 def matrix() -> str:
-    lines = ["| fault | " + " | ".join(OPERATIONS.values()) + " |", "|---" * (len(OPERATIONS) + 1) + "|"]
-    lines += [f"| {row.title} | " + " | ".join(_cell(row.cells[each]) for each in OPERATIONS) + " |" for row in ROWS]
+    lines = _table({row.title: row.cells for row in ROWS}, list(OPERATIONS))
+    lines += [
+        "",
+        "Without digests, at a server that states lengths only, these cells are others, and all else is the same:",
+        "",
+    ]
+    others = {row.title: row.undigested for row in ROWS if row.undigested != row.cells}
+    lines += _table(others, [each for each in OPERATIONS if any(_differs(row, each) for row in ROWS)])
     lines += ["", "| in a cell | means |", "|---|---|"]
     lines += [f"| {_cell(code)} | {words} |" for code, words in {**OUTCOMES, **REASONS}.items()]
     return "\n".join(lines) + "\n"
+
+
+def _table(rows: dict[str, dict[str, str]], operations: list[str]) -> list[str]:
+    lines = ["| fault | " + " | ".join(OPERATIONS[each] for each in operations) + " |"]
+    lines += ["|---" * (len(operations) + 1) + "|"]
+    lines += [
+        f"| {title} | " + " | ".join(_cell(cells[each]) for each in operations) + " |" for title, cells in rows.items()
+    ]
+    return lines
+
+
+def _differs(row: Row, operation: str) -> bool:
+    return row.cells[operation] != row.undigested[operation]
 
 
 def _cell(code: str) -> str:

@@ -28,6 +28,7 @@ FAULTS = frozenset((
     "refuse", "reset", "stall", "drip", "slow", "cut", "cut-chunked", "cut-unframed", "short-length", "short-chunked",
     "endless", "restart", "html", "login-page", "redirect", "status", "guest", "wrong-json", "huge-json", "corrupt",
     "changed", "resized", "gzip", "clock", "range-ignored", "range-wrong", "range-shifted", "range-unclamped",
+    "unframed", "rechunked", "range-empty", "range-beyond", "range-negative", "range-500",
 ))
 # fmt: on
 
@@ -52,7 +53,8 @@ class Step:
     seconds: float | None = None  # of a stall, slow answer, refusal or restart; a stall has no end without
     rate: int = 1000  # of drip and endless, in bytes a second; 0: as fast as it is taken
     at: int = 0  # corrupt: the byte of the file, wherever an answer begins
-    by: int = 1000  # resized, range-*: bytes more (or less); clock: seconds
+    by: int = 1000  # resized, range-*: bytes more (or less); clock: seconds; range-beyond: length of the file by now
+    dates: str = ""  # Last-Modified: "absent", or "fresh", of the second in which it is sent, whatever comes
     status: int = 503
     reason: str = ""
     retry_after: str | int = ""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
 
-from tests.faults.answers import CHANGES, IN_ITS_PLACE, RANGE, filler, first_bytes, made, other_range
+from tests.faults.answers import CHANGES, IN_ITS_PLACE, RANGE, filler, first_bytes, made, other_range, redate, start_of
 from tests.faults.messages import HOP_BY_HOP, PIECE, Answer, Broken, Head, cut_at, read_body, read_head
 from tests.faults.script import Script, Step
 
@@ -55,6 +55,21 @@ class Asked:
     status: int = 0
 
 
+@dataclass(slots=True)
+class Altered:
+    """A body that a step has changed, as it was sent: what a client may have been given in place of the file."""
+
+    path: str  # with its query
+    start: int  # in the file, of its first byte
+    body: bytearray = field(default_factory=bytearray)
+
+    def take(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
+        """The same pieces, remembered."""
+        for piece in pieces:
+            self.body += piece
+            yield piece
+
+
 class _Reset(Exception):
     """The connection is to be torn down."""
 
@@ -75,6 +90,7 @@ class Faulty:
             self.certify(certificate)
         self.met: list[Met] = []
         self.asked: list[Asked] = []
+        self.altered: list[Altered] = []
         self.sessions: set[str] = set()  # that clients have shown
         self.in_flight = 0
         self.changed = threading.Condition()
@@ -99,6 +115,7 @@ class Faulty:
         with self.changed:
             self.met.clear()
             self.asked.clear()
+            self.altered.clear()
 
     def certify(self, certificate: Certificate) -> None:
         """Show another certificate to who connects from now on."""
@@ -125,6 +142,11 @@ class Faulty:
             connection.end()
         if not keep_sessions:
             self.lose_sessions()
+
+    def wait_until_idle(self) -> None:
+        """Let requests end that were under way when it was stopped."""
+        with self.changed:
+            self.changed.wait_for(lambda: not self.in_flight, 10)
 
     def restart(self, seconds: float) -> None:
         self.stop()
@@ -180,7 +202,11 @@ class Faulty:
             except OSError:
                 return
             connection = _Connection(self, client, self._context)
-            self._connections.add(connection)
+            with self.changed:
+                if self._listener is not listener:  # stopped meanwhile: nobody would end this connection
+                    client.close()
+                    return
+                self._connections.add(connection)
             connection.thread.start()
 
     # -- for connections -----------------------------------------------------------------------------------------
@@ -198,6 +224,7 @@ class Faulty:
     def finish(self) -> None:
         with self.changed:
             self.in_flight -= 1
+            self.changed.notify_all()
 
     def left(self, connection: "_Connection") -> None:
         self._connections.discard(connection)
@@ -418,13 +445,19 @@ class _Exchange:
             self.met()
         if step.fault == "range-wrong" and asked_range:
             self._head.put("Range", other_range(asked_range, step.by))
-        if step.fault in ("range-ignored", "resized"):
+        if step.fault in ("range-ignored", "range-500", "resized"):
             self._head.drop("range")
 
         def give(answer: Answer) -> None:
-            if step.fault in CHANGES:
+            redate(answer, step)
+            if step.fault == "range-500" and not asked_range:
+                self._give(answer)
+            elif step.fault in CHANGES:
                 if answer.head.status in (200, 206):
                     _change(answer, step, self.met, asked_range)
+                    altered = Altered(self._head.target, start_of(answer))
+                    self._server.altered.append(altered)
+                    answer.body = altered.take(answer.body)
                 self._give(answer)
             elif step.fault in ("guest", "range-ignored"):
                 if step.fault == "range-ignored" and asked_range and answer.head.status == 200:
@@ -448,6 +481,13 @@ class _Exchange:
             self._silent(step)
         if answer.bodiless:
             self._give(answer)
+            return
+        if step.fault in ("unframed", "rechunked"):
+            self.met()
+            self._head_of(answer, "close" if step.fault == "unframed" else "chunked")
+            self._pieces(_framed(answer.body, chunked=step.fault == "rechunked"), 0)
+            if step.fault == "unframed":
+                raise _Close
             return
         if step.fault == "endless":
             self.met()
@@ -490,7 +530,7 @@ class _Exchange:
         for place, piece in cut_at(answer.body, step.after, rest):
             if place >= step.after and (step.fault == "drip" or not self._noted):
                 self.met()
-                self._connection.stand(TICK if step.fault == "drip" else step.seconds)
+                self._connection.stand(len(piece) / step.rate if step.fault == "drip" else step.seconds)
             for part in _framed([piece], chunked=chunked, last=False):
                 self._connection.send(part)
         if chunked:
