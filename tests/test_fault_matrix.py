@@ -364,7 +364,7 @@ async def test_cell(row, operation, digests, expected, demo, server, certificate
             await program.meanwhile()
         finally:
             fault.end()
-    assert fault.met()
+    assert fault.met(), f"the fault was not met: {outcome}"
     assert outcome in ("right" if expected in ("again", "otherwise") else expected).split("/")
     if expected == "again":
         assert asked_again(stage.server, operation)
