@@ -428,7 +428,7 @@ async def test_no_order_of_reading_gives_all_of_a_damaged_file(order, demo, serv
                 failed.append(failure.outcome)
 
     entry = next(e for e in app.archive.experiments[EXPERIMENT].resources[0].entries if e.path == "big.bin")
-    monkeypatch.setattr(entry, "digest", "0" * 32)
+    monkeypatch.setattr(entry, "digest", "1" * 32)
     async with program.opened():
         await program.prepare()
         server.forget()

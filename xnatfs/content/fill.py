@@ -89,6 +89,7 @@ class Fill:
         self._changed = changed  # tell the cache: failed, or nothing runs any more
         self._keep = keep  # ask the cache: the row to keep it under
         self._replied = False
+        self._most = store.limit if version.size is None else version.size  # bytes of a body of unknown length
         self._no_seek = False
         self._streams: list[Stream] = []
         self._abreast = Abreast()
@@ -103,12 +104,6 @@ class Fill:
     def running(self) -> bool:
         """Does anything use the blob's file besides readers?"""
         return bool(self._streams) or self.busy
-
-    @property
-    def _most(self) -> int:
-        """Bytes that a body of unknown length may have: where there is a digest, it is of a file as long as listed."""
-        listed = self.version.size if self.version.digest else None
-        return self._store.limit if listed is None else listed
 
     @property
     def small(self) -> bool:
@@ -444,11 +439,18 @@ class Fill:
         if self.blob.size >= 0 and end > self.blob.size:
             raise BadReply(f"{self.version.key}: more than the announced {self.blob.size} bytes came")
         if self.blob.size < 0 and end > self._most:  # it may have no end
-            raise BadReply(f"{self.version.key}: of unknown length, and longer than it can be ({end} bytes)")
+            await self._extend(end, stream.source)
         if not self._provable and not self.intake.has_same(stream.cursor, chunk):
             raise self._changed_since()
         await self.intake.put(stream.cursor, chunk)
         stream.cursor = end
+
+    async def _extend(self, end: int, source: Source) -> None:
+        """Let a body of unknown length be longer than listed, up to what a HEAD states. Raises BadReply."""
+        stated = None if self.version.digest else (await source.head()).size
+        if stated is None or stated < end:
+            raise BadReply(f"{self.version.key}: of unknown length, and longer than it can be ({end} bytes)")
+        self._most = stated
 
     def _enough(self, stream: Stream) -> bool:
         # At the very end it goes on: more may come, which is an error.
