@@ -53,7 +53,7 @@ def store(home: Path, username: str = "u", clock: Callable[[], float] | None = N
 
 def reply(status: int = 200, *cookies: str, **kwargs: Any) -> httpx.Response:
     headers = [*(("set-cookie", cookie) for cookie in cookies), *kwargs.pop("headers", {}).items()]
-    request = httpx.Request("GET", f"{URL}/data/projects")
+    request = httpx.Request("GET", f"{URL}/data/{kwargs.pop('path', 'projects')}")
     return httpx.Response(status, headers=headers, request=request, **kwargs)
 
 
@@ -626,11 +626,16 @@ def test_what_a_page_says(text, said):
 def test_a_page_is_no_data():
     check_is_data(reply(200, json={}), "json")
     check_is_data(reply(200, headers=FILE), "file")
-    check_is_data(reply(200, headers=OLD_FILE), "file")
+    report = "resources/7/files/a/Report.HTML"
+    check_is_data(reply(200, headers=OLD_FILE, path=report), "file")
+    check_is_data(reply(200, headers=OLD_FILE, path="resources/7/files/report.htm"), "file")
     for name in OLD_FILE.keys() - PAGE.keys():
+        less = {key: value for key, value in OLD_FILE.items() if key != name}
         with pytest.raises(BadReply):
-            check_is_data(reply(200, headers={key: value for key, value in OLD_FILE.items() if key != name}), "file")
+            check_is_data(reply(200, headers=less, path=report), "file")
+    with pytest.raises(BadReply):  # the page of a proxy, which may have a date, too
+        check_is_data(reply(200, headers=OLD_FILE, path="resources/7/files/1.dcm"), "file")
     with pytest.raises(BadReply):
-        check_is_data(reply(200, headers=OLD_FILE), "json")
+        check_is_data(reply(200, headers=OLD_FILE, path=report), "json")
     with pytest.raises(BadReply, match="^/site/data/projects came as a web page"):
         check_is_data(reply(200, headers=PAGE), "file")

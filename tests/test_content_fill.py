@@ -1256,9 +1256,14 @@ async def test_what_is_not_hashed_when_the_disk_fails_comes_again(
 
 
 async def test_a_body_of_unknown_length_is_not_longer_than_it_can_be(tmp_path, autojump_clock):
-    for listed, digest, most in ((10 * K, md5(DATA), 10 * K), (10 * K, "", 20 * K)):
+    """It is as long as listed; or, without a digest, as a HEAD states, and where nothing states it, as the cache."""
+    for listed, digest, stated, most in (
+        (10 * K, md5(DATA), len(DATA), 10 * K),
+        (10 * K, "", 15 * K, 15 * K),
+        (None, "", None, 20 * K),
+    ):
         source = FakeSource(DATA, chunk=K)
-        source.states_size = False
+        source.states_size, source.head_size, source.heads_work = False, stated, stated is not None
         async with filling(tmp_path, source, listed=listed, digest=digest) as rig:
             rig.store.limit = 20 * K
             await begun(rig)

@@ -357,10 +357,12 @@ def _is_page(response: httpx.Response, expects: Expects) -> bool:
 
 
 def _is_file(response: httpx.Response) -> bool:
+    """Tell whether HTML is a file. One without Content-Disposition is called so: the type is that of the name."""
     headers = response.headers
     if "attachment" in headers.get("content-disposition", "").lower():
         return True
-    return "last-modified" in headers and "must-revalidate" in headers.get("cache-control", "").lower()
+    dated = "last-modified" in headers and "must-revalidate" in headers.get("cache-control", "").lower()
+    return dated and response.url.path.lower().endswith((".html", ".htm"))
 
 
 def check_is_data(response: httpx.Response, expects: Expects) -> None:

@@ -90,6 +90,7 @@ class Fill:
         self._keep = keep  # ask the cache: the row to keep it under
         self._replied = False
         self._most = store.limit if version.size is None else version.size  # bytes of a body of unknown length
+        self._extended = -1  # the same, where a HEAD states more than the listing
         self._no_seek = False
         self._streams: list[Stream] = []
         self._abreast = Abreast()
@@ -450,7 +451,7 @@ class Fill:
         stated = None if self.version.digest else (await source.head()).size
         if stated is None or stated < end:
             raise BadReply(f"{self.version.key}: of unknown length, and longer than it can be ({end} bytes)")
-        self._most = stated
+        self._most = self._extended = stated
 
     def _enough(self, stream: Stream) -> bool:
         # At the very end it goes on: more may come, which is an error.
@@ -463,7 +464,8 @@ class Fill:
 
     async def _ended(self, stream: Stream, framed: bool) -> None:
         if self.blob.size < 0:
-            await self._confirm(stream.cursor, stream.source, framed=framed)
+            if stream.cursor != self._extended:
+                await self._confirm(stream.cursor, stream.source, framed=framed)
             self.blob.size = stream.cursor
         elif stream.cursor < self.blob.size:
             raise BadReply(f"{self.version.key}: it ended after {stream.cursor} of {self.blob.size} bytes")
