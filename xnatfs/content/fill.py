@@ -89,7 +89,7 @@ class Fill:
         self._changed = changed  # tell the cache: failed, or nothing runs any more
         self._keep = keep  # ask the cache: the row to keep it under
         self._replied = False
-        self._most = store.limit if version.size is None else version.size  # bytes of a body of unknown length
+        self._most = version.size  # bytes of a body of unknown length; None: as many as the cache may hold
         self._extended = -1  # the same, where a HEAD states more than the listing
         self._no_seek = False
         self._streams: list[Stream] = []
@@ -439,7 +439,8 @@ class Fill:
         end = stream.cursor + len(chunk)
         if self.blob.size >= 0 and end > self.blob.size:
             raise BadReply(f"{self.version.key}: more than the announced {self.blob.size} bytes came")
-        if self.blob.size < 0 and end > self._most:  # it may have no end
+        most = self._store.limit if self._most is None else self._most
+        if self.blob.size < 0 and end > most:  # it may have no end
             await self._extend(end, stream.source)
         if not self._provable and not self.intake.has_same(stream.cursor, chunk):
             raise self._changed_since()
