@@ -203,7 +203,7 @@ def test_a_folder_without_a_record_is_refused_unless_its_files_agree(site, names
     shutil.rmtree(site.home / "data/BASELINE_MR" / FOLDER)
     before = files(site.home / "data")
     done = site.ctl(*ALIKE, "-P", "B", status=1)
-    assert "none of which is as in session CENTRAL_E00012" in done.err
+    assert "holds files that are not those of session CENTRAL_E00012" in done.err
     assert files(site.home / "data") == before
     assert "Up to date" in site.ctl(*ALIKE, "-P", "A").err
 
@@ -304,6 +304,93 @@ def test_drafts_of_killed_commands_are_removed(fresh):
     assert sorted(path.name for path in folder.glob(".*")) == [".mine.part"]
 
 
+# -- records that are damaged, planted, or another account's -------------------------------------------------------
+
+
+@pytest.mark.parametrize("found", [b"", b"{", b"null"])
+def test_a_record_that_cannot_be_read_is_nobodys(site, found):
+    """An empty one may be left by a power failure: no other session is written among these files."""
+    site.ctl(*DOWNLOAD)
+    record = site.home / "data" / SESSION / FOLDER / "session.json"
+    record.write_bytes(found)
+    before = files(site.home / "data")
+    done = site.ctl(*DOWNLOAD, "--force", status=1)
+    assert f"data/{SESSION}/{FOLDER}/session.json cannot be read" in done.err
+    assert files(site.home / "data") == before
+    record.unlink()
+    assert "Up to date" in site.ctl(*DOWNLOAD).err
+
+
+def test_one_file_that_two_sessions_share_makes_no_folder_theirs(site):
+    two_alike(site, "a.dcm", "b.dcm")
+    for session in [each for each in site.app.archive.experiments.values() if each.label == "BASELINE_MR"]:
+        resource = site.app.archive.resource(session.resources, "protocol", "PDF")
+        site.app.archive.file(resource, "protocol.pdf", b"of all studies")
+    with_resources = (*ALIKE, "--session-resources")
+    site.ctl(*with_resources, "-P", "A")
+    shutil.rmtree(site.home / "data/BASELINE_MR" / FOLDER)
+    before = files(site.home / "data")
+    site.ctl(*with_resources, "-P", "B", status=1)
+    assert files(site.home / "data") == before
+    assert "Up to date" in site.ctl(*with_resources, "-P", "A").err
+
+
+def test_an_empty_file_is_fetched_again(site):
+    """As a power failure may leave one. There is no work of anybody in it."""
+    site.ctl(*DOWNLOAD)
+    victim = next(path for path in (site.home / "data").rglob("*.dcm") if path.stat().st_size)
+    victim.write_bytes(b"")
+    assert counted(site.ctl(*DOWNLOAD, "-o", "json"))[0] == 1
+    assert files(site.home / "data" / SESSION) == truth(site)
+
+
+def test_a_record_that_is_a_link_is_refused(site):
+    elsewhere = site.home / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "session.json").write_text("mine")
+    folder = site.home / "data" / SESSION
+    folder.mkdir(parents=True)
+    (folder / FOLDER).symlink_to(elsewhere)
+    done = site.ctl(*DOWNLOAD, status=1)
+    assert "cannot be read" in done.err
+    (elsewhere / "session.json").unlink()
+    done = site.ctl(*DOWNLOAD, status=74)
+    assert f"{FOLDER}: is not a directory" in done.err
+    assert list(elsewhere.iterdir()) == []
+
+
+@pytest.mark.parametrize(("name", "status"), [("session.json", 1), ("files.jsonl", 74)])
+def test_a_record_that_is_a_pipe_is_not_waited_for(site, name, status):
+    folder = site.home / "data" / SESSION / FOLDER
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / name)
+    done = site.start(*DOWNLOAD)
+    assert (done.status, len(done.err.splitlines())) == (status, 1), done
+    assert name in done.err
+
+
+def test_a_server_that_has_moved_is_believed_by_force(site):
+    site.ctl(*DOWNLOAD)
+    record = site.home / "data" / SESSION / FOLDER / "session.json"
+    record.write_text(record.read_text().replace(site.url, "https://old.example.org"))
+    assert "--force if it is the same server" in site.ctl(*DOWNLOAD, status=1).err
+    site.ctl(*DOWNLOAD, "--force")
+    assert "Up to date" in site.ctl(*DOWNLOAD).err
+
+
+def test_a_closed_pipe_hides_no_failure(site):
+    site.ctl(*DOWNLOAD)
+    edited = next(path for path in (site.home / "data").rglob("*.dcm"))
+    edited.write_bytes(b"edited")
+    command = [*site.program, *DOWNLOAD, "-o", "json"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.Popen(command, env=site.environment(), cwd=site.home, stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert "is kept" in done.communicate(timeout=LIMIT)[1].decode()
+    assert done.returncode == 8
+
+
 # -- one that fails ----------------------------------------------------------------------------------------------
 
 
@@ -316,7 +403,8 @@ def test_one_broken_catalogue_leaves_the_others(site):
     assert files(site.home / "data" / SESSION) == wanted
     assert len(site.ctl(*DOWNLOAD, "--dry-run", status=8).lines) == len(wanted)
     assert "Verified" in site.ctl(*DOWNLOAD, "--verify", status=8).err
-    site.ctl("scan", "download", "-E", SESSION, "-s", "2", "--out", "data", status=1)
+    alone = site.ctl("scan", "download", "-E", SESSION, "-s", "2", "--out", "data", status=4)
+    assert "cannot read the catalogue" in alone.err
     site.ctl("scan", "download", "-E", SESSION, "-s", "1", "--out", "data")
     site.session().scans[1].resources[0].broken = False
     site.ctl(*DOWNLOAD)

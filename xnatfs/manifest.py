@@ -1,21 +1,23 @@
-"""Keep, beside the files of a download, whose they are and which bytes were written: the folder `.xnatctl`.
+"""Record which session a download folder holds and which files were written, in `.xnatctl`.
 
 `session.json` names the session that the folder belongs to. `files.jsonl` has a line for each file as it was written:
 its path, length, times, inode and MD5. A file whose inode and times are those of its line was not touched since; only
 others are read to tell what they hold. `lock` is held (flock) while a command writes into the folder.
 
-A line that is lost, as after a power failure or by a copy to another disk, costs a reading of that file, no more.
+A line that is lost, as by a copy to another disk, costs a reading of that file; if the server's has changed by then,
+the one here is taken for edited and kept. An account that may not write the record goes on without it.
 """
 
 import errno
 import fcntl
 import json
 import os
+import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from stat import S_ISREG
+from stat import S_ISDIR, S_ISREG
 from typing import Self
 
 import trio
@@ -28,6 +30,8 @@ FOLDER = ".xnatctl"
 LOCK_POLL = 0.2
 # What flock says where the file system has no locks. Drafts have names of their own there, too, so no bytes are lost.
 NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS})
+# What is said of a record that another account has made, or that is on a disk mounted read-only.
+NOT_OURS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,7 @@ class Owner:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """One file as it was written, or found to be right."""
+    """State of a file when it was written or last verified."""
 
     size: int
     mtime_ns: int
@@ -73,34 +77,54 @@ class Manifest:
     def __init__(self, out: Path) -> None:
         self.out = out
         self.directory = out / FOLDER
+        self.writable = False
         self.locked = False
         self._log: int | None = None
         self._files: dict[str, Written] = {}
 
     def owner(self) -> Owner | None:
-        """Return the session that the folder belongs to; None where no record says so."""
+        """Return the session that the folder belongs to; None without a record. Raises Conflict for a damaged one."""
+        path = self.directory / "session.json"
         try:
-            cells = loads((self.directory / "session.json").read_bytes())
+            cells = loads(_read(path))
             return Owner(*(str(cells[key]) for key in ("server", "session", "project", "label")))
-        except (OSError, ValueError, KeyError, TypeError):
+        except FileNotFoundError:
             return None
+        except (OSError, ValueError, KeyError, TypeError):
+            text = f"{path} cannot be read, and states whose files these are"
+            raise Conflict(f"{text}: give another --out, or remove it if they are of this session") from None
 
-    def check_owner(self, owner: Owner) -> bool:
-        """Return whether the folder is recorded as this session's. Raises Conflict where it is another one's."""
+    def check_owner(self, owner: Owner, *, force: bool = False) -> bool:
+        """Return whether the folder is recorded as this session's. Raises Conflict where it is another one's.
+
+        With `force` a session of this ID and label may be on a server of another name: one that has moved.
+        """
         found = self.owner()
-        if found is not None and not found.is_same(owner):
+        if found is None or found.is_same(owner):
+            return found is not None
+        if (found.session, found.label) != (owner.session, owner.label):
             raise Conflict(f"{self.out} holds {found}, not {owner}: give another --out")
-        return found is not None
+        if not force:
+            text = f"{self.out} holds {found}, not that of {owner.server}"
+            raise Conflict(f"{text}: give another --out, or --force if it is the same server")
+        return True
 
     def claim(self, owner: Owner) -> None:
         """Record the session that the folder belongs to."""
-        self._replace("session.json", json.dumps(asdict(owner), indent=2) + "\n")
+        if self.writable and self.owner() != owner:
+            self._replace("session.json", json.dumps(asdict(owner), indent=2) + "\n")
+
+    def forget(self) -> None:
+        """Take no file for one that was written for this session."""
+        self._files.clear()
 
     def load(self) -> None:
-        """Read the lines of the files that were written."""
+        """Read the records of written files. Raises OSError where something else is in their place."""
         try:
-            lines = (self.directory / "files.jsonl").read_bytes().splitlines()
-        except OSError:
+            lines = _read(self.directory / "files.jsonl").splitlines()
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.ELOOP):  # something else is in its place
+                raise
             return
         for line in lines:
             try:
@@ -114,17 +138,20 @@ class Manifest:
         return self._files.get(str(place))
 
     def put(self, place: PurePosixPath, written: Written) -> None:
-        """Record a file. The line is on its way to the disk when this returns, so that a killed command leaves it."""
+        """Append a file's record; it survives a killed process."""
+        self._files[str(place)] = written
+        if not self.writable:
+            return
         if self._log is None:
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            # O_NONBLOCK: a pipe that was put in its place is an error, and not waited for.
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             self._log = os.open(self.directory / "files.jsonl", flags, 0o666)
             os.write(self._log, b"\n")  # the line before may have been cut short
-        self._files[str(place)] = written
         os.write(self._log, _line(str(place), written).encode())
 
     def compact(self) -> None:
-        """Leave one line for each file, if any was added."""
-        if self._log is not None:
+        """Rewrite the log with one record per file; not without the lock, since another command may add records."""
+        if self._log is not None and self.locked:
             self._replace("files.jsonl", "".join(_line(place, each) for place, each in self._files.items()))
 
     def close(self) -> None:
@@ -133,11 +160,12 @@ class Manifest:
             self._log = None
 
     def _replace(self, name: str, text: str) -> None:
-        draft = self.directory / f"{name}.{os.getpid()}"
-        draft.unlink(missing_ok=True)
+        draft = self.directory / f"{name}.{secrets.token_hex(8)}"
         try:
             with open(draft, "x", encoding="utf-8") as file:
                 file.write(text)
+                file.flush()
+                os.fsync(file.fileno())  # an empty record after a power failure would hide whose the folder is
             os.replace(draft, self.directory / name)
         except BaseException:
             draft.unlink(missing_ok=True)
@@ -148,17 +176,40 @@ def _line(place: str, written: Written) -> str:
     return json.dumps({"path": place, **asdict(written)}) + "\n"
 
 
+def _read(path: Path) -> bytes:
+    """Return the content of a regular file, and of nothing that another account has put in its place."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:
+        if not S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "is not a regular file", str(path))
+        return file.read()
+
+
+def _open_lock(directory: Path) -> int | None:
+    """Return a descriptor of the lock, made if need be; None where this account may not write the record."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if not S_ISDIR(os.lstat(directory).st_mode):  # a link: whatever it leads to is none of ours
+            raise FileExistsError(errno.EEXIST, "is not a directory", str(directory))
+        return os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno not in NOT_OURS or not directory.parent.is_dir():
+            raise
+        return None
+
+
 @asynccontextmanager
 async def opened(out: Path, on_wait: Callable[[], None]) -> AsyncIterator[Manifest]:
-    """Give the record of a download folder, made if need be, to the only command that writes there.
+    """Open a folder's record under an exclusive lock; call `on_wait` once if another command holds it.
 
-    Another one that does is waited for, after `on_wait` was called once. Raises OSError.
+    Raises OSError where the folder cannot be made.
     """
     manifest = Manifest(out)
-    manifest.directory.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(manifest.directory / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    descriptor = _open_lock(manifest.directory)
     try:
-        manifest.locked = await _lock(descriptor, on_wait)
+        if descriptor is not None:
+            manifest.writable = True
+            manifest.locked = await _lock(descriptor, on_wait)
         await trio.to_thread.run_sync(manifest.load)
         try:
             yield manifest
@@ -166,11 +217,12 @@ async def opened(out: Path, on_wait: Callable[[], None]) -> AsyncIterator[Manife
         finally:
             manifest.close()
     finally:
-        os.close(descriptor)
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 async def _lock(descriptor: int, on_wait: Callable[[], None]) -> bool:
-    """Return whether it is locked by us alone; False where the file system has no locks."""
+    """Acquire the lock; return False if the file system has none."""
     waited = False
     while True:
         try:

@@ -67,7 +67,7 @@ class Wanted:
 
 
 class Progress(Protocol):
-    """Who is told how a transfer goes."""
+    """Receive progress events of a transfer."""
 
     def begin(self, files: int, size: int) -> None: ...
 
@@ -78,14 +78,14 @@ class Progress(Protocol):
 
 @dataclass
 class Plan:
-    """The files to copy, and the places that the server cannot list, with the reason."""
+    """Files to copy, and what could not be listed."""
 
     files: list[Wanted] = field(default_factory=list)
-    failed: list[tuple[PurePosixPath, str]] = field(default_factory=list)
+    failed: list[tuple[PurePosixPath, XnatError]] = field(default_factory=list)
 
 
 class Local(enum.Enum):
-    """What is under the name of a file here."""
+    """State of the local file relative to the server and the record."""
 
     ABSENT = enum.auto()
     RIGHT = enum.auto()  # the bytes that the server states the digest of
@@ -133,10 +133,10 @@ async def plan(
     of_session: bool = False,
     of_assessors: bool = False,
 ) -> Plan:
-    """The files of these scans (None: all), of resources with these labels (empty: all but the excluded), and more.
+    """List the files of these scans (None: all), of resources with these labels (empty: all but the excluded).
 
-    A resource that the server cannot list is among the plan's failures, and leaves the others. Raises NotFound that
-    names every scan and label that is not there.
+    What the server cannot list is among the plan's failures, and leaves the rest. Raises NotFound that names every scan
+    and label that is not there, and the failure where there is nothing else.
     """
     found = Plan()
     labels: set[str] = set()
@@ -164,7 +164,9 @@ async def plan(
         for assessor in (await (await _part(session, "assessors")).children()).nodes.values():
             assert isinstance(assessor, Dir)
             await _add_resources(found, assessor, PurePosixPath("assessors", assessor.name), chosen)
-    if absent := sorted(set(resources) - labels):
+    if found.failed and not found.files:
+        raise found.failed[0][1]
+    if (absent := sorted(set(resources) - labels)) and not found.failed:
         raise NotFound(f"resource {', '.join(absent)} is not there")
     return found
 
@@ -176,14 +178,19 @@ async def _part(session: SessionDir, name: str) -> Dir:
 
 
 async def _add_resources(plan: Plan, item: Dir, place: PurePosixPath, chosen: Callable[[ResourceDir], bool]) -> None:
-    for node in (await item.children()).nodes.values():
+    try:
+        nodes = (await item.children()).nodes.values()
+    except (NotFound, Denied, BadReply) as error:
+        plan.failed.append((place, error))
+        return
+    for node in nodes:
         assert isinstance(node, ResourceDir)
         if chosen(node):
             below = place / "resources" / node.name
             try:
                 plan.files += [each async for each in _files(node, below / "files")]
             except (NotFound, Denied, BadReply) as error:
-                plan.failed.append((below, str(error)))
+                plan.failed.append((below, error))
 
 
 async def _files(directory: Dir, place: PurePosixPath) -> AsyncIterator[Wanted]:
@@ -215,10 +222,11 @@ async def download(
     report, began = Report(), time.monotonic()
     await _measure_all(wanted)
     async with manifest.opened(out, on_wait) as record:
-        if not record.check_owner(owner):
-            if not force and await trio.to_thread.run_sync(_has_files, out):
+        if not record.check_owner(owner, force=force):
+            record.forget()
+            if not force:
                 await _check_files(record, owner, wanted, session)
-            record.claim(owner)
+        record.claim(owner)
         if record.locked:
             await trio.to_thread.run_sync(_remove_drafts, {(out / each.place).parent for each in wanted})
         progress.begin(len(wanted), sum(each.file.measured_size for each in wanted))
@@ -228,24 +236,25 @@ async def download(
 
 
 async def _check_files(record: Manifest, owner: Owner, wanted: Sequence[Wanted], session: SessionDir | None) -> None:
-    """Raise Conflict unless one of the files in a folder without a record is as the server has it in this session.
+    """Raise Conflict unless most of the files in a folder without a record are as the server has them in this session.
 
-    Earlier versions have left such folders.
+    Earlier versions have left such folders. Two sessions may share a file, and a file of this one may have changed.
     """
-    for each in wanted:
-        if await _agrees(each, record.out / each.place):
-            return
-    if session is not None:  # other parts of it may be there
-        everything = await plan(session, of_session=True, of_assessors=True)
-        return await _check_files(record, owner, everything.files, None)
-    text = f"{record.out} holds files, none of which is as in {owner}"
-    raise Conflict(f"{text}: give another --out, or --force to add to them")
+    there = await trio.to_thread.run_sync(_files_in, record.out)
+    if not there:
+        return
+    if session is not None:
+        wanted = (await plan(session, of_session=True, of_assessors=True)).files
+    agreeing = [each for each in wanted if each.place in there and await _agrees(each, record.out / each.place)]
+    if 2 * len(agreeing) <= len(there):
+        text = f"{record.out} holds files that are not those of {owner}"
+        raise Conflict(f"{text}: give another --out, or --force to add to them")
 
 
-def _has_files(out: Path) -> bool:
-    """Return whether files of any session are in a folder; links are no files, and are replaced."""
+def _files_in(out: Path) -> set[PurePosixPath]:
+    """Return the files of any session in a folder, by their places; links are no files, and are replaced."""
     found = (path for part in PARTS for path in (out / part).rglob("*") if not DRAFTS.fullmatch(path.name))
-    return any(path.is_file() and not path.is_symlink() for path in found)
+    return {PurePosixPath(path.relative_to(out)) for path in found if path.is_file() and not path.is_symlink()}
 
 
 async def _agrees(wanted: Wanted, target: Path) -> bool:
@@ -354,8 +363,8 @@ def _inspect(target: Path, digest: str, written: Written | None) -> tuple[Local,
         return Local.RIGHT, now
     if written and held == written.md5:
         return Local.OURS, now
-    # A link is replaced: what it leads to stays.
-    return (Local.ABSENT, None) if target.is_symlink() else (Local.OTHER, now)
+    # A link is replaced: what it leads to stays. An empty file may be what a power failure has left; no work is in it.
+    return (Local.ABSENT, None) if target.is_symlink() or not now.size else (Local.OTHER, now)
 
 
 async def _is_right(file: File, local: Local, now: Written, written: Written | None) -> tuple[bool, Written]:
@@ -468,8 +477,9 @@ async def verify(wanted: Sequence[Wanted], out: Path, owner: Owner) -> Report:
     for each in wanted:
         digest, written, target = each.file.xattrs().get("digest", ""), record.get(each.place), out / each.place
         try:
-            size = target.stat().st_size
-            right = bool(digest) or size == each.file.measured_size
+            status = target.stat()
+            size, right = status.st_size, S_ISREG(status.st_mode)
+            right = right and (bool(digest) or size == each.file.measured_size)
             if right and (known := digest or (written.md5 if written else "")):
                 right = await trio.to_thread.run_sync(md5, target) == known
         except (OSError, UnicodeError) as error:
@@ -500,7 +510,7 @@ async def download_zip(
     """
     out, size = target.parent, 0
     async with manifest.opened(out, on_wait) as record:
-        if not record.check_owner(owner) and not await trio.to_thread.run_sync(_has_files, out):
+        if not record.check_owner(owner) and not await trio.to_thread.run_sync(_files_in, out):
             record.claim(owner)
         if not force and await trio.to_thread.run_sync(os.path.lexists, target):
             raise Conflict(f"{target} is there already (--force fetches it anew)")

@@ -160,24 +160,27 @@ def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
 
 def _ended(command: Callable[[], int], failed: Callable[[BaseException, int, str], None]) -> int:
     """Run a command until its output is written, and return its exit status; `failed` reports how it ended."""
+    unwritten: OSError | None = None
     try:
         try:
             status = command()
         except SystemExit:  # --help, --version
             sys.stdout.flush()
             raise
-        sys.stdout.flush()
-        return status
+        unwritten = streams.flush_output()
+        if unwritten is None or isinstance(unwritten, BrokenPipeError):  # `| true` reads nothing, and changes nothing
+            return status
+        raise unwritten
     except (Exception, KeyboardInterrupt, BaseExceptionGroup) as error:
-        status, text = _ending(error)
+        status, text = _ending(error, unwritten or streams.flush_output())
         failed(first_error(error), status, text)
         return status
 
 
-def _ending(error: BaseException) -> tuple[int, str]:
-    """The exit status, and one line for the user."""
-    cause, unwritten = first_error(error), streams.flush_output()
-    if isinstance(cause, BrokenPipeError):
+def _ending(error: BaseException, unwritten: OSError | None) -> tuple[int, str]:
+    """Return the exit status, and one line for the user; `unwritten` is why stdout cannot be written."""
+    cause = first_error(error)
+    if isinstance(cause, BrokenPipeError) and isinstance(unwritten, BrokenPipeError):
         return 0, ""  # `xnatctl ... | head` has seen enough
     if isinstance(cause, KeyboardInterrupt):
         return INTERRUPTED, ""

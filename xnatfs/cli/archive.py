@@ -124,7 +124,7 @@ def _resource_show(parser: argparse.ArgumentParser) -> None:
 
 def one_of(option: str, value: str | None, name: str, positional: str | None) -> str | None:
     """Return what was given by an option or as an argument. Raises ConfigError where it was given twice."""
-    if value and positional:
+    if value and positional and value != positional:
         raise ConfigError(f"give either {name} or {option}, not both ({positional} and {value})")
     return value or positional
 

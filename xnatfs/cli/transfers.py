@@ -102,7 +102,7 @@ async def _run(
     _check_zip(arguments)
     async with context.site() as site:
         session, owner = await _session(context, site)
-        Manifest(out).check_owner(owner)
+        Manifest(out).check_owner(owner, force=arguments.force)
         if arguments.zip:
             return await _zip(context, site, owner, scans, out)
         with_name = f"session {wanted_experiment(context)}"
@@ -135,7 +135,7 @@ async def _run(
                     session=session,
                 )
         report.requests = site.xnat.requests
-    report.failed[:0] = plan.failed
+    report.failed[:0] = [(place, str(error)) for place, error in plan.failed]
     return _tell(context, report, operation, owner, out, plan)
 
 
@@ -196,7 +196,8 @@ def _tell(context: Context, report: Report, operation: str, owner: Owner, out: P
     for place, why in report.failed:
         tell(f"xnatctl: {out / place}: {why}")
     for place in report.kept:
-        tell(f"xnatctl: {out / place}: is kept: it was edited here, or is not from this server (--force replaces it)")
+        why = "it differs from the server, and was not written by xnatctl (--force replaces it)"
+        tell(f"xnatctl: {out / place}: is kept: {why}")
     done = not report.failed and not report.kept
     some = bool(report.files or report.kept)
     exit_status = 0 if done else PARTIAL if some else 1
