@@ -587,6 +587,19 @@ def test_without_digests_the_same_files_are_known_by_their_bytes(fresh, papers):
     assert held(fresh, "PAPERS") == {**NAMES, "a.txt": b"eno"}
 
 
+@pytest.mark.parametrize("digests", [True, False], ids=["digests", "no digests"])
+def test_a_file_of_equal_length_that_was_not_replaced_is_told(fresh, papers, digests):
+    """A server without the right to change answers 200, and the name and the length are those of the file before."""
+    fresh.app.routes.levels.digests = digests
+    words = ("resource", "upload", "-E", SESSION, "PAPERS", papers)
+    fresh.ctl(*words)
+    (papers / "a.txt").write_bytes(b"eno")
+    collaborator = fresh.as_user(COLLABORATOR)
+    done = collaborator.ctl(*words, "--overwrite", status=6)
+    assert "stored none of them" in done.err
+    assert held(fresh, "PAPERS") == NAMES
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_one_file_becomes_one_of_a_resource(fresh, papers, name):
     fresh.ctl("resource", "upload", SESSION, "ONE", papers / name)

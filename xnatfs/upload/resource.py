@@ -238,10 +238,14 @@ async def _check(
     before: dict[str, FileRow],
     where: str,
 ) -> Report:
-    """Compare what the server lists now with what was to be there."""
+    """Compare what the server lists now with what was to be there.
+
+    Of a file that was there before, name and length may be those of then: without a digest its bytes are compared.
+    """
     report = Report(up_to_date=len(files) - len(todo))
     after = await _listed(xnat, item, label) if todo else before
-    sent = frozenset(todo)
+    sent, replaced = frozenset(todo), frozenset(file for file in todo if file.name in before)
+    held = await _held(xnat, item, label, list(replaced), after)
     for file in files:
         row = after.get(file.name)
         if row is None:
@@ -250,12 +254,15 @@ async def _check(
             report.failed.append((file.name, "is not what was sent: its digest is another"))
         elif row.size not in (file.size, None):
             report.failed.append((file.name, f"is not what was sent: it has {row.size} bytes, not {file.size}"))
+        elif file in replaced and file.name not in held:
+            report.failed.append((file.name, "is not what was sent: the server has other bytes of that length"))
         else:
             report.files += 1
             report.sent += file in sent
             report.size += file.size
             report.unverified += not row.digest and file in sent
-    if todo and report.files == report.up_to_date and not any(file.name in after for file in todo):
+    unchanged = all(after.get(file.name) == before.get(file.name) for file in todo)
+    if todo and report.files == report.up_to_date and unchanged:
         text = f"{where}: the server took {len(todo)} files and stored none of them"
         raise Denied(f"{text}; that is what it does where your account may not change the session", url=xnat.url)
     return report
