@@ -32,7 +32,7 @@ def _copying(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-w", "--workers", type=options.number, metavar="N", help="files at once (default: 8, the most)"
     )
-    parser.add_argument("--force", action="store_true", help="fetch everything anew, archives too; replace edited files")
+    parser.add_argument("--force", action="store_true", help="fetch all anew, archives too; replace edited files")
     parser.add_argument("--verify", action="store_true", help="compare what is here with the server; fetch nothing")
     parser.add_argument("--dry-run", action="store_true", help="list what would be fetched")
 
