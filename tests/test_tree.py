@@ -12,6 +12,7 @@ from xnatfs.errors import BadReply, Denied, NotFound, Stale
 from xnatfs.keys import FilesKey, FoldersKey
 from xnatfs.site import Site
 from xnatfs.tree import Root
+from xnatfs.tree.folders import CatalogueFile
 from xnatfs.tree.node import Dir, File, Link, Node
 
 
@@ -404,12 +405,43 @@ async def test_a_resource_that_states_files_and_lists_none_is_an_error(server, t
         assert await names(site, f"{SCAN}/DICOM") == ["a"]
 
 
-async def test_a_count_that_is_too_high_hides_no_file_and_is_no_error(server, tmp_path):
+async def test_a_count_that_is_too_high_hides_no_file_and_is_compared_once(server, tmp_path):
     server.lists["experiments/X_E1/resources"] = [counted("7", "DICOM", "1", "5")]
     server.add("a", b"12345")
     server.lists["experiments/X_E1/scans/1/resources/7/files"] = server.lists["experiments/X_E1/files"]
     async with opened(server, tmp_path) as site:
-        assert await names(site, f"{SCAN}/DICOM") == ["a"]
+        for _ in range(2):
+            assert await names(site, f"{SCAN}/DICOM") == ["a"]
+            site.metadata.forget_all(lambda key, value: True)
+    assert server.asked.count("GET experiments/X_E1/files") == 2
+    assert server.asked.count("GET experiments/X_E1/scans/1/resources/7/files") == 1
+
+
+@pytest.mark.parametrize("single", [404, 403, 500, []])
+async def test_a_list_of_one_resource_takes_away_no_file(server, tmp_path, single):
+    """The list of all has two of three files; the one of the resource fails, or has fewer."""
+    server.lists["experiments/X_E1/resources"] = [counted("7", "DICOM", "1", "3")]
+    server.add("a", b"12345")
+    server.add("b", b"12345")
+    server.lists["experiments/X_E1/scans/1/resources/7/files"] = single
+    async with opened(server, tmp_path) as site:
+        assert await names(site, f"{SCAN}/DICOM") == ["a", "b"]
+
+
+async def test_where_head_is_refused_a_file_can_be_read(server, tmp_path):
+    server.add("a", b"12345", size="", digest="")
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(403) if request.method == "HEAD" else httpx.Response(200, content=b"12345")
+
+    server.answers["experiments/X_E1/scans/1/resources/7/files/a"] = answer
+    async with opened(server, tmp_path) as site:
+        file = await find(site, f"{SCAN}/DICOM/a")
+        assert isinstance(file, CatalogueFile)
+        folders = file.folder.folders
+        source = folders.resource_dir.source(file.row, folders.listing.groups)
+        assert await source.head() == (None, "")
+        assert await read(site, f"{SCAN}/DICOM/a") == b"12345"
 
 
 async def test_files_that_were_deleted_meanwhile_are_no_error(server, tmp_path):

@@ -361,7 +361,7 @@ def _is_file(response: httpx.Response) -> bool:
     headers = response.headers
     if "attachment" in headers.get("content-disposition", "").lower():
         return True
-    dated = "last-modified" in headers and "must-revalidate" in headers.get("cache-control", "").lower()
+    dated = "last-modified" in headers and headers.get("cache-control", "").lower() == "must-revalidate"
     return dated and response.url.path.lower().endswith((".html", ".htm"))
 
 

@@ -165,7 +165,7 @@ class Downloads:
             raise BadReply(f"{where} came encoded, though it was asked for as it is")
         modified, found, length = last_modified(response), strong_validator(response), content_length(response)
         if response.status_code == 200:
-            if asked and found == (validator or found):  # else it answers as If-Range has it answer
+            if asked and not validator:  # else it answers as If-Range may have it answer
                 self._refused("answers a range with the whole file")
             return Promise(0, length, length, modified, found, is_framed(response))
         match = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))

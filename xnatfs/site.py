@@ -99,6 +99,7 @@ class Site:
         self.opened_at = time.time()
         self.sizes_learnt = False  # whether any file was found to be another than its listing says
         self.shown = MetadataCache(SHOWN)
+        self._contradicted: dict[str, tuple[int | None, int]] = {}  # counts of resources, and how many files they list
         self._nursery = nursery
         self._directory = directory
         self._walks: dict[str, Walk] = {}
@@ -208,7 +209,9 @@ class Site:
             rows = (await self.resources(item, below)).rows
         except (NotFound, Denied, BadReply):
             return ()  # nothing is stated
-        return [row for row in rows if row.lacks(len(files.groups.get(row.id, ())))]
+        listed = {row.id: len(files.groups.get(row.id, ())) for row in rows}
+        lacking = [row for row in rows if row.lacks(listed[row.id])]
+        return [row for row in lacking if self._contradicted.get(row.id) != (row.file_count, listed[row.id])]
 
     async def _list_singly(
         self, item: Item, below: bool, resources: Sequence[Resource], files: Catalogues
@@ -221,9 +224,10 @@ class Site:
             where = base(item, resource.group) if below else item
             try:
                 found[resource.id] = await self.xnat.resource_files(where, resource.id)
-            except (NotFound, BadReply) as error:
+            except (NotFound, Denied, BadReply) as error:
                 log.warning("the files of resource %s cannot be listed: %s", resource.id, error)
-                broken[resource.id] = f"the server cannot read the catalogue of resource {resource.id}"
+                if not files.groups.get(resource.id):
+                    broken[resource.id] = f"the server cannot read the catalogue of resource {resource.id}"
 
         try:
             async with trio.open_nursery() as nursery:
@@ -232,7 +236,11 @@ class Site:
         except ExceptionGroup as group:
             raise first_error(group) from None
         for number in sorted(found):
-            files.join(found[number])
+            if len(found[number]) >= len(files.groups.get(number, ())):
+                files.join(found[number])
+        # A count that the resource's own list contradicts is stale: it is not compared again while both stay so.
+        listed = {row.id: len(files.groups.get(row.id, ())) for row in resources}
+        self._contradicted |= {row.id: (row.file_count, listed[row.id]) for row in resources if listed[row.id]}
         return broken
 
     async def _lost(self, item: Item, below: bool, empty: Collection[str], started: float) -> dict[str, str]:

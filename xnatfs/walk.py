@@ -28,7 +28,7 @@ import trio
 
 from xnatfs.catalogue import Catalogue, Catalogues
 from xnatfs.client import Xnat
-from xnatfs.errors import BadReply, Denied, NotFound, Unreachable, first_error
+from xnatfs.errors import BadReply, Denied, NotFound, Unreachable, XnatError, first_error
 from xnatfs.keys import (
     AssessorsKey,
     ChildrenKey,
@@ -284,7 +284,7 @@ class Walk:
             try:
                 if await self._xnat.resource_files(item, resource):
                     lacking.add(resource)
-            except (NotFound, Denied, BadReply):
+            except XnatError:  # its session is requested singly, which tells what is wrong
                 lacking.add(resource)
 
         try:

@@ -283,7 +283,7 @@ class ContentCache:
         if self._live.get(entry.ident) is not entry:
             return None  # the listing has moved on; a newer fill is under way
         # A date that may be of two versions (of one second) is nothing to know the file by later.
-        entry.row = self._new_row(entry, entry.blob.size, fill.modified if fill.validator else "")
+        entry.row = self._new_row(entry, entry.blob.size, fill.modified if fill.validator == fill.modified else "")
         return entry.row
 
     def _new_row(self, entry: Entry, size: int, modified: str) -> Row:

@@ -19,7 +19,7 @@ from xnatfs.catalogue import Catalogue
 from xnatfs.client import Xnat
 from xnatfs.content import Body, Head
 from xnatfs.downloads import Download
-from xnatfs.errors import BadReply, NotFound, XnatError
+from xnatfs.errors import BadReply, Denied, NotFound, XnatError
 from xnatfs.keys import Item, ResourcesKey, ScansKey
 from xnatfs.metadata import Listing
 from xnatfs.models import FileRow
@@ -83,9 +83,12 @@ class FileSource:
             yield _body(download)
 
     async def head(self) -> Head:
-        """What a HEAD states of the file: nothing, where its name cannot travel in a URL or the server takes none."""
+        """Request length and date of the file; both are unknown without a name route, or where HEAD is refused.
+
+        A proxy may refuse HEAD alone; what is wrong with the file, a GET tells.
+        """
         if self._has_name():
-            with contextlib.suppress(BadReply):
+            with contextlib.suppress(NotFound, Denied, BadReply):
                 return Head(*await self.xnat.head(self.address.base, self.row))
         return Head(None, "")
 
@@ -169,7 +172,8 @@ class FileSource:
         if index is None:
             raise NotFound("it is not listed any more")
         download = await opening.enter_async_context(self.xnat.indexed(home, index))
-        if not self._is_certain(download, [row for row in rows if _place(row) != _place(self.row)]):
+        others = [] if self.row.digest else [row for row in rows if _place(row) != _place(self.row)]
+        if not self._is_certain(download, others):
             raise BadReply("nothing tells the file that came from others")
         return _body(download)
 
