@@ -176,6 +176,22 @@ async def test_a_big_body_of_another_length_than_announced_is_an_error(tmp_path,
     assert not await is_kept(tmp_path, undigested(BIG))
 
 
+async def test_a_file_longer_than_announced_is_not_read_whole_by_two_opens(tmp_path):
+    """It has no digest, and the first open has had nearly all of it before its end was seen to be wrong."""
+    source, wanted = FakeSource(BIG), Version("k", END - 1, "")
+    source.size = END - 1
+    async with open_cache(tmp_path, LIMIT) as cache:
+        blob = await cache.open(wanted, source)
+        assert await blob.read(0, 10) == BIG[:10]
+        with pytest.raises(BadReply):
+            await blob.verdict()
+        blob.close()
+        again = await cache.open(wanted, source)
+        with pytest.raises(BadReply):
+            await again.read(END - 100, 10)
+        again.close()
+
+
 async def test_a_big_reply_without_a_length_is_waited_for(tmp_path, patient_clock):
     """Whole, then open returns."""
     source = FakeSource(BIG, chunk=MiB, pause=1)

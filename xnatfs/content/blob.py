@@ -143,6 +143,11 @@ class Blob:
     # For fill.py and cache.py.
 
     @property
+    def handed_out(self) -> bool:
+        """Return whether any byte was handed out before all were verified."""
+        return self._handed_count > 0
+
+    @property
     def awaited(self) -> bool:
         """Whether a reader waits for all that is missing: what it wants is here, but must not be handed out."""
         return not self.whole and any(self.spans.covers(start, end) for start, end in self.waits)

@@ -56,7 +56,7 @@ class ContentCache:
         self._nursery = nursery
         self._revalidate = revalidate
         self._strict = strict
-        self._disproved: deque[bytes] = deque(maxlen=DAMAGED)  # versions whose bytes were not those of their digest
+        self._disproved: deque[bytes] = deque(maxlen=DAMAGED)  # versions of which bad bytes may have been handed out
         self._live: dict[bytes, Entry] = {}
         self._entries: set[Entry] = set()
         self._idle: list[Entry] = []
@@ -305,7 +305,7 @@ class ContentCache:
     def _changed(self, entry: Entry) -> None:
         # A fill has failed, or nothing of it runs any more.
         failure = entry.blob.failure
-        if entry.fill is not None and entry.fill.disproved and entry.ident not in self._disproved:
+        if isinstance(failure, BadReply) and entry.blob.handed_out and entry.ident not in self._disproved:
             self._disproved.append(entry.ident)
         if failure is not None and self._forget(entry) and isinstance(failure, BadReply):
             log.warning("damaged file %s: %s", entry.blob.key, failure)

@@ -80,7 +80,6 @@ class Fill:
         self.validator = ""
         self.renewed = False  # the older copy is the file still
         self.busy = False  # verifying or keeping
-        self.disproved = False  # all has come, and its digest is another
         self._store = store
         self._nursery = nursery
         self._strict = strict
@@ -307,7 +306,6 @@ class Fill:
             if row is not None and self.intake.partial is not None:
                 await self._store.keep(self.intake.partial, row)
         except Exception as exc:
-            self.disproved = isinstance(exc, BadReply)
             self.fail(exc)
         finally:
             self.busy = False
