@@ -175,8 +175,12 @@ def test_overwrite_append_adds_to_a_session(fresh, folder, small):
     more.mkdir()
     for name, content in images("1.2.3", 99).items():
         (more / name.replace("/", "-")).write_bytes(content)
-    fresh.ctl(*upload(more, "--direct-archive", "--wait", "--overwrite", "append"))
+    before = len(contents(archived(fresh)))
+    fresh.app.writing.prearchive.work = 2.0  # what is there before is not what was sent
+    done = fresh.ctl(*upload(more, "--direct-archive", "--wait", "--overwrite", "append", "-o", "json"))
     assert len(contents(archived(fresh))) == 22
+    assert done.rows["arrived"] == 22 - before
+    assert "anonymization" not in done.err
     assert [e.label for e in archive.experiments.values()].count("NEW") == 1
 
 

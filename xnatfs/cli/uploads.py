@@ -97,6 +97,8 @@ async def session_upload(context: Context) -> int:
             context.note(f"Taking up an upload that ended with {journal.count(DONE)} of {len(found.images)} files")
         elif overwrite == "none":
             await session.check_free(xnat, target)
+        elif overwrite == "append":
+            journal.before = await session.count_archived(xnat, target)
         with shown(context, "uploading") as progress:
             sent = await session.send(
                 xnat,

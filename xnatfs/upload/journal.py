@@ -59,6 +59,7 @@ class Journal:
         self._images = _fingerprint(images)
         self.batches = batches_of(images, limit)
         self.resumed = False
+        self.before = 0  # files of the session in the archive before the first batch
         self.mode: Mode | None = None  # how it has to travel, where the server has not taken it as it was to
 
     def take_up(self) -> bool:
@@ -68,6 +69,7 @@ class Journal:
             if cells["version"] != VERSION or cells["images"] != self._images:
                 return False
             self.batches = [Batch(**batch) for batch in cells["batches"]]
+            self.before = int(cells.get("before", 0))
             mode = cells.get("mode")
             self.mode = mode if mode in get_args(Mode) else None
         except (OSError, ValueError, KeyError, TypeError):
@@ -78,7 +80,8 @@ class Journal:
     def write(self) -> None:
         """Raises OSError."""
         batches = [asdict(batch) for batch in self.batches]
-        cells = {"version": VERSION, "images": self._images, "mode": self.mode, "batches": batches}
+        cells: dict[str, Any] = {"version": VERSION, "images": self._images, "mode": self.mode, "batches": batches}
+        cells["before"] = self.before
         write_private(self.path, json.dumps(cells))
 
     def remove(self) -> None:

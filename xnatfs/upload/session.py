@@ -388,11 +388,21 @@ async def look(xnat: Xnat, target: Target, outcome: Outcome, journal: Journal) -
         return False
     outcome.where, outcome.accession, outcome.status = "archive", accession, ""
     outcome.place = f"/data/experiments/{accession}"
-    sent = journal.digests()
+    sent, count = journal.digests(), journal.count(NEW, SENT, DONE)
     digests = {file.digest for file in files if file.digest}
-    outcome.arrived = len(files)
-    outcome.changed = len(sent - digests) if digests else 0
-    return len(files) >= journal.count(NEW, SENT, DONE)
+    # What was there before is not what was sent; but what is sent again is there once.
+    arrived = count if sent and sent <= digests else len(files) - journal.before
+    if arrived < count and journal.before:
+        outcome.arrived = None
+        return not target.direct  # else it comes from the prearchive, where it is no more
+    outcome.arrived = arrived
+    outcome.changed = len(sent - digests) if digests and arrived >= count else 0
+    return arrived >= count
+
+
+async def count_archived(xnat: Xnat, target: Target) -> int:
+    """Return how many images the session has in the archive."""
+    return len((await _in_archive(xnat, target))[1])
 
 
 async def _own(
