@@ -81,6 +81,12 @@ def test_members_of_archives_have_no_date_and_are_not_copied_again(tmp_path):
         shutil.rmtree(home / ".cache")
         assert counted(made.ctl(*DOWNLOAD, "-o", "json")) == (0, len(truth(made)))
         assert len(fetched(made)) == singly
+        # The date is known by now, so that one which is put back with an older one is another.
+        entry = made.session().scans[0].resources[0].entries[-1]
+        change(entry, bytes(len(content(entry))))
+        entry.modified -= 3600
+        assert counted(made.ctl(*DOWNLOAD, "-o", "json"))[0] == 1
+        assert files(home / "data" / SESSION) == truth(made)
 
 
 def test_a_changed_file_of_an_assessor_is_copied(site):

@@ -12,6 +12,7 @@ import pytest
 
 from tests.commanding import LABEL, OWNER, SESSION, Shell, received, shell
 from tests.demos import USER
+from tests.test_downloads import DOWNLOAD, files, truth
 from tests.wire import Wire
 from xnatfs.config import Config
 from xnatfs.credentials import Credentials
@@ -153,6 +154,18 @@ def test_lists_of_xnatctl_are_the_same(release, tmp_path):
             outputs.append({words: said(prompt, words) for words in LISTS})
     assert outputs[1] == outputs[0]
     assert all(len(output) > 2 for output in outputs[0].values())
+
+
+def test_a_session_is_downloaded_whole_and_then_up_to_date(release, tmp_path):
+    with shell(tmp_path, release=release) as prompt:
+        prompt.ctl(*DOWNLOAD)
+        assert files(tmp_path / "data" / SESSION) == truth(prompt)
+        again = prompt.ctl(*DOWNLOAD, "-o", "json").rows
+        assert (again["copied"], again["up_to_date"]) == (0, len(truth(prompt)))
+        entry = prompt.session().scans[0].resources[0].entries[0]
+        (tmp_path / "data" / SESSION / "scans/1/resources/DICOM/files" / entry.path).unlink()
+        assert prompt.ctl(*DOWNLOAD, "-o", "json").rows["copied"] == 1
+        assert files(tmp_path / "data" / SESSION) == truth(prompt)
 
 
 def test_errors_of_xnatctl_have_the_servers_words(release, tmp_path):

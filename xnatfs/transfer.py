@@ -369,8 +369,8 @@ def _inspect(target: Path, digest: str, written: Written | None) -> tuple[Local,
 
 async def _is_right(file: File, local: Local, now: Written, written: Written | None) -> tuple[bool, Written]:
     """Return whether a file without a digest on the server is as the server has it, and its state with its stamp."""
-    if local is Local.OURS and written and await file.is_unchanged(written.size, written.stamp):
-        return True, replace(now, stamp=written.stamp)
+    if local is Local.OURS and written and (stamp := await file.unchanged_since(written.size, written.stamp)):
+        return True, replace(now, stamp=stamp)
     theirs, stamp = await _fetch_md5(file)
     return theirs == now.md5, replace(now, stamp=stamp)
 

@@ -316,24 +316,25 @@ class CatalogueFile(File):
             raise Stale(f"{'/'.join(self.path)} is {blob.size} bytes, not {self._size} as listed")
         return blob
 
-    async def is_unchanged(self, size: int, stamp: str) -> bool:
-        """One HEAD; a file that proves to be another is fetched anew at its next open.
+    async def unchanged_since(self, size: int, stamp: str) -> str:
+        """Compare length and date by HEAD; return the date to compare with next time, '' where the file is another.
 
         Members of archives come without a date. Their stamp is when they came: since then the file must not have
-        changed, by the server's clock. What has no URL, or is refused, is not known to be unchanged.
+        changed, by the server's clock. What has no URL, or is refused, is not known to be unchanged. A file that proves
+        to be another is fetched anew at its next open.
         """
         row, folders = self.row, self.folder.folders
         resource_dir = folders.resource_dir
         if not resource_dir.address.has_name(row.path, folders.catalogue):
-            return False
+            return ""
         try:
             now, modified = await self.site.xnat.head(resource_dir.address.base, row)
         except (NotFound, Denied, BadReply):
-            return False
+            return ""
         if now in (size, None) and modified and (modified == stamp or _date(modified) < _number(stamp) - SKEW):
-            return True
+            return modified
         self.site.content.distrust(version(row, resource_dir.owners))
-        return False
+        return ""
 
     def replaced(self, stamp: str) -> None:
         self.site.learn_stamp(self._stamp_key(), stamp)

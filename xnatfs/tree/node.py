@@ -193,8 +193,8 @@ class File(Node):
         """Its bytes, to be closed. Raises Stale where its length proves to be another: look it up again then."""
         raise NotImplementedError(type(self).__name__)
 
-    async def is_unchanged(self, size: int, stamp: str) -> bool:
-        """Ask the server whether a file without a digest has still this length and stamp. May cost a request."""
+    async def unchanged_since(self, size: int, stamp: str) -> str:
+        """Return the stamp of a file without a digest if it is still the one of this length and stamp, else ''."""
         raise NotImplementedError(type(self).__name__)
 
     def replaced(self, stamp: str) -> None:
