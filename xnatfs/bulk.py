@@ -441,7 +441,7 @@ def version(row: FileRow, owners: tuple[str, ...] = ()) -> Version:
 
 
 def _fit(found: Sequence[tuple[Walk, FileRow]], size: int) -> list[tuple[Walk, FileRow]]:
-    """Of the files whose name a member has, those that it can be; none where nothing would tell which it is."""
+    """Return the files that a member can be, by its length; none where nothing tells which it is."""
     if len(found) > 1 and not all(row.digest for _, row in found):
         return []
     return [(walk, row) for walk, row in found if row.size == size]

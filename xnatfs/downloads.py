@@ -71,7 +71,7 @@ class Download:
 
 
 class Head(NamedTuple):
-    """What a server states of a file without sending it."""
+    """Hold the length and date that a HEAD states."""
 
     size: int | None
     modified: str  # Last-Modified, as sent
@@ -237,7 +237,10 @@ class _Arrival:
                 await self._take_up_again(error)
 
     def _fresh(self, chunk: bytes) -> bytes:
-        """The new part of a chunk. Raises Stale where the rest is not what came before, BadReply after the end."""
+        """Return the bytes of a chunk that were not received before.
+
+        Raises Stale where the rest is not what came before, BadReply after the end.
+        """
         again, fresh = chunk[: self._skip], chunk[self._skip :]
         self._skip -= len(again)
         if not self._provable:
@@ -335,7 +338,7 @@ def content_length(response: httpx.Response) -> int | None:
 
 
 def is_framed(response: httpx.Response) -> bool:
-    """Whether a body has an end of its own; else it ends with its connection."""
+    """Return whether a body is delimited by a length or by chunks; else it ends with its connection."""
     return content_length(response) is not None or "transfer-encoding" in response.headers
 
 
@@ -346,7 +349,7 @@ def last_modified(response: httpx.Response) -> str:
 
 
 def strong_validator(response: httpx.Response) -> str:
-    """What tells the version of a reply from any other one, to be sent in If-Range; '' where nothing does."""
+    """Return a strong validator of a reply, to be sent in If-Range; '' where there is none."""
     tag: str = response.headers.get("etag", "")
     if _STRONG_TAG.fullmatch(tag):
         return tag
@@ -358,7 +361,7 @@ def strong_validator(response: httpx.Response) -> str:
 
 
 def _seconds(date: str) -> float | None:
-    """A date of HTTP in seconds since the epoch; None for what is none."""
+    """Parse an HTTP date to seconds since the epoch; None for what is none."""
     try:
         parsed = parsedate_tz(date)
         return mktime_tz(parsed) if parsed else None

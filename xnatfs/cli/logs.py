@@ -28,7 +28,7 @@ class Formatter(logging.Formatter):
 
 
 class Handler(logging.StreamHandler[IO[str]]):
-    """Of a log that may be on a full disk: one line says so, and the program goes on."""
+    """Report the first write error on stderr, and continue."""
 
     failed = False
 

@@ -95,7 +95,7 @@ class Blob:
         return data
 
     async def verdict(self) -> None:
-        """Wait until all has come and is as it should be. Raises what a read raises."""
+        """Wait until the whole file has been received and verified. Raises what a read raises."""
         if self.failure is not None:
             raise self.failure.with_traceback(None)
         if not self._is_verified:
@@ -128,7 +128,7 @@ class Blob:
         return self.verified or self._handed_count + self._new(offset, end) <= self.size - HOLD_BACK
 
     def _new(self, offset: int, end: int) -> int:
-        """How many of these bytes were not handed out yet."""
+        """Count the bytes of a range that no reader has had yet."""
         return sum(stop - start for start, stop in self._handed_out.gaps(offset, end))
 
     def _note_handed_out(self, offset: int, end: int) -> None:
@@ -149,7 +149,7 @@ class Blob:
 
     @property
     def awaited(self) -> bool:
-        """Whether a reader waits for all that is missing: what it wants is here, but must not be handed out."""
+        """Return whether a read is held back until the file is verified."""
         return not self.whole and any(self.spans.covers(start, end) for start, end in self.waits)
 
     @property

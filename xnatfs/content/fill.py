@@ -395,11 +395,11 @@ class Fill:
 
     @property
     def _provable(self) -> bool:
-        """Whether it can be told that the bytes of several replies are of one version."""
+        """Return whether replies can be proved to be of one version."""
         return bool(self.version.digest or self.validator)
 
     def _goes_on(self, stream: Stream, body: Body) -> bool:
-        """Whether a later reply brings bytes of the version that was begun. Raises Stale where it has another one."""
+        """Check that a later reply continues the version of the first one. Raises Stale where it has another one."""
         if body.size not in (None, self.blob.size) or (body.modified and body.modified != self.modified):
             raise self._changed_since()
         # In memory, what was verified and given up may be asked for once more: the digest covers it no longer.
@@ -417,7 +417,7 @@ class Fill:
         return Stale(f"{self.version.key}: it changed on the server while it was read; open it again")
 
     async def _confirm(self, length: int, source: Source, *, framed: bool = False) -> None:
-        """See to it that the server means a length that the listing has not. Raises BadReply.
+        """Confirm by HEAD a length that differs from the listed one. Raises BadReply.
 
         `framed`: the body has an end of its own, which counts where nothing has stated any length.
         """

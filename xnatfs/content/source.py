@@ -31,7 +31,7 @@ class Body:
 
 
 class Head(NamedTuple):
-    """What the server states of a file without sending it."""
+    """Hold the length and date that a HEAD states."""
 
     size: int | None
     modified: str  # Last-Modified as sent, "" if absent

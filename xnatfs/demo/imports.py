@@ -102,7 +102,7 @@ class Imports:
     # -- where to ----------------------------------------------------------------------------------------------
 
     def _wanted(self, query: Query, handler: str) -> Wanted:
-        """Where the request says that it is to go. Raises Failed."""
+        """Return the destination that the request names. Raises Failed."""
         given = Wanted(
             query.get("prearchive_code") == "1",
             query.get("project") or query.get("PROJECT_ID", ""),

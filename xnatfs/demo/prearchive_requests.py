@@ -301,7 +301,7 @@ class PrearchiveRequests:
         return Reply(200, f"{uri}\r\n".encode(), URIS)
 
     def _target(self, received: Received, parameters: Query) -> Target:
-        """Where it goes: as the parameters have it, or else as it was received. Raises Failed."""
+        """Return the destination: of the parameters, or else as it was received. Raises Failed."""
         project = parameters.get("project", "") or received.project
         if project != received.project:
             raise Failed(400, "The session is of another project.")
