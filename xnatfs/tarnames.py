@@ -103,5 +103,5 @@ class _Resource:
 
 
 def _paths(rows: Sequence[FileRow]) -> Iterable[str]:
-    """Of a packed catalogue without making a row of each."""
+    """Iterate over paths without building rows."""
     return rows.paths() if isinstance(rows, Catalogue) else (row.path for row in rows)

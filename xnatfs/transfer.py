@@ -284,7 +284,7 @@ def _remove_drafts(directories: Iterable[Path]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Copying:
-    """What all the files of one download have in common."""
+    """Shared state of one download."""
 
     record: Manifest
     force: bool

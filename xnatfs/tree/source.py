@@ -1,4 +1,4 @@
-"""Where the bytes of one file come from: its URL, or, where that could mean another file, its resource's archive.
+"""Fetch the bytes of one file: by its URL, or, where that could mean another file, out of its resource's archive.
 
 XNAT's firewall refuses names with '%', ';' or '\\', and other names are taken for another file's; `address.py` knows
 which. Such a file is taken out of the tar of its resource, and where that fails asked for by its number in the listing,
@@ -156,7 +156,7 @@ class FileSource:
         raise NotFound("other files have its name in there, and nothing tells it from them")
 
     def _fits(self, member: Member) -> bool:
-        """Whether the only listed file of its name is this one: what is not listed may have that name, too."""
+        """Return whether a member can be this file: one that is not listed may have its name, too."""
         if self.row.size in (None, member.size):
             return True
         return not self.row.digest and member.name.endswith(f"/files/{self.row.path}")
@@ -178,7 +178,7 @@ class FileSource:
         return _body(download)
 
     def _is_certain(self, download: Download, others: Sequence[FileRow]) -> bool:
-        """Whether what comes is this file: by its digest, which is compared in the end, its name, or its length."""
+        """Return whether a reply can only be this file: by digest, compared in the end, by name, or by length."""
         if download.name and download.name not in spellings(_base(self.row)):
             return False
         if self.row.size is not None and download.size not in (None, self.row.size):

@@ -119,7 +119,7 @@ async def upload(
 
 
 async def _listed(xnat: Xnat, item: Sequence[str], label: str) -> dict[str, FileRow]:
-    """What the resource has, by path; nothing where it is not there.
+    """List the files of the resource by path; none where it is not there.
 
     Raises Conflict where the label is the number of another resource, whose files a request for it means as well.
     """
