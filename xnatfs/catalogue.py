@@ -214,3 +214,8 @@ class Catalogues(Sequence[FileRow]):
     def __getitem__(self, index: slice) -> list[FileRow]: ...
     def __getitem__(self, index: int | slice) -> FileRow | list[FileRow]:
         return list(self)[index]  # nobody asks who has many
+
+
+def paths_of(rows: Sequence[FileRow]) -> Iterable[str]:
+    """Iterate over paths without building rows."""
+    return rows.paths() if isinstance(rows, Catalogue) else (row.path for row in rows)

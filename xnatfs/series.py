@@ -14,7 +14,7 @@ from itertools import accumulate
 
 import trio
 
-from xnatfs.catalogue import Catalogue
+from xnatfs.catalogue import Catalogue, paths_of
 from xnatfs.models import FileRow
 from xnatfs.untrusted import decoded
 
@@ -64,7 +64,7 @@ class Walk:
     @cached_property
     def places(self) -> dict[str, int]:
         """Of the files in the listing, by path."""
-        return {path: place for place, path in enumerate(_paths(self.listed))}
+        return {path: place for place, path in enumerate(paths_of(self.listed))}
 
     @cached_property
     def begins(self) -> list[int]:
@@ -103,11 +103,6 @@ class Walk:
 def _label(rows: Sequence[FileRow]) -> str:
     """The label of a resource as the list of its files has it."""
     return decoded(rows.label) if isinstance(rows, Catalogue) else ""
-
-
-def _paths(rows: Sequence[FileRow]) -> Iterable[str]:
-    """Iterate over paths without building rows."""
-    return rows.paths() if isinstance(rows, Catalogue) else (row.path for row in rows)
 
 
 def _sizes(rows: Sequence[FileRow]) -> Iterable[int | None]:

@@ -11,7 +11,7 @@ from xml.sax.saxutils import escape
 
 import trio
 
-from xnatfs.catalogue import Catalogue
+from xnatfs.catalogue import paths_of
 from xnatfs.models import FileRow
 from xnatfs.untar import Member
 
@@ -74,7 +74,7 @@ class _Resource:
 
     async def fill(self, wanted: tuple[bytes, ...] | None) -> None:
         """Note each name; or, of `wanted` ones, those that are the same up to where they end."""
-        for place, path in enumerate(_paths(self.rows)):
+        for place, path in enumerate(paths_of(self.rows)):
             if place % AT_ONCE == AT_ONCE - 1:
                 await trio.lowlevel.checkpoint()
             for name in spellings(path):
@@ -100,8 +100,3 @@ class _Resource:
             if not self._sorted[place].startswith(name):
                 return
             yield self._sorted[place]
-
-
-def _paths(rows: Sequence[FileRow]) -> Iterable[str]:
-    """Iterate over paths without building rows."""
-    return rows.paths() if isinstance(rows, Catalogue) else (row.path for row in rows)
