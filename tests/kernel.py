@@ -111,8 +111,9 @@ class Kernel:
                 if not replies.entries:
                     return found
                 for name, attributes, place in replies.entries:  # noqa: B007  (the last one is where to go on)
-                    self._enter(inode, name, attributes)
-                    found.append(name)
+                    if name not in (".", ".."):  # which the kernel looks up by itself
+                        self._enter(inode, name, attributes)
+                        found.append(name)
         finally:
             await self._call("releasedir", handle)
 

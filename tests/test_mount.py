@@ -105,8 +105,8 @@ def test_the_errors_are_those_that_were_planted(demo, seen):
 
 def test_modes_and_links_are_honest(seen):
     assert {(e["kind"], e["mode"], e["nlink"]) for e in seen.values() if "mode" in e} == {
-        ("dir", 0o555, 1),
-        ("file", 0o444, 1),
+        ("dir", 0o755, 1),
+        ("file", 0o644, 1),
         ("link", 0o777, 1),
     }
 
@@ -513,7 +513,7 @@ def test_ownership_is_as_asked_for(demo, tmp_path):
     options = ["--uid", "12", "-o", "gid=34,umask=050"]
     with mounting(demo.url, tmp_path, *options, **demo.login) as mount:
         done = run("stat", "-c", "%u %g %a", mount.path / "projects")
-        assert done.stdout == "12 34 505\n"
+        assert done.stdout == "12 34 705\n"
 
 
 def test_without_xattrs_there_are_none(demo, tmp_path):

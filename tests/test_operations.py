@@ -20,7 +20,16 @@ from tests.scripted import Scripted, opened
 from xnatfs.access import Permit
 from xnatfs.content import Blob, Version
 from xnatfs.fuse.inodes import ROOT, Known
-from xnatfs.fuse.operations import GIVEN, MADE_AT_ONCE, Listings, Operations, OperationsWithXattrs, Ownership
+from xnatfs.fuse.operations import (
+    DOTS,
+    GIVEN,
+    MADE_AT_ONCE,
+    MEASURED_AT_ONCE,
+    Listings,
+    Operations,
+    OperationsWithXattrs,
+    Ownership,
+)
 from xnatfs.site import Site
 from xnatfs.tree import Root
 from xnatfs.tree.folders import CatalogueFile
@@ -29,6 +38,7 @@ from xnatfs.tree.node import Children, File, Node
 CONTEXT = cast(RequestContext, None)
 READ = FlagT(os.O_RDONLY)
 DICOM = "projects/P/S/E/scans/1/DICOM"
+FILES = "experiments/X_E1/scans/1/resources/7/files"
 
 
 @pytest.fixture
@@ -62,8 +72,8 @@ async def test_attributes_are_honest(server, tmp_path):
     async with mounted(server, tmp_path) as ops:
         file, folder = await look_up(ops, f"{DICOM}/a"), await look_up(ops, DICOM)
     assert stat.S_ISREG(file.st_mode)
-    assert stat.S_IMODE(file.st_mode) == 0o440
-    assert stat.S_IMODE(folder.st_mode) == 0o550
+    assert stat.S_IMODE(file.st_mode) == 0o640
+    assert stat.S_IMODE(folder.st_mode) == 0o750
     assert (file.st_size, file.st_blocks, file.st_nlink) == (1000, 2, 1)
     assert (file.st_uid, file.st_gid) == (12, 34)
     assert file.st_mtime_ns == 1704164645 * 10**9
@@ -105,14 +115,32 @@ async def test_a_directory_is_listed_in_steps(server, tmp_path, monkeypatch):
     async with mounted(server, tmp_path) as ops:
         handle = await ops.opendir((await look_up(ops, DICOM)).st_ino, CONTEXT)
         known = len(ops.inodes)
-        while len(listed) < 10:
+        while len(listed) < 12:
             room = 3
             await ops.readdir(handle, len(listed), cast(ReaddirToken, None))
-            made = [answer for answer in ops._directories[handle].answers if answer]
+            made = [answer for answer in ops._directories[handle][0].answers if answer]
             assert len(made) <= len(listed) + 1  # no more than was asked for, and the one that found no room
         await ops.releasedir(handle)
         assert len(ops.inodes) == known + 10
-    assert listed == [(str(number).encode(), number) for number in range(10)]
+    assert listed == [(b".", 0), (b"..", 0), *((str(number).encode(), number) for number in range(10))]
+
+
+async def test_entries_before_one_that_fails_are_answered_and_counted(server, tmp_path, monkeypatch):
+    """An error instead of them left references to them that no kernel had."""
+    for number in range(MEASURED_AT_ONCE + 1):
+        server.add(f"{number}", b"x" * number, size="" if number == MEASURED_AT_ONCE else None)
+    server.answers[f"{FILES}/{MEASURED_AT_ONCE}"] = lambda r: httpx.Response(503)
+    listed: list[bytes] = []
+    monkeypatch.setattr(pyfuse3, "readdir_reply", lambda token, name, *rest: listed.append(name) or True)
+    async with mounted(server, tmp_path) as ops:
+        handle = await ops.opendir((await look_up(ops, DICOM)).st_ino, CONTEXT)
+        known = len(ops.inodes)
+        await ops.readdir(handle, 0, cast(ReaddirToken, None))
+        assert len(listed) == len(DOTS) + MEASURED_AT_ONCE
+        assert len(ops.inodes) == known + MEASURED_AT_ONCE
+        async with refused(errno.EIO):
+            await ops.readdir(handle, len(listed), cast(ReaddirToken, None))
+        assert len(ops.inodes) == known + MEASURED_AT_ONCE
 
 
 class Reader:
@@ -125,7 +153,8 @@ class Reader:
 
     def _take(self, token: object, name: bytes, attributes: pyfuse3.EntryAttributes, next_id: int) -> bool:
         assert attributes.entry_timeout == attributes.attr_timeout
-        self.told.append((name, attributes.st_ino, attributes.st_size, attributes.entry_timeout))
+        if name not in DOTS:
+            self.told.append((name, attributes.st_ino, attributes.st_size, attributes.entry_timeout))
         return True
 
     async def list(self, path: str) -> list[tuple[bytes, int, int, float]]:

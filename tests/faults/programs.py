@@ -169,7 +169,8 @@ class Reader(Program):
         listed: dict[str, int] = {}
 
         def reply(token: object, name: bytes, attributes: pyfuse3.EntryAttributes, next_id: int) -> bool:
-            listed[name.decode()] = attributes.st_size
+            if name not in (b".", b".."):
+                listed[name.decode()] = attributes.st_size
             return True
 
         self.monkeypatch.setattr(pyfuse3, "readdir_reply", reply)

@@ -78,6 +78,12 @@ MADE_AT_ONCE = 150
 # Entries of directories whose answers are kept, at 370 bytes each (measured): 20 series of a thousand images.
 KEPT_ANSWERS = 20_000
 
+# Permissions as other mounts show them, the read-only ones, too: a copy has these, and is written into and deleted; an
+# overlay asks its owner for them before it takes a change to itself. A change here is EROFS, which the kernel says.
+DIRECTORY_MODE, FILE_MODE = 0o755, 0o644
+# A directory lists itself first, then the one that it is in; programs drop the first two entries of a listing unseen.
+DOTS = (FileNameT(b"."), FileNameT(b".."))
+
 # What one READ would fetch at the kernel's default read-ahead: given with the answer to OPEN it saves that READ.
 GIVEN = 128 * 1024
 
@@ -191,7 +197,7 @@ class Operations(pyfuse3.Operations):
         self._site = root.site
         self._ownership = ownership
         self.listings = Listings()
-        self._directories: dict[FileHandleT, Listed] = {}
+        self._directories: dict[FileHandleT, tuple[Listed, tuple[pyfuse3.EntryAttributes, ...]]] = {}
         self._files: dict[FileHandleT, tuple[Blob, Permit, InodeT]] = {}
         self._handles = Counter[InodeT]()  # how many each file has
         # Files whose pages may be of another content than their handles. Nobody had one open when that was found out,
@@ -248,22 +254,42 @@ class Operations(pyfuse3.Operations):
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
         children = await self._directory(inode).children()
         handle = self._handle()
-        self._directories[handle] = self.listings.of(inode, children)
+        self._directories[handle] = self.listings.of(inode, children), self._dots(inode)
         return handle
 
     @handler
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
         """As many entries as the kernel has room for, of however many there are."""
-        listed = self._directories[fh]
+        listed, dots = self._directories[fh]
         left = _left(listed.expires)
-        for place in range(start_id, len(listed.nodes)):
-            name, attributes, known = listed.answers[place] or await self._answer(listed, place)
-            if not self.inodes.holds(known):
-                name, attributes, known = await self._answer(listed, place)
+        for place in range(start_id, len(dots)):  # of these the kernel counts no reference
+            if not pyfuse3.readdir_reply(token, DOTS[place], dots[place], place + 1):
+                return
+        first = max(start_id - len(dots), 0)
+        for place in range(first, len(listed.nodes)):
+            try:
+                name, attributes, known = listed.answers[place] or await self._answer(listed, place)
+                if not self.inodes.holds(known):
+                    name, attributes, known = await self._answer(listed, place)
+            except Exception:
+                if place == first:
+                    raise
+                return  # an error would take back what was answered; the next call, which begins here, meets it
             attributes.entry_timeout = attributes.attr_timeout = left
-            if not pyfuse3.readdir_reply(token, name, attributes, place + 1):
+            if not pyfuse3.readdir_reply(token, name, attributes, len(dots) + place + 1):
                 return
             self.inodes.refer(known)
+
+    def _dots(self, inode: InodeT) -> tuple[pyfuse3.EntryAttributes, ...]:
+        """Make the answers for a directory and the one that it is in, which is itself for the root."""
+        node = self._directory(inode)
+        parent = node.parent or node
+        made = []
+        for directory, number in ((node, inode), (parent, self.inodes.number(parent))):
+            attributes = self._attributes(directory, 0.0)
+            attributes.st_ino = number
+            made.append(attributes)
+        return tuple(made)
 
     async def _answer(self, listed: Listed, place: int) -> Answer:
         """Made anew. Nothing awaits between finding the number and the reply: another could be given it meanwhile."""
@@ -399,12 +425,12 @@ class Operations(pyfuse3.Operations):
         attributes.st_uid, attributes.st_gid = owner.uid, owner.gid
         attributes.st_nlink = 1  # of a directory: not counted, as find(1) understands it
         if isinstance(node, Dir):
-            attributes.st_mode = stat.S_IFDIR | 0o555 & ~owner.umask
+            attributes.st_mode = stat.S_IFDIR | DIRECTORY_MODE & ~owner.umask
         elif isinstance(node, Link):
             attributes.st_mode = stat.S_IFLNK | 0o777
             attributes.st_size = len(encode(node.target))
         elif isinstance(node, File):
-            attributes.st_mode = stat.S_IFREG | 0o444 & ~owner.umask
+            attributes.st_mode = stat.S_IFREG | FILE_MODE & ~owner.umask
             attributes.st_size = node.measured_size
         attributes.st_blksize = 128 * 1024  # what the kernel asks for at a time
         attributes.st_blocks = (attributes.st_size + 511) // 512

@@ -1,0 +1,155 @@
+"""A directory as other people's programs know directories: its first two entries, its modes, its attributes.
+
+The programs are Debian's. What is not installed is skipped by name.
+"""
+
+import ctypes
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.demos import Demo, serving
+from tests.mounting import Mount, daemons, mounting, run
+
+SESSION = "projects/BRAINS/SUB001/SUB001_MR1"
+DICOM = f"{SESSION}/scans/1/DICOM"
+
+# Lists a directory by the system calls: [name, inode, position behind it, kind], with buffers of a given size.
+GETDENTS = """
+import ctypes, json, os, struct, sys
+path, size, start = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+libc = ctypes.CDLL(None, use_errno=True)
+directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+os.lseek(directory, start, os.SEEK_SET)
+buffer, found = ctypes.create_string_buffer(size), []
+while (length := libc.syscall(217, directory, buffer, size)) > 0:
+    at = 0
+    while at < length:
+        inode, behind, entry, kind = struct.unpack_from("<QqHB", buffer.raw, at)
+        found.append([buffer.raw[at + 19 : at + entry].split(b"\\0")[0].decode(), inode, behind, kind])
+        at += entry
+assert length == 0, os.strerror(ctypes.get_errno())
+print(json.dumps(found))
+"""
+# Goes back and forth in a directory by the C library: names read on from each position, and all after a rewind.
+SEEKDIR = """
+import ctypes, json, sys
+libc = ctypes.CDLL(None)
+libc.opendir.restype = libc.readdir.restype = ctypes.c_void_p
+libc.telldir.restype = ctypes.c_long
+libc.opendir.argtypes = [ctypes.c_char_p]
+libc.readdir.argtypes = libc.telldir.argtypes = libc.rewinddir.argtypes = [ctypes.c_void_p]
+libc.seekdir.argtypes = [ctypes.c_void_p, ctypes.c_long]
+directory = libc.opendir(sys.argv[1].encode())
+def rest():
+    names = []
+    while entry := libc.readdir(directory):
+        names.append(ctypes.string_at(entry + 19).decode())
+    return names
+positions = [libc.telldir(directory)]
+while libc.readdir(directory):
+    positions.append(libc.telldir(directory))
+answers = []
+for position in reversed(positions):
+    libc.seekdir(directory, position)
+    answers.append(rest())
+libc.rewinddir(directory)
+print(json.dumps([answers, rest()]))
+"""
+BYTES_OF_ONE_ENTRY = 280  # getdents64(2) takes no buffer that cannot hold the longest name
+
+
+@pytest.fixture(scope="module")
+def demo() -> Iterator[Demo]:
+    with serving() as demo:
+        yield demo
+
+
+@pytest.fixture(scope="module")
+def mount(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
+    with mounting(demo.url, tmp_path_factory.mktemp("directory"), **demo.login) as mount:
+        yield mount
+
+
+def python(code: str, *arguments: object) -> Any:
+    done = run(sys.executable, "-c", code, *map(str, arguments))
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def needs(*programs: str) -> pytest.MarkDecorator:
+    missing = [program for program in programs if shutil.which(program) is None]
+    return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
+
+
+# -- readdir(3) ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["", "projects", SESSION, DICOM])
+@pytest.mark.parametrize("size", [BYTES_OF_ONE_ENTRY, 2**20])
+def test_a_directory_lists_itself_and_the_one_above_first(mount, path, size):
+    listed = python(GETDENTS, mount.path / path, size, 0)
+    itself = os.stat(mount.path / path).st_ino
+    above = os.stat(mount.path / path / "..").st_ino if path else itself
+    assert [entry[:2] for entry in listed[:2]] == [[".", itself], ["..", above]]
+    assert {entry[3] for entry in listed[:2]} == {4}  # DT_DIR
+    assert sorted(entry[0] for entry in listed[2:]) == sorted(os.listdir(mount.path / path))
+    assert len({entry[2] for entry in listed}) == len(listed)
+
+
+def test_a_listing_goes_on_from_each_of_its_positions(mount):
+    listed = python(GETDENTS, mount.path / DICOM, 2**20, 0)
+    names = [entry[0] for entry in listed]
+    assert len(names) > 4
+    for number, (_, _, behind, _) in enumerate(listed, 1):
+        assert [entry[0] for entry in python(GETDENTS, mount.path / DICOM, BYTES_OF_ONE_ENTRY, behind)] == names[number:]
+
+
+def test_a_program_seeks_in_a_directory_and_rewinds(mount):
+    answers, again = python(SEEKDIR, mount.path / DICOM)
+    assert answers == [again[-count:] if count else [] for count in range(len(again) + 1)]
+    assert again[:2] == [".", ".."]
+
+
+def inodes(mount: Mount) -> int:
+    """How many the kernel has references to, as the mount counts them."""
+    told = mount.log_file.read_text().count(" state: ")
+    (daemon,) = daemons(mount.home)
+    os.kill(daemon, signal.SIGUSR1)
+    while len(found := re.findall(r" state: (\{.*\})\n", mount.log_file.read_text())) == told:
+        time.sleep(0.01)
+    return int(json.loads(found[-1])["inodes"])
+
+
+@pytest.mark.skipif(not os.access("/proc/sys/vm/drop_caches", os.W_OK), reason="the kernel's caches are root's")
+def test_every_entry_that_was_listed_is_forgotten_again(demo, tmp_path):
+    """A reference that the kernel does not have would stay for ever; one that it has and we do not, is ESTALE."""
+    with mounting(demo.url, tmp_path, **demo.login) as mount:
+        assert inodes(mount) == 1
+        for size in (BYTES_OF_ONE_ENTRY, 2**20):
+            for path in ("", "projects", "projects/BRAINS", SESSION, DICOM):
+                python(GETDENTS, mount.path / path, size, 0)
+        python(SEEKDIR, mount.path / DICOM)
+        assert inodes(mount) > 10
+        deadline = time.monotonic() + 60
+        while inodes(mount) > 1 and time.monotonic() < deadline:
+            Path("/proc/sys/vm/drop_caches").write_text("2")
+        assert inodes(mount) == 1
+        assert run("ls", mount.path / DICOM).returncode == 0
+
+
+@needs("octave")
+def test_octave_finds_every_image_behind_the_first_two_entries(mount, tmp_path):
+    code = f"d = dir('{mount.path / DICOM}'); d = d(3:end); printf('%s\\n', d.name)"
+    done = run("octave-cli", "--no-gui", "--norc", "--eval", code, cwd=tmp_path, env={**os.environ, "HOME": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.split()) == sorted(os.listdir(mount.path / DICOM))
