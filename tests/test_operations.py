@@ -131,7 +131,12 @@ async def test_entries_before_one_that_fails_are_answered_and_counted(server, tm
         server.add(f"{number}", b"x" * number, size="" if number == MEASURED_AT_ONCE else None)
     server.answers[f"{FILES}/{MEASURED_AT_ONCE}"] = lambda r: httpx.Response(503)
     listed: list[bytes] = []
-    monkeypatch.setattr(pyfuse3, "readdir_reply", lambda token, name, *rest: listed.append(name) or True)
+
+    def reply(token: object, name: bytes, attributes: pyfuse3.EntryAttributes, next_id: int) -> bool:
+        listed.append(name)
+        return True
+
+    monkeypatch.setattr(pyfuse3, "readdir_reply", reply)
     async with mounted(server, tmp_path) as ops:
         handle = await ops.opendir((await look_up(ops, DICOM)).st_ino, CONTEXT)
         known = len(ops.inodes)

@@ -3,7 +3,6 @@
 The programs are Debian's. What is not installed is skipped by name.
 """
 
-import ctypes
 import json
 import os
 import re
@@ -111,7 +110,9 @@ def test_a_listing_goes_on_from_each_of_its_positions(mount):
     names = [entry[0] for entry in listed]
     assert len(names) > 4
     for number, (_, _, behind, _) in enumerate(listed, 1):
-        assert [entry[0] for entry in python(GETDENTS, mount.path / DICOM, BYTES_OF_ONE_ENTRY, behind)] == names[number:]
+        assert [entry[0] for entry in python(GETDENTS, mount.path / DICOM, BYTES_OF_ONE_ENTRY, behind)] == names[
+            number:
+        ]
 
 
 def test_a_program_seeks_in_a_directory_and_rewinds(mount):
@@ -150,6 +151,42 @@ def test_every_entry_that_was_listed_is_forgotten_again(demo, tmp_path):
 @needs("octave")
 def test_octave_finds_every_image_behind_the_first_two_entries(mount, tmp_path):
     code = f"d = dir('{mount.path / DICOM}'); d = d(3:end); printf('%s\\n', d.name)"
-    done = run("octave-cli", "--no-gui", "--norc", "--eval", code, cwd=tmp_path, env={**os.environ, "HOME": str(tmp_path)})
+    done = run(
+        "octave-cli", "--no-gui", "--norc", "--eval", code, cwd=tmp_path, env={**os.environ, "HOME": str(tmp_path)}
+    )
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.split()) == sorted(os.listdir(mount.path / DICOM))
+
+
+# -- experiments/ and subjects/ ----------------------------------------------------------------------------------
+
+
+def test_every_link_is_as_long_as_it_says_and_leads_to_its_item(mount):
+    for directory in ("experiments", "subjects"):
+        found = os.listdir(mount.path / directory)
+        assert found
+        for accession in found:
+            path = mount.path / directory / accession
+            assert os.lstat(path).st_size == len(os.fsencode(os.readlink(path)))
+            assert os.getxattr(path, "user.xnat.id") == os.fsencode(accession)
+
+
+def test_a_copy_of_the_links_has_what_they_lead_to(demo, tmp_path):
+    with mounting(demo.url, tmp_path, **demo.login) as mount:
+        mount.expected_in_log += demo.planted_warnings
+        run("cp", "-rL", mount.path / "experiments", tmp_path / "copy")
+        wanted = {
+            entry.path[1]: entry.target
+            for entry in demo.manifest
+            if entry.path[:1] == ("experiments",) and entry.target
+        }
+        assert {path.name for path in (tmp_path / "copy").iterdir()} == wanted.keys()
+        for accession, target in wanted.items():
+            place = tuple(target.removeprefix("../").split("/"))
+            there = {
+                e.path[len(place) :]: e for e in demo.manifest if e.path[: len(place)] == place and e.kind == "file"
+            }
+            copied = tmp_path / "copy" / accession
+            assert {p.relative_to(copied).parts for p in copied.rglob("*") if p.is_file()} >= {
+                path for path, entry in there.items() if not entry.error
+            }

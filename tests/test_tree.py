@@ -7,8 +7,8 @@ import httpx
 import pytest
 import trio
 
-from tests.scripted import Scripted, opened, resource, session
-from xnatfs.errors import BadReply, Denied, NotFound, Stale
+from tests.scripted import Scripted, opened, resource, session, subject
+from xnatfs.errors import BadReply, Denied, NotFound, Stale, XnatError
 from xnatfs.keys import FilesKey, FoldersKey
 from xnatfs.site import Site
 from xnatfs.tree import Root
@@ -156,15 +156,92 @@ async def test_a_path_is_found_by_its_raw_name_too(server, tmp_path):
 # -- links -----------------------------------------------------------------------------------------------------
 
 
-async def test_links_show_what_listings_have_told(server, tmp_path):
+ASSESSOR = {"ID": "X_E9", "label": "QC", "project": "P", "session_ID": "X_E1"}
+
+
+def with_site_lists(server: Scripted, *more: dict[str, str]) -> None:
+    """Lists of all subjects, sessions and assessors."""
+    sessions = [session("X_E1", "E", project="P"), *more]
+    server.lists["subjects"] = [subject("X_S1", "S")]
+    by_type = {"xnat:subjectAssessorData": sessions, "xnat:imageAssessorData": [ASSESSOR]}
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json={"ResultSet": {"Result": by_type[request.url.params["xsiType"]]}})
+
+    server.answers["experiments"] = answer
+
+
+async def link(site: Site, path: str) -> Link:
+    found = await find(site, path)
+    assert isinstance(found, Link)
+    return found
+
+
+async def test_links_to_all_that_the_account_may_see_are_two_requests(server, tmp_path):
+    with_site_lists(server)
     async with opened(server, tmp_path) as site:
-        assert await names(site, "experiments") == []
+        assert await names(site, "experiments") == ["X_E1", "X_E9"]
+        assert await names(site, "subjects") == ["X_S1"]
+        assert sorted(server.asked) == ["GET experiments", "GET experiments", "GET projects", "GET subjects"]
+        paths = ("experiments/X_E1", "experiments/X_E9", "subjects/X_S1")
+        targets = [(await link(site, path)).target for path in paths]
+        await names(site, "experiments")
+    assert targets == ["../projects/P/S/E", "../projects/P/S/E/assessors/QC", "../projects/P/S"]
+    assert len(server.asked) == 4
+
+
+async def test_a_link_leads_where_the_project_itself_says(server, tmp_path):
+    """Of two subjects of one label the site's list does not tell which of them the project shows under another name."""
+    with_site_lists(server)
+    server.lists["projects/P/experiments"] = [session("X_E1", "E"), session("X_E2", "E", "X_S0")]
+    server.lists["experiments/X_E1/assessors"] = [ASSESSOR]
+    async with opened(server, tmp_path) as site:
+        await names(site, "experiments")
+        session_link, assessor_link = await link(site, "experiments/X_E1"), await link(site, "experiments/X_E9")
+        assert await session_link.follow() == session_link.target == "../projects/P/S~X_S1/E"
+        assert await assessor_link.follow() == "../projects/P/S~X_S1/E/assessors/QC"
+        await names(site, "experiments")
+        assert (await link(site, "experiments/X_E1")).target == "../projects/P/S~X_S1/E"  # known by now
+
+
+async def test_links_show_what_is_shared_once_its_project_was_listed(server, tmp_path):
+    """XNAT leaves out of a list of its site what the account may see in a project that does not own it alone."""
+    with_site_lists(server)
+    server.lists["projects/P/experiments"] = [session("X_E1", "E"), session("X_E7", "FROM_AFAR")]
+    async with opened(server, tmp_path) as site:
+        assert "X_E7" not in await names(site, "experiments")
         await names(site, "projects/P")
-        assert await names(site, "experiments") == ["X_E1"]
-        link = await find(site, "experiments/X_E1")
-        assert isinstance(link, Link)
-        assert link.target == "../projects/P/S/E"
-    assert len(server.asked) == 3
+        assert "X_E7" in await names(site, "experiments")
+        assert await (await link(site, "experiments/X_E7")).follow() == "../projects/P/S/FROM_AFAR"
+
+
+async def test_a_link_of_which_the_owner_is_closed_leads_to_a_project_that_shares_it(server, tmp_path):
+    with_site_lists(server, session("X_E7", "FROM_AFAR", project="CLOSED"))
+    server.lists["projects/P/experiments"] = [session("X_E1", "E"), session("X_E7", "HERE")]
+    server.answers["experiments/X_E7"] = lambda r: document(ID="X_E7", project="CLOSED")
+    server.lists["experiments/X_E7/projects"] = [{"ID": "CLOSED", "label": "FROM_AFAR"}, {"ID": "P", "label": "HERE"}]
+    async with opened(server, tmp_path) as site:
+        assert "X_E7" in await names(site, "experiments")
+        assert await (await link(site, "experiments/X_E7")).follow() == "../projects/P/S/HERE"
+
+
+@pytest.mark.parametrize("status", [400, 404, 500])
+async def test_links_that_cannot_all_be_listed_are_not_listed_in_part(server, tmp_path, status):
+    with_site_lists(server)
+    server.lists["subjects"] = status
+    server.answers["subjects/X_S1"] = lambda r: document(ID="X_S1", project="P")
+    async with opened(server, tmp_path) as site:
+        await names(site, "projects/P")
+        with pytest.raises(XnatError, match="subjects"):
+            await names(site, "subjects")
+        assert (await link(site, "subjects/X_S1")).target == "../projects/P/S"
+
+
+async def test_a_lookup_lists_nothing_of_the_whole_site(server, tmp_path):
+    server.answers["experiments/X_E1"] = lambda r: document(ID="X_E1", project="P")
+    async with opened(server, tmp_path) as site:
+        await find(site, "experiments/X_E1")
+    assert "GET experiments" not in server.asked
 
 
 def document(**fields: str) -> httpx.Response:

@@ -22,6 +22,7 @@ from xnatfs.errors import BadReply, NotFound
 from xnatfs.models import (
     SCAN_COLUMNS,
     SCAN_LABEL,
+    Accession,
     Assessor,
     Document,
     Experiment,
@@ -131,6 +132,21 @@ class Xnat:
         # Base columns only: a column of a subtype would drop all experiments of other types.
         columns = "ID,label,xsiType,date,subject_ID,subject_label,project,insert_date,last_modified"
         return await self._listed(Experiment.parse, f"/data/projects/{_segment(project)}/experiments", columns=columns)
+
+    async def all_subjects(self) -> list[Accession]:
+        """List the subjects of all projects, each with its own project and its label there."""
+        return await self._listed(Accession.of_subject, "/data/subjects", columns="ID,label,project")
+
+    async def all_experiments(self) -> list[Accession]:
+        """List sessions and other assessments of subjects of all projects."""
+        # The label of the subject is a column of this type alone, and would leave image assessors out, too.
+        params = {"xsiType": "xnat:subjectAssessorData", "columns": "ID,label,project,subject_label"}
+        return await self._listed(Accession.of_experiment, "/data/experiments", **params)
+
+    async def all_assessors(self) -> list[Accession]:
+        """List the image assessors of all projects."""
+        params = {"xsiType": "xnat:imageAssessorData", "columns": "ID,label,project,session_ID"}
+        return await self._listed(Accession.of_assessor, "/data/experiments", **params)
 
     async def scans(self, experiment: str) -> list[Scan]:
         return await self._listed(Scan.parse, f"/data/experiments/{_segment(experiment)}/scans")

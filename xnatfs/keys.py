@@ -38,6 +38,21 @@ class ExperimentsKey(ListKey):
 
 
 @dataclass(frozen=True, slots=True)
+class AllSubjectsKey(ListKey):
+    """The subjects of the site."""
+
+
+@dataclass(frozen=True, slots=True)
+class AllExperimentsKey(ListKey):
+    """The experiments of the site, but for image assessors."""
+
+
+@dataclass(frozen=True, slots=True)
+class AllAssessorsKey(ListKey):
+    """The image assessors of the site."""
+
+
+@dataclass(frozen=True, slots=True)
 class ScansKey(ListKey):
     """The scans of a session, by its accession ID."""
 
@@ -122,12 +137,12 @@ def experiment_keys(accession: str) -> list[ListKey]:
 
 
 def item_keys(item: Item) -> list[ListKey]:
-    """Return the keys of every list that tells what hangs on a project, subject or experiment."""
+    """Return the keys of every list that tells what hangs on a project, subject or experiment, or all of a site."""
     made: list[ListKey] = [ResourcesKey(item, True), ResourcesKey(item, False), FilesKey(item, True)]
     made.append(FilesKey(item, False))
     if item[0] == "experiments":
         made += [ScansKey(item[1]), AssessorsKey(item[1])]
-    return made
+    return [*made, AllSubjectsKey(), AllExperimentsKey(), AllAssessorsKey()]
 
 
 def keys_below(key: ListKey, row: str) -> list[ListKey]:

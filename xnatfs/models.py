@@ -211,6 +211,31 @@ class Experiment:
 
 
 @dataclass(frozen=True, slots=True)
+class Accession:
+    """Any item of the whole site, by its accession ID, and where its labels say that it is."""
+
+    id: str
+    label: str
+    project: str  # that owns it
+    subject_label: str  # of an experiment
+    session: str  # of an assessor: the accession ID of its session, where the server tells
+
+    @classmethod
+    def of_subject(cls, row: Row) -> Self:
+        return cls(row.need("ID", "xnat:subjectdata/id"), row.text("label"), intern(row.get("project")), "", "")
+
+    @classmethod
+    def of_experiment(cls, row: Row) -> Self:
+        accession = row.need("ID", "xnat:subjectassessordata/id", "xnat:experimentdata/id")
+        return cls(accession, row.text("label"), intern(row.get("project")), intern(row.text("subject_label")), "")
+
+    @classmethod
+    def of_assessor(cls, row: Row) -> Self:
+        accession = row.need("ID", "xnat:imageassessordata/id", "xnat:experimentdata/id")
+        return cls(accession, row.text("label"), intern(row.get("project")), "", intern(row.get("session_ID")))
+
+
+@dataclass(frozen=True, slots=True)
 class Scan:
     id: str
     type: str

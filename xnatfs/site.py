@@ -29,6 +29,9 @@ from xnatfs.credentials import Credentials
 from xnatfs.errors import BadReply, Denied, LoginRequired, NotFound, Unreachable, first_error
 from xnatfs.kept import Kept
 from xnatfs.keys import (
+    AllAssessorsKey,
+    AllExperimentsKey,
+    AllSubjectsKey,
     AssessorsKey,
     ExperimentsKey,
     FilesKey,
@@ -42,7 +45,7 @@ from xnatfs.keys import (
     SubjectsKey,
 )
 from xnatfs.metadata import Listing, MetadataCache, listing
-from xnatfs.models import Assessor, Experiment, FileRow, Project, Resource, Scan, Subject
+from xnatfs.models import Accession, Assessor, Experiment, FileRow, Project, Resource, Scan, Subject
 from xnatfs.past import Past
 from xnatfs.sessions import SessionStore
 from xnatfs.walk import Walk
@@ -161,6 +164,12 @@ class Site:
     def known_subjects(self, project: str) -> Listing[Subject] | None:
         found = self.metadata.peek(SubjectsKey(project))
         return found if isinstance(found, Listing) else None
+
+    async def everywhere(self, *keys: ListKey) -> list[Listing[Accession]]:
+        """Return lists of the whole site, requested at the same time."""
+        for key in keys[1:]:
+            self._begin(lambda key=key: self._listing(key))  # type: ignore[misc]
+        return [await self._listing(key) for key in keys]
 
     async def scans(self, experiment: str) -> Listing[Scan]:
         return await self._listing(ScansKey(experiment))
@@ -382,6 +391,12 @@ class Site:
                 return lambda: xnat.subjects(project), lambda row: row.id, Subject
             case ExperimentsKey(project):
                 return lambda: xnat.experiments(project), lambda row: row.subject_id, Experiment
+            case AllSubjectsKey():
+                return xnat.all_subjects, lambda row: "", Accession
+            case AllExperimentsKey():
+                return xnat.all_experiments, lambda row: "", Accession
+            case AllAssessorsKey():
+                return xnat.all_assessors, lambda row: "", Accession
             case ScansKey(experiment):
                 return lambda: xnat.scans(experiment), lambda row: row.id, Scan
             case AssessorsKey(experiment):

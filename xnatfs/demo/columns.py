@@ -13,6 +13,7 @@ from xnatfs.demo.reply import Failed
 from xnatfs.demo.tables import Query, Rows
 
 IMAGE, MR, ASSESSOR = "xnat:imageSessionData", "xnat:mrSessionData", "xnat:imageAssessorData"
+SUBJECT_ASSESSOR = "xnat:subjectAssessorData"
 SCAN = "xnat:imagescandata/"
 # Of what the document calls unconfirmed: a server answers as described, without the column, or with an error.
 Joins = Literal["answered", "ignored", "refused"]
@@ -55,6 +56,8 @@ class Chosen:
     def holds(self, row: Mapping[str, str]) -> bool:
         """Whether an experiment with these cells is in the list."""
         xsi_type = row["xsitype"]
+        if self.root.lower() == SUBJECT_ASSESSOR.lower():
+            return f"{SUBJECT_ASSESSOR.lower()}/id" in row
         if self.root.lower() in BASES:
             return True
         if self.root.lower() == ASSESSOR.lower():

@@ -39,12 +39,18 @@ def all_experiments(archive: Archive, user: str, query: Query, joins: Joins = "a
     found = [e for e in archive.experiments.values() if query.get(SHARED_INTO, "") in ("", *e.shared)]
     rows = _wanted([_own(archive, e, query) for e in found], query, chosen)
     page, whole = paged(rows, query)
-    page = [row for row in page if archive.reads_item(user, archive.experiments[row["id"]])]
+    page = [row for row in page if _reads(archive, user, archive.experiments[row["id"]], query)]
     if not query.release.typed_site_key:
         chosen = replace(chosen, names=[name for name in chosen.names if name != "xnat:experimentdata/id"])
     if any(name.lower().startswith(SCAN) for name in chosen.names):
         page = _with_scans(archive, page, query, any(name.lower() == f"{SCAN}file/label" for name in chosen.names))
     return table(chosen.rows(page), query, title="Matching experiments", total=whole, columns=chosen.names)
+
+
+def _reads(archive: Archive, user: str, experiment: Experiment, query: Query) -> bool:
+    if query.release.shares_in_site_list:
+        return archive.reads_item(user, experiment)
+    return archive.reads(user, experiment.project)
 
 
 def _own(archive: Archive, experiment: Experiment, query: Query) -> dict[str, str]:

@@ -127,6 +127,10 @@ def _links(archive: Archive, shown: Shown, user: str) -> Iterator[ManifestEntry]
             there = subject.label if place == subject.project else subject.shared.get(place, subject.label)
             path = f"{shown.name((place, subject.id), there)}/{shown.name((place, experiment.id), own)}"
             yield ManifestEntry(("experiments", experiment.id), "link", target=f"../projects/{place}/{path}")
+            for assessor in archive.assessors_of(experiment):
+                if seen & {assessor.project, *assessor.shared}:
+                    target = f"../projects/{place}/{path}/assessors/{shown.name(assessor.id, assessor.label)}"
+                    yield ManifestEntry(("experiments", assessor.id), "link", target=target)
 
 
 def seconds(stamp: str) -> float:

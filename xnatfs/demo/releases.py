@@ -52,6 +52,7 @@ class Release:
     document_type: str = "text/html"  # of a document whose form is not asked for
     substitutes_shares: bool = True  # a shared session has the project and subject label of the project that is listed
     typed_site_key: bool = True  # the list of all experiments has the column xnat:experimentdata/id, too
+    shares_in_site_list: bool = True  # the list of all experiments has those that only a share lets the account read
     protected_subjects_403: bool = True  # subjects of a protected project, to others: 403; else an empty list
     falls_to_project: bool = True  # resources of an unknown session below a project are those of the project; else 404
 
@@ -108,6 +109,7 @@ XNAT_1_6 = Release(
     document_type="text/xml",
     substitutes_shares=False,
     typed_site_key=False,
+    shares_in_site_list=False,
     protected_subjects_403=False,
     falls_to_project=False,
     lists_digests=False,

@@ -246,7 +246,7 @@ class Operations(pyfuse3.Operations):
         node = self._node(inode)
         if not isinstance(node, Link):
             raise pyfuse3.FUSEError(errno.EINVAL)
-        return FileNameT(encode(node.target))
+        return FileNameT(encode(await node.follow()))
 
     # -- directories ---------------------------------------------------------------------------------------------
 

@@ -1,18 +1,40 @@
 """experiments/ACCESSION and subjects/ACCESSION: links to where an item is under its label, in the project that owns it.
 
-Any accession ID resolves by lookup, with a request if need be; a listing shows those that other listings have told.
+Any accession ID resolves by lookup, with a request if need be. A listing shows all that the server lists for the whole
+site, and what listings of projects have told beside that. Where a link leads to is certain when it is followed: clashes
+of labels are settled in a project's own listings, and to have those of each project at once would be thousands of
+requests. Until then its target, and so its length, is what the labels say.
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import overload
 
-from xnatfs.errors import Denied, NotFound
-from xnatfs.keys import LinkKey, LinksOfProjectKey, Path, ProjectsKey
+import trio
+
+from xnatfs.errors import BadReply, Denied, NotFound
+from xnatfs.keys import (
+    AllAssessorsKey,
+    AllExperimentsKey,
+    AllSubjectsKey,
+    ChildrenKey,
+    LinkKey,
+    LinksOfProjectKey,
+    ListKey,
+    Path,
+    ProjectsKey,
+)
+from xnatfs.metadata import Expiring, Listing
+from xnatfs.models import Accession
 from xnatfs.site import Site
-from xnatfs.tree.names import escape, shorten
-from xnatfs.tree.node import Children, Dir, Link, Node
-from xnatfs.tree.projects import ProjectDir, Projects, SubjectDir
+from xnatfs.tree.names import escape, expected, shorten, unescape
+from xnatfs.tree.node import Children, Dir, Link, Listed, Node
+from xnatfs.tree.projects import RESOURCES, ProjectDir, Projects, SubjectDir
 from xnatfs.tree.sessions import AssessorsDir, SessionDir
+
+# Rows of a site that are sorted in between two looks at who else waits: a millisecond.
+AT_ONCE = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,23 +58,125 @@ class _Resolved:
         return 1
 
 
+class LinkBeforehand(Link):
+    """A link made of a row of the site's list: where it leads to is found out when it is followed."""
+
+    __slots__ = ("links", "row")
+
+    def __init__(self, links: "LinksDir", name: str, target: Path, row: Accession) -> None:
+        super().__init__(links.site, links, name, target)
+        self.links = links
+        self.row = row
+
+    async def follow(self) -> str:
+        self.target = Link(self.site, self.links, self.name, await self.links.locate(self.row)).target
+        return self.target
+
+
+class Links(Listed):
+    """The links of one directory, made when they are asked for: there may be hundreds of thousands."""
+
+    __slots__ = ("_known", "_links", "_listings", "_names", "_rows", "paths")
+
+    def __init__(self, links: "LinksDir", listings: Sequence[Listing[Accession]], known: Sequence[Accessions]) -> None:
+        self._links = links
+        self._listings = listings
+        self._rows: dict[str, Accession] = {}  # by the name of the link
+        self._names: list[str] = []
+        self._known = known
+        self.paths: dict[str, Path] = {}  # that are known, by accession ID: in the project that owns it, or any other
+
+    async def fill(self) -> None:
+        """Sort the rows in. What only a project's listings tell of, because it is shared, comes last."""
+        count = 0
+        for listing in self._listings:
+            for row in listing.rows:
+                self._rows.setdefault(shorten(escape(row.id)), row)
+                count += 1
+                if count % AT_ONCE == 0:
+                    await trio.lowlevel.checkpoint()
+        for project in self._known:
+            for accession, path in project.paths.items():
+                row = self._rows.setdefault(shorten(escape(accession)), Accession(accession, "", "", "", ""))
+                if accession not in self.paths or path[1] == shorten(escape(row.project)):
+                    self.paths[accession] = path
+        self._names = list(self._rows)
+
+    def is_of(self, listings: Sequence[Listing[Accession]], known: Sequence[Accessions]) -> bool:
+        """Return whether it was made of these very listings."""
+        mine, theirs = [*self._listings, *self._known], [*listings, *known]
+        return len(mine) == len(theirs) and all(a is b for a, b in zip(mine, theirs, strict=True))
+
+    def row(self, accession: str) -> Accession | None:
+        """Return what the site's list has of an item."""
+        return self._rows.get(shorten(escape(accession)))
+
+    def __getitem__(self, name: str) -> Node:
+        return self._links.link(name, self._rows[name], self)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._rows
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def listed(self) -> Sequence[Node]:
+        return _ByPlace(self, self._names)
+
+
+class _ByPlace(Sequence[Node]):
+    """The links in the order in which they are listed."""
+
+    def __init__(self, links: Links, names: Sequence[str]) -> None:
+        self._links = links
+        self._names = names
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @overload
+    def __getitem__(self, index: int) -> Node: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Node]: ...
+    def __getitem__(self, index: int | slice) -> Node | list[Node]:
+        if isinstance(index, slice):
+            return [self._links[name] for name in self._names[index]]
+        return self._links[self._names[index]]
+
+
 class LinksDir(Dir):
     """Links into `projects`."""
 
     __slots__ = ("projects",)
+
+    everywhere: tuple[ListKey, ...] = ()  # the lists of the site that have all of them
 
     def __init__(self, site: Site, parent: Dir, name: str, projects: Projects) -> None:
         super().__init__(site, parent, name)
         self.projects = projects
 
     async def children(self) -> Children:
-        """Those known already; what is shown grows as projects are looked at."""
-        nodes: dict[str, Node] = {}
+        """All that the account may see: a request or two. Raises BadReply where the server has no such list."""
+        try:
+            listings = await self.site.everywhere(*self.everywhere)
+        except (NotFound, BadReply) as error:
+            raise BadReply(f"the server does not list all {self.name}, but each is found by its ID: {error}") from error
         known = await self._known()
-        for accession in dict.fromkeys(accession for project in known for accession in project.paths):
-            name = shorten(escape(accession))
-            nodes[name] = Link(self.site, self, name, await self._path(accession, known))
-        return Children(nodes, (await self.site.projects()).expires)
+        kept = self.site.metadata.peek(ChildrenKey(self.path))
+        if isinstance(kept, Children) and isinstance(kept.nodes, Links) and kept.nodes.is_of(listings, known):
+            return kept
+        links = Links(self, listings, known)
+        await links.fill()
+        made_of: list[Expiring] = [await self.site.projects(), *listings, *known]
+        children = Children(links, min(each.expires for each in made_of))
+        self.site.metadata.put(ChildrenKey(self.path), children)
+        return children
+
+    def sources(self) -> Sequence[ListKey]:
+        return self.everywhere
 
     def fresh_until(self) -> float:
         projects = self.site.metadata.peek(ProjectsKey())
@@ -60,7 +184,37 @@ class LinksDir(Dir):
 
     async def child(self, name: str) -> Node:
         """The link of any accession ID the account may see. Raises NotFound."""
-        return Link(self.site, self, name, await self._path(name, await self._known()))
+        kept = self.site.metadata.peek(ChildrenKey(self.path))
+        if isinstance(kept, Children) and name in kept.nodes:
+            return kept.nodes[name]
+        return Link(self.site, self, name, await self._path(unescape(name), await self._known()))
+
+    def link(self, name: str, row: Accession, links: Links) -> Link:
+        """Make the link of one row. Asks nothing."""
+        path, certain = self.place(row, links)
+        return Link(self.site, self, name, path) if certain else LinkBeforehand(self, name, path, row)
+
+    def place(self, row: Accession, links: Links) -> tuple[Path, bool]:
+        """Return where an item is, and whether that is certain: by a listing at hand, else by its labels."""
+        path, owner = links.paths.get(row.id), shorten(escape(row.project))
+        if path is None:
+            return self.expected(row, owner, links), False
+        return path, not row.project or path[1] == owner
+
+    async def locate(self, row: Accession) -> Path:
+        """Find out where the item of a row of the site's list is."""
+        try:
+            return await self.in_owner(row)
+        except (NotFound, Denied):
+            return await self._path(row.id, await self._known())
+
+    def expected(self, row: Accession, owner: str, links: Links) -> Path:
+        """Return the path that the labels of a row make. Written by subclasses."""
+        raise NotImplementedError(type(self).__name__)
+
+    async def in_owner(self, row: Accession) -> Path:
+        """Return the path of an item in the project that owns it. Raises NotFound, Denied."""
+        return await self.path_in(row.project, row.id)
 
     async def _path(self, accession: str, known: Sequence[Accessions]) -> Path:
         """Where the item is. What listings tell for sure costs no request."""
@@ -105,6 +259,16 @@ class LinksDir(Dir):
         """The path of an item that the server is asked about. Raises NotFound. Written by subclasses."""
         raise NotImplementedError(type(self).__name__)
 
+    async def path_of(self, owner: str, accession: str) -> Path:
+        """Return the path of an item in its project or, where that is closed to us, in one that it is shared into."""
+        try:
+            return await self.path_in(owner, accession)
+        except (NotFound, Denied):
+            for row in await self.site.xnat.rows(self.name, accession, "projects"):
+                with contextlib.suppress(NotFound, Denied):
+                    return await self.path_in(row.get("ID"), accession)
+            raise
+
     async def path_in(self, project: str, accession: str) -> Path:
         path = (await self.in_project(project)).paths.get(accession)
         if path is None:
@@ -122,6 +286,11 @@ class SubjectLinks(LinksDir):
 
     __slots__ = ()
 
+    everywhere = (AllSubjectsKey(),)
+
+    def expected(self, row: Accession, owner: str, links: Links) -> Path:
+        return ("projects", owner, expected(row.label, row.id, {RESOURCES}))
+
     async def collect(self, project_dir: ProjectDir) -> Accessions:
         subjects = await _subjects(project_dir)
         return Accessions(
@@ -132,13 +301,28 @@ class SubjectLinks(LinksDir):
 
     async def resolve(self, accession: str) -> Path:
         fields = await self.site.xnat.document("subjects", accession)
-        return await self.path_in(fields.get("project", ""), accession)
+        return await self.path_of(fields.get("project", ""), accession)
 
 
 class ExperimentLinks(LinksDir):
     """experiments/ACCESSION -> ../projects/PROJECT/SUBJECT/SESSION, or to an assessor within one"""
 
     __slots__ = ()
+
+    everywhere = (AllExperimentsKey(), AllAssessorsKey())
+
+    def expected(self, row: Accession, owner: str, links: Links) -> Path:
+        if row.session:
+            session = links.row(row.session)
+            above = self.place(session, links)[0] if session else ()
+            return (*above, "assessors", expected(row.label, row.id))
+        subject = expected(row.subject_label, row.id, {RESOURCES})
+        return ("projects", owner, subject, expected(row.label, row.id, {RESOURCES}))
+
+    async def in_owner(self, row: Accession) -> Path:
+        if not row.session:
+            return await super().in_owner(row)
+        return await self._assessor(await self.path_in(row.project, row.session), row.id)
 
     async def collect(self, project_dir: ProjectDir) -> Accessions:
         """A row does not tell of sharing; one below a subject that the project owns is taken for its own."""
@@ -155,8 +339,8 @@ class ExperimentLinks(LinksDir):
         fields = await self.site.xnat.document("experiments", accession)
         project, session = fields.get("project", ""), fields.get("imageSession_ID", "")
         if not session:
-            return await self.path_in(project, accession)
-        return await self._assessor(await self.path_in(project, session), accession)
+            return await self.path_of(project, accession)
+        return await self._assessor(await self.path_of(project, session), accession)
 
     async def _assessor(self, session_path: Path, accession: str) -> Path:
         node: Node = self.projects

@@ -100,6 +100,12 @@ def assign(
     return {name: named[name] for name in sorted(named, key=natural)}
 
 
+def expected(label: str, key: str, reserved: Collection[str] = ()) -> str:
+    """Return the name that `assign` gives to an item whose label no other one has."""
+    name = shorten(escape(label))
+    return name if name and name not in reserved else shorten(f"{name}~{escape(key)}")
+
+
 def split(path: str) -> tuple[str, ...]:
     """A catalogue path as names, one per folder level.
 

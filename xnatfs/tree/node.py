@@ -165,6 +165,10 @@ class Link(Node):
         up = len(parent.path)
         self.target = "/".join((*[".."] * up, *target))
 
+    async def follow(self) -> str:
+        """Return where it leads to, relative to its directory."""
+        return self.target
+
 
 class File(Node):
     """A file that can be read. Its length never changes: another length is another node."""
