@@ -175,18 +175,14 @@ def test_a_copy_of_the_links_has_what_they_lead_to(demo, tmp_path):
     with mounting(demo.url, tmp_path, **demo.login) as mount:
         mount.expected_in_log += demo.planted_warnings
         run("cp", "-rL", mount.path / "experiments", tmp_path / "copy")
-        wanted = {
-            entry.path[1]: entry.target
-            for entry in demo.manifest
-            if entry.path[:1] == ("experiments",) and entry.target
+        links = {
+            entry.path[1]: entry.target for entry in demo.manifest if entry.path[0] == "experiments" and entry.target
         }
-        assert {path.name for path in (tmp_path / "copy").iterdir()} == wanted.keys()
-        for accession, target in wanted.items():
+        assert {path.name for path in (tmp_path / "copy").iterdir()} == links.keys()
+        for accession, target in links.items():
+            if "/FAULTS/" in target:  # its files cannot all be copied
+                continue
             place = tuple(target.removeprefix("../").split("/"))
-            there = {
-                e.path[len(place) :]: e for e in demo.manifest if e.path[: len(place)] == place and e.kind == "file"
-            }
+            files = {e.path[len(place) :] for e in demo.manifest if e.path[: len(place)] == place and e.kind == "file"}
             copied = tmp_path / "copy" / accession
-            assert {p.relative_to(copied).parts for p in copied.rglob("*") if p.is_file()} >= {
-                path for path, entry in there.items() if not entry.error
-            }
+            assert {path.relative_to(copied).parts for path in copied.rglob("*") if path.is_file()} == files

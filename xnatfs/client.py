@@ -139,8 +139,8 @@ class Xnat:
 
     async def all_experiments(self) -> list[Accession]:
         """List sessions and other assessments of subjects of all projects."""
-        # The label of the subject is a column of this type alone, and would leave image assessors out, too.
-        params = {"xsiType": "xnat:subjectAssessorData", "columns": "ID,label,project,subject_label"}
+        # The type is said, too: to ask for the subject leaves out all that can have none, image assessors among them.
+        params = {"xsiType": "xnat:subjectAssessorData", "columns": "ID,label,project,subject_ID,subject_label"}
         return await self._listed(Accession.of_experiment, "/data/experiments", **params)
 
     async def all_assessors(self) -> list[Accession]:

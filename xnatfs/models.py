@@ -217,22 +217,24 @@ class Accession:
     id: str
     label: str
     project: str  # that owns it
-    subject_label: str  # of an experiment
+    subject: str  # of an experiment: its accession ID and label
+    subject_label: str
     session: str  # of an assessor: the accession ID of its session, where the server tells
 
     @classmethod
     def of_subject(cls, row: Row) -> Self:
-        return cls(row.need("ID", "xnat:subjectdata/id"), row.text("label"), intern(row.get("project")), "", "")
+        return cls(row.need("ID", "xnat:subjectdata/id"), row.text("label"), intern(row.get("project")), "", "", "")
 
     @classmethod
     def of_experiment(cls, row: Row) -> Self:
         accession = row.need("ID", "xnat:subjectassessordata/id", "xnat:experimentdata/id")
-        return cls(accession, row.text("label"), intern(row.get("project")), intern(row.text("subject_label")), "")
+        subject, label = intern(row.get("subject_ID")), intern(row.text("subject_label"))
+        return cls(accession, row.text("label"), intern(row.get("project")), subject, label, "")
 
     @classmethod
     def of_assessor(cls, row: Row) -> Self:
         accession = row.need("ID", "xnat:imageassessordata/id", "xnat:experimentdata/id")
-        return cls(accession, row.text("label"), intern(row.get("project")), "", intern(row.get("session_ID")))
+        return cls(accession, row.text("label"), intern(row.get("project")), "", "", intern(row.get("session_ID")))
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,7 +97,7 @@ class Links(Listed):
                     await trio.lowlevel.checkpoint()
         for project in self._known:
             for accession, path in project.paths.items():
-                row = self._rows.setdefault(shorten(escape(accession)), Accession(accession, "", "", "", ""))
+                row = self._rows.setdefault(shorten(escape(accession)), Accession(accession, "", "", "", "", ""))
                 if accession not in self.paths or path[1] == shorten(escape(row.project)):
                     self.paths[accession] = path
         self._names = list(self._rows)
@@ -316,7 +316,7 @@ class ExperimentLinks(LinksDir):
             session = links.row(row.session)
             above = self.place(session, links)[0] if session else ()
             return (*above, "assessors", expected(row.label, row.id))
-        subject = expected(row.subject_label, row.id, {RESOURCES})
+        subject = expected(row.subject_label, row.subject, {RESOURCES})
         return ("projects", owner, subject, expected(row.label, row.id, {RESOURCES}))
 
     async def in_owner(self, row: Accession) -> Path:
