@@ -519,6 +519,45 @@ async def test_facts_are_attributes_and_what_is_not_there_is_said(server, tmp_pa
                 await ops.getxattr(scan.st_ino, FileNameT(name), CONTEXT)
 
 
+async def test_an_attribute_that_is_listed_is_read_whatever_has_become_of_it(server, tmp_path, monkeypatch):
+    """`getfattr -d` lists first and reads then; in between the server may have come back."""
+    monkeypatch.setattr(Node, "stale", lambda self: 1.0)
+    async with mounted(server, tmp_path) as ops:
+        scan = await look_up(ops, "projects/P/S/E/scans/1")
+        names = await ops.listxattr(scan.st_ino, CONTEXT)
+        assert b"user.xnat.stale" in names
+        monkeypatch.setattr(Node, "stale", lambda self: 0.0)
+        server.lists["experiments/X_E1/scans"] = [{"ID": "1"}]
+        assert await ops.getxattr(scan.st_ino, FileNameT(b"user.xnat.stale"), CONTEXT) == b""
+        assert b"user.xnat.stale" not in await ops.listxattr(scan.st_ino, CONTEXT)
+
+
+@pytest.mark.parametrize(
+    ("length", "listed", "read"), [(2000, True, True), (2**16, False, True), (2**16 + 1, False, False)]
+)
+async def test_attributes_are_as_long_as_a_copy_can_keep_and_the_kernel_takes(server, tmp_path, length, listed, read):
+    server.lists["experiments/X_E1/scans"] = [{"ID": "1", "type": "T1", "note": "x" * length}]
+    note = FileNameT(b"user.xnat.note")
+    async with mounted(server, tmp_path) as ops:
+        scan = await look_up(ops, "projects/P/S/E/scans/1")
+        names = await ops.listxattr(scan.st_ino, CONTEXT)
+        assert b"user.xnat.type" in names
+        assert (note in names) == listed
+        if read:
+            assert len(await ops.getxattr(scan.st_ino, note, CONTEXT)) == length
+        else:
+            async with refused(pyfuse3.ENOATTR):
+                await ops.getxattr(scan.st_ino, note, CONTEXT)
+
+
+async def test_a_name_that_is_too_long_is_said_to_be(server, tmp_path):
+    async with mounted(server, tmp_path) as ops:
+        projects = await look_up(ops, "projects")
+        assert (await ops.lookup(projects.st_ino, FileNameT(b"x" * 255), CONTEXT)).st_ino == 0
+        async with refused(errno.ENAMETOOLONG):
+            await ops.lookup(projects.st_ino, FileNameT(b"x" * 256), CONTEXT)
+
+
 async def test_labels_and_acls_are_said_to_be_unsupported_not_missing(server, tmp_path):
     """Programs ask for them once then, and not once for every file."""
     async with mounted(server, tmp_path) as ops:

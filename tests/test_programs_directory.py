@@ -18,6 +18,7 @@ import pytest
 
 from tests.demos import Demo, serving
 from tests.mounting import Mount, daemons, mounting, run
+from xnatfs.demo.content import DemoArchive
 
 SESSION = "projects/BRAINS/SUB001/SUB001_MR1"
 DICOM = f"{SESSION}/scans/1/DICOM"
@@ -186,3 +187,28 @@ def test_a_copy_of_the_links_has_what_they_lead_to(demo, tmp_path):
             files = {e.path[len(place) :] for e in demo.manifest if e.path[: len(place)] == place and e.kind == "file"}
             copied = tmp_path / "copy" / accession
             assert {path.relative_to(copied).parts for path in copied.rglob("*") if path.is_file()} == files
+
+
+# -- attributes --------------------------------------------------------------------------------------------------
+
+
+def with_long_notes(archive: DemoArchive) -> None:
+    """Notes of lengths at which file systems, and then the kernel, take no more."""
+    scans = archive.experiments["DEMO_E00001"].scans
+    for scan, length in zip(scans, (2000, 5000, 2**16, 2**16 + 1, 300_000), strict=False):
+        scan.note = "x" * length
+
+
+@needs("rsync", "getfattr")
+def test_a_copy_with_all_attributes_is_whole(tmp_path):
+    with serving(change=with_long_notes) as demo, mounting(demo.url, tmp_path, **demo.login) as mount:
+        source, copy = mount.path / SESSION, tmp_path / "copy"
+        done = run("rsync", "-aX", f"{source}/", copy)
+        assert (done.returncode, done.stderr) == (0, "")
+        listed = run("getfattr", "-R", "-d", "--absolute-names", source)
+        assert listed.stderr == ""
+        copied = run("getfattr", "-R", "-d", "--absolute-names", copy)
+        assert "user.xnat.note" in copied.stdout
+        assert sorted(copied.stdout.replace(str(copy), str(source)).split("\n\n")) == sorted(
+            listed.stdout.split("\n\n")
+        )

@@ -70,6 +70,13 @@ QUIET = (NotFound, Denied, Stale, ReadOnly, Unreachable, LoginRequired)
 # What never expires, the kernel may keep for an hour; longer only delays its forgetting.
 LONGEST_TIMEOUT = 3600.0
 XATTR_PREFIX = b"user.xnat."
+# Bytes in a name, as statfs(2) says it.
+NAME_MAX = 255
+# Bytes in a value that the kernel passes on: XATTR_SIZE_MAX. What is longer would be E2BIG.
+LONGEST_XATTR = 65536
+# Bytes of names and values that are listed of one entry: ext4 has a block of 4 KiB for all, each with 16 bytes more
+# and rounded up, and `rsync -X` fails where one does not fit.
+LISTED_XATTRS = 3072
 # How many files of a listing are measured at once, where the server does not state sizes: four rounds of eight.
 MEASURED_AT_ONCE = 32
 
@@ -215,6 +222,8 @@ class Operations(pyfuse3.Operations):
     @handler
     async def lookup(self, parent: InodeT, name: FileNameT, ctx: RequestContext) -> pyfuse3.EntryAttributes:
         directory = self._directory(parent)
+        if len(name) > NAME_MAX:
+            raise pyfuse3.FUSEError(errno.ENAMETOOLONG)
         try:
             node = await directory.child(decode(name))
             await _learn_size([node])
@@ -399,7 +408,7 @@ class Operations(pyfuse3.Operations):
         """The server does not tell how large it is: a size of 0 says so, and `df` leaves the mount out."""
         data = pyfuse3.StatvfsData()
         data.f_bsize = data.f_frsize = 4096
-        data.f_namemax = 255
+        data.f_namemax = NAME_MAX
         return data
 
     def _node(self, inode: InodeT) -> Node:
@@ -445,7 +454,14 @@ class OperationsWithXattrs(Operations):
 
     @handler
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[FileNameT]:
-        return sorted(await _xattrs(self._node(inode)))
+        """Return the names of those that have a value, and that a copy can keep; the longest values give way."""
+        found = await _xattrs(self._node(inode))
+        room, names = LISTED_XATTRS, []
+        for name in sorted(found, key=lambda name: len(found[name])):
+            room -= len(name) + len(found[name])
+            if found[name] and room >= 0:
+                names.append(name)
+        return sorted(names)
 
     @handler
     async def getxattr(self, inode: InodeT, name: FileNameT, ctx: RequestContext) -> bytes:
@@ -454,7 +470,7 @@ class OperationsWithXattrs(Operations):
         if not name.startswith(b"user."):
             raise pyfuse3.FUSEError(errno.EOPNOTSUPP)
         value = (await _xattrs(self._node(inode))).get(name) if name.startswith(XATTR_PREFIX) else None
-        if value is None:
+        if value is None or len(value) > LONGEST_XATTR:
             raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
         return value
 
@@ -475,10 +491,11 @@ async def _learn_size(nodes: Sequence[Node]) -> None:
 
 
 async def _xattrs(node: Node) -> dict[FileNameT, bytes]:
+    """Return all that a node can have. A value that has gone since its name was listed is empty, not an error."""
     facts = await node.all_xattrs()
-    if since := node.stale():
-        facts["stale"] = datetime.fromtimestamp(since, UTC).isoformat(timespec="seconds")
-    return {FileNameT(XATTR_PREFIX + key.encode()): encode(value) for key, value in facts.items() if value}
+    since = node.stale()
+    facts["stale"] = datetime.fromtimestamp(since, UTC).isoformat(timespec="seconds") if since else ""
+    return {FileNameT(XATTR_PREFIX + key.encode()): encode(value) for key, value in facts.items()}
 
 
 def _left(expires: float) -> float:
