@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -17,7 +18,8 @@ from typing import Any
 import pytest
 
 from tests.demos import Demo, serving
-from tests.mounting import Mount, daemons, mounting, run
+from tests.failing import AS_STRANGER, OPEN_FUSE, OWN_MOUNTS, STRANGER, XNATFS, Desk, desk
+from tests.mounting import Mount, daemons, environment, mounting, run
 from xnatfs.demo.content import DemoArchive
 
 SESSION = "projects/BRAINS/SUB001/SUB001_MR1"
@@ -212,3 +214,121 @@ def test_a_copy_with_all_attributes_is_whole(tmp_path):
         assert sorted(copied.stdout.replace(str(copy), str(source)).split("\n\n")) == sorted(
             listed.stdout.split("\n\n")
         )
+
+
+# -- as an ordinary user -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sitting() -> Iterator[Desk]:
+    with desk() as made:
+        made.belongs_to_stranger()
+        yield made
+
+
+def as_user(sitting: Desk, demo: Demo, script: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run a script beside a mount `$M` that an ordinary user has made, in a mount namespace of its own.
+
+    It runs in a directory that it may write to.
+    """
+    stage = (
+        f"{OPEN_FUSE}; echo user_allow_other > /mnt/fuse.conf; mount --bind /mnt/fuse.conf /etc/fuse.conf;"
+        f" (cat /etc/passwd; echo jane:x:{STRANGER}:{STRANGER}::{sitting.home}:/bin/sh) > /mnt/passwd;"
+        " mount --bind /mnt/passwd /etc/passwd;"  # fusermount3 wants to know the name
+        f' exec {AS_STRANGER} sh -ec "$0"'
+    )
+    login = {"XNAT_USER": demo.login["user"], "XNAT_PASS": demo.login["password"]}
+    # A git of an ordinary user does not look for its settings in root's home.
+    env = environment(sitting.home, M=str(sitting.place), GIT_CONFIG_GLOBAL=str(sitting.home / ".gitconfig"), **login)
+    mounted = f'{XNATFS} mount --url {demo.url} {" ".join(options)} "$M"; trap \'{XNATFS} umount "$M"\' EXIT;\n{script}'
+    return run(*OWN_MOUNTS, "sh", "-ec", stage, mounted, env=env, cwd=sitting.home)
+
+
+def succeeds(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_modes_are_those_of_other_mounts_and_a_write_is_refused_as_read_only(demo, sitting):
+    script = f"""
+        stat -c %a $M/{DICOM} $M/projects/BRAINS/resources/protocol/protocol.txt
+        python3 - <<'END'
+import errno, os
+path = os.environ["M"] + "/projects/BRAINS/resources/protocol/protocol.txt"
+def said(call, *arguments):
+    try:
+        return call(*arguments)
+    except OSError as error:
+        return errno.errorcode[error.errno]
+print(os.access(path, os.R_OK), os.access(path, os.W_OK))
+print(said(os.open, path, os.O_RDWR), said(os.mkdir, os.path.dirname(path) + "/x"), said(os.unlink, path))
+END
+    """
+    assert succeeds(as_user(sitting, demo, script)).split() == ["755", "644", "True", "False", *["EROFS"] * 3]
+
+
+def test_a_copy_can_be_written_into_and_deleted(demo, sitting):
+    script = f"""
+        cp -r $M/{SESSION} copy
+        echo more >> "$(find copy -type f | head -n 1)"
+        touch copy/scans/new
+        chmod -R go= copy
+        rm -r copy
+        cp -a $M/{SESSION} copy
+        touch copy/scans/new
+        rm -r copy
+    """
+    succeeds(as_user(sitting, demo, script))
+
+
+@needs("datalad", "git-annex")
+def test_datalad_saves_a_copy_and_annex_imports_the_mount_itself(demo, sitting):
+    script = f"""
+        git config --global user.name Jane
+        git config --global user.email jane@example.org
+        datalad --log-level error create set > log 2>&1 || {{ cat log; exit 1; }}
+        cp -r $M/{DICOM} set/
+        datalad --log-level error save -d set -m copied > log 2>&1 || {{ cat log; exit 1; }}
+        cd set
+        git -c core.quotepath=off ls-files DICOM | wc -l
+        git annex fsck --quiet DICOM
+        git annex initremote mount type=directory directory=$M/{DICOM} encryption=none importtree=yes > ../log 2>&1
+        git annex import master:imported --from mount > ../log 2>&1 || {{ cat ../log; exit 1; }}
+        git ls-tree mount/master:imported | wc -l
+        git annex uninit > ../log 2>&1 || {{ cat ../log; exit 1; }}
+        cd ..
+        rm -rf set
+        ls $M/{DICOM} | wc -l
+    """
+    counts = succeeds(as_user(sitting, demo, script)).split()
+    assert len(set(counts)) == 1
+    assert counts[0] != "0"
+
+
+@needs("fuse-overlayfs")
+def test_an_overlay_takes_the_changes_that_the_mount_does_not(demo, sitting):
+    script = f"""
+        mkdir upper work over
+        cat > inside <<'END'
+            fuse-overlayfs -o lowerdir="$M/{SESSION}",upperdir=upper,workdir=work over
+            trap 'umount over' EXIT
+            cd over
+            first=$(find scans -type f | sort | head -n 1)
+            second=$(find scans -type f | sort | sed -n 2p)
+            cmp "$first" "$M/{SESSION}/$first"
+            echo more >> "$first"
+            cmp -n $(stat -c %s "$M/{SESSION}/$first") "$first" "$M/{SESSION}/$first"
+            test $(stat -c %s "$first") -eq $(($(stat -c %s "$M/{SESSION}/$first") + 5))
+            rm "$second"
+            test ! -e "$second"
+            test -e "$M/{SESSION}/$second"
+            mkdir scans/new
+            mv scans/1 scans/moved
+            test -d scans/moved -a ! -e scans/1
+            rm -r scans/moved
+            cd ..
+END
+        unshare -r -m sh -ec "$(cat inside)"
+        ls $M/{SESSION}/scans/1
+    """
+    assert succeeds(as_user(sitting, demo, script))

@@ -143,6 +143,8 @@ def _warnings(arguments: argparse.Namespace, config: Config) -> list[str]:
     found = [who_reads_along(config)]
     if arguments.allow_other:
         found.append("every user and program of this machine may read in this mount what your account may: allow_other")
+    if arguments.allow_root:
+        found.append("root of this machine may read in this mount what your account may: allow_root")
     return [text for text in found if text]
 
 
@@ -201,8 +203,9 @@ def _mount_options(arguments: argparse.Namespace, extra: frozenset[str]) -> "Mou
     gid = os.getgid() if arguments.gid is None else arguments.gid
     return MountOptions(
         _place(arguments),
-        Ownership(uid, gid, arguments.umask or 0),
-        arguments.allow_other,
+        # The kernel knows no allow_root. It lets everybody in, and the modes keep them out, but for root.
+        Ownership(uid, gid, (arguments.umask or 0) | (0o077 if arguments.allow_root else 0)),
+        arguments.allow_other or arguments.allow_root,
         not arguments.no_xattr,
         extra,
     )

@@ -18,12 +18,33 @@ from xnatfs.errors import ConfigError
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
-# What fstab lines hold for mount(8) and systemd, not for us; `rw` is what mount(8) says where nothing was said.
-IGNORED = frozenset(
-    {"ro", "rw", "defaults", "auto", "noauto", "user", "users", "nouser", "_netdev", "nofail", "dev", "suid"}
+# What fstab lines hold for mount(8) and systemd, not for us (`user=jdoe`, `x-systemd.automount`).
+_FOR_OTHERS = "defaults auto noauto user nouser users owner noowner group nogroup _netdev nofail comment uhelper helper"
+# What is so, or without effect, in every mount of ours; `rw` and `suid` are what mount(8) says where nothing was said.
+_SO_OR_SO = (
+    "ro rw suid nosuid dev nodev default_permissions sync async dirsync atime noatime diratime nodiratime relatime"
+    " norelatime strictatime nostrictatime lazytime nolazytime"
 )
-# What the kernel takes as it is.
-KERNEL = frozenset({"nosuid", "nodev", "noexec", "exec", "noatime", "relatime", "nodiratime", "sync", "async"})
+IGNORED = frozenset(f"{_FOR_OTHERS} {_SO_OR_SO}".split())
+# Labels of SELinux. mount(8) leaves them out where the kernel has none; where it has, the kernel takes them from root.
+SELINUX = frozenset({"context", "fscontext", "defcontext", "rootcontext"})
+SELINUX_ROOT = Path("/sys/fs/selinux")
+# What other mounts take, and why this one does not.
+REFUSED = {
+    "auto_unmount": "a mount whose process was killed would look like an empty directory, which is an error instead;"
+    " the next 'xnatfs mount' there clears it",
+    "nonempty": "it would hide what is in the directory: take an empty one",
+    "remount": "unmount it, and mount it anew",
+    **dict.fromkeys(("fsname", "subtype"), "a mount is named after its server"),
+    **dict.fromkeys(
+        ("attr_timeout", "entry_timeout", "negative_timeout", "kernel_cache", "auto_cache", "direct_io"),
+        "the kernel keeps what it was told for as long as --ttl says",
+    ),
+    **dict.fromkeys(("max_read", "max_readahead", "blksize"), "how much is read at a time is not to be chosen"),
+    **dict.fromkeys(("fmask", "dmask", "mode"), "say umask"),
+}
+# A comma within quotes is part of a value: context="system_u:object_r:fusefs_t:s0:c1,c2".
+_OPTION = re.compile(r'(?:[^,"]|"[^"]*"?)+')
 
 
 def size(text: str) -> int:
@@ -97,6 +118,9 @@ def add_mount(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-other", action="store_true", help="let other users of this machine in: they see what you may"
     )
+    parser.add_argument(
+        "--allow-root", action="store_true", help="let root of this machine in, and nobody else: sets the umask to 077"
+    )
     parser.add_argument("--uid", type=number, help="show files as owned by this user (default: you)")
     parser.add_argument("--gid", type=number, help="show files as of this group (default: yours)")
     parser.add_argument("--umask", type=octal, help="take these permission bits away (default: 000)")
@@ -123,14 +147,30 @@ def add_mount(parser: argparse.ArgumentParser) -> None:
 
 def apply_mount_options(arguments: argparse.Namespace) -> frozenset[str]:
     """Fold `-o` into the flags they stand for; what is left is for the kernel. Raises ConfigError."""
-    kernel = set()
-    for text in (part for option in arguments.options for part in option.split(",") if part):
+    kernel: set[str] = set()
+    for text in (part for option in arguments.options for part in _OPTION.findall(option)):
         name, equals, value = text.partition("=")
-        if text in KERNEL:
-            kernel.add(text)
-        elif text not in IGNORED and not name.startswith("x-"):
+        if name in ("exec", "noexec"):
+            kernel -= {"exec", "noexec"}
+            kernel.add(name)
+        elif name in SELINUX:
+            kernel |= _label(text, name)
+        elif name in REFUSED:
+            raise ConfigError(f"-o {name}: {REFUSED[name]}")
+        elif name not in IGNORED and not name.startswith(("x-", "X-")):
             _apply(arguments, name.replace("-", "_"), value if equals else None)
+    if arguments.allow_other and arguments.allow_root:
+        raise ConfigError("--allow-other lets every user in, --allow-root none but root: say one of them")
     return frozenset(kernel)
+
+
+def _label(text: str, name: str) -> set[str]:
+    """Return a label of SELinux for the kernel, nothing where that has no SELinux. Raises ConfigError."""
+    if not SELINUX_ROOT.exists():
+        return set()
+    if os.geteuid():
+        raise ConfigError(f"-o {name}: only root may label a mount; mount as root, with --uid and --gid")
+    return {text}
 
 
 def _apply(arguments: argparse.Namespace, name: str, value: str | None) -> None:

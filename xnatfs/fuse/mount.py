@@ -128,15 +128,15 @@ def _begin(operations: Operations, config: Config, options: MountOptions) -> Non
             if clear_dead(options.mountpoint, config.url):
                 log.info("%s was a dead mount, its process had ended without unmounting: cleared", options.mountpoint)
             check_mountpoint(options.mountpoint)
-            pyfuse3.init(operations, str(options.mountpoint), flags | options.extra)
+            pyfuse3.init(operations, str(options.mountpoint), flags | {_escaped(text) for text in options.extra})
     except RuntimeError as error:
-        hint = " (allow_other needs user_allow_other in /etc/fuse.conf)" if options.allow_other else ""
+        hint = " (allow_other and allow_root need user_allow_other in /etc/fuse.conf)" if options.allow_other else ""
         raise MountpointError(f"{options.mountpoint} cannot be mounted on: {error}{hint}") from None
 
 
-def _escaped(url: str) -> str:
-    """A URL as the value of a mount option, where a comma ends and a backslash escapes."""
-    return url.replace("\\", "\\\\").replace(",", "\\,")
+def _escaped(text: str) -> str:
+    """Text as the value of a mount option, where a comma ends and a backslash escapes."""
+    return text.replace("\\", "\\\\").replace(",", "\\,")
 
 
 async def _obey(signals: AsyncIterator[int], log_state: Callable[[], None]) -> None:
