@@ -31,7 +31,15 @@ from xnatfs.tree.folders import CatalogueFile
 
 TTL = 0.2
 SESSION = "projects/P/S1/S1_MR"
-PLACES = ("projects", "projects/P", f"{SESSION}/scans", f"{SESSION}/scans/1", f"{SESSION}/scans/1/DICOM")
+PLACES = (
+    "projects",
+    "projects/P",
+    f"{SESSION}/scans",
+    f"{SESSION}/scans/1",
+    f"{SESSION}/scans/1/DICOM",
+    "experiments",
+    "subjects",
+)
 
 
 class Line:

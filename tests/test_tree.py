@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+import tracemalloc
 
 import httpx
 import pytest
@@ -235,6 +236,25 @@ async def test_links_that_cannot_all_be_listed_are_not_listed_in_part(server, tm
         with pytest.raises(XnatError, match="subjects"):
             await names(site, "subjects")
         assert (await link(site, "subjects/X_S1")).target == "../projects/P/S"
+
+
+async def test_links_to_a_large_site_fit_into_memory(server, tmp_path):
+    """Hundreds of thousands: 330 bytes each (measured), of three sessions a subject; here each has its own two."""
+    many = [session(f"X_E{n}", f"SUBJECT{n // 2:05}_MR", f"X_S{n // 2}", project=f"P{n % 100}") for n in range(20_000)]
+    with_site_lists(server, *many)
+    async with opened(server, tmp_path) as site:
+        await site.projects()
+        tracemalloc.start()
+        try:
+            listed = (await (await find(site, "experiments")).children()).listed()
+            held, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert len(listed) == len(many)
+        assert held / len(many) < 600
+        last = listed[len(many) - 1]
+        assert isinstance(last, Link)
+        assert (last.name, last.target) == ("X_E19999", "../projects/P99/S/SUBJECT09999_MR")
 
 
 async def test_a_lookup_lists_nothing_of_the_whole_site(server, tmp_path):

@@ -18,7 +18,7 @@ from xnatfs.catalogue import Catalogue, Catalogues
 from xnatfs.config import Config
 from xnatfs.credentials import Credentials
 from xnatfs.downloads import Download, Downloads, Head, content_length, is_framed, last_modified, strong_validator
-from xnatfs.errors import BadReply, NotFound
+from xnatfs.errors import BadReply, NotFound, first_error
 from xnatfs.models import (
     SCAN_COLUMNS,
     SCAN_LABEL,
@@ -138,15 +138,24 @@ class Xnat:
         return await self._listed(Accession.of_subject, "/data/subjects", columns="ID,label,project")
 
     async def all_experiments(self) -> list[Accession]:
-        """List sessions and other assessments of subjects of all projects."""
-        # The type is said, too: to ask for the subject leaves out all that can have none, image assessors among them.
-        params = {"xsiType": "xnat:subjectAssessorData", "columns": "ID,label,project,subject_ID,subject_label"}
-        return await self._listed(Accession.of_experiment, "/data/experiments", **params)
+        """List the experiments of all projects: those of subjects, then the assessors of sessions.
 
-    async def all_assessors(self) -> list[Accession]:
-        """List the image assessors of all projects."""
-        params = {"xsiType": "xnat:imageAssessorData", "columns": "ID,label,project,session_ID"}
-        return await self._listed(Accession.of_assessor, "/data/experiments", **params)
+        Two requests at the same time: a column that only one kind has leaves the other one out.
+        """
+        found: dict[str, list[Accession]] = {}
+
+        async def ask(parse: Callable[[Row], Accession], kind: str, columns: str) -> None:
+            found[kind] = await self._listed(
+                parse, "/data/experiments", xsiType=f"xnat:{kind}AssessorData", columns=f"ID,label,project,{columns}"
+            )
+
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ask, Accession.of_experiment, "subject", "subject_ID,subject_label")
+                nursery.start_soon(ask, Accession.of_assessor, "image", "session_ID")
+        except ExceptionGroup as group:
+            raise first_error(group) from None
+        return [*found["subject"], *found["image"]]
 
     async def scans(self, experiment: str) -> list[Scan]:
         return await self._listed(Scan.parse, f"/data/experiments/{_segment(experiment)}/scans")

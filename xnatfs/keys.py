@@ -44,12 +44,7 @@ class AllSubjectsKey(ListKey):
 
 @dataclass(frozen=True, slots=True)
 class AllExperimentsKey(ListKey):
-    """The experiments of the site, but for image assessors."""
-
-
-@dataclass(frozen=True, slots=True)
-class AllAssessorsKey(ListKey):
-    """The image assessors of the site."""
+    """The experiments of the site, image assessors among them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +137,7 @@ def item_keys(item: Item) -> list[ListKey]:
     made.append(FilesKey(item, False))
     if item[0] == "experiments":
         made += [ScansKey(item[1]), AssessorsKey(item[1])]
-    return [*made, AllSubjectsKey(), AllExperimentsKey(), AllAssessorsKey()]
+    return [*made, AllSubjectsKey(), AllExperimentsKey()]
 
 
 def keys_below(key: ListKey, row: str) -> list[ListKey]:

@@ -29,7 +29,6 @@ from xnatfs.credentials import Credentials
 from xnatfs.errors import BadReply, Denied, LoginRequired, NotFound, Unreachable, first_error
 from xnatfs.kept import Kept
 from xnatfs.keys import (
-    AllAssessorsKey,
     AllExperimentsKey,
     AllSubjectsKey,
     AssessorsKey,
@@ -165,11 +164,8 @@ class Site:
         found = self.metadata.peek(SubjectsKey(project))
         return found if isinstance(found, Listing) else None
 
-    async def everywhere(self, *keys: ListKey) -> list[Listing[Accession]]:
-        """Return lists of the whole site, requested at the same time."""
-        for key in keys[1:]:
-            self._begin(lambda key=key: self._listing(key))  # type: ignore[misc]
-        return [await self._listing(key) for key in keys]
+    async def everywhere(self, key: AllSubjectsKey | AllExperimentsKey) -> Listing[Accession]:
+        return await self._listing(key)
 
     async def scans(self, experiment: str) -> Listing[Scan]:
         return await self._listing(ScansKey(experiment))
@@ -395,8 +391,6 @@ class Site:
                 return xnat.all_subjects, lambda row: "", Accession
             case AllExperimentsKey():
                 return xnat.all_experiments, lambda row: "", Accession
-            case AllAssessorsKey():
-                return xnat.all_assessors, lambda row: "", Accession
             case ScansKey(experiment):
                 return lambda: xnat.scans(experiment), lambda row: row.id, Scan
             case AssessorsKey(experiment):

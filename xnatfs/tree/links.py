@@ -15,7 +15,6 @@ import trio
 
 from xnatfs.errors import BadReply, Denied, NotFound
 from xnatfs.keys import (
-    AllAssessorsKey,
     AllExperimentsKey,
     AllSubjectsKey,
     ChildrenKey,
@@ -76,11 +75,11 @@ class LinkBeforehand(Link):
 class Links(Listed):
     """The links of one directory, made when they are asked for: there may be hundreds of thousands."""
 
-    __slots__ = ("_known", "_links", "_listings", "_names", "_rows", "paths")
+    __slots__ = ("_known", "_links", "_listing", "_names", "_rows", "paths")
 
-    def __init__(self, links: "LinksDir", listings: Sequence[Listing[Accession]], known: Sequence[Accessions]) -> None:
+    def __init__(self, links: "LinksDir", listing: Listing[Accession], known: Sequence[Accessions]) -> None:
         self._links = links
-        self._listings = listings
+        self._listing = listing
         self._rows: dict[str, Accession] = {}  # by the name of the link
         self._names: list[str] = []
         self._known = known
@@ -88,13 +87,10 @@ class Links(Listed):
 
     async def fill(self) -> None:
         """Sort the rows in. What only a project's listings tell of, because it is shared, comes last."""
-        count = 0
-        for listing in self._listings:
-            for row in listing.rows:
-                self._rows.setdefault(shorten(escape(row.id)), row)
-                count += 1
-                if count % AT_ONCE == 0:
-                    await trio.lowlevel.checkpoint()
+        for count, row in enumerate(self._listing.rows, 1):
+            self._rows.setdefault(shorten(escape(row.id)), row)
+            if count % AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
         for project in self._known:
             for accession, path in project.paths.items():
                 row = self._rows.setdefault(shorten(escape(accession)), Accession(accession, "", "", "", "", ""))
@@ -102,10 +98,10 @@ class Links(Listed):
                     self.paths[accession] = path
         self._names = list(self._rows)
 
-    def is_of(self, listings: Sequence[Listing[Accession]], known: Sequence[Accessions]) -> bool:
+    def is_of(self, listing: Listing[Accession], known: Sequence[Accessions]) -> bool:
         """Return whether it was made of these very listings."""
-        mine, theirs = [*self._listings, *self._known], [*listings, *known]
-        return len(mine) == len(theirs) and all(a is b for a, b in zip(mine, theirs, strict=True))
+        same = self._listing is listing and len(self._known) == len(known)
+        return same and all(a is b for a, b in zip(self._known, known, strict=True))
 
     def row(self, accession: str) -> Accession | None:
         """Return what the site's list has of an item."""
@@ -152,7 +148,7 @@ class LinksDir(Dir):
 
     __slots__ = ("projects",)
 
-    everywhere: tuple[ListKey, ...] = ()  # the lists of the site that have all of them
+    everywhere: AllSubjectsKey | AllExperimentsKey  # the list of the site that has all of them
 
     def __init__(self, site: Site, parent: Dir, name: str, projects: Projects) -> None:
         super().__init__(site, parent, name)
@@ -161,22 +157,22 @@ class LinksDir(Dir):
     async def children(self) -> Children:
         """All that the account may see: a request or two. Raises BadReply where the server has no such list."""
         try:
-            listings = await self.site.everywhere(*self.everywhere)
+            listing = await self.site.everywhere(self.everywhere)
         except (NotFound, BadReply) as error:
             raise BadReply(f"the server does not list all {self.name}, but each is found by its ID: {error}") from error
         known = await self._known()
         kept = self.site.metadata.peek(ChildrenKey(self.path))
-        if isinstance(kept, Children) and isinstance(kept.nodes, Links) and kept.nodes.is_of(listings, known):
+        if isinstance(kept, Children) and isinstance(kept.nodes, Links) and kept.nodes.is_of(listing, known):
             return kept
-        links = Links(self, listings, known)
+        links = Links(self, listing, known)
         await links.fill()
-        made_of: list[Expiring] = [await self.site.projects(), *listings, *known]
+        made_of: list[Expiring] = [await self.site.projects(), listing, *known]
         children = Children(links, min(each.expires for each in made_of))
         self.site.metadata.put(ChildrenKey(self.path), children)
         return children
 
     def sources(self) -> Sequence[ListKey]:
-        return self.everywhere
+        return [self.everywhere]
 
     def fresh_until(self) -> float:
         projects = self.site.metadata.peek(ProjectsKey())
@@ -286,7 +282,7 @@ class SubjectLinks(LinksDir):
 
     __slots__ = ()
 
-    everywhere = (AllSubjectsKey(),)
+    everywhere = AllSubjectsKey()
 
     def expected(self, row: Accession, owner: str, links: Links) -> Path:
         return ("projects", owner, expected(row.label, row.id, {RESOURCES}))
@@ -309,7 +305,7 @@ class ExperimentLinks(LinksDir):
 
     __slots__ = ()
 
-    everywhere = (AllExperimentsKey(), AllAssessorsKey())
+    everywhere = AllExperimentsKey()
 
     def expected(self, row: Accession, owner: str, links: Links) -> Path:
         if row.session:
