@@ -22,6 +22,9 @@ from tests.failing import AS_STRANGER, OPEN_FUSE, OWN_MOUNTS, STRANGER, XNATFS, 
 from tests.mounting import Mount, daemons, environment, mounting, run
 from xnatfs.demo.content import DemoArchive
 
+pytestmark = pytest.mark.fuse
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+
 SESSION = "projects/BRAINS/SUB001/SUB001_MR1"
 DICOM = f"{SESSION}/scans/1/DICOM"
 
@@ -249,6 +252,7 @@ def succeeds(done: subprocess.CompletedProcess[str]) -> str:
     return done.stdout
 
 
+@needs_root
 def test_modes_are_those_of_other_mounts_and_a_write_is_refused_as_read_only(demo, sitting):
     script = f"""
         stat -c %a $M/{DICOM} $M/projects/BRAINS/resources/protocol/protocol.txt
@@ -267,6 +271,7 @@ END
     assert succeeds(as_user(sitting, demo, script)).split() == ["755", "644", "True", "False", *["EROFS"] * 3]
 
 
+@needs_root
 def test_a_copy_can_be_written_into_and_deleted(demo, sitting):
     script = f"""
         cp -r $M/{SESSION} copy
@@ -281,6 +286,7 @@ def test_a_copy_can_be_written_into_and_deleted(demo, sitting):
     succeeds(as_user(sitting, demo, script))
 
 
+@needs_root
 @needs("datalad", "git-annex")
 def test_datalad_saves_a_copy_and_annex_imports_the_mount_itself(demo, sitting):
     script = f"""
@@ -305,6 +311,7 @@ def test_datalad_saves_a_copy_and_annex_imports_the_mount_itself(demo, sitting):
     assert counts[0] != "0"
 
 
+@needs_root
 @needs("fuse-overlayfs")
 def test_an_overlay_takes_the_changes_that_the_mount_does_not(demo, sitting):
     script = f"""

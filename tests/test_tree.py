@@ -246,7 +246,9 @@ async def test_links_to_a_large_site_fit_into_memory(server, tmp_path):
         await site.projects()
         tracemalloc.start()
         try:
-            listed = (await (await find(site, "experiments")).children()).listed()
+            directory = await find(site, "experiments")
+            assert isinstance(directory, Dir)
+            listed = (await directory.children()).listed()
             held, _ = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()

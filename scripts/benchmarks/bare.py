@@ -61,7 +61,7 @@ def _attributes(inode: int, size: int | None, timeout: float) -> pyfuse3.EntryAt
     """Of a file of this size; of the directory where there is none."""
     attributes = pyfuse3.EntryAttributes()
     attributes.st_ino = InodeT(inode)
-    attributes.st_mode = stat.S_IFDIR | 0o555 if size is None else stat.S_IFREG | 0o444
+    attributes.st_mode = stat.S_IFDIR | 0o755 if size is None else stat.S_IFREG | 0o644
     attributes.st_size = size or 0
     attributes.st_nlink = 1
     attributes.entry_timeout = attributes.attr_timeout = timeout

@@ -157,6 +157,7 @@ class Listed:
         self.expires = children.expires
         self.nodes = children.listed()
         self.answers: list[Answer | None] = [None] * len(self.nodes)
+        self.dots: tuple[pyfuse3.EntryAttributes, ...] = ()  # the answers for DOTS
 
     def is_of(self, children: Children) -> bool:
         return self.source is children.nodes and self.expires == children.expires
@@ -204,7 +205,7 @@ class Operations(pyfuse3.Operations):
         self._site = root.site
         self._ownership = ownership
         self.listings = Listings()
-        self._directories: dict[FileHandleT, tuple[Listed, tuple[pyfuse3.EntryAttributes, ...]]] = {}
+        self._directories: dict[FileHandleT, Listed] = {}
         self._files: dict[FileHandleT, tuple[Blob, Permit, InodeT]] = {}
         self._handles = Counter[InodeT]()  # how many each file has
         # Files whose pages may be of another content than their handles. Nobody had one open when that was found out,
@@ -263,18 +264,19 @@ class Operations(pyfuse3.Operations):
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
         children = await self._directory(inode).children()
         handle = self._handle()
-        self._directories[handle] = self.listings.of(inode, children), self._dots(inode)
+        listed = self._directories[handle] = self.listings.of(inode, children)
+        listed.dots = listed.dots or self._dots(inode)
         return handle
 
     @handler
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
         """As many entries as the kernel has room for, of however many there are."""
-        listed, dots = self._directories[fh]
+        listed = self._directories[fh]
         left = _left(listed.expires)
-        for place in range(start_id, len(dots)):  # of these the kernel counts no reference
-            if not pyfuse3.readdir_reply(token, DOTS[place], dots[place], place + 1):
+        for place in range(start_id, len(DOTS)):  # of these the kernel counts no reference
+            if not pyfuse3.readdir_reply(token, DOTS[place], listed.dots[place], place + 1):
                 return
-        first = max(start_id - len(dots), 0)
+        first, behind = max(start_id - len(DOTS), 0), len(DOTS) + 1
         for place in range(first, len(listed.nodes)):
             try:
                 name, attributes, known = listed.answers[place] or await self._answer(listed, place)
@@ -285,7 +287,7 @@ class Operations(pyfuse3.Operations):
                     raise
                 return  # an error would take back what was answered; the next call, which begins here, meets it
             attributes.entry_timeout = attributes.attr_timeout = left
-            if not pyfuse3.readdir_reply(token, name, attributes, len(dots) + place + 1):
+            if not pyfuse3.readdir_reply(token, name, attributes, place + behind):
                 return
             self.inodes.refer(known)
 
