@@ -164,7 +164,7 @@ class Site:
         found = self.metadata.peek(SubjectsKey(project))
         return found if isinstance(found, Listing) else None
 
-    async def everywhere(self, key: AllSubjectsKey | AllExperimentsKey) -> Listing[Accession]:
+    async def accessions(self, key: AllSubjectsKey | AllExperimentsKey) -> Listing[Accession]:
         return await self._listing(key)
 
     async def scans(self, experiment: str) -> Listing[Scan]:

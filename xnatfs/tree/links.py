@@ -57,7 +57,7 @@ class _Resolved:
         return 1
 
 
-class LinkBeforehand(Link):
+class UnresolvedLink(Link):
     """A link made of a row of the site's list: where it leads to is found out when it is followed."""
 
     __slots__ = ("links", "row")
@@ -68,7 +68,7 @@ class LinkBeforehand(Link):
         self.row = row
 
     async def follow(self) -> str:
-        self.target = Link(self.site, self.links, self.name, await self.links.locate(self.row)).target
+        self.lead_to(await self.links.locate(self.row))
         return self.target
 
 
@@ -148,16 +148,16 @@ class LinksDir(Dir):
 
     __slots__ = ("projects",)
 
-    everywhere: AllSubjectsKey | AllExperimentsKey  # the list of the site that has all of them
+    key: AllSubjectsKey | AllExperimentsKey  # the list of the site that has all of them
 
     def __init__(self, site: Site, parent: Dir, name: str, projects: Projects) -> None:
         super().__init__(site, parent, name)
         self.projects = projects
 
     async def children(self) -> Children:
-        """All that the account may see: a request or two. Raises BadReply where the server has no such list."""
+        """Return links to all that the account may see. Raises BadReply where the server does not list that."""
         try:
-            listing = await self.site.everywhere(self.everywhere)
+            listing = await self.site.accessions(self.key)
         except (NotFound, BadReply) as error:
             raise BadReply(f"the server does not list all {self.name}, but each is found by its ID: {error}") from error
         known = await self._known()
@@ -172,14 +172,14 @@ class LinksDir(Dir):
         return children
 
     def sources(self) -> Sequence[ListKey]:
-        return [self.everywhere]
+        return [self.key]
 
     def fresh_until(self) -> float:
         projects = self.site.metadata.peek(ProjectsKey())
         return projects.expires if projects else super().fresh_until()
 
     async def child(self, name: str) -> Node:
-        """The link of any accession ID the account may see. Raises NotFound."""
+        """Return the link of any accession ID the account may see. Raises NotFound."""
         kept = self.site.metadata.peek(ChildrenKey(self.path))
         if isinstance(kept, Children) and name in kept.nodes:
             return kept.nodes[name]
@@ -188,7 +188,7 @@ class LinksDir(Dir):
     def link(self, name: str, row: Accession, links: Links) -> Link:
         """Make the link of one row. Asks nothing."""
         path, certain = self.place(row, links)
-        return Link(self.site, self, name, path) if certain else LinkBeforehand(self, name, path, row)
+        return Link(self.site, self, name, path) if certain else UnresolvedLink(self, name, path, row)
 
     def place(self, row: Accession, links: Links) -> tuple[Path, bool]:
         """Return where an item is, and whether that is certain: by a listing at hand, else by its labels."""
@@ -282,7 +282,7 @@ class SubjectLinks(LinksDir):
 
     __slots__ = ()
 
-    everywhere = AllSubjectsKey()
+    key = AllSubjectsKey()
 
     def expected(self, row: Accession, owner: str, links: Links) -> Path:
         return ("projects", owner, expected(row.label, row.id, {RESOURCES}))
@@ -305,7 +305,7 @@ class ExperimentLinks(LinksDir):
 
     __slots__ = ()
 
-    everywhere = AllExperimentsKey()
+    key = AllExperimentsKey()
 
     def expected(self, row: Accession, owner: str, links: Links) -> Path:
         if row.session:

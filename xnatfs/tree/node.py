@@ -162,8 +162,13 @@ class Link(Node):
 
     def __init__(self, site: Site, parent: Dir, name: str, target: tuple[str, ...]) -> None:
         super().__init__(site, parent, name)
-        up = len(parent.path)
-        self.target = "/".join((*[".."] * up, *target))
+        self.target = ""
+        self.lead_to(target)
+
+    def lead_to(self, target: tuple[str, ...]) -> None:
+        """Set where it leads to, given as a path from the root of the mount."""
+        assert self.parent is not None
+        self.target = "/".join((*[".."] * len(self.parent.path), *target))
 
     async def follow(self) -> str:
         """Return where it leads to, relative to its directory."""
