@@ -127,6 +127,12 @@ def test_a_program_seeks_in_a_directory_and_rewinds(mount):
     assert again[:2] == [".", ".."]
 
 
+def test_a_name_over_255_bytes_is_too_long_as_everywhere(mount):
+    assert "No such file" in run("stat", mount.path / "projects" / ("x" * 255)).stderr
+    assert "File name too long" in run("stat", mount.path / "projects" / ("x" * 256)).stderr
+    assert run("stat", "-f", "-c", "%l", mount.path).stdout == "255\n"
+
+
 def inodes(mount: Mount) -> int:
     """How many the kernel has references to, as the mount counts them."""
     told = mount.log_file.read_text().count(" state: ")
