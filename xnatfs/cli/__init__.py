@@ -8,7 +8,7 @@ import os
 import resource
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from xnatfs import __version__
 from xnatfs.cli import streams
@@ -120,8 +120,24 @@ def _as_they_are(error: UnicodeError) -> tuple[bytes, int]:
     return raw, error.start + 1
 
 
+class HelpFormatter(argparse.HelpFormatter):
+    """Wrap at blanks only, and examples not at all: they are there to be copied."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        from xnatfs.cli.output import fold
+
+        return fold(text, width)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines = [text] if text.startswith("example: ") else self._split_lines(text, width)
+        return "\n".join(indent + each for each in lines)
+
+
 class Parser(argparse.ArgumentParser):
     """Says what is wrong with an option in one line."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=HelpFormatter, **options)
 
     def error(self, message: str) -> NoReturn:
         text = f"{message} (see {self.prog} --help)"

@@ -6,16 +6,16 @@ import logging
 import os
 import select
 import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from xnatfs import program
 from xnatfs.cli import daemon, logs, options
 from xnatfs.cli.logins import find_login, session_store
 from xnatfs.cli.output import tell
@@ -104,15 +104,16 @@ def run_demo(arguments: argparse.Namespace) -> int:
     account = _demo_account(arguments.account)
     if not arguments.foreground and arguments.report_fd is None:
         _check_place(arguments)
-        _print_demo(arguments, _background(arguments, "demo", {}), account)
+        print(_demo_text(arguments, account)(_background(arguments, "demo", {})), flush=True)
         return 0
+    text = _demo_text(arguments, account)
     with _demo_server(arguments) as url, tempfile.TemporaryDirectory(prefix="xnatfs-demo-") as cache:
         arguments.cache_dir = arguments.cache_dir or Path(cache)
 
         def ready() -> None:
             arguments.reporter.ready(url)
             if arguments.foreground:
-                _print_demo(arguments, url, account)
+                print(text(url), flush=True)
 
         _serve(arguments, options.mount_config(arguments, Config(url)), account, None, extra, ready)
     return 0
@@ -261,17 +262,38 @@ def _demo_server(arguments: argparse.Namespace) -> Iterator[str]:
             server.stdin.close()
 
 
-def _print_demo(arguments: argparse.Namespace, url: str, account: Credentials) -> None:
+def _demo_text(arguments: argparse.Namespace, account: Credentials) -> Callable[[str], str]:
+    """Return what to print once the demo is mounted, given its URL.
+
+    How the programs are called depends on the current directory, which a mount in the foreground leaves.
+    """
+    from xnatfs.demo import OUTSIDER, login_hint
+
+    user, xnatfs, xnatctl = account.username, program.spell("xnatfs"), program.spell("xnatctl")
     place = shlex.quote(str(arguments.mountpoint))
-    program = "xnatfs" if shutil.which("xnatfs") else shlex.quote(os.path.relpath(sys.argv[0]))
-    session = f"{place}/projects/BRAINS/SUB001/SUB001_MR1"
-    print(
-        f"Mounted on {place}: a made-up XNAT, as {account.username} sees it. Try\n"
-        f"    ls {place}/projects\n"
-        f"    tree -d {session}\n"
-        f"    getfattr -d {session}/scans/1\n"
-        f"    cp -r {session}/scans/1/NIFTI .\n"
-        f"    {program} umount {place}\n"
-        f"Its server is {url}; there {account.username} has the password {account.password}.",
-        flush=True,
+    name = "OPEN" if user == OUTSIDER else "BRAINS"
+    project = shlex.quote(f"{arguments.mountpoint}/projects/{name}")
+    session = f"{project}/SUB001/SUB001_MR1"
+    looks = (
+        [f"ls -R {project}"]
+        if user == OUTSIDER
+        else [
+            f"tree -d {session}",
+            f"getfattr -d {session}/scans/1",
+            f"cp -r {session}/scans/1/NIFTI .",
+        ]
     )
+
+    def text(url: str) -> str:
+        commands = [
+            f"ls {place}/projects",
+            *looks,
+            login_hint(xnatctl, url, user),
+            f"{xnatctl} session list --url {url} --project {name}",
+            f"{xnatfs} umount {place}",
+        ]
+        return "\n    ".join([f"Mounted on {place}: a made-up XNAT, as {user} sees it. Try", *commands]) + (
+            f"\nIts server is {url}; there {user} has the password {account.password}."
+        )
+
+    return text

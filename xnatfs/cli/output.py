@@ -134,6 +134,13 @@ def _table(head: list[list[str]], cells: list[list[str]]) -> None:
         say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
+def fold(text: str, width: int) -> list[str]:
+    """Break text into lines at blanks alone: a word that is longer than `width` has a line of its own."""
+    from textwrap import wrap
+
+    return wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
+
+
 def lines(lines: Iterable[str]) -> None:
     """Data, one a line: an end of a line within one is none."""
     for line in lines:

@@ -1,0 +1,181 @@
+"""What people at a terminal see: hints that work as pasted, help and tables that fit, waits and interrupts explained."""
+
+import argparse
+import os
+import pty
+import re
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.mounting import LIMIT, SCRIPTS, end, environment, run
+from xnatfs.cli import Parser, ctl, mounts
+from xnatfs.demo import PASSWORDS
+
+SHELLS = ("scripts on PATH", "in the checkout", "elsewhere")
+
+
+def user(home: Path, place: str) -> tuple[Path, dict[str, str]]:
+    """Where a user is, and the environment there: with our scripts on PATH, beside a `.venv` of them, or neither."""
+    env = {**environment(home), "LC_ALL": "C.UTF-8"}
+    here = home / "here"
+    here.mkdir()
+    if place != "scripts on PATH":
+        env["PATH"] = os.environ["PATH"].replace(f"{SCRIPTS}:", "")
+    if place == "in the checkout":
+        (here / ".venv").symlink_to(SCRIPTS.parent)
+    return here, env
+
+
+def hints(text: str) -> list[str]:
+    return re.findall(r"^    (.+?)\r?$", text, re.MULTILINE)
+
+
+@pytest.mark.fuse
+@pytest.mark.parametrize("where", SHELLS)
+def test_hints_of_the_demo_work_as_pasted(tmp_path, where):
+    here, env = user(tmp_path, where)
+    script = ".venv/bin/xnatfs" if where == "in the checkout" else str(SCRIPTS / "xnatfs")
+    place = tmp_path / "a mount"
+    place.mkdir()
+    try:
+        printed = run(script, "demo", place, cwd=here, env=env)
+        assert printed.returncode == 0, printed.stderr
+        pasted = hints(printed.stdout)
+        for line in pasted:
+            done = run("sh", "-c", line, cwd=here, env=env)
+            assert done.returncode == 0, (line, done.stderr)
+            if "session list" in line:
+                assert "SUB001_MR1" in done.stdout
+        assert (here / "NIFTI" / "t1.nii.gz").stat().st_size > 0
+    finally:
+        end(place, tmp_path)
+    called = {"scripts on PATH": "xnatctl", "in the checkout": ".venv/bin/xnatctl", "elsewhere": f"{SCRIPTS}/xnatctl"}
+    assert any(f"{called[where]} session list" in line for line in pasted)
+    assert any(line.endswith("--password-stdin") for line in pasted)
+
+
+@pytest.mark.fuse
+@pytest.mark.parametrize("account", PASSWORDS)
+def test_hints_suit_every_account_of_the_demo(tmp_path, account):
+    here, env = user(tmp_path, "scripts on PATH")
+    place = tmp_path / "mnt"
+    place.mkdir()
+    try:
+        printed = run(SCRIPTS / "xnatfs", "demo", "--as", account, place, cwd=here, env=env)
+        for line in hints(printed.stdout):
+            done = run("sh", "-c", line, cwd=here, env=env)
+            assert done.returncode == 0, (line, done.stderr)
+    finally:
+        end(place, tmp_path)
+
+
+class Terminal:
+    """A terminal of so many columns, and all that programs have shown on it."""
+
+    def __init__(self, columns: int = 80) -> None:
+        import fcntl
+        import struct
+        import termios
+
+        self._main, self.device = pty.openpty()
+        fcntl.ioctl(self.device, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        self._seen = bytearray()
+        self._changed = threading.Condition()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        while True:
+            try:
+                data = os.read(self._main, 4096)
+            except OSError:
+                return
+            with self._changed:
+                self._seen += data
+                self._changed.notify_all()
+
+    @property
+    def text(self) -> str:
+        return self._seen.decode(errors="replace").replace("\r\n", "\n")
+
+    def wait_for(self, text: str) -> None:
+        """Wait until a program has shown this."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: text in self.text, LIMIT), self.text
+
+    def type(self, data: bytes) -> None:
+        os.write(self._main, data)
+
+    def close(self) -> None:
+        os.close(self.device)
+        self._reader.join()
+        os.close(self._main)
+
+
+@contextmanager
+def terminal(columns: int = 80) -> Iterator[Terminal]:
+    made = Terminal(columns)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def test_hints_of_the_server_alone_work_as_pasted(tmp_path):
+    here, env = user(tmp_path, "elsewhere")
+    with terminal() as shown:
+        command = [str(SCRIPTS / "python"), "-m", "xnatfs.demo"]
+        with subprocess.Popen(command, cwd=here, env=env, stdout=shown.device, stderr=shown.device) as server:
+            try:
+                shown.wait_for("Ctrl-C ends it.\n")
+                for line in hints(shown.text):
+                    done = run("sh", "-c", line, cwd=here, env=env)
+                    assert done.returncode == 0, (line, done.stderr)
+                assert "BRAINS" in done.stdout
+            finally:
+                server.terminate()
+
+
+@pytest.mark.parametrize("module", ["xnatfs", "xnatfs.cli", "xnatfs.demo"])
+def test_modules_run_from_the_directory_above_a_checkout(tmp_path, module):
+    """The checkout is a directory without __init__.py there: to Python a package of that name."""
+    (tmp_path / "xnatfs" / "xnatfs").mkdir(parents=True)
+    done = run(SCRIPTS / "python", "-m", module, "--help", cwd=tmp_path, env=environment(tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# -- help ------------------------------------------------------------------------------------------------------
+
+
+def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for below in dict.fromkeys(action.choices.values()):
+                yield from parsers(below)
+
+
+def every_parser() -> list[argparse.ArgumentParser]:
+    xnatctl, xnatfs = Parser(prog="xnatctl"), Parser(prog="xnatfs")
+    ctl.build(xnatctl)
+    mounts.add_parsers(xnatfs.add_subparsers())
+    return [*parsers(xnatctl), *parsers(xnatfs)]
+
+
+@pytest.mark.parametrize("columns", [80, 50])
+def test_help_is_broken_at_blanks_and_examples_are_not_broken(monkeypatch, columns):
+    found = every_parser()
+    assert len(found) > 40
+    for parser in found:
+        monkeypatch.setenv("COLUMNS", "2000")
+        whole = parser.format_help()
+        monkeypatch.setenv("COLUMNS", str(columns))
+        narrow = parser.format_help()
+        assert narrow.split() == whole.split()
+        examples = [line for line in whole.splitlines() if line.startswith("example:")]
+        assert [line for line in narrow.splitlines() if line.startswith("example:")] == examples
