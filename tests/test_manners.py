@@ -1,4 +1,4 @@
-"""What people at a terminal see: hints that work as pasted, help and tables that fit, waits and interrupts explained."""
+"""What people at a terminal see: hints that work as pasted, help and tables that fit, waits, and what Ctrl-C says."""
 
 import argparse
 import os
@@ -8,12 +8,15 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.commanding import SESSION, Shell, shell
 from tests.mounting import LIMIT, SCRIPTS, end, environment, run
 from xnatfs.cli import Parser, ctl, mounts
+from xnatfs.cli.output import ELLIPSIS
 from xnatfs.demo import PASSWORDS
 
 SHELLS = ("scripts on PATH", "in the checkout", "elsewhere")
@@ -179,3 +182,57 @@ def test_help_is_broken_at_blanks_and_examples_are_not_broken(monkeypatch, colum
         assert narrow.split() == whole.split()
         examples = [line for line in whole.splitlines() if line.startswith("example:")]
         assert [line for line in narrow.splitlines() if line.startswith("example:")] == examples
+
+
+# -- tables ----------------------------------------------------------------------------------------------------
+
+SENTENCE = "A description that is longer than the fifty characters at which another program cuts it off"
+TABLES = {
+    "projects": ("project", "list"),
+    "a project": ("project", "show", "MYPROJECT"),
+    "subjects": ("subject", "list", "-P", "MYPROJECT"),
+    "sessions": ("session", "list", "-P", "MYPROJECT"),
+    "a session": ("session", "show", "-E", SESSION),
+    "files": ("resource", "show", "-E", SESSION, "--scan", "1", "DICOM"),
+    "waiting": ("prearchive", "list"),
+}
+
+
+@pytest.fixture(scope="module")
+def prompt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+    """For commands that change nothing."""
+    with shell(tmp_path_factory.mktemp("home")) as made:
+        made.receive("W")
+        yield made
+
+
+def on_terminal(prompt: Shell, columns: int, *words: str) -> str:
+    """What a command shows on a terminal of that width; its exit status is 0."""
+    with terminal(columns) as screen:
+        environment = {**prompt.environment(), "TERM": "xterm"}
+        command = [*prompt.program, *words]
+        done = subprocess.run(command, env=environment, cwd=prompt.home, stdout=screen.device, stderr=screen.device)
+        assert done.returncode == 0
+    return screen.text
+
+
+@pytest.mark.parametrize("columns", [80, 50, 30])
+@pytest.mark.parametrize("table", TABLES)
+def test_tables_fit_a_terminal_and_are_broken_at_blanks(prompt, table, columns):
+    whole = prompt.ctl(*TABLES[table]).out
+    shown = on_terminal(prompt, columns, *TABLES[table])
+    text, _, note = shown.partition("Cut to the width of the terminal")
+    assert max(map(len, text.splitlines())) <= columns
+    words = set(whole.split())
+    for word in text.split():
+        assert word in words or any(each.startswith(word.removesuffix(ELLIPSIS)) for each in words if ELLIPSIS in word)
+    assert bool(note) == (ELLIPSIS in text)
+    if columns == 80 and table != "files":
+        assert sorted(text.split()) == sorted(whole.split())
+
+
+def test_nothing_is_cut_or_folded_where_there_is_no_terminal(prompt):
+    narrow = replace(prompt, env={**prompt.env, "COLUMNS": "20"})
+    done = narrow.ctl("project", "list")
+    assert any(line.endswith(SENTENCE) for line in done.lines)
+    assert len(done.lines) == 1 + len(prompt.ctl("project", "list", "-q").lines)
