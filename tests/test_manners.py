@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,10 @@ from tests.commanding import SESSION, Shell, shell
 from tests.mounting import LIMIT, SCRIPTS, end, environment, run
 from xnatfs.cli import Parser, ctl, mounts
 from xnatfs.cli.output import ELLIPSIS
+from xnatfs.cli.statusline import ERASE
 from xnatfs.demo import PASSWORDS
+from xnatfs.demo.app import Request
+from xnatfs.demo.reply import Reply
 
 SHELLS = ("scripts on PATH", "in the checkout", "elsewhere")
 
@@ -236,3 +240,150 @@ def test_nothing_is_cut_or_folded_where_there_is_no_terminal(prompt):
     done = narrow.ctl("project", "list")
     assert any(line.endswith(SENTENCE) for line in done.lines)
     assert len(done.lines) == 1 + len(prompt.ctl("project", "list", "-q").lines)
+
+
+# -- waiting ---------------------------------------------------------------------------------------------------
+
+
+class Held:
+    """Hold the answers to requests for some paths until they are let go, but for the first `passing` of them."""
+
+    def __init__(self, prompt: Shell, pattern: str, passing: int = 0) -> None:
+        self.met, self.free = threading.Event(), threading.Event()
+        self._pattern, self._passing = pattern, passing
+        prompt.app.faults.append(self._hold)
+
+    def _hold(self, request: Request) -> Reply | None:
+        if re.search(self._pattern, request.path):
+            self._passing -= 1
+            if self._passing < 0:
+                self.met.set()
+                self.free.wait(LIMIT)
+        return None
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Iterator[Shell]:
+    with shell(tmp_path) as made:
+        yield made
+
+
+# The terminal of a process is the one that Ctrl-C is typed on.
+TAKE = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+
+
+@contextmanager
+def running(
+    prompt: Shell, *words: str | Path, program: str = "xnatctl", columns: int = 80
+) -> Iterator[tuple[subprocess.Popen[bytes], Terminal]]:
+    """A command in the foreground of a terminal."""
+    command = [sys.executable, "-c", TAKE, str(SCRIPTS / program), *map(str, words)]
+    with terminal(columns) as screen:
+        streams = dict.fromkeys(("stdin", "stdout", "stderr"), screen.device)
+        env = {**prompt.environment(), "TERM": "xterm"}
+        with subprocess.Popen(command, env=env, cwd=prompt.home, start_new_session=True, **streams) as process:
+            try:
+                yield process, screen
+            finally:
+                process.kill()
+
+
+LIST = ("session", "list", "-P", "MYPROJECT")
+
+
+def test_a_listing_that_takes_long_says_what_is_asked(fresh):
+    held = Held(fresh, "/experiments")
+    with running(fresh, *LIST) as (process, screen):
+        screen.wait_for(f"Asking {fresh.url}: list the sessions of a project (")
+        held.free.set()
+        assert process.wait(LIMIT) == 0
+    before, _, after = screen.text.rpartition(ERASE)
+    assert after == fresh.ctl(*LIST).out, "the line has gone, and the table is whole"
+    assert all(len(line) < 80 for line in before.split(ERASE))
+
+
+@pytest.mark.parametrize("words", [(), ("-q",), ("-v",)])
+def test_nothing_is_shown_to_programs_and_by_quiet_commands(fresh, words):
+    held = Held(fresh, "/experiments")
+    threading.Timer(2.5, held.free.set).start()
+    if not words:
+        assert fresh.ctl(*LIST).err == ""
+        return
+    with running(fresh, *LIST, *words) as (process, screen):
+        assert process.wait(LIMIT) == 0
+    assert "Asking" not in screen.text
+
+
+def test_a_question_is_not_written_over(fresh):
+    fresh.receive("W")
+    with running(fresh, "prearchive", "delete", "-P", "MYPROJECT", "--session", "W") as (process, screen):
+        screen.wait_for("[y/N] ")
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(2.5)
+        screen.type(b"y\n")
+        assert process.wait(LIMIT) == 0
+    assert "Asking" not in screen.text.partition("[y/N] ")[2].partition("Deleted")[0]
+
+
+DOWNLOAD = ("scan", "download", "-E", SESSION, "-s", "1,2", "--out", "data")
+
+
+@pytest.mark.parametrize("words", [DOWNLOAD, (*DOWNLOAD, "--zip")], ids=["files", "zip"])
+def test_a_copy_takes_as_long_as_its_user_waits(fresh, words):
+    """The listing belongs to it."""
+    held = Held(fresh, "/scans$")
+    threading.Timer(2.0, held.free.set).start()
+    said = fresh.ctl(*words, "-o", "json")
+    seconds = re.search(r"in (\d+\.\d) s", said.err)
+    assert seconds
+    assert float(seconds[1]) >= 2.0
+    if "--zip" not in words:
+        assert said.rows["duration_seconds"] >= 2.0
+
+
+# -- Ctrl-C ----------------------------------------------------------------------------------------------------
+
+CTRL_C = b"\x03"
+
+
+def pasted(prompt: Shell, line: str) -> "subprocess.CompletedProcess[str]":
+    return run("sh", "-c", line, cwd=prompt.home, env=prompt.environment())
+
+
+def interrupted(prompt: Shell, held: Held, *words: str | Path) -> str:
+    """What a command says of Ctrl-C, typed when this answer is waited for."""
+    with running(prompt, *words) as (process, screen):
+        assert held.met.wait(LIMIT)
+        screen.type(CTRL_C)
+        assert process.wait(LIMIT) == 130
+    held.free.set()
+    assert "Traceback" not in screen.text
+    return screen.text.rpartition("\nxnatctl: ")[2].rstrip("\n")
+
+
+def test_an_interrupted_listing_says_so(fresh):
+    assert interrupted(fresh, Held(fresh, "/experiments"), *LIST) == "interrupted"
+
+
+def test_an_interrupted_question_ends_at_once(fresh):
+    fresh.receive("W")
+    with running(fresh, "prearchive", "delete", "-P", "MYPROJECT", "--session", "W") as (process, screen):
+        screen.wait_for("[y/N] ")
+        screen.type(CTRL_C)
+        assert process.wait(LIMIT) == 130
+    assert screen.text.endswith("\nxnatctl: interrupted\n")
+    assert fresh.ctl("prearchive", "list", "-q").lines != []
+
+
+def test_an_interrupted_download_names_what_is_there_and_how_to_go_on(fresh):
+    last = fresh.session().scans[0].resources[0].entries[-1].path
+    held = Held(fresh, f"/files/{last}$")
+    fresh.app.faults.append(lambda request: Reply(404) if "format" in request.query else None)
+    said = interrupted(fresh, held, *DOWNLOAD, "-w", "1")
+    found = re.fullmatch(r"interrupted: (\d+) of (\d+) files are in (\S+), and stay; for the others: (.*)", said)
+    assert found, said
+    there = [path for path in (fresh.home / found[3]).rglob("*") if path.is_file() and ".xnatctl" not in path.parts]
+    assert len(there) == int(found[1]) > 0
+    done = pasted(fresh, found[4])
+    assert done.returncode == 0, done.stderr
+    assert f"{found[1]} were there already" in done.stderr

@@ -101,7 +101,7 @@ def main_xnatctl(argv: Sequence[str] | None = None) -> int:
             from xnatfs.cli import completion
 
             completion.complete(parser)
-        return ctl.run(parser.parse_args(words))
+        return ctl.run(parser.parse_args(words, argparse.Namespace(command_line=words)))
 
     def failed(error: BaseException, status: int, text: str) -> None:
         from xnatfs.cli import ctl
@@ -189,6 +189,8 @@ def _ended(command: Callable[[], int], failed: Callable[[BaseException, int, str
         raise unwritten
     except (Exception, KeyboardInterrupt, BaseExceptionGroup) as error:
         status, text = _ending(error, unwritten or streams.flush_output())
+        if status == INTERRUPTED and sys.stderr.isatty():
+            streams.report("")  # the terminal has echoed ^C at the beginning of the line
         failed(first_error(error), status, text)
         return status
 
@@ -199,7 +201,7 @@ def _ending(error: BaseException, unwritten: OSError | None) -> tuple[int, str]:
     if isinstance(cause, BrokenPipeError) and isinstance(unwritten, BrokenPipeError):
         return 0, ""  # `xnatctl ... | head` has seen enough
     if isinstance(cause, KeyboardInterrupt):
-        return INTERRUPTED, ""
+        return INTERRUPTED, ": ".join(filter(None, ("interrupted", *map(str, cause.args))))
     if isinstance(cause, Reported):
         return cause.status, str(cause)
     if isinstance(cause, XnatError):

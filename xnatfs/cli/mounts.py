@@ -6,6 +6,7 @@ import logging
 import os
 import select
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from xnatfs import program
-from xnatfs.cli import daemon, logs, options
+from xnatfs.cli import daemon, logs, options, statusline
 from xnatfs.cli.logins import find_login, session_store
 from xnatfs.cli.output import tell
 from xnatfs.config import Config, cache_home, who_reads_along
@@ -79,7 +80,7 @@ def run_mount(arguments: argparse.Namespace) -> int:
     if arguments.foreground:
         _serve(arguments, config, credentials, session_store(config, token), extra, arguments.reporter.ready)
     else:
-        _background(arguments, "mount", daemon.pack(credentials, token))
+        _background(arguments, "mount", daemon.pack(credentials, token), config.url)
     return 0
 
 
@@ -94,7 +95,9 @@ def run_umount(arguments: argparse.Namespace) -> int:
         return 0
     serving = serving_process(mountpoint)
     unmount(mountpoint)
-    if serving is not None and not select.select([serving], [], [], WAIT_FOR_END)[0]:
+    with statusline.waiting(f"Unmounting {mountpoint}"):
+        ended = serving is None or select.select([serving], [], [], WAIT_FOR_END)[0]
+    if not ended:
         tell(f"xnatfs: {mountpoint} is unmounted, but its process has not ended yet")
     return 0
 
@@ -104,7 +107,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
     account = _demo_account(arguments.account)
     if not arguments.foreground and arguments.report_fd is None:
         _check_place(arguments)
-        print(_demo_text(arguments, account)(_background(arguments, "demo", {})), flush=True)
+        print(_demo_text(arguments, account)(_background(arguments, "demo", {}, "the demo")), flush=True)
         return 0
     text = _demo_text(arguments, account)
     with _demo_server(arguments) as url, tempfile.TemporaryDirectory(prefix="xnatfs-demo-") as cache:
@@ -136,7 +139,9 @@ def _serve(
     fuse_mount, trio = _imported()
     mount_options = _mount_options(arguments, extra)
     os.chdir("/")  # a daemon must not keep a directory of its user's busy
-    trio.run(fuse_mount.mount, config, credentials, sessions, mount_options, ready)
+    ended_by = trio.run(fuse_mount.mount, config, credentials, sessions, mount_options, ready)
+    if arguments.foreground and ended_by == signal.SIGINT:
+        raise KeyboardInterrupt(f"{mount_options.mountpoint} is unmounted")
 
 
 def _warnings(arguments: argparse.Namespace, config: Config) -> list[str]:
@@ -160,11 +165,12 @@ def _imported() -> tuple[Any, Any]:
     return fuse_mount, trio
 
 
-def _background(arguments: argparse.Namespace, command: str, handover: dict[str, str]) -> str:
-    """The same command again, detached, until its mount answers."""
+def _background(arguments: argparse.Namespace, command: str, handover: dict[str, str], what: str) -> str:
+    """The same command again, detached, until its mount answers. `what` is mounted, for people."""
     mountpoint = _place(arguments)
     log_file = arguments.log_file or cache_home() / "log" / f"{quote(str(mountpoint), safe='')[-200:]}.log"
-    text = daemon.start([*_again(command)], handover, Path(log_file))
+    with statusline.waiting(f"Mounting {what}"):
+        text = daemon.start([*_again(command)], handover, Path(log_file))
     os.stat(mountpoint)
     return text
 

@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 from itertools import zip_longest
 from typing import Any
 
-from xnatfs.cli import streams
+from xnatfs.cli import statusline, streams
 from xnatfs.errors import ConfigError
 from xnatfs.untrusted import plain
 
@@ -91,6 +91,7 @@ def note(arguments: argparse.Namespace, text: str) -> None:
 
 def say(text: str) -> None:
     """Data, to stdout."""
+    statusline.clear()
     print(shown(text) if sys.stdout.isatty() else text)
 
 

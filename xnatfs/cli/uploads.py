@@ -3,6 +3,7 @@
 import argparse
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ async def session_upload(context: Context) -> int:
     target = Target(context.project(), arguments.subject, arguments.experiment, bool(direct))
     mode = _one_of("archive_mode", arguments.mode or profile.archive_mode or "tar", MODES)
     overwrite = _one_of("overwrite", arguments.overwrite or profile.overwrite or "none", OVERWRITES)
-    found = await trio.to_thread.run_sync(dicom.find, arguments.path)
+    found = await trio.to_thread.run_sync(dicom.find, arguments.path, abandon_on_cancel=True)
     if not found.images:
         damaged = f"; {len(found.broken)} are damaged DICOM, {found.broken[0][0]} for one" if found.broken else ""
         count = len(found.others) + len(found.broken)
@@ -90,7 +91,6 @@ async def session_upload(context: Context) -> int:
         session.BATCH,
     )
     studies = {image.study for image in found.images}
-    began = time.monotonic()
     async with context.xnat() as xnat:
         earlier = arguments.resume and journal.take_up()
         if earlier and await session.take_up(xnat, target, journal, studies, exact=overwrite == "none"):
@@ -99,7 +99,7 @@ async def session_upload(context: Context) -> int:
             await session.check_free(xnat, target)
         elif overwrite == "append":
             journal.before = await session.count_archived(xnat, target)
-        with shown(context, "uploading") as progress:
+        with shown(context, "uploading") as progress, context.resumable(_left(journal, found)):
             sent = await session.send(
                 xnat,
                 found.images,
@@ -111,16 +111,20 @@ async def session_upload(context: Context) -> int:
                 progress=progress,
                 note=context.note,
             )
-        context.note(f"Sent {sent} files in {time.monotonic() - began:.1f} s")
+        context.note(f"Sent {sent} files in {context.seconds:.1f} s")
         outcome = await session.complete(xnat, target, journal)
         done = await session.look(xnat, target, outcome, journal)
         if arguments.wait and not done:
             await _wait(context, xnat, target, outcome, journal)
     outcome.files, outcome.size, outcome.sent = len(found.images), found.size, sent
-    outcome.seconds = time.monotonic() - began
+    outcome.seconds = context.seconds
     if outcome.arrived is not None and outcome.arrived >= outcome.files:
         journal.remove()
     return _tell(context, outcome, found, target)
+
+
+def _left(journal: Journal, found: dicom.Found) -> Callable[[], str]:
+    return lambda: f"the server has {journal.count(DONE)} of {len(found.images)} files, and keeps them; for the others"
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> Any:
@@ -149,7 +153,11 @@ def _tell_found(context: Context, found: dicom.Found) -> None:
 async def _wait(context: Context, xnat: Xnat, target: Target, outcome: Outcome, journal: Journal) -> None:
     """Look until the server has done with it. Raises Unreachable after --wait-timeout."""
     longest, pause, said_at, said = context.arguments.wait_timeout, 1.0, float("-inf"), ""
-    with trio.move_on_after(longest):
+
+    def left() -> str:
+        return f"all files are sent, {_state(outcome)}, and the server goes on with it; to wait on"
+
+    with context.resumable(left), trio.move_on_after(longest):
         while not await session.look(xnat, target, outcome, journal):
             state = _state(outcome)
             if state != said or time.monotonic() - said_at >= SAY_EVERY:
@@ -243,19 +251,21 @@ def _resource_upload(parser: argparse.ArgumentParser) -> None:
 async def resource_upload(context: Context) -> int:
     arguments = context.arguments
     label, path = _words(arguments)
-    files = await trio.to_thread.run_sync(resource.find, [path])
+    files = await trio.to_thread.run_sync(resource.find, [path], abandon_on_cancel=True)
     if not files:
         raise ConfigError(f"{path} holds no files")
     if arguments.dry_run:
         for file in files:
             say(file.name)
         return 0
-    began = time.monotonic()
     async with context.xnat() as xnat:
         item = await _item(context, xnat)
-        with shown(context, "uploading") as progress:
+        with (
+            shown(context, "uploading") as progress,
+            context.resumable(lambda: f"{progress.count} files are sent, and stay there; for the others"),
+        ):
             report = await resource.upload(xnat, item, label, files, overwrite=arguments.overwrite, progress=progress)
-    seconds = time.monotonic() - began
+    seconds = context.seconds
     for name, why in report.failed:
         tell(f"xnatctl: {name} {why}")
     if report.sent:

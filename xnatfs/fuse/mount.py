@@ -63,8 +63,8 @@ async def mount(
     sessions: SessionStore | None,
     options: MountOptions,
     ready: Callable[[], None],
-) -> None:
-    """Mount the server, call `ready` when the mount answers, and return when it is unmounted or ended by a signal.
+) -> int | None:
+    """Mount the server, call `ready` when the mount answers, and return once it is unmounted: the signal that did it.
 
     A session out of `sessions` is left alive at the end, for whoever shares it; one of our own is closed.
     Raises XnatError where it cannot begin; nothing is left mounted then.
@@ -78,11 +78,8 @@ async def mount(
         trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1) as signals,
     ):
         async with open_site(config, credentials, sessions=sessions) as site:
-            try:
-                await site.xnat.log_in()
-            except Unreachable:
-                if not config.offline:
-                    raise
+            if ended := await _log_in(site, signals, config.offline):
+                return ended
             site.stay(config.offline)
             log.info(
                 "xnatfs %s: %s as %s on %s, cache %s",
@@ -97,13 +94,15 @@ async def mount(
             _begin(operations, config, options)
             try:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(_obey, signals, partial(log_state, site, operations))
+                    obeyed: list[int] = []
+                    nursery.start_soon(_obey, signals, obeyed, partial(log_state, site, operations))
                     nursery.start_soon(_when_running, ready, options.mountpoint)
                     await pyfuse3.main(max_tasks=MOST_REQUESTS)
                     nursery.cancel_scope.cancel()
             finally:
                 pyfuse3.close(unmount=True)
                 _log_end(site)
+            return next(iter(obeyed), None)
 
 
 def _allow_open_files() -> None:
@@ -139,11 +138,32 @@ def _escaped(url: str) -> str:
     return url.replace("\\", "\\\\").replace(",", "\\,")
 
 
-async def _obey(signals: AsyncIterator[int], log_state: Callable[[], None]) -> None:
+async def _log_in(site: Site, signals: AsyncIterator[int], offline: bool) -> int | None:
+    """Log in, which may take the whole timeout. Return the signal that ended it before."""
+    ended: list[int] = []
+    async with trio.open_nursery() as nursery:
+
+        async def give_up() -> None:
+            ended.append(await anext(signals))
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(give_up)
+        try:
+            await site.xnat.log_in()
+        except Unreachable:
+            if not offline:
+                raise
+        nursery.cancel_scope.cancel()
+    return next(iter(ended), None)
+
+
+async def _obey(signals: AsyncIterator[int], obeyed: list[int], log_state: Callable[[], None]) -> None:
+    """End the mount when a signal says so, and note which in `obeyed`."""
     async for number in signals:
         if number == signal.SIGUSR1:
             log_state()
             continue
+        obeyed.append(number)
         log.info("ending, because of %s", signal.Signals(number).name)
         pyfuse3.terminate()
 
