@@ -14,8 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.changing import images
 from tests.commanding import SESSION, Shell, shell
-from tests.mounting import LIMIT, SCRIPTS, end, environment, run
+from tests.mounting import LIMIT, SCRIPTS, daemons, end, environment, mounted_file_system, run
+from tests.test_mount import wait_for
+from tests.test_uploads import IMPORT, SMALL
 from xnatfs.cli import Parser, ctl, mounts
 from xnatfs.cli.output import ELLIPSIS
 from xnatfs.cli.statusline import ERASE
@@ -113,7 +116,7 @@ class Terminal:
     def wait_for(self, text: str) -> None:
         """Wait until a program has shown this."""
         with self._changed:
-            assert self._changed.wait_for(lambda: text in self.text, LIMIT), self.text
+            assert self._changed.wait_for(lambda: text in self.text, LIMIT), self.text[-1000:]
 
     def type(self, data: bytes) -> None:
         os.write(self._main, data)
@@ -248,8 +251,8 @@ def test_nothing_is_cut_or_folded_where_there_is_no_terminal(prompt):
 class Held:
     """Hold the answers to requests for some paths until they are let go, but for the first `passing` of them."""
 
-    def __init__(self, prompt: Shell, pattern: str, passing: int = 0) -> None:
-        self.met, self.free = threading.Event(), threading.Event()
+    def __init__(self, prompt: Shell, pattern: str, passing: int = 0, seconds: float = LIMIT) -> None:
+        self.met, self.free, self._seconds = threading.Event(), threading.Event(), seconds
         self._pattern, self._passing = pattern, passing
         prompt.app.faults.append(self._hold)
 
@@ -258,7 +261,7 @@ class Held:
             self._passing -= 1
             if self._passing < 0:
                 self.met.set()
-                self.free.wait(LIMIT)
+                self.free.wait(self._seconds)
         return None
 
 
@@ -273,12 +276,10 @@ TAKE = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os
 
 
 @contextmanager
-def running(
-    prompt: Shell, *words: str | Path, program: str = "xnatctl", columns: int = 80
-) -> Iterator[tuple[subprocess.Popen[bytes], Terminal]]:
+def running(prompt: Shell, *words: str | Path) -> Iterator[tuple[subprocess.Popen[bytes], Terminal]]:
     """A command in the foreground of a terminal."""
-    command = [sys.executable, "-c", TAKE, str(SCRIPTS / program), *map(str, words)]
-    with terminal(columns) as screen:
+    command = [sys.executable, "-c", TAKE, *prompt.program, *map(str, words)]
+    with terminal() as screen:
         streams = dict.fromkeys(("stdin", "stdout", "stderr"), screen.device)
         env = {**prompt.environment(), "TERM": "xterm"}
         with subprocess.Popen(command, env=env, cwd=prompt.home, start_new_session=True, **streams) as process:
@@ -304,8 +305,7 @@ def test_a_listing_that_takes_long_says_what_is_asked(fresh):
 
 @pytest.mark.parametrize("words", [(), ("-q",), ("-v",)])
 def test_nothing_is_shown_to_programs_and_by_quiet_commands(fresh, words):
-    held = Held(fresh, "/experiments")
-    threading.Timer(2.5, held.free.set).start()
+    Held(fresh, "/experiments", seconds=2.5)
     if not words:
         assert fresh.ctl(*LIST).err == ""
         return
@@ -331,8 +331,7 @@ DOWNLOAD = ("scan", "download", "-E", SESSION, "-s", "1,2", "--out", "data")
 @pytest.mark.parametrize("words", [DOWNLOAD, (*DOWNLOAD, "--zip")], ids=["files", "zip"])
 def test_a_copy_takes_as_long_as_its_user_waits(fresh, words):
     """The listing belongs to it."""
-    held = Held(fresh, "/scans$")
-    threading.Timer(2.0, held.free.set).start()
+    Held(fresh, "/scans$", seconds=2.0)
     said = fresh.ctl(*words, "-o", "json")
     seconds = re.search(r"in (\d+\.\d) s", said.err)
     assert seconds
@@ -347,7 +346,9 @@ CTRL_C = b"\x03"
 
 
 def pasted(prompt: Shell, line: str) -> "subprocess.CompletedProcess[str]":
-    return run("sh", "-c", line, cwd=prompt.home, env=prompt.environment())
+    done = run("sh", "-c", line, cwd=prompt.home, env=prompt.environment())
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 def interrupted(prompt: Shell, held: Held, *words: str | Path) -> str:
@@ -378,12 +379,101 @@ def test_an_interrupted_question_ends_at_once(fresh):
 def test_an_interrupted_download_names_what_is_there_and_how_to_go_on(fresh):
     last = fresh.session().scans[0].resources[0].entries[-1].path
     held = Held(fresh, f"/files/{last}$")
-    fresh.app.faults.append(lambda request: Reply(404) if "format" in request.query else None)
     said = interrupted(fresh, held, *DOWNLOAD, "-w", "1")
     found = re.fullmatch(r"interrupted: (\d+) of (\d+) files are in (\S+), and stay; for the others: (.*)", said)
     assert found, said
     there = [path for path in (fresh.home / found[3]).rglob("*") if path.is_file() and ".xnatctl" not in path.parts]
     assert len(there) == int(found[1]) > 0
     done = pasted(fresh, found[4])
-    assert done.returncode == 0, done.stderr
     assert f"{found[1]} were there already" in done.stderr
+
+
+def test_an_interrupted_archive_is_begun_again(fresh):
+    words = (*DOWNLOAD, "--zip")
+    said = interrupted(fresh, Held(fresh, "/scans/1,2/files$"), *words)
+    assert said.startswith(f"interrupted: data/{SESSION}/scans.zip comes whole or not at all; to begin again: ")
+    pasted(fresh, said.rpartition(": ")[2])
+    assert (fresh.home / "data" / SESSION / "scans.zip").exists()
+
+
+@pytest.fixture
+def folder(fresh: Shell) -> Path:
+    """20 images of one study; they are several batches of the program in `small`."""
+    directory = fresh.home / "a folder"
+    for number in range(1, 11):
+        for name, content in images("1.2.3", number).items():
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            (directory / name).write_bytes(content)
+    return directory
+
+
+@pytest.mark.parametrize("more", [(), ("--no-resume",), ("--overwrite", "delete")], ids=" ".join)
+def test_an_interrupted_upload_names_what_is_there_and_how_to_go_on(fresh, folder, more):
+    small = replace(fresh, program=(sys.executable, "-c", SMALL))
+    held = Held(fresh, IMPORT, passing=2)
+    words = ("session", "upload", folder, "-P", "MYPROJECT", "-S", "SUB001", "-E", "NEW", "-w", "1", *more)
+    said = interrupted(small, held, *words)
+    text = r"interrupted: the server has (\d+) of 20 files, and keeps them; for the others: (.*)"
+    found = re.fullmatch(text, said)
+    assert found, said
+    assert 0 < int(found[1]) < 20
+    done = pasted(fresh, found[2])
+    assert "Taking up an upload" in done.stderr
+    (session,) = [waiting.session for waiting in fresh.app.writing.prearchive.sessions]
+    assert sum(len(resource.entries) for scan in session.scans for resource in scan.resources) == 20
+
+
+def test_an_interrupted_upload_to_a_resource_goes_on(fresh, folder):
+    words = ("resource", "upload", "-E", SESSION, "PAPERS", folder)
+    said = interrupted(fresh, Held(fresh, "/PAPERS/files/"), *words)
+    assert re.match(r"interrupted: \d+ files are sent, and stay there; for the others: ", said)
+    pasted(fresh, said.rpartition(": ")[2])
+    assert len(fresh.ctl("resource", "show", "-E", SESSION, "PAPERS", "-q").lines) == 20
+
+
+def test_an_interrupted_wait_goes_on(fresh):
+    fresh.receive("W", ready=False)
+    with running(fresh, "prearchive", "archive", "-P", "MYPROJECT", "--session", "W", "--wait") as (process, screen):
+        screen.wait_for("RECEIVING")
+        screen.type(CTRL_C)
+        assert process.wait(LIMIT) == 130
+    said = screen.text.rpartition("\nxnatctl: ")[2].strip()
+    assert re.match(r"interrupted: W is RECEIVING\S*, and the server goes on with it; to wait on: .* --wait$", said)
+
+
+def test_an_upload_that_is_interrupted_after_it_was_sent(fresh, folder):
+    words = ("session", "upload", folder, "-P", "MYPROJECT", "-S", "SUB001", "-E", "NEW")
+    said = interrupted(fresh, Held(fresh, "/data/prearchive/.*/NEW$"), *words)
+    assert said.startswith("interrupted: all files are sent, and the server goes on with them; to look again: ")
+    assert "20 files" in pasted(fresh, said.rpartition(": ")[2]).stderr
+
+
+# -- Ctrl-C to a mount -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.fuse
+@pytest.mark.parametrize("when", ["mounted", "logging in", "logging in, in the background"])
+def test_ctrl_c_ends_a_mount_at_once(fresh, tmp_path, when):
+    place = tmp_path / "mnt"
+    place.mkdir()
+    xnatfs = replace(fresh, program=(str(SCRIPTS / "xnatfs"),))
+    options = [] if "background" in when else ["--foreground"]
+    held = Held(fresh, "^/data/JSESSION$") if when != "mounted" else None
+    try:
+        with running(xnatfs, "mount", *options, "--log-file", tmp_path / "log", place) as (process, screen):
+            if held:
+                assert held.met.wait(LIMIT)
+            else:
+                while not mounted_file_system(place):
+                    assert process.poll() is None, screen.text
+            screen.type(CTRL_C)
+            assert process.wait(LIMIT) == 130
+            assert mounted_file_system(place) == ""
+            unmounted = f": {place} is unmounted" if when == "mounted" else ""
+            said = screen.text.rpartition("\nxnatfs: ")[2]
+            assert said == f"interrupted{unmounted}\n"
+            assert wait_for(lambda: not daemons(fresh.home))
+    finally:
+        if held:
+            held.free.set()
+        end(place, fresh.home)

@@ -6,7 +6,6 @@ import logging
 import os
 import select
 import shlex
-import signal
 import subprocess
 import sys
 import tempfile
@@ -139,9 +138,7 @@ def _serve(
     fuse_mount, trio = _imported()
     mount_options = _mount_options(arguments, extra)
     os.chdir("/")  # a daemon must not keep a directory of its user's busy
-    ended_by = trio.run(fuse_mount.mount, config, credentials, sessions, mount_options, ready)
-    if arguments.foreground and ended_by == signal.SIGINT:
-        raise KeyboardInterrupt(f"{mount_options.mountpoint} is unmounted")
+    trio.run(fuse_mount.mount, config, credentials, sessions, mount_options, ready)
 
 
 def _warnings(arguments: argparse.Namespace, config: Config) -> list[str]:

@@ -112,10 +112,11 @@ async def session_upload(context: Context) -> int:
                 note=context.note,
             )
         context.note(f"Sent {sent} files in {context.seconds:.1f} s")
-        outcome = await session.complete(xnat, target, journal)
-        done = await session.look(xnat, target, outcome, journal)
-        if arguments.wait and not done:
-            await _wait(context, xnat, target, outcome, journal)
+        with context.resumable(lambda: "all files are sent, and the server goes on with them; to look again"):
+            outcome = await session.complete(xnat, target, journal)
+            done = await session.look(xnat, target, outcome, journal)
+            if arguments.wait and not done:
+                await _wait(context, xnat, target, outcome, journal)
     outcome.files, outcome.size, outcome.sent = len(found.images), found.size, sent
     outcome.seconds = context.seconds
     if outcome.arrived is not None and outcome.arrived >= outcome.files:
@@ -153,11 +154,7 @@ def _tell_found(context: Context, found: dicom.Found) -> None:
 async def _wait(context: Context, xnat: Xnat, target: Target, outcome: Outcome, journal: Journal) -> None:
     """Look until the server has done with it. Raises Unreachable after --wait-timeout."""
     longest, pause, said_at, said = context.arguments.wait_timeout, 1.0, float("-inf"), ""
-
-    def left() -> str:
-        return f"all files are sent, {_state(outcome)}, and the server goes on with it; to wait on"
-
-    with context.resumable(left), trio.move_on_after(longest):
+    with trio.move_on_after(longest):
         while not await session.look(xnat, target, outcome, journal):
             state = _state(outcome)
             if state != said or time.monotonic() - said_at >= SAY_EVERY:

@@ -63,11 +63,11 @@ async def mount(
     sessions: SessionStore | None,
     options: MountOptions,
     ready: Callable[[], None],
-) -> int | None:
-    """Mount the server, call `ready` when the mount answers, and return once it is unmounted: the signal that did it.
+) -> None:
+    """Mount the server, call `ready` when the mount answers, and return when it is unmounted or ended by a signal.
 
     A session out of `sessions` is left alive at the end, for whoever shares it; one of our own is closed.
-    Raises XnatError where it cannot begin; nothing is left mounted then.
+    Raises XnatError where it cannot begin, when nothing is left mounted; KeyboardInterrupt where the signal was SIGINT.
     """
     check_fuse()
     check_mountpoint(options.mountpoint, config.url)
@@ -78,8 +78,10 @@ async def mount(
         trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1) as signals,
     ):
         async with open_site(config, credentials, sessions=sessions) as site:
-            if ended := await _log_in(site, signals, config.offline):
-                return ended
+            ended: list[int] = []
+            await _log_in(site, config.offline, signals, ended)
+            if ended:
+                return _check_interrupted(ended)
             site.stay(config.offline)
             log.info(
                 "xnatfs %s: %s as %s on %s, cache %s",
@@ -94,15 +96,14 @@ async def mount(
             _begin(operations, config, options)
             try:
                 async with trio.open_nursery() as nursery:
-                    obeyed: list[int] = []
-                    nursery.start_soon(_obey, signals, obeyed, partial(log_state, site, operations))
+                    nursery.start_soon(_obey, signals, ended, partial(log_state, site, operations))
                     nursery.start_soon(_when_running, ready, options.mountpoint)
                     await pyfuse3.main(max_tasks=MOST_REQUESTS)
                     nursery.cancel_scope.cancel()
             finally:
                 pyfuse3.close(unmount=True)
                 _log_end(site)
-            return next(iter(obeyed), None)
+            _check_interrupted(ended, f"{options.mountpoint} is unmounted")
 
 
 def _allow_open_files() -> None:
@@ -138,9 +139,8 @@ def _escaped(url: str) -> str:
     return url.replace("\\", "\\\\").replace(",", "\\,")
 
 
-async def _log_in(site: Site, signals: AsyncIterator[int], offline: bool) -> int | None:
-    """Log in, which may take the whole timeout. Return the signal that ended it before."""
-    ended: list[int] = []
+async def _log_in(site: Site, offline: bool, signals: AsyncIterator[int], ended: list[int]) -> None:
+    """Log in, which may take the whole timeout, unless a signal ends that, which is noted in `ended`."""
     async with trio.open_nursery() as nursery:
 
         async def give_up() -> None:
@@ -154,16 +154,21 @@ async def _log_in(site: Site, signals: AsyncIterator[int], offline: bool) -> int
             if not offline:
                 raise
         nursery.cancel_scope.cancel()
-    return next(iter(ended), None)
 
 
-async def _obey(signals: AsyncIterator[int], obeyed: list[int], log_state: Callable[[], None]) -> None:
-    """End the mount when a signal says so, and note which in `obeyed`."""
+def _check_interrupted(ended: list[int], *said: str) -> None:
+    """Raise KeyboardInterrupt where SIGINT was among the signals."""
+    if signal.SIGINT in ended:
+        raise KeyboardInterrupt(*said)
+
+
+async def _obey(signals: AsyncIterator[int], ended: list[int], log_state: Callable[[], None]) -> None:
+    """End the mount when a signal says so, and note which in `ended`."""
     async for number in signals:
         if number == signal.SIGUSR1:
             log_state()
             continue
-        obeyed.append(number)
+        ended.append(number)
         log.info("ending, because of %s", signal.Signals(number).name)
         pyfuse3.terminate()
 
