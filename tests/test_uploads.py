@@ -478,8 +478,56 @@ def test_an_alias_of_a_project_leads_to_it(small, fresh, folder):
         return reply
 
     fresh.app.faults.append(aliased)
-    small.ctl("session", "upload", folder, "-P", "ALIAS", "-S", "SUB001", "-E", "NEW")
+    small.ctl("session", "upload", folder, "-P", "ALIAS", "-S", "SUB001", "-E", "NEW", "--mode", "gradual")
     assert contents(received(fresh)) == sorted(series(10).values())
+    asked = [record for record in fresh.requests("GET") if record.path == "/data/projects/ALIAS"]
+    assert len(asked) <= 2, "not once for each file"
+
+
+@pytest.mark.parametrize("at", [1, 3])
+def test_a_form_that_is_not_taken_is_left_at_any_batch(small, fresh, folder, at):
+    seen: list[int] = []
+
+    def untaken(asked: Request) -> Reply | None:
+        if asked.path == IMPORT and asked.headers["content-type"] == "application/x-tar":
+            seen.append(1)
+            return Reply(200, b"", "text/plain") if len(seen) >= at else None
+        return None
+
+    fresh.app.faults.append(untaken)
+    done = small.ctl(*upload(folder, "-w", "1"))
+    assert done.err.count("the files go one by one") == 1
+    assert len(seen) == at
+    assert contents(received(fresh)) == sorted(series(10).values())
+
+
+@pytest.mark.parametrize("release", ["1.6"])
+def test_another_mode_on_a_resumed_run_finds_the_form_again(small, fresh, folder):
+    seen: list[int] = []
+
+    def refuse(asked: Request) -> Reply | None:
+        seen.extend([1] if asked.path == IMPORT else [])
+        return Reply(413, b"", "text/plain") if asked.path == IMPORT and len(seen) == 10 else None
+
+    fresh.app.faults.append(refuse)
+    small.ctl(*upload(folder, "-w", "1", "--mode", "gradual"), status=4)
+    small.ctl(*upload(folder, "--mode", "tar"))
+    assert contents(received(fresh)) == sorted(series(10).values())
+
+
+def test_a_label_that_the_server_cleans_is_the_same(small, fresh, folder):
+    def cleans(asked: Request) -> Reply | None:
+        if asked.path != IMPORT:
+            return None
+        pairs = [(key, value.replace("SES 1", "SES_1")) for key, value in asked.query.pairs]
+        reply: Reply = fresh.app._answer(replace(asked, query=Query(pairs, asked.query.accept)))[0]
+        return reply
+
+    fresh.app.faults.append(cleans)
+    done = small.ctl(*upload(folder, label="SES 1"))
+    assert "prearchive delete" not in done.err
+    assert {record.headers["content-type"] for record in fresh.requests("POST", IMPORT)} == {"application/x-tar"}
+    assert contents(received(fresh, "SES_1")) == sorted(series(10).values())
 
 
 # -- releases ----------------------------------------------------------------------------------------------------

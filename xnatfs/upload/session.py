@@ -6,6 +6,7 @@ that comes twice is there once.
 """
 
 import logging
+import re
 import shlex
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -77,12 +78,12 @@ class Outcome:
 
 
 class _NotTaken(Exception):
-    """A batch was not stored in its form. `instead` is the one to try; where it is too late for that `error` counts."""
+    """The server did not store a batch sent in this form; retry in `instead`. `left` is a session of another name."""
 
-    def __init__(self, instead: Mode, error: BadReply) -> None:
-        super().__init__(str(error))
+    def __init__(self, instead: Mode, text: str, left: PrearchiveSession | None = None) -> None:
+        super().__init__(text)
         self.instead: Mode = instead
-        self.error = error
+        self.left = left
 
 
 async def check_free(xnat: Xnat, target: Target) -> None:
@@ -152,6 +153,7 @@ async def send(
     journal.write()
     fresh = journal.count(DONE) == 0
     queue = iter(todo)
+    projects = {"", target.project}  # as answers may call it
     sent = 0
 
     async def one(batch: Batch, how: Overwrite) -> None:
@@ -160,7 +162,7 @@ async def send(
         journal.write()
         chosen = images[batch.first : batch.first + batch.count]
         try:
-            await _send(xnat, chosen, batch, target, form, how, progress)
+            await _send(xnat, chosen, batch, target, form, how, projects, progress)
         except (XnatError, _NotTaken) as error:
             if not batch.uris and not isinstance(error, Uncertain):  # refused as a whole: as if it had not been sent
                 batch.state = NEW
@@ -170,24 +172,28 @@ async def send(
         journal.write()
         sent += batch.count
 
-    async def first(batch: Batch) -> None:
+    async def in_some_form(batch: Batch, how: Overwrite) -> None:
         nonlocal form
+        left = None
         while True:
             try:
-                return await one(batch, "delete" if overwrite == "delete" else "append")
+                await one(batch, how)
+                break
             except _NotTaken as error:
-                note(str(error))
+                if error.instead != form:  # else a batch beside this one has found out
+                    note(str(error))
                 form = journal.mode = error.instead
+                left = error.left or left
+        if left and left.key not in [place.key for place in map(_waiting, batch.uris) if place]:
+            delete = shlex.join(["xnatctl", "prearchive", "delete", *left.key])
+            note(f"What {xnat.url} has named {left.name} is left there ({delete})")
 
     async def work() -> None:
         for batch in queue:  # shared: each takes the next one
-            try:
-                await one(batch, "append")
-            except _NotTaken as refused:
-                raise refused.error from None
+            await in_some_form(batch, "append")
 
     if todo and fresh:
-        await first(next(queue))
+        await in_some_form(next(queue), "delete" if overwrite == "delete" else "append")
     try:
         async with trio.open_nursery() as nursery:
             for _ in range(workers):
@@ -208,6 +214,7 @@ async def _send(
     target: Target,
     mode: Mode,
     overwrite: Overwrite,
+    projects: set[str],
     progress: Progress,
 ) -> None:
     """Send one batch, and note in it where the server has put it, and the MD5 sums of its files."""
@@ -223,23 +230,27 @@ async def _send(
         batch.uris = list(dict.fromkeys([*batch.uris, *uris]))
         batch.digests += body.digests.values()
         for uri in uris:
-            await _check_project(xnat, target, uri, what)
+            await _check_project(xnat, target, uri, what, projects)
 
     if mode == "gradual":
         for part in parts:
             await imported(_gradual(target), as_file(part, "application/dicom", progress), part.name)
-    elif mode == "sized zip":
-        body = await with_length(parts, progress)
-        await imported(_archive(target, overwrite), body, f"a batch of {len(parts)} files")
     else:
-        body = (as_tar if mode == "tar" else as_zip)(parts, progress)
+        if mode == "sized zip":
+            body = await with_length(parts, progress)
+        else:
+            body = (as_tar if mode == "tar" else as_zip)(parts, progress)
         await imported(_archive(target, overwrite), body, f"a batch of {len(parts)} files")
 
 
-async def _check_project(xnat: Xnat, target: Target, uri: str, what: str) -> None:
-    """Raise Denied where the server has put images elsewhere: into no project, for want of a right, or into another."""
+async def _check_project(xnat: Xnat, target: Target, uri: str, what: str, projects: set[str]) -> None:
+    """Raise Denied where the server has put images elsewhere: into no project, for want of a right, or into another.
+
+    Args:
+        projects: what the project is known to be called; its ID is added where the target names an alias.
+    """
     project = _project(uri)
-    if project in ("", target.project):
+    if project in projects:
         return
     begun = f"sending to project {target.project} on {xnat.url}"
     where = f"{what} went to {uri}, nothing more was sent"
@@ -247,7 +258,8 @@ async def _check_project(xnat: Xnat, target: Target, uri: str, what: str) -> Non
         move = shlex.join(["xnatctl", "prearchive", "move", *uri.strip("/").split("/")[-3:], "--to", target.project])
         text = f"your account may not create sessions there, which normally takes the role Member: {where}"
         raise Denied(f"{begun}: {text}; an administrator can move it ({move}) or delete it", status=403, url=xnat.url)
-    if (await prearchive.project_id(xnat, target.project)) != project:  # an alias leads to the ID
+    projects.add(await prearchive.project_id(xnat, target.project))
+    if project not in projects:
         raise Denied(f"{begun}: it belongs to project {project} there: {where}", status=403, url=xnat.url)
 
 
@@ -262,14 +274,18 @@ def _project(uri: str) -> str:
 async def _check_label(xnat: Xnat, target: Target, uri: str) -> None:
     """Raise _NotTaken where the server has given a session in the prearchive another name than it was to have."""
     waiting = _waiting(uri)
-    if waiting is None or waiting.project != target.project or waiting.folder == target.session:
+    label = _cleaned(target.session)
+    if waiting is None or waiting.project != target.project or _cleaned(waiting.folder) == label:
         return
     row = await prearchive.look(xnat, waiting)
-    if row is not None and row.name != target.session:
+    if row is not None and _cleaned(row.name) != label:
         text = f"{xnat.url} names what comes packed by its DICOM header: the files go one by one, as {target.session}"
-        delete = shlex.join(["xnatctl", "prearchive", "delete", *row.key])
-        text = f"{text}; what it has named {row.name} is left there ({delete})"
-        raise _NotTaken("gradual", BadReply(text, url=xnat.url))
+        raise _NotTaken("gradual", text, row)
+
+
+def _cleaned(label: str) -> str:
+    """Return a label as XNAT stores it."""
+    return re.sub(r"\W", "_", label)
 
 
 def _archive(target: Target, overwrite: Overwrite) -> dict[str, str]:
@@ -312,7 +328,7 @@ async def _import(xnat: Xnat, params: dict[str, str], body: Sending, what: str) 
         )
         if "Content-Length" not in body.headers and (answer.status == 411 or LENGTH_WANTED in answer.text):
             text = f"{xnat.url} takes no zip without its length: each batch is packed twice, to know it"
-            raise _NotTaken("sized zip", BadReply(text, status=answer.status, url=xnat.url))
+            raise _NotTaken("sized zip", text)
         if answer.status == 400 and pause is not None and any(word in answer.text.lower() for word in TRANSIENT):
             log.info("%s: %s; again in %g s", what, answer.said(), pause)
             await trio.sleep(pause)
@@ -325,7 +341,7 @@ async def _import(xnat: Xnat, params: dict[str, str], body: Sending, what: str) 
         if not uris and params["import-handler"] != "gradual-DICOM":  # old servers' word for what they cannot unpack
             kind = body.headers["Content-Type"].removeprefix("application/").removeprefix("x-")
             text = f"{xnat.url} takes no {kind}, and stores nothing of it: the files go one by one"
-            raise _NotTaken("gradual", BadReply(text, status=answer.status, url=xnat.url))
+            raise _NotTaken("gradual", text)
         raise BadReply(f"{xnat.url} took {what}, and does not say where it is: {answer.said()}", url=xnat.url)
     raise _refused(xnat, answer, params, what)
 
