@@ -168,20 +168,59 @@ def test_a_session_that_is_there_is_refused_before_a_byte_is_sent(fresh, folder,
     assert len(imports(fresh)) == before
 
 
-def test_overwrite_append_adds_to_a_session(fresh, folder, small):
-    archive = fresh.app.archive
-    fresh.ctl(*upload(folder, "--direct-archive", "--wait"))
-    more = fresh.home / "more"
-    more.mkdir()
+@pytest.fixture
+def more(fresh: Shell) -> Path:
+    """Two images more of the study in `folder`."""
+    directory = fresh.home / "more"
+    directory.mkdir()
     for name, content in images("1.2.3", 99).items():
-        (more / name.replace("/", "-")).write_bytes(content)
+        (directory / name.replace("/", "-")).write_bytes(content)
+    return directory
+
+
+@pytest.mark.parametrize("overwrite", ["append", "delete"])
+def test_files_that_were_there_before_are_no_arrivals(fresh, folder, more, overwrite):
+    fresh.ctl(*upload(folder, "--direct-archive", "--wait"))
     before = len(contents(archived(fresh)))
-    fresh.app.writing.prearchive.work = 2.0  # what is there before is not what was sent
-    done = fresh.ctl(*upload(more, "--direct-archive", "--wait", "--overwrite", "append", "-o", "json"))
-    assert len(contents(archived(fresh))) == 22
-    assert done.rows["arrived"] == 22 - before
+    words = upload(more, "--direct-archive", "--overwrite", overwrite, "-o", "json")
+    fresh.app.writing.prearchive.work = LIMIT  # until the end of it the server is at work on them
+    done = fresh.ctl(*words)
+    assert (done.rows["destination"], done.rows["arrived"], done.rows["changed"]) == ("direct", None, 0)
     assert "anonymization" not in done.err
-    assert [e.label for e in archive.experiments.values()].count("NEW") == 1
+    assert f"{before} files were there before" in done.err
+    assert len(journals(fresh)) == 1
+    fresh.ctl(*words, "--wait", "--wait-timeout", "0.1", status=4)
+    fresh.app.writing.prearchive.work = 0.0
+    done = fresh.ctl(*words, "--wait")
+    assert (done.rows["destination"], done.rows["arrived"], done.rows["sent"]) == ("archive", 2, 0)
+    assert len(contents(archived(fresh))) == before + 2
+    assert [e.label for e in fresh.app.archive.experiments.values()].count("NEW") == 1
+    assert journals(fresh) == []
+
+
+def test_files_added_to_a_session_of_the_prearchive_are_counted_alone(fresh, folder, more):
+    fresh.ctl(*upload(folder))
+    done = fresh.ctl(*upload(more, "--overwrite", "append", "-o", "json"))
+    assert (done.rows["destination"], done.rows["arrived"]) == ("prearchive", 2)
+    done = fresh.ctl(*upload(more, "--overwrite", "append", "-o", "json"))
+    assert done.rows["arrived"] is None, "the same once more: nothing tells these from those"
+
+
+def test_a_conflict_with_a_session_that_was_there_is_told(fresh, folder, more):
+    """What is to be added to a session of the archive waits in the prearchive, and stays there."""
+    fresh.ctl(*upload(folder, "--direct-archive", "--wait"))
+
+    def conflict(asked: Request) -> Reply | None:
+        if asked.path == IMPORT:
+            reply: Reply = fresh.app._answer(asked)[0]
+            for waiting in fresh.app.writing.prearchive.sessions:
+                waiting.status = "CONFLICT"
+            return replace(reply, body=b"/data/archive/projects/MYPROJECT/subjects/SUB001/experiments/NEW\r\n")
+        return None
+
+    fresh.app.faults.append(conflict)
+    done = fresh.ctl(*upload(more, "--overwrite", "append"), status=8)
+    assert "its state is CONFLICT" in done.err
 
 
 def test_only_the_first_batch_may_delete(small, fresh, folder):

@@ -97,8 +97,8 @@ async def session_upload(context: Context) -> int:
             context.note(f"Taking up an upload that ended with {journal.count(DONE)} of {len(found.images)} files")
         elif overwrite == "none":
             await session.check_free(xnat, target)
-        elif overwrite == "append":
-            journal.before = await session.count_archived(xnat, target)
+        else:
+            journal.before = await session.count_before(xnat, target)
         with shown(context, "uploading") as progress, context.resumable(_left(journal, found)):
             sent = await session.send(
                 xnat,
@@ -199,7 +199,9 @@ def _tell(context: Context, outcome: Outcome, found: dicom.Found, target: Target
         context.note(
             f"{outcome.changed} files are not the bytes that were sent: the site's anonymization rewrites them"
         )
-    if outcome.arrived is None:
+    if outcome.arrived is None and outcome.before:
+        context.note(f"{outcome.before} files were there before: the server does not tell whether all of these arrived")
+    elif outcome.arrived is None:
         context.note("The server does not say yet how many files it has; --wait asks until it does")
     elif missing > 0:
         tell(f"xnatctl: {missing} of {outcome.files} files did not arrive")

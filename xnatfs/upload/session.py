@@ -47,6 +47,9 @@ LENGTH_WANTED = "must include the file directly as the body"
 # Resources that the server puts images in.
 IMAGES = frozenset({"DICOM", "secondary"})
 
+# The place of a session in the archive in a journal, beside those in the prearchive, which are paths.
+ARCHIVE = "archive"
+
 Where = Literal["archive", "prearchive", "direct"]
 
 
@@ -62,7 +65,7 @@ class Target:
 
 @dataclass
 class Outcome:
-    """What came of an upload. `arrived` is what the server says to hold; None where it does not say yet."""
+    """Result of an upload. `arrived` counts its files that are known to be there; None where that is not known."""
 
     files: int = 0
     size: int = 0
@@ -73,6 +76,7 @@ class Outcome:
     status: str = ""  # in the prearchive
     accession: str = ""
     arrived: int | None = None
+    before: int = 0  # files that were there before, which hide how many came
     changed: int = 0  # files whose digest on the server is another: anonymized there
     seconds: float = 0.0
 
@@ -391,34 +395,50 @@ async def look(xnat: Xnat, target: Target, outcome: Outcome, journal: Journal) -
     row = await prearchive.look(xnat, waiting) if waiting else None
     if row:
         outcome.where, outcome.status = "prearchive", row.status
-        outcome.arrived = await prearchive.held(xnat, row)
+        _count(outcome, journal, row.path, await prearchive.held(xnat, row))
         return not row.busy
     accession, files = await _in_archive(xnat, target)
-    if not accession:
+    sent, digests = journal.digests(), {file.digest for file in files if file.digest}
+    if accession:
+        _count(outcome, journal, ARCHIVE, len(files), len(sent & digests))
+    if not accession or outcome.arrived is None:
         # A conflict on the way to the archive leaves it in the prearchive, where it can be seen.
         left = prearchive.matching(await xnat.prearchive(target.project), target.session)
-        stuck = next((each for each in left if not each.busy), None)
+        stuck = next((each for each in left if not each.busy and each.path not in journal.before), None)
         if stuck:
             outcome.place = f"/data{stuck.path}"
             return await look(xnat, target, outcome, journal)
+    if not accession or (outcome.arrived is None and target.direct):
         return False
     outcome.where, outcome.accession, outcome.status = "archive", accession, ""
     outcome.place = f"/data/experiments/{accession}"
-    sent, count = journal.digests(), journal.count(NEW, SENT, DONE)
-    digests = {file.digest for file in files if file.digest}
-    # What was there before is not what was sent; but what is sent again is there once.
-    arrived = count if sent and sent <= digests else len(files) - journal.before
-    if arrived < count and journal.before:
-        outcome.arrived = None
-        return not target.direct  # else it comes from the prearchive, where it is no more
-    outcome.arrived = arrived
-    outcome.changed = len(sent - digests) if digests and arrived >= count else 0
-    return arrived >= count
+    if outcome.arrived is None:
+        return True  # it has left the prearchive
+    complete = outcome.arrived >= journal.count(NEW, SENT, DONE)
+    outcome.changed = len(sent - digests) if digests and complete else 0
+    return complete
 
 
-async def count_archived(xnat: Xnat, target: Target) -> int:
-    """Return how many images the session has in the archive."""
-    return len((await _in_archive(xnat, target))[1])
+def _count(outcome: Outcome, journal: Journal, place: str, held: int | None, recognized: int = 0) -> None:
+    """Note how many files have arrived. Where others were there before, less than all is not known: some may replace.
+
+    Args:
+        held: files that the session has now.
+        recognized: of these, files whose digest is that of one that was sent.
+    """
+    outcome.arrived, outcome.before = held, journal.before.get(place, 0)
+    if held is None or not outcome.before:
+        return
+    grown = held - outcome.before if held >= outcome.before else held  # fewer: --overwrite delete has removed them
+    arrived = max(grown, recognized)
+    outcome.arrived = arrived if arrived >= journal.count(NEW, SENT, DONE) else None
+
+
+async def count_before(xnat: Xnat, target: Target) -> dict[str, int]:
+    """Count the files of the sessions of this label, by their place."""
+    rows = prearchive.matching(await xnat.prearchive(target.project), target.session)
+    before = {row.path: await prearchive.held(xnat, row) or 0 for row in rows}
+    return before | {ARCHIVE: len((await _in_archive(xnat, target))[1])}
 
 
 async def _own(
