@@ -669,12 +669,14 @@ def test_without_digests_the_same_files_are_known_by_their_bytes(fresh, papers):
     before = len(fresh.requests("PUT"))
     done = fresh.ctl(*words, "-o", "json")
     assert "Up to date" in done.err
+    assert f"Comparing {len(NAMES)} files by their bytes" in done.err
     assert (done.rows["up_to_date"], done.rows["unverified"]) == (len(NAMES), 0)
     assert len(fresh.requests("PUT")) == before
     (papers / "a.txt").write_bytes(b"eno")  # of the same length
     assert "other files of these names: a.txt" in fresh.ctl(*words, status=1).err
     assert len(fresh.requests("PUT")) == before
-    fresh.ctl(*words, "--overwrite")
+    done = fresh.ctl(*words, "--overwrite", "-o", "json")
+    assert (done.rows["sent"], done.rows["unverified"]) == (1, 0), "it was read again"
     assert held(fresh, "PAPERS") == {**NAMES, "a.txt": b"eno"}
 
 

@@ -90,9 +90,12 @@ def note(arguments: argparse.Namespace, text: str) -> None:
 
 
 def say(text: str) -> None:
-    """Data, to stdout."""
+    """Write data to stdout. A reader that has gone has seen enough; the exit status is still the command's."""
     statusline.clear()
-    print(shown(text) if sys.stdout.isatty() else text)
+    try:
+        print(shown(text) if sys.stdout.isatty() else text)
+    except BrokenPipeError:
+        streams.discard(sys.stdout)
 
 
 def tell(text: str) -> None:

@@ -263,7 +263,9 @@ async def resource_upload(context: Context) -> int:
             shown(context, "uploading") as progress,
             context.resumable(lambda: f"{progress.count} files are sent, and stay there; for the others"),
         ):
-            report = await resource.upload(xnat, item, label, files, overwrite=arguments.overwrite, progress=progress)
+            report = await resource.upload(
+                xnat, item, label, files, overwrite=arguments.overwrite, progress=progress, note=context.note
+            )
     seconds = context.seconds
     for name, why in report.failed:
         tell(f"xnatctl: {name} {why}")
