@@ -280,9 +280,11 @@ def running(prompt: Shell, *words: str | Path) -> Iterator[tuple[subprocess.Pope
     """A command in the foreground of a terminal."""
     command = [sys.executable, "-c", TAKE, *prompt.program, *map(str, words)]
     with terminal() as screen:
-        streams = dict.fromkeys(("stdin", "stdout", "stderr"), screen.device)
+        device = screen.device
         env = {**prompt.environment(), "TERM": "xterm"}
-        with subprocess.Popen(command, env=env, cwd=prompt.home, start_new_session=True, **streams) as process:
+        with subprocess.Popen(
+            command, env=env, cwd=prompt.home, start_new_session=True, stdin=device, stdout=device, stderr=device
+        ) as process:
             try:
                 yield process, screen
             finally:
