@@ -342,6 +342,16 @@ def test_a_copy_takes_as_long_as_its_user_waits(fresh, words):
         assert said.rows["duration_seconds"] >= 2.0
 
 
+@pytest.mark.parametrize("columns", [80, 50])
+def test_progress_of_a_copy_takes_one_line(fresh, columns):
+    shown = re.sub("\x1b[^a-zA-Z]*[a-zA-Z]", "", on_terminal(fresh, columns, *DOWNLOAD))
+    *drawn, last = shown.splitlines()
+    assert last.startswith("Downloaded 7 of 7 files")
+    assert any("downloading 7/7 files" in line for line in drawn)
+    assert all(re.match(r"downloading|Asking|\s*$", line) for line in drawn)
+    assert all(len(line.rstrip()) <= columns for line in drawn)
+
+
 # -- Ctrl-C ----------------------------------------------------------------------------------------------------
 
 CTRL_C = b"\x03"

@@ -12,6 +12,8 @@ from xnatfs.cli.ctl import Context
 from xnatfs.cli.output import tell
 
 LINE_EVERY = 10.0  # seconds
+# Columns of a terminal: on a narrower one the numbers alone take the line.
+ROOM_FOR_BAR = 80
 
 
 class Silent:
@@ -84,15 +86,22 @@ def shown(context: Context, verb: str) -> Iterator[Silent]:
             BarColumn,
             DownloadColumn,
             Progress,
+            ProgressColumn,
             TextColumn,
             TimeRemainingColumn,
             TransferSpeedColumn,
         )
+        from rich.table import Column
 
-        columns = [TextColumn("{task.description} {task.fields[files]} files"), BarColumn(), DownloadColumn()]
         console = Console(stderr=True, no_color=context.arguments.no_color or None)
-        with (
-            statusline.hidden(),
-            Progress(*columns, TransferSpeedColumn(), TimeRemainingColumn(), console=console, transient=True) as bar,
-        ):
+        one_line = Column(no_wrap=True)
+        columns: list[ProgressColumn] = [
+            TextColumn("{task.description} {task.fields[files]} files"),
+            DownloadColumn(table_column=one_line),
+            TransferSpeedColumn(table_column=one_line),
+        ]
+        if console.width >= ROOM_FOR_BAR:
+            columns.insert(1, BarColumn())
+            columns.append(TimeRemainingColumn(table_column=one_line))
+        with statusline.hidden(), Progress(*columns, console=console, transient=True) as bar:
             yield Bar(bar, bar.add_task(verb, total=None, files="0"))

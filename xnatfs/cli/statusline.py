@@ -44,9 +44,9 @@ def waiting(text: str) -> Iterator[None]:
             now = time.monotonic()
             with _screen.lock:
                 if not _screen.hidden and now - _screen.quiet_since >= SHOW_AFTER:
-                    room = shutil.get_terminal_size().columns - 1
                     seconds = f" ({now - began:.0f} s)"
-                    _write(ERASE + plain(text)[: max(0, room - len(seconds))] + seconds)
+                    room = shutil.get_terminal_size().columns - len(seconds) - 1
+                    _write(ERASE + _cut(plain(text), room) + seconds)
                     _screen.drawn = True
 
     thread = threading.Thread(target=draw, daemon=True)
@@ -85,6 +85,10 @@ def hidden() -> Iterator[None]:
         with _screen.lock:
             _screen.hidden -= 1
             clear()
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: max(0, width - 3)] + "..."
 
 
 def _write(text: str) -> None:
