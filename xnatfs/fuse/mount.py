@@ -144,8 +144,10 @@ async def _log_in(site: Site, offline: bool, signals: AsyncIterator[int], ended:
     async with trio.open_nursery() as nursery:
 
         async def give_up() -> None:
-            ended.append(await anext(signals))
-            nursery.cancel_scope.cancel()
+            async for number in signals:
+                if number != signal.SIGUSR1:  # there is nothing to tell yet
+                    ended.append(number)
+                    nursery.cancel_scope.cancel()
 
         nursery.start_soon(give_up)
         try:
