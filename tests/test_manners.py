@@ -477,7 +477,8 @@ def test_ctrl_c_ends_a_mount_at_once(fresh, tmp_path, when):
             if held:
                 assert held.met.wait(LIMIT)
                 if when == "logging in":
-                    process.send_signal(signal.SIGUSR1)  # which ends nothing
+                    process.send_signal(signal.SIGUSR1)
+                    assert wait_for(lambda: "logging in to" in (tmp_path / "log").read_text()), "it ends nothing"
             else:
                 while not mounted_file_system(place):
                     assert process.poll() is None, screen.text

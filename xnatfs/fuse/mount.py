@@ -145,7 +145,9 @@ async def _log_in(site: Site, offline: bool, signals: AsyncIterator[int], ended:
 
         async def give_up() -> None:
             async for number in signals:
-                if number != signal.SIGUSR1:  # there is nothing to tell yet
+                if number == signal.SIGUSR1:
+                    log.info("logging in to %s", site.xnat.url)
+                else:
                     ended.append(number)
                     nursery.cancel_scope.cancel()
 
