@@ -3,8 +3,10 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +15,9 @@ import pytest
 from tests.commanding import SESSION, Done, Shell, shell
 from tests.mounting import LIMIT
 from tests.test_downloads import DOWNLOAD, content, fetched, files, many, truth
+from xnatfs.demo.app import Request
 from xnatfs.demo.archive import Entry
+from xnatfs.demo.reply import Failed, Reply
 from xnatfs.manifest import FOLDER
 
 ASSESSORS = (*DOWNLOAD, "--assessors", "--session-resources")
@@ -281,8 +285,6 @@ def test_the_second_says_that_it_waits_and_can_be_ended(fresh):
 
 def test_without_locks_each_draft_has_a_name_of_its_own(fresh):
     """As where the file system of `--out` has none: two write the same file, and each gives it whole."""
-    import sys
-
     code = """if True:
         import errno, fcntl, sys
         def none(descriptor, operation):
@@ -442,3 +444,70 @@ def test_an_archive_takes_no_option_that_it_would_ignore(fresh, more):
     done = fresh.ctl(*ZIP, *more, status=2)
     assert "give either --zip or --" in done.err
     assert fresh.requests("GET") == []
+
+
+def refusing(site: Shell, pattern: str, status: int) -> None:
+    """Answer all requests with this status whose path is like the pattern."""
+
+    def refused(request: Request) -> Reply | None:
+        return Failed(status, "").reply() if re.search(pattern, request.path) else None
+
+    site.app.faults.append(refused)
+
+
+@pytest.mark.parametrize("lists", ["/assessors$", "/assessors/.*/files/"])
+def test_a_list_of_assessors_that_is_refused_leaves_the_others(fresh, lists):
+    with_assessor(fresh)
+    refusing(fresh, lists, 403)
+    assert "is not open to jane" in fresh.ctl(*ASSESSORS, status=8).err
+    there = files(fresh.home / "data" / SESSION)
+    assert truth(fresh).items() <= there.items()
+
+
+def test_bytes_are_on_the_disk_before_a_file_has_its_name(fresh):
+    """Else a power failure leaves an empty file under it, which then counts as edited."""
+    code = """if True:
+        import os, sys
+        synced, replace = set(), os.replace
+        def synchronized(call):
+            def sync(descriptor):
+                call(descriptor)
+                synced.add((os.fstat(descriptor).st_ino, os.fstat(descriptor).st_size))
+            return sync
+        def checked(source, target):
+            status = os.stat(source)
+            if os.fspath(target).startswith("data/"):
+                assert (status.st_ino, status.st_size) in synced, target
+                print(target, file=sys.stderr)
+            replace(source, target)
+        os.fsync, os.fdatasync, os.replace = synchronized(os.fsync), synchronized(os.fdatasync), checked
+        from xnatfs.cli import main_xnatctl
+        sys.exit(main_xnatctl(sys.argv[1:]))
+    """
+    checking = Shell(fresh.app, fresh.url, fresh.home, fresh.env, (sys.executable, "-c", code))
+    renamed = {line for line in checking.ctl(*DOWNLOAD).err.splitlines() if line.startswith("data/")}
+    assert {f"data/{SESSION}/{name}" for name in truth(fresh)} < renamed
+    assert f"data/{SESSION}/{FOLDER}/session.json" in renamed
+    assert f"data/{SESSION}/scans.zip" in checking.ctl(*ZIP).err.splitlines()
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["edited", "made"])
+def test_a_file_that_is_written_while_its_replacement_comes_is_kept(site, there):
+    entry = site.session().scans[0].resources[0].entries[0]
+    if there:
+        site.ctl(*DOWNLOAD)
+    change(entry, content(entry)[::-1])
+    path = site.home / "data" / SESSION / f"scans/1/resources/DICOM/files/{entry.path}"
+
+    def edit(request: Request) -> Reply | None:
+        if request.method == "GET" and request.path.endswith(f"/{entry.path}"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"mine")
+        return None
+
+    site.app.faults.append(edit)
+    done = site.ctl(*DOWNLOAD, status=8)
+    assert f"{path.relative_to(site.home)}: is kept" in done.err
+    assert path.read_bytes() == b"mine"
+    site.ctl(*DOWNLOAD, "--force")
+    assert files(site.home / "data" / SESSION) == truth(site)

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.commanding import SESSION, Done, Shell, shell
-from tests.failing import OWN_MOUNTS
+from tests.failing import AS_STRANGER, OWN_MOUNTS
 from tests.mounting import run
-from tests.test_downloads import DOWNLOAD, files
+from tests.test_downloads import DOWNLOAD, files, many, truth
+from xnatfs import cli
 from xnatfs.cli.ctl import Command, commands
 
 IO_ERROR = 74
@@ -262,3 +263,55 @@ def test_what_is_no_day_is_refused(prompt, since):
     done = prompt.ctl("session", "list", "-P", "MYPROJECT", "--since", since, status=2)
     assert "is not a day like 2024-01-31" in done.err
     assert len(prompt.app.requests) == before
+
+
+GONE = "{{ xnatctl {}; echo $? >&3; }} 3>status | exec true; cat status"
+
+
+@pytest.mark.parametrize("edited", [1, 15], ids=["a short answer", "one longer than a buffer"])
+def test_a_reader_that_has_gone_does_not_hide_the_status(fresh, edited):
+    many(fresh, 300)
+    fresh.ctl(*DOWNLOAD)
+    for path in sorted((fresh.home / "data").rglob("*.dcm"))[: edited**2]:
+        path.write_bytes(b"edited")
+    words = "session download -E XNAT_E00001 --out data -o json 2>/dev/null"
+    assert script(fresh, GONE.format(words)).out == "8\n"
+
+
+def test_another_pipe_that_breaks_is_an_error():
+    """That of a program that was started, or to the process that waits for a mount."""
+
+    def broken() -> int:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    ended: list[int] = []
+    status = cli._ended(broken, lambda error, status, text: ended.append(status))
+    assert (status, ended) == (IO_ERROR, [IO_ERROR])
+
+
+def test_a_read_only_disk_where_all_is_up_to_date_is_no_error(fresh):
+    there = f"{DOWNLOADING} --out disk && mount -o remount,ro disk && {DOWNLOADING} --out disk"
+    done = script(fresh, with_a_disk("size=9m", there))
+    assert done.status == 0
+    assert "Up to date" in done.err
+    again = f"{DOWNLOADING} --out disk && rm -r disk/{SESSION}/.xnatctl && mount -o remount,ro disk && {DOWNLOADING}"
+    assert "Up to date" in script(fresh, with_a_disk("size=9m", f"{again} --out disk")).err
+    missing = f"{DOWNLOADING} --out disk && rm -r disk/{SESSION}/scans && mount -o remount,ro disk && {DOWNLOADING}"
+    done = script(fresh, with_a_disk("size=9m", f"{missing} --out disk"))
+    assert done.status == IO_ERROR
+    assert "Read-only file system" in done.err
+
+
+def test_a_folder_of_a_colleague_needs_no_more_than_reading(fresh):
+    fresh.ctl(*DOWNLOAD)
+    for path in (fresh.home, *fresh.home.rglob("*")):
+        path.chmod(0o777 if path.is_dir() and ".xnatctl" not in path.parts else path.stat().st_mode)
+    home = fresh.home.parent / "colleague"
+    home.mkdir()
+    home.chmod(0o777)
+    words = f"export HOME={home}; {DOWNLOADING} --out data; echo $?"
+    assert script(fresh, f"{AS_STRANGER} sh -c '{words}'").out == "0\n"
+    (path,) = (fresh.home / "data").rglob("1.0.dcm")
+    path.unlink()
+    assert script(fresh, f"{AS_STRANGER} sh -c '{words}'").out == "0\n"
+    assert files(fresh.home / "data" / SESSION) == truth(fresh)

@@ -300,8 +300,18 @@ def test_what_is_deleted_while_it_is_waited_for_was_not_archived(fresh):
     assert "neither in the prearchive nor in the archive" in done.err
 
 
-def test_a_session_without_an_entry_is_known_by_its_study(fresh):
-    """A server that does not say where a session came from says which study it is of."""
+def test_a_site_chooses_the_folder_of_its_prearchive(fresh):
+    fresh.receive("SESS001")
+    archive(fresh, "--session", "SESS001")
+    (made,) = [e for e in fresh.app.archive.experiments.values() if e.label == "SESS001"]
+    made.fields["prearchivePath"] = made.fields["prearchivePath"].replace("/data/xnat/prearchive/", "/srv/incoming/")
+    done = archive(fresh, "--session", "SESS001")
+    assert "is in the archive already" in done.err
+
+
+@pytest.mark.parametrize("path", ["", "/data/xnat/prearchive/MYPROJECT/20200101_000000000/FIRST"])
+def test_a_session_without_its_entry_is_known_by_its_study(fresh, path):
+    """A server that does not say where a session came from, or where its first images came from, says its study."""
     fresh.receive("SESS001")
 
     def silent(asked: Request) -> Reply | None:
@@ -309,7 +319,7 @@ def test_a_session_without_an_entry_is_known_by_its_study(fresh):
             return None
         fresh.app._answer(asked)
         (made,) = [e for e in fresh.app.archive.experiments.values() if e.label == "SESS001"]
-        del made.fields["prearchivePath"]
+        made.fields["prearchivePath"] = path
         return Reply(204)
 
     fresh.app.faults.append(silent)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.demos import serving
 from tests.mounting import SCRIPTS, end, environment, run
-from xnatfs.cli import EXIT_STATUS, ctl, mounts
+from xnatfs.cli import EXIT_STATUS, INTERRUPTED, ctl, mounts
 from xnatfs.config import read_profiles
 from xnatfs.fuse.operations import ERRNOS
 
@@ -115,4 +115,4 @@ def test_the_tables_of_errors_are_those_of_the_code():
     promised = {getattr(errno, name) for name in re.findall(r"^\| `(E[A-Z]+)` \|", table, re.MULTILINE)}
     assert promised == set(ERRNOS.values()) - {errno.EINVAL}
     statuses = {int(number) for number in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)}
-    assert statuses == {0, ctl.PARTIAL, *EXIT_STATUS.values()}
+    assert statuses == {0, ctl.PARTIAL, INTERRUPTED, *EXIT_STATUS.values()}

@@ -168,20 +168,59 @@ def test_a_session_that_is_there_is_refused_before_a_byte_is_sent(fresh, folder,
     assert len(imports(fresh)) == before
 
 
-def test_overwrite_append_adds_to_a_session(fresh, folder, small):
-    archive = fresh.app.archive
-    fresh.ctl(*upload(folder, "--direct-archive", "--wait"))
-    more = fresh.home / "more"
-    more.mkdir()
+@pytest.fixture
+def more(fresh: Shell) -> Path:
+    """Two images more of the study in `folder`."""
+    directory = fresh.home / "more"
+    directory.mkdir()
     for name, content in images("1.2.3", 99).items():
-        (more / name.replace("/", "-")).write_bytes(content)
+        (directory / name.replace("/", "-")).write_bytes(content)
+    return directory
+
+
+@pytest.mark.parametrize("overwrite", ["append", "delete"])
+def test_files_that_were_there_before_are_no_arrivals(fresh, folder, more, overwrite):
+    fresh.ctl(*upload(folder, "--direct-archive", "--wait"))
     before = len(contents(archived(fresh)))
-    fresh.app.writing.prearchive.work = 2.0  # what is there before is not what was sent
-    done = fresh.ctl(*upload(more, "--direct-archive", "--wait", "--overwrite", "append", "-o", "json"))
-    assert len(contents(archived(fresh))) == 22
-    assert done.rows["arrived"] == 22 - before
+    words = upload(more, "--direct-archive", "--overwrite", overwrite, "-o", "json")
+    fresh.app.writing.prearchive.work = LIMIT  # until the end of it the server is at work on them
+    done = fresh.ctl(*words)
+    assert (done.rows["destination"], done.rows["arrived"], done.rows["changed"]) == ("direct", None, 0)
     assert "anonymization" not in done.err
-    assert [e.label for e in archive.experiments.values()].count("NEW") == 1
+    assert f"{before} files were there before" in done.err
+    assert len(journals(fresh)) == 1
+    fresh.ctl(*words, "--wait", "--wait-timeout", "0.1", status=4)
+    fresh.app.writing.prearchive.work = 0.0
+    done = fresh.ctl(*words, "--wait")
+    assert (done.rows["destination"], done.rows["arrived"], done.rows["sent"]) == ("archive", 2, 0)
+    assert len(contents(archived(fresh))) == before + 2
+    assert [e.label for e in fresh.app.archive.experiments.values()].count("NEW") == 1
+    assert journals(fresh) == []
+
+
+def test_files_added_to_a_session_of_the_prearchive_are_counted_alone(fresh, folder, more):
+    fresh.ctl(*upload(folder))
+    done = fresh.ctl(*upload(more, "--overwrite", "append", "-o", "json"))
+    assert (done.rows["destination"], done.rows["arrived"]) == ("prearchive", 2)
+    done = fresh.ctl(*upload(more, "--overwrite", "append", "-o", "json"))
+    assert done.rows["arrived"] is None, "the same once more: nothing tells these from those"
+
+
+def test_a_conflict_with_a_session_that_was_there_is_told(fresh, folder, more):
+    """What is to be added to a session of the archive waits in the prearchive, and stays there."""
+    fresh.ctl(*upload(folder, "--direct-archive", "--wait"))
+
+    def conflict(asked: Request) -> Reply | None:
+        if asked.path == IMPORT:
+            reply: Reply = fresh.app._answer(asked)[0]
+            for waiting in fresh.app.writing.prearchive.sessions:
+                waiting.status = "CONFLICT"
+            return replace(reply, body=b"/data/archive/projects/MYPROJECT/subjects/SUB001/experiments/NEW\r\n")
+        return None
+
+    fresh.app.faults.append(conflict)
+    done = fresh.ctl(*upload(more, "--overwrite", "append"), status=8)
+    assert "its state is CONFLICT" in done.err
 
 
 def test_only_the_first_batch_may_delete(small, fresh, folder):
@@ -478,8 +517,56 @@ def test_an_alias_of_a_project_leads_to_it(small, fresh, folder):
         return reply
 
     fresh.app.faults.append(aliased)
-    small.ctl("session", "upload", folder, "-P", "ALIAS", "-S", "SUB001", "-E", "NEW")
+    small.ctl("session", "upload", folder, "-P", "ALIAS", "-S", "SUB001", "-E", "NEW", "--mode", "gradual")
     assert contents(received(fresh)) == sorted(series(10).values())
+    asked = [record for record in fresh.requests("GET") if record.path == "/data/projects/ALIAS"]
+    assert len(asked) <= 2, "not once for each file"
+
+
+@pytest.mark.parametrize("at", [1, 3])
+def test_a_form_that_is_not_taken_is_left_at_any_batch(small, fresh, folder, at):
+    seen: list[int] = []
+
+    def untaken(asked: Request) -> Reply | None:
+        if asked.path == IMPORT and asked.headers["content-type"] == "application/x-tar":
+            seen.append(1)
+            return Reply(200, b"", "text/plain") if len(seen) >= at else None
+        return None
+
+    fresh.app.faults.append(untaken)
+    done = small.ctl(*upload(folder, "-w", "1"))
+    assert done.err.count("the files go one by one") == 1
+    assert len(seen) == at
+    assert contents(received(fresh)) == sorted(series(10).values())
+
+
+@pytest.mark.parametrize("release", ["1.6"])
+def test_another_mode_on_a_resumed_run_finds_the_form_again(small, fresh, folder):
+    seen: list[int] = []
+
+    def refuse(asked: Request) -> Reply | None:
+        seen.extend([1] if asked.path == IMPORT else [])
+        return Reply(413, b"", "text/plain") if asked.path == IMPORT and len(seen) == 10 else None
+
+    fresh.app.faults.append(refuse)
+    small.ctl(*upload(folder, "-w", "1", "--mode", "gradual"), status=4)
+    small.ctl(*upload(folder, "--mode", "tar"))
+    assert contents(received(fresh)) == sorted(series(10).values())
+
+
+def test_a_label_that_the_server_cleans_is_the_same(small, fresh, folder):
+    def cleans(asked: Request) -> Reply | None:
+        if asked.path != IMPORT:
+            return None
+        pairs = [(key, value.replace("SES 1", "SES_1")) for key, value in asked.query.pairs]
+        reply: Reply = fresh.app._answer(replace(asked, query=Query(pairs, asked.query.accept)))[0]
+        return reply
+
+    fresh.app.faults.append(cleans)
+    done = small.ctl(*upload(folder, label="SES 1"))
+    assert "prearchive delete" not in done.err
+    assert {record.headers["content-type"] for record in fresh.requests("POST", IMPORT)} == {"application/x-tar"}
+    assert contents(received(fresh, "SES_1")) == sorted(series(10).values())
 
 
 # -- releases ----------------------------------------------------------------------------------------------------
@@ -582,12 +669,14 @@ def test_without_digests_the_same_files_are_known_by_their_bytes(fresh, papers):
     before = len(fresh.requests("PUT"))
     done = fresh.ctl(*words, "-o", "json")
     assert "Up to date" in done.err
+    assert f"Comparing {len(NAMES)} files by their bytes" in done.err
     assert (done.rows["up_to_date"], done.rows["unverified"]) == (len(NAMES), 0)
     assert len(fresh.requests("PUT")) == before
     (papers / "a.txt").write_bytes(b"eno")  # of the same length
     assert "other files of these names: a.txt" in fresh.ctl(*words, status=1).err
     assert len(fresh.requests("PUT")) == before
-    fresh.ctl(*words, "--overwrite")
+    done = fresh.ctl(*words, "--overwrite", "-o", "json")
+    assert (done.rows["sent"], done.rows["unverified"]) == (1, 0), "it was read again"
     assert held(fresh, "PAPERS") == {**NAMES, "a.txt": b"eno"}
 
 

@@ -73,15 +73,17 @@ async def project_id(xnat: Xnat, project: str) -> str:
 
 def origin(fields: Mapping[str, str]) -> tuple[str, str]:
     """Return timestamp and folder of the prearchive entry that an archived session came from; '' where unknown."""
-    _, _, place = fields.get("prearchivePath", "").partition("/prearchive/")
-    parts = place.strip("/").split("/")
+    parts = fields.get("prearchivePath", "").strip("/").split("/")  # sites choose the folder: .../PROJECT/TIME/FOLDER
     return (parts[-2], parts[-1]) if len(parts) >= 3 else ("", "")
 
 
 def is_same(fields: Mapping[str, str], waiting: PrearchiveSession) -> bool:
-    """Check whether an archived session is the one that waited: by the entry it came from, else by its study."""
-    if origin(fields) != ("", ""):
-        return origin(fields) == (waiting.timestamp, waiting.folder)
+    """Check whether an archived session is the one that waited: by the entry it came from, or by its study.
+
+    What is added to an archived session leaves it with the entry that it first came from.
+    """
+    if origin(fields) == (waiting.timestamp, waiting.folder):
+        return True
     return bool(fields.get("UID")) and fields["UID"] == waiting.row.get("tag")
 
 

@@ -40,7 +40,7 @@ from xnatfs.errors import (
 from xnatfs.manifest import Manifest, Owner, Written
 from xnatfs.models import Experiment, Row
 from xnatfs.site import Site
-from xnatfs.tree.node import Dir, File, StaticDir, measure
+from xnatfs.tree.node import Dir, File, Node, StaticDir, measure
 from xnatfs.tree.resources import ResourceDir
 from xnatfs.tree.sessions import ScanDir, SessionDir
 
@@ -161,7 +161,7 @@ async def plan(
     if of_session:
         await _add_resources(found, await _part(session, "resources"), PurePosixPath(), chosen)
     if of_assessors:
-        for assessor in (await (await _part(session, "assessors")).children()).nodes.values():
+        for assessor in await _children(found, await _part(session, "assessors"), PurePosixPath("assessors")):
             assert isinstance(assessor, Dir)
             await _add_resources(found, assessor, PurePosixPath("assessors", assessor.name), chosen)
     if found.failed and not found.files:
@@ -177,13 +177,17 @@ async def _part(session: SessionDir, name: str) -> Dir:
     return node
 
 
-async def _add_resources(plan: Plan, item: Dir, place: PurePosixPath, chosen: Callable[[ResourceDir], bool]) -> None:
+async def _children(plan: Plan, directory: Dir, place: PurePosixPath) -> list[Node]:
+    """List a directory; one that the server cannot list is among the plan's failures."""
     try:
-        nodes = (await item.children()).nodes.values()
+        return list((await directory.children()).nodes.values())
     except (NotFound, Denied, BadReply) as error:
         plan.failed.append((place, error))
-        return
-    for node in nodes:
+        return []
+
+
+async def _add_resources(plan: Plan, item: Dir, place: PurePosixPath, chosen: Callable[[ResourceDir], bool]) -> None:
+    for node in await _children(plan, item, place):
         assert isinstance(node, ResourceDir)
         if chosen(node):
             below = place / "resources" / node.name
@@ -324,6 +328,7 @@ async def _one(wanted: Wanted, copying: _Copying) -> None:
     file, target = wanted.file, copying.record.out / wanted.place
     digest, written = file.xattrs().get("digest", ""), copying.record.get(wanted.place)
     report, progress = copying.report, copying.progress
+    before = _status(target)
     local, now = await trio.to_thread.run_sync(_inspect, target, digest, written)
     if copying.force or now is None:
         right = False
@@ -339,7 +344,11 @@ async def _one(wanted: Wanted, copying: _Copying) -> None:
         report.kept.append(wanted.place)
         return
     else:
-        now = await _copy(file, target, progress)
+        try:
+            now = await _copy(file, target, progress, None if copying.force else before)
+        except _Edited:
+            report.kept.append(wanted.place)
+            return
         report.copied += 1
     if now != written:
         copying.record.put(wanted.place, now)
@@ -375,8 +384,21 @@ async def _is_right(file: File, local: Local, now: Written, written: Written | N
     return theirs == now.md5, replace(now, stamp=stamp)
 
 
-async def _copy(file: File, target: Path, progress: Progress) -> Written:
-    """Copy a file; its state, after its copy has its name."""
+class _Edited(Exception):
+    """Another program wrote the file while its replacement came."""
+
+
+def _status(path: Path) -> tuple[int, ...]:
+    """Return what changes when a file, or the link in its place, is written or replaced; empty if it is absent."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return ()
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+async def _copy(file: File, target: Path, progress: Progress, before: tuple[int, ...] | None) -> Written:
+    """Copy a file; return its state under its name. Raises _Edited if `before` is not None, and its status no more."""
     file, blob = await _open(file)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -388,9 +410,17 @@ async def _copy(file: File, target: Path, progress: Progress) -> Written:
 
             held = await _read(blob, file.xattrs().get("digest", ""), write)
             os.utime(draft.fileno(), (time.time(), file.modified()))
+            await _sync(draft)
+            if before not in (None, _status(target)) and await trio.to_thread.run_sync(md5, target) != held:
+                raise _Edited
         return Written.of(draft.status, held, blob.stamp)
     finally:
         blob.close()
+
+
+async def _sync(draft: "_Writer") -> None:
+    """Write a draft to the disk: a power failure must not leave less of it under the final name."""
+    await trio.to_thread.run_sync(os.fdatasync, draft.fileno())
 
 
 async def _open(file: File) -> tuple[File, Blob]:
@@ -524,6 +554,7 @@ async def download_zip(
                     size += len(chunk)
                     progress.advance(len(chunk))
             await trio.to_thread.run_sync(_check_zip, draft.fileno(), target)
+            await _sync(draft)
     progress.done(PurePosixPath(target.name))
     return size
 

@@ -8,7 +8,7 @@ import os
 import resource
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from xnatfs import __version__
 from xnatfs.cli import streams
@@ -101,7 +101,7 @@ def main_xnatctl(argv: Sequence[str] | None = None) -> int:
             from xnatfs.cli import completion
 
             completion.complete(parser)
-        return ctl.run(parser.parse_args(words))
+        return ctl.run(parser.parse_args(words, argparse.Namespace(command_line=words)))
 
     def failed(error: BaseException, status: int, text: str) -> None:
         from xnatfs.cli import ctl
@@ -120,8 +120,24 @@ def _as_they_are(error: UnicodeError) -> tuple[bytes, int]:
     return raw, error.start + 1
 
 
+class HelpFormatter(argparse.HelpFormatter):
+    """Wrap at blanks only, and examples not at all: they are there to be copied."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        from xnatfs.cli.output import fold
+
+        return fold(text, width)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines = [text] if text.startswith("example: ") else self._split_lines(text, width)
+        return "\n".join(indent + each for each in lines)
+
+
 class Parser(argparse.ArgumentParser):
     """Says what is wrong with an option in one line."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=HelpFormatter, **options)
 
     def error(self, message: str) -> NoReturn:
         text = f"{message} (see {self.prog} --help)"
@@ -173,6 +189,8 @@ def _ended(command: Callable[[], int], failed: Callable[[BaseException, int, str
         raise unwritten
     except (Exception, KeyboardInterrupt, BaseExceptionGroup) as error:
         status, text = _ending(error, unwritten or streams.flush_output())
+        if status == INTERRUPTED and sys.stderr.isatty():
+            streams.report("")  # the terminal has echoed ^C at the beginning of the line
         failed(first_error(error), status, text)
         return status
 
@@ -183,7 +201,7 @@ def _ending(error: BaseException, unwritten: OSError | None) -> tuple[int, str]:
     if isinstance(cause, BrokenPipeError) and isinstance(unwritten, BrokenPipeError):
         return 0, ""  # `xnatctl ... | head` has seen enough
     if isinstance(cause, KeyboardInterrupt):
-        return INTERRUPTED, ""
+        return INTERRUPTED, ": ".join(filter(None, ("interrupted", *map(str, cause.args))))
     if isinstance(cause, Reported):
         return cause.status, str(cause)
     if isinstance(cause, XnatError):

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import urlencode
 
+from xnatfs.cli import statusline
 from xnatfs.cli.ctl import Command, Context
 from xnatfs.cli.output import show_item, shown
 from xnatfs.errors import ConfigError, LoginRequired
@@ -192,6 +193,7 @@ async def api(context: Context) -> int:
             body,
             getattr(arguments, "content_type", None),
         ):
+            statusline.hide()
             if sys.stdout.isatty():
                 sys.stdout.write(shown(terminal.decode(chunk)))
             else:

@@ -7,15 +7,18 @@ have go before or after the verb; the one nearest to the end of the line counts.
 import argparse
 import json
 import os
+import shlex
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from xnatfs.cli import options
+from xnatfs import program
+from xnatfs.cli import options, statusline
 from xnatfs.cli.output import FORMATS, check_columns, note, tell
-from xnatfs.errors import ConfigError, Denied, NotFound, XnatError
+from xnatfs.errors import ConfigError, Denied, NotFound, XnatError, first_error
 
 if TYPE_CHECKING:
     from xnatfs.client import Xnat
@@ -83,6 +86,12 @@ class Context:
     arguments: argparse.Namespace
     config: "Config"
     environ: Mapping[str, str] = field(repr=False)  # in which the password may be
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        """How long the user has waited."""
+        return time.monotonic() - self.began
 
     @property
     def store(self) -> "SessionStore":
@@ -100,15 +109,36 @@ class Context:
     async def xnat(self, credentials: "Credentials | None" = None) -> "AsyncIterator[Xnat]":
         from xnatfs.client import open_xnat
 
-        async with open_xnat(self.config, credentials or self.credentials(), sessions=self.store) as xnat:
-            yield xnat
+        credentials = credentials or self.credentials()  # which may ask on the terminal
+        with self._waiting():
+            async with open_xnat(self.config, credentials, sessions=self.store) as xnat:
+                yield xnat
 
     @asynccontextmanager
     async def site(self) -> "AsyncIterator[Site]":
         from xnatfs.site import open_site
 
-        async with open_site(self.config, self.credentials(), sessions=self.store) as site:
-            yield site
+        credentials = self.credentials()
+        with self._waiting():
+            async with open_site(self.config, credentials, sessions=self.store) as site:
+                yield site
+
+    def _waiting(self) -> AbstractContextManager[None]:
+        """Tell on a terminal what the server is asked for, if it takes long; not where requests are told anyway."""
+        if self.arguments.quiet or self.arguments.verbose:
+            return nullcontext()
+        return statusline.waiting(f"Asking {self.config.url}: {self.arguments.command.help}")
+
+    @contextmanager
+    def resumable(self, left: Callable[[], str]) -> Iterator[None]:
+        """Say on Ctrl-C what is `left`, and the command that goes on from there."""
+        try:
+            yield
+        except BaseException as error:
+            if not isinstance(first_error(error), KeyboardInterrupt):
+                raise
+            words = [word for word in self.arguments.command_line if word != "--no-resume"]
+            raise KeyboardInterrupt(f"{left()}: {program.spell('xnatctl')} {shlex.join(words)}") from None
 
     def project(self, needed: bool = True) -> str:
         """The project meant: -P, else the profile's default. Raises ConfigError."""

@@ -6,17 +6,17 @@ import logging
 import os
 import select
 import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from xnatfs.cli import daemon, logs, options
+from xnatfs import program
+from xnatfs.cli import daemon, logs, options, statusline
 from xnatfs.cli.logins import find_login, session_store
 from xnatfs.cli.output import tell
 from xnatfs.config import Config, cache_home, who_reads_along
@@ -79,7 +79,7 @@ def run_mount(arguments: argparse.Namespace) -> int:
     if arguments.foreground:
         _serve(arguments, config, credentials, session_store(config, token), extra, arguments.reporter.ready)
     else:
-        _background(arguments, "mount", daemon.pack(credentials, token))
+        _background(arguments, "mount", daemon.pack(credentials, token), config.url)
     return 0
 
 
@@ -94,7 +94,9 @@ def run_umount(arguments: argparse.Namespace) -> int:
         return 0
     serving = serving_process(mountpoint)
     unmount(mountpoint)
-    if serving is not None and not select.select([serving], [], [], WAIT_FOR_END)[0]:
+    with statusline.waiting(f"Unmounting {mountpoint}"):
+        ended = serving is None or select.select([serving], [], [], WAIT_FOR_END)[0]
+    if not ended:
         tell(f"xnatfs: {mountpoint} is unmounted, but its process has not ended yet")
     return 0
 
@@ -104,15 +106,16 @@ def run_demo(arguments: argparse.Namespace) -> int:
     account = _demo_account(arguments.account)
     if not arguments.foreground and arguments.report_fd is None:
         _check_place(arguments)
-        _print_demo(arguments, _background(arguments, "demo", {}), account)
+        print(_demo_text(arguments, account)(_background(arguments, "demo", {}, "the demo")), flush=True)
         return 0
+    text = _demo_text(arguments, account)
     with _demo_server(arguments) as url, tempfile.TemporaryDirectory(prefix="xnatfs-demo-") as cache:
         arguments.cache_dir = arguments.cache_dir or Path(cache)
 
         def ready() -> None:
             arguments.reporter.ready(url)
             if arguments.foreground:
-                _print_demo(arguments, url, account)
+                print(text(url), flush=True)
 
         _serve(arguments, options.mount_config(arguments, Config(url)), account, None, extra, ready)
     return 0
@@ -161,11 +164,12 @@ def _imported() -> tuple[Any, Any]:
     return fuse_mount, trio
 
 
-def _background(arguments: argparse.Namespace, command: str, handover: dict[str, str]) -> str:
-    """The same command again, detached, until its mount answers."""
+def _background(arguments: argparse.Namespace, command: str, handover: dict[str, str], what: str) -> str:
+    """The same command again, detached, until its mount answers. `what` is mounted, for people."""
     mountpoint = _place(arguments)
     log_file = arguments.log_file or cache_home() / "log" / f"{quote(str(mountpoint), safe='')[-200:]}.log"
-    text = daemon.start([*_again(command)], handover, Path(log_file))
+    with statusline.waiting(f"Mounting {what}"):
+        text = daemon.start([*_again(command)], handover, Path(log_file))
     os.stat(mountpoint)
     return text
 
@@ -264,17 +268,38 @@ def _demo_server(arguments: argparse.Namespace) -> Iterator[str]:
             server.stdin.close()
 
 
-def _print_demo(arguments: argparse.Namespace, url: str, account: Credentials) -> None:
+def _demo_text(arguments: argparse.Namespace, account: Credentials) -> Callable[[str], str]:
+    """Return what to print once the demo is mounted, given its URL.
+
+    How the programs are called depends on the current directory, which a mount in the foreground leaves.
+    """
+    from xnatfs.demo import OUTSIDER, login_hint
+
+    user, xnatfs, xnatctl = account.username, program.spell("xnatfs"), program.spell("xnatctl")
     place = shlex.quote(str(arguments.mountpoint))
-    program = "xnatfs" if shutil.which("xnatfs") else shlex.quote(os.path.relpath(sys.argv[0]))
-    session = f"{place}/projects/BRAINS/SUB001/SUB001_MR1"
-    print(
-        f"Mounted on {place}: a made-up XNAT, as {account.username} sees it. Try\n"
-        f"    ls {place}/projects\n"
-        f"    tree -d {session}\n"
-        f"    getfattr -d {session}/scans/1\n"
-        f"    cp -r {session}/scans/1/NIFTI .\n"
-        f"    {program} umount {place}\n"
-        f"Its server is {url}; there {account.username} has the password {account.password}.",
-        flush=True,
+    name = "OPEN" if user == OUTSIDER else "BRAINS"
+    project = shlex.quote(f"{arguments.mountpoint}/projects/{name}")
+    session = f"{project}/SUB001/SUB001_MR1"
+    looks = (
+        [f"ls -R {project}"]
+        if user == OUTSIDER
+        else [
+            f"tree -d {session}",
+            f"getfattr -d {session}/scans/1",
+            f"cp -r {session}/scans/1/NIFTI .",
+        ]
     )
+
+    def text(url: str) -> str:
+        commands = [
+            f"ls {place}/projects",
+            *looks,
+            login_hint(xnatctl, url, user),
+            f"{xnatctl} session list --url {url} --project {name}",
+            f"{xnatfs} umount {place}",
+        ]
+        return "\n    ".join([f"Mounted on {place}: a made-up XNAT, as {user} sees it. Try", *commands]) + (
+            f"\nIts server is {url}; there {user} has the password {account.password}."
+        )
+
+    return text

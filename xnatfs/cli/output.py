@@ -1,24 +1,30 @@
 """Rows as a table, JSON, JSON lines or TSV; what is not data goes to stderr.
 
 Every row is a dict of typed values: text, integers, None for what the server does not say. A table shows some of its
-keys as columns, JSON all of them; nothing is cut. A terminal obeys what it is shown, so it is shown nothing of a server
-that it could obey; a program is told everything, by lines of which each is one thing.
+keys as columns, JSON all of them; nothing is cut, but words that are too long for a narrow terminal. A terminal obeys
+what it is shown, so it is shown nothing of a server that it could obey; a program is told everything, by lines of which
+each is one thing.
 """
 
 import argparse
 import json
+import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from itertools import zip_longest
 from typing import Any
 
-from xnatfs.cli import streams
+from xnatfs.cli import statusline, streams
 from xnatfs.errors import ConfigError
 from xnatfs.untrusted import plain
 
 FORMATS = ("table", "json", "jsonl", "tsv")
 
 Row = Mapping[str, Any]
+
+GAP = "  "
+ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
 
 
 def check_columns(arguments: argparse.Namespace, columns: Mapping[str, str]) -> None:
@@ -51,7 +57,7 @@ def show_rows(arguments: argparse.Namespace, columns: Mapping[str, str], rows: S
         if arguments.output == "tsv":
             lines("\t".join(line) for line in head + cells)
         elif rows:
-            _table(head, cells)
+            _table(arguments, head, cells)
         else:
             note(arguments, "No results")
 
@@ -66,10 +72,15 @@ def show_item(arguments: argparse.Namespace, item: Row, name: str, titles: Mappi
         lines(f"{key}\t{_cell(value)}" for key, value in item.items() if not isinstance(value, list))
     else:
         width = max(len(title) for title in titles.values())
-        lines(f"{title + ':':<{width + 1}} {_cell(item.get(key))}" for key, title in titles.items())
+        for key, title in titles.items():
+            folded = fold(_cell(item.get(key)), max(1, _columns() - width - 2))
+            lines(
+                f"{name:<{width + 1}} {text}".rstrip()
+                for name, text in zip_longest([f"{title}:"], folded, fillvalue="")
+            )
         for key, value in item.items():
             if isinstance(value, list):
-                _block(key, value)
+                _block(arguments, key, value)
 
 
 def note(arguments: argparse.Namespace, text: str) -> None:
@@ -79,8 +90,12 @@ def note(arguments: argparse.Namespace, text: str) -> None:
 
 
 def say(text: str) -> None:
-    """Data, to stdout."""
-    print(shown(text) if sys.stdout.isatty() else text)
+    """Write data to stdout. A reader that has gone has seen enough; the exit status is still the command's."""
+    statusline.clear()
+    try:
+        print(shown(text) if sys.stdout.isatty() else text)
+    except BrokenPipeError:
+        streams.discard(sys.stdout)
 
 
 def tell(text: str) -> None:
@@ -93,11 +108,11 @@ def shown(text: str) -> str:
     return "\n".join("\t".join(map(plain, line.split("\t"))) for line in text.split("\n"))
 
 
-def _block(title: str, rows: Sequence[Any]) -> None:
+def _block(arguments: argparse.Namespace, title: str, rows: Sequence[Any]) -> None:
     say(f"\n[{title.replace('_', ' ').capitalize()} ({len(rows)})]")
     if rows and isinstance(rows[0], Mapping):
         keys = [key for key in rows[0] if any(row.get(key) not in ("", None) for row in rows)]
-        _table([keys], [[_cell(row.get(key)) for key in keys] for row in rows])
+        _table(arguments, [keys], [[_cell(row.get(key)) for key in keys] for row in rows])
     else:
         lines(_cell(row) for row in rows)
 
@@ -128,10 +143,47 @@ def _cell(value: Any) -> str:
     return plain(", ".join(map(str, value)) if isinstance(value, list) else str(value))
 
 
-def _table(head: list[list[str]], cells: list[list[str]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*head, *cells, strict=True)]
-    for line in head + cells:
-        say("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+def _columns() -> int:
+    """Return how many columns a line may have: those of the terminal; any number where stdout is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+
+
+def _table(arguments: argparse.Namespace, head: list[list[str]], cells: list[list[str]]) -> None:
+    """Print rows below each other. On a terminal cells are folded at blanks to fit, and only then words are cut."""
+    columns = list(zip(*head, *cells, strict=True))
+    room = _columns() - len(GAP) * (len(columns) - 1)
+    words = [max(len(word) for cell in column for word in cell.split() or [""]) for column in columns]
+    widths = _shared(room, [max(map(len, column)) for column in columns], words)
+    for row in head + cells:
+        folded = [fold(_cut(cell, width), width) for cell, width in zip(row, widths, strict=True)]
+        for parts in zip_longest(*folded, fillvalue=""):
+            say(GAP.join(part.ljust(width) for part, width in zip(parts, widths, strict=True)).rstrip())
+    if any(width < word for width, word in zip(widths, words, strict=True)):
+        note(arguments, "Cut to the width of the terminal; -o tsv prints all of it")
+
+
+def _shared(room: int, wanted: Sequence[int], least: Sequence[int]) -> list[int]:
+    """Return widths that fit: as wanted, but for the widest, which are equal, as far as `least` allows that."""
+    if sum(least) > room:
+        wanted, least = least, [1] * len(least)
+    most = max(wanted)
+    while (
+        sum(widths := [max(low, min(high, most)) for low, high in zip(least, wanted, strict=True)]) > room and most > 1
+    ):
+        most -= 1
+    return widths
+
+
+def _cut(cell: str, width: int) -> str:
+    """Shorten the words that are too long for a column."""
+    return " ".join(word if len(word) <= width else word[: width - 1] + ELLIPSIS for word in cell.split(" "))
+
+
+def fold(text: str, width: int) -> list[str]:
+    """Break text into lines at blanks alone: a word that is longer than `width` has a line of its own."""
+    from textwrap import wrap
+
+    return [text] if len(text) <= width else wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
 
 
 def lines(lines: Iterable[str]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import trio
 
 from xnatfs import prearchive
-from xnatfs.cli import options
+from xnatfs.cli import options, statusline
 from xnatfs.cli.archive import project_option
 from xnatfs.cli.ctl import PARTIAL, Command, Context
 from xnatfs.cli.output import natural, say, show_rows, tell
@@ -334,8 +334,11 @@ async def wait_for(context: Context, xnat: Xnat, waiting: PrearchiveSession) -> 
             context.note(f"{row.name}: {state(row, trio.current_time() - seen)}")
             said, said_at = row.status, now
 
+    def left() -> str:
+        return f"{waiting.name} is {said or waiting.status}, and the server goes on with it; to wait on"
+
     longest = context.arguments.wait_timeout
-    with trio.move_on_after(longest):
+    with context.resumable(left), trio.move_on_after(longest):
         return await prearchive.settled(xnat, waiting, watch)
     text = f"{waiting.name} is {said or waiting.status} after {longest:g} s"
     raise Unreachable(f"{text}: the server goes on with it; the same command takes up the wait again", url=xnat.url)
@@ -369,7 +372,8 @@ async def delete(context: Context) -> int:
 
     async def act(xnat: Xnat, waiting: PrearchiveSession) -> dict[str, Any]:
         if not arguments.yes:
-            await trio.to_thread.run_sync(_ask, waiting)
+            with statusline.hidden():
+                await trio.to_thread.run_sync(_ask, waiting, abandon_on_cancel=True)
         await prearchive.delete(xnat, waiting)
         context.note(f"Deleted {waiting.name} of {waiting.timestamp} from the prearchive")
         return {"success": True, "session": waiting.name, "project": waiting.project, "id": "/".join(waiting.key)}

@@ -7,14 +7,19 @@ from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import Any
 
+from xnatfs.cli import statusline
 from xnatfs.cli.ctl import Context
 from xnatfs.cli.output import tell
 
 LINE_EVERY = 10.0  # seconds
+# Columns of a terminal: on a narrower one the numbers alone take the line.
+ROOM_FOR_BAR = 80
 
 
 class Silent:
-    """Says nothing."""
+    """Says nothing, and counts files."""
+
+    count = 0
 
     def begin(self, files: int, size: int) -> None:
         """A transfer of so many files and bytes; 0 bytes are bytes nobody has counted."""
@@ -24,6 +29,7 @@ class Silent:
 
     def done(self, place: PurePosixPath) -> None:
         """One file more."""
+        self.count += 1
 
 
 class Lines(Silent):
@@ -31,7 +37,7 @@ class Lines(Silent):
 
     def __init__(self, verb: str) -> None:
         self._verb = verb
-        self._files = self._size = self._done = self._moved = 0
+        self._files = self._size = self._moved = 0
         self._began = self._said = time.monotonic()
 
     def begin(self, files: int, size: int) -> None:
@@ -44,11 +50,8 @@ class Lines(Silent):
             self._said = now
             rate = self._moved / (now - self._began)
             of = f" of {self._size / 1e6:.1f}" if self._size else ""
-            files = f"{self._verb} {self._done} of {self._files} files"
+            files = f"{self._verb} {self.count} of {self._files} files"
             tell(f"{files}, {self._moved / 1e6:.1f}{of} MB, {rate / 1e6:.1f} MB/s")
-
-    def done(self, place: PurePosixPath) -> None:
-        self._done += 1
 
 
 class Bar(Silent):
@@ -56,7 +59,7 @@ class Bar(Silent):
 
     def __init__(self, bar: Any, task: Any) -> None:
         self._bar, self._task = bar, task
-        self._files = self._done = 0
+        self._files = 0
 
     def begin(self, files: int, size: int) -> None:
         self._files = files
@@ -66,8 +69,8 @@ class Bar(Silent):
         self._bar.update(self._task, advance=size)
 
     def done(self, place: PurePosixPath) -> None:
-        self._done += 1
-        self._bar.update(self._task, files=f"{self._done}/{self._files}")
+        super().done(place)
+        self._bar.update(self._task, files=f"{self.count}/{self._files}")
 
 
 @contextmanager
@@ -83,12 +86,22 @@ def shown(context: Context, verb: str) -> Iterator[Silent]:
             BarColumn,
             DownloadColumn,
             Progress,
+            ProgressColumn,
             TextColumn,
             TimeRemainingColumn,
             TransferSpeedColumn,
         )
+        from rich.table import Column
 
-        columns = [TextColumn("{task.description} {task.fields[files]} files"), BarColumn(), DownloadColumn()]
         console = Console(stderr=True, no_color=context.arguments.no_color or None)
-        with Progress(*columns, TransferSpeedColumn(), TimeRemainingColumn(), console=console, transient=True) as bar:
+        one_line = Column(no_wrap=True)
+        columns: list[ProgressColumn] = [
+            TextColumn("{task.description} {task.fields[files]} files"),
+            DownloadColumn(table_column=one_line),
+            TransferSpeedColumn(table_column=one_line),
+        ]
+        if console.width >= ROOM_FOR_BAR:
+            columns.insert(1, BarColumn())
+            columns.append(TimeRemainingColumn(table_column=one_line))
+        with statusline.hidden(), Progress(*columns, console=console, transient=True) as bar:
             yield Bar(bar, bar.add_task(verb, total=None, files="0"))

@@ -4,6 +4,8 @@ import os
 import sys
 from typing import IO
 
+from xnatfs.cli import statusline
+
 
 def open_missing() -> None:
     """Open those of the standard streams that the caller has closed, so that no other file gets their numbers."""
@@ -21,6 +23,7 @@ def open_missing() -> None:
 
 def report(text: str) -> None:
     """Write a line to stderr; nothing where that cannot be written, since nobody could be told of it."""
+    statusline.clear()
     try:
         print(text, file=sys.stderr, flush=True)
     except OSError:

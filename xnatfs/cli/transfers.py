@@ -11,7 +11,7 @@ from xnatfs.cli import options
 from xnatfs.cli.archive import experiment, experiment_options, resource_label, resource_words, wanted_experiment
 from xnatfs.cli.ctl import PARTIAL, Command, Context
 from xnatfs.cli.output import lines, say, tell
-from xnatfs.cli.progress import shown
+from xnatfs.cli.progress import Silent, shown
 from xnatfs.errors import ConfigError, NotFound
 from xnatfs.manifest import Manifest, Owner
 from xnatfs.site import Site
@@ -123,7 +123,7 @@ async def _run(
         elif arguments.verify:
             report = await transfer.verify(plan.files, out, owner)
         else:
-            with shown(context, "downloading") as progress:
+            with shown(context, "downloading") as progress, context.resumable(_left(progress, plan, out)):
                 report = await transfer.download(
                     plan.files,
                     out,
@@ -135,8 +135,13 @@ async def _run(
                     session=session,
                 )
         report.requests = site.xnat.requests
+    report.seconds = context.seconds
     report.failed[:0] = [(place, str(error)) for place, error in plan.failed]
     return _tell(context, report, operation, owner, out, plan)
+
+
+def _left(progress: Silent, plan: Plan, out: Path) -> Callable[[], str]:
+    return lambda: f"{progress.count} of {len(plan.files)} files are in {out}, and stay; for the others"
 
 
 def _check_out(given: Path, out: Path) -> None:
@@ -178,11 +183,14 @@ async def _zip(context: Context, site: Site, owner: Owner, scans: Sequence[str] 
     if arguments.dry_run:
         lines([str(target)])
         return 0
-    with shown(context, "downloading") as progress:
+    with (
+        shown(context, "downloading") as progress,
+        context.resumable(lambda: f"{target} comes whole or not at all; to begin again"),
+    ):
         size = await transfer.download_zip(
             site, owner, scans, target, progress=progress, force=arguments.force, on_wait=_waiting(context, out)
         )
-    context.note(f"Downloaded scans ({size / 1e6:.1f} MB) to {target}")
+    context.note(f"Downloaded scans ({size / 1e6:.1f} MB) to {target} in {context.seconds:.1f} s")
     if arguments.output in ("json", "jsonl"):
         say(
             json.dumps(

@@ -3,6 +3,7 @@
 import argparse
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ async def session_upload(context: Context) -> int:
     target = Target(context.project(), arguments.subject, arguments.experiment, bool(direct))
     mode = _one_of("archive_mode", arguments.mode or profile.archive_mode or "tar", MODES)
     overwrite = _one_of("overwrite", arguments.overwrite or profile.overwrite or "none", OVERWRITES)
-    found = await trio.to_thread.run_sync(dicom.find, arguments.path)
+    found = await trio.to_thread.run_sync(dicom.find, arguments.path, abandon_on_cancel=True)
     if not found.images:
         damaged = f"; {len(found.broken)} are damaged DICOM, {found.broken[0][0]} for one" if found.broken else ""
         count = len(found.others) + len(found.broken)
@@ -90,16 +91,15 @@ async def session_upload(context: Context) -> int:
         session.BATCH,
     )
     studies = {image.study for image in found.images}
-    began = time.monotonic()
     async with context.xnat() as xnat:
         earlier = arguments.resume and journal.take_up()
         if earlier and await session.take_up(xnat, target, journal, studies, exact=overwrite == "none"):
             context.note(f"Taking up an upload that ended with {journal.count(DONE)} of {len(found.images)} files")
         elif overwrite == "none":
             await session.check_free(xnat, target)
-        elif overwrite == "append":
-            journal.before = await session.count_archived(xnat, target)
-        with shown(context, "uploading") as progress:
+        else:
+            journal.before = await session.count_before(xnat, target)
+        with shown(context, "uploading") as progress, context.resumable(_left(journal, found)):
             sent = await session.send(
                 xnat,
                 found.images,
@@ -111,16 +111,21 @@ async def session_upload(context: Context) -> int:
                 progress=progress,
                 note=context.note,
             )
-        context.note(f"Sent {sent} files in {time.monotonic() - began:.1f} s")
-        outcome = await session.complete(xnat, target, journal)
-        done = await session.look(xnat, target, outcome, journal)
-        if arguments.wait and not done:
-            await _wait(context, xnat, target, outcome, journal)
+        context.note(f"Sent {sent} files in {context.seconds:.1f} s")
+        with context.resumable(lambda: "all files are sent, and the server goes on with them; to look again"):
+            outcome = await session.complete(xnat, target, journal)
+            done = await session.look(xnat, target, outcome, journal)
+            if arguments.wait and not done:
+                await _wait(context, xnat, target, outcome, journal)
     outcome.files, outcome.size, outcome.sent = len(found.images), found.size, sent
-    outcome.seconds = time.monotonic() - began
+    outcome.seconds = context.seconds
     if outcome.arrived is not None and outcome.arrived >= outcome.files:
         journal.remove()
     return _tell(context, outcome, found, target)
+
+
+def _left(journal: Journal, found: dicom.Found) -> Callable[[], str]:
+    return lambda: f"the server has {journal.count(DONE)} of {len(found.images)} files, and keeps them; for the others"
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> Any:
@@ -194,7 +199,9 @@ def _tell(context: Context, outcome: Outcome, found: dicom.Found, target: Target
         context.note(
             f"{outcome.changed} files are not the bytes that were sent: the site's anonymization rewrites them"
         )
-    if outcome.arrived is None:
+    if outcome.arrived is None and outcome.before:
+        context.note(f"{outcome.before} files were there before: the server does not tell whether all of these arrived")
+    elif outcome.arrived is None:
         context.note("The server does not say yet how many files it has; --wait asks until it does")
     elif missing > 0:
         tell(f"xnatctl: {missing} of {outcome.files} files did not arrive")
@@ -243,19 +250,23 @@ def _resource_upload(parser: argparse.ArgumentParser) -> None:
 async def resource_upload(context: Context) -> int:
     arguments = context.arguments
     label, path = _words(arguments)
-    files = await trio.to_thread.run_sync(resource.find, [path])
+    files = await trio.to_thread.run_sync(resource.find, [path], abandon_on_cancel=True)
     if not files:
         raise ConfigError(f"{path} holds no files")
     if arguments.dry_run:
         for file in files:
             say(file.name)
         return 0
-    began = time.monotonic()
     async with context.xnat() as xnat:
         item = await _item(context, xnat)
-        with shown(context, "uploading") as progress:
-            report = await resource.upload(xnat, item, label, files, overwrite=arguments.overwrite, progress=progress)
-    seconds = time.monotonic() - began
+        with (
+            shown(context, "uploading") as progress,
+            context.resumable(lambda: f"{progress.count} files are sent, and stay there; for the others"),
+        ):
+            report = await resource.upload(
+                xnat, item, label, files, overwrite=arguments.overwrite, progress=progress, note=context.note
+            )
+    seconds = context.seconds
     for name, why in report.failed:
         tell(f"xnatctl: {name} {why}")
     if report.sent:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from xnatfs.demo import PASSWORDS, login_hint
 from xnatfs.demo.app import DemoXnat, Record
 from xnatfs.demo.content import DemoArchive
 from xnatfs.demo.folder import publish
@@ -17,6 +18,7 @@ from xnatfs.demo.recorded import publish_recorded
 from xnatfs.demo.releases import RELEASES, XNAT_1_8
 from xnatfs.demo.server import serve
 from xnatfs.demo.shaped import publish_shape
+from xnatfs.program import spell
 
 ROLES = {"demo-owner": "Owners", "demo-member": "Members", "demo-collaborator": "Collaborators"}
 
@@ -64,6 +66,8 @@ def main() -> int:
         ended = _end()
         with serve(demo, arguments.port) as url:
             print(url, flush=True)
+            if sys.stdout.isatty():
+                _print_hints(url)
             if arguments.until_eof:
                 threading.Thread(target=_at_eof, args=(ended,), daemon=True).start()
             ended.wait()
@@ -101,6 +105,15 @@ def _demo(arguments: argparse.Namespace, archive: DemoArchive) -> DemoXnat:
 
         demo.watch = watch
     return demo
+
+
+def _print_hints(url: str) -> None:
+    """Tell a person what to do with the server; programs read the URL alone, from standard output."""
+    xnatctl = spell("xnatctl")
+    print("Try, on another terminal", file=sys.stderr)
+    print(f"    {login_hint(xnatctl, url, next(iter(PASSWORDS)))}", file=sys.stderr)
+    print(f"    {xnatctl} project list --url {url}", file=sys.stderr)
+    print("Ctrl-C ends it.", file=sys.stderr, flush=True)
 
 
 def _end() -> threading.Event:

@@ -7,12 +7,13 @@ from xnatfs.demo import phantom
 from xnatfs.demo.archive import Archive, Experiment, Project, Reconstruction, Resource, User
 from xnatfs.demo.manifest import ManifestEntry, Shown, manifest
 
+OUTSIDER = "demo-outsider"  # may see the project OPEN alone
 # The demo's users and their passwords: they open nothing but made-up data on this machine.
 PASSWORDS = {
     "demo-owner": "owner-of-the-demo",
     "demo-member": "member-of-the-demo",
     "demo-collaborator": "collaborator-of-the-demo",
-    "demo-outsider": "outsider-of-the-demo",
+    OUTSIDER: "outsider-of-the-demo",
     "demo-admin": "admin-of-the-demo",
 }
 BIG_PROJECT = "FIFTY"  # 50 sessions

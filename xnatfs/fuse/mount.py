@@ -67,7 +67,7 @@ async def mount(
     """Mount the server, call `ready` when the mount answers, and return when it is unmounted or ended by a signal.
 
     A session out of `sessions` is left alive at the end, for whoever shares it; one of our own is closed.
-    Raises XnatError where it cannot begin; nothing is left mounted then.
+    Raises XnatError where it cannot begin, when nothing is left mounted; KeyboardInterrupt where the signal was SIGINT.
     """
     check_fuse()
     check_mountpoint(options.mountpoint, config.url)
@@ -78,11 +78,10 @@ async def mount(
         trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1) as signals,
     ):
         async with open_site(config, credentials, sessions=sessions) as site:
-            try:
-                await site.xnat.log_in()
-            except Unreachable:
-                if not config.offline:
-                    raise
+            ended: list[int] = []
+            await _log_in(site, config.offline, signals, ended)
+            if ended:
+                return _check_interrupted(ended)
             site.stay(config.offline)
             log.info(
                 "xnatfs %s: %s as %s on %s, cache %s",
@@ -97,13 +96,14 @@ async def mount(
             _begin(operations, config, options)
             try:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(_obey, signals, partial(log_state, site, operations))
+                    nursery.start_soon(_obey, signals, ended, partial(log_state, site, operations))
                     nursery.start_soon(_when_running, ready, options.mountpoint)
                     await pyfuse3.main(max_tasks=MOST_REQUESTS)
                     nursery.cancel_scope.cancel()
             finally:
                 pyfuse3.close(unmount=True)
                 _log_end(site)
+            _check_interrupted(ended, f"{options.mountpoint} is unmounted")
 
 
 def _allow_open_files() -> None:
@@ -139,11 +139,40 @@ def _escaped(text: str) -> str:
     return text.replace("\\", "\\\\").replace(",", "\\,")
 
 
-async def _obey(signals: AsyncIterator[int], log_state: Callable[[], None]) -> None:
+async def _log_in(site: Site, offline: bool, signals: AsyncIterator[int], ended: list[int]) -> None:
+    """Log in, which may take the whole timeout, unless a signal ends that, which is noted in `ended`."""
+    async with trio.open_nursery() as nursery:
+
+        async def give_up() -> None:
+            async for number in signals:
+                if number == signal.SIGUSR1:
+                    log.info("logging in to %s", site.xnat.url)
+                else:
+                    ended.append(number)
+                    nursery.cancel_scope.cancel()
+
+        nursery.start_soon(give_up)
+        try:
+            await site.xnat.log_in()
+        except Unreachable:
+            if not offline:
+                raise
+        nursery.cancel_scope.cancel()
+
+
+def _check_interrupted(ended: list[int], *said: str) -> None:
+    """Raise KeyboardInterrupt where SIGINT was among the signals."""
+    if signal.SIGINT in ended:
+        raise KeyboardInterrupt(*said)
+
+
+async def _obey(signals: AsyncIterator[int], ended: list[int], log_state: Callable[[], None]) -> None:
+    """End the mount when a signal says so, and note which in `ended`."""
     async for number in signals:
         if number == signal.SIGUSR1:
             log_state()
             continue
+        ended.append(number)
         log.info("ending, because of %s", signal.Signals(number).name)
         pyfuse3.terminate()
 

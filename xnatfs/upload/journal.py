@@ -59,7 +59,7 @@ class Journal:
         self._images = _fingerprint(images)
         self.batches = batches_of(images, limit)
         self.resumed = False
-        self.before = 0  # files of the session in the archive before the first batch
+        self.before: dict[str, int] = {}  # files of sessions of the label before the first batch, by their places
         self.mode: Mode | None = None  # how it has to travel, where the server has not taken it as it was to
 
     def take_up(self) -> bool:
@@ -69,10 +69,11 @@ class Journal:
             if cells["version"] != VERSION or cells["images"] != self._images:
                 return False
             self.batches = [Batch(**batch) for batch in cells["batches"]]
-            self.before = int(cells.get("before", 0))
+            before = cells.get("before")
+            self.before = {str(place): int(count) for place, count in before.items()} if before else {}
             mode = cells.get("mode")
             self.mode = mode if mode in get_args(Mode) else None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return False
         self.resumed = any(batch.state != NEW for batch in self.batches)
         return self.resumed

@@ -97,12 +97,22 @@ def _local(path: Path, name: str) -> Local:
 
 
 async def upload(
-    xnat: Xnat, item: Sequence[str], label: str, files: Sequence[Local], *, overwrite: bool, progress: Progress
+    xnat: Xnat,
+    item: Sequence[str],
+    label: str,
+    files: Sequence[Local],
+    *,
+    overwrite: bool,
+    progress: Progress,
+    note: Callable[[str], None] = lambda text: None,
 ) -> Report:
-    """Send what is not there yet. Raises Conflict before anything is sent where others of these names are there."""
+    """Send what is not there yet; `note` is told of comparisons, which may take long.
+
+    Raises Conflict before anything is sent where others of these names are there.
+    """
     where = f"resource {label} of {'/'.join(item)}"
     there = await _listed(xnat, item, label)
-    held = await _held(xnat, item, label, files, there)
+    held = await _held(xnat, item, label, files, there, note)
     todo = [file for file in files if file.name not in held]
     other = [file.name for file in todo if file.name in there]
     if other and not overwrite:
@@ -115,7 +125,7 @@ async def upload(
     query = {**REASON, **({"overwrite": "true"} if overwrite else {})}
     for batch in _batches(todo):
         await _send(xnat, path, query, batch, where, progress)
-    return await _check(xnat, item, label, files, todo, there, where)
+    return await _check(xnat, item, label, files, todo, there, where, note)
 
 
 async def _listed(xnat: Xnat, item: Sequence[str], label: str) -> dict[str, FileRow]:
@@ -137,7 +147,12 @@ async def _listed(xnat: Xnat, item: Sequence[str], label: str) -> dict[str, File
 
 
 async def _held(
-    xnat: Xnat, item: Sequence[str], label: str, files: Sequence[Local], there: Mapping[str, FileRow]
+    xnat: Xnat,
+    item: Sequence[str],
+    label: str,
+    files: Sequence[Local],
+    there: Mapping[str, FileRow],
+    note: Callable[[str], None],
 ) -> frozenset[str]:
     """Return the names of the files that the server holds with these bytes. Those without a digest are fetched."""
     held: set[str] = set()
@@ -149,16 +164,17 @@ async def _held(
             if await _fetch_md5(FileSource(xnat, address, row, groups)) == file.digest:
                 held.add(file.name)
 
+    alike = [(file, there[file.name]) for file in files if file.name in there]
+    alike = [(file, row) for file, row in alike if row.size in (file.size, None)]
+    held.update(file.name for file, row in alike if row.digest == file.digest)
+    unknown = [(file, row) for file, row in alike if not row.digest]
+    if unknown:
+        size = sum(file.size for file, _ in unknown) / 1e6
+        note(f"Comparing {len(unknown)} files by their bytes ({size:.1f} MB): the server states no digest of them")
     try:
         async with trio.open_nursery() as nursery:  # the client sends as many at once as it may
-            for file in files:
-                row = there.get(file.name)
-                if row is None or row.size not in (file.size, None):
-                    continue
-                if row.digest == file.digest:
-                    held.add(file.name)
-                elif not row.digest:
-                    nursery.start_soon(compare, file, row)
+            for file, row in unknown:
+                nursery.start_soon(compare, file, row)
     except BaseExceptionGroup as group:
         raise first_error(group) from None
     return frozenset(held)
@@ -237,6 +253,7 @@ async def _check(
     todo: Sequence[Local],
     before: dict[str, FileRow],
     where: str,
+    note: Callable[[str], None],
 ) -> Report:
     """Compare what the server lists now with what was to be there.
 
@@ -245,7 +262,7 @@ async def _check(
     report = Report(up_to_date=len(files) - len(todo))
     after = await _listed(xnat, item, label) if todo else before
     sent, replaced = frozenset(todo), frozenset(file for file in todo if file.name in before)
-    held = await _held(xnat, item, label, list(replaced), after)
+    held = await _held(xnat, item, label, list(replaced), after, note)
     for file in files:
         row = after.get(file.name)
         if row is None:
@@ -260,7 +277,7 @@ async def _check(
             report.files += 1
             report.sent += file in sent
             report.size += file.size
-            report.unverified += not row.digest and file in sent
+            report.unverified += not row.digest and file in sent - replaced
     unchanged = all(after.get(file.name) == before.get(file.name) for file in todo)
     if todo and report.files == report.up_to_date and unchanged:
         text = f"{where}: the server took {len(todo)} files and stored none of them"

@@ -6,6 +6,7 @@ that comes twice is there once.
 """
 
 import logging
+import re
 import shlex
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -46,6 +47,9 @@ LENGTH_WANTED = "must include the file directly as the body"
 # Resources that the server puts images in.
 IMAGES = frozenset({"DICOM", "secondary"})
 
+# The place of a session in the archive in a journal, beside those in the prearchive, which are paths.
+ARCHIVE = "archive"
+
 Where = Literal["archive", "prearchive", "direct"]
 
 
@@ -61,7 +65,7 @@ class Target:
 
 @dataclass
 class Outcome:
-    """What came of an upload. `arrived` is what the server says to hold; None where it does not say yet."""
+    """Result of an upload. `arrived` counts its files that are known to be there; None where that is not known."""
 
     files: int = 0
     size: int = 0
@@ -72,17 +76,18 @@ class Outcome:
     status: str = ""  # in the prearchive
     accession: str = ""
     arrived: int | None = None
+    before: int = 0  # files that were there before, which hide how many came
     changed: int = 0  # files whose digest on the server is another: anonymized there
     seconds: float = 0.0
 
 
 class _NotTaken(Exception):
-    """A batch was not stored in its form. `instead` is the one to try; where it is too late for that `error` counts."""
+    """The server did not store a batch sent in this form; retry in `instead`. `left` is a session of another name."""
 
-    def __init__(self, instead: Mode, error: BadReply) -> None:
-        super().__init__(str(error))
+    def __init__(self, instead: Mode, text: str, left: PrearchiveSession | None = None) -> None:
+        super().__init__(text)
         self.instead: Mode = instead
-        self.error = error
+        self.left = left
 
 
 async def check_free(xnat: Xnat, target: Target) -> None:
@@ -152,6 +157,7 @@ async def send(
     journal.write()
     fresh = journal.count(DONE) == 0
     queue = iter(todo)
+    projects = {"", target.project}  # as answers may call it
     sent = 0
 
     async def one(batch: Batch, how: Overwrite) -> None:
@@ -160,7 +166,7 @@ async def send(
         journal.write()
         chosen = images[batch.first : batch.first + batch.count]
         try:
-            await _send(xnat, chosen, batch, target, form, how, progress)
+            await _send(xnat, chosen, batch, target, form, how, projects, progress)
         except (XnatError, _NotTaken) as error:
             if not batch.uris and not isinstance(error, Uncertain):  # refused as a whole: as if it had not been sent
                 batch.state = NEW
@@ -170,24 +176,28 @@ async def send(
         journal.write()
         sent += batch.count
 
-    async def first(batch: Batch) -> None:
+    async def in_some_form(batch: Batch, how: Overwrite) -> None:
         nonlocal form
+        left = None
         while True:
             try:
-                return await one(batch, "delete" if overwrite == "delete" else "append")
+                await one(batch, how)
+                break
             except _NotTaken as error:
-                note(str(error))
+                if error.instead != form:  # else a batch beside this one has found out
+                    note(str(error))
                 form = journal.mode = error.instead
+                left = error.left or left
+        if left and left.key not in [place.key for place in map(_waiting, batch.uris) if place]:
+            delete = shlex.join(["xnatctl", "prearchive", "delete", *left.key])
+            note(f"What {xnat.url} has named {left.name} is left there ({delete})")
 
     async def work() -> None:
         for batch in queue:  # shared: each takes the next one
-            try:
-                await one(batch, "append")
-            except _NotTaken as refused:
-                raise refused.error from None
+            await in_some_form(batch, "append")
 
     if todo and fresh:
-        await first(next(queue))
+        await in_some_form(next(queue), "delete" if overwrite == "delete" else "append")
     try:
         async with trio.open_nursery() as nursery:
             for _ in range(workers):
@@ -208,6 +218,7 @@ async def _send(
     target: Target,
     mode: Mode,
     overwrite: Overwrite,
+    projects: set[str],
     progress: Progress,
 ) -> None:
     """Send one batch, and note in it where the server has put it, and the MD5 sums of its files."""
@@ -223,23 +234,27 @@ async def _send(
         batch.uris = list(dict.fromkeys([*batch.uris, *uris]))
         batch.digests += body.digests.values()
         for uri in uris:
-            await _check_project(xnat, target, uri, what)
+            await _check_project(xnat, target, uri, what, projects)
 
     if mode == "gradual":
         for part in parts:
             await imported(_gradual(target), as_file(part, "application/dicom", progress), part.name)
-    elif mode == "sized zip":
-        body = await with_length(parts, progress)
-        await imported(_archive(target, overwrite), body, f"a batch of {len(parts)} files")
     else:
-        body = (as_tar if mode == "tar" else as_zip)(parts, progress)
+        if mode == "sized zip":
+            body = await with_length(parts, progress)
+        else:
+            body = (as_tar if mode == "tar" else as_zip)(parts, progress)
         await imported(_archive(target, overwrite), body, f"a batch of {len(parts)} files")
 
 
-async def _check_project(xnat: Xnat, target: Target, uri: str, what: str) -> None:
-    """Raise Denied where the server has put images elsewhere: into no project, for want of a right, or into another."""
+async def _check_project(xnat: Xnat, target: Target, uri: str, what: str, projects: set[str]) -> None:
+    """Raise Denied where the server has put images elsewhere: into no project, for want of a right, or into another.
+
+    Args:
+        projects: what the project is known to be called; its ID is added where the target names an alias.
+    """
     project = _project(uri)
-    if project in ("", target.project):
+    if project in projects:
         return
     begun = f"sending to project {target.project} on {xnat.url}"
     where = f"{what} went to {uri}, nothing more was sent"
@@ -247,7 +262,8 @@ async def _check_project(xnat: Xnat, target: Target, uri: str, what: str) -> Non
         move = shlex.join(["xnatctl", "prearchive", "move", *uri.strip("/").split("/")[-3:], "--to", target.project])
         text = f"your account may not create sessions there, which normally takes the role Member: {where}"
         raise Denied(f"{begun}: {text}; an administrator can move it ({move}) or delete it", status=403, url=xnat.url)
-    if (await prearchive.project_id(xnat, target.project)) != project:  # an alias leads to the ID
+    projects.add(await prearchive.project_id(xnat, target.project))
+    if project not in projects:
         raise Denied(f"{begun}: it belongs to project {project} there: {where}", status=403, url=xnat.url)
 
 
@@ -262,14 +278,18 @@ def _project(uri: str) -> str:
 async def _check_label(xnat: Xnat, target: Target, uri: str) -> None:
     """Raise _NotTaken where the server has given a session in the prearchive another name than it was to have."""
     waiting = _waiting(uri)
-    if waiting is None or waiting.project != target.project or waiting.folder == target.session:
+    label = _cleaned(target.session)
+    if waiting is None or waiting.project != target.project or _cleaned(waiting.folder) == label:
         return
     row = await prearchive.look(xnat, waiting)
-    if row is not None and row.name != target.session:
+    if row is not None and _cleaned(row.name) != label:
         text = f"{xnat.url} names what comes packed by its DICOM header: the files go one by one, as {target.session}"
-        delete = shlex.join(["xnatctl", "prearchive", "delete", *row.key])
-        text = f"{text}; what it has named {row.name} is left there ({delete})"
-        raise _NotTaken("gradual", BadReply(text, url=xnat.url))
+        raise _NotTaken("gradual", text, row)
+
+
+def _cleaned(label: str) -> str:
+    """Return a label as XNAT stores it."""
+    return re.sub(r"\W", "_", label)
 
 
 def _archive(target: Target, overwrite: Overwrite) -> dict[str, str]:
@@ -312,7 +332,7 @@ async def _import(xnat: Xnat, params: dict[str, str], body: Sending, what: str) 
         )
         if "Content-Length" not in body.headers and (answer.status == 411 or LENGTH_WANTED in answer.text):
             text = f"{xnat.url} takes no zip without its length: each batch is packed twice, to know it"
-            raise _NotTaken("sized zip", BadReply(text, status=answer.status, url=xnat.url))
+            raise _NotTaken("sized zip", text)
         if answer.status == 400 and pause is not None and any(word in answer.text.lower() for word in TRANSIENT):
             log.info("%s: %s; again in %g s", what, answer.said(), pause)
             await trio.sleep(pause)
@@ -325,7 +345,7 @@ async def _import(xnat: Xnat, params: dict[str, str], body: Sending, what: str) 
         if not uris and params["import-handler"] != "gradual-DICOM":  # old servers' word for what they cannot unpack
             kind = body.headers["Content-Type"].removeprefix("application/").removeprefix("x-")
             text = f"{xnat.url} takes no {kind}, and stores nothing of it: the files go one by one"
-            raise _NotTaken("gradual", BadReply(text, status=answer.status, url=xnat.url))
+            raise _NotTaken("gradual", text)
         raise BadReply(f"{xnat.url} took {what}, and does not say where it is: {answer.said()}", url=xnat.url)
     raise _refused(xnat, answer, params, what)
 
@@ -375,34 +395,50 @@ async def look(xnat: Xnat, target: Target, outcome: Outcome, journal: Journal) -
     row = await prearchive.look(xnat, waiting) if waiting else None
     if row:
         outcome.where, outcome.status = "prearchive", row.status
-        outcome.arrived = await prearchive.held(xnat, row)
+        _count(outcome, journal, row.path, await prearchive.held(xnat, row))
         return not row.busy
     accession, files = await _in_archive(xnat, target)
-    if not accession:
+    sent, digests = journal.digests(), {file.digest for file in files if file.digest}
+    if accession:
+        _count(outcome, journal, ARCHIVE, len(files), len(sent & digests))
+    if not accession or outcome.arrived is None:
         # A conflict on the way to the archive leaves it in the prearchive, where it can be seen.
         left = prearchive.matching(await xnat.prearchive(target.project), target.session)
-        stuck = next((each for each in left if not each.busy), None)
+        stuck = next((each for each in left if not each.busy and each.path not in journal.before), None)
         if stuck:
             outcome.place = f"/data{stuck.path}"
             return await look(xnat, target, outcome, journal)
+    if not accession or (outcome.arrived is None and target.direct):
         return False
     outcome.where, outcome.accession, outcome.status = "archive", accession, ""
     outcome.place = f"/data/experiments/{accession}"
-    sent, count = journal.digests(), journal.count(NEW, SENT, DONE)
-    digests = {file.digest for file in files if file.digest}
-    # What was there before is not what was sent; but what is sent again is there once.
-    arrived = count if sent and sent <= digests else len(files) - journal.before
-    if arrived < count and journal.before:
-        outcome.arrived = None
-        return not target.direct  # else it comes from the prearchive, where it is no more
-    outcome.arrived = arrived
-    outcome.changed = len(sent - digests) if digests and arrived >= count else 0
-    return arrived >= count
+    if outcome.arrived is None:
+        return True  # it has left the prearchive
+    complete = outcome.arrived >= journal.count(NEW, SENT, DONE)
+    outcome.changed = len(sent - digests) if digests and complete else 0
+    return complete
 
 
-async def count_archived(xnat: Xnat, target: Target) -> int:
-    """Return how many images the session has in the archive."""
-    return len((await _in_archive(xnat, target))[1])
+def _count(outcome: Outcome, journal: Journal, place: str, held: int | None, recognized: int = 0) -> None:
+    """Note how many files have arrived. Where others were there before, less than all is not known: some may replace.
+
+    Args:
+        held: files that the session has now.
+        recognized: of these, files whose digest is that of one that was sent.
+    """
+    outcome.arrived, outcome.before = held, journal.before.get(place, 0)
+    if held is None or not outcome.before:
+        return
+    grown = held - outcome.before if held >= outcome.before else held  # fewer: --overwrite delete has removed them
+    arrived = max(grown, recognized)
+    outcome.arrived = arrived if arrived >= journal.count(NEW, SENT, DONE) else None
+
+
+async def count_before(xnat: Xnat, target: Target) -> dict[str, int]:
+    """Count the files of the sessions of this label, by their place."""
+    rows = prearchive.matching(await xnat.prearchive(target.project), target.session)
+    before = {row.path: await prearchive.held(xnat, row) or 0 for row in rows}
+    return before | {ARCHIVE: len((await _in_archive(xnat, target))[1])}
 
 
 async def _own(
