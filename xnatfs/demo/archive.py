@@ -106,6 +106,10 @@ class Experiment:
     uid: str = ""  # of the study
     fields: dict[str, str] = field(default_factory=dict)  # whatever else is said of it
 
+    @property
+    def is_session(self) -> bool:
+        return self.xsi_type.endswith("SessionData")
+
 
 @dataclass
 class Subject:
