@@ -141,6 +141,8 @@ class User:
     name: str
     password: str
     admin: bool = False
+    method: str = "localdb"  # by which the password is checked, where a login names one
+    expired: bool = False  # the password must be changed before anything else
 
 
 class Archive:
