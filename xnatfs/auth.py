@@ -158,9 +158,9 @@ class Login:
                 await self._delete(before.token)
 
     async def log_out(self) -> bool:
-        """End the session for every program; whether there was one."""
+        """End the session for every program; whether there was one. One that has idled may be alive all the same."""
         assert self._sessions is not None
-        session = self._sessions.find()
+        session = self._sessions.find(ended=True)
         self._token = ""
         if session is None:
             return False
@@ -331,8 +331,9 @@ class Login:
                 f"{url} refused the alias token of {self.username}, which has probably ended: 'xnatctl auth login'"
             )
         if status == 401:
+            method = f", no login method {provider!r} (`provider` in the profile)" if provider else ""
             raise LoginRequired(
-                f"{url} refused the login of {self.username}: wrong user or password, a locked account, "
+                f"{url} refused the login of {self.username}: wrong user or password, a locked account{method}, "
                 "or too many sessions open (the server does not say which)"
             )
         if status == 200 and not _is_html(response):

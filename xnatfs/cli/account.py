@@ -83,8 +83,7 @@ GIVEN = ("prompt", "standard input")
 
 async def _log_in(context: Context, credentials: "Credentials") -> str:
     """Begin a session; the name that the server calls its user by."""
-    # The sessions of this command are those of this user, whoever the profile names.
-    context.environ = {**context.environ, "XNAT_USER": credentials.user}
+    context.user = credentials.user
     async with context.xnat(credentials) as xnat:
         await xnat.login.renew()
         known_as = await xnat.username()
@@ -148,16 +147,14 @@ async def logout(context: Context) -> int:
     from xnatfs.credentials import kept_credentials, kept_token
 
     config, url = context.config, context.config.url
-    token, session, last = kept_token(url), context.store.find(), context.store.find(ended=True)
+    token, session = kept_token(url), context.store.find(ended=True)
     left = [await _give_back(context, token)] if token else []
     if session:
         async with open_xnat(config, None, sessions=context.store) as xnat:
             await xnat.login.log_out()
             if why := xnat.login.left_open:
                 left.append(f"the session was not ended by the server, which ends it when it has idled ({why})")
-    if last:
-        context.store.forget(last.token)
-    context.note(f"Logged out of {url}" if last or token else f"There is no session on {url}")
+    context.note(f"Logged out of {url}" if session or token else f"There is no session on {url}")
     if kept := kept_credentials(url, config.profile, context.environ):
         context.note(f"The next command logs in again: {PLACES[kept.source]} has the password of {kept.user}")
     for what in filter(None, left):
