@@ -247,6 +247,7 @@ def test_a_session_from_the_environment_has_a_name(fresh):
 def token(fresh) -> Path:
     profile(fresh, username=OWNER)
     log_in(fresh, "--token")
+    path: Path
     (path,) = (fresh.home / ".config" / "xnatfs" / "tokens").glob("*.json")
     assert len(fresh.app.sessions.tokens) == 1
     return path
@@ -419,7 +420,7 @@ def test_a_user_with_a_colon_is_refused_with_a_reason(fresh):
 def test_a_password_that_is_no_text_is_refused_with_a_reason(fresh):
     env: dict[bytes, bytes] = {os.fsencode(key): os.fsencode(value) for key, value in fresh.environment().items()}
     env |= {b"XNAT_URL": fresh.url.encode(), b"XNAT_USER": OWNER.encode(), b"XNAT_PASS": b"\xfcber"}
-    done = subprocess.run([*fresh.program, "project", "list"], env=env, capture_output=True, text=True)  # type: ignore[call-overload]
+    done = subprocess.run([*fresh.program, "project", "list"], env=env, capture_output=True, text=True)
     assert done.returncode == 2
     assert "is not UTF-8" in done.stderr
     assert "Traceback" not in done.stderr
