@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.commanding import LABEL, SESSION, Shell, page_archive, shell
+from tests.test_completion import complete
 from xnatfs.demo.app import Request
 from xnatfs.demo.archive import Archive
 from xnatfs.demo.releases import RELEASES
@@ -114,6 +115,12 @@ def test_the_resources_of_an_assessor_are_listed(prompt, way):
     tests = named(prompt, "SUB001_TESTS", way)
     assert prompt.ctl("resource", "list", *tests, "-q").lines == ["SHEETS"]
     assert prompt.ctl("session", "show", *tests, "-o", "json").rows["resources"][0]["label"] == "SHEETS"
+
+
+def test_the_resources_of_an_assessor_are_completed(prompt):
+    id = accession(prompt, QC)
+    prompt.ctl("resource", "list", "-E", id)
+    assert complete(prompt, f"xnatctl session download -E {id} -r D") == ["DATA"]
 
 
 def test_a_session_without_resources_has_none(prompt):

@@ -642,11 +642,12 @@ REFUSED_TWICE = httpx.Response(500, html="<h3>Bad credentials</h3>")  # as relea
 )
 async def test_how_a_login_is_offered(credentials, answers, offered, said):
     """A refusal is not tried again, and the form comes where Basic cannot say it."""
-    requests = []
+    requests: list[httpx.Request] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
         requests.append(request)
-        return answers[len(requests) - 1]
+        response: httpx.Response = answers[len(requests) - 1]
+        return response
 
     async with logging_in(answer, credentials) as login:
         assert login.username == credentials.user

@@ -386,6 +386,15 @@ def test_any_password_is_answered_at_the_prompt(fresh):
         fresh.config("profiles: {}\n")
 
 
+def test_a_password_of_the_keyring_that_was_changed_is_asked_for(fresh):
+    """On a terminal; elsewhere it is refused, as any other."""
+    placed(fresh, "keyring", "of last year")
+    assert "wrong user or password" in fresh.ctl("auth", "login", status=3).err
+    status, said = prompted(fresh, "auth", "login", answers=(PASSWORD,))
+    assert status == 0, said
+    assert "Logged in" in said
+
+
 def test_a_password_that_yaml_reads_as_something_else(fresh):
     """Without quotes it is what stands there."""
     for password in ("0123", "yes", "1.50", "2024-01-01", "0x1F", "1_000"):

@@ -18,6 +18,7 @@ from xnatfs.cli.options import find_day
 from xnatfs.cli.output import natural, show_item, show_rows, tell
 from xnatfs.client import Xnat
 from xnatfs.errors import BadReply, ConfigError, Denied, NotFound, first_error
+from xnatfs.listings import PARTS
 from xnatfs.models import Document, FileRow, Row
 
 PROJECTS = {"id": "ID", "name": "Name", "pi": "PI", "description": "Description"}
@@ -569,13 +570,14 @@ async def _own_resources(
     return item, rows
 
 
-PARTS = ("scans", "reconstructions")
+def _of_scan(item: tuple[str, ...]) -> tuple[str, ...]:
+    return ("scan resources", *item[1::2])
 
 
 async def resource_list(context: Context) -> None:
     async with context.xnat() as xnat:
         item, rows = await resource_rows(context, xnat)
-    context.remember(xnat, ("scan resources" if "scans" in item else "resources", *item[1::2]), rows)
+    context.remember(xnat, ("resources", item[-1]) if context.arguments.scan is None else _of_scan(item), rows)
     show_rows(context.arguments, RESOURCES, sorted(map(resource_row, rows), key=by("label")), "label")
 
 

@@ -84,6 +84,7 @@ async def show(context: Context) -> None:
             "password": "********" if profile.password else None,
             "password_source": profile.password_source or None,
             "default_project": profile.default_project or None,
+            "provider": profile.provider or None,
             "verify_ssl": profile.verify_ssl,
             "ca_bundle": profile.ca_bundle or None,
             "timeout": profile.timeout,
