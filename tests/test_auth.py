@@ -23,6 +23,8 @@ from xnatfs.auth import (
     check_is_data,
     page_message,
 )
+from xnatfs.client import open_xnat
+from xnatfs.config import Config
 from xnatfs.credentials import Credentials
 from xnatfs.errors import BadReply, LoginRequired, NotXnat, Unavailable
 from xnatfs.sessions import IDLE, SessionStore
@@ -581,6 +583,20 @@ async def test_no_session_from_an_xnat_is_a_matter_of_logging_in(response, error
     async with logging_in(answer) as login:
         with pytest.raises(error, match=text):
             await login.token()
+
+
+async def test_no_cookie_is_sent_that_a_reply_has_set():
+    """Not even one that no header can hold: a login is made by the password alone."""
+    said = [httpx.Response(405, headers=[(b"set-cookie", b"\x80"), (b"set-cookie", b"JSESSIONID=of-a-guest")])]
+    cookies = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        cookies.append(request.headers.get("cookie"))
+        return said.pop() if said else httpx.Response(200, text=TOKEN)
+
+    async with open_xnat(Config(URL), ACCOUNT, Wire(answer)) as xnat:
+        assert await xnat.login.token() == TOKEN
+    assert cookies == [None, None, f"JSESSIONID={TOKEN}"]
 
 
 def filled_in(request: httpx.Request) -> str:

@@ -347,7 +347,8 @@ class Login:
             said = page_message(text) or status_line(response)
             raise LoginRequired(f"{url} takes no login by {provider!r}, which is `provider` in the profile ({said})")
         if why := obstacle(response, text):
-            raise LoginRequired(f"{url} does not let {self.username} in: {why}")
+            said = page_message(text)
+            raise LoginRequired(f"{url} does not let {self.username} in: {why}" + (f" ({said})" if said else ""))
         if await self._is_xnat():
             said = page_message(text) or status_line(response)
             raise LoginRequired(
