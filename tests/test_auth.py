@@ -703,7 +703,7 @@ async def test_what_stands_in_the_way_of_a_login_is_told_from_a_wrong_password(r
         return httpx.Response(status, headers={"location": location} if location else {}, html=body)
 
     async with logging_in(answer) as login:
-        with pytest.raises(LoginRequired, match=f"^{URL}/ does not let u in: .*{text}"):
+        with pytest.raises(LoginRequired, match=rf"^{URL}/ answered the login of u with a page \([^)]+\): .*{text}"):
             await login.token()
         with pytest.raises(LoginRequired, match=text):  # and is not asked again at once
             await login.token()

@@ -346,15 +346,10 @@ class Login:
         if status == 400 and provider:
             said = page_message(text) or status_line(response)
             raise LoginRequired(f"{url} takes no login by {provider!r}, which is `provider` in the profile ({said})")
-        if why := obstacle(response, text):
-            said = page_message(text)
-            raise LoginRequired(f"{url} does not let {self.username} in: {why}" + (f" ({said})" if said else ""))
-        if await self._is_xnat():
+        if (why := obstacle(response, text)) or await self._is_xnat():
             said = page_message(text) or status_line(response)
-            raise LoginRequired(
-                f"{url} answered the login of {self.username} with a page ({said}): log in with a browser once; "
-                "the password may have expired"
-            )
+            why = why or "log in with a browser once; the password may have expired"
+            raise LoginRequired(f"{url} answered the login of {self.username} with a page ({said}): {why}")
         if response.is_redirect:
             raise NotXnat(f"{url} redirects to {_target(response)}: use that address if it is your XNAT")
         raise NotXnat(f"{url} is not an XNAT: it answers {status} to /data/JSESSION (is the path right?)")
