@@ -23,6 +23,8 @@ from xnatfs.auth import (
     check_is_data,
     page_message,
 )
+from xnatfs.client import open_xnat
+from xnatfs.config import Config
 from xnatfs.credentials import Credentials
 from xnatfs.errors import BadReply, LoginRequired, NotXnat, Unavailable
 from xnatfs.sessions import IDLE, SessionStore
@@ -143,7 +145,7 @@ async def test_every_session_that_was_found_dead_is_passed_over(tmp_path):
     class Asked(SessionStore):
         dead: frozenset[str] = frozenset()
 
-        def find(self, dead: frozenset[str] = frozenset()) -> None:
+        def find(self, dead: frozenset[str] = frozenset(), *, ended: bool = False) -> None:
             self.dead = dead
 
     server, sessions = Counted(), Asked(URL, "u", tmp_path)
@@ -581,6 +583,157 @@ async def test_no_session_from_an_xnat_is_a_matter_of_logging_in(response, error
     async with logging_in(answer) as login:
         with pytest.raises(error, match=text):
             await login.token()
+
+
+async def test_no_cookie_is_sent_that_a_reply_has_set():
+    """Not even one that no header can hold: a login is made by the password alone."""
+    said = [httpx.Response(405, headers=[(b"set-cookie", b"\x80"), (b"set-cookie", b"JSESSIONID=of-a-guest")])]
+    cookies = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        cookies.append(request.headers.get("cookie"))
+        return said.pop() if said else httpx.Response(200, text=TOKEN)
+
+    async with open_xnat(Config(URL), ACCOUNT, Wire(answer)) as xnat:
+        assert await xnat.login.token() == TOKEN
+    assert cookies == [None, None, f"JSESSIONID={TOKEN}"]
+
+
+def filled_in(request: httpx.Request) -> str:
+    """What a login is offered by: the header, or the form."""
+    return "Basic" if "authorization" in request.headers else request.content.decode()
+
+
+FORM = "username=u&password=p"
+REFUSED_TWICE = httpx.Response(500, html="<h3>Bad credentials</h3>")  # as releases before 1.7 have it
+
+
+@pytest.mark.parametrize(
+    ("credentials", "answers", "offered", "said"),
+    [
+        (Credentials("u", "p"), [httpx.Response(401)], ["Basic"], "wrong user or password, a locked account, or"),
+        (
+            Credentials("u", "p:w"),
+            [httpx.Response(401), httpx.Response(200, text=TOKEN)],
+            ["Basic", "username=u&password=p%3Aw"],
+            "",
+        ),
+        (
+            Credentials("u", "p:ü"),
+            [httpx.Response(401), REFUSED_TWICE],
+            ["Basic", "username=u&password=p%3A%C3%BC"],
+            "wrong user",
+        ),
+        (
+            Credentials("u", "p", provider="ldap"),
+            [httpx.Response(200, text=TOKEN)],
+            [f"{FORM}&provider=ldap&authenticatorId=ldap"],
+            "",
+        ),
+        (
+            Credentials("u", "p", provider="ldap"),
+            [httpx.Response(400), httpx.Response(200, headers={"set-cookie": f"JSESSIONID={TOKEN}"})],
+            [f"{FORM}&provider=ldap&authenticatorId=ldap", f"{FORM}&provider=ldap"],
+            "",
+        ),
+        (
+            Credentials("u", "p", provider="ldap"),
+            [httpx.Response(400), httpx.Response(400, html="<h3>Multiple providers</h3>")],
+            [f"{FORM}&provider=ldap&authenticatorId=ldap", f"{FORM}&provider=ldap"],
+            r"takes no login by 'ldap', which is `provider` in the profile \(Multiple providers\)",
+        ),
+        (
+            Credentials("u", "p", provider="ldap"),
+            [httpx.Response(401)],
+            [f"{FORM}&provider=ldap&authenticatorId=ldap"],
+            "no login method 'ldap'",
+        ),
+        (
+            Credentials("alias", "p", "token", "jane"),
+            [httpx.Response(401)],
+            ["Basic"],
+            "the alias token of jane, which",
+        ),
+    ],
+)
+async def test_how_a_login_is_offered(credentials, answers, offered, said):
+    """A refusal is not tried again, and the form comes where Basic cannot say it."""
+    requests: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        requests.append(request)
+        response: httpx.Response = answers[len(requests) - 1]
+        return response
+
+    async with logging_in(answer, credentials) as login:
+        assert login.username == credentials.user
+        if said:
+            with pytest.raises(LoginRequired, match=said):
+                await login.token()
+        else:
+            assert await login.token() == TOKEN
+    assert [filled_in(request) for request in requests] == offered
+    assert {request.url.path for request in requests[-1:]} == {
+        "/site/data/JSESSION" if offered[-1] == "Basic" else "/site/data/services/auth"
+    }
+
+
+@pytest.mark.parametrize(
+    ("response", "text"),
+    [
+        ((302, "https://e.org/app/template/XDATScreen_UpdateUser.vm", ""), "the password has expired.*'xnatctl auth"),
+        ((302, "/app/template/ChangePassword.vm", ""), "the password has expired"),
+        ((403, "", "<b>Message</b> Your password has expired. Please try again</p>"), "the password has expired"),
+        ((302, "/app/template/InactiveAccount.vm", ""), "the account is disabled"),
+        ((302, "/app/template/VerifyEmail.vm", ""), "e-mail address is not verified"),
+        (
+            (403, "", "<p><b>Message</b> Your security token has expired or is invalid.</p>"),
+            "the alias token has ended",
+        ),
+        ((200, "", "<title>Two-Factor Authentication</title>"), "a second factor.*Manage Alias Tokens"),
+        ((403, "", "<h3>Site has not yet been configured.</h3>"), "has not been set up"),
+    ],
+)
+async def test_what_stands_in_the_way_of_a_login_is_told_from_a_wrong_password(response, text):
+    status, location, body = response
+    requests = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        requests.append(request)
+        return httpx.Response(status, headers={"location": location} if location else {}, html=body)
+
+    async with logging_in(answer) as login:
+        with pytest.raises(LoginRequired, match=rf"^{URL}/ answered the login of u with a page \([^)]+\): .*{text}"):
+            await login.token()
+        with pytest.raises(LoginRequired, match=text):  # and is not asked again at once
+            await login.token()
+    assert len(requests) == 1
+
+
+async def test_a_session_that_has_ended_is_logged_once_until_another_is_there(tmp_path, caplog):
+    server, kept = Counted(), store(tmp_path)
+    async with logging_in(server, None, sessions=kept) as login:
+        for times in (1, 2):
+            for _ in range(3):
+                with pytest.raises(LoginRequired):
+                    await login.token()
+            assert [record.levelname for record in caplog.records] == ["WARNING"] * times
+            assert "'xnatctl auth login'" in caplog.records[-1].message
+            token = str(times) * 32
+            server.alive.add(token)
+            kept.keep(token, IDLE)
+            assert await login.token() == token
+            server.alive.clear()
+            await login.lost(token, reply(401), "json")
+
+
+async def test_a_session_is_kept_under_the_name_that_logged_in(tmp_path):
+    """Also where none was named before."""
+    async with logging_in(Counted(), ACCOUNT, store(tmp_path, "")) as login:
+        token = await login.token()
+    found = store(tmp_path).find()
+    assert found is not None
+    assert (found.token, found.username) == (token, "u")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 
 from xnatfs.config import normalised_url, read_profiles, select_profile, server_directory
 from xnatfs.errors import ConfigError
+from xnatfs.urls import server_key
 
 
 def written(tmp_path: Path, text: str) -> Path:
@@ -86,3 +87,19 @@ def test_servers_have_folders_of_their_own():
     urls = ["https://x.org", "https://x.org:8080", "https://x.org/xnat", "https://y.org"]
     assert len({server_directory(url) for url in urls}) == len(urls)
     assert all("/" not in server_directory(url) for url in urls)
+
+
+def test_one_server_has_one_folder_however_it_is_spelled():
+    urls = ["https://x.org", "https://x.org/", "HTTPS://X.org:443", "https://x.ORG//"]
+    assert len({server_directory(url) for url in urls}) == 1
+    assert len({server_key(url) for url in (*urls, "http://[::1]:80/", "http://[::1]", "https://x.org/A")}) == 3
+    assert [server_key(url) for url in ("http://x:port", "no url", "")] == ["http://x:port", "no url", ""]
+
+
+@pytest.mark.parametrize("written_as", ["0123", "yes", "1.50", "2024-01-01", "0x1F", "1_000", "12:30:45", "1e3"])
+def test_users_and_passwords_are_what_stands_there(tmp_path, written_as):
+    text = (
+        f"profiles:\n  a:\n    url: http://a\n    username: {written_as}\n    password: {written_as}\n    timeout: 30\n"
+    )
+    profile = select_profile(None, {}, written(tmp_path, text))
+    assert (profile.username, profile.password, profile.timeout) == (written_as, written_as, 30)

@@ -1,9 +1,11 @@
 """Where logins are found."""
 
+from dataclasses import replace
+
 import pytest
 
 from xnatfs.config import Profile
-from xnatfs.credentials import Credentials, find_credentials
+from xnatfs.credentials import Credentials, find_credentials, forget_token, keep_token
 from xnatfs.errors import ConfigError, LoginRequired
 
 URL = "https://x.org"
@@ -58,3 +60,35 @@ def test_without_a_terminal_nobody_is_asked():
 
 def test_a_password_does_not_show_in_repr():
     assert "hush" not in repr(Credentials("u", "hush"))
+
+
+@pytest.mark.parametrize("url", [f"{URL}/", "HTTPS://X.ORG", "https://x.org:443/"])
+def test_a_server_is_the_same_however_it_is_spelled(home, url):
+    assert find_credentials(url, PROFILE, {}) == Credentials("pat", "from-profile")
+    keep_token(url, "pat", "alias", "secret")
+    found = find_credentials(URL, Profile(""), {})
+    assert (found, found.user) == (Credentials("alias", "secret"), "pat")
+    forget_token(URL)
+    with pytest.raises(LoginRequired):
+        find_credentials(url, Profile(""), {})
+
+
+@pytest.mark.parametrize("url", ["http://x.org", "https://x.org:8443", "https://x.org/xnat", "https://x.org.evil.org"])
+def test_another_server_is_another_one(url):
+    with pytest.raises(LoginRequired):
+        find_credentials(url, replace(PROFILE, provider="ldap"), {})
+
+
+def test_the_login_method_goes_with_every_login_but_a_token(home):
+    profile = replace(PROFILE, provider="ldap")
+    assert find_credentials(URL, profile, {}).provider == "ldap"
+    assert find_credentials(URL, profile, {"XNAT_USER": "eve", "XNAT_PASS": "p"}).provider == "ldap"
+    assert find_credentials("https://y.org", profile, {"XNAT_USER": "eve", "XNAT_PASS": "p"}).provider == ""
+    keep_token(URL, "pat", "alias", "secret")
+    assert find_credentials(URL, replace(profile, password=""), {}).provider == ""
+
+
+def test_a_damaged_token_is_none(home):
+    keep_token(URL, "pat", "a:b", "secret")
+    with pytest.raises(LoginRequired):
+        find_credentials(URL, Profile(""), {})

@@ -1,6 +1,7 @@
 """Sessions, tokens and users of the demo, as XNAT has them (XNAT REST contract 2)."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -196,3 +197,43 @@ def test_all_sessions_of_a_user_are_counted_and_ended(client, demo):
 def test_login_names_are_for_admins(client):
     assert client("jane").get("/data/user").status_code == 403
     assert client("root").get("/data/user").json() == sorted(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("/data/JSESSION", 302), ("/data/projects", 302), ("/xapi/users/username", 302), ("/app/template/Login.vm", 200)],
+)
+def test_an_expired_password_leads_to_the_page_that_changes_it(client, demo, path, status):
+    demo.archive.users["jane"].expired = True
+    reply = client().get(path, auth=("jane", "JANE"))
+    assert reply.status_code == status
+    assert reply.headers.get("location", "").endswith("/XDATScreen_UpdateUser.vm") is (status == 302)
+    assert client("john").get("/data/projects").status_code == 200
+
+
+def test_some_releases_look_at_the_password_before_the_login(client, demo):
+    demo.release = replace(demo.release, expired_password="refuses", basic_colon=False)
+    demo.archive.users["jane"].expired = True
+    demo.archive.users["john"].password = "a:b"
+    reply = client().get("/data/JSESSION", auth=("jane", "whatever"))
+    assert (reply.status_code, "password has expired" in reply.text) == (403, True)
+    assert "separated by the &#x27;:&#x27;" in client().get("/data/JSESSION", auth=("john", "a:b")).text
+    form = {"username": "john", "password": "a:b"}
+    assert client().post("/data/services/auth", data=form).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("more", "status"),
+    [
+        ({}, 200),
+        ({"provider": "ldap"}, 200),
+        ({"provider": "localdb"}, 401),
+        ({"provider": "other"}, 401),
+        ({"authenticatorId": "ldap"}, 200),
+        ({"authenticatorId": "other", "provider": "ldap"}, 400),
+    ],
+)
+def test_the_form_may_name_a_login_method(client, demo, more, status):
+    demo.archive.users["jane"].method = "ldap"
+    form = {"username": "jane", "password": "JANE", **more}
+    assert client().post("/data/services/auth", data=form).status_code == status

@@ -25,7 +25,7 @@ LAYERS = [
     {"auth", "worker"},
     {"credentials", "listings"},
     {"config", "models", "sessions", "table", "keys"},
-    {"tls", "mountinfo", "background", "network", "breaker", "manifest", "program"},
+    {"tls", "mountinfo", "background", "network", "breaker", "manifest", "program", "urls"},
     {"patience"},
     {"errors"},
     {"untrusted"},

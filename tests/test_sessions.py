@@ -161,3 +161,20 @@ def test_logging_out_removes_what_is_of_this_session_alone(tmp_path, clock):
     second.forget("B" * 32)
     assert (token(first), token(second)) == ("A" * 32, "")
     assert not slot(tmp_path).exists()
+
+
+@pytest.mark.parametrize("spelled", [f"{URL}/", "HTTPS://XNAT.example.org", f"{URL}:443"])
+def test_a_server_is_the_same_however_it_is_spelled(tmp_path, clock, spelled):
+    SessionStore(spelled, "alice", tmp_path, clock).keep("A" * 32, 900)
+    assert token(SessionStore(URL, "alice", tmp_path, clock)) == "A" * 32
+    assert token(SessionStore(f"{URL}/path", "alice", tmp_path, clock)) == ""
+    assert json.loads(slot(tmp_path).read_text())["url"] == spelled
+
+
+def test_a_session_that_has_ended_is_found_where_it_is_wanted(store, clock):
+    store.keep("A" * 32, 900)
+    clock.now += 1000
+    assert store.find() is None
+    found = store.find(ended=True)
+    assert found is not None
+    assert (found.token, found.username) == ("A" * 32, "alice")

@@ -41,6 +41,29 @@ LOGOUT_TIMEOUT = 5.0
 LONGEST_ANSWER = 64 * 1024
 # Of a page's message, from its tag on, markup included.
 LONGEST_MESSAGE = 2000
+# What stands in the way of a login in place of a wrong password: how the server's page or its address tells it, and
+# what to do about it. XNAT redirects to its own pages, or says the same with 403.
+OBSTACLES = (
+    (
+        r"XDATScreen_UpdateUser|/ChangePassword|password has expired|must change your password",
+        "the password has expired: set a new one there with a browser, then 'xnatctl auth login'",
+    ),
+    (
+        r"InactiveAccount|VerifyEmail|account is (?:disabled|not enabled|inactive)",
+        "the account is disabled, or its e-mail address is not verified: a browser says more when you log in there, or "
+        "ask the managers of the site",
+    ),
+    (
+        r"security token has expired",
+        "the alias token has ended: 'xnatctl auth login --token' makes another one",
+    ),
+    (
+        r"two-? ?factor|multi-? ?factor|second factor|verification code|one-?time (?:pass|code)|authenticator app",
+        "it asks for a second factor, which only a browser can give: log in with one, make an alias token there (your "
+        "name, 'Manage Alias Tokens'), and give it as XNAT_USER and XNAT_PASS",
+    ),
+    (r"not yet been configured", "the site has not been set up yet: its managers do that with a browser"),
+)
 # How the <h3> of the container's own error pages begins.
 CONTAINER = "Apache Tomcat"
 
@@ -59,9 +82,9 @@ class Login:
         self, http: httpx.AsyncClient, credentials: Credentials | None, sessions: SessionStore | None = None
     ) -> None:
         self._http = http
-        self._basic = httpx.BasicAuth(credentials.username, credentials.password) if credentials else None
+        self._credentials = credentials
         self._sessions = sessions
-        self.username = credentials.username if credentials else ""
+        self.username = credentials.user if credentials else ""
         self._token = ""
         self._dead: frozenset[str] = frozenset()  # sessions that were found dead
         self._lock = trio.Lock()
@@ -69,9 +92,11 @@ class Login:
         self._heard_at = 0.0
         self._confirmed_at = float("-inf")
         self._refused = ("", float("-inf"))  # what the server said, and when
+        self._warned = False  # that there is no password to log in with
         self._cookie_tells = True  # False once a foreign JSESSIONID came with a session that was alive
         self.logins = 0
         self._made = ""  # the session of the last login
+        self.left_open = ""  # why the server did not end the last session that was to end
 
     async def token(self) -> str:
         """The JSESSIONID to send. Logs in where there is none, or where it has idled longer than the server allows.
@@ -101,7 +126,7 @@ class Login:
                 if token := self._found():  # somebody was quicker
                     return token
                 token = await self._log_in()
-                self._sessions.keep(token, self._idle())
+                self._sessions.keep(token, self._idle(), self.username)
                 return token
         except OSError as error:
             log.warning("the session cannot be shared with other programs: %s", error)
@@ -115,6 +140,7 @@ class Login:
         self.username = self.username or session.username
         self._heard_at, self._idle_limit = trio.current_time(), session.idle
         self._confirmed_at = float("-inf")
+        self._warned = False
         return session.token
 
     def _idle(self) -> float:
@@ -127,14 +153,14 @@ class Login:
             self._token = await self._log_in()
             if self._sessions:
                 async with self._sessions.locked():
-                    self._sessions.keep(self._token, self._idle())
+                    self._sessions.keep(self._token, self._idle(), self.username)
             if before and before.token != self._token:
                 await self._delete(before.token)
 
     async def log_out(self) -> bool:
-        """End the session for every program; whether there was one."""
+        """End the session for every program; whether there was one. One that has idled may be alive all the same."""
         assert self._sessions is not None
-        session = self._sessions.find()
+        session = self._sessions.find(ended=True)
         self._token = ""
         if session is None:
             return False
@@ -206,10 +232,13 @@ class Login:
             await self._delete(token)
 
     async def _delete(self, token: str) -> None:
+        self.left_open = "no answer"
         with trio.move_on_after(LOGOUT_TIMEOUT) as scope:
             try:
                 await self._asked("DELETE", "/data/JSESSION", headers={"Cookie": f"JSESSIONID={token}"})
+                self.left_open = ""
             except httpx.HTTPError as error:
+                self.left_open = str(error) or type(error).__name__
                 log.info("could not log out: %s", error)
         if scope.cancelled_caught:
             log.info("could not log out: no answer within %g s", LOGOUT_TIMEOUT)
@@ -224,16 +253,18 @@ class Login:
         self._dead |= {token}
 
     async def _log_in(self) -> str:
-        if self._basic is None:
+        if self._credentials is None:
             text = f"the session on {self._http.base_url} has ended, and there is no password to renew it"
-            raise LoginRequired(f"{text}: 'xnatctl auth login', or XNAT_USER and XNAT_PASS")
+            text = f"{text}: 'xnatctl auth login', or XNAT_USER and XNAT_PASS"
+            if not self._warned:  # once, though all that is read meanwhile fails
+                log.warning("%s", text)
+                self._warned = True
+            raise LoginRequired(text)
         reason, when = self._refused
         if trio.current_time() - when < REFUSED_FOR:
             raise LoginRequired(reason)
         try:
-            response, text = await self._asked("POST", "/data/JSESSION", auth=self._basic)
-            if response.status_code == 405:  # XNAT takes both; what stands in front of one may not
-                response, text = await self._asked("GET", "/data/JSESSION", auth=self._basic)
+            response, text = await self._offer(self._credentials)
             token = await self._session_id(response, text)
         except LoginRequired as error:
             self._refused = (str(error), trio.current_time())
@@ -246,11 +277,38 @@ class Login:
         log.info("logged in to %s as %s", self._http.base_url, self.username)
         return token
 
+    async def _offer(self, credentials: Credentials) -> tuple[httpx.Response, str]:
+        """Send user and password. Basic cannot name a login method, and some releases take no ':' in its password."""
+        if credentials.provider:
+            # By its ID, for releases that know those; others go by `provider`. An unknown one is no failed login.
+            both = {"provider": credentials.provider, "authenticatorId": credentials.provider}
+            response, text = await self._fill_in(credentials, both)
+            if response.status_code == 400:
+                response, text = await self._fill_in(credentials, {"provider": credentials.provider})
+            return response, text
+        basic = httpx.BasicAuth(credentials.username, credentials.password)
+        response, text = await self._asked("POST", "/data/JSESSION", auth=basic)
+        if response.status_code == 405:  # XNAT takes both; what stands in front of one may not
+            response, text = await self._asked("GET", "/data/JSESSION", auth=basic)
+        if response.status_code == 401 and ":" in credentials.password:
+            return await self._fill_in(credentials, {})
+        return response, text
+
+    async def _fill_in(self, credentials: Credentials, more: dict[str, str]) -> tuple[httpx.Response, str]:
+        """Log in by the form, which answers the session's ID as /data/JSESSION does."""
+        form = {"username": credentials.username, "password": credentials.password, **more}
+        response, text = await self._asked("POST", "/data/services/auth", form=form)
+        if response.status_code == 500 and "bad credentials" in text.lower():  # releases before 1.7
+            response.status_code = 401
+        if response.status_code == 200 and not text.strip():  # theirs, too: the session is in the cookie alone
+            text = _session_cookie(response)
+        return response, text
+
     async def _asked(
-        self, method: str, path: str, *, auth: Any = None, headers: Any = None
+        self, method: str, path: str, *, auth: Any = None, headers: Any = None, form: Any = None
     ) -> tuple[httpx.Response, str]:
         """A reply, closed, and the beginning of its body: whatever its charset or encoding are said to be."""
-        request = self._http.build_request(method, path, headers=headers)
+        request = self._http.build_request(method, path, headers=headers, data=form)
         response = await self._http.send(request, stream=True, auth=auth)
         body = bytearray()
         try:
@@ -265,10 +323,17 @@ class Login:
         return response, body[:LONGEST_ANSWER].decode("utf-8", "replace")
 
     async def _session_id(self, response: httpx.Response, text: str) -> str:
+        assert self._credentials is not None
         url, status = self._http.base_url, response.status_code
-        if status == 401:
+        provider = self._credentials.provider
+        if status == 401 and self._credentials.source == "token":
             raise LoginRequired(
-                f"{url} refused the login of {self.username}: wrong user or password, a locked account, "
+                f"{url} refused the alias token of {self.username}, which has probably ended: 'xnatctl auth login'"
+            )
+        if status == 401:
+            method = f", no login method {provider!r} (`provider` in the profile)" if provider else ""
+            raise LoginRequired(
+                f"{url} refused the login of {self.username}: wrong user or password, a locked account{method}, "
                 "or too many sessions open (the server does not say which)"
             )
         if status == 200 and not _is_html(response):
@@ -278,12 +343,13 @@ class Login:
                 return _session_cookie(response) or token
         if status in CANNOT:
             raise _unavailable(response)
-        if await self._is_xnat():
+        if status == 400 and provider:
             said = page_message(text) or status_line(response)
-            raise LoginRequired(
-                f"{url} answered the login of {self.username} with a page ({said}): log in with a browser once; "
-                "the password may have expired"
-            )
+            raise LoginRequired(f"{url} takes no login by {provider!r}, which is `provider` in the profile ({said})")
+        if (why := obstacle(response, text)) or await self._is_xnat():
+            said = page_message(text) or status_line(response)
+            why = why or "log in with a browser once; the password may have expired"
+            raise LoginRequired(f"{url} answered the login of {self.username} with a page ({said}): {why}")
         if response.is_redirect:
             raise NotXnat(f"{url} redirects to {_target(response)}: use that address if it is your XNAT")
         raise NotXnat(f"{url} is not an XNAT: it answers {status} to /data/JSESSION (is the path right?)")
@@ -294,6 +360,12 @@ class Login:
             response, _ = await self._asked("GET", "/data/auth")
             return "restlet" in response.headers.get("server", "").lower()
         return response.status_code == 200 and not _is_html(response) and "version" in text
+
+
+def obstacle(response: httpx.Response, text: str) -> str:
+    """Return why a login failed that is not a matter of the password, and what to do; '' where nothing says so."""
+    where = response.headers.get("location", "")
+    return next((why for said, why in OBSTACLES if re.search(said, f"{where}\n{text}", re.IGNORECASE)), "")
 
 
 def page_message(html: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from xnatfs.errors import ConfigError
+from xnatfs.urls import is_same_server, server_key
 
 GIB = 2**30
 
@@ -37,6 +38,7 @@ class Profile:
     overwrite: str = ""
     archive_mode: str = ""
     direct_archive: bool = False
+    provider: str = ""  # the login method, where a site has several
 
     def __repr__(self) -> str:
         return f"Profile({self.name!r}, {self.url!r})"
@@ -79,7 +81,7 @@ def cache_home() -> Path:
 
 def server_directory(url: str) -> str:
     """The name of a server's folder in the cache: host, port and path, as a file name."""
-    parts = urlsplit(url)
+    parts = urlsplit(server_key(url))
     return (parts.netloc + parts.path).rstrip("/").replace("/", "_").replace(":", "_")
 
 
@@ -124,17 +126,44 @@ def output_format(path: Path) -> str:
 def read_profiles(path: Path) -> tuple[dict[str, Profile], str]:
     """The profiles of the file and the name of its default. Raises ConfigError; a missing file has no profiles."""
     document = _document(path)
-    profiles = {str(name): _profile(str(name), cells, path) for name, cells in (document.get("profiles") or {}).items()}
+    cells = _as_written(document.get("profiles") or {}, path)
+    profiles = {str(name): _profile(str(name), each, path) for name, each in cells.items()}
     return profiles, str(document.get("default_profile") or "")
 
 
-def _document(path: Path) -> dict[str, Any]:
+def _as_written(profiles: dict[Any, Any], path: Path) -> dict[Any, Any]:
+    """Return the profiles with users and passwords as they stand there: YAML makes 83 of 0123 and True of yes."""
+
+    def made(cells: Any) -> list[str]:
+        found = cells if isinstance(cells, dict) else {}
+        return [key for key in ("username", "password") if not isinstance(found.get(key), str | None)]
+
+    if not any(map(made, profiles.values())):
+        return profiles
+    import yaml
+
+    written = yaml.load(_text(path), yaml.BaseLoader)["profiles"]
+    if len(written) != len(profiles):  # of names that are one to YAML, as 1 and 0x1
+        return profiles
+    return {
+        name: {**cells, **{key: text[key] for key in made(cells) if key in text}} if isinstance(cells, dict) else cells
+        for (name, cells), text in zip(profiles.items(), written.values(), strict=True)
+    }
+
+
+def _text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        return {}
+        return ""
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _document(path: Path) -> dict[str, Any]:
+    text = _text(path)
+    if not text:
+        return {}
     import yaml  # takes 15 ms of each start, and many a machine has no such file
 
     try:
@@ -187,7 +216,18 @@ def _profile(name: str, cells: Any, path: Path) -> Profile:
         text("overwrite"),
         text("archive_mode"),
         cells.get("direct_archive") is True,
+        text("provider"),
     )
+
+
+def find_profile(url: str, preferred: str = "", path: Path | None = None) -> Profile | None:
+    """Return the profile of a server: the preferred one, else the default, else its only one. Raises ConfigError."""
+    profiles, default = read_profiles(path or profiles_path())
+    found = {name: profile for name, profile in profiles.items() if is_same_server(profile.url, url)}
+    for name in (preferred, default):
+        if name in found:
+            return found[name]
+    return next(iter(found.values())) if len(found) == 1 else None
 
 
 def select_profile(name: str | None, environ: Mapping[str, str], path: Path | None = None) -> Profile:

@@ -15,7 +15,7 @@ import netrc
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -24,6 +24,7 @@ from xnatfs.config import Profile, config_home
 from xnatfs.errors import ConfigError, LoginRequired
 from xnatfs.sessions import write_private
 from xnatfs.untrusted import loads
+from xnatfs.urls import is_same_server, server_key
 
 T = TypeVar("T")
 
@@ -33,37 +34,67 @@ SECRETS = ("XNAT_PASS", "XNAT_TOKEN")
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
+    """A login. Raises ConfigError for one that cannot be sent."""
+
     username: str
     password: str = field(repr=False)
     source: str = field(default="prompt", compare=False)  # where it was found
+    account: str = field(default="", compare=False)  # the user that an alias token stands for
+    provider: str = field(default="", compare=False)  # the login method, where a site has several
+
+    def __post_init__(self) -> None:
+        check_username(self.username)
+        try:
+            f"{self.username}{self.password}".encode()
+        except UnicodeEncodeError:
+            text = f"the login from {self.source} is not UTF-8, as XNAT takes it"
+            raise ConfigError(f"{text}: is the terminal, or the file, of another encoding?") from None
+
+    @property
+    def user(self) -> str:
+        """Return the name of the account."""
+        return self.account or self.username
+
+
+def check_username(username: str) -> None:
+    """Raise ConfigError for a name that HTTP's Basic authentication cannot carry."""
+    if ":" in username:
+        raise ConfigError(f"user {username!r}: a name with ':' cannot be sent, since HTTP ends the name there")
 
 
 def find_credentials(url: str, profile: Profile, environ: Mapping[str, str]) -> Credentials:
     """The login for this server, asked for if need be. Raises LoginRequired, and ConfigError for a broken ~/.netrc."""
-    return kept_credentials(url, profile, environ) or ask(url, wanted_user(url, profile, environ), environ)
+    found = kept_credentials(url, profile, environ)
+    return found or ask(url, wanted_user(url, profile, environ), environ, provider_of(url, profile))
 
 
 def wanted_user(url: str, profile: Profile, environ: Mapping[str, str]) -> str:
     """The user that environment or profile name, or ''."""
-    return environ.get("XNAT_USER") or (profile.username if profile.url.strip().rstrip("/") == url else "")
+    return environ.get("XNAT_USER") or (profile.username if is_same_server(profile.url, url) else "")
+
+
+def provider_of(url: str, profile: Profile) -> str:
+    """Return the login method that the profile names for this server; '' for the server to choose."""
+    return profile.provider if is_same_server(profile.url, url) else ""
 
 
 def kept_credentials(url: str, profile: Profile, environ: Mapping[str, str]) -> Credentials | None:
     """The login for this server, if one is written down anywhere. Raises ConfigError for a broken ~/.netrc."""
-    same_server = profile.url.strip().rstrip("/") == url
+    same_server, provider = is_same_server(profile.url, url), provider_of(url, profile)
     username = environ.get("XNAT_USER") or (profile.username if same_server else "")
     password = environ.get("XNAT_PASS") or (
         profile.password if same_server and profile.username in ("", username) else ""
     )
     if username and password:
-        return Credentials(username, password, "environment" if environ.get("XNAT_PASS") else "profile")
+        source = "environment" if environ.get("XNAT_PASS") else "profile"
+        return Credentials(username, password, source, provider=provider)
     if same_server and username and profile.password_source == "keyring":
         kept = _keyring(lambda keyring: keyring.get_password(KEYRING, keyring_entry(profile)))
         if kept:
-            return Credentials(username, kept, "keyring")
-    for entry in (_token(url), _netrc_entry(url)):
+            return Credentials(username, kept, "keyring", provider=provider)
+    for entry in (kept_token(url), _netrc_entry(url)):
         if entry and (username in ("", entry.username) or entry.source == "token"):
-            return entry
+            return entry if entry.source == "token" else replace(entry, provider=provider)
     return None
 
 
@@ -111,16 +142,19 @@ def forget_token(url: str) -> None:
     _token_path(url).unlink(missing_ok=True)
 
 
-def _token(url: str) -> Credentials | None:
+def kept_token(url: str) -> Credentials | None:
+    """Return the alias token that is kept for this server, which may have ended."""
     try:
         cells = loads(_token_path(url).read_bytes())
-        return Credentials(str(cells["alias"]), str(cells["secret"]), "token") if cells["url"] == url else None
-    except (OSError, ValueError, KeyError, TypeError):
+        if not is_same_server(str(cells["url"]), url):
+            return None
+        return Credentials(str(cells["alias"]), str(cells["secret"]), "token", str(cells.get("username") or ""))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError):
         return None
 
 
 def _token_path(url: str) -> Path:
-    return config_home() / "xnatfs" / "tokens" / f"{hashlib.sha256(url.encode()).hexdigest()[:32]}.json"
+    return config_home() / "xnatfs" / "tokens" / f"{hashlib.sha256(server_key(url).encode()).hexdigest()[:32]}.json"
 
 
 # -- netrc and the prompt ----------------------------------------------------------------------------------------
@@ -141,7 +175,7 @@ def _netrc_entry(url: str) -> Credentials | None:
     return Credentials(found[0], found[2], "netrc")
 
 
-def ask(url: str, username: str, environ: Mapping[str, str]) -> Credentials:
+def ask(url: str, username: str, environ: Mapping[str, str], provider: str = "") -> Credentials:
     """Ask on the terminal for what is missing. Raises LoginRequired where there is none."""
     password = environ.get("XNAT_PASS", "")
     if not sys.stdin.isatty():
@@ -155,7 +189,10 @@ def ask(url: str, username: str, environ: Mapping[str, str]) -> Credentials:
             sys.stderr.write(f"User on {url}: ")
             sys.stderr.flush()
             username = sys.stdin.readline().strip()
-        return Credentials(username, password or getpass.getpass(f"Password of {username} on {url}: "))
+        check_username(username)
+        source = "environment" if password else "prompt"
+        password = password or getpass.getpass(f"Password of {username} on {url}: ")
+        return Credentials(username, password, source, provider=provider)
     except EOFError:
         raise LoginRequired(f"no password for {url}: the prompt was not answered") from None
 

@@ -14,6 +14,7 @@ from xnatfs.config import cache_home
 from xnatfs.models import Row
 from xnatfs.sessions import write_private
 from xnatfs.untrusted import is_text, loads, plain
+from xnatfs.urls import server_key
 
 # A name completed wrongly costs a message of the server; asking each time costs a round trip for each key pressed.
 FRESH = 3600.0  # seconds
@@ -32,6 +33,8 @@ PATHS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "prearchive": (("prearchive", "projects", "{0}"), ""),
 }
 
+# Of what a resource may be that is not of the experiment itself: an assessor's are of the category `assessors`.
+PARTS = ("scans", "reconstructions")
 # What is remembered of rows, whoever has listed them: the name, and a word on it.
 NAMES: Mapping[str, Callable[[Sequence[Row]], list[Name]]] = {
     "projects": lambda rows: [(row.get("ID"), row.text("name")) for row in rows],
@@ -40,7 +43,7 @@ NAMES: Mapping[str, Callable[[Sequence[Row]], list[Name]]] = {
         (row.text("label"), f"{row.get('ID')} {row.get('date')} {row.get('xsiType')}") for row in rows
     ],
     "scans": lambda rows: [(row.text("ID"), row.text("type", "series_description")) for row in rows],
-    "resources": lambda rows: [(row.text("label"), "") for row in rows if row.get("category") in ("", "resources")],
+    "resources": lambda rows: [(row.text("label"), "") for row in rows if row.get("category") not in PARTS],
     "scan resources": lambda rows: [(row.text("label"), "") for row in rows],
     "prearchive": lambda rows: [
         (row.text("folderName", "name"), f"{row.get('timestamp')} {row.get('status')}") for row in rows
@@ -52,7 +55,7 @@ class Listings:
     """What is remembered of one account on one server. A key is what was listed, as ('scans', accession ID)."""
 
     def __init__(self, url: str, username: str) -> None:
-        account = hashlib.sha256(f"{url.rstrip('/')}\n{username.lower()}".encode()).hexdigest()[:32]
+        account = hashlib.sha256(f"{server_key(url)}\n{username.lower()}".encode()).hexdigest()[:32]
         self.path = cache_home() / "listings" / f"{account}.json"
 
     def remember(self, key: Iterable[str], names: Iterable[Name]) -> None:

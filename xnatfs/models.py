@@ -91,6 +91,10 @@ class Row:
         return parse_time(self.get("last_modified")) or parse_time(self.get("insert_date"))
 
 
+def _is_session(xsi_type: str) -> bool:
+    return xsi_type.endswith("SessionData")
+
+
 @dataclass(frozen=True, slots=True)
 class Document:
     """One item as the server describes it: its fields, and the items below it by the name of what they are."""
@@ -98,6 +102,16 @@ class Document:
     fields: dict[str, str]
     children: dict[str, "list[Document]"]
     xsi_type: str = ""
+
+    @property
+    def session(self) -> str:
+        """The accession ID of the session that an assessor belongs to; '' for any other experiment."""
+        return self.fields.get("imageSession_ID", "")
+
+    @property
+    def has_scans(self) -> bool:
+        """Tell whether an experiment can have scans: sessions can, and what has some whatever its type."""
+        return not self.session and (_is_session(self.xsi_type or "SessionData") or "scans/scan" in self.children)
 
     @classmethod
     def parse(cls, item: Any) -> Self:
@@ -195,7 +209,7 @@ class Experiment:
     @property
     def is_imaging(self) -> bool:
         """Whether it can have scans: sessions can, other assessments of a subject cannot."""
-        return self.xsi_type.endswith("SessionData")
+        return _is_session(self.xsi_type)
 
     @classmethod
     def parse(cls, row: Row) -> Self:

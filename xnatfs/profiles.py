@@ -23,10 +23,12 @@ def add_profile(name: str, cells: dict[str, Any], *, replace: bool = False, path
     """Add a profile, or change the keys given of one that is there if `replace`. Raises ConfigError."""
     with _edited(path) as document:
         profiles = _mapping(document, "profiles")
+        others = [each for each in profiles if each != name]
         if profiles.get(name) is not None and not replace:
             raise ConfigError(f"profile {name!r} is there already: --force changes it")
         _mapping(profiles, name).update(cells)
-        document.setdefault("default_profile", name)
+        if len(others) < 2:  # the only one was the default without being named
+            document.setdefault("default_profile", next(iter(others), name))
 
 
 def _mapping(holder: Any, key: str) -> Any:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from xnatfs.untrusted import loads
+from xnatfs.urls import is_same_server, server_key
 
 # XNAT's default idle timeout, and the only one that the other program knows.
 IDLE = 900.0
@@ -61,7 +62,7 @@ class Session:
 
 
 class SessionStore:
-    """The sessions of one login. `url` is compared without trailing slash and written as the user spelt it."""
+    """The sessions of one login. `url` is compared by server and written as the user spelt it."""
 
     def __init__(
         self,
@@ -79,18 +80,21 @@ class SessionStore:
         self._clock = clock
         self._slid_at = 0.0
 
-    def find(self, dead: frozenset[str] = frozenset()) -> Session | None:
-        """The session used last, of those that may be alive; with no user name anybody's on this server."""
+    def find(self, dead: frozenset[str] = frozenset(), *, ended: bool = False) -> Session | None:
+        """The session used last, of those that may be alive; with no user name anybody's on this server.
+
+        With `ended` one that has idled too long is found, too.
+        """
         if self._given and self._given not in dead:
             return Session(self._given, self.url, self.username, self._now(), self._now(), NEVER)
-        found = [kept for path in self._files() if (kept := _read(path)) and self._suits(kept, dead)]
+        found = [kept for path in self._files() if (kept := _read(path)) and self._suits(kept, dead, ended)]
         return max(found, key=lambda kept: kept.used, default=None)
 
-    def keep(self, token: str, idle: float) -> None:
-        """Keep a session that has just begun. Raises OSError."""
+    def keep(self, token: str, idle: float, username: str = "") -> None:
+        """Keep a session that has just begun, of this user if that is known by now. Raises OSError."""
         now = self._now()
-        session = Session(token, self.url, self.username, now, now, idle)
-        _write(self._own(self.username), session)
+        session = Session(token, self.url, username or self.username, now, now, idle)
+        _write(self._own(session.username), session)
         _write(self._slot, session)
 
     def slide(self, token: str, idle: float) -> None:
@@ -143,20 +147,16 @@ class SessionStore:
         return [*own, self._slot]
 
     def _own(self, username: str) -> Path:
-        name = hashlib.sha256(f"{_normal(self.url)}\n{username.lower()}".encode()).hexdigest()[:32]
+        name = hashlib.sha256(f"{server_key(self.url)}\n{username.lower()}".encode()).hexdigest()[:32]
         return self._directory / f"{name}.json"
 
-    def _suits(self, kept: Session, dead: frozenset[str]) -> bool:
+    def _suits(self, kept: Session, dead: frozenset[str], ended: bool) -> bool:
         same_user = not self.username or kept.username.lower() == self.username.lower()
-        same = _normal(kept.url) == _normal(self.url) and same_user
-        return same and kept.token not in dead and kept.alive(self._now())
+        same = is_same_server(kept.url, self.url) and same_user
+        return same and kept.token not in dead and (ended or kept.alive(self._now()))
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock())
-
-
-def _normal(url: str) -> str:
-    return url.strip().rstrip("/")
 
 
 def _read(path: Path) -> Session | None:

@@ -42,7 +42,7 @@ from xnatfs.models import Experiment, Row
 from xnatfs.site import Site
 from xnatfs.tree.node import Dir, File, Node, StaticDir, measure
 from xnatfs.tree.resources import ResourceDir
-from xnatfs.tree.sessions import ScanDir, SessionDir
+from xnatfs.tree.sessions import AssessorDir, ScanDir, SessionDir
 
 # As many as the client has in flight; more would only wait there.
 WORKERS = 8
@@ -114,6 +114,16 @@ def session_dir(site: Site, accession: str, label: str, xsi_type: str, modified:
     return SessionDir(site, StaticDir(site, None, ""), accession, row)
 
 
+async def assessor_dir(site: Site, session: str, accession: str) -> AssessorDir:
+    """Return the tree of one assessor, as it is below its session in a mount. Raises NotFound."""
+    part = await _part(session_dir(site, session, "", "xnat:imageSessionData"), "assessors")
+    for node in (await part.children()).nodes.values():
+        assert isinstance(node, AssessorDir)
+        if node.assessor.id == accession:
+            return node
+    raise NotFound(f"assessor {accession} is not listed in its session {session}")
+
+
 async def last_modified(site: Site, accession: str, project: str, label: str) -> float | None:
     """Return when a session was last modified, in seconds since the epoch; lists say it, documents do not."""
     columns = "ID,label,insert_date,last_modified"
@@ -125,7 +135,7 @@ async def last_modified(site: Site, accession: str, project: str, label: str) ->
 
 
 async def plan(
-    session: SessionDir,
+    session: SessionDir | AssessorDir,
     *,
     scans: Collection[str] | None = None,
     resources: Collection[str] = (),
@@ -135,6 +145,7 @@ async def plan(
 ) -> Plan:
     """List the files of these scans (None: all), of resources with these labels (empty: all but the excluded).
 
+    An assessor has no scans, and nothing but resources of its own.
     What the server cannot list is among the plan's failures, and leaves the rest. Raises NotFound that names every scan
     and label that is not there, and the failure where there is nothing else.
     """
@@ -148,27 +159,34 @@ async def plan(
         labels.update(names)
         return True
 
-    scan_dirs = [node for node in (await (await _part(session, "scans")).children()).nodes.values()]
-    known = {node.scan.id for node in scan_dirs if isinstance(node, ScanDir)}
-    missing = sorted(set(scans or ()) - known)
-    if missing:
-        raise NotFound(
-            f"scan {', '.join(missing)} is not in the session (its scans: {', '.join(sorted(known)) or 'none'})"
-        )
-    for node in scan_dirs:
-        if isinstance(node, ScanDir) and (scans is None or node.scan.id in scans):
-            await _add_resources(found, node, PurePosixPath("scans", node.name), chosen)
-    if of_session:
-        await _add_resources(found, await _part(session, "resources"), PurePosixPath(), chosen)
-    if of_assessors:
-        for assessor in await _children(found, await _part(session, "assessors"), PurePosixPath("assessors")):
-            assert isinstance(assessor, Dir)
-            await _add_resources(found, assessor, PurePosixPath("assessors", assessor.name), chosen)
+    if isinstance(session, AssessorDir):
+        await _add_resources(found, session, PurePosixPath(), chosen)
+    else:
+        for scan in await _scans(session, scans):
+            await _add_resources(found, scan, PurePosixPath("scans", scan.name), chosen)
+        if of_session:
+            await _add_resources(found, await _part(session, "resources"), PurePosixPath(), chosen)
+        if of_assessors:
+            for assessor in await _children(found, await _part(session, "assessors"), PurePosixPath("assessors")):
+                assert isinstance(assessor, Dir)
+                await _add_resources(found, assessor, PurePosixPath("assessors", assessor.name), chosen)
     if found.failed and not found.files:
         raise found.failed[0][1]
     if (absent := sorted(set(resources) - labels)) and not found.failed:
         raise NotFound(f"resource {', '.join(absent)} is not there")
     return found
+
+
+async def _scans(session: SessionDir, wanted: Collection[str] | None) -> list[ScanDir]:
+    """Return these scans (None: all). Raises NotFound that names every one that is not there."""
+    listed = (await (await _part(session, "scans")).children()).nodes.values()
+    scans = [node for node in listed if isinstance(node, ScanDir)]
+    known = {node.scan.id for node in scans}
+    if missing := sorted(set(wanted or ()) - known):
+        raise NotFound(
+            f"scan {', '.join(missing)} is not in the session (its scans: {', '.join(sorted(known)) or 'none'})"
+        )
+    return [node for node in scans if wanted is None or node.scan.id in wanted]
 
 
 async def _part(session: SessionDir, name: str) -> Dir:
@@ -215,7 +233,7 @@ async def download(
     workers: int = WORKERS,
     force: bool = False,
     on_wait: Callable[[], None] = lambda: None,
-    session: SessionDir | None = None,
+    session: SessionDir | AssessorDir | None = None,
 ) -> Report:
     """Copy the files of a session, several at once. One that cannot be had is reported, and the others go on.
 
@@ -239,7 +257,9 @@ async def download(
     return report
 
 
-async def _check_files(record: Manifest, owner: Owner, wanted: Sequence[Wanted], session: SessionDir | None) -> None:
+async def _check_files(
+    record: Manifest, owner: Owner, wanted: Sequence[Wanted], session: SessionDir | AssessorDir | None
+) -> None:
     """Raise Conflict unless most of the files in a folder without a record are as the server has them in this session.
 
     Earlier versions have left such folders. Two sessions may share a file, and a file of this one may have changed.

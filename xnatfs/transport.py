@@ -594,8 +594,8 @@ async def _beginning(response: httpx.Response) -> bytes:
     return body
 
 
-def _no_cookies() -> httpx.Cookies:
-    return httpx.Cookies(CookieJar(DefaultCookiePolicy(allowed_domains=[])))
+def _no_cookies() -> CookieJar:
+    return CookieJar(DefaultCookiePolicy(allowed_domains=[]))
 
 
 def _generator(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:

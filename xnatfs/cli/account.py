@@ -4,14 +4,19 @@ import argparse
 import codecs
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from xnatfs.cli import statusline
-from xnatfs.cli.ctl import Command, Context
-from xnatfs.cli.output import show_item, shown
-from xnatfs.errors import ConfigError, LoginRequired
+from xnatfs.cli.ctl import PARTIAL, Command, Context
+from xnatfs.cli.output import show_item, shown, tell
+from xnatfs.cli.profiles import server_cells
+from xnatfs.errors import ConfigError, LoginRequired, NotFound, XnatError
+
+if TYPE_CHECKING:
+    from xnatfs.credentials import Credentials
 
 
 def _login_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,12 +29,13 @@ def _login_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 async def login(context: Context) -> None:
-    from xnatfs.credentials import Credentials, ask, kept_credentials, wanted_user
+    from xnatfs.credentials import Credentials, ask, check_username, kept_credentials, provider_of, wanted_user
 
     arguments, config = context.arguments, context.config
+    provider = provider_of(config.url, config.profile)
     if arguments.password is not None:
         raise ConfigError("--password: others could read it on the command line; use --password-stdin, or be asked")
-    if arguments.if_needed and await _alive(context):
+    if arguments.if_needed and await _known(context) is not None:
         return
     kept = kept_credentials(config.url, config.profile, context.environ)
     username = arguments.username or (kept.username if kept and kept.source != "token" else "")
@@ -37,17 +43,24 @@ async def login(context: Context) -> None:
     if arguments.password_stdin:
         if not username:
             raise LoginRequired(f"no user for {config.url}: give --username")
-        credentials = Credentials(username, sys.stdin.readline().rstrip("\r\n"))
+        check_username(username)
+        password = sys.stdin.readline().rstrip("\r\n")
+        credentials = Credentials(username, password, "standard input", provider=provider)
     elif kept and kept.source != "token" and kept.username == username:
         credentials = kept
     else:
-        credentials = ask(config.url, username, context.environ)
-    async with context.xnat(credentials) as xnat:
-        await xnat.login.renew()
-        known_as = await xnat.username()
-        if arguments.token:
-            await _keep_token(context, xnat)
-    if (credentials.source == "prompt" or arguments.password_stdin) and not arguments.token and not arguments.no_save:
+        credentials = ask(config.url, username, context.environ, provider)
+    try:
+        known_as = await _log_in(context, credentials)
+    except LoginRequired as error:
+        if credentials.source != "keyring" or not sys.stdin.isatty():
+            raise
+        tell(f"xnatctl: {error}")  # the password there may have been changed since
+        credentials = ask(config.url, username, context.environ, provider)
+        known_as = await _log_in(context, credentials)
+    if arguments.url:
+        _remember(context, credentials)
+    if credentials.source in GIVEN and not arguments.token and not arguments.no_save:
         _save(context, credentials)
     session = context.store.find()
     ends = session.used + timedelta(seconds=session.idle) if session else datetime.now()
@@ -63,6 +76,46 @@ async def login(context: Context) -> None:
             "expires_at": ends.isoformat(),
         }
         show_item(arguments, item, "username", {})
+
+
+# Of a login that was given just now, and is written down nowhere.
+GIVEN = ("prompt", "standard input")
+
+
+async def _log_in(context: Context, credentials: "Credentials") -> str:
+    """Begin a session; the name that the server calls its user by."""
+    context.user = credentials.user
+    async with context.xnat(credentials) as xnat:
+        await xnat.login.renew()
+        known_as = await xnat.username()
+        if context.arguments.token:
+            await _keep_token(context, xnat)
+    return known_as
+
+
+def _remember(context: Context, credentials: "Credentials") -> None:
+    """Write a profile for a server that has none, so that the next command needs no --url."""
+    from xnatfs.config import profiles_path, read_profiles, server_directory
+    from xnatfs.profiles import add_profile
+    from xnatfs.urls import is_same_server
+
+    arguments, config, path = context.arguments, context.config, profiles_path()
+    known, _ = read_profiles(path)
+    if any(is_same_server(profile.url, config.url) for profile in known.values()):
+        return
+    name = server_directory(config.url)
+    cells: dict[str, Any] = {"url": config.url, **server_cells(arguments)}
+    if arguments.username or credentials.source in GIVEN:  # one from the environment is for now
+        cells["username"] = credentials.username
+    try:
+        add_profile(name, cells)
+    except ConfigError as error:
+        context.note(f"The next command needs --url, too, since no profile could be written: {error}")
+        return
+    known, default = read_profiles(path)
+    context.config = replace(config, profile=known[name])
+    others = f": 'xnatctl config use-context {name}' makes it the default" if default != name else ""
+    context.note(f"Profile {name} is in {path}{others}")
 
 
 async def _keep_token(context: Context, xnat: Any) -> None:
@@ -89,46 +142,92 @@ def _save(context: Context, credentials: Any) -> None:
         )
 
 
-async def logout(context: Context) -> None:
-    from xnatfs.credentials import forget_token, kept_credentials
+async def logout(context: Context) -> int:
+    """End the session and the alias token, here in any case; what the server did not end is said (exit status 8)."""
+    from xnatfs.client import open_xnat
+    from xnatfs.credentials import kept_credentials, kept_token
 
-    kept = kept_credentials(context.config.url, context.config.profile, context.environ)
-    session = context.store.find()
-    if session is None and not (kept and kept.source == "token"):
-        context.note(f"There is no session on {context.config.url}")
-        return
-    async with context.xnat(kept) as xnat:
-        if kept and kept.source == "token":
-            await xnat.invalidate_token(kept.username)
-            forget_token(context.config.url)
-        await xnat.login.log_out()
-    context.note(f"Logged out of {context.config.url}")
+    config, url = context.config, context.config.url
+    token, session = kept_token(url), context.store.find(ended=True)
+    left = [await _give_back(context, token)] if token else []
+    if session:
+        async with open_xnat(config, None, sessions=context.store) as xnat:
+            await xnat.login.log_out()
+            if why := xnat.login.left_open:
+                left.append(f"the session was not ended by the server, which ends it when it has idled ({why})")
+    context.note(f"Logged out of {url}" if session or token else f"There is no session on {url}")
+    if kept := kept_credentials(url, config.profile, context.environ):
+        context.note(f"The next command logs in again: {PLACES[kept.source]} has the password of {kept.user}")
+    for what in filter(None, left):
+        tell(f"xnatctl: {what}")
+    return PARTIAL if any(left) else 0
+
+
+# What a password stays in after a logout.
+PLACES = {
+    "environment": "XNAT_PASS",
+    "profile": "the profile",
+    "keyring": "the keyring",
+    "token": "~/.config/xnatfs/tokens",
+    "netrc": "~/.netrc",
+}
+
+
+async def _give_back(context: Context, token: "Credentials") -> str:
+    """Have an alias token made invalid, and remove it here in any case; what is left of it on the server, or ''."""
+    from xnatfs.client import open_xnat
+    from xnatfs.credentials import forget_token
+
+    url, left = context.config.url, ""
+    try:
+        # A session of its own: only one of the token's user may, and there may be none alive, or another one's.
+        async with open_xnat(context.config, token) as xnat:
+            await xnat.invalidate_token(token.username)
+    except (NotFound, LoginRequired):
+        context.note("The alias token had ended before")
+    except XnatError as error:
+        left = f"the alias token {token.username} is valid until it ends by itself, in two days at most ({error})"
+    finally:
+        forget_token(url)
+    return left
 
 
 async def status(context: Context) -> int:
-    session = context.store.find()
-    alive = await _alive(context) if session else False
+    from xnatfs.credentials import kept_credentials, wanted_user
+
+    config = context.config
+    last = context.store.find(ended=True)
+    username = await _known(context)
+    alive = username is not None
+    kept = kept_credentials(config.url, config.profile, context.environ)
+    wanted = wanted_user(config.url, config.profile, context.environ)
     item = {
-        "url": context.config.url,
-        "profile": context.config.profile.name,
-        "username": session.username if session else None,
-        "status": "authenticated" if alive else "expired" if session else "not authenticated",
-        "expires_at": (session.used + timedelta(seconds=session.idle)).isoformat() if session and alive else None,
+        "url": config.url,
+        "profile": config.profile.name,
+        "username": username or (last and last.username) or (kept and kept.user) or wanted or None,
+        "status": "authenticated" if alive else "expired" if last else "not authenticated",
+        "expires_at": (last.used + timedelta(seconds=last.idle)).isoformat() if last and alive else None,
     }
     titles = {"url": "Server", "profile": "Profile", "username": "User", "status": "Status", "expires_at": "Expires"}
     show_item(context.arguments, item, "status", titles)
+    if not alive and kept:
+        context.note(f"The next command logs in by itself: {PLACES[kept.source]} has the password of {kept.user}")
+    elif not alive:
+        context.note("Run 'xnatctl auth login'")
     return 0 if alive else 3
 
 
-async def _alive(context: Context) -> bool:
-    """Whether the server knows the session that is kept; nobody logs in for that."""
+async def _known(context: Context) -> str | None:
+    """Return the user of the session that is kept if the server knows it, else None; nobody logs in for that."""
     session = context.store.find()
     if session is None:
-        return False
+        return None
     from xnatfs.client import open_xnat
 
     async with open_xnat(context.config, None, sessions=context.store) as xnat:
-        return await xnat.login.alive(session.token)
+        if not await xnat.login.alive(session.token):
+            return None
+        return session.username or await xnat.username()
 
 
 async def whoami(context: Context) -> int:

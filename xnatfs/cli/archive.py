@@ -6,7 +6,8 @@ below a project's URL is answered with the session's document.
 
 import argparse
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 import trio
@@ -17,6 +18,7 @@ from xnatfs.cli.options import find_day
 from xnatfs.cli.output import natural, show_item, show_rows, tell
 from xnatfs.client import Xnat
 from xnatfs.errors import BadReply, ConfigError, Denied, NotFound, first_error
+from xnatfs.listings import PARTS
 from xnatfs.models import Document, FileRow, Row
 
 PROJECTS = {"id": "ID", "name": "Name", "pi": "PI", "description": "Description"}
@@ -168,12 +170,15 @@ async def _flat(context: Context, xnat: Xnat, value: str) -> Document:
 LABELS = "an accession ID is found without a project; a label needs -P/--project or default_project"
 
 
-async def accession(context: Context, xnat: Xnat) -> str:
-    """The accession ID. Without a project the value is taken as one, and the server says if it is not."""
+async def find(context: Context, xnat: Xnat) -> tuple[str, Document | None]:
+    """Find the accession ID of the experiment meant, and its document where that took one.
+
+    Without a project the value is taken as an accession ID, and the server says if it is not.
+    """
     if not context.project(needed=False):
-        return wanted_experiment(context)
-    fields = (await experiment(context, xnat)).fields
-    return fields.get("ID") or wanted_experiment(context)
+        return wanted_experiment(context), None
+    document = await experiment(context, xnat)
+    return document.fields.get("ID") or wanted_experiment(context), document
 
 
 async def below(context: Context, xnat: Xnat, found: str, *rest: str, columns: str = "") -> list[Row]:
@@ -182,6 +187,41 @@ async def below(context: Context, xnat: Xnat, found: str, *rest: str, columns: s
         return await xnat.rows("experiments", found, *rest, columns=columns)
     except (NotFound, BadReply):
         await experiment(context, xnat)
+        raise
+
+
+def item_of(document: Document, accession: str) -> tuple[str, ...]:
+    """Return the item that the resources of an experiment are listed with.
+
+    An assessor has `out` resources, which no release lists with the experiment that it is, only below its session.
+    """
+    if document.session:
+        return ("experiments", document.session, "assessors", accession)
+    return ("experiments", accession)
+
+
+def lack_of_scans(document: Document, accession: str) -> str:
+    """Return why an experiment has no scans; '' for one that may have some."""
+    if document.has_scans:
+        return ""
+    kind = f"an assessor of session {document.session}" if document.session else "no imaging session"
+    return f"{accession} is {kind} ({document.xsi_type}): it has no scans; its files: resource list, session download"
+
+
+def check_has_scans(document: Document, accession: str, cause: Exception | None = None) -> None:
+    """Raise NotFound for an experiment that cannot have scans."""
+    if why := lack_of_scans(document, accession):
+        raise NotFound(why, status=404) from cause
+
+
+@asynccontextmanager
+async def about_scan(context: Context, xnat: Xnat, found: str, scan: str) -> AsyncIterator[None]:
+    """Say of a scan that is not found whether the experiment is there, and can have any."""
+    try:
+        with context.about(f"scan {scan} of session {wanted_experiment(context)}"):
+            yield
+    except (NotFound, BadReply) as error:
+        check_has_scans(await experiment(context, xnat), found, error)
         raise
 
 
@@ -361,6 +401,10 @@ async def nothing() -> list[Row]:
     return []
 
 
+async def _no_document() -> None:
+    return None
+
+
 async def subject_show(context: Context) -> None:
     arguments = context.arguments
     project, subject = context.project(), one_of("-S", arguments.subject, "SUBJECT", arguments.subject_id)
@@ -419,15 +463,17 @@ async def session_show(context: Context) -> None:
         document = await experiment(context, xnat)
         fields = document.fields
         found = fields.get("ID") or wanted_experiment(context)
-        subject_id = fields.get("subject_ID", "")
+        session = await _or_none(lambda: xnat.item("experiments", document.session)) if document.session else None
+        subject_id = (session or document).fields.get("subject_ID", "")
         scans, resources, subject = await together(
-            lambda: xnat.rows("experiments", found, "scans"),
-            lambda: xnat.rows("experiments", found, "resources"),
-            lambda: _or_none(lambda: xnat.item("subjects", subject_id)),
+            lambda: xnat.rows("experiments", found, "scans") if document.has_scans else nothing(),
+            lambda: xnat.rows(*item_of(document, found), "resources"),
+            lambda: _or_none(lambda: xnat.item("subjects", subject_id)) if subject_id else _no_document(),
         )
     item = {
         "id": found,
         "label": fields.get("label"),
+        **({"session": session.fields.get("label") if session else document.session} if document.session else {}),
         "subject": subject.fields.get("label", subject_id) if subject else subject_id,
         "project": fields.get("project"),
         "date": fields.get("date"),
@@ -439,6 +485,7 @@ async def session_show(context: Context) -> None:
     titles = {
         "id": "ID",
         "label": "Label",
+        **({"session": "Session"} if document.session else {}),
         "subject": "Subject",
         "project": "Project",
         "date": "Date",
@@ -449,10 +496,20 @@ async def session_show(context: Context) -> None:
 
 async def scan_list(context: Context) -> None:
     async with context.xnat() as xnat:
-        found = await accession(context, xnat)
-        rows = await below(context, xnat, found, "scans", columns=SCAN_COLUMNS)
+        found, document = await find(context, xnat)
+        rows: list[Row] = []
+        if document is None or document.has_scans:
+            try:
+                rows = await xnat.rows("experiments", found, "scans", columns=SCAN_COLUMNS)
+            except (NotFound, BadReply):
+                document = document or await experiment(context, xnat)
+                if document.has_scans:
+                    raise
+        if not rows:
+            document = document or await experiment(context, xnat)
     context.remember(xnat, ("scans", found), rows)
-    show_rows(context.arguments, SCANS, sorted(map(scan_row, rows), key=by("id")), "id")
+    why = lack_of_scans(document, found) if document and not rows else ""
+    show_rows(context.arguments, SCANS, sorted(map(scan_row, rows), key=by("id")), "id", why or "No results")
 
 
 # The server's own columns leave the number of frames out.
@@ -462,8 +519,8 @@ SCAN_COLUMNS = "ID,type,quality,xsiType,note,series_description,frames"
 async def scan_show(context: Context) -> None:
     scan = context.arguments.scan
     async with context.xnat() as xnat:
-        found = await accession(context, xnat)
-        with context.about(f"scan {scan} of session {wanted_experiment(context)}"):
+        found, _ = await find(context, xnat)
+        async with about_scan(context, xnat, found, scan):
             document, resources = await together(
                 lambda: xnat.item("experiments", found, "scans", scan),
                 lambda: xnat.rows("experiments", found, "scans", scan, "resources"),
@@ -483,19 +540,44 @@ async def scan_show(context: Context) -> None:
 
 async def resource_rows(context: Context, xnat: Xnat) -> tuple[tuple[str, ...], list[Row]]:
     """The item that is meant, and its resources."""
-    found, scan = await accession(context, xnat), context.arguments.scan
+    (found, document), scan = await find(context, xnat), context.arguments.scan
     if scan is None:
-        rows = await below(context, xnat, found, "resources")
-        # A session's own rows; those of its scans are of another category.
-        return ("experiments", found), [row for row in rows if row.get("category") in ("", "resources")]
-    with context.about(f"scan {scan} of session {wanted_experiment(context)}"):
-        return ("experiments", found, "scans", scan), await below(context, xnat, found, "scans", scan, "resources")
+        return await _own_resources(context, xnat, found, document)
+    item = ("experiments", found, "scans", scan)
+    async with about_scan(context, xnat, found, scan):
+        return item, await xnat.rows(*item, "resources")
+
+
+async def _own_resources(
+    context: Context, xnat: Xnat, found: str, document: Document | None
+) -> tuple[tuple[str, ...], list[Row]]:
+    """List the resources of an experiment itself. Only a list that is empty, or none, may be that of an assessor."""
+    item: tuple[str, ...] = ("experiments", found)
+    rows: list[Row] = []
+    if document is None or not document.session:
+        try:
+            # Those of its scans are of another category.
+            rows = [row for row in await xnat.rows(*item, "resources") if row.get("category") not in PARTS]
+        except (NotFound, BadReply):
+            document = document or await experiment(context, xnat)
+            if not document.session:
+                raise
+    if not rows:
+        document = document or await experiment(context, xnat)
+        if document.session:
+            item = item_of(document, found)
+            rows = await xnat.rows(*item, "resources")
+    return item, rows
+
+
+def _of_scan(item: tuple[str, ...]) -> tuple[str, ...]:
+    return ("scan resources", *item[1::2])
 
 
 async def resource_list(context: Context) -> None:
     async with context.xnat() as xnat:
         item, rows = await resource_rows(context, xnat)
-    context.remember(xnat, ("scan resources" if "scans" in item else "resources", *item[1::2]), rows)
+    context.remember(xnat, ("resources", item[-1]) if context.arguments.scan is None else _of_scan(item), rows)
     show_rows(context.arguments, RESOURCES, sorted(map(resource_row, rows), key=by("label")), "label")
 
 

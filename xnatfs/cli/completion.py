@@ -2,6 +2,7 @@
 listed lately, else by one request that may take 300 ms. Never asks for anything, never says anything."""
 
 import argparse
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -62,6 +63,7 @@ def _values(find: Callable[["_Asking"], Sequence[Name]]) -> Callable[..., dict[s
     """A completer; whatever goes wrong, there is nothing to complete then."""
 
     def completer(prefix: str, parsed_args: argparse.Namespace, **more: Any) -> dict[str, str]:
+        logging.disable()  # without a handler, Python prints warnings, into the middle of the line
         try:
             return dict(find(_Asking(parsed_args)))
         except Exception:  # offline, logged out, no profile: a prompt is no place to say so

@@ -86,6 +86,7 @@ class Context:
     arguments: argparse.Namespace
     config: "Config"
     environ: Mapping[str, str] = field(repr=False)  # in which the password may be
+    user: str = ""  # who logs in, where that is not the one that environment or profile name
     began: float = field(default_factory=time.monotonic)
 
     @property
@@ -97,7 +98,7 @@ class Context:
     def store(self) -> "SessionStore":
         from xnatfs.cli.logins import session_store
 
-        return session_store(self.config, self.environ.get("XNAT_TOKEN", ""))
+        return session_store(self.config, self.environ.get("XNAT_TOKEN", ""), self.user)
 
     def credentials(self) -> "Credentials | None":
         """The login, asked for only where no session is alive. Raises LoginRequired."""

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
@@ -88,10 +89,10 @@ def received() -> dict[str, str]:
 
 def pack(credentials: Credentials | None, token: str) -> dict[str, str]:
     """A login for the child, a session that was given to us, or nothing where a session is kept."""
-    login = {"username": credentials.username, "password": credentials.password} if credentials else {}
+    login = asdict(credentials) if credentials else {}
     return {**login, "token": token}
 
 
 def unpack(handed: dict[str, str]) -> tuple[Credentials | None, str]:
-    login = Credentials(handed["username"], handed["password"]) if "username" in handed else None
-    return login, handed["token"]
+    login = {key: value for key, value in handed.items() if key != "token"}
+    return Credentials(**login) if login else None, handed["token"]

@@ -9,14 +9,15 @@ from xnatfs.errors import ConfigError
 from xnatfs.sessions import SessionStore, is_session_id
 
 
-def session_store(config: Config, token: str) -> SessionStore:
+def session_store(config: Config, token: str, user: str = "") -> SessionStore:
     """The sessions kept for this server; `token` is one from the environment, which goes before them.
 
+    They are those of a user, else of the one that environment or profile name.
     Raises ConfigError for a token that no header may hold.
     """
     if token and not is_session_id(token):
         raise ConfigError("XNAT_TOKEN is not a session ID: it must be 8 to 256 letters and digits")
-    user = wanted_user(config.url, config.profile, os.environ)
+    user = user or wanted_user(config.url, config.profile, os.environ)
     return SessionStore(config.profile.url or config.url, user, given=token)
 
 

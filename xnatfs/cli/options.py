@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from xnatfs.cli import logs
-from xnatfs.config import Config, Profile, cache_home, normalised_url, select_profile
+from xnatfs.config import Config, Profile, cache_home, find_profile, normalised_url, select_profile
 from xnatfs.errors import ConfigError
+from xnatfs.urls import is_same_server
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
@@ -192,14 +193,20 @@ def _apply(arguments: argparse.Namespace, name: str, value: str | None) -> None:
 
 def server_config(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Config:
     """The server asked for, and how to treat it. Raises ConfigError."""
-    profile = select_profile(arguments.profile, environ) if not arguments.url else Profile("")
-    text = arguments.url or environ.get("XNAT_URL") or profile.url
+    given = arguments.url or environ.get("XNAT_URL")
+    named = arguments.profile or environ.get("XNAT_PROFILE") or ""
+    # A server has one login, whatever it is called by.
+    found = find_profile(given, named) if given and (arguments.url or not named) else None
+    profile = found or (Profile("") if arguments.url else select_profile(arguments.profile, environ))
+    text = given or profile.url
     if not text and profile.name:
         raise ConfigError(f"profile {profile.name!r} in ~/.config/xnatctl/config.yaml has no url: add it or give --url")
     if not text:
         raise ConfigError("which XNAT? Give --url, or set XNAT_URL, or make a profile in ~/.config/xnatctl/config.yaml")
     url = normalised_url(text)
-    if profile.url and normalised_url(profile.url) != url:
+    if is_same_server(profile.url, url):
+        url = normalised_url(profile.url)
+    elif profile.url:
         # XNAT_URL names another server: the profile's login and its trust are not for it.
         profile = replace(profile, url="", username="", password="", password_source="", verify_ssl=True, ca_bundle="")
     bundle = str(arguments.ca_bundle or profile.ca_bundle)

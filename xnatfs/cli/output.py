@@ -41,8 +41,14 @@ def check_columns(arguments: argparse.Namespace, columns: Mapping[str, str]) -> 
             raise ConfigError(f"there is no column {name.strip()!r}: take one of {', '.join(columns)}")
 
 
-def show_rows(arguments: argparse.Namespace, columns: Mapping[str, str], rows: Sequence[Row], name: str) -> None:
-    """A list. `columns` are the keys with their titles, `name` is the key that tells a row from others."""
+def show_rows(
+    arguments: argparse.Namespace,
+    columns: Mapping[str, str],
+    rows: Sequence[Row],
+    name: str,
+    empty: str = "No results",
+) -> None:
+    """Print a list. `columns` are the keys with their titles, `name` is the key that tells a row from others."""
     rows = _chosen(arguments, rows)
     if arguments.quiet:
         lines(str(row[name]) for row in rows)
@@ -59,7 +65,7 @@ def show_rows(arguments: argparse.Namespace, columns: Mapping[str, str], rows: S
         elif rows:
             _table(arguments, head, cells)
         else:
-            note(arguments, "No results")
+            note(arguments, empty)
 
 
 def show_item(arguments: argparse.Namespace, item: Row, name: str, titles: Mapping[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from pathlib import Path
 from typing import Any
 
 from xnatfs import profiles
@@ -54,14 +55,21 @@ async def add(context: Context) -> None:
         cells["username"] = arguments.username
     if arguments.project:
         cells["default_project"] = arguments.project
-    if arguments.no_verify_ssl:
-        cells["verify_ssl"] = False
-    if arguments.ca_bundle:
-        cells["ca_bundle"] = str(arguments.ca_bundle)
+    cells |= server_cells(arguments)
     if arguments.timeout:
         cells["timeout"] = int(arguments.timeout) or 1
     profiles.add_profile(name, cells, replace=arguments.force)
     context.note(f"Profile {name} is in {profiles_path()}")
+
+
+def server_cells(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what the command line says of how far to trust a server, as a profile has it."""
+    cells: dict[str, Any] = {}
+    if arguments.no_verify_ssl:
+        cells["verify_ssl"] = False
+    if arguments.ca_bundle:
+        cells["ca_bundle"] = str(Path(arguments.ca_bundle).expanduser().absolute())
+    return cells
 
 
 async def show(context: Context) -> None:
@@ -76,6 +84,7 @@ async def show(context: Context) -> None:
             "password": "********" if profile.password else None,
             "password_source": profile.password_source or None,
             "default_project": profile.default_project or None,
+            "provider": profile.provider or None,
             "verify_ssl": profile.verify_ssl,
             "ca_bundle": profile.ca_bundle or None,
             "timeout": profile.timeout,

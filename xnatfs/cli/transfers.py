@@ -8,16 +8,24 @@ from typing import Any
 
 from xnatfs import transfer
 from xnatfs.cli import options
-from xnatfs.cli.archive import experiment, experiment_options, resource_label, resource_words, wanted_experiment
+from xnatfs.cli.archive import (
+    check_has_scans,
+    experiment,
+    experiment_options,
+    resource_label,
+    resource_words,
+    wanted_experiment,
+)
 from xnatfs.cli.ctl import PARTIAL, Command, Context
 from xnatfs.cli.output import lines, say, tell
 from xnatfs.cli.progress import Silent, shown
 from xnatfs.errors import ConfigError, NotFound
 from xnatfs.manifest import Manifest, Owner
+from xnatfs.models import Document
 from xnatfs.site import Site
 from xnatfs.transfer import Plan, Report
 from xnatfs.tree.names import escape, shorten
-from xnatfs.tree.sessions import SessionDir
+from xnatfs.tree.sessions import AssessorDir, SessionDir
 
 
 def _download(parser: argparse.ArgumentParser) -> None:
@@ -96,12 +104,16 @@ async def resource_download(context: Context) -> int:
 async def _run(
     context: Context, scans: Sequence[str] | None, operation: str, *, of_session: bool, of_assessors: bool
 ) -> int:
+    """Copy scans (None: all) and resources. Of what cannot have scans, `session download` copies the resources."""
     arguments = context.arguments
     out = arguments.out / shorten(escape(wanted_experiment(context)))
     _check_out(arguments.out, out)
     _check_zip(arguments)
     async with context.site() as site:
-        session, owner = await _session(context, site)
+        document = await experiment(context, site.xnat)
+        session, owner = await _session(context, site, document)
+        if scans or arguments.zip or operation == "scan download":
+            check_has_scans(document, owner.session)
         Manifest(out).check_owner(owner, force=arguments.force)
         if arguments.zip:
             return await _zip(context, site, owner, scans, out)
@@ -112,7 +124,7 @@ async def _run(
                 scans=scans,
                 resources=arguments.resource,
                 excluded=getattr(arguments, "exclude_resource", ()),
-                of_session=of_session,
+                of_session=of_session or not document.has_scans,
                 of_assessors=of_assessors,
             )
         except NotFound as error:
@@ -164,13 +176,14 @@ def _waiting(context: Context, out: Path) -> Callable[[], None]:
     return lambda: context.note(f"Waiting for another command that writes to {out}")
 
 
-async def _session(context: Context, site: Site) -> tuple[SessionDir, Owner]:
-    document = await experiment(context, site.xnat)
+async def _session(context: Context, site: Site, document: Document) -> tuple[SessionDir | AssessorDir, Owner]:
     accession = document.fields.get("ID") or wanted_experiment(context)
     label, project = document.fields.get("label", accession), document.fields.get("project", "")
+    owner = Owner(site.xnat.url, accession, project, label)
+    if document.session:
+        return await transfer.assessor_dir(site, document.session, accession), owner
     modified = await transfer.last_modified(site, accession, project, label)
-    session = transfer.session_dir(site, accession, label, document.xsi_type, modified)
-    return session, Owner(site.xnat.url, accession, project, label)
+    return transfer.session_dir(site, accession, label, document.xsi_type, modified), owner
 
 
 async def _zip(context: Context, site: Site, owner: Owner, scans: Sequence[str] | None, out: Path) -> int:

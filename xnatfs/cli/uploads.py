@@ -10,7 +10,7 @@ from typing import Any
 import trio
 
 from xnatfs.cli import options
-from xnatfs.cli.archive import below, experiment, experiment_options
+from xnatfs.cli.archive import below, check_has_scans, experiment, experiment_options, item_of
 from xnatfs.cli.ctl import PARTIAL, Command, Context
 from xnatfs.cli.output import say, tell
 from xnatfs.cli.prearchive import RECEIVING_SAID, SAY_EVERY, WAIT
@@ -311,9 +311,11 @@ async def _item(context: Context, xnat: Xnat) -> tuple[str, ...]:
     """What the resource hangs on, which must be there. Raises NotFound, ConfigError."""
     arguments = context.arguments
     if arguments.experiment:
-        accession = (await experiment(context, xnat)).fields.get("ID") or arguments.experiment
+        document = await experiment(context, xnat)
+        accession = document.fields.get("ID") or arguments.experiment
         if arguments.scan is None:
-            return ("experiments", accession)
+            return item_of(document, accession)
+        check_has_scans(document, accession)
         scans = [row.text("ID") for row in await below(context, xnat, accession, "scans")]
         if arguments.scan not in scans:
             known = ", ".join(sorted(scans)) or "none"

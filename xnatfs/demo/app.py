@@ -25,6 +25,9 @@ from xnatfs.demo.writing import Writing
 
 OPEN = re.compile(r"/(?:(?:data|REST)/(?:JSESSION|services/auth)/?|xapi/siteConfig/buildInfo|app/template/Login\.vm)$")
 API = ("/data/", "/REST/", "/xapi/", "/fs/")  # any other URL is a page, for people
+CHANGE_PASSWORD = "/app/template/XDATScreen_UpdateUser.vm"
+# What is answered to users whose password has expired.
+NO_PASSWORD = re.compile(r"/app/(?:template/(?:XDATScreen_UpdateUser|Login)\.vm|action/)")
 # What no server finds, where there is no firewall that refuses it.
 ODD_PATH = re.compile(r"//|/\.\.?(?:/|$)")
 FORM = "application/x-www-form-urlencoded"
@@ -164,7 +167,9 @@ class DemoXnat:
             if logged_in is not None:
                 session, new = logged_in, True
             user = session.user
-            if self.sessions.require_login and user == GUEST and not self._is_open(request):
+            if self.sessions.has_expired(user) and not NO_PASSWORD.search(request.path):
+                reply = Reply(302, b"", HTML, {"Location": f"{self.context_path}{CHANGE_PASSWORD}"})
+            elif self.sessions.require_login and user == GUEST and not self._is_open(request):
                 reply = self._login_wanted(request)
             else:
                 reply = self._dispatch(request, session)
@@ -194,7 +199,7 @@ class DemoXnat:
         authorization = request.headers.get("authorization")
         if not authorization or (session.user != GUEST and self._same(session, authorization)):
             return None
-        return self.sessions.log_in(self.sessions.authenticate(authorization), session)
+        return self.sessions.log_in(self.sessions.authenticate(authorization, self.release), session)
 
     def _same(self, session: Session, authorization: str) -> bool:
         try:

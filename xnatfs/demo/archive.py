@@ -106,6 +106,10 @@ class Experiment:
     uid: str = ""  # of the study
     fields: dict[str, str] = field(default_factory=dict)  # whatever else is said of it
 
+    @property
+    def is_session(self) -> bool:
+        return self.xsi_type.endswith("SessionData")
+
 
 @dataclass
 class Subject:
@@ -137,6 +141,8 @@ class User:
     name: str
     password: str
     admin: bool = False
+    method: str = "localdb"  # by which the password is checked, where a login names one
+    expired: bool = False  # the password must be changed before anything else
 
 
 class Archive:

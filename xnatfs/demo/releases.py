@@ -35,6 +35,9 @@ class Release:
     realm: str = "XNAT Demo"  # of the login: the ID of the site
     refused: str = "Your login attempt failed because the username and password combination you provided was invalid."
     form_login: bool = True  # /data/services/auth answers the session's ID; else nothing, and 500 to a wrong password
+    authenticator_ids: bool = True  # the form knows `authenticatorId` and answers 400 to one there is none of
+    basic_colon: bool = True  # Basic may hold a password with ':'; where passwords are looked at first, that is 401
+    expired_password: Literal["redirects", "refuses"] = "redirects"  # to the page to change it; 403 before the login
     form_type_needed: bool = False  # a form in a body counts only under its Content-Type
     ends_sentences: bool = False  # "User 'x' is logged in." with a full stop
     expiration_path: str = ""  # of the cookie SESSION_EXPIRATION_TIME; '' for that of the application
@@ -100,6 +103,7 @@ XNAT_1_6 = Release(
     realm="XNAT Protected Area",
     refused="Login attempt failed. Please try again.",
     form_login=False,
+    authenticator_ids=False,
     ends_sentences=True,
     expiration_path="/",
     short_tokens=True,

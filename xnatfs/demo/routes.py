@@ -174,6 +174,9 @@ class Routes:
         self, asked: Asked, found: list[Experiment], tail: Sequence[str], above: Level | None, base: str
     ) -> Reply:
         first = found[0]
+        if len(tail) == 1 and tail[0] in ("scans", "assessors", "reconstructions") and not first.is_session:
+            # None is found where a session is looked for: the list of assessors says so, the others break on it.
+            raise Failed(404 if tail[0] == "assessors" else 500, "")
         match tail[:1]:
             case ("scans",) if len(tail) == 1:
                 return lists.scans(first, asked.query)

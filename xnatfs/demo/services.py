@@ -58,8 +58,14 @@ class Services:
 
     def _form_login(self, body: bytes, session: Session) -> Reply:
         form = dict(parse_qsl(body.decode("utf-8", "replace")))
+        wanted, method = form.get("authenticatorId", ""), form.get("provider", "")
+        if wanted and self.release.authenticator_ids:
+            if wanted not in self.sessions.methods():
+                why = f"Authentication failed: No authentication provider identified by id {wanted} found."
+                raise Failed(400, why)
+            method = wanted
         try:
-            user = self.sessions.check(form.get("username", ""), form.get("password", ""))
+            user = self.sessions.check(form.get("username", ""), form.get("password", ""), method)
             made = self.sessions.log_in(user, session)
         except Refused:
             if not self.release.form_login:

@@ -18,6 +18,8 @@ BROWSERS = ("Mozilla", "MSIE", "AppleWebKit", "Opera")
 MAX_FAILED_LOGINS = 20
 LOCKED_FOR = 3600.0
 TOKEN_LIFE = 2 * 86400.0
+COLON = "The authentication token is invalid. You must provide a username and password separated by the ':' character."
+EXPIRED = "Your password has expired. Please try again after changing your password."
 
 
 @dataclass
@@ -125,8 +127,8 @@ class Sessions:
         with self._lock:
             return sum(s.user == user and self.clock() - s.used <= self.ttl for s in self._sessions.values())
 
-    def authenticate(self, authorization: str) -> str:
-        """The user of a Basic header. Raises Refused."""
+    def authenticate(self, authorization: str, release: Release = XNAT_1_8) -> str:
+        """The user of a Basic header. Raises Failed: some releases look at it before they look at the password."""
         kind, _, encoded = authorization.partition(" ")
         try:
             name, _, password = base64.b64decode(encoded, validate=True).decode().partition(":")
@@ -134,9 +136,23 @@ class Sessions:
             raise Refused() from None
         if kind.lower() != "basic":
             raise Refused()
+        if ":" in password and not release.basic_colon:
+            raise Failed(401, COLON, empty=True)
+        if self.has_expired(name) and release.expired_password == "refuses":
+            raise Failed(403, EXPIRED, empty=True)
         return self.check(name, password)
 
-    def check(self, name: str, password: str) -> str:
+    def has_expired(self, name: str) -> bool:
+        """Return whether a user must change their password first."""
+        user = self.archive.users.get(name)
+        return user is not None and user.expired
+
+    def methods(self) -> set[str]:
+        """Return the login methods of the site, whose IDs are the same here."""
+        return {"localdb", *(user.method for user in self.archive.users.values())}
+
+    def check(self, name: str, password: str, method: str = "") -> str:
+        """The user of this name and password, checked by one login method or by the user's own. Raises Refused."""
         name = name.rpartition("/")[2]
         with self._lock:
             failures, since = self._failures.get(name, (0, 0.0))
@@ -148,7 +164,11 @@ class Sessions:
             if token is not None and self.good(token, password):
                 return token.user
             known = self.archive.users.get(name)
-            if known and secrets.compare_digest(known.password.encode(), password.encode()):
+            if (
+                known
+                and method in ("", known.method)
+                and secrets.compare_digest(known.password.encode(), password.encode())
+            ):
                 self._failures.pop(name, None)
                 return name
             self._failures[name] = (failures + 1, self.clock())
