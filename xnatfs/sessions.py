@@ -6,13 +6,14 @@
 
 Both hold one JSON object of the same form. Times in it are naive local ones, `version` is 1, and no key is added:
 the other program stumbles over anything else. A file that is missing or makes no sense is a session less, never an
-error. Who logs in holds the lock, and looks again after he got it, so that one login serves everybody.
+error. A process that logs in holds the lock, and looks again once it has it, so that one login serves all. The lock
+protects no file, each of which is replaced as a whole: where it is held for too long, a process logs in without it.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 import time
@@ -23,6 +24,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from xnatfs import locks
 from xnatfs.untrusted import loads
 
 # XNAT's default idle timeout, and the only one that the other program knows.
@@ -31,8 +33,6 @@ IDLE = 900.0
 NEVER = 10 * 365 * 86400.0
 # Writing the time of each request would be a file a request; a session lives 15 minutes.
 SLIDE_AFTER = 60.0
-# Between two looks at a lock that another process holds while it logs in, which takes 50 ms to seconds.
-LOCK_PAUSE = 0.05
 # What may stand in a cookie: what a server, a file or the environment has for a session is sent in a header.
 _SESSION_ID = re.compile(r"[0-9A-Za-z._~+/=-]{8,256}")
 
@@ -70,14 +70,17 @@ class SessionStore:
         home: Path | None = None,
         clock: Callable[[], float] = time.time,
         given: str = "",
+        lock_timeout: float = math.inf,
     ) -> None:
         self.url = url
         self.username = username
         self._given = given  # a token from the environment: it goes before any that is kept
         self._directory = (home or Path.home()) / ".config" / "xnatfs" / "sessions"
         self._slot = (home or Path.home()) / ".config" / "xnatctl" / ".session"
+        self._lock = self._directory / "lock"  # one for all: the slot is one for all, too
         self._clock = clock
         self._slid_at = 0.0
+        self._lock_timeout = lock_timeout
 
     def find(self, dead: frozenset[str] = frozenset()) -> Session | None:
         """The session used last, of those that may be alive; with no user name anybody's on this server."""
@@ -98,8 +101,8 @@ class SessionStore:
         if self._clock() - self._slid_at < SLIDE_AFTER:
             return
         self._slid_at = self._clock()
-        with contextlib.suppress(OSError), self._try_lock() as mine:
-            for path in self._files() if mine else ():
+        with contextlib.suppress(OSError), self._open_lock() as descriptor:
+            for path in self._files() if locks.lock(descriptor) else ():
                 kept = _read(path)
                 if kept and kept.token == token:
                     _write(path, Session(token, kept.url, kept.username, kept.created, self._now(), idle))
@@ -113,28 +116,19 @@ class SessionStore:
 
     @asynccontextmanager
     async def locked(self) -> AsyncIterator[None]:
-        """While one process logs in, others wait for what it gets. Raises OSError."""
-        import trio  # here, because commands that only look for a session run without
-
-        while True:
-            with self._try_lock() as mine:
-                if mine:
-                    yield
-                    return
-            await trio.sleep(LOCK_PAUSE)
+        """While one process logs in, others wait for what it gets, but not for ever. Raises OSError."""
+        with self._open_lock() as descriptor:
+            if not await locks.lock_soon(descriptor, self._lock_timeout):
+                holder = locks.holder(self._lock)
+                locks.log.warning("the sessions in %s are locked by %s: logging in anyway", self._directory, holder)
+            yield
 
     @contextlib.contextmanager
-    def _try_lock(self) -> Iterator[bool]:
+    def _open_lock(self) -> Iterator[int]:
         make_private(self._directory)
-        # One lock for all: the slot is one for all, too.
-        descriptor = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            yield True
+            yield descriptor
         finally:
             os.close(descriptor)
 

@@ -418,7 +418,9 @@ async def open_site(
     directory = config.cache_dir / server_directory(config.url)
     async with (
         open_xnat(config, credentials, wire, sessions) as xnat,
-        open_cache(directory, config.cache_size, revalidate=config.revalidate, strict=config.strict) as content,
+        open_cache(
+            directory, config.cache_size, revalidate=config.revalidate, strict=config.strict, wait=config.lock_timeout
+        ) as content,
         open_bulk(xnat, content) as bulk,
         background() as nursery,
     ):

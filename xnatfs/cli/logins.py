@@ -17,7 +17,7 @@ def session_store(config: Config, token: str) -> SessionStore:
     if token and not is_session_id(token):
         raise ConfigError("XNAT_TOKEN is not a session ID: it must be 8 to 256 letters and digits")
     user = wanted_user(config.url, config.profile, os.environ)
-    return SessionStore(config.profile.url or config.url, user, given=token)
+    return SessionStore(config.profile.url or config.url, user, given=token, lock_timeout=config.lock_timeout)
 
 
 def find_login(config: Config, token: str, before_asking: Callable[[], object] = lambda: None) -> Credentials | None:
