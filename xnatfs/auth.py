@@ -39,10 +39,13 @@ LOGOUT_TIMEOUT = 5.0
 
 # Of an answer to a login: a session ID, or a page whose message is near its beginning.
 LONGEST_ANSWER = 64 * 1024
-# Of a page's message, from its tag on, markup included.
-LONGEST_MESSAGE = 2000
-# How the <h3> of the container's own error pages begins.
+# Of a page's message, from its tag on, markup included: some hold the statement that a database refused.
+LONGEST_MESSAGE = 16 * 1024
+# How the <h3> of the container's own error pages begins, and those of its titles that name nothing else.
 CONTAINER = "Apache Tomcat"
+# Between what a page has its words, the best first: the message of the container (Tomcat 7 to 10), XNAT's own, which
+# the container has its name in, what the container says in general; nginx, httpd and balancers have but a title.
+PLACES = (("<b>Message</b", "</p"), ("<h3", "</h3"), ("<b>Description</b", "</p"), ("<title", "</title"))
 
 # What a server answers that cannot at the moment: nothing of that is about the session.
 CANNOT = frozenset({429, 500, 502, 503, 504})
@@ -297,16 +300,11 @@ class Login:
 
 
 def page_message(html: str) -> str:
-    """Return the words of an error page: behind <b>Message</b>, or in its <h3>, or ''; of plain text the first line.
-
-    In an <h3> the container below XNAT puts its own name, on pages that XNAT sent no words for.
-    """
+    """Return the words of an error page, or ''; of plain text the first line."""
     if "<" not in html:
         return " ".join(html.strip().partition("\n")[0].split())[:200]
-    for begin, end in (("<b>Message</b", "</p"), ("<h3", "</h3")):
-        if message := _text_between(html, begin, end):
-            return "" if message.startswith(CONTAINER) else message
-    return ""
+    found = (_text_between(html, begin, end) for begin, end in PLACES)
+    return next((message for message in found if message and not message.startswith(CONTAINER)), "")
 
 
 def _text_between(html: str, begin: str, end: str) -> str:

@@ -507,6 +507,7 @@ class Transport:
                 raise NotFound(f"{where} does not exist, or not for {self.login.username}{because}", **facts)
             case _ if response.has_redirect_location:
                 raise BadReply(f"{where} redirects, which xnatfs does not follow", **facts)
+        because = "" if said in status_line(response) else because
         raise BadReply(f"{where} answers {status_line(response)}{because}", **facts)
 
     def _unreachable(self, error: httpx.TransportError) -> Unreachable:
