@@ -28,6 +28,7 @@ from xnatfs.config import Config, is_loopback
 from xnatfs.credentials import Credentials
 from xnatfs.errors import (
     BadReply,
+    ConfigError,
     Denied,
     LoginRequired,
     NotFound,
@@ -136,6 +137,7 @@ async def open_transport(
         if not proxied:
             direct = httpx.AsyncHTTPTransport(verify=tls, limits=limits, socket_options=options)
         return httpx.AsyncClient(
+            event_hooks={"response": [network.refuse_proxy_login]},
             base_url=config.url,
             headers={"User-Agent": f"xnatfs/{__version__}", "Accept": "*/*", "Accept-Encoding": "identity"},
             timeout=httpx.Timeout(config.timeout, connect=min(CONNECT_TIMEOUT, config.timeout), pool=None),
@@ -149,7 +151,7 @@ async def open_transport(
 
     async with (
         _big_files(config, wire is None and not proxied) as big,
-        client(CONNECTIONS, CONNECTIONS) as http,
+        _proxy_named(client, CONNECTIONS, CONNECTIONS) as http,
         # A new connection each time: those that are there may be what does not work any more.
         client(2, 0) as beside,
         background() as nursery,
@@ -162,6 +164,15 @@ async def open_transport(
                 await transport.login.close()
 
 
+def _proxy_named(client: Callable[[int, int], httpx.AsyncClient], connections: int, kept: int) -> httpx.AsyncClient:
+    """Make a client; raises ConfigError where the proxy of the environment cannot be one."""
+    try:
+        return client(connections, kept)
+    except (ValueError, httpx.InvalidURL, ImportError):  # whose words may hold a part of a password
+        form = "http://PROXY:PORT or http://USER:PASSWORD@PROXY:PORT, with a % code for each special character"
+        raise ConfigError(f"HTTP_PROXY, HTTPS_PROXY or ALL_PROXY cannot be used: it must be {form}; no SOCKS") from None
+
+
 @asynccontextmanager
 async def _big_files(config: Config, possible: bool) -> AsyncIterator[httpx.AsyncClient | None]:
     """What sends the requests for big files; None where httpx itself is needed: to a proxy, to a server of a test."""
@@ -169,7 +180,12 @@ async def _big_files(config: Config, possible: bool) -> AsyncIterator[httpx.Asyn
         yield None
         return
     async with open_workers(config.ca_bundle, config.verify_ssl) as workers:
-        async with httpx.AsyncClient(transport=workers, cookies=_no_cookies(), follow_redirects=False) as client:
+        async with httpx.AsyncClient(
+            event_hooks={"response": [network.refuse_proxy_login]},
+            transport=workers,
+            cookies=_no_cookies(),
+            follow_redirects=False,
+        ) as client:
             yield client
 
 
