@@ -6,17 +6,26 @@ sleep.
 
 import base64
 import http.server
+import re
 import threading
+import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.commanding import OWNER, PASSWORD
-from tests.mounting import SCRIPTS, environment, run
+from tests.commanding import LABEL, OWNER, PASSWORD, page_archive
+from tests.mounting import SCRIPTS, environment, mounting, run
 from xnatfs.client import open_xnat
 from xnatfs.config import Config
 from xnatfs.credentials import Credentials
+from xnatfs.demo.app import DemoXnat
+from xnatfs.demo.bodies import Body
+from xnatfs.demo.reply import Reply
+from xnatfs.demo.server import serve
 from xnatfs.errors import ConfigError, NoRoute
 from xnatfs.transport import Question
 
@@ -125,3 +134,95 @@ async def test_a_proxy_that_cannot_be_one_is_named(proxy, address, monkeypatch):
         async with open_xnat(Config("http://xnat.example.org"), Credentials("u", "p")):
             pass
     assert "s3" not in str(caught.value)
+
+
+# -- sessions that get a new ID with each reply ------------------------------------------------------------------------
+
+COOKIE = re.compile(r"JSESSIONID=([0-9A-F]+)")
+
+
+class Rotating(DemoXnat):
+    """The demo behind something that gives a session a new ID with each reply; `grace`: the old ones live on."""
+
+    grace = False
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.names: dict[str, str] = {}
+        self._naming = threading.Lock()
+
+    def handle(
+        self, method: str, raw_path: str, raw_query: str, headers: dict[str, str], body: Body | bytes = b""
+    ) -> Reply:
+        match = COOKIE.search(headers.get("cookie", ""))
+        with self._naming:
+            take = self.names.get if self.grace else self.names.pop
+            session = take(match[1], "") if match else ""
+        reply = super().handle(method, raw_path, raw_query, {**headers, "cookie": f"JSESSIONID={session}"}, body)
+        made = [found[1] for cookie in reply.cookies if (found := COOKIE.match(cookie))]
+        session, name = (made or [session])[-1], uuid.uuid4().hex.upper()
+        with self._naming:
+            self.names[name] = session
+        reply.cookies = [cookie for cookie in reply.cookies if not COOKIE.match(cookie)]
+        reply.cookies.append(f"JSESSIONID={name}; Path=/; HttpOnly")
+        return reply
+
+    def logins(self) -> int:
+        return sum("authorization" in record.headers for record in self.requests)
+
+
+@pytest.fixture(params=[False, True], ids=["at once", "with a grace"])
+def rotating(request, tmp_path) -> Iterator[tuple[str, Rotating]]:
+    app = Rotating(page_archive())
+    app.grace = request.param
+    with serve(app) as url:
+        yield url, app
+
+
+def test_a_session_that_rotates_is_no_reason_for_logins(rotating, tmp_path):
+    url, app = rotating
+    with mounting(url, tmp_path, user=OWNER, password=PASSWORD) as mount:
+        files = list(mount.path.glob(f"projects/MYPROJECT/SUB001/{LABEL}/scans/*/DICOM/*.dcm"))
+        assert len(files) == 15
+        for path in files:
+            assert path.read_bytes()
+        assert app.logins() <= 2  # of those that are under way before it is known, one may be the last to be answered
+
+
+def test_readers_at_the_same_time_take_turns(rotating, tmp_path):
+    url, app = rotating
+    with mounting(url, tmp_path, user=OWNER, password=PASSWORD) as mount:
+        files = list(mount.path.glob(f"projects/MYPROJECT/SUB001/{LABEL}/scans/*/DICOM/*.dcm"))
+        with ThreadPoolExecutor(8) as pool:
+            assert all(pool.map(Path.read_bytes, files))
+        assert app.logins() <= 2
+
+
+def test_the_newest_session_is_that_of_the_next_program(rotating, tmp_path):
+    url, app = rotating
+    env = environment(tmp_path, XNAT_USER=OWNER, XNAT_PASS=PASSWORD, XNAT_URL=url)
+    for _ in range(4):
+        done = run(SCRIPTS / "xnatctl", "project", "list", env=env)
+        assert (done.returncode, done.stderr) == (0, "")
+    assert app.logins() == 1
+
+
+async def test_a_change_is_made_once_though_the_session_rotates(rotating):
+    """The reply to it has another session; that is no sign that the request met none."""
+    url, app = rotating
+    async with open_xnat(Config(url), Credentials(OWNER, PASSWORD)) as xnat:
+        answer = await xnat.change("PUT", "/data/projects/MYPROJECT/subjects/NEW")
+        assert answer.ok
+    assert [r.path for r in app.requests if r.method == "PUT"] == ["/data/projects/MYPROJECT/subjects/NEW"]
+    assert app.logins() == 1
+
+
+async def test_a_guest_of_an_open_site_is_not_taken_for_us(tmp_path):
+    """A session that has ended is replaced by one of a guest, whose ID rotates as well: a login follows."""
+    app = Rotating(page_archive(), require_login=False)
+    with serve(app) as url:
+        async with open_xnat(Config(url), Credentials(OWNER, PASSWORD)) as xnat:
+            before = await xnat.projects()
+            app.sessions.end_all()
+            assert await xnat.projects() == before
+            assert app.logins() == 2

@@ -8,13 +8,14 @@ never told. A refused password is not offered again for a while: servers lock ac
 With a `SessionStore` the session is that of every program of the user: found before anybody logs in, kept for the
 next one, and left alive at the end.
 
-No cookie jar is used: any reply may set a fresh guest session, which would overwrite ours.
+No cookie jar is used: any reply may set a fresh guest session, which would overwrite ours. Where a server, or what is
+in front of it, gives a session a new ID with each reply, the newest is sent, and by one request at a time.
 """
 
 import logging
 import re
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, Literal, cast
 
 import httpx
@@ -75,6 +76,8 @@ class Login:
         self._cookie_tells = True  # False once a foreign JSESSIONID came with a session that was alive
         self.logins = 0
         self._made = ""  # the session of the last login
+        self._rotates = False  # each reply gives the session another ID, and the one before may be dead
+        self._turn = trio.Lock()
 
     async def token(self) -> str:
         """The JSESSIONID to send. Logs in where there is none, or where it has idled longer than the server allows.
@@ -88,10 +91,19 @@ class Login:
                 self._token = await self._obtain()
             return self._token
 
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Send a request in here, up to the head of its reply: alone, where that changes the ID of the session."""
+        if not self._rotates:
+            yield
+            return
+        async with self._turn:
+            yield
+
     @property
     def current(self) -> str:
-        """The session as far as it is known, alive or not; '' where there is none."""
-        return self._token
+        """The session as far as it is known, alive or not; '' where there is none, or it may be sent in turn only."""
+        return "" if self._rotates else self._token
 
     async def _obtain(self) -> str:
         """A session: one that others have made, or our own."""
@@ -162,10 +174,13 @@ class Login:
         """
         refused = response.status_code == 401
         if refused and not young:
-            self._drop(token)
+            async with self._lock:  # its successor, out of another reply, may just be looked at
+                self._drop(token)
             return True
         foreign = self._cookie_tells and _foreign_session(token, response)
         if not (refused or foreign or _is_page(response, expects) or self._surprises(response)):
+            return False
+        if foreign and not refused and await self._succeeds(token, _session_cookie(response)):
             return False
         if await self.alive(token):
             self._cookie_tells = self._cookie_tells and (refused or not foreign)  # a 401 brings a cookie in any case
@@ -184,19 +199,43 @@ class Login:
 
         Raises Unavailable where it cannot tell at the moment.
         """
+        newest = await self._confirm(token)
+        if not newest:
+            self._drop(token)
+        elif self._rotates:
+            self._follow(token, newest)
+        return bool(newest)
+
+    async def _confirm(self, token: str) -> str:
+        """Return the session that the server has answered with, if it knows this one as an account, else ''."""
         cookie = {"Cookie": f"JSESSIONID={token}"}
         response, _ = await self._asked("GET", "/xapi/users/username", headers=cookie)
         known = response.status_code == 200 and not _is_html(response)
         if response.status_code == 404:  # a server from before /xapi
             response, text = await self._asked("GET", "/data/auth", headers=cookie)
             known = response.status_code == 200 and "'guest'" not in text and not _is_html(response)
+        if not known and response.status_code in CANNOT:
+            raise _unavailable(response)
         if known:
             self._confirmed_at = trio.current_time()
-        elif response.status_code in CANNOT:
-            raise _unavailable(response)
-        else:
-            self._drop(token)
-        return known
+        return (_session_cookie(response) or token) if known else ""
+
+    async def _succeeds(self, token: str, offered: str) -> bool:
+        """Whether a reply has given our session this ID in the place of `token`, rather than opened one for a guest."""
+        async with self._lock:
+            if newest := await self._confirm(offered):
+                self._rotates = True
+                self._follow(token, newest)
+            return bool(newest)
+
+    def _follow(self, token: str, newest: str) -> None:
+        """Go on with another ID of the session."""
+        if self._token in (token, ""):
+            self._token = newest
+        if self._made == token:
+            self._made = newest
+        if self._sessions:
+            self._sessions.replace(token, newest)
 
     def doubtful(self) -> bool:
         """Whether it is so long since the server last told our name that an empty answer may be a guest's."""

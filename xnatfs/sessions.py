@@ -19,7 +19,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -101,11 +101,19 @@ class SessionStore:
         if self._clock() - self._slid_at < SLIDE_AFTER:
             return
         self._slid_at = self._clock()
+        self._rewrite(token, lambda kept: replace(kept, used=self._now(), idle=idle))
+
+    def replace(self, token: str, newest: str) -> None:
+        """Note that the server has given a session another ID."""
+        self._rewrite(token, lambda kept: replace(kept, token=newest, used=self._now()))
+
+    def _rewrite(self, token: str, change: Callable[[Session], Session]) -> None:
+        """Change what is kept of a session, unless another process is at it."""
         with contextlib.suppress(OSError), self._open_lock() as descriptor:
             for path in self._files() if locks.lock(descriptor) else ():
                 kept = _read(path)
                 if kept and kept.token == token:
-                    _write(path, Session(token, kept.url, kept.username, kept.created, self._now(), idle))
+                    _write(path, change(kept))
 
     def forget(self, token: str) -> None:
         """Remove this session; those of other servers and users stay."""

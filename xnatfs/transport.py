@@ -216,7 +216,7 @@ class Transport:
 
     async def log_in(self) -> None:
         """Log in now, with a single try: whoever starts a mount wants to know at once. A session found is looked at."""
-        async with self._in_time("to a login"):
+        async with self._in_time("to a login"), self.login.turn():
             token = await self.login.token()
             if self.login.doubtful() and not await self.login.alive(token):
                 await self.login.token()
@@ -224,7 +224,7 @@ class Transport:
     async def session_lives(self, path: str) -> bool:
         """Whether the server still knows our session; asked where an answer is suspiciously empty."""
         lives = False
-        async with self._in_time(f"to who asks for {path}"):
+        async with self._in_time(f"to who asks for {path}"), self.login.turn():
             lives = await self.login.alive(await self.login.token())
         return lives
 
@@ -348,23 +348,24 @@ class Transport:
         while True:
             asked_to_wait = 0.0
             try:
-                token = await self.login.token()
-                logins = self.login.logins if logins is None else logins
-                request = self._http.build_request(
-                    question.method,
-                    question.path,
-                    params=question.params or None,
-                    headers={**question.headers, "Cookie": f"JSESSIONID={token}"},
-                )
-                self.requests += 1
-                response = await client.send(request, stream=True)
-                if response.status_code not in TRY_LATER and (response.status_code != 500 or failed_once):
-                    self.breaker.heard()
-                    self.login.heard(response)
-                    if losses == LOSSES or not await self._lost(token, logins, response, question.expects):
-                        return response
-                    losses += 1
-                    continue
+                async with self.login.turn():
+                    token = await self.login.token()
+                    logins = self.login.logins if logins is None else logins
+                    request = self._http.build_request(
+                        question.method,
+                        question.path,
+                        params=question.params or None,
+                        headers={**question.headers, "Cookie": f"JSESSIONID={token}"},
+                    )
+                    self.requests += 1
+                    response = await client.send(request, stream=True)
+                    if response.status_code not in TRY_LATER and (response.status_code != 500 or failed_once):
+                        self.breaker.heard()
+                        self.login.heard(response)
+                        if losses == LOSSES or not await self._lost(token, logins, response, question.expects):
+                            return response
+                        losses += 1
+                        continue
                 failed_once = failed_once or response.status_code == 500
                 asked_to_wait = _retry_after(response)
                 failure: Unreachable = self._unavailable(question.path, response)
@@ -405,35 +406,38 @@ class Transport:
         patience = httpx.Timeout(**{**self._http.timeout.as_dict(), "read": CHANGE_TIMEOUT})
         logins, losses = None, 0
         while True:
-            try:
-                token = await self.login.token()
-            except httpx.TransportError as error:
-                raise self._unreachable(error) from error
-            logins = self.login.logins if logins is None else logins
-            content = body() if callable(body) else body or None
-            request = self._http.build_request(
-                method,
-                path,
-                params=params or None,
-                headers={**headers, "Cookie": f"JSESSIONID={token}"},
-                content=content,
-                timeout=patience,
-            )
-            self.requests += 1
-            try:
-                response = await self._http.send(request, stream=True)
-            except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.UnsupportedProtocol) as error:
-                raise self._unreachable(error) from error
-            except httpx.TransportError as error:
-                raise Uncertain(f"{self.url} {network.reason(error)}; the request may have been carried out") from error
-            finally:
-                if isinstance(content, AsyncGenerator):  # it may have been left half-way, with a file open
-                    with trio.CancelScope(shield=True):
-                        await content.aclose()
-            self.login.heard(response)
-            if losses == LOSSES or not await self._unread(token, logins, response):
-                return response
-            losses += 1
+            async with self.login.turn():
+                try:
+                    token = await self.login.token()
+                except httpx.TransportError as error:
+                    raise self._unreachable(error) from error
+                logins = self.login.logins if logins is None else logins
+                content = body() if callable(body) else body or None
+                request = self._http.build_request(
+                    method,
+                    path,
+                    params=params or None,
+                    headers={**headers, "Cookie": f"JSESSIONID={token}"},
+                    content=content,
+                    timeout=patience,
+                )
+                self.requests += 1
+                try:
+                    response = await self._http.send(request, stream=True)
+                except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.UnsupportedProtocol) as error:
+                    raise self._unreachable(error) from error
+                except httpx.TransportError as error:
+                    raise Uncertain(
+                        f"{self.url} {network.reason(error)}; the request may have been carried out"
+                    ) from error
+                finally:
+                    if isinstance(content, AsyncGenerator):  # it may have been left half-way, with a file open
+                        with trio.CancelScope(shield=True):
+                            await content.aclose()
+                self.login.heard(response)
+                if losses == LOSSES or not await self._unread(token, logins, response):
+                    return response
+                losses += 1
 
     async def change(
         self, method: str, path: str, params: Mapping[str, str], headers: Mapping[str, str], body: Body
