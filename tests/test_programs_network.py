@@ -7,18 +7,21 @@ sleep.
 import base64
 import http.server
 import re
+import socket
 import threading
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.commanding import LABEL, OWNER, PASSWORD, page_archive
-from tests.mounting import SCRIPTS, environment, mounting, run
+from tests.demos import serving
+from tests.mounting import SCRIPTS, end, environment, mounting, run
 from xnatfs.client import open_xnat
 from xnatfs.config import Config
 from xnatfs.credentials import Credentials
@@ -27,7 +30,8 @@ from xnatfs.demo.bodies import Body
 from xnatfs.demo.reply import Reply
 from xnatfs.demo.server import serve
 from xnatfs.errors import ConfigError, NoRoute
-from xnatfs.transport import Question
+from xnatfs.transport import CONNECT_TIMEOUT, Question
+from xnatfs.worker.connection import STAGGER, _alternating, connect
 
 PROXY_LOGIN = "proxy-user", "s3cret-of-the-proxy"
 
@@ -226,3 +230,97 @@ async def test_a_guest_of_an_open_site_is_not_taken_for_us(tmp_path):
             app.sessions.end_all()
             assert await xnat.projects() == before
             assert app.logins() == 2
+
+
+# -- addresses that swallow what is sent to them -----------------------------------------------------------------------
+
+HOST = "two-addresses.test"
+# What the system says of it, here and in every process of a mount: an address that answers nothing goes first.
+RESOLVER = f"""
+import socket
+real = socket.getaddrinfo
+def getaddrinfo(host, port, *args, **more):
+    if host not in ({HOST!r}, {HOST!r}.encode()):
+        return real(host, port, *args, **more)
+    return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, int(port))) for address in ("127.0.0.2", "127.0.0.1")]
+socket.getaddrinfo = getaddrinfo
+"""
+
+
+@contextmanager
+def black_hole(port: int) -> Iterator[None]:
+    """127.0.0.2 at this port: its queue is full, so that the kernel throws away what would open a connection."""
+    with socket.socket() as listener, ExitStack() as fillers:
+        listener.bind(("127.0.0.2", port))
+        listener.listen(0)
+        for _ in range(3):
+            filler = fillers.enter_context(socket.socket())
+            filler.setblocking(False)
+            with suppress(BlockingIOError):
+                filler.connect(("127.0.0.2", port))
+        yield
+
+
+def addresses(*found: tuple[str, int]) -> Callable[..., list[Any]]:
+    return lambda *args, **more: [(socket.AF_INET, socket.SOCK_STREAM, 6, "", each) for each in found]
+
+
+@contextmanager
+def listening() -> Iterator[tuple[str, int]]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()
+
+
+def test_an_address_that_swallows_costs_a_moment(monkeypatch):
+    with listening() as good, black_hole(good[1]):
+        monkeypatch.setattr(socket, "getaddrinfo", addresses(("127.0.0.2", good[1]), good))
+        began = time.monotonic()
+        with connect("host", good[1], 60) as link:
+            assert link.getpeername() == good
+        assert STAGGER <= time.monotonic() - began < 30
+
+
+def test_an_address_that_refuses_costs_nothing(monkeypatch):
+    monkeypatch.setattr("xnatfs.worker.connection.STAGGER", 60.0)
+    with listening() as good:
+        monkeypatch.setattr(socket, "getaddrinfo", addresses(("127.0.0.2", good[1]), ("255.255.255.255", 1), good))
+        began = time.monotonic()
+        connect("host", good[1], 60).close()
+        assert time.monotonic() - began < 30
+
+
+def test_all_addresses_together_have_one_timeout(monkeypatch):
+    with listening() as good, black_hole(good[1]):
+        monkeypatch.setattr(socket, "getaddrinfo", addresses(*[("127.0.0.2", good[1])] * 3))
+        began = time.monotonic()
+        with pytest.raises(TimeoutError):
+            connect("host", good[1], 0.6)
+        assert 0.6 <= time.monotonic() - began < 30
+    monkeypatch.setattr(socket, "getaddrinfo", addresses(("127.0.0.2", good[1]), good))
+    with pytest.raises(ConnectionRefusedError):
+        connect("host", good[1], 60)
+
+
+def test_the_second_address_is_one_of_the_other_family():
+    found = [(family, 1, 6, "", (str(number), 1)) for number, family in enumerate([10, 10, 10, 2, 2])]
+    assert [address[0] for _, address in _alternating(found)] == ["0", "3", "1", "2", "4"]
+    assert _alternating([]) == []
+
+
+def test_a_big_file_of_a_mount_comes_at_once(tmp_path):
+    """Not after the ten seconds that a connection may take."""
+    (tmp_path / "sitecustomize.py").write_text(RESOLVER)
+    with serving() as demo, black_hole(port := int(demo.url.rpartition(":")[2])):
+        env = {"XNAT_USER": demo.login["user"], "XNAT_PASS": demo.login["password"], "PYTHONPATH": str(tmp_path)}
+        place = tmp_path / "mnt"
+        place.mkdir()
+        try:
+            url = f"http://{HOST}:{port}"
+            done = run(SCRIPTS / "xnatfs", "mount", "--url", url, place, env=environment(tmp_path, **env))
+            assert done.returncode == 0, done.stderr
+            entry = next(each for each in demo.manifest if each.size > 10**7 and each.path[0] == "projects")
+            began = time.monotonic()
+            assert len(place.joinpath(*entry.path).read_bytes()) == entry.size
+            assert time.monotonic() - began < CONNECT_TIMEOUT
+        finally:
+            end(place, tmp_path)
