@@ -274,7 +274,7 @@ def test_a_command_ends_and_says_so_once(fresh, name):
 
 
 @pytest.fixture
-def network(tmp_path, monkeypatch) -> Path:
+def network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home on a file server; /var/tmp is elsewhere."""
     home = tmp_path / "home"
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / ".cache"))

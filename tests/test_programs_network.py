@@ -6,6 +6,7 @@ sleep.
 
 import base64
 import http.server
+import os
 import re
 import socket
 import threading
@@ -18,10 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from tests.commanding import LABEL, OWNER, PASSWORD, page_archive
 from tests.demos import serving
 from tests.mounting import SCRIPTS, end, environment, mounting, run
+from tests.test_worker import children
+from xnatfs.ages import Sleeps, now
 from xnatfs.client import open_xnat
 from xnatfs.config import Config
 from xnatfs.credentials import Credentials
@@ -30,6 +34,7 @@ from xnatfs.demo.bodies import Body
 from xnatfs.demo.reply import Reply
 from xnatfs.demo.server import serve
 from xnatfs.errors import ConfigError, NoRoute
+from xnatfs.metadata import MetadataCache, listing
 from xnatfs.transport import CONNECT_TIMEOUT, Question
 from xnatfs.worker.connection import STAGGER, _alternating, connect
 
@@ -322,5 +327,102 @@ def test_a_big_file_of_a_mount_comes_at_once(tmp_path):
             began = time.monotonic()
             assert len(place.joinpath(*entry.path).read_bytes()) == entry.size
             assert time.monotonic() - began < CONNECT_TIMEOUT
+        finally:
+            end(place, tmp_path)
+
+
+# -- machines that sleep -----------------------------------------------------------------------------------------------
+
+NIGHT = 8 * 3600.0
+# A process of which the machine has slept a night as soon as there is this file.
+SLEEPER = """
+import os, time
+real = time.clock_gettime
+time.clock_gettime = lambda clock: real(clock) + (clock == time.CLOCK_BOOTTIME and os.path.exists({!r})) * {}
+"""
+
+
+@pytest.fixture
+def sleep(monkeypatch) -> Callable[[], None]:
+    """Have the machine sleep for a night, as far as the clocks tell."""
+    real, slept = time.clock_gettime, [0.0]
+    monkeypatch.setattr(time, "clock_gettime", lambda c: real(c) + (slept[0] if c == time.CLOCK_BOOTTIME else 0.0))
+
+    def night() -> None:
+        slept[0] += NIGHT
+
+    return night
+
+
+async def test_ages_count_a_sleep_and_deadlines_do_not(sleep, autojump_clock):
+    before, sleeps = now(), Sleeps()
+    assert not sleeps.is_over()
+    with trio.move_on_after(10) as scope:
+        sleep()
+        await trio.sleep(5)
+    assert not scope.cancelled_caught
+    assert now() - before == NIGHT + 5
+    assert sleeps.is_over()
+    assert not sleeps.is_over()
+
+
+async def test_listings_and_refusals_of_yesterday_are_old(sleep):
+    cache = MetadataCache()
+    cache.put("list", listing([1], lambda row: row, now(), 60))
+    assert cache.peek("list") is not None
+    sleep()
+    assert cache.peek("list") is None
+
+
+async def test_a_login_of_yesterday_is_made_anew_before_it_is_refused(sleep, tmp_path):
+    app = DemoXnat(page_archive())
+    with serve(app) as url:
+        async with open_xnat(Config(url), Credentials(OWNER, PASSWORD)) as xnat:
+            await xnat.projects()
+            assert not xnat.login.doubtful()
+            sleep()
+            assert xnat.login.doubtful()
+            app.sessions.end_all()
+            await xnat.projects()
+    assert [record.status for record in app.requests if "authorization" in record.headers] == [200, 200]
+    assert all(record.status < 400 for record in app.requests)
+
+
+async def test_connections_of_yesterday_are_not_used(sleep, tmp_path):
+    """Their other ends are gone, and would be waited for."""
+    with serve(DemoXnat(page_archive())) as url:
+        async with open_xnat(Config(url), Credentials(OWNER, PASSWORD)) as xnat:
+            ports, processes = [], []
+            for nights in range(3):
+                for big in (False, True):
+                    question = Question("GET", "/data/projects/MYPROJECT", "any", big=big)
+                    response = await xnat._transport.exchange(question)
+                    if not big:
+                        ports.append(response.extensions["network_stream"].get_extra_info("client_addr"))
+                    await response.aread()
+                    await response.aclose()
+                processes.append(children())
+                if nights:
+                    sleep()
+            assert ports[0] == ports[1] != ports[2]
+            assert len(processes[0]) == len(processes[2]) == 1
+            assert processes[0] == processes[1] != processes[2]
+
+
+def test_a_mount_shows_in_the_morning_what_is_new(tmp_path):
+    flag = tmp_path / "morning"
+    (tmp_path / "sitecustomize.py").write_text(SLEEPER.format(str(flag), NIGHT))
+    app, place = DemoXnat(page_archive()), tmp_path / "mnt"
+    place.mkdir()
+    with serve(app) as url:
+        env = environment(tmp_path, XNAT_USER=OWNER, XNAT_PASS=PASSWORD, PYTHONPATH=str(tmp_path))
+        try:
+            done = run(SCRIPTS / "xnatfs", "mount", "--ttl", "7200", "--url", url, place, env=env)
+            assert done.returncode == 0, done.stderr
+            before = set(os.listdir(place / "projects"))
+            app.archive.project("TONIGHT", "Made while the machine slept", jane="Owners")
+            assert set(os.listdir(place / "projects")) == before
+            flag.touch()
+            assert set(os.listdir(place / "projects")) == before | {"TONIGHT"}
         finally:
             end(place, tmp_path)

@@ -21,6 +21,7 @@ from typing import Any, Literal, cast
 import httpx
 import trio
 
+from xnatfs.ages import now
 from xnatfs.credentials import Credentials
 from xnatfs.errors import BadReply, LoginRequired, NotXnat, Unavailable
 from xnatfs.sessions import IDLE, SessionStore, is_session_id
@@ -85,7 +86,7 @@ class Login:
         Raises LoginRequired, Unreachable, NotXnat.
         """
         async with self._lock:
-            if self._token and trio.current_time() - self._heard_at > self._idle_limit:
+            if self._token and now() - self._heard_at > self._idle_limit:
                 self._token = ""
             if not self._token:
                 self._token = await self._obtain()
@@ -128,7 +129,7 @@ class Login:
         if session is None:
             return ""
         self.username = self.username or session.username
-        self._heard_at, self._idle_limit = trio.current_time(), session.idle
+        self._heard_at, self._idle_limit = now(), session.idle
         self._confirmed_at = float("-inf")
         return session.token
 
@@ -160,7 +161,7 @@ class Login:
 
     def heard(self, response: httpx.Response) -> None:
         """Note that the server has just answered to our session, and how long it lets one idle."""
-        self._heard_at = trio.current_time()
+        self._heard_at = now()
         for cookie in response.headers.get_list("set-cookie"):
             if match := _EXPIRATION.match(cookie):
                 self._idle_limit = int(match[1]) / 1000
@@ -217,7 +218,7 @@ class Login:
         if not known and response.status_code in CANNOT:
             raise _unavailable(response)
         if known:
-            self._confirmed_at = trio.current_time()
+            self._confirmed_at = now()
         return (_session_cookie(response) or token) if known else ""
 
     async def _succeeds(self, token: str, offered: str) -> bool:
@@ -239,7 +240,7 @@ class Login:
 
     def doubtful(self) -> bool:
         """Whether it is so long since the server last told our name that an empty answer may be a guest's."""
-        return trio.current_time() - self._confirmed_at > min(CONFIRM_AFTER, self._idle_limit / 2)
+        return now() - self._confirmed_at > min(CONFIRM_AFTER, self._idle_limit / 2)
 
     async def close(self) -> None:
         """End the session on the server, if there is one and it is nobody else's."""
@@ -270,7 +271,7 @@ class Login:
             text = f"the session on {self._http.base_url} has ended, and there is no password to renew it"
             raise LoginRequired(f"{text}: 'xnatctl auth login', or XNAT_USER and XNAT_PASS")
         reason, when = self._refused
-        if trio.current_time() - when < REFUSED_FOR:
+        if now() - when < REFUSED_FOR:
             raise LoginRequired(reason)
         try:
             response, text = await self._asked("POST", "/data/JSESSION", auth=self._basic)
@@ -278,11 +279,11 @@ class Login:
                 response, text = await self._asked("GET", "/data/JSESSION", auth=self._basic)
             token = await self._session_id(response, text)
         except LoginRequired as error:
-            self._refused = (str(error), trio.current_time())
+            self._refused = (str(error), now())
             log.warning("%s", error)
             raise
         self.heard(response)
-        self._confirmed_at = trio.current_time()
+        self._confirmed_at = now()
         self.logins += 1
         self._made = token
         log.info("logged in to %s as %s", self._http.base_url, self.username)

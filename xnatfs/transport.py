@@ -21,6 +21,7 @@ import httpx
 import trio
 
 from xnatfs import __version__, network
+from xnatfs.ages import Sleeps
 from xnatfs.auth import Expects, Login, asks_to_wait, check_is_data, page_message, status_line
 from xnatfs.background import background
 from xnatfs.breaker import Breaker
@@ -209,6 +210,7 @@ class Transport:
         self.patience = config.patience or config.timeout  # to try again
         self.breaker = Breaker(self._ask, self.patience, nursery)
         self.requests = 0
+        self._sleeps = Sleeps()
 
     @property
     def url(self) -> str:
@@ -341,7 +343,18 @@ class Transport:
         except Unreachable as error:
             self._doubted(error, began, error.__cause__)
 
+    async def _wake(self) -> None:
+        """Close idle connections once the machine has slept: the other end of them is gone, and says nothing."""
+        if not self._sleeps.is_over():
+            return
+        for transport in {self._http._transport, *self._http._mounts.values()}:
+            pool = getattr(transport, "_pool", None)  # a transport of a test has none
+            for connection in pool.connections if isinstance(pool, httpcore.AsyncConnectionPool) else ():
+                if connection.is_idle():
+                    await connection.aclose()
+
     async def _answered(self, question: Question, deadline: float) -> httpx.Response:
+        await self._wake()
         pauses = Pauses(deadline)
         failed_once, logins, losses = False, None, 0
         client = self._big if question.big else self._http
