@@ -195,9 +195,19 @@ def test_an_index_that_is_locked_is_not_set_aside(tmp_path, monkeypatch):
     path = tmp_path / "index.sqlite"
     first = open_index(path)
     with first.transaction():
-        with pytest.raises(sqlite3.OperationalError, match="locked"):
-            open_index(path)
+        second = open_index(path)
+        with pytest.raises(sqlite3.OperationalError, match="locked"), second.transaction():
+            pass
+    second.close()
     first.close()
+    other = tmp_path / "other.sqlite"
+    with closing(sqlite3.connect(other)) as empty:
+        empty.execute("PRAGMA journal_mode = WAL")
+        empty.execute("BEGIN IMMEDIATE")
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            open_index(other)
+        empty.execute("ROLLBACK")
+    assert not Path(f"{other}.damaged").exists()
     assert not Path(f"{path}.damaged").exists()
 
 

@@ -92,13 +92,28 @@ async def test_a_stopped_transaction_costs_one_wait_and_no_file(tmp_path, caplog
         assert index.execute("SELECT count(*) FROM begun_by_another").fetchone() == (0,)
 
 
-@pytest.mark.parametrize("code", [FLOCK, TRANSACTION], ids=["directory", "index"])
-async def test_a_cache_that_cannot_be_opened_is_replaced_for_this_process(tmp_path, caplog, code):
+async def test_a_cache_is_opened_in_the_middle_of_a_stopped_transaction(tmp_path, caplog):
+    """What is kept is served, and when the process goes on files are kept as well."""
+    old, new = version(SMALL, "34/old"), version(SMALL, "34/new")
+    async with open_cache(tmp_path, LIMIT) as cache:
+        await read_all(cache, old, FakeSource(SMALL))
+    with stopped(TRANSACTION, tmp_path / "index.sqlite") as process:
+        with within(WAIT + SOON):
+            async with open_cache(tmp_path, LIMIT, wait=WAIT) as cache:
+                assert cache.has(old)
+                await cache.tidied.wait()
+                wake(process)
+                await read_all(cache, new, FakeSource(SMALL))
+                await until(lambda: cache.has(new))
+    assert len(reports(caplog)) == 1
+
+
+async def test_a_cache_that_cannot_be_opened_is_replaced_for_this_process(tmp_path, caplog):
     directory = tmp_path / "cache"
     async with open_cache(directory, LIMIT):
         pass
     before = sorted(directory.iterdir())
-    with stopped(code, directory if code == FLOCK else directory / "index.sqlite"):
+    with stopped(FLOCK, directory):
         with within(WAIT + SOON):
             async with open_cache(directory, LIMIT, wait=WAIT) as cache:
                 for _ in range(2):

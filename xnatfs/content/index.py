@@ -123,16 +123,18 @@ class Index:
         return _identity(self._path) == self._identity
 
     def _create(self) -> None:
-        with self.transaction():
-            (version,) = self._write.execute("PRAGMA user_version").fetchone()
-            if version == 0:
+        if self._version() == 0:  # else it is only looked at, and can be while another process writes, or is stopped
+            with self.transaction():
                 for statement in _statements(SCHEMA + TRIGGERS):
                     self._write.execute(statement)
                 self._write.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            elif version != SCHEMA_VERSION:
-                raise sqlite3.DatabaseError(f"it is of version {version}, not {SCHEMA_VERSION}")
-            self._write.execute(f"SELECT {COLUMNS} FROM blobs ORDER BY used LIMIT 1").fetchone()
-            self._write.execute("SELECT bytes FROM total").fetchone()
+        if (version := self._version()) != SCHEMA_VERSION:
+            raise sqlite3.DatabaseError(f"it is of version {version}, not {SCHEMA_VERSION}")
+        self._write.execute(f"SELECT {COLUMNS} FROM blobs ORDER BY used LIMIT 1").fetchone()
+        self._write.execute("SELECT bytes FROM total").fetchone()
+
+    def _version(self) -> int:
+        return int(self._write.execute("PRAGMA user_version").fetchone()[0])
 
     # On the event loop.
 
