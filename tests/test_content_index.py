@@ -14,8 +14,9 @@ import pytest
 
 from xnatfs.content import shelf as shelf_module
 from xnatfs.content.index import SCHEMA_VERSION, Index, Row, open_index, set_aside
-from xnatfs.content.shelf import SYNC_BATCH, Shelf, lock, open_shelf, opened, write_all
+from xnatfs.content.shelf import SYNC_BATCH, Shelf, open_shelf, opened, write_all
 from xnatfs.errors import CacheError
+from xnatfs.locks import lock
 
 GIB = 2**30
 
@@ -194,9 +195,19 @@ def test_an_index_that_is_locked_is_not_set_aside(tmp_path, monkeypatch):
     path = tmp_path / "index.sqlite"
     first = open_index(path)
     with first.transaction():
-        with pytest.raises(sqlite3.OperationalError, match="locked"):
-            open_index(path)
+        second = open_index(path)
+        with pytest.raises(sqlite3.OperationalError, match="locked"), second.transaction():
+            pass
+    second.close()
     first.close()
+    other = tmp_path / "other.sqlite"
+    with closing(sqlite3.connect(other)) as empty:
+        empty.execute("PRAGMA journal_mode = WAL")
+        empty.execute("BEGIN IMMEDIATE")
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            open_index(other)
+        empty.execute("ROLLBACK")
+    assert not Path(f"{other}.damaged").exists()
     assert not Path(f"{path}.damaged").exists()
 
 
@@ -284,7 +295,9 @@ def test_a_directory_that_cannot_be_used_says_why(tmp_path, monkeypatch):
         open_shelf(tmp_path / "x", 100)
     descriptors = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if _there(fd)]
     assert not [each for each in descriptors if each.startswith(str(tmp_path / "x"))]
-    monkeypatch.setattr(shelf_module, "open_index", lambda path: (_ for _ in ()).throw(sqlite3.DatabaseError("odd")))
+    monkeypatch.setattr(
+        shelf_module, "open_index", lambda path, wait: (_ for _ in ()).throw(sqlite3.DatabaseError("odd"))
+    )
     with pytest.raises(CacheError, match="cannot be used: odd; "):
         open_shelf(tmp_path / "y", 100)
 
@@ -294,10 +307,10 @@ def _there(fd: str) -> bool:
 
 
 def test_processes_open_a_directory_one_at_a_time(tmp_path, monkeypatch):
-    def locked(path: Path) -> Index:
+    def locked(path: Path, wait: float) -> Index:
         with opened(path.parent) as fd:
             assert not lock(fd, fcntl.LOCK_SH)
-        return Index(path)
+        return Index(path, wait)
 
     monkeypatch.setattr(shelf_module, "open_index", locked)
     open_shelf(tmp_path, 100).index.close()
@@ -768,7 +781,8 @@ def test_an_index_is_not_opened_but_by_sqlite(tmp_path, monkeypatch):
     for index in (first, second):
         for connection in (index._read, index._write):
             assert connection.isolation_level is None
-            assert connection.execute("PRAGMA busy_timeout").fetchone() == (20_000,)
+            waits = 50 if connection is index._read else 20_000  # that one is asked on the event loop
+            assert connection.execute("PRAGMA busy_timeout").fetchone() == (waits,)
         index.close()
 
 

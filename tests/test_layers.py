@@ -26,7 +26,7 @@ LAYERS = [
     {"credentials", "listings"},
     {"config", "models", "sessions", "table", "keys"},
     {"tls", "mountinfo", "background", "network", "breaker", "manifest", "program", "urls"},
-    {"patience"},
+    {"patience", "locks", "ages"},
     {"errors"},
     {"untrusted"},
 ]

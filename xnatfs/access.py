@@ -20,6 +20,7 @@ from weakref import WeakValueDictionary
 
 import trio
 
+from xnatfs.ages import now
 from xnatfs.background import unattended
 from xnatfs.errors import Denied, LoginRequired, NotFound, Stale, XnatError
 from xnatfs.keys import (
@@ -46,7 +47,7 @@ Owners = tuple[str, ...]
 
 
 class Permit:
-    """Leave to read the files of one resource, until a moment on trio's clock. All who have one open share it."""
+    """Leave to read the files of one resource, until a moment on the clock of ages. All who have one open share it."""
 
     __slots__ = ("__weakref__", "_access", "_answered", "_asked_at", "_next", "_refusal", "_shown", "until")
 
@@ -66,11 +67,11 @@ class Permit:
 
     async def renew(self) -> None:
         """Ask whether it may be read on. Raises Denied or Stale where not, LoginRequired where we are nobody now."""
-        if self._answered is None and trio.current_time() >= self._next:
-            self._answered, self._asked_at = trio.Event(), trio.current_time()
+        if self._answered is None and now() >= self._next:
+            self._answered, self._asked_at = trio.Event(), now()
             self._access.begin(self._ask, self._answered)
         if self._answered is not None:
-            with trio.move_on_at(self._asked_at + PATIENCE):
+            with trio.move_on_after(max(0.0, self._asked_at + PATIENCE - now())):
                 await self._answered.wait()
         if self._refusal is not None:
             raise copy(self._refusal)  # a new one each time: a raised exception collects tracebacks

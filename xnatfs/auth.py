@@ -8,18 +8,20 @@ never told. A refused password is not offered again for a while: servers lock ac
 With a `SessionStore` the session is that of every program of the user: found before anybody logs in, kept for the
 next one, and left alive at the end.
 
-No cookie jar is used: any reply may set a fresh guest session, which would overwrite ours.
+No cookie jar is used: any reply may set a fresh guest session, which would overwrite ours. Where a server, or what is
+in front of it, gives a session a new ID with each reply, the newest is sent, and by one request at a time.
 """
 
 import logging
 import re
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, Literal, cast
 
 import httpx
 import trio
 
+from xnatfs.ages import now
 from xnatfs.credentials import Credentials
 from xnatfs.errors import BadReply, LoginRequired, NotXnat, Unavailable
 from xnatfs.sessions import IDLE, SessionStore, is_session_id
@@ -39,8 +41,8 @@ LOGOUT_TIMEOUT = 5.0
 
 # Of an answer to a login: a session ID, or a page whose message is near its beginning.
 LONGEST_ANSWER = 64 * 1024
-# Of a page's message, from its tag on, markup included.
-LONGEST_MESSAGE = 2000
+# Of a page's message, from its tag on, markup included: some hold the statement that a database refused.
+LONGEST_MESSAGE = 16 * 1024
 # What stands in the way of a login in place of a wrong password: how the server's page or its address tells it, and
 # what to do about it. XNAT redirects to its own pages, or says the same with 403.
 OBSTACLES = (
@@ -64,8 +66,11 @@ OBSTACLES = (
     ),
     (r"not yet been configured", "the site has not been set up yet: its managers do that with a browser"),
 )
-# How the <h3> of the container's own error pages begins.
+# How the <h3> of the container's own error pages begins, and those of its titles that name nothing else.
 CONTAINER = "Apache Tomcat"
+# Between what a page has its words, the best first: the message of the container (Tomcat 7 to 10), XNAT's own, which
+# the container has its name in, what the container says in general; nginx, httpd and balancers have but a title.
+PLACES = (("<b>Message</b", "</p"), ("<h3", "</h3"), ("<b>Description</b", "</p"), ("<title", "</title"))
 
 # What a server answers that cannot at the moment: nothing of that is about the session.
 CANNOT = frozenset({429, 500, 502, 503, 504})
@@ -97,6 +102,8 @@ class Login:
         self.logins = 0
         self._made = ""  # the session of the last login
         self.left_open = ""  # why the server did not end the last session that was to end
+        self._rotates = False  # each reply gives the session another ID, and the one before may be dead
+        self._turn = trio.Lock()
 
     async def token(self) -> str:
         """The JSESSIONID to send. Logs in where there is none, or where it has idled longer than the server allows.
@@ -104,16 +111,25 @@ class Login:
         Raises LoginRequired, Unreachable, NotXnat.
         """
         async with self._lock:
-            if self._token and trio.current_time() - self._heard_at > self._idle_limit:
+            if self._token and now() - self._heard_at > self._idle_limit:
                 self._token = ""
             if not self._token:
                 self._token = await self._obtain()
             return self._token
 
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Send a request in here, up to the head of its reply: alone, where that changes the ID of the session."""
+        if not self._rotates:
+            yield
+            return
+        async with self._turn:
+            yield
+
     @property
     def current(self) -> str:
-        """The session as far as it is known, alive or not; '' where there is none."""
-        return self._token
+        """The session as far as it is known, alive or not; '' where there is none, or it may be sent in turn only."""
+        return "" if self._rotates else self._token
 
     async def _obtain(self) -> str:
         """A session: one that others have made, or our own."""
@@ -138,7 +154,7 @@ class Login:
         if session is None:
             return ""
         self.username = self.username or session.username
-        self._heard_at, self._idle_limit = trio.current_time(), session.idle
+        self._heard_at, self._idle_limit = now(), session.idle
         self._confirmed_at = float("-inf")
         self._warned = False
         return session.token
@@ -171,7 +187,7 @@ class Login:
 
     def heard(self, response: httpx.Response) -> None:
         """Note that the server has just answered to our session, and how long it lets one idle."""
-        self._heard_at = trio.current_time()
+        self._heard_at = now()
         for cookie in response.headers.get_list("set-cookie"):
             if match := _EXPIRATION.match(cookie):
                 self._idle_limit = int(match[1]) / 1000
@@ -185,10 +201,13 @@ class Login:
         """
         refused = response.status_code == 401
         if refused and not young:
-            self._drop(token)
+            async with self._lock:  # its successor, out of another reply, may just be looked at
+                self._drop(token)
             return True
         foreign = self._cookie_tells and _foreign_session(token, response)
         if not (refused or foreign or _is_page(response, expects) or self._surprises(response)):
+            return False
+        if foreign and not refused and await self._succeeds(token, _session_cookie(response)):
             return False
         if await self.alive(token):
             self._cookie_tells = self._cookie_tells and (refused or not foreign)  # a 401 brings a cookie in any case
@@ -207,23 +226,47 @@ class Login:
 
         Raises Unavailable where it cannot tell at the moment.
         """
+        newest = await self._confirm(token)
+        if not newest:
+            self._drop(token)
+        elif self._rotates:
+            self._follow(token, newest)
+        return bool(newest)
+
+    async def _confirm(self, token: str) -> str:
+        """Return the session that the server has answered with, if it knows this one as an account, else ''."""
         cookie = {"Cookie": f"JSESSIONID={token}"}
         response, _ = await self._asked("GET", "/xapi/users/username", headers=cookie)
         known = response.status_code == 200 and not _is_html(response)
         if response.status_code == 404:  # a server from before /xapi
             response, text = await self._asked("GET", "/data/auth", headers=cookie)
             known = response.status_code == 200 and "'guest'" not in text and not _is_html(response)
-        if known:
-            self._confirmed_at = trio.current_time()
-        elif response.status_code in CANNOT:
+        if not known and response.status_code in CANNOT:
             raise _unavailable(response)
-        else:
-            self._drop(token)
-        return known
+        if known:
+            self._confirmed_at = now()
+        return (_session_cookie(response) or token) if known else ""
+
+    async def _succeeds(self, token: str, offered: str) -> bool:
+        """Whether a reply has given our session this ID in the place of `token`, rather than opened one for a guest."""
+        async with self._lock:
+            if newest := await self._confirm(offered):
+                self._rotates = True
+                self._follow(token, newest)
+            return bool(newest)
+
+    def _follow(self, token: str, newest: str) -> None:
+        """Go on with another ID of the session."""
+        if self._token in (token, ""):
+            self._token = newest
+        if self._made == token:
+            self._made = newest
+        if self._sessions:
+            self._sessions.replace(token, newest)
 
     def doubtful(self) -> bool:
         """Whether it is so long since the server last told our name that an empty answer may be a guest's."""
-        return trio.current_time() - self._confirmed_at > min(CONFIRM_AFTER, self._idle_limit / 2)
+        return now() - self._confirmed_at > min(CONFIRM_AFTER, self._idle_limit / 2)
 
     async def close(self) -> None:
         """End the session on the server, if there is one and it is nobody else's."""
@@ -261,17 +304,17 @@ class Login:
                 self._warned = True
             raise LoginRequired(text)
         reason, when = self._refused
-        if trio.current_time() - when < REFUSED_FOR:
+        if now() - when < REFUSED_FOR:
             raise LoginRequired(reason)
         try:
             response, text = await self._offer(self._credentials)
             token = await self._session_id(response, text)
         except LoginRequired as error:
-            self._refused = (str(error), trio.current_time())
+            self._refused = (str(error), now())
             log.warning("%s", error)
             raise
         self.heard(response)
-        self._confirmed_at = trio.current_time()
+        self._confirmed_at = now()
         self.logins += 1
         self._made = token
         log.info("logged in to %s as %s", self._http.base_url, self.username)
@@ -369,16 +412,11 @@ def obstacle(response: httpx.Response, text: str) -> str:
 
 
 def page_message(html: str) -> str:
-    """Return the words of an error page: behind <b>Message</b>, or in its <h3>, or ''; of plain text the first line.
-
-    In an <h3> the container below XNAT puts its own name, on pages that XNAT sent no words for.
-    """
+    """Return the words of an error page, or ''; of plain text the first line."""
     if "<" not in html:
         return " ".join(html.strip().partition("\n")[0].split())[:200]
-    for begin, end in (("<b>Message</b", "</p"), ("<h3", "</h3")):
-        if message := _text_between(html, begin, end):
-            return "" if message.startswith(CONTAINER) else message
-    return ""
+    found = (_text_between(html, begin, end) for begin, end in PLACES)
+    return next((message for message in found if message and not message.startswith(CONTAINER)), "")
 
 
 def _text_between(html: str, begin: str, end: str) -> str:

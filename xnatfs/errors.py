@@ -19,6 +19,7 @@
     +-- MountpointError   the place to mount on cannot be used
     +-- FuseMissing       the machine lacks FUSE 3
     `-- CacheError        the cache directory cannot be used
+        `-- CacheLocked   another process keeps a lock there
 
 Three borders translate, each in one place: httpx to these (`client.py`), these to an errno
 (`fuse/operations.py`), these to an exit status and one line (`cli/__init__.py`).
@@ -127,6 +128,10 @@ class FuseMissing(XnatError):
 
 class CacheError(XnatError):
     """The cache directory cannot be used."""
+
+
+class CacheLocked(CacheError):
+    """Another process, perhaps a stopped one, keeps a lock on the cache directory."""
 
 
 class Reported(Exception):

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
 import sqlite3
 import time
@@ -23,6 +24,7 @@ from typing import Any, TypeVar
 import trio
 
 from xnatfs.keys import ListKey
+from xnatfs.locks import holder
 from xnatfs.sessions import make_private
 from xnatfs.untrusted import loads
 
@@ -38,6 +40,10 @@ MOST_ROWS = 20_000
 MOST_LISTINGS = 20_000
 # How long listings are collected before they are written, in seconds: a walk makes hundreds in that time.
 COLLECT = 1.0
+# How long a lock of another process is waited for, in seconds: a write takes some milliseconds.
+BUSY = 1.0
+# After such a wait in vain nothing is read or written for so long, in seconds: it may be a stopped process.
+BUSY_PAUSE = 60.0
 
 SCHEMA = (
     "CREATE TABLE IF NOT EXISTS listings"
@@ -59,6 +65,7 @@ class Kept:
         self._emptied = False  # what was written is to go
         self._more = trio.Event()
         self._connection: sqlite3.Connection | None = None
+        self._closed_until = -math.inf  # on time.monotonic()
 
     async def get(self, key: ListKey, kind: type[R]) -> list[R] | None:
         """The rows of a listing, if they are kept."""
@@ -141,11 +148,13 @@ class Kept:
             self._fail(error)
 
     def _database(self) -> sqlite3.Connection:
+        if time.monotonic() < self._closed_until:
+            raise sqlite3.OperationalError("locked by another process a moment ago")
         if self._connection is None:
             make_private(self.path.parent)
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-            connection = sqlite3.connect(self.path, timeout=1.0, check_same_thread=False)
+            connection = sqlite3.connect(self.path, timeout=BUSY, check_same_thread=False)
             try:
                 version = connection.execute("PRAGMA user_version").fetchone()[0]
                 if version not in (0, VERSION):
@@ -163,6 +172,9 @@ class Kept:
         """Begin anew; where another process is at it, let that be."""
         self.close()
         if isinstance(error, sqlite3.OperationalError):
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
+                self._closed_until = time.monotonic() + BUSY_PAUSE
+                log.info("%s is locked by %s: no listings are kept for now", self.path, holder(self.path))
             log.debug("%s is not to be had: %s", self.path, error)
             return
         log.info("%s is begun anew: %s", self.path, error)

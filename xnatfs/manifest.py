@@ -23,11 +23,14 @@ from typing import Self
 import trio
 
 from xnatfs.errors import Conflict
+from xnatfs.locks import holder
 from xnatfs.untrusted import loads
 
 FOLDER = ".xnatctl"
 # Seconds between two tries for the lock: not noticed by a person, and no load for a file server.
 LOCK_POLL = 0.2
+# Seconds that a command which holds the lock may be stopped (Ctrl-Z) until one that waits for it gives up.
+STOPPED_TIMEOUT = 10.0
 # What flock says where the file system has no locks. Drafts have names of their own there, too, so no bytes are lost.
 NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS})
 # What is said of a record that another account has made, or that is on a disk mounted read-only.
@@ -202,14 +205,14 @@ def _open_lock(directory: Path) -> int | None:
 async def opened(out: Path, on_wait: Callable[[], None]) -> AsyncIterator[Manifest]:
     """Open a folder's record under an exclusive lock; call `on_wait` once if another command holds it.
 
-    Raises OSError where the folder cannot be made.
+    Raises OSError where the folder cannot be made, Conflict where the other command is stopped and stays so.
     """
     manifest = Manifest(out)
     descriptor = _open_lock(manifest.directory)
     try:
         if descriptor is not None:
             manifest.writable = True
-            manifest.locked = await _lock(descriptor, on_wait)
+            manifest.locked = await _lock(descriptor, manifest.directory / "lock", on_wait)
         await trio.to_thread.run_sync(manifest.load)
         try:
             yield manifest
@@ -221,9 +224,9 @@ async def opened(out: Path, on_wait: Callable[[], None]) -> AsyncIterator[Manife
             os.close(descriptor)
 
 
-async def _lock(descriptor: int, on_wait: Callable[[], None]) -> bool:
-    """Acquire the lock; return False if the file system has none."""
-    waited = False
+async def _lock(descriptor: int, path: Path, on_wait: Callable[[], None]) -> bool:
+    """Acquire the lock, however long a command works that holds it; return False if the file system has none."""
+    waited, seen_going_on = False, trio.current_time()
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -232,6 +235,10 @@ async def _lock(descriptor: int, on_wait: Callable[[], None]) -> bool:
             if not waited:
                 waited = True
                 on_wait()
+            if not (other := holder(path)).is_stopped:
+                seen_going_on = trio.current_time()
+            elif trio.current_time() - seen_going_on > STOPPED_TIMEOUT:
+                raise Conflict(f"{path.parent.parent} is locked by {other}: let it go on (fg), or kill it") from None
             await trio.sleep(LOCK_POLL)
         except OSError as error:
             if error.errno not in NO_LOCKS:

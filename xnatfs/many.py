@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 
 import trio
 
+from xnatfs.ages import now
 from xnatfs.errors import BadReply, Denied, NotFound, Unreachable
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class Many(Generic[R]):
     @property
     def believed(self) -> bool:
         """False for a while after it was wrong or failed: then what it told before is not to be given out any more."""
-        return trio.current_time() >= self._alone_until
+        return now() >= self._alone_until
 
     async def of(self, wanted: Sequence[str], known: Iterable[str] = ()) -> dict[str, R] | None:
         """What it tells of those wanted, as far as it is sure; None where there is no such list.
@@ -66,7 +67,7 @@ class Many(Generic[R]):
         async with self._lock:
             if not self.believed or not wanted:
                 return {} if self.believed else None
-            if trio.current_time() >= self.expires - self._ttl / 2:  # what is given out is good for half of the TTL
+            if now() >= self.expires - self._ttl / 2:  # what is given out is good for half of the TTL
                 self._rows, self._asked = {}, set()
             told = self._asked.issuperset(wanted) or (self._whole and self._asked)
             if not told and not await self._fetch(wanted):
@@ -82,12 +83,12 @@ class Many(Generic[R]):
 
     def _leave_alone(self, why: str) -> None:
         log.info("the list of %s is not used: %s", self._what, why)
-        self._alone_until = trio.current_time() + LEFT_ALONE_FOR
+        self._alone_until = now() + LEFT_ALONE_FOR
         self._rows, self._asked, self._proven = {}, set(), False
         self.expires = -float("inf")
 
     async def _fetch(self, wanted: Sequence[str]) -> bool:
-        started = trio.current_time()
+        started = now()
         try:
             with trio.move_on_after(TOO_SLOW) as patience:
                 rows = await self._ask(wanted)

@@ -1,6 +1,6 @@
 """MetadataCache: listings, kept until they expire, fetched once for everybody who waits for them.
 
-A value says itself when it expires, on trio's clock: a listing carries the time of its fetch on into all that is
+A value says itself when it expires, on the clock of ages: a listing carries the time of its fetch on into all that is
 made from it, so that nothing shown is older than the listing's TTL, however often it was derived.
 A missing or forbidden thing is remembered too, for a short while; any other failure is that of all who waited for it.
 """
@@ -14,6 +14,7 @@ from weakref import WeakValueDictionary
 import trio
 from cachetools import TLRUCache
 
+from xnatfs.ages import now
 from xnatfs.errors import Denied, NotFound, XnatError
 
 # A file counts twice, in its listing (90 bytes) and in its folder (up to 200, where it was asked for by name): a
@@ -42,7 +43,7 @@ class Listing(Generic[R]):
 
     rows: Sequence[R]
     groups: Mapping[Hashable, Sequence[R]]
-    fetched: float  # trio's clock
+    fetched: float  # on the clock of ages
     expires: float
     broken: Mapping[str, str] = field(default_factory=dict)  # why a group could not be listed, by its key
     # Put together from lists of many items, or kept from an earlier mount: a row may be missing.
@@ -68,7 +69,7 @@ class _Refusal:
 
     def __init__(self, error: XnatError) -> None:
         self._kind, self._text = type(error), str(error)
-        self.expires = trio.current_time() + REFUSAL_TTL
+        self.expires = now() + REFUSAL_TTL
 
     def __len__(self) -> int:
         return 1
@@ -94,7 +95,7 @@ class MetadataCache:
         self._values: TLRUCache[Hashable, Expiring] = TLRUCache(
             maxsize=max_rows,
             ttu=lambda _key, value, _now: value.expires,
-            timer=trio.current_time,
+            timer=now,
             getsizeof=lambda value: len(value) + 1,
         )
         self._largest: tuple[Hashable, Expiring] | None = None  # a value that is larger than all that
@@ -156,7 +157,7 @@ class MetadataCache:
     def expire(self) -> None:
         """Let go of what is not fresh any more; else that happens when something new comes."""
         self._values.expire()
-        if self._largest and self._largest[1].expires <= trio.current_time():
+        if self._largest and self._largest[1].expires <= now():
             self._largest = None
 
     def forget(self, key: Hashable) -> None:
@@ -177,7 +178,7 @@ class MetadataCache:
         self.forget_all(lambda _key, value: isinstance(value, _Refusal))
 
     def _find(self, key: Hashable) -> Expiring | None:
-        if self._largest and self._largest[0] == key and self._largest[1].expires > trio.current_time():
+        if self._largest and self._largest[0] == key and self._largest[1].expires > now():
             return self._largest[1]
         return self._values.get(key)
 

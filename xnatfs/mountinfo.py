@@ -1,5 +1,6 @@
 """What the kernel says is mounted where. No mount is touched for that: one that hangs would hang whoever asks."""
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,19 @@ class Mount:
     kind: str  # "fuse.xnatfs"
     source: str = ""  # of ours: the URL of the server
     owner: int | None = None  # of FUSE: the uid of who mounted it
+
+
+def file_system(path: Path) -> str:
+    """Return the type of the file system that a path is or would be on, as "nfs4"; '' where that is unknown."""
+    place, found = os.path.realpath(path), ("", "")
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
+        for line in table:
+            before, _, after = line.rstrip("\n").partition(" - ")
+            point = _decoded(before.split(" ")[4])
+            # Of several on one directory the last one shows.
+            if Path(place).is_relative_to(point) and len(point) >= len(found[0]):
+                found = point, after.split(" ")[0]
+    return found[1]
 
 
 def mount_on(mountpoint: Path) -> Mount | None:

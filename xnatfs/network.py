@@ -12,6 +12,8 @@ from xnatfs.errors import NoRoute, TimedOut, Unreachable
 # System errors that say the same as no answer, and those that say that there is no way.
 SILENT = frozenset({errno.ETIMEDOUT})
 NO_WAY = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN, errno.ECONNREFUSED})
+# Not the server's answer, but that of a proxy before it.
+PROXY_LOGIN = httpx.codes.PROXY_AUTHENTICATION_REQUIRED.value
 
 
 def reason(error: httpx.TransportError) -> str:
@@ -26,12 +28,30 @@ def reason(error: httpx.TransportError) -> str:
     if tls:
         why = getattr(tls, "reason", "") or tls
         return f"speaks no TLS that we understand ({why}): is it an http:// address, or another port?"
+    if isinstance(error, httpx.ProxyError):
+        return f"cannot be reached through the proxy: {_proxy_says(text)}"
     if isinstance(error, httpx.ConnectError):
         system = (cause for cause in causes if isinstance(cause, OSError) and cause.errno)
         return f"cannot be reached: {next((_said(cause) for cause in system), text)}"
     if isinstance(error, httpx.TimeoutException):
         return f"does not answer ({type(error).__name__})"
     return f"failed: {text}"
+
+
+def _proxy_says(text: str) -> str:
+    if not text.startswith(str(PROXY_LOGIN)):
+        return text
+    return (
+        f"it wants a login, or another one ({text}): set HTTP_PROXY and HTTPS_PROXY to "
+        "http://USER:PASSWORD@PROXY:PORT, with a % code for each special character of the password"
+    )
+
+
+async def refuse_proxy_login(response: httpx.Response) -> None:
+    """Raise the answer of a proxy that wants a login as httpx raises it where the proxy makes a tunnel (CONNECT)."""
+    if response.status_code == PROXY_LOGIN:
+        text = f"{PROXY_LOGIN} {response.reason_phrase or httpx.codes.get_reason_phrase(PROXY_LOGIN)}"
+        raise httpx.ProxyError(text, request=response.request)
 
 
 def kind(error: httpx.TransportError) -> type[Unreachable]:

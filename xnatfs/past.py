@@ -13,8 +13,7 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import replace
 from typing import Any
 
-import trio
-
+from xnatfs.ages import now
 from xnatfs.catalogue import Catalogues
 from xnatfs.errors import XnatError
 from xnatfs.kept import OLDEST, Kept
@@ -46,7 +45,7 @@ class Past:
         if before is not None and isinstance(key, ProjectsKey | SubjectsKey | ExperimentsKey):
             there = {row.id for row in found.rows}
             self._lose(key, [row for row in before.rows if row.id not in there])
-        at = self._clock() - (trio.current_time() - found.fetched)
+        at = self._clock() - (now() - found.fetched)
         self._listings.put(key, replace(found, expires=found.fetched + OLDEST, stale=at))
         if isinstance(found.rows, Catalogues):
             self._kept.put(key, () if found.broken else found.rows)  # what is missing is not told there
@@ -61,7 +60,7 @@ class Past:
         if not self._told:
             log.warning("listings are shown as they were: %s", why)
         self._told = True
-        return replace(found, expires=trio.current_time() + AGAIN, pieced=False)
+        return replace(found, expires=now() + AGAIN, pieced=False)
 
     async def _kept_from_before(
         self, key: ListKey, kind: type, group: Callable[[Any], Hashable]
@@ -70,11 +69,11 @@ class Past:
         if dated is None:
             return None
         at, rows = dated
-        now = trio.current_time()
+        found_at = now()
         if kind is FileRow:
             files = Catalogues.of(rows)
-            return Listing(files, files.groups, now, now, stale=at)
-        return replace(listing(rows, group, now, 0.0), stale=at)
+            return Listing(files, files.groups, found_at, found_at, stale=at)
+        return replace(listing(rows, group, found_at, 0.0), stale=at)
 
     def peek(self, key: ListKey) -> Listing[Any] | None:
         """The same, of this mount only."""

@@ -4,7 +4,6 @@ Nothing of ours is written there that the xnatctl of PyPI does not know, because
 nothing that came from the environment.
 """
 
-import fcntl
 import io
 import os
 from collections.abc import Iterator
@@ -14,9 +13,12 @@ from typing import Any
 
 from xnatfs.config import profiles_path, read_profiles
 from xnatfs.errors import ConfigError
+from xnatfs.locks import holder, lock_within
 from xnatfs.sessions import make_private, write_private
 
 NEWEST = 1  # the `version` of the file that we know
+# How long another process may take to change the file, in seconds: it takes milliseconds, on a slow file server more.
+LOCK_TIMEOUT = 10.0
 
 
 def add_profile(name: str, cells: dict[str, Any], *, replace: bool = False, path: Path | None = None) -> None:
@@ -79,13 +81,15 @@ def _edited(path: Path | None) -> Iterator[Any]:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
+    place = path.with_name(".config.lock")
     try:
         make_private(path.parent)
-        descriptor = os.open(path.with_name(".config.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise ConfigError(f"cannot write beside {path}: {error.strerror}") from None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if not lock_within(descriptor, LOCK_TIMEOUT):  # without it the changes of one of us would be lost
+            raise ConfigError(f"{path} is being changed by {holder(place)}: let that end, then try again")
         yield
     finally:
         os.close(descriptor)

@@ -6,23 +6,25 @@
 
 Both hold one JSON object of the same form. Times in it are naive local ones, `version` is 1, and no key is added:
 the other program stumbles over anything else. A file that is missing or makes no sense is a session less, never an
-error. Who logs in holds the lock, and looks again after he got it, so that one login serves everybody.
+error. A process that logs in holds the lock, and looks again once it has it, so that one login serves all. The lock
+protects no file, each of which is replaced as a whole: where it is held for too long, a process logs in without it.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from xnatfs import locks
 from xnatfs.untrusted import loads
 from xnatfs.urls import is_same_server, server_key
 
@@ -32,8 +34,6 @@ IDLE = 900.0
 NEVER = 10 * 365 * 86400.0
 # Writing the time of each request would be a file a request; a session lives 15 minutes.
 SLIDE_AFTER = 60.0
-# Between two looks at a lock that another process holds while it logs in, which takes 50 ms to seconds.
-LOCK_PAUSE = 0.05
 # What may stand in a cookie: what a server, a file or the environment has for a session is sent in a header.
 _SESSION_ID = re.compile(r"[0-9A-Za-z._~+/=-]{8,256}")
 
@@ -71,14 +71,17 @@ class SessionStore:
         home: Path | None = None,
         clock: Callable[[], float] = time.time,
         given: str = "",
+        lock_timeout: float = math.inf,
     ) -> None:
         self.url = url
         self.username = username
         self._given = given  # a token from the environment: it goes before any that is kept
         self._directory = (home or Path.home()) / ".config" / "xnatfs" / "sessions"
         self._slot = (home or Path.home()) / ".config" / "xnatctl" / ".session"
+        self._lock = self._directory / "lock"  # one for all: the slot is one for all, too
         self._clock = clock
         self._slid_at = 0.0
+        self._lock_timeout = lock_timeout
 
     def find(self, dead: frozenset[str] = frozenset(), *, ended: bool = False) -> Session | None:
         """The session used last, of those that may be alive; with no user name anybody's on this server.
@@ -102,11 +105,19 @@ class SessionStore:
         if self._clock() - self._slid_at < SLIDE_AFTER:
             return
         self._slid_at = self._clock()
-        with contextlib.suppress(OSError), self._try_lock() as mine:
-            for path in self._files() if mine else ():
+        self._rewrite(token, lambda kept: replace(kept, used=self._now(), idle=idle))
+
+    def replace(self, token: str, newest: str) -> None:
+        """Note that the server has given a session another ID."""
+        self._rewrite(token, lambda kept: replace(kept, token=newest, used=self._now()))
+
+    def _rewrite(self, token: str, change: Callable[[Session], Session]) -> None:
+        """Change what is kept of a session, unless another process is at it."""
+        with contextlib.suppress(OSError), self._open_lock() as descriptor:
+            for path in self._files() if locks.lock(descriptor) else ():
                 kept = _read(path)
                 if kept and kept.token == token:
-                    _write(path, Session(token, kept.url, kept.username, kept.created, self._now(), idle))
+                    _write(path, change(kept))
 
     def forget(self, token: str) -> None:
         """Remove this session; those of other servers and users stay."""
@@ -117,28 +128,19 @@ class SessionStore:
 
     @asynccontextmanager
     async def locked(self) -> AsyncIterator[None]:
-        """While one process logs in, others wait for what it gets. Raises OSError."""
-        import trio  # here, because commands that only look for a session run without
-
-        while True:
-            with self._try_lock() as mine:
-                if mine:
-                    yield
-                    return
-            await trio.sleep(LOCK_PAUSE)
+        """While one process logs in, others wait for what it gets, but not for ever. Raises OSError."""
+        with self._open_lock() as descriptor:
+            if not await locks.lock_soon(descriptor, self._lock_timeout):
+                holder = locks.holder(self._lock)
+                locks.log.warning("the sessions in %s are locked by %s: logging in anyway", self._directory, holder)
+            yield
 
     @contextlib.contextmanager
-    def _try_lock(self) -> Iterator[bool]:
+    def _open_lock(self) -> Iterator[int]:
         make_private(self._directory)
-        # One lock for all: the slot is one for all, too.
-        descriptor = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            yield True
+            yield descriptor
         finally:
             os.close(descriptor)
 

@@ -19,6 +19,7 @@ import trio
 
 from xnatfs.access import Access
 from xnatfs.address import base
+from xnatfs.ages import now
 from xnatfs.background import background, unattended
 from xnatfs.bulk import Bulk, open_bulk
 from xnatfs.catalogue import Catalogue, Catalogues
@@ -194,7 +195,7 @@ class Site:
 
     async def _ask_files(self, item: Item, below: bool) -> Listing[FileRow]:
         """Request one list, then each resource by itself that the list lacks; one broken catalogue spoils it whole."""
-        started = trio.current_time()
+        started = now()
         try:
             files = await self.xnat.files(item, below=below)
             lacking = await self._lacking(item, below, files)
@@ -331,12 +332,12 @@ class Site:
             return await self._ask(key)
         self._begin(lambda: self.metadata.renew(key, lambda: self._ask(key), _is_pieced))
         at, rows = found
-        shown = listing(rows, group, trio.current_time(), min(KEPT_FOR, self.ttl), pieced=True)
+        shown = listing(rows, group, now(), min(KEPT_FOR, self.ttl), pieced=True)
         return shown if self._past is None else replace(shown, stale=at)
 
     async def _ask(self, key: ListKey) -> Listing[Any]:
         ask, group, _ = self._source(key)
-        started = trio.current_time()
+        started = now()
         try:
             rows = await ask()
         except (NotFound, Denied):
@@ -427,7 +428,9 @@ async def open_site(
     directory = config.cache_dir / server_directory(config.url)
     async with (
         open_xnat(config, credentials, wire, sessions) as xnat,
-        open_cache(directory, config.cache_size, revalidate=config.revalidate, strict=config.strict) as content,
+        open_cache(
+            directory, config.cache_size, revalidate=config.revalidate, strict=config.strict, wait=config.lock_timeout
+        ) as content,
         open_bulk(xnat, content) as bulk,
         background() as nursery,
     ):

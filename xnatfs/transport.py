@@ -21,6 +21,7 @@ import httpx
 import trio
 
 from xnatfs import __version__, network
+from xnatfs.ages import Sleeps
 from xnatfs.auth import Expects, Login, asks_to_wait, check_is_data, page_message, status_line
 from xnatfs.background import background
 from xnatfs.breaker import Breaker
@@ -28,6 +29,7 @@ from xnatfs.config import Config, is_loopback
 from xnatfs.credentials import Credentials
 from xnatfs.errors import (
     BadReply,
+    ConfigError,
     Denied,
     LoginRequired,
     NotFound,
@@ -136,6 +138,7 @@ async def open_transport(
         if not proxied:
             direct = httpx.AsyncHTTPTransport(verify=tls, limits=limits, socket_options=options)
         return httpx.AsyncClient(
+            event_hooks={"response": [network.refuse_proxy_login]},
             base_url=config.url,
             headers={"User-Agent": f"xnatfs/{__version__}", "Accept": "*/*", "Accept-Encoding": "identity"},
             timeout=httpx.Timeout(config.timeout, connect=min(CONNECT_TIMEOUT, config.timeout), pool=None),
@@ -149,7 +152,7 @@ async def open_transport(
 
     async with (
         _big_files(config, wire is None and not proxied) as big,
-        client(CONNECTIONS, CONNECTIONS) as http,
+        _proxy_named(client, CONNECTIONS, CONNECTIONS) as http,
         # A new connection each time: those that are there may be what does not work any more.
         client(2, 0) as beside,
         background() as nursery,
@@ -162,6 +165,15 @@ async def open_transport(
                 await transport.login.close()
 
 
+def _proxy_named(client: Callable[[int, int], httpx.AsyncClient], connections: int, kept: int) -> httpx.AsyncClient:
+    """Make a client; raises ConfigError where the proxy of the environment cannot be one."""
+    try:
+        return client(connections, kept)
+    except (ValueError, httpx.InvalidURL, ImportError):  # whose words may hold a part of a password
+        form = "http://PROXY:PORT or http://USER:PASSWORD@PROXY:PORT, with a % code for each special character"
+        raise ConfigError(f"HTTP_PROXY, HTTPS_PROXY or ALL_PROXY cannot be used: it must be {form}; no SOCKS") from None
+
+
 @asynccontextmanager
 async def _big_files(config: Config, possible: bool) -> AsyncIterator[httpx.AsyncClient | None]:
     """What sends the requests for big files; None where httpx itself is needed: to a proxy, to a server of a test."""
@@ -169,7 +181,12 @@ async def _big_files(config: Config, possible: bool) -> AsyncIterator[httpx.Asyn
         yield None
         return
     async with open_workers(config.ca_bundle, config.verify_ssl) as workers:
-        async with httpx.AsyncClient(transport=workers, cookies=_no_cookies(), follow_redirects=False) as client:
+        async with httpx.AsyncClient(
+            event_hooks={"response": [network.refuse_proxy_login]},
+            transport=workers,
+            cookies=_no_cookies(),
+            follow_redirects=False,
+        ) as client:
             yield client
 
 
@@ -193,6 +210,7 @@ class Transport:
         self.patience = config.patience or config.timeout  # to try again
         self.breaker = Breaker(self._ask, self.patience, nursery)
         self.requests = 0
+        self._sleeps = Sleeps()
 
     @property
     def url(self) -> str:
@@ -200,7 +218,7 @@ class Transport:
 
     async def log_in(self) -> None:
         """Log in now, with a single try: whoever starts a mount wants to know at once. A session found is looked at."""
-        async with self._in_time("to a login"):
+        async with self._in_time("to a login"), self.login.turn():
             token = await self.login.token()
             if self.login.doubtful() and not await self.login.alive(token):
                 await self.login.token()
@@ -208,7 +226,7 @@ class Transport:
     async def session_lives(self, path: str) -> bool:
         """Whether the server still knows our session; asked where an answer is suspiciously empty."""
         lives = False
-        async with self._in_time(f"to who asks for {path}"):
+        async with self._in_time(f"to who asks for {path}"), self.login.turn():
             lives = await self.login.alive(await self.login.token())
         return lives
 
@@ -325,30 +343,42 @@ class Transport:
         except Unreachable as error:
             self._doubted(error, began, error.__cause__)
 
+    async def _wake(self) -> None:
+        """Close idle connections once the machine has slept: the other end of them is gone, and says nothing."""
+        if not self._sleeps.is_over():
+            return
+        for transport in {self._http._transport, *self._http._mounts.values()}:
+            pool = getattr(transport, "_pool", None)  # a transport of a test has none
+            for connection in pool.connections if isinstance(pool, httpcore.AsyncConnectionPool) else ():
+                if connection.is_idle():
+                    await connection.aclose()
+
     async def _answered(self, question: Question, deadline: float) -> httpx.Response:
+        await self._wake()
         pauses = Pauses(deadline)
         failed_once, logins, losses = False, None, 0
         client = self._big if question.big else self._http
         while True:
             asked_to_wait = 0.0
             try:
-                token = await self.login.token()
-                logins = self.login.logins if logins is None else logins
-                request = self._http.build_request(
-                    question.method,
-                    question.path,
-                    params=question.params or None,
-                    headers={**question.headers, "Cookie": f"JSESSIONID={token}"},
-                )
-                self.requests += 1
-                response = await client.send(request, stream=True)
-                if response.status_code not in TRY_LATER and (response.status_code != 500 or failed_once):
-                    self.breaker.heard()
-                    self.login.heard(response)
-                    if losses == LOSSES or not await self._lost(token, logins, response, question.expects):
-                        return response
-                    losses += 1
-                    continue
+                async with self.login.turn():
+                    token = await self.login.token()
+                    logins = self.login.logins if logins is None else logins
+                    request = self._http.build_request(
+                        question.method,
+                        question.path,
+                        params=question.params or None,
+                        headers={**question.headers, "Cookie": f"JSESSIONID={token}"},
+                    )
+                    self.requests += 1
+                    response = await client.send(request, stream=True)
+                    if response.status_code not in TRY_LATER and (response.status_code != 500 or failed_once):
+                        self.breaker.heard()
+                        self.login.heard(response)
+                        if losses == LOSSES or not await self._lost(token, logins, response, question.expects):
+                            return response
+                        losses += 1
+                        continue
                 failed_once = failed_once or response.status_code == 500
                 asked_to_wait = _retry_after(response)
                 failure: Unreachable = self._unavailable(question.path, response)
@@ -389,35 +419,38 @@ class Transport:
         patience = httpx.Timeout(**{**self._http.timeout.as_dict(), "read": CHANGE_TIMEOUT})
         logins, losses = None, 0
         while True:
-            try:
-                token = await self.login.token()
-            except httpx.TransportError as error:
-                raise self._unreachable(error) from error
-            logins = self.login.logins if logins is None else logins
-            content = body() if callable(body) else body or None
-            request = self._http.build_request(
-                method,
-                path,
-                params=params or None,
-                headers={**headers, "Cookie": f"JSESSIONID={token}"},
-                content=content,
-                timeout=patience,
-            )
-            self.requests += 1
-            try:
-                response = await self._http.send(request, stream=True)
-            except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.UnsupportedProtocol) as error:
-                raise self._unreachable(error) from error
-            except httpx.TransportError as error:
-                raise Uncertain(f"{self.url} {network.reason(error)}; the request may have been carried out") from error
-            finally:
-                if isinstance(content, AsyncGenerator):  # it may have been left half-way, with a file open
-                    with trio.CancelScope(shield=True):
-                        await content.aclose()
-            self.login.heard(response)
-            if losses == LOSSES or not await self._unread(token, logins, response):
-                return response
-            losses += 1
+            async with self.login.turn():
+                try:
+                    token = await self.login.token()
+                except httpx.TransportError as error:
+                    raise self._unreachable(error) from error
+                logins = self.login.logins if logins is None else logins
+                content = body() if callable(body) else body or None
+                request = self._http.build_request(
+                    method,
+                    path,
+                    params=params or None,
+                    headers={**headers, "Cookie": f"JSESSIONID={token}"},
+                    content=content,
+                    timeout=patience,
+                )
+                self.requests += 1
+                try:
+                    response = await self._http.send(request, stream=True)
+                except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.UnsupportedProtocol) as error:
+                    raise self._unreachable(error) from error
+                except httpx.TransportError as error:
+                    raise Uncertain(
+                        f"{self.url} {network.reason(error)}; the request may have been carried out"
+                    ) from error
+                finally:
+                    if isinstance(content, AsyncGenerator):  # it may have been left half-way, with a file open
+                        with trio.CancelScope(shield=True):
+                            await content.aclose()
+                self.login.heard(response)
+                if losses == LOSSES or not await self._unread(token, logins, response):
+                    return response
+                losses += 1
 
     async def change(
         self, method: str, path: str, params: Mapping[str, str], headers: Mapping[str, str], body: Body
@@ -507,6 +540,7 @@ class Transport:
                 raise NotFound(f"{where} does not exist, or not for {self.login.username}{because}", **facts)
             case _ if response.has_redirect_location:
                 raise BadReply(f"{where} redirects, which xnatfs does not follow", **facts)
+        because = "" if said in status_line(response) else because
         raise BadReply(f"{where} answers {status_line(response)}{because}", **facts)
 
     def _unreachable(self, error: httpx.TransportError) -> Unreachable:

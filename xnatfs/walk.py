@@ -26,6 +26,7 @@ from urllib.parse import quote
 
 import trio
 
+from xnatfs.ages import now
 from xnatfs.catalogue import Catalogue, Catalogues
 from xnatfs.client import Xnat
 from xnatfs.errors import BadReply, Denied, NotFound, Unreachable, XnatError, first_error
@@ -86,7 +87,7 @@ class _Steps:
 
     def take(self, key: str) -> bool:
         """One is looked into; whether it is a step of a walk."""
-        gap, self.at = trio.current_time() - self.at, trio.current_time()
+        gap, self.at = now() - self.at, now()
         if key != self.last:
             self.gap = gap
             self.haste = self.haste + 1 if gap <= HASTE else 1
@@ -144,13 +145,13 @@ class Walk:
         self._looked_at.add(accession)
         if accession in self._under_way:
             await self._under_way[accession].wait()
-        now = trio.current_time()
-        if self._known(accession) or now - self._begun.get(accession, -float("inf")) < self._ttl:
+        asked_at = now()
+        if self._known(accession) or asked_at - self._begun.get(accession, -float("inf")) < self._ttl:
             return
         if walking and accession in self._sessions and (size := self._size()):
             await self._ask_batch(accession, size)
         if not self._known(accession):
-            self._begun[accession] = now
+            self._begun[accession] = asked_at
             self._ahead(accession, self._imaging(accession))
 
     async def subject(self, accession: str) -> None:
@@ -175,8 +176,7 @@ class Walk:
             self._sessions = {row.id: row for row in found.rows}
             labels = {row.id: (row.subject_label, row.label) for row in self._sessions.values()}
             self._listed = found, self._steps.order(labels)
-            now = trio.current_time()
-            self._begun = {each: begun for each, begun in self._begun.items() if now - begun < self._ttl}
+            self._begun = {each: begun for each, begun in self._begun.items() if now() - begun < self._ttl}
 
     def _known(self, accession: str) -> bool:
         return all(self._metadata.peek(key) is not None for key in experiment_keys(accession))
@@ -190,7 +190,7 @@ class Walk:
     async def _ask_batch(self, accession: str, size: int) -> None:
         chosen = self._choose(accession, size)
         self._batch = len(chosen)
-        self._batch_begun, done = trio.current_time(), trio.Event()
+        self._batch_begun, done = now(), trio.Event()
         self._under_way |= dict.fromkeys(chosen, done)
         try:
             await self._take(chosen)
@@ -198,7 +198,7 @@ class Walk:
             for each in chosen:
                 self._under_way.pop(each, None)
             done.set()
-        if trio.current_time() - self._batch_begun > SLOW:
+        if now() - self._batch_begun > SLOW:
             self._batch = max(1, self._batch // 2)
 
     def _choose(self, accession: str, size: int) -> list[str]:
@@ -218,7 +218,7 @@ class Walk:
 
         0 where so few are reached that asking for them singly is the least.
         """
-        elapsed = self._steps.gap if self._batch == 1 else trio.current_time() - self._batch_begun
+        elapsed = self._steps.gap if self._batch == 1 else now() - self._batch_begun
         reached = LARGEST_BATCH if elapsed <= 0 else int(self._ttl / 2 * self._batch / elapsed)
         return min(2 * self._batch, LARGEST_BATCH, reached) if reached >= FEWEST else 0
 
@@ -228,7 +228,7 @@ class Walk:
         assessors: dict[str, tuple[Assessor, ...]] | None = None
         files: Catalogues | None = None
         stated: dict[str, Resource] | None = None
-        started = trio.current_time()
+        started = now()
 
         async def ask_scans() -> None:
             nonlocal scans
@@ -414,7 +414,7 @@ class Walk:
         """The rows of an item's own listing, of this very moment if it is not at hand."""
 
         async def asked() -> Listing[R]:
-            started = trio.current_time()
+            started = now()
             return listing(await ask(), group, started, self._ttl)
 
         found = self._metadata.peek(key)

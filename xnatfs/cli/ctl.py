@@ -6,6 +6,7 @@ have go before or after the verb; the one nearest to the end of the line counts.
 
 import argparse
 import json
+import logging
 import os
 import shlex
 import time
@@ -19,6 +20,7 @@ from xnatfs import program
 from xnatfs.cli import options, statusline
 from xnatfs.cli.output import FORMATS, check_columns, note, tell
 from xnatfs.errors import ConfigError, Denied, NotFound, XnatError, first_error
+from xnatfs.untrusted import line
 
 if TYPE_CHECKING:
     from xnatfs.client import Xnat
@@ -117,11 +119,12 @@ class Context:
 
     @asynccontextmanager
     async def site(self) -> "AsyncIterator[Site]":
+        from xnatfs.config import cache_directory
         from xnatfs.site import open_site
 
-        credentials = self.credentials()
+        config, credentials = replace(self.config, cache_dir=cache_directory()), self.credentials()
         with self._waiting():
-            async with open_site(self.config, credentials, sessions=self.store) as site:
+            async with open_site(config, credentials, sessions=self.store) as site:
                 yield site
 
     def _waiting(self) -> AbstractContextManager[None]:
@@ -246,6 +249,7 @@ def run(arguments: argparse.Namespace) -> int:
     if command.columns:
         check_columns(arguments, command.columns)
     options.log_to(arguments, environ)
+    _tell_of_locks(arguments)
     context = Context(arguments, _config(arguments, environ, command), environ)
     if warning := who_reads_along(context.config):
         tell(f"xnatctl: {warning}")
@@ -254,9 +258,24 @@ def run(arguments: argparse.Namespace) -> int:
     return trio.run(command.run, context) or 0
 
 
+class _Teller(logging.Handler):
+    """Report a log record to the user."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tell(f"xnatctl: {line(record.getMessage())}")
+
+
+def _tell_of_locks(arguments: argparse.Namespace) -> None:
+    """Report on stderr that a process which holds a lock was waited for in vain, unless the log is there."""
+    log = logging.getLogger("xnatfs.locks")
+    log.setLevel(logging.WARNING)
+    if not log.handlers and (arguments.log_file or not arguments.verbose):
+        log.addHandler(_Teller())
+
+
 def _config(arguments: argparse.Namespace, environ: Mapping[str, str], command: Command) -> "Config":
     """The server; a command that needs none gets along without."""
-    from xnatfs.config import Config, cache_home
+    from xnatfs.config import Config
 
     if command.noun == "config" or command.verb == "completion":
         return Config("")
@@ -264,7 +283,7 @@ def _config(arguments: argparse.Namespace, environ: Mapping[str, str], command: 
         raise ConfigError("give either --profile or --url, not both")
     config = options.server_config(arguments, environ)
     timeout = config.profile.timeout
-    return replace(config, timeout=timeout, patience=min(timeout, PATIENCE), cache_dir=cache_home())
+    return replace(config, timeout=timeout, patience=min(timeout, PATIENCE))
 
 
 def error_object(error: BaseException, line: str, status: int) -> str:

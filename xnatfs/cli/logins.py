@@ -18,7 +18,8 @@ def session_store(config: Config, token: str, user: str = "") -> SessionStore:
     if token and not is_session_id(token):
         raise ConfigError("XNAT_TOKEN is not a session ID: it must be 8 to 256 letters and digits")
     user = user or wanted_user(config.url, config.profile, os.environ)
-    return SessionStore(config.profile.url or config.url, user, given=token)
+    url = config.profile.url or config.url
+    return SessionStore(url, user, given=token, lock_timeout=config.lock_timeout)
 
 
 def find_login(config: Config, token: str, before_asking: Callable[[], object] = lambda: None) -> Credentials | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from xnatfs.cli import logs
-from xnatfs.config import Config, Profile, cache_home, find_profile, normalised_url, select_profile
+from xnatfs.config import Config, Profile, cache_directory, find_profile, normalised_url, select_profile
 from xnatfs.errors import ConfigError
 from xnatfs.urls import is_same_server
 
@@ -247,5 +247,5 @@ def mount_config(arguments: argparse.Namespace, server: Config) -> Config:
         for name in ("cache_size", "ttl", "timeout", "revalidate")
         if getattr(arguments, name) is not None
     }
-    directory = Path(arguments.cache_dir or cache_home()).expanduser().absolute()
+    directory = cache_directory(arguments.cache_dir)
     return replace(server, cache_dir=directory, strict=arguments.strict, offline=arguments.offline, **given)

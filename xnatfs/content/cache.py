@@ -9,27 +9,30 @@ Invariants:
 """
 
 import logging
+import math
 import os
+import tempfile
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 
 import trio
 
+from xnatfs import locks
 from xnatfs.background import background
 from xnatfs.content.blob import Blob
 from xnatfs.content.entry import Entry, identity
 from xnatfs.content.fill import Fill
 from xnatfs.content.index import Row
-from xnatfs.content.shelf import open_shelf
+from xnatfs.content.shelf import Shelf, open_shelf
 from xnatfs.content.source import Source, Version
 from xnatfs.content.stats import DAMAGED, Stats
 from xnatfs.content.store import Store
 from xnatfs.content.writeback import Writeback
-from xnatfs.errors import BadReply, CacheError
+from xnatfs.errors import BadReply, CacheError, CacheLocked
 
 log = logging.getLogger(__name__)
 
@@ -388,22 +391,33 @@ class ContentCache:
 
 @asynccontextmanager
 async def open_cache(
-    directory: Path, limit: int, *, revalidate: float = 3600.0, strict: bool = False
+    directory: Path, limit: int, *, revalidate: float = 3600.0, strict: bool = False, wait: float = math.inf
 ) -> AsyncIterator[ContentCache]:
     """The cache in this directory, of at most `limit` bytes and half the free disk. Raises CacheError.
 
     `revalidate` is how many seconds a file without a digest is trusted before the server is asked if it has changed.
-    `strict`: nothing of a file is handed out before all of it has been verified.
+    `strict`: nothing of a file is handed out before all of it has been verified. `wait` is how many seconds a lock of
+    another process is waited for; where it has one on all of the directory, a temporary one takes its place.
     """
-    store = Store(await trio.to_thread.run_sync(open_shelf, directory, limit))
+    with ExitStack() as temporary:
+        store = Store(await trio.to_thread.run_sync(_open_shelf, directory, limit, wait, temporary))
+        try:
+            async with background() as nursery:
+                cache = ContentCache(store, nursery, revalidate, strict)
+                nursery.start_soon(cache._maintain)
+                try:
+                    yield cache
+                finally:
+                    cache._shut()
+        finally:
+            with trio.CancelScope(shield=True):
+                await cache._close()
+
+
+def _open_shelf(directory: Path, limit: int, wait: float, temporary: ExitStack) -> Shelf:
     try:
-        async with background() as nursery:
-            cache = ContentCache(store, nursery, revalidate, strict)
-            nursery.start_soon(cache._maintain)
-            try:
-                yield cache
-            finally:
-                cache._shut()
-    finally:
-        with trio.CancelScope(shield=True):
-            await cache._close()
+        return open_shelf(directory, limit, wait)
+    except CacheLocked as error:
+        locks.log.warning("%s; until the end of this process its files are kept elsewhere, for it alone", error)
+        other = tempfile.TemporaryDirectory(prefix="xnatfs-", ignore_cleanup_errors=True)
+        return open_shelf(Path(temporary.enter_context(other)), limit, wait)

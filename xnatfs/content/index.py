@@ -12,6 +12,7 @@ Invariants:
 
 import contextlib
 import logging
+import math
 import os
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -26,6 +27,8 @@ SCHEMA_VERSION = 2
 
 # Longest wait for another process's transaction. The longest one evicts for one big file: some 30 us per blob.
 BUSY_SECONDS = 20.0
+# The same of a point read, which stops the event loop. In WAL mode only one that opens or closes it is waited for.
+READ_BUSY_SECONDS = 0.05
 
 # SQLite's page cache per connection in KiB (a negative number means KiB). A point read touches three pages.
 PAGE_CACHE = -512
@@ -91,13 +94,16 @@ class Row:
 class Index:
     """The open index. `get`, `have` and `total` are for the event loop, the rest for one thread at a time."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, wait: float = math.inf) -> None:
         self.damaged = False  # it is for nobody to ask, and to be set aside
         self._path = path
-        self._read = _connect(path)
+        self._wait = min(wait, BUSY_SECONDS)  # for the transaction of another process
+        self._blocked = False  # the last wait was in vain: a lock is only tried until it is acquired again
+        self._read = _connect(path, self._wait)
         self._identity = _identity(path)
         try:
-            self._write = _connect(path)
+            _set_wait(self._read, READ_BUSY_SECONDS)
+            self._write = _connect(path, self._wait)
             try:
                 self._create()
             except BaseException:
@@ -117,16 +123,18 @@ class Index:
         return _identity(self._path) == self._identity
 
     def _create(self) -> None:
-        with self.transaction():
-            (version,) = self._write.execute("PRAGMA user_version").fetchone()
-            if version == 0:
+        if self._version() == 0:  # else it is only looked at, and can be while another process writes, or is stopped
+            with self.transaction():
                 for statement in _statements(SCHEMA + TRIGGERS):
                     self._write.execute(statement)
                 self._write.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-            elif version != SCHEMA_VERSION:
-                raise sqlite3.DatabaseError(f"it is of version {version}, not {SCHEMA_VERSION}")
-            self._write.execute(f"SELECT {COLUMNS} FROM blobs ORDER BY used LIMIT 1").fetchone()
-            self._write.execute("SELECT bytes FROM total").fetchone()
+        if (version := self._version()) != SCHEMA_VERSION:
+            raise sqlite3.DatabaseError(f"it is of version {version}, not {SCHEMA_VERSION}")
+        self._write.execute(f"SELECT {COLUMNS} FROM blobs ORDER BY used LIMIT 1").fetchone()
+        self._write.execute("SELECT bytes FROM total").fetchone()
+
+    def _version(self) -> int:
+        return int(self._write.execute("PRAGMA user_version").fetchone()[0])
 
     # On the event loop.
 
@@ -150,7 +158,7 @@ class Index:
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
         """All or nothing, with the write lock taken first, so that it never fails half way for want of it."""
-        self._write.execute("BEGIN IMMEDIATE")
+        self._begin()
         try:
             yield
             self._write.execute("COMMIT")
@@ -159,6 +167,19 @@ class Index:
             if self._write.in_transaction:
                 self._write.execute("ROLLBACK")
             raise
+
+    def _begin(self) -> None:
+        """Wait for the write lock, but not a second time where the process that has it keeps it."""
+        try:
+            self._write.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as exc:
+            if is_busy(exc) and not self._blocked:
+                self._blocked = True
+                _set_wait(self._write, 0)
+            raise
+        if self._blocked:
+            self._blocked = False
+            _set_wait(self._write, self._wait)
 
     def total_now(self) -> int:
         """The total as this transaction sees it."""
@@ -236,25 +257,38 @@ class Index:
         self._write.executemany("UPDATE blobs SET boot = '' WHERE ident = ? AND checked = ?", blobs)
 
 
-def open_index(path: Path) -> Index:
-    """Open or create the index; one that cannot be read is set aside. Call it with the directory locked."""
+def open_index(path: Path, wait: float = math.inf) -> Index:
+    """Open or create the index; one that cannot be read is set aside. Call it with the directory locked.
+
+    No lock of another process is waited for longer than `wait` seconds: raises sqlite3.OperationalError, see `is_busy`.
+    """
     if not path.exists():
         _remove_wal(path)  # of one that somebody has removed, and that is perhaps still open
     try:
         if path.exists() and not os.access(path, os.R_OK | os.W_OK):
             raise sqlite3.DatabaseError("no permission")
-        return Index(path)
+        return Index(path, wait)
     except sqlite3.DatabaseError as exc:
         if isinstance(exc, sqlite3.OperationalError) and not is_damage(exc):
             raise  # locked, disk full: nothing that a new index would cure
         log.warning("cache index %s cannot be read (%s): set aside, the cache starts empty", path, exc)
         set_aside(path)
-        return Index(path)
+        return Index(path, wait)
 
 
 def is_damage(exc: Exception) -> bool:
     """Whether SQLite says of an index that it is none."""
     return getattr(exc, "sqlite_errorcode", 0) & 0xFF in DAMAGED
+
+
+def is_busy(exc: Exception) -> bool:
+    """Whether SQLite says that another process has a lock on the index."""
+    return getattr(exc, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+
+
+def wal_locks(path: Path) -> Path:
+    """The file on which SQLite has the locks of an index."""
+    return Path(f"{path}-shm")
 
 
 def set_aside(path: Path) -> None:
@@ -269,12 +303,12 @@ def _remove_wal(path: Path) -> None:
             os.unlink(f"{path}{suffix}")
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def _connect(path: Path, wait: float) -> sqlite3.Connection:
     # Created here for its mode, which SQLite gives to -wal and -shm too. Never opened by us once it exists: closing
     # any descriptor of the file would drop the POSIX locks of every SQLite connection in this process.
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    connection = sqlite3.connect(path, timeout=wait, isolation_level=None, check_same_thread=False)
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
@@ -283,6 +317,10 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def _set_wait(connection: sqlite3.Connection, seconds: float) -> None:
+    connection.execute(f"PRAGMA busy_timeout = {int(1000 * seconds)}")
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -20,6 +20,7 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
+import math
 import os
 import shutil
 import sqlite3
@@ -28,8 +29,9 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from xnatfs.content.index import Index, Row, open_index, set_aside
-from xnatfs.errors import CacheError
+from xnatfs.content.index import Index, Row, is_busy, open_index, set_aside, wal_locks
+from xnatfs.errors import CacheError, CacheLocked
+from xnatfs.locks import holder, lock, lock_within
 from xnatfs.sessions import make_private
 
 T = TypeVar("T")
@@ -46,8 +48,10 @@ SYNC_BATCH = 32
 class Shelf:
     """One process's hold on a cache directory."""
 
-    def __init__(self, directory: Path, limit: int, index: Index) -> None:
+    def __init__(self, directory: Path, limit: int, index: Index, wait: float = math.inf) -> None:
         self.directory = directory
+        self._wait = wait  # for the locks of other processes
+        self._blocked = False  # the last wait for the directory's was in vain: it is only tried until it is acquired
         self.limit = limit
         self.index = index
         self.boot = _boot_id()
@@ -199,10 +203,10 @@ class Shelf:
         if old.in_place() and not old.damaged:
             return None
         make_directories(self.directory)
-        with locked(self.directory):
+        with self._locked():
             if old.in_place():
                 set_aside(self.directory / INDEX)
-            self.index = open_index(self.directory / INDEX)
+            self.index = open_index(self.directory / INDEX, self._wait)
         return old  # closed when nobody has it any more: the event loop may be reading there
 
     def adopt(self, partials: list[tuple[str, int]]) -> None:
@@ -217,8 +221,16 @@ class Shelf:
         """After everything else."""
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(OSError):
-                stack.enter_context(locked(self.directory))
+                stack.enter_context(self._locked())
             self.index.close()
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """The directory, which is not waited for a second time where a process keeps it."""
+        wait, self._blocked = 0.0 if self._blocked else self._wait, True
+        with locked(self.directory, wait):
+            self._blocked = False
+            yield
 
     def _written(self, row: Row) -> Row:
         """The row of a file that has just been put to its place."""
@@ -253,15 +265,20 @@ class Shelf:
         return True
 
 
-def open_shelf(directory: Path, limit: int) -> Shelf:
-    """Make or open a cache directory of at most `limit` bytes and half the free disk; raises CacheError."""
+def open_shelf(directory: Path, limit: int, wait: float = math.inf) -> Shelf:
+    """Make or open a cache directory of at most `limit` bytes and half the free disk.
+
+    Raises CacheLocked where another process keeps a lock there for longer than `wait` seconds, else CacheError.
+    """
     try:
         make_directories(directory)
-        with locked(directory):
-            index = open_index(directory / INDEX)
+        with locked(directory, wait):
+            index = open_index(directory / INDEX, wait)
     except (OSError, sqlite3.Error) as exc:
+        if isinstance(exc, TimeoutError) or is_busy(exc):
+            raise CacheLocked(f"cache directory {directory}: {why_locked(exc, directory)}") from exc
         raise _unusable(directory, exc) from exc
-    shelf = Shelf(directory, min(limit, _share_of_disk(directory, index.total())), index)
+    shelf = Shelf(directory, min(limit, _share_of_disk(directory, index.total())), index, wait)
     try:
         name, fd = shelf.create_partial()  # can it be written, and locked?
         os.unlink(shelf.partial_path(name))
@@ -284,11 +301,20 @@ def make_directories(directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """One at a time: switching to WAL, and setting an index aside or closing it, are not safe in company."""
+def locked(directory: Path, wait: float) -> Iterator[None]:
+    """One at a time: switching to WAL, and setting an index aside or closing it, are not safe in company.
+
+    Raises TimeoutError where another process keeps it for longer than `wait` seconds.
+    """
     with opened(directory) as fd:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        if not lock_within(fd, wait):
+            raise TimeoutError(f"locked by {holder(directory)}")
         yield
+
+
+def why_locked(exc: Exception, directory: Path) -> str:
+    """What to say after the name of a directory of which the index or all is locked."""
+    return str(exc) if isinstance(exc, TimeoutError) else f"locked by {holder(wal_locks(directory / INDEX))}"
 
 
 def _share_of_disk(directory: Path, used: int) -> int:
@@ -299,15 +325,6 @@ def _share_of_disk(directory: Path, used: int) -> int:
 def _unusable(directory: Path, exc: Exception) -> CacheError:
     why = exc.strerror if isinstance(exc, OSError) else exc
     return CacheError(f"cache directory {directory} cannot be used: {why}; correct that or choose another")
-
-
-def lock(fd: int, kind: int) -> bool:
-    """Try to take a flock; an open file description has one lock, so two of one process conflict as well."""
-    try:
-        fcntl.flock(fd, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _write_new(path: str, data: bytes) -> None:

@@ -20,9 +20,11 @@ from typing import TypeVar, TypeVarTuple
 
 import trio
 
-from xnatfs.content.index import Index, Row, is_damage
-from xnatfs.content.shelf import Shelf, is_full, lock
+from xnatfs import locks
+from xnatfs.content.index import Index, Row, is_busy, is_damage
+from xnatfs.content.shelf import Shelf, is_full, why_locked
 from xnatfs.errors import CacheError
+from xnatfs.locks import lock
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -268,15 +270,18 @@ class Store:
         return None
 
     def _trouble(self, exc: Exception, index: Index | None = None) -> None:
-        self._tell(f"{exc}; files are fetched but not kept")
+        if isinstance(exc, TimeoutError) or is_busy(exc):
+            self._tell(f"{why_locked(exc, self._shelf.directory)}; files are fetched but not kept", locks.log)
+        else:
+            self._tell(f"{exc}; files are fetched but not kept")
         if index is not None and is_damage(exc):
             index.damaged = True  # the next who writes puts it aside
 
-    def _tell(self, what: str) -> None:
+    def _tell(self, what: str, to: logging.Logger = log) -> None:
         self._troubled = time.monotonic()
         if not self._told:
             self._told = True
-            log.warning("cache directory %s: %s", self._shelf.directory, what)
+            to.warning("cache directory %s: %s", self._shelf.directory, what)
 
     def _no_trouble(self) -> None:
         if self._told and time.monotonic() - self._troubled > QUIET:

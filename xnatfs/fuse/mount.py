@@ -93,7 +93,7 @@ async def mount(
             )
             kind = OperationsWithXattrs if options.xattrs else Operations
             operations = kind(Root(site), options.ownership, pyfuse3.notify_store)
-            _begin(operations, config, options)
+            await _begin(operations, config, options)
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(_obey, signals, ended, partial(log_state, site, operations))
@@ -118,13 +118,13 @@ def give_memory_back() -> None:
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, OWN_PAGES)
 
 
-def _begin(operations: Operations, config: Config, options: MountOptions) -> None:
+async def _begin(operations: Operations, config: Config, options: MountOptions) -> None:
     # What libfuse takes by default, but that `ro` refuses every change in the kernel already.
     flags = {*pyfuse3.default_options, "ro", "nosuid", "nodev", "subtype=xnatfs", f"fsname={_escaped(config.url)}"}
     if options.allow_other:
         flags.add("allow_other")
     try:
-        with one_at_a_time():
+        async with one_at_a_time(options.mountpoint, config.lock_timeout):
             if clear_dead(options.mountpoint, config.url):
                 log.info("%s was a dead mount, its process had ended without unmounting: cleared", options.mountpoint)
             check_mountpoint(options.mountpoint)

@@ -4,20 +4,20 @@ The command looks here before it starts the daemon, so nothing is imported that 
 """
 
 import errno
-import fcntl
 import hashlib
 import os
 import select
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 from xnatfs.config import cache_home
 from xnatfs.credentials import for_children
 from xnatfs.errors import FuseMissing, MountpointError
+from xnatfs.locks import holder, lock_soon
 from xnatfs.mountinfo import Mount, mount_on
 from xnatfs.sessions import make_private, write_private
 
@@ -136,14 +136,19 @@ def _fusermount_says(text: str) -> str:
     return "a program has a file or its working directory in it" if busy else last.removeprefix("fusermount3: ")
 
 
-@contextmanager
-def one_at_a_time() -> Iterator[None]:
-    """While somebody looks at a mountpoint, clears it and mounts there, no other process of this user does."""
-    path = cache_home() / "mounts" / "lock"
+@asynccontextmanager
+async def one_at_a_time(mountpoint: Path, wait: float) -> AsyncIterator[None]:
+    """Keep other processes of this user from mounting there between a look at the mountpoint and the mount.
+
+    Raises MountpointError where another process is at it for longer than `wait` seconds. Another mountpoint has
+    another lock: a stopped `xnatfs mount` keeps no other from mounting.
+    """
+    path = _registration(mountpoint).with_suffix(".lock")
     make_private(path.parent)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if not await lock_soon(descriptor, wait):
+            raise MountpointError(f"{mountpoint} is being mounted on by {holder(path)}: let that end, or kill it")
         yield
     finally:
         os.close(descriptor)
@@ -185,4 +190,6 @@ def _started(process: int) -> str:
 
 
 def _registration(mountpoint: Path) -> Path:
-    return cache_home() / "mounts" / hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:16]
+    # Of this host: a home may be that of several, and processes of others are not seen here.
+    name = os.fsencode(f"{os.uname().nodename}\n{mountpoint}")
+    return cache_home() / "mounts" / hashlib.sha256(name).hexdigest()[:16]

@@ -21,6 +21,7 @@ import trio
 from pyfuse3 import FileHandleT, FileNameT, FlagT, InodeT, ReaddirToken, RequestContext
 
 from xnatfs.access import Permit
+from xnatfs.ages import now
 from xnatfs.content import Blob
 from xnatfs.errors import (
     BadReply,
@@ -244,7 +245,7 @@ class Operations(pyfuse3.Operations):
         node = self._node(inode)
         await _learn_size([node])
         expires = node.parent.fresh_until() if node.parent else math.inf
-        if isinstance(node, File) and expires <= trio.current_time():
+        if isinstance(node, File) and expires <= now():
             # Of a file that is open the kernel asks this before it hands out pages that it has.
             expires = await self._permitted(node.permit(), inode)
         attributes = self._attributes(node, expires)
@@ -332,7 +333,7 @@ class Operations(pyfuse3.Operations):
         if not isinstance(node, File):
             raise pyfuse3.FUSEError(errno.EISDIR)
         permit = node.permit()
-        if permit.until <= trio.current_time():  # by way of /proc/self/fd, which looks nothing up
+        if permit.until <= now():  # by way of /proc/self/fd, which looks nothing up
             await self._permitted(permit, inode)
         blob = await node.open()
         if not self.inodes.serves(inode, blob.stamp):  # two contents in one inode would share their pages
@@ -354,7 +355,7 @@ class Operations(pyfuse3.Operations):
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         blob, permit, inode = self._files[fh]
         self._other_pages.discard(inode)
-        if permit.until <= trio.current_time():
+        if permit.until <= now():
             await self._permitted(permit, inode)
         try:
             return await blob.read(off, size)
@@ -501,7 +502,7 @@ async def _xattrs(node: Node) -> dict[FileNameT, bytes]:
 
 
 def _left(expires: float) -> float:
-    return min(max(expires - trio.current_time(), 0.0), LONGEST_TIMEOUT)
+    return min(max(expires - now(), 0.0), LONGEST_TIMEOUT)
 
 
 def _absent(expires: float) -> pyfuse3.EntryAttributes:

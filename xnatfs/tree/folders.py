@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast, overload
 import trio
 
 from xnatfs.access import Permit
+from xnatfs.ages import now
 from xnatfs.bulk import version
 from xnatfs.catalogue import Catalogue
 from xnatfs.content import Blob
@@ -347,7 +348,7 @@ class CatalogueFile(File):
         """Raise NotFound if the file is not in the server's listing any more."""
         resource_dir, path = self.folder.folders.resource_dir, self.row.path
         listing = await resource_dir.listing()
-        if trio.current_time() - listing.fetched > LOST_IF_LISTED_WITHIN:
+        if now() - listing.fetched > LOST_IF_LISTED_WITHIN:
             place = resource_dir.place
             self.site.metadata.forget(FilesKey(place.item, place.below))
             self.site.metadata.forget(FoldersKey(resource_dir.path))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import trio
 
 from xnatfs.access import Permit
+from xnatfs.ages import now
 from xnatfs.content import Blob
 from xnatfs.errors import NotFound
 from xnatfs.keys import ChildrenKey, ListKey
@@ -116,7 +117,7 @@ class Dir(Node):
 
     def fresh_until(self) -> float:
         """When what `children` gave last is out of date, on trio's clock; in the past where nothing was given."""
-        if self._expires <= trio.current_time():  # but another node of this path may know better
+        if self._expires <= now():  # but another node of this path may know better
             children = self.site.metadata.peek(ChildrenKey(self._full_path))
             self._expires = children.expires if children else -math.inf
         return self._expires

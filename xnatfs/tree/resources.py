@@ -7,10 +7,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import trio
-
 from xnatfs.access import Permit
 from xnatfs.address import Address, base, with_digits
+from xnatfs.ages import now
 from xnatfs.errors import BadReply, NotFound
 from xnatfs.keys import FilesKey, FoldersKey, Item, ListKey, ResourcesKey
 from xnatfs.metadata import Listing
@@ -124,7 +123,7 @@ class ResourceDir(Dir):
         return (await self.folders()).children(())
 
     def fresh_until(self) -> float:
-        if self._expires <= trio.current_time():
+        if self._expires <= now():
             folders = self.site.metadata.peek(FoldersKey(self.path))
             self._expires = folders.expires if folders else -math.inf
         return self._expires

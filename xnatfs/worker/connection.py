@@ -5,9 +5,11 @@ The socket does not block: whoever waits for the server looks at the daemon, too
 
 import errno
 import json
+import os
 import select
 import socket
 import ssl
+import time
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -21,6 +23,9 @@ from xnatfs.worker.splice import Pipe
 NO_PIPES = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP})
 # Of a line, and of a reply's head.
 LINE = 64 * 1024
+# Seconds until the next address of a host is tried beside those before, which may swallow what is sent to them: what
+# RFC 8305 recommends, and trio takes.
+STAGGER = 0.25
 
 
 # The authorities take 40 ms to read: once in the life of a process.
@@ -132,7 +137,8 @@ class Connection:
     def _connected(self, message: dict[str, Any]) -> socket.socket:
         host, trust = message["host"], message["tls"]
         try:
-            plain = socket.create_connection((host, message["port"]), message["connect"])
+            plain = connect(host, message["port"], message["connect"])
+            plain.settimeout(message["connect"])  # of what TLS has to say
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, message["unacknowledged"])
             if trust is None:
@@ -228,6 +234,62 @@ class Connection:
     def _received(self, buffer: memoryview) -> int:
         assert self._socket is not None
         return self._socket.recv_into(buffer)
+
+
+def connect(host: str, port: int, within: float) -> socket.socket:
+    """Connect to the first address of a host that answers, trying the next one after STAGGER or a failure.
+
+    Raises the OSError of the last failure, or TimeoutError after `within` seconds.
+    """
+    until = time.monotonic() + within
+    addresses = _alternating(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+    failure: OSError = OSError(errno.EADDRNOTAVAIL, "the host has no address")
+    begun: list[socket.socket] = []
+    try:
+        while addresses or begun:
+            if addresses:
+                try:
+                    begun.append(_begun(*addresses.pop(0)))
+                except OSError as error:
+                    failure = error
+                    continue
+            left = until - time.monotonic()
+            _, ready, _ = select.select([], begun, [], max(0, min(left, STAGGER) if addresses else left))
+            for link in ready:
+                begun.remove(link)
+                if not (number := link.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):
+                    return link
+                link.close()
+                failure = OSError(number, os.strerror(number))
+            if time.monotonic() >= until:
+                raise TimeoutError
+        raise failure
+    finally:
+        for link in begun:
+            link.close()
+
+
+def _alternating(found: list[Any]) -> list[tuple[int, Any]]:
+    """Return family and address of each, the first one of another family in the second place (RFC 6555, 5.4)."""
+    addresses = [(family, address) for family, _, _, _, address in found]
+    for place, (family, _) in enumerate(addresses):
+        if family != addresses[0][0]:
+            addresses.insert(1, addresses.pop(place))
+            break
+    return addresses
+
+
+def _begun(family: int, address: Any) -> socket.socket:
+    link = socket.socket(family, socket.SOCK_STREAM)
+    link.setblocking(False)
+    try:
+        link.connect(address)
+    except BlockingIOError:
+        pass
+    except BaseException:
+        link.close()
+        raise
+    return link
 
 
 def readable(link: socket.socket) -> bool:

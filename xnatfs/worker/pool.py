@@ -16,13 +16,14 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 import trio
 
+from xnatfs.ages import Sleeps
 from xnatfs.background import background
 
 log = logging.getLogger(__name__)
@@ -210,6 +211,7 @@ class Workers(httpx.AsyncBaseTransport):
         self._idle: list[_Process] = []
         self._all: set[_Process] = set()
         self._closed = False
+        self._sleeps = Sleeps()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         timeout = request.extensions["timeout"]
@@ -225,6 +227,8 @@ class Workers(httpx.AsyncBaseTransport):
             "unacknowledged": unacknowledged(timeout["read"]),
         }
         within = timeout["read"] + GRACE
+        if self._sleeps.is_over():  # the other ends of their connections are gone
+            await self._end(list(self._idle))
         return await self._replied(message, timeout["connect"] + within, within)
 
     async def _replied(self, message: Mapping[str, Any], first: float, within: float) -> httpx.Response:
@@ -268,11 +272,14 @@ class Workers(httpx.AsyncBaseTransport):
         """End those that were idle for long; runs for ever."""
         while True:
             await trio.sleep(IDLE / 2)
-            old = [process for process in self._idle if trio.current_time() - process.idle_since > IDLE]
-            self._idle = [process for process in self._idle if process not in old]
-            for process in old:
-                await process.end()
-                self._all.discard(process)
+            await self._end([each for each in self._idle if trio.current_time() - each.idle_since > IDLE])
+
+    async def _end(self, old: Sequence[_Process]) -> None:
+        """End processes that are idle."""
+        self._idle = [process for process in self._idle if process not in old]
+        for process in old:
+            await process.end()
+            self._all.discard(process)
 
     async def _started(self) -> _Process:
         command = [sys.executable, "-P", "-m", "xnatfs.worker.process"]

@@ -1,0 +1,88 @@
+"""Locks between processes, flock(2), with a limit to how long one is waited for.
+
+A process that is stopped (Ctrl-Z) keeps its locks for as long as it is stopped. So a lock is tried again and again
+rather than waited for in the kernel, and a caller that does not get it in time goes on without what it protects.
+"""
+
+import fcntl
+import logging
+import os
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+# Reports of locks that were not acquired in time: of those even a command that logs nothing tells its user.
+log = logging.getLogger(__name__)
+
+# Seconds between two tries: what most holders do takes a millisecond, a login 50 ms to seconds.
+POLL = 0.05
+
+
+def lock(fd: int, kind: int = fcntl.LOCK_EX) -> bool:
+    """Try to take a flock; an open file description has one lock, so two of one process conflict as well."""
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def lock_within(fd: int, seconds: float) -> bool:
+    """Take an exclusive lock, blocking this thread for at most so long; return False where it is still held then."""
+    until = time.monotonic() + seconds
+    while not lock(fd):
+        if time.monotonic() >= until:
+            return False
+        time.sleep(POLL)
+    return True
+
+
+async def lock_soon(fd: int, seconds: float) -> bool:
+    """Take an exclusive lock as `lock_within` does, without blocking the event loop."""
+    import trio  # here, because commands that only look for a session run without
+
+    until = trio.current_time() + seconds
+    while True:
+        if lock(fd):
+            return True
+        if trio.current_time() >= until:
+            return False
+        await trio.sleep(POLL)
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A process that holds a lock; 0 where it is unknown, as one of another host or container is."""
+
+    process: int = 0
+
+    @property
+    def is_stopped(self) -> bool:
+        return self._stat()[1] in ("T", "t")
+
+    def __str__(self) -> str:
+        if not self.process:
+            return "another process"
+        name = self._stat()[0]
+        return f"process {self.process} ({name}{', which is stopped' if self.is_stopped else ''})"
+
+    def _stat(self) -> tuple[str, str]:
+        """Return its name and state; see proc_pid_stat(5)."""
+        try:
+            name, _, rest = Path(f"/proc/{self.process}/stat").read_text().partition("(")[2].rpartition(")")
+        except OSError:
+            return "ended", ""
+        return name, rest.split()[0]
+
+
+def holder(path: Path) -> Holder:
+    """Find the process that holds an exclusive lock on a file; see proc_locks(5)."""
+    with suppress(OSError, ValueError, IndexError):
+        inode = os.stat(path).st_ino
+        for line in Path("/proc/locks").read_text().splitlines():
+            cells = line.split()
+            # Cells of a process that waits are shifted by a "->". Devices are not compared: some disks have several.
+            if cells[3] == "WRITE" and cells[5].rpartition(":")[2] == str(inode) and int(cells[4]) > 0:
+                return Holder(int(cells[4]))
+    return Holder()
