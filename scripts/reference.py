@@ -1,4 +1,4 @@
-"""Write docs/cli and docs/man from the parsers of the commands.   usage: python -m scripts.reference
+"""Write docs/cli, docs/man and docs/CONFIGURATION.md from the parsers.   usage: python -m scripts.reference
 
 The pages are rendered from the parsers' actions and not from `--help`, whose form changes with Python's version.
 """
@@ -14,6 +14,34 @@ from xnatfs.cli.ctl import NOUNS, build
 DOCS = Path(__file__).parent.parent / "docs"
 COMMON = "options of all commands"
 NOTE = "This page is written by `python -m scripts.reference`."
+
+# Of the profile file; a test compares them with the fields of Profile.
+PROFILE = {
+    "url": "the server",
+    "username": "the account",
+    "password": "its password; better in the keyring",
+    "password_source": "`keyring`: the password is there",
+    "verify_ssl": "`false` trusts any certificate",
+    "ca_bundle": "a file of certificate authorities, instead of the system's",
+    "default_project": "for commands without `-P`",
+    "timeout": "seconds that `xnatctl` waits for the next byte of an answer (default: 21600)",
+    "workers": "transfers at once",
+    "overwrite": "`none`, `append` or `delete`, of `xnatctl session upload`",
+    "archive_mode": "how `xnatctl session upload` packs files",
+    "direct_archive": "`true` uploads past the prearchive",
+}
+# A test compares them with what the code reads.
+ENVIRONMENT = {
+    "XNAT_URL": "the server, instead of the profile's",
+    "XNAT_PROFILE": "the profile",
+    "XNAT_USER": "the account",
+    "XNAT_PASS": "its password",
+    "XNAT_TOKEN": "a session (JSESSIONID) that is used as it is",
+    "XNATCTL_LOG_FILE": "where `xnatctl` logs",
+    "XNATCTL_DEBUG": "set: `xnatctl` prints the traceback of an error",
+    "XDG_CACHE_HOME": "`~/.cache` otherwise",
+    "XDG_STATE_HOME": "`~/.local/state` otherwise; journals of uploads",
+}
 
 
 @dataclass(frozen=True)
@@ -129,6 +157,32 @@ def markdown(page: Page) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def configuration() -> str:
+    """Return docs/CONFIGURATION.md."""
+    (mount,) = next(page.verbs for page in pages() if page.name == "xnatfs-mount")
+    options = [row for title, rows in mount.groups if title == "options" for row in rows]
+    profile = [(name, text) for name, text in PROFILE.items()]
+    return (
+        "\n\n".join(
+            [
+                "# Configuration",
+                f"A flag counts more than the environment, and that more than the profile. {NOTE}",
+                "## Options of a mount",
+                "`-o` takes the same ones, without the dashes: `-o allow_other,ttl=300`.",
+                _table("option", options),
+                "## Keys of a profile",
+                "In `~/.config/xnatctl/config.yaml`, below `profiles:` and the name of the profile. Beside it, "
+                "`default_profile` names one of them, and `output_format` is the default of `--output`.",
+                _table("key", profile),
+                "## Environment",
+                "`HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY` and `SSL_CERT_FILE` are followed as by other programs.",
+                _table("variable", list(ENVIRONMENT.items())),
+            ]
+        )
+        + "\n"
+    )
+
+
 def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}."
 
@@ -184,6 +238,7 @@ def written() -> dict[Path, str]:
     """Return every generated page by its path."""
     index = "\n".join(f"- [{page.name.replace('-', ' ', 1)}]({page.name}.md): {page.summary}" for page in pages())
     found = {DOCS / "cli" / "README.md": f"# Commands\n\n{NOTE}\n\n{index}\n"}
+    found[DOCS / "CONFIGURATION.md"] = configuration()
     for page in pages():
         found[DOCS / "cli" / f"{page.name}.md"] = markdown(page)
         found[DOCS / "man" / f"{page.name}.1"] = man(page)

@@ -1,10 +1,13 @@
-"""docs/cli and docs/man are what the parsers say."""
+"""docs/cli, docs/man and docs/CONFIGURATION.md are what the parsers and the code say."""
 
+import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 
-from scripts.reference import DOCS, pages, written
+from scripts.reference import DOCS, ENVIRONMENT, PROFILE, pages, written
+from xnatfs.config import Profile
 
 WRITTEN = written()
 
@@ -15,7 +18,8 @@ def test_a_page_is_up_to_date(path):
 
 
 def test_no_page_is_left_over():
-    assert {*(DOCS / "cli").iterdir(), *(DOCS / "man").iterdir()} == WRITTEN.keys()
+    pages = {path for path in WRITTEN if path.parent != DOCS}
+    assert {*(DOCS / "cli").iterdir(), *(DOCS / "man").iterdir()} == pages
 
 
 def test_every_command_has_a_summary_and_every_option_a_help():
@@ -32,3 +36,13 @@ def test_a_manual_page_has_its_sections(path: Path):
     sections = [line.removeprefix(".SH ") for line in lines if line.startswith(".SH ")]
     assert sections[:2] == ["NAME", "SYNOPSIS"]
     assert sections[2] in ("DESCRIPTION", "COMMANDS")
+
+
+def test_the_keys_of_a_profile_are_those_of_the_code():
+    assert PROFILE.keys() == {field.name for field in dataclasses.fields(Profile)} - {"name"}
+
+
+def test_the_variables_are_those_that_the_code_reads():
+    sources = [path.read_text() for path in (DOCS.parent / "xnatfs").rglob("*.py")]
+    read = {name for text in sources for name in re.findall(r'"((?:XNAT|XDG|XNATCTL)_[A-Z_]+)"', text)}
+    assert ENVIRONMENT.keys() == read - {"XNAT_CSRF"}  # a parameter of requests
