@@ -1,4 +1,4 @@
-"""docs/ARCHITECTURE.md names only what is there."""
+"""docs/dev/ARCHITECTURE.md names only what is there."""
 
 import importlib
 import re
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-PAGE = (Path(__file__).parent.parent / "docs" / "ARCHITECTURE.md").read_text()
+PAGE = (Path(__file__).parent.parent / "docs" / "dev" / "ARCHITECTURE.md").read_text()
 NAMES = sorted(set(re.findall(r"`(xnatfs(?:\.\w+)+)`", PAGE)))
 
 

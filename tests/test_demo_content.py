@@ -228,3 +228,27 @@ def test_a_catalogue_of_dicom_has_the_order_of_a_hash_and_no_other_has():
     assert sorted(found["DICOM"]) == found["NIFTI"]
     beside = sum(abs(int(a) - int(b)) <= 2 for a, b in pairwise(found["DICOM"]))
     assert beside < 10, "neighbours by name are none in there"
+
+
+@pytest.mark.parametrize(
+    ("options", "projects"),
+    [
+        ([], {"BRAINS", "CLOSED", "OPEN"}),
+        (["--fixtures"], {"BRAINS", "CLOSED", "FAULTS", "FIFTY", "OPEN", "POOL", "UGLY"}),
+    ],
+    ids=["newcomers", "fixtures"],
+)
+def test_newcomers_see_an_archive_that_looks_like_a_lab(options, projects):
+    with started("--until-eof", *options) as process:
+        with httpx.Client(base_url=url_of(process)) as client:
+            client.post("/data/JSESSION", auth=(USER, PASSWORDS[USER]))
+            listing = client.get("/data/projects?format=json").json()["ResultSet"]["Result"]
+        process.communicate(timeout=30)
+    assert {row["ID"] for row in listing} == projects
+
+
+def test_the_archive_of_newcomers_is_that_of_the_tests_without_its_fixtures():
+    shown = {entry.path for entry in DemoArchive(fixtures=False).manifest("demo-owner")}
+    both = {entry.path for entry in DemoArchive().manifest("demo-owner")}
+    assert shown <= both
+    assert {path for path in both if path[:2] == ("projects", "BRAINS")} <= shown

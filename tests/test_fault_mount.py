@@ -22,7 +22,7 @@ TIMEOUT = 1.0
 GRACE = 20.0
 # What is cached is answered in milliseconds; a machine that does much else takes longer to start doing it.
 AT_ONCE = 5.0
-# How soon all is well after an outage, by promise 5 of docs/RELIABILITY.md.
+# How soon all is well after an outage, by promise 5 of docs/dev/RELIABILITY.md.
 BACK = 5.0
 
 SMALL = os.urandom(100_000)

@@ -9,5 +9,5 @@ peers.py      other people's programs, each where it can be had
 bare.py       a file system that answers and does nothing else: what FUSE in Python costs at least
 probe.py      how long `stat` takes, over and over, in a process of its own
 cases/        one function per row of the table, or for a few that belong together
-report.py     medians, ratios, docs/BENCHMARKS.md
+report.py     medians, ratios, docs/dev/BENCHMARKS.md
 """

@@ -12,5 +12,5 @@ verdict.py    what was read and what errors were met, held against the journals 
 holding.py    what a mount holds, while it runs and after
 rig.py        the processes, and their ends
 run.py        one run
-report.py     docs/STRESS.md
+report.py     docs/dev/STRESS.md
 """

@@ -14,7 +14,7 @@ from pathlib import Path
 from scripts.stressing import report
 from scripts.stressing.run import Options, run
 
-# Less is a look, and not what docs/STRESS.md says of itself.
+# Less is a look, and not what docs/dev/STRESS.md says of itself.
 LONG_ENOUGH = 30.0
 FEWER = "not each comes about, of a small file none that is cut behind its end (default: 0.07, which makes 0.05)"
 
@@ -32,7 +32,9 @@ def main() -> int:
     parser.add_argument("--local", type=float, default=10.0, metavar="S", help="on a local directory (default: 10)")
     parser.add_argument("--plant", default="", metavar="YAML", help="one more step for the fault server")
     parser.add_argument("--directory", type=Path, metavar="DIR", help="keep what is written there")
-    parser.add_argument("--report", action="store_true", help=f"write docs/STRESS.md; {LONG_ENOUGH:g} minutes at least")
+    parser.add_argument(
+        "--report", action="store_true", help=f"write docs/dev/STRESS.md; from {LONG_ENOUGH:g} minutes on"
+    )
     arguments = parser.parse_args()
     if arguments.report and arguments.minutes < LONG_ENOUGH:
         parser.error(f"--report is for runs of {LONG_ENOUGH:g} minutes and more")

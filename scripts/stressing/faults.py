@@ -20,7 +20,7 @@ FILE = r"GET /data/experiments/[^/]*(/scans/[^/]*)?/resources/[^/]*/files/"
 IMAGE = FILE + r".*\.(dcm|raw|json|tsv|csv|txt)$"
 # And those whose catalogue has their digest: nothing else tells that a byte is another. Not the volume of 48 MB:
 # without --strict its bytes are handed out before all have come to be verified, and who reads a part of it, or is
-# killed in the middle, never meets the error at its end (docs/RELIABILITY.md: "late `EIO`").
+# killed in the middle, never meets the error at its end (docs/dev/RELIABILITY.md: "late `EIO`").
 WITH_DIGEST = FILE + r".*\.(dcm|gz|json|tsv|csv|txt)$"
 SMALL_WITH_DIGEST = FILE + r".*\.(dcm|json|tsv|csv|txt)$"
 

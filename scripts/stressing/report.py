@@ -11,7 +11,7 @@ from scripts.stressing.faults import TIMEOUT
 from scripts.stressing.run import Outcome
 from scripts.stressing.verdict import REVALIDATE, TTL, cached_stats, percentiles
 
-PAGE = Path(__file__).parent.parent.parent / "docs" / "STRESS.md"
+PAGE = Path(__file__).parent.parent.parent / "docs" / "dev" / "STRESS.md"
 
 INTRODUCTION = """\
 One run of `{command}`: {readers} readers run programs at random on a real mount, with a cache that is far too small,

@@ -1,11 +1,11 @@
-"""The matrix as `docs/RELIABILITY.md` shows it; `python -m tests.faults.page` writes it there."""
+"""The matrix as `docs/dev/RELIABILITY.md` shows it; `python -m tests.faults.page` writes it there."""
 
 import re
 from pathlib import Path
 
 from tests.faults.matrix import OPERATIONS, OUTCOMES, REASONS, ROWS, Row
 
-PAGE = Path(__file__).parents[2] / "docs" / "RELIABILITY.md"
+PAGE = Path(__file__).parents[2] / "docs" / "dev" / "RELIABILITY.md"
 BEGIN, END = "<!-- the matrix: written by python -m tests.faults.page -->", "<!-- end of the matrix -->"
 
 

@@ -58,6 +58,7 @@ def add_parsers(commands: Any) -> None:
     demo.add_argument("--recorded", type=Path, metavar="DIR", help="publish recorded listings and catalogues, too")
     demo.add_argument("--latency", type=options.seconds, metavar="S", help="answer each request that much later")
     demo.add_argument("--session-ttl", type=options.seconds, metavar="S", help="let logins idle no longer than this")
+    demo.add_argument("--fixtures", action="store_true", help="the projects of the tests, too: faults, ugly names ...")
     demo.add_argument("--no-range", action="store_true", help="ignore ranges, as some servers do")
     demo.add_argument("--seed", type=options.number, metavar="N", help="make other content")
     demo.add_argument("--request-log", type=Path, metavar="FILE", help="write each request there, as JSON lines")
@@ -247,6 +248,7 @@ def _demo_server(arguments: argparse.Namespace) -> Iterator[str]:
     command += [part for directory in arguments.data for part in ("--data", str(directory))]
     command += ["--recorded", str(arguments.recorded)] if arguments.recorded else []
     command += ["--no-range"] if arguments.no_range else []
+    command += ["--fixtures"] if arguments.fixtures else []
     server = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,

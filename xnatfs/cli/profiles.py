@@ -22,7 +22,7 @@ COLUMNS = {
 
 
 def _profile_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--username", metavar="USER")
+    parser.add_argument("--username", metavar="USER", help="the account there (else asked for at a login)")
     parser.add_argument(
         "-P", "--project", "--default-project", dest="project", metavar="PROJECT", help="meant where none is given"
     )

@@ -36,6 +36,9 @@ def main() -> int:
     parser.add_argument(
         "--shape", metavar="AxBxCxD", help="publish A subjects of B sessions of C scans of D files, too"
     )
+    parser.add_argument(
+        "--fixtures", action="store_true", help="the projects of the tests, too: faults, ugly names ..."
+    )
     parser.add_argument("--only-data", action="store_true", help="nothing made up")
     parser.add_argument("--latency", type=float, default=0.0, metavar="S", help="answer that much later")
     parser.add_argument("--session-ttl", type=float, default=900.0, metavar="S", help="idle life of a login")
@@ -55,7 +58,7 @@ def main() -> int:
     parser.add_argument("--until-eof", action="store_true", help="end when standard input does")
     arguments = parser.parse_args()
     try:
-        archive = DemoArchive(arguments.seed, empty=arguments.only_data)
+        archive = DemoArchive(arguments.seed, empty=arguments.only_data, fixtures=arguments.fixtures)
         for directory in arguments.data:
             publish(archive, directory, ROLES)
         if arguments.shape:

@@ -21,9 +21,9 @@ LONG = "x" * 300  # longer than a Linux name can be
 
 
 class DemoArchive(Archive):
-    """The archive, and what of it each user must see when it is mounted."""
+    """The archive, and what of it each user must see when it is mounted; with `fixtures` also what tests need."""
 
-    def __init__(self, seed: int = 0, *, empty: bool = False) -> None:
+    def __init__(self, seed: int = 0, *, empty: bool = False, fixtures: bool = True) -> None:
         super().__init__()
         self.shown = Shown()
         self._random = random.Random(seed)
@@ -32,8 +32,10 @@ class DemoArchive(Archive):
             self.users[name] = User(name, password, admin=name == "demo-admin")
         if not empty:
             self._imaging()
-            self._sharing()
+            if fixtures:
+                self._sharing()
             self._access()
+        if fixtures and not empty:
             self._ugly_names()
             self._server_faults()
             self._many_sessions()

@@ -5,6 +5,7 @@ The command looks here before it starts the daemon, so nothing is imported that 
 
 import errno
 import hashlib
+import importlib.util
 import os
 import select
 import shutil
@@ -37,6 +38,11 @@ PATIENCE = 5.0
 
 def check_fuse() -> None:
     """Raise FuseMissing unless this machine can mount."""
+    if sys.platform != "linux":
+        raise FuseMissing("xnatfs mount needs Linux: the Vagrantfile makes a machine; xnatctl works here")
+    if importlib.util.find_spec("pyfuse3") is None:
+        install = "pip install 'xnatfs[mount]' (it needs gcc, python3-dev, pkgconf and libfuse3-dev)"
+        raise FuseMissing(f"the package pyfuse3 is missing: {install}")
     if not Path("/dev/fuse").exists():
         raise FuseMissing("/dev/fuse is missing: load the kernel module (modprobe fuse), or allow it in the container")
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):

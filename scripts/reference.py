@@ -1,0 +1,256 @@
+"""Write docs/cli, docs/man and docs/CONFIGURATION.md from the parsers.   usage: python -m scripts.reference
+
+The pages are rendered from the parsers' actions and not from `--help`, whose form changes with Python's version.
+"""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from xnatfs.cli import Parser, mounts
+from xnatfs.cli.ctl import NOUNS, build
+
+DOCS = Path(__file__).parent.parent / "docs"
+COMMON = "options of all commands"
+NOTE = "This page is written by `python -m scripts.reference`."
+
+# Of the profile file; a test compares them with the fields of Profile.
+PROFILE = {
+    "url": "the server",
+    "username": "the account",
+    "password": "its password; better in the keyring",
+    "password_source": "`keyring`: the password is there",
+    "provider": "the login method, where the site has several",
+    "verify_ssl": "`false` trusts any certificate",
+    "ca_bundle": "a file of certificate authorities, instead of the system's",
+    "default_project": "for commands without `-P`",
+    "timeout": "seconds that `xnatctl` waits for the next byte of an answer (default: 21600)",
+    "workers": "transfers at once",
+    "overwrite": "`none`, `append` or `delete`, of `xnatctl session upload`",
+    "archive_mode": "how `xnatctl session upload` packs files",
+    "direct_archive": "`true` uploads past the prearchive",
+}
+# A test compares them with what the code reads.
+ENVIRONMENT = {
+    "XNAT_URL": "the server, instead of the profile's",
+    "XNAT_PROFILE": "the profile",
+    "XNAT_USER": "the account",
+    "XNAT_PASS": "its password",
+    "XNAT_TOKEN": "a session (JSESSIONID) that is used as it is",
+    "XNATCTL_LOG_FILE": "where `xnatctl` logs",
+    "XNATCTL_DEBUG": "set: `xnatctl` prints the traceback of an error",
+    "XDG_CACHE_HOME": "`~/.cache` otherwise",
+    "XDG_STATE_HOME": "`~/.local/state` otherwise; journals of uploads",
+}
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One command: its words, what it does, its arguments by group, its example."""
+
+    words: str
+    summary: str
+    arguments: list[tuple[str, str]]  # positional ones: name, help
+    groups: list[tuple[str, list[tuple[str, str]]]]  # title, options with their help
+    example: str = ""
+
+
+@dataclass
+class Page:
+    """The commands of one noun of xnatctl, or one command of xnatfs."""
+
+    name: str  # as man(1) finds it: xnatctl-session
+    summary: str
+    verbs: list[Verb] = field(default_factory=list)
+
+
+def pages() -> list[Page]:
+    """Return every page, in the order of the parsers."""
+    xnatfs: argparse.ArgumentParser = Parser(prog="xnatfs", allow_abbrev=False)
+    commands = xnatfs.add_subparsers()
+    mounts.add_parsers(commands)
+    found = [Page(f"xnatfs-{verb}", summary, [_verb(parser, summary)]) for verb, summary, parser in _children(commands)]
+    xnatctl = Parser(prog="xnatctl", allow_abbrev=False)
+    build(xnatctl)
+    for noun, summary, parser in _children(_subparsers(xnatctl)):
+        below = next(iter(_all_subparsers(parser)), None)
+        page = Page(f"xnatctl-{noun}", NOUNS.get(noun, summary))
+        verbs = [(noun, summary, parser)] if below is None else _children(below)
+        page.verbs.extend(_verb(each, text) for _, text, each in verbs)
+        found.append(page)
+    return found
+
+
+def _subparsers(parser: argparse.ArgumentParser) -> "argparse._SubParsersAction[argparse.ArgumentParser]":
+    return next(iter(_all_subparsers(parser)))
+
+
+def _all_subparsers(
+    parser: argparse.ArgumentParser,
+) -> "Iterator[argparse._SubParsersAction[argparse.ArgumentParser]]":
+    return (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+
+
+def _children(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+) -> Iterator[tuple[str, str, argparse.ArgumentParser]]:
+    """Yield name, help and parser of each command; aliases share a parser with the name before them."""
+    for choice in commands._choices_actions:
+        name = choice.dest
+        yield name, choice.help or "", commands.choices[name]
+
+
+def _verb(parser: argparse.ArgumentParser, summary: str) -> Verb:
+    arguments, groups = [], []
+    for group in parser._action_groups:
+        shown = [action for action in group._group_actions if action.help != argparse.SUPPRESS]
+        options = [(_flags(action), _help(action)) for action in shown if action.option_strings]
+        arguments += [(_value(action), _help(action)) for action in shown if not action.option_strings]
+        options = [(flags, text) for flags, text in options if flags != "-h, --help"]
+        if options:
+            groups.append(
+                ("options" if group.title in ("options", "optional arguments") else group.title or "", options)
+            )
+    example = (parser.epilog or "").removeprefix("example: ").removeprefix("examples:").strip()
+    return Verb(parser.prog, summary, arguments, groups, example)
+
+
+def _value(action: argparse.Action) -> str:
+    name = action.metavar or (f"{{{','.join(map(str, action.choices))}}}" if action.choices else action.dest.upper())
+    name = " ".join(name) if isinstance(name, tuple) else name
+    return f"[{name}]" if action.nargs == "?" else f"[{name} ...]" if action.nargs == "*" else name
+
+
+def _flags(action: argparse.Action) -> str:
+    flags = ", ".join(action.option_strings)
+    return flags if action.nargs == 0 else f"{flags} {_value(action)}"
+
+
+def _help(action: argparse.Action) -> str:
+    values = {**vars(action), "choices": ", ".join(map(str, action.choices or ()))}
+    return (action.help or "") % values
+
+
+def markdown(page: Page) -> str:
+    """Return a page of docs/cli."""
+    parts = [f"# {page.name.replace('-', ' ', 1)}", f"{_sentence(page.summary)} {NOTE}"]
+    common: list[tuple[str, str]] = []
+    for verb in page.verbs:
+        if len(page.verbs) > 1:
+            parts += [f"## {verb.words}", _sentence(verb.summary)]
+        words = " ".join(
+            [verb.words, *(["[OPTION ...]"] if verb.groups else []), *(name for name, _ in verb.arguments)]
+        )
+        parts.append(f"    {words}")
+        described = [(name, text) for name, text in verb.arguments if text]
+        if described:
+            parts.append(_table("argument", described))
+        for title, options in verb.groups:
+            if title == COMMON:
+                common = options
+            else:
+                parts.append(_table(title.removesuffix("s") if title == "options" else title, options))
+        if verb.example:
+            parts.append("\n".join(f"    $ {line}" for line in verb.example.splitlines()))
+    if common:
+        parts += [f"## {COMMON[0].upper()}{COMMON[1:]}", _table("option", common)]
+    return "\n\n".join(parts) + "\n"
+
+
+def configuration() -> str:
+    """Return docs/CONFIGURATION.md."""
+    (mount,) = next(page.verbs for page in pages() if page.name == "xnatfs-mount")
+    options = [row for title, rows in mount.groups if title == "options" for row in rows]
+    profile = [(name, text) for name, text in PROFILE.items()]
+    return (
+        "\n\n".join(
+            [
+                "# Configuration",
+                f"A flag counts more than the environment, and that more than the profile. {NOTE}",
+                "## Options of a mount",
+                "`-o` takes the same ones, without the dashes: `-o allow_other,ttl=300`.",
+                _table("option", options),
+                "## Keys of a profile",
+                "In `~/.config/xnatctl/config.yaml`, below `profiles:` and the name of the profile. Beside it, "
+                "`default_profile` names one of them, and `output_format` is the default of `--output`.",
+                _table("key", profile),
+                "## Environment",
+                "`HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY` and `SSL_CERT_FILE` are followed as by other programs.",
+                _table("variable", list(ENVIRONMENT.items())),
+            ]
+        )
+        + "\n"
+    )
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _table(title: str, rows: list[tuple[str, str]]) -> str:
+    cells = [(name.replace("|", "\\|"), text.replace("|", "\\|")) for name, text in rows]
+    return "\n".join([f"| {title} | |", "|---|---|", *(f"| `{name}` | {text} |" for name, text in cells)])
+
+
+def man(page: Page) -> str:
+    """Return a page of docs/man, in man(7)."""
+    lines = [f'.TH {page.name.upper()} 1 "" xnatfs', ".SH NAME", _roff(f"{page.name} - {page.summary}"), ".SH SYNOPSIS"]
+    for verb in page.verbs:
+        lines += [
+            f".B {_roff(verb.words)}",
+            _roff(" ".join(["[OPTION ...]", *(name for name, _ in verb.arguments)])),
+            ".br",
+        ]
+    lines.append(".SH COMMANDS" if len(page.verbs) > 1 else ".SH DESCRIPTION")
+    common: list[tuple[str, str]] = []
+    for verb in page.verbs:
+        lines += [*([f".SS {_roff(verb.words)}"] if len(page.verbs) > 1 else []), _roff(_sentence(verb.summary))]
+        lines += _terms([(name, text) for name, text in verb.arguments if text])
+        for title, options in verb.groups:
+            if title == COMMON:
+                common = options
+            else:
+                lines += _terms(options)
+        if verb.example:
+            lines += [
+                ".PP",
+                "Example:",
+                ".PP",
+                ".nf",
+                *(_roff(f"    {line}") for line in verb.example.splitlines()),
+                ".fi",
+            ]
+    if common:
+        lines += [".SH OPTIONS OF ALL COMMANDS", *_terms(common)]
+    return "\n".join(lines) + "\n"
+
+
+def _terms(rows: list[tuple[str, str]]) -> list[str]:
+    return [line for name, text in rows for line in (".TP", f".B {_roff(name)}", _roff(text))]
+
+
+def _roff(text: str) -> str:
+    text = text.replace("\\", "\\e").replace("-", "\\-")
+    return f"\\&{text}" if text.startswith((".", "'")) else text
+
+
+def written() -> dict[Path, str]:
+    """Return every generated page by its path."""
+    index = "\n".join(f"- [{page.name.replace('-', ' ', 1)}]({page.name}.md): {page.summary}" for page in pages())
+    found = {DOCS / "cli" / "README.md": f"# Commands\n\n{NOTE}\n\n{index}\n"}
+    found[DOCS / "CONFIGURATION.md"] = configuration()
+    for page in pages():
+        found[DOCS / "cli" / f"{page.name}.md"] = markdown(page)
+        found[DOCS / "man" / f"{page.name}.1"] = man(page)
+    return found
+
+
+def main() -> None:
+    for path, text in written().items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
