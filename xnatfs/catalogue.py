@@ -89,11 +89,23 @@ class Catalogue(Sequence[FileRow]):
         packed = self._digests[16 * place : 16 * place + 16]
         return "" if packed == _NO_DIGEST else packed.hex()
 
-    def version(self, place: int) -> bytes:
-        """What tells a file and its version from all others, but for a length that it proves to have."""
+    def version(self, place: int) -> int:
+        """Return the digest as a number, or 0."""
+        return int.from_bytes(self._digests[16 * place : 16 * place + 16])
+
+    def identity(self, place: int) -> bytes:
+        """Return what tells a file from all others, whatever is in it."""
         path = self._paths[self._ends[place] : self._ends[place + 1]]
-        resource = self.resource_id.encode("utf-8", "surrogatepass")
-        return b"\0".join((resource, path, self._digests[16 * place : 16 * place + 16]))
+        return b"\0".join((self.resource_id.encode("utf-8", "surrogatepass"), path))
+
+    @property
+    def has_digests(self) -> bool:
+        """Whether the catalogue states the digest of any file."""
+        return self._digests.count(0) < len(self._digests)
+
+    def total(self) -> int | None:
+        """Return the bytes of all files together; None where the size of one is not stated."""
+        return sum(self._sizes) if _UNKNOWN not in self._sizes else None
 
     def at(self, place: int) -> FileRow:
         format, content = self._kinds[bisect_right(self._kind, place) - 1]

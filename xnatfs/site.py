@@ -30,6 +30,7 @@ from xnatfs.errors import BadReply, Denied, LoginRequired, NotFound, Unreachable
 from xnatfs.kept import Kept
 from xnatfs.keys import (
     AssessorsKey,
+    ChangeKey,
     ExperimentsKey,
     FilesKey,
     Item,
@@ -38,7 +39,6 @@ from xnatfs.keys import (
     ResourcesKey,
     ScansKey,
     SizeKey,
-    StampKey,
     SubjectsKey,
 )
 from xnatfs.metadata import Listing, MetadataCache, listing
@@ -55,6 +55,10 @@ KEPT_FOR = 5.0
 # Nodes of files that are kept because they were listed lately, 250 bytes each; the next listing is three times as fast.
 SHOWN = 50_000
 
+# Where the total that a resource states is not that of its listed sizes, one of the two is out of date, and a HEAD of
+# each file tells which. So many right sizes in a row, a batch of HEADs, tell that it is the totals of this server.
+TOTALS_DOUBTED = 32
+
 
 @dataclass(frozen=True, slots=True)
 class TrueSize:
@@ -68,10 +72,18 @@ class TrueSize:
 
 
 @dataclass(frozen=True, slots=True)
-class Replaced:
-    """A file without a digest holds another content than before, of the same length: its stamp."""
+class Change:
+    """A file was replaced while this mount looked on.
 
+    Attributes:
+        stated: What its listing says of it now, as a number.
+        stamp: What tells its content from the one before; '' where the listing does.
+        at: When that was found out, in seconds since the epoch.
+    """
+
+    stated: int
     stamp: str
+    at: float
     expires: float = math.inf
 
     def __len__(self) -> int:
@@ -98,6 +110,8 @@ class Site:
         self.ttl = ttl
         self.opened_at = time.time()
         self.sizes_learnt = False  # whether any file was found to be another than its listing says
+        self.wrong_resources: set[str] = set()  # that have a file of another size than listed
+        self.totals_doubted = TOTALS_DOUBTED  # right sizes until totals that differ are not believed
         self.shown = MetadataCache(SHOWN)
         self._contradicted: dict[str, tuple[int | None, int]] = {}  # counts of resources, and how many files they list
         self._nursery = nursery
@@ -392,10 +406,12 @@ class Site:
                 return lambda: xnat.files(item, below=below), lambda row: row.resource_id, FileRow
         raise KeyError(key)
 
-    def learn_stamp(self, key: StampKey, stamp: str) -> None:
-        """A file is another one than it was, which nothing in its listing says."""
-        self.metadata.put(key, Replaced(stamp))
+    def learn_change(self, key: ChangeKey, stated: int, stamp: str) -> Change:
+        """Remember that a file is another one than it was before."""
+        change = Change(stated, stamp, time.time())
+        self.metadata.put(key, change)
         self.sizes_learnt = True
+        return change
 
     def learn_size(self, key: SizeKey, size: int) -> None:
         """A file is longer or shorter than its listing says, for as long as that says so."""

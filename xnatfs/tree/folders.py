@@ -9,7 +9,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, cast, overload
+from typing import TYPE_CHECKING, overload
 
 import trio
 
@@ -18,10 +18,10 @@ from xnatfs.bulk import version
 from xnatfs.catalogue import Catalogue
 from xnatfs.content import Blob
 from xnatfs.errors import BadReply, Denied, NotFound, Stale
-from xnatfs.keys import FilesKey, FoldersKey, SizeKey, StampKey
+from xnatfs.keys import ChangeKey, FilesKey, FoldersKey, SizeKey
 from xnatfs.metadata import Listing
 from xnatfs.models import FileRow
-from xnatfs.site import Replaced, TrueSize
+from xnatfs.site import TOTALS_DOUBTED, Change, TrueSize
 from xnatfs.tree.names import escape, shorten, split
 from xnatfs.tree.node import Children, Dir, File, Listed, Node, number
 from xnatfs.tree.source import catalogue_of
@@ -38,6 +38,10 @@ LOST_IF_LISTED_WITHIN = 10.0
 SKEW = 300.0
 # Of one resource. A folder is 1.5 KB, and two bytes of a path make one.
 MOST_FOLDERS = 200_000
+# An inode number is a bit that says file, so many bits of the resource, and of the place in its listing. A million
+# files have each a place; of ten thousand resources two want the same numbers in one mount of a hundred. (Such two, and
+# what has a higher place, are told apart as others are; they are read in another order then.)
+RESOURCE_BITS, PLACE_BITS = 32, 20
 # Files that are sorted into folders between two looks at who else waits: a millisecond.
 AT_ONCE = 100
 
@@ -49,14 +53,23 @@ class Folders:
 
     def __init__(self, resource_dir: "ResourceDir", listing: Listing[FileRow], catalogue: Catalogue) -> None:
         self.resource_dir = resource_dir
+        self.site = resource_dir.site
         self.listing = listing
         self.catalogue = catalogue
         self.expires = listing.expires
-        self.number = number(catalogue.resource_id, 25)
+        self.number = (1 << RESOURCE_BITS | number(catalogue.resource_id, RESOURCE_BITS)) << PLACE_BITS
         self.modified = resource_dir.modified()
         self.by_path: dict[Inner, Folder] = {(): Folder(self, resource_dir, None)}
-        self.sizes: dict[int, int] = {}  # that are not as the catalogue has them, by place
+        self.sizes: dict[int, int] = {}  # that the server was asked for, or a reply stated, by place
+        self.learnt = 0  # how often one of its files proved to be another than listed
         self.twice = 0  # files that are listed under the path of another one
+        resource, total = resource_dir.resource, catalogue.total()
+        self._has_digests = catalogue.has_digests
+        self._total_differs = (
+            resource.file_count == len(catalogue)
+            and None not in (resource.file_size, total)
+            and resource.file_size != total
+        )
 
     def __len__(self) -> int:
         return len(self.catalogue) + len(self.by_path)
@@ -83,8 +96,36 @@ class Folders:
         return found
 
     def size(self, place: int) -> int | None:
-        """The length of a file, as far as it is known."""
-        return self.sizes.get(place, self.catalogue.size(place)) if self.sizes else self.catalogue.size(place)
+        """The length of a file, as far as it is known: what is listed, unless there is a reason to doubt it."""
+        if place in self.sizes:
+            return self.sizes[place]
+        size = self.catalogue.size(place)
+        return None if self._is_doubtful(place, size) else size
+
+    def _is_doubtful(self, place: int, size: int | None) -> bool:
+        """Return whether a listed size may be wrong: asked for before it is shown, it is wrong for no program.
+
+        An entry without a digest among others that have one is older than they are; an empty file may be one that the
+        catalogue knows no size of. One wrong size, or a total that differs, casts doubt on all that are listed with it.
+        """
+        if self.catalogue.resource_id in self.site.wrong_resources or (
+            self._total_differs and self.site.totals_doubted
+        ):
+            return True
+        return (self._has_digests or size == 0) and not self.catalogue.version(place)
+
+    def learn(self, place: int, size: int) -> None:
+        """Take note of the length of a file that the server states now."""
+        listed = self.catalogue.size(place)
+        self.sizes[place] = size
+        if listed is None:
+            return
+        if size != listed:
+            self.learnt += 1
+            self.site.wrong_resources.add(self.catalogue.resource_id)
+            self.site.totals_doubted = TOTALS_DOUBTED
+        elif self._total_differs:
+            self.site.totals_doubted = max(self.site.totals_doubted - 1, 0)
 
 
 class Folder(Listed):
@@ -206,7 +247,7 @@ class FolderDir(Dir):
 class CatalogueFile(File):
     """One file of a resource. What the catalogue says of its size is corrected by what its reply said."""
 
-    __slots__ = ("_identity", "_name", "_size", "_stamp", "folder", "place")
+    __slots__ = ("_change", "_identity", "_learnt", "_name", "_size", "folder", "place")
 
     def __init__(self, folder: Folder, name: str, place: int) -> None:
         self.site = folder.site
@@ -216,14 +257,15 @@ class CatalogueFile(File):
         self.place = place
         self._identity = b""
         self._size = folder.folders.size(place)
-        self._stamp = ""  # of its content, once that is not the first one under its version
+        self._change: Change | None = None  # that made it what it is, if this mount has seen that
+        self._learnt = folder.folders.learnt
         if self._size is None or self.site.sizes_learnt:
             learnt = self.site.metadata.peek(self._size_key())
             if isinstance(learnt, TrueSize):
                 self._size = learnt.size
-            replaced = self.site.metadata.peek(self._stamp_key())
-            if isinstance(replaced, Replaced):
-                self._stamp = replaced.stamp
+            change = self.site.metadata.peek(self._change_key())
+            if isinstance(change, Change) and change.stated == self._stated:
+                self._change = change
 
     @property
     def name(self) -> str:
@@ -241,28 +283,57 @@ class CatalogueFile(File):
         row = self.row
         return SizeKey(row.resource_id, row.path, row.size, row.digest)
 
-    def _stamp_key(self) -> StampKey:
+    def _change_key(self) -> ChangeKey:
         row = self.row
-        return StampKey(row.resource_id, row.path)
+        return ChangeKey(row.resource_id, row.path)
 
     @property
     def identity(self) -> object:
-        """Of the resource, the path and the version: 16 bytes, because the kernel may know a million of them."""
+        """Of the resource and the path: 16 bytes, because the kernel may know a million of them."""
         if not self._identity:
-            whole = b"%b %d" % (
-                self.folder.folders.catalogue.version(self.place),
-                -1 if self._size is None else self._size,
-            )
-            self._identity = hashlib.blake2b(whole + self._stamp.encode(), digest_size=16).digest()
+            whole = self.folder.folders.catalogue.identity(self.place)
+            self._identity = hashlib.blake2b(whole, digest_size=16).digest()
         return self._identity
 
+    @property
+    def _stated(self) -> int:
+        """What the listing says of the content: the digest, or where there is none the length."""
+        catalogue = self.folder.folders.catalogue
+        return catalogue.version(self.place) or catalogue.size(self.place) or 0
+
+    @property
+    def _marked(self) -> int:
+        """The same, and what tells the content from one that was there before without a change of the listing."""
+        stamp = self._change.stamp if self._change else ""
+        return number(f"{self._stated} {stamp}", 64) if stamp else self._stated
+
+    @property
+    def version(self) -> int:
+        return self._marked << 64 | (0 if self._size is None else self._size + 1)
+
+    @property
+    def rank(self) -> tuple[float, int]:
+        return (self.folder.folders.listing.fetched, self._learnt)
+
+    def follow(self, shown: Node) -> None:
+        """A change that the listing tells of was made between two listings: date it with the later one."""
+        if isinstance(shown, CatalogueFile) and shown.rank < self.rank and shown._stated != self._stated:
+            self._change = self.site.learn_change(self._change_key(), self._stated, "")
+
     def inode_hint(self) -> int:
-        """Resource, place in its listing, version: programs that read in inode order then read in listing order."""
-        version = int.from_bytes(cast(bytes, self.identity)[:2]) >> 4
-        return 1 << 61 | self.folder.folders.number << 36 | (self.place & 0xFFFFFF) << 12 | version
+        """Resource and place in its listing: programs that read in inode order then read in listing order."""
+        return self.folder.folders.number | self.place & (1 << PLACE_BITS) - 1
 
     def modified(self) -> float:
-        return self.folder.folders.modified
+        return self._change.at if self._change else self.folder.folders.modified
+
+    def modified_ns(self) -> int:
+        """A time that no reading changes: not Last-Modified, which is known of what was fetched only.
+
+        The nanoseconds are of the digest, or without one of the listed length, so that a file that was replaced by
+        another one of its size has another time. After a change that this mount has seen it is a later time, too.
+        """
+        return int(self.modified()) * 10**9 + self._marked % 10**9
 
     def xattrs(self) -> dict[str, str]:
         row = self.row
@@ -286,10 +357,11 @@ class CatalogueFile(File):
         if self._size is None:
             self._size = (await self.site.metadata.get(self._size_key(), self._ask_size)).size
             self.folder.folders.sizes[self.place] = self._size
+            self._learnt = self.folder.folders.learnt
         return self._size
 
     async def _ask_size(self) -> TrueSize:
-        """One HEAD. A file that will not say is shown as empty; `open` finds out."""
+        """One HEAD. A file that will not say is shown as listed, or as empty; `open` finds out."""
         size, row, folders = None, self.row, self.folder.folders
         address = folders.resource_dir.address
         if address.has_name(row.path, folders.catalogue):
@@ -297,7 +369,13 @@ class CatalogueFile(File):
                 size = (await self.site.xnat.head(address.base, row)).size
             except (NotFound, Denied, BadReply) as error:
                 log.debug("the size of %s is not to be had: %s", "/".join(self.path), error)
-        return TrueSize(size or 0, folders.expires)
+        if size is None:
+            return TrueSize(row.size or 0, folders.expires)
+        folders.learn(self.place, size)
+        if row.size is None:
+            return TrueSize(size, folders.expires)
+        self.site.sizes_learnt = True
+        return TrueSize(size)
 
     async def open(self) -> Blob:
         row, folders = self.row, self.folder.folders
@@ -337,7 +415,8 @@ class CatalogueFile(File):
         return ""
 
     def replaced(self, stamp: str) -> None:
-        self.site.learn_stamp(self._stamp_key(), stamp)
+        self.site.learn_change(self._change_key(), self._stated, stamp)
+        self.folder.folders.learnt += 1
         self.folder.forget()
 
     def permit(self) -> Permit:
@@ -359,7 +438,7 @@ class CatalogueFile(File):
     def _correct(self, size: int) -> None:
         """From now on this file is a node with the true size."""
         self.site.learn_size(self._size_key(), size)
-        self.folder.folders.sizes[self.place] = size
+        self.folder.folders.learn(self.place, size)
         self.folder.forget()
 
 
