@@ -55,6 +55,10 @@ KEPT_FOR = 5.0
 # Nodes of files that are kept because they were listed lately, 250 bytes each; the next listing is three times as fast.
 SHOWN = 50_000
 
+# A local file system dates what is written with the kernel's last tick, in seconds at 100 Hz. What is made of a new
+# version at once is to be no older than that.
+TICK = 0.01
+
 # Where the total that a resource states is not that of its listed sizes, one of the two is out of date, and a HEAD of
 # each file tells which. So many right sizes in a row, a batch of HEADs, tell that it is the totals of this server.
 TOTALS_DOUBTED = 32
@@ -408,7 +412,7 @@ class Site:
 
     def learn_change(self, key: ChangeKey, stated: int, stamp: str) -> Change:
         """Remember that a file is another one than it was before."""
-        change = Change(stated, stamp, time.time())
+        change = Change(stated, stamp, time.time() - TICK)
         self.metadata.put(key, change)
         self.sizes_learnt = True
         return change

@@ -263,9 +263,7 @@ class CatalogueFile(File):
             learnt = self.site.metadata.peek(self._size_key())
             if isinstance(learnt, TrueSize):
                 self._size = learnt.size
-            change = self.site.metadata.peek(self._change_key())
-            if isinstance(change, Change) and change.stated == self._stated:
-                self._change = change
+            self._change = self._known_change()
 
     @property
     def name(self) -> str:
@@ -316,9 +314,13 @@ class CatalogueFile(File):
         return (self.folder.folders.listing.fetched, self._learnt)
 
     def follow(self, shown: Node) -> None:
-        """A change that the listing tells of was made between two listings: date it with the later one."""
+        """Date a change that the listing tells of, between the listing before and this one, with the later one."""
         if isinstance(shown, CatalogueFile) and shown.rank < self.rank and shown._stated != self._stated:
-            self._change = self.site.learn_change(self._change_key(), self._stated, "")
+            self._change = self._known_change() or self.site.learn_change(self._change_key(), self._stated, "")
+
+    def _known_change(self) -> Change | None:
+        change = self.site.metadata.peek(self._change_key())
+        return change if isinstance(change, Change) and change.stated == self._stated else None
 
     def inode_hint(self) -> int:
         """Resource and place in its listing: programs that read in inode order then read in listing order."""
@@ -328,12 +330,12 @@ class CatalogueFile(File):
         return self._change.at if self._change else self.folder.folders.modified
 
     def modified_ns(self) -> int:
-        """A time that no reading changes: not Last-Modified, which is known of what was fetched only.
+        """A time that no reading changes: not Last-Modified, which is known only of what was fetched.
 
-        The nanoseconds are of the digest, or without one of the listed length, so that a file that was replaced by
-        another one of its size has another time. After a change that this mount has seen it is a later time, too.
+        After a change that this mount has seen it is the time of that; until then the session's, with nanoseconds of
+        the digest, or without one of the listed length: a file that was replaced by another of its size has another time.
         """
-        return int(self.modified()) * 10**9 + self._marked % 10**9
+        return int(self._change.at * 1e9) if self._change else int(self.modified()) * 10**9 + self._stated % 10**9
 
     def xattrs(self) -> dict[str, str]:
         row = self.row

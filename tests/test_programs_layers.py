@@ -1,0 +1,328 @@
+"""Other file systems on top of a mount, and programs that go by times: overlayfs, bindfs, mergerfs, NFS; rsync, make.
+
+What lies on top remembers inodes and lengths by rules of its own, and has no name to look up again when an open fails.
+"""
+
+import ctypes
+import errno
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.demos import serving
+from tests.mounting import Mount, mounted_file_system, mounting, run
+from xnatfs.demo.archive import Archive, Entry
+
+FIRST, SECOND, LONGER = b"1" * 300_000, b"2" * 300_000, b"3" * 400_001
+
+
+@contextmanager
+def protocol(directory: Path, *options: str, content: bytes = FIRST, digest: bool = True) -> Iterator[Any]:
+    """A mount with a file `scan.raw` in a resource of its own: the mount, the file's entry, the folder."""
+    with serving() as demo, mounting(demo.url, directory, "--ttl", "0", *options, **demo.login) as mount:
+        resource = demo.archive.resource(demo.archive.projects["BRAINS"].resources, "raw", "RAW")
+        entry = Archive.file(resource, "scan.raw", content, digest=None if digest else "")
+        yield mount, entry, mount.path / "projects" / "BRAINS" / "resources" / "raw"
+
+
+def replace(entry: Entry, content: bytes) -> None:
+    """Put another content in the place of a file, as a site that computes digests lists it."""
+    entry.content, entry.size, entry.modified = content, str(len(content)), entry.modified + 10
+    entry.digest = entry.digest and hashlib.md5(content).hexdigest()
+
+
+def needs(*programs: str) -> pytest.MarkDecorator:
+    missing = [program for program in programs if shutil.which(program) is None]
+    return pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)} is not installed")
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may do this")
+
+
+# -- programs that go by times -----------------------------------------------------------------------------------
+
+
+def rsync(source: Path, target: Path, *options: str) -> list[str]:
+    """What `rsync -a` says that it copies."""
+    done = run("rsync", "-a", *options, "--out-format=%n", f"{source}/", target)
+    assert done.returncode == 0, done.stderr
+    return [name for name in done.stdout.split() if not name.endswith("/")]
+
+
+@needs("rsync")
+def test_rsync_copies_a_file_of_the_same_size_once(tmp_path):
+    target = tmp_path / "target"
+    with protocol(tmp_path) as (_, entry, folder):
+        assert rsync(folder, target) == ["scan.raw"]
+        assert rsync(folder, target) == []
+        replace(entry, SECOND)
+        assert rsync(folder, target) == ["scan.raw"]
+        assert (target / "scan.raw").read_bytes() == SECOND
+        assert rsync(folder, target) == []
+
+
+@needs("rsync")
+def test_a_file_of_the_same_size_is_another_one_to_the_next_mount(tmp_path):
+    """The nanoseconds tell, which rsync looks at where it is told to."""
+    target = tmp_path / "target"
+    with serving() as demo:
+        entry = demo.archive.projects["BRAINS"].resources[0].entries[0]
+
+        def copied() -> list[str]:
+            with mounting(demo.url, tmp_path, **demo.login) as mount:
+                folder = mount.path / "projects" / "BRAINS" / "resources" / "protocol"
+                return rsync(folder, target, "--modify-window=-1")
+
+        assert copied() == ["protocol.txt"]
+        assert copied() == []
+        replace(entry, b"Sit still.\n")
+        assert copied() == ["protocol.txt"]
+        assert copied() == []
+
+
+@pytest.mark.parametrize("digest", [True, False], ids=["digest", "no digest"])
+def test_reading_changes_no_time(tmp_path, digest):
+    with protocol(tmp_path, digest=digest) as (_, _, folder):
+        before = (folder / "scan.raw").stat()
+        assert (folder / "scan.raw").read_bytes() == FIRST
+        after = (folder / "scan.raw").stat()
+        assert (before.st_ino, before.st_mtime_ns, before.st_ctime_ns) == (
+            after.st_ino,
+            after.st_mtime_ns,
+            after.st_ctime_ns,
+        )
+        assert run("tar", "-cf", tmp_path / "all.tar", folder, cwd=tmp_path).returncode == 0  # 1: it changed meanwhile
+
+
+def test_a_file_of_the_same_size_without_a_digest_has_another_time_once_it_was_read(tmp_path):
+    with protocol(tmp_path, "--revalidate", "0", digest=False) as (_, entry, folder):
+        file = folder / "scan.raw"
+        assert file.read_bytes() == FIRST
+        before = file.stat()
+        replace(entry, SECOND)
+        assert file.read_bytes() == SECOND
+        after = file.stat()
+        assert after.st_ino == before.st_ino
+        assert after.st_mtime_ns > before.st_mtime_ns
+
+
+@needs("make")
+def test_make_and_cp_see_a_change_that_this_mount_has_seen(tmp_path):
+    """They go by which of two is newer: what was made of the old version is older than the change."""
+    work = tmp_path / "work"
+    work.mkdir()
+    with protocol(tmp_path) as (_, entry, folder):
+        (work / "Makefile").write_text(f"made: {folder}/scan.raw\n\tcp $< $@\n")
+
+        def make() -> str:
+            done = run("make", cwd=work)
+            assert done.returncode == 0, done.stderr
+            return done.stdout
+
+        assert "cp" in make()
+        assert run("cp", "-u", folder / "scan.raw", work / "copy").returncode == 0
+        assert "up to date" in make()
+        replace(entry, SECOND)
+        assert "cp" in make()
+        assert (work / "made").read_bytes() == SECOND
+        assert "up to date" in make()
+        assert run("cp", "-u", folder / "scan.raw", work / "copy").returncode == 0
+        assert (work / "copy").read_bytes() == SECOND
+
+
+# -- inode numbers -----------------------------------------------------------------------------------------------
+
+
+def numbers(mount: Mount) -> dict[str, int]:
+    return {"/".join(entry["path"]): entry["inode"] for entry in mount.walk() if "inode" in entry}
+
+
+def test_inode_numbers_are_javascript_numbers_and_those_of_the_next_mount(tmp_path):
+    with serving() as demo:
+        found = []
+        for _ in range(2):
+            with mounting(demo.url, tmp_path, **demo.login) as mount:
+                mount.expected_in_log += demo.planted_warnings
+                found.append(numbers(mount))
+    assert found[0] == found[1]
+    inodes = set(found[0].values())
+    assert len(inodes) > 100
+    assert max(inodes) < 2**53
+    assert {int(json.loads(json.dumps(float(inode)))) for inode in inodes} == inodes
+
+
+# Maps a file and holds it open; each line of its input has it read more of the mapping and of the file.
+HOLD = """
+import mmap, os, sys
+file = os.open(sys.argv[1], os.O_RDONLY)
+held = mmap.mmap(file, 0, prot=mmap.PROT_READ)
+print(os.fstat(file).st_ino, held[0:1].decode(), flush=True)
+for line in sys.stdin:
+    at = int(line)
+    same = [set(piece) == {held[0]} for piece in (held[at:at + 4096], os.pread(file, 4096, at))]
+    print(len(held), *same, held[at:at+1].decode(), os.fstat(file).st_ino, os.fstat(file).st_size, flush=True)
+"""
+
+
+@contextmanager
+def holding(file: Path) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as held:
+        yield held
+        held.communicate(timeout=60)
+
+
+def say(held: subprocess.Popen[str], line: str = "") -> list[str]:
+    assert held.stdin is not None
+    assert held.stdout is not None
+    if line:
+        print(line, file=held.stdin, flush=True)
+    return held.stdout.readline().split()
+
+
+@pytest.mark.parametrize("content", [SECOND, LONGER], ids=["same size", "longer"])
+def test_a_version_that_is_mapped_stays_whole_beside_the_next_one(tmp_path, content):
+    """One inode has one length and one set of pages: the next version has one of its own, as long as it must."""
+    with protocol(tmp_path) as (_, entry, folder):
+        file = folder / "scan.raw"
+        with holding(file) as held:
+            inode = say(held)[0]
+            assert int(inode) == file.stat().st_ino
+            replace(entry, content)
+            meanwhile = file.stat()
+            assert file.read_bytes() == content
+            assert meanwhile.st_ino != int(inode)
+            assert file.read_bytes() == content
+            for place in ("4096", "200000", "290000"):
+                assert say(held, place) == ["300000", "True", "True", "1", inode, "300000"]
+            assert file.stat().st_size == len(content)
+        assert file.stat().st_ino == int(inode)  # nobody has the old one any more
+        assert file.read_bytes() == content
+
+
+def test_a_file_that_nobody_has_open_keeps_its_number_and_no_page(tmp_path):
+    with protocol(tmp_path) as (_, entry, folder):
+        file = folder / "scan.raw"
+        inode = file.stat().st_ino
+        for content in (FIRST, SECOND, LONGER, FIRST, b"", SECOND):
+            replace(entry, content)
+            assert file.read_bytes() == content
+            with file.open("rb") as opened:
+                assert os.fstat(opened.fileno()).st_size == len(content)
+            assert file.stat().st_ino == inode
+
+
+# -- file systems on top -----------------------------------------------------------------------------------------
+
+# Reads a file of a mount's folder through an overlay, once for each line of its input; the overlay is its own.
+OVERLAID = """
+set -e
+mount -t tmpfs none "$2"
+mkdir "$2/upper" "$2/work" "$2/merged"
+mount -t overlay -o "lowerdir=$1,upperdir=$2/upper,workdir=$2/work" none "$2/merged"
+cd "$2/merged"
+while read line; do $line 2>&1 || true; echo; done
+"""
+
+
+@contextmanager
+def overlaid(folder: Path, place: Path) -> Iterator[subprocess.Popen[str]]:
+    place.mkdir()
+    command = ["unshare", "--mount", "sh", "-c", OVERLAID, "sh", str(folder), str(place)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as shell:
+        yield shell
+        shell.communicate(timeout=60)
+    assert shell.returncode == 0
+
+
+def tell(shell: subprocess.Popen[str], command: str) -> str:
+    """What a command prints in there."""
+    assert shell.stdin is not None
+    assert shell.stdout is not None
+    print(command, file=shell.stdin, flush=True)
+    told = []
+    while (line := shell.stdout.readline()) not in ("\n", ""):
+        told.append(line)
+    return "".join(told).strip()
+
+
+def md5(content: bytes) -> str:
+    return f"{hashlib.md5(content).hexdigest()}  scan.raw"
+
+
+@needs_root
+@needs("unshare")
+def test_the_kernels_overlayfs_follows_a_file_that_changes(tmp_path):
+    with protocol(tmp_path) as (_, entry, folder), overlaid(folder, tmp_path / "overlay") as shell:
+        for content in (FIRST, SECOND, LONGER, b"short", FIRST):
+            replace(entry, content)
+            assert tell(shell, "md5sum scan.raw") == md5(content)
+            assert tell(shell, "stat -c %s scan.raw") == str(len(content))
+        with holding(folder / "scan.raw") as held:
+            say(held)
+            replace(entry, SECOND)
+            assert (folder / "scan.raw").read_bytes() == SECOND
+            # As long as the old version is open the next one has another inode, and an overlay knows one only.
+            assert tell(shell, "md5sum scan.raw") in (md5(SECOND), "md5sum: scan.raw: Stale file handle")
+        assert tell(shell, "md5sum scan.raw") == md5(SECOND)
+
+
+def layers(folder: Path, directory: Path, top: Path) -> dict[str, list[str]]:
+    """How file systems in user space are put on top of a folder: with no memory of their own for lengths.
+
+    By default bindfs and mergerfs remember one for a second, and fuse-overlayfs for ever.
+    """
+    upper, work = directory / "upper", directory / "work"
+    for made in (upper, work, top):
+        made.mkdir(exist_ok=True)
+    return {
+        "bindfs": ["bindfs", "-r", "-o", "attr_timeout=0", str(folder), str(top)],
+        "mergerfs": ["mergerfs", "-o", "ro,cache.attr=0", str(folder), str(top)],
+        "fuse-overlayfs": [
+            "fuse-overlayfs",
+            "-o",
+            f"timeout=0,lowerdir={folder},upperdir={upper},workdir={work}",
+            str(top),
+        ],
+    }
+
+
+LAYERS = [pytest.param(name, marks=needs(name, "fusermount3")) for name in ("bindfs", "mergerfs", "fuse-overlayfs")]
+
+
+@contextmanager
+def layered(name: str, folder: Path, directory: Path) -> Iterator[Path]:
+    """A folder by way of another file system."""
+    top = directory / "top"
+    done = run(*layers(folder, directory, top)[name])
+    assert done.returncode == 0, done.stderr
+    try:
+        yield top
+    finally:
+        run("fusermount3", "-u", top)
+        assert mounted_file_system(top) == ""
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("digest", [True, False], ids=["digest", "no digest"])
+def test_a_layer_in_user_space_follows_a_file_that_changes(tmp_path, name, digest):
+    with (
+        protocol(tmp_path, "--revalidate", "0", digest=digest) as (_, entry, folder),
+        layered(name, folder, tmp_path) as top,
+    ):
+        for content in (FIRST, SECOND, LONGER, b"short", FIRST):
+            replace(entry, content)
+            assert (top / "scan.raw").read_bytes() == content
+            assert (top / "scan.raw").stat().st_size == len(content)
