@@ -16,7 +16,7 @@ import pytest
 import trio
 from pyfuse3 import FileHandleT, FileNameT, FlagT, InodeT, ReaddirToken, RequestContext
 
-from tests.scripted import Scripted, opened
+from tests.scripted import Scripted, md5, opened
 from xnatfs.access import Permit
 from xnatfs.content import Blob, Version
 from xnatfs.fuse.inodes import ROOT, Known
@@ -66,7 +66,8 @@ async def test_attributes_are_honest(server, tmp_path):
     assert stat.S_IMODE(folder.st_mode) == 0o550
     assert (file.st_size, file.st_blocks, file.st_nlink) == (1000, 2, 1)
     assert (file.st_uid, file.st_gid) == (12, 34)
-    assert file.st_mtime_ns == 1704164645 * 10**9
+    assert file.st_mtime_ns // 10**9 == folder.st_mtime_ns // 10**9 == 1704164645
+    assert file.st_mtime_ns % 10**9 == int(md5(b"x" * 1000), 16) % 10**9
 
 
 async def test_timeouts_are_what_is_left_of_the_listing(server, tmp_path, autojump_clock):
@@ -178,7 +179,7 @@ async def test_a_corrected_file_is_listed_as_what_it_is(server, tmp_path, monkey
             await ops.open(InodeT(inode), READ, CONTEXT)
         ((_, new, corrected, _),) = await reader.list(DICOM)
     assert (size, corrected) == (4, 10)
-    assert new != inode
+    assert new == inode
 
 
 async def test_a_number_that_another_has_got_meanwhile_is_not_listed(server, tmp_path, monkeypatch):
@@ -190,7 +191,7 @@ async def test_a_number_that_another_has_got_meanwhile_is_not_listed(server, tmp
         other = Known(InodeT(inode), ops.inodes[ROOT], "another identity")
         ops.inodes.refer(other)
         ((_, new, _, _),) = await reader.list(DICOM)
-        assert new == inode + 1
+        assert new != inode
         assert ops.inodes[InodeT(inode)] is other.node
 
 
@@ -321,7 +322,9 @@ async def reading(ops: Operations, attributes: pyfuse3.EntryAttributes) -> Async
         await ops.release(info.fh)
 
 
-async def test_another_content_of_the_same_length_and_without_digest_is_another_inode(server, tmp_path):
+async def test_another_content_of_the_same_length_and_without_digest_is_another_inode_while_one_is_open(
+    server, tmp_path
+):
     """Under one number the kernel mixed the pages of both: who reads the old one brings them to who reads the new."""
     server.add("a", b"12345", digest="")
     async with opened(server, tmp_path) as site:
@@ -349,19 +352,28 @@ async def test_another_content_of_the_same_length_and_without_digest_is_another_
 async def test_another_content_of_a_file_that_nobody_has_open_takes_its_pages_place(server, tmp_path):
     """No other inode: `cp` leaves out what is another file when it is opened than when it was looked at."""
     stored: list[tuple[InodeT, int, bytes]] = []
+    invalidated: list[tuple[InodeT, bool]] = []
     server.add("a", b"12345", digest="")
     async with opened(server, tmp_path) as site:
         ops, now = Operations(Root(site), Ownership(12, 34), lambda *given: stored.append(given)), 0.0
+        ops._invalidate = lambda *given: invalidated.append(given)
         site.content.clock = lambda: now
         file = await look_up(ops, f"{DICOM}/a")
         async with reading(ops, file) as data:
             assert data == b"12345"
         server.files["7", "a"], server.modified = b"54321", "Wed, 03 Jan 2024 03:04:05 GMT"
         now = 4000.0
+        async with refused(errno.ESTALE):
+            await ops.open(file.st_ino, READ, CONTEXT)
+        again = await look_up(ops, f"{DICOM}/a")  # as the kernel does, which hears of the time
+        assert again.st_ino == file.st_ino
+        assert again.st_mtime_ns > file.st_mtime_ns
+        assert invalidated == []
         first = await ops.open(file.st_ino, READ, CONTEXT)
         await ops._files[first.fh][0].read(0, 5)  # it is whole, and the kernel has not heard of the first open yet
         second = await ops.open(file.st_ino, READ, CONTEXT)
         assert (first.keep_cache, second.keep_cache) == (False, False)  # the kernel lets go of its pages with each
+        assert invalidated == [(file.st_ino, True)] * 2  # and of the length: it may hear of two in the wrong order
         assert await ops.read(second.fh, 0, 5) == b"54321"
         third = await ops.open(file.st_ino, READ, CONTEXT)
         assert third.keep_cache
@@ -385,7 +397,8 @@ async def test_what_came_by_another_way_is_the_same_file(server, tmp_path):
         await site.content.put(Version("7/a", 5, "", owners), b"12345")
         async with reading(ops, file) as data:
             assert data == b"12345"
-        assert (await look_up(ops, f"{DICOM}/a")).st_ino == file.st_ino
+        again = await look_up(ops, f"{DICOM}/a")
+        assert (again.st_ino, again.st_mtime_ns) == (file.st_ino, file.st_mtime_ns)
 
 
 async def test_another_length_and_content_without_digest_is_estale_once(server, tmp_path):
@@ -413,7 +426,7 @@ async def test_a_wrong_size_is_estale_once(server, tmp_path):
             await ops.open(before.st_ino, READ, CONTEXT)
         after = await look_up(ops, f"{DICOM}/a")
         assert (before.st_size, after.st_size) == (4, 10)
-        assert after.st_ino != before.st_ino
+        assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
         info = await ops.open(after.st_ino, READ, CONTEXT)
         assert await ops.read(info.fh, 0, 100) == b"0123456789"
         await ops.release(info.fh)

@@ -3,8 +3,6 @@
 What lies on top remembers inodes and lengths by rules of its own, and has no name to look up again when an open fails.
 """
 
-import ctypes
-import errno
 import hashlib
 import json
 import os

@@ -59,10 +59,6 @@ SHOWN = 50_000
 # version at once is to be no older than that.
 TICK = 0.01
 
-# Where the total that a resource states is not that of its listed sizes, one of the two is out of date, and a HEAD of
-# each file tells which. So many right sizes in a row, a batch of HEADs, tell that it is the totals of this server.
-TOTALS_DOUBTED = 32
-
 
 @dataclass(frozen=True, slots=True)
 class TrueSize:
@@ -77,12 +73,12 @@ class TrueSize:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A file was replaced while this mount looked on.
+    """Tell that a file was replaced while this mount looked on.
 
     Attributes:
         stated: What its listing says of it now, as a number.
         stamp: What tells its content from the one before; '' where the listing does.
-        at: When that was found out, in seconds since the epoch.
+        at: When that was found out, in seconds since the epoch; 0 where it may be the same content all the same.
     """
 
     stated: int
@@ -114,8 +110,7 @@ class Site:
         self.ttl = ttl
         self.opened_at = time.time()
         self.sizes_learnt = False  # whether any file was found to be another than its listing says
-        self.wrong_resources: set[str] = set()  # that have a file of another size than listed
-        self.totals_doubted = TOTALS_DOUBTED  # right sizes until totals that differ are not believed
+        self.sizes_right: dict[str, bool] = {}  # by resource, of those that were looked at more closely
         self.shown = MetadataCache(SHOWN)
         self._contradicted: dict[str, tuple[int | None, int]] = {}  # counts of resources, and how many files they list
         self._nursery = nursery
@@ -410,9 +405,9 @@ class Site:
                 return lambda: xnat.files(item, below=below), lambda row: row.resource_id, FileRow
         raise KeyError(key)
 
-    def learn_change(self, key: ChangeKey, stated: int, stamp: str) -> Change:
+    def learn_change(self, key: ChangeKey, stated: int, stamp: str, *, dated: bool = True) -> Change:
         """Remember that a file is another one than it was before."""
-        change = Change(stated, stamp, time.time() - TICK)
+        change = Change(stated, stamp, time.time() - TICK if dated else 0.0)
         self.metadata.put(key, change)
         self.sizes_learnt = True
         return change

@@ -99,15 +99,15 @@ class Inodes:
     def look_up(self, node: Node) -> InodeT:
         """Count one more reference of the kernel to this node; the newest node of an identity serves it."""
         known = self.known(node)
-        self.refer(known, node)
+        self.serve(known, node)
+        self.refer(known)
         return known.inode
 
-    def refer(self, known: Known, node: Node) -> None:
-        """Count one more reference of the kernel to what is known of this node."""
+    def refer(self, known: Known) -> None:
+        """Count one more reference of the kernel to what `is_current`."""
         if not known.lookups:
             self._by_inode[known.inode] = self._by_identity[known.identity] = known
         known.lookups += 1
-        self.serve(known, node)
 
     def serve(self, known: Known, node: Node) -> None:
         """Let the number stand for this node, unless it stands for a newer one: the kernel is told of it now."""

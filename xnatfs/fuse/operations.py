@@ -220,7 +220,8 @@ class Operations(pyfuse3.Operations):
         except NotFound:
             return _absent(directory.fresh_until())
         known, attributes = self._entry(node, directory.fresh_until())
-        self.inodes.refer(known, node)
+        self.inodes.serve(known, node)
+        self.inodes.refer(known)
         return attributes
 
     def _entry(self, node: Node, expires: float) -> tuple[Known, pyfuse3.EntryAttributes]:
@@ -292,7 +293,8 @@ class Operations(pyfuse3.Operations):
             attributes.entry_timeout = attributes.attr_timeout = left
             if not pyfuse3.readdir_reply(token, name, attributes, place + 1):
                 return
-            self.inodes.refer(known, listed.nodes[place])
+            self.inodes.serve(known, listed.nodes[place])
+            self.inodes.refer(known)
 
     async def _answer(self, listed: Listed, place: int) -> Answer:
         """Made anew. Nothing awaits between finding the number and the reply: another could be given it meanwhile."""
@@ -346,9 +348,11 @@ class Operations(pyfuse3.Operations):
         if known.node.version != node.version:
             raise Stale(f"{'/'.join(node.path)} was replaced while it was opened")
         if blob.stamp and known.stamp not in ("", blob.stamp):
-            node.replaced(blob.stamp)
-            raise Stale(f"{'/'.join(node.path)} was replaced by another of its length")
-        known.stamp = known.stamp or blob.stamp
+            if self.inodes.handles[known.inode] or node.is_another(known.stamp, blob.stamp):
+                node.replaced(known.stamp, blob.stamp)
+                raise Stale(f"{'/'.join(node.path)} was replaced by another of its length")
+            self.inodes.mixed.add(known.inode)  # nothing tells that it is the same, nor that it is not
+        known.stamp = blob.stamp or known.stamp
 
     def _look_again(self, inode: InodeT) -> None:
         """Have the kernel ask for attributes before it uses them: it may have heard of two versions out of order."""

@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import TYPE_CHECKING, overload
 
 import trio
@@ -17,11 +18,11 @@ from xnatfs.access import Permit
 from xnatfs.bulk import version
 from xnatfs.catalogue import Catalogue
 from xnatfs.content import Blob
-from xnatfs.errors import BadReply, Denied, NotFound, Stale
+from xnatfs.errors import BadReply, Denied, NotFound, Stale, first_error
 from xnatfs.keys import ChangeKey, FilesKey, FoldersKey, SizeKey
 from xnatfs.metadata import Listing
 from xnatfs.models import FileRow
-from xnatfs.site import TOTALS_DOUBTED, Change, TrueSize
+from xnatfs.site import Change, TrueSize
 from xnatfs.tree.names import escape, shorten, split
 from xnatfs.tree.node import Children, Dir, File, Listed, Node, number
 from xnatfs.tree.source import catalogue_of
@@ -42,6 +43,10 @@ MOST_FOLDERS = 200_000
 # files have each a place; of ten thousand resources two want the same numbers in one mount of a hundred. (Such two, and
 # what has a higher place, are told apart as others are; they are read in another order then.)
 RESOURCE_BITS, PLACE_BITS = 32, 20
+# A resource whose listing gives a reason to doubt its sizes has so many asked for before any is shown, one batch of
+# HEADs: if one is wrong, each of the others is asked for as well. Once so many resources had no wrong one, the reasons
+# are none on this server.
+SAMPLE, RIGHT_ENOUGH = 32, 4
 # Files that are sorted into folders between two looks at who else waits: a millisecond.
 AT_ONCE = 100
 
@@ -63,13 +68,8 @@ class Folders:
         self.sizes: dict[int, int] = {}  # that the server was asked for, or a reply stated, by place
         self.learnt = 0  # how often one of its files proved to be another than listed
         self.twice = 0  # files that are listed under the path of another one
-        resource, total = resource_dir.resource, catalogue.total()
-        self._has_digests = catalogue.has_digests
-        self._total_differs = (
-            resource.file_count == len(catalogue)
-            and None not in (resource.file_size, total)
-            and resource.file_size != total
-        )
+        self._sampled = trio.Lock()
+        self._sample = self._doubtful()
 
     def __len__(self) -> int:
         return len(self.catalogue) + len(self.by_path)
@@ -96,36 +96,71 @@ class Folders:
         return found
 
     def size(self, place: int) -> int | None:
-        """The length of a file, as far as it is known: what is listed, unless there is a reason to doubt it."""
+        """The length of a file, as far as it is known: what is listed, unless there is a reason to doubt it.
+
+        What a program or another file system has heard of a length it keeps, and cuts what is longer, without an error.
+        """
         if place in self.sizes:
             return self.sizes[place]
+        if self._sample or self.site.sizes_right.get(self.catalogue.resource_id) is False:
+            return None
         size = self.catalogue.size(place)
-        return None if self._is_doubtful(place, size) else size
+        return None if size == 0 and not self.catalogue.version(place) else size
 
-    def _is_doubtful(self, place: int, size: int | None) -> bool:
-        """Return whether a listed size may be wrong: asked for before it is shown, it is wrong for no program.
+    def _doubtful(self) -> Sequence[int]:
+        """Return the places of files to ask for before a size is shown; none where nothing speaks against the listing.
 
-        An entry without a digest among others that have one is older than they are; an empty file may be one that the
-        catalogue knows no size of. One wrong size, or a total that differs, casts doubt on all that are listed with it.
+        What does: the stated total is another one, or some entries have no digest, and so are older than others.
         """
-        if self.catalogue.resource_id in self.site.wrong_resources or (
-            self._total_differs and self.site.totals_doubted
-        ):
-            return True
-        return (self._has_digests or size == 0) and not self.catalogue.version(place)
+        site, resource, catalogue = self.site, self.resource_dir.resource, self.catalogue
+        if catalogue.resource_id in site.sizes_right or sum(site.sizes_right.values()) >= RIGHT_ENOUGH:
+            return ()
+        stated = resource.file_size if resource.file_count == len(catalogue) else None
+        if stated and catalogue.total() not in (None, stated):
+            return range(min(len(catalogue), SAMPLE))
+        return catalogue.lacking_digests
+
+    async def sample(self) -> None:
+        """Find out whether sizes are as listed, where that is doubtful."""
+        async with self._sampled:
+            if not self._sample:
+                return
+            try:
+                async with trio.open_nursery() as nursery:
+                    for place in self._sample:
+                        nursery.start_soon(self.ask, place)
+            except ExceptionGroup as group:
+                raise first_error(group) from None
+            self._sample = ()
+            self.site.sizes_right.setdefault(self.catalogue.resource_id, True)
+
+    async def ask(self, place: int) -> int:
+        """Return the length of a file as the server states it now, one HEAD; as listed, or 0, where it does not."""
+        row = self.catalogue.at(place)
+        found = await self.site.metadata.get(size_key(row), partial(self._ask, row))
+        self.learn(place, found.size)
+        return found.size
+
+    async def _ask(self, row: FileRow) -> TrueSize:
+        address, size = self.resource_dir.address, None
+        if address.has_name(row.path, self.catalogue):
+            try:
+                size = (await self.site.xnat.head(address.base, row)).size
+            except (NotFound, Denied, BadReply) as error:
+                log.debug("the size of %s is not to be had: %s", row.path, error)
+        if size is None:
+            return TrueSize(row.size or 0, self.expires)
+        if row.size is None:
+            return TrueSize(size, self.expires)
+        self.site.sizes_learnt = True
+        return TrueSize(size)
 
     def learn(self, place: int, size: int) -> None:
-        """Take note of the length of a file that the server states now."""
-        listed = self.catalogue.size(place)
+        """Take note of the length of a file."""
         self.sizes[place] = size
-        if listed is None:
-            return
-        if size != listed:
+        if self.catalogue.size(place) not in (None, size):
             self.learnt += 1
-            self.site.wrong_resources.add(self.catalogue.resource_id)
-            self.site.totals_doubted = TOTALS_DOUBTED
-        elif self._total_differs:
-            self.site.totals_doubted = max(self.site.totals_doubted - 1, 0)
+            self.site.sizes_right[self.catalogue.resource_id] = False
 
 
 class Folder(Listed):
@@ -260,7 +295,7 @@ class CatalogueFile(File):
         self._change: Change | None = None  # that made it what it is, if this mount has seen that
         self._learnt = folder.folders.learnt
         if self._size is None or self.site.sizes_learnt:
-            learnt = self.site.metadata.peek(self._size_key())
+            learnt = self.site.metadata.peek(size_key(self.row))
             if isinstance(learnt, TrueSize):
                 self._size = learnt.size
             self._change = self._known_change()
@@ -276,10 +311,6 @@ class CatalogueFile(File):
     @property
     def row(self) -> FileRow:
         return self.folder.folders.catalogue.at(self.place)
-
-    def _size_key(self) -> SizeKey:
-        row = self.row
-        return SizeKey(row.resource_id, row.path, row.size, row.digest)
 
     def _change_key(self) -> ChangeKey:
         row = self.row
@@ -327,15 +358,17 @@ class CatalogueFile(File):
         return self.folder.folders.number | self.place & (1 << PLACE_BITS) - 1
 
     def modified(self) -> float:
-        return self._change.at if self._change else self.folder.folders.modified
+        return (self._change and self._change.at) or self.folder.folders.modified
 
     def modified_ns(self) -> int:
         """A time that no reading changes: not Last-Modified, which is known only of what was fetched.
 
         After a change that this mount has seen it is the time of that; until then the session's, with nanoseconds of
-        the digest, or without one of the listed length: a file that was replaced by another of its size has another time.
+        the digest, or without one of the listed length: what replaces a file of its own size has another time.
         """
-        return int(self._change.at * 1e9) if self._change else int(self.modified()) * 10**9 + self._stated % 10**9
+        if self._change and self._change.at:
+            return int(self._change.at * 1e9)
+        return int(self.modified()) * 10**9 + self._stated % 10**9
 
     def xattrs(self) -> dict[str, str]:
         row = self.row
@@ -356,28 +389,14 @@ class CatalogueFile(File):
         return size
 
     async def size(self) -> int:
-        if self._size is None:
-            self._size = (await self.site.metadata.get(self._size_key(), self._ask_size)).size
-            self.folder.folders.sizes[self.place] = self._size
-            self._learnt = self.folder.folders.learnt
-        return self._size
-
-    async def _ask_size(self) -> TrueSize:
-        """One HEAD. A file that will not say is shown as listed, or as empty; `open` finds out."""
-        size, row, folders = None, self.row, self.folder.folders
-        address = folders.resource_dir.address
-        if address.has_name(row.path, folders.catalogue):
-            try:
-                size = (await self.site.xnat.head(address.base, row)).size
-            except (NotFound, Denied, BadReply) as error:
-                log.debug("the size of %s is not to be had: %s", "/".join(self.path), error)
-        if size is None:
-            return TrueSize(row.size or 0, folders.expires)
-        folders.learn(self.place, size)
-        if row.size is None:
-            return TrueSize(size, folders.expires)
-        self.site.sizes_learnt = True
-        return TrueSize(size)
+        if not self.measured:
+            folders = self.folder.folders
+            await folders.sample()
+            self._size = folders.size(self.place)
+            if self._size is None:
+                self._size = await folders.ask(self.place)
+            self._learnt = folders.learnt
+        return self.measured_size
 
     async def open(self) -> Blob:
         row, folders = self.row, self.folder.folders
@@ -416,8 +435,12 @@ class CatalogueFile(File):
         self.site.content.distrust(version(row, resource_dir.owners))
         return ""
 
-    def replaced(self, stamp: str) -> None:
-        self.site.learn_change(self._change_key(), self._stated, stamp)
+    def is_another(self, before: str, stamp: str) -> bool:
+        """Compare dates. What came in an archive has none: its stamp is a number, when it came."""
+        return before != stamp and math.inf not in (_date(before), _date(stamp))
+
+    def replaced(self, before: str, stamp: str) -> None:
+        self.site.learn_change(self._change_key(), self._stated, stamp, dated=self.is_another(before, stamp))
         self.folder.folders.learnt += 1
         self.folder.forget()
 
@@ -439,9 +462,13 @@ class CatalogueFile(File):
 
     def _correct(self, size: int) -> None:
         """From now on this file is a node with the true size."""
-        self.site.learn_size(self._size_key(), size)
+        self.site.learn_size(size_key(self.row), size)
         self.folder.folders.learn(self.place, size)
         self.folder.forget()
+
+
+def size_key(row: FileRow) -> SizeKey:
+    return SizeKey(row.resource_id, row.path, row.size, row.digest)
 
 
 def _date(modified: str) -> float:

@@ -222,7 +222,11 @@ class File(Node):
         """Return the stamp of a file without a digest if it is still the one of this length and stamp, else ''."""
         raise NotImplementedError(type(self).__name__)
 
-    def replaced(self, stamp: str) -> None:
+    def is_another(self, before: str, stamp: str) -> bool:
+        """Return whether the stamps of two of its blobs tell that it was replaced in between."""
+        raise NotImplementedError(type(self).__name__)
+
+    def replaced(self, before: str, stamp: str) -> None:
         """Put a node of another version in its place: its blob has another stamp than one that was opened before."""
         raise NotImplementedError(type(self).__name__)
 
