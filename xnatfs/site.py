@@ -405,9 +405,9 @@ class Site:
                 return lambda: xnat.files(item, below=below), lambda row: row.resource_id, FileRow
         raise KeyError(key)
 
-    def learn_change(self, key: ChangeKey, stated: int, stamp: str, *, dated: bool = True) -> Change:
-        """Remember that a file is another one than it was before."""
-        change = Change(stated, stamp, time.time() - TICK if dated else 0.0)
+    def learn_change(self, key: ChangeKey, stated: int, stamp: str, at: float | None = None) -> Change:
+        """Remember that a file is another one than it was before, from now on or since then."""
+        change = Change(stated, stamp, time.time() - TICK if at is None else at)
         self.metadata.put(key, change)
         self.sizes_learnt = True
         return change

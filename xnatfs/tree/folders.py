@@ -440,7 +440,9 @@ class CatalogueFile(File):
         return before != stamp and math.inf not in (_date(before), _date(stamp))
 
     def replaced(self, before: str, stamp: str) -> None:
-        self.site.learn_change(self._change_key(), self._stated, stamp, dated=self.is_another(before, stamp))
+        since = self._change.at if self._change else 0.0
+        at = None if self.is_another(before, stamp) else since
+        self.site.learn_change(self._change_key(), self._stated, stamp, at)
         self.folder.folders.learnt += 1
         self.folder.forget()
 
