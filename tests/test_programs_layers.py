@@ -7,8 +7,10 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +19,7 @@ from typing import Any
 import pytest
 
 from tests.demos import serving
-from tests.mounting import Mount, mounted_file_system, mounting, run
+from tests.mounting import LIMIT, Mount, mounted_file_system, mounting, run
 from xnatfs.demo.archive import Archive, Entry
 
 FIRST, SECOND, LONGER = b"1" * 300_000, b"2" * 300_000, b"3" * 400_001
@@ -399,3 +401,52 @@ def test_a_handle_is_of_the_file_as_it_is_now(tmp_path):
                 length, first = str(len(content)), content[:1].decode()
                 assert say(reader, "read") == [length, length, first, first]
             reader.communicate(timeout=60)
+
+
+GANESHA = """
+NFS_KRB5 {{ Active_krb5 = false; }}
+NFS_CORE_PARAM {{ Protocols = 4; NFS_Port = {port}; Bind_addr = 127.0.0.1; Enable_NLM = false; Enable_RQUOTA = false; }}
+NFSv4 {{ Graceless = true; RecoveryRoot = {directory}; Minor_Versions = 0; }}
+EXPORT {{
+    Export_Id = 1; Filesystem_id = 1.1; Path = {path}; Pseudo = /mnt; Protocols = 4;
+    Access_Type = RO; Squash = none; SecType = sys; Attr_Expiration_Time = 0;
+    FSAL {{ Name = VFS; }}
+}}
+"""
+
+
+@contextmanager
+def exported(path: Path, directory: Path) -> Iterator[str]:
+    """A directory that nfs-ganesha serves: the URL of the server, and what follows a path in there."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    configured, log_file = directory / "ganesha.conf", directory / "ganesha.log"
+    configured.write_text(GANESHA.format(port=port, directory=directory, path=path))
+    options = ["-F", "-L", log_file, "-f", configured, "-p", directory / "ganesha.pid", "-N", "NIV_EVENT"]
+    with subprocess.Popen(["ganesha.nfsd", *map(str, options)]) as server:
+        try:
+            while "NFS SERVER INITIALIZED" not in (log_file.read_text() if log_file.exists() else ""):
+                assert server.poll() is None, log_file.read_text()
+                time.sleep(0.1)
+            yield f"nfs://127.0.0.1/mnt/{{}}?nfsport={port}&version=4"
+        finally:
+            server.terminate()
+
+
+@needs_root
+@needs("ganesha.nfsd", "nfs-cat")
+def test_an_nfs_server_has_the_file_as_it_is_now(tmp_path):
+    """It names files by handles alone. One that it opens was asked for anew if it was looked up a second ago."""
+    with protocol(tmp_path) as (mount, entry, folder), exported(mount.path, tmp_path) as url:
+        command = ["nfs-cat", url.format((folder / "scan.raw").relative_to(mount.path))]
+
+        def read() -> bytes:
+            return run(*command, text=False, errors=None).stdout
+
+        for content in (FIRST, SECOND, LONGER, b"short", FIRST):
+            replace(entry, content)
+            deadline = time.monotonic() + LIMIT
+            while read() != content:
+                assert time.monotonic() < deadline, "it is never seen"
+                time.sleep(0.2)

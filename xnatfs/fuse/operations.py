@@ -78,6 +78,9 @@ MADE_AT_ONCE = 150
 # Entries of directories whose answers are kept, at 370 bytes each (measured): 20 series of a thousand images.
 KEPT_ANSWERS = 20_000
 
+# Between looking a name up and opening or asking for what it names, in seconds: with a TTL of 0 it is out of date then.
+LOOKED_UP = 1.0
+
 # What one READ would fetch at the kernel's default read-ahead: given with the answer to OPEN it saves that READ.
 GIVEN = 128 * 1024
 
@@ -242,15 +245,21 @@ class Operations(pyfuse3.Operations):
         node = known.node
         expires = node.parent.fresh_until() if node.parent else math.inf
         if isinstance(node, File) and expires <= trio.current_time():
-            if self.inodes.handles[inode]:
-                # Of a file that is open the kernel asks this before it hands out pages that it has.
-                expires = await self._permitted(node.permit(), inode)
-            else:  # by a handle of NFS, by which no name is looked up
+            if self._is_unnamed(known):
                 node, expires = await self._anew(known)
+            else:  # of a file that is open the kernel asks this before it hands out pages that it has
+                expires = await self._permitted(node.permit(), inode)
         await _learn_size([node])
         attributes = self._attributes(node, expires)
         attributes.st_ino = inode
         return attributes
+
+    def _is_unnamed(self, known: Known) -> bool:
+        """Whether a number is used though its listing is out of date: by a handle, as NFS servers do, and no name."""
+        node = known.node
+        if node.parent is None or self.inodes.handles[known.inode]:
+            return False
+        return max(node.parent.fresh_until(), node.rank[0] + LOOKED_UP) <= trio.current_time()
 
     async def _anew(self, known: Known) -> tuple[Node, float]:
         """Look the file up again that a number stands for; the node that it stands for then, and until when."""
@@ -320,6 +329,8 @@ class Operations(pyfuse3.Operations):
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             raise ReadOnly("the mount takes no changes")
         known = self._known(inode)
+        if self._is_unnamed(known):
+            await self._anew(known)
         node = known.node
         if not isinstance(node, File):
             raise pyfuse3.FUSEError(errno.EISDIR)
