@@ -18,7 +18,7 @@ from xnatfs.access import Permit
 from xnatfs.bulk import version
 from xnatfs.catalogue import Catalogue
 from xnatfs.content import Blob
-from xnatfs.errors import BadReply, Denied, NotFound, Stale, first_error
+from xnatfs.errors import BadReply, Denied, NotFound, Stale, XnatError, first_error
 from xnatfs.keys import ChangeKey, FilesKey, FoldersKey, SizeKey
 from xnatfs.metadata import Listing
 from xnatfs.models import FileRow
@@ -132,7 +132,8 @@ class Folders:
             except ExceptionGroup as group:
                 raise first_error(group) from None
             self._sample = ()
-            self.site.sizes_right.setdefault(self.catalogue.resource_id, True)
+            if not self.site.xnat.away:
+                self.site.sizes_right.setdefault(self.catalogue.resource_id, True)
 
     async def ask(self, place: int) -> int:
         """Return the length of a file as the server states it now, one HEAD; as listed, or 0, where it does not."""
@@ -146,7 +147,9 @@ class Folders:
         if address.has_name(row.path, self.catalogue):
             try:
                 size = (await self.site.xnat.head(address.base, row)).size
-            except (NotFound, Denied, BadReply) as error:
+            except XnatError as error:
+                if row.size is None and not isinstance(error, NotFound | Denied | BadReply):
+                    raise
                 log.debug("the size of %s is not to be had: %s", row.path, error)
         if size is None:
             return TrueSize(row.size or 0, self.expires)
@@ -363,12 +366,13 @@ class CatalogueFile(File):
     def modified_ns(self) -> int:
         """A time that no reading changes: not Last-Modified, which is known only of what was fetched.
 
-        After a change that this mount has seen it is the time of that; until then the session's, with nanoseconds of
-        the digest, or without one of the listed length: what replaces a file of its own size has another time.
+        After a change that this mount has seen it is the time of that; until then the session's, as exact as servers
+        state it, with nanoseconds below a millisecond of the digest, or without one of the listed length: what replaces
+        a file of its own size has another time.
         """
         if self._change and self._change.at:
             return int(self._change.at * 1e9)
-        return int(self.modified()) * 10**9 + self._stated % 10**9
+        return round(self.modified() * 1000) * 10**6 + self._stated % 10**6
 
     def xattrs(self) -> dict[str, str]:
         row = self.row

@@ -97,7 +97,7 @@ class Node:
         return self.parent.modified() if self.parent else UNDATED
 
     def modified_ns(self) -> int:
-        """The same in nanoseconds, of which those below a second tell versions of a file apart."""
+        """The same in nanoseconds, of which those below a millisecond tell versions of a file apart."""
         return int(self.modified() * 1e9)
 
     def xattrs(self) -> dict[str, str]:
