@@ -4,7 +4,7 @@ import errno
 import math
 import os
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +19,7 @@ from pyfuse3 import FileHandleT, FileNameT, FlagT, InodeT, ReaddirToken, Request
 from tests.scripted import Scripted, md5, opened
 from xnatfs.access import Permit
 from xnatfs.content import Blob, Version
+from xnatfs.errors import Stale
 from xnatfs.fuse.inodes import ROOT, Known
 from xnatfs.fuse.operations import GIVEN, MADE_AT_ONCE, Listings, Operations, OperationsWithXattrs, Ownership
 from xnatfs.site import Site
@@ -116,12 +117,16 @@ async def test_a_directory_is_listed_in_steps(server, tmp_path, monkeypatch):
     assert listed == [(str(number).encode(), number) for number in range(10)]
 
 
+# Name, inode number, size and timeout of an entry.
+Told = tuple[bytes, int, int, float]
+
+
 class Reader:
     """A program that lists a directory: what it is told."""
 
     def __init__(self, ops: Operations, monkeypatch: pytest.MonkeyPatch) -> None:
         self._ops = ops
-        self.told: list[tuple[bytes, int, int, float]] = []
+        self.told: list[Told] = []
         monkeypatch.setattr(pyfuse3, "readdir_reply", self._take)
 
     def _take(self, token: object, name: bytes, attributes: pyfuse3.EntryAttributes, next_id: int) -> bool:
@@ -129,12 +134,17 @@ class Reader:
         self.told.append((name, attributes.st_ino, attributes.st_size, attributes.entry_timeout))
         return True
 
-    async def list(self, path: str) -> list[tuple[bytes, int, int, float]]:
-        """Name, inode number, size and timeout of each entry."""
-        self.told = []
+    async def list(self, path: str) -> Sequence[Told]:
+        """Each entry of a directory."""
         handle = await self._ops.opendir((await look_up(self._ops, path)).st_ino, CONTEXT)
-        await self._ops.readdir(handle, 0, cast(ReaddirToken, None))
+        await self.read(handle)
         await self._ops.releasedir(handle)
+        return self.told
+
+    async def read(self, handle: FileHandleT) -> Sequence[Told]:
+        """The same of a directory that is open, from its start."""
+        self.told = []
+        await self._ops.readdir(handle, 0, cast(ReaddirToken, None))
         return self.told
 
 
@@ -380,6 +390,107 @@ async def test_another_content_of_a_file_that_nobody_has_open_takes_its_pages_pl
         for info in (first, second, third):
             await ops.release(info.fh)
     assert stored == []
+
+
+def replace(server: Scripted, content: bytes) -> None:
+    """Put another content in the place of the only file."""
+    server.lists["experiments/X_E1/files"] = []
+    server.add("a", content)
+
+
+async def test_a_version_that_is_open_keeps_its_number_until_it_is_closed(server, tmp_path, autojump_clock):
+    server.add("a", b"12345")
+    async with mounted(server, tmp_path) as ops:
+        before = await look_up(ops, f"{DICOM}/a")
+        async with reading(ops, before) as data:
+            assert data == b"12345"
+            replace(server, b"654321")
+            await trio.sleep(61)
+            beside = await look_up(ops, f"{DICOM}/a")
+            assert beside.st_ino != before.st_ino
+            async with reading(ops, beside) as data:
+                assert data == b"654321"
+            held = await ops.getattr(before.st_ino, CONTEXT)
+            assert (held.st_size, held.st_mtime_ns) == (5, before.st_mtime_ns)
+            async with reading(ops, before) as data:
+                assert data == b"12345"
+        after = await look_up(ops, f"{DICOM}/a")
+        assert (after.st_ino, after.st_size, after.st_mtime_ns) == (before.st_ino, 6, beside.st_mtime_ns)
+        async with reading(ops, after) as data:
+            assert data == b"654321"
+
+
+async def test_a_file_that_is_used_by_its_number_alone_is_looked_up_again(server, tmp_path, autojump_clock):
+    """As NFS servers do."""
+    server.add("a", b"12345")
+    async with mounted(server, tmp_path) as ops:
+        inode = (await look_up(ops, f"{DICOM}/a")).st_ino
+        replace(server, b"654321")
+        assert (await ops.getattr(inode, CONTEXT)).st_size == 5
+        await trio.sleep(61)
+        assert (await ops.getattr(inode, CONTEXT)).st_size == 6
+        replace(server, b"7654321")
+        await trio.sleep(61)
+        info = await ops.open(inode, READ, CONTEXT)
+        assert await ops.read(info.fh, 0, 100) == b"7654321"
+        assert (await ops.getattr(inode, CONTEXT)).st_size == 7
+        await ops.release(info.fh)
+        server.lists["experiments/X_E1/files"] = []
+        await trio.sleep(61)
+        for call in (lambda: ops.getattr(inode, CONTEXT), lambda: ops.open(inode, READ, CONTEXT)):
+            async with refused(errno.ESTALE):
+                await call()
+
+
+async def test_a_listing_that_is_read_on_shows_what_was_looked_up_since(server, tmp_path, monkeypatch, autojump_clock):
+    server.add("a", b"12345")
+    async with mounted(server, tmp_path) as ops:
+        reader = Reader(ops, monkeypatch)
+        handle = await ops.opendir((await look_up(ops, DICOM)).st_ino, CONTEXT)
+        ((_, inode, size, _),) = await reader.read(handle)
+        assert size == 5
+        replace(server, b"654321")
+        await trio.sleep(61)
+        after = await look_up(ops, f"{DICOM}/a")
+        assert await reader.read(handle) == [(b"a", inode, 6, 0.0)]
+        assert after.st_ino == inode
+        async with reading(ops, after) as data:
+            assert data == b"654321"
+
+
+async def test_a_change_is_dated_once(server, tmp_path, autojump_clock):
+    server.add("a", b"12345")
+    async with mounted(server, tmp_path) as ops:
+        before = await look_up(ops, f"{DICOM}/a")
+        replace(server, b"54321")
+        await trio.sleep(61)
+        found = []
+        for _ in range(3):
+            found.append(await look_up(ops, f"{DICOM}/a"))
+            async with reading(ops, found[-1]) as data:
+                assert data == b"54321"
+            found.append(await ops.getattr(before.st_ino, CONTEXT))
+            await trio.sleep(61)
+        await ops.forget([(before.st_ino, 4)])  # memory is short
+        found.append(await look_up(ops, f"{DICOM}/a"))
+        assert {each.st_ino for each in found} == {before.st_ino}
+        (changed,) = {each.st_mtime_ns for each in found}
+        assert changed > before.st_mtime_ns + 10**9
+
+
+async def test_a_number_that_is_taken_over_while_it_is_opened_is_stale(server, tmp_path, autojump_clock):
+    server.add("a", b"12345")
+    async with mounted(server, tmp_path) as ops:
+        before = await look_up(ops, f"{DICOM}/a")
+        node = ops.inodes[before.st_ino]
+        assert isinstance(node, CatalogueFile)
+        blob = await node.open()
+        replace(server, b"54321")
+        await trio.sleep(61)
+        await look_up(ops, f"{DICOM}/a")
+        with pytest.raises(Stale):
+            ops._check_version(ops.inodes.entry(before.st_ino), node, blob)
+        blob.close()
 
 
 async def test_what_came_by_another_way_is_the_same_file(server, tmp_path):

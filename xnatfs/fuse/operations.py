@@ -257,9 +257,9 @@ class Operations(pyfuse3.Operations):
     def _is_unnamed(self, known: Known) -> bool:
         """Whether a number is used though its listing is out of date: by a handle, as NFS servers do, and no name."""
         node = known.node
-        if node.parent is None or self.inodes.handles[known.inode]:
+        if not isinstance(node, File) or self.inodes.handles[known.inode]:
             return False
-        return max(node.parent.fresh_until(), node.rank[0] + LOOKED_UP) <= trio.current_time()
+        return node.rank[0] + LOOKED_UP <= trio.current_time()
 
     async def _anew(self, known: Known) -> tuple[Node, float]:
         """Look the file up again that a number stands for; the node that it stands for then, and until when."""

@@ -345,7 +345,7 @@ class CatalogueFile(File):
 
     @property
     def rank(self) -> tuple[float, int]:
-        return (self.folder.folders.listing.fetched, self._learnt)
+        return (self.folder.folders.expires, self._learnt)
 
     def follow(self, shown: Node) -> None:
         """Date a change that the listing tells of, between the listing before and this one, with the later one."""

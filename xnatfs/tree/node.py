@@ -82,8 +82,8 @@ class Node:
 
     @property
     def rank(self) -> tuple[float, int]:
-        """The order of nodes of one identity: the highest is made of what was learnt last."""
-        return (0.0, 0)
+        """The order of nodes of one identity, the newest last: when its listing expires, what was learnt since."""
+        return (math.inf, 0)
 
     def follow(self, shown: "Node") -> None:
         """Take note of the node that was shown before under this identity."""
