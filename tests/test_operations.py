@@ -416,6 +416,13 @@ async def test_a_version_that_is_open_keeps_its_number_until_it_is_closed(server
                 assert data == b"12345"
         after = await look_up(ops, f"{DICOM}/a")
         assert (after.st_ino, after.st_size, after.st_mtime_ns) == (before.st_ino, 6, beside.st_mtime_ns)
+        replace(server, b"7654321")
+        await trio.sleep(62)
+        async with refused(errno.ESTALE):  # a handle of the second number
+            await ops.getattr(beside.st_ino, CONTEXT)
+        replace(server, b"654321")
+        await trio.sleep(62)
+        after = await look_up(ops, f"{DICOM}/a")
         async with reading(ops, after) as data:
             assert data == b"654321"
 

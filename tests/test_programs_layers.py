@@ -362,8 +362,8 @@ def test_the_kernels_overlayfs_has_the_true_length_of_a_file_that_the_catalogue_
 
 # -- handles, by which NFS servers name files ----------------------------------------------------------------------
 
-# Reads a file by its handle, once for each line of its input.
-BY_HANDLE = """
+# Tells the handle of a path, or reads what has a handle in a directory's file system.
+HANDLES = """
 import ctypes, os, sys
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -371,36 +371,52 @@ class Handle(ctypes.Structure):
     _fields_ = [("size", ctypes.c_uint), ("kind", ctypes.c_int), ("name", ctypes.c_ubyte * 128)]
 
 path = os.fsencode(sys.argv[1])
-handle, mount = Handle(128), ctypes.c_int()
-assert libc.name_to_handle_at(-100, path, ctypes.byref(handle), ctypes.byref(mount), 0) == 0, ctypes.get_errno()
-top = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
-print(flush=True)
-for line in sys.stdin:
-    file = libc.open_by_handle_at(top, ctypes.byref(handle), os.O_RDONLY)
+if len(sys.argv) == 2:
+    handle, mount = Handle(128), ctypes.c_int()
+    if libc.name_to_handle_at(-100, path, ctypes.byref(handle), ctypes.byref(mount), 0) < 0:
+        sys.exit(os.strerror(ctypes.get_errno()))
+    print(bytes(handle).hex())
+else:
+    handle = Handle.from_buffer_copy(bytes.fromhex(sys.argv[2]))
+    file = libc.open_by_handle_at(os.open(path, os.O_RDONLY | os.O_DIRECTORY), ctypes.byref(handle), os.O_RDONLY)
     if file < 0:
-        print(os.strerror(ctypes.get_errno()), flush=True)
-        continue
-    data = b"".join(iter(lambda: os.read(file, 1 << 20), b""))
-    print(os.fstat(file).st_size, len(data), data[:1].decode(), data[-1:].decode(), flush=True)
-    os.close(file)
+        sys.exit(os.strerror(ctypes.get_errno()))
+    sys.stdout.buffer.write(b"".join(iter(lambda: os.read(file, 1 << 20), b"")))
 """
+
+
+def handle_of(file: Path) -> str:
+    done = run(sys.executable, "-c", HANDLES, file)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def opened_by(handle: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return run(sys.executable, "-c", HANDLES, folder, handle)
 
 
 @needs_root
 def test_a_handle_is_of_the_file_as_it_is_now(tmp_path):
-    """No name is looked up by it, so that the change is found out when the file's attributes are out of date."""
     with protocol(tmp_path) as (_, entry, folder):
-        file = folder / "scan.raw"
-        with subprocess.Popen(
-            [sys.executable, "-c", BY_HANDLE, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        ) as reader:
-            say(reader)
-            for content in (FIRST, SECOND, LONGER, FIRST):
-                replace(entry, content)
-                assert file.stat().st_size == len(content)
-                length, first = str(len(content)), content[:1].decode()
-                assert say(reader, "read") == [length, length, first, first]
-            reader.communicate(timeout=60)
+        handle = handle_of(folder / "scan.raw")
+        for content in (FIRST, SECOND, LONGER, FIRST):
+            replace(entry, content)
+            assert (folder / "scan.raw").stat().st_size == len(content)
+            assert opened_by(handle, folder).stdout.encode() == content
+
+
+@needs_root
+def test_a_handle_is_good_for_as_long_as_the_kernel_knows_the_file_whatever_mount_it_is_of(tmp_path):
+    with serving() as demo:
+        handle = ""
+        for _ in range(2):
+            with mounting(demo.url, tmp_path, **demo.login) as mount:
+                folder = mount.path / "projects" / "BRAINS" / "resources" / "protocol"
+                if handle:
+                    assert opened_by(handle, mount.path).stderr == "Stale file handle\n"
+                assert (folder / "protocol.txt").stat().st_size > 0
+                handle = handle or handle_of(folder / "protocol.txt")
+                assert opened_by(handle, mount.path).stdout == "Lie still.\n"
 
 
 GANESHA = """
@@ -442,7 +458,7 @@ def test_an_nfs_server_has_the_file_as_it_is_now(tmp_path):
         command = ["nfs-cat", url.format((folder / "scan.raw").relative_to(mount.path))]
 
         def read() -> bytes:
-            return run(*command, text=False, errors=None).stdout
+            return subprocess.run(command, capture_output=True, timeout=LIMIT).stdout
 
         for content in (FIRST, SECOND, LONGER, b"short", FIRST):
             replace(entry, content)

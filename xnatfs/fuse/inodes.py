@@ -111,8 +111,11 @@ class Inodes:
 
     def serve(self, known: Known, node: Node) -> None:
         """Let the number stand for this node, unless it stands for a newer one: the kernel is told of it now."""
-        before, known.node = known.node, known.newest(node)
-        if before is not known.node and before.version != known.node.version:
+        before = known.node
+        if before is node:
+            return
+        known.node = known.newest(node)
+        if before.version != known.node.version:
             known.stamp = ""
             self.mixed.add(known.inode)
 

@@ -270,8 +270,12 @@ class Operations(pyfuse3.Operations):
         except NotFound as error:
             raise Stale(f"it is not there any more: {error}") from error
         await _learn_size([node])
-        if self.inodes.known(node) is known:  # else it was opened meanwhile
+        if self.inodes.known(node) is known:
             self.inodes.serve(known, node)
+        elif (
+            known.node.version != node.version
+        ):  # it was opened meanwhile, or the number was one beside an open version
+            raise Stale(f"{'/'.join(node.path)} has another inode number")
         return known.node, parent.fresh_until()
 
     @handler
