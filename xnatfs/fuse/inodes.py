@@ -80,15 +80,18 @@ class Inodes:
         return self._by_identity.get(identity) or Known(self._free(hint), node, identity)
 
     def _free(self, hint: int) -> InodeT:
-        """A number that is free, this one if possible. Not the next one: of two listings that begin at the same number
-        each file would be looked for behind all files of the other one."""
+        """Return a number that is free, this one if possible.
+
+        Not the next one: of two listings that begin at the same number each file would be looked for behind all files
+        of the other one.
+        """
         inode = InodeT(max(hint, ROOT + 1))
         while inode in self._by_inode:
             inode = InodeT(max(number(str(inode), INODE_BITS - 1), ROOT + 1))
         return inode
 
     def is_current(self, known: Known, node: Node) -> bool:
-        """Whether this is still what is known of the node: its number is its own or free, and of its version."""
+        """Return whether this is still what is known of the node: its number is its own or free, and of its version."""
         holder = self._by_inode.get(known.inode)
         if holder is not known and (holder is not None or known.identity in self._by_identity):
             return False

@@ -228,7 +228,7 @@ class Operations(pyfuse3.Operations):
         return attributes
 
     def _entry(self, node: Node, expires: float) -> tuple[Known, pyfuse3.EntryAttributes]:
-        """What the kernel is to be told of a node whose size is known, and under which number."""
+        """Return what the kernel is to be told of a node whose size is known, and under which number."""
         known = self.inodes.known(node)
         attributes = self._attributes(known.newest(node), expires)
         attributes.st_ino = known.inode
@@ -255,7 +255,7 @@ class Operations(pyfuse3.Operations):
         return attributes
 
     def _is_unnamed(self, known: Known) -> bool:
-        """Whether a number is used though its listing is out of date: by a handle, as NFS servers do, and no name."""
+        """Return whether a number is used after its listing: by a handle, as NFS servers do, and not by name."""
         node = known.node
         if not isinstance(node, File) or self.inodes.handles[known.inode]:
             return False

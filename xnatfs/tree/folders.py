@@ -96,7 +96,7 @@ class Folders:
         return found
 
     def size(self, place: int) -> int | None:
-        """The length of a file, as far as it is known: what is listed, unless there is a reason to doubt it.
+        """Return the length of a file, as far as it is known: what is listed, unless there is a reason to doubt it.
 
         What a program or another file system has heard of a length it keeps, and cuts what is longer, without an error.
         """
@@ -329,13 +329,13 @@ class CatalogueFile(File):
 
     @property
     def _stated(self) -> int:
-        """What the listing says of the content: the digest, or where there is none the length."""
+        """Return what the listing says of the content: the digest, or where there is none the length."""
         catalogue = self.folder.folders.catalogue
         return catalogue.version(self.place) or catalogue.size(self.place) or 0
 
     @property
     def _marked(self) -> int:
-        """The same, and what tells the content from one that was there before without a change of the listing."""
+        """Return the same with what tells the content from one before it, of which the listing says the same."""
         stamp = self._change.stamp if self._change else ""
         return number(f"{self._stated} {stamp}", 64) if stamp else self._stated
 
@@ -364,7 +364,7 @@ class CatalogueFile(File):
         return (self._change and self._change.at) or self.folder.folders.modified
 
     def modified_ns(self) -> int:
-        """A time that no reading changes: not Last-Modified, which is known only of what was fetched.
+        """Return a time that no reading changes: not Last-Modified, which is known only of what was fetched.
 
         After a change that this mount has seen it is the time of that; until then the session's, as exact as servers
         state it, with nanoseconds below a millisecond of the digest, or without one of the listed length: what replaces

@@ -77,12 +77,12 @@ class Node:
 
     @property
     def version(self) -> int:
-        """A number for the content, by which it differs from other contents of the same identity."""
+        """Return a number for the content, by which it differs from other contents of the same identity."""
         return 0
 
     @property
     def rank(self) -> tuple[float, int]:
-        """The order of nodes of one identity, the newest last: when its listing expires, what was learnt since."""
+        """Return the order among nodes of one identity, the newest last: when its listing expires, what was learnt."""
         return (math.inf, 0)
 
     def follow(self, shown: "Node") -> None:
@@ -97,7 +97,7 @@ class Node:
         return self.parent.modified() if self.parent else UNDATED
 
     def modified_ns(self) -> int:
-        """The same in nanoseconds, of which those below a millisecond tell versions of a file apart."""
+        """Return the same in nanoseconds, of which those below a millisecond tell versions of a file apart."""
         return int(self.modified() * 1e9)
 
     def xattrs(self) -> dict[str, str]:
