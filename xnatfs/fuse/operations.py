@@ -352,7 +352,7 @@ class Operations(pyfuse3.Operations):
         if keep:
             self._give(inode, blob)
         elif inode in self.inodes.mixed:
-            self._look_again(inode)
+            self._look_again(inode, blob.size)
         handle = self._handle()
         self._files[handle] = blob, permit, inode
         self.inodes.handles[inode] += 1
@@ -369,11 +369,18 @@ class Operations(pyfuse3.Operations):
             self.inodes.mixed.add(known.inode)  # nothing tells that it is the same, nor that it is not
         known.stamp = blob.stamp or known.stamp
 
-    def _look_again(self, inode: InodeT) -> None:
-        """Have the kernel ask for attributes before it uses them: it may have heard of two versions out of order."""
-        if self._invalidate is not None:
-            with contextlib.suppress(OSError):
-                self._invalidate(inode, True)
+    def _look_again(self, inode: InodeT, size: int) -> None:
+        """Have the kernel ask for attributes before it uses them: it may have heard of two versions out of order.
+
+        sendfile(2) asks for none, and would cut what has become longer. So the kernel is given a byte at the end, which
+        makes the file as long; it lets go of that page with this open. What has become shorter it finds out by reading.
+        """
+        if self._invalidate is None:
+            return
+        with contextlib.suppress(OSError):
+            if self._store is not None and size and not self.inodes.handles[inode]:
+                self._store(inode, size - 1, b"\0")
+            self._invalidate(inode, True)
 
     @handler
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
