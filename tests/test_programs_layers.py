@@ -4,6 +4,7 @@ What lies on top remembers inodes and lengths by rules of its own, and has no na
 """
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -220,6 +221,58 @@ def test_a_file_that_nobody_has_open_keeps_its_number_and_no_page(tmp_path):
             with file.open("rb") as opened:
                 assert os.fstat(opened.fileno()).st_size == len(content)
             assert file.stat().st_ino == inode
+
+
+# Reads a file so many times, by read, by sendfile or mapped; prints what came, its byte and length, each once. That it
+# is another one than was listed a moment ago is an error.
+READ_OFTEN = """
+import errno, mmap, os, sys
+path, how, copy = sys.argv[1:]
+seen = set()
+
+def whole(file):
+    if how == "mmap":
+        return mmap.mmap(file, os.fstat(file).st_size, prot=mmap.PROT_READ)[:]
+    if how == "read":
+        return b"".join(iter(lambda: os.read(file, 70_000), b""))
+    with open(copy, "w+b") as out:
+        while os.sendfile(out.fileno(), file, None, 1 << 20):
+            pass
+        out.seek(0)
+        return out.read()
+
+for _ in range(150):
+    try:
+        with open(path, "rb") as file:
+            data = whole(file.fileno())
+    except OSError as error:
+        assert error.errno in (errno.ESTALE, errno.EIO), error
+    else:
+        seen.add(("".join(map(chr, sorted(set(data)))), len(data)))
+print(*(f"{content}:{length}" for content, length in seen))
+"""
+
+
+@pytest.mark.parametrize("digest", [True, False], ids=["digest", "no digest"])
+def test_readers_of_a_file_that_never_rests_have_one_version_whole(tmp_path, digest):
+    contents = [FIRST, SECOND, LONGER, b"4" * 5000, FIRST, LONGER]
+    whole = {f"{content[:1].decode()}:{len(content)}" for content in contents}
+    with protocol(tmp_path, "--revalidate", "0", digest=digest) as (mount, entry, folder):
+        mount.expected_in_log.append("damaged file")
+        command = [sys.executable, "-c", READ_OFTEN, str(folder / "scan.raw")]
+        readers = [
+            subprocess.Popen([*command, how, str(tmp_path / f"copy {number}")], stdout=subprocess.PIPE, text=True)
+            for number, how in enumerate(("read", "sendfile", "mmap", "sendfile"))
+        ]
+        for content in itertools.cycle(contents):
+            if all(reader.poll() is not None for reader in readers):
+                break
+            replace(entry, content)
+            time.sleep(0.1)  # so that some reads meet no change
+        seen = {each for reader in readers for each in reader.communicate()[0].split()}
+        assert [reader.returncode for reader in readers] == [0] * len(readers)
+        assert seen <= whole
+        assert seen
 
 
 # -- file systems on top -----------------------------------------------------------------------------------------
