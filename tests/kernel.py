@@ -30,6 +30,7 @@ class Seen:
     """What is remembered of an inode."""
 
     size: int
+    modified: int
     expires: float
 
 
@@ -68,6 +69,7 @@ class Kernel:
 
     def __init__(self, operations: Operations) -> None:
         self.operations = operations
+        operations._invalidate = self._let_go
         self.seen: dict[InodeT, Seen] = {}
         self.opened: list[Opened] = []
         self._names: dict[tuple[InodeT, str], tuple[InodeT, float]] = {}
@@ -95,8 +97,21 @@ class Kernel:
         self._names[parent, name] = inode, expires
         if inode:
             self._lookups[inode] += 1
-            self.seen[inode] = Seen(attributes.st_size, trio.current_time() + attributes.attr_timeout)
+            self._see(inode, attributes)
         return inode
+
+    def _see(self, inode: InodeT, attributes: pyfuse3.EntryAttributes) -> None:
+        """Take attributes in; pages go with another size or time, as FUSE_AUTO_INVAL_DATA has it."""
+        seen = Seen(attributes.st_size, attributes.st_mtime_ns, trio.current_time() + attributes.attr_timeout)
+        before = self.seen.get(inode, seen)
+        if (before.size, before.modified) != (seen.size, seen.modified):
+            self._pages.pop(inode, None)
+        self.seen[inode] = seen
+
+    def _let_go(self, inode: InodeT, attributes_only: bool) -> None:
+        """Ask for attributes before they are used again."""
+        assert attributes_only, "a page that waits for a READ would be waited for"
+        self.seen[inode].expires = trio.current_time()
 
     async def names(self, path: tuple[str, ...]) -> list[str]:
         """What a directory lists."""
@@ -126,8 +141,7 @@ class Kernel:
     async def look(self, inode: InodeT) -> None:
         """Have its attributes, asked for where they are out of date."""
         if self.seen[inode].expires <= trio.current_time():
-            attributes = await self._call("getattr", inode, CONTEXT)
-            self.seen[inode] = Seen(attributes.st_size, trio.current_time() + attributes.attr_timeout)
+            self._see(inode, await self._call("getattr", inode, CONTEXT))
 
     def fresh(self) -> list[InodeT]:
         """Inodes whose attributes are good for some more seconds."""

@@ -4,7 +4,7 @@ import errno
 import math
 import os
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -16,9 +16,10 @@ import pytest
 import trio
 from pyfuse3 import FileHandleT, FileNameT, FlagT, InodeT, ReaddirToken, RequestContext
 
-from tests.scripted import Scripted, opened
+from tests.scripted import Scripted, md5, opened
 from xnatfs.access import Permit
 from xnatfs.content import Blob, Version
+from xnatfs.errors import Stale
 from xnatfs.fuse.inodes import ROOT, Known
 from xnatfs.fuse.operations import (
     DOTS,
@@ -76,7 +77,8 @@ async def test_attributes_are_honest(server, tmp_path):
     assert stat.S_IMODE(folder.st_mode) == 0o750
     assert (file.st_size, file.st_blocks, file.st_nlink) == (1000, 2, 1)
     assert (file.st_uid, file.st_gid) == (12, 34)
-    assert file.st_mtime_ns == 1704164645 * 10**9
+    assert folder.st_mtime_ns == 1704164645 * 10**9
+    assert file.st_mtime_ns - folder.st_mtime_ns == int(md5(b"x" * 1000), 16) % 10**6  # of a version its own
 
 
 async def test_timeouts_are_what_is_left_of_the_listing(server, tmp_path, autojump_clock):
@@ -148,12 +150,16 @@ async def test_entries_before_one_that_fails_are_answered_and_counted(server, tm
         assert len(ops.inodes) == known + MEASURED_AT_ONCE
 
 
+# Name, inode number, size and timeout of an entry.
+Told = tuple[bytes, int, int, float]
+
+
 class Reader:
     """A program that lists a directory: what it is told."""
 
     def __init__(self, ops: Operations, monkeypatch: pytest.MonkeyPatch) -> None:
         self._ops = ops
-        self.told: list[tuple[bytes, int, int, float]] = []
+        self.told: list[Told] = []
         monkeypatch.setattr(pyfuse3, "readdir_reply", self._take)
 
     def _take(self, token: object, name: bytes, attributes: pyfuse3.EntryAttributes, next_id: int) -> bool:
@@ -162,12 +168,17 @@ class Reader:
             self.told.append((name, attributes.st_ino, attributes.st_size, attributes.entry_timeout))
         return True
 
-    async def list(self, path: str) -> list[tuple[bytes, int, int, float]]:
-        """Name, inode number, size and timeout of each entry."""
-        self.told = []
+    async def list(self, path: str) -> Sequence[Told]:
+        """Each entry of a directory."""
         handle = await self._ops.opendir((await look_up(self._ops, path)).st_ino, CONTEXT)
-        await self._ops.readdir(handle, 0, cast(ReaddirToken, None))
+        await self.read(handle)
         await self._ops.releasedir(handle)
+        return self.told
+
+    async def read(self, handle: FileHandleT) -> Sequence[Told]:
+        """The same of a directory that is open, from its start."""
+        self.told = []
+        await self._ops.readdir(handle, 0, cast(ReaddirToken, None))
         return self.told
 
 
@@ -212,7 +223,7 @@ async def test_a_corrected_file_is_listed_as_what_it_is(server, tmp_path, monkey
             await ops.open(InodeT(inode), READ, CONTEXT)
         ((_, new, corrected, _),) = await reader.list(DICOM)
     assert (size, corrected) == (4, 10)
-    assert new != inode
+    assert new == inode
 
 
 async def test_a_number_that_another_has_got_meanwhile_is_not_listed(server, tmp_path, monkeypatch):
@@ -224,7 +235,7 @@ async def test_a_number_that_another_has_got_meanwhile_is_not_listed(server, tmp
         other = Known(InodeT(inode), ops.inodes[ROOT], "another identity")
         ops.inodes.refer(other)
         ((_, new, _, _),) = await reader.list(DICOM)
-        assert new == inode + 1
+        assert new != inode
         assert ops.inodes[InodeT(inode)] is other.node
 
 
@@ -355,7 +366,9 @@ async def reading(ops: Operations, attributes: pyfuse3.EntryAttributes) -> Async
         await ops.release(info.fh)
 
 
-async def test_another_content_of_the_same_length_and_without_digest_is_another_inode(server, tmp_path):
+async def test_another_content_of_the_same_length_and_without_digest_is_another_inode_while_one_is_open(
+    server, tmp_path
+):
     """Under one number the kernel mixed the pages of both: who reads the old one brings them to who reads the new."""
     server.add("a", b"12345", digest="")
     async with opened(server, tmp_path) as site:
@@ -383,25 +396,142 @@ async def test_another_content_of_the_same_length_and_without_digest_is_another_
 async def test_another_content_of_a_file_that_nobody_has_open_takes_its_pages_place(server, tmp_path):
     """No other inode: `cp` leaves out what is another file when it is opened than when it was looked at."""
     stored: list[tuple[InodeT, int, bytes]] = []
+    invalidated: list[tuple[InodeT, bool]] = []
     server.add("a", b"12345", digest="")
     async with opened(server, tmp_path) as site:
         ops, now = Operations(Root(site), Ownership(12, 34), lambda *given: stored.append(given)), 0.0
+        ops._invalidate = lambda *given: invalidated.append(given)
         site.content.clock = lambda: now
         file = await look_up(ops, f"{DICOM}/a")
         async with reading(ops, file) as data:
             assert data == b"12345"
         server.files["7", "a"], server.modified = b"54321", "Wed, 03 Jan 2024 03:04:05 GMT"
         now = 4000.0
+        async with refused(errno.ESTALE):
+            await ops.open(file.st_ino, READ, CONTEXT)
+        again = await look_up(ops, f"{DICOM}/a")  # as the kernel does, which hears of the time
+        assert again.st_ino == file.st_ino
+        assert again.st_mtime_ns > file.st_mtime_ns
+        assert invalidated == []
         first = await ops.open(file.st_ino, READ, CONTEXT)
         await ops._files[first.fh][0].read(0, 5)  # it is whole, and the kernel has not heard of the first open yet
         second = await ops.open(file.st_ino, READ, CONTEXT)
         assert (first.keep_cache, second.keep_cache) == (False, False)  # the kernel lets go of its pages with each
+        assert invalidated == [(file.st_ino, True)] * 2  # and of the length: it may hear of two in the wrong order
         assert await ops.read(second.fh, 0, 5) == b"54321"
         third = await ops.open(file.st_ino, READ, CONTEXT)
         assert third.keep_cache
         for info in (first, second, third):
             await ops.release(info.fh)
-    assert stored == []
+    assert stored == [(file.st_ino, 4, b"\0")]  # of the length; that page goes with the open
+
+
+def replace(server: Scripted, content: bytes) -> None:
+    """Put another content in the place of the only file."""
+    server.lists["experiments/X_E1/files"] = []
+    server.add("a", content)
+
+
+async def test_a_version_that_is_open_keeps_its_number_until_it_is_closed(server, tmp_path, autojump_clock):
+    server.add("a", b"12345")
+    async with mounted(server, tmp_path) as ops:
+        before = await look_up(ops, f"{DICOM}/a")
+        async with reading(ops, before) as data:
+            assert data == b"12345"
+            replace(server, b"654321")
+            await trio.sleep(61)
+            beside = await look_up(ops, f"{DICOM}/a")
+            assert beside.st_ino != before.st_ino
+            async with reading(ops, beside) as data:
+                assert data == b"654321"
+            held = await ops.getattr(before.st_ino, CONTEXT)
+            assert (held.st_size, held.st_mtime_ns) == (5, before.st_mtime_ns)
+            async with reading(ops, before) as data:
+                assert data == b"12345"
+        after = await look_up(ops, f"{DICOM}/a")
+        assert (after.st_ino, after.st_size, after.st_mtime_ns) == (before.st_ino, 6, beside.st_mtime_ns)
+        replace(server, b"7654321")
+        await trio.sleep(62)
+        async with refused(errno.ESTALE):  # a handle of the second number
+            await ops.getattr(beside.st_ino, CONTEXT)
+        replace(server, b"654321")
+        await trio.sleep(62)
+        after = await look_up(ops, f"{DICOM}/a")
+        async with reading(ops, after) as data:
+            assert data == b"654321"
+
+
+async def test_a_file_that_is_used_by_its_number_alone_is_looked_up_again(server, tmp_path, autojump_clock):
+    """As NFS servers do."""
+    server.add("a", b"12345")
+    async with mounted(server, tmp_path) as ops:
+        inode = (await look_up(ops, f"{DICOM}/a")).st_ino
+        replace(server, b"654321")
+        assert (await ops.getattr(inode, CONTEXT)).st_size == 5
+        await trio.sleep(61)
+        assert (await ops.getattr(inode, CONTEXT)).st_size == 6
+        replace(server, b"7654321")
+        await trio.sleep(61)
+        info = await ops.open(inode, READ, CONTEXT)
+        assert await ops.read(info.fh, 0, 100) == b"7654321"
+        assert (await ops.getattr(inode, CONTEXT)).st_size == 7
+        await ops.release(info.fh)
+        server.lists["experiments/X_E1/files"] = []
+        await trio.sleep(61)
+        for call in (lambda: ops.getattr(inode, CONTEXT), lambda: ops.open(inode, READ, CONTEXT)):
+            async with refused(errno.ESTALE):
+                await call()
+
+
+async def test_a_listing_that_is_read_on_shows_what_was_looked_up_since(server, tmp_path, monkeypatch, autojump_clock):
+    server.add("a", b"12345")
+    async with mounted(server, tmp_path) as ops:
+        reader = Reader(ops, monkeypatch)
+        handle = await ops.opendir((await look_up(ops, DICOM)).st_ino, CONTEXT)
+        ((_, inode, size, _),) = await reader.read(handle)
+        assert size == 5
+        replace(server, b"654321")
+        await trio.sleep(61)
+        after = await look_up(ops, f"{DICOM}/a")
+        assert await reader.read(handle) == [(b"a", inode, 6, 0.0)]
+        assert after.st_ino == inode
+        async with reading(ops, after) as data:
+            assert data == b"654321"
+
+
+async def test_a_change_is_dated_once(server, tmp_path, autojump_clock):
+    server.add("a", b"12345")
+    async with mounted(server, tmp_path) as ops:
+        before = await look_up(ops, f"{DICOM}/a")
+        replace(server, b"54321")
+        await trio.sleep(61)
+        found = []
+        for _ in range(3):
+            found.append(await look_up(ops, f"{DICOM}/a"))
+            async with reading(ops, found[-1]) as data:
+                assert data == b"54321"
+            found.append(await ops.getattr(before.st_ino, CONTEXT))
+            await trio.sleep(61)
+        await ops.forget([(before.st_ino, 4)])  # memory is short
+        found.append(await look_up(ops, f"{DICOM}/a"))
+        assert {each.st_ino for each in found} == {before.st_ino}
+        (changed,) = {each.st_mtime_ns for each in found}
+        assert changed > before.st_mtime_ns + 10**9
+
+
+async def test_a_number_that_is_taken_over_while_it_is_opened_is_stale(server, tmp_path, autojump_clock):
+    server.add("a", b"12345")
+    async with mounted(server, tmp_path) as ops:
+        before = await look_up(ops, f"{DICOM}/a")
+        node = ops.inodes[before.st_ino]
+        assert isinstance(node, CatalogueFile)
+        blob = await node.open()
+        replace(server, b"54321")
+        await trio.sleep(61)
+        await look_up(ops, f"{DICOM}/a")
+        with pytest.raises(Stale):
+            ops._check_version(ops.inodes.entry(before.st_ino), node, blob)
+        blob.close()
 
 
 async def test_what_came_by_another_way_is_the_same_file(server, tmp_path):
@@ -419,7 +549,8 @@ async def test_what_came_by_another_way_is_the_same_file(server, tmp_path):
         await site.content.put(Version("7/a", 5, "", owners), b"12345")
         async with reading(ops, file) as data:
             assert data == b"12345"
-        assert (await look_up(ops, f"{DICOM}/a")).st_ino == file.st_ino
+        again = await look_up(ops, f"{DICOM}/a")
+        assert (again.st_ino, again.st_mtime_ns) == (file.st_ino, file.st_mtime_ns)
 
 
 async def test_another_length_and_content_without_digest_is_estale_once(server, tmp_path):
@@ -447,7 +578,7 @@ async def test_a_wrong_size_is_estale_once(server, tmp_path):
             await ops.open(before.st_ino, READ, CONTEXT)
         after = await look_up(ops, f"{DICOM}/a")
         assert (before.st_size, after.st_size) == (4, 10)
-        assert after.st_ino != before.st_ino
+        assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
         info = await ops.open(after.st_ino, READ, CONTEXT)
         assert await ops.read(info.fh, 0, 100) == b"0123456789"
         await ops.release(info.fh)

@@ -13,8 +13,8 @@ from xnatfs.errors import BadReply, Denied, NotFound, Stale, XnatError
 from xnatfs.keys import FilesKey, FoldersKey
 from xnatfs.site import Site
 from xnatfs.tree import Root
-from xnatfs.tree.folders import CatalogueFile
-from xnatfs.tree.node import Dir, File, Link, Node
+from xnatfs.tree.folders import RIGHT_ENOUGH, SAMPLE, CatalogueFile
+from xnatfs.tree.node import UNDATED, Children, Dir, File, Link, Node, measure
 
 
 @pytest.fixture
@@ -369,8 +369,134 @@ async def test_a_wrong_size_is_corrected_when_the_file_is_opened(server, tmp_pat
         assert isinstance(after, File)
         assert await after.size() == 5
         if listed:
-            assert after.identity != before.identity
+            assert after.identity == before.identity
+            assert after.version != before.version
+            assert after.modified_ns() == before.modified_ns()
     assert server.asked.count(f"GET {FILES}/a") == 1
+
+
+def with_total(server: Scripted, count: int, size: int) -> None:
+    """State how many files the resource has, and of how many bytes."""
+    stated = {"file_count": str(count), "file_size": str(size)}
+    server.lists["experiments/X_E1/resources"] = [{**resource("7", "DICOM", cat_id="1"), **stated}]
+
+
+async def shown_sizes(site: Site) -> dict[str, int]:
+    """The lengths that a listing shows, of all files; nothing is opened."""
+    nodes = (await _children(site, f"{SCAN}/DICOM")).listed()
+    files = [node for node in nodes if isinstance(node, File)]
+    await measure(file for file in files if not file.measured)
+    return {file.name: file.measured_size for file in files}
+
+
+async def _children(site: Site, path: str) -> Children:
+    node = await find(site, path)
+    assert isinstance(node, Dir)
+    return await node.children()
+
+
+def heads(server: Scripted) -> list[str]:
+    found = [line.rpartition("/")[2] for line in server.asked if line.startswith("HEAD")]
+    server.forget_requests()
+    return sorted(found)
+
+
+@pytest.mark.parametrize("digest", [None, ""])
+@pytest.mark.parametrize("stated", [None, 600])
+async def test_sizes_that_nothing_speaks_against_are_not_asked_for(server, tmp_path, digest, stated):
+    for number in range(6):
+        server.add(f"{number}", b"x" * 100, digest=digest)
+    if stated:
+        with_total(server, 6, stated)
+    async with opened(server, tmp_path) as site:
+        assert set((await shown_sizes(site)).values()) == {100}
+    assert heads(server) == []
+
+
+async def test_sizes_are_asked_for_where_their_total_is_another_one(server, tmp_path, autojump_clock):
+    for number in range(40):
+        server.add(f"{number}", b"x" * 100, size="90" if number == 3 else None)
+    with_total(server, 40, 4000)
+    async with opened(server, tmp_path) as site:
+        assert set((await shown_sizes(site)).values()) == {100}
+        assert heads(server) == sorted(map(str, range(40)))  # all, since one is wrong
+        await trio.sleep(100)
+        assert set((await shown_sizes(site)).values()) == {100}
+        assert heads(server) == []  # what is listed is what was listed
+
+
+async def test_a_total_that_is_out_of_date_costs_one_batch(server, tmp_path, autojump_clock):
+    for number in range(40):
+        server.add(f"{number}", b"x" * 100)
+    with_total(server, 40, 4001)
+    async with opened(server, tmp_path) as site:
+        for asked in (SAMPLE, 0):
+            assert set((await shown_sizes(site)).values()) == {100}
+            assert len(heads(server)) == asked
+            await trio.sleep(100)
+
+
+async def test_a_total_of_another_number_of_files_tells_nothing(server, tmp_path):
+    server.add("a", b"x" * 100)
+    with_total(server, 0, 4001)
+    async with opened(server, tmp_path) as site:
+        await shown_sizes(site)
+    assert heads(server) == []
+
+
+async def test_totals_are_not_believed_once_they_were_wrong_so_often(server, tmp_path):
+    resources = []
+    for number in range(RIGHT_ENOUGH + 2):
+        server.add("a", b"x" * 100, number=f"{number}0")
+        listed = resource(f"{number}0", f"R{number}", cat_id="1")
+        resources.append({**listed, "file_count": "1", "file_size": "99"})
+    server.lists["experiments/X_E1/resources"] = resources
+    async with opened(server, tmp_path) as site:
+        for number in range(RIGHT_ENOUGH + 2):
+            file = await find(site, f"{SCAN}/R{number}/a")
+            assert isinstance(file, File)
+            assert await file.size() == 100
+    assert len(heads(server)) == RIGHT_ENOUGH
+
+
+@pytest.mark.parametrize("size", [None, "90"], ids=["right", "wrong"])
+async def test_files_without_a_digest_among_others_are_asked_for_first(server, tmp_path, size):
+    """Their entries are older than the others: if one is wrong, so may the others be."""
+    server.add("stale", b"x" * 100, size="90" if size else None)
+    server.add("old", b"x" * 100, size=size, digest="")
+    server.add("new", b"x" * 100)
+    async with opened(server, tmp_path) as site:
+        assert await (await _file(site, "stale")).size() == 100
+        assert heads(server) == (["old", "stale"] if size else ["old"])
+        assert set((await shown_sizes(site)).values()) == {100}
+        assert heads(server) == (["new"] if size else [])
+
+
+async def _file(site: Site, name: str) -> File:
+    node = await find(site, f"{SCAN}/DICOM/{name}")
+    assert isinstance(node, File)
+    return node
+
+
+async def test_an_empty_file_is_asked_for_unless_its_digest_says_so(server, tmp_path):
+    server.add("catalogued", b"x" * 100, size="0", digest="")
+    async with opened(server, tmp_path) as site:
+        assert await shown_sizes(site) == {"catalogued": 100}
+    assert heads(server) == ["catalogued"]
+    server.lists["experiments/X_E1/files"] = []
+    server.add("empty", b"")
+    async with opened(server, tmp_path / "other") as site:
+        assert await shown_sizes(site) == {"empty": 0}
+    assert heads(server) == []
+
+
+@pytest.mark.parametrize("status", [403, 404, 405, 500, 503])
+async def test_a_doubtful_size_is_as_listed_where_the_server_does_not_say(server, tmp_path, status, autojump_clock):
+    server.add("a", b"x" * 100)
+    with_total(server, 1, 99)
+    server.answers[f"{FILES}/a"] = lambda request: httpx.Response(status)
+    async with opened(server, tmp_path) as site:
+        assert await shown_sizes(site) == {"a": 100}
 
 
 async def test_a_damaged_answer_of_another_length_does_not_correct_the_size(server, tmp_path):
@@ -661,4 +787,4 @@ async def test_times_are_the_sessions_else_those_of_what_it_is_in(server, tmp_pa
     async with opened(server, tmp_path) as site:
         subject = await find(site, "projects/P/S")
         assert (await find(site, SCAN)).modified() == subject.modified() == 1704164645.0
-        assert (await find(site, "projects/P")).modified() == site.opened_at
+        assert (await find(site, "projects/P")).modified() == UNDATED  # the same in the next mount

@@ -20,6 +20,8 @@ _UNKNOWN = -1  # a size that the catalogue does not state
 _NO_DIGEST = bytes(16)
 _ESCAPE = re.compile(rb"%[0-9A-F]{2}")  # as our own requests have it
 
+# Of one resource, whose sizes are looked at more closely then: a batch of HEADs.
+MOST_LACKING = 32
 # In one list. Each is a kilobyte, however few files it has; 64 sessions at once have some ten thousand.
 MOST_RESOURCES = 100_000
 
@@ -28,11 +30,13 @@ class Catalogue(Sequence[FileRow]):
     """The files of one resource, in the order of the server's listing."""
 
     __slots__ = (
+        "_digested",
         "_digests",
         "_ends",
         "_escaped_paths",
         "_kind",
         "_kinds",
+        "_lacking",
         "_paths",
         "_sizes",
         "home",
@@ -48,6 +52,8 @@ class Catalogue(Sequence[FileRow]):
         self._ends = array("Q", [0])
         self._sizes = array("q")
         self._digests = bytearray()
+        self._digested = False  # some file is
+        self._lacking = array("Q")  # places of files without a digest, the first ones
         self._kinds: list[tuple[str, str]] = []  # format and content, and from which file on
         self._kind = array("Q")
         self._escaped_paths: frozenset[str] | None = None  # not looked at yet
@@ -58,6 +64,10 @@ class Catalogue(Sequence[FileRow]):
         self._ends.append(len(self._paths))
         self._sizes.append(_UNKNOWN if size is None else size)
         self._digests += bytes.fromhex(digest) or _NO_DIGEST
+        if digest:
+            self._digested = True
+        elif len(self._lacking) < MOST_LACKING:
+            self._lacking.append(len(self) - 1)
         if not self._kinds or self._kinds[-1] != kind:
             self._kinds.append(kind)
             self._kind.append(len(self) - 1)
@@ -89,11 +99,23 @@ class Catalogue(Sequence[FileRow]):
         packed = self._digests[16 * place : 16 * place + 16]
         return "" if packed == _NO_DIGEST else packed.hex()
 
-    def version(self, place: int) -> bytes:
-        """What tells a file and its version from all others, but for a length that it proves to have."""
+    def version(self, place: int) -> int:
+        """Return the digest as a number, or 0."""
+        return int.from_bytes(self._digests[16 * place : 16 * place + 16])
+
+    def identity(self, place: int) -> bytes:
+        """Return what tells a file from all others, whatever is in it."""
         path = self._paths[self._ends[place] : self._ends[place + 1]]
-        resource = self.resource_id.encode("utf-8", "surrogatepass")
-        return b"\0".join((resource, path, self._digests[16 * place : 16 * place + 16]))
+        return b"\0".join((self.resource_id.encode("utf-8", "surrogatepass"), path))
+
+    @property
+    def lacking_digests(self) -> Sequence[int]:
+        """Return the places of the first files without a digest, where others have one: their entries are older."""
+        return self._lacking if self._digested else ()
+
+    def total(self) -> int | None:
+        """Return the bytes of all files together; None where the size of one is not stated."""
+        return sum(self._sizes) if _UNKNOWN not in self._sizes else None
 
     def at(self, place: int) -> FileRow:
         format, content = self._kinds[bisect_right(self._kind, place) - 1]

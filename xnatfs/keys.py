@@ -118,8 +118,8 @@ class SizeKey:
 
 
 @dataclass(frozen=True, slots=True)
-class StampKey:
-    """The stamp of a file whose content was replaced without a change of its listing."""
+class ChangeKey:
+    """The last change of a file that a mount has seen."""
 
     resource: str
     path: str

@@ -33,6 +33,7 @@ from xnatfs.keys import (
     AllExperimentsKey,
     AllSubjectsKey,
     AssessorsKey,
+    ChangeKey,
     ExperimentsKey,
     FilesKey,
     Item,
@@ -41,7 +42,6 @@ from xnatfs.keys import (
     ResourcesKey,
     ScansKey,
     SizeKey,
-    StampKey,
     SubjectsKey,
 )
 from xnatfs.metadata import Listing, MetadataCache, listing
@@ -58,6 +58,10 @@ KEPT_FOR = 5.0
 # Nodes of files that are kept because they were listed lately, 250 bytes each; the next listing is three times as fast.
 SHOWN = 50_000
 
+# A local file system dates what is written with the kernel's last tick, in seconds at 100 Hz. What is made of a new
+# version at once is to be no older than that.
+TICK = 0.01
+
 
 @dataclass(frozen=True, slots=True)
 class TrueSize:
@@ -71,10 +75,18 @@ class TrueSize:
 
 
 @dataclass(frozen=True, slots=True)
-class Replaced:
-    """A file without a digest holds another content than before, of the same length: its stamp."""
+class Change:
+    """Tell that a file was replaced while this mount looked on.
 
+    Attributes:
+        stated: What its listing says of it now, as a number.
+        stamp: What tells its content from the one before; '' where the listing does.
+        at: When that was found out, in seconds since the epoch; 0 where it may be the same content all the same.
+    """
+
+    stated: int
     stamp: str
+    at: float
     expires: float = math.inf
 
     def __len__(self) -> int:
@@ -101,6 +113,7 @@ class Site:
         self.ttl = ttl
         self.opened_at = time.time()
         self.sizes_learnt = False  # whether any file was found to be another than its listing says
+        self.sizes_right: dict[str, bool] = {}  # by resource, of those that were looked at more closely
         self.shown = MetadataCache(SHOWN)
         self._contradicted: dict[str, tuple[int | None, int]] = {}  # counts of resources, and how many files they list
         self._nursery = nursery
@@ -402,10 +415,12 @@ class Site:
                 return lambda: xnat.files(item, below=below), lambda row: row.resource_id, FileRow
         raise KeyError(key)
 
-    def learn_stamp(self, key: StampKey, stamp: str) -> None:
-        """A file is another one than it was, which nothing in its listing says."""
-        self.metadata.put(key, Replaced(stamp))
+    def learn_change(self, key: ChangeKey, stated: int, stamp: str, at: float | None = None) -> Change:
+        """Remember that a file is another one than it was before, from now on or since then."""
+        change = Change(stated, stamp, time.time() - TICK if at is None else at)
+        self.metadata.put(key, change)
         self.sizes_learnt = True
+        return change
 
     def learn_size(self, key: SizeKey, size: int) -> None:
         """A file is longer or shorter than its listing says, for as long as that says so."""

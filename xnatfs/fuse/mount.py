@@ -92,7 +92,7 @@ async def mount(
                 config.cache_dir,
             )
             kind = OperationsWithXattrs if options.xattrs else Operations
-            operations = kind(Root(site), options.ownership, pyfuse3.notify_store)
+            operations = kind(Root(site), options.ownership, pyfuse3.notify_store, pyfuse3.invalidate_inode)
             await _begin(operations, config, options)
             try:
                 async with trio.open_nursery() as nursery:

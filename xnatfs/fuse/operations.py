@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import stat
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -91,6 +91,8 @@ KEPT_ANSWERS = 20_000
 DIRECTORY_MODE, FILE_MODE = 0o755, 0o644
 # A directory lists itself first, then the one that it is in; programs drop the first two entries of a listing unseen.
 DOTS = (FileNameT(b"."), FileNameT(b".."))
+# Between looking a name up and opening or asking for what it names, in seconds: with a TTL of 0 it is out of date then.
+LOOKED_UP = 1.0
 
 # What one READ would fetch at the kernel's default read-ahead: given with the answer to OPEN it saves that READ.
 GIVEN = 128 * 1024
@@ -98,6 +100,8 @@ GIVEN = 128 * 1024
 Handler = TypeVar("Handler", bound=Callable[..., Coroutine[Any, Any, Any]])
 # Puts bytes into the kernel's pages of an inode, from an offset.
 Store = Callable[[InodeT, int, bytes], None]
+# Has the kernel let go of the attributes of an inode, and unless told "these alone" of its pages.
+Invalidate = Callable[[InodeT, bool], None]
 
 
 def errno_of(error: XnatError) -> int:
@@ -199,19 +203,22 @@ class Listings:
 class Operations(pyfuse3.Operations):
     """The calls of the kernel."""
 
-    def __init__(self, root: Dir, ownership: Ownership, store: Store | None = None) -> None:
+    # A number that the kernel has forgotten is not found again: what a handle of NFS names is ESTALE then. Announced,
+    # the kernel would ask for it by looking up ".".
+    supports_dot_lookup = False
+
+    def __init__(
+        self, root: Dir, ownership: Ownership, store: Store | None = None, invalidate: Invalidate | None = None
+    ) -> None:
         super().__init__()
         self.inodes = Inodes(root)
         self._store = store
+        self._invalidate = invalidate
         self._site = root.site
         self._ownership = ownership
         self.listings = Listings()
         self._directories: dict[FileHandleT, Listed] = {}
         self._files: dict[FileHandleT, tuple[Blob, Permit, InodeT]] = {}
-        self._handles = Counter[InodeT]()  # how many each file has
-        # Files whose pages may be of another content than their handles. Nobody had one open when that was found out,
-        # so the kernel lets go of them with each open; that it has done so is known when a handle is used or released.
-        self._other_pages: set[InodeT] = set()
         self._forgetting: set[InodeT] = set()
         self._next_handle = 1
 
@@ -231,9 +238,17 @@ class Operations(pyfuse3.Operations):
             await _learn_size([node])
         except NotFound:
             return _absent(directory.fresh_until())
-        attributes = self._attributes(node, directory.fresh_until())
-        attributes.st_ino = self.inodes.look_up(node)
+        known, attributes = self._entry(node, directory.fresh_until())
+        self.inodes.serve(known, node)
+        self.inodes.refer(known)
         return attributes
+
+    def _entry(self, node: Node, expires: float) -> tuple[Known, pyfuse3.EntryAttributes]:
+        """Return what the kernel is to be told of a node whose size is known, and under which number."""
+        known = self.inodes.known(node)
+        attributes = self._attributes(known.newest(node), expires)
+        attributes.st_ino = known.inode
+        return known, attributes
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
         """The one call that is not answered: pyfuse3 would let even a FUSEError of it end the mount."""
@@ -242,15 +257,41 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> pyfuse3.EntryAttributes:
-        node = self._node(inode)
-        await _learn_size([node])
+        known = self._known(inode)
+        node = known.node
         expires = node.parent.fresh_until() if node.parent else math.inf
         if isinstance(node, File) and expires <= now():
-            # Of a file that is open the kernel asks this before it hands out pages that it has.
-            expires = await self._permitted(node.permit(), inode)
+            if self._is_unnamed(known):
+                node, expires = await self._anew(known)
+            else:  # of a file that is open the kernel asks this before it hands out pages that it has
+                expires = await self._permitted(node.permit(), inode)
+        await _learn_size([node])
         attributes = self._attributes(node, expires)
         attributes.st_ino = inode
         return attributes
+
+    def _is_unnamed(self, known: Known) -> bool:
+        """Return whether a number is used after its listing: by a handle, as NFS servers do, and not by name."""
+        node = known.node
+        if not isinstance(node, File) or self.inodes.handles[known.inode]:
+            return False
+        return node.rank[0] + LOOKED_UP <= now()
+
+    async def _anew(self, known: Known) -> tuple[Node, float]:
+        """Look the file up again that a number stands for; the node that it stands for then, and until when."""
+        parent = known.node.parent
+        assert parent is not None
+        try:
+            node = await parent.child(known.node.name)
+        except NotFound as error:
+            raise Stale(f"it is not there any more: {error}") from error
+        await _learn_size([node])
+        if self.inodes.known(node) is known:
+            self.inodes.serve(known, node)
+        elif known.node.version != node.version:
+            # It was opened meanwhile, or the number was that of a second version beside an open one.
+            raise Stale(f"{'/'.join(node.path)} has another inode number")
+        return known.node, parent.fresh_until()
 
     @handler
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
@@ -281,7 +322,7 @@ class Operations(pyfuse3.Operations):
         for place in range(first, len(listed.nodes)):
             try:
                 name, attributes, known = listed.answers[place] or await self._answer(listed, place)
-                if not self.inodes.holds(known):
+                if not self.inodes.is_current(known, listed.nodes[place]):
                     name, attributes, known = await self._answer(listed, place)
             except Exception:
                 if place == first:
@@ -290,6 +331,7 @@ class Operations(pyfuse3.Operations):
             attributes.entry_timeout = attributes.attr_timeout = left
             if not pyfuse3.readdir_reply(token, name, attributes, place + behind):
                 return
+            self.inodes.serve(known, listed.nodes[place])
             self.inodes.refer(known)
 
     def _dots(self, inode: InodeT) -> tuple[pyfuse3.EntryAttributes, ...]:
@@ -310,10 +352,7 @@ class Operations(pyfuse3.Operations):
         node = listed.nodes[place]
         if isinstance(node, File) and not node.measured:
             await _learn_size(listed.nodes[place : place + MEASURED_AT_ONCE])
-        known = self.inodes.known(node)
-        known.node = node
-        attributes = self._attributes(node, listed.expires)
-        attributes.st_ino = known.inode
+        known, attributes = self._entry(node, listed.expires)
         answer = (FileNameT(encode(node.name)), attributes, known)
         if listed.keep:
             listed.answers[place] = answer
@@ -329,32 +368,60 @@ class Operations(pyfuse3.Operations):
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> pyfuse3.FileInfo:
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             raise ReadOnly("the mount takes no changes")
-        node = self._node(inode)
+        known = self._known(inode)
+        if self._is_unnamed(known):
+            await self._anew(known)
+        node = known.node
         if not isinstance(node, File):
             raise pyfuse3.FUSEError(errno.EISDIR)
         permit = node.permit()
         if permit.until <= now():  # by way of /proc/self/fd, which looks nothing up
             await self._permitted(permit, inode)
         blob = await node.open()
-        if not self.inodes.serves(inode, blob.stamp):  # two contents in one inode would share their pages
-            if self._handles[inode]:
-                blob.close()
-                node.replaced(blob.stamp)
-                raise Stale(f"{'/'.join(node.path)} was replaced by another of its length")
-            self.inodes.serve(inode, blob.stamp)
-            self._other_pages.add(inode)
-        if inode not in self._other_pages:
+        try:
+            self._check_version(known, node, blob)
+        except Stale:
+            blob.close()
+            raise
+        # Pages of a file that is not whole yet must not outlive a failure: they are kept only of a verified one.
+        keep = blob.complete and inode not in self.inodes.mixed
+        if keep:
             self._give(inode, blob)
+        elif inode in self.inodes.mixed:
+            self._look_again(inode, blob.size)
         handle = self._handle()
         self._files[handle] = blob, permit, inode
-        self._handles[inode] += 1
-        # Pages of a file that is not whole yet must not outlive a failure: they are kept only of a verified one.
-        return pyfuse3.FileInfo(fh=handle, keep_cache=blob.complete and inode not in self._other_pages)
+        self.inodes.handles[inode] += 1
+        return pyfuse3.FileInfo(fh=handle, keep_cache=keep)
+
+    def _check_version(self, known: Known, node: File, blob: Blob) -> None:
+        """Raise Stale unless a blob is what the number stands for: the kernel looks the name up again, and hears."""
+        if known.node.version != node.version:
+            raise Stale(f"{'/'.join(node.path)} was replaced while it was opened")
+        if blob.stamp and known.stamp not in ("", blob.stamp):
+            if self.inodes.handles[known.inode] or node.is_another(known.stamp, blob.stamp):
+                node.replaced(known.stamp, blob.stamp)
+                raise Stale(f"{'/'.join(node.path)} was replaced by another of its length")
+            self.inodes.mixed.add(known.inode)  # nothing tells that it is the same, nor that it is not
+        known.stamp = blob.stamp or known.stamp
+
+    def _look_again(self, inode: InodeT, size: int) -> None:
+        """Have the kernel ask for attributes before it uses them: it may have heard of two versions out of order.
+
+        sendfile(2) asks for none, and would cut what has become longer. So the kernel is given a byte at the end, which
+        makes the file as long; it lets go of that page with this open. What has become shorter it finds out by reading.
+        """
+        if self._invalidate is None:
+            return
+        with contextlib.suppress(OSError):
+            if self._store is not None and size and not self.inodes.handles[inode]:
+                self._store(inode, size - 1, b"\0")
+            self._invalidate(inode, True)
 
     @handler
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         blob, permit, inode = self._files[fh]
-        self._other_pages.discard(inode)
+        self.inodes.mixed.discard(inode)
         if permit.until <= now():
             await self._permitted(permit, inode)
         try:
@@ -387,10 +454,10 @@ class Operations(pyfuse3.Operations):
         opened = self._files.pop(fh, None)
         if opened is not None:
             blob, _, inode = opened
-            self._other_pages.discard(inode)
-            self._handles[inode] -= 1
-            if not self._handles[inode]:
-                del self._handles[inode]
+            self.inodes.mixed.discard(inode)
+            self.inodes.handles[inode] -= 1
+            if not self.inodes.handles[inode]:
+                del self.inodes.handles[inode]
             blob.close()
 
     def _give(self, inode: InodeT, blob: Blob) -> None:
@@ -399,7 +466,7 @@ class Operations(pyfuse3.Operations):
         Only where nobody has the file open: the kernel locks the pages of a READ until that is answered, which is for
         us to do, and to store into one of these would wait for it, for ever.
         """
-        if self._store is None or blob.memory is None or len(blob.memory) > GIVEN or self._handles[inode]:
+        if self._store is None or blob.memory is None or len(blob.memory) > GIVEN or self.inodes.handles[inode]:
             return
         with contextlib.suppress(OSError):  # forgotten meanwhile, or no such call: then it reads
             self._store(inode, 0, blob.memory)
@@ -414,11 +481,14 @@ class Operations(pyfuse3.Operations):
         data.f_namemax = NAME_MAX
         return data
 
-    def _node(self, inode: InodeT) -> Node:
+    def _known(self, inode: InodeT) -> Known:
         try:
-            return self.inodes[inode]
+            return self.inodes.entry(inode)
         except KeyError:
             raise Stale(f"inode {inode} is not known any more") from None
+
+    def _node(self, inode: InodeT) -> Node:
+        return self._known(inode).node
 
     def _directory(self, inode: InodeT) -> Dir:
         node = self._node(inode)
@@ -446,7 +516,7 @@ class Operations(pyfuse3.Operations):
             attributes.st_size = node.measured_size
         attributes.st_blksize = 128 * 1024  # what the kernel asks for at a time
         attributes.st_blocks = (attributes.st_size + 511) // 512
-        modified = int(node.modified() * 1e9)
+        modified = node.modified_ns()
         attributes.st_atime_ns = attributes.st_mtime_ns = attributes.st_ctime_ns = modified
         attributes.entry_timeout = attributes.attr_timeout = _left(expires)
         return attributes

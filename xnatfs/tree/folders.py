@@ -9,7 +9,8 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, cast, overload
+from functools import partial
+from typing import TYPE_CHECKING, overload
 
 import trio
 
@@ -18,11 +19,11 @@ from xnatfs.ages import now
 from xnatfs.bulk import version
 from xnatfs.catalogue import Catalogue
 from xnatfs.content import Blob
-from xnatfs.errors import BadReply, Denied, NotFound, Stale
-from xnatfs.keys import FilesKey, FoldersKey, SizeKey, StampKey
+from xnatfs.errors import BadReply, Denied, NotFound, Stale, XnatError, first_error
+from xnatfs.keys import ChangeKey, FilesKey, FoldersKey, SizeKey
 from xnatfs.metadata import Listing
 from xnatfs.models import FileRow
-from xnatfs.site import Replaced, TrueSize
+from xnatfs.site import Change, TrueSize
 from xnatfs.tree.names import escape, shorten, split
 from xnatfs.tree.node import Children, Dir, File, Listed, Node, number
 from xnatfs.tree.source import catalogue_of
@@ -39,6 +40,14 @@ LOST_IF_LISTED_WITHIN = 10.0
 SKEW = 300.0
 # Of one resource. A folder is 1.5 KB, and two bytes of a path make one.
 MOST_FOLDERS = 200_000
+# An inode number is a bit that says file, so many bits of the resource, and of the place in its listing. A million
+# files have each a place; of ten thousand resources two want the same numbers in one mount of a hundred. (Such two, and
+# what has a higher place, are told apart as others are; they are read in another order then.)
+RESOURCE_BITS, PLACE_BITS = 32, 20
+# A resource whose listing gives a reason to doubt its sizes has so many asked for before any is shown, one batch of
+# HEADs: if one is wrong, each of the others is asked for as well. Once so many resources had no wrong one, the reasons
+# are none on this server.
+SAMPLE, RIGHT_ENOUGH = 32, 4
 # Files that are sorted into folders between two looks at who else waits: a millisecond.
 AT_ONCE = 100
 
@@ -50,14 +59,18 @@ class Folders:
 
     def __init__(self, resource_dir: "ResourceDir", listing: Listing[FileRow], catalogue: Catalogue) -> None:
         self.resource_dir = resource_dir
+        self.site = resource_dir.site
         self.listing = listing
         self.catalogue = catalogue
         self.expires = listing.expires
-        self.number = number(catalogue.resource_id, 25)
+        self.number = (1 << RESOURCE_BITS | number(catalogue.resource_id, RESOURCE_BITS)) << PLACE_BITS
         self.modified = resource_dir.modified()
         self.by_path: dict[Inner, Folder] = {(): Folder(self, resource_dir, None)}
-        self.sizes: dict[int, int] = {}  # that are not as the catalogue has them, by place
+        self.sizes: dict[int, int] = {}  # that the server was asked for, or a reply stated, by place
+        self.learnt = 0  # how often one of its files proved to be another than listed
         self.twice = 0  # files that are listed under the path of another one
+        self._sampled = trio.Lock()
+        self._sample = self._doubtful()
 
     def __len__(self) -> int:
         return len(self.catalogue) + len(self.by_path)
@@ -84,8 +97,74 @@ class Folders:
         return found
 
     def size(self, place: int) -> int | None:
-        """The length of a file, as far as it is known."""
-        return self.sizes.get(place, self.catalogue.size(place)) if self.sizes else self.catalogue.size(place)
+        """Return the length of a file, as far as it is known: what is listed, unless there is a reason to doubt it.
+
+        What a program or another file system has heard of a length it keeps, and cuts what is longer, without an error.
+        """
+        if place in self.sizes:
+            return self.sizes[place]
+        if self._sample or self.site.sizes_right.get(self.catalogue.resource_id) is False:
+            return None
+        size = self.catalogue.size(place)
+        return None if size == 0 and not self.catalogue.version(place) else size
+
+    def _doubtful(self) -> Sequence[int]:
+        """Return the places of files to ask for before a size is shown; none where nothing speaks against the listing.
+
+        What does: the stated total is another one, or some entries have no digest, and so are older than others.
+        """
+        site, resource, catalogue = self.site, self.resource_dir.resource, self.catalogue
+        if catalogue.resource_id in site.sizes_right or sum(site.sizes_right.values()) >= RIGHT_ENOUGH:
+            return ()
+        stated = resource.file_size if resource.file_count == len(catalogue) else None
+        if stated and catalogue.total() not in (None, stated):
+            return range(min(len(catalogue), SAMPLE))
+        return catalogue.lacking_digests
+
+    async def sample(self) -> None:
+        """Find out whether sizes are as listed, where that is doubtful."""
+        async with self._sampled:
+            if not self._sample:
+                return
+            try:
+                async with trio.open_nursery() as nursery:
+                    for place in self._sample:
+                        nursery.start_soon(self.ask, place)
+            except ExceptionGroup as group:
+                raise first_error(group) from None
+            self._sample = ()
+            if not self.site.xnat.away:
+                self.site.sizes_right.setdefault(self.catalogue.resource_id, True)
+
+    async def ask(self, place: int) -> int:
+        """Return the length of a file as the server states it now, one HEAD; as listed, or 0, where it does not."""
+        row = self.catalogue.at(place)
+        found = await self.site.metadata.get(size_key(row), partial(self._ask, row))
+        self.learn(place, found.size)
+        return found.size
+
+    async def _ask(self, row: FileRow) -> TrueSize:
+        address, size = self.resource_dir.address, None
+        if address.has_name(row.path, self.catalogue):
+            try:
+                size = (await self.site.xnat.head(address.base, row)).size
+            except XnatError as error:
+                if row.size is None and not isinstance(error, NotFound | Denied | BadReply):
+                    raise
+                log.debug("the size of %s is not to be had: %s", row.path, error)
+        if size is None:
+            return TrueSize(row.size or 0, self.expires)
+        if row.size is None:
+            return TrueSize(size, self.expires)
+        self.site.sizes_learnt = True
+        return TrueSize(size)
+
+    def learn(self, place: int, size: int) -> None:
+        """Take note of the length of a file."""
+        self.sizes[place] = size
+        if self.catalogue.size(place) not in (None, size):
+            self.learnt += 1
+            self.site.sizes_right[self.catalogue.resource_id] = False
 
 
 class Folder(Listed):
@@ -207,7 +286,7 @@ class FolderDir(Dir):
 class CatalogueFile(File):
     """One file of a resource. What the catalogue says of its size is corrected by what its reply said."""
 
-    __slots__ = ("_identity", "_name", "_size", "_stamp", "folder", "place")
+    __slots__ = ("_change", "_identity", "_learnt", "_name", "_size", "folder", "place")
 
     def __init__(self, folder: Folder, name: str, place: int) -> None:
         self.site = folder.site
@@ -217,14 +296,13 @@ class CatalogueFile(File):
         self.place = place
         self._identity = b""
         self._size = folder.folders.size(place)
-        self._stamp = ""  # of its content, once that is not the first one under its version
+        self._change: Change | None = None  # that made it what it is, if this mount has seen that
+        self._learnt = folder.folders.learnt
         if self._size is None or self.site.sizes_learnt:
-            learnt = self.site.metadata.peek(self._size_key())
+            learnt = self.site.metadata.peek(size_key(self.row))
             if isinstance(learnt, TrueSize):
                 self._size = learnt.size
-            replaced = self.site.metadata.peek(self._stamp_key())
-            if isinstance(replaced, Replaced):
-                self._stamp = replaced.stamp
+            self._change = self._known_change()
 
     @property
     def name(self) -> str:
@@ -238,32 +316,64 @@ class CatalogueFile(File):
     def row(self) -> FileRow:
         return self.folder.folders.catalogue.at(self.place)
 
-    def _size_key(self) -> SizeKey:
+    def _change_key(self) -> ChangeKey:
         row = self.row
-        return SizeKey(row.resource_id, row.path, row.size, row.digest)
-
-    def _stamp_key(self) -> StampKey:
-        row = self.row
-        return StampKey(row.resource_id, row.path)
+        return ChangeKey(row.resource_id, row.path)
 
     @property
     def identity(self) -> object:
-        """Of the resource, the path and the version: 16 bytes, because the kernel may know a million of them."""
+        """Of the resource and the path: 16 bytes, because the kernel may know a million of them."""
         if not self._identity:
-            whole = b"%b %d" % (
-                self.folder.folders.catalogue.version(self.place),
-                -1 if self._size is None else self._size,
-            )
-            self._identity = hashlib.blake2b(whole + self._stamp.encode(), digest_size=16).digest()
+            whole = self.folder.folders.catalogue.identity(self.place)
+            self._identity = hashlib.blake2b(whole, digest_size=16).digest()
         return self._identity
 
+    @property
+    def _stated(self) -> int:
+        """Return what the listing says of the content: the digest, or where there is none the length."""
+        catalogue = self.folder.folders.catalogue
+        return catalogue.version(self.place) or catalogue.size(self.place) or 0
+
+    @property
+    def _marked(self) -> int:
+        """Return the same with what tells the content from one before it, of which the listing says the same."""
+        stamp = self._change.stamp if self._change else ""
+        return number(f"{self._stated} {stamp}", 64) if stamp else self._stated
+
+    @property
+    def version(self) -> int:
+        return self._marked << 64 | (0 if self._size is None else self._size + 1)
+
+    @property
+    def rank(self) -> tuple[float, int]:
+        return (self.folder.folders.expires, self._learnt)
+
+    def supersede(self, shown: Node) -> None:
+        """Date a change that the listing tells of, between the listing before and this one, with the later one."""
+        if isinstance(shown, CatalogueFile) and shown.rank < self.rank and shown._stated != self._stated:
+            self._change = self._known_change() or self.site.learn_change(self._change_key(), self._stated, "")
+
+    def _known_change(self) -> Change | None:
+        change = self.site.metadata.peek(self._change_key())
+        return change if isinstance(change, Change) and change.stated == self._stated else None
+
     def inode_hint(self) -> int:
-        """Resource, place in its listing, version: programs that read in inode order then read in listing order."""
-        version = int.from_bytes(cast(bytes, self.identity)[:2]) >> 4
-        return 1 << 61 | self.folder.folders.number << 36 | (self.place & 0xFFFFFF) << 12 | version
+        """Resource and place in its listing: programs that read in inode order then read in listing order."""
+        return self.folder.folders.number | self.place & (1 << PLACE_BITS) - 1
 
     def modified(self) -> float:
-        return self.folder.folders.modified
+        return (self._change and self._change.at) or self.folder.folders.modified
+
+    def modified_ns(self) -> int:
+        """Return a time that no reading changes: not Last-Modified, which is known only of what was fetched.
+
+        After a change that this mount has seen it is the time of that; until then the session's, as exact as servers
+        state it, with nanoseconds below a millisecond of the digest, or without one of the listed length: what replaces
+        a file of its own size has another time.
+        """
+        if self._change and self._change.at:
+            return int(self._change.at * 1e9)
+        return round(self.modified() * 1000) * 10**6 + self._stated % 10**6
 
     def xattrs(self) -> dict[str, str]:
         row = self.row
@@ -284,21 +394,14 @@ class CatalogueFile(File):
         return size
 
     async def size(self) -> int:
-        if self._size is None:
-            self._size = (await self.site.metadata.get(self._size_key(), self._ask_size)).size
-            self.folder.folders.sizes[self.place] = self._size
-        return self._size
-
-    async def _ask_size(self) -> TrueSize:
-        """One HEAD. A file that will not say is shown as empty; `open` finds out."""
-        size, row, folders = None, self.row, self.folder.folders
-        address = folders.resource_dir.address
-        if address.has_name(row.path, folders.catalogue):
-            try:
-                size = (await self.site.xnat.head(address.base, row)).size
-            except (NotFound, Denied, BadReply) as error:
-                log.debug("the size of %s is not to be had: %s", "/".join(self.path), error)
-        return TrueSize(size or 0, folders.expires)
+        if not self.measured:
+            folders = self.folder.folders
+            await folders.sample()
+            self._size = folders.size(self.place)
+            if self._size is None:
+                self._size = await folders.ask(self.place)
+            self._learnt = folders.learnt
+        return self.measured_size
 
     async def open(self) -> Blob:
         row, folders = self.row, self.folder.folders
@@ -337,8 +440,15 @@ class CatalogueFile(File):
         self.site.content.distrust(version(row, resource_dir.owners))
         return ""
 
-    def replaced(self, stamp: str) -> None:
-        self.site.learn_stamp(self._stamp_key(), stamp)
+    def is_another(self, before: str, stamp: str) -> bool:
+        """Compare dates. What came in an archive has none: its stamp is a number, when it came."""
+        return before != stamp and math.inf not in (_date(before), _date(stamp))
+
+    def replaced(self, before: str, stamp: str) -> None:
+        since = self._change.at if self._change else 0.0
+        at = None if self.is_another(before, stamp) else since
+        self.site.learn_change(self._change_key(), self._stated, stamp, at)
+        self.folder.folders.learnt += 1
         self.folder.forget()
 
     def permit(self) -> Permit:
@@ -359,9 +469,13 @@ class CatalogueFile(File):
 
     def _correct(self, size: int) -> None:
         """From now on this file is a node with the true size."""
-        self.site.learn_size(self._size_key(), size)
-        self.folder.folders.sizes[self.place] = size
+        self.site.learn_size(size_key(self.row), size)
+        self.folder.folders.learn(self.place, size)
         self.folder.forget()
+
+
+def size_key(row: FileRow) -> SizeKey:
+    return SizeKey(row.resource_id, row.path, row.size, row.digest)
 
 
 def _date(modified: str) -> float:

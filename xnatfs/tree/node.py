@@ -19,6 +19,14 @@ from xnatfs.errors import NotFound
 from xnatfs.keys import ChildrenKey, ListKey
 from xnatfs.site import Site
 
+# The largest integer that every program reads as it is written: JavaScript's and jq's numbers have 53 bits. Files have
+# the upper half, in the order of their listings; directories and links the lower.
+INODE_BITS = 53
+
+# Shown where the server states no date (projects): 2000-01-01, as rclone does. The time of the mount would be another
+# one each time, and `rsync -a` would copy everything again.
+UNDATED = 946_684_800.0  # seconds since the epoch
+
 
 class Listed(Mapping[str, "Node"]):
     """Nodes by name that are made when they are asked for."""
@@ -65,16 +73,33 @@ class Node:
 
     @property
     def identity(self) -> object:
-        """What makes this node the same one after a new listing: its path; a file's version belongs to it, too."""
+        """What makes this node the same one after a new listing: its path."""
         return self.path
 
+    @property
+    def version(self) -> int:
+        """Return a number for the content, by which it differs from other contents of the same identity."""
+        return 0
+
+    @property
+    def rank(self) -> tuple[float, int]:
+        """Return the order among nodes of one identity, the newest last: when its listing expires, what was learnt."""
+        return (math.inf, 0)
+
+    def supersede(self, shown: "Node") -> None:
+        """Take note of the node that was shown before under this identity."""
+
     def inode_hint(self) -> int:
-        """The inode number to use if it is free: below 2**62 and the same in every mount."""
-        return number(repr(self.path), 61)
+        """The inode number to use if it is free: below 2**INODE_BITS and the same in every mount."""
+        return number(repr(self.path), INODE_BITS - 1)
 
     def modified(self) -> float:
         """Seconds since the epoch, by the server; where it states none, the item above has it."""
-        return self.parent.modified() if self.parent else self.site.opened_at
+        return self.parent.modified() if self.parent else UNDATED
+
+    def modified_ns(self) -> int:
+        """Return the same in nanoseconds, of which those below a millisecond tell versions of a file apart."""
+        return int(self.modified() * 1e9)
 
     def xattrs(self) -> dict[str, str]:
         """Facts of the server about this node, empty ones too; keys without prefix."""
@@ -177,7 +202,7 @@ class Link(Node):
 
 
 class File(Node):
-    """A file that can be read. Its length never changes: another length is another node."""
+    """A file that can be read. Its length never changes: another length is another node, of another version."""
 
     __slots__ = ()
 
@@ -207,8 +232,12 @@ class File(Node):
         """Return the stamp of a file without a digest if it is still the one of this length and stamp, else ''."""
         raise NotImplementedError(type(self).__name__)
 
-    def replaced(self, stamp: str) -> None:
-        """Its blob has another stamp than one that was opened before: from now on another node is in its place."""
+    def is_another(self, before: str, stamp: str) -> bool:
+        """Return whether the stamps of two of its blobs tell that it was replaced in between."""
+        raise NotImplementedError(type(self).__name__)
+
+    def replaced(self, before: str, stamp: str) -> None:
+        """Put a node of another version in its place: its blob has another stamp than one that was opened before."""
         raise NotImplementedError(type(self).__name__)
 
 

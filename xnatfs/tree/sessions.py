@@ -8,7 +8,7 @@ from xnatfs.metadata import Listing
 from xnatfs.models import Assessor, Experiment, Resource, Scan
 from xnatfs.site import Site
 from xnatfs.tree.names import assign
-from xnatfs.tree.node import Children, Dir, Node, StaticDir, number
+from xnatfs.tree.node import INODE_BITS, Children, Dir, Node, StaticDir, number
 from xnatfs.tree.resources import Place, ResourcesDir
 from xnatfs.untrusted import decoded
 
@@ -113,7 +113,7 @@ class ScanDir(ResourcesDir):
     def inode_hint(self) -> int:
         """Session, place in its listing: `cp -r` and others go by inode numbers, and so series after series."""
         assert self.parent is not None
-        return number(repr(self.parent.path), 45) << 16 | min(self.order, 0xFFFF)
+        return number(repr(self.parent.path), INODE_BITS - 17) << 16 | min(self.order, 0xFFFF)
 
     async def all_xattrs(self) -> dict[str, str]:
         """A list of a whole project does not tell of which type a scan is."""
