@@ -199,7 +199,7 @@ class Fill:
         blob, end, (read_from, read_to) = self.blob, self._window_end, self._read
         if self.running or self._refused or blob.whole or blob.failure or not blob.users or self.intake.thin:
             return
-        is_read_on = end - self._window <= read_from <= end < read_to + self._window // 2
+        is_read_on = end - self._window <= read_from < end + WINDOW and end < read_to + self._window // 2
         if is_read_on and self._may_seek() and end < blob.size and blob.spans.next_gap(end) == end:
             self._launch(*self._place(end))
 
@@ -404,7 +404,10 @@ class Fill:
         cursor, spans = stream.cursor, self.blob.spans
         others = [other for other in self._streams if other is not stream]
         ahead = [each.cursor for each in others if (each.cursor, each.origin) > (cursor, stream.origin)]
-        end = stream.step = min([stream.next_step(), self.blob.size if stream.stop is None else stream.stop, *ahead])
+        ends = [stream.next_step(), self.blob.size if stream.stop is None else stream.stop, *ahead]
+        if stream.stop is None and self._may_seek() and not self.blob.whole and not self.blob.awaited:
+            ends.append(max(stream.enough(), cursor + 1))
+        end = stream.step = min(ends)
         gap = spans.next_gap(cursor)
         if gap > cursor:
             return min(gap, end), False

@@ -61,9 +61,12 @@ class Stream:
         self.wanted = trio.current_time()  # when that was
 
     def reaches(self, offset: int) -> bool:
-        """Will that byte come soon? Right behind a window it will: the next request goes over the same connection."""
+        """Will that byte come soon? Right behind a window it will: what follows is requested when that has come.
+
+        Then it goes over the same connection, and the reads of the kernel, which come out of order, are one request.
+        """
         near = max(self.cursor + NEAR, self.step)
-        return self.cursor <= offset <= near and (self.stop is None or offset <= self.stop)
+        return self.cursor <= offset <= near and (self.stop is None or offset < self.stop + WINDOW)
 
     def next_step(self) -> int:
         """Where the next step ends, at the pace of those before: a seek waits no longer for it than for a request."""
@@ -81,7 +84,11 @@ class Stream:
         """Is enough there that nobody has asked for?"""
         if self.stop is not None and self.most is None:
             return False  # a window is small enough, and its connection lives if it comes to its end
-        return self.cursor - self.used >= self._allowed()
+        return self.cursor >= self.enough()
+
+    def enough(self) -> int:
+        """Return up to where there is enough."""
+        return self.used + self._allowed()
 
     def _allowed(self) -> int:
         # One that has no end begins where all before it is there: all before `used` was read.
