@@ -33,13 +33,16 @@ SIZES = {
     (blob_module, "HOLD_BACK"): 128,
     (fill_module, "LONGEST"): 32 * K,
     (fill_module, "NEAR"): NEAR,
+    (fill_module, "SHARE"): 32 * K,
     (fill_module, "SMALL"): 8 * K,
+    (fill_module, "WINDOW"): NEAR,
     (intake_module, "SMALL"): 8 * K,
     (intake_module, "HASH_BEHIND"): 2**40,
     (intake_module, "HASH_PIECE"): 2**40,
     (stream_module, "AHEAD"): 64 * K,
     (stream_module, "LONGEST_STEP"): NEAR,
     (stream_module, "NEAR"): NEAR,
+    (stream_module, "WINDOW"): 0,
 }
 DATA = os.urandom(60 * K)
 
@@ -47,6 +50,8 @@ DATA = os.urandom(60 * K)
 @pytest.fixture(autouse=True, params=["received", "written by another process"])
 def _small_and_by_whom(request, monkeypatch):
     monkeypatch.setattr(FakeSource, "writes", request.param != "received")
+    # One download from the first byte to the last, as without ranges; test_content_windows.py has those that begin small.
+    monkeypatch.setattr(Fill, "start", lambda self: self._launch(0, None))
     for (module, name), value in SIZES.items():
         monkeypatch.setattr(module, name, value)
 
