@@ -100,7 +100,7 @@ class Fill:
         self._window_end = WINDOW
         self._read = (0, 0)  # where the last one began and ended
         self._shared = False  # several connections bring it
-        self._rests = False  # enough has come that nobody has asked for
+        self._rests = False  # the last download ended because enough has come that nobody has asked for
         self._refused = False  # the directory takes no more of it
         blob.want = self._want
         blob.seen = self._seen
@@ -195,9 +195,12 @@ class Fill:
         return gap, stop if stop < blob.size else None
 
     def _go_on(self) -> None:
-        """Request what follows a window of which more than half was read, before it is used up."""
+        """Request what follows a window of which more than half was read, before it is used up; or all that is missing."""
         blob, end, (read_from, read_to) = self.blob, self._window_end, self._read
         if self.running or self._refused or blob.whole or blob.failure or not blob.users or self.intake.thin:
+            return
+        if self._may_seek() and self._is_mostly_read():
+            self._launch(blob.came, None)
             return
         is_read_on = end - self._window <= read_from < end + WINDOW and end < read_to + self._window // 2
         if is_read_on and self._may_seek() and end < blob.size and blob.spans.next_gap(end) == end:
@@ -236,7 +239,7 @@ class Fill:
             with trio.move_on_after(PAUSE if self._may_seek() else LONG_PAUSE):
                 await stream.moved.wait()
             if self._pauses(stream) and stream.used == used and (self._may_seek() or not stream.moved.is_set()):
-                self._rests = True
+                stream.rests = True
                 return False
         return True
 
@@ -278,7 +281,6 @@ class Fill:
         return True
 
     def _launch(self, start: int, stop: int | None) -> None:
-        self._rests = False
         stream = Stream(start, stop, self.source)
         for wait in self.blob.waits:
             stream.note(*wait)
@@ -294,6 +296,7 @@ class Fill:
         finally:
             if stream in self._streams:
                 self._streams.remove(stream)
+        self._rests = stream.rests
         await self._settle()
 
     def _ended_by(self, error: XnatError) -> None:
@@ -314,7 +317,7 @@ class Fill:
                 await self._finish()
             elif blob.users and self._is_rest_wanted():
                 self._launch(blob.came if self._may_seek() and blob.size >= 0 else 0, None)
-            else:
+            elif not self._rests:
                 self._go_on()
         blob.wake()
         if not self.running:
@@ -327,7 +330,10 @@ class Fill:
             return True
         if not self._may_seek():
             return bool(blob.waits) or not self._rests
-        return not self._rests and blob.size - blob.spans.total() <= blob.requested
+        return not self._rests and self._is_mostly_read()
+
+    def _is_mostly_read(self) -> bool:
+        return self.blob.size - self.blob.spans.total() <= self.blob.requested
 
     async def _to_memory(self) -> None:
         self.busy = True

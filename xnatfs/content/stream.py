@@ -38,6 +38,7 @@ class Stream:
         "origin",
         "reader",
         "reads",
+        "rests",
         "scope",
         "source",
         "step",
@@ -56,6 +57,7 @@ class Stream:
         self.used = start  # up to here somebody has asked
         self.most: int | None = None  # so much may be ahead of that, where there is no room for more
         self.moved = trio.Event()  # somebody has asked for more since it was looked at
+        self.rests = False  # it has ended because enough is there that nobody has asked for
         self.reads = 0  # how many reads waited for it
         self.reader = -1  # offset of the last of these
         self.wanted = trio.current_time()  # when that was
