@@ -195,15 +195,17 @@ class Fill:
         return gap, stop if stop < blob.size else None
 
     def _go_on(self) -> None:
-        """Request what follows a window of which more than half was read, before it is used up; or all that is missing."""
+        """Request what follows a window before it is used up, or what is missing of a file that was mostly read."""
         blob, end, (read_from, read_to) = self.blob, self._window_end, self._read
-        if self.running or self._refused or blob.whole or blob.failure or not blob.users or self.intake.thin:
+        if self.running or self._refused or blob.whole or blob.failure or not blob.users:
             return
-        if self._may_seek() and self._is_mostly_read():
+        if self.intake.thin or not self._may_seek():
+            return
+        if self._is_mostly_read():
             self._launch(blob.came, None)
             return
         is_read_on = end - self._window <= read_from < end + WINDOW and end < read_to + self._window // 2
-        if is_read_on and self._may_seek() and end < blob.size and blob.spans.next_gap(end) == end:
+        if is_read_on and end < blob.size and blob.spans.next_gap(end) == end:
             self._launch(*self._place(end))
 
     def _help(self) -> None:
@@ -330,7 +332,7 @@ class Fill:
             return True
         if not self._may_seek():
             return bool(blob.waits) or not self._rests
-        return not self._rests and self._is_mostly_read()
+        return self._is_mostly_read()
 
     def _is_mostly_read(self) -> bool:
         return self.blob.size - self.blob.spans.total() <= self.blob.requested
