@@ -148,9 +148,9 @@ class Blob:
         return self._handed_count > 0
 
     @property
-    def requested(self) -> int:
-        """Return how many bytes readers have had or wait for."""
-        return self._handed_count + sum(end - start for start, end in self.waits)
+    def handed_count(self) -> int:
+        """Return how many bytes were handed out before all were verified."""
+        return self._handed_count
 
     @property
     def awaited(self) -> bool:

@@ -184,7 +184,7 @@ class Fill:
         That is a window, or the rest where the file was read from its beginning to there.
         """
         blob = self.blob
-        if gap == blob.came and (blob.whole or blob.awaited or 2 * blob.requested >= gap):
+        if gap == blob.came and (blob.whole or blob.awaited or 2 * self._requested >= gap):
             return gap, None
         self._window = min(2 * self._window, LONGEST) if gap == self._window_end else WINDOW
         end = min(gap + self._window, blob.size)
@@ -196,7 +196,7 @@ class Fill:
 
     def _go_on(self) -> None:
         """Request what follows a window before it is used up, or what is missing of a file that was mostly read."""
-        blob, end, (read_from, read_to) = self.blob, self._window_end, self._read
+        blob, end = self.blob, self._window_end
         if self.running or self._refused or blob.whole or blob.failure or not blob.users:
             return
         if self.intake.thin or not self._may_seek():
@@ -204,7 +204,8 @@ class Fill:
         if self._is_mostly_read():
             self._launch(blob.came, None)
             return
-        is_read_on = end - self._window <= read_from < end + WINDOW and end < read_to + self._window // 2
+        low, middle, high = end - self._window, end - self._window // 2, end + WINDOW
+        is_read_on = any(low <= start < high and stop > middle for start, stop in [self._read, *blob.waits])
         if is_read_on and end < blob.size and blob.spans.next_gap(end) == end:
             self._launch(*self._place(end))
 
@@ -335,7 +336,13 @@ class Fill:
         return self._is_mostly_read()
 
     def _is_mostly_read(self) -> bool:
-        return self.blob.size - self.blob.spans.total() <= self.blob.requested
+        return self.blob.size - self.blob.spans.total() <= self._requested
+
+    @property
+    def _requested(self) -> int:
+        """Return how many bytes readers have had or wait for, about."""
+        reads = {self._read, *self.blob.waits}
+        return self.blob.handed_count + sum(end - start for start, end in reads)
 
     async def _to_memory(self) -> None:
         self.busy = True
