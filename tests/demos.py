@@ -55,7 +55,7 @@ class Demo:
                 reply.body = _Counted(reply.body.content, reply.body.start, reply.body.length, sent)
             return reply
 
-        self.app.handle = counting  # type: ignore[method-assign]
+        self.app.handle = counting  # type: ignore[method-assign, assignment]
         return sent
 
     def logins(self) -> int:

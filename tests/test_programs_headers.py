@@ -22,7 +22,7 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
 from tests.demos import Demo, serving
 from tests.environments import environment_with, needs_registry
@@ -54,7 +54,7 @@ def image(path: Path, number: int, frames: int, side: int, chance: np.random.Gen
     """Write a DICOM image as a scanner does."""
     meta, header = FileMetaDataset(), Dataset()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    storage = "1.2.840.10008.5.1.4.1.1.4.1" if frames > 1 else "1.2.840.10008.5.1.4.1.1.4"
+    storage = UID("1.2.840.10008.5.1.4.1.1.4.1" if frames > 1 else "1.2.840.10008.5.1.4.1.1.4")
     header.SOPClassUID = meta.MediaStorageSOPClassUID = storage
     header.SOPInstanceUID = meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[path.name])
     header.StudyInstanceUID, header.SeriesInstanceUID = (

@@ -142,8 +142,8 @@ class Downloads:
         ranges answers the one from the first byte as if none was requested: that costs nothing.
         """
         headers = {}
-        end = min(each for each in (stop, size, math.inf) if each is not None)
-        ranging = (start > 0 or stop is not None) and start < end < math.inf and self.ranged is not False
+        end = min((each for each in (stop, size) if each is not None), default=0)
+        ranging = (start > 0 or stop is not None) and start < end and self.ranged is not False
         if ranging:
             headers["Range"] = f"bytes={start}-{end - 1}"
             if validator:
