@@ -63,7 +63,9 @@ class Step:
     length: int = 100_000_000  # of huge-json
 
     def fits(self, head: Head) -> bool:
-        if self.ranged is not None and self.ranged != (head.get("range") != "" and not head.get("range").startswith("bytes=0-")):
+        if self.ranged is not None and self.ranged != (
+            head.get("range") != "" and not head.get("range").startswith("bytes=0-")
+        ):
             return False
         return re.match(self.match, f"{head.method} {head.target}", re.DOTALL) is not None
 
