@@ -395,7 +395,7 @@ async def test_an_answer_from_elsewhere_is_an_error(tmp_path, patient_clock):
         blob.close()
 
 
-@pytest.mark.parametrize("begins", [20, 28])
+@pytest.mark.parametrize("begins", [20, 36])
 async def test_what_seekers_leave_out_is_fetched_once_as_much_was_read(tmp_path, patient_clock, begins):
     """So a file of which half was read is kept in the end, and one that was looked into is not fetched."""
     data = BIG * 4

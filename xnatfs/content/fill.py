@@ -228,9 +228,9 @@ class Fill:
 
     def _seen(self, offset: int, end: int) -> None:
         self._read = (offset, end)
+        self._go_on()
         for stream in self._streams:
             stream.note(offset, end)
-        self._go_on()
 
     async def _pause(self, stream: Stream) -> bool:
         """Wait while enough is there; False if nobody comes for it."""
