@@ -10,6 +10,7 @@ from xnatfs.demo.app import DemoXnat, Record
 from xnatfs.demo.content import BIG_PROJECT, PASSWORDS, DemoArchive
 from xnatfs.demo.folder import publish
 from xnatfs.demo.manifest import ManifestEntry
+from xnatfs.demo.reply import Reply, Slice
 from xnatfs.demo.server import serve
 
 USER = "demo-owner"
@@ -43,6 +44,20 @@ class Demo:
     def forget_requests(self) -> None:
         self.app.requests.clear()
 
+    def count_sent(self) -> list[int]:
+        """Count what is sent of files from now on, by the pieces that the server has written."""
+        sent: list[int] = []
+        handle = self.app.handle
+
+        def counting(*request: Any) -> Reply:
+            reply = handle(*request)
+            if isinstance(reply.body, Slice):
+                reply.body = _Counted(reply.body.content, reply.body.start, reply.body.length, sent)
+            return reply
+
+        self.app.handle = counting  # type: ignore[method-assign, assignment]
+        return sent
+
     def logins(self) -> int:
         """Logins since the requests were last forgotten, and the one that the mount began with."""
         again = [r for r in self.app.requests if r.path.endswith("/JSESSION") and r.method == "POST"]
@@ -60,6 +75,16 @@ class Demo:
 
     def wrong_digest(self, entry: ManifestEntry) -> bool:
         return entry.path[-1].startswith("wrong-digest")
+
+
+@dataclass(frozen=True)
+class _Counted(Slice):
+    sent: list[int]
+
+    def pieces(self) -> Iterator[bytes]:
+        for piece in super().pieces():
+            yield piece
+            self.sent.append(len(piece))  # asked for the next one, so this one is written
 
 
 @contextmanager

@@ -364,7 +364,9 @@ async def test_one_big_download_at_a_time_may_have_helpers(tmp_path):
             blob.close()
 
 
-async def test_a_big_file_whose_connection_is_slow_gets_another_one(tmp_path, autojump_clock):
+async def test_a_big_file_whose_connection_is_slow_gets_another_one(tmp_path, autojump_clock, monkeypatch):
+    for name, value in (("SHARE", 8 * K), ("NEAR", K), ("WINDOW", K)):
+        monkeypatch.setattr(f"xnatfs.content.fill.{name}", value)
     async with caching(tmp_path) as cache:
         source = FakeSource(BIG, chunk=K, pause=0.2)
         source.grants = True

@@ -85,7 +85,8 @@ class FakeSource:
         await trio.sleep(self.delay if start and self.delay else self.pause)
         if self.error is not None:
             raise self.error
-        if start and not self.ranged:
+        whole = not self.ranged and bool(start or stop)
+        if whole:
             start, stop, self.seekable = 0, None, False
         stated = self.size if self.size is not None else len(self.data)
         self.running += 1
@@ -96,7 +97,7 @@ class FakeSource:
             into = self._into(chunks) if self.writes and framed else None
             validator = self.modified if self.strong else ""
             length = stated if self.states_size else None
-            yield Body(start, length, self.modified, chunks, into, validator, self.states_size or self.framed)
+            yield Body(start, length, self.modified, chunks, into, validator, self.states_size or self.framed, whole)
         finally:
             self.running -= 1
             await chunks.aclose()

@@ -8,10 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.test_content_fakes import FakeSource
-from xnatfs.content.abreast import GAIN, HELPERS, LOOK, SECONDS, Abreast
+from xnatfs.content.abreast import GAIN, HELPERS, LOOK, Abreast
 from xnatfs.content.spans import Spans
 from xnatfs.content.stats import DAMAGED, Stats
-from xnatfs.content.stream import AHEAD, LONGEST_STEP, NEAR, STEADY_READS, STEADY_SECONDS, STEP_SECONDS, Stream
+from xnatfs.content.stream import (
+    AHEAD,
+    LONGEST_STEP,
+    NEAR,
+    STEADY_READS,
+    STEADY_SECONDS,
+    STEP_SECONDS,
+    WINDOW,
+    Stream,
+)
 
 
 @pytest.fixture
@@ -40,7 +49,9 @@ async def test_a_download_begins_where_it_was_asked_to(autojump_clock, source):
         (101 + NEAR, None, 101 + NEAR, True),
         (102 + NEAR, None, 101 + NEAR, False),
         (149, 150, 0, True),
-        (150, 150, 0, False),
+        (150, 150, 0, True),  # what follows is requested when this has come
+        (149 + WINDOW, 150, 0, True),
+        (150 + WINDOW, 150, 0, False),
     ],
 )
 async def test_what_is_near_comes_soon(source, offset, stop, step, reached):
@@ -71,12 +82,15 @@ async def test_a_step_is_what_comes_in_its_time(autojump_clock, source, came, se
 
 async def test_enough_is_ahead_of_a_reader_when_it_is_as_much_as_was_read(source):
     stream = Stream(1000, None, source)
-    for used, ahead in ((1000, AHEAD), (1000 + AHEAD, AHEAD), (1000 + 2 * AHEAD, 2 * AHEAD)):
+    for used, ahead in ((1000, AHEAD), (AHEAD, AHEAD), (2 * AHEAD, 2 * AHEAD)):
         stream.used = used
+        assert stream.enough() == used + ahead
         stream.cursor = used + ahead - 1
         assert not stream.ahead()
         stream.cursor += 1
         assert stream.ahead()
+    stream.stop = stream.cursor + 1
+    assert not stream.ahead(), "a window comes to its end"
     stream.most = 7
     stream.cursor = stream.used + 6
     assert not stream.ahead()
@@ -141,40 +155,37 @@ async def test_a_steady_reader_needs_it_for_a_moment_after_each_read(autojump_cl
 # -- several -----------------------------------------------------------------------------------------------------
 
 
-def looked(abreast: Abreast, now: float, came: int) -> tuple[int, int]:
+def looked(abreast: Abreast, now: float, came: int) -> int:
     abreast.look(now, came)
-    return abreast.helpers, abreast.share
+    return abreast.helpers
 
 
 def test_a_helper_is_added_after_a_look_and_has_a_moment_to_begin():
     """What comes in the second after is not judged."""
     abreast = Abreast()
-    assert looked(abreast, 10, 1000) == (0, 0)
-    assert looked(abreast, 10 + LOOK - 0.01, 5000) == (0, 0)
-    assert looked(abreast, 10 + 2 * LOOK, 3000) == (1, int(1000 / LOOK * SECONDS))
-    assert looked(abreast, 10 + 3 * LOOK, 3000) == (1, int(1000 / LOOK * SECONDS))
-    rate = 1000 * GAIN
-    assert looked(abreast, 10 + 4 * LOOK, 3000 + int(rate)) == (2, int(rate / LOOK * SECONDS / 2))
+    assert looked(abreast, 10, 1000) == 0
+    assert looked(abreast, 10 + LOOK - 0.01, 5000) == 0
+    assert looked(abreast, 10 + 2 * LOOK, 3000) == 1
+    assert looked(abreast, 10 + 3 * LOOK, 3000) == 1
+    assert looked(abreast, 10 + 4 * LOOK, 3000 + int(1000 * GAIN)) == 2
 
 
 def test_a_helper_that_brings_no_fifth_more_is_the_last():
     abreast = Abreast()
     looked(abreast, 0, 0)
-    assert looked(abreast, LOOK, 1000)[0] == 1
+    assert looked(abreast, LOOK, 1000) == 1
     looked(abreast, 2 * LOOK, 1000)
-    assert looked(abreast, 3 * LOOK, 1000 + int(1000 * GAIN) - 1)[0] == 0
+    assert looked(abreast, 3 * LOOK, 1000 + int(1000 * GAIN) - 1) == 0
     for seconds in range(4, 20):
-        assert looked(abreast, seconds * LOOK, 10**6 * seconds)[0] == 0
+        assert looked(abreast, seconds * LOOK, 10**6 * seconds) == 0
 
 
 def test_there_are_so_many_helpers_at_most():
     abreast = Abreast()
-    helpers = [looked(abreast, seconds * LOOK, 2**seconds)[0] for seconds in range(12)]
+    helpers = [looked(abreast, seconds * LOOK, 2**seconds) for seconds in range(12)]
     assert helpers == [0, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2]
     assert HELPERS == 2
-    share = abreast.share
-    assert share == int((2**5 - 2**4) / LOOK * SECONDS / (1 + HELPERS))
-    assert looked(abreast, 100 * LOOK, 2**5) == (HELPERS, share), "decided: it is not looked at any more"
+    assert looked(abreast, 100 * LOOK, 2**5) == HELPERS, "decided: it is not looked at any more"
 
 
 # -- what is counted ---------------------------------------------------------------------------------------------

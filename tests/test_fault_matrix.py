@@ -147,6 +147,8 @@ class Swapped(Scripted):
 
     def begin(self) -> None:
         breaks = {"fault": "cut", "after": MIDDLE[self.operation], "times": 1}
+        if self.operation == "big" and not self.stage.app.routes.levels.digests:
+            breaks["times"] = 2  # the first one is of a range, which is not used: it says nothing of its version
         common = {"match": self.match, "ranged": True} if self.operation == "seek" else {"match": self.match}
         steps: list[dict[str, Any]] = [
             {**common, **breaks, **self.row.step},

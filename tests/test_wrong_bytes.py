@@ -73,7 +73,7 @@ def test_half_a_file_is_not_copied(undigested, half):
 @pytest.mark.parametrize("options", [(), ("--strict",)], ids=["", "strict"])
 def test_half_a_file_is_an_error_and_its_size_stays(tmp_path, options):
     """Nothing of it is kept: once the server sends all of it, all of it is read."""
-    with serve(DemoXnat(stage_archive(), digests=False)) as url, faulty(url) as server:
+    with serve(DemoXnat(stage_archive(), digests=False, ranges=False)) as url, faulty(url) as server:
         with mounting(server.url, tmp_path, "--ttl", "3600", *options, user=USER, password=PASSWORD) as mount:
             mount.expected_in_log += ["a HEAD"]
             for half in HALVES:
@@ -84,6 +84,20 @@ def test_half_a_file_is_an_error_and_its_size_stays(tmp_path, options):
                     assert os.stat(mount.path / FOLDER / name).st_size == len(content)
             server.script(())
             assert (mount.path / FOLDER / "small.bin").read_bytes() == SMALL
+            assert (mount.path / FOLDER / "big.bin").read_bytes() == BIG
+
+
+@pytest.mark.fuse
+@pytest.mark.parametrize("half", HALVES)
+def test_half_a_range_is_completed_or_an_error(tmp_path, half):
+    with serve(DemoXnat(stage_archive(), digests=False)) as url, faulty(url) as server:
+        with mounting(server.url, tmp_path, user=USER, password=PASSWORD) as mount:
+            mount.expected_in_log += ["a HEAD"]
+            (tmp_path / "local").write_bytes(BIG)
+            server.script([{"match": "GET .*/files/big", "fault": half, "after": 300_000}])
+            done = run("cmp", mount.path / FOLDER / "big.bin", tmp_path / "local")
+            assert done.returncode == 0 or "Input/output error" in done.stderr, done
+            server.script(())
             assert (mount.path / FOLDER / "big.bin").read_bytes() == BIG
 
 
@@ -164,7 +178,7 @@ try:
     for offset, length in order:
         piece = os.pread(descriptor, length, offset)
         came[offset : offset + len(piece)] = piece
-        handed.update(range(offset // 4096, (offset + length - 1) // 4096 + 1))
+        handed.update(range(offset // 4096, (offset + len(piece) - 1) // 4096 + 1))
 except OSError as failed:
     error = failed.errno
 sys.stdout.write(json.dumps([len(handed), error]) + "\\n")

@@ -68,6 +68,7 @@ class Download:
     validator: str = ""  # a strong one, or ""
     framed: bool = True  # False: it ends with its connection, so that its end cannot be told from a break
     name: bytes = b""  # as Content-Disposition has it, where a file was asked for by its number
+    whole: bool = False  # no range: it goes to the end of the file, wherever a range was requested to end
 
 
 class Head(NamedTuple):
@@ -86,6 +87,7 @@ class Promise(NamedTuple):
     modified: str
     validator: str  # a strong one, or ""
     framed: bool  # False: it ends with its connection
+    is_range: bool = False
 
 
 class Downloads:
@@ -110,13 +112,17 @@ class Downloads:
     ) -> AsyncIterator[Download]:
         """See `Xnat.download`. `verified`: a digest decides in the end whether the bytes are of one version."""
         begun = await self.begin(path, start, stop, size, big)
+        if begun[1].is_range and start == 0 and not (verified or begun[1].validator):
+            # Nothing tells that the next range is of the same version: all of the file comes by one download.
+            await _closed(begun[0])
+            begun = await self.begin(path, 0, None, size, big)
         arrival = _Arrival(self, path, big, verified, *begun)
         try:
             async with aclosing(arrival.chunks()) as chunks:
                 promise = begun[1]
                 into = arrival.into if arrival.writable else None
-                start, _, size, modified, validator, framed = promise
-                yield Download(start, size, modified, chunks, into, validator, framed)
+                start, _, size, modified, validator, framed, is_range = promise
+                yield Download(start, size, modified, chunks, into, validator, framed, whole=not is_range)
         finally:
             await arrival.close()
 
@@ -130,10 +136,14 @@ class Downloads:
         within: float = math.inf,
         validator: str = "",
     ) -> tuple[httpx.Response, Promise]:
-        """Request a file. With a `validator` a range is of the version that has it, or the whole file comes."""
+        """Request a file, or a range of it where `size` is known, or `stop`.
+
+        With a `validator` a range is of the version that has it, or the whole file comes. A server that knows no
+        ranges answers the one from the first byte as if none was requested: that costs nothing.
+        """
         headers = {}
-        ranging = 0 < start < (size or 0) and self.ranged is not False
-        end = min(stop or size or 0, size or 0)
+        end = min((each for each in (stop, size) if each is not None), default=0)
+        ranging = (start > 0 or stop is not None) and start < end and self.ranged is not False
         if ranging:
             headers["Range"] = f"bytes={start}-{end - 1}"
             if validator:
@@ -145,18 +155,21 @@ class Downloads:
             begun = await self._promise(path, response, (start, end) if ranging else None, size, validator)
         finally:
             if isinstance(begun, str):
-                with trio.CancelScope(shield=True):
-                    await response.aclose()
+                await _closed(response)
         if isinstance(begun, str):
             whole = await self.begin(path, 0, None, size, big, within)
-            self._refused(begun)  # only now: where the whole is not to be had either, it was not the range
+            if begun:
+                self._refused(begun)  # only now: where the whole is not to be had either, it was not the range
             return whole
         return response, begun
 
     async def _promise(
         self, path: str, response: httpx.Response, asked: tuple[int, int] | None, size: int | None, validator: str
     ) -> Promise | str:
-        """The promise of a reply; what it does instead, where it has not the range that was asked for."""
+        """The promise of a reply; what it does instead, where it has not the range that was asked for.
+
+        "" where there is no such range, because the file is shorter than it is listed.
+        """
         where = f"{self.transport.url}{path}"
         if asked and response.status_code in RANGE_REFUSED:
             return f"answers {response.status_code} to a range"
@@ -171,12 +184,14 @@ class Downloads:
         match = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
         if match and size is not None and int(match[3]) != size:
             raise Stale(f"{where} is {match[3]} bytes now, not {size}")
+        if match and asked and int(match[3]) < asked[1]:
+            return ""
         if not match or (int(match[1]), int(match[2]) + 1) != asked or length not in (None, asked[1] - asked[0]):
             return "answers another range than was asked for"
         if validator and not found:
             return "does not say of which version a range is"
         self._granted, self._refusals, self._without_until = True, 0, -math.inf
-        return Promise(*asked, size, modified, found, True)
+        return Promise(*asked, int(match[3]), modified, found, framed=True, is_range=True)
 
     def _refused(self, why: str) -> None:
         """No more ranges are asked for, for a while; of a server that has granted some, after several refusals."""
@@ -185,7 +200,7 @@ class Downloads:
         if self._refusals >= enough:
             self._without_until = trio.current_time() + WITHOUT_RANGES
         if self._refusals == enough:  # not each time that it is asked again
-            log.warning("%s %s: files are read from their start, a seek waits", self.transport.url, why)
+            log.info("%s %s: files are read from their start, a seek waits", self.transport.url, why)
 
 
 class _Arrival:
@@ -300,8 +315,7 @@ class _Arrival:
 
     async def _take_up_again(self, error: Unreachable) -> None:
         """Another connection, from where this one broke. Raises its error where too little has come for too long."""
-        with trio.CancelScope(shield=True):
-            await self._response.aclose()
+        await _closed(self._response)
         transport, patience = self._transport, self._patience
         self._left = min(transport.patience, patience.left, self._left - patience.waited + self._bought())
         if self._promise.size is None or self._left <= 0:
@@ -311,14 +325,16 @@ class _Arrival:
         await trio.sleep(min(FIRST_PAUSE * jitter(), self._left))
         promise, within = self._promise, self._left - (trio.current_time() - began)
         start = self._position if self._provable else promise.start
+        stop = promise.stop if promise.is_range else None
         resumed = await self._downloads.begin(
-            self._path, start, promise.stop, promise.size, self._big, within, promise.validator
+            self._path, start, stop, promise.size, self._big, within, promise.validator
         )
         self._response, again = resumed  # from here on `close` sees to it
         if (again.size, again.modified) != (promise.size, promise.modified):
             raise self._changed()
         if promise.validator not in ("", again.validator) or (not self._provable and again.start != promise.start):
             raise self._changed()
+        self._promise = promise._replace(stop=again.stop)  # the whole file may come in place of the rest of a range
         self._skip = self._position - again.start
         self._hash_again = hashlib.blake2b()
         self._left -= trio.current_time() - began
@@ -331,6 +347,11 @@ class _Arrival:
         """Seconds for the bytes that are new since this was last asked; those that came again buy none."""
         fresh, self._counted = self._position - self._counted, self._position
         return fresh / SLOWEST
+
+
+async def _closed(response: httpx.Response) -> None:
+    with trio.CancelScope(shield=True):
+        await response.aclose()
 
 
 def content_length(response: httpx.Response) -> int | None:

@@ -7,7 +7,7 @@
       skip: 2                  # after so many that match
       chance: 0.05             # of each that matches, by a seeded generator
       in_flight: 3             # only while more requests than that are under way
-      ranged: true             # only requests with a Range header; false: only those without
+      ranged: true             # only requests with a Range that begins after the first byte; false: only others
 
 The first step that matches and is not used up decides; a request that meets none passes.
 """
@@ -43,7 +43,7 @@ class Step:
     skip: int = 0
     chance: float = 1.0
     in_flight: int = 0
-    ranged: bool | None = None  # only requests with a Range header, or only those without
+    ranged: bool | None = None  # only requests with a Range that begins after the first byte, or only others
     # reset, stall, drip, cut...: after so many bytes; -1: before the head of the answer.
     after: int = 0
     # reset, stall: when so many bytes of the request's body have come; the server behind never gets the request.
@@ -63,7 +63,9 @@ class Step:
     length: int = 100_000_000  # of huge-json
 
     def fits(self, head: Head) -> bool:
-        if self.ranged is not None and self.ranged != bool(head.get("range")):
+        if self.ranged is not None and self.ranged != (
+            head.get("range") != "" and not head.get("range").startswith("bytes=0-")
+        ):
             return False
         return re.match(self.match, f"{head.method} {head.target}", re.DOTALL) is not None
 

@@ -12,16 +12,16 @@ HELPERS = 2
 LOOK = 1.0
 # What one more connection must bring: more than a rate varies by itself from second to second.
 GAIN = 1.2
-# A helper takes what one connection brings in so many seconds: little enough for others who wait for its place.
-SECONDS = 2.0
+# What each connection is asked for, in bytes: so much is worth a request and a connection on any line (3 s at 100
+# Mbit/s), and a file takes no more requests than one for each, and two.
+SHARE = 32 * 1024 * 1024
 
 
 class Abreast:
-    """Looks at how much of one file has come, once in LOOK, and says how many are to help the first download."""
+    """Look at how much of one file has come, once in LOOK, and say how many are to help the first download."""
 
     def __init__(self) -> None:
         self.helpers = 0
-        self.share = 0  # bytes that a helper should take
         self._since: tuple[float, int] | None = None  # when was looked, and how much had come
         self._rate = 0.0  # bytes per second, before the last one was added
         self._begins = False  # the last one has just been added: what comes now says nothing
@@ -46,7 +46,6 @@ class Abreast:
             self.helpers -= 1
             self._decided = True
             return
-        self.share = int(rate * SECONDS / (1 + self.helpers))
         if self.helpers == HELPERS:
             self._decided = True
             return

@@ -148,6 +148,11 @@ class Blob:
         return self._handed_count > 0
 
     @property
+    def handed_count(self) -> int:
+        """Return how many bytes were handed out before all were verified."""
+        return self._handed_count
+
+    @property
     def awaited(self) -> bool:
         """Return whether a read is held back until the file is verified."""
         return not self.whole and any(self.spans.covers(start, end) for start, end in self.waits)

@@ -63,6 +63,7 @@ class ContentCache:
         self._live: dict[bytes, Entry] = {}
         self._entries: set[Entry] = set()
         self._idle: list[Entry] = []
+        self._resting: set[Entry] = set()  # big ones whose downloads nobody has waited for since they were closed
         self._distrusted: set[bytes] = set()  # to be fetched anew, whatever is kept
         self._trimming = False
         self._closed = False
@@ -215,6 +216,7 @@ class ContentCache:
         self.stats.hits += 1
         entry.blob.users += 1
         if entry.fill is not None:
+            self._resting.discard(entry)
             entry.fill.stay(source)
             if entry in self._idle:
                 self._idle.remove(entry)
@@ -247,8 +249,17 @@ class ContentCache:
             changed=partial(self._changed, entry),
             keep=partial(self._row, entry),
         )
+        if not entry.fill.small:
+            self._end_resting()
         entry.fill.start()
         return entry
+
+    def _end_resting(self) -> None:
+        # The next big file is begun: it may need their places.
+        while self._resting:
+            fill = self._resting.pop().fill
+            if fill is not None:
+                fill.linger(0.0)
 
     def _one_big_download(self) -> bool:
         fills = [entry.fill for entry in self._entries if entry.fill is not None]
@@ -330,7 +341,9 @@ class ContentCache:
         if fill is not None and fill.running:
             if not fill.small:
                 fill.linger()
+                self._resting.add(entry)
             return
+        self._resting.discard(entry)
         wanted = self._live.get(entry.ident) is entry and 0 <= blob.size <= self._store.limit
         wanted = wanted and not (fill is not None and fill.intake.in_memory)
         if blob.complete or not wanted:

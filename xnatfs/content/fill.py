@@ -12,7 +12,9 @@ Invariants:
 - A download that would only bring what is present stops.
 - The blob is verified once, when all is present and every download has ended well: one that is too long is noticed.
 - A reader never waits while nothing runs: when the last download ends and bytes are missing, the next one starts.
-- Where a seek is possible, a download that is far ahead of its readers pauses, and after PAUSE ends.
+- Where a seek is possible, what is requested is a window, until it is read on: then the next window, or the rest.
+- Where a seek is possible, a download that is far ahead of its readers pauses, and after PAUSE ends. Of a file that
+  nobody has open every download pauses; the next file that is opened ends it, or LINGER.
 - What the cache directory refuses goes on in memory, once all downloads that write there have ended.
 """
 
@@ -24,14 +26,14 @@ from contextlib import aclosing, nullcontext
 
 import trio
 
-from xnatfs.content.abreast import Abreast
+from xnatfs.content.abreast import SHARE, Abreast
 from xnatfs.content.blob import Blob
 from xnatfs.content.index import Row
 from xnatfs.content.intake import BEHIND, SMALL, THIN_AHEAD, Intake
 from xnatfs.content.source import Body, Into, Source, Version
 from xnatfs.content.stats import Stats
 from xnatfs.content.store import Store
-from xnatfs.content.stream import NEAR, Stream
+from xnatfs.content.stream import NEAR, WINDOW, Stream
 from xnatfs.errors import BadReply, CacheError, Stale, XnatError
 
 log = logging.getLogger(__name__)
@@ -46,11 +48,12 @@ PAUSE = 2.0
 # The same where the next one would begin with the first byte, of a file of which only a part has room.
 LONG_PAUSE = 30.0
 
-# Who seeks is first sent as much as is worth a request, and if it goes on from there four times as much, up to LONGEST:
-# such an answer comes to its end, so that its connection lives.
+# A reader that goes on after a seek is sent windows that double, up to this: such an answer comes to its end, so that
+# its connection lives, and at 64 MiB a request costs nothing beside it.
 LONGEST = 64 * 1024 * 1024
 
-# How long downloads go on for a file that nobody has open: programs open a file several times in a row.
+# How long downloads rest for a file that nobody has open: programs open a file several times in a row, and without
+# ranges the next one would begin with the first byte.
 LINGER = 5.0
 
 
@@ -93,9 +96,11 @@ class Fill:
         self._no_seek = False
         self._streams: list[Stream] = []
         self._abreast = Abreast()
-        self._window = NEAR  # of the next seek, if it goes on where the last one ended
-        self._window_end = -1
-        self._rests = False  # enough has come that nobody has asked for
+        self._window = WINDOW  # the length of the last one, and where it ended
+        self._window_end = WINDOW
+        self._read = (0, 0)  # where the last one began and ended
+        self._shared = False  # several connections bring it
+        self._rests = False  # the last download ended because enough has come that nobody has asked for
         self._refused = False  # the directory takes no more of it
         blob.want = self._want
         blob.seen = self._seen
@@ -113,18 +118,20 @@ class Fill:
 
     def start(self) -> None:
         """Begin with the first byte."""
-        self._launch(0, None)
+        windowed = self._may_seek() and not self._strict and self.version.size is not None and not self.small
+        self._launch(0, WINDOW if windowed else None)
 
-    def linger(self) -> None:
-        """Nobody has it open: give up after a while."""
+    def linger(self, seconds: float = LINGER) -> None:
+        """Give up after a while, because nobody has it open."""
         for stream in self._streams:
-            stream.scope.deadline = trio.current_time() + LINGER
+            stream.scope.deadline = trio.current_time() + seconds
 
     def stay(self, source: Source) -> None:
         """Somebody has opened it again."""
         self.source = source
         for stream in self._streams:
             stream.scope.deadline = math.inf
+            stream.moved.set()
 
     def fail(self, exc: Exception) -> None:
         """Readers get this from now on; downloads end."""
@@ -169,29 +176,59 @@ class Fill:
             return
         if len(self._streams) >= STREAMS and not self._replace():
             return
-        self._launch(gap, self._stop(gap))
+        self._launch(*self._place(gap))
 
-    def _stop(self, gap: int) -> int | None:
-        """How far to ask from there: to the end, where all before it is there; never for what is there already."""
-        if gap == self.blob.came:
-            return None
-        self._window = min(4 * self._window, LONGEST) if gap == self._window_end else NEAR
-        self._window_end = gap + self._window
-        _, stop = next(self.blob.spans.gaps(gap, min(self._window_end, self.blob.size)))
-        return stop if stop < self.blob.size else None
+    def _place(self, gap: int) -> tuple[int, int | None]:
+        """Choose where a download begins and ends that brings this byte, and nothing that is there already.
+
+        That is a window, or the rest where the file was read from its beginning to there.
+        """
+        blob = self.blob
+        if gap == blob.came and (blob.whole or blob.awaited or 2 * self._requested >= gap):
+            return gap, None
+        self._window = min(2 * self._window, LONGEST) if gap == self._window_end else WINDOW
+        end = min(gap + self._window, blob.size)
+        _, stop = next(blob.spans.gaps(gap, end))
+        self._window_end = stop
+        if stop < end:  # one that reads backwards, piece by piece, would get as many requests
+            gap = min(gap, max(stop - WINDOW, blob.spans.start_of_gap(gap)))
+        return gap, stop if stop < blob.size else None
+
+    def _go_on(self) -> None:
+        """Request what follows a window before it is used up, or what is missing of a file that was mostly read."""
+        blob, end = self.blob, self._window_end
+        if self.running or self._refused or blob.whole or blob.failure or not blob.users:
+            return
+        if self.intake.thin or not self._may_seek():
+            return
+        if self._is_mostly_read():
+            self._launch(blob.came, None)
+            return
+        low, middle, high = end - self._window, end - self._window // 2, end + WINDOW
+        is_read_on = any(low <= start < high and stop > middle for start, stop in [self._read, *blob.waits])
+        if is_read_on and end < blob.size and blob.spans.next_gap(end) == end:
+            self._launch(*self._place(end))
 
     def _help(self) -> None:
         """A reader waits for a download: one more, ahead of what is on its way, where that is faster."""
-        if self.blob.whole or not self._may_seek() or not self.source.grants or self.intake.thin:
+        size = self.blob.size
+        if self.blob.whole or not self._may_seek() or not self.source.grants or self.intake.thin or size < SHARE:
             return
         self._abreast.look(trio.current_time(), self.intake.count)
-        share = max(self._abreast.share, NEAR)
-        if len(self._streams) <= self._abreast.helpers and self._alone():
-            start = max(max(stream.stop or stream.cursor + share, stream.step) for stream in self._streams)
-            if start + NEAR < self.blob.size:
-                self._launch(start, min(start + share, self.blob.size))
+        if len(self._streams) > self._abreast.helpers or not self._alone():
+            return
+        last = max(self._streams, key=lambda stream: size if stream.stop is None else stream.stop)
+        if last.stop is None and size - last.cursor > 2 * NEAR:
+            last.stop = max(last.cursor + min(SHARE, (size - last.cursor) // 2), last.step)
+            self._shared = True
+        if self._shared and last.stop is not None:
+            for start, stop in self.blob.spans.gaps(last.stop, min(last.stop + SHARE, size)):
+                self._launch(start, stop)
+                return
 
     def _seen(self, offset: int, end: int) -> None:
+        self._read = (offset, end)
+        self._go_on()
         for stream in self._streams:
             stream.note(offset, end)
 
@@ -205,11 +242,13 @@ class Fill:
             with trio.move_on_after(PAUSE if self._may_seek() else LONG_PAUSE):
                 await stream.moved.wait()
             if self._pauses(stream) and stream.used == used and (self._may_seek() or not stream.moved.is_set()):
-                self._rests = True
+                stream.rests = True
                 return False
         return True
 
     def _pauses(self, stream: Stream) -> bool:
+        if not self.blob.users and not self.small:
+            return True
         if self.blob.whole or not stream.ahead() or self.blob.awaited:
             return False
         # Without ranges the only way to the rest leads through what nobody wants now.
@@ -245,7 +284,6 @@ class Fill:
         return True
 
     def _launch(self, start: int, stop: int | None) -> None:
-        self._rests = False
         stream = Stream(start, stop, self.source)
         for wait in self.blob.waits:
             stream.note(*wait)
@@ -261,6 +299,7 @@ class Fill:
         finally:
             if stream in self._streams:
                 self._streams.remove(stream)
+        self._rests = stream.rests
         await self._settle()
 
     def _ended_by(self, error: XnatError) -> None:
@@ -279,11 +318,31 @@ class Fill:
         if not self.running and blob.failure is None and not (blob.complete or blob.verified):
             if blob.size >= 0 and blob.came >= blob.size:
                 await self._finish()
-            elif blob.users and (blob.waits or not self._rests):
+            elif blob.users and self._is_rest_wanted():
                 self._launch(blob.came if self._may_seek() and blob.size >= 0 else 0, None)
+            elif not self._rests:
+                self._go_on()
         blob.wake()
         if not self.running:
             self._changed()
+
+    def _is_rest_wanted(self) -> bool:
+        """Return whether to fetch what is missing unasked. A reader that waits asks again by itself."""
+        blob = self.blob
+        if blob.size < 0 or blob.whole:
+            return True
+        if not self._may_seek():
+            return bool(blob.waits) or not self._rests
+        return self._is_mostly_read()
+
+    def _is_mostly_read(self) -> bool:
+        return self.blob.size - self.blob.spans.total() <= self._requested
+
+    @property
+    def _requested(self) -> int:
+        """Return how many bytes readers have had or wait for, about."""
+        reads = {self._read, *self.blob.waits}
+        return self.blob.handed_count + sum(end - start for start, end in reads)
 
     async def _to_memory(self) -> None:
         self.busy = True
@@ -360,7 +419,10 @@ class Fill:
         cursor, spans = stream.cursor, self.blob.spans
         others = [other for other in self._streams if other is not stream]
         ahead = [each.cursor for each in others if (each.cursor, each.origin) > (cursor, stream.origin)]
-        end = stream.step = min([stream.next_step(), self.blob.size if stream.stop is None else stream.stop, *ahead])
+        ends = [stream.next_step(), self.blob.size if stream.stop is None else stream.stop, *ahead]
+        if stream.stop is None and self._may_seek() and not self.blob.whole and not self.blob.awaited:
+            ends.append(max(stream.enough(), cursor + 1))
+        end = stream.step = min(ends)
         gap = spans.next_gap(cursor)
         if gap > cursor:
             return min(gap, end), False
@@ -373,6 +435,8 @@ class Fill:
             if any(other.origin == 0 for other in self._streams if other is not stream):
                 return False
             stream.origin = stream.cursor = stream.used = 0
+            stream.stop = None
+        if body.whole:
             stream.stop = None
         if body.start != stream.origin:
             raise BadReply(f"{key}: bytes from {stream.origin} were asked for, the answer starts at {body.start}")

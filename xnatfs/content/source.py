@@ -28,6 +28,7 @@ class Body:
     into: Into | None = None
     validator: str = ""  # the same in two replies: they are of one version; "" if nothing tells that
     framed: bool = True  # False: only the end of the connection tells its end, which may be a break
+    whole: bool = False  # the server sends all of the file, whatever `start` and `stop` were requested
 
 
 class Head(NamedTuple):
@@ -51,8 +52,8 @@ class Source(Protocol):
     def open(self, start: int, size: int | None = None, stop: int | None = None) -> AbstractAsyncContextManager[Body]:
         """Start a download.
 
-        A `start` above 0 is a wish: a Body from 0 may come instead. `size` is the file's length if it is known, so
-        that nothing is asked for beyond it. From `stop` on nothing is wanted, but it may come.
+        `start` and `stop` are a wish: a whole Body may come instead. `size` is the file's length if it is known, so
+        that nothing is requested beyond it.
         """
 
     async def head(self) -> Head:

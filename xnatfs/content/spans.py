@@ -53,6 +53,11 @@ class Spans:
         index = bisect_right(self._starts, offset) - 1
         return max(offset, self._ends[index]) if index >= 0 else offset
 
+    def start_of_gap(self, offset: int) -> int:
+        """Return where the missing part begins that has this byte."""
+        index = bisect_right(self._starts, offset) - 1
+        return self._ends[index] if index >= 0 else 0
+
     def covers(self, start: int, end: int) -> bool:
         """Is all of the range there?"""
         return self.next_gap(start) >= end

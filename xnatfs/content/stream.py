@@ -8,9 +8,14 @@ from xnatfs.content.source import Source
 # request costs at a real server; it is also 32 kernel reads, more than read-ahead ever skips.
 NEAR = 4 * 1024 * 1024
 
-# What comes unasked of a file whose reader goes on: as much as it has read, and at first this much, so that whoever
-# looks at the head of a file does not fetch a gigabyte, and files up to this size come whole while they are open.
-AHEAD = 64 * 1024 * 1024
+# A reader that begins anywhere, at the head of a file or after a seek, is first sent this much: headers, tails and
+# most indexes fit in it, one READ of the kernel with read-ahead does as well, and at 40-400 Mbit/s it takes 0.02-0.2 s,
+# no more than a request costs at a real server.
+WINDOW = 1024 * 1024
+
+# What comes unasked of a file whose reader goes on to the end: as much as it has read, and at first this much: one step
+# (`Stream.next_step`), below which a pause saves nothing.
+AHEAD = NEAR
 
 # Where bytes are written by another process, so much is written without asking whether somebody seeks: what comes in
 # so many seconds, at most so much.
@@ -33,6 +38,7 @@ class Stream:
         "origin",
         "reader",
         "reads",
+        "rests",
         "scope",
         "source",
         "step",
@@ -51,14 +57,18 @@ class Stream:
         self.used = start  # up to here somebody has asked
         self.most: int | None = None  # so much may be ahead of that, where there is no room for more
         self.moved = trio.Event()  # somebody has asked for more since it was looked at
+        self.rests = False  # it has ended because enough is there that nobody has asked for
         self.reads = 0  # how many reads waited for it
         self.reader = -1  # offset of the last of these
         self.wanted = trio.current_time()  # when that was
 
     def reaches(self, offset: int) -> bool:
-        """Will that byte come soon?"""
+        """Will that byte come soon? Right behind a window it will: what follows is requested when that has come.
+
+        Then it goes over the same connection, and the reads of the kernel, which come out of order, are one request.
+        """
         near = max(self.cursor + NEAR, self.step)
-        return self.cursor <= offset <= near and (self.stop is None or offset < self.stop)
+        return self.cursor <= offset <= near and (self.stop is None or offset < self.stop + WINDOW)
 
     def next_step(self) -> int:
         """Where the next step ends, at the pace of those before: a seek waits no longer for it than for a request."""
@@ -74,10 +84,17 @@ class Stream:
 
     def ahead(self) -> bool:
         """Is enough there that nobody has asked for?"""
-        return self.cursor - self.used >= self._allowed()
+        if self.stop is not None and self.most is None:
+            return False  # a window is small enough, and its connection lives if it comes to its end
+        return self.cursor >= self.enough()
+
+    def enough(self) -> int:
+        """Return up to where there is enough."""
+        return self.used + self._allowed()
 
     def _allowed(self) -> int:
-        return max(AHEAD, self.used - self.origin) if self.most is None else self.most
+        # One that has no end begins where all before it is there: all before `used` was read.
+        return max(AHEAD, self.used) if self.most is None else self.most
 
     def mark(self, offset: int) -> None:
         """A read waits for it."""

@@ -217,7 +217,8 @@ async def _whole(content: bytes, opening: AsyncExitStack) -> Body:
 
 def _body(download: Download) -> Body:
     start, size, modified = download.start, download.size, download.modified
-    return Body(start, size, modified, download.chunks, download.into, download.validator, download.framed)
+    into, validator, framed = download.into, download.validator, download.framed
+    return Body(start, size, modified, download.chunks, into, validator, framed, download.whole)
 
 
 def reading_order(site: Site, item: Item, below: bool) -> list[tuple[str, str]]:
