@@ -107,10 +107,9 @@ class Context:
 
     @asynccontextmanager
     async def site(self) -> "AsyncIterator[Site]":
-        from xnatfs.config import cache_directory
         from xnatfs.site import open_site
 
-        config = replace(self.config, cache_dir=cache_directory())
+        config = replace(self.config, cache_dir=options.cache_directory())
         async with open_site(config, self.credentials(), sessions=self.store) as site:
             yield site
 
