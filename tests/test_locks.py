@@ -4,7 +4,6 @@ The limits are of the real clock, because the processes are real: several times 
 than SQLite's 20 seconds, let alone for ever.
 """
 
-import os
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -22,7 +21,8 @@ from tests.mounting import SCRIPTS, environment, mounting, run
 from tests.test_content_fakes import BIG, LIMIT, SMALL, FakeSource, read_all, until, version
 from xnatfs import manifest
 from xnatfs.cli.ctl import PATIENCE
-from xnatfs.config import Config, cache_directory, server_directory
+from xnatfs.cli.options import cache_directory
+from xnatfs.config import Config, server_directory
 from xnatfs.content import open_cache
 from xnatfs.errors import ConfigError, Conflict, MountpointError
 from xnatfs.fuse.mountpoint import one_at_a_time
@@ -293,23 +293,39 @@ def network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home on a file server; /var/tmp is elsewhere."""
     home = tmp_path / "home"
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / ".cache"))
-    monkeypatch.setattr("xnatfs.config.file_system", lambda path: "nfs4" if path.is_relative_to(home) else "ext4")
-    monkeypatch.setattr("xnatfs.config.LOCAL", tmp_path)
+    monkeypatch.setattr("xnatfs.cli.options.file_system", lambda path: "nfs4" if path.is_relative_to(home) else "ext4")
+    monkeypatch.setattr("xnatfs.cli.options.LOCAL", str(tmp_path))
     return home
 
 
 def test_the_cache_of_a_home_on_a_file_server_is_on_this_machine(network, tmp_path):
-    local = tmp_path / f"xnatfs-{os.geteuid()}"
-    assert cache_directory() == local
+    local = cache_directory()
+    assert local.parent == tmp_path
     assert local.stat().st_mode & 0o777 == 0o700
     assert cache_directory() == local
     assert cache_directory(tmp_path / "other") == tmp_path / "other"
-    local.chmod(0o755)
-    with pytest.raises(ConfigError, match="not a directory of yours alone: choose another with --cache-dir"):
-        cache_directory()
-    local.rmdir()
-    local.symlink_to(tmp_path)
-    with pytest.raises(ConfigError, match="not a directory of yours alone"):
+    (note,) = (network / ".cache" / "xnatfs" / "local").iterdir()
+    assert note.read_text() == str(local)
+
+
+@pytest.mark.parametrize("other", ["open to others", "a link", "gone", "no path"])
+def test_a_noted_directory_that_is_not_ours_alone_is_not_used(network, tmp_path, other, monkeypatch):
+    local = cache_directory()
+    (note,) = (network / ".cache" / "xnatfs" / "local").iterdir()
+    if other == "open to others":
+        local.chmod(0o755)
+    elif other == "no path":
+        note.write_text("\0")
+    else:
+        local.rmdir()
+        if other == "a link":
+            local.symlink_to(tmp_path)
+    anew = cache_directory()
+    assert anew != local
+    assert cache_directory() == anew
+    anew.rmdir()
+    monkeypatch.setattr("xnatfs.cli.options.LOCAL", str(tmp_path / "gone"))
+    with pytest.raises(ConfigError, match="No such file or directory.*: set XDG_CACHE_HOME, or --cache-dir"):
         cache_directory()
 
 

@@ -4,10 +4,8 @@ The profile file is the one of the `xnatctl` on PyPI, `~/.config/xnatctl/config.
 written. `$HOME` decides where it is: that program does not look at the XDG variables.
 """
 
-import contextlib
 import os
 import re
-import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +13,9 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from xnatfs.errors import ConfigError
-from xnatfs.mountinfo import file_system
 from xnatfs.urls import is_same_server, server_key
 
 GIB = 2**30
-# Types of file systems, as the kernel names them, that several machines may have mounted, and on which what one maps
-# into memory is not what another one sees: SQLite shares the index of a cache in this way.
-NETWORKS = frozenset(
-    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "beegfs"}
-    | {f"fuse.{name}" for name in ("sshfs", "glusterfs", "ceph-fuse", "s3fs", "rclone", "davfs", "juicefs", "xnatfs")}
-)
-# Where the cache is if the home is on one of those. Unlike /tmp it outlives a restart, and is no memory.
-LOCAL = Path("/var/tmp")
 
 N = TypeVar("N", int, float)
 
@@ -96,30 +85,6 @@ def profiles_path() -> Path:
 
 def cache_home() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xnatfs"
-
-
-def cache_directory(chosen: Path | None = None) -> Path:
-    """Return where bytes are kept: the directory chosen, else one of this user on a disk of this machine.
-
-    Raises ConfigError where that is on a file system that several machines share by NETWORKS.
-    """
-    directory = Path(chosen or cache_home()).expanduser().absolute()
-    kind = file_system(directory)
-    if kind not in NETWORKS:
-        return directory
-    if chosen is not None:
-        why = f"is on a network file system ({kind}), where the index of a cache is not safe"
-        raise ConfigError(f"the cache directory {directory} {why}: choose one on this machine with --cache-dir")
-    local = LOCAL / f"xnatfs-{os.geteuid()}"
-    try:
-        with contextlib.suppress(FileExistsError):
-            local.mkdir(mode=0o700)
-        status = local.lstat()
-    except OSError as error:
-        raise ConfigError(f"{local} cannot be made ({error.strerror}): choose another with --cache-dir") from None
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
-        raise ConfigError(f"{local} is not a directory of yours alone: choose another with --cache-dir")
-    return local
 
 
 def server_directory(url: str) -> str:

@@ -119,10 +119,9 @@ class Context:
 
     @asynccontextmanager
     async def site(self) -> "AsyncIterator[Site]":
-        from xnatfs.config import cache_directory
         from xnatfs.site import open_site
 
-        config, credentials = replace(self.config, cache_dir=cache_directory()), self.credentials()
+        config, credentials = replace(self.config, cache_dir=options.cache_directory()), self.credentials()
         with self._waiting():
             async with open_site(config, credentials, sessions=self.store) as site:
                 yield site

@@ -4,7 +4,9 @@ import argparse
 import logging
 import os
 import re
+import stat
 import sys
+import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import date
@@ -12,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from xnatfs.cli import logs
-from xnatfs.config import Config, Profile, cache_directory, find_profile, normalised_url, select_profile
+from xnatfs.config import Config, Profile, cache_home, find_profile, normalised_url, select_profile
 from xnatfs.errors import ConfigError
+from xnatfs.mountinfo import file_system
+from xnatfs.sessions import write_private
 from xnatfs.urls import is_same_server
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -46,6 +50,16 @@ REFUSED = {
 }
 # A comma within quotes is part of a value: context="system_u:object_r:fusefs_t:s0:c1,c2".
 _OPTION = re.compile(r'(?:[^,"]|"[^"]*"?)+')
+
+
+# Types of file systems, as the kernel names them, that several machines may have mounted, and on which what one maps
+# into memory is not what another one sees: SQLite shares the index of a cache in this way.
+NETWORKS = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "beegfs"}
+    | {f"fuse.{name}" for name in ("sshfs", "glusterfs", "ceph-fuse", "s3fs", "rclone", "davfs", "juicefs", "xnatfs")}
+)
+# Where the cache is if the home is on one of those. Unlike /tmp it outlives a restart, and is no memory.
+LOCAL = "/var/tmp"
 
 
 def size(text: str) -> int:
@@ -238,6 +252,39 @@ def log_to(arguments: argparse.Namespace, environ: Mapping[str, str]) -> None:
         except OSError as error:
             raise ConfigError(f"cannot write the log {name}: {error.strerror}") from None
     logs.log_to(stream, level)
+
+
+def cache_directory(chosen: Path | None = None) -> Path:
+    """Return where bytes are kept: the directory chosen, else one of this user on a disk of this machine.
+
+    Raises ConfigError where several machines may share that.
+    """
+    directory = Path(chosen or cache_home()).expanduser().absolute()
+    kind = file_system(directory)
+    if kind not in NETWORKS:
+        return directory
+    if chosen is not None:
+        why = f"is on a network file system ({kind}), where the index of a cache is not safe"
+        raise ConfigError(f"the cache directory {directory} {why}: choose one on this machine with --cache-dir")
+    return _local_cache(cache_home() / "local" / os.uname().nodename)
+
+
+def _local_cache(note: Path) -> Path:
+    """Return a directory of this machine whose name nobody else can know before, as noted, or made and noted now."""
+    try:
+        local = Path(note.read_text())
+        status = local.lstat()
+        if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o077:
+            return local
+    except (OSError, ValueError):
+        pass
+    try:
+        local = Path(tempfile.mkdtemp(prefix="xnatfs-", dir=LOCAL))
+        write_private(note, str(local))
+    except OSError as error:
+        why = f"{error.filename}: {error.strerror}"
+        raise ConfigError(f"no cache can be made on this machine ({why}): set XDG_CACHE_HOME, or --cache-dir") from None
+    return local
 
 
 def mount_config(arguments: argparse.Namespace, server: Config) -> Config:
