@@ -24,9 +24,9 @@ from xnatfs.auth import (
     page_message,
 )
 from xnatfs.client import open_xnat
+from xnatfs.common.errors import BadReply, LoginRequired, NotXnat, Unavailable
 from xnatfs.config import Config
 from xnatfs.credentials import Credentials
-from xnatfs.errors import BadReply, LoginRequired, NotXnat, Unavailable
 from xnatfs.sessions import IDLE, SessionStore
 
 TOKEN = "A" * 32

@@ -17,10 +17,10 @@ from tests.test_worker import Server, children
 from xnatfs.address import Address
 from xnatfs.bulk import version
 from xnatfs.client import open_xnat
+from xnatfs.common.errors import Unreachable
 from xnatfs.config import Config
 from xnatfs.content import open_cache
 from xnatfs.credentials import Credentials
-from xnatfs.errors import Unreachable
 from xnatfs.models import FileRow
 from xnatfs.site import Site, open_site
 from xnatfs.tree import Root

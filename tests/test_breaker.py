@@ -11,7 +11,7 @@ import trio.testing
 from tests.test_client import table
 from tests.test_deadlines import TIMEOUT, Dripping, Site, connected, fails, read, silent
 from xnatfs.breaker import FIRST_PAUSE, LONGEST_PAUSE, OFTEN, QUIET_FOR
-from xnatfs.errors import NoRoute, TimedOut, Unavailable, Unreachable, XnatError
+from xnatfs.common.errors import NoRoute, TimedOut, Unavailable, Unreachable, XnatError
 from xnatfs.transport import SMALLEST
 
 # From a server that is back to one that is used again, at most.

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from xnatfs.catalogue import Catalogues
-from xnatfs.errors import BadReply
+from xnatfs.common.errors import BadReply
 from xnatfs.models import Row, file_rows
 
 MD5 = "0123456789abcdef" * 2

@@ -12,10 +12,10 @@ import trio.testing
 
 from tests.wire import Wire
 from xnatfs.client import Xnat, has_url, open_xnat
+from xnatfs.common.errors import BadReply, Denied, LoginRequired, NotFound, NotXnat, Stale, Unreachable
 from xnatfs.config import Config
 from xnatfs.credentials import Credentials
 from xnatfs.downloads import REFUSALS, WITHOUT_RANGES
-from xnatfs.errors import BadReply, Denied, LoginRequired, NotFound, NotXnat, Stale, Unreachable
 from xnatfs.models import FileRow
 from xnatfs.transport import LOSSES
 

@@ -13,9 +13,9 @@ import trio.testing
 from tests.test_client import CONTENT, FILE, ITEM, MODIFIED, URL, Pieces, Server, always, connected, table
 from tests.wire import Wire
 from xnatfs.client import BIG, LONG, LONG_DOWNLOADS, PIECE, Xnat, open_xnat
+from xnatfs.common.errors import BadReply, LoginRequired, NotFound, Uncertain, Unreachable
 from xnatfs.config import Config
 from xnatfs.credentials import Credentials
-from xnatfs.errors import BadReply, LoginRequired, NotFound, Uncertain, Unreachable
 from xnatfs.models import (
     SCAN_COLUMNS,
     SCAN_LABEL,

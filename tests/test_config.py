@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from xnatfs.common.errors import ConfigError
+from xnatfs.common.urls import server_key
 from xnatfs.config import normalised_url, read_profiles, select_profile, server_directory
-from xnatfs.errors import ConfigError
-from xnatfs.urls import server_key
 
 
 def written(tmp_path: Path, text: str) -> Path:

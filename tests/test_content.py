@@ -20,8 +20,8 @@ from tests.test_content_fakes import (
     until,
     version,
 )
+from xnatfs.common.errors import BadReply, CacheError, NotFound, Unreachable
 from xnatfs.content import Blob, Body, Head, Version, open_cache
-from xnatfs.errors import BadReply, CacheError, NotFound, Unreachable
 
 # Small files.
 

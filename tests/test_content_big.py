@@ -6,10 +6,10 @@ import trio.testing
 
 from tests import test_content_fakes as fakes
 from tests.test_content_fakes import LIMIT, FakeSource, failure, is_kept, md5, read_all, undigested, until, version
+from xnatfs.common.errors import BadReply, Stale, Unreachable
 from xnatfs.content import Blob, Version, blob, fill, intake, open_cache, stream
 from xnatfs.content.abreast import HELPERS
 from xnatfs.content.fill import LINGER, PAUSE, STREAMS
-from xnatfs.errors import BadReply, Stale, Unreachable
 
 # The same rules at a sixteenth of the size, as what they cost at full size is copying; but for `at_full_size`.
 SCALE = 16

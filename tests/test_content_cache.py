@@ -13,6 +13,7 @@ import trio
 import trio.testing
 
 from tests.test_content_fakes import FakeSource, failure, read_all, undigested, until, version
+from xnatfs.common.errors import BadReply, CacheError, NotFound
 from xnatfs.content import ContentCache, Version, open_cache
 from xnatfs.content import fill as fill_module
 from xnatfs.content import intake as intake_module
@@ -21,7 +22,6 @@ from xnatfs.content.cache import AT_ONCE, FLUSH, IDLE, IDLE_SECONDS
 from xnatfs.content.fill import LINGER
 from xnatfs.content.index import Row
 from xnatfs.content.store import Store
-from xnatfs.errors import BadReply, CacheError, NotFound
 
 K = 1024
 SMALL = bytes(range(256)) * 4

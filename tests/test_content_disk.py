@@ -29,9 +29,9 @@ from tests.test_content_fakes import (
     until,
     version,
 )
+from xnatfs.common.errors import CacheError
 from xnatfs.content import ContentCache, open_cache
 from xnatfs.content.cache import FLUSH
-from xnatfs.errors import CacheError
 
 SIZE = len(SMALL)
 END = len(BIG)

@@ -11,9 +11,9 @@ from pathlib import Path
 import trio
 from trio.testing import MockClock
 
+from xnatfs.common.errors import Unreachable, XnatError
 from xnatfs.content import Body, ContentCache, Head, Version, open_cache
 from xnatfs.content.source import Into
-from xnatfs.errors import Unreachable, XnatError
 
 MiB = 1024 * 1024
 LIMIT = 1024 * MiB

@@ -15,6 +15,7 @@ import trio.testing
 
 from tests.test_content_fakes import FakeSource, md5
 from tests.test_content_intake import Store
+from xnatfs.common.errors import BadReply, CacheError, NotFound, Stale, Unreachable
 from xnatfs.content import blob as blob_module
 from xnatfs.content import fill as fill_module
 from xnatfs.content import intake as intake_module
@@ -25,7 +26,6 @@ from xnatfs.content.index import Row
 from xnatfs.content.source import Body, Head, Version
 from xnatfs.content.stats import Stats
 from xnatfs.content.store import Partial
-from xnatfs.errors import BadReply, CacheError, NotFound, Stale, Unreachable
 
 K = 1024
 NEAR = 4 * K

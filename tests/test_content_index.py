@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from xnatfs.common.errors import CacheError
+from xnatfs.common.locks import lock
 from xnatfs.content import shelf as shelf_module
 from xnatfs.content.index import SCHEMA_VERSION, Index, Row, open_index, set_aside
 from xnatfs.content.shelf import SYNC_BATCH, Shelf, open_shelf, opened, write_all
-from xnatfs.errors import CacheError
-from xnatfs.locks import lock
 
 GIB = 2**30
 

@@ -12,6 +12,7 @@ import trio
 import trio.testing
 
 from tests.test_content_fakes import md5
+from xnatfs.common.errors import BadReply, CacheError
 from xnatfs.content import intake as intake_module
 from xnatfs.content.blob import Blob
 from xnatfs.content.entry import Entry, identity
@@ -22,7 +23,6 @@ from xnatfs.content.source import Version
 from xnatfs.content.stats import Stats
 from xnatfs.content.store import Partial
 from xnatfs.content.writeback import BATCH, GATHER, MOST, RETAINED, Writeback
-from xnatfs.errors import BadReply, CacheError
 
 
 class Store:

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.test_content_fakes import LIMIT, FakeSource, md5, patient, read_all, until
+from xnatfs.common.errors import Unreachable, XnatError
 from xnatfs.content import Blob, ContentCache, Version, blob, fill, intake, open_cache, stream
-from xnatfs.errors import Unreachable, XnatError
 
 DATA = random.Random(3).randbytes(60_000)
 

@@ -9,9 +9,9 @@ import trio
 
 from tests.test_content_disk import FullDisk, blobs, on_disk, partials, python, quiet, sql
 from tests.test_content_fakes import BIG, LIMIT, SMALL, FakeSource, MiB, is_kept, read_all, undigested, until, version
+from xnatfs.common.errors import NotFound
 from xnatfs.content import ContentCache, Version, open_cache
 from xnatfs.content.writeback import BATCH, MOST, RETAINED
-from xnatfs.errors import NotFound
 
 FILES = {f"7/{number}.dcm": random.Random(number).randbytes(20_000) for number in range(200)}
 

@@ -17,8 +17,8 @@ import trio
 
 from tests.test_content_disk import blobs, kept, on_disk, python, quiet, sql, store
 from tests.test_content_fakes import BIG, LIMIT, SMALL, FakeSource, MiB, failure, md5, read_all, until, version
+from xnatfs.common.errors import BadReply
 from xnatfs.content import ContentCache, Version, open_cache
-from xnatfs.errors import BadReply
 
 
 @dataclass

@@ -20,7 +20,7 @@ from tests.demos import Demo, serving
 from tests.failing import DEAD, STRANGER
 from tests.killing import BIG, CACHE_SIZE, DEATH, SERIES, SOON, Victim, publish, victim
 from tests.mounting import SCRIPTS, run
-from xnatfs.errors import MountpointError
+from xnatfs.common.errors import MountpointError
 from xnatfs.fuse.mountpoint import check_mountpoint, clear_dead, is_dead
 from xnatfs.manifest import FOLDER
 from xnatfs.mountinfo import Mount, mount_on

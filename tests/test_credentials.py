@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from xnatfs.common.errors import ConfigError, LoginRequired
 from xnatfs.config import Profile
 from xnatfs.credentials import Credentials, find_credentials, forget_token, keep_token
-from xnatfs.errors import ConfigError, LoginRequired
 
 URL = "https://x.org"
 PROFILE = Profile("p", URL, "pat", "from-profile")

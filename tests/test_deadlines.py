@@ -12,9 +12,9 @@ import trio
 from tests.test_client import FILE, ITEM, table
 from tests.wire import Wire
 from xnatfs.client import Xnat, open_xnat
+from xnatfs.common.errors import BadReply, NoRoute, TimedOut, Unavailable, Unreachable, XnatError
 from xnatfs.config import Config
 from xnatfs.credentials import Credentials
-from xnatfs.errors import BadReply, NoRoute, TimedOut, Unavailable, Unreachable, XnatError
 from xnatfs.fuse.operations import errno_of
 from xnatfs.models import FileRow
 from xnatfs.patience import SLOWEST, Patience

@@ -3,9 +3,9 @@
 import errno
 from collections.abc import Iterator
 
-from xnatfs import errors
 from xnatfs.cli import EXIT_STATUS, exit_status
-from xnatfs.errors import XnatError
+from xnatfs.common import errors
+from xnatfs.common.errors import XnatError
 from xnatfs.fuse.operations import ERRNOS, errno_of
 
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from tests.scripted import Scripted, opened
 from tests.test_walk import find
-from xnatfs.errors import NotFound
+from xnatfs.common.errors import NotFound
 from xnatfs.tree.folders import AT_ONCE, CatalogueFile, FolderDir
 from xnatfs.tree.node import Dir
 

@@ -30,11 +30,12 @@ from xnatfs.auth import page_message
 from xnatfs.catalogue import Catalogues
 from xnatfs.cli import output
 from xnatfs.client import Xnat, open_xnat
+from xnatfs.common.errors import BadReply, ConfigError, XnatError
+from xnatfs.common.sanitize import loads, plain, size
 from xnatfs.config import Config
 from xnatfs.credentials import Credentials
 from xnatfs.demo.app import DemoXnat
 from xnatfs.demo.archive import Archive
-from xnatfs.errors import BadReply, ConfigError, XnatError
 from xnatfs.models import (
     Assessor,
     Document,
@@ -54,7 +55,6 @@ from xnatfs.table import Table
 from xnatfs.transport import Answer
 from xnatfs.tree.names import DEEPEST, encode, split
 from xnatfs.untar import members
-from xnatfs.untrusted import loads, plain, size
 from xnatfs.upload import images
 from xnatfs.upload import resource as upload_resource
 from xnatfs.upload import session as upload_session

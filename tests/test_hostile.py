@@ -30,9 +30,9 @@ from xnatfs import client, transfer, transport
 from xnatfs.auth import page_message
 from xnatfs.cli.progress import Silent
 from xnatfs.client import Xnat, open_xnat
+from xnatfs.common.errors import BadReply, ConfigError, LoginRequired, NotFound, Unreachable, XnatError
 from xnatfs.config import Config
 from xnatfs.credentials import Credentials
-from xnatfs.errors import BadReply, ConfigError, LoginRequired, NotFound, Unreachable, XnatError
 from xnatfs.fuse.operations import Operations, Ownership
 from xnatfs.manifest import FOLDER, Owner
 from xnatfs.models import natural

@@ -15,10 +15,10 @@ import trio
 
 from tests.test_walk import asked, entries, find, made, served
 from tests.wire import Wire
+from xnatfs.common.errors import NotFound
 from xnatfs.config import Config
 from xnatfs.credentials import Credentials
 from xnatfs.demo.app import DemoXnat
-from xnatfs.errors import NotFound
 from xnatfs.kept import MOST_ROWS, OLDEST, Kept
 from xnatfs.keys import ExperimentsKey, ListKey, ProjectsKey, ResourcesKey, ScansKey
 from xnatfs.models import Experiment, Project, Resource, Scan

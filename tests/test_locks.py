@@ -22,13 +22,13 @@ from tests.test_content_fakes import BIG, LIMIT, SMALL, FakeSource, read_all, un
 from xnatfs import manifest
 from xnatfs.cli.ctl import PATIENCE
 from xnatfs.cli.options import cache_directory
+from xnatfs.common.errors import ConfigError, Conflict, MountpointError
+from xnatfs.common.locks import holder
 from xnatfs.config import Config, server_directory
 from xnatfs.content import open_cache
-from xnatfs.errors import ConfigError, Conflict, MountpointError
 from xnatfs.fuse.mountpoint import one_at_a_time
 from xnatfs.kept import Kept
 from xnatfs.keys import ProjectsKey
-from xnatfs.locks import holder
 from xnatfs.models import Project
 from xnatfs.mountinfo import file_system
 from xnatfs.profiles import add_profile
@@ -49,7 +49,7 @@ def within(seconds: float) -> Iterator[None]:
 
 
 def reports(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.name == "xnatfs.locks"]
+    return [record.getMessage() for record in caplog.records if record.name == "xnatfs.common.locks"]
 
 
 def test_a_config_leaves_half_of_its_timeout_for_going_on():
@@ -247,7 +247,7 @@ def test_a_mount_begins_and_reads(tmp_path, name):
                 assert len(mount.path.joinpath(*entry.path).read_bytes()) == entry.size
             lines = [line for line in mount.log_file.read_text().splitlines() if " locked by process" in line]
             assert len(lines) == 1
-            assert "WARNING xnatfs.locks:" in lines[0]
+            assert "WARNING xnatfs.common.locks:" in lines[0]
 
 
 def test_a_mount_that_is_there_reads_on(tmp_path):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 import trio
 
-from xnatfs.errors import NotFound, Unreachable
+from xnatfs.common.errors import NotFound, Unreachable
 from xnatfs.metadata import REFUSAL_TTL, MetadataCache
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from xnatfs.errors import BadReply
+from xnatfs.common.errors import BadReply
 from xnatfs.models import Experiment, Resource, Row, Scan, file_path, file_rows, parse_time
 
 

@@ -20,7 +20,7 @@ from tests.failing import (
 from tests.mounting import environment, mounting, run
 from xnatfs.cli import options
 from xnatfs.cli.options import IGNORED, REFUSED, SELINUX
-from xnatfs.errors import ConfigError
+from xnatfs.common.errors import ConfigError
 
 PAGE = Path(__file__).parent.parent / "docs" / "MOUNT-OPTIONS.md"
 ROW = re.compile(r"^\| (`.*?) \| (taken|refused)(.*) \|$", re.MULTILINE)

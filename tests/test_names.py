@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from xnatfs.errors import NotFound
+from xnatfs.common.errors import NotFound
 from xnatfs.tree.names import DEEPEST, LONGEST, assign, decode, encode, escape, shorten, split, unescape
 
 # Everything JSON can hold: also lone surrogates, NUL and line ends.

@@ -18,8 +18,8 @@ from pyfuse3 import FileHandleT, FileNameT, FlagT, InodeT, ReaddirToken, Request
 
 from tests.scripted import Scripted, md5, opened
 from xnatfs.access import Permit
+from xnatfs.common.errors import Stale
 from xnatfs.content import Blob, Version
-from xnatfs.errors import Stale
 from xnatfs.fuse.inodes import ROOT, Known
 from xnatfs.fuse.operations import (
     DOTS,

@@ -25,15 +25,15 @@ from tests.commanding import LABEL, OWNER, PASSWORD, page_archive
 from tests.demos import serving
 from tests.mounting import SCRIPTS, end, environment, mounting, run
 from tests.test_worker import children
-from xnatfs.ages import Sleeps, now
 from xnatfs.client import open_xnat
+from xnatfs.common.clock import Sleeps, now
+from xnatfs.common.errors import ConfigError, NoRoute
 from xnatfs.config import Config
 from xnatfs.credentials import Credentials
 from xnatfs.demo.app import DemoXnat
 from xnatfs.demo.bodies import Body
 from xnatfs.demo.reply import Reply
 from xnatfs.demo.server import serve
-from xnatfs.errors import ConfigError, NoRoute
 from xnatfs.metadata import MetadataCache, listing
 from xnatfs.transport import CONNECT_TIMEOUT, Question
 from xnatfs.worker.connection import STAGGER, _alternating, connect

@@ -25,12 +25,12 @@ from tests import recordings
 from tests.recordings import Recording, answer, key, response
 from xnatfs import prearchive
 from xnatfs.client import Xnat, open_xnat
+from xnatfs.common.errors import BadReply, Conflict, Denied, LoginRequired, NotFound, Stale, Unreachable, XnatError
 from xnatfs.config import Config
 from xnatfs.credentials import Credentials
 from xnatfs.demo.app import DemoXnat
 from xnatfs.demo.archive import Archive, Experiment, Reconstruction, Resource, Scan, User
 from xnatfs.demo.releases import XNAT_1_6
-from xnatfs.errors import BadReply, Conflict, Denied, LoginRequired, NotFound, Stale, Unreachable, XnatError
 from xnatfs.models import FileRow, PrearchiveSession, Row
 from xnatfs.untar import members
 

@@ -25,13 +25,13 @@ from xnatfs.cli import logs
 from xnatfs.cli.ctl import Context
 from xnatfs.cli.logins import session_store
 from xnatfs.client import open_xnat
+from xnatfs.common.errors import CacheError, ConfigError, NotXnat, Unreachable
 from xnatfs.config import Config, Profile, normalised_url, who_reads_along
 from xnatfs.content.shelf import open_shelf
 from xnatfs.credentials import Credentials, for_children, forget_secrets
 from xnatfs.demo.app import DemoXnat
 from xnatfs.demo.archive import Archive, User
 from xnatfs.demo.server import serve
-from xnatfs.errors import CacheError, ConfigError, NotXnat, Unreachable
 from xnatfs.listings import Listings
 from xnatfs.sessions import Session, SessionStore, write_private
 

@@ -14,9 +14,9 @@ from tests.test_client import ITEM
 from tests.test_content_fakes import BIG, MiB
 from tests.test_worker import OK, Act, Server, answering, children, descriptor, silent_after
 from xnatfs.client import Xnat, open_xnat
+from xnatfs.common.errors import BadReply, TimedOut, Unreachable
 from xnatfs.config import Config
 from xnatfs.credentials import Credentials
-from xnatfs.errors import BadReply, TimedOut, Unreachable
 from xnatfs.models import FileRow
 from xnatfs.transport import Question
 from xnatfs.worker.connection import Connection

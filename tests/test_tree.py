@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from tests.scripted import Scripted, opened, resource, session, subject
-from xnatfs.errors import BadReply, Denied, NotFound, Stale, XnatError
+from xnatfs.common.errors import BadReply, Denied, NotFound, Stale, XnatError
 from xnatfs.keys import FilesKey, FoldersKey
 from xnatfs.site import Site
 from xnatfs.tree import Root

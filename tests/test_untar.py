@@ -10,7 +10,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xnatfs.errors import BadReply
+from xnatfs.common.errors import BadReply
 from xnatfs.untar import members
 
 

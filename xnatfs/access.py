@@ -20,9 +20,10 @@ from weakref import WeakValueDictionary
 
 import trio
 
-from xnatfs.ages import now
-from xnatfs.background import unattended
-from xnatfs.errors import Denied, LoginRequired, NotFound, Stale, XnatError
+from xnatfs.common.clock import now
+from xnatfs.common.errors import Denied, LoginRequired, NotFound, Stale, XnatError
+from xnatfs.common.sanitize import loads
+from xnatfs.common.tasks import unattended
 from xnatfs.keys import (
     ExperimentsKey,
     Item,
@@ -32,7 +33,6 @@ from xnatfs.keys import (
     SubjectsKey,
     item_keys,
 )
-from xnatfs.untrusted import loads
 
 log = logging.getLogger(__name__)
 

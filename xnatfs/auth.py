@@ -21,11 +21,11 @@ from typing import Any, Literal, cast
 import httpx
 import trio
 
-from xnatfs.ages import now
+from xnatfs.common.clock import now
+from xnatfs.common.errors import BadReply, LoginRequired, NotXnat, Unavailable
+from xnatfs.common.sanitize import decoded
 from xnatfs.credentials import Credentials
-from xnatfs.errors import BadReply, LoginRequired, NotXnat, Unavailable
 from xnatfs.sessions import IDLE, SessionStore, is_session_id
-from xnatfs.untrusted import decoded
 
 log = logging.getLogger(__name__)
 

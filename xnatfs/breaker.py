@@ -16,7 +16,7 @@ from copy import copy
 
 import trio
 
-from xnatfs.errors import Unreachable
+from xnatfs.common.errors import Unreachable
 from xnatfs.patience import jitter
 
 log = logging.getLogger(__name__)

@@ -20,10 +20,10 @@ from typing import Protocol
 
 import trio
 
-from xnatfs.background import background
 from xnatfs.client import Xnat
+from xnatfs.common.errors import XnatError
+from xnatfs.common.tasks import background
 from xnatfs.content import ContentCache, Source, Version
-from xnatfs.errors import XnatError
 from xnatfs.models import FileRow
 from xnatfs.series import FEWEST, LARGEST, Groups, Session, Walk
 from xnatfs.tarnames import TarNames

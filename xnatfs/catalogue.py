@@ -12,9 +12,9 @@ from itertools import pairwise
 from sys import intern
 from typing import Any, overload
 
-from xnatfs.errors import BadReply
+from xnatfs.common.errors import BadReply
+from xnatfs.common.sanitize import DIGITS, decoded
 from xnatfs.models import FileRow, Row, file_path, md5
-from xnatfs.untrusted import DIGITS, decoded
 
 _UNKNOWN = -1  # a size that the catalogue does not state
 _NO_DIGEST = bytes(16)

@@ -15,10 +15,10 @@ import httpx
 import trio
 
 from xnatfs.catalogue import Catalogue, Catalogues
+from xnatfs.common.errors import BadReply, NotFound, first_error
 from xnatfs.config import Config
 from xnatfs.credentials import Credentials
 from xnatfs.downloads import Download, Downloads, Head, content_length, is_framed, last_modified, strong_validator
-from xnatfs.errors import BadReply, NotFound, first_error
 from xnatfs.models import (
     SCAN_COLUMNS,
     SCAN_LABEL,

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from xnatfs.errors import ConfigError
-from xnatfs.urls import is_same_server, server_key
+from xnatfs.common.errors import ConfigError
+from xnatfs.common.urls import is_same_server, server_key
 
 GIB = 2**30
 

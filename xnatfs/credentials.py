@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from xnatfs.common.errors import ConfigError, LoginRequired
+from xnatfs.common.sanitize import loads
+from xnatfs.common.urls import is_same_server, server_key
 from xnatfs.config import Profile, config_home
-from xnatfs.errors import ConfigError, LoginRequired
 from xnatfs.sessions import write_private
-from xnatfs.untrusted import loads
-from xnatfs.urls import is_same_server, server_key
 
 T = TypeVar("T")
 

@@ -20,10 +20,10 @@ from typing import NamedTuple
 import httpx
 import trio
 
-from xnatfs.errors import BadReply, Stale, Unreachable
+from xnatfs.common.errors import BadReply, Stale, Unreachable
+from xnatfs.common.sanitize import size as size_of
 from xnatfs.patience import FIRST_PAUSE, SLOWEST, Patience, jitter
 from xnatfs.transport import Question, Transport
-from xnatfs.untrusted import size as size_of
 
 log = logging.getLogger(__name__)
 

@@ -23,10 +23,10 @@ from typing import Any, TypeVar
 
 import trio
 
+from xnatfs.common.locks import holder
+from xnatfs.common.sanitize import loads
 from xnatfs.keys import ListKey
-from xnatfs.locks import holder
 from xnatfs.sessions import make_private
-from xnatfs.untrusted import loads
 
 log = logging.getLogger(__name__)
 

@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from xnatfs.common.sanitize import is_text, loads, plain
+from xnatfs.common.urls import server_key
 from xnatfs.config import cache_home
 from xnatfs.models import Row
 from xnatfs.sessions import write_private
-from xnatfs.untrusted import is_text, loads, plain
-from xnatfs.urls import server_key
 
 # A name completed wrongly costs a message of the server; asking each time costs a round trip for each key pressed.
 FRESH = 3600.0  # seconds

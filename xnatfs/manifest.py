@@ -22,9 +22,9 @@ from typing import Self
 
 import trio
 
-from xnatfs.errors import Conflict
-from xnatfs.locks import holder
-from xnatfs.untrusted import loads
+from xnatfs.common.errors import Conflict
+from xnatfs.common.locks import holder
+from xnatfs.common.sanitize import loads
 
 FOLDER = ".xnatctl"
 # Seconds between two tries for the lock: not noticed by a person, and no load for a file server.

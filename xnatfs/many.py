@@ -11,8 +11,8 @@ from typing import Generic, TypeVar
 
 import trio
 
-from xnatfs.ages import now
-from xnatfs.errors import BadReply, Denied, NotFound, Unreachable
+from xnatfs.common.clock import now
+from xnatfs.common.errors import BadReply, Denied, NotFound, Unreachable
 
 log = logging.getLogger(__name__)
 

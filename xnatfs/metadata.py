@@ -14,8 +14,8 @@ from weakref import WeakValueDictionary
 import trio
 from cachetools import TLRUCache
 
-from xnatfs.ages import now
-from xnatfs.errors import Denied, NotFound, XnatError
+from xnatfs.common.clock import now
+from xnatfs.common.errors import Denied, NotFound, XnatError
 
 # A file counts twice, in its listing (90 bytes) and in its folder (up to 200, where it was asked for by name): a
 # million files, and as much again of what they hang on, are what a mount may hold in memory.

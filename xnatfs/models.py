@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from sys import intern
 from typing import Any, NamedTuple, Self
 
-from xnatfs.errors import BadReply
-from xnatfs.untrusted import decoded, is_text, size
+from xnatfs.common.errors import BadReply
+from xnatfs.common.sanitize import decoded, is_text, size
 
 # The server writes local time without a zone, with 0 to 9 fractional digits.
 _TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)(?:\.(\d{1,6})\d*)?$")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import httpx
 
-from xnatfs.errors import NoRoute, TimedOut, Unreachable
+from xnatfs.common.errors import NoRoute, TimedOut, Unreachable
 
 # System errors that say the same as no answer, and those that say that there is no way.
 SILENT = frozenset({errno.ETIMEDOUT})

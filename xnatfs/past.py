@@ -13,9 +13,9 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import replace
 from typing import Any
 
-from xnatfs.ages import now
 from xnatfs.catalogue import Catalogues
-from xnatfs.errors import XnatError
+from xnatfs.common.clock import now
+from xnatfs.common.errors import XnatError
 from xnatfs.kept import OLDEST, Kept
 from xnatfs.keys import ExperimentsKey, ListKey, ProjectsKey, SubjectsKey, keys_below
 from xnatfs.metadata import Listing, MetadataCache, listing

@@ -13,10 +13,10 @@ from typing import Any
 import trio
 
 from xnatfs.client import Xnat
-from xnatfs.errors import BadReply, Conflict, Denied, LoginRequired, NotFound, Uncertain, Unreachable, XnatError
+from xnatfs.common.errors import BadReply, Conflict, Denied, LoginRequired, NotFound, Uncertain, Unreachable, XnatError
+from xnatfs.common.sanitize import loads
 from xnatfs.models import PrearchiveSession
 from xnatfs.transport import Answer
-from xnatfs.untrusted import loads
 
 log = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from xnatfs.common.errors import ConfigError
+from xnatfs.common.locks import holder, lock_within
 from xnatfs.config import profiles_path, read_profiles
-from xnatfs.errors import ConfigError
-from xnatfs.locks import holder, lock_within
 from xnatfs.sessions import make_private, write_private
 
 NEWEST = 1  # the `version` of the file that we know

@@ -24,9 +24,9 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from xnatfs import locks
-from xnatfs.untrusted import loads
-from xnatfs.urls import is_same_server, server_key
+from xnatfs.common import locks
+from xnatfs.common.sanitize import loads
+from xnatfs.common.urls import is_same_server, server_key
 
 # XNAT's default idle timeout, and the only one that the other program knows.
 IDLE = 900.0

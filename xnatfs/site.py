@@ -19,15 +19,15 @@ import trio
 
 from xnatfs.access import Access
 from xnatfs.address import base
-from xnatfs.ages import now
-from xnatfs.background import background, unattended
 from xnatfs.bulk import Bulk, open_bulk
 from xnatfs.catalogue import Catalogue, Catalogues
 from xnatfs.client import Xnat, open_xnat
+from xnatfs.common.clock import now
+from xnatfs.common.errors import BadReply, Denied, LoginRequired, NotFound, Unreachable, first_error
+from xnatfs.common.tasks import background, unattended
 from xnatfs.config import Config, server_directory
 from xnatfs.content import ContentCache, open_cache
 from xnatfs.credentials import Credentials
-from xnatfs.errors import BadReply, Denied, LoginRequired, NotFound, Unreachable, first_error
 from xnatfs.kept import Kept
 from xnatfs.keys import (
     AllExperimentsKey,

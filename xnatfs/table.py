@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from xnatfs.untrusted import loads
+from xnatfs.common.sanitize import loads
 
 Cells = dict[str, Any]
 

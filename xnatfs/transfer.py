@@ -25,8 +25,7 @@ from typing import Protocol
 import trio
 
 from xnatfs import manifest
-from xnatfs.content import Blob
-from xnatfs.errors import (
+from xnatfs.common.errors import (
     BadReply,
     Conflict,
     Denied,
@@ -37,6 +36,7 @@ from xnatfs.errors import (
     XnatError,
     first_error,
 )
+from xnatfs.content import Blob
 from xnatfs.manifest import Manifest, Owner, Written
 from xnatfs.models import Experiment, Row
 from xnatfs.site import Site

@@ -21,13 +21,10 @@ import httpx
 import trio
 
 from xnatfs import __version__, network
-from xnatfs.ages import Sleeps
 from xnatfs.auth import Expects, Login, asks_to_wait, check_is_data, page_message, status_line
-from xnatfs.background import background
 from xnatfs.breaker import Breaker
-from xnatfs.config import Config, is_loopback
-from xnatfs.credentials import Credentials
-from xnatfs.errors import (
+from xnatfs.common.clock import Sleeps
+from xnatfs.common.errors import (
     BadReply,
     ConfigError,
     Denied,
@@ -38,10 +35,13 @@ from xnatfs.errors import (
     Uncertain,
     Unreachable,
 )
+from xnatfs.common.sanitize import loads
+from xnatfs.common.tasks import background
+from xnatfs.common.tls import tls_context
+from xnatfs.config import Config, is_loopback
+from xnatfs.credentials import Credentials
 from xnatfs.patience import SLOWEST, Patience, Pauses
 from xnatfs.sessions import SessionStore
-from xnatfs.tls import tls_context
-from xnatfs.untrusted import loads
 from xnatfs.worker.pool import ProcessLost, Writable, open_workers, unacknowledged
 
 log = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ import tarfile
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
-from xnatfs.errors import BadReply
-from xnatfs.untrusted import DIGITS, size
+from xnatfs.common.errors import BadReply
+from xnatfs.common.sanitize import DIGITS, size
 
 BLOCK = tarfile.BLOCKSIZE
 NAME = tarfile.LENGTH_NAME

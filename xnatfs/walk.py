@@ -26,10 +26,10 @@ from urllib.parse import quote
 
 import trio
 
-from xnatfs.ages import now
 from xnatfs.catalogue import Catalogue, Catalogues
 from xnatfs.client import Xnat
-from xnatfs.errors import BadReply, Denied, NotFound, Unreachable, XnatError, first_error
+from xnatfs.common.clock import now
+from xnatfs.common.errors import BadReply, Denied, NotFound, Unreachable, XnatError, first_error
 from xnatfs.keys import (
     AssessorsKey,
     ChildrenKey,

@@ -20,7 +20,7 @@ from mutmut.mutation.mutators import mutation_operators
 from mutmut.mutation.pragma_handling import IgnoredCode
 
 from scripts.mutating.mutant import Mutant
-from xnatfs import errors
+from xnatfs.common import errors
 
 ERRORS = [name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)]
 LOGGING = m.Call(func=m.Attribute(value=m.Name("log")))

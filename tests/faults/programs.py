@@ -25,11 +25,11 @@ from tests.faults.stage import BIG, EXPERIMENT, FOLDER, IMAGES, PASSWORD, SERIES
 from xnatfs import prearchive
 from xnatfs.cli import exit_status
 from xnatfs.client import Xnat, open_xnat
+from xnatfs.common.errors import XnatError
 from xnatfs.config import Config
 from xnatfs.credentials import Credentials
 from xnatfs.demo.app import DemoXnat
 from xnatfs.demo.archive import Entry, Experiment
-from xnatfs.errors import XnatError
 from xnatfs.fuse.inodes import ROOT
 from xnatfs.fuse.operations import Operations, Ownership
 from xnatfs.models import PrearchiveSession

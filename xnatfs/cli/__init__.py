@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from xnatfs import __version__
 from xnatfs.cli import streams
-from xnatfs.errors import (
+from xnatfs.common.errors import (
     BadReply,
     CacheError,
     ConfigError,
@@ -30,7 +30,7 @@ from xnatfs.errors import (
     XnatError,
     first_error,
 )
-from xnatfs.untrusted import line, plain
+from xnatfs.common.sanitize import line, plain
 
 log = logging.getLogger(__name__)
 

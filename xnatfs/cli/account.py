@@ -13,7 +13,7 @@ from xnatfs.cli import statusline
 from xnatfs.cli.ctl import PARTIAL, Command, Context
 from xnatfs.cli.output import show_item, shown, tell
 from xnatfs.cli.profiles import server_cells
-from xnatfs.errors import ConfigError, LoginRequired, NotFound, XnatError
+from xnatfs.common.errors import ConfigError, LoginRequired, NotFound, XnatError
 
 if TYPE_CHECKING:
     from xnatfs.credentials import Credentials
@@ -95,9 +95,9 @@ async def _log_in(context: Context, credentials: "Credentials") -> str:
 
 def _remember(context: Context, credentials: "Credentials") -> None:
     """Write a profile for a server that has none, so that the next command needs no --url."""
+    from xnatfs.common.urls import is_same_server
     from xnatfs.config import profiles_path, read_profiles, server_directory
     from xnatfs.profiles import add_profile
-    from xnatfs.urls import is_same_server
 
     arguments, config, path = context.arguments, context.config, profiles_path()
     known, _ = read_profiles(path)

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from xnatfs import program
 from xnatfs.cli import options, statusline
 from xnatfs.cli.output import FORMATS, check_columns, note, tell
-from xnatfs.errors import ConfigError, Denied, NotFound, XnatError, first_error
-from xnatfs.untrusted import line
+from xnatfs.common import program
+from xnatfs.common.errors import ConfigError, Denied, NotFound, XnatError, first_error
+from xnatfs.common.sanitize import line
 
 if TYPE_CHECKING:
     from xnatfs.client import Xnat
@@ -266,7 +266,7 @@ class _Teller(logging.Handler):
 
 def _tell_of_locks(arguments: argparse.Namespace) -> None:
     """Report on stderr that a process which holds a lock was waited for in vain, unless the log is there."""
-    log = logging.getLogger("xnatfs.locks")
+    log = logging.getLogger("xnatfs.common.locks")
     log.setLevel(logging.WARNING)
     if not log.handlers and (arguments.log_file or not arguments.verbose):
         log.addHandler(_Teller())

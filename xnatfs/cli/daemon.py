@@ -14,8 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
+from xnatfs.common.errors import CacheError, Reported
 from xnatfs.credentials import Credentials, for_children
-from xnatfs.errors import CacheError, Reported
 from xnatfs.sessions import make_private
 
 READY = "ready"

@@ -3,9 +3,9 @@
 import os
 from collections.abc import Callable
 
+from xnatfs.common.errors import ConfigError
 from xnatfs.config import Config
 from xnatfs.credentials import Credentials, find_credentials, kept_credentials, wanted_user
-from xnatfs.errors import ConfigError
 from xnatfs.sessions import SessionStore, is_session_id
 
 

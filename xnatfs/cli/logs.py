@@ -8,7 +8,7 @@ import sys
 from typing import IO, Any
 
 from xnatfs.cli import streams
-from xnatfs.untrusted import line, plain
+from xnatfs.common.sanitize import line, plain
 
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 

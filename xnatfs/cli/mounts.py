@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from xnatfs import program
 from xnatfs.cli import daemon, logs, options, statusline
 from xnatfs.cli.logins import find_login, session_store
 from xnatfs.cli.output import tell
+from xnatfs.common import program
+from xnatfs.common.errors import ConfigError, FuseMissing, MountpointError
 from xnatfs.config import Config, cache_home, who_reads_along
 from xnatfs.credentials import Credentials, for_children, forget_secrets
-from xnatfs.errors import ConfigError, FuseMissing, MountpointError
 from xnatfs.fuse.mountpoint import KIND, check_fuse, check_mountpoint, is_dead, serving_process, unmount
 from xnatfs.mountinfo import mount_on
 from xnatfs.sessions import SessionStore

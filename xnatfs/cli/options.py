@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from xnatfs.cli import logs
+from xnatfs.common.errors import ConfigError
+from xnatfs.common.urls import is_same_server
 from xnatfs.config import Config, Profile, cache_home, find_profile, normalised_url, select_profile
-from xnatfs.errors import ConfigError
 from xnatfs.mountinfo import file_system
 from xnatfs.sessions import write_private
-from xnatfs.urls import is_same_server
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)

@@ -16,8 +16,8 @@ from itertools import zip_longest
 from typing import Any
 
 from xnatfs.cli import statusline, streams
-from xnatfs.errors import ConfigError
-from xnatfs.untrusted import plain
+from xnatfs.common.errors import ConfigError
+from xnatfs.common.sanitize import plain
 
 FORMATS = ("table", "json", "jsonl", "tsv")
 

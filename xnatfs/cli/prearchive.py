@@ -16,9 +16,9 @@ from xnatfs.cli.archive import project_option
 from xnatfs.cli.ctl import PARTIAL, Command, Context
 from xnatfs.cli.output import natural, say, show_rows, tell
 from xnatfs.client import Xnat
-from xnatfs.errors import ConfigError, Conflict, NotFound, Unreachable, XnatError
+from xnatfs.common.errors import ConfigError, Conflict, NotFound, Unreachable, XnatError
+from xnatfs.common.sanitize import plain
 from xnatfs.models import UNASSIGNED, PrearchiveSession
-from xnatfs.untrusted import plain
 
 COLUMNS = {
     "project": "Project",

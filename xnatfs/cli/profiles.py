@@ -9,8 +9,8 @@ from xnatfs import profiles
 from xnatfs.cli import options
 from xnatfs.cli.ctl import Command, Context
 from xnatfs.cli.output import show_item, show_rows
+from xnatfs.common.errors import ConfigError
 from xnatfs.config import Profile, normalised_url, profiles_path, read_profiles, select_profile
-from xnatfs.errors import ConfigError
 
 COLUMNS = {
     "profile": "Profile",

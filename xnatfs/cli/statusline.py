@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from xnatfs.untrusted import plain
+from xnatfs.common.sanitize import plain
 
 # Seconds without a word before a person wonders; most commands are done by then.
 SHOW_AFTER = 1.0

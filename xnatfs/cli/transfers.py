@@ -19,7 +19,7 @@ from xnatfs.cli.archive import (
 from xnatfs.cli.ctl import PARTIAL, Command, Context
 from xnatfs.cli.output import lines, say, tell
 from xnatfs.cli.progress import Silent, shown
-from xnatfs.errors import ConfigError, NotFound
+from xnatfs.common.errors import ConfigError, NotFound
 from xnatfs.manifest import Manifest, Owner
 from xnatfs.models import Document
 from xnatfs.site import Site

@@ -16,7 +16,7 @@ from xnatfs.cli.output import say, tell
 from xnatfs.cli.prearchive import RECEIVING_SAID, SAY_EVERY, WAIT
 from xnatfs.cli.progress import shown
 from xnatfs.client import Xnat
-from xnatfs.errors import ConfigError, NotFound, Unreachable
+from xnatfs.common.errors import ConfigError, NotFound, Unreachable
 from xnatfs.upload import images as dicom
 from xnatfs.upload import resource, session
 from xnatfs.upload.journal import DONE, Journal

@@ -19,8 +19,8 @@ from collections.abc import Callable
 
 import trio
 
+from xnatfs.common.errors import CacheError, XnatError
 from xnatfs.content.spans import Spans
-from xnatfs.errors import CacheError, XnatError
 
 # One kernel read at the default read-ahead: what a reader misses of a damaged file is at least its last read.
 HOLD_BACK = 128 * 1024

@@ -21,8 +21,9 @@ from pathlib import Path
 
 import trio
 
-from xnatfs import locks
-from xnatfs.background import background
+from xnatfs.common import locks
+from xnatfs.common.errors import BadReply, CacheError, CacheLocked
+from xnatfs.common.tasks import background
 from xnatfs.content.blob import Blob
 from xnatfs.content.entry import Entry, identity
 from xnatfs.content.fill import Fill
@@ -32,7 +33,6 @@ from xnatfs.content.source import Source, Version
 from xnatfs.content.stats import DAMAGED, Stats
 from xnatfs.content.store import Store
 from xnatfs.content.writeback import Writeback
-from xnatfs.errors import BadReply, CacheError, CacheLocked
 
 log = logging.getLogger(__name__)
 

@@ -26,6 +26,7 @@ from contextlib import aclosing, nullcontext
 
 import trio
 
+from xnatfs.common.errors import BadReply, CacheError, Stale, XnatError
 from xnatfs.content.abreast import SHARE, Abreast
 from xnatfs.content.blob import Blob
 from xnatfs.content.index import Row
@@ -34,7 +35,6 @@ from xnatfs.content.source import Body, Into, Source, Version
 from xnatfs.content.stats import Stats
 from xnatfs.content.store import Store
 from xnatfs.content.stream import NEAR, WINDOW, Stream
-from xnatfs.errors import BadReply, CacheError, Stale, XnatError
 
 log = logging.getLogger(__name__)
 

@@ -29,9 +29,9 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from xnatfs.common.errors import CacheError, CacheLocked
+from xnatfs.common.locks import holder, lock, lock_within
 from xnatfs.content.index import Index, Row, is_busy, open_index, set_aside, wal_locks
-from xnatfs.errors import CacheError, CacheLocked
-from xnatfs.locks import holder, lock, lock_within
 from xnatfs.sessions import make_private
 
 T = TypeVar("T")

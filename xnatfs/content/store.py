@@ -20,11 +20,11 @@ from typing import TypeVar, TypeVarTuple
 
 import trio
 
-from xnatfs import locks
+from xnatfs.common import locks
+from xnatfs.common.errors import CacheError
+from xnatfs.common.locks import lock
 from xnatfs.content.index import Index, Row, is_busy, is_damage
 from xnatfs.content.shelf import Shelf, is_full, why_locked
-from xnatfs.errors import CacheError
-from xnatfs.locks import lock
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

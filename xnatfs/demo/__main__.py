@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from xnatfs.common.program import spell
 from xnatfs.demo import PASSWORDS, login_hint
 from xnatfs.demo.app import DemoXnat, Record
 from xnatfs.demo.content import DemoArchive
@@ -18,7 +19,6 @@ from xnatfs.demo.recorded import publish_recorded
 from xnatfs.demo.releases import RELEASES, XNAT_1_8
 from xnatfs.demo.server import serve
 from xnatfs.demo.shaped import publish_shape
-from xnatfs.program import spell
 
 ROLES = {"demo-owner": "Owners", "demo-member": "Members", "demo-collaborator": "Collaborators"}
 

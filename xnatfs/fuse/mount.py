@@ -19,9 +19,9 @@ import pyfuse3
 import trio
 
 from xnatfs import __version__
+from xnatfs.common.errors import MountpointError, Unreachable
 from xnatfs.config import Config
 from xnatfs.credentials import Credentials
-from xnatfs.errors import MountpointError, Unreachable
 from xnatfs.fuse.mountpoint import check_fuse, check_mountpoint, clear_dead, one_at_a_time, registered
 from xnatfs.fuse.operations import Operations, OperationsWithXattrs, Ownership
 from xnatfs.fuse.state import log_state

@@ -15,10 +15,10 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
+from xnatfs.common.errors import FuseMissing, MountpointError
+from xnatfs.common.locks import holder, lock_soon
 from xnatfs.config import cache_home
 from xnatfs.credentials import for_children
-from xnatfs.errors import FuseMissing, MountpointError
-from xnatfs.locks import holder, lock_soon
 from xnatfs.mountinfo import Mount, mount_on
 from xnatfs.sessions import make_private, write_private
 

@@ -21,9 +21,8 @@ import trio
 from pyfuse3 import FileHandleT, FileNameT, FlagT, InodeT, ReaddirToken, RequestContext
 
 from xnatfs.access import Permit
-from xnatfs.ages import now
-from xnatfs.content import Blob
-from xnatfs.errors import (
+from xnatfs.common.clock import now
+from xnatfs.common.errors import (
     BadReply,
     CacheError,
     ConfigError,
@@ -40,6 +39,7 @@ from xnatfs.errors import (
     Unreachable,
     XnatError,
 )
+from xnatfs.content import Blob
 from xnatfs.fuse.inodes import Inodes, Known
 from xnatfs.tree.names import decode, encode
 from xnatfs.tree.node import Children, Dir, File, Link, Node, measure

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, overload
 import trio
 
 from xnatfs.access import Permit
-from xnatfs.ages import now
 from xnatfs.bulk import version
 from xnatfs.catalogue import Catalogue
+from xnatfs.common.clock import now
+from xnatfs.common.errors import BadReply, Denied, NotFound, Stale, XnatError, first_error
 from xnatfs.content import Blob
-from xnatfs.errors import BadReply, Denied, NotFound, Stale, XnatError, first_error
 from xnatfs.keys import ChangeKey, FilesKey, FoldersKey, SizeKey
 from xnatfs.metadata import Listing
 from xnatfs.models import FileRow

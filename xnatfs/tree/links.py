@@ -13,7 +13,7 @@ from typing import overload
 
 import trio
 
-from xnatfs.errors import BadReply, Denied, NotFound
+from xnatfs.common.errors import BadReply, Denied, NotFound
 from xnatfs.keys import (
     AllExperimentsKey,
     AllSubjectsKey,

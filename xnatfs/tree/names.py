@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Collection, Iterable
 from typing import TypeVar
 
-from xnatfs.errors import NotFound
+from xnatfs.common.errors import NotFound
 from xnatfs.models import natural
 
 LONGEST = 255  # bytes in a name, on Linux

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import trio
 
 from xnatfs.access import Permit
-from xnatfs.ages import now
+from xnatfs.common.clock import now
+from xnatfs.common.errors import NotFound
 from xnatfs.content import Blob
-from xnatfs.errors import NotFound
 from xnatfs.keys import ChildrenKey, ListKey
 from xnatfs.site import Site
 

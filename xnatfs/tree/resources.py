@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from xnatfs.access import Permit
 from xnatfs.address import Address, base, with_digits
-from xnatfs.ages import now
-from xnatfs.errors import BadReply, NotFound
+from xnatfs.common.clock import now
+from xnatfs.common.errors import BadReply, NotFound
 from xnatfs.keys import FilesKey, FoldersKey, Item, ListKey, ResourcesKey
 from xnatfs.metadata import Listing
 from xnatfs.models import FileRow, Resource

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
-from xnatfs.errors import BadReply, NotFound
+from xnatfs.common.errors import BadReply, NotFound
+from xnatfs.common.sanitize import decoded
 from xnatfs.keys import AssessorsKey, Item, ListKey, ResourcesKey, ScansKey
 from xnatfs.metadata import Listing
 from xnatfs.models import Assessor, Experiment, Resource, Scan
@@ -10,7 +11,6 @@ from xnatfs.site import Site
 from xnatfs.tree.names import assign
 from xnatfs.tree.node import INODE_BITS, Children, Dir, Node, StaticDir, number
 from xnatfs.tree.resources import Place, ResourcesDir
-from xnatfs.untrusted import decoded
 
 INPUTS = "in"  # what an assessor was made of; found by lookup, not listed: it costs a request each
 

@@ -17,9 +17,10 @@ import trio
 from xnatfs.address import Address, Route
 from xnatfs.catalogue import Catalogue
 from xnatfs.client import Xnat
+from xnatfs.common.errors import BadReply, Denied, NotFound, XnatError
+from xnatfs.common.sanitize import decoded
 from xnatfs.content import Body, Head
 from xnatfs.downloads import Download
-from xnatfs.errors import BadReply, Denied, NotFound, XnatError
 from xnatfs.keys import Item, ResourcesKey, ScansKey
 from xnatfs.metadata import Listing
 from xnatfs.models import FileRow
@@ -28,7 +29,6 @@ from xnatfs.site import Site
 from xnatfs.tarnames import TarNames, spellings
 from xnatfs.tree.names import assign
 from xnatfs.untar import Member, members
-from xnatfs.untrusted import decoded
 
 # A member that only its content tells from others is held in memory until it is known. What is larger is asked for by
 # its number.

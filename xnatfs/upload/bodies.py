@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 import trio
 
-from xnatfs.errors import XnatError
+from xnatfs.common.errors import XnatError
 from xnatfs.transfer import Progress
 
 BLOCK = tarfile.BLOCKSIZE

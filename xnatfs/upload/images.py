@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from xnatfs.errors import ConfigError
+from xnatfs.common.errors import ConfigError
 
 TAGS = ["SOPInstanceUID", "StudyInstanceUID"]
 # The SOP class of a DICOMDIR: a table of contents of files around it, and no image.

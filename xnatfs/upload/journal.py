@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from xnatfs.common.sanitize import loads
 from xnatfs.sessions import write_private
-from xnatfs.untrusted import loads
 from xnatfs.upload.images import Image
 
 VERSION = 1

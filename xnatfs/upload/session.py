@@ -16,7 +16,7 @@ import trio
 
 from xnatfs import prearchive
 from xnatfs.client import Xnat
-from xnatfs.errors import BadReply, Conflict, Denied, NotFound, Uncertain, XnatError, first_error
+from xnatfs.common.errors import BadReply, Conflict, Denied, NotFound, Uncertain, XnatError, first_error
 from xnatfs.models import UNASSIGNED, FileRow, PrearchiveSession, Row
 from xnatfs.transfer import Progress
 from xnatfs.transport import Answer

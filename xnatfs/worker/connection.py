@@ -16,7 +16,7 @@ from typing import Any
 
 import h11
 
-from xnatfs.tls import tls_context
+from xnatfs.common.tls import tls_context
 from xnatfs.worker.splice import Pipe
 
 # How a kernel, a sandbox or a file system says that it does not splice.

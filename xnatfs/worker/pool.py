@@ -23,8 +23,8 @@ from typing import Any
 import httpx
 import trio
 
-from xnatfs.ages import Sleeps
-from xnatfs.background import background
+from xnatfs.common.clock import Sleeps
+from xnatfs.common.tasks import background
 
 log = logging.getLogger(__name__)
 

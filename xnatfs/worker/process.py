@@ -31,7 +31,7 @@ from typing import Any
 
 import h11
 
-from xnatfs.errors import ConfigError
+from xnatfs.common.errors import ConfigError
 from xnatfs.worker.connection import LINE, NO_PIPES, Connection, Failed, NoPipes, Stopped, readable
 from xnatfs.worker.splice import PIPE, Pipe
 

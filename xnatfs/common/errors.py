@@ -27,7 +27,7 @@ The text of an exception is one line for a user: what, where, and what to do. Wo
 here, because it goes to terminals and logs.
 """
 
-from xnatfs.untrusted import line
+from xnatfs.common.sanitize import line
 
 
 class XnatError(Exception):

@@ -2,7 +2,7 @@
 
 import ssl
 
-from xnatfs.errors import ConfigError
+from xnatfs.common.errors import ConfigError
 
 
 def tls_context(ca_bundle: str, verify: bool) -> ssl.SSLContext:

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from xnatfs.errors import XnatError
+from xnatfs.common.errors import XnatError
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""What every package may use: errors, sanitizing of untrusted input, background tasks, TLS."""
