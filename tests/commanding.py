@@ -20,7 +20,7 @@ from tests.mounting import SCRIPTS, environment, run
 from xnatfs.demo.app import DemoXnat, Record
 from xnatfs.demo.archive import Archive, Experiment, User
 from xnatfs.demo.server import serve
-from xnatfs.sessions import write_private
+from xnatfs.settings.session_store import write_private
 
 OWNER, MEMBER, COLLABORATOR, OUTSIDER = "jane", "mike", "carol", "otto"
 PASSWORD = "open sesame"

@@ -10,8 +10,8 @@ from urllib.parse import unquote
 import httpx
 
 from tests.wire import Wire
-from xnatfs.config import Config
-from xnatfs.credentials import Credentials
+from xnatfs.settings.config import Config
+from xnatfs.settings.credentials import Credentials
 from xnatfs.site import Site, open_site
 
 URL = "https://xnat.example.org"

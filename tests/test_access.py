@@ -21,10 +21,10 @@ from tests.model import USER as ACCOUNT
 from tests.mounting import mounting
 from tests.wire import Wire
 from tests.world import inline
-from xnatfs.config import Config
 from xnatfs.content import Version, open_cache
-from xnatfs.credentials import Credentials
 from xnatfs.fuse.operations import Operations, Ownership
+from xnatfs.settings.config import Config
+from xnatfs.settings.credentials import Credentials
 from xnatfs.site import Site, open_site
 from xnatfs.tree import Root
 

@@ -25,9 +25,9 @@ from xnatfs.auth import (
 )
 from xnatfs.client import open_xnat
 from xnatfs.common.errors import BadReply, LoginRequired, NotXnat, Unavailable
-from xnatfs.config import Config
-from xnatfs.credentials import Credentials
-from xnatfs.sessions import IDLE, SessionStore
+from xnatfs.settings.config import Config
+from xnatfs.settings.credentials import Credentials
+from xnatfs.settings.session_store import IDLE, SessionStore
 
 TOKEN = "A" * 32
 OTHER = "B" * 32

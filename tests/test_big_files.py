@@ -18,10 +18,10 @@ from xnatfs.address import Address
 from xnatfs.bulk import version
 from xnatfs.client import open_xnat
 from xnatfs.common.errors import Unreachable
-from xnatfs.config import Config
 from xnatfs.content import open_cache
-from xnatfs.credentials import Credentials
 from xnatfs.models import FileRow
+from xnatfs.settings.config import Config
+from xnatfs.settings.credentials import Credentials
 from xnatfs.site import Site, open_site
 from xnatfs.tree import Root
 from xnatfs.tree.node import Dir, File, Node

@@ -13,10 +13,10 @@ import trio.testing
 from tests.wire import Wire
 from xnatfs.client import Xnat, has_url, open_xnat
 from xnatfs.common.errors import BadReply, Denied, LoginRequired, NotFound, NotXnat, Stale, Unreachable
-from xnatfs.config import Config
-from xnatfs.credentials import Credentials
 from xnatfs.downloads import REFUSALS, WITHOUT_RANGES
 from xnatfs.models import FileRow
+from xnatfs.settings.config import Config
+from xnatfs.settings.credentials import Credentials
 from xnatfs.transport import LOSSES
 
 URL = "https://xnat.example.org/site"

@@ -6,7 +6,7 @@ import pytest
 
 from xnatfs.common.errors import ConfigError
 from xnatfs.common.urls import server_key
-from xnatfs.config import normalised_url, read_profiles, select_profile, server_directory
+from xnatfs.settings.config import normalised_url, read_profiles, select_profile, server_directory
 
 
 def written(tmp_path: Path, text: str) -> Path:

@@ -519,7 +519,7 @@ def test_C36_login(fresh):
 
 def test_C37_the_slot_is_private_from_its_creation(fresh):
     """Every state that the file ever has is looked at, while a hundred ones are written."""
-    from xnatfs.sessions import SessionStore
+    from xnatfs.settings.session_store import SessionStore
 
     modes: set[int] = set()
     directory = fresh.slot.parent

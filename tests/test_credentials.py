@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from xnatfs.common.errors import ConfigError, LoginRequired
-from xnatfs.config import Profile
-from xnatfs.credentials import Credentials, find_credentials, forget_token, keep_token
+from xnatfs.settings.config import Profile
+from xnatfs.settings.credentials import Credentials, find_credentials, forget_token, keep_token
 
 URL = "https://x.org"
 PROFILE = Profile("p", URL, "pat", "from-profile")

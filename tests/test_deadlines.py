@@ -13,11 +13,11 @@ from tests.test_client import FILE, ITEM, table
 from tests.wire import Wire
 from xnatfs.client import Xnat, open_xnat
 from xnatfs.common.errors import BadReply, NoRoute, TimedOut, Unavailable, Unreachable, XnatError
-from xnatfs.config import Config
-from xnatfs.credentials import Credentials
 from xnatfs.fuse.operations import errno_of
 from xnatfs.models import FileRow
 from xnatfs.patience import SLOWEST, Patience
+from xnatfs.settings.config import Config
+from xnatfs.settings.credentials import Credentials
 from xnatfs.transport import TRIES
 
 TIMEOUT = 30.0

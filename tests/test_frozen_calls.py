@@ -13,9 +13,9 @@ from pyfuse3 import FileNameT, InodeT
 from tests.scripted import URL, Scripted
 from tests.test_operations import CONTEXT, DICOM, READ, look_up, refused
 from tests.wire import Wire
-from xnatfs.config import Config
-from xnatfs.credentials import Credentials
 from xnatfs.fuse.operations import OperationsWithXattrs, Ownership
+from xnatfs.settings.config import Config
+from xnatfs.settings.credentials import Credentials
 from xnatfs.site import open_site
 from xnatfs.tree import Root
 

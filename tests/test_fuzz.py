@@ -25,15 +25,13 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.wire import Wire
-from xnatfs import config, credentials, kept, listings, prearchive, profiles, sessions, transfer
+from xnatfs import kept, listings, prearchive, transfer
 from xnatfs.auth import page_message
 from xnatfs.catalogue import Catalogues
 from xnatfs.cli import output
 from xnatfs.client import Xnat, open_xnat
 from xnatfs.common.errors import BadReply, ConfigError, XnatError
 from xnatfs.common.sanitize import loads, plain, size
-from xnatfs.config import Config
-from xnatfs.credentials import Credentials
 from xnatfs.demo.app import DemoXnat
 from xnatfs.demo.archive import Archive
 from xnatfs.models import (
@@ -51,6 +49,11 @@ from xnatfs.models import (
     natural,
     parse_time,
 )
+from xnatfs.settings import config, credentials
+from xnatfs.settings import profile_file as profiles
+from xnatfs.settings import session_store as sessions
+from xnatfs.settings.config import Config
+from xnatfs.settings.credentials import Credentials
 from xnatfs.table import Table
 from xnatfs.transport import Answer
 from xnatfs.tree.names import DEEPEST, encode, split

@@ -31,11 +31,11 @@ from xnatfs.auth import page_message
 from xnatfs.cli.progress import Silent
 from xnatfs.client import Xnat, open_xnat
 from xnatfs.common.errors import BadReply, ConfigError, LoginRequired, NotFound, Unreachable, XnatError
-from xnatfs.config import Config
-from xnatfs.credentials import Credentials
 from xnatfs.fuse.operations import Operations, Ownership
 from xnatfs.manifest import FOLDER, Owner
 from xnatfs.models import natural
+from xnatfs.settings.config import Config
+from xnatfs.settings.credentials import Credentials
 from xnatfs.table import LONGEST_ROW, Table
 from xnatfs.tree import Root, folders, names
 from xnatfs.tree.node import Dir, File, Link, Node
@@ -359,8 +359,8 @@ def test_an_exception_is_one_line_that_nothing_obeys():
 SCRIPT = """
 import resource, sys, trio
 from xnatfs.client import open_xnat
-from xnatfs.config import Config
-from xnatfs.credentials import Credentials
+from xnatfs.settings.config import Config
+from xnatfs.settings.credentials import Credentials
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

@@ -16,12 +16,12 @@ import trio
 from tests.test_walk import asked, entries, find, made, served
 from tests.wire import Wire
 from xnatfs.common.errors import NotFound
-from xnatfs.config import Config
-from xnatfs.credentials import Credentials
 from xnatfs.demo.app import DemoXnat
 from xnatfs.kept import MOST_ROWS, OLDEST, Kept
 from xnatfs.keys import ExperimentsKey, ListKey, ProjectsKey, ResourcesKey, ScansKey
 from xnatfs.models import Experiment, Project, Resource, Scan
+from xnatfs.settings.config import Config
+from xnatfs.settings.credentials import Credentials
 from xnatfs.site import KEPT_FOR, Site, open_site
 
 ROWS = [Experiment("E1", "größe", "t", "2024-01-02", "S1", "S & Co", 1.5), Experiment("E2", "b", "", "", "", "", None)]

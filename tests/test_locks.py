@@ -24,15 +24,15 @@ from xnatfs.cli.ctl import PATIENCE
 from xnatfs.cli.options import cache_directory
 from xnatfs.common.errors import ConfigError, Conflict, MountpointError
 from xnatfs.common.locks import holder
-from xnatfs.config import Config, server_directory
 from xnatfs.content import open_cache
 from xnatfs.fuse.mountpoint import one_at_a_time
 from xnatfs.kept import Kept
 from xnatfs.keys import ProjectsKey
 from xnatfs.models import Project
 from xnatfs.mountinfo import file_system
-from xnatfs.profiles import add_profile
-from xnatfs.sessions import SessionStore
+from xnatfs.settings.config import Config, server_directory
+from xnatfs.settings.profile_file import add_profile
+from xnatfs.settings.session_store import SessionStore
 
 TIMEOUT = 2.0
 # What is waited for a lock of a mount with this timeout, and then everything that a mount or a command does.
@@ -185,7 +185,7 @@ async def test_a_login_does_not_wait_for_a_stopped_one(tmp_path, caplog, patient
 
 
 def test_a_change_of_the_profiles_is_not_made_beside_another_one(tmp_path, monkeypatch):
-    monkeypatch.setattr("xnatfs.profiles.LOCK_TIMEOUT", WAIT)
+    monkeypatch.setattr("xnatfs.settings.profile_file.LOCK_TIMEOUT", WAIT)
     path = tmp_path / "config.yaml"
     with stopped(FLOCK, tmp_path / ".config.lock"):
         with within(WAIT + SOON), pytest.raises(ConfigError, match=r"is being changed by process \d+ .*stopped"):

@@ -13,11 +13,11 @@ import pytest
 
 from tests.commanding import OUTSIDER, OWNER, PASSWORD, Done, Shell, page_archive, shell
 from tests.mounting import end, run
-from xnatfs.config import find_profile, read_profiles
 from xnatfs.demo.app import Request
 from xnatfs.demo.releases import RELEASES, XNAT_1_8
 from xnatfs.demo.reply import Reply
-from xnatfs.sessions import write_private
+from xnatfs.settings.config import find_profile, read_profiles
+from xnatfs.settings.session_store import write_private
 
 DEAD = "http://127.0.0.1:9"
 # What people choose, and what shells, YAML, JSON, netrc and base64 stumble over.
@@ -310,7 +310,7 @@ def test_logging_out_of_a_server_that_is_gone(fresh, token):
         cells = json.loads(path.read_text())
         path.write_text(json.dumps({**cells, "url": DEAD}))
     kept = list((fresh.home / ".config" / "xnatfs").rglob("*.json"))
-    from xnatfs.credentials import _token_path
+    from xnatfs.settings.credentials import _token_path
 
     home = os.environ.get("HOME")
     try:

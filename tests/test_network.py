@@ -13,9 +13,9 @@ import pytest
 from tests.demos import Demo, serving
 from tests.mounting import SCRIPTS, end, environment, mounted_file_system, mounting, run
 from xnatfs.client import open_xnat
-from xnatfs.config import Config
-from xnatfs.credentials import Credentials
 from xnatfs.demo.reply import Reply
+from xnatfs.settings.config import Config
+from xnatfs.settings.credentials import Credentials
 
 XNATFS = SCRIPTS / "xnatfs"
 

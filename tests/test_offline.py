@@ -20,11 +20,11 @@ from tests.test_outage import server as server  # a fixture
 from tests.test_walk import find, made, served
 from tests.wire import Wire
 from xnatfs.common.errors import Denied, LoginRequired, NoRoute, NotFound, Unreachable, XnatError
-from xnatfs.config import Config
-from xnatfs.credentials import Credentials
 from xnatfs.demo.app import DemoXnat
 from xnatfs.fuse.operations import OperationsWithXattrs, Ownership
 from xnatfs.kept import OLDEST
+from xnatfs.settings.config import Config
+from xnatfs.settings.credentials import Credentials
 from xnatfs.site import Site, open_site
 from xnatfs.tree import Root
 from xnatfs.tree.folders import CatalogueFile

@@ -28,13 +28,13 @@ from tests.test_worker import children
 from xnatfs.client import open_xnat
 from xnatfs.common.clock import Sleeps, now
 from xnatfs.common.errors import ConfigError, NoRoute
-from xnatfs.config import Config
-from xnatfs.credentials import Credentials
 from xnatfs.demo.app import DemoXnat
 from xnatfs.demo.bodies import Body
 from xnatfs.demo.reply import Reply
 from xnatfs.demo.server import serve
 from xnatfs.metadata import MetadataCache, listing
+from xnatfs.settings.config import Config
+from xnatfs.settings.credentials import Credentials
 from xnatfs.transport import CONNECT_TIMEOUT, Question
 from xnatfs.worker.connection import STAGGER, _alternating, connect
 

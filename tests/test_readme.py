@@ -14,8 +14,8 @@ from tests.changing import images
 from tests.demos import serving
 from tests.mounting import SCRIPTS, end, environment, run
 from xnatfs.cli import EXIT_STATUS, INTERRUPTED, ctl, mounts
-from xnatfs.config import read_profiles
 from xnatfs.fuse.operations import ERRNOS
+from xnatfs.settings.config import read_profiles
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

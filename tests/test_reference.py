@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from scripts.reference import DOCS, ENVIRONMENT, PROFILE, pages, written
-from xnatfs.config import Profile
+from xnatfs.settings.config import Profile
 
 WRITTEN = written()
 

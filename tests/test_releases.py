@@ -15,13 +15,13 @@ from tests.demos import USER
 from tests.test_downloads import DOWNLOAD, files, truth
 from tests.wire import Wire
 from xnatfs.common.errors import XnatError
-from xnatfs.config import Config
-from xnatfs.credentials import Credentials
 from xnatfs.demo.app import DemoXnat
 from xnatfs.demo.content import PASSWORDS, DemoArchive
 from xnatfs.demo.manifest import ManifestEntry
 from xnatfs.demo.releases import XNAT_1_8, Release
 from xnatfs.fuse.operations import errno_of
+from xnatfs.settings.config import Config
+from xnatfs.settings.credentials import Credentials
 from xnatfs.site import Site, open_site
 from xnatfs.tree import Root
 from xnatfs.tree.node import Dir, File, Link, Node

@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.lowlevel
 
-from xnatfs.sessions import SessionStore
+from xnatfs.settings.session_store import SessionStore
 
 URL = "https://xnat.example.org"
 START = datetime(2026, 11, 23, 6, 14, 58, 273364)

@@ -15,9 +15,9 @@ from tests.test_content_fakes import BIG, MiB
 from tests.test_worker import OK, Act, Server, answering, children, descriptor, silent_after
 from xnatfs.client import Xnat, open_xnat
 from xnatfs.common.errors import BadReply, TimedOut, Unreachable
-from xnatfs.config import Config
-from xnatfs.credentials import Credentials
 from xnatfs.models import FileRow
+from xnatfs.settings.config import Config
+from xnatfs.settings.credentials import Credentials
 from xnatfs.transport import Question
 from xnatfs.worker.connection import Connection
 

@@ -11,12 +11,12 @@ import pytest
 import trio
 
 from tests.wire import Wire
-from xnatfs.config import Config
-from xnatfs.credentials import Credentials
 from xnatfs.demo.app import DemoXnat, Request
 from xnatfs.demo.archive import Archive, Experiment, Reconstruction, Subject, User
 from xnatfs.demo.columns import Joins
 from xnatfs.demo.reply import Failed, Reply
+from xnatfs.settings.config import Config
+from xnatfs.settings.credentials import Credentials
 from xnatfs.site import Site, open_site
 from xnatfs.tree import Root
 from xnatfs.tree.node import Dir, File, Node

@@ -21,12 +21,12 @@ import trio.testing
 from tests.handed import Handed
 from tests.kernel import PAGE, Kernel, Opened, answered
 from tests.model import EPOCH, PASSWORD, USER, Model, Network, Path, now, split
-from xnatfs.config import Config
 from xnatfs.content import Version, blob, fill, intake, stream
 from xnatfs.content.entry import identity
-from xnatfs.credentials import Credentials
 from xnatfs.demo.archive import Archive
 from xnatfs.fuse.operations import Operations, Ownership
+from xnatfs.settings.config import Config
+from xnatfs.settings.credentials import Credentials
 from xnatfs.site import KEPT_FOR, Site, open_site
 from xnatfs.tree import Root
 

@@ -24,8 +24,8 @@ import trio
 from xnatfs.common.clock import now
 from xnatfs.common.errors import BadReply, LoginRequired, NotXnat, Unavailable
 from xnatfs.common.sanitize import decoded
-from xnatfs.credentials import Credentials
-from xnatfs.sessions import IDLE, SessionStore, is_session_id
+from xnatfs.settings.credentials import Credentials
+from xnatfs.settings.session_store import IDLE, SessionStore, is_session_id
 
 log = logging.getLogger(__name__)
 

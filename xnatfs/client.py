@@ -16,8 +16,6 @@ import trio
 
 from xnatfs.catalogue import Catalogue, Catalogues
 from xnatfs.common.errors import BadReply, NotFound, first_error
-from xnatfs.config import Config
-from xnatfs.credentials import Credentials
 from xnatfs.downloads import Download, Downloads, Head, content_length, is_framed, last_modified, strong_validator
 from xnatfs.models import (
     SCAN_COLUMNS,
@@ -35,7 +33,9 @@ from xnatfs.models import (
     Scan,
     Subject,
 )
-from xnatfs.sessions import SessionStore
+from xnatfs.settings.config import Config
+from xnatfs.settings.credentials import Credentials
+from xnatfs.settings.session_store import SessionStore
 from xnatfs.table import MOST_BYTES, MOST_ROWS, Cells, NotAList, Table
 from xnatfs.transport import DOWNLOADS, Answer, Body, Transport, open_transport
 

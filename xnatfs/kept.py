@@ -26,7 +26,7 @@ import trio
 from xnatfs.common.locks import holder
 from xnatfs.common.sanitize import loads
 from xnatfs.keys import ListKey
-from xnatfs.sessions import make_private
+from xnatfs.settings.session_store import make_private
 
 log = logging.getLogger(__name__)
 

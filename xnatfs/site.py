@@ -25,9 +25,7 @@ from xnatfs.client import Xnat, open_xnat
 from xnatfs.common.clock import now
 from xnatfs.common.errors import BadReply, Denied, LoginRequired, NotFound, Unreachable, first_error
 from xnatfs.common.tasks import background, unattended
-from xnatfs.config import Config, server_directory
 from xnatfs.content import ContentCache, open_cache
-from xnatfs.credentials import Credentials
 from xnatfs.kept import Kept
 from xnatfs.keys import (
     AllExperimentsKey,
@@ -47,7 +45,9 @@ from xnatfs.keys import (
 from xnatfs.metadata import Listing, MetadataCache, listing
 from xnatfs.models import Accession, Assessor, Experiment, FileRow, Project, Resource, Scan, Subject
 from xnatfs.past import Past
-from xnatfs.sessions import SessionStore
+from xnatfs.settings.config import Config, server_directory
+from xnatfs.settings.credentials import Credentials
+from xnatfs.settings.session_store import SessionStore
 from xnatfs.walk import Walk
 
 log = logging.getLogger(__name__)

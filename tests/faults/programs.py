@@ -26,13 +26,13 @@ from xnatfs import prearchive
 from xnatfs.cli import exit_status
 from xnatfs.client import Xnat, open_xnat
 from xnatfs.common.errors import XnatError
-from xnatfs.config import Config
-from xnatfs.credentials import Credentials
 from xnatfs.demo.app import DemoXnat
 from xnatfs.demo.archive import Entry, Experiment
 from xnatfs.fuse.inodes import ROOT
 from xnatfs.fuse.operations import Operations, Ownership
 from xnatfs.models import PrearchiveSession
+from xnatfs.settings.config import Config
+from xnatfs.settings.credentials import Credentials
 from xnatfs.site import Site, open_site
 from xnatfs.tree import Root
 from xnatfs.upload import resource

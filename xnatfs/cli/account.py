@@ -16,7 +16,7 @@ from xnatfs.cli.profiles import server_cells
 from xnatfs.common.errors import ConfigError, LoginRequired, NotFound, XnatError
 
 if TYPE_CHECKING:
-    from xnatfs.credentials import Credentials
+    from xnatfs.settings.credentials import Credentials
 
 
 def _login_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +29,7 @@ def _login_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 async def login(context: Context) -> None:
-    from xnatfs.credentials import Credentials, ask, check_username, kept_credentials, provider_of, wanted_user
+    from xnatfs.settings.credentials import Credentials, ask, check_username, kept_credentials, provider_of, wanted_user
 
     arguments, config = context.arguments, context.config
     provider = provider_of(config.url, config.profile)
@@ -96,8 +96,8 @@ async def _log_in(context: Context, credentials: "Credentials") -> str:
 def _remember(context: Context, credentials: "Credentials") -> None:
     """Write a profile for a server that has none, so that the next command needs no --url."""
     from xnatfs.common.urls import is_same_server
-    from xnatfs.config import profiles_path, read_profiles, server_directory
-    from xnatfs.profiles import add_profile
+    from xnatfs.settings.config import profiles_path, read_profiles, server_directory
+    from xnatfs.settings.profile_file import add_profile
 
     arguments, config, path = context.arguments, context.config, profiles_path()
     known, _ = read_profiles(path)
@@ -119,7 +119,7 @@ def _remember(context: Context, credentials: "Credentials") -> None:
 
 
 async def _keep_token(context: Context, xnat: Any) -> None:
-    from xnatfs.credentials import keep_token
+    from xnatfs.settings.credentials import keep_token
 
     alias, secret = await xnat.issue_token()
     keep_token(context.config.url, await xnat.username(), alias, secret)
@@ -128,8 +128,8 @@ async def _keep_token(context: Context, xnat: Any) -> None:
 
 def _save(context: Context, credentials: Any) -> None:
     """Into the keyring, where the profile says so afterwards; what else there is, where there is none."""
-    from xnatfs.credentials import keep_password
-    from xnatfs.profiles import add_profile
+    from xnatfs.settings.credentials import keep_password
+    from xnatfs.settings.profile_file import add_profile
 
     profile = context.config.profile
     if profile.name and keep_password(profile, credentials.password):
@@ -145,7 +145,7 @@ def _save(context: Context, credentials: Any) -> None:
 async def logout(context: Context) -> int:
     """End the session and the alias token, here in any case; what the server did not end is said (exit status 8)."""
     from xnatfs.client import open_xnat
-    from xnatfs.credentials import kept_credentials, kept_token
+    from xnatfs.settings.credentials import kept_credentials, kept_token
 
     config, url = context.config, context.config.url
     token, session = kept_token(url), context.store.find(ended=True)
@@ -176,7 +176,7 @@ PLACES = {
 async def _give_back(context: Context, token: "Credentials") -> str:
     """Have an alias token made invalid, and remove it here in any case; what is left of it on the server, or ''."""
     from xnatfs.client import open_xnat
-    from xnatfs.credentials import forget_token
+    from xnatfs.settings.credentials import forget_token
 
     url, left = context.config.url, ""
     try:
@@ -193,7 +193,7 @@ async def _give_back(context: Context, token: "Credentials") -> str:
 
 
 async def status(context: Context) -> int:
-    from xnatfs.credentials import kept_credentials, wanted_user
+    from xnatfs.settings.credentials import kept_credentials, wanted_user
 
     config = context.config
     last = context.store.find(ended=True)

@@ -10,8 +10,8 @@ from typing import Any
 from xnatfs.cli import ctl, options
 from xnatfs.cli.ctl import Command, Context
 from xnatfs.common.errors import XnatError
-from xnatfs.config import profiles_path, read_profiles
 from xnatfs.listings import NAMES, PATHS, Listings, Name, shown
+from xnatfs.settings.config import profiles_path, read_profiles
 
 # Longer, and a person has typed the name himself.
 PATIENCE = 0.3

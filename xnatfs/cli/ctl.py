@@ -24,10 +24,10 @@ from xnatfs.common.sanitize import line
 
 if TYPE_CHECKING:
     from xnatfs.client import Xnat
-    from xnatfs.config import Config
-    from xnatfs.credentials import Credentials
     from xnatfs.models import Row
-    from xnatfs.sessions import SessionStore
+    from xnatfs.settings.config import Config
+    from xnatfs.settings.credentials import Credentials
+    from xnatfs.settings.session_store import SessionStore
     from xnatfs.site import Site
 
 # Who waits for an answer on a terminal gives up earlier than a mount: a refused or silent host is one line after this.
@@ -239,7 +239,7 @@ def run(arguments: argparse.Namespace) -> int:
     for key, value in DEFAULTS.items():
         if not hasattr(arguments, key):
             setattr(arguments, key, value)
-    from xnatfs.config import who_reads_along
+    from xnatfs.settings.config import who_reads_along
 
     environ = os.environ
     arguments.verbose = arguments.verbose or bool(environ.get("XNATCTL_DEBUG"))
@@ -274,7 +274,7 @@ def _tell_of_locks(arguments: argparse.Namespace) -> None:
 
 def _config(arguments: argparse.Namespace, environ: Mapping[str, str], command: Command) -> "Config":
     """The server; a command that needs none gets along without."""
-    from xnatfs.config import Config
+    from xnatfs.settings.config import Config
 
     if command.noun == "config" or command.verb == "completion":
         return Config("")

@@ -4,9 +4,9 @@ import os
 from collections.abc import Callable
 
 from xnatfs.common.errors import ConfigError
-from xnatfs.config import Config
-from xnatfs.credentials import Credentials, find_credentials, kept_credentials, wanted_user
-from xnatfs.sessions import SessionStore, is_session_id
+from xnatfs.settings.config import Config
+from xnatfs.settings.credentials import Credentials, find_credentials, kept_credentials, wanted_user
+from xnatfs.settings.session_store import SessionStore, is_session_id
 
 
 def session_store(config: Config, token: str, user: str = "") -> SessionStore:

@@ -16,9 +16,9 @@ from typing import Any
 from xnatfs.cli import logs
 from xnatfs.common.errors import ConfigError
 from xnatfs.common.urls import is_same_server
-from xnatfs.config import Config, Profile, cache_home, find_profile, normalised_url, select_profile
 from xnatfs.mountinfo import file_system
-from xnatfs.sessions import write_private
+from xnatfs.settings.config import Config, Profile, cache_home, find_profile, normalised_url, select_profile
+from xnatfs.settings.session_store import write_private
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
@@ -235,7 +235,7 @@ def server_config(arguments: argparse.Namespace, environ: Mapping[str, str]) -> 
 def default_output(environ: Mapping[str, str]) -> str:
     """What the profile file says, else a table."""
     from xnatfs.cli.output import FORMATS
-    from xnatfs.config import output_format, profiles_path
+    from xnatfs.settings.config import output_format, profiles_path
 
     said = output_format(profiles_path())
     return said if said in FORMATS else "table"

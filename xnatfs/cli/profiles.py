@@ -5,12 +5,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from xnatfs import profiles
 from xnatfs.cli import options
 from xnatfs.cli.ctl import Command, Context
 from xnatfs.cli.output import show_item, show_rows
 from xnatfs.common.errors import ConfigError
-from xnatfs.config import Profile, normalised_url, profiles_path, read_profiles, select_profile
+from xnatfs.settings import profile_file as profiles
+from xnatfs.settings.config import Profile, normalised_url, profiles_path, read_profiles, select_profile
 
 COLUMNS = {
     "profile": "Profile",

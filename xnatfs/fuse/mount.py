@@ -20,13 +20,13 @@ import trio
 
 from xnatfs import __version__
 from xnatfs.common.errors import MountpointError, Unreachable
-from xnatfs.config import Config
-from xnatfs.credentials import Credentials
 from xnatfs.fuse.mountpoint import check_fuse, check_mountpoint, clear_dead, one_at_a_time, registered
 from xnatfs.fuse.operations import Operations, OperationsWithXattrs, Ownership
 from xnatfs.fuse.state import log_state
 from xnatfs.mountinfo import mount_on
-from xnatfs.sessions import SessionStore
+from xnatfs.settings.config import Config
+from xnatfs.settings.credentials import Credentials
+from xnatfs.settings.session_store import SessionStore
 from xnatfs.site import Site, open_site
 from xnatfs.tree import Root
 

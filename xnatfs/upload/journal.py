@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from xnatfs.common.sanitize import loads
-from xnatfs.sessions import write_private
+from xnatfs.settings.session_store import write_private
 from xnatfs.upload.images import Image
 
 VERSION = 1

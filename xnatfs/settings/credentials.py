@@ -23,8 +23,8 @@ from urllib.parse import urlsplit
 from xnatfs.common.errors import ConfigError, LoginRequired
 from xnatfs.common.sanitize import loads
 from xnatfs.common.urls import is_same_server, server_key
-from xnatfs.config import Profile, config_home
-from xnatfs.sessions import write_private
+from xnatfs.settings.config import Profile, config_home
+from xnatfs.settings.session_store import write_private
 
 T = TypeVar("T")
 

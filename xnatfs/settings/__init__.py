@@ -1,0 +1,1 @@
+"""Settings of this user: configuration, credentials, profiles, stored sessions."""
