@@ -125,7 +125,7 @@ class Victim:
     def processes(self, *, workers: bool | None = None) -> list[int]:
         """Those that serve mounts of this home, and those that carry their big files."""
         found = daemons(self.home)
-        return [each for each in found if workers is None or workers == (b"xnatfs.worker" in cmdline(each))]
+        return [each for each in found if workers is None or workers == (b"xnatfs.download_worker" in cmdline(each))]
 
     def kill(self, *, workers: bool | None = None) -> int:
         """Kill them all, at once; how many there were."""

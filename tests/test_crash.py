@@ -179,7 +179,8 @@ def test_a_download_process_ends_with_its_daemon_while_it_connects():
             other.connect_ex(full.getsockname())
         ours, theirs = socket.socketpair()
         with theirs:
-            process = subprocess.Popen([sys.executable, "-P", "-m", "xnatfs.worker.process"], stdin=theirs.fileno())
+            command = [sys.executable, "-P", "-m", "xnatfs.download_worker.process"]
+            process = subprocess.Popen(command, stdin=theirs.fileno())
         host, port = full.getsockname()
         get = {"get": "/", "host": host, "port": port, "tls": None, "headers": [], "connect": 60.0, "read": 60.0}
         with ours:

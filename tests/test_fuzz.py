@@ -34,6 +34,7 @@ from xnatfs.common.errors import BadReply, ConfigError, XnatError
 from xnatfs.common.sanitize import loads, plain, size
 from xnatfs.demo.app import DemoXnat
 from xnatfs.demo.archive import Archive
+from xnatfs.download_worker.connection import Connection, Failed
 from xnatfs.models import (
     Assessor,
     Document,
@@ -62,7 +63,6 @@ from xnatfs.upload import images
 from xnatfs.upload import resource as upload_resource
 from xnatfs.upload import session as upload_session
 from xnatfs.upload.journal import Journal
-from xnatfs.worker.connection import Connection, Failed
 
 EXAMPLES = int(os.environ.get("XNATFS_FUZZ", "40"))
 fuzz = settings(

@@ -32,11 +32,11 @@ from xnatfs.demo.app import DemoXnat
 from xnatfs.demo.bodies import Body
 from xnatfs.demo.reply import Reply
 from xnatfs.demo.server import serve
+from xnatfs.download_worker.connection import STAGGER, _alternating, connect
 from xnatfs.metadata import MetadataCache, listing
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 from xnatfs.transport import CONNECT_TIMEOUT, Question
-from xnatfs.worker.connection import STAGGER, _alternating, connect
 
 PROXY_LOGIN = "proxy-user", "s3cret-of-the-proxy"
 
@@ -286,7 +286,7 @@ def test_an_address_that_swallows_costs_a_moment(monkeypatch):
 
 
 def test_an_address_that_refuses_costs_nothing(monkeypatch):
-    monkeypatch.setattr("xnatfs.worker.connection.STAGGER", 60.0)
+    monkeypatch.setattr("xnatfs.download_worker.connection.STAGGER", 60.0)
     with listening() as good:
         monkeypatch.setattr(socket, "getaddrinfo", addresses(("127.0.0.2", good[1]), ("255.255.255.255", 1), good))
         began = time.monotonic()

@@ -130,7 +130,7 @@ def test_files_and_directories_of_a_mount_are_private_whatever_the_umask(seen):
 @pytest.mark.fuse
 def test_no_process_has_a_secret_on_its_command_line_or_in_its_environment(seen):
     assert len(seen.lines) >= 2, seen.lines
-    assert any("xnatfs.worker" in line for line in seen.lines.values())
+    assert any("xnatfs.download_worker" in line for line in seen.lines.values())
     for secret in seen.secrets:
         assert not any(secret in text for text in [*seen.lines.values(), *seen.environments.values()])
 

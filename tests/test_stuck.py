@@ -15,11 +15,11 @@ from tests.test_content_fakes import BIG, MiB
 from tests.test_worker import OK, Act, Server, answering, children, descriptor, silent_after
 from xnatfs.client import Xnat, open_xnat
 from xnatfs.common.errors import BadReply, TimedOut, Unreachable
+from xnatfs.download_worker.connection import Connection
 from xnatfs.models import FileRow
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 from xnatfs.transport import Question
-from xnatfs.worker.connection import Connection
 
 TIMEOUT = 0.5
 # Far beyond that, and far below what a process may take that is waited for instead.
@@ -110,7 +110,7 @@ async def test_a_big_file_of_a_server_that_says_nothing(tmp_path):
 
 
 async def test_a_process_that_stands_still_in_the_middle_of_a_file(tmp_path, monkeypatch):
-    monkeypatch.setattr("xnatfs.worker.pool.STOP", 0.5)
+    monkeypatch.setattr("xnatfs.download_worker.pool.STOP", 0.5)
     go_on = trio.Event()
 
     async def halting(stream: trio.SocketStream, _: bytes) -> None:

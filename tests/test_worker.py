@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from tests.test_content_fakes import BIG, MiB, until
-from xnatfs.worker.pool import ProcessLost, Workers, Writable, open_workers
+from xnatfs.download_worker.pool import ProcessLost, Workers, Writable, open_workers
 
 TIMEOUT = httpx.Timeout(2.0)
 OK = b"HTTP/1.1 200 OK\r\nLast-Modified: Tue, 02 Jan 2024 03:04:05 GMT\r\nContent-Length: %d\r\n\r\n" % len(BIG)
@@ -134,7 +134,7 @@ def children() -> list[int]:
             parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue
-        if b"xnatfs.worker.process" in command and parent == os.getpid():
+        if b"xnatfs.download_worker.process" in command and parent == os.getpid():
             found.append(int(place.name))
     return found
 
@@ -321,7 +321,7 @@ async def test_processes_hold_no_secrets_and_end_with_the_daemon(tmp_path, monke
 
 
 async def test_idle_processes_end(tmp_path, monkeypatch):
-    monkeypatch.setattr("xnatfs.worker.pool.IDLE", 0.05)
+    monkeypatch.setattr("xnatfs.download_worker.pool.IDLE", 0.05)
     async with served(answering(OK, BIG)) as (_, client, _):
         async with got(client) as response:
             await written(response, tmp_path / "file")
@@ -421,7 +421,7 @@ async def test_without_descriptors_there_is_no_process(monkeypatch):
 
 
 async def test_an_idle_process_is_taken_while_another_one_ends(monkeypatch):
-    monkeypatch.setattr("xnatfs.worker.pool.IDLE", 0.1)
+    monkeypatch.setattr("xnatfs.download_worker.pool.IDLE", 0.1)
     taken, go_on = trio.Event(), trio.Event()
     async with served(answering(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx")) as (_, client, workers):
         async with got(client), got(client):

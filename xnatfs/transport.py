@@ -38,11 +38,11 @@ from xnatfs.common.errors import (
 from xnatfs.common.sanitize import loads
 from xnatfs.common.tasks import background
 from xnatfs.common.tls import tls_context
+from xnatfs.download_worker.pool import ProcessLost, Writable, open_workers, unacknowledged
 from xnatfs.patience import SLOWEST, Patience, Pauses
 from xnatfs.settings.config import Config, is_loopback
 from xnatfs.settings.credentials import Credentials
 from xnatfs.settings.session_store import SessionStore
-from xnatfs.worker.pool import ProcessLost, Writable, open_workers, unacknowledged
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -282,7 +282,7 @@ class Workers(httpx.AsyncBaseTransport):
             self._all.discard(process)
 
     async def _started(self) -> _Process:
-        command = [sys.executable, "-P", "-m", "xnatfs.worker.process"]
+        command = [sys.executable, "-P", "-m", "xnatfs.download_worker.process"]
         environment = {key: value for key, value in os.environ.items() if not key.startswith("XNAT_")}
         with contextlib.ExitStack() as unless_started:
             try:

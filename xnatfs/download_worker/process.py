@@ -1,4 +1,4 @@
-"""The process that carries big files, one at a time: `python -m xnatfs.worker.process`.
+"""The process that carries big files, one at a time: `python -m xnatfs.download_worker.process`.
 
 A gigabyte that comes through the daemon's own event loop keeps its interpreter busy for two seconds; here it is
 received and written into the cache file beside the daemon. Nothing is known here of XNAT: what a reply means is decided
@@ -32,8 +32,8 @@ from typing import Any
 import h11
 
 from xnatfs.common.errors import ConfigError
-from xnatfs.worker.connection import LINE, NO_PIPES, Connection, Failed, NoPipes, Stopped, readable
-from xnatfs.worker.splice import PIPE, Pipe
+from xnatfs.download_worker.connection import LINE, NO_PIPES, Connection, Failed, NoPipes, Stopped, readable
+from xnatfs.download_worker.splice import PIPE, Pipe
 
 # Received, and then written, at a time. Measured on loopback: 64 KiB cost half as much processor again.
 PIECE = PIPE

@@ -17,7 +17,7 @@ from typing import Any
 import h11
 
 from xnatfs.common.tls import tls_context
-from xnatfs.worker.splice import Pipe
+from xnatfs.download_worker.splice import Pipe
 
 # How a kernel, a sandbox or a file system says that it does not splice.
 NO_PIPES = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP})
