@@ -13,7 +13,9 @@ import trio.testing
 
 from tests.test_client import URL, Server
 from tests.wire import App, Wire
-from xnatfs.auth import (
+from xnatfs.client import open_xnat
+from xnatfs.common.errors import BadReply, LoginRequired, NotXnat, Unavailable
+from xnatfs.http.login import (
     CONFIRM_AFTER,
     LOGOUT_TIMEOUT,
     LONGEST_ANSWER,
@@ -23,8 +25,6 @@ from xnatfs.auth import (
     check_is_data,
     page_message,
 )
-from xnatfs.client import open_xnat
-from xnatfs.common.errors import BadReply, LoginRequired, NotXnat, Unavailable
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 from xnatfs.settings.session_store import IDLE, SessionStore

@@ -10,9 +10,9 @@ import trio.testing
 
 from tests.test_client import table
 from tests.test_deadlines import TIMEOUT, Dripping, Site, connected, fails, read, silent
-from xnatfs.breaker import FIRST_PAUSE, LONGEST_PAUSE, OFTEN, QUIET_FOR
 from xnatfs.common.errors import NoRoute, TimedOut, Unavailable, Unreachable, XnatError
-from xnatfs.transport import SMALLEST
+from xnatfs.http.circuit_breaker import FIRST_PAUSE, LONGEST_PAUSE, OFTEN, QUIET_FOR
+from xnatfs.http.transport import SMALLEST
 
 # From a server that is back to one that is used again, at most.
 BACK = 5.0

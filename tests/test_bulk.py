@@ -16,11 +16,11 @@ from tests.scripted import Scripted, opened, resource
 from tests.test_content_fakes import until
 from xnatfs.bulk import IDLE, PATIENCE
 from xnatfs.content import Source
+from xnatfs.http.transport import DOWNLOADS
 from xnatfs.keys import ChildrenKey, FilesKey, FoldersKey
 from xnatfs.models import FileRow
 from xnatfs.series import FLOOR, SHARE, Groups
 from xnatfs.site import Site
-from xnatfs.transport import DOWNLOADS
 from xnatfs.tree import Root
 from xnatfs.tree.node import Dir, File, Node
 

@@ -13,11 +13,11 @@ import trio.testing
 from tests.wire import Wire
 from xnatfs.client import Xnat, has_url, open_xnat
 from xnatfs.common.errors import BadReply, Denied, LoginRequired, NotFound, NotXnat, Stale, Unreachable
-from xnatfs.downloads import REFUSALS, WITHOUT_RANGES
+from xnatfs.http.resumable_download import REFUSALS, WITHOUT_RANGES
+from xnatfs.http.transport import LOSSES
 from xnatfs.models import FileRow
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
-from xnatfs.transport import LOSSES
 
 URL = "https://xnat.example.org/site"
 FILE = FileRow("34", "a b/c#1.dcm", None, "", "", "", 0)

@@ -14,6 +14,7 @@ from tests.test_client import CONTENT, FILE, ITEM, MODIFIED, URL, Pieces, Server
 from tests.wire import Wire
 from xnatfs.client import BIG, LONG, LONG_DOWNLOADS, PIECE, Xnat, open_xnat
 from xnatfs.common.errors import BadReply, LoginRequired, NotFound, Uncertain, Unreachable
+from xnatfs.http.transport import DOWNLOADS, TRIES
 from xnatfs.models import (
     SCAN_COLUMNS,
     SCAN_LABEL,
@@ -29,7 +30,6 @@ from xnatfs.models import (
 )
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
-from xnatfs.transport import DOWNLOADS, TRIES
 
 Rows = list[dict[str, str]]
 

@@ -14,11 +14,11 @@ from tests.wire import Wire
 from xnatfs.client import Xnat, open_xnat
 from xnatfs.common.errors import BadReply, NoRoute, TimedOut, Unavailable, Unreachable, XnatError
 from xnatfs.fuse.operations import errno_of
+from xnatfs.http.retry import SLOWEST, Patience
+from xnatfs.http.transport import TRIES
 from xnatfs.models import FileRow
-from xnatfs.patience import SLOWEST, Patience
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
-from xnatfs.transport import TRIES
 
 TIMEOUT = 30.0
 LOGIN = "/data/JSESSION"
@@ -251,7 +251,7 @@ async def test_a_list_that_does_not_end(autojump_clock, monkeypatch):
 
 
 async def test_a_document_that_does_not_end(autojump_clock, monkeypatch):
-    monkeypatch.setattr("xnatfs.transport.LARGEST_DOCUMENT", 100_000)
+    monkeypatch.setattr("xnatfs.http.transport.LARGEST_DOCUMENT", 100_000)
     async with connected(Site(dripping([b"x" * 10_000] * 100, 0.0))) as xnat:
         with pytest.raises(BadReply, match="does not end"):
             await xnat.document("projects", "P")

@@ -26,7 +26,6 @@ from hypothesis import strategies as st
 
 from tests.wire import Wire
 from xnatfs import kept, listings, prearchive, transfer
-from xnatfs.auth import page_message
 from xnatfs.catalogue import Catalogues
 from xnatfs.cli import output
 from xnatfs.client import Xnat, open_xnat
@@ -35,6 +34,8 @@ from xnatfs.common.sanitize import loads, plain, size
 from xnatfs.demo.app import DemoXnat
 from xnatfs.demo.archive import Archive
 from xnatfs.download_worker.connection import Connection, Failed
+from xnatfs.http.login import page_message
+from xnatfs.http.transport import Answer
 from xnatfs.models import (
     Assessor,
     Document,
@@ -56,7 +57,6 @@ from xnatfs.settings import session_store as sessions
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 from xnatfs.table import Table
-from xnatfs.transport import Answer
 from xnatfs.tree.names import DEEPEST, encode, split
 from xnatfs.untar import members
 from xnatfs.upload import images

@@ -26,12 +26,13 @@ from tests.commanding import SESSION, shell
 from tests.hostile import TOKEN, Hostile, answer, endless, hostile, listing, ok
 from tests.mounting import SCRIPTS, environment, run
 from tests.scripted import Scripted, opened, resource, session, subject
-from xnatfs import client, transfer, transport
-from xnatfs.auth import page_message
+from xnatfs import client, transfer
 from xnatfs.cli.progress import Silent
 from xnatfs.client import Xnat, open_xnat
 from xnatfs.common.errors import BadReply, ConfigError, LoginRequired, NotFound, Unreachable, XnatError
 from xnatfs.fuse.operations import Operations, Ownership
+from xnatfs.http import transport
+from xnatfs.http.login import page_message
 from xnatfs.manifest import FOLDER, Owner
 from xnatfs.models import natural
 from xnatfs.settings.config import Config

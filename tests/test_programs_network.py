@@ -33,10 +33,10 @@ from xnatfs.demo.bodies import Body
 from xnatfs.demo.reply import Reply
 from xnatfs.demo.server import serve
 from xnatfs.download_worker.connection import STAGGER, _alternating, connect
+from xnatfs.http.transport import CONNECT_TIMEOUT, Question
 from xnatfs.metadata import MetadataCache, listing
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
-from xnatfs.transport import CONNECT_TIMEOUT, Question
 
 PROXY_LOGIN = "proxy-user", "s3cret-of-the-proxy"
 

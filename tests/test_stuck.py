@@ -16,10 +16,10 @@ from tests.test_worker import OK, Act, Server, answering, children, descriptor, 
 from xnatfs.client import Xnat, open_xnat
 from xnatfs.common.errors import BadReply, TimedOut, Unreachable
 from xnatfs.download_worker.connection import Connection
+from xnatfs.http.transport import Question
 from xnatfs.models import FileRow
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
-from xnatfs.transport import Question
 
 TIMEOUT = 0.5
 # Far beyond that, and far below what a process may take that is waited for instead.
@@ -130,7 +130,7 @@ async def test_a_process_that_stands_still_in_the_middle_of_a_file(tmp_path, mon
 
 
 async def test_a_process_that_stood_still_before_it_was_asked(tmp_path, monkeypatch):
-    monkeypatch.setattr("xnatfs.transport.PROCESS", 1.0)
+    monkeypatch.setattr("xnatfs.http.transport.PROCESS", 1.0)
     async with connected(answering(OK, BIG)) as (_, xnat):
         await write(xnat, tmp_path / "first")
         os.kill(children()[0], signal.SIGSTOP)

@@ -1,4 +1,4 @@
-"""Xnat: one method per REST resource; with `transport.py` below it, all that speaks XNAT's HTTP.
+"""Xnat: one method per REST resource; with `http/transport.py` below it, all that speaks XNAT's HTTP.
 
 Rules that keep it right on a real server: ask with `Accept: */*` and `format=json` and look at the envelope of what
 comes; address by accession ID and numeric resource ID, never by label.
@@ -16,7 +16,16 @@ import trio
 
 from xnatfs.catalogue import Catalogue, Catalogues
 from xnatfs.common.errors import BadReply, NotFound, first_error
-from xnatfs.downloads import Download, Downloads, Head, content_length, is_framed, last_modified, strong_validator
+from xnatfs.http.resumable_download import (
+    Download,
+    Downloads,
+    Head,
+    content_length,
+    is_framed,
+    last_modified,
+    strong_validator,
+)
+from xnatfs.http.transport import DOWNLOADS, Answer, Body, Transport, open_transport
 from xnatfs.models import (
     SCAN_COLUMNS,
     SCAN_LABEL,
@@ -37,7 +46,6 @@ from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 from xnatfs.settings.session_store import SessionStore
 from xnatfs.table import MOST_BYTES, MOST_ROWS, Cells, NotAList, Table
-from xnatfs.transport import DOWNLOADS, Answer, Body, Transport, open_transport
 
 log = logging.getLogger(__name__)
 

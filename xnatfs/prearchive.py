@@ -15,8 +15,8 @@ import trio
 from xnatfs.client import Xnat
 from xnatfs.common.errors import BadReply, Conflict, Denied, LoginRequired, NotFound, Uncertain, Unreachable, XnatError
 from xnatfs.common.sanitize import loads
+from xnatfs.http.transport import Answer
 from xnatfs.models import PrearchiveSession
-from xnatfs.transport import Answer
 
 log = logging.getLogger(__name__)
 

@@ -31,10 +31,13 @@ GROUPS = {
         ),
     ),
     "client": (["xnatfs/client.py"], ["tests/test_client.py", "tests/test_client_requests.py"]),
-    "auth": (["xnatfs/auth.py"], ["tests/test_auth.py", "tests/test_client.py"]),
+    "auth": (["xnatfs/http/login.py"], ["tests/test_auth.py", "tests/test_client.py"]),
     # What the client has below it.
     "transport": (
-        [f"xnatfs/{name}.py" for name in ("transport", "downloads", "patience", "breaker", "network")],
+        [
+            f"xnatfs/http/{name}.py"
+            for name in ("transport", "resumable_download", "retry", "circuit_breaker", "failures")
+        ],
         [f"tests/test_{name}.py" for name in ("client", "client_requests", "deadlines", "breaker")],
     ),
 }

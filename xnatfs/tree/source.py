@@ -20,7 +20,7 @@ from xnatfs.client import Xnat
 from xnatfs.common.errors import BadReply, Denied, NotFound, XnatError
 from xnatfs.common.sanitize import decoded
 from xnatfs.content import Body, Head
-from xnatfs.downloads import Download
+from xnatfs.http.resumable_download import Download
 from xnatfs.keys import Item, ResourcesKey, ScansKey
 from xnatfs.metadata import Listing
 from xnatfs.models import FileRow

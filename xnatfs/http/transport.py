@@ -1,7 +1,7 @@
 """Transport: requests that are safe to repeat, sent until a server that knows us has answered.
 
 Below `client.py`, which knows what to ask. Here is all that holds for any request: the session, the retries, what a
-status means, how much may be in flight, whom to trust. httpx's errors become ours here (by `network.py`) and nowhere
+status means, how much may be in flight, whom to trust. httpx's errors become ours here (by `http/failures.py`) and nowhere
 else.
 """
 
@@ -20,9 +20,7 @@ import httpcore
 import httpx
 import trio
 
-from xnatfs import __version__, network
-from xnatfs.auth import Expects, Login, asks_to_wait, check_is_data, page_message, status_line
-from xnatfs.breaker import Breaker
+from xnatfs import __version__
 from xnatfs.common.clock import Sleeps
 from xnatfs.common.errors import (
     BadReply,
@@ -39,7 +37,10 @@ from xnatfs.common.sanitize import loads
 from xnatfs.common.tasks import background
 from xnatfs.common.tls import tls_context
 from xnatfs.download_worker.pool import ProcessLost, Writable, open_workers, unacknowledged
-from xnatfs.patience import SLOWEST, Patience, Pauses
+from xnatfs.http import failures as network
+from xnatfs.http.circuit_breaker import Breaker
+from xnatfs.http.login import Expects, Login, asks_to_wait, check_is_data, page_message, status_line
+from xnatfs.http.retry import SLOWEST, Patience, Pauses
 from xnatfs.settings.config import Config, is_loopback
 from xnatfs.settings.credentials import Credentials
 from xnatfs.settings.session_store import SessionStore

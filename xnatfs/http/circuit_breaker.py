@@ -17,7 +17,7 @@ from copy import copy
 import trio
 
 from xnatfs.common.errors import Unreachable
-from xnatfs.patience import jitter
+from xnatfs.http.retry import jitter
 
 log = logging.getLogger(__name__)
 

@@ -22,8 +22,8 @@ import trio
 
 from xnatfs.common.errors import BadReply, Stale, Unreachable
 from xnatfs.common.sanitize import size as size_of
-from xnatfs.patience import FIRST_PAUSE, SLOWEST, Patience, jitter
-from xnatfs.transport import Question, Transport
+from xnatfs.http.retry import FIRST_PAUSE, SLOWEST, Patience, jitter
+from xnatfs.http.transport import Question, Transport
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Any request to the server: login, retries, circuit breaker, resumable downloads."""
