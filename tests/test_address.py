@@ -2,9 +2,9 @@
 
 import pytest
 
-from xnatfs.address import Address, Route, base, with_digits
-from xnatfs.catalogue import Catalogue
-from xnatfs.models import Resource
+from xnatfs.rest.address import Address, Route, base, with_digits
+from xnatfs.rest.file_table import Catalogue
+from xnatfs.rest.models import Resource
 
 ITEM = ("experiments", "E")
 NAME = (Route.NAME,)

@@ -13,7 +13,6 @@ import trio.testing
 
 from tests.test_client import URL, Server
 from tests.wire import App, Wire
-from xnatfs.client import open_xnat
 from xnatfs.common.errors import BadReply, LoginRequired, NotXnat, Unavailable
 from xnatfs.http.login import (
     CONFIRM_AFTER,
@@ -25,6 +24,7 @@ from xnatfs.http.login import (
     check_is_data,
     page_message,
 )
+from xnatfs.rest.client import open_xnat
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 from xnatfs.settings.session_store import IDLE, SessionStore

@@ -14,12 +14,12 @@ from tests.demos import Demo, serving
 from tests.test_content_fakes import BIG, MiB
 from tests.test_network import made_certificate
 from tests.test_worker import Server, children
-from xnatfs.address import Address
 from xnatfs.bulk import version
-from xnatfs.client import open_xnat
 from xnatfs.common.errors import Unreachable
 from xnatfs.content import open_cache
-from xnatfs.models import FileRow
+from xnatfs.rest.address import Address
+from xnatfs.rest.client import open_xnat
+from xnatfs.rest.models import FileRow
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 from xnatfs.site import Site, open_site

@@ -18,7 +18,7 @@ from xnatfs.bulk import IDLE, PATIENCE
 from xnatfs.content import Source
 from xnatfs.http.transport import DOWNLOADS
 from xnatfs.keys import ChildrenKey, FilesKey, FoldersKey
-from xnatfs.models import FileRow
+from xnatfs.rest.models import FileRow
 from xnatfs.series import FLOOR, SHARE, Groups
 from xnatfs.site import Site
 from xnatfs.tree import Root

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from xnatfs.catalogue import Catalogues
 from xnatfs.common.errors import BadReply
-from xnatfs.models import Row, file_rows
+from xnatfs.rest.file_table import Catalogues
+from xnatfs.rest.models import Row, file_rows
 
 MD5 = "0123456789abcdef" * 2
 KEYS = ("cat_ID", "URI", "Size", "digest", "file_format", "file_content", "collection")

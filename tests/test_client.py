@@ -11,11 +11,11 @@ import trio
 import trio.testing
 
 from tests.wire import Wire
-from xnatfs.client import Xnat, has_url, open_xnat
 from xnatfs.common.errors import BadReply, Denied, LoginRequired, NotFound, NotXnat, Stale, Unreachable
 from xnatfs.http.resumable_download import REFUSALS, WITHOUT_RANGES
 from xnatfs.http.transport import LOSSES
-from xnatfs.models import FileRow
+from xnatfs.rest.client import Xnat, has_url, open_xnat
+from xnatfs.rest.models import FileRow
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 

@@ -12,10 +12,10 @@ import trio.testing
 
 from tests.test_client import CONTENT, FILE, ITEM, MODIFIED, URL, Pieces, Server, always, connected, table
 from tests.wire import Wire
-from xnatfs.client import BIG, LONG, LONG_DOWNLOADS, PIECE, Xnat, open_xnat
 from xnatfs.common.errors import BadReply, LoginRequired, NotFound, Uncertain, Unreachable
 from xnatfs.http.transport import DOWNLOADS, TRIES
-from xnatfs.models import (
+from xnatfs.rest.client import BIG, LONG, LONG_DOWNLOADS, PIECE, Xnat, open_xnat
+from xnatfs.rest.models import (
     SCAN_COLUMNS,
     SCAN_LABEL,
     Assessor,
@@ -428,8 +428,8 @@ async def test_what_is_nested_without_end_is_a_bad_reply():
 @pytest.mark.parametrize("count", [3, 4, 5, 6])
 async def test_a_list_may_be_so_long_and_no_longer(monkeypatch, count):
     """One of files longer than others."""
-    monkeypatch.setattr("xnatfs.client.LISTED", (10_000, 3))
-    monkeypatch.setattr("xnatfs.client.FILES", (10_000, 5))
+    monkeypatch.setattr("xnatfs.rest.client.LISTED", (10_000, 3))
+    monkeypatch.setattr("xnatfs.rest.client.FILES", (10_000, 5))
     rows = [{"ID": "P", "URI": f"/x/resources/7/files/{number}", "cat_ID": "7"} for number in range(count)]
     async with connected(Server(always(lambda: table(rows)))) as xnat:
         if count > 3:

@@ -11,12 +11,12 @@ import trio
 
 from tests.test_client import FILE, ITEM, table
 from tests.wire import Wire
-from xnatfs.client import Xnat, open_xnat
 from xnatfs.common.errors import BadReply, NoRoute, TimedOut, Unavailable, Unreachable, XnatError
 from xnatfs.fuse.operations import errno_of
 from xnatfs.http.retry import SLOWEST, Patience
 from xnatfs.http.transport import TRIES
-from xnatfs.models import FileRow
+from xnatfs.rest.client import Xnat, open_xnat
+from xnatfs.rest.models import FileRow
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 
@@ -243,7 +243,7 @@ async def test_who_does_not_take_what_has_come_is_not_held_against_the_server(au
 
 
 async def test_a_list_that_does_not_end(autojump_clock, monkeypatch):
-    monkeypatch.setattr("xnatfs.client.LISTED", (100_000, 1_000_000))
+    monkeypatch.setattr("xnatfs.rest.client.LISTED", (100_000, 1_000_000))
     row = b'{"ID": "P"}, ' * 100
     async with connected(Site(dripping([b'{"ResultSet": {"Result": [', *[row] * 1000], 0.0))) as xnat:
         with pytest.raises(BadReply, match="too much"):

@@ -92,8 +92,8 @@ def secure(demo: tuple[DemoXnat, str], certificates: tuple[Certificate, Certific
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is looked at every second, and waited for longer than a test."""
-    monkeypatch.setattr("xnatfs.prearchive.FIRST_LOOK", 0.05)
-    monkeypatch.setattr("xnatfs.prearchive.APPEARS_WITHIN", 1.0)
+    monkeypatch.setattr("xnatfs.rest.prearchive.FIRST_LOOK", 0.05)
+    monkeypatch.setattr("xnatfs.rest.prearchive.APPEARS_WITHIN", 1.0)
     monkeypatch.setattr("xnatfs.bulk.PATIENCE", 0.8)
 
 

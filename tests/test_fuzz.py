@@ -25,10 +25,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.wire import Wire
-from xnatfs import kept, listings, prearchive, transfer
-from xnatfs.catalogue import Catalogues
+from xnatfs import kept, listings, transfer
 from xnatfs.cli import output
-from xnatfs.client import Xnat, open_xnat
 from xnatfs.common.errors import BadReply, ConfigError, XnatError
 from xnatfs.common.sanitize import loads, plain, size
 from xnatfs.demo.app import DemoXnat
@@ -36,7 +34,11 @@ from xnatfs.demo.archive import Archive
 from xnatfs.download_worker.connection import Connection, Failed
 from xnatfs.http.login import page_message
 from xnatfs.http.transport import Answer
-from xnatfs.models import (
+from xnatfs.rest import prearchive
+from xnatfs.rest.client import Xnat, open_xnat
+from xnatfs.rest.file_table import Catalogues
+from xnatfs.rest.json_rows import Table
+from xnatfs.rest.models import (
     Assessor,
     Document,
     Experiment,
@@ -56,7 +58,6 @@ from xnatfs.settings import profile_file as profiles
 from xnatfs.settings import session_store as sessions
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
-from xnatfs.table import Table
 from xnatfs.tree.names import DEEPEST, encode, split
 from xnatfs.untar import members
 from xnatfs.upload import images

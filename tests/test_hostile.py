@@ -26,18 +26,19 @@ from tests.commanding import SESSION, shell
 from tests.hostile import TOKEN, Hostile, answer, endless, hostile, listing, ok
 from tests.mounting import SCRIPTS, environment, run
 from tests.scripted import Scripted, opened, resource, session, subject
-from xnatfs import client, transfer
+from xnatfs import transfer
 from xnatfs.cli.progress import Silent
-from xnatfs.client import Xnat, open_xnat
 from xnatfs.common.errors import BadReply, ConfigError, LoginRequired, NotFound, Unreachable, XnatError
 from xnatfs.fuse.operations import Operations, Ownership
 from xnatfs.http import transport
 from xnatfs.http.login import page_message
 from xnatfs.manifest import FOLDER, Owner
-from xnatfs.models import natural
+from xnatfs.rest import client
+from xnatfs.rest.client import Xnat, open_xnat
+from xnatfs.rest.json_rows import LONGEST_ROW, Table
+from xnatfs.rest.models import natural
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
-from xnatfs.table import LONGEST_ROW, Table
 from xnatfs.tree import Root, folders, names
 from xnatfs.tree.node import Dir, File, Link, Node
 from xnatfs.untar import members
@@ -359,7 +360,7 @@ def test_an_exception_is_one_line_that_nothing_obeys():
 
 SCRIPT = """
 import resource, sys, trio
-from xnatfs.client import open_xnat
+from xnatfs.rest.client import open_xnat
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 
@@ -427,8 +428,8 @@ def test_a_hundred_megabytes_of_files_take_less_memory_than_that():
 )
 async def test_a_list_without_end_is_an_error(server, monkeypatch, first, again, why):
     monkeypatch.setattr(client, "LISTED", (2**23, 20_000))
-    monkeypatch.setattr("xnatfs.table.LONGEST_ROW", 2**18)
-    monkeypatch.setattr("xnatfs.table.LONGEST_WHOLE", 2**20)
+    monkeypatch.setattr("xnatfs.rest.json_rows.LONGEST_ROW", 2**18)
+    monkeypatch.setattr("xnatfs.rest.json_rows.LONGEST_WHOLE", 2**20)
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n"
     server.says["GET /data/projects"] = endless(head + first, again * 10_000)
     with pytest.raises(BadReply, match=why):
@@ -597,7 +598,7 @@ async def test_a_session_of_many_assessors_takes_no_longer_than_many_sessions(se
 
 
 async def test_too_many_resources_in_one_list_are_an_error(server, monkeypatch):
-    monkeypatch.setattr("xnatfs.catalogue.MOST_RESOURCES", 100)
+    monkeypatch.setattr("xnatfs.rest.file_table.MOST_RESOURCES", 100)
     server.says["GET /data/"] = ok(listing(f'{{"cat_ID":"{n}","URI":"/resources/{n}/files/a"}}' for n in range(200)))
     with pytest.raises(BadReply, match="more than 100 resources"):
         await asking(server, lambda xnat: xnat.files(("experiments", "E"), below=True))
@@ -723,7 +724,7 @@ async def test_no_redirect_is_followed_whatever_is_asked(server, status):
 
 
 async def fetched(xnat: Xnat, size: int) -> bytes:
-    from xnatfs.models import FileRow
+    from xnatfs.rest.models import FileRow
 
     row = FileRow("7", "f", size, "", "", "", 0)
     async with xnat.download(("experiments", "E"), row) as download:
@@ -838,7 +839,7 @@ async def test_a_date_of_a_file_is_one_or_nothing(server):
     for date in ("Tue, 02 J\xe4n 2024", "x" * 5000, "\x01"):
         server.says["GET /data/experiments"] = ok(b"content", "application/dicom", f"Last-Modified: {date}")
         async with open_xnat(Config(server.url, timeout=1.0), Credentials("u", PASSWORD)) as xnat:
-            from xnatfs.models import FileRow
+            from xnatfs.rest.models import FileRow
 
             row = FileRow("7", "f", 7, "", "", "", 0)
             try:

@@ -19,7 +19,7 @@ from xnatfs.common.errors import NotFound
 from xnatfs.demo.app import DemoXnat
 from xnatfs.kept import MOST_ROWS, OLDEST, Kept
 from xnatfs.keys import ExperimentsKey, ListKey, ProjectsKey, ResourcesKey, ScansKey
-from xnatfs.models import Experiment, Project, Resource, Scan
+from xnatfs.rest.models import Experiment, Project, Resource, Scan
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 from xnatfs.site import KEPT_FOR, Site, open_site

@@ -28,8 +28,8 @@ from xnatfs.content import open_cache
 from xnatfs.fuse.mountpoint import one_at_a_time
 from xnatfs.kept import Kept
 from xnatfs.keys import ProjectsKey
-from xnatfs.models import Project
 from xnatfs.mountinfo import file_system
+from xnatfs.rest.models import Project
 from xnatfs.settings.config import Config, server_directory
 from xnatfs.settings.profile_file import add_profile
 from xnatfs.settings.session_store import SessionStore

@@ -3,7 +3,7 @@
 import pytest
 
 from xnatfs.common.errors import BadReply
-from xnatfs.models import Experiment, Resource, Row, Scan, file_path, file_rows, parse_time
+from xnatfs.rest.models import Experiment, Resource, Row, Scan, file_path, file_rows, parse_time
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ import pytest
 
 from tests.demos import Demo, serving
 from tests.mounting import SCRIPTS, end, environment, mounted_file_system, mounting, run
-from xnatfs.client import open_xnat
 from xnatfs.demo.reply import Reply
+from xnatfs.rest.client import open_xnat
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 

@@ -25,7 +25,6 @@ from tests.commanding import LABEL, OWNER, PASSWORD, page_archive
 from tests.demos import serving
 from tests.mounting import SCRIPTS, end, environment, mounting, run
 from tests.test_worker import children
-from xnatfs.client import open_xnat
 from xnatfs.common.clock import Sleeps, now
 from xnatfs.common.errors import ConfigError, NoRoute
 from xnatfs.demo.app import DemoXnat
@@ -35,6 +34,7 @@ from xnatfs.demo.server import serve
 from xnatfs.download_worker.connection import STAGGER, _alternating, connect
 from xnatfs.http.transport import CONNECT_TIMEOUT, Question
 from xnatfs.metadata import MetadataCache, listing
+from xnatfs.rest.client import open_xnat
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 

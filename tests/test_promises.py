@@ -29,7 +29,7 @@ from tests.world import CHANGES, ORDERS, tell
 from xnatfs import bulk
 from xnatfs.content import Blob, Version
 from xnatfs.http import resumable_download as downloads
-from xnatfs.models import FileRow
+from xnatfs.rest.models import FileRow
 from xnatfs.tree import folders
 
 Step = tuple[str, dict[str, Any]]

@@ -23,13 +23,13 @@ import pytest
 
 from tests import recordings
 from tests.recordings import Recording, answer, key, response
-from xnatfs import prearchive
-from xnatfs.client import Xnat, open_xnat
 from xnatfs.common.errors import BadReply, Conflict, Denied, LoginRequired, NotFound, Stale, Unreachable, XnatError
 from xnatfs.demo.app import DemoXnat
 from xnatfs.demo.archive import Archive, Experiment, Reconstruction, Resource, Scan, User
 from xnatfs.demo.releases import XNAT_1_6
-from xnatfs.models import FileRow, PrearchiveSession, Row
+from xnatfs.rest import prearchive
+from xnatfs.rest.client import Xnat, open_xnat
+from xnatfs.rest.models import FileRow, PrearchiveSession, Row
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 from xnatfs.untar import members

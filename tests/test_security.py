@@ -24,13 +24,13 @@ from tests.mounting import SCRIPTS, daemons, end, environment, mounted_file_syst
 from xnatfs.cli import logs
 from xnatfs.cli.ctl import Context
 from xnatfs.cli.logins import session_store
-from xnatfs.client import open_xnat
 from xnatfs.common.errors import CacheError, ConfigError, NotXnat, Unreachable
 from xnatfs.content.shelf import open_shelf
 from xnatfs.demo.app import DemoXnat
 from xnatfs.demo.archive import Archive, User
 from xnatfs.demo.server import serve
 from xnatfs.listings import Listings
+from xnatfs.rest.client import open_xnat
 from xnatfs.settings.config import Config, Profile, normalised_url, who_reads_along
 from xnatfs.settings.credentials import Credentials, for_children, forget_secrets
 from xnatfs.settings.session_store import Session, SessionStore, write_private

@@ -13,11 +13,11 @@ import trio
 from tests.test_client import ITEM
 from tests.test_content_fakes import BIG, MiB
 from tests.test_worker import OK, Act, Server, answering, children, descriptor, silent_after
-from xnatfs.client import Xnat, open_xnat
 from xnatfs.common.errors import BadReply, TimedOut, Unreachable
 from xnatfs.download_worker.connection import Connection
 from xnatfs.http.transport import Question
-from xnatfs.models import FileRow
+from xnatfs.rest.client import Xnat, open_xnat
+from xnatfs.rest.models import FileRow
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 
@@ -87,7 +87,7 @@ async def test_a_list_that_drips():
 
 
 async def test_a_list_that_does_not_end(monkeypatch):
-    monkeypatch.setattr("xnatfs.client.LISTED", (10_000, 1_000_000))
+    monkeypatch.setattr("xnatfs.rest.client.LISTED", (10_000, 1_000_000))
 
     async def endless(stream: trio.SocketStream, _: bytes) -> None:
         await stream.send_all(HEAD + chunk(b'{"ResultSet": {"Result": ['))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from xnatfs.table import NotAList, Table
+from xnatfs.rest.json_rows import NotAList, Table
 
 ROWS = [
     {"ID": "1", "label": 'quo"te\\s, [brackets], {braces} and "},{"'},

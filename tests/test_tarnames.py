@@ -5,7 +5,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xnatfs.models import FileRow
+from xnatfs.rest.models import FileRow
 from xnatfs.tarnames import TarNames, spellings
 from xnatfs.untar import Member, _Stream
 

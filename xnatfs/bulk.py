@@ -20,11 +20,11 @@ from typing import Protocol
 
 import trio
 
-from xnatfs.client import Xnat
 from xnatfs.common.errors import XnatError
 from xnatfs.common.tasks import background
 from xnatfs.content import ContentCache, Source, Version
-from xnatfs.models import FileRow
+from xnatfs.rest.client import Xnat
+from xnatfs.rest.models import FileRow
 from xnatfs.series import FEWEST, LARGEST, Groups, Session, Walk
 from xnatfs.tarnames import TarNames
 from xnatfs.untar import members

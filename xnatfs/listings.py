@@ -12,7 +12,7 @@ from typing import Any
 
 from xnatfs.common.sanitize import is_text, loads, plain
 from xnatfs.common.urls import server_key
-from xnatfs.models import Row
+from xnatfs.rest.models import Row
 from xnatfs.settings.config import cache_home
 from xnatfs.settings.session_store import write_private
 

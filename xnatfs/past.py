@@ -13,13 +13,13 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import replace
 from typing import Any
 
-from xnatfs.catalogue import Catalogues
 from xnatfs.common.clock import now
 from xnatfs.common.errors import XnatError
 from xnatfs.kept import OLDEST, Kept
 from xnatfs.keys import ExperimentsKey, ListKey, ProjectsKey, SubjectsKey, keys_below
 from xnatfs.metadata import Listing, MetadataCache, listing
-from xnatfs.models import FileRow
+from xnatfs.rest.file_table import Catalogues
+from xnatfs.rest.models import FileRow
 
 log = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from itertools import accumulate
 
 import trio
 
-from xnatfs.catalogue import Catalogue, paths_of
 from xnatfs.common.sanitize import decoded
-from xnatfs.models import FileRow
+from xnatfs.rest.file_table import Catalogue, paths_of
+from xnatfs.rest.models import FileRow
 
 # The largest file that is fetched ahead: a member of a tar is held in memory until it is whole.
 LARGEST = 2 * 2**20

@@ -18,10 +18,7 @@ import httpx
 import trio
 
 from xnatfs.access import Access
-from xnatfs.address import base
 from xnatfs.bulk import Bulk, open_bulk
-from xnatfs.catalogue import Catalogue, Catalogues
-from xnatfs.client import Xnat, open_xnat
 from xnatfs.common.clock import now
 from xnatfs.common.errors import BadReply, Denied, LoginRequired, NotFound, Unreachable, first_error
 from xnatfs.common.tasks import background, unattended
@@ -43,8 +40,11 @@ from xnatfs.keys import (
     SubjectsKey,
 )
 from xnatfs.metadata import Listing, MetadataCache, listing
-from xnatfs.models import Accession, Assessor, Experiment, FileRow, Project, Resource, Scan, Subject
 from xnatfs.past import Past
+from xnatfs.rest.address import base
+from xnatfs.rest.client import Xnat, open_xnat
+from xnatfs.rest.file_table import Catalogue, Catalogues
+from xnatfs.rest.models import Accession, Assessor, Experiment, FileRow, Project, Resource, Scan, Subject
 from xnatfs.settings.config import Config, server_directory
 from xnatfs.settings.credentials import Credentials
 from xnatfs.settings.session_store import SessionStore

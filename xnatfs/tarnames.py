@@ -11,8 +11,8 @@ from xml.sax.saxutils import escape
 
 import trio
 
-from xnatfs.catalogue import paths_of
-from xnatfs.models import FileRow
+from xnatfs.rest.file_table import paths_of
+from xnatfs.rest.models import FileRow
 from xnatfs.untar import Member
 
 # Names that are looked at between two turns of others: a millisecond.

@@ -38,7 +38,7 @@ from xnatfs.common.errors import (
 )
 from xnatfs.content import Blob
 from xnatfs.manifest import Manifest, Owner, Written
-from xnatfs.models import Experiment, Row
+from xnatfs.rest.models import Experiment, Row
 from xnatfs.site import Site
 from xnatfs.tree.node import Dir, File, Node, StaticDir, measure
 from xnatfs.tree.resources import ResourceDir

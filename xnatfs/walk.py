@@ -26,8 +26,6 @@ from urllib.parse import quote
 
 import trio
 
-from xnatfs.catalogue import Catalogue, Catalogues
-from xnatfs.client import Xnat
 from xnatfs.common.clock import now
 from xnatfs.common.errors import BadReply, Denied, NotFound, Unreachable, XnatError, first_error
 from xnatfs.keys import (
@@ -44,7 +42,9 @@ from xnatfs.keys import (
 )
 from xnatfs.many import TOO_SLOW, Many
 from xnatfs.metadata import Expiring, Listing, MetadataCache, listing
-from xnatfs.models import Assessor, Experiment, JoinedScans, Resource, Subject, natural
+from xnatfs.rest.client import Xnat
+from xnatfs.rest.file_table import Catalogue, Catalogues
+from xnatfs.rest.models import Assessor, Experiment, JoinedScans, Resource, Subject, natural
 
 log = logging.getLogger(__name__)
 

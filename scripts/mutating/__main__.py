@@ -30,7 +30,7 @@ GROUPS = {
             if path.stem not in ELSEWHERE
         ),
     ),
-    "client": (["xnatfs/client.py"], ["tests/test_client.py", "tests/test_client_requests.py"]),
+    "client": (["xnatfs/rest/client.py"], ["tests/test_client.py", "tests/test_client_requests.py"]),
     "auth": (["xnatfs/http/login.py"], ["tests/test_auth.py", "tests/test_client.py"]),
     # What the client has below it.
     "transport": (

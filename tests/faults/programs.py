@@ -22,15 +22,15 @@ from pyfuse3 import FileNameT, FlagT, InodeT, ReaddirToken, RequestContext
 from tests.changing import images, zip_of
 from tests.faults.server import Faulty
 from tests.faults.stage import BIG, EXPERIMENT, FOLDER, IMAGES, PASSWORD, SERIES, SMALL, USER
-from xnatfs import prearchive
 from xnatfs.cli import exit_status
-from xnatfs.client import Xnat, open_xnat
 from xnatfs.common.errors import XnatError
 from xnatfs.demo.app import DemoXnat
 from xnatfs.demo.archive import Entry, Experiment
 from xnatfs.fuse.inodes import ROOT
 from xnatfs.fuse.operations import Operations, Ownership
-from xnatfs.models import PrearchiveSession
+from xnatfs.rest import prearchive
+from xnatfs.rest.client import Xnat, open_xnat
+from xnatfs.rest.models import PrearchiveSession
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 from xnatfs.site import Site, open_site

@@ -144,7 +144,7 @@ def _save(context: Context, credentials: Any) -> None:
 
 async def logout(context: Context) -> int:
     """End the session and the alias token, here in any case; what the server did not end is said (exit status 8)."""
-    from xnatfs.client import open_xnat
+    from xnatfs.rest.client import open_xnat
     from xnatfs.settings.credentials import kept_credentials, kept_token
 
     config, url = context.config, context.config.url
@@ -175,7 +175,7 @@ PLACES = {
 
 async def _give_back(context: Context, token: "Credentials") -> str:
     """Have an alias token made invalid, and remove it here in any case; what is left of it on the server, or ''."""
-    from xnatfs.client import open_xnat
+    from xnatfs.rest.client import open_xnat
     from xnatfs.settings.credentials import forget_token
 
     url, left = context.config.url, ""
@@ -222,7 +222,7 @@ async def _known(context: Context) -> str | None:
     session = context.store.find()
     if session is None:
         return None
-    from xnatfs.client import open_xnat
+    from xnatfs.rest.client import open_xnat
 
     async with open_xnat(context.config, None, sessions=context.store) as xnat:
         if not await xnat.login.alive(session.token):

@@ -16,10 +16,10 @@ from xnatfs.cli import options
 from xnatfs.cli.ctl import Command, Context
 from xnatfs.cli.options import find_day
 from xnatfs.cli.output import natural, show_item, show_rows, tell
-from xnatfs.client import Xnat
 from xnatfs.common.errors import BadReply, ConfigError, Denied, NotFound, first_error
 from xnatfs.listings import PARTS
-from xnatfs.models import Document, FileRow, Row
+from xnatfs.rest.client import Xnat
+from xnatfs.rest.models import Document, FileRow, Row
 
 PROJECTS = {"id": "ID", "name": "Name", "pi": "PI", "description": "Description"}
 SUBJECTS = {"id": "ID", "label": "Label", "sessions": "Sessions"}

@@ -115,7 +115,7 @@ class _Asking:
     async def _ask(self, key: Sequence[str]) -> Sequence[Name]:
         import trio
 
-        from xnatfs.client import open_xnat
+        from xnatfs.rest.client import open_xnat
 
         found: Sequence[Name] = ()
         with trio.move_on_after(PATIENCE):

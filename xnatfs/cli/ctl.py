@@ -23,8 +23,8 @@ from xnatfs.common.errors import ConfigError, Denied, NotFound, XnatError, first
 from xnatfs.common.sanitize import line
 
 if TYPE_CHECKING:
-    from xnatfs.client import Xnat
-    from xnatfs.models import Row
+    from xnatfs.rest.client import Xnat
+    from xnatfs.rest.models import Row
     from xnatfs.settings.config import Config
     from xnatfs.settings.credentials import Credentials
     from xnatfs.settings.session_store import SessionStore
@@ -110,7 +110,7 @@ class Context:
 
     @asynccontextmanager
     async def xnat(self, credentials: "Credentials | None" = None) -> "AsyncIterator[Xnat]":
-        from xnatfs.client import open_xnat
+        from xnatfs.rest.client import open_xnat
 
         credentials = credentials or self.credentials()  # which may ask on the terminal
         with self._waiting():

@@ -137,7 +137,7 @@ def _chosen(arguments: argparse.Namespace, rows: Sequence[Row]) -> list[Row]:
 
 def natural(value: Any) -> tuple[tuple[int, int, str], ...]:
     """What to sort by, so that 2 comes before 10 and '2-MR1' between them."""
-    from xnatfs.models import natural
+    from xnatfs.rest.models import natural
 
     return natural("" if value is None else str(value).lower())
 

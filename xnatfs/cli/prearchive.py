@@ -10,15 +10,15 @@ from typing import Any
 
 import trio
 
-from xnatfs import prearchive
 from xnatfs.cli import options, statusline
 from xnatfs.cli.archive import project_option
 from xnatfs.cli.ctl import PARTIAL, Command, Context
 from xnatfs.cli.output import natural, say, show_rows, tell
-from xnatfs.client import Xnat
 from xnatfs.common.errors import ConfigError, Conflict, NotFound, Unreachable, XnatError
 from xnatfs.common.sanitize import plain
-from xnatfs.models import UNASSIGNED, PrearchiveSession
+from xnatfs.rest import prearchive
+from xnatfs.rest.client import Xnat
+from xnatfs.rest.models import UNASSIGNED, PrearchiveSession
 
 COLUMNS = {
     "project": "Project",

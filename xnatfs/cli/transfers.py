@@ -21,7 +21,7 @@ from xnatfs.cli.output import lines, say, tell
 from xnatfs.cli.progress import Silent, shown
 from xnatfs.common.errors import ConfigError, NotFound
 from xnatfs.manifest import Manifest, Owner
-from xnatfs.models import Document
+from xnatfs.rest.models import Document
 from xnatfs.site import Site
 from xnatfs.transfer import Plan, Report
 from xnatfs.tree.names import escape, shorten

@@ -15,8 +15,8 @@ from xnatfs.cli.ctl import PARTIAL, Command, Context
 from xnatfs.cli.output import say, tell
 from xnatfs.cli.prearchive import RECEIVING_SAID, SAY_EVERY, WAIT
 from xnatfs.cli.progress import shown
-from xnatfs.client import Xnat
 from xnatfs.common.errors import ConfigError, NotFound, Unreachable
+from xnatfs.rest.client import Xnat
 from xnatfs.upload import images as dicom
 from xnatfs.upload import resource, session
 from xnatfs.upload.journal import DONE, Journal

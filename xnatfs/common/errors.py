@@ -21,7 +21,7 @@
     `-- CacheError        the cache directory cannot be used
         `-- CacheLocked   another process keeps a lock there
 
-Three borders translate, each in one place: httpx to these (`client.py`), these to an errno
+Three borders translate, each in one place: httpx to these (`rest/client.py`), these to an errno
 (`fuse/operations.py`), these to an exit status and one line (`cli/__init__.py`).
 The text of an exception is one line for a user: what, where, and what to do. Words of a server in it are made harmless
 here, because it goes to terminals and logs.

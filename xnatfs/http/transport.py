@@ -1,6 +1,6 @@
 """Transport: requests that are safe to repeat, sent until a server that knows us has answered.
 
-Below `client.py`, which knows what to ask. Here is all that holds for any request: the session, the retries, what a
+Below `rest/client.py`, which knows what to ask. Here is all that holds for any request: the session, the retries, what a
 status means, how much may be in flight, whom to trust. httpx's errors become ours here (by `http/failures.py`) and nowhere
 else.
 """

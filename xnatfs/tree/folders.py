@@ -16,13 +16,13 @@ import trio
 
 from xnatfs.access import Permit
 from xnatfs.bulk import version
-from xnatfs.catalogue import Catalogue
 from xnatfs.common.clock import now
 from xnatfs.common.errors import BadReply, Denied, NotFound, Stale, XnatError, first_error
 from xnatfs.content import Blob
 from xnatfs.keys import ChangeKey, FilesKey, FoldersKey, SizeKey
 from xnatfs.metadata import Listing
-from xnatfs.models import FileRow
+from xnatfs.rest.file_table import Catalogue
+from xnatfs.rest.models import FileRow
 from xnatfs.site import Change, TrueSize
 from xnatfs.tree.names import escape, shorten, split
 from xnatfs.tree.node import Children, Dir, File, Listed, Node, number

@@ -25,7 +25,7 @@ from xnatfs.keys import (
     ProjectsKey,
 )
 from xnatfs.metadata import Expiring, Listing
-from xnatfs.models import Accession
+from xnatfs.rest.models import Accession
 from xnatfs.site import Site
 from xnatfs.tree.names import escape, expected, shorten, unescape
 from xnatfs.tree.node import Children, Dir, Link, Listed, Node

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import TypeVar
 
 from xnatfs.common.errors import NotFound
-from xnatfs.models import natural
+from xnatfs.rest.models import natural
 
 LONGEST = 255  # bytes in a name, on Linux
 LONGEST_EXTENSION = 16  # bytes, with its dot; a longer one is part of the name

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from xnatfs.keys import ExperimentsKey, ListKey, ProjectsKey, SubjectsKey
-from xnatfs.models import Experiment, Project, Subject
+from xnatfs.rest.models import Experiment, Project, Subject
 from xnatfs.site import Site
 from xnatfs.tree.names import assign
 from xnatfs.tree.node import Children, Dir, Node

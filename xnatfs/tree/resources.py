@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from xnatfs.access import Permit
-from xnatfs.address import Address, base, with_digits
 from xnatfs.common.clock import now
 from xnatfs.common.errors import BadReply, NotFound
 from xnatfs.keys import FilesKey, FoldersKey, Item, ListKey, ResourcesKey
 from xnatfs.metadata import Listing
-from xnatfs.models import FileRow, Resource
+from xnatfs.rest.address import Address, base, with_digits
+from xnatfs.rest.models import FileRow, Resource
 from xnatfs.series import Groups
 from xnatfs.site import Site
 from xnatfs.tree.folders import Folders, build

@@ -6,7 +6,7 @@ from xnatfs.common.errors import BadReply, NotFound
 from xnatfs.common.sanitize import decoded
 from xnatfs.keys import AssessorsKey, Item, ListKey, ResourcesKey, ScansKey
 from xnatfs.metadata import Listing
-from xnatfs.models import Assessor, Experiment, Resource, Scan
+from xnatfs.rest.models import Assessor, Experiment, Resource, Scan
 from xnatfs.site import Site
 from xnatfs.tree.names import assign
 from xnatfs.tree.node import INODE_BITS, Children, Dir, Node, StaticDir, number

@@ -1,6 +1,6 @@
 """Fetch the bytes of one file: by its URL, or, where that could mean another file, out of its resource's archive.
 
-XNAT's firewall refuses names with '%', ';' or '\\', and other names are taken for another file's; `address.py` knows
+XNAT's firewall refuses names with '%', ';' or '\\', and other names are taken for another file's; `rest/address.py` knows
 which. Such a file is taken out of the tar of its resource, and where that fails asked for by its number in the listing,
 or, of old servers, by its name after all. It is taken only where it can be no other file: two that nothing tells apart
 are an error. What comes is checked by length and digest like any other.
@@ -14,16 +14,16 @@ from dataclasses import dataclass, field
 
 import trio
 
-from xnatfs.address import Address, Route
-from xnatfs.catalogue import Catalogue
-from xnatfs.client import Xnat
 from xnatfs.common.errors import BadReply, Denied, NotFound, XnatError
 from xnatfs.common.sanitize import decoded
 from xnatfs.content import Body, Head
 from xnatfs.http.resumable_download import Download
 from xnatfs.keys import Item, ResourcesKey, ScansKey
 from xnatfs.metadata import Listing
-from xnatfs.models import FileRow
+from xnatfs.rest.address import Address, Route
+from xnatfs.rest.client import Xnat
+from xnatfs.rest.file_table import Catalogue
+from xnatfs.rest.models import FileRow
 from xnatfs.series import Groups
 from xnatfs.site import Site
 from xnatfs.tarnames import TarNames, spellings

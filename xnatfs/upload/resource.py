@@ -17,13 +17,13 @@ from urllib.parse import quote
 
 import trio
 
-from xnatfs.address import Address
-from xnatfs.catalogue import Catalogues
-from xnatfs.client import Xnat
 from xnatfs.common.errors import BadReply, ConfigError, Conflict, Denied, NotFound, Uncertain, first_error
 from xnatfs.common.sanitize import loads
-from xnatfs.models import FileRow, file_rows
-from xnatfs.prearchive import failure
+from xnatfs.rest.address import Address
+from xnatfs.rest.client import Xnat
+from xnatfs.rest.file_table import Catalogues
+from xnatfs.rest.models import FileRow, file_rows
+from xnatfs.rest.prearchive import failure
 from xnatfs.transfer import Progress, md5
 from xnatfs.tree.source import FileSource
 from xnatfs.upload.bodies import Part, Sending, as_file, as_tar, with_length

@@ -14,11 +14,11 @@ from typing import Literal
 
 import trio
 
-from xnatfs import prearchive
-from xnatfs.client import Xnat
 from xnatfs.common.errors import BadReply, Conflict, Denied, NotFound, Uncertain, XnatError, first_error
 from xnatfs.http.transport import Answer
-from xnatfs.models import UNASSIGNED, FileRow, PrearchiveSession, Row
+from xnatfs.rest import prearchive
+from xnatfs.rest.client import Xnat
+from xnatfs.rest.models import UNASSIGNED, FileRow, PrearchiveSession, Row
 from xnatfs.transfer import Progress
 from xnatfs.upload.bodies import Part, Sending, as_file, as_tar, as_zip, with_length
 from xnatfs.upload.images import Image

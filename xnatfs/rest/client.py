@@ -14,7 +14,6 @@ from urllib.parse import quote, urlencode
 import httpx
 import trio
 
-from xnatfs.catalogue import Catalogue, Catalogues
 from xnatfs.common.errors import BadReply, NotFound, first_error
 from xnatfs.http.resumable_download import (
     Download,
@@ -26,7 +25,9 @@ from xnatfs.http.resumable_download import (
     strong_validator,
 )
 from xnatfs.http.transport import DOWNLOADS, Answer, Body, Transport, open_transport
-from xnatfs.models import (
+from xnatfs.rest.file_table import Catalogue, Catalogues
+from xnatfs.rest.json_rows import MOST_BYTES, MOST_ROWS, Cells, NotAList, Table
+from xnatfs.rest.models import (
     SCAN_COLUMNS,
     SCAN_LABEL,
     Accession,
@@ -45,7 +46,6 @@ from xnatfs.models import (
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 from xnatfs.settings.session_store import SessionStore
-from xnatfs.table import MOST_BYTES, MOST_ROWS, Cells, NotAList, Table
 
 log = logging.getLogger(__name__)
 

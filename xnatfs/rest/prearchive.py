@@ -12,11 +12,11 @@ from typing import Any
 
 import trio
 
-from xnatfs.client import Xnat
 from xnatfs.common.errors import BadReply, Conflict, Denied, LoginRequired, NotFound, Uncertain, Unreachable, XnatError
 from xnatfs.common.sanitize import loads
 from xnatfs.http.transport import Answer
-from xnatfs.models import PrearchiveSession
+from xnatfs.rest.client import Xnat
+from xnatfs.rest.models import PrearchiveSession
 
 log = logging.getLogger(__name__)
 

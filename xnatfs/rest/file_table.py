@@ -14,7 +14,7 @@ from typing import Any, overload
 
 from xnatfs.common.errors import BadReply
 from xnatfs.common.sanitize import DIGITS, decoded
-from xnatfs.models import FileRow, Row, file_path, md5
+from xnatfs.rest.models import FileRow, Row, file_path, md5
 
 _UNKNOWN = -1  # a size that the catalogue does not state
 _NO_DIGEST = bytes(16)

@@ -1,0 +1,1 @@
+"""XNAT's REST API: one method a resource, its rows as dataclasses, its streamed JSON."""
