@@ -7,9 +7,11 @@ import trio.testing
 from tests import test_content_fakes as fakes
 from tests.test_content_fakes import LIMIT, FakeSource, failure, is_kept, md5, read_all, undigested, until, version
 from xnatfs.common.errors import BadReply, Stale, Unreachable
-from xnatfs.content import Blob, Version, blob, fill, intake, open_cache, stream
-from xnatfs.content.abreast import HELPERS
+from xnatfs.content import Blob, Version, blob, fill, open_cache
+from xnatfs.content import download as stream
+from xnatfs.content import writer as intake
 from xnatfs.content.fill import LINGER, PAUSE, STREAMS
+from xnatfs.content.parallel import HELPERS
 
 # The same rules at a sixteenth of the size, as what they cost at full size is copying; but for `at_full_size`.
 SCALE = 16
@@ -658,7 +660,7 @@ async def test_a_digest_needs_no_descriptor_of_its_own(tmp_path, monkeypatch):
         raise OSError(24, "Too many open files")
 
     async with open_cache(tmp_path, LIMIT) as cache:
-        monkeypatch.setattr("xnatfs.content.intake.os.dup", full)
+        monkeypatch.setattr("xnatfs.content.writer.os.dup", full)
         assert await read_all(cache, version(BIG), FakeSource(BIG, chunk=MiB)) == BIG
 
 

@@ -15,9 +15,9 @@ import trio.testing
 from tests.test_content_fakes import FakeSource, failure, read_all, undigested, until, version
 from xnatfs.common.errors import BadReply, CacheError, NotFound
 from xnatfs.content import ContentCache, Version, open_cache
+from xnatfs.content import download as stream_module
 from xnatfs.content import fill as fill_module
-from xnatfs.content import intake as intake_module
-from xnatfs.content import stream as stream_module
+from xnatfs.content import writer as intake_module
 from xnatfs.content.cache import AT_ONCE, FLUSH, IDLE, IDLE_SECONDS
 from xnatfs.content.fill import LINGER
 from xnatfs.content.index import Row

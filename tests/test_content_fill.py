@@ -17,9 +17,9 @@ from tests.test_content_fakes import FakeSource, md5
 from tests.test_content_intake import Store
 from xnatfs.common.errors import BadReply, CacheError, NotFound, Stale, Unreachable
 from xnatfs.content import blob as blob_module
+from xnatfs.content import download as stream_module
 from xnatfs.content import fill as fill_module
-from xnatfs.content import intake as intake_module
-from xnatfs.content import stream as stream_module
+from xnatfs.content import writer as intake_module
 from xnatfs.content.blob import Blob
 from xnatfs.content.fill import LINGER, LONG_PAUSE, PAUSE, Fill, _translated
 from xnatfs.content.index import Row

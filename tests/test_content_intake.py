@@ -13,16 +13,16 @@ import trio.testing
 
 from tests.test_content_fakes import md5
 from xnatfs.common.errors import BadReply, CacheError
-from xnatfs.content import intake as intake_module
+from xnatfs.content import writer as intake_module
 from xnatfs.content.blob import Blob
 from xnatfs.content.entry import Entry, identity
 from xnatfs.content.index import Row
-from xnatfs.content.intake import HASH_BEHIND, HASH_PIECE, SMALL, Intake
 from xnatfs.content.shelf import SPARE
 from xnatfs.content.source import Version
 from xnatfs.content.stats import Stats
 from xnatfs.content.store import Partial
-from xnatfs.content.writeback import BATCH, GATHER, MOST, RETAINED, Writeback
+from xnatfs.content.write_behind import BATCH, GATHER, MOST, RETAINED, Writeback
+from xnatfs.content.writer import HASH_BEHIND, HASH_PIECE, SMALL, Intake
 
 
 class Store:

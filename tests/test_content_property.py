@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from tests.test_content_fakes import LIMIT, FakeSource, md5, patient, read_all, until
 from xnatfs.common.errors import Unreachable, XnatError
-from xnatfs.content import Blob, ContentCache, Version, blob, fill, intake, open_cache, stream
+from xnatfs.content import Blob, ContentCache, Version, blob, fill, open_cache
+from xnatfs.content import download as stream
+from xnatfs.content import writer as intake
 
 DATA = random.Random(3).randbytes(60_000)
 

@@ -11,7 +11,7 @@ from tests.test_content_disk import FullDisk, blobs, on_disk, partials, python, 
 from tests.test_content_fakes import BIG, LIMIT, SMALL, FakeSource, MiB, is_kept, read_all, undigested, until, version
 from xnatfs.common.errors import NotFound
 from xnatfs.content import ContentCache, Version, open_cache
-from xnatfs.content.writeback import BATCH, MOST, RETAINED
+from xnatfs.content.write_behind import BATCH, MOST, RETAINED
 
 FILES = {f"7/{number}.dcm": random.Random(number).randbytes(20_000) for number in range(200)}
 

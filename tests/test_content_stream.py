@@ -8,10 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.test_content_fakes import FakeSource
-from xnatfs.content.abreast import GAIN, HELPERS, LOOK, Abreast
-from xnatfs.content.spans import Spans
-from xnatfs.content.stats import DAMAGED, Stats
-from xnatfs.content.stream import (
+from xnatfs.content.byte_ranges import Spans
+from xnatfs.content.download import (
     AHEAD,
     LONGEST_STEP,
     NEAR,
@@ -21,6 +19,8 @@ from xnatfs.content.stream import (
     WINDOW,
     Stream,
 )
+from xnatfs.content.parallel import GAIN, HELPERS, LOOK, Abreast
+from xnatfs.content.stats import DAMAGED, Stats
 
 
 @pytest.fixture

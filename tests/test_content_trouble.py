@@ -270,9 +270,9 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> int:
     for name, size in (("BEHIND", MiB // 4), ("THIN_AHEAD", MiB // 2)):
         for module in ("fill", "intake"):
             monkeypatch.setattr(f"xnatfs.content.{module}.{name}", size)
-    monkeypatch.setattr("xnatfs.content.stream.NEAR", MiB // 8)
+    monkeypatch.setattr("xnatfs.content.download.NEAR", MiB // 8)
     monkeypatch.setattr("xnatfs.content.fill.NEAR", MiB // 8)
-    monkeypatch.setattr("xnatfs.content.intake.HASH_BEHIND", MiB // 4)
+    monkeypatch.setattr("xnatfs.content.writer.HASH_BEHIND", MiB // 4)
     return 4 * MiB
 
 

@@ -7,8 +7,8 @@ import trio
 
 from tests.test_content_fakes import FakeSource
 from tests.test_content_fill import DATA, SIZES, K, Rig, begun, filling, settled, stalled
+from xnatfs.content import download as stream_module
 from xnatfs.content import fill as fill_module
-from xnatfs.content import stream as stream_module
 from xnatfs.content.fill import LINGER
 
 BIG = DATA * 5

@@ -25,7 +25,7 @@ from tests.faults.page import PAGE, written
 from tests.faults.programs import CONTENTS, PLACE, PROGRAMS, Client, Failed, MiB, Program, Reader, Seeker, Stage, Wrong
 from tests.faults.server import Certificate
 from tests.faults.stage import EXPERIMENT, FOLDER, stage_archive
-from xnatfs.content.intake import Intake
+from xnatfs.content.writer import Intake
 from xnatfs.demo.app import DemoXnat
 from xnatfs.demo.server import serve
 

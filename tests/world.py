@@ -21,7 +21,9 @@ import trio.testing
 from tests.handed import Handed
 from tests.kernel import PAGE, Kernel, Opened, answered
 from tests.model import EPOCH, PASSWORD, USER, Model, Network, Path, now, split
-from xnatfs.content import Version, blob, fill, intake, stream
+from xnatfs.content import Version, blob, fill
+from xnatfs.content import download as stream
+from xnatfs.content import writer as intake
 from xnatfs.content.entry import identity
 from xnatfs.demo.archive import Archive
 from xnatfs.fuse.operations import Operations, Ownership

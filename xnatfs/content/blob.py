@@ -20,7 +20,7 @@ from collections.abc import Callable
 import trio
 
 from xnatfs.common.errors import CacheError, XnatError
-from xnatfs.content.spans import Spans
+from xnatfs.content.byte_ranges import Spans
 
 # One kernel read at the default read-ahead: what a reader misses of a damaged file is at least its last read.
 HOLD_BACK = 128 * 1024

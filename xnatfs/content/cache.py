@@ -32,7 +32,7 @@ from xnatfs.content.shelf import Shelf, open_shelf
 from xnatfs.content.source import Source, Version
 from xnatfs.content.stats import DAMAGED, Stats
 from xnatfs.content.store import Store
-from xnatfs.content.writeback import Writeback
+from xnatfs.content.write_behind import Writeback
 
 log = logging.getLogger(__name__)
 

@@ -27,14 +27,14 @@ from contextlib import aclosing, nullcontext
 import trio
 
 from xnatfs.common.errors import BadReply, CacheError, Stale, XnatError
-from xnatfs.content.abreast import SHARE, Abreast
 from xnatfs.content.blob import Blob
+from xnatfs.content.download import NEAR, WINDOW, Stream
 from xnatfs.content.index import Row
-from xnatfs.content.intake import BEHIND, SMALL, THIN_AHEAD, Intake
+from xnatfs.content.parallel import SHARE, Abreast
 from xnatfs.content.source import Body, Into, Source, Version
 from xnatfs.content.stats import Stats
 from xnatfs.content.store import Store
-from xnatfs.content.stream import NEAR, WINDOW, Stream
+from xnatfs.content.writer import BEHIND, SMALL, THIN_AHEAD, Intake
 
 log = logging.getLogger(__name__)
 

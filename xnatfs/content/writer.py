@@ -18,9 +18,9 @@ import trio
 
 from xnatfs.common.errors import BadReply, CacheError
 from xnatfs.content.blob import Blob
+from xnatfs.content.byte_ranges import Spans
 from xnatfs.content.shelf import SPARE, is_full, write_all
 from xnatfs.content.source import Version
-from xnatfs.content.spans import Spans
 from xnatfs.content.stats import Stats
 from xnatfs.content.store import Partial, Store
 
