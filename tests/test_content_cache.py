@@ -19,9 +19,9 @@ from xnatfs.content import download as stream_module
 from xnatfs.content import fill as fill_module
 from xnatfs.content import writer as intake_module
 from xnatfs.content.cache import AT_ONCE, FLUSH, IDLE, IDLE_SECONDS
+from xnatfs.content.disk.index import Row
+from xnatfs.content.disk.store import Store
 from xnatfs.content.fill import LINGER
-from xnatfs.content.index import Row
-from xnatfs.content.store import Store
 
 K = 1024
 SMALL = bytes(range(256)) * 4

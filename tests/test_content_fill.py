@@ -21,11 +21,11 @@ from xnatfs.content import download as stream_module
 from xnatfs.content import fill as fill_module
 from xnatfs.content import writer as intake_module
 from xnatfs.content.blob import Blob
+from xnatfs.content.disk.index import Row
+from xnatfs.content.disk.store import Partial
 from xnatfs.content.fill import LINGER, LONG_PAUSE, PAUSE, Fill, _translated
-from xnatfs.content.index import Row
 from xnatfs.content.source import Body, Head, Version
 from xnatfs.content.stats import Stats
-from xnatfs.content.store import Partial
 
 K = 1024
 NEAR = 4 * K

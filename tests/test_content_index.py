@@ -14,9 +14,9 @@ import pytest
 
 from xnatfs.common.errors import CacheError
 from xnatfs.common.locks import lock
-from xnatfs.content import shelf as shelf_module
-from xnatfs.content.index import SCHEMA_VERSION, Index, Row, open_index, set_aside
-from xnatfs.content.shelf import SYNC_BATCH, Shelf, open_shelf, opened, write_all
+from xnatfs.content.disk import directory as shelf_module
+from xnatfs.content.disk.directory import SYNC_BATCH, Shelf, open_shelf, opened, write_all
+from xnatfs.content.disk.index import SCHEMA_VERSION, Index, Row, open_index, set_aside
 
 GIB = 2**30
 
@@ -191,7 +191,7 @@ def test_an_index_of_another_version_makes_way(tmp_path, caplog):
 
 
 def test_an_index_that_is_locked_is_not_set_aside(tmp_path, monkeypatch):
-    monkeypatch.setattr("xnatfs.content.index.BUSY_SECONDS", 0.01)
+    monkeypatch.setattr("xnatfs.content.disk.index.BUSY_SECONDS", 0.01)
     path = tmp_path / "index.sqlite"
     first = open_index(path)
     with first.transaction():

@@ -15,12 +15,12 @@ from tests.test_content_fakes import md5
 from xnatfs.common.errors import BadReply, CacheError
 from xnatfs.content import writer as intake_module
 from xnatfs.content.blob import Blob
+from xnatfs.content.disk.directory import SPARE
+from xnatfs.content.disk.index import Row
+from xnatfs.content.disk.store import Partial
 from xnatfs.content.entry import Entry, identity
-from xnatfs.content.index import Row
-from xnatfs.content.shelf import SPARE
 from xnatfs.content.source import Version
 from xnatfs.content.stats import Stats
-from xnatfs.content.store import Partial
 from xnatfs.content.write_behind import BATCH, GATHER, MOST, RETAINED, Writeback
 from xnatfs.content.writer import HASH_BEHIND, HASH_PIECE, SMALL, Intake
 

@@ -17,11 +17,11 @@ import trio.testing
 
 from tests.test_content_index import blobs, ident, row
 from xnatfs.common.errors import CacheError, Unreachable
-from xnatfs.content import store as store_module
 from xnatfs.content.blob import HOLD_BACK, Blob
-from xnatfs.content.index import Row
-from xnatfs.content.shelf import open_shelf
-from xnatfs.content.store import QUIET, Partial, Store
+from xnatfs.content.disk import store as store_module
+from xnatfs.content.disk.directory import open_shelf
+from xnatfs.content.disk.index import Row
+from xnatfs.content.disk.store import QUIET, Partial, Store
 
 
 @asynccontextmanager

@@ -347,7 +347,7 @@ async def test_seekers_in_a_file_that_has_no_room_get_their_bytes(disk, narrow, 
 
 
 async def test_memory_that_is_all_taken_is_an_error_and_is_given_back(disk, monkeypatch, caplog):
-    monkeypatch.setattr("xnatfs.content.store.MEMORY", len(SMALL))
+    monkeypatch.setattr("xnatfs.content.disk.store.MEMORY", len(SMALL))
     async with open_cache(disk.directory, LIMIT) as cache:
         await no_disk(cache, disk)
         one = await cache.open(version(SMALL, "one"), FakeSource(SMALL))

@@ -25,7 +25,7 @@ from xnatfs.cli import logs
 from xnatfs.cli.ctl import Context
 from xnatfs.cli.logins import session_store
 from xnatfs.common.errors import CacheError, ConfigError, NotXnat, Unreachable
-from xnatfs.content.shelf import open_shelf
+from xnatfs.content.disk.directory import open_shelf
 from xnatfs.demo.app import DemoXnat
 from xnatfs.demo.archive import Archive, User
 from xnatfs.demo.server import serve

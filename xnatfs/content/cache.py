@@ -25,13 +25,13 @@ from xnatfs.common import locks
 from xnatfs.common.errors import BadReply, CacheError, CacheLocked
 from xnatfs.common.tasks import background
 from xnatfs.content.blob import Blob
+from xnatfs.content.disk.directory import Shelf, open_shelf
+from xnatfs.content.disk.index import Row
+from xnatfs.content.disk.store import Store
 from xnatfs.content.entry import Entry, identity
 from xnatfs.content.fill import Fill
-from xnatfs.content.index import Row
-from xnatfs.content.shelf import Shelf, open_shelf
 from xnatfs.content.source import Source, Version
 from xnatfs.content.stats import DAMAGED, Stats
-from xnatfs.content.store import Store
 from xnatfs.content.write_behind import Writeback
 
 log = logging.getLogger(__name__)

@@ -5,10 +5,10 @@ import os
 from functools import lru_cache
 
 from xnatfs.content.blob import Blob
+from xnatfs.content.disk.index import Row
+from xnatfs.content.disk.store import Partial
 from xnatfs.content.fill import Fill
-from xnatfs.content.index import Row
 from xnatfs.content.source import Version
-from xnatfs.content.store import Partial
 
 
 class Entry:

@@ -28,12 +28,12 @@ import trio
 
 from xnatfs.common.errors import BadReply, CacheError, Stale, XnatError
 from xnatfs.content.blob import Blob
+from xnatfs.content.disk.index import Row
+from xnatfs.content.disk.store import Store
 from xnatfs.content.download import NEAR, WINDOW, Stream
-from xnatfs.content.index import Row
 from xnatfs.content.parallel import SHARE, Abreast
 from xnatfs.content.source import Body, Into, Source, Version
 from xnatfs.content.stats import Stats
-from xnatfs.content.store import Store
 from xnatfs.content.writer import BEHIND, SMALL, THIN_AHEAD, Intake
 
 log = logging.getLogger(__name__)

@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 
 import trio
 
+from xnatfs.content.disk.index import Row
+from xnatfs.content.disk.store import Store
 from xnatfs.content.entry import Entry
-from xnatfs.content.index import Row
-from xnatfs.content.store import Store
 
 # Files in one transaction: another process that writes waits for it, some 10 ms.
 BATCH = 64

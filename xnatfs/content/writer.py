@@ -19,10 +19,10 @@ import trio
 from xnatfs.common.errors import BadReply, CacheError
 from xnatfs.content.blob import Blob
 from xnatfs.content.byte_ranges import Spans
-from xnatfs.content.shelf import SPARE, is_full, write_all
+from xnatfs.content.disk.directory import SPARE, is_full, write_all
+from xnatfs.content.disk.store import Partial, Store
 from xnatfs.content.source import Version
 from xnatfs.content.stats import Stats
-from xnatfs.content.store import Partial, Store
 
 # Up to here a file is fetched whole and verified before its first byte is handed out: programs read the end of a
 # file first and its beginning next (dcm2niix), so there is nothing to gain by less, and 8 MiB take 0.1-1 s.

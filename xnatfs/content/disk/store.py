@@ -23,8 +23,8 @@ import trio
 from xnatfs.common import locks
 from xnatfs.common.errors import CacheError
 from xnatfs.common.locks import lock
-from xnatfs.content.index import Index, Row, is_busy, is_damage
-from xnatfs.content.shelf import Shelf, is_full, why_locked
+from xnatfs.content.disk.directory import Shelf, is_full, why_locked
+from xnatfs.content.disk.index import Index, Row, is_busy, is_damage
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

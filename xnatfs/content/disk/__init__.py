@@ -1,0 +1,1 @@
+"""The cache directory: its index, its blobs, its locks."""
