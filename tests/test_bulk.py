@@ -17,7 +17,7 @@ from tests.test_content_fakes import until
 from xnatfs.bulk import IDLE, PATIENCE
 from xnatfs.content import Source
 from xnatfs.http.transport import DOWNLOADS
-from xnatfs.keys import ChildrenKey, FilesKey, FoldersKey
+from xnatfs.listings.keys import ChildrenKey, FilesKey, FoldersKey
 from xnatfs.rest.models import FileRow
 from xnatfs.series import FLOOR, SHARE, Groups
 from xnatfs.site import Site

@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.wire import Wire
-from xnatfs import kept, listings, transfer
+from xnatfs import transfer
 from xnatfs.cli import output
 from xnatfs.common.errors import BadReply, ConfigError, XnatError
 from xnatfs.common.sanitize import loads, plain, size
@@ -34,6 +34,8 @@ from xnatfs.demo.archive import Archive
 from xnatfs.download_worker.connection import Connection, Failed
 from xnatfs.http.login import page_message
 from xnatfs.http.transport import Answer
+from xnatfs.listings import completion as listings
+from xnatfs.listings import persisted as kept
 from xnatfs.rest import prearchive
 from xnatfs.rest.client import Xnat, open_xnat
 from xnatfs.rest.file_table import Catalogues

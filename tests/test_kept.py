@@ -17,8 +17,8 @@ from tests.test_walk import asked, entries, find, made, served
 from tests.wire import Wire
 from xnatfs.common.errors import NotFound
 from xnatfs.demo.app import DemoXnat
-from xnatfs.kept import MOST_ROWS, OLDEST, Kept
-from xnatfs.keys import ExperimentsKey, ListKey, ProjectsKey, ResourcesKey, ScansKey
+from xnatfs.listings.keys import ExperimentsKey, ListKey, ProjectsKey, ResourcesKey, ScansKey
+from xnatfs.listings.persisted import MOST_ROWS, OLDEST, Kept
 from xnatfs.rest.models import Experiment, Project, Resource, Scan
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials

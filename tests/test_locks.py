@@ -26,8 +26,8 @@ from xnatfs.common.errors import ConfigError, Conflict, MountpointError
 from xnatfs.common.locks import holder
 from xnatfs.content import open_cache
 from xnatfs.fuse.mountpoint import one_at_a_time
-from xnatfs.kept import Kept
-from xnatfs.keys import ProjectsKey
+from xnatfs.listings.keys import ProjectsKey
+from xnatfs.listings.persisted import Kept
 from xnatfs.mountinfo import file_system
 from xnatfs.rest.models import Project
 from xnatfs.settings.config import Config, server_directory

@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from xnatfs.common.errors import NotFound, Unreachable
-from xnatfs.metadata import REFUSAL_TTL, MetadataCache
+from xnatfs.listings.ttl_cache import REFUSAL_TTL, MetadataCache
 
 
 @dataclass(frozen=True)

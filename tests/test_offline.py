@@ -22,7 +22,7 @@ from tests.wire import Wire
 from xnatfs.common.errors import Denied, LoginRequired, NoRoute, NotFound, Unreachable, XnatError
 from xnatfs.demo.app import DemoXnat
 from xnatfs.fuse.operations import OperationsWithXattrs, Ownership
-from xnatfs.kept import OLDEST
+from xnatfs.listings.persisted import OLDEST
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 from xnatfs.site import Site, open_site
@@ -151,7 +151,7 @@ async def test_what_the_last_mount_has_seen_is_shown_from_the_start(line, tmp_pa
 
 
 async def test_it_says_of_when_it_is(line, tmp_path, monkeypatch):
-    monkeypatch.setattr("xnatfs.past.AGAIN", TTL)
+    monkeypatch.setattr("xnatfs.listings.stale.AGAIN", TTL)
     async with opened(line, tmp_path) as site:
         ops = OperationsWithXattrs(Root(site), Ownership(1, 2))
         await seen(site)
@@ -174,7 +174,7 @@ async def test_it_says_of_when_it_is(line, tmp_path, monkeypatch):
 
 
 async def test_when_the_server_is_back_it_is_asked(line, tmp_path, monkeypatch):
-    monkeypatch.setattr("xnatfs.past.AGAIN", TTL)
+    monkeypatch.setattr("xnatfs.listings.stale.AGAIN", TTL)
     async with opened(line, tmp_path) as site:
         before = await seen(site)
         await cut(line, site)

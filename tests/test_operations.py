@@ -17,7 +17,6 @@ import trio
 from pyfuse3 import FileHandleT, FileNameT, FlagT, InodeT, ReaddirToken, RequestContext
 
 from tests.scripted import Scripted, md5, opened
-from xnatfs.access import Permit
 from xnatfs.common.errors import Stale
 from xnatfs.content import Blob, Version
 from xnatfs.fuse.inodes import ROOT, Known
@@ -31,6 +30,7 @@ from xnatfs.fuse.operations import (
     OperationsWithXattrs,
     Ownership,
 )
+from xnatfs.listings.revocation import Permit
 from xnatfs.site import Site
 from xnatfs.tree import Root
 from xnatfs.tree.folders import CatalogueFile

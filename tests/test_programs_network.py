@@ -33,7 +33,7 @@ from xnatfs.demo.reply import Reply
 from xnatfs.demo.server import serve
 from xnatfs.download_worker.connection import STAGGER, _alternating, connect
 from xnatfs.http.transport import CONNECT_TIMEOUT, Question
-from xnatfs.metadata import MetadataCache, listing
+from xnatfs.listings.ttl_cache import MetadataCache, listing
 from xnatfs.rest.client import open_xnat
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials

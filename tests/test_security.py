@@ -29,7 +29,7 @@ from xnatfs.content.disk.directory import open_shelf
 from xnatfs.demo.app import DemoXnat
 from xnatfs.demo.archive import Archive, User
 from xnatfs.demo.server import serve
-from xnatfs.listings import Listings
+from xnatfs.listings.completion import Listings
 from xnatfs.rest.client import open_xnat
 from xnatfs.settings.config import Config, Profile, normalised_url, who_reads_along
 from xnatfs.settings.credentials import Credentials, for_children, forget_secrets

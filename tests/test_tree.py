@@ -10,7 +10,7 @@ import trio
 
 from tests.scripted import Scripted, opened, resource, session, subject
 from xnatfs.common.errors import BadReply, Denied, NotFound, Stale, XnatError
-from xnatfs.keys import FilesKey, FoldersKey
+from xnatfs.listings.keys import FilesKey, FoldersKey
 from xnatfs.site import Site
 from xnatfs.tree import Root
 from xnatfs.tree.folders import RIGHT_ENOUGH, SAMPLE, CatalogueFile

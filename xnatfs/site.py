@@ -17,14 +17,12 @@ from typing import Any
 import httpx
 import trio
 
-from xnatfs.access import Access
 from xnatfs.bulk import Bulk, open_bulk
 from xnatfs.common.clock import now
 from xnatfs.common.errors import BadReply, Denied, LoginRequired, NotFound, Unreachable, first_error
 from xnatfs.common.tasks import background, unattended
 from xnatfs.content import ContentCache, open_cache
-from xnatfs.kept import Kept
-from xnatfs.keys import (
+from xnatfs.listings.keys import (
     AllExperimentsKey,
     AllSubjectsKey,
     AssessorsKey,
@@ -39,8 +37,10 @@ from xnatfs.keys import (
     SizeKey,
     SubjectsKey,
 )
-from xnatfs.metadata import Listing, MetadataCache, listing
-from xnatfs.past import Past
+from xnatfs.listings.persisted import Kept
+from xnatfs.listings.revocation import Access
+from xnatfs.listings.stale import Past
+from xnatfs.listings.ttl_cache import Listing, MetadataCache, listing
 from xnatfs.rest.address import base
 from xnatfs.rest.client import Xnat, open_xnat
 from xnatfs.rest.file_table import Catalogue, Catalogues

@@ -28,7 +28,7 @@ import trio
 
 from xnatfs.common.clock import now
 from xnatfs.common.errors import BadReply, Denied, NotFound, Unreachable, XnatError, first_error
-from xnatfs.keys import (
+from xnatfs.listings.keys import (
     AssessorsKey,
     ChildrenKey,
     ExperimentsKey,
@@ -40,8 +40,8 @@ from xnatfs.keys import (
     SubjectsKey,
     experiment_keys,
 )
+from xnatfs.listings.ttl_cache import Expiring, Listing, MetadataCache, listing
 from xnatfs.many import TOO_SLOW, Many
-from xnatfs.metadata import Expiring, Listing, MetadataCache, listing
 from xnatfs.rest.client import Xnat
 from xnatfs.rest.file_table import Catalogue, Catalogues
 from xnatfs.rest.models import Assessor, Experiment, JoinedScans, Resource, Subject, natural

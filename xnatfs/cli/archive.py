@@ -17,7 +17,7 @@ from xnatfs.cli.ctl import Command, Context
 from xnatfs.cli.options import find_day
 from xnatfs.cli.output import natural, show_item, show_rows, tell
 from xnatfs.common.errors import BadReply, ConfigError, Denied, NotFound, first_error
-from xnatfs.listings import PARTS
+from xnatfs.listings.completion import PARTS
 from xnatfs.rest.client import Xnat
 from xnatfs.rest.models import Document, FileRow, Row
 

@@ -10,7 +10,7 @@ from typing import Any
 from xnatfs.cli import ctl, options
 from xnatfs.cli.ctl import Command, Context
 from xnatfs.common.errors import XnatError
-from xnatfs.listings import NAMES, PATHS, Listings, Name, shown
+from xnatfs.listings.completion import NAMES, PATHS, Listings, Name, shown
 from xnatfs.settings.config import profiles_path, read_profiles
 
 # Longer, and a person has typed the name himself.

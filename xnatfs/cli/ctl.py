@@ -154,7 +154,7 @@ class Context:
 
     def remember(self, xnat: "Xnat", key: Sequence[str], rows: "Sequence[Row]") -> None:
         """Leave what was listed to the shell, which completes names from it."""
-        from xnatfs.listings import NAMES, Listings
+        from xnatfs.listings.completion import NAMES, Listings
 
         Listings(self.config.url, xnat.login.username).remember(key, NAMES[key[0]](rows))
 

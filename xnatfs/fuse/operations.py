@@ -20,7 +20,6 @@ import pyfuse3
 import trio
 from pyfuse3 import FileHandleT, FileNameT, FlagT, InodeT, ReaddirToken, RequestContext
 
-from xnatfs.access import Permit
 from xnatfs.common.clock import now
 from xnatfs.common.errors import (
     BadReply,
@@ -41,6 +40,7 @@ from xnatfs.common.errors import (
 )
 from xnatfs.content import Blob
 from xnatfs.fuse.inodes import Inodes, Known
+from xnatfs.listings.revocation import Permit
 from xnatfs.tree.names import decode, encode
 from xnatfs.tree.node import Children, Dir, File, Link, Node, measure
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from xnatfs.keys import Item
+from xnatfs.listings.keys import Item
 from xnatfs.rest.client import has_url, quoted
 from xnatfs.rest.file_table import Catalogue
 from xnatfs.rest.models import Resource

@@ -14,7 +14,7 @@ from typing import overload
 import trio
 
 from xnatfs.common.errors import BadReply, Denied, NotFound
-from xnatfs.keys import (
+from xnatfs.listings.keys import (
     AllExperimentsKey,
     AllSubjectsKey,
     ChildrenKey,
@@ -24,7 +24,7 @@ from xnatfs.keys import (
     Path,
     ProjectsKey,
 )
-from xnatfs.metadata import Expiring, Listing
+from xnatfs.listings.ttl_cache import Expiring, Listing
 from xnatfs.rest.models import Accession
 from xnatfs.site import Site
 from xnatfs.tree.names import escape, expected, shorten, unescape

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 
 import trio
 
-from xnatfs.access import Permit
 from xnatfs.common.clock import now
 from xnatfs.common.errors import NotFound
 from xnatfs.content import Blob
-from xnatfs.keys import ChildrenKey, ListKey
+from xnatfs.listings.keys import ChildrenKey, ListKey
+from xnatfs.listings.revocation import Permit
 from xnatfs.site import Site
 
 # The largest integer that every program reads as it is written: JavaScript's and jq's numbers have 53 bits. Files have

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from xnatfs.keys import ExperimentsKey, ListKey, ProjectsKey, SubjectsKey
+from xnatfs.listings.keys import ExperimentsKey, ListKey, ProjectsKey, SubjectsKey
 from xnatfs.rest.models import Experiment, Project, Subject
 from xnatfs.site import Site
 from xnatfs.tree.names import assign

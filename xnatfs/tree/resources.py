@@ -7,11 +7,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from xnatfs.access import Permit
 from xnatfs.common.clock import now
 from xnatfs.common.errors import BadReply, NotFound
-from xnatfs.keys import FilesKey, FoldersKey, Item, ListKey, ResourcesKey
-from xnatfs.metadata import Listing
+from xnatfs.listings.keys import FilesKey, FoldersKey, Item, ListKey, ResourcesKey
+from xnatfs.listings.revocation import Permit
+from xnatfs.listings.ttl_cache import Listing
 from xnatfs.rest.address import Address, base, with_digits
 from xnatfs.rest.models import FileRow, Resource
 from xnatfs.series import Groups

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 
 from xnatfs.common.errors import BadReply, NotFound
 from xnatfs.common.sanitize import decoded
-from xnatfs.keys import AssessorsKey, Item, ListKey, ResourcesKey, ScansKey
-from xnatfs.metadata import Listing
+from xnatfs.listings.keys import AssessorsKey, Item, ListKey, ResourcesKey, ScansKey
+from xnatfs.listings.ttl_cache import Listing
 from xnatfs.rest.models import Assessor, Experiment, Resource, Scan
 from xnatfs.site import Site
 from xnatfs.tree.names import assign

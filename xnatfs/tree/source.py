@@ -18,8 +18,8 @@ from xnatfs.common.errors import BadReply, Denied, NotFound, XnatError
 from xnatfs.common.sanitize import decoded
 from xnatfs.content import Body, Head
 from xnatfs.http.resumable_download import Download
-from xnatfs.keys import Item, ResourcesKey, ScansKey
-from xnatfs.metadata import Listing
+from xnatfs.listings.keys import Item, ResourcesKey, ScansKey
+from xnatfs.listings.ttl_cache import Listing
 from xnatfs.rest.address import Address, Route
 from xnatfs.rest.client import Xnat
 from xnatfs.rest.file_table import Catalogue

@@ -15,9 +15,9 @@ from typing import Any
 
 from xnatfs.common.clock import now
 from xnatfs.common.errors import XnatError
-from xnatfs.kept import OLDEST, Kept
-from xnatfs.keys import ExperimentsKey, ListKey, ProjectsKey, SubjectsKey, keys_below
-from xnatfs.metadata import Listing, MetadataCache, listing
+from xnatfs.listings.keys import ExperimentsKey, ListKey, ProjectsKey, SubjectsKey, keys_below
+from xnatfs.listings.persisted import OLDEST, Kept
+from xnatfs.listings.ttl_cache import Listing, MetadataCache, listing
 from xnatfs.rest.file_table import Catalogues
 from xnatfs.rest.models import FileRow
 

@@ -2,7 +2,7 @@
 
 Invariants:
 - One file per server and account, 0600, in a directory of 0700. It holds names and dates, no bytes and no listing of
-  files: what is read is decided by what the server says today; but for who wants to read while it is away (`past.py`).
+  files: what is read is decided by what the server says today; but for who wants to read while it is away (`listings/stale.py`).
 - What is older than OLDEST, of another version, damaged or not ours is not there. Nothing here is ever an error: it
   costs the round trip that it would have saved.
 - It is read and written in a thread, one at a time, many listings in one transaction.
@@ -25,7 +25,7 @@ import trio
 
 from xnatfs.common.locks import holder
 from xnatfs.common.sanitize import loads
-from xnatfs.keys import ListKey
+from xnatfs.listings.keys import ListKey
 from xnatfs.settings.session_store import make_private
 
 log = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ from xnatfs.common.clock import now
 from xnatfs.common.errors import Denied, LoginRequired, NotFound, Stale, XnatError
 from xnatfs.common.sanitize import loads
 from xnatfs.common.tasks import unattended
-from xnatfs.keys import (
+from xnatfs.listings.keys import (
     ExperimentsKey,
     Item,
     ListKey,

@@ -1,0 +1,1 @@
+"""What the server listed: cached with a TTL, persisted, served stale while it is unreachable, revoked."""
