@@ -14,9 +14,9 @@ from tests.demos import Demo, serving
 from tests.test_content_fakes import BIG, MiB
 from tests.test_network import made_certificate
 from tests.test_worker import Server, children
-from xnatfs.bulk import version
 from xnatfs.common.errors import Unreachable
 from xnatfs.content import open_cache
+from xnatfs.prefetch.series_files import version
 from xnatfs.rest.address import Address
 from xnatfs.rest.client import open_xnat
 from xnatfs.rest.models import FileRow

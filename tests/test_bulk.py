@@ -14,12 +14,12 @@ import trio.testing
 
 from tests.scripted import Scripted, opened, resource
 from tests.test_content_fakes import until
-from xnatfs.bulk import IDLE, PATIENCE
 from xnatfs.content import Source
 from xnatfs.http.transport import DOWNLOADS
 from xnatfs.listings.keys import ChildrenKey, FilesKey, FoldersKey
+from xnatfs.prefetch.read_pattern import FLOOR, SHARE, Groups
+from xnatfs.prefetch.series_files import IDLE, PATIENCE
 from xnatfs.rest.models import FileRow
-from xnatfs.series import FLOOR, SHARE, Groups
 from xnatfs.site import Site
 from xnatfs.tree import Root
 from xnatfs.tree.node import Dir, File, Node
@@ -192,7 +192,7 @@ async def test_one_file_of_a_resource_makes_nothing_of_its_size(server, tmp_path
 
 
 async def test_of_a_resource_with_too_many_files_nothing_is_remembered_or_fetched_ahead(server, tmp_path, monkeypatch):
-    monkeypatch.setattr("xnatfs.series.MOST_FILES", COUNT - 1)
+    monkeypatch.setattr("xnatfs.prefetch.read_pattern.MOST_FILES", COUNT - 1)
     async with opened(server, tmp_path) as site:
         for number in range(COUNT):
             assert await read(site, number) == bytes_of(number)
@@ -570,12 +570,12 @@ async def test_a_fault_of_our_own_ends_the_tar_and_nothing_else(server, tmp_path
     def broken(names: object, member: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("xnatfs.bulk.TarNames.find", broken)
+    monkeypatch.setattr("xnatfs.prefetch.series_files.TarNames.find", broken)
     async with opened(server, tmp_path) as site:
         for number in range(COUNT):
             assert await read(site, number) == bytes_of(number)
         assert data(server).count(f"GET {TAR}") == 1
-    assert [record.levelname for record in caplog.records if record.name == "xnatfs.bulk"] == ["ERROR"]
+    assert [record.levelname for record in caplog.records if record.name == "xnatfs.prefetch.series_files"] == ["ERROR"]
 
 
 async def test_what_was_thrown_out_comes_in_bulk_again(server, tmp_path, patient_clock):

@@ -94,7 +94,7 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is looked at every second, and waited for longer than a test."""
     monkeypatch.setattr("xnatfs.rest.prearchive.FIRST_LOOK", 0.05)
     monkeypatch.setattr("xnatfs.rest.prearchive.APPEARS_WITHIN", 1.0)
-    monkeypatch.setattr("xnatfs.bulk.PATIENCE", 0.8)
+    monkeypatch.setattr("xnatfs.prefetch.series_files.PATIENCE", 0.8)
 
 
 class Scripted:

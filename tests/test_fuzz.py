@@ -36,6 +36,7 @@ from xnatfs.http.login import page_message
 from xnatfs.http.transport import Answer
 from xnatfs.listings import completion as listings
 from xnatfs.listings import persisted as kept
+from xnatfs.prefetch.tar_stream import members
 from xnatfs.rest import prearchive
 from xnatfs.rest.client import Xnat, open_xnat
 from xnatfs.rest.file_table import Catalogues
@@ -61,7 +62,6 @@ from xnatfs.settings import session_store as sessions
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 from xnatfs.tree.names import DEEPEST, encode, split
-from xnatfs.untar import members
 from xnatfs.upload import images
 from xnatfs.upload import resource as upload_resource
 from xnatfs.upload import session as upload_session

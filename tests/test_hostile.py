@@ -33,6 +33,7 @@ from xnatfs.fuse.operations import Operations, Ownership
 from xnatfs.http import transport
 from xnatfs.http.login import page_message
 from xnatfs.manifest import FOLDER, Owner
+from xnatfs.prefetch.tar_stream import members
 from xnatfs.rest import client
 from xnatfs.rest.client import Xnat, open_xnat
 from xnatfs.rest.json_rows import LONGEST_ROW, Table
@@ -41,7 +42,6 @@ from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 from xnatfs.tree import Root, folders, names
 from xnatfs.tree.node import Dir, File, Link, Node
-from xnatfs.untar import members
 from xnatfs.upload import images
 
 HARM = "\x1b[2J\x9b31m\u202egnp.exe\x07"  # clears a screen, colours it, turns text around, rings

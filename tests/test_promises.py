@@ -26,9 +26,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from tests.model import KINDS, PLACES, SHORT, Model
 from tests.world import CHANGES, ORDERS, tell
-from xnatfs import bulk
 from xnatfs.content import Blob, Version
 from xnatfs.http import resumable_download as downloads
+from xnatfs.prefetch import series_files as bulk
 from xnatfs.rest.models import FileRow
 from xnatfs.tree import folders
 

@@ -27,12 +27,12 @@ from xnatfs.common.errors import BadReply, Conflict, Denied, LoginRequired, NotF
 from xnatfs.demo.app import DemoXnat
 from xnatfs.demo.archive import Archive, Experiment, Reconstruction, Resource, Scan, User
 from xnatfs.demo.releases import XNAT_1_6
+from xnatfs.prefetch.tar_stream import members
 from xnatfs.rest import prearchive
 from xnatfs.rest.client import Xnat, open_xnat
 from xnatfs.rest.models import FileRow, PrearchiveSession, Row
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
-from xnatfs.untar import members
 
 REAL = os.environ.get("XNATFS_RECORDED", "")
 URL = "http://xnat.example.org/xnat"

@@ -5,9 +5,9 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from xnatfs.prefetch.tar_names import TarNames, spellings
+from xnatfs.prefetch.tar_stream import Member, _Stream
 from xnatfs.rest.models import FileRow
-from xnatfs.tarnames import TarNames, spellings
-from xnatfs.untar import Member, _Stream
 
 TEXT = st.text(st.characters(exclude_categories=[]), min_size=1, max_size=20)
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xnatfs.common.errors import BadReply
-from xnatfs.untar import members
+from xnatfs.prefetch.tar_stream import members
 
 
 def archive(files: dict[str, bytes], form: int = tarfile.PAX_FORMAT) -> bytes:

@@ -2,7 +2,7 @@
 
 Real servers take 50 ms to seconds for a call, so the number of calls is the cost, and then how many of them wait for
 each other: listings are asked for in bulk, kept whole, and begun together. All the resources and all the files of a
-session come with one request each; whose walk goes through many sessions has them from `walk.py`, under the same keys.
+session come with one request each; whose walk goes through many sessions has them from `prefetch/session_listings.py`, under the same keys.
 """
 
 import logging
@@ -17,7 +17,6 @@ from typing import Any
 import httpx
 import trio
 
-from xnatfs.bulk import Bulk, open_bulk
 from xnatfs.common.clock import now
 from xnatfs.common.errors import BadReply, Denied, LoginRequired, NotFound, Unreachable, first_error
 from xnatfs.common.tasks import background, unattended
@@ -41,6 +40,8 @@ from xnatfs.listings.persisted import Kept
 from xnatfs.listings.revocation import Access
 from xnatfs.listings.stale import Past
 from xnatfs.listings.ttl_cache import Listing, MetadataCache, listing
+from xnatfs.prefetch.series_files import Bulk, open_bulk
+from xnatfs.prefetch.session_listings import Walk
 from xnatfs.rest.address import base
 from xnatfs.rest.client import Xnat, open_xnat
 from xnatfs.rest.file_table import Catalogue, Catalogues
@@ -48,7 +49,6 @@ from xnatfs.rest.models import Accession, Assessor, Experiment, FileRow, Project
 from xnatfs.settings.config import Config, server_directory
 from xnatfs.settings.credentials import Credentials
 from xnatfs.settings.session_store import SessionStore
-from xnatfs.walk import Walk
 
 log = logging.getLogger(__name__)
 

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, overload
 
 import trio
 
-from xnatfs.bulk import version
 from xnatfs.common.clock import now
 from xnatfs.common.errors import BadReply, Denied, NotFound, Stale, XnatError, first_error
 from xnatfs.content import Blob
 from xnatfs.listings.keys import ChangeKey, FilesKey, FoldersKey, SizeKey
 from xnatfs.listings.revocation import Permit
 from xnatfs.listings.ttl_cache import Listing
+from xnatfs.prefetch.series_files import version
 from xnatfs.rest.file_table import Catalogue
 from xnatfs.rest.models import FileRow
 from xnatfs.site import Change, TrueSize

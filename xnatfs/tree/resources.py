@@ -12,9 +12,9 @@ from xnatfs.common.errors import BadReply, NotFound
 from xnatfs.listings.keys import FilesKey, FoldersKey, Item, ListKey, ResourcesKey
 from xnatfs.listings.revocation import Permit
 from xnatfs.listings.ttl_cache import Listing
+from xnatfs.prefetch.read_pattern import Groups
 from xnatfs.rest.address import Address, base, with_digits
 from xnatfs.rest.models import FileRow, Resource
-from xnatfs.series import Groups
 from xnatfs.site import Site
 from xnatfs.tree.folders import Folders, build
 from xnatfs.tree.names import assign

@@ -20,15 +20,15 @@ from xnatfs.content import Body, Head
 from xnatfs.http.resumable_download import Download
 from xnatfs.listings.keys import Item, ResourcesKey, ScansKey
 from xnatfs.listings.ttl_cache import Listing
+from xnatfs.prefetch.read_pattern import Groups
+from xnatfs.prefetch.tar_names import TarNames, spellings
+from xnatfs.prefetch.tar_stream import Member, members
 from xnatfs.rest.address import Address, Route
 from xnatfs.rest.client import Xnat
 from xnatfs.rest.file_table import Catalogue
 from xnatfs.rest.models import FileRow
-from xnatfs.series import Groups
 from xnatfs.site import Site
-from xnatfs.tarnames import TarNames, spellings
 from xnatfs.tree.names import assign
-from xnatfs.untar import Member, members
 
 # A member that only its content tells from others is held in memory until it is known. What is larger is asked for by
 # its number.

@@ -1,6 +1,6 @@
 """What is read of a session, resource by resource, and how much of it may be fetched before it is asked for.
 
-No input or output in here, and nothing is awaited. `bulk.py` acts on it.
+No input or output in here, and nothing is awaited. `prefetch/series_files.py` acts on it.
 
 What was fetched ahead is counted for the session as a whole, until it is opened: FLOOR, or a fifth of what was read
 where that is more. So programs that stop, or that read something else than was expected, have cost a quarter of what

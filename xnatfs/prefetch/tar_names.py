@@ -11,9 +11,9 @@ from xml.sax.saxutils import escape
 
 import trio
 
+from xnatfs.prefetch.tar_stream import Member
 from xnatfs.rest.file_table import paths_of
 from xnatfs.rest.models import FileRow
-from xnatfs.untar import Member
 
 # Names that are looked at between two turns of others: a millisecond.
 AT_ONCE = 1000

@@ -5,7 +5,7 @@ the tar of its resource; members go into the content cache as they arrive, check
 that is opened while its member is near waits for that. Where no tar is to be had, single requests run ahead instead.
 The resources that follow in a session are begun before they are opened, more of them in one request each time.
 
-How much may be fetched before it is asked for, `series.py` says. Beyond that the stream waits, which is the network's
+How much may be fetched before it is asked for, `prefetch/read_pattern.py` says. Beyond that the stream waits, which is the network's
 own back pressure, until more is read, and it ends when nobody reads any more.
 """
 
@@ -23,11 +23,11 @@ import trio
 from xnatfs.common.errors import XnatError
 from xnatfs.common.tasks import background
 from xnatfs.content import ContentCache, Source, Version
+from xnatfs.prefetch.read_pattern import FEWEST, LARGEST, Groups, Session, Walk
+from xnatfs.prefetch.tar_names import TarNames
+from xnatfs.prefetch.tar_stream import members
 from xnatfs.rest.client import Xnat
 from xnatfs.rest.models import FileRow
-from xnatfs.series import FEWEST, LARGEST, Groups, Session, Walk
-from xnatfs.tarnames import TarNames
-from xnatfs.untar import members
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ Invariants:
 - A list of files is compared with the list of their resources, which states how many files each has. A session that
   lacks one is requested singly; so is the whole batch where it is not known whose the missing files are. That a session
   has no files counts only from a server that was seen to list those of several.
-- Other lists are compared with single answers until they agreed about something (`many.py`). Of one that disagrees all
+- Other lists are compared with single answers until they agreed about something (`prefetch/checked_batch.py`). Of one that disagrees all
   that was put here is forgotten, and all that was made of it.
 - No more is asked ahead than a walk at its pace reaches in half of the TTL.
 
@@ -41,7 +41,7 @@ from xnatfs.listings.keys import (
     experiment_keys,
 )
 from xnatfs.listings.ttl_cache import Expiring, Listing, MetadataCache, listing
-from xnatfs.many import TOO_SLOW, Many
+from xnatfs.prefetch.checked_batch import TOO_SLOW, Many
 from xnatfs.rest.client import Xnat
 from xnatfs.rest.file_table import Catalogue, Catalogues
 from xnatfs.rest.models import Assessor, Experiment, JoinedScans, Resource, Subject, natural

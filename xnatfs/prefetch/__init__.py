@@ -1,0 +1,1 @@
+"""What is fetched before it is requested: listings of sessions, files of a series."""
