@@ -25,10 +25,10 @@ from xnatfs.demo.reply import Failed
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 from xnatfs.site import Site, open_site
+from xnatfs.transfer.upload_resource import find as find_files
+from xnatfs.transfer.upload_resource import upload
 from xnatfs.tree import Root
 from xnatfs.tree.node import Dir, File, Node
-from xnatfs.upload.resource import find as find_files
-from xnatfs.upload.resource import upload
 
 SCAN = "projects/P/S/E/scans/1"
 

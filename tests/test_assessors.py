@@ -12,7 +12,7 @@ from xnatfs.demo.app import Request
 from xnatfs.demo.archive import Archive
 from xnatfs.demo.releases import RELEASES
 from xnatfs.demo.reply import Reply
-from xnatfs.manifest import FOLDER
+from xnatfs.transfer.manifest import FOLDER
 
 QC = "SUB001_QC"
 RATING = b'{"motion": 2}\n'

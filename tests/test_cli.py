@@ -12,7 +12,7 @@ from xnatfs.demo.content import PASSWORDS
 
 # What neither process of a mount uses: other commands, other programs' parts, what a machine may not have.
 UNUSED = {"argcomplete", "keyring", "pydicom", "pygments", "rich", "ruamel.yaml", "yaml", "numpy", "xnatfs.demo"}
-UNUSED |= {"xnatfs.transfer", "xnatfs.upload", "xnatfs.rest.prearchive", "xnatfs.settings.profile_file", "asyncio"}
+UNUSED |= {"xnatfs.transfer", "xnatfs.rest.prearchive", "xnatfs.settings.profile_file", "asyncio"}
 # What serves a mount, and the command that starts the daemon does not need.
 SERVING = {"trio", "httpx", "httpcore", "pyfuse3", "sqlite3", "ssl", "cachetools", "xnatfs.site", "xnatfs.tree"}
 

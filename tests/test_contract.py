@@ -19,7 +19,7 @@ from tests.commanding import COLLABORATOR, LABEL, MEMBER, OWNER, PASSWORD, SESSI
 from tests.mounting import mounting
 from xnatfs.demo.app import Request
 from xnatfs.demo.reply import Failed, Reply
-from xnatfs.manifest import FOLDER
+from xnatfs.transfer.manifest import FOLDER
 
 PAGE = """\
 profiles:

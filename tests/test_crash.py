@@ -22,8 +22,8 @@ from tests.killing import BIG, CACHE_SIZE, DEATH, SERIES, SOON, Victim, publish,
 from tests.mounting import SCRIPTS, run
 from xnatfs.common.errors import MountpointError
 from xnatfs.fuse.mountpoint import check_mountpoint, clear_dead, is_dead
-from xnatfs.manifest import FOLDER
 from xnatfs.mountinfo import Mount, mount_on
+from xnatfs.transfer.manifest import FOLDER
 
 pytestmark = pytest.mark.fuse
 

@@ -18,7 +18,7 @@ from tests.test_downloads import DOWNLOAD, content, fetched, files, many, truth
 from xnatfs.demo.app import Request
 from xnatfs.demo.archive import Entry
 from xnatfs.demo.reply import Failed, Reply
-from xnatfs.manifest import FOLDER
+from xnatfs.transfer.manifest import FOLDER
 
 ASSESSORS = (*DOWNLOAD, "--assessors", "--session-resources")
 
@@ -289,8 +289,8 @@ def test_without_locks_each_draft_has_a_name_of_its_own(fresh):
         import errno, fcntl, sys
         def none(descriptor, operation):
             raise OSError(errno.ENOLCK, "No locks available")
-        import xnatfs.manifest
-        xnatfs.manifest.fcntl = type("fcntl", (), {"flock": none, "LOCK_EX": 2, "LOCK_NB": 4})
+        import xnatfs.transfer.manifest
+        xnatfs.transfer.manifest.fcntl = type("fcntl", (), {"flock": none, "LOCK_EX": 2, "LOCK_NB": 4})
         from xnatfs.cli import main_xnatctl
         sys.exit(main_xnatctl(sys.argv[1:]))
     """

@@ -17,7 +17,7 @@ from tests.mounting import LIMIT, mounting
 from xnatfs.demo.app import Request
 from xnatfs.demo.archive import Entry
 from xnatfs.demo.reply import Failed, Reply
-from xnatfs.manifest import FOLDER
+from xnatfs.transfer.manifest import FOLDER
 
 DOWNLOAD = ("session", "download", "-E", SESSION, "--out", "data")
 

@@ -25,7 +25,6 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.wire import Wire
-from xnatfs import transfer
 from xnatfs.cli import output
 from xnatfs.common.errors import BadReply, ConfigError, XnatError
 from xnatfs.common.sanitize import loads, plain, size
@@ -61,11 +60,11 @@ from xnatfs.settings import profile_file as profiles
 from xnatfs.settings import session_store as sessions
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
+from xnatfs.transfer import dicom_files as images
+from xnatfs.transfer import download as transfer
+from xnatfs.transfer import upload_resource, upload_session
+from xnatfs.transfer.journal import Journal
 from xnatfs.tree.names import DEEPEST, encode, split
-from xnatfs.upload import images
-from xnatfs.upload import resource as upload_resource
-from xnatfs.upload import session as upload_session
-from xnatfs.upload.journal import Journal
 
 EXAMPLES = int(os.environ.get("XNATFS_FUZZ", "40"))
 fuzz = settings(

@@ -26,13 +26,11 @@ from tests.commanding import SESSION, shell
 from tests.hostile import TOKEN, Hostile, answer, endless, hostile, listing, ok
 from tests.mounting import SCRIPTS, environment, run
 from tests.scripted import Scripted, opened, resource, session, subject
-from xnatfs import transfer
 from xnatfs.cli.progress import Silent
 from xnatfs.common.errors import BadReply, ConfigError, LoginRequired, NotFound, Unreachable, XnatError
 from xnatfs.fuse.operations import Operations, Ownership
 from xnatfs.http import transport
 from xnatfs.http.login import page_message
-from xnatfs.manifest import FOLDER, Owner
 from xnatfs.prefetch.tar_stream import members
 from xnatfs.rest import client
 from xnatfs.rest.client import Xnat, open_xnat
@@ -40,9 +38,11 @@ from xnatfs.rest.json_rows import LONGEST_ROW, Table
 from xnatfs.rest.models import natural
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
+from xnatfs.transfer import dicom_files as images
+from xnatfs.transfer import download as transfer
+from xnatfs.transfer.manifest import FOLDER, Owner
 from xnatfs.tree import Root, folders, names
 from xnatfs.tree.node import Dir, File, Link, Node
-from xnatfs.upload import images
 
 HARM = "\x1b[2J\x9b31m\u202egnp.exe\x07"  # clears a screen, colours it, turns text around, rings
 UGLY = [

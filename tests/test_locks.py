@@ -19,7 +19,6 @@ from tests.demos import serving
 from tests.holding import FLOCK, TRANSACTION, stopped, wake
 from tests.mounting import SCRIPTS, environment, mounting, run
 from tests.test_content_fakes import BIG, LIMIT, SMALL, FakeSource, read_all, until, version
-from xnatfs import manifest
 from xnatfs.cli.ctl import PATIENCE
 from xnatfs.cli.options import cache_directory
 from xnatfs.common.errors import ConfigError, Conflict, MountpointError
@@ -33,6 +32,7 @@ from xnatfs.rest.models import Project
 from xnatfs.settings.config import Config, server_directory
 from xnatfs.settings.profile_file import add_profile
 from xnatfs.settings.session_store import SessionStore
+from xnatfs.transfer import manifest
 
 TIMEOUT = 2.0
 # What is waited for a lock of a mount with this timeout, and then everything that a mount or a command does.

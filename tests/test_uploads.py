@@ -30,7 +30,7 @@ IMPORT = "/data/services/import"
 # The program with small batches, so that a few kilobytes are several.
 SMALL = """if True:
     import sys
-    import xnatfs.upload.session as session
+    import xnatfs.transfer.upload_session as session
     session.BATCH = 5000
     session.PAUSES = (0.01, 0.01)
     from xnatfs.cli import main_xnatctl
@@ -343,8 +343,8 @@ def test_no_answer_is_no_reason_to_send_again(small, fresh, folder):
 
 def journalless(folder: Path) -> list[object]:
     """The batches that the folder makes."""
-    from xnatfs.upload import images as found
-    from xnatfs.upload.journal import batches_of
+    from xnatfs.transfer import dicom_files as found
+    from xnatfs.transfer.journal import batches_of
 
     return list(batches_of(found.find(folder).images, 5000))
 
@@ -809,7 +809,7 @@ def test_streams_make_whole_archives(tmp_path):
     import trio
 
     from xnatfs.cli.progress import Silent
-    from xnatfs.upload.bodies import Part, Sending, as_tar, as_zip
+    from xnatfs.transfer.request_bodies import Part, Sending, as_tar, as_zip
 
     sizes = (0, 1, 511, 512, 513, 2**20, 2**20 + 1)
     made = {f"{number}.dcm": os.urandom(size) for number, size in enumerate(sizes)}

@@ -34,8 +34,8 @@ from xnatfs.rest.models import PrearchiveSession
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 from xnatfs.site import Site, open_site
+from xnatfs.transfer import upload_resource as resource
 from xnatfs.tree import Root
-from xnatfs.upload import resource
 
 # Beyond the timeout: what a machine needs on which much else goes on, and what is waited for before a tar is given up.
 GRACE = 6.0

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from xnatfs import transfer
 from xnatfs.cli import options
 from xnatfs.cli.archive import (
     check_has_scans,
@@ -20,10 +19,11 @@ from xnatfs.cli.ctl import PARTIAL, Command, Context
 from xnatfs.cli.output import lines, say, tell
 from xnatfs.cli.progress import Silent, shown
 from xnatfs.common.errors import ConfigError, NotFound
-from xnatfs.manifest import Manifest, Owner
 from xnatfs.rest.models import Document
 from xnatfs.site import Site
-from xnatfs.transfer import Plan, Report
+from xnatfs.transfer import download as transfer
+from xnatfs.transfer.download import Plan, Report
+from xnatfs.transfer.manifest import Manifest, Owner
 from xnatfs.tree.names import escape, shorten
 from xnatfs.tree.sessions import AssessorDir, SessionDir
 

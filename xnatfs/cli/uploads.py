@@ -17,10 +17,11 @@ from xnatfs.cli.prearchive import RECEIVING_SAID, SAY_EVERY, WAIT
 from xnatfs.cli.progress import shown
 from xnatfs.common.errors import ConfigError, NotFound, Unreachable
 from xnatfs.rest.client import Xnat
-from xnatfs.upload import images as dicom
-from xnatfs.upload import resource, session
-from xnatfs.upload.journal import DONE, Journal
-from xnatfs.upload.session import Outcome, Target
+from xnatfs.transfer import dicom_files as dicom
+from xnatfs.transfer import upload_resource as resource
+from xnatfs.transfer import upload_session as session
+from xnatfs.transfer.journal import DONE, Journal
+from xnatfs.transfer.upload_session import Outcome, Target
 
 MODES = ("tar", "zip", "gradual")
 OVERWRITES = ("none", "append", "delete")

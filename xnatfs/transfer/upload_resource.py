@@ -24,10 +24,10 @@ from xnatfs.rest.client import Xnat
 from xnatfs.rest.file_table import Catalogues
 from xnatfs.rest.models import FileRow, file_rows
 from xnatfs.rest.prearchive import failure
-from xnatfs.transfer import Progress, md5
+from xnatfs.transfer.download import Progress, md5
+from xnatfs.transfer.request_bodies import Part, Sending, as_file, as_tar, with_length
+from xnatfs.transfer.upload_session import BATCH
 from xnatfs.tree.source import FileSource
-from xnatfs.upload.bodies import Part, Sending, as_file, as_tar, with_length
-from xnatfs.upload.session import BATCH
 
 # Sites that want a reason for every change refuse one without it.
 REASON = {"event_reason": "upload"}

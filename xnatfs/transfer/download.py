@@ -2,7 +2,8 @@
 
 The bytes come through the content cache that mounts use: what one has read the other does not fetch again. A file has
 its name only when it is whole and verified; until then it is a draft beside it, which the next run removes. A manifest
-records what was written (`xnatfs.manifest`): only files that are as it says, or as the server says, are replaced.
+(`xnatfs.transfer.manifest`) records what was written: only files that are as it says, or as the server says, are
+replaced.
 """
 
 import contextlib
@@ -24,7 +25,6 @@ from typing import Protocol
 
 import trio
 
-from xnatfs import manifest
 from xnatfs.common.errors import (
     BadReply,
     Conflict,
@@ -37,9 +37,10 @@ from xnatfs.common.errors import (
     first_error,
 )
 from xnatfs.content import Blob
-from xnatfs.manifest import Manifest, Owner, Written
 from xnatfs.rest.models import Experiment, Row
 from xnatfs.site import Site
+from xnatfs.transfer import manifest
+from xnatfs.transfer.manifest import Manifest, Owner, Written
 from xnatfs.tree.node import Dir, File, Node, StaticDir, measure
 from xnatfs.tree.resources import ResourceDir
 from xnatfs.tree.sessions import AssessorDir, ScanDir, SessionDir

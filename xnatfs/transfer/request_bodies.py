@@ -16,7 +16,7 @@ from typing import BinaryIO
 import trio
 
 from xnatfs.common.errors import XnatError
-from xnatfs.transfer import Progress
+from xnatfs.transfer.download import Progress
 
 BLOCK = tarfile.BLOCKSIZE
 # The end of a tar: two empty blocks.

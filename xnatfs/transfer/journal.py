@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from xnatfs.common.sanitize import loads
 from xnatfs.settings.session_store import write_private
-from xnatfs.upload.images import Image
+from xnatfs.transfer.dicom_files import Image
 
 VERSION = 1
 NEW, SENT, DONE = "new", "sent", "done"

@@ -1,0 +1,1 @@
+"""Downloads into folders and uploads out of them."""
