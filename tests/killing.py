@@ -25,7 +25,7 @@ import trio
 from tests.demos import Demo
 from tests.mounting import SCRIPTS, daemons, end, environment, run
 from xnatfs.content import open_cache
-from xnatfs.mountinfo import mount_on
+from xnatfs.fuse.mountinfo import mount_on
 from xnatfs.settings.config import server_directory
 
 COMPARE = Path(__file__).with_name("compare.py")

@@ -21,8 +21,8 @@ from tests.failing import DEAD, STRANGER
 from tests.killing import BIG, CACHE_SIZE, DEATH, SERIES, SOON, Victim, publish, victim
 from tests.mounting import SCRIPTS, run
 from xnatfs.common.errors import MountpointError
+from xnatfs.fuse.mountinfo import Mount, mount_on
 from xnatfs.fuse.mountpoint import check_mountpoint, clear_dead, is_dead
-from xnatfs.mountinfo import Mount, mount_on
 from xnatfs.transfer.manifest import FOLDER
 
 pytestmark = pytest.mark.fuse

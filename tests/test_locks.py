@@ -24,10 +24,10 @@ from xnatfs.cli.options import cache_directory
 from xnatfs.common.errors import ConfigError, Conflict, MountpointError
 from xnatfs.common.locks import holder
 from xnatfs.content import open_cache
+from xnatfs.fuse.mountinfo import file_system
 from xnatfs.fuse.mountpoint import one_at_a_time
 from xnatfs.listings.keys import ProjectsKey
 from xnatfs.listings.persisted import Kept
-from xnatfs.mountinfo import file_system
 from xnatfs.rest.models import Project
 from xnatfs.settings.config import Config, server_directory
 from xnatfs.settings.profile_file import add_profile

@@ -20,8 +20,8 @@ from xnatfs.cli.logins import find_login, session_store
 from xnatfs.cli.output import tell
 from xnatfs.common import program
 from xnatfs.common.errors import ConfigError, FuseMissing, MountpointError
+from xnatfs.fuse.mountinfo import mount_on
 from xnatfs.fuse.mountpoint import KIND, check_fuse, check_mountpoint, is_dead, serving_process, unmount
-from xnatfs.mountinfo import mount_on
 from xnatfs.settings.config import Config, cache_home, who_reads_along
 from xnatfs.settings.credentials import Credentials, for_children, forget_secrets
 from xnatfs.settings.session_store import SessionStore

@@ -16,7 +16,7 @@ from typing import Any
 from xnatfs.cli import logs
 from xnatfs.common.errors import ConfigError
 from xnatfs.common.urls import is_same_server
-from xnatfs.mountinfo import file_system
+from xnatfs.fuse.mountinfo import file_system
 from xnatfs.settings.config import Config, Profile, cache_home, find_profile, normalised_url, select_profile
 from xnatfs.settings.session_store import write_private
 

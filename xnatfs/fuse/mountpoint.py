@@ -17,7 +17,7 @@ from pathlib import Path
 
 from xnatfs.common.errors import FuseMissing, MountpointError
 from xnatfs.common.locks import holder, lock_soon
-from xnatfs.mountinfo import Mount, mount_on
+from xnatfs.fuse.mountinfo import Mount, mount_on
 from xnatfs.settings.config import cache_home
 from xnatfs.settings.credentials import for_children
 from xnatfs.settings.session_store import make_private, write_private
