@@ -24,8 +24,8 @@ from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 from xnatfs.site import Site, open_site
 from xnatfs.tree import Root
+from xnatfs.tree.file_source import FileSource
 from xnatfs.tree.node import Dir, File, Node
-from xnatfs.tree.source import FileSource
 
 NAMES = ("projects", "P", "S", "E", "scans", "1", "RAW", "big.bin")
 

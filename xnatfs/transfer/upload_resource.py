@@ -27,7 +27,7 @@ from xnatfs.rest.prearchive import failure
 from xnatfs.transfer.download import Progress, md5
 from xnatfs.transfer.request_bodies import Part, Sending, as_file, as_tar, with_length
 from xnatfs.transfer.upload_session import BATCH
-from xnatfs.tree.source import FileSource
+from xnatfs.tree.file_source import FileSource
 
 # Sites that want a reason for every change refuse one without it.
 REASON = {"event_reason": "upload"}

@@ -24,9 +24,9 @@ from xnatfs.prefetch.series_files import version
 from xnatfs.rest.file_table import Catalogue
 from xnatfs.rest.models import FileRow
 from xnatfs.site import Change, TrueSize
+from xnatfs.tree.file_source import catalogue_of
 from xnatfs.tree.names import escape, shorten, split
 from xnatfs.tree.node import Children, Dir, File, Listed, Node, number
-from xnatfs.tree.source import catalogue_of
 
 if TYPE_CHECKING:
     from xnatfs.tree.resources import ResourceDir

@@ -16,10 +16,10 @@ from xnatfs.prefetch.read_pattern import Groups
 from xnatfs.rest.address import Address, base, with_digits
 from xnatfs.rest.models import FileRow, Resource
 from xnatfs.site import Site
+from xnatfs.tree.file_source import FileSource, catalogue_of, reading_order
 from xnatfs.tree.folders import Folders, build
 from xnatfs.tree.names import assign
 from xnatfs.tree.node import Children, Dir
-from xnatfs.tree.source import FileSource, catalogue_of, reading_order
 
 
 @dataclass(frozen=True, slots=True)
