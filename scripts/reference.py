@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from xnatfs.cli import Parser, mounts
-from xnatfs.cli.ctl import NOUNS, build
+from xnatfs.cli.ctl.command import NOUNS, build
 
 DOCS = Path(__file__).parent.parent / "docs"
 COMMON = "options of all commands"

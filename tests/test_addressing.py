@@ -15,7 +15,7 @@ from tests.demos import serving
 from tests.mounting import Mount, mounting, run
 from tests.scripted import URL
 from tests.wire import Wire
-from xnatfs.cli.progress import Silent
+from xnatfs.cli.ctl.progress import Silent
 from xnatfs.common.errors import BadReply, Conflict, Stale
 from xnatfs.demo.app import DemoXnat, Request
 from xnatfs.demo.archive import Archive, Resource, User

@@ -222,7 +222,7 @@ def test_a_line_every_ten_seconds_where_there_is_no_terminal(fresh):
 
     code = """if True:
         import sys, time
-        import xnatfs.cli.progress as progress
+        import xnatfs.cli.ctl.progress as progress
         from xnatfs.cli import main_xnatctl
         class Fast:
             now = 0.0

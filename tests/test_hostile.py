@@ -26,7 +26,7 @@ from tests.commanding import SESSION, shell
 from tests.hostile import TOKEN, Hostile, answer, endless, hostile, listing, ok
 from tests.mounting import SCRIPTS, environment, run
 from tests.scripted import Scripted, opened, resource, session, subject
-from xnatfs.cli.progress import Silent
+from xnatfs.cli.ctl.progress import Silent
 from xnatfs.common.errors import BadReply, ConfigError, LoginRequired, NotFound, Unreachable, XnatError
 from xnatfs.fuse.operations import Operations, Ownership
 from xnatfs.http import transport

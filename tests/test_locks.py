@@ -19,7 +19,7 @@ from tests.demos import serving
 from tests.holding import FLOCK, TRANSACTION, stopped, wake
 from tests.mounting import SCRIPTS, environment, mounting, run
 from tests.test_content_fakes import BIG, LIMIT, SMALL, FakeSource, read_all, until, version
-from xnatfs.cli.ctl import PATIENCE
+from xnatfs.cli.ctl.command import PATIENCE
 from xnatfs.cli.options import cache_directory
 from xnatfs.common.errors import ConfigError, Conflict, MountpointError
 from xnatfs.common.locks import holder

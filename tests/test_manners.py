@@ -20,7 +20,8 @@ from tests.commanding import SESSION, Shell, shell
 from tests.mounting import LIMIT, SCRIPTS, daemons, end, environment, mounted_file_system, run
 from tests.test_mount import wait_for
 from tests.test_uploads import IMPORT, SMALL
-from xnatfs.cli import Parser, ctl, mounts
+from xnatfs.cli import Parser, mounts
+from xnatfs.cli.ctl import command as ctl
 from xnatfs.cli.output import ELLIPSIS
 from xnatfs.cli.statusline import ERASE
 from xnatfs.demo import PASSWORDS

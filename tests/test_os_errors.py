@@ -13,7 +13,7 @@ from tests.failing import AS_STRANGER, OWN_MOUNTS
 from tests.mounting import run
 from tests.test_downloads import DOWNLOAD, files, many, truth
 from xnatfs import cli
-from xnatfs.cli.ctl import Command, commands
+from xnatfs.cli.ctl.command import Command, commands
 
 IO_ERROR = 74
 DOWNLOADING = f"xnatctl session download -E {SESSION}"

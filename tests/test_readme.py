@@ -13,7 +13,8 @@ import pytest
 from tests.changing import images
 from tests.demos import serving
 from tests.mounting import SCRIPTS, end, environment, run
-from xnatfs.cli import EXIT_STATUS, INTERRUPTED, ctl, mounts
+from xnatfs.cli import EXIT_STATUS, INTERRUPTED, mounts
+from xnatfs.cli.ctl import command as ctl
 from xnatfs.fuse.operations import ERRNOS
 from xnatfs.settings.config import read_profiles
 

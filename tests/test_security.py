@@ -22,7 +22,7 @@ from tests.demos import Demo, serving
 from tests.hostile import TOKEN, answer, hostile, listing, ok
 from tests.mounting import SCRIPTS, daemons, end, environment, mounted_file_system, run
 from xnatfs.cli import logs
-from xnatfs.cli.ctl import Context
+from xnatfs.cli.ctl.command import Context
 from xnatfs.cli.logins import session_store
 from xnatfs.common.errors import CacheError, ConfigError, NotXnat, Unreachable
 from xnatfs.content.disk.directory import open_shelf

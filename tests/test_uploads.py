@@ -808,7 +808,7 @@ def test_streams_make_whole_archives(tmp_path):
     """The bodies are what tar and zip read, whatever the sizes."""
     import trio
 
-    from xnatfs.cli.progress import Silent
+    from xnatfs.cli.ctl.progress import Silent
     from xnatfs.transfer.request_bodies import Part, Sending, as_tar, as_zip
 
     sizes = (0, 1, 511, 512, 513, 2**20, 2**20 + 1)

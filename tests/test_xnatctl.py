@@ -12,7 +12,7 @@ import pytest
 from tests.commanding import COLLABORATOR, LABEL, OUTSIDER, OWNER, PASSWORD, SESSION, Shell, shell
 from tests.failing import DEAD
 from tests.mounting import environment, run
-from xnatfs.cli.ctl import commands
+from xnatfs.cli.ctl.command import commands
 from xnatfs.demo.app import Request
 from xnatfs.demo.reply import Reply
 

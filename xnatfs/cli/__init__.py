@@ -94,17 +94,17 @@ def main_xnatctl(argv: Sequence[str] | None = None) -> int:
     def command() -> int:
         if words == ["--version"]:  # needs none of the commands
             parser.parse_args(words)
-        from xnatfs.cli import ctl
+        from xnatfs.cli.ctl import command as ctl
 
         ctl.build(parser)
         if "_ARGCOMPLETE" in os.environ:
-            from xnatfs.cli import completion
+            from xnatfs.cli.ctl import completion
 
             completion.complete(parser)
         return ctl.run(parser.parse_args(words, argparse.Namespace(command_line=words)))
 
     def failed(error: BaseException, status: int, text: str) -> None:
-        from xnatfs.cli import ctl
+        from xnatfs.cli.ctl import command as ctl
 
         if text:
             ctl.print_error(error, text, status, words)

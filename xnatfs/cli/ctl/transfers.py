@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from xnatfs.cli import options
-from xnatfs.cli.archive import (
+from xnatfs.cli.ctl.archive import (
     check_has_scans,
     experiment,
     experiment_options,
@@ -15,9 +15,9 @@ from xnatfs.cli.archive import (
     resource_words,
     wanted_experiment,
 )
-from xnatfs.cli.ctl import PARTIAL, Command, Context
+from xnatfs.cli.ctl.command import PARTIAL, Command, Context
+from xnatfs.cli.ctl.progress import Silent, shown
 from xnatfs.cli.output import lines, say, tell
-from xnatfs.cli.progress import Silent, shown
 from xnatfs.common.errors import ConfigError, NotFound
 from xnatfs.rest.models import Document
 from xnatfs.site import Site

@@ -176,7 +176,7 @@ class Context:
 
 
 def commands() -> list[Command]:
-    return [command for name in MODULES for command in import_module(f"xnatfs.cli.{name}").COMMANDS]
+    return [command for name in MODULES for command in import_module(f"xnatfs.cli.ctl.{name}").COMMANDS]
 
 
 def build(parser: argparse.ArgumentParser, only: Sequence[Command] | None = None) -> None:

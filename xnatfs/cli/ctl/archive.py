@@ -13,7 +13,7 @@ from typing import Any
 import trio
 
 from xnatfs.cli import options
-from xnatfs.cli.ctl import Command, Context
+from xnatfs.cli.ctl.command import Command, Context
 from xnatfs.cli.options import find_day
 from xnatfs.cli.output import natural, show_item, show_rows, tell
 from xnatfs.common.errors import BadReply, ConfigError, Denied, NotFound, first_error

@@ -7,8 +7,9 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from xnatfs.cli import ctl, options
-from xnatfs.cli.ctl import Command, Context
+from xnatfs.cli import options
+from xnatfs.cli.ctl import command as ctl
+from xnatfs.cli.ctl.command import Command, Context
 from xnatfs.common.errors import XnatError
 from xnatfs.listings.completion import NAMES, PATHS, Listings, Name, shown
 from xnatfs.settings.config import profiles_path, read_profiles

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from xnatfs.cli import statusline
-from xnatfs.cli.ctl import PARTIAL, Command, Context
+from xnatfs.cli.ctl.command import PARTIAL, Command, Context
+from xnatfs.cli.ctl.profiles import server_cells
 from xnatfs.cli.output import show_item, shown, tell
-from xnatfs.cli.profiles import server_cells
 from xnatfs.common.errors import ConfigError, LoginRequired, NotFound, XnatError
 
 if TYPE_CHECKING:

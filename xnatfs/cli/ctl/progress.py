@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from xnatfs.cli import statusline
-from xnatfs.cli.ctl import Context
+from xnatfs.cli.ctl.command import Context
 from xnatfs.cli.output import tell
 
 LINE_EVERY = 10.0  # seconds

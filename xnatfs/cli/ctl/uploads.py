@@ -10,11 +10,11 @@ from typing import Any
 import trio
 
 from xnatfs.cli import options
-from xnatfs.cli.archive import below, check_has_scans, experiment, experiment_options, item_of
-from xnatfs.cli.ctl import PARTIAL, Command, Context
+from xnatfs.cli.ctl.archive import below, check_has_scans, experiment, experiment_options, item_of
+from xnatfs.cli.ctl.command import PARTIAL, Command, Context
+from xnatfs.cli.ctl.prearchive import RECEIVING_SAID, SAY_EVERY, WAIT
+from xnatfs.cli.ctl.progress import shown
 from xnatfs.cli.output import say, tell
-from xnatfs.cli.prearchive import RECEIVING_SAID, SAY_EVERY, WAIT
-from xnatfs.cli.progress import shown
 from xnatfs.common.errors import ConfigError, NotFound, Unreachable
 from xnatfs.rest.client import Xnat
 from xnatfs.transfer import dicom_files as dicom

@@ -11,8 +11,8 @@ from typing import Any
 import trio
 
 from xnatfs.cli import options, statusline
-from xnatfs.cli.archive import project_option
-from xnatfs.cli.ctl import PARTIAL, Command, Context
+from xnatfs.cli.ctl.archive import project_option
+from xnatfs.cli.ctl.command import PARTIAL, Command, Context
 from xnatfs.cli.output import natural, say, show_rows, tell
 from xnatfs.common.errors import ConfigError, Conflict, NotFound, Unreachable, XnatError
 from xnatfs.common.sanitize import plain

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from xnatfs.cli import options
-from xnatfs.cli.ctl import Command, Context
+from xnatfs.cli.ctl.command import Command, Context
 from xnatfs.cli.output import show_item, show_rows
 from xnatfs.common.errors import ConfigError
 from xnatfs.settings import profile_file as profiles

@@ -1,0 +1,1 @@
+"""xnatctl: one module a noun."""
