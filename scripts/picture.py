@@ -12,9 +12,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from xnatfs.demo.app import DemoXnat
-from xnatfs.demo.content import PASSWORDS, DemoArchive
-from xnatfs.demo.server import serve
+from xnatfs.demo.fixtures.lab import PASSWORDS, DemoArchive
+from xnatfs.demo.server.app import DemoXnat
+from xnatfs.demo.server.socket import serve
 
 PICTURE = Path(__file__).parent.parent / "docs" / "mount.svg"
 COLUMNS, ROWS = 92, 18

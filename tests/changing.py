@@ -9,9 +9,9 @@ from typing import Literal
 
 import httpx
 
-from xnatfs.demo import phantom
-from xnatfs.demo.app import DemoXnat
-from xnatfs.demo.archive import Archive, User
+from xnatfs.demo.archive.model import Archive, User
+from xnatfs.demo.fixtures import phantom
+from xnatfs.demo.server.app import DemoXnat
 
 OWNER, MEMBER, COLLABORATOR, OUTSIDER, ADMIN = "owner", "member", "collaborator", "outsider", "admin"
 Client = Callable[..., httpx.Client]

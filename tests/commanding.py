@@ -17,9 +17,9 @@ import httpx
 
 from tests.changing import images, zip_of
 from tests.mounting import SCRIPTS, environment, run
-from xnatfs.demo.app import DemoXnat, Record
-from xnatfs.demo.archive import Archive, Experiment, User
-from xnatfs.demo.server import serve
+from xnatfs.demo.archive.model import Archive, Experiment, User
+from xnatfs.demo.server.app import DemoXnat, Record
+from xnatfs.demo.server.socket import serve
 from xnatfs.settings.session_store import write_private
 
 OWNER, MEMBER, COLLABORATOR, OUTSIDER = "jane", "mike", "carol", "otto"

@@ -8,7 +8,7 @@ from trio.testing import MockClock
 
 from tests.commanding import Shell, shell
 from tests.test_content_fakes import patient
-from xnatfs.demo.releases import RELEASES, Release
+from xnatfs.demo.server.releases import RELEASES, Release
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from xnatfs.demo.app import DemoXnat, Record
-from xnatfs.demo.content import BIG_PROJECT, PASSWORDS, DemoArchive
-from xnatfs.demo.folder import publish
-from xnatfs.demo.manifest import ManifestEntry
-from xnatfs.demo.reply import Reply, Slice
-from xnatfs.demo.server import serve
+from xnatfs.demo.fixtures.folder import publish
+from xnatfs.demo.fixtures.lab import BIG_PROJECT, PASSWORDS, DemoArchive
+from xnatfs.demo.fixtures.manifest import ManifestEntry
+from xnatfs.demo.server.app import DemoXnat, Record
+from xnatfs.demo.server.reply import Reply, Slice
+from xnatfs.demo.server.socket import serve
 
 USER = "demo-owner"
 

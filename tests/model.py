@@ -8,8 +8,8 @@ from email.utils import formatdate
 import httpx
 import trio
 
-from xnatfs.demo.app import DemoXnat
-from xnatfs.demo.archive import Archive, Entry, Experiment, Resource, User
+from xnatfs.demo.archive.model import Archive, Entry, Experiment, Resource, User
+from xnatfs.demo.server.app import DemoXnat
 
 USER = PASSWORD = "u"
 EPOCH = 1_704_164_645.0  # at 0 of trio's clock

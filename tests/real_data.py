@@ -30,7 +30,7 @@ from typing import IO
 
 import pydicom
 
-from xnatfs.demo.archive import Archive
+from xnatfs.demo.archive.model import Archive
 
 WITHOUT = "XNATFS_WITHOUT_REAL_DATA"
 """Set to 1, leaves out the tests that need the sessions: for machines without a package registry."""

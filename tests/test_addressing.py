@@ -17,11 +17,11 @@ from tests.scripted import URL
 from tests.wire import Wire
 from xnatfs.cli.ctl.progress import Silent
 from xnatfs.common.errors import BadReply, Conflict, Stale
-from xnatfs.demo.app import DemoXnat, Request
-from xnatfs.demo.archive import Archive, Resource, User
-from xnatfs.demo.content import DemoArchive
-from xnatfs.demo.releases import RELEASES, XNAT_1_6, XNAT_1_8, Release
-from xnatfs.demo.reply import Failed
+from xnatfs.demo.archive.model import Archive, Resource, User
+from xnatfs.demo.fixtures.lab import DemoArchive
+from xnatfs.demo.server.app import DemoXnat, Request
+from xnatfs.demo.server.releases import RELEASES, XNAT_1_6, XNAT_1_8, Release
+from xnatfs.demo.server.reply import Failed
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 from xnatfs.site import Site, open_site

@@ -8,10 +8,10 @@ import pytest
 
 from tests.commanding import LABEL, SESSION, Shell, page_archive, shell
 from tests.test_completion import complete
-from xnatfs.demo.app import Request
-from xnatfs.demo.archive import Archive
-from xnatfs.demo.releases import RELEASES
-from xnatfs.demo.reply import Reply
+from xnatfs.demo.archive.model import Archive
+from xnatfs.demo.server.app import Request
+from xnatfs.demo.server.releases import RELEASES
+from xnatfs.demo.server.reply import Reply
 from xnatfs.transfer.manifest import FOLDER
 
 QC = "SUB001_QC"

@@ -20,8 +20,8 @@ from scripts.benchmarks.report import Row
 from scripts.benchmarks.requests import Request, in_sequence
 from scripts.benchmarks.rig import NotToBeHad
 from scripts.benchmarks.site import MODULES, PASSWORD, USER, Server
-from xnatfs.demo import shaped
-from xnatfs.demo.archive import Archive
+from xnatfs.demo.archive.model import Archive
+from xnatfs.demo.fixtures import shaped
 
 ROOT = Path(__file__).parent.parent
 

@@ -8,7 +8,7 @@ import pytest
 from tests import demos
 from tests.failing import DEAD, Desk, Page, Refusing, desk, serving
 from tests.mounting import SCRIPTS, daemons, end, environment, mounting, run
-from xnatfs.demo.content import PASSWORDS
+from xnatfs.demo.fixtures.lab import PASSWORDS
 
 # What neither process of a mount uses: other commands, other programs' parts, what a machine may not have.
 UNUSED = {"argcomplete", "keyring", "pydicom", "pygments", "rich", "ruamel.yaml", "yaml", "numpy", "xnatfs.demo"}

@@ -20,8 +20,8 @@ from tests.demos import Demo, serving
 from tests.environments import environment_with, needs_registry
 from tests.mounting import environment, run
 from tests.real_data import PROJECT, XNATPY, fetch, locked_cache, sample_sessions
-from xnatfs.demo.archive import Archive, Content, Experiment
-from xnatfs.demo.reply import Slice
+from xnatfs.demo.archive.model import Archive, Content, Experiment
+from xnatfs.demo.server.reply import Slice
 
 pytestmark = needs_registry
 

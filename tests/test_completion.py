@@ -8,8 +8,8 @@ import time
 import pytest
 
 from tests.commanding import LABEL, OWNER, SESSION, Shell
-from xnatfs.demo.app import Request
-from xnatfs.demo.reply import Reply
+from xnatfs.demo.server.app import Request
+from xnatfs.demo.server.reply import Reply
 
 
 def complete(shell: Shell, line: str) -> list[str]:

@@ -17,8 +17,8 @@ import pytest
 from tests.changing import images
 from tests.commanding import COLLABORATOR, LABEL, MEMBER, OWNER, PASSWORD, SESSION, Done, Shell, shell
 from tests.mounting import mounting
-from xnatfs.demo.app import Request
-from xnatfs.demo.reply import Failed, Reply
+from xnatfs.demo.server.app import Request
+from xnatfs.demo.server.reply import Failed, Reply
 from xnatfs.transfer.manifest import FOLDER
 
 PAGE = """\

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from xnatfs.demo.app import DemoXnat
-from xnatfs.demo.archive import Archive, Resource, Scan, User
-from xnatfs.demo.releases import RELEASES, XNAT_1_6, XNAT_1_8, Release
+from xnatfs.demo.archive.model import Archive, Resource, Scan, User
+from xnatfs.demo.server.app import DemoXnat
+from xnatfs.demo.server.releases import RELEASES, XNAT_1_6, XNAT_1_8, Release
 
 SESSION = "/data/experiments/DEMO_E00001"
 

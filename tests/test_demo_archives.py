@@ -9,9 +9,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from xnatfs.demo.app import DemoXnat
-from xnatfs.demo.archive import Archive, User
-from xnatfs.demo.zips import Member, zipped
+from xnatfs.demo.archive.model import Archive, User
+from xnatfs.demo.content.zips import Member, zipped
+from xnatfs.demo.server.app import DemoXnat
 
 SESSION = "/data/experiments/DEMO_E00001"
 LONG = "1.2.840.113654.2.45.2.108105." * 5 + "dcm"

@@ -23,9 +23,9 @@ from tests.changing import (
     tar_of,
     zip_of,
 )
-from xnatfs.demo.app import DemoXnat
-from xnatfs.demo.content import PASSWORDS
-from xnatfs.demo.server import serve
+from xnatfs.demo.fixtures.lab import PASSWORDS
+from xnatfs.demo.server.app import DemoXnat
+from xnatfs.demo.server.socket import serve
 
 SESSION = "/data/experiments/DEMO_E00001"
 BELOW = "/data/projects/P/subjects/S/experiments/E"

@@ -16,12 +16,12 @@ import pytest
 
 from tests.demos import USER
 from tests.mounting import SCRIPTS, run
-from xnatfs.demo import phantom
-from xnatfs.demo.app import DemoXnat
-from xnatfs.demo.archive import Archive
-from xnatfs.demo.content import BIG_PROJECT, PASSWORDS, DemoArchive
-from xnatfs.demo.folder import publish
-from xnatfs.demo.releases import RELEASES, XNAT_1_8
+from xnatfs.demo.archive.model import Archive
+from xnatfs.demo.fixtures import phantom
+from xnatfs.demo.fixtures.folder import publish
+from xnatfs.demo.fixtures.lab import BIG_PROJECT, PASSWORDS, DemoArchive
+from xnatfs.demo.server.app import DemoXnat
+from xnatfs.demo.server.releases import RELEASES, XNAT_1_8
 
 
 @pytest.fixture(scope="module")

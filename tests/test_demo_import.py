@@ -21,9 +21,9 @@ from tests.changing import (
     tar_of,
     zip_of,
 )
-from xnatfs.demo import phantom
-from xnatfs.demo.app import DemoXnat
-from xnatfs.demo.releases import XNAT_1_6, XNAT_1_8, XNAT_1_11, Release
+from xnatfs.demo.fixtures import phantom
+from xnatfs.demo.server.app import DemoXnat
+from xnatfs.demo.server.releases import XNAT_1_6, XNAT_1_8, XNAT_1_11, Release
 
 IMPORT = "/data/services/import"
 PREARCHIVE = "/data/prearchive/projects/P"

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from xnatfs.demo.app import DemoXnat
-from xnatfs.demo.archive import Archive, User
+from xnatfs.demo.archive.model import Archive, User
+from xnatfs.demo.server.app import DemoXnat
 
 ASSESSORS = "/data/experiments?xsiType=xnat:imageAssessorData&columns=ID,label,date,xsiType,session_ID"
 LABEL = "xnat:subjectdata/resources/resource/label"

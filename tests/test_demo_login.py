@@ -6,8 +6,8 @@ from dataclasses import replace
 import httpx
 import pytest
 
-from xnatfs.demo.app import DemoXnat
-from xnatfs.demo.archive import Archive, User
+from xnatfs.demo.archive.model import Archive, User
+from xnatfs.demo.server.app import DemoXnat
 
 NAMES = ("jane", "john", "root")
 Clients = Callable[..., httpx.Client]

@@ -20,9 +20,9 @@ from tests.changing import (
     small_archive,
     zip_of,
 )
-from xnatfs.demo import phantom
-from xnatfs.demo.app import DemoXnat
-from xnatfs.demo.releases import XNAT_1_6, XNAT_1_8, XNAT_1_11, Release
+from xnatfs.demo.fixtures import phantom
+from xnatfs.demo.server.app import DemoXnat
+from xnatfs.demo.server.releases import XNAT_1_6, XNAT_1_8, XNAT_1_11, Release
 
 LIST = "/data/prearchive/projects/P"
 SERVICES = "/data/services"

@@ -8,10 +8,10 @@ from typing import Any
 import httpx
 import pytest
 
-from xnatfs.demo.app import DemoXnat
-from xnatfs.demo.archive import Home, Resource
-from xnatfs.demo.content import PASSWORDS, DemoArchive
-from xnatfs.demo.releases import RELEASES, XNAT_1_6, XNAT_1_8, XNAT_1_11, Release
+from xnatfs.demo.archive.model import Home, Resource
+from xnatfs.demo.fixtures.lab import PASSWORDS, DemoArchive
+from xnatfs.demo.server.app import DemoXnat
+from xnatfs.demo.server.releases import RELEASES, XNAT_1_6, XNAT_1_8, XNAT_1_11, Release
 
 OWNER, OUTSIDER = "demo-owner", "demo-outsider"
 SESSION = "/data/experiments/DEMO_E00001"

@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
-from xnatfs.demo.app import DemoXnat
-from xnatfs.demo.content import PASSWORDS, DemoArchive
-from xnatfs.demo.reply import Reply
+from xnatfs.demo.fixtures.lab import PASSWORDS, DemoArchive
+from xnatfs.demo.server.app import DemoXnat
+from xnatfs.demo.server.reply import Reply
 
 OWNER, COLLABORATOR, OUTSIDER, ADMIN = "demo-owner", "demo-collaborator", "demo-outsider", "demo-admin"
 SESSION = "DEMO_E00001"

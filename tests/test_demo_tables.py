@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from xnatfs.demo.app import DemoXnat
-from xnatfs.demo.archive import Archive, User
+from xnatfs.demo.archive.model import Archive, User
+from xnatfs.demo.server.app import DemoXnat
 
 BASE = "/data/projects/P"
 NAMES = [f"S{number:02}" for number in range(12)]

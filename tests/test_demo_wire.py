@@ -8,9 +8,9 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 
-from xnatfs.demo.app import DemoXnat
-from xnatfs.demo.archive import Archive, Resource, User
-from xnatfs.demo.server import serve
+from xnatfs.demo.archive.model import Archive, Resource, User
+from xnatfs.demo.server.app import DemoXnat
+from xnatfs.demo.server.socket import serve
 
 LOGIN = {"Authorization": "Basic " + b64encode(b"u:p").decode()}
 SIZE = 1000

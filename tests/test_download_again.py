@@ -15,9 +15,9 @@ import pytest
 from tests.commanding import SESSION, Done, Shell, shell
 from tests.mounting import LIMIT
 from tests.test_downloads import DOWNLOAD, content, fetched, files, many, truth
-from xnatfs.demo.app import Request
-from xnatfs.demo.archive import Entry
-from xnatfs.demo.reply import Failed, Reply
+from xnatfs.demo.archive.model import Entry
+from xnatfs.demo.server.app import Request
+from xnatfs.demo.server.reply import Failed, Reply
 from xnatfs.transfer.manifest import FOLDER
 
 ASSESSORS = (*DOWNLOAD, "--assessors", "--session-resources")

@@ -14,9 +14,9 @@ import pytest
 
 from tests.commanding import OWNER, PASSWORD, SESSION, Shell
 from tests.mounting import LIMIT, mounting
-from xnatfs.demo.app import Request
-from xnatfs.demo.archive import Entry
-from xnatfs.demo.reply import Failed, Reply
+from xnatfs.demo.archive.model import Entry
+from xnatfs.demo.server.app import Request
+from xnatfs.demo.server.reply import Failed, Reply
 from xnatfs.transfer.manifest import FOLDER
 
 DOWNLOAD = ("session", "download", "-E", SESSION, "--out", "data")

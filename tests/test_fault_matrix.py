@@ -26,8 +26,8 @@ from tests.faults.programs import CONTENTS, PLACE, PROGRAMS, Client, Failed, MiB
 from tests.faults.server import Certificate
 from tests.faults.stage import EXPERIMENT, FOLDER, stage_archive
 from xnatfs.content.writer import Intake
-from xnatfs.demo.app import DemoXnat
-from xnatfs.demo.server import serve
+from xnatfs.demo.server.app import DemoXnat
+from xnatfs.demo.server.socket import serve
 
 # A fault that passes must have passed before that.
 LONG = 10.0

@@ -14,8 +14,8 @@ import pytest
 from tests.faults import Faulty, faulty
 from tests.faults.stage import EXPERIMENT, PASSWORD, USER, stage_archive
 from tests.mounting import Mount, daemons, mounting, run
-from xnatfs.demo.app import DemoXnat
-from xnatfs.demo.server import serve
+from xnatfs.demo.server.app import DemoXnat
+from xnatfs.demo.server.socket import serve
 
 TIMEOUT = 1.0
 # Beyond it: a program is started, a download process too, on a machine that does much else.

@@ -22,8 +22,8 @@ from tests.faults.answers import FRESH, OTHER
 from tests.faults.certificates import expired_certificate, made_certificate
 from tests.faults.stage import BIG, EXPERIMENT, PASSWORD, SMALL, USER, file_path, stage_archive
 from tests.mounting import SCRIPTS, environment, run
-from xnatfs.demo.app import DemoXnat
-from xnatfs.demo.server import serve
+from xnatfs.demo.server.app import DemoXnat
+from xnatfs.demo.server.socket import serve
 
 PROJECTS = "/data/projects?format=json"
 TEXTS = f"/data/experiments/{EXPERIMENT}/resources/TEXT/files"

@@ -28,8 +28,8 @@ from tests.wire import Wire
 from xnatfs.cli import output
 from xnatfs.common.errors import BadReply, ConfigError, XnatError
 from xnatfs.common.sanitize import loads, plain, size
-from xnatfs.demo.app import DemoXnat
-from xnatfs.demo.archive import Archive
+from xnatfs.demo.archive.model import Archive
+from xnatfs.demo.server.app import DemoXnat
 from xnatfs.download_worker.connection import Connection, Failed
 from xnatfs.http.login import page_message
 from xnatfs.http.transport import Answer
@@ -582,7 +582,7 @@ def test_the_demo_answers_whatever_it_is_asked(method, path, query, body, ranged
 
 
 def _demo() -> DemoXnat:
-    from xnatfs.demo.archive import User
+    from xnatfs.demo.archive.model import User
 
     archive = Archive()
     archive.users["root"] = User("root", "p", admin=True)

@@ -16,7 +16,7 @@ import trio
 from tests.test_walk import asked, entries, find, made, served
 from tests.wire import Wire
 from xnatfs.common.errors import NotFound
-from xnatfs.demo.app import DemoXnat
+from xnatfs.demo.server.app import DemoXnat
 from xnatfs.listings.keys import ExperimentsKey, ListKey, ProjectsKey, ResourcesKey, ScansKey
 from xnatfs.listings.persisted import MOST_ROWS, OLDEST, Kept
 from xnatfs.rest.models import Experiment, Project, Resource, Scan
@@ -264,7 +264,7 @@ async def test_files_are_never_shown_of_before(line, tmp_path):
 
 async def test_another_account_sees_nothing_of_it(line, tmp_path):
     await first_mount(line, tmp_path)
-    from xnatfs.demo.archive import User
+    from xnatfs.demo.archive.model import User
 
     line.demo.archive.users["v"] = User("v", "p")
     async with mounted(line, tmp_path, user="v") as site:

@@ -13,9 +13,9 @@ import pytest
 
 from tests.commanding import OUTSIDER, OWNER, PASSWORD, Done, Shell, page_archive, shell
 from tests.mounting import end, run
-from xnatfs.demo.app import Request
-from xnatfs.demo.releases import RELEASES, XNAT_1_8
-from xnatfs.demo.reply import Reply
+from xnatfs.demo.server.app import Request
+from xnatfs.demo.server.releases import RELEASES, XNAT_1_8
+from xnatfs.demo.server.reply import Reply
 from xnatfs.settings.config import find_profile, read_profiles
 from xnatfs.settings.session_store import write_private
 

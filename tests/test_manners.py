@@ -25,8 +25,8 @@ from xnatfs.cli.ctl import command as ctl
 from xnatfs.cli.output import ELLIPSIS
 from xnatfs.cli.statusline import ERASE
 from xnatfs.demo import PASSWORDS
-from xnatfs.demo.app import Request
-from xnatfs.demo.reply import Reply
+from xnatfs.demo.server.app import Request
+from xnatfs.demo.server.reply import Reply
 
 SHELLS = ("scripts on PATH", "in the checkout", "elsewhere")
 

@@ -21,7 +21,7 @@ import pytest
 
 from tests.demos import Demo, serving
 from tests.mounting import SCRIPTS, Mount, daemons, end, environment, mounted_file_system, mounting, run
-from xnatfs.demo.archive import Archive
+from xnatfs.demo.archive.model import Archive
 
 pytestmark = pytest.mark.fuse
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.demos import Demo, serving
 from tests.mounting import SCRIPTS, end, environment, mounted_file_system, mounting, run
-from xnatfs.demo.reply import Reply
+from xnatfs.demo.server.reply import Reply
 from xnatfs.rest.client import open_xnat
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials

@@ -20,7 +20,7 @@ from tests.test_outage import server as server  # a fixture
 from tests.test_walk import find, made, served
 from tests.wire import Wire
 from xnatfs.common.errors import Denied, LoginRequired, NoRoute, NotFound, Unreachable, XnatError
-from xnatfs.demo.app import DemoXnat
+from xnatfs.demo.server.app import DemoXnat
 from xnatfs.fuse.operations import OperationsWithXattrs, Ownership
 from xnatfs.listings.persisted import OLDEST
 from xnatfs.settings.config import Config

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.mounting import LIMIT, Mount, daemons, mounting, run
-from xnatfs.demo.content import PASSWORDS
+from xnatfs.demo.fixtures.lab import PASSWORDS
 
 pytestmark = pytest.mark.fuse
 

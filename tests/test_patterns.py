@@ -17,7 +17,7 @@ import pytest
 
 from tests.demos import Demo, serving
 from tests.mounting import Mount, mounting, run
-from xnatfs.demo.manifest import ManifestEntry
+from xnatfs.demo.fixtures.manifest import ManifestEntry
 
 pytestmark = pytest.mark.fuse
 

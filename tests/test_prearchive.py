@@ -13,10 +13,10 @@ import pytest
 
 from tests.commanding import COLLABORATOR, LABEL, MEMBER, SESSION, Done, Shell, received, shell
 from tests.mounting import LIMIT
-from xnatfs.demo.app import Request
-from xnatfs.demo.bodies import Body
-from xnatfs.demo.releases import RELEASES
-from xnatfs.demo.reply import Reply
+from xnatfs.demo.server.app import Request
+from xnatfs.demo.server.releases import RELEASES
+from xnatfs.demo.server.reply import Reply
+from xnatfs.demo.server.request_bodies import Body
 
 ARCHIVE = "/data/services/archive"
 MINE = ("-P", "MYPROJECT")

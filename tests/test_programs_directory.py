@@ -20,7 +20,7 @@ import pytest
 from tests.demos import Demo, serving
 from tests.failing import AS_STRANGER, OPEN_FUSE, OWN_MOUNTS, STRANGER, XNATFS, Desk, desk
 from tests.mounting import Mount, daemons, environment, mounting, run
-from xnatfs.demo.content import DemoArchive
+from xnatfs.demo.fixtures.lab import DemoArchive
 
 pytestmark = pytest.mark.fuse
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")

@@ -21,7 +21,7 @@ import pytest
 
 from tests.demos import serving
 from tests.mounting import LIMIT, Mount, mounted_file_system, mounting, run
-from xnatfs.demo.archive import Archive, Entry
+from xnatfs.demo.archive.model import Archive, Entry
 
 FIRST, SECOND, LONGER = b"1" * 300_000, b"2" * 300_000, b"3" * 400_001
 

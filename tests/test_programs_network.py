@@ -27,10 +27,10 @@ from tests.mounting import SCRIPTS, end, environment, mounting, run
 from tests.test_worker import children
 from xnatfs.common.clock import Sleeps, now
 from xnatfs.common.errors import ConfigError, NoRoute
-from xnatfs.demo.app import DemoXnat
-from xnatfs.demo.bodies import Body
-from xnatfs.demo.reply import Reply
-from xnatfs.demo.server import serve
+from xnatfs.demo.server.app import DemoXnat
+from xnatfs.demo.server.reply import Reply
+from xnatfs.demo.server.request_bodies import Body
+from xnatfs.demo.server.socket import serve
 from xnatfs.download_worker.connection import STAGGER, _alternating, connect
 from xnatfs.http.transport import CONNECT_TIMEOUT, Question
 from xnatfs.listings.ttl_cache import MetadataCache, listing

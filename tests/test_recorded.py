@@ -17,10 +17,10 @@ import pytest
 
 from tests.demos import USER
 from tests.mounting import Mount, mounting
-from xnatfs.demo.app import DemoXnat
-from xnatfs.demo.content import PASSWORDS, DemoArchive
-from xnatfs.demo.recorded import publish_recorded
-from xnatfs.demo.server import serve
+from xnatfs.demo.fixtures.lab import PASSWORDS, DemoArchive
+from xnatfs.demo.fixtures.recorded import publish_recorded
+from xnatfs.demo.server.app import DemoXnat
+from xnatfs.demo.server.socket import serve
 from xnatfs.tree.names import unescape
 
 pytestmark = pytest.mark.fuse

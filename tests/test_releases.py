@@ -15,10 +15,10 @@ from tests.demos import USER
 from tests.test_downloads import DOWNLOAD, files, truth
 from tests.wire import Wire
 from xnatfs.common.errors import XnatError
-from xnatfs.demo.app import DemoXnat
-from xnatfs.demo.content import PASSWORDS, DemoArchive
-from xnatfs.demo.manifest import ManifestEntry
-from xnatfs.demo.releases import XNAT_1_8, Release
+from xnatfs.demo.fixtures.lab import PASSWORDS, DemoArchive
+from xnatfs.demo.fixtures.manifest import ManifestEntry
+from xnatfs.demo.server.app import DemoXnat
+from xnatfs.demo.server.releases import XNAT_1_8, Release
 from xnatfs.fuse.operations import errno_of
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials

@@ -24,9 +24,9 @@ import pytest
 from tests import recordings
 from tests.recordings import Recording, answer, key, response
 from xnatfs.common.errors import BadReply, Conflict, Denied, LoginRequired, NotFound, Stale, Unreachable, XnatError
-from xnatfs.demo.app import DemoXnat
-from xnatfs.demo.archive import Archive, Experiment, Reconstruction, Resource, Scan, User
-from xnatfs.demo.releases import XNAT_1_6
+from xnatfs.demo.archive.model import Archive, Experiment, Reconstruction, Resource, Scan, User
+from xnatfs.demo.server.app import DemoXnat
+from xnatfs.demo.server.releases import XNAT_1_6
 from xnatfs.prefetch.tar_stream import members
 from xnatfs.rest import prearchive
 from xnatfs.rest.client import Xnat, open_xnat

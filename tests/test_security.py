@@ -26,9 +26,9 @@ from xnatfs.cli.ctl.command import Context
 from xnatfs.cli.logins import session_store
 from xnatfs.common.errors import CacheError, ConfigError, NotXnat, Unreachable
 from xnatfs.content.disk.directory import open_shelf
-from xnatfs.demo.app import DemoXnat
-from xnatfs.demo.archive import Archive, User
-from xnatfs.demo.server import serve
+from xnatfs.demo.archive.model import Archive, User
+from xnatfs.demo.server.app import DemoXnat
+from xnatfs.demo.server.socket import serve
 from xnatfs.listings.completion import Listings
 from xnatfs.rest.client import open_xnat
 from xnatfs.settings.config import Config, Profile, normalised_url, who_reads_along

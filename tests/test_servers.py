@@ -9,9 +9,9 @@ import pytest
 from tests.demos import Demo, serving
 from tests.mounting import Mount, mounting
 from tests.test_releases import BEYOND_THE_TAR
-from xnatfs.demo.content import DemoArchive
-from xnatfs.demo.releases import XNAT_1_6, XNAT_1_11
-from xnatfs.demo.reply import Reply, page
+from xnatfs.demo.fixtures.lab import DemoArchive
+from xnatfs.demo.server.releases import XNAT_1_6, XNAT_1_11
+from xnatfs.demo.server.reply import Reply, page
 
 pytestmark = pytest.mark.fuse
 

@@ -19,11 +19,11 @@ from tests.changing import images, tar_of, zip_of
 from tests.commanding import COLLABORATOR, MEMBER, SESSION, Shell, shell
 from tests.mounting import LIMIT
 from tests.real_data import PROJECT, WITHOUT, sample_sessions
-from xnatfs.demo.app import Request
-from xnatfs.demo.archive import Entry, Experiment
-from xnatfs.demo.releases import RELEASES
-from xnatfs.demo.reply import Reply, Slice
-from xnatfs.demo.tables import Query
+from xnatfs.demo.archive.model import Entry, Experiment
+from xnatfs.demo.rest.tables import Query
+from xnatfs.demo.server.app import Request
+from xnatfs.demo.server.releases import RELEASES
+from xnatfs.demo.server.reply import Reply, Slice
 
 IMPORT = "/data/services/import"
 

@@ -11,10 +11,10 @@ import pytest
 import trio
 
 from tests.wire import Wire
-from xnatfs.demo.app import DemoXnat, Request
-from xnatfs.demo.archive import Archive, Experiment, Reconstruction, Subject, User
-from xnatfs.demo.columns import Joins
-from xnatfs.demo.reply import Failed, Reply
+from xnatfs.demo.archive.model import Archive, Experiment, Reconstruction, Subject, User
+from xnatfs.demo.rest.columns import Joins
+from xnatfs.demo.server.app import DemoXnat, Request
+from xnatfs.demo.server.reply import Failed, Reply
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 from xnatfs.site import Site, open_site
@@ -232,7 +232,7 @@ async def test_a_walk_shows_what_each_session_shows_alone(tmp_path, joins, patie
 
 
 async def test_a_walk_of_the_demo_shows_what_each_session_shows_alone(tmp_path, patient_clock):
-    from xnatfs.demo.content import DemoArchive
+    from xnatfs.demo.fixtures.lab import DemoArchive
 
     archive = DemoArchive()
     archive.users["u"] = User("u", "p")
@@ -599,7 +599,7 @@ def empty() -> Reply:
 
 
 def _asked(request: Request):
-    from xnatfs.demo.levels import Asked
+    from xnatfs.demo.rest.levels import Asked
 
     segments = tuple(part for part in request.path.removeprefix("/data/").split("/") if part)
     return Asked("u", request.method, segments, request.query, request.headers, False)

@@ -17,10 +17,10 @@ from tests.commanding import SESSION, Shell, shell
 from tests.faults import Faulty, faulty
 from tests.faults.stage import BIG, EXPERIMENT, FOLDER, PASSWORD, SMALL, USER, stage_archive
 from tests.mounting import LIMIT, Mount, mounting, run
-from xnatfs.demo.app import DemoXnat, Request
-from xnatfs.demo.archive import Entry
-from xnatfs.demo.reply import Reply
-from xnatfs.demo.server import serve
+from xnatfs.demo.archive.model import Entry
+from xnatfs.demo.server.app import DemoXnat, Request
+from xnatfs.demo.server.reply import Reply
+from xnatfs.demo.server.socket import serve
 
 # How the half of a file may come: without a length and to the end of the connection, without a length and with an end
 # of its own, with the length of the half.

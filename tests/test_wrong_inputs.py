@@ -55,7 +55,7 @@ def untrusted(desk: Desk) -> Iterator[str]:
 @contextmanager
 def expired_password(desk: Desk) -> Iterator[str]:
     from tests.demos import serving as demo
-    from xnatfs.demo.reply import page as said
+    from xnatfs.demo.server.reply import page as said
 
     with demo() as served:
         text = "Your password has expired. Please change it."

@@ -13,8 +13,8 @@ from tests.commanding import COLLABORATOR, LABEL, OUTSIDER, OWNER, PASSWORD, SES
 from tests.failing import DEAD
 from tests.mounting import environment, run
 from xnatfs.cli.ctl.command import commands
-from xnatfs.demo.app import Request
-from xnatfs.demo.reply import Reply
+from xnatfs.demo.server.app import Request
+from xnatfs.demo.server.reply import Reply
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from xnatfs.content import Version, blob, fill
 from xnatfs.content import download as stream
 from xnatfs.content import writer as intake
 from xnatfs.content.entry import identity
-from xnatfs.demo.archive import Archive
+from xnatfs.demo.archive.model import Archive
 from xnatfs.fuse.operations import Operations, Ownership
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials

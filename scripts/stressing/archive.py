@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from scripts.stressing.contents import BLOCK, HEAD, Made
-from xnatfs.demo.archive import MODIFIED, Archive, Entry, Resource
-from xnatfs.demo.content import DemoArchive
+from xnatfs.demo.archive.model import MODIFIED, Archive, Entry, Resource
+from xnatfs.demo.fixtures.lab import DemoArchive
 
 PROJECT, STILL = "LOAD", "STILL"
 MB = 10**6

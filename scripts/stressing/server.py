@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from scripts.stressing.archive import Published
-from xnatfs.demo.app import DemoXnat, Record
-from xnatfs.demo.server import serve
+from xnatfs.demo.server.app import DemoXnat, Record
+from xnatfs.demo.server.socket import serve
 
 USER = "demo-owner"
 # Seconds between two changes of one file, and between two losses of all logins.

@@ -24,8 +24,8 @@ from tests.faults.server import Faulty
 from tests.faults.stage import BIG, EXPERIMENT, FOLDER, IMAGES, PASSWORD, SERIES, SMALL, USER
 from xnatfs.cli import exit_status
 from xnatfs.common.errors import XnatError
-from xnatfs.demo.app import DemoXnat
-from xnatfs.demo.archive import Entry, Experiment
+from xnatfs.demo.archive.model import Entry, Experiment
+from xnatfs.demo.server.app import DemoXnat
 from xnatfs.fuse.inodes import ROOT
 from xnatfs.fuse.operations import Operations, Ownership
 from xnatfs.rest import prearchive

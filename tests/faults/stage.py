@@ -2,7 +2,7 @@
 
 import random
 
-from xnatfs.demo.archive import Archive, User
+from xnatfs.demo.archive.model import Archive, User
 
 USER, PASSWORD = "jane", "open sesame"
 EXPERIMENT = "XNAT_E00001"

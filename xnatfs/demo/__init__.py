@@ -1,6 +1,6 @@
 """A made-up XNAT on this machine, to try and to test things on. It needs no network, and holds no real person."""
 
-from xnatfs.demo.content import BIG_PROJECT, OUTSIDER, PASSWORDS
+from xnatfs.demo.fixtures.lab import BIG_PROJECT, OUTSIDER, PASSWORDS
 
 __all__ = ["BIG_PROJECT", "OUTSIDER", "PASSWORDS", "login_hint"]
 

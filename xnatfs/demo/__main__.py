@@ -12,13 +12,13 @@ from typing import NoReturn
 
 from xnatfs.common.program import spell
 from xnatfs.demo import PASSWORDS, login_hint
-from xnatfs.demo.app import DemoXnat, Record
-from xnatfs.demo.content import DemoArchive
-from xnatfs.demo.folder import publish
-from xnatfs.demo.recorded import publish_recorded
-from xnatfs.demo.releases import RELEASES, XNAT_1_8
-from xnatfs.demo.server import serve
-from xnatfs.demo.shaped import publish_shape
+from xnatfs.demo.fixtures.folder import publish
+from xnatfs.demo.fixtures.lab import DemoArchive
+from xnatfs.demo.fixtures.recorded import publish_recorded
+from xnatfs.demo.fixtures.shaped import publish_shape
+from xnatfs.demo.server.app import DemoXnat, Record
+from xnatfs.demo.server.releases import RELEASES, XNAT_1_8
+from xnatfs.demo.server.socket import serve
 
 ROLES = {"demo-owner": "Owners", "demo-member": "Members", "demo-collaborator": "Collaborators"}
 

@@ -8,7 +8,7 @@ from scripts.benchmarks.cases.bench import Bench
 from scripts.benchmarks.report import Row
 from scripts.benchmarks.requests import Request, in_sequence
 from scripts.benchmarks.site import Server
-from xnatfs.demo import shaped
+from xnatfs.demo.fixtures import shaped
 
 DELAY = 0.1
 SLOW = 3.0

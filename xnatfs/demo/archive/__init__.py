@@ -1,0 +1,1 @@
+"""Hold the archive in memory, and change it."""

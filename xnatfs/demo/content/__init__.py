@@ -1,0 +1,1 @@
+"""Serve the files of resources, and take new ones."""

@@ -1,0 +1,173 @@
+"""Files as one archive, made while it is sent: tar, tar.gz and zip; lost files are left out (XNAT REST contract 9)."""
+
+import re
+import tarfile
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+from xnatfs.demo.archive.model import Archive, Entry, Home, Resource
+from xnatfs.demo.content.zips import Member, zipped
+from xnatfs.demo.rest.tables import Query, stored, true
+from xnatfs.demo.server.releases import Release
+from xnatfs.demo.server.reply import Failed, Reply, Slice, disposition
+
+Found = Sequence[tuple[Resource, Home]]
+
+ARCHIVES = {
+    "zip": "application/zip",
+    "tar": "application/x-tar",
+    "tar.gz": "application/x-gtar",
+    "application/zip": "application/zip",
+    "application/x-gtar": "application/x-gtar",
+    "application/x-tar": "application/x-tar",
+}
+ENDINGS = {"application/zip": "zip", "application/x-tar": "tar", "application/x-gtar": "tar.gz"}
+BLOCK, RECORD = tarfile.BLOCKSIZE, tarfile.RECORDSIZE  # a tar is padded to whole records
+UNSAFE = re.compile(r'[/\\:*?"<>|]')
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How members are called."""
+
+    archive: Archive
+    name: str  # what the archive is of: a session's label, a subject's, a project's ID
+    structure: str = ""
+    kind: str = "application/zip"
+    typed: bool = False  # scans were addressed in the URL
+    blank: bool = False  # everything of a session was
+    above: tuple[bool, bool] = (False, False)  # whether project and subject precede
+    parts: bool = True  # resources that were addressed by number are named with their scans
+
+    def member(self, resource: Resource, home: Home, path: str) -> str:
+        label = resource.label or str(resource.id)
+        if self.structure == "improved":
+            return f"{self._improved(home)}/{label}/{path}"
+        if self.structure == "legacy":
+            place = "RESOURCES" if home.category == "resources" else f"{home.category.upper()}/{home.cat_id}"
+            return f"{self._top(home)}/{place}/{label}/{path}"
+        name = f"{self._top(home)}{self._part(home)}/resources/{label}/files/{path}"
+        # In file paths, too: that is how the server does it.
+        return name.replace("/resources", "").replace("/files", "") if self.structure == "simplified" else name
+
+    def _top(self, home: Home) -> str:
+        session = home.experiment
+        if session is not None and session.session:  # an assessor, below its session
+            session = self.archive.experiments[session.session]
+        if session is None:
+            return self.name
+        above = (session.project, self.archive.subjects[session.subject].label)
+        return "/".join([*(name for name, wanted in zip(above, self.above, strict=True) if wanted), session.label])
+
+    def _part(self, home: Home) -> str:
+        if home.category == "resources" or not (self.typed or self.blank or self.parts):
+            return ""
+        kind = re.sub(r"\W", "_", stored(home.cat_desc.strip()))
+        suffix = f"-{kind}" if home.category == "scans" and self.typed and kind and not self.structure else ""
+        return f"/{home.category}/{home.cat_id}{suffix}"
+
+    def _improved(self, home: Home) -> str:
+        """Without a session above; a session's own resources have a blank for a description."""
+        if not home.cat_id or (home.category == "resources" and self.blank):
+            return home.category
+        described = home.cat_id if self.kind == "application/x-tar" else f"{home.cat_id}_{home.cat_desc}"
+        return f"{home.category}/{UNSAFE.sub('_', described)}"
+
+
+def archive(found: Found, query: Query, layout: Layout) -> Reply:
+    """All files of these resources."""
+    if any(resource.broken for resource, _ in found):
+        raise Failed(404, "Unable to find file.", empty=True)
+    members = [
+        (layout.member(resource, home, entry.path), entry)
+        for resource, home in found
+        for entry in resource.listed()
+        if not entry.lost
+    ]
+    if not members:
+        raise Failed(404, "No files found")
+    headers = {"Content-Disposition": disposition(f"{layout.name}.{ENDINGS[layout.kind]}")}
+    body = _body(members, query, layout.kind)
+    if layout.kind == "application/zip":
+        return Reply(200, body, layout.kind, headers)
+    fitting = list(takewhile(lambda member: _fits(member[0], query.release), members))
+    if len(fitting) < len(members) and sum(_blocks(entry.length()) for _, entry in fitting) < RECORD:
+        raise Failed(500, "An exception occured writing the response entity", empty=True)
+    return Reply(200, body, layout.kind, headers)
+
+
+def _fits(name: str, release: Release) -> bool:
+    """Return true where a tar of this release can hold a member of this name. The first that does not fit ends it."""
+    return not release.tar_name or len(name) <= release.tar_name
+
+
+def _blocks(size: int) -> int:
+    """Return the bytes that a member takes, with its header."""
+    return BLOCK + size - size % -BLOCK
+
+
+def layout(archive: Archive, query: Query, name: str, *, typed: bool, blank: bool) -> Layout:
+    """As the query has it."""
+    above = (true(query, "projectIncludedInPath"), true(query, "subjectIncludedInPath"))
+    kind, parts = ARCHIVES[query["format"]], query.release.archive_parts
+    return Layout(archive, name, query.get("structure", ""), kind, typed, blank, above, parts)
+
+
+def one_file(entry: Entry) -> Reply:
+    """A zip with nothing but this file."""
+    name = entry.path.rpartition("/")[2]
+    headers = {"Content-Disposition": disposition(f"{name}.zip")}
+    return Reply(200, zipped([_zip_member(name, entry)]), "application/zip", headers)
+
+
+def _body(members: list[tuple[str, Entry]], query: Query, kind: str) -> Iterator[bytes]:
+    if kind == "application/zip":
+        level = query.get("compression", "0")
+        made = [_zip_member(name, entry) for name, entry in members]
+        return zipped(made, int(level) if level in "123456789" and level else 0)
+    tar = _records(_tar(members, query.release))
+    return _gzip(tar) if kind == "application/x-gtar" else tar
+
+
+def _zip_member(name: str, entry: Entry) -> Member:
+    return Member(name, time.gmtime(entry.modified)[:6], lambda: Slice.whole(entry.content).pieces())
+
+
+def _records(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Cut a tar into whole records. Where it ends too early, the last record is not full and is lost."""
+    begun = b""
+    for piece in pieces:
+        begun += piece
+        whole = len(begun) - len(begun) % RECORD
+        if whole:
+            yield begun[:whole]
+        begun = begun[whole:]
+
+
+def _tar(members: list[tuple[str, Entry]], release: Release) -> Iterator[bytes]:
+    """Make a tar: long names as PAX headers, or its end at the first of them; backslashes become slashes."""
+    written = 0
+    for name, entry in members:
+        if not _fits(name, release):
+            return
+        name = name.replace("\\", "/")
+        single = bytes(ord(character) & 0xFF for character in name).decode("latin-1")
+        info = tarfile.TarInfo(single if release.tar_bytes else name.encode("ascii", "replace").decode())
+        content = Slice.whole(entry.content)
+        info.size, info.mtime = content.length, int(entry.modified)
+        header = info.tobuf(tarfile.GNU_FORMAT if release.tar_name else tarfile.PAX_FORMAT, "latin-1")
+        written += len(header) + _blocks(info.size) - BLOCK
+        yield header
+        yield from content.pieces()
+        yield b"\0" * (-info.size % BLOCK)
+    yield b"\0" * (2 * BLOCK + -(written + 2 * BLOCK) % RECORD)
+
+
+def _gzip(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    packer = zlib.compressobj(1, zlib.DEFLATED, 31)
+    for piece in pieces:
+        yield packer.compress(piece)
+    yield packer.flush()

@@ -1,0 +1,225 @@
+"""Resources and files: lists, downloads, archives."""
+
+import re
+from collections.abc import Sequence
+from email.utils import formatdate, parsedate_to_datetime
+from urllib.parse import unquote, unquote_plus
+from xml.sax.saxutils import quoteattr
+
+from xnatfs.demo.archive.model import Entry, Home, Resource
+from xnatfs.demo.rest.tables import XML, Query, Rows, negotiated, stored, table
+from xnatfs.demo.server.releases import XNAT_1_8, Release
+from xnatfs.demo.server.reply import Failed, Reply, Slice, chunked, disposition
+
+Found = Sequence[tuple[Resource, Home]]
+
+TYPES = {
+    "bmp": "image/bmp",
+    "gif": "image/gif",
+    "html": "text/html",
+    "jpeg": "image/jpeg",
+    "jpg": "image/jpeg",
+    "pdf": "application/pdf",
+    "png": "image/png",
+    "svg": "image/svg+xml",
+    "tiff": "image/tiff",
+    "txt": "text/plain",
+    "xml": "text/xml",
+}
+RANGE = re.compile(r"bytes=(\d*)-(\d*)$")
+
+
+def list_resources(found: Found, query: Query, *, session_rows_blank: bool) -> Reply:
+    rows = []
+    for resource, home in found:
+        own = home.category == "resources" and session_rows_blank
+        rows.append(
+            {
+                "xnat_abstractresource_id": str(resource.id),
+                "label": stored(resource.label),
+                "element_name": "xnat:resourceCatalog",
+                "category": home.category,
+                "cat_id": "" if own else stored(home.cat_id),
+                "cat_desc": ""
+                if own or (session_rows_blank and home.category == "assessors")
+                else stored(home.cat_desc),
+                "file_count": str(len(resource.entries)),
+                "file_size": str(sum(int(entry.size or 0) for entry in resource.entries)),
+                "tags": "",
+                "content": resource.content,
+                "format": resource.format,
+            }
+        )
+    return table(rows, query, title="Resources")
+
+
+def catalogue(found: Found, query: Query) -> Reply:
+    """The catalogue of one resource, as XML and nothing else."""
+    negotiated(query, (XML,))
+    if len(found) != 1:
+        raise Failed(404, "Unable to find the specified resource")
+    resource = found[0][0]
+    entries = "".join(_catalogue_entry(entry) for entry in resource.listed())
+    body = (
+        f'<?xml version="1.0" encoding="UTF-8"?>\n<cat:Catalog ID="{resource.id}" '
+        f'xmlns:cat="http://nrg.wustl.edu/catalog"><cat:entries>{entries}</cat:entries></cat:Catalog>'
+    )
+    return chunked(body.encode("utf-8", "replace"), XML)
+
+
+def _catalogue_entry(entry: Entry) -> str:
+    said = {
+        "URI": entry.path,
+        "ID": entry.path,
+        "name": entry.path.rpartition("/")[2],
+        "digest": entry.digest,
+        "format": entry.format,
+        "content": entry.note,
+        "createdTime": "2024-01-02 03:04:05.678",
+        "createdBy": "admin",
+    }
+    attributes = "".join(f" {key}={quoteattr(value)}" for key, value in said.items() if value)
+    size = f'<cat:metaField name="SIZE">{entry.size}</cat:metaField>' if entry.size else ""
+    return f"<cat:entry{attributes}><cat:metaFields>{size}</cat:metaFields></cat:entry>"
+
+
+def list_files(found: Found, query: Query, *, single_base: str, context: str, digests: bool, folder: str = "") -> Reply:
+    """Catalogue entries. One resource's URIs begin as its parent was addressed, `single_base`; else canonically."""
+    if any(resource.broken for resource, _ in found):
+        raise Failed(404, "Unable to find file.", empty=True)
+    rows: Rows = []
+    for resource, home in found:
+        base = single_base if single_base and len(found) == 1 else home.base()
+        for entry in resource.listed():
+            hidden = entry.path.endswith("_catalog.xml") and not query.release.lists_catalogs
+            if not entry.path.startswith(folder) or hidden:
+                continue
+            if query.get("recursive") == "false" and "/" not in entry.path[len(folder) :]:
+                continue  # the server has this the wrong way round
+            if not _has(query, "file_format", entry.format) or not _has(query, "file_content", entry.note):
+                continue
+            rows.append(
+                {
+                    "Name": entry.path.rpartition("/")[2],
+                    "Size": entry.size,
+                    "URI": f"{base}/resources/{resource.id}/files/{entry.path}",
+                    "collection": stored(resource.label),
+                    "file_tags": entry.tags,
+                    "file_format": entry.format,
+                    "file_content": entry.note,
+                    "cat_ID": str(resource.id),
+                    "digest": entry.digest if digests else "",
+                }
+            )
+    if not query.release.lists_digests:
+        for row in rows:
+            del row["digest"]
+    if "locator" in query:
+        name = query["locator"]
+        for row in rows:
+            row[name] = "/archive/" + row.pop("URI").partition("/files/")[2]
+    if query.get("format") == "xcat":
+        return _manifest(rows)
+    extra: dict[str, object] = {"Columns": [{"key": "URI", "serverRoot": context}]}
+    return table(rows, query, title="Files", total=False, extra=extra, ordered=True)
+
+
+def _manifest(rows: Rows) -> Reply:
+    """The list as a catalogue of URLs."""
+    entries = "".join(
+        f"<cat:entry URI={quoteattr(row['URI'])} name={quoteattr(row['URI'].partition('/files/')[2])}/>" for row in rows
+    )
+    body = f'<cat:Catalog xmlns:cat="http://nrg.wustl.edu/catalog"><cat:entries>{entries}</cat:entries></cat:Catalog>'
+    return chunked(body.encode("utf-8", "replace"), XML)
+
+
+def find_entry(found: Found, path: str, release: Release = XNAT_1_8) -> Entry:
+    """Find the entry of a path, in the first resource only; one called like the path as it was sent comes first.
+
+    Raises Failed.
+    """
+    if not found:
+        raise Failed(404, "Unable to find catalog entry for given uri.", empty=True)
+    resource = found[0][0]
+    if resource.broken:
+        raise Failed(404, "Unable to find file.", empty=True)
+    blanks = "%20" in path or "%2B" in path
+    candidates = [unquote_plus(path)] if blanks and release.decodes_blanks_only else [path, unquote(path)]
+    for candidate in candidates:
+        for entry in resource.entries:
+            if entry.path == candidate:
+                return entry
+    raise Failed(404, "Unable to find catalog entry for given uri.", empty=True)
+
+
+def by_index(found: Found, index: str, *, single: bool, query: Query) -> Entry:
+    """The n-th file of a listing. On one resource it works only together with a filter."""
+    if single and not query.keys() & {"file_format", "file_content"}:
+        raise Failed(404, "index")
+    entries = [entry for resource, _ in found for entry in resource.listed()]
+    entries = [entry for entry in entries if _has(query, "file_format", entry.format)]
+    entries = [entry for entry in entries if _has(query, "file_content", entry.note)]
+    if not index.isdigit() or int(index) >= len(entries):
+        raise Failed(404, "Unable to find file.", empty=True)
+    return entries[int(index)]
+
+
+def _has(query: Query, name: str, value: str) -> bool:
+    return name not in query or (value or "NULL") in query.every(name)
+
+
+def download(entry: Entry, headers: dict[str, str], query: Query, *, ranges: bool) -> Reply:
+    """One file, whole or a range of it."""
+    if entry.lost or entry.content is None:
+        if query.get("accept-not-found") == "true":
+            return Reply(204)
+        raise Failed(404, "Unable to find file.", empty=True)
+    name = entry.path.rpartition("/")[2]
+    size = entry.length()
+    kind = TYPES.get(name.rpartition(".")[2].lower(), "application/octet-stream")
+    sent = {
+        "Last-Modified": formatdate(entry.modified, usegmt=True),
+        "Cache-Control": "must-revalidate",
+    }
+    if query.release.names_files:
+        sent["Content-Disposition"] = disposition(name)
+    if _not_modified(entry, headers):
+        return Reply(304, b"", kind, sent)
+    wanted = headers.get("range", "")
+    if ranges and wanted:
+        return _ranged(entry, wanted, size, kind, sent)
+    return Reply(200, Slice(entry.content, 0, size), kind, sent)
+
+
+def _not_modified(entry: Entry, headers: dict[str, str]) -> bool:
+    try:
+        return parsedate_to_datetime(headers["if-modified-since"]).timestamp() >= int(entry.modified)
+    except (KeyError, ValueError, TypeError):
+        return False
+
+
+def _ranged(entry: Entry, wanted: str, size: int, kind: str, sent: dict[str, str]) -> Reply:
+    """Answer a range. Neither end is clamped: the headers promise what was asked for, and the connection ends early."""
+    assert entry.content is not None
+    whole = Slice(entry.content, 0, size)
+    if not wanted.startswith("bytes="):
+        return Reply(200, whole, kind, sent)
+    if "," in wanted:
+        raise Failed(501, "Multiple ranges are not supported")
+    match = RANGE.match(wanted)
+    if not match or match[0] == "bytes=-":
+        return Reply(500, whole, kind, sent)
+    if not match[1]:
+        first, last = size - int(match[2]), size - 1
+    else:
+        first, last = int(match[1]), int(match[2] or -1)
+    if match[1] and last < first:  # it has no end, or one before its beginning
+        last = size - 1
+    sent["Content-Range"] = f"bytes {first}-{last}/{size}"
+    if last + 1 < first:  # begins after the end of what has no other end: no length can be stated
+        return Reply(206, iter(()), kind, sent)
+    return Reply(206, Slice(entry.content, max(0, first), last - first + 1), kind, sent)
+
+
+def unquoted(path: str) -> str:
+    return unquote_plus(path) if "%20" in path or "%2B" in path else unquote(path)

@@ -1,0 +1,1 @@
+"""Receive sessions, keep them in the prearchive, archive them."""

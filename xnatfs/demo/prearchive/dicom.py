@@ -1,0 +1,107 @@
+"""What DICOM files say of themselves, and what the server makes of them: studies, series, names."""
+
+import re
+import threading
+import warnings
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from xnatfs.demo.archive.model import Entry, Experiment, Resource, Scan
+from xnatfs.demo.archive.types import scan_type, session_type
+
+TAGS = (
+    "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SeriesNumber", "InstanceNumber", "SeriesDescription",
+    "Modality", "PatientName", "PatientID", "StudyDate", "StudyTime",
+)  # fmt: skip
+
+_PARSING = threading.Lock()  # what is done about warnings is done for all threads
+
+
+@dataclass(frozen=True)
+class Image:
+    """A DICOM object: where its bytes are, and its header."""
+
+    entry: Entry
+    header: dict[str, str]
+
+    @property
+    def study(self) -> str:
+        return self.header["StudyInstanceUID"]
+
+    def name(self) -> str:
+        """As the server calls the files it receives."""
+        header = self.header
+        digest = _base36(zlib.crc32(header["SOPInstanceUID"].encode()))
+        return f"{self.study}-{header['SeriesNumber'] or 0}-{header['InstanceNumber'] or 0}-{digest}.dcm"
+
+
+def read(entry: Entry) -> Image | None:
+    """The object in a file, None where it holds none."""
+    import pydicom
+
+    assert isinstance(entry.content, Path)
+    try:
+        with _PARSING, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            header = pydicom.dcmread(entry.content, stop_before_pixels=True, specific_tags=list(TAGS))
+            found = {tag: str(header.get(tag) or "").strip() for tag in TAGS}
+    except Exception:  # whatever a file holds, and whatever its parser makes of that, it is no DICOM
+        return None
+    return Image(entry, found) if found["StudyInstanceUID"] and found["SOPInstanceUID"] else None
+
+
+def label(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]", "_", text)
+
+
+def by_study(images: Iterable[Image]) -> dict[str, list[Image]]:
+    found: dict[str, list[Image]] = {}
+    for image in images:
+        found.setdefault(image.study, []).append(image)
+    return found
+
+
+def add(session: Experiment, images: Iterable[Image], *, rename: bool) -> None:
+    """Put the images of a study into their scans."""
+    for image in images:
+        scan = _scan(session, image)
+        resource = scan.resources[0]
+        entry = image.entry
+        entry.path = image.name() if rename else entry.path.rpartition("/")[2]
+        entry.format, entry.note = "DICOM", "RAW"
+        if not rename and any(other.path == entry.path for other in resource.entries):
+            entry.path = image.name()  # two folders of one archive, and in both a file of this name
+        resource.entries[:] = [other for other in resource.entries if other.path != entry.path] + [entry]
+    session.xsi_type = session_type({scan.modality for scan in session.scans})
+
+
+def _scan(session: Experiment, image: Image) -> Scan:
+    header = image.header
+    uid = header["SeriesInstanceUID"]
+    found = next((scan for scan in session.scans if scan.uid == uid), None)
+    if found is None:
+        id = free_id(session.scans, header["SeriesNumber"] or label(uid), header["Modality"])
+        found = Scan(id, header["SeriesDescription"], header["SeriesDescription"], uid=uid, modality=header["Modality"])
+        found.xsi_type = scan_type(found.modality)
+        found.resources.append(Resource(0, "DICOM", "DICOM", "RAW"))
+        session.scans.append(found)
+    return found
+
+
+def free_id(scans: Iterable[Scan], wanted: str, modality: str) -> str:
+    """A scan ID: that of the series, with the modality and a number where another series has it."""
+    taken, number, id = {scan.id for scan in scans}, 0, wanted
+    while id in taken:
+        number += 1
+        id = f"{wanted}-{modality}{number}"
+    return id
+
+
+def _base36(value: int) -> str:
+    digits = ""
+    while value:
+        value, digit = divmod(value, 36)
+        digits = "0123456789abcdefghijklmnopqrstuvwxyz"[digit] + digits
+    return digits or "0"

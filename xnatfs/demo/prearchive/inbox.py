@@ -1,0 +1,209 @@
+"""The prearchive: sessions that were received, and what becomes of them with time (XNAT REST contract 12).
+
+Nothing runs in the background. What should have happened by now happens before anything else is looked at.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+
+from xnatfs.demo.archive.model import Archive, Experiment
+from xnatfs.demo.archive.vault import Vault
+from xnatfs.demo.prearchive.archiver import NotArchived, Overwrite, Target, archive
+from xnatfs.demo.server.reply import Failed
+
+UNASSIGNED = "Unassigned"
+BUILDING, ARCHIVING, MOVING, DELETING = "BUILDING", "ARCHIVING", "MOVING", "DELETING"
+
+
+@dataclass
+class Job:
+    """Work on a session: queued for the first half of its time if it is, then the session is locked."""
+
+    kind: str
+    locks: float
+    due: float
+    act: Callable[[], str]
+    goes_on: bool = False  # with archiving, if the session is archived by itself
+    result: str = ""
+    failed: Failed | None = None
+    done: bool = False
+
+
+@dataclass
+class Received:
+    """A session in the prearchive. `project` is Unassigned where nobody knows."""
+
+    project: str
+    timestamp: str
+    folder: str
+    subject: str
+    session: Experiment  # no experiment of the archive yet; its label is the session's
+    uploaded: float
+    changed: float
+    status: str = "RECEIVING"
+    built: bool = False
+    auto: str = "Manual"  # or AutoArchive, AutoArchiveOverwrite
+    overwrite: Overwrite | None = None  # where it was said what it may do when it is archived by itself
+    direct: bool = False  # on its way into the archive without ever being seen here
+    said: dict[str, str] = field(default_factory=dict)
+    messages: list[str] = field(default_factory=list)
+    job: Job | None = None
+
+    @property
+    def path(self) -> str:
+        """As services want it."""
+        return f"/prearchive/projects/{self.project}/{self.timestamp}/{self.folder}"
+
+    def uri(self) -> str:
+        return f"/data{self.path}"
+
+    def state(self, now: float) -> str:
+        if self.job is None:
+            return self.status
+        return f"_{self.job.kind}" if now > self.job.locks else f"QUEUED_{self.job.kind}"
+
+    def target(self) -> Target:
+        return Target(self.project, self.subject, self.session.label)
+
+    def automatic(self) -> Overwrite:
+        """What it may do to the session of its label when it is archived by itself."""
+        return self.overwrite or Overwrite("delete" if self.auto == "AutoArchiveOverwrite" else "append", fresh=True)
+
+
+class Prearchive:
+    """All received sessions. Whoever calls a method that does not wait holds the archive's lock.
+
+    `work` is how long anything takes, `idle` after how long of silence a session counts as complete, in seconds.
+    """
+
+    def __init__(
+        self, archive: Archive, vault: Vault, clock: Callable[[], float], wait: Callable[[float], None]
+    ) -> None:
+        self.archive = archive
+        self.vault = vault
+        self.clock = clock
+        self.wait = wait
+        self.work = 0.0
+        self.idle = 300.0
+        self.timeout = 600.0
+        self.sessions: list[Received] = []
+
+    # -- time --------------------------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Do what is due."""
+        now = self.clock()
+        for received in list(self.sessions):
+            silence = self.work if received.direct else self.idle
+            if received.job is None and received.status == "RECEIVING" and now - received.changed >= silence:
+                job = self.begin(received, BUILDING, partial(self.build, received), received.changed + silence)
+                job.goes_on = True
+            while received.job is not None and now >= received.job.due:
+                self._finish(received, received.job)
+
+    def begin(
+        self, received: Received, kind: str, act: Callable[[], str], at: float | None = None, *, queued: bool = True
+    ) -> Job:
+        at = self.clock() if at is None else at
+        received.job = Job(kind, at + self.work / 2 if queued else 0.0, at + self.work, act)
+        return received.job
+
+    def _finish(self, received: Received, job: Job) -> None:
+        received.job = None
+        try:
+            job.result = job.act()
+        except Failed as failed:
+            job.failed = failed
+        job.done = True
+        automatic = received.direct or received.auto != "Manual"
+        if job.goes_on and received.status == "READY" and automatic and received.project != UNASSIGNED:
+            act = self.archiving(received, received.target(), received.automatic())
+            self.begin(received, ARCHIVING, act, job.due)
+
+    def complete(self, received: Received, kind: str, act: Callable[[], str]) -> str:
+        """Work that is waited for; the caller does not hold the lock. Raises Failed."""
+        with self.archive.lock:
+            job = self.begin(received, kind, act, queued=False)
+            begun = self.clock()
+            self.settle()
+        while not job.done:
+            if self.clock() - begun >= self.timeout:
+                raise Failed(500, "The operation did not complete within the configured timeout interval")
+            self.wait(min(job.due - self.clock(), self.timeout))
+            with self.archive.lock:
+                self.settle()
+        if job.failed is not None:
+            raise job.failed
+        return job.result
+
+    # -- work --------------------------------------------------------------------------------------------------
+
+    def build(self, received: Received) -> str:
+        received.built = True
+        received.changed = self.clock()
+        received.status = "READY" if received.session.scans else "ERROR"
+        if received.status == "ERROR":
+            received.messages.append("The session holds no images")
+        return received.uri()
+
+    def archiving(self, received: Received, target: Target, overwrite: Overwrite) -> Callable[[], str]:
+        def act() -> str:
+            try:
+                if received.project == UNASSIGNED or target.project not in self.archive.projects:
+                    raise NotArchived("ERROR", f"Unable to identify project {target.project}")
+                made = archive(self.archive, received.session, target, overwrite)
+            except NotArchived as error:
+                received.status, received.direct = error.status, False
+                received.messages.append(str(error))
+                raise Failed(409 if error.status == "CONFLICT" else 500, str(error)) from None
+            if not received.direct:
+                place = f"{received.project}/{received.timestamp}/{received.folder}"
+                made.fields["prearchivePath"] = f"/data/xnat/prearchive/{place}"
+            self.sessions.remove(received)
+            return target.uri()
+
+        return act
+
+    def moving(self, received: Received, project: str) -> Callable[[], str]:
+        def act() -> str:
+            taken = {other.timestamp for other in self.sessions if other.project == project}
+            received.project = project
+            if received.timestamp in taken:
+                received.timestamp = self.stamp(project, self.clock())
+            return received.uri()
+
+        return act
+
+    def deleting(self, received: Received) -> Callable[[], str]:
+        def act() -> str:
+            self.sessions.remove(received)
+            resources = [r for scan in received.session.scans for r in scan.resources] + received.session.resources
+            self.vault.drop(entry for resource in resources for entry in resource.entries)
+            return ""
+
+        return act
+
+    # -- finding -----------------------------------------------------------------------------------------------
+
+    def find(self, project: str, timestamp: str, folder: str) -> Received | None:
+        wanted = (project, timestamp, folder)
+        return next((r for r in self.sessions if (r.project, r.timestamp, r.folder) == wanted and not r.direct), None)
+
+    def locked(self, received: Received) -> bool:
+        return received.state(self.clock()).startswith("_")
+
+    def edits(self, user: str, received: Received) -> bool:
+        """Unassigned ones are the admins'."""
+        known = self.archive.users.get(user)
+        if received.project not in self.archive.projects:
+            return known is not None and known.admin
+        return self.archive.edits(user, received.project)
+
+    def stamp(self, project: str, now: float) -> str:
+        """When a session was received, to the millisecond; no two of a project at once."""
+        taken = {received.timestamp for received in self.sessions if received.project == project}
+        while (made := datetime.fromtimestamp(now, UTC).strftime("%Y%m%d_%H%M%S%f")[:-3]) in taken:
+            now += 0.001
+        return made

@@ -1,0 +1,1 @@
+"""Answer lists, documents and services, as XNAT's REST API does."""

@@ -1,0 +1,108 @@
+"""Which columns an experiment list has, what they are called, and whose rows they leave (XNAT REST contract 4, 5.3).
+
+A column may be asked for by its shortcut or by its path; the shortcut is its name in either case. A column that only a
+subtype has makes that subtype the root of the query: every other experiment is gone from the list.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import unquote
+
+from xnatfs.demo.rest.tables import Query, Rows
+from xnatfs.demo.server.reply import Failed
+
+IMAGE, MR, ASSESSOR = "xnat:imageSessionData", "xnat:mrSessionData", "xnat:imageAssessorData"
+SUBJECT_ASSESSOR = "xnat:subjectAssessorData"
+SCAN = "xnat:imagescandata/"
+# Of what the document calls unconfirmed: a server answers as described, without the column, or with an error.
+Joins = Literal["answered", "ignored", "refused"]
+BASES = {"xnat:experimentdata", "xnat:subjectassessordata", "xnat:subjectdata", ""}
+# Paths that belong to a shortcut, in lower case.
+SHORTCUTS = {
+    "xnat:experimentdata/id": "ID",
+    "xnat:experimentdata/label": "label",
+    "xnat:experimentdata/project": "project",
+    "xnat:experimentdata/date": "date",
+    "xnat:experimentdata/meta/insert_date": "insert_date",
+    "xnat:experimentdata/meta/last_modified": "last_modified",
+    "xnat:subjectassessordata/subject_id": "subject_ID",
+    "xnat:subjectdata/label": "subject_label",
+    "xnat:imagesessiondata/id": "session_ID",
+    "xnat:imagesessiondata/label": "session_label",
+    "xnat:imagesessiondata/modality": "modality",
+    "xnat:imagesessiondata/scanner": "scanner",
+    "xnat:imagesessiondata/uid": "UID",
+    "xnat:mrsessiondata/fieldstrength": "fieldStrength",
+}
+ROOTS = {
+    **dict.fromkeys(("session_id", "session_label", "modality", "scanner", "uid", "studyinstanceuid"), IMAGE),
+    "fieldstrength": MR,
+}
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The columns of one answer."""
+
+    names: list[str]  # as asked for, or the default ones; then the key and the URI
+    root: str
+
+    @property
+    def shares(self) -> bool:
+        """Whether a shared item gets the label it has in the project that is listed."""
+        return "label" in self.names and self.root != IMAGE
+
+    def holds(self, row: Mapping[str, str]) -> bool:
+        """Whether an experiment with these cells is in the list."""
+        xsi_type = row["xsitype"]
+        if self.root.lower() == SUBJECT_ASSESSOR.lower():
+            return f"{SUBJECT_ASSESSOR.lower()}/id" in row
+        if self.root.lower() in BASES:
+            return True
+        if self.root.lower() == ASSESSOR.lower():
+            return f"{ASSESSOR.lower()}/id" in row
+        return xsi_type.endswith("SessionData") if self.root == IMAGE else xsi_type.lower() == self.root.lower()
+
+    def rows(self, rows: Rows) -> Rows:
+        """Of rows with lower-case names those columns that exist: who asks for others is not told."""
+        return [{name: row[name.lower()] for name in self.names if name.lower() in row} for row in rows]
+
+
+def choose(query: Query, defaults: Iterable[str], root: str) -> Chosen:
+    asked = unquote(query.get("columns", "")) or "DEFAULT"
+    names: list[str] = []
+    for name in asked.split(","):
+        names += defaults if name == "DEFAULT" else [SHORTCUTS.get(name.lower(), name)]
+    root = query.get("xsiType", "").split(",")[0] or _root(asked) or root
+    root = IMAGE if root.lower() == IMAGE.lower() else root
+    key = "session_ID" if root == IMAGE else f"{root.lower()}/id"
+    shown = {name.lower(): _shown(name) for name in (*names, key, "URI")}
+    return Chosen(list(shown.values()), root)
+
+
+def without_joins(chosen: Chosen, query: Query, joins: Joins) -> tuple[Chosen, Query]:
+    """What is left of a question where a server does not join: nothing (500), or all but the joined columns."""
+    joined = [name for name in chosen.names if name.lower().startswith(SCAN)]
+    if chosen.root.lower() == ASSESSOR.lower():
+        joined += [name for name in chosen.names if name.lower().startswith("session_")]
+    if not joined or joins == "answered":
+        return chosen, query
+    if joins == "refused":
+        raise Failed(500, "")
+    names = [name for name in chosen.names if name not in joined]
+    return Chosen(names, chosen.root), query.holding(
+        [pair for pair in query.pairs if not pair[0].startswith("session_")]
+    )
+
+
+def _root(asked: str) -> str:
+    """The subtype that the columns ask for; of several the most special one. Scans are joined, and no root."""
+    found = {ROOTS.get(name.lower(), name.partition("/")[0] if "/" in name else "") for name in asked.split(",")}
+    types = [name for name in found if name.lower() not in BASES and not name.lower().endswith("scandata")]
+    return min(types, key=lambda name: (name.lower() == IMAGE.lower(), name), default="")
+
+
+def _shown(name: str) -> str:
+    known = {shortcut.lower(): shortcut for shortcut in (*SHORTCUTS.values(), "URI", "xsiType", "insert_user")}
+    return known.get(name.lower(), name.lower() if "/" in name else name)

@@ -1,0 +1,157 @@
+""".../resources[/R[/files[/F]]] and .../files[/F], wherever they hang."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from xnatfs.demo.archive.model import Archive, Home, Resource
+from xnatfs.demo.content import archives, files
+from xnatfs.demo.content import inner_files as inside
+from xnatfs.demo.rest.tables import LIST, Query, negotiated, true
+from xnatfs.demo.server.releases import Release
+from xnatfs.demo.server.reply import Failed, Reply
+
+Found = list[tuple[Resource, Home]]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request, as far as routing is concerned."""
+
+    user: str
+    method: str
+    segments: tuple[str, ...]
+    query: Query
+    headers: dict[str, str]
+    slash: bool  # the path ended in one
+
+    @property
+    def head(self) -> bool:
+        return self.method == "HEAD"
+
+
+@dataclass(frozen=True)
+class Level:
+    """Whose resources a route is about."""
+
+    resources: tuple[tuple[Resource, Home], ...]
+    base: str  # the URI that one resource's files get; '' for several parents
+    name: str = "archive"
+    blank: bool = False  # a session's own rows have no ID, because `all` was asked for
+    typed: bool = False  # scans were addressed in the URL
+    everywhere: tuple[tuple[Resource, Home], ...] = ()  # of the item at any level; empty: `resources` are all
+
+
+class Levels:
+    """Resources of one level of the archive and their files.
+
+    `ranges` and `digests` are switches of the site. Two more make file lists lie, as real ones do while the numbers of
+    files are stated: those of a resource that is `nameless` are in no list; those of one that is `left_out` are in none
+    of several resources.
+    """
+
+    def __init__(self, archive: Archive, context: str, release: Release) -> None:
+        self.archive = archive
+        self.release = release
+        self.context = context
+        self.ranges = True
+        self.digests = True
+        self.nameless: Callable[[Resource], bool] = lambda resource: False
+        self.left_out: Callable[[Resource, Home], bool] = lambda resource, home: False
+
+    def answer(self, asked: Asked, level: Level, tail: Sequence[str]) -> Reply:
+        """.../resources[/R[/files[/F]]] and .../files[/F]"""
+        if tail[0] == "files":
+            return self._files(asked, level, tail[1:], single=False)
+        if len(tail) == 1:
+            return files.list_resources(level.resources, asked.query, session_rows_blank=level.blank)
+        found = self._chosen(asked, level, tail)
+        if len(tail) == 2:
+            return files.catalogue(found, asked.query)
+        if tail[2] != "files":
+            raise Failed(400, "")
+        numeric = tail[1].isdigit()
+        chosen = replace(level, resources=tuple(found))
+        if not found and asked.query.get("format") in archives.ARCHIVES:
+            raise Failed(404, "No files found")
+        if not found and len(tail) == 3 and not asked.slash:
+            return self._list([], asked.query, "")
+        return self._files(asked, chosen, tail[3:], single=True, numeric=numeric)
+
+    def _chosen(self, asked: Asked, level: Level, tail: Sequence[str]) -> Found:
+        """Select the resources of a key; for an unknown number none, where that is no error."""
+        try:
+            return self._selected(asked, level, tail[1])
+        except Failed:
+            if len(tail) == 2 or not self.release.missing_lists_empty:
+                raise
+            return []
+
+    def _selected(self, asked: Asked, level: Level, keys: str) -> Found:
+        found: Found = []
+        for key in keys.split(","):
+            if key.isdigit():
+                found += self._numbered(asked, level, key)
+            else:
+                label = "" if key.upper() == "NULL" else key
+                found += [pair for pair in level.resources if pair[0].label == label]
+        return found
+
+    def _numbered(self, asked: Asked, level: Level, key: str) -> Found:
+        """Return what digits mean: the resources so labelled at any level of the item, then the one of that number."""
+        labelled = [pair for pair in level.everywhere or level.resources if pair[0].label == key]
+        pair = self.archive.resource_by_id(int(key))
+        if pair is None or not self._readable(asked.user, pair[1]):
+            if not labelled:
+                raise Failed(404, "")
+            return labelled
+        own = next((p for p in level.resources if p[0].id == int(key)), pair)
+        return [*(other for other in labelled if other[0].id != int(key)), own]
+
+    def _readable(self, user: str, home: Home) -> bool:
+        if home.project:
+            return self.archive.sees(user, home.project.id)
+        item = home.subject or home.experiment
+        return item is not None and self.archive.reads_item(user, item)
+
+    def _files(self, asked: Asked, level: Level, path: Sequence[str], *, single: bool, numeric: bool = False) -> Reply:
+        query, found = asked.query, level.resources
+        negotiated(query, (*LIST, "image/jpeg"))
+        name = "/".join(path)
+        folder = files.unquoted(name) + "/" if name and asked.slash else ""
+        if query.get("format") in archives.ARCHIVES and (not name or folder):
+            if folder:
+                found = tuple((replace_entries(r, folder), home) for r, home in found)
+            layout = archives.layout(self.archive, query, level.name, typed=level.typed, blank=level.blank)
+            return archives.archive(found, query, layout)
+        if "index" in query and not name:
+            entry = files.by_index(found, query["index"], single=single, query=query)
+            return files.download(entry, asked.headers, query, ranges=self.ranges)
+        if not name or folder:
+            if folder and not (single and len(found) == 1):
+                raise Failed(404, "Unable to find catalog entry for given uri.")
+            if asked.head and len(found) != 1:
+                raise Failed(404, "")
+            return self._list(found, query, level.base, folder)
+        outer, within = inside.split(name)
+        entry = files.find_entry(found, outer, self.release)
+        if true(query, "listContents"):
+            return inside.contents(entry, query)
+        if within:
+            entry = inside.inner(entry, files.unquoted(within))
+        elif query.get("format") == "zip" and not entry.lost and not entry.path.endswith(".zip"):
+            return archives.one_file(entry)
+        return files.download(entry, asked.headers, query, ranges=self.ranges)
+
+    def _list(self, found: Sequence[tuple[Resource, Home]], query: Query, base: str, folder: str = "") -> Reply:
+        """List the files, except those that this site leaves out."""
+        told = [(resource, home) for resource, home in found if not self.nameless(resource)]
+        if len(found) > 1:
+            told = [(resource, home) for resource, home in told if not self.left_out(resource, home)]
+        single = base if len(found) == 1 else ""
+        return files.list_files(
+            told, query, single_base=single, context=self.context, digests=self.digests, folder=folder
+        )
+
+
+def replace_entries(resource: Resource, folder: str) -> Resource:
+    return replace(resource, entries=[entry for entry in resource.entries if entry.path.startswith(folder)])

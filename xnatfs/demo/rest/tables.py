@@ -1,0 +1,187 @@
+"""Lists as the server sends them: JSON, CSV, XML or an HTML page; every cell a string."""
+
+import csv
+import io
+import json
+import random
+from collections.abc import Sequence
+from datetime import datetime
+from fnmatch import fnmatchcase
+from html import escape
+from urllib.parse import unquote
+
+from xnatfs.demo.server.releases import XNAT_1_8, Release
+from xnatfs.demo.server.reply import HTML, Failed, Reply, chunked
+
+Rows = list[dict[str, str]]
+JSON, XML, CSV = "application/json", "text/xml", "text/csv"
+LIST = (JSON, "text/html", XML)  # what a list may be negotiated to; the first is the default
+FORMATS = {"json": JSON, JSON: JSON, "xml": XML, XML: XML, "application/xml": XML, "csv": CSV, CSV: CSV}
+
+
+class Query(dict[str, str]):
+    """The query of a request, the first of each name; with what else decides on the form of the answer."""
+
+    def __init__(
+        self, pairs: Sequence[tuple[str, str]] = (), accept: str = "*/*", release: Release = XNAT_1_8, number: int = 0
+    ) -> None:
+        super().__init__(reversed(pairs))
+        self.pairs = pairs
+        self.accept = accept
+        self.release = release
+        self.number = number  # of the request
+
+    def holding(self, pairs: Sequence[tuple[str, str]]) -> "Query":
+        """Copy the request with other parameters."""
+        return Query(pairs, self.accept, self.release, self.number)
+
+    def every(self, name: str) -> list[str]:
+        return [value for key, value in self.pairs if key == name]
+
+
+def negotiated(query: Query, variants: Sequence[str]) -> str:
+    """The media type of the answer. `format` overrides it, but only after one was found. Raises Failed: 406."""
+    best, weight = "", 0.0
+    for part in query.get("media", query.accept or "*/*").split(","):
+        kind, *parameters = [piece.strip() for piece in part.split(";")]
+        stated = next((piece[2:] for piece in parameters if piece.startswith("q=")), "1")
+        quality = float(stated) if stated.replace(".", "", 1).isdigit() else 0.0
+        found = next((variant for variant in variants if _matches(kind, variant)), "")
+        if found and quality > weight:
+            best, weight = found, quality
+    if not best:
+        raise Failed(406, "Not Acceptable", empty=True)
+    return best
+
+
+def _matches(kind: str, variant: str) -> bool:
+    if kind == "application/xml":
+        kind = XML
+    return kind in ("*/*", "*", variant) or (kind.endswith("/*") and variant.startswith(kind[:-1]))
+
+
+def stored(text: str) -> str:
+    """Text as the database has it: what came by a form or a URL was escaped for XML, once and for all."""
+    return escape(text, quote=False).replace('"', "&quot;").replace("'", "&apos;")
+
+
+def free(text: str, query: Query) -> str:
+    """Escape free text as the database has it: letters that are not ASCII may be references, too."""
+    escaped = stored(text)
+    return escaped.encode("ascii", "xmlcharrefreplace").decode() if query.release.escapes_letters else escaped
+
+
+def true(query: Query, name: str) -> bool:
+    """A switch of the query: on by anything but `false` and `0`."""
+    return query.get(name, "false") not in ("false", "0")
+
+
+def table(
+    rows: Rows,
+    query: Query,
+    *,
+    title: str = "",
+    total: bool = True,
+    extra: dict[str, object] | None = None,
+    columns: Sequence[str] = (),
+    ordered: bool = False,
+) -> Reply:
+    """A finished table: sorted if asked for, in the format asked for. Else the order of rows and of keys is any."""
+    form = negotiated(query, LIST)
+    if "format" in query:
+        form = FORMATS.get(query["format"].lower(), "text/html")
+    names = list(rows[0]) if rows else list(columns)
+    if true(query, "fields") and columns:  # the keys there are, in place of what they hold
+        rows = [{"FIELD": name, "XPATH": name.lower()} for name in columns]
+        names = ["FIELD", "XPATH"]
+    rows = _sorted(rows, query, ordered)
+    if form == JSON:
+        shuffled = [_shuffled(row) for row in rows]
+        result: dict[str, object] = {"Result": shuffled, **(extra or {})}
+        if title:
+            result["title"] = title
+        if total:
+            result["totalRecords"] = str(len(rows))
+        return chunked(json.dumps({"ResultSet": result}, ensure_ascii=False).encode(), JSON)
+    if form == CSV:
+        out = io.StringIO()
+        cells = [names, *([row.get(name, "") for name in names] for row in rows)]
+        if query.release.quotes_csv:
+            csv.writer(out, quoting=csv.QUOTE_ALL, lineterminator="\n").writerows(cells)
+        else:  # whatever is in them
+            out.writelines(",".join(row) + "\n" for row in cells)
+        return chunked(out.getvalue().encode(), CSV)
+    if form == XML:
+        body_rows = "".join(
+            "<row>" + "".join(f"<cell>{escape(row.get(name, ''))}</cell>" for name in names) + "</row>" for row in rows
+        )
+        head = "".join(f"<column>{escape(name)}</column>" for name in names)
+        results = f"<results><columns>{head}</columns><rows>{body_rows}</rows></results>"
+        body = f'<ResultSet totalRecords="{len(rows)}">{results}</ResultSet>'
+        return chunked(body.encode(), XML)
+    head = "".join(f"<th>{escape(name)}</th>" for name in names)
+    lines = "".join(
+        "<tr>" + "".join(f"<td>{escape(row.get(name, ''))}</td>" for name in names) + "</tr>" for row in rows
+    )
+    return chunked(f"<html><body><table><tr>{head}</tr>{lines}</table></body></html>".encode(), HTML)
+
+
+def _shuffled(row: dict[str, str]) -> dict[str, str]:
+    keys = sorted(row)
+    random.Random(repr(keys)).shuffle(keys)
+    return {key: row[key] for key in keys}
+
+
+def _sorted(rows: Rows, query: Query, ordered: bool) -> Rows:
+    names = [name for name in query.get("sortBy", "").split(",") if name]
+    if not ordered:
+        rows = sorted(rows, key=lambda row: sorted(row.items()))
+        random.Random(len(rows)).shuffle(rows)
+    if query.release.shuffles:
+        rows = random.Random(query.number).sample(rows, len(rows))
+    if not names:
+        return rows
+    lowered = {key.lower(): key for row in rows[:1] for key in row}
+    keys = [lowered[name.lower()] for name in names if name.lower() in lowered]
+    return sorted(
+        rows, key=lambda row: [row[key] for key in keys], reverse=query.get("sortOrder", "").upper() == "DESC"
+    )
+
+
+def select(rows: Rows, query: Query, defaults: Sequence[str], always: Sequence[str]) -> Rows:
+    """The columns asked for, in place of the default ones; `rows` hold all there are, unknown ones are ignored."""
+    asked = unquote(query.get("columns", ""))
+    names = list(defaults) if not asked else []
+    for name in asked.split(","):
+        names += defaults if name == "DEFAULT" else [name]
+    known = {key.lower(): key for row in rows for key in row}
+    chosen = [known[name.lower()] for name in (*names, *always) if name.lower() in known]
+    return [{name: row.get(name, "") for name in dict.fromkeys(chosen)} for row in rows]
+
+
+def filtered(rows: Rows, query: Query, names: Sequence[str]) -> Rows:
+    """Rows whose named columns are as the query has them."""
+    for name in names:
+        if name in query:
+            rows = [row for row in rows if any(_fits(row.get(name, ""), part) for part in query[name].split(","))]
+    return rows
+
+
+def _fits(value: str, wanted: str) -> bool:
+    """Whether it is what is wanted: * and % match anything, two dates with a hyphen what lies between them."""
+    first, _, last = wanted.partition("-")
+    try:
+        begin, end = (datetime.strptime(day, "%m/%d/%Y").date().isoformat() for day in (first, last or first))
+    except ValueError:
+        return fnmatchcase(value, wanted.replace("%", "*").replace("[", "[[]").replace("?", "[?]"))
+    return begin <= value[:10] <= end
+
+
+def paged(rows: Rows, query: Query) -> tuple[Rows, bool]:
+    """The page asked for, and whether the list is whole."""
+    if not query.release.pages or ("limit" not in query and "offset" not in query):
+        return rows, True
+    offset = int(query.get("offset", "0")) if query.get("offset", "0").isdigit() else 0
+    limit = query.get("limit", "100")
+    end = None if limit == "*" else offset + (int(limit) if limit.isdigit() else 100)
+    return rows[offset:end], False

@@ -1,0 +1,1 @@
+"""Take requests on a socket, tell the accounts apart, send replies."""

@@ -1,0 +1,189 @@
+"""Who is asking: cookies, Basic, alias tokens, lockout, and what an unknown session gets."""
+
+import base64
+import binascii
+import secrets
+import string
+import threading
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from xnatfs.demo.archive.model import Archive
+from xnatfs.demo.server.releases import XNAT_1_8, Release
+from xnatfs.demo.server.reply import Failed, Reply, container_page
+
+GUEST = "guest"
+BROWSERS = ("Mozilla", "MSIE", "AppleWebKit", "Opera")
+MAX_FAILED_LOGINS = 20
+LOCKED_FOR = 3600.0
+TOKEN_LIFE = 2 * 86400.0
+COLON = "The authentication token is invalid. You must provide a username and password separated by the ':' character."
+EXPIRED = "Your password has expired. Please try again after changing your password."
+
+
+@dataclass
+class Session:
+    id: str
+    user: str
+    used: float
+    csrf: str = field(default_factory=lambda: str(uuid.uuid4()))
+
+
+@dataclass(frozen=True)
+class Token:
+    """An alias token: a user name and a password that stand for a user, for two days."""
+
+    id: int
+    alias: str
+    secret: str
+    user: str
+    created: float
+
+    def shown(self) -> dict[str, object]:
+        created = int(self.created * 1000)
+        return {
+            "id": self.id,
+            "alias": self.alias,
+            "secret": self.secret,
+            "xdatUserId": self.user,
+            "singleUse": False,
+            "estimatedExpirationTime": created + int(TOKEN_LIFE * 1000),
+            "validIPAddresses": [],
+            "enabled": True,
+            "created": created,
+            "timestamp": created,
+            "disabled": 0,
+        }
+
+
+class Refused(Failed):
+    """401, as the container says it."""
+
+    def __init__(self) -> None:
+        super().__init__(401)
+
+    def reply(self, release: Release = XNAT_1_8) -> Reply:
+        refused = container_page(401, release.refused, release)
+        refused.headers["WWW-Authenticate"] = f'Basic realm="{release.realm}"'
+        return refused
+
+
+class Sessions:
+    """All sessions. Every method may be called by any thread."""
+
+    def __init__(self, archive: Archive, clock: Callable[[], float]) -> None:
+        self.archive = archive
+        self.clock = clock
+        self.ttl = 900.0
+        self.limit = 1000
+        self.require_login = True
+        self.tokens: dict[str, Token] = {}
+        self.logins = 0
+        self._sessions: dict[str, Session] = {}
+        self._failures: dict[str, tuple[int, float]] = {}
+        self._lock = threading.Lock()
+
+    def find(self, id: str) -> Session | None:
+        """The living session of this ID; looking at it keeps it alive."""
+        with self._lock:
+            session = self._sessions.get(id)
+            if session is None or self.clock() - session.used > self.ttl:
+                self._sessions.pop(id, None)
+                return None
+            session.used = self.clock()
+            return session
+
+    def create(self, user: str) -> Session:
+        with self._lock:
+            mine = [s for s in self._sessions.values() if s.user == user and self.clock() - s.used <= self.ttl]
+            if user != GUEST and len(mine) >= self.limit:
+                raise Refused()
+            session = Session(secrets.token_hex(16).upper(), user, self.clock())
+            self._sessions[session.id] = session
+            return session
+
+    def log_in(self, user: str, before: Session | None) -> Session:
+        """A login changes the session's ID: the guest's session that asked for it ends. Raises Refused."""
+        made = self.create(user)
+        self.logins += 1
+        if before is not None:
+            self.end(before.id)
+        return made
+
+    def end(self, id: str) -> None:
+        with self._lock:
+            self._sessions.pop(id, None)
+
+    def end_all(self, user: str = "") -> list[str]:
+        """End every session, or those of a user."""
+        with self._lock:
+            ended = [id for id, session in self._sessions.items() if user in ("", session.user)]
+            for id in ended:
+                del self._sessions[id]
+            return ended
+
+    def alive(self, user: str) -> int:
+        with self._lock:
+            return sum(s.user == user and self.clock() - s.used <= self.ttl for s in self._sessions.values())
+
+    def authenticate(self, authorization: str, release: Release = XNAT_1_8) -> str:
+        """The user of a Basic header. Raises Failed: some releases look at it before they look at the password."""
+        kind, _, encoded = authorization.partition(" ")
+        try:
+            name, _, password = base64.b64decode(encoded, validate=True).decode().partition(":")
+        except (binascii.Error, UnicodeDecodeError):
+            raise Refused() from None
+        if kind.lower() != "basic":
+            raise Refused()
+        if ":" in password and not release.basic_colon:
+            raise Failed(401, COLON, empty=True)
+        if self.has_expired(name) and release.expired_password == "refuses":
+            raise Failed(403, EXPIRED, empty=True)
+        return self.check(name, password)
+
+    def has_expired(self, name: str) -> bool:
+        """Return whether a user must change their password first."""
+        user = self.archive.users.get(name)
+        return user is not None and user.expired
+
+    def methods(self) -> set[str]:
+        """Return the login methods of the site, whose IDs are the same here."""
+        return {"localdb", *(user.method for user in self.archive.users.values())}
+
+    def check(self, name: str, password: str, method: str = "") -> str:
+        """The user of this name and password, checked by one login method or by the user's own. Raises Refused."""
+        name = name.rpartition("/")[2]
+        with self._lock:
+            failures, since = self._failures.get(name, (0, 0.0))
+            if failures >= MAX_FAILED_LOGINS:
+                if self.clock() - since < LOCKED_FOR:
+                    raise Refused()
+                failures = 0
+            token = self.tokens.get(name)
+            if token is not None and self.good(token, password):
+                return token.user
+            known = self.archive.users.get(name)
+            if (
+                known
+                and method in ("", known.method)
+                and secrets.compare_digest(known.password.encode(), password.encode())
+            ):
+                self._failures.pop(name, None)
+                return name
+            self._failures[name] = (failures + 1, self.clock())
+        raise Refused()
+
+    def good(self, token: Token, secret: str) -> bool:
+        fresh = self.clock() - token.created < TOKEN_LIFE
+        return fresh and secrets.compare_digest(token.secret.encode(), secret.encode())
+
+    def issue_token(self, user: str, alphabet: str = string.ascii_letters + string.digits, length: int = 64) -> Token:
+        secret = "".join(secrets.choice(alphabet) for _ in range(length))
+        token = Token(len(self.tokens) + 1, str(uuid.uuid4()), secret, user, self.clock())
+        self.tokens[token.alias] = token
+        return token
+
+
+def is_browser(user_agent: str) -> bool:
+    return any(name in user_agent for name in BROWSERS)
