@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from trio.testing import MockClock
 
-from tests.commanding import Shell, shell
-from tests.test_content_fakes import patient
+from tests.support.commanding import Shell, shell
+from tests.support.content_fakes import patient
 from xnatfs.demo.server.releases import RELEASES, Release
 
 

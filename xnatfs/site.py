@@ -1,8 +1,9 @@
-"""One server as we see it: its client, both caches, and the listings that the tree is made of.
+"""Compose one server: its client, both caches, and the listings that the tree is made of.
 
 Real servers take 50 ms to seconds for a call, so the number of calls is the cost, and then how many of them wait for
-each other: listings are asked for in bulk, kept whole, and begun together. All the resources and all the files of a
-session come with one request each; whose walk goes through many sessions has them from `prefetch/session_listings.py`, under the same keys.
+each other: listings are requested in bulk, cached whole, and begun together. All the resources and all the files of a
+session come with one request each; a client that iterates over sessions has them from `prefetch/session_listings.py`,
+under the same keys.
 """
 
 import logging

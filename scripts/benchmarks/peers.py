@@ -162,7 +162,7 @@ def schemas(directory: Path) -> Path:
     place = directory / "schemas"
     if not (place / "xnat.xsd").exists():
         place.mkdir(parents=True, exist_ok=True)
-        from tests.real_data import XNATPY, RealDataError, fetch, locked_cache
+        from tests.support.real_data import XNATPY, RealDataError, fetch, locked_cache
 
         try:
             with locked_cache() as cache:

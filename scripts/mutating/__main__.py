@@ -19,26 +19,31 @@ ARGUED = Path(__file__).with_name("argued.yaml")
 
 # What is mutated, and the tests that concern it: those without mounts, other programs and sockets. So not the small
 # disks that really are full, nor the play of a hundred servers, which takes half a minute for each mutant.
-ELSEWHERE = ("test_content_property", "test_content_trouble")
+ELSEWHERE = ("test_property", "test_trouble")
 GROUPS = {
-    "names": (["xnatfs/tree/names.py"], ["tests/test_names.py"]),
+    "names": (["xnatfs/tree/names.py"], ["tests/tree/test_names.py"]),
     "content": (
         sorted(str(path.relative_to(ROOT)) for path in (ROOT / "xnatfs/content").glob("[a-z]*.py")),
         sorted(
             str(path.relative_to(ROOT))
-            for path in (ROOT / "tests").glob("test_content*.py")
+            for path in (ROOT / "tests/content").glob("test_*.py")
             if path.stem not in ELSEWHERE
         ),
     ),
-    "client": (["xnatfs/rest/client.py"], ["tests/test_client.py", "tests/test_client_requests.py"]),
-    "auth": (["xnatfs/http/login.py"], ["tests/test_auth.py", "tests/test_client.py"]),
+    "client": (["xnatfs/rest/client.py"], ["tests/rest/test_client.py", "tests/rest/test_client_requests.py"]),
+    "auth": (["xnatfs/http/login.py"], ["tests/http/test_login.py", "tests/rest/test_client.py"]),
     # What the client has below it.
     "transport": (
         [
             f"xnatfs/http/{name}.py"
             for name in ("transport", "resumable_download", "retry", "circuit_breaker", "failures")
         ],
-        [f"tests/test_{name}.py" for name in ("client", "client_requests", "deadlines", "breaker")],
+        [
+            "tests/rest/test_client.py",
+            "tests/rest/test_client_requests.py",
+            "tests/http/test_deadlines.py",
+            "tests/http/test_circuit_breaker.py",
+        ],
     ),
 }
 

@@ -1,6 +1,6 @@
 """The fault matrix: each fault, each operation, and what comes of it, with digests and without. Data only.
 
-`tests/test_fault_matrix.py` tests every cell; `docs/dev/RELIABILITY.md` shows them (`tests/faults/page.py`).
+`tests/promises/test_fault_matrix.py` tests every cell; `docs/dev/RELIABILITY.md` shows them (`tests/faults/page.py`).
 """
 
 import re

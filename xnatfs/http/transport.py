@@ -1,8 +1,8 @@
-"""Transport: requests that are safe to repeat, sent until a server that knows us has answered.
+"""Send idempotent requests, with retries and re-authentication.
 
-Below `rest/client.py`, which knows what to ask. Here is all that holds for any request: the session, the retries, what a
-status means, how much may be in flight, whom to trust. httpx's errors become ours here (by `http/failures.py`) and nowhere
-else.
+What holds for any request is here: the session, the retries, what a status means, how many are in flight, which
+certificates are trusted. `rest/client.py` above knows what to request. httpx's exceptions become those of xnatfs here
+(by `http/failures.py`) and nowhere else.
 """
 
 import logging

@@ -1,11 +1,12 @@
-"""Kept: listings of an earlier mount, shown at once by the next one while the server is asked for them anew.
+"""Persist listings, for the next mount to show at once while it requests them anew.
 
 Invariants:
-- One file per server and account, 0600, in a directory of 0700. It holds names and dates, no bytes and no listing of
-  files: what is read is decided by what the server says today; but for who wants to read while it is away (`listings/stale.py`).
-- What is older than OLDEST, of another version, damaged or not ours is not there. Nothing here is ever an error: it
-  costs the round trip that it would have saved.
-- It is read and written in a thread, one at a time, many listings in one transaction.
+- One file per server and account, 0600, in a directory of 0700. It holds names and dates, no file data and no listing
+  of files: what may be read is decided by the server's answers of today, or, while the server is unreachable and
+  `--offline` is given, by `listings/stale.py`.
+- What is older than OLDEST, of another version, damaged or not owned by this user counts as absent. Nothing here is
+  ever an error: it costs the round trip that it would have saved.
+- The file is read and written in a thread, one access at a time, many listings in one transaction.
 """
 
 import contextlib

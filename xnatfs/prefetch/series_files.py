@@ -1,12 +1,12 @@
-"""Series in bulk: whoever reads one small file of a resource after another gets the rest out of one streamed tar.
+"""Prefetch the files of a series from one streamed tar, once a client reads one after another.
 
 A request costs a round trip, and a series has hundreds of files. So the second of two neighbours that is opened starts
-the tar of its resource; members go into the content cache as they arrive, checked like any other download, and a file
-that is opened while its member is near waits for that. Where no tar is to be had, single requests run ahead instead.
+the tar of its resource; members go into the content cache as they arrive, verified like any other download, and a file
+that is opened while its member is near waits for that. Where no tar is available, single requests run ahead instead.
 The resources that follow in a session are begun before they are opened, more of them in one request each time.
 
-How much may be fetched before it is asked for, `prefetch/read_pattern.py` says. Beyond that the stream waits, which is the network's
-own back pressure, until more is read, and it ends when nobody reads any more.
+`prefetch/read_pattern.py` bounds what is fetched ahead. Beyond that the stream pauses, which is the network's own back
+pressure, until more is read, and it ends when the client reads no more.
 """
 
 import hashlib

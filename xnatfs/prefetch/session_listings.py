@@ -1,21 +1,22 @@
-"""Walks: who goes through the sessions of a project one after the other is asked for many of them at once.
+"""Prefetch the listings of upcoming sessions when a client iterates over a project.
 
-A session that is looked into alone costs its own four requests, sent together. A walk is recognised at the second
-session, if that is the next one in order, and at the fourth in quick succession in any order. Then sessions are asked
-for in batches of 2, 4 ... 64: their files with one list, their scans and their assessors out of lists of the project.
+A session that is opened alone costs its own four requests, sent together. An iteration is recognised at the second
+session if that is the next one in order, and at the fourth in quick succession in any order. Then sessions are
+requested in batches of 2, 4 ... 64: their files with one list, their scans and their assessors from lists of the
+project.
 
 Invariants:
-- A walk only puts listings into the cache that single requests would have put there, under the same keys. What it
-  cannot vouch for it leaves out, and that is asked for singly, by the usual way. Any failure here is such a case.
+- The prefetch only puts listings into the cache that single requests would have put there, under the same keys. What
+  it cannot vouch for it leaves out, to be requested singly, by the usual way. Any failure here is such a case.
 - A list of files is compared with the list of their resources, which states how many files each has. A session that
   lacks one is requested singly; so is the whole batch where it is not known whose the missing files are. That a session
   has no files counts only from a server that was seen to list those of several.
-- Other lists are compared with single answers until they agreed about something (`prefetch/checked_batch.py`). Of one that disagrees all
-  that was put here is forgotten, and all that was made of it.
-- No more is asked ahead than a walk at its pace reaches in half of the TTL.
+- Other lists are compared with single answers until they agreed about something (`prefetch/checked_batch.py`). Of a
+  list that disagrees everything put here is dropped, with all that was derived from it.
+- No more is fetched ahead than an iteration at its pace reaches in half of the TTL.
 
-What cannot be seen in bulk: a resource without files, of anything but a scan. So all that is put here is marked
-`pieced`, and for a name that it lacks the item itself is asked (`Dir.child` in `tree/node.py`).
+A batch cannot show a resource without files of anything but a scan. So everything put here is marked `pieced`, and for
+a name that it lacks the item itself is requested (`Dir.child` in `tree/node.py`).
 """
 
 import logging

@@ -1,9 +1,9 @@
 """Fetch the bytes of one file: by its URL, or, where that could mean another file, out of its resource's archive.
 
-XNAT's firewall refuses names with '%', ';' or '\\', and other names are taken for another file's; `rest/address.py` knows
-which. Such a file is taken out of the tar of its resource, and where that fails asked for by its number in the listing,
-or, of old servers, by its name after all. It is taken only where it can be no other file: two that nothing tells apart
-are an error. What comes is checked by length and digest like any other.
+XNAT's firewall refuses names with '%', ';' or '\\', and other names are taken for another file's;
+`rest/address.py` knows which. Such a file is taken out of the tar of its resource, and where that fails requested by its
+number in the listing, or, of old servers, by its name after all. It is taken only where it can be no other file: two
+that nothing tells apart are an error. What comes is checked by length and digest like any other.
 """
 
 import contextlib

@@ -121,7 +121,7 @@ def _downloaded(bench: Bench, server: Server, data: Path, one: peers.Downloader,
 
 def dcm2niix(bench: Bench) -> list[Row]:
     """Real images, series by series, by a program that opens each file four times."""
-    from tests.real_data import PROJECT, RealDataError, sample_sessions
+    from tests.support.real_data import PROJECT, RealDataError, sample_sessions
 
     try:
         data = sample_sessions()

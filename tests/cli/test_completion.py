@@ -1,0 +1,156 @@
+"""What shells are told: commands, options and names, as the shell itself asks for them."""
+
+import os
+import stat
+import subprocess
+import time
+
+import pytest
+
+from tests.support.commanding import LABEL, OWNER, SESSION, Shell
+from xnatfs.demo.server.app import Request
+from xnatfs.demo.server.reply import Reply
+
+
+def complete(shell: Shell, line: str) -> list[str]:
+    """What bash would offer at the end of the line; whatever is said otherwise fails."""
+    out = shell.home / "completions"
+    env = {
+        **shell.environment(),
+        "COMP_LINE": line,
+        "COMP_POINT": str(len(line)),
+        "COMP_TYPE": "9",
+        "_ARGCOMPLETE": "1",
+        "_ARGCOMPLETE_SHELL": "bash",
+        "_ARGCOMPLETE_IFS": "\n",
+        "_ARGCOMPLETE_STDOUT_FILENAME": str(out),
+    }
+    done = subprocess.run(shell.program, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    return sorted(name.replace("\\", "").strip() for name in out.read_text().split("\n") if name.strip())
+
+
+def fills(shell: Shell) -> None:
+    """The listings that somebody has looked at."""
+    for words in (
+        ("project", "list"),
+        ("subject", "list", "-P", "MYPROJECT"),
+        ("session", "list", "-P", "MYPROJECT"),
+        ("scan", "list", "-E", SESSION),
+        ("resource", "list", "-E", SESSION),
+        ("resource", "list", "-E", SESSION, "--scan", "1"),
+        ("prearchive", "list", "-P", "MYPROJECT"),
+    ):
+        shell.ctl(*words)
+
+
+NAMES = [
+    ("xnatctl project show MY", ["MYPROJECT"]),
+    ("xnatctl session list -P MY", ["MYPROJECT"]),
+    ("xnatctl subject show -P MYPROJECT SUB", ["SUB001", "SUB002"]),
+    ("xnatctl session list -P MYPROJECT -S SUB", ["SUB001", "SUB002"]),
+    ("xnatctl scan list -P MYPROJECT -E SUB001", ["SUB001_MR_20240115", "SUB001_PET_20230101"]),
+    ("xnatctl scan download -E XNAT_E00001 -s 1", ["1", "10"]),
+    ("xnatctl scan download -E XNAT_E00001 -s 2,4", ["2,4-MR2"]),
+    (f"xnatctl scan download -P MYPROJECT -E {LABEL} -s 3", ["3"]),
+    ("xnatctl resource list -E XNAT_E00001 --scan 4", ["4-MR2"]),
+    ("xnatctl session download -E XNAT_E00001 -r Q", ["QC"]),
+    ("xnatctl resource show -E XNAT_E00001 --scan 1 NIF", ["NIFTI"]),
+    ("xnatctl prearchive archive -P MYPROJECT --session WAI", ["WAITING"]),
+    ("xnatctl prearchive archive MYP", ["MYPROJECT"]),
+    ("xnatctl project list -p la", ["lab"]),
+]
+
+
+@pytest.mark.parametrize(("line", "offered"), NAMES)
+def test_names_come_from_what_was_listed(fresh, line, offered):
+    fresh.config(f"profiles:\n  lab:\n    url: {fresh.url}\n")
+    fresh.receive("WAITING")
+    fills(fresh)
+    before = len(fresh.app.requests)
+    assert complete(fresh, line) == offered
+    assert len(fresh.app.requests) == before
+
+
+@pytest.mark.parametrize(("line", "offered"), [pair for pair in NAMES if "--scan 1 NIF" not in pair[0]])
+def test_else_from_one_request(fresh, line, offered):
+    fresh.config(f"profiles:\n  lab:\n    url: {fresh.url}\n")
+    fresh.receive("WAITING")
+    fresh.ctl("auth", "login")
+    before = len(fresh.app.requests)
+    assert complete(fresh, line) == offered
+    assert len(fresh.app.requests) - before <= 1 + (LABEL in line)
+    assert complete(fresh, line) == offered
+    assert len(fresh.app.requests) - before <= 1 + (LABEL in line), "and it is remembered"
+
+
+def test_commands_and_options(fresh):
+    assert complete(fresh, "xnatctl prearchive re") == ["rebuild"]
+    assert complete(fresh, "xnatctl scan download --dry") == ["--dry-run"]
+    assert complete(fresh, "xnatctl project list -o js") == ["json", "jsonl"]
+
+
+def test_the_file_is_private_and_of_one_account(fresh):
+    fresh.ctl("project", "list")
+    (path,) = (fresh.home / ".cache" / "xnatfs" / "listings").glob("*")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    fresh.env |= {"XNAT_USER": "otto"}
+    fresh.ctl("project", "list")
+    assert complete(fresh, "xnatctl project show MY") == []
+
+
+def test_an_old_listing_is_none(fresh):
+    fresh.ctl("project", "list")
+    (path,) = (fresh.home / ".cache" / "xnatfs" / "listings").glob("*")
+    text = path.read_text()
+    path.write_text(text.replace('"at": ', '"at": -'))
+    fresh.app.sessions.end_all(OWNER)
+    before = len(fresh.app.requests)
+    complete(fresh, "xnatctl project show MY")
+    assert len(fresh.app.requests) > before
+
+
+def test_a_slow_server_is_not_waited_for(fresh):
+    fresh.ctl("auth", "login")
+
+    def slow(asked: Request) -> Reply | None:
+        time.sleep(30)
+        return None
+
+    fresh.app.faults.append(slow)
+    began = time.monotonic()
+    assert complete(fresh, "xnatctl project show MY") == []
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize("trouble", ["offline", "logged out", "broken profiles", "no profile"])
+def test_whatever_is_wrong_nothing_is_said(fresh, trouble):
+    if trouble == "offline":
+        fresh.env["XNAT_URL"] = "http://127.0.0.1:9"
+    elif trouble == "logged out":
+        del fresh.env["XNAT_PASS"]
+    elif trouble == "broken profiles":
+        fresh.config("profiles: [")
+    else:
+        del fresh.env["XNAT_URL"]
+    assert complete(fresh, "xnatctl project show MY") == []
+    assert complete(fresh, "xnatctl project show -p MY") == []
+
+
+@pytest.mark.parametrize("name", ["bash", "zsh", "fish"])
+def test_the_shells_own_part(fresh, name):
+    text = fresh.ctl("completion", name).out
+    assert "xnatctl" in text
+    if name == "bash":
+        script = fresh.home / "completion.bash"
+        script.write_text(text)
+        fresh.ctl("project", "list")
+        line = "xnatctl project show MY"
+        ask = (
+            f"source {script}; COMP_LINE='{line}' COMP_POINT={len(line)} COMP_TYPE=9 COMP_WORDS=({line}) COMP_CWORD=3;"
+            f' _python_argcomplete xnatctl; echo "${{COMPREPLY[@]}}"'
+        )
+        done = subprocess.run(
+            ["bash", "-c", ask], env={**os.environ, **fresh.environment()}, capture_output=True, text=True
+        )
+        assert done.stdout.split() == ["MYPROJECT"]

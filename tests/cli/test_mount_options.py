@@ -1,0 +1,148 @@
+"""`-o`: what fstab lines and other mounts' commands hold is taken, or refused with a reason, as the document says."""
+
+import argparse
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.support.demos import serving
+from tests.support.failing import (
+    AS_STRANGER,
+    DEAD,
+    OPEN_FUSE,
+    OWN_MOUNTS,
+    STRANGER,
+    XNATFS,
+    desk,
+)
+from tests.support.mounting import environment, mounting, run
+from xnatfs.cli import options
+from xnatfs.cli.options import IGNORED, REFUSED, SELINUX
+from xnatfs.common.errors import ConfigError
+
+PAGE = Path(__file__).parents[2] / "docs" / "MOUNT-OPTIONS.md"
+ROW = re.compile(r"^\| (`.*?) \| (taken|refused)(.*) \|$", re.MULTILINE)
+TAKEN = {
+    name
+    for names, verb, _ in ROW.findall(PAGE.read_text())
+    if verb == "taken"
+    for name in re.findall(r"`(\w+)`", names)
+}
+NOT_TAKEN = {
+    name
+    for names, verb, _ in ROW.findall(PAGE.read_text())
+    if verb == "refused"
+    for name in re.findall(r"`(\w+)`", names)
+}
+VALUES = {
+    "url": "https://xnat.example.org", "profile": "p", "ca_bundle": "/f", "uid": "1", "gid": "1", "umask": "022",
+    "cache_dir": "/d", "cache_size": "1G", "ttl": "60", "timeout": "60", "revalidate": "60", "log_level": "info",
+    "log_file": "/f", "user": "jdoe", "comment": "a", "uhelper": "udisks2", "helper": "x",
+    "context": "system_u:object_r:fusefs_t:s0",
+}  # fmt: skip
+
+
+def parsed(*given: str) -> tuple[argparse.Namespace, frozenset[str]]:
+    parser = argparse.ArgumentParser()
+    options.add_server(parser)
+    options.add_mount(parser)
+    arguments = parser.parse_args([part for option in given for part in ("-o", option)])
+    return arguments, options.apply_mount_options(arguments)
+
+
+def test_the_document_has_every_option_and_no_other():
+    parser = argparse.ArgumentParser(add_help=False)
+    options.add_server(parser)
+    options.add_mount(parser)
+    flags = {action.dest for action in parser._actions if action.help is not argparse.SUPPRESS}
+    assert flags - {"foreground", "options"} | IGNORED | SELINUX | {"exec", "noexec"} == TAKEN
+    assert set(REFUSED) == NOT_TAKEN
+
+
+@pytest.mark.parametrize("name", sorted(TAKEN))
+def test_what_is_taken_is_taken(name):
+    parsed(f"{name}={VALUES[name]}" if name in VALUES else name)
+
+
+@pytest.mark.parametrize("name", sorted({*NOT_TAKEN, "nonsense", "report_fd", "foreground"}))
+def test_what_is_refused_is_refused_with_a_reason_in_one_line(name):
+    for text in (name, f"{name}=1"):
+        with pytest.raises(ConfigError) as caught:
+            parsed(f"ttl=5,{text}")
+        said = str(caught.value)
+        assert said.startswith(f"-o {name}: ")
+        assert len(said) > len(f"-o {name}: ") + 8
+        assert "\n" not in said
+
+
+def test_of_two_that_say_the_contrary_the_last_one_counts():
+    assert parsed("noexec,exec")[1] == {"exec"}
+    assert parsed("user,exec", "noexec")[1] == {"noexec"}
+
+
+def test_others_and_root_alone_are_not_let_in_both():
+    with pytest.raises(ConfigError, match="one of them"):
+        parsed("allow_other,allow_root")
+
+
+def test_labels_are_for_kernels_that_have_them_and_from_root(monkeypatch, tmp_path):
+    label = 'context="system_u:object_r:fusefs_t:s0:c1,c2"'
+    monkeypatch.setattr(options, "SELINUX_ROOT", tmp_path / "none")
+    assert parsed(f"{label},ttl=5")[1] == frozenset()
+    monkeypatch.setattr(options, "SELINUX_ROOT", tmp_path)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    arguments, kernel = parsed(f"nofail,{label},ttl=5")
+    assert arguments.ttl == 5
+    assert kernel == {label}
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(ConfigError, match="only root"):
+        parsed(label)
+
+
+def test_a_refusal_leaves_nothing_behind():
+    with desk() as sitting:
+        line = sitting.fails(2, "mount", "-o", "auto_unmount", "--url", DEAD, sitting.place)
+        assert "-o auto_unmount: " in line
+
+
+@pytest.mark.fuse
+def test_all_that_a_line_of_fstab_holds_is_taken_by_a_real_mount(tmp_path):
+    given = sorted(IGNORED - {"helper", "uhelper"}) + [
+        "user=jdoe",
+        "x-systemd.automount",
+        "X-mount.mkdir=0755",
+        "noexec",
+    ]
+    with serving() as demo, mounting(demo.url, tmp_path, "-o", ",".join(given), **demo.login) as mount:
+        shown = run("findmnt", "-n", "-o", "OPTIONS", "--mountpoint", mount.path).stdout.strip().split(",")
+        assert {"ro", "nosuid", "nodev", "noexec", "default_permissions"} <= {*shown}
+        assert run("ls", mount.path / "projects").returncode == 0
+
+
+@pytest.mark.fuse
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+@pytest.mark.parametrize(("option", "third"), [("allow_root", False), ("allow_other", True)])
+def test_who_is_let_in(option, third):
+    file = "projects/BRAINS/resources/protocol/protocol.txt"
+    with serving() as demo, desk() as sitting:
+        sitting.belongs_to_stranger()
+        path = sitting.place / file
+        stage = f"""
+            {OPEN_FUSE}
+            echo user_allow_other > /mnt/fuse.conf; mount --bind /mnt/fuse.conf /etc/fuse.conf
+            (cat /etc/passwd; echo jane:x:{STRANGER}:{STRANGER}::{sitting.home}:/bin/sh) > /mnt/passwd
+            mount --bind /mnt/passwd /etc/passwd
+            {AS_STRANGER} {XNATFS} mount --url {demo.url} -o {option} {sitting.place} 2> /dev/null
+            trap '{AS_STRANGER} {XNATFS} umount {sitting.place}' EXIT
+            for user in {STRANGER} 0 {STRANGER + 1}; do
+                setpriv --reuid=$user --regid=$user --clear-groups cat {path} 2>&1 || true
+            done
+        """
+        login = {"XNAT_USER": demo.login["user"], "XNAT_PASS": demo.login["password"]}
+        done = run(*OWN_MOUNTS, "sh", "-ec", stage, env=environment(sitting.home, **login))
+    assert done.returncode == 0, done.stderr
+    first, second, last = done.stdout.splitlines()
+    assert first == second == "Lie still."
+    assert last == ("Lie still." if third else f"cat: {path}: Permission denied")

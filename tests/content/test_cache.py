@@ -1,0 +1,639 @@
+"""What the cache decides: which entry an open joins, what is trusted, what becomes of it when it is closed."""
+
+import logging
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from tests.support.content_fakes import FakeSource, failure, read_all, undigested, until, version
+from xnatfs.common.errors import BadReply, CacheError, NotFound
+from xnatfs.content import ContentCache, Version, open_cache
+from xnatfs.content import download as stream_module
+from xnatfs.content import fill as fill_module
+from xnatfs.content import writer as intake_module
+from xnatfs.content.cache import AT_ONCE, FLUSH, IDLE, IDLE_SECONDS
+from xnatfs.content.disk.index import Row
+from xnatfs.content.disk.store import Store
+from xnatfs.content.fill import LINGER
+
+K = 1024
+SMALL = bytes(range(256)) * 4
+BIG = bytes(range(256)) * 200
+NOW = 1_700_000_000.0
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    """At a thousandth of the size, and with nothing to tidy."""
+
+    async def nothing(_: Store) -> None:
+        await trio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(Store, "tidy", nothing)
+    for module, name, size in (
+        (fill_module, "SMALL", 8 * K),
+        (intake_module, "SMALL", 8 * K),
+        (fill_module, "NEAR", 4 * K),
+        (stream_module, "NEAR", 4 * K),
+    ):
+        monkeypatch.setattr(module, name, size)
+
+
+@asynccontextmanager
+async def caching(directory: Path, limit: int = 10**9, **options: Any) -> AsyncIterator[ContentCache]:
+    async with open_cache(directory, limit, **options) as cache:
+        cache.clock = lambda: NOW
+        yield cache
+
+
+def stalled(at: int = K, data: bytes = BIG) -> FakeSource:
+    source = FakeSource(data, chunk=K)
+    source.stalls[at] = trio.Event()
+    return source
+
+
+def nowhere() -> FakeSource:
+    source = FakeSource(b"")
+    source.error = NotFound("it was asked")
+    return source
+
+
+async def kept(cache: ContentCache, *wanted: Version, data: bytes = SMALL) -> None:
+    for each in wanted:
+        assert await read_all(cache, each, FakeSource(data)) == data
+    await until(lambda: not [entry for entry in cache._entries if not entry.in_memory])
+
+
+def counted(cache: ContentCache) -> tuple[int, int, int, int]:
+    return cache.stats.hits, cache.stats.misses, cache.stats.renewed, cache.stats.fetched
+
+
+# -- joining -----------------------------------------------------------------------------------------------------
+
+
+async def test_all_who_open_a_file_share_it(tmp_path):
+    source = stalled()
+    async with caching(tmp_path) as cache:
+        blobs = [await cache.open(version(BIG), source) for _ in range(4)]
+        assert all(blob is blobs[0] for blob in blobs)
+        assert (counted(cache)[:2], blobs[0].users) == ((3, 1), 4)
+        for blob in blobs[1:]:
+            blob.close()
+        assert await cache.open(version(BIG), source) is blobs[0]
+        source.release()
+        await until(lambda: blobs[0].complete)
+        for blob in blobs[:2]:
+            blob.close()
+        await until(lambda: not cache._entries)
+        assert (cache._live, source.starts) == ({}, [0])
+        blobs = [await cache.open(version(BIG), nowhere()) for _ in range(3)]
+        assert all(blob is blobs[0] for blob in blobs)
+        assert (counted(cache)[:2], blobs[0].users) == ((7, 1), 3)
+        for blob in blobs:
+            blob.close()
+        assert not cache._entries
+
+
+async def test_a_download_of_a_file_without_digest_is_joined_while_it_is_young(tmp_path):
+    source = stalled()
+    async with caching(tmp_path, revalidate=100) as cache:
+        first = await cache.open(undigested(BIG), source)
+        for age, joined in ((0, True), (99, True), (100, False)):
+            cache.clock = partial(float, NOW + age)
+            blob = await cache.open(undigested(BIG), source)
+            assert (blob is first) is joined, age
+            blob.close()
+        cache.clock = lambda: NOW - 1
+        blob = await cache.open(undigested(BIG), source)
+        assert blob is not first, "a clock that was set back says nothing"
+        for each in (first, blob):
+            each.close()
+
+
+async def test_a_kept_file_without_digest_is_trusted_while_it_is_young(tmp_path):
+    async with caching(tmp_path, revalidate=100) as cache:
+        await kept(cache, undigested(SMALL))
+        for age, trusted in ((0, True), (99, True), (100, False), (-1, False)):
+            cache.clock = partial(float, NOW + age)
+            assert cache.has(undigested(SMALL)) is trusted, age
+            assert (await cache.kept([undigested(SMALL)]) == {undigested(SMALL)}) is trusted
+            assert (await failure(cache, undigested(SMALL), nowhere()) is None) is trusted
+        cache.clock = lambda: NOW
+        for size, trusted in ((len(SMALL), True), (7, False), (None, False)):
+            assert cache.has(Version("34/a/b.dcm", size, "")) is trusted, size
+
+
+async def test_what_a_file_was_listed_with_counts_too(tmp_path):
+    async with caching(tmp_path) as cache:
+        listed = Version("k", 7, "")
+        blob = await cache.open(listed, FakeSource(SMALL))
+        await until(lambda: blob.complete)
+        for size in (7, len(SMALL)):
+            assert await cache.open(Version("k", size, ""), nowhere()) is blob
+        assert not cache.has(Version("k", 8, ""))
+        blob.users = 1
+        blob.close()
+        await until(lambda: not cache._entries)
+        for size in (7, len(SMALL)):
+            again = await cache.open(Version("k", size, ""), nowhere())
+            again.close()
+
+
+async def test_many_are_looked_up_in_parts_and_others_have_their_turn(tmp_path, monkeypatch):
+    async with caching(tmp_path) as cache:
+        wanted = [version(SMALL, str(number)) for number in range(2 * AT_ONCE + 1)]
+        await kept(cache, wanted[0], wanted[AT_ONCE], wanted[-1])
+        parts: list[int] = []
+        real = cache._store.have
+
+        def have(idents: Sequence[bytes]) -> list[Row]:
+            parts.append(len(idents))
+            return real(idents)
+
+        monkeypatch.setattr(cache._store, "have", have)
+        with trio.testing.assert_checkpoints():
+            found = await cache.kept(wanted)
+        assert (found, parts) == ({wanted[0], wanted[AT_ONCE], wanted[-1]}, [AT_ONCE, AT_ONCE, 1])
+
+
+# -- closing -----------------------------------------------------------------------------------------------------
+
+
+async def test_nothing_is_opened_after_the_end(tmp_path):
+    source = FakeSource(SMALL)
+    async with caching(tmp_path) as cache:
+        pass
+    with pytest.raises(CacheError, match="^34/a/b.dcm: the cache has been closed"):
+        await cache.open(version(SMALL), source)
+    assert source.starts == []
+
+
+async def test_nothing_is_left_of_an_open_that_failed_or_was_cancelled(tmp_path):
+    async with caching(tmp_path) as cache:
+        for _ in range(2):
+            with pytest.raises(NotFound):
+                await cache.open(version(SMALL), nowhere())
+        assert (cache._entries, cache._live) == (set(), {})
+        slow = FakeSource(SMALL, pause=0.05)
+        with trio.move_on_after(0.01):
+            await cache.open(version(SMALL), slow)
+        await until(lambda: not cache._entries)
+        assert cache.has(version(SMALL)), "small files come whole nevertheless"
+
+
+async def test_a_file_that_is_not_as_announced_is_on_the_list_until_it_is(tmp_path, caplog):
+    async with caching(tmp_path) as cache:
+        for _ in range(2):
+            assert isinstance(await failure(cache, version(SMALL), FakeSource(SMALL[::-1])), BadReply)
+        assert cache.stats.damaged == ["34/a/b.dcm"]
+        warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+        assert [text.startswith("damaged file 34/a/b.dcm: 34/a/b.dcm: its MD5 is") for text in warnings] == [True, True]
+        await cache.put(version(SMALL), SMALL)
+        assert cache.stats.damaged == []
+        assert isinstance(await failure(cache, version(SMALL, "other"), FakeSource(SMALL[::-1])), BadReply)
+        assert await read_all(cache, version(SMALL, "other"), FakeSource(SMALL)) == SMALL
+        assert cache.stats.damaged == []
+        assert isinstance(await failure(cache, version(SMALL, "missing"), nowhere()), NotFound)
+        assert cache.stats.damaged == [], "it is not there, which is another thing"
+
+
+async def test_the_counters_count(tmp_path):
+    source = FakeSource(SMALL)
+    async with caching(tmp_path, revalidate=100) as cache:
+        assert (counted(cache), cache.limit, cache.bytes_used) == ((0, 0, 0, 0), cache._store.limit, 0)
+        await kept(cache, undigested(SMALL, "0"), undigested(SMALL, "1"))
+        for number in range(2):
+            await cache.put(version(SMALL, f"put {number}"), SMALL)
+        assert counted(cache) == (0, 2, 0, 4 * len(SMALL))
+        cache.clock = lambda: NOW + 200
+        for number in range(2):
+            assert await read_all(cache, undigested(SMALL, str(number)), source) == SMALL
+            assert await read_all(cache, undigested(SMALL, str(number)), nowhere()) == SMALL
+        assert counted(cache) == (2, 4, 2, 4 * len(SMALL))
+        await until(lambda: cache.bytes_used == 4 * len(SMALL))
+
+
+async def test_an_old_file_that_was_put_is_fetched_anew(tmp_path):
+    """There is no date to ask by."""
+    source = FakeSource(SMALL)
+    async with caching(tmp_path, revalidate=100) as cache:
+        await cache.put(undigested(SMALL), SMALL)
+        await cache.evict(10**9)
+        cache.clock = lambda: NOW + 200
+        assert await read_all(cache, undigested(SMALL), source) == SMALL
+    assert (source.starts, source.heads) == ([0], 0)
+
+
+async def test_what_is_put_again_counts_as_new(tmp_path):
+    async with caching(tmp_path, revalidate=100) as cache:
+        await cache.put(undigested(SMALL), SMALL)
+        await cache.put(undigested(SMALL), b"not taken")
+        cache.clock = lambda: NOW + 100
+        newer = SMALL[::-1]
+        await cache.put(undigested(newer), newer)
+        assert await read_all(cache, undigested(newer), nowhere()) == newer
+        assert cache.stats.fetched == 2 * len(SMALL)
+        await cache.evict(10**9)
+        assert await read_all(cache, undigested(newer), nowhere()) == newer
+
+
+async def test_evicting_writes_what_waits_and_lets_go_of_it(tmp_path):
+    async with caching(tmp_path) as cache:
+        await cache.put(version(SMALL), SMALL)
+        assert cache.bytes_used == 0
+        await cache.evict(10**9)
+        assert (cache.bytes_used, cache._entries, cache._live) == (len(SMALL), set(), {})
+        await cache.evict(0)
+        assert cache.bytes_used == 0
+
+
+# -- partly fetched ----------------------------------------------------------------------------------------------
+
+
+async def partly(cache: ContentCache, name: str) -> FakeSource:
+    """A file of which something has come, and that nobody has open."""
+    source = stalled()
+    (await cache.open(version(BIG, name), source)).close()
+    await trio.sleep(LINGER + 1)
+    assert source.running == 0
+    source.stalls.clear()
+    return source
+
+
+async def test_partly_fetched_files_go_on_where_they_were_for_a_while(tmp_path, patient_clock):
+    async with caching(tmp_path) as cache:
+        source = await partly(cache, "a")
+        assert [entry.blob.key for entry in cache._idle] == ["a"]
+        await trio.sleep(IDLE_SECONDS - 100)
+        assert await read_all(cache, version(BIG, "a"), source) == BIG
+        assert (source.starts, cache._idle) == ([0, K], [])
+        source = await partly(cache, "b")
+        await trio.sleep(IDLE_SECONDS)
+        await until(lambda: cache._idle == [])
+        assert await read_all(cache, version(BIG, "b"), source) == BIG
+        assert source.starts == [0, 0]
+
+
+async def test_how_long_a_partly_fetched_file_is_good_for_does_not_depend_on_the_hour(tmp_path, patient_clock):
+    async with caching(tmp_path) as cache:
+        await trio.sleep(2 * IDLE_SECONDS)
+        await partly(cache, "a")
+        await trio.sleep(IDLE_SECONDS - 100)
+        assert [entry.blob.key for entry in cache._idle] == ["a"]
+
+
+async def test_few_are_remembered_and_those_in_use_are_not_among_them(tmp_path, patient_clock):
+    async with caching(tmp_path) as cache:
+        source = await partly(cache, "first")
+        source.stalls[2 * K] = trio.Event()
+        blob = await cache.open(version(BIG, "first"), source)
+        for number in range(IDLE + 1):
+            await partly(cache, str(number))
+        assert [entry.blob.key for entry in cache._idle] == ["1", "2", "3", "4"]
+        source.release()
+        assert await blob.read(0, len(BIG)) == BIG
+        assert source.starts == [0, K]
+        blob.close()
+        await cache.evict(10**9)
+        assert cache._idle == []
+        await until(lambda: not list((tmp_path / "partial").iterdir()))
+
+
+@pytest.mark.parametrize(("room", "left"), [(0, ["a", "b"]), (-1, ["b"]), (-len(BIG), ["b"]), (-len(BIG) - 1, [])])
+async def test_they_make_way_for_who_comes(tmp_path, patient_clock, room, left):
+    async with caching(tmp_path, 2 * len(BIG) + len(SMALL)) as cache:
+        for name in "ab":
+            await partly(cache, name)
+        await until(lambda: cache.bytes_used == 2 * len(BIG))
+        (await cache.open(Version("new", len(SMALL) - room, ""), FakeSource(SMALL))).close()
+        assert [entry.blob.key for entry in cache._idle] == left
+
+
+async def test_a_partly_fetched_file_above_the_limit_is_nothing_to_remember(tmp_path, patient_clock):
+    async with caching(tmp_path, len(BIG) - 1) as cache:
+        await partly(cache, "a")
+        assert (cache._idle, cache._entries) == ([], set())
+    async with caching(tmp_path, len(BIG)) as cache:
+        await partly(cache, "a")
+        assert len(cache._idle) == 1
+
+
+async def test_one_that_the_listing_has_left_behind_is_nothing_to_remember(tmp_path, patient_clock):
+    async with caching(tmp_path, revalidate=100) as cache:
+        source = stalled()
+        old = await cache.open(undigested(BIG), source)
+        cache.clock = lambda: NOW + 200
+        new = await cache.open(undigested(BIG), source)
+        old.close()
+        await trio.sleep(LINGER + 1)
+        assert (cache._idle, len(cache._entries)) == ([], 1)
+        new.close()
+        await trio.sleep(LINGER + 1)
+        assert (len(cache._idle), len(cache._entries)) == (1, 1)
+
+
+async def test_room_is_made_again_when_open_files_had_filled_it(tmp_path):
+    """As soon as one of them is closed."""
+    async with caching(tmp_path, 2 * len(SMALL)) as cache:
+        await kept(cache, version(SMALL, "a"), version(SMALL, "b"))
+        blobs = [await cache.open(version(SMALL, name), nowhere()) for name in "ab"]
+        blobs.append(await cache.open(version(SMALL, "c"), FakeSource(SMALL)))
+        await until(lambda: cache.bytes_used == 3 * len(SMALL))
+        blobs[0].close()
+        await until(lambda: cache.bytes_used == 2 * len(SMALL))
+        assert not cache.has(version(SMALL, "a"))
+        assert cache._trimming is False
+        for blob in blobs[1:]:
+            blob.close()
+
+
+async def test_one_big_download_at_a_time_may_have_helpers(tmp_path):
+    async with caching(tmp_path) as cache:
+        blobs = [await cache.open(version(BIG, "a"), stalled()), await cache.open(version(SMALL), stalled(data=SMALL))]
+        assert cache._one_big_download() is True
+        blobs.append(await cache.open(version(BIG, "b"), stalled()))
+        assert cache._one_big_download() is False
+        for blob in blobs:
+            blob.close()
+
+
+async def test_a_big_file_whose_connection_is_slow_gets_another_one(tmp_path, autojump_clock, monkeypatch):
+    for name, value in (("SHARE", 8 * K), ("NEAR", K), ("WINDOW", K)):
+        monkeypatch.setattr(f"xnatfs.content.fill.{name}", value)
+    async with caching(tmp_path) as cache:
+        source = FakeSource(BIG, chunk=K, pause=0.2)
+        source.grants = True
+        assert await read_all(cache, version(BIG), source, 4 * K) == BIG
+        assert source.at_once > 1
+
+
+async def test_what_crashes_left_is_removed_at_the_start(tmp_path, monkeypatch):
+    tidied: list[bool] = []
+
+    async def tidy(store: Store) -> None:
+        await trio.lowlevel.checkpoint()
+        tidied.append(cache.tidied.is_set())
+
+    monkeypatch.setattr(Store, "tidy", tidy)
+    async with caching(tmp_path) as cache:
+        await cache.tidied.wait()
+        assert tidied == [False]
+
+
+async def test_what_is_open_at_the_end_is_closed(tmp_path):
+    async with caching(tmp_path) as cache:
+        assert await read_all(cache, version(BIG), FakeSource(BIG)) == BIG
+    before = set(os.listdir("/proc/self/fd"))
+    async with caching(tmp_path) as cache:
+        await cache.open(version(BIG), FakeSource(BIG))
+        await cache.open(version(BIG, "b"), stalled())
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+async def test_now_and_then_recency_is_written_and_memory_is_given_back(tmp_path, patient_clock, monkeypatch):
+    async with caching(tmp_path) as cache:
+        flushed: list[float] = []
+
+        async def flush() -> None:
+            flushed.append(trio.current_time())
+            await trio.lowlevel.checkpoint()
+
+        monkeypatch.setattr(cache._store, "flush", flush)
+        await cache.tidied.wait()
+        began = trio.current_time()
+        await cache.put(version(SMALL), SMALL)
+        await cache.put(version(b"x", "last"), b"x")
+        await trio.sleep(3 * FLUSH)
+        assert {round((when - began) / FLUSH) for when in flushed} >= {1, 2}
+        await until(lambda: cache._entries == set())
+
+
+async def test_what_is_opened_is_noted_for_eviction(tmp_path):
+    async with caching(tmp_path) as cache:
+        await kept(cache, version(SMALL, "a"), version(SMALL, "b"))
+        cache.clock = lambda: NOW + 5
+        assert await read_all(cache, version(SMALL, "a"), nowhere()) == SMALL
+        await cache.evict(len(SMALL))
+        assert (cache.has(version(SMALL, "a")), cache.has(version(SMALL, "b"))) == (True, False)
+
+
+async def test_strict_is_for_all_files(tmp_path):
+    for strict in (False, True):
+        async with caching(tmp_path, strict=strict) as cache:
+            blob = await cache.open(version(BIG, str(strict)), stalled())
+            assert blob.whole is strict
+            blob.close()
+
+
+# -- what is told, and to whom it belongs ------------------------------------------------------------------------
+
+
+async def test_the_cache_tells_what_it_holds(tmp_path, patient_clock):
+    async with caching(tmp_path) as cache:
+        nothing = {"readers": 0, "fills": 0, "unwritten": 0, "idle": 0, "open_bytes": 0, "partials": 0, "reserved": 0}
+        before = cache.counters()
+        assert nothing.items() <= before.items()
+        source = stalled()
+        blobs = [await cache.open(version(BIG), source) for _ in range(2)]
+        unknown = FakeSource(SMALL, pause=1000)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cache.open, version(SMALL, "x"), unknown)
+            await trio.testing.wait_all_tasks_blocked()
+            found = cache.counters()
+            assert (found["readers"], found["fills"], found["open_bytes"]) == (3, 2, len(BIG))
+            assert (found["hits"], found["misses"], found["partials"], found["idle"]) == (1, 2, 1, 0)
+            nursery.cancel_scope.cancel()
+        await cache.put(version(SMALL, "put"), SMALL)
+        assert cache.counters()["unwritten"] == len(SMALL)
+        assert cache.counters()["fetched"] == cache.stats.fetched > 0
+        for blob in blobs:
+            blob.close()
+        await trio.sleep(LINGER + 1)
+        assert cache.counters()["idle"] == 1
+
+
+def owned(name: str, *owners: str) -> Version:
+    return Version(name, len(SMALL), "", owners)
+
+
+async def test_what_belongs_to_somebody_is_dropped_wherever_it_is(tmp_path, patient_clock):
+    """On the disk, in memory, on its way; who has it open reads on."""
+    async with caching(tmp_path) as cache:
+        assert await cache.owners() == set()
+        await kept(cache, owned("kept", "P"), owned("other", "Q"), owned("both", "P", "Q 1"))
+        assert await cache.owners() == {("P",), ("Q",), ("P", "Q 1")}
+        await cache.put(owned("put", "P"), SMALL)
+        await cache.put(owned("put other", "Q"), SMALL)
+        source = stalled(100, SMALL)
+        on_its_way = await cache.open(owned("coming", "P"), source)
+        still_open = await cache.open(owned("kept", "P"), nowhere())
+        await cache.drop(["P", "nobody"])
+        for name, owners in (("kept", ["P"]), ("both", ["P", "Q 1"]), ("put", ["P"]), ("coming", ["P"])):
+            assert not cache.has(owned(name, *owners)), name
+        for name in ("other", "put other"):
+            assert cache.has(owned(name, "Q")), name
+        source.release()
+        assert await on_its_way.read(0, 2000) == SMALL
+        assert await still_open.read(0, 2000) == SMALL
+        on_its_way.close()
+        still_open.close()
+        await cache.evict(10**9)
+        assert await cache.owners() == {("Q",)}
+        again = FakeSource(SMALL)
+        assert await read_all(cache, owned("coming", "P"), again) == SMALL
+        assert again.starts == [0]
+
+
+async def test_a_stamp_tells_one_content_from_another(tmp_path):
+    async with caching(tmp_path) as cache:
+        source = FakeSource(SMALL)
+        blob = await cache.open(undigested(SMALL), source)
+        assert blob.stamp == source.modified
+        blob.close()
+        await until(lambda: not cache._entries)
+        again = await cache.open(undigested(SMALL), nowhere())
+        assert again.stamp == source.modified
+        again.close()
+        await cache.put(undigested(SMALL, "put"), SMALL)
+        put = await cache.open(undigested(SMALL, "put"), nowhere())
+        assert put.stamp == repr(NOW)
+        put.close()
+        await cache.put(version(SMALL, "with digest"), SMALL)
+        await kept(cache, version(SMALL, "fetched"))
+        for name in ("with digest", "fetched"):
+            blob = await cache.open(version(SMALL, name), nowhere())
+            assert blob.stamp == ""
+            blob.close()
+
+
+async def test_what_is_dropped_does_not_come_back(tmp_path, monkeypatch):
+    """Neither what waits to be written meanwhile, nor what is opened meanwhile."""
+    async with caching(tmp_path) as cache:
+        real = cache._store.drop
+        opened = []
+
+        async def drop(owners: Sequence[str]) -> None:
+            await real(owners)
+            await cache._writeback.write()
+            opened.append(await cache.open(owned("meanwhile", "P"), FakeSource(SMALL)))
+
+        monkeypatch.setattr(cache._store, "drop", drop)
+        await cache.put(owned("put", "P"), SMALL)
+        await cache.drop(["P"])
+        assert not cache.has(owned("put", "P"))
+        assert not cache.has(owned("meanwhile", "P"))
+        await until(lambda: opened[0].complete)
+        assert not cache.has(owned("meanwhile", "P"))
+        opened[0].close()
+        await until(lambda: not cache._entries)
+
+
+async def test_a_digest_needs_no_age_and_no_size(tmp_path):
+    async with caching(tmp_path, revalidate=100) as cache:
+        wanted = version(SMALL)
+        await kept(cache, wanted)
+        cache.clock = lambda: NOW + 10**6
+        for size in (len(SMALL), 7, None):
+            assert cache.has(Version(wanted.key, size, wanted.digest))
+            assert await cache.kept([Version(wanted.key, size, wanted.digest)])
+            assert await failure(cache, Version(wanted.key, size, wanted.digest), nowhere()) is None
+
+
+async def test_even_one_byte_leaves_the_memory(tmp_path):
+    async with caching(tmp_path) as cache:
+        await cache.put(version(b"x"), b"x")
+        await cache.evict(10**9)
+        assert cache._entries == set()
+
+
+async def test_a_file_of_unknown_size_makes_nobody_go(tmp_path, patient_clock):
+    async with caching(tmp_path, 2 * len(BIG)) as cache:
+        for name in "ab":
+            await partly(cache, name)
+        await until(lambda: cache.bytes_used == 2 * len(BIG))
+        blob = await cache.open(Version("new", None, ""), FakeSource(SMALL))
+        assert [entry.blob.key for entry in cache._idle] == ["a", "b"]
+        blob.close()
+
+
+async def test_a_partly_fetched_file_that_is_out_of_date_goes_when_it_is_opened(tmp_path, patient_clock):
+    async with caching(tmp_path, revalidate=100) as cache:
+        source = stalled()
+        (await cache.open(undigested(BIG), source)).close()
+        await trio.sleep(LINGER + 1)
+        assert len(cache._idle) == 1
+        cache.clock = lambda: NOW + 200
+        blob = await cache.open(undigested(BIG), source)
+        assert (cache._idle, len(cache._entries)) == ([], 1)
+        blob.close()
+
+
+async def test_what_is_dropped_is_not_remembered_in_parts(tmp_path, patient_clock):
+    async with caching(tmp_path) as cache:
+        for name, owner in (("a", "P"), ("b", "Q")):
+            (await cache.open(Version(name, len(BIG), "", (owner,)), stalled())).close()
+        await trio.sleep(LINGER + 1)
+        await cache.drop(["P"])
+        assert [entry.blob.key for entry in cache._idle] == ["b"]
+        assert len(cache._entries) == 1
+
+
+async def test_what_could_not_be_written_is_forgotten(tmp_path, monkeypatch):
+    async with caching(tmp_path) as cache:
+
+        async def refused(files: Sequence[object]) -> set[bytes]:
+            await trio.lowlevel.checkpoint()
+            return set()
+
+        monkeypatch.setattr(cache._store, "keep_whole", refused)
+        await cache.put(version(SMALL), SMALL)
+        blob = await cache.open(version(SMALL), nowhere())
+        await cache._writeback.write()
+        assert not cache.has(version(SMALL))
+        assert await blob.read(0, 10) == SMALL[:10]
+        blob.close()
+        assert cache._entries == set()
+
+
+async def test_room_is_made_once_for_all_that_are_closed_together(tmp_path, monkeypatch):
+    """And not at all where there is room."""
+    async with caching(tmp_path, 2 * len(SMALL)) as cache:
+        evicted: list[int] = []
+        real = cache._store.evict
+
+        async def evict(target: int) -> None:
+            evicted.append(target)
+            await real(target)
+
+        monkeypatch.setattr(cache._store, "evict", evict)
+        await kept(cache, version(SMALL, "a"), version(SMALL, "b"))
+        for name in "ab":
+            (await cache.open(version(SMALL, name), nowhere())).close()
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert evicted == []
+        blobs = [await cache.open(version(SMALL, name), nowhere()) for name in "ab"]
+        blobs.append(await cache.open(version(SMALL, "c"), FakeSource(SMALL)))
+        await until(lambda: cache._store.crowded)
+        for blob in blobs:
+            blob.close()
+        await until(lambda: cache.bytes_used == 2 * len(SMALL))
+        assert evicted == [2 * len(SMALL)]
+        blob = await cache.open(version(SMALL, "d"), FakeSource(SMALL))
+        blob.close()
+
+
+async def test_who_is_cancelled_closes_the_cache_nevertheless(tmp_path):
+    with trio.CancelScope() as scope:
+        async with caching(tmp_path) as cache:
+            await cache.put(version(SMALL), SMALL)
+            scope.cancel()
+    assert not list((tmp_path / "partial").iterdir())
+    async with caching(tmp_path) as cache:
+        assert cache.has(version(SMALL))

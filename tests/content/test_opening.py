@@ -1,0 +1,478 @@
+"""The content cache: opening, small files, identity, failures."""
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+import trio.testing
+
+from tests.support.content_fakes import (
+    LIMIT,
+    SMALL,
+    FakeSource,
+    failure,
+    is_kept,
+    md5,
+    read_all,
+    undigested,
+    until,
+    version,
+)
+from xnatfs.common.errors import BadReply, CacheError, NotFound, Unreachable
+from xnatfs.content import Blob, Body, Head, Version, open_cache
+
+# Small files.
+
+
+async def test_a_small_file_is_read_as_it_is(tmp_path):
+    """Whole, in parts, across the end and beyond it."""
+    async with open_cache(tmp_path, LIMIT) as cache:
+        blob = await cache.open(version(SMALL), FakeSource(SMALL))
+        assert blob.size == len(SMALL)
+        assert await blob.read(0, len(SMALL)) == SMALL
+        assert await blob.read(1000, 10) == SMALL[1000:1010]
+        assert await blob.read(len(SMALL) - 5, 4096) == SMALL[-5:]
+        assert await blob.read(len(SMALL), 1) == b""
+        assert await blob.read(len(SMALL) + 7, 1) == b""
+        assert blob.complete
+        blob.close()
+
+
+async def test_an_empty_file_is_a_file(tmp_path):
+    """No bytes are enough to be complete."""
+    async with open_cache(tmp_path, LIMIT) as cache:
+        assert await read_all(cache, version(b""), FakeSource(b"")) == b""
+    assert await is_kept(tmp_path, version(b""))
+
+
+async def test_a_kept_file_is_not_asked_for_again(tmp_path):
+    """Neither while it is open, nor after, nor by the next process."""
+    source = FakeSource(SMALL)
+    async with open_cache(tmp_path, LIMIT) as cache:
+        blob = await cache.open(version(SMALL), source)
+        assert await read_all(cache, version(SMALL), source) == SMALL
+        blob.close()
+        assert await read_all(cache, version(SMALL), source) == SMALL
+    async with open_cache(tmp_path, LIMIT) as cache:
+        assert await read_all(cache, version(SMALL), source) == SMALL
+        assert (cache.stats.hits, cache.stats.misses, cache.stats.fetched) == (1, 0, 0)
+    assert source.starts == [0]
+
+
+async def test_a_warm_open_needs_no_other_task(tmp_path):
+    """It returns without a checkpoint, so nothing can get in between."""
+    async with open_cache(tmp_path, LIMIT) as cache:
+        await read_all(cache, version(SMALL), FakeSource(SMALL))
+        await until(lambda: cache.bytes_used == len(SMALL))
+        with trio.testing.assert_no_checkpoints():
+            blob = await cache.open(version(SMALL), FakeSource(SMALL))
+            assert await blob.read(0, 10) == SMALL[:10]
+            blob.close()
+
+
+async def test_concurrent_opens_share_one_download(tmp_path, patient_clock):
+    """Ten readers, one request."""
+    source = FakeSource(SMALL, pause=0.1)
+    async with open_cache(tmp_path, LIMIT) as cache, trio.open_nursery() as nursery:
+
+        async def reader() -> None:
+            assert await read_all(cache, version(SMALL), source) == SMALL
+
+        for _ in range(10):
+            nursery.start_soon(reader)
+    assert source.starts == [0]
+
+
+async def test_open_waits_for_the_headers_only(tmp_path, patient_clock):
+    """The size is known while the bytes are still to come."""
+    source = FakeSource(SMALL)
+    source.stalls[0] = trio.Event()
+    async with open_cache(tmp_path, LIMIT) as cache:
+        blob = await cache.open(version(SMALL), source)
+        assert blob.size == len(SMALL)
+        assert not blob.complete
+        blob.close()
+
+
+async def test_nothing_of_a_small_file_is_handed_out_before_it_is_verified(tmp_path, patient_clock):
+    """Its first byte waits for its last."""
+    source = FakeSource(SMALL)
+    source.stalls[len(SMALL)] = trio.Event()
+    async with open_cache(tmp_path, LIMIT) as cache:
+        blob = await cache.open(version(SMALL), source)
+        with trio.move_on_after(60) as timeout:
+            await blob.read(0, 1)
+        assert timeout.cancelled_caught
+        source.stalls[len(SMALL)].set()
+        assert await blob.read(0, 1) == SMALL[:1]
+        blob.close()
+
+
+async def test_a_reply_without_a_length_is_waited_for(tmp_path, patient_clock):
+    """Its end is the length."""
+    source = FakeSource(SMALL, pause=0.1)
+    source.states_size = False
+    async with open_cache(tmp_path, LIMIT) as cache:
+        blob = await cache.open(Version("k", None, ""), source)
+        assert blob.size == len(SMALL)
+        assert blob.complete
+        assert await blob.read(0, len(SMALL)) == SMALL
+        blob.close()
+
+
+async def test_the_reply_decides_the_length(tmp_path):
+    """The listing may be stale; the caller compares."""
+    async with open_cache(tmp_path, LIMIT) as cache:
+        assert await read_all(cache, Version("k", 12, md5(SMALL)), FakeSource(SMALL)) == SMALL
+
+
+async def test_a_small_download_finishes_without_its_readers(tmp_path, patient_clock):
+    """It is nearly there; the program will be back."""
+    source = FakeSource(SMALL, pause=10)
+    async with open_cache(tmp_path, LIMIT) as cache:
+        (await cache.open(version(SMALL), source)).close()
+        await trio.sleep(1000)
+    assert await is_kept(tmp_path, version(SMALL))
+
+
+async def test_chunks_need_not_come_from_a_generator(tmp_path):
+    """Any asynchronous iterator does."""
+
+    class Once:
+        seekable = True
+        grants = False
+
+        def __init__(self) -> None:
+            self.left = [SMALL]
+
+        def __aiter__(self) -> "Once":
+            return self
+
+        async def __anext__(self) -> bytes:
+            if not self.left:
+                raise StopAsyncIteration
+            return self.left.pop()
+
+        @asynccontextmanager
+        async def open(self, start: int, size: int | None = None, stop: int | None = None) -> AsyncIterator[Body]:
+            yield Body(0, len(SMALL), "", self)
+
+        async def head(self) -> Head:
+            raise NotImplementedError
+
+    async with open_cache(tmp_path, LIMIT) as cache:
+        blob = await cache.open(version(SMALL), Once())
+        assert await blob.read(0, len(SMALL)) == SMALL
+        blob.close()
+
+
+# What is damaged.
+
+
+async def test_a_wrong_digest_is_an_error_that_names_the_file(tmp_path, caplog):
+    """Nothing is handed out, nothing is kept, and it is on the list of damaged files."""
+    wanted = Version("34/a/b.dcm", len(SMALL), md5(b"something else"))
+    async with open_cache(tmp_path, LIMIT) as cache:
+        blob = await cache.open(wanted, FakeSource(SMALL))
+        with pytest.raises(BadReply, match=r"^34/a/b\.dcm: its MD5 is [^\n]*$"):
+            await blob.read(0, 1)
+        blob.close()
+        assert cache.stats.damaged == ["34/a/b.dcm"]
+        assert cache.bytes_used == 0
+    assert [(r.levelno, "34/a/b.dcm" in r.message) for r in caplog.records] == [(logging.WARNING, True)]
+    assert not await is_kept(tmp_path, wanted)
+
+
+async def test_a_file_that_comes_well_later_is_no_longer_damaged(tmp_path):
+    """The list is of what is wrong now."""
+    async with open_cache(tmp_path, LIMIT) as cache:
+        assert isinstance(await failure(cache, version(SMALL), FakeSource(b"x" * len(SMALL))), BadReply)
+        assert await read_all(cache, version(SMALL), FakeSource(SMALL)) == SMALL
+        assert cache.stats.damaged == []
+
+
+@pytest.mark.parametrize("digest", [md5(SMALL), ""])
+@pytest.mark.parametrize("stated", [len(SMALL) + 1, len(SMALL) - 1, 0])
+async def test_a_body_of_another_length_than_announced_is_an_error(tmp_path, stated, digest):
+    """Truncated or too long, with and without a digest."""
+    source = FakeSource(SMALL)
+    source.size = stated
+    wanted = Version("k", stated, digest)
+    async with open_cache(tmp_path, LIMIT) as cache:
+        exc = await failure(cache, wanted, source)
+        assert isinstance(exc, BadReply)
+        assert "k: " in str(exc)
+        assert cache.stats.damaged == ["k"]
+    assert not await is_kept(tmp_path, wanted)
+
+
+# What fails.
+
+
+async def test_open_raises_what_the_source_raises_and_the_next_one_asks_again(tmp_path):
+    """A failure is not kept."""
+    source = FakeSource(SMALL)
+    source.error = NotFound("no such file")
+    async with open_cache(tmp_path, LIMIT) as cache:
+        for _ in range(2):
+            with pytest.raises(NotFound):
+                await cache.open(version(SMALL), source)
+        source.error = None
+        assert await read_all(cache, version(SMALL), source) == SMALL
+    assert source.starts == [0, 0, 0]
+
+
+async def test_a_failure_stays_with_the_open_handles(tmp_path):
+    """Every read raises it; only a new open asks the server."""
+    source = FakeSource(SMALL)
+    source.breaks[200_000] = Unreachable("connection lost")
+    async with open_cache(tmp_path, LIMIT) as cache:
+        blob = await cache.open(version(SMALL), source)
+        for _ in range(3):
+            with pytest.raises(Unreachable, match="connection lost"):
+                await blob.read(0, 10)
+        assert source.starts == [0]
+        source.breaks.clear()
+        assert await read_all(cache, version(SMALL), source) == SMALL
+        with pytest.raises(Unreachable):
+            await blob.read(0, 10)
+        blob.close()
+
+
+async def test_a_bug_in_the_source_is_logged_and_stays_in_its_file(tmp_path, caplog):
+    """With a traceback; other files go on."""
+    source = FakeSource(SMALL)
+    source.breaks[0] = ZeroDivisionError("oops")
+    async with open_cache(tmp_path, LIMIT) as cache:
+        exc = await failure(cache, version(SMALL, "bad"), source)
+        assert isinstance(exc, BadReply)
+        assert "bad: " in str(exc)
+        assert await read_all(cache, version(SMALL, "good"), FakeSource(SMALL)) == SMALL
+    assert any(record.exc_info and "bad" in record.message for record in caplog.records)
+
+
+async def test_an_error_out_of_a_group_is_that_error(tmp_path):
+    """A source may use nurseries."""
+    source = FakeSource(SMALL)
+    source.error = ExceptionGroup("", [ExceptionGroup("", [NotFound("gone")])])
+    async with open_cache(tmp_path, LIMIT) as cache:
+        with pytest.raises(NotFound):
+            await cache.open(version(SMALL), source)
+
+
+async def test_an_exception_of_the_body_is_not_wrapped(tmp_path):
+    """`open_cache` has a nursery, but that is its own affair."""
+    with pytest.raises(KeyError):
+        async with open_cache(tmp_path, LIMIT):
+            raise KeyError
+
+
+async def test_a_cancelled_open_harms_nobody(tmp_path, patient_clock):
+    """Another one that waits for the same headers gets the file."""
+    source = FakeSource(SMALL, pause=1)
+    async with open_cache(tmp_path, LIMIT) as cache, trio.open_nursery() as nursery:
+
+        async def impatient() -> None:
+            with trio.move_on_after(0.5):
+                await cache.open(version(SMALL), source)
+                pytest.fail("too early")
+
+        nursery.start_soon(impatient)
+        assert await read_all(cache, version(SMALL), source) == SMALL
+    assert source.starts == [0]
+
+
+async def test_a_cancelled_read_harms_nobody(tmp_path, patient_clock):
+    """Nor the handle that it was on."""
+    source = FakeSource(SMALL, pause=1)
+    async with open_cache(tmp_path, LIMIT) as cache:
+        blob = await cache.open(version(SMALL), source)
+        with trio.move_on_after(0.5) as timeout:
+            await blob.read(0, 10)
+        assert timeout.cancelled_caught
+        assert await blob.read(0, 10) == SMALL[:10]
+        blob.close()
+    assert source.starts == [0]
+
+
+async def test_leaving_ends_everything(tmp_path, patient_clock):
+    """Downloads are cancelled, handles say why, and no partial stays."""
+    source = FakeSource(SMALL)
+    source.stalls[65536] = trio.Event()
+    async with open_cache(tmp_path, LIMIT) as cache:
+        filling = await cache.open(version(SMALL), source)
+        await read_all(cache, version(SMALL, "other"), FakeSource(SMALL))
+        kept = await cache.open(version(SMALL, "other"), source)
+    for blob in (filling, kept):
+        with pytest.raises(CacheError, match="closed"):
+            await blob.read(0, 10)
+        blob.close()
+    with pytest.raises(CacheError, match="closed"):
+        await cache.open(version(SMALL), source)
+    assert source.running == 0
+    assert list((tmp_path / "partial").iterdir()) == []
+
+
+async def test_a_reader_that_waits_while_the_cache_is_left_is_told(tmp_path, patient_clock):
+    """It is a task of somebody else, and may not hang."""
+    source = FakeSource(SMALL)
+    source.stalls[0] = trio.Event()
+    told = []
+
+    async def reader(blob: Blob) -> None:
+        with pytest.raises(CacheError, match="closed"):
+            await blob.read(0, 10)
+        blob.close()
+        told.append(True)
+
+    async with trio.open_nursery() as nursery, open_cache(tmp_path, LIMIT) as cache:
+        nursery.start_soon(reader, await cache.open(version(SMALL), source))
+        await trio.testing.wait_all_tasks_blocked()
+    assert told == [True]
+
+
+# Identity.
+
+
+async def test_with_a_digest_the_listed_size_does_not_matter(tmp_path):
+    """The digest says all."""
+    source = FakeSource(SMALL)
+    async with open_cache(tmp_path, LIMIT, revalidate=0) as cache:
+        for listed in (len(SMALL), 1, None):
+            assert await read_all(cache, Version("k", listed, md5(SMALL)), source) == SMALL
+    assert source.starts == [0]
+
+
+async def test_another_digest_is_another_file(tmp_path):
+    """The old one stays until it is the least recently used."""
+    other = SMALL[::-1]
+    async with open_cache(tmp_path, LIMIT) as cache:
+        assert await read_all(cache, version(SMALL), FakeSource(SMALL)) == SMALL
+        assert await read_all(cache, version(other), FakeSource(other)) == other
+        assert cache.has(version(SMALL))
+
+
+async def test_a_key_may_hold_anything(tmp_path):
+    """Lone surrogates come out of undecodable file names."""
+    wanted = version(SMALL, "34/\udcff\n\u00e4%'")
+    async with open_cache(tmp_path, LIMIT) as cache:
+        assert await read_all(cache, wanted, FakeSource(SMALL)) == SMALL
+    assert await is_kept(tmp_path, wanted)
+
+
+async def test_without_a_digest_a_young_file_is_trusted(tmp_path):
+    """For `revalidate` seconds, under the size it was listed with."""
+    source = FakeSource(SMALL)
+    async with open_cache(tmp_path, LIMIT, revalidate=100) as cache:
+        await read_all(cache, undigested(SMALL), source)
+    async with open_cache(tmp_path, LIMIT, revalidate=100) as cache:
+        assert await read_all(cache, undigested(SMALL), source) == SMALL
+    assert source.starts == [0]
+
+
+async def test_an_old_file_is_checked_and_renewed(tmp_path):
+    """One HEAD; then it is young again."""
+    source = FakeSource(SMALL)
+    async with open_cache(tmp_path, LIMIT, revalidate=100) as cache:
+        await read_all(cache, undigested(SMALL), source)
+        now = cache.clock()
+        cache.clock = lambda: now + 200
+        assert await read_all(cache, undigested(SMALL), source) == SMALL
+        assert await read_all(cache, undigested(SMALL), source) == SMALL
+        assert cache.stats.renewed == 1
+        assert cache.stats.fetched == len(SMALL)
+    assert (source.starts, source.heads) == ([0], 1)
+
+
+async def test_a_file_is_as_old_as_the_question_and_not_as_its_last_byte(tmp_path):
+    """It may have been replaced while it came."""
+    source = FakeSource(SMALL)
+    async with open_cache(tmp_path, LIMIT, revalidate=100) as cache:
+        now = cache.clock()
+        blob = await cache.open(undigested(SMALL), source)
+        cache.clock = lambda: now + 90  # before it is whole
+        assert await blob.read(0, len(SMALL)) == SMALL
+        blob.close()
+        cache.clock = lambda: now + 150
+        assert await read_all(cache, undigested(SMALL), source) == SMALL
+        assert (source.starts, source.heads) == ([0], 1)
+
+
+async def test_readers_of_an_old_file_share_one_check(tmp_path, patient_clock):
+    """While one holds it open from before."""
+    source = FakeSource(SMALL, pause=0.1)
+    async with open_cache(tmp_path, LIMIT, revalidate=100) as cache:
+        holder = await cache.open(undigested(SMALL), source)
+        assert await holder.read(0, 1) == SMALL[:1]
+        await until(lambda: cache.bytes_used == len(SMALL))
+        now = cache.clock()
+        cache.clock = lambda: now + 200
+        async with trio.open_nursery() as nursery:
+
+            async def reader() -> None:
+                assert await read_all(cache, undigested(SMALL), source) == SMALL
+
+            for _ in range(5):
+                nursery.start_soon(reader)
+        assert await holder.read(0, len(SMALL)) == SMALL
+        holder.close()
+    assert (source.starts, source.heads) == ([0], 1)
+
+
+async def test_an_old_file_that_changed_is_replaced(tmp_path):
+    """Those who have it open keep what they opened."""
+    source, newer = FakeSource(SMALL), FakeSource(SMALL[::-1])
+    newer.modified = "Tue, 02 Jan 2024 00:00:00 GMT"
+    async with open_cache(tmp_path, LIMIT, revalidate=0) as cache:
+        old = await cache.open(undigested(SMALL), source)
+        assert await old.read(0, 5) == SMALL[:5]
+        assert await read_all(cache, undigested(SMALL), newer) == SMALL[::-1]
+        assert await old.read(0, 5) == SMALL[:5]
+        old.close()
+    async with open_cache(tmp_path, LIMIT) as cache:
+        assert await read_all(cache, undigested(SMALL), source) == SMALL[::-1]
+
+
+async def test_another_listed_size_is_checked_at_once(tmp_path):
+    """The server may say that only the listing has changed."""
+    source = FakeSource(SMALL)
+    async with open_cache(tmp_path, LIMIT) as cache:
+        await read_all(cache, undigested(SMALL), source)
+        assert await read_all(cache, Version("34/a/b.dcm", 7, ""), source) == SMALL
+        assert await read_all(cache, Version("34/a/b.dcm", 7, ""), source) == SMALL
+    assert (source.starts, source.heads) == ([0], 1)
+
+
+async def test_a_listing_that_comes_to_agree_with_the_reply_is_not_checked(tmp_path):
+    """The caller corrects its listing after the first open."""
+    source = FakeSource(SMALL)
+    async with open_cache(tmp_path, LIMIT) as cache:
+        await read_all(cache, Version("34/a/b.dcm", 7, ""), source)
+        assert await read_all(cache, undigested(SMALL), source) == SMALL
+    assert source.starts == [0]
+
+
+async def test_without_a_date_an_old_file_is_fetched_anew(tmp_path):
+    """There is nothing to ask by."""
+    source = FakeSource(SMALL)
+    source.modified = ""
+    async with open_cache(tmp_path, LIMIT, revalidate=0) as cache:
+        await read_all(cache, undigested(SMALL), source)
+        assert await read_all(cache, undigested(SMALL), source) == SMALL
+    assert (source.starts, source.heads) == ([0, 0], 0)
+
+
+async def test_a_check_that_cannot_be_made_is_an_error_and_loses_nothing(tmp_path):
+    """Unreachable now; later it is renewed without a body."""
+    source = FakeSource(SMALL)
+    async with open_cache(tmp_path, LIMIT, revalidate=0) as cache:
+        await read_all(cache, undigested(SMALL), source)
+        await until(lambda: cache.bytes_used == len(SMALL))
+        source.error = Unreachable("no answer")
+        with pytest.raises(Unreachable):
+            await cache.open(undigested(SMALL), source)
+        source.error = None
+        assert await read_all(cache, undigested(SMALL), source) == SMALL
+        assert cache.stats.fetched == len(SMALL)

@@ -1,0 +1,156 @@
+"""How much of a big file is requested: a small window, and more while it is read on. At a thousandth of the size."""
+
+from collections.abc import AsyncGenerator
+
+import pytest
+import trio
+
+from tests.content.test_fill import DATA, SIZES, K, Rig, begun, filling, settled, stalled
+from tests.support.content_fakes import FakeSource
+from xnatfs.content import download as stream_module
+from xnatfs.content import fill as fill_module
+from xnatfs.content.fill import LINGER
+
+BIG = DATA * 5
+SHARE = 32 * K
+
+
+@pytest.fixture(autouse=True, params=["received", "written by another process"])
+def _scaled(request, monkeypatch):
+    monkeypatch.setattr(FakeSource, "writes", request.param != "received")
+    sizes = {**SIZES, (fill_module, "WINDOW"): K, (stream_module, "WINDOW"): K, (stream_module, "AHEAD"): 4 * K}
+    for (module, name), value in sizes.items():
+        monkeypatch.setattr(module, name, value)
+
+
+async def read_through(rig: Rig, piece: int = 100) -> None:
+    for offset in range(0, len(rig.source.data), piece):
+        await rig.read(offset, piece)
+
+
+async def test_a_look_at_the_head_fetches_one_window(tmp_path, autojump_clock):
+    async with filling(tmp_path, FakeSource(BIG)) as rig:
+        await begun(rig)
+        await rig.read(0, 400)
+        await trio.sleep(100)
+        assert (rig.asked(), rig.stats.fetched) == ([(0, K)], K)
+
+
+async def test_a_look_at_the_tail_fetches_two(tmp_path, autojump_clock):
+    async with filling(tmp_path, FakeSource(BIG)) as rig:
+        await begun(rig)
+        await rig.read(len(BIG) - 10)
+        await trio.sleep(100)
+        assert rig.asked() == [(0, K), (len(BIG) - 10, None)]
+        assert rig.stats.fetched == K + 10
+
+
+async def test_a_file_that_is_read_through_is_two_requests(tmp_path, autojump_clock):
+    async with filling(tmp_path, FakeSource(BIG, chunk=100)) as rig:
+        await begun(rig)
+        await read_through(rig)
+        assert (rig.asked(), rig.stats.fetched, rig.blob.complete) == ([(0, K), (K, None)], len(BIG), True)
+
+
+async def test_reads_beyond_a_window_that_come_before_its_end_are_one_request(tmp_path, autojump_clock):
+    """The kernel reads ahead, and its requests come out of order."""
+    async with filling(tmp_path, stalled(K // 2, BIG)) as rig, trio.open_nursery() as nursery:
+        await begun(rig)
+        for offset in (0, K + 300, K, K - 100):
+            nursery.start_soon(rig.read, offset, 400)
+        await settled()
+        assert rig.asked() == [(0, K)]
+        rig.source.release()
+        await settled()
+        assert rig.asked() == [(0, K), (K, None)]
+
+
+async def test_the_next_window_is_requested_before_the_last_is_used_up(tmp_path, autojump_clock):
+    async with filling(tmp_path, FakeSource(BIG)) as rig:
+        await begun(rig)
+        await rig.read(0, K // 2)
+        await settled()
+        assert rig.asked() == [(0, K)]
+        await rig.read(K // 2, 10)
+        await settled()
+        assert rig.asked() == [(0, K), (K, None)]
+
+
+async def test_a_reader_that_stops_is_not_sent_much_more_than_it_has_read(tmp_path, autojump_clock):
+    async with filling(tmp_path, FakeSource(BIG, chunk=100)) as rig:
+        await begun(rig)
+        for offset in range(0, 20 * K, 100):
+            await rig.read(offset, 100)
+        await trio.sleep(100)
+        assert rig.stats.fetched <= 41 * K
+        assert rig.source.running == 0
+
+
+async def test_one_that_reads_backwards_gets_windows(tmp_path, autojump_clock):
+    async with filling(tmp_path, FakeSource(BIG)) as rig:
+        await begun(rig)
+        for offset in range(200 * K, 180 * K, -100):
+            await rig.read(offset, 100)
+        assert len(rig.asked()) <= 22
+        assert rig.stats.fetched <= 22 * K
+
+
+@pytest.mark.parametrize("burst", [0, 8, 16])
+async def test_several_connections_take_few_requests(tmp_path, autojump_clock, burst):
+    """On a line that paces each connection, whether or not it lets the first bytes of each pass at once."""
+
+    class Paced(FakeSource):
+        async def _chunks(self, data: bytes, start: int, stop: int | None) -> AsyncGenerator[bytes]:
+            last = len(data) if stop is None else min(stop, len(data))
+            for place in range(start, last, K):
+                await trio.sleep(0.2 if place >= start + burst * K else 0)
+                yield data[place : min(place + K, last)]
+
+    source = Paced(BIG)
+    source.grants = True
+    async with filling(tmp_path, source) as rig:
+        await begun(rig)
+        await read_through(rig, 2 * K)
+        assert rig.blob.complete
+    assert source.at_once > 1
+    assert len(source.starts) <= 2 + len(BIG) / SHARE
+    assert rig.stats.fetched <= len(BIG) + 4 * K
+    assert source.overlaps == []
+
+
+async def test_a_server_that_grants_no_ranges_sends_all_by_one_request(tmp_path, autojump_clock):
+    async with filling(tmp_path, FakeSource(BIG, chunk=K, ranged=False)) as rig:
+        await begun(rig)
+        await read_through(rig)
+        assert (rig.asked(), rig.stats.fetched) == ([(0, K)], len(BIG))
+
+
+async def test_without_ranges_a_download_rests_as_soon_as_its_reader_goes(tmp_path, autojump_clock):
+    """One that comes back soon goes on with it."""
+    source = FakeSource(BIG, chunk=K, pause=0.1, ranged=False)
+    async with filling(tmp_path, source) as rig:
+        await begun(rig)
+        await rig.read(0)
+        for _ in range(3):
+            rig.blob.users = 0
+            rig.fill.linger()
+            await trio.sleep(LINGER - 1)
+            fetched = rig.stats.fetched
+            assert (source.running, fetched < 50 * K) == (1, True)
+            rig.blob.users = 1
+            rig.fill.stay(source)
+            await rig.read(fetched)
+        assert len(source.starts) == 1
+        rig.blob.users = 0
+        rig.fill.linger()
+        await trio.sleep(LINGER + 1)
+        assert source.running == 0
+
+
+async def test_where_nothing_tells_versions_apart_it_comes_from_the_first_byte(tmp_path, autojump_clock):
+    source = FakeSource(BIG, chunk=K)
+    source.strong = False
+    async with filling(tmp_path, source) as rig:
+        await begun(rig)
+        await read_through(rig)
+        assert rig.asked() == [(0, K), (0, None)]

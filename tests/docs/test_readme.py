@@ -1,0 +1,158 @@
+"""The README and the pages are true: examples run, commands and links exist, tables are those of the code."""
+
+import argparse
+import errno
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.changing import images
+from tests.support.demos import serving
+from tests.support.mounting import SCRIPTS, end, environment, run
+from xnatfs.cli import EXIT_STATUS, INTERRUPTED, mounts
+from xnatfs.cli.ctl import command as ctl
+from xnatfs.fuse.operations import ERRNOS
+from xnatfs.settings.config import read_profiles
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+USER_PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*USER_PAGES, *sorted((ROOT / "docs").glob("*/*.md"))]
+UNMOUNT = "xnatfs umount ~/xnat"
+
+
+def page(name: str) -> str:
+    return (ROOT / "docs" / f"{name}.md").read_text()
+
+
+def blocks(language: str, text: str = README) -> list[str]:
+    """Return the examples in one language, indented ones excepted."""
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path
+    for name in ("xnat-demo", "xnat"):
+        end(tmp_path / name, tmp_path)
+
+
+def same(text: str, home: Path) -> str:
+    """Text without what differs from one run to the next."""
+    text = text.replace(str(home), "/home/jdoe").replace("\xa0", " ")
+    return re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:38703", text)
+
+
+@pytest.mark.fuse
+def test_the_demo_runs_as_printed(home):
+    (block,) = blocks("console")
+    # The demo must be found where a newcomer has it: in this checkout, not on PATH.
+    env = {**environment(home), "PATH": os.environ["PATH"].replace(f"{SCRIPTS}:", ""), "LC_ALL": "C.UTF-8", "TZ": "UTC"}
+    for part in block.removeprefix("$ ").split("\n$ "):
+        command, _, expected = part.partition("\n")
+        done = run("sh", "-c", command, cwd=ROOT, env=env)
+        assert same(done.stdout + done.stderr, home).strip() == expected.strip(), command
+
+
+@pytest.mark.fuse
+def test_your_server_and_the_recipes_run_as_printed(home):
+    for name, content in images().items():
+        path = home / "dicom" / name
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_bytes(content)
+    (python,) = blocks("python")
+    with serving() as demo:
+        login = {"XNAT_USER": demo.login["user"], "XNAT_PASS": demo.login["password"]}
+        script = "".join(blocks("sh")).replace("https://xnat.example.org", demo.url)
+        env = environment(home, **login, XNAT_URL=demo.url)
+        done = run("sh", "-e", "-c", script.replace("MYPROJECT", "BRAINS"), env=env)
+        assert done.returncode == 0, done.stderr
+        assert "BRAINS" in done.stdout
+        program = python.replace("/home/jdoe", str(home)).replace("MYPROJECT", "BRAINS")
+        shape = run(sys.executable, "-c", program, env=env)
+        assert shape.returncode == 0, shape.stderr
+        assert re.fullmatch(r"\(\d+, \d+, \d+\)\n", shape.stdout)
+        assert run("sh", "-c", UNMOUNT, env=env).returncode == 0
+    assert list(home.glob("*.nii*")) != []
+    assert list((home / "data").rglob("*.dcm")) != []
+    project = next(project for project in demo.archive.projects.values() if project.id == "BRAINS")
+    assert "SUB009_MR1" in {label for _, label in demo.archive.experiments_in(project.id)}
+
+
+def test_the_profile_is_one(tmp_path):
+    (block,) = blocks("yaml", page("AUTHENTICATION"))
+    path = tmp_path / "config.yaml"
+    path.write_text(block)
+    profiles, _ = read_profiles(path)
+    assert profiles["production"].url == "https://xnat.example.org"
+    assert profiles["production"].username == "jdoe"
+
+
+def commands() -> dict[str, argparse.ArgumentParser]:
+    parsers = argparse.ArgumentParser().add_subparsers()
+    mounts.add_parsers(parsers)
+    return dict(parsers.choices)
+
+
+def every_parser(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                yield from every_parser(below)
+
+
+def all_parsers() -> list[argparse.ArgumentParser]:
+    control = argparse.ArgumentParser()
+    ctl.build(control)
+    return [*commands().values(), *every_parser(control)]
+
+
+@pytest.mark.parametrize("path", USER_PAGES, ids=lambda path: path.stem)
+def test_every_option_that_a_page_names_exists(path):
+    known = {option for parser in all_parsers() for action in parser._actions for option in action.option_strings}
+    assert set(re.findall(r"`(--[a-z-]+)", path.read_text())) - known == set()
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_every_command_that_a_page_names_exists(path):
+    verbs = {f"{command.noun} {command.verb}".strip() for command in ctl.commands()}
+    nouns = {verb.partition(" ")[0] for verb in verbs}
+    for words in re.findall(r"`xnatctl ([a-z]+(?: [a-zA-Z-]+)?)", path.read_text()):
+        noun, _, verb = words.partition(" ")
+        assert noun in nouns, words
+        assert not verb or words in verbs or noun in verbs, words
+    assert set(re.findall(r"`xnatfs ([a-z]+)\b", path.read_text())) <= commands().keys() | {"ctl"}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_every_link_of_a_page_leads_somewhere(path):
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text()):
+        assert (path.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_every_script_that_a_page_names_exists(path):
+    for name in set(re.findall(r"scripts/([a-z-]+)\b(?!\.)", path.read_text())):
+        assert (ROOT / "scripts" / name).exists(), name
+
+
+def test_each_promise_has_its_test():
+    table = page("SEMANTICS").partition("## Promises")[2].partition("## Sizes")[0]
+    named = re.findall(r"\| `(test_\w+)` \|$", table, re.MULTILINE)
+    rows = re.findall(r"^\| (?!promise|---)", table, re.MULTILINE)
+    assert len(named) == len(rows) >= 10
+    sources = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name in named if f"def {name}(" not in sources] == []
+
+
+def test_the_tables_of_errors_are_those_of_the_code():
+    table = page("SEMANTICS").partition("## Errors")[2].partition("## Limits")[0]
+    promised = {getattr(errno, name) for name in re.findall(r"^\| `(E[A-Z]+)` \|", table, re.MULTILINE)}
+    assert promised == set(ERRNOS.values()) - {errno.EINVAL}
+    statuses = {int(number) for number in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)}
+    assert statuses == {0, ctl.PARTIAL, INTERRUPTED, *EXIT_STATUS.values()}

@@ -1,0 +1,215 @@
+"""Mounts whose server goes still or away, and laptops that are closed and opened: an error in time, never a hang."""
+
+import errno
+import filecmp
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.mounting import LIMIT, Mount, daemons, mounting, run
+from xnatfs.demo.fixtures.lab import PASSWORDS
+
+pytestmark = pytest.mark.fuse
+
+LOGIN = {"user": "demo-owner", "password": PASSWORDS["demo-owner"]}
+TIMEOUT = 1.0
+# What programs hear of a server that is silent, and of one that is gone.
+AWAY = {"freeze": errno.ETIMEDOUT, "stop": errno.EHOSTUNREACH}
+SCANS = Path("projects", "P", "S", "E", "scans")
+SMALL, BIG = SCANS / "1" / "DICOM", SCANS / "2" / "RAW" / "big.bin"
+# A mount is used again 5 s after its server is back (test_breaker.py, in virtual time); this machine may be busy.
+BACK = 20.0
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    top = tmp_path_factory.mktemp("data")
+    small, big = (top.joinpath(*path.parts[1:]) for path in (SMALL, BIG))
+    small.mkdir(parents=True)
+    big.parent.mkdir(parents=True)
+    for number in range(200):
+        (small / f"{number:03}.dcm").write_bytes(os.urandom(20_000))
+    big.write_bytes(os.urandom(2**20) * 128)
+    return top
+
+
+class Server:
+    """The demo in a process of its own, which can be stopped in two ways."""
+
+    def __init__(self, data: Path) -> None:
+        self._data = data
+        self._process: subprocess.Popen[str] | None = None
+        self.url = ""
+        self.start()
+
+    def start(self) -> None:
+        """Again on the same port."""
+        port = ["--port", self.url.rpartition(":")[2]] if self.url else []
+        command = [sys.executable, "-P", "-m", "xnatfs.demo", "--only-data", "--data", str(self._data), "--until-eof"]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen([*command, *port], stdin=pipe, stdout=pipe, text=True)
+        assert self._process.stdout is not None
+        self.url = self._process.stdout.readline().strip()
+
+    def stop(self) -> None:
+        """Nobody listens there any more."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.communicate()
+
+    def freeze(self) -> None:
+        """Connections are taken, and nothing is said."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    def back(self, how: str) -> None:
+        self.thaw() if how == "freeze" else self.start()
+
+
+@pytest.fixture
+def server(data: Path) -> Iterator[Server]:
+    served = Server(data)
+    try:
+        yield served
+    finally:
+        served.stop()
+
+
+@contextmanager
+def mounted(server: Server, directory: Path, *options: str) -> Iterator[Mount]:
+    with mounting(server.url, directory, "--timeout", f"{TIMEOUT:g}", *options, **LOGIN) as mount:
+        mount.expected_in_log += ["is away", "is back", "is there, but", "no download process"]
+        yield mount
+
+
+def outage_lines(mount: Mount) -> list[str]:
+    return [line for line in mount.log_file.read_text().splitlines() if "is away" in line or "is back" in line]
+
+
+def eventually(what: Callable[[], bool], within: float = BACK) -> None:
+    end = time.monotonic() + within
+    while not what():
+        assert time.monotonic() < end, "not in time"
+        time.sleep(0.002)
+
+
+def heard(path: Path) -> int:
+    """What a program hears that reads this: an errno, or 0."""
+    done = run("cat", path)
+    found = [number for number in (*AWAY.values(), errno.EIO) if os.strerror(number) in done.stderr]
+    assert found or not done.returncode, done.stderr
+    return found[0] if found else 0
+
+
+def waits(process: subprocess.Popen[bytes]) -> bool:
+    """Whether it is in a call to a mount."""
+    return "fuse" in Path("/proc", str(process.pid), "wchan").read_text() or process.poll() is not None
+
+
+def in_disk_sleep(processes: list[int]) -> list[int]:
+    """Those that nothing can end."""
+    found = []
+    for process in processes:
+        try:
+            state = Path("/proc", str(process), "stat").read_text().rpartition(")")[2].split()[0]
+        except FileNotFoundError:
+            continue
+        found += [process] * (state == "D")
+    return found
+
+
+@pytest.mark.parametrize("how", AWAY)
+def test_what_is_here_stays_what_is_not_fails_and_all_is_well_when_it_is_back(server, tmp_path, data, how):
+    with mounted(server, tmp_path, "--ttl", "600") as mount:
+        names = sorted(os.listdir(mount.path / SMALL))
+        assert heard(mount.path / SMALL / names[0]) == 0
+        getattr(server, how)()
+        killed = subprocess.Popen(["cat", mount.path / SMALL / names[1]], stderr=subprocess.DEVNULL)
+        eventually(lambda: waits(killed))
+        killed.kill()
+        heard_by: list[int] = []
+        readers = [
+            threading.Thread(target=lambda name=name: heard_by.append(heard(mount.path / SMALL / name)))
+            for name in names[100::10]
+        ]
+        began = time.monotonic()
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join()
+        killed.wait(LIMIT)  # the kernel lets it go when its call is answered, and no sooner
+        took = time.monotonic() - began
+        assert heard_by == [AWAY[how]] * len(readers)
+        assert took < LIMIT / 10, "they do not wait one after the other"
+        eventually(lambda: len(outage_lines(mount)) == 1)
+        assert heard(mount.path / SMALL / names[0]) == 0
+        assert sorted(os.listdir(mount.path / SMALL)) == names
+        assert heard(mount.path / SMALL / names[-1]) == AWAY[how]
+        server.back(how)
+        eventually(lambda: heard(mount.path / SMALL / names[-1]) == 0)
+        assert (mount.path / SMALL / names[-1]).read_bytes() == data.joinpath(*SMALL.parts[1:], names[-1]).read_bytes()
+    begins, ends = outage_lines(mount)
+    assert "is away" in begins
+    assert "is back after" in ends
+
+
+def copied(source: Path, target: Path, truth: Path, copying: subprocess.Popen[str]) -> bool:
+    """Whether the copy succeeded. What has its whole length is right; if anything is not there, cp has said so."""
+    _, said = copying.communicate(timeout=LIMIT)
+    right = []
+    for true in [truth] if truth.is_file() else sorted(truth.iterdir()):
+        made = target / true.name if truth.is_dir() else target
+        right.append(made.is_file() and filecmp.cmp(true, made, shallow=False))
+        if made.is_file() and made.stat().st_size == true.stat().st_size:
+            assert right[-1], made
+    assert all(right) == (copying.returncode == 0), said
+    assert all(right) or any(os.strerror(number) in said for number in (*AWAY.values(), errno.EIO)), said
+    return all(right)
+
+
+@pytest.mark.parametrize("how", AWAY)
+def test_a_laptop_that_is_closed_and_opened_in_the_middle_of_a_copy(server, tmp_path, data, how):
+    """The daemon and its processes stand still, the server is gone, for three times the timeout."""
+    truths = [data.joinpath(*path.parts[1:]) for path in (SMALL, BIG)]
+    with mounted(server, tmp_path, "--ttl", "1") as mount:
+        sources = [mount.path / SMALL, mount.path / BIG]
+        targets = [tmp_path / "small", tmp_path / "big"]
+        copies = [
+            subprocess.Popen(["cp", "-r", source, target], stderr=subprocess.PIPE, text=True)
+            for source, target in zip(sources, targets, strict=True)
+        ]
+        eventually(lambda: targets[1].exists() and targets[1].stat().st_size > 0, LIMIT)
+        asleep = daemons(mount.home)
+        getattr(server, how)()
+        for process in asleep:
+            os.kill(process, signal.SIGSTOP)
+        assert targets[1].stat().st_size < truths[1].stat().st_size, "it is in the middle"
+        time.sleep(3 * TIMEOUT)  # that is the test
+        for process in asleep:
+            os.kill(process, signal.SIGCONT)
+        server.back(how)
+        for each in zip(sources, targets, truths, copies, strict=True):
+            copied(*each)
+        assert in_disk_sleep([*asleep, *(copy.pid for copy in copies)]) == []
+
+        def again() -> bool:
+            done = []
+            for source, truth in zip(sources, truths, strict=True):
+                target = tmp_path / f"again-{time.monotonic_ns()}"
+                copying = subprocess.Popen(["cp", "-r", source, target], stderr=subprocess.PIPE, text=True)
+                done.append(copied(source, target, truth, copying))
+            return all(done)
+
+        eventually(again)
