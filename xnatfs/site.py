@@ -29,7 +29,6 @@ from xnatfs.listings.keys import (
     ChangeKey,
     ExperimentsKey,
     FilesKey,
-    Item,
     ListKey,
     ProjectsKey,
     ResourcesKey,
@@ -46,7 +45,7 @@ from xnatfs.prefetch.session_listings import Walk
 from xnatfs.rest.address import base
 from xnatfs.rest.client import Xnat, open_xnat
 from xnatfs.rest.file_table import Catalogue, Catalogues
-from xnatfs.rest.models import Accession, Assessor, Experiment, FileRow, Project, Resource, Scan, Subject
+from xnatfs.rest.models import Accession, Assessor, Experiment, FileRow, Item, Project, Resource, Scan, Subject
 from xnatfs.settings.config import Config, server_directory
 from xnatfs.settings.credentials import Credentials
 from xnatfs.settings.session_store import SessionStore

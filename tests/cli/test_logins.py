@@ -13,11 +13,11 @@ import pytest
 
 from tests.support.commanding import OUTSIDER, OWNER, PASSWORD, Done, Shell, page_archive, shell
 from tests.support.mounting import end, run
+from xnatfs.common.private_files import write_private
 from xnatfs.demo.server.app import Request
 from xnatfs.demo.server.releases import RELEASES, XNAT_1_8
 from xnatfs.demo.server.reply import Reply
 from xnatfs.settings.config import find_profile, read_profiles
-from xnatfs.settings.session_store import write_private
 
 DEAD = "http://127.0.0.1:9"
 # What people choose, and what shells, YAML, JSON, netrc and base64 stumble over.

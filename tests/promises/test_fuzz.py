@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 from tests.support.wire import Wire
 from xnatfs.cli import output
 from xnatfs.common.errors import BadReply, ConfigError, XnatError
+from xnatfs.common.private_files import make_private
 from xnatfs.common.sanitize import loads, plain, size
 from xnatfs.demo.archive.model import Archive
 from xnatfs.demo.server.app import DemoXnat
@@ -503,7 +504,7 @@ def test_files_of_ours_that_make_no_sense_are_none(tmp_path, cells, data):
     raw = data.draw(st.just(dumped(cells)) | damaged(dumped(cells)))
     store = sessions.SessionStore("https://x", "", tmp_path)
     for path in (store._slot, store._own("u")):
-        sessions.make_private(path.parent)
+        make_private(path.parent)
         path.write_bytes(raw)
     found = store.find()
     assert found is None or sessions.is_session_id(found.token)

@@ -25,6 +25,7 @@ from xnatfs.cli import logs
 from xnatfs.cli.ctl.command import Context
 from xnatfs.cli.logins import session_store
 from xnatfs.common.errors import CacheError, ConfigError, NotXnat, Unreachable
+from xnatfs.common.private_files import write_private
 from xnatfs.content.disk.directory import open_shelf
 from xnatfs.demo.archive.model import Archive, User
 from xnatfs.demo.server.app import DemoXnat
@@ -33,7 +34,7 @@ from xnatfs.listings.completion import Listings
 from xnatfs.rest.client import open_xnat
 from xnatfs.settings.config import Config, Profile, normalised_url, who_reads_along
 from xnatfs.settings.credentials import Credentials, for_children, forget_secrets
-from xnatfs.settings.session_store import Session, SessionStore, write_private
+from xnatfs.settings.session_store import Session, SessionStore
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "xnatfs"

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import IO
 
 from xnatfs.common.errors import CacheError, Reported
+from xnatfs.common.private_files import make_private
 from xnatfs.settings.credentials import Credentials, for_children
-from xnatfs.settings.session_store import make_private
 
 READY = "ready"
 

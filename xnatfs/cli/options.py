@@ -15,10 +15,10 @@ from typing import Any
 
 from xnatfs.cli import logs
 from xnatfs.common.errors import ConfigError
+from xnatfs.common.private_files import write_private
 from xnatfs.common.urls import is_same_server
 from xnatfs.fuse.mountinfo import file_system
 from xnatfs.settings.config import Config, Profile, cache_home, find_profile, normalised_url, select_profile
-from xnatfs.settings.session_store import write_private
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from xnatfs.common.errors import FuseMissing, MountpointError
 from xnatfs.common.locks import holder, lock_soon
+from xnatfs.common.private_files import make_private, write_private
 from xnatfs.fuse.mountinfo import Mount, mount_on
 from xnatfs.settings.config import cache_home
 from xnatfs.settings.credentials import for_children
-from xnatfs.settings.session_store import make_private, write_private
 
 KIND = "fuse.xnatfs"
 

@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from xnatfs.common.private_files import write_private
 from xnatfs.common.sanitize import is_text, loads, plain
 from xnatfs.common.urls import server_key
 from xnatfs.rest.models import Row
 from xnatfs.settings.config import cache_home
-from xnatfs.settings.session_store import write_private
 
 # A name completed wrongly costs a message of the server; asking each time costs a round trip for each key pressed.
 FRESH = 3600.0  # seconds

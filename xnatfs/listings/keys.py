@@ -5,7 +5,8 @@ Each kind of entry has a type of its own, so that no two kinds can share a key, 
 
 from dataclasses import dataclass, fields
 
-Item = tuple[str, ...]  # the segments of an item's URL after /data: ("experiments", "XNAT_E00001")
+from xnatfs.rest.models import Item
+
 Path = tuple[str, ...]  # the names on the way from the root of the mount
 
 

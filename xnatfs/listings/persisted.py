@@ -25,9 +25,9 @@ from typing import Any, TypeVar
 import trio
 
 from xnatfs.common.locks import holder
+from xnatfs.common.private_files import make_private
 from xnatfs.common.sanitize import loads
 from xnatfs.listings.keys import ListKey
-from xnatfs.settings.session_store import make_private
 
 log = logging.getLogger(__name__)
 

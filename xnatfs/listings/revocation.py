@@ -24,15 +24,8 @@ from xnatfs.common.clock import now
 from xnatfs.common.errors import Denied, LoginRequired, NotFound, Stale, XnatError
 from xnatfs.common.sanitize import loads
 from xnatfs.common.tasks import unattended
-from xnatfs.listings.keys import (
-    ExperimentsKey,
-    Item,
-    ListKey,
-    ProjectsKey,
-    ResourcesKey,
-    SubjectsKey,
-    item_keys,
-)
+from xnatfs.listings.keys import ExperimentsKey, ListKey, ProjectsKey, ResourcesKey, SubjectsKey, item_keys
+from xnatfs.rest.models import Item
 
 log = logging.getLogger(__name__)
 

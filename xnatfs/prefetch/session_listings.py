@@ -34,7 +34,6 @@ from xnatfs.listings.keys import (
     ChildrenKey,
     ExperimentsKey,
     FilesKey,
-    Item,
     ListKey,
     ResourcesKey,
     ScansKey,
@@ -45,7 +44,7 @@ from xnatfs.listings.ttl_cache import Expiring, Listing, MetadataCache, listing
 from xnatfs.prefetch.checked_batch import TOO_SLOW, Many
 from xnatfs.rest.client import Xnat
 from xnatfs.rest.file_table import Catalogue, Catalogues
-from xnatfs.rest.models import Assessor, Experiment, JoinedScans, Resource, Subject, natural
+from xnatfs.rest.models import Assessor, Experiment, Item, JoinedScans, Resource, Subject, natural
 
 log = logging.getLogger(__name__)
 

@@ -14,10 +14,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from xnatfs.listings.keys import Item
 from xnatfs.rest.client import has_url, quoted
 from xnatfs.rest.file_table import Catalogue
-from xnatfs.rest.models import Resource
+from xnatfs.rest.models import Item, Resource
 
 # What of a session has resources and a URL of its own.
 _PARTS = ("scans", "assessors", "reconstructions")

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple, Self
 from xnatfs.common.errors import BadReply
 from xnatfs.common.sanitize import decoded, is_text, size
 
+Item = tuple[str, ...]  # the segments of an item's URL after /data: ("experiments", "XNAT_E00001")
+
 # The server writes local time without a zone, with 0 to 9 fractional digits.
 _TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)(?:\.(\d{1,6})\d*)?$")
 _MD5 = re.compile(r"[0-9a-f]{32}")

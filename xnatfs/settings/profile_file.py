@@ -13,8 +13,8 @@ from typing import Any
 
 from xnatfs.common.errors import ConfigError
 from xnatfs.common.locks import holder, lock_within
+from xnatfs.common.private_files import make_private, write_private
 from xnatfs.settings.config import profiles_path, read_profiles
-from xnatfs.settings.session_store import make_private, write_private
 
 NEWEST = 1  # the `version` of the file that we know
 # How long another process may take to change the file, in seconds: it takes milliseconds, on a slow file server more.

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from xnatfs.common.private_files import write_private
 from xnatfs.common.sanitize import loads
-from xnatfs.settings.session_store import write_private
 from xnatfs.transfer.dicom_files import Image
 
 VERSION = 1

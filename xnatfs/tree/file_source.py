@@ -1,9 +1,9 @@
 """Fetch the bytes of one file: by its URL, or, where that could mean another file, out of its resource's archive.
 
 XNAT's firewall refuses names with '%', ';' or '\\', and other names are taken for another file's;
-`rest/address.py` knows which. Such a file is taken out of the tar of its resource, and where that fails requested by its
-number in the listing, or, of old servers, by its name after all. It is taken only where it can be no other file: two
-that nothing tells apart are an error. What comes is checked by length and digest like any other.
+`rest/address.py` knows which. Such a file is taken out of the tar of its resource, and where that fails requested by
+its number in the listing, or, of old servers, by its name after all. It is taken only where it can be no other file:
+two that nothing tells apart are an error. What comes is checked by length and digest like any other.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from xnatfs.common.errors import BadReply, Denied, NotFound, XnatError
 from xnatfs.common.sanitize import decoded
 from xnatfs.content import Body, Head
 from xnatfs.http.resumable_download import Download
-from xnatfs.listings.keys import Item, ResourcesKey, ScansKey
+from xnatfs.listings.keys import ResourcesKey, ScansKey
 from xnatfs.listings.ttl_cache import Listing
 from xnatfs.prefetch.read_pattern import Groups
 from xnatfs.prefetch.tar_names import TarNames, spellings
@@ -26,7 +26,7 @@ from xnatfs.prefetch.tar_stream import Member, members
 from xnatfs.rest.address import Address, Route
 from xnatfs.rest.client import Xnat
 from xnatfs.rest.file_table import Catalogue
-from xnatfs.rest.models import FileRow
+from xnatfs.rest.models import FileRow, Item
 from xnatfs.site import Site
 from xnatfs.tree.names import assign
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from email.utils import parsedate_to_datetime
 from functools import partial
-from typing import TYPE_CHECKING, overload
+from typing import overload
 
 import trio
 
@@ -27,9 +27,7 @@ from xnatfs.site import Change, TrueSize
 from xnatfs.tree.file_source import catalogue_of
 from xnatfs.tree.names import escape, shorten, split
 from xnatfs.tree.node import Children, Dir, File, Listed, Node, number
-
-if TYPE_CHECKING:
-    from xnatfs.tree.resources import ResourceDir
+from xnatfs.tree.resource_view import ResourceView
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +55,7 @@ Inner = tuple[str, ...]
 class Folders:
     """The files and folders of a resource, by folder."""
 
-    def __init__(self, resource_dir: "ResourceDir", listing: Listing[FileRow], catalogue: Catalogue) -> None:
+    def __init__(self, resource_dir: ResourceView, listing: Listing[FileRow], catalogue: Catalogue) -> None:
         self.resource_dir = resource_dir
         self.site = resource_dir.site
         self.listing = listing
@@ -271,13 +269,13 @@ class FolderDir(Dir):
 
     __slots__ = ("inner", "resource_dir")
 
-    def __init__(self, parent: Dir, name: str, resource_dir: "ResourceDir", inner: Inner) -> None:
+    def __init__(self, parent: Dir, name: str, resource_dir: ResourceView, inner: Inner) -> None:
         super().__init__(parent.site, parent, name)
         self.resource_dir = resource_dir
         self.inner = inner
 
     async def children(self) -> Children:
-        return (await self.resource_dir.folders()).children(self.inner)
+        return await self.resource_dir.folder(self.inner)
 
     def fresh_until(self) -> float:
         return self.resource_dir.fresh_until()
@@ -509,7 +507,7 @@ async def _believe(blob: Blob, digest: str) -> None:
         raise
 
 
-async def build(resource_dir: "ResourceDir", listing: Listing[FileRow]) -> Folders:
+async def build(resource_dir: ResourceView, listing: Listing[FileRow]) -> Folders:
     """The folders of a resource, from its catalogue; others have their turn meanwhile."""
     files = catalogue_of(listing.groups, resource_dir.resource.id)
     folders = Folders(resource_dir, listing, files)

@@ -7,7 +7,8 @@ from xnatfs.rest.models import Experiment, Project, Subject
 from xnatfs.site import Site
 from xnatfs.tree.names import assign
 from xnatfs.tree.node import Children, Dir, Node
-from xnatfs.tree.resources import Place, ResourcesDir
+from xnatfs.tree.resource_view import Place
+from xnatfs.tree.resources import ResourcesDir
 from xnatfs.tree.sessions import SessionDir
 
 RESOURCES = "resources"  # beside subjects and sessions; a label that is the same gives way

@@ -5,43 +5,21 @@ All the resources of a session are listed at once, all its files at once, when s
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from xnatfs.common.clock import now
 from xnatfs.common.errors import BadReply, NotFound
-from xnatfs.listings.keys import FilesKey, FoldersKey, Item, ListKey, ResourcesKey
+from xnatfs.listings.keys import FilesKey, FoldersKey, ListKey, ResourcesKey
 from xnatfs.listings.revocation import Permit
 from xnatfs.listings.ttl_cache import Listing
 from xnatfs.prefetch.read_pattern import Groups
-from xnatfs.rest.address import Address, base, with_digits
+from xnatfs.rest.address import Address, with_digits
 from xnatfs.rest.models import FileRow, Resource
 from xnatfs.site import Site
 from xnatfs.tree.file_source import FileSource, catalogue_of, reading_order
 from xnatfs.tree.folders import Folders, build
 from xnatfs.tree.names import assign
 from xnatfs.tree.node import Children, Dir
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where resources are asked for. `item` is listed, with all it holds if `below`; they hang on `home`."""
-
-    item: Item
-    home: Item
-    below: bool = False
-    group: tuple[str, str] = ("resources", "")
-    project: str = ""  # through which they are looked at; '' where nobody looks around
-    ambiguous: bool = False  # what they hang on has an ID that means another part of the session, too
-
-    @property
-    def base(self) -> Item:
-        """The narrowest item that a URL can mean: what they hang on, if its ID means nothing else."""
-        return self.item if self.ambiguous or self.item == self.home else base(self.item, self.group)
-
-    @property
-    def key(self) -> ResourcesKey:
-        """Of the listing that shows them."""
-        return ResourcesKey(self.item, self.below)
+from xnatfs.tree.resource_view import Place, ResourceView
 
 
 class ResourcesDir(Dir):
@@ -74,16 +52,13 @@ class ResourcesDir(Dir):
         return [self.place.key]
 
 
-class ResourceDir(Dir):
+class ResourceDir(ResourceView):
     """One resource: the root of its files."""
 
-    __slots__ = ("address", "place", "resource")
+    __slots__ = ()
 
     def __init__(self, parent: ResourcesDir, name: str, resource: Resource, address: Address) -> None:
-        super().__init__(parent.site, parent, name)
-        self.place = parent.place
-        self.resource = resource
-        self.address = address
+        super().__init__(parent, name, parent.place, resource, address)
 
     def sources(self) -> Sequence[ListKey]:
         return [FilesKey(self.place.item, self.place.below)]
@@ -120,7 +95,10 @@ class ResourceDir(Dir):
 
     async def children(self) -> Children:
         """Not kept beside its folders, of which this is a view."""
-        return (await self.folders()).children(())
+        return await self.folder(())
+
+    async def folder(self, inner: tuple[str, ...]) -> Children:
+        return (await self.folders()).children(inner)
 
     def fresh_until(self) -> float:
         if self._expires <= now():

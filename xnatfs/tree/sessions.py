@@ -4,13 +4,14 @@ from collections.abc import Iterable, Sequence
 
 from xnatfs.common.errors import BadReply, NotFound
 from xnatfs.common.sanitize import decoded
-from xnatfs.listings.keys import AssessorsKey, Item, ListKey, ResourcesKey, ScansKey
+from xnatfs.listings.keys import AssessorsKey, ListKey, ResourcesKey, ScansKey
 from xnatfs.listings.ttl_cache import Listing
-from xnatfs.rest.models import Assessor, Experiment, Resource, Scan
+from xnatfs.rest.models import Assessor, Experiment, Item, Resource, Scan
 from xnatfs.site import Site
 from xnatfs.tree.names import assign
 from xnatfs.tree.node import INODE_BITS, Children, Dir, Node, StaticDir, number
-from xnatfs.tree.resources import Place, ResourcesDir
+from xnatfs.tree.resource_view import Place
+from xnatfs.tree.resources import ResourcesDir
 
 INPUTS = "in"  # what an assessor was made of; found by lookup, not listed: it costs a request each
 

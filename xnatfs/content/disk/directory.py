@@ -31,8 +31,8 @@ from typing import TypeVar
 
 from xnatfs.common.errors import CacheError, CacheLocked
 from xnatfs.common.locks import holder, lock, lock_within
+from xnatfs.common.private_files import make_private
 from xnatfs.content.disk.index import Index, Row, is_busy, open_index, set_aside, wal_locks
-from xnatfs.settings.session_store import make_private
 
 T = TypeVar("T")
 

@@ -1,0 +1,76 @@
+"""Say what the folders and files of a resource may know of its directory: where it is, and what to request there."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from xnatfs.listings.keys import ResourcesKey
+from xnatfs.listings.revocation import Permit
+from xnatfs.listings.ttl_cache import Listing
+from xnatfs.prefetch.read_pattern import Groups
+from xnatfs.rest.address import Address, base
+from xnatfs.rest.models import FileRow, Item, Resource
+from xnatfs.tree.file_source import FileSource
+from xnatfs.tree.node import Children, Dir
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where resources are asked for. `item` is listed, with all it holds if `below`; they hang on `home`."""
+
+    item: Item
+    home: Item
+    below: bool = False
+    group: tuple[str, str] = ("resources", "")
+    project: str = ""  # through which they are looked at; '' where nobody looks around
+    ambiguous: bool = False  # what they hang on has an ID that means another part of the session, too
+
+    @property
+    def base(self) -> Item:
+        """The narrowest item that a URL can mean: what they hang on, if its ID means nothing else."""
+        return self.item if self.ambiguous or self.item == self.home else base(self.item, self.group)
+
+    @property
+    def key(self) -> ResourcesKey:
+        """Of the listing that shows them."""
+        return ResourcesKey(self.item, self.below)
+
+
+class ResourceView(Dir):
+    """The directory of a resource, as its folders and files see it."""
+
+    __slots__ = ("address", "place", "resource")
+
+    def __init__(self, parent: Dir, name: str, place: Place, resource: Resource, address: Address) -> None:
+        super().__init__(parent.site, parent, name)
+        self.place = place
+        self.resource = resource
+        self.address = address
+
+    async def listing(self) -> Listing[FileRow]:
+        """Return the files of all resources that are listed together with this one."""
+        raise NotImplementedError(type(self).__name__)
+
+    async def folder(self, inner: tuple[str, ...]) -> Children:
+        """Return what one folder in it holds. Raises NotFound where there is none."""
+        raise NotImplementedError(type(self).__name__)
+
+    @property
+    def owners(self) -> tuple[str, ...]:
+        """What its files belong to, for the cache of contents."""
+        raise NotImplementedError(type(self).__name__)
+
+    def permit(self, until: float) -> Permit:
+        """Return leave to read its files; a listing that is good `until` then shows it."""
+        raise NotImplementedError(type(self).__name__)
+
+    def source(self, row: FileRow, groups: Groups) -> FileSource:
+        """Return where one of its files comes from."""
+        raise NotImplementedError(type(self).__name__)
+
+    def has_name(self, row: FileRow, groups: Groups) -> bool:
+        """Tell whether one of its files is requested by name, which costs no more than its bytes."""
+        raise NotImplementedError(type(self).__name__)
+
+    def reading_order(self) -> Sequence[tuple[str, str]]:
+        """Return all resources that are listed together with it, in the order in which the tree shows them."""
+        raise NotImplementedError(type(self).__name__)
