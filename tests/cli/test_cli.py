@@ -102,3 +102,11 @@ def test_versions_and_help(tmp_path: Path, program):
     env = environment(tmp_path)
     assert run(SCRIPTS / program, "--version", env=env).stdout.startswith(f"{program} 0.")
     assert "usage:" in run(SCRIPTS / program, "--help", env=env).stdout
+
+
+@pytest.mark.parametrize("words", [("--version",), ("project", "list"), ("session", "show"), ("session", "list", "--help")])
+def test_xnatfs_ctl_is_xnatctl(tmp_path: Path, words):
+    env = environment(tmp_path, COLUMNS="80")
+    ours, theirs = (run(SCRIPTS / name, *before, *words, env=env) for name, before in (("xnatfs", ["ctl"]), ("xnatctl", [])))
+    assert (ours.returncode, ours.stdout, ours.stderr) == (theirs.returncode, theirs.stdout, theirs.stderr)
+    assert ours.stdout or ours.stderr
