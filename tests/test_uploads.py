@@ -235,6 +235,18 @@ def test_files_that_waited_before_are_no_arrivals_in_the_archive(small, fresh, f
     assert "10 files (0.0 MB) went to the archive" in done.err
 
 
+@pytest.mark.parametrize("overwrite", ["append", "delete"])
+def test_what_is_missing_is_sent_again_though_others_were_there_before(fresh, folder, overwrite):
+    """The server holds less than it was sent, whatever of it was there before."""
+    words = upload(folder, "--overwrite", overwrite, "-o", "json")
+    fresh.ctl(*upload(folder))
+    assert fresh.ctl(*words).rows["arrived"] is None
+    for scan in received(fresh).scans[:8]:
+        scan.resources[0].entries.clear()
+    assert fresh.ctl(*words).rows["sent"] == 20
+    assert contents(received(fresh)) == sorted(series(10).values())
+
+
 def test_files_that_were_removed_to_make_room_are_no_arrivals(small, fresh, folder, more):
     """The server removes some of what was there, and stores one of two files."""
     fresh.ctl(*upload(folder, "--direct-archive", "--wait"))

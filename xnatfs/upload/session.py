@@ -120,7 +120,7 @@ async def take_up(xnat: Xnat, target: Target, journal: Journal, studies: Collect
     waiting, held = await _own(xnat, target, journal, studies)
     log.info("the journal has %d files done, the server %s in %s", journal.count(DONE), held, waiting)
     found = bool(waiting) or held is not None or any("/direct-archive/" in uri for uri in journal.places())
-    if not found or (exact and held is not None and held < journal.count(DONE)):  # deleted there, or never stored
+    if not found or (held is not None and held < journal.count(DONE)):  # deleted there, or never stored
         for batch in journal.batches:
             batch.state, batch.uris = NEW, []
         return found
