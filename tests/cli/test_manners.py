@@ -4,6 +4,7 @@ import argparse
 import os
 import pty
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -278,10 +279,10 @@ TAKE = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os
 
 
 @contextmanager
-def running(prompt: Shell, *words: str | Path) -> Iterator[tuple[subprocess.Popen[bytes], Terminal]]:
+def running(prompt: Shell, *words: str | Path, columns: int = 80) -> Iterator[tuple[subprocess.Popen[bytes], Terminal]]:
     """A command in the foreground of a terminal."""
     command = [sys.executable, "-c", TAKE, *prompt.program, *map(str, words)]
-    with terminal() as screen:
+    with terminal(columns) as screen:
         device = screen.device
         env = {**prompt.environment(), "TERM": "xterm"}
         with subprocess.Popen(
@@ -316,6 +317,31 @@ def test_nothing_is_shown_to_programs_and_by_quiet_commands(fresh, words):
     with running(fresh, *LIST, *words) as (process, screen):
         assert process.wait(LIMIT) == 0
     assert "Asking" not in screen.text
+
+
+def on_shell(prompt: Shell, line: str) -> Shell:
+    """A user whose commands are lines of a shell."""
+    return replace(prompt, program=("/bin/sh", "-c", f"{SCRIPTS / 'xnatctl'} {line}"))
+
+
+def test_the_line_fits_the_terminal_though_the_output_goes_elsewhere(fresh):
+    """What is wrapped is not erased."""
+    held = Held(fresh, "/experiments")
+    with running(on_shell(fresh, f"{shlex.join(LIST)} >table"), columns=50) as (process, screen):
+        screen.wait_for("... (1 s)")
+        held.free.set()
+        assert process.wait(LIMIT) == 0
+    assert all(len(line) < 50 for line in screen.text.split(ERASE))
+
+
+def test_a_pager_has_the_terminal_while_it_lets_the_command_wait(fresh):
+    files = fresh.session().scans[0].resources[0]
+    for number in range(2000):
+        fresh.app.archive.file(files, f"{number:099d}.dcm", b"")
+    pager = "(read line; echo BEGIN >&2; sleep 2; echo END >&2; cat >/dev/null)"
+    with running(on_shell(fresh, f"session download -E {SESSION} --dry-run | {pager}")) as (process, screen):
+        assert process.wait(LIMIT) == 0
+    assert "Asking" not in screen.text.partition("BEGIN")[2].partition("END")[0]
 
 
 def test_a_question_is_not_written_over(fresh):
@@ -443,6 +469,22 @@ def test_an_interrupted_upload_to_a_resource_goes_on(fresh, folder):
     assert re.match(r"interrupted: \d+ files are sent, and stay there; for the others: ", said)
     pasted(fresh, said.rpartition(": ")[2])
     assert len(fresh.ctl("resource", "show", "-E", SESSION, "PAPERS", "-q").lines) == 20
+
+
+def test_an_upload_to_a_resource_that_is_interrupted_on_its_way_has_sent_nothing(fresh, folder):
+    """What was read here the server may not have got."""
+    words = ("resource", "upload", "-E", SESSION, "PAPERS", folder)
+    said = interrupted(fresh, Held(fresh, "/PAPERS/files/"), *words)
+    assert said.startswith("interrupted: 0 files are sent")
+
+
+def test_an_interrupted_archiving_goes_on(fresh):
+    fresh.receive("W")
+    words = ("prearchive", "archive", "-P", "MYPROJECT", "--session", "W")
+    said = interrupted(fresh, Held(fresh, "^/data/services/archive$"), *words)
+    assert said.startswith("interrupted: the server may go on with W all the same; to look again: ")
+    pasted(fresh, said.rpartition(": ")[2])
+    assert not fresh.app.writing.prearchive.sessions
 
 
 def test_an_interrupted_wait_goes_on(fresh):

@@ -167,6 +167,32 @@ def test_an_edited_file_is_kept_when_the_servers_changes_too(site):
     assert path.read_bytes() == b"mine"
 
 
+@pytest.mark.parametrize("now", ["absent", "a link", "edited"])
+def test_a_file_that_changes_while_its_replacement_comes(site, now):
+    """What was removed is written, what was put there is kept."""
+    site.ctl(*DOWNLOAD)
+    path = local(site, "1.0.dcm")
+    entry = site.session().scans[0].resources[0].entries[0]
+    change(entry, content(entry)[::-1])
+
+    def change_it(asked: Request) -> Reply | None:
+        if "/files" in asked.path and asked.path.endswith((path.name, "/files")) and "format" not in asked.query:
+            path.unlink(missing_ok=True)
+            if now == "a link":
+                path.symlink_to("nowhere")
+            elif now == "edited":
+                path.write_bytes(b"mine")
+        return None
+
+    site.app.faults.append(change_it)
+    done = site.ctl(*DOWNLOAD, status=0 if now == "absent" else 8)
+    if now == "absent":
+        assert path.read_bytes() == content(entry)
+    else:
+        assert "1.0.dcm: is kept" in done.err
+        assert path.is_symlink() if now == "a link" else path.read_bytes() == b"mine"
+
+
 # -- whose it is -------------------------------------------------------------------------------------------------
 
 ALIKE = ("session", "download", "-E", "BASELINE_MR", "--out", "data")

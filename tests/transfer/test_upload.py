@@ -206,6 +206,65 @@ def test_files_added_to_a_session_of_the_prearchive_are_counted_alone(fresh, fol
     assert done.rows["arrived"] is None, "the same once more: nothing tells these from those"
 
 
+@pytest.mark.parametrize("counted", [True, False], ids=["counted", "not counted"])
+def test_files_that_waited_before_are_no_arrivals_in_the_archive(small, fresh, folder, counted):
+    """The server says that it has stored every batch, has lost all but the first, and archives what it has."""
+    small.ctl(*upload(folder))
+    fresh.app.archive.projects["MYPROJECT"].prearchive_code = "4"
+    (waiting,) = fresh.app.writing.prearchive.sessions
+    seen: list[int] = []
+
+    def lose(asked: Request) -> Reply | None:
+        if not counted and asked.method == "GET" and asked.path == f"/data{waiting.path}/resources":
+            return Reply(404, b"", "text/plain")
+        if asked.path != IMPORT:
+            return None
+        seen.append(1)
+        return Reply(200, f"{waiting.uri()}\r\n".encode(), "text/plain") if len(seen) > 1 else None
+
+    fresh.app.faults.append(lose)
+    other = fresh.home / "other"
+    for number in range(11, 16):
+        for name, content in images("1.2.3", number).items():
+            (other / name).parent.mkdir(parents=True, exist_ok=True)
+            (other / name).write_bytes(content)
+    done = small.ctl(*upload(other, "--overwrite", "append", "--wait", "-o", "json"))
+    assert (done.rows["destination"], done.rows["arrived"], done.rows["changed"]) == ("archive", None, 0)
+    assert 20 < len(contents(archived(fresh))) < 30
+    assert "does not tell whether all of these arrived" in done.err
+    assert "10 files (0.0 MB) went to the archive" in done.err
+
+
+@pytest.mark.parametrize("overwrite", ["append", "delete"])
+def test_what_is_missing_is_sent_again_though_others_were_there_before(fresh, folder, overwrite):
+    """The server holds less than it was sent, whatever of it was there before."""
+    words = upload(folder, "--overwrite", overwrite, "-o", "json")
+    fresh.ctl(*upload(folder))
+    assert fresh.ctl(*words).rows["arrived"] is None
+    for scan in received(fresh).scans[:8]:
+        scan.resources[0].entries.clear()
+    assert fresh.ctl(*words).rows["sent"] == 20
+    assert contents(received(fresh)) == sorted(series(10).values())
+
+
+def test_files_that_were_removed_to_make_room_are_no_arrivals(small, fresh, folder, more):
+    """The server removes some of what was there, and stores one of two files."""
+    fresh.ctl(*upload(folder, "--direct-archive", "--wait"))
+
+    def replaced(asked: Request) -> Reply | None:
+        if asked.path == IMPORT:
+            session = archived(fresh)
+            for scan in session.scans[:3]:
+                scan.resources[0].entries.clear()
+            fresh.app.archive.file(session.scans[0].resources[0], "one.dcm", b"rewritten")
+            body = b"/data/archive/projects/MYPROJECT/subjects/SUB001/experiments/NEW\r\n"
+            return Reply(200, body, "text/plain")
+        return None
+
+    fresh.app.faults.append(replaced)
+    assert fresh.ctl(*upload(more, "--overwrite", "delete", "-o", "json")).rows["arrived"] is None
+
+
 def test_a_conflict_with_a_session_that_was_there_is_told(fresh, folder, more):
     """What is to be added to a session of the archive waits in the prearchive, and stays there."""
     fresh.ctl(*upload(folder, "--direct-archive", "--wait"))

@@ -97,11 +97,11 @@ def note(arguments: argparse.Namespace, text: str) -> None:
 
 def say(text: str) -> None:
     """Write data to stdout. A reader that has gone has seen enough; the exit status is still the command's."""
-    statusline.clear()
-    try:
-        print(shown(text) if sys.stdout.isatty() else text)
-    except BrokenPipeError:
-        streams.discard(sys.stdout)
+    with statusline.hidden():  # while a pager lets this process wait, the terminal is the pager's
+        try:
+            print(shown(text) if sys.stdout.isatty() else text)
+        except BrokenPipeError:
+            streams.discard(sys.stdout)
 
 
 def tell(text: str) -> None:

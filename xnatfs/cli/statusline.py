@@ -1,7 +1,6 @@
 """Tell on a terminal what is waited for: one line on stderr, which goes before anything else is written there."""
 
 import os
-import shutil
 import sys
 import threading
 import time
@@ -45,7 +44,7 @@ def waiting(text: str) -> Iterator[None]:
             with _screen.lock:
                 if not _screen.hidden and now - _screen.quiet_since >= SHOW_AFTER:
                     seconds = f" ({now - began:.0f} s)"
-                    room = shutil.get_terminal_size().columns - len(seconds) - 1
+                    room = _columns() - len(seconds) - 1
                     _write(ERASE + _cut(plain(text), room) + seconds)
                     _screen.drawn = True
 
@@ -85,6 +84,13 @@ def hidden() -> Iterator[None]:
         with _screen.lock:
             _screen.hidden -= 1
             clear()
+
+
+def _columns() -> int:
+    """Return the width of the terminal that stderr is; stdout may be a file. What is wrapped cannot be erased."""
+    with suppress(OSError):
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    return 80
 
 
 def _cut(text: str, width: int) -> str:

@@ -418,6 +418,16 @@ def _status(path: Path) -> tuple[int, ...]:
     return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
+def _is_edited(path: Path, before: tuple[int, ...], digest: str) -> bool:
+    """Check whether a file changed since `before` and holds anything else than the bytes of `digest`."""
+    if _status(path) in (before, ()):  # one that was removed holds nothing that could be lost
+        return False
+    try:
+        return md5(path) != digest
+    except FileNotFoundError:  # a link that leads nowhere, unless it has gone by now
+        return path.is_symlink()
+
+
 async def _copy(file: File, target: Path, progress: Progress, before: tuple[int, ...] | None) -> Written:
     """Copy a file; return its state under its name. Raises _Edited if `before` is not None, and its status no more."""
     file, blob = await _open(file)
@@ -432,7 +442,7 @@ async def _copy(file: File, target: Path, progress: Progress, before: tuple[int,
             held = await _read(blob, file.xattrs().get("digest", ""), write)
             os.utime(draft.fileno(), (time.time(), file.modified()))
             await _sync(draft)
-            if before not in (None, _status(target)) and await trio.to_thread.run_sync(md5, target) != held:
+            if before is not None and await trio.to_thread.run_sync(_is_edited, target, before, held):
                 raise _Edited
         return Written.of(draft.status, held, blob.stamp)
     finally:

@@ -59,7 +59,8 @@ class Journal:
         self._images = _fingerprint(images)
         self.batches = batches_of(images, limit)
         self.resumed = False
-        self.before: dict[str, int] = {}  # files of sessions of the label before the first batch, by their places
+        # Files of sessions of the label before the first batch, by their places; None where the server did not know.
+        self.before: dict[str, int | None] = {}
         self.mode: Mode | None = None  # how it has to travel, where the server has not taken it as it was to
 
     def take_up(self) -> bool:
@@ -70,7 +71,7 @@ class Journal:
                 return False
             self.batches = [Batch(**batch) for batch in cells["batches"]]
             before = cells.get("before")
-            self.before = {str(place): int(count) for place, count in before.items()} if before else {}
+            self.before = {str(place): count and int(count) for place, count in before.items()} if before else {}
             mode = cells.get("mode")
             self.mode = mode if mode in get_args(Mode) else None
         except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -159,7 +159,6 @@ async def _read(part: Part, digests: dict[str, str], progress: Progress) -> Asyn
     if left:
         raise XnatError(f"{part.name} changed while it was sent")
     digests[part.name] = digest.hexdigest()
-    progress.done(PurePosixPath(part.name))
 
 
 @contextlib.contextmanager

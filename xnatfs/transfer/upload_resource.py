@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 from urllib.parse import quote
 
@@ -230,6 +230,8 @@ async def _send(
     if duplicates := _duplicates(answer.text):
         names = ", ".join(duplicates[:3])
         raise Conflict(f"{where} had these files already: {names} (--overwrite replaces them)", url=xnat.url)
+    for file in batch:
+        progress.done(PurePosixPath(file.name))
 
 
 def _opener(path: Path) -> Callable[[], BinaryIO]:

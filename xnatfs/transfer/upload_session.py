@@ -10,6 +10,7 @@ import re
 import shlex
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Literal
 
 import trio
@@ -76,7 +77,7 @@ class Outcome:
     status: str = ""  # in the prearchive
     accession: str = ""
     arrived: int | None = None
-    before: int = 0  # files that were there before, which hide how many came
+    before: int | None = 0  # files that were there before, which hide how many came; None where that is not known
     changed: int = 0  # files whose digest on the server is another: anonymized there
     seconds: float = 0.0
 
@@ -119,7 +120,7 @@ async def take_up(xnat: Xnat, target: Target, journal: Journal, studies: Collect
     waiting, held = await _own(xnat, target, journal, studies)
     log.info("the journal has %d files done, the server %s in %s", journal.count(DONE), held, waiting)
     found = bool(waiting) or held is not None or any("/direct-archive/" in uri for uri in journal.places())
-    if not found or (exact and held is not None and held < journal.count(DONE)):  # deleted there, or never stored
+    if not found or (held is not None and held < journal.count(DONE)):  # deleted there, or never stored
         for batch in journal.batches:
             batch.state, batch.uris = NEW, []
         return found
@@ -231,6 +232,8 @@ async def _send(
         for uri in uris:
             if mode != "gradual":
                 await _check_label(xnat, target, uri)
+        for name in body.digests:
+            progress.done(PurePosixPath(name))
         batch.uris = list(dict.fromkeys([*batch.uris, *uris]))
         batch.digests += body.digests.values()
         for uri in uris:
@@ -426,18 +429,25 @@ def _count(outcome: Outcome, journal: Journal, place: str, held: int | None, rec
         held: files that the session has now.
         recognized: of these, files whose digest is that of one that was sent.
     """
-    outcome.arrived, outcome.before = held, journal.before.get(place, 0)
-    if held is None or not outcome.before:
+    outcome.arrived, outcome.before = held, _before(journal, place)
+    if held is None or outcome.before == 0:
         return
-    grown = held - outcome.before if held >= outcome.before else held  # fewer: --overwrite delete has removed them
+    grown = 0 if outcome.before is None else held - outcome.before
     arrived = max(grown, recognized)
     outcome.arrived = arrived if arrived >= journal.count(NEW, SENT, DONE) else None
 
 
-async def count_before(xnat: Xnat, target: Target) -> dict[str, int]:
-    """Count the files of the sessions of this label, by their place."""
+def _before(journal: Journal, place: str) -> int | None:
+    """Count the files that may have been in a session before; what waited may have been archived with it since."""
+    counts = list(journal.before.values()) if place == ARCHIVE else [journal.before.get(place, 0)]
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
+
+
+async def count_before(xnat: Xnat, target: Target) -> dict[str, int | None]:
+    """Count the files of the sessions of this label, by their place; None where the server does not know."""
     rows = prearchive.matching(await xnat.prearchive(target.project), target.session)
-    before = {row.path: await prearchive.held(xnat, row) or 0 for row in rows}
+    before = {row.path: await prearchive.held(xnat, row) for row in rows}
     return before | {ARCHIVE: len((await _in_archive(xnat, target))[1])}
 
 

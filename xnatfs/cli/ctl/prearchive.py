@@ -290,7 +290,8 @@ async def archive_one(context: Context, xnat: Xnat, waiting: PrearchiveSession) 
         if current.status == "CONFLICT" and not arguments.overwrite:
             raise _explained(current, "its state is CONFLICT", ["--overwrite archives it nevertheless"], xnat.url)
     try:
-        found = await prearchive.archive(xnat, current, overwrite=arguments.overwrite, **named)
+        with context.resumable(lambda: f"the server may go on with {waiting.name} all the same; to look again"):
+            found = await prearchive.archive(xnat, current, overwrite=arguments.overwrite, **named)
     except Conflict as error:
         if arguments.overwrite:
             raise

@@ -98,6 +98,7 @@ async def session_upload(context: Context) -> int:
             context.note(f"Taking up an upload that ended with {journal.count(DONE)} of {len(found.images)} files")
         elif overwrite == "none":
             await session.check_free(xnat, target)
+            journal.before = {}
         else:
             journal.before = await session.count_before(xnat, target)
         with shown(context, "uploading") as progress, context.resumable(_left(journal, found)):
@@ -200,8 +201,9 @@ def _tell(context: Context, outcome: Outcome, found: dicom.Found, target: Target
         context.note(
             f"{outcome.changed} files are not the bytes that were sent: the site's anonymization rewrites them"
         )
-    if outcome.arrived is None and outcome.before:
-        context.note(f"{outcome.before} files were there before: the server does not tell whether all of these arrived")
+    if outcome.arrived is None and outcome.before != 0:
+        others = "Files" if outcome.before is None else f"{outcome.before} files"
+        context.note(f"{others} were there before: the server does not tell whether all of these arrived")
     elif outcome.arrived is None:
         context.note("The server does not say yet how many files it has; --wait asks until it does")
     elif missing > 0:
