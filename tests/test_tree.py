@@ -269,6 +269,21 @@ async def test_links_are_listed_project_by_project(server, tmp_path):
         assert await names(site, "subjects") == ["X_S0", "X_S2", "X_S1", "X_S3"]
 
 
+async def test_assessors_that_are_each_other_s_session_are_listed(server, tmp_path):
+    """They led the listing round in a circle until Python ended it: EIO, and the links behind them never came."""
+    circle = [{**ASSESSOR, "ID": "X_E3", "session_ID": "X_E4"}, {**ASSESSOR, "ID": "X_E4", "session_ID": "X_E3"}]
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        assessors = request.url.params["xsiType"] == "xnat:imageAssessorData"
+        return httpx.Response(200, json={"ResultSet": {"Result": circle if assessors else []}})
+
+    server.answers["experiments"] = answer
+    async with opened(server, tmp_path) as site:
+        directory = await find(site, "experiments")
+        assert isinstance(directory, Dir)
+        assert [node.name for node in (await directory.children()).listed()] == ["X_E3", "X_E4"]
+
+
 async def test_a_hidden_file_is_not_asked_for_among_the_links(server, tmp_path):
     """As git and file managers look for `.git` and `.hidden` wherever they are."""
     async with opened(server, tmp_path) as site:

@@ -316,7 +316,8 @@ class ExperimentLinks(LinksDir):
     def expected(self, row: Accession, owner: str, links: Links) -> Path:
         if row.session:
             session = links.row(row.session)
-            above = self.place(session, links)[0] if session else ()
+            # What has a session is none: two that name each other would be followed for ever.
+            above = self.place(session, links)[0] if session and not session.session else ()
             return (*above, "assessors", expected(row.label, row.id))
         subject = expected(row.subject_label, row.subject, {RESOURCES})
         return ("projects", owner, subject, expected(row.label, row.id, {RESOURCES}))
