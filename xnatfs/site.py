@@ -402,9 +402,9 @@ class Site:
             case ExperimentsKey(project):
                 return lambda: xnat.experiments(project), lambda row: row.subject_id, Experiment
             case AllSubjectsKey():
-                return xnat.all_subjects, lambda row: "", Accession
+                return xnat.all_subjects, lambda row: row.project, Accession
             case AllExperimentsKey():
-                return xnat.all_experiments, lambda row: "", Accession
+                return xnat.all_experiments, lambda row: row.project, Accession
             case ScansKey(experiment):
                 return lambda: xnat.scans(experiment), lambda row: row.id, Scan
             case AssessorsKey(experiment):

@@ -82,6 +82,15 @@ def test_of_two_that_say_the_contrary_the_last_one_counts():
     assert parsed("user,exec", "noexec")[1] == {"noexec"}
 
 
+@pytest.mark.parametrize("name", ["uid", "gid"])
+def test_an_owner_is_one_that_the_kernel_can_show(name):
+    """A larger number made a mount of which every call failed; the largest means no owner at all."""
+    assert getattr(parsed(f"{name}={2**32 - 2}")[0], name) == 2**32 - 2
+    for number in (2**32 - 1, 2**32, 99_999_999_999):
+        with pytest.raises(ConfigError, match=f"-o {name}: .*{number}.* is not a numeric ID of"):
+            parsed(f"{name}={number}")
+
+
 def test_others_and_root_alone_are_not_let_in_both():
     with pytest.raises(ConfigError, match="one of them"):
         parsed("allow_other,allow_root")

@@ -259,6 +259,40 @@ async def test_links_to_a_large_site_fit_into_memory(server, tmp_path):
         assert (last.name, last.target) == ("X_E19999", "../projects/P99/S/SUBJECT09999_MR")
 
 
+async def test_links_are_listed_project_by_project(server, tmp_path):
+    """A client that follows them in turn would else need the listings of all projects at once, again with each TTL."""
+    more = [session(f"X_E{n}", f"E{n}", project="PQ"[n % 2]) for n in range(2, 8)]
+    with_site_lists(server, *more)
+    server.lists["subjects"] = [subject(f"X_S{n}", f"S{n}", "PQ"[n % 2]) for n in range(4)]
+    async with opened(server, tmp_path) as site:
+        assert await names(site, "experiments") == ["X_E1", "X_E2", "X_E4", "X_E6", "X_E9", "X_E3", "X_E5", "X_E7"]
+        assert await names(site, "subjects") == ["X_S0", "X_S2", "X_S1", "X_S3"]
+
+
+async def test_assessors_that_are_each_other_s_session_are_listed(server, tmp_path):
+    """They led the listing round in a circle until Python ended it: EIO, and the links behind them never came."""
+    circle = [{**ASSESSOR, "ID": "X_E3", "session_ID": "X_E4"}, {**ASSESSOR, "ID": "X_E4", "session_ID": "X_E3"}]
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        assessors = request.url.params["xsiType"] == "xnat:imageAssessorData"
+        return httpx.Response(200, json={"ResultSet": {"Result": circle if assessors else []}})
+
+    server.answers["experiments"] = answer
+    async with opened(server, tmp_path) as site:
+        directory = await find(site, "experiments")
+        assert isinstance(directory, Dir)
+        assert [node.name for node in (await directory.children()).listed()] == ["X_E3", "X_E4"]
+
+
+async def test_a_hidden_file_is_not_asked_for_among_the_links(server, tmp_path):
+    """As git and file managers look for `.git` and `.hidden` wherever they are."""
+    async with opened(server, tmp_path) as site:
+        for directory in ("experiments", "subjects"):
+            with pytest.raises(NotFound):
+                await find(site, f"{directory}/.git")
+    assert server.asked == []
+
+
 async def test_a_lookup_lists_nothing_of_the_whole_site(server, tmp_path):
     server.answers["experiments/X_E1"] = lambda r: document(ID="X_E1", project="P")
     async with opened(server, tmp_path) as site:

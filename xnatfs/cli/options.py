@@ -20,6 +20,9 @@ from xnatfs.common.urls import is_same_server
 from xnatfs.fuse.mountinfo import file_system
 from xnatfs.settings.config import Config, Profile, cache_home, find_profile, normalised_url, select_profile
 
+# An ID has 32 bits, and all of them set is none: chown(2) takes it for "as before", the kernel shows it as nobody's.
+LAST_ID = 2**32 - 2
+
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
@@ -100,6 +103,13 @@ def number(text: str) -> int:
     return int(text)
 
 
+def owner_id(text: str) -> int:
+    value = number(text)
+    if value > LAST_ID:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a numeric ID of a user or group")
+    return value
+
+
 def find_day(text: str) -> date | None:
     """Return the day that a text begins with, as 2024-01-15 or 2024-1-15; None where that is no day."""
     match = re.match(r"(\d{4})-(\d{1,2})-(\d{1,2})(?!\d)", text.strip())
@@ -136,8 +146,8 @@ def add_mount(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-root", action="store_true", help="let root of this machine in, and nobody else: sets the umask to 077"
     )
-    parser.add_argument("--uid", type=number, help="show files as owned by this user (default: you)")
-    parser.add_argument("--gid", type=number, help="show files as of this group (default: yours)")
+    parser.add_argument("--uid", type=owner_id, help="show files as owned by this user (default: you)")
+    parser.add_argument("--gid", type=owner_id, help="show files as of this group (default: yours)")
     parser.add_argument("--umask", type=octal, help="take these permission bits away (default: 000)")
     parser.add_argument("--no-xattr", action="store_true", help="no extended attributes user.xnat.*")
     parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="where bytes are kept (default: ~/.cache/xnatfs)")

@@ -9,6 +9,7 @@ requests. Until then its target, and so its length, is what the labels say.
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import overload
 
 import trio
@@ -86,8 +87,11 @@ class Links(Listed):
         self.paths: dict[str, Path] = {}  # that are known, by accession ID: in the project that owns it, or any other
 
     async def fill(self) -> None:
-        """Sort the rows in. What only a project's listings tell of, because it is shared, comes last."""
-        for count, row in enumerate(self._listing.rows, 1):
+        """Sort the rows in, project by project. What only a project's listings tell of, as it is shared, comes last.
+
+        A client that follows the links in this order needs the listings of one project at a time.
+        """
+        for count, row in enumerate(chain.from_iterable(self._listing.groups.values()), 1):
             self._rows.setdefault(shorten(escape(row.id)), row)
             if count % AT_ONCE == 0:
                 await trio.lowlevel.checkpoint()
@@ -183,6 +187,8 @@ class LinksDir(Dir):
         kept = self.site.metadata.peek(ChildrenKey(self.path))
         if isinstance(kept, Children) and name in kept.nodes:
             return kept.nodes[name]
+        if name.startswith("."):  # no accession ID does, but many questions: .git, .hidden
+            raise NotFound(f"{self.name}/{name} does not exist")
         return Link(self.site, self, name, await self._path(unescape(name), await self._known()))
 
     def link(self, name: str, row: Accession, links: Links) -> Link:
@@ -310,7 +316,8 @@ class ExperimentLinks(LinksDir):
     def expected(self, row: Accession, owner: str, links: Links) -> Path:
         if row.session:
             session = links.row(row.session)
-            above = self.place(session, links)[0] if session else ()
+            # What has a session is none: two that name each other would be followed for ever.
+            above = self.place(session, links)[0] if session and not session.session else ()
             return (*above, "assessors", expected(row.label, row.id))
         subject = expected(row.subject_label, row.subject, {RESOURCES})
         return ("projects", owner, subject, expected(row.label, row.id, {RESOURCES}))
