@@ -104,9 +104,13 @@ def test_versions_and_help(tmp_path: Path, program):
     assert "usage:" in run(SCRIPTS / program, "--help", env=env).stdout
 
 
-@pytest.mark.parametrize("words", [("--version",), ("project", "list"), ("session", "show"), ("session", "list", "--help")])
+@pytest.mark.parametrize(
+    "words", [("--version",), ("project", "list"), ("session", "show"), ("session", "list", "--help")]
+)
 def test_xnatfs_ctl_is_xnatctl(tmp_path: Path, words):
     env = environment(tmp_path, COLUMNS="80")
-    ours, theirs = (run(SCRIPTS / name, *before, *words, env=env) for name, before in (("xnatfs", ["ctl"]), ("xnatctl", [])))
+    ours, theirs = (
+        run(SCRIPTS / name, *before, *words, env=env) for name, before in (("xnatfs", ["ctl"]), ("xnatctl", []))
+    )
     assert (ours.returncode, ours.stdout, ours.stderr) == (theirs.returncode, theirs.stdout, theirs.stderr)
     assert ours.stdout or ours.stderr
