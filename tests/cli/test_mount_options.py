@@ -96,6 +96,16 @@ def test_others_and_root_alone_are_not_let_in_both():
         parsed("allow_other,allow_root")
 
 
+def test_root_alone_is_let_in_beside_the_user_and_no_other_owner():
+    with pytest.raises(ConfigError, match="leave --uid out"):
+        parsed("allow_root,uid=12")
+
+
+def test_a_quote_that_is_not_closed_hides_no_option():
+    with pytest.raises(ConfigError, match="a quote is not closed"):
+        parsed('comment=it"s,strict,umask=027')
+
+
 def test_labels_are_for_kernels_that_have_them_and_from_root(monkeypatch, tmp_path):
     label = 'context="system_u:object_r:fusefs_t:s0:c1,c2"'
     monkeypatch.setattr(options, "SELINUX_ROOT", tmp_path / "none")

@@ -843,6 +843,19 @@ def by_instance(paths: list[Path]) -> dict[str, bytes]:
     return {uid: path.read_bytes() for uid, path in found.items()}
 
 
+def test_files_that_go_one_by_one_replace_no_session(fresh, folder):
+    fresh.ctl(*upload(folder, "--wait", "--direct-archive"))
+    before = sorted(entry.path for scan in archived(fresh).scans for r in scan.resources for entry in r.entries)
+    fresh.app.requests.clear()
+    done = fresh.ctl(*upload(folder, "--no-resume", "--mode", "gradual", "--overwrite", "delete"), status=1)
+    assert "only add to it: delete it there first, or say --overwrite append" in done.err
+    assert not [record for record in fresh.app.requests if record.path.endswith("/services/import")]
+    after = sorted(entry.path for scan in archived(fresh).scans for r in scan.resources for entry in r.entries)
+    assert after == before
+    fresh.ctl(*upload(folder, "--mode", "gradual", "--overwrite", "delete", label="OTHER"))  # where there is none
+    assert len(received(fresh, "OTHER").scans) > 0
+
+
 @pytest.fixture(scope="module")
 def case() -> Path:
     return sample_sessions() / PROJECT / "Case001" / "Case001"

@@ -173,6 +173,9 @@ def add_mount(parser: argparse.ArgumentParser) -> None:
 def apply_mount_options(arguments: argparse.Namespace) -> frozenset[str]:
     """Fold `-o` into the flags they stand for; what is left is for the kernel. Raises ConfigError."""
     kernel: set[str] = set()
+    for option in arguments.options:
+        if option.count('"') % 2:
+            raise ConfigError(f"-o {option}: a quote is not closed")
     for text in (part for option in arguments.options for part in _OPTION.findall(option)):
         name, equals, value = text.partition("=")
         if name in ("exec", "noexec"):
@@ -186,6 +189,8 @@ def apply_mount_options(arguments: argparse.Namespace) -> frozenset[str]:
             _apply(arguments, name.replace("-", "_"), value if equals else None)
     if arguments.allow_other and arguments.allow_root:
         raise ConfigError("--allow-other lets every user in, --allow-root none but root: say one of them")
+    if arguments.allow_root and arguments.uid is not None:
+        raise ConfigError("--allow-root shows files as yours, and lets in none but you and root: leave --uid out")
     return frozenset(kernel)
 
 

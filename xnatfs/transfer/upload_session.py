@@ -181,6 +181,9 @@ async def send(
         nonlocal form
         left = None
         while True:
+            if form == "gradual" and how == "delete" and any(count != 0 for count in journal.before.values()):
+                text = f"{target.session} is on {xnat.url} already, and files that are sent one by one only add to it"
+                raise Conflict(f"{text}: delete it there first, or say --overwrite append")
             try:
                 await one(batch, how)
                 break
