@@ -197,6 +197,32 @@ def test_the_session_is_that_of_the_user_who_logged_in(fresh):
     assert fresh.logins() == 2
 
 
+def test_a_server_that_moved_to_https_gets_a_profile_of_its_own(fresh):
+    """Another server may have the name that a profile would be given, as the same host without encryption has."""
+    name = f"127.0.0.1_{urlsplit(fresh.url).port}"
+    fresh.config(f"profiles:\n  {name}:\n    url: {fresh.url.replace('http:', 'https:')}\n")
+    done = log_in(fresh, "--url", fresh.url, "-u", OWNER)
+    assert f"config use-context {name}-2" in done.err
+    assert fresh.ctl("project", "list", "-p", f"{name}-2", "-q").lines
+    known, default = read_profiles(fresh.home / ".config" / "xnatctl" / "config.yaml")
+    assert (known[name].url, default) == (fresh.url.replace("http:", "https:"), name)
+
+
+def test_a_session_from_the_environment_is_not_ended_by_a_login(fresh):
+    """It may be another user's."""
+    given = fresh.app.sessions.log_in(OUTSIDER, None).id
+    profile(fresh, username=OWNER, password=PASSWORD)
+    fresh.env["XNAT_TOKEN"] = given
+    done = fresh.ctl("auth", "login")
+    assert f"as {OWNER}" in done.err
+    assert "as long as XNAT_TOKEN is set" in done.err
+    assert fresh.app.sessions.alive(OUTSIDER) == 1
+    assert fresh.ctl("whoami", "-q").out == f"{OUTSIDER}\n"
+    del fresh.env["XNAT_TOKEN"]
+    assert fresh.ctl("whoami", "-q").out == f"{OWNER}\n"
+    assert fresh.logins() == 1
+
+
 # -- who is logged in ----------------------------------------------------------------------------------------------
 
 
@@ -279,6 +305,38 @@ def test_a_token_beside_a_password_is_ended_too(fresh, token):
     assert fresh.app.sessions.tokens == {}
     assert not token.exists()
     assert "logs in again: the profile has the password of jane" in done.err
+
+
+def test_a_token_is_not_used_for_another_user(fresh, token):
+    fresh.ctl("project", "list")
+    fresh.env["XNAT_USER"] = OUTSIDER
+    before = len(fresh.app.requests)
+    assert f"no password for {fresh.url}" in fresh.ctl("project", "list", status=3).err
+    assert len(fresh.app.requests) == before
+    fresh.env["XNAT_USER"] = OWNER.upper()
+    fresh.app.sessions.end_all(OWNER)
+    assert fresh.ctl("whoami", "-q").out == f"{OWNER}\n"
+
+
+def test_a_login_by_token_is_shared_where_the_server_has_another_name_for_the_user(fresh):
+    """As a site has that takes logins from a directory."""
+    profile(fresh, username=f"ldap/{OWNER}")
+    log_in(fresh, "--token")
+    fresh.app.sessions.end_all(OWNER)
+    before = fresh.logins()
+    for _ in range(3):
+        assert fresh.ctl("whoami", "-q").out == f"{OWNER}\n"
+    assert fresh.logins() == before + 1
+
+
+@pytest.mark.parametrize("status", [403, 405, 500, 503])
+def test_logging_out_says_that_the_session_was_not_ended(fresh, status):
+    profile(fresh, username=OWNER)
+    log_in(fresh)
+    fresh.app.faults.append(lambda request: Reply(status, b"", "text/html") if request.method == "DELETE" else None)
+    done = fresh.ctl("auth", "logout", status=8)
+    assert f"the session was not ended by the server, which ends it when it has idled ({status} " in done.err
+    assert not fresh.slot.exists()
 
 
 def test_a_token_that_has_ended_says_so(fresh, token):
@@ -393,6 +451,25 @@ def test_a_password_of_the_keyring_that_was_changed_is_asked_for(fresh):
     status, said = prompted(fresh, "auth", "login", answers=(PASSWORD,))
     assert status == 0, said
     assert "Logged in" in said
+
+
+def test_a_password_of_the_keyring_is_not_offered_for_another_user(fresh):
+    placed(fresh, "keyring", PASSWORD)
+    fresh.env["XNAT_USER"] = OUTSIDER
+    assert f"no password for {fresh.url}" in fresh.ctl("project", "list", status=3).err
+    assert fresh.app.requests == []
+
+
+def test_a_profile_with_a_password_stays_one_of_its_user(fresh):
+    """Its password goes before one of the keyring, and is not that of another user."""
+    placed(fresh, "keyring", PASSWORD)
+    profile(fresh, username=OWNER, password=PASSWORD)
+    done = log_in(fresh, "-u", OUTSIDER)
+    assert "profile lab has a password of its own" in done.err
+    (kept,) = read_profiles(fresh.home / ".config" / "xnatctl" / "config.yaml")[0].values()
+    assert (kept.username, kept.password_source) == (OWNER, "")
+    fresh.app.sessions.end_all()
+    assert fresh.ctl("whoami", "-q").out == f"{OWNER}\n"
 
 
 def test_a_password_that_yaml_reads_as_something_else(fresh):

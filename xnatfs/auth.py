@@ -149,7 +149,7 @@ class Login:
     async def renew(self) -> None:
         """Log in now, and close the session that this replaces. Raises as `token`."""
         async with self._lock:
-            before = self._sessions.find() if self._sessions else None
+            before = self._sessions.find_kept() if self._sessions else None
             self._token = await self._log_in()
             if self._sessions:
                 async with self._sessions.locked():
@@ -235,8 +235,11 @@ class Login:
         self.left_open = "no answer"
         with trio.move_on_after(LOGOUT_TIMEOUT) as scope:
             try:
-                await self._asked("DELETE", "/data/JSESSION", headers={"Cookie": f"JSESSIONID={token}"})
-                self.left_open = ""
+                cookie = {"Cookie": f"JSESSIONID={token}"}
+                response, _ = await self._asked("DELETE", "/data/JSESSION", headers=cookie)
+                # 401, or the way to the login page, is what a session gets that had ended before.
+                ended = response.is_success or response.is_redirect or response.status_code == 401
+                self.left_open = "" if ended else status_line(response)
             except httpx.HTTPError as error:
                 self.left_open = str(error) or type(error).__name__
                 log.info("could not log out: %s", error)
