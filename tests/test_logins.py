@@ -223,6 +223,35 @@ def test_a_session_from_the_environment_is_not_ended_by_a_login(fresh):
     assert fresh.logins() == 1
 
 
+@pytest.mark.parametrize("words", [(), ("--token",)])
+def test_a_login_that_the_next_command_does_not_use_says_so(fresh, words):
+    profile(fresh, username=OWNER)
+    assert "XNAT_USER" not in log_in(fresh, "-u", OWNER, "--token").err
+    assert (
+        f"goes on as {OWNER}, whom the profile names: set XNAT_USER={OUTSIDER}"
+        in log_in(fresh, "-u", OUTSIDER, *words).err
+    )
+    fresh.env["XNAT_USER"] = OUTSIDER
+    assert fresh.ctl("whoami", "-q").out == f"{OUTSIDER}\n"
+    assert f"goes on as {OUTSIDER}, whom XNAT_USER names" in log_in(fresh, "-u", OWNER).err
+    fresh.env = {}
+    placed(fresh, "keyring", PASSWORD)
+    assert "XNAT_USER" not in log_in(fresh, "-u", OUTSIDER).err
+    assert fresh.ctl("whoami", "-q").out == f"{OUTSIDER}\n"
+
+
+def test_a_profile_file_that_is_a_link_stays_one(fresh):
+    kept = fresh.home / "dotfiles.yaml"
+    write_private(kept, "# mine\nprofiles: {}\n")
+    link = fresh.home / ".config" / "xnatctl" / "config.yaml"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(kept)
+    log_in(fresh, "--url", fresh.url, "-u", OWNER)
+    assert link.is_symlink()
+    assert "# mine" in kept.read_text()
+    assert fresh.ctl("project", "list", "-q").lines
+
+
 # -- who is logged in ----------------------------------------------------------------------------------------------
 
 
@@ -494,6 +523,13 @@ def test_colons_in_a_password_work_on_every_release(tmp_path, release):
         assert "wrong user or password" in made.ctl("project", "list", status=3).err
 
 
+def test_a_wrong_password_with_a_colon_is_refused_once(fresh):
+    """Servers lock accounts after so many refusals."""
+    profile(fresh, username=OWNER, password="a:b")
+    assert "wrong user or password" in fresh.ctl("project", "list", status=3).err
+    assert len(fresh.app.requests) == 1
+
+
 def test_a_user_with_a_colon_is_refused_with_a_reason(fresh):
     fresh.env = {"XNAT_URL": fresh.url, "XNAT_USER": "a:b", "XNAT_PASS": PASSWORD}
     done = fresh.ctl("project", "list", status=2)
@@ -566,6 +602,18 @@ def test_a_password_that_expires_in_the_midst_of_it(fresh):
     fresh.ctl("project", "list")
     fresh.app.archive.users[OWNER].expired = True
     assert "the password has expired" in fresh.ctl("project", "list", status=3).err
+
+
+def test_a_login_that_is_sent_elsewhere_says_where(fresh):
+    def sends(request: Request) -> Reply | None:
+        there = {"Location": "https://sso.example.org/login?state=of-a-session"}
+        return Reply(302, b"", "text/html", there) if request.path == "/data/JSESSION" else None
+
+    fresh.app.faults.append(sends)
+    profile(fresh, username=OWNER, password=PASSWORD)
+    done = fresh.ctl("project", "list", status=3)
+    assert "302 Found to https://sso.example.org/login" in done.err
+    assert "state" not in done.err
 
 
 def test_a_second_factor_is_told_from_a_wrong_password(fresh):

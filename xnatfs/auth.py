@@ -289,12 +289,12 @@ class Login:
             if response.status_code == 400:
                 response, text = await self._fill_in(credentials, {"provider": credentials.provider})
             return response, text
+        if ":" in credentials.password:
+            return await self._fill_in(credentials, {})  # at once: an account is locked after so many refusals
         basic = httpx.BasicAuth(credentials.username, credentials.password)
         response, text = await self._asked("POST", "/data/JSESSION", auth=basic)
         if response.status_code == 405:  # XNAT takes both; what stands in front of one may not
             response, text = await self._asked("GET", "/data/JSESSION", auth=basic)
-        if response.status_code == 401 and ":" in credentials.password:
-            return await self._fill_in(credentials, {})
         return response, text
 
     async def _fill_in(self, credentials: Credentials, more: dict[str, str]) -> tuple[httpx.Response, str]:
@@ -351,6 +351,7 @@ class Login:
             raise LoginRequired(f"{url} takes no login by {provider!r}, which is `provider` in the profile ({said})")
         if (why := obstacle(response, text)) or await self._is_xnat():
             said = page_message(text) or status_line(response)
+            said = f"{status_line(response)} to {_target(response)}" if response.is_redirect else said
             why = why or "log in with a browser once; the password may have expired"
             raise LoginRequired(f"{url} answered the login of {self.username} with a page ({said}): {why}")
         if response.is_redirect:
@@ -459,4 +460,5 @@ def _session_cookie(response: httpx.Response) -> str:
 
 
 def _target(response: httpx.Response) -> str:
-    return response.headers.get("location", "").partition("?")[0] or "another address"
+    """Return where a reply redirects to, without what may be secret: what is behind the path."""
+    return re.split("[?#]", response.headers.get("location", ""))[0] or "another address"

@@ -69,6 +69,11 @@ async def login(context: Context) -> None:
     context.note(f"Session expires at {ends:%H:%M} unless it is used")
     if context.environ.get("XNAT_TOKEN"):
         context.note("No command uses it as long as XNAT_TOKEN is set, since the session in XNAT_TOKEN goes before it")
+    wanted = wanted_user(config.url, context.config.profile, context.environ)
+    if wanted.lower() not in ("", credentials.user.lower()):
+        place = "XNAT_USER" if context.environ.get("XNAT_USER") else "the profile"
+        use = f"set XNAT_USER={credentials.user} to use this login"
+        context.note(f"The next command goes on as {wanted}, whom {place} names: {use}")
     if arguments.output in ("json", "jsonl"):
         item = {
             "status": "authenticated",
@@ -146,6 +151,7 @@ def _save(context: Context, credentials: Any) -> None:
         )
     elif profile.name and keep_password(profile, credentials.password):
         add_profile(profile.name, {"username": credentials.username, "password_source": "keyring"}, replace=True)
+        context.config = replace(context.config, profile=replace(profile, username=credentials.username))
         context.note("The password is in the keyring")
     else:
         context.note(
