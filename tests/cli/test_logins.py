@@ -197,6 +197,61 @@ def test_the_session_is_that_of_the_user_who_logged_in(fresh):
     assert fresh.logins() == 2
 
 
+def test_a_server_that_moved_to_https_gets_a_profile_of_its_own(fresh):
+    """Another server may have the name that a profile would be given, as the same host without encryption has."""
+    name = f"127.0.0.1_{urlsplit(fresh.url).port}"
+    fresh.config(f"profiles:\n  {name}:\n    url: {fresh.url.replace('http:', 'https:')}\n")
+    done = log_in(fresh, "--url", fresh.url, "-u", OWNER)
+    assert f"config use-context {name}-2" in done.err
+    assert fresh.ctl("project", "list", "-p", f"{name}-2", "-q").lines
+    known, default = read_profiles(fresh.home / ".config" / "xnatctl" / "config.yaml")
+    assert (known[name].url, default) == (fresh.url.replace("http:", "https:"), name)
+
+
+def test_a_session_from_the_environment_is_not_ended_by_a_login(fresh):
+    """It may be another user's."""
+    given = fresh.app.sessions.log_in(OUTSIDER, None).id
+    profile(fresh, username=OWNER, password=PASSWORD)
+    fresh.env["XNAT_TOKEN"] = given
+    done = fresh.ctl("auth", "login")
+    assert f"as {OWNER}" in done.err
+    assert "as long as XNAT_TOKEN is set" in done.err
+    assert fresh.app.sessions.alive(OUTSIDER) == 1
+    assert fresh.ctl("whoami", "-q").out == f"{OUTSIDER}\n"
+    del fresh.env["XNAT_TOKEN"]
+    assert fresh.ctl("whoami", "-q").out == f"{OWNER}\n"
+    assert fresh.logins() == 1
+
+
+@pytest.mark.parametrize("words", [(), ("--token",)])
+def test_a_login_that_the_next_command_does_not_use_says_so(fresh, words):
+    profile(fresh, username=OWNER)
+    assert "XNAT_USER" not in log_in(fresh, "-u", OWNER, "--token").err
+    assert (
+        f"goes on as {OWNER}, whom the profile names: set XNAT_USER={OUTSIDER}"
+        in log_in(fresh, "-u", OUTSIDER, *words).err
+    )
+    fresh.env["XNAT_USER"] = OUTSIDER
+    assert fresh.ctl("whoami", "-q").out == f"{OUTSIDER}\n"
+    assert f"goes on as {OUTSIDER}, whom XNAT_USER names" in log_in(fresh, "-u", OWNER).err
+    fresh.env = {}
+    placed(fresh, "keyring", PASSWORD)
+    assert "XNAT_USER" not in log_in(fresh, "-u", OUTSIDER).err
+    assert fresh.ctl("whoami", "-q").out == f"{OUTSIDER}\n"
+
+
+def test_a_profile_file_that_is_a_link_stays_one(fresh):
+    kept = fresh.home / "dotfiles.yaml"
+    write_private(kept, "# mine\nprofiles: {}\n")
+    link = fresh.home / ".config" / "xnatctl" / "config.yaml"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(kept)
+    log_in(fresh, "--url", fresh.url, "-u", OWNER)
+    assert link.is_symlink()
+    assert "# mine" in kept.read_text()
+    assert fresh.ctl("project", "list", "-q").lines
+
+
 # -- who is logged in ----------------------------------------------------------------------------------------------
 
 
@@ -279,6 +334,38 @@ def test_a_token_beside_a_password_is_ended_too(fresh, token):
     assert fresh.app.sessions.tokens == {}
     assert not token.exists()
     assert "logs in again: the profile has the password of jane" in done.err
+
+
+def test_a_token_is_not_used_for_another_user(fresh, token):
+    fresh.ctl("project", "list")
+    fresh.env["XNAT_USER"] = OUTSIDER
+    before = len(fresh.app.requests)
+    assert f"no password for {fresh.url}" in fresh.ctl("project", "list", status=3).err
+    assert len(fresh.app.requests) == before
+    fresh.env["XNAT_USER"] = OWNER.upper()
+    fresh.app.sessions.end_all(OWNER)
+    assert fresh.ctl("whoami", "-q").out == f"{OWNER}\n"
+
+
+def test_a_login_by_token_is_shared_where_the_server_has_another_name_for_the_user(fresh):
+    """As a site has that takes logins from a directory."""
+    profile(fresh, username=f"ldap/{OWNER}")
+    log_in(fresh, "--token")
+    fresh.app.sessions.end_all(OWNER)
+    before = fresh.logins()
+    for _ in range(3):
+        assert fresh.ctl("whoami", "-q").out == f"{OWNER}\n"
+    assert fresh.logins() == before + 1
+
+
+@pytest.mark.parametrize("status", [403, 405, 500, 503])
+def test_logging_out_says_that_the_session_was_not_ended(fresh, status):
+    profile(fresh, username=OWNER)
+    log_in(fresh)
+    fresh.app.faults.append(lambda request: Reply(status, b"", "text/html") if request.method == "DELETE" else None)
+    done = fresh.ctl("auth", "logout", status=8)
+    assert f"the session was not ended by the server, which ends it when it has idled ({status} " in done.err
+    assert not fresh.slot.exists()
 
 
 def test_a_token_that_has_ended_says_so(fresh, token):
@@ -395,6 +482,25 @@ def test_a_password_of_the_keyring_that_was_changed_is_asked_for(fresh):
     assert "Logged in" in said
 
 
+def test_a_password_of_the_keyring_is_not_offered_for_another_user(fresh):
+    placed(fresh, "keyring", PASSWORD)
+    fresh.env["XNAT_USER"] = OUTSIDER
+    assert f"no password for {fresh.url}" in fresh.ctl("project", "list", status=3).err
+    assert fresh.app.requests == []
+
+
+def test_a_profile_with_a_password_stays_one_of_its_user(fresh):
+    """Its password goes before one of the keyring, and is not that of another user."""
+    placed(fresh, "keyring", PASSWORD)
+    profile(fresh, username=OWNER, password=PASSWORD)
+    done = log_in(fresh, "-u", OUTSIDER)
+    assert "profile lab has a password of its own" in done.err
+    (kept,) = read_profiles(fresh.home / ".config" / "xnatctl" / "config.yaml")[0].values()
+    assert (kept.username, kept.password_source) == (OWNER, "")
+    fresh.app.sessions.end_all()
+    assert fresh.ctl("whoami", "-q").out == f"{OWNER}\n"
+
+
 def test_a_password_that_yaml_reads_as_something_else(fresh):
     """Without quotes it is what stands there."""
     for password in ("0123", "yes", "1.50", "2024-01-01", "0x1F", "1_000"):
@@ -415,6 +521,13 @@ def test_colons_in_a_password_work_on_every_release(tmp_path, release):
         made.env["XNAT_PASS"] = "a:c"
         made.app.sessions.end_all()
         assert "wrong user or password" in made.ctl("project", "list", status=3).err
+
+
+def test_a_wrong_password_with_a_colon_is_refused_once(fresh):
+    """Servers lock accounts after so many refusals."""
+    profile(fresh, username=OWNER, password="a:b")
+    assert "wrong user or password" in fresh.ctl("project", "list", status=3).err
+    assert len(fresh.app.requests) == 1
 
 
 def test_a_user_with_a_colon_is_refused_with_a_reason(fresh):
@@ -489,6 +602,18 @@ def test_a_password_that_expires_in_the_midst_of_it(fresh):
     fresh.ctl("project", "list")
     fresh.app.archive.users[OWNER].expired = True
     assert "the password has expired" in fresh.ctl("project", "list", status=3).err
+
+
+def test_a_login_that_is_sent_elsewhere_says_where(fresh):
+    def sends(request: Request) -> Reply | None:
+        there = {"Location": "https://sso.example.org/login?state=of-a-session"}
+        return Reply(302, b"", "text/html", there) if request.path == "/data/JSESSION" else None
+
+    fresh.app.faults.append(sends)
+    profile(fresh, username=OWNER, password=PASSWORD)
+    done = fresh.ctl("project", "list", status=3)
+    assert "302 Found to https://sso.example.org/login" in done.err
+    assert "state" not in done.err
 
 
 def test_a_second_factor_is_told_from_a_wrong_password(fresh):

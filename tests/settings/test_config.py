@@ -103,3 +103,15 @@ def test_users_and_passwords_are_what_stands_there(tmp_path, written_as):
     )
     profile = select_profile(None, {}, written(tmp_path, text))
     assert (profile.username, profile.password, profile.timeout) == (written_as, written_as, 30)
+
+
+def test_a_password_of_a_profile_is_never_that_of_another(tmp_path):
+    """A merged mapping comes first for one loader of YAML, and where it stands for another."""
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "base: &base\n  b: {url: 'http://b.org', password: 0456}\n"
+        "profiles:\n  a: {url: 'http://a.org', password: 0123}\n  <<: *base\n"
+    )
+    profiles, _ = read_profiles(path)
+    assert profiles["a"].password == "0123"
+    assert profiles["b"].password != "0123"

@@ -165,7 +165,7 @@ class Login:
     async def renew(self) -> None:
         """Log in now, and close the session that this replaces. Raises as `token`."""
         async with self._lock:
-            before = self._sessions.find() if self._sessions else None
+            before = self._sessions.find_kept() if self._sessions else None
             self._token = await self._log_in()
             if self._sessions:
                 async with self._sessions.locked():
@@ -278,8 +278,11 @@ class Login:
         self.left_open = "no answer"
         with trio.move_on_after(LOGOUT_TIMEOUT) as scope:
             try:
-                await self._asked("DELETE", "/data/JSESSION", headers={"Cookie": f"JSESSIONID={token}"})
-                self.left_open = ""
+                cookie = {"Cookie": f"JSESSIONID={token}"}
+                response, _ = await self._asked("DELETE", "/data/JSESSION", headers=cookie)
+                # 401, or the way to the login page, is what a session gets that had ended before.
+                ended = response.is_success or response.is_redirect or response.status_code == 401
+                self.left_open = "" if ended else status_line(response)
             except httpx.HTTPError as error:
                 self.left_open = str(error) or type(error).__name__
                 log.info("could not log out: %s", error)
@@ -329,12 +332,12 @@ class Login:
             if response.status_code == 400:
                 response, text = await self._fill_in(credentials, {"provider": credentials.provider})
             return response, text
+        if ":" in credentials.password:
+            return await self._fill_in(credentials, {})  # at once: an account is locked after so many refusals
         basic = httpx.BasicAuth(credentials.username, credentials.password)
         response, text = await self._asked("POST", "/data/JSESSION", auth=basic)
         if response.status_code == 405:  # XNAT takes both; what stands in front of one may not
             response, text = await self._asked("GET", "/data/JSESSION", auth=basic)
-        if response.status_code == 401 and ":" in credentials.password:
-            return await self._fill_in(credentials, {})
         return response, text
 
     async def _fill_in(self, credentials: Credentials, more: dict[str, str]) -> tuple[httpx.Response, str]:
@@ -391,6 +394,7 @@ class Login:
             raise LoginRequired(f"{url} takes no login by {provider!r}, which is `provider` in the profile ({said})")
         if (why := obstacle(response, text)) or await self._is_xnat():
             said = page_message(text) or status_line(response)
+            said = f"{status_line(response)} to {_target(response)}" if response.is_redirect else said
             why = why or "log in with a browser once; the password may have expired"
             raise LoginRequired(f"{url} answered the login of {self.username} with a page ({said}): {why}")
         if response.is_redirect:
@@ -494,4 +498,5 @@ def _session_cookie(response: httpx.Response) -> str:
 
 
 def _target(response: httpx.Response) -> str:
-    return response.headers.get("location", "").partition("?")[0] or "another address"
+    """Return where a reply redirects to, without what may be secret: what is behind the path."""
+    return re.split("[?#]", response.headers.get("location", ""))[0] or "another address"

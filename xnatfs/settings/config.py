@@ -153,9 +153,11 @@ def _as_written(profiles: dict[Any, Any], path: Path) -> dict[Any, Any]:
     written = yaml.load(_text(path), yaml.BaseLoader)["profiles"]
     if len(written) != len(profiles):  # of names that are one to YAML, as 1 and 0x1
         return profiles
+    # By name, since the order differs where a mapping is merged (`<<`).
     return {
         name: {**cells, **{key: text[key] for key in made(cells) if key in text}} if isinstance(cells, dict) else cells
-        for (name, cells), text in zip(profiles.items(), written.values(), strict=True)
+        for name, cells in profiles.items()
+        for text in [written.get(str(name), {})]
     }
 
 

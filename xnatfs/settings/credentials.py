@@ -88,12 +88,12 @@ def kept_credentials(url: str, profile: Profile, environ: Mapping[str, str]) -> 
     if username and password:
         source = "environment" if environ.get("XNAT_PASS") else "profile"
         return Credentials(username, password, source, provider=provider)
-    if same_server and username and profile.password_source == "keyring":
+    if same_server and username and profile.password_source == "keyring" and profile.username in ("", username):
         kept = _keyring(lambda keyring: keyring.get_password(KEYRING, keyring_entry(profile)))
         if kept:
             return Credentials(username, kept, "keyring", provider=provider)
     for entry in (kept_token(url), _netrc_entry(url)):
-        if entry and (username in ("", entry.username) or entry.source == "token"):
+        if entry and username.lower() in ("", entry.user.lower()):
             return entry if entry.source == "token" else replace(entry, provider=provider)
     return None
 

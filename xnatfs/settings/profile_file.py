@@ -56,7 +56,7 @@ def _edited(path: Path | None) -> Iterator[Any]:
     from ruamel.yaml.comments import CommentedMap
     from ruamel.yaml.error import YAMLError
 
-    path = path or profiles_path()
+    path = (path or profiles_path()).resolve()  # what a link leads to is replaced, not the link
     read_profiles(path)  # says what is wrong with it, in our words
     yaml = YAML()
     yaml.preserve_quotes = True

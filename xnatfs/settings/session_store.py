@@ -91,6 +91,10 @@ class SessionStore:
         """
         if self._given and self._given not in dead:
             return Session(self._given, self.url, self.username, self._now(), self._now(), NEVER)
+        return self.find_kept(dead, ended=ended)
+
+    def find_kept(self, dead: frozenset[str] = frozenset(), *, ended: bool = False) -> Session | None:
+        """Find a session as `find` does, but never the one from the environment, which is not ours to replace."""
         found = [kept for path in self._files() if (kept := _read(path)) and self._suits(kept, dead, ended)]
         return max(found, key=lambda kept: kept.used, default=None)
 

@@ -2,6 +2,7 @@
 
 import argparse
 import codecs
+import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -62,10 +63,17 @@ async def login(context: Context) -> None:
         _remember(context, credentials)
     if credentials.source in GIVEN and not arguments.token and not arguments.no_save:
         _save(context, credentials)
-    session = context.store.find()
+    session = context.store.find_kept()
     ends = session.used + timedelta(seconds=session.idle) if session else datetime.now()
     context.note(f"Logged in to {config.url} as {known_as}")
     context.note(f"Session expires at {ends:%H:%M} unless it is used")
+    if context.environ.get("XNAT_TOKEN"):
+        context.note("No command uses it as long as XNAT_TOKEN is set, since the session in XNAT_TOKEN goes before it")
+    wanted = wanted_user(config.url, context.config.profile, context.environ)
+    if wanted.lower() not in ("", credentials.user.lower()):
+        place = "XNAT_USER" if context.environ.get("XNAT_USER") else "the profile"
+        use = f"set XNAT_USER={credentials.user} to use this login"
+        context.note(f"The next command goes on as {wanted}, whom {place} names: {use}")
     if arguments.output in ("json", "jsonl"):
         item = {
             "status": "authenticated",
@@ -89,7 +97,7 @@ async def _log_in(context: Context, credentials: "Credentials") -> str:
         await xnat.login.renew()
         known_as = await xnat.username()
         if context.arguments.token:
-            await _keep_token(context, xnat)
+            await _keep_token(context, xnat, credentials.user)
     return known_as
 
 
@@ -103,7 +111,10 @@ def _remember(context: Context, credentials: "Credentials") -> None:
     known, _ = read_profiles(path)
     if any(is_same_server(profile.url, config.url) for profile in known.values()):
         return
-    name = server_directory(config.url)
+    host = server_directory(config.url)
+    numbered = (f"{host}-{number}" for number in itertools.count(2))
+    # Another server may have the name already, as the same host without encryption has.
+    name = next(each for each in itertools.chain([host], numbered) if each not in known)
     cells: dict[str, Any] = {"url": config.url, **server_cells(arguments)}
     if arguments.username or credentials.source in GIVEN:  # one from the environment is for now
         cells["username"] = credentials.username
@@ -118,11 +129,12 @@ def _remember(context: Context, credentials: "Credentials") -> None:
     context.note(f"Profile {name} is in {path}{others}")
 
 
-async def _keep_token(context: Context, xnat: Any) -> None:
+async def _keep_token(context: Context, xnat: Any, user: str) -> None:
+    """Keep a token for this user, named as in the login: a directory's users may have other names on the server."""
     from xnatfs.settings.credentials import keep_token
 
     alias, secret = await xnat.issue_token()
-    keep_token(context.config.url, await xnat.username(), alias, secret)
+    keep_token(context.config.url, user, alias, secret)
     context.note("An alias token is kept in ~/.config/xnatfs/tokens; 'auth logout' gives it back")
 
 
@@ -132,8 +144,14 @@ def _save(context: Context, credentials: Any) -> None:
     from xnatfs.settings.profile_file import add_profile
 
     profile = context.config.profile
-    if profile.name and keep_password(profile, credentials.password):
+    if profile.password:
+        context.note(
+            f"The password is not kept: profile {profile.name} has a password of its own, which goes before the "
+            "keyring; remove it there, and log in again"
+        )
+    elif profile.name and keep_password(profile, credentials.password):
         add_profile(profile.name, {"username": credentials.username, "password_source": "keyring"}, replace=True)
+        context.config = replace(context.config, profile=replace(profile, username=credentials.username))
         context.note("The password is in the keyring")
     else:
         context.note(
