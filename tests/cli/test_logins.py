@@ -523,13 +523,6 @@ def test_colons_in_a_password_work_on_every_release(tmp_path, release):
         assert "wrong user or password" in made.ctl("project", "list", status=3).err
 
 
-def test_a_wrong_password_with_a_colon_is_refused_once(fresh):
-    """Servers lock accounts after so many refusals."""
-    profile(fresh, username=OWNER, password="a:b")
-    assert "wrong user or password" in fresh.ctl("project", "list", status=3).err
-    assert len(fresh.app.requests) == 1
-
-
 def test_a_user_with_a_colon_is_refused_with_a_reason(fresh):
     fresh.env = {"XNAT_URL": fresh.url, "XNAT_USER": "a:b", "XNAT_PASS": PASSWORD}
     done = fresh.ctl("project", "list", status=2)

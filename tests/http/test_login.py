@@ -467,6 +467,24 @@ async def test_the_password_goes_to_the_server_as_it_is():
     ]
 
 
+@pytest.mark.parametrize(("form", "second"), [(401, "form"), (404, "basic"), (405, "basic")])
+async def test_a_wrong_password_with_a_colon_costs_one_refusal_a_try_from_the_second_on(autojump_clock, form, second):
+    """Servers lock accounts after so many refusals; a server that has no form is not asked for it in vain by it."""
+    asked = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append("form" if request.url.path.endswith("/services/auth") else "basic")
+        return httpx.Response(form if asked[-1] == "form" else 401)
+
+    async with logging_in(answer, Credentials("u", "p:w")) as login:
+        for _ in range(2):
+            with pytest.raises(LoginRequired, match="refused the login of u: wrong user or password"):
+                await login.token()
+            await trio.sleep(REFUSED_FOR)
+    refusals = [way for way in asked if way == "basic" or form == 401]
+    assert refusals == (["basic", "form", "form"] if second == "form" else ["basic", "basic"])
+
+
 async def test_a_refused_password_rests(autojump_clock, caplog):
     """So that the account is not locked; all who ask meanwhile are told the same."""
     requests = []

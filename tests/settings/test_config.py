@@ -84,7 +84,7 @@ def test_what_is_no_site_is_refused(text):
 
 
 def test_servers_have_folders_of_their_own():
-    urls = ["https://x.org", "https://x.org:8080", "https://x.org/xnat", "https://y.org"]
+    urls = ["https://x.org", "http://x.org", "https://x.org:8080", "https://x.org/xnat", "https://y.org"]
     assert len({server_directory(url) for url in urls}) == len(urls)
     assert all("/" not in server_directory(url) for url in urls)
 

@@ -101,6 +101,7 @@ class Login:
         self._cookie_tells = True  # False once a foreign JSESSIONID came with a session that was alive
         self.logins = 0
         self._made = ""  # the session of the last login
+        self._has_form = False  # that it is needed, and there, was seen
         self.left_open = ""  # why the server did not end the last session that was to end
         self._rotates = False  # each reply gives the session another ID, and the one before may be dead
         self._turn = trio.Lock()
@@ -332,12 +333,17 @@ class Login:
             if response.status_code == 400:
                 response, text = await self._fill_in(credentials, {"provider": credentials.provider})
             return response, text
-        if ":" in credentials.password:
-            return await self._fill_in(credentials, {})  # at once: an account is locked after so many refusals
+        if self._has_form:
+            return await self._fill_in(credentials, {})
         basic = httpx.BasicAuth(credentials.username, credentials.password)
         response, text = await self._asked("POST", "/data/JSESSION", auth=basic)
         if response.status_code == 405:  # XNAT takes both; what stands in front of one may not
             response, text = await self._asked("GET", "/data/JSESSION", auth=basic)
+        if response.status_code == 401 and ":" in credentials.password:
+            formed = await self._fill_in(credentials, {})
+            # From then on by the form alone: an account is locked after so many refusals.
+            self._has_form = formed[0].status_code not in (404, 405)
+            return formed if self._has_form else (response, text)
         return response, text
 
     async def _fill_in(self, credentials: Credentials, more: dict[str, str]) -> tuple[httpx.Response, str]:

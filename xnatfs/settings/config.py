@@ -88,7 +88,15 @@ def cache_home() -> Path:
 
 
 def server_directory(url: str) -> str:
-    """The name of a server's folder in the cache: host, port and path, as a file name."""
+    """Return the name of a server's folder in the cache.
+
+    What came without encryption may be anybody's, and never becomes data of the same host with it.
+    """
+    return ("http_" if url.strip().lower().startswith("http:") else "") + server_name(url)
+
+
+def server_name(url: str) -> str:
+    """Return a server's host, port and path as a file name."""
     parts = urlsplit(server_key(url))
     return (parts.netloc + parts.path).rstrip("/").replace("/", "_").replace(":", "_")
 

@@ -104,14 +104,14 @@ async def _log_in(context: Context, credentials: "Credentials") -> str:
 def _remember(context: Context, credentials: "Credentials") -> None:
     """Write a profile for a server that has none, so that the next command needs no --url."""
     from xnatfs.common.urls import is_same_server
-    from xnatfs.settings.config import profiles_path, read_profiles, server_directory
+    from xnatfs.settings.config import profiles_path, read_profiles, server_name
     from xnatfs.settings.profile_file import add_profile
 
     arguments, config, path = context.arguments, context.config, profiles_path()
     known, _ = read_profiles(path)
     if any(is_same_server(profile.url, config.url) for profile in known.values()):
         return
-    host = server_directory(config.url)
+    host = server_name(config.url)
     numbered = (f"{host}-{number}" for number in itertools.count(2))
     # Another server may have the name already, as the same host without encryption has.
     name = next(each for each in itertools.chain([host], numbered) if each not in known)
