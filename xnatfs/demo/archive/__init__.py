@@ -1,1 +1,1 @@
-"""Hold the archive in memory, and change it."""
+"""Hold the archive in memory and change it."""

@@ -1,4 +1,4 @@
-"""Items are made, changed, renamed, shared, moved and deleted (XNAT REST contract 10.1, 10.2, 10.6, 10.7)."""
+"""Create, change, rename, share, move and delete items (XNAT REST contract 10.1, 10.2, 10.6, 10.7)."""
 
 import re
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ LABEL = re.compile(r"[A-Za-z0-9_-]+")
 LEVELS = ("private", "protected", "public")
 LONGEST = 255
 NUMBERS = ("yob", "age", "education", "gestational_age", "post_menstrual_age")
-# What says how to change something, and not what it is.
+# Parameters that control a change; they are not fields of the item.
 SWITCHES = {
     "label", "xsiType", "format", "method", "media", "primary", "removeFiles", "XNAT_CSRF", "event_reason",
     "event_action", "event_type", "event_comment", "allowDataDeletion", "pullDataFromHeaders", "fixScanTypes",
@@ -26,7 +26,7 @@ SWITCHES = {
 
 
 class Changes:
-    """Changes of items. Attributes are the site's settings."""
+    """Apply changes of items. The public attributes are settings of the site."""
 
     def __init__(self, archive: Archive, vault: Vault) -> None:
         self.archive = archive
@@ -36,9 +36,20 @@ class Changes:
         self.non_private_projects = True
         self.deletion = True
         self.justification = False
-        self._deleted: set[str] = set()  # IDs of projects, which nobody may have again
+        self._deleted: set[str] = set()  # IDs of deleted projects, which cannot be used again
 
     def answer(self, asked: Asked, place: Place | None, rest: tuple[str, ...], body: bytes) -> Reply:
+        """Apply the change that a request makes.
+
+        Args:
+            asked: The request.
+            place: The item that its URL addresses; None for a collection of the site.
+            rest: The path below the item.
+            body: The body.
+
+        Raises:
+            Failed: The change is refused.
+        """
         if self.justification and not asked.query.get("event_reason"):
             raise Failed(403, "Justification required.")
         match asked.method, rest:
@@ -87,7 +98,7 @@ class Changes:
         return text(made, 201 if new else 200)
 
     def _post(self, asked: Asked, place: Place | None, collection: str, body: bytes) -> Reply:
-        """A new item, whose URL is the answer."""
+        """Create an item and reply with its URL."""
         fields = dict(fields_of(asked.query, body))
         kind = {"projects": "project", "subjects": "subject", "scans": "scan", "assessors": "assessor"}.get(collection)
         kind = kind or ("reconstruction" if collection == "reconstructions" else "experiment")
@@ -157,7 +168,7 @@ class Changes:
         return self.archive.subject(self.archive.projects[project], label)
 
     def _experiment(self, asked: Asked, place: Place, fields: Mapping[str, str]) -> tuple[str, bool]:
-        """A session, another assessment, or an assessor."""
+        """Create or change a session, another subject assessment, or an assessor."""
         found, new = place.item, place.item is None
         if found is None:
             found = self._new_experiment(asked, place, fields)
@@ -193,7 +204,7 @@ class Changes:
         _check_label(place.key)
         self._check_free(project, place.key)
         subject = place.above.item
-        if subject is None:  # made by the way
+        if subject is None:  # the request creates it as well
             subject = self.new_subject(asked.user, project, place.above.key)
         if isinstance(subject, Project):
             key = fields.get("subject_ID") or fields.get("subject_label", "")
@@ -340,7 +351,7 @@ def _check_label(label: str) -> None:
 
 
 def _check(fields: Mapping[str, str]) -> None:
-    """Raises Failed where a value cannot be stored."""
+    """Raise Failed if a value cannot be stored."""
     for key, value in fields.items():
         name = key.rpartition("/")[2]
         if len(value) > LONGEST:
@@ -356,7 +367,7 @@ def _values(fields: Mapping[str, str]) -> dict[str, str]:
 
 
 def day(text: str) -> str:
-    """A date as the database has it. Raises Failed."""
+    """Return a date in the database's form, YYYY-MM-DD. Raises Failed if it is none."""
     for form in ("%m/%d/%Y", "%Y-%m-%d"):
         try:
             return datetime.strptime(text, form).date().isoformat()

@@ -1,4 +1,4 @@
-"""What a request says of an item: by its query, which counts more, or by an XML document."""
+"""Read the fields of an item from a request: from its XML document and from its query, which takes precedence."""
 
 from collections.abc import Mapping
 from xml.etree import ElementTree
@@ -11,7 +11,7 @@ ROOTS = {f"{name.removesuffix('data')}": xsi_type for name, xsi_type in {**EXPER
 
 
 def fields_of(query: Query, body: bytes) -> Mapping[str, str]:
-    """Raises Failed where a document is none, or of no known type."""
+    """Return the fields of a query and of an XML body. Raises Failed if the document is invalid or of unknown type."""
     return {**(_document(body) if body.lstrip()[:1] == b"<" else {}), **query}
 
 

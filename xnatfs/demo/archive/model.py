@@ -1,4 +1,4 @@
-"""An archive in memory: projects, subjects, experiments, scans, resources, catalogue entries; and who may see them."""
+"""An archive in memory: projects, subjects, experiments, scans, resources, catalogue entries, users and their roles."""
 
 import hashlib
 import threading
@@ -9,14 +9,14 @@ from typing import Any, Protocol, TypeVar
 
 
 class Computed(Protocol):
-    """A file that is nowhere: its bytes are made when they are sent."""
+    """A file that is stored nowhere: its bytes are computed when they are sent."""
 
     def __len__(self) -> int: ...
 
     def pieces(self, start: int, length: int) -> Iterator[bytes]: ...
 
 
-Content = bytes | Path | Computed | None  # None: the catalogue lists it, the disk has lost it
+Content = bytes | Path | Computed | None  # None: the catalogue lists the file, the disk does not have it
 
 STAMP = "2024-01-02 03:04:05.678"
 MODIFIED = 1704164645.0
@@ -24,7 +24,7 @@ MODIFIED = 1704164645.0
 
 @dataclass
 class Entry:
-    """One catalogue entry. What it says of size and digest may differ from the file."""
+    """One catalogue entry. Its size and digest may differ from those of the file."""
 
     path: str
     content: Content
@@ -37,7 +37,7 @@ class Entry:
 
     @property
     def lost(self) -> bool:
-        """Whether it is in the catalogue only."""
+        """Return true if the file is in the catalogue only."""
         return self.content is None or (isinstance(self.content, Path) and not self.content.is_file())
 
     def length(self) -> int:
@@ -56,7 +56,7 @@ class Resource:
     ordered: bool = False  # its catalogue is in the order of `entries`, though it is of DICOM
 
     def listed(self) -> list[Entry]:
-        """Return the entries in the order of the catalogue: DICOM comes out of a hash table (2 7 17 5 13 ...)."""
+        """Return the entries in the order of the catalogue; DICOM entries have that of a hash table (2 7 17 5 ...)."""
         if self.ordered or self.label != "DICOM":
             return self.entries
         return sorted(self.entries, key=lambda entry: hashlib.md5(entry.path.encode("utf-8", "replace")).digest())
@@ -104,7 +104,7 @@ class Experiment:
     reconstructions: list[Reconstruction] = field(default_factory=list)
     shared: dict[str, str] = field(default_factory=dict)  # project -> label there
     uid: str = ""  # of the study
-    fields: dict[str, str] = field(default_factory=dict)  # whatever else is said of it
+    fields: dict[str, str] = field(default_factory=dict)  # any other fields
 
     @property
     def is_session(self) -> bool:
@@ -133,7 +133,7 @@ class Project:
     resources: list[Resource] = field(default_factory=list)
     secondary_id: str = ""
     alias: str = ""
-    prearchive_code: str = "0"  # 0: archived by hand, 4: at once, 5: at once, replacing what is there
+    prearchive_code: str = "0"  # 0: archived by hand, 4: at once, 5: at once, replacing existing data
 
 
 @dataclass
@@ -146,7 +146,7 @@ class User:
 
 
 class Archive:
-    """All of it, with the lookups of the server. Who reads or changes it on any thread holds `lock`."""
+    """The whole archive, with the server's lookups. A thread that reads or changes it must hold `lock`."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -163,23 +163,40 @@ class Archive:
     # -- making ------------------------------------------------------------------------------------------------
 
     def project(self, id: str, name: str, access: str = "private", **members: str) -> Project:
+        """Add a project.
+
+        Args:
+            id: Its ID.
+            name: Its title.
+            access: Its accessibility: "private", "protected" or "public".
+            members: The roles of its users, by user name with underscores for hyphens.
+        """
         roles = {user.replace("_", "-"): role for user, role in members.items()}
         self.projects[id] = Project(id, name, access, f"{name}, made up", roles)
         return self.projects[id]
 
     def subject(self, project: Project, label: str, accession: str = "") -> Subject:
+        """Add a subject to a project, with a generated accession ID unless one is given."""
         accession = accession or self._accession("S", len(self.subjects))
         self.subjects[accession] = Subject(accession, label, project.id)
         return self.subjects[accession]
 
     def experiment(self, subject: Subject, label: str, accession: str = "", **more: Any) -> Experiment:
+        """Add an experiment to a subject.
+
+        Args:
+            subject: The subject.
+            label: The label of the experiment.
+            accession: Its accession ID; "" generates one.
+            more: Other fields of Experiment; `project` is by default that of the subject.
+        """
         accession = accession or self._accession("E", len(self.experiments))
         project = more.pop("project", subject.project)
         self.experiments[accession] = Experiment(accession, label, project, subject.id, **more)
         return self.experiments[accession]
 
     def _accession(self, kind: str, count: int) -> str:
-        """No accession ID is given out twice, even where items were deleted."""
+        """Return a new accession ID. None is issued twice, even after items were deleted."""
         self._accessions[kind] = max(self._accessions[kind], count) + 1
         return f"DEMO_{kind}{self._accessions[kind]:05}"
 
@@ -196,7 +213,15 @@ class Archive:
     def resource(
         self, among: list[Resource], label: str, format: str = "", content: str = "", least: int = 0
     ) -> Resource:
-        """A new resource; its number is above all others, and `least` if that is."""
+        """Add a resource.
+
+        Args:
+            among: The resources of the item that owns it.
+            label: Its label; "" for a resource without one.
+            format: Its format, which its files inherit.
+            content: Its content, such as RAW, which its files inherit.
+            least: The least resource number to assign; the number is also greater than any assigned before.
+        """
         self._resource_ids = max(self._resource_ids + 1, least)
         among.append(Resource(self._resource_ids, label, format, content))
         return among[-1]
@@ -205,6 +230,15 @@ class Archive:
     def file(
         resource: Resource, path: str, content: Content, size: str | None = None, digest: str | None = None
     ) -> Entry:
+        """Add a file to a resource.
+
+        Args:
+            resource: The resource to add it to.
+            path: Its path within the resource.
+            content: Its bytes, or the file that holds them; None for a file that only the catalogue lists.
+            size: The size in bytes that the catalogue states; by default that of `content`, if it is bytes.
+            digest: The MD5 that the catalogue states, in hex; by default that of `content`, if it is bytes.
+        """
         if isinstance(content, bytes):
             size = str(len(content)) if size is None else size
             digest = hashlib.md5(content).hexdigest() if digest is None else digest
@@ -215,7 +249,7 @@ class Archive:
     # -- looking up --------------------------------------------------------------------------------------------
 
     def project_id(self, key: str) -> str:
-        """Of an ID or an alias; anything else stays what it is."""
+        """Return the project ID for an ID or an alias; any other key is returned unchanged."""
         aliases = {project.alias: project.id for project in self.projects.values() if project.alias}
         return key if key in self.projects else aliases.get(key, key)
 
@@ -225,12 +259,12 @@ class Archive:
         return self.projects[project].members.get(user, "")
 
     def sees(self, user: str, project: str) -> bool:
-        """Whether a project is in the user's list."""
+        """Return true if the project is in the user's list."""
         access = self.projects[project].access
         return bool(self.role(user, project)) or access in ("public", "protected")
 
     def reads(self, user: str, project: str) -> bool:
-        """Whether what is in a project may be read."""
+        """Return true if the user may read the contents of the project."""
         return bool(self.role(user, project)) or self.projects[project].access == "public"
 
     def edits(self, user: str, project: str) -> bool:
@@ -243,7 +277,7 @@ class Archive:
         return any(self.reads(user, project) for project in (item.project, *item.shared))
 
     def subjects_in(self, project: str) -> Iterator[tuple[Subject, str]]:
-        """Own ones and those shared in, with the label they have there."""
+        """Yield the subjects that a project owns and those shared into it, with their labels there."""
         for subject in self.subjects.values():
             if subject.project == project:
                 yield subject, subject.label
@@ -261,6 +295,10 @@ class Archive:
         return _by_label_or_id(list(self.subjects_in(project)), key)
 
     def find_experiment(self, project: str, key: str, accession_first: bool = False) -> Experiment | None:
+        """Find an experiment of a project by label or accession ID.
+
+        With `accession_first`, an accession ID takes precedence, even one of another project.
+        """
         rows = list(self.experiments_in(project))
         if accession_first and key in self.experiments:
             return self.experiments[key]
@@ -270,7 +308,7 @@ class Archive:
         return [e for e in self.experiments.values() if e.session == session.id]
 
     def resources(self) -> Iterator[tuple[Resource, "Home"]]:
-        """Every resource with where it hangs."""
+        """Yield every resource with the item it belongs to."""
         for project in self.projects.values():
             for r in project.resources:
                 yield r, Home("resources", "", " ", project=project)
@@ -281,11 +319,11 @@ class Archive:
             yield from experiment_resources(experiment)
 
     def changed(self) -> None:
-        """Something was changed otherwise than by the methods above: numbers are looked up anew."""
+        """Invalidate the index of resource numbers, after a change not made by the methods above."""
         self._indexed = 0
 
     def resource_by_id(self, number: int) -> tuple[Resource, "Home"] | None:
-        if self._indexed != self._resource_ids:  # made anew where a resource was added
+        if self._indexed != self._resource_ids:  # a resource was added since the index was built
             self._indexed = self._resource_ids
             self._by_id = {pair[0].id: pair for pair in self.resources()}
         return self._by_id.get(number)
@@ -293,7 +331,7 @@ class Archive:
 
 @dataclass(frozen=True)
 class Home:
-    """What a resource hangs on: the `category`, `cat_id` and `cat_desc` of the listing, and the item."""
+    """The item that a resource belongs to, and the listing's `category`, `cat_id` and `cat_desc` for it."""
 
     category: str
     cat_id: str
@@ -304,12 +342,12 @@ class Home:
     part: str = ""  # of the experiment: 'scans/1', 'reconstructions/r', 'out', 'in'
 
     def owner(self) -> str:
-        """The project it belongs to."""
+        """Return the ID of the owning project."""
         item = self.subject or self.experiment
         return self.project.id if self.project else item.project if item else ""
 
     def base(self) -> str:
-        """The URI before /resources."""
+        """Return the part of the URI before /resources."""
         if self.project:
             return f"/data/projects/{self.project.id}"
         if self.subject:
@@ -319,7 +357,7 @@ class Home:
 
 
 def experiment_resources(experiment: Experiment) -> Iterator[tuple[Resource, Home]]:
-    """Its own, its scans', its reconstructions' and, of an assessor, those put out."""
+    """Yield the resources of an experiment: its own, those of its scans and reconstructions, its inputs and outputs."""
     for r in experiment.resources:
         yield r, Home("resources", experiment.id, " ", experiment=experiment)
     for scan in experiment.scans:

@@ -1,6 +1,6 @@
-"""What a URL addresses when something is to be changed: exactly one item, or one that may be made.
+"""Resolve the URL of a change: it addresses exactly one item, or one that may be created.
 
-Nothing falls through to what is above, as it does for GET: what is missing is missing.
+Unlike with GET, a missing item does not fall through to the item above it.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Place:
-    """An item, or where one would be that is called `key`."""
+    """An item, or the position of one named `key` that may be created."""
 
     kind: str
     key: str
@@ -32,7 +32,7 @@ class Place:
     above: "Place | None"
 
     def below(self) -> tuple[str, ...]:
-        """The collections that have a route below it: not all that make sense have."""
+        """Return the collections that have a route below this item. Not every meaningful one has."""
         if self.kind == "project":
             return ("subjects", "experiments")
         if self.kind == "subject" and self.above is not None:
@@ -42,7 +42,7 @@ class Place:
         return ()
 
     def project(self) -> str:
-        """Whose members may change it."""
+        """Return the ID of the project whose members may change the item."""
         match self.item:
             case Project(id=id):
                 return id
@@ -57,12 +57,12 @@ class Place:
         return self.above.item
 
     def base(self) -> str:
-        """The item's URI."""
+        """Return the item's URI."""
         key = self.item.id if self.item is not None else self.key
         return f"{self.above.base() if self.above else '/data'}/{_collection(self.kind)}/{key}"
 
     def resources(self, side: str = "") -> list[Resource]:
-        """Those of the item; of an assessor or a reconstruction those of one side."""
+        """Return the item's resources; `side` ("in", "out") selects those of an assessor or a reconstruction."""
         match self.item:
             case Reconstruction(out=out, inputs=inputs):
                 return inputs if side == "in" else out
@@ -74,7 +74,19 @@ class Place:
 
 
 def resolve(archive: Archive, user: str, segments: Sequence[str]) -> tuple[Place | None, tuple[str, ...]]:
-    """The item, and what of the path is left. Raises Failed where something above it is missing."""
+    """Resolve a path.
+
+    Args:
+        archive: The archive.
+        user: The user, who must be able to read the items.
+        segments: The path below /data.
+
+    Returns:
+        The item that the path addresses, None for a collection of the site, and the rest of the path.
+
+    Raises:
+        Failed: An item above it is missing.
+    """
     place: Place | None = None
     rest = tuple(segments)
     while len(rest) >= 2 and rest[0] in (place.below() if place else ("projects", "subjects", "experiments")):

@@ -1,4 +1,4 @@
-"""The data types of the site: what an item may be, and what a DICOM modality makes it."""
+"""The data types of the site, and how DICOM modalities map to them."""
 
 MODALITIES = {
     "MR": "mr", "CT": "ct", "PT": "pet", "US": "us", "CR": "cr", "DX": "dx", "MG": "mg", "NM": "nm", "XA": "xa",
@@ -19,7 +19,7 @@ def scan_type(modality: str) -> str:
 
 
 def session_type(modalities: set[str]) -> str:
-    """PET counts more than the CT or MR that was taken with it."""
+    """Return the data type of a session. PET takes precedence over the CT or MR acquired with it."""
     if {"PT", "MR"} <= modalities:
         return "xnat:petmrSessionData"
     known = [stem for modality, stem in MODALITIES.items() if modality in modalities and stem not in ("sc", "rt")]

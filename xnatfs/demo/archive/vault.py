@@ -1,4 +1,4 @@
-"""Where uploaded bytes are kept: a temporary directory, gone when the server is."""
+"""Store uploaded bytes in a temporary directory, which is removed when the server ends."""
 
 import hashlib
 import shutil
@@ -11,13 +11,19 @@ from xnatfs.demo.archive.model import Entry
 
 
 class Vault:
-    """Files under names of its own: whatever a client calls them, nothing outside can be reached."""
+    """Stored files, under generated names: no name chosen by a client can reach a file outside."""
 
     def __init__(self) -> None:
         self._directory: Path | None = None
 
     def keep(self, path: str, pieces: Iterable[bytes], modified: float) -> Entry:
-        """A catalogue entry whose bytes are on disk."""
+        """Write the bytes to disk and return a catalogue entry for them.
+
+        Args:
+            path: The path of the entry within its resource.
+            pieces: The bytes, in order.
+            modified: The modification time, in seconds since the epoch.
+        """
         digest, size = hashlib.md5(), 0
         with tempfile.NamedTemporaryFile(dir=self._home(), delete=False) as file:
             for piece in pieces:
@@ -27,7 +33,7 @@ class Vault:
         return Entry(path, Path(file.name), str(size), digest.hexdigest(), modified)
 
     def drop(self, entries: Iterable[Entry]) -> None:
-        """Free the bytes; files that were published from elsewhere stay."""
+        """Delete the stored bytes of these entries. Published files outside the vault stay."""
         for entry in entries:
             if isinstance(entry.content, Path) and entry.content.parent == self._directory:
                 entry.content.unlink(missing_ok=True)
