@@ -1,1 +1,1 @@
-"""Serve the files of resources, and take new ones."""
+"""Serve the files of resources, and store new ones."""

@@ -1,4 +1,4 @@
-"""Files as one archive, made while it is sent: tar, tar.gz and zip; lost files are left out (XNAT REST contract 9)."""
+"""Stream files as one archive: tar, tar.gz or zip, without the files that are lost (XNAT REST contract 9)."""
 
 import re
 import tarfile
@@ -31,15 +31,15 @@ UNSAFE = re.compile(r'[/\\:*?"<>|]')
 
 @dataclass(frozen=True)
 class Layout:
-    """How members are called."""
+    """How the members of an archive are named."""
 
     archive: Archive
-    name: str  # what the archive is of: a session's label, a subject's, a project's ID
+    name: str  # label of the session or subject, or ID of the project, that the archive holds
     structure: str = ""
     kind: str = "application/zip"
     typed: bool = False  # scans were addressed in the URL
-    blank: bool = False  # everything of a session was
-    above: tuple[bool, bool] = (False, False)  # whether project and subject precede
+    blank: bool = False  # all resources of a session were addressed
+    above: tuple[bool, bool] = (False, False)  # whether names begin with the project, and with the subject
     parts: bool = True  # resources that were addressed by number are named with their scans
 
     def member(self, resource: Resource, home: Home, path: str) -> str:
@@ -50,7 +50,7 @@ class Layout:
             place = "RESOURCES" if home.category == "resources" else f"{home.category.upper()}/{home.cat_id}"
             return f"{self._top(home)}/{place}/{label}/{path}"
         name = f"{self._top(home)}{self._part(home)}/resources/{label}/files/{path}"
-        # In file paths, too: that is how the server does it.
+        # The server removes them from file paths, too.
         return name.replace("/resources", "").replace("/files", "") if self.structure == "simplified" else name
 
     def _top(self, home: Home) -> str:
@@ -70,7 +70,7 @@ class Layout:
         return f"/{home.category}/{home.cat_id}{suffix}"
 
     def _improved(self, home: Home) -> str:
-        """Without a session above; a session's own resources have a blank for a description."""
+        """Return the folder of a member, without the session; a session's own resources have a blank description."""
         if not home.cat_id or (home.category == "resources" and self.blank):
             return home.category
         described = home.cat_id if self.kind == "application/x-tar" else f"{home.cat_id}_{home.cat_desc}"
@@ -78,7 +78,7 @@ class Layout:
 
 
 def archive(found: Found, query: Query, layout: Layout) -> Reply:
-    """All files of these resources."""
+    """Reply with all files of these resources as one archive. Raises Failed if there are none."""
     if any(resource.broken for resource, _ in found):
         raise Failed(404, "Unable to find file.", empty=True)
     members = [
@@ -100,24 +100,32 @@ def archive(found: Found, query: Query, layout: Layout) -> Reply:
 
 
 def _fits(name: str, release: Release) -> bool:
-    """Return true where a tar of this release can hold a member of this name. The first that does not fit ends it."""
+    """Return true if a tar of this release can hold a member of this name. The first that does not fit ends the tar."""
     return not release.tar_name or len(name) <= release.tar_name
 
 
 def _blocks(size: int) -> int:
-    """Return the bytes that a member takes, with its header."""
+    """Return the bytes that a member occupies in a tar, with its header."""
     return BLOCK + size - size % -BLOCK
 
 
 def layout(archive: Archive, query: Query, name: str, *, typed: bool, blank: bool) -> Layout:
-    """As the query has it."""
+    """Return the layout that the query requests.
+
+    Args:
+        archive: The archive that holds the items.
+        query: The query of the request.
+        name: The name of the archive file, without its extension.
+        typed: The URL addressed scans.
+        blank: The request was for all resources of a session.
+    """
     above = (true(query, "projectIncludedInPath"), true(query, "subjectIncludedInPath"))
     kind, parts = ARCHIVES[query["format"]], query.release.archive_parts
     return Layout(archive, name, query.get("structure", ""), kind, typed, blank, above, parts)
 
 
 def one_file(entry: Entry) -> Reply:
-    """A zip with nothing but this file."""
+    """Reply with a zip that holds this file alone."""
     name = entry.path.rpartition("/")[2]
     headers = {"Content-Disposition": disposition(f"{name}.zip")}
     return Reply(200, zipped([_zip_member(name, entry)]), "application/zip", headers)
@@ -137,7 +145,7 @@ def _zip_member(name: str, entry: Entry) -> Member:
 
 
 def _records(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """Cut a tar into whole records. Where it ends too early, the last record is not full and is lost."""
+    """Split a tar into whole records. If it ends too early, its last, incomplete record is dropped."""
     begun = b""
     for piece in pieces:
         begun += piece
@@ -148,7 +156,7 @@ def _records(pieces: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _tar(members: list[tuple[str, Entry]], release: Release) -> Iterator[bytes]:
-    """Make a tar: long names as PAX headers, or its end at the first of them; backslashes become slashes."""
+    """Stream a tar. A long name gets a PAX header or, in older releases, ends the tar; backslashes become slashes."""
     written = 0
     for name, entry in members:
         if not _fits(name, release):

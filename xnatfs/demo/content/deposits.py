@@ -1,4 +1,4 @@
-"""Resources are made and deleted, files are put into them and taken out (XNAT REST contract 10.3 to 10.5)."""
+"""Create and delete resources, and add and delete their files (XNAT REST contract 10.3 to 10.5)."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +16,7 @@ from xnatfs.demo.server.request_bodies import Body, Sent, sent
 
 
 class Deposits:
-    """Changes of resources. `justification` is a setting of the site."""
+    """Apply changes of resources. `justification` is a setting of the site."""
 
     def __init__(self, archive: Archive, vault: Vault, clock: Callable[[], float], release: Release) -> None:
         self.release = release
@@ -26,7 +26,17 @@ class Deposits:
         self.justification = False
 
     def answer(self, asked: Asked, place: Place, rest: Sequence[str], body: Body) -> Reply:
-        """[in|out/]resources[/R[/files[/F]]] and [in|out/]files[/F]"""
+        """Answer [in|out/]resources[/R[/files[/F]]] and [in|out/]files[/F].
+
+        Args:
+            asked: The request.
+            place: The item that owns the resources.
+            rest: The path below the item.
+            body: The body.
+
+        Raises:
+            Failed: The change is refused.
+        """
         side = rest[0] if rest[0] in ("in", "out") else ""
         among = place.resources(side)
         rest = rest[1:] if side else rest
@@ -71,7 +81,7 @@ class Deposits:
         return made
 
     def _selected(self, asked: Asked, among: list[Resource], key: str) -> list[Resource]:
-        """Those of a label among these, or the one of a number, wherever it is."""
+        """Return the resources in `among` with this label, or the one with this number, wherever it is."""
         if not key.isdigit():
             label = "" if key.upper() == "NULL" else key
             return [resource for resource in among if resource.label == label]
@@ -81,7 +91,7 @@ class Deposits:
         return [found[0]]
 
     def _owner(self, place: Place, resource: Resource) -> str:
-        """The project that a resource belongs to, which a number may name below any other."""
+        """Return the project that a resource belongs to. A number may address it below any other project."""
         found = self.archive.resource_by_id(resource.id)
         return found[1].owner() if found else place.project()
 
@@ -101,7 +111,7 @@ class Deposits:
         self, asked: Asked, place: Place, among: list[Resource], key: str | None, path: Sequence[str], body: Body
     ) -> Reply:
         if not self.archive.edits(asked.user, place.project()):
-            return text("")  # and nothing is stored: the server does not say so
+            return text("")  # the server stores nothing, and does not report that
         if self.justification and not asked.query.get("event_reason"):
             raise Failed(500, "Justification required.")
         got = sent(body, asked.headers, inbody=true(asked.query, "inbody"), chunked_zips=self.release.chunked_zips)
@@ -119,7 +129,7 @@ class Deposits:
         return text("")
 
     def _incoming(self, asked: Asked, got: Sent, name: str) -> Iterator[Entry]:
-        """The files sent, as entries; archives as what is in them, if that is asked for. Raises Failed."""
+        """Yield an entry for each file of the request; `extract` unpacks archives. Raises Failed."""
         now = self.clock()
         for part in got.files:
             own = part.name.replace("\\", "/").rpartition("/")[2]
@@ -148,7 +158,7 @@ class Deposits:
         return True
 
     def _delete_files(self, asked: Asked, place: Place, among: list[Resource], key: str, path: str) -> Reply:
-        """Every file whose path begins like this, which for no path is every file."""
+        """Delete every file whose path begins with `path`; an empty path selects all files."""
         if not self.archive.deletes(asked.user, place.project()):
             raise Failed(403, "User account has insufficient privileges to delete this.")
         found = self._selected(asked, among, key)
@@ -169,12 +179,12 @@ class Deposits:
 
 
 def stored_name(path: str) -> str:
-    """The name that a path in a URL is stored under: its escapes are part of it, unless two of them are there."""
+    """Return the name that a path in a URL is stored under. Escapes stay, unless it contains %20 or %2B."""
     return unquote_plus(path) if "%20" in path or "%2B" in path else path
 
 
 def allowed(path: str) -> str:
-    """Raises Failed for a name that no file may have."""
+    """Return the path. Raises Failed if no file may have this name."""
     parts = path.split("/")
     if not path or path.endswith("_catalog.xml") or "" in parts or ".." in parts or "." in parts:
         raise Failed(400, f"Invalid file name: {path}")

@@ -1,4 +1,4 @@
-"""Resources and files: lists, downloads, archives."""
+"""Answer requests for lists of resources and files, for catalogues and for downloads."""
 
 import re
 from collections.abc import Sequence
@@ -30,6 +30,7 @@ RANGE = re.compile(r"bytes=(\d*)-(\d*)$")
 
 
 def list_resources(found: Found, query: Query, *, session_rows_blank: bool) -> Reply:
+    """Reply with the list of resources. With `session_rows_blank`, those of the session itself have no `cat_id`."""
     rows = []
     for resource, home in found:
         own = home.category == "resources" and session_rows_blank
@@ -54,7 +55,7 @@ def list_resources(found: Found, query: Query, *, session_rows_blank: bool) -> R
 
 
 def catalogue(found: Found, query: Query) -> Reply:
-    """The catalogue of one resource, as XML and nothing else."""
+    """Reply with the catalogue of one resource. XML is its only form."""
     negotiated(query, (XML,))
     if len(found) != 1:
         raise Failed(404, "Unable to find the specified resource")
@@ -84,7 +85,20 @@ def _catalogue_entry(entry: Entry) -> str:
 
 
 def list_files(found: Found, query: Query, *, single_base: str, context: str, digests: bool, folder: str = "") -> Reply:
-    """Catalogue entries. One resource's URIs begin as its parent was addressed, `single_base`; else canonically."""
+    """Reply with the list of catalogue entries.
+
+    Args:
+        found: The resources, each with its item.
+        query: The query, which may filter the entries and selects the form of the list.
+        single_base: The start of the URIs if there is a single resource, as the request addressed its parent;
+            URIs of several resources are canonical.
+        context: The context path of the server.
+        digests: Whether the site states digests.
+        folder: The start of the paths to list, with a final slash; "" for all.
+
+    Raises:
+        Failed: The catalogue of a resource cannot be read.
+    """
     if any(resource.broken for resource, _ in found):
         raise Failed(404, "Unable to find file.", empty=True)
     rows: Rows = []
@@ -95,7 +109,7 @@ def list_files(found: Found, query: Query, *, single_base: str, context: str, di
             if not entry.path.startswith(folder) or hidden:
                 continue
             if query.get("recursive") == "false" and "/" not in entry.path[len(folder) :]:
-                continue  # the server has this the wrong way round
+                continue  # the server's test is inverted
             if not _has(query, "file_format", entry.format) or not _has(query, "file_content", entry.note):
                 continue
             rows.append(
@@ -125,7 +139,7 @@ def list_files(found: Found, query: Query, *, single_base: str, context: str, di
 
 
 def _manifest(rows: Rows) -> Reply:
-    """The list as a catalogue of URLs."""
+    """Reply with the list as a catalogue of URLs."""
     entries = "".join(
         f"<cat:entry URI={quoteattr(row['URI'])} name={quoteattr(row['URI'].partition('/files/')[2])}/>" for row in rows
     )
@@ -134,9 +148,9 @@ def _manifest(rows: Rows) -> Reply:
 
 
 def find_entry(found: Found, path: str, release: Release = XNAT_1_8) -> Entry:
-    """Find the entry of a path, in the first resource only; one called like the path as it was sent comes first.
+    """Find the entry for a path, in the first resource only.
 
-    Raises Failed.
+    An entry whose path equals the undecoded path takes precedence. Raises Failed if there is none.
     """
     if not found:
         raise Failed(404, "Unable to find catalog entry for given uri.", empty=True)
@@ -153,7 +167,17 @@ def find_entry(found: Found, path: str, release: Release = XNAT_1_8) -> Entry:
 
 
 def by_index(found: Found, index: str, *, single: bool, query: Query) -> Entry:
-    """The n-th file of a listing. On one resource it works only together with a filter."""
+    """Return the file at a position, from 0, of a listing.
+
+    Args:
+        found: The resources, each with its item.
+        index: The position, as the query has it.
+        single: The request addressed one resource: the server then requires a filter, too.
+        query: The query with its filters.
+
+    Raises:
+        Failed: There is no such file.
+    """
     if single and not query.keys() & {"file_format", "file_content"}:
         raise Failed(404, "index")
     entries = [entry for resource, _ in found for entry in resource.listed()]
@@ -169,7 +193,17 @@ def _has(query: Query, name: str, value: str) -> bool:
 
 
 def download(entry: Entry, headers: dict[str, str], query: Query, *, ranges: bool) -> Reply:
-    """One file, whole or a range of it."""
+    """Reply with a file, or with a range of it.
+
+    Args:
+        entry: The catalogue entry of the file.
+        headers: The request's headers, with lower-case names.
+        query: The request's query.
+        ranges: Whether the site serves ranges.
+
+    Raises:
+        Failed: The file is lost, or the request is for several ranges.
+    """
     if entry.lost or entry.content is None:
         if query.get("accept-not-found") == "true":
             return Reply(204)
@@ -199,7 +233,10 @@ def _not_modified(entry: Entry, headers: dict[str, str]) -> bool:
 
 
 def _ranged(entry: Entry, wanted: str, size: int, kind: str, sent: dict[str, str]) -> Reply:
-    """Answer a range. Neither end is clamped: the headers promise what was asked for, and the connection ends early."""
+    """Answer a range request.
+
+    Neither end is clamped: the headers promise the requested length, and the connection closes early.
+    """
     assert entry.content is not None
     whole = Slice(entry.content, 0, size)
     if not wanted.startswith("bytes="):
@@ -213,10 +250,10 @@ def _ranged(entry: Entry, wanted: str, size: int, kind: str, sent: dict[str, str
         first, last = size - int(match[2]), size - 1
     else:
         first, last = int(match[1]), int(match[2] or -1)
-    if match[1] and last < first:  # it has no end, or one before its beginning
+    if match[1] and last < first:  # the range has no end, or one before its start
         last = size - 1
     sent["Content-Range"] = f"bytes {first}-{last}/{size}"
-    if last + 1 < first:  # begins after the end of what has no other end: no length can be stated
+    if last + 1 < first:  # the range starts after the end of the file: no length can be stated
         return Reply(206, iter(()), kind, sent)
     return Reply(206, Slice(entry.content, max(0, first), last - first + 1), kind, sent)
 

@@ -1,6 +1,6 @@
-"""A file inside a zip inside a resource: `data.zip!/inner` or `data.zip/inner` (XNAT REST contract 6.6).
+"""Serve a file inside a zip inside a resource: `data.zip!/inner` or `data.zip/inner` (XNAT REST contract 6.6).
 
-That a folder may be called like a zip is not foreseen: what is in `folder.zip/` cannot be had by its name.
+A folder named like a zip is not supported: files in `folder.zip/` cannot be addressed by name.
 """
 
 import io
@@ -16,13 +16,13 @@ INNER = re.compile(r"(.*?\.(?:zip|jar|rar|ear|gar|mrb))!?/(.+)", re.IGNORECASE)
 
 
 def split(path: str) -> tuple[str, str]:
-    """The path of the archive, and of what is wanted in it: '' for the file itself."""
+    """Return the path of the archive and the path within it, which is "" for the archive itself."""
     match = INNER.fullmatch(path)
     return (match[1], match[2]) if match else (path, "")
 
 
 def inner(entry: Entry, name: str) -> Entry:
-    """A file in it. Raises Failed."""
+    """Return a file of the archive as an entry. Raises Failed if there is none."""
     with _opened(entry) as opened:
         if name not in opened.namelist():
             raise Failed(404, "Unable to find catalog entry for given uri.")

@@ -1,4 +1,4 @@
-"""The files in an archive that was sent: zip, tar, tar.gz."""
+"""Read the files of an uploaded archive: zip, tar or tar.gz."""
 
 import re
 import tarfile
@@ -19,15 +19,15 @@ Member = tuple[str, Iterator[bytes]]
 
 
 def kind(name: str, type: str) -> str:
-    """'zip' or 'tar', by the ending of the name or else by the type; '' for anything else."""
+    """Return "zip" or "tar", by the extension of the name or else by the media type; "" for any other file."""
     ending = ENDING.search(name)
     return ENDINGS[ending[0].lower()] if ending else TYPES.get(type.partition(";")[0].strip().lower(), "")
 
 
 def members(part: Part, kind: str, charset: str = "utf-8") -> Iterator[Member]:
-    """Paths and contents; each content is read before the next is asked for. `charset`: of names in a tar.
+    """Yield the path and the content of each member. A content must be read before the next member is requested.
 
-    Raises Failed.
+    `charset` is the encoding of names in a tar. Raises Failed if the archive cannot be read.
     """
     if (part.start, part.end) == (0, part.body.size):
         yield from opened(part.body.file, kind, charset)

@@ -1,5 +1,8 @@
-"""A zip while it is sent, as XNAT's: a stored entry has size and CRC in its local header, so it is read twice; a
-deflated one ends in a data descriptor. Entries and archives beyond 4 GiB are Zip64."""
+"""Stream a zip as XNAT does.
+
+A stored entry has its size and CRC in its local header, so its file is read twice; a deflated one ends with a data
+descriptor. Entries and archives beyond 4 GiB are Zip64.
+"""
 
 import struct
 import zlib
@@ -25,7 +28,7 @@ class Member:
 
 @dataclass
 class _Written:
-    """What the directory at the end says of a member."""
+    """A member's record in the central directory."""
 
     name: bytes
     flags: int
@@ -53,7 +56,7 @@ class _Written:
 
 
 def zipped(members: list[Member], level: int = 0) -> Iterator[bytes]:
-    """The bytes of the archive; `level` 0 stores."""
+    """Yield the bytes of the archive. `level` is zlib's; at level 0 members are stored."""
     at, written = 0, []
     for member in members:
         made = _Written(member.name.encode("utf-8", "replace"), UTF8, 8 if level else 0, member.stamp(), at)
