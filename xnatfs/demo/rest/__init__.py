@@ -1,1 +1,1 @@
-"""Answer lists, documents and services, as XNAT's REST API does."""
+"""Answer requests for lists, documents and services as XNAT's REST API does."""

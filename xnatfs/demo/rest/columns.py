@@ -1,7 +1,7 @@
-"""Which columns an experiment list has, what they are called, and whose rows they leave (XNAT REST contract 4, 5.3).
+"""Select the columns of an experiment list, and with them its rows (XNAT REST contract 4, 5.3).
 
-A column may be asked for by its shortcut or by its path; the shortcut is its name in either case. A column that only a
-subtype has makes that subtype the root of the query: every other experiment is gone from the list.
+A column may be requested by its shortcut or by its path; the list names it by the shortcut in either case. A column
+that only a subtype has makes that subtype the root of the query: all other experiments disappear from the list.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,7 +15,7 @@ from xnatfs.demo.server.reply import Failed
 IMAGE, MR, ASSESSOR = "xnat:imageSessionData", "xnat:mrSessionData", "xnat:imageAssessorData"
 SUBJECT_ASSESSOR = "xnat:subjectAssessorData"
 SCAN = "xnat:imagescandata/"
-# Of what the document calls unconfirmed: a server answers as described, without the column, or with an error.
+# For joins that the contract calls unconfirmed: a server answers as described, without the column, or with an error.
 Joins = Literal["answered", "ignored", "refused"]
 BASES = {"xnat:experimentdata", "xnat:subjectassessordata", "xnat:subjectdata", ""}
 # Paths that belong to a shortcut, in lower case.
@@ -45,16 +45,16 @@ ROOTS = {
 class Chosen:
     """The columns of one answer."""
 
-    names: list[str]  # as asked for, or the default ones; then the key and the URI
+    names: list[str]  # as requested, or the default ones; then the key and the URI
     root: str
 
     @property
     def shares(self) -> bool:
-        """Whether a shared item gets the label it has in the project that is listed."""
+        """Return true if a shared item has the label of the listed project."""
         return "label" in self.names and self.root != IMAGE
 
     def holds(self, row: Mapping[str, str]) -> bool:
-        """Whether an experiment with these cells is in the list."""
+        """Return true if an experiment with these cells is in the list."""
         xsi_type = row["xsitype"]
         if self.root.lower() == SUBJECT_ASSESSOR.lower():
             return f"{SUBJECT_ASSESSOR.lower()}/id" in row
@@ -65,11 +65,18 @@ class Chosen:
         return xsi_type.endswith("SessionData") if self.root == IMAGE else xsi_type.lower() == self.root.lower()
 
     def rows(self, rows: Rows) -> Rows:
-        """Of rows with lower-case names those columns that exist: who asks for others is not told."""
+        """Return the requested columns of rows with lower-case names. Unknown columns are left out without an error."""
         return [{name: row[name.lower()] for name in self.names if name.lower() in row} for row in rows]
 
 
 def choose(query: Query, defaults: Iterable[str], root: str) -> Chosen:
+    """Return the columns of a list and its root data type.
+
+    Args:
+        query: The request's query.
+        defaults: The columns of a request that names none, or DEFAULT.
+        root: The root data type if neither the query nor its columns imply another one.
+    """
     asked = unquote(query.get("columns", "")) or "DEFAULT"
     names: list[str] = []
     for name in asked.split(","):
@@ -82,7 +89,16 @@ def choose(query: Query, defaults: Iterable[str], root: str) -> Chosen:
 
 
 def without_joins(chosen: Chosen, query: Query, joins: Joins) -> tuple[Chosen, Query]:
-    """What is left of a question where a server does not join: nothing (500), or all but the joined columns."""
+    """Return the columns and the query that a server answers, without joined columns if it does not join.
+
+    Args:
+        chosen: The requested columns.
+        query: The request's query.
+        joins: What the server does: "answered", "ignored" (it drops the joined columns) or "refused".
+
+    Raises:
+        Failed: The server refuses the join (500).
+    """
     joined = [name for name in chosen.names if name.lower().startswith(SCAN)]
     if chosen.root.lower() == ASSESSOR.lower():
         joined += [name for name in chosen.names if name.lower().startswith("session_")]
@@ -97,7 +113,7 @@ def without_joins(chosen: Chosen, query: Query, joins: Joins) -> tuple[Chosen, Q
 
 
 def _root(asked: str) -> str:
-    """The subtype that the columns ask for; of several the most special one. Scans are joined, and no root."""
+    """Return the most specific subtype among the columns. Scans are joined, and never the root."""
     found = {ROOTS.get(name.lower(), name.partition("/")[0] if "/" in name else "") for name in asked.split(",")}
     types = [name for name in found if name.lower() not in BASES and not name.lower().endswith("scandata")]
     return min(types, key=lambda name: (name.lower() == IMAGE.lower(), name), default="")

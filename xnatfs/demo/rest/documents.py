@@ -1,4 +1,4 @@
-"""Item documents: HTML unless asked otherwise, JSON with typed values, XML; 406 to who accepts only JSON."""
+"""Serve item documents: HTML by default, JSON with typed values, or XML; 406 if the client accepts JSON alone."""
 
 import json
 from collections.abc import Mapping
@@ -134,7 +134,7 @@ def _sent(item: Item, asked: Asked) -> Reply:
 
 
 def _xml(tag: str, item: Item, spaces: str = "") -> str:
-    """An item as schema XML: what identifies it as attributes, the rest as elements."""
+    """Return an item as schema XML: identifying fields as attributes, the others as elements."""
     fields = item["data_fields"]
     inside = fields if tag == "file" else {key: fields[key] for key in ATTRIBUTES if key in fields}
     attributes = "".join(f' {key}="{value}"' for key, value in inside.items() if not key.startswith("xnat_"))
@@ -148,7 +148,7 @@ def _xml(tag: str, item: Item, spaces: str = "") -> str:
 
 
 def elements(archive: Archive, user: str, query: Query) -> Reply:
-    """The data types in what this user sees."""
+    """Reply with the data types that occur in the user's data."""
     seen = [e.xsi_type for e in archive.experiments.values() if archive.reads_item(user, e)]
     names = ["xnat:projectData", "xnat:subjectData", *sorted(set(seen))]
     rows = [
@@ -165,7 +165,7 @@ def elements(archive: Archive, user: str, query: Query) -> Reply:
 
 
 def fields(xsi_type: str, query: Query) -> Reply:
-    """What a stored search may show of one data type. Raises Failed for one there is none of."""
+    """Reply with the fields of a data type that a stored search may show. Raises Failed for an unknown type."""
     kind = xsi_type.partition(":")[2]
     if not xsi_type.startswith(("xnat:", "icr:")) or not kind.endswith("Data"):
         raise Failed(404, "")

@@ -1,4 +1,4 @@
-"""The lists of experiments: of a project, of a subject, of the site; and all scans of a project in one of them."""
+"""List the experiments of a project, of a subject or of the site, optionally joined with their scans."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ SHARED_INTO = "xnat:imagesessiondata/sharing/share/project"
 
 
 def experiments(archive: Archive, project: str, query: Query, subject: Subject | None = None) -> Reply:
-    """Of a project. Subject assessors only: sessions and other assessments, not the assessors of sessions."""
+    """List the sessions and other subject assessments of a project, without the assessors of sessions."""
     chosen = choose(query, DEFAULT, "xnat:subjectAssessorData")
     rows = [
         _shared(archive, experiment, label, project, query) if chosen.shares else _own(archive, experiment, query)
@@ -28,13 +28,13 @@ def experiments(archive: Archive, project: str, query: Query, subject: Subject |
 
 
 def all_experiments(archive: Archive, user: str, query: Query, joins: Joins = "answered") -> Reply:
-    """Of the site, image assessors too. A page is cut before it is known what of it may be read.
+    """List the experiments of the site, image assessors included. Pages are cut before permissions are checked.
 
-    That the scans of sessions can be had here and the sessions of assessors is not confirmed: `joins`.
+    It is not confirmed that this list can be joined with the scans of sessions and the sessions of assessors: `joins`.
     """
     chosen = choose(query, DEFAULT, "xnat:experimentData")
     chosen, query = without_joins(chosen, query, joins)
-    # By these it looks up what of a row may be read, and they stay in it.
+    # The server checks permissions by these columns, and leaves them in the list.
     chosen = replace(chosen, names=list(dict.fromkeys([*chosen.names, "project", "xsiType"])))
     found = [e for e in archive.experiments.values() if query.get(SHARED_INTO, "") in ("", *e.shared)]
     rows = _wanted([_own(archive, e, query) for e in found], query, chosen)
@@ -58,13 +58,13 @@ def _own(archive: Archive, experiment: Experiment, query: Query) -> dict[str, st
 
 
 def _shared(archive: Archive, experiment: Experiment, label: str, project: str, query: Query) -> dict[str, str]:
-    """Make the row of an experiment in the list of a project that it may be shared into."""
+    """Return the row of an experiment in the list of a project, which may have it as a share."""
     there = project if query.release.substitutes_shares else experiment.project
     return _row(archive, experiment, label, there, query)
 
 
 def _row(archive: Archive, experiment: Experiment, label: str, project: str, query: Query) -> dict[str, str]:
-    """Every column there is, by its name in lower case."""
+    """Return all columns by their lower-case names."""
     subject = archive.subjects[experiment.subject]
     there = subject.shared.get(project, subject.label)
     modality = experiment.xsi_type.partition(":")[2].removesuffix("SessionData").upper()
@@ -101,14 +101,14 @@ def _row(archive: Archive, experiment: Experiment, label: str, project: str, que
 
 
 def _wanted(rows: Rows, query: Query, chosen: Chosen) -> Rows:
-    """Rows of the type that is listed, and as the query filters them."""
+    """Return the rows of the listed type that pass the filters of the query."""
     rows = [row for row in rows if chosen.holds(row)]
     lowered = query.holding([(key.lower(), value) for key, value in query.pairs if key != "xsiType"])
     return filtered(rows, lowered, [name.lower() for name in FILTERS])
 
 
 def _with_scans(archive: Archive, sessions: Rows, query: Query, labels: bool) -> Rows:
-    """One row per session and scan, and per resource label where that is asked for."""
+    """Return one row per session and scan and, with `labels`, per resource label."""
     rows: Rows = []
     for row in sessions:
         session = archive.experiments[row["id"]]

@@ -1,4 +1,4 @@
-""".../resources[/R[/files[/F]]] and .../files[/F], wherever they hang."""
+"""Answer .../resources[/R[/files[/F]]] and .../files[/F] at every level of the archive."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,14 +15,14 @@ Found = list[tuple[Resource, Home]]
 
 @dataclass(frozen=True)
 class Asked:
-    """A request, as far as routing is concerned."""
+    """A request as the routes need it."""
 
     user: str
     method: str
     segments: tuple[str, ...]
     query: Query
     headers: dict[str, str]
-    slash: bool  # the path ended in one
+    slash: bool  # the path ended with a slash
 
     @property
     def head(self) -> bool:
@@ -31,22 +31,22 @@ class Asked:
 
 @dataclass(frozen=True)
 class Level:
-    """Whose resources a route is about."""
+    """The resources that a route addresses."""
 
     resources: tuple[tuple[Resource, Home], ...]
     base: str  # the URI that one resource's files get; '' for several parents
     name: str = "archive"
-    blank: bool = False  # a session's own rows have no ID, because `all` was asked for
+    blank: bool = False  # a session's own rows have no ID, because the request has `all`
     typed: bool = False  # scans were addressed in the URL
     everywhere: tuple[tuple[Resource, Home], ...] = ()  # of the item at any level; empty: `resources` are all
 
 
 class Levels:
-    """Resources of one level of the archive and their files.
+    """Answer requests for the resources of one level of the archive, and for their files.
 
-    `ranges` and `digests` are switches of the site. Two more make file lists lie, as real ones do while the numbers of
-    files are stated: those of a resource that is `nameless` are in no list; those of one that is `left_out` are in none
-    of several resources.
+    `ranges` and `digests` are switches of the site. Two more make file lists incomplete, as real ones can be although
+    the number of files is stated: files of a resource that is `nameless` are in no list, and files of one that is
+    `left_out` are in no list of several resources.
     """
 
     def __init__(self, archive: Archive, context: str, release: Release) -> None:
@@ -59,7 +59,16 @@ class Levels:
         self.left_out: Callable[[Resource, Home], bool] = lambda resource, home: False
 
     def answer(self, asked: Asked, level: Level, tail: Sequence[str]) -> Reply:
-        """.../resources[/R[/files[/F]]] and .../files[/F]"""
+        """Answer .../resources[/R[/files[/F]]] and .../files[/F].
+
+        Args:
+            asked: The request.
+            level: The resources that its URL addresses.
+            tail: The path from "resources" or "files" on.
+
+        Raises:
+            Failed: There is nothing at this path, or it cannot be read.
+        """
         if tail[0] == "files":
             return self._files(asked, level, tail[1:], single=False)
         if len(tail) == 1:
@@ -78,7 +87,7 @@ class Levels:
         return self._files(asked, chosen, tail[3:], single=True, numeric=numeric)
 
     def _chosen(self, asked: Asked, level: Level, tail: Sequence[str]) -> Found:
-        """Select the resources of a key; for an unknown number none, where that is no error."""
+        """Return the resources for a key; for an unknown number none, in releases where that is no error."""
         try:
             return self._selected(asked, level, tail[1])
         except Failed:
@@ -97,7 +106,7 @@ class Levels:
         return found
 
     def _numbered(self, asked: Asked, level: Level, key: str) -> Found:
-        """Return what digits mean: the resources so labelled at any level of the item, then the one of that number."""
+        """Return the resources for a numeric key: those with this label at any level, then the one with this number."""
         labelled = [pair for pair in level.everywhere or level.resources if pair[0].label == key]
         pair = self.archive.resource_by_id(int(key))
         if pair is None or not self._readable(asked.user, pair[1]):
@@ -143,7 +152,7 @@ class Levels:
         return files.download(entry, asked.headers, query, ranges=self.ranges)
 
     def _list(self, found: Sequence[tuple[Resource, Home]], query: Query, base: str, folder: str = "") -> Reply:
-        """List the files, except those that this site leaves out."""
+        """List the files, without those that the site's switches leave out."""
         told = [(resource, home) for resource, home in found if not self.nameless(resource)]
         if len(found) > 1:
             told = [(resource, home) for resource, home in told if not self.left_out(resource, home)]

@@ -1,4 +1,4 @@
-"""The lists of items: projects, subjects, experiments, scans, assessors, reconstructions, shares."""
+"""List items: projects, subjects, scans, assessors, reconstructions, shares, members."""
 
 from xnatfs.demo.archive.model import Archive, Experiment, Project, Subject
 from xnatfs.demo.rest.columns import Joins
@@ -75,9 +75,9 @@ def _subject_row(archive: Archive, subject: Subject, label: str, query: Query) -
 
 
 def subjects(archive: Archive, project: str, query: Query, joins: Joins = "answered") -> Reply:
-    """Of a project. With their resources' labels, if asked for: a row for each; not confirmed, hence `joins`."""
+    """List the subjects of a project. On request, there is one row per resource label (not confirmed: `joins`)."""
     asked = query.get("columns", "ID,label").lower().split(",")
-    there = {"id", "label"} <= set(asked) or "default" in asked  # else a shared one keeps the label it has at home
+    there = {"id", "label"} <= set(asked) or "default" in asked  # else a share has the label of its own project
     rows = [
         _subject_row(archive, subject, label if there else subject.label, query)
         for subject, label in archive.subjects_in(project)
@@ -186,7 +186,7 @@ def groups(project: Project, query: Query) -> Reply:
 
 
 def scan_types(archive: Archive, user: str, query: Query, project: str = "") -> Reply:
-    """The types in use, in what this user reads."""
+    """List the scan types in use, in the data that the user reads."""
     found = {
         (scan.type, scan.xsi_type)
         for experiment in archive.experiments.values()
@@ -199,7 +199,7 @@ def scan_types(archive: Archive, user: str, query: Query, project: str = "") -> 
 
 
 def need_reader(archive: Archive, user: str, project: str, what: str) -> None:
-    """404 for a project that is not seen, 403 for a protected one. Raises Failed."""
+    """Raise Failed unless the user may read the project: 404 if it is invisible, 403 if it is protected."""
     if project not in archive.projects or not archive.sees(user, project):
         raise Failed(404, f"Unable to identify project: {project}")
     if not archive.reads(user, project):

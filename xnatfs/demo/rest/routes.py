@@ -1,8 +1,8 @@
-"""Which URL is which list, document or file; with the traps that prefix routing sets.
+"""Route URLs to lists, documents and files, with the pitfalls of XNAT's prefix routing.
 
-A path is matched from its beginning, and what is left over is handed to the item that was found: an unknown tail of a
-known item is answered with that item's document. A missing session or scan in a resource route is no error for GET:
-the listing falls through to what does exist above it.
+A path is matched from its beginning, and the rest of it is passed to the item found: a known item with an unknown tail
+is answered with the item's document. A missing session or scan in a resource route is no error for GET: the listing
+falls through to the existing item above it.
 """
 
 from collections.abc import Sequence
@@ -123,7 +123,7 @@ class Routes:
         return documents.subject(self.archive, subject, asked)
 
     def _project_experiment(self, asked: Asked, project: str, key: str, tail: Sequence[str]) -> Reply:
-        """Only resources hang here; scans, assessors and files have no route, and get the session's document."""
+        """Answer resources of the experiment. Scans, assessors and files have no route here, and get its document."""
         found = self.archive.find_experiment(project, key, accession_first=bool(tail))
         if found is not None and not self.archive.reads_item(asked.user, found):
             found = None
@@ -157,7 +157,7 @@ class Routes:
         return self._experiment(asked, found, tail[1:], None, base)
 
     def _missing(self, asked: Asked, tail: Sequence[str], above: Level | None) -> Reply:
-        """A session that is not there, or not for this user."""
+        """Answer for an experiment that is missing, or that the user may not read."""
         if "resources" not in tail and "files" not in tail or asked.head:
             raise Failed(404, "Unable to identify experiment")
         start = tail.index("resources") if "resources" in tail else tail.index("files")
@@ -175,7 +175,7 @@ class Routes:
     ) -> Reply:
         first = found[0]
         if len(tail) == 1 and tail[0] in ("scans", "assessors", "reconstructions") and not first.is_session:
-            # None is found where a session is looked for: the list of assessors says so, the others break on it.
+            # The server looks for a session and finds none: the list of assessors reports that, the others crash.
             raise Failed(404 if tail[0] == "assessors" else 500, "")
         match tail[:1]:
             case ("scans",) if len(tail) == 1:
@@ -200,7 +200,7 @@ class Routes:
     def _session_level(self, asked: Asked, found: list[Experiment], base: str, everything: bool) -> Level:
         resources: Found = []
         for session in found:
-            if session.session:  # an assessor's are `out` ones, which it has below its session only
+            if session.session:  # an assessor's resources are `out` ones, listed below its session only
                 continue
             own = list(experiment_resources(session))
             resources += [pair for pair in own if everything or pair[1].category == "resources"]
@@ -213,7 +213,7 @@ class Routes:
         return Level(tuple(resources), base, found[0].label, blank=everything, everywhere=tuple(any_level))
 
     def _any_level(self, asked: Asked, session: Experiment) -> Found:
-        """Return the resources of a session and of all that is in it."""
+        """Return the resources of a session, of its scans and reconstructions, and of its assessors."""
         below = [*self._readable_assessors(asked, session)] if not session.session else []
         return [pair for item in (session, *below) for pair in experiment_resources(item)]
 
@@ -298,7 +298,7 @@ class Routes:
 
 
 def _of_assessor(assessor: Experiment) -> Found:
-    """Return its resources and those it put out, which are listed alike."""
+    """Return the resources and the outputs of an assessor; the server lists them alike."""
     own = Home("assessors", assessor.id, assessor.xsi_type, experiment=assessor)
     out = Home("assessors", assessor.id, assessor.xsi_type, experiment=assessor, part="out")
     return [(r, own) for r in assessor.resources] + [(r, out) for r in assessor.out]

@@ -1,4 +1,4 @@
-"""What is not data: sessions, tokens and users under /data, and /xapi (XNAT REST contract 2 and 13.2)."""
+"""Answer for sessions, tokens and users under /data, and for /xapi (XNAT REST contract 2 and 13.2)."""
 
 import json
 import string
@@ -15,7 +15,7 @@ BUILD = {"buildNumber": "demo", "buildDate": "2024-01-02", "isDirty": "false"}
 
 
 class Services:
-    """Everything about who is asking."""
+    """Answer requests about logins, accounts and the site."""
 
     def __init__(self, archive: Archive, sessions: Sessions, context: str, release: Release) -> None:
         self.archive = archive
@@ -27,7 +27,7 @@ class Services:
     # -- /data -------------------------------------------------------------------------------------------------
 
     def data(self, path: str, method: str, query: Query, body: bytes, session: Session) -> Reply | None:
-        """The answer of a service; None where the path is none. Only items have the alias /data/archive."""
+        """Return the reply of a service, or None if the path is not one. Only items have the alias /data/archive."""
         match path.rstrip("/").split("/"):
             case ["JSESSION"]:
                 return self._jsession(method, query, session)
@@ -109,7 +109,7 @@ class Services:
         raise Failed(404, "")
 
     def _short_tokens(self, parts: list[str], session: Session) -> Reply:
-        """Answer as a server from before tokens expired: guests get some, too, and none is ever invalid."""
+        """Answer as releases do in which tokens do not expire: guests get tokens, too, and none becomes invalid."""
         match parts:
             case ["issue"]:
                 token = self.sessions.issue_token(session.user, string.digits, 13)
@@ -152,7 +152,7 @@ class Services:
                 return Reply(200, self.schemas[name].read_bytes(), "application/xml;charset=UTF-8")
             case ["users", "username"]:
                 return text(session.user)
-            case ["users", "current"]:  # those who are logged in, not who is asking
+            case ["users", "current"]:  # all users that are logged in, not the requesting one
                 return as_json(sorted({name for name in self.archive.users if self.sessions.alive(name)}))
             case ["users", "active", name]:
                 return self._end_all(name, method, session)

@@ -1,4 +1,4 @@
-"""Lists as the server sends them: JSON, CSV, XML or an HTML page; every cell a string."""
+"""Render lists as the server does: as JSON, CSV, XML or an HTML page, with every cell a string."""
 
 import csv
 import io
@@ -15,12 +15,12 @@ from xnatfs.demo.server.reply import HTML, Failed, Reply, chunked
 
 Rows = list[dict[str, str]]
 JSON, XML, CSV = "application/json", "text/xml", "text/csv"
-LIST = (JSON, "text/html", XML)  # what a list may be negotiated to; the first is the default
+LIST = (JSON, "text/html", XML)  # media types that a list may be negotiated to; the first is the default
 FORMATS = {"json": JSON, JSON: JSON, "xml": XML, XML: XML, "application/xml": XML, "csv": CSV, CSV: CSV}
 
 
 class Query(dict[str, str]):
-    """The query of a request, the first of each name; with what else decides on the form of the answer."""
+    """The query of a request, with the first value of each name, and all else that affects the form of the reply."""
 
     def __init__(
         self, pairs: Sequence[tuple[str, str]] = (), accept: str = "*/*", release: Release = XNAT_1_8, number: int = 0
@@ -32,7 +32,7 @@ class Query(dict[str, str]):
         self.number = number  # of the request
 
     def holding(self, pairs: Sequence[tuple[str, str]]) -> "Query":
-        """Copy the request with other parameters."""
+        """Return a copy with other parameters."""
         return Query(pairs, self.accept, self.release, self.number)
 
     def every(self, name: str) -> list[str]:
@@ -40,7 +40,7 @@ class Query(dict[str, str]):
 
 
 def negotiated(query: Query, variants: Sequence[str]) -> str:
-    """The media type of the answer. `format` overrides it, but only after one was found. Raises Failed: 406."""
+    """Return the media type of the reply. Raises Failed (406) if none is acceptable, even with `format`."""
     best, weight = "", 0.0
     for part in query.get("media", query.accept or "*/*").split(","):
         kind, *parameters = [piece.strip() for piece in part.split(";")]
@@ -61,18 +61,18 @@ def _matches(kind: str, variant: str) -> bool:
 
 
 def stored(text: str) -> str:
-    """Text as the database has it: what came by a form or a URL was escaped for XML, once and for all."""
+    """Return text as the database has it: the server escapes input from forms and URLs for XML when it stores it."""
     return escape(text, quote=False).replace('"', "&quot;").replace("'", "&apos;")
 
 
 def free(text: str, query: Query) -> str:
-    """Escape free text as the database has it: letters that are not ASCII may be references, too."""
+    """Return free text as the database has it: non-ASCII letters may be character references, too."""
     escaped = stored(text)
     return escaped.encode("ascii", "xmlcharrefreplace").decode() if query.release.escapes_letters else escaped
 
 
 def true(query: Query, name: str) -> bool:
-    """A switch of the query: on by anything but `false` and `0`."""
+    """Return true if a switch of the query is on: any value but `false` and `0` turns it on."""
     return query.get(name, "false") not in ("false", "0")
 
 
@@ -86,12 +86,24 @@ def table(
     columns: Sequence[str] = (),
     ordered: bool = False,
 ) -> Reply:
-    """A finished table: sorted if asked for, in the format asked for. Else the order of rows and of keys is any."""
+    """Reply with a table in the requested format.
+
+    The order of keys in JSON, and that of rows unless `ordered` or `sortBy` sets it, is arbitrary, as a server's is.
+
+    Args:
+        rows: The cells of each row by column.
+        query: The request's query.
+        title: The title of the result set; "" for none.
+        total: Whether the result set states its number of rows.
+        extra: More members of the result set.
+        columns: The columns to state if there are no rows, or if the request is for the names of the fields.
+        ordered: Whether the order of `rows` is kept, in releases that do not shuffle lists.
+    """
     form = negotiated(query, LIST)
     if "format" in query:
         form = FORMATS.get(query["format"].lower(), "text/html")
     names = list(rows[0]) if rows else list(columns)
-    if true(query, "fields") and columns:  # the keys there are, in place of what they hold
+    if true(query, "fields") and columns:  # the names of the columns in place of their cells
         rows = [{"FIELD": name, "XPATH": name.lower()} for name in columns]
         names = ["FIELD", "XPATH"]
     rows = _sorted(rows, query, ordered)
@@ -108,7 +120,7 @@ def table(
         cells = [names, *([row.get(name, "") for name in names] for row in rows)]
         if query.release.quotes_csv:
             csv.writer(out, quoting=csv.QUOTE_ALL, lineterminator="\n").writerows(cells)
-        else:  # whatever is in them
+        else:  # the server does not quote cells, even if they contain commas
             out.writelines(",".join(row) + "\n" for row in cells)
         return chunked(out.getvalue().encode(), CSV)
     if form == XML:
@@ -149,7 +161,14 @@ def _sorted(rows: Rows, query: Query, ordered: bool) -> Rows:
 
 
 def select(rows: Rows, query: Query, defaults: Sequence[str], always: Sequence[str]) -> Rows:
-    """The columns asked for, in place of the default ones; `rows` hold all there are, unknown ones are ignored."""
+    """Return the requested columns of the rows. Unknown ones are ignored.
+
+    Args:
+        rows: Rows with all columns.
+        query: The request's query.
+        defaults: The columns of a request that names none.
+        always: The columns that every answer has.
+    """
     asked = unquote(query.get("columns", ""))
     names = list(defaults) if not asked else []
     for name in asked.split(","):
@@ -160,7 +179,7 @@ def select(rows: Rows, query: Query, defaults: Sequence[str], always: Sequence[s
 
 
 def filtered(rows: Rows, query: Query, names: Sequence[str]) -> Rows:
-    """Rows whose named columns are as the query has them."""
+    """Return the rows that match the query in the named columns."""
     for name in names:
         if name in query:
             rows = [row for row in rows if any(_fits(row.get(name, ""), part) for part in query[name].split(","))]
@@ -168,7 +187,7 @@ def filtered(rows: Rows, query: Query, names: Sequence[str]) -> Rows:
 
 
 def _fits(value: str, wanted: str) -> bool:
-    """Whether it is what is wanted: * and % match anything, two dates with a hyphen what lies between them."""
+    """Return true if a cell matches: * and % are wildcards, two dates with a hyphen between them are a range."""
     first, _, last = wanted.partition("-")
     try:
         begin, end = (datetime.strptime(day, "%m/%d/%Y").date().isoformat() for day in (first, last or first))
@@ -178,7 +197,7 @@ def _fits(value: str, wanted: str) -> bool:
 
 
 def paged(rows: Rows, query: Query) -> tuple[Rows, bool]:
-    """The page asked for, and whether the list is whole."""
+    """Return the requested page, and whether it is the whole list."""
     if not query.release.pages or ("limit" not in query and "offset" not in query):
         return rows, True
     offset = int(query.get("offset", "0")) if query.get("offset", "0").isdigit() else 0

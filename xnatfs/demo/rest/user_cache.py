@@ -1,4 +1,4 @@
-"""Each user's own scratch space: /data/user/cache/resources (XNAT REST contract 10.8)."""
+"""Serve each user's own scratch space, /data/user/cache/resources (XNAT REST contract 10.8)."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ BASE = "/data/user/cache/resources"
 
 
 class UserCache:
-    """Resources by user and name; no number leads to them."""
+    """Resources by user and name. They have no numbers."""
 
     def __init__(self, archive: Archive, prearchive: Prearchive) -> None:
         self.archive = archive
@@ -25,7 +25,7 @@ class UserCache:
         self._kept: dict[str, dict[str, Resource]] = {}
 
     def answer(self, asked: Asked, parts: Sequence[str], body: Body) -> Reply | None:
-        """None where the path is none of these. The caller does not hold the lock."""
+        """Return the reply, or None if the path is not below this resource. The caller must not hold the lock."""
         if parts[:3] != ["user", "cache", "resources"]:
             return None
         if asked.user == GUEST:
@@ -50,7 +50,7 @@ class UserCache:
         raise Failed(404, "")
 
     def source(self, user: str, uri: str) -> Entry | None:
-        """The file that a service was pointed to."""
+        """Return the file with this URI, which the `src` of a service may name, or None."""
         match uri.removeprefix("/data").split("/"):
             case ["", "user", "cache", "resources", name, "files", *path]:
                 resource = self._kept.get(user, {}).get(name)

@@ -1,4 +1,4 @@
-"""What changes the archive: which request goes where. Changes come one after the other, by the archive's lock."""
+"""Route the requests that change the archive. The archive's lock serializes the changes."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ from xnatfs.demo.server.request_bodies import Body
 
 
 class Writing:
-    """Everything that writes, and the settings of the site about it."""
+    """All handlers of changes, and the site's settings for them."""
 
     def __init__(
         self, archive: Archive, clock: Callable[[], float], wait: Callable[[float], None], release: Release
@@ -36,7 +36,7 @@ class Writing:
         self._services = (self.imports, self.received, self.cache)
 
     def answer(self, path: str, asked: Asked, body: Body) -> Reply | None:
-        """None where nothing is to be changed: somebody else's request. `path` has the alias /archive still."""
+        """Return the reply to a change or of a service, or None. `path` may still have the alias /archive."""
         with self.archive.lock:
             self.prearchive.settle()
         parts = [part for part in path.split("/") if part]
