@@ -1,1 +1,1 @@
-"""Take requests on a socket, tell the accounts apart, send replies."""
+"""Receive requests on a socket, authenticate them and send replies."""

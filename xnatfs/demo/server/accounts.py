@@ -1,4 +1,4 @@
-"""Who is asking: cookies, Basic, alias tokens, lockout, and what an unknown session gets."""
+"""Authenticate requests: session cookies, Basic, alias tokens, lockout, and guests' sessions."""
 
 import base64
 import binascii
@@ -32,7 +32,7 @@ class Session:
 
 @dataclass(frozen=True)
 class Token:
-    """An alias token: a user name and a password that stand for a user, for two days."""
+    """An alias token: a generated name and secret that log a user in for two days."""
 
     id: int
     alias: str
@@ -58,7 +58,7 @@ class Token:
 
 
 class Refused(Failed):
-    """401, as the container says it."""
+    """The login was refused: 401, with the container's page."""
 
     def __init__(self) -> None:
         super().__init__(401)
@@ -70,7 +70,7 @@ class Refused(Failed):
 
 
 class Sessions:
-    """All sessions. Every method may be called by any thread."""
+    """All sessions. Its methods are thread-safe."""
 
     def __init__(self, archive: Archive, clock: Callable[[], float]) -> None:
         self.archive = archive
@@ -85,7 +85,7 @@ class Sessions:
         self._lock = threading.Lock()
 
     def find(self, id: str) -> Session | None:
-        """The living session of this ID; looking at it keeps it alive."""
+        """Return the session with this ID, or None if it has expired. The look-up renews it."""
         with self._lock:
             session = self._sessions.get(id)
             if session is None or self.clock() - session.used > self.ttl:
@@ -104,7 +104,10 @@ class Sessions:
             return session
 
     def log_in(self, user: str, before: Session | None) -> Session:
-        """A login changes the session's ID: the guest's session that asked for it ends. Raises Refused."""
+        """Create a session for a user, and end the session of the request, since a login changes the session's ID.
+
+        Raises Refused if the user has too many sessions.
+        """
         made = self.create(user)
         self.logins += 1
         if before is not None:
@@ -116,7 +119,7 @@ class Sessions:
             self._sessions.pop(id, None)
 
     def end_all(self, user: str = "") -> list[str]:
-        """End every session, or those of a user."""
+        """End all sessions, or those of a user, and return their IDs."""
         with self._lock:
             ended = [id for id, session in self._sessions.items() if user in ("", session.user)]
             for id in ended:
@@ -128,7 +131,7 @@ class Sessions:
             return sum(s.user == user and self.clock() - s.used <= self.ttl for s in self._sessions.values())
 
     def authenticate(self, authorization: str, release: Release = XNAT_1_8) -> str:
-        """The user of a Basic header. Raises Failed: some releases look at it before they look at the password."""
+        """Return the user of a Basic header. Raises Failed, in some releases before they check the password."""
         kind, _, encoded = authorization.partition(" ")
         try:
             name, _, password = base64.b64decode(encoded, validate=True).decode().partition(":")
@@ -143,16 +146,25 @@ class Sessions:
         return self.check(name, password)
 
     def has_expired(self, name: str) -> bool:
-        """Return whether a user must change their password first."""
+        """Return true if the user's password has expired, and must be changed first."""
         user = self.archive.users.get(name)
         return user is not None and user.expired
 
     def methods(self) -> set[str]:
-        """Return the login methods of the site, whose IDs are the same here."""
+        """Return the login methods of the site. Here, their names are also their IDs."""
         return {"localdb", *(user.method for user in self.archive.users.values())}
 
     def check(self, name: str, password: str, method: str = "") -> str:
-        """The user of this name and password, checked by one login method or by the user's own. Raises Refused."""
+        """Return the user for a user name or token alias and its password or secret.
+
+        Args:
+            name: The user name, which may have a prefix with a slash, or the alias of a token.
+            password: The password, or the secret of the token.
+            method: The login method that must check the password; "" for the user's own.
+
+        Raises:
+            Refused: They do not match, or the account is locked after too many failed logins.
+        """
         name = name.rpartition("/")[2]
         with self._lock:
             failures, since = self._failures.get(name, (0, 0.0))

@@ -1,4 +1,4 @@
-"""DemoXnat: a request in, a reply out. What a real XNAT answers, traps included, and never looking at who asks."""
+"""Answer requests as a real XNAT does, pitfalls included, and never depending on which client sends them."""
 
 import base64
 import binascii
@@ -26,9 +26,9 @@ from xnatfs.demo.server.request_bodies import Body
 OPEN = re.compile(r"/(?:(?:data|REST)/(?:JSESSION|services/auth)/?|xapi/siteConfig/buildInfo|app/template/Login\.vm)$")
 API = ("/data/", "/REST/", "/xapi/", "/fs/")  # any other URL is a page, for people
 CHANGE_PASSWORD = "/app/template/XDATScreen_UpdateUser.vm"
-# What is answered to users whose password has expired.
+# Pages that are served to users whose password has expired.
 NO_PASSWORD = re.compile(r"/app/(?:template/(?:XDATScreen_UpdateUser|Login)\.vm|action/)")
-# What no server finds, where there is no firewall that refuses it.
+# Paths that lead nowhere in releases without a firewall that refuses them.
 ODD_PATH = re.compile(r"//|/\.\.?(?:/|$)")
 FORM = "application/x-www-form-urlencoded"
 OPEN_RANGE = re.compile(r"bytes=(?:\d+-|-\d+)\s*$")
@@ -39,7 +39,7 @@ Fault = Callable[["Request"], Reply | None]
 
 @dataclass(frozen=True)
 class Request:
-    """A request, whatever it came by."""
+    """A request, from a socket or from a test's transport."""
 
     method: str
     path: str  # raw, without the context path
@@ -50,7 +50,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Record:
-    """What was asked, and how it was answered."""
+    """A request and its outcome."""
 
     method: str
     path: str
@@ -61,7 +61,24 @@ class Record:
 
 
 class DemoXnat:
-    """The server. Attributes may be changed while it runs; every method may be called by any thread."""
+    """The demo server. Its attributes may be changed while it runs, and its methods are thread-safe.
+
+    Args:
+        archive: The archive to serve.
+        release: The release of XNAT to answer as.
+        context_path: The path below which to serve; "" for the root.
+        require_login: Whether the site is closed to guests.
+        session_ttl: The idle time after which a session expires, in seconds.
+        ranges: Whether range requests are served.
+        digests: Whether file lists state digests.
+        max_sessions: The limit of sessions per user.
+        latency: The delay before each reply, in seconds.
+        schemas: A directory of XML schemas to serve under /xapi/schemas.
+        work: The duration of each operation of the prearchive, in seconds.
+        idle: The time without uploads after which a received session is complete, in seconds.
+        clock: The time, in seconds since the epoch.
+        wait: Waits for a number of seconds.
+    """
 
     def __init__(
         self,
@@ -90,19 +107,19 @@ class DemoXnat:
         self.routes = Routes(archive, self.context_path, release)
         self.routes.levels.ranges, self.routes.levels.digests = ranges, digests
         self.services = Services(archive, self.sessions, self.context_path, release)
-        if schemas is not None:  # as files named after what they describe
+        if schemas is not None:  # each file is named after the schema it holds
             self.services.schemas = {path.stem: path for path in schemas.iterdir() if path.suffix in (".xml", ".xsd")}
         self.writing = Writing(archive, clock, wait, release)
         self.writing.received.ranges = lambda: self.routes.levels.ranges
         self.writing.prearchive.work, self.writing.prearchive.idle = work, idle
         self.latency = latency
         self.requests: list[Record] = []
-        self.faults: list[Fault] = []  # each may answer in the server's place
+        self.faults: list[Fault] = []  # each may return a reply in place of the server's
         self.watch: Callable[[Record], None] = lambda record: None
         self._lock = threading.Lock()
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
-        """For httpx.MockTransport."""
+        """Answer a request of httpx.MockTransport."""
         raw, _, query = request.url.raw_path.decode("ascii").partition("?")
         headers = {key.lower(): value for key, value in request.headers.items()}
         return to_httpx(self.handle(request.method, raw, query, headers, request.read()))
@@ -110,7 +127,15 @@ class DemoXnat:
     def handle(
         self, method: str, raw_path: str, raw_query: str, headers: dict[str, str], body: Body | bytes = b""
     ) -> Reply:
-        """Answer a request, and remember it."""
+        """Answer a request, and record it.
+
+        Args:
+            method: The method.
+            raw_path: The path as it was sent, with the context path.
+            raw_query: The query as it was sent.
+            headers: The headers, with lower-case names.
+            body: The body.
+        """
         body = Body(body) if isinstance(body, bytes) else body
         if self.latency:
             time.sleep(self.latency)
@@ -138,7 +163,7 @@ class DemoXnat:
         return reply
 
     def _dress(self, reply: Reply, method: str) -> None:
-        """Give a reply what all replies of this release have."""
+        """Add the headers that all replies of this release have, and adjust the status and the content type."""
         release = self.release
         if release.empty_is_204 and reply.status == 200 and reply.body == b"" and method not in ("GET", "HEAD"):
             reply.status = 204
@@ -182,20 +207,20 @@ class DemoXnat:
 
     def _set_cookies(self, reply: Reply, session: Session, new: bool) -> None:
         path = self.context_path or "/"
-        if new:  # before any that the answer sets itself: of several the last one counts
+        if new:  # before the reply's own cookies: of several with one name the last one counts
             reply.cookies.insert(0, f"JSESSIONID={session.id}; Path={path}; HttpOnly")
         now, idle = int(self.sessions.clock() * 1000), int(self.sessions.ttl * 1000)
         home = self.release.expiration_path or f"{self.context_path}/"
         reply.cookies.append(f'SESSION_EXPIRATION_TIME="{now},{idle}"; Version=1; Path={home}')
 
     def _known(self, request: Request) -> tuple[Session, bool]:
-        """The session of a request, made where there is none, even for a request that will be refused."""
+        """Return the session of a request, and whether it is new. Even a request that is refused gets a session."""
         match = COOKIE.search(request.headers.get("cookie", ""))
         session = self.sessions.find(match[1]) if match else None
         return (session, False) if session is not None else (self.sessions.create(GUEST), True)
 
     def _logged_in(self, request: Request, session: Session) -> Session | None:
-        """The session that Basic makes; it is looked at only where the user differs. Raises Refused."""
+        """Return the session of a login by Basic, or None if there is no other user to log in. Raises Failed."""
         authorization = request.headers.get("authorization")
         if not authorization or (session.user != GUEST and self._same(session, authorization)):
             return None
@@ -259,14 +284,14 @@ class DemoXnat:
             with self.archive.lock:
                 reply = self.routes.answer(asked)
         if reply.status == 200 and reply.length() is None and OPEN_RANGE.match(request.headers.get("range", "")):
-            raise Failed(500, "")  # the end of what has no length is not known
-        if reply.content_type == "application/zip" and reply.length() is None:  # lists and tars are flushed at once
+            raise Failed(500, "")  # a reply without a length has no known end
+        if reply.content_type == "application/zip" and reply.length() is None:  # the server flushes lists and tars
             reply.body = buffered(reply.pieces())
         return reply
 
 
 def to_httpx(reply: Reply) -> httpx.Response:
-    """A reply for a test without sockets."""
+    """Convert a reply to httpx's, for tests without sockets."""
     named = [("Content-Type", reply.content_type)] if reply.content_type else []
     named += reply.headers.items()
     named += [("Set-Cookie", cookie) for cookie in reply.cookies]

@@ -1,16 +1,16 @@
-"""Describe how XNAT releases answer, where they answer differently (XNAT REST contract 20).
+"""Describe the differences between the releases of XNAT (XNAT REST contract 20).
 
-Each difference is one field, named after what the server does; the code that answers asks the field, never the name of
-a release. The defaults are those of 1.8.
+Each difference is one field, named after the behaviour of the server. Code tests the field, never the name of a
+release. The defaults are those of 1.8.
 """
 
 import re
 from dataclasses import dataclass
 from typing import Literal
 
-# What the container below XNAT refuses anywhere in a path: encoded slashes, backslashes, raw brackets.
+# The container below XNAT refuses these anywhere in a path: encoded slashes, backslashes, raw brackets.
 _CONTAINER = r"%2f|\\|%5c|[\[\]{}|^\"<>]|%00"
-# What the firewall in front of XNAT refuses as well, from Spring Security 4.2 on.
+# The firewall in front of XNAT refuses these as well, from Spring Security 4.2 on.
 _FIREWALL = rf";|%3b|%25|%2e|//|/\.\.?(?:/|$)|{_CONTAINER}"
 
 
@@ -25,7 +25,7 @@ class Release:
 
     # -- requests and sessions -----------------------------------------------------------------------------------
     refuses: re.Pattern[str] = re.compile(_FIREWALL, re.IGNORECASE)  # paths that are answered 400
-    finds_odd_paths: bool = True  # of what it lets pass: without the firewall, '//' and '/../' lead nowhere (404)
+    finds_odd_paths: bool = True  # of those that are not refused; without the firewall, '//' and '/../' get 404
     frame_headers: bool = True  # X-Frame-Options and Content-Security-Policy
     has_xapi: bool = True  # else /xapi is a page of the container: 404
     xapi_slash: bool = True  # a slash at the end of an /xapi path is ignored; Spring 6 answers 404
@@ -35,24 +35,24 @@ class Release:
     realm: str = "XNAT Demo"  # of the login: the ID of the site
     refused: str = "Your login attempt failed because the username and password combination you provided was invalid."
     form_login: bool = True  # /data/services/auth answers the session's ID; else nothing, and 500 to a wrong password
-    authenticator_ids: bool = True  # the form knows `authenticatorId` and answers 400 to one there is none of
-    basic_colon: bool = True  # Basic may hold a password with ':'; where passwords are looked at first, that is 401
+    authenticator_ids: bool = True  # the form takes `authenticatorId`, and answers 400 to an unknown one
+    basic_colon: bool = True  # Basic may hold a password with ':'; releases that check its form first answer 401
     expired_password: Literal["redirects", "refuses"] = "redirects"  # to the page to change it; 403 before the login
     form_type_needed: bool = False  # a form in a body counts only under its Content-Type
     ends_sentences: bool = False  # "User 'x' is logged in." with a full stop
     expiration_path: str = ""  # of the cookie SESSION_EXPIRATION_TIME; '' for that of the application
-    short_tokens: bool = False  # alias and secret alone, as text; no token is listed, checked or ever made invalid
-    states_version: bool = False  # /data/version is there, and knows nothing
+    short_tokens: bool = False  # alias and secret alone, as text; tokens are not listed, validated or invalidated
+    states_version: bool = False  # /data/version exists, and answers "Unknown version"
     empty_is_204: bool = False  # success without a body
 
     # -- lists and documents -------------------------------------------------------------------------------------
     text_charset: str = "ISO-8859-1"
     list_charset: str = ""  # of JSON, XML and CSV; '' where it is not stated (they are UTF-8 all the same)
-    escapes_letters: bool = True  # of free text: what is not ASCII is stored as a character reference, as `&#252;`
+    escapes_letters: bool = True  # of free text: non-ASCII letters are stored as character references, as `&#252;`
     quotes_csv: bool = True
-    pages: bool = True  # `limit` and `offset` are heeded
-    shuffles: bool = False  # no list has an order, not even the same one twice
-    document_type: str = "text/html"  # of a document whose form is not asked for
+    pages: bool = True  # `limit` and `offset` have an effect
+    shuffles: bool = False  # the order of a list changes from one request to the next
+    document_type: str = "text/html"  # of a document if the request names no format
     substitutes_shares: bool = True  # a shared session has the project and subject label of the project that is listed
     typed_site_key: bool = True  # the list of all experiments has the column xnat:experimentdata/id, too
     shares_in_site_list: bool = True  # the list of all experiments has those that only a share lets the account read
@@ -64,23 +64,23 @@ class Release:
     lists_catalogs: bool = False  # files called *_catalog.xml are listed as others are
     missing_lists_empty: bool = False  # an unknown session, scan or resource number has no files: 200; else 404 or 500
     names_files: bool = True  # Content-Disposition of a single file
-    tar_name: int = 0  # longest name in a tar, in characters: a longer one ends it; 0 for any, as POSIX has them
-    tar_bytes: bool = False  # a character in a tar's name is its lowest byte; else what is not ASCII is '?'
+    tar_name: int = 0  # longest name in a tar, in characters: a longer one ends the tar; 0 for any, as in POSIX
+    tar_bytes: bool = False  # a tar has the lowest byte of each character of a name; else '?' for non-ASCII ones
     decodes_blanks_only: bool = True  # a path with %20 or %2B is not compared as it was sent
     archive_parts: bool = True  # a resource addressed by number is named with its scan in an archive
 
     # -- the import service --------------------------------------------------------------------------------------
-    tar_imports: bool = True  # DICOM-zip takes a tar; else it answers 200 without a body, and stores nothing
+    tar_imports: bool = True  # DICOM-zip accepts a tar; else it answers 200 without a body, and stores nothing
     zip_labels: bool = True  # DICOM-zip honours project, subject and session; else the project of `dest` alone
-    chunked_zips: bool = True  # a zip may come without Content-Length, here and as a file
-    import_without_length: int = 500  # the status of a raw body that has none
-    unknown_project: int = 404  # the status of SI into a project that is not there
-    direct_archive: bool = True  # knows Direct-Archive
-    commits_imports: bool = False  # builds the session after each DICOM-zip with `dest`
+    chunked_zips: bool = True  # a zip needs no Content-Length, here and as a file
+    import_without_length: int = 500  # the status for a raw body without Content-Length
+    unknown_project: int = 404  # the status of SI into an unknown project
+    direct_archive: bool = True  # Direct-Archive is supported
+    commits_imports: bool = False  # the session is built after each DICOM-zip with `dest`
     tar_charset: str = "utf-8"  # of names in a tar that is extracted
 
     # -- the prearchive and its services -------------------------------------------------------------------------
-    open_prearchive: bool = False  # a project's list is for everybody, and empty where there is no such project
+    open_prearchive: bool = False  # all users get a project's list, which is empty for an unknown project
     form_src: bool = True  # `src` may be in the form alone
     src_adds_up: bool = False  # `src` in the query and in the form are two sessions
     archive_without_src: int = 404

@@ -1,4 +1,4 @@
-"""What the server answers, before it is bytes on a wire; and what it means by its errors."""
+"""Replies of the server and their errors, independent of the transport."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ class Slice:
 
     content: bytes | Path | Computed
     start: int
-    length: int  # as promised; the file may end before
+    length: int  # as the headers state it; the file may be shorter
 
     @classmethod
     def whole(cls, content: Content) -> "Slice":
@@ -46,7 +46,7 @@ class Slice:
 
 @dataclass
 class Reply:
-    """Bytes have a length; anything else is sent in chunks, unless the headers state one."""
+    """A reply. A body of bytes or a Slice has a known length; any other is sent in chunks."""
 
     status: int = 200
     body: bytes | Slice | Iterable[bytes] = b""
@@ -71,13 +71,13 @@ def text(body: str, status: int = 200) -> Reply:
 
 
 def chunked(body: bytes, content_type: str) -> Reply:
-    """A body whose length the server does not know beforehand."""
+    """Return a reply whose length the server does not know beforehand."""
     pieces = [body[start : start + PIECE] for start in range(0, len(body), PIECE)]
     return Reply(200, iter(pieces), content_type)
 
 
 def buffered(pieces: Iterator[bytes]) -> bytes | Iterator[bytes]:
-    """Join a short body: the container knows its length before it sends any of it."""
+    """Join a body that fits into the container's buffer, whose length is known before the headers are sent."""
     begun = b""
     for piece in pieces:
         begun += piece
@@ -92,13 +92,13 @@ def page(title: str, status: int = 200) -> Reply:
 
 
 def disposition(name: str) -> str:
-    """The header; a control character in a name must not end it."""
+    """Return a Content-Disposition header. Control characters in the name are replaced, since they could end it."""
     safe = "".join("_" if character < " " or character == "\x7f" else character for character in name)
     return f'attachment; filename="{safe.encode("latin-1", "replace").decode("latin-1")}";'
 
 
 def container_page(status: int, message: str, release: Release) -> Reply:
-    """Build an error page of the container below XNAT: its <h3> names the container, the words are elsewhere."""
+    """Return an error page of the container below XNAT; its <h3> names the container, not the error."""
     words = f"<p><b>Message</b> {escape(message).replace('/', '&#47;')}</p>" if message else ""
     title = f"HTTP Status {status} \N{EN DASH} {HTTPStatus(status).phrase}"
     body = (
@@ -110,7 +110,7 @@ def container_page(status: int, message: str, release: Release) -> Reply:
 
 
 class Failed(Exception):
-    """The request ends with this status. The words are in XNAT's page or, where it sends none, in the container's."""
+    """The request failed with this status. The message is in XNAT's page or, if `empty`, in the container's."""
 
     def __init__(self, status: int, message: str = "", *, empty: bool = False) -> None:
         super().__init__(message)

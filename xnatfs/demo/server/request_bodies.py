@@ -1,4 +1,4 @@
-"""What comes with a request: a body that is on disk once it is large, its form fields and its files."""
+"""Read the body of a request, which is on disk if it is large, with its form fields and its files."""
 
 import io
 import tempfile
@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl
 from xnatfs.demo.server.reply import PIECE, Failed
 
 IN_MEMORY = 1024 * 1024
-# What is taken for a file without being called one; anything else is a form, or nothing.
+# Media types that make a body a file without `inbody`; any other body is a form, or is ignored.
 FILE_TYPES = ("image/", "audio/", "video/")
 FILES = {
     "application/octet-stream", "application/zip", "application/x-tar", "application/x-gtar", "application/gzip",
@@ -24,7 +24,7 @@ WITHOUT_LENGTH = "In-body File posts must include the file directly as the body 
 
 
 class Body:
-    """The bytes of a request, from first to last and again."""
+    """The bytes of a request, which can be read repeatedly."""
 
     def __init__(self, content: bytes | Iterable[bytes] = b"") -> None:
         self.file: IO[bytes] = io.BytesIO()
@@ -39,7 +39,7 @@ class Body:
         self.size = self.file.tell()
 
     def _spill(self, more: int) -> None:
-        """Go on in a file where memory would become too much."""
+        """Move the body to a temporary file if it would exceed IN_MEMORY."""
         assert isinstance(self.file, io.BytesIO)
         if self.file.tell() + more > IN_MEMORY:
             held = self.file.getvalue()
@@ -57,11 +57,11 @@ class Body:
             yield piece
 
     def small(self) -> bytes:
-        """All of it where it is a form or a document; nothing of what is too large to be one."""
+        """Return the whole body, or nothing if it is too large to be a form or a document."""
         return b"".join(self.pieces()) if self.size <= IN_MEMORY else b""
 
     def find(self, wanted: bytes, start: int) -> int:
-        """Where these bytes come next; -1 where they do not."""
+        """Return the position of the next occurrence of these bytes, or -1."""
         kept, at = b"", start
         for piece in self.pieces(start):
             kept += piece
@@ -74,7 +74,7 @@ class Body:
 
 @dataclass(frozen=True)
 class Part:
-    """A file that was sent. `name` is '' for a raw body."""
+    """A file in a request. `name` is "" for a raw body."""
 
     body: Body
     start: int
@@ -98,7 +98,18 @@ class Sent:
 def sent(
     body: Body, headers: dict[str, str], *, inbody: bool, chunked_zips: bool = True, without_length: int = 500
 ) -> Sent:
-    """Take a body apart; a raw one is a file if it is said to be one, or recognised by its type. Raises Failed."""
+    """Split a body into fields and files. A raw body is a file if `inbody` is set, or by its media type.
+
+    Args:
+        body: The body.
+        headers: The request's headers, with lower-case names.
+        inbody: The query declares the body to be a file.
+        chunked_zips: Whether a zip needs no Content-Length.
+        without_length: The status for any other raw file without Content-Length.
+
+    Raises:
+        Failed: The body is refused.
+    """
     kind = _header("content-type", headers.get("content-type", ""))
     type = kind.get_content_type() if headers.get("content-type") else ""
     if type == "multipart/form-data":

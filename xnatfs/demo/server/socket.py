@@ -1,4 +1,4 @@
-"""The demo on a socket: the same callable behind http.server, a thread per connection."""
+"""Serve the demo on a socket with http.server, with one thread per connection."""
 
 import contextlib
 import http.server
@@ -34,7 +34,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_any
 
     def _body(self) -> Body:
-        """The request's body, read to its end: what was left would be taken for the next request."""
+        """Read the request's body to its end: the rest would be parsed as the next request."""
         if "chunked" in self.headers.get("transfer-encoding", "").lower():
             return Body(self._chunks())
         return Body(self._exactly(int(self.headers.get("content-length", "0"))))
@@ -52,7 +52,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             yield from self._exactly(size)
             self.rfile.readline()
         while self.rfile.readline().strip():
-            """Trailers say nothing here."""
+            """Trailers are ignored."""
 
     def _send(self, reply: Reply) -> None:
         self.send_response_only(reply.status, reply.reason.encode("latin-1", "replace").decode("latin-1") or None)
@@ -87,10 +87,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if chunks:
             self.wfile.write(b"0\r\n\r\n")
         elif sent != length:
-            self.close_connection = True  # more was promised than there is
+            self.close_connection = True  # the file is shorter than the stated length
 
     def log_message(self, format: str, *args: object) -> None:
-        """The demo keeps a list of requests of its own."""
+        """Log nothing: the demo records its requests itself."""
 
 
 class _Server(http.server.ThreadingHTTPServer):
@@ -109,12 +109,18 @@ class _Server(http.server.ThreadingHTTPServer):
         return connection, address
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that went away is no fault of the server."""
+        """Ignore the error: a client that has disconnected is no fault of the server."""
 
 
 @contextmanager
 def serve(demo: DemoXnat, port: int = 0, certificate: tuple[Path, Path] | None = None) -> Iterator[str]:
-    """The demo on a loopback port, from a thread of this process: its base URL. `certificate` is file and key."""
+    """Serve the demo on a loopback port, from a thread of this process, until the context ends. Yields its URL.
+
+    Args:
+        demo: The server.
+        port: The port; 0 for any free one.
+        certificate: The files of a certificate and of its key, to serve HTTPS.
+    """
     context = None
     if certificate is not None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
