@@ -1,1 +1,1 @@
-"""Receive sessions, keep them in the prearchive, archive them."""
+"""Receive sessions, hold them in the prearchive, archive them."""

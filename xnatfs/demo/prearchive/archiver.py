@@ -1,7 +1,7 @@
-"""A received session goes into the archive: new, or merged into the one of its label, or not (XNAT REST contract 12.4).
+"""Archive a received session: as a new one, or merged into the one with its label (XNAT REST contract 12.4).
 
-What belongs together is told by UIDs: a series that is there already is the same scan, another one of the same number
-gets a scan ID of its own.
+UIDs identify scans: a series that is already archived is the same scan, and another one with the same number gets a
+scan ID of its own.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from xnatfs.demo.prearchive.dicom import free_id
 
 @dataclass(frozen=True)
 class Target:
-    """Where in the archive."""
+    """The destination in the archive."""
 
     project: str
     subject: str
@@ -25,7 +25,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Overwrite:
-    """What may happen to a session that is there. `fresh`: by default nothing may, not even that scans are added."""
+    """The permitted changes of an existing session. With `fresh`, the default permits none, not even new scans."""
 
     how: str = "none"
     files: bool = False
@@ -40,7 +40,7 @@ class Overwrite:
 
 
 class NotArchived(Exception):
-    """`status` is what becomes of the session: CONFLICT or ERROR."""
+    """The session cannot be archived. `status` is its new status: CONFLICT or ERROR."""
 
     def __init__(self, status: str, message: str) -> None:
         super().__init__(message)
@@ -48,7 +48,16 @@ class NotArchived(Exception):
 
 
 def conflicts(archive: Archive, received: Experiment, target: Target) -> list[tuple[str, str]]:
-    """What stands against it: the kind, and the server's words."""
+    """Return the conflicts with existing data.
+
+    Args:
+        archive: The archive.
+        received: The received session.
+        target: Its destination.
+
+    Returns:
+        The kind of each conflict ("exists", "files", "soft" or "hard"), and the server's message.
+    """
     there = archive.find_experiment(target.project, target.session)
     if there is None:
         return []
@@ -73,7 +82,17 @@ def conflicts(archive: Archive, received: Experiment, target: Target) -> list[tu
 
 
 def archive(archive: Archive, received: Experiment, target: Target, overwrite: Overwrite) -> Experiment:
-    """Raises NotArchived."""
+    """Archive a received session.
+
+    Args:
+        archive: The archive.
+        received: The session.
+        target: Its destination.
+        overwrite: The permitted changes of an existing session.
+
+    Raises:
+        NotArchived: There is a conflict that `overwrite` does not lift, or a label is invalid.
+    """
     if not LABEL.fullmatch(target.subject) or not LABEL.fullmatch(target.session):
         raise NotArchived("ERROR", "Unable to identify a valid subject and session label")
     against = [words for kind, words in conflicts(archive, received, target) if not overwrite.lifts(kind)]
@@ -103,7 +122,7 @@ def archive(archive: Archive, received: Experiment, target: Target, overwrite: O
 
 
 def _same(there: Experiment, scan: Scan) -> Scan | None:
-    """The scan of this series; where no UID is known, of this ID."""
+    """Return the scan of the same series or, if a UID is unknown, with the same ID."""
     for other in there.scans:
         if (other.uid and other.uid == scan.uid) or (other.id == scan.id and not (other.uid and scan.uid)):
             return other

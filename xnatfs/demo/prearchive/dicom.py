@@ -1,4 +1,4 @@
-"""What DICOM files say of themselves, and what the server makes of them: studies, series, names."""
+"""Read DICOM headers, and sort images into studies, series and file names as the server does."""
 
 import re
 import threading
@@ -16,12 +16,12 @@ TAGS = (
     "Modality", "PatientName", "PatientID", "StudyDate", "StudyTime",
 )  # fmt: skip
 
-_PARSING = threading.Lock()  # what is done about warnings is done for all threads
+_PARSING = threading.Lock()  # warning filters apply to all threads
 
 
 @dataclass(frozen=True)
 class Image:
-    """A DICOM object: where its bytes are, and its header."""
+    """A DICOM object: its stored file and its header."""
 
     entry: Entry
     header: dict[str, str]
@@ -31,14 +31,14 @@ class Image:
         return self.header["StudyInstanceUID"]
 
     def name(self) -> str:
-        """As the server calls the files it receives."""
+        """Return the file name that the server gives to a received object."""
         header = self.header
         digest = _base36(zlib.crc32(header["SOPInstanceUID"].encode()))
         return f"{self.study}-{header['SeriesNumber'] or 0}-{header['InstanceNumber'] or 0}-{digest}.dcm"
 
 
 def read(entry: Entry) -> Image | None:
-    """The object in a file, None where it holds none."""
+    """Return the DICOM object in a file, or None if it holds none."""
     import pydicom
 
     assert isinstance(entry.content, Path)
@@ -47,7 +47,7 @@ def read(entry: Entry) -> Image | None:
             warnings.simplefilter("ignore")
             header = pydicom.dcmread(entry.content, stop_before_pixels=True, specific_tags=list(TAGS))
             found = {tag: str(header.get(tag) or "").strip() for tag in TAGS}
-    except Exception:  # whatever a file holds, and whatever its parser makes of that, it is no DICOM
+    except Exception:  # untrusted input: whichever error the parser raises, the file is no DICOM
         return None
     return Image(entry, found) if found["StudyInstanceUID"] and found["SOPInstanceUID"] else None
 
@@ -64,7 +64,7 @@ def by_study(images: Iterable[Image]) -> dict[str, list[Image]]:
 
 
 def add(session: Experiment, images: Iterable[Image], *, rename: bool) -> None:
-    """Put the images of a study into their scans."""
+    """Add the images of a study to the scans of a session, renamed as the server does if `rename`."""
     for image in images:
         scan = _scan(session, image)
         resource = scan.resources[0]
@@ -72,7 +72,7 @@ def add(session: Experiment, images: Iterable[Image], *, rename: bool) -> None:
         entry.path = image.name() if rename else entry.path.rpartition("/")[2]
         entry.format, entry.note = "DICOM", "RAW"
         if not rename and any(other.path == entry.path for other in resource.entries):
-            entry.path = image.name()  # two folders of one archive, and in both a file of this name
+            entry.path = image.name()  # two folders of one archive have a file of this name
         resource.entries[:] = [other for other in resource.entries if other.path != entry.path] + [entry]
     session.xsi_type = session_type({scan.modality for scan in session.scans})
 
@@ -91,7 +91,7 @@ def _scan(session: Experiment, image: Image) -> Scan:
 
 
 def free_id(scans: Iterable[Scan], wanted: str, modality: str) -> str:
-    """A scan ID: that of the series, with the modality and a number where another series has it."""
+    """Return a free scan ID: the wanted one or, if it is taken, the wanted one with the modality and a number."""
     taken, number, id = {scan.id for scan in scans}, 0, wanted
     while id in taken:
         number += 1

@@ -1,4 +1,4 @@
-"""The import service: archives and single DICOM objects that become sessions (XNAT REST contract 11)."""
+"""The import service: create sessions from archives and single DICOM objects (XNAT REST contract 11)."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -19,7 +19,7 @@ from xnatfs.demo.server.reply import HTML, Failed, Reply, Slice
 from xnatfs.demo.server.request_bodies import Body, Part, Sent, sent
 
 SI, ZIP, GRADUAL = "SI", "DICOM-zip", "gradual-DICOM"
-ELSEWHERE = ("XAR", "inbox", "automation")  # known to the server, but there is nothing here that they could read
+ELSEWHERE = ("XAR", "inbox", "automation")  # handlers of real servers; the demo has no data that they could read
 OVERWRITES = ("none", "append", "delete", "override")
 CODES = {"4": "AutoArchive", "5": "AutoArchiveOverwrite"}
 SAID = ("SOURCE", "VISIT", "PROTOCOL", "TIMEZONE", "prevent_anon", "prevent_auto_commit")
@@ -28,7 +28,7 @@ DEPTH = 3  # of archives within archives
 
 @dataclass(frozen=True)
 class Wanted:
-    """Where an upload is to go; what is empty is taken from the images."""
+    """The destination of an upload. Empty fields are taken from the images."""
 
     archived: bool
     project: str
@@ -39,7 +39,7 @@ class Wanted:
 
 
 class Imports:
-    """POST /data/services/import"""
+    """Answer POST /data/services/import."""
 
     def __init__(
         self, prearchive: Prearchive, received: PrearchiveRequests, cache: UserCache, release: Release
@@ -52,7 +52,7 @@ class Imports:
         self.vault = prearchive.vault
 
     def answer(self, asked: Asked, parts: Sequence[str], body: Body) -> Reply | None:
-        """None where the path is not this service's. The caller does not hold the lock."""
+        """Return the reply, or None if the path is not this service's. The caller must not hold the lock."""
         if parts != ["services", "import"]:
             return None
         if asked.method != "POST":
@@ -72,7 +72,7 @@ class Imports:
             return self._import(asked.user, query, Sent([], [Part(kept, 0, kept.size, name, "")]))
 
     def _from_cache(self, user: str, source: str) -> Body:
-        """The file of the user's own space that is to be imported, in place of a body. Raises Failed."""
+        """Return the file in the user's cache that the request imports in place of a body. Raises Failed."""
         with self.archive.lock:
             entry = self.cache.source(user, source)
         if entry is None:
@@ -94,7 +94,7 @@ class Imports:
         with self.archive.lock:
             wanted = self._allowed(user, self._wanted(query, handler), handler, overwrite)
         if handler == ZIP and not self.release.tar_imports and _kind(got.files[0], raw=got.raw) == "tar":
-            return Reply(200, b"", URIS)  # and nothing is stored: the server does not say so
+            return Reply(200, b"", URIS)  # the server stores nothing, and does not report that
         images = self._images(got.files[0], handler, raw=got.raw, lenient=true(query, "Ignore-Unparsable"))
         uris = [self._land(wanted, query, handler, study) for study in dicom.by_study(images).values()]
         lines = "".join(f"{uri}\r\n" for uri in uris)
@@ -132,7 +132,7 @@ class Imports:
         raise Failed(400, f"Invalid destination: {query['dest']}")
 
     def _allowed(self, user: str, wanted: Wanted, handler: str, overwrite: str) -> Wanted:
-        """Return where an upload may go: the DICOM handlers take into Unassigned what SI refuses. Raises Failed."""
+        """Return the permitted destination: DICOM handlers put into Unassigned what SI refuses. Raises Failed."""
         project = wanted.project
         if not project or project == UNASSIGNED:
             if wanted.archived:
@@ -152,7 +152,7 @@ class Imports:
     # -- what was sent -----------------------------------------------------------------------------------------
 
     def _images(self, part: Part, handler: str, *, raw: bool, lenient: bool) -> list[Image]:
-        """The DICOM objects in it. Raises Failed where there are none, or anything else that is not to be there."""
+        """Return the DICOM objects of an upload. Raises Failed if there are none, or any other files but `lenient`."""
         now = self.prearchive.clock()
         if handler == GRADUAL:
             entries = [self.vault.keep(part.name or "object", part.pieces(), now)]
@@ -181,7 +181,7 @@ class Imports:
     # -- what becomes of it ------------------------------------------------------------------------------------
 
     def _land(self, wanted: Wanted, query: Query, handler: str, images: list[Image]) -> str:
-        """Put the images of a study where they belong, and say where that is."""
+        """Add the images of a study to a session, finish it as the request demands, and return its URI."""
         with self.archive.lock:
             received = self._received(wanted, query, handler, images[0])
             rename = handler != SI and query.get("rename") != "false"
@@ -210,7 +210,7 @@ class Imports:
         return self.prearchive.complete(received, ARCHIVING, act)
 
     def _received(self, wanted: Wanted, query: Query, handler: str, image: Image) -> Received:
-        """The session that the images belong to: the one being received, or a new one."""
+        """Return the session for the images: the one that is being received, or a new one."""
         prearchive, header = self.prearchive, image.header
         project = wanted.project or UNASSIGNED
         label = wanted.session or dicom.label(header["PatientID"] or image.study)
@@ -238,7 +238,7 @@ class Imports:
         return (one.project, one.session.label, one.session.uid) == (project, label, image.study)
 
     def _say(self, received: Received, wanted: Wanted, query: Query) -> None:
-        """What was said about the session, and what of that decides on its archiving."""
+        """Record the parameters of the request for the session, and derive its archiving mode."""
         received.said |= {name: query[name] for name in SAID if name in query}
         known = self.archive.projects.get(received.project)
         code = CODES.get(known.prearchive_code, "") if known else ""
@@ -255,7 +255,7 @@ class Imports:
 
 
 def _kind(part: Part, *, raw: bool) -> str:
-    """'zip' or 'tar': a raw body is told by its type alone."""
+    """Return "zip", "tar" or "": the kind of a raw body follows from its media type alone."""
     return unpacking.TYPES.get(_type(part), "") if raw else unpacking.kind(part.name, part.type)
 
 

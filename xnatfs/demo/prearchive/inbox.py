@@ -1,6 +1,6 @@
-"""The prearchive: sessions that were received, and what becomes of them with time (XNAT REST contract 12).
+"""The prearchive: received sessions, and how their status changes with time (XNAT REST contract 12).
 
-Nothing runs in the background. What should have happened by now happens before anything else is looked at.
+Nothing runs in the background. Each request first completes the work that is due by then.
 """
 
 from collections.abc import Callable
@@ -19,13 +19,13 @@ BUILDING, ARCHIVING, MOVING, DELETING = "BUILDING", "ARCHIVING", "MOVING", "DELE
 
 @dataclass
 class Job:
-    """Work on a session: queued for the first half of its time if it is, then the session is locked."""
+    """Work on a session. A queued job waits for the first half of its duration; then it locks the session."""
 
     kind: str
     locks: float
     due: float
     act: Callable[[], str]
-    goes_on: bool = False  # with archiving, if the session is archived by itself
+    goes_on: bool = False  # archiving follows, if the session is archived automatically
     result: str = ""
     failed: Failed | None = None
     done: bool = False
@@ -33,27 +33,27 @@ class Job:
 
 @dataclass
 class Received:
-    """A session in the prearchive. `project` is Unassigned where nobody knows."""
+    """A session in the prearchive. `project` is Unassigned if it is unknown."""
 
     project: str
     timestamp: str
     folder: str
     subject: str
-    session: Experiment  # no experiment of the archive yet; its label is the session's
+    session: Experiment  # not in the archive yet; its label is the session's
     uploaded: float
     changed: float
     status: str = "RECEIVING"
     built: bool = False
     auto: str = "Manual"  # or AutoArchive, AutoArchiveOverwrite
-    overwrite: Overwrite | None = None  # where it was said what it may do when it is archived by itself
-    direct: bool = False  # on its way into the archive without ever being seen here
+    overwrite: Overwrite | None = None  # the changes that automatic archiving may make, if a request set them
+    direct: bool = False  # bypasses the prearchive, and is not listed there
     said: dict[str, str] = field(default_factory=dict)
     messages: list[str] = field(default_factory=list)
     job: Job | None = None
 
     @property
     def path(self) -> str:
-        """As services want it."""
+        """Return the path that services take as `src`."""
         return f"/prearchive/projects/{self.project}/{self.timestamp}/{self.folder}"
 
     def uri(self) -> str:
@@ -68,14 +68,15 @@ class Received:
         return Target(self.project, self.subject, self.session.label)
 
     def automatic(self) -> Overwrite:
-        """What it may do to the session of its label when it is archived by itself."""
+        """Return the changes that automatic archiving may make to the session with the same label."""
         return self.overwrite or Overwrite("delete" if self.auto == "AutoArchiveOverwrite" else "append", fresh=True)
 
 
 class Prearchive:
-    """All received sessions. Whoever calls a method that does not wait holds the archive's lock.
+    """All received sessions. Callers must hold the archive's lock, except for methods that wait.
 
-    `work` is how long anything takes, `idle` after how long of silence a session counts as complete, in seconds.
+    `work` is the duration of each operation, and `idle` the time without uploads after which a session is complete,
+    both in seconds.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class Prearchive:
     # -- time --------------------------------------------------------------------------------------------------
 
     def settle(self) -> None:
-        """Do what is due."""
+        """Complete the work that is due."""
         now = self.clock()
         for received in list(self.sessions):
             silence = self.work if received.direct else self.idle
@@ -106,6 +107,15 @@ class Prearchive:
     def begin(
         self, received: Received, kind: str, act: Callable[[], str], at: float | None = None, *, queued: bool = True
     ) -> Job:
+        """Begin an operation, which `settle` completes after `work` seconds.
+
+        Args:
+            received: The session.
+            kind: The kind of the operation, such as ARCHIVING.
+            act: Performs it, and returns the resulting URI.
+            at: The time of its start, in seconds since the epoch; by default now.
+            queued: Whether it waits in a queue for half of its duration before it locks the session.
+        """
         at = self.clock() if at is None else at
         received.job = Job(kind, at + self.work / 2 if queued else 0.0, at + self.work, act)
         return received.job
@@ -123,7 +133,19 @@ class Prearchive:
             self.begin(received, ARCHIVING, act, job.due)
 
     def complete(self, received: Received, kind: str, act: Callable[[], str]) -> str:
-        """Work that is waited for; the caller does not hold the lock. Raises Failed."""
+        """Run an operation and wait for its end; the caller must not hold the lock.
+
+        Args:
+            received: The session.
+            kind: The kind of the operation, such as ARCHIVING.
+            act: Performs it, and returns the resulting URI.
+
+        Returns:
+            The result of `act`.
+
+        Raises:
+            Failed: The operation failed, or exceeded `timeout`.
+        """
         with self.archive.lock:
             job = self.begin(received, kind, act, queued=False)
             begun = self.clock()
@@ -149,6 +171,8 @@ class Prearchive:
         return received.uri()
 
     def archiving(self, received: Received, target: Target, overwrite: Overwrite) -> Callable[[], str]:
+        """Return a function that archives a session, and returns its new URI."""
+
         def act() -> str:
             try:
                 if received.project == UNASSIGNED or target.project not in self.archive.projects:
@@ -195,14 +219,14 @@ class Prearchive:
         return received.state(self.clock()).startswith("_")
 
     def edits(self, user: str, received: Received) -> bool:
-        """Unassigned ones are the admins'."""
+        """Return true if the user may change the session; only admins may change Unassigned ones."""
         known = self.archive.users.get(user)
         if received.project not in self.archive.projects:
             return known is not None and known.admin
         return self.archive.edits(user, received.project)
 
     def stamp(self, project: str, now: float) -> str:
-        """When a session was received, to the millisecond; no two of a project at once."""
+        """Return a timestamp for a received session, to the millisecond and unique in its project."""
         taken = {received.timestamp for received in self.sessions if received.project == project}
         while (made := datetime.fromtimestamp(now, UTC).strftime("%Y%m%d_%H%M%S%f")[:-3]) in taken:
             now += 0.001

@@ -1,4 +1,4 @@
-"""Requests about the prearchive, and the services that work on it (XNAT REST contract 12)."""
+"""Answer requests for the prearchive, and those of its services (XNAT REST contract 12)."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,7 +19,7 @@ SETTABLE = ("RECEIVING", "RECEIVING_INTERRUPT", "BUILDING", "READY", "CONFLICT",
 
 
 class PrearchiveRequests:
-    """`ranges` is a switch of the site, `site_url` its address."""
+    """Answer requests for the prearchive. `ranges` is a switch of the site, and `site_url` its address."""
 
     def __init__(self, prearchive: Prearchive, release: Release) -> None:
         self.release = release
@@ -29,7 +29,7 @@ class PrearchiveRequests:
         self.ranges: Callable[[], bool] = lambda: True
 
     def answer(self, asked: Asked, parts: Sequence[str], body: Body) -> Reply | None:
-        """None where the path is none of these. The caller does not hold the lock."""
+        """Return the reply, or None for any other path. The caller must not hold the lock."""
         match parts:
             case ["services", "archive"]:
                 return self._archive(asked, self._service(asked, body))
@@ -52,7 +52,7 @@ class PrearchiveRequests:
     # -- listing -----------------------------------------------------------------------------------------------
 
     def _list(self, asked: Asked, projects: list[str]) -> Reply:
-        """Everybody's Unassigned sessions come with every list of who may see all data."""
+        """List sessions. For users with access to all data, every list includes all Unassigned sessions."""
         user, archive = asked.user, self.archive
         all_data = user in archive.users and archive.users[user].admin
         with archive.lock:
@@ -93,7 +93,7 @@ class PrearchiveRequests:
         return self._act(asked, received, _parameters(asked, body))
 
     def _found(self, user: str, project: str, timestamp: str, folder: str) -> Received:
-        """A session this user may work on. Raises Failed."""
+        """Return a session that the user may change. Raises Failed."""
         archive = self.archive
         if project != UNASSIGNED and (project not in archive.projects or not archive.reads(user, project)):
             raise Failed(404, "")
@@ -176,7 +176,16 @@ class PrearchiveRequests:
         raise Failed(400, "Unsupported action")
 
     def committed(self, received: Received, automatic: bool, *, waits: bool = True) -> Reply:
-        """The end of receiving, and the beginning of archiving where that happens by itself. Raises Failed."""
+        """Build a session, and archive it if that is automatic.
+
+        Args:
+            received: The session.
+            automatic: Archive it even if its own mode is manual.
+            waits: Whether the reply waits for the end of the archiving.
+
+        Raises:
+            Failed: The session is locked, or an operation failed.
+        """
         prearchive = self.prearchive
         with self.archive.lock:
             self._unlocked(received)
@@ -209,14 +218,14 @@ class PrearchiveRequests:
             if not self.archive.edits(asked.user, project):
                 raise Failed(403, "Forbidden")
             if self.prearchive.locked(received):
-                return text("")  # and nothing was moved
+                return text("")  # the session is not moved
         uri = self.prearchive.complete(received, MOVING, self.prearchive.moving(received, project))
         return Reply(301, uri.encode(), URIS)
 
     # -- services ----------------------------------------------------------------------------------------------
 
     def _service(self, asked: Asked, body: Body) -> Query:
-        """Parameters of a service, with every `src` that the release finds in the query and in the form."""
+        """Return the parameters of a service, with each `src` that the release reads from the query and the form."""
         form = _form(asked, body)
         sources = asked.query.every("src")
         named = [value for name, value in form if name == "src"]
@@ -233,7 +242,7 @@ class PrearchiveRequests:
             raise Failed(self.release.archive_without_src, "Unknown prearchive session.")
         found = []
         for source in sources:
-            # xnatpy says where a session is as its own URL has it, with /data, and servers take that.
+            # xnatpy sends the session's own URL, with /data, and servers accept it.
             match source.removeprefix("/data").rstrip("/").split("/"):
                 case ["", "prearchive", "projects", project, timestamp, folder]:
                     found.append((project, timestamp, folder))
@@ -266,7 +275,7 @@ class PrearchiveRequests:
             return self._queued(asked, parameters, found)
 
     def _queued(self, asked: Asked, parameters: Query, found: list[Received]) -> Reply:
-        """The rows as they are now; the work begins after that."""
+        """List the sessions as they are now; the work begins after that."""
         if "http-session-listener" in parameters:
             location = f"{self.site_url()}/app/template/XDATScreen_prearchives.vm"
             return Reply(303, b"", HTML, {"Location": location})
@@ -283,7 +292,7 @@ class PrearchiveRequests:
             if "dest" in parameters and self.release.archive_dest == "fails":
                 for one in found:
                     one.status = "ERROR"
-                raise Failed(500, "java.io.NotSerializableException")  # of what goes into the queue
+                raise Failed(500, "java.io.NotSerializableException")  # of the queued request
             if len(found) > 1:
                 for one, target in zip(found, targets, strict=True):
                     prearchive.begin(one, ARCHIVING, prearchive.archiving(one, target, overwrite))
@@ -301,7 +310,7 @@ class PrearchiveRequests:
         return Reply(200, f"{uri}\r\n".encode(), URIS)
 
     def _target(self, received: Received, parameters: Query) -> Target:
-        """Return the destination: of the parameters, or else as it was received. Raises Failed."""
+        """Return the destination: that of the parameters, or else that of the upload. Raises Failed."""
         project = parameters.get("project", "") or received.project
         if project != received.project:
             raise Failed(400, "The session is of another project.")
@@ -328,13 +337,13 @@ def _overwrite(parameters: Query) -> Overwrite:
 
 
 def _form(asked: Asked, body: Body) -> list[tuple[str, str]]:
-    """The fields of a form. Those in parts are none: services do not read them."""
+    """Return the fields of an urlencoded form. Services do not read multipart forms."""
     encoded = asked.headers.get("content-type", "").startswith("application/x-www-form-urlencoded")
     return parse_qsl(body.small().decode("utf-8", "replace"), keep_blank_values=True) if encoded else []
 
 
 def _parameters(asked: Asked, body: Body) -> Query:
-    """The query, and a form."""
+    """Return the parameters of the query and of a form, urlencoded or multipart."""
     pairs = _form(asked, body)
     if asked.headers.get("content-type", "").startswith("multipart/form-data"):
         pairs = sent(body, asked.headers, inbody=False).fields

@@ -1,4 +1,4 @@
-"""What the prearchive shows: the list, a session, its scans, files and log (XNAT REST contract 12.1, 12.2)."""
+"""Serve views of the prearchive: the list, a session, its scans, files and log (XNAT REST contract 12.1, 12.2)."""
 
 from datetime import UTC, datetime
 from xml.sax.saxutils import quoteattr
@@ -47,7 +47,18 @@ def _moment(seconds: float) -> str:
 
 
 def show(prearchive: Prearchive, received: Received, asked: Asked, tail: tuple[str, ...], *, ranges: bool) -> Reply:
-    """.../TIMESTAMP/SESSION and what is below it. Raises Failed."""
+    """Answer .../TIMESTAMP/SESSION and the paths below it.
+
+    Args:
+        prearchive: The prearchive.
+        received: The session.
+        asked: The request.
+        tail: The path below the session.
+        ranges: Whether the site serves ranges.
+
+    Raises:
+        Failed: There is nothing at this path.
+    """
     query = asked.query
     match tail:
         case ():
@@ -124,7 +135,7 @@ def _session(prearchive: Prearchive, received: Received, query: Query) -> Reply:
 
 
 class _Folder(archives.Layout):
-    """The session's directory on the server, as it is."""
+    """The layout of the session's directory on the server."""
 
     def member(self, resource: Resource, home: Home, path: str) -> str:
         place = f"SCANS/{home.cat_id}" if home.category == "scans" else "RESOURCES"
