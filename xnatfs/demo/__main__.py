@@ -111,7 +111,7 @@ def _demo(arguments: argparse.Namespace, archive: DemoArchive) -> DemoXnat:
 
 
 def _print_hints(url: str) -> None:
-    """Tell a person what to do with the server; programs read the URL alone, from standard output."""
+    """Print example commands for interactive use on standard error; standard output carries the URL alone."""
     xnatctl = spell("xnatctl")
     print("Try, on another terminal", file=sys.stderr)
     print(f"    {login_hint(xnatctl, url, next(iter(PASSWORDS)))}", file=sys.stderr)
@@ -120,7 +120,10 @@ def _print_hints(url: str) -> None:
 
 
 def _end() -> threading.Event:
-    """What a signal sets. It must be there before the URL is printed: who reads that may end us at once."""
+    """Return an event that SIGTERM and SIGINT set.
+
+    The handlers must be installed before the URL is printed: a program that reads it may send a signal at once.
+    """
     ended = threading.Event()
 
     def end(number: int, frame: FrameType | None) -> None:
