@@ -1,4 +1,4 @@
-"""scripts/bench [--quick] [--case NAME]"""
+"""Run the benchmarks: scripts/bench [--quick] [--case NAME]."""
 
 import argparse
 import fcntl
@@ -21,11 +21,11 @@ def main() -> int:
     arguments = parser.parse_args()
     if os.geteuid() != 0:
         parser.exit(2, "scripts/bench: only root can drop the kernel's caches and pace a link\n")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # mounts, servers and the link are taken down
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that mounts, servers and the link are removed
     directory = rig.cache()
     directory.mkdir(parents=True, exist_ok=True)
     with open(directory / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two at a time would measure each other
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two runs at a time would disturb each other
         rows: list[Row] = []
         try:
             measure(Bench(directory, arguments.quick), arguments.case or list(CASES), rows)
@@ -41,7 +41,7 @@ def main() -> int:
 
 
 def measure(bench: Bench, names: list[str], rows: list[Row]) -> None:
-    """Add the rows of these cases. One that fails is a row, too, and the next goes on."""
+    """Run these cases and add their rows. A case that fails adds a row, too, and the next one runs."""
     for name in names:
         began = time.monotonic()
         print(f"{name} ...", end=" ", file=sys.stderr, flush=True)
@@ -50,7 +50,7 @@ def measure(bench: Bench, names: list[str], rows: list[Row]) -> None:
         except (Exception, SystemExit) as error:
             traceback.print_exc()
             rows.append(report.failed(name, str(error)))
-        for row in rows:  # nobody else has our directories
+        for row in rows:  # the directory is specific to this machine
             row.notes = [note.replace(str(bench.directory), "...") for note in row.notes]
         print(f"{time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
 

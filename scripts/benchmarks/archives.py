@@ -1,6 +1,6 @@
-"""Archives for `--data`: made once for each shape, the same bytes every time, and what is in them known.
+"""Generate archives for `--data`, once for each shape, with reproducible bytes.
 
-Each is a project of its own, PROJECT/SUBJECT/SESSION/scans/..., so that a server may publish several.
+Each is a separate project, PROJECT/SUBJECT/SESSION/scans/..., so that a server may publish several.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ SESSION = Path("SUBJECT", "SESSION")
 
 
 def big(directory: Path, size: int, count: int = 1) -> Path:
-    """`count` scans of one file of `size` bytes each."""
+    """Return an archive of `count` scans, each with one file of `size` bytes."""
 
     def make(session: Path) -> None:
         chance = random.Random(1)
@@ -32,7 +32,14 @@ def big(directory: Path, size: int, count: int = 1) -> Path:
 
 
 def series(directory: Path, scans: int, files: int, size: int) -> Path:
-    """Scans of many small files."""
+    """Return an archive of scans with small files.
+
+    Args:
+        directory: The directory of all archives.
+        scans: The number of scans.
+        files: The number of files of each scan.
+        size: The size of each file, in bytes.
+    """
 
     def make(session: Path) -> None:
         chance = random.Random(2)
@@ -46,7 +53,7 @@ def series(directory: Path, scans: int, files: int, size: int) -> Path:
 
 
 def many(directory: Path, files: int) -> Path:
-    """One scan of so many files, of 0 to 4,095 bytes."""
+    """Return an archive of one scan with this number of files, of 0 to 4,095 bytes."""
 
     def make(session: Path) -> None:
         chance = random.Random(3)
@@ -59,7 +66,7 @@ def many(directory: Path, files: int) -> Path:
 
 
 def _made(top: Path, project: str, make: Callable[[Path], None]) -> Path:
-    """The directory for `--data`. One that was left half made is made anew."""
+    """Return the directory for `--data`. An incomplete one is generated again."""
     if not (top / "complete").exists():
         shutil.rmtree(top, ignore_errors=True)
         make(top / "data" / project / SESSION)
@@ -68,13 +75,13 @@ def _made(top: Path, project: str, make: Callable[[Path], None]) -> Path:
 
 
 def session(data: Path) -> Path:
-    """The one session below a directory for `--data`."""
+    """Return the only session below a directory for `--data`."""
     (project,) = data.iterdir()
     return project / SESSION
 
 
 def tree_md5(top: Path, pattern: str = "*") -> dict[str, str]:
-    """MD5 of every file, by path."""
+    """Return the MD5 of every file by its path."""
     found = {}
     for path in sorted(top.rglob(pattern)):
         if path.is_file():
@@ -84,12 +91,12 @@ def tree_md5(top: Path, pattern: str = "*") -> dict[str, str]:
 
 
 def contents(top: Path, pattern: str = "*") -> list[str]:
-    """MD5 of every file, sorted: for who lays the same files out otherwise."""
+    """Return the MD5 of every file, sorted, to compare trees with different layouts."""
     return sorted(tree_md5(top, pattern).values())
 
 
 def difference(found: dict[str, str], truth: dict[str, str]) -> str:
-    """What is wrong with a copy, by the MD5 of each file; '' if nothing is."""
+    """Describe the differences of a copy by the MD5 of each file; "" if there are none."""
     missing, more = truth.keys() - found.keys(), found.keys() - truth.keys()
     wrong = [path for path in truth.keys() & found.keys() if truth[path] != found[path]]
     counts = {"missing": len(missing), "too many": len(more), "with wrong bytes": len(wrong)}
@@ -97,7 +104,7 @@ def difference(found: dict[str, str], truth: dict[str, str]) -> str:
 
 
 def in_memory(top: Path) -> None:
-    """Read it all, so that a server has it in its page cache and no disk is measured."""
+    """Read all files, so that they are in the page cache and the disk is not measured."""
     for path in [top] if top.is_file() else top.rglob("*"):
         if path.is_file():
             with open(path, "rb", buffering=0) as file:

@@ -1,9 +1,9 @@
-"""The least that pyfuse3 can do: one directory of so many empty files, answered from memory. What ours is held against.
+"""Mount a minimal pyfuse3 file system, one directory of empty files answered from memory, as a lower bound.
 
     python scripts/benchmarks/bare.py MOUNTPOINT --entries N [--timeout S] [--no-xattr]
 
-Prints `ready` when it is mounted, and serves until it is unmounted. It lists names, attributes and timeouts as our
-mount does, and has extended attributes as ours does: those of users, and no security labels and ACLs.
+Prints `ready` when it is mounted, and serves until it is unmounted. It lists names, attributes and timeouts as xnatfs
+does, and answers for extended attributes as xnatfs does: for those of users, not for security labels and ACLs.
 """
 
 import argparse
@@ -19,7 +19,7 @@ FIRST = 1000  # the inode number of the first file
 
 
 class Bare(pyfuse3.Operations):
-    """A directory whose answers are made before anybody asks."""
+    """A directory whose answers are computed in advance."""
 
     def __init__(self, entries: int, timeout: float) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class BareWithXattrs(Bare):
 
 
 def _attributes(inode: int, size: int | None, timeout: float) -> pyfuse3.EntryAttributes:
-    """Of a file of this size; of the directory where there is none."""
+    """Return the attributes of a file of this size or, without a size, of the directory."""
     attributes = pyfuse3.EntryAttributes()
     attributes.st_ino = InodeT(inode)
     attributes.st_mode = stat.S_IFDIR | 0o755 if size is None else stat.S_IFREG | 0o644

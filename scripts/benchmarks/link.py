@@ -1,4 +1,4 @@
-"""A link of a known rate, which all that comes through shares: the kernel's own, on a pair of virtual interfaces."""
+"""A link of known rate, shared by all connections: the kernel's traffic control on a pair of virtual interfaces."""
 
 import contextlib
 import ipaddress
@@ -9,16 +9,16 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def paced_link(rate: str = "1gbit") -> Iterator[tuple[list[str], str]]:
-    """A link to a network namespace, paced in the direction of the clients.
+    """Create a link to a network namespace, paced in the direction of the clients, until the context ends.
 
-    What a command inside begins with, and the address inside: of the block for measuring networks (RFC 2544), which
-    nobody has, and by our process ID, so that two rigs do not meet.
+    Yields the words that start a command inside the namespace, and the address inside. The address is of the block for
+    benchmarking networks (RFC 2544), which no host has, and depends on the process ID, so that two rigs do not collide.
     """
     name = near = f"bench{os.getpid()}"
     far = ["ip", "-n", name]
     block = int(ipaddress.ip_address("198.18.0.0")) + 4 * (os.getpid() % 2**15)
     here, there = ipaddress.ip_address(block + 1), ipaddress.ip_address(block + 2)
-    # A bucket holds 2 ms; the queue before it 50 ms, as that of a switch would.
+    # The bucket holds 2 ms; the queue in front of it 50 ms, as a switch's does.
     steps = [
         ["ip", "netns", "add", name],
         ["ip", "link", "add", near, "type", "veth", "peer", "name", "eth0", "netns", name],

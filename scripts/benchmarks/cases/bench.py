@@ -1,4 +1,4 @@
-"""How much is measured, and where."""
+"""The scope of a run, and the directory it uses."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,19 +13,19 @@ from scripts.benchmarks.site import Server
 
 @dataclass(frozen=True)
 class Bench:
-    """What all cases know: whether there is time, and a directory."""
+    """The context of all cases: the directory, and whether the run is a quick one."""
 
     directory: Path
     quick: bool
 
     @property
     def big(self) -> int:
-        """Bytes of a big file."""
+        """Return the size of a big file, in bytes."""
         return (64 if self.quick else 1024) * 2**20
 
     @property
     def times(self) -> int:
-        """How often what is quick is measured."""
+        """Return the number of measurements of a fast operation."""
         return 1 if self.quick else 3
 
     def one_big(self) -> Path:
@@ -36,7 +36,7 @@ class Bench:
 
     @contextmanager
     def server(self, *datas: Path, name: str = "site", **options: Any) -> Iterator[Server]:
-        """`name` tells apart those that run at the same time."""
+        """Serve archives until the context ends. `name` distinguishes servers that run at the same time."""
         with site.served(self.directory / name, *datas, **options) as server:
             yield server
 
@@ -47,5 +47,5 @@ class Bench:
 
 
 def big_file(top: Path, scan: int = 1) -> Path:
-    """In a session's directory, of a mount or of an archive."""
+    """Return the path of a big file in a session's directory, of a mount or of an archive."""
     return top / "scans" / str(scan) / "RAW" / f"big-{scan}.bin"

@@ -1,4 +1,4 @@
-"""Entries: `stat` of thousands of them, and memory for a million."""
+"""Cases about entries: `stat` of thousands, and the memory for a million."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ LS = "ls -l {}"
 
 
 def storm(bench: Bench) -> list[Row]:
-    """A directory of 10,000 entries that were listed before: looked at by `find` and by `ls -l`."""
+    """Run `find` and `ls -l` on a directory of 10,000 entries that was listed before."""
     entries = 2000 if bench.quick else 10_000
     data = bench.many(2000, 10_000)
     local = archives.session(data) / "scans" / "1" / "DICOM"
@@ -33,7 +33,7 @@ def storm(bench: Bench) -> list[Row]:
 
 
 def _in_turn(commands: list[str], times: int) -> list[list[float]]:
-    """Seconds of each, one after the other, after a first time that is not told."""
+    """Return the durations of each command in seconds, run in turn, without those of an untimed first turn."""
     took: list[list[float]] = [[] for _ in commands]
     for turn in range(times + 1):
         for number, command in enumerate(commands):
@@ -47,7 +47,7 @@ def _told(folder: Path) -> dict[str, int]:
 
 
 def _beside_bare(bench: Bench, folder: Path, count: int, times: int) -> tuple[list[float], list[float], list[str]]:
-    """`ls -l` of ours and of a bare file system of as many entries; and why it is not there, if so."""
+    """Time `ls -l` of xnatfs and of a bare file system with as many entries, or note why that is unavailable."""
     try:
         with peers.bare(bench.directory, count) as mountpoint:
             ours, bare = _in_turn([LS.format(folder), LS.format(mountpoint)], times)
@@ -58,7 +58,7 @@ def _beside_bare(bench: Bench, folder: Path, count: int, times: int) -> tuple[li
 
 
 def memory(bench: Bench) -> list[Row]:
-    """A million files, listed by `find` session by session under one mount: what the mount and its helpers hold."""
+    """Measure the memory of a mount and its processes while `find` lists a million files, session by session."""
     sessions, steps = (5, (1, 2, 5)) if bench.quick else (100, (10, 30, 100))
     shape, each = f"{sessions}x1x20x500", 20 * 500
     held, counts, done, right = [], [], 0, True
@@ -79,7 +79,7 @@ def memory(bench: Bench) -> list[Row]:
     row.require(held[-1] < 600).require(right, "other files").notes.append(
         f"listed nothing {idle:.0f} MB, {told_steps}"
     )
-    # From the second step to the last, against the first to the second: a line has 1; allocators are not exact.
+    # The growth from the second step to the last over that from the first to the second: 1 if linear; allocators vary.
     growth = ((held[2] - held[1]) / (counts[2] - counts[1])) / ((held[1] - held[0]) / (counts[1] - counts[0]))
     line = Row(
         "memory", "a file more costs later, of what it cost before", [growth], "", [], "linear: at most 1.25", ""

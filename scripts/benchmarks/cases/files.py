@@ -1,6 +1,6 @@
-"""Big files, from their first byte to their last: cold, out of our cache, and out of the kernel's pages.
+"""Cases about big files, read from end to end: cold, from xnatfs's cache, and from the kernel's page cache.
 
-Everybody has looked the file up before, as curl has by its URL: what is timed are its bytes.
+Every program has looked up the file before, as curl has with its URL: only the transfer of its bytes is timed.
 """
 
 import contextlib
@@ -16,33 +16,33 @@ from scripts.benchmarks.rig import NotToBeHad
 from scripts.benchmarks.site import Server
 
 WRONG = "wrong bytes"
-# rclone and httpdirfs take seconds where they work; what hangs is given up.
+# rclone and httpdirfs take seconds if they work; a run that hangs is abandoned.
 PATIENCE = 120.0
 
 
 @dataclass
 class Runs:
-    """What was measured on one server, in seconds by name, and who read wrong bytes."""
+    """The durations on one server, in seconds by program, and the programs that read wrong bytes."""
 
     took: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     wrong: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
-    # Of our runs: seconds of a processor, of the daemon, of its processes, and of all others; and how many there were.
+    # Of each xnatfs run: processor seconds of the daemon, of its processes and of all others; and those available.
     work: list[tuple[float, float, float, float]] = field(default_factory=list)
 
     def fastest_right(self) -> str:
-        """Of the rclones; '' where none was right."""
+        """Return the fastest rclone variant that read the right bytes; "" if there is none."""
         names = [name for name in self.took if name in peers.RCLONE and name not in self.wrong]
         return min(names, key=lambda name: min(self.took[name]), default="")
 
     def told(self) -> list[str]:
-        """The others, in a note."""
+        """Return the notes, with the durations of the other programs."""
         others = [name for name, took in self.took.items() if took and name not in ("ours", "curl")]
         found = [f"{name} {min(self.took[name]):.2f} s{self._verdict(name)}" for name in others]
         return [self._worked(), *self.notes, *(["; ".join(found)] if found else [])]
 
     def _worked(self) -> str:
-        """Of the quickest run, where its time went."""
+        """Describe how the fastest run used the processors."""
         daemon, others, rest, there = min(self.work, key=lambda work: work[-1])
         return (
             f"in our quickest run the processors worked {daemon + others + rest:.2f} s of the {there:.2f} s that they"
@@ -55,7 +55,7 @@ class Runs:
 
 
 def big(bench: Bench) -> list[Row]:
-    """One big file, cold: sites with and without digests, HTTP and TLS, each without and with ranges."""
+    """Read one big file, cold: with and without digests, over HTTP and TLS, without and with ranges."""
     rows = []
     for digests in (True, False):
         for tls in (False, True):
@@ -80,8 +80,8 @@ def _big(bench: Bench, digests: bool, tls: bool) -> list[Row]:
 
 
 def _cold(data: Path) -> None:
-    """Nothing in the kernel's pages but what the server is to send."""
-    os.sync()  # what others have written is not to be written beside what is timed
+    """Empty the page cache, except for the file that the server will send."""
+    os.sync()  # dirty pages must not be written to disk during the timed run
     rig.drop_pages()
     archives.in_memory(big_file(archives.session(data)))
 
@@ -94,7 +94,7 @@ def _by_hand(bench: Bench, server: Server, data: Path, runs: Runs, digests: bool
         runs.took["curl"].append(rig.shell(f"{server.curl} {url} | tee {out} | md5sum"))
         if not rig.same(out, big_file(archives.session(data))):
             runs.wrong.add("curl")
-    elif server.authority:  # the same job over TLS: it keeps the file
+    elif server.authority:  # the same work over TLS: it stores the file
         runs.took["curl"].append(rig.shell(f"{server.curl} -o {out} {url}"))
     else:
         runs.took["curl"].append(rig.shell(f"{server.curl} -o /dev/null {url}"))
@@ -111,12 +111,12 @@ def _ours(bench: Bench, server: Server, data: Path, runs: Runs) -> None:
         runs.took["ours"].append(took)
         every, daemon, others = (now - then for now, then in zip((rig.busy(), *mount.processor()), before, strict=True))
         runs.work.append((daemon, others, every - daemon - others, took * (os.cpu_count() or 1)))
-        if not rig.same(path, big_file(archives.session(data))):  # what was handed out is what is in the pages now
+        if not rig.same(path, big_file(archives.session(data))):  # the page cache has the bytes that the mount served
             runs.wrong.add("ours")
 
 
 def _peers(bench: Bench, server: Server, data: Path, runs: Runs, ranges: bool) -> None:
-    """Each rclone that has not read wrong bytes yet, and, with ranges, httpdirfs, once."""
+    """Time each rclone variant that has not read wrong bytes yet and, with ranges, httpdirfs, once."""
     for name in peers.RCLONE_FOR_RANGES if ranges else peers.RCLONE_FOR_NO_RANGES:
         if name not in runs.wrong:
             try:
@@ -129,7 +129,7 @@ def _peers(bench: Bench, server: Server, data: Path, runs: Runs, ranges: bool) -
             _peer("httpdirfs", peers.httpdirfs(bench.directory, server), data, runs)
         except NotToBeHad as why:
             runs.notes.append(f"httpdirfs: {why}")
-            runs.took["httpdirfs"] = []  # it is asked once
+            runs.took["httpdirfs"] = []  # it is tried once
 
 
 def _peer(name: str, mounting: "peers.Mounting", data: Path, runs: Runs) -> None:
@@ -156,12 +156,12 @@ def _rows(bench: Bench, digests: bool, tls: bool, ranges: bool, runs: dict[bool,
     rows = [first]
     if not digests and not tls:
         rclone = mine.fastest_right()
-        # The goal is set for the server without ranges; the other is told for comparison.
+        # The goal applies to the server without ranges; the other is reported for comparison.
         goal = "" if ranges else "at most 0.67 (1.5 times as fast)"
         theirs = mine.took.get(rclone, [])
         beside = Row("big", f"{title}, beside rclone", ours, rclone or "no rclone was right", theirs, goal)
         rows.append(beside.at_most(1 / 1.5) if rclone and not ranges else beside)
-    if ranges:  # a tenth is what two runs of one program differ by
+    if ranges:  # two runs of one program differ by a tenth
         same = Row("big", title, ours, "ours without ranges", plain.took["ours"], "not slower: at most 1.1").at_most(
             1.1
         )
@@ -170,10 +170,10 @@ def _rows(bench: Bench, digests: bool, tls: bool, ranges: bool, runs: dict[bool,
 
 
 def warm(bench: Bench) -> list[Row]:
-    """The same file again: out of our cache, then out of the kernel's pages.
+    """Read the same file again: from xnatfs's cache, then from the kernel's page cache.
 
-    For the first the kernel's pages are dropped, all of them, and the cache's files, rclone's too, and the local one
-    read again: what is measured is the way from a cache file in memory to the program, and no disk.
+    For the first, the whole page cache is dropped, and the files of the cache, rclone's too, and the local file are
+    read again: this measures the path from a cache file in memory to the program, without the disk.
     """
     data = bench.one_big()
     truth = big_file(archives.session(data))

@@ -1,4 +1,4 @@
-"""Trees: what is asked of a server that is 100 ms away, and how long it takes."""
+"""Cases about trees: the requests to a server that is 100 ms away, and the duration."""
 
 import statistics
 from pathlib import Path
@@ -15,7 +15,7 @@ SLOW = 3.0
 
 
 def ls(bench: Bench) -> list[Row]:
-    """`ls -lR` of a session whose project is listed already; then again."""
+    """Run `ls -lR` on a session whose project is listed already, twice."""
     scans, files = (5, 40) if bench.quick else (20, 100)
     data = archives.series(bench.directory, scans, files, 50_000)
     local = archives.session(data)
@@ -50,7 +50,7 @@ def _sizes(top: Path) -> dict[str, int]:
 
 
 def find(bench: Bench) -> list[Row]:
-    """`find` over a project, cold; and by the next mount, of a server that has become very slow."""
+    """Run `find` over a project, cold; then list it from the next mount, of a server that has become very slow."""
     subjects = 5 if bench.quick else 500
     shape = f"{subjects}x2x20x5"
     truth = {str(path) for path in shaped.paths(shape)}
@@ -80,7 +80,7 @@ def find(bench: Bench) -> list[Row]:
 
 
 def _second(bench: Bench, server: Server, subjects: int) -> Row:
-    """The first listing of the mount after that one: nobody waited for an answer where it comes sooner than any."""
+    """Time the first listing of the next mount. If it is shorter than the delay, it did not wait for the server."""
     with bench.mount(server, "--ttl", "3600", keep=True) as mount:
         seconds, told = rig.output(f"ls {mount.path}/projects/{shaped.PROJECT}")
     row = Row(
@@ -91,6 +91,6 @@ def _second(bench: Bench, server: Server, subjects: int) -> Row:
 
 
 def _of_one_subject(request: Request) -> bool:
-    """Whether it asks for the resources of a single subject."""
+    """Return true for a request for the resources of a single subject."""
     parts = request.path.split("/")
     return "subjects" in parts[:-2] and "resources" in parts[parts.index("subjects") :]

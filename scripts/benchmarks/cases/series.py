@@ -1,4 +1,4 @@
-"""Series: many small files, read one after the other, on a server that is 50 ms and 1 Gbit/s away."""
+"""Cases about series: small files, read in sequence, from a server that is 50 ms and 1 Gbit/s away."""
 
 import random
 import statistics
@@ -15,12 +15,12 @@ from scripts.benchmarks.site import PASSWORD, USER, Server
 
 DELAY = 0.05
 WRONG = "wrong bytes"
-# rclone takes one delay for each file, and Python clients do; minutes, then.
+# rclone and Python clients wait one delay for each file, which adds up to minutes.
 PATIENCE = 900.0
 
 
 def series(bench: Bench) -> list[Row]:
-    """A session copied: `cp -r`, cold."""
+    """Copy a session with `cp -r`, cold."""
     scans, files = (3, 20) if bench.quick else (20, 100)
     data = archives.series(bench.directory, scans, files, 50_000)
     archives.in_memory(data)
@@ -40,7 +40,7 @@ def _copied(bench: Bench, server: Server, data: Path) -> list[Row]:
     truth = archives.tree_md5(archives.session(data) / "scans")
     out = bench.directory / "copy"
     tar = _tar(server, server.accession("SERIES", "SESSION"), "ALL")
-    for turn in range(bench.times + 1):  # the first fills the replica, and is not told
+    for turn in range(bench.times + 1):  # the first fills the replica, and is not counted
         rig.discard(out)
         out.mkdir()
         took = rig.shell(f"{tar} | tar x -C {out}")
@@ -69,13 +69,13 @@ def _copied(bench: Bench, server: Server, data: Path) -> list[Row]:
 
 
 def _tar(server: Server, session: str, scan: str) -> str:
-    """A shell command that writes the tar of a scan, or of all."""
+    """Return a shell command that writes the tar of a scan, or of all scans."""
     url = f"{server.url}/data/experiments/{session}/scans/{scan}/files?format=tar"
     return f"{server.curl} -u {USER}:{PASSWORD} '{url}'"
 
 
 def _data(requests: Sequence[Request]) -> Counter[str]:
-    """How many data requests, by what they are a part of: the scan, or the resource, or the list of them."""
+    """Count the data requests by the scan, resource or list of scans that they address."""
     found = Counter[str]()
     for request in requests:
         if request.data:
@@ -84,7 +84,7 @@ def _data(requests: Sequence[Request]) -> Counter[str]:
 
 
 def _rclone(bench: Bench, server: Server, data: Path, ours: Sequence[float]) -> Row:
-    """Once: what takes minutes does so every time."""
+    """Time rclone once: a run takes minutes, and repeating it adds nothing."""
     truth = archives.tree_md5(archives.session(data) / "scans")
     out = bench.directory / "copy"
     name = "rclone, tree read before"
@@ -102,7 +102,7 @@ def _rclone(bench: Bench, server: Server, data: Path, ours: Sequence[float]) -> 
 
 
 def _downloaded(bench: Bench, server: Server, data: Path, one: peers.Downloader, ours: Sequence[float]) -> Row:
-    """The same session by a downloader of today; the first time fills the replica, but where there is no time."""
+    """Time a downloader on the same session. Except in a quick run, a first download fills the replica."""
     row = Row("series", "the same", ours, one.name, [], "")
     out = bench.directory / "copy"
     try:
@@ -120,7 +120,7 @@ def _downloaded(bench: Bench, server: Server, data: Path, one: peers.Downloader,
 
 
 def dcm2niix(bench: Bench) -> list[Row]:
-    """Real images, series by series, by a program that opens each file four times."""
+    """Convert real images, series by series, with a program that opens each file four times."""
     from tests.support.real_data import PROJECT, RealDataError, sample_sessions
 
     try:
@@ -153,18 +153,21 @@ def _scans(session: Path) -> list[str]:
 
 
 def _converted(bench: Bench, source: str, tar: str = "") -> tuple[float, list[str]]:
-    """Seconds, and the MD5 of each image. `tar`: a command whose tar is unpacked into `source` first."""
+    """Convert a series; return the duration in seconds, and the MD5 of each image.
+
+    `tar` is a command whose tar is unpacked into `source` first.
+    """
     out = bench.directory / "images"
     rig.shell(f"rm -rf {out} && mkdir -p {out}")
     fetch = f"rm -rf {source} && mkdir {source} && {tar} | tar x -C {source} && " if tar else ""
-    # Nine levels, since paths in a tar have seven. 1 and 2 are what it says where a series holds no image that it can
-    # convert; it does so of the local copy, too.
+    # Nine levels, since paths in a tar have seven. dcm2niix exits with 1 or 2 if a series holds no image that it can
+    # convert, also for a local copy.
     took = rig.shell(f"{fetch}{{ {SCRIPTS}/dcm2niix -d 9 -f %s_%p -o {out} {source} || [ $? -lt 3 ]; }}")
     return took, sorted(archives.tree_md5(out, "*.nii").values())
 
 
 def one(bench: Bench) -> list[Row]:
-    """One file out of the middle of many."""
+    """Read one file from the middle of a large resource."""
     data = bench.many(4000, 4000)
     ours, counts, archived, right = [], [], 0, True
     with bench.server(data, delay=DELAY, paced=True) as server:

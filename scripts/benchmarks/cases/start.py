@@ -1,4 +1,4 @@
-"""From the command to its first answer."""
+"""Cases about start-up, from the command to its first result."""
 
 import sys
 import time
@@ -10,7 +10,7 @@ from scripts.benchmarks.rig import SCRIPTS
 
 
 def start(bench: Bench) -> list[Row]:
-    """The version of xnatctl, beside an empty Python."""
+    """Print the version of xnatctl, beside an empty Python program."""
     ours, theirs = [], []
     for _ in range(5 if bench.quick else 20):
         ours.append(rig.shell(f"{SCRIPTS}/xnatctl --version"))
@@ -19,7 +19,7 @@ def start(bench: Bench) -> list[Row]:
 
 
 def mount(bench: Bench) -> list[Row]:
-    """From the command to the first listing, with a new cache and no session."""
+    """Mount and list for the first time, with a new cache and no saved session."""
     ours, idle = [], []
     with bench.server(bench.many(100, 100)) as server:
         for _ in range(1 if bench.quick else 7):

@@ -1,4 +1,4 @@
-"""Several at once: who looks while a big file streams, and four who read four of them."""
+"""Cases about concurrency: `stat` while a big file streams, and four programs that read four big files."""
 
 import json
 import statistics
@@ -18,7 +18,7 @@ Took = list[tuple[float, float]]
 
 
 def responsive(bench: Bench) -> list[Row]:
-    """`stat` of entries that we know and the kernel has forgotten, so that each asks us, while a file streams."""
+    """Run `stat` on entries in the daemon's cache but not in the kernel's, while a file streams."""
     big, many = bench.one_big(), bench.many(4000, 10_000)
     idle, streaming, notes = [], [], []
     right = True
@@ -37,13 +37,13 @@ def responsive(bench: Bench) -> list[Row]:
     row = Row("responsive", f"p99 of `stat` while {bench.big >> 20} MiB stream", [p99 for _, p99 in streaming],
               "the same, idle", [p99 for _, p99 in idle], "under 10 ms", "ms", notes=notes)  # fmt: skip
     row.require(row.median < 10).require(right, "wrong bytes")
-    # What the kernel knows itself takes 2 us; then nothing of ours would have been measured.
+    # An answer from the kernel's cache takes 2 us, and would not measure xnatfs.
     row.require(statistics.median(p50 for p50, _ in idle) > 0.02, "the kernel answered, not we")
     return [row]
 
 
 def _probed(bench: Bench, folder: Path, many: Path, meanwhile: str) -> Took:
-    """What `stat` took while a command ran."""
+    """Return the start and the duration of each `stat` during a command."""
     names = bench.directory / "names"
     local = archives.session(many) / "scans" / "1" / "DICOM"
     names.write_text("\n".join(sorted(path.name for path in local.iterdir())))
@@ -51,7 +51,7 @@ def _probed(bench: Bench, folder: Path, many: Path, meanwhile: str) -> Took:
     words = [sys.executable, "-m", "scripts.benchmarks.probe", str(folder), str(names)]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as probe:
         assert probe.stdout is not None
-        probe.stdout.readline()  # it begins
+        probe.stdout.readline()  # the calls begin
         began = time.monotonic()
         rig.shell(meanwhile)
         ended = time.monotonic()
@@ -60,7 +60,7 @@ def _probed(bench: Bench, folder: Path, many: Path, meanwhile: str) -> Took:
 
 
 def _percentiles(took: Took) -> tuple[float, float]:
-    """The 50th and the 99th, in ms."""
+    """Return the 50th and the 99th percentile, in ms."""
     cuts = statistics.quantiles([1000 * seconds for _, seconds in took], n=100)
     return cuts[49], cuts[98]
 
@@ -70,7 +70,7 @@ def most(took: Took) -> float:
 
 
 def fair(bench: Bench) -> list[Row]:
-    """Four programs read four big files at once, cold."""
+    """Read four big files with four programs at once, cold."""
     data = archives.big(bench.directory, bench.big // 4, 4)
     ours, theirs, right = [], [], True
     with bench.server(data) as server:
@@ -94,7 +94,7 @@ def _curl(server: Server, scan: int) -> str:
 
 
 def _slowest(commands: list[str]) -> float:
-    """All begin at once: the least of their rates, over the mean of them."""
+    """Run all commands at once; return the lowest of their rates over the mean rate."""
     with ThreadPoolExecutor(len(commands)) as pool:
         rates = [1 / seconds for seconds in pool.map(rig.shell, commands)]
     return min(rates) / statistics.mean(rates)
