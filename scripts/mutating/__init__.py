@@ -1,1 +1,1 @@
-"""Mutation testing: mutmut's changes, tried one by one by tests that execute the changed line."""
+"""Mutation testing: each of mutmut's changes runs against the tests that execute the changed line."""

@@ -1,4 +1,4 @@
-"""scripts/mutation [--module NAME] [--jobs N] [--most SECONDS] [--fresh] [--report]"""
+"""Run mutation tests: scripts/mutation [--module NAME] [--jobs N] [--most SECONDS] [--fresh] [--report]."""
 
 import argparse
 import hashlib
@@ -17,8 +17,8 @@ ROOT = Path(__file__).parent.parent.parent
 STATE = ROOT / ".mutation"
 ARGUED = Path(__file__).with_name("argued.yaml")
 
-# What is mutated, and the tests that concern it: those without mounts, other programs and sockets. So not the small
-# disks that really are full, nor the play of a hundred servers, which takes half a minute for each mutant.
+# The mutated files, and their tests: those without mounts, other programs and sockets. So the tests on small disks that
+# are really full are left out, and those with a hundred simulated servers, which take half a minute for each mutant.
 ELSEWHERE = ("test_property", "test_trouble")
 GROUPS = {
     "names": (["xnatfs/tree/names.py"], ["tests/tree/test_names.py"]),
@@ -32,7 +32,7 @@ GROUPS = {
     ),
     "client": (["xnatfs/rest/client.py"], ["tests/rest/test_client.py", "tests/rest/test_client_requests.py"]),
     "auth": (["xnatfs/http/login.py"], ["tests/http/test_login.py", "tests/rest/test_client.py"]),
-    # What the client has below it.
+    # The layers below the client.
     "transport": (
         [
             f"xnatfs/http/{name}.py"
@@ -49,7 +49,7 @@ GROUPS = {
 
 
 class Results:
-    """What was found out of the mutants of one module. Killed ones stay killed while the module stays as it is."""
+    """The verdicts on the mutants of one module. A killed mutant is not tried again while the module is unchanged."""
 
     def __init__(self, module: str, source: str) -> None:
         self._file = STATE / "results" / f"{module}.jsonl"
@@ -106,8 +106,16 @@ def digest(files: Iterable[str]) -> str:
 def run(
     chosen: list[str], group: list[str], tests: list[str], argued: Argued, arguments: argparse.Namespace
 ) -> list[Row]:
-    """Try what is not known yet of these files, which are of one group; their rows."""
-    from scripts.mutating.mutants import mutants  # mutmut takes its time, and is not there for the tests of this
+    """Try the mutants without a verdict, and return a row for each file.
+
+    Args:
+        chosen: The files to mutate, all of one group.
+        group: All files of the group.
+        tests: The test files of the group.
+        argued: The mutants that no test can kill.
+        arguments: The command line.
+    """
+    from scripts.mutating.mutants import mutants  # the import is slow, and mutmut is missing when this module is tested
 
     found = {file: mutants(ROOT / file, module_of(file)) for file in chosen}
     results = {module_of(file): Results(module_of(file), digest([file])) for file in chosen}

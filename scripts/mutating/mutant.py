@@ -1,4 +1,4 @@
-"""A small change of one function, and how it is made in a process."""
+"""A small change of one function, applied within a process."""
 
 import importlib
 import inspect
@@ -15,7 +15,7 @@ class Mutant:
     function: str  # its name within the module, "Blob.read"
     was: str  # the lines that differ, as one
     becomes: str
-    number: int  # of those that look the same in this function, from 0
+    number: int  # its index among identical changes in this function, from 0
     lines: tuple[int, int]  # where in the module, first and last
     text: str  # of the whole function, not indented
 
@@ -27,7 +27,7 @@ class Mutant:
         return f"{self.module}:{self.lines[0]} {self.function}: {self.was} -> {self.becomes or '(nothing)'}"
 
     def apply(self) -> None:
-        """Put it in the function's place, wherever that has been imported to: not undone, for a process that ends."""
+        """Replace the function's code, also where it has been imported. There is no undo: the process ends after it."""
         module = importlib.import_module(self.module)
         *owners, name = self.function.split(".")
         function = _function(inspect.getattr_static(reduce(getattr, owners, module), name))

@@ -1,10 +1,10 @@
-"""The mutants of a module: mutmut's, and four kinds more, which take something away.
+"""Generate the mutants of a module: mutmut's, and four more kinds that remove something.
 
-mutmut's own run leaves out every function that has a decorator, which here are most context managers. So only the part
-of it is used that changes functions.
+mutmut's own run skips every function that has a decorator, which here includes most context managers. So only its code
+that changes functions is used.
 
-Left out: what mutmut leaves out (annotations, `len` and `isinstance`, whatever is not in a function), defaults, texts
-of errors and of the log, changes of case only, None for False, and assertions, which are there for the type checker.
+Skipped are: all that mutmut skips (annotations, `len` and `isinstance`, code outside of functions), defaults, texts of
+errors and of the log, changes of case only, None for False, and assertions, which serve the type checker.
 """
 
 import difflib
@@ -25,7 +25,7 @@ from xnatfs.common import errors
 ERRORS = [name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)]
 LOGGING = m.Call(func=m.Attribute(value=m.Name("log")))
 MADE_ERROR = m.Call(func=m.OneOf(*(m.Name(name) for name in ERRORS)))
-# What mutmut negates itself.
+# Conditions that mutmut negates itself.
 NEGATED = m.Comparison(
     comparisons=[m.ComparisonTarget(m.Equal() | m.NotEqual() | m.Is() | m.IsNot() | m.In() | m.NotIn())]
 ) | m.UnaryOperation(m.Not())
@@ -47,7 +47,7 @@ def never_entered(node: cst.While) -> Iterator[cst.While]:
 
 
 def nothing_returned(node: cst.Return) -> Iterator[cst.Return]:
-    # False is turned into True by mutmut; who asks for truth takes None for it.
+    # mutmut turns False into True; a truth test treats None as False.
     if node.value is not None and not m.matches(node.value, m.Name("None") | m.Name("False")):
         yield node.with_changes(value=cst.Name("None"), whitespace_after_return=cst.SimpleWhitespace(" "))
 
@@ -63,14 +63,14 @@ OPERATORS = [
 
 
 class Visitor(MutationVisitor):
-    """Remembers where each mutation is, too."""
+    """A visitor that also records the lines of each mutation."""
 
     METADATA_DEPENDENCIES = (PositionProvider, OuterFunctionProvider, ParentNodeProvider)
 
     def __init__(self) -> None:
         super().__init__(OPERATORS, IgnoredCode(set(), set(), set()))
         self.lines: list[tuple[int, int]] = []
-        self._statement = range(0)  # the lines of the statement that is being looked at
+        self._statement = range(0)  # the lines of the statement being visited
 
     def on_visit(self, node: cst.CSTNode) -> bool:
         if isinstance(node, cst.SimpleStatementLine):
@@ -93,14 +93,14 @@ class Visitor(MutationVisitor):
         found = self.get_metadata(PositionProvider, node, None)
         if found is not None:
             first = found.start.line
-            if first in self._statement:  # not all lines of a long statement are known to be executed
+            if first in self._statement:  # coverage may not list all lines of a long statement
                 first = self._statement.start
             last = first if isinstance(node, cst.If | cst.While) else found.end.line
             self.lines += [(first, last)] * (len(self.mutations) - before)
 
 
 def mutants(path: Path, module: str) -> list[Mutant]:
-    """All of one module, in the order of its lines."""
+    """Return all mutants of one module, in the order of their lines."""
     visitor = Visitor()
     tree = MetadataWrapper(cst.parse_module(path.read_text())).visit(visitor)
     names = dict(_functions(tree.body))
@@ -142,7 +142,7 @@ def _compiles(text: str) -> bool:
 
 
 def _the_same(before: cst.CSTNode, after: cst.CSTNode) -> bool:
-    """A change of case only, or of False to None, which are one to whoever asks for truth."""
+    """Return true for a change of case only, or of an assigned False, which a truth test cannot tell from None."""
     texts = [cst.Module([]).code_for_node(node) for node in (before, after)]
     if m.matches(before, m.Assign(value=m.Name("False")) | m.AnnAssign(value=m.Name("False"))):
         return True

@@ -1,4 +1,4 @@
-"""What was found out, as a table; and the survivors that no test can kill, each with its reason."""
+"""Render the verdicts as a table, and read the argued survivors: those that no test can kill, with reasons."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -10,13 +10,13 @@ import yaml
 
 from scripts.mutating.mutant import Mutant
 
-# (module, function, was, becomes): why no test can tell the difference.
+# (module, function, was, becomes): the reason why no test can detect the change.
 Argued = dict[tuple[str, ...], str]
 
 
 @dataclass
 class Row:
-    """One module, or several."""
+    """The counts of one module, or of a group."""
 
     name: str
     mutants: int = 0
@@ -28,7 +28,7 @@ class Row:
 
     @property
     def score(self) -> float:
-        """Of all but the argued ones: those that a test noticed."""
+        """Return the share of mutants that a test detected, without the argued ones."""
         return (self.killed + self.timeout) / max(1, self.mutants - self.argued)
 
     def __add__(self, other: "Row") -> "Row":
@@ -57,7 +57,7 @@ def row(name: str, mutants: Iterable[Mutant], found: Mapping[Any, str], argued: 
 
 
 def table(groups: Mapping[str, list[Row]]) -> str:
-    """A line for each module, and one for each group of several."""
+    """Render a line for each module, and one for each group of several modules."""
     lines = [f"| module | {' | '.join(COLUMNS)} | score |", "|---" * (len(COLUMNS) + 2) + "|"]
     for group, rows in groups.items():
         lines += [row.line() for row in rows]
@@ -67,7 +67,7 @@ def table(groups: Mapping[str, list[Row]]) -> str:
 
 
 def read_argued(path: Path) -> Argued:
-    """Of YAML: module, then function, then [was, becomes, why]."""
+    """Read the argued survivors from YAML: module, then function, then [was, becomes, why]."""
     return {
         (module, function, was, becomes): why
         for module, functions in (yaml.safe_load(path.read_text()) or {}).items()

@@ -1,7 +1,7 @@
-"""Runs tests on mutants, inside one pytest that has imported and collected everything: each mutant is a fork of it.
+"""Run tests on mutants inside one pytest that has imported and collected everything: each mutant is a fork of it.
 
-Tests are chosen by what they execute: a first run of all of them, in a fork too, tells which lines each one touches,
-and how long it takes. A mutant is tried by those that touch its lines, quick ones first, until one fails.
+Tests are selected by the lines they execute: a first run of all tests, also in a fork, records the lines and the
+duration of each. A mutant is tried with the tests that execute its lines, the fastest first, until one fails.
 """
 
 import contextlib
@@ -27,17 +27,17 @@ from scripts.mutating.mutant import Mutant
 
 Verdict = Literal["killed", "timeout", "survived", "not executed"]
 
-# What a test may take on a mutant: seconds, and times what it took without. Others may use the machine, too; a mutant
-# that goes round in circles is known by the processor's time.
+# The limit of a test on a mutant: seconds, plus a multiple of its usual duration. Other programs may load the machine;
+# the limit of processor time detects a mutant in an endless loop.
 PATIENCE, TIMES = 6.0, 20.0
 PATIENCE_PROCESSOR, TIMES_PROCESSOR = 2.0, 10.0
-# Bytes: a mutant may well ask for more and more.
+# The limit of address space, in bytes: a mutant may allocate without end.
 MEMORY = 8 * 2**30
 
 
 @dataclass
 class Usual:
-    """A test without any mutant."""
+    """The cost of a test without a mutant, and the lines it executes."""
 
     seconds: float
     processor: float
@@ -49,7 +49,16 @@ class Usual:
 
 
 class Trials:
-    """A plugin of pytest that tries mutants in place of running the tests once."""
+    """A pytest plugin that tries mutants instead of running the tests once.
+
+    Args:
+        modules: The modules whose lines are recorded.
+        mutants: The mutants to try.
+        tell: Called with each mutant, its verdict, and the test that failed.
+        jobs: The number of mutants to try in parallel.
+        most: The limit of the usual processor time of the tests on one mutant, in seconds.
+        known: Returns the file that persists the first run of a test file; None to persist nothing.
+    """
 
     def __init__(
         self,
@@ -71,7 +80,7 @@ class Trials:
         self._running: dict[int, tuple[Mutant, Path]] = {}
 
     def pytest_configure(self) -> None:
-        # The same examples each time, and no time spent on making the failing one small.
+        # Reproducible examples, and no time spent on shrinking the failing one.
         from hypothesis import Phase, settings
 
         phases = (Phase.explicit, Phase.generate)
@@ -84,7 +93,7 @@ class Trials:
         self._scratch = Path(tempfile.mkdtemp(prefix="mutation-"))
         try:
             usual = self._first_run(items)
-            gc.freeze()  # forks share what they do not look at
+            gc.freeze()  # forks share the memory that the collector does not touch
             for mutant in self._mutants:
                 chosen = self._chosen(mutant, usual)
                 if not chosen:
@@ -102,7 +111,7 @@ class Trials:
         return True
 
     def _first_run(self, items: dict[str, pytest.Item]) -> dict[str, Usual]:
-        """What is kept of it is kept by test file, so that one that has changed does not take the others with it."""
+        """Run all tests once. Results are persisted by test file, so that a changed file invalidates only its own."""
         files: dict[Path, list[pytest.Item]] = {}
         for item in items.values():
             files.setdefault(item.path, []).append(item)
@@ -169,14 +178,14 @@ class Trials:
             return
         mutant, by = self._running.pop(process)
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process, signal.SIGKILL)  # what its tests have started
+            os.killpg(process, signal.SIGKILL)  # processes that its tests have started
         late = os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGALRM, signal.SIGPROF)
         verdict: Verdict = "timeout" if late else "killed" if status else "survived"
         self._tell(mutant, verdict, by.read_text() if by.exists() and status else "")
 
 
 class _exiting:
-    """The rest of a forked process, which says nothing: it ends with 0 at the end of the block, with 1 else."""
+    """Run the rest of a forked process without output; it exits with 0 after the block, or with 1 on an exception."""
 
     def __enter__(self) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -197,7 +206,7 @@ def _fails(item: pytest.Item, following: pytest.Item | None) -> bool:
 
 
 def _limit(usual: Usual) -> None:
-    """Ends this process by a signal where the next test takes far longer than it does without a mutant."""
+    """Set timers that end this process by a signal if the next test exceeds its usual duration by far."""
     for number in (signal.SIGALRM, signal.SIGPROF):
         signal.signal(number, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, PATIENCE + TIMES * usual.seconds)
