@@ -1,16 +1,16 @@
-"""Many readers on one mount while much goes wrong, and what must hold then: `scripts/stress`.
+"""Run many readers on one mount under faults, and check the invariants: `scripts/stress`.
 
-contents.py   what the bytes of a file are, so that nobody has to keep them
+contents.py   the bytes of a file, computed so that they need not be stored
 archive.py    the working set, and the demo that publishes it
-server.py     that demo as a process: files change, logins are forgotten
-faults.py     which faults answers meet, and what a program may see of each
+server.py     that demo as a process: files change, and logins expire
+faults.py     the faults of replies, and the errors that a program may see for each
 proxy.py      the fault server of the tests, as a process
-programs.py   what readers run, and what they make of it
+programs.py   the programs that readers run, and the checks of their output
 reader.py     one reader, as a process
-watch.py      the mount seen from outside: memory, descriptors, counters, its directory
-verdict.py    what was read and what errors were met, held against the journals of the servers
-holding.py    what a mount holds, while it runs and after
-rig.py        the processes, and their ends
+watch.py      the mount from outside: memory, descriptors, counters, cache directory
+verdict.py    the bytes read and the errors met, compared with the servers' journals
+holding.py    the resources that a mount holds, while it runs and afterwards
+rig.py        the start and the end of all processes
 run.py        one run
 report.py     docs/dev/STRESS.md
 """

@@ -1,4 +1,4 @@
-"""scripts/stress [--minutes M] [--seed N] [--readers N] [--report]"""
+"""Run the stress test: scripts/stress [--minutes M] [--seed N] [--readers N] [--report]."""
 
 import argparse
 import json
@@ -14,7 +14,7 @@ from pathlib import Path
 from scripts.stressing import report
 from scripts.stressing.run import Options, run
 
-# Less is a look, and not what docs/dev/STRESS.md says of itself.
+# Minutes. A shorter run is a quick look, and does not support the claims of docs/dev/STRESS.md.
 LONG_ENOUGH = 30.0
 FEWER = "not each comes about, of a small file none that is cut behind its end (default: 0.07, which makes 0.05)"
 
@@ -43,7 +43,7 @@ def main() -> int:
         arguments.minutes, seed, arguments.readers, arguments.sessions, arguments.cache_size, arguments.faults,
         arguments.plant, arguments.local,
     )  # fmt: skip
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # all is taken down
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that everything is taken down
     directory = _directory(arguments.directory)
     try:
         outcome = run(options, directory, lambda text: print(text, file=sys.stderr, flush=True))
@@ -64,7 +64,7 @@ def main() -> int:
 
 
 def _directory(given: Path | None) -> Path:
-    """Empty, and nobody else's."""
+    """Create an empty directory that only this user can access."""
     if given is None:
         return Path(tempfile.mkdtemp(prefix="xnatfs-stress-"))
     shutil.rmtree(given, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The working set: what files there are, how long each version of one is, and the demo that publishes them.
+"""The working set: its files, the size of each version of a file, and the demo that publishes them.
 
     LOAD/S01/E01/scans/1/DICOM     160 images of 100 to 400 KB                        digests
     LOAD/S01/E01/scans/2/RAW       120 files of 20 to 100 KB
@@ -6,7 +6,7 @@
     LOAD/S01/E01/scans/4/RAW       one of 96 MB
     LOAD/S01/E01/scans/5/NIFTI     12 files of 2 to 7 MB                              digests
     LOAD/S01/E01/resources/notes   folders, names that are hard to send, an empty file
-    STILL/S01/STILL/...            4,000 small files that nobody reads or changes, for `stat`
+    STILL/S01/STILL/...            4,000 small files that are never read or changed, for `stat`
 
 and the same in S02/E02 and so on, 246 MB each: eight are 2 GB.
 """
@@ -23,7 +23,7 @@ from xnatfs.demo.fixtures.lab import DemoArchive
 
 PROJECT, STILL = "LOAD", "STILL"
 MB = 10**6
-# What one version in three is longer by, so that changes are seen by their size, too, and not only by their digest.
+# The bytes by which one version in three is longer, so that some changes are visible by size and not only by digest.
 LONGER = 4321
 
 NOTES = {
@@ -32,7 +32,7 @@ NOTES = {
     "a#b+c&d=e.tsv": 40_000,
     "nested/deep/er/values.csv": 70_000,
     "nested/list.txt": 17_000,
-    "100% sure.txt": 3_000,  # no URL can carry it: it comes out of its resource's archive
+    "100% sure.txt": 3_000,  # no URL can carry it: it is read from its resource's archive
     "empty.txt": 0,
 }
 
@@ -50,13 +50,13 @@ class File:
 
     @property
     def resource(self) -> str:
-        """The directory of its resource."""
+        """Return the directory of its resource."""
         parts = self.path.split("/")
         return "/".join(parts[: 5 if parts[2] == "scans" else 4])
 
     @property
     def inner(self) -> str:
-        """Its path within the resource."""
+        """Return its path within the resource."""
         return self.path.removeprefix(f"{self.resource}/")
 
     @property
@@ -66,7 +66,7 @@ class File:
 
 @lru_cache(maxsize=8)
 def files(sessions: int) -> dict[str, File]:
-    """The working set of so many sessions, by path."""
+    """Return the files of a working set with this number of sessions, by path."""
     return {file.path: file for number in range(1, sessions + 1) for file in _session(number)}
 
 
@@ -87,13 +87,13 @@ def _session(number: int) -> Iterator[File]:
 
 
 def _size(chance: random.Random, least: int, most: int) -> int:
-    """Of a first version. It ends no sooner than the head of a block does: who reads the last one alone can tell."""
+    """Return the size of a first version. Its last block has a whole head, which a read of that block alone needs."""
     size = chance.randrange(least, most)
     return size if size % BLOCK >= HEAD.size else size + HEAD.size
 
 
 def still() -> list[str]:
-    """The files for `stat`, below the project's directory."""
+    """Return the paths of the files for `stat`, below the project's directory."""
     return [f"S01/STILL/scans/1/DICOM/{place:05}.dcm" for place in range(4000)]
 
 
@@ -119,7 +119,7 @@ class Published:
         self._still(owner)
 
     def replace(self, path: str) -> Made:
-        """Another content under the same name; in one file of three of another length."""
+        """Give a file its next version; the size of one version in three differs."""
         self.versions[path] += 1
         return self._fill(path)
 
@@ -130,7 +130,7 @@ class Published:
         digest = _md5(made) if self.files[path].digest else ""
         with self.archive.lock:
             entry.content, entry.size, entry.digest = made, str(made.size), digest
-            # A date on the wire has no parts of a second: two versions never have the same.
+            # HTTP dates have whole seconds: two versions never have the same one.
             entry.modified = MODIFIED + version
         return made
 

@@ -1,7 +1,7 @@
-"""What the bytes of a file are: made of its name, its version and their place, so that nobody has to keep them.
+"""Compute the bytes of a file from its name, its version and their offset, so that they need not be stored.
 
-Each block of 16 KiB begins with whose it is: file, version, block. So a read that holds the head of a block says itself
-which version it is of, and a wrong one says what came instead.
+Each block of 16 KiB begins with a head that names the file, the version and the block. So a read that contains a head
+shows its version, and a wrong one shows the bytes that were served instead.
 """
 
 import random
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 BLOCK = 16 * 1024
 HEAD = struct.Struct("<8sIQI")  # a mark, the file's number, the block's, the version
 MARK = b"xnatfs/1"
-# What is sent at a time.
+# Bytes that are sent at a time.
 PIECE = 256 * 1024
 
 _POOL_SIZE = 2**20
@@ -21,12 +21,12 @@ _POOL = random.Random(1).randbytes(_POOL_SIZE + BLOCK)
 
 
 class Wrong(Exception):
-    """Bytes that are of no version, or of two; one line that says where, and what was there instead."""
+    """Bytes of no version, or of two; the message is one line with the place and the bytes found there."""
 
 
 @dataclass(frozen=True)
 class Made:
-    """One version of one file. `path` is that below the project's directory, as the mount shows it."""
+    """One version of one file. `path` is relative to the project's directory, as the mount shows it."""
 
     path: str
     version: int
@@ -36,7 +36,7 @@ class Made:
         return self.size
 
     def pieces(self, start: int, length: int) -> Iterator[bytes]:
-        """Its bytes from there, a piece at a time."""
+        """Yield `length` bytes from `start`, at most PIECE at a time."""
         stop = min(start + length, self.size)
         while start < stop:
             end = min(stop, start + PIECE)
@@ -45,12 +45,19 @@ class Made:
 
 
 def number(path: str) -> int:
-    """Of a file. Two with the same one would be told apart by their size and place only: tested for the archive."""
+    """Return the number of a file, a hash of its path. A test checks that those of the archive are unique."""
     return zlib.crc32(path.encode())
 
 
 def piece(file: int, version: int, start: int, stop: int) -> bytes:
-    """The bytes of a file from `start` to `stop`, however long it is."""
+    """Return the bytes of a file from `start` to `stop`.
+
+    Args:
+        file: The number of the file.
+        version: The version.
+        start: The first byte.
+        stop: The end, exclusive; the size of the file does not limit it.
+    """
     first, last = start // BLOCK, (stop - 1) // BLOCK
     made = b"".join(_block(file, version, place) for place in range(first, last + 1))
     return made[start - first * BLOCK : stop - first * BLOCK]
@@ -62,7 +69,7 @@ def _block(file: int, version: int, place: int) -> bytes:
 
 
 def version_in(data: bytes, offset: int) -> int | None:
-    """Which version bytes from `offset` say they are of; None where they hold no head of a block."""
+    """Return the version that a block's head in bytes from `offset` states, or None if they contain no head."""
     head = -offset % BLOCK
     if len(data) < head + HEAD.size:
         return None
@@ -71,14 +78,14 @@ def version_in(data: bytes, offset: int) -> int | None:
 
 
 def check(path: str, data: bytes, offset: int, version: int) -> None:
-    """Raise Wrong unless these are the bytes of that version from `offset`."""
+    """Raise Wrong unless `data` are the bytes of this version of the file from `offset`."""
     if data and data != (right := piece(number(path), version, offset, offset + len(data))):
         place = next(place for place, byte in enumerate(data) if byte != right[place])
         raise Wrong(f"{path}: byte {offset + place} is not that of version {version}: {_said(data, offset, place)}")
 
 
 def _said(data: bytes, offset: int, place: int) -> str:
-    """What the block says of itself in which the first wrong byte is."""
+    """Describe the head of the block that contains the first wrong byte."""
     start = (offset + place) // BLOCK * BLOCK - offset
     if start < 0 or start + HEAD.size > len(data):
         return "its block's head is not among the bytes"

@@ -1,8 +1,8 @@
-"""Which faults answers meet, and what a program may see of each.
+"""The faults that replies meet, and the errors that a program may see for each.
 
-Left out are those that a client cannot tell from the truth, which are bugs of a site and not faults: another byte in a
-file without a digest (a test plants that one), which an archive may hold, too; a date that lies. And those that take
-ranges for what they are not: what is left of the run might be another run. The fault matrix has them all.
+Faults that a client cannot detect are left out, being bugs of a site: a changed byte in a file without a digest (a test
+plants that one), which an archive may contain, too, and a wrong date. So are faults that misinterpret ranges, after
+which the rest of the run would not be comparable. The fault matrix has them all.
 """
 
 from dataclasses import dataclass, field
@@ -10,24 +10,24 @@ from typing import Any
 
 import yaml
 
-# In seconds. The mount's is shorter than a stall, so that each stall is a fault and not a delay.
+# In seconds. The mount's timeout is shorter than a stall, so that each stall is a fault and not a delay.
 TIMEOUT, STALL = 5.0, 9.0
 
 LIST = r"GET /data/.*format=json"
 TAR = r"GET /data/.*/files\?format=tar"
 FILE = r"GET /data/experiments/[^/]*(/scans/[^/]*)?/resources/[^/]*/files/"
-# Of those, what is never fetched by ranges, since it is small.
+# Of those, files that are never fetched by ranges, since they are small.
 IMAGE = FILE + r".*\.(dcm|raw|json|tsv|csv|txt)$"
-# And those whose catalogue has their digest: nothing else tells that a byte is another. Not the volume of 48 MB:
-# without --strict its bytes are handed out before all have come to be verified, and who reads a part of it, or is
-# killed in the middle, never meets the error at its end (docs/dev/RELIABILITY.md: "late `EIO`").
+# And those whose catalogue has their digest, which alone reveals a changed byte. Not the volume of 48 MB: without
+# --strict its bytes are served before all have been verified, and a program that reads a part of it, or is killed in
+# the middle, never meets the error at its end (docs/dev/RELIABILITY.md: "late `EIO`").
 WITH_DIGEST = FILE + r".*\.(dcm|gz|json|tsv|csv|txt)$"
 SMALL_WITH_DIGEST = FILE + r".*\.(dcm|json|tsv|csv|txt)$"
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A fault, on which requests, how often compared with others; and the errnos that it may cause."""
+    """A fault: its requests, its weight among all faults, and the errnos that it may cause."""
 
     fault: str
     match: str
@@ -37,14 +37,14 @@ class Kind:
 
     @property
     def name(self) -> str:
-        """As the proxy calls it."""
+        """Return the name that the proxy reports."""
         return f"status {self.facts['status']}" if self.fault == "status" else self.fault
 
 
 EIO = frozenset({"EIO"})
-# Nobody has answered in time, however often he was asked: no program need see it, and this is what it sees then.
+# The server did not answer in time, despite retries. Programs need not see it; if they do, they see one of these.
 SILENCE = frozenset({"EIO", "ETIMEDOUT", "EHOSTUNREACH"})
-GONE = frozenset({"EIO", "ENOENT", "ESTALE"})  # the last where some of the file has come
+GONE = frozenset({"EIO", "ENOENT", "ESTALE"})  # ESTALE if a part of the file was received
 REFUSED = frozenset({"EACCES"})
 NOTHING: frozenset[str] = frozenset()  # a delay, and no fault
 
@@ -77,7 +77,7 @@ KINDS = [
     Kind("corrupt", WITH_DIGEST, 3, EIO, {"at": 7_000}),
     Kind("resized", SMALL_WITH_DIGEST, 1, frozenset({"EIO", "ESTALE"}), {"by": 1000}),
     Kind("wrong-json", LIST, 3, EIO),
-    # Of all answers, whatever was asked: everybody has to do with these.
+    # On all requests: these affect every program.
     Kind("refuse", r"GET /data/", 0.3, SILENCE, {"seconds": 1.5}),
     Kind("restart", r"GET /data/", 0.3, SILENCE, {"seconds": 1.0}),
 ]
@@ -85,14 +85,14 @@ EVERYBODY = ("refuse", "restart")
 
 
 def steps(share: float, plant: str = "") -> list[dict[str, Any]]:
-    """The script of the fault server: of each class of answers so many meet a fault, by weight."""
+    """Return the fault server's script: in each class of replies, `share` of them meet a fault, by weight."""
     planted = yaml.safe_load(plant) if plant else []
     return [*planted, *({"match": kind.match, "fault": kind.fault, "chance": chance, **kind.facts}
                         for kind, chance in _chances(share))]  # fmt: skip
 
 
 def _chances(share: float) -> list[tuple[Kind, float]]:
-    """Each step has its chance when those before it have let the answer pass; small as they are, they add up."""
+    """Return the chance of each fault. Steps apply in turn to replies that passed the others; small chances add up."""
     total = {where: sum(kind.weight for kind in KINDS if _applies(kind, where)) for where in (LIST, TAR, FILE)}
     return [
         (kind, share * kind.weight / max(total[where] for where in total if _applies(kind, where))) for kind in KINDS
@@ -104,5 +104,5 @@ def _applies(kind: Kind, where: str) -> bool:
 
 
 def errnos(fault: str) -> frozenset[str]:
-    """What a program may see of a fault of this name."""
+    """Return the errnos that a program may see for a fault with this name."""
     return frozenset().union(*(kind.errnos for kind in KINDS if kind.name == fault))

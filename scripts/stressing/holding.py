@@ -1,4 +1,4 @@
-"""Invariants of what a mount holds, while it runs and after: counters, descriptors, memory, its directory."""
+"""Check the resources of a mount, while it runs and afterwards: counters, descriptors, memory, cache directory."""
 
 import sqlite3
 from collections import Counter
@@ -11,24 +11,24 @@ from scripts.stressing.verdict import Finding
 from scripts.stressing.watch import Sample
 
 MB = 10**6
-# Partly fetched files that nobody has open, kept for who opens them again (content/cache.py: IDLE).
+# Partly fetched files that are not open, which the cache retains for the next open (content/cache.py: IDLE).
 IDLE = 4
-# Connections that are kept for the next request (transport.py: CONNECTIONS).
+# Idle connections that are reused (transport.py: CONNECTIONS).
 CONNECTIONS = 10
-# What is written at a time and not counted yet (content/writeback.py: MOST; intake.py: SMALL, for each download).
+# Bytes in flight that are not counted yet (content/writeback.py: MOST; intake.py: SMALL, for each download).
 UNCOUNTED = 8 * 2**20 + 8 * 8 * 2**20
-# Of memory. A daemon that has read nothing is 41 MB (measured). Add 10 connections with a socket read of 512 KiB and
-# what became of it, 3 members of a tar of 2 MB, 12 MB that wait to be written or were, the listings of 6,500 files and
-# their nodes (5 MB), a megabyte for each of 32 READs, and as much again for what allocators leave between, one for each
-# thread: 190. 140 was the most in four minutes. A download process is 22 MB (measured).
+# Limits of memory. A daemon that has read nothing has 41 MB (measured). Add 10 connections with a socket read of 512
+# KiB and its copies, 3 members of a tar of 2 MB, 12 MB that wait to be written or were, the listings of 6,500 files and
+# their nodes (5 MB), a megabyte for each of 32 READs, and as much again for fragmentation, one arena for each thread:
+# 190. 140 was the maximum in four minutes. A download process has 22 MB (measured).
 DAEMON_MOST, PROCESS_MOST = 200 * MB, 30 * MB
-# The second half of a run may be larger than the first by what one more moment of load is: not by what a run leaves.
+# The second half of a run may exceed the first by one more peak of load, but not by memory that accumulates.
 GROWTH, GROWTH_MB = 1.10, 15
-# Samples that this is judged by, of five minutes: a shorter run is all beginning, in which nothing grows but what was
-# not needed before, as another download process.
+# The minimal number of samples for this check, five minutes: in a shorter run memory only grows by resources that are
+# needed for the first time, such as another download process.
 ENOUGH = 60
 
-# Counters that are zero when nobody reads.
+# Counters that are zero when no file is read.
 ZERO = ("files", "directories", "readers", "fills", "unwritten", "tars", "ahead", "downloads", "heads")
 
 
@@ -48,7 +48,7 @@ def counters_zero(state: dict[str, int], waiting: int) -> Finding:
 
 
 def descriptors_back(before: Sequence[str], after: Sequence[str], children: int) -> Finding:
-    """As before, but for connections that are kept, files that are partly there, and two for each idle process."""
+    """Compare open descriptors; allowed are idle connections, partly fetched files, and two for each idle process."""
     kinds_before, kinds_after = (Counter(_kind(each) for each in found) for found in (before, after))
     allowed = Counter({"socket": CONNECTIONS + children, "anon_inode": children, "partial": IDLE})
     more = {kind: count - kinds_before[kind] for kind, count in kinds_after.items() if count > kinds_before[kind]}
@@ -68,12 +68,12 @@ def _kind(opened: str) -> str:
 
 
 def tasks_back(before: int, after: int) -> Finding:
-    """pyfuse3 keeps some tasks that have served requests: as many as wait for one at a time."""
+    """Compare the number of tasks. pyfuse3 retains some that have served requests, to wait for the next ones."""
     return Finding("no leaked task", after <= before + 5, f"{before} before, {after} after")
 
 
 def threads_bounded(before: int, after: int) -> Finding:
-    """trio keeps threads for 10 s; 40 is its limit."""
+    """Compare the number of threads. Trio retains idle ones for 10 s, and at most 40."""
     return Finding("no leaked thread", after <= before + 2, f"{before} before, {after} after")
 
 
@@ -92,7 +92,10 @@ def memory_bounded(samples: Sequence[Sample]) -> Finding:
 
 
 def directory_bounded(samples: Sequence[Sample]) -> Finding:
-    """The limit, and what is open. A sample takes some time: the larger one of two neighbours counts."""
+    """Check the size of the cache directory against its limit plus open files.
+
+    A sample takes some time, so the largest number of open bytes among its neighbours counts.
+    """
     worst, said = -1, "never looked at"
     holds = bool(samples)
     for place, sample in enumerate(samples):
@@ -107,7 +110,13 @@ def directory_bounded(samples: Sequence[Sample]) -> Finding:
 
 
 def cached_right(directory: Path, files: dict[str, File], resources: dict[str, str]) -> Finding:
-    """After the unmount: each row has its file, each file its row, the total is their sum, and every byte is right."""
+    """Check the cache after the unmount: rows and files correspond, the total is their sum, and every byte is right.
+
+    Args:
+        directory: The cache directory.
+        files: The working set, by path.
+        resources: The directories of resources, by their numbers.
+    """
     wrong: list[str] = []
     (site,) = (each for each in directory.iterdir() if (each / "index.sqlite").exists())
     with sqlite3.connect(site / "index.sqlite") as index:
@@ -149,7 +158,7 @@ def temporary_gone(*directories: Path) -> Finding:
 
 
 def log_clean(log: Path) -> Finding:
-    """No traceback and no error in the daemon's log: what servers do is worth a warning at most."""
+    """Check that the daemon's log has no traceback and no error: faults of servers are warnings at most."""
     lines = log.read_text(errors="replace").splitlines()
     bad = [line for line in lines if " ERROR " in line or " CRITICAL " in line or line.startswith("Traceback")]
     return Finding("no error of its own in the log", not bad, f"{len(bad)}: {bad[0][:200]}" if bad else "none")

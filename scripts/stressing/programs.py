@@ -1,7 +1,7 @@
-"""What readers do: one program at a time, all that it reads compared, all that it says of errors noted.
+"""Run the readers' programs one at a time, compare all bytes they read, and record all errors they report.
 
-Each is what people run: cp, dd, find, tar, cat; and a process that maps a file, which dies of SIGBUS where a page is
-not to be had. They run in the language C.UTF-8, since what they say is read.
+The programs are common ones, cp, dd, find, tar and cat, and a process that maps a file, which SIGBUS kills if a page is
+unavailable. They run in the locale C.UTF-8, since their messages are parsed.
 """
 
 import contextlib
@@ -27,37 +27,45 @@ from scripts.stressing.contents import BLOCK, Wrong, check, version_in
 
 ENV = {**os.environ, "LC_ALL": "C.UTF-8"}
 ERRNOS = {os.strerror(number): name for number, name in errno.errorcode.items()}
-# What tar says of a file that was touched while it was read, and what cp says of one that is another than it has seen.
+# tar's message for a file that changed while it was read, and cp's for a file that was replaced.
 CHANGED = re.compile(r"file changed as we read it|as it was replaced while being copied")
-# What tar says where fewer bytes come than the file has: it has been cut short, or what came after them is an error. Of
-# an error within its buffer of 10 KB it tells nothing else.
+# tar's message for fewer bytes than the file's size: it was truncated, or the next read failed. For an error within its
+# buffer of 10 KB it reports nothing else.
 SHRANK = re.compile(r"File shrank by (\d+) bytes?; padding with zeros")
-# What tar says for ENOENT of a file that it has seen in a listing.
+# tar's message for ENOENT on a file that it has seen in a listing.
 REMOVED = "File removed before we read it"
-# How long a program that was killed may take to end; longer, and it is held in the kernel.
+# Seconds that a killed program may take to end; if it takes longer, it is blocked in the kernel.
 DYING = 15.0
 
 
 @dataclass
 class Event:
-    """One thing that a program did, or what it met. `path` is below the project's directory."""
+    """One result or error of a program. `path` is relative to the project's directory."""
 
     program: str
     path: str
     began: float  # of the clock that all processes share, as the next
     ended: float
-    version: int | None = None  # of what was read; None where nothing was
+    version: int | None = None  # of the bytes read; None if there were none
     bytes: int = 0
     error: str = ""  # the name of an errno
-    missing: int = 0  # bytes at the end of what was read, in whose place there are zeros
-    wrong: str = ""  # what must never be
+    missing: int = 0  # bytes at the end of the data that zeros replace
+    wrong: str = ""  # the violation of an invariant
 
 
 Log = Callable[[Event], None]
 
 
 class Reader:
-    """What programs need: a directory, a way to choose, a place for copies, somebody who writes down what was seen."""
+    """The context of the programs: the mount, a random generator, a directory for copies, and the log of events.
+
+    Args:
+        top: The directory of projects.
+        sessions: The number of sessions of the working set.
+        seed: The seed of the random generator.
+        place: The directory for copies.
+        log: Receives each event.
+    """
 
     def __init__(self, top: Path, sessions: int, seed: str, place: Path, log: Log) -> None:
         self.top = top / PROJECT
@@ -71,7 +79,7 @@ class Reader:
             self._by_resource.setdefault(file.resource, []).append(file)
 
     def session(self) -> str:
-        """One of all, and as often the first: so that there is something in the cache."""
+        """Choose a session. The first one is frequent, so that there are cache hits."""
         found = sorted({file.session for file in self.files.values()})
         return found[0] if self.chance.random() < 0.3 else self.chance.choice(found)
 
@@ -97,7 +105,7 @@ BIG = ("scans/3/NIFTI", "scans/4/RAW")
 
 
 def cp(reader: Reader) -> None:
-    """A directory is copied, or a file."""
+    """Copy a directory or a file."""
     if reader.chance.random() < 0.5:
         wanted = [reader.file(*SMALL, *MEDIUM)]
         source = wanted[0].path
@@ -118,13 +126,13 @@ def cp(reader: Reader) -> None:
 
 
 def dd(reader: Reader) -> None:
-    """Some places of a file, one process each."""
+    """Read some ranges of a file, with one process each."""
     file = reader.file(*BIG, *BIG, *MEDIUM, "scans/1/DICOM")
     for _ in range(reader.chance.randrange(2, 6)):
         count = reader.chance.choice([2, 8, 64])
         place = reader.chance.randrange(file.base // BLOCK + 1)
         if reader.chance.random() < 0.2:
-            place = max(0, file.base // BLOCK - 1)  # the tail, as many a program begins
+            place = max(0, file.base // BLOCK - 1)  # the tail, which some programs read first
         began = time.monotonic()
         words = ["dd", f"if={reader.top / file.path}", f"bs={BLOCK}", f"skip={place}", f"count={count}", "status=none"]
         words += ["iflag=fullblock"]  # an error within a block is a short read first, which dd would count as a block
@@ -134,7 +142,7 @@ def dd(reader: Reader) -> None:
 
 
 def find(reader: Reader) -> None:
-    """All names and sizes of a session, or of all; looking costs nothing, so nothing is read."""
+    """List all names and sizes of one session or of all. It reads no file."""
     below = reader.session() if reader.chance.random() < 0.8 else ""
     began = time.monotonic()
     where = str(reader.top / below) if below else str(reader.top)
@@ -157,7 +165,7 @@ def find(reader: Reader) -> None:
 
 
 def tar(reader: Reader) -> None:
-    """A resource, or a whole session but for its largest files."""
+    """Archive a resource, or a whole session without its largest files."""
     top = reader.session()
     wholly = reader.chance.random() < 0.3
     resources = [f"{top}/{name}" for name in (*SMALL, *MEDIUM)] if wholly else [reader.resource(*SMALL, *MEDIUM)]
@@ -179,7 +187,7 @@ def tar(reader: Reader) -> None:
                         reader.log(event)
                     read.add(member.name)
         while running.stdout.read(2**20):
-            """To its end, whatever it is."""
+            """Drain the pipe."""
         errors = _said(reader, "tar", running, began, resources[0])
     for event, data in bad:
         if missing := errors.get(event.path, 0):
@@ -195,7 +203,7 @@ def tar(reader: Reader) -> None:
 
 
 def _member(reader: Reader, name: str, data: bytes, began: float) -> Event:
-    """What is wrong with it is noted unless tar says so itself."""
+    """Check a member of the tar. The caller logs an error unless tar reports it itself."""
     file = reader.files.get(name)
     if file is None:
         return Event("tar", name, began, time.monotonic(), wrong=f"{name} is in the tar, and does not exist")
@@ -203,7 +211,7 @@ def _member(reader: Reader, name: str, data: bytes, began: float) -> Event:
 
 
 def mapped(reader: Reader) -> None:
-    """Some pages of a file, mapped; in a process of its own, since that may die."""
+    """Read some pages of a mapped file, in a child process, since SIGBUS may kill it."""
     file = reader.file(*BIG, *MEDIUM, *SMALL[:2])
     seed = reader.chance.random()
     began = time.monotonic()
@@ -220,15 +228,15 @@ def mapped(reader: Reader) -> None:
         child = 0
     finally:
         if child:
-            with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it has ended, and may be awaited
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it may have ended already
                 os.kill(child, signal.SIGKILL)
                 _reap(child)
     ended = time.monotonic()
     kind, _, text = said.partition(" ")
     if os.WIFSIGNALED(status):
         killed = os.WTERMSIG(status)
-        wrong = "" if killed == signal.SIGBUS else f"{file.path}: whoever maps it was ended by signal {killed}"
-        reader.log(Event("mmap", file.path, began, ended, error="EIO", wrong=wrong))  # SIGBUS is all that is said
+        wrong = "" if killed == signal.SIGBUS else f"{file.path}: the process that maps it was ended by signal {killed}"
+        reader.log(Event("mmap", file.path, began, ended, error="EIO", wrong=wrong))  # SIGBUS is the only report
     elif kind == "read":
         version, count = map(int, text.split())
         reader.log(Event("mmap", file.path, began, ended, version, count))
@@ -239,10 +247,10 @@ def mapped(reader: Reader) -> None:
 
 
 def _map(path: Path, file: File, seed: float, telling: int) -> None:
-    """In the child, which does not return."""
+    """Read the pages in the child process, and exit."""
     chance = random.Random(seed)
     said = ""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # SIGBUS is a result here
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # SIGBUS is an expected result: no core dump
     try:
         with open(path, "rb") as opened, mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ) as memory:
             size, count, version = len(memory), 0, version_in(memory[: 2 * BLOCK], 0)
@@ -265,7 +273,7 @@ def _map(path: Path, file: File, seed: float, telling: int) -> None:
 
 
 def killed(reader: Reader) -> None:
-    """A reader that is killed half-way: the mount is to notice, and nobody else."""
+    """Kill a program in the middle of a file. Other readers must not be affected."""
     file = reader.file(*BIG, *MEDIUM)
     wanted = reader.chance.randrange(BLOCK, file.base // 2)
     began = time.monotonic()
@@ -280,11 +288,11 @@ def killed(reader: Reader) -> None:
 
 
 def stat(reader: Reader) -> None:
-    """`stat` of names that are cached: one of the same directory, a moment ago, saw to that."""
+    """Time `stat` of cached names: a first `stat` in the same directory has fetched its listing."""
     names = still()
     for _ in range(20):
         first, second = reader.chance.sample(names, 2)
-        with contextlib.suppress(OSError):  # what it says is told by those who find and read
+        with contextlib.suppress(OSError):  # the other programs report errors
             os.stat(reader.still / first)
             began = time.monotonic()
             os.stat(reader.still / second)
@@ -293,7 +301,7 @@ def stat(reader: Reader) -> None:
 
 
 def cat(reader: Reader, file: File) -> None:
-    """One file from end to end."""
+    """Read one file from end to end."""
     began = time.monotonic()
     data, errors = _output(reader, "cat", ["cat", str(reader.top / file.path)], began, file.path)
     if not errors:
@@ -318,7 +326,7 @@ def _compare(reader: Reader, program: str, file: File, copied: Path, began: floa
 
 
 def _whole(program: str, file: File, data: bytes, began: float) -> Event:
-    """A file that was read from end to end."""
+    """Check a file that was read from end to end, and return the event."""
     version = version_in(data, 0)
     event = Event(program, file.path, began, time.monotonic(), version, len(data))
     try:
@@ -331,7 +339,7 @@ def _whole(program: str, file: File, data: bytes, began: float) -> Event:
 
 
 def _is_version(file: File, version: int | None, size: int) -> None:
-    """Raise Wrong where a file of this length is not one of that version."""
+    """Raise Wrong unless the size is that of this version of the file."""
     if version is None:
         if size or file.base:
             raise Wrong(f"{file.path}: {size} bytes, which do not begin as any version does")
@@ -340,7 +348,7 @@ def _is_version(file: File, version: int | None, size: int) -> None:
 
 
 def _part(reader: Reader, program: str, file: File, data: bytes, offset: int, wanted: int, began: float) -> None:
-    """What was asked for from some place: no less than there is."""
+    """Check a range: its bytes, and that none are missing before its end or the file's."""
     ended = time.monotonic()
     version = version_in(data, offset)
     event = Event(program, file.path, began, ended, version, len(data))
@@ -363,7 +371,7 @@ def _part(reader: Reader, program: str, file: File, data: bytes, offset: int, wa
 
 @contextlib.contextmanager
 def _started(words: list[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A program, whose end is seen to."""
+    """Start a program; it has ended when the context ends."""
     running = subprocess.Popen(words, env=ENV, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         yield running
@@ -378,7 +386,7 @@ def _started(words: list[str]) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def _output(reader: Reader, program: str, words: list[str], began: float, path: str) -> tuple[bytes, dict[str, int]]:
-    """What it prints, and the paths that it met errors at, with the bytes that are missing. These are noted."""
+    """Run a program; return its output, and the paths of its errors with the number of missing bytes. Logs errors."""
     with _started(words) as running:
         assert running.stdout is not None
         data = running.stdout.read()
@@ -390,7 +398,7 @@ def _run(reader: Reader, program: str, words: list[str], began: float, path: str
 
 
 def _said(reader: Reader, program: str, running: subprocess.Popen[bytes], began: float, path: str) -> dict[str, int]:
-    """The paths of its errors, after it has ended, and how many bytes each left out; '' is all."""
+    """Wait for the end of a program; return the paths of its errors, with missing bytes; the path "" stands for all."""
     assert running.stderr is not None
     told = running.stderr.read().decode("utf-8", "surrogateescape")
     status = running.wait()
@@ -409,7 +417,7 @@ def _said(reader: Reader, program: str, running: subprocess.Popen[bytes], began:
 
 
 def _error(reader: Reader, program: str, line: str, began: float, ended: float, path: str) -> Event | None:
-    """What one line says; None for what only follows from others."""
+    """Parse a line of standard error; None if it only follows from other errors."""
     named = re.search(rf"{re.escape(str(reader.top))}(?:/([^'’:]*))?", line) or re.match(r"tar: ([^:]*): ", line)
     where = (named[1] or "").rstrip("/") if named else path
     if CHANGED.search(line):
@@ -427,7 +435,7 @@ def _error(reader: Reader, program: str, line: str, began: float, ended: float, 
 
 
 def _met(errors: Iterable[str], path: str) -> bool:
-    """Whether an error was met there or above."""
+    """Return true if there was an error at the path or above it."""
     return any(not each or path == each or path.startswith(f"{each}/") for each in errors)
 
 
@@ -450,7 +458,7 @@ def as_dict(event: Event) -> dict[str, Any]:
 
 
 def written(log: IO[str]) -> Log:
-    """Where events go: a line of JSON each."""
+    """Return a log that writes each event to a file as a line of JSON."""
 
     def write(event: Event) -> None:
         log.write(json.dumps(as_dict(event)) + "\n")

@@ -14,7 +14,7 @@ from scripts.stressing.faults import steps
 from scripts.stressing.server import Journal
 from tests.faults import Faulty, Met, faulty
 
-# Seconds between two looks at what was met.
+# Seconds between two checks for new faults.
 LOOK = 0.05
 
 
@@ -31,7 +31,7 @@ def main() -> int:
         print(server.url, flush=True)
         threading.Thread(target=_note, args=(server, journal), daemon=True).start()
         for _ in sys.stdin:
-            server.script(steps(0.0, arguments.plant))  # what was planted is a bug, and no fault
+            server.script(steps(0.0, arguments.plant))  # a planted step is a bug, not a fault, and stays
             print("still", flush=True)
     return 0
 
@@ -46,7 +46,7 @@ def _note(server: Faulty, journal: Journal) -> None:
 
 
 def _name(met: Met) -> str:
-    """A status is a fault of its own: what may come of it depends on it."""
+    """Return the name of a fault, with its status: the possible errors depend on that."""
     return f"{met.fault} {met.status}" if met.status else met.fault
 
 

@@ -15,17 +15,17 @@ from types import FrameType
 
 from scripts.stressing.programs import PROGRAMS, WEIGHTS, Event, Reader, stat, written
 
-# The longest that one program may take, in seconds. A session in a tar, beside 31 others and with the machine's two
-# cores in demand elsewhere, too, was seen to take 200.
+# The limit of one program, in seconds. A session in a tar took up to 200, beside 31 other readers and with other load
+# on the machine's two cores.
 LIMIT = 600
 
 
 class Stuck(Exception):
-    """A program did not come to its end."""
+    """A program did not end within LIMIT."""
 
 
 class Over(BaseException):
-    """Enough was read."""
+    """The reader is to end."""
 
 
 def main() -> int:
@@ -68,7 +68,7 @@ def _stuck(number: int, frame: FrameType | None) -> None:
 
 
 def _over(number: int, frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once: what is under way is being ended
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once: the current program is being ended
     raise Over
 
 

@@ -1,4 +1,4 @@
-"""What a run has found, as a page."""
+"""Render the results of a run as a page."""
 
 import textwrap
 from collections import Counter

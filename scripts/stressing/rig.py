@@ -1,4 +1,4 @@
-"""The processes of a run, each started and each seen to its end: servers, readers, the mount."""
+"""Start and end the processes of a run: servers, readers, the mount."""
 
 import contextlib
 import os
@@ -19,15 +19,18 @@ from scripts.stressing.verdict import REVALIDATE, TTL
 from scripts.stressing.watch import connection
 
 ROOT = Path(__file__).parent.parent.parent
-# How many of the readers do nothing but stat(2).
+# The number of readers that only call stat(2).
 STATS = 2
 SERVERS = ("scripts.stressing", "scripts.stressing.server", "scripts.stressing.proxy")
-# How long a process of ours may take to end, in seconds; a reader waits for the program that it has killed.
+# Seconds that a process of the run may take to end; a reader waits for the program that it has killed.
 END = 20.0
 
 
 class Process:
-    """A module of ours, in a session of its own: Ctrl-C is for us, who end it, by the end of its standard input."""
+    """A module that runs as a process, until its standard input closes.
+
+    It has a session of its own: Ctrl-C reaches only the parent process, which ends it.
+    """
 
     def __init__(self, *words: object) -> None:
         self._command = [sys.executable, "-m", *map(str, words)]
@@ -40,20 +43,20 @@ class Process:
         self._out: IO[str] = self._running.stdout
 
     def line(self) -> str:
-        """The next that it prints. Raises SystemExit where it has ended."""
+        """Return the next line that it prints. Raises SystemExit if it has ended."""
         line = self._out.readline().strip()
         if not line:
             raise SystemExit(f"scripts/stress: {' '.join(self._command)} has ended")
         return line
 
     def tell(self, word: str) -> str:
-        """What it answers."""
+        """Send a command, and return the reply."""
         self._in.write(f"{word}\n")
         self._in.flush()
         return self.line()
 
     def over(self) -> None:
-        """It is to end, and is not waited for."""
+        """Request its end, without waiting for it."""
         with contextlib.suppress(BrokenPipeError):
             self._in.close()
 
@@ -78,7 +81,18 @@ def process(*words: object) -> Iterator[Process]:
 
 @contextlib.contextmanager
 def readers(count: int, sessions: int, seed: int, projects: Path, place: Path) -> Iterator[list[Path]]:
-    """So many readers of a directory of projects, until the context ends: where they write what they see."""
+    """Run readers on a directory of projects until the context ends.
+
+    Args:
+        count: The number of readers.
+        sessions: The number of sessions of the working set.
+        seed: The seed of the run.
+        projects: The directory of projects.
+        place: A new directory for logs and copies.
+
+    Yields:
+        The readers' logs.
+    """
     place.mkdir()
     logs = [place / f"{number}.log" for number in range(count)]
     with contextlib.ExitStack() as stack:
@@ -95,7 +109,7 @@ def readers(count: int, sessions: int, seed: int, projects: Path, place: Path) -
 
 
 def local(directory: Path) -> Path:
-    """One session of the working set as files: the directory of projects."""
+    """Write one session of the working set as files, and return the directory of projects."""
     for path, file in files(1).items():
         target = directory / PROJECT / path
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -109,7 +123,7 @@ def local(directory: Path) -> Path:
 
 
 class Mount(Mounted):
-    """Ours, with short times, a log of its own, and an end whatever happens."""
+    """An xnatfs mount with short lifetimes and a log of its own, which can always be ended."""
 
     def __init__(self, url: str, directory: Path, cache_size: str, connections: Path) -> None:
         self.connections = connections
@@ -136,7 +150,7 @@ class Mount(Mounted):
         subprocess.run([str(SCRIPTS / "xnatctl"), "auth", "logout"], env=self.env, check=True, capture_output=True)
 
     def abort(self) -> None:
-        """The last resort: nothing stays mounted, nobody is held in the kernel, no daemon goes on."""
+        """End the mount by force: nothing stays mounted, no process stays blocked in the kernel, no daemon runs on."""
         with contextlib.suppress(FileNotFoundError):
             (self.connection() / "abort").write_text("1")
         if self.path.is_mount():
@@ -147,7 +161,10 @@ class Mount(Mounted):
 
 
 def ours(directory: Path) -> dict[int, str]:
-    """The daemon, readers and what they run: whose arguments name the directory of this run, but for its servers."""
+    """Return the daemon, the readers and their programs: processes whose arguments name the run's directory.
+
+    The servers of the run are not among them.
+    """
     found = {}
     for each in processes():
         named = any(f"{directory}/" in word for word in each.arguments)
@@ -157,7 +174,7 @@ def ours(directory: Path) -> dict[int, str]:
 
 
 def gone(directory: Path, but: set[int], within: float) -> dict[int, str]:
-    """What still runs after so many seconds."""
+    """Wait at most `within` seconds for the run's processes to end, except `but`; return those that still run."""
     deadline = time.monotonic() + within
     while (left := {p: n for p, n in ours(directory).items() if p not in but}) and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -165,7 +182,7 @@ def gone(directory: Path, but: set[int], within: float) -> dict[int, str]:
 
 
 def ended(family: set[int], within: float) -> dict[int, str]:
-    """Which of these processes still run after so many seconds."""
+    """Wait at most `within` seconds for these processes to end; return those that still run."""
     deadline = time.monotonic() + within
     while (left := {p.pid: p.arguments[-1] for p in processes() if p.pid in family}) and time.monotonic() < deadline:
         time.sleep(0.2)

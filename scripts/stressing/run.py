@@ -1,4 +1,4 @@
-"""One run: servers, a mount, readers; then quiet, and what is to be asked of a mount that has nothing to do."""
+"""Execute one run: servers, a mount and readers; then the checks of an idle mount, and those after the unmount."""
 
 import json
 import subprocess
@@ -17,14 +17,15 @@ from scripts.stressing.rig import Mount, Process, ended, gone, local, process, r
 from scripts.stressing.verdict import Finding, Truth, bytes_right, errors_caused, events, journal, sessions_left
 from scripts.stressing.watch import Sample, Watcher, fusectl
 
-# How long a mount may take until it has nothing to do: what reads ahead waits 5 s for its reader, a file that nobody
-# has open is fetched for 5 s more, and a fault is felt for some time.
+# Seconds until a mount is idle: read-ahead waits 5 s for its reader, the fetch of a file that was closed continues for
+# 5 s, and a fault has an effect for some time.
 CALM = 40.0
-# Download processes end after 30 s, and are looked at each 15 (worker/pool.py): waited for in runs of so many minutes.
+# Seconds until idle download processes end: after 30, checked every 15 (worker/pool.py). Runs of at least LONG_RUN
+# minutes wait for that.
 PROCESSES_END, LONG_RUN = 50.0, 5.0
-# How long a fault may still be felt: a refusal is remembered for 5 s, and a stall ends after 9.
+# Seconds that a fault may have an effect: a refusal is cached for 5 s, and a stall ends after 9.
 REST = STALL + 3.0
-# How many files are read at the end, when nothing is the matter any more.
+# The number of files that are read at the end, without faults.
 LAST_READ = 60
 
 
@@ -35,14 +36,14 @@ class Options:
     readers: int = 32
     sessions: int = 8
     cache: str = "200M"
-    share: float = 0.07  # of answers that are to meet a fault
+    share: float = 0.07  # of replies that meet a fault
     plant: str = ""
     local: float = 10.0  # seconds that the same readers read a local directory
 
 
 @dataclass
 class Outcome:
-    """All that a run has found."""
+    """The results of a run."""
 
     options: Options
     truth: Truth
@@ -50,7 +51,7 @@ class Outcome:
     beside: list[Event]  # of the readers of the local directory
     samples: list[Sample]
     findings: list[Finding]
-    server: dict[str, int]  # as it says itself, at the end
+    server: dict[str, int]  # the server's own counters, at the end
     state: dict[str, int]  # the daemon's counters, at the end
     errors: Counter[tuple[str, str]] = field(default_factory=Counter)
     took: float = 0.0  # seconds of load
@@ -64,7 +65,7 @@ class Outcome:
         return sum(event.bytes for event in self.seen if event.program != "find")
 
     def summary(self) -> dict[str, Any]:
-        """For programs: what was read and met, and what does not hold."""
+        """Return the main figures and the violated invariants, for programs."""
         return {
             "bytes": self.bytes_read,
             "faults": sum(self.truth.kinds.values()),
@@ -76,7 +77,7 @@ class Outcome:
 
 
 class Run:
-    """The mount and who is asked about it, in the order of a run: `load`, `quiet`, `unmounted`."""
+    """A run with its processes. Its steps, in order, are `load`, `quiet` and `unmounted`."""
 
     def __init__(self, options: Options, directory: Path, server: Process, proxy: Process, mount: Mount) -> None:
         self.options = options
@@ -112,7 +113,7 @@ class Run:
         self._find("the daemon answers throughout", not self.watcher.failed, self.watcher.failed or "it did")
 
     def quiet(self) -> None:
-        """Nobody reads: what is held now is what was leaked."""
+        """Check the mount without readers: resources that it still holds are leaks."""
         self.server.tell("still")
         self.proxy.tell("still")
         self._still_at = time.monotonic()
@@ -135,7 +136,7 @@ class Run:
         self._family = set(self.watcher.family())
 
     def unmounted(self) -> None:
-        """The mount is gone: so must be all that belonged to it."""
+        """Check that nothing is left of the mount after the unmount."""
         left = ended(self._family, 10.0)
         self._find("daemon and download processes have ended", not left, _told(left))
         resources = {}
@@ -165,7 +166,7 @@ class Run:
         self.findings.append(Finding(what, holds, said))
 
     def _beside(self) -> None:
-        """The same readers on a local directory, while the mount comes to rest."""
+        """Run the same readers on a local directory, while the mount becomes idle."""
         if self.options.local:
             projects = local(self.directory / "local")
             place = self.directory / "beside"
@@ -180,12 +181,12 @@ class Run:
         self._find("idle download processes end", len(family) == 1, f"{len(family) - 1} left")
 
     def _read_some(self) -> None:
-        """A first look, so that what a mount has after its first read is not taken for a leak: a file of each kind."""
+        """Read a file of each kind, so that resources allocated by the first read do not count as leaks."""
         some = {file.resource: path for path, file in files(1).items() if file.base < 10**6}.values()
         subprocess.run(["cat", *(str(self.projects / PROJECT / path) for path in some)], capture_output=True)
 
     def _last_read(self) -> None:
-        """Faults are over: every file reads, whole, and nobody is told of an error."""
+        """Check that, without faults, files can be read completely and without errors."""
         time.sleep(max(0.0, self._still_at + (REST if self.options.share else 0.0) - time.monotonic()))
         seen: list[Event] = []
         reader = Reader(self.projects, self.options.sessions, f"{self.options.seed}", self.directory, seen.append)
@@ -197,7 +198,7 @@ class Run:
         self._find("when the faults are over, everything reads", not bad, said)
 
     def _sessions(self) -> None:
-        """One session on the server, for whoever comes next; none when that is closed."""
+        """Check the sessions on the server: one stays for the next mount, and none after a logout."""
         alive = json.loads(self.server.tell("told"))["sessions"]
         self.mount.log_out()
         self.told = json.loads(self.server.tell("told"))
@@ -205,7 +206,13 @@ class Run:
 
 
 def run(options: Options, directory: Path, tell: Callable[[str], None]) -> Outcome:
-    """All of it, in an empty directory. Whatever happens, nothing is left mounted or running."""
+    """Execute a run in an empty directory. Nothing stays mounted or running, even after an error.
+
+    Args:
+        options: The options of the run.
+        directory: The directory.
+        tell: Called with each message on the progress.
+    """
     words = ["--sessions", options.sessions, "--seed", options.seed, "--journal", directory / "server.journal"]
     with fusectl(directory / "connections") as connections, process("scripts.stressing.server", *words) as server:
         words = ["--share", options.share, "--seed", options.seed, "--journal", directory / "proxy.journal"]

@@ -19,12 +19,12 @@ from xnatfs.demo.server.app import DemoXnat, Record
 from xnatfs.demo.server.socket import serve
 
 USER = "demo-owner"
-# Seconds between two changes of one file, and between two losses of all logins.
+# Seconds between two changes of a file, and between two expiries of all logins.
 CHANGE, EXPIRE = 1.0, 20.0
 
 
 class Journal:
-    """Events of a process, in a file. Any thread may write."""
+    """The journal of a process, in a file. It is thread-safe."""
 
     def __init__(self, path: Path) -> None:
         self._file = open(path, "w", buffering=1)  # noqa: SIM115  (as long as the process)
@@ -36,7 +36,7 @@ class Journal:
 
 
 class Server:
-    """The demo, and what happens to it by itself."""
+    """The demo, with its changes over time."""
 
     def __init__(self, sessions: int, seed: int, journal: Journal) -> None:
         self.journal = journal
@@ -49,7 +49,7 @@ class Server:
         journal.write("resources", numbers=self.published.resources, sessions=self.published.numbers)
 
     def change(self) -> None:
-        """Replace one file after the other: as often a large one as one of many small ones."""
+        """Replace files in turn. Each resource has the same chance, so large files are replaced often enough."""
         by_resource: dict[str, list[str]] = {}
         for file in self.published.files.values():
             if file.base:
@@ -70,7 +70,7 @@ class Server:
 
     def _asked(self, record: Record) -> None:
         self._counts["requests"] += 1
-        self.demo.requests.clear()  # a run asks more often than there is memory for
+        self.demo.requests.clear()  # a run sends more requests than fit in memory
         if record.query.get("format") == "json":
             self.journal.write("listed", path=record.path)
 

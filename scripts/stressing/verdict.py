@@ -1,5 +1,7 @@
-"""What was seen, held against what was really the matter: each version against the times at which it was the file's,
-each error against the faults that the server met and the changes that it made.
+"""Compare the readers' events with the servers' journals.
+
+Each version that was read must have been the file's at that time, and each error must have a cause: a fault of a reply,
+or a change of a file.
 """
 
 import json
@@ -16,14 +18,14 @@ from scripts.stressing.archive import File
 from scripts.stressing.faults import EVERYBODY, STALL, TIMEOUT, errnos
 from scripts.stressing.programs import Event
 
-# How the mount is run: short times, so that a run has many of each.
+# The mount's options, in seconds: short lifetimes, so that each expires often in a run.
 TTL, REVALIDATE = 10.0, 20.0
-# What may lie between what somebody is told and what he does with it: busy processors, and a reader that is one of 32.
+# Seconds between an answer to a program and its next step, with busy processors and 32 readers.
 SLACK = 5.0
-# How long a fault may be felt: it is tried again for TIMEOUT, once for a listing and once for the file; a refusal is
-# remembered for 5 s.
+# Seconds that a fault may have an effect: requests are retried for TIMEOUT, once for a listing and once for the file; a
+# refusal is cached for 5 s.
 FELT = STALL + 2 * TIMEOUT + SLACK
-# What a program may see while a file is replaced under it: the bytes disagree with the catalogue, or another length.
+# Errors that a program may see while a file is replaced: its bytes or its size differ from the catalogue's.
 OF_CHANGES = frozenset({"EIO", "ESTALE", "CHANGED", "SHRANK"})
 
 ITEM = re.compile(r"/data/experiments/([^/?]+)(?:(?:/scans/[^/?]+)?/resources/([^/?]+)/files(?:/([^?]+))?)?")
@@ -31,7 +33,7 @@ ITEM = re.compile(r"/data/experiments/([^/?]+)(?:(?:/scans/[^/?]+)?/resources/([
 
 @dataclass
 class Finding:
-    """One invariant, and what is to be said of it."""
+    """One invariant, whether it holds, and the observation."""
 
     what: str
     holds: bool
@@ -40,7 +42,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Met:
-    """A fault that came about. `path` is the file's, `sessions` whose listings they were; neither: everybody's."""
+    """A fault that occurred: on the file `path`, on listings of `sessions`, or, with neither, on every program."""
 
     at: float
     fault: str
@@ -49,7 +51,10 @@ class Met:
     sessions: frozenset[str] = frozenset()
 
     def may_be(self, error: str) -> bool:
-        """Whether that may come of it. To somebody in the middle of a file only what befell the file, or everybody."""
+        """Return true if the fault may cause the error.
+
+        An error in the middle of a file can only come from a fault of that file, or from one that affects all programs.
+        """
         if error in ("SHRANK", "ESTALE") and not (self.path or self.fault in EVERYBODY):
             return False
         return error in self.errnos or (error == "SHRANK" and bool(self.errnos))
@@ -62,15 +67,15 @@ class Met:
 
 @dataclass
 class Truth:
-    """What the servers' journals tell: when each version came, and which faults were met when."""
+    """The contents of the servers' journals: the times of all versions and of all faults."""
 
     files: dict[str, File]
-    made: dict[str, list[float]] = field(default_factory=dict)  # when each version after the first came, by path
+    made: dict[str, list[float]] = field(default_factory=dict)  # times of all versions after the first, by path
     met: list[Met] = field(default_factory=list)  # in order
-    silent: int = 0  # faults in archives, which nobody sees: their files are fetched singly
+    silent: int = 0  # faults in archives, which no program sees: their files are fetched singly
     kinds: Counter[str] = field(default_factory=Counter)
-    expired: list[float] = field(default_factory=list)  # when all logins were forgotten
-    listed: list[float] = field(default_factory=list)  # when the session for `stat` was, or all
+    expired: list[float] = field(default_factory=list)  # times at which all logins expired
+    listed: list[float] = field(default_factory=list)  # times of listings that concern the session for `stat`
 
     def __post_init__(self) -> None:
         self._times: list[float] = []
@@ -102,14 +107,14 @@ class Truth:
         return truth
 
     def left_behind(self) -> int:
-        """Sessions that a client gave up because it was told that they are dead, since they last were."""
+        """Count the sessions that a client gave up because of a 401 fault since the last real expiry."""
         since = max(self.expired, default=0.0)
         return sum(met.fault == "status 401" and met.at > since - 1.0 for met in self.met)
 
     # -- versions ----------------------------------------------------------------------------------------------------
 
     def wrong(self, event: Event) -> str:
-        """Why what was read is of no version that it may be of; '' if it is."""
+        """Return why the version of the bytes is not permitted at that time; "" if it is."""
         if event.wrong or event.version is None:
             return event.wrong
         made = self.made.get(event.path, [])
@@ -124,13 +129,13 @@ class Truth:
         return ""
 
     def longest(self, path: str) -> float:
-        """How long after it was replaced a version may be read."""
+        """Return how long after its replacement a version may be read, in seconds."""
         return TTL + SLACK + (0 if self.files[path].digest else REVALIDATE)
 
     # -- errors ------------------------------------------------------------------------------------------------------
 
     def cause(self, event: Event) -> str:
-        """The fault that an error comes of, or the change; '' if there is none."""
+        """Return the fault that caused an error, or "changed"; "" if there is none."""
         if event.error in OF_CHANGES:
             made = self.made.get(event.path, [])
             first = bisect_left(made, event.began - TTL - FELT)
@@ -170,7 +175,7 @@ def _item(path: str) -> str:
 
 
 def _met(line: dict[str, Any], names: dict[str, str], resources: dict[str, str]) -> Met | None:
-    """As the proxy noted it; None where nobody may see it."""
+    """Parse a line of the proxy's journal; None if no program may see the fault."""
     fault, target = line["fault"], line["path"]
     caused = errnos(fault)
     found = ITEM.match(target)
@@ -199,7 +204,7 @@ def bytes_right(truth: Truth, seen: Sequence[Event]) -> Finding:
 
 
 def errors_caused(truth: Truth, seen: Sequence[Event]) -> tuple[Finding, Counter[tuple[str, str]]]:
-    """And how often each errno was seen, by cause."""
+    """Check that each error has a cause, and count the errnos by cause."""
     found: Counter[tuple[str, str]] = Counter()
     without: list[Event] = []
     for event in seen:
@@ -216,7 +221,7 @@ def errors_caused(truth: Truth, seen: Sequence[Event]) -> tuple[Finding, Counter
 
 
 def sessions_left(alive: int, after: int, left_behind: int) -> Finding:
-    """On the server, after the unmount and after a logout. One that a 401 was made up for stays, until it has idled."""
+    """Check the server's sessions after the unmount and after a logout. One given up after a 401 fault stays alive."""
     said = f"{alive} after the unmount, which leaves one; {after} after `xnatctl auth logout`"
     if left_behind:
         said += f"; {left_behind} times a client was told that its own was dead"
@@ -224,7 +229,7 @@ def sessions_left(alive: int, after: int, left_behind: int) -> Finding:
 
 
 def percentiles(times: Sequence[float]) -> tuple[float, float, float]:
-    """p50, p99, and the longest; zeros of none."""
+    """Return the 50th and the 99th percentile and the maximum; zeros if there are no values."""
     if not times:
         return (0.0, 0.0, 0.0)
     found = sorted(times)
@@ -232,7 +237,7 @@ def percentiles(times: Sequence[float]) -> tuple[float, float, float]:
 
 
 def cached_stats(truth: Truth, seen: Iterable[Event]) -> list[float]:
-    """How long `stat` took, where no listing that it needs was under way: seconds."""
+    """Return the durations of `stat` in seconds, if no listing that it needs was in progress."""
     times = sorted(truth.listed)
     found = []
     for event in seen:

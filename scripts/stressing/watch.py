@@ -1,4 +1,4 @@
-"""What a mount holds, seen from outside while it runs: processes, memory, descriptors, the cache directory."""
+"""Sample the resources of a running mount from outside: processes, memory, descriptors, the cache directory."""
 
 import contextlib
 import json
@@ -15,9 +15,9 @@ from pathlib import Path
 
 from scripts.benchmarks.rig import processes
 
-# Seconds between two samples. The counters are asked for at each of them.
+# Seconds between two samples, each of which requests the counters.
 EVERY = 5.0
-# How long the daemon may take to write its counters: it is the busiest process here.
+# Seconds that the daemon, the busiest process, may take to write its counters.
 ANSWER = 30.0
 CONNECTIONS = Path("/sys/fs/fuse/connections")
 STATE = re.compile(r" state: (\{.*\})$", re.MULTILINE)
@@ -25,7 +25,7 @@ STATE = re.compile(r" state: (\{.*\})$", re.MULTILINE)
 
 @dataclass
 class Sample:
-    """One look. Sizes are bytes."""
+    """One sample. Sizes are in bytes."""
 
     at: float
     resident: int  # of the daemon and its processes
@@ -34,12 +34,20 @@ class Sample:
     descriptors: int
     threads: int
     on_disk: int
-    waiting: int  # requests of the kernel that are not answered
+    waiting: int  # unanswered requests of the kernel
     state: dict[str, int] = field(default_factory=dict)
 
 
 class Watcher:
-    """Looks at one mount, in a thread of its own while `started`."""
+    """Samples one mount in a thread, from `start` to `stop`.
+
+    Args:
+        mountpoint: The mountpoint.
+        connection: The mount's directory of the kernel's FUSE connections.
+        cache: The cache directory.
+        log: The daemon's log.
+        journal: The file for the samples.
+    """
 
     def __init__(self, mountpoint: Path, connection: Path, cache: Path, log: Path, journal: Path) -> None:
         self.mountpoint = mountpoint
@@ -61,7 +69,7 @@ class Watcher:
         self._thread.join()
 
     def _run(self) -> None:
-        """A look now and then, and at both ends."""
+        """Take a sample every few seconds, at the start and at the end."""
         try:
             with open(self.journal, "w") as journal:
                 over = False
@@ -75,7 +83,7 @@ class Watcher:
             self.failed = f"{type(error).__name__}: {error}"
 
     def look(self) -> Sample:
-        """Raises OSError where the daemon is gone, TimeoutError where it does not answer."""
+        """Take a sample. Raises OSError if the daemon has ended, TimeoutError if it does not answer."""
         family = self.family()
         state = self.state()
         return Sample(
@@ -91,7 +99,7 @@ class Watcher:
         )
 
     def family(self) -> dict[int, int]:
-        """The resident bytes of the daemon and of the processes it has started, by number."""
+        """Return the resident bytes of the daemon and of its processes, by process ID."""
         found = list(processes())
         wanted = {self.pid}
         while more := {p.pid for p in found if p.parent in wanted} - wanted:
@@ -99,7 +107,7 @@ class Watcher:
         return {p.pid: p.resident for p in found if p.pid in wanted}
 
     def descriptors(self) -> list[str]:
-        """What is open in the daemon, as the kernel calls it."""
+        """Return the open files of the daemon, as the kernel names them."""
         found = []
         for number in os.listdir(f"/proc/{self.pid}/fd"):
             with contextlib.suppress(FileNotFoundError):
@@ -110,7 +118,7 @@ class Watcher:
         return int((self.connection / "waiting").read_text())
 
     def state(self) -> dict[str, int]:
-        """What the daemon says it holds, on SIGUSR1."""
+        """Return the daemon's counters, which it logs on SIGUSR1."""
         with open(self.log, "rb") as log:
             log.seek(0, os.SEEK_END)
             os.kill(self.pid, signal.SIGUSR1)
@@ -124,7 +132,7 @@ class Watcher:
         return counters
 
     def calm(self, is_calm: Callable[[dict[str, int]], bool], within: float) -> dict[str, int]:
-        """The counters once they are as they should be, or when the time is over."""
+        """Wait at most `within` seconds until the counters satisfy `is_calm`, and return them."""
         deadline = time.monotonic() + within
         while not is_calm(state := self.state()) and time.monotonic() < deadline:
             time.sleep(0.3)
@@ -133,7 +141,7 @@ class Watcher:
 
 @contextlib.contextmanager
 def fusectl(directory: Path) -> Iterator[Path]:
-    """The kernel's directory of connections: the system's, or, where nobody has mounted it, one of our own."""
+    """Yield the kernel's directory of FUSE connections: the system's or, if it is not mounted, a temporary mount."""
     if any(CONNECTIONS.iterdir()):
         yield CONNECTIONS
         return
@@ -148,7 +156,7 @@ def fusectl(directory: Path) -> Iterator[Path]:
 
 
 def connection(connections: Path, mountpoint: Path) -> Path:
-    """That of one mount; what is in there can be looked at while the mount does not answer."""
+    """Return the connection's directory of one mount. It can be read even while the mount does not answer."""
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         cells = line.split(" ")
         if cells[4] == str(mountpoint):
@@ -157,7 +165,7 @@ def connection(connections: Path, mountpoint: Path) -> Path:
 
 
 def on_disk(directory: Path) -> int:
-    """The bytes of all files in it, as far as they are written."""
+    """Return the bytes of all files in a directory that are allocated on disk."""
     total, waiting = 0, [str(directory)]
     while waiting:
         with contextlib.suppress(FileNotFoundError), os.scandir(waiting.pop()) as entries:
