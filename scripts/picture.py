@@ -1,7 +1,7 @@
-"""Write docs/mount.svg, the moving picture of the README, from a real run.   usage: python -m scripts.picture
+"""Write docs/mount.svg, the README's animation, from a real run: python -m scripts.picture.
 
-The commands run as they are shown, but for the server's address, for which a demo server stands in. Their output comes
-when it came. Needs termtosvg and dcm2niix (pip install termtosvg dcm2niix).
+The commands run as they are shown, except that a demo server replaces the server's address. Their output appears with
+its real timing. Needs termtosvg and dcm2niix (pip install termtosvg dcm2niix).
 """
 
 import json
@@ -28,25 +28,25 @@ COMMANDS = [
     "ls *.nii",
     "xnatfs umount ~/xnat",
 ]
-# Seconds between two keys, and from an output to the next command: ten seconds in all can be read.
+# Seconds between two keys, and from an output to the next command: about ten seconds in all, slow enough to read.
 KEY, READ = 0.02, 0.8
 
 
 class Recording:
-    """A session at a terminal, as asciicast version 2 has it."""
+    """A recorded terminal session in asciicast version 2."""
 
     def __init__(self) -> None:
         self.lines = [json.dumps({"version": 2, "width": COLUMNS, "height": ROWS})]
         self.now = 0.0
 
     def show(self, text: str, after: float) -> None:
-        """Add output, so many seconds after the one before."""
+        """Add output, `after` seconds after the previous one."""
         self.now += after
         self.lines.append(json.dumps([round(self.now, 3), "o", text.replace("\n", "\r\n")]))
 
 
 def record(url: str, home: Path) -> Recording:
-    """Run the commands against a server, and return what a terminal shows of it."""
+    """Run the commands against a server, and return the recording of the terminal."""
     recording = Recording()
     (home / "xnat").mkdir()
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"

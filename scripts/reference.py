@@ -1,4 +1,4 @@
-"""Write docs/cli, docs/man and docs/CONFIGURATION.md from the parsers.   usage: python -m scripts.reference
+"""Write docs/cli, docs/man and docs/CONFIGURATION.md from the parsers: python -m scripts.reference.
 
 The pages are rendered from the parsers' actions and not from `--help`, whose form changes with Python's version.
 """
@@ -15,7 +15,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 COMMON = "options of all commands"
 NOTE = "This page is written by `python -m scripts.reference`."
 
-# Of the profile file; a test compares them with the fields of Profile.
+# The keys of the profile file. A test compares them with the fields of Profile.
 PROFILE = {
     "url": "the server",
     "username": "the account",
@@ -31,7 +31,7 @@ PROFILE = {
     "archive_mode": "how `xnatctl session upload` packs files",
     "direct_archive": "`true` uploads past the prearchive",
 }
-# A test compares them with what the code reads.
+# A test compares them with the variables that the code reads.
 ENVIRONMENT = {
     "XNAT_URL": "the server, instead of the profile's",
     "XNAT_PROFILE": "the profile",
@@ -47,7 +47,7 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Verb:
-    """One command: its words, what it does, its arguments by group, its example."""
+    """One command: its words, its summary, its arguments by group, and its example."""
 
     words: str
     summary: str
@@ -95,7 +95,7 @@ def _all_subparsers(
 def _children(
     commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
 ) -> Iterator[tuple[str, str, argparse.ArgumentParser]]:
-    """Yield name, help and parser of each command; aliases share a parser with the name before them."""
+    """Yield the name, the help and the parser of each command; an alias shares the parser of the preceding name."""
     for choice in commands._choices_actions:
         name = choice.dest
         yield name, choice.help or "", commands.choices[name]
