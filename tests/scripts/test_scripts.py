@@ -19,7 +19,8 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from tests.support import real_data
 
 ROOT = Path(__file__).parents[2]
-SCRIPTS = sorted(path for path in (ROOT / "scripts").iterdir() if path.is_file())
+# Programs, that is; what is run by `python -m` has an ending.
+SCRIPTS = sorted(path for path in (ROOT / "scripts").iterdir() if path.is_file() and not path.suffix)
 TOOLS = ["bash", "cat", "dirname", "env", "grep", "mkdir", "mktemp", "rm", "sed", "sh", "sha256sum", "sort", "tail"]
 
 
