@@ -1,1 +1,1 @@
-"""What every package may use: errors, sanitizing of untrusted input, background tasks, TLS."""
+"""Code that every package may import: errors, sanitizing of untrusted input, background tasks, TLS."""

@@ -1,39 +1,40 @@
-"""What can go wrong, by situation.
+"""Define the exceptions of xnatfs, one class for each situation.
 
     XnatError
-    +-- NotFound          the server has no such item, or does not show it to this account (404)
-    +-- LoginRequired     no credentials, or the server refused them (401)
+    +-- NotFound          the server has no such item, or hides it from this account (404)
+    +-- LoginRequired     there are no credentials, or the server refused them (401)
     +-- Denied            the account may not do this (403)
-    +-- Unreachable       no answer of use: the connection broke, as often as it was tried
-    |   +-- NoRoute       there is no way to it: DNS, connection refused, TLS
-    |   +-- TimedOut      it has said nothing in time, or next to nothing
-    |   +-- Unavailable   it, or a gateway, says that it cannot at the moment (429, 502-504)
-    |   `-- Uncertain     no answer to a change: it may have been made
-    +-- Conflict          what is there already stands against a change (409, or words to that effect)
-    +-- BadReply          an answer that is not what was asked for: HTML for data, wrong length, wrong digest
+    +-- Unreachable       no usable answer: the connection broke at every attempt
+    |   +-- NoRoute       no connection: DNS, connection refused, TLS
+    |   +-- TimedOut      no answer in time, or one that came too slowly
+    |   +-- Unavailable   the server or a gateway reports that it cannot answer at the moment (429, 502-504)
+    |   `-- Uncertain     no answer to a change: the server may have made it
+    +-- Conflict          existing data conflict with a change (409, or words to that effect)
+    +-- BadReply          the answer is not what was requested: HTML for data, wrong length, wrong digest
     |   `-- NotXnat       the address answers, but not as an XNAT
     +-- Stale             the file on the server is not the version that was opened
-    +-- ReadOnly          the mount takes no changes
-    +-- ConfigError       a profile, a setting or an option that cannot be used
-    |   `-- UsageError    a command line that cannot be parsed
-    +-- MountpointError   the place to mount on cannot be used
+    +-- ReadOnly          the mount is read-only
+    +-- ConfigError       a profile, a setting or an option cannot be used
+    |   `-- UsageError    a command line cannot be parsed
+    +-- MountpointError   the mount point cannot be used
     +-- FuseMissing       the machine lacks FUSE 3
     `-- CacheError        the cache directory cannot be used
-        `-- CacheLocked   another process keeps a lock there
+        `-- CacheLocked   another process holds a lock there
 
-Three borders translate, each in one place: httpx to these (`rest/client.py`), these to an errno
-(`fuse/operations.py`), these to an exit status and one line (`cli/__init__.py`).
-The text of an exception is one line for a user: what, where, and what to do. Words of a server in it are made harmless
-here, because it goes to terminals and logs.
+Exceptions are translated at three boundaries, each in one place: from httpx to these classes (`rest/client.py`), to an
+errno (`fuse/operations.py`), and to an exit status with one line of text (`cli/__init__.py`).
+The text of an exception is one line for a user: what failed, where, and what to do. It goes to terminals and logs, so
+control characters in a server's words are replaced here.
 """
 
 from xnatfs.common.sanitize import line
 
 
 class XnatError(Exception):
-    """Base of everything this package raises on purpose.
+    """Base class of all exceptions that xnatfs raises on purpose.
 
-    For programs: the HTTP `status` and `url` where the server has said so, and a `hint` at what to do.
+    Attributes for programs: `status`, the HTTP status, and `url`, both None where no reply caused the error, and
+    `hint`, which suggests what to do.
     """
 
     def __init__(self, message: str, *, status: int | None = None, url: str | None = None, hint: str = "") -> None:
@@ -44,33 +45,33 @@ class XnatError(Exception):
 
 
 class NotFound(XnatError):
-    """The server has no such item, or does not show it to this account."""
+    """The server has no such item, or hides it from this account."""
 
 
 class LoginRequired(XnatError):
-    """No credentials, or the server refused them."""
+    """There are no credentials, or the server refused them."""
 
 
 class Denied(XnatError):
-    """The account may see this, but not do what was asked."""
+    """The account may see the item, but may not do what was requested."""
 
 
 class Unreachable(XnatError):
-    """The server did not answer, or answered that it cannot at the moment."""
+    """The server did not answer, or reported that it cannot answer at the moment."""
 
 
 class NoRoute(Unreachable):
-    """There is no way to the server: no such host, nobody listens there, no TLS that we trust."""
+    """No connection could be made: unknown host, closed port, or an untrusted TLS certificate."""
 
 
 class TimedOut(Unreachable):
-    """The server has said nothing in time, or so little that it comes to the same."""
+    """The server did not answer in time, or so slowly that it amounts to that."""
 
 
 class Unavailable(Unreachable):
-    """The server, or a gateway before it, says that it cannot at the moment.
+    """The server, or a gateway before it, reports that it cannot answer at the moment.
 
-    `asks_to_wait`: that it will later on, so that it is not away.
+    `asks_to_wait` is true where the reply asks for a later retry: then the server is reachable.
     """
 
     def __init__(
@@ -87,19 +88,19 @@ class Unavailable(Unreachable):
 
 
 class Uncertain(Unreachable):
-    """A change was sent, and no answer came that tells whether it was made."""
+    """A change was sent, and no answer reports whether the server made it."""
 
 
 class Conflict(XnatError):
-    """What the server holds already stands against a change; nothing was changed."""
+    """Existing data on the server conflict with a change; nothing was changed."""
 
 
 class BadReply(XnatError):
-    """The server answered something that is not what was asked for."""
+    """The server's answer is not what was requested."""
 
 
 class NotXnat(BadReply):
-    """Something answers at this address, but it is not an XNAT."""
+    """The address answers, but not as an XNAT."""
 
 
 class Stale(XnatError):
@@ -107,7 +108,7 @@ class Stale(XnatError):
 
 
 class ReadOnly(XnatError):
-    """The mount takes no changes."""
+    """The mount is read-only."""
 
 
 class ConfigError(XnatError):
@@ -119,7 +120,7 @@ class UsageError(ConfigError):
 
 
 class MountpointError(XnatError):
-    """The place to mount on cannot be used."""
+    """The mount point cannot be used."""
 
 
 class FuseMissing(XnatError):
@@ -131,11 +132,11 @@ class CacheError(XnatError):
 
 
 class CacheLocked(CacheError):
-    """Another process, perhaps a stopped one, keeps a lock on the cache directory."""
+    """Another process, perhaps a stopped one, holds a lock on the cache directory."""
 
 
 class Reported(Exception):
-    """What another process has said of its end: an exit status, and its line."""
+    """Another process has ended and reported its exit status and one line of text."""
 
     def __init__(self, status: int, line: str) -> None:
         super().__init__(line)
@@ -143,7 +144,7 @@ class Reported(Exception):
 
 
 def first_error(error: BaseException) -> BaseException:
-    """The error itself, out of the groups that nurseries wrap it in."""
+    """Return the first exception inside the groups that nurseries wrap it in."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error

@@ -6,7 +6,10 @@ from pathlib import Path
 
 
 def write_private(path: Path, text: str) -> None:
-    """Replace a file of ours by another one, 0600 from its creation; its directory is made, 0700. Raises OSError."""
+    """Write a file with mode 0600, atomically, and create its directory with mode 0700.
+
+    The mode holds from the creation of the file on; an existing file is replaced. Raises OSError.
+    """
     make_private(path.parent)
     temporary = path.with_name(f".{path.name}.{os.urandom(16).hex()}")
     try:
@@ -18,9 +21,9 @@ def write_private(path: Path, text: str) -> None:
 
 
 def make_private(directory: Path) -> None:
-    """Make a directory of ours and those that it is in, where they are not there: 0700 from their creation.
+    """Create a directory and its missing parents, each with mode 0700 from its creation on.
 
-    Path.mkdir(parents=True) gives its mode to the last one only. Raises OSError.
+    Path.mkdir(parents=True) applies its mode to the last directory only. Raises OSError.
     """
     for each in (*reversed(directory.parents), directory):
         if not each.exists():

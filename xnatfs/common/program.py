@@ -1,4 +1,4 @@
-"""Name our own programs as the shell of the user finds them."""
+"""Spell the commands `xnatfs` and `xnatctl` as the user's shell finds them."""
 
 import os
 import shlex
@@ -11,9 +11,10 @@ MODULES = {"xnatfs": "xnatfs", "xnatctl": "xnatfs.cli"}
 
 
 def spell(name: str) -> str:
-    """Return what calls one of our programs from the current directory, quoted for a shell.
+    """Return the command that starts a program of xnatfs from the current directory, quoted for a shell.
 
-    That is its name where PATH leads to the script beside this program's, else the script's path, else `python -m`.
+    That is the program's name where PATH leads to the script beside the running one, else the path of that script, else
+    `python -m` and its module.
     """
     started = Path(sys.argv[0])
     directory = started.parent if started.name in MODULES else Path(sysconfig.get_path("scripts"))

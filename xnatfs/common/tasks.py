@@ -1,4 +1,4 @@
-"""Tasks that run beside somebody's work, and end with it."""
+"""Run background tasks for as long as a context is open."""
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -13,9 +13,9 @@ log = logging.getLogger(__name__)
 
 @asynccontextmanager
 async def background() -> AsyncIterator[trio.Nursery]:
-    """For what nobody waits for: it is cancelled when the context ends.
+    """Open a nursery for background tasks, and cancel them when the context ends.
 
-    An error of whoever works in the context goes past the nursery, which would wrap it in a group.
+    An error that is raised in the context leaves it as it is: the nursery would wrap it in a group.
     """
     raised: Exception | None = None
     async with trio.open_nursery() as nursery:
@@ -29,7 +29,14 @@ async def background() -> AsyncIterator[trio.Nursery]:
 
 
 async def unattended(what: str, level: int, work: Callable[..., Awaitable[object]], *arguments: object) -> None:
-    """Do what nobody is there to hear of: how it fails is logged, and must not end the mount."""
+    """Run a background task that no caller awaits, and log its failure, which must not end the mount.
+
+    Args:
+        what: The text of the log line.
+        level: The logging level for an XnatError; any other exception is logged as an error, with its traceback.
+        work: The async function to call.
+        arguments: Its positional arguments.
+    """
     try:
         await work(*arguments)
     except XnatError as error:

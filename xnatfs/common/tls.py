@@ -1,4 +1,4 @@
-"""Whom to trust: the system's authorities, a bundle instead of them, or nobody."""
+"""Choose the trusted certificate authorities: the system's, a bundle in their place, or none."""
 
 import ssl
 
@@ -6,7 +6,15 @@ from xnatfs.common.errors import ConfigError
 
 
 def tls_context(ca_bundle: str, verify: bool) -> ssl.SSLContext:
-    """A bundle that is named counts, whatever `verify` says. Raises ConfigError."""
+    """Create a TLS context that verifies servers.
+
+    Args:
+        ca_bundle: The path of a PEM file with authorities to trust in place of the system's, or ''.
+        verify: False to accept any certificate. It has no effect where a bundle is named.
+
+    Raises:
+        ConfigError: The bundle cannot be read, or holds no certificates.
+    """
     try:
         context = ssl.create_default_context(cafile=ca_bundle or None)
     except (OSError, ssl.SSLError) as error:

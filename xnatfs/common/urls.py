@@ -1,15 +1,15 @@
-"""Compare addresses of servers."""
+"""Compare the URLs of servers."""
 
 from urllib.parse import urlsplit
 
-# Those that need not be written.
+# The default port of each scheme, which a URL may omit.
 PORTS = {"http": 80, "https": 443}
 
 
 def server_key(url: str) -> str:
-    """Return what all spellings of a server's URL have in common.
+    """Return the canonical form of a server's URL.
 
-    Scheme and host in lower case, no default port, no slash at the end. The path is that of a file: its case counts.
+    Scheme and host are in lower case; a default port and a trailing slash are removed. Case matters in the path.
     """
     text = url.strip().rstrip("/")
     try:
@@ -25,5 +25,5 @@ def server_key(url: str) -> str:
 
 
 def is_same_server(one: str, other: str) -> bool:
-    """Tell whether two URLs are of one server; an empty one is of none."""
+    """Return whether two URLs mean the same server; an empty URL means none."""
     return bool(one.strip()) and server_key(one) == server_key(other)
