@@ -1,1 +1,1 @@
-"""What is fetched before it is requested: listings of sessions, files of a series."""
+"""Prefetch listings of sessions and files of series before a client requests them."""

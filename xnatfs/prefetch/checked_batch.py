@@ -1,8 +1,8 @@
-"""Many: lists that tell of many items at once, and whether they are to be believed.
+"""Fetch batch lists, which describe many items at once, and check them against single answers.
 
-Of some of these lists nobody knows how every server answers them: without a column, with rows missing, with an error.
-So one is believed while it agrees with single answers about the same items. They are compared at the 1st, 2nd, 4th, 8th
-... time, until there was something to agree about. One that disagrees, or does not answer, is left alone for a while.
+It is not known how every server answers some of these lists: without a column, with rows missing, with an error. So a
+list is trusted while it agrees with single answers about the same items. They are compared at the 1st, 2nd, 4th, 8th
+... request, until one comparison was about something. A list that disagrees or does not answer is not used for a while.
 """
 
 import logging
@@ -16,19 +16,26 @@ from xnatfs.common.errors import BadReply, Denied, NotFound, Unreachable
 
 log = logging.getLogger(__name__)
 
-# No second try with a list that has failed or was wrong.
+# Seconds without a retry after a list has failed or was wrong.
 LEFT_ALONE_FOR = 600.0
-# A list that takes longer is given up, in seconds: single answers would have been there before it.
+# Timeout of a list, in seconds: single answers would have arrived before it.
 TOO_SLOW = 30.0
 
 R = TypeVar("R")
 
 
 class Many(Generic[R]):
-    """One kind of list, by accession ID.
+    """A kind of batch list, with its rows by accession ID.
 
-    `ask` lists items, these ones at least, or `whole`, all that there are; `single` has what the server says of one
-    alone, or raises. To agree about an answer that is empty proves nothing: then it is compared again.
+    An agreement about an empty answer proves nothing: the next due comparison is made all the same.
+
+    Args:
+        what: The name of the list in log lines.
+        ttl: Seconds for which its rows are valid.
+        ask: Fetch the rows of the given items at least, by accession ID.
+        single: Fetch the row of one item from the item itself.
+        withdraw: Remove all that was made of the list from the caches.
+        whole: True where `ask` lists every item there is, so that an absent one has no row.
     """
 
     def __init__(
@@ -47,7 +54,7 @@ class Many(Generic[R]):
         self._withdraw = withdraw
         self._whole = whole
         self._rows: dict[str, R] = {}
-        self._asked: set[str] = set()  # about these; who is in here and not in the rows is not to be had this way
+        self._asked: set[str] = set()  # requested items; one of these without a row is unavailable in a batch
         self.fetched = self.expires = -float("inf")
         self._alone_until = -float("inf")
         self._proven = False
@@ -56,18 +63,18 @@ class Many(Generic[R]):
 
     @property
     def believed(self) -> bool:
-        """False for a while after it was wrong or failed: then what it told before is not to be given out any more."""
+        """Return whether the list may be used: not for a while after it was wrong or failed, earlier rows included."""
         return now() >= self._alone_until
 
     async def of(self, wanted: Sequence[str], known: Iterable[str] = ()) -> dict[str, R] | None:
-        """What it tells of those wanted, as far as it is sure; None where there is no such list.
+        """Return the rows of the wanted items that have one; None where the list is not to be used.
 
-        `known` are items whose single answers are at hand, to compare with.
+        `known` are items whose single answers are cached, and cost nothing to compare with.
         """
         async with self._lock:
             if not self.believed or not wanted:
                 return {} if self.believed else None
-            if now() >= self.expires - self._ttl / 2:  # what is given out is good for half of the TTL
+            if now() >= self.expires - self._ttl / 2:  # returned rows are valid for at least half of the TTL
                 self._rows, self._asked = {}, set()
             told = self._asked.issuperset(wanted) or (self._whole and self._asked)
             if not told and not await self._fetch(wanted):
@@ -77,7 +84,7 @@ class Many(Generic[R]):
             return {each: self._rows[each] for each in wanted if each in self._rows}
 
     def disbelieve(self, why: str) -> None:
-        """It was wrong. What was taken from it is withdrawn."""
+        """Stop using the list for a while because it was wrong, and withdraw what was taken from it."""
         self._leave_alone(why)
         self._withdraw()
 
@@ -96,7 +103,7 @@ class Many(Generic[R]):
             self._leave_alone(str(error))
             return False
         if patience.cancelled_caught:
-            self._leave_alone("it does not come")
+            self._leave_alone(f"it did not arrive within {TOO_SLOW:.0f} s")
             return False
         if not self._rows:
             self.fetched, self.expires = started, started + self._ttl
@@ -105,7 +112,7 @@ class Many(Generic[R]):
         return True
 
     async def _check(self, candidates: Iterable[str]) -> bool:
-        """Compare it with single answers, where that is due; whether it is still to be believed."""
+        """Compare the list with single answers where that is due, and return whether it is still trusted."""
         self._questions += 1
         if self._proven or self._questions < self._next_check:
             return True
@@ -119,7 +126,7 @@ class Many(Generic[R]):
                 log.debug("nothing to compare the list of %s with: %s", self._what, error)
                 continue
             if single != self._rows[each]:
-                self.disbelieve(f"it says {self._rows[each]} of {each}, which says {single} itself")
+                self.disbelieve(f"it has {self._rows[each]} for {each}, whose own list has {single}")
                 return False
             self._proven = bool(single)
         return True

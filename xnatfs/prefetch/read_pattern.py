@@ -1,10 +1,10 @@
-"""What is read of a session, resource by resource, and how much of it may be fetched before it is asked for.
+"""Track which files of a session are read, resource by resource, and how many bytes may be read ahead.
 
-No input or output in here, and nothing is awaited. `prefetch/series_files.py` acts on it.
+This module does no input or output and awaits nothing; `prefetch/series_files.py` acts on its state.
 
-What was fetched ahead is counted for the session as a whole, until it is opened: FLOOR, or a fifth of what was read
-where that is more. So programs that stop, or that read something else than was expected, have cost a quarter of what
-they read at most, or FLOOR and the one file that was on its way.
+Read-ahead is counted for the session as a whole, until its files are opened. The bound is FLOOR, or a fifth of what was
+read where that is more. So a program that stops, or that reads other files than expected, has cost a quarter of what it
+read at most, or FLOOR and the one file that was in transit.
 """
 
 from bisect import bisect_left
@@ -20,15 +20,15 @@ from xnatfs.rest.models import FileRow
 
 # The largest file that is fetched ahead: a member of a tar is held in memory until it is whole.
 LARGEST = 2 * 2**20
-# A resource with fewer files left costs no more singly.
+# With fewer files left, single requests cost no more than a tar.
 FEWEST = 4
-# How far apart in the listing two files are that belong to a walk: a program that takes every third file wants no tar.
+# Distance in the listing between two files of one sequential read: a program that takes every third file needs no tar.
 STEP = 2
-# Bytes that may be there and not asked for. The floor is a few slices. More than MOST no reader catches up with soon,
-# and they are in memory at first.
+# Read-ahead in bytes, and the divisor of what was read. The floor is a few slices. No reader catches up with more than
+# MOST soon, and these bytes are in memory at first.
 FLOOR, SHARE, MOST = 512 * 1024, 5, 8 * 2**20
-# Files of a resource that is looked at here. To know places and offsets of so many takes 28 ms of the event loop, once,
-# and 3.3 MB for as long as the session is remembered. What has more is fetched singly, and nothing ahead.
+# Files of a resource whose reads are tracked. The places and offsets of so many take 28 ms of the event loop, once, and
+# 3.3 MB for as long as the session is remembered. A larger resource is fetched singly, without read-ahead.
 MOST_FILES = 20_000
 
 # The files of an item, by resource.
@@ -36,39 +36,39 @@ Groups = Mapping[Hashable, Sequence[FileRow]]
 
 
 class Walk:
-    """One resource: what of it was opened, and what was fetched ahead.
+    """The reads of one resource: which of its files were opened, and which were fetched ahead.
 
-    What is of the size of its listing is made when a second file of it is opened, or when it is to be fetched ahead.
+    Tables as long as the listing are built when a second file is opened, or when read-ahead begins.
     """
 
     def __init__(self, resource: str, label: str, rows: Sequence[FileRow], *, alone: bool = True) -> None:
         self.resource = resource
         self.label = label
-        self.alone = alone  # its number is no other's label, and so means this resource only
+        self.alone = alone  # no other resource has its number as a label, so that the number means this resource only
         self.listed = rows
         self.counts = 0 < len(rows) <= MOST_FILES
         self.opened: set[str] = set()
         self.ahead: set[str] = set()  # fetched and not yet opened
-        self.coming: set[str] = set()  # of these, what is on its way by itself
-        self.done = False  # its tar has come to its end
-        self.begun_early = False  # before anything of it was opened
+        self.coming: set[str] = set()  # of these, the files whose single requests are under way
+        self.done = False  # its tar has been read to the end
+        self.begun_early = False  # its tar was begun before any of its files was opened
         self.no_tar_until = float("-inf")
 
     @cached_property
     def fit(self) -> bool:
-        """Whether it may come in a tar."""
+        """Return whether the resource may be fetched as a tar."""
         if not self.alone or not FEWEST <= len(self.listed) <= MOST_FILES:
             return False
         return all(size is not None and size <= LARGEST for size in _sizes(self.listed))
 
     @cached_property
     def places(self) -> dict[str, int]:
-        """Of the files in the listing, by path."""
+        """Return the index of each file in the listing, by path."""
         return {path: place for place, path in enumerate(paths_of(self.listed))}
 
     @cached_property
     def begins(self) -> list[int]:
-        """Bytes before each file, in listing order, and of all."""
+        """Return the sum of bytes before each file, in listing order, and at the end that of all."""
         return [0, *accumulate(size or 0 for size in _sizes(self.listed))]
 
     @property
@@ -80,7 +80,7 @@ class Walk:
         return None if place is None else self.listed[place]
 
     def walked(self, row: FileRow) -> bool:
-        """Whether this file was opened after one beside it, in the listing or by name: walks go either way."""
+        """Return whether the file was opened after a neighbour, in the listing or by name: programs use both orders."""
         return len(self.opened) > 1 and self._is_beside(row)
 
     def _is_beside(self, row: FileRow) -> bool:
@@ -101,7 +101,7 @@ class Walk:
 
 
 def _label(rows: Sequence[FileRow]) -> str:
-    """The label of a resource as the list of its files has it."""
+    """Return the label of a resource as the list of its files has it, or ''."""
     return decoded(rows.label) if isinstance(rows, Catalogue) else ""
 
 
@@ -117,31 +117,34 @@ def _beside(paths: Sequence[str], place: int, opened: Container[str]) -> bool:
 
 
 class Session:
-    """An item: its resources in the order in which they are met, and those of them that are read.
+    """The reads of one item: its resources in reading order, and how many bytes were fetched ahead.
 
-    `order` are IDs and labels of resources.
+    Args:
+        item: The segments of the item's URL.
+        groups: The files of the item, by resource ID.
+        order: The ID and label of each resource, in the order in which a traversal of the mount meets them.
     """
 
     def __init__(self, item: tuple[str, ...], groups: Groups, order: Iterable[tuple[str, str]]) -> None:
         self.item = item
         self.groups = groups
-        self.owners: tuple[str, ...] = ()  # what its files belong to
+        self.owners: tuple[str, ...] = ()  # the owners of its files, for the content cache
         order = list(order)
         known = {resource: label for resource, label in order if resource in groups}
         self.labels = {**known, **{str(key): _label(rows) for key, rows in groups.items() if key not in known}}
-        # What a number can mean beside the resource that has it.
+        # Labels that are numbers: a resource number may mean one of these, too.
         self.digits = {label for label in (*(label for _, label in order), *self.labels.values()) if label.isdigit()}
         self.order = list(self.labels)
         self.numbers = {resource: number for number, resource in enumerate(self.order)}
         self.walks: dict[str, Walk] = {}
         self.labels_read: set[str] = set()
-        self.read = 0  # bytes of what was opened
-        self.ahead = 0  # bytes of what was fetched and not opened
-        self.stride = 0  # how many resources the last tar took that was begun early
-        self.in_order = True  # what was begun early was what was read next
-        self.lists = True  # the server takes several resources in one request
-        self.nothing_until = float("-inf")  # what is fetched ahead is lost again: no use until then
-        self.moved = trio.Event()  # something was opened since
+        self.read = 0  # bytes of the files that were opened
+        self.ahead = 0  # bytes of the files that were fetched and not opened
+        self.stride = 0  # resources in the last tar that was begun early
+        self.in_order = True  # the resources that were begun early were those that were read next
+        self.lists = True  # the server accepts several resources in one request
+        self.nothing_until = float("-inf")  # no read-ahead until then: the cache does not retain such files
+        self.moved = trio.Event()  # set when a file is opened
         self.last_read = trio.current_time()
 
     def walk(self, resource: str) -> Walk:
@@ -152,7 +155,7 @@ class Session:
         return self.walks[resource]
 
     def relisted(self, groups: Groups, order: Iterable[tuple[str, str]]) -> "Session":
-        """The session after a new listing: of the old one counts what is the same in both."""
+        """Return the session for a new listing, with the state of the resources that are equal in both."""
         new = Session(self.item, groups, order)
         new.owners = self.owners
         new.read, new.stride, new.nothing_until = self.read, self.stride, self.nothing_until
@@ -164,13 +167,13 @@ class Session:
         return new
 
     def allowance(self) -> int:
-        """How many bytes may be fetched now that nobody has asked for."""
+        """Return how many more bytes may be read ahead now; negative where more were."""
         if trio.current_time() < self.nothing_until:
             return 0
         return min(max(FLOOR, self.read // SHARE), MOST) - self.ahead
 
     def opens(self, walk: Walk, row: FileRow) -> bool:
-        """A reader opens a file; whether that was fetched ahead."""
+        """Record that a reader opens a file, and return whether the file was fetched ahead."""
         if row.path not in walk.opened:
             walk.opened.add(row.path)
             self.labels_read.add(walk.label)
@@ -182,7 +185,7 @@ class Session:
         return expected
 
     def wake(self) -> None:
-        """Whoever waits until more may be fetched looks again."""
+        """Wake the tasks that wait until more may be fetched."""
         self.moved.set()
         self.moved = trio.Event()
 
@@ -197,9 +200,9 @@ class Session:
             self.ahead -= row.size or 0
 
     def following(self, walk: Walk) -> Iterator[Walk]:
-        """The resources after this one whose files may be fetched ahead, and have not all been.
+        """Iterate over the later resources that may be fetched as a tar, and have not been.
 
-        Of those labels only that were read before: a converter takes DICOM and leaves SNAPSHOTS alone.
+        Only labels that were read before count: a converter reads DICOM and ignores SNAPSHOTS.
         """
         for resource in self.order[self.numbers[walk.resource] + 1 :]:
             following = self.walk(resource)

@@ -1,12 +1,12 @@
 """Prefetch the files of a series from one streamed tar, once a client reads one after another.
 
 A request costs a round trip, and a series has hundreds of files. So the second of two neighbours that is opened starts
-the tar of its resource; members go into the content cache as they arrive, verified like any other download, and a file
-that is opened while its member is near waits for that. Where no tar is available, single requests run ahead instead.
+the tar of its resource. Its members go into the content cache as they arrive, verified like any other download; a file
+that is opened while its member is near waits for it. Where no tar is available, single requests run ahead instead.
 The resources that follow in a session are begun before they are opened, more of them in one request each time.
 
-`prefetch/read_pattern.py` bounds what is fetched ahead. Beyond that the stream pauses, which is the network's own back
-pressure, until more is read, and it ends when the client reads no more.
+`prefetch/read_pattern.py` bounds the read-ahead. Beyond the bound the stream pauses, and the network applies its own
+back pressure, until more is read. The stream ends when the client stops reading.
 """
 
 import hashlib
@@ -31,17 +31,17 @@ from xnatfs.rest.models import FileRow
 
 log = logging.getLogger(__name__)
 
-# Tars at once: the other half of what the client has in flight stays for single files.
+# Tars in parallel: the other half of the client's requests in flight stays for single files.
 STREAMS = 3
-# Single files on their way that nobody has asked for: of the client's eight downloads two stay for who reads now.
+# Single files that are read ahead in parallel: of the client's eight downloads two stay for the current reader.
 SINGLES = 6
-# A reader that has not come for so long is gone; the connection is given back.
+# Seconds without a read after which the reader counts as gone; the connection is released.
 IDLE = 5.0
-# How long a file is waited for whose member should be near. If nothing at all came meanwhile, the tar is given up.
+# Seconds that an open waits for a member that should be near. If no bytes at all arrived meanwhile, the tar is ended.
 PATIENCE = 2.0
-# No second try for a resource whose tar has failed.
+# Seconds without a retry for a resource whose tar has failed.
 NO_TAR_FOR = 60.0
-# A tar that was passed by so often in a row is no use to its reader.
+# Opens in a row that the tar could not serve, after which it is of no use to its reader.
 MISSES = 3
 # Resources in one request, and files in them: the server reads all their catalogues before it sends the first byte.
 STRIDE, STRIDE_FILES = 8, 2000
@@ -51,7 +51,7 @@ SESSIONS = 32
 
 @dataclass
 class Stats:
-    """Bytes that were fetched before they were asked for or while they were, and of these, what was opened."""
+    """Counters of read-ahead: bytes that were fetched, bytes of these that were opened, and tars."""
 
     ahead: int = 0
     used: int = 0
@@ -59,39 +59,39 @@ class Stats:
 
 
 class Around(Protocol):
-    """The resource that a file is in, as far as it matters here."""
+    """The directory of a resource, as far as prefetching needs it."""
 
     def source(self, row: FileRow, groups: Groups) -> Source:
-        """Where one of its files comes from by itself."""
+        """Return the source that downloads one of its files singly."""
 
     def has_name(self, row: FileRow, groups: Groups) -> bool:
-        """Tell whether one of its files is asked for by name, which costs no more than its bytes."""
+        """Return whether one of its files is requested by name, which transfers no more than its bytes."""
 
     @property
     def owners(self) -> tuple[str, ...]:
-        """What its files belong to."""
+        """Return the owners of its files, for the content cache."""
 
     def reading_order(self) -> Sequence[tuple[str, str]]:
-        """The resources of the session, IDs and labels, in the order in which a walk of all meets them."""
+        """Return the ID and label of each resource of the session, in the order in which a traversal meets them."""
 
 
 class _Tar:
-    """One request under way, of one resource or of several."""
+    """A tar that is being streamed, of one resource or of several."""
 
     def __init__(self, session: Session, walks: Sequence[Walk]) -> None:
         self.session = session
         self.walks = walks
         self.scope = trio.CancelScope()
-        self.starts: dict[Walk, int] = {}  # bytes before each resource, if they come in the order that was asked for
+        self.starts: dict[Walk, int] = {}  # bytes before each resource, if they arrive in the requested order
         self.size = 0
         for walk in walks:
             self.starts[walk] = self.size
             self.size += walk.size
-        self.front = 0  # bytes that have passed
+        self.front = 0  # bytes of the files whose members have passed
         self.came: set[Walk] = set()
-        self.kept: set[Version] = set()  # what is in the cache already, and what was put there since
+        self.kept: set[Version] = set()  # versions that were in the cache before, or were put there since
         self.waits: dict[FileRow, trio.Event] = {}
-        self.side_by_side = False  # several files were waited for at once
+        self.side_by_side = False  # readers have waited for several files at once
         self.misses = 0  # in a row
         self.last_read = trio.current_time()
 
@@ -102,18 +102,18 @@ class _Tar:
         return self.starts[walk] + walk.begins[walk.places[row.path]]
 
     def passes(self, walk: Walk, row: FileRow) -> None:
-        """Its member is here, or was left out."""
+        """Advance to behind the member of a file, which has arrived or was left out."""
         self.came.add(walk)
         self.front = max(self.front, self.offset(walk, row) + (row.size or 0))
         self.wake(row)
 
     def wake(self, row: FileRow) -> None:
-        """A reader that waits for it need not: it is here, or is to be requested singly."""
+        """Wake the readers that wait for a file: it has arrived, or is to be requested singly."""
         if (waits := self.waits.pop(row, None)) is not None:
             waits.set()
 
     def is_near(self, walk: Walk, row: FileRow) -> bool:
-        """Whether its member can be expected before more has come unasked than may."""
+        """Return whether the file's member arrives before the read-ahead exceeds its bound."""
         end = self.offset(walk, row)
         if end < self.front:
             return False
@@ -123,12 +123,12 @@ class _Tar:
             first = bisect_left(other.begins, self.front - start, hi=len(other.listed))
             last = bisect_left(other.begins, end - start, hi=len(other.listed))
             unasked += sum(each.size or 0 for each in other.listed[first:last] if each.path not in other.opened)
-        # Of several who read side by side, what is between is another one's next file.
+        # With several readers side by side, the files in between are those that another reader opens next.
         return unasked <= max(self.session.allowance(), 0) + (LARGEST if self.side_by_side else 0)
 
 
 class Bulk:
-    """What is fetched in bulk from one server. `opened` is all that anybody calls."""
+    """Prefetch files from one server: callers report each open to `opened`."""
 
     def __init__(self, xnat: Xnat, content: ContentCache, nursery: trio.Nursery) -> None:
         self.stats = Stats()
@@ -141,13 +141,19 @@ class Bulk:
         self._singles = 0
 
     def counters(self) -> dict[str, int]:
-        """What is on its way that nobody has asked for."""
+        """Return the numbers of tars and of single files that are being fetched ahead."""
         return {"tars": self._running, "ahead": self._singles}
 
     async def opened(self, item: Sequence[str], groups: Groups, row: FileRow, around: Around) -> None:
-        """A reader is about to open this file; returns when it can be opened without waiting, or asked for singly.
+        """Prefetch around a file that a reader is about to open.
 
-        `groups` are the files of the item by resource.
+        Return when the file can be opened without waiting, or is to be requested singly.
+
+        Args:
+            item: The segments of the item's URL.
+            groups: The files of the item, by resource ID.
+            row: The file.
+            around: The directory of the file's resource.
         """
         session = self._session(tuple(item), groups, around)
         walk = session.walk(row.resource_id)
@@ -167,10 +173,10 @@ class Bulk:
 
     def _note(self, session: Session, walk: Walk, row: FileRow, here: bool) -> None:
         if not here and walk.done and row.path in walk.opened:
-            walk.opened.clear()  # read once, thrown out of the cache since, and read again
+            walk.opened.clear()  # read once, evicted since, and read again
             walk.done = False
         if not here and row.path in walk.ahead - walk.coming:
-            log.info("what is fetched ahead of resource %s is not kept, so it is not", walk.resource)
+            log.info("no read-ahead in resource %s for now: the cache does not retain its files", walk.resource)
             session.nothing_until = trio.current_time() + NO_TAR_FOR
         if session.opens(walk, row):
             self.stats.used += row.size or 0
@@ -178,7 +184,7 @@ class Bulk:
             tar.last_read = trio.current_time()
 
     async def _arrival(self, tar: _Tar, walk: Walk, row: FileRow) -> None:
-        """Wait for its member, if that is near."""
+        """Wait for the member of a file, if it is near."""
         if not tar.is_near(walk, row):
             tar.misses += 1
             if tar.misses >= MISSES:
@@ -190,30 +196,30 @@ class Bulk:
         try:
             with trio.move_on_after(PATIENCE) as patience:
                 await arrived.wait()
-        finally:  # a reader that goes away must not draw more and more after it
+        finally:  # a reader that has left must not extend the read-ahead
             if not arrived.is_set() and not arrived.statistics().tasks_waiting:
                 tar.waits.pop(row, None)
         if patience.cancelled_caught and tar.front == front:
-            self._give_up(tar, "does not come")
+            self._give_up(tar, "does not arrive")
 
     def _give_up(self, tar: _Tar, why: str) -> None:
         log.info("the tar of resource %s %s: its files are fetched singly", tar.walks[0].resource, why)
         for walk in tar.walks:
             if len(tar.walks) > 1:
-                tar.session.in_order = False  # a guess that was wrong is no reason to have no tar of what is read
+                tar.session.in_order = False  # a wrong guess is no reason against a tar of what is being read
             else:
                 walk.no_tar_until = trio.current_time() + NO_TAR_FOR
         tar.scope.cancel()
 
     def leave(self, owners: Collection[str]) -> None:
-        """Nothing more of what belongs to one of these: it was taken away from the account."""
+        """Stop prefetching files of these owners: the account has lost access to them."""
         for tar in {tar for tar in self._tars.values() if not set(tar.session.owners).isdisjoint(owners)}:
             tar.scope.cancel()
         for item, session in list(self._sessions.items()):
             if not set(session.owners).isdisjoint(owners):
                 del self._sessions[item]
 
-    # Beginning.
+    # Starting tars.
 
     def _session(self, item: tuple[str, ...], groups: Groups, around: Around) -> Session:
         session = self._sessions.get(item)
@@ -227,7 +233,7 @@ class Bulk:
                     tar.session = new
                 else:
                     tar.scope.cancel()
-            session.wake()  # who waits for the old one goes on with the new one
+            session.wake()  # tasks that wait for the old session continue with the new one
             session = new
         self._sessions.move_to_end(item)
         while len(self._sessions) > SESSIONS:
@@ -235,16 +241,16 @@ class Bulk:
         return session
 
     def _start(self, session: Session, walk: Walk, row: FileRow) -> bool:
-        """Begin the tar of a resource that is read from this file on, unless there is a reason not to."""
+        """Begin the tar of a resource that is read from this file on, and return whether one is running."""
         if walk in self._tars:
             return True
         place = walk.places[row.path]
         if walk.done or not self._may_begin(session, walk, place):
             return False
         if 3 * (walk.size - walk.begins[place]) < walk.size:
-            return False  # where little is left, most of the tar would be what was had before
+            return False  # most of the tar would be files that have passed
         for other in {tar for tar in self._tars.values() if tar.session is session and not tar.is_read()}:
-            session.in_order = False  # what was begun early is not what is read next
+            session.in_order = False  # the resources that were begun early are not those that are read next
             other.scope.cancel()
         self._begin(session, [walk])
         return True
@@ -265,7 +271,10 @@ class Bulk:
         self._nursery.start_soon(self._run, tar)
 
     def _stride(self, session: Session, walk: Walk) -> None:
-        """This one is read to its middle, and has come: begin what follows in the session, twice as much each time."""
+        """Begin the tar of the following resources, once this one has arrived and is half read.
+
+        Each time it has up to twice as many resources as the time before.
+        """
         if not session.in_order:
             return
         chosen: list[Walk] = []
@@ -301,16 +310,16 @@ class Bulk:
                     waits.set()
             if ended and not tar.scope.cancel_called:
                 self._ended(tar)
-        except Exception as error:  # whatever it is, it ends this tar and nothing else
+        except Exception as error:  # any error ends this tar only
             self._failed(tar, error)
 
     def _failed(self, tar: _Tar, error: Exception) -> None:
-        """No tar. One of several resources may be at fault for all, or the server takes one at a time only."""
+        """Note that a tar has failed: with several, one may be at fault for all, or the server takes one at a time."""
         _log(error, "no tar of resource %s: %s", ",".join(walk.resource for walk in tar.walks), error)
         if len(tar.walks) > 1:
             tar.session.lists = False
             for walk in tar.walks:
-                walk.begun_early = False  # now one by one
+                walk.begun_early = False  # they are begun again, one by one
         else:
             tar.walks[0].no_tar_until = trio.current_time() + NO_TAR_FOR
 
@@ -324,7 +333,7 @@ class Bulk:
             self._stride(tar.session, last)
 
     async def _stream(self, tar: _Tar) -> bool:
-        """Take the tar, member by member; whether to its end. Raises what the client raises."""
+        """Read the tar, member by member, and return whether it was read to its end. Raises what the client raises."""
         tar.kept |= await self._content.kept([version(row) for walk in tar.walks for row in walk.listed])
         async with self._xnat.archive(tar.session.item, *(walk.resource for walk in tar.walks)) as chunks:
             names = await TarNames.of([(walk.label or walk.resource, walk.listed) for walk in tar.walks])
@@ -338,7 +347,7 @@ class Bulk:
                     elif len(found) == 1:
                         tar.passes(*found[0])
                     elif not fit:
-                        for _, row in found:  # it may have been theirs
+                        for _, row in found:  # the member may have been any of these
                             tar.wake(row)
                     if not await self._may_go_on(tar):
                         return False
@@ -348,9 +357,10 @@ class Bulk:
         return row in tar.waits or (row.path not in walk.opened and version(row) not in tar.kept)
 
     async def _take(self, tar: _Tar, wanted: Sequence[tuple[Walk, FileRow]], data: bytes, *, sole: bool) -> None:
-        """Put a member into the cache, and tell who waits. One that is damaged will be asked for singly.
+        """Put a member into the cache, and wake its readers; a damaged one is to be requested singly.
 
-        Of several files whose name it has, its digest tells whose it is; unless it is `sole`, maybe none of these.
+        Where several files can have the member's name, its digest decides. Unless `sole` is true, the member may belong
+        to none of the `wanted` files.
         """
         self.stats.ahead += len(data)
         digest = ""
@@ -366,27 +376,27 @@ class Bulk:
             return
         if row.path not in walk.opened:
             tar.session.fetches_ahead(walk, row)
-        tar.passes(walk, row)  # whoever waited runs later than the first step of `put`
+        tar.passes(walk, row)  # a task that this wakes runs later than the first step of `put`
         tar.kept.add(version(row))
         await self._content.put(version(row, tar.session.owners), data)
 
     async def _may_go_on(self, tar: _Tar) -> bool:
-        """Wait until more is wanted; False when nobody comes."""
+        """Wait until more of the tar is wanted; return False when no reader opens a file for IDLE seconds."""
         while not tar.waits and tar.session.allowance() <= 0:
             moved = tar.session.moved
             with trio.move_on_after(IDLE):
                 await moved.wait()
-            # One that was begun early waits for a slow reader of what is before it.
+            # A tar that was begun early waits for a slow reader of the files before it.
             last_read = tar.last_read if tar.is_read() else tar.session.last_read
             if trio.current_time() - last_read >= IDLE:
-                log.info("the tar of resource %s is given up: nobody reads on", tar.walks[0].resource)
+                log.info("the tar of resource %s is given up: its reader has stopped", tar.walks[0].resource)
                 return False
         return True
 
     # Single files.
 
     def _run_ahead(self, session: Session, walk: Walk, row: FileRow, around: Around) -> None:
-        """Ask for the next files of a resource, a few at once."""
+        """Request the next files of a resource, a few in parallel."""
         place = walk.places[row.path] + 1
         for following in walk.listed[place : place + SINGLES]:
             if self._singles >= SINGLES or following.size is None or following.size > session.allowance():
@@ -394,7 +404,7 @@ class Bulk:
             if following.path in walk.opened or following.path in walk.ahead or self._content.has(version(following)):
                 continue
             if not around.has_name(following, session.groups):
-                continue  # it takes a tar of the whole resource
+                continue  # it would take a tar of the whole resource
             self._singles += 1
             session.fetches_ahead(walk, following)
             walk.coming.add(following.path)
@@ -405,7 +415,7 @@ class Bulk:
         try:
             blob = await self._content.open(version(row, session.owners), source)
             try:
-                await blob.read(0, 1)  # of a small file: when all of it is there
+                await blob.read(0, 1)  # returns, for a small file, when all of it has arrived
             finally:
                 blob.close()
             if (tar := self._tars.get(walk)) is not None:
@@ -422,13 +432,13 @@ class Bulk:
 
 @asynccontextmanager
 async def open_bulk(xnat: Xnat, content: ContentCache) -> AsyncIterator[Bulk]:
-    """Its tars end with it."""
+    """Open the prefetch of files from one server; tars end when the context does."""
     async with background() as nursery:
         yield Bulk(xnat, content, nursery)
 
 
 def _log(error: Exception, text: str, *values: object) -> None:
-    """What was not to be had in bulk is had singly: worth no warning, unless it is our own fault."""
+    """Log a failure as information, because a single request follows, and a fault of xnatfs itself as an error."""
     if isinstance(error, XnatError):
         log.info(text, *values)
     else:
@@ -436,18 +446,18 @@ def _log(error: Exception, text: str, *values: object) -> None:
 
 
 def version(row: FileRow, owners: tuple[str, ...] = ()) -> Version:
-    """What the content cache knows a file by. To have it kept, it is told what it belongs to."""
+    """Return the version by which the content cache knows a file. Storing it needs `owners`; looking it up does not."""
     return Version(f"{row.resource_id}/{row.path}", row.size, row.digest, owners)
 
 
 def _fit(found: Sequence[tuple[Walk, FileRow]], size: int) -> list[tuple[Walk, FileRow]]:
-    """Return the files that a member can be, by its length; none where nothing tells which it is."""
+    """Return the files that a member can be, by its length; none where nothing can tell them apart."""
     if len(found) > 1 and not all(row.digest for _, row in found):
         return []
     return [(walk, row) for walk, row in found if row.size == size]
 
 
 def _told_apart(chosen: Iterable[Walk], following: Walk) -> bool:
-    """Whether it can be told in one tar which file is whose: paths in there begin with labels, not with numbers."""
+    """Return whether files of equal path can be told apart in one tar, whose paths have labels and not numbers."""
     same = [(row, other) for walk in chosen for row in following.listed if (other := walk.row(row.path)) is not None]
     return all(row.digest and other.digest for row, other in same)

@@ -6,13 +6,13 @@ requested in batches of 2, 4 ... 64: their files with one list, their scans and 
 project.
 
 Invariants:
-- The prefetch only puts listings into the cache that single requests would have put there, under the same keys. What
-  it cannot vouch for it leaves out, to be requested singly, by the usual way. Any failure here is such a case.
+- The prefetch only puts listings into the cache that single requests would have put there, under the same keys. It
+  leaves out every listing that it cannot confirm; that is then requested singly. Any failure here is such a case.
 - A list of files is compared with the list of their resources, which states how many files each has. A session that
-  lacks one is requested singly; so is the whole batch where it is not known whose the missing files are. That a session
-  has no files counts only from a server that was seen to list those of several.
-- Other lists are compared with single answers until they agreed about something (`prefetch/checked_batch.py`). Of a
-  list that disagrees everything put here is dropped, with all that was derived from it.
+  lacks one is requested singly; so is the whole batch where it is not known to which session the missing files belong.
+  An absence of files counts only from a server that has listed those of several sessions at once.
+- Other lists are compared with single answers until they agreed about something (`prefetch/checked_batch.py`). All
+  listings from a list that disagrees are dropped, with everything that was derived from them.
 - No more is fetched ahead than an iteration at its pace reaches in half of the TTL.
 
 A batch cannot show a resource without files of anything but a scan. So everything put here is marked `pieced`, and for
@@ -48,16 +48,17 @@ from xnatfs.rest.models import Assessor, Experiment, Item, JoinedScans, Resource
 
 log = logging.getLogger(__name__)
 
-# Sessions in one list of files. The server parses each catalogue of them before it answers. Each batch is two requests,
-# so that a walk through 1,000 sessions is 54 in all; with 64 it was 69.
+# Sessions in one list of files. The server parses the catalogues of all before it answers. Each batch is two requests,
+# so that an iteration over 1,000 sessions takes 54 in all; with 64 sessions a batch it took 69.
 LARGEST_BATCH = 128
-# With fewer to come before a listing is old, a list of the whole project costs the server more than it saves.
+# With fewer sessions ahead before a listing expires, a list of the whole project costs the server more than it saves.
 FEWEST = 4
-# A batch that takes so long, in seconds, is followed by smaller ones.
+# A batch that takes longer than this, in seconds, is followed by smaller ones.
 SLOW = 5.0
-# Servers and proxies take URLs of 8 KB; some of it is the rest.
+# Characters of IDs in a URL: servers and proxies accept URLs of 8 KB, and the rest of the URL needs some of it.
 LONGEST_LIST = 7000
-# Without order, so many in such haste are a walk, too: nobody looks through folders by hand like that.
+# Out of order, this many sessions with pauses of at most so many seconds are an iteration, too: no person opens folders
+# so fast.
 HASTE, IN_HASTE = 10.0, 4
 
 R = TypeVar("R")
@@ -65,19 +66,22 @@ R = TypeVar("R")
 
 @dataclass
 class _Steps:
-    """Which of several items are looked into, one after the other, and whether that is a walk."""
+    """The items that a client opens one after the other, and whether that is an iteration."""
 
     ttl: float
     walking: bool = False
     last: str = ""
-    alone: str = ""  # what was looked into last outside of a walk
+    alone: str = ""  # the item that was opened last outside of an iteration
     at: float = -float("inf")
-    gap: float = 0.0  # seconds from the one before to the last
+    gap: float = 0.0  # seconds between the last two
     haste: int = 0
-    orders: tuple[dict[str, int], ...] = field(default=())  # places of the items, in each order there is
+    orders: tuple[dict[str, int], ...] = field(default=())  # the place of each item, for each order
 
     def order(self, labels: Mapping[str, tuple[str, ...]]) -> list[str]:
-        """The items by their labels, as the mount lists them; returned in that order. Programs sort plainly, too."""
+        """Set the items, by their labels, and return them in the order of the mount's listing.
+
+        A step to the next item counts in that order and in plain string order, which programs use as well.
+        """
         listed = sorted(labels, key=lambda key: [natural(label) for label in labels[key]])
         self.orders = tuple(
             {key: place for place, key in enumerate(order)}
@@ -86,7 +90,7 @@ class _Steps:
         return listed
 
     def take(self, key: str) -> bool:
-        """One is looked into; whether it is a step of a walk."""
+        """Record that an item is opened, and return whether that is a step of an iteration."""
         gap, self.at = now() - self.at, now()
         if key != self.last:
             self.gap = gap
@@ -100,9 +104,15 @@ class _Steps:
 
 
 class Walk:
-    """Who looks into the sessions of one project, and into the resources of its subjects.
+    """Recognise iterations over the sessions of one project and the resources of its subjects, and prefetch listings.
 
-    `ahead` begins to ask singly for all of a session that is not known, in the background.
+    Args:
+        project: The ID of the project.
+        xnat: The client of the server.
+        metadata: The cache that receives the listings.
+        ttl: Seconds for which a listing is valid.
+        ahead: Begin single requests for all listings of a session, in the background; the flag tells whether the
+            session can have scans.
     """
 
     def __init__(
@@ -114,15 +124,15 @@ class Walk:
         self._ttl = ttl
         self._ahead = ahead
         self._sessions: dict[str, Experiment] = {}
-        self._listed: tuple[object, list[str]] = (None, [])  # the listing they are of, and their order
+        self._listed: tuple[object, list[str]] = (None, [])  # the listing that has these sessions, and their order
         self._subjects: object = None
         self._labelled = ""  # a subject that has resources
         self._steps, self._subject_steps = _Steps(ttl), _Steps(ttl)
-        self._looked_at: set[str] = set()  # on this walk
-        self._begun: dict[str, float] = {}  # when a session was asked for
+        self._looked_at: set[str] = set()  # sessions opened during this iteration
+        self._begun: dict[str, float] = {}  # when the single requests for a session began
         self._under_way: dict[str, trio.Event] = {}
         self._batch, self._batch_begun = 1, -float("inf")
-        self._many_files = False  # whether the server was seen to list the files of several sessions at once
+        self._many_files = False  # the server has listed the files of several sessions at once
         self._scans = Many(
             "scans of a project", ttl, self._join, self._scans_of, lambda: self._withdraw(ScansKey), whole=True
         )
@@ -133,10 +143,10 @@ class Walk:
             "subjects' resources", ttl, self._ask_labels, self._labels_of, lambda: self._withdraw(), whole=True
         )
 
-    # -- what is looked into -------------------------------------------------------------------------------------
+    # -- items that are opened -----------------------------------------------------------------------------------
 
     async def session(self, accession: str) -> None:
-        """Somebody looks into this session: what of it can be had in bulk is in the cache afterwards."""
+        """Prefetch for a session that a client opens; its listings are cached on return, or being requested singly."""
         self._order()
         walking = self._steps.take(accession)
         if not walking:
@@ -155,7 +165,7 @@ class Walk:
             self._ahead(accession, self._imaging(accession))
 
     async def subject(self, accession: str) -> None:
-        """Somebody looks into this subject's resources: if it has none, that is in the cache afterwards."""
+        """Prefetch for a subject whose resources a client lists: an absence of resources is cached on return."""
         found = self._metadata.peek(SubjectsKey(self._project))
         if isinstance(found, Listing) and found is not self._subjects:
             self._subjects = found
@@ -202,7 +212,7 @@ class Walk:
             self._batch = max(1, self._batch // 2)
 
     def _choose(self, accession: str, size: int) -> list[str]:
-        """This session and the next ones that are not known; where there are no more, those before it."""
+        """Choose this session and the next ones without listings; where there are no more, those before it."""
         order = self._listed[1]
         at = order.index(accession)
         chosen: list[str] = []
@@ -214,16 +224,16 @@ class Walk:
         return chosen
 
     def _size(self) -> int:
-        """Of the next batch: twice the last one, if that many are reached in half of the TTL at the pace of the last.
+        """Return the size of the next batch: twice the last, if so many are reached in half of the TTL at its pace.
 
-        0 where so few are reached that asking for them singly is the least.
+        0 where so few are reached that single requests cost the least.
         """
         elapsed = self._steps.gap if self._batch == 1 else now() - self._batch_begun
         reached = LARGEST_BATCH if elapsed <= 0 else int(self._ttl / 2 * self._batch / elapsed)
         return min(2 * self._batch, LARGEST_BATCH, reached) if reached >= FEWEST else 0
 
     async def _take(self, chosen: Sequence[str]) -> None:
-        """Ask for all that is to be known of these sessions, and keep what is sure."""
+        """Request all listings of these sessions, and cache those that are confirmed."""
         scans: dict[str, JoinedScans] | None = None
         assessors: dict[str, tuple[Assessor, ...]] | None = None
         files: Catalogues | None = None
@@ -266,25 +276,28 @@ class Walk:
                 self._batch = 1
 
     async def _in_one(self, ask: Callable[[Sequence[str]], Awaitable[R]], chosen: Sequence[str]) -> R | None:
-        """Request one list. A broken catalogue spoils it: then the next batch is small, and others are without it."""
+        """Request one list; None where it fails.
+
+        One broken catalogue makes the whole list fail. Then the next batch is small, and later ones do not contain it.
+        """
         try:
             with trio.move_on_after(TOO_SLOW):
                 return await ask(chosen)
         except (NotFound, Denied, BadReply, Unreachable) as error:
-            log.info("asking %d sessions for their files one by one, because: %s", len(chosen), error)
+            log.info("requesting the files of %d sessions one by one, because: %s", len(chosen), error)
         self._batch = 1
         return None
 
     async def _lacking(self, chosen: Sequence[str], files: Catalogues, stated: Mapping[str, Resource]) -> set[str]:
-        """Return the resources that have more files than are listed. One without a count is listed by itself."""
+        """Return the resources that have more files than are listed; the files of one without a count are requested."""
         lacking = {row.id for row in stated.values() if row.lacks(len(files.groups.get(row.id, ())))}
-        item = ("experiments", chosen[0])  # any: a number is found whatever it hangs on
+        item = ("experiments", chosen[0])  # any session: the server finds a resource's number below each
 
         async def ask(resource: str) -> None:
             try:
                 if await self._xnat.resource_files(item, resource):
                     lacking.add(resource)
-            except XnatError:  # its session is requested singly, which tells what is wrong
+            except XnatError:  # its session is requested singly, which reports the error
                 lacking.add(resource)
 
         try:
@@ -296,15 +309,18 @@ class Walk:
             raise first_error(group) from None
         return lacking
 
-    # -- what is sure --------------------------------------------------------------------------------------------
+    # -- confirmed listings --------------------------------------------------------------------------------------
 
     def _give(self, key: ListKey, made: Expiring) -> None:
-        """A listing for the cache; one that is there is as good, or better."""
+        """Put a listing into the cache, unless there is one: that is as good, or better."""
         if self._metadata.peek(key) is None:
             self._metadata.put(key, made)
 
     def _give_scans(self, chosen: Sequence[str], scans: Mapping[str, JoinedScans]) -> None:
-        """Who is not in the list of sessions and no session by its type has none; any other one is asked."""
+        """Cache the scans of sessions in the list, and none for an absent experiment that is no imaging session.
+
+        An imaging session that is absent is requested singly.
+        """
         for each in chosen:
             if each in scans or not self._imaging(each):
                 rows = list(scans[each].scans.values()) if each in scans else []
@@ -329,7 +345,7 @@ class Walk:
         lacking: Collection[str],
     ) -> None:
         if len(files.groups) == 1:
-            return  # the address of a single one does not tell where it hangs
+            return  # the URI of a single resource does not tell what it belongs to
         owners = {row.id: each for each, rows in assessors.items() for row in rows}
         by_session: dict[str, list[tuple[Catalogue, Item]]] = {each: [] for each in chosen}
         for catalogue in files.groups.values():
@@ -337,14 +353,14 @@ class Walk:
             if session in owners:
                 session, place = owners[session], ["assessors", session, *place]
             if session not in by_session:
-                log.info("a list of the files of %s tells of %s", ",".join(chosen), catalogue.home)
+                log.info("a list of the files of %s contains some of %s", ",".join(chosen), catalogue.home)
                 return
             by_session[session].append((catalogue, tuple(place)))
         self._many_files = self._many_files or sum(map(bool, by_session.values())) > 1
         for each, found in by_session.items():
             joined = scans.get(each) if self._scans.believed else None
             if not found and not (self._many_files and not (joined and joined.labels)):
-                continue  # that it has no files is not sure
+                continue  # an absence of files is not confirmed
             if any(catalogue.resource_id in lacking for catalogue, _ in found):
                 continue
             rows = self._resources(found, joined, {row.id for row in assessors.get(each, ())}, stated)
@@ -364,7 +380,7 @@ class Walk:
         assessors: set[str],
         stated: Mapping[str, Resource],
     ) -> list[Resource] | None:
-        """Return the resources that these are the files of; None where that is not sure."""
+        """Return the resources to which these files belong; None where that is not certain."""
         rows: list[Resource] = []
         labels: dict[str, set[str]] = {}
         for catalogue, place in found:
@@ -383,9 +399,9 @@ class Walk:
         return rows if all(named <= labels.get(scan, set()) for scan, named in told.items()) else None
 
     def _withdraw(self, *kinds: type[ListKey]) -> None:
-        """A list was wrong: forget what was pieced together of such ones, and every folder, made of it or not.
+        """Forget all `pieced` listings of these kinds after a list was wrong, and the children of every directory.
 
-        Folders are made again of the listings that stay, which asks nothing.
+        Directories are built again from the listings that stay, without a request.
         """
         kinds = (*kinds, ResourcesKey)
 
@@ -395,23 +411,23 @@ class Walk:
 
         self._metadata.forget_all(doubtful)
 
-    # -- the lists -----------------------------------------------------------------------------------------------
+    # -- requests for the lists ----------------------------------------------------------------------------------
 
     async def _join(self, wanted: Sequence[str]) -> dict[str, JoinedScans]:
-        """The scans of the project's own sessions; and, where there are several, of those shared into it."""
+        """Fetch the scans of the project's own sessions and, where there are several, of those shared into it."""
         found = await self._xnat.scans_of_project(self._project)
         absent = [row.id for row in self._sessions.values() if row.is_imaging and row.id not in found]
         if len(absent) > 1:
             try:
                 found |= await self._xnat.scans_of_project(self._project, shared=True)
             except (NotFound, Denied, BadReply) as error:
-                log.info("sessions that are shared into %s are asked for their scans singly: %s", self._project, error)
+                log.info("scans of sessions that are shared into %s are requested singly: %s", self._project, error)
         return found
 
     async def _own(
         self, key: ListKey, ask: Callable[[], Awaitable[Sequence[R]]], group: Callable[[R], Hashable]
     ) -> Sequence[R]:
-        """The rows of an item's own listing, of this very moment if it is not at hand."""
+        """Return the rows of an item's own listing, from the cache or else from the server."""
 
         async def asked() -> Listing[R]:
             started = now()
@@ -429,12 +445,12 @@ class Walk:
         return JoinedScans.of(await self._own(key, lambda: self._xnat.scans(accession), lambda scan: scan.id))
 
     async def _ask_assessors(self, wanted: Sequence[str]) -> dict[str, tuple[Assessor, ...]]:
-        """Of these sessions, and of as many more of the project as fit."""
+        """Fetch the assessors of these sessions, and of as many more of the project as fit into the URL."""
         chosen = list(wanted)
         room = LONGEST_LIST - len(quote(",".join(chosen)))
         asked = set(chosen)
         order = self._listed[1]
-        at = order.index(wanted[0]) if wanted[0] in self._sessions else 0  # it may be gone from the listing by now
+        at = order.index(wanted[0]) if wanted[0] in self._sessions else 0  # a new listing may lack it by now
         for each in order[at:]:
             room -= len(quote(each)) + 3
             if room < 0:
@@ -461,6 +477,6 @@ class Walk:
 
 
 def _place(home: str) -> list[str]:
-    """What a URI names: an experiment, and where in it; its base differs from call to call."""
+    """Return the segments of a URI after /experiments/; what is before differs from call to call."""
     _, found, place = home.partition("/experiments/")
     return place.split("/") if found else [home]

@@ -1,8 +1,9 @@
-"""Tell which of the listed files a member of a tar can be.
+"""Match the members of a tar to the listed files.
 
-Servers write names as their tar can hold them: a backslash as a slash, what is not ASCII as a question mark, as one
-byte or in UTF-8, and, before POSIX headers, no more than 100 bytes. So one name can be that of several files. A member
-is called `SESSION[/scans/ID]/resources/LABEL/files/PATH`, and only LABEL and PATH are the same in all releases.
+Servers write names in the forms that their tar library can hold: a backslash as a slash, a character outside ASCII as a
+question mark, as one byte or in UTF-8, and, before POSIX headers, no more than 100 bytes. So several files can have the
+name of one member. A member is called `SESSION[/scans/ID]/resources/LABEL/files/PATH`, and only LABEL and PATH are the
+same in all releases.
 """
 
 from bisect import bisect_left
@@ -15,12 +16,12 @@ from xnatfs.prefetch.tar_stream import Member
 from xnatfs.rest.file_table import paths_of
 from xnatfs.rest.models import FileRow
 
-# Names that are looked at between two turns of others: a millisecond.
+# Names that are processed between two checkpoints: a millisecond.
 AT_ONCE = 1000
 
 
 def spellings(name: str) -> tuple[bytes, ...]:
-    """Return a name in each form that a server may give it where names are bytes."""
+    """Return a name in each form, as bytes, that a server may give it in a tar."""
     if name.isascii() and "\\" not in name:
         return (name.encode(),)
     found: dict[bytes, None] = {}
@@ -32,16 +33,18 @@ def spellings(name: str) -> tuple[bytes, ...]:
 
 
 class TarNames:
-    """The names that the files of some resources can have in one tar."""
+    """The names that the files of several resources can have in one tar."""
 
     def __init__(self) -> None:
         self._resources: list[_Resource] = []
 
     @classmethod
     async def of(cls, resources: Iterable[tuple[str, Sequence[FileRow]]], only: str | None = None) -> "TarNames":
-        """Look at resources, each with its label (the number where it has none) and its files.
+        """Build the names for the files of resources.
 
-        With `only` all that matters is which members can be the file of that path; of a million others nothing is kept.
+        Args:
+            resources: For each resource its label (its number where it has none) and its files.
+            only: A path: only the names that can be that file's are kept, and those of a million others take no memory.
         """
         made = cls()
         wanted = None if only is None else spellings(only)
@@ -52,7 +55,7 @@ class TarNames:
         return made
 
     def find(self, member: Member) -> list[tuple[int, FileRow]]:
-        """Return all listed files that a member can be, each with the place of its resource."""
+        """Return all listed files that a member can be, each with the index of its resource."""
         raw = member.name.encode("utf-8", "surrogateescape")
         return [
             (number, resource.rows[place])
@@ -69,11 +72,11 @@ class _Resource:
         labels = {*spellings(label), *spellings(escape(label))}  # XNAT keeps labels escaped
         self._anchors = [b"/resources/" + spelled + b"/files/" for spelled in labels]
         self._places: dict[bytes, int] = {}
-        self._more: dict[bytes, list[int]] = {}  # places of further files of the same name
+        self._more: dict[bytes, list[int]] = {}  # places of further files that can have the same name
         self._sorted: list[bytes] = []
 
     async def fill(self, wanted: tuple[bytes, ...] | None) -> None:
-        """Note each name; or, of `wanted` ones, those that are the same up to where they end."""
+        """Add every name, or, where `wanted` is given, only the names that begin with one of these."""
         for place, path in enumerate(paths_of(self.rows)):
             if place % AT_ONCE == AT_ONCE - 1:
                 await trio.lowlevel.checkpoint()
@@ -93,7 +96,7 @@ class _Resource:
         return iter(found)
 
     def _beginning(self, name: bytes) -> Iterator[bytes]:
-        """Yield all names that begin so."""
+        """Yield all names that begin with this one."""
         if not self._sorted:
             self._sorted = sorted(self._places)
         for place in range(bisect_left(self._sorted, name), len(self._sorted)):

@@ -1,9 +1,9 @@
-"""The members of a tar, while it arrives.
+"""Read the members of a tar while it arrives.
 
-The standard library reads the blocks (`tarfile.TarInfo`), but only from a file that blocks; this walks the same
-blocks as they come over the network. POSIX (PAX) and GNU long names are understood, as XNAT and its Java library
-write them. Nothing is unpacked to where an archive says: links, devices and folders are passed over, a name is only
-compared with names that are listed, and of a sparse file what comes is not what it holds, so it is none.
+The standard library decodes the blocks (`tarfile.TarInfo`), but reads only from a blocking file; this module reads the
+same blocks as they arrive from the network. POSIX (PAX) and GNU long names are decoded, as XNAT and its Java library
+write them. No path of an archive is ever written to: links, devices and folders are skipped, and a name is only
+compared with listed names. A sparse file is skipped as well, because its data in the archive are not its content.
 """
 
 import tarfile
@@ -15,21 +15,21 @@ from xnatfs.common.sanitize import DIGITS, size
 
 BLOCK = tarfile.BLOCKSIZE
 NAME = tarfile.LENGTH_NAME
-# All headers before one file: a path of 4 KiB, the longest Linux knows, with room for the other PAX records.
+# Bytes of all headers before one file: a path of 4 KiB, the longest on Linux, with room for the other PAX records.
 LONGEST_HEADER = 64 * 1024
 PAX, GLOBAL, LONG_NAME = tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME
 
 
 class _Stream:
-    """Bytes taken from an iterator of chunks in the sizes that are wanted."""
+    """Read exact numbers of bytes from an iterator of chunks."""
 
     def __init__(self, chunks: AsyncIterator[bytes]) -> None:
         self._chunks = chunks
         self._chunk = b""
-        self._taken = 0  # of the chunk: cutting it off each time would copy all the rest
+        self._taken = 0  # bytes of the chunk: to cut them off each time would copy all the rest
 
     async def some(self, most: int) -> bytes:
-        """At least one byte and at most so many. Raises BadReply at the end."""
+        """Read at least one byte and at most `most` bytes. Raises BadReply at the end."""
         while self._taken == len(self._chunk):
             chunk = await anext(self._chunks, None)
             if chunk is None:
@@ -51,7 +51,7 @@ class _Stream:
 
 
 class Member:
-    """One file of the archive. What of its bytes is not read is skipped before the next."""
+    """A file of the archive. Bytes of it that are not read are skipped before the next member."""
 
     def __init__(self, name: str, size: int, stream: _Stream, *, cut: bool = False) -> None:
         self.name = name
@@ -67,7 +67,7 @@ class Member:
             yield chunk
 
     async def rest(self) -> bytes:
-        """All that has not been read of it, at once."""
+        """Read all remaining bytes of the file."""
         left, self._left = self._left, 0
         return await self._stream.exactly(left)
 
@@ -79,10 +79,10 @@ class Member:
 
 
 async def members(chunks: AsyncIterator[bytes]) -> AsyncGenerator[Member]:
-    """The regular files of a tar. Raises BadReply where it is damaged or ends too early."""
+    """Iterate over the regular files of a tar. Raises BadReply where it is damaged or ends too early."""
     stream = _Stream(chunks)
     pax: dict[str, str] = {}
-    headers = 0  # bytes of them since the last file
+    headers = 0  # bytes of headers since the last file
     while True:
         block = await stream.exactly(BLOCK)
         if not any(block):
@@ -106,13 +106,16 @@ async def members(chunks: AsyncIterator[bytes]) -> AsyncGenerator[Member]:
             and not any(key.startswith("GNU.sparse") for key in pax)
         ):
             yield member
-        if info.type != GLOBAL:  # which may stand between a file and its own header
+        if info.type != GLOBAL:  # a global header may stand between a file and the file's own header
             pax, headers = {}, 0
         await member.skip()
 
 
 def _size(pax: dict[str, str], info: tarfile.TarInfo) -> int:
-    """Of a member. Raises BadReply where it is negative, which a number in 256s can be, or beyond all reason."""
+    """Return the size of a member in bytes.
+
+    Raises BadReply where it is negative, which a base-256 number can be, or has more than DIGITS digits.
+    """
     stated = size(pax["size"]) if "size" in pax else info.size
     if stated is None or not 0 <= stated < 10**DIGITS:
         raise BadReply(f"the archive has a file of {pax.get('size', info.size)} bytes")
@@ -120,7 +123,7 @@ def _size(pax: dict[str, str], info: tarfile.TarInfo) -> int:
 
 
 def _records(payload: bytes) -> dict[str, str]:
-    """The records of a PAX header: 'LENGTH KEY=VALUE\\n', one after the other."""
+    """Parse the records of a PAX header, 'LENGTH KEY=VALUE\\n' one after the other. Raises BadReply."""
     records: dict[str, str] = {}
     while payload:
         digits, _, _ = payload[:DIGITS].partition(b" ")
