@@ -1,13 +1,14 @@
-"""The breaker: what is known of whether a server is there, so that not everybody has to find out by waiting.
+"""Detect that the server is unreachable, so that requests fail at once and need not each wait for a timeout.
 
-A request that has used up its patience casts doubt on the server, unless others have heard of it meanwhile. Then it is
-asked something small: if it answers, it was the request's own fate. If it does not, it is away: from now on requests
-fail at once, as that one did, while the server is asked again and again; when it answers, all is as before.
+A request that times out casts doubt on the server, unless another one has had an answer since it began. Then a small
+request probes the server. If that is answered, only the first request has failed. If it is not, the server counts as
+unreachable: requests fail at once with the error of the first one, while further probes are sent. The first answer
+ends the outage.
 
 Invariants:
-- Only silence makes an outage: whatever the server says, to whomever, ends it.
+- Only silence makes an outage: any answer of the server, to any request, ends it.
 - An outage is two lines in the log, however many requests fail in it: one when it begins, one when it ends.
-- All is over at most OFTEN + 1.25 * LONGEST_PAUSE seconds after the server is back, and one answer.
+- An outage ends at most OFTEN + 1.25 * LONGEST_PAUSE seconds, and one round trip, after the server is reachable again.
 """
 
 import logging
@@ -21,17 +22,23 @@ from xnatfs.http.retry import jitter
 
 log = logging.getLogger(__name__)
 
-# A question that hangs for so long is given up for another one, in seconds: on a line that was cut and is whole again
-# the old connection stays silent for as long as it was cut, and a new one works at once.
+# Timeout of a probe, in seconds, before the next one: after a cut of the line the old connection stays silent for as
+# long as the cut was, and a new one works at once.
 OFTEN = 2.0
-# Before each question, in seconds: short first, since a server that restarts is soon back.
+# The pauses before probes, in seconds: short at first, since a server that restarts is soon back.
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
-# Requests that fail for themselves, of a server that answers others, are told of once in so many seconds.
+# Seconds between two log lines about requests that fail while the server answers others.
 QUIET_FOR = 60.0
 
 
 class Breaker:
-    """Whether one server is there. `ask` asks it something small, and raises Unreachable where nobody answers."""
+    """A circuit breaker for the requests to one server.
+
+    Args:
+        ask: Probe the server with a small request. It raises Unreachable where there is no answer.
+        patience: The timeout of requests, in seconds.
+        nursery: The nursery of the probes.
+    """
 
     def __init__(self, ask: Callable[[], Awaitable[None]], patience: float, nursery: trio.Nursery) -> None:
         self._ask = ask
@@ -39,28 +46,28 @@ class Breaker:
         self._nursery = nursery
         self._heard_at = self._told_at = -float("inf")
         self._outage: Unreachable | None = None
-        self._answered: trio.Event | None = None  # while it is in doubt or away
-        self._verdict: trio.Event | None = None  # while it is in doubt
+        self._answered: trio.Event | None = None  # set by an answer; None unless in doubt or during an outage
+        self._verdict: trio.Event | None = None  # set by the verdict; None unless in doubt
 
     @property
     def away(self) -> bool:
         return self._outage is not None
 
     async def check(self) -> None:
-        """Raise what requests fail with while the server is away; while it is in doubt, wait for the verdict."""
+        """Raise the error of the outage, if there is one; while the server is in doubt, wait for the verdict first."""
         if self._verdict is not None:
             await self._verdict.wait()
         if self._outage is not None:
             raise copy(self._outage)  # a new one each time: a raised exception collects tracebacks
 
     def heard(self) -> None:
-        """The server has said something."""
+        """Record an answer of the server."""
         self._heard_at = trio.current_time()
         if self._answered is not None:
             self._answered.set()
 
     def doubt(self, failure: Unreachable, since: float) -> None:
-        """A request has failed for want of a server, which had from `since` until now."""
+        """Record that a request, sent at `since`, has had no answer until now."""
         if self._answered is not None:
             return
         if self._heard_at > since:
@@ -70,13 +77,13 @@ class Breaker:
         self._nursery.start_soon(self._find_out, failure)
 
     def tell(self, failure: Unreachable) -> None:
-        """Log a failure that is not an outage; the next ones only after a while."""
+        """Log a failure that is not an outage, and no further one for QUIET_FOR seconds."""
         if trio.current_time() - self._told_at > QUIET_FOR:
             self._told_at = trio.current_time()
             log.warning("the server is there, but: %s", failure)
 
     async def _find_out(self, failure: Unreachable) -> None:
-        """Ask until there is an answer."""
+        """Probe the server until it answers."""
         assert self._answered is not None
         began = trio.current_time()
         try:
@@ -108,7 +115,7 @@ class Breaker:
                 self._judged()
 
     async def _ask_patiently(self) -> None:
-        """Beside those, where they are not answered: one that is very slow is not away."""
+        """Send probes with the full timeout beside the short ones: a very slow server is reachable."""
         await trio.sleep(OFTEN)
         while True:
             again = trio.current_time() + self._patience

@@ -1,4 +1,4 @@
-"""What went wrong on the way to a server: errors of httpx, and what is behind them, in our words and in our classes."""
+"""Map httpx transport errors, and the causes behind them, to exceptions and error texts of xnatfs."""
 
 import errno
 import os
@@ -9,15 +9,15 @@ import httpx
 
 from xnatfs.common.errors import NoRoute, TimedOut, Unreachable
 
-# System errors that say the same as no answer, and those that say that there is no way.
+# Error numbers that mean a timeout, and those that mean that the host is unreachable.
 SILENT = frozenset({errno.ETIMEDOUT})
 NO_WAY = frozenset({errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN, errno.ECONNREFUSED})
-# Not the server's answer, but that of a proxy before it.
+# The status by which a proxy, and never the server, requires a login.
 PROXY_LOGIN = httpx.codes.PROXY_AUTHENTICATION_REQUIRED.value
 
 
 def reason(error: httpx.TransportError) -> str:
-    """What to say of it after the name of the server, and what to do where that is known."""
+    """Return the text of an error that follows the server's name, with a remedy where one is known."""
     text = str(error) or type(error).__name__
     causes = list(_causes(error))
     untrusted = next((cause for cause in causes if isinstance(cause, ssl.SSLCertVerificationError)), None)
@@ -48,14 +48,14 @@ def _proxy_says(text: str) -> str:
 
 
 async def refuse_proxy_login(response: httpx.Response) -> None:
-    """Raise the answer of a proxy that wants a login as httpx raises it where the proxy makes a tunnel (CONNECT)."""
+    """Raise httpx.ProxyError where a proxy requires a login, as httpx does for tunnels (CONNECT)."""
     if response.status_code == PROXY_LOGIN:
         text = f"{PROXY_LOGIN} {response.reason_phrase or httpx.codes.get_reason_phrase(PROXY_LOGIN)}"
         raise httpx.ProxyError(text, request=response.request)
 
 
 def kind(error: httpx.TransportError) -> type[Unreachable]:
-    """Nothing was said, there is no way, or it broke."""
+    """Return the exception class for an error: no answer in time, no connection, or a connection that broke."""
     numbers = {cause.errno for cause in _causes(error) if isinstance(cause, OSError)}
     if isinstance(error, httpx.TimeoutException) or numbers & SILENT:
         return TimedOut
@@ -65,7 +65,7 @@ def kind(error: httpx.TransportError) -> type[Unreachable]:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what is behind it, to the root."""
+    """Iterate over an error and its causes, down to the root."""
     while error is not None:
         if isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
@@ -74,12 +74,12 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _said(error: OSError) -> str:
-    """What the system says: 'Connection refused', 'Name or service not known'."""
+    """Return the system's text for an error: 'Connection refused', 'Name or service not known'."""
     return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error.strerror or error)
 
 
 def may_pass(error: httpx.TransportError) -> bool:
-    """Whether a second try may succeed: not where TLS, a proxy or the URL itself is at fault."""
+    """Return whether a retry may succeed: not where TLS, a proxy or the URL itself is at fault."""
     if isinstance(error, httpx.ProxyError | httpx.UnsupportedProtocol):
         return False
     return not any(isinstance(cause, ssl.SSLError) for cause in _causes(error))

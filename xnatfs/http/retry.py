@@ -1,8 +1,8 @@
-"""Patience: how long a server may keep us waiting, what bytes are worth, and when it is asked again.
+"""Limit the time that a request waits for the server, and pace retries.
 
-One rule for all that is waited for. A server has so many seconds to say the next thing; each byte gives it back some
-of them, as many as it would take at the slowest pace that is borne. So a line that is slow goes on for as long as it
-takes, and one that is silent, or that lets a byte drip from time to time, does not.
+One rule covers all waiting. The server has a number of seconds for the next bytes; each byte that arrives gives back as
+many seconds as it takes at the slowest accepted rate. So a download over a slow line takes as long as it needs, and one
+that is silent, or that drips a byte from time to time, times out.
 """
 
 import random
@@ -11,25 +11,30 @@ from contextlib import contextmanager
 
 import trio
 
-# The slowest pace that is borne, in bytes a second. On a line of 100 KB/s ten downloads still have ten times as much
-# each; what is slower than a modem of 1990 is a fault, and users of curl and git commonly draw the line there, too.
+# The slowest accepted rate, in bytes a second. On a line of 100 KB/s ten downloads still have ten times as much each. A
+# line that is slower than a modem of 1990 is faulty; users of curl and git commonly set this limit, too.
 SLOWEST = 1024
 
-# Pauses between tries, in seconds: short first, because most faults of a proxy are over at once.
+# Pauses between attempts, in seconds: short at first, because most faults of a proxy are over at once.
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0
 
 
 class Patience:
-    """So many seconds, which waiting uses up and bytes give back, up to `most`."""
+    """A time budget that waiting uses up and received bytes restore.
+
+    Args:
+        most: Its upper limit, in seconds.
+        left: Its initial value, in seconds; `most` where it is omitted.
+    """
 
     def __init__(self, most: float, left: float | None = None) -> None:
         self._most = most
         self.left = most if left is None else left
-        self.waited = 0.0  # seconds in all; what we do ourselves in between is not counted
+        self.waited = 0.0  # seconds of waiting in all; the client's own work in between does not count
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Wait for something in here. Raises trio.TooSlowError where it does not come in time."""
+        """Charge the time inside the context to the budget. Raises trio.TooSlowError once the budget is used up."""
         began = trio.current_time()
         try:
             with trio.fail_at(began + max(self.left, 0.0)):
@@ -39,23 +44,23 @@ class Patience:
             self.left, self.waited = self.left - waited, self.waited + waited
 
     def came(self, count: int) -> None:
-        """So many bytes have come."""
+        """Restore the seconds for `count` received bytes."""
         self.left = min(self._most, self.left + count / SLOWEST)
 
 
 class Pauses:
-    """Asking again, after pauses that grow, until a moment."""
+    """Pause between attempts, each time longer, until a deadline on trio's clock."""
 
     def __init__(self, deadline: float) -> None:
         self.deadline = deadline
         self._pause = FIRST_PAUSE
 
     def left(self) -> float:
-        """Seconds until then."""
+        """Return the seconds until the deadline."""
         return self.deadline - trio.current_time()
 
     async def again(self, at_least: float = 0.0) -> bool:
-        """Wait for the next try, so many seconds at least; False, at once, where no time is left for one."""
+        """Wait before the next attempt, at least `at_least` seconds; return False at once if the deadline is nearer."""
         wait = max(self._pause * jitter(), at_least)
         if wait >= self.left():
             return False
@@ -65,5 +70,5 @@ class Pauses:
 
 
 def jitter() -> float:
-    """What a pause is multiplied by: many who were told off at the same moment do not come back at the same moment."""
+    """Return a random factor for a pause, so that clients that failed at the same moment do not retry together."""
     return random.uniform(0.75, 1.25)
