@@ -1,1 +1,1 @@
-"""What the server listed: cached with a TTL, persisted, served stale while it is unreachable, revoked."""
+"""Cache the server's listings with a TTL, persist them, serve them while it is unreachable, and revoke them."""

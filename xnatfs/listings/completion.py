@@ -1,6 +1,6 @@
-"""Names that listings have shown lately, for shells to complete: one file per server and account, 0600.
+"""Store the names of recent listings for shell completion: one file per server and account, 0600.
 
-A file that is missing, old or makes no sense is a name less, never an error.
+A file that is missing, old or unreadable completes fewer names, and is never an error.
 """
 
 import contextlib
@@ -16,13 +16,14 @@ from xnatfs.common.urls import server_key
 from xnatfs.rest.models import Row
 from xnatfs.settings.config import cache_home
 
-# A name completed wrongly costs a message of the server; asking each time costs a round trip for each key pressed.
+# A name that no longer exists costs an error message of the server; a request each time costs a round trip for each key
+# that is pressed.
 FRESH = 3600.0  # seconds
 
-Name = tuple[str, str]  # the name, and what it is
+Name = tuple[str, str]  # the name, and a description
 
 
-# Where a listing is asked for: the segments of its URL, and its columns.
+# The segments of a listing's URL, and its columns.
 PATHS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "projects": (("projects",), "ID,name"),
     "subjects": (("projects", "{0}", "subjects"), "ID,label"),
@@ -33,9 +34,9 @@ PATHS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "prearchive": (("prearchive", "projects", "{0}"), ""),
 }
 
-# Of what a resource may be that is not of the experiment itself: an assessor's are of the category `assessors`.
+# Categories of resources that do not belong to the experiment itself: an assessor's are of the category `assessors`.
 PARTS = ("scans", "reconstructions")
-# What is remembered of rows, whoever has listed them: the name, and a word on it.
+# The name and the description to store for each row of a kind of listing.
 NAMES: Mapping[str, Callable[[Sequence[Row]], list[Name]]] = {
     "projects": lambda rows: [(row.get("ID"), row.text("name")) for row in rows],
     "subjects": lambda rows: [(row.text("label"), row.get("ID")) for row in rows],
@@ -52,21 +53,21 @@ NAMES: Mapping[str, Callable[[Sequence[Row]], list[Name]]] = {
 
 
 class Listings:
-    """What is remembered of one account on one server. A key is what was listed, as ('scans', accession ID)."""
+    """The stored names of one account on one server. A key names a listing: ('scans', accession ID)."""
 
     def __init__(self, url: str, username: str) -> None:
         account = hashlib.sha256(f"{server_key(url)}\n{username.lower()}".encode()).hexdigest()[:32]
         self.path = cache_home() / "listings" / f"{account}.json"
 
     def remember(self, key: Iterable[str], names: Iterable[Name]) -> None:
-        """Keep a listing, and drop those that are old."""
+        """Store the names of a listing, and drop expired listings."""
         kept = {name: value for name, value in self._read().items() if _fresh(value)}
         kept["/".join(key)] = {"at": time.time(), "names": [list(name) for name in names]}
         with contextlib.suppress(OSError):
             write_private(self.path, json.dumps(kept))
 
     def recall(self, key: Iterable[str]) -> list[Name] | None:
-        """A listing of the last hour; None where there is none."""
+        """Return the names of a listing of the last hour; None where there is none."""
         found: Any = self._read().get("/".join(key))
         if not _fresh(found):
             return None
@@ -81,12 +82,12 @@ class Listings:
 
 
 def shown(names: Iterable[Name]) -> list[Name]:
-    """For a command line, into which a shell puts them: without names that a terminal would obey."""
+    """Return the names that a shell may put into a command line: those without control characters."""
     return [(name, plain(what)) for name, what in names if name == plain(name) and is_text(name)]
 
 
 def _fresh(listing: Any) -> bool:
-    """Whether it is a listing, and of the last hour; one from the future is none."""
+    """Return whether this is a valid listing of the last hour; one from the future is not."""
     try:
         return bool(0 <= time.time() - listing["at"] <= FRESH) and all(len(name) == 2 for name in listing["names"])
     except (TypeError, KeyError):

@@ -1,4 +1,4 @@
-"""Name the entries of the metadata cache.
+"""Define the keys of the metadata cache.
 
 Each kind of entry has a type of its own, so that no two kinds can share a key, whatever the names on the server.
 """
@@ -7,15 +7,15 @@ from dataclasses import dataclass, fields
 
 from xnatfs.rest.models import Item
 
-Path = tuple[str, ...]  # the names on the way from the root of the mount
+Path = tuple[str, ...]  # the names of a path, from the root of the mount
 
 
 @dataclass(frozen=True, slots=True)
 class ListKey:
-    """A list that the server makes. Such entries can be persisted."""
+    """A list that the server returns. Such entries can be persisted."""
 
     def as_cells(self) -> list[object]:
-        """Return what tells this key from every other one, as JSON can hold it."""
+        """Return values that identify this key among all others, and that JSON can hold."""
         return [type(self).__name__, *(getattr(self, field.name) for field in fields(self))]
 
 
@@ -64,7 +64,7 @@ class AssessorsKey(ListKey):
 
 @dataclass(frozen=True, slots=True)
 class ResourcesKey(ListKey):
-    """The resources of an item; with `below`, also those of all that it holds."""
+    """The resources of an item; with `below`, also those of the items below it."""
 
     item: Item
     below: bool
@@ -72,7 +72,7 @@ class ResourcesKey(ListKey):
 
 @dataclass(frozen=True, slots=True)
 class FilesKey(ListKey):
-    """The files of an item's resources; with `below`, also those of all that it holds."""
+    """The files of an item's resources; with `below`, also those of the items below it."""
 
     item: Item
     below: bool
@@ -110,7 +110,7 @@ class LinksOfProjectKey:
 
 @dataclass(frozen=True, slots=True)
 class SizeKey:
-    """The length of a file that its listing lacks or has wrong."""
+    """The length of a file whose listing lacks it, or has a wrong one."""
 
     resource: str
     path: str
@@ -120,20 +120,20 @@ class SizeKey:
 
 @dataclass(frozen=True, slots=True)
 class ChangeKey:
-    """The last change of a file that a mount has seen."""
+    """The last change of a file that the mount has noticed."""
 
     resource: str
     path: str
 
 
 def experiment_keys(accession: str) -> list[ListKey]:
-    """Return the keys of the four lists that a session is made of."""
+    """Return the keys of the four lists that describe a session."""
     item = ("experiments", accession)
     return [ScansKey(accession), AssessorsKey(accession), ResourcesKey(item, True), FilesKey(item, True)]
 
 
 def item_keys(item: Item) -> list[ListKey]:
-    """Return the keys of every list that tells what hangs on a project, subject or experiment, or all of a site."""
+    """Return the keys of every list below a project, subject or experiment, and of the lists of the whole site."""
     made: list[ListKey] = [ResourcesKey(item, True), ResourcesKey(item, False), FilesKey(item, True)]
     made.append(FilesKey(item, False))
     if item[0] == "experiments":
@@ -142,7 +142,7 @@ def item_keys(item: Item) -> list[ListKey]:
 
 
 def keys_below(key: ListKey, row: str) -> list[ListKey]:
-    """Return the keys of what is listed below one row of a list, which is named by its ID."""
+    """Return the keys of the lists below one row of a list; `row` is its ID."""
     match key:
         case ProjectsKey():
             return [SubjectsKey(row), ExperimentsKey(row), *item_keys(("projects", row))]

@@ -1,12 +1,12 @@
 """Persist listings, for the next mount to show at once while it requests them anew.
 
 Invariants:
-- One file per server and account, 0600, in a directory of 0700. It holds names and dates, no file data and no listing
-  of files: what may be read is decided by the server's answers of today, or, while the server is unreachable and
-  `--offline` is given, by `listings/stale.py`.
-- What is older than OLDEST, of another version, damaged or not owned by this user counts as absent. Nothing here is
-  ever an error: it costs the round trip that it would have saved.
-- The file is read and written in a thread, one access at a time, many listings in one transaction.
+- There is one file per server and account, 0600, in a directory of 0700. It holds names and dates, and no file data.
+  Listings of files come into it only with `--offline`: the server's current answers decide what may be read, or, with
+  that option and while the server is unreachable, `listings/stale.py`.
+- A listing that is older than OLDEST, of another version, damaged or not readable by this user counts as absent. No
+  failure here is ever an error: it costs the round trip that the file would have saved.
+- The file is read and written in a thread, one access at a time, and a batch of listings in one transaction.
 """
 
 import contextlib
@@ -31,19 +31,19 @@ from xnatfs.listings.keys import ListKey
 
 log = logging.getLogger(__name__)
 
-# Changes with the table and with the meaning of a cell; fields are compared one by one.
+# Changes with the table and with the meaning of a cell; the names of fields are compared one by one.
 VERSION = 2
 # Yesterday's names are a help, last month's a nuisance.
 OLDEST = 24 * 3600.0  # seconds
-# A listing with more rows takes as long to read as to be asked for.
+# A listing with more rows takes as long to read from the disk as to request.
 MOST_ROWS = 20_000
-# Listings that are kept of one account, the newest: some 30 MB of sessions.
+# Listings that are stored for one account, the newest: some 30 MB of sessions.
 MOST_LISTINGS = 20_000
-# How long listings are collected before they are written, in seconds: a walk makes hundreds in that time.
+# Seconds for which listings are collected before they are written: an iteration over a project makes hundreds in them.
 COLLECT = 1.0
-# How long a lock of another process is waited for, in seconds: a write takes some milliseconds.
+# Timeout for the lock of another process, in seconds: a write takes some milliseconds.
 BUSY = 1.0
-# After such a wait in vain nothing is read or written for so long, in seconds: it may be a stopped process.
+# Seconds without access to the file after such a timeout: the other process may be a stopped one.
 BUSY_PAUSE = 60.0
 
 SCHEMA = (
@@ -55,7 +55,15 @@ R = TypeVar("R")
 
 
 class Kept:
-    """The listings of one account on one server, below a directory that is for this server. Nothing is opened yet."""
+    """The persisted listings of one account on one server.
+
+    The file is opened at the first access.
+
+    Args:
+        directory: The cache directory of the server.
+        account: The name of the account, in any case.
+        clock: The wall clock, in seconds since the epoch.
+    """
 
     def __init__(self, directory: Path, account: str, clock: Callable[[], float] = time.time) -> None:
         name = hashlib.sha256(account.lower().encode()).hexdigest()[:32]
@@ -63,41 +71,41 @@ class Kept:
         self._clock = clock
         self._one = trio.CapacityLimiter(1)
         self._waiting: dict[str, Sequence[Any]] = {}
-        self._emptied = False  # what was written is to go
+        self._emptied = False  # the stored listings are to be deleted
         self._more = trio.Event()
         self._connection: sqlite3.Connection | None = None
         self._closed_until = -math.inf  # on time.monotonic()
 
     async def get(self, key: ListKey, kind: type[R]) -> list[R] | None:
-        """The rows of a listing, if they are kept."""
+        """Return the rows of a persisted listing; None where there is none."""
         found = await self.dated(key, kind)
         return found[1] if found else None
 
     async def dated(self, key: ListKey, kind: type[R]) -> tuple[float, list[R]] | None:
-        """The same, and when they were listed, in seconds since the epoch."""
+        """Return the time of a persisted listing, in seconds since the epoch, and its rows; None if there is none."""
         if self._emptied:
             return None
         return await trio.to_thread.run_sync(self._get, _text(key), kind, limiter=self._one)
 
     def put(self, key: ListKey, rows: Sequence[object]) -> None:
-        """Keep the rows of a listing; none where there are too many, or none any more."""
+        """Persist the rows of a listing in place of earlier ones; an empty or too long listing is only removed."""
         self._waiting[_text(key)] = rows if len(rows) <= MOST_ROWS else ()
         self._more.set()
 
     def forget_all(self) -> None:
-        """Keep nothing of what was listed so far."""
+        """Delete all listings so far."""
         self._waiting, self._emptied = {}, True
         self._more.set()
 
     async def write(self) -> None:
-        """Write what there is to write."""
+        """Write the pending changes."""
         waiting, self._waiting, self._more = self._waiting, {}, trio.Event()
         emptied, self._emptied = self._emptied, False
         if waiting or emptied:
             await trio.to_thread.run_sync(self._write, waiting, emptied, limiter=self._one)
 
     async def run(self) -> None:
-        """Write whenever there is something to write, until this is cancelled; then the rest."""
+        """Write changes as they come until cancelled; then write the remaining ones and close the file."""
         try:
             while True:
                 await self._more.wait()
@@ -106,7 +114,7 @@ class Kept:
         finally:
             with trio.CancelScope(shield=True):
                 await self.write()
-                async with self._one:  # SQLite does not bear it while a thread reads
+                async with self._one:  # SQLite must not be closed while a thread reads
                     self.close()
 
     # -- in a thread ---------------------------------------------------------------------------------------------
@@ -124,7 +132,7 @@ class Kept:
             made = [_row(kind, cells) for cells in loads(rows)]
             return (at, made) if made else None
         except (ValueError, TypeError) as error:
-            log.debug("the kept listing %s is none: %s", key, error)
+            log.debug("the persisted listing %s is invalid: %s", key, error)
             return None
 
     def _write(self, waiting: dict[str, Sequence[Any]], emptied: bool) -> None:
@@ -162,7 +170,7 @@ class Kept:
                     raise sqlite3.DatabaseError(f"it has version {version}")
                 connection.execute(SCHEMA)
                 connection.execute(f"PRAGMA user_version = {VERSION}")
-                connection.execute("PRAGMA synchronous = OFF")  # what a crash of the machine loses is asked for
+                connection.execute("PRAGMA synchronous = OFF")  # what a crash of the machine loses is requested again
             except BaseException:
                 connection.close()
                 raise
@@ -170,13 +178,13 @@ class Kept:
         return self._connection
 
     def _fail(self, error: Exception) -> None:
-        """Begin anew; where another process is at it, let that be."""
+        """Close the file after an error; delete it as well, unless SQLite reports an operational one (a lock)."""
         self.close()
         if isinstance(error, sqlite3.OperationalError):
             if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
                 self._closed_until = time.monotonic() + BUSY_PAUSE
                 log.info("%s is locked by %s: no listings are kept for now", self.path, holder(self.path))
-            log.debug("%s is not to be had: %s", self.path, error)
+            log.debug("%s is unavailable: %s", self.path, error)
             return
         log.info("%s is begun anew: %s", self.path, error)
         with contextlib.suppress(OSError):
@@ -193,7 +201,7 @@ def _text(key: ListKey) -> str:
 
 
 def _types(kind: type) -> dict[str, Any]:
-    """The fields of a row and their types; rows of files are tuples, the others dataclasses."""
+    """Return the fields of a row and their types: rows of files are named tuples, all others are dataclasses."""
     named = fields(kind) if is_dataclass(kind) else ()
     return {field.name: field.type for field in named} or dict(kind.__annotations__)
 
@@ -207,7 +215,7 @@ def _cells(row: Any) -> list[object]:
 
 
 def _row(kind: type[R], cells: object) -> R:
-    """Raises TypeError for what is no such row."""
+    """Build a row from its cells. Raises TypeError where their number or their types do not match."""
     named = list(_types(kind).values())
     if not isinstance(cells, list) or len(cells) != len(named):
         raise TypeError(f"{cells!r} is no {kind.__name__}")

@@ -1,14 +1,14 @@
-"""Access: whether the account may still read what it has open, and what is not kept any more once it may not.
+"""Revoke access: stop reads of open files, and drop cached data, once the account has lost access to them.
 
-What was taken away, the listings tell that have to show it: a project that is not among the projects, a session that is
-not in its project, an item that is refused. Where somebody looks, that costs nothing. For a file that stays open its
-`Permit` asks for one listing, the same that shows the file's resource to whoever looks, and once in a TTL.
+The listings that should contain an item show its loss: a project is not among the projects, a session is not in its
+project, or the server refuses an item. Listings that a client requests anyway are checked at no cost. For a file that
+stays open, its `Permit` requests one listing per TTL, the one in which the mount shows the file's resource.
 
 Invariants:
-- Nothing counts as taken away that was not said twice, and our name by the server in between: an open site that dropped
-  our session shows what a guest may see.
-- A server that does not answer, or answers nonsense, takes nothing away.
-- What was taken away is found by no later open. Who has it open hears of that from the permit.
+- Access counts as lost only after two answers, between which the server has confirmed our session: an open site that
+  has dropped the session shows what a guest may see.
+- A server that does not answer, or answers nonsense, revokes nothing.
+- No later open finds revoked data. Readers with an open file get the error from its permit.
 """
 
 import json
@@ -29,10 +29,10 @@ from xnatfs.rest.models import Item
 
 log = logging.getLogger(__name__)
 
-# A reader waits so long, in seconds, for word that it may read on: more than a round trip, and no outage. The answer
-# counts when it comes.
+# Seconds that a reader waits for the check of its access: more than a round trip, and less than an outage. An answer
+# that arrives later counts for the next read.
 PATIENCE = 2.0
-# After an answer that tells nothing the server is left alone for so long; and with a TTL of 0 after each that does.
+# Seconds until the next check after an answer that decides nothing; with a TTL of 0 also after one that does.
 AGAIN = 5.0
 
 Shown = Callable[[], Awaitable[float]]
@@ -40,26 +40,32 @@ Owners = tuple[str, ...]
 
 
 class Permit:
-    """Leave to read the files of one resource, until a moment on the clock of ages. All who have one open share it."""
+    """Permission to read the files of one resource; all its open files share it.
+
+    It holds until `until`, a moment on the clock of `common/clock.py`.
+    """
 
     __slots__ = ("__weakref__", "_access", "_answered", "_asked_at", "_next", "_refusal", "_shown", "until")
 
     def __init__(self, access: "Access", shown: Shown, until: float) -> None:
-        self.until = until  # to be compared at each read, and renewed after it
+        self.until = until  # compared at each read; after this moment the permit is renewed
         self._access = access
         self._shown = shown
         self._refusal: XnatError | None = None
-        self._answered: trio.Event | None = None  # of the question that is under way
+        self._answered: trio.Event | None = None  # set when the check that is under way ends; None without one
         self._asked_at = -float("inf")
-        self._next = -float("inf")  # not asked again before
+        self._next = -float("inf")  # the earliest moment of the next check
 
     @property
     def refused(self) -> bool:
-        """For good."""
+        """Return whether the permission was refused for good."""
         return self._refusal is not None and self._next == float("inf")
 
     async def renew(self) -> None:
-        """Ask whether it may be read on. Raises Denied or Stale where not, LoginRequired where we are nobody now."""
+        """Check whether the files may still be read.
+
+        Raises Denied or Stale where they may not, and LoginRequired where the server refuses the credentials.
+        """
         if self._answered is None and now() >= self._next:
             self._answered, self._asked_at = trio.Event(), now()
             self._access.begin(self._ask, self._answered)
@@ -70,7 +76,7 @@ class Permit:
             raise copy(self._refusal)  # a new one each time: a raised exception collects tracebacks
 
     async def _ask(self, answered: trio.Event) -> None:
-        """In a task of its own: a reader that goes away takes nothing from the others."""
+        """Run the check in a task of its own, so that a cancelled reader does not end it for the others."""
         again = self._asked_at + AGAIN
         try:
             self.until, self._refusal = max(await self._look(), again), None
@@ -81,7 +87,7 @@ class Permit:
         except LoginRequired as error:
             self._refusal = copy(error)
         except XnatError as error:
-            log.debug("whether an open file may be read on is not known: %s", error)
+            log.debug("whether an open file may still be read is not known: %s", error)
             if self._refusal is None:
                 self.until = again
         finally:
@@ -91,30 +97,41 @@ class Permit:
     async def _look(self) -> float:
         try:
             return await self._shown()
-        except (NotFound, Denied):  # perhaps it was said to a guest; then there is a new session by now
+        except (NotFound, Denied):  # perhaps for a guest, of an expired session: after `known` the next request logs in
             await self._access.known()
         return await self._shown()
 
 
 class Bulk(Protocol):
-    """What is fetched ahead."""
+    """The prefetch of files."""
 
     def leave(self, owners: Collection[str]) -> None:
-        """Nothing more of what belongs to one of these."""
+        """Stop prefetching files of these owners."""
 
 
 class Content(Protocol):
-    """What is kept."""
+    """The cache of file contents."""
 
     async def drop(self, owners: Collection[str]) -> None:
-        """Nothing of what belongs to one of these is kept."""
+        """Remove all files of these owners."""
 
     async def owners(self) -> set[Owners]:
-        """What the kept files belong to."""
+        """Return the owners of the cached files, each combination once."""
 
 
 class Access:
-    """What one account may read of one server, as far as it has read of it."""
+    """The access of one account to the items on one server from which it has read.
+
+    Args:
+        content: The cache of file contents.
+        bulk: The prefetch of files.
+        account: Return the name of the account.
+        known: Ask the server whether it knows the session, and forget earlier refusals. If it does not, the next
+            request logs in.
+        ask: Fetch the IDs of a list from the server.
+        forget: Drop a listing of a revoked item.
+        nursery: The nursery of the background checks.
+    """
 
     def __init__(
         self,
@@ -126,26 +143,30 @@ class Access:
         forget: Callable[[ListKey], None],
         nursery: trio.Nursery,
     ) -> None:
-        self.known = known  # ask the server whether it knows our session; then refusals of before do not count
-        self._ask = ask  # the server for a list, of which the IDs matter
+        self.known = known
+        self._ask = ask
         self._content = content
         self._bulk = bulk
         self._account = account
-        self._forget = forget  # a listing of what was taken away
+        self._forget = forget
         self._nursery = nursery
         self._permits: WeakValueDictionary[object, Permit] = WeakValueDictionary()
-        self._kept: dict[tuple[str, Item], Owners] = {}  # what was read, by project and item
-        self._projects: frozenset[str] | None = None  # as listed last
+        self._kept: dict[tuple[str, Item], Owners] = {}  # the owners of items that were read, by project and item
+        self._projects: frozenset[str] | None = None  # the IDs in the last list of projects
 
     def begin(self, work: Callable[..., Awaitable[None]], *arguments: object) -> None:
-        """In the background."""
+        """Start a task in the background."""
         what = "what the account may read is not known"
         self._nursery.start_soon(unattended, what, logging.INFO, work, *arguments)
 
     def permit(self, key: object, shown: Shown, until: float) -> Permit:
-        """Leave to read what a listing shows that is good `until` then; afterwards `shown` tells until when it is.
+        """Return the permit for the files of a resource.
 
-        `shown` raises NotFound or Denied where it is not shown any more.
+        Args:
+            key: The key of the resource; its open files share one permit.
+            shown: Fetch the listing that shows the resource, and return when it expires. It raises NotFound or Denied
+                where the resource is not shown any more.
+            until: When the current listing expires.
         """
         permit = self._permits.get(key)
         if permit is None or permit.refused:
@@ -153,14 +174,14 @@ class Access:
         permit.until = max(permit.until, until)
         return permit
 
-    # -- what is kept --------------------------------------------------------------------------------------------
+    # -- cached files --------------------------------------------------------------------------------------------
 
     def owners(self, project: str, item: Item) -> Owners:
-        """What the files of an item belong to that are read through a project, as the cache of contents is told.
+        """Return the owners of an item's files that are read through a project, for the cache of contents.
 
-        By account: what one may not read any more another one may.
+        They contain the account: another account may still read what this one has lost.
         """
-        item = item[:2]  # what is below it goes with it
+        item = item[:2]  # items below it are revoked with it
         found = self._kept.get((project, item))
         if found is None:
             named = (("projects", project), item) if project and item != ("projects", project) else (item,)
@@ -168,7 +189,7 @@ class Access:
         return found
 
     async def recall(self) -> None:
-        """Learn what earlier mounts have kept. Costs a look at all of the index."""
+        """Register the files that earlier mounts have cached. Reads all of the index."""
         for owners in await self._content.owners():
             named = _named(owners)
             if named and all(account == self._account() for account, *_ in named):
@@ -178,7 +199,7 @@ class Access:
             self._lose(ProjectsKey(), self._projects)
 
     def listed(self, key: ListKey, ids: Iterable[str]) -> None:
-        """The server's list of this key holds these, and nothing else."""
+        """Revoke cached items that are absent from a complete list of the server; `ids` are the IDs in it."""
         if isinstance(key, ProjectsKey | SubjectsKey | ExperimentsKey):
             found = frozenset(ids)
             if isinstance(key, ProjectsKey):
@@ -186,7 +207,7 @@ class Access:
             self._lose(key, found)
 
     def refused(self, key: ListKey) -> None:
-        """The server has no such list, or not for us."""
+        """Revoke cached items below a list that the server has refused, or does not have."""
         self._lose(key, None)
 
     def _lose(self, key: ListKey, ids: frozenset[str] | None) -> None:
@@ -200,16 +221,19 @@ class Access:
             sure = await self._sure(key, lost)
         finally:
             self._kept |= {each: owners for each, owners in lost.items() if each not in sure}
-        owners = {lost[each][-1] for each in sure}  # of the items: one may be kept through another project as well
+        owners = {lost[each][-1] for each in sure}  # the items: one may be cached through another project as well
         self._bulk.leave(owners)
         await self._content.drop(owners)
         for _, item in sure:
-            log.info("nothing of %s is kept any more: %s tells that it is gone", "/".join(item), key)
-            for each in item_keys(item):  # its project's lists are made anew, or refused
+            log.info("dropped all cached files of %s: it is absent from %s", "/".join(item), key)
+            for each in item_keys(item):  # its project's lists are requested anew, or refused
                 self._forget(each)
 
     async def _sure(self, key: ListKey, lost: Iterable[tuple[str, Item]]) -> list[tuple[str, Item]]:
-        """What of this is gone by a second answer, too. The first may have been a guest's, and nobody knows by now."""
+        """Return the items that a second answer confirms as lost.
+
+        The first one may have been an answer for a guest: whether the server knew the session then cannot be told.
+        """
         if not await self.known():
             return []
         try:
@@ -220,14 +244,20 @@ class Access:
 
 
 def _gone(key: ListKey, ids: frozenset[str] | None, among: Iterable[tuple[str, Item]]) -> list[tuple[str, Item]]:
-    """Which items, each with the project it was read through, are gone by a list of these; by None it was refused."""
+    """Return the lost items, each with the project through which it was read.
+
+    Args:
+        key: The list.
+        ids: The IDs in it, or None where the server refused it.
+        among: The items to check, each with its project.
+    """
     match key:
         case ProjectsKey() if ids is not None:
             return [(project, item) for project, item in among if project and project not in ids]
         case SubjectsKey(of) | ExperimentsKey(of) if ids is not None:
             kind = "subjects" if isinstance(key, SubjectsKey) else "experiments"
             return [(p, item) for p, item in among if p == of and item[0] == kind and item[1] not in ids]
-        case SubjectsKey(of) | ExperimentsKey(of):  # a project's own resources may be open where these are closed
+        case SubjectsKey(of) | ExperimentsKey(of):  # a project's resources may be readable where its subjects are not
             return [(project, item) for project, item in among if project == of and item[0] != "projects"]
         case ResourcesKey(refused) if ids is None:
             return [(project, item) for project, item in among if item == refused]
@@ -235,7 +265,7 @@ def _gone(key: ListKey, ids: frozenset[str] | None, among: Iterable[tuple[str, I
 
 
 def _named(owners: Owners) -> list[list[str]]:
-    """Accounts and items as `owners` wrote them; nothing where somebody else has written."""
+    """Parse accounts and items as `owners` wrote them; return [] for any other text."""
     try:
         named = [loads(owner) for owner in owners]
     except ValueError:

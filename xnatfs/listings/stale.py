@@ -1,10 +1,11 @@
-"""Past: listings as they were, for who wants to see them while the server is away (`--offline`).
+"""Serve expired listings while the server is unreachable (stale-if-error; `--offline`).
 
 Invariants:
-- They stand in for an answer only where there is none for want of a server. What the server refuses, or does not list
-  any more, is forgotten with all below it, and everything where it refuses the login; on the disk, too.
-- Each says of when it is. None is older than the listings that are kept from one mount to the next: a day.
-- Each is good for a moment only: the server is asked again, as soon as it may be back.
+- They replace an answer only while the server is unreachable. A list that the server refuses, and an item that it does
+  not list any more, are forgotten with everything below them; all listings are, where it refuses the login. That is
+  done on the disk, too.
+- Each has the time at which it was fetched. None is older than persisted listings may be: a day.
+- Each is valid for AGAIN seconds only: then the list is requested again, since the server may be reachable.
 """
 
 import logging
@@ -23,12 +24,13 @@ from xnatfs.rest.models import FileRow
 
 log = logging.getLogger(__name__)
 
-# How long one is shown until the server is asked anew, in seconds: as long as an outage may take to be known as over.
+# Seconds for which a stale listing is served until the list is requested again: the longest time that it takes to
+# notice the end of an outage.
 AGAIN = 5.0
 
 
 class Past:
-    """What was listed last, in this mount or in the one before it."""
+    """The last listings of this mount, and of the one before it."""
 
     def __init__(self, kept: Kept, clock: Callable[[], float] = time.time) -> None:
         self._kept = kept
@@ -37,7 +39,7 @@ class Past:
         self._told = False
 
     def note(self, key: ListKey, found: Listing[Any]) -> None:
-        """This was shown; if the server has said so now, it is what is shown later on."""
+        """Store a listing that was served, if it is a new one of the server, and forget what it lacks."""
         before = self.peek(key)
         if found.stale or (before is not None and before.rows is found.rows):
             return
@@ -48,10 +50,20 @@ class Past:
         at = self._clock() - (now() - found.fetched)
         self._listings.put(key, replace(found, expires=found.fetched + OLDEST, stale=at))
         if isinstance(found.rows, Catalogues):
-            self._kept.put(key, () if found.broken else found.rows)  # what is missing is not told there
+            self._kept.put(key, () if found.broken else found.rows)  # the file cannot hold which groups are broken
 
     async def get(self, key: ListKey, kind: type, group: Callable[[Any], Hashable], why: XnatError) -> Listing[Any]:
-        """The listing as it was. Raises `why` where there is none."""
+        """Return the last listing, marked as stale.
+
+        Args:
+            key: The key of the listing.
+            kind: The class of its rows, for a persisted one.
+            group: Return the group of a row.
+            why: The error for which the listing is a substitute.
+
+        Raises:
+            XnatError: `why`, where no listing of the last day is stored.
+        """
         found = self.peek(key)
         if found is None:
             found = await self._kept_from_before(key, kind, group)
@@ -76,12 +88,12 @@ class Past:
         return replace(listing(rows, group, found_at, 0.0), stale=at)
 
     def peek(self, key: ListKey) -> Listing[Any] | None:
-        """The same, of this mount only."""
+        """Return the last listing of this mount; None where there is none."""
         found = self._listings.peek(key)
         return found if isinstance(found, Listing) else None
 
     def forget(self, key: ListKey) -> None:
-        """The server has no such list, or not for us; so nothing of what is below."""
+        """Forget a list that the server does not have, or refuses, and all lists below it."""
         before = self.peek(key)
         self._listings.forget(key)
         self._kept.put(key, ())
@@ -89,13 +101,13 @@ class Past:
             self._lose(key, before.rows)
 
     def _lose(self, key: ListKey, rows: Iterable[Any]) -> None:
-        """These rows of a list are there no more: nor is what was listed below them."""
+        """Forget the lists below rows that a list does not have any more."""
         if isinstance(key, ProjectsKey | SubjectsKey | ExperimentsKey):
             for row in rows:
                 for each in keys_below(key, row.id):
                     self.forget(each)
 
     def forget_all(self) -> None:
-        """The login was refused."""
+        """Forget all listings: the server has refused the login."""
         self._listings.forget_all(lambda key, value: True)
         self._kept.forget_all()

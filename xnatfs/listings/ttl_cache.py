@@ -1,8 +1,8 @@
-"""MetadataCache: listings, kept until they expire, fetched once for everybody who waits for them.
+"""Cache listings until they expire, and fetch each once for all tasks that wait for it.
 
-A value says itself when it expires, on the clock of ages: a listing carries the time of its fetch on into all that is
-made from it, so that nothing shown is older than the listing's TTL, however often it was derived.
-A missing or forbidden thing is remembered too, for a short while; any other failure is that of all who waited for it.
+A value holds its own expiry time, on the clock of `common/clock.py`. A listing passes the time of its fetch on to all
+values that are derived from it, so that no value is older than the listing's TTL, however often it was derived.
+A refusal (NotFound, Denied) is cached as well, for REFUSAL_TTL; any other failure is raised in all waiting tasks.
 """
 
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
@@ -17,15 +17,15 @@ from cachetools import TLRUCache
 from xnatfs.common.clock import now
 from xnatfs.common.errors import Denied, NotFound, XnatError
 
-# A file counts twice, in its listing (90 bytes) and in its folder (up to 200, where it was asked for by name): a
-# million files, and as much again of what they hang on, are what a mount may hold in memory.
+# A file counts twice, in its listing (90 bytes) and in its folder (up to 200, where it was looked up by name): a
+# million files, and as many other rows, are what a mount may hold in memory.
 MAX_ROWS = 3_000_000
-# Long enough for the burst of questions one `ls` asks; short enough for who was just let into a project.
+# Seconds: long enough for the burst of lookups of one `ls`, short enough for an account that was just granted access.
 REFUSAL_TTL = 5.0
 
 
 class Expiring(Protocol):
-    """What the cache can hold."""
+    """A value that the cache can hold; its length counts against the cache's limit."""
 
     @property
     def expires(self) -> float: ...
@@ -39,16 +39,16 @@ T = TypeVar("T", bound=Expiring)
 
 @dataclass(frozen=True, slots=True)
 class Listing(Generic[R]):
-    """The rows of one list of the server, all of one moment, and the same rows by group."""
+    """The rows of one list of the server, all of one moment, in order and by group."""
 
     rows: Sequence[R]
     groups: Mapping[Hashable, Sequence[R]]
-    fetched: float  # on the clock of ages
+    fetched: float  # on the clock of common/clock.py
     expires: float
     broken: Mapping[str, str] = field(default_factory=dict)  # why a group could not be listed, by its key
-    # Put together from lists of many items, or kept from an earlier mount: a row may be missing.
+    # It is derived from batch lists, or persisted by an earlier mount: a row may be missing.
     pieced: bool = False
-    stale: float = 0.0  # seconds since the epoch: the server is away, and this is of then
+    stale: float = 0.0  # the time of the fetch, in seconds since the epoch, of a listing that is served stale; else 0
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -57,7 +57,15 @@ class Listing(Generic[R]):
 def listing(
     rows: Sequence[R], group: Callable[[R], Hashable], started: float, ttl: float, *, pieced: bool = False
 ) -> Listing[R]:
-    """Rows that were asked for at `started`, good for `ttl` seconds from then."""
+    """Make a listing of rows.
+
+    Args:
+        rows: The rows, in the server's order.
+        group: Return the group of a row.
+        started: When the request was sent, on the clock of `common/clock.py`.
+        ttl: Seconds from `started` for which the listing is valid.
+        pieced: True where a row may be missing, because the rows are derived from batch lists.
+    """
     groups: dict[Hashable, list[R]] = {}
     for row in rows:
         groups.setdefault(group(row), []).append(row)
@@ -65,7 +73,7 @@ def listing(
 
 
 class _Refusal:
-    """The answer that something is not there, or not for us."""
+    """The answer that an item does not exist, or is refused to the account."""
 
     def __init__(self, error: XnatError) -> None:
         self._kind, self._text = type(error), str(error)
@@ -79,7 +87,7 @@ class _Refusal:
 
 
 class _Turn:
-    """Who fetches a key while others wait, and how it failed, if it did."""
+    """The lock of one fetch for which other tasks wait, and the error of that fetch."""
 
     __slots__ = ("__weakref__", "error", "lock")
 
@@ -89,7 +97,7 @@ class _Turn:
 
 
 class MetadataCache:
-    """Values by key. Never awaits while it changes its state."""
+    """Values by key. It awaits nothing while it changes its state."""
 
     def __init__(self, max_rows: int = MAX_ROWS) -> None:
         self._values: TLRUCache[Hashable, Expiring] = TLRUCache(
@@ -98,17 +106,17 @@ class MetadataCache:
             timer=now,
             getsizeof=lambda value: len(value) + 1,
         )
-        self._largest: tuple[Hashable, Expiring] | None = None  # a value that is larger than all that
+        self._largest: tuple[Hashable, Expiring] | None = None  # a value that exceeds the limit alone
         self._turns: WeakValueDictionary[Hashable, _Turn] = WeakValueDictionary()
 
     def __len__(self) -> int:
-        """How many values it holds, fresh or not."""
+        """Return the number of values, fresh or not."""
         return len(self._values) + (self._largest is not None)
 
     async def get(self, key: Hashable, fetch: Callable[[], Awaitable[T]]) -> T:
-        """The value under this key, fetched unless it is there and fresh. Raises what `fetch` raises.
+        """Return the fresh value of a key, fetching it where there is none. Raises what `fetch` raises.
 
-        Of several callers one fetches and the others wait, and hear of its failure; if it is cancelled, the next one
+        Of several callers one fetches; the others wait for its value or error. If it is cancelled, the next one
         fetches.
         """
         found: T | None = self._fresh(key)
@@ -127,7 +135,7 @@ class MetadataCache:
     async def renew(
         self, key: Hashable, fetch: Callable[[], Awaitable[T]], old: Callable[[Expiring], bool] = lambda value: True
     ) -> None:
-        """Fetch it anew, unless by now there is one that is not `old`."""
+        """Fetch a value anew, unless by now there is a fresh one for which `old` is false."""
         turn = self._turns.setdefault(key, _Turn())
         async with turn.lock:
             found = self.peek(key)
@@ -147,7 +155,7 @@ class MetadataCache:
         return value
 
     def peek(self, key: Hashable) -> Expiring | None:
-        """The value under this key if it is there and fresh."""
+        """Return the value of a key if it is fresh; None for a refusal, and where there is none."""
         value = self._find(key)
         return None if isinstance(value, _Refusal) else value
 
@@ -155,7 +163,7 @@ class MetadataCache:
         self._keep(key, value)
 
     def expire(self) -> None:
-        """Let go of what is not fresh any more; else that happens when something new comes."""
+        """Release expired values, which otherwise stay until the next value is added."""
         self._values.expire()
         if self._largest and self._largest[1].expires <= now():
             self._largest = None
@@ -166,7 +174,7 @@ class MetadataCache:
             self._largest = None
 
     def forget_all(self, which: Callable[[Hashable, Expiring], bool]) -> None:
-        """All of which this is true. Looks at everything there is."""
+        """Forget all values for which `which` is true. Iterates over the whole cache."""
         largest = [self._largest[0]] if self._largest else []
         for key in [*self._values, *largest]:
             value = self._find(key)
@@ -174,7 +182,7 @@ class MetadataCache:
                 self.forget(key)
 
     def forget_refusals(self) -> None:
-        """That something is not there, or not for us: it was said to somebody else."""
+        """Forget all refusals, which were answers to another login."""
         self.forget_all(lambda _key, value: isinstance(value, _Refusal))
 
     def _find(self, key: Hashable) -> Expiring | None:
@@ -192,5 +200,5 @@ class MetadataCache:
         self.forget(key)
         if len(value) < self._values.maxsize:
             self._values[key] = value
-        else:  # to fetch it for each of its resources would be worse than to hold it
+        else:  # to fetch it for each of its resources would cost more than to hold it
             self._largest = (key, value)
