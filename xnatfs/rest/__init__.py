@@ -1,1 +1,1 @@
-"""XNAT's REST API: one method a resource, its rows as dataclasses, its streamed JSON."""
+"""Access XNAT's REST API: one method per resource, rows as dataclasses, streamed JSON."""

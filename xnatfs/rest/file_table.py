@@ -1,7 +1,7 @@
-"""The files of a listing, packed: some 60 bytes a file beside its name's own, and a row made when it is looked at.
+"""Store the files of a listing in packed form: some 60 bytes per file and its name; rows are built on access.
 
-A million rows as objects are 350 MB, and the tree makes more of each. Here a resource is a few arrays: the names in
-one piece of bytes, sizes as numbers, digests as 16 bytes each.
+A million rows as objects take 350 MB, and the tree builds more objects from each. Here a resource is a few arrays: the
+names in one byte string, the sizes as numbers, the digests as 16 bytes each.
 """
 
 import re
@@ -18,11 +18,11 @@ from xnatfs.rest.models import FileRow, Row, file_path, md5
 
 _UNKNOWN = -1  # a size that the catalogue does not state
 _NO_DIGEST = bytes(16)
-_ESCAPE = re.compile(rb"%[0-9A-F]{2}")  # as our own requests have it
+_ESCAPE = re.compile(rb"%[0-9A-F]{2}")  # in the form of our own requests
 
-# Of one resource, whose sizes are looked at more closely then: a batch of HEADs.
+# Files of one resource whose lack of a digest is recorded, and whose sizes are then verified: a batch of HEADs.
 MOST_LACKING = 32
-# In one list. Each is a kilobyte, however few files it has; 64 sessions at once have some ten thousand.
+# Resources in one list. Each takes a kilobyte, however few files it has; 64 sessions at once have some ten thousand.
 MOST_RESOURCES = 100_000
 
 
@@ -46,20 +46,27 @@ class Catalogue(Sequence[FileRow]):
 
     def __init__(self, resource_id: str, home: str = "", label: str = "") -> None:
         self.resource_id = resource_id
-        self.home = home  # the URI before /resources/, as the first file has it
-        self.label = label  # of the resource, as the server writes it
+        self.home = home  # the part of the first file's URI before /resources/
+        self.label = label  # the label of the resource, as the server writes it
         self._paths = bytearray()
         self._ends = array("Q", [0])
         self._sizes = array("q")
         self._digests = bytearray()
-        self._digested = False  # some file is
-        self._lacking = array("Q")  # places of files without a digest, the first ones
-        self._kinds: list[tuple[str, str]] = []  # format and content, and from which file on
-        self._kind = array("Q")
-        self._escaped_paths: frozenset[str] | None = None  # not looked at yet
+        self._digested = False  # at least one file has a digest
+        self._lacking = array("Q")  # the places of the first files without a digest
+        self._kinds: list[tuple[str, str]] = []  # format and content of each run of files
+        self._kind = array("Q")  # the place at which each run begins
+        self._escaped_paths: frozenset[str] | None = None  # None until it is computed
 
     def add(self, path: str, size: int | None, digest: str, kind: tuple[str, str]) -> None:
-        """Append a file. Its digest is an MD5 in lower-case hex, or ''."""
+        """Append a file.
+
+        Args:
+            path: Its path below the resource.
+            size: Its bytes, or None where the catalogue does not state them.
+            digest: Its MD5 in lower-case hex, or ''.
+            kind: Its format and content, as the catalogue has them.
+        """
         self._paths += path.encode("utf-8", "surrogatepass")
         self._ends.append(len(self._paths))
         self._sizes.append(_UNKNOWN if size is None else size)
@@ -79,13 +86,16 @@ class Catalogue(Sequence[FileRow]):
         return self._paths[self._ends[place] : self._ends[place + 1]].decode("utf-8", "surrogatepass")
 
     def paths(self, start: int = 0, end: int | None = None) -> Iterator[str]:
-        """Their paths, from one place to before another."""
+        """Iterate over the paths, from place `start` up to, not including, `end`."""
         for begin, stop in pairwise(self._ends[start : None if end is None else end + 1]):
             yield self._paths[begin:stop].decode("utf-8", "surrogatepass")
 
     @property
     def escaped_paths(self) -> frozenset[str]:
-        """The paths that could be another one's in a URL: hardly any are, which one look at the packed names tells."""
+        """Return the paths that a URL could confuse with another one: those with a '%', if any has a percent escape.
+
+        Hardly any listing has one, which a single search of the packed names shows.
+        """
         if self._escaped_paths is None:
             found = (path for path in self.paths() if "%" in path) if _ESCAPE.search(self._paths) else ()
             self._escaped_paths = frozenset(found)
@@ -100,21 +110,24 @@ class Catalogue(Sequence[FileRow]):
         return "" if packed == _NO_DIGEST else packed.hex()
 
     def version(self, place: int) -> int:
-        """Return the digest as a number, or 0."""
+        """Return the digest as a number, or 0 where there is none."""
         return int.from_bytes(self._digests[16 * place : 16 * place + 16])
 
     def identity(self, place: int) -> bytes:
-        """Return what tells a file from all others, whatever is in it."""
+        """Return bytes that identify a file among all others, whatever its content."""
         path = self._paths[self._ends[place] : self._ends[place + 1]]
         return b"\0".join((self.resource_id.encode("utf-8", "surrogatepass"), path))
 
     @property
     def lacking_digests(self) -> Sequence[int]:
-        """Return the places of the first files without a digest, where others have one: their entries are older."""
+        """Return the places of the first files without a digest, where others have one.
+
+        The catalogue entries of such files are older than those with a digest.
+        """
         return self._lacking if self._digested else ()
 
     def total(self) -> int | None:
-        """Return the bytes of all files together; None where the size of one is not stated."""
+        """Return the bytes of all files together; None where the catalogue does not state the size of one."""
         return sum(self._sizes) if _UNKNOWN not in self._sizes else None
 
     def at(self, place: int) -> FileRow:
@@ -134,7 +147,7 @@ class Catalogue(Sequence[FileRow]):
         return map(self.at, range(len(self)))
 
     def __eq__(self, other: object) -> bool:
-        """Whether the server lists the same."""
+        """Return whether the server's listings are equal."""
         if not isinstance(other, Catalogue):
             return NotImplemented
         mine, others = (
@@ -146,16 +159,16 @@ class Catalogue(Sequence[FileRow]):
 
 
 class Catalogues(Sequence[FileRow]):
-    """The files of a listing, in its order, and by resource."""
+    """The files of a listing, in the server's order and by resource."""
 
     def __init__(self) -> None:
-        self.groups: dict[Hashable, Catalogue] = {}  # by the number of their resource
-        self._runs: list[tuple[Catalogue, int]] = []  # of one resource: where in it they end
+        self.groups: dict[Hashable, Catalogue] = {}  # by the number of the resource
+        self._runs: list[tuple[Catalogue, int]] = []  # runs of files of one resource: the place in it where each ends
         self._length = 0
         self._kinds: dict[tuple[Any, Any], tuple[str, str]] = {}
 
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Rows as they came. Raises BadReply for what is no file."""
+        """Add rows of the server's JSON. Raises BadReply where one does not describe a file."""
         for cells in rows:
             try:
                 number, uri, size, digest = cells["cat_ID"], cells["URI"], cells["Size"], cells["digest"]
@@ -169,7 +182,7 @@ class Catalogues(Sequence[FileRow]):
             try:
                 catalogue = self.groups.get(number) or self._group(str(number), str(uri), cells)
                 named = self._kinds.get(kind) or self._kind(kind)
-            except TypeError:  # a list or an object, where text was due
+            except TypeError:  # a cell is a list or an object in place of text
                 self.add([{key: "" if value is None else str(value) for key, value in cells.items()}])
                 continue
             size, digest = str(size), md5(str(digest or ""))
@@ -183,7 +196,7 @@ class Catalogues(Sequence[FileRow]):
 
     @classmethod
     def of(cls, rows: Iterable[FileRow]) -> "Catalogues":
-        """Of rows that were made by one of these. Where their resources hang is not told."""
+        """Build a table of the rows of another one. The homes of the resources are lost."""
         made = cls()
         for row in rows:
             catalogue = made.groups.setdefault(row.resource_id, Catalogue(row.resource_id))
@@ -212,7 +225,7 @@ class Catalogues(Sequence[FileRow]):
         self._length += 1
 
     def join(self, other: "Catalogue") -> None:
-        """Add the files of a resource, in place of those that are listed of it here."""
+        """Add the files of a resource, in place of its files that are listed here."""
         if before := self.groups.get(other.resource_id):
             self._runs = [run for run in self._runs if run[0] is not before]
             self._length -= len(before)
@@ -235,7 +248,7 @@ class Catalogues(Sequence[FileRow]):
     @overload
     def __getitem__(self, index: slice) -> list[FileRow]: ...
     def __getitem__(self, index: int | slice) -> FileRow | list[FileRow]:
-        return list(self)[index]  # nobody asks who has many
+        return list(self)[index]  # it is not called for long listings
 
 
 def paths_of(rows: Sequence[FileRow]) -> Iterable[str]:

@@ -1,12 +1,12 @@
-"""Rows out of a list of the server, while it arrives: {"ResultSet": {"Result": [{...}, ...], ...}}.
+"""Parse the rows of a server's list while it arrives: {"ResultSet": {"Result": [{...}, ...], ...}}.
 
-A listing of a million files is 300 MB of JSON. Held as bytes, as text and as dictionaries it would be some gigabytes,
-and parsed in one go it would keep everybody waiting for seconds. Here each row is let go of when it was read.
+A listing of a million files is 300 MB of JSON. As bytes, as text and as dictionaries it would take some gigabytes, and
+to parse it in one go would block the event loop for seconds. Here each row is released once it was read.
 
-What is accepted is what `json.loads` accepts: what begins in another way than lists do is kept whole and left to it,
-and what is no JSON is where no step leads on from. Rows mean nothing before `close` has seen the end.
+The parser accepts what `json.loads` accepts: a document that does not begin as lists do is collected whole and passed
+to it, and a text is invalid where no step of the parser advances. Rows are valid only after `close` has seen the end.
 
-A server that means harm gets no more than MOST_BYTES, MOST_ROWS, LONGEST_ROW and LONGEST_WHOLE of memory and time.
+A malicious server is limited to MOST_BYTES, MOST_ROWS, LONGEST_ROW and LONGEST_WHOLE of memory and time.
 """
 
 import codecs
@@ -21,7 +21,7 @@ Cells = dict[str, Any]
 
 
 class NotAList(ValueError):
-    """It is something else: what, is the text."""
+    """The document is not a list; the text names what it is."""
 
 
 _BEGIN = re.compile(r'\s*\{\s*"ResultSet"\s*:\s*\{\s*(?=")')
@@ -31,42 +31,46 @@ _NEXT_ROW = re.compile(r"\s*,\s*(?=\S)")
 _LAST_ROW = re.compile(r"\s*\]")
 _AFTER = re.compile(r"\s*([,}])")
 
-# What has not begun like a list by now is none.
+# Characters within which a list must have begun.
 _LONGEST_BEGIN = 64
-# Of one list of files. A million, as the largest sessions have, are 300 MB; packed, three million are 400 MB of memory.
+# Limits of one list of files. A million files, as the largest sessions have, are 300 MB; packed, three million take
+# 400 MB of memory.
 MOST_BYTES, MOST_ROWS = 2**30, 3_000_000
-# No row is as long as that: where no step leads on for so many characters, it is no JSON. Descriptions of projects are
+# Characters. No row is as long: where no step advances for so many, the text is not JSON. Descriptions of projects are
 # the longest cells, some pages of text.
 LONGEST_ROW = 2**22
-# Behind the result set comes its brace; a server that goes on after that has no end.
+# Characters after the result set, where only its brace belongs; a server that sends more may never end.
 LONGEST_TAIL = 2**16
-# What is no list is an item's document or an error in JSON. Python's objects may take 30 times as much.
+# Characters of a document that is not a list: an item, or an error in JSON. Python's objects may take 30 times as much.
 LONGEST_WHOLE = 2**24
-# Where a row is longer than that, twice as much has to come before it is looked at again: else each piece of 32 KiB
-# would have all of it read once more.
+# Characters. A longer incomplete row is parsed again only once twice as much has arrived: else each piece of 32 KiB
+# would have all of it parsed once more.
 _PATIENT = 2**17
 
 _scan = json.JSONDecoder().raw_decode
 
 
 class Table:
-    """A list that arrives: `feed` it, then `close` it. Both raise ValueError for what is no JSON, NotAList."""
+    """An incremental parser of one list: call `feed` for each piece, then `close`.
+
+    Both raise ValueError for invalid JSON, and NotAList for a document that is not a list, or one over the limits.
+    """
 
     def __init__(self, most_bytes: int = MOST_BYTES, most_rows: int = MOST_ROWS) -> None:
         self._most_bytes, self._most_rows = most_bytes, most_rows
         self._decode: Callable[[bytes, bool], str] = codecs.getincrementaldecoder("utf-8")("surrogatepass").decode
         self._text = ""
-        self._at = 0  # what is before it was understood
+        self._at = 0  # the text before it was parsed
         self._rows: list[Cells] = []
         self._listed = False
         self._step: Callable[[], bool] = self._begin
-        self._pieces: list[str] = []  # of what is parsed when all of it is there
+        self._pieces: list[str] = []  # of a document that is parsed once it is complete
         self._whole_size = 0
-        self._wanted = 0  # characters, before it is worth to look again
+        self._wanted = 0  # characters of text at which the next attempt to parse is worthwhile
         self._bytes = self._count = 0
 
     def feed(self, data: bytes) -> list[Cells]:
-        """The rows that are complete by now."""
+        """Add bytes, and return the rows that they complete."""
         self._bytes += len(data)
         self._text = self._text[self._at :] + self._decode(data, False)
         self._at, self._rows = 0, []
@@ -78,7 +82,7 @@ class Table:
         return self._rows
 
     def _go_on(self) -> None:
-        """As far as what has come leads."""
+        """Advance as far as the text allows."""
         try:
             while self._step():
                 pass
@@ -90,7 +94,7 @@ class Table:
         self._wanted = 2 * left if left > _PATIENT else 0
 
     def close(self) -> list[Cells]:
-        """The rows that were kept back. What was no list is found out now at the latest."""
+        """End the list, and return the remaining rows. A document that is not a list is detected here at the latest."""
         self._text += self._decode(b"", True)
         self._rows = []
         self._go_on()
@@ -103,7 +107,7 @@ class Table:
             raise NotAList("something else")
         return self._rows
 
-    # Each step says whether it led on.
+    # Each step returns whether it has advanced.
 
     def _begin(self) -> bool:
         found = _BEGIN.match(self._text)
@@ -114,7 +118,7 @@ class Table:
         return self._step != self._begin
 
     def _whole(self) -> bool:
-        """Something else than a list, or one that is written in another way."""
+        """Collect a document that is not a list, or a list in another form."""
         self._pieces.append(self._text[self._at :])
         self._whole_size += len(self._pieces[-1])
         self._at = len(self._text)
@@ -123,7 +127,7 @@ class Table:
         return False
 
     def _member(self) -> bool:
-        """A key of the result set and its value."""
+        """Parse a key of the result set and its value."""
         key = _KEY.match(self._text, self._at)
         if key is None:
             return False
@@ -148,7 +152,7 @@ class Table:
         return True
 
     def _row(self) -> bool:
-        """As many rows as there are."""
+        """Parse all complete rows."""
         text, at, rows = self._text, self._at, self._rows
         while text.startswith("{", at):
             try:
@@ -174,7 +178,7 @@ class Table:
         return self._after(self._at)
 
     def _after(self, at: int) -> bool:
-        """Behind a member: another one, or the end of the result set."""
+        """Parse the text after a member: another one follows, or the end of the result set."""
         found = _AFTER.match(self._text, at)
         if found is None:
             return False
@@ -183,7 +187,7 @@ class Table:
         return True
 
     def _tail(self) -> bool:
-        """Behind the result set: its own brace is all that servers write there."""
+        """Stay after the result set: servers write only its closing brace there."""
         return False
 
 

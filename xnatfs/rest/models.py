@@ -1,8 +1,8 @@
-"""What XNAT says, as frozen dataclasses that parse its rows.
+"""Parse the rows of XNAT's tables into frozen dataclasses.
 
 Every cell of an XNAT table is a string, absent values are empty, keys differ in case and spelling from one call
-to the next, and stored text comes XML-escaped. `Row` evens that out; the classes below say what is left.
-IDs stay exactly as the server has them, because requests are made of them; labels and free text are unescaped.
+to the next, and stored text is XML-escaped. `Row` hides these differences from the classes below.
+IDs stay exactly as the server has them, because requests contain them; labels and free text are unescaped.
 """
 
 import re
@@ -23,14 +23,15 @@ _MD5 = re.compile(r"[0-9a-f]{32}")
 
 
 UNASSIGNED = "Unassigned"
-# The states of the prearchive in which nothing goes on; of the others there are many, and will be more.
+# The states of a prearchive session in which the server does no work on it. There are many others, and later releases
+# add more.
 SETTLED = frozenset({"READY", "CONFLICT", "ERROR"})
 
 
 def parse_time(text: str) -> float | None:
-    """Seconds since the epoch of a server time stamp, or None where there is none to read.
+    """Parse a server's timestamp, and return seconds since the epoch; None where it is absent or invalid.
 
-    The server does not say its zone. It is read as UTC, so that every client of one server sees the same time.
+    The server does not state its time zone. UTC is assumed, so that every client of one server shows the same time.
     """
     match = _TIMESTAMP.match(text.strip())
     if not match:
@@ -46,7 +47,7 @@ _split = re.compile(r"([0-9]+)").split
 
 
 def natural(text: str) -> tuple[tuple[int, int, str], ...]:
-    """Sort key in which 2 comes before 10. Numbers are compared as text: a server may write one of any length."""
+    """Return a sort key in which 2 comes before 10. Numbers are compared as text, because they may have any length."""
     return tuple(_number(part) if part.isascii() and part.isdigit() else (1, 0, part) for part in _split(text) if part)
 
 
@@ -56,14 +57,14 @@ def _number(digits: str) -> tuple[int, int, str]:
 
 
 class Row:
-    """One row of a table, looked up without regard to the case of its keys."""
+    """A row of a table, whose keys are looked up without regard to case."""
 
     def __init__(self, cells: Mapping[str, Any]) -> None:
-        self.cells = cells  # as they came
+        self.cells = cells  # as the server sent them
         self._cells = {key.lower(): value for key, value in cells.items()}
 
     def get(self, *keys: str) -> str:
-        """The first non-empty cell of these keys, as the server wrote it, or ''."""
+        """Return the first non-empty cell of these keys, as the server wrote it, or ''."""
         for key in keys:
             value = self._cells.get(key.lower())
             if value is not None and value != "":
@@ -71,22 +72,22 @@ class Row:
         return ""
 
     def has(self, *keys: str) -> bool:
-        """Whether it has a cell of one of these keys, be it empty."""
+        """Return whether the row has a cell for one of these keys, even an empty one."""
         return any(key.lower() in self._cells for key in keys)
 
     def text(self, *keys: str) -> str:
-        """The same, for people: XML entities decoded."""
+        """Return the same cell as `get`, with XML entities decoded."""
         return decoded(self.get(*keys))
 
     def need(self, *keys: str) -> str:
-        """The same as `get`, where a row without it is no answer, nor one that no URL can carry. Raises BadReply."""
+        """Return the same cell as `get`. Raises BadReply where it is empty, or holds text that no URL can."""
         value = self.get(*keys)
         if not value or not (value.isascii() or is_text(value)):
             raise BadReply(f"the server's listing has a row without {keys[0]!r}: {sorted(self._cells)}")
         return value
 
     def number(self, key: str) -> int | None:
-        """A count or a size; None where the cell is empty or no number."""
+        """Return a cell that is a count or a size; None where it is empty or not a number."""
         return size(self.get(key))
 
     def modified(self) -> float | None:
@@ -99,7 +100,7 @@ def _is_session(xsi_type: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One item as the server describes it: its fields, and the items below it by the name of what they are."""
+    """An item's document: its fields, and the items below it by the name of their field."""
 
     fields: dict[str, str]
     children: dict[str, "list[Document]"]
@@ -107,17 +108,17 @@ class Document:
 
     @property
     def session(self) -> str:
-        """The accession ID of the session that an assessor belongs to; '' for any other experiment."""
+        """Return the accession ID of the session that an assessor belongs to; '' for any other experiment."""
         return self.fields.get("imageSession_ID", "")
 
     @property
     def has_scans(self) -> bool:
-        """Tell whether an experiment can have scans: sessions can, and what has some whatever its type."""
+        """Return whether an experiment can have scans: a session can, and any other one that has some."""
         return not self.session and (_is_session(self.xsi_type or "SessionData") or "scans/scan" in self.children)
 
     @classmethod
     def parse(cls, item: Any) -> Self:
-        """Raises KeyError, TypeError or AttributeError where it is no such thing."""
+        """Parse the JSON of an item. Raises KeyError, TypeError or AttributeError where it is not one."""
         fields = {str(key): decoded(str(value)) for key, value in item["data_fields"].items()}
         children: dict[str, list[Any]] = {}
         for child in item.get("children") or ():
@@ -138,12 +139,12 @@ class Project:
 
 @dataclass(frozen=True, slots=True)
 class PrearchiveSession:
-    """A session in the prearchive. It is told from others by project, timestamp and folder, not by its name."""
+    """A session in the prearchive. Project, timestamp and folder identify it; its name does not."""
 
-    project: str  # '' where nobody knows whose it is
+    project: str  # '' where it is unassigned
     timestamp: str
     folder: str
-    name: str  # the label that it is to have
+    name: str  # the label that it will have in the archive
     subject: str
     status: str
     modified: float | None  # seconds since the epoch, in the server's unknown zone
@@ -170,12 +171,12 @@ class PrearchiveSession:
 
     @property
     def path(self) -> str:
-        """As services want it as `src`: not encoded."""
+        """Return the path as services expect it in `src`: not encoded."""
         return "/prearchive/projects/" + "/".join(self.key)
 
     @property
     def busy(self) -> bool:
-        """Whether the server is at work on it, or still receives it; then it is to be left alone."""
+        """Return whether the server processes or still receives the session, which must not be changed then."""
         return self.status not in SETTLED
 
 
@@ -183,7 +184,7 @@ class PrearchiveSession:
 class Subject:
     id: str
     label: str  # in the project that was listed
-    project: str  # the owner; differs from the listed project where the subject is shared in
+    project: str  # the owner; not the listed project where the subject is shared into that one
     modified: float | None
 
     @classmethod
@@ -210,7 +211,7 @@ class Experiment:
 
     @property
     def is_imaging(self) -> bool:
-        """Whether it can have scans: sessions can, other assessments of a subject cannot."""
+        """Return whether the experiment can have scans: sessions can, other assessments of a subject cannot."""
         return _is_session(self.xsi_type)
 
     @classmethod
@@ -228,14 +229,14 @@ class Experiment:
 
 @dataclass(frozen=True, slots=True)
 class Accession:
-    """Any item of the whole site, by its accession ID, and where its labels say that it is."""
+    """A subject, experiment or assessor of the site, with the labels that give its place in the tree."""
 
     id: str
     label: str
-    project: str  # that owns it
-    subject: str  # of an experiment: its accession ID and label
+    project: str  # the project that owns it
+    subject: str  # the accession ID of an experiment's subject
     subject_label: str
-    session: str  # of an assessor: the accession ID of its session, where the server tells
+    session: str  # the accession ID of an assessor's session, '' where the server does not list it
 
     @classmethod
     def of_subject(cls, row: Row) -> Self:
@@ -274,28 +275,28 @@ class Scan:
         )
 
 
-# The columns of a session's scans in a list of sessions, and of their resources' labels.
+# The columns of the scans in a list of sessions, and the column of the labels of their resources.
 SCAN_COLUMNS = [f"xnat:imagescandata/{name}" for name in ("id", "type", "quality", "series_description", "note")]
 SCAN_LABEL = "xnat:imagescandata/file/label"
 
 
 @dataclass(frozen=True, slots=True)
 class JoinedScans:
-    """What a list of sessions, joined with their scans, tells of one of them. The types of scans it does not tell."""
+    """The scans of one session from a list of sessions joined with their scans, which lacks the types of scans."""
 
     scans: dict[str, Scan] = field(default_factory=dict)  # by scan ID
-    labels: dict[str, set[str]] = field(default_factory=dict, compare=False)  # of their resources, by scan ID
+    labels: dict[str, set[str]] = field(default_factory=dict, compare=False)  # labels of the resources, by scan ID
 
     def __len__(self) -> int:
         return len(self.scans)
 
     @classmethod
     def of(cls, scans: Iterable[Scan]) -> Self:
-        """The same of scans that were listed by their own session, to compare with."""
+        """Build the same from the list of a session's own scans, to compare with."""
         return cls({scan.id: replace(scan, xsi_type="") for scan in scans})
 
     def add(self, row: Row) -> None:
-        """One row: a scan, or one more resource of it, or nothing, where the session has no scans."""
+        """Add one row: a scan, one more resource of a scan, or nothing, where the session has no scans."""
         id, type, quality, description, note = SCAN_COLUMNS
         scan = row.get(id)
         if not scan:
@@ -308,7 +309,7 @@ class JoinedScans:
 
     @classmethod
     def parse(cls, rows: Iterable[Row], found: dict[str, "JoinedScans"]) -> None:
-        """Into `found`, by accession ID of the session. Raises BadReply where rows are not of sessions and scans."""
+        """Add rows to `found`, by accession ID of the session. Raises BadReply where they lack sessions or scans."""
         for row in rows:
             session = row.need("session_ID", "ID", "xnat:imagesessiondata/id", "xnat:experimentdata/id")
             if not row.has(SCAN_COLUMNS[0]):
@@ -328,7 +329,7 @@ class Assessor:
 
     @classmethod
     def of_session(cls, row: Row) -> "tuple[str, Assessor]":
-        """With the accession ID of the session it belongs to, without which the row is no answer. Raises BadReply."""
+        """Parse a row into the accession ID of the session and its assessor. Raises BadReply where one is missing."""
         return row.need("session_ID", "xnat:imagesessiondata/id"), cls.parse(row)
 
     @classmethod
@@ -344,7 +345,7 @@ class Assessor:
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """A named folder of files. `category` and `cat_id` say on what it hangs: ('scans', scan ID) and so on."""
+    """A named folder of files. `category` and `cat_id` name what it belongs to: ('scans', scan ID) and so on."""
 
     id: str  # the number that addresses it, whatever its label
     label: str  # '' for an unlabelled one; neither unique nor a safe name
@@ -353,15 +354,15 @@ class Resource:
     format: str
     content: str
     file_count: int | None = None  # as stored at the last upload; None where it was never computed
-    file_size: int | None = None  # bytes in all, likewise
+    file_size: int | None = None  # bytes of all files, likewise
 
     def lacks(self, listed: int) -> bool:
-        """Tell whether the server states more files than a list of them has."""
+        """Return whether the server states more files than the `listed` number."""
         return listed < self.file_count if self.file_count is not None else not listed and bool(self.file_size)
 
     @property
     def group(self) -> tuple[str, str]:
-        """What it hangs on. An item's own come with and without its ID, depending on the call."""
+        """Return the part that it belongs to. An item's own resources are listed with or without its ID."""
         return (self.category, "" if self.category == "resources" else self.cat_id)
 
     @classmethod
@@ -379,10 +380,10 @@ class Resource:
 
 
 class FileRow(NamedTuple):
-    """One catalogue entry. `size` and `digest` are what the catalogue says, which may be stale, wrong or absent."""
+    """A catalogue entry. `size` and `digest` are those of the catalogue, and may be stale, wrong or absent."""
 
     resource_id: str
-    path: str  # below the resource, '/' between folders, not unescaped: requests are made of it
+    path: str  # below the resource, '/' between folders, not unescaped: requests contain it
     size: int | None
     digest: str  # MD5 in lower-case hex, or '' where the server states none
     format: str
@@ -406,17 +407,17 @@ class FileRow(NamedTuple):
 def md5(cell: str) -> str:
     """Return an MD5 in lower-case hex, or '' for anything else.
 
-    Catalogues may hold another algorithm's digest, `md5:...` or `N/A`: nothing that content can be compared with, so it
-    is as good as none. Zeros stand for an absent digest, too.
+    Catalogues may hold another algorithm's digest, `md5:...` or `N/A`: content cannot be compared with these, so they
+    count as absent. Zeros stand for an absent digest, too.
     """
     digest = cell.lower()
     return digest if _MD5.fullmatch(digest) and digest.strip("0") else ""
 
 
 def file_path(uri: str, resource_id: str) -> str:
-    """The path below the resource: all that follows the first '/files/' after '/resources/<id>'.
+    """Return the path below the resource: the text after '/resources/<id>/files/'.
 
-    What comes before differs from call to call. Raises BadReply where the URI has no such part.
+    The text before it differs from call to call. Raises BadReply where the URI has no such part.
     """
     _, found, path = uri.partition(f"/resources/{resource_id}/files/")
     if not found or not path:
@@ -425,7 +426,7 @@ def file_path(uri: str, resource_id: str) -> str:
 
 
 def file_rows(rows: Iterable[Row]) -> list[FileRow]:
-    """Catalogue entries, each with its place among those of its own resource."""
+    """Parse catalogue entries, each with its place among those of its own resource."""
     places: dict[str, int] = {}
     parsed = []
     for row in rows:

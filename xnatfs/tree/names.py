@@ -1,8 +1,8 @@
-"""File names from server labels: what is legal, and what to do about clashes. One rule, reversible.
+"""Make file names of server labels, by one reversible rule that also resolves clashes.
 
-A Linux name may hold anything but '/' and NUL. So only these are escaped, by percent and two hex digits: '/', NUL,
-a whole name '.' or '..', and a '%' that would read as such an escape. All else stays as the server has it.
-Clashes are settled by ID, never by the order of a listing.
+A Linux name may hold any byte but '/' and NUL. So only these are escaped, as a percent sign and two hex digits: '/',
+NUL, the '.' of the names '.' and '..', and a '%' that would read as such an escape. Any other character stays as the
+server has it. Clashes are resolved by ID, never by the order of a listing.
 """
 
 import hashlib
@@ -19,34 +19,34 @@ LONGEST_EXTENSION = 16  # bytes, with its dot; a longer one is part of the name
 _UNSAFE = re.compile(r"[/\0]|%(?=2F|00|2E|25)")
 _ESCAPE = re.compile(r"%(2F|00|2E|25)")
 
-# A path whose segments are names as they are: nearly all, and told in a fifth of the time.
+# A path whose segments are file names unchanged: nearly all are, and this match takes a fifth of the time.
 _SIMPLE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_. -]{0,200}(?:/[A-Za-z0-9_-][A-Za-z0-9_. -]{0,200})*")
 
-# Levels of folders below a resource. No program can name what is deeper than 4096 bytes, and each level costs memory.
+# Levels of folders below a resource. No program can open a path of more than 4096 bytes, and each level costs memory.
 DEEPEST = 100
 
 T = TypeVar("T")
 
 
 def escape(label: str) -> str:
-    """A label as a file name, but for its length; '' stays ''."""
+    """Escape a label as a file name, of any length; '' stays ''."""
     if label in (".", ".."):
         return label.replace(".", "%2E")
     return _UNSAFE.sub(lambda match: f"%{ord(match[0]):02X}", label)
 
 
 def unescape(name: str) -> str:
-    """The label that `escape` made this name of."""
+    """Return the label from which `escape` made this name."""
     return _ESCAPE.sub(lambda match: chr(int(match[1], 16)), name)
 
 
 def encode(name: str) -> bytes:
-    """A name as the kernel has it. What JSON can hold beyond Unicode, lone surrogates, survives."""
+    """Encode a name for the kernel, lone surrogates included, which JSON can hold."""
     return name.encode("utf-8", "surrogatepass")
 
 
 def decode(name: bytes) -> str:
-    """The name for the kernel's bytes. Raises NotFound for what no server label can be."""
+    """Decode a name of the kernel. Raises NotFound where no server label can have these bytes."""
     try:
         return name.decode("utf-8", "surrogatepass")
     except UnicodeDecodeError:
@@ -54,7 +54,7 @@ def decode(name: bytes) -> str:
 
 
 def shorten(name: str) -> str:
-    """A name that fits: where it is over 255 bytes, cut, with '~' and a hash of the whole, extension kept."""
+    """Return a name of at most 255 bytes: a longer one is cut, with '~' and a hash of it before the extension."""
     raw = encode(name)
     if len(raw) <= LONGEST:
         return name
@@ -67,7 +67,7 @@ def shorten(name: str) -> str:
 
 
 def _cut(raw: bytes, length: int) -> str:
-    """The longest whole characters of `raw` within `length` bytes."""
+    """Return the longest prefix of whole characters within `length` bytes."""
     while length and raw[length] & 0xC0 == 0x80:  # within a character
         length -= 1
     return raw[:length].decode("utf-8", "surrogatepass")
@@ -76,10 +76,17 @@ def _cut(raw: bytes, length: int) -> str:
 def assign(
     items: Iterable[T], label: Callable[[T], str], key: Callable[[T], str], reserved: Collection[str] = ()
 ) -> dict[str, T]:
-    """A name of its own for each item of one directory.
+    """Assign a unique name to each item of one directory, and return the items by name, in natural order.
 
-    An item is shown under its label. Without one it is `~<key>`; where the label is reserved, or another item with a
-    lower key has the same one, it is `LABEL~<key>`. A key is one item's: what a server lists twice is there once.
+    An item's name is its label. Without a label it is `~<key>`; where the label is reserved, or another item with a
+    lower key has the same one, it is `LABEL~<key>`. Keys identify items: an item that the server lists twice appears
+    once.
+
+    Args:
+        items: The items.
+        label: Return the label of an item, or ''.
+        key: Return the ID of an item.
+        reserved: Names that no item may have.
     """
     named: dict[str, T] = {}
     suffixed: list[tuple[str, T]] = []
@@ -94,23 +101,23 @@ def assign(
             suffixed.append((name, item))
     for name, item in suffixed:
         candidate = shorten(f"{name}~{escape(key(item))}")
-        while candidate in named or candidate in reserved:  # somebody is called like our suffixed name
+        while candidate in named or candidate in reserved:  # another item has our suffixed name as its label
             candidate = shorten(f"{candidate}~{escape(key(item))}")
         named[candidate] = item
     return {name: named[name] for name in sorted(named, key=natural)}
 
 
 def expected(label: str, key: str, reserved: Collection[str] = ()) -> str:
-    """Return the name that `assign` gives to an item whose label no other one has."""
+    """Return the name that `assign` gives to an item whose label no other item has."""
     name = shorten(escape(label))
     return name if name and name not in reserved else shorten(f"{name}~{escape(key)}")
 
 
 def split(path: str) -> tuple[str, ...]:
-    """A catalogue path as names, one per folder level.
+    """Split a catalogue path into names, one per folder level.
 
-    An empty segment, which no folder can be, joins its slash to the next name (or, at the end, to the one before).
-    What is deeper than DEEPEST is one name, slashes and all.
+    An empty segment, which cannot be a folder, adds its slash to the next name (or, at the end, to the one before).
+    The rest of a path below DEEPEST levels is one name, with its slashes.
     """
     if _SIMPLE.fullmatch(path) and path.count("/") < DEEPEST:
         return tuple(path.split("/"))
