@@ -1,4 +1,4 @@
-"""The cache of file bytes: local files that fill while they are read; persistent, bounded, for several processes."""
+"""Cache file bytes in local files that fill while they are read; persistent, bounded, shared by processes."""
 
 from xnatfs.content.blob import Blob
 from xnatfs.content.cache import ContentCache, open_cache

@@ -1,7 +1,7 @@
-"""A set of byte ranges: which parts of a file have come.
+"""Store the set of byte ranges of a file that have arrived.
 
-Invariant: `_starts` and `_ends` are sorted, disjoint and never adjacent, so a file read by a few streams is a few
-entries however many chunks arrived.
+Invariant: the ranges are sorted, disjoint and never adjacent, so that a file that a few streams fetch takes a few
+entries, however many chunks have arrived.
 """
 
 from bisect import bisect_left, bisect_right
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 
 class Spans:
-    """Half-open ranges, joined where they touch."""
+    """A set of half-open ranges, which are joined where they touch."""
 
     __slots__ = ("_ends", "_starts")
 
@@ -18,7 +18,7 @@ class Spans:
         self._ends: list[int] = []
 
     def add(self, start: int, end: int) -> None:
-        """Everything from start up to end is there now."""
+        """Add the bytes from `start` up to, not including, `end`."""
         if start >= end:
             return
         first = bisect_left(self._ends, start)
@@ -30,7 +30,7 @@ class Spans:
         self._ends[first:last] = [end]
 
     def remove(self, start: int, end: int) -> None:
-        """Nothing from start up to end is there any more."""
+        """Remove the bytes from `start` up to, not including, `end`."""
         first = bisect_right(self._ends, start)
         last = bisect_left(self._starts, end)
         if first >= last or start >= end:
@@ -41,29 +41,29 @@ class Spans:
         self._ends[first:last] = [high for _, high in rest]
 
     def parts(self) -> Iterator[tuple[int, int]]:
-        """What there is, in order."""
+        """Iterate over the ranges, in order."""
         return iter(list(zip(self._starts, self._ends, strict=True)))
 
     def total(self) -> int:
-        """How many bytes there are."""
+        """Return the number of bytes in the set."""
         return sum(self._ends) - sum(self._starts)
 
     def next_gap(self, offset: int) -> int:
-        """The first byte at or after offset that is missing."""
+        """Return the first missing byte at or after an offset."""
         index = bisect_right(self._starts, offset) - 1
         return max(offset, self._ends[index]) if index >= 0 else offset
 
     def start_of_gap(self, offset: int) -> int:
-        """Return where the missing part begins that has this byte."""
+        """Return the offset at which the gap around a missing byte begins."""
         index = bisect_right(self._starts, offset) - 1
         return self._ends[index] if index >= 0 else 0
 
     def covers(self, start: int, end: int) -> bool:
-        """Is all of the range there?"""
+        """Return whether all bytes of the range are in the set."""
         return self.next_gap(start) >= end
 
     def gaps(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """The missing parts of the range, in order."""
+        """Iterate over the missing parts of the range, in order."""
         while (start := self.next_gap(start)) < end:
             index = bisect_right(self._starts, start)
             stop = min(end, self._starts[index]) if index < len(self._starts) else end

@@ -1,11 +1,11 @@
-"""Opening files through the cache: what is kept and trusted, what is fetched, and what becomes of it when closed.
+"""Open files through the cache: serve trusted ones, fetch others, and release them when they are closed.
 
 Invariants:
-- `_live` has at most one entry per identity: the one that the next open joins. Failed and outdated ones have left it
-  but live on for those who have them open, until these close them.
-- An entry without users, without downloads, and complete or failed, is gone: nothing is held for closed files. The
-  exceptions are IDLE partly fetched ones.
-- All tasks run in the nursery of `open_cache`; no reader's fate is another's.
+- `_live` has at most one entry per identity: the one that the next open joins. Failed and outdated entries are no
+  longer in it, but live until their readers close them.
+- An entry without users and without downloads that is complete or has failed is released: closed files hold nothing.
+  The exceptions are IDLE partly fetched ones.
+- All tasks run in the nursery of `open_cache`; the failure or cancellation of one reader does not affect another.
 """
 
 import logging
@@ -36,51 +36,55 @@ from xnatfs.content.write_behind import Writeback
 
 log = logging.getLogger(__name__)
 
-# Seconds between writes of recency, and of fdatasync for new files. A crash of the machine costs the files of about
-# this long; eviction order needs no better.
+# Seconds between writes of recency, with an fdatasync of new files. A crash of the machine loses the files of about
+# this period; the order of eviction needs no better accuracy.
 FLUSH = 30.0
 
-# Partly fetched files that nobody has open, and how long they are good for: the viewer that is opened again.
+# Partly fetched files without a reader that are retained, and for how long: for a viewer that is opened again.
 IDLE = 4
 IDLE_SECONDS = 600.0
 
-# Versions that are looked up between two looks at who else waits: 2 to 4 ms. Every SQLite takes 999 in a statement.
+# Versions that are looked up between two checkpoints: 2 to 4 ms. Every SQLite accepts 999 in a statement.
 AT_ONCE = 500
 
 
 class ContentCache:
-    """File bytes by version. Made by `open_cache`."""
+    """A cache of file bytes, by version of the file; `open_cache` makes it and describes its options."""
 
     def __init__(self, store: Store, nursery: trio.Nursery, revalidate: float, strict: bool) -> None:
         self.stats = Stats()
-        self.clock = time.time  # of the dates in the index, which outlive the process
-        self.tidied = trio.Event()  # what crashes left is gone
+        self.clock = time.time  # the clock of the dates in the index, which outlive the process
+        self.tidied = trio.Event()  # set once the leftovers of crashes are removed
         self._store = store
         self._nursery = nursery
         self._revalidate = revalidate
         self._strict = strict
-        self._disproved: deque[bytes] = deque(maxlen=DAMAGED)  # versions of which bad bytes may have been handed out
+        self._disproved: deque[bytes] = deque(maxlen=DAMAGED)  # versions of which readers may have received bad bytes
         self._live: dict[bytes, Entry] = {}
         self._entries: set[Entry] = set()
         self._idle: list[Entry] = []
-        self._resting: set[Entry] = set()  # big ones whose downloads nobody has waited for since they were closed
-        self._distrusted: set[bytes] = set()  # to be fetched anew, whatever is kept
+        self._resting: set[Entry] = set()  # big files that are closed, and whose downloads still run
+        self._distrusted: set[bytes] = set()  # identities to be fetched anew, even if a copy is cached
         self._trimming = False
         self._closed = False
         self._writeback = Writeback(store, nursery, self._row_to_write, self._let_go)
 
     @property
     def bytes_used(self) -> int:
-        """Bytes kept or reserved in the directory, over all processes."""
+        """Return the bytes that are cached or reserved in the directory, over all processes."""
         return self._store.total()
 
     @property
     def limit(self) -> int:
-        """What `bytes_used` is kept under, but for open files."""
+        """Return the limit of `bytes_used`, which only open files can exceed."""
         return self._store.limit
 
     def counters(self) -> dict[str, int]:
-        """What is held now. `open_bytes` is what may exceed the limit; nobody reads, fills or waits: 0, 0 and 0."""
+        """Return the current counters of the cache.
+
+        `open_bytes` is the amount by which the directory may exceed its limit. `readers`, `fills` and `unwritten` are 0
+        while the cache is at rest.
+        """
         return {
             "readers": sum(entry.blob.users for entry in self._entries),
             "fills": sum(entry.fill is not None and entry.fill.running for entry in self._entries),
@@ -94,13 +98,13 @@ class ContentCache:
         }
 
     def has(self, version: Version) -> bool:
-        """Would an open be answered without asking the server? Costs a point read."""
+        """Return whether an open would need no request to the server. It takes one point read."""
         ident = identity(version)
         live = self._live_has(ident, version)
         return self._counts(self._store.lookup(ident), version) if live is None else live
 
     async def kept(self, versions: Sequence[Version]) -> set[Version]:
-        """Of which of these `has` is true. Others have their turn in between."""
+        """Return the versions for which `has` is true; a checkpoint between batches lets other tasks run."""
         found: set[Version] = set()
         for start in range(0, len(versions), AT_ONCE):
             part = [(identity(version), version) for version in versions[start : start + AT_ONCE]]
@@ -113,7 +117,7 @@ class ContentCache:
         return found
 
     def _live_has(self, ident: bytes, version: Version) -> bool | None:
-        """None if that is for the index to say."""
+        """Return whether an open entry has all of the file; None where no such entry decides, but the index."""
         entry = self._live.get(ident)
         return entry.blob.complete if entry is not None and self._current(entry, version) else None
 
@@ -121,9 +125,17 @@ class ContentCache:
         return row is not None and self._trusted(row, version)
 
     async def open(self, version: Version, source: Source) -> Blob:
-        """The file; at once if it is kept and trusted, else when its length is known. Pair it with `close`.
+        """Open a file, and return its blob: at once if it is cached and trusted, else when its length is known.
 
-        Raises what the source raises: NotFound, Denied, Unreachable and so on.
+        The caller must close the blob.
+
+        Args:
+            version: The version of the file.
+            source: The source of its bytes, for what is not cached.
+
+        Raises:
+            XnatError: What the source raises: NotFound, Denied, Unreachable and so on.
+            CacheError: The cache has been closed, or the file can be stored neither on the disk nor in memory.
         """
         if self._closed:
             raise CacheError(f"{version.key}: the cache has been closed")
@@ -147,10 +159,10 @@ class ContentCache:
         return blob
 
     async def put(self, version: Version, data: bytes) -> None:
-        """A file that came whole by another way, verified by who brings it.
+        """Add a complete file that the caller has fetched and verified.
 
-        The next open finds it, without anything in between; it is kept a little later. Waits while too much waits for
-        that. Does nothing for a file that is here already, or on its way.
+        The next open finds it at once; it is written to the directory a little later. Wait while too many bytes are
+        unwritten. Do nothing for a file that is open, being fetched or waiting to be written.
         """
         ident = identity(version)
         entry = self._live.get(ident)
@@ -167,7 +179,7 @@ class ContentCache:
         await self._writeback.room()
 
     def distrust(self, version: Version) -> None:
-        """Fetch a file anew at its next open: the server has said that it is another one. Open readers read on."""
+        """Fetch a file anew at its next open, because the server has another version; open readers continue."""
         ident = identity(version)
         self._distrusted.add(ident)
         entry = self._live.get(ident)
@@ -175,7 +187,7 @@ class ContentCache:
             self._left(entry)
 
     async def evict(self, target: int) -> None:
-        """Bring `bytes_used` down to this, as far as files are not open."""
+        """Evict files that are not open until `bytes_used` is at most `target`."""
         await self._writeback.write()
         self._writeback.retain(0)
         while self._idle:
@@ -183,10 +195,10 @@ class ContentCache:
         await self._store.evict(target)
 
     async def drop(self, owners: Collection[str]) -> None:
-        """Keep nothing of what belongs to one of these: the next open asks the server. Who has it open reads on."""
-        self._disown(owners)  # what is on its way to the store is written before the store drops it, or not at all
+        """Remove all files of these owners: the next open asks the server. Open readers continue."""
+        self._disown(owners)  # files that are to be written reach the store before it drops them, or not at all
         await self._store.drop(owners)
-        self._disown(owners)  # what was opened meanwhile
+        self._disown(owners)  # files that were opened meanwhile
 
     def _disown(self, owners: Collection[str]) -> None:
         for entry in [entry for entry in self._live.values() if not set(entry.owners).isdisjoint(owners)]:
@@ -195,10 +207,10 @@ class ContentCache:
                 self._left(entry)
 
     async def owners(self) -> set[tuple[str, ...]]:
-        """What the kept files belong to, each combination once. Costs a look at all of the index."""
+        """Return the owners of the cached files, each combination once. Reads all of the index."""
         return {tuple(owners.split("\n")) for owners in await self._store.owners()}
 
-    # Which entry.
+    # Finding an entry.
 
     def _current(self, entry: Entry, version: Version) -> bool:
         if version.digest:
@@ -206,7 +218,7 @@ class ContentCache:
         return version.size in (entry.listed, entry.blob.size) and self._fresh(entry.checked)
 
     def _trusted(self, row: Row, version: Version) -> bool:
-        # A listing that has come to agree with the true size is as good as the one it was stored under.
+        # A listing that now has the true size is as good as the one with which the file was stored.
         return bool(version.digest) or (version.size in (row.listed, row.size) and self._fresh(row.checked))
 
     def _fresh(self, checked: float) -> bool:
@@ -242,7 +254,8 @@ class ContentCache:
             self._store,
             self.stats,
             self._nursery,
-            # What was handed out of a damaged file must not be completed by another try: that one is verified first.
+            # Bytes of a damaged file that readers have received must not be completed by another download: that one is
+            # verified before any of it is served.
             strict=self._strict or ident in self._disproved,
             kept=kept,
             alone=self._one_big_download,
@@ -255,7 +268,7 @@ class ContentCache:
         return entry
 
     def _end_resting(self) -> None:
-        # The next big file is begun: it may need their places.
+        # The next big file is begun: it may need the download slots of closed ones.
         while self._resting:
             fill = self._resting.pop().fill
             if fill is not None:
@@ -266,10 +279,10 @@ class ContentCache:
         return sum(fill.running and not fill.small for fill in fills) == 1
 
     def _kept(self, ident: bytes) -> tuple[Row, int] | None:
-        # A whole copy, however old; the descriptor is the caller's.
+        # A complete copy of any age; the caller must close the descriptor.
         old = self._live.get(ident)
         if old is not None and old.row is not None and old.blob.fd >= 0:
-            return old.row, os.dup(old.blob.fd)  # perhaps not in the index yet; a duplicate shares the lock
+            return old.row, os.dup(old.blob.fd)  # it may not be in the index yet; a duplicate shares the lock
         row = self._store.lookup(ident)
         fd = self._store.open(row) if row is not None else None
         return (row, fd) if row is not None and fd is not None else None
@@ -285,18 +298,18 @@ class ContentCache:
             self._left(old)
         return entry
 
-    # What becomes of it.
+    # Storing and releasing.
 
     def _row(self, entry: Entry, fill: Fill) -> Row | None:
-        # Asked for when a fill has been verified or renewed.
+        # Called when a fill has been verified, or confirmed by the server.
         if fill.renewed:
             self.stats.renewed += 1
         self.stats.sound(fill.version.key)
         if entry.ident in self._disproved:
             self._disproved.remove(entry.ident)
         if self._live.get(entry.ident) is not entry:
-            return None  # the listing has moved on; a newer fill is under way
-        # A date that may be of two versions (of one second) is nothing to know the file by later.
+            return None  # the listing has changed; a newer fill is under way
+        # A date that two versions may share (of the same second) cannot identify the file later.
         entry.row = self._new_row(entry, entry.blob.size, fill.modified if fill.validator == fill.modified else "")
         return entry.row
 
@@ -309,7 +322,7 @@ class ContentCache:
         return entry.row if self._live.get(entry.ident) is entry else None
 
     def _let_go(self, entry: Entry, kept: bool) -> None:
-        # It is in memory for its readers only.
+        # From now on only the entry's readers need its bytes in memory.
         entry.in_memory = False
         if not kept:
             self._forget(entry)
@@ -317,7 +330,7 @@ class ContentCache:
             self._left(entry)
 
     def _changed(self, entry: Entry) -> None:
-        # A fill has failed, or nothing of it runs any more.
+        # A fill has failed, or none of its downloads runs any more.
         failure = entry.blob.failure
         if isinstance(failure, BadReply) and entry.blob.handed_out and entry.ident not in self._disproved:
             self._disproved.append(entry.ident)
@@ -334,7 +347,7 @@ class ContentCache:
         return True
 
     def _left(self, entry: Entry) -> None:
-        # Nobody has it open.
+        # The last reader has closed it.
         blob, fill = entry.blob, entry.fill
         if self._closed or entry.in_memory or entry not in self._entries:
             return
@@ -355,8 +368,8 @@ class ContentCache:
                 self._dispose(self._idle[0])
 
     def _make_way(self, size: int) -> None:
-        # Partly fetched files that nobody has open go before anything else does: as many as it takes, not counting on
-        # the total, which is told of them only a little later.
+        # Partly fetched files without a reader are released before anything else: as many as necessary by their own
+        # sizes, because the total includes them for a little longer.
         over = self._store.total() + size - self._store.limit
         while self._idle and over > 0:
             over -= self._idle[0].reserved
@@ -388,7 +401,7 @@ class ContentCache:
             await self._store.flush()
 
     def _shut(self) -> None:
-        # Before the tasks are cancelled: from here on nothing is started, and readers are told.
+        # Before the tasks are cancelled: from here on nothing is started, and reads fail.
         self._closed = True
         for entry in self._entries:
             if entry.blob.failure is None:
@@ -406,11 +419,18 @@ class ContentCache:
 async def open_cache(
     directory: Path, limit: int, *, revalidate: float = 3600.0, strict: bool = False, wait: float = math.inf
 ) -> AsyncIterator[ContentCache]:
-    """The cache in this directory, of at most `limit` bytes and half the free disk. Raises CacheError.
+    """Open the cache in a directory, for as long as the context is open.
 
-    `revalidate` is how many seconds a file without a digest is trusted before the server is asked if it has changed.
-    `strict`: nothing of a file is handed out before all of it has been verified. `wait` is how many seconds a lock of
-    another process is waited for; where it has one on all of the directory, a temporary one takes its place.
+    Args:
+        directory: The path of the cache directory.
+        limit: The most bytes that it may hold; half of the disk's free space is a limit, too.
+        revalidate: Seconds for which a file without a digest is trusted before the server is asked if it has changed.
+        strict: True to serve no byte of a file before all of it has been verified.
+        wait: Seconds to wait for a lock of another process. Where that has locked the whole directory for longer, a
+            temporary directory takes its place.
+
+    Raises:
+        CacheError: The directory cannot be used.
     """
     with ExitStack() as temporary:
         store = Store(await trio.to_thread.run_sync(_open_shelf, directory, limit, wait, temporary))

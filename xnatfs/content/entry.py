@@ -1,4 +1,4 @@
-"""A file that is open, filling, or idle: what the cache remembers of it besides its bytes."""
+"""Describe a file that is open, filling or idle: the state that the cache holds besides its bytes."""
 
 import hashlib
 import os
@@ -12,7 +12,13 @@ from xnatfs.content.source import Version
 
 
 class Entry:
-    """One version of one file."""
+    """One version of one file in the cache.
+
+    Args:
+        ident: The hash that `identity` returns for the version.
+        version: The version.
+        checked: When the server was last asked about it, in seconds since the epoch.
+    """
 
     __slots__ = ("blob", "checked", "fill", "ident", "in_memory", "left_at", "listed", "owners", "row")
 
@@ -20,21 +26,21 @@ class Entry:
         self.ident = ident
         self.blob: Blob
         self.fill: Fill | None = None
-        self.row: Row | None = None  # once it is whole
+        self.row: Row | None = None  # None until the file is complete
         self.listed = version.size
         self.owners = version.owners
         self.checked = checked
         self.left_at = 0.0
-        self.in_memory = False  # and not to be closed before writeback.py lets go of it
+        self.in_memory = False  # True until write_behind.py releases it; it must not be closed before
 
     @property
     def reserved(self) -> int:
-        """Bytes that its download is counted with."""
+        """Return the bytes that are reserved for its download."""
         part = self.fill.intake.partial if self.fill is not None else None
         return part.reserved if part is not None else 0
 
     def release(self) -> Partial | None:
-        """Close the file, unless it is a partial: then it is the caller's to discard."""
+        """Close the file; a partial stays open and is returned, for the caller to discard."""
         part = None
         if self.fill is not None:
             self.fill.drop_kept()
@@ -47,8 +53,8 @@ class Entry:
         return None
 
 
-@lru_cache(maxsize=1024)  # it is asked for four times while a file is on its way
+@lru_cache(maxsize=1024)  # it is called four times while a file is fetched
 def identity(version: Version) -> bytes:
-    """What makes two opens the same file. Hashed: of one length, and fit for a file name."""
+    """Return what identifies a version, hashed: of one length, and fit for a file name."""
     text = f"{version.key}\0{version.digest}"
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()

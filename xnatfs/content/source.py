@@ -1,7 +1,7 @@
-"""What the cache is told about a file and how it asks for one; it knows nothing of servers.
+"""Define the interface by which the cache fetches files, without knowledge of servers.
 
-A `Source` is one file somewhere; a `Body` is one download of it that has begun. What a `Body` says of offset, length,
-date and validator is checked against what other replies said, and its length against the listing.
+A `Source` is one file on a server; a `Body` is one download of it that has begun. The offset, length, date and
+validator of a `Body` are checked against those of other replies, and its length against the listing.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -9,51 +9,55 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-# Writes so many of the next bytes into a descriptor at an offset, or without one nowhere; yields how many more have
-# come. Raises XnatError, and the OSError of the file: then the same bytes can be told to go there again.
+# Write the next bytes into a descriptor: the arguments are the descriptor (None to discard the bytes), the offset and
+# the number of bytes. Yields the number of bytes of each write. Raises XnatError, and the OSError of the file: then the
+# same bytes can be written again.
 Into = Callable[[int | None, int, int], AsyncGenerator[int]]
 
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """A download that has begun; valid while the context that gave it is open.
+    """A download that has begun; valid while the context that returned it is open.
 
-    Its bytes come as `chunks`, or, where there is one and `size` is known, go where `into` is told.
+    Its bytes arrive as `chunks`, or are written by `into`, where there is one and `size` is known.
     """
 
-    start: int  # offset in the file of the first byte that comes
-    size: int | None  # the whole file's length according to the reply; None if it did not say
+    start: int  # the offset in the file of the first byte
+    size: int | None  # the whole file's length according to the reply; None if that does not state it
     modified: str  # Last-Modified as sent, "" if absent
     chunks: AsyncIterator[bytes]  # to the end, or to `stop`; raises an XnatError when it breaks
     into: Into | None = None
-    validator: str = ""  # the same in two replies: they are of one version; "" if nothing tells that
-    framed: bool = True  # False: only the end of the connection tells its end, which may be a break
+    validator: str = ""  # equal in two replies only if they are of one version; "" where the reply has none
+    framed: bool = True  # False: only the end of the connection marks its end, which may be a break
     whole: bool = False  # the server sends all of the file, whatever `start` and `stop` were requested
 
 
 class Head(NamedTuple):
-    """Hold the length and date that a HEAD states."""
+    """The length and date that a HEAD states."""
 
     size: int | None
     modified: str  # Last-Modified as sent, "" if absent
 
 
 class Source(Protocol):
-    """One file on the server."""
+    """A file on the server."""
 
     @property
     def seekable(self) -> bool:
-        """False once it is known that the server does not grant ranges."""
+        """Return False once it is known that the server does not grant ranges."""
 
     @property
     def grants(self) -> bool:
-        """True once it is known that it does."""
+        """Return True once it is known that the server grants ranges."""
 
     def open(self, start: int, size: int | None = None, stop: int | None = None) -> AbstractAsyncContextManager[Body]:
         """Start a download.
 
-        `start` and `stop` are a wish: a whole Body may come instead. `size` is the file's length if it is known, so
-        that nothing is requested beyond it.
+        Args:
+            start: The offset of the first byte to request.
+            size: The length of the file if it is known, so that no byte beyond it is requested.
+            stop: The offset after the last byte to request; None for the end of the file. The server may send the whole
+                file all the same.
         """
 
     async def head(self) -> Head:
@@ -64,12 +68,12 @@ class Source(Protocol):
 class Version:
     """One version of a file as the listing has it."""
 
-    key: str  # where it is: resource id and path, "34/a/b.dcm"
+    key: str  # its place: resource ID and path, "34/a/b.dcm"
     size: int | None  # as listed; may be stale or unknown
     digest: str  # MD5 in lower-case hex, "" if the server computes none
-    # What it belongs to, in any words without a line break: `ContentCache.drop` takes one. It is the same file without.
+    # The owners for `ContentCache.drop`, any texts without line breaks. They are not part of the file's identity.
     owners: tuple[str, ...] = field(default=(), compare=False)
 
     def stamp(self, stamp: str) -> str:
-        """What tells a content of this version from another one of it: this, or nothing where the digest does."""
+        """Return what distinguishes contents of this version: the given stamp, or '' where the digest does."""
         return "" if self.digest else stamp

@@ -1,8 +1,8 @@
-"""What the cache counts, for whoever shows it."""
+"""Count the cache's hits, misses, fetched bytes and damaged files."""
 
 from dataclasses import dataclass, field
 
-# Names of damaged files remembered: enough to see what is wrong, not enough to fill the memory.
+# Names of damaged files that are stored: enough to diagnose a fault, not enough to fill the memory.
 DAMAGED = 1000
 
 
@@ -10,18 +10,18 @@ DAMAGED = 1000
 class Stats:
     """Counters since the cache was opened."""
 
-    hits: int = 0  # opens that started no request: kept and trusted, or joining a download
-    misses: int = 0  # opens that did
-    renewed: int = 0  # of the misses: the server said "not modified"
-    fetched: int = 0  # bytes that came
-    damaged: list[str] = field(default_factory=list)  # keys of files that did not come as announced, oldest first
+    hits: int = 0  # opens that started no request: the file was cached and trusted, or being fetched
+    misses: int = 0  # opens that started a request
+    renewed: int = 0  # misses for which the server confirmed the cached copy (not modified)
+    fetched: int = 0  # bytes that were received
+    damaged: list[str] = field(default_factory=list)  # keys of files that failed verification, oldest first
 
     def damage(self, key: str) -> None:
-        """This one is not as it should be."""
+        """Add a file to the damaged ones."""
         self.sound(key)
         self.damaged = [*self.damaged[1 - DAMAGED :], key]
 
     def sound(self, key: str) -> None:
-        """This one is whole."""
+        """Remove a file, which is sound now, from the damaged ones."""
         if key in self.damaged:
             self.damaged.remove(key)

@@ -1,13 +1,13 @@
-"""Files that have come whole: read from memory at once, written to the directory a little later, many at a time.
+"""Serve complete files from memory at once, and write them to the directory a little later, in batches.
 
-A download of its own takes a file, a rename, a transaction and a hop to a thread, which together were half of what a
-small file cost. A member of a tar needs none of that to be read, and shares it with others to be kept.
+A single download needs a file, a rename, a transaction and a hop to a thread, which together were half of the cost of a
+small file. A member of a tar needs none of these to be read, and shares them with other members to be stored.
 
 Invariants:
-- A file that is in here is complete, and its bytes are in memory: nothing that happens on the disk harms its readers,
-  so it needs no lock there.
-- About MOST bytes wait to be written, at most RETAINED stay after that, and for some seconds.
-- What waits when the cache is closed is written then.
+- A file in here is complete, and its bytes are in memory: no event on the disk affects its readers, so it needs no lock
+  there.
+- About MOST bytes wait to be written; at most RETAINED stay after that, for some seconds.
+- Files that are unwritten when the cache is closed are written then.
 """
 
 from collections import deque
@@ -21,16 +21,23 @@ from xnatfs.content.entry import Entry
 
 # Files in one transaction: another process that writes waits for it, some 10 ms.
 BATCH = 64
-# Seconds that the first of them waits for more: the hop and the commit cost as much as writing five files.
+# Seconds that the first file of a batch waits for more: the hop and the commit cost as much as writing five files.
 GATHER = 0.05
-# Bytes that may wait: what 1 Gbit/s brings while they are gathered.
+# Bytes that may wait: the amount that arrives at 1 Gbit/s while a batch is gathered.
 MOST = 8 * 2**20
-# Bytes that stay once they are written: readers are a few files behind the tar, and open each file several times.
+# Written bytes that stay in memory: readers are a few files behind the tar, and open each file several times.
 RETAINED = 4 * 2**20
 
 
 class Writeback:
-    """Whole files between the network and the disk."""
+    """A queue of complete files between the network and the disk.
+
+    Args:
+        store: The store to write to.
+        nursery: The nursery of the writing task.
+        row: Return the row under which to store an entry; None where it is outdated.
+        let_go: Called when an entry leaves the queue; the flag tells whether it was stored.
+    """
 
     def __init__(
         self,
@@ -41,18 +48,18 @@ class Writeback:
     ) -> None:
         self._store = store
         self._nursery = nursery
-        self._row = row  # ask the cache: what to keep it under, if it is still wanted
-        self._let_go = let_go  # tell the cache: it is not in here any more; whether it was kept
+        self._row = row
+        self._let_go = let_go
         self._waiting: deque[Entry] = deque()
         self._written: deque[Entry] = deque()
-        self.waiting_bytes = 0  # of what nobody has written yet
+        self.waiting_bytes = 0  # bytes that are not written yet
         self._written_bytes = 0
         self._running = False
         self._room = trio.Event()
         self._lock = trio.Lock()  # held while a batch is written
 
     def add(self, entry: Entry) -> None:
-        """Its blob is complete, and in memory."""
+        """Add an entry whose blob is complete and in memory."""
         self._waiting.append(entry)
         self.waiting_bytes += entry.blob.size
         if not self._running:
@@ -65,14 +72,14 @@ class Writeback:
             await self._room.wait()
 
     def retain(self, most: int) -> None:
-        """Let go of written files, the first ones first, until only so many bytes are left."""
+        """Release written files, oldest first, until at most `most` bytes of them are left."""
         while self._written_bytes > most:
             entry = self._written.popleft()
             self._written_bytes -= entry.blob.size
             self._let_go(entry, True)
 
     async def write(self) -> None:
-        """All that waits, in batches."""
+        """Write all waiting files, in batches."""
         async with self._lock:
             while self._waiting:
                 await self._write_batch([self._waiting[place] for place in range(min(BATCH, len(self._waiting)))])

@@ -1,1 +1,1 @@
-"""The cache directory: its index, its blobs, its locks."""
+"""Store cached files in a directory: its index, its blobs, its locks."""

@@ -1,19 +1,23 @@
-"""A cache directory: its files, their locks, the byte limit. Everything here blocks: store.py calls it in a thread.
+"""Manage the files of a cache directory, their locks and the byte limit.
 
-    directory/blobs/ab/abcd...     a kept file, named by the sha256 of its identity
-    directory/partial/<unique>     a download under way, or one that must not be kept
+Every function here blocks; `store.py` calls them in a thread.
+
+    directory/blobs/ab/abcd...     a cached file, named by the sha256 of its identity
+    directory/partial/<unique>     a download under way, or one that must not be cached
     directory/index.sqlite         see index.py
 
 Invariants:
-- Whoever has a file open holds a shared flock on it, a downloader on its partial too. Nobody removes a file that it
-  cannot lock exclusively, so what is open in any process stays, and a partial that can be locked belongs to the dead.
+- A process with an open file holds a shared flock on it, and a downloading one on its partial, too. A process evicts
+  only files that it can lock exclusively. So a file that is open in any process stays, and a partial that can be locked
+  belongs to a process that has ended.
 - Files under blobs/ change only inside an index transaction. A crash leaves a row and its file, or a file without a
   row, or (evicted) a row without a file; `tidy` removes the latter two.
-- No fdatasync before the rename: measured 0.55 ms a file on an SSD, several times all the rest of keeping one. A crash
-  of the process loses nothing (the kernel has the pages); for a crash of the machine the row names the boot, and rows
-  of another boot do not count. `sync` clears that mark later, when the kernel has written most pages by itself.
+- There is no fdatasync before the rename: it took 0.55 ms per file on an SSD, several times the rest of caching it. A
+  crash of the process loses nothing (the kernel has the pages). For a crash of the machine the row names the boot, and
+  rows of another boot do not count. `sync` clears that mark later, when the kernel has written most pages by itself.
 - The total exceeds the limit only by files that are open.
-- What others remove below us is made anew by the next that needs it; what they change is as good as gone.
+- A file or folder that another program removes is created anew when it is next needed. A file that another program
+  changes counts as absent.
 """
 
 import contextlib
@@ -38,63 +42,76 @@ T = TypeVar("T")
 
 INDEX = "index.sqlite"
 
-# What is freed at least when the disk is full, so that not every chunk evicts.
+# Bytes that are freed at least when the disk is full, so that not every chunk evicts.
 SPARE = 64 * 1024 * 1024
 
-# Files per call of `sync`. Each may cost 10 ms on a hard disk, and leaving the cache waits for the call to end.
+# Files per call of `sync`. Each may take 10 ms on a hard disk, and closing the cache waits for the call to end.
 SYNC_BATCH = 32
 
 
 class Shelf:
-    """One process's hold on a cache directory."""
+    """A cache directory as one process uses it.
+
+    Args:
+        directory: Its path.
+        limit: The most bytes that it may hold, except for open files.
+        index: Its open index.
+        wait: Seconds to wait for the locks of other processes.
+    """
 
     def __init__(self, directory: Path, limit: int, index: Index, wait: float = math.inf) -> None:
         self.directory = directory
-        self._wait = wait  # for the locks of other processes
-        self._blocked = False  # the last wait for the directory's was in vain: it is only tried until it is acquired
+        self._wait = wait
+        self._blocked = False  # the last wait for the directory's lock timed out: no waiting until it is acquired again
         self.limit = limit
         self.index = index
         self.boot = _boot_id()
-        self.recent: dict[bytes, float] = {}  # opens that the index has not been told of
-        self.crowded = False  # the last eviction met open files and stayed above the limit
-        self.evicted = 0  # files, since it was opened
+        self.recent: dict[bytes, float] = {}  # the times of opens that the index does not have yet
+        self.crowded = False  # open files kept the last eviction from reaching its target
+        self.evicted = 0  # evicted files since the directory was opened
 
     def path(self, ident: bytes) -> str:
-        """Where a kept file is."""
+        """Return the path of a cached file."""
         name = ident.hex()
         return f"{self.directory}/blobs/{name[:2]}/{name}"
 
     def partial_path(self, name: str) -> str:
-        """Where a download is."""
+        """Return the path of a download."""
         return f"{self.directory}/partial/{name}"
 
     def create_partial(self) -> tuple[str, int]:
-        """An empty file to download into: its name and locked descriptor."""
+        """Create an empty file for a download, and return its name and locked descriptor."""
         while True:
             name = uuid.uuid4().hex
             fd = _in_folder(self.partial_path(name), lambda path: _create(path, os.O_RDWR))
-            # Another process's tidy may have taken it between these two steps.
+            # The tidying of another process may have removed it between these two steps.
             if lock(fd, fcntl.LOCK_SH) and os.fstat(fd).st_nlink:
                 return name, fd
             os.close(fd)
 
     def reserve(self, name: str, size: int, grown: int) -> None:
-        """Count a download before it is written, having made room for it."""
+        """Reserve the bytes of a download before they are written, evicting other files.
+
+        Args:
+            name: The name of the partial.
+            size: The bytes to reserve in all.
+            grown: The bytes by which `size` exceeds the earlier reservation.
+        """
         with self.index.transaction():
             if size > self.limit:
-                # It will not be kept, so nothing else need go for it: it is above the limit while it is open.
+                # It will not be cached, so no other file is evicted for it: it exceeds the limit while it is open.
                 self.index.release([name])
                 return
             self._make_room(self.limit - grown)
             self.index.reserve(name, size)
 
     def release(self, name: str) -> None:
-        """A download is over."""
+        """End the reservation of a download."""
         with self.index.transaction():
             self.index.release([name])
 
     def keep(self, name: str, row: Row) -> bool:
-        """Turn a verified download into a kept file."""
+        """Turn a verified download into a cached file."""
         source, target = self.partial_path(name), self.path(row.ident)
         with self.index.transaction():
             self.index.release([name])
@@ -104,7 +121,7 @@ class Shelf:
         return True
 
     def keep_whole(self, files: Sequence[tuple[Row, bytes]]) -> bool:
-        """Write verified files, all of them or none; where the disk is full, in place of others."""
+        """Write verified files, all or none; where the disk is full, evict others and retry once."""
         try:
             return self._keep_whole(files)
         except (OSError, sqlite3.Error) as exc:
@@ -114,10 +131,10 @@ class Shelf:
             return self._keep_whole(files)
 
     def _keep_whole(self, files: Sequence[tuple[Row, bytes]]) -> bool:
-        """In one transaction.
+        """Write the files in one transaction.
 
-        Straight to their places: who looks for one before its row is there finds nothing, `tidy_blobs` waits for the
-        transaction, and what a crash leaves is a file without a row.
+        They are written under their final names: a reader finds none without its row, `tidy_blobs` waits for the
+        transaction, and a crash leaves files without rows.
         """
         written: list[str] = []
         try:
@@ -135,17 +152,20 @@ class Shelf:
         return True
 
     def renew(self, row: Row) -> None:
-        """The server says that it is still this version."""
+        """Update a row after the server has confirmed the version."""
         with self.index.transaction():
             self.index.renew(row)
 
     def evict(self, target: int) -> None:
-        """Bring the total down to this, as far as files are not open."""
+        """Evict files that are not open until the total is at most `target` bytes."""
         with self.index.transaction():
             self._make_room(target)
 
     def drop(self, owners: Collection[str]) -> None:
-        """Remove what belongs to one of these, open or not: who has it open keeps the bytes, nobody else gets them."""
+        """Remove the files that have one of these owners, open or not.
+
+        Readers that have such a file open keep its bytes; later opens do not find it.
+        """
         with self.index.transaction():
             idents = self.index.owned(owners)
             for ident in idents:
@@ -154,17 +174,20 @@ class Shelf:
             self.index.drop(idents)
 
     def owners(self) -> set[str]:
-        """See the index."""
+        """Return the owners of all files; see `Index.owners`."""
         with self.index.transaction():
             return self.index.owners()
 
     def touch(self) -> None:
-        """Write down what was opened when."""
+        """Write the times of recent opens to the index."""
         with self.index.transaction():
             self._touch()
 
     def sync(self) -> bool:
-        """See some new files to the disk; False if there are none left. Not in a transaction: it may take long."""
+        """Sync some new files to the disk, and return False if none are left.
+
+        It runs outside of a transaction, because it may take long.
+        """
         blobs = self.index.unsynced(self.boot, SYNC_BATCH)
         for ident, _ in blobs:
             with contextlib.suppress(FileNotFoundError), opened(self.path(ident)) as fd:
@@ -174,7 +197,10 @@ class Shelf:
         return bool(blobs)
 
     def tidy_partials(self, own: set[str]) -> None:
-        """Remove downloads of processes that are gone, and what was counted for them. Nothing to do costs a look."""
+        """Remove downloads of processes that have ended, and their reservations; `own` are those of this process.
+
+        Without any this costs one query and one directory listing.
+        """
         if self.index.reserved() | set(os.listdir(self.directory / "partial")) <= own:
             return
         with self.index.transaction():
@@ -187,7 +213,13 @@ class Shelf:
                         self.index.release([name])
 
     def tidy_blobs(self, first: int) -> None:
-        """Remove rows without their files and files without rows, of one folder: others wait for the lock meanwhile."""
+        """Remove rows without files, and files without rows, of one folder.
+
+        Other processes wait for the write lock meanwhile, which is why it is one folder at a time.
+
+        Args:
+            first: The first byte of the identities in the folder.
+        """
         folder = self.directory / "blobs" / f"{first:02x}"
         with self.index.transaction():
             rows = {ident.hex(): row for ident, row in self.index.shard(first).items()}
@@ -198,7 +230,7 @@ class Shelf:
                 os.unlink(folder / name)
 
     def heal(self) -> Index | None:
-        """See to it that there is an index, for us as for others; the one that was before, if there is a new one."""
+        """Open another index where the current one was removed or damaged; return the old one then, else None."""
         old = self.index
         if old.in_place() and not old.damaged:
             return None
@@ -207,10 +239,10 @@ class Shelf:
             if old.in_place():
                 set_aside(self.directory / INDEX)
             self.index = open_index(self.directory / INDEX, self._wait)
-        return old  # closed when nobody has it any more: the event loop may be reading there
+        return old  # closed with its last reference: the event loop may be reading from it
 
     def adopt(self, partials: list[tuple[str, int]]) -> None:
-        """Have a new index agree with what there is: our downloads, and none of the files."""
+        """Adapt a new index to the directory: reserve this process's downloads, and remove files without rows."""
         with self.index.transaction():
             for name, size in partials:
                 self.index.reserve(name, size)
@@ -218,7 +250,7 @@ class Shelf:
             self.tidy_blobs(first)
 
     def close(self) -> None:
-        """After everything else."""
+        """Close the index; call it after everything else."""
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(OSError):
                 stack.enter_context(self._locked())
@@ -226,14 +258,14 @@ class Shelf:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """The directory, which is not waited for a second time where a process keeps it."""
+        """Lock the directory, without a second wait where another process keeps the lock."""
         wait, self._blocked = 0.0 if self._blocked else self._wait, True
         with locked(self.directory, wait):
             self._blocked = False
             yield
 
     def _written(self, row: Row) -> Row:
-        """The row of a file that has just been put to its place."""
+        """Complete the row of a file that has just been written under its final name."""
         return dataclasses.replace(row, boot=self.boot, written=os.stat(self.path(row.ident)).st_mtime_ns)
 
     def _touch(self) -> None:
@@ -266,9 +298,16 @@ class Shelf:
 
 
 def open_shelf(directory: Path, limit: int, wait: float = math.inf) -> Shelf:
-    """Make or open a cache directory of at most `limit` bytes and half the free disk.
+    """Create or open a cache directory.
 
-    Raises CacheLocked where another process keeps a lock there for longer than `wait` seconds, else CacheError.
+    Args:
+        directory: Its path.
+        limit: The most bytes that it may hold; half of the disk's free space is a limit, too.
+        wait: Seconds to wait for the locks of other processes.
+
+    Raises:
+        CacheLocked: Another process keeps a lock there for longer.
+        CacheError: The directory cannot be used.
     """
     try:
         make_directories(directory)
@@ -290,11 +329,11 @@ def open_shelf(directory: Path, limit: int, wait: float = math.inf) -> Shelf:
 
 
 def make_directories(directory: Path) -> None:
-    """All that are needed, for nobody else to look into."""
+    """Create a cache directory's folders with mode 0700. Raises OSError, also where another user owns one."""
     for folder in (directory, directory / "blobs", directory / "partial"):
         make_private(folder)
         status = folder.stat()
-        if status.st_uid != os.geteuid():  # who owns it could put other bytes there
+        if status.st_uid != os.geteuid():  # the owner could replace the cached bytes
             raise PermissionError(errno.EPERM, f"{folder} belongs to another user")
         if status.st_mode & 0o077:
             folder.chmod(0o700)
@@ -302,9 +341,9 @@ def make_directories(directory: Path) -> None:
 
 @contextlib.contextmanager
 def locked(directory: Path, wait: float) -> Iterator[None]:
-    """One at a time: switching to WAL, and setting an index aside or closing it, are not safe in company.
+    """Lock a cache directory: to switch an index to WAL, set it aside or close it is not safe concurrently.
 
-    Raises TimeoutError where another process keeps it for longer than `wait` seconds.
+    Raises TimeoutError where another process keeps the lock for longer than `wait` seconds.
     """
     with opened(directory) as fd:
         if not lock_within(fd, wait):
@@ -313,12 +352,12 @@ def locked(directory: Path, wait: float) -> Iterator[None]:
 
 
 def why_locked(exc: Exception, directory: Path) -> str:
-    """What to say after the name of a directory of which the index or all is locked."""
+    """Return the error text for a directory that is locked, or whose index is."""
     return str(exc) if isinstance(exc, TimeoutError) else f"locked by {holder(wal_locks(directory / INDEX))}"
 
 
 def _share_of_disk(directory: Path, used: int) -> int:
-    """Half of what would be free without the cache: whatever was asked for, others need room, too."""
+    """Return half of the space that would be free without the cache: other files need room, whatever its limit."""
     return (shutil.disk_usage(directory).free + used) // 2
 
 
@@ -328,7 +367,7 @@ def _unusable(directory: Path, exc: Exception) -> CacheError:
 
 
 def _write_new(path: str, data: bytes) -> None:
-    """A file of its own, whatever is there: others may have that open."""
+    """Write a new file, replacing any file at that path, which another process may have open."""
     try:
         fd = _in_folder(path, _create)
     except FileExistsError:
@@ -341,7 +380,7 @@ def _write_new(path: str, data: bytes) -> None:
 
 
 def write_all(fd: int, data: memoryview, offset: int) -> None:
-    """All of it, there; pwrite(2) may take less at a time. Raises OSError."""
+    """Write all of the data at an offset; pwrite(2) may write less at a time. Raises OSError."""
     while data:
         written = os.pwrite(fd, data, offset)
         data, offset = data[written:], offset + written
@@ -352,7 +391,7 @@ def _create(path: str, access: int = os.O_WRONLY) -> int:
 
 
 def _in_folder(path: str, make: Callable[[str], T]) -> T:
-    """What needs the folder of a file, which is made for its first one, and anew if somebody has removed it."""
+    """Call `make` for a path; where its folder is missing, create that, and call it again."""
     try:
         return make(path)
     except FileNotFoundError:
@@ -363,7 +402,7 @@ def _in_folder(path: str, make: Callable[[str], T]) -> T:
 
 
 def _sizes(folder: Path) -> dict[str, tuple[int, int]]:
-    """What is in a folder: size, and when it was written to last."""
+    """Return the size in bytes and the modification time in ns of each file in a folder."""
     if not folder.is_dir():
         return {}
     with os.scandir(folder) as entries:
@@ -373,7 +412,7 @@ def _sizes(folder: Path) -> dict[str, tuple[int, int]]:
 
 @contextlib.contextmanager
 def opened(path: str | Path) -> Iterator[int]:
-    """A descriptor for reading, closed at the end."""
+    """Open a file or directory for reading, and close its descriptor at the end."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         yield fd
@@ -382,7 +421,7 @@ def opened(path: str | Path) -> Iterator[int]:
 
 
 def is_full(exc: Exception) -> bool:
-    """Whether the disk has no room, or no inode, for what was to be written."""
+    """Return whether an error means that the disk has no room, or no inode, left."""
     if isinstance(exc, OSError):
         return exc.errno in (errno.ENOSPC, errno.EDQUOT)
     return getattr(exc, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
@@ -392,4 +431,4 @@ def _boot_id() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
-        return uuid.uuid4().hex  # unknown: then only what has been synced outlives the process
+        return uuid.uuid4().hex  # unknown: then only synced files outlive the process

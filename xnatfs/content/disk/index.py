@@ -1,13 +1,13 @@
-"""The index of a cache directory: which blobs are kept, how large all is, what was used last. SQLite, in WAL mode.
+"""Index the blobs of a cache directory, their total size and last use, with SQLite in WAL mode.
 
 Invariants:
-- One connection reads, inline on the event loop (a point read is microseconds and WAL readers wait for nobody);
-  another one writes, in a thread, one transaction at a time. Several processes do so on one file.
-- `total` is the sum over `blobs` and `partials`; triggers keep it so inside every transaction, whoever writes.
+- One connection reads, inline on the event loop (a point read takes microseconds, and WAL readers wait for no writer);
+  another one writes, in a thread, one transaction at a time. Several processes share the file in this way.
+- `total` is the sum over `blobs` and `partials`; triggers maintain it inside every transaction, of any process.
 - A row names the boot during which its file was written until that file is known to be on the disk. After a crash of
-  the machine such rows do not count: cheaper than an fdatasync before every row, and as safe (see store.py).
-- An index may be removed, replaced or damaged by others while it is open. It is made, set aside and closed with the
-  directory locked, and has no WAL of another one beside it when it is made.
+  the machine such rows do not count: cheaper than an fdatasync before every row, and as safe (see directory.py).
+- Other programs may remove, replace or damage an index while it is open. It is created, set aside and closed with the
+  directory locked, and no WAL of another index is beside it when it is created.
 """
 
 import contextlib
@@ -27,7 +27,8 @@ SCHEMA_VERSION = 2
 
 # Longest wait for another process's transaction. The longest one evicts for one big file: some 30 us per blob.
 BUSY_SECONDS = 20.0
-# The same of a point read, which stops the event loop. In WAL mode only one that opens or closes it is waited for.
+# Longest wait of a point read, which stops the event loop. In WAL mode it waits only while another process opens or
+# closes the index.
 READ_BUSY_SECONDS = 0.05
 
 # SQLite's page cache per connection in KiB (a negative number means KiB). A point read touches three pages.
@@ -62,7 +63,7 @@ CREATE TRIGGER {table}_sized AFTER UPDATE OF size ON {table}
     for table in ("blobs", "partials")
 )
 
-# What SQLite says of an index that is none: "malformed", "not a database", and "no such table" of one that was emptied.
+# SQLite's error codes for a damaged index: "malformed", "not a database", and "no such table" for an emptied one.
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
 
 COLUMNS = "ident, key, listed, size, modified, checked, used, boot, written, owners"
@@ -72,33 +73,38 @@ _cells = attrgetter(*COLUMNS.split(", "))
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One kept blob."""
+    """The row of one cached blob."""
 
-    ident: bytes  # sha256 of what identifies the content; also the file's name
+    ident: bytes  # the sha256 of the content's identity; also the file's name
     key: str
-    listed: int | None  # the size that the listing gave when it was fetched or last checked
-    size: int  # the true one
+    listed: int | None  # the size in the listing when the file was fetched or last checked
+    size: int  # the true size
     modified: str  # Last-Modified of the reply
-    checked: float  # when the server was last asked
-    used: float  # at the last open, as far as it has been written
+    checked: float  # when the file was fetched, or last confirmed by the server
+    used: float  # when the file was last opened, as far as that has been written
     boot: str  # "" once the file is known to be on the disk
-    written: int = 0  # when the file was written to last, in ns: whoever changes it later is noticed
-    owners: str = ""  # what it belongs to, a line each
+    written: int = 0  # the file's modification time in ns, by which later changes are noticed
+    owners: str = ""  # the owners of the file, one per line
 
     @property
     def stamp(self) -> str:
-        """What tells it from another content of the same identity: its date, or, without one, when it came."""
+        """Return what distinguishes contents of the same identity: the date, or, without one, the time of the check."""
         return self.modified or repr(self.checked)
 
 
 class Index:
-    """The open index. `get`, `have` and `total` are for the event loop, the rest for one thread at a time."""
+    """An open index. Call `get`, `have` and `total` on the event loop, all else in one thread at a time.
+
+    Args:
+        path: The path of the SQLite file.
+        wait: Seconds to wait for the transaction of another process, at most BUSY_SECONDS.
+    """
 
     def __init__(self, path: Path, wait: float = math.inf) -> None:
-        self.damaged = False  # it is for nobody to ask, and to be set aside
+        self.damaged = False  # it must not be queried, and is to be set aside
         self._path = path
-        self._wait = min(wait, BUSY_SECONDS)  # for the transaction of another process
-        self._blocked = False  # the last wait was in vain: a lock is only tried until it is acquired again
+        self._wait = min(wait, BUSY_SECONDS)
+        self._blocked = False  # the last wait timed out: do not wait until the lock is acquired again
         self._read = _connect(path, self._wait)
         self._identity = _identity(path)
         try:
@@ -114,16 +120,19 @@ class Index:
             raise
 
     def close(self) -> None:
-        """The last process to close also folds the WAL into the index, if it is in its place: SQLite looks."""
+        """Close both connections.
+
+        In the last process that closes it, SQLite also merges the WAL into the index, if that is still in its place.
+        """
         self._read.close()
         self._write.close()
 
     def in_place(self) -> bool:
-        """Is it the one that others find?"""
+        """Return whether the index is still the file at its path, which other processes open."""
         return _identity(self._path) == self._identity
 
     def _create(self) -> None:
-        if self._version() == 0:  # else it is only looked at, and can be while another process writes, or is stopped
+        if self._version() == 0:  # else it is only read, which works while another process writes, or is stopped
             with self.transaction():
                 for statement in _statements(SCHEMA + TRIGGERS):
                     self._write.execute(statement)
@@ -139,25 +148,25 @@ class Index:
     # On the event loop.
 
     def get(self, ident: bytes) -> Row | None:
-        """What is kept under this identity."""
+        """Return the row of an identity; None where there is none."""
         found = self._read.execute(f"SELECT {COLUMNS} FROM blobs WHERE ident = ?", (ident,)).fetchone()
         return Row(*found) if found else None
 
     def have(self, idents: Sequence[bytes]) -> list[Row]:
-        """What is kept of these, some hundreds at most. Costs a third of what it costs to `get` each."""
+        """Return the existing rows of some hundred identities at most, in a third of the time of a `get` for each."""
         marks = ",".join("?" * len(idents))
         found = self._read.execute(f"SELECT {COLUMNS} FROM blobs WHERE ident IN ({marks})", idents)
         return [Row(*each) for each in found]
 
     def total(self) -> int:
-        """Bytes kept or reserved, over all processes."""
+        """Return the bytes that are cached or reserved, over all processes."""
         return int(self._read.execute("SELECT bytes FROM total").fetchone()[0])
 
     # In a thread, inside `transaction`.
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """All or nothing, with the write lock taken first, so that it never fails half way for want of it."""
+        """Run a transaction that takes the write lock first, so that it cannot fail half way for want of it."""
         self._begin()
         try:
             yield
@@ -169,7 +178,7 @@ class Index:
             raise
 
     def _begin(self) -> None:
-        """Wait for the write lock, but not a second time where the process that has it keeps it."""
+        """Begin a transaction, waiting for the write lock, but not a second time where another process keeps it."""
         try:
             self._write.execute("BEGIN IMMEDIATE")
         except sqlite3.OperationalError as exc:
@@ -182,11 +191,11 @@ class Index:
             _set_wait(self._write, self._wait)
 
     def total_now(self) -> int:
-        """The total as this transaction sees it."""
+        """Return the total as this transaction sees it."""
         return int(self._write.execute("SELECT bytes FROM total").fetchone()[0])
 
     def put(self, row: Row) -> None:
-        """Add or replace. Not INSERT OR REPLACE: that would delete without the triggers."""
+        """Add or replace a row, without INSERT OR REPLACE, which would delete without the triggers."""
         self._write.execute(
             f"INSERT INTO blobs ({COLUMNS}) VALUES ({PLACES}) ON CONFLICT (ident) DO UPDATE SET"
             " key = excluded.key, listed = excluded.listed, size = excluded.size, modified = excluded.modified,"
@@ -196,103 +205,103 @@ class Index:
         )
 
     def renew(self, row: Row) -> None:
-        """The server was asked, and it is still this version."""
+        """Update a row after the server has confirmed the version."""
         self._write.execute(
             "UPDATE blobs SET listed = ?, checked = ? WHERE ident = ? AND modified = ?",
             (row.listed, row.checked, row.ident, row.modified),
         )
 
     def drop(self, idents: Iterable[bytes]) -> None:
-        """Forget these."""
+        """Delete the rows of these identities."""
         self._write.executemany("DELETE FROM blobs WHERE ident = ?", [(ident,) for ident in idents])
 
     def owners(self) -> set[str]:
-        """All that anything belongs to, as rows have it. Looks at every row: 0.2 us each."""
+        """Return the distinct owners of all rows, as the rows have them. Reads every row: 0.2 us each."""
         return {owners for (owners,) in self._write.execute("SELECT DISTINCT owners FROM blobs WHERE owners <> ''")}
 
     def owned(self, owners: Collection[str]) -> list[bytes]:
-        """What belongs to one of these. Looks at every row."""
+        """Return the identities of rows with one of these owners. Reads every row."""
         rows = self._write.execute("SELECT ident, owners FROM blobs WHERE owners <> ''")
         return [ident for ident, named in rows if not set(named.split("\n")).isdisjoint(owners)]
 
     def touch(self, used: dict[bytes, float]) -> None:
-        """Note when these were last opened."""
+        """Write the times at which identities were last opened."""
         self._write.executemany("UPDATE blobs SET used = ? WHERE ident = ?", [(at, i) for i, at in list(used.items())])
 
     def oldest(self, after: tuple[float, bytes], count: int = 64) -> list[tuple[float, bytes, int]]:
-        """Least recently used first, beyond `after`: (used, ident, size)."""
+        """Return up to `count` rows after `after`, least recently used first, as (used, ident, size)."""
         return self._write.execute(
             "SELECT used, ident, size FROM blobs WHERE (used, ident) > (?, ?) ORDER BY used, ident LIMIT ?",
             (*after, count),
         ).fetchall()
 
     def reserve(self, name: str, size: int) -> None:
-        """Count a download at its full size from the start."""
+        """Reserve the bytes of a download, which counts at its full size from the start."""
         self._write.execute(
             "INSERT INTO partials VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET size = excluded.size", (name, size)
         )
 
     def release(self, names: Iterable[str]) -> None:
-        """These downloads are over."""
+        """End the reservations of downloads."""
         self._write.executemany("DELETE FROM partials WHERE name = ?", [(name,) for name in names])
 
     def reserved(self) -> set[str]:
-        """All downloads counted, of whatever process."""
+        """Return the names of the reserved downloads of all processes."""
         return {name for (name,) in self._write.execute("SELECT name FROM partials")}
 
     def shard(self, first: int) -> dict[bytes, tuple[int, int]]:
-        """Identities that begin with this byte: (size, written)."""
+        """Return (size, written) of the identities that begin with this byte."""
         ends = bytes([first]), bytes([first]) + b"\xff" * 32
         found = self._write.execute("SELECT ident, size, written FROM blobs WHERE ident BETWEEN ? AND ?", ends)
         return {ident: (size, written) for ident, size, written in found}
 
     def unsynced(self, boot: str, count: int) -> list[tuple[bytes, float]]:
-        """Some blobs that may not be on the disk yet: (ident, checked)."""
+        """Return up to `count` blobs of a boot that may not be on the disk yet, as (ident, checked)."""
         return self._write.execute(
             "SELECT ident, checked FROM blobs WHERE boot <> '' AND boot = ? LIMIT ?", (boot, count)
         ).fetchall()
 
     def synced(self, blobs: Iterable[tuple[bytes, float]]) -> None:
-        """These are on the disk, unless replaced since."""
+        """Mark blobs as written to the disk, except those that were replaced since."""
         self._write.executemany("UPDATE blobs SET boot = '' WHERE ident = ? AND checked = ?", blobs)
 
 
 def open_index(path: Path, wait: float = math.inf) -> Index:
     """Open or create the index; one that cannot be read is set aside. Call it with the directory locked.
 
-    No lock of another process is waited for longer than `wait` seconds: raises sqlite3.OperationalError, see `is_busy`.
+    Raises sqlite3.OperationalError where a lock of another process lasts longer than `wait` seconds; see `is_busy`.
     """
     if not path.exists():
-        _remove_wal(path)  # of one that somebody has removed, and that is perhaps still open
+        _remove_wal(path)  # of an index that another program has removed, and that may still be open
     try:
         if path.exists() and not os.access(path, os.R_OK | os.W_OK):
             raise sqlite3.DatabaseError("no permission")
         return Index(path, wait)
     except sqlite3.DatabaseError as exc:
         if isinstance(exc, sqlite3.OperationalError) and not is_damage(exc):
-            raise  # locked, disk full: nothing that a new index would cure
+            raise  # locked, disk full: a new index would not help
         log.warning("cache index %s cannot be read (%s): set aside, the cache starts empty", path, exc)
         set_aside(path)
         return Index(path, wait)
 
 
 def is_damage(exc: Exception) -> bool:
-    """Whether SQLite says of an index that it is none."""
+    """Return whether an error of SQLite means that the index is damaged."""
     return getattr(exc, "sqlite_errorcode", 0) & 0xFF in DAMAGED
 
 
 def is_busy(exc: Exception) -> bool:
-    """Whether SQLite says that another process has a lock on the index."""
+    """Return whether an error of SQLite means that another process has locked the index."""
     return getattr(exc, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
 
 
 def wal_locks(path: Path) -> Path:
-    """The file on which SQLite has the locks of an index."""
+    """Return the path of the file on which SQLite holds the locks of an index."""
     return Path(f"{path}-shm")
 
 
 def set_aside(path: Path) -> None:
-    """Keep one damaged index for whoever wants to look; its WAL must not meet a new one."""
+    """Rename a damaged index, to be examined; remove its WAL, which must not be applied to a new one."""
     os.replace(path, f"{path}.damaged")
     _remove_wal(path)
 
@@ -304,8 +313,8 @@ def _remove_wal(path: Path) -> None:
 
 
 def _connect(path: Path, wait: float) -> sqlite3.Connection:
-    # Created here for its mode, which SQLite gives to -wal and -shm too. Never opened by us once it exists: closing
-    # any descriptor of the file would drop the POSIX locks of every SQLite connection in this process.
+    # The file is created here for its mode, which SQLite copies to -wal and -shm. Once it exists, only SQLite opens it:
+    # closing any descriptor of the file would drop the POSIX locks of every SQLite connection in this process.
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     connection = sqlite3.connect(path, timeout=wait, isolation_level=None, check_same_thread=False)
@@ -332,7 +341,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def _statements(script: str) -> Iterator[str]:
-    # executescript() would commit the transaction that this runs in.
+    # executescript() would commit the transaction around it.
     statement = ""
     for line in script.splitlines():
         statement += line + "\n"

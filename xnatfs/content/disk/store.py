@@ -1,9 +1,9 @@
-"""The cache directory as the event loop sees it: point reads inline, everything that blocks in a thread, one at a time.
+"""Use the cache directory from the event loop: point reads inline, blocking work in a thread, one call at a time.
 
 Invariants:
 - `_lock` is held while a thread uses the shelf, so the index has one writing thread per process.
-- Trouble with the index or the disk never fails a reader by itself: it is logged once, and files are fetched but not
-  kept until something is kept again. A file that the directory does not take is in memory while it is open.
+- An error of the index or the disk alone never makes a read fail: it is logged once, and files are fetched but not
+  cached until the directory works again. A file that the directory cannot store is in memory while it is open.
 """
 
 import contextlib
@@ -30,18 +30,18 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-# Bytes of files that are in memory because the directory does not take them: of the four big files that are fetched at
-# once what `intake.WINDOW` allows each, or some thirty of those that are fetched whole.
+# Bytes of files in memory because the directory cannot store them: four big files that are fetched in parallel, with
+# `writer.WINDOW` each, or some thirty files that are fetched whole.
 MEMORY = 256 * 1024 * 1024
 
-# Trouble is over when files were kept for so long, in seconds, without any: a disk that is full takes one file, and
-# not the next.
+# Seconds without an error after which a stored file ends the trouble: a disk that is full accepts one file, and not
+# the next.
 QUIET = 60.0
 
 
 @dataclass(slots=True)
 class Partial:
-    """A download's file, open and locked; once kept, the same file under blobs/."""
+    """The file of a download, open and locked; once `kept`, the same file under blobs/."""
 
     name: str
     fd: int
@@ -51,7 +51,7 @@ class Partial:
 
 
 class Store:
-    """Owns the partials of this process and the way to the shelf."""
+    """The cache directory of this process, with its partials."""
 
     def __init__(self, shelf: Shelf) -> None:
         self.limit = shelf.limit
@@ -59,18 +59,18 @@ class Store:
         self._lock = trio.Lock()
         self._partials: dict[str, Partial] = {}
         self._in_memory = 0
-        self._troubled = -math.inf  # when there was trouble last
-        self._told = False  # that there is trouble
+        self._troubled = -math.inf  # the time of the last error
+        self._told = False  # the current trouble has been logged
 
     # Inline.
 
     @property
     def crowded(self) -> bool:
-        """Open files kept the last eviction from reaching the limit."""
+        """Return whether open files kept the last eviction from reaching the limit."""
         return self._shelf.crowded
 
     def counters(self) -> dict[str, int]:
-        """What this process downloads into the directory, and what all have there."""
+        """Return the downloads of this process, and the bytes that all processes have in the directory."""
         return {
             "partials": len(self._partials),
             "reserved": sum(partial.reserved for partial in self._partials.values()),
@@ -80,11 +80,11 @@ class Store:
         }
 
     def lookup(self, ident: bytes) -> Row | None:
-        """The row, unless it is from before a crash of the machine."""
+        """Return the row of an identity; None without one, or where its file may not have survived a reboot."""
         return next(iter(self._counting(lambda index: [row] if (row := index.get(ident)) else [])), None)
 
     def have(self, idents: Sequence[bytes]) -> list[Row]:
-        """The rows that there are, of many; as many as SQLite takes in one statement."""
+        """Return the existing rows of a batch of identities, no more than SQLite accepts in one statement."""
         return self._counting(lambda index: index.have(idents))
 
     def _counting(self, look: Callable[[Index], list[Row]]) -> list[Row]:
@@ -99,7 +99,7 @@ class Store:
         return [row for row in rows if row.boot in ("", self._shelf.boot)]
 
     def total(self) -> int:
-        """Bytes kept or reserved, over all processes."""
+        """Return the bytes that are cached or reserved, over all processes."""
         index = self._shelf.index
         if index.damaged:
             return 0
@@ -110,11 +110,11 @@ class Store:
             return 0
 
     def touch(self, ident: bytes, now: float) -> None:
-        """It was opened; written down later, with others."""
+        """Record that a file was opened; the index is updated later, in a batch."""
         self._shelf.recent[ident] = now
 
     def open(self, row: Row) -> int | None:
-        """A locked descriptor of a kept file; None if it is gone, being evicted, or not what was kept."""
+        """Open a cached file and return its locked descriptor; None if it is gone, being evicted, or was changed."""
         try:
             fd = os.open(self._shelf.path(row.ident), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except (FileNotFoundError, NotADirectoryError):
@@ -132,13 +132,16 @@ class Store:
         return None
 
     def create(self) -> Partial:
-        """An empty file to download into. Raises OSError."""
+        """Create an empty file for a download. Raises OSError."""
         name, fd = self._shelf.create_partial()
         partial = self._partials[name] = Partial(name, fd)
         return partial
 
     def create_in_memory(self) -> Partial:
-        """The same where the directory takes none; what goes into it is counted by `reserve`. Raises CacheError."""
+        """Create a file in memory for a download where the directory accepts none; `reserve` counts its bytes.
+
+        Raises CacheError.
+        """
         try:
             fd = os.memfd_create("xnatfs", os.MFD_CLOEXEC)
         except OSError as exc:
@@ -148,7 +151,7 @@ class Store:
         return partial
 
     def error(self, exc: OSError) -> CacheError:
-        """The one line for a user, and once in the log."""
+        """Return the exception for an error of the disk, with a remedy, and log the error once."""
         if is_full(exc):
             what = f"{exc.strerror}; make room there or choose another cache directory"
         elif exc.errno in (errno.EMFILE, errno.ENFILE):
@@ -161,7 +164,10 @@ class Store:
     # In a thread.
 
     async def reserve(self, partial: Partial, size: int) -> None:
-        """Count a download before it is written, and make room for it. Raises CacheError where memory is all taken."""
+        """Reserve the bytes of a download before they are written, evicting other files.
+
+        Raises CacheError where the download is in memory and no more of that may be used.
+        """
         grown, partial.reserved = size - partial.reserved, size
         if partial.in_memory:
             self._in_memory += grown
@@ -171,7 +177,7 @@ class Store:
         await self._write(self._shelf.reserve, partial.name, size, grown)
 
     async def keep(self, partial: Partial, row: Row) -> bool:
-        """Make a verified download a kept file; False if it cannot be kept."""
+        """Turn a verified download into a cached file; return False if it cannot be cached."""
         if not partial.in_memory and row.size <= self.limit and await self._write(self._shelf.keep, partial.name, row):
             partial.kept = True
             partial.reserved = 0
@@ -180,7 +186,7 @@ class Store:
         return partial.kept
 
     async def keep_whole(self, files: Sequence[tuple[Row, bytes]]) -> set[bytes]:
-        """Keep verified files that are in memory; which of them are kept, by identity."""
+        """Write verified files that are in memory, and return the identities of those that were written."""
         fit = [(row, data) for row, data in files if row.size <= self.limit]
         if not fit or not await self._write(self._shelf.keep_whole, fit):
             return set()
@@ -188,51 +194,51 @@ class Store:
         return {row.ident for row, _ in fit}
 
     async def discard(self, partial: Partial) -> None:
-        """Remove a download; its descriptor is closed with it."""
+        """Remove a download and close its descriptor."""
         if partial.in_memory:
             self._in_memory -= partial.reserved
             os.close(partial.fd)
             del self._partials[partial.name]
             return
         await self._in_thread(_unlink, self._shelf.partial_path(partial.name), partial.fd)
-        del self._partials[partial.name]  # only now: a cancelled discard is made up for by `close`
+        del self._partials[partial.name]  # not before: `close` repeats a discard that was cancelled
         if partial.reserved:
             await self._write(self._shelf.release, partial.name)
 
     async def renew(self, row: Row) -> None:
-        """The server says that it is still this version."""
+        """Update a row after the server has confirmed the version."""
         await self._write(self._shelf.renew, row)
 
     async def evict(self, target: int) -> None:
-        """Bring the total down to this, as far as files are not open."""
+        """Evict files that are not open until the total is at most `target` bytes."""
         await self._write(self._shelf.evict, target)
 
     async def drop(self, owners: Collection[str]) -> None:
-        """Remove what belongs to one of these."""
+        """Remove the files of these owners."""
         await self._write(self._shelf.drop, owners)
 
     async def owners(self) -> set[str]:
-        """What the kept files belong to, as their rows have it."""
+        """Return the owners of the cached files, as their rows have them."""
         return await self._write(self._shelf.owners) or set()
 
     async def tidy(self) -> None:
-        """Remove what crashes left."""
+        """Remove leftovers of crashes, and evict down to the limit."""
         await self.tidy_partials()
         for first in range(256):
             await self._write(self._shelf.tidy_blobs, first)
         await self._trim()
 
     async def _trim(self) -> None:
-        """The limit is ours: others have another one, or had one."""
+        """Evict down to this process's limit: other processes may have another one."""
         if self.total() > self.limit:
             await self.evict(self.limit)
 
     async def tidy_partials(self) -> None:
-        """Remove what others that share the directory left when they died."""
+        """Remove the downloads of processes that share the directory and have ended."""
         await self._write(self._shelf.tidy_partials, set(self._partials))
 
     async def flush(self) -> None:
-        """Write recency, and see new files to the disk; tidy up after others."""
+        """Write recency, sync new files to the disk, and remove leftovers of other processes."""
         await self.tidy_partials()
         await self._trim()
         if self._shelf.recent:
@@ -241,7 +247,7 @@ class Store:
             await trio.lowlevel.checkpoint()
 
     async def close(self) -> None:
-        """Remove own partials, write recency, close the index."""
+        """Remove this process's partials, write recency, and close the index."""
         for partial in list(self._partials.values()):
             await self.discard(partial)
         await self._write(self._shelf.touch)
@@ -260,7 +266,7 @@ class Store:
 
     async def _in_thread(self, work: Callable[[*Ts], T], *args: *Ts) -> T | None:
         await trio.lowlevel.checkpoint_if_cancelled()
-        # Shielded from here: it is short, and the state of whoever waits depends on how it ended.
+        # Shielded from here on: it is short, and the state of the waiting task depends on its result.
         with trio.CancelScope(shield=True):
             async with self._lock:
                 try:
@@ -275,7 +281,7 @@ class Store:
         else:
             self._tell(f"{exc}; files are fetched but not kept")
         if index is not None and is_damage(exc):
-            index.damaged = True  # the next who writes puts it aside
+            index.damaged = True  # the next write sets it aside
 
     def _tell(self, what: str, to: logging.Logger = log) -> None:
         self._troubled = time.monotonic()
