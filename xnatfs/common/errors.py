@@ -33,8 +33,11 @@ from xnatfs.common.sanitize import line
 class XnatError(Exception):
     """Base class of all exceptions that xnatfs raises on purpose.
 
-    Attributes for programs: `status`, the HTTP status, and `url`, both None where no reply caused the error, and
-    `hint`, which suggests what to do.
+    Args:
+        message: One line for a user; control characters in it are replaced.
+        status: The HTTP status of the reply, or None where no reply caused the error.
+        url: The URL of the request, likewise.
+        hint: A suggestion what to do, or ''.
     """
 
     def __init__(self, message: str, *, status: int | None = None, url: str | None = None, hint: str = "") -> None:

@@ -42,7 +42,10 @@ Owners = tuple[str, ...]
 class Permit:
     """Permission to read the files of one resource; all its open files share it.
 
-    It holds until `until`, a moment on the clock of `common/clock.py`.
+    Args:
+        access: The access of the account.
+        shown: Fetch the listing that shows the resource, and return when it expires.
+        until: When the permission expires, on the clock of `common/clock.py`.
     """
 
     __slots__ = ("__weakref__", "_access", "_answered", "_asked_at", "_next", "_refusal", "_shown", "until")

@@ -135,7 +135,7 @@ class MetadataCache:
     async def renew(
         self, key: Hashable, fetch: Callable[[], Awaitable[T]], old: Callable[[Expiring], bool] = lambda value: True
     ) -> None:
-        """Fetch a value anew, unless by now there is a fresh one for which `old` is false."""
+        """Fetch a value, unless by now there is a fresh one for which `old` is false. Raises what `fetch` raises."""
         turn = self._turns.setdefault(key, _Turn())
         async with turn.lock:
             found = self.peek(key)

@@ -39,12 +39,18 @@ class Walk:
     """The reads of one resource: which of its files were opened, and which were fetched ahead.
 
     Tables as long as the listing are built when a second file is opened, or when read-ahead begins.
+
+    Args:
+        resource: The ID of the resource.
+        label: Its label, or ''.
+        rows: Its files, in the order of the server's listing.
+        alone: True where no other resource of the item has this ID as its label.
     """
 
     def __init__(self, resource: str, label: str, rows: Sequence[FileRow], *, alone: bool = True) -> None:
         self.resource = resource
         self.label = label
-        self.alone = alone  # no other resource has its number as a label, so that the number means this resource only
+        self.alone = alone  # its number means this resource only
         self.listed = rows
         self.counts = 0 < len(rows) <= MOST_FILES
         self.opened: set[str] = set()

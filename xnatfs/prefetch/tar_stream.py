@@ -51,7 +51,7 @@ class _Stream:
 
 
 class Member:
-    """A file of the archive. Bytes of it that are not read are skipped before the next member."""
+    """A file of the archive, with its size in bytes. Those that are not read are skipped before the next member."""
 
     def __init__(self, name: str, size: int, stream: _Stream, *, cut: bool = False) -> None:
         self.name = name
