@@ -17,7 +17,7 @@ import pytest
 from tests.support.changing import images
 from tests.support.commanding import COLLABORATOR, LABEL, MEMBER, OWNER, PASSWORD, SESSION, Done, Shell, shell
 from tests.support.mounting import mounting
-from xnatfs.demo.server.app import Request
+from xnatfs.demo.server.app import Record, Request
 from xnatfs.demo.server.reply import Failed, Reply
 from xnatfs.transfer.manifest import FOLDER
 
@@ -447,12 +447,22 @@ def test_C32_nothing_but_archive_archives(fresh, tmp_path):
 
 
 def test_C33_only_what_is_ready_is_archived(tmp_path):
-    with shell(tmp_path, idle=3.0) as fresh:
+    with shell(tmp_path, idle=3600.0) as fresh:
         fresh.receive("SESS001", ready=False)
         name = ("prearchive", "archive", "-P", "MYPROJECT", "--session", "SESS001")
         done = fresh.ctl(*name, status=1)
         assert "RECEIVING" in done.err
         assert fresh.requests("POST", "/services/archive") == []
+
+        seen: list[str] = []
+
+        def complete(record: Record) -> None:
+            """End the silence that the server waits for, once the command has seen the state twice."""
+            seen.append(record.path)
+            if seen.count("/data/prearchive/projects/MYPROJECT") == 2:
+                fresh.app.writing.prearchive.idle = 0.0
+
+        fresh.app.watch = complete
         done = fresh.ctl(*name, "--wait")
         assert "RECEIVING" in done.err
         assert "SESS001" in [e.label for e in fresh.app.archive.experiments.values()]

@@ -268,7 +268,7 @@ async def test_a_smaller_limit_holds_from_the_start_and_against_others_with_a_la
 def narrow(monkeypatch: pytest.MonkeyPatch) -> int:
     """Memory for a twelfth of a big file, and so many bytes at most."""
     for name, size in (("BEHIND", MiB // 4), ("THIN_AHEAD", MiB // 2)):
-        for module in ("fill", "intake"):
+        for module in ("fill", "writer"):
             monkeypatch.setattr(f"xnatfs.content.{module}.{name}", size)
     monkeypatch.setattr("xnatfs.content.download.NEAR", MiB // 8)
     monkeypatch.setattr("xnatfs.content.fill.NEAR", MiB // 8)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from xnatfs.cli import options, statusline
 from xnatfs.cli.output import FORMATS, check_columns, note, tell
 from xnatfs.common import program
-from xnatfs.common.errors import ConfigError, Denied, NotFound, XnatError, first_error
+from xnatfs.common.errors import ConfigError, Denied, NotFound, XnatError
 from xnatfs.common.sanitize import line
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ class Context:
     environ: Mapping[str, str] = field(repr=False)  # in which the password may be
     user: str = ""  # who logs in, where that is not the one that environment or profile name
     began: float = field(default_factory=time.monotonic)
+    left: Callable[[], str] | None = None  # what an interrupt leaves now
 
     @property
     def seconds(self) -> float:
@@ -134,14 +135,26 @@ class Context:
 
     @contextmanager
     def resumable(self, left: Callable[[], str]) -> Iterator[None]:
-        """Say on Ctrl-C what is `left`, and the command that goes on from there."""
+        """Have Ctrl-C say from here on what is `left`, and the command that goes on from there.
+
+        The interrupt may be raised in any task, of the site as well: `interruptible`, around all of them, meets it.
+        """
+        before, self.left = self.left, left
+        yield
+        self.left = before
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Give an interrupt the words of what it has interrupted, if that can be resumed."""
         try:
             yield
-        except BaseException as error:
-            if not isinstance(first_error(error), KeyboardInterrupt):
+        except (KeyboardInterrupt, BaseExceptionGroup) as error:
+            if isinstance(error, BaseExceptionGroup) and error.subgroup(KeyboardInterrupt) is None:
                 raise
+            if self.left is None:
+                raise KeyboardInterrupt from None
             words = [word for word in self.arguments.command_line if word != "--no-resume"]
-            raise KeyboardInterrupt(f"{left()}: {program.spell('xnatctl')} {shlex.join(words)}") from None
+            raise KeyboardInterrupt(f"{self.left()}: {program.spell('xnatctl')} {shlex.join(words)}") from None
 
     def project(self, needed: bool = True) -> str:
         """The project meant: -P, else the profile's default. Raises ConfigError."""
@@ -254,7 +267,8 @@ def run(arguments: argparse.Namespace) -> int:
         tell(f"xnatctl: {warning}")
     import trio
 
-    return trio.run(command.run, context) or 0
+    with context.interruptible():
+        return trio.run(command.run, context) or 0
 
 
 class _Teller(logging.Handler):
