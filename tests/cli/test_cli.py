@@ -1,4 +1,4 @@
-"""The commands' frame: the foreground, help and versions. What they say of mistakes is in test_wrong_inputs."""
+"""Test the frame of the commands: foreground mounts, help and versions. Error lines are in test_wrong_inputs.py."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,7 +42,7 @@ def test_a_refused_login_is_not_tried_again(sitting):
 
 
 def imported(importtime: str) -> set[str]:
-    """The modules in what `python -X importtime` writes to stderr."""
+    """Return the modules named in the stderr of `python -X importtime`."""
     return {line.rpartition("|")[2].strip() for line in importtime.splitlines() if line.startswith("import time:")}
 
 

@@ -1,4 +1,4 @@
-"""What shells are told: commands, options and names, as the shell itself asks for them."""
+"""Test shell completion of commands, options and names, as the shell itself requests it."""
 
 import os
 import stat
@@ -13,7 +13,7 @@ from xnatfs.demo.server.reply import Reply
 
 
 def complete(shell: Shell, line: str) -> list[str]:
-    """What bash would offer at the end of the line; whatever is said otherwise fails."""
+    """Return the completions that the shell offers at the end of the line; any output on stderr fails."""
     out = shell.home / "completions"
     env = {
         **shell.environment(),
@@ -31,7 +31,7 @@ def complete(shell: Shell, line: str) -> list[str]:
 
 
 def fills(shell: Shell) -> None:
-    """The listings that somebody has looked at."""
+    """Fetch the listings that completion offers names from."""
     for words in (
         ("project", "list"),
         ("subject", "list", "-P", "MYPROJECT"),

@@ -1,7 +1,7 @@
-"""The statements C01 to C45 of the key-concepts page, each a test named after its number.
+"""Test the statements C01 to C45 of the key-concepts page, each in a test named after its number.
 
-Each runs the program itself. What it prints, where, and what it has asked the server are looked at; exit 0 and an
-empty stderr are looked at by `Shell.ctl` and `quiet` unless a statement says otherwise.
+Each test runs the program itself, and checks what it prints, where, and what it requests from the server. Exit status 0
+and an empty stderr are checked by `Shell.ctl` and `quiet` unless a statement says otherwise.
 """
 
 import json
@@ -31,7 +31,7 @@ profiles:
 
 @pytest.fixture(scope="module")
 def prompt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
-    """For commands that change nothing."""
+    """Provide a shell for commands that change nothing."""
     with shell(tmp_path_factory.mktemp("home")) as made:
         made.receive("WAITING")
         yield made
@@ -43,7 +43,7 @@ def quiet(done: Done) -> Done:
 
 
 def test_the_page_runs_verbatim(fresh):
-    """Its command lines, in its order, with its YAML as the whole configuration."""
+    """Run the command lines of the page in its order, with its YAML as the whole configuration."""
     fresh.config(PAGE.format(url=fresh.url))
     del fresh.env["XNAT_URL"]
     fresh.receive("SESS001")
@@ -528,7 +528,7 @@ def test_C36_login(fresh):
 
 
 def test_C37_the_slot_is_private_from_its_creation(fresh):
-    """Every state that the file ever has is looked at, while a hundred ones are written."""
+    """Read every state that the file ever has while a hundred slots are written."""
     from xnatfs.settings.session_store import SessionStore
 
     modes: set[int] = set()
@@ -641,7 +641,7 @@ def test_C43_without_a_login(fresh):
 
 
 def test_C44_three_hundred_commands_over_two_expiries(fresh):
-    """Eight at a time; each server session that is replaced is closed or dead."""
+    """Run eight commands at a time; each server session that is replaced is closed or dead."""
     fresh.ctl("auth", "login")
     count, lock = 0, threading.Lock()
 

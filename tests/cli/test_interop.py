@@ -1,4 +1,4 @@
-"""Beside the xnatctl of PyPI, on one home: one session for all of them, and no file that another stumbles over."""
+"""Share one home with the xnatctl of PyPI: one session for all programs, and no file that breaks another program."""
 
 import json
 import random
@@ -48,7 +48,7 @@ def fresh(tmp_path: Path) -> Iterator[Shell]:
 
 
 def peers(fresh: Shell) -> dict[str, Shell]:
-    """The published releases, in the same home."""
+    """Return shells that run the published releases in the same home."""
     found = {}
     for release in RELEASES:
         program = environment_with("xnatctl", [f"xnatctl=={release}"]) / "xnatctl"
@@ -57,12 +57,12 @@ def peers(fresh: Shell) -> dict[str, Shell]:
 
 
 def logins_of(fresh: Shell, before: int) -> int:
-    """Logins since then."""
+    """Count the logins since then."""
     return sum(r.method == "POST" and r.path == "/data/JSESSION" for r in fresh.app.requests[before:])
 
 
 def test_a_hundred_commands_in_any_order(fresh):
-    """Sessions expire under them four times; ours logs in at most once for each, and everybody goes on."""
+    """Let sessions expire four times; xnatfs logs in at most once for each, and every program goes on."""
     programs = {"ours": fresh, **peers(fresh)}
     chance = random.Random(20261124)
     fresh.ctl("auth", "login")
@@ -128,7 +128,7 @@ def test_they_read_the_profiles_that_we_write(fresh, release):
 
 
 def test_two_profiles_that_alternate_keep_their_sessions(fresh):
-    """One slot is all that they have; ours are kept one by one."""
+    """Keep a session per profile, although the published xnatctl has one slot for all of them."""
     with shell(fresh.home) as other:
         fresh.ctl("config", "add-profile", "other", "--url", other.url)
         for _ in range(3):

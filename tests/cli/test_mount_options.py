@@ -1,4 +1,4 @@
-"""`-o`: what fstab lines and other mounts' commands hold is taken, or refused with a reason, as the document says."""
+"""Test `-o`: options of fstab lines and of other mount commands are taken, or refused with a reason, as documented."""
 
 import argparse
 import os

@@ -1,4 +1,4 @@
-"""Files, folders and streams of this machine that cannot be read or written: one line that names them, and a status."""
+"""Test local files, folders and streams that cannot be read or written: one line that names them, and a status."""
 
 import json
 import os
@@ -21,7 +21,7 @@ DOWNLOADING = f"xnatctl session download -E {SESSION}"
 
 @pytest.fixture(scope="module")
 def prompt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
-    """For commands that change nothing."""
+    """Provide a shell for commands that change nothing."""
     with shell(tmp_path_factory.mktemp("home")) as made:
         made.ctl("project", "list")  # logs in
         made.config(f"profiles:\n  one:\n    url: {made.url}\n")
@@ -29,7 +29,7 @@ def prompt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
 
 
 def script(shell: Shell, text: str) -> Done:
-    """What /bin/sh has to say; one line of stderr that is no fault of this program."""
+    """Run a /bin/sh script; a traceback, or an error that is reported as a fault of this program, fails."""
     done = run("sh", "-c", text, env=shell.environment(), cwd=shell.home, stdin=subprocess.DEVNULL)
     assert "fault of this program" not in done.stderr
     assert "Traceback" not in done.stderr
@@ -38,7 +38,7 @@ def script(shell: Shell, text: str) -> Done:
 
 
 def with_a_disk(options: str, then: str) -> str:
-    """Commands that find another file system at `disk`."""
+    """Return a script that runs commands with another file system mounted at `disk`."""
     return f"""mkdir -p disk; {" ".join(OWN_MOUNTS)} sh -c 'mount -t tmpfs -o {options} none disk; {then}'"""
 
 
@@ -77,7 +77,7 @@ def test_xnatfs_says_so_too(prompt, words):
 
 @pytest.mark.parametrize("words", PRINTING)
 def test_a_reader_that_has_gone_is_no_error(prompt, words):
-    """One that has read nothing: the pipe is broken before the first byte."""
+    """Close the pipe before its reader has read the first byte."""
     text = f"{{ xnatctl {words}; echo $? >&3; }} 3>status | exec true; cat status"
     done = script(prompt, text)
     assert (done.out, done.err) == ("0\n", "")
@@ -169,7 +169,7 @@ def test_a_file_to_be_sent_that_cannot_be_read_is_named(fresh):
 
 
 def test_a_folder_to_be_sent_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
-    """As one of another user; root may list all of them."""
+    """Run as an unprivileged user; root may list all folders."""
     from xnatfs.common.errors import ConfigError
     from xnatfs.transfer import upload_resource as resource
 
@@ -215,7 +215,7 @@ def test_an_argument_that_would_be_ignored_is_refused(prompt, words):
 
 
 def test_every_command_with_an_option_for_its_argument_is_in_the_table():
-    """-E beside SESSION, -S beside SUBJECT, -P beside PROJECT: whoever adds a command meets this."""
+    """Check -E beside SESSION, -S beside SUBJECT and -P beside PROJECT; a new command must be added to the table."""
     import argparse
 
     def doubled(command: Command) -> bool:
@@ -279,7 +279,7 @@ def test_a_reader_that_has_gone_does_not_hide_the_status(fresh, edited):
 
 
 def test_another_pipe_that_breaks_is_an_error():
-    """That of a program that was started, or to the process that waits for a mount."""
+    """Break the pipe of a started program, or the pipe to the process that waits for a mount."""
 
     def broken() -> int:
         raise BrokenPipeError(32, "Broken pipe")

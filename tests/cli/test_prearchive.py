@@ -1,4 +1,4 @@
-"""xnatctl prearchive: chosen by name, done once, explained, and taken up again."""
+"""Test xnatctl prearchive: sessions are chosen by name, changed once, explained, and resumed."""
 
 import os
 import pty
@@ -159,7 +159,7 @@ def test_every_release_is_asked_in_the_one_form_that_all_take(fresh):
 
 
 def own_way(shell: Shell) -> None:
-    """Let the server archive sessions as they are, whatever it was asked."""
+    """Make the server archive sessions under their own labels, whatever the request says."""
 
     def archived(asked: Request) -> Reply | None:
         if asked.path != ARCHIVE:
@@ -190,7 +190,7 @@ def test_a_session_that_was_archived_as_another_is_told(fresh, words, why):
 
 @pytest.mark.parametrize("carried_out", [True, False])
 def test_a_lost_answer_is_no_proof_of_the_label(fresh, carried_out):
-    """What was archived under its own name is found there."""
+    """Find the session under its own label, where the server archived it."""
     fresh.receive("SESS001")
 
     def lost(asked: Request) -> Reply | None:
@@ -265,7 +265,7 @@ def delete(shell: Shell, path: str) -> None:
 
 
 def test_a_label_in_the_archive_is_no_proof_that_it_was_archived(fresh):
-    """It is another session's; the one that waited was deleted."""
+    """Report failure: the label belongs to another session, and the waiting one was deleted."""
     delete(fresh, fresh.receive(LABEL))
     done = archive(fresh, "--session", LABEL, status=5)
     assert f"the archive has {LABEL} as {SESSION}, which did not come from there" in done.err
@@ -311,7 +311,7 @@ def test_a_site_chooses_the_folder_of_its_prearchive(fresh):
 
 @pytest.mark.parametrize("path", ["", "/data/xnat/prearchive/MYPROJECT/20200101_000000000/FIRST"])
 def test_a_session_without_its_entry_is_known_by_its_study(fresh, path):
-    """A server that does not say where a session came from, or where its first images came from, says its study."""
+    """Identify the session by its study where the server reports no source for it or for its first images."""
     fresh.receive("SESS001")
 
     def silent(asked: Request) -> Reply | None:
@@ -389,7 +389,7 @@ def test_a_connection_that_breaks_does_not_mean_failure(fresh):
 
 
 def test_a_login_that_is_lost_while_the_server_archives(fresh):
-    """It is archived, and says 401: said again, there is nothing left to archive, which is success."""
+    """Succeed although the server archives and then answers 401: on the repeat there is nothing left to archive."""
     fresh.receive("SESS001")
     first: list[int] = []
 
@@ -419,7 +419,7 @@ def test_200_with_words_of_failure(fresh):
 
 @pytest.mark.parametrize("carried_out", [True, False])
 def test_a_web_page_is_no_word_of_whether_it_was_archived(fresh, carried_out):
-    """Its state is."""
+    """Decide by the state of the session, not by the page."""
     fresh.receive("SESS001")
 
     def page(asked: Request) -> Reply | None:

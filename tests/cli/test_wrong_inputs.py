@@ -1,4 +1,4 @@
-"""Every wrong input of the commands: one line that no other cause has, the exit status of its kind, nothing left."""
+"""Test every wrong input: one line that no other cause prints, the exit status of its kind, and nothing left behind."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ def page() -> AbstractContextManager[str]:
 
 
 def text(path: str, content: str = "") -> Callable[[Desk], AbstractContextManager[str]]:
-    """A file below the desk."""
+    """Write a file below the desk."""
 
     def write(desk: Desk) -> AbstractContextManager[str]:
         (desk.root / path).parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ def text(path: str, content: str = "") -> Callable[[Desk], AbstractContextManage
 
 
 def strange(desk: Desk) -> AbstractContextManager[str]:
-    """The desk is of the user who sits there, but for one directory, which is root's."""
+    """Give the desk to its user, except for one directory, which belongs to root."""
     desk.belongs_to_stranger()
     (desk.root / "roots").mkdir(mode=0o755)
     (desk.root / "closed").mkdir(mode=0o700)
@@ -84,7 +84,7 @@ def page_and_strange_cache(desk: Desk) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Case:
-    """A mistake. In arguments {url}, {place} and {root} are the stage's; `says` is found in this line and no other."""
+    """A mistake: {url}, {place} and {root} in its arguments are the stage's; `says` is found in this line only."""
 
     name: str
     status: int

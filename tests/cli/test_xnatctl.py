@@ -1,4 +1,4 @@
-"""xnatctl as a program: how it starts, what it says of mistakes, what a command costs in requests, where logins are."""
+"""Test xnatctl as a program: start-up, error lines, requests per command, and where logins are stored."""
 
 import json
 import stat
@@ -19,7 +19,7 @@ from xnatfs.demo.server.reply import Reply
 
 @pytest.fixture(scope="module")
 def prompt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
-    """For commands that change nothing."""
+    """Provide a shell for commands that change nothing."""
     with shell(tmp_path_factory.mktemp("home")) as made:
         made.receive("W")
         yield made
@@ -147,7 +147,7 @@ def test_wrong_input(prompt, tmp_path, kind, output):
 
 
 def test_one_ladder_of_tries_where_nobody_answers(fresh):
-    """With a session at hand, too: there is no check before the work that fails by itself."""
+    """Retry in one place, with a saved session as well: no check precedes the work, which fails by itself."""
     fresh.ctl("auth", "login")
     cells = json.loads(fresh.slot.read_text())
     fresh.env["XNAT_URL"] = cells["url"] = DEAD
@@ -251,7 +251,7 @@ def log_in(shell: Shell, *words: str, password: str = PASSWORD) -> Any:
 
 
 def test_a_password_comes_from_standard_input_and_is_kept_nowhere_here(fresh):
-    """A bare machine has no keyring: that is said once, with what else there is."""
+    """Report once that a bare machine has no keyring, and name the alternatives."""
     fresh.config(f"profiles:\n  lab:\n    url: {fresh.url}\n    username: {OWNER}\n")
     for name in ("XNAT_URL", "XNAT_USER", "XNAT_PASS"):
         del fresh.env[name]
@@ -267,7 +267,7 @@ def test_a_password_comes_from_standard_input_and_is_kept_nowhere_here(fresh):
 
 
 def test_a_password_goes_into_the_keyring_where_there_is_one(fresh):
-    """One is put in place that keeps passwords in a file; the entry is the other program's."""
+    """Store the password in a file-backed keyring, in the entry that the other program uses."""
     modules = fresh.home / "modules"
     modules.mkdir()
     (modules / "filed.py").write_text(
@@ -371,7 +371,7 @@ def test_a_first_profile(fresh):
 
 
 def test_standard_input_is_not_waited_for(fresh):
-    """Neither a prompt for a password nor a question where nobody sits."""
+    """Prompt for no password and ask no question where there is no terminal."""
     del fresh.env["XNAT_PASS"]
     done = subprocess.run(
         [*fresh.program, "project", "list"],
