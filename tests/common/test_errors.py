@@ -1,4 +1,4 @@
-"""Both borders know every error."""
+"""Check that both the FUSE and the CLI boundary map every error."""
 
 import errno
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
-"""Stopped processes that hold a lock: what waits for it goes on without, within `--timeout`, and says so once.
+"""Stop processes that hold a lock: waiting programs go on without it within `--timeout`, and report that once.
 
-The limits are of the real clock, because the processes are real: several times what the timeout allows, and far less
-than SQLite's 20 seconds, let alone for ever.
+The limits are in real time, because the processes are real: several times what the timeout allows, and far less than
+SQLite's 20 seconds, let alone for ever.
 """
 
 import sqlite3
@@ -71,7 +71,7 @@ def test_the_holder_is_named(tmp_path):
 
 
 async def test_a_stopped_transaction_costs_one_wait_and_no_file(tmp_path, caplog):
-    """What cannot be kept is fetched; when the process goes on its transaction counts, and files are kept again."""
+    """Fetch what cannot be cached; when the process goes on, its transaction counts, and files are cached again."""
     files = [version(BIG, f"34/{number}") for number in range(4)]
     async with open_cache(tmp_path, LIMIT, wait=WAIT) as cache:
         await cache.tidied.wait()
@@ -93,7 +93,7 @@ async def test_a_stopped_transaction_costs_one_wait_and_no_file(tmp_path, caplog
 
 
 async def test_a_cache_is_opened_in_the_middle_of_a_stopped_transaction(tmp_path, caplog):
-    """What is kept is served, and when the process goes on files are kept as well."""
+    """Serve what is cached; when the process goes on, files are cached as well."""
     old, new = version(SMALL, "34/old"), version(SMALL, "34/new")
     async with open_cache(tmp_path, LIMIT) as cache:
         await read_all(cache, old, FakeSource(SMALL))
@@ -220,7 +220,7 @@ async def test_a_folder_of_a_stopped_command_is_not_waited_for(tmp_path, patient
 
 
 def places(home: Path, url: str) -> dict[str, tuple[str, Path]]:
-    """Every lock that a mount or a command may meet, and how it is held."""
+    """Return every lock that a mount or a command may meet, and how it is held."""
     cache = home / ".cache" / "xnatfs" / server_directory(url)
     return {
         "index": (TRANSACTION, cache / "index.sqlite"),
@@ -265,7 +265,7 @@ def test_a_mount_that_is_there_reads_on(tmp_path):
 
 @pytest.mark.parametrize("name", ["index", "directory", "sessions"])
 def test_a_command_ends_and_says_so_once(fresh, name):
-    """The timeout of a profile is what commands have for --timeout."""
+    """Use the timeout of a profile as commands use --timeout."""
     fresh.config(f"default_profile: p\nprofiles:\n  p: {{url: '{fresh.url}', timeout: {TIMEOUT}}}\n")
     fresh.env |= {"XNAT_USER": OWNER, "XNAT_PASS": PASSWORD, "XNAT_URL": ""}
     download = ("session", "download", "-E", SESSION, "--out")
@@ -290,7 +290,7 @@ def test_a_command_ends_and_says_so_once(fresh, name):
 
 @pytest.fixture
 def network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home on a file server; /var/tmp is elsewhere."""
+    """Put the home on a file server; /var/tmp is elsewhere."""
     home = tmp_path / "home"
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / ".cache"))
     monkeypatch.setattr("xnatfs.cli.options.file_system", lambda path: "nfs4" if path.is_relative_to(home) else "ext4")
