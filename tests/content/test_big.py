@@ -1,4 +1,4 @@
-"""The content cache: files above 8 MiB, streamed and sought in."""
+"""Test the content cache with files above 8 MiB, which are streamed and sought in."""
 
 import pytest
 import trio
@@ -51,31 +51,31 @@ def _who_writes(request, monkeypatch):
 
 @pytest.fixture
 def at_full_size() -> bytes:
-    """Not scaled, and a file for that."""
+    """Provide a file at full size, with the limits of the cache not scaled."""
     return fakes.BIG
 
 
 def stalled(at: int, data: bytes = BIG, **options: object) -> FakeSource:
-    """A source whose download from the start comes so far and no further."""
+    """Return a source whose download from the start stops at an offset."""
     source = FakeSource(data, chunk=MiB, **options)  # type: ignore[arg-type]
     source.stalls[at] = trio.Event()
     return source
 
 
 def stalled_at_the_end() -> FakeSource:
-    """One that has said all but its end, or, where the bytes have no other end, all but the last of them."""
+    """Return a source that sends all but its end or, where its bytes have no other end, all but the last of them."""
     return stalled(END - FakeSource.writes)
 
 
 async def waits(awaitable) -> bool:
-    """Is this still waiting after minutes?"""
+    """Return whether the awaitable is still waiting after minutes."""
     with trio.move_on_after(100) as timeout:
         await awaitable
     return timeout.cancelled_caught
 
 
 async def read_on(blob: Blob, offsets: list[int]) -> None:
-    """Read in small steps; where each began."""
+    """Read in small steps from each offset."""
     for offset in range(0, blob.size, 4096):
         offsets.append(offset)
         await blob.read(offset, 4096)
@@ -85,7 +85,7 @@ async def read_on(blob: Blob, offsets: list[int]) -> None:
 
 
 async def test_a_big_file_is_read_while_it_comes(tmp_path, patient_clock):
-    """The first bytes do not wait for the last."""
+    """Serve the first bytes before the last arrive."""
     source = stalled(2 * MiB)
     async with open_cache(tmp_path, LIMIT) as cache:
         blob = await cache.open(version(BIG), source)
@@ -99,7 +99,7 @@ async def test_a_big_file_is_read_while_it_comes(tmp_path, patient_clock):
 
 
 async def test_a_big_file_is_kept_and_found_again(tmp_path, at_full_size):
-    """Every byte of it, with two requests."""
+    """Cache every byte of it, with two requests."""
     source = FakeSource(at_full_size)
     for _ in range(2):
         async with open_cache(tmp_path, LIMIT) as cache:
@@ -108,7 +108,7 @@ async def test_a_big_file_is_kept_and_found_again(tmp_path, at_full_size):
 
 
 async def test_two_readers_share_one_stream(tmp_path, patient_clock):
-    """However far apart they are within it."""
+    """Share a stream between readers at any distance within it."""
     source = FakeSource(BIG, chunk=MiB, pause=0.1)
     async with open_cache(tmp_path, LIMIT) as cache, trio.open_nursery() as nursery:
 
@@ -122,7 +122,7 @@ async def test_two_readers_share_one_stream(tmp_path, patient_clock):
 
 
 async def test_the_end_is_held_back_until_all_has_come(tmp_path, patient_clock):
-    """A sequential reader gets the last 128 KiB only of a file that is as it should be."""
+    """Hold back the last 128 KiB from a sequential reader until the file is verified."""
     source = stalled_at_the_end()
     async with open_cache(tmp_path, LIMIT) as cache:
         blob = await cache.open(version(BIG), source)
@@ -140,7 +140,7 @@ async def test_the_end_is_held_back_until_all_has_come(tmp_path, patient_clock):
 
 
 async def test_the_end_of_a_damaged_file_is_never_handed_out(tmp_path):
-    """The digest decides before the end of the file is reached."""
+    """Check the digest before the end of the file is reached."""
     wanted = Version("k", END, md5(b"something else"))
     async with open_cache(tmp_path, LIMIT) as cache:
         blob = await cache.open(wanted, FakeSource(BIG))
@@ -158,7 +158,7 @@ async def test_the_end_of_a_damaged_file_is_never_handed_out(tmp_path):
 
 
 async def test_a_file_found_damaged_is_verified_before_any_byte_is_handed_out(tmp_path):
-    """By programs that open a file several times: each part that they read would be without an error."""
+    """Verify first for programs that open a file several times, since each part they read would be without an error."""
     wanted = version(BIG)
     async with open_cache(tmp_path, LIMIT) as cache:
         assert isinstance(await failure(cache, wanted, FakeSource(bytes(END))), BadReply)
@@ -175,7 +175,7 @@ async def test_a_file_found_damaged_is_verified_before_any_byte_is_handed_out(tm
 
 @pytest.mark.parametrize("stated", [END + 1, END - 1])
 async def test_a_big_body_of_another_length_than_announced_is_an_error(tmp_path, stated):
-    """Truncated or too long: no reader sees its end, and it is not kept."""
+    """Hold back the end of a body that is truncated or too long, and do not cache it."""
     source = FakeSource(BIG)
     source.size = stated
     async with open_cache(tmp_path, LIMIT) as cache:
@@ -184,7 +184,7 @@ async def test_a_big_body_of_another_length_than_announced_is_an_error(tmp_path,
 
 
 async def test_a_file_longer_than_announced_is_not_read_whole_by_two_opens(tmp_path, patient_clock):
-    """It has no digest, and the first open has had nearly all of it before its end was seen to be wrong."""
+    """Raise an error without a digest: the first open has nearly all of it before its end proves wrong."""
     source, wanted = FakeSource(BIG, chunk=16 * 1024, pause=1), Version("k", END - 1, "")
     source.size = END - 1
     async with open_cache(tmp_path, LIMIT) as cache:
@@ -200,7 +200,7 @@ async def test_a_file_longer_than_announced_is_not_read_whole_by_two_opens(tmp_p
 
 
 async def test_a_big_reply_without_a_length_is_waited_for(tmp_path, patient_clock):
-    """Whole, then open returns."""
+    """Return from open when the whole body is there."""
     source = FakeSource(BIG, chunk=MiB, pause=1)
     source.states_size = False
     async with open_cache(tmp_path, LIMIT) as cache:
@@ -212,7 +212,7 @@ async def test_a_big_reply_without_a_length_is_waited_for(tmp_path, patient_cloc
 
 
 async def test_a_connection_lost_half_way_is_raised_at_all_readers(tmp_path, patient_clock):
-    """The one that waits and the one that comes back."""
+    """Raise the error for a reader that waits and for a reader that comes back."""
     source = FakeSource(BIG, chunk=MiB, pause=1)
     source.breaks[3 * MiB] = Unreachable("connection lost")
     async with open_cache(tmp_path, LIMIT) as cache:
@@ -232,7 +232,7 @@ async def test_a_connection_lost_half_way_is_raised_at_all_readers(tmp_path, pat
 
 
 async def test_the_tail_can_be_read_first(tmp_path, patient_clock):
-    """By a second request, at once; together they are the file, and hardly a byte comes twice."""
+    """Fetch the tail at once by a second request; both together are the file, and hardly a byte comes twice."""
     source = stalled(MiB)
     async with open_cache(tmp_path, LIMIT) as cache:
         blob = await cache.open(version(BIG), source)
@@ -248,7 +248,7 @@ async def test_the_tail_can_be_read_first(tmp_path, patient_clock):
 
 
 async def test_a_short_way_ahead_is_waited_for(tmp_path, patient_clock):
-    """A request costs more than 4 MiB."""
+    """Wait for bytes nearby, because a request costs more than 4 MiB."""
     source = FakeSource(BIG, chunk=MiB, pause=1)
     async with open_cache(tmp_path, LIMIT) as cache:
         blob = await cache.open(version(BIG), source)
@@ -258,7 +258,7 @@ async def test_a_short_way_ahead_is_waited_for(tmp_path, patient_clock):
 
 
 async def test_a_seeker_goes_on_from_where_it_is(tmp_path, patient_clock):
-    """A small one, and another for all that follows."""
+    """Send a small request at the seek position, and another for all that follows."""
     source = stalled(MiB)
     async with open_cache(tmp_path, LIMIT) as cache:
         blob = await cache.open(version(BIG), source)
@@ -269,7 +269,7 @@ async def test_a_seeker_goes_on_from_where_it_is(tmp_path, patient_clock):
 
 
 async def test_the_third_place_replaces_the_one_unwanted_longest(tmp_path, patient_clock):
-    """Two downloads at most; the first one is resumed where it was when somebody wants that again."""
+    """Run two downloads at most; resume the replaced one where it stopped when a reader wants it again."""
     data = BIG * 4
     source = stalled(MiB, data)
     source.stalls[20 * MiB + MiB // 2] = source.stalls[40 * MiB + MiB // 2] = trio.Event()
@@ -287,7 +287,7 @@ async def test_the_third_place_replaces_the_one_unwanted_longest(tmp_path, patie
 
 
 async def test_a_place_that_somebody_waits_for_is_not_replaced(tmp_path, patient_clock):
-    """The third reader waits for its turn."""
+    """Let the third reader wait for its turn."""
     data = BIG * 4
     source = stalled(MiB, data)
     source.stalls[20 * MiB] = trio.Event()
@@ -311,7 +311,7 @@ async def test_a_place_that_somebody_waits_for_is_not_replaced(tmp_path, patient
 
 
 async def test_where_there_are_no_ranges_a_seeker_waits(tmp_path, patient_clock):
-    """What comes back from the start is closed at once, and asked for no more."""
+    """Close a reply that restarts at the beginning, and request no further range."""
     source = FakeSource(BIG, chunk=MiB, pause=1, ranged=False)
     async with open_cache(tmp_path, LIMIT) as cache:
         blob = await cache.open(version(BIG), source)
@@ -328,7 +328,7 @@ async def test_where_there_are_no_ranges_a_seeker_waits(tmp_path, patient_clock)
 
 
 async def test_strict_hands_out_nothing_before_all_is_verified(tmp_path, patient_clock):
-    """No seeking, no streaming."""
+    """Refuse to seek and to stream in strict mode."""
     source = stalled_at_the_end()
     async with open_cache(tmp_path, LIMIT, strict=True) as cache:
         blob = await cache.open(version(BIG), source)
@@ -341,7 +341,7 @@ async def test_strict_hands_out_nothing_before_all_is_verified(tmp_path, patient
 
 
 async def test_a_wrong_digest_after_seeking_fails_the_open_handles(tmp_path, patient_clock):
-    """What was served was served; from then on it is an error."""
+    """Keep what was already served, and raise an error from then on."""
     source = stalled(MiB)
     wanted = Version("k", END, md5(b"something else"))
     async with open_cache(tmp_path, LIMIT) as cache:
@@ -358,7 +358,7 @@ async def test_a_wrong_digest_after_seeking_fails_the_open_handles(tmp_path, pat
 
 
 async def test_a_date_that_changes_between_two_replies_is_stale(tmp_path, patient_clock):
-    """Bytes of two versions never meet."""
+    """Keep the bytes of two versions apart."""
     source = stalled(MiB)
     async with open_cache(tmp_path, LIMIT) as cache:
         blob = await cache.open(undigested(BIG), source)
@@ -371,7 +371,7 @@ async def test_a_date_that_changes_between_two_replies_is_stale(tmp_path, patien
 
 
 async def test_a_size_that_changes_between_two_replies_is_stale(tmp_path, patient_clock):
-    """The same."""
+    """Treat another size as another version."""
     source = stalled(MiB)
     async with open_cache(tmp_path, LIMIT) as cache:
         blob = await cache.open(undigested(BIG), source)
@@ -382,7 +382,7 @@ async def test_a_size_that_changes_between_two_replies_is_stale(tmp_path, patien
 
 
 async def test_an_answer_from_elsewhere_is_an_error(tmp_path, patient_clock):
-    """Neither what was asked for nor the whole."""
+    """Reject a range that is neither the requested one nor the whole file."""
 
     class Off(FakeSource):
         def open(self, start, size=None, stop=None):
@@ -399,7 +399,7 @@ async def test_an_answer_from_elsewhere_is_an_error(tmp_path, patient_clock):
 
 @pytest.mark.parametrize("begins", [20, 36])
 async def test_what_seekers_leave_out_is_fetched_once_as_much_was_read(tmp_path, patient_clock, begins):
-    """So a file of which half was read is kept in the end, and one that was looked into is not fetched."""
+    """Cache a file of which half was read, and do not fetch all of one that was only looked into."""
     data = BIG * 4
     source = FakeSource(data, chunk=MiB, pause=1)
     async with open_cache(tmp_path, LIMIT) as cache:
@@ -416,7 +416,7 @@ async def test_what_seekers_leave_out_is_fetched_once_as_much_was_read(tmp_path,
 
 
 async def test_without_readers_a_big_download_ends_soon(tmp_path, patient_clock):
-    """Not at once: programs open a file several times."""
+    """Keep the download for a moment, because programs open a file several times."""
     source = FakeSource(BIG, chunk=1024, pause=1)
     async with open_cache(tmp_path, LIMIT) as cache:
         (await cache.open(version(BIG), source)).close()
@@ -428,7 +428,7 @@ async def test_without_readers_a_big_download_ends_soon(tmp_path, patient_clock)
 
 
 async def test_a_file_opened_again_soon_goes_on(tmp_path, patient_clock):
-    """With the same download."""
+    """Resume the same download."""
     source = FakeSource(BIG, chunk=MiB, pause=1)
     async with open_cache(tmp_path, LIMIT) as cache:
         (await cache.open(version(BIG), source)).close()
@@ -438,7 +438,7 @@ async def test_a_file_opened_again_soon_goes_on(tmp_path, patient_clock):
 
 
 async def test_a_cancelled_open_of_a_big_file_leaves_nothing(tmp_path, patient_clock):
-    """After a while, when the headers never came."""
+    """End the download after a while when the headers never arrive."""
     source = FakeSource(BIG, pause=3600)
     async with open_cache(tmp_path, LIMIT) as cache:
         with trio.move_on_after(1):
@@ -450,7 +450,7 @@ async def test_a_cancelled_open_of_a_big_file_leaves_nothing(tmp_path, patient_c
 
 
 async def test_an_open_at_the_moment_the_download_is_given_up_gets_the_file(tmp_path, patient_clock):
-    """Just before, at, and just after."""
+    """Open just before, at, and just after that moment."""
     for delay in (LINGER - 0.001, LINGER, LINGER + 0.001):
         for pause in (1.0, 3600.0):
             source = FakeSource(BIG, chunk=MiB, pause=pause)
@@ -463,7 +463,7 @@ async def test_an_open_at_the_moment_the_download_is_given_up_gets_the_file(tmp_
 
 
 async def test_what_has_come_is_used_by_a_later_open(tmp_path, patient_clock):
-    """It asks for the rest only."""
+    """Request only the rest."""
     source = stalled(3 * MiB)
     async with open_cache(tmp_path, LIMIT) as cache:
         blob = await cache.open(version(BIG), source)
@@ -480,7 +480,7 @@ async def test_what_has_come_is_used_by_a_later_open(tmp_path, patient_clock):
 
 @pytest.mark.parametrize("known", [True, False])
 async def test_without_ranges_a_later_open_starts_over_but_serves_what_is_there(tmp_path, patient_clock, known):
-    """The same bytes again are passed over; the same if the lack of ranges shows only now."""
+    """Skip the bytes that are there already, also if the lack of ranges shows only now."""
     source = stalled(3 * MiB, ranged=False)
     source.seekable = not known
     async with open_cache(tmp_path, LIMIT) as cache:
@@ -499,7 +499,7 @@ async def test_without_ranges_a_later_open_starts_over_but_serves_what_is_there(
 
 
 async def test_partly_fetched_files_are_few(tmp_path, patient_clock):
-    """The oldest is given up for the newest; none survives the cache."""
+    """Drop the oldest for the newest; none outlives the cache."""
     async with open_cache(tmp_path, LIMIT) as cache:
         for number in range(7):
             source = stalled(MiB)
@@ -512,7 +512,7 @@ async def test_partly_fetched_files_are_few(tmp_path, patient_clock):
 
 
 async def test_a_cancelled_read_leaves_the_stream_to_the_others(tmp_path, patient_clock):
-    """Its seek too."""
+    """Leave the seek of a cancelled read to the other readers as well."""
     source = stalled(MiB)
     source.stalls[FAR] = trio.Event()
     async with open_cache(tmp_path, LIMIT) as cache:
@@ -528,7 +528,7 @@ async def test_a_cancelled_read_leaves_the_stream_to_the_others(tmp_path, patien
 
 @pytest.mark.parametrize("place", [None, 0, 5 * fakes.MiB, -1])
 async def test_a_large_file_is_hashed_beside_the_download(tmp_path, at_full_size, place):
-    """In a thread that follows it, in pieces; a single wrong byte is found wherever it is."""
+    """Hash piece by piece in a thread that follows the download; a single wrong byte is found wherever it is."""
     sent = bytearray(at_full_size)
     if place is not None:
         sent[place] ^= 1
@@ -545,7 +545,7 @@ async def test_a_large_file_is_hashed_beside_the_download(tmp_path, at_full_size
 
 
 async def test_a_look_at_the_head_of_a_file_does_not_fetch_all_of_it(tmp_path, patient_clock, monkeypatch):
-    """The download pauses, and ends when nobody reads on; whoever comes back later is asked for from there."""
+    """Pause the download and end it when no reader goes on; a later reader resumes it from there."""
     monkeypatch.setattr(stream, "AHEAD", 4 * MiB)
     source = FakeSource(BIG, chunk=MiB)
     async with open_cache(tmp_path, LIMIT) as cache:
@@ -579,7 +579,7 @@ async def test_whoever_reads_on_is_read_ahead_for_as_much_as_was_read(tmp_path, 
 
 
 async def test_a_slow_reader_keeps_its_download_where_there_are_no_ranges(tmp_path, patient_clock, monkeypatch):
-    """Ended, it would begin again with the first byte."""
+    """Keep the download, which would otherwise restart at the first byte."""
     monkeypatch.setattr(stream, "AHEAD", 2 * MiB)
     source = FakeSource(BIG, chunk=MiB, ranged=False)
     source.seekable = False
@@ -593,7 +593,7 @@ async def test_a_slow_reader_keeps_its_download_where_there_are_no_ranges(tmp_pa
 
 
 async def test_a_seek_asks_for_a_window_that_grows_while_it_is_read_on(tmp_path, patient_clock):
-    """So that its answer comes to an end, and somebody who looks here and there does not fetch it all."""
+    """Bound the reply to a seek, so that a reader that jumps about does not fetch the whole file."""
     data = BIG * 5
     source = stalled(MiB, data)
     async with open_cache(tmp_path, LIMIT) as cache:
@@ -616,7 +616,7 @@ async def test_a_seek_asks_for_a_window_that_grows_while_it_is_read_on(tmp_path,
 
 @pytest.mark.parametrize("shared", [True, False])
 async def test_more_connections_are_used_where_they_bring_more(tmp_path, patient_clock, shared):
-    """Not where all have to share one line: then the one that was tried is the last."""
+    """Stop at the connection that gains nothing, as where all of them share one line."""
     data = BIG * 10
     source = FakeSource(data, chunk=MiB, pause=0.2)
     source.grants = True
@@ -666,7 +666,7 @@ async def test_a_digest_needs_no_descriptor_of_its_own(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("delay", [0.5, 1.0, 2.0, 3.0])
 async def test_no_two_downloads_write_one_place(tmp_path, patient_clock, delay):
-    """Nor where one arrives at the beginning of another that has not been answered yet."""
+    """Keep downloads apart, also where one reaches the start of another that has not been answered yet."""
     data = BIG * 10
     source = FakeSource(data, chunk=MiB, pause=0.2)
     source.grants, source.delay = True, delay

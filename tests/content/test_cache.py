@@ -1,4 +1,4 @@
-"""What the cache decides: which entry an open joins, what is trusted, what becomes of it when it is closed."""
+"""Test what the cache decides: which entry an open joins, what is trusted, and what happens to it on close."""
 
 import logging
 import os
@@ -31,7 +31,7 @@ NOW = 1_700_000_000.0
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
-    """At a thousandth of the size, and with nothing to tidy."""
+    """Scale sizes to a thousandth, and leave nothing to tidy."""
 
     async def nothing(_: Store) -> None:
         await trio.lowlevel.checkpoint()
@@ -221,7 +221,7 @@ async def test_the_counters_count(tmp_path):
 
 
 async def test_an_old_file_that_was_put_is_fetched_anew(tmp_path):
-    """There is no date to ask by."""
+    """Fetch again without a date to revalidate by."""
     source = FakeSource(SMALL)
     async with caching(tmp_path, revalidate=100) as cache:
         await cache.put(undigested(SMALL), SMALL)
@@ -258,7 +258,7 @@ async def test_evicting_writes_what_waits_and_lets_go_of_it(tmp_path):
 
 
 async def partly(cache: ContentCache, name: str) -> FakeSource:
-    """A file of which something has come, and that nobody has open."""
+    """Open a file, fetch a part of it, and close it."""
     source = stalled()
     (await cache.open(version(BIG, name), source)).close()
     await trio.sleep(LINGER + 1)
@@ -340,7 +340,7 @@ async def test_one_that_the_listing_has_left_behind_is_nothing_to_remember(tmp_p
 
 
 async def test_room_is_made_again_when_open_files_had_filled_it(tmp_path):
-    """As soon as one of them is closed."""
+    """Evict as soon as an open file is closed."""
     async with caching(tmp_path, 2 * len(SMALL)) as cache:
         await kept(cache, version(SMALL, "a"), version(SMALL, "b"))
         blobs = [await cache.open(version(SMALL, name), nowhere()) for name in "ab"]
@@ -464,7 +464,7 @@ def owned(name: str, *owners: str) -> Version:
 
 
 async def test_what_belongs_to_somebody_is_dropped_wherever_it_is(tmp_path, patient_clock):
-    """On the disk, in memory, on its way; who has it open reads on."""
+    """Drop it on the disk, in memory and in flight; open handles read on."""
     async with caching(tmp_path) as cache:
         assert await cache.owners() == set()
         await kept(cache, owned("kept", "P"), owned("other", "Q"), owned("both", "P", "Q 1"))
@@ -514,7 +514,7 @@ async def test_a_stamp_tells_one_content_from_another(tmp_path):
 
 
 async def test_what_is_dropped_does_not_come_back(tmp_path, monkeypatch):
-    """Neither what waits to be written meanwhile, nor what is opened meanwhile."""
+    """Drop writes that are queued and files that are opened meanwhile."""
     async with caching(tmp_path) as cache:
         real = cache._store.drop
         opened = []
@@ -603,7 +603,7 @@ async def test_what_could_not_be_written_is_forgotten(tmp_path, monkeypatch):
 
 
 async def test_room_is_made_once_for_all_that_are_closed_together(tmp_path, monkeypatch):
-    """And not at all where there is room."""
+    """Evict once for all of them, and not at all where there is room."""
     async with caching(tmp_path, 2 * len(SMALL)) as cache:
         evicted: list[int] = []
         real = cache._store.evict

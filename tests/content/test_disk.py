@@ -1,4 +1,4 @@
-"""The content cache on disk: limit, crashes, several processes, permissions."""
+"""Test the content cache on disk: limit, crashes, several processes, permissions."""
 
 import errno
 import fcntl
@@ -38,46 +38,46 @@ END = len(BIG)
 
 
 def blobs(directory: Path) -> list[Path]:
-    """The kept files."""
+    """Return the cached files."""
     return [path for path in (directory / "blobs").rglob("*") if path.is_file()]
 
 
 def partials(directory: Path) -> list[Path]:
-    """The files under way."""
+    """Return the partial files."""
     return list((directory / "partial").iterdir())
 
 
 def on_disk(directory: Path) -> int:
-    """What the files really take, whatever the index says; holes do not count."""
+    """Return the bytes that the files really occupy, whatever the index says; holes do not count."""
     return sum(min(s.st_size, s.st_blocks * 512) for s in (p.stat() for p in [*blobs(directory), *partials(directory)]))
 
 
 def sql(directory: Path, statement: str) -> list[tuple[object, ...]]:
-    """Ask or change the index behind the cache's back."""
+    """Run SQL on the index behind the cache's back."""
     with closing(sqlite3.connect(directory / "index.sqlite", isolation_level=None)) as connection:
         return connection.execute(statement).fetchall()
 
 
 async def quiet(cache: ContentCache) -> None:
-    """Until nothing is open or being kept."""
+    """Wait until nothing is open or being written."""
     await until(lambda: not cache._live and not cache._entries)
 
 
 async def store(cache: ContentCache, keys: str, data: bytes = SMALL) -> None:
-    """Read these, one after the other."""
+    """Read these files, one after the other."""
     for key in keys:
         assert await read_all(cache, version(data, key), FakeSource(data, chunk=MiB)) == data
         await quiet(cache)
 
 
 def kept(cache: ContentCache, keys: str, data: bytes = SMALL) -> str:
-    """Which of these are there."""
+    """Return which of these are cached."""
     return "".join(key for key in keys if cache.has(version(data, key)))
 
 
 @contextmanager
 def python(directory: Path, code: str, limit: int = LIMIT) -> Iterator[subprocess.Popen[str]]:
-    """Another process with this cache open; `code` is the body of a coroutine, and ends when stdin does."""
+    """Run another process with this cache open; `code` is the body of a coroutine, and ends when stdin does."""
     body = "\n".join(f"        {line}" for line in code.strip().splitlines())
     script = f"""
 import sys, trio
@@ -105,7 +105,7 @@ trio.run(main)
 
 
 class FullDisk:
-    """A disk that takes no more as long as `full()`."""
+    """A disk that is full as long as `full()` returns true."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, full: Callable[[], bool]) -> None:
         self.full = full
@@ -122,7 +122,7 @@ class FullDisk:
 
 
 async def test_nobody_else_can_read_the_cache(tmp_path):
-    """Directories 0700, files 0600, whatever the umask."""
+    """Create directories with mode 0700 and files with 0600, whatever the umask."""
     directory = tmp_path / "made" / "cache"
     umask = os.umask(0)
     try:
@@ -140,7 +140,7 @@ async def test_nobody_else_can_read_the_cache(tmp_path):
 
 
 async def test_a_directory_that_was_open_to_others_is_closed(tmp_path):
-    """Made by somebody with mkdir."""
+    """Restrict a directory that was made by mkdir(1)."""
     tmp_path.chmod(0o755)
     async with open_cache(tmp_path, LIMIT):
         assert tmp_path.stat().st_mode & 0o777 == 0o700
@@ -148,7 +148,7 @@ async def test_a_directory_that_was_open_to_others_is_closed(tmp_path):
 
 @pytest.mark.parametrize("place", ["/proc/xnatfs", "file", "file/below"])
 async def test_a_directory_that_cannot_be_made_is_an_error_at_once(tmp_path, place):
-    """One line that says where."""
+    """Print one line that names the directory."""
     (tmp_path / "file").write_text("")
     with pytest.raises(CacheError, match=rf"^cache directory [^\n]*{place}[^\n]*$"):
         async with open_cache(tmp_path / place, LIMIT):
@@ -156,7 +156,7 @@ async def test_a_directory_that_cannot_be_made_is_an_error_at_once(tmp_path, pla
 
 
 async def test_a_directory_may_be_a_link(tmp_path):
-    """People move caches to other disks."""
+    """Accept a symbolic link, because people move caches to other disks."""
     (tmp_path / "disk").mkdir()
     (tmp_path / "cache").symlink_to(tmp_path / "disk")
     async with open_cache(tmp_path / "cache", LIMIT) as cache:
@@ -166,7 +166,7 @@ async def test_a_directory_may_be_a_link(tmp_path):
 
 @pytest.mark.parametrize("content", [b"this is not SQLite " * 100, b"SQLite format 3\0" + b"\xff" * 8000])
 async def test_a_damaged_index_is_set_aside(tmp_path, caplog, content):
-    """One warning; the cache starts empty and works."""
+    """Warn once, and start with an empty cache that works."""
     async with open_cache(tmp_path, LIMIT) as cache:
         await store(cache, "a")
     (tmp_path / "index.sqlite").write_bytes(content)
@@ -180,7 +180,7 @@ async def test_a_damaged_index_is_set_aside(tmp_path, caplog, content):
 
 
 async def test_an_index_of_another_version_is_set_aside(tmp_path, caplog):
-    """Nothing is guessed."""
+    """Start anew rather than guess."""
     async with open_cache(tmp_path, LIMIT) as cache:
         await store(cache, "a")
     sql(tmp_path, "PRAGMA user_version = 99")
@@ -190,7 +190,7 @@ async def test_an_index_of_another_version_is_set_aside(tmp_path, caplog):
 
 
 async def test_an_index_that_breaks_meanwhile_costs_only_the_keeping(tmp_path, caplog):
-    """Files are fetched and read; one warning; the next start has a new index."""
+    """Fetch and serve files, and warn once; the next start has a new index."""
     async with open_cache(tmp_path, LIMIT) as cache:
         await cache.tidied.wait()
         await store(cache, "abc")
@@ -208,7 +208,7 @@ async def test_an_index_that_breaks_meanwhile_costs_only_the_keeping(tmp_path, c
 
 @pytest.mark.parametrize("data", [SMALL, BIG], ids=["small", "big"])
 async def test_a_full_disk_is_an_error_of_that_read(tmp_path, monkeypatch, caplog, data):
-    """After eviction did not help; what was kept may be gone, but the cache lives on."""
+    """Raise the error after eviction did not help; the cached files may be gone, but the cache goes on."""
     disk = FullDisk(monkeypatch, lambda: True)
     async with open_cache(tmp_path, LIMIT) as cache:
         for _ in range(2):
@@ -221,7 +221,7 @@ async def test_a_full_disk_is_an_error_of_that_read(tmp_path, monkeypatch, caplo
 
 
 async def test_a_full_disk_evicts_first(tmp_path, monkeypatch):
-    """The reader notices nothing."""
+    """Hide the full disk from the reader."""
     async with open_cache(tmp_path, LIMIT) as cache:
         await store(cache, "abc")
         FullDisk(monkeypatch, lambda: len(blobs(tmp_path)) == 3)
@@ -233,14 +233,14 @@ async def test_a_full_disk_evicts_first(tmp_path, monkeypatch):
 
 
 async def test_the_least_recently_used_goes_first(tmp_path):
-    """Use is what counts, not the fetching."""
+    """Count the last use, not the fetch."""
     async with open_cache(tmp_path, 3 * SIZE) as cache:
         await store(cache, "abcad")
         assert kept(cache, "abcd") == "acd"
 
 
 async def test_recency_outlives_the_process(tmp_path):
-    """It is written at the end at the latest."""
+    """Write the time of use when the process ends at the latest."""
     async with open_cache(tmp_path, 3 * SIZE) as cache:
         await store(cache, "abca")
     async with open_cache(tmp_path, 3 * SIZE) as cache:
@@ -249,7 +249,7 @@ async def test_recency_outlives_the_process(tmp_path):
 
 
 async def test_the_limit_is_never_exceeded(tmp_path):
-    """After each file, by what is on the disk."""
+    """Check after each file by what is on the disk."""
     async with open_cache(tmp_path, 5 * SIZE + 1) as cache:
         for number in range(20):
             data = SMALL[: SIZE - number * 1000]
@@ -260,7 +260,7 @@ async def test_the_limit_is_never_exceeded(tmp_path):
 
 
 async def test_a_lower_limit_holds_from_the_next_file_on(tmp_path):
-    """The limit belongs to the process."""
+    """Apply the limit of the running process."""
     async with open_cache(tmp_path, LIMIT) as cache:
         await store(cache, "abcdef")
     async with open_cache(tmp_path, 2 * SIZE) as cache:
@@ -269,7 +269,7 @@ async def test_a_lower_limit_holds_from_the_next_file_on(tmp_path):
 
 
 async def test_an_open_file_is_not_evicted(tmp_path):
-    """It is the only reason to exceed the limit, and that ends when it is closed."""
+    """Exceed the limit for an open file only, and until it is closed."""
     async with open_cache(tmp_path, SIZE) as cache:
         files = [await cache.open(version(SMALL, key), FakeSource(SMALL)) for key in "ab"]
         for blob in files:
@@ -283,7 +283,7 @@ async def test_an_open_file_is_not_evicted(tmp_path):
 
 
 async def test_a_file_above_the_limit_is_readable_and_goes_when_closed(tmp_path):
-    """It takes nobody's place."""
+    """Evict no other file for it."""
     async with open_cache(tmp_path, 2 * SIZE) as cache:
         await store(cache, "ab")
         source = FakeSource(BIG, chunk=MiB)
@@ -297,7 +297,7 @@ async def test_a_file_above_the_limit_is_readable_and_goes_when_closed(tmp_path)
 
 
 async def test_a_limit_of_nothing_keeps_nothing(tmp_path):
-    """Small files too go when closed."""
+    """Evict small files too when they are closed."""
     async with open_cache(tmp_path, 0) as cache:
         blob = await cache.open(version(SMALL), FakeSource(SMALL))
         assert await blob.read(0, SIZE) == SMALL
@@ -307,7 +307,7 @@ async def test_a_limit_of_nothing_keeps_nothing(tmp_path):
 
 
 async def test_room_is_made_before_a_big_file_comes(tmp_path, patient_clock):
-    """Not when the disk is full of it."""
+    """Evict before the disk is full."""
     source = FakeSource(BIG, chunk=MiB)
     source.stalls[0] = trio.Event()
     async with open_cache(tmp_path, END + SIZE) as cache:
@@ -323,7 +323,7 @@ async def test_room_is_made_before_a_big_file_comes(tmp_path, patient_clock):
 
 
 async def test_of_unknown_length_it_is_counted_as_it_grows(tmp_path, patient_clock):
-    """And for what it is in the end."""
+    """Count the file as it grows, and its real length in the end."""
     source = FakeSource(BIG, chunk=MiB, pause=1)
     source.states_size = False
     async with open_cache(tmp_path, 2 * END) as cache:
@@ -335,7 +335,7 @@ async def test_of_unknown_length_it_is_counted_as_it_grows(tmp_path, patient_clo
 
 
 async def test_a_partly_fetched_file_goes_before_whole_ones(tmp_path, patient_clock):
-    """When room is wanted."""
+    """Evict partial files first when room is needed."""
     source = FakeSource(BIG, chunk=MiB)
     source.stalls[MiB] = trio.Event()
     async with open_cache(tmp_path, END + 2 * SIZE) as cache:
@@ -350,7 +350,7 @@ async def test_a_partly_fetched_file_goes_before_whole_ones(tmp_path, patient_cl
 
 
 async def test_evict_makes_room_on_request(tmp_path):
-    """For `xnatfs cache clear` and the like."""
+    """Evict on request, for `xnatfs cache clear` and the like."""
     async with open_cache(tmp_path, LIMIT) as cache:
         await store(cache, "abc")
         await cache.evict(2 * SIZE)
@@ -363,7 +363,7 @@ async def test_evict_makes_room_on_request(tmp_path):
 
 
 async def test_partials_of_the_dead_are_removed(tmp_path):
-    """Those of the living are not."""
+    """Keep the partial files of running processes."""
     async with open_cache(tmp_path, LIMIT):
         pass
     (tmp_path / "partial" / "dead").write_bytes(SMALL)
@@ -379,7 +379,7 @@ async def test_partials_of_the_dead_are_removed(tmp_path):
 
 
 async def test_files_without_a_row_are_removed(tmp_path):
-    """A crash after the rename, before the row."""
+    """Remove what a crash between the rename and the row leaves."""
     async with open_cache(tmp_path, LIMIT) as cache:
         await store(cache, "a")
     (tmp_path / "blobs" / "ab").mkdir(exist_ok=True)
@@ -392,7 +392,7 @@ async def test_files_without_a_row_are_removed(tmp_path):
 
 
 async def test_rows_without_a_file_are_removed(tmp_path):
-    """A crash while evicting, or somebody with rm."""
+    """Remove rows after a crash during eviction, or after rm(1)."""
     async with open_cache(tmp_path, LIMIT) as cache:
         await store(cache, "ab")
     blobs(tmp_path)[0].unlink()
@@ -405,7 +405,7 @@ async def test_rows_without_a_file_are_removed(tmp_path):
 
 @pytest.mark.parametrize("size", [0, SIZE - 1, SIZE + 1])
 async def test_a_file_of_another_size_is_fetched_again(tmp_path, size):
-    """It is not what was kept."""
+    """Reject a file whose size is not that of the row."""
     async with open_cache(tmp_path, LIMIT) as cache:
         await store(cache, "a")
         os.truncate(blobs(tmp_path)[0], size)
@@ -416,7 +416,7 @@ async def test_a_file_of_another_size_is_fetched_again(tmp_path, size):
 
 
 async def test_a_file_cut_short_while_open_is_an_error(tmp_path):
-    """Never fewer bytes than there are."""
+    """Raise an error rather than return fewer bytes than there are."""
     async with open_cache(tmp_path, LIMIT) as cache:
         await store(cache, "a")
         blob = await cache.open(version(SMALL, "a"), FakeSource(SMALL))
@@ -428,7 +428,7 @@ async def test_a_file_cut_short_while_open_is_an_error(tmp_path):
 
 
 async def test_what_may_not_have_reached_the_disk_is_not_trusted_after_a_reboot(tmp_path):
-    """Rows of another boot do not count, unless the file was synced since."""
+    """Ignore rows of another boot, unless the file was synced since."""
     async with open_cache(tmp_path, LIMIT) as cache:
         await store(cache, "a")
     sql(tmp_path, "UPDATE blobs SET boot = 'another'")
@@ -439,7 +439,7 @@ async def test_what_may_not_have_reached_the_disk_is_not_trusted_after_a_reboot(
 
 
 async def test_files_are_synced_after_a_while(tmp_path, patient_clock):
-    """In the background, for all."""
+    """Sync in the background, for all files at once."""
     async with open_cache(tmp_path, LIMIT) as cache:
         await store(cache, "ab")
         await trio.sleep(2 * FLUSH)
@@ -448,7 +448,7 @@ async def test_files_are_synced_after_a_while(tmp_path, patient_clock):
 
 
 async def test_kill_in_the_middle_of_a_download_leaves_nothing(tmp_path):
-    """Neither a file nor its place in the total."""
+    """Leave neither a file nor its share of the total."""
     code = """
 source = FakeSource(BIG, chunk=MiB)
 source.stalls[2 * MiB] = trio.Event()
@@ -475,7 +475,7 @@ await until(lambda: cache.bytes_used == len(BIG) + len(SMALL))
 
 
 async def test_what_one_process_keeps_another_reads(tmp_path):
-    """While both have the directory open."""
+    """Share files while both processes have the directory open."""
     async with open_cache(tmp_path, LIMIT) as cache:
         with python(tmp_path, "await read_all(cache, version(SMALL), FakeSource(SMALL))"):
             await until(lambda: cache.bytes_used == SIZE)
@@ -485,7 +485,7 @@ async def test_what_one_process_keeps_another_reads(tmp_path):
 
 
 async def test_what_another_process_has_open_is_not_evicted(tmp_path):
-    """It can be, once that has gone."""
+    """Evict the file once that process has ended."""
     code = """
 blob = await cache.open(version(SMALL, "a"), FakeSource(SMALL))
 await blob.read(0, 10)
@@ -501,7 +501,7 @@ await until(lambda: cache.bytes_used == len(SMALL))
 
 
 async def test_processes_that_write_together_keep_the_limit_and_the_count(tmp_path):
-    """The same keys and others, with a limit for a few only."""
+    """Write the same keys and others, with a limit that holds only a few of them."""
     limit = 5 * SIZE
     code = """
 for number in range(60):
@@ -516,7 +516,7 @@ for number in range(60):
 
 
 async def test_a_process_that_replaces_a_file_leaves_open_ones_alone(tmp_path):
-    """Renaming over a file does not change it for those who have it open."""
+    """Rename over the file, which does not change it for processes that have it open."""
     async with open_cache(tmp_path, LIMIT) as cache, open_cache(tmp_path, LIMIT, revalidate=0) as other:
         blob = await cache.open(undigested(SMALL), FakeSource(SMALL))
         assert await blob.read(0, 10) == SMALL[:10]
@@ -532,7 +532,7 @@ async def test_a_process_that_replaces_a_file_leaves_open_ones_alone(tmp_path):
 
 
 async def test_no_descriptor_is_left_open(tmp_path):
-    """Neither by files nor by the cache; complete open files have one each."""
+    """Close the descriptors of files and of the cache; a complete open file has one."""
 
     def count() -> int:
         return len(os.listdir("/proc/self/fd"))
@@ -556,7 +556,7 @@ async def test_no_descriptor_is_left_open(tmp_path):
 
 
 async def test_the_limit_is_never_more_than_half_of_the_free_disk(tmp_path):
-    """Whatever was asked for, others need room, too."""
+    """Leave room for other programs, whatever limit was configured."""
     free = shutil.disk_usage(tmp_path).free
     async with open_cache(tmp_path / "cache", 2**62) as cache:
         assert 0.4 * free < cache.limit < 0.6 * free

@@ -1,4 +1,4 @@
-"""The content cache: what one download knows of its readers, and whether one more would be worth it."""
+"""Test what one download of the content cache knows of its readers, and when a parallel one is worth it."""
 
 from itertools import pairwise
 
@@ -161,7 +161,7 @@ def looked(abreast: Abreast, now: float, came: int) -> int:
 
 
 def test_a_helper_is_added_after_a_look_and_has_a_moment_to_begin():
-    """What comes in the second after is not judged."""
+    """Ignore the bytes of the second that follows."""
     abreast = Abreast()
     assert looked(abreast, 10, 1000) == 0
     assert looked(abreast, 10 + LOOK - 0.01, 5000) == 0
@@ -217,7 +217,7 @@ def test_nothing_is_neither_added_nor_removed():
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 60), st.integers(0, 60))))
 def test_spans_are_a_set_of_offsets(changes):
-    """Compared with one."""
+    """Compare the spans with a set of offsets."""
     spans, reference = Spans(), set[int]()
     for added, start, end in changes:
         if added:

@@ -1,4 +1,4 @@
-"""The downloads of one file, at a thousandth of the size, without threads, in virtual time."""
+"""Test the downloads of one file, at a thousandth of the size, without threads, in virtual time."""
 
 import os
 import random
@@ -57,7 +57,7 @@ def _small_and_by_whom(request, monkeypatch):
 
 
 class Keeping(Store):
-    """A store that remembers what is kept, too."""
+    """A store that also remembers what is cached."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
@@ -77,7 +77,7 @@ class Keeping(Store):
 
 
 class Rig:
-    """One fill and what is around it."""
+    """One fill and what surrounds it."""
 
     store_class = Keeping
 
@@ -116,7 +116,7 @@ class Rig:
         return found
 
     async def ended(self) -> None:
-        """Until nothing runs any more."""
+        """Wait until nothing runs any more."""
         for _ in range(1000):
             if not self.fill.running:
                 return
@@ -225,7 +225,7 @@ async def test_a_reply_of_unknown_length_ends_where_it_ends(tmp_path, autojump_c
 
 
 def half(states_size: bool, framed: bool = True) -> FakeSource:
-    """A body that ends half-way, as a body should that has an end."""
+    """Return a source whose body breaks off half-way."""
     source = FakeSource(DATA[: len(DATA) // 2], chunk=K)
     source.states_size, source.framed = states_size, framed
     source.head_size = len(DATA)
@@ -403,7 +403,7 @@ async def test_a_second_reply_is_of_the_same_file(tmp_path, autojump_clock, size
 
 
 async def test_a_range_of_nothing_tells_which_version_is_not_used(tmp_path, autojump_clock):
-    """The file comes from its start then."""
+    """Fetch the file from its start after an empty range."""
 
     class Dateless(FakeSource):
         @asynccontextmanager
@@ -430,7 +430,7 @@ async def test_a_range_of_nothing_tells_which_version_is_not_used(tmp_path, auto
 async def test_two_downloads_are_joined_only_if_they_are_of_one_version(
     tmp_path, autojump_clock, strong, changes, digest
 ):
-    """The date is that of the same second, or there is none: what comes again must be what was served."""
+    """Compare repeated bytes with the served ones where the date is of the same second, or missing."""
     newer = bytes(len(DATA)) if changes else DATA
     source = stalled(20 * K)
     source.strong = strong
@@ -457,7 +457,7 @@ async def test_two_downloads_are_joined_only_if_they_are_of_one_version(
 
 
 async def test_what_cannot_be_joined_is_not_sought_in(tmp_path, autojump_clock):
-    """Bytes of two moments would be one file: with neither date nor digest it comes from its start to its end."""
+    """Fetch a file without date and digest from start to end: ranges could mix the bytes of two moments."""
     source = FakeSource(DATA, chunk=K, pause=0.1)
     source.modified, source.strong = "", False
     async with filling(tmp_path, source) as rig:
@@ -664,7 +664,7 @@ async def test_what_seekers_left_out_is_fetched_while_it_is_open(tmp_path, autoj
 
 
 async def test_what_is_there_beyond_the_near_is_not_fetched_again(tmp_path, autojump_clock):
-    """The download from the start ends where much is there already; the rest is another one."""
+    """End the download from the start where much is there already, and fetch the rest by another one."""
     source = stalled(K)
     async with filling(tmp_path, source) as rig:
         await begun(rig)
@@ -691,7 +691,7 @@ async def test_where_there_are_no_ranges_everybody_waits(tmp_path, autojump_cloc
 
 
 async def test_without_ranges_a_download_begins_again_where_the_first_has_ended(tmp_path, autojump_clock):
-    """And passes over what is there."""
+    """Skip the bytes that are there."""
     source = stalled(20 * K, ranged=False)
     async with filling(tmp_path, source) as rig:
         await begun(rig)
@@ -718,7 +718,7 @@ HELD = 128  # HOLD_BACK, scaled
 
 
 def orders() -> dict[str, list[tuple[int, int]]]:
-    """Ways to read a file of 60 KiB, each to all of its bytes."""
+    """Return ways to read a file of 60 KiB, each covering all of its bytes."""
     forward = [(offset, K) for offset in range(0, len(DATA), K)]
     pieces = [(offset, 100) for offset in range(0, len(DATA), 100)]
     random.Random(4).shuffle(pieces)
@@ -739,7 +739,7 @@ def orders() -> dict[str, list[tuple[int, int]]]:
 async def test_all_bytes_are_handed_out_only_of_a_verified_file(
     tmp_path, autojump_clock, order, damaged, ranged, readers
 ):
-    """In any order, by one reader or by two who share the reads."""
+    """Read in any order, by one reader or by two that share the reads."""
     source = FakeSource(DATA, chunk=K, pause=0.01, ranged=ranged)
     handed: set[int] = set()
     failures = []
@@ -782,7 +782,7 @@ async def test_what_was_handed_out_is_handed_out_again_before_the_verdict(tmp_pa
 
 
 async def test_who_waits_for_the_verdict_has_what_is_missing_fetched(tmp_path, autojump_clock, monkeypatch):
-    """Its own bytes are there; the download that is to bring the others rests, since its reader is far behind."""
+    """Wake the download that brings the missing bytes, which rests because its reader is far behind."""
     monkeypatch.setattr(stream_module, "AHEAD", 8 * K)
     source = FakeSource(DATA, chunk=K)
     async with filling(tmp_path, source) as rig:
@@ -872,7 +872,7 @@ async def test_a_reader_that_comes_on_in_time_keeps_it(tmp_path, autojump_clock,
 
 async def test_others_have_their_turn_between_two_chunks(tmp_path, autojump_clock):
     class Ready:
-        """Chunks that are there already: who takes them is never made to wait."""
+        """Chunks that are there already, so that iterating never waits."""
 
         def __init__(self) -> None:
             self.left = [b"x"] * 500
@@ -902,7 +902,7 @@ async def test_others_have_their_turn_between_two_chunks(tmp_path, autojump_cloc
 
 @pytest.mark.parametrize("came", [0, 20 * K])
 async def test_a_file_that_is_handed_out_whole_goes_on_where_it_ended(tmp_path, autojump_clock, came):
-    """Wherever its reader is."""
+    """Resume wherever the reader is."""
     source = stalled(came)
     async with filling(tmp_path, source, strict=True) as rig:
         await begun(rig)
@@ -918,7 +918,7 @@ async def test_a_file_that_is_handed_out_whole_goes_on_where_it_ended(tmp_path, 
 
 
 async def test_who_reads_on_steadily_keeps_its_download(tmp_path, autojump_clock):
-    """The third waits until one of them rests."""
+    """Let the third reader wait until one of the downloads rests."""
     source = FakeSource(DATA * 20, chunk=K, pause=0.3)
     async with filling(tmp_path, source) as rig, trio.open_nursery() as nursery:
         await begun(rig)
@@ -973,7 +973,7 @@ async def test_a_file_that_is_handed_out_whole_has_one_connection(tmp_path, auto
 
 
 class Failing(FakeSource):
-    """Its bodies write themselves, and find the disk full so many times, each time at once or after a while."""
+    """A source that writes bodies itself and finds the disk full so many times, each time at once or after a while."""
 
     times = 1
     after = 0
@@ -992,7 +992,7 @@ class Failing(FakeSource):
 
 
 def fail_once(monkeypatch: pytest.MonkeyPatch, source: Failing, at: int) -> None:
-    """From there on the disk fails for good, for whoever writes: others are told once more, after room was made."""
+    """Let the disk fail from `at` on; a source that writes by itself fails again after room was made."""
     source.times, source.after = (2, at) if source.writes else (0, 0)
     left = [0 if source.writes else 1]
 
@@ -1026,7 +1026,7 @@ BEHIND, AHEAD = 4 * K, 8 * K
 
 
 class NoDisk(Keeping):
-    """It takes no file at all, or none any more."""
+    """A disk that takes no file at all, or none from some moment on."""
 
     memory = 2**30
 
@@ -1041,7 +1041,7 @@ class NoDisk(Keeping):
 
 @pytest.fixture
 def thin(monkeypatch):
-    """Room for a little around each reader."""
+    """Leave room for a little around each reader."""
     for name, size in (("BEHIND", BEHIND), ("THIN_AHEAD", AHEAD)):
         for module in (fill_module, intake_module):
             monkeypatch.setattr(module, name, size)
@@ -1051,7 +1051,7 @@ def thin(monkeypatch):
 
 
 async def read_through(rig: Rig, start: int = 0, stop: int = len(DATA)) -> int:
-    """Every byte; how much was here at most."""
+    """Read every byte; return how much was in memory at most."""
     most = 0
     for offset in range(start, stop, K):
         await rig.read(offset, K)
@@ -1062,7 +1062,7 @@ async def read_through(rig: Rig, start: int = 0, stop: int = len(DATA)) -> int:
 @pytest.mark.parametrize("ranged", [True, False])
 @pytest.mark.parametrize("digest", [True, False])
 async def test_a_big_file_streams_through_memory(tmp_path, patient_clock, thin, digest, ranged):
-    """What is not near a reader is not here; and it is verified nevertheless."""
+    """Hold only what is near a reader in memory, and verify the file nevertheless."""
     source = FakeSource(DATA, chunk=K, ranged=ranged)
     source.seekable = ranged
     async with filling(tmp_path, source, digest=md5(DATA) if digest else "") as rig:
@@ -1095,7 +1095,7 @@ async def test_who_goes_back_is_given_it_again(tmp_path, patient_clock, thin, ra
 
 
 async def test_without_ranges_a_reader_that_goes_back_gets_a_place(tmp_path, patient_clock, thin):
-    """Of a download that has passed it, and that nobody waits for."""
+    """Reuse the place of a download that has passed the reader and that no other reader waits for."""
     source = FakeSource(DATA, chunk=K, ranged=False)
     source.seekable = False
     async with filling(tmp_path, source) as rig:
@@ -1109,7 +1109,7 @@ async def test_without_ranges_a_reader_that_goes_back_gets_a_place(tmp_path, pat
 
 
 async def test_who_waits_for_what_is_far_ahead_wakes_a_download_that_rests(tmp_path, patient_clock, thin):
-    """Without ranges the way there leads through what nobody wants."""
+    """Resume the download through bytes that no reader wants, as there are no ranges."""
     source = FakeSource(DATA, chunk=K, ranged=False)
     source.seekable = False
     async with filling(tmp_path, source) as rig:
@@ -1143,7 +1143,7 @@ async def test_without_ranges_there_are_two_downloads_whoever_goes_back(tmp_path
 
 
 async def test_a_download_that_makes_way_brings_no_more(tmp_path, patient_clock, thin):
-    """To end by going through all of the file would make way, too."""
+    """Stop before the end of the file: going through all of it would also free the place."""
     source = FakeSource(DATA * 4, chunk=K, pause=0.01, ranged=False)
     source.seekable = False
     async with filling(tmp_path, source) as rig:
@@ -1156,7 +1156,7 @@ async def test_a_download_that_makes_way_brings_no_more(tmp_path, patient_clock,
 
 @pytest.mark.parametrize("digest", [True, False])
 async def test_what_waits_in_memory_for_a_slow_reader_is_not_forgotten(tmp_path, patient_clock, thin, digest):
-    """Nor what lies a little behind him; less, where a step of others may be as long as that."""
+    """Keep what lies a little behind the reader too; less where a step of others may be as long as that."""
     source = FakeSource(DATA, chunk=K)
     behind = 0 if source.writes else BEHIND - K
     async with filling(tmp_path, source, digest=md5(DATA) if digest else "") as rig:
@@ -1205,7 +1205,7 @@ async def test_two_readers_far_apart_have_both_what_is_near_them(tmp_path, patie
 
 
 async def test_without_ranges_a_download_waits_longer_for_its_reader(tmp_path, patient_clock, thin):
-    """The next one would begin with the first byte."""
+    """Wait longer, because the next download would begin with the first byte."""
     source = FakeSource(DATA, chunk=K, ranged=False)
     source.seekable = False
     async with filling(tmp_path, source) as rig:
@@ -1224,7 +1224,7 @@ async def test_without_ranges_a_download_waits_longer_for_its_reader(tmp_path, p
 @pytest.mark.parametrize("size", [8 * K, 60 * K])
 @pytest.mark.parametrize("digest", [True, False])
 async def test_a_disk_that_fails_in_the_middle_is_not_noticed(tmp_path, patient_clock, thin, monkeypatch, size, digest):
-    """What had come goes on in memory; nothing is kept."""
+    """Continue in memory with what had arrived; nothing is cached."""
     monkeypatch.setattr(Rig, "store_class", Keeping)
     source = Failing(DATA[:size], chunk=K)
     fail_once(monkeypatch, source, size // 2)
@@ -1266,7 +1266,7 @@ async def test_what_is_not_hashed_when_the_disk_fails_comes_again(
 
 
 async def test_a_body_of_unknown_length_is_not_longer_than_it_can_be(tmp_path, autojump_clock):
-    """It is as long as listed; or, without a digest, as a HEAD states, and where nothing states it, as the cache."""
+    """Bound the body by the listed length; without a digest by a HEAD, and otherwise by the size of the cache."""
     for listed, digest, stated, most in (
         (10 * K, md5(DATA), len(DATA), 10 * K),
         (10 * K, "", 15 * K, 15 * K),
@@ -1293,7 +1293,7 @@ async def test_what_tells_two_contents_apart_is_known_from_the_reply(tmp_path, a
 
 
 async def test_a_disk_that_fails_stops_every_download(tmp_path, patient_clock, thin, monkeypatch):
-    """Also one that waits for its server; then all goes on in memory."""
+    """Stop also a download that waits for its server; then all of them go on in memory."""
     monkeypatch.setattr(Rig, "store_class", Keeping)
     source = Failing(DATA, chunk=K)
     source.stalls[K] = trio.Event()
@@ -1372,7 +1372,7 @@ async def test_a_body_that_is_left_half_way_is_closed_before_its_reply(tmp_path,
 
 
 async def test_a_server_that_says_it_seeks_and_does_not_is_found_out(tmp_path, autojump_clock):
-    """Its first answer decides for this file."""
+    """Decide for this file by the server's first reply."""
 
     class Lying(FakeSource):
         seekable = property(lambda self: True, lambda self, value: None)
@@ -1394,7 +1394,7 @@ async def test_a_large_file_is_counted_before_its_first_byte(tmp_path, autojump_
 
 @pytest.mark.parametrize("ranged", [True, False])
 async def test_who_has_it_open_gets_the_rest_of_what_was_given_up(tmp_path, autojump_clock, ranged):
-    """From the start where there are no ranges, or where nobody knows how long it is."""
+    """Fetch from the start where there are no ranges, or where the length is unknown."""
     for states_size in (True, False):
         source = FakeSource(DATA, chunk=10, pause=0.5, ranged=ranged)
         source.seekable, source.states_size = ranged, states_size
@@ -1408,7 +1408,7 @@ async def test_who_has_it_open_gets_the_rest_of_what_was_given_up(tmp_path, auto
 
 
 async def test_no_byte_is_written_twice(tmp_path, autojump_clock):
-    """By whomever: what is there is passed over."""
+    """Skip what is there, whichever download wrote it."""
     placed: list[tuple[int, int]] = []
 
     class Placed(FakeSource):

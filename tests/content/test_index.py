@@ -1,4 +1,4 @@
-"""The index and the files of a cache directory, by themselves: every statement, every border."""
+"""Test the index and the files of a cache directory on their own: every statement, every boundary."""
 
 import errno
 import fcntl
@@ -72,7 +72,7 @@ def fails(index: Index, *statements: str) -> None:
 
 
 def test_a_transaction_that_fails_leaves_nothing(index):
-    """Also where SQLite has rolled it back by itself, as it does where the disk is full."""
+    """Roll back also where SQLite has done so by itself, as it does where the disk is full."""
     for statements in ((), ("ROLLBACK",)):
         with pytest.raises(KeyError):
             fails(index, *statements)
@@ -232,7 +232,7 @@ def shelf(tmp_path: Path) -> Iterator[Shelf]:
 
 
 def kept(shelf: Shelf, number: int, size: int = 10, **more: object) -> str:
-    """A file in its place; where."""
+    """Put a file in its place; return where."""
     name, fd = shelf.create_partial()
     write_all(fd, memoryview(bytes([number]) * size), 0)
     os.close(fd)
@@ -329,7 +329,7 @@ def test_a_download_is_private_and_locked(shelf):
 
 
 def test_a_download_that_was_tidied_away_at_once_is_made_again(shelf, monkeypatch):
-    """Between its making and its lock; or while the other has it locked."""
+    """Retry between its creation and its lock, or while another process has it locked."""
     real, tries = lock, []
 
     def late(fd: int, kind: int) -> bool:
@@ -515,7 +515,7 @@ def test_downloads_of_the_dead_are_removed_and_not_counted(shelf):
 
 
 def test_a_download_that_somebody_else_removes_meanwhile_is_no_matter(shelf, monkeypatch):
-    """Two that tidy up meet the same."""
+    """Ignore a file that two processes tidy up at once."""
     (shelf.directory / "partial" / "left").touch()
     real = os.listdir
 
@@ -766,7 +766,7 @@ def test_an_index_that_is_not_ours_to_use_makes_way(tmp_path, monkeypatch, caplo
 
 
 def test_an_index_is_not_opened_but_by_sqlite(tmp_path, monkeypatch):
-    """To close another descriptor of it would drop SQLite's locks."""
+    """Open the index through SQLite only: closing another descriptor of it would drop SQLite's locks."""
     first = Index(tmp_path / "index.sqlite")
     opened_here: list[int] = []
     real = os.open

@@ -1,4 +1,4 @@
-"""The content cache: opening, small files, identity, failures."""
+"""Test opening, small files, identity and failures in the content cache."""
 
 import logging
 from collections.abc import AsyncIterator
@@ -27,7 +27,7 @@ from xnatfs.content import Blob, Body, Head, Version, open_cache
 
 
 async def test_a_small_file_is_read_as_it_is(tmp_path):
-    """Whole, in parts, across the end and beyond it."""
+    """Read it whole, in parts, across the end and beyond it."""
     async with open_cache(tmp_path, LIMIT) as cache:
         blob = await cache.open(version(SMALL), FakeSource(SMALL))
         assert blob.size == len(SMALL)
@@ -41,14 +41,14 @@ async def test_a_small_file_is_read_as_it_is(tmp_path):
 
 
 async def test_an_empty_file_is_a_file(tmp_path):
-    """No bytes are enough to be complete."""
+    """Complete a file without bytes."""
     async with open_cache(tmp_path, LIMIT) as cache:
         assert await read_all(cache, version(b""), FakeSource(b"")) == b""
     assert await is_kept(tmp_path, version(b""))
 
 
 async def test_a_kept_file_is_not_asked_for_again(tmp_path):
-    """Neither while it is open, nor after, nor by the next process."""
+    """Serve it while it is open, afterwards, and in the next process."""
     source = FakeSource(SMALL)
     async with open_cache(tmp_path, LIMIT) as cache:
         blob = await cache.open(version(SMALL), source)
@@ -62,7 +62,7 @@ async def test_a_kept_file_is_not_asked_for_again(tmp_path):
 
 
 async def test_a_warm_open_needs_no_other_task(tmp_path):
-    """It returns without a checkpoint, so nothing can get in between."""
+    """Return without a checkpoint, so that nothing can run in between."""
     async with open_cache(tmp_path, LIMIT) as cache:
         await read_all(cache, version(SMALL), FakeSource(SMALL))
         await until(lambda: cache.bytes_used == len(SMALL))
@@ -73,7 +73,7 @@ async def test_a_warm_open_needs_no_other_task(tmp_path):
 
 
 async def test_concurrent_opens_share_one_download(tmp_path, patient_clock):
-    """Ten readers, one request."""
+    """Send one request for ten readers."""
     source = FakeSource(SMALL, pause=0.1)
     async with open_cache(tmp_path, LIMIT) as cache, trio.open_nursery() as nursery:
 
@@ -86,7 +86,7 @@ async def test_concurrent_opens_share_one_download(tmp_path, patient_clock):
 
 
 async def test_open_waits_for_the_headers_only(tmp_path, patient_clock):
-    """The size is known while the bytes are still to come."""
+    """Return the size while the bytes are still to come."""
     source = FakeSource(SMALL)
     source.stalls[0] = trio.Event()
     async with open_cache(tmp_path, LIMIT) as cache:
@@ -97,7 +97,7 @@ async def test_open_waits_for_the_headers_only(tmp_path, patient_clock):
 
 
 async def test_nothing_of_a_small_file_is_handed_out_before_it_is_verified(tmp_path, patient_clock):
-    """Its first byte waits for its last."""
+    """Hold back the first byte until the last has arrived."""
     source = FakeSource(SMALL)
     source.stalls[len(SMALL)] = trio.Event()
     async with open_cache(tmp_path, LIMIT) as cache:
@@ -111,7 +111,7 @@ async def test_nothing_of_a_small_file_is_handed_out_before_it_is_verified(tmp_p
 
 
 async def test_a_reply_without_a_length_is_waited_for(tmp_path, patient_clock):
-    """Its end is the length."""
+    """Take the end of the body as the length."""
     source = FakeSource(SMALL, pause=0.1)
     source.states_size = False
     async with open_cache(tmp_path, LIMIT) as cache:
@@ -123,13 +123,13 @@ async def test_a_reply_without_a_length_is_waited_for(tmp_path, patient_clock):
 
 
 async def test_the_reply_decides_the_length(tmp_path):
-    """The listing may be stale; the caller compares."""
+    """Prefer the length of the reply; the listing may be stale, and the caller compares."""
     async with open_cache(tmp_path, LIMIT) as cache:
         assert await read_all(cache, Version("k", 12, md5(SMALL)), FakeSource(SMALL)) == SMALL
 
 
 async def test_a_small_download_finishes_without_its_readers(tmp_path, patient_clock):
-    """It is nearly there; the program will be back."""
+    """Finish the download, because little is missing and the program will be back."""
     source = FakeSource(SMALL, pause=10)
     async with open_cache(tmp_path, LIMIT) as cache:
         (await cache.open(version(SMALL), source)).close()
@@ -138,7 +138,7 @@ async def test_a_small_download_finishes_without_its_readers(tmp_path, patient_c
 
 
 async def test_chunks_need_not_come_from_a_generator(tmp_path):
-    """Any asynchronous iterator does."""
+    """Accept any asynchronous iterator."""
 
     class Once:
         seekable = True
@@ -172,7 +172,7 @@ async def test_chunks_need_not_come_from_a_generator(tmp_path):
 
 
 async def test_a_wrong_digest_is_an_error_that_names_the_file(tmp_path, caplog):
-    """Nothing is handed out, nothing is kept, and it is on the list of damaged files."""
+    """Serve nothing, cache nothing, and list the file as damaged."""
     wanted = Version("34/a/b.dcm", len(SMALL), md5(b"something else"))
     async with open_cache(tmp_path, LIMIT) as cache:
         blob = await cache.open(wanted, FakeSource(SMALL))
@@ -186,7 +186,7 @@ async def test_a_wrong_digest_is_an_error_that_names_the_file(tmp_path, caplog):
 
 
 async def test_a_file_that_comes_well_later_is_no_longer_damaged(tmp_path):
-    """The list is of what is wrong now."""
+    """List only what is wrong now."""
     async with open_cache(tmp_path, LIMIT) as cache:
         assert isinstance(await failure(cache, version(SMALL), FakeSource(b"x" * len(SMALL))), BadReply)
         assert await read_all(cache, version(SMALL), FakeSource(SMALL)) == SMALL
@@ -196,7 +196,7 @@ async def test_a_file_that_comes_well_later_is_no_longer_damaged(tmp_path):
 @pytest.mark.parametrize("digest", [md5(SMALL), ""])
 @pytest.mark.parametrize("stated", [len(SMALL) + 1, len(SMALL) - 1, 0])
 async def test_a_body_of_another_length_than_announced_is_an_error(tmp_path, stated, digest):
-    """Truncated or too long, with and without a digest."""
+    """Raise an error for a body that is truncated or too long, with and without a digest."""
     source = FakeSource(SMALL)
     source.size = stated
     wanted = Version("k", stated, digest)
@@ -212,7 +212,7 @@ async def test_a_body_of_another_length_than_announced_is_an_error(tmp_path, sta
 
 
 async def test_open_raises_what_the_source_raises_and_the_next_one_asks_again(tmp_path):
-    """A failure is not kept."""
+    """Forget a failure."""
     source = FakeSource(SMALL)
     source.error = NotFound("no such file")
     async with open_cache(tmp_path, LIMIT) as cache:
@@ -225,7 +225,7 @@ async def test_open_raises_what_the_source_raises_and_the_next_one_asks_again(tm
 
 
 async def test_a_failure_stays_with_the_open_handles(tmp_path):
-    """Every read raises it; only a new open asks the server."""
+    """Raise the failure from every read; only a new open requests the file again."""
     source = FakeSource(SMALL)
     source.breaks[200_000] = Unreachable("connection lost")
     async with open_cache(tmp_path, LIMIT) as cache:
@@ -242,7 +242,7 @@ async def test_a_failure_stays_with_the_open_handles(tmp_path):
 
 
 async def test_a_bug_in_the_source_is_logged_and_stays_in_its_file(tmp_path, caplog):
-    """With a traceback; other files go on."""
+    """Log the traceback; other files go on."""
     source = FakeSource(SMALL)
     source.breaks[0] = ZeroDivisionError("oops")
     async with open_cache(tmp_path, LIMIT) as cache:
@@ -254,7 +254,7 @@ async def test_a_bug_in_the_source_is_logged_and_stays_in_its_file(tmp_path, cap
 
 
 async def test_an_error_out_of_a_group_is_that_error(tmp_path):
-    """A source may use nurseries."""
+    """Unwrap exception groups, because a source may use nurseries."""
     source = FakeSource(SMALL)
     source.error = ExceptionGroup("", [ExceptionGroup("", [NotFound("gone")])])
     async with open_cache(tmp_path, LIMIT) as cache:
@@ -263,14 +263,14 @@ async def test_an_error_out_of_a_group_is_that_error(tmp_path):
 
 
 async def test_an_exception_of_the_body_is_not_wrapped(tmp_path):
-    """`open_cache` has a nursery, but that is its own affair."""
+    """Hide the nursery of `open_cache` from its body."""
     with pytest.raises(KeyError):
         async with open_cache(tmp_path, LIMIT):
             raise KeyError
 
 
 async def test_a_cancelled_open_harms_nobody(tmp_path, patient_clock):
-    """Another one that waits for the same headers gets the file."""
+    """Serve another open that waits for the same headers."""
     source = FakeSource(SMALL, pause=1)
     async with open_cache(tmp_path, LIMIT) as cache, trio.open_nursery() as nursery:
 
@@ -285,7 +285,7 @@ async def test_a_cancelled_open_harms_nobody(tmp_path, patient_clock):
 
 
 async def test_a_cancelled_read_harms_nobody(tmp_path, patient_clock):
-    """Nor the handle that it was on."""
+    """Leave the handle of a cancelled read intact as well."""
     source = FakeSource(SMALL, pause=1)
     async with open_cache(tmp_path, LIMIT) as cache:
         blob = await cache.open(version(SMALL), source)
@@ -298,7 +298,7 @@ async def test_a_cancelled_read_harms_nobody(tmp_path, patient_clock):
 
 
 async def test_leaving_ends_everything(tmp_path, patient_clock):
-    """Downloads are cancelled, handles say why, and no partial stays."""
+    """Cancel downloads, give handles the reason, and leave no partial file."""
     source = FakeSource(SMALL)
     source.stalls[65536] = trio.Event()
     async with open_cache(tmp_path, LIMIT) as cache:
@@ -316,7 +316,7 @@ async def test_leaving_ends_everything(tmp_path, patient_clock):
 
 
 async def test_a_reader_that_waits_while_the_cache_is_left_is_told(tmp_path, patient_clock):
-    """It is a task of somebody else, and may not hang."""
+    """Raise an error in the reader, whose task belongs to another nursery and must not hang."""
     source = FakeSource(SMALL)
     source.stalls[0] = trio.Event()
     told = []
@@ -337,7 +337,7 @@ async def test_a_reader_that_waits_while_the_cache_is_left_is_told(tmp_path, pat
 
 
 async def test_with_a_digest_the_listed_size_does_not_matter(tmp_path):
-    """The digest says all."""
+    """Trust the digest alone."""
     source = FakeSource(SMALL)
     async with open_cache(tmp_path, LIMIT, revalidate=0) as cache:
         for listed in (len(SMALL), 1, None):
@@ -346,7 +346,7 @@ async def test_with_a_digest_the_listed_size_does_not_matter(tmp_path):
 
 
 async def test_another_digest_is_another_file(tmp_path):
-    """The old one stays until it is the least recently used."""
+    """Keep the old file until it is the least recently used."""
     other = SMALL[::-1]
     async with open_cache(tmp_path, LIMIT) as cache:
         assert await read_all(cache, version(SMALL), FakeSource(SMALL)) == SMALL
@@ -355,7 +355,7 @@ async def test_another_digest_is_another_file(tmp_path):
 
 
 async def test_a_key_may_hold_anything(tmp_path):
-    """Lone surrogates come out of undecodable file names."""
+    """Accept lone surrogates, which undecodable file names contain."""
     wanted = version(SMALL, "34/\udcff\n\u00e4%'")
     async with open_cache(tmp_path, LIMIT) as cache:
         assert await read_all(cache, wanted, FakeSource(SMALL)) == SMALL
@@ -363,7 +363,7 @@ async def test_a_key_may_hold_anything(tmp_path):
 
 
 async def test_without_a_digest_a_young_file_is_trusted(tmp_path):
-    """For `revalidate` seconds, under the size it was listed with."""
+    """Trust it for `revalidate` seconds, under the size it was listed with."""
     source = FakeSource(SMALL)
     async with open_cache(tmp_path, LIMIT, revalidate=100) as cache:
         await read_all(cache, undigested(SMALL), source)
@@ -373,7 +373,7 @@ async def test_without_a_digest_a_young_file_is_trusted(tmp_path):
 
 
 async def test_an_old_file_is_checked_and_renewed(tmp_path):
-    """One HEAD; then it is young again."""
+    """Send one HEAD; then it is fresh again."""
     source = FakeSource(SMALL)
     async with open_cache(tmp_path, LIMIT, revalidate=100) as cache:
         await read_all(cache, undigested(SMALL), source)
@@ -387,7 +387,7 @@ async def test_an_old_file_is_checked_and_renewed(tmp_path):
 
 
 async def test_a_file_is_as_old_as_the_question_and_not_as_its_last_byte(tmp_path):
-    """It may have been replaced while it came."""
+    """Count the age from the request: the file may have been replaced while its body arrived."""
     source = FakeSource(SMALL)
     async with open_cache(tmp_path, LIMIT, revalidate=100) as cache:
         now = cache.clock()
@@ -401,7 +401,7 @@ async def test_a_file_is_as_old_as_the_question_and_not_as_its_last_byte(tmp_pat
 
 
 async def test_readers_of_an_old_file_share_one_check(tmp_path, patient_clock):
-    """While one holds it open from before."""
+    """Revalidate once, while one reader holds the file open from before."""
     source = FakeSource(SMALL, pause=0.1)
     async with open_cache(tmp_path, LIMIT, revalidate=100) as cache:
         holder = await cache.open(undigested(SMALL), source)
@@ -422,7 +422,7 @@ async def test_readers_of_an_old_file_share_one_check(tmp_path, patient_clock):
 
 
 async def test_an_old_file_that_changed_is_replaced(tmp_path):
-    """Those who have it open keep what they opened."""
+    """Keep the old content for handles that are open."""
     source, newer = FakeSource(SMALL), FakeSource(SMALL[::-1])
     newer.modified = "Tue, 02 Jan 2024 00:00:00 GMT"
     async with open_cache(tmp_path, LIMIT, revalidate=0) as cache:
@@ -436,7 +436,7 @@ async def test_an_old_file_that_changed_is_replaced(tmp_path):
 
 
 async def test_another_listed_size_is_checked_at_once(tmp_path):
-    """The server may say that only the listing has changed."""
+    """Revalidate at once; the server may report that only the listing has changed."""
     source = FakeSource(SMALL)
     async with open_cache(tmp_path, LIMIT) as cache:
         await read_all(cache, undigested(SMALL), source)
@@ -446,7 +446,7 @@ async def test_another_listed_size_is_checked_at_once(tmp_path):
 
 
 async def test_a_listing_that_comes_to_agree_with_the_reply_is_not_checked(tmp_path):
-    """The caller corrects its listing after the first open."""
+    """Accept that the caller corrects its listing after the first open."""
     source = FakeSource(SMALL)
     async with open_cache(tmp_path, LIMIT) as cache:
         await read_all(cache, Version("34/a/b.dcm", 7, ""), source)
@@ -455,7 +455,7 @@ async def test_a_listing_that_comes_to_agree_with_the_reply_is_not_checked(tmp_p
 
 
 async def test_without_a_date_an_old_file_is_fetched_anew(tmp_path):
-    """There is nothing to ask by."""
+    """Fetch the file again, as there is nothing to revalidate by."""
     source = FakeSource(SMALL)
     source.modified = ""
     async with open_cache(tmp_path, LIMIT, revalidate=0) as cache:
@@ -465,7 +465,7 @@ async def test_without_a_date_an_old_file_is_fetched_anew(tmp_path):
 
 
 async def test_a_check_that_cannot_be_made_is_an_error_and_loses_nothing(tmp_path):
-    """Unreachable now; later it is renewed without a body."""
+    """Fail while the server is unreachable; later renew the file without a body."""
     source = FakeSource(SMALL)
     async with open_cache(tmp_path, LIMIT, revalidate=0) as cache:
         await read_all(cache, undigested(SMALL), source)

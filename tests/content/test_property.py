@@ -1,4 +1,4 @@
-"""The content cache: whatever the server does, a read returns exactly the right bytes or raises."""
+"""Check that a read returns exactly the right bytes or raises, whatever the server does."""
 
 import random
 import tempfile
@@ -30,7 +30,7 @@ SCALED = {
 
 @dataclass(frozen=True)
 class Reader:
-    """Opens after a while, reads here and there, and closes."""
+    """A reader that opens after a while, reads here and there, and closes."""
 
     after: float
     reads: tuple[tuple[int, int], ...]
@@ -38,7 +38,7 @@ class Reader:
 
 @dataclass(frozen=True)
 class Server:
-    """How it behaves."""
+    """A server's behaviour."""
 
     size: int
     chunk: int = 4096
@@ -55,7 +55,7 @@ class Server:
 
     @property
     def sound(self) -> bool:
-        """No fault at all."""
+        """Return whether the server has no fault at all."""
         wrong_digest = self.damaged and self.digest
         changes = self.touched is not None or self.swapped is not None
         return not (self.off_by or wrong_digest or self.breaks is not None or changes)
@@ -128,7 +128,7 @@ class Run:
 
     @property
     def swaps(self) -> bool:
-        """Whether the file becomes another one that only a digest could tell from it."""
+        """Return whether the file becomes another one that only a digest could tell from it."""
         return self.server.swapped is not None and not self.server.dated and not self.server.digest
 
     async def swap(self) -> None:
@@ -182,7 +182,7 @@ class Run:
     False,
 )
 def test_a_read_returns_exactly_the_right_bytes_or_raises(server, readers, strict):
-    """And what is kept afterwards is the file."""
+    """Check also that what is cached afterwards is the file."""
 
     async def main() -> None:
         run = Run(server, strict)

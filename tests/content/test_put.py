@@ -1,4 +1,4 @@
-"""Files that come into the cache whole: read at once, kept soon, many at a time, within all that holds for others."""
+"""Test files that enter the cache whole: read at once, written soon, in batches, within the limits of all files."""
 
 import os
 import random
@@ -28,7 +28,7 @@ FILES = {f"7/{number}.dcm": random.Random(number).randbytes(20_000) for number i
 
 
 def nowhere() -> FakeSource:
-    """A source that must not be asked."""
+    """Return a source that must not be requested."""
     source = FakeSource(b"")
     source.error = NotFound("it was asked")
     return source
@@ -40,7 +40,7 @@ async def put_all(cache: ContentCache) -> None:
 
 
 async def written(cache: ContentCache) -> None:
-    """Until all is on the disk."""
+    """Wait until all files are on the disk."""
     await until(lambda: not cache._writeback._waiting)
 
 
@@ -59,7 +59,7 @@ async def test_it_is_there_for_the_next_open(tmp_path):
 
 
 async def test_it_is_there_before_put_yields(tmp_path):
-    """Whoever runs next finds it: nothing else may begin to fetch it."""
+    """Make the file visible to the next task that runs: no other task may begin to fetch it."""
     async with open_cache(tmp_path, LIMIT) as cache:
         putting = cache.put(version(SMALL), SMALL)
         with pytest.raises(StopIteration):
@@ -68,7 +68,7 @@ async def test_it_is_there_before_put_yields(tmp_path):
 
 
 async def test_many_are_looked_up_as_one_is(tmp_path):
-    """In memory, on the disk, on their way, of another boot, not asked about for long: each as `has` has it."""
+    """Answer as `has` does for files in memory, on the disk, in flight, of another boot, and due for revalidation."""
     async with open_cache(tmp_path, 10 * LIMIT, revalidate=100.0) as cache:
         await put_all(cache)
         await written(cache)
@@ -128,7 +128,7 @@ async def test_many_share_a_transaction(tmp_path):
 
 
 async def test_what_was_read_and_written_leaves_the_memory(tmp_path):
-    """All but a little, and that little after a while."""
+    """Release all but a little of it, and that little after a while."""
     async with open_cache(tmp_path, LIMIT) as cache:
         for number in range(100):
             data = random.Random(number).randbytes(100_000)
@@ -155,7 +155,7 @@ async def test_who_puts_faster_than_the_disk_writes_has_to_wait(tmp_path):
 
 
 async def test_a_download_under_way_goes_on(tmp_path):
-    """Its readers have it open: they get that, and it is kept once."""
+    """Let its readers finish: they have it open, and it is cached once."""
     source = FakeSource(SMALL)
     source.stalls[65536] = trio.Event()
     async with open_cache(tmp_path, LIMIT) as cache:
@@ -211,7 +211,7 @@ async def test_a_file_above_the_limit_is_read_and_not_kept(tmp_path):
 
 
 async def test_a_full_disk_harms_no_reader(tmp_path, monkeypatch, caplog):
-    """What cannot be kept is read from memory, and then asked for again."""
+    """Serve from memory what cannot be cached, and fetch it again later."""
     disk = FullDisk(monkeypatch, lambda: len(blobs(tmp_path)) == 5)
     async with open_cache(tmp_path, LIMIT) as cache:
         blob = None
@@ -232,7 +232,7 @@ async def test_a_full_disk_harms_no_reader(tmp_path, monkeypatch, caplog):
 
 
 async def test_a_killed_process_leaves_nothing_wrong(tmp_path):
-    """Some were written, some were not: what is found is right, the rest is fetched."""
+    """Find only right files, whichever were written, and fetch the rest."""
     code = """
 for number in range(300):
     data = random.Random(number).randbytes(20_000)
@@ -254,7 +254,7 @@ for number in range(300):
 
 
 async def test_a_file_without_a_row_is_no_obstacle(tmp_path):
-    """What a crash in the middle of a batch leaves, before it is tidied up."""
+    """Ignore what a crash in the middle of a batch leaves, before it is tidied up."""
     async with open_cache(tmp_path, LIMIT) as cache:
         await cache.tidied.wait()
         await cache.put(version(SMALL), SMALL)

@@ -1,4 +1,4 @@
-"""The store by itself: what it says of trouble, what it leaves to the thread, what it lets go of."""
+"""Test the store on its own: what it reports of trouble, what it leaves to the thread, what it releases."""
 
 import dataclasses
 import errno
@@ -83,7 +83,7 @@ async def test_what_is_of_another_boot_does_not_count(tmp_path):
 
 
 async def test_what_is_not_what_was_kept_is_not_opened(tmp_path):
-    """Of another size, written to since, behind a link, or nothing that can be read."""
+    """Reject files of another size, written to since, behind a link, or unreadable."""
     async with opened(tmp_path) as store:
         await kept(store, 1)
         before, row_kept = descriptors(), found(store, 1)
@@ -148,7 +148,7 @@ async def test_an_error_says_what_to_do_and_is_logged_once(tmp_path, caplog, num
 
 
 async def test_trouble_is_told_anew_after_a_quiet_time(tmp_path, caplog, monkeypatch):
-    """Only when files were kept after it: a disk that is full takes one file, and not the next."""
+    """Warn again only when files were cached in between: a full disk takes one file, and not the next."""
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     async with opened(tmp_path) as store:
@@ -513,7 +513,7 @@ async def test_what_is_there_is_handed_out_but_for_the_end(autojump_clock, tmp_p
 
 
 async def test_what_no_reader_has_had_is_handed_out_last(autojump_clock, tmp_path):
-    """What has come is handed out in any order, but for the last of it; what was handed out is so again."""
+    """Serve arrived bytes in any order except for the last part; served bytes are served again."""
     size = 3 * HOLD_BACK
     (tmp_path / "file").write_bytes(bytes(size))
     opened = blob()

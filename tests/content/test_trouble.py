@@ -1,6 +1,7 @@
-"""The content cache on a directory that fails below it: full, gone, not writable, with a damaged index.
+"""Test the content cache on a directory that fails: full, gone, not writable, with a damaged index.
 
-Reads go on with the right bytes, one warning says why nothing is kept, and when it is mended files are kept again.
+Reads go on with the right bytes, one warning says why nothing is cached, and when the directory is mended files are
+cached again.
 """
 
 import fcntl
@@ -31,7 +32,7 @@ class Disk:
         self.directory = self.root / "cache"
 
     def fill(self) -> None:
-        """No byte more."""
+        """Fill the disk to the last byte."""
         with open(self.root / "filler", "wb", buffering=0) as file, suppress(OSError):
             while True:
                 file.write(bytes(4096))
@@ -39,7 +40,7 @@ class Disk:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
-    """40 MiB, of which the cache takes half."""
+    """Provide a disk of 40 MiB, of which the cache takes half."""
     root = tmp_path / "disk"
     root.mkdir()
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m,nr_inodes=400", "xnatfs-test", root])
@@ -185,7 +186,7 @@ async def test_trouble_between_two_mounts_is_a_cache_that_starts_empty(disk, tro
 
 @pytest.mark.parametrize("names", ["index.sqlite", "index.sqlite*"], ids=["alone", "with its WAL"])
 async def test_who_ends_with_an_index_that_was_removed_harms_nobody(tmp_path, names):
-    """SQLite, closing the last connection to a file, removes the WAL beside it, if the file is in its place."""
+    """Keep the WAL of a new index: SQLite, closing its last connection, removes the WAL beside a file in its place."""
     code = "await cache.tidied.wait(); cache._store._shelf.heal = lambda: None"  # it does not look any more
     with ExitStack() as stack:
         stack.enter_context(python(tmp_path, code))
@@ -217,7 +218,7 @@ async def test_two_that_lost_their_index_share_the_new_one(tmp_path):
 
 
 async def test_a_kept_file_that_others_overwrote_is_fetched_again(tmp_path):
-    """Of the same size, without a digest to go by: what was written since is not what was kept."""
+    """Detect a write to a file of the same size without a digest to go by."""
     async with open_cache(tmp_path, LIMIT) as cache:
         await store(cache, "a")
         (path,) = blobs(tmp_path)
@@ -234,7 +235,7 @@ async def test_a_kept_file_that_others_overwrote_is_fetched_again(tmp_path):
 
 
 async def test_a_partial_whose_owner_dies_later_is_removed_by_who_lives(tmp_path, autojump_clock):
-    """A download process that outlives its daemon by a moment holds its file when the next mount tidies up."""
+    """Remove the file of a download process that outlives its daemon, and holds it when the next mount tidies up."""
     async with open_cache(tmp_path, LIMIT) as cache:
         await cache.tidied.wait()
         left = tmp_path / "partial" / "left"
@@ -266,7 +267,7 @@ async def test_a_smaller_limit_holds_from_the_start_and_against_others_with_a_la
 
 @pytest.fixture
 def narrow(monkeypatch: pytest.MonkeyPatch) -> int:
-    """Memory for a twelfth of a big file, and so many bytes at most."""
+    """Limit memory to a twelfth of a big file; return the most bytes that may be in memory."""
     for name, size in (("BEHIND", MiB // 4), ("THIN_AHEAD", MiB // 2)):
         for module in ("fill", "writer"):
             monkeypatch.setattr(f"xnatfs.content.{module}.{name}", size)
@@ -327,7 +328,7 @@ async def test_a_damaged_file_that_has_no_room_is_an_error_before_its_end(disk, 
 
 
 async def test_seekers_in_a_file_that_has_no_room_get_their_bytes(disk, narrow, writing):
-    """Back and forth, several at a time."""
+    """Seek back and forth, several readers at a time."""
 
     async def seek(blob, seed: int) -> None:
         chance = random.Random(seed)

@@ -1,4 +1,4 @@
-"""What comes of a file, and files that wait to be written: against a store that only remembers."""
+"""Test the arriving bytes of a file, and files that wait to be written, against a store that only records calls."""
 
 import errno
 import hashlib
@@ -26,7 +26,7 @@ from xnatfs.content.writer import HASH_BEHIND, HASH_PIECE, SMALL, Intake
 
 
 class Store:
-    """Remembers what it was told."""
+    """A store that records its calls."""
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "file"
@@ -200,7 +200,7 @@ async def test_much_is_read_back_in_a_thread(store, monkeypatch, left, in_a_thre
 
 
 async def test_a_large_file_is_hashed_by_a_thread_that_follows(store):
-    """Before it is there; what is not far behind waits for `verify`."""
+    """Hash before the file is complete; `verify` waits for what is not far behind."""
     data = os.urandom(SMALL + HASH_BEHIND)
     before = set(os.listdir("/proc/self/fd"))
     async with trio.open_nursery() as nursery:
@@ -252,7 +252,7 @@ async def test_in_memory_what_is_far_from_hashed_is_waited_for(store, autojump_c
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC])
 async def test_where_no_file_can_be_made_that_is_told_and_memory_serves(store, monkeypatch, number):
-    """Once, also where room was made in vain."""
+    """Report it once, also where room was made in vain."""
     broken = OSError(number, os.strerror(number))
 
     def refuse() -> Partial:
@@ -344,7 +344,7 @@ async def test_another_error_than_a_full_disk_is_no_matter_of_room(store, monkey
 
 
 class Cache:
-    """What a writeback asks and tells."""
+    """A cache as a writeback sees it."""
 
     def __init__(self, store: Store, nursery: trio.Nursery) -> None:
         self.gone: list[tuple[str, bool]] = []
