@@ -13,7 +13,7 @@ from xnatfs.demo.server.releases import RELEASES, Release
 
 @pytest.fixture
 def fresh(tmp_path: Path) -> Iterator[Shell]:
-    """A demo of its own and a shell to work with it, for commands that change something."""
+    """Provide a demo server of its own and a shell to work with it, for commands that change something."""
     home = tmp_path / "home"
     home.mkdir()
     with shell(home) as made:
@@ -34,7 +34,7 @@ def patient_clock() -> MockClock:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """What a test has logged of names that are no Unicode cannot be sent by one process of pytest to another."""
+    """Escape what is not Unicode in a test's log, which one pytest process could not send to another."""
     report = yield
     report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
     return report
