@@ -1,4 +1,4 @@
-"""Which resource and which file the demo takes a path for (XNAT REST contract 6.4, 8.5, 9, 20)."""
+"""Test which resource and which file the demo takes a path for (XNAT REST contract 6.4, 8.5, 9, 20)."""
 
 import io
 import tarfile
@@ -123,7 +123,7 @@ def test_names_in_a_tar(archive, jane, release):
 @pytest.mark.parametrize("release", [XNAT_1_6], ids=["1.6"])
 @pytest.mark.parametrize("first", [100, 20000])
 def test_a_long_name_breaks_the_tar_of_an_old_release(archive, jane, first):
-    """Before anything is sent it is an error, and later the end of a reply that looks whole."""
+    """Answer an error before anything is sent; later, end early a reply that looks whole."""
     odd = archive.resource(scans(archive)[0].resources, "ODD")
     for name, content in (("first", b"1" * first), ("x" * 100, b"2"), ("last", b"3")):
         archive.file(odd, name, content)

@@ -1,4 +1,4 @@
-"""Archives that the demo makes, as XNAT's (XNAT REST contract 6.6, 8.8, 9)."""
+"""Test that archives of the demo are as XNAT's (XNAT REST contract 6.6, 8.8, 9)."""
 
 import io
 import tarfile

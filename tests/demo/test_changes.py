@@ -1,4 +1,4 @@
-"""The demo takes changes as an XNAT does, traps included (XNAT REST contract 10)."""
+"""Test that the demo takes changes as an XNAT does, traps included (XNAT REST contract 10)."""
 
 import os
 import subprocess
@@ -495,7 +495,7 @@ def test_no_accession_id_is_given_twice(owner):
 
 
 def test_many_put_and_read_at_once(demo):
-    """Each put and each listing from a connection of its own; nothing is lost, and no listing is half a listing."""
+    """Put and list over a connection each; nothing is lost, and no listing is half a listing."""
     with serve(demo) as url:
 
         def one(number: int) -> int:

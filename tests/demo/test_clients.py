@@ -1,7 +1,7 @@
-"""The demo server, held to the clients that others have written: they see what is there, every name and every byte.
+"""Hold the demo server to published clients: they see what is there, every name and every byte.
 
-They run unmodified, each in an environment of its own. The same demo, and the real images that it publishes, are what
-the mount is tested on: what these clients read in it is what a mount shows.
+The clients run unmodified, each in an environment of its own. The same demo, and the real images that it publishes, are
+what the mount is tested on: what these clients read in it is what a mount shows.
 """
 
 import hashlib
@@ -54,7 +54,7 @@ class Served:
         return next(e for e, shown in self.archive.experiments_in(project) if shown == label)
 
     def truth(self) -> dict[str, Any]:
-        """What is in the archive, as a client is to see it."""
+        """Return what is in the archive, as a client is to see it."""
         project, subject, _, scan_id = self.place
         user, archive = self.demo.login["user"], self.archive
         (scan,) = [scan for scan in self.session().scans if scan.id == scan_id]
@@ -82,7 +82,7 @@ def md5(content: Content) -> str:
 
 @pytest.fixture(scope="module")
 def schemas(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """XNAT's own, which xnatpy's source archive carries."""
+    """Provide XNAT's own schemas, which xnatpy's source archive carries."""
     directory = tmp_path_factory.mktemp("schemas")
     with locked_cache() as cache:
         source = fetch(XNATPY, cache)
@@ -102,7 +102,7 @@ def served(request: pytest.FixtureRequest, schemas: Path) -> Iterator[Served]:
 
 
 def login(demo: Demo, home: Path) -> dict[str, str]:
-    """The environment of a client: the server and the account."""
+    """Return the environment of a client: the server and the account."""
     names = {"XNAT_URL": demo.url, "XNAT_USER": demo.login["user"], "XNAT_PASS": demo.login["password"]}
     return environment(home, NO_UPDATE_NOTIFIER="1", XNAT_NO_UPDATE_CHECK="1", **names)
 
@@ -123,7 +123,7 @@ def test_a_library_sees_what_is_there(served, tmp_path, script, requirements):
 
 @pytest.fixture
 def xnatctl(served: Served, tmp_path: Path) -> Callable[..., Any]:
-    """The xnatctl of PyPI: what it prints, as JSON."""
+    """Provide the xnatctl of PyPI, called for the JSON that it prints."""
     program = environment_with("xnatctl", XNATCTL) / "xnatctl"
     env = login(served.demo, tmp_path)
     run(program, "auth", "login", env=env)
@@ -158,7 +158,7 @@ def test_xnatctl_sees_what_is_there(served, xnatctl, tmp_path):
 
 
 def test_xnatctl_downloads_a_session_and_counts_what_is_there(served, xnatctl, tmp_path):
-    """Every scan with files, one request each, unpacked."""
+    """Request every scan with files once, and unpack it."""
     project, _, session, _ = served.place
     told = xnatctl("session", "download", "-P", project, "-E", session, "-w", "4", "--out", tmp_path / "out")
     wanted = sorted(
@@ -206,7 +206,7 @@ class Changed:
         return found
 
     def held(self, label: str) -> list[str]:
-        """MD5 of each file of a session's scans."""
+        """Return the MD5 of each file of a session's scans."""
         entries = [entry for scan in self.archived(label).scans for r in scan.resources for entry in r.entries]
         return sorted(md5(entry.content) for entry in entries)
 
@@ -241,7 +241,7 @@ def test_xnatpy_uploads_and_works_the_prearchive(changed):
 
 
 def test_pyxnat_makes_items_and_works_the_prearchive(changed):
-    """Its `move` calls what Python 2 had, so nobody can."""
+    """Skip pyxnat's `move`, which calls what only Python 2 had."""
     changed.receive("KEPT", "GONE")
     found = changes(changed, "change_pyxnat.py", PYXNAT)
     assert found["made"] == ["NEW", "NEW_MR", "1"]

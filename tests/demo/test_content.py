@@ -1,4 +1,4 @@
-"""What the demo holds, and the demo as a program."""
+"""Test the contents of the demo, and the demo as a program."""
 
 import base64
 import json
@@ -89,7 +89,7 @@ def test_a_series_becomes_the_volume_it_was_made_of(series, tmp_path):
 
 
 def to_the_right_and_to_the_front(series: phantom.Series) -> Any:
-    """The pixels of a series in the order of a NIfTI: columns, rows, slices."""
+    """Return the pixels of a series in the order of a NIfTI: columns, rows, slices."""
     return np.transpose(phantom.pixels(series), (2, 1, 0))[::-1, ::-1]
 
 

@@ -1,4 +1,4 @@
-"""The demo's import service (XNAT REST contract 11)."""
+"""Test the demo's import service (XNAT REST contract 11)."""
 
 import re
 from collections.abc import Iterator
@@ -58,7 +58,7 @@ def owner(client: Client) -> httpx.Client:
 
 
 def send(who: httpx.Client, query: str, content: Any = None, type: str = ZIP) -> httpx.Response:
-    """A raw body; without content, a zip of one series."""
+    """Send a raw body; without content, a zip of one series."""
     content = zip_of(images()) if content is None else content
     return who.post(f"{IMPORT}?inbody=true&{query}", content=content, headers={"content-type": type})
 
@@ -68,7 +68,7 @@ def status(who: httpx.Client) -> list[str]:
 
 
 def files_of(who: httpx.Client, session: str) -> dict[str, list[str]]:
-    """Names of the files of each scan of an archived session."""
+    """Return the names of the files of each scan of an archived session."""
     base = f"/data/projects/P/experiments/{session}?format=json"
     accession = who.get(base).json()["items"][0]["data_fields"]["ID"]
     below = f"/data/experiments/{accession}/scans"

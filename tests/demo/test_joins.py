@@ -1,4 +1,4 @@
-"""The demo's lists that join: what of them is unconfirmed can be switched off (XNAT REST contract 4, 5.4, 6.3, 7)."""
+"""Test the demo's joined lists, whose unconfirmed parts can be switched off (XNAT REST contract 4, 5.4, 6.3, 7)."""
 
 from collections.abc import Iterator
 
@@ -16,7 +16,7 @@ SCANS = "/data/experiments?project=P&xsiType=xnat:imageSessionData&columns=ID,xn
 
 @pytest.fixture
 def archive() -> Archive:
-    """P has two subjects with a session each; the first has two assessors, one of them of Q, and resources."""
+    """Make P with a session for each of two subjects; the first has two assessors, one of them of Q, and resources."""
     made = Archive()
     made.users["jane"] = User("jane", "JANE")
     project, other = made.project("P", "P", jane="Owners"), made.project("Q", "Q", jane="Owners")

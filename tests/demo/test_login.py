@@ -1,4 +1,4 @@
-"""Sessions, tokens and users of the demo, as XNAT has them (XNAT REST contract 2)."""
+"""Test sessions, tokens and users of the demo (XNAT REST contract 2)."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,7 +14,7 @@ Clients = Callable[..., httpx.Client]
 
 
 class Clock:
-    """Moved by hand."""
+    """A clock that is moved by hand."""
 
     now = 1_704_164_645.0
 

@@ -1,4 +1,4 @@
-"""The demo's prearchive: what it shows, what can be done to a session, and the services (XNAT REST contract 12)."""
+"""Test the demo's prearchive: what it shows, changes of a session, and the services (XNAT REST contract 12)."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -64,7 +64,7 @@ def received(
     handler: str = "SI",
     **more: Any,
 ) -> str:
-    """The URI of a session that was just sent."""
+    """Send a session; return its URI."""
     query = {"inbody": "true", "import-handler": handler, "project": project, "subject": subject, "session": session}
     reply = who.post(
         f"{SERVICES}/import", params=query, content=zip_of(images(**more)), headers={"content-type": "application/zip"}

@@ -1,4 +1,7 @@
-"""Hold the demo to what each release of XNAT answers (XNAT REST contract 20). Nothing here is our client."""
+"""Hold the demo to what each release of XNAT answers (XNAT REST contract 20).
+
+The client of xnatfs takes no part in this.
+"""
 
 import io
 import tarfile

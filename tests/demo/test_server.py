@@ -1,4 +1,7 @@
-"""The demo server answers what an XNAT answers, traps included. Nothing here is our client."""
+"""Test that the demo server answers what an XNAT answers, traps included.
+
+The client of xnatfs takes no part in this.
+"""
 
 import io
 import json
@@ -28,7 +31,7 @@ def archive() -> DemoArchive:
 
 
 class Clock:
-    """Moved by hand."""
+    """A clock that is moved by hand."""
 
     def __init__(self) -> None:
         self.now = 1_704_164_645.0
@@ -49,7 +52,7 @@ def demo(archive: DemoArchive, clock: Clock) -> DemoXnat:
 
 @pytest.fixture
 def client(demo: DemoXnat) -> Iterator[Clients]:
-    """Clients of the demo, each with cookies of its own; logged in where a user is given."""
+    """Make clients of the demo, each with cookies of its own; logged in where a user is given."""
     opened = []
 
     def make(user: str = "", **headers: str) -> httpx.Client:

@@ -1,4 +1,4 @@
-"""Tables and documents of the demo, as XNAT makes them (XNAT REST contract 1.3, 3.4, 4, 5, 13)."""
+"""Test tables and documents of the demo (XNAT REST contract 1.3, 3.4, 4, 5, 13)."""
 
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ NAMES = [f"S{number:02}" for number in range(12)]
 
 @pytest.fixture(scope="module")
 def archive() -> Archive:
-    """P has a dozen subjects with an MR session each, one PET session and one blood test; one session is shared."""
+    """Make P with a dozen subjects with an MR session each, one PET session and one blood test. One is shared."""
     made = Archive()
     made.users["jane"] = User("jane", "JANE")
     project, other = made.project("P", "P", jane="Owners"), made.project("Q", "Q", jane="Members")

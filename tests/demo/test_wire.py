@@ -1,4 +1,4 @@
-"""The demo on a socket: what goes over the wire is HTTP, whatever is asked for."""
+"""Test the demo on a socket: the wire carries valid HTTP, whatever is requested."""
 
 import http.client
 import socket
@@ -47,7 +47,7 @@ def connection(url: str) -> Iterator[http.client.HTTPConnection]:
 
 
 def exchange(url: str, sent: bytes) -> bytes:
-    """All that comes back until the server hangs up."""
+    """Return all that arrives until the server closes the connection."""
     parts = urlsplit(url)
     with socket.create_connection((parts.hostname, parts.port), timeout=10) as connected:
         connected.sendall(sent)

@@ -1,4 +1,4 @@
-"""Run by pyxnat's own Python: make items, upload files, look at and work the prearchive; print what came of it."""
+"""Make items, upload files, and work the prearchive with pyxnat, in its own Python; print the results."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Run by xnatpy's own Python: send images, work the prearchive, upload files; print what came of it."""
+"""Send images, work the prearchive, and upload files with xnatpy, in its own Python; print the results."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Run by xnatpy's own Python: list every level down to one scan, download its files, and print what was found."""
+"""List every level down to one scan and download its files with xnatpy, in its own Python; print the results."""
 
 import hashlib
 import json
