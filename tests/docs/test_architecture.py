@@ -1,4 +1,4 @@
-"""docs/dev/ARCHITECTURE.md names only what is there."""
+"""Check that docs/dev/ARCHITECTURE.md names only modules that exist."""
 
 import importlib
 import re

@@ -1,4 +1,4 @@
-"""The architecture: which package may import which, no circles, and which third party belongs to which package."""
+"""Test the architecture: package imports, no cycles, and the package that each third-party library belongs to."""
 
 import ast
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The README and the pages are true: examples run, commands and links exist, tables are those of the code."""
+"""Test the README and the pages: examples run, commands and links exist, tables equal those of the code."""
 
 import argparse
 import errno
@@ -42,7 +42,7 @@ def home(tmp_path: Path) -> Iterator[Path]:
 
 
 def same(text: str, home: Path) -> str:
-    """Text without what differs from one run to the next."""
+    """Remove from a text what differs from one run to the next."""
     text = text.replace(str(home), "/home/jdoe").replace("\xa0", " ")
     return re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:38703", text)
 

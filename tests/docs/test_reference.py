@@ -1,4 +1,4 @@
-"""docs/cli, docs/man and docs/CONFIGURATION.md are what the parsers and the code say."""
+"""Check docs/cli, docs/man and docs/CONFIGURATION.md against the parsers and the code."""
 
 import dataclasses
 import re
