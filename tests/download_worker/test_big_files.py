@@ -1,4 +1,4 @@
-"""Big files from a server on a real socket, through the whole client: by a process, and right or an error."""
+"""Test big files over a real socket, through the whole client: by a process, and right or an error."""
 
 import os
 import signal
@@ -78,7 +78,7 @@ def downloads(demo: Demo) -> int:
 
 
 def requests(demo: Demo) -> int:
-    """Count what a file takes that is read from its beginning: a small range and the rest, or all at once."""
+    """Count the requests of a file that is read from its beginning: a small range and the rest, or all at once."""
     return 2 if demo.app.routes.levels.ranges else 1
 
 
@@ -105,7 +105,7 @@ BEHIND_PROXY = "http://xnat.invalid"
 
 
 class Cutting:
-    """A way to the server, or a proxy before it, on which connections break after so many bytes, so many times."""
+    """A proxy, or a relay to the server, on which connections break after so many bytes, so many times."""
 
     def __init__(self, demo: Demo, after: int, times: int) -> None:
         self.target = urlsplit(demo.url)
@@ -181,7 +181,7 @@ async def test_tls_is_checked_there_as_well(data, tmp_path):
 
 
 async def test_through_a_proxy_httpx_fetches_big_files_itself(data, tmp_path, monkeypatch):
-    """It knows proxies; the processes do not."""
+    """Fetch in the main process through a proxy, which the download processes do not support."""
     with serving(data) as demo:
         async with cutting(demo, 0, 0) as (_, proxy):
             for name in ("http_proxy", "HTTP_PROXY"):
@@ -226,7 +226,7 @@ async def test_a_process_that_is_lost_on_the_way_and_cannot_be_replaced_is_done_
 
 @asynccontextmanager
 async def served_slowly(content: bytes) -> AsyncIterator[tuple[trio.Event, str]]:
-    """A server of one file, the second half of which comes when it is released, or to who asks again."""
+    """Serve one file, whose second half is sent when it is released, or at the second request."""
     release, asked = trio.Event(), 0
 
     async def act(stream: trio.SocketStream, head: bytes) -> None:

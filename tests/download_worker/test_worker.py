@@ -1,4 +1,4 @@
-"""Processes that carry big files: the right bytes in the right place, or an error of httpx, and nothing left behind."""
+"""Test download processes: the right bytes in the right place, or an error of httpx, and nothing left behind."""
 
 import os
 import resource
@@ -22,7 +22,7 @@ Act = Callable[[trio.SocketStream, bytes], Awaitable[None]]
 
 
 class Server:
-    """Does with each request what `acts` say, in turn; the last one again and again."""
+    """A server that does with each request what `acts` say, in turn; the last one again and again."""
 
     def __init__(self, *acts: Act) -> None:
         self.acts = list(acts)
@@ -110,7 +110,7 @@ def descriptor(path: Path) -> Iterator[int]:
 
 
 async def written(response: httpx.Response, path: Path, offset: int = 0, length: int = len(BIG)) -> int:
-    """How many bytes have come, when that has ended, or `Ended` with that when it fails."""
+    """Return how many bytes were written when the body has ended; raise `Ended` with that count when it fails."""
     count = 0
     with descriptor(path) as file:
         try:
@@ -126,7 +126,7 @@ class Ended(Exception):
 
 
 def children() -> list[int]:
-    """Processes that carry files, of this process."""
+    """Return the download processes of this process."""
     found = []
     for place in Path("/proc").glob("[0-9]*"):
         try:
@@ -248,7 +248,7 @@ async def test_what_is_no_http_is_an_error():
 
 
 async def test_nothing_is_written_any_more_once_a_body_is_left(tmp_path):
-    """The range may be another's by then."""
+    """Stop writing, because the range may belong to another download by then."""
     go_on = trio.Event()
 
     async def slow(stream: trio.SocketStream, head: bytes) -> None:
@@ -329,7 +329,7 @@ async def test_idle_processes_end(tmp_path, monkeypatch):
 
 
 async def test_a_request_given_up_before_its_head_does_not_answer_the_next(tmp_path):
-    """Its answer is still to come over that connection."""
+    """Close the connection over which the answer is still to come."""
     asked, release = trio.Event(), trio.Event()
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n"
 
@@ -377,7 +377,7 @@ async def test_a_body_without_a_length_can_be_left_half_way():
 
 
 async def full_after(response: httpx.Response, path: Path, room: int) -> int:
-    """Writing comes to an end where the process may write no more; how much was written."""
+    """Limit the size of files that the process may write; return how much was written."""
     (process,) = children()
     _, hard = resource.prlimit(process, resource.RLIMIT_FSIZE)
     resource.prlimit(process, resource.RLIMIT_FSIZE, (room, hard))
