@@ -1,4 +1,4 @@
-"""A fault server: a proxy on a real socket that breaks what passes, as a script of steps says.
+"""Run a fault server: a proxy on a real socket that breaks what passes, as a script of steps says.
 
 script.py    which request meets which fault
 messages.py  HTTP/1.1 as it is on the wire

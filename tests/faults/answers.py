@@ -1,7 +1,7 @@
-"""What each fault does to an answer. Those that need none make one of their own.
+"""Apply a fault to an answer, or make an answer of its own where the fault needs no server.
 
-A function gets the answer of the server behind, or a request, and the step; `met` is called where the fault has come
-about, not before: a body that is shorter than the place to cut it at is no cut.
+A function gets the answer of the upstream server, or a request, and the step; `met` is called where the fault has
+occurred, not before: a body that is shorter than the place to cut it at is no cut.
 """
 
 import gzip
@@ -31,7 +31,7 @@ STRANGER = "JSESSIONID=0123456789ABCDEF0123456789ABCDEF; Path=/; HttpOnly"
 
 
 def made(status: int, reason: str, content_type: str, body: bytes, *headers: tuple[str, str]) -> Answer:
-    """An answer that no server behind has given."""
+    """Make an answer that no upstream server has given."""
     first = f"HTTP/1.1 {status} {reason or _phrase(status)}"
     date = ("Date", formatdate(usegmt=True))
     length = [] if status in (204, 304) else [("Content-Length", str(len(body)))]
@@ -76,7 +76,7 @@ def wrong_json(step: Step) -> Answer:
 
 
 def huge_json(step: Step) -> Answer:
-    """A list that is right in form and has no sense: rows upon rows."""
+    """Answer with a huge list that is well-formed and meaningless: rows upon rows."""
     row = b'{"ID":"P%09d","name":"' + b"x" * 200 + b'"}'
 
     def rows() -> Iterator[bytes]:
@@ -106,13 +106,13 @@ IN_ITS_PLACE: dict[str, Callable[[Step], Answer]] = {
 
 
 def start_of(answer: Answer) -> int:
-    """Where in the file its body begins."""
+    """Return where in the file the answer's body begins."""
     found = CONTENT_RANGE.match(answer.head.get("content-range"))
     return int(found[1]) if found and answer.head.status == 206 else 0
 
 
 def corrupt(answer: Answer, step: Step, met: MetCall) -> None:
-    """One byte of the file is another."""
+    """Change one byte of the file."""
 
     def spoilt(body: Iterator[bytes], place: int) -> Iterator[bytes]:
         for piece in body:
@@ -135,7 +135,7 @@ def redate(answer: Answer, step: Step) -> None:
 
 
 def changed(answer: Answer, step: Step, met: MetCall) -> None:
-    """Another content of the same length, the same each time; only its date tells, unless the step has none for it."""
+    """Replace the content by another of the same length, the same each time; date it later unless the step dates it."""
     answer.body = (piece.translate(OTHER) for piece in answer.body)
     if not step.dates:
         answer.head.put("Last-Modified", formatdate(LATER, usegmt=True))
@@ -143,7 +143,7 @@ def changed(answer: Answer, step: Step, met: MetCall) -> None:
 
 
 def resized(answer: Answer, step: Step, met: MetCall) -> None:
-    """Another content, so many bytes longer, or shorter."""
+    """Replace the content by one that is `step.by` bytes longer, or shorter."""
     body = answer.whole().translate(OTHER)
     answer.replace(body + bytes(step.by) if step.by > 0 else body[: step.by])
     met()
@@ -156,7 +156,7 @@ def encoded(answer: Answer, step: Step, met: MetCall) -> None:
 
 
 def clock(answer: Answer, step: Step, met: MetCall) -> None:
-    """The server's clock is wrong, and so are the dates of its files."""
+    """Set the server's clock wrong, and the dates of its files with it."""
     answer.head.put("Date", formatdate(usegmt=True))
     for name in ("Date", "Last-Modified"):
         if value := answer.head.get(name.lower()):
@@ -165,19 +165,19 @@ def clock(answer: Answer, step: Step, met: MetCall) -> None:
 
 
 def range_wrong(answer: Answer, step: Step, met: MetCall) -> None:
-    """Another range than the one asked for, as it says: it was asked for by `other_range`."""
+    """Note a range other than the requested one, and labelled so: `other_range` requested it."""
     if _granted(answer):
         met()
 
 
 def other_range(asked: str, by: int) -> str:
-    """A Range header that asks for bytes so much later, or earlier."""
+    """Shift a Range header by so many bytes."""
     found = RANGE.match(asked)
     return f"bytes={int(found[1]) + by}-{int(found[2]) + by}" if found and found[2] else asked
 
 
 def range_shifted(answer: Answer, step: Step, met: MetCall) -> None:
-    """Other bytes, said to be those asked for: only the digest can tell."""
+    """Send other bytes under the requested range: only the digest can tell."""
     if _granted(answer):
         body = answer.whole()
         place = step.by % len(body)
@@ -186,7 +186,7 @@ def range_shifted(answer: Answer, step: Step, met: MetCall) -> None:
 
 
 def range_unclamped(answer: Answer, step: Step, met: MetCall) -> None:
-    """More is promised than there is, as if the end asked for was past the file's; the connection ends before."""
+    """Promise more than there is, as if the end of the range were past the file's; the connection ends before."""
     if found := _granted(answer):
         first, last, size = found
         answer.head.put("Content-Range", f"bytes {first}-{last + step.by}/{size}")
@@ -219,7 +219,7 @@ def range_negative(answer: Answer, step: Step, met: MetCall) -> None:
 
 
 def range_500(answer: Answer, step: Step, met: MetCall) -> None:
-    """Answer 500 with the whole file for a body; the server behind was not asked for a range."""
+    """Answer 500 with the whole file for a body; no range was requested from the upstream server."""
     answer.head.first = "HTTP/1.1 500 Internal Server Error"
     met()
 
@@ -249,7 +249,7 @@ CHANGES: dict[str, Callable[[Answer, Step, MetCall], None]] = {
 
 
 def first_bytes(body: Iterator[bytes], count: int) -> Iterator[bytes]:
-    """As much of a body, and no more: `ended` tells whether there was more."""
+    """Yield the first `count` bytes of a body."""
     for piece in body:
         if count <= 0:
             return
@@ -258,5 +258,5 @@ def first_bytes(body: Iterator[bytes], count: int) -> Iterator[bytes]:
 
 
 def filler(answer: Answer) -> Iterator[bytes]:
-    """What comes after the end, for ever: blanks, which JSON allows, or zeros."""
+    """Yield filler without end to follow a body: blanks, which JSON allows, or zeros."""
     yield from itertools.repeat((b" " if "json" in answer.head.get("content-type") else b"\0") * PIECE)

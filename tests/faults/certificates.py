@@ -1,4 +1,4 @@
-"""Certificates for a server on this machine: one that is good, one whose time is over."""
+"""Make certificates for a server on this machine: a good one and an expired one."""
 
 import subprocess
 from pathlib import Path
@@ -7,12 +7,12 @@ NAMES = "subjectAltName=IP:127.0.0.1,DNS:localhost"
 
 
 def made_certificate(directory: Path) -> tuple[Path, Path]:
-    """A certificate for 127.0.0.1 that nobody has signed, and its key."""
+    """Make a self-signed certificate for 127.0.0.1, and its key."""
     return _made(directory, "certificate", 2)
 
 
 def expired_certificate(directory: Path) -> tuple[Path, Path]:
-    """The same, and its time is over."""
+    """Make a self-signed certificate for 127.0.0.1 that has expired, and its key."""
     return _made(directory, "expired", -1)
 
 

@@ -1,4 +1,4 @@
-"""The fault matrix: each fault, each operation, and what comes of it, with digests and without. Data only.
+"""State the outcome of each fault in each operation, with digests and without. Data only.
 
 `tests/promises/test_fault_matrix.py` tests every cell; `docs/dev/RELIABILITY.md` shows them (`tests/faults/page.py`).
 """

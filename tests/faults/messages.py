@@ -1,4 +1,4 @@
-"""HTTP/1.1 as it is on the wire: heads and bodies, passed on as they came."""
+"""Read and write HTTP/1.1 as it is on the wire: heads and bodies, passed on unchanged."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -10,12 +10,12 @@ HOP_BY_HOP = ("connection", "keep-alive", "proxy-connection", "te", "trailer", "
 
 
 class Broken(Exception):
-    """What was promised did not come."""
+    """Raised when a message ends before it is complete."""
 
 
 @dataclass
 class Head:
-    """The first line of a request or an answer and its headers, names and order as they came."""
+    """First line of a request or an answer and its headers, names and order as they came."""
 
     first: str
     headers: list[tuple[str, str]] = field(default_factory=list)
@@ -39,7 +39,7 @@ class Head:
         self.headers = [(key, value) for key, value in self.headers if key.lower() not in names]
 
     def put(self, name: str, value: object) -> None:
-        """In the place of the one that is there, if any."""
+        """Set a header, replacing the present one if there is one."""
         for place, (key, _) in enumerate(self.headers):
             if key.lower() == name.lower():
                 self.headers[place] = (key, str(value))
@@ -64,14 +64,14 @@ class Answer:
         return b"".join(self.body)
 
     def replace(self, body: bytes) -> None:
-        """Another body of known length."""
+        """Set another body of known length."""
         self.body, self.length = [body], len(body)
         self.head.drop("transfer-encoding")
         self.head.put("Content-Length", len(body))
 
 
 def read_head(stream: BinaryIO) -> Head | None:
-    """The next head; None where the other side has nothing more to say."""
+    """Read the next head; return None where the other side has closed the connection."""
     first = stream.readline(65536)
     if not first:
         return None
@@ -83,7 +83,7 @@ def read_head(stream: BinaryIO) -> Head | None:
 
 
 def read_body(stream: BinaryIO, head: Head, *, to_the_end: bool) -> Iterator[bytes]:
-    """The body that follows. `to_the_end`: one without a length ends with the connection, else there is none."""
+    """Yield the body that follows. `to_the_end`: one without a length ends with the connection, else it is empty."""
     if "chunked" in head.get("transfer-encoding").lower():
         return _chunks(stream)
     if length := head.get("content-length"):
@@ -115,7 +115,7 @@ def _chunks(stream: BinaryIO) -> Iterator[bytes]:
 
 
 def cut_at(body: Iterable[bytes], after: int, size: int) -> Iterator[tuple[int, bytes]]:
-    """The same bytes with their places: no piece reaches past `after`, none behind it is larger than `size`."""
+    """Yield the bytes with their places: no piece reaches past `after`, none behind it is larger than `size`."""
     place = 0
     for piece in body:
         while piece:

@@ -1,4 +1,4 @@
-"""The matrix as `docs/dev/RELIABILITY.md` shows it; `python -m tests.faults.page` writes it there."""
+"""Write the matrix into `docs/dev/RELIABILITY.md`: `python -m tests.faults.page`."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ BEGIN, END = "<!-- the matrix: written by python -m tests.faults.page -->", "<!-
 
 
 def written(page: str) -> str:
-    """The page with the matrix as it is now."""
+    """Return the page with the current matrix."""
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n\n{matrix()}\n{END}{after}"

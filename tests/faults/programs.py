@@ -1,7 +1,7 @@
-"""What people's programs do with a server, step by step: the operations of the fault matrix.
+"""Play the programs of users against a server, step by step: the operations of the fault matrix.
 
-Each is prepared without faults, runs while there are some, and is looked at afterwards, by somebody else, without.
-Reading goes by the calls of the kernel, without a kernel; each call must end within the timeout and GRACE.
+Each program is prepared without faults, runs while there are some, and is checked afterwards, by another program,
+without. Reading goes by the calls of the kernel, without a kernel; each call must end within the timeout and GRACE.
 """
 
 import errno
@@ -55,7 +55,7 @@ T = TypeVar("T")
 
 @dataclass
 class Stage:
-    """A server, the faults before it, and where a user of it keeps what was read."""
+    """A server, the faults before it, and the cache directory of its user."""
 
     app: DemoXnat
     direct: str  # the server's own URL, past the faults
@@ -74,7 +74,7 @@ class Stage:
         )
 
     def has_sent(self, path: str, place: int, data: bytes) -> bool:
-        """Find out whether the fault server has sent these bytes of a file there; without any, that this is its end."""
+        """Return whether the fault server has sent these bytes of a file there; without any, that this is its end."""
         for altered in self.server.altered:
             body, at = altered.body, place - altered.start
             if altered.path.endswith(f"/files/{path.rpartition('/')[2]}"):
@@ -86,11 +86,11 @@ class Stage:
 
 
 class Wrong(Exception):
-    """A program was given other bytes."""
+    """Raised when a program was given wrong bytes."""
 
 
 class Failed(Exception):
-    """A program has got an error: `outcome` as the matrix has it, an errno or an exit status."""
+    """Raised when a program gets an error: `outcome` as the matrix has it, an errno or an exit status."""
 
     def __init__(self, outcome: str, why: str = "") -> None:
         super().__init__(f"{outcome}: {why}")
@@ -98,7 +98,7 @@ class Failed(Exception):
 
 
 class Late(Failed):
-    """The same, after bytes that were wrong: of a file that is too big to be held back until it is verified."""
+    """Raised when the error follows wrong bytes: of a file that is too big to be held back until it is verified."""
 
     def __init__(self, outcome: str) -> None:
         super().__init__(f"late {outcome}")
@@ -113,21 +113,21 @@ class Program:
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
-        """With all that it needs."""
+        """Open all that the program needs."""
         yield
 
     async def prepare(self) -> None:
-        """All that comes before the fault."""
+        """Do all that precedes the fault."""
 
     async def run(self) -> None:
-        """Raises Failed, Wrong."""
+        """Run the program; raise Failed or Wrong."""
         raise NotImplementedError
 
     async def meanwhile(self) -> None:
-        """What must work while the fault lasts."""
+        """Check what must work while the fault lasts."""
 
     async def afterwards(self) -> None:
-        """Somebody else, on the same directories, finds everything right."""
+        """Run the program anew on the same directories, and expect everything to be right."""
         again = type(self)(self.stage, self.monkeypatch)
         async with again.opened():
             await again.prepare()
@@ -147,7 +147,7 @@ class Reader(Program):
             yield
 
     async def call(self, asked: Awaitable[T]) -> T:
-        """One call of the kernel. Raises Failed, and TooSlowError."""
+        """Make one call of the kernel; raise Failed or TooSlowError."""
         try:
             with trio.fail_after(self.stage.timeout + GRACE):
                 return await asked
@@ -165,7 +165,7 @@ class Reader(Program):
         return inode
 
     async def listing(self, path: str) -> dict[str, int]:
-        """Names and sizes."""
+        """Return names and sizes."""
         listed: dict[str, int] = {}
 
         def reply(token: object, name: bytes, attributes: pyfuse3.EntryAttributes, next_id: int) -> bool:
@@ -180,7 +180,7 @@ class Reader(Program):
         return listed
 
     async def open(self, path: str) -> pyfuse3.FileInfo:
-        """As the kernel does: looked up once more where it is another file by now."""
+        """Open as the kernel does: on ESTALE, look the name up once more."""
         try:
             return await self.call(self.ops.open(await self.look_up(path), FlagT(os.O_RDONLY), CONTEXT))
         except Failed as failed:
@@ -200,7 +200,7 @@ class Reader(Program):
             await self.ops.release(info.fh)
 
     async def expect(self, path: str, piece: int = 128 * 1024) -> None:
-        """The whole file, and nothing after its end. Raises Failed; Late, where wrong bytes came before; Wrong."""
+        """Read the whole file, and nothing after its end; raise Failed, Late after bytes that were wrong, or Wrong."""
         info = await self.open(path)
         place, wrong = 0, ""
         try:
@@ -220,12 +220,12 @@ class Reader(Program):
             raise Wrong(wrong)
 
     def is_as_sent(self) -> bool:
-        """Find out whether each file that was read is right, or all of it as the fault server has sent it."""
+        """Return whether each file that was read is right, or all of it as the fault server has sent it."""
         wrong = {path for path, place, data in self.handed if not is_right(path, place, data)}
         return all(self.stage.has_sent(*each) for each in self.handed if each[0] in wrong)
 
     async def meanwhile(self) -> None:
-        """What was listed is there as it was listed, and asks nothing."""
+        """Check that what was listed has its attributes, without a request."""
         for path, inode in self.inodes.items():
             requests = self.site.xnat.requests
             with trio.fail_after(GRACE):
@@ -246,7 +246,7 @@ class Lister(Reader):
             raise Wrong(f"{len(listed)} names")
 
     async def meanwhile(self) -> None:
-        """Nothing was listed."""
+        """Check nothing: nothing was listed."""
 
 
 class SmallReader(Reader):
@@ -270,7 +270,7 @@ class Seeker(Reader):
         await self.listing(FOLDER)
 
     async def run(self) -> None:
-        """Raises Late where the piece is wrong, and who reads on is told so before the end."""
+        """Read one piece; raise Late where it is wrong and a reader that goes on gets an error before the end."""
         (piece,) = await self.read(f"{FOLDER}/big.bin", [(PLACE, PIECE)])
         if piece != BIG[PLACE : PLACE + PIECE]:
             try:
@@ -280,7 +280,7 @@ class Seeker(Reader):
             raise Wrong(f"at {PLACE}")
 
     def is_as_sent(self) -> bool:
-        """The same of each piece: they come over several connections."""
+        """Return whether each piece is right, or as sent: pieces come over several connections."""
         return all(is_right(*each) or self.stage.has_sent(*each) for each in self.handed)
 
     async def to_the_end(self) -> None:
@@ -314,20 +314,20 @@ class Walker(Reader):
             await self.expect(f"{SERIES}/{name}")
 
     async def meanwhile(self) -> None:
-        """Its tar may be waited for by others."""
+        """Check nothing: other readers may wait for its tar."""
 
 
 @dataclass
 class Quiet:
-    """Nobody looks at the progress."""
+    """A progress display that shows nothing."""
 
     files: list[PurePosixPath] = field(default_factory=list)
 
     def begin(self, files: int, size: int) -> None:
-        """Not shown."""
+        """Show nothing."""
 
     def advance(self, size: int) -> None:
-        """Not shown."""
+        """Show nothing."""
 
     def done(self, place: PurePosixPath) -> None:
         self.files.append(place)
@@ -373,7 +373,7 @@ class Uploader(Client):
         return [bytes_of(entry) for each in among if each.label == self.stage.name for entry in each.entries]
 
     async def afterwards(self) -> None:
-        """Nothing was stored, or it was stored as it is; the same command again has it there, once."""
+        """Check that it was not stored, or stored unchanged; the same command again has it there, once."""
         assert self.stored() in ([], [UPLOADED])
         await super().afterwards()
         assert self.stored() == [UPLOADED]
@@ -409,7 +409,7 @@ class Archiver(Client):
         return [each for each in self.stage.app.archive.experiments.values() if each.label == self.stage.name]
 
     async def afterwards(self) -> None:
-        """It is in one of both places; the same command again has it in the archive, once and whole."""
+        """Check that it is in one of both places; the same command again has it in the archive, once and whole."""
         here = [each for each in self.stage.app.writing.prearchive.sessions if each.folder == self.stage.name]
         assert len(here) + len(self.archived()) == 1
         await super().afterwards()
@@ -419,7 +419,7 @@ class Archiver(Client):
 
 
 def is_right(path: str, place: int, data: bytes) -> bool:
-    """Find out whether a file has these bytes there; without any, that this is its end."""
+    """Return whether a file has these bytes there; without any, whether this is its end."""
     content = CONTENTS[path]
     return content[place : place + len(data)] == data if data else place == len(content)
 

@@ -1,4 +1,4 @@
-"""The script of a fault server: YAML steps, and which of them a request meets.
+"""Parse the script of a fault server: YAML steps, and which of them a request meets.
 
     - match: GET .*/files/.*   # a regular expression, found at the beginning of "METHOD PATH?QUERY"
       fault: cut
@@ -71,7 +71,7 @@ class Step:
 
 
 class Script:
-    """Steps and how often each has come about. Any thread may ask."""
+    """Steps, and how often each has occurred. Every method may be called by any thread."""
 
     def __init__(self, steps: str | Iterable[dict[str, Any]], seed: int) -> None:
         self._steps = parse(steps)
@@ -93,7 +93,7 @@ class Script:
 
 
 def parse(steps: str | Iterable[dict[str, Any]]) -> list[Step]:
-    """Raises ValueError where a step is none: a fault that never comes about is worse than no test."""
+    """Parse the steps; raise ValueError where one is invalid: a fault that never occurs is worse than no test."""
     found = yaml.safe_load(steps) if isinstance(steps, str) else list(steps)
     return [_step(each) for each in found or []]
 

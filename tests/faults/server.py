@@ -1,4 +1,4 @@
-"""The fault server: a proxy in front of any URL, one thread for each connection, blocking sockets.
+"""Run a proxy in front of any URL, one thread for each connection, on blocking sockets.
 
 With an empty script it passes everything on unchanged, so that real clients can use it. A step of the script breaks
 the request that meets it; `stop`, `freeze` and `restart` break them all at once.
@@ -37,7 +37,7 @@ Certificate = tuple[Path, Path]  # and its key
 
 @dataclass(frozen=True, slots=True)
 class Met:
-    """A fault that really came about."""
+    """A fault that really occurred."""
 
     fault: str
     method: str
@@ -48,7 +48,7 @@ class Met:
 
 @dataclass(slots=True)
 class Asked:
-    """A request, and what was answered; 0: nothing, or nothing yet."""
+    """A request and the status of its answer; 0 where there is none, or none yet."""
 
     method: str
     path: str  # with its query
@@ -64,22 +64,22 @@ class Altered:
     body: bytearray = field(default_factory=bytearray)
 
     def take(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
-        """The same pieces, remembered."""
+        """Yield the same pieces, and record them."""
         for piece in pieces:
             self.body += piece
             yield piece
 
 
 class _Reset(Exception):
-    """The connection is to be torn down."""
+    """Raised to reset the connection."""
 
 
 class _Close(Exception):
-    """The connection is to be closed: what was sent arrives."""
+    """Raised to close the connection, so that what was sent arrives."""
 
 
 class Faulty:
-    """The server. Every method may be called by any thread."""
+    """A fault server. Every method may be called by any thread."""
 
     def __init__(self, upstream: str, steps: Steps, seed: int, certificate: Certificate | None) -> None:
         self.upstream = urlsplit(upstream)
@@ -107,25 +107,25 @@ class Faulty:
         self.start()
 
     def script(self, steps: Steps) -> None:
-        """Other steps from now on; what was met and asked so far stays."""
+        """Replace the steps from now on; the record of faults and requests stays."""
         self._script = Script(steps, self._seed)
 
     def forget(self) -> None:
-        """What was met and asked so far."""
+        """Forget the faults and requests so far."""
         with self.changed:
             self.met.clear()
             self.asked.clear()
             self.altered.clear()
 
     def certify(self, certificate: Certificate) -> None:
-        """Show another certificate to who connects from now on."""
+        """Show another certificate to clients that connect from now on."""
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.load_cert_chain(*certificate)
 
     # -- outages -------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Listen, on the same port as ever."""
+        """Listen, on the same port each time."""
         with self.changed:
             if self._listener is not None or self._closed:
                 return
@@ -136,7 +136,7 @@ class Faulty:
             threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
     def stop(self, *, keep_sessions: bool = False) -> None:
-        """End as a server does: nobody listens, connections are closed, and its sessions are lost."""
+        """Stop as a server does: close the listener and all connections, and lose its sessions."""
         self._deaf()
         for connection in list(self._connections):
             connection.end()
@@ -144,7 +144,7 @@ class Faulty:
             self.lose_sessions()
 
     def wait_until_idle(self) -> None:
-        """Let requests end that were under way when it was stopped."""
+        """Wait for requests to end that were under way when it was stopped."""
         with self.changed:
             self.changed.wait_for(lambda: not self.in_flight, 10)
 
@@ -154,7 +154,7 @@ class Faulty:
         self.start()
 
     def freeze(self) -> None:
-        """Take connections and say nothing; what is under way stands still."""
+        """Accept connections and send nothing; what is under way stands still."""
         with self.changed:
             self.frozen = True
 
@@ -172,7 +172,7 @@ class Faulty:
             connection.thread.join(10)
 
     def refuse(self, seconds: float | None) -> None:
-        """Nobody listens for so long, or until `start`; connections that are there stay."""
+        """Refuse connections for so long, or until `start`; open connections stay."""
         self._deaf()
         if seconds is not None:
             timer = threading.Timer(seconds, self.start)
@@ -187,7 +187,7 @@ class Faulty:
                 listener.close()
 
     def lose_sessions(self) -> None:
-        """The server behind forgets them, as it does when it is started again."""
+        """Make the upstream server forget its sessions, as it does when it restarts."""
         lost, self.sessions = self.sessions, set()
         for session in lost:
             head = Head(f"DELETE {self.upstream.path}/data/JSESSION HTTP/1.1")
@@ -212,7 +212,7 @@ class Faulty:
     # -- for connections -----------------------------------------------------------------------------------------
 
     def begin(self, head: Head) -> tuple[Asked, Step | None]:
-        """Note a request; the step that it meets."""
+        """Record a request, and return it with the step that it meets."""
         if found := SESSION.search(head.get("cookie")):
             self.sessions.add(found[1])
         asked = Asked(head.method, head.target)
@@ -231,7 +231,7 @@ class Faulty:
 
     @contextmanager
     def ask(self, head: Head, body: Iterable[bytes]) -> Iterator[Answer]:
-        """Ask the server behind. Raises OSError, Broken."""
+        """Send a request to the upstream server; raise OSError or Broken."""
         port = self.upstream.port or (443 if self.upstream.scheme == "https" else 80)
         sent = Head(head.first, list(head.headers))
         sent.drop("expect", "connection", "keep-alive")
@@ -270,7 +270,7 @@ class Faulty:
 
 
 class _Connection:
-    """A connection of a client, and its requests one after the other."""
+    """A client's connection, and its requests one after the other."""
 
     def __init__(self, server: Faulty, client: socket.socket, context: ssl.SSLContext | None) -> None:
         self._server = server
@@ -280,7 +280,7 @@ class _Connection:
         self.thread = threading.Thread(target=self._run, daemon=True)
 
     def end(self) -> None:
-        """From another thread: nothing goes either way any more."""
+        """Shut the connection in both directions, from another thread."""
         with self._server.changed:
             self._ended = True
             self._server.changed.notify_all()
@@ -312,7 +312,7 @@ class _Connection:
             raise _Close from None
 
     def _served(self, head: Head, stream: BinaryIO) -> bool:
-        """Answer a request; whether another may follow."""
+        """Answer a request; return whether another may follow."""
         self._gate()
         asked, step = self._server.begin(head)
         try:
@@ -325,7 +325,7 @@ class _Connection:
         return "close" not in head.get("connection").lower() and not head.first.endswith("HTTP/1.0")
 
     def _gate(self) -> None:
-        """Nothing passes while the server is frozen."""
+        """Block while the server is frozen."""
         with self._server.changed:
             self._server.changed.wait_for(lambda: self._ended or not self._server.frozen)
         if self._ended:
@@ -337,7 +337,7 @@ class _Connection:
         self._client.sendall(data)
 
     def stand(self, seconds: float | None) -> None:
-        """Say nothing for so long, or until the client has gone or the server is stopped."""
+        """Send nothing for so long, or until the client has gone or the server is stopped."""
         poll = select.poll()
         poll.register(self._client.fileno(), select.POLLRDHUP)
         end = time.monotonic() + (float("inf") if seconds is None else seconds)
@@ -347,7 +347,7 @@ class _Connection:
 
 
 class _Exchange:
-    """One request and its answer, and what a step makes of them."""
+    """One request and its answer, and the changes that a step makes to them."""
 
     def __init__(
         self,
@@ -367,7 +367,7 @@ class _Exchange:
         self._noted = False
 
     def met(self) -> None:
-        """The fault has come about: once in an exchange."""
+        """Record that the fault has occurred, once in an exchange."""
         assert self._step is not None
         if not self._noted:
             self._noted = True
@@ -408,7 +408,7 @@ class _Exchange:
             """Heard, and not passed on."""
 
     def _broken_off(self, step: Step, count: int) -> None:
-        """In the middle of what the client sends."""
+        """Break off in the middle of what the client sends."""
         for piece in self._body:
             count -= len(piece)
             if count <= 0:
@@ -418,7 +418,7 @@ class _Exchange:
         self._silent(step)
 
     def _silent(self, step: Step) -> None:
-        """No answer: the connection is torn down, closed, or stands."""
+        """Give no answer: reset the connection, close it, or stand."""
         self.met()
         if step.fault == "reset":
             raise _Reset
@@ -427,7 +427,7 @@ class _Exchange:
         raise _Close
 
     def _in_its_place(self, step: Step) -> None:
-        """An answer of our own; the server behind may have carried it out, if it is to."""
+        """Send an answer of our own; the upstream server carries the request out first if the step says so."""
         if step.carried_out:
             with self._server.ask(self._head, self._body) as answer:
                 answer.whole()
@@ -507,7 +507,7 @@ class _Exchange:
         self._broken(answer, step, chunked)
 
     def _broken(self, answer: Answer, step: Step, chunked: bool) -> None:
-        """Some of the body, and then what the step says."""
+        """Send some of the body, and then what the step says."""
         fault, some = step.fault, first_bytes(iter(answer.body), step.after)
         if fault in ("short-length", "short-chunked"):
             answer.replace(b"".join(some))
@@ -524,7 +524,7 @@ class _Exchange:
         raise _Close
 
     def _halting(self, answer: Answer, step: Step, chunked: bool) -> None:
-        """So much as if nothing were the matter; then a stall and the rest, or a drip."""
+        """Send a part as if nothing were the matter; then stall before the rest, or drip it."""
         self._head_of(answer, "chunked" if chunked else "length")
         rest = PIECE if step.fault == "stall" else max(1, int(step.rate * TICK))
         for place, piece in cut_at(answer.body, step.after, rest):
@@ -547,7 +547,7 @@ class _Exchange:
     # -- giving ----------------------------------------------------------------------------------------------------
 
     def _give(self, answer: Answer, chunked: bool | None = None) -> None:
-        """The whole answer."""
+        """Send the whole answer."""
         if answer.bodiless:
             self._head_of(answer, "as it is")
             return
@@ -565,7 +565,7 @@ class _Exchange:
             raise _Close  # more was promised
 
     def _head_of(self, answer: Answer, how: str) -> None:
-        """Send it, the body framed this way."""
+        """Send the head, for a body that is framed this way."""
         head = answer.head
         if how in ("chunked", "close"):
             head.drop("content-length")
@@ -580,7 +580,7 @@ class _Exchange:
 
 
 def _change(answer: Answer, step: Step, met: Any, asked_range: str) -> None:
-    """What a step does to the bytes or their headers."""
+    """Apply what a step does to the bytes or their headers."""
     if answer.bodiless and step.fault in ("resized", "gzip"):
         if answer.length is not None:
             answer.head.put("Content-Length", max(0, answer.length + step.by))
@@ -596,7 +596,7 @@ def _change(answer: Answer, step: Step, met: Any, asked_range: str) -> None:
 
 
 def _framed(body: Iterable[bytes], *, chunked: bool, last: bool = True) -> Iterator[bytes]:
-    """A body as it is sent."""
+    """Yield a body as it is sent."""
     for piece in body:
         if piece:
             yield b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece
@@ -618,7 +618,7 @@ def _trusting() -> ssl.SSLContext:
 def faulty(
     upstream: str, steps: Steps = (), *, seed: int = 0, certificate: Certificate | None = None
 ) -> Iterator[Faulty]:
-    """A fault server in front of this URL; `certificate` is file and key. It ends with all its connections."""
+    """Run a fault server in front of this URL; `certificate` is file and key. It ends with all its connections."""
     server = Faulty(upstream, steps, seed, certificate)
     try:
         yield server

@@ -1,4 +1,4 @@
-"""A small archive to meet faults in: a project with one session, a series of 40 images, a small file and a big one."""
+"""Make a small archive: a project with one session, a series of 40 images, a small file and a big one."""
 
 import random
 
@@ -32,6 +32,6 @@ def stage_archive() -> Archive:
 
 
 def file_path(archive: Archive, name: str) -> str:
-    """The address of a file of the session's resource."""
+    """Return the path, for a URL, of a file of the session's resource."""
     resource = archive.experiments[EXPERIMENT].resources[0]
     return f"/data/experiments/{EXPERIMENT}/resources/{resource.id}/files/{name}"

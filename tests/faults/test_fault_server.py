@@ -1,4 +1,4 @@
-"""The fault server itself: each fault as a plain client sees it on the wire."""
+"""Test the fault server itself: each fault as a plain client sees it on the wire."""
 
 import base64
 import gzip
@@ -50,7 +50,7 @@ def server(demo: Demo) -> Iterator[Faulty]:
 
 @pytest.fixture
 def content(demo: Demo) -> tuple[str, bytes]:
-    """A file: its address and its bytes."""
+    """Return the path and the bytes of a file."""
     return file_path(demo.app.archive, "small.bin"), SMALL
 
 
@@ -71,7 +71,7 @@ class Got:
 def get(
     server: Faulty, path: str, *, method: str = "GET", body: bytes | None = None, patience: float = 20.0, **headers: str
 ) -> Got:
-    """One request on a connection of its own, and what came of it; so long a silence ends it."""
+    """Send one request on a connection of its own; a silence of so long ends it."""
     got, came, began = Got(), bytearray(), time.monotonic()
     named = {"Authorization": "Basic " + _basic(), **{key.replace("_", "-"): value for key, value in headers.items()}}
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=patience)
@@ -211,7 +211,7 @@ def test_a_step_that_is_none_is_refused(server):
 
 
 def test_under_load_only(demo):
-    """More than so many at once."""
+    """Count the requests under way."""
     steps = """
     - {match: GET /data/projects, fault: stall, after: -1}
     - {match: GET /data/version, fault: status, status: 401, in_flight: 1}
@@ -579,7 +579,7 @@ def test_a_step_has_connections_refused(demo):
 
 
 def _all_that_comes(link: socket.socket) -> int:
-    """How many bytes come before it is silent."""
+    """Count the bytes that arrive before the connection is silent."""
     came = 0
     try:
         while piece := link.recv(1_000_000):
