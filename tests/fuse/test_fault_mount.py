@@ -1,4 +1,4 @@
-"""Faults under a real mount: programs end in time, with the right bytes or the right errno, and nothing hangs."""
+"""Test faults under a real mount: programs end in time, with the right bytes or errno, and nothing hangs."""
 
 import os
 import subprocess
@@ -42,7 +42,7 @@ print(slowest)
 
 @dataclass(frozen=True)
 class Fault:
-    """What the server does, and what a program reads then: '' for the right bytes, or the words of an errno."""
+    """A server's behaviour, and the outcome for a program: '' for the right bytes, or the words of an errno."""
 
     name: str
     begin: Callable[[Faulty], None]
@@ -69,7 +69,7 @@ FAULTS = [
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Faulty]:
-    """With a resource for each fault, so that nothing of it is cached or fetched ahead."""
+    """Serve a resource for each fault, so that nothing of it is cached or read ahead."""
     archive = stage_archive()
     session = archive.experiments[EXPERIMENT]
     for fault in FAULTS:
@@ -91,7 +91,7 @@ def mount(server: Faulty, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @contextmanager
 def watched(path: Path) -> Iterator[None]:
-    """What is cached answers at once, all the while."""
+    """Check all the while that what is cached answers at once."""
     command = [sys.executable, "-c", WATCH, str(path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as watcher:
         yield
@@ -100,13 +100,13 @@ def watched(path: Path) -> Iterator[None]:
 
 
 def read(path: Path, within: float = GRACE) -> tuple[bytes, str]:
-    """What a program reads, and what it complains of; it has ended by then."""
+    """Return what a program reads and what it prints to stderr; it has ended by then."""
     done = subprocess.run(["cat", str(path)], capture_output=True, timeout=TIMEOUT + within)
     return done.stdout, done.stderr.decode().strip().rpartition(": ")[2]
 
 
 def asleep(process: int) -> bool:
-    """Whether it waits for something that no signal ends."""
+    """Return whether a process waits for something that no signal ends."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "D"
     except OSError:
@@ -114,7 +114,7 @@ def asleep(process: int) -> bool:
 
 
 def stuck(processes: list[int]) -> list[int]:
-    """Those that do so each time they are looked at: a disk is waited for, too, but not for seconds."""
+    """Return the processes that wait so at each look: they wait for a disk, too, but not for seconds."""
     for _ in range(50):
         processes = [process for process in processes if asleep(process)]
         if not processes:

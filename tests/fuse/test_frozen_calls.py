@@ -1,4 +1,4 @@
-"""Each call of the kernel, while the server takes requests and says nothing: an errno, in time."""
+"""Test each call of the kernel while the server accepts requests and sends nothing: an errno, in time."""
 
 import errno
 from collections.abc import AsyncIterator
@@ -26,7 +26,7 @@ BIG = 9 * 2**20
 
 
 class Freezing:
-    """Answers until it is told to stop; and what it has begun to send then stops."""
+    """A server that answers until it is frozen, which also stops the replies that it has begun to send."""
 
     def __init__(self) -> None:
         self.server = Scripted()
@@ -45,7 +45,7 @@ class Freezing:
 
 
 class Half(httpx.AsyncByteStream):
-    """As much of a big file as a reader is handed out, and no more."""
+    """A big file of which as much as a reader is served arrives, and no more."""
 
     def __init__(self) -> None:
         self._sent = False

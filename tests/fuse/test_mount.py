@@ -1,6 +1,6 @@
-"""The demo archive, mounted for real and looked at by real programs.
+"""Mount the demo archive, and look at it with real programs.
 
-What must be seen is the demo's own manifest, written by hand beside what it plants.
+The expected names and contents are the demo's own manifest, written by hand beside what it plants.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ def demo() -> Iterator[Demo]:
 
 @pytest.fixture(scope="module")
 def whole(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
-    """One mount for all who only look at the whole."""
+    """Provide one mount for all tests that only look at the whole."""
     with mounting(demo.url, tmp_path_factory.mktemp("whole"), **demo.login) as mount:
         mount.expected_in_log += demo.planted_warnings
         yield mount
@@ -45,14 +45,14 @@ def whole(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Moun
 
 @pytest.fixture(scope="module")
 def seen(whole: Mount) -> dict[Path_, dict[str, Any]]:
-    """Everything, read; the second walk finds what the first one made known (links)."""
+    """Read every entry; the second walk finds what the first one made known (links)."""
     whole.walk()
     return by_path(whole.walk(read=True))
 
 
 @pytest.fixture
 def mount(demo: Demo, tmp_path: Path) -> Iterator[Mount]:
-    """A mount that nobody has looked into yet, and a demo that nobody has asked yet."""
+    """Provide a mount that no program has looked into yet, of a demo without requests yet."""
     with mounting(demo.url, tmp_path, **demo.login) as fresh:
         demo.forget_requests()
         yield fresh
@@ -122,7 +122,7 @@ def test_only_a_shared_file_is_one_inode_in_two_places(seen):
 
 
 def complaints(stderr: str) -> set[str]:
-    """The paths that a program complained about, from the mount's root."""
+    """Return the paths that a program complained about, from the mount's root."""
     return {match for match in re.findall(r"projects/[^\n]*", stderr)}
 
 
@@ -242,7 +242,7 @@ def test_facts_are_extended_attributes(demo, whole):
 
 
 def session_path(demo: Demo) -> Path_:
-    """A session with all four parts."""
+    """Return the path of a session with all four parts."""
     return max(
         (e.path for e in demo.manifest if len(e.path) == 4 and e.path[0] == "projects" and e.path[3] != "resources"),
         key=lambda path: len({e.path[4] for e in demo.manifest if e.path[:4] == path and len(e.path) > 5}),
@@ -345,7 +345,7 @@ def test_a_new_version_of_a_file_is_the_same_inode_with_the_new_bytes(tmp_path):
 
 
 def test_two_contents_of_one_length_and_no_digest_do_not_mix(tmp_path):
-    """The kernel keeps pages by inode: who reads the old one brought its pages to who reads the new one."""
+    """Keep both contents in inodes of their own: the kernel keeps pages by inode, and both readers would share them."""
     size = 9_000_000
     with serving() as demo, mounting(demo.url, tmp_path, "--revalidate", "0", **demo.login) as mount:
         entry = Archive.file(demo.archive.projects["BRAINS"].resources[0], "raw.dat", b"1" * size, digest="")
@@ -382,7 +382,7 @@ count()
 
 
 def wait_for(condition: Callable[[], bool]) -> bool:
-    """Whether it becomes true within a generous while."""
+    """Return whether the condition becomes true within a generous while."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         if condition():
@@ -395,7 +395,7 @@ def wait_for(condition: Callable[[], bool]) -> bool:
 
 
 def ended(path: Path, home: Path) -> bool:
-    """Whether a mount is gone and its process, too."""
+    """Return whether a mount and its process are gone."""
     return wait_for(lambda: not mounted_file_system(path) and not daemons(home))
 
 
@@ -423,7 +423,7 @@ def test_every_end_is_clean(demo, tmp_path, how):
 
 
 def test_the_demo_closes_the_session_that_is_its_own(demo, tmp_path):
-    """Nobody else can have it: it is of a server that ends with the mount."""
+    """Close a session that no other program can use: its server ends with the mount."""
     path = tmp_path / "mnt"
     path.mkdir()
     env = environment(tmp_path)
@@ -589,6 +589,6 @@ print(library.mallinfo2().hblkhd - before)
 
 @pytest.mark.parametrize(("word", "own"), [("ours", True), ("as it is", False)])
 def test_the_memory_of_a_buffer_is_its_own_and_goes_back_with_it(word, own):
-    """glibc's mallinfo2(3): bytes in pages that malloc has asked for one by one."""
+    """Check glibc's mallinfo2(3) for the bytes in pages that malloc has requested one by one."""
     done = subprocess.run([sys.executable, "-c", OWN_PAGES, word], capture_output=True, text=True, check=True)
     assert (int(done.stdout) >= 2**20) is own

@@ -1,4 +1,4 @@
-"""The calls of the kernel, without a kernel: attributes, timeouts, errnos."""
+"""Test the calls of the kernel, without a kernel: attributes, timeouts, errnos."""
 
 import errno
 import math
@@ -128,7 +128,7 @@ async def test_a_directory_is_listed_in_steps(server, tmp_path, monkeypatch):
 
 
 async def test_entries_before_one_that_fails_are_answered_and_counted(server, tmp_path, monkeypatch):
-    """An error instead of them left references to them that no kernel had."""
+    """Return the entries before the error: an error in their place left references to them that no kernel had."""
     for number in range(MEASURED_AT_ONCE + 1):
         server.add(f"{number}", b"x" * number, size="" if number == MEASURED_AT_ONCE else None)
     server.answers[f"{FILES}/{MEASURED_AT_ONCE}"] = lambda r: httpx.Response(503)
@@ -155,7 +155,7 @@ Told = tuple[bytes, int, int, float]
 
 
 class Reader:
-    """A program that lists a directory: what it is told."""
+    """A program that lists a directory, and the entries that it receives."""
 
     def __init__(self, ops: Operations, monkeypatch: pytest.MonkeyPatch) -> None:
         self._ops = ops
@@ -169,14 +169,14 @@ class Reader:
         return True
 
     async def list(self, path: str) -> Sequence[Told]:
-        """Each entry of a directory."""
+        """List each entry of a directory."""
         handle = await self._ops.opendir((await look_up(self._ops, path)).st_ino, CONTEXT)
         await self.read(handle)
         await self._ops.releasedir(handle)
         return self.told
 
     async def read(self, handle: FileHandleT) -> Sequence[Told]:
-        """The same of a directory that is open, from its start."""
+        """List the entries of an open directory from its start."""
         self.told = []
         await self._ops.readdir(handle, 0, cast(ReaddirToken, None))
         return self.told
@@ -303,7 +303,7 @@ async def test_a_file_is_read_and_its_pages_kept(server, tmp_path):
 
 
 class Held(File):
-    """A file that has come with others and is in memory."""
+    """A file in memory that arrived with others."""
 
     measured = True
     measured_size = 0
@@ -325,7 +325,7 @@ class Held(File):
 
 
 async def test_what_is_in_memory_is_in_the_kernels_pages_before_it_asks(server, tmp_path):
-    """But never of a file that is open: the kernel locks the pages of a READ until that is answered, by us."""
+    """Store nothing for an open file: the kernel locks the pages of a READ until the mount has answered it."""
     stored: list[tuple[InodeT, int, bytes]] = []
     async with opened(server, tmp_path) as site:
         ops = Operations(Root(site), Ownership(12, 34), lambda *given: stored.append(given))
@@ -369,7 +369,7 @@ async def reading(ops: Operations, attributes: pyfuse3.EntryAttributes) -> Async
 async def test_another_content_of_the_same_length_and_without_digest_is_another_inode_while_one_is_open(
     server, tmp_path
 ):
-    """Under one number the kernel mixed the pages of both: who reads the old one brings them to who reads the new."""
+    """Use another inode: under one number the kernel mixed the pages of both for readers of the old and the new."""
     server.add("a", b"12345", digest="")
     async with opened(server, tmp_path) as site:
         ops, now = OperationsWithXattrs(Root(site), Ownership(12, 34)), 0.0
@@ -394,7 +394,7 @@ async def test_another_content_of_the_same_length_and_without_digest_is_another_
 
 
 async def test_another_content_of_a_file_that_nobody_has_open_takes_its_pages_place(server, tmp_path):
-    """No other inode: `cp` leaves out what is another file when it is opened than when it was looked at."""
+    """Keep the inode: `cp` leaves out a file whose inode at open differs from the one that it looked at."""
     stored: list[tuple[InodeT, int, bytes]] = []
     invalidated: list[tuple[InodeT, bool]] = []
     server.add("a", b"12345", digest="")
@@ -462,7 +462,7 @@ async def test_a_version_that_is_open_keeps_its_number_until_it_is_closed(server
 
 
 async def test_a_file_that_is_used_by_its_number_alone_is_looked_up_again(server, tmp_path, autojump_clock):
-    """As NFS servers do."""
+    """Look it up again, as NFS servers use files by number."""
     server.add("a", b"12345")
     async with mounted(server, tmp_path) as ops:
         inode = (await look_up(ops, f"{DICOM}/a")).st_ino
@@ -535,7 +535,7 @@ async def test_a_number_that_is_taken_over_while_it_is_opened_is_stale(server, t
 
 
 async def test_what_came_by_another_way_is_the_same_file(server, tmp_path):
-    """A member of a tar has no date, and one that is fetched by itself has."""
+    """Compare no dates: a member of a tar has none, and a file that is fetched by itself has one."""
     server.add("a", b"12345", digest="")
     async with opened(server, tmp_path) as site:
         ops = OperationsWithXattrs(Root(site), Ownership(12, 34))
@@ -554,7 +554,7 @@ async def test_what_came_by_another_way_is_the_same_file(server, tmp_path):
 
 
 async def test_another_length_and_content_without_digest_is_estale_once(server, tmp_path):
-    """The kernel looks a name up again once for an open, and no more."""
+    """Return ESTALE once, because the kernel looks a name up again only once for an open."""
     server.add("a", b"12345", digest="")
     async with opened(server, tmp_path) as site:
         ops, now = OperationsWithXattrs(Root(site), Ownership(12, 34)), 0.0
@@ -651,7 +651,7 @@ async def test_facts_are_attributes_and_what_is_not_there_is_said(server, tmp_pa
 
 
 async def test_an_attribute_that_is_listed_is_read_whatever_has_become_of_it(server, tmp_path, monkeypatch):
-    """`getfattr -d` lists first and reads then; in between the server may have come back."""
+    """Read what was listed: `getfattr -d` lists first and then reads, and the server may be back in between."""
     monkeypatch.setattr(Node, "stale", lambda self: 1.0)
     async with mounted(server, tmp_path) as ops:
         scan = await look_up(ops, "projects/P/S/E/scans/1")
@@ -690,7 +690,7 @@ async def test_a_name_that_is_too_long_is_said_to_be(server, tmp_path):
 
 
 async def test_labels_and_acls_are_said_to_be_unsupported_not_missing(server, tmp_path):
-    """Programs ask for them once then, and not once for every file."""
+    """Return ENOTSUP, so that programs request labels and ACLs once, and not for every file."""
     async with mounted(server, tmp_path) as ops:
         scan = await look_up(ops, "projects/P/S/E/scans/1")
         for name in (b"security.selinux", b"security.capability", b"system.posix_acl_access", b"trusted.x"):

@@ -1,4 +1,4 @@
-"""Mounts whose server goes still or away, and laptops that are closed and opened: an error in time, never a hang."""
+"""Test mounts whose server freezes or stops, and suspended laptops: an error in time, never a hang."""
 
 import errno
 import filecmp
@@ -42,7 +42,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Server:
-    """The demo in a process of its own, which can be stopped in two ways."""
+    """A demo in a process of its own, which can be stopped in two ways."""
 
     def __init__(self, data: Path) -> None:
         self._data = data
@@ -51,7 +51,7 @@ class Server:
         self.start()
 
     def start(self) -> None:
-        """Again on the same port."""
+        """Start again on the same port."""
         port = ["--port", self.url.rpartition(":")[2]] if self.url else []
         command = [sys.executable, "-P", "-m", "xnatfs.demo", "--only-data", "--data", str(self._data), "--until-eof"]
         pipe = subprocess.PIPE
@@ -60,13 +60,13 @@ class Server:
         self.url = self._process.stdout.readline().strip()
 
     def stop(self) -> None:
-        """Nobody listens there any more."""
+        """Stop listening."""
         assert self._process is not None
         self._process.kill()
         self._process.communicate()
 
     def freeze(self) -> None:
-        """Connections are taken, and nothing is said."""
+        """Accept connections, and send nothing."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 
@@ -106,7 +106,7 @@ def eventually(what: Callable[[], bool], within: float = BACK) -> None:
 
 
 def heard(path: Path) -> int:
-    """What a program hears that reads this: an errno, or 0."""
+    """Return the errno that reading this gives a program, or 0."""
     done = run("cat", path)
     found = [number for number in (*AWAY.values(), errno.EIO) if os.strerror(number) in done.stderr]
     assert found or not done.returncode, done.stderr
@@ -114,12 +114,12 @@ def heard(path: Path) -> int:
 
 
 def waits(process: subprocess.Popen[bytes]) -> bool:
-    """Whether it is in a call to a mount."""
+    """Return whether a process is in a call to a mount."""
     return "fuse" in Path("/proc", str(process.pid), "wchan").read_text() or process.poll() is not None
 
 
 def in_disk_sleep(processes: list[int]) -> list[int]:
-    """Those that nothing can end."""
+    """Return the processes in uninterruptible sleep."""
     found = []
     for process in processes:
         try:
@@ -166,7 +166,7 @@ def test_what_is_here_stays_what_is_not_fails_and_all_is_well_when_it_is_back(se
 
 
 def copied(source: Path, target: Path, truth: Path, copying: subprocess.Popen[str]) -> bool:
-    """Whether the copy succeeded. What has its whole length is right; if anything is not there, cp has said so."""
+    """Return whether the copy succeeded; a file of full length is right, and cp has reported any that is missing."""
     _, said = copying.communicate(timeout=LIMIT)
     right = []
     for true in [truth] if truth.is_file() else sorted(truth.iterdir()):
@@ -181,7 +181,7 @@ def copied(source: Path, target: Path, truth: Path, copying: subprocess.Popen[st
 
 @pytest.mark.parametrize("how", AWAY)
 def test_a_laptop_that_is_closed_and_opened_in_the_middle_of_a_copy(server, tmp_path, data, how):
-    """The daemon and its processes stand still, the server is gone, for three times the timeout."""
+    """Stop the daemon and its processes, and the server, for three times the timeout."""
     truths = [data.joinpath(*path.parts[1:]) for path in (SMALL, BIG)]
     with mounted(server, tmp_path, "--ttl", "1") as mount:
         sources = [mount.path / SMALL, mount.path / BIG]
