@@ -1,4 +1,4 @@
-"""An outage is found out once, told of once, and over when it is over; what is no outage is not taken for one."""
+"""Test that an outage is detected once, reported once, and over in time, and that nothing else is taken for one."""
 
 import logging
 from collections.abc import AsyncIterator
@@ -21,7 +21,7 @@ VERDICT = OFTEN + 1.25 * FIRST_PAUSE
 
 
 class Fragile(Site):
-    """An XNAT that is away from time to time: refuses, is silent, or a gateway says so."""
+    """An XNAT that is unavailable from time to time: it refuses, is silent, or a gateway answers for it."""
 
     def __init__(self) -> None:
         super().__init__(self._answer)
@@ -79,7 +79,7 @@ async def test_after_the_first_wait_requests_fail_at_once_and_are_not_sent(away,
     [("refused", NoRoute, NoRoute), ("silent", Unreachable, TimedOut), ("gateway", Unavailable, Unavailable)],
 )
 async def test_what_came_of_a_list_before_the_server_went_does_not_speak_for_it(away, first, then, autojump_clock):
-    """The list is asked for again, in vain: that is the silence that counts."""
+    """Request the list again, in vain: that silence counts."""
     server = Fragile()
 
     class Leaving(Dripping):
@@ -114,7 +114,7 @@ async def test_when_the_server_is_back_so_are_we(away, kind, autojump_clock):
 
 
 async def test_a_hundred_readers_of_a_dead_server(autojump_clock, caplog):
-    """Eight at a time ask for files: whoever waits for a place hears of it as soon as they do."""
+    """Request files eight at a time: a request that waits for a place fails as soon as the active ones do."""
     server = Fragile()
     took: list[float] = []
 
@@ -155,7 +155,7 @@ async def test_the_server_is_asked_gently_while_it_is_away(autojump_clock):
 
 
 async def test_a_server_that_is_very_slow_is_not_away(autojump_clock):
-    """What is asked to find out takes as long as anything else does."""
+    """Give the probe the timeout of any other request."""
     server = Fragile()
     async with connected(server) as xnat:
         server.away = "refused"
@@ -180,7 +180,7 @@ async def test_one_request_that_is_not_answered_is_no_outage(autojump_clock, cap
 
 
 async def test_bytes_that_come_are_a_sign_of_life(autojump_clock, caplog):
-    """The line is so full that nothing else gets through."""
+    """Count arriving bytes as a sign of life, on a line so full that no other reply gets through."""
 
     async def answer(request: httpx.Request) -> httpx.Response:
         if "/files/" in request.url.path:
@@ -212,7 +212,7 @@ async def test_a_server_that_asks_to_be_left_alone_for_a_while_is_not_away(statu
 
 
 async def test_a_download_under_way_goes_on_after_a_short_silence_and_ends_the_doubt(autojump_clock, caplog):
-    """Another request has given up, and the server does not answer when it is asked: then bytes come again."""
+    """Close the breaker when bytes arrive again, after another request timed out and the probe had no answer."""
 
     class Halting(httpx.AsyncByteStream):
         async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -241,7 +241,7 @@ async def test_a_download_under_way_goes_on_after_a_short_silence_and_ends_the_d
 
 @pytest.mark.parametrize("what", ["list", "file"])
 async def test_a_body_that_stops_casts_doubt_as_well(what, autojump_clock, caplog):
-    """Whoever comes next does not have to wait for as long again."""
+    """Fail the next request sooner than by another full timeout."""
     stopped = False
 
     async def answer(request: httpx.Request) -> httpx.Response:
@@ -292,7 +292,7 @@ async def test_an_outage_that_is_shorter_than_the_patience_is_nobodys_concern(au
 
 
 async def test_repeats_are_few_and_not_in_step(autojump_clock):
-    """In one place only: no other layer asks again what has failed."""
+    """Repeat in one place only: no other layer repeats a failed request."""
     server = Fragile()
     async with connected(server) as xnat:
         await xnat.projects()
@@ -320,7 +320,7 @@ async def test_a_change_is_not_made_twice(autojump_clock):
 
 
 async def test_the_question_is_asked_in_our_session(autojump_clock):
-    """Without one, each would open another on the server."""
+    """Send the probe with the session cookie, as each without one would open another session on the server."""
     cookies: list[str] = []
 
     async def answer(request: httpx.Request) -> httpx.Response:

@@ -1,4 +1,4 @@
-"""Every request ends: in time, in virtual time to the second, however a server manages to keep us waiting."""
+"""Test that every request ends in time, in virtual time to the second, however a server delays it."""
 
 import errno
 import ssl
@@ -28,7 +28,7 @@ Answer = Callable[[httpx.Request], Awaitable[httpx.Response]]
 
 
 class Site:
-    """An XNAT that lets anybody in, answers all else as a test wants it, and remembers what it was asked, and when."""
+    """An XNAT that lets any user in, answers as a test wants, and records each request with its time."""
 
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
@@ -48,7 +48,7 @@ async def connected(app: Callable[[httpx.Request], Awaitable[httpx.Response]]) -
 
 
 class Dripping(httpx.AsyncByteStream):
-    """Pieces, each after so many seconds; then nothing for ever, or the end. No generator: nobody has to close it."""
+    """Pieces, each after so many seconds; then nothing for ever, or the end. It is no generator: it needs no close."""
 
     def __init__(self, pieces: list[bytes], pause: float, *, ends: bool = True) -> None:
         self._pieces = iter(pieces)
@@ -79,7 +79,7 @@ async def read(xnat: Xnat, file: FileRow = FILE) -> bytes:
 
 
 async def fails(kind: type[XnatError], ask: Callable[[], Awaitable[object]]) -> float:
-    """How long it takes to fail so."""
+    """Return how long the call takes to fail with this error."""
     began = trio.current_time()
     with pytest.raises(kind) as caught:
         await ask()
@@ -143,7 +143,7 @@ async def test_the_mounts_first_login_ends_too(autojump_clock):
 
 
 async def test_a_server_that_cannot_say_who_we_are_has_not_forgotten_it(autojump_clock):
-    """A page instead of data is doubted; the question whose session this is meets a gateway."""
+    """Keep the session: a page in place of data raises doubt, and the query for the session's user meets a gateway."""
     asked: list[str] = []
 
     async def answer(request: httpx.Request) -> httpx.Response:
@@ -184,7 +184,7 @@ async def test_a_list_of_which_a_byte_comes_from_time_to_time(autojump_clock):
 
 
 async def test_a_list_that_stops_in_the_middle_is_not_asked_for_again(autojump_clock):
-    """Its time is over."""
+    """Give up, because the time of the list is over."""
     site = Site(dripping([bytes(100)], 0.0, ends=False))
     async with connected(site) as xnat:
         assert await fails(TimedOut, xnat.projects) == pytest.approx(TIMEOUT)
@@ -195,7 +195,7 @@ async def test_a_list_that_stops_in_the_middle_is_not_asked_for_again(autojump_c
     ("slow", "asked"), [(0.0, TRIES), (0.3 * TIMEOUT, TRIES), (0.4 * TIMEOUT, TRIES), (TIMEOUT - 1, 2)]
 )
 async def test_a_list_that_breaks_off_each_time_is_given_up_in_time(autojump_clock, slow, asked):
-    """However much of it has come: it all comes again. And that is said, not that the last answer came too late."""
+    """Give up in time although each attempt starts over, and report the break rather than a late answer."""
 
     class Breaking(Dripping):
         async def __anext__(self) -> bytes:
@@ -226,7 +226,7 @@ async def test_a_body_that_stops(autojump_clock):
 
 
 async def test_a_line_that_is_slow_goes_on_for_as_long_as_it_takes(autojump_clock):
-    """8 MiB at a tenth of 100 KB/s, as when ten share it."""
+    """Fetch 8 MiB at a tenth of 100 KB/s, as when ten downloads share it."""
     content = [bytes(10_000)] * (8 * 2**20 // 10_000)
     async with connected(Site(dripping(content, 1.0))) as xnat:
         began = trio.current_time()
@@ -259,7 +259,7 @@ async def test_a_document_that_does_not_end(autojump_clock, monkeypatch):
 
 @pytest.mark.parametrize("ranged", [True, False])
 async def test_connections_that_bring_a_byte_each(ranged, autojump_clock):
-    """Each gets on, and all together do not."""
+    """End connections that each make progress, and all together do not."""
     position = 0
 
     async def answer(request: httpx.Request) -> httpx.Response:

@@ -1,4 +1,4 @@
-"""One login: where it comes from, how long it is believed, what shows that it is lost, and who ends it."""
+"""Test one login: where it comes from, how long it is trusted, the signs of its loss, and how it ends."""
 
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -35,7 +35,7 @@ ACCOUNT = Credentials("u", "p")
 
 
 class Counted(Server):
-    """A server that answers by itself to `alive`, and tells what it was asked, session included."""
+    """A server that answers by itself to `alive`, and records what it was asked, session included."""
 
     def lines(self) -> list[str]:
         return [f"{r.method} {r.url.path.removeprefix('/site')} {self.sent(r)}".strip() for r in self.requests]
@@ -97,7 +97,7 @@ async def test_a_shared_session_is_found_by_the_next_program_and_left_alive(tmp_
 
 
 async def test_who_has_a_name_keeps_it(tmp_path):
-    """Whatever a session is called that was found."""
+    """Keep the configured name, whatever user a found session has."""
     store(tmp_path, "U").keep(TOKEN, 900)
     async with logging_in(Server(), sessions=store(tmp_path)) as login:
         assert await login.token() == TOKEN
@@ -105,7 +105,7 @@ async def test_who_has_a_name_keeps_it(tmp_path):
 
 
 async def test_programs_that_begin_together_make_one_login(tmp_path):
-    """The second waits for the first one's session, and takes that."""
+    """Wait for the session of the first program, and use it."""
     server = Counted()
     begun = trio.Event()
 
@@ -229,7 +229,7 @@ async def test_renewing_ends_the_session_before(tmp_path):
 
 
 async def test_renewing_where_there_was_nothing_ends_nothing(tmp_path):
-    """Nor where the server gives the same session again."""
+    """End no session where there was none, or where the server returns the same one."""
     same = Counted()
     store(tmp_path).keep(TOKEN, 900)
     async with logging_in(
@@ -258,7 +258,7 @@ async def test_logging_out_ends_it_for_everybody(tmp_path):
 
 
 async def test_a_server_that_is_gone_holds_up_nobody_who_leaves(autojump_clock, caplog):
-    """Nor one that says nothing."""
+    """Exit without delay, also where the server is silent."""
     caplog.set_level("INFO")
     server = Counted()
 
@@ -335,7 +335,7 @@ TOMCAT_500 = (
     ],
 )
 async def test_what_makes_a_session_doubtful(response, expects, doubted, alive):
-    """Then the server is asked, once, and believed."""
+    """Ask the server once, and trust its answer."""
     server = Counted()
     async with logging_in(server) as login:
         token = await login.token()
@@ -375,7 +375,7 @@ async def test_what_is_missing_is_doubted_after_a_while(autojump_clock, status):
 
 
 async def test_the_name_is_believed_for_a_while(autojump_clock):
-    """Half as long as a session may idle, where that is less."""
+    """Trust the name for CONFIRM_AFTER, or for half the idle timeout of a session where that is less."""
     async with logging_in(Server()) as login:
         assert login.doubtful()
         await login.token()
@@ -390,7 +390,7 @@ async def test_the_name_is_believed_for_a_while(autojump_clock):
 
 
 async def test_a_foreign_cookie_that_meant_nothing_means_nothing_any_more():
-    """But a page still does; and a page that meant nothing leaves the cookie its meaning."""
+    """Distrust pages still, and cookies again after a page that meant nothing."""
     server = Counted()
     foreign, page = reply(200, f"JSESSIONID={OTHER}"), reply(200, headers=PAGE)
     async with logging_in(server) as login:
@@ -486,7 +486,7 @@ async def test_a_wrong_password_with_a_colon_costs_one_refusal_a_try_from_the_se
 
 
 async def test_a_refused_password_rests(autojump_clock, caplog):
-    """So that the account is not locked; all who ask meanwhile are told the same."""
+    """Send the password once, so that the account is not locked; all waiting requests get the same error."""
     requests = []
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -514,7 +514,7 @@ async def test_a_busy_server_is_no_answer_to_a_password(status):
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
 @pytest.mark.parametrize("headers", [{}, {"retry-after": "7"}])
 async def test_a_busy_server_says_nothing_of_a_session(status, headers):
-    """It is not dropped."""
+    """Keep the session."""
     server = Counted()
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -532,7 +532,7 @@ async def test_a_busy_server_says_nothing_of_a_session(status, headers):
 
 
 async def test_of_an_answer_only_the_beginning_is_read(tmp_path):
-    """Whatever its encoding is said to be; and its connection is given back, also by who is cancelled."""
+    """Read the beginning whatever the encoding, and release the connection, also in a cancelled task."""
 
     class Endless(httpx.AsyncByteStream):
         sent = closed = 0
@@ -619,7 +619,7 @@ async def test_no_session_from_an_xnat_is_a_matter_of_logging_in(response, error
 
 
 async def test_no_cookie_is_sent_that_a_reply_has_set():
-    """Not even one that no header can hold: a login is made by the password alone."""
+    """Drop even cookies that no header can hold: a login is made by the password alone."""
     said = [httpx.Response(405, headers=[(b"set-cookie", b"\x80"), (b"set-cookie", b"JSESSIONID=of-a-guest")])]
     cookies = []
 
@@ -633,7 +633,7 @@ async def test_no_cookie_is_sent_that_a_reply_has_set():
 
 
 def filled_in(request: httpx.Request) -> str:
-    """What a login is offered by: the header, or the form."""
+    """Return how a login is offered: the header, or the form."""
     return "Basic" if "authorization" in request.headers else request.content.decode()
 
 
@@ -690,7 +690,7 @@ REFUSED_TWICE = httpx.Response(500, html="<h3>Bad credentials</h3>")  # as relea
     ],
 )
 async def test_how_a_login_is_offered(credentials, answers, offered, said):
-    """A refusal is not tried again, and the form comes where Basic cannot say it."""
+    """Try once, and use the form where Basic cannot express the password."""
     requests: list[httpx.Request] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -761,7 +761,7 @@ async def test_a_session_that_has_ended_is_logged_once_until_another_is_there(tm
 
 
 async def test_a_session_is_kept_under_the_name_that_logged_in(tmp_path):
-    """Also where none was named before."""
+    """Save the session under that name also where none was configured before."""
     async with logging_in(Counted(), ACCOUNT, store(tmp_path, "")) as login:
         token = await login.token()
     found = store(tmp_path).find()

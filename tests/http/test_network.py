@@ -1,4 +1,4 @@
-"""What lies between us and the server: TLS, proxies, netrc. Real sockets, real mounts."""
+"""Test TLS, proxies and netrc between the client and the server, on real sockets and real mounts."""
 
 import http.server
 import os
@@ -26,7 +26,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def made_certificate(directory: Path) -> tuple[Path, Path]:
-    """A certificate for 127.0.0.1 that nobody has signed, and its key."""
+    """Make a self-signed certificate for 127.0.0.1, and its key."""
     made, key = directory / "certificate.pem", directory / "key.pem"
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]
     names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(made)]
@@ -116,7 +116,7 @@ def test_a_profile_is_a_server_and_a_login(place):
 
 
 class Proxy(http.server.BaseHTTPRequestHandler):
-    """Answers in the place of every server, and remembers which."""
+    """A proxy that answers in the place of every server, and records which."""
 
     asked: list[str] = []
 
@@ -131,7 +131,7 @@ class Proxy(http.server.BaseHTTPRequestHandler):
     do_DELETE = do_POST
 
     def log_message(self, format: str, *args: object) -> None:
-        """Tests say what matters."""
+        """Log nothing."""
 
 
 async def test_other_addresses_go_through_the_proxy_of_the_environment(monkeypatch):

@@ -1,4 +1,4 @@
-"""The deadlines on real sockets and with real processes: whatever hangs, what waits for it ends."""
+"""Test the deadlines on real sockets and with real processes: whatever hangs, its caller gets an error."""
 
 import os
 import signal
@@ -31,7 +31,7 @@ LOGIN = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 32\r\n\
 
 @asynccontextmanager
 async def connected(*acts: Act) -> AsyncIterator[tuple[Server, Xnat]]:
-    """To a server that lets us in, and then does as it likes."""
+    """Connect to a server that accepts a login, and then does as it likes."""
     server = Server(answering(LOGIN), *acts)
     async with trio.open_nursery() as nursery:
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
@@ -44,7 +44,7 @@ async def connected(*acts: Act) -> AsyncIterator[tuple[Server, Xnat]]:
 
 
 async def write(xnat: Xnat, path: Path, begun: Callable[[], Awaitable[None]] | None = None) -> None:
-    """A big file as the mount takes it; `begun` is called when the first bytes are there."""
+    """Write a big file as the mount takes it; `begun` is called when the first bytes are there."""
     with descriptor(path) as file:
         async with xnat.download(ITEM, FILE) as download:
             assert download is not None
@@ -140,7 +140,7 @@ async def test_a_process_that_stood_still_before_it_was_asked(tmp_path, monkeypa
 
 
 async def test_a_host_that_takes_no_connections(tmp_path):
-    """Its queue is full: what we send to open one is thrown away."""
+    """Fill the queue of the host, so that the client's SYN packets are dropped."""
     with trio.socket.socket() as listener:
         await listener.bind(("127.0.0.1", 0))
         listener.listen(0)
@@ -157,7 +157,7 @@ async def test_a_host_that_takes_no_connections(tmp_path):
 
 
 async def test_the_kernel_is_told_when_a_line_is_lost(tmp_path):
-    """A connection that fell asleep with this machine stays silent; another one can still be tried in time."""
+    """Set TCP_USER_TIMEOUT, so that a connection that is silent after suspend fails in time to try another one."""
     async with connected(answering(OK, BIG)) as (_, xnat):
         response = await xnat._transport.exchange(Question("GET", "/", "file"))
         link = response.extensions["network_stream"].get_extra_info("socket")
