@@ -1,4 +1,4 @@
-"""Listings of an earlier mount: shown at once, not for long, and never an error."""
+"""Test listings that an earlier mount persisted: shown at once, not for long, and never an error."""
 
 import os
 import sqlite3
@@ -29,7 +29,7 @@ KEY = ExperimentsKey("P")
 
 
 async def kept(directory: Path, clock: Callable[[], float] = lambda: 1000.0, account: str = "u") -> Kept:
-    """As the next mount opens it."""
+    """Open the persisted listings as the next mount does."""
     return Kept(directory, account, clock)
 
 
@@ -240,7 +240,7 @@ def test_the_time_for_which_it_is_shown_is_short():
 
 
 async def test_a_name_that_is_new_is_asked_for(line, tmp_path):
-    """A kept listing hides nothing from who asks by name."""
+    """Request a name that a persisted listing lacks."""
     await first_mount(line, tmp_path)
     archive = line.demo.archive
     subject = archive.subject(archive.projects["P"], "NEW")

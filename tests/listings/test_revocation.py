@@ -1,4 +1,4 @@
-"""What is taken away from the account is gone from the mount: names, kept bytes, and files that are open."""
+"""Test that what is taken away from the account leaves the mount: names, cached bytes, and open files."""
 
 import errno
 import hashlib
@@ -34,7 +34,7 @@ OTHER = ("projects", "Q", "S3", "E3", "scans", "1", "DICOM", "0.dcm")
 
 
 class Server(Model):
-    """One that can fail, and remembers what it was asked."""
+    """A server that can fail, and records its requests."""
 
     fault: Callable[[httpx.Request], httpx.Response | None] = staticmethod(lambda request: None)
 
@@ -56,7 +56,7 @@ def _replies() -> Iterator[None]:
 
 @pytest.fixture
 def clock(monkeypatch) -> MockClock:
-    """Virtual time, and no threads that it would have to wait for."""
+    """Use virtual time, and no threads that it would have to wait for."""
     monkeypatch.setattr(trio.to_thread, "run_sync", inline)
     return MockClock(autojump_threshold=0)
 
@@ -180,7 +180,7 @@ async def test_what_another_account_has_kept_stays(server, tmp_path, clock):
 
 
 async def test_an_open_file_fails_at_its_next_read_after_one_ttl(server, tmp_path, clock):
-    """Nobody looks at any listing; the kernel has all its pages."""
+    """Fail although no program looks at any listing and the kernel has all pages."""
     async with mounted(server, tmp_path) as (kernel, _):
         opened = await kernel.open(FILE)
         assert await kernel.read(opened, 0, BIG_SIZE) == server.present.files[FILE].content
@@ -198,7 +198,7 @@ async def test_an_open_file_fails_at_its_next_read_after_one_ttl(server, tmp_pat
 
 
 async def test_an_open_file_that_is_read_on_costs_one_request_in_a_ttl(server, tmp_path, clock):
-    """However many files of the session are open, and however often they are read."""
+    """Send one request however many files of the session are open, and however often they are read."""
     async with mounted(server, tmp_path) as (kernel, _):
         opened = [await kernel.open((*FILE[:-1], f"{number}.dcm")) for number in range(8)]
         for each in opened:
@@ -214,7 +214,7 @@ async def test_an_open_file_that_is_read_on_costs_one_request_in_a_ttl(server, t
 
 
 async def test_reads_go_on_while_the_server_is_away(server, tmp_path, clock):
-    """A server that does not answer takes nothing away, and who reads does not wait for it each time."""
+    """Serve reads without a wait each time: an unreachable server takes nothing away."""
     async with mounted(server, tmp_path) as (kernel, _):
         opened = await kernel.open(FILE)
         await kernel.read(opened, 0, 100)
@@ -227,7 +227,7 @@ async def test_reads_go_on_while_the_server_is_away(server, tmp_path, clock):
 
 
 async def test_a_guests_answer_takes_nothing_away(server, tmp_path, clock):
-    """An open site drops our session, and its cookies do not tell."""
+    """Ignore the reply to a guest: an open site drops the session, and its cookies do not tell."""
     server.demo.sessions.require_login = False
     async with mounted(server, tmp_path) as (kernel, site):
         opened = await kernel.open(FILE)
@@ -256,7 +256,7 @@ async def test_access_that_is_given_back_is_there_again(server, tmp_path, clock)
 
 
 async def test_the_cache_drops_what_is_on_its_way_to_the_disk(tmp_path):
-    """Files in memory that wait to be written, and those that somebody has open."""
+    """Drop files in memory that wait to be written, and files that a program has open."""
     async with open_cache(tmp_path, 10**6) as cache:
         mine, others = Version("1/a", 1, "", ("mine", "all")), Version("2/b", 1, "", ("others", "all"))
         await cache.put(mine, b"a")
@@ -287,7 +287,7 @@ def demo() -> Iterator[Demo]:
 
 @pytest.mark.fuse
 def test_a_mount_forgets_a_project_with_its_pages(demo, tmp_path):
-    """A file that stays open, of which the kernel has all pages, in a project that is closed."""
+    """Forget a file that stays open, of which the kernel has all pages, in a project that is closed."""
     ttl = 2.0
     place = ("projects", "BRAINS", "SUB002")  # whose sessions are shared with nobody
     entry = next(e for e in demo.manifest if e.path[:3] == place and e.kind == "file" and e.size > 8000)

@@ -1,4 +1,4 @@
-"""`--offline`: what was seen is shown while the server is away, says so, and never in place of what the server says."""
+"""Test `--offline`: stale listings are shown and reported while the server is unreachable, never against its answer."""
 
 import logging
 from collections.abc import AsyncIterator
@@ -96,7 +96,7 @@ async def content(site: Site, scan: int = 1) -> bytes:
 
 
 async def cut(line: Line, site: Site) -> None:
-    """The server is away, which is known, and all that was listed has expired."""
+    """Make the server unreachable, and known to be, with all listings expired."""
     line.cut = True
     with pytest.raises(Unreachable):
         await site.xnat.projects()
@@ -216,7 +216,7 @@ async def test_what_the_server_refuses_is_gone_also_when_it_is_away_again(line, 
 
 @pytest.mark.parametrize("asked", ["projects", "projects/P"])
 async def test_what_is_not_listed_any_more_is_gone_with_all_below_it(line, tmp_path, asked):
-    """Also for a program that is in there, and knows the way."""
+    """Remove it also for a program whose working directory is inside."""
     async with opened(line, tmp_path) as site:
         await seen(site)
         inside = [await find(site, place) for place in PLACES[2:]]

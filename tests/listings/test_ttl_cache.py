@@ -1,4 +1,4 @@
-"""Listings: fetched once, kept while fresh."""
+"""Test that listings are fetched once, and cached while fresh."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ class Value:
 
 
 class Fetcher:
-    """Counts its calls; each takes a second."""
+    """A fetcher that counts its calls; each takes a second."""
 
     def __init__(self, ttl: float = 60.0, error: Exception | None = None) -> None:
         self.calls = 0
