@@ -115,7 +115,7 @@ def test_move(fresh):
 def test_delete_asks(fresh):
     fresh.receive("SESS001")
     words = ("prearchive", "delete", *MINE, "--session", "SESS001")
-    assert "--yes" in fresh.ctl(*words, status=2).err  # nobody is there to be asked
+    assert "--yes" in fresh.ctl(*words, status=2).err  # there is no terminal to ask on
     for answer, left in ((b"n\n", ["SESS001"]), (b"y\n", [])):
         main, terminal = pty.openpty()
         process = subprocess.Popen(
