@@ -432,7 +432,7 @@ async def test_strict_is_for_all_files(tmp_path):
             blob.close()
 
 
-# -- what is told, and to whom it belongs ------------------------------------------------------------------------
+# -- what is reported, and owners --------------------------------------------------------------------------------
 
 
 async def test_the_cache_tells_what_it_holds(tmp_path, patient_clock):

@@ -969,7 +969,7 @@ async def test_a_file_that_is_handed_out_whole_has_one_connection(tmp_path, auto
     assert (source.at_once, source.starts) == (1, [0])
 
 
-# -- a file that somebody else writes ----------------------------------------------------------------------------
+# -- a file that its source writes -------------------------------------------------------------------------------
 
 
 class Failing(FakeSource):

@@ -576,7 +576,7 @@ def test_an_unknown_boot_is_no_boot(monkeypatch):
     assert one != other
 
 
-# -- to whom it belongs, and what others do to it ----------------------------------------------------------------
+# -- owners, and what other processes do to a file ---------------------------------------------------------------
 
 
 def test_what_belongs_to_somebody_is_found_and_dropped(shelf):
