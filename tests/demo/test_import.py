@@ -336,7 +336,7 @@ def test_a_session_at_work_takes_nothing_for_the_moment(demo, owner, clock):
     assert send(owner, NAMED).status_code == 200
 
 
-# -- who may ---------------------------------------------------------------------------------------------------
+# -- permissions -----------------------------------------------------------------------------------------------
 
 
 def test_who_may_import(client):

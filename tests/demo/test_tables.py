@@ -131,7 +131,7 @@ def test_the_key_of_the_root_is_always_there(jane):
         ("?label=S0*_MR", 10),
         ("?label=S00_MR,S11_MR", 2),
         ("?subject_label=S00", 3),
-        ("?xnat:subjectData/label=S00", 14),  # not a filter of this demo: nobody uses it
+        ("?xnat:subjectData/label=S00", 14),  # not a filter of this demo: no client uses it
         ("?date=01/01/2024-02/01/2024", 13),
         ("?date=06/01/2024", 1),
         ("?limit=5", 5),
