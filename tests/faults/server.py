@@ -98,7 +98,7 @@ class Faulty:
         self._closed = False
         self._listener: socket.socket | None = None
         self._connections: set[_Connection] = set()
-        # Bound and never listening: nobody else is given the port while we are away.
+        # Bound and never listening: no other process is given the port while the server is away.
         self._place = socket.socket()
         self._place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._place.bind(("127.0.0.1", 0))
@@ -203,7 +203,7 @@ class Faulty:
                 return
             connection = _Connection(self, client, self._context)
             with self.changed:
-                if self._listener is not listener:  # stopped meanwhile: nobody would end this connection
+                if self._listener is not listener:  # stopped meanwhile: no call would end this connection
                     client.close()
                     return
                 self._connections.add(connection)
