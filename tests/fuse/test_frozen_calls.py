@@ -67,7 +67,7 @@ async def mounted(directory: Path) -> AsyncIterator[tuple[OperationsWithXattrs, 
         Config(URL, cache_dir=directory, timeout=TIMEOUT), Credentials("u", "p"), Wire(server)
     ) as site:
         yield OperationsWithXattrs(Root(site), Ownership(1, 2)), server
-        server.frozen = False  # for who logs out
+        server.frozen = False  # for the logout
 
 
 @pytest.mark.parametrize(

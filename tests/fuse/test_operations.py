@@ -380,7 +380,7 @@ async def test_another_content_of_the_same_length_and_without_digest_is_another_
         now = 4000.0  # it is asked for again, and is the same
         async with reading(ops, await look_up(ops, f"{DICOM}/a")) as data:
             assert data == b"12345"
-        async with reading(ops, before):  # who has the old one open
+        async with reading(ops, before):  # a program has the old one open
             server.files["7", "a"], server.modified = b"54321", "Wed, 03 Jan 2024 03:04:05 GMT"
             now = 8000.0
             async with refused(errno.ESTALE):
@@ -389,7 +389,7 @@ async def test_another_content_of_the_same_length_and_without_digest_is_another_
             assert after.st_ino != before.st_ino
             async with reading(ops, after) as data:
                 assert data == b"54321"
-            async with refused(errno.ESTALE):  # of who has not looked again
+            async with refused(errno.ESTALE):  # for a program that has not looked it up again
                 await ops.open(before.st_ino, READ, CONTEXT)
 
 
