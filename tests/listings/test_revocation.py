@@ -289,7 +289,7 @@ def demo() -> Iterator[Demo]:
 def test_a_mount_forgets_a_project_with_its_pages(demo, tmp_path):
     """Forget a file that stays open, of which the kernel has all pages, in a project that is closed."""
     ttl = 2.0
-    place = ("projects", "BRAINS", "SUB002")  # whose sessions are shared with nobody
+    place = ("projects", "BRAINS", "SUB002")  # its sessions are not shared
     entry = next(e for e in demo.manifest if e.path[:3] == place and e.kind == "file" and e.size > 8000)
     with mounting(demo.url, tmp_path, "--ttl", f"{ttl:g}", **demo.login) as mount:
         path = mount.path.joinpath(*entry.path)
