@@ -1,4 +1,4 @@
-"""Series in bulk: few requests, right bytes, little that nobody reads, and whatever the tar does, the file comes."""
+"""Test the prefetch of a series: few requests, right bytes, little unread data, and no dependence on the tar."""
 
 import hashlib
 import io
@@ -39,7 +39,7 @@ def bytes_of(number: int, size: int = SIZE) -> bytes:
 
 
 class Tar(httpx.AsyncByteStream):
-    """A tar, member by member; what was taken of it is counted."""
+    """A tar, member by member; what is taken of it is counted."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Tar(httpx.AsyncByteStream):
         self.number = self.sent = 0
         self.closed = False
 
-    def __aiter__(self) -> "Tar":  # no generator: nobody has to close it
+    def __aiter__(self) -> "Tar":  # no generator: it needs no close
         return self
 
     async def __anext__(self) -> bytes:
@@ -116,7 +116,7 @@ async def read(site: Site, number: int, scan: str = SCAN) -> bytes:
 
 
 def data(server: Scripted) -> list[str]:
-    """Requests for bytes."""
+    """Return the requests for bytes."""
     return [line for line in server.asked if "/resources/7/files" in line]
 
 
@@ -157,7 +157,7 @@ async def test_walks_in_other_orders_cost_no_more_than_single_files(server, tmp_
 
 
 async def test_a_walk_by_name_through_a_listing_by_number(server, tmp_path):
-    """1, 10, 11, 12 ... 19, 2: whoever sorts names."""
+    """Read by name what the server lists by number: 1, 10, 11, 12 ... 19, 2."""
     rows = server.lists["experiments/X_E1/files"]
     assert isinstance(rows, list)
     rows.clear()
@@ -205,7 +205,7 @@ async def test_of_a_resource_with_too_many_files_nothing_is_remembered_or_fetche
 
 
 async def test_far_jumps_are_not_waited_for(server, tmp_path, patient_clock):
-    """Two files at both ends: the second is not behind everything between them."""
+    """Read a file at each end: the second does not wait for everything in between."""
     for number in range(COUNT, 400):
         server.add(name(number), bytes_of(number))
     tars(server, lambda: Tar([(name(number), bytes_of(number)) for number in range(400)]))
@@ -229,7 +229,7 @@ async def test_a_reader_that_stops_leaves_little_that_nobody_reads(server, tmp_p
         assert unread <= max(FLOOR, half * SIZE // SHARE) + SIZE
         assert made[0].closed, "the connection is given back"
         before, left = len(data(server)), COUNT - unread // SIZE - half
-        for number in range(COUNT):  # who goes on later gets the rest the same way, or singly if it is little
+        for number in range(COUNT):  # resuming gets the rest the same way, or singly if it is little
             assert await read(site, number) == bytes_of(number)
         assert len(data(server)) - before <= (2 if 3 * left > COUNT else left)
 
@@ -237,7 +237,7 @@ async def test_a_reader_that_stops_leaves_little_that_nobody_reads(server, tmp_p
 def series(
     server: Scripted, count: int, *, files: int = COUNT, lists: bool = True, reverse: bool = False
 ) -> dict[int, list[bytes]]:
-    """A session of so many series, the bytes of each.
+    """Make a session of so many series; return the bytes of each.
 
     `lists`: a request may name several resources; `reverse`: the last of them comes first.
     """
@@ -286,7 +286,7 @@ async def read_series(site: Site, content: dict[int, list[bytes]], files: Sequen
 
 
 async def test_a_session_takes_few_requests(server, tmp_path):
-    """Twenty series, one after the other: the first file, and the rest in ever longer tars."""
+    """Read twenty series in turn by a request for the first file, and ever longer tars for the rest."""
     content = series(server, 20)
     async with opened(server, tmp_path) as site:
         await read_series(site, content)
@@ -295,7 +295,7 @@ async def test_a_session_takes_few_requests(server, tmp_path):
 
 
 async def test_a_server_that_sends_resources_in_an_order_of_its_own(server, tmp_path):
-    """Those that were asked for first come last: nobody waits for them behind what nobody reads."""
+    """Send what was requested first at the end: no reader waits for it behind what no reader wants."""
     content = series(server, 12, reverse=True)
     async with opened(server, tmp_path) as site:
         await read_series(site, content)
@@ -303,7 +303,7 @@ async def test_a_server_that_sends_resources_in_an_order_of_its_own(server, tmp_
 
 
 async def test_a_slow_reader_finds_what_follows_still_there(server, tmp_path, patient_clock):
-    """A second for each file: each series takes longer than anybody waits for a reader that is gone."""
+    """Take a second for each file, so that a series takes longer than the cache waits for a reader that is gone."""
     content = series(server, 4)
     async with opened(server, tmp_path) as site:
         for scan in content:
@@ -322,7 +322,7 @@ async def test_a_server_that_takes_one_resource_at_a_time(server, tmp_path):
 
 
 async def test_files_that_cannot_be_told_apart_do_not_share_a_tar(server, tmp_path):
-    """Of one name, and without digests: only the number of the resource would tell, which no tar has."""
+    """Request resources singly where names are equal and digests missing: no tar holds the number of the resource."""
     content = series(server, 5)
     rows = server.lists["experiments/X_E1/files"]
     assert isinstance(rows, list)
@@ -335,7 +335,7 @@ async def test_files_that_cannot_be_told_apart_do_not_share_a_tar(server, tmp_pa
 
 
 async def test_equal_files_of_two_series_share_a_tar(server, tmp_path):
-    """Of one name and one content: whichever member is taken for which, the bytes are right."""
+    """Share a tar between files of one name and content: the bytes are right whichever member is taken for which."""
     content = series(server, 6)
     for scan in content:
         content[scan][:] = content[1]
@@ -358,7 +358,7 @@ async def test_series_read_in_another_order_cost_two_requests_each(server, tmp_p
 
 
 async def test_one_label_of_two_is_read(server, tmp_path):
-    """What a converter leaves alone is not fetched."""
+    """Leave out what a converter does not read."""
     content = series(server, 6)
     resources = server.lists["experiments/X_E1/resources"]
     assert isinstance(resources, list)
@@ -417,7 +417,7 @@ async def test_a_copy_that_is_stopped(server, tmp_path, patient_clock, half):
 
 
 async def test_a_reader_without_order_has_its_files_singly(server, tmp_path, patient_clock):
-    """Few bytes in vain, and no file twice."""
+    """Send few bytes in vain, and no file twice."""
     places = list(range(400))
     random.Random(3).shuffle(places)
     content = series(server, 1, files=400)
@@ -433,7 +433,7 @@ async def test_a_reader_without_order_has_its_files_singly(server, tmp_path, pat
 
 
 async def test_without_a_tar_single_requests_run_ahead(server, tmp_path):
-    """Several are on their way at once, while a reader takes one after the other."""
+    """Run several requests in parallel, while a reader takes one file after the other."""
     server.answers[TAR] = lambda request: httpx.Response(403, html="<html>")
     running = most = 0
 
@@ -479,7 +479,7 @@ async def test_a_file_that_fails_ahead_is_asked_for_again_by_its_reader(server, 
 
 
 async def test_a_cache_that_keeps_nothing_is_not_filled_in_bulk(server, tmp_path, patient_clock, monkeypatch):
-    """Else every file would come twice."""
+    """Read files singly, as every file would come twice."""
     content = series(server, 4)
     async with opened(server, tmp_path) as site:
         monkeypatch.setattr(site.content._store, "limit", 1000)
@@ -492,7 +492,7 @@ async def test_a_cache_that_keeps_nothing_is_not_filled_in_bulk(server, tmp_path
 
 
 async def test_readers_that_go_away_draw_nothing_after_them(server, tmp_path, patient_clock):
-    """A wait that is cancelled is no wish any more."""
+    """Drop the wish of a cancelled wait."""
 
     class Slow(Tar):
         async def __anext__(self) -> bytes:
@@ -511,7 +511,7 @@ async def test_readers_that_go_away_draw_nothing_after_them(server, tmp_path, pa
 
 
 async def test_a_new_listing_while_the_tar_waits_for_its_reader(server, tmp_path, patient_clock):
-    """It goes on with the reader, at once."""
+    """Resume with the reader, at once."""
     async with opened(server, tmp_path) as site:
         for number in range(20):
             await read(site, number)
@@ -527,7 +527,7 @@ async def test_a_new_listing_while_the_tar_waits_for_its_reader(server, tmp_path
 
 
 async def test_a_tar_of_several_resources_is_given_up_when_one_of_them_is_gone(server, tmp_path, monkeypatch):
-    """Though another of them is the same in the new listing; and nothing but that tar ends."""
+    """End that tar and nothing else, although another of its resources is the same in the new listing."""
 
     class Around:
         owners = ()
@@ -602,7 +602,7 @@ async def test_a_refused_tar_costs_one_request(server, tmp_path, patient_clock, 
 
 
 async def wrong(server: Scripted, site: Site, files: Sequence[tuple[str, bytes]], **more: int) -> None:
-    """Read all of a series whose tar holds this."""
+    """Read all of a series whose tar holds wrong members."""
     tars(server, lambda: Tar(files, **more))  # type: ignore[arg-type]
     for number in range(COUNT):
         assert await read(site, number) == bytes_of(number)
@@ -648,7 +648,7 @@ async def test_without_digests_the_length_decides(server, tmp_path, patient_cloc
 
 
 def relisted(server: Scripted, files: dict[str, bytes], *, digests: bool = True) -> None:
-    """These are the files of the series."""
+    """Make these the files of the series."""
     rows = server.lists["experiments/X_E1/files"]
     assert isinstance(rows, list)
     rows.clear()
@@ -670,7 +670,7 @@ async def read_path(site: Site, path: str) -> bytes:
 async def test_members_that_can_be_two_files_are_told_by_their_digest_or_not_taken(
     server, tmp_path, patient_clock, digests
 ):
-    """Nor are they waited for."""
+    """Read on without waiting for members that are not taken."""
     plain = {f"{number:02}": bytes_of(number) for number in range(20)}
     twins = {f"{number:02}/b\\00": bytes_of(100 + number) for number in range(20, 24)}
     twins |= {path.replace("\\", "/"): bytes_of(200 + number) for number, path in enumerate(twins)}
@@ -687,7 +687,7 @@ async def test_members_that_can_be_two_files_are_told_by_their_digest_or_not_tak
 
 
 async def test_a_name_that_may_be_cut_is_taken_for_no_other(server, tmp_path, patient_clock):
-    """Every name comes cut, and is the name of another file."""
+    """Cut every name, which then is the name of another file."""
     prefix = "E/scans/1/resources/DICOM/files/"
     stem = "x" * (100 - len(prefix))
     files = {stem: bytes_of(0)} | {f"{stem}{number}": bytes_of(number) for number in range(1, 20)}

@@ -1,4 +1,4 @@
-"""Walks: many sessions with few requests, and never an entry less than each shows when it is asked alone."""
+"""Test that prefetching lists many sessions with few requests, and shows no entry less than each listed alone."""
 
 import json
 from collections import Counter
@@ -25,7 +25,7 @@ Entries = dict[str, tuple[str, int]]
 
 
 def made(sessions: int, scans: int = 2, change: Callable[[Archive, int, Experiment], None] | None = None) -> Archive:
-    """A project P of subjects with one session each."""
+    """Make a project P of subjects with one session each."""
     archive = Archive()
     archive.users["u"] = User("u", "p")
     project = archive.project("P", "A project", u="Owners")
@@ -64,7 +64,7 @@ async def find(site: Site, path: str) -> Dir:
 
 
 async def entries(directory: Dir) -> Entries:
-    """All that is below it, as `find` goes through it."""
+    """Return all entries below a directory, as `find` visits them."""
     found: Entries = {}
     for node in (await directory.children()).listed():
         size = await node.size() if isinstance(node, File) else 0
@@ -75,13 +75,13 @@ async def entries(directory: Dir) -> Entries:
 
 
 def asked(demo: DemoXnat) -> list[str]:
-    """What was asked but for the session itself, with accession IDs and numbers left out."""
+    """Return the requests apart from those for the session, with accession IDs and numbers left out."""
     kept = [r for r in demo.requests if not r.path.endswith(("/JSESSION", "/username"))]
     return ["/".join("*" if part[:5] == "DEMO_" else part for part in r.path.split("/")[2:]) for r in kept]
 
 
 async def alone(archive: Archive, directory: Path, project: str = "P") -> Entries:
-    """All of a project, each session and each subject looked at by somebody who looks at nothing else."""
+    """List all of a project, each session and each subject by a program that lists nothing else."""
     demo = DemoXnat(archive)
     found: Entries = {}
     async with opened(demo, directory) as site:
@@ -198,7 +198,7 @@ async def test_a_second_walk_asks_nothing(tmp_path):
 
 
 def rich(archive: Archive, number: int, session: Experiment) -> None:
-    """Whatever may hang on a session, on some of them."""
+    """Add whatever may hang on a session to some of them."""
     if number % 3 == 0:
         rating = archive.assessor(session, f"QC{number}")
         archive.file(archive.resource(rating.resources, "ratings"), "r.json", b"{}")
@@ -315,7 +315,7 @@ async def test_one_broken_catalogue_spoils_only_its_own_resource(tmp_path):
 
 
 async def test_a_list_that_lacks_a_scan_is_not_believed(tmp_path):
-    """The server's join leaves a scan out of one session: the files tell."""
+    """Compare with the files: the server's join leaves a scan out of one session."""
     archive = made(30)
     demo = served(archive)
     victim = list(archive.experiments.values())[9]
@@ -362,7 +362,7 @@ async def test_a_server_that_lists_only_the_first_of_several_sessions(tmp_path):
 
 
 def without(reply: Reply, lacks: Callable[[dict[str, str]], bool], blank: Collection[str] = ()) -> Reply:
-    """The same list, less some rows and some cells."""
+    """Return the same list, less some rows and some cells."""
     found = json.loads(b"".join(reply.pieces()))
     rows = [row for row in found["ResultSet"]["Result"] if not lacks(row)]
     found["ResultSet"]["Result"] = [{key: "" if key in blank else cell for key, cell in row.items()} for row in rows]
@@ -385,7 +385,7 @@ BLANK = [(), ("file_count",), ("file_count", "file_size")]
     [(lambda row: row["Name"] == "c.dcm", ()), *product(MISSING, BLANK)],
 )
 async def test_a_list_of_several_sessions_that_lacks_files_is_not_believed(tmp_path, missing, blank, patient_clock):
-    """Each session alone is told whole."""
+    """List each session alone in full."""
     archive = made(30, 2, rich)
     demo = served(archive)
     left_out: list[bool] = []
@@ -433,7 +433,7 @@ async def test_sessions_without_files_are_believed_of_a_server_that_lists_severa
 
 
 async def test_what_was_made_of_a_list_is_withdrawn_with_it(tmp_path, patient_clock):
-    """The join lacks the second scan of each session but the one that it is compared with; who was shown one looks."""
+    """List again the sessions that were shown by a join which lacks the second scan of all but the compared one."""
     archive = made(30)
     demo = served(archive)
     victims = list(archive.experiments.values())[1:]
@@ -481,7 +481,7 @@ async def test_a_list_that_fails_takes_back_nothing(tmp_path, patient_clock):
 
 
 async def test_one_join_tells_of_all_sessions_of_a_project(tmp_path, patient_clock):
-    """Whatever it does not tell of: what is no imaging session, what is new."""
+    """Send one join although it lacks some sessions: those without images, and new ones."""
 
     def change(archive: Archive, number: int, session: Experiment) -> None:
         if number % 9 == 5:
@@ -557,7 +557,7 @@ async def test_names_with_a_dot_are_not_worth_a_request(tmp_path):
 
 
 async def pauses(demo: DemoXnat, directory: Path, seconds: float) -> list[int]:
-    """Look into each session, so long after the one before; how many sessions each list of files was of."""
+    """Look into each session, so long after the one before; return how many sessions each list of files covered."""
     async with opened(demo, directory) as site:
         project = await find(site, "projects/P")
         for name in list((await project.children()).nodes)[1:]:

@@ -1,4 +1,4 @@
-"""Which of the listed files a member of a tar can be."""
+"""Test which of the listed files a member of a tar can be."""
 
 import pytest
 import trio

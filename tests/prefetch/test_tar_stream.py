@@ -1,4 +1,4 @@
-"""The members of a tar, while it arrives."""
+"""Test the members of a tar while it arrives."""
 
 import io
 import tarfile
