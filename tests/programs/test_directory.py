@@ -1,6 +1,6 @@
-"""A directory as other people's programs know directories: its first two entries, its modes, its attributes.
+"""Test directories as common programs use them: the first two entries, modes, attributes.
 
-The programs are Debian's. What is not installed is skipped by name.
+The programs are Debian's. Those that are not installed are skipped by name.
 """
 
 import json
@@ -134,7 +134,7 @@ def test_a_name_over_255_bytes_is_too_long_as_everywhere(mount):
 
 
 def inodes(mount: Mount) -> int:
-    """How many the kernel has references to, as the mount counts them."""
+    """Return how many inodes the kernel has references to, as the mount counts them."""
     told = mount.log_file.read_text().count(" state: ")
     (daemon,) = daemons(mount.home)
     os.kill(daemon, signal.SIGUSR1)
@@ -145,7 +145,7 @@ def inodes(mount: Mount) -> int:
 
 @pytest.mark.skipif(not os.access("/proc/sys/vm/drop_caches", os.W_OK), reason="the kernel's caches are root's")
 def test_every_entry_that_was_listed_is_forgotten_again(demo, tmp_path):
-    """A reference that the kernel does not have would stay for ever; one that it has and we do not, is ESTALE."""
+    """Count references as the kernel does: one more here would stay for ever, and one less is ESTALE."""
     with mounting(demo.url, tmp_path, **demo.login) as mount:
         assert inodes(mount) == 1
         for size in (BYTES_OF_ONE_ENTRY, 2**20):
@@ -204,7 +204,7 @@ def test_a_copy_of_the_links_has_what_they_lead_to(demo, tmp_path):
 
 
 def with_long_notes(archive: DemoArchive) -> None:
-    """Notes of lengths at which file systems, and then the kernel, take no more."""
+    """Add notes of lengths at which file systems, and then the kernel, take no more."""
     scans = archive.experiments["DEMO_E00001"].scans
     for scan, length in zip(scans, (2000, 5000, 2**16, 2**16 + 1, 300_000), strict=False):
         scan.note = "x" * length

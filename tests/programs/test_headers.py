@@ -1,6 +1,7 @@
-"""Programs that look at headers: what they say is what they say of a local copy, and the server sends little for it.
+"""Compare programs that read headers on a mount and on a local copy; the server sends little for it.
 
-They run unmodified on a mount that has fetched nothing, of a server that grants ranges and was never asked for one.
+The programs run unmodified on a mount that has fetched nothing, of a server that grants ranges and had no range request
+before.
 """
 
 import contextlib
@@ -107,7 +108,7 @@ def mount(demo: Demo, tmp_path: Path) -> Iterator[Mount]:
 
 
 def said(mount: Mount, data: Path, path: Path, *command: str | Path) -> None:
-    """Run a program on a file of the mount and on the local one: both say the same."""
+    """Run a program on a file of the mount and on the local one; compare the output."""
     outputs = []
     for top in (mount.path / "projects", data):
         place = str(top / path)
@@ -146,7 +147,7 @@ def test_a_look_at_a_header_costs_a_window_or_two(demo, mount, data, look):
 
 @pytest.mark.parametrize("program", ["gdcminfo", "gdcmdump"])
 def test_programs_that_read_the_pixels_say_the_same(demo, mount, data, program):
-    """These read the pixels, too."""
+    """Compare programs that read the pixels, too."""
     if shutil.which(program) is None:
         pytest.skip(f"{program} is not installed")
     said(mount, data, SCAN / "BIG" / "enhanced.dcm", program, "FILE")
@@ -177,7 +178,7 @@ def test_the_shape_of_an_hdf5(tmp_path):
 
 
 def test_a_copy_is_few_requests(demo, mount, data):
-    """Whatever the kernel reads ahead: a window, and the rest."""
+    """Send a window and the rest, whatever the kernel reads ahead."""
     demo.forget_requests()
     content = (mount.path / "projects" / SCAN / "BIG" / "big.bin").read_bytes()
     assert hashlib.md5(content).digest() == hashlib.md5((data / SCAN / "BIG" / "big.bin").read_bytes()).digest()
@@ -195,7 +196,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def orthanc(directory: Path) -> Iterator[tuple[int, httpx.Client]]:
-    """Orthanc on free ports of this machine: where it takes images, and its REST API."""
+    """Run Orthanc on free ports of this machine; yield the port that takes images, and a client of its REST API."""
     dicom, web = free_port(), free_port()
     directory.mkdir()
     settings = {

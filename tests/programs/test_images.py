@@ -1,4 +1,4 @@
-"""Other people's programs on real images: what they make of a mount is what they make of a local copy.
+"""Compare other people's programs on real images: the results on a mount equal those on a local copy.
 
 They run unmodified, in an environment of their own, on the 324 images of one session. Compared are the images they
 write, after decompression, what they write beside them, and what they print.
@@ -30,7 +30,7 @@ SPGR = "5"  # its volume of 60 slices
 
 @dataclass
 class Places:
-    """One session, twice."""
+    """One session in two places."""
 
     local: Path
     mounted: Path
@@ -54,7 +54,7 @@ def programs() -> Path:
 
 
 def run_in(programs: Path, work: Path, *command: str | Path, **variables: str) -> str:
-    """What a program prints; its home and working directory are new."""
+    """Return what a program prints; its home and working directory are new."""
     env = {**environment(work, **variables), "PATH": f"{programs}:/usr/bin:/bin"}
     done = run(programs / command[0], *command[1:], cwd=work, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -62,7 +62,7 @@ def run_in(programs: Path, work: Path, *command: str | Path, **variables: str) -
 
 
 def made(directory: Path, plain: Callable[[str], str] = lambda text: text) -> dict[str, str]:
-    """What a program has written, by path: images by their bytes after decompression, text made `plain`."""
+    """Return the files a program has written, by path: images by their decompressed bytes, text made `plain`."""
     found = {}
     for path in sorted(directory.rglob("*")):
         if not path.is_file():
@@ -77,7 +77,7 @@ def made(directory: Path, plain: Callable[[str], str] = lambda text: text) -> di
 
 
 def twice(case: Places, tmp_path: Path, act: Callable[[Path, Path], Any]) -> list[Any]:
-    """The same on the local copy and on the mount, each with a directory to write in."""
+    """Act on the local copy and on the mount, each with a directory to write in; return both results."""
     results = []
     for name, session in zip(("local", "mount"), case.both(), strict=True):
         work = tmp_path / name
@@ -190,7 +190,7 @@ def test_programs_of_the_distribution_say_the_same(case, tmp_path, program):
 
 @pytest.fixture(scope="module")
 def nifti(case: Places, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Places]:
-    """The volume of one scan as .nii and .nii.gz with its JSON, in a resource of its own."""
+    """Provide the volume of one scan as .nii and .nii.gz with its JSON, in a resource of its own."""
     data = tmp_path_factory.mktemp("nifti")
     below = Path("NIFTIS", "S1", "S1_MR", "scans", SPGR, "NIFTI")
     (data / below).mkdir(parents=True)

@@ -1,7 +1,6 @@
-"""What lies between us and the server, as programs and mounts meet it.
+"""Test programs and mounts behind proxies, firewalls and balancers.
 
-Proxies that want a login, addresses that swallow what is sent to them, balancers that hand out sessions, machines that
-sleep.
+The proxies want a login, addresses drop what is sent to them, balancers replace sessions, and machines sleep.
 """
 
 import base64
@@ -42,7 +41,7 @@ PROXY_LOGIN = "proxy-user", "s3cret-of-the-proxy"
 
 
 class LoginProxy(http.server.BaseHTTPRequestHandler):
-    """A proxy with a login; behind it a site that lets anybody in, where what is asked comes in the clear."""
+    """A proxy with a login; behind it a site that lets any user in, for requests that arrive in the clear."""
 
     protocol_version = "HTTP/1.1"
 
@@ -68,7 +67,7 @@ class LoginProxy(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Tests say what matters."""
+        """Log nothing."""
 
 
 @contextmanager
@@ -115,7 +114,7 @@ async def test_the_login_of_a_proxy_is_given_and_not_logged(proxy, monkeypatch, 
 
 @pytest.mark.parametrize("big", [False, True])
 async def test_a_proxy_in_the_way_is_not_the_server_for_a_file_either(proxy, big):
-    """It is asked though nobody has said so, as one is that intercepts."""
+    """Meet a proxy that is not configured, as one that intercepts."""
     async with open_xnat(Config(f"http://127.0.0.1:{proxy}", timeout=5), Credentials("u", "p")) as xnat:
         xnat.login._token = "A" * 32
         with pytest.raises(NoRoute, match="it wants a login"):
@@ -151,7 +150,7 @@ COOKIE = re.compile(r"JSESSIONID=([0-9A-F]+)")
 
 
 class Rotating(DemoXnat):
-    """The demo behind something that gives a session a new ID with each reply; `grace`: the old ones live on."""
+    """A demo behind a gateway that gives a session a new ID with each reply; `grace`: the old IDs live on."""
 
     grace = False
 
@@ -217,7 +216,7 @@ def test_the_newest_session_is_that_of_the_next_program(rotating, tmp_path):
 
 
 async def test_a_change_is_made_once_though_the_session_rotates(rotating):
-    """The reply to it has another session; that is no sign that the request met none."""
+    """Send it once: the reply has another session, which is no sign that the request met none."""
     url, app = rotating
     async with open_xnat(Config(url), Credentials(OWNER, PASSWORD)) as xnat:
         answer = await xnat.change("PUT", "/data/projects/MYPROJECT/subjects/NEW")
@@ -227,7 +226,7 @@ async def test_a_change_is_made_once_though_the_session_rotates(rotating):
 
 
 async def test_a_guest_of_an_open_site_is_not_taken_for_us(tmp_path):
-    """A session that has ended is replaced by one of a guest, whose ID rotates as well: a login follows."""
+    """Log in again when a guest's session replaces one that has ended, although guests' IDs rotate as well."""
     app = Rotating(page_archive(), require_login=False)
     with serve(app) as url:
         async with open_xnat(Config(url), Credentials(OWNER, PASSWORD)) as xnat:
@@ -254,7 +253,7 @@ socket.getaddrinfo = getaddrinfo
 
 @contextmanager
 def black_hole(port: int) -> Iterator[None]:
-    """127.0.0.2 at this port: its queue is full, so that the kernel throws away what would open a connection."""
+    """Fill the queue of 127.0.0.2 at this port, so that the kernel drops the packets that would open a connection."""
     with socket.socket() as listener, ExitStack() as fillers:
         listener.bind(("127.0.0.2", port))
         listener.listen(0)
@@ -313,7 +312,7 @@ def test_the_second_address_is_one_of_the_other_family():
 
 
 def test_a_big_file_of_a_mount_comes_at_once(tmp_path):
-    """Not after the ten seconds that a connection may take."""
+    """Use the address that answers, without the ten seconds that a connection may take."""
     (tmp_path / "sitecustomize.py").write_text(RESOLVER)
     with serving() as demo, black_hole(port := int(demo.url.rpartition(":")[2])):
         env = {"XNAT_USER": demo.login["user"], "XNAT_PASS": demo.login["password"], "PYTHONPATH": str(tmp_path)}
@@ -344,7 +343,7 @@ time.clock_gettime = lambda clock: real(clock) + (clock == time.CLOCK_BOOTTIME a
 
 @pytest.fixture
 def sleep(monkeypatch) -> Callable[[], None]:
-    """Have the machine sleep for a night, as far as the clocks tell."""
+    """Make the clocks behave as after a night of suspend."""
     real, slept = time.clock_gettime, [0.0]
     monkeypatch.setattr(time, "clock_gettime", lambda c: real(c) + (slept[0] if c == time.CLOCK_BOOTTIME else 0.0))
 
@@ -389,7 +388,7 @@ async def test_a_login_of_yesterday_is_made_anew_before_it_is_refused(sleep, tmp
 
 
 async def test_connections_of_yesterday_are_not_used(sleep, tmp_path):
-    """Their other ends are gone, and would be waited for."""
+    """Close connections whose other ends are gone, and would be waited for."""
     with serve(DemoXnat(page_archive())) as url:
         async with open_xnat(Config(url), Credentials(OWNER, PASSWORD)) as xnat:
             ports, processes = [], []

@@ -1,4 +1,4 @@
-"""How real programs touch files, pattern by pattern: the right bytes, and no more requests than files."""
+"""Test how real programs access files, pattern by pattern: right bytes, and no more requests than files."""
 
 import errno
 import hashlib
@@ -34,7 +34,7 @@ def demo(request: pytest.FixtureRequest) -> Iterator[Demo]:
 
 @pytest.fixture
 def mount(demo: Demo, tmp_path: Path) -> Iterator[Mount]:
-    """A mount that has fetched nothing yet."""
+    """Provide a mount that has fetched nothing yet."""
     with mounting(demo.url, tmp_path, **demo.login) as fresh:
         fresh.expected_in_log += ["files are read from their start"]
         demo.forget_requests()
@@ -42,18 +42,18 @@ def mount(demo: Demo, tmp_path: Path) -> Iterator[Mount]:
 
 
 def downloads(demo: Demo) -> list[str]:
-    """Requests for bytes: of a file, or of a resource as a tar."""
+    """Return the requests for bytes: of a file, or of a resource as a tar."""
     return [line for line in demo.asked() if re.match(r"GET .*/resources/\d+/files", line)]
 
 
 def entries(demo: Demo, *below: str) -> list[ManifestEntry]:
-    """Readable files below a place, in the order of a listing."""
+    """Return the readable files below a place, in the order of a listing."""
     found = [e for e in demo.manifest if e.kind == "file" and not e.error and e.path[: len(below)] == below]
     return sorted(found, key=lambda entry: entry.path[:-1])
 
 
 def content(demo: Demo, entry: ManifestEntry) -> bytes:
-    """What the server has, found by its digest."""
+    """Return the server's content of an entry, found by its digest."""
     for resource, _ in demo.archive.resources():
         for each in resource.entries:
             if isinstance(each.content, bytes) and hashlib.md5(each.content).hexdigest() == entry.md5:
@@ -66,7 +66,7 @@ def big(demo: Demo) -> ManifestEntry:
 
 
 def test_four_opens_of_each_file_with_its_last_page_first(demo, mount):
-    """What dcmdump-like readers do to a series: to the end, back to the front, and all of that four times."""
+    """Read a series as readers like dcmdump do: to the end, back to the front, and all of that four times."""
     series = entries(demo, *SESSION, "scans", "1", "DICOM")
     for entry in series:
         whole = content(demo, entry)
@@ -103,7 +103,7 @@ def test_steps_of_four_kilobytes(demo, mount):
 
 
 def test_a_map_with_faults_all_over_it(demo, mount):
-    """In a process of its own: a fault holds Python's lock, and the server that it waits for is in this process."""
+    """Map in another process: a fault holds Python's lock, and the server that it waits for is in this process."""
     whole = content(demo, big(demo))
     places = random.Random(0).sample(range(0, len(whole) - PAGE), 200)
     code = (
@@ -118,7 +118,7 @@ def test_a_map_with_faults_all_over_it(demo, mount):
 
 
 def test_a_copy_by_the_kernel_or_else_by_reading(demo, mount, tmp_path):
-    """copy_file_range(2) from another file system is refused or right; cp(1) falls back by itself."""
+    """Refuse copy_file_range(2) from another file system, or copy right; cp(1) falls back by itself."""
     entry = entries(demo, *SESSION, "scans", "1", "DICOM")[0]
     source, target = mount.path.joinpath(*entry.path), tmp_path / "copy"
     with open(source, "rb") as file, open(target, "wb") as copy:
@@ -134,7 +134,7 @@ def test_a_copy_by_the_kernel_or_else_by_reading(demo, mount, tmp_path):
 
 
 def test_two_looks_at_attributes_for_each_entry(demo, mount):
-    """`ls -l` asks each entry for a security label and an access list; neither is worth a request."""
+    """Answer without requests when `ls -l` reads a security label and an access list of each entry."""
     mount.walk("/".join(SESSION[:-1]))
     demo.forget_requests()
     looked = 0
@@ -150,7 +150,7 @@ def test_two_looks_at_attributes_for_each_entry(demo, mount):
 
 
 def test_a_reader_that_is_killed_harms_nobody(demo, mount):
-    """Its file comes whole to the next one, and everything else goes on."""
+    """Serve the killed reader's file whole to the next one, and everything else meanwhile."""
     code = (
         "import sys\n"
         "file = open(sys.argv[1], 'rb', buffering=0)\n"

@@ -1,4 +1,4 @@
-"""Real images: two sessions from a GE scanner, mounted, give what the same files give on a local disk."""
+"""Compare two sessions from a GE scanner, mounted, with the same files on a local disk."""
 
 import hashlib
 import json
@@ -45,7 +45,7 @@ def mount(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Moun
 
 
 def files(directory: Path) -> dict[tuple[str, ...], str]:
-    """MD5 by path, from below the project; the tables that the demo reads are no data."""
+    """Return the MD5 of each file by its path below the project, without the tables that the demo reads."""
     script = (
         "import hashlib, json, os, sys\n"
         "found = {}\n"
@@ -82,7 +82,7 @@ def scans(local: Path) -> list[Path]:
 
 
 def converted(source: Path, target: Path) -> dict[str, str]:
-    """What dcm2niix makes of a series: MD5 by name."""
+    """Convert a series with dcm2niix; return MD5 by name."""
     target.mkdir()
     done = run(SCRIPTS / "dcm2niix", "-b", "y", "-z", "n", "-f", "%s_%d_%e", "-o", target, source)
     assert done.returncode == 0, done.stdout + done.stderr
