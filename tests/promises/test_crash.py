@@ -1,4 +1,4 @@
-"""Processes that are killed, and what the next mount makes of what they leave."""
+"""Test killed processes, and what the next mount makes of what they leave."""
 
 import errno
 import json
@@ -73,7 +73,7 @@ def daemon(killed: Victim) -> int:
 
 
 def died(killed: Victim) -> Mount:
-    """A mount whose daemon was killed."""
+    """Return a mount whose daemon was killed."""
     killed.mount()
     killed.kill()
     killed.gone()
@@ -106,7 +106,7 @@ def test_umount_clears_a_dead_mountpoint_and_says_so(killed):
 
 
 def test_what_is_not_our_own_dead_mount_is_left_alone(killed):
-    """Another server's, another user's, another kind of file system."""
+    """Leave mounts of another server, another user, and another kind of file system."""
     dead = died(killed)
     other = [DEAD if word == killed.demo.url else word for word in killed.command()]
     done = run(*other, env=killed.environment())
@@ -144,7 +144,7 @@ def test_a_mount_that_lives_and_does_not_answer_is_left_alone(killed, known, mon
 
 
 def test_two_mounts_and_a_download_share_a_directory_and_one_is_killed(killed, tmp_path):
-    """They evict each other's files all the time: what fits is less than what is read."""
+    """Evict each other's files all the time: what fits is less than what is read."""
     other, out = tmp_path / "other", tmp_path / "out"
     other.mkdir()
     killed.mount()
@@ -171,7 +171,7 @@ def test_two_mounts_and_a_download_share_a_directory_and_one_is_killed(killed, t
 
 
 def test_a_download_process_ends_with_its_daemon_while_it_connects():
-    """It may have a cache file open, and the next mount would take that for a download under way."""
+    """End the process: the next mount would take a cache file that it holds open for a download under way."""
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full, ExitStack() as waiting:
         for _ in range(3):  # the kernel answers no more than these
             other = waiting.enter_context(socket.socket())
@@ -194,7 +194,7 @@ def test_a_download_process_ends_with_its_daemon_while_it_connects():
 
 
 def test_a_full_disk_is_one_warning_and_what_is_read_is_right(killed, tmp_path):
-    """Files that processes of their own carry, too; when there is room again, they are kept."""
+    """Warn once, for files of download processes too; when there is room again, files are cached."""
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=60m", "xnatfs-test", disk]).returncode:

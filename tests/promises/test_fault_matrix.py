@@ -1,7 +1,7 @@
-"""The fault matrix, cell by cell: `tests/faults/matrix.py` says what comes of each fault in each operation.
+"""Test the fault matrix, cell by cell: `tests/faults/matrix.py` states the outcome of each fault in each operation.
 
 Every cell is tested at a server that computes digests, and at one that states lengths only. It asserts the bytes or the
-error, that the fault was met, that what is kept afterwards is right, and that each call ended in time.
+error, that the fault was met, that what is cached afterwards is right, and that each call ended in time.
 """
 
 import random
@@ -75,7 +75,7 @@ def server(demo: tuple[DemoXnat, str]) -> Iterator[Faulty]:
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> tuple[Certificate, Certificate, Path]:
-    """A good one, one whose time is over, and a bundle that trusts both."""
+    """Provide a good certificate, an expired one, and a bundle that trusts both."""
     directory = tmp_path_factory.mktemp("tls")
     good, bad = made_certificate(directory), expired_certificate(directory)
     bundle = directory / "bundle.pem"
@@ -91,21 +91,21 @@ def secure(demo: tuple[DemoXnat, str], certificates: tuple[Certificate, Certific
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is looked at every second, and waited for longer than a test."""
+    """Shorten polling intervals of a second, and waits that are longer than a test."""
     monkeypatch.setattr("xnatfs.rest.prearchive.FIRST_LOOK", 0.05)
     monkeypatch.setattr("xnatfs.rest.prearchive.APPEARS_WITHIN", 1.0)
     monkeypatch.setattr("xnatfs.prefetch.series_files.PATIENCE", 0.8)
 
 
 class Scripted:
-    """A step of the script. What is common to all faults."""
+    """A step of the script, with what is common to all faults."""
 
     def __init__(self, stage: Stage, row: Row, operation: str) -> None:
         self.stage, self.row, self.operation = stage, row, operation
         self.match = MATCH[operation]
 
     async def before(self, program: Program) -> None:
-        """What the program has done before."""
+        """Do what the program has done before the fault."""
 
     def begin(self) -> None:
         step: dict[str, Any] = {"match": self.match, **self.row.step}
@@ -135,7 +135,7 @@ class Scripted:
 
 
 class Agreed(Scripted):
-    """Who asks by HEAD is told the same."""
+    """A fault that HEAD requests meet as well."""
 
     def __init__(self, stage: Stage, row: Row, operation: str) -> None:
         super().__init__(stage, row, operation)
@@ -143,7 +143,7 @@ class Agreed(Scripted):
 
 
 class Swapped(Scripted):
-    """A connection breaks in the middle of a file, and from then on it is another file."""
+    """A connection that breaks in the middle of a file, which is another file from then on."""
 
     def begin(self) -> None:
         breaks = {"fault": "cut", "after": MIDDLE[self.operation], "times": 1}
@@ -163,7 +163,7 @@ class Swapped(Scripted):
 
 
 class Stopped(Scripted):
-    """Nobody listens."""
+    """A server that does not listen."""
 
     def begin(self) -> None:
         self.stage.server.stop(keep_sessions=True)
@@ -183,7 +183,7 @@ class Stopped(Scripted):
 
 
 class Paused(Stopped):
-    """Nobody listens for a moment."""
+    """A server that does not listen for a moment."""
 
     def begin(self) -> None:
         super().begin()
@@ -197,12 +197,12 @@ class Paused(Stopped):
         self.stage.server.start()
 
     def met(self) -> bool:
-        """Whoever came had to wait, or was sent away at once."""
+        """Return whether clients had to wait, or were refused at once."""
         return self.operation == "login" or self.seconds >= PAUSE
 
 
 class Nameless(Scripted, trio.abc.HostnameResolver):
-    """Its name is not found: in this process, and in those that carry big files."""
+    """A host name that is not found: in this process, and in those that carry big files."""
 
     def hide(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.stage.url = f"http://localhost:{self.stage.server.port}"
@@ -225,7 +225,7 @@ class Nameless(Scripted, trio.abc.HostnameResolver):
 
     def begin(self) -> None:
         self.blind.touch()
-        self.stage.server.stop(keep_sessions=True)  # nobody goes on over a connection that is there
+        self.stage.server.stop(keep_sessions=True)  # no client goes on over an open connection
         self.stage.server.start()
 
     def end(self) -> None:
@@ -237,7 +237,7 @@ class Nameless(Scripted, trio.abc.HostnameResolver):
 
 
 class Expired(Scripted):
-    """Its certificate is over."""
+    """A server whose certificate has expired."""
 
     def take(self, server: Faulty, certificates: tuple[Certificate, Certificate, Path]) -> None:
         self.good, self.bad, bundle = certificates
@@ -259,7 +259,7 @@ class Expired(Scripted):
 
 
 class Forgotten(Scripted):
-    """Its sessions are lost, and strangers are welcome."""
+    """A server that has lost its sessions and serves guests."""
 
     def begin(self) -> None:
         self.stage.app.sessions.require_login = False
@@ -276,7 +276,7 @@ class Forgotten(Scripted):
 
 
 class Jumped(Scripted):
-    """The clock of this machine jumps, after all was read. Bytes go by dates where there are no digests."""
+    """A clock of this machine that jumps, after all was read. Bytes go by dates where there are no digests."""
 
     async def before(self, program: Program) -> None:
         assert isinstance(program, Reader)
@@ -287,17 +287,17 @@ class Jumped(Scripted):
         self.site.content.clock = lambda: time.time() + self.row.step["by"]
 
     def end(self) -> None:
-        """It stays so."""
+        """Leave the clock as it is."""
 
     def met(self) -> bool:
-        """The server was asked whether they are the same still, where no digest tells."""
+        """Return whether the server was asked to revalidate, where no digest tells."""
         records = self.stage.app.requests
         asked = any(record.method == "HEAD" or "if-modified-since" in record.headers for record in records)
         return asked != self.stage.app.routes.levels.digests
 
 
 class Loaded(Scripted):
-    """Somebody else's request is under way all the time."""
+    """A server with a request of another client under way all the time."""
 
     def begin(self) -> None:
         super().begin()
@@ -396,11 +396,11 @@ async def test_a_strict_mount_hands_out_no_byte_that_is_not_verified(fault, demo
 
 @pytest.mark.parametrize("order", ["forward", "backward", "tail first", "random", "two"])
 async def test_no_order_of_reading_gives_all_of_a_damaged_file(order, demo, server, tmp_path, monkeypatch):
-    """Whatever readers are given before the verdict, some bytes are not among them: a big file comes by a process."""
+    """Withhold some bytes in any order until the verdict: a big file is fetched by a process."""
     verify = Intake.verify
 
     async def verify_late(intake: Intake) -> None:
-        """The verdict is in when each reader has been given all that it may be given without one."""
+        """Verify when each reader has been given all that it may be given without a verdict."""
         await trio.testing.wait_all_tasks_blocked()
         await verify(intake)
 
@@ -457,12 +457,12 @@ def test_every_cell_is_known_and_tested():
 
 
 def test_the_page_has_this_matrix():
-    """`python -m tests.faults.page` writes it."""
+    """Compare the page with the one that `python -m tests.faults.page` writes."""
     assert PAGE.read_text() == written(PAGE.read_text())
 
 
 def hasten(program: Program, seconds: float) -> None:
-    """From now on it waits for so long only: preparing it must not depend on how busy the machine is."""
+    """Shorten the timeout from now on: preparing must not depend on how busy the machine is."""
     assert isinstance(program, Reader | Client)
     transport = (program.site.xnat if isinstance(program, Reader) else program.xnat)._transport
     transport.timeout = transport.patience = program.stage.timeout = seconds
@@ -470,7 +470,7 @@ def hasten(program: Program, seconds: float) -> None:
 
 
 async def outcome_of(program: Program) -> str:
-    """As the matrix has it."""
+    """Return the outcome in the words of the matrix."""
     try:
         await program.run()
     except Failed as failed:
@@ -482,6 +482,6 @@ async def outcome_of(program: Program) -> str:
 
 
 def asked_again(server: Faulty, operation: str) -> bool:
-    """A request was repeated; who seeks has asked for the file from its start before."""
+    """Return whether a request was repeated; a seek comes after a request for the file from its start."""
     paths = [asked.path for asked in server.asked if re.match(MATCH[operation], f"{asked.method} {asked.path}")]
     return any(paths.count(path) > (2 if operation == "seek" else 1) for path in paths)

@@ -1,4 +1,4 @@
-"""Every parser of what others have written, fed with anything: it answers, or says in its own words that it cannot.
+"""Feed every parser of untrusted input with anything: it answers, or fails with an error of its own.
 
 `XNATFS_FUZZ=5000` looks that many times as deep as the few examples that each run can afford. Findings are tests of
 their own, with a name, at the end and in test_hostile.py.
@@ -126,7 +126,7 @@ def dumped(value: Any) -> bytes:
 
 @st.composite
 def damaged(draw: Any, whole: bytes) -> bytes:
-    """Bytes that were good, with some of them gone, new or others."""
+    """Draw good bytes with some of them removed, added or changed."""
     data = bytearray(whole)
     for _ in range(draw(st.integers(0, 4))):
         at = draw(st.integers(0, max(0, len(data) - 1)))
@@ -432,7 +432,7 @@ def test_an_archive_to_be_sent_is_read_or_is_none(tmp_path, raw):
         images.find(path)
 
 
-# -- files of ours, and of whoever shares them -------------------------------------------------------------------
+# -- files of ours, and of users that share them -----------------------------------------------------------------
 
 SECRET = "Zq7-which-nobody-guesses"
 YAML = b"""version: 1
@@ -600,7 +600,7 @@ OF_OURS = {"untrusted", "worker/pool", "worker/process", "cli/daemon", "table"}
 
 
 def test_json_and_entities_are_parsed_in_one_place():
-    """Both fail in more ways than they say: nested too deep, numbers too long."""
+    """Parse in one place, as both fail in more ways than documented: nested too deep, numbers too long."""
     found = set()
     for path in sorted(PACKAGE.rglob("*.py")):
         if "demo" in path.parts:

@@ -1,4 +1,4 @@
-"""What a server that means harm can do: nothing but to fail. docs/SECURITY.md has the list."""
+"""Test that a malicious server can do nothing but fail. docs/SECURITY.md has the list."""
 
 import gzip
 import io
@@ -71,14 +71,14 @@ async def server() -> AsyncIterator[Hostile]:
 
 
 async def asking(server: Hostile, ask: Callable[[Xnat], Any], patience: float = 2.0) -> Any:
-    """What the client makes of what this server says."""
+    """Call a method of the client against a server that answers so."""
     async with open_xnat(Config(server.url, timeout=patience), Credentials("u", PASSWORD)) as xnat:
         with trio.fail_after(20):
             return await ask(xnat)
 
 
 async def below(node: Node) -> list[Node]:
-    """All that is in a directory, whatever it is."""
+    """Return all that is in a directory, whatever it is."""
     found = [node]
     if isinstance(node, Dir):
         for child in (await node.children()).listed():
@@ -90,7 +90,7 @@ async def below(node: Node) -> list[Node]:
 
 
 def ugly() -> Scripted:
-    """Everything in it has a name that somebody has thought about."""
+    """Make a server whose every item has a name chosen to break programs."""
     server = Scripted()
     server.lists["projects/P/subjects"] = [subject("X_S1", name or "S") for name in UGLY[:1]]
     server.lists["projects/P/experiments"] = [session(f"X_E{n}", name) for n, name in enumerate(UGLY, 1)]
@@ -104,7 +104,7 @@ def ugly() -> Scripted:
 
 
 def with_the_rest(server: Scripted) -> Scripted:
-    """Its lists, half characters in them and all, and empty ones where it has none."""
+    """Serve its lists, lone surrogates in them and all, and empty ones where it has none."""
 
     def answered(request: httpx.Request) -> httpx.Response:
         found = server.lists.get(request.url.path.removeprefix("/data/")) or []
@@ -260,7 +260,7 @@ def zipped(method: int, content: bytes = b"x" * 1000) -> bytearray:
 
 
 def encrypted() -> bytearray:
-    """As far as its headers go."""
+    """Make an archive that is encrypted as far as its headers go."""
     made = zipped(zipfile.ZIP_STORED)
     made[6] |= 1
     made[made.rindex(b"PK\1\2") + 8] |= 1
@@ -305,7 +305,7 @@ def test_an_archive_to_be_sent_that_cannot_be_read_is_one_line(tmp_path, kind):
 
 
 def on_a_terminal(home: Path, server: Hostile, *words: str) -> str:
-    """What a command writes to a terminal, stdout and stderr."""
+    """Return what a command writes to a terminal, stdout and stderr."""
     terminal, theirs = os.openpty()
     env = environment(home, XNAT_URL=server.url, XNAT_USER="u", XNAT_PASS=PASSWORD, TERM="xterm", LC_ALL="C.UTF-8")
     try:
@@ -316,7 +316,7 @@ def on_a_terminal(home: Path, server: Hostile, *words: str) -> str:
             try:
                 while data := os.read(terminal, 65536):
                     shown += data
-            except OSError:  # how a terminal says that nobody is there any more
+            except OSError:  # how a terminal reports that its other end is closed
                 pass
             process.wait(60)
     finally:
@@ -382,7 +382,7 @@ trio.run(main)
 
 
 def memory(server: Hostile) -> tuple[str, int]:
-    """How the list of a session's files comes out in a process of its own, and by how many MiB that grows."""
+    """List a session's files in a process of its own; return the result, and by how many MiB memory grows."""
     done = run(sys.executable, "-c", SCRIPT, server.url, env=environment(Path("/")))
     said, grown = done.stdout.split()
     return said, int(grown)
@@ -466,7 +466,7 @@ def test_a_list_of_too_many_rows_or_bytes_is_none():
 
 
 def spent(work: Callable[[], object]) -> float:
-    """Seconds of this thread's own: however busy the machine is."""
+    """Return the seconds of this thread's own, however busy the machine is."""
     before = time.thread_time()
     work()
     return time.thread_time() - before
@@ -614,7 +614,7 @@ def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
 
 
 def negative(kind: bytes = tarfile.REGTYPE) -> bytes:
-    """A number in 256s may be negative, which would lead back to the header itself; tarfile writes none."""
+    """Make a member with a negative size in base 256, which would lead back to the header; tarfile writes none."""
     block = bytearray(header("/files/f", 0, kind))
     block[124:136] = (-512).to_bytes(12, signed=True)
     block[148:156] = b"%06o\0 " % (sum(block[:148]) + 8 * 32 + sum(block[156:]))

@@ -1,4 +1,4 @@
-"""What is promised, as stories: any mix of programs, changes of the server and faults of the network.
+"""Test the promises as stories: any mix of programs, changes of the server and faults of the network.
 
 Stories that Hypothesis makes up are the same in each run of the suite. XNATFS_STORIES=1000 plays so many new ones, and
 what is found is to become a story with a name at the end of this page.
@@ -44,7 +44,7 @@ some = st.integers(0, 7)
 
 
 def again(file: int, what: str, seconds: float) -> list[Step]:
-    """A file is read, something happens to it, time goes by, somebody looks around, and it is read again."""
+    """Read a file, let something happen to it and time pass, list directories, and read it again."""
     return [
         ("copy", {"file": file}),
         ("open", {"file": file}),
@@ -58,7 +58,7 @@ def again(file: int, what: str, seconds: float) -> list[Step]:
 
 
 def meanwhile(file: int, what: str, seconds: float, both: bool) -> list[Step]:
-    """It changes while it is read by somebody slow, or by somebody fast as well, for whom all of it comes."""
+    """Change a file while a slow reader reads it, or a fast one as well, which fetches all of it."""
     return [
         *([("beside", {"file": file, "pause": 0.0})] if both else []),
         ("beside", {"file": file, "pause": 5.0}),
@@ -69,7 +69,7 @@ def meanwhile(file: int, what: str, seconds: float, both: bool) -> list[Step]:
 
 
 def badly(file: int, kind: str, count: int) -> list[Step]:
-    """It comes as it should not, once or for a while, and then as it should."""
+    """Serve a file badly, once or for a while, and then as it is."""
     return [
         ("fail", {"kind": kind, "count": count, "place": "files"}),
         ("copy", {"file": file}),
@@ -81,7 +81,7 @@ def badly(file: int, kind: str, count: int) -> list[Step]:
 
 
 def disorderly(file: int, kind: str, count: int, order: str, seed: int) -> list[Step]:
-    """The same, read in some order; and that it was read before, in part, changes nothing."""
+    """Serve it badly and read in some order; that it was read before, in part, changes nothing."""
     read: Step = ("ordered", {"file": file, "order": order, "seed": seed})
     return [
         ("fail", {"kind": kind, "count": count, "place": "files"}),
@@ -94,7 +94,7 @@ def disorderly(file: int, kind: str, count: int, order: str, seed: int) -> list[
 
 
 def twice_in_a_second(file: int, order: str, pause: float) -> list[Step]:
-    """It is replaced, read, and replaced again before the clock of the server has gone on by a second."""
+    """Replace a file, read it, and replace it again within a second of the server's clock."""
     return [
         ("wait", {"seconds": 300.0}),  # neither listing nor copy of before is trusted
         ("change", {"file": file, "what": "again"}),
@@ -107,7 +107,7 @@ def twice_in_a_second(file: int, order: str, pause: float) -> list[Step]:
 
 
 def reading(order: str) -> list[Step]:
-    """A big file and a small one are read in some order: as they are, damaged once, and until they are mended."""
+    """Read a big file and a small one in some order: as they are, damaged once, and until they are mended."""
     steps: list[Step] = []
     for file in (0, 1):
         steps.append(("ordered", {"file": file, "order": order, "seed": file}))
@@ -119,7 +119,7 @@ def reading(order: str) -> list[Step]:
 
 
 def replacing() -> list[Step]:
-    """A file is replaced while it is read: in every order, with pauses in which downloads end, and where they break."""
+    """Replace a file while it is read: in every order, with pauses in which downloads end, and where they break."""
     steps: list[Step] = []
     for order in ORDERS:
         for pause in (0.0, 0.3, 5.0):
@@ -130,7 +130,7 @@ def replacing() -> list[Step]:
 
 
 class Story(RuleBasedStateMachine):
-    """Each rule adds steps. They are played when the story is complete, in one event loop and virtual time."""
+    """A story to which each rule adds steps, to be played when it is complete, in one event loop and virtual time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -288,7 +288,7 @@ TestStory.settings = settings(
 
 
 def test_a_quiet_day(tmp_path):
-    """Nothing happens: everything is read, several ways."""
+    """Read everything several ways, without any event."""
     steps: list[Step] = [("names", {"place": place}) for place in range(30)]
     steps += [("walk", {"directory": directory}) for directory in range(6)]
     steps += [("open", {"file": 0}), ("tail_first", {"handle": 0}), ("read_whole", {"handle": 0})]
@@ -297,7 +297,7 @@ def test_a_quiet_day(tmp_path):
 
 @pytest.mark.parametrize("digests", [True, False], ids=["digests", "no digests"])
 def test_every_fault_of_a_file(tmp_path, digests):
-    """A big one and a small one of a series once, the big one and one of a few bytes until it is mended."""
+    """Read a big file and a small one with each fault once, and the big one and a tiny one until it is mended."""
     steps: list[Step] = []
     for kind in KINDS:
         for file, count in ((0, 1), (1, 1), (0, 9), (2, 9)):
@@ -336,7 +336,7 @@ def test_every_change_of_a_file(tmp_path, file, digests):
 
 @pytest.mark.parametrize("how", SHORT)
 def test_lists_that_lack_files(tmp_path, how):
-    """Of each resource in turn: all of its files are shown, or an error is, in every folder."""
+    """Show all files of each resource in turn, or an error, in every folder."""
     steps: list[Step] = []
     for resource in range(6):
         steps += [("shorten", {"resource": resource, "how": how})]
@@ -348,7 +348,7 @@ def test_lists_that_lack_files(tmp_path, how):
 
 @pytest.mark.parametrize("digests", [True, False], ids=["digests", "no digests"])
 def test_names_that_some_route_takes_for_others(tmp_path, digests):
-    """Each is read by itself, in its series, and after it was replaced."""
+    """Read each by itself, in its series, and after it was replaced."""
     files = range(len(Model(odd=True).paths()))
     steps: list[Step] = [("copy", {"file": file}) for file in files]
     steps += [("change", {"file": file, "what": "replaced"}) for file in files]
@@ -363,7 +363,7 @@ def test_names_that_some_route_takes_for_others(tmp_path, digests):
 
 
 def is_found(directory: Path, steps: list[Step], **world: bool) -> bool:
-    """Play a story that must not end well; whether it ends as a promise that was broken."""
+    """Play a story that must not end well; return whether it ends as a broken promise."""
     try:
         tell(directory, steps, **world)
     except AssertionError:
@@ -375,7 +375,7 @@ def is_found(directory: Path, steps: list[Step], **world: bool) -> bool:
 
 @pytest.mark.parametrize("order", ["tail first", "backward", "random", "two"])
 def test_a_hold_back_by_offset_is_found(tmp_path, monkeypatch, order):
-    """Who has read the end before the rest has come gets all of a damaged file."""
+    """Plant a hold-back by offset: a reader that has the end before the rest arrives gets all of a damaged file."""
 
     def is_servable(blob: Blob, offset: int, end: int) -> bool:
         if blob.complete or blob.whole or not blob.spans.covers(offset, end):
@@ -388,7 +388,7 @@ def test_a_hold_back_by_offset_is_found(tmp_path, monkeypatch, order):
 
 
 def test_a_half_that_is_taken_as_a_whole_is_found(tmp_path, monkeypatch):
-    """Nobody compares what came with the length that the listing states."""
+    """Plant a download whose length is not compared with the one that the listing states."""
 
     def version(row: FileRow, owners: tuple[str, ...] = ()) -> Version:
         return replace(bulk.version(row, owners), size=None)
@@ -398,7 +398,7 @@ def test_a_half_that_is_taken_as_a_whole_is_found(tmp_path, monkeypatch):
 
 
 def test_a_resume_without_validator_is_found(tmp_path, monkeypatch):
-    """Whatever the server says of its date, what comes later is taken for the same file."""
+    """Plant a resume that takes later bytes for the same file, whatever date the server states."""
     monkeypatch.setattr(downloads, "last_modified", lambda response: "Sat, 01 Jan 2000 00:00:00 GMT")
     assert is_found(tmp_path, replacing(), digests=False)
 
@@ -407,12 +407,12 @@ def test_a_resume_without_validator_is_found(tmp_path, monkeypatch):
 
 
 def test_an_empty_reply_makes_no_empty_file(tmp_path):
-    """Of an empty file nobody reads anything, so nobody heard that its digest was wrong: `cp` made an empty copy."""
+    """Raise an error although no byte is read: the digest went unchecked, and `cp` made an empty copy."""
     tell(tmp_path, [("fail", {"kind": "empty", "count": 9, "place": "files"}), ("copy", {"file": 1})])
 
 
 def test_a_guests_refusal_takes_nothing_away(tmp_path):
-    """An open site drops our session: whoever asks next has logged in before anybody can ask whose answer it was."""
+    """Log in before a request could reveal whose answer it was, when an open site has dropped the session."""
     steps: list[Step] = [("site_open", {"on": True}), ("open", {"file": 1}), ("read_whole", {"handle": 0})]
     for _ in range(2):
         steps += [("wait", {"seconds": 130.0}), ("end_sessions", {}), ("read_whole", {"handle": 0})]

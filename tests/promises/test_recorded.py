@@ -1,7 +1,7 @@
-"""A real server's listings, published again and mounted: everything is there, under names that lead back to its own.
+"""Mount a real server's listings, published again: everything is there, under names that lead back to its own.
 
-The made-up recording below is in the form of a real one. Where XNATFS_RECORDED names a directory of real ones, which
-the project does not hold, they are walked, too.
+The synthetic recording below is in the form of a real one. Where XNATFS_RECORDED names a directory of real ones, which
+the project does not hold, they are listed, too.
 """
 
 import html
@@ -43,7 +43,7 @@ def table(rows: list[dict[str, str]]) -> str:
 
 
 def made_up(directory: Path) -> None:
-    """Two projects, a subject with a session in the other one, scans of equal types."""
+    """Write two projects, a subject with a session in the other one, and scans of equal types."""
     projects = [{"id": id, "name": id, "project_access": "private"} for id in ("sand_box", "2nd")]
     subjects = [{"ID": f"S{n}", "project": "sand_box", "URI": f"/data/subjects/S{n}"} for n in range(3)]
     sessions = [
@@ -71,14 +71,14 @@ def made_up(directory: Path) -> None:
 
 @dataclass
 class Recorded:
-    """What was recorded, and a mount of it."""
+    """A recording, and a mount of it."""
 
     directory: Path
     mount: Mount
     app: DemoXnat
 
     def rows(self, column: str) -> list[dict[str, str]]:
-        """The rows of every recorded table that has this column."""
+        """Return the rows of every recorded table that has this column."""
         found: list[dict[str, str]] = []
         for path in self.directory.rglob("*.json"):
             content: Any = json.loads(path.read_text())
@@ -101,7 +101,7 @@ def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def raw(path: Path, name: str) -> str:
-    """What the server calls it; '' where it says nothing, which has no attribute."""
+    """Return the server's name of an entry; '' where it states none, and the attribute is missing."""
     return os.getxattr(path, attribute).decode() if (attribute := f"user.xnat.{name}") in os.listxattr(path) else ""
 
 
@@ -158,7 +158,7 @@ def test_every_catalogued_file_is_listed_with_its_size(recorded):
 
 
 def test_walking_all_of_it_asks_per_session_not_per_scan_or_file(recorded):
-    """Four for each session; for each subject and project what hangs on them; the lists of both; and the projects."""
+    """Request four lists for each session, the resources of each subject and project, their lists, and the projects."""
     sessions, subjects = len(recorded.app.archive.experiments), len(recorded.app.archive.subjects)
     shared = sum(len(subject.shared) for subject in recorded.app.archive.subjects.values())
     projects = len(recorded.app.archive.projects)

@@ -1,4 +1,4 @@
-"""Secrets, other users of the machine, and whoever is on the way. docs/SECURITY.md has the list."""
+"""Test secrets against other users of the machine and against the network. docs/SECURITY.md has the list."""
 
 import argparse
 import ast
@@ -60,7 +60,7 @@ class Seen:
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
-    """One that is begun with no umask at all, tells all that it does, opens to all, and carries a big file."""
+    """Mount without a umask, with the full log, open to all users, and read a big file."""
     root = tmp_path_factory.mktemp("seen")
     home, place, log = root / "home", root / "mnt", root / "home" / "log"
     home.mkdir()
@@ -103,7 +103,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
 
 
 def _read_big(demo: Demo, place: Path) -> None:
-    """The beginning of a file that a process of its own carries."""
+    """Read the beginning of a file that a process of its own fetches."""
     big = max((entry for entry in demo.manifest if entry.size), key=lambda entry: entry.size or 0)
     assert (big.size or 0) > 8 * 2**20
     run("head", "-c", "100000", place.joinpath(*big.path))
@@ -300,7 +300,7 @@ FOR_THE_USER = {"transfer", "manifest"}
 
 @cache
 def calls() -> list[tuple[str, ast.Call, str]]:
-    """Every call in the package, with the module it is in and the name of what is called."""
+    """Return every call in the package, with the module it is in and the name of what is called."""
     found = []
     for path in sorted(PACKAGE.rglob("*.py")):
         module = path.relative_to(PACKAGE).with_suffix("").as_posix()
@@ -311,7 +311,7 @@ def calls() -> list[tuple[str, ast.Call, str]]:
 
 
 def makes(call: ast.Call, name: str) -> bool:
-    """Whether it may make something, as far as can be seen."""
+    """Return whether the call may create a file or directory, as far as can be seen."""
     text = ast.unparse(call)
     if name == "os.open":
         return "O_CREAT" in text
@@ -343,7 +343,7 @@ def _octal(text: str) -> str:
 
 
 def test_nothing_is_made_under_a_name_that_others_could_know_in_a_place_that_is_theirs():
-    """A temporary file is in a directory of ours, or tempfile's."""
+    """Create temporary files in a directory of the program, or by tempfile."""
     found = [
         module for module, call, _ in calls() if re.search(r"['\"]/(var/)?tmp|gettempdir|mktemp\(", ast.unparse(call))
     ]
@@ -406,7 +406,7 @@ def test_a_way_without_encryption_is_warned_of_whatever_is_printed(tmp_path):
 
 
 def certificate(directory: Path, name: str, days: int = 2) -> tuple[Path, Path]:
-    """One that is its own authority, for a host."""
+    """Make a certificate for a host that is its own authority."""
     made, key, request = directory / "made.pem", directory / "key.pem", directory / "request.pem"
     kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-addext", f"subjectAltName={name}"]
     for words in (

@@ -1,4 +1,4 @@
-"""Unkind servers of the same kind: the whole archive, walked and read through a mount of each."""
+"""Test unusual servers: the whole archive, listed and read through a mount of each."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -19,18 +19,18 @@ NAMES_IN_ALL = ["a name", "größe ü", "日本", "trailing ", " leading", "tab\
 
 
 def keep(archive: DemoArchive) -> None:
-    """The archive as it is."""
+    """Leave the archive as it is."""
 
 
 def without_sizes(archive: DemoArchive) -> None:
-    """Catalogues from before sizes were written into them."""
+    """Remove sizes, as in catalogues from before sizes were written into them."""
     for resource, _ in archive.resources():
         for entry in resource.entries:
             entry.size = entry.size if entry.lost else ""
 
 
 def with_old_labels(archive: DemoArchive) -> None:
-    """Labels from before XNAT checked them, at every level."""
+    """Use labels from before XNAT checked them, at every level."""
     project = archive.project("OLD", "Old data")
     project.members["demo-owner"] = "Owners"
     for label in NAMES_IN_ALL:
@@ -40,12 +40,12 @@ def with_old_labels(archive: DemoArchive) -> None:
 
 
 def with_broken_catalogue(archive: DemoArchive) -> None:
-    """One resource whose catalogue cannot be read: it spoils the list of all files of its session."""
+    """Add a resource whose catalogue cannot be read: it spoils the list of all files of its session."""
     archive.experiments["DEMO_E00001"].resources[0].broken = True
 
 
 def with_many_scans(archive: DemoArchive) -> None:
-    """35 scans, of which a third share a type."""
+    """Add 35 scans, of which a third share a type."""
     project = archive.project("MANY", "A long session")
     project.members["demo-owner"] = "Owners"
     session = archive.experiment(archive.subject(project, "M1"), "M1_MR")
@@ -56,7 +56,7 @@ def with_many_scans(archive: DemoArchive) -> None:
 
 @dataclass(frozen=True)
 class Server:
-    """How a server is unlike the demo."""
+    """A server, by how it differs from the demo."""
 
     options: dict[str, Any] = field(default_factory=dict)
     change: Callable[[DemoArchive], None] = keep
@@ -83,7 +83,7 @@ SERVERS = {
 
 
 def look(demo: Demo, mount: Mount) -> dict[tuple[str, ...], dict[str, Any]]:
-    """Everything below `projects`, read, and looked at once more for what reading corrected."""
+    """Read everything below `projects`, and look once more at the sizes that reading corrected."""
     found: dict[tuple[str, ...], dict[str, Any]] = {}
     for entry in mount.walk("projects", read=True) + mount.walk("projects"):
         found.setdefault(("projects", *entry["path"]), {}).update(entry)
@@ -123,7 +123,7 @@ def test_the_whole_archive(tmp_path, kind):
 
 @pytest.mark.parametrize("status", [200, 302, 403])
 def test_a_password_that_expires_under_a_mount_gives_no_page_for_data(tmp_path, status):
-    """XNAT then answers whatever is asked with the page on which to change it."""
+    """Reject the page on which to change the password, with which XNAT then answers every request."""
 
     def change_it() -> Reply:
         reply = page("Your password has expired. Please change it.", status)
@@ -139,4 +139,4 @@ def test_a_password_that_expires_under_a_mount_gives_no_page_for_data(tmp_path, 
         assert mount.walk("projects") == [{"path": [], "error": "EACCES"}]
         assert mount.walk("projects/OPEN") == [{"path": [], "error": "EACCES"}]
         logins = [record for record in demo.app.requests if record.method == "POST"]
-        assert len(logins) <= 1  # accounts are locked by those who try again
+        assert len(logins) <= 1  # repeated logins lock the account

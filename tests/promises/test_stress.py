@@ -1,4 +1,4 @@
-"""scripts/stress: two minutes of it; that it finds what is planted; and each of its verdicts, on what is made up."""
+"""Test scripts/stress: two minutes of it, that it finds planted errors, and each of its verdicts on synthetic reads."""
 
 import io
 import json
@@ -154,7 +154,7 @@ def test_working_set_is_two_gigabytes_and_versions_change_both_ways():
 
 
 def test_the_last_block_of_every_file_says_what_it_is_of():
-    """Else who reads it alone cannot tell: 14 right bytes have been taken for wrong."""
+    """Identify the last block when it is read alone: 14 right bytes have been taken for wrong."""
     for file in archive.files(8).values():
         last = max(0, file.base - 1) // contents.BLOCK * contents.BLOCK
         data = contents.piece(contents.number(file.path), 3, last, file.base) if file.base else b""
@@ -174,7 +174,7 @@ def test_faults_are_so_many_of_each_kind_of_answers():
 
 
 def test_no_fault_is_one_that_a_client_cannot_see():
-    """Without a digest no byte changes and no length; nor where bytes are handed out before all are verified."""
+    """Change no byte and no length without a digest, nor where bytes are served before all are verified."""
     for step in steps(1.0):
         if step["fault"] in ("corrupt", "resized", "changed", "short-length"):
             assert not Step(**step).fits(Head("GET /data/experiments/E/resources/1/files/part-0001.raw HTTP/1.1"))
@@ -279,7 +279,7 @@ def test_a_file_that_is_gone_is_stale_to_its_readers_only(path, stale):
     ("spoilt", "said", "right"), [(0, 0, True), (5000, 5000, True), (5000, 4000, False), (1, 0, False)]
 )
 def test_of_a_file_that_shrank_all_before_is_compared(tmp_path, spoilt, said, right):
-    """tar's word for it is taken for the end only, where it puts zeros."""
+    """Accept tar's report for the end only, where it puts zeros."""
     file = archive.files(1)[PLAIN]
     data = contents.piece(contents.number(PLAIN), 0, 0, file.size(0))
     tarred = tmp_path / "made.tar"

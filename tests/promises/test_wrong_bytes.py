@@ -1,4 +1,4 @@
-"""Bytes that a server gets wrong without a word: none of them becomes a file, neither in a mount nor by xnatctl."""
+"""Test bytes that a server gets wrong without an error: none becomes a file, in a mount or by xnatctl."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ NIFTI = "image.nii.gz"
 
 @pytest.fixture
 def undigested(tmp_path: Path) -> Iterator[Shell]:
-    """A user of a site that computes no digests."""
+    """Provide a user of a site that computes no digests."""
     home = tmp_path / "home"
     home.mkdir()
     with shell(home, digests=False) as made:
@@ -43,7 +43,7 @@ def entry(site: Shell) -> Entry:
 
 
 def download(site: Shell, out: str, status: int = 0) -> bytes | None:
-    """Copy the first scan; what is in its NIFTI file then."""
+    """Download the first scan; return what is in its NIFTI file then."""
     site.ctl("scan", "download", "-E", SESSION, "-s", "1", "--out", out, status=status)
     copies = list((site.home / out).rglob(NIFTI))
     return copies[0].read_bytes() if copies else None
@@ -51,7 +51,7 @@ def download(site: Shell, out: str, status: int = 0) -> bytes | None:
 
 @contextmanager
 def behind(server: Faulty, site: Shell) -> Iterator[None]:
-    """The user reaches the site by a proxy."""
+    """Send the user's requests to the site through a proxy."""
     direct, site.env["XNAT_URL"] = site.env["XNAT_URL"], server.url
     yield
     site.env["XNAT_URL"] = direct
@@ -72,7 +72,7 @@ def test_half_a_file_is_not_copied(undigested, half):
 @pytest.mark.fuse
 @pytest.mark.parametrize("options", [(), ("--strict",)], ids=["", "strict"])
 def test_half_a_file_is_an_error_and_its_size_stays(tmp_path, options):
-    """Nothing of it is kept: once the server sends all of it, all of it is read."""
+    """Cache nothing of it: once the server sends all of it, all of it is read."""
     with serve(DemoXnat(stage_archive(), digests=False, ranges=False)) as url, faulty(url) as server:
         with mounting(server.url, tmp_path, "--ttl", "3600", *options, user=USER, password=PASSWORD) as mount:
             mount.expected_in_log += ["a HEAD"]
@@ -106,7 +106,7 @@ def test_half_a_range_is_completed_or_an_error(tmp_path, half):
 
 @pytest.mark.parametrize("size", [1000, 2048])
 def test_a_file_put_back_with_an_older_date_is_fetched(undigested, size):
-    """A server asked by If-Modified-Since says that it was not modified."""
+    """Fetch it although a server asked by If-Modified-Since answers that it was not modified."""
     assert download(undigested, "first") == entry(undigested).content
     older = bytes(size)
     entry(undigested).content, entry(undigested).size = older, str(size)
@@ -124,7 +124,7 @@ def methods(site: Shell) -> list[str]:
 
 
 def age_cache(site: Shell) -> None:
-    """Let two hours pass for all that is kept."""
+    """Let two hours pass for all that is cached."""
     (index,) = (site.home / ".cache" / "xnatfs").glob("*/index.sqlite")
     with sqlite3.connect(index) as database:
         database.execute("UPDATE blobs SET checked = checked - 7200")
@@ -137,7 +137,7 @@ def age_cache(site: Shell) -> None:
 @pytest.mark.parametrize("date", ["strong", "of the same second", "none"])
 @pytest.mark.parametrize("changes", [True, False])
 def test_a_download_that_breaks_is_not_joined_with_another_version(undigested, date, changes):
-    """The second version has the length of the first one, and its date."""
+    """Detect a second version that has the length of the first one, and its date."""
     file, newer, asked = entry(undigested), bytes(2048), []
     if date == "of the same second":
         file.modified = time.time() + 3600  # later than any reply: so is one of the second of the reply, or later
@@ -193,7 +193,7 @@ ORDERS = {"forward": FORWARD, "backward": FORWARD[::-1], "tail first": [TAIL, *F
 
 @pytest.fixture(scope="module")
 def damaged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
-    """A mount with a damaged file and a sound one for each order.
+    """Provide a mount with a damaged file and a sound one for each order.
 
     Before the last bytes that are not in the tail the server makes a pause, in which a reader gets all the others.
     """
