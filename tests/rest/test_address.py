@@ -1,4 +1,4 @@
-"""By which way a file is requested, so that the request can mean no other (XNAT REST contract 3.1, 6.4, 6.6, 8.5)."""
+"""Test how a file is requested, so that the request can mean no other (XNAT REST contract 3.1, 6.4, 6.6, 8.5)."""
 
 import pytest
 

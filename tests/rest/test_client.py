@@ -1,4 +1,4 @@
-"""The client against servers that are a few lines each: session, envelope, retries, ranges, broken connections."""
+"""Test the client against servers of a few lines: sessions, envelopes, retries, ranges, broken connections."""
 
 import base64
 import ssl
@@ -51,7 +51,7 @@ class Pieces(httpx.AsyncByteStream):
 
 
 class Server:
-    """An XNAT with sessions, and with answers that the test writes. It remembers what it was asked."""
+    """An XNAT with sessions, and with answers that the test writes. It records the requests."""
 
     def __init__(self, answer: Answer | None = None, *, open_site: bool = False) -> None:
         self.answer = answer or (lambda request: table([]))
@@ -91,7 +91,7 @@ class Server:
         return str(request.headers.get("cookie", "")).removeprefix("JSESSIONID=")
 
     def asked(self) -> list[str]:
-        """What was asked besides the session itself."""
+        """Return the requests except those for the session itself."""
         return [f"{r.method} {r.url.raw_path.decode()}" for r in self.requests if not r.url.path.endswith("/JSESSION")]
 
 
@@ -164,7 +164,7 @@ async def test_a_foreign_cookie_from_a_live_session_is_believed_only_once():
         for _ in range(3):
             await xnat.projects()
     assert len(server.sessions) == 1
-    assert server.asked().count("GET /site/xapi/users/username") == 2  # as whom that is known, and as whom ours is
+    assert server.asked().count("GET /site/xapi/users/username") == 2  # for the user of that session, and of ours
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ async def test_a_401_that_stays_is_not_asked_for_ever():
 
 @pytest.mark.parametrize(("times", "ends_well"), [(1, True), (LOSSES, True), (LOSSES + 1, False), (100, False)])
 async def test_a_session_may_be_lost_again_while_a_request_is_under_way(times, ends_well):
-    """By a server that restarts; one that knows no session for longer than a login is given up."""
+    """Repeat for a server that restarts; give up on one that loses each session for longer than a login takes."""
     left = times
 
     def forgetful(request: httpx.Request) -> httpx.Response:
@@ -259,7 +259,7 @@ async def test_a_session_may_be_lost_again_while_a_request_is_under_way(times, e
 
 
 async def test_what_others_have_lost_is_not_counted(autojump_clock):
-    """A list takes its time, and meanwhile the session is lost again and again to other requests."""
+    """Ignore sessions that other requests lose again and again while a slow list is under way."""
     server = Server()
 
     async def answer(request: httpx.Request) -> httpx.Response:
@@ -280,7 +280,7 @@ async def test_what_others_have_lost_is_not_counted(autojump_clock):
 
 
 async def test_the_cookie_of_a_401_says_nothing_of_the_cookies_of_answers():
-    """A guest's session is still noticed by its cookie."""
+    """Notice a guest's session still by its cookie."""
     server = Server(open_site=True)
     refused = {"set-cookie": f"JSESSIONID={'F' * 32}; Path=/"}
     server.answer = lambda request: (
@@ -430,7 +430,7 @@ async def test_a_certificate_that_is_not_trusted_is_said_at_once(autojump_clock)
 
 
 class Files:
-    """Answers for one file."""
+    """A handler with answers for one file."""
 
     def __init__(self, content: bytes = CONTENT, *, ranged: bool = True) -> None:
         self.content = content
@@ -646,7 +646,7 @@ async def test_a_download_goes_on_by_a_range_of_the_version_that_was_begun(autoj
 @pytest.mark.parametrize(("headers", "validator"), STRONG)
 @pytest.mark.parametrize("ranged", [True, False])
 async def test_two_versions_are_never_joined(autojump_clock, headers, validator, ranged):
-    """A server that knows If-Range sends all of the other one, others a range of it: the same is true of both."""
+    """Raise Stale for a server that answers If-Range with the other version, whole, and for one that sends a range."""
     files = Versions(headers, {"last-modified": SOON, "etag": '"another"'}, bytes(len(CONTENT)))
     files.ranged = ranged
     async with connected(Server(files)) as xnat:
@@ -668,7 +668,7 @@ async def test_without_a_strong_validator_a_download_begins_anew(autojump_clock,
 @pytest.mark.parametrize("headers", WEAK)
 @pytest.mark.parametrize("at", [0, 1700, 3499])
 async def test_what_comes_anew_must_be_what_came_before(autojump_clock, headers, at):
-    """Of the same length, with the same headers: one byte that was handed out already is another one."""
+    """Raise Stale for a body of equal length and headers in which one byte that was already served differs."""
     files = Versions(headers, headers, CONTENT[:at] + b"?" + CONTENT[at + 1 :])
     async with connected(Server(files)) as xnat:
         with pytest.raises(Stale, match="changed on the server"):
@@ -676,14 +676,14 @@ async def test_what_comes_anew_must_be_what_came_before(autojump_clock, headers,
 
 
 async def test_what_was_not_handed_out_may_be_another_version(autojump_clock):
-    """All that a reader got is of one version: that of the second reply."""
+    """Serve bytes of one version: that of the second reply."""
     newer = CONTENT[:5000] + b"?" * (len(CONTENT) - 5000)
     async with connected(Server(Versions({}, {}, newer))) as xnat:
         assert await read(xnat) == (0, newer)
 
 
 async def test_a_range_without_its_version_is_not_joined(autojump_clock):
-    """The whole file says which version it is."""
+    """Request the whole file, whose reply states its version."""
     files = Versions({"last-modified": MODIFIED}, {"last-modified": MODIFIED})
     files.dated_ranges = False
     async with connected(Server(files)) as xnat:
@@ -692,7 +692,7 @@ async def test_a_range_without_its_version_is_not_joined(autojump_clock):
 
 
 async def test_with_a_digest_a_download_goes_on_by_a_range(autojump_clock):
-    """What is joined wrongly is found out in the end."""
+    """Resume by a range, as the digest reveals in the end what was joined wrongly."""
     files = Versions({}, {})
     async with connected(Server(files)) as xnat:
         async with xnat.download(ITEM, FILE._replace(digest="0" * 32)) as download:

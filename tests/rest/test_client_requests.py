@@ -1,4 +1,4 @@
-"""What each method of the client asks for, and what it makes of the answer: one request each, word for word."""
+"""Test what each method of the client requests, and what it makes of the answer: one request each, word for word."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
@@ -44,7 +44,7 @@ ENTRIES = [FileRow(number, "x", 3, "", "", "", 0) for number in ("7", "8")]
 
 
 def asked(server: Server) -> list[str]:
-    """As `Server.asked`, without the escapes of the query."""
+    """Return the requests as `Server.asked` does, without the escapes of the query."""
     found = [request.partition("?") for request in server.asked()]
     return [path + mark + unquote_plus(query) for path, mark, query in found]
 
@@ -52,7 +52,7 @@ def asked(server: Server) -> list[str]:
 async def answered(
     call: Callable[[Xnat], Awaitable[Any]], answer: Callable[[], httpx.Response]
 ) -> tuple[Any, list[str]]:
-    """What a call returns, and what was asked for it."""
+    """Return the result of a call, and the requests that it sent."""
     server = Server(always(answer))
     async with connected(server) as xnat:
         found = await call(xnat)
@@ -185,7 +185,7 @@ async def test_a_list_of_subjects_without_their_resources_is_no_answer():
 
 
 async def test_a_long_list_comes_in_pieces_and_others_have_their_turn():
-    """A megabyte in one piece off the wire: nobody waits until all of it was parsed."""
+    """Parse a megabyte that arrives in one piece, while other tasks run before all of it was parsed."""
     body = table([{"ID": str(number), "name": "n" * 1000} for number in range(1000)]).content
     server = Server(always(lambda: httpx.Response(200, stream=Pieces(body, size=len(body)))))
     turns = 0
@@ -231,7 +231,7 @@ DOCUMENT = {"items": [{"data_fields": {"ID": "P" * 2000}}]}
     ],
 )  # fmt: skip
 async def test_what_is_read_whole_and_breaks_off_is_asked_for_again_and_read_anew(autojump_clock, call, answer):
-    """What came before a break is in the result once."""
+    """Return what arrived before a break only once."""
     breaks_at = [1500, len(answer.content) - 1]
     replies = [*(Pieces(answer.content, at) for at in breaks_at), Pieces(answer.content)]
     server = Server(lambda request: httpx.Response(200, stream=replies.pop(0)))
@@ -248,7 +248,7 @@ async def test_what_is_read_whole_and_breaks_off_is_asked_for_again_and_read_ane
         lambda xnat: read_all(xnat.archive(ITEM, "R")),
         lambda xnat: read_all(xnat.zip("E", None)),
         lambda xnat: gathered(xnat.raw("GET", "/data/x", b"", None)),
-        lambda xnat: xnat.issue_token(),  # another one would be good for two days, and nobody's
+        lambda xnat: xnat.issue_token(),  # a second token would be valid for two days, and unused
         lambda xnat: xnat.invalidate_token("alias"),
     ],
 )
@@ -282,7 +282,7 @@ async def read_all(archive: AbstractAsyncContextManager[AsyncIterator[bytes]]) -
     ids=["with nothing in its last piece", "as a whole"],
 )
 async def test_a_list_with_rows_is_not_doubted(autojump_clock, body):
-    """In whatever form it comes, and however long ago our name was told."""
+    """Trust the list in any form, and however long ago the session's user was confirmed."""
     server = Server(always(lambda: httpx.Response(200, content=body)))
     async with connected(server) as xnat:
         await xnat.login.token()
@@ -293,7 +293,7 @@ async def test_a_list_with_rows_is_not_doubted(autojump_clock, body):
 
 @pytest.mark.parametrize(("empty_again", "session"), [(True, 2), (False, 1)])
 async def test_an_empty_list_is_asked_for_again_where_the_session_is_gone(patient_clock, empty_again, session):
-    """And not where it lives: then it is empty."""
+    """Return an empty list where the session is alive."""
     server = Server(open_site=True)
     server.answer = lambda request: table(
         [{"ID": "P1"}] if server.sent(request) in server.alive and empty_again else []
@@ -309,7 +309,7 @@ async def test_an_empty_list_is_asked_for_again_where_the_session_is_gone(patien
 
 
 async def test_a_guests_answer_without_a_cookie_is_found_out_by_its_emptiness(patient_clock):
-    """The server asks for no login, and says nothing of a session."""
+    """Ask whose session it is: the server demands no login, and mentions no session."""
     server = Server(open_site=True)
     server.answer = lambda request: table([{"ID": "P1"}] if server.sent(request) in server.alive else [])
     silent = Server.__call__
@@ -368,7 +368,7 @@ async def test_text_comes_as_it_is():
 
 @pytest.mark.parametrize(("project", "where"), [("", ""), ("P/1", "/projects/P%2F1")])
 async def test_the_prearchive_is_of_all_or_of_one_project(project, where):
-    """Of one, what others have in it is left out."""
+    """Leave out of one project what others have in it."""
     rows = [
         {"project": name, "timestamp": "1", "folderName": "F", "name": "N", "status": "READY"}
         for name in ("P/1", "Q", "Unassigned")
@@ -417,7 +417,7 @@ def nested(depth: int) -> bytes:
 
 
 async def test_what_is_nested_without_end_is_a_bad_reply():
-    """In an item as in a list."""
+    """Reject deep nesting in an item as in a list."""
     with pytest.raises(BadReply):
         await answered(lambda xnat: xnat.item("projects", "P"), lambda: httpx.Response(200, content=nested(100_000)))
     rows = b'{"ResultSet": {"Result": [{"ID": ' + b"[" * 100_000 + b"]" * 100_000 + b"}]}}"
@@ -427,7 +427,7 @@ async def test_what_is_nested_without_end_is_a_bad_reply():
 
 @pytest.mark.parametrize("count", [3, 4, 5, 6])
 async def test_a_list_may_be_so_long_and_no_longer(monkeypatch, count):
-    """One of files longer than others."""
+    """Accept a longer list of files than of anything else."""
     monkeypatch.setattr("xnatfs.rest.client.LISTED", (10_000, 3))
     monkeypatch.setattr("xnatfs.rest.client.FILES", (10_000, 5))
     rows = [{"ID": "P", "URI": f"/x/resources/7/files/{number}", "cat_ID": "7"} for number in range(count)]
@@ -501,7 +501,7 @@ async def test_a_client_counts_its_requests_and_logs_in_when_told():
 
 
 async def test_a_session_of_others_is_used_and_left():
-    """What `open_xnat` is given it hands on."""
+    """Pass on what `open_xnat` is given, and leave it open."""
 
     class Kept:
         def find(self, dead: frozenset[str] = frozenset()) -> Any:
@@ -566,7 +566,7 @@ async def test_what_a_server_says_to_a_change_is_no_page_in_any_type(text):
 async def test_a_change_that_went_well_is_sent_again_only_where_an_old_session_is_known_to_be_dead(
     autojump_clock, young, alive
 ):
-    """Another session's cookie came with a 200: a guest's, or a balancer's."""
+    """Ask about the old session when a 200 carries the cookie of another one: a guest's, or a balancer's."""
     carried_out = 0
     server = Server(open_site=True)
 
@@ -595,7 +595,7 @@ async def test_a_change_that_went_well_is_sent_again_only_where_an_old_session_i
 
 @pytest.mark.parametrize("path", ["/JSESSION", "/username"])
 async def test_a_change_that_no_session_can_be_had_for_fails_in_our_words(autojump_clock, path):
-    """A login that is not answered; a session that is refused, and a server that does not say whether it lives."""
+    """Fail where a login is not answered, or a session is refused and its user cannot be confirmed."""
     server = Server()
 
     def answer(request: httpx.Request) -> httpx.Response:
@@ -625,7 +625,7 @@ async def test_any_request_is_sent_once_and_answered_in_pieces(status, path):
 
 @pytest.mark.parametrize("path", ["/data/x", "data/x", "/data/x?secret=1", "/data/x?secret=1?"])
 async def test_any_request_that_is_refused_says_which(path):
-    """By its path, and not by what else was asked."""
+    """Name the path, and leave out the query."""
     server = Server(always(lambda: httpx.Response(404)))
     async with connected(server) as xnat:
         with pytest.raises(NotFound, match=f"^{URL}/data/x does not exist"):
@@ -633,7 +633,7 @@ async def test_any_request_that_is_refused_says_which(path):
 
 
 async def test_an_answer_that_is_left_half_way_is_closed():
-    """Also by somebody who is cancelled there."""
+    """Close it in a cancelled task as well."""
     Closing.closed = 0
     async with connected(Server(always(lambda: httpx.Response(200, stream=Closing(b"x" * 2500))))) as xnat:
         with trio.CancelScope() as scope:
@@ -645,7 +645,7 @@ async def test_an_answer_that_is_left_half_way_is_closed():
 
 
 async def test_a_page_is_an_answer_to_any_request():
-    """Who asks for it by hand wants to see it."""
+    """Return the page to the user, whose request was made by hand."""
     server = Server(always(lambda: httpx.Response(200, html="<html>")))
     async with connected(server) as xnat:
         assert b"".join([piece async for piece in xnat.raw("GET", "/app", b"", None)]) == b"<html>"
@@ -655,7 +655,7 @@ async def test_a_page_is_an_answer_to_any_request():
 
 
 class Closing(httpx.AsyncByteStream):
-    """A body that tells whether it was closed."""
+    """A body that reports whether it was closed."""
 
     closed = 0
 
@@ -725,7 +725,7 @@ async def test_a_page_is_no_content(begin):
     ],
 )
 async def test_content_may_be_of_any_type_and_says_where_it_broke_off(begin):
-    """As an attachment a page is a file, too."""
+    """Return a page that is sent as an attachment as a file, too."""
     headers = {"content-type": "text/html", "content-disposition": "attachment"}
     server = Server(always(lambda: httpx.Response(200, headers=headers, stream=Pieces(b"x" * 2500, 1500))))
     async with connected(server) as xnat:
@@ -760,7 +760,7 @@ async def test_a_file_by_its_place_says_what_it_is():
 )
 @pytest.mark.parametrize("size", [None, LONG, LONG + 1])
 async def test_so_many_are_under_way_at_once(autojump_clock, method, most, size):
-    """Of large files half as many."""
+    """Run half as many downloads of large files."""
     now = highest = 0
     server = Server()
 
@@ -794,7 +794,7 @@ async def _whole(opened: Any) -> None:
 
 @pytest.mark.parametrize(("size", "big"), [(None, False), (BIG, False), (BIG + 1, True)])
 async def test_files_from_so_many_bytes_on_are_carried_by_a_process(size, big):
-    """Which is another client of httpx, here one of the test."""
+    """Use another client of httpx for them, here one of the test."""
     server, carried = Server(always(lambda: httpx.Response(200, content=b"x"))), []
 
     async def process(request: httpx.Request) -> httpx.Response:

@@ -1,4 +1,4 @@
-"""Catalogues: packed, and row by row what the server has listed."""
+"""Test catalogues: packed, and row by row what the server has listed."""
 
 import tracemalloc
 from collections.abc import Iterable, Mapping

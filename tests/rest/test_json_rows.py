@@ -1,4 +1,4 @@
-"""Lists, read while they arrive: the same rows as from the whole, and the same refusals."""
+"""Test lists that are read while they arrive: the same rows and the same refusals as from the whole."""
 
 import json
 import random
@@ -16,7 +16,7 @@ ROWS = [
 
 
 def read(body: bytes, sizes: list[int]) -> list[dict[str, Any]]:
-    """The rows, with the body coming in pieces of these sizes."""
+    """Return the rows, with the body coming in pieces of these sizes."""
     table, rows, at = Table(), [], 0
     for size in [*sizes, len(body)]:
         rows += table.feed(body[at : at + size])
@@ -25,7 +25,7 @@ def read(body: bytes, sizes: list[int]) -> list[dict[str, Any]]:
 
 
 def cuts(body: bytes) -> list[list[int]]:
-    """Ways to cut it: in two at every byte, byte by byte, at random, not at all."""
+    """Return ways to cut it: in two at every byte, byte by byte, at random, not at all."""
     chance = random.Random(len(body))
     return [[n] for n in range(len(body))] + [[1] * len(body), [], [chance.randrange(1, 9) for _ in range(len(body))]]
 

@@ -1,4 +1,4 @@
-"""Rows of the server as dataclasses."""
+"""Test rows of the server as dataclasses."""
 
 import pytest
 

@@ -232,7 +232,7 @@ def made_up(directory: Path) -> None:
 
 @dataclass
 class Set:
-    """The recordings of one server."""
+    """A set of recordings of one server."""
 
     recorded: list[Recording]
 
@@ -261,7 +261,7 @@ def played(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 class Player(httpx.AsyncBaseTransport):
-    """Answer one request as it was recorded, and what belongs to a session; any other request fails the test."""
+    """A server that answers one request as recorded, and those of a session; any other request fails the test."""
 
     def __init__(self, recording: Recording, whole: Recording | None = None) -> None:
         self.recording = recording
@@ -524,7 +524,7 @@ async def rows(xnat: Xnat, recording: Recording) -> list[Row]:
 
 @dataclass(frozen=True)
 class Route:
-    """Which request it is, what is called, and what must come out."""
+    """A recorded request, the method that makes it, and the result that must come out."""
 
     path: str  # a pattern
     params: Params
