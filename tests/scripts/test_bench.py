@@ -1,4 +1,4 @@
-"""scripts/bench: its table and its goals; and its rig, which does what it says. Nothing is measured here."""
+"""Test scripts/bench: its table, its goals, and that its rig does what it claims. No test measures anything."""
 
 import json
 import math
@@ -117,7 +117,7 @@ def test_help_names_every_case():
 
 
 def test_every_goal_has_a_case():
-    """In the order of their table: a goal that nobody measures is none."""
+    """Check the order of the table too: a goal that no case measures is none."""
     assert list(CASES) == [
         *("start", "mount", "big", "warm", "series", "dcm2niix", "one"),
         *("ls", "find", "storm", "memory", "responsive", "fair"),
@@ -262,12 +262,12 @@ def test_replica_repeats_what_the_demo_has_said(delayed, data):
     assert [request.kept for request in delayed.requests()[-2:]] == ["MISS", "HIT"]
     assert first == second
     assert all(path.read_bytes() in first for path in data.rglob("*.dcm"))
-    assert fetched(delayed, "/data/JSESSION") != fetched(delayed, "/data/JSESSION")  # a login is nobody else's
+    assert fetched(delayed, "/data/JSESSION") != fetched(delayed, "/data/JSESSION")  # each login is its own
 
 
 @needs_nginx
 def test_peers_see_the_same_files_as_web_pages(delayed, data):
-    """httpdirfs asks without the slash at the end."""
+    """Answer httpdirfs, which leaves out the slash at the end."""
     folder = "/plain/SERIES/SUBJECT/SESSION/scans/1/DICOM"
     assert b'href="SERIES/"' in fetched(delayed, "/plain", "-L")
     truth = {path.name: path.read_bytes() for path in data.rglob("*.dcm")}

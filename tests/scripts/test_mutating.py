@@ -1,4 +1,4 @@
-"""scripts/mutation without mutmut: a weak test is found out, a hanging mutant is ended, a count is a count."""
+"""Test scripts/mutation without mutmut: a weak test is found, a hanging mutant is ended, the count is right."""
 
 import subprocess
 import sys
@@ -50,7 +50,7 @@ def test_pay():
         assert money == 5
 """
 
-# What is changed, and what the tests above say to it. That of a negative sum is the one that nobody tests.
+# What is changed, and what the tests above say to it. That of a negative sum is the one that no test covers.
 CHANGES = {
     ("Account.pay", 10, "def pay(self, sum):\\n    self.money += sum\\n"): "survived",
     ("Account.pay", 12, "def pay(self, sum):\\n    self.money -= sum\\n"): "killed",

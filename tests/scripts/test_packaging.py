@@ -1,4 +1,4 @@
-"""What pip installs: the wheel alone, without pyfuse3, away from the checkout."""
+"""Test what pip installs: the wheel alone, without pyfuse3, away from the checkout."""
 
 import re
 import sys
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the sdist, and the wheel that is built from it."""
+    """Build the sdist, and the wheel from it; return their directory."""
     out = tmp_path_factory.mktemp("dist")
     python = environment_with("build", ["build==1.2.2"]) / "python"
     ours = ["pyproject.toml", "README.md", "LICENSE", "xnatfs"]
@@ -34,7 +34,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The programs of a new environment that holds the wheel and what it needs."""
+    """Install the wheel and what it needs in a new environment; return the directory of its programs."""
     (wheel,) = built.glob("*.whl")
     directory = tmp_path_factory.mktemp("installed")
     for command in (

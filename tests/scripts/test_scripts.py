@@ -1,4 +1,4 @@
-"""The scripts, run in a copy of themselves among stub commands that write down how they were called."""
+"""Test the scripts, run in a copy among stub commands that record how they were called."""
 
 import hashlib
 import io
@@ -67,7 +67,7 @@ class Checkout:
         (self.root / "os-release").write_text(f'NAME="Some System"\nID={name}\nVERSION_ID="{version}"\n')
 
     def run(self, *command: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Empties the list of calls first."""
+        """Run a script, after emptying the list of calls."""
         (self.root / "calls").unlink(missing_ok=True)
         given = {"PATH": str(self.bin), "HOME": str(self.root / "home"), "TMPDIR": str(self.root / "tmp")}
         given |= {"XNATFS_OS_RELEASE": str(self.root / "os-release")}
@@ -271,7 +271,7 @@ def dicom(description: str) -> bytes:
 
 @pytest.fixture
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> real_data.Source:
-    """Its archive is in the cache; fetching it again fails."""
+    """Provide a source whose archive is in the cache; fetching it again fails."""
     case = {f"Case001/scans/{n}_SCAN 1_ T2/DICOM/{n}.dcm": dicom("SCAN 1: T2") for n in (3, 10)}
     scan = "ANONYMIZ/scans/6_--T1final--"
     anonymiz = {f"{scan}/DICOM/1.dcm": dicom("--T1final--"), f"{scan}/SNAPSHOTS/qc.gif": b"GIF89a"}
