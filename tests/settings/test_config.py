@@ -1,4 +1,4 @@
-"""Profiles, and what wins over them."""
+"""Test profiles, and the settings that take precedence over them."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Where logins are found."""
+"""Test where logins are found."""
 
 from dataclasses import replace
 

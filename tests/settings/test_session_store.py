@@ -1,4 +1,4 @@
-"""One session for every program: what is kept, what is found, what others stumble over."""
+"""Test the session that all programs share: what is saved, what is found, what breaks no other program."""
 
 import json
 import os
