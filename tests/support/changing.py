@@ -1,4 +1,4 @@
-"""A small archive of its own for each test that changes one, and clients of it."""
+"""Make a small archive for each test that changes one, and clients of it."""
 
 import io
 import tarfile
@@ -18,7 +18,7 @@ Client = Callable[..., httpx.Client]
 
 
 class Clock:
-    """Moved by hand."""
+    """A clock that is moved by hand."""
 
     def __init__(self) -> None:
         self.now = 1_704_164_645.0
@@ -31,7 +31,7 @@ class Clock:
 
 
 def small_archive() -> Archive:
-    """Project P of three roles with subject S and its session E (E00001), which has scan 1; project Q is empty."""
+    """Make project P of three roles with subject S and its session E (E00001), which has scan 1; project Q is empty."""
     archive = Archive()
     for name in (OWNER, MEMBER, COLLABORATOR, OUTSIDER, ADMIN):
         archive.users[name] = User(name, name, admin=name == ADMIN)
@@ -69,7 +69,7 @@ def column(response: httpx.Response, name: str) -> list[str]:
 
 
 def images(study: str = "study", number: int = 1, modality: str = "MR", *, patient: str = "PAT") -> dict[str, bytes]:
-    """Two small images of a series, as files of a folder."""
+    """Make two small images of a series, as files of a folder."""
     series = phantom.Series(study, number, f"series {number}", modality, rows=4, columns=4, slices=2)
     made = phantom.dicom_series(series, patient)
     return {f"{number}/IM{index}": content for index, (_, content) in enumerate(made)}

@@ -1,4 +1,4 @@
-"""xnatctl as users run it: commands in processes of their own, against a demo that is in this one.
+"""Run xnatctl as users do: commands in processes of their own, against a demo in this process.
 
 The archive is that of the key-concepts page: its names are those of the commands there.
 """
@@ -29,7 +29,7 @@ LABEL = "SUB001_MR_20240115"
 
 
 def page_archive() -> Archive:
-    """The archive of the page: MYPROJECT with SUB001 and its session XNAT_E00001, and what else commands may meet."""
+    """Make the archive of the page: MYPROJECT with SUB001, its session XNAT_E00001, and what else commands may meet."""
     archive = Archive()
     for name in (OWNER, MEMBER, COLLABORATOR, OUTSIDER):
         archive.users[name] = User(name, PASSWORD)
@@ -63,7 +63,7 @@ def page_archive() -> Archive:
 
 @dataclass
 class Done:
-    """What a command has said."""
+    """Exit status and output of a command."""
 
     status: int
     out: str
@@ -71,7 +71,7 @@ class Done:
 
     @property
     def rows(self) -> Any:
-        """The JSON it has printed."""
+        """Return the JSON that it has printed."""
         return json.loads(self.out)
 
     @property
@@ -90,7 +90,7 @@ class Shell:
     program: tuple[str, ...] = (str(SCRIPTS / "xnatctl"),)
 
     def ctl(self, *words: str | Path, status: int = 0, **more: Any) -> Done:
-        """One command; its exit status is looked at."""
+        """Run one command, and check its exit status."""
         done = self.start(*words, **more)
         assert done.status == status, f"{words}: {done}"
         assert "Traceback" not in done.err, done.err
@@ -104,7 +104,7 @@ class Shell:
         return environment(self.home, **self.env)
 
     def asked(self, *words: str | Path, status: int = 0) -> list[str]:
-        """What one more command asks the server, in a form that is easy to compare."""
+        """Return the requests that one more command sends, in a form that is easy to compare."""
         before = len(self.app.requests)
         self.ctl(*words, status=status)
         return [f"{record.method} {record.path}" for record in self.app.requests[before:]]
@@ -123,13 +123,13 @@ class Shell:
         return self.home / ".config" / "xnatctl" / ".session"
 
     def as_user(self, name: str) -> "Shell":
-        """Another person at another machine."""
+        """Return the shell of another user at another machine."""
         home = self.home.with_name(f"{self.home.name}-{name}")
         home.mkdir(exist_ok=True)
         return Shell(self.app, self.url, home, {**self.env, "XNAT_USER": name})
 
     def receive(self, label: str, project: str = "MYPROJECT", subject: str = "SUB001", *, ready: bool = True) -> str:
-        """A session that somebody sends into the prearchive; its address."""
+        """Send a session into the prearchive as another user; return its path."""
         with httpx.Client(base_url=self.url, auth=("root", PASSWORD), timeout=60) as http:
             query = f"inbody=true&dest=/prearchive/projects/{project}&project={project}&subject={subject}"
             reply = http.post(
@@ -146,7 +146,7 @@ class Shell:
         return self.app.archive.experiments[key]
 
     def older(self, seconds: float) -> None:
-        """Let time pass for what is kept in this home: times in it move into the past."""
+        """Let time pass for what is stored in this home: times in it move into the past."""
         for path in (*(self.home / ".config" / "xnatfs" / "sessions").glob("*.json"), self.slot):
             if path.exists():
                 cells = json.loads(path.read_text())
@@ -158,7 +158,7 @@ class Shell:
 
 
 def received(shell: Shell, label: str) -> str:
-    """Receive a session that waits under this label, whatever the release makes of labels; its path."""
+    """Receive a session that waits under this label, whatever the release makes of labels; return its path."""
     path = shell.receive(label).removeprefix("/data")
     (waiting,) = [one for one in shell.app.writing.prearchive.sessions if one.path == path]
     waiting.session.label, waiting.subject, waiting.folder = label, "SUB001", label
@@ -167,7 +167,7 @@ def received(shell: Shell, label: str) -> str:
 
 @contextmanager
 def shell(home: Path, archive: Archive | None = None, **options: Any) -> Iterator[Shell]:
-    """A user of the page's archive, who has set the variables and no profile."""
+    """Provide a user of the page's archive, with the variables set and no profile."""
     app = DemoXnat(archive or page_archive(), **options)
     with serve(app) as url:
         yield Shell(app, url, home, {"XNAT_URL": url, "XNAT_USER": OWNER, "XNAT_PASS": PASSWORD})

@@ -1,4 +1,4 @@
-"""Read or list a mount and compare it with the directory that its server publishes: what is wrong, and what failed.
+"""Read or list a mount and compare it with the directory that its server publishes; report mismatches and failures.
 
     python -I -S compare.py read|list MOUNT TRUTH [FILE...]
 

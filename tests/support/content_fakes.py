@@ -1,4 +1,4 @@
-"""A source with every fault that a server has, for the tests of the content cache. No tests in here."""
+"""Provide a source with every fault that a server has, for the tests of the content cache."""
 
 import hashlib
 import os
@@ -22,10 +22,10 @@ BIG = random.Random(2).randbytes(12 * MiB + 12_345)
 
 
 def patient() -> MockClock:
-    """A clock that jumps when nothing goes on, also not in a thread that works on the disk.
+    """Make a clock that jumps when nothing goes on, also not in a thread that works on the disk.
 
     pytest-trio's `autojump_clock` jumps as soon as the event loop has nothing to do: it keeps that busy, takes the
-    interpreter from the thread, and has patience run out that is meant for servers. An operation on the disk takes a
+    interpreter from the thread, and lets timeouts expire that are meant for servers. An operation on the disk takes a
     millisecond or two.
     """
     return MockClock(autojump_threshold=0.005)
@@ -36,17 +36,17 @@ def md5(data: bytes) -> str:
 
 
 def version(data: bytes, key: str = "34/a/b.dcm") -> Version:
-    """As a site lists it that computes digests."""
+    """Return the version as a site that computes digests lists it."""
     return Version(key, len(data), md5(data))
 
 
 def undigested(data: bytes, key: str = "34/a/b.dcm") -> Version:
-    """As a site lists it that does not."""
+    """Return the version as a site that computes no digests lists it."""
     return Version(key, len(data), "")
 
 
 class FakeSource:
-    """One file on a server; remembers what it was asked."""
+    """One file on a server, which records its requests."""
 
     writes = False  # whether its bodies write themselves into the file, as those of a process beside this one do
 
@@ -65,7 +65,7 @@ class FakeSource:
         self.error: Exception | None = None  # instead of a reply
         self.breaks: dict[int, Exception] = {}  # at this offset
         self.stalls: dict[int, trio.Event] = {}  # at this offset, until then
-        self.delay = 0.0  # of the reply to who seeks
+        self.delay = 0.0  # of the reply to a seek
         self.seekable = True
         self.grants = False  # whether it is known to grant ranges
         self.line: trio.Lock | None = None  # what its downloads share, a chunk at a time
@@ -112,7 +112,7 @@ class FakeSource:
         return Head(len(self.data) if self.head_size is None else self.head_size, self.modified)
 
     def release(self) -> None:
-        """What stalls goes on."""
+        """Let stalled bodies go on."""
         for stall in self.stalls.values():
             stall.set()
 
@@ -133,7 +133,7 @@ class FakeSource:
             start = end
 
     def _into(self, chunks: AsyncGenerator[bytes]) -> Into:
-        """The same bytes, written where they are told to go."""
+        """Write the chunks where the caller says."""
         rest = b""
 
         async def into(descriptor: int | None, offset: int, length: int) -> AsyncGenerator[int]:
@@ -163,7 +163,7 @@ def _common(one: range, other: range) -> tuple[int, int]:
 
 
 async def read_all(cache: ContentCache, wanted: Version, source: FakeSource, step: int = 131072) -> bytes:
-    """Open, read to the end in kernel-sized steps, close."""
+    """Open, read to the end in kernel-sized steps, and close."""
     blob = await cache.open(wanted, source)
     try:
         found = bytearray()
@@ -184,13 +184,13 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def is_kept(directory: Path, wanted: Version) -> bool:
-    """Would a new process find it?"""
+    """Return whether a new process would find it."""
     async with open_cache(directory, LIMIT) as cache:
         return cache.has(wanted)
 
 
 async def failure(cache: ContentCache, wanted: Version, source: FakeSource) -> XnatError | None:
-    """What reading all of it raises."""
+    """Return what reading all of it raises."""
     try:
         await read_all(cache, wanted, source)
     except XnatError as exc:

@@ -1,4 +1,4 @@
-"""The demo server in this process, on a real socket, and what tests want to know of it."""
+"""Serve the demo in this process, on a real socket, and inspect what tests want to know of it."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,11 +31,11 @@ class Demo:
 
     @property
     def planted_warnings(self) -> list[str]:
-        """What a log must say when everything is read: of each file that cannot be."""
+        """Return what a log must say when everything is read: of each file that cannot be."""
         return ["but has lost it", "its MD5 is"]
 
     def requests(self) -> list[Record]:
-        """What was asked but for the session itself."""
+        """Return the requests apart from those for the session itself."""
         return [record for record in self.app.requests if not record.path.endswith("/JSESSION")]
 
     def asked(self) -> list[str]:
@@ -59,7 +59,7 @@ class Demo:
         return sent
 
     def logins(self) -> int:
-        """Logins since the requests were last forgotten, and the one that the mount began with."""
+        """Count the logins since the requests were last forgotten, and the one that the mount began with."""
         again = [r for r in self.app.requests if r.path.endswith("/JSESSION") and r.method == "POST"]
         return 1 + len(again)
 
@@ -67,7 +67,7 @@ class Demo:
         return self.app.sessions.alive(USER)
 
     def sizeless(self, session: tuple[str, ...]) -> int:
-        """Files of one session that the catalogue states no size of."""
+        """Count the files of one session whose size the catalogue does not state."""
         experiments = self.archive.experiments_in(session[1])
         (found,) = [e for e, label in experiments if label == session[3] and not e.session]
         resources = [r for s in found.scans for r in s.resources] + found.resources
@@ -94,7 +94,7 @@ def serving(
     change: Callable[[DemoArchive], None] = lambda archive: None,
     **options: Any,
 ) -> Iterator[Demo]:
-    """The made-up archive, changed, or a directory instead, on a loopback port."""
+    """Serve the demo's own archive, changed, or a directory instead, on a loopback port."""
     archive = DemoArchive(empty=data is not None)
     change(archive)
     if data is not None:

@@ -1,4 +1,4 @@
-"""Other people's programs, each in an environment of its own, out of the registry into the user's cache directory.
+"""Install other people's programs, each in an environment of its own in the user's cache directory.
 
 An environment is there or it is not: what an interrupted installation left is made anew.
 """
@@ -23,7 +23,7 @@ needs_registry = [
 
 
 def environment_with(name: str, requirements: Sequence[str]) -> Path:
-    """The directory of its programs. The first call installs; requirements are pinned, so the next need nothing."""
+    """Return the directory of its programs. The first call installs; as requirements are pinned, later ones do not."""
     pinned = hashlib.sha256("\n".join([sys.version, *requirements]).encode()).hexdigest()[:12]
     directory = cache_directory().parent / "environments" / f"{name}-{pinned}"
     complete = directory / "complete"

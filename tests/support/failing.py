@@ -1,4 +1,4 @@
-"""Commands that cannot: servers that are none, useless directories, and what must be left behind: nothing."""
+"""Run commands that must fail: servers that are none, useless directories; nothing may be left behind."""
 
 import http.server
 import os
@@ -16,10 +16,10 @@ XNATFS = SCRIPTS / "xnatfs"
 DEAD = "http://127.0.0.1:9"  # discard; nothing listens there
 PASSWORD = "hush-hush"
 STRANGER = 12345  # a uid without an account
-# A mount namespace of its own, in which /dev/fuse is open to everybody, as it is on most machines.
+# A mount namespace of its own, in which /dev/fuse is open to every user, as it is on most machines.
 OWN_MOUNTS = ["unshare", "-m"] if os.geteuid() == 0 else ["unshare", "-r", "-m"]
 OPEN_FUSE = "mount -t tmpfs none /mnt && mknod -m 666 /mnt/fuse c 10 229 && mount --bind /mnt/fuse /dev/fuse"
-# Root passes every permission check, so those are for somebody else. To read is kept: it is root's home we run from.
+# Root passes every permission check, so those are for an ordinary user. To read is kept: it is root's home we run from.
 AS_STRANGER = (
     f"setpriv --reuid={STRANGER} --regid={STRANGER} --clear-groups"
     " --inh-caps=+dac_read_search --ambient-caps=+dac_read_search"
@@ -40,11 +40,11 @@ class Page(http.server.BaseHTTPRequestHandler):
     do_POST = do_DELETE = do_GET
 
     def log_message(self, format: str, *args: object) -> None:
-        """Tests say what matters."""
+        """Log nothing."""
 
 
 class Refusing(Page):
-    """An XNAT that knows nobody, and counts who asks."""
+    """An XNAT that refuses every user, and counts the requests."""
 
     asked = 0
 
@@ -69,14 +69,14 @@ def serving(handler: type[http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
 
 @contextmanager
 def silent() -> Iterator[str]:
-    """A host that answers nothing at all: it takes connections and says no word."""
+    """Run a host that accepts connections and sends nothing at all."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
 @dataclass
 class Desk:
-    """Where a user sits: a home, a directory to mount on, room for more."""
+    """A user's surroundings: a home, a directory to mount on, room for more."""
 
     root: Path
 
@@ -90,13 +90,13 @@ class Desk:
         return self.home / ".config" / "xnatctl" / "config.yaml"
 
     def belongs_to_stranger(self) -> None:
-        """Give it all to somebody else, where we can."""
+        """Give all of it to another user, where permissions allow that."""
         if os.geteuid() == 0:
             for path in (self.root, *self.root.rglob("*")):
                 os.chown(path, STRANGER, STRANGER)
 
     def fails(self, status: int, *arguments: str | Path, within: str = "", **variables: str) -> str:
-        """The one line of a command that ends with this status and leaves nothing behind.
+        """Run a command that ends with this status and leaves nothing behind; return its one line.
 
         `within` is a shell command that puts up a stage in a mount namespace and calls `"$@"` on it.
         """
@@ -117,7 +117,7 @@ class Desk:
 
 @contextmanager
 def desk() -> Iterator[Desk]:
-    """One whose path others may walk, as they may not pytest's."""
+    """Make a desk whose path other users may traverse, unlike pytest's."""
     with tempfile.TemporaryDirectory(prefix="xnatfs-test-") as directory:
         Path(directory).chmod(0o755)
         yield Desk(Path(directory))

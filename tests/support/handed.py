@@ -1,7 +1,7 @@
-"""Which bytes of which file were handed out, to all readers together: what counts, however a read ended.
+"""Record which bytes of which file were served, to all readers together: what counts, however a read ended.
 
 It stands between the content cache and the kernel's calls, where no page is remembered and no reader is told from
-another: what one was given is given, whatever order it asked in.
+another: bytes that a reader was given are given, whatever order it asked in.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from xnatfs.content.source import Source
 
 @dataclass
 class Record:
-    """What was handed out of one download, or one kept copy, of a file."""
+    """A record of the bytes that were served of one download, or one cached copy, of a file."""
 
     blob: Blob
     version: Version  # as the listing has it
@@ -35,18 +35,18 @@ class Record:
         self.mask[offset : offset + len(data)] = b"\1" * len(data)
 
     def is_whole(self) -> bool:
-        """Find out whether no byte is missing."""
+        """Return whether no byte is missing."""
         return 0 not in self.mask
 
     def is_of(self, content: bytes) -> bool:
-        """Find out whether all that was handed out is of this content, and of a file of its length."""
+        """Return whether all that was served is of this content, and of a file of its length."""
         return len(content) == len(self.mask) and all(
             content[offset : offset + len(data)] == data for offset, data in self.pieces
         )
 
 
 class Handed:
-    """The promise about bytes: no damaged file is ever given away whole, and nothing is of two versions.
+    """A check of the promise about bytes: no damaged file is ever served whole, and no bytes are of two versions.
 
     `contents` has all that a file ever held, by its key; `harmed` tells whether bytes that only a digest can tell may
     have come since a time: these may be handed out of a big file that has one, before the verdict, but never all.
@@ -65,7 +65,7 @@ class Handed:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Look at everything that blobs hand out."""
+        """Watch everything that blobs serve."""
         making, opening, reading = Blob.__init__, ContentCache.open, Blob.read
 
         def make_and_note(blob: Blob, key: str, left: Callable[[], None]) -> None:

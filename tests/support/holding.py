@@ -1,4 +1,4 @@
-"""Processes that hold a lock and are stopped, as by Ctrl-Z. No tests in here."""
+"""Run processes that hold a lock and are stopped, as by Ctrl-Z."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ COMMIT = 'database.execute("COMMIT")'
 
 @contextmanager
 def stopped(code: str, path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A stopped process that holds the lock which `code` takes on a file, or on a directory."""
+    """Run a stopped process that holds the lock which `code` takes on a file, or on a directory."""
     path.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-c", code + WAIT + (COMMIT if code == TRANSACTION else ""), str(path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -48,6 +48,6 @@ def stopped(code: str, path: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def wake(process: subprocess.Popen[str]) -> None:
-    """Have it go on, and complete what it was in the middle of."""
+    """Let it go on, and complete what it was in the middle of."""
     os.kill(process.pid, signal.SIGCONT)
     process.communicate()

@@ -1,4 +1,4 @@
-"""A server that means harm: whatever bytes a test wants, over a real socket, and all that it was sent."""
+"""Run a malicious server: whatever bytes a test wants, over a real socket, and all that it was sent."""
 
 import re
 import socket
@@ -23,14 +23,14 @@ def ok(body: str | bytes, kind: str = "application/json", *headers: str) -> byte
 
 
 def answer(status: int, body: str | bytes = b"", *headers: str) -> bytes:
-    """A whole reply, after which the connection is closed."""
+    """Make a whole reply, after which the connection is closed."""
     data = body.encode("utf-8", "surrogatepass") if isinstance(body, str) else body
     head = [f"HTTP/1.1 {status} Words", *headers, f"Content-Length: {len(data)}", "Connection: close", "", ""]
     return "\r\n".join(head).encode("latin-1") + data
 
 
 def endless(first: bytes, again: bytes) -> Callable[[socket.socket], None]:
-    """The same again and again, for as long as somebody takes it."""
+    """Repeat the same bytes, for as long as the client takes them."""
 
     def say(link: socket.socket) -> None:
         link.sendall(first)
@@ -42,7 +42,7 @@ def endless(first: bytes, again: bytes) -> Callable[[socket.socket], None]:
 
 @dataclass
 class Hostile:
-    """What it says, by pattern of "METHOD TARGET "; the first one counts, and what it was sent."""
+    """A server with replies by pattern of "METHOD TARGET ", the first match counting, and all that it was sent."""
 
     url: str = ""
     says: dict[str, Saying] = field(default_factory=dict)
@@ -56,13 +56,13 @@ class Hostile:
         return next((made() for pattern, made in LOGGED_IN.items() if re.match(pattern, head)), answer(404))
 
     def sent(self) -> str:
-        """All that it was sent, in one text."""
+        """Return all that it was sent, in one text."""
         return "\n".join(self.heads) + "\n".join(body.decode("latin-1") for body in self.bodies)
 
 
 @contextmanager
 def hostile(says: dict[str, Saying] | None = None) -> Iterator[Hostile]:
-    """One that takes any login, and says this beside."""
+    """Run one that takes any login, and sends these replies beside."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = Hostile(f"http://127.0.0.1:{listener.getsockname()[1]}", says or {})
         links: list[socket.socket] = []
@@ -95,7 +95,7 @@ def hostile(says: dict[str, Saying] | None = None) -> Iterator[Hostile]:
 
 
 def _served(server: Hostile, link: socket.socket) -> None:
-    """One request, and what is said to it."""
+    """Read one request and send the reply to it."""
     with suppress(OSError):
         head = b""
         while b"\r\n\r\n" not in head:
@@ -119,5 +119,5 @@ def _served(server: Hostile, link: socket.socket) -> None:
 
 
 def listing(rows: Iterable[str]) -> bytes:
-    """A list of the server, of rows in JSON."""
+    """Make a list of the server, of rows in JSON."""
     return b'{"ResultSet":{"Result":[' + ",".join(rows).encode("utf-8", "surrogatepass") + b"]}}"

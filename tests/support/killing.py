@@ -1,4 +1,4 @@
-"""Mounts that are killed: an archive to read from, programs that read it, and what must hold when the dust settles.
+"""Kill mounts: an archive to read from, programs that read it, and the invariants that must hold afterwards.
 
 `Victim.kill_once` is one kill at a random moment of a random stage of a mount's life.
 """
@@ -47,7 +47,7 @@ ABSENCE = {errno.ENOENT}
 
 
 def publish(top: Path) -> Path:
-    """A small archive: two series of small files, three files of 9 to 13 MiB."""
+    """Write a small archive: two series of small files, three files of 9 to 13 MiB."""
     made = random.Random(5)
     for number, name in enumerate([*SERIES, *BIG]):
         path = top / name
@@ -63,7 +63,7 @@ class Reader:
     process: subprocess.Popen[str]
 
     def result(self) -> dict[str, list[Any]]:
-        """What it has found; a program that does not end is a mount that hangs."""
+        """Return what it has found; a program that does not end is a mount that hangs."""
         try:
             out, err = self.process.communicate(timeout=SOON)
         except subprocess.TimeoutExpired:
@@ -123,12 +123,12 @@ class Victim:
         return Reader(subprocess.Popen([str(part) for part in command], stdout=-1, stderr=-1, text=True))
 
     def processes(self, *, workers: bool | None = None) -> list[int]:
-        """Those that serve mounts of this home, and those that carry their big files."""
+        """Return the processes that serve mounts of this home, and those that carry their big files."""
         found = daemons(self.home)
         return [each for each in found if workers is None or workers == (b"xnatfs.download_worker" in cmdline(each))]
 
     def kill(self, *, workers: bool | None = None) -> int:
-        """Kill them all, at once; how many there were."""
+        """Kill them all, at once; return how many there were."""
         killed = 0
         for process in self.processes(workers=workers):
             try:
@@ -139,12 +139,12 @@ class Victim:
         return killed
 
     def gone(self) -> None:
-        """Nothing runs any more."""
+        """Check that nothing runs any more."""
         assert soon(lambda: not self.processes()), [cmdline(process) for process in self.processes()]
 
     @contextmanager
     def inside(self) -> Iterator[None]:
-        """A program that has its working directory in the mount."""
+        """Run a program that has its working directory in the mount."""
         sleeper = subprocess.Popen(["sleep", "1000"], cwd=self.place / "projects")
         try:
             yield
@@ -153,18 +153,18 @@ class Victim:
             sleeper.wait()
 
     def cleared(self) -> list[str]:
-        """What the log says of dead mounts that were cleared."""
+        """Return the log lines about dead mounts that were cleared."""
         return [line for line in self.log.read_text().splitlines() if "was a dead mount" in line]
 
     def dead(self) -> bool:
-        """Whether the place holds a dead mount; one that hangs fails."""
+        """Return whether the place holds a dead mount; one that hangs fails."""
         done = run("stat", "-f", self.place, env={"LC_ALL": "C", "PATH": os.environ["PATH"]}, timeout=SOON)
         return "Transport endpoint is not connected" in done.stderr
 
     # -- a kill at a random moment -------------------------------------------------------------------------------
 
     def kill_once(self, chance: random.Random) -> None:
-        """One kill, at a stage and a moment left to chance; everything that must hold then."""
+        """Kill once, at a stage and a moment left to chance; check everything that must hold then."""
         stage = chance.choice([self.starting, self.reading, self.reading, self.carrying, self.carrying, self.ending])
         self.counts[stage.__name__] += 1
         stage(chance)
@@ -175,14 +175,14 @@ class Victim:
         self.consistent()
 
     def starting(self, chance: random.Random) -> None:
-        """While it starts: imports, the index, what the last one left, the dead mountpoint, the login."""
+        """Kill it while it starts: imports, the index, what the last one left, the dead mountpoint, the login."""
         process = subprocess.Popen(self.command("--foreground"), env=self.environment())
         time.sleep(chance.uniform(0, 1.0))
         self.kill()
         process.wait(SOON)
 
     def reading(self, chance: random.Random) -> None:
-        """The daemon, while programs read, walk and list, and files are evicted."""
+        """Kill the daemon, while programs read and list, and files are evicted."""
         self.mount()
         readers = self.readers(chance)
         time.sleep(chance.uniform(0, 0.8))
@@ -191,7 +191,7 @@ class Victim:
             self.count(reader.result(), DEATH)
 
     def carrying(self, chance: random.Random) -> None:
-        """A process that carries a big file, which nobody is to notice; then the daemon."""
+        """Kill a process that carries a big file, which no reader may notice; then the daemon."""
         self.mount()
         readers = self.readers(chance)
         soon(lambda: self.processes(workers=True), 1.0)
@@ -202,7 +202,7 @@ class Victim:
         self.kill(workers=False)
 
     def ending(self, chance: random.Random) -> None:
-        """While it ends: files are written, the index is closed."""
+        """Kill it while it ends: files are written, the index is closed."""
         self.mount()
         reader = self.read(*chance.sample(SERIES, 10), chance.choice(BIG))
         time.sleep(chance.uniform(0, 0.5))
@@ -228,7 +228,7 @@ class Victim:
     # -- what is left --------------------------------------------------------------------------------------------
 
     def consistent(self) -> None:
-        """Once the next one has tidied up: index and files agree, and every file is one of the server's."""
+        """Check, once the next one has tidied up, that index and files agree, and every file is one of the server's."""
 
         async def tidied() -> None:
             async with open_cache(self.directory, CACHE_SIZE) as cache:
@@ -239,7 +239,7 @@ class Victim:
 
 
 def agree(directory: Path, truth: Path) -> None:
-    """A row for every file and a file for every row, of that size and content; no partials; the total is their sum."""
+    """Check a row for every file and a file for every row, equal in size and content; no partials; the right total."""
     with closing(sqlite3.connect(directory / "index.sqlite")) as index:
         rows = {ident.hex(): (key, size) for ident, key, size in index.execute("SELECT ident, key, size FROM blobs")}
         reserved = index.execute("SELECT * FROM partials").fetchall()
@@ -267,7 +267,7 @@ def cmdline(process: int) -> bytes:
 
 
 def soon(condition: Callable[[], object], seconds: float = SOON) -> bool:
-    """Whether it comes true."""
+    """Return whether the condition comes true."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -278,7 +278,7 @@ def soon(condition: Callable[[], object], seconds: float = SOON) -> bool:
 
 @contextmanager
 def victim(demo: Demo, truth: Path, root: Path) -> Iterator[Victim]:
-    """Where mounts are killed; ended and unmounted whatever happens."""
+    """Provide a place where mounts are killed; ended and unmounted whatever happens."""
     made = Victim(demo, truth, root)
     try:
         yield made

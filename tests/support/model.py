@@ -1,4 +1,4 @@
-"""An XNAT that changes, what it held at which moment, and a network before it that fails when told to."""
+"""Model an XNAT that changes, with its state at each moment, and a network before it that fails on request."""
 
 import json
 import random
@@ -38,7 +38,7 @@ ODD = {
 
 @dataclass(frozen=True)
 class There:
-    """A file: its resource, its path in there, and what is in it."""
+    """A file: its resource, its path in there, and its content."""
 
     resource: str
     inner: str
@@ -47,7 +47,7 @@ class There:
 
 @dataclass(frozen=True)
 class Moment:
-    """What the account saw from a time on: files and the names in directories, by path in the mount."""
+    """A moment: files, and the names in directories, that the account saw from a time on, by path in the mount."""
 
     time: float
     files: dict[Path, There]
@@ -56,7 +56,7 @@ class Moment:
 
 
 class Model:
-    """The server's past, and how it goes on."""
+    """A server's past, and the changes that continue it."""
 
     def __init__(self, *, odd: bool = False) -> None:
         self.archive = Archive()
@@ -71,7 +71,7 @@ class Model:
         self.note()
 
     def _fill(self) -> None:
-        """P with a series, a big file and notes; and a second session. Q with one more."""
+        """Fill P with a series, a big file and notes, and a second session; Q with one more."""
         archive = self.archive
         first = archive.project("P", "P", **{USER: "Owners"})
         second = archive.project("Q", "Q", **{USER: "Owners"})
@@ -86,7 +86,7 @@ class Model:
         self._series(archive.experiment(archive.subject(second, "S3"), "E3"), "1", 3)
 
     def _fill_oddly(self) -> None:
-        """A session whose files are easily taken for others, and a resource whose label is the ID of another one."""
+        """Add a session whose files are easily taken for others, and a resource whose label is another one's ID."""
         session = self.archive.experiment(self.archive.subject(self.archive.projects["P"], "S4"), "E4")
         for label, names in ODD.items():
             resource = self.archive.resource(session.resources, label)
@@ -102,14 +102,14 @@ class Model:
             self.archive.file(resource, f"{number}.dcm", self.content(SMALL_SIZE + number))
 
     def content(self, size: int) -> bytes:
-        """Bytes that no other version of any file has; of 0 there is one only."""
+        """Return bytes that no other version of any file has; of 0 there is one only."""
         self._made += 1
         return random.Random(self._made).randbytes(size)
 
     # -- the past ------------------------------------------------------------------------------------------------
 
     def note(self, *projects: str) -> None:
-        """Something was changed: from now on it is like this."""
+        """Record a change: from now on the server is like this."""
         self.archive.changed()
         self.changed |= dict.fromkeys(projects, trio_time())
         self.moments.append(_seen(self.archive, trio_time()))
@@ -119,7 +119,7 @@ class Model:
         return self.moments[-1]
 
     def between(self, since: float, until: float) -> list[Moment]:
-        """The moments that lasted into this time."""
+        """Return the moments that lasted into this time."""
         return [
             moment
             for moment, after in zip(self.moments, [*self.moments[1:], None], strict=True)
@@ -127,7 +127,7 @@ class Model:
         ]
 
     def paths(self) -> list[Path]:
-        """Of all files there ever were; one of each kind first, for stories that are about one file."""
+        """Return the paths of all files there ever were, one of each kind first, for stories about one file."""
         found = sorted({path for moment in self.moments for path in moment.files})
         return sorted(found, key=lambda path: FIRST.index(path[-1]) if path[-1] in FIRST else len(FIRST))
 
@@ -135,7 +135,7 @@ class Model:
         return sorted({path for moment in self.moments for path in moment.names})
 
     def contents(self, path: Path, since: float, until: float) -> set[bytes]:
-        """What a file of this name had in it then.
+        """Return the contents that a file of this name had in that time.
 
         Names and contents come of listings of different moments: what counts is which resource was there by its label,
         and what that had under this path.
@@ -147,7 +147,7 @@ class Model:
         return {file.content for file in files if file.resource in there and file.inner == "/".join(inner)}
 
     def listed(self, path: Path, since: float, until: float) -> tuple[set[str], set[str]]:
-        """The names that a directory may show then, and those that it must."""
+        """Return the names that a directory may show then, and those that it must."""
         home, inner = split(path)
         moments = self.between(since, until)
         may = {name for moment in moments for name in moment.names.get(path, ())}
@@ -162,7 +162,7 @@ class Model:
     # -- changes -------------------------------------------------------------------------------------------------
 
     def resources(self) -> list[tuple[Resource, Experiment]]:
-        """Of all sessions, and whose they are."""
+        """Return the resources of all sessions, each with its session."""
         return [
             (resource, session)
             for session in self.archive.experiments.values()
@@ -170,7 +170,7 @@ class Model:
         ]
 
     def entry(self, path: Path) -> tuple[Entry, Resource, Experiment] | None:
-        """The catalogue's entry of a file that the account sees now."""
+        """Return the catalogue's entry of a file that the account sees now."""
         there = self.present.files.get(path)
         for resource, session in self.resources():
             for entry in resource.entries:
@@ -179,20 +179,20 @@ class Model:
         return None
 
     def replace(self, entry: Entry, session: Experiment, size: int, modified: float | None = None) -> None:
-        """Other content under the same name; a file system dates it later, unless it is put back with a date."""
+        """Put other content under the same name; a file system dates it later, unless it is put back with a date."""
         made = Archive.file(Resource(0, ""), entry.path, self.content(max(0, size)))
         entry.content, entry.size, entry.digest = made.content, made.size, made.digest
         entry.modified = max(entry.modified + 2, now()) if modified is None else modified
         self.note(session.project)
 
     def replace_again(self, entry: Entry, session: Experiment) -> bool:
-        """Replace a file by another of its size; whether that was within the second of its date, which stays."""
+        """Replace a file by another of its size; return whether that was within the second of its date, which stays."""
         again = int(now()) == int(entry.modified)
         self.replace(entry, session, entry.length(), entry.modified if again else now())
         return again
 
     def close(self, project: str, *, protected: bool) -> None:
-        """The account is not a member any more."""
+        """Remove the account from the members of a project."""
         found = self.archive.projects[project]
         found.members.pop(USER, None)
         found.access = "protected" if protected else "private"
@@ -211,18 +211,18 @@ def trio_time() -> float:
 
 
 def now() -> float:
-    """The server's clock goes with ours."""
+    """Return the server's time, which goes with the test's clock."""
     return EPOCH + trio_time()
 
 
 def split(path: Path) -> tuple[Path, Path]:
-    """The directory of a resource, and what is below it."""
+    """Return the directory of a resource, and what is below it."""
     depth = 7 if path[4:5] == ("scans",) else 6
     return path[:depth], path[depth:]
 
 
 def _resources_at(home: Path, moments: list[Moment]) -> set[str]:
-    """Which resources were there, under their labels of then."""
+    """Return the resources that were there under this label."""
     return {file.resource for moment in moments for path, file in moment.files.items() if split(path)[0] == home}
 
 
@@ -298,7 +298,7 @@ SHORT = ("all", "half", "everywhere")
 
 
 class Network(httpx.AsyncBaseTransport):
-    """The way to the server."""
+    """A network on the way to the server."""
 
     def __init__(self, demo: DemoXnat, timeout: float) -> None:
         self._demo = demo
@@ -306,7 +306,7 @@ class Network(httpx.AsyncBaseTransport):
         self.faults: list[Fault] = []
         self.met_at = -float("inf")  # when a fault was met last
         self.harmed_at = -float("inf")  # when bytes were harmed last, so that only a digest tells
-        self.honest_digests = True  # whether every listing that anybody has states digests
+        self.honest_digests = True  # whether every listing that a client has states digests
         self.dates = True  # whether files have a Last-Modified
         self.short: dict[str, str] = {}  # how lists are short of the files of a resource, by its ID
 
@@ -342,7 +342,7 @@ class Network(httpx.AsyncBaseTransport):
         return httpx.Response(response.status_code, headers=response.headers, stream=body)
 
     def _shortened(self, request: httpx.Request, response: httpx.Response) -> httpx.Response:
-        """A list of files as a server gives it that has lost some of them."""
+        """Return a list of files as a server sends it that has lost some of them."""
         path, query = request.url.path, request.url.params
         if not path.endswith("/files") or query.get("format") != "json" or response.status_code != 200:
             return response
@@ -403,7 +403,7 @@ class _Body(httpx.AsyncByteStream):
         self._at = 0
 
     def __aiter__(self) -> "_Body":
-        return self  # no generator: nobody has to close it
+        return self  # no generator: it needs no close
 
     async def __anext__(self) -> bytes:
         await trio.sleep(PAUSE)

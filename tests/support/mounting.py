@@ -1,4 +1,4 @@
-"""Real mounts for tests: `xnatfs mount` as users start it, in processes of its own, always ended.
+"""Make real mounts: `xnatfs mount` as users start it, in processes of its own, always ended.
 
 Programs look at a mount in processes of their own, too, with a limit in time: a hung mount must not hang the tests.
 """
@@ -20,25 +20,25 @@ LIMIT = 300.0
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
-    """The environment of a user with nothing set up: no profile, no login, a home of their own."""
+    """Return the environment of a user with nothing set up: no profile, no login, a home of their own."""
     kept = {key: os.environ[key] for key in ("PATH", "LANG", "LC_ALL", "TMPDIR") if key in os.environ}
     return {**kept, "HOME": str(home), "PATH": f"{SCRIPTS}:{kept.get('PATH', '')}", **more}
 
 
 def run(*command: str | Path, env: Mapping[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
-    """A program, its output as text, whatever its status."""
+    """Run a program with its output as text, whatever its status."""
     options = {"capture_output": True, "text": True, "errors": "surrogateescape", "timeout": LIMIT, **options}
     return subprocess.run([str(part) for part in command], env=env, **options)
 
 
 def mounted_file_system(path: Path) -> str:
-    """What the kernel has mounted there, or ''."""
+    """Return the file system that the kernel has mounted there, or ''."""
     done = run("findmnt", "--noheadings", "--output", "FSTYPE", "--mountpoint", path)
     return done.stdout.strip()
 
 
 def daemons(home: Path) -> list[int]:
-    """The processes of xnatfs that belong to this home."""
+    """Return the processes of xnatfs that belong to this home."""
     found = []
     for proc in Path("/proc").glob("[0-9]*"):
         try:
@@ -60,7 +60,7 @@ class Mount:
     expected_in_log: list[str] = field(default_factory=list)  # parts of warnings that this test provokes
 
     def warnings(self) -> list[str]:
-        """Lines of the log that somebody would have to look at."""
+        """Return the lines of the log that need attention."""
         lines = self.log_file.read_text(errors="replace").splitlines()
         loud = [line for line in lines if any(f" {level} " in line for level in ("WARNING", "ERROR", "CRITICAL"))]
         return [line for line in [*loud, *(line for line in lines if "Traceback" in line)] if not self._expected(line)]
@@ -69,7 +69,7 @@ class Mount:
         return any(part in line for part in self.expected_in_log)
 
     def walk(self, below: str = "", *, read: bool = False) -> list[dict[str, Any]]:
-        """Every entry with its attributes and, if `read`, its content's MD5; errors as entries."""
+        """Return every entry with its attributes and, if `read`, its content's MD5; errors as entries."""
         done = run(sys.executable, WALK, "--read" if read else "--look", self.path / below)
         assert done.returncode == 0, done.stderr
         entries: list[dict[str, Any]] = json.loads(done.stdout)
@@ -78,7 +78,7 @@ class Mount:
 
 @contextmanager
 def mounting(url: str, directory: Path, *options: str | Path, user: str, password: str) -> Iterator[Mount]:
-    """`xnatfs mount` of a server, and its orderly end; a log line nobody expects fails."""
+    """Run `xnatfs mount` of a server, and end it in order; an unexpected log line fails."""
     home = directory / "home"
     path = directory / "mnt"
     log_file = directory / "mount.log"
@@ -100,7 +100,7 @@ def mounting(url: str, directory: Path, *options: str | Path, user: str, passwor
 
 
 def end(path: Path, home: Path) -> None:
-    """The last resort: nothing stays mounted or running, even of a mount that hangs."""
+    """End everything as the last resort: nothing stays mounted or running, even of a mount that hangs."""
     if mounted_file_system(path):
         for connection in Path("/sys/fs/fuse/connections").glob("*/abort"):
             device = run("findmnt", "--noheadings", "--output", "MAJ:MIN", "--mountpoint", path).stdout.strip()

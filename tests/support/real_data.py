@@ -1,4 +1,4 @@
-"""Two real imaging sessions, out of the test data of the `xnat` package, laid out for `xnatfs demo --data DIR`.
+"""Lay out two real imaging sessions, from the test data of the `xnat` package, for `xnatfs demo --data DIR`.
 
     DIR/xnatpy_test_data/Case001/Case001/scans/ID/DICOM/*         324 files, 10 scans
     DIR/xnatpy_test_data/ANONYMIZ/ANONYMIZ/scans/ID/RESOURCE/*    346 DICOM files, 3 scans, and two SNAPSHOTS
@@ -40,7 +40,7 @@ COLUMNS = ["id", "type", "series_description", "quality", "xsitype"]
 
 
 class RealDataError(Exception):
-    """One line that says why there are no sessions."""
+    """A reason, in one line, for the lack of sessions."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def list_as_on_disk(archive: Archive, data: Path) -> None:
 
 
 def sample_sessions() -> Path:
-    """The directory for `--data`; laid out in the user's cache directory at the first call, and kept."""
+    """Return the directory for `--data`; laid out in the user's cache directory at the first call, and kept."""
     directory = cache_directory() / "sessions"
     try:
         lay_out(XNATPY, directory, replace=True)
@@ -90,7 +90,7 @@ def cache_directory() -> Path:
 
 
 def lay_out(source: Source, directory: Path, *, replace: bool = False) -> None:
-    """Do nothing where all is there already; `replace` says that whatever else is in its place may be deleted."""
+    """Lay the sessions out where they are missing; `replace` says that whatever else is in the place may be deleted."""
     project = directory / PROJECT
     if is_complete(source, project):
         return
@@ -111,7 +111,7 @@ def lay_out(source: Source, directory: Path, *, replace: bool = False) -> None:
 
 @contextlib.contextmanager
 def unfinished(project: Path) -> Iterator[Path]:
-    """A directory to rename to `project` when it is whole; the leading dot keeps it out of a server's list."""
+    """Yield a directory to rename to `project` when it is whole; the leading dot keeps it out of a server's list."""
     draft = project.with_name(f".{project.name}")
     shutil.rmtree(draft, ignore_errors=True)
     try:
@@ -133,7 +133,7 @@ def is_complete(source: Source, project: Path) -> bool:
 
 @contextlib.contextmanager
 def locked_cache() -> Iterator[Path]:
-    """The cache directory, for one process at a time."""
+    """Lock the cache directory, for one process at a time."""
     cache = cache_directory()
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / "lock").open("w") as lock:
@@ -192,7 +192,7 @@ def unpack(archive: Path, project: Path) -> None:
 
 
 def downloaded_files(archive: Path) -> Iterator[tuple[str, float, IO[bytes]]]:
-    """Name from the session on, modification time and content: one session is a folder, the other a ZIP archive."""
+    """Yield the name from the session on, modification time and content of each file, of a folder or a ZIP archive."""
     with tarfile.open(archive) as tar:
         for member in tar:
             content = tar.extractfile(member)
@@ -216,7 +216,7 @@ def zipped_files(file: IO[bytes]) -> Iterator[tuple[str, float, IO[bytes]]]:
 
 
 def write_table(scans: Path) -> None:
-    """scans.tsv: XNAT takes a scan's type from the SeriesDescription, which the images have as it was typed."""
+    """Write scans.tsv: XNAT takes a scan's type from the SeriesDescription, which the images have as it was typed."""
     with (scans.parent / "scans.tsv").open("w", newline="") as file:
         table = csv.writer(file, delimiter="\t", lineterminator="\n")
         table.writerow(COLUMNS)

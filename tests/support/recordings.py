@@ -21,7 +21,7 @@ Key = tuple[str, str, tuple[tuple[str, str], ...]]
 
 @dataclass(frozen=True)
 class Recording:
-    """One reply, and the request that it answers."""
+    """A reply, and the request that it answers."""
 
     name: str
     user: str  # '-': none
@@ -51,7 +51,7 @@ class Recording:
 
 
 def key(method: str, path: str, query: str) -> Key:
-    """Return what tells one request from others, however it is escaped."""
+    """Return the key of a request, however it is escaped."""
     return method, unquote(path), tuple(sorted(parse_qsl(query, keep_blank_values=True)))
 
 
@@ -114,7 +114,7 @@ def write(directory: Path, recordings: Sequence[Recording]) -> None:
 
 
 class _Played(httpx.AsyncByteStream):
-    """Play a body in pieces, and break where it was cut. It is no generator, which would have to be closed."""
+    """A body that is played in pieces, and breaks where it was cut. It is no generator: it needs no close."""
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording

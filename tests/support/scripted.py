@@ -1,4 +1,4 @@
-"""An XNAT of a few lines, whose every answer a test writes: for what a well-behaved server does not show."""
+"""Provide an XNAT of a few lines, whose every answer a test writes, for what a well-behaved server does not show."""
 
 import hashlib
 import re
@@ -25,7 +25,7 @@ def md5(content: bytes) -> str:
 
 
 class Scripted:
-    """Lists by path below /data, files by resource and path; whatever else is 404. It remembers what it was asked."""
+    """Lists by path below /data, files by resource and path; whatever else is 404. It records the requests."""
 
     def __init__(self) -> None:
         self.lists: dict[str, Rows | int] = {
@@ -48,7 +48,7 @@ class Scripted:
     def add(
         self, path: str, content: bytes, *, number: str = "7", size: str | None = None, digest: str | None = None
     ) -> None:
-        """A file of the session's resource, listed with its true size and digest unless told otherwise."""
+        """Add a file to a resource of the session, listed with its true size and digest by default."""
         self.files[number, path] = content
         rows = self.lists["experiments/X_E1/files"]
         assert isinstance(rows, list)

@@ -1,4 +1,4 @@
-"""What a directory tree holds, as a program sees it: a JSON list of entries, to be compared with another such list."""
+"""Print what a directory tree holds, as a program sees it: a JSON list of entries, to compare with another."""
 
 import errno
 import hashlib

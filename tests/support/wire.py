@@ -1,4 +1,4 @@
-"""A network of one process: requests go to a callable, and bodies come in pieces, as from a socket."""
+"""Provide a network of one process: requests go to a callable, and bodies come in pieces, as from a socket."""
 
 import inspect
 from collections.abc import Awaitable, Callable
@@ -11,7 +11,7 @@ PIECE = 64 * 1024  # what httpcore reads from a socket at a time
 
 
 class _Body(httpx.AsyncByteStream):
-    """A body in pieces. No generator: nobody has to close it."""
+    """A body in pieces. It is no generator: it needs no close."""
 
     def __init__(self, content: bytes) -> None:
         self._content = content
@@ -29,7 +29,7 @@ class _Body(httpx.AsyncByteStream):
 
 
 class Wire(httpx.AsyncBaseTransport):
-    """httpx's MockTransport hands over bodies that are read already; this one leaves that to the client."""
+    """A transport that leaves reading a body to the client; the bodies of httpx's MockTransport are read already."""
 
     def __init__(self, app: App) -> None:
         self._app = app
