@@ -1,4 +1,4 @@
-"""xnatctl ... download: right bytes, once; interrupted and taken up; and one cache with the mount."""
+"""Test xnatctl ... download: right bytes, once; interrupted and resumed; and one cache with the mount."""
 
 import hashlib
 import os
@@ -23,13 +23,13 @@ DOWNLOAD = ("session", "download", "-E", SESSION, "--out", "data")
 
 
 def files(directory: Path) -> dict[str, bytes]:
-    """All files but those in which a download keeps account of itself."""
+    """Return all files but those in which a download records its state."""
     found = [path for path in directory.rglob("*") if path.is_file() and FOLDER not in path.parts]
     return {path.relative_to(directory).as_posix(): path.read_bytes() for path in found}
 
 
 def truth(shell: Shell) -> dict[str, bytes]:
-    """What a download of the session is to leave below its directory."""
+    """Return what a download of the session is to leave below its directory."""
     return {
         f"scans/{scan.id}/resources/{resource.label}/files/{entry.path}": content(entry)
         for scan in shell.session().scans
@@ -44,12 +44,12 @@ def content(entry: Entry) -> bytes:
 
 
 def fetched(shell: Shell) -> list[str]:
-    """Files whose bytes were asked for."""
+    """Return the files whose bytes were requested."""
     return [record.path for record in shell.requests("GET", "/files/.")]
 
 
 def many(shell: Shell, count: int, size: int = 2000) -> None:
-    """More files in the first scan."""
+    """Add more files to the first scan."""
     resource = shell.session().scans[0].resources[0]
     for number in range(count):
         shell.app.archive.file(
@@ -80,7 +80,7 @@ def test_what_the_cache_has_is_not_fetched_for_another_directory(fresh):
 @pytest.mark.fuse
 @pytest.mark.parametrize("first", ["mount", "download"])
 def test_what_the_mount_has_read_is_not_fetched_again_and_the_other_way_round(fresh, tmp_path, first):
-    """Both are of one user, so of one home."""
+    """Share a cache, as both are of one user, so of one home."""
     fresh.home = tmp_path / "both" / "home"
     fresh.home.mkdir(parents=True)
     scans = Path("projects", "MYPROJECT", "SUB001", "SUB001_MR_20240115", "scans")
@@ -148,7 +148,7 @@ def test_wrong_bytes_do_not_get_a_name(fresh):
 
 
 def stopped(fresh: Shell, signal_number: int, after: int) -> int:
-    """A download that is ended when so many files are there; its exit status."""
+    """Run a download that is ended when so many files are there; return its exit status."""
     process = subprocess.Popen(
         [*fresh.program, *DOWNLOAD], env=fresh.environment(), cwd=fresh.home, stderr=subprocess.PIPE
     )
@@ -203,7 +203,7 @@ def test_an_archive_that_breaks_off_gets_no_name(fresh):
 
 
 def test_names_stay_below_the_directory(fresh):
-    """A server may call its files anything."""
+    """Write below the directory whatever the server calls its files."""
     resource = fresh.session().scans[0].resources[0]
     absolute = f"{fresh.home.parent}/escape"  # where it would be seen
     for name in ("../../../escape", absolute, "a/../../../../escape", "..", "new\nline", "con", "x/y"):
@@ -217,7 +217,7 @@ def test_names_stay_below_the_directory(fresh):
 
 
 def test_a_line_every_ten_seconds_where_there_is_no_terminal(fresh):
-    """The clock of the program is moved, not waited for."""
+    """Move the clock of the program rather than wait."""
     import sys
 
     code = """if True:

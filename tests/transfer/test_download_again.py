@@ -1,4 +1,4 @@
-"""xnatctl ... download into a folder that holds files: of earlier runs, of others, edited; and two runs at once."""
+"""Test downloads into a folder that holds files: of earlier runs, of other programs, edited; and two runs at once."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ ASSESSORS = (*DOWNLOAD, "--assessors", "--session-resources")
 
 @pytest.fixture(params=[True, False], ids=["digests", "no digests"])
 def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shell]:
-    """A demo that states digests, and one that states none."""
+    """Provide a demo that states digests, and one that states none."""
     home = tmp_path / "home"
     home.mkdir()
     with shell(home, digests=request.param) as made:
@@ -33,13 +33,13 @@ def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shell]:
 
 
 def with_assessor(shell: Shell) -> Entry:
-    """The only file of an assessor that the session gets."""
+    """Add an assessor to the session; return its only file."""
     assessor = shell.app.archive.assessor(shell.session(), "QC_1")
     return shell.app.archive.file(shell.app.archive.resource(assessor.resources, "OUT", "TXT"), "out.txt", b"before")
 
 
 def change(entry: Entry, data: bytes) -> None:
-    """Other bytes of the same length, written to the server's disk a minute later."""
+    """Put other bytes of the same length on the server's disk, a minute later."""
     assert len(data) == len(content(entry))
     entry.content, entry.digest = data, hashlib.md5(data).hexdigest()
     entry.modified += 60
@@ -120,7 +120,7 @@ def test_a_file_that_was_only_touched_on_the_server_is_not_copied(site):
 
 
 def test_a_copy_on_another_disk_is_right_without_being_fetched(site):
-    """Inodes and times are others there; bytes are not."""
+    """Compare bytes, since inodes and times differ there."""
     site.ctl(*DOWNLOAD)
     shutil.copytree(site.home / "data", site.home / "copy")
     shutil.rmtree(site.home / "data")
@@ -193,13 +193,13 @@ def test_a_file_that_changes_while_its_replacement_comes(site, now):
         assert path.is_symlink() if now == "a link" else path.read_bytes() == b"mine"
 
 
-# -- whose it is -------------------------------------------------------------------------------------------------
+# -- the session of a folder -------------------------------------------------------------------------------------
 
 ALIKE = ("session", "download", "-E", "BASELINE_MR", "--out", "data")
 
 
 def two_alike(shell: Shell, *names: str) -> None:
-    """Two sessions of one label with files of one length, and of one name if so."""
+    """Add two sessions of one label with files of one length, and of one name if so."""
     for number, (accession, name) in enumerate(zip(("XNAT_E00011", "CENTRAL_E00012"), names, strict=True)):
         scan = shell.app.archive.scan(shell.session(accession), "1", "T1")
         dicom = shell.app.archive.resource(scan.resources, "DICOM", "DICOM")
@@ -233,7 +233,7 @@ def test_a_folder_says_whose_it_is(site):
 
 @pytest.mark.parametrize("names", [("x.dcm", "x.dcm"), ("a.dcm", "b.dcm")], ids=["same names", "others"])
 def test_a_folder_without_a_record_is_refused_unless_its_files_agree(site, names):
-    """As the version before has left it."""
+    """Start from a folder as the previous version has left it."""
     two_alike(site, *names)
     site.ctl(*ALIKE, "-P", "A")
     shutil.rmtree(site.home / "data/BASELINE_MR" / FOLDER)
@@ -310,7 +310,7 @@ def test_the_second_says_that_it_waits_and_can_be_ended(fresh):
 
 
 def test_without_locks_each_draft_has_a_name_of_its_own(fresh):
-    """As where the file system of `--out` has none: two write the same file, and each gives it whole."""
+    """Write the same file by two runs, each whole, as where the file system of `--out` has no locks."""
     code = """if True:
         import errno, fcntl, sys
         def none(descriptor, operation):
@@ -343,7 +343,7 @@ def test_drafts_of_killed_commands_are_removed(fresh):
 
 @pytest.mark.parametrize("found", [b"", b"{", b"null"])
 def test_a_record_that_cannot_be_read_is_nobodys(site, found):
-    """An empty one may be left by a power failure: no other session is written among these files."""
+    """Refuse an empty record, as a power failure may leave: no other session is written among these files."""
     site.ctl(*DOWNLOAD)
     record = site.home / "data" / SESSION / FOLDER / "session.json"
     record.write_bytes(found)
@@ -370,7 +370,7 @@ def test_one_file_that_two_sessions_share_makes_no_folder_theirs(site):
 
 
 def test_an_empty_file_is_fetched_again(site):
-    """As a power failure may leave one. There is no work of anybody in it."""
+    """Replace an empty file, as a power failure may leave: it holds no work."""
     site.ctl(*DOWNLOAD)
     victim = next(path for path in (site.home / "data").rglob("*.dcm") if path.stat().st_size)
     victim.write_bytes(b"")
@@ -491,7 +491,7 @@ def test_a_list_of_assessors_that_is_refused_leaves_the_others(fresh, lists):
 
 
 def test_bytes_are_on_the_disk_before_a_file_has_its_name(fresh):
-    """Else a power failure leaves an empty file under it, which then counts as edited."""
+    """Sync before the rename: a power failure would leave an empty file, which then counts as edited."""
     code = """if True:
         import os, sys
         synced, replace = set(), os.replace
