@@ -1,6 +1,7 @@
-"""No file's bytes come under another one's name, whatever servers take a request for (XNAT REST contract 6.4, 8.5, 9).
+"""Test that no file's bytes come under another one's name, whatever request servers accept.
 
-The tree over the demo as each release answers, with digests and without: each file is its own, or an error.
+The tree over the demo as each release answers, with digests and without: each file is its own, or an error (XNAT REST
+contract 6.4, 8.5, 9).
 """
 
 import io
@@ -57,7 +58,7 @@ class World:
             yield site
 
     def asked(self) -> list[str]:
-        """Requests for bytes."""
+        """Return the requests for bytes."""
         records = [record for record in self.demo.requests if "files" in record.path and "all" not in record.query]
         return [f"{record.method} {record.path.removeprefix('/data/experiments/')}" for record in records]
 
@@ -87,7 +88,7 @@ async def find(site: Site, path: str) -> Node:
 
 
 async def read(site: Site, path: str) -> bytes:
-    """As the kernel does it: looked up and opened once more where it is stale."""
+    """Read as the kernel does: look up and open once more where it is stale."""
     for again in (True, False):
         node = await find(site, path)
         assert isinstance(node, File)
@@ -104,7 +105,7 @@ async def read(site: Site, path: str) -> bytes:
 
 
 async def read_right_or_not(site: Site, path: str, content: bytes) -> bool:
-    """Whether its bytes come, which are its own."""
+    """Return whether its bytes come, which are its own."""
     try:
         assert await read(site, path) == content
     except BadReply:
@@ -113,7 +114,7 @@ async def read_right_or_not(site: Site, path: str, content: bytes) -> bool:
 
 
 async def read_all(site: Site, folder: str, files: dict[str, bytes], shown: dict[str, str] | None = None) -> None:
-    """Each file, in two orders."""
+    """Read each file, in two orders."""
     for path in (*files, *reversed(files)):
         assert await read(site, f"{folder}/{(shown or {}).get(path, path)}") == files[path], path
 
@@ -135,7 +136,7 @@ async def test_a_label_that_is_another_resources_number(world, tmp_path):
 
 @pytest.mark.parametrize("where", ["scan", "session", "subject", "project"])
 async def test_a_label_that_is_a_neighbours_number(world, tmp_path, where):
-    """The URL means both: the archive tells them by their labels."""
+    """Tell both by their labels in the archive, since the URL means both."""
     subject = world.archive.subjects[world.session.subject]
     among, folder = {
         "scan": (world.scans[0].resources, SCAN),
@@ -156,7 +157,7 @@ async def test_a_label_that_is_a_neighbours_number(world, tmp_path, where):
 async def test_an_unlabelled_resource_and_a_neighbour_labelled_like_its_number(
     world, tmp_path, release, digests, rival
 ):
-    """In the tar they are called alike, so that only their contents can tell."""
+    """Tell them by their contents: in the tar they have one name."""
     bare = world.add(world.scans[0].resources, "", {"a.dcm": b"by number"})
     world.add(world.scans[0].resources, str(bare.id), {"a.dcm": rival})
     told_apart = len(rival) != 9 or (digests and release is not XNAT_1_6)
@@ -185,7 +186,7 @@ async def test_a_size_that_is_asked_for_is_that_of_the_file(world, tmp_path):
 
 @pytest.mark.parametrize("scan_id", ["T2", "1,2", "ALL", "null", "a b", "a+b", "ü"])
 async def test_a_scan_whose_id_means_more_is_asked_for_with_its_session(world, tmp_path, scan_id):
-    """T2 is the type of another scan."""
+    """Request it with its session, as T2 is the type of another scan."""
     scan = world.archive.scan(world.session, scan_id, "T9")
     dicom = world.add(scan.resources, "DICOM", {"a.dcm": b"right"})
     dicom.entries[0].size = ""
@@ -285,7 +286,7 @@ async def test_names_that_are_one_in_the_tar(world, tmp_path, release, digests, 
 
 
 async def test_names_that_are_one_in_the_tar_and_sizes_that_are_wrong(tmp_path):
-    """The length of one file is that of another one's listing: no proof."""
+    """Reject the length as proof: that of one file is in the listing of another."""
     world = World(XNAT_1_8, digests=False)
     made = world.add(world.scans[0].resources, "DICOM", {"50%負": b"12", "50%安": b"34"})
     made.entries[0].size = "1"
@@ -303,7 +304,7 @@ async def test_one_content_under_names_that_are_one_in_the_tar(world, tmp_path):
 
 @pytest.mark.parametrize("path", ["b\\00", "deep/b\\00"])
 async def test_a_backslash_beside_a_folder(world, tmp_path, path):
-    """The tar has a slash for it."""
+    """Map the backslash, for which the tar has a slash."""
     files = {path: b"backslash", path.replace("\\", "/"): b"other one", **{f"{n}": b"%d" % n for n in range(30)}}
     world.add(world.scans[0].resources, "DICOM", files)
     async with world.site(tmp_path) as site:
@@ -312,7 +313,7 @@ async def test_a_backslash_beside_a_folder(world, tmp_path, path):
 
 
 async def test_a_resource_labelled_files(world, tmp_path):
-    """Series of equal lengths: the tar of the one folder must not give the other's."""
+    """Keep series of equal lengths apart: the tar of one folder must not serve the other's."""
     names = [f"{folder}{n:02}.dcm" for folder in ("", "files/") for n in range(20)]
     files = {name: name.rjust(20).encode() for name in names}
     world.add(world.scans[0].resources, "files", files)
@@ -330,7 +331,7 @@ async def test_a_series_with_names_that_no_url_can_carry_comes_in_one_tar(world,
 
 
 async def test_members_that_do_not_come_are_fetched_singly(tmp_path):
-    """A tar that ends at a long name, in a reply that looks whole."""
+    """Fetch the files after a long name, at which the tar ends in a reply that looks whole."""
     world = World(XNAT_1_6, digests=False)
     files = {f"{n:02}{'x' * 98 if n == 20 else ''}.dcm": bytes([n]) * 1000 for n in range(40)}
     files["100%.dcm"] = b"behind the break"
@@ -340,7 +341,7 @@ async def test_members_that_do_not_come_are_fetched_singly(tmp_path):
 
 
 async def test_a_member_that_is_left_out_of_a_tar_that_ends_well(tmp_path):
-    """It is another file's place that it is not in."""
+    """Read it although the tar ends well without it."""
     world = World(XNAT_1_8, digests=False)
     files = {f"{n:02}.dcm": bytes([n]) * 1000 for n in range(40)}
     made = world.add(world.scans[0].resources, "DICOM", files)
@@ -367,7 +368,7 @@ def without_archives(world: World) -> None:
 
 
 async def test_a_list_whose_order_changes_gives_no_other_file(world, tmp_path):
-    """The file that has the number now is another: told by its name, its length or its digest."""
+    """Check name, length or digest, since another file has the number now."""
     files = {f"50%{n}.dcm": bytes([n]) * (1000 if n != 3 else 2000) for n in range(5)}
     made = world.add(world.scans[0].resources, "RAW", files)
     without_archives(world)
@@ -398,7 +399,7 @@ async def test_by_number_a_file_comes_whose_name_or_length_is_its_own(world, tmp
 
 @pytest.fixture(params=[XNAT_1_6, XNAT_1_8], ids=["1.6", "1.8"])
 def mounted(request: pytest.FixtureRequest, digests: bool, tmp_path: Path) -> Iterator[tuple[Mount, dict[str, bytes]]]:
-    """A mount of a session with all of this in it, and what its files hold, by their place in the mount."""
+    """Provide a mount of a session with all of this in it, and the content of its files by their place in the mount."""
     wanted: dict[str, bytes] = {}
 
     def plant(archive: DemoArchive) -> None:

@@ -1,4 +1,4 @@
-"""Folders of a resource: each file once, under a name of its own, whether asked for by name or one after the other."""
+"""Test folders of a resource: each file once, under a name of its own, looked up by name or listed."""
 
 import pytest
 from hypothesis import given, settings
@@ -21,7 +21,7 @@ PATHS = st.lists(
 
 
 async def shown(directory: Dir) -> dict[str, str]:
-    """The files below a directory: the path in the mount, and in the catalogue."""
+    """Return the files below a directory: the path in the mount, and in the catalogue."""
     children, found = await directory.children(), {}
     listed = children.listed()
     assert [node.name for node in listed] == list(children.nodes)

@@ -1,4 +1,4 @@
-"""The rule by which server labels become file names."""
+"""Test the rule by which server labels become file names."""
 
 import hashlib
 
@@ -72,7 +72,7 @@ def shortened(stem: str, name: str, ending: str = "") -> str:
 @pytest.mark.parametrize("character", ["a", "ä", "å", "\u20ac", "\udcff"])
 @pytest.mark.parametrize("ahead", ["", "-", "--"])
 def test_a_long_name_is_cut_between_characters_and_keeps_its_extension(character, ahead):
-    """255 bytes less '~', eight digits and '.gz'; what of these is no whole character is left out."""
+    """Cut to 255 bytes less '~', eight digits and '.gz'; a character that is not whole is left out."""
     name = ahead + character * 300 + ".nii.gz"
     fit = (LONGEST - 12 - len(ahead)) // len(encode(character))
     assert shorten(name) == shortened(ahead + character * fit, name, ".gz")
@@ -90,7 +90,7 @@ def test_a_long_name_is_cut_between_characters_and_keeps_its_extension(character
     ],
 )
 def test_of_a_long_name_an_extension_is_kept_that_is_one(name, short):
-    """Up to 16 bytes with its dot."""
+    """Keep an extension of up to 16 bytes with its dot."""
     assert shorten(name) == short
 
 
@@ -138,7 +138,7 @@ def test_different_paths_have_different_names(paths):
 
 
 def shown(*rows: tuple[str, str], reserved: tuple[str, ...] = ()) -> dict[str, str]:
-    """ID by name, for items of (id, label)."""
+    """Return the ID by name, for items of (id, label)."""
     named = assign(rows, lambda row: row[1], lambda row: row[0], reserved)
     return {name: row[0] for name, row in named.items()}
 

@@ -1,4 +1,4 @@
-"""The tree over servers that answer oddly: what is shown, what is asked, what is raised."""
+"""Test the tree over servers that answer oddly: what is shown, what is requested, what is raised."""
 
 import io
 import tarfile
@@ -47,7 +47,7 @@ async def content(site: Site, path: str) -> bytes:
 
 
 async def read(site: Site, path: str) -> bytes:
-    """As the kernel does it: looked up and opened once more where it is stale."""
+    """Read as the kernel does: look up and open once more where it is stale."""
     try:
         return await content(site, path)
     except Stale:
@@ -161,7 +161,7 @@ ASSESSOR = {"ID": "X_E9", "label": "QC", "project": "P", "session_ID": "X_E1"}
 
 
 def with_site_lists(server: Scripted, *more: dict[str, str]) -> None:
-    """Lists of all subjects, sessions and assessors."""
+    """Add lists of all subjects, sessions and assessors."""
     sessions = [session("X_E1", "E", project="P"), *more]
     server.lists["subjects"] = [subject("X_S1", "S")]
     by_type = {"xnat:subjectAssessorData": sessions, "xnat:imageAssessorData": [ASSESSOR]}
@@ -192,7 +192,7 @@ async def test_links_to_all_that_the_account_may_see_are_two_requests(server, tm
 
 
 async def test_a_link_leads_where_the_project_itself_says(server, tmp_path):
-    """Of two subjects of one label the site's list does not tell which of them the project shows under another name."""
+    """Ask the project: of two subjects of one label, the site's list does not tell which has another name in it."""
     with_site_lists(server)
     server.lists["projects/P/experiments"] = [session("X_E1", "E"), session("X_E2", "E", "X_S0")]
     server.lists["experiments/X_E1/assessors"] = [ASSESSOR]
@@ -206,7 +206,7 @@ async def test_a_link_leads_where_the_project_itself_says(server, tmp_path):
 
 
 async def test_links_show_what_is_shared_once_its_project_was_listed(server, tmp_path):
-    """XNAT leaves out of a list of its site what the account may see in a project that does not own it alone."""
+    """Add them to the list of the site, from which XNAT leaves out what a project shares and does not own."""
     with_site_lists(server)
     server.lists["projects/P/experiments"] = [session("X_E1", "E"), session("X_E7", "FROM_AFAR")]
     async with opened(server, tmp_path) as site:
@@ -239,7 +239,7 @@ async def test_links_that_cannot_all_be_listed_are_not_listed_in_part(server, tm
 
 
 async def test_links_to_a_large_site_fit_into_memory(server, tmp_path):
-    """Hundreds of thousands: 330 bytes each (measured), of three sessions a subject; here each has its own two."""
+    """Store hundreds of thousands at 330 bytes each (measured), with three sessions a subject; here each has two."""
     many = [session(f"X_E{n}", f"SUBJECT{n // 2:05}_MR", f"X_S{n // 2}", project=f"P{n % 100}") for n in range(20_000)]
     with_site_lists(server, *many)
     async with opened(server, tmp_path) as site:
@@ -322,7 +322,7 @@ async def test_any_accession_id_resolves(server, tmp_path):
 
 @pytest.mark.parametrize("links", ["experiments", "subjects"])
 async def test_a_link_and_a_list_of_the_same_name_are_told_apart(server, tmp_path, links):
-    """`ls experiments/BRAINS`, where BRAINS is a project, hid the project's subjects."""
+    """Show the project's subjects: `ls experiments/BRAINS`, where BRAINS is a project, hid them."""
     for first, second in ((f"{links}/P", "projects/P/S/E"), ("projects/P/S/E", f"{links}/P")):
         async with opened(server, tmp_path) as site:
             for path in (first, second):
@@ -416,7 +416,7 @@ def with_total(server: Scripted, count: int, size: int) -> None:
 
 
 async def shown_sizes(site: Site) -> dict[str, int]:
-    """The lengths that a listing shows, of all files; nothing is opened."""
+    """Return the lengths that a listing shows, of all files; nothing is opened."""
     nodes = (await _children(site, f"{SCAN}/DICOM")).listed()
     files = [node for node in nodes if isinstance(node, File)]
     await measure(file for file in files if not file.measured)
@@ -495,7 +495,7 @@ async def test_totals_are_not_believed_once_they_were_wrong_so_often(server, tmp
 
 @pytest.mark.parametrize("size", [None, "90"], ids=["right", "wrong"])
 async def test_files_without_a_digest_among_others_are_asked_for_first(server, tmp_path, size):
-    """Their entries are older than the others: if one is wrong, so may the others be."""
+    """Check the oldest entries first: if one of them is wrong, so may the others be."""
     server.add("stale", b"x" * 100, size="90" if size else None)
     server.add("old", b"x" * 100, size=size, digest="")
     server.add("new", b"x" * 100)
@@ -534,7 +534,7 @@ async def test_a_doubtful_size_is_as_listed_where_the_server_does_not_say(server
 
 
 async def test_a_damaged_answer_of_another_length_does_not_correct_the_size(server, tmp_path):
-    """Found by scripts/stress: a length was believed before the digest was looked at, and shown until the next open."""
+    """Check the digest before the length is trusted: a wrong length was shown until the next open (scripts/stress)."""
     server.add("a", b"12345")
     async with opened(server, tmp_path) as site:
         before = await find(site, f"{SCAN}/DICOM/a")
@@ -678,7 +678,7 @@ async def test_a_count_that_is_too_high_hides_no_file_and_is_compared_once(serve
 
 @pytest.mark.parametrize("single", [404, 403, 500, []])
 async def test_a_list_of_one_resource_takes_away_no_file(server, tmp_path, single):
-    """The list of all has two of three files; the one of the resource fails, or has fewer."""
+    """Show every file: the list of all has two of three, and that of the resource fails, or has fewer."""
     server.lists["experiments/X_E1/resources"] = [counted("7", "DICOM", "1", "3")]
     server.add("a", b"12345")
     server.add("b", b"12345")
@@ -704,7 +704,7 @@ async def test_where_head_is_refused_a_file_can_be_read(server, tmp_path):
 
 
 async def test_files_that_were_deleted_meanwhile_are_no_error(server, tmp_path):
-    """The count is of before, since the resources were listed before the files: they are listed once more."""
+    """List resources once more: the count is from before the files were listed."""
     server.lists["experiments/X_E1/resources"] = [counted("7", "DICOM", "1", "1")]
     server.add("a", b"12345")
     async with opened(server, tmp_path) as site:
@@ -744,7 +744,7 @@ async def test_such_a_file_is_taken_out_of_the_archive(server, tmp_path, path, m
 
 
 def by_number(server: Scripted) -> None:
-    """The scan's second file comes by its number."""
+    """Serve the scan's second file by its number."""
     listed = server.lists["experiments/X_E1/files"]
 
     def files(request: httpx.Request) -> httpx.Response:
@@ -764,7 +764,7 @@ async def test_where_the_archive_fails_it_is_asked_for_by_number(server, tmp_pat
 
 
 async def test_a_file_that_the_archive_lacks_is_asked_for_by_number(server, tmp_path):
-    """Though the archive itself is sound: it is closed by then."""
+    """Request by number, although the archive is sound: it is closed by then."""
     server.add("other", b"other")
     server.add("100%", b"12345")
     server.answers["experiments/X_E1/resources/7/files"] = lambda request: httpx.Response(
@@ -776,7 +776,7 @@ async def test_a_file_that_the_archive_lacks_is_asked_for_by_number(server, tmp_
 
 
 async def test_a_member_that_may_be_an_unlisted_resources_is_not_taken(server, tmp_path):
-    """An unlabelled resource is named in the archive like one that is labelled like its number."""
+    """Reject it: the archive names an unlabelled resource like one that is labelled like its number."""
     server.lists["experiments/X_E1/resources"] = [resource("7", "", cat_id="1"), resource("9", "7", cat_id="1")]
     server.add("a", b"12345")
     server.answers["experiments/X_E1/scans/1/resources/7/files"] = lambda request: httpx.Response(
