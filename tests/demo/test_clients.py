@@ -1,4 +1,4 @@
-"""Hold the demo server to published clients: they see what is there, every name and every byte.
+"""Check the demo server with published clients, which must see every name and every byte that is there.
 
 The clients run unmodified, each in an environment of its own. The same demo, and the real images that it publishes, are
 what the mount is tested on: what these clients read in it is what a mount shows.

@@ -2,7 +2,7 @@
 
 Where XNATFS_RECORDED names a directory of recordings, which the project does not hold, each of them is played to the
 client method that makes its request. What must come out is read from the recording by a few lines of this module. A
-made-up set in the same form is always played: replies of the demo as it is in the oldest release.
+synthetic set in the same form is always played: replies of the demo as it is in the oldest release.
 """
 
 import html

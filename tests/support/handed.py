@@ -1,7 +1,7 @@
 """Record which bytes of which file were served, to all readers together: what counts, however a read ended.
 
 It stands between the content cache and the kernel's calls, where no page is remembered and no reader is told from
-another: bytes that a reader was given are given, whatever order it asked in.
+another: bytes that a reader was given count, whatever order it read in.
 """
 
 import hashlib
@@ -49,7 +49,7 @@ class Handed:
     """A check of the promise about bytes: no damaged file is ever served whole, and no bytes are of two versions.
 
     `contents` has all that a file ever held, by its key; `harmed` tells whether bytes that only a digest can tell may
-    have come since a time: these may be handed out of a big file that has one, before the verdict, but never all.
+    have come since a time: these may be served of a big file that has one, before the verdict, but never all.
     `clock` tells the time.
     """
 

@@ -76,7 +76,7 @@ def list_as_on_disk(archive: Archive, data: Path) -> None:
 
 
 def sample_sessions() -> Path:
-    """Return the directory for `--data`; laid out in the user's cache directory at the first call, and kept."""
+    """Return the directory for `--data`, laid out in the user's cache directory at the first call."""
     directory = cache_directory() / "sessions"
     try:
         lay_out(XNATPY, directory, replace=True)
