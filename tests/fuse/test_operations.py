@@ -690,7 +690,7 @@ async def test_a_name_that_is_too_long_is_said_to_be(server, tmp_path):
 
 
 async def test_labels_and_acls_are_said_to_be_unsupported_not_missing(server, tmp_path):
-    """Return ENOTSUP, so that programs request labels and ACLs once, and not for every file."""
+    """Return EOPNOTSUPP, so that programs request labels and ACLs once, and not for every file."""
     async with mounted(server, tmp_path) as ops:
         scan = await look_up(ops, "projects/P/S/E/scans/1")
         for name in (b"security.selinux", b"security.capability", b"system.posix_acl_access", b"trusted.x"):
