@@ -80,22 +80,24 @@ async def test_a_step_is_what_comes_in_its_time(autojump_clock, source, came, se
     assert stream.next_step() == stream.cursor + NEAR
 
 
-async def test_enough_is_ahead_of_a_reader_when_it_is_as_much_as_was_read(source):
+async def test_enough_is_ahead_of_a_reader_when_it_is_about_as_much_as_was_read(source):
+    """The last quarter is not worth a step of its own, but at the end of the file."""
     stream = Stream(1000, None, source)
     for used, ahead in ((1000, AHEAD), (AHEAD, AHEAD), (2 * AHEAD, 2 * AHEAD)):
         stream.used = used
         assert stream.enough() == used + ahead
-        stream.cursor = used + ahead - 1
-        assert not stream.ahead()
-        stream.cursor += 1
-        assert stream.ahead()
+        for size, left in ((-1, ahead // 4), (stream.enough() + 1, ahead // 4), (stream.enough(), 0)):
+            stream.cursor = used + ahead - left - 1
+            assert not stream.ahead(size)
+            stream.cursor += 1
+            assert stream.ahead(size)
     stream.stop = stream.cursor + 1
-    assert not stream.ahead(), "a window comes to its end"
-    stream.most = 7
-    stream.cursor = stream.used + 6
-    assert not stream.ahead()
+    assert not stream.ahead(-1), "a window comes to its end"
+    stream.most = 8
+    stream.cursor = stream.used + 5
+    assert not stream.ahead(-1)
     stream.cursor += 1
-    assert stream.ahead()
+    assert stream.ahead(-1)
 
 
 async def test_who_reads_on_is_noted_and_wakes_a_download_that_is_half_way(source):

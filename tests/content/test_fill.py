@@ -850,7 +850,7 @@ async def test_far_ahead_of_its_reader_a_download_pauses_and_ends(tmp_path, auto
         assert source.running == 1
         await trio.sleep(0.2)
         assert (source.running, rig.fill.running, rig.blob.failure) == (0, False, None)
-        assert 8 * K <= rig.stats.fetched <= 8 * K + NEAR
+        assert 6 * K <= rig.stats.fetched <= 8 * K + NEAR
         await trio.sleep(100)
         assert source.starts == [0], "nobody has asked for more"
         fetched = rig.stats.fetched

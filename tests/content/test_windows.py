@@ -1,6 +1,7 @@
 """How much of a big file is requested: a small window, and more while it is read on. At a thousandth of the size."""
 
 from collections.abc import AsyncGenerator
+from typing import Any
 
 import pytest
 import trio
@@ -10,6 +11,7 @@ from tests.support.content_fakes import FakeSource
 from xnatfs.content import download as stream_module
 from xnatfs.content import fill as fill_module
 from xnatfs.content.fill import LINGER
+from xnatfs.content.source import Into
 
 BIG = DATA * 5
 SHARE = 32 * K
@@ -21,6 +23,23 @@ def _scaled(request, monkeypatch):
     sizes = {**SIZES, (fill_module, "WINDOW"): K, (stream_module, "WINDOW"): K, (stream_module, "AHEAD"): 4 * K}
     for (module, name), value in sizes.items():
         monkeypatch.setattr(module, name, value)
+
+
+class Counting(FakeSource):
+    """Note how many bytes each step asks for that is written by another process."""
+
+    def __init__(self, data: bytes, **options: Any) -> None:
+        super().__init__(data, **options)
+        self.steps: list[int] = []
+
+    def _into(self, chunks: AsyncGenerator[bytes]) -> Into:
+        carry = super()._into(chunks)
+
+        def noting(descriptor: int | None, offset: int, length: int) -> AsyncGenerator[int]:
+            self.steps.append(length)
+            return carry(descriptor, offset, length)
+
+        return noting
 
 
 async def read_through(rig: Rig, piece: int = 100) -> None:
@@ -84,6 +103,19 @@ async def test_a_reader_that_stops_is_not_sent_much_more_than_it_has_read(tmp_pa
         await trio.sleep(100)
         assert rig.stats.fetched <= 41 * K
         assert rig.source.running == 0
+
+
+async def test_a_line_twice_as_fast_as_the_reader_takes_few_steps(tmp_path, autojump_clock, monkeypatch):
+    """Each one costs a message to the process that writes: what may come is not asked for in crumbs."""
+    monkeypatch.setattr(stream_module, "LONGEST_STEP", 32 * K)
+    source = Counting(BIG, chunk=K // 8, pause=0.001)
+    async with filling(tmp_path, source) as rig:
+        await begun(rig)
+        for offset in range(0, len(BIG), K // 8):
+            await rig.read(offset, K // 8)
+            await trio.sleep(0.002)
+        assert (rig.stats.fetched, len(source.starts)) == (len(BIG), 2)
+    assert len(source.steps) <= 48
 
 
 async def test_one_that_reads_backwards_gets_windows(tmp_path, autojump_clock):

@@ -82,11 +82,16 @@ class Stream:
             if self.cursor - end < self._allowed() // 2:  # not for each read: then it runs on for a while
                 self.moved.set()
 
-    def ahead(self) -> bool:
-        """Is enough there that nobody has asked for?"""
+    def ahead(self, size: int) -> bool:
+        """Is enough there that nobody has asked for, of a file of this size?
+
+        A small rest is left for later. At the pace of a slow reader it would be one small step after the other, each of
+        them a message to the process that writes; `note` goes on when half of it may come.
+        """
         if self.stop is not None and self.most is None:
             return False  # a window is small enough, and its connection lives if it comes to its end
-        return self.cursor >= self.enough()
+        left = self.enough() - self.cursor
+        return left <= (0 if self.enough() >= size >= 0 else self._allowed() // 4)
 
     def enough(self) -> int:
         """Return up to where there is enough."""

@@ -249,7 +249,7 @@ class Fill:
     def _pauses(self, stream: Stream) -> bool:
         if not self.blob.users and not self.small:
             return True
-        if self.blob.whole or not stream.ahead() or self.blob.awaited:
+        if self.blob.whole or not stream.ahead(self.blob.size) or self.blob.awaited:
             return False
         # Without ranges the only way to the rest leads through what nobody wants now.
         return self._may_seek() or (self.intake.thin and all(end <= stream.cursor for _, end in self.blob.waits))
