@@ -23,7 +23,12 @@ SCALED = {
     (intake, "SMALL"): 8192,
     (fill, "SMALL"): 8192,
     (fill, "NEAR"): 4096,
+    (fill, "WINDOW"): 1024,
+    (fill, "LONGEST"): 16_384,
+    (fill, "SHARE"): 16_384,
     (stream, "NEAR"): 4096,
+    (stream, "WINDOW"): 1024,
+    (stream, "AHEAD"): 4096,
     (blob, "HOLD_BACK"): 512,
 }
 
@@ -52,6 +57,7 @@ class Server:
     touched: float | None = None  # when the file gets another date
     dated: bool = True  # whether it sends a date that tells versions apart
     swapped: float | None = None  # when the file becomes another of its length, with its date
+    written: bool = False  # by another process
 
     @property
     def sound(self) -> bool:
@@ -81,6 +87,7 @@ servers = st.builds(
     touched=st.one_of(st.none(), st.none(), st.sampled_from([0.3, 4.0])),
     dated=st.sampled_from([True, True, False]),
     swapped=st.one_of(st.none(), st.none(), st.sampled_from([0.3, 4.0])),
+    written=st.booleans(),
 )
 
 
@@ -92,6 +99,7 @@ class Run:
         self.strict = strict
         self.data = DATA[: server.size]
         self.source = FakeSource(self.data, chunk=server.chunk, pause=server.pause, ranged=server.ranged)
+        self.source.writes = server.written
         self.source.strong = server.dated
         self.other = self.data[::-1]
         self.source.states_size = server.states_size
