@@ -329,6 +329,15 @@ def test_a_noted_directory_that_is_not_ours_alone_is_not_used(network, tmp_path,
         cache_directory()
 
 
+def test_a_home_that_takes_no_note_leaves_no_directory_behind(network, tmp_path):
+    """Else each command on such a home would leave one."""
+    network.mkdir()
+    (network / ".cache").write_text("in the way of a directory")
+    with pytest.raises(ConfigError, match="no cache can be made"):
+        cache_directory()
+    assert list(tmp_path.glob("xnatfs-*")) == []
+
+
 def test_a_cache_directory_on_a_file_server_is_refused(network):
     with pytest.raises(ConfigError, match=r"\(nfs4\).*choose one on this machine with --cache-dir"):
         cache_directory(network / "cache")

@@ -295,7 +295,11 @@ def _local_cache(note: Path) -> Path:
         pass
     try:
         local = Path(tempfile.mkdtemp(prefix="xnatfs-", dir=LOCAL))
-        write_private(note, str(local))
+        try:
+            write_private(note, str(local))
+        except OSError:
+            local.rmdir()  # nothing leads to it
+            raise
     except OSError as error:
         why = f"{error.filename}: {error.strerror}"
         raise ConfigError(f"no cache can be made on this machine ({why}): set XDG_CACHE_HOME, or --cache-dir") from None
