@@ -150,6 +150,17 @@ def test_unusable_venv_is_made_anew(checkout: Checkout, damage: str) -> None:
     assert f"{checkout.root}/.venv/bin/python" in (checkout.root / ".venv/bin/pip").read_text()
 
 
+def test_venv_of_another_checkout_is_not_emptied_through_a_link(checkout: Checkout, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    (other / "bin").mkdir(parents=True)
+    (other / "bin/pip").write_text("#!/elsewhere/.venv/bin/python\n")
+    shutil.rmtree(checkout.root / ".venv")
+    (checkout.root / ".venv").symlink_to(other)
+    done = checkout.run("scripts/setup")
+    assert (done.returncode, (other / "bin/pip").exists()) == (1, True)
+    assert done.stderr == "scripts/setup: .venv is a link, to what may be another checkout's: remove it first\n"
+
+
 def test_missing_package_is_installed_by_root(checkout: Checkout) -> None:
     checkout.installed_packages_without("fuse3")
     result = checkout.run("scripts/setup", "demo")
