@@ -33,8 +33,6 @@ log = logging.getLogger(__name__)
 
 # The daemon closes its session on the server after the mount is gone; the server may take its time over it.
 WAIT_FOR_END = 15.0
-# The made-up archive takes about a second; a machine that swaps, more.
-WAIT_FOR_DEMO = 60.0
 
 
 def add_parsers(commands: Any) -> None:

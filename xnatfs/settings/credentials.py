@@ -117,10 +117,6 @@ def keep_password(profile: Profile, password: str) -> bool:
     return bool(_keyring(put))
 
 
-def forget_password(profile: Profile) -> None:
-    _keyring(lambda keyring: keyring.delete_password(KEYRING, keyring_entry(profile)))
-
-
 def _keyring(act: Callable[[Any], T]) -> T | None:
     """What the keyring says; None where there is none, or where it is locked. A bare machine's raises at every call."""
     import keyring

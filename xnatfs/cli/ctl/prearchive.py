@@ -158,7 +158,6 @@ def missing(context: Context, wanted: Choice) -> NotFound:
 
 
 Act = Callable[[Xnat, PrearchiveSession], Awaitable[dict[str, Any]]]
-Otherwise = Callable[[Xnat], Awaitable[bool]]
 
 
 async def _each(
