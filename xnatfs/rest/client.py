@@ -1,7 +1,7 @@
-"""Xnat: one method per REST resource; with `http/transport.py` below it, all that speaks XNAT's HTTP.
+"""Call XNAT's REST API, one method per resource. Only this module and `http/transport.py` below it speak XNAT's HTTP.
 
-Rules that keep it right on a real server: ask with `Accept: */*` and `format=json` and look at the envelope of what
-comes; address by accession ID and numeric resource ID, never by label.
+Rules that keep it right on a real server: request with `Accept: */*` and `format=json`, and check the envelope of the
+reply; address items by accession ID and resources by number, never by label.
 """
 
 import logging
@@ -81,7 +81,15 @@ async def open_xnat(
     wire: httpx.AsyncBaseTransport | None = None,
     sessions: SessionStore | None = None,
 ) -> AsyncIterator["Xnat"]:
-    """A client of one server; its session ends with it, or is kept in `sessions`. At first nothing is sent."""
+    """Open a client of one server, without sending a request yet.
+
+    Args:
+        config: The server's URL, timeouts and TLS settings.
+        credentials: The login; None if only a session in `sessions` can be used.
+        wire: Replaces the network in tests.
+        sessions: Shares the session with other programs and keeps it at the end; without it, the client ends the
+            session on exit.
+    """
     async with open_transport(config, credentials, wire, sessions) as transport:
         yield Xnat(transport)
 
@@ -106,7 +114,7 @@ class Xnat:
         return self._transport.requests
 
     def counters(self) -> dict[str, int]:
-        """What has been asked, and of that what is under way."""
+        """Return the numbers of requests and logins so far, and of the downloads and HEAD requests in flight."""
         return {
             "requests": self.requests,
             "logins": self.login.logins,
@@ -115,16 +123,16 @@ class Xnat:
         }
 
     async def session_lives(self) -> bool:
-        """Whether the server still knows us, or answers as to a guest; then the next request logs in."""
+        """Return whether the server still accepts the session. If not, the next request logs in."""
         return await self._transport.session_lives("/xapi/users/username")
 
     @property
     def away(self) -> bool:
-        """Whether the server is known to be: then requests fail at once."""
+        """Return whether the server is known to be unreachable; requests then fail at once."""
         return self._transport.breaker.away
 
     async def log_in(self) -> None:
-        """Find out now whether the server is there and takes the login; NotXnat, too."""
+        """Log in now, to find out whether the server is reachable and accepts the login. Also raises NotXnat."""
         await self._transport.log_in()
 
     # -- listings ------------------------------------------------------------------------------------------------
@@ -172,31 +180,35 @@ class Xnat:
         return await self._listed(Assessor.parse, f"/data/experiments/{_segment(experiment)}/assessors")
 
     async def resources(self, item: Sequence[str], *, below: bool = False) -> list[Resource]:
-        """Resources of an item, given as the segments of its URL after /data; `below`: of all it holds, too."""
+        """List the resources of an item, given as the segments of its URL after /data.
+
+        With `below`, include the resources of everything the item holds.
+        """
         return await self._listed(Resource.parse, f"{_item(item)}/resources", **_all(below))
 
     async def resources_of_many(self, experiments: Sequence[str]) -> dict[str, Resource]:
-        """Return the resources of all that these experiments hold, by number, without the experiment of each."""
+        """List the resources of everything these experiments hold, by number, without the experiment of each."""
         rows = await self._listed(Resource.parse, f"/data/experiments/{_list(experiments)}/resources", all="true")
         return {row.id: row for row in rows}
 
     async def files(self, item: Sequence[str], *, below: bool = False) -> Catalogues:
-        """Catalogue entries of all resources of an item. One broken catalogue makes this NotFound as a whole."""
+        """List the files of all resources of an item. Raises NotFound if a single one of the catalogues is broken."""
         return await self._catalogues(f"{_item(item)}/files", **_all(below))
 
     async def resource_files(self, item: Sequence[str], resource: str) -> Catalogue:
-        """Catalogue entries of one resource."""
+        """List the files of one resource."""
         found = await self._catalogues(f"{_item(item)}/resources/{_segment(resource)}/files")
         return found.groups.get(resource) or Catalogue(resource)
 
     async def files_of_many(self, experiments: Sequence[str]) -> Catalogues:
-        """Catalogue entries of all that these hold, in one list. Who is not there, or not for us, is left out of it."""
+        """List the files of everything these experiments hold, without those that are missing or denied."""
         return await self._catalogues(f"/data/experiments/{_list(experiments)}/files", all="true")
 
     async def scans_of_project(self, project: str, *, shared: bool = False) -> dict[str, JoinedScans]:
-        """The scans of all sessions that a project owns, or of those that are shared into it, by accession ID.
+        """List the scans of all sessions that a project owns, or of those shared into it, by accession ID.
 
-        A join over the whole project: seconds where there are thousands. BadReply where the server does not do it.
+        The server joins over the whole project, which takes seconds with thousands of sessions. Raises BadReply if it
+        does not support that.
         """
         where = {"xnat:imagesessiondata/sharing/share/project" if shared else "project": project}
         columns = ",".join(("ID", *SCAN_COLUMNS, SCAN_LABEL))
@@ -209,7 +221,10 @@ class Xnat:
         return await self._read("/data/experiments", collect, params, LISTED)
 
     async def assessors_of_many(self, experiments: Sequence[str]) -> dict[str, list[Assessor]]:
-        """The assessors of these sessions, by the session's accession ID. BadReply where the server does not tell."""
+        """List the assessors of these sessions, by the session's accession ID.
+
+        Raises BadReply if the server does not report the session of an assessor.
+        """
         rows = await self._listed(
             Assessor.of_session,
             "/data/experiments",
@@ -224,7 +239,10 @@ class Xnat:
         return {session: list(assessors) for session, assessors in found.items()}
 
     async def subject_resource_labels(self, project: str) -> dict[str, set[str]]:
-        """The labels of each subject's resources, by accession ID. BadReply where the server ignores the column."""
+        """List the labels of each subject's resources, by accession ID.
+
+        Raises BadReply if the server ignores the column.
+        """
         found: dict[str, set[str]] = {}
         columns = f"ID,label,{SUBJECT_RESOURCE_LABEL}"
         for row in await self._table(f"/data/projects/{_segment(project)}/subjects", columns=columns):
@@ -235,11 +253,11 @@ class Xnat:
         return found
 
     async def document(self, *item: str) -> dict[str, str]:
-        """The fields of one project, subject or experiment."""
+        """Fetch the fields of one project, subject or experiment."""
         return (await self.item(*item)).fields
 
     async def item(self, *item: str) -> Document:
-        """One project, subject, experiment or scan, with what hangs on it."""
+        """Fetch the document of one project, subject, experiment or scan, with its children."""
         path = _item(item)
         document = await self._transport.json(path, {"format": "json"})
         try:
@@ -248,20 +266,29 @@ class Xnat:
             raise BadReply(f"{self.url}{path} did not come as the document of an item") from None
 
     async def rows(self, *item: str, columns: str = "", **params: str) -> list[Row]:
-        """A list as the server has it, given as the segments of its URL after /data."""
+        """Fetch a list as the server has it, given as the segments of its URL after /data."""
         return await self._table(_item(item), **({"columns": columns} if columns else {}), **params)
 
     async def text(self, path: str) -> str:
-        """A short answer in plain text."""
+        """Fetch a short plain-text reply."""
         return await self._transport.text(path)
 
     @staticmethod
     def segment(text: str) -> str:
-        """One segment of a path, as a URL has it."""
+        """Quote one segment of a URL's path."""
         return _segment(text)
 
     async def raw(self, method: str, path: str, body: bytes, content_type: str | None) -> AsyncGenerator[bytes]:
-        """Whatever is answered to any request, which is sent once; again only where a lost session proves it unread."""
+        """Send any request and yield the body of the reply.
+
+        The request is sent once, and again only if a lost session proves that the server did not act on it.
+
+        Args:
+            method: The HTTP method.
+            path: Path and query, relative to the server's URL.
+            body: The body of the request.
+            content_type: The media type of `body`; None sends no Content-Type.
+        """
         target = path if path.startswith("/") else f"/{path}"
         headers = {"Content-Type": content_type} if content_type else {}
         response = await self._transport.once(method, target, {}, headers, body)
@@ -285,23 +312,36 @@ class Xnat:
         body: Body = b"",
         headers: Mapping[str, str] | None = None,
     ) -> Answer:
-        """Make a change; the server's answer, whatever its status, for whoever knows what it means.
+        """Make a change, and return the server's answer, whatever its status.
 
-        Nothing that may have been carried out is sent again. Raises LoginRequired, Unreachable, Uncertain.
+        A change is not retried if the server may already have applied it.
+
+        Args:
+            method: The HTTP method.
+            path: The path, relative to the server's URL.
+            params: The query.
+            form: Fields to send as a form, in place of `body` and `headers`.
+            body: The body, or a function that begins to yield its pieces, called each time the request is sent.
+            headers: Further headers.
+
+        Raises:
+            LoginRequired: There is no session and no way to log in.
+            Unreachable: The server did not receive the change.
+            Uncertain: The server may have applied the change.
         """
         if form is not None:
             body, headers = urlencode(form).encode(), {"Content-Type": "application/x-www-form-urlencoded"}
         return await self._transport.change(method, path, params or {}, headers or {}, body)
 
     async def prearchive(self, project: str = "") -> list[PrearchiveSession]:
-        """What waits in the prearchive; without a project, of all that the account may edit."""
+        """List the sessions in the prearchive of a project, or of all projects that the account may edit."""
         where = f"/projects/{_segment(project)}" if project else ""
         rows = [PrearchiveSession.parse(row) for row in await self._table(f"/data/prearchive{where}")]
         # Accounts with access to all data get the rows of no project appended to those of any.
         return [row for row in rows if not project or row.project == project]
 
     async def issue_token(self) -> tuple[str, str]:
-        """A new alias and its secret, which log in in place of user and password."""
+        """Issue an alias token: a new alias and its secret, which log in in place of user and password."""
         cells = await self._transport.json("/data/services/tokens/issue", {}, tries=1)
         try:
             return str(cells["alias"]), str(cells["secret"])
@@ -309,11 +349,11 @@ class Xnat:
             raise BadReply(f"{self.url} issued no alias token") from None
 
     async def invalidate_token(self, alias: str) -> None:
-        """Give it back. Only its own session may."""
+        """Invalidate an alias token. The server allows this only to the token's own session."""
         await self._transport.json(f"/data/services/tokens/invalidate/{_segment(alias)}", {}, tries=1)
 
     async def username(self) -> str:
-        """Who the server says we are. Raises LoginRequired where we are nobody."""
+        """Fetch the user name that the server knows the session by. Raises LoginRequired if it knows none."""
         try:
             return await self.text("/xapi/users/username")
         except NotFound:  # a server from before /xapi
@@ -325,13 +365,13 @@ class Xnat:
     # -- content -------------------------------------------------------------------------------------------------
 
     async def head(self, item: Sequence[str], file: FileRow) -> Head:
-        """Request what the server states of a file, without its bytes."""
+        """Request the headers of a file, without its bytes."""
         async with self._heads, self._transport.reply("HEAD", _file_path(item, file)) as response:
             return Head(content_length(response), last_modified(response))
 
     @property
     def ranged(self) -> bool | None:
-        """Whether the server grants ranges; None until it was asked for one."""
+        """Return whether the server supports Range; None until a range was requested."""
         return self._files.ranged
 
     @asynccontextmanager
@@ -343,10 +383,19 @@ class Xnat:
         size: int | None = None,
         stop: int | None = None,
     ) -> AsyncIterator[Download]:
-        """The bytes of a file, from `start` if the server grants it, else from 0.
+        """Download a file, from `start` if the server supports that, else from 0.
 
-        `size` is its known length: a range is never asked past it. With `stop` a range ends there.
-        A connection that breaks is taken up again where it broke. Also raises Stale, if the file is another by then.
+        A connection that breaks is resumed where it broke.
+
+        Args:
+            item: The item that has the resource, as the segments of its URL after /data.
+            file: The file's row in the listing.
+            start: The first byte to request.
+            size: The known length in bytes; a range is never requested past it.
+            stop: Where a range ends, exclusive; None for the end of the file.
+
+        Raises:
+            Stale: The file changed on the server meanwhile.
         """
         path, big = _file_path(item, file), (file.size or 0) > BIG
         async with self._patience(file), self._downloads:
@@ -355,7 +404,7 @@ class Xnat:
 
     @asynccontextmanager
     async def archive(self, item: Sequence[str], *resources: str) -> AsyncIterator[AsyncIterator[bytes]]:
-        """Resources as one tar, in the pieces in which it arrives. Its length is not known beforehand."""
+        """Download resources as one tar, in pieces as they arrive. Its length is not known beforehand."""
         path = f"{_item(item)}/resources/{','.join(_segment(resource) for resource in resources)}/files"
         async with self._downloads, self._transport.reply("GET", path, {"format": "tar"}) as response:
             async with aclosing(self._transport.raw(path, response)) as chunks:
@@ -363,7 +412,7 @@ class Xnat:
 
     @asynccontextmanager
     async def zip(self, experiment: str, scans: Sequence[str] | None) -> AsyncIterator[AsyncIterator[bytes]]:
-        """The server's own archive of some scans (None: all) of an experiment."""
+        """Download the server's own ZIP archive of some scans of an experiment, or of all (None)."""
         chosen = ",".join(_segment(scan) for scan in scans) if scans is not None else "ALL"
         path = f"/data/experiments/{_segment(experiment)}/scans/{chosen}/files"
         async with self._downloads, self._transport.reply("GET", path, {"format": "zip"}) as response:
@@ -372,7 +421,7 @@ class Xnat:
 
     @asynccontextmanager
     async def indexed(self, item: Sequence[str], index: int) -> AsyncIterator[Download]:
-        """The n-th file (from 0) of all the resources of an item, in the order in which `files` lists them."""
+        """Download the n-th file (from 0) of all resources of an item, in the order in which `files` lists them."""
         path = f"{_item(item)}/files"
         query = {"index": str(index)}
         async with self._downloads, self._transport.reply("GET", path, query) as response:
@@ -382,7 +431,7 @@ class Xnat:
                 yield Download(0, size, modified, chunks, None, validator, framed, _file_name(response))
 
     def _patience(self, file: FileRow) -> AbstractAsyncContextManager[object]:
-        """A place for a file that may take minutes; small ones always find one beside those."""
+        """Return the limiter of long downloads for a large file, so that these never take the places of all others."""
         return self._long_downloads if (file.size or 0) > LONG else nullcontext()
 
     # -- requests ------------------------------------------------------------------------------------------------
@@ -407,7 +456,7 @@ class Xnat:
     async def _read(
         self, path: str, collect: Callable[[], Collected[R]], params: Mapping[str, str], most: tuple[int, int]
     ) -> R:
-        """What is collected of the rows of a list as they come; begun anew where the list is asked for again."""
+        """Fetch a list and collect its rows as they arrive; `collect` begins anew each time the list is requested."""
         params = {"format": "json", **params}
 
         async def rows(chunks: AsyncGenerator[bytes]) -> tuple[R, int]:
@@ -427,7 +476,7 @@ class Xnat:
 
 
 async def _fed(table: Table, chunks: AsyncGenerator[bytes], take: Callable[[list[Cells]], None]) -> int:
-    """Parse a list while it comes, and hand over its rows; how many there were."""
+    """Parse a list as it arrives, pass its rows to `take`, and return their number."""
     count = 0
     async for chunk in chunks:
         for start in range(0, len(chunk), PIECE):
@@ -441,7 +490,7 @@ async def _fed(table: Table, chunks: AsyncGenerator[bytes], take: Callable[[list
 
 
 def has_url(path: str) -> bool:
-    """Whether a file's path can travel in a URL.
+    """Return whether a file's path can be part of a URL.
 
     XNAT's firewall refuses encoded '%', ';' and '\\', empty segments and dot segments; control characters are
     refused by the server below it.
@@ -452,12 +501,12 @@ def has_url(path: str) -> bool:
 
 
 def _segment(text: str) -> str:
-    """A name that says where to go is written so that it does not: it would lead to another item."""
+    """Quote one segment of a path, dot segments too: unquoted, they would lead to another item."""
     return text.replace(".", "%2E") if text in (".", "..") else quote(text, safe="", errors="surrogatepass")
 
 
 def _list(keys: Iterable[str]) -> str:
-    """Several items in the place of one."""
+    """Join several items to one segment of a path."""
     return ",".join(_segment(key) for key in keys)
 
 
@@ -470,7 +519,7 @@ def _item(segments: Sequence[str]) -> str:
 
 
 def quoted(path: str) -> str:
-    """A file's path as it travels in a URL."""
+    """Quote a file's path for a URL."""
     return "/".join(_segment(segment) for segment in path.split("/"))
 
 
@@ -479,7 +528,7 @@ def _file_path(item: Sequence[str], file: FileRow) -> str:
 
 
 def _file_name(response: httpx.Response) -> bytes:
-    """The name that a file is sent under, in whatever bytes the server wrote it; b'' where it says none."""
+    """Return the file name in Content-Disposition, as the bytes that the server sent; b'' if there is none."""
     said = next((value for key, value in response.headers.raw if key.lower() == b"content-disposition"), b"")
     _, _, name = said.partition(b'filename="')
     return name.rpartition(b'"')[0]

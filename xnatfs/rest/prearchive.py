@@ -1,7 +1,7 @@
-"""What may be done with sessions in the prearchive, and how to know that it was done.
+"""Archive, move, rebuild and delete sessions in the prearchive, and verify the outcome.
 
-The server works while it is asked, or later, or goes on after a proxy has given up: what its answer does not settle is
-settled by looking at the prearchive and the archive. Nothing here is done twice.
+The server works during the request, or later, or continues after a proxy has given up. What its answer leaves open is
+settled by looking at the prearchive and the archive. No change is made twice.
 """
 
 import logging
@@ -37,7 +37,7 @@ Watch = Callable[[PrearchiveSession], None]
 
 @dataclass(frozen=True, slots=True)
 class Archived:
-    """Where a session has ended up."""
+    """The place of a session in the archive."""
 
     project: str
     session: str
@@ -48,7 +48,14 @@ class Archived:
 def matching(
     rows: Sequence[PrearchiveSession], session: str = "", timestamp: str = "", status: str = ""
 ) -> list[PrearchiveSession]:
-    """Those of this folder or name (or pattern), of this time, in this state."""
+    """Return the sessions of this folder or name (or pattern), timestamp and status; '' matches any.
+
+    Args:
+        rows: Sessions in the prearchive.
+        session: A folder, a name, or a pattern of either (fnmatch).
+        timestamp: The timestamp in the session's path.
+        status: The status, in any case.
+    """
     return [
         row
         for row in rows
@@ -67,7 +74,7 @@ async def archived(xnat: Xnat, project: str, label: str) -> dict[str, str]:
 
 
 async def project_id(xnat: Xnat, project: str) -> str:
-    """Fetch the ID of a project, which may be known by an alias, too."""
+    """Fetch the ID of a project, given by its ID or an alias."""
     return (await xnat.item("projects", project)).fields.get("ID", project)
 
 
@@ -78,9 +85,9 @@ def origin(fields: Mapping[str, str]) -> tuple[str, str]:
 
 
 def is_same(fields: Mapping[str, str], waiting: PrearchiveSession) -> bool:
-    """Check whether an archived session is the one that waited: by the entry it came from, or by its study.
+    """Check whether an archived session is the one that waited, by its prearchive entry or by its study.
 
-    What is added to an archived session leaves it with the entry that it first came from.
+    An archived session keeps the entry that it first came from when more is added to it.
     """
     if origin(fields) == (waiting.timestamp, waiting.folder):
         return True
@@ -90,10 +97,21 @@ def is_same(fields: Mapping[str, str], waiting: PrearchiveSession) -> bool:
 async def archive(
     xnat: Xnat, waiting: PrearchiveSession, *, overwrite: bool = False, subject: str = "", label: str = ""
 ) -> Archived:
-    """Archive a session, of this subject and under this label if they are given, and return when it is there.
+    """Archive a session, and return when it is in the archive.
 
-    Raises Conflict where what is there stands against it, XnatError where it was archived elsewhere than it was to be,
-    and Denied, Unreachable, BadReply.
+    Args:
+        xnat: The client.
+        waiting: The session in the prearchive.
+        overwrite: Add to an archived session of the same label, and replace its files.
+        subject: The subject to archive it under; '' for the one that the server has chosen.
+        label: The label to archive it under; '' for the session's own.
+
+    Raises:
+        Conflict: Existing data prevents it.
+        XnatError: The server archived it under another project, subject or label.
+        Denied: The account may not archive it.
+        Unreachable: The server did not archive it.
+        BadReply: The server's answer is not understood.
     """
     form = (OVERWRITE if overwrite else KEEP) | _named(subject, label)
     try:
@@ -123,19 +141,19 @@ async def archive(
 
 
 def _named(subject: str, label: str) -> dict[str, str]:
-    """Return the fields that name a session to be archived. `dest` does it nowhere: ignored, or the end of it."""
+    """Return the form fields that name the archived session. No release accepts `dest`: it is ignored, or it fails."""
     return {**({"subject": subject} if subject else {}), **({"session": label} if label else {})}
 
 
 def _place(answer: Answer) -> str:
-    """Return the URI in the archive, by a line of the body or the address of a redirection; '' where there is none."""
+    """Return the URI in the archive, from the first line of the body or from Location; '' if there is none."""
     uri = (answer.location if answer.status == 303 else answer.text.partition("\n")[0]).strip()
     _, found, path = uri.partition("/archive/")
     return f"/data/archive/{path}" if found else uri if uri.startswith("/") and "/experiments/" in uri else ""
 
 
 async def _compared(xnat: Xnat, waiting: PrearchiveSession, uri: str, subject: str, label: str) -> Archived:
-    """Compare where the server says to have archived a session with what was asked. Raises XnatError if they differ."""
+    """Compare the place that the server reports with the one requested. Raises XnatError if they differ."""
     project, owner = waiting.project, ""
     match uri.strip("/").split("/"):
         case [*_, "projects", project, "subjects", owner, "experiments", session]:
@@ -152,7 +170,7 @@ async def _compared(xnat: Xnat, waiting: PrearchiveSession, uri: str, subject: s
 async def _checked(
     xnat: Xnat, waiting: PrearchiveSession, fields: Mapping[str, str], uri: str, subject: str, label: str
 ) -> Archived:
-    """Check an archived session against what was asked. Raises XnatError if it is another."""
+    """Compare an archived session with the one requested. Raises XnatError if they differ."""
     project, session, owner = (fields.get(name, "") for name in ("project", "label", "subject_ID"))
     if subject and owner and subject != owner:
         owner = (await xnat.item("subjects", owner)).fields.get("label", owner)
@@ -168,7 +186,15 @@ async def _checked(
 async def outcome(
     xnat: Xnat, waiting: PrearchiveSession, *, subject: str = "", label: str = "", said: str = ""
 ) -> Archived:
-    """Find out what became of a session to be archived, where no answer tells. Raises as `archive` does."""
+    """Find out whether a session was archived if no answer reports it. Raises as `archive` does.
+
+    Args:
+        xnat: The client.
+        waiting: The session in the prearchive.
+        subject: The subject that was requested, or ''.
+        label: The label that was requested, or ''.
+        said: The server's answer, for error messages.
+    """
     row = await settled(xnat, waiting, lambda row: None)
     if row is None:
         names = dict.fromkeys((label or waiting.name, waiting.name))
@@ -183,7 +209,14 @@ async def outcome(
 async def appeared(
     xnat: Xnat, project: str, labels: Iterable[str], wanted: Callable[[Mapping[str, str]], bool]
 ) -> dict[str, str]:
-    """Fetch the fields of a session that was archived a moment ago; empty if none that is wanted appears."""
+    """Fetch the fields of a session that was archived a moment ago; empty if it does not appear.
+
+    Args:
+        xnat: The client.
+        project: The project to look in.
+        labels: The labels that the session may have.
+        wanted: Returns whether the fields found are those of the session.
+    """
     with trio.move_on_after(APPEARS_WITHIN):
         while True:
             for label in labels:
@@ -194,7 +227,10 @@ async def appeared(
 
 
 async def settled(xnat: Xnat, waiting: PrearchiveSession, watch: Watch) -> PrearchiveSession | None:
-    """The session once the server has done with it: READY, CONFLICT or ERROR; None when it is gone. Has no end."""
+    """Poll a session until the server has finished with it, without a time limit; call `watch` while it has not.
+
+    Return it with its final status, such as READY, CONFLICT or ERROR; None if it is gone.
+    """
     pause = FIRST_LOOK
     while True:
         row = await look(xnat, waiting)
@@ -206,13 +242,20 @@ async def settled(xnat: Xnat, waiting: PrearchiveSession, watch: Watch) -> Prear
 
 
 async def look(xnat: Xnat, waiting: PrearchiveSession) -> PrearchiveSession | None:
-    """The session as it is now, or None."""
+    """Fetch the current state of a session; None if it is not in the prearchive."""
     rows = await xnat.prearchive(waiting.project)
     return next((row for row in rows if row.key == waiting.key), None)
 
 
 async def conflicts(xnat: Xnat, waiting: PrearchiveSession, *, subject: str = "", label: str = "") -> list[str]:
-    """What stands against archiving it, in the server's words; empty where nothing does, or it cannot tell."""
+    """Fetch the server's reasons against archiving a session; empty if there are none, or it cannot report any.
+
+    Args:
+        xnat: The client.
+        waiting: The session in the prearchive.
+        subject: The subject to archive it under, or ''.
+        label: The label to archive it under, or ''.
+    """
     query, form = {"format": "json", "src": waiting.path}, KEEP | _named(subject, label)
     try:
         answer = await xnat.change("POST", "/data/services/validate-archive", query, form=form)
@@ -231,7 +274,7 @@ async def conflicts(xnat: Xnat, waiting: PrearchiveSession, *, subject: str = ""
 
 
 def _messages(found: Any) -> list[str]:
-    """Every `message` in whatever form the server gives them."""
+    """Collect every `message` in a JSON document of any shape."""
     if isinstance(found, list):
         return [text for each in found for text in _messages(each)]
     if not isinstance(found, dict):
@@ -241,7 +284,7 @@ def _messages(found: Any) -> list[str]:
 
 
 async def move(xnat: Xnat, waiting: PrearchiveSession, project: str) -> str:
-    """Move it to another project; its new URI. Raises Conflict, Denied, NotFound."""
+    """Move a session to another project, and return its new URI. Raises Conflict, Denied, NotFound."""
     answer = await _act(xnat, waiting, {"action": "move", "newProject": project})
     if answer.status == 301 or (answer.ok and answer.text):
         return _uri(answer)
@@ -255,21 +298,21 @@ async def move(xnat: Xnat, waiting: PrearchiveSession, project: str) -> str:
 
 
 async def delete(xnat: Xnat, waiting: PrearchiveSession) -> None:
-    """Delete it, for good. Raises Conflict, Denied, NotFound."""
+    """Delete a session permanently. Raises Conflict, Denied, NotFound."""
     answer = await xnat.change("DELETE", _path(xnat, waiting))
     if not answer.ok:
         raise failure(xnat, answer, f"deleting {_name(waiting)}")
 
 
 async def rebuild(xnat: Xnat, waiting: PrearchiveSession) -> None:
-    """Have its document made again from its images. Raises Conflict, Denied, NotFound."""
+    """Rebuild a session's document from its images. Raises Conflict, Denied, NotFound."""
     answer = await _act(xnat, waiting, {"action": "build"})
     if not answer.ok:
         raise failure(xnat, answer, f"rebuilding {_name(waiting)}")
 
 
 async def commit(xnat: Xnat, waiting: PrearchiveSession) -> str:
-    """Tell the server that nothing more will come; where the session is then: here, or in the archive."""
+    """Report to the server that a session is complete, and return its URI, in the prearchive or in the archive."""
     answer = await _act(xnat, waiting, {"action": "commit"})
     if answer.ok or answer.status == 301:
         return _uri(answer)
@@ -277,7 +320,7 @@ async def commit(xnat: Xnat, waiting: PrearchiveSession) -> str:
 
 
 async def held(xnat: Xnat, waiting: PrearchiveSession) -> int | None:
-    """How many files of scans the session has; None where the server does not know yet."""
+    """Fetch the number of scan files in a session; None if the server does not know it yet."""
     try:
         rows = await xnat.rows("prearchive", "projects", *waiting.key, "resources")
     except (NotFound, BadReply):
@@ -304,7 +347,7 @@ def _name(waiting: PrearchiveSession) -> str:
 
 
 def failure(xnat: Xnat, answer: Answer, what: str) -> XnatError:
-    """What the refusal of a change means, in one line."""
+    """Map the refusal of a change to an exception, with a one-line message."""
     facts: Any = {"status": answer.status, "url": xnat.url}
     text = f"{what}: {xnat.url} answers {answer.said()}"
     match answer.status:
