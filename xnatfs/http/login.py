@@ -1,15 +1,15 @@
-"""One login for everybody who shares a client: made once, reused, made again when the server lets it die.
+"""Log in once for all tasks that share a client, and again when the session expires.
 
-XNAT exchanges Basic credentials for a JSESSIONID. A session that has died does not always say so: a closed site
-answers 401 or sends the login page, an open one goes on and answers as guest, with less in its lists. So a reply is
-looked at for signs of a lost session; a doubtful one is settled by asking the server who we are, which a guest is
-never told. A refused password is not offered again for a while: servers lock accounts.
+XNAT exchanges Basic credentials for a JSESSIONID. The loss of a session is not always reported: a closed site answers
+401 or sends the login page, an open one continues and answers as to a guest, with less in its lists. So each reply is
+checked for signs of a lost session; a doubtful one is settled by requesting the current user, which the server never
+reports to a guest. A refused password is not sent again for a while: servers lock accounts.
 
-With a `SessionStore` the session is that of every program of the user: found before anybody logs in, kept for the
-next one, and left alive at the end.
+With a `SessionStore` all programs of the user share the session: it is looked up before a login, kept for the next
+program, and left alive at the end.
 
-No cookie jar is used: any reply may set a fresh guest session, which would overwrite ours. Where a server, or what is
-in front of it, gives a session a new ID with each reply, the newest is sent, and by one request at a time.
+No cookie jar is used: any reply may set a fresh guest session, which would overwrite ours. If a server, or a proxy in
+front of it, gives a session a new ID with each reply, the newest is sent, and by one request at a time.
 """
 
 import logging
@@ -107,7 +107,7 @@ class Login:
         self._turn = trio.Lock()
 
     async def token(self) -> str:
-        """The JSESSIONID to send. Logs in where there is none, or where it has idled longer than the server allows.
+        """Return the JSESSIONID to send; log in if there is none, or if it has idled longer than the server allows.
 
         Raises LoginRequired, Unreachable, NotXnat.
         """
@@ -120,7 +120,7 @@ class Login:
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """Send a request in here, up to the head of its reply: alone, where that changes the ID of the session."""
+        """Send a request within this context, up to the head of its reply: alone, if replies change the session ID."""
         if not self._rotates:
             yield
             return
@@ -129,11 +129,11 @@ class Login:
 
     @property
     def current(self) -> str:
-        """The session as far as it is known, alive or not; '' where there is none, or it may be sent in turn only."""
+        """Return the last known session, alive or not; '' if there is none, or it may be sent within `turn` only."""
         return "" if self._rotates else self._token
 
     async def _obtain(self) -> str:
-        """A session: one that others have made, or our own."""
+        """Return a session: one that another program has made, or a new one."""
         if self._sessions is None:
             return await self._log_in()
         if token := self._found():
@@ -164,7 +164,7 @@ class Login:
         return IDLE if self._idle_limit == float("inf") else self._idle_limit
 
     async def renew(self) -> None:
-        """Log in now, and close the session that this replaces. Raises as `token`."""
+        """Log in now, and end the session that this replaces. Raises as `token`."""
         async with self._lock:
             before = self._sessions.find_kept() if self._sessions else None
             self._token = await self._log_in()
@@ -175,7 +175,7 @@ class Login:
                 await self._delete(before.token)
 
     async def log_out(self) -> bool:
-        """End the session for every program; whether there was one. One that has idled may be alive all the same."""
+        """End the session for every program, even one that has idled; return whether there was one."""
         assert self._sessions is not None
         session = self._sessions.find(ended=True)
         self._token = ""
@@ -187,7 +187,7 @@ class Login:
         return True
 
     def heard(self, response: httpx.Response) -> None:
-        """Note that the server has just answered to our session, and how long it lets one idle."""
+        """Record that the server has just answered in the session, and the idle limit that it states."""
         self._heard_at = now()
         for cookie in response.headers.get_list("set-cookie"):
             if match := _EXPIRATION.match(cookie):
@@ -196,9 +196,14 @@ class Login:
             self._sessions.slide(self._token, self._idle())
 
     async def lost(self, token: str, response: httpx.Response, expects: Expects, *, young: bool = False) -> bool:
-        """Whether this reply was given to a session that is dead; then the next `token()` logs in, once for all.
+        """Return whether a reply was given to a dead session; then the next `token()` logs in, once for all tasks.
 
-        One that is `young` was made for this request: the server is asked whether a 401 was meant for the session.
+        Args:
+            token: The session that the request was sent in.
+            response: The reply.
+            expects: The kind of body expected.
+            young: The session was made for this request; then a request to the server settles whether a 401 was
+                meant for the session.
         """
         refused = response.status_code == 401
         if refused and not young:
@@ -216,16 +221,16 @@ class Login:
         return True
 
     def made(self, token: str, since: int) -> bool:
-        """Whether this session was made after so many logins: then a refusal of it is hardly a matter of age.
+        """Return whether a session was made after the first `since` logins: a refusal is then hardly due to its age.
 
-        One that was found, with another program's, may be as dead as the one before it.
+        A session that was found, made by another program, may be as dead as the one before it.
         """
         return self.logins > since and token == self._made
 
     async def alive(self, token: str) -> bool:
-        """Whether the server still knows this session as an account. A dead one is dropped.
+        """Return whether the server still knows a session as that of an account. A dead one is dropped.
 
-        Raises Unavailable where it cannot tell at the moment.
+        Raises Unavailable if the server cannot answer at the moment.
         """
         newest = await self._confirm(token)
         if not newest:
@@ -235,7 +240,7 @@ class Login:
         return bool(newest)
 
     async def _confirm(self, token: str) -> str:
-        """Return the session that the server has answered with, if it knows this one as an account, else ''."""
+        """Return the session ID that the server answers with, if it knows this session as an account's, else ''."""
         cookie = {"Cookie": f"JSESSIONID={token}"}
         response, _ = await self._asked("GET", "/xapi/users/username", headers=cookie)
         known = response.status_code == 200 and not _is_html(response)
@@ -249,7 +254,7 @@ class Login:
         return (_session_cookie(response) or token) if known else ""
 
     async def _succeeds(self, token: str, offered: str) -> bool:
-        """Whether a reply has given our session this ID in the place of `token`, rather than opened one for a guest."""
+        """Return whether a reply has replaced the session's ID by `offered`, rather than opened a guest's session."""
         async with self._lock:
             if newest := await self._confirm(offered):
                 self._rotates = True
@@ -257,7 +262,7 @@ class Login:
             return bool(newest)
 
     def _follow(self, token: str, newest: str) -> None:
-        """Go on with another ID of the session."""
+        """Replace the ID of the session."""
         if self._token in (token, ""):
             self._token = newest
         if self._made == token:
@@ -266,11 +271,11 @@ class Login:
             self._sessions.replace(token, newest)
 
     def doubtful(self) -> bool:
-        """Whether it is so long since the server last told our name that an empty answer may be a guest's."""
+        """Return whether the server confirmed the session so long ago that an empty answer may be a guest's."""
         return now() - self._confirmed_at > min(CONFIRM_AFTER, self._idle_limit / 2)
 
     async def close(self) -> None:
-        """End the session on the server, if there is one and it is nobody else's."""
+        """End the session on the server, if there is one and it is not shared."""
         token, self._token = self._token, ""
         if token and self._sessions is None:
             await self._delete(token)
@@ -347,7 +352,7 @@ class Login:
         return response, text
 
     async def _fill_in(self, credentials: Credentials, more: dict[str, str]) -> tuple[httpx.Response, str]:
-        """Log in by the form, which answers the session's ID as /data/JSESSION does."""
+        """Log in by the form, which answers with the session's ID as /data/JSESSION does."""
         form = {"username": credentials.username, "password": credentials.password, **more}
         response, text = await self._asked("POST", "/data/services/auth", form=form)
         if response.status_code == 500 and "bad credentials" in text.lower():  # releases before 1.7
@@ -359,7 +364,7 @@ class Login:
     async def _asked(
         self, method: str, path: str, *, auth: Any = None, headers: Any = None, form: Any = None
     ) -> tuple[httpx.Response, str]:
-        """A reply, closed, and the beginning of its body: whatever its charset or encoding are said to be."""
+        """Return the closed reply and the beginning of its body, whatever charset or encoding the headers state."""
         request = self._http.build_request(method, path, headers=headers, data=form)
         response = await self._http.send(request, stream=True, auth=auth)
         body = bytearray()
@@ -416,13 +421,13 @@ class Login:
 
 
 def obstacle(response: httpx.Response, text: str) -> str:
-    """Return why a login failed that is not a matter of the password, and what to do; '' where nothing says so."""
+    """Return the reason of a failed login other than a wrong password, and the remedy; '' if no reason is found."""
     where = response.headers.get("location", "")
     return next((why for said, why in OBSTACLES if re.search(said, f"{where}\n{text}", re.IGNORECASE)), "")
 
 
 def page_message(html: str) -> str:
-    """Return the words of an error page, or ''; of plain text the first line."""
+    """Return the message of an error page, or the first line of plain text; '' if there is none."""
     if "<" not in html:
         return " ".join(html.strip().partition("\n")[0].split())[:200]
     found = (_text_between(html, begin, end) for begin, end in PLACES)
@@ -430,7 +435,7 @@ def page_message(html: str) -> str:
 
 
 def _text_between(html: str, begin: str, end: str) -> str:
-    """Return what stands between two tags, without markup. `begin` lacks its '>', since it may have attributes."""
+    """Return the text between two tags, without markup. `begin` lacks its '>', since it may have attributes."""
     # One step after the other: as one pattern, a page of `<h3<h3<h3` would take the square of its length.
     begins = re.search(begin, html, re.IGNORECASE)
     if not begins:
@@ -447,7 +452,7 @@ def status_line(response: httpx.Response) -> str:
 
 
 def asks_to_wait(response: httpx.Response) -> bool:
-    """Whether a server that cannot at the moment is there to say until when."""
+    """Return whether a reply proves the server reachable, only busy: it has Retry-After, or status 429."""
     return response.status_code == 429 or "retry-after" in response.headers
 
 
@@ -462,10 +467,10 @@ def _is_html(response: httpx.Response) -> bool:
 
 
 def _is_page(response: httpx.Response, expects: Expects) -> bool:
-    """A page for people where data were due: to log in or to change the password, with 200 or by redirect.
+    """Return whether a web page came in place of data: to log in or change the password, with 200 or by redirect.
 
-    XNAT sends files, HTML files too, as attachments; releases before 1.7 with a date and a rule for caches instead. Of
-    a page it sends neither.
+    XNAT sends files, HTML files too, as attachments; releases before 1.7 send a date and Cache-Control instead. A page
+    has neither.
     """
     if response.is_redirect and expects != "any":
         return True
@@ -477,7 +482,7 @@ def _is_page(response: httpx.Response, expects: Expects) -> bool:
 
 
 def _is_file(response: httpx.Response) -> bool:
-    """Tell whether HTML is a file. One without Content-Disposition is called so: the type is that of the name."""
+    """Return whether HTML is a file. Without Content-Disposition its name says so: XNAT takes the type from there."""
     headers = response.headers
     if "attachment" in headers.get("content-disposition", "").lower():
         return True
@@ -486,23 +491,23 @@ def _is_file(response: httpx.Response) -> bool:
 
 
 def check_is_data(response: httpx.Response, expects: Expects) -> None:
-    """Raise BadReply where a page for people came instead of data."""
+    """Raise BadReply if a web page came in place of data."""
     if _is_page(response, expects):
         raise BadReply(f"{response.url.path} came as a web page, not as data")
 
 
 def _foreign_session(token: str, response: httpx.Response) -> bool:
-    """Whether the reply opens another session: the server did not know ours."""
+    """Return whether the reply opens another session: the server did not know this one."""
     return _session_cookie(response) not in ("", token)
 
 
 def _session_cookie(response: httpx.Response) -> str:
-    """The JSESSIONID that a reply sets, the last of several; '' where it sets none."""
+    """Return the JSESSIONID that a reply sets, the last of several; '' if it sets none."""
     cookies = response.headers.get_list("set-cookie")
     found = [match[1] for cookie in cookies if (match := _JSESSIONID.match(cookie)) and is_session_id(match[1])]
     return found[-1] if found else ""
 
 
 def _target(response: httpx.Response) -> str:
-    """Return where a reply redirects to, without what may be secret: what is behind the path."""
+    """Return the target of a redirect without query and fragment, which may be secret."""
     return re.split("[?#]", response.headers.get("location", ""))[0] or "another address"

@@ -1,8 +1,8 @@
-"""Files as they arrive: what a server grants of ranges, what the headers promise, and connections that break.
+"""Download files by range where the server supports it, check the headers, and resume broken connections.
 
 Rules: a range is never requested past the end, because the server does not clamp; a whole file is accepted as the
-answer to a range, but no other range than the requested one; the bytes of two replies are joined only where a strong
-validator (RFC 9110, 8.8) or a digest proves them to be of one version, or where all that came before comes again.
+answer to a range, but no other range than the requested one; the bytes of two replies are joined only if a strong
+validator (RFC 9110, 8.8) or a digest proves them to be of one version, or if all earlier bytes come again.
 """
 
 import hashlib
@@ -54,10 +54,10 @@ Into = Callable[[int | None, int, int], AsyncGenerator[int]]
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """A file that has begun to arrive, from `start` to the end, or to where a range was asked for.
+    """A file that has begun to arrive, from `start` to the end of the file or of the requested range.
 
-    Either `chunks` is iterated, or, where there is one, `into` is told where the bytes go. Both raise XnatErrors;
-    `into` the OSError of the file, too, and can be told to put the same bytes there again.
+    Either iterate over `chunks`, or call `into`, if there is one, with the place where the bytes go. Both raise
+    XnatErrors; `into` also raises the OSError of the file, and may then be called again for the same bytes.
     """
 
     start: int
@@ -72,14 +72,14 @@ class Download:
 
 
 class Head(NamedTuple):
-    """Hold the length and date that a HEAD states."""
+    """The length and date that the reply to a HEAD states."""
 
     size: int | None
     modified: str  # Last-Modified, as sent
 
 
 class Promise(NamedTuple):
-    """What the headers of a file's reply promise."""
+    """The range, length and version that the headers of a file's reply promise."""
 
     start: int
     stop: int | None  # where it ends
@@ -91,7 +91,7 @@ class Promise(NamedTuple):
 
 
 class Downloads:
-    """How files come from one server."""
+    """The downloads of one server, and its support of Range as far as it is known."""
 
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
@@ -101,7 +101,7 @@ class Downloads:
 
     @property
     def ranged(self) -> bool | None:
-        """Whether the server grants Range; None until it was asked, and where it refused, again after a while."""
+        """Return whether the server supports Range; None until it was asked, and some time after a refusal again."""
         if trio.current_time() < self._without_until:
             return False
         return self._granted or None
@@ -110,7 +110,16 @@ class Downloads:
     async def open(
         self, path: str, start: int, stop: int | None, size: int | None, *, big: bool, verified: bool
     ) -> AsyncIterator[Download]:
-        """See `Xnat.download`. `verified`: a digest decides in the end whether the bytes are of one version."""
+        """Download a file, as `Xnat.download` does.
+
+        Args:
+            path: The file's path, relative to the server's URL.
+            start: The first byte to request.
+            stop: Where a range ends, exclusive; None for the end of the file.
+            size: The known length in bytes; a range is never requested past it.
+            big: A download process receives the file.
+            verified: A digest decides in the end whether the bytes are of one version.
+        """
         begun = await self.begin(path, start, stop, size, big)
         if begun[1].is_range and start == 0 and not (verified or begun[1].validator):
             # Nothing tells that the next range is of the same version: all of the file comes by one download.
@@ -136,10 +145,22 @@ class Downloads:
         within: float = math.inf,
         validator: str = "",
     ) -> tuple[httpx.Response, Promise]:
-        """Request a file, or a range of it where `size` is known, or `stop`.
+        """Request a file, or a range of it if `size` or `stop` is known.
 
-        With a `validator` a range is of the version that has it, or the whole file comes. A server that knows no
-        ranges answers the one from the first byte as if none was requested: that costs nothing.
+        A server without Range answers a range from the first byte with the whole file, so that it costs nothing to
+        request one.
+
+        Args:
+            path: The file's path, relative to the server's URL.
+            start: The first byte to request.
+            stop: Where the range ends, exclusive; None for the end of the file.
+            size: The known length in bytes, or None.
+            big: A download process receives the file.
+            within: The retry budget, in seconds.
+            validator: A strong validator: the range is of the version that has it, or the whole file comes.
+
+        Returns:
+            The reply, its body not yet read, and what its headers promise.
         """
         headers = {}
         end = min((each for each in (stop, size) if each is not None), default=0)
@@ -166,9 +187,9 @@ class Downloads:
     async def _promise(
         self, path: str, response: httpx.Response, asked: tuple[int, int] | None, size: int | None, validator: str
     ) -> Promise | str:
-        """The promise of a reply; what it does instead, where it has not the range that was asked for.
+        """Return the promise of a reply or, if it lacks the requested range, the reason as text.
 
-        "" where there is no such range, because the file is shorter than it is listed.
+        The reason is "" if there is no such range, because the file is shorter than it is listed.
         """
         where = f"{self.transport.url}{path}"
         if asked and response.status_code in RANGE_REFUSED:
@@ -194,7 +215,7 @@ class Downloads:
         return Promise(*asked, int(match[3]), modified, found, framed=True, is_range=True)
 
     def _refused(self, why: str) -> None:
-        """No more ranges are asked for, for a while; of a server that has granted some, after several refusals."""
+        """Stop requesting ranges for a while; after several refusals if the server has granted a range before."""
         self._refusals += 1
         enough = REFUSALS if self._granted else 1
         if self._refusals >= enough:
@@ -204,7 +225,7 @@ class Downloads:
 
 
 class _Arrival:
-    """The bytes of a file that has begun, over as many connections as it takes."""
+    """The bytes of a file that has begun to arrive, over as many connections as it takes."""
 
     def __init__(
         self,
@@ -254,7 +275,7 @@ class _Arrival:
     def _fresh(self, chunk: bytes) -> bytes:
         """Return the bytes of a chunk that were not received before.
 
-        Raises Stale where the rest is not what came before, BadReply after the end.
+        Raises Stale if the repeated bytes differ from those received before, BadReply after the end.
         """
         again, fresh = chunk[: self._skip], chunk[self._skip :]
         self._skip -= len(again)
@@ -280,7 +301,7 @@ class _Arrival:
                 await self._take_up_again(error)
 
     async def _written(self, descriptor: int | None, offset: int, length: int) -> AsyncGenerator[int]:
-        """The next bytes go there by the process that has them."""
+        """Have the download process write the next bytes."""
         body, patience = self._response.extensions["writable"], self._patience
         async with aclosing(self._transport.written(self._path, body, None, 0, self._skip, patience)) as skipped:
             async for count in skipped:
@@ -291,7 +312,10 @@ class _Arrival:
                 yield count
 
     async def _put(self, descriptor: int | None, offset: int, length: int) -> AsyncGenerator[int]:
-        """The same by hand, once a process was lost and there is no other. What breaks is taken up in there."""
+        """Write the next bytes in this process, once a download process was lost and there is no other.
+
+        `chunks` resumes a broken connection by itself.
+        """
         self._by_hand = self._by_hand or self.chunks()
         while length:
             self._rest = self._rest or await anext(self._by_hand, b"")
@@ -314,7 +338,7 @@ class _Arrival:
         return f"{self._transport.url}{self._path}"
 
     async def _take_up_again(self, error: Unreachable) -> None:
-        """Another connection, from where this one broke. Raises its error where too little has come for too long."""
+        """Resume on another connection where this one broke. Raises `error` if the retry budget is spent."""
         await _closed(self._response)
         transport, patience = self._transport, self._patience
         self._left = min(transport.patience, patience.left, self._left - patience.waited + self._bought())
@@ -344,7 +368,7 @@ class _Arrival:
         return Stale(f"{self._where} changed on the server while it was read")
 
     def _bought(self) -> float:
-        """Seconds for the bytes that are new since this was last asked; those that came again buy none."""
+        """Return the seconds that the bytes new since the last call add to the budget; repeated bytes add none."""
         fresh, self._counted = self._position - self._counted, self._position
         return fresh / SLOWEST
 
@@ -364,13 +388,13 @@ def is_framed(response: httpx.Response) -> bool:
 
 
 def last_modified(response: httpx.Response) -> str:
-    """The header as it came; '' for what is no date."""
+    """Return Last-Modified as it was sent; '' if it is no date."""
     value = response.headers.get("last-modified", "")
     return value if _DATE.fullmatch(value) else ""
 
 
 def strong_validator(response: httpx.Response) -> str:
-    """Return a strong validator of a reply, to be sent in If-Range; '' where there is none."""
+    """Return a strong validator of a reply, to be sent in If-Range; '' if there is none."""
     tag: str = response.headers.get("etag", "")
     if _STRONG_TAG.fullmatch(tag):
         return tag
@@ -382,7 +406,7 @@ def strong_validator(response: httpx.Response) -> str:
 
 
 def _seconds(date: str) -> float | None:
-    """Parse an HTTP date to seconds since the epoch; None for what is none."""
+    """Parse an HTTP date to seconds since the epoch; None if it is no date."""
     try:
         parsed = parsedate_tz(date)
         return mktime_tz(parsed) if parsed else None

@@ -1,8 +1,8 @@
 """Send idempotent requests, with retries and re-authentication.
 
-What holds for any request is here: the session, the retries, what a status means, how many are in flight, which
-certificates are trusted. `rest/client.py` above knows what to request. httpx's exceptions become those of xnatfs here
-(by `http/failures.py`) and nowhere else.
+This module has what any request needs: the session, the retries, the meaning of a status, the limit of requests in
+flight, and the trusted certificates. `rest/client.py` above knows what to request. httpx's exceptions become those of
+xnatfs here (by `http/failures.py`) and nowhere else.
 """
 
 import logging
@@ -85,7 +85,7 @@ Body = bytes | Callable[[], AsyncGenerator[bytes]]
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A request that is safe to repeat. `big`: a process beside this one had better write the body, see `written`."""
+    """A request that is safe to repeat. With `big`, a download process writes the body to the file, see `written`."""
 
     method: str
     path: str
@@ -97,7 +97,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a server says to a change. `text` is all of a short body, the beginning of a long one."""
+    """A server's answer to a change. `text` is all of a short body, or the beginning of a long one."""
 
     status: int
     location: str
@@ -109,11 +109,11 @@ class Answer:
 
     @property
     def is_page(self) -> bool:
-        """For people with a browser: an XNAT answers a change that went well with nothing, an address, or JSON."""
+        """Return whether the body is a web page: XNAT answers a successful change with nothing, an address, or JSON."""
         return self.text.lstrip("\ufeff \r\n\t").startswith("<")
 
     def said(self) -> str:
-        """The server's own words, for people."""
+        """Return the server's own message, to be shown to the user."""
         return page_message(self.text) or f"status {self.status}"
 
 
@@ -124,7 +124,18 @@ async def open_transport(
     wire: httpx.AsyncBaseTransport | None = None,
     sessions: SessionStore | None = None,
 ) -> AsyncIterator["Transport"]:
-    """The way to one server; its session ends with it, or is kept in `sessions`. At first nothing is sent."""
+    """Open the transport to one server, without sending a request yet.
+
+    Args:
+        config: The server's URL, timeouts and TLS settings.
+        credentials: The login; None if only a session in `sessions` can be used.
+        wire: Replaces the network in tests.
+        sessions: Shares the session with other programs and keeps it at the end; without it, the transport ends the
+            session on exit.
+
+    Raises:
+        ConfigError: The environment names a proxy that cannot be used.
+    """
     url = urlsplit(config.url)
     loopback = is_loopback(url.hostname or "")
     proxied = not loopback and getproxies().keys() & {url.scheme, "all"} and not proxy_bypass(url.hostname or "")
@@ -167,7 +178,7 @@ async def open_transport(
 
 
 def _proxy_named(client: Callable[[int, int], httpx.AsyncClient], connections: int, kept: int) -> httpx.AsyncClient:
-    """Make a client; raises ConfigError where the proxy of the environment cannot be one."""
+    """Make a client. Raises ConfigError if the environment names a proxy that cannot be used."""
     try:
         return client(connections, kept)
     except (ValueError, httpx.InvalidURL, ImportError):  # whose words may hold a part of a password
@@ -177,7 +188,7 @@ def _proxy_named(client: Callable[[int, int], httpx.AsyncClient], connections: i
 
 @asynccontextmanager
 async def _big_files(config: Config, possible: bool) -> AsyncIterator[httpx.AsyncClient | None]:
-    """What sends the requests for big files; None where httpx itself is needed: to a proxy, to a server of a test."""
+    """Open the client that requests big files; None if httpx must do it: through a proxy, or to a test's server."""
     if not possible:
         yield None
         return
@@ -192,7 +203,7 @@ async def _big_files(config: Config, possible: bool) -> AsyncIterator[httpx.Asyn
 
 
 class Transport:
-    """The way to one server, as one account. Every method raises our errors only."""
+    """A transport to one server, as one account. Every method raises only exceptions of xnatfs."""
 
     def __init__(
         self,
@@ -218,14 +229,14 @@ class Transport:
         return str(self._http.base_url).rstrip("/")
 
     async def log_in(self) -> None:
-        """Log in now, with a single try: whoever starts a mount wants to know at once. A session found is looked at."""
+        """Log in now, with a single attempt, so that a mount fails at once. A session that was found is verified."""
         async with self._in_time("to a login"), self.login.turn():
             token = await self.login.token()
             if self.login.doubtful() and not await self.login.alive(token):
                 await self.login.token()
 
     async def session_lives(self, path: str) -> bool:
-        """Whether the server still knows our session; asked where an answer is suspiciously empty."""
+        """Ask the server whether the session is still valid, if the reply to `path` is suspiciously empty."""
         lives = False
         async with self._in_time(f"to who asks for {path}"), self.login.turn():
             lives = await self.login.alive(await self.login.token())
@@ -233,7 +244,7 @@ class Transport:
 
     @asynccontextmanager
     async def _in_time(self, what: str) -> AsyncIterator[None]:
-        """Several questions about the session, within the time of one. Casts doubt on a server that does not answer."""
+        """Limit several requests about the session to the timeout of one, and report a failure to the breaker."""
         began = trio.current_time()
         try:
             with trio.fail_after(self.timeout):
@@ -246,7 +257,7 @@ class Transport:
             self._doubted(error, began, error.__cause__)
 
     def give_up(self, error: Unreachable) -> NoReturn:
-        """Raise what a body has ended with for good."""
+        """Report to the breaker the error that a body has ended with for good, and raise it."""
         self._doubted(error, trio.current_time() - self.timeout, error.__cause__)
 
     def _doubted(self, failure: Unreachable, since: float, cause: BaseException | None) -> NoReturn:
@@ -257,7 +268,7 @@ class Transport:
         raise failure from cause
 
     async def text(self, path: str) -> str:
-        """A short answer in plain text."""
+        """Fetch a short plain-text reply."""
         return (await self._body(path, {}, TRIES)).decode("utf-8", "replace").strip()
 
     async def _body(self, path: str, params: Mapping[str, str], tries: int) -> bytes:
@@ -267,7 +278,13 @@ class Transport:
         return await self.whole(path, params, joined, LARGEST_DOCUMENT, tries)
 
     async def json(self, path: str, params: Mapping[str, str], tries: int = TRIES) -> Any:
-        """A document. `tries`: 1 where a server does something for each request that it answers."""
+        """Fetch and parse a JSON document.
+
+        Args:
+            path: The path, relative to the server's URL.
+            params: The query.
+            tries: How often to request it if the body breaks off; 1 if each request has an effect on the server.
+        """
         body = await self._body(path, params, tries)
         try:
             return loads(body)
@@ -282,9 +299,20 @@ class Transport:
         most: float = math.inf,
         tries: int = TRIES,
     ) -> T:
-        """What is made of all of a body, which is no file. One that breaks off is asked for again and begun anew.
+        """Fetch a body that is no file, and return what `made` makes of it. A body that breaks off is requested again.
 
-        As long as `patience` lasts: bytes that came do not lengthen it, since they all come again.
+        The retry budget is `patience`; received bytes do not extend it, since all of them come again.
+
+        Args:
+            path: The path, relative to the server's URL.
+            params: The query.
+            made: Consumes the body; called anew for each attempt.
+            most: The largest body to accept, in bytes.
+            tries: The number of attempts.
+
+        Raises:
+            BadReply: The body is longer than `most`.
+            Unreachable: The body broke off at each attempt, or the budget is spent.
         """
         pauses = Pauses(trio.current_time() + self.patience)
         failure: Unreachable | None = None
@@ -312,7 +340,7 @@ class Transport:
     async def reply(
         self, method: str, path: str, params: Mapping[str, str] | None = None
     ) -> AsyncIterator[httpx.Response]:
-        """A checked reply with status 200, of a file or an archive, its body not yet read."""
+        """Request a file or an archive, and yield the checked reply (status 200), its body not yet read."""
         response = await self.exchange(Question(method, path, "file", params or {}))
         try:
             await self.check(path, response, "file")
@@ -324,11 +352,12 @@ class Transport:
                 await response.aclose()
 
     async def exchange(self, question: Question, within: float = math.inf) -> httpx.Response:
-        """Send a request until it is answered, by a server that knows us.
+        """Send a request until the server has answered it in a valid session.
 
-        Goes on with another session where this one was lost, after a login for all who have lost it. Repeats after
-        network errors, after 429, 502, 503 and 504, and once after 500, as long as `patience` lasts, or `within`.
-        Whatever it does, the answer has begun by then, or this fails; of a server that is known to be away at once.
+        If the session was lost, one login renews it for all tasks, and the request is sent again. It is also sent
+        again after network errors, after 429, 502, 503 and 504, and once after 500, for at most `patience` seconds, or
+        `within` if that is less. If the answer has not begun by then, this fails; it fails at once if the server is
+        known to be unreachable.
         """
         await self.breaker.check()
         began = trio.current_time()
@@ -345,7 +374,7 @@ class Transport:
             self._doubted(error, began, error.__cause__)
 
     async def _wake(self) -> None:
-        """Close idle connections once the machine has slept: the other end of them is gone, and says nothing."""
+        """Close idle connections after the machine has slept: their other end is gone, without notice."""
         if not self._sleeps.is_over():
             return
         for transport in {self._http._transport, *self._http._mounts.values()}:
@@ -399,7 +428,7 @@ class Transport:
                 raise failure
 
     async def _ask(self) -> None:
-        """Whether anybody is there: something small, in our session if there is one, so that it opens no other."""
+        """Probe the server with a small request, in the current session if there is one, so that it opens no other."""
         token = self.login.current
         headers = {"Cookie": f"JSESSIONID={token}"} if token else {}
         self.requests += 1
@@ -413,9 +442,18 @@ class Transport:
     async def once(
         self, method: str, path: str, params: Mapping[str, str], headers: Mapping[str, str], body: Body
     ) -> httpx.Response:
-        """Send a request that may change something; again only where the first met no session, so did nothing.
+        """Send a request that may change something; again only if the session was lost, so that it had no effect.
 
-        Raises Uncertain where no answer comes within CHANGE_TIMEOUT.
+        Args:
+            method: The HTTP method.
+            path: The path, relative to the server's URL.
+            params: The query.
+            headers: Further headers.
+            body: The body, or a function that begins to yield its pieces, called each time the request is sent.
+
+        Raises:
+            Uncertain: No answer came within CHANGE_TIMEOUT.
+            Unreachable: No connection came about.
         """
         patience = httpx.Timeout(**{**self._http.timeout.as_dict(), "read": CHANGE_TIMEOUT})
         logins, losses = None, 0
@@ -456,11 +494,16 @@ class Transport:
     async def change(
         self, method: str, path: str, params: Mapping[str, str], headers: Mapping[str, str], body: Body
     ) -> Answer:
-        """Make a change, and read what is said to it, whatever the status.
+        """Make a change, and read the answer, whatever its status.
 
-        Sent again only where it was not carried out: no connection came about, the session was lost, or the server
-        is busy and says so (429, 503). Raises LoginRequired, Unreachable, and Uncertain, also of a web page with
-        status 200, which a login or a proxy has put in the place of the answer.
+        The change is sent again only if it was not carried out: no connection came about, the session was lost, or
+        the server reports that it is busy (429, 503). Arguments as of `once`.
+
+        Raises:
+            LoginRequired: There is no session and no way to log in.
+            Unreachable: The server did not receive the change.
+            Uncertain: The change may have been carried out, also if a login page or a proxy's page came with status
+                200 in place of the answer.
         """
         pauses = Pauses(trio.current_time() + self.timeout)
         while True:
@@ -490,9 +533,10 @@ class Transport:
                 raise failure
 
     async def _unread(self, token: str, since: int, response: httpx.Response) -> bool:
-        """Whether a change met no session, and so did nothing. Closes the reply then, and when asking fails.
+        """Return whether a change met a lost session, and so had no effect.
 
-        Of a session that is young only a 401 says so: it has just been there.
+        Closes the reply in that case, and if the server cannot be asked. Only a 401 proves the loss of a session that
+        was made for this request, since it was valid a moment ago.
         """
         refused = response.status_code == 401
         if self.login.made(token, since) and not refused:
@@ -506,9 +550,9 @@ class Transport:
             raise Uncertain(f"{failure}; the request may have been carried out") from error
 
     async def _lost(self, token: str, since: int, response: httpx.Response, expects: Expects) -> bool:
-        """Whether the session was, of a request that began after so many logins.
+        """Return whether a request met a lost session; `since` is the number of logins when the request began.
 
-        Closes the reply then, and when asking fails.
+        Closes the reply in that case, and if the server cannot be asked.
         """
         lost = True
         try:
@@ -522,7 +566,14 @@ class Transport:
     async def check(
         self, path: str, response: httpx.Response, expects: Expects, allow: tuple[int, ...] = (200,)
     ) -> None:
-        """Raise what a reply other than the wanted one means."""
+        """Raise the exception that the status of a reply means, unless the status is allowed.
+
+        Args:
+            path: The path that was requested.
+            response: The reply, its body not yet read.
+            expects: The kind of body expected: a web page in its place raises BadReply.
+            allow: The statuses to accept.
+        """
         status = response.status_code
         if status in allow:
             check_is_data(response, expects)
@@ -555,9 +606,18 @@ class Transport:
     async def raw(
         self, path: str, response: httpx.Response, most: float = math.inf, patience: Patience | None = None
     ) -> AsyncGenerator[bytes]:
-        """The body, piece by piece.
+        """Yield the body in pieces.
 
-        Raises Unreachable when it breaks off, TimedOut when it gets on too slowly, BadReply after `most` bytes.
+        Args:
+            path: The path that was requested.
+            response: The reply.
+            most: The largest body to accept, in bytes.
+            patience: The timeout of the body; a new one by default.
+
+        Raises:
+            Unreachable: The body breaks off.
+            TimedOut: The body arrives too slowly.
+            BadReply: The body is longer than `most`.
         """
         patience = patience or Patience(self.timeout)
         with self._breaking_off(path):
@@ -577,9 +637,18 @@ class Transport:
     async def written(
         self, path: str, body: Writable, descriptor: int | None, offset: int, length: int, patience: Patience
     ) -> AsyncGenerator[int]:
-        """The next `length` bytes of a body go into a file, or nowhere; how many more are there, as they come.
+        """Write the next `length` bytes of a body to a file, or skip them; yield the size of each part as it arrives.
 
-        Raises as `raw`, and the OSError of the file.
+        Args:
+            path: The path that was requested.
+            body: The body, which a download process reads.
+            descriptor: The file; None skips the bytes.
+            offset: Where in the file to write, in bytes.
+            length: How many bytes to write or skip.
+            patience: The timeout of the body.
+
+        Raises:
+            OSError: The file cannot be written; else as `raw`.
         """
         pieces = body.write(descriptor, offset, length) if descriptor is not None else body.skip(length)
         with self._breaking_off(path):
@@ -595,7 +664,7 @@ class Transport:
 
     @contextmanager
     def _breaking_off(self, path: str) -> Iterator[None]:
-        """What happens to a body that has begun."""
+        """Map the errors of a body that has begun to xnatfs exceptions."""
         try:
             yield
         except httpx.TransportError as error:
@@ -606,7 +675,7 @@ class Transport:
 
 
 def _retry_after(response: httpx.Response) -> float:
-    """Seconds the server asks us to stay away. The form with a date is not used by proxies for faults: ignored."""
+    """Return Retry-After in seconds; 0 for the form with a date, which proxies do not use for faults."""
     value = response.headers.get("retry-after", "")
     return float(value) if value.isascii() and value.isdigit() else 0.0
 
@@ -616,7 +685,7 @@ async def _error_message(response: httpx.Response) -> str:
 
 
 async def _beginning(response: httpx.Response) -> bytes:
-    """As much of a body as an error page or a list of addresses needs."""
+    """Read as much of a body as an error page or a list of addresses needs."""
     body = b""
     try:
         async with aclosing(_generator(response.aiter_raw())) as chunks:
@@ -634,5 +703,5 @@ def _no_cookies() -> CookieJar:
 
 
 def _generator(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
-    """httpx's body iterator as what it is: a generator, to be closed when it is left half-way."""
+    """Cast httpx's body iterator to what it is: a generator, to be closed if it is left half-way."""
     return cast(AsyncGenerator[bytes], chunks)
