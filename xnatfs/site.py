@@ -1,9 +1,9 @@
 """Compose one server: its client, both caches, and the listings that the tree is made of.
 
-Real servers take 50 ms to seconds for a call, so the number of calls is the cost, and then how many of them wait for
-each other: listings are requested in bulk, cached whole, and begun together. All the resources and all the files of a
-session come with one request each; a client that iterates over sessions has them from `prefetch/session_listings.py`,
-under the same keys.
+Real servers take 50 ms to seconds for a request, so the number of requests is the cost, and then the number of requests
+that wait for each other: listings are requested in bulk, cached whole, and begun together. All resources and all files
+of a session come with one request each; if a client iterates over sessions, `prefetch/session_listings.py` prefetches
+them under the same keys.
 """
 
 import logging
@@ -65,7 +65,7 @@ TICK = 0.01
 
 @dataclass(frozen=True, slots=True)
 class TrueSize:
-    """What a file's reply said of its length, against a catalogue that lacks it or has it wrong."""
+    """The length of a file by its reply, for a catalogue that lacks it or has it wrong."""
 
     size: int
     expires: float = math.inf
@@ -76,12 +76,12 @@ class TrueSize:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Tell that a file was replaced while this mount looked on.
+    """A replacement of a file that was observed during this mount.
 
     Attributes:
-        stated: What its listing says of it now, as a number.
-        stamp: What tells its content from the one before; '' where the listing does.
-        at: When that was found out, in seconds since the epoch; 0 where it may be the same content all the same.
+        stated: What the file's listing states now, as a number.
+        stamp: Distinguishes the content from the one before; '' if the listing does.
+        at: When the replacement was found, in seconds since the epoch; 0 if the content may still be the same.
     """
 
     stated: int
@@ -127,10 +127,10 @@ class Site:
         )
 
     def stay(self, offline: bool = False) -> None:
-        """For who lives long, as mounts do: memory is given back when nobody looks any more, and listings are kept.
+        """Start background expiry and listing persistence, for long-lived processes.
 
-        From now on what was kept is shown while it is asked for anew, and what comes is kept; if it is known who we
-        are. With `offline` it is shown, too, while the server is away.
+        From now on persisted listings are served while they are requested anew, and new listings are persisted, if the
+        account is known. With `offline` they are also served while the server is unreachable.
         """
         self._nursery.start_soon(self._tidy)
         self.access.begin(self.access.recall)
@@ -146,7 +146,7 @@ class Site:
             self.shown.expire()
 
     def counters(self) -> dict[str, int]:
-        """What is held and what is under way, by name; see those who count it."""
+        """Return the counters of the caches, the downloads and the client, by name."""
         return {
             **self.content.counters(),
             **self.bulk.counters(),
@@ -161,16 +161,16 @@ class Site:
         return await self._listing(SubjectsKey(project))
 
     async def experiments(self, project: str) -> Listing[Experiment]:
-        """By accession ID of the subject."""
+        """Return the experiments of a project, grouped by the subject's accession ID."""
         return await self._listing(ExperimentsKey(project))
 
     async def people(self, project: str) -> tuple[Listing[Subject], Listing[Experiment]]:
-        """The subjects and the experiments of a project, asked for at the same time."""
+        """Return the subjects and the experiments of a project, requested at the same time."""
         self._begin(lambda: self.experiments(project))
         return await self.subjects(project), await self.experiments(project)
 
     def known_experiments(self, project: str) -> Listing[Experiment] | None:
-        """The same if it is there already; nothing is asked."""
+        """Return the experiments of a project if they are cached; no request is sent."""
         found = self.metadata.peek(ExperimentsKey(project))
         return found if isinstance(found, Listing) else None
 
@@ -188,11 +188,11 @@ class Site:
         return await self._listing(AssessorsKey(experiment))
 
     async def resources(self, item: Item, below: bool) -> Listing[Resource]:
-        """By what they hang on: (category, cat_id); ('resources', '') are the item's own."""
+        """Return the resources of an item, grouped by (category, cat_id); ('resources', '') are the item's own."""
         return await self._listing(ResourcesKey(item, below))
 
     async def files(self, item: Item, below: bool) -> Listing[FileRow]:
-        """Return the files of an item, by resource. A resource that cannot be listed is named by `Listing.broken`."""
+        """Return the files of an item, grouped by resource. `Listing.broken` names those that cannot be listed."""
         key = FilesKey(item, below)
 
         async def fetch() -> Listing[FileRow]:
@@ -207,7 +207,7 @@ class Site:
         return self._noted(key, await self.metadata.get(key, fetch))
 
     async def _ask_files(self, item: Item, below: bool) -> Listing[FileRow]:
-        """Request one list, then each resource by itself that the list lacks; one broken catalogue spoils it whole."""
+        """Request one list, then singly each resource that it lacks; a single broken catalogue makes the list fail."""
         started = now()
         try:
             files = await self.xnat.files(item, below=below)
@@ -235,7 +235,7 @@ class Site:
     async def _list_singly(
         self, item: Item, below: bool, resources: Sequence[Resource], files: Catalogues
     ) -> dict[str, str]:
-        """Add the files of these resources, each from a list of its own; return why one could not be listed."""
+        """Add the files of these resources, each from a list of its own; return the reasons of those that failed."""
         found: dict[str, Catalogue] = {}
         broken: dict[str, str] = {}
 
@@ -263,7 +263,7 @@ class Site:
         return broken
 
     async def _lost(self, item: Item, below: bool, empty: Collection[str], started: float) -> dict[str, str]:
-        """Return which of these resources, of which no file is listed, have some by a list made after `started`."""
+        """Return those of the `empty` resources that have files by a list fetched after `started`, with the reason."""
         key = ResourcesKey(item, below)
 
         def is_older(found: object) -> bool:
@@ -279,7 +279,7 @@ class Site:
         return reasons
 
     async def confirm(self, keys: Sequence[ListKey], expires: float = math.inf) -> bool:
-        """Of these listings have the server's own; whether what was made of them until `expires` is to be made anew."""
+        """Replace pieced listings by the server's own; return whether data made of them until `expires` is outdated."""
         for key in keys:
             if _is_pieced(self.metadata.peek(key)):
                 await self.metadata.renew(key, lambda key=key: self._ask(key), _is_pieced)  # type: ignore[misc]
@@ -289,7 +289,7 @@ class Site:
     # -- what is asked ahead -------------------------------------------------------------------------------------
 
     async def look_into(self, project: str, experiment: str) -> None:
-        """Somebody does: its listings are begun together, or, on a walk, those of many sessions."""
+        """Begin the listings of a session together; for a client that iterates over sessions, those of a batch."""
         try:
             await self._walk(project).session(experiment)
         except Unreachable:
@@ -297,7 +297,7 @@ class Site:
                 raise  # else what is known of it is shown
 
     async def look_into_subject(self, project: str, subject: str) -> None:
-        """Somebody lists its resources."""
+        """Prefetch for a subject whose resources a client lists."""
         await self._walk(project).subject(subject)
 
     def _walk(self, project: str) -> Walk:
@@ -314,13 +314,13 @@ class Site:
         self._begin(lambda: self.files(item, True))
 
     def _begin(self, ask: Callable[[], Awaitable[object]]) -> None:
-        """Ask for a listing that somebody is about to want; how it fails, is told then."""
+        """Request a listing ahead of its use; an error is reported when it is used."""
         self._nursery.start_soon(unattended, "a listing that was asked ahead", logging.DEBUG, ask)
 
     # -- listings ------------------------------------------------------------------------------------------------
 
     def stale(self, key: ListKey) -> float:
-        """Of when a listing is that is shown for want of a server, in seconds since the epoch; 0: it is fresh."""
+        """Return the time of a listing served while the server is unreachable (seconds since the epoch); 0 if fresh."""
         found = self.metadata.peek(key)
         if found is None and self._past is not None and self.xnat.away:
             found = self._past.peek(key)  # is what will be shown
@@ -335,7 +335,7 @@ class Site:
         return self._noted(key, await self.metadata.get(key, lambda: self._first(key)))
 
     async def _first(self, key: ListKey) -> Listing[Any]:
-        """A listing that is asked for the first time may be that of the last mount, for as long as it takes to ask."""
+        """Serve the listing of the last mount, if there is one, while the first request for it is in flight."""
         if self._kept is None or key in self._seen or (self._past is not None and self.xnat.away):
             return await self._ask(key)
         self._seen.add(key)
@@ -365,7 +365,7 @@ class Site:
         return listing(rows, group, started, self.ttl)
 
     async def _as_it_was(self, key: ListKey, error: LoginRequired | Unreachable) -> Listing[Any]:
-        """What is shown while the server is away, to who wants that. Raises the error where nothing is."""
+        """Return the persisted listing while the server is unreachable (stale-if-error), or raise the error."""
         if self._past is None:
             raise error
         if isinstance(error, LoginRequired):
@@ -375,13 +375,13 @@ class Site:
         return await self._past.get(key, kind, group, error)
 
     async def _known(self) -> bool:
-        """Whether the server knows us. What it has refused may have been refused to a guest, and is asked anew."""
+        """Return whether the session is alive. Forget refusals, which may have been meant for a guest."""
         lives = await self.xnat.session_lives()
         self.metadata.forget_refusals()
         return lives
 
     async def _ids(self, key: ListKey) -> list[str]:
-        """Of the server's list of now, kept by nobody."""
+        """Fetch the IDs in the server's current list, without caching it."""
         ask, _, _ = self._source(key)
         return [row.id for row in await ask()]
 
@@ -392,7 +392,7 @@ class Site:
             self._past.forget(key)
 
     def _source(self, key: ListKey) -> tuple[Callable[[], Awaitable[Sequence[Any]]], Callable[[Any], Hashable], type]:
-        """How a listing is asked for, by what its rows are grouped, and what they are."""
+        """Return how to request a listing, the key that groups its rows, and their type."""
         xnat = self.xnat
         match key:
             case ProjectsKey():
@@ -416,14 +416,21 @@ class Site:
         raise KeyError(key)
 
     def learn_change(self, key: ChangeKey, stated: int, stamp: str, at: float | None = None) -> Change:
-        """Remember that a file is another one than it was before, from now on or since then."""
+        """Remember that a file was replaced, now or at a given time.
+
+        Args:
+            key: The file.
+            stated: What its listing states now, as a number.
+            stamp: Distinguishes the content from the one before; '' if the listing does.
+            at: When the replacement was found, in seconds since the epoch; None for now.
+        """
         change = Change(stated, stamp, time.time() - TICK if at is None else at)
         self.metadata.put(key, change)
         self.sizes_learnt = True
         return change
 
     def learn_size(self, key: SizeKey, size: int) -> None:
-        """A file is longer or shorter than its listing says, for as long as that says so."""
+        """Remember the length of a file that its listing states wrongly, for as long as it does."""
         self.metadata.put(key, TrueSize(size))
         self.sizes_learnt = True
 
@@ -439,7 +446,17 @@ async def open_site(
     wire: httpx.AsyncBaseTransport | None = None,
     sessions: SessionStore | None = None,
 ) -> AsyncIterator[Site]:
-    """A server, opened for use; `wire` replaces the network in tests. Raises CacheError; nothing is sent yet."""
+    """Open a server for use, without sending a request yet.
+
+    Args:
+        config: The server's URL, the cache and the timeouts.
+        credentials: The login; None if only a session in `sessions` can be used.
+        wire: Replaces the network in tests.
+        sessions: Shares the session with other programs and keeps it at the end.
+
+    Raises:
+        CacheError: The cache cannot be opened.
+    """
     directory = config.cache_dir / server_directory(config.url)
     async with (
         open_xnat(config, credentials, wire, sessions) as xnat,
