@@ -1,9 +1,9 @@
-"""Fetch the bytes of one file: by its URL, or, where that could mean another file, out of its resource's archive.
+"""Fetch the bytes of one file by its URL or, if that could mean another file, out of its resource's archive.
 
-XNAT's firewall refuses names with '%', ';' or '\\', and other names are taken for another file's;
-`rest/address.py` knows which. Such a file is taken out of the tar of its resource, and where that fails requested by
-its number in the listing, or, of old servers, by its name after all. It is taken only where it can be no other file:
-two that nothing tells apart are an error. What comes is checked by length and digest like any other.
+XNAT's firewall refuses names with '%', ';' or '\\', and takes other names for those of another file;
+`rest/address.py` knows which. Such a file is extracted from the tar of its resource; if that fails, it is requested by
+its number in the listing or, from old servers, by its name after all. It is accepted only if it can be no other file:
+two that cannot be distinguished are an error. Its length and digest are checked like those of any file.
 """
 
 import contextlib
@@ -37,21 +37,21 @@ LARGEST_HELD = 32 * 2**20
 
 @dataclass(slots=True)
 class _Clash:
-    """The members of one name that can be several files, of which ours is one."""
+    """The members of one name that can be several files, the wanted one among them."""
 
     files: Sequence[FileRow]
     sizes: list[int] = field(default_factory=list)
     contents: set[bytes] = field(default_factory=set)  # of those that are as long as ours
 
     def settled(self) -> bytes | None:
-        """Return our file's bytes, if each member's length is that of one file and ours has one content only."""
+        """Return the wanted file's bytes, if the members have the files' lengths and `contents` is unique."""
         listed = sorted(-1 if row.size is None else row.size for row in self.files)
         return next(iter(self.contents)) if len(self.contents) == 1 and listed == sorted(self.sizes) else None
 
 
 @dataclass(frozen=True, slots=True)
 class FileSource:
-    """One file on the server. `groups` are the files that are listed together with it, by resource."""
+    """One file on the server. `groups` has the files that are listed together with it, by resource."""
 
     xnat: Xnat
     address: Address
@@ -74,7 +74,13 @@ class FileSource:
 
     @asynccontextmanager
     async def open(self, start: int, size: int | None = None, stop: int | None = None) -> AsyncIterator[Body]:
-        """The file's bytes, from `start` if the server grants it, and then not beyond `stop`."""
+        """Download the file, from `start` if the server supports that, and then not beyond `stop`.
+
+        Args:
+            start: The first byte to request.
+            size: The known length in bytes, or None.
+            stop: Where a range ends, exclusive; None for the end of the file.
+        """
         if not self._has_name():
             async with self._unnamed() as body:
                 yield body
@@ -83,9 +89,9 @@ class FileSource:
             yield _body(download)
 
     async def head(self) -> Head:
-        """Request length and date of the file; both are unknown without a name route, or where HEAD is refused.
+        """Request length and date of the file; both are unknown without a name route, or if HEAD is refused.
 
-        A proxy may refuse HEAD alone; what is wrong with the file, a GET tells.
+        A proxy may refuse HEAD alone; an error of the file itself shows in the GET.
         """
         if self._has_name():
             with contextlib.suppress(NotFound, Denied, BadReply):
@@ -94,7 +100,7 @@ class FileSource:
 
     @asynccontextmanager
     async def _unnamed(self) -> AsyncIterator[Body]:
-        """The file, by the first way that yields it for certain. Raises BadReply that says why each way failed."""
+        """Open the file by the first route that certainly yields it. Raises BadReply with each route's failure."""
         ways = {
             Route.ARCHIVE: (self._from_archive, "its archive"),
             Route.INDEX: (self._by_index, "its number in the listing"),
@@ -119,7 +125,7 @@ class FileSource:
             yield body
 
     async def _from_archive(self, opening: AsyncExitStack) -> Body:
-        """Find its member. Raises NotFound where none is certainly it."""
+        """Find the file's member in the archive. Raises NotFound if none is certainly the file."""
         address = self.address
         if not address.label and any(rival.id not in self.groups for rival in address.rivals):
             raise NotFound("another resource has its name in there, and its files are not listed")
@@ -156,7 +162,7 @@ class FileSource:
         raise NotFound("other files have its name in there, and nothing tells it from them")
 
     def _fits(self, member: Member) -> bool:
-        """Return whether a member can be this file: one that is not listed may have its name, too."""
+        """Return whether a member can be this file: a file that is not listed may have the same name."""
         if self.row.size in (None, member.size):
             return True
         return not self.row.digest and member.name.endswith(f"/files/{self.row.path}")
@@ -165,7 +171,7 @@ class FileSource:
         return bool(self.row.digest) and await trio.to_thread.run_sync(_md5, content) == self.row.digest
 
     async def _by_index(self, opening: AsyncExitStack) -> Body:
-        """Ask by the number in the listing, of which only what comes can tell that it is the server's, too."""
+        """Request the file by its number in the listing; only the reply can prove that the server counts likewise."""
         home = self.address.home
         rows = await self.xnat.files(home)
         index = next((n for n, row in enumerate(rows) if _place(row) == _place(self.row)), None)
@@ -178,7 +184,7 @@ class FileSource:
         return _body(download)
 
     def _is_certain(self, download: Download, others: Sequence[FileRow]) -> bool:
-        """Return whether a reply can only be this file: by digest, compared in the end, by name, or by length."""
+        """Return whether a reply can only be this file, by digest (compared at the end), by name, or by length."""
         if download.name and download.name not in spellings(_base(self.row)):
             return False
         if self.row.size is not None and download.size not in (None, self.row.size):
@@ -199,7 +205,7 @@ class FileSource:
 
 
 def catalogue_of(groups: Groups, resource: str) -> Catalogue:
-    """Return the files of a resource, which a listing that tells of many may leave out."""
+    """Return the files of a resource; empty if the listing of a batch leaves the resource out."""
     found = groups.get(resource)
     return found if isinstance(found, Catalogue) else Catalogue(resource)
 
@@ -222,7 +228,7 @@ def _body(download: Download) -> Body:
 
 
 def reading_order(site: Site, item: Item, below: bool) -> list[tuple[str, str]]:
-    """The resources of an item, IDs and labels: scan by scan as these are shown, then the rest. As far as is known."""
+    """Return ID and label of an item's cached resources: scan by scan in the order shown, then the rest."""
     resources = site.metadata.peek(ResourcesKey(item, below))
     scans = site.metadata.peek(ScansKey(item[-1]))
     if not isinstance(resources, Listing):

@@ -1,9 +1,9 @@
-"""experiments/ACCESSION and subjects/ACCESSION: links to where an item is under its label, in the project that owns it.
+"""Link experiments/ACCESSION and subjects/ACCESSION to an item's place under its label, in the project that owns it.
 
 Any accession ID resolves by lookup, with a request if need be. A listing shows all that the server lists for the whole
-site, and what listings of projects have told beside that. Where a link leads to is certain when it is followed: clashes
-of labels are settled in a project's own listings, and to have those of each project at once would be thousands of
-requests. Until then its target, and so its length, is what the labels say.
+site, and what else the listings of projects report. The target of a link is certain once the link is followed: clashes
+of labels are settled in a project's own listings, and to fetch those of each project at once would take thousands of
+requests. Until then the target, and so its length, is what the labels make.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ AT_ONCE = 1000
 
 @dataclass(frozen=True, slots=True)
 class Accessions:
-    """Where the items of one project are, by accession ID, and whether the project owns them for sure."""
+    """The paths of one project's items, by accession ID, and which of them the project certainly owns."""
 
     paths: Mapping[str, Path]
     owned: frozenset[str]
@@ -59,7 +59,7 @@ class _Resolved:
 
 
 class UnresolvedLink(Link):
-    """A link made of a row of the site's list: where it leads to is found out when it is followed."""
+    """A link made of a row of the site's list; its target is resolved when it is followed."""
 
     __slots__ = ("links", "row")
 
@@ -74,7 +74,7 @@ class UnresolvedLink(Link):
 
 
 class Links(Listed):
-    """The links of one directory, made when they are asked for: there may be hundreds of thousands."""
+    """The links of one directory, made on demand: there may be hundreds of thousands."""
 
     __slots__ = ("_known", "_links", "_listing", "_names", "_rows", "paths")
 
@@ -87,7 +87,7 @@ class Links(Listed):
         self.paths: dict[str, Path] = {}  # that are known, by accession ID: in the project that owns it, or any other
 
     async def fill(self) -> None:
-        """Sort the rows in, project by project. What only a project's listings tell of, as it is shared, comes last.
+        """Sort the rows in, project by project. Items that only a project's listings report, being shared, come last.
 
         A client that follows the links in this order needs the listings of one project at a time.
         """
@@ -103,12 +103,12 @@ class Links(Listed):
         self._names = list(self._rows)
 
     def is_of(self, listing: Listing[Accession], known: Sequence[Accessions]) -> bool:
-        """Return whether it was made of these very listings."""
+        """Return whether the links were made of these very listings."""
         same = self._listing is listing and len(self._known) == len(known)
         return same and all(a is b for a, b in zip(self._known, known, strict=True))
 
     def row(self, accession: str) -> Accession | None:
-        """Return what the site's list has of an item."""
+        """Return the row of an item in the site's list."""
         return self._rows.get(shorten(escape(accession)))
 
     def __getitem__(self, name: str) -> Node:
@@ -148,7 +148,7 @@ class _ByPlace(Sequence[Node]):
 
 
 class LinksDir(Dir):
-    """Links into `projects`."""
+    """A directory of links into `projects`."""
 
     __slots__ = ("projects",)
 
@@ -159,7 +159,7 @@ class LinksDir(Dir):
         self.projects = projects
 
     async def children(self) -> Children:
-        """Return links to all that the account may see. Raises BadReply where the server does not list that."""
+        """Return links to all items that the account may see. Raises BadReply if the server does not list them."""
         try:
             listing = await self.site.accessions(self.key)
         except (NotFound, BadReply) as error:
@@ -192,26 +192,26 @@ class LinksDir(Dir):
         return Link(self.site, self, name, await self._path(unescape(name), await self._known()))
 
     def link(self, name: str, row: Accession, links: Links) -> Link:
-        """Make the link of one row. Asks nothing."""
+        """Make the link of one row, without a request."""
         path, certain = self.place(row, links)
         return Link(self.site, self, name, path) if certain else UnresolvedLink(self, name, path, row)
 
     def place(self, row: Accession, links: Links) -> tuple[Path, bool]:
-        """Return where an item is, and whether that is certain: by a listing at hand, else by its labels."""
+        """Return the path of an item, by a cached listing or else by its labels, and whether it is certain."""
         path, owner = links.paths.get(row.id), shorten(escape(row.project))
         if path is None:
             return self.expected(row, owner, links), False
         return path, not row.project or path[1] == owner
 
     async def locate(self, row: Accession) -> Path:
-        """Find out where the item of a row of the site's list is."""
+        """Find the path of an item in the site's list."""
         try:
             return await self.in_owner(row)
         except (NotFound, Denied):
             return await self._path(row.id, await self._known())
 
     def expected(self, row: Accession, owner: str, links: Links) -> Path:
-        """Return the path that the labels of a row make. Written by subclasses."""
+        """Return the path that the labels of a row make. Subclasses implement it."""
         raise NotImplementedError(type(self).__name__)
 
     async def in_owner(self, row: Accession) -> Path:
@@ -219,7 +219,7 @@ class LinksDir(Dir):
         return await self.path_in(row.project, row.id)
 
     async def _path(self, accession: str, known: Sequence[Accessions]) -> Path:
-        """Where the item is. What listings tell for sure costs no request."""
+        """Return the path of an item, without a request if the cached listings are certain."""
         found = [project for project in known if accession in project.paths]
         if len(found) == 1 and accession in found[0].owned:
             return found[0].paths[accession]
@@ -236,7 +236,7 @@ class LinksDir(Dir):
         return (await self.site.metadata.get(LinkKey(self.name, accession), resolve)).path
 
     async def _known(self) -> list[Accessions]:
-        """What the listings at hand tell, project by project. Asks for nothing but the list of projects."""
+        """Return what the cached listings report, project by project; only the list of projects may be requested."""
         return [
             await self.in_project(project.id)
             for project in (await self.site.projects()).rows
@@ -244,7 +244,7 @@ class LinksDir(Dir):
         ]
 
     async def in_project(self, project: str) -> Accessions:
-        """The items of one project."""
+        """Return the items of one project."""
 
         async def build() -> Accessions:
             node = await self.projects.child(shorten(escape(project)))
@@ -254,15 +254,15 @@ class LinksDir(Dir):
         return await self.site.metadata.get(LinksOfProjectKey(self.name, project), build)
 
     async def collect(self, project_dir: ProjectDir) -> Accessions:
-        """The items of one project, from its directory. Written by subclasses."""
+        """Collect the items of one project from its directory. Subclasses implement it."""
         raise NotImplementedError(type(self).__name__)
 
     async def resolve(self, accession: str) -> Path:
-        """The path of an item that the server is asked about. Raises NotFound. Written by subclasses."""
+        """Request the project of an item, and return its path. Raises NotFound. Subclasses implement it."""
         raise NotImplementedError(type(self).__name__)
 
     async def path_of(self, owner: str, accession: str) -> Path:
-        """Return the path of an item in its project or, where that is closed to us, in one that it is shared into."""
+        """Return the path of an item in its project or, if access to that is denied, in one that it is shared into."""
         try:
             return await self.path_in(owner, accession)
         except (NotFound, Denied):
@@ -284,7 +284,7 @@ async def _subjects(project_dir: ProjectDir) -> list[SubjectDir]:
 
 
 class SubjectLinks(LinksDir):
-    """subjects/ACCESSION -> ../projects/PROJECT/SUBJECT"""
+    """The links subjects/ACCESSION -> ../projects/PROJECT/SUBJECT."""
 
     __slots__ = ()
 
@@ -307,7 +307,7 @@ class SubjectLinks(LinksDir):
 
 
 class ExperimentLinks(LinksDir):
-    """experiments/ACCESSION -> ../projects/PROJECT/SUBJECT/SESSION, or to an assessor within one"""
+    """The links experiments/ACCESSION -> ../projects/PROJECT/SUBJECT/SESSION, or to an assessor within one."""
 
     __slots__ = ()
 
@@ -328,7 +328,7 @@ class ExperimentLinks(LinksDir):
         return await self._assessor(await self.path_in(row.project, row.session), row.id)
 
     async def collect(self, project_dir: ProjectDir) -> Accessions:
-        """A row does not tell of sharing; one below a subject that the project owns is taken for its own."""
+        """Collect the sessions. Rows do not report sharing; those below a subject that the project owns count as owned."""
         paths: dict[str, Path] = {}
         owned: set[str] = set()
         for subject in await _subjects(project_dir):

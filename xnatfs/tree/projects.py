@@ -1,4 +1,4 @@
-"""projects/PROJECT/SUBJECT/SESSION: by project ID, then by the labels in that project."""
+"""Show projects/PROJECT/SUBJECT/SESSION: by project ID, then by the labels in that project."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ RESOURCES = "resources"  # beside subjects and sessions; a label that is the sam
 
 
 class Projects(Dir):
-    """All projects that the account may see."""
+    """The directory of all projects that the account may see."""
 
     __slots__ = ()
 
@@ -30,7 +30,7 @@ class Projects(Dir):
 
 
 class ProjectDir(Dir):
-    """One project: its subjects, its own and those shared into it, and its resources."""
+    """The directory of one project: its subjects, own and shared into it, and its resources."""
 
     __slots__ = ("project",)
 
@@ -65,7 +65,7 @@ class ProjectDir(Dir):
 
 
 def _unlisted(listed: object, experiments: Sequence[Experiment]) -> list[Subject]:
-    """Subjects that only their sessions tell of: sessions shared into a project without their subject."""
+    """Return the subjects that only sessions report: sessions shared into a project without their subject."""
     found: dict[str, Subject] = {}
     for row in experiments:
         if row.subject_id not in listed and row.subject_id not in found:  # type: ignore[operator]
@@ -74,7 +74,7 @@ def _unlisted(listed: object, experiments: Sequence[Experiment]) -> list[Subject
 
 
 class SubjectDir(Dir):
-    """One subject, under its label in this project: its sessions here, and its resources."""
+    """The directory of one subject, under its label in this project: its sessions here, and its resources."""
 
     __slots__ = ("project_dir", "subject")
 
@@ -112,7 +112,7 @@ class SubjectDir(Dir):
 
 
 class SubjectResourcesDir(ResourcesDir):
-    """The resources of one subject, of whom most have none."""
+    """The resources of one subject. Most subjects have none."""
 
     __slots__ = ()
 

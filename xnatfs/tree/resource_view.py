@@ -1,4 +1,4 @@
-"""Say what the folders and files of a resource may know of its directory: where it is, and what to request there."""
+"""Declare what the folders and files of a resource use of its directory: its place, and what to request there."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from xnatfs.tree.node import Children, Dir
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where resources are asked for. `item` is listed, with all it holds if `below`; they hang on `home`."""
+    """Where to request resources: `item` is listed, with everything it holds if `below`; `home` has the resources."""
 
     item: Item
     home: Item
@@ -26,12 +26,12 @@ class Place:
 
     @property
     def base(self) -> Item:
-        """The narrowest item that a URL can mean: what they hang on, if its ID means nothing else."""
+        """Return the narrowest item that a URL can name: the one that has the resources, if its ID is unambiguous."""
         return self.item if self.ambiguous or self.item == self.home else base(self.item, self.group)
 
     @property
     def key(self) -> ResourcesKey:
-        """Of the listing that shows them."""
+        """Return the key of the listing that shows the resources."""
         return ResourcesKey(self.item, self.below)
 
 
@@ -51,24 +51,24 @@ class ResourceView(Dir):
         raise NotImplementedError(type(self).__name__)
 
     async def folder(self, inner: tuple[str, ...]) -> Children:
-        """Return what one folder in it holds. Raises NotFound where there is none."""
+        """Return the children of one of its folders. Raises NotFound if there is no such folder."""
         raise NotImplementedError(type(self).__name__)
 
     @property
     def owners(self) -> tuple[str, ...]:
-        """What its files belong to, for the cache of contents."""
+        """Return the owners of its files, for the content cache."""
         raise NotImplementedError(type(self).__name__)
 
     def permit(self, until: float) -> Permit:
-        """Return leave to read its files; a listing that is good `until` then shows it."""
+        """Return the permit to read its files, shown by a listing that is fresh until `until`."""
         raise NotImplementedError(type(self).__name__)
 
     def source(self, row: FileRow, groups: Groups) -> FileSource:
-        """Return where one of its files comes from."""
+        """Return the source of one of its files."""
         raise NotImplementedError(type(self).__name__)
 
     def has_name(self, row: FileRow, groups: Groups) -> bool:
-        """Tell whether one of its files is requested by name, which costs no more than its bytes."""
+        """Return whether one of its files is requested by name, which costs no more than its bytes."""
         raise NotImplementedError(type(self).__name__)
 
     def reading_order(self) -> Sequence[tuple[str, str]]:

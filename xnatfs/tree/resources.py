@@ -1,6 +1,6 @@
-"""RESOURCE/FILE...: named folders of files, at every level of the archive.
+"""Show RESOURCE/FILE...: named folders of files, at every level of the archive.
 
-All the resources of a session are listed at once, all its files at once, when something below it is looked at.
+All resources of a session are listed at once, and all its files at once, when anything below it is looked up.
 """
 
 import math
@@ -34,7 +34,7 @@ class ResourcesDir(Dir):
         self.place = place
 
     async def look_into(self) -> None:
-        """Before they are listed: what is told of many items at once is told then."""
+        """Prefetch the listings of a batch of items, where there are any. Called before the resources are listed."""
 
     async def load(self) -> Children:
         await self.look_into()
@@ -53,7 +53,7 @@ class ResourcesDir(Dir):
 
 
 class ResourceDir(ResourceView):
-    """One resource: the root of its files."""
+    """The directory of one resource, the root of its files."""
 
     __slots__ = ()
 
@@ -64,7 +64,7 @@ class ResourceDir(ResourceView):
         return [FilesKey(self.place.item, self.place.below)]
 
     async def all_xattrs(self) -> dict[str, str]:
-        """A list of files does not tell what its resources are for."""
+        """Return the attributes, with format and content, which a list of files does not report."""
         item, below = self.place.item, self.place.below
         told = self.resource.format or self.resource.content
         if not told and await self.site.confirm([ResourcesKey(item, below)]):
@@ -81,7 +81,7 @@ class ResourceDir(ResourceView):
         return await self.site.files(self.place.item, self.place.below)
 
     async def folders(self) -> Folders:
-        """All its files and folders. Raises BadReply where the server cannot read this catalogue."""
+        """Return all files and folders of the resource. Raises BadReply if the server cannot read its catalogue."""
 
         async def made() -> Folders:
             listing = await self.listing()
@@ -94,7 +94,7 @@ class ResourceDir(ResourceView):
         return folders
 
     async def children(self) -> Children:
-        """Not kept beside its folders, of which this is a view."""
+        """Return the root folder's children, a view of the cached folders that is not cached itself."""
         return await self.folder(())
 
     async def folder(self, inner: tuple[str, ...]) -> Children:
@@ -108,15 +108,15 @@ class ResourceDir(ResourceView):
 
     @property
     def owners(self) -> tuple[str, ...]:
-        """What its files belong to, for the cache of contents."""
+        """Return the owners of its files, for the content cache."""
         return self.site.access.owners(self.place.project, self.place.item)
 
     def permit(self, until: float) -> Permit:
-        """Leave to read its files; a listing that is good `until` then shows it."""
+        """Return the permit to read its files, shown by a listing that is fresh until `until`."""
         return self.site.access.permit((self.place.key, self.resource.id), self._shown, until)
 
     async def _shown(self) -> float:
-        """Until when the server is known to show it to us. Raises NotFound, Denied."""
+        """Return until when a listing shows the resource to the account. Raises NotFound, Denied."""
         place = self.place
         for certain in (False, True):
             if certain:  # it is not there: does a list of many items leave it out, or one of the last mount?
@@ -127,13 +127,13 @@ class ResourceDir(ResourceView):
         raise NotFound(f"resource {self.resource.id} is not listed in {'/'.join(place.item)}")
 
     def source(self, row: FileRow, groups: Groups) -> FileSource:
-        """Where one of its files comes from."""
+        """Return the source of one of its files."""
         return FileSource(self.site.xnat, self.address, row, groups)
 
     def has_name(self, row: FileRow, groups: Groups) -> bool:
-        """Tell whether one of its files is asked for by name, which costs no more than its bytes."""
+        """Return whether one of its files is requested by name, which costs no more than its bytes."""
         return self.address.has_name(row.path, catalogue_of(groups, row.resource_id))
 
     def reading_order(self) -> Sequence[tuple[str, str]]:
-        """All resources that are listed together with this one, in the order in which a walk of the tree meets them."""
+        """Return all resources that are listed together with this one, in the order in which the tree shows them."""
         return reading_order(self.site, self.place.item, self.place.below)

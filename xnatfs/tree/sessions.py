@@ -1,4 +1,4 @@
-"""SESSION/: scans, resources, assessors and reconstructions. Listing a session asks nothing: the four always exist."""
+"""Show SESSION/: scans, resources, assessors and reconstructions. All four always exist, so it takes no request."""
 
 from collections.abc import Iterable, Sequence
 
@@ -45,12 +45,18 @@ class SessionDir(StaticDir):
         yield ReconstructionsDir(self.site, self, "reconstructions")
 
     async def look_into(self) -> None:
-        """Before a part of it is listed."""
+        """Begin the listings of the session, before a part of it is listed."""
         if self.project:
             await self.site.look_into(self.project, self.experiment.id)
 
     def place(self, category: str, cat_id: str, *, ambiguous: bool = False) -> Place:
-        """Where the resources of one part of the session are found: in the one listing of them all."""
+        """Return the place of one part's resources: the listing of all resources of the session.
+
+        Args:
+            category: "scans", "assessors", "reconstructions" or "resources".
+            cat_id: The ID of the part; '' for the session's own resources.
+            ambiguous: The ID means another part of the session, too.
+        """
         home: Item = self.item if category == "resources" else (*self.item, category, cat_id)
         return Place(self.item, home, True, (category, cat_id), self.project, ambiguous)
 
@@ -76,7 +82,7 @@ class _PartsDir(Dir):
 
 
 class ScansDir(_PartsDir):
-    """scans/SCAN, by scan ID."""
+    """The directory scans/, with a directory for each scan ID."""
 
     __slots__ = ()
 
@@ -101,7 +107,7 @@ class ScansDir(_PartsDir):
 
 
 class ScanDir(ResourcesDir):
-    """One scan: its resources."""
+    """The resources of one scan."""
 
     __slots__ = ("order", "scan")
 
@@ -112,12 +118,15 @@ class ScanDir(ResourcesDir):
         self.order = order  # in the server's listing
 
     def inode_hint(self) -> int:
-        """Session, place in its listing: `cp -r` and others go by inode numbers, and so series after series."""
+        """Return a number made of session and place in its listing: `cp -r` and others go by inode numbers.
+
+        So they read one series after the other.
+        """
         assert self.parent is not None
         return number(repr(self.parent.path), INODE_BITS - 17) << 16 | min(self.order, 0xFFFF)
 
     async def all_xattrs(self) -> dict[str, str]:
-        """A list of a whole project does not tell of which type a scan is."""
+        """Return the attributes, with the scan's type, which the list of a whole project does not report."""
         experiment = self.place.item[1]
         if not self.scan.xsi_type and await self.site.confirm([ScansKey(experiment)]):
             rows = (await self.site.scans(experiment)).rows
@@ -138,7 +147,7 @@ class ScanDir(ResourcesDir):
 
 
 class AssessorsDir(_PartsDir):
-    """assessors/ASSESSOR, by label."""
+    """The directory assessors/, with a directory for each label."""
 
     __slots__ = ()
 
@@ -165,7 +174,7 @@ class AssessorsDir(_PartsDir):
 
 
 class AssessorDir(ResourcesDir):
-    """One assessor: its own resources and those it put out."""
+    """The resources of one assessor: its own and its output."""
 
     __slots__ = ("assessor",)
 
@@ -193,7 +202,7 @@ class AssessorDir(ResourcesDir):
 
 
 class ReconstructionsDir(_PartsDir):
-    """reconstructions/RECON, by ID: those that have resources, known from the listing of all resources."""
+    """The directory reconstructions/, by ID: those that have resources, known from the listing of all resources."""
 
     __slots__ = ()
 
@@ -210,7 +219,7 @@ class ReconstructionsDir(_PartsDir):
 
 
 class ReconstructionDir(ResourcesDir):
-    """One reconstruction: its resources."""
+    """The resources of one reconstruction."""
 
     __slots__ = ()
 
