@@ -1,6 +1,6 @@
-"""What a running mount holds and where its tasks are: written to its log for whoever sends it SIGUSR1.
+"""Log the counters of a running mount and the stacks of its tasks, on SIGUSR1.
 
-Names of functions, files and lines only: nothing that a task works with, be it a path or a secret, is in a stack.
+A stack has names of functions and files, and line numbers only: no data of a task, be it a path or a secret.
 """
 
 import json
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def log_state(site: Site, operations: Operations) -> None:
-    """One line of counters, as JSON, and one for every other task: where it is, the innermost call last."""
+    """Log one line of counters, as JSON, and one with the stack of every other task, the innermost call last."""
     tasks = list(_tasks(trio.lowlevel.current_root_task()))
     log.info("state: %s", json.dumps({**operations.counters(), **site.counters(), "tasks": len(tasks)}))
     for task in tasks:
@@ -27,7 +27,7 @@ def log_state(site: Site, operations: Operations) -> None:
 
 
 def _tasks(task: trio.lowlevel.Task | None) -> Iterator[trio.lowlevel.Task]:
-    """A task and all that it has started."""
+    """Yield a task and all tasks that it has started."""
     if task is None:
         return
     yield task

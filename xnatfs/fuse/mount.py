@@ -1,6 +1,6 @@
-"""The daemon: a site, mounted until it is unmounted or told to end.
+"""Run the daemon: mount a site, and serve it until it is unmounted or a signal ends it.
 
-pyfuse3 has one session per process, so this is called once in a process.
+pyfuse3 has one session per process, so `mount` is called once in a process.
 """
 
 import contextlib
@@ -48,7 +48,7 @@ M_MMAP_THRESHOLD, OWN_PAGES = -3, 128 * 1024
 
 @dataclass(frozen=True, slots=True)
 class MountOptions:
-    """How the mount is shown on this machine."""
+    """Where and how the mount appears on this machine."""
 
     mountpoint: Path
     ownership: Ownership = field(default_factory=lambda: Ownership(os.getuid(), os.getgid()))
@@ -64,10 +64,18 @@ async def mount(
     options: MountOptions,
     ready: Callable[[], None],
 ) -> None:
-    """Mount the server, call `ready` when the mount answers, and return when it is unmounted or ended by a signal.
+    """Mount the server, and return when it is unmounted or a signal has ended it.
 
-    A session out of `sessions` is left alive at the end, for whoever shares it; one of our own is closed.
-    Raises XnatError where it cannot begin, when nothing is left mounted; KeyboardInterrupt where the signal was SIGINT.
+    Args:
+        config: The server's URL, the cache and the timeouts.
+        credentials: The login; None if only a session in `sessions` can be used.
+        sessions: The sessions that programs share: theirs is left alive at the end. Without it, the session is ended.
+        options: Where and how the mount appears.
+        ready: Called once the mount answers.
+
+    Raises:
+        XnatError: The mount cannot begin; then nothing is left mounted.
+        KeyboardInterrupt: The signal was SIGINT.
     """
     check_fuse()
     check_mountpoint(options.mountpoint, config.url)
@@ -107,13 +115,13 @@ async def mount(
 
 
 def _allow_open_files() -> None:
-    """Each open file holds a descriptor here: allow as many as the system lets this user have."""
+    """Raise the limit of open descriptors to the highest allowed: each open file of the mount holds one."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def give_memory_back() -> None:
-    """Have the C library hold on to no large buffers that nobody uses: a mount runs for weeks. For glibc only."""
+    """Have the C library release large buffers that are not used any more: a mount runs for weeks. For glibc only."""
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, OWN_PAGES)
 
@@ -135,12 +143,12 @@ async def _begin(operations: Operations, config: Config, options: MountOptions) 
 
 
 def _escaped(text: str) -> str:
-    """Text as the value of a mount option, where a comma ends and a backslash escapes."""
+    """Escape text for a mount option, whose value ends with a comma; a backslash escapes."""
     return text.replace("\\", "\\\\").replace(",", "\\,")
 
 
 async def _log_in(site: Site, offline: bool, signals: AsyncIterator[int], ended: list[int]) -> None:
-    """Log in, which may take the whole timeout, unless a signal ends that, which is noted in `ended`."""
+    """Log in, which may take the whole timeout, unless a signal ends it; add that signal to `ended`."""
     async with trio.open_nursery() as nursery:
 
         async def give_up() -> None:
@@ -161,13 +169,13 @@ async def _log_in(site: Site, offline: bool, signals: AsyncIterator[int], ended:
 
 
 def _check_interrupted(ended: list[int], *said: str) -> None:
-    """Raise KeyboardInterrupt where SIGINT was among the signals."""
+    """Raise KeyboardInterrupt if SIGINT was among the signals."""
     if signal.SIGINT in ended:
         raise KeyboardInterrupt(*said)
 
 
 async def _obey(signals: AsyncIterator[int], ended: list[int], log_state: Callable[[], None]) -> None:
-    """End the mount when a signal says so, and note which in `ended`."""
+    """End the mount on a signal, and add the signal to `ended`; log the state on SIGUSR1."""
     async for number in signals:
         if number == signal.SIGUSR1:
             log_state()
@@ -178,14 +186,14 @@ async def _obey(signals: AsyncIterator[int], ended: list[int], log_state: Callab
 
 
 async def _when_running(ready: Callable[[], None], mountpoint: Path) -> None:
-    """pyfuse3.main has begun to read requests by the time this is run a second time."""
+    """Call `ready` after a checkpoint: pyfuse3.main has begun to read requests by then."""
     await trio.lowlevel.checkpoint()
     _read_ahead(mountpoint)
     ready()
 
 
 def _read_ahead(mountpoint: Path) -> None:
-    """Have the kernel ask for more at a time, where we may: that takes root."""
+    """Raise the kernel's read-ahead of the mount, if permitted: that takes root."""
     mounted = mount_on(mountpoint)
     if mounted is not None:
         with contextlib.suppress(OSError):

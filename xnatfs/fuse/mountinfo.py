@@ -1,4 +1,4 @@
-"""What the kernel says is mounted where. No mount is touched for that: one that hangs would hang whoever asks."""
+"""Read the kernel's table of mounts. No mount is touched: one that hangs would block the caller."""
 
 import os
 import re
@@ -15,7 +15,7 @@ class Mount:
 
 
 def file_system(path: Path) -> str:
-    """Return the type of the file system that a path is or would be on, as "nfs4"; '' where that is unknown."""
+    """Return the type of the file system that a path is or would be on, such as "nfs4"; '' if unknown."""
     place, found = os.path.realpath(path), ("", "")
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
         for line in table:
@@ -28,7 +28,7 @@ def file_system(path: Path) -> str:
 
 
 def mount_on(mountpoint: Path) -> Mount | None:
-    """What was mounted there last and is so still; None for nothing. See proc_pid_mountinfo(5)."""
+    """Return the topmost mount on a mountpoint; None if there is none. See proc_pid_mountinfo(5)."""
     found = None
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
         for line in table:
@@ -42,6 +42,6 @@ def mount_on(mountpoint: Path) -> Mount | None:
 
 
 def _decoded(cell: str) -> str:
-    """Blanks and backslashes are written as octal numbers."""
+    """Decode a cell of the table, where blanks and backslashes are octal escapes."""
     text = cell.encode("utf-8", "surrogateescape").decode("unicode_escape")
     return text.encode("latin-1", "replace").decode("utf-8", "surrogateescape")

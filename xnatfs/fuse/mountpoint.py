@@ -1,6 +1,7 @@
-"""The place of a mount: whether one can be there, and which process serves it. What it takes no FUSE to know.
+"""Check a mountpoint, find the process that serves it, and unmount it, all without FUSE.
 
-The command looks here before it starts the daemon, so nothing is imported that takes long: neither pyfuse3 nor trio.
+The command uses this module before it starts the daemon, so nothing is imported that takes long: neither pyfuse3 nor
+trio.
 """
 
 import errno
@@ -52,9 +53,9 @@ def check_fuse() -> None:
 
 
 def check_mountpoint(mountpoint: Path, source: str = "") -> None:
-    """Raise MountpointError unless this is an empty directory of ours that nothing is mounted on.
+    """Raise MountpointError unless this is an empty, writable directory that nothing is mounted on.
 
-    Or a dead mount of ours of the same `source`, the URL of the server: that is for `clear_dead`.
+    A dead mount of this user with the same `source`, the URL of the server, passes: `clear_dead` removes it.
     """
     mounted = mount_on(mountpoint)
     if mounted is not None and is_dead(mountpoint, mounted):
@@ -81,11 +82,11 @@ def check_mountpoint(mountpoint: Path, source: str = "") -> None:
 
 
 def is_dead(mountpoint: Path, mounted: Mount) -> bool:
-    """Whether it is a mount of xnatfs and of this user whose process has ended without unmounting it.
+    """Return whether this is a mount of xnatfs and of this user whose process has ended without unmounting it.
 
-    Nobody else's mount is touched. One of ours is, where no process is known that serves it: then the kernel answers
-    ENOTCONN by itself, and ECONNABORTED to who asked while that ended. A process that lives and does not answer may
-    keep whoever asks for ever, so a child asks.
+    A mount of another user is never touched. A mount of this user is probed if no process is known to serve it: the
+    kernel then answers ENOTCONN by itself, or ECONNABORTED to a request that was pending when the process ended. A
+    live process that does not answer may block the caller for ever, so a child process probes the mount.
     """
     if mounted.kind != KIND or mounted.owner != os.getuid():
         return False
@@ -105,7 +106,7 @@ def is_dead(mountpoint: Path, mounted: Mount) -> bool:
 
 
 def clear_dead(mountpoint: Path, source: str) -> bool:
-    """Unmount a dead mount of ours of this source; whether there was one. Raises MountpointError."""
+    """Unmount a dead mount of this user and source; return whether there was one. Raises MountpointError."""
     mounted = mount_on(mountpoint)
     if mounted is None or mounted.source != source or not is_dead(mountpoint, mounted):
         return False
@@ -114,9 +115,9 @@ def clear_dead(mountpoint: Path, source: str) -> bool:
 
 
 def unmount(mountpoint: Path, dead: Mount | None = None) -> None:
-    """Have it unmounted; a dead mount, as it was found, also where programs are still in it. Raises MountpointError.
+    """Unmount a mountpoint, or the dead mount given, even if programs still use that. Raises MountpointError.
 
-    A device is never mounted twice, so it is seen that nobody has mounted a living one there meanwhile.
+    A device is never mounted twice, so the comparison with `dead` shows whether a live mount has taken its place.
     """
     if dead is not None and mount_on(mountpoint) != dead:
         return
@@ -144,10 +145,10 @@ def _fusermount_says(text: str) -> str:
 
 @asynccontextmanager
 async def one_at_a_time(mountpoint: Path, wait: float) -> AsyncIterator[None]:
-    """Keep other processes of this user from mounting there between a look at the mountpoint and the mount.
+    """Keep other processes of this user from mounting there between the check of the mountpoint and the mount.
 
-    Raises MountpointError where another process is at it for longer than `wait` seconds. Another mountpoint has
-    another lock: a stopped `xnatfs mount` keeps no other from mounting.
+    Raises MountpointError if another process holds the lock for longer than `wait` seconds. Each mountpoint has its
+    own lock: a stopped `xnatfs mount` blocks no mount elsewhere.
     """
     path = _registration(mountpoint).with_suffix(".lock")
     make_private(path.parent)
@@ -162,7 +163,7 @@ async def one_at_a_time(mountpoint: Path, wait: float) -> AsyncIterator[None]:
 
 @contextmanager
 def registered(mountpoint: Path) -> Iterator[None]:
-    """Leave word which process serves the mountpoint, so that `umount` can wait for its end."""
+    """Record which process serves the mountpoint, so that `umount` can wait for its end."""
     path, text = _registration(mountpoint), f"{os.getpid()} {_started(os.getpid())}"
     write_private(path, text)
     try:
@@ -174,7 +175,10 @@ def registered(mountpoint: Path) -> Iterator[None]:
 
 
 def serving_process(mountpoint: Path) -> int | None:
-    """A descriptor of the other process that serves the mountpoint, readable once it has ended (pidfd_open(2))."""
+    """Open a pidfd (pidfd_open(2)) of the other process that serves the mountpoint, readable once that has ended.
+
+    Return None if no other process does.
+    """
     try:
         process, started = _registration(mountpoint).read_text().split()
         if int(process) == os.getpid():
@@ -191,7 +195,7 @@ def serving_process(mountpoint: Path) -> int | None:
 
 
 def _started(process: int) -> str:
-    """When a process began, in ticks since the machine did; see proc_pid_stat(5)."""
+    """Return when a process began, in clock ticks since the machine's boot; see proc_pid_stat(5)."""
     return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
 
 
