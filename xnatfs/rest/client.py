@@ -50,27 +50,28 @@ from xnatfs.settings.session_store import SessionStore
 log = logging.getLogger(__name__)
 
 R = TypeVar("R")
-# What a list becomes, and who puts rows into it.
+# The object that a list becomes, and the function that puts rows into it.
 Collected = tuple[R, Callable[[list[Cells]], None]]
 
 SUBJECT_RESOURCE_LABEL = "xnat:subjectData/resources/resource/label"
 
-# A listing is parsed in pieces of this many bytes: a millisecond each, between which others have their turn.
+# A listing is parsed in pieces of this many bytes: a millisecond each, between which other tasks run.
 PIECE = 32 * 1024
 
-# Of a list of anything but files, bytes and rows: a project of a hundred thousand sessions is 30 MB, and as objects its
-# rows take up to 20 times as much.
+# The largest list of anything but files, in bytes and in rows: a project of a hundred thousand sessions is 30 MB, and
+# as objects its rows take up to 20 times as much.
 LISTED = (2**28, 1_000_000)
-# Of one list of files.
+# The largest list of files, in bytes and in rows.
 FILES = (MOST_BYTES, MOST_ROWS)
 
-# Half of all downloads at most are of files that take longer than a moment, so that a copy of eight volumes does not
-# keep everybody else waiting until the first of them is there. 32 MiB are a second or two on a slow line.
+# At most half of all downloads are of long files, so that a copy of eight volumes does not keep all other readers
+# waiting until the first of them is complete. LONG is in bytes: 32 MiB take a second or two on a slow line.
 LONG_DOWNLOADS = DOWNLOADS // 2
 LONG = 32 * 2**20
 
-# From here on a process of its own carries a file. One takes 80 ms to start (measured), as long as this many bytes take
-# at 1 Gbit/s, and is there for the next file; what is smaller comes whole before it is read, so that less is gained.
+# From this size in bytes on, a download process receives a file. It takes 80 ms to start (measured), as long as this
+# many bytes take at 1 Gbit/s, and serves the next file, too; a smaller file is complete before it is read, so that less
+# is gained.
 BIG = 8 * 2**20
 
 
@@ -145,7 +146,7 @@ class Xnat:
         return await self._listed(Subject.parse, f"/data/projects/{_segment(project)}/subjects", columns=columns)
 
     async def experiments(self, project: str) -> list[Experiment]:
-        # Base columns only: a column of a subtype would drop all experiments of other types.
+        # Base columns only: with a column of a subtype, the server drops all experiments of other types.
         columns = "ID,label,xsiType,date,subject_ID,subject_label,project,insert_date,last_modified"
         return await self._listed(Experiment.parse, f"/data/projects/{_segment(project)}/experiments", columns=columns)
 
@@ -156,7 +157,7 @@ class Xnat:
     async def all_experiments(self) -> list[Accession]:
         """List the experiments of all projects: those of subjects, then the assessors of sessions.
 
-        Two requests at the same time: a column that only one kind has leaves the other one out.
+        This takes two requests at the same time: a column that only one kind has leaves the other kind out.
         """
         found: dict[str, list[Accession]] = {}
 
@@ -214,7 +215,7 @@ class Xnat:
         columns = ",".join(("ID", *SCAN_COLUMNS, SCAN_LABEL))
 
         def collect() -> Collected[dict[str, JoinedScans]]:
-            found: dict[str, JoinedScans] = {}  # of the rows as they come: all of them as such would be twice as much
+            found: dict[str, JoinedScans] = {}  # made of rows as they arrive: all rows would take twice the memory
             return found, lambda rows: JoinedScans.parse(map(Row, rows), found)
 
         params = {"xsiType": "xnat:imageSessionData", "columns": columns, **where}
@@ -337,7 +338,7 @@ class Xnat:
         """List the sessions in the prearchive of a project, or of all projects that the account may edit."""
         where = f"/projects/{_segment(project)}" if project else ""
         rows = [PrearchiveSession.parse(row) for row in await self._table(f"/data/prearchive{where}")]
-        # Accounts with access to all data get the rows of no project appended to those of any.
+        # For accounts with access to all data, the server appends the rows without a project to those of any project.
         return [row for row in rows if not project or row.project == project]
 
     async def issue_token(self) -> tuple[str, str]:
@@ -466,11 +467,11 @@ class Xnat:
         try:
             found, count = await self._transport.whole(path, params, rows)
             if not count and self.login.doubtful() and not await self._transport.session_lives(path):
-                # An open site that has dropped our session answers as guest, with nothing in it.
+                # An open site that has dropped the session answers as to a guest, with an empty list.
                 found, _ = await self._transport.whole(path, params, rows)
         except NotAList as error:
             raise BadReply(f"{self.url}{path} was asked for as a list and came as {error}") from None
-        except (ValueError, RecursionError):  # the latter of a cell that is nested, when it is made text
+        except (ValueError, RecursionError):  # the latter from a nested cell, when it is converted to text
             raise BadReply(f"{self.url}{path} was asked for as JSON and came as something else") from None
         return found
 

@@ -20,15 +20,15 @@ from xnatfs.rest.models import PrearchiveSession
 
 log = logging.getLogger(__name__)
 
-# XNAT builds a session that nothing has come for in this time; its default for sessionXmlRebuilderInterval.
+# Seconds without new files after which XNAT builds a session; its default for sessionXmlRebuilderInterval.
 RECEIVING_FOR = 300.0
-# Between two looks at a state: short at first, because small sessions take seconds.
+# Seconds between two polls of a state: short at first, because small sessions take seconds.
 FIRST_LOOK, LATER_LOOKS = 1.0, 5.0
-# A row goes a moment before the archived session can be seen (the server keeps that for about a second).
+# In seconds. A row disappears a moment before the archived session is visible (the server caches that for about 1 s).
 APPEARS_WITHIN = 10.0
 
-# What `overwrite` has to say to allow it: with one session, append and delete act alike. It is said in any case: a
-# service reads `src` in the query of every release, but only of a request that has a field in its form, too.
+# The values of `overwrite` that allow it: with one session, append and delete act alike. The field is always sent:
+# every release reads `src` from the query, but only in a request that has a field in its form, too.
 OVERWRITE = {"overwrite": "append", "overwrite_files": "true"}
 KEEP = {"overwrite": "none"}
 
@@ -41,8 +41,8 @@ class Archived:
 
     project: str
     session: str
-    uri: str  # '' where the server did not say it
-    accession: str  # the same
+    uri: str  # '' if the server did not report it
+    accession: str  # '' if the server did not report it
 
 
 def matching(
@@ -80,7 +80,7 @@ async def project_id(xnat: Xnat, project: str) -> str:
 
 def origin(fields: Mapping[str, str]) -> tuple[str, str]:
     """Return timestamp and folder of the prearchive entry that an archived session came from; '' where unknown."""
-    parts = fields.get("prearchivePath", "").strip("/").split("/")  # sites choose the folder: .../PROJECT/TIME/FOLDER
+    parts = fields.get("prearchivePath", "").strip("/").split("/")  # .../PROJECT/TIME/FOLDER, below a site's own path
     return (parts[-2], parts[-1]) if len(parts) >= 3 else ("", "")
 
 
@@ -125,13 +125,13 @@ async def archive(
             return await _compared(xnat, waiting, uri, subject, label)
         if not answer.text:
             return await outcome(xnat, waiting, subject=subject, label=label, said=said)
-        try:  # "200 OK" has come with words of failure in it, which may be somebody else's: its state tells
+        try:  # "200 OK" with the text of a failure, which may be that of another request: the state decides
             if await look(xnat, waiting) is None:
                 return await outcome(xnat, waiting, subject=subject, label=label, said=said)
         except NotFound:
             log.info("%s is gone", _name(waiting))
         raise Conflict(f"{_name(waiting)} was not archived: {said}")
-    if answer.status in (404, 502, 504):  # it may be there; a proxy may have lost patience before the server did
+    if answer.status in (404, 502, 504):  # it may be archived; a proxy's timeout may be shorter than the server's
         return await outcome(xnat, waiting, subject=subject, label=label, said=said)
     if answer.status == 500 and "did not complete" in answer.text:
         return await outcome(xnat, waiting, subject=subject, label=label, said=said)
@@ -262,7 +262,7 @@ async def conflicts(xnat: Xnat, waiting: PrearchiveSession, *, subject: str = ""
     except Uncertain as error:
         if error.status is None:
             raise
-        log.info("validate-archive of %s: %s", waiting.path, error)  # a page: it cannot tell
+        log.info("validate-archive of %s: %s", waiting.path, error)  # a web page: no result
         return []
     if not answer.ok:
         log.info("validate-archive of %s answers %d: %s", waiting.path, answer.status, answer.said())
@@ -292,7 +292,7 @@ async def move(xnat: Xnat, waiting: PrearchiveSession, project: str) -> str:
         moved = replace(waiting, project=project)
         if found := await look(xnat, moved):
             return f"/data{found.path}"
-        # A session that the server is at work on is left where it is, without a word.
+        # The server leaves a session that it is processing where it is, without an error.
         raise Conflict(f"{_name(waiting)} was not moved: the server is at work on it")
     raise failure(xnat, answer, f"moving {_name(waiting)} to project {project}")
 
