@@ -31,20 +31,20 @@ log = logging.getLogger(__name__)
 
 Expects = Literal["json", "file", "any"]
 
-# Long enough that looking at missing and empty things costs no second request each; a session that died without a
-# sign on an open site is found out after that long at the latest.
+# In seconds. Long enough that lookups of missing and empty items do not cost a second request each; a session that was
+# lost without a sign on an open site is detected after that time at the latest.
 CONFIRM_AFTER = 60.0
-# XNAT locks an account for an hour after 20 refusals: one try in five minutes stays below that.
+# In seconds. XNAT locks an account for an hour after 20 refusals: one attempt in five minutes stays below that.
 REFUSED_FOR = 300.0
-# Closing the session is a courtesy; a server that is gone must not hold up an unmount.
+# In seconds. Ending the session is a courtesy; an unreachable server must not delay an unmount.
 LOGOUT_TIMEOUT = 5.0
 
-# Of an answer to a login: a session ID, or a page whose message is near its beginning.
+# Bytes read of an answer to a login: a session ID, or a page with its message near the beginning.
 LONGEST_ANSWER = 64 * 1024
-# Of a page's message, from its tag on, markup included: some hold the statement that a database refused.
+# Characters searched for a page's message, from its tag on, with markup: some contain a database statement that failed.
 LONGEST_MESSAGE = 16 * 1024
-# What stands in the way of a login in place of a wrong password: how the server's page or its address tells it, and
-# what to do about it. XNAT redirects to its own pages, or says the same with 403.
+# Reasons of a failed login other than a wrong password: a pattern in the server's page or its address, and the remedy.
+# XNAT redirects to its own pages, or reports the same with 403.
 OBSTACLES = (
     (
         r"XDATScreen_UpdateUser|/ChangePassword|password has expired|must change your password",
@@ -66,13 +66,13 @@ OBSTACLES = (
     ),
     (r"not yet been configured", "the site has not been set up yet: its managers do that with a browser"),
 )
-# How the <h3> of the container's own error pages begins, and those of its titles that name nothing else.
+# The beginning of the <h3> of the container's own error pages, and of its titles that name nothing else.
 CONTAINER = "Apache Tomcat"
-# Between what a page has its words, the best first: the message of the container (Tomcat 7 to 10), XNAT's own, which
-# the container has its name in, what the container says in general; nginx, httpd and balancers have but a title.
+# The tags around a page's message, the best first: the container's message (Tomcat 7 to 10); XNAT's own, where the
+# container has its name; the container's general description; nginx, httpd and balancers have only a title.
 PLACES = (("<b>Message</b", "</p"), ("<h3", "</h3"), ("<b>Description</b", "</p"), ("<title", "</title"))
 
-# What a server answers that cannot at the moment: nothing of that is about the session.
+# Statuses of a server that cannot answer at the moment: they say nothing about the session.
 CANNOT = frozenset({429, 500, 502, 503, 504})
 
 # Milliseconds; 12 digits are 31 years.
@@ -91,19 +91,19 @@ class Login:
         self._sessions = sessions
         self.username = credentials.user if credentials else ""
         self._token = ""
-        self._dead: frozenset[str] = frozenset()  # sessions that were found dead
+        self._dead: frozenset[str] = frozenset()  # sessions known to be dead
         self._lock = trio.Lock()
         self._idle_limit = float("inf")  # seconds; the server states it in a cookie
         self._heard_at = 0.0
         self._confirmed_at = float("-inf")
-        self._refused = ("", float("-inf"))  # what the server said, and when
-        self._warned = False  # that there is no password to log in with
-        self._cookie_tells = True  # False once a foreign JSESSIONID came with a session that was alive
+        self._refused = ("", float("-inf"))  # the last refusal of a login, and its time
+        self._warned = False  # whether the lack of a password was logged
+        self._cookie_tells = True  # False once a foreign JSESSIONID came although the session was alive
         self.logins = 0
         self._made = ""  # the session of the last login
-        self._has_form = False  # that it is needed, and there, was seen
-        self.left_open = ""  # why the server did not end the last session that was to end
-        self._rotates = False  # each reply gives the session another ID, and the one before may be dead
+        self._has_form = False  # whether the login form was found to exist and to be needed
+        self.left_open = ""  # the reason why the server did not end the last session that was to end
+        self._rotates = False  # whether each reply gives the session a new ID, so that the former may be dead
         self._turn = trio.Lock()
 
     async def token(self) -> str:
@@ -140,7 +140,7 @@ class Login:
             return token
         try:
             async with self._sessions.locked():
-                if token := self._found():  # somebody was quicker
+                if token := self._found():  # another program was faster
                     return token
                 token = await self._log_in()
                 self._sessions.keep(token, self._idle(), self.username)
@@ -207,7 +207,7 @@ class Login:
         """
         refused = response.status_code == 401
         if refused and not young:
-            async with self._lock:  # its successor, out of another reply, may just be looked at
+            async with self._lock:  # its successor, from another reply, may be under verification
                 self._drop(token)
             return True
         foreign = self._cookie_tells and _foreign_session(token, response)
@@ -216,7 +216,7 @@ class Login:
         if foreign and not refused and await self._succeeds(token, _session_cookie(response)):
             return False
         if await self.alive(token):
-            self._cookie_tells = self._cookie_tells and (refused or not foreign)  # a 401 brings a cookie in any case
+            self._cookie_tells = self._cookie_tells and (refused or not foreign)  # a 401 sets a cookie in any case
             return False
         return True
 
@@ -286,7 +286,7 @@ class Login:
             try:
                 cookie = {"Cookie": f"JSESSIONID={token}"}
                 response, _ = await self._asked("DELETE", "/data/JSESSION", headers=cookie)
-                # 401, or the way to the login page, is what a session gets that had ended before.
+                # 401, or a redirect to the login page, is the answer to a session that had ended before.
                 ended = response.is_success or response.is_redirect or response.status_code == 401
                 self.left_open = "" if ended else status_line(response)
             except httpx.HTTPError as error:
@@ -308,7 +308,7 @@ class Login:
         if self._credentials is None:
             text = f"the session on {self._http.base_url} has ended, and there is no password to renew it"
             text = f"{text}: 'xnatctl auth login', or XNAT_USER and XNAT_PASS"
-            if not self._warned:  # once, though all that is read meanwhile fails
+            if not self._warned:  # once, though every read fails meanwhile
                 log.warning("%s", text)
                 self._warned = True
             raise LoginRequired(text)
@@ -332,7 +332,7 @@ class Login:
     async def _offer(self, credentials: Credentials) -> tuple[httpx.Response, str]:
         """Send user and password. Basic cannot name a login method, and some releases take no ':' in its password."""
         if credentials.provider:
-            # By its ID, for releases that know those; others go by `provider`. An unknown one is no failed login.
+            # By ID, for releases that support it; others use `provider`. An unknown provider is no failed login.
             both = {"provider": credentials.provider, "authenticatorId": credentials.provider}
             response, text = await self._fill_in(credentials, both)
             if response.status_code == 400:
@@ -342,11 +342,11 @@ class Login:
             return await self._fill_in(credentials, {})
         basic = httpx.BasicAuth(credentials.username, credentials.password)
         response, text = await self._asked("POST", "/data/JSESSION", auth=basic)
-        if response.status_code == 405:  # XNAT takes both; what stands in front of one may not
+        if response.status_code == 405:  # XNAT accepts both methods; a proxy in front of it may not
             response, text = await self._asked("GET", "/data/JSESSION", auth=basic)
         if response.status_code == 401 and ":" in credentials.password:
             formed = await self._fill_in(credentials, {})
-            # From then on by the form alone: an account is locked after so many refusals.
+            # From then on only by the form: each refusal counts towards locking the account.
             self._has_form = formed[0].status_code not in (404, 405)
             return formed if self._has_form else (response, text)
         return response, text
@@ -357,7 +357,7 @@ class Login:
         response, text = await self._asked("POST", "/data/services/auth", form=form)
         if response.status_code == 500 and "bad credentials" in text.lower():  # releases before 1.7
             response.status_code = 401
-        if response.status_code == 200 and not text.strip():  # theirs, too: the session is in the cookie alone
+        if response.status_code == 200 and not text.strip():  # also before 1.7: the session is only in the cookie
             text = _session_cookie(response)
         return response, text
 
@@ -396,7 +396,7 @@ class Login:
         if status == 200 and not _is_html(response):
             token = text.strip().partition(";")[0]
             if is_session_id(token):
-                # Logging in changes the session's ID; where the body has the one before, the newest cookie counts.
+                # A login changes the session's ID; if the body has the former one, the newest cookie counts.
                 return _session_cookie(response) or token
         if status in CANNOT:
             raise _unavailable(response)
@@ -414,7 +414,7 @@ class Login:
 
     async def _is_xnat(self) -> bool:
         response, text = await self._asked("GET", "/xapi/siteConfig/buildInfo")
-        if response.status_code == 404:  # a server from before /xapi: the engine of its REST API signs each answer
+        if response.status_code == 404:  # a server from before /xapi: its REST engine names itself in each answer
             response, _ = await self._asked("GET", "/data/auth")
             return "restlet" in response.headers.get("server", "").lower()
         return response.status_code == 200 and not _is_html(response) and "version" in text
@@ -436,7 +436,7 @@ def page_message(html: str) -> str:
 
 def _text_between(html: str, begin: str, end: str) -> str:
     """Return the text between two tags, without markup. `begin` lacks its '>', since it may have attributes."""
-    # One step after the other: as one pattern, a page of `<h3<h3<h3` would take the square of its length.
+    # In steps: with a single pattern, the time for a page of `<h3<h3<h3` would be quadratic in its length.
     begins = re.search(begin, html, re.IGNORECASE)
     if not begins:
         return ""
@@ -474,7 +474,7 @@ def _is_page(response: httpx.Response, expects: Expects) -> bool:
     """
     if response.is_redirect and expects != "any":
         return True
-    if response.has_redirect_location:  # of a change, 303 is how success may look, and so is a 301 to nowhere
+    if response.has_redirect_location:  # after a change, 303 may mean success, and so may a 301 without Location
         return response.status_code != 303
     if not response.is_success or expects == "any" or not _is_html(response):
         return False

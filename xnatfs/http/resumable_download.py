@@ -27,28 +27,29 @@ from xnatfs.http.transport import Question, Transport
 
 log = logging.getLogger(__name__)
 
-# What a server answers that knows ranges but not this one, or whose proxy trips over them.
+# Statuses of a server that supports ranges but not this one, or of a proxy that fails on them.
 RANGE_REFUSED = frozenset({400, 416, 500, 501})
 
-# So often in a row a server refuses that has granted ranges before, until it is taken for one that does not any more:
-# one of several behind a balancer may be another, or have a bad moment.
+# So many refusals in a row, from a server that has granted ranges before, mean that it does not support them any more:
+# one of several servers behind a balancer may differ, or fail for a moment.
 REFUSALS = 3
 
-# In seconds: then it is asked for one again. It may be another by now, in the weeks of a mount, and a refusal costs no
-# more than a request.
+# Seconds until a range is requested again. In the weeks of a mount the server may change, and a refusal costs no more
+# than a request.
 WITHOUT_RANGES = 600.0
 
-# A date states a version if it is at least so many seconds older than the reply (RFC 9110, 8.8.2.2): within the second
-# of its date a file may change again.
+# A date identifies a version if it is at least so many seconds older than the reply (RFC 9110, 8.8.2.2): within the
+# second of its date a file may change again.
 STRONG_AGE = 1
 
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
-# A date in any of HTTP's forms: it is sent back, in If-Range, and kept.
+# A date in any of HTTP's forms: it is sent back, in If-Range, and persisted.
 _DATE = re.compile(r"[ -~]{1,64}")
-# A strong entity tag, of no more than is worth sending back; a weak one begins with W/.
+# A strong entity tag, not too long to be sent back; a weak one begins with W/.
 _STRONG_TAG = re.compile(r'"[!#-~]{1,256}"')
 
-# Writes so many of the next bytes into a descriptor at an offset, or nowhere; yields how many more are there.
+# Called with a descriptor or None, an offset and a length: writes the next bytes to the file, or skips them (None), and
+# yields the size of each part.
 Into = Callable[[int | None, int, int], AsyncGenerator[int]]
 
 
@@ -61,13 +62,13 @@ class Download:
     """
 
     start: int
-    size: int | None  # of the whole file, as the headers have it
+    size: int | None  # of the whole file in bytes, by the headers
     modified: str  # Last-Modified, as sent
     chunks: AsyncIterator[bytes]
     into: Into | None
     validator: str = ""  # a strong one, or ""
-    framed: bool = True  # False: it ends with its connection, so that its end cannot be told from a break
-    name: bytes = b""  # as Content-Disposition has it, where a file was asked for by its number
+    framed: bool = True  # False: it ends with its connection, so that a break looks like its end
+    name: bytes = b""  # from Content-Disposition, if the file was requested by its number
     whole: bool = False  # no range: it goes to the end of the file, wherever a range was requested to end
 
 
@@ -82,7 +83,7 @@ class Promise(NamedTuple):
     """The range, length and version that the headers of a file's reply promise."""
 
     start: int
-    stop: int | None  # where it ends
+    stop: int | None  # the end of the bytes that follow, exclusive
     size: int | None
     modified: str
     validator: str  # a strong one, or ""
@@ -95,8 +96,8 @@ class Downloads:
 
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
-        self._granted = False  # a range, at some time
-        self._refusals = 0  # in a row
+        self._granted = False  # whether the server has ever granted a range
+        self._refusals = 0  # of ranges, in a row
         self._without_until = -math.inf
 
     @property
@@ -122,7 +123,7 @@ class Downloads:
         """
         begun = await self.begin(path, start, stop, size, big)
         if begun[1].is_range and start == 0 and not (verified or begun[1].validator):
-            # Nothing tells that the next range is of the same version: all of the file comes by one download.
+            # Nothing proves that the next range is of the same version: request the whole file at once.
             await _closed(begun[0])
             begun = await self.begin(path, 0, None, size, big)
         arrival = _Arrival(self, path, big, verified, *begun)
@@ -180,7 +181,7 @@ class Downloads:
         if isinstance(begun, str):
             whole = await self.begin(path, 0, None, size, big, within)
             if begun:
-                self._refused(begun)  # only now: where the whole is not to be had either, it was not the range
+                self._refused(begun)  # only now: if the whole file is unavailable, too, the range was not the reason
             return whole
         return response, begun
 
@@ -199,7 +200,7 @@ class Downloads:
             raise BadReply(f"{where} came encoded, though it was asked for as it is")
         modified, found, length = last_modified(response), strong_validator(response), content_length(response)
         if response.status_code == 200:
-            if asked and not validator:  # else it answers as If-Range may have it answer
+            if asked and not validator:  # with If-Range, the whole file is a correct answer
                 self._refused("answers a range with the whole file")
             return Promise(0, length, length, modified, found, is_framed(response))
         match = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
@@ -220,7 +221,7 @@ class Downloads:
         enough = REFUSALS if self._granted else 1
         if self._refusals >= enough:
             self._without_until = trio.current_time() + WITHOUT_RANGES
-        if self._refusals == enough:  # not each time that it is asked again
+        if self._refusals == enough:  # not at each later attempt
             log.info("%s %s: files are read from their start, a seek waits", self.transport.url, why)
 
 
@@ -243,16 +244,16 @@ class _Arrival:
         self._response = response
         self._promise = promise
         self._position = promise.start
-        self._skip = 0  # bytes that come again, where a download begins anew
-        # Whether the next reply can be told to be of the same version. Else what came is hashed, comes again, and is
-        # hashed again: nothing that was served is followed by what is of another version.
+        self._skip = 0  # bytes to come again, if a download begins anew
+        # Whether the next reply can be proved to be of the same version. If not, the received bytes are hashed, come
+        # again, and are hashed again, so that bytes of another version never follow those already served.
         self._provable = bool(verified or promise.validator)
         self._hash = self._hash_again = hashlib.blake2b()
-        self._by_hand: AsyncGenerator[bytes] | None = None  # where no process writes any more
-        self._rest = b""  # that came by hand and has no place yet
-        self._left = self._transport.patience  # seconds for the server to get on, over all connections
-        self._counted = promise.start  # up to here bytes have bought some
-        self._patience = Patience(self._transport.timeout)  # with this connection
+        self._by_hand: AsyncGenerator[bytes] | None = None  # the chunks, once no download process writes any more
+        self._rest = b""  # received in this process, but not written yet
+        self._left = self._transport.patience  # the retry budget in seconds, over all connections
+        self._counted = promise.start  # bytes up to here were added to the budget
+        self._patience = Patience(self._transport.timeout)  # the timeout of this connection
 
     @property
     def writable(self) -> bool:
@@ -353,12 +354,12 @@ class _Arrival:
         resumed = await self._downloads.begin(
             self._path, start, stop, promise.size, self._big, within, promise.validator
         )
-        self._response, again = resumed  # from here on `close` sees to it
+        self._response, again = resumed  # from here on `close` closes it
         if (again.size, again.modified) != (promise.size, promise.modified):
             raise self._changed()
         if promise.validator not in ("", again.validator) or (not self._provable and again.start != promise.start):
             raise self._changed()
-        self._promise = promise._replace(stop=again.stop)  # the whole file may come in place of the rest of a range
+        self._promise = promise._replace(stop=again.stop)  # the whole file may replace the rest of a range
         self._skip = self._position - again.start
         self._hash_again = hashlib.blake2b()
         self._left -= trio.current_time() - began
@@ -400,7 +401,7 @@ def strong_validator(response: httpx.Response) -> str:
         return tag
     modified = last_modified(response)
     changed, sent = _seconds(modified), _seconds(response.headers.get("date", ""))
-    if sent is None:  # then the time of receipt counts (RFC 9110, 6.6.1)
+    if sent is None:  # the time of receipt counts then (RFC 9110, 6.6.1)
         sent = time.time()
     return modified if changed is not None and sent - changed >= STRONG_AGE else ""
 
@@ -410,5 +411,5 @@ def _seconds(date: str) -> float | None:
     try:
         parsed = parsedate_tz(date)
         return mktime_tz(parsed) if parsed else None
-    except (ValueError, OverflowError, TypeError, IndexError):  # a date of others may have any number in it
+    except (ValueError, OverflowError, TypeError, IndexError):  # an untrusted date may contain any number
         return None

@@ -48,28 +48,28 @@ from xnatfs.settings.session_store import SessionStore
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# A firewalled host answers nothing at all; ten seconds tell that from a slow one.
+# A firewalled host does not answer at all; ten seconds distinguish it from a slow one.
 CONNECT_TIMEOUT = 10.0
 # An XNAT gives each request a thread and often a database connection; 4 to 8 at once is what sites ask clients for.
 DOWNLOADS = 8
-# Two more than that, so that a listing never waits behind eight downloads.
+# Two more than the downloads, so that a listing never waits behind eight of them.
 CONNECTIONS = DOWNLOADS + 2
-# Archiving answers when it is done, or after the 600 s of XNAT's default sessionArchiveTimeoutInterval.
+# In seconds. XNAT answers when archiving is done, or after its default sessionArchiveTimeoutInterval of 600 s.
 CHANGE_TIMEOUT = 660.0
-# So many sessions may be lost to one request: a server that is restarted, and restarted again, takes two. One that
-# forgets each session at once, as a balancer does that sends each request to another, is not logged in to for ever.
+# So many sessions may be lost during one request: a server that restarts twice loses two. The limit ends the logins to
+# a server that forgets each session at once, as behind a balancer that sends each request to another server.
 LOSSES = 3
-# So often a list or a document is asked for that breaks off: one that does so each time is not to be had by asking.
+# So often a list or a document that breaks off is requested: one that does so each time is unavailable.
 TRIES = 3
-# Of an error page only this much is read, to find the server's own words.
+# Only so many bytes of an error page are read, to find the server's own message.
 ERROR_BODY = 64 * 1024
-# What is read whole before it is looked at: documents of an item, of which the largest sessions have some MiB. As
-# objects they take up to 30 times as much.
+# In bytes, the largest body that is read whole before it is parsed: an item's document, which for the largest sessions
+# has some MiB. As objects it takes up to 30 times as much.
 LARGEST_DOCUMENT = 16 * 2**20
-# What a request for a big file may take beside the server's time: a process starts in 80 ms, on a busy machine in
-# seconds; and one that hangs has to be found out.
+# Seconds that a request for a big file may take beside the server's time: a process starts in 80 ms, on a busy machine
+# in seconds; and a process that hangs has to be detected.
 PROCESS = 5.0
-# The smallest thing to ask an XNAT for, and open to everybody.
+# The smallest resource of an XNAT, and open to every user.
 SMALLEST = "/xapi/siteConfig/buildInfo"
 
 # httpcore reads 64 KiB from a socket at a time, and each read goes through five layers: a gigabyte took three times as
@@ -79,7 +79,7 @@ httpcore.AsyncHTTP11Connection.READ_NUM_BYTES = 512 * 1024
 TRY_LATER = frozenset({429, 502, 503, 504})
 
 
-# What is sent: bytes, or how to begin with pieces of them, once for each time that it is sent.
+# The body of a request: bytes, or a function that begins to yield its pieces, called each time the request is sent.
 Body = bytes | Callable[[], AsyncGenerator[bytes]]
 
 
@@ -139,14 +139,14 @@ async def open_transport(
     url = urlsplit(config.url)
     loopback = is_loopback(url.hostname or "")
     proxied = not loopback and getproxies().keys() & {url.scheme, "all"} and not proxy_bypass(url.hostname or "")
-    # Reading the authorities took 40 ms of a start: not where no certificate is looked at.
+    # Reading the certificate authorities took 40 ms of a start: skip it if no certificate is verified.
     trust = wire is None and bool(proxied or config.ca_bundle or url.scheme == "https")
     tls: Any = tls_context(config.ca_bundle, config.verify_ssl) if trust else False
 
     def client(connections: int, kept: int) -> httpx.AsyncClient:
         limits = httpx.Limits(max_connections=connections, max_keepalive_connections=kept)
         options = [(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unacknowledged(config.timeout))]
-        direct = None  # httpx knows proxies only where it is left to find its own way
+        direct = None  # httpx uses proxies only if it makes its own transport
         if not proxied:
             direct = httpx.AsyncHTTPTransport(verify=tls, limits=limits, socket_options=options)
         return httpx.AsyncClient(
@@ -165,7 +165,7 @@ async def open_transport(
     async with (
         _big_files(config, wire is None and not proxied) as big,
         _proxy_named(client, CONNECTIONS, CONNECTIONS) as http,
-        # A new connection each time: those that are there may be what does not work any more.
+        # A new connection each time: the existing ones may be what no longer works.
         client(2, 0) as beside,
         background() as nursery,
     ):
@@ -181,7 +181,7 @@ def _proxy_named(client: Callable[[int, int], httpx.AsyncClient], connections: i
     """Make a client. Raises ConfigError if the environment names a proxy that cannot be used."""
     try:
         return client(connections, kept)
-    except (ValueError, httpx.InvalidURL, ImportError):  # whose words may hold a part of a password
+    except (ValueError, httpx.InvalidURL, ImportError):  # the message of which may contain a part of a password
         form = "http://PROXY:PORT or http://USER:PASSWORD@PROXY:PORT, with a % code for each special character"
         raise ConfigError(f"HTTP_PROXY, HTTPS_PROXY or ALL_PROXY cannot be used: it must be {form}; no SOCKS") from None
 
@@ -218,8 +218,8 @@ class Transport:
         self._big = big or http
         self._beside = beside
         self.login = login
-        self.timeout = config.timeout  # for the server to say the next thing
-        self.patience = config.patience or config.timeout  # to try again
+        self.timeout = config.timeout  # seconds until the server's next answer or part of a body
+        self.patience = config.patience or config.timeout  # the retry budget, in seconds
         self.breaker = Breaker(self._ask, self.patience, nursery)
         self.requests = 0
         self._sleeps = Sleeps()
@@ -320,7 +320,7 @@ class Transport:
             try:
                 response = await self.exchange(Question("GET", path, "json", params), pauses.left())
             except TimedOut:
-                if failure is not None:  # it has answered, and there was no time for another answer
+                if failure is not None:  # the server has answered, but the time was too short for another answer
                     raise failure from None
                 raise
             try:
@@ -328,7 +328,7 @@ class Transport:
                 async with aclosing(self.raw(path, response, most)) as chunks:
                     return await made(chunks)
             except Unreachable as error:
-                failure = error.with_traceback(None)  # which holds all that was made until then
+                failure = error.with_traceback(None)  # the traceback refers to everything made so far
             finally:
                 with trio.CancelScope(shield=True):
                     await response.aclose()
@@ -345,7 +345,7 @@ class Transport:
         try:
             await self.check(path, response, "file")
             yield response
-        except Unreachable as error:  # the body has ended, and nobody takes it up again
+        except Unreachable as error:  # the body has ended, and is not resumed
             self.give_up(error)
         finally:
             with trio.CancelScope(shield=True):
@@ -362,7 +362,7 @@ class Transport:
         await self.breaker.check()
         began = trio.current_time()
         deadline = began + min(self.patience, within)
-        # A server that takes its time over one answer may have more of it than one that is away has to come back.
+        # A slow answer may take longer (the timeout) than an unreachable server has to return (the retry budget).
         last = deadline + self.timeout - self.patience + (PROCESS if question.big else 0.0)
         try:
             with trio.fail_at(last):
@@ -378,7 +378,7 @@ class Transport:
         if not self._sleeps.is_over():
             return
         for transport in {self._http._transport, *self._http._mounts.values()}:
-            pool = getattr(transport, "_pool", None)  # a transport of a test has none
+            pool = getattr(transport, "_pool", None)  # a test's transport has none
             for connection in pool.connections if isinstance(pool, httpcore.AsyncConnectionPool) else ():
                 if connection.is_idle():
                     await connection.aclose()
@@ -483,7 +483,7 @@ class Transport:
                         f"{self.url} {network.reason(error)}; the request may have been carried out"
                     ) from error
                 finally:
-                    if isinstance(content, AsyncGenerator):  # it may have been left half-way, with a file open
+                    if isinstance(content, AsyncGenerator):  # it may be left half-way, with a file open
                         with trio.CancelScope(shield=True):
                             await content.aclose()
                 self.login.heard(response)
