@@ -52,14 +52,14 @@ from xnatfs.settings.session_store import SessionStore
 
 log = logging.getLogger(__name__)
 
-# A listing of an earlier mount is shown for so long, in seconds, and no longer than until the server has answered.
+# A listing of an earlier mount is served for at most so many seconds, and only until the server has answered.
 KEPT_FOR = 5.0
 
-# Nodes of files that are kept because they were listed lately, 250 bytes each; the next listing is three times as fast.
+# Nodes of recently listed files that are cached, 250 bytes each; the next listing is three times as fast.
 SHOWN = 50_000
 
-# A local file system dates what is written with the kernel's last tick, in seconds at 100 Hz. What is made of a new
-# version at once is to be no older than that.
+# A local file system dates a write with the kernel's last tick: its length in seconds at 100 Hz. A file made from a new
+# version at once must not be older than that version.
 TICK = 0.01
 
 
@@ -112,16 +112,16 @@ class Site:
         self.content = content
         self.ttl = ttl
         self.opened_at = time.time()
-        self.sizes_learnt = False  # whether any file was found to be another than its listing says
-        self.sizes_right: dict[str, bool] = {}  # by resource, of those that were looked at more closely
+        self.sizes_learnt = False  # whether any file was found to differ from its listing
+        self.sizes_right: dict[str, bool] = {}  # by resource, of those that were examined more closely
         self.shown = MetadataCache(SHOWN)
-        self._contradicted: dict[str, tuple[int | None, int]] = {}  # counts of resources, and how many files they list
+        self._contradicted: dict[str, tuple[int | None, int]] = {}  # stated and listed number of files, by resource
         self._nursery = nursery
         self._directory = directory
         self._walks: dict[str, Walk] = {}
         self._kept: Kept | None = None
         self._past: Past | None = None
-        self._seen: set[ListKey] = set()  # listings that were asked for before
+        self._seen: set[ListKey] = set()  # listings that were requested before
         self.access = Access(
             content, bulk, lambda: xnat.login.username, self._known, self._ids, self._forget_kept, nursery
         )
@@ -141,7 +141,7 @@ class Site:
 
     async def _tidy(self) -> None:
         while True:
-            await trio.sleep(max(self.ttl, 10.0))  # nobody is in need of it sooner
+            await trio.sleep(max(self.ttl, 10.0))  # memory is not needed sooner
             self.metadata.expire()
             self.shown.expire()
 
@@ -257,7 +257,7 @@ class Site:
         for number in sorted(found):
             if len(found[number]) >= len(files.groups.get(number, ())):
                 files.join(found[number])
-        # A count that the resource's own list contradicts is stale: it is not compared again while both stay so.
+        # A count that the resource's own list contradicts is stale: it is not compared again while both are unchanged.
         listed = {row.id: len(files.groups.get(row.id, ())) for row in resources}
         self._contradicted |= {row.id: (row.file_count, listed[row.id]) for row in resources if listed[row.id]}
         return broken
@@ -286,7 +286,7 @@ class Site:
         found = [each for key in keys if (each := self.metadata.peek(key))]
         return min((each.expires for each in found), default=expires) != expires
 
-    # -- what is asked ahead -------------------------------------------------------------------------------------
+    # -- prefetching ---------------------------------------------------------------------------------------------
 
     async def look_into(self, project: str, experiment: str) -> None:
         """Begin the listings of a session together; for a client that iterates over sessions, those of a batch."""
@@ -294,7 +294,7 @@ class Site:
             await self._walk(project).session(experiment)
         except Unreachable:
             if self._past is None:
-                raise  # else what is known of it is shown
+                raise  # else the persisted listings are served
 
     async def look_into_subject(self, project: str, subject: str) -> None:
         """Prefetch for a subject whose resources a client lists."""
@@ -323,7 +323,7 @@ class Site:
         """Return the time of a listing served while the server is unreachable (seconds since the epoch); 0 if fresh."""
         found = self.metadata.peek(key)
         if found is None and self._past is not None and self.xnat.away:
-            found = self._past.peek(key)  # is what will be shown
+            found = self._past.peek(key)  # this is what will be served
         return found.stale if isinstance(found, Listing) else 0.0
 
     def _noted(self, key: ListKey, found: Listing[Any]) -> Listing[Any]:
