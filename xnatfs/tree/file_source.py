@@ -30,8 +30,8 @@ from xnatfs.rest.models import FileRow, Item
 from xnatfs.site import Site
 from xnatfs.tree.names import assign
 
-# A member that only its content tells from others is held in memory until it is known. What is larger is asked for by
-# its number.
+# In bytes. A member that only its content distinguishes from others is held in memory until it is identified. A larger
+# file is requested by its number.
 LARGEST_HELD = 32 * 2**20
 
 
@@ -41,7 +41,7 @@ class _Clash:
 
     files: Sequence[FileRow]
     sizes: list[int] = field(default_factory=list)
-    contents: set[bytes] = field(default_factory=set)  # of those that are as long as ours
+    contents: set[bytes] = field(default_factory=set)  # of those that are as long as the wanted file
 
     def settled(self) -> bytes | None:
         """Return the wanted file's bytes, if the members have the files' lengths and `contents` is unique."""
@@ -111,7 +111,7 @@ class FileSource:
             for route in self._routes():
                 way, called = ways[route]
                 try:
-                    async with AsyncExitStack() as opening:  # closed before the next way: nobody holds two downloads
+                    async with AsyncExitStack() as opening:  # closed before the next way: no task holds two downloads
                         body = await way(opening)
                         await stack.enter_async_context(opening.pop_all())
                         break
@@ -152,7 +152,7 @@ class FileSource:
                     content = await member.rest()
                     if await self._has_its_digest(content):
                         return await _whole(content, opening)
-                    if self.row.size is not None and len(clash.contents) < 2:  # two are as good as more
+                    if self.row.size is not None and len(clash.contents) < 2:  # two already prove a conflict
                         clash.contents.add(content)
         if not clashes:
             raise NotFound("it is not in there")

@@ -33,7 +33,7 @@ from xnatfs.tree.node import Children, Dir, Link, Listed, Node
 from xnatfs.tree.projects import RESOURCES, ProjectDir, Projects, SubjectDir
 from xnatfs.tree.sessions import AssessorsDir, SessionDir
 
-# Rows of a site that are sorted in between two looks at who else waits: a millisecond.
+# Rows of a site that are sorted in between two checkpoints: a millisecond.
 AT_ONCE = 1000
 
 
@@ -84,7 +84,7 @@ class Links(Listed):
         self._rows: dict[str, Accession] = {}  # by the name of the link
         self._names: list[str] = []
         self._known = known
-        self.paths: dict[str, Path] = {}  # that are known, by accession ID: in the project that owns it, or any other
+        self.paths: dict[str, Path] = {}  # known paths by accession ID: in the project that owns the item, or another
 
     async def fill(self) -> None:
         """Sort the rows in, project by project. Items that only a project's listings report, being shared, come last.
@@ -152,7 +152,7 @@ class LinksDir(Dir):
 
     __slots__ = ("projects",)
 
-    key: AllSubjectsKey | AllExperimentsKey  # the list of the site that has all of them
+    key: AllSubjectsKey | AllExperimentsKey  # the site's list of all of them
 
     def __init__(self, site: Site, parent: Dir, name: str, projects: Projects) -> None:
         super().__init__(site, parent, name)
@@ -187,7 +187,7 @@ class LinksDir(Dir):
         kept = self.site.metadata.peek(ChildrenKey(self.path))
         if isinstance(kept, Children) and name in kept.nodes:
             return kept.nodes[name]
-        if name.startswith("."):  # no accession ID does, but many questions: .git, .hidden
+        if name.startswith("."):  # no accession ID does, but many lookups: .git, .hidden
             raise NotFound(f"{self.name}/{name} does not exist")
         return Link(self.site, self, name, await self._path(unescape(name), await self._known()))
 
@@ -231,7 +231,7 @@ class LinksDir(Dir):
             except (NotFound, Denied):
                 if not found:
                     raise
-                return _Resolved(found[0].paths[accession], expires)  # its owner is closed to us
+                return _Resolved(found[0].paths[accession], expires)  # access to its owner is denied
 
         return (await self.site.metadata.get(LinkKey(self.name, accession), resolve)).path
 
@@ -316,7 +316,7 @@ class ExperimentLinks(LinksDir):
     def expected(self, row: Accession, owner: str, links: Links) -> Path:
         if row.session:
             session = links.row(row.session)
-            # What has a session is none: two that name each other would be followed for ever.
+            # An item that has a session is no session itself: two that name each other would be followed for ever.
             above = self.place(session, links)[0] if session and not session.session else ()
             return (*above, "assessors", expected(row.label, row.id))
         subject = expected(row.subject_label, row.subject, {RESOURCES})
@@ -328,7 +328,10 @@ class ExperimentLinks(LinksDir):
         return await self._assessor(await self.path_in(row.project, row.session), row.id)
 
     async def collect(self, project_dir: ProjectDir) -> Accessions:
-        """Collect the sessions. Rows do not report sharing; those below a subject that the project owns count as owned."""
+        """Collect the sessions.
+
+        A row does not report sharing. A session below a subject that the project owns counts as owned.
+        """
         paths: dict[str, Path] = {}
         owned: set[str] = set()
         for subject in await _subjects(project_dir):

@@ -11,7 +11,7 @@ from xnatfs.tree.resource_view import Place
 from xnatfs.tree.resources import ResourcesDir
 from xnatfs.tree.sessions import SessionDir
 
-RESOURCES = "resources"  # beside subjects and sessions; a label that is the same gives way
+RESOURCES = "resources"  # beside subjects and sessions; an equal label gets a suffix
 
 
 class Projects(Dir):

@@ -21,8 +21,8 @@ class Place:
     home: Item
     below: bool = False
     group: tuple[str, str] = ("resources", "")
-    project: str = ""  # through which they are looked at; '' where nobody looks around
-    ambiguous: bool = False  # what they hang on has an ID that means another part of the session, too
+    project: str = ""  # through which they are accessed; '' if nothing is to be prefetched
+    ambiguous: bool = False  # the ID of the item that has them names another part of the session, too
 
     @property
     def base(self) -> Item:

@@ -119,7 +119,7 @@ class ResourceDir(ResourceView):
         """Return until when a listing shows the resource to the account. Raises NotFound, Denied."""
         place = self.place
         for certain in (False, True):
-            if certain:  # it is not there: does a list of many items leave it out, or one of the last mount?
+            if certain:  # it is not there: does the list of a batch leave it out, or one of the last mount?
                 await self.site.confirm([place.key])
             found = await self.site.resources(place.item, place.below)
             if any(row.id == self.resource.id for row in found.rows):

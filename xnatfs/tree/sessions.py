@@ -13,7 +13,7 @@ from xnatfs.tree.node import INODE_BITS, Children, Dir, Node, StaticDir, number
 from xnatfs.tree.resource_view import Place
 from xnatfs.tree.resources import ResourcesDir
 
-INPUTS = "in"  # what an assessor was made of; found by lookup, not listed: it costs a request each
+INPUTS = "in"  # an assessor's input; found by lookup, not listed: it costs a request each
 
 
 class SessionDir(StaticDir):
@@ -24,7 +24,7 @@ class SessionDir(StaticDir):
     def __init__(self, site: Site, parent: Dir, name: str, experiment: Experiment, project: str = "") -> None:
         super().__init__(site, parent, name)
         self.experiment = experiment
-        self.project = project  # in which it is looked at; '' where nobody looks around
+        self.project = project  # through which it is accessed; '' if nothing is to be prefetched
 
     @property
     def item(self) -> Item:
@@ -93,9 +93,9 @@ class ScansDir(_PartsDir):
         except (NotFound, BadReply):
             if self.session.experiment.is_imaging:
                 raise
-            return Children({})  # servers answer 404 or 500 for what cannot have scans
+            return Children({})  # servers answer 404 or 500 for an experiment that cannot have scans
         named = assign(listing.rows, lambda row: decoded(row.id), lambda row: row.id)
-        types = {row.type for row in listing.rows if row.type != row.id}  # `scans/T1` means all of that type, too
+        types = {row.type for row in listing.rows if row.type != row.id}  # `scans/T1` names all of that type, too
         nodes = {
             name: ScanDir(self, name, row, place, ambiguous=row.id in types)
             for place, (name, row) in enumerate(named.items())
@@ -160,7 +160,7 @@ class AssessorsDir(_PartsDir):
                 raise
             return Children({})
         named = assign(listing.rows, lambda row: row.label, lambda row: row.id)
-        labels = {row.label for row in listing.rows if row.label != row.id}  # in a URL they mean assessors, too
+        labels = {row.label for row in listing.rows if row.label != row.id}  # in a URL they name assessors, too
 
         def node(name: str, row: Assessor) -> AssessorDir:
             return AssessorDir(self, name, row, ambiguous=row.id in labels)
