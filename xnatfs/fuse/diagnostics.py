@@ -21,7 +21,7 @@ def log_state(site: Site, operations: Operations) -> None:
     tasks = list(_tasks(trio.lowlevel.current_root_task()))
     log.info("state: %s", json.dumps({**operations.counters(), **site.counters(), "tasks": len(tasks)}))
     for task in tasks:
-        # Not the one that runs: CPython 3.11 may take its instructions for what it awaits, and crashes (seen).
+        # Not the running task: CPython 3.11 may take its instructions for the object it awaits, and crashes (observed).
         if task is not trio.lowlevel.current_task():
             log.info("task %s: %s", task.name, _stack(task))
 

@@ -35,14 +35,14 @@ log = logging.getLogger(__name__)
 # Each READ that waits for the network holds a task, and `stat` must find one free beside 200 readers.
 MOST_REQUESTS = 1000
 
-# What the kernel reads ahead, in KiB: 128 by default. A sequential read asks in pieces of that size, up to 1 MiB, which
-# is the largest one request can be. Measured, warm: 1.5 GB/s at 128, 2.5 at 1024, 2.2 at 4096.
+# The kernel's read-ahead, in KiB: 128 by default. A sequential read is split into requests of that size, up to 1 MiB,
+# the largest that one request can be. Measured, warm: 1.5 GB/s at 128, 2.5 at 1024, 2.2 at 4096.
 READ_AHEAD_KB = 1024
 
-# mallopt(3): buffers from this size on have pages of their own, which the kernel has back with each. glibc begins so,
-# but takes the size of whatever buffer was let go for the next limit, and what is small and stays then lies between
-# large holes. Measured, the first four minutes of one load (scripts/stress), of which at most 56 MB were in use at a
-# time: 161 MB resident and not less again, with this 123, and 94 a minute later.
+# mallopt(3): buffers from this size on have pages of their own, which return to the kernel with each buffer. glibc
+# begins so, but takes the size of any freed buffer as the next limit; small buffers that stay then lie between large
+# holes. Measured in the first four minutes of one load (scripts/stress), with at most 56 MB in use at a time: 161 MB
+# resident, which did not shrink; with this limit 123, and 94 a minute later.
 M_MMAP_THRESHOLD, OWN_PAGES = -3, 128 * 1024
 
 
@@ -54,7 +54,7 @@ class MountOptions:
     ownership: Ownership = field(default_factory=lambda: Ownership(os.getuid(), os.getgid()))
     allow_other: bool = False
     xattrs: bool = True
-    extra: frozenset[str] = frozenset()  # passed on to the kernel: nosuid and the like
+    extra: frozenset[str] = frozenset()  # options passed on to the kernel, such as nosuid
 
 
 async def mount(
@@ -127,7 +127,7 @@ def give_memory_back() -> None:
 
 
 async def _begin(operations: Operations, config: Config, options: MountOptions) -> None:
-    # What libfuse takes by default, but that `ro` refuses every change in the kernel already.
+    # libfuse's defaults, and `ro`, with which the kernel itself refuses every change.
     flags = {*pyfuse3.default_options, "ro", "nosuid", "nodev", "subtype=xnatfs", f"fsname={_escaped(config.url)}"}
     if options.allow_other:
         flags.add("allow_other")

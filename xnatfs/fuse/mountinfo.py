@@ -8,10 +8,10 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    device: str  # "0:53"; of a mount of FUSE no other has it while that is there
+    device: str  # "0:53"; unique to a FUSE mount as long as it exists
     kind: str  # "fuse.xnatfs"
-    source: str = ""  # of ours: the URL of the server
-    owner: int | None = None  # of FUSE: the uid of who mounted it
+    source: str = ""  # for xnatfs, the URL of the server
+    owner: int | None = None  # for FUSE, the uid of the user who mounted it
 
 
 def file_system(path: Path) -> str:
@@ -21,7 +21,7 @@ def file_system(path: Path) -> str:
         for line in table:
             before, _, after = line.rstrip("\n").partition(" - ")
             point = _decoded(before.split(" ")[4])
-            # Of several on one directory the last one shows.
+            # The last of several mounts on one directory hides the others.
             if Path(place).is_relative_to(point) and len(point) >= len(found[0]):
                 found = point, after.split(" ")[0]
     return found[1]

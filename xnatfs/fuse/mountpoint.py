@@ -25,7 +25,7 @@ from xnatfs.settings.credentials import for_children
 
 KIND = "fuse.xnatfs"
 
-# Whether a mount answers. Not stat(2), which the kernel answers for the dead as long as attributes are fresh.
+# Tests whether a mount answers. Not by stat(2), which the kernel answers for a dead mount while attributes are fresh.
 PROBE = """
 import os, sys
 try:
@@ -33,7 +33,7 @@ try:
 except OSError as error:
     sys.exit(error.errno)
 """
-# How long a mount may take to answer that, in seconds: a living one answers from memory.
+# How long a mount may take to answer the probe, in seconds: a live one answers from memory.
 PATIENCE = 5.0
 
 
@@ -100,7 +100,7 @@ def is_dead(mountpoint: Path, mounted: Mount) -> bool:
         return child.wait(PATIENCE) in (errno.ENOTCONN, errno.ECONNABORTED)
     except subprocess.TimeoutExpired:
         child.kill()
-        with suppress(subprocess.TimeoutExpired):  # it may not be possible
+        with suppress(subprocess.TimeoutExpired):  # a child that hangs in the kernel does not end
             child.wait(0.1)
         return False
 
@@ -170,7 +170,7 @@ def registered(mountpoint: Path) -> Iterator[None]:
         yield
     finally:
         with suppress(FileNotFoundError):
-            if path.read_text() == text:  # else another one serves it by now
+            if path.read_text() == text:  # else another process serves it by now
                 path.unlink()
 
 
@@ -187,7 +187,7 @@ def serving_process(mountpoint: Path) -> int | None:
     except (OSError, ValueError):
         return None
     with suppress(OSError):
-        # No other that has its number now, and none that has ended and is waited for by nobody.
+        # Exclude another process that has its number now, and a process that has ended but was not reaped.
         if _started(int(process)) == started and not select.select([descriptor], [], [], 0)[0]:
             return descriptor
     os.close(descriptor)
@@ -200,6 +200,6 @@ def _started(process: int) -> str:
 
 
 def _registration(mountpoint: Path) -> Path:
-    # Of this host: a home may be that of several, and processes of others are not seen here.
+    # One per host: several hosts may share a home directory, and their processes are not visible here.
     name = os.fsencode(f"{os.uname().nodename}\n{mountpoint}")
     return cache_home() / "mounts" / hashlib.sha256(name).hexdigest()[:16]
