@@ -94,7 +94,17 @@ class Change:
 
 
 class Site:
-    """The client, both caches, and cached listings. Each listing method raises what `Xnat` raises."""
+    """The client, both caches, and cached listings of one server. Each listing method raises as those of `Xnat`.
+
+    Args:
+        xnat: The client.
+        metadata: The cache of listings.
+        content: The cache of file contents.
+        bulk: Fetches the files of a series together.
+        ttl: How long a listing is fresh, in seconds.
+        nursery: Runs requests ahead of their use, and background tasks.
+        directory: Where the server's listings are persisted.
+    """
 
     def __init__(
         self,
@@ -223,7 +233,7 @@ class Site:
         return Listing(files, files.groups, started, started + self.ttl, broken)
 
     async def _lacking(self, item: Item, below: bool, files: Catalogues) -> Sequence[Resource]:
-        """Return the resources of which the server states more files than it lists."""
+        """Return the resources for which the server states more files than it lists."""
         try:
             rows = (await self.resources(item, below)).rows
         except (NotFound, Denied, BadReply):
@@ -279,7 +289,10 @@ class Site:
         return reasons
 
     async def confirm(self, keys: Sequence[ListKey], expires: float = math.inf) -> bool:
-        """Replace pieced listings by the server's own; return whether data made of them until `expires` is outdated."""
+        """Replace listings that were derived from batches by the server's own.
+
+        Return whether the listings changed since data was made of them that expires at `expires`.
+        """
         for key in keys:
             if _is_pieced(self.metadata.peek(key)):
                 await self.metadata.renew(key, lambda key=key: self._ask(key), _is_pieced)  # type: ignore[misc]

@@ -81,7 +81,13 @@ _JSESSIONID = re.compile(r'JSESSIONID="?([^";,\s]*)')
 
 
 class Login:
-    """The session of one account on one server. All methods may be called by any number of tasks at once."""
+    """The session of one account on one server. Any number of tasks may call its methods at once.
+
+    Args:
+        http: The client that sends the login.
+        credentials: The login; None if only a session in `sessions` can be used.
+        sessions: Shares the session with other programs.
+    """
 
     def __init__(
         self, http: httpx.AsyncClient, credentials: Credentials | None, sessions: SessionStore | None = None

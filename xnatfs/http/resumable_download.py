@@ -102,7 +102,7 @@ class Downloads:
 
     @property
     def ranged(self) -> bool | None:
-        """Return whether the server supports Range; None until it was asked, and some time after a refusal again."""
+        """Return whether the server supports Range; None until a range was requested, and a while after a refusal."""
         if trio.current_time() < self._without_until:
             return False
         return self._granted or None

@@ -50,7 +50,7 @@ T = TypeVar("T")
 
 # A firewalled host does not answer at all; ten seconds distinguish it from a slow one.
 CONNECT_TIMEOUT = 10.0
-# An XNAT gives each request a thread and often a database connection; 4 to 8 at once is what sites ask clients for.
+# An XNAT gives each request a thread and often a database connection; sites recommend 4 to 8 parallel requests.
 DOWNLOADS = 8
 # Two more than the downloads, so that a listing never waits behind eight of them.
 CONNECTIONS = DOWNLOADS + 2
@@ -203,7 +203,16 @@ async def _big_files(config: Config, possible: bool) -> AsyncIterator[httpx.Asyn
 
 
 class Transport:
-    """A transport to one server, as one account. Every method raises only exceptions of xnatfs."""
+    """A transport to one server, as one account. Every method raises only exceptions of xnatfs.
+
+    Args:
+        http: The client for most requests.
+        big: The client whose replies a download process receives; None to use `http`.
+        beside: A client without idle connections, which probes an unreachable server.
+        login: The session.
+        config: The timeout and the retry budget, in seconds.
+        nursery: Runs the tasks of the circuit breaker.
+    """
 
     def __init__(
         self,
@@ -497,7 +506,7 @@ class Transport:
         """Make a change, and read the answer, whatever its status.
 
         The change is sent again only if it was not carried out: no connection came about, the session was lost, or
-        the server reports that it is busy (429, 503). Arguments as of `once`.
+        the server reports that it is busy (429, 503). The arguments are those of `once`.
 
         Raises:
             LoginRequired: There is no session and no way to log in.
@@ -535,8 +544,8 @@ class Transport:
     async def _unread(self, token: str, since: int, response: httpx.Response) -> bool:
         """Return whether a change met a lost session, and so had no effect.
 
-        Closes the reply in that case, and if the server cannot be asked. Only a 401 proves the loss of a session that
-        was made for this request, since it was valid a moment ago.
+        Closes the reply in that case, and if the session cannot be verified. Only a 401 proves the loss of a session
+        that was made for this request, since it was valid a moment ago.
         """
         refused = response.status_code == 401
         if self.login.made(token, since) and not refused:
@@ -552,7 +561,7 @@ class Transport:
     async def _lost(self, token: str, since: int, response: httpx.Response, expects: Expects) -> bool:
         """Return whether a request met a lost session; `since` is the number of logins when the request began.
 
-        Closes the reply in that case, and if the server cannot be asked.
+        Closes the reply in that case, and if the session cannot be verified.
         """
         lost = True
         try:

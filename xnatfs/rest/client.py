@@ -96,7 +96,7 @@ async def open_xnat(
 
 
 class Xnat:
-    """One XNAT server, as one account sees it.
+    """A client of one XNAT server, as one account.
 
     Every method raises NotFound, Denied, LoginRequired, Unreachable or BadReply.
     """

@@ -66,7 +66,7 @@ def matching(
 
 
 async def archived(xnat: Xnat, project: str, label: str) -> dict[str, str]:
-    """Fetch the fields of a session in the archive; empty where there is none."""
+    """Fetch the fields of a session in the archive; empty if there is none."""
     try:
         return (await xnat.item("projects", project, "experiments", label)).fields
     except NotFound:
@@ -79,7 +79,7 @@ async def project_id(xnat: Xnat, project: str) -> str:
 
 
 def origin(fields: Mapping[str, str]) -> tuple[str, str]:
-    """Return timestamp and folder of the prearchive entry that an archived session came from; '' where unknown."""
+    """Return timestamp and folder of the prearchive entry that an archived session came from; '' if unknown."""
     parts = fields.get("prearchivePath", "").strip("/").split("/")  # .../PROJECT/TIME/FOLDER, below a site's own path
     return (parts[-2], parts[-1]) if len(parts) >= 3 else ("", "")
 

@@ -51,7 +51,14 @@ class _Clash:
 
 @dataclass(frozen=True, slots=True)
 class FileSource:
-    """One file on the server. `groups` has the files that are listed together with it, by resource."""
+    """One file on the server.
+
+    Attributes:
+        xnat: The client.
+        address: The address of the file's resource.
+        row: The file's row in the listing.
+        groups: The files that are listed together with it, by resource.
+    """
 
     xnat: Xnat
     address: Address

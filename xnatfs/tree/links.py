@@ -183,7 +183,7 @@ class LinksDir(Dir):
         return projects.expires if projects else super().fresh_until()
 
     async def child(self, name: str) -> Node:
-        """Return the link of any accession ID the account may see. Raises NotFound."""
+        """Return the link of any accession ID that the account may see. Raises NotFound."""
         kept = self.site.metadata.peek(ChildrenKey(self.path))
         if isinstance(kept, Children) and name in kept.nodes:
             return kept.nodes[name]

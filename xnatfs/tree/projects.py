@@ -55,7 +55,7 @@ class ProjectDir(Dir):
         return [SubjectsKey(self.project.id), ExperimentsKey(self.project.id)]
 
     async def child(self, name: str) -> Node:
-        if name == RESOURCES:  # readable in a protected project, whose subjects are not
+        if name == RESOURCES:  # readable in a protected project, unlike its subjects
             return self._resources()
         return await super().child(name)
 
