@@ -1,4 +1,4 @@
-"""python -m xnatfs"""
+"""Run xnatfs as `python -m xnatfs`."""
 
 import sys
 

@@ -1,7 +1,7 @@
-"""The clock that ages are measured by: of listings, of logins, of what was last heard.
+"""Measure the age of listings, logins and replies on a clock that goes on while the machine sleeps.
 
 trio's clock is CLOCK_MONOTONIC, which stands still while the machine sleeps. That is right for deadlines: a request
-that is under way when the lid is closed has its time left when it is opened again. What is known of a server is older.
+that is under way when the lid is closed has its time left when it is opened again. Data of a server ages meanwhile.
 """
 
 import time
@@ -20,23 +20,23 @@ _BEFORE = _asleep()
 def slept() -> float:
     """Return how long the machine has slept since this module was loaded.
 
-    In whole seconds: between the two looks at clocks some nanoseconds pass, more or less of them each time.
+    The value is rounded to seconds: a varying number of nanoseconds passes between the readings of the two clocks.
     """
     return float(round(_asleep() - _BEFORE))
 
 
 class Sleeps:
-    """Tell of each sleep of the machine once, after which the other ends of open connections are gone, for one."""
+    """Report each sleep of the machine once; open connections, for example, have lost their peers after it."""
 
     def __init__(self) -> None:
         self._slept = slept()
 
     def is_over(self) -> bool:
-        """Return whether the machine has slept since this was asked last."""
+        """Return whether the machine has slept since the last call."""
         before, self._slept = self._slept, slept()
         return self._slept != before
 
 
 def now() -> float:
-    """Return seconds on trio's clock, and those that the machine has slept."""
+    """Return the seconds of trio's clock plus those that the machine has slept."""
     return trio.current_time() + slept()

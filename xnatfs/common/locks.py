@@ -1,7 +1,7 @@
-"""Locks between processes, flock(2), with a limit to how long one is waited for.
+"""Acquire locks between processes, flock(2), with a timeout.
 
-A process that is stopped (Ctrl-Z) keeps its locks for as long as it is stopped. So a lock is tried again and again
-rather than waited for in the kernel, and a caller that does not get it in time goes on without what it protects.
+A process that is stopped (Ctrl-Z) keeps its locks for as long as it is stopped. So a lock is polled rather than waited
+for in the kernel, and a caller that does not get it in time goes on without what it protects.
 """
 
 import fcntl
@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-# Reports of locks that were not acquired in time: of those even a command that logs nothing tells its user.
+# Reports locks that were not acquired in time. Even a command that logs nothing shows these to its user.
 log = logging.getLogger(__name__)
 
 # Seconds between two tries: what most holders do takes a millisecond, a login 50 ms to seconds.
@@ -20,7 +20,7 @@ POLL = 0.05
 
 
 def lock(fd: int, kind: int = fcntl.LOCK_EX) -> bool:
-    """Try to take a flock; an open file description has one lock, so two of one process conflict as well."""
+    """Try to acquire a flock; an open file description has one lock, so two of one process conflict as well."""
     try:
         fcntl.flock(fd, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -29,7 +29,7 @@ def lock(fd: int, kind: int = fcntl.LOCK_EX) -> bool:
 
 
 def lock_within(fd: int, seconds: float) -> bool:
-    """Take an exclusive lock, blocking this thread for at most so long; return False where it is still held then."""
+    """Acquire an exclusive lock, blocking this thread for up to `seconds`; return False if it is still held then."""
     until = time.monotonic() + seconds
     while not lock(fd):
         if time.monotonic() >= until:
@@ -39,7 +39,7 @@ def lock_within(fd: int, seconds: float) -> bool:
 
 
 async def lock_soon(fd: int, seconds: float) -> bool:
-    """Take an exclusive lock as `lock_within` does, without blocking the event loop."""
+    """Acquire an exclusive lock as `lock_within` does, without blocking the event loop."""
     import trio  # here, because commands that only look for a session run without
 
     until = trio.current_time() + seconds

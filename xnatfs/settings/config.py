@@ -1,4 +1,4 @@
-"""One frozen Config, from defaults < profile file < environment < flags.
+"""Build one frozen Config, from defaults < profile file < environment < flags.
 
 The profile file is the one of the `xnatctl` on PyPI, `~/.config/xnatctl/config.yaml`; it is read here and never
 written. `$HOME` decides where it is: that program does not look at the XDG variables.
@@ -22,7 +22,7 @@ N = TypeVar("N", int, float)
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What one entry of the profile file says."""
+    """One entry of the profile file."""
 
     name: str
     url: str = ""
@@ -33,7 +33,7 @@ class Profile:
     password_source: str = ""  # 'keyring', or nothing
     default_project: str = ""
     timeout: float = 21600.0  # seconds without a byte, of xnatctl: some servers archive and zip for hours
-    # What the commands of xnatctl take for granted where the command line says nothing; '' and 0: nothing said.
+    # Defaults for options that the command line of xnatctl omits; '' and 0: not set.
     workers: int = 0
     overwrite: str = ""
     archive_mode: str = ""
@@ -46,30 +46,31 @@ class Profile:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Everything a mount wants to know about its server and itself, but for the login."""
+    """Settings of a mount and its server, without the login."""
 
     url: str
     profile: Profile = Profile("")
     verify_ssl: bool = True
     ca_bundle: str = ""
-    # The longest a read may go without a byte. A proxy in front of an XNAT commonly gives up after 60 s itself.
+    # Longest time of a read without a received byte, in seconds. A proxy in front of XNAT commonly gives up after 60 s.
     timeout: float = 60.0
-    # How long to try again where the server is away; 0: as long as `timeout`.
+    # Retry budget while the server is unreachable, in seconds; 0: the same as `timeout`.
     patience: float = 0.0
-    # How old a listing may be. Long enough for one `find` over a session, short enough to wait for a colleague.
+    # Maximum age of a listing, in seconds: long enough for one `find` over a session, short enough for a person to wait
+    # for what a colleague has changed.
     ttl: float = 60.0
     cache_dir: Path = Path()
     cache_size: int = 10 * GIB
-    # How long cached bytes without a digest go unchecked; a change of equal size may stay unseen that long.
+    # Seconds until cached bytes without a digest are revalidated; a change of equal size may stay unnoticed that long.
     revalidate: float = 3600.0
     strict: bool = False
-    offline: bool = False  # show listings as they were while the server is away
+    offline: bool = False  # serve expired listings while the server is unreachable
 
     @property
     def lock_timeout(self) -> float:
-        """How long a lock of another process is waited for, in seconds.
+        """Return how long to wait for a lock that another process holds, in seconds.
 
-        A login or a read that waits for one has `timeout` for all it does: half of that is left to go on without it.
+        A login or a read that waits for a lock has `timeout` in total: half of it is left to go on without the lock.
         """
         return min(self.patience or self.timeout, self.timeout / 2)
 
@@ -79,7 +80,7 @@ def config_home() -> Path:
 
 
 def profiles_path() -> Path:
-    """The profile file, which other programs read and write, too."""
+    """Return the path of the profile file, which other programs read and write, too."""
     return config_home() / "xnatctl" / "config.yaml"
 
 
@@ -90,7 +91,7 @@ def cache_home() -> Path:
 def server_directory(url: str) -> str:
     """Return the name of a server's folder in the cache.
 
-    What came without encryption may be anybody's, and never becomes data of the same host with it.
+    Data received without encryption may be forged, so it is never served as data of the same host with encryption.
     """
     return ("http_" if url.strip().lower().startswith("http:") else "") + server_name(url)
 
@@ -102,7 +103,7 @@ def server_name(url: str) -> str:
 
 
 def normalised_url(url: str) -> str:
-    """The site's URL without trailing slash. Raises ConfigError unless it is http(s)://HOST[/PATH]."""
+    """Return the site's URL without trailing slash. Raises ConfigError unless it is http(s)://HOST[/PATH]."""
     text = url.strip().rstrip("/")
     shown = re.sub(r"//.*@", "//...@", text, flags=re.DOTALL)  # without a password that may be in it
     try:
@@ -125,7 +126,7 @@ def is_loopback(host: str) -> bool:
 
 
 def who_reads_along(config: Config) -> str:
-    """A warning where the way to the server is open to others; '' where it is not."""
+    """Return a warning if others can read the traffic with the server; '' if not."""
     parts = urlsplit(config.url)
     if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
         return f"{config.url} is not encrypted: whoever is on the way reads along, passwords too"
@@ -135,12 +136,12 @@ def who_reads_along(config: Config) -> str:
 
 
 def output_format(path: Path) -> str:
-    """What commands print where they are not told; '' where the file does not say. Raises ConfigError."""
+    """Return the default output format of commands; '' if the file does not set it. Raises ConfigError."""
     return str(_document(path).get("output_format") or "")
 
 
 def read_profiles(path: Path) -> tuple[dict[str, Profile], str]:
-    """The profiles of the file and the name of its default. Raises ConfigError; a missing file has no profiles."""
+    """Return the profiles of the file and the name of its default; none if it is missing. Raises ConfigError."""
     document = _document(path)
     cells = _as_written(document.get("profiles") or {}, path)
     profiles = {str(name): _profile(str(name), each, path) for name, each in cells.items()}
@@ -148,7 +149,7 @@ def read_profiles(path: Path) -> tuple[dict[str, Profile], str]:
 
 
 def _as_written(profiles: dict[Any, Any], path: Path) -> dict[Any, Any]:
-    """Return the profiles with users and passwords as they stand there: YAML makes 83 of 0123 and True of yes."""
+    """Return the profiles with users and passwords as written there: YAML reads 0123 as 83 and yes as True."""
 
     def made(cells: Any) -> list[str]:
         found = cells if isinstance(cells, dict) else {}
@@ -159,7 +160,7 @@ def _as_written(profiles: dict[Any, Any], path: Path) -> dict[Any, Any]:
     import yaml
 
     written = yaml.load(_text(path), yaml.BaseLoader)["profiles"]
-    if len(written) != len(profiles):  # of names that are one to YAML, as 1 and 0x1
+    if len(written) != len(profiles):  # some names are the same to YAML, as 1 and 0x1
         return profiles
     # By name, since the order differs where a mapping is merged (`<<`).
     return {
@@ -182,7 +183,7 @@ def _document(path: Path) -> dict[str, Any]:
     text = _text(path)
     if not text:
         return {}
-    import yaml  # takes 15 ms of each start, and many a machine has no such file
+    import yaml  # costs 15 ms at each start, and many machines have no such file
 
     try:
         document = yaml.safe_load(text)
@@ -190,7 +191,7 @@ def _document(path: Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
         raise ConfigError(f"{path}{where} is not valid YAML: {getattr(error, 'problem', None) or 'bad text'}") from None
-    except (ValueError, RecursionError, OverflowError):  # a date that is none, a list in a list in a list
+    except (ValueError, RecursionError, OverflowError):  # an invalid date, lists nested too deeply
         raise ConfigError(f"{path} is not valid YAML: a date, a number or its nesting") from None
     if document is None:
         return {}
@@ -249,7 +250,10 @@ def find_profile(url: str, preferred: str = "", path: Path | None = None) -> Pro
 
 
 def select_profile(name: str | None, environ: Mapping[str, str], path: Path | None = None) -> Profile:
-    """The profile asked for by flag or XNAT_PROFILE, else the file's default, else its only one, else an empty one."""
+    """Return the profile that the flag or XNAT_PROFILE names, else the default, else the only one, else an empty one.
+
+    Raises ConfigError if the named profile does not exist, or if there are several, no default and no XNAT_URL.
+    """
     path = path or profiles_path()
     profiles, default = read_profiles(path)
     wanted = name or environ.get("XNAT_PROFILE") or ""

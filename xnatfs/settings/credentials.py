@@ -1,11 +1,11 @@
-"""Where logins are found, by server, and where they are kept.
+"""Find and store logins, by server.
 
-In this order: XNAT_USER and XNAT_PASS, the profile, the keyring, an alias token, `~/.netrc`, a prompt on a terminal.
-Never the command line, where every user of the machine could read them. A password belongs to the server it was
-written down for: one from a profile is not offered to a server of another host.
+A login is looked up in this order: XNAT_USER and XNAT_PASS, the profile, the keyring, an alias token, `~/.netrc`, a
+prompt on a terminal. It is never read from the command line, which every user of the machine can see. A saved password
+is sent only to its own server: one from a profile is not sent to another host.
 
     keyring    service `xnatctl`, entry `PROFILE@URL`, as the xnatctl of PyPI has it
-    ~/.config/xnatfs/tokens/<hash of the server>.json    an alias token: a login that the server can take back
+    ~/.config/xnatfs/tokens/<hash of the server>.json    an alias token: a login that the server can revoke
 """
 
 import getpass
@@ -28,13 +28,13 @@ from xnatfs.settings.config import Profile, config_home
 
 T = TypeVar("T")
 
-# What of the environment holds a secret.
+# Environment variables that hold a secret.
 SECRETS = ("XNAT_PASS", "XNAT_TOKEN")
 
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """A login. Raises ConfigError for one that cannot be sent."""
+    """User name and password for a server. Raises ConfigError if they cannot be sent."""
 
     username: str
     password: str = field(repr=False)
@@ -63,13 +63,13 @@ def check_username(username: str) -> None:
 
 
 def find_credentials(url: str, profile: Profile, environ: Mapping[str, str]) -> Credentials:
-    """The login for this server, asked for if need be. Raises LoginRequired, and ConfigError for a broken ~/.netrc."""
+    """Find the login for this server, or prompt for it. Raises LoginRequired, and ConfigError for a broken ~/.netrc."""
     found = kept_credentials(url, profile, environ)
     return found or ask(url, wanted_user(url, profile, environ), environ, provider_of(url, profile))
 
 
 def wanted_user(url: str, profile: Profile, environ: Mapping[str, str]) -> str:
-    """The user that environment or profile name, or ''."""
+    """Return the user that the environment or the profile names, or ''."""
     return environ.get("XNAT_USER") or (profile.username if is_same_server(profile.url, url) else "")
 
 
@@ -79,7 +79,7 @@ def provider_of(url: str, profile: Profile) -> str:
 
 
 def kept_credentials(url: str, profile: Profile, environ: Mapping[str, str]) -> Credentials | None:
-    """The login for this server, if one is written down anywhere. Raises ConfigError for a broken ~/.netrc."""
+    """Return the stored login for this server, or None. Raises ConfigError for a broken ~/.netrc."""
     same_server, provider = is_same_server(profile.url, url), provider_of(url, profile)
     username = environ.get("XNAT_USER") or (profile.username if same_server else "")
     password = environ.get("XNAT_PASS") or (
@@ -108,7 +108,7 @@ def keyring_entry(profile: Profile) -> str:
 
 
 def keep_password(profile: Profile, password: str) -> bool:
-    """Put it into the keyring; False where this machine has none."""
+    """Store a profile's password in the keyring; return False if this machine has none."""
 
     def put(keyring: Any) -> bool:
         keyring.set_password(KEYRING, keyring_entry(profile), password)
@@ -118,7 +118,7 @@ def keep_password(profile: Profile, password: str) -> bool:
 
 
 def _keyring(act: Callable[[Any], T]) -> T | None:
-    """What the keyring says; None where there is none, or where it is locked. A bare machine's raises at every call."""
+    """Call `act` with the keyring; return None if it is missing or locked. A bare machine's raises at every call."""
     import keyring
     import keyring.errors
 
@@ -129,7 +129,7 @@ def _keyring(act: Callable[[Any], T]) -> T | None:
 
 
 def keep_token(url: str, username: str, alias: str, secret: str) -> None:
-    """Keep an alias token for this server. Raises OSError."""
+    """Store an alias token for this server. Raises OSError."""
     cells = {"url": url, "username": username, "alias": alias, "secret": secret}
     write_private(_token_path(url), json.dumps(cells))
 
@@ -139,7 +139,7 @@ def forget_token(url: str) -> None:
 
 
 def kept_token(url: str) -> Credentials | None:
-    """Return the alias token that is kept for this server, which may have ended."""
+    """Return the alias token stored for this server, which may have expired."""
     try:
         cells = loads(_token_path(url).read_bytes())
         if not is_same_server(str(cells["url"]), url):
@@ -172,7 +172,7 @@ def _netrc_entry(url: str) -> Credentials | None:
 
 
 def ask(url: str, username: str, environ: Mapping[str, str], provider: str = "") -> Credentials:
-    """Ask on the terminal for what is missing. Raises LoginRequired where there is none."""
+    """Prompt on the terminal for what is missing. Raises LoginRequired without a terminal or an answer."""
     password = environ.get("XNAT_PASS", "")
     if not sys.stdin.isatty():
         missing = "user and password" if not username else "password"
@@ -194,11 +194,11 @@ def ask(url: str, username: str, environ: Mapping[str, str], provider: str = "")
 
 
 def for_children() -> dict[str, str]:
-    """The environment of a child of ours: no secret."""
+    """Return the environment for a child process, without secrets."""
     return {key: value for key, value in os.environ.items() if key not in SECRETS}
 
 
 def forget_secrets() -> None:
-    """From now on no child is told them; libfuse starts fusermount3 by itself."""
+    """Remove the secrets from the environment that children inherit; libfuse starts fusermount3 by itself."""
     for key in SECRETS:
         os.environ.pop(key, None)

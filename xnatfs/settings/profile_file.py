@@ -1,7 +1,7 @@
-"""Changes to `~/.config/xnatctl/config.yaml`, which is not ours alone: comments, order and keys of others stay.
+"""Edit `~/.config/xnatctl/config.yaml`, which other programs share: its comments, order and other keys are preserved.
 
-Nothing of ours is written there that the xnatctl of PyPI does not know, because it drops what it does not know; and
-nothing that came from the environment.
+Only keys that the xnatctl of PyPI knows are written there, because it drops all others; nothing that came from the
+environment is.
 """
 
 import io
@@ -22,7 +22,7 @@ LOCK_TIMEOUT = 10.0
 
 
 def add_profile(name: str, cells: dict[str, Any], *, replace: bool = False, path: Path | None = None) -> None:
-    """Add a profile, or change the keys given of one that is there if `replace`. Raises ConfigError."""
+    """Add a profile, or with `replace` change the given keys of an existing one. Raises ConfigError."""
     with _edited(path) as document:
         profiles = _mapping(document, "profiles")
         others = [each for each in profiles if each != name]
@@ -34,14 +34,14 @@ def add_profile(name: str, cells: dict[str, Any], *, replace: bool = False, path
 
 
 def _mapping(holder: Any, key: str) -> Any:
-    """What is there under a key; a key without a value has an empty one."""
+    """Return the mapping under a key; a key without a value gets an empty one."""
     if holder.get(key) is None:
         holder[key] = {}
     return holder[key]
 
 
 def use_profile(name: str, path: Path | None = None) -> None:
-    """Make it the default. Raises ConfigError where there is no such profile."""
+    """Make a profile the default. Raises ConfigError if it does not exist."""
     with _edited(path) as document:
         if name not in (document.get("profiles") or {}):
             known = ", ".join(sorted(document.get("profiles") or {})) or "none"
@@ -51,20 +51,20 @@ def use_profile(name: str, path: Path | None = None) -> None:
 
 @contextmanager
 def _edited(path: Path | None) -> Iterator[Any]:
-    """The document, to be changed; written when that went well."""
+    """Yield the document for editing, and write it when the block succeeds. Raises ConfigError."""
     from ruamel.yaml import YAML
     from ruamel.yaml.comments import CommentedMap
     from ruamel.yaml.error import YAMLError
 
-    path = (path or profiles_path()).resolve()  # what a link leads to is replaced, not the link
-    read_profiles(path)  # says what is wrong with it, in our words
+    path = (path or profiles_path()).resolve()  # the target of a link is replaced, not the link
+    read_profiles(path)  # reports its errors in the words of xnatfs
     yaml = YAML()
     yaml.preserve_quotes = True
     with _locked(path):
         try:
             document = (yaml.load(path.read_text(encoding="utf-8")) if path.exists() else None) or CommentedMap()
         except (YAMLError, ValueError, RecursionError) as error:
-            # Stricter than who reads it: of a key that is there twice, for one. Its words may hold a password.
+            # This parser is stricter than PyYAML, for example about duplicate keys. Its message may hold a password.
             mark = getattr(error, "problem_mark", None)
             where = f" line {mark.line + 1}" if mark else ""
             raise ConfigError(f"{path}{where} is not YAML that could be changed: is a key there twice?") from None
@@ -88,7 +88,7 @@ def _locked(path: Path) -> Iterator[None]:
     except OSError as error:
         raise ConfigError(f"cannot write beside {path}: {error.strerror}") from None
     try:
-        if not lock_within(descriptor, LOCK_TIMEOUT):  # without it the changes of one of us would be lost
+        if not lock_within(descriptor, LOCK_TIMEOUT):  # without it the changes of one program would be lost
             raise ConfigError(f"{path} is being changed by {holder(place)}: let that end, then try again")
         yield
     finally:

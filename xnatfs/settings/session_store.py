@@ -1,13 +1,13 @@
-"""One session for every program of a user: where the JSESSIONID of a login is kept between them.
+"""Store the JSESSIONID of a login, so that all programs of a user share one session.
 
     ~/.config/xnatfs/sessions/<hash of server and user>.json    one for each login; ours
     ~/.config/xnatctl/.session                                  one slot for the machine account, shared with the
-                                                                xnatctl of PyPI: of whatever was logged in last
+                                                                xnatctl of PyPI: the last login
 
-Both hold one JSON object of the same form. Times in it are naive local ones, `version` is 1, and no key is added:
-the other program stumbles over anything else. A file that is missing or makes no sense is a session less, never an
-error. A process that logs in holds the lock, and looks again once it has it, so that one login serves all. The lock
-protects no file, each of which is replaced as a whole: where it is held for too long, a process logs in without it.
+Both hold one JSON object of the same form. Its times are naive local times, `version` is 1, and no key is added: the
+other program fails on anything else. A missing or malformed file means no session, never an error. A process acquires
+the lock to log in, and looks for a session again once it has it, so that one login serves all. The lock protects no
+file, since each is replaced as a whole: if it is held for too long, a process logs in without it.
 """
 
 import contextlib
@@ -35,18 +35,18 @@ IDLE = 900.0
 NEVER = 10 * 365 * 86400.0
 # Writing the time of each request would be a file a request; a session lives 15 minutes.
 SLIDE_AFTER = 60.0
-# What may stand in a cookie: what a server, a file or the environment has for a session is sent in a header.
+# Characters of a valid ID: whatever a server, a file or the environment names as one is sent in a header.
 _SESSION_ID = re.compile(r"[0-9A-Za-z._~+/=-]{8,256}")
 
 
 def is_session_id(text: str) -> bool:
-    """Whether it looks like a JSESSIONID."""
+    """Return whether a text looks like a JSESSIONID."""
     return _SESSION_ID.fullmatch(text) is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A session as it is kept."""
+    """A stored session."""
 
     token: str
     url: str
@@ -63,7 +63,7 @@ class Session:
 
 
 class SessionStore:
-    """The sessions of one login. `url` is compared by server and written as the user spelt it."""
+    """Stored sessions of one login. `url` is compared by server and written as the user spelt it."""
 
     def __init__(
         self,
@@ -76,48 +76,48 @@ class SessionStore:
     ) -> None:
         self.url = url
         self.username = username
-        self._given = given  # a token from the environment: it goes before any that is kept
+        self._given = given  # a token from the environment: preferred to stored ones
         self._directory = (home or Path.home()) / ".config" / "xnatfs" / "sessions"
         self._slot = (home or Path.home()) / ".config" / "xnatctl" / ".session"
-        self._lock = self._directory / "lock"  # one for all: the slot is one for all, too
+        self._lock = self._directory / "lock"  # one for all logins, since they share the slot, too
         self._clock = clock
         self._slid_at = 0.0
         self._lock_timeout = lock_timeout
 
     def find(self, dead: frozenset[str] = frozenset(), *, ended: bool = False) -> Session | None:
-        """The session used last, of those that may be alive; with no user name anybody's on this server.
+        """Find the session used last, of those that may be alive; without a user name, of any user on this server.
 
-        With `ended` one that has idled too long is found, too.
+        With `ended`, sessions that have idled too long are included.
         """
         if self._given and self._given not in dead:
             return Session(self._given, self.url, self.username, self._now(), self._now(), NEVER)
         return self.find_kept(dead, ended=ended)
 
     def find_kept(self, dead: frozenset[str] = frozenset(), *, ended: bool = False) -> Session | None:
-        """Find a session as `find` does, but never the one from the environment, which is not ours to replace."""
+        """Find a session as `find` does, but never the one from the environment, which must not be replaced."""
         found = [kept for path in self._files() if (kept := _read(path)) and self._suits(kept, dead, ended)]
         return max(found, key=lambda kept: kept.used, default=None)
 
     def keep(self, token: str, idle: float, username: str = "") -> None:
-        """Keep a session that has just begun, of this user if that is known by now. Raises OSError."""
+        """Store a session that has just begun, under this user name if it is known by now. Raises OSError."""
         now = self._now()
         session = Session(token, self.url, username or self.username, now, now, idle)
         _write(self._own(session.username), session)
         _write(self._slot, session)
 
     def slide(self, token: str, idle: float) -> None:
-        """Note that the server has answered this session; at most once a minute."""
+        """Record that the server has answered this session; at most once a minute."""
         if self._clock() - self._slid_at < SLIDE_AFTER:
             return
         self._slid_at = self._clock()
         self._rewrite(token, lambda kept: replace(kept, used=self._now(), idle=idle))
 
     def replace(self, token: str, newest: str) -> None:
-        """Note that the server has given a session another ID."""
+        """Record that the server has given a session another ID."""
         self._rewrite(token, lambda kept: replace(kept, token=newest, used=self._now()))
 
     def _rewrite(self, token: str, change: Callable[[Session], Session]) -> None:
-        """Change what is kept of a session, unless another process is at it."""
+        """Change the stored session, unless another process holds the lock."""
         with contextlib.suppress(OSError), self._open_lock() as descriptor:
             for path in self._files() if locks.lock(descriptor) else ():
                 kept = _read(path)
@@ -125,7 +125,7 @@ class SessionStore:
                     _write(path, change(kept))
 
     def forget(self, token: str) -> None:
-        """Remove this session; those of other servers and users stay."""
+        """Remove this session; sessions of other servers and users stay."""
         for path in self._files():
             kept = _read(path)
             if kept and kept.token == token:
@@ -133,7 +133,7 @@ class SessionStore:
 
     @asynccontextmanager
     async def locked(self) -> AsyncIterator[None]:
-        """While one process logs in, others wait for what it gets, but not for ever. Raises OSError."""
+        """Hold the login lock, so that other processes wait for the new session; not for ever. Raises OSError."""
         with self._open_lock() as descriptor:
             if not await locks.lock_soon(descriptor, self._lock_timeout):
                 holder = locks.holder(self._lock)
@@ -184,7 +184,7 @@ def _read(path: Path) -> Session | None:
 
 
 def _write(path: Path, session: Session) -> None:
-    """Replace the file at once, private from its creation."""
+    """Replace the file atomically, private from its creation."""
     ends = session.used + timedelta(seconds=session.idle)
     cells = {
         "version": 1,
