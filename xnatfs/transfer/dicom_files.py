@@ -1,4 +1,4 @@
-"""The DICOM objects in a folder, a zip or a tar. Their content tells what they are, not their names."""
+"""Find the DICOM objects in a folder, a zip or a tar, by the content of the files, not by their names."""
 
 import io
 import lzma
@@ -21,7 +21,7 @@ DIRECTORY = "1.2.840.10008.1.3.10"
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """One DICOM object, where it is. `instance` and `study` are its SOP and Study Instance UIDs."""
+    """One DICOM object. `instance` and `study` are its SOP and Study Instance UIDs."""
 
     name: str
     size: int
@@ -33,13 +33,13 @@ class Image:
 
 @dataclass
 class Found:
-    """What is in a folder or an archive."""
+    """Contents of a folder or an archive."""
 
     images: list[Image] = field(default_factory=list)
-    others: list[str] = field(default_factory=list)  # no DICOM objects; they stay where they are
-    copies: list[str] = field(default_factory=list)  # of instances that are among the images already
+    others: list[str] = field(default_factory=list)  # no DICOM objects; they are not sent
+    copies: list[str] = field(default_factory=list)  # further files of instances that are among the images
     broken: list[tuple[str, str]] = field(default_factory=list)  # DICOM that cannot be read, and why
-    ordered: bool = False  # whether they can only be read well in their order, one after the other
+    ordered: bool = False  # whether only reading one after the other, in this order, is efficient
 
     @property
     def size(self) -> int:
@@ -48,7 +48,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class _Member:
-    """A file, whatever it holds."""
+    """A file of any content."""
 
     name: str
     size: int
@@ -57,7 +57,7 @@ class _Member:
 
 
 def find(path: Path) -> Found:
-    """All that is below a folder, or in an archive, or in one file. Raises ConfigError where it cannot be read."""
+    """Find all that is below a folder, in an archive or in one file. Raises ConfigError if it cannot be read."""
     found = Found()
     instances: set[str] = set()
     try:
@@ -65,7 +65,7 @@ def find(path: Path) -> Found:
             _sort(member, found, instances)
     except OSError as error:
         raise ConfigError(f"{error.filename or path}: {error.strerror or error}") from None
-    # RuntimeError is what zipfile says to members that are encrypted, or packed in a way that it does not know.
+    # zipfile raises RuntimeError for members that are encrypted, or compressed in a way that it does not know.
     except (
         zipfile.BadZipFile,
         tarfile.TarError,
@@ -143,12 +143,12 @@ def _in_compressed_tar(path: Path) -> Iterator[_Member]:
 
 
 class _Section(io.RawIOBase):
-    """A part of a file as a file of its own; each has its position, so that several may be read at once."""
+    """A section of a file as a file; each has a position of its own, so that several can be read in parallel."""
 
     def __init__(self, path: Path, offset: int, size: int) -> None:
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115  closed by close()
         self._begin, self._size, self._at = offset, size, 0
-        self.name = str(path)  # which libraries ask of a file
+        self.name = str(path)  # an attribute that libraries expect of a file
 
     def readable(self) -> bool:
         return True
@@ -177,7 +177,7 @@ class _Section(io.RawIOBase):
 
 
 def _sort(member: _Member, found: Found, instances: set[str]) -> None:
-    """Put a file where it belongs, by what it holds."""
+    """Add a file to the images, the others, the copies or the broken ones, by its content."""
     with member.open() as file:
         if file.read(132)[128:] != b"DICM":
             found.others.append(member.name)
@@ -185,7 +185,7 @@ def _sort(member: _Member, found: Found, instances: set[str]) -> None:
         file.seek(0)
         try:
             instance, study, kind = _identity(file)
-        except Exception as error:  # whatever a parser makes of a damaged file, it cannot be sent
+        except Exception as error:  # whatever a parser raises for a damaged file, it cannot be sent
             found.broken.append((member.name, str(error) or type(error).__name__))
             return
     if kind == DIRECTORY:
@@ -200,10 +200,10 @@ def _sort(member: _Member, found: Found, instances: set[str]) -> None:
 
 
 def _identity(file: BinaryIO) -> tuple[str, str, str]:
-    """The SOP and Study Instance UIDs of an open file, and what kind of object it says to be."""
+    """Return the SOP and Study Instance UIDs of an open file, and its SOP class UID; '' for one that is missing."""
     import pydicom
 
-    # What is wrong with other elements is for whoever reads them.
+    # Errors in other elements do not matter here.
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=TAGS)
     instance, study = (str(header.get(tag) or "").strip() for tag in TAGS)

@@ -1,9 +1,9 @@
-"""Copies of what is in the archive: which files, to where, and what of them is there already.
+"""Copy files of the archive to a local folder, except those that are there already.
 
-The bytes come through the content cache that mounts use: what one has read the other does not fetch again. A file has
-its name only when it is whole and verified; until then it is a draft beside it, which the next run removes. A manifest
-(`xnatfs.transfer.manifest`) records what was written: only files that are as it says, or as the server says, are
-replaced.
+The bytes come through the content cache that mounts use: a file that one has read the other does not fetch again. A
+file gets its final name only when it is whole and verified; until then it is a draft beside it, which the next run
+removes. A manifest (`xnatfs.transfer.manifest`) records what was written: only files that agree with it, or with the
+server, are replaced.
 """
 
 import contextlib
@@ -45,14 +45,14 @@ from xnatfs.tree.node import Dir, File, Node, StaticDir, measure
 from xnatfs.tree.resources import ResourceDir
 from xnatfs.tree.sessions import AssessorDir, ScanDir, SessionDir
 
-# As many as the client has in flight; more would only wait there.
+# Files copied in parallel: as many as the client has requests in flight; more would only wait there.
 WORKERS = 8
-# Read from the cache and written at a time: a fraction of a millisecond of the event loop.
+# Bytes read from the cache and written at a time: they block the event loop for a fraction of a millisecond.
 PIECE = 2**20
 DRAFT = ".part"
-# Names of drafts: of which file, and of which command. Earlier versions left the second out.
+# Names of drafts: a hash of the file's name, and a random part for the command. Earlier versions left the second out.
 DRAFTS = re.compile(r"\.[0-9a-f]{16}(\.[0-9a-f]{16})?\.part")
-# The folders that a session's files are in. What else is in the folder of a session is its user's.
+# The folders of a session's files. Anything else in the folder of a session belongs to the user.
 PARTS = ("scans", "resources", "assessors")
 # Errors of a disk that the next file would meet, too.
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
@@ -61,7 +61,7 @@ ZIP_METHODS = frozenset({zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED})
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One file and its place below the directory to copy to. No part of a place is '..', or holds a '/'."""
+    """One file and its path below the target directory. No part of the path is '..', or holds a '/'."""
 
     file: File
     place: PurePosixPath
@@ -96,7 +96,7 @@ class Local(enum.Enum):
 
 @dataclass
 class Report:
-    """What came of a transfer. `files` and `size` count what is on disk and right afterwards."""
+    """Result of a transfer. `files` and `size` count what is on disk and verified afterwards."""
 
     files: int = 0
     size: int = 0
@@ -110,7 +110,7 @@ class Report:
 
 
 def session_dir(site: Site, accession: str, label: str, xsi_type: str, modified: float | None = None) -> SessionDir:
-    """The tree of one session, as it is below its project in a mount."""
+    """Return the tree of one session, as it is below its project in a mount."""
     row = Experiment(accession, label, xsi_type, "", "", "", modified)
     return SessionDir(site, StaticDir(site, None, ""), accession, row)
 
@@ -126,7 +126,7 @@ async def assessor_dir(site: Site, session: str, accession: str) -> AssessorDir:
 
 
 async def last_modified(site: Site, accession: str, project: str, label: str) -> float | None:
-    """Return when a session was last modified, in seconds since the epoch; lists say it, documents do not."""
+    """Return when a session was last modified, in seconds since the epoch; lists report it, documents do not."""
     columns = "ID,label,insert_date,last_modified"
     try:
         rows: list[Row] = await site.xnat.rows("experiments", columns=columns, project=project, label=label)
@@ -144,11 +144,23 @@ async def plan(
     of_session: bool = False,
     of_assessors: bool = False,
 ) -> Plan:
-    """List the files of these scans (None: all), of resources with these labels (empty: all but the excluded).
+    """List the files to copy from a session or an assessor.
 
     An assessor has no scans, and nothing but resources of its own.
-    What the server cannot list is among the plan's failures, and leaves the rest. Raises NotFound that names every scan
-    and label that is not there, and the failure where there is nothing else.
+
+    Args:
+        scans: IDs of scans; None for all.
+        resources: labels or numbers of resources; empty for all but the excluded.
+        excluded: labels or numbers of resources to leave out.
+        of_session: include the session's own resources.
+        of_assessors: include the resources of the session's assessors.
+
+    Returns:
+        The files, and the directories that the server cannot list.
+
+    Raises:
+        NotFound: names every scan, or every label, that does not exist.
+        XnatError: the first failure, if there is no file.
     """
     found = Plan()
     labels: set[str] = set()
@@ -236,11 +248,20 @@ async def download(
     on_wait: Callable[[], None] = lambda: None,
     session: SessionDir | AssessorDir | None = None,
 ) -> Report:
-    """Copy the files of a session, several at once. One that cannot be had is reported, and the others go on.
+    """Copy the files of a session, several in parallel. An unavailable file is reported, and the others go on.
 
-    All files of the `session` may tell that a folder without a record is its own.
-    Raises Conflict where `out` holds another session; LoginRequired and Unreachable, which concern all files; and
-    OSError where `out` cannot be written at all.
+    Args:
+        out: folder to copy to.
+        owner: session that the folder holds, as its record names it.
+        workers: number of files copied in parallel.
+        force: fetch every file anew and replace edited ones, and accept the record of a server that has moved.
+        on_wait: called once if another command holds the lock of the folder.
+        session: its files, all of them, may show that a folder without a record belongs to it.
+
+    Raises:
+        Conflict: `out` holds another session, or is locked by a command that is stopped.
+        LoginRequired, Unreachable: these concern all files.
+        OSError: `out` cannot be written at all.
     """
     report, began = Report(), time.monotonic()
     await _measure_all(wanted)
@@ -277,13 +298,13 @@ async def _check_files(
 
 
 def _files_in(out: Path) -> set[PurePosixPath]:
-    """Return the files of any session in a folder, by their places; links are no files, and are replaced."""
+    """Return the paths of session files in a folder; links do not count, and are replaced."""
     found = (path for part in PARTS for path in (out / part).rglob("*") if not DRAFTS.fullmatch(path.name))
     return {PurePosixPath(path.relative_to(out)) for path in found if path.is_file() and not path.is_symlink()}
 
 
 async def _agrees(wanted: Wanted, target: Path) -> bool:
-    """Return whether a file is there with the bytes that the server has; if it states no digest, they are fetched."""
+    """Return whether a local file has the server's bytes; if the server states no digest, they are fetched."""
     digest = wanted.file.xattrs().get("digest", "")
     try:
         _, now = await trio.to_thread.run_sync(_inspect, target, digest, None)
@@ -297,7 +318,7 @@ async def _agrees(wanted: Wanted, target: Path) -> bool:
 
 
 def _remove_drafts(directories: Iterable[Path]) -> None:
-    """Remove what commands have left that were killed. No other one is at work here."""
+    """Remove the drafts of killed commands; the caller holds the lock, so no other command is writing one."""
     for directory in directories:
         try:
             found = [path for path in directory.iterdir() if DRAFTS.fullmatch(path.name)]
@@ -321,7 +342,7 @@ async def _copy_all(wanted: Sequence[Wanted], copying: _Copying, workers: int) -
     report, places = copying.report, iter(wanted)
 
     async def work() -> None:
-        for each in places:  # shared: each takes the next one
+        for each in places:  # shared: each worker takes the next one
             try:
                 await _one(each, copying)
             except (LoginRequired, Unreachable):
@@ -380,7 +401,7 @@ async def _one(wanted: Wanted, copying: _Copying) -> None:
 
 
 def _inspect(target: Path, digest: str, written: Written | None) -> tuple[Local, Written | None]:
-    """Tell what is under a name, and its state now. It is read only where it is not as it was written."""
+    """Return how a local file relates to the server, and its state; it is read only if not as it was written."""
     try:
         status = target.stat()
     except FileNotFoundError:
@@ -398,7 +419,7 @@ def _inspect(target: Path, digest: str, written: Written | None) -> tuple[Local,
 
 
 async def _is_right(file: File, local: Local, now: Written, written: Written | None) -> tuple[bool, Written]:
-    """Return whether a file without a digest on the server is as the server has it, and its state with its stamp."""
+    """Return whether a file without a digest on the server has the server's bytes, and its state with its stamp."""
     if local is Local.OURS and written and (stamp := await file.unchanged_since(written.size, written.stamp)):
         return True, replace(now, stamp=stamp)
     theirs, stamp = await _fetch_md5(file)
@@ -406,7 +427,7 @@ async def _is_right(file: File, local: Local, now: Written, written: Written | N
 
 
 class _Edited(Exception):
-    """Another program wrote the file while its replacement came."""
+    """The file was edited during the download of its replacement."""
 
 
 def _status(path: Path) -> tuple[int, ...]:
@@ -419,7 +440,7 @@ def _status(path: Path) -> tuple[int, ...]:
 
 
 def _is_edited(path: Path, before: tuple[int, ...], digest: str) -> bool:
-    """Check whether a file changed since `before` and holds anything else than the bytes of `digest`."""
+    """Return whether a file changed since `before` and holds other bytes than those of `digest`."""
     if _status(path) in (before, ()):  # one that was removed holds nothing that could be lost
         return False
     try:
@@ -429,7 +450,7 @@ def _is_edited(path: Path, before: tuple[int, ...], digest: str) -> bool:
 
 
 async def _copy(file: File, target: Path, progress: Progress, before: tuple[int, ...] | None) -> Written:
-    """Copy a file; return its state under its name. Raises _Edited if `before` is not None, and its status no more."""
+    """Copy a file; return its state under its final name. Raises _Edited if its status is not a given `before`."""
     file, blob = await _open(file)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -455,7 +476,7 @@ async def _sync(draft: "_Writer") -> None:
 
 
 async def _open(file: File) -> tuple[File, Blob]:
-    """Open a file, or, where its listing had another length, the node in its place, which has the true one."""
+    """Open a file, or, if its listing had a wrong length, the node in its place, which has the true one."""
     try:
         return file, await file.open()
     except Stale:
@@ -475,7 +496,7 @@ async def _fetch_md5(file: File) -> tuple[str, str]:
 
 
 async def _read(blob: Blob, digest: str, take: Callable[[bytes], None]) -> str:
-    """Read a file to its end, piece by piece; its MD5. A digest that is known was checked on the way."""
+    """Read a file to its end, piece by piece; return its MD5. A digest that is known was verified on the way."""
     hashed = None if digest else hashlib.md5(usedforsecurity=False)
     offset = 0
     while piece := await blob.read(offset, PIECE):
@@ -488,9 +509,10 @@ async def _read(blob: Blob, digest: str, take: Callable[[bytes], None]) -> str:
 
 @contextlib.contextmanager
 def _draft(target: Path) -> Iterator["_Writer"]:
-    """A file that takes its name when all went well, and is gone when not. It fits wherever its name does.
+    """Yield a draft that gets its final name on success, and is removed on failure.
 
-    No other command has its name, which matters where locks do not work: so nothing unfinished is renamed by another.
+    Its own name is short, for file systems that limit names. No other command uses it, which matters where locks do not
+    work: so no command renames the unfinished draft of another.
     """
     name = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]
     path = target.with_name(f".{name}.{secrets.token_hex(8)}{DRAFT}")
@@ -506,7 +528,7 @@ def _draft(target: Path) -> Iterator["_Writer"]:
 
 
 class _Writer:
-    """A descriptor that is written to completely."""
+    """A descriptor; `write` does not return before all bytes are written."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -527,9 +549,9 @@ def md5(path: Path) -> str:
 
 
 async def verify(wanted: Sequence[Wanted], out: Path, owner: Owner) -> Report:
-    """Read what is on disk once more, and compare it with the server's digests, or with what came. Nothing is changed.
+    """Compare the files on disk with the server's digests, or else with the recorded ones. Nothing is changed.
 
-    Raises Conflict where `out` holds another session.
+    Raises Conflict if `out` holds another session.
     """
     report, record = Report(), Manifest(out)
     record.check_owner(owner)
@@ -565,9 +587,9 @@ async def download_zip(
     force: bool = False,
     on_wait: Callable[[], None] = lambda: None,
 ) -> int:
-    """The server's own archive of these scans (None: all), whole and readable as one; its length.
+    """Download the server's own zip of these scans (None: all), verify that it is readable, and return its length.
 
-    Raises Conflict where one is there already, or its folder is that of another session.
+    Raises Conflict if `target` exists and `force` is false, or if its folder holds another session.
     """
     out, size = target.parent, 0
     async with manifest.opened(out, on_wait) as record:
@@ -594,11 +616,11 @@ def _check_zip(descriptor: int, target: Path) -> None:
     """Raise BadReply unless every member can be read: the server sends archives without a length."""
     try:
         with open(f"/proc/self/fd/{descriptor}", "rb") as file, zipfile.ZipFile(file) as archive:
-            # Deflate makes a thousand bytes of one at most; what makes millions of one is not what XNAT sends.
+            # Deflate expands a byte to a thousand at most; XNAT sends no method that expands it to millions.
             if other := next((info for info in archive.infolist() if info.compress_type not in ZIP_METHODS), None):
                 raise BadReply(f"{target.name} holds {other.filename} in a form that XNAT does not use")
             bad = archive.testzip()
-    # Beside what it is made to raise, zipfile lets out what its parts raise: of encrypted members, of damaged ones.
+    # Besides errors of its own, zipfile lets errors of its parts pass: of encrypted members, of damaged ones.
     except (zipfile.BadZipFile, OSError, RuntimeError, ValueError, EOFError, struct.error, zlib.error) as error:
         raise BadReply(f"{target.name} did not come as a whole archive: {error}") from None
     if bad:

@@ -1,7 +1,7 @@
-"""What an upload has sent, kept beside other state of the user, so that a run after a crash knows.
+"""Record what an upload has sent, beside other state of the user, so that a run after a crash can resume it.
 
-A batch is new, or sent (the server may have it), or done (the server has said so). The journal is replaced as a whole
-each time; it goes when the server is seen to hold the whole upload.
+A batch is new, or sent (the server may have it), or done (the server has confirmed it). The journal is replaced as a
+whole each time; it is removed when the server is seen to hold the whole upload.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from xnatfs.transfer.dicom_files import Image
 
 VERSION = 1
 NEW, SENT, DONE = "new", "sent", "done"
-# How a batch travels: packed, a zip with its length known beforehand, or file by file.
+# The form of a batch: packed, a zip whose length is known in advance, or file by file.
 Mode = Literal["tar", "zip", "sized zip", "gradual"]
 
 
@@ -28,7 +28,7 @@ def state_home() -> Path:
 
 @dataclass
 class Batch:
-    """Files that travel in one request, by their places among the images."""
+    """Files that are sent in one request, by their positions among the images."""
 
     first: int
     count: int
@@ -38,7 +38,7 @@ class Batch:
 
 
 def batches_of(images: Sequence[Image], limit: int) -> list[Batch]:
-    """Consecutive images, at most `limit` bytes together, or one that is longer."""
+    """Group consecutive images into batches of at most `limit` bytes, or of one image that is longer."""
     made: list[Batch] = []
     size = 0
     for place, image in enumerate(images):
@@ -51,7 +51,7 @@ def batches_of(images: Sequence[Image], limit: int) -> list[Batch]:
 
 
 class Journal:
-    """The journal of one upload: of these images to that place."""
+    """Journal of one upload, of these images to this target."""
 
     def __init__(self, target: Sequence[str], images: Sequence[Image], limit: int) -> None:
         name = hashlib.sha256("\n".join(target).encode()).hexdigest()[:32]
@@ -59,12 +59,12 @@ class Journal:
         self._images = _fingerprint(images)
         self.batches = batches_of(images, limit)
         self.resumed = False
-        # Files of sessions of the label before the first batch, by their places; None where the server did not know.
+        # Number of files of sessions of the label before the first batch, by path; None where the server did not know.
         self.before: dict[str, int | None] = {}
-        self.mode: Mode | None = None  # how it has to travel, where the server has not taken it as it was to
+        self.mode: Mode | None = None  # the form that the server accepts, if it refused the requested one
 
     def take_up(self) -> bool:
-        """Go on where a run before this one ended, if it sent the same; whether there was one."""
+        """Resume an earlier run from its journal, if that sent the same images; return whether it had sent any."""
         try:
             cells: Any = loads(self.path.read_bytes())
             if cells["version"] != VERSION or cells["images"] != self._images:
@@ -80,7 +80,7 @@ class Journal:
         return self.resumed
 
     def write(self) -> None:
-        """Raises OSError."""
+        """Write the journal to disk. Raises OSError."""
         batches = [asdict(batch) for batch in self.batches]
         cells: dict[str, Any] = {"version": VERSION, "images": self._images, "mode": self.mode, "batches": batches}
         cells["before"] = self.before
@@ -90,11 +90,11 @@ class Journal:
         self.path.unlink(missing_ok=True)
 
     def count(self, *states: str) -> int:
-        """How many files are in batches of these states."""
+        """Return how many files are in batches of these states."""
         return sum(batch.count for batch in self.batches if batch.state in states)
 
     def places(self) -> list[str]:
-        """Where the server says that it has put them."""
+        """Return the URIs that the server has reported, each once."""
         return list(dict.fromkeys(uri for batch in self.batches for uri in batch.uris))
 
     def digests(self) -> set[str]:

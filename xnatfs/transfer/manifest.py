@@ -4,8 +4,8 @@
 its path, length, times, inode and MD5. A file whose inode and times are those of its line was not touched since; only
 others are read to tell what they hold. `lock` is held (flock) while a command writes into the folder.
 
-A line that is lost, as by a copy to another disk, costs a reading of that file; if the server's has changed by then,
-the one here is taken for edited and kept. An account that may not write the record goes on without it.
+If a line is lost, as by a copy to another disk, that file is read again; if the server's file has changed by then, the
+local one counts as edited and is kept. An account that may not write the record goes on without it.
 """
 
 import errno
@@ -31,9 +31,9 @@ FOLDER = ".xnatctl"
 LOCK_POLL = 0.2
 # Seconds that a command which holds the lock may be stopped (Ctrl-Z) until one that waits for it gives up.
 STOPPED_TIMEOUT = 10.0
-# What flock says where the file system has no locks. Drafts have names of their own there, too, so no bytes are lost.
+# Errors of flock on a file system without locks. Drafts have unique names there, too, so no bytes are lost.
 NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS})
-# What is said of a record that another account has made, or that is on a disk mounted read-only.
+# Errors for a record that another account has made, or that is on a disk mounted read-only.
 NOT_OURS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 
@@ -75,7 +75,7 @@ class Written:
 
 
 class Manifest:
-    """The record of one download folder. Reading it never raises for what is in it: an unreadable line is none."""
+    """Record of one download folder. Its content never makes reading it fail: an unreadable line is ignored."""
 
     def __init__(self, out: Path) -> None:
         self.out = out
@@ -118,7 +118,7 @@ class Manifest:
             self._replace("session.json", json.dumps(asdict(owner), indent=2) + "\n")
 
     def forget(self) -> None:
-        """Take no file for one that was written for this session."""
+        """Drop all records, so that no file counts as written for this session."""
         self._files.clear()
 
     def load(self) -> None:

@@ -1,6 +1,6 @@
-"""Request bodies made of files while they are sent: a tar, a zip, or one file as it is. Nothing is copied to disk.
+"""Build request bodies from files while they are sent: a tar, a zip, or one file as it is. Nothing is copied to disk.
 
-XNAT wants to know the length of everything but a zip beforehand, which for a tar of plain files is a sum.
+XNAT requires the length of everything but a zip in advance. For a tar of plain files it is a sum.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from xnatfs.transfer.download import Progress
 BLOCK = tarfile.BLOCKSIZE
 # The end of a tar: two empty blocks.
 END = bytes(2 * BLOCK)
-# Read in one visit to a thread: a visit costs 0.1 ms, and more than this is a long time without a byte on a fast line.
+# Bytes read in one call of a thread: a call costs 0.1 ms, and more than this is a long pause on a fast line.
 PIECE = 2**20
 
 Pieces = Callable[[], AsyncGenerator[bytes]]
@@ -29,7 +29,7 @@ Pieces = Callable[[], AsyncGenerator[bytes]]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A file to be sent under a name. `open` begins it anew each time."""
+    """A file to be sent under a name. Each call of `open` reads it from its beginning."""
 
     name: str
     size: int
@@ -38,7 +38,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Sending:
-    """A body, what its headers have to say of it, and the MD5 sums of its parts, by name, once it was sent."""
+    """A body, its headers, and the MD5 sums of its parts by name, which are known once it was sent."""
 
     pieces: Pieces
     headers: dict[str, str]
@@ -62,14 +62,14 @@ def as_tar(parts: Sequence[Part], progress: Progress) -> Sending:
 
 
 def _header(part: Part) -> bytes:
-    """Without times and owners, which are nobody's business; sizes and names have no limit in this format."""
+    """Return a header without times and owners, which are private; this format limits neither sizes nor names."""
     info = tarfile.TarInfo(part.name)
     info.size = part.size
     return info.tobuf(tarfile.GNU_FORMAT, "utf-8")
 
 
 def as_zip(parts: Sequence[Part], progress: Progress) -> Sending:
-    """Deflated, so nobody knows its length beforehand; XNAT takes a zip without."""
+    """Build a deflated zip, whose length is not known in advance; XNAT accepts a zip without it."""
     digests: dict[str, str] = {}
 
     async def pieces() -> AsyncGenerator[bytes]:
@@ -92,7 +92,7 @@ def as_zip(parts: Sequence[Part], progress: Progress) -> Sending:
 
 
 async def with_length(parts: Sequence[Part], progress: Progress) -> Sending:
-    """Make a zip whose length is known, by packing it twice, for servers that want to know it."""
+    """Build a zip of known length by packing it twice, for servers that require the length."""
     length = 0
     async with aclosing(as_zip(parts, _Silent()).pieces()) as pieces:
         async for piece in pieces:
@@ -102,7 +102,7 @@ async def with_length(parts: Sequence[Part], progress: Progress) -> Sending:
 
 
 class _Silent:
-    """No progress: of what is packed to be measured."""
+    """Progress that reports nothing, for a zip that is only measured."""
 
     def begin(self, files: int, size: int) -> None: ...
 
@@ -112,7 +112,7 @@ class _Silent:
 
 
 class _Sink:
-    """What a zip is written to; it cannot go back."""
+    """Buffer that a zip is written to; it cannot seek."""
 
     def __init__(self) -> None:
         self._made = bytearray()
@@ -122,7 +122,7 @@ class _Sink:
         return len(data)
 
     def flush(self) -> None:
-        """There is nothing behind it."""
+        """Do nothing: the bytes wait for `take`."""
 
     def take(self) -> bytes:
         made, self._made = bytes(self._made), bytearray()
@@ -141,7 +141,7 @@ def as_file(part: Part, content_type: str, progress: Progress) -> Sending:
 
 
 async def _read(part: Part, digests: dict[str, str], progress: Progress) -> AsyncGenerator[bytes]:
-    """The bytes of a file, exactly as many as it was said to have. Raises XnatError where there are others."""
+    """Yield the bytes of a file, exactly as many as its stated size. Raises XnatError if it has more or fewer."""
     digest, left = hashlib.md5(usedforsecurity=False), part.size
 
     def take(file: BinaryIO) -> bytes:

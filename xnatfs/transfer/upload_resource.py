@@ -1,8 +1,8 @@
-"""Files into a resource, as they are: no import, so no anonymization either.
+"""Upload files to a resource unchanged: without an import, so without anonymization.
 
-A file whose name needs no escaping in a URL goes as it is; several, and any other name, travel in a tar or zip that the
-server unpacks, which is one entry in the catalogue's history and keeps every name. The server answers 200 to what it
-does not store, so that only the listing afterwards tells.
+A single file whose name needs no escaping in a URL is sent as it is. Several files, and other names, are sent in a tar
+or zip that the server unpacks, which is one entry in the catalogue's history and keeps every name. The server answers
+200 even if it stores nothing, so that only a listing afterwards shows what it has stored.
 """
 
 import hashlib
@@ -29,13 +29,13 @@ from xnatfs.transfer.request_bodies import Part, Sending, as_file, as_tar, with_
 from xnatfs.transfer.upload_session import BATCH
 from xnatfs.tree.file_source import FileSource
 
-# Sites that want a reason for every change refuse one without it.
+# Sites that require a reason for every change refuse a change without one.
 REASON = {"event_reason": "upload"}
 
 
 @dataclass(frozen=True, slots=True)
 class Local:
-    """A file here, and what it is to be called in the resource: '/' between folders."""
+    """A local file and its name in the resource, with '/' between folders."""
 
     path: Path
     name: str
@@ -45,7 +45,7 @@ class Local:
 
 @dataclass
 class Report:
-    """What came of it. `files` are there and right afterwards."""
+    """Result of an upload. `files` counts those that the server has afterwards, verified."""
 
     files: int = 0
     size: int = 0
@@ -56,9 +56,9 @@ class Report:
 
 
 def find(paths: Sequence[Path]) -> list[Local]:
-    """The files to send: those named by their own name, those below a folder by their place in it.
+    """List the files to send: a file under its own name, the files below a folder under their paths in it.
 
-    Raises ConfigError where one cannot be read, or two have one name.
+    Raises ConfigError if a file cannot be read, or if two would have the same name.
     """
     places: dict[str, Path] = {}
     for path in paths:
@@ -77,7 +77,7 @@ def find(paths: Sequence[Path]) -> list[Local]:
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """All that is below a folder. Raises ConfigError where a folder cannot be listed: its files would be left out."""
+    """List all that is below a folder. Raises ConfigError if a folder is unreadable: its files would be left out."""
     try:
         for directory, _, names in os.walk(folder, onerror=_raise):
             yield from (Path(directory, name) for name in names)
@@ -106,9 +106,21 @@ async def upload(
     progress: Progress,
     note: Callable[[str], None] = lambda text: None,
 ) -> Report:
-    """Send what is not there yet; `note` is told of comparisons, which may take long.
+    """Send the files that the server does not hold yet, and verify them by its listing afterwards.
 
-    Raises Conflict before anything is sent where others of these names are there.
+    Args:
+        item: path of the item in the REST API, as `("experiments", accession)`.
+        label: label of the resource.
+        overwrite: replace files of the same names that have other bytes.
+        note: called with a line before a comparison of bytes, which may take long.
+
+    Returns:
+        Counts of the files that the server has, and those that it has not or holds with other bytes.
+
+    Raises:
+        Conflict: before anything is sent, if files of these names have other bytes and `overwrite` is false.
+        Denied: the server accepted the files and stored none of them.
+        Uncertain: the server may have stored a batch that it did not confirm.
     """
     where = f"resource {label} of {'/'.join(item)}"
     there = await _listed(xnat, item, label)
@@ -129,9 +141,9 @@ async def upload(
 
 
 async def _listed(xnat: Xnat, item: Sequence[str], label: str) -> dict[str, FileRow]:
-    """List the files of the resource by path; none where it is not there.
+    """Return the files of the resource by path; none if it does not exist.
 
-    Raises Conflict where the label is the number of another resource, whose files a request for it means as well.
+    Raises Conflict if the label is the number of another resource, because a request for it means that one as well.
     """
     try:
         rows = await xnat.rows(*item, "resources", label, "files")
@@ -154,13 +166,13 @@ async def _held(
     there: Mapping[str, FileRow],
     note: Callable[[str], None],
 ) -> frozenset[str]:
-    """Return the names of the files that the server holds with these bytes. Those without a digest are fetched."""
+    """Return the names of the files that the server holds with these bytes. Files without a digest are fetched."""
     held: set[str] = set()
     groups, where = Catalogues.of(there.values()).groups, tuple(item)
 
     async def compare(file: Local, row: FileRow) -> None:
         address = Address(where, where, where, row.resource_id, label, archived_at=where)
-        with suppress(NotFound, Denied, BadReply):  # then it is not known to be the same
+        with suppress(NotFound, Denied, BadReply):  # not known to be the same, so it is sent
             if await _fetch_md5(FileSource(xnat, address, row, groups)) == file.digest:
                 held.add(file.name)
 
@@ -172,7 +184,7 @@ async def _held(
         size = sum(file.size for file, _ in unknown) / 1e6
         note(f"Comparing {len(unknown)} files by their bytes ({size:.1f} MB): the server states no digest of them")
     try:
-        async with trio.open_nursery() as nursery:  # the client sends as many at once as it may
+        async with trio.open_nursery() as nursery:  # the client limits how many requests are in flight
             for file, row in unknown:
                 nursery.start_soon(compare, file, row)
     except BaseExceptionGroup as group:
@@ -189,7 +201,7 @@ async def _fetch_md5(source: FileSource) -> str:
 
 
 def _plain(file: Local) -> bool:
-    """Whether it can be sent under its name: it has bytes, and the name is the same in a URL."""
+    """Return whether a file can be sent as it is: it is not empty, and its name is the same in a URL."""
     return bool(file.size) and quote(file.name) == file.name and not re.search(r"(^|/)\.{1,2}(/|$)|//", file.name)
 
 
@@ -213,7 +225,7 @@ async def _send(
         url, params = f"{path}/{batch[0].name}", {**query, "inbody": "true"}
         body: Sending = as_file(parts[0], "application/octet-stream", progress)
     else:
-        # Old servers take each byte of a name in a tar for a character; in a zip they know UTF-8.
+        # Old servers decode each byte of a name in a tar as a character; in a zip they decode UTF-8.
         plain = all(file.name.isascii() for file in batch)
         url, params = f"{path}/upload.{'tar' if plain else 'zip'}", {**query, "inbody": "true", "extract": "true"}
         body = as_tar(parts, progress) if plain else await with_length(parts, progress)
@@ -239,7 +251,7 @@ def _opener(path: Path) -> Callable[[], BinaryIO]:
 
 
 def _duplicates(text: str) -> list[str]:
-    """What the server has not stored because it was there: told by the body of a 200 alone."""
+    """Return the files that the server did not store because they exist: only the body of its 200 reports them."""
     try:
         found = loads(text)["duplicates"]
     except (ValueError, KeyError, TypeError):
@@ -257,9 +269,9 @@ async def _check(
     where: str,
     note: Callable[[str], None],
 ) -> Report:
-    """Compare what the server lists now with what was to be there.
+    """Compare the server's listing now with the files that it should hold.
 
-    Of a file that was there before, name and length may be those of then: without a digest its bytes are compared.
+    Name and length of a replaced file may be those of the old one: without a digest its bytes are compared.
     """
     report = Report(up_to_date=len(files) - len(todo))
     after = await _listed(xnat, item, label) if todo else before

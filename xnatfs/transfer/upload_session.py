@@ -1,8 +1,8 @@
-"""A session's images, in batches, through the import service, and what became of them.
+"""Upload a session's images in batches through the import service, and find out where they arrived.
 
-A request that may have been carried out is not sent again by the run that sent it: the journal says that its batch
-was on its way, and the next run asks the server what it holds. The server names an object by its UIDs, so that one
-that comes twice is there once.
+A run does not retry a request that the server may already have applied: the journal records that its batch was on its
+way, and the next run queries what the server holds. The server identifies an object by its UIDs, so that an object that
+is sent twice is stored once.
 """
 
 import logging
@@ -29,11 +29,11 @@ log = logging.getLogger(__name__)
 
 Overwrite = Literal["none", "append", "delete"]
 
-# What is lost when a connection breaks, and what a proxy in front of the server normally lets through.
+# Bytes in a batch: what is lost when a connection breaks, and what a proxy in front of the server normally accepts.
 BATCH = 64 * 2**20
 WORKERS = 4
 
-# Words of the server for what passes by itself: two requests met at one session.
+# Messages of the server for a condition that passes by itself: two requests concerned one session.
 TRANSIENT = (
     "session processing in progress",
     "concurrent modification",
@@ -42,7 +42,7 @@ TRANSIENT = (
 )
 PAUSES = (2.0, 4.0, 8.0, 16.0, 32.0)  # seconds before each repetition of those
 
-# Words of an old server for a body whose length it does not know.
+# Message of an old server for a body of unknown length.
 LENGTH_WANTED = "must include the file directly as the body"
 
 # Resources that the server puts images in.
@@ -56,7 +56,7 @@ Where = Literal["archive", "prearchive", "direct"]
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a session is to go. `direct`: into the archive, past the prearchive."""
+    """Destination of a session. `direct`: into the archive, bypassing the prearchive."""
 
     project: str
     subject: str
@@ -92,12 +92,12 @@ class _NotTaken(Exception):
 
 
 async def check_free(xnat: Xnat, target: Target) -> None:
-    """Raise Conflict where there is a session of that label; NotFound where there is no such project."""
+    """Raise Conflict if a session of that label exists, NotFound if the project does not."""
     where = f"session {target.session} of project {target.project}"
     hint = "--overwrite append adds to it, --overwrite delete replaces its files"
     try:
         rows = await xnat.prearchive(target.project)
-        if not rows:  # old servers list nothing of a project that is not there, and take uploads to it into Unassigned
+        if not rows:  # old servers list nothing for a missing project, and put uploads to it into Unassigned
             await xnat.item("projects", target.project)
     except NotFound as error:
         text = f"project {target.project} not found on {xnat.url}"
@@ -111,11 +111,11 @@ async def check_free(xnat: Xnat, target: Target) -> None:
 
 
 async def take_up(xnat: Xnat, target: Target, journal: Journal, studies: Collection[str], *, exact: bool) -> bool:
-    """Compare a journal with what the server holds, and tell whether it holds anything of this upload.
+    """Update a journal by what the server holds; return whether it holds anything of this upload.
 
     Args:
         studies: the Study Instance UIDs of the images.
-        exact: all that the server holds there is of this upload.
+        exact: whether all that the server holds there is of this upload.
     """
     waiting, held = await _own(xnat, target, journal, studies)
     log.info("the journal has %d files done, the server %s in %s", journal.count(DONE), held, waiting)
@@ -145,12 +145,23 @@ async def send(
     progress: Progress,
     note: Callable[[str], None],
 ) -> int:
-    """Send what the journal has not done, and return how many files that were.
+    """Send the batches that the journal does not list as done, and return how many files they have.
 
-    Where nothing has arrived yet the first batch goes alone: it makes the session, shows whether the account may, and
-    finds the form that the server takes, which is `mode` if that works. `note` is told of another.
+    While nothing has arrived, the first batch is sent alone: it creates the session, shows whether the account may do
+    so, and finds the form that the server accepts.
 
-    Raises Denied, NotFound, Conflict, Unreachable, Uncertain, BadReply.
+    Args:
+        images: all images of the upload, which the batches of the journal refer to.
+        journal: updated and written before and after each batch.
+        mode: preferred form of the batches; a form that the journal records is used instead, unless this is "gradual".
+        workers: number of batches in flight.
+        overwrite: "delete" removes existing files with the first batch, if nothing has arrived yet.
+        note: called with a line if the server accepts another form only.
+
+    Raises:
+        Denied, NotFound, Conflict: the server refuses the upload.
+        Uncertain: the server may have stored a batch that it did not confirm.
+        Unreachable, BadReply: the server gave no usable answer.
     """
     todo = [batch for batch in journal.batches if batch.state != DONE]
     progress.begin(sum(batch.count for batch in todo), sum(_size(images, batch) for batch in todo))
@@ -158,7 +169,7 @@ async def send(
     journal.write()
     fresh = journal.count(DONE) == 0
     queue = iter(todo)
-    projects = {"", target.project}  # as answers may call it
+    projects = {"", target.project}  # names of the project in answers
     sent = 0
 
     async def one(batch: Batch, how: Overwrite) -> None:
@@ -188,7 +199,7 @@ async def send(
                 await one(batch, how)
                 break
             except _NotTaken as error:
-                if error.instead != form:  # else a batch beside this one has found out
+                if error.instead != form:  # else a parallel batch has reported it
                     note(str(error))
                 form = journal.mode = error.instead
                 left = error.left or left
@@ -197,7 +208,7 @@ async def send(
             note(f"What {xnat.url} has named {left.name} is left there ({delete})")
 
     async def work() -> None:
-        for batch in queue:  # shared: each takes the next one
+        for batch in queue:  # shared: each worker takes the next one
             await in_some_form(batch, "append")
 
     if todo and fresh:
@@ -225,8 +236,8 @@ async def _send(
     projects: set[str],
     progress: Progress,
 ) -> None:
-    """Send one batch, and note in it where the server has put it, and the MD5 sums of its files."""
-    # Their own names may repeat, and say more of a patient than anybody needs to know.
+    """Send one batch, and record in it the URIs that the server reports, and the MD5 sums of its files."""
+    # The names of the files may repeat, and may identify a patient.
     parts = [Part(f"{batch.first + n:06d}.dcm", image.size, image.open) for n, image in enumerate(images)]
     batch.digests = []
 
@@ -254,10 +265,10 @@ async def _send(
 
 
 async def _check_project(xnat: Xnat, target: Target, uri: str, what: str, projects: set[str]) -> None:
-    """Raise Denied where the server has put images elsewhere: into no project, for want of a right, or into another.
+    """Raise Denied if the server has put images elsewhere: into no project, for lack of a right, or into another.
 
     Args:
-        projects: what the project is known to be called; its ID is added where the target names an alias.
+        projects: known names of the project; its ID is added if the target names an alias.
     """
     project = _project(uri)
     if project in projects:
@@ -274,7 +285,7 @@ async def _check_project(xnat: Xnat, target: Target, uri: str, what: str, projec
 
 
 def _project(uri: str) -> str:
-    """The project in the URI of something imported; '' where it says none."""
+    """Return the project in the URI of imported images; '' if it has none."""
     match uri.removeprefix("/data").strip("/").split("/"):
         case [("prearchive" | "archive"), "projects", project, *_] | ["xapi", "direct-archive", project, *_]:
             return project
@@ -282,7 +293,7 @@ def _project(uri: str) -> str:
 
 
 async def _check_label(xnat: Xnat, target: Target, uri: str) -> None:
-    """Raise _NotTaken where the server has given a session in the prearchive another name than it was to have."""
+    """Raise _NotTaken if the server has given a session in the prearchive another name than the target's."""
     waiting = _waiting(uri)
     label = _cleaned(target.session)
     if waiting is None or waiting.project != target.project or _cleaned(waiting.folder) == label:
@@ -348,7 +359,7 @@ async def _import(xnat: Xnat, params: dict[str, str], body: Sending, what: str) 
         uris = [line.strip() for line in answer.text.splitlines() if line.strip()]
         if uris and all(uri.startswith("/") for uri in uris):
             return uris
-        if not uris and params["import-handler"] != "gradual-DICOM":  # old servers' word for what they cannot unpack
+        if not uris and params["import-handler"] != "gradual-DICOM":  # old servers answer so to what they cannot unpack
             kind = body.headers["Content-Type"].removeprefix("application/").removeprefix("x-")
             text = f"{xnat.url} takes no {kind}, and stores nothing of it: the files go one by one"
             raise _NotTaken("gradual", text)
@@ -375,7 +386,7 @@ def _refused(xnat: Xnat, answer: Answer, params: dict[str, str], what: str) -> X
 
 
 async def complete(xnat: Xnat, target: Target, journal: Journal) -> Outcome:
-    """Tell the server that this was all, and find out where it is. The server may still be at work on it."""
+    """Commit the upload, and find out where its session is. The server may still be processing it."""
     outcome = Outcome(resumed=journal.resumed)
     for uri in journal.places():
         waiting = _waiting(uri)
@@ -396,7 +407,7 @@ async def complete(xnat: Xnat, target: Target, journal: Journal) -> Outcome:
 
 
 async def look(xnat: Xnat, target: Target, outcome: Outcome, journal: Journal) -> bool:
-    """Note in `outcome` where the session is and how much of it; whether the server has done with it."""
+    """Record in `outcome` where the session is and how many files arrived; return whether the server is done."""
     waiting = _waiting(outcome.place)
     row = await prearchive.look(xnat, waiting) if waiting else None
     if row:
@@ -408,7 +419,7 @@ async def look(xnat: Xnat, target: Target, outcome: Outcome, journal: Journal) -
     if accession:
         _count(outcome, journal, ARCHIVE, len(files), len(sent & digests))
     if not accession or outcome.arrived is None:
-        # A conflict on the way to the archive leaves it in the prearchive, where it can be seen.
+        # A conflict on the way to the archive leaves the session in the prearchive, which lists it.
         left = prearchive.matching(await xnat.prearchive(target.project), target.session)
         stuck = next((each for each in left if not each.busy and each.path not in journal.before), None)
         if stuck:
@@ -426,11 +437,12 @@ async def look(xnat: Xnat, target: Target, outcome: Outcome, journal: Journal) -
 
 
 def _count(outcome: Outcome, journal: Journal, place: str, held: int | None, recognized: int = 0) -> None:
-    """Note how many files have arrived. Where others were there before, less than all is not known: some may replace.
+    """Record how many files have arrived; None if older files hide that, some of which may have been replaced.
 
     Args:
-        held: files that the session has now.
-        recognized: of these, files whose digest is that of one that was sent.
+        place: path of the session in the prearchive, or ARCHIVE.
+        held: number of files that the session has now; None where the server does not know.
+        recognized: how many of these have the digest of a file that was sent.
     """
     outcome.arrived, outcome.before = held, _before(journal, place)
     if held is None or outcome.before == 0:
@@ -441,14 +453,14 @@ def _count(outcome: Outcome, journal: Journal, place: str, held: int | None, rec
 
 
 def _before(journal: Journal, place: str) -> int | None:
-    """Count the files that may have been in a session before; what waited may have been archived with it since."""
+    """Count the files that may have been in a session before; those in the prearchive may have been archived since."""
     counts = list(journal.before.values()) if place == ARCHIVE else [journal.before.get(place, 0)]
     known = [count for count in counts if count is not None]
     return sum(known) if len(known) == len(counts) else None
 
 
 async def count_before(xnat: Xnat, target: Target) -> dict[str, int | None]:
-    """Count the files of the sessions of this label, by their place; None where the server does not know."""
+    """Count the files of the sessions of this label, by path; None where the server does not know."""
     rows = prearchive.matching(await xnat.prearchive(target.project), target.session)
     before = {row.path: await prearchive.held(xnat, row) for row in rows}
     return before | {ARCHIVE: len((await _in_archive(xnat, target))[1])}
@@ -459,8 +471,8 @@ async def _own(
 ) -> tuple[list[PrearchiveSession], int | None]:
     """Find what the server holds of this upload: its sessions in the prearchive, and how many files it has.
 
-    The number is None where the server cannot tell, or has nothing. What has the label is of this upload if it is where
-    an answer said it to be, or came from there, or is of one of its studies; an answer may have been lost.
+    The number is None if the server cannot report it, or has nothing. A session of this label belongs to the upload if
+    it is where an answer reported it, or came from there, or has one of its studies: an answer may have been lost.
     """
     keys = [place.key for place in map(_waiting, journal.places()) if place]
     waiting = [
@@ -480,7 +492,7 @@ async def _own(
 
 
 async def _in_archive(xnat: Xnat, target: Target) -> tuple[str, list[FileRow]]:
-    """The accession ID and the images of the session, or nothing."""
+    """Return the accession ID and the image files of the archived session, or '' and no files."""
     accession = (await prearchive.archived(xnat, target.project, target.session)).get("ID", "")
     if not accession:
         return "", []
@@ -490,7 +502,7 @@ async def _in_archive(xnat: Xnat, target: Target) -> tuple[str, list[FileRow]]:
 
 
 def _waiting(uri: str) -> PrearchiveSession | None:
-    """The session of a prearchive URI, with or without /data; None for any other."""
+    """Return the session that a prearchive URI names, with or without /data; None for any other URI."""
     match uri.removeprefix("/data").strip("/").split("/"):
         case ["prearchive", "projects", project, timestamp, folder]:
             cells = {"project": project, "timestamp": timestamp, "folderName": folder}
