@@ -1,4 +1,4 @@
-"""The commands: parse, run, and one place that turns an XnatError into an exit status and one line."""
+"""Parse and run the commands, and turn an XnatError into an exit status and one line."""
 
 import argparse
 import codecs
@@ -51,7 +51,7 @@ EXIT_STATUS: dict[type[Exception], int] = {
     XnatError: 1,
     OSError: os.EX_IOERR,
 }
-INTERRUPTED = 130  # 128 + SIGINT, as shells say it
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
 def no_core_dumps() -> None:
@@ -117,7 +117,7 @@ def main_xnatctl(argv: Sequence[str] | None = None) -> int:
 
 
 def _as_they_are(error: UnicodeError) -> tuple[bytes, int]:
-    """Of a file's name the bytes that are no text; of a label half a character is no reason to end."""
+    """Encode undecodable bytes of a file name as they are, and lone surrogates of a label as an escape."""
     assert isinstance(error, UnicodeEncodeError)
     character = error.object[error.start]
     raw = bytes([ord(character) & 0xFF]) if "\udc80" <= character <= "\udcff" else ascii(character)[1:-1].encode()
@@ -125,7 +125,7 @@ def _as_they_are(error: UnicodeError) -> tuple[bytes, int]:
 
 
 class HelpFormatter(argparse.HelpFormatter):
-    """Wrap at blanks only, and examples not at all: they are there to be copied."""
+    """Wrap at blanks only, and examples not at all, so that they can be copied."""
 
     def _split_lines(self, text: str, width: int) -> list[str]:
         from xnatfs.cli.output import fold
@@ -138,7 +138,7 @@ class HelpFormatter(argparse.HelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong with an option in one line."""
+    """Report an error of the command line in one line."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=HelpFormatter, **options)
@@ -188,7 +188,7 @@ def _ended(command: Callable[[], int], failed: Callable[[BaseException, int, str
             sys.stdout.flush()
             raise
         unwritten = streams.flush_output()
-        if unwritten is None or isinstance(unwritten, BrokenPipeError):  # `| true` reads nothing, and changes nothing
+        if unwritten is None or isinstance(unwritten, BrokenPipeError):  # a reader such as `true` reads nothing
             return status
         raise unwritten
     except (Exception, KeyboardInterrupt, BaseExceptionGroup) as error:
@@ -203,7 +203,7 @@ def _ending(error: BaseException, unwritten: OSError | None) -> tuple[int, str]:
     """Return the exit status, and one line for the user; `unwritten` is why stdout cannot be written."""
     cause = first_error(error)
     if isinstance(cause, BrokenPipeError) and isinstance(unwritten, BrokenPipeError):
-        return 0, ""  # `xnatctl ... | head` has seen enough
+        return 0, ""  # the reader of a pipe has closed it, as head does
     if isinstance(cause, KeyboardInterrupt):
         return INTERRUPTED, ": ".join(filter(None, ("interrupted", *map(str, cause.args))))
     if isinstance(cause, Reported):
@@ -216,6 +216,6 @@ def _ending(error: BaseException, unwritten: OSError | None) -> tuple[int, str]:
         where = "standard output" if unwritten else cause.filename
         return EXIT_STATUS[OSError], line(f"{f'{os.fsdecode(where)}: ' if where else ''}{cause.strerror or cause}")
     log.critical("this should not happen", exc_info=error)
-    # Not its repr: that of a UnicodeEncodeError holds all of the text, a password for one.
+    # Not its repr: that of a UnicodeEncodeError holds all of the text, for example a password.
     text = f"this should not happen, and is a fault of this program: {type(cause).__name__}: {cause}"
     return os.EX_SOFTWARE, line(text)

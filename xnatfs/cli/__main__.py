@@ -1,4 +1,4 @@
-"""python -m xnatfs.cli: our xnatctl, whoever's script of that name is on PATH."""
+"""Run xnatctl as `python -m xnatfs.cli`, whichever script of that name is on PATH."""
 
 import sys
 

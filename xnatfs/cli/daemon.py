@@ -1,6 +1,6 @@
-"""Going on in the background: the same command again, detached, which reports over an inherited pipe.
+"""Continue in the background: run the same command again, detached, which reports over an inherited pipe.
 
-The child is handed the login over its standard input, so that neither its arguments nor its environment hold one.
+The child receives the login over its standard input, so that neither its arguments nor its environment hold one.
 It answers with one line: 'ready', or its exit status and its one line for the user.
 """
 
@@ -22,7 +22,20 @@ READY = "ready"
 
 
 def start(arguments: Sequence[str], handover: dict[str, str], log_file: Path) -> str:
-    """Run `xnatfs ARGUMENTS --report-fd N` detached, until it is ready; what it adds to that. Raises Reported."""
+    """Run `xnatfs ARGUMENTS --report-fd N` detached, and wait until it is ready.
+
+    Args:
+        arguments: command line of the child, without secrets.
+        handover: login for the child, as `pack` returns it.
+        log_file: receives the child's stderr.
+
+    Returns:
+        The text that the child reported with 'ready'.
+
+    Raises:
+        Reported: the child's exit status and its line for the user.
+        CacheError: the log cannot be written.
+    """
     reading, writing = os.pipe()
     with _opened(log_file) as log:
         child = subprocess.Popen(
@@ -36,7 +49,7 @@ def start(arguments: Sequence[str], handover: dict[str, str], log_file: Path) ->
         )
     os.close(writing)
     assert child.stdin is not None
-    with contextlib.suppress(BrokenPipeError), child.stdin:  # it may end at once; what it reports says why
+    with contextlib.suppress(BrokenPipeError), child.stdin:  # the child may end at once; its report has the reason
         child.stdin.write(json.dumps(handover).encode())
     with open(reading, encoding="utf-8") as reports:
         try:
@@ -54,7 +67,7 @@ def start(arguments: Sequence[str], handover: dict[str, str], log_file: Path) ->
 
 
 def _opened(log_file: Path) -> IO[bytes]:
-    """The log, for appending, private from its creation. Raises CacheError."""
+    """Open the log for appending, private from its creation. Raises CacheError."""
     try:
         make_private(log_file.parent)
         return open(log_file, "ab", opener=lambda path, flags: os.open(path, flags, 0o600))
@@ -63,7 +76,7 @@ def _opened(log_file: Path) -> IO[bytes]:
 
 
 class Reporter:
-    """The child's end of the pipe. Without one, as in the foreground, it says nothing."""
+    """The child's end of the pipe. Without a pipe, as in the foreground, it reports nothing."""
 
     def __init__(self, descriptor: int | None) -> None:
         self._pipe = None if descriptor is None else open(descriptor, "w", encoding="utf-8")  # noqa: SIM115
@@ -82,13 +95,13 @@ class Reporter:
 
 
 def received() -> dict[str, str]:
-    """What the parent handed over."""
+    """Read the handover of the parent."""
     handed: dict[str, str] = json.loads(sys.stdin.read())
     return handed
 
 
 def pack(credentials: Credentials | None, token: str) -> dict[str, str]:
-    """A login for the child, a session that was given to us, or nothing where a session is kept."""
+    """Return the handover for the child: a login, a session of the environment, or nothing if a session is stored."""
     login = asdict(credentials) if credentials else {}
     return {**login, "token": token}
 

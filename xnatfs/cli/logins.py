@@ -1,4 +1,4 @@
-"""Which session and which login a command goes by; the same for `xnatfs mount` and every `xnatctl`."""
+"""Choose the session and the login of a command, in the same way for `xnatfs mount` and every `xnatctl`."""
 
 import os
 from collections.abc import Callable
@@ -10,10 +10,14 @@ from xnatfs.settings.session_store import SessionStore, is_session_id
 
 
 def session_store(config: Config, token: str, user: str = "") -> SessionStore:
-    """The sessions kept for this server; `token` is one from the environment, which goes before them.
+    """Return the stored sessions for this server.
 
-    They are those of a user, else of the one that environment or profile name.
-    Raises ConfigError for a token that no header may hold.
+    Args:
+        token: session ID from the environment, preferred to the stored ones; '' for none.
+        user: owner of the sessions; '' for the user that the environment or the profile names.
+
+    Raises:
+        ConfigError: the token is not a session ID.
     """
     if token and not is_session_id(token):
         raise ConfigError("XNAT_TOKEN is not a session ID: it must be 8 to 256 letters and digits")
@@ -23,9 +27,9 @@ def session_store(config: Config, token: str, user: str = "") -> SessionStore:
 
 
 def find_login(config: Config, token: str, before_asking: Callable[[], object] = lambda: None) -> Credentials | None:
-    """The login to make a session with; asked for only where no session is alive. Raises LoginRequired.
+    """Find the login for a new session, or prompt for it if no session is alive. Raises LoginRequired.
 
-    `before_asking` raises what would make the question a waste of somebody's time.
+    `before_asking` is called before the prompt, and raises if the command would fail anyway.
     """
     kept = kept_credentials(config.url, config.profile, os.environ)
     if kept or session_store(config, token).find():

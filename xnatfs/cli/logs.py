@@ -1,6 +1,6 @@
-"""The log: one line a record, with nothing in it that a terminal obeys, and nothing that logs in.
+"""Write the log: one line a record, without control characters and without secrets.
 
-Who follows a log looks at it on a terminal, and words of a server are in it. Tracebacks have lines of their own.
+Logs are read on terminals, and contain text of a server. Tracebacks have lines of their own.
 """
 
 import logging
@@ -14,7 +14,7 @@ FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 class Formatter(logging.Formatter):
-    """Of our own format."""
+    """Format a record as one line, without control characters."""
 
     def __init__(self) -> None:
         super().__init__(FORMAT)

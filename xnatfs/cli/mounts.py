@@ -1,4 +1,4 @@
-"""mount, umount and demo."""
+"""Run the commands mount, umount and demo."""
 
 import argparse
 import gc
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# The daemon closes its session on the server after the mount is gone; the server may take its time over it.
+# Seconds. The daemon closes its session on the server after the mount is gone, which may take the server a while.
 WAIT_FOR_END = 15.0
 
 
@@ -128,7 +128,7 @@ def _serve(
     extra: frozenset[str],
     ready: Any,
 ) -> None:
-    """Mount, in this process, until the end."""
+    """Serve the mount in this process until it is unmounted."""
     _log_to(arguments)
     for warning in _warnings(arguments, config):
         log.warning("%s", warning)
@@ -141,7 +141,7 @@ def _serve(
 
 
 def _warnings(arguments: argparse.Namespace, config: Config) -> list[str]:
-    """What this mount opens to others."""
+    """Return warnings about access that this mount gives to others."""
     found = [who_reads_along(config)]
     if arguments.allow_other:
         found.append("every user and program of this machine may read in this mount what your account may: allow_other")
@@ -151,10 +151,10 @@ def _warnings(arguments: argparse.Namespace, config: Config) -> list[str]:
 
 
 def _imported() -> tuple[Any, Any]:
-    """All that serves a mount, and trio. Raises FuseMissing."""
+    """Import the modules that serve a mount, and trio. Raises FuseMissing."""
     # httpx imports its own command line where it finds click, and with that rich and pygments: 100 ms and 10 MB.
     sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]  # None: no such module
-    gc.disable()  # what is imported stays, so nothing is to be found while it is: 40 of 260 ms
+    gc.disable()  # imported objects stay alive, so a collection finds nothing: it costs 40 of 260 ms
     fuse_mount = _fuse()
     import trio
 
@@ -164,7 +164,7 @@ def _imported() -> tuple[Any, Any]:
 
 
 def _background(arguments: argparse.Namespace, command: str, handover: dict[str, str], what: str) -> str:
-    """The same command again, detached, until its mount answers. `what` is mounted, for people."""
+    """Run the same command again, detached, until its mount answers; `what` names the source for the user."""
     mountpoint = _place(arguments)
     log_file = arguments.log_file or cache_home() / "log" / f"{quote(str(mountpoint), safe='')[-200:]}.log"
     with statusline.waiting(f"Mounting {what}"):
@@ -174,23 +174,23 @@ def _background(arguments: argparse.Namespace, command: str, handover: dict[str,
 
 
 def _again(command: str) -> list[str]:
-    """The arguments of this process: a mount is looked up in `ps` by them, and they hold no secret."""
+    """Return the arguments of this process: `ps` shows them for the mount, and they hold no secret."""
     return sys.argv[1:] if command in sys.argv[1:2] else [command, *sys.argv[1:]]
 
 
 def _place(arguments: argparse.Namespace) -> Path:
-    """The mountpoint as the kernel names it, without symbolic links."""
+    """Return the mountpoint as the kernel names it, without symbolic links."""
     return Path(os.path.realpath(arguments.mountpoint))
 
 
 def _check_place(arguments: argparse.Namespace, source: str = "") -> None:
-    """Fail for want of FUSE or of a mountpoint before anybody is asked for a password."""
+    """Raise if FUSE or the mountpoint is unusable, before the user is prompted for a password."""
     check_fuse()
     check_mountpoint(_place(arguments), source)
 
 
 def _fuse() -> Any:
-    """All that serves a mount. It takes a while to import, and the command that starts the daemon runs without."""
+    """Import the modules that serve a mount, which is slow: the command that starts the daemon does without."""
     try:
         from xnatfs.fuse import mount
     except ImportError as error:
@@ -206,7 +206,7 @@ def _mount_options(arguments: argparse.Namespace, extra: frozenset[str]) -> "Mou
     gid = os.getgid() if arguments.gid is None else arguments.gid
     return MountOptions(
         _place(arguments),
-        # The kernel knows no allow_root. It lets everybody in, and the modes keep them out, but for root.
+        # The kernel has no allow_root: allow_other admits all users, and the modes then exclude all but root.
         Ownership(uid, gid, (arguments.umask or 0) | (0o077 if arguments.allow_root else 0)),
         arguments.allow_other or arguments.allow_root,
         not arguments.no_xattr,
@@ -215,7 +215,7 @@ def _mount_options(arguments: argparse.Namespace, extra: frozenset[str]) -> "Mou
 
 
 def _log_to(arguments: argparse.Namespace) -> None:
-    """Log to the terminal or, in the background, to the file that stands for it."""
+    """Log to the terminal or, in the background, to the file in its place."""
     level = (arguments.log_level or "info").upper()
     stream = sys.stderr
     if arguments.foreground and arguments.log_file:
@@ -238,7 +238,7 @@ def _demo_account(name: str | None) -> Credentials:
 
 @contextmanager
 def _demo_server(arguments: argparse.Namespace) -> Iterator[str]:
-    """The demo server in a process of its own, which ends when this one does, however it does; its URL."""
+    """Run the demo server in a process of its own, which ends with this one in any case, and yield its URL."""
     command = [sys.executable, "-P", "-m", "xnatfs.demo", "--until-eof"]
     for name in ("latency", "session_ttl", "seed", "request_log"):
         value = getattr(arguments, name)

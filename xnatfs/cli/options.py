@@ -1,4 +1,4 @@
-"""Option values, and what they add up to: one Config from profile < environment < flags."""
+"""Parse option values, and build one Config from profile < environment < flags."""
 
 import argparse
 import logging
@@ -20,24 +20,24 @@ from xnatfs.common.urls import is_same_server
 from xnatfs.fuse.mountinfo import file_system
 from xnatfs.settings.config import Config, Profile, cache_home, find_profile, normalised_url, select_profile
 
-# An ID has 32 bits, and all of them set is none: chown(2) takes it for "as before", the kernel shows it as nobody's.
+# An ID has 32 bits. With all of them set it is invalid: chown(2) reads it as "unchanged", the kernel shows nobody's.
 LAST_ID = 2**32 - 2
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
-# What fstab lines hold for mount(8) and systemd, not for us (`user=jdoe`, `x-systemd.automount`).
+# Options in fstab for mount(8) and systemd, not for xnatfs (`user=jdoe`, `x-systemd.automount`).
 _FOR_OTHERS = "defaults auto noauto user nouser users owner noowner group nogroup _netdev nofail comment uhelper helper"
-# What is so, or without effect, in every mount of ours; `rw` and `suid` are what mount(8) says where nothing was said.
+# Options that hold, or have no effect, in every mount; mount(8) passes `rw` and `suid` by default.
 _SO_OR_SO = (
     "ro rw suid nosuid dev nodev default_permissions sync async dirsync atime noatime diratime nodiratime relatime"
     " norelatime strictatime nostrictatime lazytime nolazytime"
 )
 IGNORED = frozenset(f"{_FOR_OTHERS} {_SO_OR_SO}".split())
-# Labels of SELinux. mount(8) leaves them out where the kernel has none; where it has, the kernel takes them from root.
+# Labels of SELinux. mount(8) omits them where the kernel has none; elsewhere the kernel accepts them from root.
 SELINUX = frozenset({"context", "fscontext", "defcontext", "rootcontext"})
 SELINUX_ROOT = Path("/sys/fs/selinux")
-# What other mounts take, and why this one does not.
+# Options of other mounts, and why this one refuses them.
 REFUSED = {
     "auto_unmount": "a mount whose process was killed would look like an empty directory, which is an error instead;"
     " the next 'xnatfs mount' there clears it",
@@ -55,18 +55,18 @@ REFUSED = {
 _OPTION = re.compile(r'(?:[^,"]|"[^"]*"?)+')
 
 
-# Types of file systems, as the kernel names them, that several machines may have mounted, and on which what one maps
-# into memory is not what another one sees: SQLite shares the index of a cache in this way.
+# Types of file systems, as the kernel names them, that several machines may have mounted, and that do not share mapped
+# memory between machines: SQLite shares the index of a cache by mapped memory.
 NETWORKS = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "beegfs"}
     | {f"fuse.{name}" for name in ("sshfs", "glusterfs", "ceph-fuse", "s3fs", "rclone", "davfs", "juicefs", "xnatfs")}
 )
-# Where the cache is if the home is on one of those. Unlike /tmp it outlives a restart, and is no memory.
+# Where the cache is if the home is on one of those. Unlike /tmp it survives a restart, and is not in memory.
 LOCAL = "/var/tmp"
 
 
 def size(text: str) -> int:
-    """Bytes of '10G', '512 MiB', '1e9' excepted."""
+    """Parse a size such as '10G' or '512 MiB', but not '1e9', into bytes."""
     match = _SIZE.fullmatch(text.strip())
     if not match:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size like 500M or 10G")
@@ -74,7 +74,7 @@ def size(text: str) -> int:
 
 
 def seconds(text: str) -> float:
-    """A time that is not negative."""
+    """Parse a number of seconds that is not negative."""
     try:
         value = float(text)
     except ValueError:
@@ -137,7 +137,7 @@ def add_server(parser: argparse.ArgumentParser) -> None:
 
 
 def add_mount(parser: argparse.ArgumentParser) -> None:
-    """The options of a mount; `-o` takes the same ones, as mount(8) passes them."""
+    """Add the options of a mount; `-o` takes the same ones, as mount(8) passes them."""
     parser.add_argument("-f", "--foreground", action="store_true", help="stay in the foreground, log to the terminal")
     parser.add_argument("-o", dest="options", action="append", default=[], metavar="OPT[,OPT...]", help="mount options")
     parser.add_argument(
@@ -171,7 +171,7 @@ def add_mount(parser: argparse.ArgumentParser) -> None:
 
 
 def apply_mount_options(arguments: argparse.Namespace) -> frozenset[str]:
-    """Fold `-o` into the flags they stand for; what is left is for the kernel. Raises ConfigError."""
+    """Apply `-o` options to the flags of the same name; return those for the kernel. Raises ConfigError."""
     kernel: set[str] = set()
     for option in arguments.options:
         if option.count('"') % 2:
@@ -195,7 +195,7 @@ def apply_mount_options(arguments: argparse.Namespace) -> frozenset[str]:
 
 
 def _label(text: str, name: str) -> set[str]:
-    """Return a label of SELinux for the kernel, nothing where that has no SELinux. Raises ConfigError."""
+    """Return a label of SELinux for the kernel; none if that has no SELinux. Raises ConfigError."""
     if not SELINUX_ROOT.exists():
         return set()
     if os.geteuid():
@@ -204,7 +204,7 @@ def _label(text: str, name: str) -> set[str]:
 
 
 def _apply(arguments: argparse.Namespace, name: str, value: str | None) -> None:
-    """One option of `-o` that has the name of a flag."""
+    """Apply one option of `-o` that has the name of a flag. Raises ConfigError."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     add_server(parser)
     add_mount(parser)
@@ -221,10 +221,10 @@ def _apply(arguments: argparse.Namespace, name: str, value: str | None) -> None:
 
 
 def server_config(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Config:
-    """The server asked for, and how to treat it. Raises ConfigError."""
+    """Return the settings of the server that flags, environment or profile name. Raises ConfigError."""
     given = arguments.url or environ.get("XNAT_URL")
     named = arguments.profile or environ.get("XNAT_PROFILE") or ""
-    # A server has one login, whatever it is called by.
+    # A server has one login, by whichever URL it is named.
     found = find_profile(given, named) if given and (arguments.url or not named) else None
     profile = found or (Profile("") if arguments.url else select_profile(arguments.profile, environ))
     text = given or profile.url
@@ -236,7 +236,7 @@ def server_config(arguments: argparse.Namespace, environ: Mapping[str, str]) -> 
     if is_same_server(profile.url, url):
         url = normalised_url(profile.url)
     elif profile.url:
-        # XNAT_URL names another server: the profile's login and its trust are not for it.
+        # XNAT_URL names another server: the profile's login and its trust do not apply to it.
         profile = replace(profile, url="", username="", password="", password_source="", verify_ssl=True, ca_bundle="")
     bundle = str(arguments.ca_bundle or profile.ca_bundle)
     if bundle and not Path(bundle).expanduser().is_file():
@@ -248,7 +248,7 @@ def server_config(arguments: argparse.Namespace, environ: Mapping[str, str]) -> 
 
 
 def default_output(environ: Mapping[str, str]) -> str:
-    """What the profile file says, else a table."""
+    """Return the output format that the profile file sets, else a table."""
     from xnatfs.cli.output import FORMATS
     from xnatfs.settings.config import output_format, profiles_path
 
@@ -257,7 +257,7 @@ def default_output(environ: Mapping[str, str]) -> str:
 
 
 def log_to(arguments: argparse.Namespace, environ: Mapping[str, str]) -> None:
-    """Tell of requests on stderr if asked to, and to a file; warnings are for the log, errors end the command."""
+    """Log requests to a file, or to stderr with --verbose; warnings go to the log, errors end the command."""
     name = arguments.log_file or environ.get("XNATCTL_LOG_FILE")
     level = logging.INFO if arguments.verbose or name else logging.CRITICAL
     stream = sys.stderr
@@ -270,9 +270,9 @@ def log_to(arguments: argparse.Namespace, environ: Mapping[str, str]) -> None:
 
 
 def cache_directory(chosen: Path | None = None) -> Path:
-    """Return where bytes are kept: the directory chosen, else one of this user on a disk of this machine.
+    """Return the cache directory: the chosen one, else one of this user on a disk of this machine.
 
-    Raises ConfigError where several machines may share that.
+    Raises ConfigError if several machines may share the chosen one.
     """
     directory = Path(chosen or cache_home()).expanduser().absolute()
     kind = file_system(directory)
@@ -285,7 +285,7 @@ def cache_directory(chosen: Path | None = None) -> Path:
 
 
 def _local_cache(note: Path) -> Path:
-    """Return a directory of this machine whose name nobody else can know before, as noted, or made and noted now."""
+    """Return the local directory that `note` names, or create one with an unpredictable name and note it."""
     try:
         local = Path(note.read_text())
         status = local.lstat()
@@ -307,7 +307,7 @@ def _local_cache(note: Path) -> Path:
 
 
 def mount_config(arguments: argparse.Namespace, server: Config) -> Config:
-    """The same with what the flags say of the mount."""
+    """Return the settings of a server with those that the flags set for the mount."""
     given: dict[str, Any] = {
         name: getattr(arguments, name)
         for name in ("cache_size", "ttl", "timeout", "revalidate")

@@ -1,9 +1,8 @@
-"""Rows as a table, JSON, JSON lines or TSV; what is not data goes to stderr.
+"""Print rows as a table, JSON, JSON lines or TSV; anything that is not data goes to stderr.
 
-Every row is a dict of typed values: text, integers, None for what the server does not say. A table shows some of its
-keys as columns, JSON all of them; nothing is cut, but words that are too long for a narrow terminal. A terminal obeys
-what it is shown, so it is shown nothing of a server that it could obey; a program is told everything, by lines of which
-each is one thing.
+Every row is a dict of typed values: text, integers, None for a value that the server does not state. A table shows some
+of its keys as columns, JSON all of them; only words that are too long for a narrow terminal are cut. A terminal obeys
+control characters, so those of a server are not printed on one; programs get the data unchanged, one item a line.
 """
 
 import argparse
@@ -28,7 +27,7 @@ ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
 
 
 def check_columns(arguments: argparse.Namespace, columns: Mapping[str, str]) -> None:
-    """Raise ConfigError for a column that the listing does not have; before anything is sent."""
+    """Raise ConfigError for a column that the listing does not have, before anything is sent."""
     asked = arguments.columns.split(",") if arguments.columns else []
     asked += [
         text.partition(":")[0] for text in [*arguments.filter, *([arguments.sort_by] if arguments.sort_by else [])]
@@ -48,7 +47,13 @@ def show_rows(
     name: str,
     empty: str = "No results",
 ) -> None:
-    """Print a list. `columns` are the keys with their titles, `name` is the key that tells a row from others."""
+    """Print a list.
+
+    Args:
+        columns: titles of the columns, by their keys in the rows.
+        name: key that identifies a row, which is all that --quiet prints.
+        empty: remark for a table without rows.
+    """
     rows = _chosen(arguments, rows)
     if arguments.quiet:
         lines(str(row[name]) for row in rows)
@@ -69,7 +74,12 @@ def show_rows(
 
 
 def show_item(arguments: argparse.Namespace, item: Row, name: str, titles: Mapping[str, str]) -> None:
-    """One thing, key by key; lists within it as blocks of their own."""
+    """Print one item, key by key; lists within it follow as blocks of their own.
+
+    Args:
+        name: key that identifies the item, which is all that --quiet prints.
+        titles: titles of the keys to print for people; JSON and TSV have all keys.
+    """
     if arguments.quiet:
         say(str(item[name]))
     elif arguments.output in ("json", "jsonl"):
@@ -90,14 +100,14 @@ def show_item(arguments: argparse.Namespace, item: Row, name: str, titles: Mappi
 
 
 def note(arguments: argparse.Namespace, text: str) -> None:
-    """A remark for a person."""
+    """Print a remark for a person to stderr, unless --quiet is given."""
     if not arguments.quiet:
         tell(text)
 
 
 def say(text: str) -> None:
-    """Write data to stdout. A reader that has gone has seen enough; the exit status is still the command's."""
-    with statusline.hidden():  # while a pager lets this process wait, the terminal is the pager's
+    """Write data to stdout. A closed pipe is no error: the exit status is still the command's."""
+    with statusline.hidden():  # while a pager blocks this process, the terminal is the pager's
         try:
             print(shown(text) if sys.stdout.isatty() else text)
         except BrokenPipeError:
@@ -105,12 +115,12 @@ def say(text: str) -> None:
 
 
 def tell(text: str) -> None:
-    """A line for a person, to stderr."""
+    """Print a line for a person to stderr."""
     streams.report(plain(text))
 
 
 def shown(text: str) -> str:
-    """Text of which a terminal obeys nothing but the ends of our own lines and our own tabs."""
+    """Return the text without control characters, except for tabs and ends of lines."""
     return "\n".join("\t".join(map(plain, line.split("\t"))) for line in text.split("\n"))
 
 
@@ -124,7 +134,7 @@ def _block(arguments: argparse.Namespace, title: str, rows: Sequence[Any]) -> No
 
 
 def _chosen(arguments: argparse.Namespace, rows: Sequence[Row]) -> list[Row]:
-    """Those that pass the filters, in the order asked for, as many as asked for."""
+    """Return the rows that pass the filters, in the requested order, up to the requested number."""
     found = list(rows)
     for text in arguments.filter:
         key, _, pattern = text.partition(":")
@@ -136,26 +146,26 @@ def _chosen(arguments: argparse.Namespace, rows: Sequence[Row]) -> list[Row]:
 
 
 def natural(value: Any) -> tuple[tuple[int, int, str], ...]:
-    """What to sort by, so that 2 comes before 10 and '2-MR1' between them."""
+    """Return a sort key by which 2 comes before 10, and '2-MR1' between them."""
     from xnatfs.rest.models import natural
 
     return natural("" if value is None else str(value).lower())
 
 
 def _cell(value: Any) -> str:
-    """A value on one line: a terminal must not obey what a server has in a label."""
+    """Return a value as one line without control characters, which a label of the server may contain."""
     if value is None:
         return ""
     return plain(", ".join(map(str, value)) if isinstance(value, list) else str(value))
 
 
 def _columns() -> int:
-    """Return how many columns a line may have: those of the terminal; any number where stdout is none."""
+    """Return how many columns a line may have: those of the terminal; any number if stdout is not a terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
 
 
 def _table(arguments: argparse.Namespace, head: list[list[str]], cells: list[list[str]]) -> None:
-    """Print rows below each other. On a terminal cells are folded at blanks to fit, and only then words are cut."""
+    """Print rows in columns. On a terminal, cells are folded at blanks to fit, and words are cut only if need be."""
     columns = list(zip(*head, *cells, strict=True))
     room = _columns() - len(GAP) * (len(columns) - 1)
     words = [max(len(word) for cell in column for word in cell.split() or [""]) for column in columns]
@@ -169,7 +179,7 @@ def _table(arguments: argparse.Namespace, head: list[list[str]], cells: list[lis
 
 
 def _shared(room: int, wanted: Sequence[int], least: Sequence[int]) -> list[int]:
-    """Return widths that fit: as wanted, but for the widest, which are equal, as far as `least` allows that."""
+    """Return widths that fit: the wanted ones, with the widest reduced to an equal width as far as `least` allows."""
     if sum(least) > room:
         wanted, least = least, [1] * len(least)
     most = max(wanted)
@@ -193,6 +203,6 @@ def fold(text: str, width: int) -> list[str]:
 
 
 def lines(lines: Iterable[str]) -> None:
-    """Data, one a line: an end of a line within one is none."""
+    """Print data, one item a line; ends of lines within an item are replaced."""
     for line in lines:
         say(line.replace("\n", "?"))

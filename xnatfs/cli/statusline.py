@@ -1,4 +1,4 @@
-"""Tell on a terminal what is waited for: one line on stderr, which goes before anything else is written there."""
+"""Show on a terminal what a command waits for: one line on stderr, erased before anything else is written there."""
 
 import os
 import sys
@@ -9,20 +9,20 @@ from contextlib import contextmanager, suppress
 
 from xnatfs.common.sanitize import plain
 
-# Seconds without a word before a person wonders; most commands are done by then.
+# Seconds without output until the line is shown; most commands are done by then.
 SHOW_AFTER = 1.0
-# Seconds between two looks: the line counts seconds.
+# Seconds between updates: the line counts seconds.
 REFRESH = 0.25
 ERASE = "\r\x1b[K"
 
 
 class _Screen:
-    """What the terminal shows at the moment, for the thread that draws and the one that works."""
+    """State of the terminal, shared by the thread that draws and the one that works."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.drawn = False
-        self.hidden = 0  # by so many that need the terminal for themselves
+        self.hidden = 0  # number of users that need the terminal for themselves
         self.quiet_since = 0.0
 
 
@@ -59,7 +59,7 @@ def waiting(text: str) -> Iterator[None]:
 
 
 def clear() -> None:
-    """Make room for what is to be written now."""
+    """Erase the line, before other output is written."""
     with _screen.lock:
         if _screen.drawn:
             _write(ERASE)
@@ -68,7 +68,7 @@ def clear() -> None:
 
 
 def hide() -> None:
-    """Show nothing from now on."""
+    """Erase the line, and do not show it any more."""
     with _screen.lock:
         _screen.hidden += 1
         clear()
@@ -76,7 +76,7 @@ def hide() -> None:
 
 @contextmanager
 def hidden() -> Iterator[None]:
-    """Show nothing meanwhile: a prompt or a bar has the terminal."""
+    """Do not show the line while a prompt or a progress bar has the terminal."""
     hide()
     try:
         yield
@@ -87,7 +87,7 @@ def hidden() -> Iterator[None]:
 
 
 def _columns() -> int:
-    """Return the width of the terminal that stderr is; stdout may be a file. What is wrapped cannot be erased."""
+    """Return the width of the terminal on stderr; stdout may be a file. A wrapped line cannot be erased."""
     with suppress(OSError):
         return os.get_terminal_size(sys.stderr.fileno()).columns or 80
     return 80

@@ -8,13 +8,13 @@ from xnatfs.cli import statusline
 
 
 def open_missing() -> None:
-    """Open those of the standard streams that the caller has closed, so that no other file gets their numbers."""
+    """Open standard streams that the caller has closed, so that no other file gets their numbers."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
-    # Python has None for them, and print() takes that for stdout.
+    # Python sets closed streams to None, which print() takes for stdout.
     if sys.stdout is None:
         sys.stdout = os.fdopen(1, "w", closefd=False)
     if sys.stderr is None:
@@ -22,7 +22,7 @@ def open_missing() -> None:
 
 
 def report(text: str) -> None:
-    """Write a line to stderr; nothing where that cannot be written, since nobody could be told of it."""
+    """Write a line to stderr; a failure is ignored, since it could not be reported."""
     statusline.clear()
     try:
         print(text, file=sys.stderr, flush=True)
@@ -31,7 +31,7 @@ def report(text: str) -> None:
 
 
 def flush_output() -> OSError | None:
-    """Return why stdout cannot be written; then what is left of it is discarded, so that the exit is not disturbed."""
+    """Return the error if stdout cannot be written; its rest is then discarded, so that the exit is not disturbed."""
     try:
         sys.stdout.flush()
     except OSError as error:
@@ -41,7 +41,7 @@ def flush_output() -> OSError | None:
 
 
 def discard(stream: IO[str]) -> None:
-    """Send what is left in a stream, and what is written to it from now on, nowhere."""
+    """Discard what is left in a stream, and what is written to it from now on."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)

@@ -1,1 +1,1 @@
-"""xnatctl: one module a noun."""
+"""Commands of xnatctl, one module a noun."""

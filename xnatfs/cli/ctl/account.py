@@ -1,4 +1,4 @@
-"""auth login|logout|status, whoami, api: who we are to the server."""
+"""Run auth login|logout|status, whoami and api: the login, and raw requests."""
 
 import argparse
 import codecs
@@ -56,7 +56,7 @@ async def login(context: Context) -> None:
     except LoginRequired as error:
         if credentials.source != "keyring" or not sys.stdin.isatty():
             raise
-        tell(f"xnatctl: {error}")  # the password there may have been changed since
+        tell(f"xnatctl: {error}")  # the password may have been changed since it was stored
         credentials = ask(config.url, username, context.environ, provider)
         known_as = await _log_in(context, credentials)
     if arguments.url:
@@ -86,12 +86,12 @@ async def login(context: Context) -> None:
         show_item(arguments, item, "username", {})
 
 
-# Of a login that was given just now, and is written down nowhere.
+# Sources of a login that was given just now, and is stored nowhere.
 GIVEN = ("prompt", "standard input")
 
 
 async def _log_in(context: Context, credentials: "Credentials") -> str:
-    """Begin a session; the name that the server calls its user by."""
+    """Begin a session; return the server's name for its user."""
     context.user = credentials.user
     async with context.xnat(credentials) as xnat:
         await xnat.login.renew()
@@ -116,7 +116,7 @@ def _remember(context: Context, credentials: "Credentials") -> None:
     # Another server may have the name already, as the same host without encryption has.
     name = next(each for each in itertools.chain([host], numbered) if each not in known)
     cells: dict[str, Any] = {"url": config.url, **server_cells(arguments)}
-    if arguments.username or credentials.source in GIVEN:  # one from the environment is for now
+    if arguments.username or credentials.source in GIVEN:  # a user from the environment is not saved
         cells["username"] = credentials.username
     try:
         add_profile(name, cells)
@@ -130,7 +130,7 @@ def _remember(context: Context, credentials: "Credentials") -> None:
 
 
 async def _keep_token(context: Context, xnat: Any, user: str) -> None:
-    """Keep a token for this user, named as in the login: a directory's users may have other names on the server."""
+    """Store a token for this user, named as in the login: a directory's users may have other names on the server."""
     from xnatfs.settings.credentials import keep_token
 
     alias, secret = await xnat.issue_token()
@@ -139,7 +139,7 @@ async def _keep_token(context: Context, xnat: Any, user: str) -> None:
 
 
 def _save(context: Context, credentials: Any) -> None:
-    """Into the keyring, where the profile says so afterwards; what else there is, where there is none."""
+    """Store the password in the keyring, and note that in the profile; else name the alternatives."""
     from xnatfs.settings.credentials import keep_password
     from xnatfs.settings.profile_file import add_profile
 
@@ -161,7 +161,7 @@ def _save(context: Context, credentials: Any) -> None:
 
 
 async def logout(context: Context) -> int:
-    """End the session and the alias token, here in any case; what the server did not end is said (exit status 8)."""
+    """End the session and the alias token, here in any case; report what the server did not end (exit status 8)."""
     from xnatfs.rest.client import open_xnat
     from xnatfs.settings.credentials import kept_credentials, kept_token
 
@@ -181,7 +181,7 @@ async def logout(context: Context) -> int:
     return PARTIAL if any(left) else 0
 
 
-# What a password stays in after a logout.
+# Places in which a password stays after a logout.
 PLACES = {
     "environment": "XNAT_PASS",
     "profile": "the profile",
@@ -192,13 +192,13 @@ PLACES = {
 
 
 async def _give_back(context: Context, token: "Credentials") -> str:
-    """Have an alias token made invalid, and remove it here in any case; what is left of it on the server, or ''."""
+    """Revoke an alias token, and remove it here in any case; return what is left of it on the server, or ''."""
     from xnatfs.rest.client import open_xnat
     from xnatfs.settings.credentials import forget_token
 
     url, left = context.config.url, ""
     try:
-        # A session of its own: only one of the token's user may, and there may be none alive, or another one's.
+        # Use a new session: only the token's user may do this, and the stored one may have ended or be another user's.
         async with open_xnat(context.config, token) as xnat:
             await xnat.invalidate_token(token.username)
     except (NotFound, LoginRequired):
@@ -236,7 +236,7 @@ async def status(context: Context) -> int:
 
 
 async def _known(context: Context) -> str | None:
-    """Return the user of the session that is kept if the server knows it, else None; nobody logs in for that."""
+    """Return the user of the stored session if the server knows it, else None; this does not log in."""
     session = context.store.find()
     if session is None:
         return None
@@ -291,7 +291,7 @@ def _body(parser: argparse.ArgumentParser) -> None:
 
 
 async def api(context: Context) -> int:
-    """The raw body to stdout; sent once, whatever comes."""
+    """Send a request once, without retries, and write the raw body of its reply to stdout."""
     arguments = context.arguments
     data = getattr(arguments, "data", None)
     if getattr(arguments, "file", None):

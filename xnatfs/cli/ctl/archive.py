@@ -1,7 +1,7 @@
-"""project|subject|session|scan|resource list|show: the archive, level by level.
+"""Run project|subject|session|scan|resource list|show: the archive, level by level.
 
-An experiment is looked up once, by what -E says; whatever hangs on it is asked for by accession ID, because a list
-below a project's URL is answered with the session's document.
+An experiment is looked up once, by the value of -E; everything below it is requested by accession ID, because the
+server answers a list below a project's URL with the session's document.
 """
 
 import argparse
@@ -106,7 +106,7 @@ def resource_words(parser: argparse.ArgumentParser) -> None:
 
 
 def resource_label(arguments: argparse.Namespace) -> str:
-    """The resource meant; a session before it is as good as -E. Raises ConfigError."""
+    """Return the named resource; a session before it has the effect of -E. Raises ConfigError."""
     *session, label = arguments.words
     if len(session) > 1 or (session and arguments.experiment):
         raise ConfigError("which resource? Give RESOURCE with -E, or SESSION RESOURCE")
@@ -125,14 +125,14 @@ def _resource_show(parser: argparse.ArgumentParser) -> None:
 
 
 def one_of(option: str, value: str | None, name: str, positional: str | None) -> str | None:
-    """Return what was given by an option or as an argument. Raises ConfigError where it was given twice."""
+    """Return the value of an option or a positional argument. Raises ConfigError if both are given and differ."""
     if value and positional and value != positional:
         raise ConfigError(f"give either {name} or {option}, not both ({positional} and {value})")
     return value or positional
 
 
 def wanted_experiment(context: Context) -> str:
-    """What the command line says of the experiment. Raises ConfigError."""
+    """Return the label or accession ID that the command line has for the experiment. Raises ConfigError."""
     arguments = context.arguments
     value = one_of("-E", arguments.experiment, "SESSION", getattr(arguments, "session_id", None))
     if not value:
@@ -143,7 +143,7 @@ def wanted_experiment(context: Context) -> str:
 
 
 async def experiment(context: Context, xnat: Xnat) -> Document:
-    """The document of the experiment meant: in its project first, then as an accession ID. Raises NotFound."""
+    """Fetch the document of the named experiment: in its project first, then as an accession ID. Raises NotFound."""
     value, project = wanted_experiment(context), context.project(needed=False)
     subject: str | None = getattr(context.arguments, "subject", None)
     if not project:
@@ -171,9 +171,9 @@ LABELS = "an accession ID is found without a project; a label needs -P/--project
 
 
 async def find(context: Context, xnat: Xnat) -> tuple[str, Document | None]:
-    """Find the accession ID of the experiment meant, and its document where that took one.
+    """Find the accession ID of the named experiment, and its document if one was fetched for that.
 
-    Without a project the value is taken as an accession ID, and the server says if it is not.
+    Without a project the value is taken for an accession ID, and the server reports if it is not.
     """
     if not context.project(needed=False):
         return wanted_experiment(context), None
@@ -182,7 +182,7 @@ async def find(context: Context, xnat: Xnat) -> tuple[str, Document | None]:
 
 
 async def below(context: Context, xnat: Xnat, found: str, *rest: str, columns: str = "") -> list[Row]:
-    """A list of the experiment meant. Raises NotFound where there is no such experiment; servers say that with 500."""
+    """Fetch a list of the experiment. Raises NotFound if that does not exist, for which servers answer 500."""
     try:
         return await xnat.rows("experiments", found, *rest, columns=columns)
     except (NotFound, BadReply):
@@ -201,7 +201,7 @@ def item_of(document: Document, accession: str) -> tuple[str, ...]:
 
 
 def lack_of_scans(document: Document, accession: str) -> str:
-    """Return why an experiment has no scans; '' for one that may have some."""
+    """Return why an experiment cannot have scans; '' if it can."""
     if document.has_scans:
         return ""
     kind = f"an assessor of session {document.session}" if document.session else "no imaging session"
@@ -216,7 +216,7 @@ def check_has_scans(document: Document, accession: str, cause: Exception | None 
 
 @asynccontextmanager
 async def about_scan(context: Context, xnat: Xnat, found: str, scan: str) -> AsyncIterator[None]:
-    """Say of a scan that is not found whether the experiment is there, and can have any."""
+    """Explain in the error for a missing scan whether the experiment exists, and can have scans."""
     try:
         with context.about(f"scan {scan} of session {wanted_experiment(context)}"):
             yield
@@ -229,7 +229,7 @@ async def about_scan(context: Context, xnat: Xnat, found: str, scan: str) -> Asy
 
 
 def modality(xsi_type: str) -> str:
-    """MR of xnat:mrSessionData; '' for what is no imaging session."""
+    """Return the modality of a data type, as MR of xnat:mrSessionData; '' if it is no imaging session."""
     match = re.fullmatch(r"\w+:(\w+)SessionData", xsi_type)
     return match[1].upper() if match else ""
 
@@ -293,7 +293,7 @@ def by(key: str) -> Callable[[Mapping[str, Any]], tuple[tuple[int, int, str], ..
 
 
 async def together(*tasks: Callable[[], Any]) -> list[Any]:
-    """The results of coroutines that run at once, in their order."""
+    """Run coroutines in parallel, and return their results in their order."""
     results: list[Any] = [None] * len(tasks)
 
     async def one(number: int, task: Callable[[], Any]) -> None:
@@ -303,13 +303,13 @@ async def together(*tasks: Callable[[], Any]) -> list[Any]:
         async with trio.open_nursery() as nursery:
             for number, task in enumerate(tasks):
                 nursery.start_soon(one, number, task)
-    except BaseExceptionGroup as group:  # what went wrong first is what there is to say
+    except BaseExceptionGroup as group:  # the first error is reported
         raise first_error(group) from None
     return results
 
 
 def shared_into(document: Document, owner: str) -> list[str]:
-    """The projects that something is shared into, as its document has them."""
+    """Return the projects that an item is shared into, as its document lists them."""
     found = [child.fields.get("project", "") for child in document.children.get("sharing/share", ())]
     return [project for project in found if project and project != owner]
 
@@ -365,7 +365,7 @@ async def _count(xnat: Xnat, project: str, what: str, columns: str) -> int:
 
 
 async def _or_none(ask: Callable[[], Any]) -> Any:
-    """What the account may not see is not known, and no reason to tell nothing at all."""
+    """Return a result, or None if the account may not see it: the other results are still shown."""
     try:
         return await ask()
     except (NotFound, Denied, BadReply):
@@ -512,7 +512,7 @@ async def scan_list(context: Context) -> None:
     show_rows(context.arguments, SCANS, sorted(map(scan_row, rows), key=by("id")), "id", why or "No results")
 
 
-# The server's own columns leave the number of frames out.
+# The server's default columns omit the number of frames.
 SCAN_COLUMNS = "ID,type,quality,xsiType,note,series_description,frames"
 
 
@@ -539,7 +539,7 @@ async def scan_show(context: Context) -> None:
 
 
 async def resource_rows(context: Context, xnat: Xnat) -> tuple[tuple[str, ...], list[Row]]:
-    """The item that is meant, and its resources."""
+    """Return the item that the command line names, and its resources."""
     (found, document), scan = await find(context, xnat), context.arguments.scan
     if scan is None:
         return await _own_resources(context, xnat, found, document)
@@ -551,12 +551,12 @@ async def resource_rows(context: Context, xnat: Xnat) -> tuple[tuple[str, ...], 
 async def _own_resources(
     context: Context, xnat: Xnat, found: str, document: Document | None
 ) -> tuple[tuple[str, ...], list[Row]]:
-    """List the resources of an experiment itself. Only a list that is empty, or none, may be that of an assessor."""
+    """List the resources of an experiment itself. Only if that list is empty or missing may it be an assessor."""
     item: tuple[str, ...] = ("experiments", found)
     rows: list[Row] = []
     if document is None or not document.session:
         try:
-            # Those of its scans are of another category.
+            # Resources of its scans have another category.
             rows = [row for row in await xnat.rows(*item, "resources") if row.get("category") not in PARTS]
         except (NotFound, BadReply):
             document = document or await experiment(context, xnat)

@@ -1,7 +1,7 @@
-"""xnatctl: its options, its commands, and what a command works with.
+"""Define the options and commands of xnatctl, and the context that a command works with.
 
-A command is one `Command` in one of the modules below: noun, verb, its own options, a coroutine. Options that all
-have go before or after the verb; the one nearest to the end of the line counts.
+A command is one `Command` in one of the modules below: noun, verb, its own options, a coroutine. Common options may
+precede or follow the verb; the one nearest to the end of the line counts.
 """
 
 import argparse
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from xnatfs.settings.session_store import SessionStore
     from xnatfs.site import Site
 
-# Who waits for an answer on a terminal gives up earlier than a mount: a refused or silent host is one line after this.
+# Retry budget in seconds, shorter than a mount's, since a user waits: after it, an unreachable host is an error.
 PATIENCE = 10.0
 
 MODULES = ("account", "profiles", "archive", "transfers", "uploads", "prearchive", "completion")
 
-PARTIAL = 8  # the exit status where some of it was done, and some was not
+PARTIAL = 8  # exit status if a command was done in part
 
 NOUNS = {
     "auth": "log in and out",
@@ -69,7 +69,7 @@ DEFAULTS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Command:
-    """One verb. `columns` are those of a list, or empty."""
+    """One verb. `columns` are the titles of a list by key, or empty."""
 
     noun: str  # '' for a command of one word
     verb: str
@@ -83,18 +83,18 @@ class Command:
 
 @dataclass
 class Context:
-    """What a command works with: its arguments, and the server they name."""
+    """Arguments of a command, and the server that they name."""
 
     arguments: argparse.Namespace
     config: "Config"
-    environ: Mapping[str, str] = field(repr=False)  # in which the password may be
-    user: str = ""  # who logs in, where that is not the one that environment or profile name
+    environ: Mapping[str, str] = field(repr=False)  # may hold the password
+    user: str = ""  # account to log in as, if another than environment or profile name
     began: float = field(default_factory=time.monotonic)
-    left: Callable[[], str] | None = None  # what an interrupt leaves now
+    left: Callable[[], str] | None = None  # describes what an interrupt would leave
 
     @property
     def seconds(self) -> float:
-        """How long the user has waited."""
+        """Return how many seconds the user has waited."""
         return time.monotonic() - self.began
 
     @property
@@ -104,7 +104,7 @@ class Context:
         return session_store(self.config, self.environ.get("XNAT_TOKEN", ""), self.user)
 
     def credentials(self) -> "Credentials | None":
-        """The login, asked for only where no session is alive. Raises LoginRequired."""
+        """Find the login, or prompt for it if no session is alive. Raises LoginRequired."""
         from xnatfs.cli.logins import find_login
 
         return find_login(self.config, self.environ.get("XNAT_TOKEN", ""))
@@ -113,7 +113,7 @@ class Context:
     async def xnat(self, credentials: "Credentials | None" = None) -> "AsyncIterator[Xnat]":
         from xnatfs.rest.client import open_xnat
 
-        credentials = credentials or self.credentials()  # which may ask on the terminal
+        credentials = credentials or self.credentials()  # may prompt on the terminal
         with self._waiting():
             async with open_xnat(self.config, credentials, sessions=self.store) as xnat:
                 yield xnat
@@ -128,16 +128,16 @@ class Context:
                 yield site
 
     def _waiting(self) -> AbstractContextManager[None]:
-        """Tell on a terminal what the server is asked for, if it takes long; not where requests are told anyway."""
+        """Show on a terminal what is requested if it takes long; not with --quiet, nor if requests are logged."""
         if self.arguments.quiet or self.arguments.verbose:
             return nullcontext()
         return statusline.waiting(f"Asking {self.config.url}: {self.arguments.command.help}")
 
     @contextmanager
     def resumable(self, left: Callable[[], str]) -> Iterator[None]:
-        """Have Ctrl-C say from here on what is `left`, and the command that goes on from there.
+        """Have Ctrl-C report from here on what is `left`, and the command that resumes from there.
 
-        The interrupt may be raised in any task, of the site as well: `interruptible`, around all of them, meets it.
+        The interrupt may be raised in any task, of the site as well: `interruptible`, around all of them, handles it.
         """
         before, self.left = self.left, left
         yield
@@ -145,7 +145,7 @@ class Context:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Give an interrupt the words of what it has interrupted, if that can be resumed."""
+        """Add to an interrupt what it has left, and the command that resumes it, if one can."""
         try:
             yield
         except (KeyboardInterrupt, BaseExceptionGroup) as error:
@@ -157,7 +157,7 @@ class Context:
             raise KeyboardInterrupt(f"{self.left()}: {program.spell('xnatctl')} {shlex.join(words)}") from None
 
     def project(self, needed: bool = True) -> str:
-        """The project meant: -P, else the profile's default. Raises ConfigError."""
+        """Return the project of -P, else the profile's default. Raises ConfigError if `needed` and there is none."""
         given: str | None = getattr(self.arguments, "project", None)
         project = self.config.profile.default_project if given is None else given
         if needed and not project:
@@ -166,7 +166,7 @@ class Context:
         return project
 
     def remember(self, xnat: "Xnat", key: Sequence[str], rows: "Sequence[Row]") -> None:
-        """Leave what was listed to the shell, which completes names from it."""
+        """Store the names of a listing, from which shells complete names."""
         from xnatfs.listings.completion import NAMES, Listings
 
         Listings(self.config.url, xnat.login.username).remember(key, NAMES[key[0]](rows))
@@ -176,7 +176,7 @@ class Context:
 
     @contextmanager
     def about(self, what: str, role: str = "Member") -> Iterator[None]:
-        """Say what was not found or not allowed in words of the command line, not of a URL."""
+        """Name in errors what was not found or not allowed as the command line does, not by a URL."""
         url = self.config.url
         try:
             yield
@@ -221,7 +221,7 @@ def build(parser: argparse.ArgumentParser, only: Sequence[Command] | None = None
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
-    """Options of every command. They have no defaults here: one given before the verb would be lost by them."""
+    """Add the options of every command, without defaults: those would override an option before the verb."""
     nothing = argparse.SUPPRESS
     group = parser.add_argument_group("options of all commands")
     group.add_argument("-p", "--profile", metavar="NAME", default=nothing, help="profile (else XNAT_PROFILE)")
@@ -279,7 +279,7 @@ class _Teller(logging.Handler):
 
 
 def _tell_of_locks(arguments: argparse.Namespace) -> None:
-    """Report on stderr that a process which holds a lock was waited for in vain, unless the log is there."""
+    """Report on stderr, unless the log goes there, that a lock was not acquired in time."""
     log = logging.getLogger("xnatfs.common.locks")
     log.setLevel(logging.WARNING)
     if not log.handlers and (arguments.log_file or not arguments.verbose):
@@ -287,7 +287,7 @@ def _tell_of_locks(arguments: argparse.Namespace) -> None:
 
 
 def _config(arguments: argparse.Namespace, environ: Mapping[str, str], command: Command) -> "Config":
-    """The server; a command that needs none gets along without."""
+    """Return the settings of the server; empty ones for a command that needs no server."""
     from xnatfs.settings.config import Config
 
     if command.noun == "config" or command.verb == "completion":
@@ -300,7 +300,7 @@ def _config(arguments: argparse.Namespace, environ: Mapping[str, str], command: 
 
 
 def error_object(error: BaseException, line: str, status: int) -> str:
-    """An error for programs."""
+    """Return an error as JSON, for programs."""
     xnat = error if isinstance(error, XnatError) else XnatError(line)
     fields = {
         "kind": type(error).__name__,
@@ -314,7 +314,7 @@ def error_object(error: BaseException, line: str, status: int) -> str:
 
 
 def wants_json(argv: Sequence[str]) -> bool:
-    """Whether errors are to be JSON; asked where the line could not be parsed, too."""
+    """Return whether the command line requests JSON; it may be one that could not be parsed."""
     text = " ".join(argv)
     return any(
         f"{flag}{kind}" in text for flag in ("-o ", "-o", "--output ", "--output=") for kind in ("json", "jsonl")

@@ -1,5 +1,8 @@
-"""completion bash|zsh|fish, and what shells are told: commands and options from the parser, values from what was
-listed lately, else by one request that may take 300 ms. Never asks for anything, never says anything."""
+"""Run completion bash|zsh|fish, and answer the shells.
+
+Commands and options come from the parser, values from recent listings, else from one request that may take 300 ms.
+Completion never prompts for anything, and never prints errors.
+"""
 
 import argparse
 import logging
@@ -14,14 +17,14 @@ from xnatfs.common.errors import XnatError
 from xnatfs.listings.completion import NAMES, PATHS, Listings, Name, shown
 from xnatfs.settings.config import profiles_path, read_profiles
 
-# Longer, and a person has typed the name himself.
+# Seconds that a request may take: in a longer time a user has typed the name.
 PATIENCE = 0.3
 
 SHELLS = ("bash", "zsh", "fish")
 
 
 async def completion(context: Context) -> None:
-    """The shell's own part, for its start-up file."""
+    """Print the shell's own part, for its start-up file."""
     from argcomplete.shell_integration import shellcode
 
     print(shellcode(["xnatctl"], shell=context.arguments.shell), end="")
@@ -32,7 +35,7 @@ def _shell(parser: argparse.ArgumentParser) -> None:
 
 
 def complete(parser: argparse.ArgumentParser) -> None:
-    """Answer a shell that asks for completions, and end; return where none does."""
+    """Answer a shell that requests completions, and exit; return if none does."""
     import argcomplete
 
     _attach(parser)
@@ -40,7 +43,7 @@ def complete(parser: argparse.ArgumentParser) -> None:
 
 
 def _attach(parser: argparse.ArgumentParser) -> None:
-    """Give every option and argument that takes a name of the archive its completer."""
+    """Attach a completer to every option and argument that takes a name of the archive."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for below in action.choices.values():
@@ -61,20 +64,20 @@ def profiles(prefix: str, parsed_args: argparse.Namespace, **more: Any) -> dict[
 
 
 def _values(find: Callable[["_Asking"], Sequence[Name]]) -> Callable[..., dict[str, str]]:
-    """A completer; whatever goes wrong, there is nothing to complete then."""
+    """Return a completer, which has no values to offer if `find` fails."""
 
     def completer(prefix: str, parsed_args: argparse.Namespace, **more: Any) -> dict[str, str]:
-        logging.disable()  # without a handler, Python prints warnings, into the middle of the line
+        logging.disable()  # without a handler, Python would print warnings into the line being edited
         try:
             return dict(find(_Asking(parsed_args)))
-        except Exception:  # offline, logged out, no profile: a prompt is no place to say so
+        except Exception:  # offline, logged out, no profile: errors would disturb the prompt
             return {}
 
     return completer
 
 
 class _Asking:
-    """What the words so far say, and the names that belong to it."""
+    """Values of the command line so far, and the names in the listings that they refer to."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         from xnatfs.cli.logins import session_store
@@ -89,7 +92,7 @@ class _Asking:
         self.listings = Listings(self.config.url, self.session.username if self.session else self.store.username)
 
     def said(self, *names: str) -> str:
-        """The first of these that the line has."""
+        """Return the value of the first of these arguments that the line has."""
         values = (getattr(self.arguments, name, None) for name in names)
         return next((value for value in values if isinstance(value, str) and value), "")
 
@@ -98,16 +101,16 @@ class _Asking:
         return self.said("project", "project_id") or self.config.profile.default_project
 
     def accession(self) -> str:
-        """The accession ID of the session on the line: that of a label where its project was listed."""
+        """Return the accession ID of the session on the line; that of a label is known if its project was listed."""
         value = self.said("experiment", "session_id")
         listed = self.names("sessions", self.project) if self.project else ()
         return next((what.split()[0] for label, what in listed if label == value and what), value)
 
     def names(self, *key: str) -> Sequence[Name]:
-        """The names of this listing, remembered or asked for."""
+        """Return the names of this listing, stored or requested."""
         if (known := self.listings.recall(key)) is not None:
             return known
-        if self.session is None:  # to log in is no matter of 300 ms, and may ask for a password
+        if self.session is None:  # a login takes longer than 300 ms, and may prompt for a password
             return ()
         import trio
 
@@ -135,7 +138,7 @@ def _scans(asking: _Asking) -> Sequence[Name]:
 
 
 def _scan_list(prefix: str, parsed_args: argparse.Namespace, **more: Any) -> dict[str, str]:
-    """Of '1,2,3' the last is completed."""
+    """Complete the last of '1,2,3'."""
     before, comma, _ = prefix.rpartition(",")
     found: dict[str, str] = _values(_scans)(prefix, parsed_args, **more)
     return {f"{before}{comma}{name}": what for name, what in found.items()}
@@ -156,12 +159,12 @@ def _waiting(asking: _Asking) -> Sequence[Name]:
 
 
 def _session(asking: _Asking) -> Sequence[Name]:
-    """--session means a session of the archive, and in `prearchive` one that waits."""
+    """Complete --session: a session of the archive, or for `prearchive` one of the prearchive."""
     return _waiting(asking) if asking.arguments.command.noun == "prearchive" else _sessions(asking)
 
 
 def _place(asking: _Asking) -> Sequence[Name]:
-    """PROJECT TIMESTAMP SESSION, one after the other."""
+    """Complete PROJECT TIMESTAMP SESSION, one after the other."""
     words: list[str] = [word for word in getattr(asking.arguments, "place", None) or ()]
     if not words:
         return asking.names("projects")

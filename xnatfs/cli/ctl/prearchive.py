@@ -1,4 +1,4 @@
-"""prearchive list|archive|move|delete|rebuild: sessions that wait, chosen by name, and what becomes of them."""
+"""Run prearchive list|archive|move|delete|rebuild on sessions of the prearchive, chosen by name."""
 
 import argparse
 import json
@@ -29,7 +29,7 @@ COLUMNS = {
     "subject": "Subject",
 }
 
-# Four hours: archiving of a big session takes over a quarter of one, and the peer waits as long.
+# Four hours in seconds: archiving a big session takes over a quarter of an hour, and the other xnatctl waits as long.
 WAIT = 4 * 3600.0
 SAY_EVERY = 10.0
 RECEIVING_SAID = "RECEIVING: the server waits whether more comes, for 5 minutes by default"
@@ -97,7 +97,7 @@ def _rebuild(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Which sessions the command line means."""
+    """The sessions that the command line names."""
 
     project: str
     session: str
@@ -109,7 +109,7 @@ class Choice:
 
 
 def choice(context: Context) -> Choice:
-    """What is meant, before anything is asked. Raises ConfigError."""
+    """Parse which sessions the command line names, before any request. Raises ConfigError."""
     arguments = context.arguments
     place: list[str] = arguments.place
     for option in ("session", "project", "timestamp"):
@@ -132,7 +132,7 @@ def _owner(project: str) -> str:
 
 
 async def chosen(context: Context, xnat: Xnat, wanted: Choice) -> list[PrearchiveSession]:
-    """The sessions meant; empty where none is. Raises ConfigError where one is meant and several are there."""
+    """Return the named sessions, which may be none. Raises ConfigError if several have a name and one is wanted."""
     arguments = context.arguments
     with context.about(f"project {wanted.project or UNASSIGNED}"):
         rows = [row for row in await xnat.prearchive(wanted.project) if wanted.project or not row.project]
@@ -163,7 +163,7 @@ Act = Callable[[Xnat, PrearchiveSession], Awaitable[dict[str, Any]]]
 async def _each(
     context: Context, verb: str, act: Act, otherwise: Callable[[Xnat], Awaitable[int]] | None = None
 ) -> int:
-    """Do it to every session meant, one after the other: one that fails does not keep the others from it."""
+    """Apply `act` to every named session, one after the other; a failure does not stop the others."""
     wanted = choice(context)
     results: list[dict[str, Any]] = []
     errors: list[XnatError] = []
@@ -223,7 +223,7 @@ async def list_(context: Context) -> None:
 
 
 def _row(waiting: PrearchiveSession) -> dict[str, Any]:
-    """As the server has it, with what the columns need made sure of."""
+    """Return the server's row, with a value for every column."""
     return {
         **{key: str(value or "") for key, value in waiting.row.cells.items()},
         "project": waiting.project or UNASSIGNED,
@@ -243,9 +243,10 @@ async def archive(context: Context) -> int:
         return await archive_one(context, xnat, waiting)
 
     async def already(xnat: Xnat) -> bool:
-        """Tell whether it was archived: by an earlier run that did not live to see it, by another, by itself.
+        """Return whether the session was archived: by an earlier run that was killed, by another program, by itself.
 
-        A session of that label in the archive is no proof: the one that waited may have been deleted. Raises NotFound.
+        A session of that label in the archive is no proof: the one in the prearchive may have been deleted.
+        Raises NotFound where the archived session does not show that it came from there.
         """
         wanted = choice(context)
         label = arguments.label or wanted.session
@@ -265,7 +266,7 @@ async def archive(context: Context) -> int:
 
 
 async def archive_one(context: Context, xnat: Xnat, waiting: PrearchiveSession) -> dict[str, Any]:
-    """Archive it if its state allows that. Raises Conflict, which explains it."""
+    """Archive a session if its state allows that. Raises Conflict with the reason if not."""
     arguments = context.arguments
     current: PrearchiveSession | None = waiting
     named = {"subject": arguments.subject, "label": arguments.label}
@@ -323,7 +324,7 @@ def _result(found: prearchive.Archived, result: str) -> dict[str, Any]:
 
 
 async def wait_for(context: Context, xnat: Xnat, waiting: PrearchiveSession) -> PrearchiveSession | None:
-    """The session when the server has done with it; None when it is gone. Raises Unreachable after --wait-timeout."""
+    """Wait until the server is done with a session; return it, or None if it is gone. Raises Unreachable on timeout."""
     said_at, said = float("-inf"), ""
     seen = trio.current_time()
 
@@ -345,7 +346,7 @@ async def wait_for(context: Context, xnat: Xnat, waiting: PrearchiveSession) -> 
 
 
 def state(row: PrearchiveSession, watched: float) -> str:
-    """A state for people; RECEIVING with what is left of the silence that ends it, as seen from here."""
+    """Describe a state for people; RECEIVING with the estimated time until the server ends it."""
     if not row.status.startswith("RECEIVING"):
         return row.status
     left = max(0.0, prearchive.RECEIVING_FOR - watched)

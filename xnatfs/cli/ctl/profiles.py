@@ -1,4 +1,4 @@
-"""config init|show|add-profile|use-context|current-context: the profile file, which other programs share."""
+"""Run config init|show|add-profile|use-context|current-context on the profile file, which other programs share."""
 
 import argparse
 import os
@@ -47,7 +47,7 @@ def _name(parser: argparse.ArgumentParser) -> None:
 async def add(context: Context) -> None:
     arguments = context.arguments
     url, name = arguments.url, arguments.name or arguments.profile or "default"
-    if not url:  # one from the environment is for now, not for the file
+    if not url:  # a URL from the environment is not written to the file
         raise ConfigError("which XNAT? Give --url")
     cells: dict[str, Any] = {"url": url}
     normalised_url(url)
@@ -63,7 +63,7 @@ async def add(context: Context) -> None:
 
 
 def server_cells(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return what the command line says of how far to trust a server, as a profile has it."""
+    """Return the TLS options of the command line as the keys of a profile."""
     cells: dict[str, Any] = {}
     if arguments.no_verify_ssl:
         cells["verify_ssl"] = False
@@ -73,7 +73,7 @@ def server_cells(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 async def show(context: Context) -> None:
-    """Passwords are not shown, in no format."""
+    """Show the profiles, without passwords in any format."""
     known, default = read_profiles(profiles_path())
     chosen = _chosen()
     rows = [
@@ -94,7 +94,7 @@ async def show(context: Context) -> None:
         if profile.name == (context.arguments.profile or profile.name)
     ]
     if context.arguments.profile and not rows:
-        select_profile(context.arguments.profile, {})  # says which there are
+        select_profile(context.arguments.profile, {})  # raises, naming the profiles there are
     show_rows(context.arguments, COLUMNS, rows, "profile")
 
 

@@ -1,4 +1,4 @@
-"""How a transfer goes: a bar on a terminal, a line every ten seconds elsewhere, nothing with --quiet."""
+"""Show the progress of a transfer: a bar on a terminal, a line every ten seconds elsewhere, nothing with --quiet."""
 
 import sys
 import time
@@ -17,23 +17,23 @@ ROOM_FOR_BAR = 80
 
 
 class Silent:
-    """Says nothing, and counts files."""
+    """Count files, and show nothing."""
 
     count = 0
 
     def begin(self, files: int, size: int) -> None:
-        """A transfer of so many files and bytes; 0 bytes are bytes nobody has counted."""
+        """Begin a transfer of `files` files and `size` bytes; 0 bytes if their number is unknown."""
 
     def advance(self, size: int) -> None:
-        """So many bytes more."""
+        """Count `size` more bytes."""
 
     def done(self, place: PurePosixPath) -> None:
-        """One file more."""
+        """Count one more file."""
         self.count += 1
 
 
 class Lines(Silent):
-    """For logs and pipes."""
+    """Progress as lines, for logs and pipes."""
 
     def __init__(self, verb: str) -> None:
         self._verb = verb
@@ -55,7 +55,7 @@ class Lines(Silent):
 
 
 class Bar(Silent):
-    """For people."""
+    """Progress as a bar, for a terminal."""
 
     def __init__(self, bar: Any, task: Any) -> None:
         self._bar, self._task = bar, task
@@ -75,7 +75,7 @@ class Bar(Silent):
 
 @contextmanager
 def shown(context: Context, verb: str) -> Iterator[Silent]:
-    """The progress that suits where stderr goes."""
+    """Yield the progress that suits the kind of stderr."""
     if context.arguments.quiet:
         yield Silent()
     elif not sys.stderr.isatty():

@@ -1,4 +1,4 @@
-"""scan|session|resource download: copies of the archive, verified, and only of what is not there yet."""
+"""Run scan|session|resource download: verified copies of what is not there yet."""
 
 import argparse
 import json
@@ -76,7 +76,7 @@ def _resource_download(parser: argparse.ArgumentParser) -> None:
 
 
 def wanted_scans(context: Context) -> list[str] | None:
-    """The scans asked for; None for all. Raises ConfigError: an empty option does not mean all."""
+    """Return the requested scans; None for all. Raises ConfigError: an empty option does not mean all."""
     given = [scan.strip() for text in context.arguments.scans for scan in text.split(",")]
     if not given or not all(given):
         raise ConfigError("which scans? Give -s/--scans with their IDs, as 1,2,3; or '*' for all")
@@ -104,7 +104,7 @@ async def resource_download(context: Context) -> int:
 async def _run(
     context: Context, scans: Sequence[str] | None, operation: str, *, of_session: bool, of_assessors: bool
 ) -> int:
-    """Copy scans (None: all) and resources. Of what cannot have scans, `session download` copies the resources."""
+    """Copy scans (None: all) and resources. `session download` copies the resources of items that cannot have scans."""
     arguments = context.arguments
     out = arguments.out / shorten(escape(wanted_experiment(context)))
     _check_out(arguments.out, out)
@@ -157,7 +157,7 @@ def _left(progress: Silent, plan: Plan, out: Path) -> Callable[[], str]:
 
 
 def _check_out(given: Path, out: Path) -> None:
-    """Raise ConfigError where a folder is to be and something else is."""
+    """Raise ConfigError if something else is in the place of a folder."""
     there = next((path for path in (out, *out.parents) if path.exists()), out)
     if not there.is_dir():
         raise ConfigError(f"--out {given}: {there} is not a directory")

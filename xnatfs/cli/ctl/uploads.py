@@ -1,4 +1,4 @@
-"""session upload and resource upload: images through the import service, files as they are."""
+"""Run session upload and resource upload: images through the import service, files unchanged."""
 
 import argparse
 import json
@@ -131,7 +131,7 @@ def _left(journal: Journal, found: dicom.Found) -> Callable[[], str]:
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> Any:
-    """A setting of the profile may be anything. Raises ConfigError."""
+    """Check a setting of the profile, which may be anything. Raises ConfigError."""
     if value not in known:
         raise ConfigError(f"{name}: {value} in the profile is none of {', '.join(known)}")
     return value
@@ -154,7 +154,7 @@ def _tell_found(context: Context, found: dicom.Found) -> None:
 
 
 async def _wait(context: Context, xnat: Xnat, target: Target, outcome: Outcome, journal: Journal) -> None:
-    """Look until the server has done with it. Raises Unreachable after --wait-timeout."""
+    """Poll until the server is done with the session. Raises Unreachable after --wait-timeout."""
     longest, pause, said_at, said = context.arguments.wait_timeout, 1.0, float("-inf"), ""
     with trio.move_on_after(longest):
         while not await session.look(xnat, target, outcome, journal):
@@ -298,7 +298,7 @@ async def resource_upload(context: Context) -> int:
 
 
 def _words(arguments: argparse.Namespace) -> tuple[str, Path]:
-    """The label and the path; a session before them is as good as -E. Raises ConfigError."""
+    """Return the label and the path; a session before them has the effect of -E. Raises ConfigError."""
     words: list[str] = arguments.words
     if len(words) == 3 and not arguments.experiment:
         arguments.experiment, words = words[0], words[1:]
@@ -311,7 +311,7 @@ def _words(arguments: argparse.Namespace) -> tuple[str, Path]:
 
 
 async def _item(context: Context, xnat: Xnat) -> tuple[str, ...]:
-    """What the resource hangs on, which must be there. Raises NotFound, ConfigError."""
+    """Return the item of the resource, which must exist. Raises NotFound, ConfigError."""
     arguments = context.arguments
     if arguments.experiment:
         document = await experiment(context, xnat)
