@@ -1,4 +1,4 @@
-"""Assessors and experiments without images, by name: no scans, and an assessor's files hang on its session."""
+"""Test assessors and experiments without images, by name: no scans, and an assessor's files below its session."""
 
 import json
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ def accession(prompt: Shell, label: str) -> str:
 
 
 def named(prompt: Shell, label: str, way: str) -> tuple[str, ...]:
-    """What the command line says of an experiment: its accession ID alone, or its label with the project."""
+    """Return the arguments that name an experiment: by its accession ID alone, or by its label and project."""
     return ("-E", accession(prompt, label)) if way == "accession" else ("-E", label, "--project", "MYPROJECT")
 
 
@@ -172,7 +172,7 @@ def test_files_go_to_where_an_assessor_has_its_own(prompt, way):
 
 @pytest.mark.parametrize("status", [404, 500, 200])
 def test_releases_answer_differently(prompt, status):
-    """Without scans 500, 404 or an empty list; without resources of its own 404 or an empty list."""
+    """Without scans they answer 500, 404 or an empty list; without resources of its own 404 or an empty list."""
     id = accession(prompt, QC)
     empty = json.dumps({"ResultSet": {"Result": [], "totalRecords": "0"}}).encode()
 

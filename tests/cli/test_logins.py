@@ -1,4 +1,4 @@
-"""Logins as users make them: by profile or URL, with any password, and what is left of one when it ends."""
+"""Test logins as users make them: by profile or URL, with any password, and what is left of one when it ends."""
 
 import json
 import os
@@ -59,7 +59,7 @@ def log_in(shell: Shell, *words: str, password: str = PASSWORD, status: int = 0)
 
 
 def prompted(shell: Shell, *words: str, answers: tuple[str, ...]) -> tuple[int, str]:
-    """Run a command on a terminal, and answer its questions; its exit status, and what it said."""
+    """Run a command on a terminal, answer its prompts, and return its exit status and its output."""
     master, slave = pty.openpty()
     child = subprocess.Popen(
         [*shell.program, *words],
@@ -114,7 +114,7 @@ def test_a_login_by_url_is_that_of_the_profile(fresh):
 
 
 def test_another_server_is_not_meant(fresh):
-    """Another port, another path, another scheme."""
+    """A server differs by its port, path or scheme."""
     profile(fresh, username=OWNER, password=PASSWORD)
     for url in (f"{fresh.url}/xnat", "http://127.0.0.1:1", fresh.url.replace("http:", "https:")):
         done = fresh.ctl("project", "list", "--url", url, status=3)
@@ -187,7 +187,7 @@ def test_a_login_goes_on_where_no_profile_can_be_written(fresh):
 
 
 def test_the_session_is_that_of_the_user_who_logged_in(fresh):
-    """Also where the profile names another one."""
+    """This holds even if the profile names another user."""
     profile(fresh, username=OWNER, password=PASSWORD)
     fresh.ctl("auth", "login")
     log_in(fresh, "-u", OUTSIDER)
@@ -198,7 +198,7 @@ def test_the_session_is_that_of_the_user_who_logged_in(fresh):
 
 
 def test_a_server_that_moved_to_https_gets_a_profile_of_its_own(fresh):
-    """Another server may have the name that a profile would be given, as the same host without encryption has."""
+    """Another server may have the name of the new profile already, as the same host without encryption has."""
     name = f"127.0.0.1_{urlsplit(fresh.url).port}"
     fresh.config(f"profiles:\n  {name}:\n    url: {fresh.url.replace('http:', 'https:')}\n")
     done = log_in(fresh, "--url", fresh.url, "-u", OWNER)
@@ -209,7 +209,7 @@ def test_a_server_that_moved_to_https_gets_a_profile_of_its_own(fresh):
 
 
 def test_a_session_from_the_environment_is_not_ended_by_a_login(fresh):
-    """It may be another user's."""
+    """The session may be another user's."""
     given = fresh.app.sessions.log_in(OUTSIDER, None).id
     profile(fresh, username=OWNER, password=PASSWORD)
     fresh.env["XNAT_TOKEN"] = given
@@ -348,7 +348,7 @@ def test_a_token_is_not_used_for_another_user(fresh, token):
 
 
 def test_a_login_by_token_is_shared_where_the_server_has_another_name_for_the_user(fresh):
-    """As a site has that takes logins from a directory."""
+    """A site that takes logins from a directory has such names."""
     profile(fresh, username=f"ldap/{OWNER}")
     log_in(fresh, "--token")
     fresh.app.sessions.end_all(OWNER)
@@ -392,7 +392,7 @@ def test_logging_out_says_what_the_server_keeps(fresh, token):
 
 
 def test_logging_out_of_a_server_that_is_gone(fresh, token):
-    """What is here is removed, and what is there is said."""
+    """Local state is removed, and what is left on the server is reported."""
     for path in (token, fresh.slot, *(fresh.home / ".config" / "xnatfs" / "sessions").glob("*.json")):
         cells = json.loads(path.read_text())
         path.write_text(json.dumps({**cells, "url": DEAD}))
@@ -417,7 +417,7 @@ def test_logging_out_of_a_server_that_is_gone(fresh, token):
 
 
 def placed(shell: Shell, place: str, password: str) -> None:
-    """Have a command find a password in one of the places for them."""
+    """Store a password in one of the places where commands look for it."""
     if place == "environment":
         shell.env = {"XNAT_URL": shell.url, "XNAT_USER": OWNER, "XNAT_PASS": password}
     elif place == "profile":
@@ -474,7 +474,7 @@ def test_any_password_is_answered_at_the_prompt(fresh):
 
 
 def test_a_password_of_the_keyring_that_was_changed_is_asked_for(fresh):
-    """On a terminal; elsewhere it is refused, as any other."""
+    """This holds on a terminal; elsewhere the password is refused, as any other."""
     placed(fresh, "keyring", "of last year")
     assert "wrong user or password" in fresh.ctl("auth", "login", status=3).err
     status, said = prompted(fresh, "auth", "login", answers=(PASSWORD,))
@@ -490,7 +490,7 @@ def test_a_password_of_the_keyring_is_not_offered_for_another_user(fresh):
 
 
 def test_a_profile_with_a_password_stays_one_of_its_user(fresh):
-    """Its password goes before one of the keyring, and is not that of another user."""
+    """Its password is preferred to one of the keyring, and is not that of another user."""
     placed(fresh, "keyring", PASSWORD)
     profile(fresh, username=OWNER, password=PASSWORD)
     done = log_in(fresh, "-u", OUTSIDER)
@@ -502,7 +502,7 @@ def test_a_profile_with_a_password_stays_one_of_its_user(fresh):
 
 
 def test_a_password_that_yaml_reads_as_something_else(fresh):
-    """Without quotes it is what stands there."""
+    """Without quotes, the password is the text as it is written."""
     for password in ("0123", "yes", "1.50", "2024-01-01", "0x1F", "1_000"):
         fresh.app.archive.users[OWNER].password = password
         fresh.config(f"profiles:\n  lab: {{url: '{fresh.url}', username: {OWNER}, password: {password}}}\n")

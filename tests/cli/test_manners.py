@@ -1,4 +1,4 @@
-"""What people at a terminal see: hints that work as pasted, help and tables that fit, waits, and what Ctrl-C says."""
+"""Test the output on a terminal: hints that work as pasted, help and tables that fit, waits, and Ctrl-C."""
 
 import argparse
 import os
@@ -33,7 +33,7 @@ SHELLS = ("scripts on PATH", "in the checkout", "elsewhere")
 
 
 def user(home: Path, place: str) -> tuple[Path, dict[str, str]]:
-    """Where a user is, and the environment there: with our scripts on PATH, beside a `.venv` of them, or neither."""
+    """Return a current directory and an environment: with the scripts on PATH, in a `.venv` there, or neither."""
     env = {**environment(home), "LC_ALL": "C.UTF-8"}
     here = home / "here"
     here.mkdir()
@@ -88,7 +88,7 @@ def test_hints_suit_every_account_of_the_demo(tmp_path, account):
 
 
 class Terminal:
-    """A terminal of so many columns, and all that programs have shown on it."""
+    """A terminal of a given width, and all that programs have shown on it."""
 
     def __init__(self, columns: int = 80) -> None:
         import fcntl
@@ -117,7 +117,7 @@ class Terminal:
         return self._seen.decode(errors="replace").replace("\r\n", "\n")
 
     def wait_for(self, text: str) -> None:
-        """Wait until a program has shown this."""
+        """Wait until a program has shown this text."""
         with self._changed:
             assert self._changed.wait_for(lambda: text in self.text, LIMIT), self.text[-1000:]
 
@@ -156,7 +156,7 @@ def test_hints_of_the_server_alone_work_as_pasted(tmp_path):
 
 @pytest.mark.parametrize("module", ["xnatfs", "xnatfs.cli", "xnatfs.demo"])
 def test_modules_run_from_the_directory_above_a_checkout(tmp_path, module):
-    """The checkout is a directory without __init__.py there: to Python a package of that name."""
+    """The checkout is a directory without __init__.py there, which Python takes for a package of that name."""
     (tmp_path / "xnatfs" / "xnatfs").mkdir(parents=True)
     done = run(SCRIPTS / "python", "-m", module, "--help", cwd=tmp_path, env=environment(tmp_path))
     assert (done.returncode, done.stderr) == (0, "")
@@ -210,14 +210,14 @@ TABLES = {
 
 @pytest.fixture(scope="module")
 def prompt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
-    """For commands that change nothing."""
+    """Yield a shell that is shared by commands that change nothing."""
     with shell(tmp_path_factory.mktemp("home")) as made:
         made.receive("W")
         yield made
 
 
 def on_terminal(prompt: Shell, columns: int, *words: str) -> str:
-    """What a command shows on a terminal of that width; its exit status is 0."""
+    """Run a command on a terminal of that width, check that it succeeds, and return what it shows."""
     with terminal(columns) as screen:
         environment = {**prompt.environment(), "TERM": "xterm"}
         command = [*prompt.program, *words]
@@ -252,7 +252,7 @@ def test_nothing_is_cut_or_folded_where_there_is_no_terminal(prompt):
 
 
 class Held:
-    """Hold the answers to requests for some paths until they are let go, but for the first `passing` of them."""
+    """Hold the answers to requests for some paths until they are released, except for the first `passing` ones."""
 
     def __init__(self, prompt: Shell, pattern: str, passing: int = 0, seconds: float = LIMIT) -> None:
         self.met, self.free, self._seconds = threading.Event(), threading.Event(), seconds
@@ -280,7 +280,7 @@ TAKE = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os
 
 @contextmanager
 def running(prompt: Shell, *words: str | Path, columns: int = 80) -> Iterator[tuple[subprocess.Popen[bytes], Terminal]]:
-    """A command in the foreground of a terminal."""
+    """Run a command in the foreground of a terminal."""
     command = [sys.executable, "-c", TAKE, *prompt.program, *map(str, words)]
     with terminal(columns) as screen:
         device = screen.device
@@ -320,12 +320,12 @@ def test_nothing_is_shown_to_programs_and_by_quiet_commands(fresh, words):
 
 
 def on_shell(prompt: Shell, line: str) -> Shell:
-    """A user whose commands are lines of a shell."""
+    """Return a prompt whose command is a line of a shell that starts xnatctl."""
     return replace(prompt, program=("/bin/sh", "-c", f"{SCRIPTS / 'xnatctl'} {line}"))
 
 
 def test_the_line_fits_the_terminal_though_the_output_goes_elsewhere(fresh):
-    """What is wrapped is not erased."""
+    """A wrapped line could not be erased."""
     held = Held(fresh, "/experiments")
     with running(on_shell(fresh, f"{shlex.join(LIST)} >table"), columns=50) as (process, screen):
         screen.wait_for("... (1 s)")
@@ -360,7 +360,7 @@ DOWNLOAD = ("scan", "download", "-E", SESSION, "-s", "1,2", "--out", "data")
 
 @pytest.mark.parametrize("words", [DOWNLOAD, (*DOWNLOAD, "--zip")], ids=["files", "zip"])
 def test_a_copy_takes_as_long_as_its_user_waits(fresh, words):
-    """The listing belongs to it."""
+    """The listing before the copy counts as well."""
     Held(fresh, "/scans$", seconds=2.0)
     said = fresh.ctl(*words, "-o", "json")
     seconds = re.search(r"in (\d+\.\d) s", said.err)
@@ -392,7 +392,7 @@ def pasted(prompt: Shell, line: str) -> "subprocess.CompletedProcess[str]":
 
 
 def interrupted(prompt: Shell, held: Held, *words: str | Path) -> str:
-    """What a command says of Ctrl-C, typed when this answer is waited for."""
+    """Type Ctrl-C while a command waits for a held answer, and return the line that the command reports."""
     with running(prompt, *words) as (process, screen):
         assert held.met.wait(LIMIT)
         screen.type(CTRL_C)
@@ -472,7 +472,7 @@ def test_an_interrupted_upload_to_a_resource_goes_on(fresh, folder):
 
 
 def test_an_upload_to_a_resource_that_is_interrupted_on_its_way_has_sent_nothing(fresh, folder):
-    """What was read here the server may not have got."""
+    """Bytes that were read here may not have reached the server."""
     words = ("resource", "upload", "-E", SESSION, "PAPERS", folder)
     said = interrupted(fresh, Held(fresh, "/PAPERS/files/"), *words)
     assert said.startswith("interrupted: 0 files are sent")

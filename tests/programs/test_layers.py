@@ -1,6 +1,6 @@
-"""Other file systems on top of a mount, and programs that go by times: overlayfs, bindfs, mergerfs, NFS; rsync, make.
+"""Test file systems on top of a mount, and programs that use times: overlayfs, bindfs, mergerfs, NFS; rsync, make.
 
-What lies on top remembers inodes and lengths by rules of its own, and has no name to look up again when an open fails.
+A layer remembers inodes and lengths by rules of its own, and has no name to look up again when an open fails.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ FIRST, SECOND, LONGER = b"1" * 300_000, b"2" * 300_000, b"3" * 400_001
 
 @contextmanager
 def protocol(directory: Path, *options: str, content: bytes = FIRST, digest: bool = True) -> Iterator[Any]:
-    """A mount with a file `scan.raw` in a resource of its own: the mount, the file's entry, the folder."""
+    """Mount a server with a file `scan.raw` in its own resource; yield the mount, the file's entry, the folder."""
     with serving() as demo, mounting(demo.url, directory, "--ttl", "0", *options, **demo.login) as mount:
         resource = demo.archive.resource(demo.archive.projects["BRAINS"].resources, "raw", "RAW")
         entry = Archive.file(resource, "scan.raw", content, digest=None if digest else "")
@@ -36,7 +36,7 @@ def protocol(directory: Path, *options: str, content: bytes = FIRST, digest: boo
 
 
 def replace(entry: Entry, content: bytes) -> None:
-    """Put another content in the place of a file, as a site that computes digests lists it."""
+    """Replace the content of a file, as a site that computes digests lists it."""
     entry.content, entry.size, entry.modified = content, str(len(content)), entry.modified + 10
     entry.digest = entry.digest and hashlib.md5(content).hexdigest()
 
@@ -53,7 +53,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may do this
 
 
 def rsync(source: Path, target: Path, *options: str) -> list[str]:
-    """What `rsync -a` says that it copies."""
+    """Return the names that `rsync -a` reports as copied."""
     done = run("rsync", "-a", *options, "--out-format=%n", f"{source}/", target)
     assert done.returncode == 0, done.stderr
     return [name for name in done.stdout.split() if not name.endswith("/")]
@@ -73,7 +73,7 @@ def test_rsync_copies_a_file_of_the_same_size_once(tmp_path):
 
 @needs("rsync")
 def test_a_file_of_the_same_size_is_another_one_to_the_next_mount(tmp_path):
-    """The nanoseconds tell, which rsync looks at where it is told to."""
+    """The nanoseconds of the time differ, which rsync compares if requested."""
     target = tmp_path / "target"
     with serving() as demo:
         entry = demo.archive.projects["BRAINS"].resources[0].entries[0]
@@ -118,7 +118,7 @@ def test_a_file_of_the_same_size_without_a_digest_has_another_time_once_it_was_r
 
 @needs("make")
 def test_make_and_cp_see_a_change_that_this_mount_has_seen(tmp_path):
-    """They go by which of two is newer: what was made of the old version is older than the change."""
+    """They compare which of two files is newer: a product of the old version is older than the change."""
     work = tmp_path / "work"
     work.mkdir()
     with protocol(tmp_path) as (_, entry, folder):
@@ -193,7 +193,7 @@ def say(held: subprocess.Popen[str], line: str = "") -> list[str]:
 
 @pytest.mark.parametrize("content", [SECOND, LONGER], ids=["same size", "longer"])
 def test_a_version_that_is_mapped_stays_whole_beside_the_next_one(tmp_path, content):
-    """One inode has one length and one set of pages: the next version has one of its own, as long as it must."""
+    """One inode has one length and one set of pages: the next version has its own inode while the old one is mapped."""
     with protocol(tmp_path) as (_, entry, folder):
         file = folder / "scan.raw"
         with holding(file) as held:
@@ -301,7 +301,7 @@ def overlaid(folder: Path, place: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def tell(shell: subprocess.Popen[str], command: str) -> str:
-    """What a command prints in there."""
+    """Run a command in the shell, and return what it prints."""
     assert shell.stdin is not None
     assert shell.stdout is not None
     print(command, file=shell.stdin, flush=True)
@@ -333,9 +333,9 @@ def test_the_kernels_overlayfs_follows_a_file_that_changes(tmp_path):
 
 
 def layers(folder: Path, directory: Path, top: Path) -> dict[str, list[str]]:
-    """How file systems in user space are put on top of a folder: with no memory of their own for lengths.
+    """Return the commands that mount file systems in user space on top of a folder, without caches of lengths.
 
-    By default bindfs and mergerfs remember one for a second, and fuse-overlayfs for ever.
+    By default bindfs and mergerfs cache a length for a second, and fuse-overlayfs for ever.
     """
     upper, work = directory / "upper", directory / "work"
     for made in (upper, work, top):
@@ -357,7 +357,7 @@ LAYERS = [pytest.param(name, marks=needs(name, "fusermount3")) for name in ("bin
 
 @contextmanager
 def layered(name: str, folder: Path, directory: Path) -> Iterator[Path]:
-    """A folder by way of another file system."""
+    """Mount another file system on top of a folder, and yield its mountpoint."""
     top = directory / "top"
     done = run(*layers(folder, directory, top)[name])
     assert done.returncode == 0, done.stderr
@@ -388,7 +388,7 @@ FAULTS = Path("projects/FAULTS/F1/F1_MR/scans/1/DICOM")
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("file", ["stale-shorter.dcm", "stale-longer.dcm", "stale-with-digest.dcm"])
 def test_a_layer_has_the_true_length_of_a_file_that_the_catalogue_has_wrong(tmp_path, name, file):
-    """It keeps the first length that it hears, and cuts what is longer: so a length that is doubtful is asked for."""
+    """A layer keeps the first length that it is given, and cuts longer data: so a doubtful length is verified."""
     with (
         serving() as demo,
         mounting(demo.url, tmp_path, **demo.login) as mount,
@@ -486,7 +486,7 @@ EXPORT {{
 
 @contextmanager
 def exported(path: Path, directory: Path) -> Iterator[str]:
-    """A directory that nfs-ganesha serves: the URL of the server, and what follows a path in there."""
+    """Serve a directory by nfs-ganesha, and yield a format for the URL of a path in it."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
@@ -506,7 +506,7 @@ def exported(path: Path, directory: Path) -> Iterator[str]:
 @needs_root
 @needs("ganesha.nfsd", "nfs-cat")
 def test_an_nfs_server_has_the_file_as_it_is_now(tmp_path):
-    """It names files by handles alone. One that it opens was asked for anew if it was looked up a second ago."""
+    """It names files by handles alone. A file that was looked up a second ago is requested again when it is opened."""
     with protocol(tmp_path) as (mount, entry, folder), exported(mount.path, tmp_path) as url:
         command = ["nfs-cat", url.format((folder / "scan.raw").relative_to(mount.path))]
 

@@ -1,7 +1,7 @@
-"""The kernel's part of a mount, without a kernel: names and attributes are kept for as long as it was told, and pages.
+"""Simulate the kernel's part of a mount: it caches names and attributes until their timeouts, and pages.
 
-It asks as Linux does: a path name by name from what it remembers, an attribute that is out of date before it hands out
-pages, READs of whole pages, a name once more where an open is stale. So what it remembers can be wrong, as there.
+It sends requests as Linux does: it resolves a path name by name from its cache, fetches expired attributes before it
+returns pages, READs whole pages, and looks a name up again if an open is stale. So its cache can be wrong, as in Linux.
 """
 
 import errno
@@ -27,7 +27,7 @@ ROOM = 7  # entries in one answer to READDIR: so few that listings take several
 
 @dataclass
 class Seen:
-    """What is remembered of an inode."""
+    """Cached attributes of an inode."""
 
     size: int
     modified: int
@@ -36,14 +36,14 @@ class Seen:
 
 @dataclass
 class Opened:
-    """A file description."""
+    """An open file description."""
 
     inode: InodeT
     handle: FileHandleT
 
 
 class Replies:
-    """What READDIR is answered: entries, as many as there is room for."""
+    """Entries of one reply to READDIR, as many as there is room for."""
 
     def __init__(self) -> None:
         self.entries: list[tuple[str, pyfuse3.EntryAttributes, int]] = []
@@ -58,14 +58,14 @@ class Replies:
 
 @contextmanager
 def answered() -> Iterator[None]:
-    """For kernels in there, pyfuse3 replies to them."""
+    """Have pyfuse3 reply to kernels in this block."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pyfuse3, "readdir_reply", lambda token, *entry: token.take(token, *entry))
         yield
 
 
 class Kernel:
-    """One mount as the kernel has it. Every method raises OSError, as a system call does."""
+    """One mount as the kernel sees it. Every method raises OSError, as a system call does."""
 
     def __init__(self, operations: Operations) -> None:
         self.operations = operations
@@ -79,7 +79,7 @@ class Kernel:
     # -- names ---------------------------------------------------------------------------------------------------
 
     async def find(self, path: tuple[str, ...], *, anew: bool = False) -> InodeT:
-        """The inode of a path; `anew`: with no name taken from memory."""
+        """Find the inode of a path; with `anew`, without cached names."""
         inode = ROOT
         for name in path:
             found, expires = self._names.get((inode, name), (InodeT(0), 0.0))
@@ -101,7 +101,7 @@ class Kernel:
         return inode
 
     def _see(self, inode: InodeT, attributes: pyfuse3.EntryAttributes) -> None:
-        """Take attributes in; pages go with another size or time, as FUSE_AUTO_INVAL_DATA has it."""
+        """Cache attributes; another size or time drops the pages, as with FUSE_AUTO_INVAL_DATA."""
         seen = Seen(attributes.st_size, attributes.st_mtime_ns, trio.current_time() + attributes.attr_timeout)
         before = self.seen.get(inode, seen)
         if (before.size, before.modified) != (seen.size, seen.modified):
@@ -109,12 +109,12 @@ class Kernel:
         self.seen[inode] = seen
 
     def _let_go(self, inode: InodeT, attributes_only: bool) -> None:
-        """Ask for attributes before they are used again."""
+        """Invalidate attributes, so that they are fetched before they are used again."""
         assert attributes_only, "a page that waits for a READ would be waited for"
         self.seen[inode].expires = trio.current_time()
 
     async def names(self, path: tuple[str, ...]) -> list[str]:
-        """What a directory lists."""
+        """List a directory."""
         inode = await self.find(path)
         handle = await self._call("opendir", inode, CONTEXT)
         found: list[str] = []
@@ -133,22 +133,22 @@ class Kernel:
             await self._call("releasedir", handle)
 
     async def size(self, path: tuple[str, ...]) -> int:
-        """stat(2)."""
+        """Return a file's size, as stat(2) does."""
         inode = await self.find(path)
         await self.look(inode)
         return self.seen[inode].size
 
     async def look(self, inode: InodeT) -> None:
-        """Have its attributes, asked for where they are out of date."""
+        """Fetch the attributes of an inode if they have expired."""
         if self.seen[inode].expires <= trio.current_time():
             self._see(inode, await self._call("getattr", inode, CONTEXT))
 
     def fresh(self) -> list[InodeT]:
-        """Inodes whose attributes are good for some more seconds."""
+        """Return the inodes whose attributes are valid for at least another second."""
         return [inode for inode, seen in self.seen.items() if seen.expires > trio.current_time() + 1]
 
     async def forget(self) -> None:
-        """Memory is short: everything goes that nobody has open."""
+        """Drop everything that is not open, as the kernel does when memory is short."""
         held = {each.inode for each in self.opened}
         gone = [(inode, count) for inode, count in self._lookups.items() if inode not in held]
         for inode, _ in gone:
@@ -169,7 +169,7 @@ class Kernel:
         return await self.open_inode(await self.find(path, anew=True))
 
     async def open_inode(self, inode: InodeT) -> Opened:
-        """As by /proc/self/fd, which looks no name up."""
+        """Open an inode without looking up a name, as /proc/self/fd does."""
         info = await self._call("open", inode, READ_ONLY, CONTEXT)
         if not info.keep_cache:
             self._pages.pop(inode, None)
@@ -178,7 +178,7 @@ class Kernel:
         return opened
 
     async def read(self, opened: Opened, offset: int, length: int) -> bytes:
-        """pread(2): out of pages, of which missing ones are asked for."""
+        """Read from the cached pages, and fetch the missing ones, as pread(2) does."""
         await self.look(opened.inode)
         size = self.seen[opened.inode].size
         end = min(offset + length, size)
@@ -198,7 +198,7 @@ class Kernel:
         return whole[offset - wanted[0] * PAGE : end - wanted[0] * PAGE]
 
     def whole(self) -> list[bytes]:
-        """All files of which no page is missing: any reader may have these, mapped, without a question."""
+        """Return the contents of files without a missing page: a reader can map these without a request."""
         found = []
         for inode, pages in self._pages.items():
             size = self.seen[inode].size

@@ -1,7 +1,7 @@
-"""A mount of a changing server, and the promises that it is held to: what `test_promises.py` tells its stories in.
+"""Simulate a mount of a changing server, and check its promises: the stories of `test_promises.py` run in here.
 
-Everything is in virtual time and in one thread, so that a story goes the same way each time. What would take a gigabyte
-takes a few pages here: the same rules at a thousandth of the size.
+Everything is in virtual time and in one thread, so that a story goes the same way each time. Files have a few pages
+instead of a gigabyte: the same rules at a thousandth of the size.
 """
 
 import errno
@@ -69,7 +69,7 @@ SCALED = {
 
 @dataclass
 class Handle:
-    """An open file and what may be in it: the versions that agree with all that was read of it so far."""
+    """An open file, and what determines the versions that its reads may return."""
 
     path: Path
     opened: Opened
@@ -81,7 +81,7 @@ class Handle:
     read: list[tuple[int, bytes]] = field(default_factory=list)
 
     def is_whole(self) -> bool:
-        """Whether all of it was read."""
+        """Return whether all bytes of the file were read."""
         end = 0
         for offset, data in sorted(self.read, key=lambda each: each[0]):
             if offset <= end:
@@ -93,7 +93,7 @@ class Handle:
 
 
 class World:
-    """One server, one cache directory, one mount after the other."""
+    """One server and one cache directory, with one mount after the other."""
 
     def __init__(self, directory: Directory, cache_size: int, digests: bool, odd: bool) -> None:
         self.model = Model(odd=odd)
@@ -125,7 +125,7 @@ class World:
         )
 
     async def play(self, steps: list[tuple[str, dict[str, Any]]]) -> None:
-        """All of a story, each step followed by what holds at any time; and what holds when everything is closed."""
+        """Run the steps of a story; check after each what always holds, and finally what holds once all is closed."""
         await self._begin()
         try:
             for name, arguments in steps:
@@ -162,7 +162,7 @@ class World:
         self._idle = self._tasks()
 
     def _tasks(self) -> int:
-        """Of the site; those of the disk cache come and go with the minute."""
+        """Count the tasks of the site; those of the disk cache are left out, since they come and go with the minute."""
         bulk, site = self.site.bulk._nursery, self.site._nursery
         return len(bulk.child_tasks) + len(site.child_tasks)
 
@@ -174,7 +174,7 @@ class World:
         self.handles.clear()
 
     async def _end_quietly(self) -> None:
-        """When all is closed nothing is left of it."""
+        """Close everything, and check that nothing is left."""
         self.network.mend()
         await self._close_all()
         await trio.sleep(1000)
@@ -188,7 +188,7 @@ class World:
         self._check_blobs()
 
     async def remount(self) -> None:
-        """On the same cache directory."""
+        """Unmount, and mount again with the same cache directory."""
         await self._close_all()
         await self._mount.aclose()
         self._check_blobs()
@@ -202,7 +202,7 @@ class World:
         self._check_blobs()
 
     async def _check_stat(self) -> None:
-        """What is known is told without a request, and at once, whatever the server is doing."""
+        """Check that known attributes are served without a request and without delay, whatever the server is doing."""
         asked, at = len(self.model.demo.requests), trio.current_time()
         for inode in self.kernel.fresh():
             await self.kernel.operations.getattr(inode, None)  # type: ignore[arg-type]  # nobody looks at it
@@ -211,7 +211,7 @@ class World:
         assert len(self.model.demo.requests) == asked
 
     def _check_blobs(self) -> None:
-        """Each file that is kept is what the server had under that name and digest."""
+        """Check that each cached file is one that the server had under that name and digest."""
         right = self._versions()
         kept = self._kept()
         self._gone -= self.model.present.resources
@@ -248,12 +248,12 @@ class World:
     # -- what an operation may do --------------------------------------------------------------------------------
 
     def _calm(self, path: Path) -> bool:
-        """Whether nothing has happened lately that could excuse an error."""
+        """Return whether nothing has happened lately that could explain an error."""
         short = {split(p)[0] for p, file in self.model.present.files.items() if file.resource in self.network.short}
         return self._quiet(path) and not any(path[: len(home)] == home for home in short)
 
     def _quiet(self, path: Path) -> bool:
-        """The same, but for lists that are short: an error is an answer to these, and what is missing is none."""
+        """Return whether the path is calm, short lists aside: these may cause an error, but no missing names."""
         changed = max(self.model.changed.get(name, -CALM) for name in (*path[1:2], ""))
         quiet = trio.current_time() - CALM
         if not (self.network.dates or self.network.honest_digests):
@@ -262,7 +262,7 @@ class World:
 
     @contextmanager
     def _trying(self, path: Path, *, there: bool) -> Iterator[None]:
-        """An operation that may end with an errno, unless all is calm and it must not."""
+        """Allow an operation to fail with an errno, unless the path exists and all is calm."""
         calm = self._calm(path)
         try:
             yield
@@ -273,11 +273,11 @@ class World:
                 raise AssertionError(f"{error} for no reason, of {path}") from error
 
     def _certain(self, path: Path) -> bool:
-        """Whether some route tells a file from all others: none may, of a name no URL can carry, without digests."""
+        """Return whether some route identifies a file; without digests, none may for a name that no URL can carry."""
         return self.network.honest_digests or not ODD_IN_URLS.intersection(path[-1])
 
     def _since(self, path: Path) -> float:
-        """What was gone by then is not shown any more, and not read by who opens it now."""
+        """Return a time in the past: what was gone by then is neither listed nor returned by a new open."""
         now = trio.current_time()
         if path in self._silent and not self.network.honest_digests:
             return -float("inf")
@@ -303,7 +303,7 @@ class World:
             await self._lose(path)
 
     async def _lose(self, path: Path) -> None:
-        """Whoever has tried to list this directory, on the server of now, knows what is not in there any more."""
+        """Record the resources that the mount must drop once it has listed this directory of the present server."""
         if len(path) > 2:
             return
         await trio.sleep(1)
@@ -315,7 +315,7 @@ class World:
         self._gone |= below - self.model.present.resources - self._single()
 
     def _single(self) -> set[str]:
-        """Resources that are gone, of items that are there."""
+        """Return the resources that are gone from items that still exist."""
         there = {p[:4] for p in self.model.present.names}
         return {f.resource for m in self.model.moments for p, f in m.files.items() if p[:4] in there}
 
@@ -350,7 +350,7 @@ class World:
         return there.content if there else None
 
     def _check_read(self, handle: Handle) -> None:
-        """All that was read of it is of one version that the server had, whole."""
+        """Check that all that was read of a file is of one version that the server had."""
         if not handle.read:
             return  # of a big file nobody knows before it has come whole that its length is wrong
         digests = self.network.honest_digests
@@ -365,7 +365,7 @@ class World:
         )
 
     async def _read(self, handle: Handle, offset: int, length: int) -> bool:
-        """Whether it could be read."""
+        """Read a range, check the result, and return whether the read succeeded."""
         gone = self._is_gone(handle)
         there = handle.content is not None and handle.content == self._content(handle.path) and not handle.failed
         handle.failed = True  # unless it ends well
@@ -380,7 +380,7 @@ class World:
         return False
 
     def _is_gone(self, handle: Handle) -> bool:
-        """Whether it was taken away so long ago that this must be known, by a server that could be asked."""
+        """Return whether a file was removed so long ago that the mount must know, while the server was reachable."""
         now = trio.current_time()
         resources = {each for moment in self.model.between(now - TTL - 1, now) for each in moment.resources}
         return not (handle.resources & resources) and self._calm(handle.path)
@@ -390,7 +390,7 @@ class World:
             self.handles.append(handle)
 
     async def reopen(self, handle: int) -> None:
-        """By way of /proc/self/fd."""
+        """Open an open file again, as by way of /proc/self/fd."""
         if self.handles:
             chosen = self.handles[handle % len(self.handles)]
             gone = self._is_gone(chosen)
@@ -421,7 +421,7 @@ class World:
                 await self._read(chosen, 0, 2 * PAGE)
 
     async def ordered(self, file: int, order: str, seed: int) -> None:
-        """A program, or two, that read a file in an order of theirs; what comes of a read does not stop them."""
+        """Read a file in the given order with one program, or in two orders with two; failed reads do not stop them."""
         path = self._path(file)
         async with trio.open_nursery() as nursery:
             for each in ("forward", "backward") if order == "two" else (order,):
@@ -446,7 +446,7 @@ class World:
             await self.kernel.close(self.handles.pop(handle % len(self.handles)).opened)
 
     async def walk(self, directory: int) -> None:
-        """Each file of a resource, one after the other."""
+        """Copy each file of a resource, one after the other."""
         homes = sorted({path[:-1] for path in self.model.paths()})
         home = homes[directory % len(homes)]
         shown: list[str] = []
@@ -468,17 +468,17 @@ class World:
         await self._copy(self._path(file))
 
     async def beside(self, file: int, pause: float) -> None:
-        """A program that reads while the story goes on."""
+        """Start a program that copies a file while the story goes on."""
         self._readers.start_soon(self._copy, self._path(file), pause)
 
     async def together(self, files: list[int]) -> None:
-        """Several programs at once."""
+        """Copy several files in parallel."""
         async with trio.open_nursery() as nursery:
             for file in files:
                 nursery.start_soon(self._copy, self._path(file))
 
     async def interrupted(self, file: int, after: float) -> None:
-        """One that is killed while it reads."""
+        """Copy a file with a program that is killed after some seconds."""
         with trio.move_on_after(after):
             await self._copy(self._path(file))
 
@@ -540,7 +540,7 @@ class World:
         self.model.reopen("PQ"[project])
 
     async def change(self, file: int, what: str) -> None:
-        """Something happens to a file, or to what it is in."""
+        """Change a file, or the item that it is in."""
         path = self._path(file)
         found = self.model.entry(path)
         if found is None:
@@ -576,7 +576,7 @@ class World:
                 await self.revoke(project, what == "protected")
 
     async def shorten(self, resource: int, how: str) -> None:
-        """Lists of files lack those of a resource, which is said to have some."""
+        """Omit the files of a resource, which is listed as having some, from lists of files."""
         found = [each for each, _ in self.model.resources() if each.entries]
         if found:
             self.network.short[str(found[resource % len(found)].id)] = how
@@ -587,15 +587,15 @@ class World:
         self.network.met_at = trio.current_time()
 
     async def end_sessions(self) -> None:
-        """Killed by an administrator."""
+        """End all sessions, as an administrator can."""
         self.model.demo.sessions.end_all()
 
     async def expire(self) -> None:
-        """Idle for too long, by the server's clock."""
+        """Idle until the session has expired by the server's clock."""
         await trio.sleep(self.model.demo.sessions.ttl + 1)
 
     async def site_open(self, on: bool) -> None:
-        """To guests, who see public projects: none here."""
+        """Open or close the site to guests, who see public projects: none here."""
         self.model.demo.sessions.require_login = not on
 
     async def digests(self, on: bool) -> None:
@@ -619,7 +619,7 @@ class World:
 
 
 async def inline(work: Any, *arguments: Any, **options: Any) -> Any:
-    """In place of a thread: then a clock may jump whenever nothing goes on, and a story goes the same way each time.
+    """Run a function in place of a thread, so that the clock may jump when all is idle, and stories are deterministic.
 
     It takes a while, as threads do: readers go on before the verdict on the last bytes is in.
     """
@@ -640,7 +640,7 @@ def tell(
     Args:
         crowded: Whether the cache holds only a part of all there is.
         digests: Whether the server computes digests.
-        odd: Whether there are files, too, whose names some route takes for others.
+        odd: Whether there are also files whose names some route takes for others.
     """
 
     async def main() -> None:

@@ -1,4 +1,4 @@
-"""xnatctl session upload and resource upload: what arrives, once; interrupted and taken up; the server's traps."""
+"""Test xnatctl session upload and resource upload: what arrives, once; interrupted and resumed; the server's traps."""
 
 import json
 import os
@@ -60,13 +60,13 @@ def small(fresh: Shell) -> Shell:
 
 
 def series(count: int) -> dict[str, bytes]:
-    """Two images each of so many series of one study."""
+    """Return two images each of `count` series of one study."""
     return {name: content for number in range(1, count + 1) for name, content in images("1.2.3", number).items()}
 
 
 @pytest.fixture
 def folder(fresh: Shell) -> Path:
-    """20 images, and neighbours that are none."""
+    """Write a folder of 20 images, and of other files beside them."""
     directory = fresh.home / "dicoms"
     neighbours = {"notes.txt": b"hello", "1/ps": b"%!PS", "report.pdf": b"%PDF-1.4", "empty.dcm": b""}
     for name, content in {**series(10), **neighbours}.items():
@@ -90,7 +90,7 @@ def received(shell: Shell, label: str = "NEW") -> Experiment:
 
 
 def contents(session: Experiment) -> list[bytes]:
-    """The bytes of every file of its scans."""
+    """Return the bytes of every file of a session's scans."""
     return sorted(data(entry) for scan in session.scans for resource in scan.resources for entry in resource.entries)
 
 
@@ -99,7 +99,7 @@ def data(entry: Entry) -> bytes:
 
 
 def imports(shell: Shell) -> list[int]:
-    """How each import was answered."""
+    """Return the status of the answer to each import."""
     return [record.status for record in shell.requests("POST", IMPORT)]
 
 
@@ -170,7 +170,7 @@ def test_a_session_that_is_there_is_refused_before_a_byte_is_sent(fresh, folder,
 
 @pytest.fixture
 def more(fresh: Shell) -> Path:
-    """Two images more of the study in `folder`."""
+    """Write a folder with two more images of the study in `folder`."""
     directory = fresh.home / "more"
     directory.mkdir()
     for name, content in images("1.2.3", 99).items():
@@ -208,7 +208,7 @@ def test_files_added_to_a_session_of_the_prearchive_are_counted_alone(fresh, fol
 
 @pytest.mark.parametrize("counted", [True, False], ids=["counted", "not counted"])
 def test_files_that_waited_before_are_no_arrivals_in_the_archive(small, fresh, folder, counted):
-    """The server says that it has stored every batch, has lost all but the first, and archives what it has."""
+    """The server reports every batch as stored, has lost all but the first, and archives what it has."""
     small.ctl(*upload(folder))
     fresh.app.archive.projects["MYPROJECT"].prearchive_code = "4"
     (waiting,) = fresh.app.writing.prearchive.sessions
@@ -237,7 +237,7 @@ def test_files_that_waited_before_are_no_arrivals_in_the_archive(small, fresh, f
 
 @pytest.mark.parametrize("overwrite", ["append", "delete"])
 def test_what_is_missing_is_sent_again_though_others_were_there_before(fresh, folder, overwrite):
-    """The server holds less than it was sent, whatever of it was there before."""
+    """The server holds fewer files than it was sent, whichever of them were there before."""
     words = upload(folder, "--overwrite", overwrite, "-o", "json")
     fresh.ctl(*upload(folder))
     assert fresh.ctl(*words).rows["arrived"] is None
@@ -266,7 +266,7 @@ def test_files_that_were_removed_to_make_room_are_no_arrivals(small, fresh, fold
 
 
 def test_a_conflict_with_a_session_that_was_there_is_told(fresh, folder, more):
-    """What is to be added to a session of the archive waits in the prearchive, and stays there."""
+    """Images to be added to a session of the archive wait in the prearchive, and stay there."""
     fresh.ctl(*upload(folder, "--direct-archive", "--wait"))
 
     def conflict(asked: Request) -> Reply | None:
@@ -308,7 +308,7 @@ def test_a_project_that_archives_by_itself(fresh, folder):
 
 
 def killed_after(shell: Shell, words: tuple[str, ...], request: int, *, stored: bool) -> None:
-    """Run an upload that is killed while the server has its n-th import: before or after it was stored."""
+    """Run an upload that is killed while the server has its n-th import, before or after storing it."""
     arrived, go_on = threading.Event(), threading.Event()
     seen = 0
     lock = threading.Lock()
@@ -380,7 +380,7 @@ def test_what_was_deleted_meanwhile_is_sent_again(small, fresh, folder):
 
 
 def test_no_answer_is_no_reason_to_send_again(small, fresh, folder):
-    """A gateway gives up, the server does not; the next run finds out."""
+    """A gateway times out, the server does not; the next run finds out."""
     answers: list[int] = []
 
     def gateway(asked: Request) -> Reply | None:
@@ -401,7 +401,7 @@ def test_no_answer_is_no_reason_to_send_again(small, fresh, folder):
 
 
 def journalless(folder: Path) -> list[object]:
-    """The batches that the folder makes."""
+    """Return the batches that the folder is divided into."""
     from xnatfs.transfer import dicom_files as found
     from xnatfs.transfer.journal import batches_of
 
@@ -446,7 +446,7 @@ def test_what_the_server_may_say_to_an_import(small, fresh, folder, status, body
 
 
 def test_less_than_was_sent_is_told(small, fresh, folder):
-    """The server stores a batch, says so, and has lost a file of it."""
+    """The server stores a batch, reports that, and has lost a file of it."""
     small_batch: list[int] = []
 
     def lose(asked: Request) -> Reply | None:
@@ -484,7 +484,7 @@ def test_a_session_that_expires_between_batches(small, fresh, folder):
 
 
 def answer_once(shell: Shell, status: int, *, stored: bool) -> None:
-    """Let the first import be answered like this: after it was carried out, or not at all."""
+    """Answer the first import with this status, after storing it or without."""
     answers: list[int] = []
 
     def gateway(asked: Request) -> Reply | None:
@@ -565,7 +565,7 @@ def test_a_project_that_is_not_there_gets_nothing(fresh, folder):
 
 
 def test_an_alias_of_a_project_leads_to_it(small, fresh, folder):
-    """The server says the ID, where an alias was asked for."""
+    """The server reports the project's ID, though the upload named an alias."""
 
     def aliased(asked: Request) -> Reply | None:
         path = asked.path.replace("/projects/ALIAS", "/projects/MYPROJECT")
@@ -741,7 +741,7 @@ def test_without_digests_the_same_files_are_known_by_their_bytes(fresh, papers):
 
 @pytest.mark.parametrize("digests", [True, False], ids=["digests", "no digests"])
 def test_a_file_of_equal_length_that_was_not_replaced_is_told(fresh, papers, digests):
-    """A server without the right to change answers 200, and the name and the length are those of the file before."""
+    """For want of the right to change, the server answers 200, and name and length are those of the file before."""
     fresh.app.routes.levels.digests = digests
     words = ("resource", "upload", "-E", SESSION, "PAPERS", papers)
     fresh.ctl(*words)
@@ -877,7 +877,7 @@ def test_a_real_session_goes_up_and_comes_back(fresh, case, mode, direct):
 
 
 def test_streams_make_whole_archives(tmp_path):
-    """The bodies are what tar and zip read, whatever the sizes."""
+    """The programs tar and zip read the bodies, whatever the sizes."""
     import trio
 
     from xnatfs.cli.ctl.progress import Silent
