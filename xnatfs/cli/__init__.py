@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from xnatfs.cli import mounts
 
     words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] == ["ctl"]:  # the name that no other package can install over
+    if words[:1] == ["ctl"]:  # a name that no other package can overwrite
         return main_xnatctl(words[1:])
     no_core_dumps()
     parser = _parser("xnatfs", "Mount an XNAT server as a local folder.")

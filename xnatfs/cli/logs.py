@@ -42,7 +42,7 @@ class Handler(logging.StreamHandler[IO[str]]):
 
 
 def log_to(stream: IO[str], level: int | str) -> None:
-    """Log there, ours and what libraries have to say, but for what holds secrets."""
+    """Log to a stream, records of libraries as well, except for those that hold secrets."""
     handler = Handler(stream)
     handler.setFormatter(Formatter())
     handler.setLevel(level)

@@ -136,7 +136,7 @@ def _serve(
     os.umask(0o077)
     fuse_mount, trio = _imported()
     mount_options = _mount_options(arguments, extra)
-    os.chdir("/")  # a daemon must not keep a directory of its user's busy
+    os.chdir("/")  # a daemon must not keep a directory of the user busy
     trio.run(fuse_mount.mount, config, credentials, sessions, mount_options, ready)
 
 

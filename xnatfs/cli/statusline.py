@@ -98,6 +98,6 @@ def _cut(text: str, width: int) -> str:
 
 
 def _write(text: str) -> None:
-    with suppress(OSError):  # the terminal has gone, and with it the reader
+    with suppress(OSError):  # the terminal is gone
         sys.stderr.write(text)
         sys.stderr.flush()

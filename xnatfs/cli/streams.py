@@ -13,7 +13,7 @@ def open_missing() -> None:
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
     # Python sets closed streams to None, which print() takes for stdout.
     if sys.stdout is None:
         sys.stdout = os.fdopen(1, "w", closefd=False)

@@ -15,7 +15,7 @@ from pathlib import Path
 # Reports locks that were not acquired in time. Even a command that logs nothing shows these to its user.
 log = logging.getLogger(__name__)
 
-# Seconds between two tries: what most holders do takes a millisecond, a login 50 ms to seconds.
+# Seconds between two attempts: most holders take a millisecond, a login 50 ms to seconds.
 POLL = 0.05
 
 
@@ -40,7 +40,7 @@ def lock_within(fd: int, seconds: float) -> bool:
 
 async def lock_soon(fd: int, seconds: float) -> bool:
     """Acquire an exclusive lock as `lock_within` does, without blocking the event loop."""
-    import trio  # here, because commands that only look for a session run without
+    import trio  # here, because commands that only look for a session do without
 
     until = trio.current_time() + seconds
     while True:
@@ -82,7 +82,7 @@ def holder(path: Path) -> Holder:
         inode = os.stat(path).st_ino
         for line in Path("/proc/locks").read_text().splitlines():
             cells = line.split()
-            # Cells of a process that waits are shifted by a "->". Devices are not compared: some disks have several.
+            # The cells of a waiting process are shifted by a "->". Devices are not compared: some disks have several.
             if cells[3] == "WRITE" and cells[5].rpartition(":")[2] == str(inode) and int(cells[4]) > 0:
                 return Holder(int(cells[4]))
     return Holder()

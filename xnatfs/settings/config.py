@@ -105,7 +105,7 @@ def server_name(url: str) -> str:
 def normalised_url(url: str) -> str:
     """Return the site's URL without trailing slash. Raises ConfigError unless it is http(s)://HOST[/PATH]."""
     text = url.strip().rstrip("/")
-    shown = re.sub(r"//.*@", "//...@", text, flags=re.DOTALL)  # without a password that may be in it
+    shown = re.sub(r"//.*@", "//...@", text, flags=re.DOTALL)  # omits a password that may be in it
     try:
         parts = urlsplit(text)
         parts.port  # noqa: B018  (a port that is no number is found out only by asking for it)

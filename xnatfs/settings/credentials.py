@@ -163,7 +163,7 @@ def _netrc_entry(url: str) -> Credentials | None:
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError, netrc.NetrcParseError) as error:
-        # The parser's message names file and line, never the text it stumbled on.
+        # The parser's message names file and line, never the text that it cannot parse.
         reason = error.msg if isinstance(error, netrc.NetrcParseError) else error
         raise ConfigError(f"cannot read ~/.netrc: {reason}") from None
     if not found or not found[0] or not found[2]:
@@ -172,7 +172,17 @@ def _netrc_entry(url: str) -> Credentials | None:
 
 
 def ask(url: str, username: str, environ: Mapping[str, str], provider: str = "") -> Credentials:
-    """Prompt on the terminal for what is missing. Raises LoginRequired without a terminal or an answer."""
+    """Prompt on the terminal for the missing parts of a login.
+
+    Args:
+        username: user to log in as; '' to prompt for one.
+        environ: environment variables; the password is prompted for unless XNAT_PASS is set.
+        provider: login method of the site; '' for the server to choose.
+
+    Raises:
+        LoginRequired: stdin is not a terminal, or the prompt was not answered.
+        ConfigError: the login cannot be sent.
+    """
     password = environ.get("XNAT_PASS", "")
     if not sys.stdin.isatty():
         missing = "user and password" if not username else "password"

@@ -16,8 +16,8 @@ from xnatfs.common.locks import holder, lock_within
 from xnatfs.common.private_files import make_private, write_private
 from xnatfs.settings.config import profiles_path, read_profiles
 
-NEWEST = 1  # the `version` of the file that we know
-# How long another process may take to change the file, in seconds: it takes milliseconds, on a slow file server more.
+NEWEST = 1  # the newest known `version` of the file
+# Seconds that another process may take to change the file: it takes milliseconds, on a slow file server more.
 LOCK_TIMEOUT = 10.0
 
 

@@ -31,9 +31,10 @@ from xnatfs.common.urls import is_same_server, server_key
 
 # XNAT's default idle timeout, and the only one that the other program knows.
 IDLE = 900.0
-# What `expires_at: null` says, as a time that dates can be added to.
+# Idle timeout for `expires_at: null`, as a number of seconds that can be added to a date.
 NEVER = 10 * 365 * 86400.0
-# Writing the time of each request would be a file a request; a session lives 15 minutes.
+# Seconds between updates of the time of use: an update at each request would write a file a request, and a session
+# lives 15 minutes.
 SLIDE_AFTER = 60.0
 # Characters of a valid ID: whatever a server, a file or the environment names as one is sent in a header.
 _SESSION_ID = re.compile(r"[0-9A-Za-z._~+/=-]{8,256}")

@@ -15,7 +15,7 @@ from typing import BinaryIO, cast
 from xnatfs.common.errors import ConfigError
 
 TAGS = ["SOPInstanceUID", "StudyInstanceUID"]
-# The SOP class of a DICOMDIR: a table of contents of files around it, and no image.
+# The SOP class of a DICOMDIR, which is a table of contents of the files around it, and no image.
 DIRECTORY = "1.2.840.10008.1.3.10"
 
 

@@ -54,7 +54,7 @@ DRAFT = ".part"
 DRAFTS = re.compile(r"\.[0-9a-f]{16}(\.[0-9a-f]{16})?\.part")
 # The folders of a session's files. Anything else in the folder of a session belongs to the user.
 PARTS = ("scans", "resources", "assessors")
-# Errors of a disk that the next file would meet, too.
+# Errors of a disk that would occur for the next file, too.
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 ZIP_METHODS = frozenset({zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED})
 
@@ -89,9 +89,9 @@ class Local(enum.Enum):
     """State of the local file relative to the server and the record."""
 
     ABSENT = enum.auto()
-    RIGHT = enum.auto()  # the bytes that the server states the digest of
-    OURS = enum.auto()  # bytes that were written by an earlier run
-    OTHER = enum.auto()  # bytes of unknown origin: edited, or never ours
+    RIGHT = enum.auto()  # has the digest that the server states
+    OURS = enum.auto()  # has the bytes that an earlier run wrote
+    OTHER = enum.auto()  # has bytes of unknown origin: edited, or of another program
 
 
 @dataclass
@@ -351,7 +351,7 @@ async def _copy_all(wanted: Sequence[Wanted], copying: _Copying, workers: int) -
                 if error.errno in DISK_ERRORS:
                     raise OSError(error.errno, error.strerror, str(copying.record.out / each.place)) from error
                 report.failed.append((each.place, error.strerror or str(error)))
-            except (XnatError, UnicodeError) as error:  # the last of a name that no file system takes
+            except (XnatError, UnicodeError) as error:  # UnicodeError: a name that no file system accepts
                 report.failed.append((each.place, str(error)))
 
     try:
@@ -414,7 +414,7 @@ def _inspect(target: Path, digest: str, written: Written | None) -> tuple[Local,
         return Local.RIGHT, now
     if written and held == written.md5:
         return Local.OURS, now
-    # A link is replaced: what it leads to stays. An empty file may be what a power failure has left; no work is in it.
+    # A link is replaced, and its target stays. An empty file may be left by a power failure, and holds no work.
     return (Local.ABSENT, None) if target.is_symlink() or not now.size else (Local.OTHER, now)
 
 
@@ -441,11 +441,11 @@ def _status(path: Path) -> tuple[int, ...]:
 
 def _is_edited(path: Path, before: tuple[int, ...], digest: str) -> bool:
     """Return whether a file changed since `before` and holds other bytes than those of `digest`."""
-    if _status(path) in (before, ()):  # one that was removed holds nothing that could be lost
+    if _status(path) in (before, ()):  # a removed file has nothing to lose
         return False
     try:
         return md5(path) != digest
-    except FileNotFoundError:  # a link that leads nowhere, unless it has gone by now
+    except FileNotFoundError:  # a dangling link, unless it has been removed by now
         return path.is_symlink()
 
 
@@ -521,7 +521,7 @@ def _draft(target: Path) -> Iterator["_Writer"]:
             draft = _Writer(file.fileno())
             yield draft
             os.replace(path, target)
-            draft.status = os.fstat(file.fileno())  # that of now: the new name changed it
+            draft.status = os.fstat(file.fileno())  # read again, since the rename changed it
     except BaseException:
         path.unlink(missing_ok=True)
         raise

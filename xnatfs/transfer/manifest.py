@@ -27,9 +27,9 @@ from xnatfs.common.locks import holder
 from xnatfs.common.sanitize import loads
 
 FOLDER = ".xnatctl"
-# Seconds between two tries for the lock: not noticed by a person, and no load for a file server.
+# Seconds between two attempts at the lock: not noticed by a person, and no load for a file server.
 LOCK_POLL = 0.2
-# Seconds that a command which holds the lock may be stopped (Ctrl-Z) until one that waits for it gives up.
+# Seconds that the holder of the lock may be stopped (Ctrl-Z) until a command that waits for the lock gives up.
 STOPPED_TIMEOUT = 10.0
 # Errors of flock on a file system without locks. Drafts have unique names there, too, so no bytes are lost.
 NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS})
@@ -98,9 +98,9 @@ class Manifest:
             raise Conflict(f"{text}: give another --out, or remove it if they are of this session") from None
 
     def check_owner(self, owner: Owner, *, force: bool = False) -> bool:
-        """Return whether the folder is recorded as this session's. Raises Conflict where it is another one's.
+        """Return whether the folder is recorded as this session's. Raises Conflict if it is another one's.
 
-        With `force` a session of this ID and label may be on a server of another name: one that has moved.
+        With `force`, a session of this ID and label may be on a server of another name, which has moved.
         """
         found = self.owner()
         if found is None or found.is_same(owner):
@@ -122,7 +122,7 @@ class Manifest:
         self._files.clear()
 
     def load(self) -> None:
-        """Read the records of written files. Raises OSError where something else is in their place."""
+        """Read the records of written files. Raises OSError if something else is in their place."""
         try:
             lines = _read(self.directory / "files.jsonl").splitlines()
         except OSError as error:
@@ -146,7 +146,7 @@ class Manifest:
         if not self.writable:
             return
         if self._log is None:
-            # O_NONBLOCK: a pipe that was put in its place is an error, and not waited for.
+            # O_NONBLOCK: a pipe in its place is an error, and does not block.
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             self._log = os.open(self.directory / "files.jsonl", flags, 0o666)
             os.write(self._log, b"\n")  # the line before may have been cut short
@@ -168,7 +168,7 @@ class Manifest:
             with open(draft, "x", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
-                os.fsync(file.fileno())  # an empty record after a power failure would hide whose the folder is
+                os.fsync(file.fileno())  # an empty record after a power failure would hide the owner of the folder
             os.replace(draft, self.directory / name)
         except BaseException:
             draft.unlink(missing_ok=True)
@@ -189,10 +189,10 @@ def _read(path: Path) -> bytes:
 
 
 def _open_lock(directory: Path) -> int | None:
-    """Return a descriptor of the lock, made if need be; None where this account may not write the record."""
+    """Open the lock, and create it if need be; return None if this account may not write the record."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        if not S_ISDIR(os.lstat(directory).st_mode):  # a link: whatever it leads to is none of ours
+        if not S_ISDIR(os.lstat(directory).st_mode):  # a link, whose target must not be written to
             raise FileExistsError(errno.EEXIST, "is not a directory", str(directory))
         return os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     except OSError as error:
@@ -205,7 +205,7 @@ def _open_lock(directory: Path) -> int | None:
 async def opened(out: Path, on_wait: Callable[[], None]) -> AsyncIterator[Manifest]:
     """Open a folder's record under an exclusive lock; call `on_wait` once if another command holds it.
 
-    Raises OSError where the folder cannot be made, Conflict where the other command is stopped and stays so.
+    Raises OSError if the folder cannot be created, Conflict if the other command is stopped and stays so.
     """
     manifest = Manifest(out)
     descriptor = _open_lock(manifest.directory)
@@ -225,7 +225,7 @@ async def opened(out: Path, on_wait: Callable[[], None]) -> AsyncIterator[Manife
 
 
 async def _lock(descriptor: int, path: Path, on_wait: Callable[[], None]) -> bool:
-    """Acquire the lock, however long a command works that holds it; return False if the file system has none."""
+    """Acquire the lock, however long its holder works; return False if the file system has no locks."""
     waited, seen_going_on = False, trio.current_time()
     while True:
         try:

@@ -48,7 +48,7 @@ LENGTH_WANTED = "must include the file directly as the body"
 # Resources that the server puts images in.
 IMAGES = frozenset({"DICOM", "secondary"})
 
-# The place of a session in the archive in a journal, beside those in the prearchive, which are paths.
+# In a journal, the place of a session in the archive; places in the prearchive are paths.
 ARCHIVE = "archive"
 
 Where = Literal["archive", "prearchive", "direct"]
@@ -77,8 +77,8 @@ class Outcome:
     status: str = ""  # in the prearchive
     accession: str = ""
     arrived: int | None = None
-    before: int | None = 0  # files that were there before, which hide how many came; None where that is not known
-    changed: int = 0  # files whose digest on the server is another: anonymized there
+    before: int | None = 0  # files that were there before, which hide how many arrived; None if unknown
+    changed: int = 0  # files that have another digest on the server: anonymized there
     seconds: float = 0.0
 
 
@@ -180,7 +180,7 @@ async def send(
         try:
             await _send(xnat, chosen, batch, target, form, how, projects, progress)
         except (XnatError, _NotTaken) as error:
-            if not batch.uris and not isinstance(error, Uncertain):  # refused as a whole: as if it had not been sent
+            if not batch.uris and not isinstance(error, Uncertain):  # refused as a whole: counts as not sent
                 batch.state = NEW
             journal.write()
             raise
@@ -396,9 +396,9 @@ async def complete(xnat: Xnat, target: Target, journal: Journal) -> Outcome:
         outcome.where, outcome.place = "prearchive", uri
         try:
             after = await prearchive.commit(xnat, waiting)
-        except NotFound:  # the project archives by itself, and has done so
+        except NotFound:  # the project archives by itself, and has archived it
             after = ""
-        except (Conflict, BadReply, Uncertain) as error:  # it is there, and will be built when nothing more comes
+        except (Conflict, BadReply, Uncertain) as error:  # the server builds the session when it receives nothing more
             log.info("not committed: %s", error)
             continue
         if _waiting(after) is None:

@@ -12,7 +12,7 @@ from xnatfs.cli.ctl.command import Context
 from xnatfs.cli.output import tell
 
 LINE_EVERY = 10.0  # seconds
-# Columns of a terminal: on a narrower one the numbers alone take the line.
+# Columns that a terminal needs for the bar: on a narrower one, the numbers alone take the line.
 ROOM_FOR_BAR = 80
 
 
