@@ -2,7 +2,7 @@
 
 Every row is a dict of typed values: text, integers, None for a value that the server does not state. A table shows some
 of its keys as columns, JSON all of them; only words that are too long for a narrow terminal are cut. A terminal obeys
-control characters, so those of a server are not printed on one; programs get the data unchanged, one item a line.
+control characters, so those of a server are not printed on one; programs get all of the data, one item a line.
 """
 
 import argparse
@@ -78,7 +78,7 @@ def show_item(arguments: argparse.Namespace, item: Row, name: str, titles: Mappi
 
     Args:
         name: key that identifies the item, which is all that --quiet prints.
-        titles: titles of the keys to print for people; JSON and TSV have all keys.
+        titles: titles of the keys to print for people; JSON has all keys, TSV all but lists.
     """
     if arguments.quiet:
         say(str(item[name]))
