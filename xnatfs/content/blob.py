@@ -76,7 +76,7 @@ class Blob:
         self._progress = trio.lowlevel.ParkingLot()
 
     async def read(self, offset: int, length: int) -> bytes:
-        """The bytes there, b"" at or after the end, never fewer than there are."""
+        """Return the bytes there, b"" at or after the end, never fewer than there are."""
         if self.failure is not None:
             raise self.failure.with_traceback(None)
         end = min(offset + length, self.size)
@@ -103,7 +103,7 @@ class Blob:
             await self._arrival(0, 1, lambda: self._is_verified)
 
     def close(self) -> None:
-        """The reader is done."""
+        """End a reader's use of it."""
         self.users -= 1
         if self.users == 0:
             self._left()

@@ -63,7 +63,7 @@ class Stream:
         self.wanted = trio.current_time()  # when that was
 
     def reaches(self, offset: int) -> bool:
-        """Will that byte come soon? Right behind a window it will: what follows is requested when that has come.
+        """Return whether that byte comes soon. Behind a window it does: what follows is requested when that has come.
 
         Then it goes over the same connection, and the reads of the kernel, which come out of order, are one request.
         """
@@ -83,7 +83,7 @@ class Stream:
                 self.moved.set()
 
     def ahead(self, size: int) -> bool:
-        """Is enough there that nobody has asked for, of a file of this size?
+        """Return whether enough is there that no reader has requested, of a file of this size.
 
         A small rest is left for later. At the pace of a slow reader it would be one small step after the other, each of
         them a message to the process that writes; `note` goes on when half of it may come.
@@ -102,14 +102,14 @@ class Stream:
         return max(AHEAD, self.used) if self.most is None else self.most
 
     def mark(self, offset: int) -> None:
-        """A read waits for it."""
+        """Note that a read waits for it."""
         if offset != self.reader:
             self.reader = offset
             self.reads += 1
         self.wanted = trio.current_time()
 
     def needed(self, waits: list[tuple[int, int]]) -> bool:
-        """Does one of these reads wait for it, or has it a sequential reader?"""
+        """Return whether one of these reads waits for it, or whether it has a sequential reader."""
         if self.reads >= STEADY_READS and trio.current_time() - self.wanted < STEADY_SECONDS:
             return True
         return any(start <= self.cursor + NEAR and end > self.cursor for start, end in waits)

@@ -107,12 +107,12 @@ class Fill:
 
     @property
     def running(self) -> bool:
-        """Does anything use the blob's file besides readers?"""
+        """Return whether anything but readers uses the blob's file."""
         return bool(self._streams) or self.busy
 
     @property
     def small(self) -> bool:
-        """Is it fetched to the end even if nobody waits?"""
+        """Return whether it is fetched to the end even if no reader waits."""
         expected = self.blob.size if self.blob.size >= 0 else self.version.size
         return expected is not None and expected <= SMALL
 
@@ -144,7 +144,7 @@ class Fill:
         self._changed()
 
     def drop_kept(self) -> None:
-        """The older copy is of no use."""
+        """Close the older copy, which is of no use."""
         if self._kept is not None:
             os.close(self._kept[1])
             self._kept = None
@@ -210,7 +210,7 @@ class Fill:
             self._launch(*self._place(end))
 
     def _help(self) -> None:
-        """A reader waits for a download: one more, ahead of what is on its way, where that is faster."""
+        """Begin one more download for a reader that waits, ahead of what is on its way, where that is faster."""
         size = self.blob.size
         if self.blob.whole or not self._may_seek() or not self.source.grants or self.intake.thin or size < SHARE:
             return
@@ -255,7 +255,7 @@ class Fill:
         return self._may_seek() or (self.intake.thin and all(end <= stream.cursor for _, end in self.blob.waits))
 
     def _is_in_the_way(self, stream: Stream) -> bool:
-        """Does somebody wait for what it has passed, and for its place, since it cannot seek?"""
+        """Return whether a reader waits for what it has passed, and for its place, since it cannot seek."""
         if self._may_seek() or len(self._streams) < STREAMS:
             return False
         return any(start < stream.cursor and not self.blob.spans.covers(start, end) for start, end in self.blob.waits)
@@ -390,7 +390,7 @@ class Fill:
             await self._ended(stream, body.framed)
 
     async def _carry(self, stream: Stream, into: Into) -> None:
-        """What is missing is written by others, what is there is skipped, step by step."""
+        """Have a process write what is missing, and skip what is there, step by step."""
         full: OSError | None = None
         await self.intake.reserve(self.blob.size)
         while stream.cursor < self.blob.size and not self._enough(stream) and await self._pause(stream):

@@ -28,7 +28,7 @@ class Abreast:
         self._decided = False
 
     def look(self, now: float, came: int) -> None:
-        """A reader waits, and so much has come."""
+        """Note that a reader waits, and how much has come."""
         if self._decided or self._since is None:
             self._since = self._since or (now, came)
             return

@@ -54,7 +54,7 @@ class Intake:
         self._following: trio.Event | None = None  # set when the thread that hashes is back
 
     async def begin(self) -> None:
-        """The first reply is in. Raises CacheError where there is neither a disk nor memory."""
+        """Make room once the first reply is in. Raises CacheError where there is neither a disk nor memory."""
         self.partial = await self._created()
         self._blob.fd = self.partial.fd
 
@@ -138,7 +138,7 @@ class Intake:
         self._arrived()
 
     async def verify(self) -> None:
-        """Does the digest agree? Raises BadReply."""
+        """Compare the digest. Raises BadReply."""
         if not self._version.digest:
             return
         while self._following is not None:
@@ -164,7 +164,7 @@ class Intake:
             await self._store.reserve(self.partial, size)
 
     async def make_room(self, exc: OSError, wanted: int = 0) -> None:
-        """The file could not be written: evict, where that may help. Raises CacheError where it cannot."""
+        """Evict after a failed write, where that may help. Raises CacheError where it cannot."""
         if not is_full(exc):
             raise self._store.error(exc) from exc
         await self._store.evict(self._store.total() - max(SPARE, wanted))

@@ -78,7 +78,7 @@ class Connection:
         return self._head()
 
     def take(self, most: int) -> bytes:
-        """Some of the body; b"" at its end."""
+        """Return some of the body; b"" at its end."""
         if self.length is not None:
             buffer = bytearray(min(most, self.left))
             return bytes(buffer[: self.into(memoryview(buffer))]) if buffer else b""
@@ -90,7 +90,7 @@ class Connection:
                 return b""
 
     def into(self, buffer: memoryview, *, wait: bool = True) -> int:
-        """Some of the body, at most as much as is left of it and as fits; as much as is there.
+        """Read some of the body, at most as much as is left of it and as fits; as much as is there.
 
         If that is nothing, some is waited for, or 0 says so. Raises Failed where the body is at its end.
         """
@@ -116,11 +116,11 @@ class Connection:
         return not self._first and not isinstance(self._socket, ssl.SSLSocket)
 
     def into_pipe(self, pipe: Pipe, most: int, *, wait: bool) -> None:
-        """The same into an empty pipe. Raises NoPipes."""
+        """Do the same into an empty pipe. Raises NoPipes."""
         self.left -= self._come(partial(self._spliced, pipe, min(most, self.left)), wait=wait)
 
     def end(self) -> None:
-        """The body is not wanted any more, or has come."""
+        """End a body that is not wanted any more, or has come."""
         if self.left or self.length is None or not self._reusable:
             self.close()
 
@@ -180,7 +180,7 @@ class Connection:
         return {"status": event.status_code, "headers": headers, "length": self.length}
 
     def _event(self) -> Any:
-        """The next of h11's events."""
+        """Return the next of h11's events."""
         try:
             while (event := self._http.next_event()) is h11.NEED_DATA:
                 buffer = bytearray(LINE)
@@ -192,7 +192,7 @@ class Connection:
         return event
 
     def _come(self, take: Callable[[], int], *, wait: bool) -> int:
-        """Some of the body; 0 where there is none and it is not waited for. Raises Failed at the end of all."""
+        """Take some of the body; 0 where there is none and it is not waited for. Raises Failed at the end of all."""
         if not self.left:
             raise Failed("protocol", "the body has no more bytes")
         count = self._some(take) if wait else self._tried(take)

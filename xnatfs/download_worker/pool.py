@@ -93,7 +93,7 @@ class _Process:
             raise ProcessLost("its download process has ended") from error
 
     async def hear(self, within: float) -> dict[str, Any]:
-        """The next thing it says."""
+        """Return the next message of the process."""
         with trio.move_on_after(within):
             while b"\n" not in self._lines:
                 self._lines += await self._more()
@@ -107,7 +107,7 @@ class _Process:
         raise httpx.ReadTimeout("its download process does not answer")
 
     async def data(self) -> bytes:
-        """The bytes that follow a message with "data"."""
+        """Return the bytes that follow a message with "data"."""
         while len(self._lines) < self._owed:
             self._lines += await self._more()
         data, self._lines, self._owed = self._lines[: self._owed], self._lines[self._owed :], 0
@@ -232,7 +232,7 @@ class Workers(httpx.AsyncBaseTransport):
         return await self._replied(message, timeout["connect"] + within, within)
 
     async def _replied(self, message: Mapping[str, Any], first: float, within: float) -> httpx.Response:
-        """What a process has for an answer. One that was idle may have died: then another one is asked."""
+        """Return the answer of a process. An idle one may have died: then another one is asked."""
         while True:
             reused = bool(self._idle)
             process, response = self._idle.pop() if reused else await self._started(), None
@@ -251,7 +251,7 @@ class Workers(httpx.AsyncBaseTransport):
                     await self.release(process, STOP_EARLY)
 
     async def release(self, process: _Process, within: float) -> None:
-        """It is not needed for this request any more; it has so long to leave it."""
+        """Give the process up for this request; it has so long to leave it."""
         if not process.ended:
             await process.stop(within)
         if process.ended or self._closed:
@@ -306,7 +306,7 @@ class Workers(httpx.AsyncBaseTransport):
 
 @asynccontextmanager
 async def open_workers(ca_bundle: str, verify: bool) -> AsyncIterator[Workers]:
-    """The pool; its processes end with it."""
+    """Open the pool; its processes end with it."""
     workers = Workers(ca_bundle, verify)
     async with background() as nursery:
         nursery.start_soon(workers.end_idle)
@@ -318,7 +318,7 @@ async def open_workers(ca_bundle: str, verify: bool) -> AsyncIterator[Workers]:
 
 
 def _error(message: Mapping[str, Any]) -> Exception:
-    """What a process says went wrong."""
+    """Return the exception for what a process reports."""
     cause = OSError(message["errno"], os.strerror(message["errno"])) if message["errno"] else None
     if message["error"] == "file":
         return cause or OSError(errno.EIO, message["text"])

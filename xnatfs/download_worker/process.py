@@ -106,7 +106,7 @@ class Worker:
                 self._say({"wrote": unsaid})
 
     def _more(self, length: int, descriptor: int | None, offset: int, *, wait: bool) -> int:
-        """Some bytes where they belong; 0 where none have come and they are not waited for."""
+        """Write some bytes where they belong; 0 where none have come and they are not waited for."""
         if descriptor is not None and self._pipe is not None and not self._rest:
             try:
                 if not self._pipe.held and self._server.splices:
@@ -132,7 +132,7 @@ class Worker:
             self._rest = memoryview(self._pipe.drain())
 
     def _message(self) -> dict[str, Any] | None:
-        """The next line of the daemon; None when it is gone. Descriptors that come with it are kept."""
+        """Return the next line of the daemon; None when it is gone. Descriptors that come with it are kept."""
         while b"\n" not in self._lines:
             data, descriptors, _, _ = socket.recv_fds(self._daemon, LINE, 1)
             self._descriptors += descriptors
