@@ -1283,13 +1283,13 @@ async def test_a_body_of_unknown_length_is_not_longer_than_it_can_be(tmp_path, a
 
 
 async def test_what_tells_two_contents_apart_is_known_from_the_reply(tmp_path, autojump_clock):
-    for modified in ("Mon", ""):
+    for modified, strong in (("Mon", True), ("Mon", False), ("", True)):
         source = FakeSource(DATA, chunk=K)
-        source.modified = modified
+        source.modified, source.strong = modified, strong
         await trio.sleep(1)
         async with filling(tmp_path, source) as rig:
             await begun(rig)
-            assert rig.blob.stamp == (modified or repr(trio.current_time()))
+            assert rig.blob.stamp == (modified if modified and strong else repr(trio.current_time()))
 
 
 async def test_a_disk_that_fails_stops_every_download(tmp_path, patient_clock, thin, monkeypatch):

@@ -418,3 +418,12 @@ def test_a_guests_refusal_takes_nothing_away(tmp_path):
         steps += [("wait", {"seconds": 130.0}), ("end_sessions", {}), ("read_whole", {"handle": 0})]
         steps += [("names", {"place": 0}), ("copy", {"file": 1})]
     tell(tmp_path, steps)
+
+
+@pytest.mark.parametrize("file", [0, 1], ids=["big", "small"])
+def test_a_date_of_two_versions_does_not_join_them(tmp_path, file):
+    """Replaced twice within a second, the file had one date, and so one inode, with pages of both."""
+    steps: list[Step] = [("wait", {"seconds": 300.0}), ("change", {"file": file, "what": "again"})]
+    steps += [("open", {"file": file}), ("read", {"handle": 0, "place": 0, "length": 100})]
+    steps += [("change", {"file": file, "what": "again"}), ("wait", {"seconds": 300.0}), ("copy", {"file": file})]
+    tell(tmp_path, [*steps, ("read_whole", {"handle": 0}), ("copy", {"file": file})], digests=False)

@@ -309,8 +309,7 @@ class ContentCache:
             self._disproved.remove(entry.ident)
         if self._live.get(entry.ident) is not entry:
             return None  # the listing has changed; a newer fill is under way
-        # A date that two versions may share (of the same second) cannot identify the file later.
-        entry.row = self._new_row(entry, entry.blob.size, fill.modified if fill.validator == fill.modified else "")
+        entry.row = self._new_row(entry, entry.blob.size, fill.date)
         return entry.row
 
     def _new_row(self, entry: Entry, size: int, modified: str) -> Row:

@@ -116,6 +116,11 @@ class Fill:
         expected = self.blob.size if self.blob.size >= 0 else self.version.size
         return expected is not None and expected <= SMALL
 
+    @property
+    def date(self) -> str:
+        """Return Last-Modified; '' where it may be of two versions, as within a second, and so tells nothing later."""
+        return self.modified if self.validator == self.modified else ""
+
     def start(self) -> None:
         """Begin with the first byte."""
         windowed = self._may_seek() and not self._strict and self.version.size is not None and not self.small
@@ -449,7 +454,7 @@ class Fill:
         await self.intake.begin()
         self.modified, self.validator = body.modified, body.validator
         self._no_seek = not self._provable
-        blob.stamp = self.version.stamp(body.modified or repr(trio.current_time()))
+        blob.stamp = self.version.stamp(self.date or repr(trio.current_time()))
         if body.size is not None:
             blob.size = body.size
             blob.whole = self._strict or body.size <= SMALL
