@@ -221,6 +221,10 @@ class Story(RuleBasedStateMachine):
     def interrupted(self, file: int, after: float) -> None:
         self.step("interrupted", file=file, after=after)
 
+    @rule(file=any_file)
+    def elsewhere(self, file: int) -> None:
+        self.step("elsewhere", file=file)
+
     @rule(seconds=st.sampled_from([0.1, 1.0, 8.0, 61.0, 130.0, 400.0]))
     def wait(self, seconds: float) -> None:
         self.step("wait", seconds=seconds)
@@ -427,3 +431,11 @@ def test_a_date_of_two_versions_does_not_join_them(tmp_path, file):
     steps += [("open", {"file": file}), ("read", {"handle": 0, "place": 0, "length": 100})]
     steps += [("change", {"file": file, "what": "again"}), ("wait", {"seconds": 300.0}), ("copy", {"file": file})]
     tell(tmp_path, [*steps, ("read_whole", {"handle": 0}), ("copy", {"file": file})], digests=False)
+
+
+def test_bytes_that_no_digest_confirmed_are_not_left_in_the_kernel(tmp_path):
+    """A big file came damaged and was given up; another mount fetched it, and what was read of it here was shown on."""
+    steps: list[Step] = [("fail", {"kind": "corrupt", "count": 2, "place": "files"}), ("open", {"file": 0})]
+    steps += [("read", {"handle": 0, "place": 0, "length": 50_000}), ("wait", {"seconds": 1.0})]
+    for closed in ([("close", {"handle": 0})], []):
+        tell(tmp_path / str(len(closed)), [*steps, *closed, ("elsewhere", {"file": 0}), ("copy", {"file": 0})])

@@ -69,7 +69,7 @@ class Kernel:
 
     def __init__(self, operations: Operations) -> None:
         self.operations = operations
-        operations._invalidate = self._let_go
+        operations._invalidate, operations._store = self._let_go, self._store
         self.seen: dict[InodeT, Seen] = {}
         self.opened: list[Opened] = []
         self._names: dict[tuple[InodeT, str], tuple[InodeT, float]] = {}
@@ -112,6 +112,20 @@ class Kernel:
         """Invalidate attributes, so that they are fetched before they are used again."""
         assert attributes_only, "a page that waits for a READ would be waited for"
         self.seen[inode].expires = trio.current_time()
+
+    def _store(self, inode: InodeT, offset: int, data: bytes) -> None:
+        """Put bytes into pages, as FUSE_NOTIFY_STORE does: of a page that is not there only a part is nothing."""
+        assert all(each.inode != inode for each in self.opened), "a page that waits for a READ would be waited for"
+        seen, pages = self.seen[inode], self._pages.setdefault(inode, {})
+        end = offset + len(data)
+        seen.size = max(seen.size, end)
+        for start in range(offset - offset % PAGE, end, PAGE):
+            place, piece = start // PAGE, data[max(start - offset, 0) : start + PAGE - offset]
+            if start >= offset and (len(piece) == PAGE or end == seen.size):
+                pages[place] = piece
+            elif place in pages:
+                at = max(offset - start, 0)
+                pages[place] = pages[place][:at] + piece + pages[place][at + len(piece) :]
 
     async def names(self, path: tuple[str, ...]) -> list[str]:
         """List a directory."""

@@ -10,7 +10,7 @@ import os
 import random
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path as Directory
 from typing import Any
 
@@ -72,6 +72,7 @@ class Handle:
     """An open file, and what determines the versions that its reads may return."""
 
     path: Path
+    kernel: Kernel
     opened: Opened
     since: float  # a version that was gone by then is none of it
     resources: set[str]
@@ -170,7 +171,7 @@ class World:
         self._readers.cancel_scope.cancel()
         await trio.lowlevel.checkpoint()
         for handle in self.handles:
-            await self.kernel.close(handle.opened)
+            await handle.kernel.close(handle.opened)
         self.handles.clear()
 
     async def _end_quietly(self) -> None:
@@ -332,15 +333,15 @@ class World:
 
     # -- reading -------------------------------------------------------------------------------------------------
 
-    async def _open(self, path: Path) -> Handle | None:
-        since = self._since(path)
+    async def _open(self, path: Path, kernel: Kernel | None = None) -> Handle | None:
+        since, kernel = self._since(path), kernel or self.kernel
         there = path in self.model.present.files
         with self._trying(path, there=there):
-            opened = await self.kernel.open(path)
+            opened = await kernel.open(path)
             moments = self.model.between(since, trio.current_time())
             found = {moment.files[path].resource for moment in moments if path in moment.files}
             content = self._content(path) if there and self._calm(path) else None
-            handle = Handle(path, opened, since, found, self.kernel.seen[opened.inode].size, content)
+            handle = Handle(path, kernel, opened, since, found, kernel.seen[opened.inode].size, content)
             self._check_read(handle)
             return handle
         return None
@@ -370,7 +371,7 @@ class World:
         there = handle.content is not None and handle.content == self._content(handle.path) and not handle.failed
         handle.failed = True  # unless it ends well
         with self._trying(handle.path, there=there):
-            data = await self.kernel.read(handle.opened, offset, length)
+            data = await handle.kernel.read(handle.opened, offset, length)
             assert not gone, f"{handle.path} was read though it was taken away"
             assert len(data) == max(0, min(offset + length, handle.size) - offset)
             handle.read.append((offset, data))
@@ -397,7 +398,7 @@ class World:
             with self._trying(chosen.path, there=False):
                 opened = await self.kernel.open_inode(chosen.opened.inode)
                 assert not gone, f"{chosen.path} was opened though it was taken away"
-                self.handles.append(Handle(chosen.path, opened, chosen.since, chosen.resources, chosen.size, None))
+                self.handles.append(replace(chosen, opened=opened, content=None, failed=False, read=[]))
 
     async def read(self, handle: int, place: int, length: int) -> None:
         if self.handles:
@@ -439,11 +440,12 @@ class World:
             random.Random(seed).shuffle(places)
         for place in places:
             await self._read(handle, place, PAGE)
-        await self.kernel.close(handle.opened)
+        await handle.kernel.close(handle.opened)
 
     async def close(self, handle: int) -> None:
         if self.handles:
-            await self.kernel.close(self.handles.pop(handle % len(self.handles)).opened)
+            closed = self.handles.pop(handle % len(self.handles))
+            await closed.kernel.close(closed.opened)
 
     async def walk(self, directory: int) -> None:
         """Copy each file of a resource, one after the other."""
@@ -456,16 +458,22 @@ class World:
             if (*home, name) in self.model.paths():
                 await self._copy((*home, name))
 
-    async def _copy(self, path: Path, pause: float = 0) -> None:
-        if (handle := await self._open(path)) is not None:
+    async def _copy(self, path: Path, pause: float = 0, kernel: Kernel | None = None) -> None:
+        if (handle := await self._open(path, kernel)) is not None:
             try:
                 await self._whole(handle, pause)
             finally:
                 with trio.CancelScope(shield=True):
-                    await self.kernel.close(handle.opened)
+                    await handle.kernel.close(handle.opened)
 
     async def copy(self, file: int) -> None:
         await self._copy(self._path(file))
+
+    async def elsewhere(self, file: int) -> None:
+        """Another mount of the same cache directory reads it, which this one finds there then."""
+        async with open_site(self._config, Credentials(USER, PASSWORD), self.network) as site:
+            site.content.clock = self.site.content.clock
+            await self._copy(self._path(file), kernel=Kernel(Operations(Root(site), Ownership(0, 0))))
 
     async def beside(self, file: int, pause: float) -> None:
         """Start a program that copies a file while the story goes on."""

@@ -46,8 +46,8 @@ class Inodes:
         self._by_inode: dict[InodeT, Known] = {ROOT: known}
         self._by_identity: dict[object, Known] = {known.identity: known}
         self.handles = Counter[InodeT]()  # how many are open
-        # Numbers of which the kernel may have pages, and a length, of another version than their handles are of: it
-        # lets go of both with each open, and has done so when such a handle is used or released.
+        # Numbers of which the kernel may have pages, and a length, of another version than their handles are of, or of
+        # bytes that failed: it lets go of both with each open, and has done so when such a handle is used or released.
         self.mixed: set[InodeT] = set()
 
     def __len__(self) -> int:

@@ -219,6 +219,7 @@ class Operations(pyfuse3.Operations):
         self.listings = Listings()
         self._directories: dict[FileHandleT, Listed] = {}
         self._files: dict[FileHandleT, tuple[Blob, Permit, InodeT]] = {}
+        self._unproven: dict[InodeT, Blob] = {}  # what was opened last before it was verified, of numbers that are open
         self._forgetting: set[InodeT] = set()
         self._next_handle = 1
 
@@ -384,7 +385,10 @@ class Operations(pyfuse3.Operations):
             blob.close()
             raise
         # Pages of a file that is not whole yet must not outlive a failure: they are kept only of a verified one.
+        self._doubt_pages(inode, blob)
         keep = blob.complete and inode not in self.inodes.mixed
+        if not blob.complete:
+            self._unproven[inode] = blob
         if keep:
             self._give(inode, blob)
         elif inode in self.inodes.mixed:
@@ -404,6 +408,15 @@ class Operations(pyfuse3.Operations):
                 raise Stale(f"{'/'.join(node.path)} was replaced by another of its length")
             self.inodes.mixed.add(known.inode)  # nothing tells that it is the same, nor that it is not
         known.stamp = blob.stamp or known.stamp
+
+    def _doubt_pages(self, inode: InodeT, blob: Blob | None = None) -> None:
+        """Have the kernel drop its pages with the next open if they came of another blob, which is not verified.
+
+        The file may be whole all the same by then: another process has put it into the cache.
+        """
+        unproven = self._unproven.get(inode, blob)
+        if unproven is not blob and unproven is not None and not unproven.complete:
+            self.inodes.mixed.add(inode)
 
     def _look_again(self, inode: InodeT, size: int) -> None:
         """Have the kernel ask for attributes before it uses them: it may have heard of two versions out of order.
@@ -458,6 +471,8 @@ class Operations(pyfuse3.Operations):
             self.inodes.handles[inode] -= 1
             if not self.inodes.handles[inode]:
                 del self.inodes.handles[inode]
+                self._doubt_pages(inode)
+                self._unproven.pop(inode, None)
             blob.close()
 
     def _give(self, inode: InodeT, blob: Blob) -> None:
