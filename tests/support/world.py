@@ -60,8 +60,10 @@ SCALED = {
     (intake, "HASH_BEHIND"): 4 * PAGE,
     (fill, "SMALL"): 2 * PAGE,
     (fill, "NEAR"): PAGE,
+    (fill, "WINDOW"): PAGE,  # one that is longer than NEAR is asked for again and again
     (fill, "LONGEST"): 16 * PAGE,
     (stream, "NEAR"): PAGE,
+    (stream, "WINDOW"): PAGE,
     (stream, "AHEAD"): 4 * PAGE,
     (blob, "HOLD_BACK"): 512,
 }
