@@ -27,7 +27,7 @@ from xnatfs.content import writer as intake
 from xnatfs.content.entry import identity
 from xnatfs.demo.archive.model import Archive
 from xnatfs.fuse.operations import Operations, Ownership
-from xnatfs.settings.config import Config
+from xnatfs.settings.config import Config, server_directory
 from xnatfs.settings.credentials import Credentials
 from xnatfs.site import KEPT_FOR, Site, open_site
 from xnatfs.tree import Root
@@ -147,7 +147,7 @@ class World:
 
     @property
     def _cache(self) -> Directory:
-        return self._directory / "xnat.example.org"
+        return self._directory / server_directory(URL)
 
     # -- a mount -------------------------------------------------------------------------------------------------
 

@@ -71,7 +71,7 @@ class Stream:
         return self.cursor <= offset <= near and (self.stop is None or offset < self.stop + WINDOW)
 
     def next_step(self) -> int:
-        """Where the next step ends, at the pace of those before: a seek waits no longer for it than for a request."""
+        """Return where the next step ends, at the pace of those before: a seek waits no longer for it than for a request."""
         rate = (self.cursor - self.origin) / max(trio.current_time() - self.begun, STEP_SECONDS)
         return self.cursor + min(max(NEAR, int(rate * STEP_SECONDS)), LONGEST_STEP if self.most is None else NEAR)
 

@@ -77,7 +77,7 @@ class Intake:
 
     @property
     def thin(self) -> bool:
-        """Whether not all of it is here at the same time."""
+        """Return whether not all of it is here at the same time."""
         return self.in_memory and not self._blob.whole
 
     async def to_memory(self) -> None:
@@ -194,7 +194,7 @@ class Intake:
 
     @property
     def _apart(self) -> bool:
-        """Whether the file is hashed in a thread."""
+        """Return whether the file is hashed in a thread."""
         return bool(self._version.digest) and self._blob.size > SMALL
 
     async def _follow(self, back: trio.Event) -> None:

@@ -112,7 +112,7 @@ class Connection:
 
     @property
     def splices(self) -> bool:
-        """Whether what comes next can go by a pipe: nothing is decrypted, and nothing has come already."""
+        """Return whether what comes next can go by a pipe: nothing is decrypted, and nothing has come already."""
         return not self._first and not isinstance(self._socket, ssl.SSLSocket)
 
     def into_pipe(self, pipe: Pipe, most: int, *, wait: bool) -> None:
@@ -130,7 +130,7 @@ class Connection:
             self._socket = None
 
     def _idle(self) -> bool:
-        """Whether the connection is as it was left; a server that closes it makes it readable."""
+        """Return whether the connection is as it was left; a server that closes it makes it readable."""
         assert self._socket is not None
         return not readable(self._socket)
 
@@ -297,7 +297,7 @@ def readable(link: socket.socket) -> bool:
 
 
 def _length(reply: h11.Response) -> int | None:
-    """Of the body, where it is framed by nothing else."""
+    """Return what is left of the body, where it is framed by nothing else."""
     if reply.status_code in (204, 304):
         return 0
     found = {name: value for name, value in reply.headers}

@@ -54,7 +54,7 @@ class Inodes:
         return len(self._by_inode)
 
     def __getitem__(self, inode: InodeT) -> Node:
-        """The node of a number that the kernel was given. Raises KeyError."""
+        """Return the node of a number that the kernel was given. Raises KeyError."""
         return self._by_inode[inode].node
 
     def entry(self, inode: InodeT) -> Known:
@@ -62,11 +62,11 @@ class Inodes:
         return self._by_inode[inode]
 
     def number(self, node: Node) -> InodeT:
-        """The number this node has, or would get. Nothing is remembered."""
+        """Return the number this node has, or would get. Nothing is remembered."""
         return self.known(node).inode
 
     def known(self, node: Node) -> Known:
-        """What is known of this node, or would be. Nothing is remembered."""
+        """Return what is known of this node, or would be. Nothing is remembered."""
         identity = node.identity
         known = self._by_identity.get(identity)
         if known is None:

@@ -48,7 +48,7 @@ M_MMAP_THRESHOLD, OWN_PAGES = -3, 128 * 1024
 
 @dataclass(frozen=True, slots=True)
 class MountOptions:
-    """Where and how the mount appears on this machine."""
+    """The place and the looks of the mount on this machine."""
 
     mountpoint: Path
     ownership: Ownership = field(default_factory=lambda: Ownership(os.getuid(), os.getgid()))

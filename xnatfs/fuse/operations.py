@@ -134,7 +134,7 @@ def _logged_errno(name: str, error: Exception) -> int:
 
 
 def _single(error: Exception) -> Exception:
-    """What went wrong first, out of the groups that nurseries wrap it in."""
+    """Return the first exception inside the groups that nurseries wrap it in."""
     while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
     return error
@@ -181,7 +181,7 @@ class Listings:
         return self._entries
 
     def of(self, inode: InodeT, children: Children) -> Listed:
-        """What this directory holds; not what it held before."""
+        """Return what this directory holds now."""
         listed = self._kept.pop(inode, None)
         if listed is not None:
             self._entries -= len(listed.nodes)
@@ -224,7 +224,7 @@ class Operations(pyfuse3.Operations):
         self._next_handle = 1
 
     def counters(self) -> dict[str, int]:
-        """What the kernel has open, and how many nodes it remembers."""
+        """Count what the kernel has open, and the nodes it remembers."""
         return {"files": len(self._files), "directories": len(self._directories), "inodes": len(self.inodes)}
 
     # -- names ---------------------------------------------------------------------------------------------------
@@ -252,7 +252,7 @@ class Operations(pyfuse3.Operations):
         return known, attributes
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
-        """The one call that is not answered: pyfuse3 would let even a FUSEError of it end the mount."""
+        """Drop references. The one call without a reply: pyfuse3 would let even a FUSEError of it end the mount."""
         for inode, count in inode_list:
             self.inodes.forget(inode, count)
 
@@ -490,7 +490,7 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:
-        """The server does not tell how large it is: a size of 0 says so, and `df` leaves the mount out."""
+        """Report no size, since the server states none: a size of 0 says so, and `df` leaves the mount out."""
         data = pyfuse3.StatvfsData()
         data.f_bsize = data.f_frsize = 4096
         data.f_namemax = NAME_MAX
@@ -538,7 +538,7 @@ class Operations(pyfuse3.Operations):
 
 
 class OperationsWithXattrs(Operations):
-    """The same with the server's facts as extended attributes, `user.xnat.*`."""
+    """The calls of the kernel, with the server's facts as extended attributes, `user.xnat.*`."""
 
     @handler
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[FileNameT]:
@@ -591,7 +591,7 @@ def _left(expires: float) -> float:
 
 
 def _absent(expires: float) -> pyfuse3.EntryAttributes:
-    """A name that is not there, for the kernel to remember as long as the listing is fresh."""
+    """Answer a name that is not there, for the kernel to remember as long as the listing is fresh."""
     attributes = pyfuse3.EntryAttributes()
     attributes.st_ino = 0
     attributes.entry_timeout = _left(expires)

@@ -74,7 +74,7 @@ class Folders:
         return len(self.catalogue) + len(self.by_path)
 
     def children(self, inner: Inner) -> Children:
-        """What one folder holds. Raises NotFound where there is none."""
+        """Return what one folder holds. Raises NotFound where there is none."""
         folder = self.by_path.get(inner)
         if folder is None:
             raise NotFound(f"the folder {'/'.join(inner)} is gone")
@@ -83,7 +83,7 @@ class Folders:
         )
 
     def folder(self, inner: Inner) -> "Folder":
-        """The folder of this path, made if need be, with those that it is in."""
+        """Return the folder of this path, made if need be, with those that it is in."""
         found = self.by_path.get(inner)
         if found is None:
             if len(self.by_path) > MOST_FOLDERS:
@@ -181,12 +181,12 @@ class Folder(Listed):
 
     @property
     def plain(self) -> bool:
-        """Whether each path of the catalogue is a name, and this the only folder."""
+        """Return whether each path of the catalogue is a name, and this the only folder."""
         return self._plain
 
     @property
     def places(self) -> dict[str, int]:
-        """Where in the catalogue its files are, by name; made for who asks by name."""
+        """Return the places of its files in the catalogue, by name; made for lookups by name."""
         if self._places is None:
             self._places = {path: place for place, path in enumerate(self.folders.catalogue.paths())}
         return self._places
@@ -221,7 +221,7 @@ class Folder(Listed):
         return CatalogueFile(self, name, place)
 
     def remove(self, name: str) -> None:
-        """A file that is not there any more."""
+        """Remove a file that is not there any more."""
         self.places.pop(name, None)
         self.forget()
 
@@ -320,7 +320,7 @@ class CatalogueFile(File):
 
     @property
     def identity(self) -> object:
-        """Of the resource and the path: 16 bytes, because the kernel may know a million of them."""
+        """Return a hash of the resource and the path: 16 bytes, because the kernel may know a million of them."""
         if not self._identity:
             whole = self.folder.folders.catalogue.identity(self.place)
             self._identity = hashlib.blake2b(whole, digest_size=16).digest()
@@ -508,7 +508,7 @@ async def _believe(blob: Blob, digest: str) -> None:
 
 
 async def build(resource_dir: ResourceView, listing: Listing[FileRow]) -> Folders:
-    """The folders of a resource, from its catalogue; others have their turn meanwhile."""
+    """Build the folders of a resource from its catalogue; other tasks have their turn meanwhile."""
     files = catalogue_of(listing.groups, resource_dir.resource.id)
     folders = Folders(resource_dir, listing, files)
     if not await _is_plain(files):
@@ -517,7 +517,7 @@ async def build(resource_dir: ResourceView, listing: Listing[FileRow]) -> Folder
 
 
 async def _is_plain(catalogue: Catalogue) -> bool:
-    """Whether each path is a name as it is, and no other's."""
+    """Return whether each path is a name as it is, and no other's."""
     seen: set[str] = set()
     for start in range(0, len(catalogue), AT_ONCE):
         await _turn(start)

@@ -40,7 +40,7 @@ class Listed(Mapping[str, "Node"]):
 
 @dataclass(frozen=True, slots=True)
 class Children:
-    """What a directory holds, for as long as the listings it was made of are fresh.
+    """The content of a directory, for as long as the listings it was made of are fresh.
 
     `aliases` are found by lookup but not listed: raw labels that are shown otherwise, accession IDs.
     """
@@ -53,7 +53,7 @@ class Children:
         return len(self.nodes) + len(self.aliases)
 
     def listed(self) -> Sequence["Node"]:
-        """What is in `nodes`, to be listed from any place on. Where that is much, nodes are made one by one."""
+        """Return what is in `nodes`, to be listed from any place on. Where that is much, nodes are made one by one."""
         return self.nodes.listed() if isinstance(self.nodes, Listed) else list(self.nodes.values())
 
 
@@ -73,7 +73,7 @@ class Node:
 
     @property
     def identity(self) -> object:
-        """What makes this node the same one after a new listing: its path."""
+        """Return what makes this node the same one after a new listing: its path."""
         return self.path
 
     @property
@@ -90,7 +90,7 @@ class Node:
         """Take note of the node that was shown before under this identity."""
 
     def inode_hint(self) -> int:
-        """The inode number to use if it is free: below 2**INODE_BITS and the same in every mount."""
+        """Return the inode number to use if it is free: below 2**INODE_BITS and the same in every mount."""
         return number(repr(self.path), INODE_BITS - 1)
 
     def modified(self) -> float:
@@ -106,7 +106,7 @@ class Node:
         return {}
 
     async def all_xattrs(self) -> dict[str, str]:
-        """The same, where lists of many items do not tell all: may cost a request."""
+        """Return the same, where lists of many items do not tell all: may cost a request."""
         return self.xattrs()
 
     def stale(self) -> float:
@@ -116,7 +116,7 @@ class Node:
         return min(filter(None, times), default=0.0)
 
     def sources(self) -> Sequence[ListKey]:
-        """The listings that it is made of, of which one may be put together from others, or of the last mount."""
+        """Name the listings that it is made of; one may be put together from others, or be of the last mount."""
         return ()
 
 
@@ -152,7 +152,7 @@ class Dir(Node):
         raise NotImplementedError(type(self).__name__)
 
     async def child(self, name: str) -> Node:
-        """The node of this name, shown or raw. Raises NotFound, for sure."""
+        """Return the node of this name, shown or raw. Raises NotFound, for sure."""
         children = await self.children()
         node = children.nodes.get(name) or children.aliases.get(name)
         # No label begins with a dot, but many questions do.
@@ -171,7 +171,7 @@ class StaticDir(Dir):
     __slots__ = ()
 
     def entries(self) -> Iterable[Node]:
-        """What is in it. Written by subclasses."""
+        """Return what is in it. Written by subclasses."""
         raise NotImplementedError(type(self).__name__)
 
     async def children(self) -> Children:
@@ -208,7 +208,7 @@ class File(Node):
 
     @property
     def measured(self) -> bool:
-        """Whether its length is known without asking."""
+        """Return whether its length is known without asking."""
         raise NotImplementedError(type(self).__name__)
 
     @property
@@ -252,6 +252,6 @@ async def measure(files: Iterable[File]) -> None:
 
 
 def number(text: str, bits: int) -> int:
-    """A number of so many bits, the same for the same text everywhere."""
+    """Return a number of so many bits, the same for the same text everywhere."""
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest) >> (64 - bits)

@@ -31,7 +31,7 @@ UNSAFE = re.compile(r'[/\\:*?"<>|]')
 
 @dataclass(frozen=True)
 class Layout:
-    """How the members of an archive are named."""
+    """The naming of an archive's members."""
 
     archive: Archive
     name: str  # label of the session or subject, or ID of the project, that the archive holds
