@@ -71,12 +71,15 @@ class Stream:
         return self.cursor <= offset <= near and (self.stop is None or offset < self.stop + WINDOW)
 
     def next_step(self) -> int:
-        """Return where the next step ends, at the pace of those before: a seek waits no longer for it than for a request."""
+        """Return where the next step ends, at the pace of those before.
+
+        A seek waits no longer for it than for a request.
+        """
         rate = (self.cursor - self.origin) / max(trio.current_time() - self.begun, STEP_SECONDS)
         return self.cursor + min(max(NEAR, int(rate * STEP_SECONDS)), LONGEST_STEP if self.most is None else NEAR)
 
     def note(self, offset: int, end: int) -> None:
-        """Somebody asks for this, whether it is there or not."""
+        """Note that a reader asks for this, whether it is there or not."""
         if offset <= self.cursor + NEAR and end > self.used:
             self.used = end
             if self.cursor - end < self._allowed() // 2:  # not for each read: then it runs on for a while

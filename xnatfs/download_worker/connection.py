@@ -297,7 +297,7 @@ def readable(link: socket.socket) -> bool:
 
 
 def _length(reply: h11.Response) -> int | None:
-    """Return what is left of the body, where it is framed by nothing else."""
+    """Return the length of a body in bytes; None where nothing states it."""
     if reply.status_code in (204, 304):
         return 0
     found = {name: value for name, value in reply.headers}

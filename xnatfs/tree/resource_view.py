@@ -15,7 +15,10 @@ from xnatfs.tree.node import Children, Dir
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The place of resources on the server: `item` is listed, with everything it holds if `below`; `home` has the resources."""
+    """The place of resources on the server.
+
+    `item` is listed, with everything it holds if `below`; `home` has the resources.
+    """
 
     item: Item
     home: Item
