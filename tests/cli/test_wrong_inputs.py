@@ -217,7 +217,7 @@ CASES = [
     Case(
         "password expired",
         LOGIN,
-        "answered the login of u with a page.*the password may have expired",
+        "answered the login of u with a page.*the password has expired",
         MOUNT,
         expired_password,
     ),

@@ -596,7 +596,7 @@ def _demo() -> DemoXnat:
 # -- there is one place that parses ------------------------------------------------------------------------------
 
 # Lines of our own processes to each other, cells of our own index, and a key that a pattern has matched.
-OF_OURS = {"untrusted", "worker/pool", "worker/process", "cli/daemon", "table"}
+OF_OURS = {"common/sanitize", "download_worker/pool", "download_worker/process", "cli/daemon", "rest/json_rows"}
 
 
 def test_json_and_entities_are_parsed_in_one_place():

@@ -203,12 +203,12 @@ SCENES = {
 # A fault of our own, with what it was about in its hands.
 CRASHING = """
 import sys
-from xnatfs import client
 from xnatfs.cli import main_xnatctl
+from xnatfs.rest import client
 
 async def crash(self, *item, **more):
     token = await self.login.token()
-    f"JSESSIONID={token}\\xe4 {self.login._basic._auth_header}".encode("ascii")
+    f"JSESSIONID={token}\\xe4 {self.login._credentials.password}".encode("ascii")
 
 client.Xnat.rows = crash
 sys.exit(main_xnatctl())
@@ -295,7 +295,7 @@ def test_a_process_that_is_killed_with_a_password_in_memory_leaves_no_core(tmp_p
 # -- files -------------------------------------------------------------------------------------------------------
 
 # Where files are made for the user, with the user's own mask.
-FOR_THE_USER = {"transfer", "manifest"}
+FOR_THE_USER = {"transfer/download", "transfer/manifest"}
 
 
 @cache
@@ -469,7 +469,7 @@ TESTS = ROOT / "tests"
 
 def named_in(pattern: str) -> set[str]:
     found = set()
-    for path in TESTS.glob(pattern):
+    for path in TESTS.rglob(pattern):
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
                 found.add(node.name)
@@ -478,7 +478,7 @@ def named_in(pattern: str) -> set[str]:
 
 def test_the_page_names_tests_that_there_are_and_all_of_ours():
     named = set(re.findall(r"`(test_\w+)`", PAGE))
-    assert named - named_in("test_*.py") - {path.stem for path in TESTS.glob("test_*.py")} == set()
+    assert named - named_in("test_*.py") - {path.stem for path in TESTS.rglob("test_*.py")} == set()
     ours = named_in("test_security*.py") | named_in("test_hostile*.py") | named_in("test_fuzz*.py")
     assert ours - named == set()
 
