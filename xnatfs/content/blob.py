@@ -144,12 +144,12 @@ class Blob:
 
     @property
     def handed_out(self) -> bool:
-        """Return whether any byte was handed out before all were verified."""
+        """Return whether any byte was served before all were verified."""
         return self._handed_count > 0
 
     @property
     def handed_count(self) -> int:
-        """Return how many bytes were handed out before all were verified."""
+        """Return how many bytes were served before all were verified."""
         return self._handed_count
 
     @property

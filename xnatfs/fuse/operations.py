@@ -37,6 +37,7 @@ from xnatfs.common.errors import (
     TimedOut,
     Unreachable,
     XnatError,
+    first_error,
 )
 from xnatfs.content import Blob
 from xnatfs.fuse.inodes import Inodes, Known
@@ -125,19 +126,12 @@ def handler(method: Handler) -> Handler:
 
 
 def _logged_errno(name: str, error: Exception) -> int:
-    cause = _single(error)
+    cause = first_error(error)
     if isinstance(cause, XnatError):
         log.log(logging.DEBUG if isinstance(cause, QUIET) else logging.WARNING, "%s: %s", name, cause)
         return errno_of(cause)
     log.error("%s failed", name, exc_info=error)
     return errno.EIO
-
-
-def _single(error: Exception) -> Exception:
-    """Return the first exception inside the groups that nurseries wrap it in."""
-    while isinstance(error, ExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 @dataclass(frozen=True, slots=True)
