@@ -258,6 +258,15 @@ def test_ci_checks_before_it_tests(checkout: Checkout, tmp_path: Path) -> None:
     assert checkout.calls("python")[-1] == "python -m pytest --numprocesses auto --dist loadfile --max-worker-restart 0"
 
 
+def test_the_fast_tests_mount_nothing_and_start_no_programs(checkout: Checkout) -> None:
+    assert checkout.run("scripts/test", "--fast", "-k", "rows").returncode == 0
+    call = checkout.calls("python")[-1]
+    assert " -m not fuse and not real_data -k rows " in call
+    left_out = {word.removeprefix("--ignore=") for word in call.split() if word.startswith("--ignore=")}
+    assert {"tests/cli", "tests/programs", "tests/promises"} <= left_out
+    assert all((ROOT / folder).is_dir() for folder in left_out)
+
+
 @pytest.mark.parametrize("checker", ["ruff", "mypy"])
 def test_nothing_is_tested_when_a_check_fails(checkout: Checkout, checker: str) -> None:
     checkout.stub(f".venv/bin/{checker}", "exit 1")
