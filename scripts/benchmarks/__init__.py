@@ -9,5 +9,6 @@ peers.py      other programs, if they are available
 bare.py       a file system that only answers: the minimal cost of FUSE in Python
 probe.py      repeated timing of `stat`, in a process of its own
 cases/        one function per row of the table, or per group of rows
-report.py     medians, ratios, docs/dev/BENCHMARKS.md
+report.py     medians, ratios, docs/dev/BENCHMARKS.md and its figures as JSON
+plots.py      the plots of that page, drawn from these
 """

@@ -37,6 +37,8 @@ def main() -> int:
     if not arguments.case and not arguments.quick:
         cases = {name: case.__doc__ or "" for name, case in CASES.items()}
         report.PAGE.write_text(report.page(rows, "scripts/bench", versions, cases, peers.COMMANDS))
+        report.save(rows)
+        peers.plot(directory, report.FIGURES)
     return 0 if report.all_reached(rows) else 1
 
 

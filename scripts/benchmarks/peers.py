@@ -24,6 +24,7 @@ REQUIREMENTS = {
     "xnatctl": ["xnatctl==0.6.0"],
     "xnat": ["xnat==0.8.1"],
     "pyxnat": ["pyxnat==1.6.4", "nibabel==5.3.2", "pandas==2.3.3"],
+    "plots": ["matplotlib==3.10.7"],
 }
 
 # rclone's fastest options without a cache of its own: those of `--vfs-cache-mode off`, with parallel listing.
@@ -187,9 +188,16 @@ def schemas(directory: Path) -> Path:
     return place
 
 
+def plot(directory: Path, figures: Path) -> None:
+    """Draw the plots of these figures beside them."""
+    python = environment(directory, "plots") / "python"
+    subprocess.run([python, Path(__file__).with_name("plots.py"), figures, figures.parent], check=True)
+
+
 def versions(directory: Path) -> list[str]:
     """Return the name and version of every measured program that is installed."""
-    installed = [requirement for name, (requirement, *_) in REQUIREMENTS.items() if _installed(directory, name)]
+    measured = REQUIREMENTS.keys() - {"plots"}
+    installed = [REQUIREMENTS[name][0] for name in measured if _installed(directory, name)]
     found = [requirement.replace("==", " ") for requirement in installed]
     ours = [SCRIPTS / "xnatfs", "--version"]
     debian = ["dpkg-query", "-W", "-f", "${Package} ${Version}\n", "httpdirfs"]

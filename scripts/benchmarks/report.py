@@ -1,14 +1,17 @@
 """Render the measurements as a table, and as the page of docs/dev."""
 
+import json
 import os
 import platform
 import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "dev" / "BENCHMARKS.md"
+# The figures of the page, from which plots.py draws.
+FIGURES = PAGE.with_name("benchmarks.json")
 # The explanations of missed goals, written by hand.
 LIMITS = Path(__file__).with_name("limits.md")
 
@@ -26,6 +29,8 @@ class Row:
     unit: str = "s"
     reached: bool | None = None  # None: no goal is set for it
     notes: list[str] = field(default_factory=list)
+    limit: float | None = None  # of the ratio
+    curve: Sequence[tuple[float, float]] = ()  # of a figure that grows: its abscissas and ordinates
 
     @property
     def median(self) -> float:
@@ -45,9 +50,11 @@ class Row:
 
     def at_most(self, limit: float) -> "Row":
         """Require a ratio of at most `limit`. A figure that could not be measured misses the goal."""
+        self.limit = limit
         return self.require(self.ratio <= limit)
 
     def at_least(self, limit: float) -> "Row":
+        self.limit = limit
         return self.require(self.ratio >= limit)
 
     def cells(self) -> list[str]:
@@ -97,6 +104,11 @@ def all_reached(rows: Sequence[Row]) -> bool:
     return all(row.reached is not False for row in rows)
 
 
+def save(rows: Sequence[Row], path: Path = FIGURES) -> None:
+    """Write the figures as JSON."""
+    path.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+
+
 def machine() -> str:
     """Describe the machine, without names and paths."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
@@ -106,6 +118,11 @@ def machine() -> str:
     return f"{os.cpu_count()} cores ({model}), {memory:.0f} GiB, {system}"
 
 
+PLOTS = """\
+![Ours over theirs, for each row](benchmarks-ratios.svg)
+![Seconds to copy a session, by program](benchmarks-session.svg)
+![Memory of a mount over listed files](benchmarks-memory.svg)
+"""
 INTRODUCTION = """\
 Medians of one run of `{command}`, with the least and the most in parentheses where they are more than a tenth apart.
 Ours and theirs were measured in turn, in the same run, on the same machine, against the same server: only ratios mean
@@ -135,6 +152,7 @@ def page(
         f"# Benchmarks\n\n{INTRODUCTION.format(command=command)}\n- Machine: {machine()}.\n"
         f"{textwrap.fill('- Versions: ' + '; '.join(versions) + '.', 116, subsequent_indent='  ')}\n\n"
         f"{table(rows)}\n\n{textwrap.fill(verdict, 116)}\n\n"
+        f"{PLOTS}\n"
         f"{LIMITS.read_text()}\n"
         f"## The cases\n\n{done}\n\n## What ran beside\n\n{beside}\n"
     )

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -87,6 +88,24 @@ def test_page_names_machine_versions_commands_and_what_was_missed():
     assert "- `big`: One file." in text
     assert "Missed: what." in text
     assert str(Path.home()) not in text
+
+
+def test_figures_are_saved_as_the_plots_read_them(tmp_path):
+    rows = [row([3.0], [1.0]).at_most(2), row([576.0], [])]
+    rows[1].curve = [(0, 40.0), (1000, 576.0)]
+    report.save(rows, tmp_path / "rows.json")
+    saved = json.loads((tmp_path / "rows.json").read_text())
+    assert [(each["ours"], each["theirs"], each["limit"], each["reached"]) for each in saved] == [
+        ([3.0], [1.0], 2, False),
+        ([576.0], [], None, None),
+    ]
+    assert saved[1]["curve"] == [[0, 40.0], [1000, 576.0]]
+
+
+def test_the_page_shows_every_plot_that_is_drawn():
+    shown = set(re.findall(r"\((benchmarks-[a-z]+\.svg)\)", report.PLOTS))
+    drawn = set(re.findall(r'"(benchmarks-[a-z]+\.svg)"', Path(report.__file__).with_name("plots.py").read_text()))
+    assert shown == drawn != set()
 
 
 def test_status_is_of_all_goals():

@@ -79,6 +79,7 @@ def memory(bench: Bench) -> list[Row]:
     row.require(held[-1] < 600).require(right, "other files").notes.append(
         f"listed nothing {idle:.0f} MB, {told_steps}"
     )
+    row.curve = [(0, idle), *zip(counts, held, strict=True)]
     # The growth from the second step to the last over that from the first to the second: 1 if linear; allocators vary.
     growth = ((held[2] - held[1]) / (counts[2] - counts[1])) / ((held[1] - held[0]) / (counts[1] - counts[0]))
     line = Row(
