@@ -1,6 +1,6 @@
 """Draw the plots of docs/dev/BENCHMARKS.md: `python plots.py ROWS.json DIRECTORY`, in an environment with matplotlib.
 
-`report.save` writes ROWS.json. File names and colours are fixed, so that plots of two runs differ in their figures only.
+`report.save` writes ROWS.json. File names and colours are fixed: plots of two runs differ in their figures only.
 """
 
 import json
