@@ -124,11 +124,12 @@ PLOTS = """\
 ![Memory of a mount over listed files](benchmarks-memory.svg)
 """
 INTRODUCTION = """\
-Medians of one run of `{command}`, with the least and the most in parentheses where they are more than a tenth apart.
-Ours and theirs were measured in turn, in the same run, on the same machine, against the same server: only ratios mean
-anything elsewhere. Every byte was compared with the truth, outside the time that is told (what a peer without a cache
-hands out, in a second read); a case that read a wrong one has not reached its goal. "Cold" is an empty cache, ours or
-theirs, and nothing in the kernel's; the server has its files in memory. Goals are those that were set beforehand.
+Medians of one run of `{command}`, with minimum and maximum in parentheses where they are more than a tenth apart.
+xnatfs and each peer were measured alternately, in the same run, on the same machine, against the same server: only
+ratios carry over to other machines. Every byte was compared with the truth outside the measured time (what a peer
+without a cache served, in a second read); a case that read a wrong byte has missed its goal. "Cold" is an empty
+cache, of xnatfs or the peer, and none in the kernel; the server has its files in memory. Goals were set before the
+measurement.
 """
 
 
