@@ -14,7 +14,7 @@ from tests.download_worker.test_worker import OK, Act, Server, answering, childr
 from tests.rest.test_client import ITEM
 from tests.support.content_fakes import BIG, MiB
 from xnatfs.common.errors import BadReply, TimedOut, Unreachable
-from xnatfs.download_worker.connection import Connection
+from xnatfs.download_worker.connection import _connected
 from xnatfs.http.transport import Question
 from xnatfs.rest.client import Xnat, open_xnat
 from xnatfs.rest.models import FileRow
@@ -109,8 +109,7 @@ async def test_a_big_file_of_a_server_that_says_nothing(tmp_path):
         await soon(TimedOut, lambda: write(xnat, tmp_path / "file"))
 
 
-async def test_a_process_that_stands_still_in_the_middle_of_a_file(tmp_path, monkeypatch):
-    monkeypatch.setattr("xnatfs.download_worker.pool.STOP", 0.5)
+async def test_a_process_that_stands_still_in_the_middle_of_a_file(tmp_path):
     go_on = trio.Event()
 
     async def halting(stream: trio.SocketStream, _: bytes) -> None:
@@ -170,5 +169,5 @@ async def test_the_kernel_is_told_when_a_line_is_lost(tmp_path):
             "tls": None,
             "unacknowledged": 77,
         }
-        with Connection(link)._connected(message) as made:
+        with _connected(message) as made:
             assert made.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 77

@@ -17,6 +17,7 @@ from contextlib import aclosing, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest import mock
 
 import httpx
 import pytest
@@ -31,7 +32,7 @@ from xnatfs.common.private_files import make_private
 from xnatfs.common.sanitize import loads, plain, size
 from xnatfs.demo.archive.model import Archive
 from xnatfs.demo.server.app import DemoXnat
-from xnatfs.download_worker.connection import Connection, Failed
+from xnatfs.download_worker.connection import Connection, ConnectionFailed
 from xnatfs.http.login import page_message
 from xnatfs.http.transport import Answer
 from xnatfs.listings import completion as listings
@@ -345,19 +346,16 @@ EARLY = b"HTTP/1.1 100 Continue\r\n\r\n" * 3 + HEAD
 def test_what_a_process_receives_is_a_reply_or_its_own_error(data, whole):
     body = data.draw(damaged(whole))
     message = {"get": "/", "host": "x", "port": 1, "tls": None, "headers": [["Host", "x"]], "connect": 1.0, "read": 1.0}
-    daemon, other = socket.socketpair()
     ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-    with daemon, other, theirs:
-        connection = Connection(daemon)
-        connection._connected = lambda message: ours  # type: ignore[method-assign]
+    with theirs, mock.patch("xnatfs.download_worker.connection._connected", return_value=ours):
+        connection = Connection()
         theirs.sendall(body)
         theirs.shutdown(socket.SHUT_WR)
         came = b""
-        with suppress(Failed):
+        with suppress(ConnectionFailed):
             head = connection.get(message)
             assert head["length"] is None or head["length"] >= 0
-            while piece := connection.take(100):
+            while piece := connection.read():
                 came += piece
         connection.close()
     assert len(came) <= len(body)

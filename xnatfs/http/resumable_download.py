@@ -257,7 +257,7 @@ class _Arrival:
 
     @property
     def writable(self) -> bool:
-        body = self._response.extensions.get("writable")
+        body = self._response.extensions.get("file_body")
         return self._provable and body is not None and body.length is not None
 
     async def chunks(self) -> AsyncGenerator[bytes]:
@@ -303,7 +303,7 @@ class _Arrival:
 
     async def _written(self, descriptor: int | None, offset: int, length: int) -> AsyncGenerator[int]:
         """Have the download process write the next bytes."""
-        body, patience = self._response.extensions["writable"], self._patience
+        body, patience = self._response.extensions["file_body"], self._patience
         async with aclosing(self._transport.written(self._path, body, None, 0, self._skip, patience)) as skipped:
             async for count in skipped:
                 self._skip -= count

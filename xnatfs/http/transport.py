@@ -36,7 +36,7 @@ from xnatfs.common.errors import (
 from xnatfs.common.sanitize import loads
 from xnatfs.common.tasks import background
 from xnatfs.common.tls import tls_context
-from xnatfs.download_worker.pool import ProcessLost, Writable, open_workers, unacknowledged
+from xnatfs.download_worker.pool import FileBody, ProcessLost, open_pool, tcp_user_timeout
 from xnatfs.http import failures as network
 from xnatfs.http.circuit_breaker import Breaker
 from xnatfs.http.login import Expects, Login, asks_to_wait, check_is_data, page_message, status_line
@@ -145,7 +145,7 @@ async def open_transport(
 
     def client(connections: int, kept: int) -> httpx.AsyncClient:
         limits = httpx.Limits(max_connections=connections, max_keepalive_connections=kept)
-        options = [(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unacknowledged(config.timeout))]
+        options = [(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, tcp_user_timeout(config.timeout))]
         direct = None  # httpx uses proxies only if it makes its own transport
         if not proxied:
             direct = httpx.AsyncHTTPTransport(verify=tls, limits=limits, socket_options=options)
@@ -192,7 +192,7 @@ async def _big_files(config: Config, possible: bool) -> AsyncIterator[httpx.Asyn
     if not possible:
         yield None
         return
-    async with open_workers(config.ca_bundle, config.verify_ssl) as workers:
+    async with open_pool(config.ca_bundle, config.verify_ssl) as workers:
         async with httpx.AsyncClient(
             event_hooks={"response": [network.refuse_proxy_login]},
             transport=workers,
@@ -644,7 +644,7 @@ class Transport:
                     yield chunk
 
     async def written(
-        self, path: str, body: Writable, descriptor: int | None, offset: int, length: int, patience: Patience
+        self, path: str, body: FileBody, descriptor: int | None, offset: int, length: int, patience: Patience
     ) -> AsyncGenerator[int]:
         """Write the next `length` bytes of a body to a file, or skip them; yield the size of each part as it arrives.
 
@@ -659,7 +659,7 @@ class Transport:
         Raises:
             OSError: The file cannot be written; else as `raw`.
         """
-        pieces = body.write(descriptor, offset, length) if descriptor is not None else body.skip(length)
+        pieces = body.write(descriptor, offset, length)
         with self._breaking_off(path):
             async with aclosing(pieces):
                 while True:
