@@ -13,8 +13,8 @@ from tests.rest.test_client import FILE, ITEM, table
 from tests.support.wire import Wire
 from xnatfs.common.errors import BadReply, NoRoute, TimedOut, Unavailable, Unreachable, XnatError
 from xnatfs.fuse.operations import errno_of
-from xnatfs.http.retry import SLOWEST, Patience
-from xnatfs.http.transport import TRIES
+from xnatfs.http.documents import MAX_ATTEMPTS
+from xnatfs.http.retry import LOWEST_RATE, SpeedLimit
 from xnatfs.rest.client import Xnat, open_xnat
 from xnatfs.rest.models import FileRow
 from xnatfs.settings.config import Config
@@ -192,7 +192,8 @@ async def test_a_list_that_stops_in_the_middle_is_not_asked_for_again(autojump_c
 
 
 @pytest.mark.parametrize(
-    ("slow", "asked"), [(0.0, TRIES), (0.3 * TIMEOUT, TRIES), (0.4 * TIMEOUT, TRIES), (TIMEOUT - 1, 2)]
+    ("slow", "asked"),
+    [(0.0, MAX_ATTEMPTS), (0.3 * TIMEOUT, MAX_ATTEMPTS), (0.4 * TIMEOUT, MAX_ATTEMPTS), (TIMEOUT - 1, 2)],
 )
 async def test_a_list_that_breaks_off_each_time_is_given_up_in_time(autojump_clock, slow, asked):
     """Give up in time although each attempt starts over, and report the break rather than a late answer."""
@@ -251,7 +252,7 @@ async def test_a_list_that_does_not_end(autojump_clock, monkeypatch):
 
 
 async def test_a_document_that_does_not_end(autojump_clock, monkeypatch):
-    monkeypatch.setattr("xnatfs.http.transport.LARGEST_DOCUMENT", 100_000)
+    monkeypatch.setattr("xnatfs.http.documents.LARGEST_DOCUMENT", 100_000)
     async with connected(Site(dripping([b"x" * 10_000] * 100, 0.0))) as xnat:
         with pytest.raises(BadReply, match="does not end"):
             await xnat.document("projects", "P")
@@ -301,21 +302,21 @@ async def test_a_server_that_goes_still_under_a_download_has_the_timeout_to_come
         assert await read(xnat) == content
 
 
-async def test_patience_is_used_up_by_waiting_and_bought_with_bytes(autojump_clock):
-    patience = Patience(10.0)
-    for _ in range(5):
-        with patience.waiting():
+async def test_a_period_is_used_up_by_waiting_and_begins_anew_with_bytes(autojump_clock):
+    limit = SpeedLimit(10.0)
+    for received in (4 * LOWEST_RATE, 6 * LOWEST_RATE, 9 * LOWEST_RATE):
+        with limit.waiting():
             await trio.sleep(4)
-        patience.came(3 * SLOWEST)
+        limit.received(received)
         await trio.sleep(100)
-    assert patience.left == pytest.approx(5)
-    patience.came(1000 * SLOWEST)
-    assert patience.left == 10
-    assert patience.waited == pytest.approx(20)
+    began = trio.current_time()
     with pytest.raises(trio.TooSlowError):
-        with patience.waiting():
+        with limit.waiting():
             await trio.sleep(11)
-    assert patience.left == pytest.approx(0)
+    assert trio.current_time() - began == pytest.approx(6)
+    with pytest.raises(trio.TooSlowError):
+        with limit.waiting():
+            await trio.sleep(1)
 
 
 # -- what it is called -------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from tests.rest.test_client import ITEM
 from tests.support.content_fakes import BIG, MiB
 from xnatfs.common.errors import BadReply, TimedOut, Unreachable
 from xnatfs.download_worker.connection import _connected
-from xnatfs.http.transport import Question
+from xnatfs.http.messages import HttpRequest
 from xnatfs.rest.client import Xnat, open_xnat
 from xnatfs.rest.models import FileRow
 from xnatfs.settings.config import Config
@@ -129,7 +129,7 @@ async def test_a_process_that_stands_still_in_the_middle_of_a_file(tmp_path):
 
 
 async def test_a_process_that_stood_still_before_it_was_asked(tmp_path, monkeypatch):
-    monkeypatch.setattr("xnatfs.http.transport.PROCESS", 1.0)
+    monkeypatch.setattr("xnatfs.http.transport.PROCESS_START_SECONDS", 1.0)
     async with connected(answering(OK, BIG)) as (_, xnat):
         await write(xnat, tmp_path / "first")
         os.kill(children()[0], signal.SIGSTOP)
@@ -158,7 +158,7 @@ async def test_a_host_that_takes_no_connections(tmp_path):
 async def test_the_kernel_is_told_when_a_line_is_lost(tmp_path):
     """Set TCP_USER_TIMEOUT, so that a connection that is silent after suspend fails in time to try another one."""
     async with connected(answering(OK, BIG)) as (_, xnat):
-        response = await xnat._transport.exchange(Question("GET", "/", "file"))
+        response = await xnat._transport.send(HttpRequest("GET", "/", "file"))
         link = response.extensions["network_stream"].get_extra_info("socket")
         assert link.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 1000 * TIMEOUT / 2
         await response.aclose()

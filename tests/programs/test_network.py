@@ -31,7 +31,8 @@ from xnatfs.demo.server.reply import Reply
 from xnatfs.demo.server.request_bodies import Body
 from xnatfs.demo.server.socket import serve
 from xnatfs.download_worker.connection import NEXT_ADDRESS_SECONDS, _alternating, connect
-from xnatfs.http.transport import CONNECT_TIMEOUT, Question
+from xnatfs.http.clients import CONNECT_TIMEOUT
+from xnatfs.http.messages import HttpRequest
 from xnatfs.listings.ttl_cache import MetadataCache, listing
 from xnatfs.rest.client import open_xnat
 from xnatfs.settings.config import Config
@@ -118,7 +119,7 @@ async def test_a_proxy_in_the_way_is_not_the_server_for_a_file_either(proxy, big
     async with open_xnat(Config(f"http://127.0.0.1:{proxy}", timeout=5), Credentials("u", "p")) as xnat:
         xnat.login._token = "A" * 32
         with pytest.raises(NoRoute, match="it wants a login"):
-            await xnat._transport.exchange(Question("GET", "/data/x", "file", big=big))
+            await xnat._transport.send(HttpRequest("GET", "/data/x", "file", is_big=big))
 
 
 def test_commands_say_what_the_proxy_wants(proxy, tmp_path):
@@ -378,9 +379,9 @@ async def test_a_login_of_yesterday_is_made_anew_before_it_is_refused(sleep, tmp
     with serve(app) as url:
         async with open_xnat(Config(url), Credentials(OWNER, PASSWORD)) as xnat:
             await xnat.projects()
-            assert not xnat.login.doubtful()
+            assert not xnat.login.is_doubtful()
             sleep()
-            assert xnat.login.doubtful()
+            assert xnat.login.is_doubtful()
             app.sessions.end_all()
             await xnat.projects()
     assert [record.status for record in app.requests if "authorization" in record.headers] == [200, 200]
@@ -394,8 +395,8 @@ async def test_connections_of_yesterday_are_not_used(sleep, tmp_path):
             ports, processes = [], []
             for nights in range(3):
                 for big in (False, True):
-                    question = Question("GET", "/data/projects/MYPROJECT", "any", big=big)
-                    response = await xnat._transport.exchange(question)
+                    question = HttpRequest("GET", "/data/projects/MYPROJECT", is_big=big)
+                    response = await xnat._transport.send(question)
                     if not big:
                         ports.append(response.extensions["network_stream"].get_extra_info("client_addr"))
                     await response.aread()

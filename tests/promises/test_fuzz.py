@@ -33,8 +33,8 @@ from xnatfs.common.sanitize import loads, plain, size
 from xnatfs.demo.archive.model import Archive
 from xnatfs.demo.server.app import DemoXnat
 from xnatfs.download_worker.connection import Connection, ConnectionFailed
-from xnatfs.http.login import page_message
-from xnatfs.http.transport import Answer
+from xnatfs.http.messages import ChangeReply
+from xnatfs.http.replies import page_message
 from xnatfs.listings import completion as listings
 from xnatfs.listings import persisted as kept
 from xnatfs.prefetch.tar_stream import members
@@ -364,7 +364,7 @@ def test_what_a_process_receives_is_a_reply_or_its_own_error(data, whole):
 @fuzz
 @given(st.integers(100, 599), VALUES.map(lambda value: json.dumps(value)) | TEXT, TEXT)
 def test_what_is_said_to_a_change_is_understood_or_an_error(status, text, location):
-    answer = Answer(status, location, text)
+    answer = ChangeReply(status, location, text)
     xnat = cast(Xnat, SimpleNamespace(url="https://xnat.example.org", login=SimpleNamespace(username="u")))
     assert isinstance(prearchive.failure(xnat, answer, "this"), XnatError)
     assert isinstance(prearchive._place(answer), str)

@@ -208,7 +208,7 @@ from xnatfs.rest import client
 
 async def crash(self, *item, **more):
     token = await self.login.token()
-    f"JSESSIONID={token}\\xe4 {self.login._credentials.password}".encode("ascii")
+    f"JSESSIONID={token}\\xe4 {self.login._request._credentials.password}".encode("ascii")
 
 client.Xnat.rows = crash
 sys.exit(main_xnatctl())

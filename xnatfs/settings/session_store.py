@@ -30,7 +30,7 @@ from xnatfs.common.sanitize import loads
 from xnatfs.common.urls import is_same_server, server_key
 
 # XNAT's default idle timeout, and the only one that the other program knows.
-IDLE = 900.0
+IDLE_SESSION_SECONDS = 900.0
 # Idle timeout for `expires_at: null`, as a number of seconds that can be added to a date.
 NEVER = 10 * 365 * 86400.0
 # Seconds between updates of the time of use: an update at each request would write a file a request, and a session
@@ -172,10 +172,10 @@ def _read(path: Path) -> Session | None:
         cells: Any = loads(path.read_bytes())
         created = datetime.fromisoformat(cells["created_at"]).replace(tzinfo=None)
         used = datetime.fromisoformat(cells.get("last_used_at") or cells["created_at"]).replace(tzinfo=None)
-        idle = NEVER if cells.get("expires_at", "") is None else IDLE
+        idle = NEVER if cells.get("expires_at", "") is None else IDLE_SESSION_SECONDS
         if cells.get("expires_at"):
             ends = datetime.fromisoformat(cells["expires_at"]).replace(tzinfo=None)
-            idle = max(IDLE if "last_used_at" not in cells else 0.0, (ends - used).total_seconds())
+            idle = max(IDLE_SESSION_SECONDS if "last_used_at" not in cells else 0.0, (ends - used).total_seconds())
         if cells.get("version", 1) != 1 or not is_session_id(str(cells["token"])):
             return None
         used + timedelta(seconds=idle)
