@@ -14,7 +14,7 @@ from tests.download_worker.test_worker import OK, Act, Server, answering, childr
 from tests.rest.test_client import ITEM
 from tests.support.content_fakes import BIG, MiB
 from xnatfs.common.errors import BadReply, TimedOut, Unreachable
-from xnatfs.download_worker.connection import _connected
+from xnatfs.download_worker.pool import connect
 from xnatfs.http.messages import HttpRequest
 from xnatfs.rest.client import Xnat, open_xnat
 from xnatfs.rest.models import FileRow
@@ -162,12 +162,6 @@ async def test_the_kernel_is_told_when_a_line_is_lost(tmp_path):
         link = response.extensions["network_stream"].get_extra_info("socket")
         assert link.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 1000 * TIMEOUT / 2
         await response.aclose()
-        message = {
-            "host": "127.0.0.1",
-            "port": xnat.url.rpartition(":")[2],
-            "connect": 1,
-            "tls": None,
-            "unacknowledged": 77,
-        }
-        with _connected(message) as made:
+        port = int(xnat.url.rpartition(":")[2])
+        async with await connect("127.0.0.1", port, {"connect": 1, "read": 0.154}) as made:
             assert made.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 77

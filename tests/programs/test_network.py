@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import trio
 
@@ -30,7 +31,7 @@ from xnatfs.demo.server.app import DemoXnat
 from xnatfs.demo.server.reply import Reply
 from xnatfs.demo.server.request_bodies import Body
 from xnatfs.demo.server.socket import serve
-from xnatfs.download_worker.connection import NEXT_ADDRESS_SECONDS, _alternating, connect
+from xnatfs.download_worker.pool import connect
 from xnatfs.http.clients import CONNECT_TIMEOUT
 from xnatfs.http.messages import HttpRequest
 from xnatfs.listings.ttl_cache import MetadataCache, listing
@@ -276,40 +277,25 @@ def listening() -> Iterator[tuple[str, int]]:
         yield listener.getsockname()
 
 
-def test_an_address_that_swallows_costs_a_moment(monkeypatch):
+async def test_an_address_that_swallows_costs_a_moment(monkeypatch):
     with listening() as good, black_hole(good[1]):
         monkeypatch.setattr(socket, "getaddrinfo", addresses(("127.0.0.2", good[1]), good))
         began = time.monotonic()
-        with connect("host", good[1], 60) as link:
-            assert link.getpeername() == good
-        assert NEXT_ADDRESS_SECONDS <= time.monotonic() - began < 30
-
-
-def test_an_address_that_refuses_costs_nothing(monkeypatch):
-    monkeypatch.setattr("xnatfs.download_worker.connection.NEXT_ADDRESS_SECONDS", 60.0)
-    with listening() as good:
-        monkeypatch.setattr(socket, "getaddrinfo", addresses(("127.0.0.2", good[1]), ("255.255.255.255", 1), good))
-        began = time.monotonic()
-        connect("host", good[1], 60).close()
+        async with await connect("host", good[1], {"connect": 60, "read": 60}) as link:
+            assert link.socket.getpeername() == good
         assert time.monotonic() - began < 30
 
 
-def test_all_addresses_together_have_one_timeout(monkeypatch):
+async def test_all_addresses_together_have_one_timeout(monkeypatch):
     with listening() as good, black_hole(good[1]):
         monkeypatch.setattr(socket, "getaddrinfo", addresses(*[("127.0.0.2", good[1])] * 3))
         began = time.monotonic()
-        with pytest.raises(TimeoutError):
-            connect("host", good[1], 0.6)
+        with pytest.raises(httpx.ConnectTimeout):
+            await connect("host", good[1], {"connect": 0.6, "read": 60})
         assert 0.6 <= time.monotonic() - began < 30
     monkeypatch.setattr(socket, "getaddrinfo", addresses(("127.0.0.2", good[1]), good))
-    with pytest.raises(ConnectionRefusedError):
-        connect("host", good[1], 60)
-
-
-def test_the_second_address_is_one_of_the_other_family():
-    found = [(family, 1, 6, "", (str(number), 1)) for number, family in enumerate([10, 10, 10, 2, 2])]
-    assert [address[0] for _, address in _alternating(found)] == ["0", "3", "1", "2", "4"]
-    assert _alternating([]) == []
+    with pytest.raises(httpx.ConnectError, match="refused"):
+        await connect("host", good[1], {"connect": 60, "read": 60})
 
 
 def test_a_big_file_of_a_mount_comes_at_once(tmp_path):

@@ -17,7 +17,6 @@ from contextlib import aclosing, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
-from unittest import mock
 
 import httpx
 import pytest
@@ -345,10 +344,11 @@ EARLY = b"HTTP/1.1 100 Continue\r\n\r\n" * 3 + HEAD
 @given(st.data(), st.sampled_from([HEAD, CHUNKED, EARLY]))
 def test_what_a_process_receives_is_a_reply_or_its_own_error(data, whole):
     body = data.draw(damaged(whole))
-    message = {"get": "/", "host": "x", "port": 1, "tls": None, "headers": [["Host", "x"]], "connect": 1.0, "read": 1.0}
+    message = {"get": "/", "tls": None, "headers": [["Host", "x"]], "connect": 1.0, "read": 1.0}
     ours, theirs = socket.socketpair()
-    with theirs, mock.patch("xnatfs.download_worker.connection._connected", return_value=ours):
+    with theirs:
         connection = Connection()
+        connection.use(ours, message)
         theirs.sendall(body)
         theirs.shutdown(socket.SHUT_WR)
         came = b""

@@ -785,7 +785,7 @@ async def test_so_many_are_under_way_at_once(autojump_clock, method, most, size)
 
 async def _read(opened: Any) -> None:
     async with opened as content:
-        body = content[0] if isinstance(content, tuple) else content
+        body: Any = content[0] if isinstance(content, tuple) else content
         async for _ in getattr(body, "chunks", body):
             pass
 

@@ -3,13 +3,9 @@
 A process that waits for its server has nothing else to do: the daemon kills it where a body is abandoned.
 """
 
-import errno
-import json
-import os
 import select
 import socket
 import ssl
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -21,9 +17,6 @@ from xnatfs.common.tls import tls_context
 
 # The largest head of a reply, and the most bytes received at a time of a body whose length is not known.
 HEAD_BYTES = 64 * 1024
-# Seconds until the next address of a host is tried beside those before, which may swallow what is sent to them: what
-# RFC 8305 recommends, and trio takes.
-NEXT_ADDRESS_SECONDS = 0.25
 
 # Reading the certificate authorities takes 40 ms: once in the life of a process.
 _context = cache(tls_context)
@@ -56,20 +49,31 @@ class Connection:
 
     def __init__(self) -> None:
         self._socket: socket.socket | None = None
-        self._server: tuple[Any, ...] = ()  # what the socket is connected to
         self._http = h11.Connection(h11.CLIENT)
         self._timeout = 0.0  # seconds
         self._keep_alive = False
         self._early = b""  # bytes of the body that arrived together with the head
         self.left: int | None = None  # bytes of the body still to be received, if its length is known
 
+    def use(self, connected: socket.socket, message: dict[str, Any]) -> None:
+        """Use a new connection, over TLS if the request says so. Raises ConnectionFailed."""
+        self.close()
+        self._socket = connected
+        if trust := message["tls"]:
+            connected.settimeout(message["connect"])
+            try:
+                context = _context(trust["ca_bundle"], trust["verify"])
+                self._socket = context.wrap_socket(connected, server_hostname=trust["host"])
+            except TimeoutError:
+                raise ConnectionFailed("connect timeout", "timed out") from None
+            except ssl.SSLError as error:
+                raise ConnectionFailed("tls", str(error)) from None
+            except OSError as error:
+                raise ConnectionFailed.of_system("connect", error) from None
+
     def get(self, message: dict[str, Any]) -> dict[str, Any]:
         """Send a request, and return the head of the reply; see `process` for both. Raises ConnectionFailed."""
-        server = (message["host"], message["port"], json.dumps(message["tls"]))
-        if self._socket is None or server != self._server or not self._is_idle():
-            self.close()
-            self._socket = _connected(message)
-            self._server = server
+        assert self._socket is not None
         self._timeout = message["read"]
         self._socket.settimeout(self._timeout)
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_BYTES)
@@ -146,9 +150,9 @@ class Connection:
             self._socket.close()
             self._socket = None
 
-    def _is_idle(self) -> bool:
+    def is_idle(self) -> bool:
         """Return whether the next request can be sent: the reply was received, and the server has not hung up since."""
-        return self._keep_alive and self.left == 0 and not self.is_ready()
+        return self._socket is not None and self._keep_alive and self.left == 0 and not self.is_ready()
 
     def _event(self) -> Any:
         """Return the next event of h11."""
@@ -176,87 +180,6 @@ def _failures() -> Iterator[None]:
         raise ConnectionFailed("read", str(error)) from None
     except OSError as error:
         raise ConnectionFailed.of_system("read", error) from None
-
-
-def _connected(message: dict[str, Any]) -> socket.socket:
-    """Connect to the server of a request, with TLS if it has to be. Raises ConnectionFailed."""
-    host, trust = message["host"], message["tls"]
-    try:
-        plain = connect(host, message["port"], message["connect"])
-        plain.settimeout(message["connect"])  # for the TLS handshake
-        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, message["unacknowledged"])
-        if trust is None:
-            return plain
-        return _context(trust["ca_bundle"], trust["verify"]).wrap_socket(plain, server_hostname=host)
-    except TimeoutError:
-        raise ConnectionFailed("connect timeout", "timed out") from None
-    except ssl.SSLError as error:
-        raise ConnectionFailed("tls", str(error)) from None
-    except OSError as error:
-        raise ConnectionFailed.of_system("connect", error) from None
-
-
-def connect(host: str, port: int, within: float) -> socket.socket:
-    """Connect to the first address of a host that answers; try the next one after NEXT_ADDRESS_SECONDS or a failure.
-
-    Args:
-        host: A name or an address.
-        port: The TCP port.
-        within: Seconds until TimeoutError is raised.
-
-    Raises:
-        OSError: The failure of the last address.
-    """
-    until = time.monotonic() + within
-    addresses = _alternating(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-    failure: OSError = OSError(errno.EADDRNOTAVAIL, "the host has no address")
-    connecting: list[socket.socket] = []
-    try:
-        while addresses or connecting:
-            if addresses:
-                try:
-                    connecting.append(_begun(*addresses.pop(0)))
-                except OSError as error:
-                    failure = error
-                    continue
-            left = max(0.0, until - time.monotonic())
-            pause = min(left, NEXT_ADDRESS_SECONDS) if addresses else left
-            for link in select.select([], connecting, [], pause)[1]:
-                connecting.remove(link)
-                if not (number := link.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):
-                    return link
-                link.close()
-                failure = OSError(number, os.strerror(number))
-            if time.monotonic() >= until:
-                raise TimeoutError
-        raise failure
-    finally:
-        for link in connecting:
-            link.close()
-
-
-def _alternating(found: list[Any]) -> list[tuple[int, Any]]:
-    """Return family and address of each, the first one of another family in the second place (RFC 6555, 5.4)."""
-    addresses = [(family, address) for family, _, _, _, address in found]
-    for place, (family, _) in enumerate(addresses):
-        if family != addresses[0][0]:
-            addresses.insert(1, addresses.pop(place))
-            break
-    return addresses
-
-
-def _begun(family: int, address: Any) -> socket.socket:
-    link = socket.socket(family, socket.SOCK_STREAM)
-    link.setblocking(False)
-    try:
-        link.connect(address)
-    except BlockingIOError:
-        pass
-    except BaseException:
-        link.close()
-        raise
-    return link
 
 
 def _length(reply: h11.Response) -> int | None:

@@ -23,6 +23,7 @@ import httpx
 import trio
 
 from xnatfs.common.clock import Sleeps
+from xnatfs.common.errors import first_error
 from xnatfs.common.tasks import background
 
 log = logging.getLogger(__name__)
@@ -196,27 +197,14 @@ class ProcessPool(httpx.AsyncBaseTransport):
         self._sleeps = Sleeps()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        timeout = request.extensions["timeout"]
-        secure = request.url.scheme == "https"
-        message = {
-            "get": request.url.raw_path.decode("ascii"),
-            "host": request.url.raw_host.decode("ascii"),
-            "port": request.url.port or (443 if secure else 80),
-            "tls": self._trust if secure else None,
-            "headers": [(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.raw],
-            "connect": timeout["connect"],
-            "read": timeout["read"],
-            "unacknowledged": tcp_user_timeout(timeout["read"]),
-        }
-        within = timeout["read"] + GRACE_SECONDS
         if self._sleeps.is_over():  # the other ends of their connections are gone
             await self._end(list(self._idle))
+        within = request.extensions["timeout"]["read"] + GRACE_SECONDS
         while True:
             is_reused = bool(self._idle)
             process, body = self._idle.pop() if is_reused else await self._started(), None
             try:
-                await process.send(message)
-                head = await process.receive(timeout["connect"] + within)
+                head = await self._request(process, request, within)
                 body = FileBody(self, process, head["length"], within)
                 # As bytes: names of files are not always ASCII.
                 headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in head["headers"]]
@@ -227,6 +215,26 @@ class ProcessPool(httpx.AsyncBaseTransport):
             finally:
                 if body is None:
                     await self.release(process, reusable=False)
+
+    async def _request(self, process: _Process, request: httpx.Request, within: float) -> dict[str, Any]:
+        """Have a process send a request; return the head of the reply."""
+        url, timeout = request.url, request.extensions["timeout"]
+        host, secure = url.raw_host.decode("ascii"), url.scheme == "https"
+        message = {
+            "get": url.raw_path.decode("ascii"),
+            "headers": [(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.raw],
+            "tls": {"host": host, **self._trust} if secure else None,
+            "connect": timeout["connect"],
+            "read": timeout["read"],
+        }
+        await process.send(message)
+        head = await process.receive(within)
+        if "connect" in head:
+            link = await connect(host, url.port or (443 if secure else 80), timeout)
+            with link.socket:
+                await process.send(message, link.socket.fileno())
+            head = await process.receive(timeout["connect"] + within)
+        return head
 
     async def release(self, process: _Process, *, reusable: bool) -> None:
         """Keep a process for the next request, or end it."""
@@ -291,6 +299,23 @@ async def open_pool(ca_bundle: str, verify: bool) -> AsyncIterator[ProcessPool]:
         finally:
             with trio.CancelScope(shield=True):
                 await pool.aclose()
+
+
+async def connect(host: str, port: int, timeouts: Mapping[str, float]) -> trio.SocketStream:
+    """Connect to the first address of a host that answers (RFC 8305), within the timeouts of an httpx request.
+
+    Raises httpx.ConnectError, httpx.ConnectTimeout.
+    """
+    try:
+        with trio.fail_after(timeouts["connect"]):
+            link = await trio.open_tcp_stream(host, port)
+    except trio.TooSlowError as error:
+        raise httpx.ConnectTimeout("timed out") from error
+    except OSError as error:
+        cause = first_error(error.__cause__ or error)
+        raise httpx.ConnectError(str(cause)) from cause
+    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, tcp_user_timeout(timeouts["read"]))
+    return link
 
 
 def _error(message: Mapping[str, Any]) -> Exception:

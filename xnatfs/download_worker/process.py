@@ -6,8 +6,9 @@ reply means.
 
 Messages are lines of JSON over the socket that is its standard input. From the daemon, and the answers:
 
-    {"get": TARGET, "host", "port", "tls", "headers", "connect", "read", "unacknowledged"}
+    {"get": TARGET, "headers", "tls", "connect", "read"}, the last two in seconds
         {"status", "headers", "length"}: `length` of the body, null where only "read" finds its end
+        {"connect": true} if there is no connection: the message comes again, with a connected socket beside it
     {"read": true}
         {"data": n} and n bytes; 0 at the end of the body
     {"write": N, "at": OFFSET} and a file descriptor beside it, or {"skip": N}
@@ -67,6 +68,10 @@ class Worker:
     def _do(self, message: dict[str, Any]) -> None:
         if "get" in message:
             self._piece = self._buffer[:0]
+            if self._descriptors:
+                self._server.use(socket.socket(fileno=self._descriptors.pop()), message)
+            elif not self._server.is_idle():
+                return self._send({"connect": True})
             self._send(self._server.get(message))
         elif "read" in message:
             data = self._server.read()
