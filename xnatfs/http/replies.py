@@ -144,7 +144,9 @@ def retry_after(response: httpx.Response) -> float:
 
 
 def unavailable(response: httpx.Response, text: str) -> Unavailable:
-    return Unavailable(text, status=response.status_code, url=str(response.url), asks_to_wait=asks_to_wait(response))
+    error = Unavailable(text, status=response.status_code, url=str(response.url))
+    error.asks_to_wait = asks_to_wait(response)
+    return error
 
 
 # -- pages in place of data --------------------------------------------------------------------------------------

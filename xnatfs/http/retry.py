@@ -24,7 +24,7 @@ FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS = 0.2, 5.0
 
 @dataclass(frozen=True, slots=True)
 class RequestPolicy:
-    """How long to wait for a server, and for how long to repeat requests that fail.
+    """Limit the wait for a server, and the time in which failed requests are repeated.
 
     Attributes:
         timeout: Seconds until the head of a reply, and in which a body has to make progress.

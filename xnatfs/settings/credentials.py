@@ -70,25 +70,30 @@ def find_credentials(url: str, profile: Profile, environ: Mapping[str, str]) -> 
 
 def wanted_user(url: str, profile: Profile, environ: Mapping[str, str]) -> str:
     """Return the user that the environment or the profile names, or ''."""
-    return environ.get("XNAT_USER") or (profile.username if is_same_server(profile.url, url) else "")
+    return environ.get("XNAT_USER") or _of_server(url, profile).username
 
 
 def provider_of(url: str, profile: Profile) -> str:
     """Return the login method that the profile names for this server; '' for the server to choose."""
-    return profile.provider if is_same_server(profile.url, url) else ""
+    return _of_server(url, profile).provider
+
+
+def _of_server(url: str, profile: Profile) -> Profile:
+    """Return the profile, or an empty one in place of another server's, to which its login must not be sent."""
+    return profile if is_same_server(profile.url, url) else Profile("")
 
 
 def kept_credentials(url: str, profile: Profile, environ: Mapping[str, str]) -> Credentials | None:
     """Return the stored login for this server, or None. Raises ConfigError for a broken ~/.netrc."""
-    same_server, provider = is_same_server(profile.url, url), provider_of(url, profile)
-    username = environ.get("XNAT_USER") or (profile.username if same_server else "")
-    password = environ.get("XNAT_PASS") or (
-        profile.password if same_server and profile.username in ("", username) else ""
-    )
-    if username and password:
-        source = "environment" if environ.get("XNAT_PASS") else "profile"
-        return Credentials(username, password, source, provider=provider)
-    if same_server and username and profile.password_source == "keyring" and profile.username in ("", username):
+    profile = _of_server(url, profile)
+    provider = profile.provider
+    username = environ.get("XNAT_USER") or profile.username
+    is_profiles_user = profile.username in ("", username)
+    if username and (password := environ.get("XNAT_PASS")):
+        return Credentials(username, password, "environment", provider=provider)
+    if username and is_profiles_user and profile.password:
+        return Credentials(username, profile.password, "profile", provider=provider)
+    if username and is_profiles_user and profile.password_source == "keyring":
         kept = _keyring(lambda keyring: keyring.get_password(KEYRING, keyring_entry(profile)))
         if kept:
             return Credentials(username, kept, "keyring", provider=provider)
