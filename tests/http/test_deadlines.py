@@ -13,7 +13,7 @@ from tests.rest.test_client import FILE, ITEM, table
 from tests.support.wire import Wire
 from xnatfs.common.errors import BadReply, NoRoute, TimedOut, Unavailable, Unreachable, XnatError
 from xnatfs.fuse.operations import errno_of
-from xnatfs.http.documents import MAX_ATTEMPTS
+from xnatfs.http.documents import MAX_BODY_ATTEMPTS
 from xnatfs.http.retry import LOWEST_RATE, SpeedLimit
 from xnatfs.rest.client import Xnat, open_xnat
 from xnatfs.rest.models import FileRow
@@ -193,7 +193,12 @@ async def test_a_list_that_stops_in_the_middle_is_not_asked_for_again(autojump_c
 
 @pytest.mark.parametrize(
     ("slow", "asked"),
-    [(0.0, MAX_ATTEMPTS), (0.3 * TIMEOUT, MAX_ATTEMPTS), (0.4 * TIMEOUT, MAX_ATTEMPTS), (TIMEOUT - 1, 2)],
+    [
+        (0.0, MAX_BODY_ATTEMPTS),
+        (0.3 * TIMEOUT, MAX_BODY_ATTEMPTS),
+        (0.4 * TIMEOUT, MAX_BODY_ATTEMPTS),
+        (TIMEOUT - 1, 2),
+    ],
 )
 async def test_a_list_that_breaks_off_each_time_is_given_up_in_time(autojump_clock, slow, asked):
     """Give up in time although each attempt starts over, and report the break rather than a late answer."""
@@ -252,7 +257,7 @@ async def test_a_list_that_does_not_end(autojump_clock, monkeypatch):
 
 
 async def test_a_document_that_does_not_end(autojump_clock, monkeypatch):
-    monkeypatch.setattr("xnatfs.http.documents.LARGEST_DOCUMENT", 100_000)
+    monkeypatch.setattr("xnatfs.http.documents.MAX_DOCUMENT_BYTES", 100_000)
     async with connected(Site(dripping([b"x" * 10_000] * 100, 0.0))) as xnat:
         with pytest.raises(BadReply, match="does not end"):
             await xnat.document("projects", "P")

@@ -14,8 +14,8 @@ import trio.testing
 from tests.rest.test_client import URL, Server
 from tests.support.wire import App, Wire
 from xnatfs.common.errors import BadReply, LoginRequired, NotXnat, Unavailable
-from xnatfs.http.login import CONFIRMED_SECONDS, LOGOUT_TIMEOUT, REFUSED_SECONDS, Login
-from xnatfs.http.replies import LONGEST_MESSAGE, LONGEST_PAGE_BYTES, check_is_data, page_message
+from xnatfs.http.login import CONFIRMED_SECONDS, LOGOUT_TIMEOUT_SECONDS, REFUSED_SECONDS, Login
+from xnatfs.http.replies import MAX_MESSAGE_LENGTH, MAX_PAGE_BYTES, check_is_data, page_message
 from xnatfs.rest.client import open_xnat
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
@@ -261,7 +261,7 @@ async def test_a_server_that_is_gone_holds_up_nobody_who_leaves(autojump_clock, 
             await trio.sleep_forever()
         return server(request)
 
-    for text, seconds in (("gone", 0), ("no answer within", LOGOUT_TIMEOUT)):
+    for text, seconds in (("gone", 0), ("no answer within", LOGOUT_TIMEOUT_SECONDS)):
         async with logging_in(answer) as login:
             await login.token()
             began = trio.current_time()
@@ -547,7 +547,7 @@ async def test_of_an_answer_only_the_beginning_is_read(tmp_path):
     async with logging_in(answer) as login:
         with pytest.raises(NotXnat):
             await login.token()
-        assert Endless.sent <= 2 * (LONGEST_PAGE_BYTES // 1000 + 3)
+        assert Endless.sent <= 2 * (MAX_PAGE_BYTES // 1000 + 3)
         assert Endless.closed == 2
         with trio.move_on_after(0):
             await login.token()
@@ -788,8 +788,8 @@ async def test_a_redirect_names_the_other_address(location, text):
         ("<h3>a</h3>", "a"),
         ("<h3>a</H3>", "a"),
         ("<h3>a", ""),
-        ("<h3 a='x'>" + " " * (LONGEST_MESSAGE - 14) + "a</h3>", "a"),
-        ("<h3 a='x'>" + " " * (LONGEST_MESSAGE - 10) + "a</h3>", ""),
+        ("<h3 a='x'>" + " " * (MAX_MESSAGE_LENGTH - 14) + "a</h3>", "a"),
+        ("<h3 a='x'>" + " " * (MAX_MESSAGE_LENGTH - 10) + "a</h3>", ""),
         (TOMCAT.format(message="<p><b>Message</b> Login &#47; failed.</p>"), "Login / failed."),
         (TOMCAT.format(message="<p><b>message</b> <u>Login failed.</u></p>"), "Login failed."),
         (TOMCAT.format(message="<p><b>Message</b></p>"), "Long."),

@@ -350,7 +350,7 @@ async def test_cell(row, operation, digests, expected, demo, server, certificate
     monkeypatch.setattr(app.routes.levels, "digests", digests)
     program = PROGRAMS[operation](stage, monkeypatch)
     if row.lasting:
-        monkeypatch.setattr("xnatfs.http.transport.CHANGE_TIMEOUT", 2 * row.lasting)
+        monkeypatch.setattr("xnatfs.http.transport.CHANGE_TIMEOUT_SECONDS", 2 * row.lasting)
     async with program.opened():
         await program.prepare()
         await fault.before(program)

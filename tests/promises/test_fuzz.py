@@ -506,7 +506,7 @@ def test_files_of_ours_that_make_no_sense_are_none(tmp_path, cells, data):
         path.write_bytes(raw)
     found = store.find()
     assert found is None or sessions.is_session_id(found.token)
-    store.slide("A" * 32, 900.0)
+    store.record_use("A" * 32, 900.0)
     names = listings.Listings("https://x", "u")
     names.path = tmp_path / "names"
     names.path.write_bytes(raw)

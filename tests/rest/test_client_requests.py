@@ -15,7 +15,7 @@ from tests.rest.test_client import CONTENT, FILE, ITEM, MODIFIED, URL, Pieces, S
 from tests.support.wire import Wire
 from xnatfs.common.errors import BadReply, LoginRequired, NotFound, Uncertain, Unreachable
 from xnatfs.http.clients import PARALLEL_DOWNLOADS
-from xnatfs.http.documents import MAX_ATTEMPTS
+from xnatfs.http.documents import MAX_BODY_ATTEMPTS
 from xnatfs.rest.client import BIG, LONG, LONG_DOWNLOADS, PIECE, Xnat, open_xnat
 from xnatfs.rest.models import (
     SCAN_COLUMNS,
@@ -241,7 +241,7 @@ async def test_what_is_read_whole_and_breaks_off_is_asked_for_again_and_read_ane
     async with connected(server) as xnat:
         await xnat.login.token()
         assert await call(xnat) == unbroken
-    assert asked(server) == requests * MAX_ATTEMPTS
+    assert asked(server) == requests * MAX_BODY_ATTEMPTS
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 # Seconds between two attempts: most holders take a millisecond, a login 50 ms to seconds.
-POLL = 0.05
+POLL_SECONDS = 0.05
 
 
 def lock(fd: int, kind: int = fcntl.LOCK_EX) -> bool:
@@ -34,7 +34,7 @@ def lock_within(fd: int, seconds: float) -> bool:
     while not lock(fd):
         if time.monotonic() >= until:
             return False
-        time.sleep(POLL)
+        time.sleep(POLL_SECONDS)
     return True
 
 
@@ -48,7 +48,7 @@ async def lock_soon(fd: int, seconds: float) -> bool:
             return True
         if trio.current_time() >= until:
             return False
-        await trio.sleep(POLL)
+        await trio.sleep(POLL_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from xnatfs.http.failures import refuse_proxy_login
 from xnatfs.settings.config import Config, is_loopback
 
 # In seconds. A firewalled host does not answer at all; ten seconds distinguish it from a slow one.
-CONNECT_TIMEOUT = 10.0
+CONNECT_TIMEOUT_SECONDS = 10.0
 # An XNAT gives each request a thread and often a database connection; sites recommend 4 to 8 parallel requests.
 PARALLEL_DOWNLOADS = 8
 # Two more than the downloads, so that a listing never waits behind eight of them.
@@ -87,7 +87,7 @@ def _client_factory(
         return httpx.AsyncClient(
             base_url=config.url,
             headers={"User-Agent": f"xnatfs/{__version__}", "Accept": "*/*", "Accept-Encoding": "identity"},
-            timeout=httpx.Timeout(config.timeout, connect=min(CONNECT_TIMEOUT, config.timeout), pool=None),
+            timeout=httpx.Timeout(config.timeout, connect=min(CONNECT_TIMEOUT_SECONDS, config.timeout), pool=None),
             limits=limits,
             verify=tls,
             trust_env=not is_loopback(host),

@@ -14,10 +14,10 @@ from xnatfs.http.transport import Transport
 T = TypeVar("T")
 
 # So often a body that breaks off is requested: one that does so each time is unavailable.
-MAX_ATTEMPTS = 3
+MAX_BODY_ATTEMPTS = 3
 # In bytes, the largest body that is read whole before it is parsed: an item's document, which for the largest sessions
 # has some MiB. As objects it takes up to 30 times as much.
-LARGEST_DOCUMENT = 16 * 2**20
+MAX_DOCUMENT_BYTES = 16 * 2**20
 
 
 async def fetch(
@@ -25,7 +25,7 @@ async def fetch(
     path: str,
     params: Mapping[str, str],
     parse: Callable[[AsyncGenerator[bytes]], Awaitable[T]],
-    attempts: int = MAX_ATTEMPTS,
+    attempts: int = MAX_BODY_ATTEMPTS,
 ) -> T:
     """Fetch a body, and return what `parse` makes of it.
 
@@ -63,7 +63,9 @@ async def fetch(
             transport.give_up(failure)
 
 
-async def fetch_json(transport: Transport, path: str, params: Mapping[str, str], attempts: int = MAX_ATTEMPTS) -> Any:
+async def fetch_json(
+    transport: Transport, path: str, params: Mapping[str, str], attempts: int = MAX_BODY_ATTEMPTS
+) -> Any:
     """Fetch and parse a JSON document. The arguments are those of `fetch`."""
     try:
         return loads(await _fetch_bytes(transport, path, params, attempts))
@@ -73,7 +75,7 @@ async def fetch_json(transport: Transport, path: str, params: Mapping[str, str],
 
 async def fetch_text(transport: Transport, path: str) -> str:
     """Fetch a short plain text."""
-    return (await _fetch_bytes(transport, path, {}, MAX_ATTEMPTS)).decode("utf-8", "replace").strip()
+    return (await _fetch_bytes(transport, path, {}, MAX_BODY_ATTEMPTS)).decode("utf-8", "replace").strip()
 
 
 async def _fetch_bytes(transport: Transport, path: str, params: Mapping[str, str], attempts: int) -> bytes:
@@ -81,7 +83,7 @@ async def _fetch_bytes(transport: Transport, path: str, params: Mapping[str, str
         body = bytearray()
         async for chunk in chunks:
             body += chunk
-            if len(body) > LARGEST_DOCUMENT:
+            if len(body) > MAX_DOCUMENT_BYTES:
                 raise BadReply(f"{transport.url}{path} does not end: too much came for what it is")
         return bytes(body)
 

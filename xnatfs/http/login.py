@@ -36,7 +36,7 @@ CONFIRMED_SECONDS = 60.0
 # five minutes stays below that.
 REFUSED_SECONDS = 300.0
 # In seconds. Ending the session is a courtesy; an unreachable server must not delay an unmount.
-LOGOUT_TIMEOUT = 5.0
+LOGOUT_TIMEOUT_SECONDS = 5.0
 
 # Milliseconds; 12 digits are 31 years.
 _EXPIRATION = re.compile(r'SESSION_EXPIRATION_TIME="?[0-9]+,([0-9]{1,12})(?![0-9])')
@@ -160,7 +160,7 @@ class Login:
             if match := _EXPIRATION.match(cookie):
                 self._idle_limit = int(match[1]) / 1000
         if self._sessions and self._token:
-            self._sessions.slide(self._token, self._idle_seconds())
+            self._sessions.record_use(self._token, self._idle_seconds())
 
     async def is_lost(self, token: str, response: httpx.Response, expects: Expects, *, young: bool = False) -> bool:
         """Return whether a reply was given to a dead session; then the next `token()` logs in, once for all tasks.
@@ -248,7 +248,7 @@ class Login:
 
     async def _delete(self, token: str) -> None:
         self.logout_failure = "no answer"
-        with trio.move_on_after(LOGOUT_TIMEOUT) as scope:
+        with trio.move_on_after(LOGOUT_TIMEOUT_SECONDS) as scope:
             try:
                 response, _ = await send_short(self._http, "DELETE", "/data/JSESSION", token=token)
                 # 401, or a redirect to the login page, is the answer to a session that had ended before.
@@ -258,7 +258,7 @@ class Login:
                 self.logout_failure = str(error) or type(error).__name__
                 log.info("could not log out: %s", error)
         if scope.cancelled_caught:
-            log.info("could not log out: no answer within %g s", LOGOUT_TIMEOUT)
+            log.info("could not log out: no answer within %g s", LOGOUT_TIMEOUT_SECONDS)
 
     def _is_surprising(self, response: httpx.Response) -> bool:
         return response.status_code in (403, 404) and self.is_doubtful()

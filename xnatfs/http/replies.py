@@ -25,11 +25,11 @@ Expects = Literal["json", "file", "any"]
 BUSY_STATUSES = frozenset({429, 502, 503, 504})
 CANNOT_ANSWER = BUSY_STATUSES | {500}
 # Bytes read of an error page, or of the answer to a login or a change: a message is near the beginning.
-LONGEST_PAGE_BYTES = 64 * 1024
+MAX_PAGE_BYTES = 64 * 1024
 # Characters searched for a page's message, from its tag on, with markup: some contain a database statement that failed.
-LONGEST_MESSAGE = 16 * 1024
+MAX_MESSAGE_LENGTH = 16 * 1024
 # The beginning of the <h3> of the container's own error pages, and of its titles that name nothing else.
-CONTAINER = "Apache Tomcat"
+CONTAINER_NAME = "Apache Tomcat"
 # The tags around a page's message, the best first: the container's message (Tomcat 7 to 10); XNAT's own, where the
 # container has its name; the container's general description; nginx, httpd and balancers have only a title.
 MESSAGE_TAGS = (("<b>Message</b", "</p"), ("<h3", "</h3"), ("<b>Description</b", "</p"), ("<title", "</title"))
@@ -54,7 +54,7 @@ async def close(response: httpx.Response) -> None:
 
 
 async def read_page(response: httpx.Response, *, may_break_off: bool = False) -> str:
-    """Read the first LONGEST_PAGE_BYTES of a body, whatever charset or encoding the headers state.
+    """Read the first MAX_PAGE_BYTES of a body, whatever charset or encoding the headers state.
 
     With `may_break_off`, the part of a body before an httpx.TransportError is enough.
     """
@@ -63,13 +63,13 @@ async def read_page(response: httpx.Response, *, may_break_off: bool = False) ->
         async with aclosing(cast(AsyncGenerator[bytes], response.aiter_raw())) as chunks:
             async for chunk in chunks:
                 body += chunk
-                if len(body) > LONGEST_PAGE_BYTES:
+                if len(body) > MAX_PAGE_BYTES:
                     break
     except httpx.TransportError as error:
         if not may_break_off:
             raise
         log.debug("the answer of %s broke off: %s", response.url.path, error)
-    return body[:LONGEST_PAGE_BYTES].decode("utf-8", "replace")
+    return body[:MAX_PAGE_BYTES].decode("utf-8", "replace")
 
 
 def page_message(html: str) -> str:
@@ -77,7 +77,7 @@ def page_message(html: str) -> str:
     if "<" not in html:
         return " ".join(html.strip().partition("\n")[0].split())[:200]
     found = (_text_between(html, begin, end) for begin, end in MESSAGE_TAGS)
-    return next((message for message in found if message and not message.startswith(CONTAINER)), "")
+    return next((message for message in found if message and not message.startswith(CONTAINER_NAME)), "")
 
 
 def _text_between(html: str, begin: str, end: str) -> str:
@@ -86,7 +86,7 @@ def _text_between(html: str, begin: str, end: str) -> str:
     begins = re.search(begin, html, re.IGNORECASE)
     if not begins:
         return ""
-    text = html[begins.end() : begins.end() + LONGEST_MESSAGE]
+    text = html[begins.end() : begins.end() + MAX_MESSAGE_LENGTH]
     ends = re.search(end, text, re.IGNORECASE)
     text = text[: ends.start()] if ends else ""
     return " ".join(decoded(re.sub(r"<[^>]*>", " ", text.partition(">")[2])).split())[:200]

@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 P = TypeVar("P", bytes, int)
 
 # In seconds. XNAT answers a change when archiving is done, or after its default sessionArchiveTimeoutInterval of 600 s.
-CHANGE_TIMEOUT = 660.0
+CHANGE_TIMEOUT_SECONDS = 660.0
 # So many sessions may be lost during one request: a server that restarts twice loses two. The limit ends the logins to
 # a server that forgets each session at once, as behind a balancer that sends each request to another server.
 MAX_LOST_SESSIONS = 3
@@ -85,7 +85,7 @@ async def open_transport(
     Raises:
         ConfigError: The environment names a proxy that cannot be used.
     """
-    policy = RequestPolicy(config.timeout, config.patience or config.timeout)
+    policy = RequestPolicy(config.timeout, config.retry_budget or config.timeout)
     async with open_clients(config, wire) as clients, background() as nursery:
         transport = Transport(clients, Login(clients.http, credentials, sessions), policy, nursery)
         try:
@@ -263,7 +263,7 @@ class Transport:
         """Send a request. Raises Uncertain if a change may have been made, else Unreachable."""
         content = request.body() if callable(request.body) else request.body or None
         timeout = httpx.Timeout(self._clients.http.timeout)
-        timeout.read = CHANGE_TIMEOUT if request.is_change else timeout.read
+        timeout.read = CHANGE_TIMEOUT_SECONDS if request.is_change else timeout.read
         built = self._clients.http.build_request(
             request.method,
             request.path,

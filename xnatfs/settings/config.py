@@ -55,7 +55,7 @@ class Config:
     # Longest time of a read without a received byte, in seconds. A proxy in front of XNAT commonly gives up after 60 s.
     timeout: float = 60.0
     # Retry budget while the server is unreachable, in seconds; 0: the same as `timeout`.
-    patience: float = 0.0
+    retry_budget: float = 0.0
     # Maximum age of a listing, in seconds: long enough for one `find` over a session, short enough for a person to wait
     # for what a colleague has changed.
     ttl: float = 60.0
@@ -72,7 +72,7 @@ class Config:
 
         A login or a read that waits for a lock has `timeout` in total: half of it is left to go on without the lock.
         """
-        return min(self.patience or self.timeout, self.timeout / 2)
+        return min(self.retry_budget or self.timeout, self.timeout / 2)
 
 
 def config_home() -> Path:

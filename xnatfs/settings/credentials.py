@@ -29,7 +29,7 @@ from xnatfs.settings.config import Profile, config_home
 T = TypeVar("T")
 
 # Environment variables that hold a secret.
-SECRETS = ("XNAT_PASS", "XNAT_TOKEN")
+SECRET_VARIABLES = ("XNAT_PASS", "XNAT_TOKEN")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ def kept_credentials(url: str, profile: Profile, environ: Mapping[str, str]) -> 
     if username and is_profiles_user and profile.password:
         return Credentials(username, profile.password, "profile", provider=provider)
     if username and is_profiles_user and profile.password_source == "keyring":
-        kept = _keyring(lambda keyring: keyring.get_password(KEYRING, keyring_entry(profile)))
+        kept = _keyring(lambda keyring: keyring.get_password(KEYRING_SERVICE, keyring_entry(profile)))
         if kept:
             return Credentials(username, kept, "keyring", provider=provider)
     for entry in (kept_token(url), _netrc_entry(url)):
@@ -105,7 +105,7 @@ def kept_credentials(url: str, profile: Profile, environ: Mapping[str, str]) -> 
 
 # -- the keyring and tokens --------------------------------------------------------------------------------------
 
-KEYRING = "xnatctl"  # the service, as the other program names it
+KEYRING_SERVICE = "xnatctl"  # the service, as the other program names it
 
 
 def keyring_entry(profile: Profile) -> str:
@@ -116,7 +116,7 @@ def keep_password(profile: Profile, password: str) -> bool:
     """Store a profile's password in the keyring; return False if this machine has none."""
 
     def put(keyring: Any) -> bool:
-        keyring.set_password(KEYRING, keyring_entry(profile), password)
+        keyring.set_password(KEYRING_SERVICE, keyring_entry(profile), password)
         return True
 
     return bool(_keyring(put))
@@ -210,10 +210,10 @@ def ask(url: str, username: str, environ: Mapping[str, str], provider: str = "")
 
 def for_children() -> dict[str, str]:
     """Return the environment for a child process, without secrets."""
-    return {key: value for key, value in os.environ.items() if key not in SECRETS}
+    return {key: value for key, value in os.environ.items() if key not in SECRET_VARIABLES}
 
 
 def forget_secrets() -> None:
     """Remove the secrets from the environment that children inherit; libfuse starts fusermount3 by itself."""
-    for key in SECRETS:
+    for key in SECRET_VARIABLES:
         os.environ.pop(key, None)
