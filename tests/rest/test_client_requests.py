@@ -512,7 +512,7 @@ async def test_a_session_of_others_is_used_and_left():
 
             return Found()
 
-        def slide(self, token: str, idle: float) -> None:
+        def record_use(self, token: str, idle: float) -> None:
             pass
 
     server = Server(always(lambda: table([{"ID": "P"}])))

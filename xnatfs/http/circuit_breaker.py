@@ -46,9 +46,10 @@ class CircuitBreaker:
         self._timeout = timeout
         self._nursery = nursery
         self._answered_at = self._logged_at = -float("inf")
+        self._probing: trio.CancelScope | None = None  # while the server is in doubt or unreachable; an answer ends it
+        self._verdict = trio.Event()  # set unless the server is in doubt
+        self._verdict.set()
         self._outage: Unreachable | None = None
-        self._answered: trio.Event | None = None  # set by an answer; None unless in doubt or during an outage
-        self._verdict: trio.Event | None = None  # set by the verdict; None unless in doubt
 
     @property
     def is_open(self) -> bool:
@@ -57,26 +58,25 @@ class CircuitBreaker:
 
     async def check(self) -> None:
         """Raise the error of the outage, if there is one; while the server is in doubt, wait for the verdict first."""
-        if self._verdict is not None:
-            await self._verdict.wait()
+        await self._verdict.wait()
         if self._outage is not None:
             raise copy(self._outage)  # a new one each time: a raised exception collects tracebacks
 
     def record_answer(self) -> None:
         """Record an answer of the server."""
         self._answered_at = trio.current_time()
-        if self._answered is not None:
-            self._answered.set()
+        if self._probing is not None:
+            self._probing.cancel()
 
     def record_failure(self, failure: Unreachable, since: float) -> None:
         """Record that a request, sent at `since`, has had no answer until now."""
-        if self._answered is not None:
+        if self._probing is not None:
             return
         if self._answered_at > since:
             self.log_failure(failure)
             return
-        self._answered, self._verdict = trio.Event(), trio.Event()
-        self._nursery.start_soon(self._find_out, failure)
+        self._probing, self._verdict = trio.CancelScope(), trio.Event()
+        self._nursery.start_soon(self._probe_until_answered, failure, self._probing)
 
     def log_failure(self, failure: Unreachable) -> None:
         """Log a failure that is not an outage, and no further one for LOG_PAUSE_SECONDS."""
@@ -84,36 +84,31 @@ class CircuitBreaker:
             self._logged_at = trio.current_time()
             log.warning("the server is there, but: %s", failure)
 
-    async def _find_out(self, failure: Unreachable) -> None:
-        """Probe the server until it answers."""
-        assert self._answered is not None
+    async def _probe_until_answered(self, failure: Unreachable, probing: trio.CancelScope) -> None:
         began = trio.current_time()
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._probe_often, failure)
-                nursery.start_soon(self._probe_patiently)
-                await self._answered.wait()
-                nursery.cancel_scope.cancel()
+            with probing:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._probe_patiently)
+                    await self._probe_often(failure, probing)
             if self._outage is None:
                 self.log_failure(failure)
             else:
                 log.warning("the server is back after %.1f s", trio.current_time() - began)
         finally:
-            self._outage = self._answered = None
-            self._end_doubt()
+            self._outage = self._probing = None
+            self._verdict.set()
 
-    async def _probe_often(self, failure: Unreachable) -> None:
+    async def _probe_often(self, failure: Unreachable, probing: trio.CancelScope) -> None:
         """Send short probes; the first one that is not answered makes the outage."""
         backoff = Backoff(FIRST_PROBE_PAUSE, LONGEST_PROBE_PAUSE)
         while True:
             await trio.sleep(backoff.pause())
             await self._probe_within(min(SHORT_PROBE_SECONDS, self._timeout))
-            if self._answered is None or self._answered.is_set():
-                return
-            if self._outage is None:
+            if self._outage is None and not probing.cancel_called:
                 self._outage = failure
                 log.warning("the server is away: %s", failure)
-                self._end_doubt()
+                self._verdict.set()
 
     async def _probe_patiently(self) -> None:
         """Send probes with the full timeout beside the short ones: a very slow server is reachable."""
@@ -132,8 +127,3 @@ class CircuitBreaker:
                 log.debug("the server does not answer: %s", error)
             except Exception:  # it must not end the mount
                 log.exception("probing the server")
-
-    def _end_doubt(self) -> None:
-        if self._verdict is not None:
-            self._verdict.set()
-            self._verdict = None
