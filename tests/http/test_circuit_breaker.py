@@ -141,8 +141,8 @@ async def test_a_hundred_readers_of_a_dead_server(autojump_clock, caplog):
         await trio.sleep(BACK)
         await xnat.projects()
     begins, ends = lines(caplog)
-    assert "the server is away: http://xnat.example.org does not answer to /data/" in begins
-    assert "is back after" in ends
+    assert "the server is unreachable: http://xnat.example.org does not answer to /data/" in begins
+    assert "is reachable again after" in ends
 
 
 async def test_the_server_is_asked_gently_while_it_is_away(autojump_clock):
@@ -181,7 +181,7 @@ async def test_one_request_that_is_not_answered_is_no_outage(autojump_clock, cap
             assert len(await xnat.projects()) == 1, "not even for a moment"
     told = lines(caplog)
     assert len(told) <= 1 + 3 * TIMEOUT / LOG_PAUSE_SECONDS
-    assert all("the server is there, but" in line for line in told)
+    assert all("the server is reachable, but" in line for line in told)
 
 
 async def test_bytes_that_come_are_a_sign_of_life(autojump_clock, caplog):
@@ -260,7 +260,7 @@ async def test_a_body_that_stops_casts_doubt_as_well(what, autojump_clock, caplo
         ask = xnat.projects if what == "list" else lambda: read(xnat)
         assert await fails(TimedOut, ask) == pytest.approx(TIMEOUT)
         assert await fails(TimedOut, xnat.projects) <= VERDICT
-    assert ["away" in line for line in lines(caplog)] == [True]
+    assert ["is unreachable" in line for line in lines(caplog)] == [True]
 
 
 async def test_a_fault_of_our_own_in_finding_out_ends_nothing(autojump_clock, caplog):

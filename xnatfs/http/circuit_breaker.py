@@ -82,7 +82,7 @@ class CircuitBreaker:
         """Log a failure that is not an outage, and no further one for LOG_PAUSE_SECONDS."""
         if trio.current_time() - self._logged_at > LOG_PAUSE_SECONDS:
             self._logged_at = trio.current_time()
-            log.warning("the server is there, but: %s", failure)
+            log.warning("the server is reachable, but: %s", failure)
 
     async def _probe_until_answered(self, failure: Unreachable, probing: trio.CancelScope) -> None:
         began = trio.current_time()
@@ -94,7 +94,7 @@ class CircuitBreaker:
             if self._outage is None:
                 self.log_failure(failure)
             else:
-                log.warning("the server is back after %.1f s", trio.current_time() - began)
+                log.warning("the server is reachable again after %.1f s", trio.current_time() - began)
         finally:
             self._outage = self._probing = None
             self._verdict.set()
@@ -107,7 +107,7 @@ class CircuitBreaker:
             await self._probe_within(min(SHORT_PROBE_SECONDS, self._timeout))
             if self._outage is None and not probing.cancel_called:
                 self._outage = failure
-                log.warning("the server is away: %s", failure)
+                log.warning("the server is unreachable: %s", failure)
                 self._verdict.set()
 
     async def _probe_patiently(self) -> None:

@@ -262,9 +262,10 @@ class _Transfer:
 
     async def _write_by_process(self, descriptor: int | None, offset: int, length: int) -> AsyncGenerator[int]:
         body, path = self._reply.response.extensions["file_body"], self._file.path
-        async with aclosing(self._transport.receive(path, body.write(None, 0, self._skip), self._limit)) as skipped:
-            async for count in skipped:
-                self._skip -= count
+        if self._skip:
+            async with aclosing(self._transport.receive(path, body.write(None, 0, self._skip), self._limit)) as skipped:
+                async for count in skipped:
+                    self._skip -= count
         written = self._transport.receive(path, body.write(descriptor, offset, length), self._limit)
         async with aclosing(written):
             async for count in written:
