@@ -8,15 +8,29 @@ import fcntl
 import logging
 import os
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from xnatfs.common.private_files import make_private
 
 # Reports locks that were not acquired in time. Even a command that logs nothing shows these to its user.
 log = logging.getLogger(__name__)
 
 # Seconds between two attempts: most holders take a millisecond, a login 50 ms to seconds.
 POLL_SECONDS = 0.05
+
+
+@contextmanager
+def open_lock(path: Path) -> Iterator[int]:
+    """Open a lock file for this user, creating it and its directory if need be. Raises OSError."""
+    make_private(path.parent)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def lock(fd: int, kind: int = fcntl.LOCK_EX) -> bool:

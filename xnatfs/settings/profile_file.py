@@ -5,15 +5,14 @@ environment is.
 """
 
 import io
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from xnatfs.common.errors import ConfigError
-from xnatfs.common.locks import holder, lock_within
-from xnatfs.common.private_files import make_private, write_private
+from xnatfs.common.locks import holder, lock_within, open_lock
+from xnatfs.common.private_files import write_private
 from xnatfs.settings.config import profiles_path, read_profiles
 
 NEWEST_VERSION = 1  # the newest known `version` of the file
@@ -82,14 +81,11 @@ def _edited(path: Path | None) -> Iterator[Any]:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     place = path.with_name(".config.lock")
-    try:
-        make_private(path.parent)
-        descriptor = os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise ConfigError(f"cannot write beside {path}: {error.strerror}") from None
-    try:
+    with ExitStack() as stack:
+        try:
+            descriptor = stack.enter_context(open_lock(place))
+        except OSError as error:
+            raise ConfigError(f"cannot write beside {path}: {error.strerror}") from None
         if not lock_within(descriptor, EDIT_LOCK_SECONDS):  # without it the changes of one program would be lost
             raise ConfigError(f"{path} is being changed by {holder(place)}: let that end, then try again")
         yield
-    finally:
-        os.close(descriptor)

@@ -10,22 +10,20 @@ the lock to log in, and looks for a session again once it has it, so that one lo
 file, since each is replaced as a whole: if it is held for too long, a process logs in without it.
 """
 
-import contextlib
 import hashlib
 import json
 import math
-import os
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from xnatfs.common import locks
-from xnatfs.common.private_files import make_private, write_private
+from xnatfs.common.private_files import write_private
 from xnatfs.common.sanitize import loads
 from xnatfs.common.urls import is_same_server, server_key
 
@@ -119,36 +117,27 @@ class SessionStore:
 
     def _rewrite(self, token: str, change: Callable[[StoredSession], StoredSession]) -> None:
         """Change the stored session, unless another process holds the lock."""
-        with contextlib.suppress(OSError), self._open_lock() as descriptor:
-            for path in self._files() if locks.lock(descriptor) else ():
-                stored = _read(path)
-                if stored and stored.token == token:
-                    _write(path, change(stored))
+        with suppress(OSError), locks.open_lock(self._lock) as descriptor:
+            for path, stored in self._find_all(token) if locks.lock(descriptor) else ():
+                _write(path, change(stored))
 
     def forget(self, token: str) -> None:
         """Remove this session; sessions of other servers and users stay."""
-        for path in self._files():
-            stored = _read(path)
-            if stored and stored.token == token:
-                path.unlink(missing_ok=True)
+        for path, _ in self._find_all(token):
+            path.unlink(missing_ok=True)
+
+    def _find_all(self, token: str) -> list[tuple[Path, StoredSession]]:
+        found = [(path, _read(path)) for path in self._files()]
+        return [(path, stored) for path, stored in found if stored and stored.token == token]
 
     @asynccontextmanager
     async def locked(self) -> AsyncIterator[None]:
         """Hold the login lock, so that other processes wait for the new session; not for ever. Raises OSError."""
-        with self._open_lock() as descriptor:
+        with locks.open_lock(self._lock) as descriptor:
             if not await locks.lock_soon(descriptor, self._lock_timeout):
                 holder = locks.holder(self._lock)
                 locks.log.warning("the sessions in %s are locked by %s: logging in anyway", self._directory, holder)
             yield
-
-    @contextlib.contextmanager
-    def _open_lock(self) -> Iterator[int]:
-        make_private(self._directory)
-        descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
 
     def _files(self) -> list[Path]:
         own = [self._own(self.username)] if self.username else sorted(self._directory.glob("*.json"))
