@@ -15,14 +15,14 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 import trio
 
-from xnatfs.common.clock import Sleeps
+from xnatfs.common.clock import now
 from xnatfs.common.errors import first_error
 from xnatfs.common.tasks import background
 
@@ -194,11 +194,9 @@ class ProcessPool(httpx.AsyncBaseTransport):
         self._idle: list[_Process] = []
         self._all: set[_Process] = set()
         self._closed = False
-        self._sleeps = Sleeps()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        if self._sleeps.is_over():  # the other ends of their connections are gone
-            await self._end(list(self._idle))
+        await self._end_expired()
         within = request.extensions["timeout"]["read"] + GRACE_SECONDS
         while True:
             is_reused = bool(self._idle)
@@ -239,7 +237,7 @@ class ProcessPool(httpx.AsyncBaseTransport):
     async def release(self, process: _Process, *, reusable: bool) -> None:
         """Keep a process for the next request, or end it."""
         if reusable and not process.ended and not self._closed:
-            process.idle_since = trio.current_time()
+            process.idle_since = now()
             self._idle.append(process)
             return
         await process.end()
@@ -256,12 +254,13 @@ class ProcessPool(httpx.AsyncBaseTransport):
         """End processes that have been idle for long; runs for ever."""
         while True:
             await trio.sleep(IDLE_PROCESS_SECONDS / 2)
-            since = trio.current_time() - IDLE_PROCESS_SECONDS
-            await self._end([each for each in self._idle if each.idle_since < since])
+            await self._end_expired()
 
-    async def _end(self, idle: Iterable[_Process]) -> None:
-        self._idle = [process for process in self._idle if process not in idle]
-        for process in idle:
+    async def _end_expired(self) -> None:
+        """End processes that have been idle for long, or since before the machine slept: their connections are gone."""
+        expired = [process for process in self._idle if process.idle_since < now() - IDLE_PROCESS_SECONDS]
+        self._idle = [process for process in self._idle if process not in expired]
+        for process in expired:
             await process.end()
             self._all.discard(process)
 
