@@ -25,7 +25,7 @@ from tests.download_worker.test_worker import children
 from tests.support.commanding import LABEL, OWNER, PASSWORD, page_archive
 from tests.support.demos import serving
 from tests.support.mounting import SCRIPTS, end, environment, mounting, run
-from xnatfs.common.clock import Sleeps, now
+from xnatfs.common.clock import now, slept
 from xnatfs.common.errors import ConfigError, NoRoute
 from xnatfs.demo.server.app import DemoXnat
 from xnatfs.demo.server.reply import Reply
@@ -341,15 +341,13 @@ def sleep(monkeypatch) -> Callable[[], None]:
 
 
 async def test_ages_count_a_sleep_and_deadlines_do_not(sleep, autojump_clock):
-    before, sleeps = now(), Sleeps()
-    assert not sleeps.is_over()
+    before, slept_before = now(), slept()
     with trio.move_on_after(10) as scope:
         sleep()
         await trio.sleep(5)
     assert not scope.cancelled_caught
     assert now() - before == NIGHT + 5
-    assert sleeps.is_over()
-    assert not sleeps.is_over()
+    assert slept() - slept_before == NIGHT
 
 
 async def test_listings_and_refusals_of_yesterday_are_old(sleep):

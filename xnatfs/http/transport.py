@@ -20,7 +20,7 @@ from typing import NoReturn, TypeVar, cast
 import httpx
 import trio
 
-from xnatfs.common.clock import Sleeps
+from xnatfs.common.clock import slept
 from xnatfs.common.errors import TimedOut, Unavailable, Uncertain, Unreachable
 from xnatfs.common.tasks import background
 from xnatfs.download_worker.pool import ProcessLost
@@ -111,7 +111,7 @@ class Transport:
         self.policy = policy
         self.breaker = CircuitBreaker(self._probe, policy.retry_budget, nursery)
         self.requests = 0
-        self._sleeps = Sleeps()
+        self._slept = slept()
 
     @property
     def url(self) -> str:
@@ -167,7 +167,8 @@ class Transport:
         last = retries.deadline + self.policy.timeout - self.policy.retry_budget
         try:
             with trio.fail_at(last + (PROCESS_START_SECONDS if request.is_big else 0.0)):
-                if self._sleeps.is_over():  # the other ends of the connections are gone, without notice
+                if (asleep := slept()) != self._slept:  # the connections' other ends are gone, without notice
+                    self._slept = asleep
                     await close_idle_connections(self._clients.http)
                 return await self._send_with_retries(request, retries)
         except trio.TooSlowError as error:
