@@ -307,6 +307,30 @@ async def test_a_server_that_goes_still_under_a_download_has_the_timeout_to_come
         assert await read(xnat) == content
 
 
+@pytest.mark.parametrize(("piece", "is_enough"), [(int(1.1 * LOWEST_RATE * TIMEOUT), True), (1000, False)])
+async def test_the_retry_budget_begins_anew_with_progress(piece, is_enough, autojump_clock):
+    """Break each connection after so many bytes, and refuse the next one for more than a third of the budget."""
+    content = bytes(range(256)) * (5 * piece // 256)
+    refused_until = 0.0
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        nonlocal refused_until
+        if trio.current_time() < refused_until:
+            raise httpx.ConnectError("refused")
+        start = int(request.headers.get("range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
+        refused_until = trio.current_time() + 0.4 * TIMEOUT
+        headers = {"content-length": str(len(content) - start), **DATED}
+        if start:
+            headers["content-range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        return httpx.Response(206 if start else 200, headers=headers, stream=Dripping([content[start:][:piece]], 0))
+
+    async with connected(Site(answer)) as xnat:
+        if is_enough:
+            assert await read(xnat) == content
+        else:
+            await fails(NoRoute, lambda: read(xnat))
+
+
 async def test_a_period_is_used_up_by_waiting_and_begins_anew_with_bytes(autojump_clock):
     limit = SpeedLimit(10.0)
     for received in (4 * LOWEST_RATE, 6 * LOWEST_RATE, 9 * LOWEST_RATE):
