@@ -482,12 +482,12 @@ async def test_a_server_that_does_not_say_who_we_are_is_told_by_what_was_asked(a
     async with open_xnat(Config(URL, timeout=10.0), Credentials("u", "p"), Wire(handle)) as xnat:
         await xnat.login.token()
         await trio.sleep(120)
-        with pytest.raises(Unreachable, match="who asks for /data/projects"):
+        with pytest.raises(Unreachable, match="a check of the session for /data/projects"):
             await xnat.projects()
         with pytest.raises(Unreachable):
             await xnat.session_lives()
     async with open_xnat(Config(URL, timeout=10.0), Credentials("u", "p"), Wire(handle)) as xnat:
-        with pytest.raises(Unreachable, match="who asks for /xapi/users/username"):
+        with pytest.raises(Unreachable, match="a check of the session for /xapi/users/username"):
             await xnat.session_lives()
 
 

@@ -70,7 +70,7 @@ async def fetch_json(
     try:
         return loads(await _fetch_bytes(transport, path, params, attempts))
     except ValueError:
-        raise BadReply(f"{transport.url}{path} was asked for as JSON and came as something else") from None
+        raise BadReply(f"{transport.url}{path} was requested as JSON and came as something else") from None
 
 
 async def fetch_text(transport: Transport, path: str) -> str:
@@ -84,7 +84,7 @@ async def _fetch_bytes(transport: Transport, path: str, params: Mapping[str, str
         async for chunk in chunks:
             body += chunk
             if len(body) > MAX_DOCUMENT_BYTES:
-                raise BadReply(f"{transport.url}{path} does not end: too much came for what it is")
+                raise BadReply(f"{transport.url}{path} is too long for what it is")
         return bytes(body)
 
     return await fetch(transport, path, params, join, attempts)

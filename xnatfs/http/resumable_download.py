@@ -159,7 +159,7 @@ class Downloads:
             raise _NoRange(f"answers {response.status_code} to a range")
         await self.transport.check(file.path, response, "file", allow=(200, 206) if wanted else (200,))
         if response.headers.get("content-encoding", "identity").lower() not in ("", "identity"):
-            raise BadReply(f"{where} came encoded, though it was asked for as it is")
+            raise BadReply(f"{where} came with a Content-Encoding, which was not requested")
         modified, found, length = last_modified(response), strong_validator(response), content_length(response)
         if response.status_code == 200:
             if wanted and not validator:  # with If-Range, the whole file is a correct answer

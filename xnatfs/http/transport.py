@@ -129,7 +129,7 @@ class Transport:
     async def session_lives(self, path: str) -> bool:
         """Ask the server whether the session is still valid, if the reply to `path` is suspiciously empty."""
         lives = False
-        async with self._in_time(f"to who asks for {path}"), self.login.turn():
+        async with self._in_time(f"to a check of the session for {path}"), self.login.turn():
             lives = await self.login.is_alive(await self.login.token())
         return lives
 
@@ -355,7 +355,7 @@ class Transport:
                         yield piece
         except trio.TooSlowError as error:
             slow = f"less than {LOWEST_RATE} bytes a second, for {self.policy.timeout:g} s"
-            raise TimedOut(f"{self.url}{path} does not get on: {slow}") from error
+            raise TimedOut(f"{self.url}{path} is too slow: {slow}") from error
 
     # -- failures ------------------------------------------------------------------------------------------------
 

@@ -470,9 +470,9 @@ class Xnat:
                 # An open site that has dropped the session answers as to a guest, with an empty list.
                 found, _ = await fetch(self._transport, path, params, rows)
         except NotAList as error:
-            raise BadReply(f"{self.url}{path} was asked for as a list and came as {error}") from None
+            raise BadReply(f"{self.url}{path} was requested as a list and came as {error}") from None
         except (ValueError, RecursionError):  # the latter from a nested cell, when it is converted to text
-            raise BadReply(f"{self.url}{path} was asked for as JSON and came as something else") from None
+            raise BadReply(f"{self.url}{path} was requested as JSON and came as something else") from None
         return found
 
 
