@@ -12,9 +12,9 @@ from tests.http.test_deadlines import TIMEOUT, Dripping, Site, connected, fails,
 from tests.rest.test_client import table
 from xnatfs.common.errors import NoRoute, TimedOut, Unavailable, Unreachable, XnatError
 from xnatfs.http.circuit_breaker import (
-    FIRST_PROBE_PAUSE,
+    FIRST_PROBE_PAUSE_SECONDS,
     LOG_PAUSE_SECONDS,
-    LONGEST_PROBE_PAUSE,
+    LONGEST_PROBE_PAUSE_SECONDS,
     SHORT_PROBE_SECONDS,
 )
 from xnatfs.http.transport import PROBE_PATH
@@ -22,7 +22,7 @@ from xnatfs.http.transport import PROBE_PATH
 # From a server that is back to one that is used again, at most.
 BACK = 5.0
 # From doubt to its end, at most.
-VERDICT = SHORT_PROBE_SECONDS + 1.25 * FIRST_PROBE_PAUSE
+VERDICT = SHORT_PROBE_SECONDS + 1.25 * FIRST_PROBE_PAUSE_SECONDS
 
 
 class Fragile(Site):
@@ -154,8 +154,8 @@ async def test_the_server_is_asked_gently_while_it_is_away(autojump_clock):
         await trio.sleep(300)
     pauses = [after - before for before, after in zip(server.probes()[10:], server.probes()[11:], strict=False)]
     # One more from time to time is the patient one.
-    assert len(pauses) <= 300 / (0.75 * LONGEST_PROBE_PAUSE) + 300 / TIMEOUT
-    assert max(pauses) <= 1.25 * LONGEST_PROBE_PAUSE
+    assert len(pauses) <= 300 / (0.75 * LONGEST_PROBE_PAUSE_SECONDS) + 300 / TIMEOUT
+    assert max(pauses) <= 1.25 * LONGEST_PROBE_PAUSE_SECONDS
     assert len({round(pause, 3) for pause in pauses}) > len(pauses) / 2, "not in step with others"
 
 
@@ -281,7 +281,7 @@ async def test_whoever_asks_while_it_is_in_doubt_hears_the_verdict(autojump_cloc
         await xnat.projects()
         server.away = "silent"
         await fails(TimedOut, xnat.projects)
-        assert await fails(TimedOut, xnat.projects) == pytest.approx(VERDICT, abs=FIRST_PROBE_PAUSE)
+        assert await fails(TimedOut, xnat.projects) == pytest.approx(VERDICT, abs=FIRST_PROBE_PAUSE_SECONDS)
 
 
 async def test_an_outage_that_is_shorter_than_the_patience_is_nobodys_concern(autojump_clock, caplog):
@@ -341,4 +341,4 @@ async def test_the_question_is_asked_in_our_session(autojump_clock):
 
 
 def test_it_is_over_when_it_is_said_to_be():
-    assert SHORT_PROBE_SECONDS + 1.25 * LONGEST_PROBE_PAUSE < BACK
+    assert SHORT_PROBE_SECONDS + 1.25 * LONGEST_PROBE_PAUSE_SECONDS < BACK

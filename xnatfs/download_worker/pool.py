@@ -33,7 +33,7 @@ IDLE_PROCESS_SECONDS = 30.0
 # Seconds beyond the timeouts that the process observes itself: then it is stuck.
 GRACE_SECONDS = 10.0
 # Bytes of the messages of a process received at a time.
-RECEIVED_BYTES = 64 * 1024
+LINK_BUFFER_BYTES = 64 * 1024
 
 # A line is lost if nothing that is sent over it is acknowledged for this many seconds. The other end's kernel does so,
 # however slow its server is; but not on a line that fell asleep with this machine, or that a firewall has forgotten.
@@ -103,7 +103,7 @@ class _Process:
     async def _receive_more(self) -> None:
         data = b""
         with contextlib.suppress(OSError):
-            data = await self._link.recv(RECEIVED_BYTES)
+            data = await self._link.recv(LINK_BUFFER_BYTES)
         if not data:
             await self.end()
             raise ProcessLost("its download process has ended")

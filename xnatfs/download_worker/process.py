@@ -34,7 +34,7 @@ from xnatfs.common.errors import ConfigError
 from xnatfs.download_worker.connection import Connection, ConnectionFailed
 
 # Bytes received, and then written, at a time. Measured on loopback: 64 KiB cost half as much processor time again.
-RECEIVED_BYTES = 1024 * 1024
+PIECE_BYTES = 1024 * 1024
 # Bytes that arrive without a pause are reported in steps of this size, since each report costs the daemon 0.15 ms: as
 # much as the kernel requests at a time, two requests of 1 MiB.
 REPORTED_BYTES = 2 * 1024 * 1024
@@ -50,7 +50,7 @@ class Worker:
         self._server = Connection()
         self._lines = b""
         self._descriptors: list[int] = []
-        self._buffer = memoryview(bytearray(RECEIVED_BYTES))
+        self._buffer = memoryview(bytearray(PIECE_BYTES))
         self._piece = self._buffer[:0]  # received, and not yet written
 
     def run(self) -> None:

@@ -8,7 +8,7 @@ ends the outage.
 Invariants:
 - Only silence makes an outage: any answer of the server, to any request, ends it.
 - An outage is two lines in the log, however many requests fail in it: one when it begins, one when it ends.
-- An outage ends at most SHORT_PROBE_SECONDS + 1.25 * LONGEST_PROBE_PAUSE seconds, and one round trip, after the server
+- An outage ends at most SHORT_PROBE_SECONDS + 1.25 * LONGEST_PROBE_PAUSE_SECONDS, and one round trip, after the server
   is reachable again.
 """
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 # long as the cut was, and a new one works at once.
 SHORT_PROBE_SECONDS = 2.0
 # Seconds between short probes: few at first, since a server that restarts is soon back.
-FIRST_PROBE_PAUSE, LONGEST_PROBE_PAUSE = 0.1, 2.0
+FIRST_PROBE_PAUSE_SECONDS, LONGEST_PROBE_PAUSE_SECONDS = 0.1, 2.0
 # Seconds between two log lines about requests that fail while the server answers others.
 LOG_PAUSE_SECONDS = 60.0
 
@@ -101,7 +101,7 @@ class CircuitBreaker:
 
     async def _probe_often(self, failure: Unreachable, probing: trio.CancelScope) -> None:
         """Send short probes; the first one that is not answered makes the outage."""
-        backoff = Backoff(FIRST_PROBE_PAUSE, LONGEST_PROBE_PAUSE)
+        backoff = Backoff(FIRST_PROBE_PAUSE_SECONDS, LONGEST_PROBE_PAUSE_SECONDS)
         while True:
             await trio.sleep(backoff.pause())
             await self._probe_within(min(SHORT_PROBE_SECONDS, self._timeout))
