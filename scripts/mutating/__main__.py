@@ -31,12 +31,15 @@ GROUPS = {
         ),
     ),
     "client": (["xnatfs/rest/client.py"], ["tests/rest/test_client.py", "tests/rest/test_client_requests.py"]),
-    "auth": (["xnatfs/http/login.py"], ["tests/http/test_login.py", "tests/rest/test_client.py"]),
+    "auth": (
+        [f"xnatfs/http/{name}.py" for name in ("login", "login_request", "replies")],
+        ["tests/http/test_login.py", "tests/rest/test_client.py"],
+    ),
     # The layers below the client.
     "transport": (
         [
             f"xnatfs/http/{name}.py"
-            for name in ("transport", "resumable_download", "retry", "circuit_breaker", "failures")
+            for name in ("transport", "documents", "resumable_download", "retry", "circuit_breaker", "failures")
         ],
         [
             "tests/rest/test_client.py",

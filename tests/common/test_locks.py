@@ -55,7 +55,7 @@ def reports(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_a_config_leaves_half_of_its_timeout_for_going_on():
     assert Config(URL).lock_timeout == 30
     assert Config(URL, timeout=TIMEOUT).lock_timeout == TIMEOUT / 2
-    assert Config(URL, timeout=21600, patience=PATIENCE).lock_timeout == PATIENCE
+    assert Config(URL, timeout=21600, retry_budget=PATIENCE).lock_timeout == PATIENCE
 
 
 def test_the_holder_is_named(tmp_path):
@@ -185,7 +185,7 @@ async def test_a_login_does_not_wait_for_a_stopped_one(tmp_path, caplog, patient
 
 
 def test_a_change_of_the_profiles_is_not_made_beside_another_one(tmp_path, monkeypatch):
-    monkeypatch.setattr("xnatfs.settings.profile_file.LOCK_TIMEOUT", WAIT)
+    monkeypatch.setattr("xnatfs.settings.profile_file.EDIT_LOCK_SECONDS", WAIT)
     path = tmp_path / "config.yaml"
     with stopped(FLOCK, tmp_path / ".config.lock"):
         with within(WAIT + SOON), pytest.raises(ConfigError, match=r"is being changed by process \d+ .*stopped"):

@@ -156,7 +156,7 @@ async def test_a_connection_that_breaks_twice_is_taken_up_again(demo, tmp_path):
 
 async def test_a_connection_that_always_breaks_is_an_error_and_nothing_is_kept(demo, tmp_path):
     if not demo.app.routes.levels.ranges:  # with ranges each connection gets on, so that the file comes in the end
-        async with cutting(demo, 5 * MiB, 10**9) as (_, url), opened(demo, tmp_path, url, patience=0.1) as site:
+        async with cutting(demo, 5 * MiB, 10**9) as (_, url), opened(demo, tmp_path, url, retry_budget=0.1) as site:
             with pytest.raises(Unreachable):
                 await read_all(site)
             assert not site.content.stats.damaged

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from tests.support.content_fakes import BIG, MiB, until
-from xnatfs.download_worker.pool import ProcessLost, Workers, Writable, open_workers
+from xnatfs.download_worker.pool import FileBody, ProcessLost, ProcessPool, open_pool
 
 TIMEOUT = httpx.Timeout(2.0)
 OK = b"HTTP/1.1 200 OK\r\nLast-Modified: Tue, 02 Jan 2024 03:04:05 GMT\r\nContent-Length: %d\r\n\r\n" % len(BIG)
@@ -75,13 +75,13 @@ def silent_after(*parts: bytes) -> Act:
 
 
 @asynccontextmanager
-async def served(*acts: Act) -> AsyncIterator[tuple[Server, httpx.AsyncClient, Workers]]:
+async def served(*acts: Act) -> AsyncIterator[tuple[Server, httpx.AsyncClient, ProcessPool]]:
     server = Server(*acts)
     async with trio.open_nursery() as nursery:
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
         nursery.start_soon(trio.serve_listeners, server, [listener])
         url = f"http://127.0.0.1:{listener.socket.getsockname()[1]}"
-        async with open_workers("", True) as workers:
+        async with open_pool("", True) as workers:
             async with httpx.AsyncClient(transport=workers, base_url=url, timeout=TIMEOUT) as client:
                 yield server, client, workers
         assert children() == []
@@ -94,9 +94,9 @@ async def got(client: httpx.AsyncClient, path: str = "/file", **headers: str) ->
         yield response
 
 
-def body(response: httpx.Response) -> Writable:
-    found = response.extensions["writable"]
-    assert isinstance(found, Writable)
+def body(response: httpx.Response) -> FileBody:
+    found = response.extensions["file_body"]
+    assert isinstance(found, FileBody)
     return found
 
 
@@ -153,7 +153,7 @@ async def test_a_body_goes_into_a_file(tmp_path):
 async def test_parts_of_a_body_go_to_different_places_and_some_nowhere(tmp_path):
     async with served(answering(OK, BIG)) as (_, client, _), got(client) as response:
         await written(response, tmp_path / "file", 10, MiB)
-        assert sum([count async for count in body(response).skip(2 * MiB)]) == 2 * MiB
+        assert sum([count async for count in body(response).write(None, 0, 2 * MiB)]) == 2 * MiB
         await written(response, tmp_path / "file", 0, 10)
     assert (tmp_path / "file").read_bytes() == BIG[3 * MiB : 3 * MiB + 10] + BIG[:MiB]
 
@@ -234,7 +234,7 @@ async def test_a_server_that_goes_silent_is_given_up(tmp_path, some):
 
 
 async def test_a_server_that_is_not_there_says_so_as_elsewhere():
-    async with open_workers("", True) as workers:
+    async with open_pool("", True) as workers:
         async with httpx.AsyncClient(transport=workers, timeout=TIMEOUT) as client:
             with pytest.raises(httpx.ConnectError, match="Connection refused") as raised:
                 await client.get("http://127.0.0.1:1/")
@@ -321,7 +321,7 @@ async def test_processes_hold_no_secrets_and_end_with_the_daemon(tmp_path, monke
 
 
 async def test_idle_processes_end(tmp_path, monkeypatch):
-    monkeypatch.setattr("xnatfs.download_worker.pool.IDLE", 0.05)
+    monkeypatch.setattr("xnatfs.download_worker.pool.IDLE_PROCESS_SECONDS", 0.05)
     async with served(answering(OK, BIG)) as (_, client, _):
         async with got(client) as response:
             await written(response, tmp_path / "file")
@@ -373,7 +373,7 @@ async def test_a_body_without_a_length_can_be_left_half_way():
             async with got(client) as response:
                 for _ in range(number):
                     assert await anext(body(response))
-        assert (server.connections, len(children())) == (5, 1)
+        assert (server.connections, len(children())) == (5, 0)
 
 
 async def full_after(response: httpx.Response, path: Path, room: int) -> int:
@@ -396,7 +396,7 @@ async def full_after(response: httpx.Response, path: Path, room: int) -> int:
 async def test_what_a_full_disk_did_not_take_is_skipped_first(tmp_path):
     async with served(answering(OK, BIG)) as (_, client, _), got(client) as response:
         count = await full_after(response, tmp_path / "file", 3 * MiB + 5)
-        assert sum([more async for more in body(response).skip(MiB)]) == MiB
+        assert sum([more async for more in body(response).write(None, 0, MiB)]) == MiB
         await written(response, tmp_path / "file", count + MiB, len(BIG) - MiB - count)
     assert (tmp_path / "file").read_bytes()[count + MiB :] == BIG[count + MiB :]
 
@@ -421,11 +421,12 @@ async def test_without_descriptors_there_is_no_process(monkeypatch):
 
 
 async def test_an_idle_process_is_taken_while_another_one_ends(monkeypatch):
-    monkeypatch.setattr("xnatfs.download_worker.pool.IDLE", 0.1)
+    monkeypatch.setattr("xnatfs.download_worker.pool.IDLE_PROCESS_SECONDS", 0.1)
     taken, go_on = trio.Event(), trio.Event()
     async with served(answering(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx")) as (_, client, workers):
-        async with got(client), got(client):
-            pass
+        async with got(client) as one, got(client) as other:
+            await one.aread()
+            await other.aread()
 
         async def request() -> None:
             async with got(client) as response:

@@ -84,7 +84,7 @@ def server() -> Iterator[Faulty]:
 def mount(server: Faulty, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
     options = ("--timeout", str(TIMEOUT), "--ttl", "3600")
     with mounting(server.url, tmp_path_factory.mktemp("faults"), *options, user=USER, password=PASSWORD) as made:
-        made.expected_in_log += ["server is away", "server is back", "server is there, but"]
+        made.expected_in_log += ["server is unreachable", "server is reachable"]
         made.expected_in_log += ["damaged file", "came as a web page", "its MD5 is"]
         yield made
 

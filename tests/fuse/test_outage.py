@@ -90,12 +90,16 @@ def server(data: Path) -> Iterator[Server]:
 @contextmanager
 def mounted(server: Server, directory: Path, *options: str) -> Iterator[Mount]:
     with mounting(server.url, directory, "--timeout", f"{TIMEOUT:g}", *options, **LOGIN) as mount:
-        mount.expected_in_log += ["is away", "is back", "is there, but", "no download process"]
+        mount.expected_in_log += ["is unreachable", "is reachable", "no download process"]
         yield mount
 
 
 def outage_lines(mount: Mount) -> list[str]:
-    return [line for line in mount.log_file.read_text().splitlines() if "is away" in line or "is back" in line]
+    return [
+        line
+        for line in mount.log_file.read_text().splitlines()
+        if "is unreachable" in line or "is reachable again" in line
+    ]
 
 
 def eventually(what: Callable[[], bool], within: float = BACK) -> None:
@@ -161,8 +165,8 @@ def test_what_is_here_stays_what_is_not_fails_and_all_is_well_when_it_is_back(se
         eventually(lambda: heard(mount.path / SMALL / names[-1]) == 0)
         assert (mount.path / SMALL / names[-1]).read_bytes() == data.joinpath(*SMALL.parts[1:], names[-1]).read_bytes()
     begins, ends = outage_lines(mount)
-    assert "is away" in begins
-    assert "is back after" in ends
+    assert "is unreachable" in begins
+    assert "is reachable again after" in ends
 
 
 def copied(source: Path, target: Path, truth: Path, copying: subprocess.Popen[str]) -> bool:

@@ -11,13 +11,18 @@ import trio.testing
 from tests.http.test_deadlines import TIMEOUT, Dripping, Site, connected, fails, read, silent
 from tests.rest.test_client import table
 from xnatfs.common.errors import NoRoute, TimedOut, Unavailable, Unreachable, XnatError
-from xnatfs.http.circuit_breaker import FIRST_PAUSE, LONGEST_PAUSE, OFTEN, QUIET_FOR
-from xnatfs.http.transport import SMALLEST
+from xnatfs.http.circuit_breaker import (
+    FIRST_PROBE_PAUSE_SECONDS,
+    LOG_PAUSE_SECONDS,
+    LONGEST_PROBE_PAUSE_SECONDS,
+    SHORT_PROBE_SECONDS,
+)
+from xnatfs.http.transport import PROBE_PATH
 
 # From a server that is back to one that is used again, at most.
 BACK = 5.0
 # From doubt to its end, at most.
-VERDICT = OFTEN + 1.25 * FIRST_PAUSE
+VERDICT = SHORT_PROBE_SECONDS + 1.25 * FIRST_PROBE_PAUSE_SECONDS
 
 
 class Fragile(Site):
@@ -46,10 +51,10 @@ class Fragile(Site):
         return table([{"ID": "P"}])
 
     def probes(self) -> list[float]:
-        return [at for at, path in self.asked if path == SMALLEST]
+        return [at for at, path in self.asked if path == PROBE_PATH]
 
     def others(self) -> list[str]:
-        return [path for _, path in self.asked if path != SMALLEST]
+        return [path for _, path in self.asked if path != PROBE_PATH]
 
 
 KINDS: list[tuple[str, type[XnatError]]] = [("refused", NoRoute), ("silent", TimedOut), ("gateway", Unavailable)]
@@ -136,8 +141,8 @@ async def test_a_hundred_readers_of_a_dead_server(autojump_clock, caplog):
         await trio.sleep(BACK)
         await xnat.projects()
     begins, ends = lines(caplog)
-    assert "the server is away: http://xnat.example.org does not answer to /data/" in begins
-    assert "is back after" in ends
+    assert "the server is unreachable: http://xnat.example.org does not answer to /data/" in begins
+    assert "is reachable again after" in ends
 
 
 async def test_the_server_is_asked_gently_while_it_is_away(autojump_clock):
@@ -149,8 +154,8 @@ async def test_the_server_is_asked_gently_while_it_is_away(autojump_clock):
         await trio.sleep(300)
     pauses = [after - before for before, after in zip(server.probes()[10:], server.probes()[11:], strict=False)]
     # One more from time to time is the patient one.
-    assert len(pauses) <= 300 / (0.75 * LONGEST_PAUSE) + 300 / TIMEOUT
-    assert max(pauses) <= 1.25 * LONGEST_PAUSE
+    assert len(pauses) <= 300 / (0.75 * LONGEST_PROBE_PAUSE_SECONDS) + 300 / TIMEOUT
+    assert max(pauses) <= 1.25 * LONGEST_PROBE_PAUSE_SECONDS
     assert len({round(pause, 3) for pause in pauses}) > len(pauses) / 2, "not in step with others"
 
 
@@ -175,8 +180,8 @@ async def test_one_request_that_is_not_answered_is_no_outage(autojump_clock, cap
             assert await fails(TimedOut, lambda: xnat.scans("E")) == pytest.approx(TIMEOUT)
             assert len(await xnat.projects()) == 1, "not even for a moment"
     told = lines(caplog)
-    assert len(told) <= 1 + 3 * TIMEOUT / QUIET_FOR
-    assert all("the server is there, but" in line for line in told)
+    assert len(told) <= 1 + 3 * TIMEOUT / LOG_PAUSE_SECONDS
+    assert all("the server is reachable, but" in line for line in told)
 
 
 async def test_bytes_that_come_are_a_sign_of_life(autojump_clock, caplog):
@@ -255,19 +260,19 @@ async def test_a_body_that_stops_casts_doubt_as_well(what, autojump_clock, caplo
         ask = xnat.projects if what == "list" else lambda: read(xnat)
         assert await fails(TimedOut, ask) == pytest.approx(TIMEOUT)
         assert await fails(TimedOut, xnat.projects) <= VERDICT
-    assert ["away" in line for line in lines(caplog)] == [True]
+    assert ["is unreachable" in line for line in lines(caplog)] == [True]
 
 
 async def test_a_fault_of_our_own_in_finding_out_ends_nothing(autojump_clock, caplog):
     async def answer(request: httpx.Request) -> httpx.Response:
-        if request.url.path == SMALLEST:
+        if request.url.path == PROBE_PATH:
             raise RuntimeError("a bug")
         return await silent(request)
 
     async with connected(Site(answer)) as xnat:
         await fails(TimedOut, xnat.projects)
         assert await fails(TimedOut, xnat.projects) <= VERDICT
-    assert "asking whether the server is there" in caplog.text
+    assert "probing the server" in caplog.text
 
 
 async def test_whoever_asks_while_it_is_in_doubt_hears_the_verdict(autojump_clock):
@@ -276,7 +281,7 @@ async def test_whoever_asks_while_it_is_in_doubt_hears_the_verdict(autojump_cloc
         await xnat.projects()
         server.away = "silent"
         await fails(TimedOut, xnat.projects)
-        assert await fails(TimedOut, xnat.projects) == pytest.approx(VERDICT, abs=FIRST_PAUSE)
+        assert await fails(TimedOut, xnat.projects) == pytest.approx(VERDICT, abs=FIRST_PROBE_PAUSE_SECONDS)
 
 
 async def test_an_outage_that_is_shorter_than_the_patience_is_nobodys_concern(autojump_clock, caplog):
@@ -301,7 +306,7 @@ async def test_repeats_are_few_and_not_in_step(autojump_clock):
         async with trio.open_nursery() as nursery:
             for _ in range(10):
                 nursery.start_soon(fails, Unavailable, xnat.projects)
-        at = [at for at, path in server.asked if path != SMALLEST]
+        at = [at for at, path in server.asked if path != PROBE_PATH]
     assert len(at) <= 10 * 12
     assert len({round(each, 4) for each in at}) > 0.8 * len(at) - 10
 
@@ -324,7 +329,7 @@ async def test_the_question_is_asked_in_our_session(autojump_clock):
     cookies: list[str] = []
 
     async def answer(request: httpx.Request) -> httpx.Response:
-        if request.url.path == SMALLEST:
+        if request.url.path == PROBE_PATH:
             cookies.append(request.headers.get("cookie", ""))
             return httpx.Response(200, json={"version": "1.8.11"})
         return await silent(request)
@@ -336,4 +341,4 @@ async def test_the_question_is_asked_in_our_session(autojump_clock):
 
 
 def test_it_is_over_when_it_is_said_to_be():
-    assert OFTEN + 1.25 * LONGEST_PAUSE < BACK
+    assert SHORT_PROBE_SECONDS + 1.25 * LONGEST_PROBE_PAUSE_SECONDS < BACK

@@ -13,8 +13,8 @@ from tests.rest.test_client import FILE, ITEM, table
 from tests.support.wire import Wire
 from xnatfs.common.errors import BadReply, NoRoute, TimedOut, Unavailable, Unreachable, XnatError
 from xnatfs.fuse.operations import errno_of
-from xnatfs.http.retry import SLOWEST, Patience
-from xnatfs.http.transport import TRIES
+from xnatfs.http.documents import MAX_BODY_ATTEMPTS
+from xnatfs.http.retry import LOWEST_RATE, SpeedLimit
 from xnatfs.rest.client import Xnat, open_xnat
 from xnatfs.rest.models import FileRow
 from xnatfs.settings.config import Config
@@ -192,7 +192,13 @@ async def test_a_list_that_stops_in_the_middle_is_not_asked_for_again(autojump_c
 
 
 @pytest.mark.parametrize(
-    ("slow", "asked"), [(0.0, TRIES), (0.3 * TIMEOUT, TRIES), (0.4 * TIMEOUT, TRIES), (TIMEOUT - 1, 2)]
+    ("slow", "asked"),
+    [
+        (0.0, MAX_BODY_ATTEMPTS),
+        (0.3 * TIMEOUT, MAX_BODY_ATTEMPTS),
+        (0.4 * TIMEOUT, MAX_BODY_ATTEMPTS),
+        (TIMEOUT - 1, 2),
+    ],
 )
 async def test_a_list_that_breaks_off_each_time_is_given_up_in_time(autojump_clock, slow, asked):
     """Give up in time although each attempt starts over, and report the break rather than a late answer."""
@@ -251,9 +257,9 @@ async def test_a_list_that_does_not_end(autojump_clock, monkeypatch):
 
 
 async def test_a_document_that_does_not_end(autojump_clock, monkeypatch):
-    monkeypatch.setattr("xnatfs.http.transport.LARGEST_DOCUMENT", 100_000)
+    monkeypatch.setattr("xnatfs.http.documents.MAX_DOCUMENT_BYTES", 100_000)
     async with connected(Site(dripping([b"x" * 10_000] * 100, 0.0))) as xnat:
-        with pytest.raises(BadReply, match="does not end"):
+        with pytest.raises(BadReply, match="is too long"):
             await xnat.document("projects", "P")
 
 
@@ -301,21 +307,45 @@ async def test_a_server_that_goes_still_under_a_download_has_the_timeout_to_come
         assert await read(xnat) == content
 
 
-async def test_patience_is_used_up_by_waiting_and_bought_with_bytes(autojump_clock):
-    patience = Patience(10.0)
-    for _ in range(5):
-        with patience.waiting():
+@pytest.mark.parametrize(("piece", "is_enough"), [(int(1.1 * LOWEST_RATE * TIMEOUT), True), (1000, False)])
+async def test_the_retry_budget_begins_anew_with_progress(piece, is_enough, autojump_clock):
+    """Break each connection after so many bytes, and refuse the next one for more than a third of the budget."""
+    content = bytes(range(256)) * (5 * piece // 256)
+    refused_until = 0.0
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        nonlocal refused_until
+        if trio.current_time() < refused_until:
+            raise httpx.ConnectError("refused")
+        start = int(request.headers.get("range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
+        refused_until = trio.current_time() + 0.4 * TIMEOUT
+        headers = {"content-length": str(len(content) - start), **DATED}
+        if start:
+            headers["content-range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        return httpx.Response(206 if start else 200, headers=headers, stream=Dripping([content[start:][:piece]], 0))
+
+    async with connected(Site(answer)) as xnat:
+        if is_enough:
+            assert await read(xnat) == content
+        else:
+            await fails(NoRoute, lambda: read(xnat))
+
+
+async def test_a_period_is_used_up_by_waiting_and_begins_anew_with_bytes(autojump_clock):
+    limit = SpeedLimit(10.0)
+    for received in (4 * LOWEST_RATE, 6 * LOWEST_RATE, 9 * LOWEST_RATE):
+        with limit.waiting():
             await trio.sleep(4)
-        patience.came(3 * SLOWEST)
+        limit.received(received)
         await trio.sleep(100)
-    assert patience.left == pytest.approx(5)
-    patience.came(1000 * SLOWEST)
-    assert patience.left == 10
-    assert patience.waited == pytest.approx(20)
+    began = trio.current_time()
     with pytest.raises(trio.TooSlowError):
-        with patience.waiting():
+        with limit.waiting():
             await trio.sleep(11)
-    assert patience.left == pytest.approx(0)
+    assert trio.current_time() - began == pytest.approx(6)
+    with pytest.raises(trio.TooSlowError):
+        with limit.waiting():
+            await trio.sleep(1)
 
 
 # -- what it is called -------------------------------------------------------------------------------------------

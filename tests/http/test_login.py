@@ -14,20 +14,12 @@ import trio.testing
 from tests.rest.test_client import URL, Server
 from tests.support.wire import App, Wire
 from xnatfs.common.errors import BadReply, LoginRequired, NotXnat, Unavailable
-from xnatfs.http.login import (
-    CONFIRM_AFTER,
-    LOGOUT_TIMEOUT,
-    LONGEST_ANSWER,
-    LONGEST_MESSAGE,
-    REFUSED_FOR,
-    Login,
-    check_is_data,
-    page_message,
-)
+from xnatfs.http.login import CONFIRMED_SECONDS, LOGOUT_TIMEOUT_SECONDS, REFUSED_SECONDS, Login
+from xnatfs.http.replies import MAX_MESSAGE_LENGTH, MAX_PAGE_BYTES, check_is_data, page_message
 from xnatfs.rest.client import open_xnat
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
-from xnatfs.settings.session_store import IDLE, SessionStore
+from xnatfs.settings.session_store import IDLE_SESSION_SECONDS, SessionStore
 
 TOKEN = "A" * 32
 OTHER = "B" * 32
@@ -73,9 +65,9 @@ async def test_a_login_is_made_once_and_ended_at_the_end():
         token = await login.token()
         assert await login.token() == token == server.sessions[0]
         assert (login.logins, server.alive) == (1, {token})
-        assert login.made(token, 0)
-        assert not login.made(token, 1)
-        assert not login.made(OTHER, 0)
+        assert login.is_new(token, 0)
+        assert not login.is_new(token, 1)
+        assert not login.is_new(OTHER, 0)
         await login.close()
         await login.close()
     assert server.lines() == ["POST /data/JSESSION", f"DELETE /data/JSESSION {token}"]
@@ -90,8 +82,8 @@ async def test_a_shared_session_is_found_by_the_next_program_and_left_alive(tmp_
         assert second.username == ""
         assert await second.token() == token
         assert (second.username, second.logins) == ("u", 0)
-        assert not second.made(token, -1)
-        assert second.doubtful(), "nobody has told yet that it lives"
+        assert not second.is_new(token, -1)
+        assert second.is_doubtful(), "nobody has told yet that it lives"
         await second.close()
     assert server.lines() == ["POST /data/JSESSION"]
 
@@ -133,12 +125,12 @@ async def test_a_dead_session_is_replaced_for_all(tmp_path):
     store(tmp_path).keep(TOKEN, 900)
     async with logging_in(server, sessions=store(tmp_path)) as login:
         assert await login.token() == TOKEN
-        assert await login.lost(TOKEN, reply(401), "json")
+        assert await login.is_lost(TOKEN, reply(401), "json")
         token = await login.token()
         assert (token, login.logins) == (server.sessions[0], 1)
     found = store(tmp_path).find()
     assert found is not None
-    assert (found.token, found.idle) == (token, IDLE)
+    assert (found.token, found.idle) == (token, IDLE_SESSION_SECONDS)
 
 
 async def test_every_session_that_was_found_dead_is_passed_over(tmp_path):
@@ -151,7 +143,7 @@ async def test_every_session_that_was_found_dead_is_passed_over(tmp_path):
     server, sessions = Counted(), Asked(URL, "u", tmp_path)
     async with logging_in(server, sessions=sessions) as login:
         for _ in range(2):
-            assert await login.lost(await login.token(), reply(401), "json")
+            assert await login.is_lost(await login.token(), reply(401), "json")
         await login.token()
     assert sessions.dead == set(server.sessions[:2])
 
@@ -184,7 +176,7 @@ async def test_each_answer_lengthens_the_life_of_a_shared_session(tmp_path):
     async with logging_in(Server(), sessions=store(tmp_path, clock=lambda: now[0])) as login:
         token = await login.token()
         now[0] += 800
-        login.heard(reply(200, "x=y", expiring(600)))
+        login.record_reply(reply(200, "x=y", expiring(600)))
         now[0] += 599
         found = store(tmp_path, clock=lambda: now[0]).find()
         assert found is not None
@@ -196,7 +188,7 @@ async def test_a_session_is_not_sent_after_its_time(autojump_clock, pause, login
     server = Counted()
     async with logging_in(server) as login:
         token = await login.token()
-        login.heard(reply(200, "x=y", expiring(900)))
+        login.record_reply(reply(200, "x=y", expiring(900)))
         await trio.sleep(pause)
         assert (await login.token() == token) == (logins == 1)
         assert await login.token() == server.sessions[-1]
@@ -225,7 +217,7 @@ async def test_renewing_ends_the_session_before(tmp_path):
     assert server.alive == set(server.sessions)
     found = store(tmp_path).find()
     assert found is not None
-    assert (found.token, found.idle) == (server.sessions[0], IDLE)
+    assert (found.token, found.idle) == (server.sessions[0], IDLE_SESSION_SECONDS)
 
 
 async def test_renewing_where_there_was_nothing_ends_nothing(tmp_path):
@@ -269,7 +261,7 @@ async def test_a_server_that_is_gone_holds_up_nobody_who_leaves(autojump_clock, 
             await trio.sleep_forever()
         return server(request)
 
-    for text, seconds in (("gone", 0), ("no answer within", LOGOUT_TIMEOUT)):
+    for text, seconds in (("gone", 0), ("no answer within", LOGOUT_TIMEOUT_SECONDS)):
         async with logging_in(answer) as login:
             await login.token()
             began = trio.current_time()
@@ -342,7 +334,7 @@ async def test_what_makes_a_session_doubtful(response, expects, doubted, alive):
         assert token == "0" * 32
         if not alive:
             server.alive.clear()
-        assert await login.lost(token, response, expects) is (doubted and not alive)
+        assert await login.is_lost(token, response, expects) is (doubted and not alive)
         offered = [OTHER] if OTHER in str(response.headers) and doubted else []  # perhaps it is a new ID of ours
         assert server.lines()[1:] == [f"GET /xapi/users/username {each}" for each in offered + [token] * doubted]
         await login.token()
@@ -353,10 +345,10 @@ async def test_a_401_needs_no_second_question():
     server = Counted()
     async with logging_in(server) as login:
         token = await login.token()
-        assert await login.lost(token, reply(401), "json") is True
+        assert await login.is_lost(token, reply(401), "json") is True
         assert len(server.requests) == 1
         assert await login.token() == server.sessions[1]
-        assert await login.lost(token, reply(401), "json") is True, "a late reply to the one before"
+        assert await login.is_lost(token, reply(401), "json") is True, "a late reply to the one before"
         assert await login.token() == server.sessions[1]
 
 
@@ -365,28 +357,28 @@ async def test_what_is_missing_is_doubted_after_a_while(autojump_clock, status):
     server = Counted()
     async with logging_in(server) as login:
         token = await login.token()
-        await trio.sleep(CONFIRM_AFTER + 1)
+        await trio.sleep(CONFIRMED_SECONDS + 1)
         for response in (reply(status), reply(status)):
-            assert not await login.lost(token, response, "json")
+            assert not await login.is_lost(token, response, "json")
         assert server.lines()[1:] == [f"GET /xapi/users/username {token}"]
-        await trio.sleep(CONFIRM_AFTER + 1)
-        assert not await login.lost(token, reply(500), "json")
+        await trio.sleep(CONFIRMED_SECONDS + 1)
+        assert not await login.is_lost(token, reply(500), "json")
         assert len(server.requests) == 2
 
 
 async def test_the_name_is_believed_for_a_while(autojump_clock):
-    """Trust the name for CONFIRM_AFTER, or for half the idle timeout of a session where that is less."""
+    """Trust the name for CONFIRMED_SECONDS, or for half the idle timeout of a session where that is less."""
     async with logging_in(Server()) as login:
-        assert login.doubtful()
+        assert login.is_doubtful()
         await login.token()
-        for seconds, doubtful in ((CONFIRM_AFTER, False), (0.1, True)):
+        for seconds, doubtful in ((CONFIRMED_SECONDS, False), (0.1, True)):
             await trio.sleep(seconds)
-            assert login.doubtful() is doubtful
-        assert await login.alive(await login.token())
-        login.heard(reply(200, expiring(60)))
+            assert login.is_doubtful() is doubtful
+        assert await login.is_alive(await login.token())
+        login.record_reply(reply(200, expiring(60)))
         for seconds, doubtful in ((30, False), (0.1, True)):
             await trio.sleep(seconds)
-            assert login.doubtful() is doubtful
+            assert login.is_doubtful() is doubtful
 
 
 async def test_a_foreign_cookie_that_meant_nothing_means_nothing_any_more():
@@ -396,7 +388,7 @@ async def test_a_foreign_cookie_that_meant_nothing_means_nothing_any_more():
     async with logging_in(server) as login:
         token = await login.token()
         for response, questions in ((page, 1), (foreign, 3), (foreign, 3), (page, 4)):
-            assert not await login.lost(token, response, "json")
+            assert not await login.is_lost(token, response, "json")
             assert len(server.requests) == 1 + questions
 
 
@@ -406,7 +398,7 @@ async def test_a_foreign_cookie_of_a_dead_session_goes_on_telling():
         for _ in range(2):
             token = await login.token()
             server.alive.clear()
-            assert await login.lost(token, reply(200, f"JSESSIONID={OTHER}"), "json")
+            assert await login.is_lost(token, reply(200, f"JSESSIONID={OTHER}"), "json")
     assert len(server.sessions) == 2
 
 
@@ -435,7 +427,7 @@ async def test_who_is_told_a_name_is_alive(answers, alive):
 
     async with logging_in(answer) as login:
         token = await login.token()
-        assert await login.alive(token) is alive
+        assert await login.is_alive(token) is alive
         assert (login._token == token) is alive
     paths = ["/site/xapi/users/username", "/site/data/auth"]
     assert asked == [("GET", path, f"JSESSIONID={TOKEN}") for path in paths[: len(answers)]]
@@ -480,7 +472,7 @@ async def test_a_wrong_password_with_a_colon_costs_one_refusal_a_try_from_the_se
         for _ in range(2):
             with pytest.raises(LoginRequired, match="refused the login of u: wrong user or password"):
                 await login.token()
-            await trio.sleep(REFUSED_FOR)
+            await trio.sleep(REFUSED_SECONDS)
     refusals = [way for way in asked if way == "basic" or form == 401]
     assert refusals == (["basic", "form", "form"] if second == "form" else ["basic", "basic"])
 
@@ -494,7 +486,7 @@ async def test_a_refused_password_rests(autojump_clock, caplog):
         return httpx.Response(401)
 
     async with logging_in(answer) as login:
-        for pause, tries in ((0, 1), (REFUSED_FOR - 1, 1), (1, 2)):
+        for pause, tries in ((0, 1), (REFUSED_SECONDS - 1, 1), (1, 2)):
             await trio.sleep(pause)
             with pytest.raises(LoginRequired, match=f"^{URL}/ refused the login of u: wrong user or password"):
                 await login.token()
@@ -523,7 +515,7 @@ async def test_a_busy_server_says_nothing_of_a_session(status, headers):
     async with logging_in(answer) as login:
         token = await login.token()
         with pytest.raises(Unavailable, match=f"^{URL}/xapi/users/username answers {status} ") as told:
-            await login.alive(token)
+            await login.is_alive(token)
         assert (told.value.status, told.value.url) == (status, f"{URL}/xapi/users/username")
         assert told.value.asks_to_wait is (status == 429 or bool(headers))
         assert login.current == token
@@ -555,7 +547,7 @@ async def test_of_an_answer_only_the_beginning_is_read(tmp_path):
     async with logging_in(answer) as login:
         with pytest.raises(NotXnat):
             await login.token()
-        assert Endless.sent <= 2 * (LONGEST_ANSWER // 1000 + 3)
+        assert Endless.sent <= 2 * (MAX_PAGE_BYTES // 1000 + 3)
         assert Endless.closed == 2
         with trio.move_on_after(0):
             await login.token()
@@ -754,10 +746,10 @@ async def test_a_session_that_has_ended_is_logged_once_until_another_is_there(tm
             assert "'xnatctl auth login'" in caplog.records[-1].message
             token = str(times) * 32
             server.alive.add(token)
-            kept.keep(token, IDLE)
+            kept.keep(token, IDLE_SESSION_SECONDS)
             assert await login.token() == token
             server.alive.clear()
-            await login.lost(token, reply(401), "json")
+            await login.is_lost(token, reply(401), "json")
 
 
 async def test_a_session_is_kept_under_the_name_that_logged_in(tmp_path):
@@ -796,8 +788,8 @@ async def test_a_redirect_names_the_other_address(location, text):
         ("<h3>a</h3>", "a"),
         ("<h3>a</H3>", "a"),
         ("<h3>a", ""),
-        ("<h3 a='x'>" + " " * (LONGEST_MESSAGE - 14) + "a</h3>", "a"),
-        ("<h3 a='x'>" + " " * (LONGEST_MESSAGE - 10) + "a</h3>", ""),
+        ("<h3 a='x'>" + " " * (MAX_MESSAGE_LENGTH - 14) + "a</h3>", "a"),
+        ("<h3 a='x'>" + " " * (MAX_MESSAGE_LENGTH - 10) + "a</h3>", ""),
         (TOMCAT.format(message="<p><b>Message</b> Login &#47; failed.</p>"), "Login / failed."),
         (TOMCAT.format(message="<p><b>message</b> <u>Login failed.</u></p>"), "Login failed."),
         (TOMCAT.format(message="<p><b>Message</b></p>"), "Long."),

@@ -152,7 +152,7 @@ async def test_other_addresses_go_through_the_proxy_of_the_environment(monkeypat
 @pytest.mark.fuse
 def test_an_outage_is_an_error_to_programs_one_line_in_the_log_and_over_when_it_is_over(tmp_path):
     with serving() as demo, mounting(demo.url, tmp_path, "--timeout", "1", "--ttl", "0", **demo.login) as mounted:
-        mounted.expected_in_log += ["is away", "is back"]
+        mounted.expected_in_log += ["is unreachable", "is reachable again"]
         demo.app.faults.append(lambda request: Reply(503, b"", "text/html"))
         for _ in range(3):
             assert "Input/output error" in run("ls", mounted.path / "projects").stderr
@@ -161,7 +161,7 @@ def test_an_outage_is_an_error_to_programs_one_line_in_the_log_and_over_when_it_
         while run("ls", mounted.path / "projects").returncode:
             assert time.monotonic() < over, "the server is back, and the mount is not"
     log = mounted.log_file.read_text()
-    assert (log.count("the server is away"), log.count("is back")) == (1, 1)
+    assert (log.count("the server is unreachable"), log.count("is reachable again")) == (1, 1)
 
 
 @pytest.mark.fuse

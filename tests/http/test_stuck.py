@@ -14,8 +14,8 @@ from tests.download_worker.test_worker import OK, Act, Server, answering, childr
 from tests.rest.test_client import ITEM
 from tests.support.content_fakes import BIG, MiB
 from xnatfs.common.errors import BadReply, TimedOut, Unreachable
-from xnatfs.download_worker.connection import Connection
-from xnatfs.http.transport import Question
+from xnatfs.download_worker.pool import connect
+from xnatfs.http.messages import HttpRequest
 from xnatfs.rest.client import Xnat, open_xnat
 from xnatfs.rest.models import FileRow
 from xnatfs.settings.config import Config
@@ -109,8 +109,7 @@ async def test_a_big_file_of_a_server_that_says_nothing(tmp_path):
         await soon(TimedOut, lambda: write(xnat, tmp_path / "file"))
 
 
-async def test_a_process_that_stands_still_in_the_middle_of_a_file(tmp_path, monkeypatch):
-    monkeypatch.setattr("xnatfs.download_worker.pool.STOP", 0.5)
+async def test_a_process_that_stands_still_in_the_middle_of_a_file(tmp_path):
     go_on = trio.Event()
 
     async def halting(stream: trio.SocketStream, _: bytes) -> None:
@@ -130,7 +129,7 @@ async def test_a_process_that_stands_still_in_the_middle_of_a_file(tmp_path, mon
 
 
 async def test_a_process_that_stood_still_before_it_was_asked(tmp_path, monkeypatch):
-    monkeypatch.setattr("xnatfs.http.transport.PROCESS", 1.0)
+    monkeypatch.setattr("xnatfs.http.transport.PROCESS_START_SECONDS", 1.0)
     async with connected(answering(OK, BIG)) as (_, xnat):
         await write(xnat, tmp_path / "first")
         os.kill(children()[0], signal.SIGSTOP)
@@ -159,16 +158,10 @@ async def test_a_host_that_takes_no_connections(tmp_path):
 async def test_the_kernel_is_told_when_a_line_is_lost(tmp_path):
     """Set TCP_USER_TIMEOUT, so that a connection that is silent after suspend fails in time to try another one."""
     async with connected(answering(OK, BIG)) as (_, xnat):
-        response = await xnat._transport.exchange(Question("GET", "/", "file"))
+        response = await xnat._transport.send(HttpRequest("GET", "/", "file"))
         link = response.extensions["network_stream"].get_extra_info("socket")
         assert link.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 1000 * TIMEOUT / 2
         await response.aclose()
-        message = {
-            "host": "127.0.0.1",
-            "port": xnat.url.rpartition(":")[2],
-            "connect": 1,
-            "tls": None,
-            "unacknowledged": 77,
-        }
-        with Connection(link)._connected(message) as made:
+        port = int(xnat.url.rpartition(":")[2])
+        async with await connect("127.0.0.1", port, {"connect": 1, "read": 0.154}) as made:
             assert made.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 77

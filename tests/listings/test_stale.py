@@ -123,7 +123,7 @@ async def test_what_has_expired_is_shown_as_it_was_and_what_is_cached_opens(line
             await names(site, "projects/P/S0/S0_MR/scans/1")
         assert trio.current_time() - began < 5, "nobody waits for anything"
     away, shown = warnings(caplog)
-    assert "the server is away" in away
+    assert "the server is unreachable" in away
     assert "listings are shown as they were" in shown
 
 

@@ -15,7 +15,7 @@ import trio.testing
 from tests.support.content_fakes import until
 from tests.support.scripted import Scripted, opened, resource
 from xnatfs.content import Source
-from xnatfs.http.transport import DOWNLOADS
+from xnatfs.http.clients import PARALLEL_DOWNLOADS
 from xnatfs.listings.keys import ChildrenKey, FilesKey, FoldersKey
 from xnatfs.prefetch.read_pattern import FLOOR, SHARE, Groups
 from xnatfs.prefetch.series_files import IDLE, PATIENCE
@@ -457,7 +457,7 @@ async def test_without_a_tar_single_requests_run_ahead(server, tmp_path):
     async with opened(server, tmp_path) as site:
         for number in range(COUNT):
             assert await read(site, number) == bytes_of(number)
-        assert 4 <= most <= DOWNLOADS
+        assert 4 <= most <= PARALLEL_DOWNLOADS
         assert len(data(server)) == COUNT + 1
         assert 0 < site.bulk.stats.ahead == site.bulk.stats.used
 

@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import trio
 
@@ -24,14 +25,15 @@ from tests.download_worker.test_worker import children
 from tests.support.commanding import LABEL, OWNER, PASSWORD, page_archive
 from tests.support.demos import serving
 from tests.support.mounting import SCRIPTS, end, environment, mounting, run
-from xnatfs.common.clock import Sleeps, now
+from xnatfs.common.clock import now, slept
 from xnatfs.common.errors import ConfigError, NoRoute
 from xnatfs.demo.server.app import DemoXnat
 from xnatfs.demo.server.reply import Reply
 from xnatfs.demo.server.request_bodies import Body
 from xnatfs.demo.server.socket import serve
-from xnatfs.download_worker.connection import STAGGER, _alternating, connect
-from xnatfs.http.transport import CONNECT_TIMEOUT, Question
+from xnatfs.download_worker.pool import connect
+from xnatfs.http.clients import CONNECT_TIMEOUT_SECONDS
+from xnatfs.http.messages import HttpRequest
 from xnatfs.listings.ttl_cache import MetadataCache, listing
 from xnatfs.rest.client import open_xnat
 from xnatfs.settings.config import Config
@@ -118,7 +120,7 @@ async def test_a_proxy_in_the_way_is_not_the_server_for_a_file_either(proxy, big
     async with open_xnat(Config(f"http://127.0.0.1:{proxy}", timeout=5), Credentials("u", "p")) as xnat:
         xnat.login._token = "A" * 32
         with pytest.raises(NoRoute, match="it wants a login"):
-            await xnat._transport.exchange(Question("GET", "/data/x", "file", big=big))
+            await xnat._transport.send(HttpRequest("GET", "/data/x", "file", is_big=big))
 
 
 def test_commands_say_what_the_proxy_wants(proxy, tmp_path):
@@ -275,40 +277,25 @@ def listening() -> Iterator[tuple[str, int]]:
         yield listener.getsockname()
 
 
-def test_an_address_that_swallows_costs_a_moment(monkeypatch):
+async def test_an_address_that_swallows_costs_a_moment(monkeypatch):
     with listening() as good, black_hole(good[1]):
         monkeypatch.setattr(socket, "getaddrinfo", addresses(("127.0.0.2", good[1]), good))
         began = time.monotonic()
-        with connect("host", good[1], 60) as link:
-            assert link.getpeername() == good
-        assert STAGGER <= time.monotonic() - began < 30
-
-
-def test_an_address_that_refuses_costs_nothing(monkeypatch):
-    monkeypatch.setattr("xnatfs.download_worker.connection.STAGGER", 60.0)
-    with listening() as good:
-        monkeypatch.setattr(socket, "getaddrinfo", addresses(("127.0.0.2", good[1]), ("255.255.255.255", 1), good))
-        began = time.monotonic()
-        connect("host", good[1], 60).close()
+        async with await connect("host", good[1], {"connect": 60, "read": 60}) as link:
+            assert link.socket.getpeername() == good
         assert time.monotonic() - began < 30
 
 
-def test_all_addresses_together_have_one_timeout(monkeypatch):
+async def test_all_addresses_together_have_one_timeout(monkeypatch):
     with listening() as good, black_hole(good[1]):
         monkeypatch.setattr(socket, "getaddrinfo", addresses(*[("127.0.0.2", good[1])] * 3))
         began = time.monotonic()
-        with pytest.raises(TimeoutError):
-            connect("host", good[1], 0.6)
+        with pytest.raises(httpx.ConnectTimeout):
+            await connect("host", good[1], {"connect": 0.6, "read": 60})
         assert 0.6 <= time.monotonic() - began < 30
     monkeypatch.setattr(socket, "getaddrinfo", addresses(("127.0.0.2", good[1]), good))
-    with pytest.raises(ConnectionRefusedError):
-        connect("host", good[1], 60)
-
-
-def test_the_second_address_is_one_of_the_other_family():
-    found = [(family, 1, 6, "", (str(number), 1)) for number, family in enumerate([10, 10, 10, 2, 2])]
-    assert [address[0] for _, address in _alternating(found)] == ["0", "3", "1", "2", "4"]
-    assert _alternating([]) == []
+    with pytest.raises(httpx.ConnectError, match="refused"):
+        await connect("host", good[1], {"connect": 60, "read": 60})
 
 
 def test_a_big_file_of_a_mount_comes_at_once(tmp_path):
@@ -325,7 +312,7 @@ def test_a_big_file_of_a_mount_comes_at_once(tmp_path):
             entry = next(each for each in demo.manifest if each.size > 10**7 and each.path[0] == "projects")
             began = time.monotonic()
             assert len(place.joinpath(*entry.path).read_bytes()) == entry.size
-            assert time.monotonic() - began < CONNECT_TIMEOUT
+            assert time.monotonic() - began < CONNECT_TIMEOUT_SECONDS
         finally:
             end(place, tmp_path)
 
@@ -354,15 +341,13 @@ def sleep(monkeypatch) -> Callable[[], None]:
 
 
 async def test_ages_count_a_sleep_and_deadlines_do_not(sleep, autojump_clock):
-    before, sleeps = now(), Sleeps()
-    assert not sleeps.is_over()
+    before, slept_before = now(), slept()
     with trio.move_on_after(10) as scope:
         sleep()
         await trio.sleep(5)
     assert not scope.cancelled_caught
     assert now() - before == NIGHT + 5
-    assert sleeps.is_over()
-    assert not sleeps.is_over()
+    assert slept() - slept_before == NIGHT
 
 
 async def test_listings_and_refusals_of_yesterday_are_old(sleep):
@@ -378,9 +363,9 @@ async def test_a_login_of_yesterday_is_made_anew_before_it_is_refused(sleep, tmp
     with serve(app) as url:
         async with open_xnat(Config(url), Credentials(OWNER, PASSWORD)) as xnat:
             await xnat.projects()
-            assert not xnat.login.doubtful()
+            assert not xnat.login.is_doubtful()
             sleep()
-            assert xnat.login.doubtful()
+            assert xnat.login.is_doubtful()
             app.sessions.end_all()
             await xnat.projects()
     assert [record.status for record in app.requests if "authorization" in record.headers] == [200, 200]
@@ -394,8 +379,8 @@ async def test_connections_of_yesterday_are_not_used(sleep, tmp_path):
             ports, processes = [], []
             for nights in range(3):
                 for big in (False, True):
-                    question = Question("GET", "/data/projects/MYPROJECT", "any", big=big)
-                    response = await xnat._transport.exchange(question)
+                    question = HttpRequest("GET", "/data/projects/MYPROJECT", is_big=big)
+                    response = await xnat._transport.send(question)
                     if not big:
                         ports.append(response.extensions["network_stream"].get_extra_info("client_addr"))
                     await response.aread()

@@ -28,6 +28,7 @@ from tests.faults.stage import EXPERIMENT, FOLDER, stage_archive
 from xnatfs.content.writer import Intake
 from xnatfs.demo.server.app import DemoXnat
 from xnatfs.demo.server.socket import serve
+from xnatfs.http.retry import RequestPolicy
 
 # A fault that passes must have passed before that.
 LONG = 10.0
@@ -349,7 +350,7 @@ async def test_cell(row, operation, digests, expected, demo, server, certificate
     monkeypatch.setattr(app.routes.levels, "digests", digests)
     program = PROGRAMS[operation](stage, monkeypatch)
     if row.lasting:
-        monkeypatch.setattr("xnatfs.http.transport.CHANGE_TIMEOUT", 2 * row.lasting)
+        monkeypatch.setattr("xnatfs.http.transport.CHANGE_TIMEOUT_SECONDS", 2 * row.lasting)
     async with program.opened():
         await program.prepare()
         await fault.before(program)
@@ -465,8 +466,8 @@ def hasten(program: Program, seconds: float) -> None:
     """Shorten the timeout from now on: preparing must not depend on how busy the machine is."""
     assert isinstance(program, Reader | Client)
     transport = (program.site.xnat if isinstance(program, Reader) else program.xnat)._transport
-    transport.timeout = transport.patience = program.stage.timeout = seconds
-    transport._http.timeout = httpx.Timeout(seconds, pool=None)
+    transport.policy, program.stage.timeout = RequestPolicy(seconds, seconds), seconds
+    transport._clients.http.timeout = httpx.Timeout(seconds, pool=None)
 
 
 async def outcome_of(program: Program) -> str:

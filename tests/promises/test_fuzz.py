@@ -31,9 +31,9 @@ from xnatfs.common.private_files import make_private
 from xnatfs.common.sanitize import loads, plain, size
 from xnatfs.demo.archive.model import Archive
 from xnatfs.demo.server.app import DemoXnat
-from xnatfs.download_worker.connection import Connection, Failed
-from xnatfs.http.login import page_message
-from xnatfs.http.transport import Answer
+from xnatfs.download_worker.connection import Connection, ConnectionFailed
+from xnatfs.http.messages import ChangeReply
+from xnatfs.http.replies import page_message
 from xnatfs.listings import completion as listings
 from xnatfs.listings import persisted as kept
 from xnatfs.prefetch.tar_stream import members
@@ -344,20 +344,18 @@ EARLY = b"HTTP/1.1 100 Continue\r\n\r\n" * 3 + HEAD
 @given(st.data(), st.sampled_from([HEAD, CHUNKED, EARLY]))
 def test_what_a_process_receives_is_a_reply_or_its_own_error(data, whole):
     body = data.draw(damaged(whole))
-    message = {"get": "/", "host": "x", "port": 1, "tls": None, "headers": [["Host", "x"]], "connect": 1.0, "read": 1.0}
-    daemon, other = socket.socketpair()
+    message = {"get": "/", "tls": None, "headers": [["Host", "x"]], "connect": 1.0, "read": 1.0}
     ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-    with daemon, other, theirs:
-        connection = Connection(daemon)
-        connection._connected = lambda message: ours  # type: ignore[method-assign]
+    with theirs:
+        connection = Connection()
+        connection.use(ours, message)
         theirs.sendall(body)
         theirs.shutdown(socket.SHUT_WR)
         came = b""
-        with suppress(Failed):
+        with suppress(ConnectionFailed):
             head = connection.get(message)
             assert head["length"] is None or head["length"] >= 0
-            while piece := connection.take(100):
+            while piece := connection.read():
                 came += piece
         connection.close()
     assert len(came) <= len(body)
@@ -366,7 +364,7 @@ def test_what_a_process_receives_is_a_reply_or_its_own_error(data, whole):
 @fuzz
 @given(st.integers(100, 599), VALUES.map(lambda value: json.dumps(value)) | TEXT, TEXT)
 def test_what_is_said_to_a_change_is_understood_or_an_error(status, text, location):
-    answer = Answer(status, location, text)
+    answer = ChangeReply(status, location, text)
     xnat = cast(Xnat, SimpleNamespace(url="https://xnat.example.org", login=SimpleNamespace(username="u")))
     assert isinstance(prearchive.failure(xnat, answer, "this"), XnatError)
     assert isinstance(prearchive._place(answer), str)
@@ -508,7 +506,7 @@ def test_files_of_ours_that_make_no_sense_are_none(tmp_path, cells, data):
         path.write_bytes(raw)
     found = store.find()
     assert found is None or sessions.is_session_id(found.token)
-    store.slide("A" * 32, 900.0)
+    store.record_use("A" * 32, 900.0)
     names = listings.Listings("https://x", "u")
     names.path = tmp_path / "names"
     names.path.write_bytes(raw)

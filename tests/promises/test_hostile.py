@@ -29,8 +29,8 @@ from tests.support.scripted import Scripted, opened, resource, session, subject
 from xnatfs.cli.ctl.progress import Silent
 from xnatfs.common.errors import BadReply, ConfigError, LoginRequired, NotFound, Unreachable, XnatError
 from xnatfs.fuse.operations import Operations, Ownership
-from xnatfs.http import transport
-from xnatfs.http.login import page_message
+from xnatfs.http import documents, transport
+from xnatfs.http.replies import page_message
 from xnatfs.prefetch.tar_stream import members
 from xnatfs.rest import client
 from xnatfs.rest.client import Xnat, open_xnat
@@ -437,9 +437,9 @@ async def test_a_list_without_end_is_an_error(server, monkeypatch, first, again,
 
 
 async def test_a_document_without_end_is_an_error(server, monkeypatch):
-    monkeypatch.setattr(transport, "LARGEST_DOCUMENT", 2**20)
+    monkeypatch.setattr(documents, "MAX_DOCUMENT_BYTES", 2**20)
     server.says["GET /data/"] = endless(b"HTTP/1.1 200 OK\r\n\r\n", b"[" * 10_000)
-    with pytest.raises(BadReply, match="too much came"):
+    with pytest.raises(BadReply, match="is too long"):
         await asking(server, lambda xnat: xnat.item("projects", "P"))
 
 
@@ -788,7 +788,7 @@ async def test_headers_without_end_are_an_error(server, again):
 
 @pytest.mark.parametrize("big", [100, 10**8])
 async def test_replies_that_say_to_go_on_and_never_come_are_an_error(server, monkeypatch, big):
-    monkeypatch.setattr(transport, "PROCESS", 1.0)
+    monkeypatch.setattr(transport, "PROCESS_START_SECONDS", 1.0)
     server.says["GET /data/experiments/E"] = endless(b"", b"HTTP/1.1 103 Early Hints\r\nX: y\r\n\r\n" * 100)
     with pytest.raises(Unreachable):
         await asking(server, lambda xnat: fetched(xnat, big), patience=0.5)

@@ -27,7 +27,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from tests.support.model import KINDS, PLACES, SHORT, Model
 from tests.support.world import CHANGES, ORDERS, tell
 from xnatfs.content import Blob, Version
-from xnatfs.http import resumable_download as downloads
+from xnatfs.http import replies, resumable_download
 from xnatfs.prefetch import series_files as bulk
 from xnatfs.rest.models import FileRow
 from xnatfs.tree import folders
@@ -403,7 +403,8 @@ def test_a_half_that_is_taken_as_a_whole_is_found(tmp_path, monkeypatch):
 
 def test_a_resume_without_validator_is_found(tmp_path, monkeypatch):
     """Plant a resume that takes later bytes for the same file, whatever date the server states."""
-    monkeypatch.setattr(downloads, "last_modified", lambda response: "Sat, 01 Jan 2000 00:00:00 GMT")
+    for module in (replies, resumable_download):
+        monkeypatch.setattr(module, "last_modified", lambda response: "Sat, 01 Jan 2000 00:00:00 GMT")
     assert is_found(tmp_path, replacing(), digests=False)
 
 

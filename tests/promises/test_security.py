@@ -34,7 +34,7 @@ from xnatfs.listings.completion import Listings
 from xnatfs.rest.client import open_xnat
 from xnatfs.settings.config import Config, Profile, normalised_url, who_reads_along
 from xnatfs.settings.credentials import Credentials, for_children, forget_secrets
-from xnatfs.settings.session_store import Session, SessionStore
+from xnatfs.settings.session_store import SessionStore, StoredSession
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "xnatfs"
@@ -208,7 +208,7 @@ from xnatfs.rest import client
 
 async def crash(self, *item, **more):
     token = await self.login.token()
-    f"JSESSIONID={token}\\xe4 {self.login._credentials.password}".encode("ascii")
+    f"JSESSIONID={token}\\xe4 {self.login._request._credentials.password}".encode("ascii")
 
 client.Xnat.rows = crash
 sys.exit(main_xnatctl())
@@ -273,7 +273,7 @@ async def test_no_repr_shows_a_secret(tmp_path):
                 vars(xnat),
                 vars(xnat._transport),
             ),
-            Session(TOKEN, "https://h", "u", now, now, 1.0),
+            StoredSession(TOKEN, "https://h", "u", now, now, 1.0),
             Context(argparse.Namespace(), config, {"XNAT_PASS": PASSWORD, "XNAT_TOKEN": TOKEN}),
         ]
         for thing in shown:

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from dataclasses import replace
 from typing import Any
 from urllib.parse import unquote_plus
 
@@ -13,7 +14,8 @@ import trio.testing
 from tests.rest.test_client import CONTENT, FILE, ITEM, MODIFIED, URL, Pieces, Server, always, connected, table
 from tests.support.wire import Wire
 from xnatfs.common.errors import BadReply, LoginRequired, NotFound, Uncertain, Unreachable
-from xnatfs.http.transport import DOWNLOADS, TRIES
+from xnatfs.http.clients import PARALLEL_DOWNLOADS
+from xnatfs.http.documents import MAX_BODY_ATTEMPTS
 from xnatfs.rest.client import BIG, LONG, LONG_DOWNLOADS, PIECE, Xnat, open_xnat
 from xnatfs.rest.models import (
     SCAN_COLUMNS,
@@ -239,7 +241,7 @@ async def test_what_is_read_whole_and_breaks_off_is_asked_for_again_and_read_ane
     async with connected(server) as xnat:
         await xnat.login.token()
         assert await call(xnat) == unbroken
-    assert asked(server) == requests * TRIES
+    assert asked(server) == requests * MAX_BODY_ATTEMPTS
 
 
 @pytest.mark.parametrize(
@@ -480,12 +482,12 @@ async def test_a_server_that_does_not_say_who_we_are_is_told_by_what_was_asked(a
     async with open_xnat(Config(URL, timeout=10.0), Credentials("u", "p"), Wire(handle)) as xnat:
         await xnat.login.token()
         await trio.sleep(120)
-        with pytest.raises(Unreachable, match="who asks for /data/projects"):
+        with pytest.raises(Unreachable, match="a check of the session for /data/projects"):
             await xnat.projects()
         with pytest.raises(Unreachable):
             await xnat.session_lives()
     async with open_xnat(Config(URL, timeout=10.0), Credentials("u", "p"), Wire(handle)) as xnat:
-        with pytest.raises(Unreachable, match="who asks for /xapi/users/username"):
+        with pytest.raises(Unreachable, match="a check of the session for /xapi/users/username"):
             await xnat.session_lives()
 
 
@@ -510,7 +512,7 @@ async def test_a_session_of_others_is_used_and_left():
 
             return Found()
 
-        def slide(self, token: str, idle: float) -> None:
+        def record_use(self, token: str, idle: float) -> None:
             pass
 
     server = Server(always(lambda: table([{"ID": "P"}])))
@@ -738,12 +740,12 @@ async def test_a_file_by_its_place_says_what_it_is():
     headers = {"content-length": "2500", "last-modified": MODIFIED}
     server = Server(always(lambda: httpx.Response(200, headers=headers, stream=Pieces(b"x" * 2500))))
     async with connected(server) as xnat:
-        async with xnat.indexed(("experiments", "E/1"), 7) as download:
+        async with xnat.indexed(("experiments", "E/1"), 7) as (download, _):
             assert (download.start, download.size, download.modified, download.into) == (0, 2500, MODIFIED, None)
             assert [len(chunk) async for chunk in download.chunks] == [1000, 1000, 500]
     server.answer = lambda request: httpx.Response(200, stream=Pieces(b""))
     async with connected(server) as xnat:
-        async with xnat.indexed(("experiments", "E/1"), 7) as download:
+        async with xnat.indexed(("experiments", "E/1"), 7) as (download, _):
             assert (download.size, download.modified) == (None, "")
     assert asked(server) == ["GET /site/data/experiments/E%2F1/files?index=7"] * 2
 
@@ -751,11 +753,11 @@ async def test_a_file_by_its_place_says_what_it_is():
 @pytest.mark.parametrize(
     ("method", "most"),
     [
-        (lambda xnat, size: xnat.head(ITEM, FileRow("34", "x", size, "", "", "", 0)), DOWNLOADS),
-        (lambda xnat, size: _whole(xnat.download(ITEM, FileRow("34", "x", size, "", "", "", 0))), DOWNLOADS),
-        (lambda xnat, size: _whole(xnat.archive(ITEM, "7")), DOWNLOADS),
-        (lambda xnat, size: _whole(xnat.zip("E", None)), DOWNLOADS),
-        (lambda xnat, size: _whole(xnat.indexed(ITEM, 1)), DOWNLOADS),
+        (lambda xnat, size: xnat.head(ITEM, FileRow("34", "x", size, "", "", "", 0)), PARALLEL_DOWNLOADS),
+        (lambda xnat, size: _whole(xnat.download(ITEM, FileRow("34", "x", size, "", "", "", 0))), PARALLEL_DOWNLOADS),
+        (lambda xnat, size: _whole(xnat.archive(ITEM, "7")), PARALLEL_DOWNLOADS),
+        (lambda xnat, size: _whole(xnat.zip("E", None)), PARALLEL_DOWNLOADS),
+        (lambda xnat, size: _whole(xnat.indexed(ITEM, 1)), PARALLEL_DOWNLOADS),
     ],
 )
 @pytest.mark.parametrize("size", [None, LONG, LONG + 1])
@@ -777,13 +779,14 @@ async def test_so_many_are_under_way_at_once(autojump_clock, method, most, size)
     async with open_xnat(Config(URL), Credentials("u", "p"), Wire(handle)) as xnat, trio.open_nursery() as nursery:
         for _ in range(20):
             nursery.start_soon(method, xnat, size)
-    large = size == LONG + 1 and most == DOWNLOADS and method.__code__.co_names[:2] == ("_whole", "download")
+    large = size == LONG + 1 and most == PARALLEL_DOWNLOADS and method.__code__.co_names[:2] == ("_whole", "download")
     assert highest == (LONG_DOWNLOADS if large else most)
 
 
 async def _read(opened: Any) -> None:
     async with opened as content:
-        async for _ in getattr(content, "chunks", content):
+        body: Any = content[0] if isinstance(content, tuple) else content
+        async for _ in getattr(body, "chunks", body):
             pass
 
 
@@ -802,7 +805,7 @@ async def test_files_from_so_many_bytes_on_are_carried_by_a_process(size, big):
         return server(request)
 
     async with connected(server) as xnat, httpx.AsyncClient(transport=Wire(process)) as client:
-        xnat._transport._big = client
+        xnat._transport._clients = replace(xnat._transport._clients, big=client)
         await _whole(xnat.download(ITEM, FILE._replace(size=size)))
     assert len(carried) == big
 

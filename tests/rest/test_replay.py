@@ -475,8 +475,8 @@ async def head(xnat: Xnat, recording: Recording) -> int | None:
 
 async def indexed(xnat: Xnat, recording: Recording) -> bytes:
     home = item(recording.path.removeprefix("/data/").removesuffix("/files"))
-    async with xnat.indexed(home, int(recording.query["index"])) as download:
-        return b"".join([chunk async for chunk in download.chunks])
+    async with xnat.indexed(home, int(recording.query["index"])) as (body, _):
+        return b"".join([chunk async for chunk in body.chunks])
 
 
 async def download(xnat: Xnat, recording: Recording) -> bytes | None:
@@ -750,7 +750,7 @@ async def change(recording: Recording, directory: Path) -> None:
     assert answer.location == dict(recording.headers).get("Location", "")
     assert answer.ok == (recording.status in (200, 201))
     if text.lstrip().startswith("<"):
-        assert answer.said() == (words(recording)[:200] or f"status {recording.status}")
+        assert answer.message() == (words(recording)[:200] or f"status {recording.status}")
 
 
 def is_table(recording: Recording) -> bool:

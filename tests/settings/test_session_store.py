@@ -73,7 +73,7 @@ def test_a_session_is_found_again_until_it_has_idled_too_long(store, clock):
     for _ in range(5):
         clock.now += 14 * 60
         assert token(store) == "A" * 32
-        store.slide("A" * 32, 900)
+        store.record_use("A" * 32, 900)
     clock.now += 16 * 60
     assert token(store) == ""
 
@@ -81,10 +81,10 @@ def test_a_session_is_found_again_until_it_has_idled_too_long(store, clock):
 def test_the_time_of_use_is_written_once_a_minute_at_most(tmp_path, store, clock):
     store.keep("A" * 32, 900)
     clock.now += 100
-    store.slide("A" * 32, 900)
+    store.record_use("A" * 32, 900)
     written = slot(tmp_path).read_text()
     clock.now += 59
-    store.slide("A" * 32, 900)
+    store.record_use("A" * 32, 900)
     assert slot(tmp_path).read_text() == written
 
 

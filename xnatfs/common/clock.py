@@ -25,18 +25,6 @@ def slept() -> float:
     return float(round(_asleep() - _BEFORE))
 
 
-class Sleeps:
-    """Report each sleep of the machine once; open connections, for example, have lost their peers after it."""
-
-    def __init__(self) -> None:
-        self._slept = slept()
-
-    def is_over(self) -> bool:
-        """Return whether the machine has slept since the last call."""
-        before, self._slept = self._slept, slept()
-        return self._slept != before
-
-
 def now() -> float:
     """Return the seconds of trio's clock plus those that the machine has slept."""
     return trio.current_time() + slept()

@@ -72,22 +72,9 @@ class TimedOut(Unreachable):
 
 
 class Unavailable(Unreachable):
-    """The server, or a gateway before it, reports that it cannot answer at the moment.
+    """The server, or a gateway before it, reports that it cannot answer at the moment."""
 
-    `asks_to_wait` is true where the reply asks for a later retry: then the server is reachable.
-    """
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        status: int | None = None,
-        url: str | None = None,
-        hint: str = "",
-        asks_to_wait: bool = False,
-    ) -> None:
-        super().__init__(message, status=status, url=url, hint=hint)
-        self.asks_to_wait = asks_to_wait
+    asks_to_wait = False  # whether the reply asks for a later retry: then the server is reachable
 
 
 class Uncertain(Unreachable):

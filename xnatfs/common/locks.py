@@ -8,15 +8,29 @@ import fcntl
 import logging
 import os
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from xnatfs.common.private_files import make_private
 
 # Reports locks that were not acquired in time. Even a command that logs nothing shows these to its user.
 log = logging.getLogger(__name__)
 
 # Seconds between two attempts: most holders take a millisecond, a login 50 ms to seconds.
-POLL = 0.05
+POLL_SECONDS = 0.05
+
+
+@contextmanager
+def open_lock(path: Path) -> Iterator[int]:
+    """Open a lock file for this user, creating it and its directory if need be. Raises OSError."""
+    make_private(path.parent)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def lock(fd: int, kind: int = fcntl.LOCK_EX) -> bool:
@@ -34,7 +48,7 @@ def lock_within(fd: int, seconds: float) -> bool:
     while not lock(fd):
         if time.monotonic() >= until:
             return False
-        time.sleep(POLL)
+        time.sleep(POLL_SECONDS)
     return True
 
 
@@ -48,7 +62,7 @@ async def lock_soon(fd: int, seconds: float) -> bool:
             return True
         if trio.current_time() >= until:
             return False
-        await trio.sleep(POLL)
+        await trio.sleep(POLL_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-MODULES = {"xnatfs": "xnatfs", "xnatctl": "xnatfs.cli"}
+PROGRAM_MODULES = {"xnatfs": "xnatfs", "xnatctl": "xnatfs.cli"}
 
 
 def spell(name: str) -> str:
@@ -17,10 +17,10 @@ def spell(name: str) -> str:
     `python -m` and its module.
     """
     started = Path(sys.argv[0])
-    directory = started.parent if started.name in MODULES else Path(sysconfig.get_path("scripts"))
+    directory = started.parent if started.name in PROGRAM_MODULES else Path(sysconfig.get_path("scripts"))
     script = (directory / name).absolute()
     if not os.access(script, os.X_OK):
-        return f"{shlex.quote(sys.executable)} -m {MODULES[name]}"
+        return f"{shlex.quote(sys.executable)} -m {PROGRAM_MODULES[name]}"
     if (found := shutil.which(name)) and os.path.samefile(found, script):
         return name
     here = Path.cwd()

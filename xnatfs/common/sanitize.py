@@ -11,10 +11,10 @@ from typing import Any
 
 # Digits of a size: an exbibyte has 19. The kernel, SQLite and arrays accept signed numbers of at most 64 bits, and
 # int() refuses 4301 digits with an error of its own.
-DIGITS = 18
+MAX_SIZE_DIGITS = 18
 # Characters of a line for users. The longest that xnatfs makes itself has some 400; a server's listing in it may be of
 # any length.
-LONGEST_LINE = 2000
+MAX_LINE_LENGTH = 2000
 
 # Characters that move the cursor, set colours, ring the bell or end a line; and those that reverse the direction of
 # text, which make a name read as another one.
@@ -23,8 +23,8 @@ _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 def size(text: str) -> int | None:
-    """Parse a size or a count; return None where the text is not one, or has more than DIGITS digits."""
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= DIGITS else None
+    """Parse a size or a count; return None where the text is not one, or has more than MAX_SIZE_DIGITS digits."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= MAX_SIZE_DIGITS else None
 
 
 def loads(data: str | bytes) -> Any:
@@ -56,6 +56,6 @@ def plain(text: str) -> str:
 
 
 def line(text: str) -> str:
-    """Return the text as one line for users: as `plain` does, and cut to LONGEST_LINE characters."""
+    """Return the text as one line for users: as `plain` does, and cut to MAX_LINE_LENGTH characters."""
     shown = plain(" ".join(text.split()) if not text.isprintable() else text)
-    return shown if len(shown) <= LONGEST_LINE else f"{shown[:LONGEST_LINE]}..."
+    return shown if len(shown) <= MAX_LINE_LENGTH else f"{shown[:MAX_LINE_LENGTH]}..."

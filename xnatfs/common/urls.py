@@ -3,7 +3,7 @@
 from urllib.parse import urlsplit
 
 # The default port of each scheme, which a URL may omit.
-PORTS = {"http": 80, "https": 443}
+DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 def server_key(url: str) -> str:
@@ -20,7 +20,7 @@ def server_key(url: str) -> str:
     if not parts.hostname:
         return text
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    shown = f":{port}" if port is not None and port != PORTS.get(parts.scheme) else ""
+    shown = f":{port}" if port is not None and port != DEFAULT_PORTS.get(parts.scheme) else ""
     return f"{parts.scheme}://{host}{shown}{parts.path}"
 
 

@@ -1,10 +1,9 @@
-"""The processes that carry big files, as a transport of httpx: it is asked like any other, and replies like any other.
+"""Run the processes that receive big files, as a transport of httpx: requests and replies are like any other's.
 
-But the body of its reply is also `Writable`, and the reply's extension "writable": it can be told to go into a file.
+The body of a reply is also a `FileBody`, and the reply's extension "file_body": its bytes can be written into a file.
 A process is started when a request finds none idle, serves one request at a time, keeps its connection, and ends when
-it was idle for long, or when the pool is closed. One that does not answer in time, or is in the middle of a body that
-nobody wants, is made to stop or is killed, and awaited: nothing is written into a file after the end of the iteration
-that writes there.
+it has been idle for long, or when the pool is closed. One that does not answer in time, or whose body is abandoned, is
+killed and awaited: nothing is written into a file after the end of the iteration that writes there.
 """
 
 import array
@@ -16,35 +15,29 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 import trio
 
-from xnatfs.common.clock import Sleeps
+from xnatfs.common.clock import now
+from xnatfs.common.errors import first_error
 from xnatfs.common.tasks import background
 
 log = logging.getLogger(__name__)
 
-# Idle processes are kept for so long, in seconds: the next volume of a session comes at once, a viewer's after a while.
-IDLE = 30.0
-# Beyond the timeouts that the process keeps itself: then it is stuck.
-GRACE = 10.0
-# How long one that was told to stop may take: it looks up between two pieces, and writes one to a busy disk.
-STOP = 5.0
-# The same before there is a body: then it writes nothing, and looks up at once unless it hangs.
-STOP_EARLY = 1.0
-# Read at a time of the messages of a process.
-LINE = 64 * 1024
-# What of a body is taken through the process, where it is not written to a file: error pages.
-TAKE = 64 * 1024
+# Seconds that an idle process is kept: the next volume of a session is requested at once, a viewer's after a while.
+IDLE_PROCESS_SECONDS = 30.0
+# Seconds beyond the timeouts that the process observes itself: then it is stuck.
+GRACE_SECONDS = 10.0
+# Bytes of the messages of a process received at a time.
+LINK_BUFFER_BYTES = 64 * 1024
 
-# A line is lost if nothing that is sent over it is acknowledged for so long, in seconds. The other end's kernel does
-# that, however slow its server is; on a line that fell asleep with this machine, or that a firewall has forgotten,
-# nobody does.
-UNACKNOWLEDGED = 10.0
+# A line is lost if nothing that is sent over it is acknowledged for this many seconds. The other end's kernel does so,
+# however slow its server is; but not on a line that fell asleep with this machine, or that a firewall has forgotten.
+UNACKNOWLEDGED_SECONDS = 10.0
 
 ERRORS: dict[str, type[httpx.TransportError]] = {
     "connect": httpx.ConnectError,
@@ -56,13 +49,13 @@ ERRORS: dict[str, type[httpx.TransportError]] = {
 }
 
 
-def unacknowledged(timeout: float) -> int:
-    """For TCP_USER_TIMEOUT, in milliseconds: there must be time for a second try on another connection."""
-    return int(1000 * min(UNACKNOWLEDGED, timeout / 2))
+def tcp_user_timeout(timeout: float) -> int:
+    """Return TCP_USER_TIMEOUT in milliseconds: there must be time for a second attempt on another connection."""
+    return int(1000 * min(UNACKNOWLEDGED_SECONDS, timeout / 2))
 
 
 class ProcessLost(httpx.ReadError):
-    """A process has ended, or none could be started. Nothing is said of the server."""
+    """A process has ended, or none could be started. It says nothing about the server."""
 
 
 class _Process:
@@ -71,17 +64,12 @@ class _Process:
     def __init__(self, process: trio.Process, link: trio.socket.SocketType) -> None:
         self._process = process
         self._link = link
-        self._lines = b""
+        self._received = b""
         self.idle_since = 0.0
         self.ended = False
-        self._owed = 0  # bytes of a body that follow what was said last
 
-    async def ask(self, message: Mapping[str, Any], within: float, descriptor: int | None = None) -> dict[str, Any]:
-        """Send a message and wait for what is said to it. Raises httpx.TransportError, OSError of the file."""
-        await self.tell(message, descriptor)
-        return await self.hear(within)
-
-    async def tell(self, message: Mapping[str, Any], descriptor: int | None = None) -> None:
+    async def send(self, message: Mapping[str, Any], descriptor: int | None = None) -> None:
+        """Send a message. Raises ProcessLost."""
         beside = [] if descriptor is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))]
         line = json.dumps(message).encode() + b"\n"
         try:
@@ -92,43 +80,37 @@ class _Process:
             await self.end()
             raise ProcessLost("its download process has ended") from error
 
-    async def hear(self, within: float) -> dict[str, Any]:
-        """Return the next message of the process."""
+    async def receive(self, within: float) -> dict[str, Any]:
+        """Receive the next message. Raises the httpx.TransportError or the OSError of the file that it reports."""
         with trio.move_on_after(within):
-            while b"\n" not in self._lines:
-                self._lines += await self._more()
-            line, _, self._lines = self._lines.partition(b"\n")
+            while b"\n" not in self._received:
+                await self._receive_more()
+            line, _, self._received = self._received.partition(b"\n")
             message: dict[str, Any] = json.loads(line)
             if "error" in message:
                 raise _error(message)
-            self._owed = message.get("data", 0)
             return message
         await self.end()
         raise httpx.ReadTimeout("its download process does not answer")
 
-    async def data(self) -> bytes:
-        """Return the bytes that follow a message with "data"."""
-        while len(self._lines) < self._owed:
-            self._lines += await self._more()
-        data, self._lines, self._owed = self._lines[: self._owed], self._lines[self._owed :], 0
+    async def receive_data(self, length: int) -> bytes:
+        """Receive the bytes that follow a message with "data"."""
+        while len(self._received) < length:
+            await self._receive_more()
+        data, self._received = self._received[:length], self._received[length:]
         return data
 
-    async def stop(self, within: float) -> None:
-        """Have it leave the body, or end it."""
-        with trio.CancelScope(shield=True), trio.move_on_after(within):
-            try:
-                await self.tell({"stop": True})
-                while not self.ended:
-                    await self.data()
-                    with contextlib.suppress(httpx.TransportError, OSError):  # of what is left, or of its own end
-                        if "stopped" in await self.hear(within):
-                            return
-            except (httpx.TransportError, ValueError) as error:
-                log.debug("a download process does not stop: %r", error)
-        await self.end()
+    async def _receive_more(self) -> None:
+        data = b""
+        with contextlib.suppress(OSError):
+            data = await self._link.recv(LINK_BUFFER_BYTES)
+        if not data:
+            await self.end()
+            raise ProcessLost("its download process has ended")
+        self._received += data
 
     async def end(self) -> None:
-        """Kill it, and see to it that it is gone."""
+        """Kill the process, and wait until it is gone."""
         if self.ended:
             return
         self.ended = True
@@ -137,147 +119,148 @@ class _Process:
             self._process.kill()
             await self._process.wait()
 
-    async def _more(self) -> bytes:
-        try:
-            data: bytes = await self._link.recv(LINE)
-        except OSError:
-            data = b""
-        if not data:
-            await self.end()
-            raise ProcessLost("its download process has ended")
-        return data
 
+class FileBody(httpx.AsyncByteStream):
+    """The body of a reply: to be iterated or, if its `length` in bytes is known (not None), to be written to files."""
 
-class Writable(httpx.AsyncByteStream):
-    """The body of a reply. `length` bytes are to come, None if that is not known: then it can only be iterated."""
-
-    def __init__(self, workers: "Workers", process: _Process, length: int | None, within: float) -> None:
-        self._workers = workers
+    def __init__(self, pool: "ProcessPool", process: _Process, length: int | None, within: float) -> None:
+        self._pool = pool
         self._process: _Process | None = process
         self._within = within
+        self._is_received = length == 0
+        self._left = length or 0
         self.length = length
 
-    def __aiter__(self) -> "Writable":  # no generator: nobody has to close it
+    def __aiter__(self) -> "FileBody":  # no generator, which would have to be closed
         return self
 
     async def __anext__(self) -> bytes:
         assert self._process is not None
-        if not (await self._process.ask({"take": TAKE}, self._within))["data"]:
+        await self._process.send({"read": True})
+        length = (await self._process.receive(self._within))["data"]
+        if not length:
+            self._is_received = True
             raise StopAsyncIteration
-        return await self._process.data()
+        return await self._process.receive_data(length)
 
-    def write(self, descriptor: int, offset: int, length: int) -> AsyncGenerator[int]:
-        """Have the next `length` bytes written to a file; yields how many more are there, as they come.
+    async def write(self, descriptor: int | None, offset: int, length: int) -> AsyncGenerator[int]:
+        """Write the next bytes to a file.
 
-        Raises httpx.TransportError, and OSError of the file: then the same bytes can be told to go there again.
-        When it is left half-way the rest of the body is given up.
+        If the iteration is abandoned, so is the rest of the body.
+
+        Args:
+            descriptor: The file; None skips the bytes.
+            offset: Where in the file to write, in bytes.
+            length: How many bytes to write or skip.
+
+        Yields:
+            The number of bytes of each part that was written.
+
+        Raises:
+            httpx.TransportError: The connection or the process failed.
+            OSError: The file failed; the same bytes can be written again.
         """
-        return self._carried({"write": length, "at": offset}, length, descriptor)
-
-    def skip(self, length: int) -> AsyncGenerator[int]:
-        """Have the next bytes thrown away."""
-        return self._carried({"skip": length}, length, None)
+        assert self._process is not None
+        message = {"skip": length} if descriptor is None else {"write": length, "at": offset}
+        resumable = False
+        try:
+            await self._process.send(message, descriptor)
+            while length:
+                count = (await self._process.receive(self._within))["wrote"]
+                length, self._left = length - count, self._left - count
+                self._is_received = not self._left
+                resumable = not length
+                yield count
+            resumable = True
+        except OSError:
+            resumable = True  # the process writes nothing until it is told to again
+            raise
+        finally:
+            if not resumable:
+                with trio.CancelScope(shield=True):
+                    await self.aclose()
 
     async def aclose(self) -> None:
         process, self._process = self._process, None
         if process is not None:
-            await self._workers.release(process, STOP)
-
-    async def _carried(self, message: Mapping[str, Any], length: int, descriptor: int | None) -> AsyncGenerator[int]:
-        assert self._process is not None
-        await self._process.tell(message, descriptor)
-        done = False
-        try:
-            while length:
-                count = (await self._process.hear(self._within))["wrote"]
-                length -= count
-                done = not length
-                yield count
-            done = True
-        except OSError:
-            done = True  # nothing is written until it is told to again
-            raise
-        finally:
-            if not done:
-                with trio.CancelScope(shield=True):
-                    await self.aclose()
+            await self._pool.release(process, reusable=self._is_received)
 
 
-class Workers(httpx.AsyncBaseTransport):
-    """The processes of one server."""
+class ProcessPool(httpx.AsyncBaseTransport):
+    """The processes for the big files of one server."""
 
     def __init__(self, ca_bundle: str, verify: bool) -> None:
         self._trust = {"ca_bundle": os.path.abspath(ca_bundle) if ca_bundle else "", "verify": verify}
         self._idle: list[_Process] = []
         self._all: set[_Process] = set()
         self._closed = False
-        self._sleeps = Sleeps()
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        timeout = request.extensions["timeout"]
-        secure = request.url.scheme == "https"
-        message = {
-            "get": request.url.raw_path.decode("ascii"),
-            "host": request.url.raw_host.decode("ascii"),
-            "port": request.url.port or (443 if secure else 80),
-            "tls": self._trust if secure else None,
-            "headers": [(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.raw],
-            "connect": timeout["connect"],
-            "read": timeout["read"],
-            "unacknowledged": unacknowledged(timeout["read"]),
-        }
-        within = timeout["read"] + GRACE
-        if self._sleeps.is_over():  # the other ends of their connections are gone
-            await self._end(list(self._idle))
-        return await self._replied(message, timeout["connect"] + within, within)
-
-    async def _replied(self, message: Mapping[str, Any], first: float, within: float) -> httpx.Response:
-        """Return the answer of a process. An idle one may have died: then another one is asked."""
+        await self._end_expired()
+        within = request.extensions["timeout"]["read"] + GRACE_SECONDS
         while True:
-            reused = bool(self._idle)
-            process, response = self._idle.pop() if reused else await self._started(), None
+            is_reused = bool(self._idle)
+            process, body = self._idle.pop() if is_reused else await self._started(), None
             try:
-                head = await process.ask(message, first)
-                # Bytes as they came: names of files are not always ASCII.
+                head = await self._request(process, request, within)
+                body = FileBody(self, process, head["length"], within)
+                # As bytes: names of files are not always ASCII.
                 headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in head["headers"]]
-                body = Writable(self, process, head["length"], within)
-                response = httpx.Response(head["status"], headers=headers, stream=body, extensions={"writable": body})
-                return response
-            except ProcessLost:
-                if not reused:
+                return httpx.Response(head["status"], headers=headers, stream=body, extensions={"file_body": body})
+            except ProcessLost:  # an idle one may have died
+                if not is_reused:
                     raise
             finally:
-                if response is None:
-                    await self.release(process, STOP_EARLY)
+                if body is None:
+                    await self.release(process, reusable=False)
 
-    async def release(self, process: _Process, within: float) -> None:
-        """Give the process up for this request; it has so long to leave it."""
-        if not process.ended:
-            await process.stop(within)
-        if process.ended or self._closed:
-            await process.end()
-            self._all.discard(process)
+    async def _request(self, process: _Process, request: httpx.Request, within: float) -> dict[str, Any]:
+        """Have a process send a request; return the head of the reply."""
+        url, timeout = request.url, request.extensions["timeout"]
+        host, secure = url.raw_host.decode("ascii"), url.scheme == "https"
+        message = {
+            "get": url.raw_path.decode("ascii"),
+            "headers": [(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.raw],
+            "tls": {"host": host, **self._trust} if secure else None,
+            "connect": timeout["connect"],
+            "read": timeout["read"],
+        }
+        await process.send(message)
+        head = await process.receive(within)
+        if "connect" in head:
+            link = await connect(host, url.port or (443 if secure else 80), timeout)
+            with link.socket:
+                await process.send(message, link.socket.fileno())
+            head = await process.receive(timeout["connect"] + within)
+        return head
+
+    async def release(self, process: _Process, *, reusable: bool) -> None:
+        """Keep a process for the next request, or end it."""
+        if reusable and not process.ended and not self._closed:
+            process.idle_since = now()
+            self._idle.append(process)
             return
-        process.idle_since = trio.current_time()
-        self._idle.append(process)
+        await process.end()
+        self._all.discard(process)
 
     async def aclose(self) -> None:
-        """End all of them."""
+        """End all processes."""
         self._closed = True
         for process in list(self._all):
             await process.end()
         self._all.clear()
 
     async def end_idle(self) -> None:
-        """End those that were idle for long; runs for ever."""
+        """End processes that have been idle for long; runs for ever."""
         while True:
-            await trio.sleep(IDLE / 2)
-            await self._end([each for each in self._idle if trio.current_time() - each.idle_since > IDLE])
+            await trio.sleep(IDLE_PROCESS_SECONDS / 2)
+            await self._end_expired()
 
-    async def _end(self, old: Sequence[_Process]) -> None:
-        """End processes that are idle."""
-        self._idle = [process for process in self._idle if process not in old]
-        for process in old:
+    async def _end_expired(self) -> None:
+        """End processes that have been idle for long, or since before the machine slept: their connections are gone."""
+        expired = [process for process in self._idle if process.idle_since < now() - IDLE_PROCESS_SECONDS]
+        self._idle = [process for process in self._idle if process not in expired]
+        for process in expired:
             await process.end()
             self._all.discard(process)
 
@@ -305,20 +288,37 @@ class Workers(httpx.AsyncBaseTransport):
 
 
 @asynccontextmanager
-async def open_workers(ca_bundle: str, verify: bool) -> AsyncIterator[Workers]:
-    """Open the pool; its processes end with it."""
-    workers = Workers(ca_bundle, verify)
+async def open_pool(ca_bundle: str, verify: bool) -> AsyncIterator[ProcessPool]:
+    """Open a pool; its processes end with it."""
+    pool = ProcessPool(ca_bundle, verify)
     async with background() as nursery:
-        nursery.start_soon(workers.end_idle)
+        nursery.start_soon(pool.end_idle)
         try:
-            yield workers
+            yield pool
         finally:
             with trio.CancelScope(shield=True):
-                await workers.aclose()
+                await pool.aclose()
+
+
+async def connect(host: str, port: int, timeouts: Mapping[str, float]) -> trio.SocketStream:
+    """Connect to the first address of a host that answers (RFC 8305), within the timeouts of an httpx request.
+
+    Raises httpx.ConnectError, httpx.ConnectTimeout.
+    """
+    try:
+        with trio.fail_after(timeouts["connect"]):
+            link = await trio.open_tcp_stream(host, port)
+    except trio.TooSlowError as error:
+        raise httpx.ConnectTimeout("timed out") from error
+    except OSError as error:
+        cause = first_error(error.__cause__ or error)
+        raise httpx.ConnectError(str(cause)) from cause
+    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, tcp_user_timeout(timeouts["read"]))
+    return link
 
 
 def _error(message: Mapping[str, Any]) -> Exception:
-    """Return the exception for what a process reports."""
+    """Return the exception for an error that a process reports."""
     cause = OSError(message["errno"], os.strerror(message["errno"])) if message["errno"] else None
     if message["error"] == "file":
         return cause or OSError(errno.EIO, message["text"])

@@ -1,23 +1,22 @@
-"""The process that carries big files, one at a time: `python -m xnatfs.download_worker.process`.
+"""Receive big files, one at a time, in a process of its own: `python -m xnatfs.download_worker.process`.
 
-A gigabyte that comes through the daemon's own event loop keeps its interpreter busy for two seconds; here it is
-received and written into the cache file beside the daemon. Nothing is known here of XNAT: what a reply means is decided
-by who asked.
+A gigabyte that passes through the daemon's own event loop keeps its interpreter busy for two seconds; here it is
+received and written into the cache file beside the daemon. Nothing is known here of XNAT: the daemon decides what a
+reply means.
 
-Messages are lines of JSON over the socket that is its standard input. From the daemon, and what is answered:
+Messages are lines of JSON over the socket that is its standard input. From the daemon, and the answers:
 
-    {"get": TARGET, "host", "port", "tls", "headers", "connect", "read"}
-        {"status", "headers", "length"}: `length` of the body, null where only "take" can tell its end
-    {"take": N}
-        {"data": n} and so many bytes, at most N; 0 at the end of the body
-    {"write": N, "at": OFFSET} and a file descriptor beside it; {"skip": N}
+    {"get": TARGET, "headers", "tls", "connect", "read"}, the last two in seconds
+        {"status", "headers", "length"}: `length` of the body, null where only "read" finds its end
+        {"connect": true} if there is no connection: the message comes again, with a connected socket beside it
+    {"read": true}
+        {"data": n} and n bytes; 0 at the end of the body
+    {"write": N, "at": OFFSET} and a file descriptor beside it, or {"skip": N}
         {"wrote": n} again and again, until all N of them are in the file or are skipped
-    {"stop": true}
-        {"stopped": true}; the connection is kept if the body is at its end
 
-Anything may be answered by {"error": KIND, "text", "errno"}, KIND being a key of `pool.ERRORS`. The connection is gone
-then; the process is not, it ends with its socket. An error of the file keeps the connection, and the piece that could
-not be written: the next "write" begins with that.
+The answer to any may be {"error": KIND, "text", "errno"}, KIND being a key of `pool.ERRORS`. Then the connection is
+gone; the process is not, it ends with its socket. An error of the file ("file") keeps the connection, and the piece
+that could not be written: the next "write" begins with it.
 """
 
 import contextlib
@@ -32,109 +31,84 @@ from typing import Any
 import h11
 
 from xnatfs.common.errors import ConfigError
-from xnatfs.download_worker.connection import LINE, NO_PIPES, Connection, Failed, NoPipes, Stopped, readable
-from xnatfs.download_worker.splice import PIPE, Pipe
+from xnatfs.download_worker.connection import Connection, ConnectionFailed
 
-# Received, and then written, at a time. Measured on loopback: 64 KiB cost half as much processor again.
-PIECE = PIPE
-# What comes without a pause is told of in larger steps, since each costs the daemon 0.15 ms: as much as the kernel
-# has asked for at a time, two requests of 1 MiB.
-SAID = 2 * 1024 * 1024
+# Bytes received, and then written, at a time. Measured on loopback: 64 KiB cost half as much processor time again.
+PIECE_BYTES = 1024 * 1024
+# Bytes that arrive without a pause are reported in steps of this size, since each report costs the daemon 0.15 ms: as
+# much as the kernel requests at a time, two requests of 1 MiB.
+REPORTED_BYTES = 2 * 1024 * 1024
+# Bytes of a message of the daemon read at a time.
+MESSAGE_BYTES = 64 * 1024
 
 
 class Worker:
-    """Does what the daemon says, until it is gone."""
+    """Carry out the messages of the daemon, until it is gone."""
 
     def __init__(self, daemon: socket.socket) -> None:
         self._daemon = daemon
-        self._server = Connection(daemon)
+        self._server = Connection()
         self._lines = b""
         self._descriptors: list[int] = []
-        self._buffer = memoryview(bytearray(PIECE))
-        self._rest = self._buffer[:0]  # what has come and has no place yet, because a file could not take it
-        self._pipe: Pipe | None = Pipe()  # None: splicing does not work here
+        self._buffer = memoryview(bytearray(PIECE_BYTES))
+        self._piece = self._buffer[:0]  # received, and not yet written
 
     def run(self) -> None:
         while (message := self._message()) is not None:
             try:
                 self._do(message)
-            except Stopped:
-                continue  # the message that says so is read next
-            except Failed as failure:
+            except ConnectionFailed as failure:
                 if failure.kind != "file":
                     self._server.close()
-                self._say({"error": failure.kind, "text": str(failure), "errno": failure.number})
+                self._send({"error": failure.kind, "text": str(failure), "errno": failure.number})
             except (ConfigError, h11.LocalProtocolError) as error:
                 self._server.close()
-                self._say({"error": "protocol", "text": str(error), "errno": None})
+                self._send({"error": "protocol", "text": str(error), "errno": None})
 
     def _do(self, message: dict[str, Any]) -> None:
         if "get" in message:
-            self._say(self._server.get(message))
-        elif "take" in message:
-            data = self._server.take(message["take"])
-            self._say({"data": len(data)})
+            self._piece = self._buffer[:0]
+            if self._descriptors:
+                self._server.use(socket.socket(fileno=self._descriptors.pop()), message)
+            elif not self._server.is_idle():
+                return self._send({"connect": True})
+            self._send(self._server.get(message))
+        elif "read" in message:
+            data = self._server.read()
+            self._send({"data": len(data)})
             self._daemon.sendall(data)
-        elif "stop" in message:
-            self._out_of_pipe()
-            self._rest = self._buffer[:0]
-            self._server.end()
-            self._say({"stopped": True})
         elif "write" in message:
             descriptor = self._descriptors.pop()
             try:
-                self._carry(message["write"], descriptor, message["at"])
+                self._write(message["write"], descriptor, message["at"])
             finally:
                 os.close(descriptor)
         else:
-            self._carry(message["skip"], None, 0)
+            self._write(message["skip"], None, 0)
 
-    def _carry(self, length: int, descriptor: int | None, offset: int) -> None:
-        """So many bytes of the body into the file; without one, nowhere."""
-        unsaid = 0
+    def _write(self, length: int, descriptor: int | None, offset: int) -> None:
+        """Write the next bytes of the body into a file, or drop them where there is none, and report them."""
+        unreported = 0
         try:
             while length:
-                if readable(self._daemon):
-                    raise Stopped
-                count = self._more(length, descriptor, offset, wait=not unsaid)
-                offset, length, unsaid = offset + count, length - count, unsaid + count
-                if unsaid >= SAID or not count:
-                    self._say({"wrote": unsaid})
-                    unsaid = 0
+                if not self._piece:
+                    if unreported >= REPORTED_BYTES or (unreported and not self._server.is_ready()):
+                        self._send({"wrote": unreported})
+                        unreported = 0
+                    self._piece = self._buffer[: self._server.receive(self._buffer[:length])]
+                part = self._piece[:length]
+                if descriptor is not None:
+                    _write_all(descriptor, part, offset)
+                self._piece = self._piece[len(part) :]
+                offset, length, unreported = offset + len(part), length - len(part), unreported + len(part)
         finally:
-            if unsaid:  # before any error is told of: it is about what comes after these
-                self._say({"wrote": unsaid})
-
-    def _more(self, length: int, descriptor: int | None, offset: int, *, wait: bool) -> int:
-        """Write some bytes where they belong; 0 where none have come and they are not waited for."""
-        if descriptor is not None and self._pipe is not None and not self._rest:
-            try:
-                if not self._pipe.held and self._server.splices:
-                    self._server.into_pipe(self._pipe, length, wait=wait)
-                    if not self._pipe.held:
-                        return 0
-                if self._pipe.held:
-                    return _emptied(self._pipe, descriptor, offset, length)
-            except NoPipes:
-                self._out_of_pipe()
-                self._pipe = None
-        self._out_of_pipe()
-        if not self._rest:
-            self._rest = self._buffer[: self._server.into(self._buffer[:length], wait=wait)]
-        taken = self._rest[:length]
-        if descriptor is not None:
-            _write(descriptor, taken, offset)
-        self._rest = self._rest[len(taken) :]
-        return len(taken)
-
-    def _out_of_pipe(self) -> None:
-        if self._pipe is not None and self._pipe.held:
-            self._rest = memoryview(self._pipe.drain())
+            if unreported:  # before any error is reported, which is about the bytes after these
+                self._send({"wrote": unreported})
 
     def _message(self) -> dict[str, Any] | None:
-        """Return the next line of the daemon; None when it is gone. Descriptors that come with it are kept."""
+        """Return the next message of the daemon; None when it is gone. Descriptors that come with it are kept."""
         while b"\n" not in self._lines:
-            data, descriptors, _, _ = socket.recv_fds(self._daemon, LINE, 1)
+            data, descriptors, _, _ = socket.recv_fds(self._daemon, MESSAGE_BYTES, 1)
             self._descriptors += descriptors
             if not data:
                 return None
@@ -143,34 +117,21 @@ class Worker:
         message: dict[str, Any] = json.loads(line)
         return message
 
-    def _say(self, message: dict[str, Any]) -> None:
+    def _send(self, message: dict[str, Any]) -> None:
         self._daemon.sendall(json.dumps(message).encode() + b"\n")
 
 
-def _write(descriptor: int, data: memoryview, offset: int) -> None:
+def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
     while data:
         try:
             written = os.pwrite(descriptor, data, offset)
         except OSError as error:
-            raise _of_file(error) from None
+            raise ConnectionFailed.of_system("file", error) from None
         data, offset = data[written:], offset + written
 
 
-def _emptied(pipe: Pipe, descriptor: int, offset: int, most: int) -> int:
-    try:
-        return pipe.empty(descriptor, offset, most)
-    except OSError as error:
-        if error.errno in NO_PIPES:
-            raise NoPipes from None
-        raise _of_file(error) from None
-
-
-def _of_file(error: OSError) -> Failed:
-    return Failed("file", error.strerror or str(error), error.errno)
-
-
 def _end_with(daemon: socket.socket) -> None:
-    """End when the daemon does, at once, whatever is waited for: a slow server or disk, with a cache file open."""
+    """End when the daemon does, at once, whatever the process waits for: a slow server or disk, with a file open."""
     gone = select.poll()
     gone.register(daemon, select.POLLRDHUP)
     gone.poll()

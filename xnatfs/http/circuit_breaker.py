@@ -8,7 +8,8 @@ ends the outage.
 Invariants:
 - Only silence makes an outage: any answer of the server, to any request, ends it.
 - An outage is two lines in the log, however many requests fail in it: one when it begins, one when it ends.
-- An outage ends at most OFTEN + 1.25 * LONGEST_PAUSE seconds, and one round trip, after the server is reachable again.
+- An outage ends at most SHORT_PROBE_SECONDS + 1.25 * LONGEST_PROBE_PAUSE_SECONDS, and one round trip, after the server
+  is reachable again.
 """
 
 import logging
@@ -18,121 +19,111 @@ from copy import copy
 import trio
 
 from xnatfs.common.errors import Unreachable
-from xnatfs.http.retry import jitter
+from xnatfs.http.retry import Backoff
 
 log = logging.getLogger(__name__)
 
 # Timeout of a probe, in seconds, before the next one: after a cut of the line the old connection stays silent for as
 # long as the cut was, and a new one works at once.
-OFTEN = 2.0
-# The pauses before probes, in seconds: short at first, since a server that restarts is soon back.
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
+SHORT_PROBE_SECONDS = 2.0
+# Seconds between short probes: few at first, since a server that restarts is soon back.
+FIRST_PROBE_PAUSE_SECONDS, LONGEST_PROBE_PAUSE_SECONDS = 0.1, 2.0
 # Seconds between two log lines about requests that fail while the server answers others.
-QUIET_FOR = 60.0
+LOG_PAUSE_SECONDS = 60.0
 
 
-class Breaker:
+class CircuitBreaker:
     """A circuit breaker for the requests to one server.
 
     Args:
-        ask: Probe the server with a small request. It raises Unreachable where there is no answer.
-        patience: The timeout of requests, in seconds.
+        probe: Send a small request to the server. It raises Unreachable where there is no answer.
+        timeout: The timeout of requests, in seconds.
         nursery: The nursery of the probes.
     """
 
-    def __init__(self, ask: Callable[[], Awaitable[None]], patience: float, nursery: trio.Nursery) -> None:
-        self._ask = ask
-        self._patience = patience
+    def __init__(self, probe: Callable[[], Awaitable[None]], timeout: float, nursery: trio.Nursery) -> None:
+        self._probe = probe
+        self._timeout = timeout
         self._nursery = nursery
-        self._heard_at = self._told_at = -float("inf")
+        self._answered_at = self._logged_at = -float("inf")
+        self._probing: trio.CancelScope | None = None  # while the server is in doubt or unreachable; an answer ends it
+        self._verdict = trio.Event()  # set unless the server is in doubt
+        self._verdict.set()
         self._outage: Unreachable | None = None
-        self._answered: trio.Event | None = None  # set by an answer; None unless in doubt or during an outage
-        self._verdict: trio.Event | None = None  # set by the verdict; None unless in doubt
 
     @property
-    def away(self) -> bool:
+    def is_open(self) -> bool:
+        """Return whether the server is known to be unreachable."""
         return self._outage is not None
 
     async def check(self) -> None:
         """Raise the error of the outage, if there is one; while the server is in doubt, wait for the verdict first."""
-        if self._verdict is not None:
-            await self._verdict.wait()
+        await self._verdict.wait()
         if self._outage is not None:
             raise copy(self._outage)  # a new one each time: a raised exception collects tracebacks
 
-    def heard(self) -> None:
+    def record_answer(self) -> None:
         """Record an answer of the server."""
-        self._heard_at = trio.current_time()
-        if self._answered is not None:
-            self._answered.set()
+        self._answered_at = trio.current_time()
+        if self._probing is not None:
+            self._probing.cancel()
 
-    def doubt(self, failure: Unreachable, since: float) -> None:
+    def record_failure(self, failure: Unreachable, since: float) -> None:
         """Record that a request, sent at `since`, has had no answer until now."""
-        if self._answered is not None:
+        if self._probing is not None:
             return
-        if self._heard_at > since:
-            self.tell(failure)
+        if self._answered_at > since:
+            self.log_failure(failure)
             return
-        self._answered, self._verdict = trio.Event(), trio.Event()
-        self._nursery.start_soon(self._find_out, failure)
+        self._probing, self._verdict = trio.CancelScope(), trio.Event()
+        self._nursery.start_soon(self._probe_until_answered, failure, self._probing)
 
-    def tell(self, failure: Unreachable) -> None:
-        """Log a failure that is not an outage, and no further one for QUIET_FOR seconds."""
-        if trio.current_time() - self._told_at > QUIET_FOR:
-            self._told_at = trio.current_time()
-            log.warning("the server is there, but: %s", failure)
+    def log_failure(self, failure: Unreachable) -> None:
+        """Log a failure that is not an outage, and no further one for LOG_PAUSE_SECONDS."""
+        if trio.current_time() - self._logged_at > LOG_PAUSE_SECONDS:
+            self._logged_at = trio.current_time()
+            log.warning("the server is reachable, but: %s", failure)
 
-    async def _find_out(self, failure: Unreachable) -> None:
-        """Probe the server until it answers."""
-        assert self._answered is not None
+    async def _probe_until_answered(self, failure: Unreachable, probing: trio.CancelScope) -> None:
         began = trio.current_time()
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._ask_often, failure)
-                nursery.start_soon(self._ask_patiently)
-                await self._answered.wait()
-                nursery.cancel_scope.cancel()
+            with probing:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._probe_patiently)
+                    await self._probe_often(failure, probing)
             if self._outage is None:
-                self.tell(failure)
+                self.log_failure(failure)
             else:
-                log.warning("the server is back after %.1f s", trio.current_time() - began)
+                log.warning("the server is reachable again after %.1f s", trio.current_time() - began)
         finally:
-            self._outage = self._answered = None
-            self._judged()
-
-    async def _ask_often(self, failure: Unreachable) -> None:
-        pause = FIRST_PAUSE
-        while True:
-            await trio.sleep(pause * jitter())
-            pause = min(2 * pause, LONGEST_PAUSE)
-            with trio.move_on_after(min(OFTEN, self._patience)):
-                await self._asked()
-            if self._answered is None or self._answered.is_set():
-                return
-            if self._outage is None:
-                self._outage = failure
-                log.warning("the server is away: %s", failure)
-                self._judged()
-
-    async def _ask_patiently(self) -> None:
-        """Send probes with the full timeout beside the short ones: a very slow server is reachable."""
-        await trio.sleep(OFTEN)
-        while True:
-            again = trio.current_time() + self._patience
-            with trio.move_on_at(again):
-                await self._asked()
-            await trio.sleep_until(again)
-
-    async def _asked(self) -> None:
-        try:
-            await self._ask()
-            self.heard()
-        except Unreachable as error:
-            log.debug("the server does not answer: %s", error)
-        except Exception:  # it must not end the mount
-            log.exception("asking whether the server is there")
-
-    def _judged(self) -> None:
-        if self._verdict is not None:
+            self._outage = self._probing = None
             self._verdict.set()
-            self._verdict = None
+
+    async def _probe_often(self, failure: Unreachable, probing: trio.CancelScope) -> None:
+        """Send short probes; the first one that is not answered makes the outage."""
+        backoff = Backoff(FIRST_PROBE_PAUSE_SECONDS, LONGEST_PROBE_PAUSE_SECONDS)
+        while True:
+            await trio.sleep(backoff.pause())
+            await self._probe_within(min(SHORT_PROBE_SECONDS, self._timeout))
+            if self._outage is None and not probing.cancel_called:
+                self._outage = failure
+                log.warning("the server is unreachable: %s", failure)
+                self._verdict.set()
+
+    async def _probe_patiently(self) -> None:
+        """Send probes with the full timeout beside the short ones: a very slow server is reachable."""
+        await trio.sleep(SHORT_PROBE_SECONDS)
+        while True:
+            next_at = trio.current_time() + self._timeout
+            await self._probe_within(self._timeout)
+            await trio.sleep_until(next_at)
+
+    async def _probe_within(self, seconds: float) -> None:
+        with trio.move_on_after(seconds):
+            try:
+                await self._probe()
+                self.record_answer()
+            except Unreachable as error:
+                log.debug("the server does not answer: %s", error)
+            except Exception:  # it must not end the mount
+                log.exception("probing the server")

@@ -1,74 +1,95 @@
-"""Limit the time that a request waits for the server, and pace retries.
+"""Decide how long a request may take, and how often and how long it is repeated.
 
-One rule covers all waiting. The server has a number of seconds for the next bytes; each byte that arrives gives back as
-many seconds as it takes at the slowest accepted rate. So a download over a slow line takes as long as it needs, and one
-that is silent, or that drips a byte from time to time, times out.
+One policy covers all requests to a server. The head of a reply has to arrive within `timeout` seconds. A body has to
+make progress: as with curl's --speed-limit and --speed-time, a transfer ends that is slower than LOWEST_RATE for
+`timeout` seconds. So a download over a slow line takes as long as it needs, and one that is silent, or that drips a
+byte from time to time, fails. Failed requests are repeated with growing pauses for `retry_budget` seconds, which begin
+anew with the progress of a download.
 """
 
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import trio
 
 # The slowest accepted rate, in bytes a second. On a line of 100 KB/s ten downloads still have ten times as much each. A
 # line that is slower than a modem of 1990 is faulty; users of curl and git commonly set this limit, too.
-SLOWEST = 1024
+LOWEST_RATE = 1024
 
-# Pauses between attempts, in seconds: short at first, because most faults of a proxy are over at once.
-FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0
+# Seconds between attempts: short at first, because most faults of a proxy are over at once.
+FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS = 0.2, 5.0
 
 
-class Patience:
-    """A time budget that waiting uses up and received bytes restore.
+@dataclass(frozen=True, slots=True)
+class RequestPolicy:
+    """Limit the wait for a server, and the time in which failed requests are repeated.
 
-    Args:
-        most: Its upper limit, in seconds.
-        left: Its initial value, in seconds; `most` where it is omitted.
+    Attributes:
+        timeout: Seconds until the head of a reply, and in which a body has to make progress.
+        retry_budget: Seconds in which an unreachable server has to return; not more than `timeout`.
     """
 
-    def __init__(self, most: float, left: float | None = None) -> None:
-        self._most = most
-        self.left = most if left is None else left
-        self.waited = 0.0  # seconds of waiting in all; the client's own work in between does not count
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Charge the time inside the context to the budget. Raises trio.TooSlowError once the budget is used up."""
-        began = trio.current_time()
-        try:
-            with trio.fail_at(began + max(self.left, 0.0)):
-                yield
-        finally:
-            waited = trio.current_time() - began
-            self.left, self.waited = self.left - waited, self.waited + waited
-
-    def came(self, count: int) -> None:
-        """Restore the seconds for `count` received bytes."""
-        self.left = min(self._most, self.left + count / SLOWEST)
+    timeout: float
+    retry_budget: float
 
 
-class Pauses:
-    """Pause between attempts, each time longer, until a deadline on trio's clock."""
+class Backoff:
+    """Pauses that double, in seconds, each with a random factor: clients that failed together do not retry together."""
 
-    def __init__(self, deadline: float) -> None:
-        self.deadline = deadline
-        self._pause = FIRST_PAUSE
+    def __init__(self, first: float, longest: float) -> None:
+        self._next, self._longest = first, longest
 
-    def left(self) -> float:
-        """Return the seconds until the deadline."""
+    def pause(self) -> float:
+        """Return the next pause."""
+        pause, self._next = self._next, min(2 * self._next, self._longest)
+        return pause * random.uniform(0.75, 1.25)
+
+
+def retry_backoff() -> Backoff:
+    return Backoff(FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS)
+
+
+class Retries:
+    """Pace the attempts of one request, for so many seconds from now on."""
+
+    def __init__(self, seconds: float) -> None:
+        self.deadline = trio.current_time() + seconds
+        self._backoff = retry_backoff()
+
+    @property
+    def seconds_left(self) -> float:
         return self.deadline - trio.current_time()
 
-    async def again(self, at_least: float = 0.0) -> bool:
-        """Wait before the next attempt, at least `at_least` seconds; return False at once if the deadline is nearer."""
-        wait = max(self._pause * jitter(), at_least)
-        if wait >= self.left():
+    async def pause(self, at_least: float = 0.0) -> bool:
+        """Wait before the next attempt, at least `at_least` seconds; return False at once if the budget is shorter."""
+        seconds = max(self._backoff.pause(), at_least)
+        if seconds >= self.seconds_left:
             return False
-        await trio.sleep(wait)
-        self._pause = min(self._pause * 2, LONGEST_PAUSE)
+        await trio.sleep(seconds)
         return True
 
 
-def jitter() -> float:
-    """Return a random factor for a pause, so that clients that failed at the same moment do not retry together."""
-    return random.uniform(0.75, 1.25)
+class SpeedLimit:
+    """Fail a transfer that is slower than LOWEST_RATE over a period, in which only waiting for the server counts."""
+
+    def __init__(self, seconds: float) -> None:
+        self._period = self._left = seconds
+        self._received = 0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time inside the context. Raises trio.TooSlowError at the end of the period."""
+        began = trio.current_time()
+        try:
+            with trio.fail_at(began + max(self._left, 0.0)):
+                yield
+        finally:
+            self._left -= trio.current_time() - began
+
+    def received(self, count: int) -> None:
+        """Record received bytes; the period begins anew when they are as many as it demands."""
+        self._received += count
+        if self._received >= LOWEST_RATE * self._period:
+            self._left, self._received = self._period, 0

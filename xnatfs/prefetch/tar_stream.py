@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
 from xnatfs.common.errors import BadReply
-from xnatfs.common.sanitize import DIGITS, size
+from xnatfs.common.sanitize import MAX_SIZE_DIGITS, size
 
 BLOCK = tarfile.BLOCKSIZE
 NAME = tarfile.LENGTH_NAME
@@ -114,10 +114,10 @@ async def members(chunks: AsyncIterator[bytes]) -> AsyncGenerator[Member]:
 def _size(pax: dict[str, str], info: tarfile.TarInfo) -> int:
     """Return the size of a member in bytes.
 
-    Raises BadReply where it is negative, which a base-256 number can be, or has more than DIGITS digits.
+    Raises BadReply where it is negative, which a base-256 number can be, or has more than MAX_SIZE_DIGITS digits.
     """
     stated = size(pax["size"]) if "size" in pax else info.size
-    if stated is None or not 0 <= stated < 10**DIGITS:
+    if stated is None or not 0 <= stated < 10**MAX_SIZE_DIGITS:
         raise BadReply(f"the archive has a file of {pax.get('size', info.size)} bytes")
     return stated
 
@@ -126,7 +126,7 @@ def _records(payload: bytes) -> dict[str, str]:
     """Parse the records of a PAX header, 'LENGTH KEY=VALUE\\n' one after the other. Raises BadReply."""
     records: dict[str, str] = {}
     while payload:
-        digits, _, _ = payload[:DIGITS].partition(b" ")
+        digits, _, _ = payload[:MAX_SIZE_DIGITS].partition(b" ")
         length = size(digits.decode("latin-1")) or 0
         if not len(digits) + 1 < length <= len(payload):
             raise BadReply("the archive has a damaged header")

@@ -15,16 +15,13 @@ import httpx
 import trio
 
 from xnatfs.common.errors import BadReply, NotFound, first_error
-from xnatfs.http.resumable_download import (
-    Download,
-    Downloads,
-    Head,
-    content_length,
-    is_framed,
-    last_modified,
-    strong_validator,
-)
-from xnatfs.http.transport import DOWNLOADS, Answer, Body, Transport, open_transport
+from xnatfs.content.source import Body, Head
+from xnatfs.http.clients import PARALLEL_DOWNLOADS
+from xnatfs.http.documents import fetch, fetch_json, fetch_text
+from xnatfs.http.messages import ChangeReply, HttpRequest, RequestBody
+from xnatfs.http.replies import close, content_length, is_framed, last_modified, strong_validator
+from xnatfs.http.resumable_download import Downloads, RemoteFile
+from xnatfs.http.transport import Transport, open_transport
 from xnatfs.rest.file_table import Catalogue, Catalogues
 from xnatfs.rest.json_rows import MOST_BYTES, MOST_ROWS, Cells, NotAList, Table
 from xnatfs.rest.models import (
@@ -66,7 +63,7 @@ FILES = (MOST_BYTES, MOST_ROWS)
 
 # At most half of all downloads are of long files, so that a copy of eight volumes does not keep all other readers
 # waiting until the first of them is complete. LONG is in bytes: 32 MiB take a second or two on a slow line.
-LONG_DOWNLOADS = DOWNLOADS // 2
+LONG_DOWNLOADS = PARALLEL_DOWNLOADS // 2
 LONG = 32 * 2**20
 
 # From this size in bytes on, a download process receives a file. It takes 80 ms to start (measured), as long as this
@@ -105,9 +102,9 @@ class Xnat:
         self._transport = transport
         self.login = transport.login
         self.url = transport.url
-        self._downloads = trio.CapacityLimiter(DOWNLOADS)
+        self._downloads = trio.CapacityLimiter(PARALLEL_DOWNLOADS)
         self._long_downloads = trio.CapacityLimiter(LONG_DOWNLOADS)
-        self._heads = trio.CapacityLimiter(DOWNLOADS)
+        self._heads = trio.CapacityLimiter(PARALLEL_DOWNLOADS)
         self._files = Downloads(transport)
 
     @property
@@ -130,7 +127,7 @@ class Xnat:
     @property
     def away(self) -> bool:
         """Return whether the server is known to be unreachable; requests then fail at once."""
-        return self._transport.breaker.away
+        return self._transport.breaker.is_open
 
     async def log_in(self) -> None:
         """Log in now, to find out whether the server is reachable and accepts the login. Also raises NotXnat."""
@@ -260,7 +257,7 @@ class Xnat:
     async def item(self, *item: str) -> Document:
         """Fetch the document of one project, subject, experiment or scan, with its children."""
         path = _item(item)
-        document = await self._transport.json(path, {"format": "json"})
+        document = await fetch_json(self._transport, path, {"format": "json"})
         try:
             return Document.parse(document["items"][0])
         except (KeyError, IndexError, TypeError, AttributeError, RecursionError):
@@ -272,7 +269,7 @@ class Xnat:
 
     async def text(self, path: str) -> str:
         """Fetch a short plain-text reply."""
-        return await self._transport.text(path)
+        return await fetch_text(self._transport, path)
 
     @staticmethod
     def segment(text: str) -> str:
@@ -292,16 +289,16 @@ class Xnat:
         """
         target = path if path.startswith("/") else f"/{path}"
         headers = {"Content-Type": content_type} if content_type else {}
-        response = await self._transport.once(method, target, {}, headers, body)
+        request = HttpRequest(method, target, headers=headers, body=body, is_change=True)
+        response = await self._transport.send_in_session(request)
         target = target.partition("?")[0]
         try:
             await self._transport.check(target, response, "any", allow=(200, 201, 202, 204))
-            async with aclosing(self._transport.raw(target, response)) as chunks:
+            async with aclosing(self._transport.read_body(target, response)) as chunks:
                 async for chunk in chunks:
                     yield chunk
         finally:
-            with trio.CancelScope(shield=True):
-                await response.aclose()
+            await close(response)
 
     async def change(
         self,
@@ -310,9 +307,9 @@ class Xnat:
         params: Mapping[str, str] | None = None,
         *,
         form: Mapping[str, str] | None = None,
-        body: Body = b"",
+        body: RequestBody = b"",
         headers: Mapping[str, str] | None = None,
-    ) -> Answer:
+    ) -> ChangeReply:
         """Make a change, and return the server's answer, whatever its status.
 
         A change is not retried if the server may already have applied it.
@@ -332,7 +329,8 @@ class Xnat:
         """
         if form is not None:
             body, headers = urlencode(form).encode(), {"Content-Type": "application/x-www-form-urlencoded"}
-        return await self._transport.change(method, path, params or {}, headers or {}, body)
+        request = HttpRequest(method, path, "any", params or {}, headers or {}, body, is_change=True)
+        return await self._transport.change(request)
 
     async def prearchive(self, project: str = "") -> list[PrearchiveSession]:
         """List the sessions in the prearchive of a project, or of all projects that the account may edit."""
@@ -343,7 +341,7 @@ class Xnat:
 
     async def issue_token(self) -> tuple[str, str]:
         """Issue an alias token: a new alias and its secret, which log in in place of user and password."""
-        cells = await self._transport.json("/data/services/tokens/issue", {}, tries=1)
+        cells = await fetch_json(self._transport, "/data/services/tokens/issue", {}, attempts=1)
         try:
             return str(cells["alias"]), str(cells["secret"])
         except (KeyError, TypeError):
@@ -351,7 +349,7 @@ class Xnat:
 
     async def invalidate_token(self, alias: str) -> None:
         """Invalidate an alias token. The server allows this only to the token's own session."""
-        await self._transport.json(f"/data/services/tokens/invalidate/{_segment(alias)}", {}, tries=1)
+        await fetch_json(self._transport, f"/data/services/tokens/invalidate/{_segment(alias)}", {}, attempts=1)
 
     async def username(self) -> str:
         """Fetch the user name that the server knows the session by. Raises LoginRequired if it knows none."""
@@ -383,7 +381,7 @@ class Xnat:
         start: int = 0,
         size: int | None = None,
         stop: int | None = None,
-    ) -> AsyncIterator[Download]:
+    ) -> AsyncIterator[Body]:
         """Download a file, from `start` if the server supports that, else from 0.
 
         A connection that breaks is resumed where it broke.
@@ -398,17 +396,16 @@ class Xnat:
         Raises:
             Stale: The file changed on the server meanwhile.
         """
-        path, big = _file_path(item, file), (file.size or 0) > BIG
-        async with self._patience(file), self._downloads:
-            async with self._files.open(path, start, stop, size, big=big, verified=bool(file.digest)) as download:
-                yield download
+        remote = RemoteFile(_file_path(item, file), size, (file.size or 0) > BIG, bool(file.digest))
+        async with self._patience(file), self._downloads, self._files.open(remote, start, stop) as body:
+            yield body
 
     @asynccontextmanager
     async def archive(self, item: Sequence[str], *resources: str) -> AsyncIterator[AsyncIterator[bytes]]:
         """Download resources as one tar, in pieces as they arrive. Its length is not known beforehand."""
         path = f"{_item(item)}/resources/{','.join(_segment(resource) for resource in resources)}/files"
         async with self._downloads, self._transport.reply("GET", path, {"format": "tar"}) as response:
-            async with aclosing(self._transport.raw(path, response)) as chunks:
+            async with aclosing(self._transport.read_body(path, response)) as chunks:
                 yield chunks
 
     @asynccontextmanager
@@ -417,19 +414,22 @@ class Xnat:
         chosen = ",".join(_segment(scan) for scan in scans) if scans is not None else "ALL"
         path = f"/data/experiments/{_segment(experiment)}/scans/{chosen}/files"
         async with self._downloads, self._transport.reply("GET", path, {"format": "zip"}) as response:
-            async with aclosing(self._transport.raw(path, response)) as chunks:
+            async with aclosing(self._transport.read_body(path, response)) as chunks:
                 yield chunks
 
     @asynccontextmanager
-    async def indexed(self, item: Sequence[str], index: int) -> AsyncIterator[Download]:
-        """Download the n-th file (from 0) of all resources of an item, in the order in which `files` lists them."""
+    async def indexed(self, item: Sequence[str], index: int) -> AsyncIterator[tuple[Body, bytes]]:
+        """Download the n-th file (from 0) of all resources of an item, in the order in which `files` lists them.
+
+        Yields the file and its name in Content-Disposition, b"" if there is none.
+        """
         path = f"{_item(item)}/files"
         query = {"index": str(index)}
         async with self._downloads, self._transport.reply("GET", path, query) as response:
-            async with aclosing(self._transport.raw(path, response)) as chunks:
+            async with aclosing(self._transport.read_body(path, response)) as chunks:
                 size, modified = content_length(response), last_modified(response)
                 validator, framed = strong_validator(response), is_framed(response)
-                yield Download(0, size, modified, chunks, None, validator, framed, _file_name(response))
+                yield Body(0, size, modified, chunks, None, validator, framed), _file_name(response)
 
     def _patience(self, file: FileRow) -> AbstractAsyncContextManager[object]:
         """Return the limiter of long downloads for a large file, so that these never take the places of all others."""
@@ -465,14 +465,14 @@ class Xnat:
             return found, await _fed(Table(*most), chunks, take)
 
         try:
-            found, count = await self._transport.whole(path, params, rows)
-            if not count and self.login.doubtful() and not await self._transport.session_lives(path):
+            found, count = await fetch(self._transport, path, params, rows)
+            if not count and self.login.is_doubtful() and not await self._transport.session_lives(path):
                 # An open site that has dropped the session answers as to a guest, with an empty list.
-                found, _ = await self._transport.whole(path, params, rows)
+                found, _ = await fetch(self._transport, path, params, rows)
         except NotAList as error:
-            raise BadReply(f"{self.url}{path} was asked for as a list and came as {error}") from None
+            raise BadReply(f"{self.url}{path} was requested as a list and came as {error}") from None
         except (ValueError, RecursionError):  # the latter from a nested cell, when it is converted to text
-            raise BadReply(f"{self.url}{path} was asked for as JSON and came as something else") from None
+            raise BadReply(f"{self.url}{path} was requested as JSON and came as something else") from None
         return found
 
 

@@ -13,7 +13,7 @@ from sys import intern
 from typing import Any, overload
 
 from xnatfs.common.errors import BadReply
-from xnatfs.common.sanitize import DIGITS, decoded
+from xnatfs.common.sanitize import MAX_SIZE_DIGITS, decoded
 from xnatfs.rest.models import FileRow, Row, file_path, md5
 
 _UNKNOWN = -1  # a size that the catalogue does not state
@@ -188,7 +188,7 @@ class Catalogues(Sequence[FileRow]):
             size, digest = str(size), md5(str(digest or ""))
             catalogue.add(
                 file_path(str(uri), catalogue.resource_id),
-                int(size) if size.isascii() and size.isdigit() and len(size) <= DIGITS else None,
+                int(size) if size.isascii() and size.isdigit() and len(size) <= MAX_SIZE_DIGITS else None,
                 digest,
                 named,
             )

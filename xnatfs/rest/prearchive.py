@@ -14,7 +14,7 @@ import trio
 
 from xnatfs.common.errors import BadReply, Conflict, Denied, LoginRequired, NotFound, Uncertain, Unreachable, XnatError
 from xnatfs.common.sanitize import loads
-from xnatfs.http.transport import Answer
+from xnatfs.http.messages import ChangeReply
 from xnatfs.rest.client import Xnat
 from xnatfs.rest.models import PrearchiveSession
 
@@ -119,7 +119,7 @@ async def archive(
     except Uncertain as error:
         log.info("%s: its state will tell", error)
         return await outcome(xnat, waiting, subject=subject, label=label, said=str(error))
-    said = answer.said()
+    said = answer.message()
     if answer.ok or answer.status == 303:
         if uri := _place(answer):
             return await _compared(xnat, waiting, uri, subject, label)
@@ -145,7 +145,7 @@ def _named(subject: str, label: str) -> dict[str, str]:
     return {**({"subject": subject} if subject else {}), **({"session": label} if label else {})}
 
 
-def _place(answer: Answer) -> str:
+def _place(answer: ChangeReply) -> str:
     """Return the URI in the archive, from the first line of the body or from Location; '' if there is none."""
     uri = (answer.location if answer.status == 303 else answer.text.partition("\n")[0]).strip()
     _, found, path = uri.partition("/archive/")
@@ -265,12 +265,12 @@ async def conflicts(xnat: Xnat, waiting: PrearchiveSession, *, subject: str = ""
         log.info("validate-archive of %s: %s", waiting.path, error)  # a web page: no result
         return []
     if not answer.ok:
-        log.info("validate-archive of %s answers %d: %s", waiting.path, answer.status, answer.said())
+        log.info("validate-archive of %s answers %d: %s", waiting.path, answer.status, answer.message())
         return []
     try:
         return list(dict.fromkeys(_messages(loads(answer.text))))
     except (ValueError, RecursionError):
-        return [answer.said()] if answer.said() else []
+        return [answer.message()] if answer.message() else []
 
 
 def _messages(found: Any) -> list[str]:
@@ -334,11 +334,11 @@ def _path(xnat: Xnat, waiting: PrearchiveSession) -> str:
     return "/data/prearchive/projects/" + "/".join(xnat.segment(part) for part in waiting.key)
 
 
-async def _act(xnat: Xnat, waiting: PrearchiveSession, parameters: dict[str, str]) -> Answer:
+async def _act(xnat: Xnat, waiting: PrearchiveSession, parameters: dict[str, str]) -> ChangeReply:
     return await xnat.change("POST", _path(xnat, waiting), parameters)
 
 
-def _uri(answer: Answer) -> str:
+def _uri(answer: ChangeReply) -> str:
     return answer.text.partition("\n")[0].strip()
 
 
@@ -346,17 +346,18 @@ def _name(waiting: PrearchiveSession) -> str:
     return f"{waiting.name} ({'/'.join(waiting.key)})"
 
 
-def failure(xnat: Xnat, answer: Answer, what: str) -> XnatError:
+def failure(xnat: Xnat, answer: ChangeReply, what: str) -> XnatError:
     """Map the refusal of a change to an exception, with a one-line message."""
     facts: Any = {"status": answer.status, "url": xnat.url}
-    text = f"{what}: {xnat.url} answers {answer.said()}"
+    text = f"{what}: {xnat.url} answers {answer.message()}"
     match answer.status:
         case 401:
-            return LoginRequired(f"{what}: {xnat.url} refuses it to {xnat.login.username} ({answer.said()})", **facts)
+            text = f"{what}: {xnat.url} refuses it to {xnat.login.username} ({answer.message()})"
+            return LoginRequired(text, **facts)
         case 403 if "already in progress" not in answer.text:
             return Denied(f"{what}: your account may not do this, which normally takes the role Member", **facts)
         case 404 | 410:
-            return NotFound(f"{what}: {answer.said()}", **facts)
+            return NotFound(f"{what}: {answer.message()}", **facts)
         case 403 | 409:
             return Conflict(text, **facts)
         case 502 | 503 | 504 | 429:

@@ -17,7 +17,7 @@ from xnatfs.common.urls import is_same_server, server_key
 
 GIB = 2**30
 
-N = TypeVar("N", int, float)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Config:
     # Longest time of a read without a received byte, in seconds. A proxy in front of XNAT commonly gives up after 60 s.
     timeout: float = 60.0
     # Retry budget while the server is unreachable, in seconds; 0: the same as `timeout`.
-    patience: float = 0.0
+    retry_budget: float = 0.0
     # Maximum age of a listing, in seconds: long enough for one `find` over a session, short enough for a person to wait
     # for what a colleague has changed.
     ttl: float = 60.0
@@ -72,7 +72,7 @@ class Config:
 
         A login or a read that waits for a lock has `timeout` in total: half of it is left to go on without the lock.
         """
-        return min(self.patience or self.timeout, self.timeout / 2)
+        return min(self.retry_budget or self.timeout, self.timeout / 2)
 
 
 def config_home() -> Path:
@@ -143,58 +143,35 @@ def output_format(path: Path) -> str:
 def read_profiles(path: Path) -> tuple[dict[str, Profile], str]:
     """Return the profiles of the file and the name of its default; none if it is missing. Raises ConfigError."""
     document = _document(path)
-    cells = _as_written(document.get("profiles") or {}, path)
+    cells = document.get("profiles") or {}
     profiles = {str(name): _profile(str(name), each, path) for name, each in cells.items()}
     return profiles, str(document.get("default_profile") or "")
 
 
-def _as_written(profiles: dict[Any, Any], path: Path) -> dict[Any, Any]:
-    """Return the profiles with users and passwords as written there: YAML reads 0123 as 83 and yes as True."""
-
-    def made(cells: Any) -> list[str]:
-        found = cells if isinstance(cells, dict) else {}
-        return [key for key in ("username", "password") if not isinstance(found.get(key), str | None)]
-
-    if not any(map(made, profiles.values())):
-        return profiles
-    import yaml
-
-    written = yaml.load(_text(path), yaml.BaseLoader)["profiles"]
-    if len(written) != len(profiles):  # some names are the same to YAML, as 1 and 0x1
-        return profiles
-    # By name, since the order differs where a mapping is merged (`<<`).
-    return {
-        name: {**cells, **{key: text[key] for key in made(cells) if key in text}} if isinstance(cells, dict) else cells
-        for name, cells in profiles.items()
-        for text in [written.get(str(name), {})]
-    }
-
-
-def _text(path: Path) -> str:
+def _document(path: Path) -> dict[str, Any]:
+    """Read the file, each scalar as the text that stands there: YAML reads 0123 as 83, and yes as True."""
     try:
-        return path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        return ""
+        return {}
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
-
-
-def _document(path: Path) -> dict[str, Any]:
-    text = _text(path)
-    if not text:
-        return {}
     import yaml  # costs 15 ms at each start, and many machines have no such file
 
+    class TextLoader(yaml.SafeLoader):
+        yaml_implicit_resolvers = {
+            first: [(tag, pattern) for tag, pattern in found if tag.endswith((":null", ":merge"))]
+            for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+
     try:
-        document = yaml.safe_load(text)
+        document = yaml.load(text, TextLoader) or {}
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
         raise ConfigError(f"{path}{where} is not valid YAML: {getattr(error, 'problem', None) or 'bad text'}") from None
-    except (ValueError, RecursionError, OverflowError):  # an invalid date, lists nested too deeply
+    except (ValueError, RecursionError, OverflowError):  # lists nested too deeply; a date or number with a tag
         raise ConfigError(f"{path} is not valid YAML: a date, a number or its nesting") from None
-    if document is None:
-        return {}
     if not isinstance(document, dict) or not isinstance(document.get("profiles") or {}, dict):
         raise ConfigError(f"{path} does not hold a mapping with 'profiles:'")
     return document
@@ -208,35 +185,37 @@ def _profile(name: str, cells: Any, path: Path) -> Profile:
         value = cells.get(key)
         return "" if value is None else str(value)
 
-    verify = cells.get("verify_ssl", True)
-    if not isinstance(verify, bool):
-        raise ConfigError(f"{path}: verify_ssl of profile {name!r} must be true or false")
-
-    def number(key: str, kind: Callable[[str], N], default: N) -> N:
+    def parsed(key: str, parse: Callable[[str], T], default: T, kind: str = "a number") -> T:
         try:
-            return kind(text(key)) if text(key) else default
-        except (ValueError, OverflowError):
-            raise ConfigError(f"{path}: {key} of profile {name!r} must be a number, not {text(key)!r}") from None
+            return parse(text(key)) if text(key) else default
+        except (ValueError, OverflowError, KeyError):
+            raise ConfigError(f"{path}: {key} of profile {name!r} must be {kind}, not {text(key)!r}") from None
 
-    timeout = number("timeout", float, 21600.0)
+    timeout = parsed("timeout", float, 21600.0)
     if not 0 < timeout < float("inf"):
         raise ConfigError(f"{path}: timeout of profile {name!r} must be more than 0 seconds, and end")
     return Profile(
         name,
-        text("url"),
-        text("username"),
-        text("password"),
-        verify,
-        text("ca_bundle"),
-        text("password_source"),
-        text("default_project"),
-        timeout,
-        number("workers", int, 0),
-        text("overwrite"),
-        text("archive_mode"),
-        cells.get("direct_archive") is True,
-        text("provider"),
+        url=text("url"),
+        username=text("username"),
+        password=text("password"),
+        verify_ssl=parsed("verify_ssl", _boolean, True, "true or false"),
+        ca_bundle=text("ca_bundle"),
+        password_source=text("password_source"),
+        default_project=text("default_project"),
+        timeout=timeout,
+        workers=parsed("workers", int, 0),
+        overwrite=text("overwrite"),
+        archive_mode=text("archive_mode"),
+        direct_archive=parsed("direct_archive", _boolean, False, "true or false"),
+        provider=text("provider"),
     )
+
+
+def _boolean(text: str) -> bool:
+    """Parse one of the words of YAML 1.1. Raises KeyError."""
+    words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+    return words[text.lower()]
 
 
 def find_profile(url: str, preferred: str = "", path: Path | None = None) -> Profile | None:

@@ -29,7 +29,7 @@ from xnatfs.settings.config import Profile, config_home
 T = TypeVar("T")
 
 # Environment variables that hold a secret.
-SECRETS = ("XNAT_PASS", "XNAT_TOKEN")
+SECRET_VARIABLES = ("XNAT_PASS", "XNAT_TOKEN")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,26 +70,31 @@ def find_credentials(url: str, profile: Profile, environ: Mapping[str, str]) -> 
 
 def wanted_user(url: str, profile: Profile, environ: Mapping[str, str]) -> str:
     """Return the user that the environment or the profile names, or ''."""
-    return environ.get("XNAT_USER") or (profile.username if is_same_server(profile.url, url) else "")
+    return environ.get("XNAT_USER") or _of_server(url, profile).username
 
 
 def provider_of(url: str, profile: Profile) -> str:
     """Return the login method that the profile names for this server; '' for the server to choose."""
-    return profile.provider if is_same_server(profile.url, url) else ""
+    return _of_server(url, profile).provider
+
+
+def _of_server(url: str, profile: Profile) -> Profile:
+    """Return the profile, or an empty one in place of another server's, to which its login must not be sent."""
+    return profile if is_same_server(profile.url, url) else Profile("")
 
 
 def kept_credentials(url: str, profile: Profile, environ: Mapping[str, str]) -> Credentials | None:
     """Return the stored login for this server, or None. Raises ConfigError for a broken ~/.netrc."""
-    same_server, provider = is_same_server(profile.url, url), provider_of(url, profile)
-    username = environ.get("XNAT_USER") or (profile.username if same_server else "")
-    password = environ.get("XNAT_PASS") or (
-        profile.password if same_server and profile.username in ("", username) else ""
-    )
-    if username and password:
-        source = "environment" if environ.get("XNAT_PASS") else "profile"
-        return Credentials(username, password, source, provider=provider)
-    if same_server and username and profile.password_source == "keyring" and profile.username in ("", username):
-        kept = _keyring(lambda keyring: keyring.get_password(KEYRING, keyring_entry(profile)))
+    profile = _of_server(url, profile)
+    provider = profile.provider
+    username = environ.get("XNAT_USER") or profile.username
+    is_profiles_user = profile.username in ("", username)
+    if username and (password := environ.get("XNAT_PASS")):
+        return Credentials(username, password, "environment", provider=provider)
+    if username and is_profiles_user and profile.password:
+        return Credentials(username, profile.password, "profile", provider=provider)
+    if username and is_profiles_user and profile.password_source == "keyring":
+        kept = _keyring(lambda keyring: keyring.get_password(KEYRING_SERVICE, keyring_entry(profile)))
         if kept:
             return Credentials(username, kept, "keyring", provider=provider)
     for entry in (kept_token(url), _netrc_entry(url)):
@@ -100,7 +105,7 @@ def kept_credentials(url: str, profile: Profile, environ: Mapping[str, str]) -> 
 
 # -- the keyring and tokens --------------------------------------------------------------------------------------
 
-KEYRING = "xnatctl"  # the service, as the other program names it
+KEYRING_SERVICE = "xnatctl"  # the service, as the other program names it
 
 
 def keyring_entry(profile: Profile) -> str:
@@ -111,7 +116,7 @@ def keep_password(profile: Profile, password: str) -> bool:
     """Store a profile's password in the keyring; return False if this machine has none."""
 
     def put(keyring: Any) -> bool:
-        keyring.set_password(KEYRING, keyring_entry(profile), password)
+        keyring.set_password(KEYRING_SERVICE, keyring_entry(profile), password)
         return True
 
     return bool(_keyring(put))
@@ -205,10 +210,10 @@ def ask(url: str, username: str, environ: Mapping[str, str], provider: str = "")
 
 def for_children() -> dict[str, str]:
     """Return the environment for a child process, without secrets."""
-    return {key: value for key, value in os.environ.items() if key not in SECRETS}
+    return {key: value for key, value in os.environ.items() if key not in SECRET_VARIABLES}
 
 
 def forget_secrets() -> None:
     """Remove the secrets from the environment that children inherit; libfuse starts fusermount3 by itself."""
-    for key in SECRETS:
+    for key in SECRET_VARIABLES:
         os.environ.pop(key, None)

@@ -5,20 +5,19 @@ environment is.
 """
 
 import io
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from xnatfs.common.errors import ConfigError
-from xnatfs.common.locks import holder, lock_within
-from xnatfs.common.private_files import make_private, write_private
+from xnatfs.common.locks import holder, lock_within, open_lock
+from xnatfs.common.private_files import write_private
 from xnatfs.settings.config import profiles_path, read_profiles
 
-NEWEST = 1  # the newest known `version` of the file
+NEWEST_VERSION = 1  # the newest known `version` of the file
 # Seconds that another process may take to change the file: it takes milliseconds, on a slow file server more.
-LOCK_TIMEOUT = 10.0
+EDIT_LOCK_SECONDS = 10.0
 
 
 def add_profile(name: str, cells: dict[str, Any], *, replace: bool = False, path: Path | None = None) -> None:
@@ -68,7 +67,7 @@ def _edited(path: Path | None) -> Iterator[Any]:
             mark = getattr(error, "problem_mark", None)
             where = f" line {mark.line + 1}" if mark else ""
             raise ConfigError(f"{path}{where} is not YAML that could be changed: is a key there twice?") from None
-        if not isinstance(version := document.get("version", NEWEST), int) or version > NEWEST:
+        if not isinstance(version := document.get("version", NEWEST_VERSION), int) or version > NEWEST_VERSION:
             raise ConfigError(f"{path} is of version {version}, which a newer program has written: it is left as it is")
         yield document
         text = io.StringIO()
@@ -82,14 +81,11 @@ def _edited(path: Path | None) -> Iterator[Any]:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     place = path.with_name(".config.lock")
-    try:
-        make_private(path.parent)
-        descriptor = os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise ConfigError(f"cannot write beside {path}: {error.strerror}") from None
-    try:
-        if not lock_within(descriptor, LOCK_TIMEOUT):  # without it the changes of one program would be lost
+    with ExitStack() as stack:
+        try:
+            descriptor = stack.enter_context(open_lock(place))
+        except OSError as error:
+            raise ConfigError(f"cannot write beside {path}: {error.strerror}") from None
+        if not lock_within(descriptor, EDIT_LOCK_SECONDS):  # without it the changes of one program would be lost
             raise ConfigError(f"{path} is being changed by {holder(place)}: let that end, then try again")
         yield
-    finally:
-        os.close(descriptor)

@@ -9,7 +9,6 @@ local one counts as edited and is kept. An account that may not write the record
 """
 
 import errno
-import fcntl
 import json
 import os
 import secrets
@@ -23,7 +22,7 @@ from typing import Self
 import trio
 
 from xnatfs.common.errors import Conflict
-from xnatfs.common.locks import holder
+from xnatfs.common.locks import holder, lock
 from xnatfs.common.sanitize import loads
 
 FOLDER = ".xnatctl"
@@ -229,18 +228,17 @@ async def _lock(descriptor: int, path: Path, on_wait: Callable[[], None]) -> boo
     waited, seen_going_on = False, trio.current_time()
     while True:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if not waited:
-                waited = True
-                on_wait()
-            if not (other := holder(path)).is_stopped:
-                seen_going_on = trio.current_time()
-            elif trio.current_time() - seen_going_on > STOPPED_TIMEOUT:
-                raise Conflict(f"{path.parent.parent} is locked by {other}: let it go on (fg), or kill it") from None
-            await trio.sleep(LOCK_POLL)
+            if lock(descriptor):
+                return True
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
             return False
+        if not waited:
+            waited = True
+            on_wait()
+        if not (other := holder(path)).is_stopped:
+            seen_going_on = trio.current_time()
+        elif trio.current_time() - seen_going_on > STOPPED_TIMEOUT:
+            raise Conflict(f"{path.parent.parent} is locked by {other}: let it go on (fg), or kill it")
+        await trio.sleep(LOCK_POLL)

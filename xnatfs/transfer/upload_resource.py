@@ -232,7 +232,7 @@ async def _send(
     try:
         answer = await xnat.change("PUT", url, params, body=body.pieces, headers=dict(body.headers))
         if answer.status in (500, 502, 504):
-            text = f"{xnat.url} answers {answer.status}, and may have stored it ({answer.said()})"
+            text = f"{xnat.url} answers {answer.status}, and may have stored it ({answer.message()})"
             raise Uncertain(text, status=answer.status)
     except Uncertain as error:
         text = f"sending to {where}: {error}; the same command sends what is missing"

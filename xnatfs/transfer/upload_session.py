@@ -16,7 +16,7 @@ from typing import Literal
 import trio
 
 from xnatfs.common.errors import BadReply, Conflict, Denied, NotFound, Uncertain, XnatError, first_error
-from xnatfs.http.transport import Answer
+from xnatfs.http.messages import ChangeReply
 from xnatfs.rest import prearchive
 from xnatfs.rest.client import Xnat
 from xnatfs.rest.models import UNASSIGNED, FileRow, PrearchiveSession, Row
@@ -351,7 +351,7 @@ async def _import(xnat: Xnat, params: dict[str, str], body: Sending, what: str) 
             text = f"{xnat.url} takes no zip without its length: each batch is packed twice, to know it"
             raise _NotTaken("sized zip", text)
         if answer.status == 400 and pause is not None and any(word in answer.text.lower() for word in TRANSIENT):
-            log.info("%s: %s; again in %g s", what, answer.said(), pause)
+            log.info("%s: %s; again in %g s", what, answer.message(), pause)
             await trio.sleep(pause)
             continue
         break
@@ -363,12 +363,12 @@ async def _import(xnat: Xnat, params: dict[str, str], body: Sending, what: str) 
             kind = body.headers["Content-Type"].removeprefix("application/").removeprefix("x-")
             text = f"{xnat.url} takes no {kind}, and stores nothing of it: the files go one by one"
             raise _NotTaken("gradual", text)
-        raise BadReply(f"{xnat.url} took {what}, and does not say where it is: {answer.said()}", url=xnat.url)
+        raise BadReply(f"{xnat.url} took {what}, and does not say where it is: {answer.message()}", url=xnat.url)
     raise _refused(xnat, answer, params, what)
 
 
-def _refused(xnat: Xnat, answer: Answer, params: dict[str, str], what: str) -> XnatError:
-    said, project = answer.said(), params.get("project") or params.get("PROJECT_ID", "")
+def _refused(xnat: Xnat, answer: ChangeReply, params: dict[str, str], what: str) -> XnatError:
+    said, project = answer.message(), params.get("project") or params.get("PROJECT_ID", "")
     match answer.status:
         case 403:
             text = f"sending to project {project} on {xnat.url}: your account may not do this ({said})"

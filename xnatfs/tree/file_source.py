@@ -17,7 +17,6 @@ import trio
 from xnatfs.common.errors import BadReply, Denied, NotFound, XnatError
 from xnatfs.common.sanitize import decoded
 from xnatfs.content import Body, Head
-from xnatfs.http.resumable_download import Download
 from xnatfs.listings.keys import ResourcesKey, ScansKey
 from xnatfs.listings.ttl_cache import Listing
 from xnatfs.prefetch.read_pattern import Groups
@@ -92,8 +91,8 @@ class FileSource:
             async with self._unnamed() as body:
                 yield body
             return
-        async with self.xnat.download(self.address.base, self.row, start, size, stop) as download:
-            yield _body(download)
+        async with self.xnat.download(self.address.base, self.row, start, size, stop) as body:
+            yield body
 
     async def head(self) -> Head:
         """Request length and date of the file; both are unknown without a name route, or if HEAD is refused.
@@ -102,7 +101,7 @@ class FileSource:
         """
         if self._has_name():
             with contextlib.suppress(NotFound, Denied, BadReply):
-                return Head(*await self.xnat.head(self.address.base, self.row))
+                return await self.xnat.head(self.address.base, self.row)
         return Head(None, "")
 
     @asynccontextmanager
@@ -184,31 +183,28 @@ class FileSource:
         index = next((n for n, row in enumerate(rows) if _place(row) == _place(self.row)), None)
         if index is None:
             raise NotFound("it is not listed any more")
-        download = await opening.enter_async_context(self.xnat.indexed(home, index))
+        body, name = await opening.enter_async_context(self.xnat.indexed(home, index))
         others = [] if self.row.digest else [row for row in rows if _place(row) != _place(self.row)]
-        if not self._is_certain(download, others):
+        if not self._is_certain(body.size, name, others):
             raise BadReply("nothing tells the file that came from others")
-        return _body(download)
+        return body
 
-    def _is_certain(self, download: Download, others: Sequence[FileRow]) -> bool:
+    def _is_certain(self, size: int | None, name: bytes, others: Sequence[FileRow]) -> bool:
         """Return whether a reply can only be this file, by digest (compared at the end), by name, or by length."""
-        if download.name and download.name not in spellings(_base(self.row)):
+        if name and name not in spellings(_base(self.row)):
             return False
-        if self.row.size is not None and download.size not in (None, self.row.size):
+        if self.row.size is not None and size not in (None, self.row.size):
             return False
         if self.row.digest:
             return True
-        if download.name:
-            others = [row for row in others if download.name in spellings(_base(row))]
+        if name:
+            others = [row for row in others if name in spellings(_base(row))]
         if not others:
             return True
-        return self.row.size == download.size is not None and all(
-            row.size not in (None, download.size) for row in others
-        )
+        return self.row.size == size is not None and all(row.size not in (None, size) for row in others)
 
     async def _by_name(self, opening: AsyncExitStack) -> Body:
-        download = await opening.enter_async_context(self.xnat.download(self.address.base, self.row))
-        return _body(download)
+        return await opening.enter_async_context(self.xnat.download(self.address.base, self.row))
 
 
 def catalogue_of(groups: Groups, resource: str) -> Catalogue:
@@ -226,12 +222,6 @@ async def _whole(content: bytes, opening: AsyncExitStack) -> Body:
         yield content
 
     return Body(0, len(content), "", await opening.enter_async_context(aclosing(chunks())))
-
-
-def _body(download: Download) -> Body:
-    start, size, modified = download.start, download.size, download.modified
-    into, validator, framed = download.into, download.validator, download.framed
-    return Body(start, size, modified, download.chunks, into, validator, framed, download.whole)
 
 
 def reading_order(site: Site, item: Item, below: bool) -> list[tuple[str, str]]:

@@ -171,7 +171,7 @@ async def logout(context: Context) -> int:
     if session:
         async with open_xnat(config, None, sessions=context.store) as xnat:
             await xnat.login.log_out()
-            if why := xnat.login.left_open:
+            if why := xnat.login.logout_failure:
                 left.append(f"the session was not ended by the server, which ends it when it has idled ({why})")
     context.note(f"Logged out of {url}" if session or token else f"There is no session on {url}")
     if kept := kept_credentials(url, config.profile, context.environ):
@@ -243,7 +243,7 @@ async def _known(context: Context) -> str | None:
     from xnatfs.rest.client import open_xnat
 
     async with open_xnat(context.config, None, sessions=context.store) as xnat:
-        if not await xnat.login.alive(session.token):
+        if not await xnat.login.is_alive(session.token):
             return None
         return session.username or await xnat.username()
 

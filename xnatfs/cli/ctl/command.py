@@ -296,7 +296,7 @@ def _config(arguments: argparse.Namespace, environ: Mapping[str, str], command: 
         raise ConfigError("give either --profile or --url, not both")
     config = options.server_config(arguments, environ)
     timeout = config.profile.timeout
-    return replace(config, timeout=timeout, patience=min(timeout, PATIENCE))
+    return replace(config, timeout=timeout, retry_budget=min(timeout, PATIENCE))
 
 
 def error_object(error: BaseException, line: str, status: int) -> str:

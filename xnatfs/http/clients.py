@@ -1,0 +1,115 @@
+"""Build the httpx clients of one server: TLS, proxies, socket options, limits, download processes."""
+
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import httpcore
+import httpx
+
+from xnatfs import __version__
+from xnatfs.common.errors import ConfigError
+from xnatfs.common.tls import tls_context
+from xnatfs.download_worker.pool import open_pool, tcp_user_timeout
+from xnatfs.http.failures import refuse_proxy_login
+from xnatfs.settings.config import Config, is_loopback
+
+# In seconds. A firewalled host does not answer at all; ten seconds distinguish it from a slow one.
+CONNECT_TIMEOUT_SECONDS = 10.0
+# An XNAT gives each request a thread and often a database connection; sites recommend 4 to 8 parallel requests.
+PARALLEL_DOWNLOADS = 8
+# Two more than the downloads, so that a listing never waits behind eight of them.
+MAX_CONNECTIONS = PARALLEL_DOWNLOADS + 2
+
+# httpcore reads 64 KiB from a socket at a time, and each read goes through five layers: a gigabyte took three times as
+# long (measured on loopback: 0.17 against 0.5 GB/s).
+httpcore.AsyncHTTP11Connection.READ_NUM_BYTES = 512 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Clients:
+    """The clients of one server.
+
+    Attributes:
+        http: For most requests.
+        big: For big files, whose bodies a download process receives; the same as `http` where that is impossible.
+        probe: Without idle connections, to probe an unreachable server: they may be what no longer works.
+    """
+
+    http: httpx.AsyncClient
+    big: httpx.AsyncClient
+    probe: httpx.AsyncClient
+
+
+@asynccontextmanager
+async def open_clients(config: Config, wire: httpx.AsyncBaseTransport | None = None) -> AsyncIterator[Clients]:
+    """Open the clients of one server, without sending a request. `wire` replaces the network in tests.
+
+    Raises ConfigError if the environment names a proxy that cannot be used.
+    """
+    new_client, is_proxied = _client_factory(config, wire)
+    async with AsyncExitStack() as stack:
+        try:
+            http, probe = new_client(MAX_CONNECTIONS, MAX_CONNECTIONS), new_client(2, 0)
+        except (ValueError, httpx.InvalidURL, ImportError):  # the message of which may contain a part of a password
+            form = "http://PROXY:PORT or http://USER:PASSWORD@PROXY:PORT, with a % code for each special character"
+            text = f"HTTP_PROXY, HTTPS_PROXY or ALL_PROXY cannot be used: it must be {form}; no SOCKS"
+            raise ConfigError(text) from None
+        big = http
+        if wire is None and not is_proxied:  # the processes support no proxy
+            pool = await stack.enter_async_context(open_pool(config.ca_bundle, config.verify_ssl))
+            big = await stack.enter_async_context(httpx.AsyncClient(transport=pool, **_common()))
+        yield Clients(await stack.enter_async_context(http), big, await stack.enter_async_context(probe))
+
+
+def _client_factory(
+    config: Config, wire: httpx.AsyncBaseTransport | None
+) -> tuple[Callable[[int, int], httpx.AsyncClient], bool]:
+    """Return a function that makes a client for so many connections, of them so many idle; and whether by a proxy."""
+    url = urlsplit(config.url)
+    host = url.hostname or ""
+    is_proxied = bool(not is_loopback(host) and getproxies().keys() & {url.scheme, "all"} and not proxy_bypass(host))
+    # Reading the certificate authorities took 40 ms of a start: skip it if no certificate is verified.
+    needs_tls = wire is None and bool(is_proxied or config.ca_bundle or url.scheme == "https")
+    tls: Any = tls_context(config.ca_bundle, config.verify_ssl) if needs_tls else False
+    options = [(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, tcp_user_timeout(config.timeout))]
+
+    def new_client(connections: int, idle: int) -> httpx.AsyncClient:
+        limits = httpx.Limits(max_connections=connections, max_keepalive_connections=idle)
+        direct = None  # httpx uses proxies only if it makes its own transport
+        if not is_proxied:
+            direct = httpx.AsyncHTTPTransport(verify=tls, limits=limits, socket_options=options)
+        return httpx.AsyncClient(
+            base_url=config.url,
+            headers={"User-Agent": f"xnatfs/{__version__}", "Accept": "*/*", "Accept-Encoding": "identity"},
+            timeout=httpx.Timeout(config.timeout, connect=min(CONNECT_TIMEOUT_SECONDS, config.timeout), pool=None),
+            limits=limits,
+            verify=tls,
+            trust_env=not is_loopback(host),
+            transport=wire or direct,
+            **_common(),
+        )
+
+    return new_client, is_proxied
+
+
+def _common() -> dict[str, Any]:
+    return {
+        "event_hooks": {"response": [refuse_proxy_login]},
+        "follow_redirects": False,
+        "cookies": CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+    }
+
+
+async def close_idle_connections(client: httpx.AsyncClient) -> None:
+    """Close the connections of a client that no request uses; httpx has no public way to do that."""
+    for transport in {client._transport, *client._mounts.values()}:
+        pool = getattr(transport, "_pool", None)  # a test's transport has none
+        for connection in pool.connections if isinstance(pool, httpcore.AsyncConnectionPool) else ():
+            if connection.is_idle():
+                await connection.aclose()

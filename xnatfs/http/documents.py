@@ -1,0 +1,90 @@
+"""Fetch lists and documents: bodies that are no file, and that are requested again if they break off."""
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from xnatfs.common.errors import BadReply, TimedOut, Unreachable
+from xnatfs.common.sanitize import loads
+from xnatfs.http.messages import HttpRequest
+from xnatfs.http.replies import close
+from xnatfs.http.retry import Retries
+from xnatfs.http.transport import Transport
+
+T = TypeVar("T")
+
+# So often a body that breaks off is requested: one that does so each time is unavailable.
+MAX_BODY_ATTEMPTS = 3
+# In bytes, the largest body that is read whole before it is parsed: an item's document, which for the largest sessions
+# has some MiB. As objects it takes up to 30 times as much.
+MAX_DOCUMENT_BYTES = 16 * 2**20
+
+
+async def fetch(
+    transport: Transport,
+    path: str,
+    params: Mapping[str, str],
+    parse: Callable[[AsyncGenerator[bytes]], Awaitable[T]],
+    attempts: int = MAX_BODY_ATTEMPTS,
+) -> T:
+    """Fetch a body, and return what `parse` makes of it.
+
+    Received bytes do not extend the retry budget, since all of them come again.
+
+    Args:
+        transport: The transport.
+        path: The path, relative to the server's URL.
+        params: The query.
+        parse: Consumes the body; called anew for each attempt.
+        attempts: How often to request the body; 1 if each request has an effect on the server.
+
+    Raises:
+        Unreachable: The body broke off at each attempt, or the budget is spent.
+    """
+    retries = Retries(transport.policy.retry_budget)
+    failure: Unreachable | None = None
+    while True:
+        try:
+            response = await transport.send(HttpRequest("GET", path, "json", params), retries.seconds_left)
+        except TimedOut:
+            if failure is not None:  # the server has answered, but the time was too short for another answer
+                raise failure from None
+            raise
+        try:
+            await transport.check(path, response, "json")
+            async with aclosing(transport.read_body(path, response)) as chunks:
+                return await parse(chunks)
+        except Unreachable as error:
+            failure = error.with_traceback(None)  # the traceback refers to everything made so far
+        finally:
+            await close(response)
+        attempts -= 1
+        if not attempts or not await retries.pause():
+            transport.give_up(failure)
+
+
+async def fetch_json(
+    transport: Transport, path: str, params: Mapping[str, str], attempts: int = MAX_BODY_ATTEMPTS
+) -> Any:
+    """Fetch and parse a JSON document. The arguments are those of `fetch`."""
+    try:
+        return loads(await _fetch_bytes(transport, path, params, attempts))
+    except ValueError:
+        raise BadReply(f"{transport.url}{path} was requested as JSON and came as something else") from None
+
+
+async def fetch_text(transport: Transport, path: str) -> str:
+    """Fetch a short plain text."""
+    return (await _fetch_bytes(transport, path, {}, MAX_BODY_ATTEMPTS)).decode("utf-8", "replace").strip()
+
+
+async def _fetch_bytes(transport: Transport, path: str, params: Mapping[str, str], attempts: int) -> bytes:
+    async def join(chunks: AsyncGenerator[bytes]) -> bytes:
+        body = bytearray()
+        async for chunk in chunks:
+            body += chunk
+            if len(body) > MAX_DOCUMENT_BYTES:
+                raise BadReply(f"{transport.url}{path} is too long for what it is")
+        return bytes(body)
+
+    return await fetch(transport, path, params, join, attempts)
