@@ -31,7 +31,7 @@ from tests.support.content_fakes import (
 )
 from xnatfs.common.errors import CacheError
 from xnatfs.content import ContentCache, open_cache
-from xnatfs.content.cache import FLUSH
+from xnatfs.content.cache import FLUSH_SECONDS
 
 SIZE = len(SMALL)
 END = len(BIG)
@@ -60,7 +60,7 @@ def sql(directory: Path, statement: str) -> list[tuple[object, ...]]:
 
 async def quiet(cache: ContentCache) -> None:
     """Wait until nothing is open or being written."""
-    await until(lambda: not cache._live and not cache._entries)
+    await until(lambda: not cache._files.current and not cache._files.entries)
 
 
 async def store(cache: ContentCache, keys: str, data: bytes = SMALL) -> None:
@@ -442,7 +442,7 @@ async def test_files_are_synced_after_a_while(tmp_path, patient_clock):
     """Sync in the background, for all files at once."""
     async with open_cache(tmp_path, LIMIT) as cache:
         await store(cache, "ab")
-        await trio.sleep(2 * FLUSH)
+        await trio.sleep(2 * FLUSH_SECONDS)
         await until(lambda: sql(tmp_path, "SELECT DISTINCT boot FROM blobs") == [("",)])
         assert kept(cache, "ab") == "ab"
 

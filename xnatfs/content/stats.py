@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 # Names of damaged files that are stored: enough to diagnose a fault, not enough to fill the memory.
-DAMAGED = 1000
+MAX_DAMAGED_NAMES = 1000
 
 
 @dataclass(slots=True)
@@ -19,7 +19,7 @@ class Stats:
     def damage(self, key: str) -> None:
         """Add a file to the damaged ones."""
         self.sound(key)
-        self.damaged = [*self.damaged[1 - DAMAGED :], key]
+        self.damaged = [*self.damaged[1 - MAX_DAMAGED_NAMES :], key]
 
     def sound(self, key: str) -> None:
         """Remove a file, which is sound now, from the damaged ones."""

@@ -93,7 +93,7 @@ class Row:
 
 
 class Index:
-    """An open index. Call `get`, `have` and `total` on the event loop, all else in one thread at a time.
+    """An open index. Call `have` and `total` on the event loop, all else in one thread at a time.
 
     Args:
         path: The path of the SQLite file.
@@ -127,7 +127,7 @@ class Index:
         self._read.close()
         self._write.close()
 
-    def in_place(self) -> bool:
+    def is_in_place(self) -> bool:
         """Return whether the index is still the file at its path, which other processes open."""
         return _identity(self._path) == self._identity
 
@@ -147,13 +147,8 @@ class Index:
 
     # On the event loop.
 
-    def get(self, ident: bytes) -> Row | None:
-        """Return the row of an identity; None where there is none."""
-        found = self._read.execute(f"SELECT {COLUMNS} FROM blobs WHERE ident = ?", (ident,)).fetchone()
-        return Row(*found) if found else None
-
     def have(self, idents: Sequence[bytes]) -> list[Row]:
-        """Return the existing rows of some hundred identities at most, in a third of the time of a `get` for each."""
+        """Return the existing rows of some hundred identities at most."""
         marks = ",".join("?" * len(idents))
         found = self._read.execute(f"SELECT {COLUMNS} FROM blobs WHERE ident IN ({marks})", idents)
         return [Row(*each) for each in found]
