@@ -178,25 +178,6 @@ async def test_without_a_digest_all_is_well(store):
         os.close(blob.fd)
 
 
-async def test_what_was_hashed_while_it_came_is_not_read_again(store, monkeypatch):
-    async with trio.open_nursery() as nursery:
-        blob, writer, _ = await begun(store, nursery, 8, md5(b"12345678"))
-        await writer.put(0, b"1234")
-        await writer.put(4, b"5678")
-        reads: list[int] = []
-        real = os.pread
-
-        def pread(fd: int, length: int, offset: int) -> bytes:
-            reads.append(offset)
-            return real(fd, length, offset)
-
-        monkeypatch.setattr(os, "pread", pread)
-        await writer.verify()
-        monkeypatch.undo()
-        assert reads == [8], "to see that there is no more"
-        os.close(blob.fd)
-
-
 @pytest.mark.parametrize(("left", "in_a_thread"), [(HASH_PIECE_BYTES, False), (HASH_PIECE_BYTES + 1, True)])
 async def test_much_is_read_back_in_a_thread(store, monkeypatch, left, in_a_thread):
     ran: list[object] = []
@@ -206,7 +187,7 @@ async def test_much_is_read_back_in_a_thread(store, monkeypatch, left, in_a_thre
         ran.append(args)
         await real(*args)
 
-    data = bytes(1 + left)
+    data = bytes(left)
     async with trio.open_nursery() as nursery:
         blob, writer, _ = await begun(store, nursery, len(data), md5(data))
         await writer.put(1, data[1:])
@@ -243,15 +224,6 @@ async def test_a_large_file_is_hashed_by_a_thread_that_follows(store):
         await writer.verify()
         os.close(blob.fd)
     assert set(os.listdir("/proc/self/fd")) == before
-
-
-async def test_a_small_file_is_hashed_as_it_comes(store):
-    data = os.urandom(SMALL)
-    async with trio.open_nursery() as nursery:
-        blob, writer, _ = await begun(store, nursery, len(data), hashlib.md5(data).hexdigest())
-        await writer.put(0, data)
-        assert writer._hashed == SMALL
-        os.close(blob.fd)
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC])
@@ -484,7 +456,7 @@ def test_a_file_is_known_by_its_place_and_its_digest():
 
 def test_a_new_entry_is_of_nobody():
     entry = Entry(b"i", Version("k", 7, ""), Blob("k", lambda blob: None), 3.0)
-    assert (entry.ident, entry.listed, entry.checked, entry.closed_at) == (b"i", 7, 3.0, 0.0)
+    assert (entry.ident, entry.listed, entry.checked) == (b"i", 7, 3.0)
     assert (entry.fill, entry.row, entry.is_queued) == (None, None, False)
 
 

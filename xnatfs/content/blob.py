@@ -53,25 +53,6 @@ class Blob:
         strict: True to serve no byte before all of them are verified, whatever the size.
     """
 
-    __slots__ = (
-        "_on_unused",
-        "_progress",
-        "complete",
-        "failure",
-        "fd",
-        "filler",
-        "key",
-        "memory",
-        "present",
-        "ready",
-        "served",
-        "size",
-        "stamp",
-        "strict",
-        "users",
-        "waits",
-    )
-
     def __init__(self, key: str, on_unused: "Callable[[Blob], None]", *, strict: bool = False) -> None:
         self.size = -1  # the true length
         self.complete = False  # all bytes are here, and verified

@@ -11,8 +11,6 @@ from collections.abc import Iterator
 class ByteRanges:
     """A set of half-open ranges, which are joined where they touch."""
 
-    __slots__ = ("_ends", "_starts", "total")
-
     def __init__(self) -> None:
         self.total = 0  # the number of bytes in the set
         self._starts: list[int] = []

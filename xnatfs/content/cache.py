@@ -24,7 +24,7 @@ from xnatfs.content.disk.index import Row
 from xnatfs.content.disk.store import Store
 from xnatfs.content.entry import Entry, identity
 from xnatfs.content.fill import Fill
-from xnatfs.content.open_files import IDLE_FILE_SECONDS, OpenFiles
+from xnatfs.content.open_files import OpenFiles
 from xnatfs.content.source import Source, Version
 from xnatfs.content.stats import MAX_DAMAGED_NAMES, Stats
 from xnatfs.content.write_behind import WriteBehind
@@ -293,7 +293,6 @@ class ContentCache:
         self.tidied.set()
         while True:
             await trio.sleep(FLUSH_SECONDS)
-            self._files.dispose_idle(before=trio.current_time() - IDLE_FILE_SECONDS)
             self._write_behind.release_written()
             await self._store.flush()
 

@@ -21,8 +21,6 @@ class Entry:
         checked: When the server was last asked about it, in seconds since the epoch.
     """
 
-    __slots__ = ("blob", "checked", "closed_at", "fill", "ident", "is_queued", "listed", "owners", "row")
-
     def __init__(self, ident: bytes, version: Version, blob: Blob, checked: float) -> None:
         self.ident = ident
         self.blob = blob
@@ -31,19 +29,12 @@ class Entry:
         self.listed = version.size
         self.owners = version.owners
         self.checked = checked
-        self.closed_at = 0.0
         self.is_queued = False  # in `WriteBehind`, which needs its bytes
 
     @property
     def is_big_download(self) -> bool:
         """Return whether a big file is being downloaded."""
         return self.fill is not None and self.fill.is_running and not self.fill.planner.is_small
-
-    @property
-    def reserved(self) -> int:
-        """Return the bytes that are reserved for its download."""
-        part = self.fill.writer.partial if self.fill is not None else None
-        return part.reserved if part is not None else 0
 
     def release(self) -> Partial | None:
         """Close the file; a partial stays open and is returned, for the caller to discard."""

@@ -7,17 +7,14 @@ Invariants:
   The exceptions are MAX_IDLE_FILES partly fetched ones.
 """
 
-import math
-
 import trio
 
 from xnatfs.content.blob import Blob
 from xnatfs.content.disk.store import Store
 from xnatfs.content.entry import Entry
 
-# Partly fetched files without a reader that are retained, and for how long: for a viewer that is opened again.
+# Partly fetched files without a reader that are retained, for a viewer that is opened again.
 MAX_IDLE_FILES = 4
-IDLE_FILE_SECONDS = 600.0
 
 
 class OpenFiles:
@@ -71,19 +68,13 @@ class OpenFiles:
         if blob.complete or not is_reusable or (fill is not None and fill.writer.is_elsewhere):
             self._dispose(entry)
         elif entry not in self.idle:
-            entry.closed_at = trio.current_time()
             self.idle.append(entry)
             self.dispose_idle(MAX_IDLE_FILES)
 
     def make_way(self, size: int) -> None:
-        """Release partly fetched files without a reader before any other, if a file of `size` bytes needs their room.
-
-        As many as necessary by their own sizes, because the total includes them for a little longer.
-        """
-        over = self._store.total() + size - self._store.limit
-        while self.idle and over > 0:
-            over -= self.idle[0].reserved
-            self._dispose(self.idle[0])
+        """Release partly fetched files without a reader before any other, if a file of `size` bytes needs room."""
+        if self._store.total() + size > self._store.limit:
+            self.dispose_idle()
 
     def end_lingering(self) -> None:
         """End the downloads of closed big files: the next one is opened, and may need their connections."""
@@ -91,9 +82,9 @@ class OpenFiles:
             if entry.is_big_download and not entry.blob.users and entry.fill is not None:
                 entry.fill.linger(0.0)
 
-    def dispose_idle(self, most: int = 0, before: float = math.inf) -> None:
-        """Release the oldest partly fetched files that were closed before a time, until at most `most` are left."""
-        while len(self.idle) > most and self.idle[0].closed_at < before:
+    def dispose_idle(self, most: int = 0) -> None:
+        """Release the oldest partly fetched files without a reader, until at most `most` are left."""
+        while len(self.idle) > most:
             self._dispose(self.idle[0])
 
     def _dispose(self, entry: Entry) -> None:

@@ -2,8 +2,8 @@
 
 Invariants:
 - A byte that is present is never written again, so what readers were served is what is verified.
-- The hash takes only bytes that it saw being written; all others are read back from the file. Those of a big file all
-  are, in a thread that follows the download, since MD5 of a gigabyte keeps a core busy for 0.6 s or more.
+- The hash is of what the file has, read back: of a big file by a thread that follows the download, since MD5 of a
+  gigabyte keeps a core busy for 0.6 s or more.
 - A download of a big file is counted in the cache's total before it is written.
 - Where the cache directory accepts no file, or no more of it, the file moves elsewhere (`Store.create_elsewhere`).
 """
@@ -104,12 +104,15 @@ class Writer:
         await self.store.evict(self.store.total() - max(SPARE_BYTES, wanted))
 
     async def put(self, offset: int, chunk: bytes) -> None:
-        """Write those bytes of a chunk that are missing."""
+        """Write those bytes of a chunk that are missing. Raises CacheError."""
         present, end = self._blob.present, offset + len(chunk)
         self._stats.fetched += len(chunk)
         await self.reserve(end)
         for start, stop in present.gaps(offset, end):
-            self._write(memoryview(chunk)[start - offset : stop - offset], start)
+            try:
+                write_all(self._blob.fd, memoryview(chunk)[start - offset : stop - offset], start)
+            except OSError as exc:
+                raise self.store.error(exc) from exc
             present.add(start, stop)
         self._on_progress()
 
@@ -150,25 +153,12 @@ class Writer:
         if self.partial is not None and self.partial.reserved < end and (not is_small(size) or self.is_elsewhere):
             await self.store.reserve(self.partial, size)
 
-    def _write(self, data: memoryview, offset: int) -> None:
-        try:
-            write_all(self._blob.fd, data, offset)
-        except OSError as exc:
-            raise self.store.error(exc) from exc
-        if self._version.digest and self._hashed == offset and not self._is_hashed_in_thread:
-            self._hash.update(data)
-            self._hashed += len(data)
-
     def _on_progress(self) -> None:
         self._blob.wake()
         lag = self._blob.contiguous_end - self._hashed
-        if self._is_hashed_in_thread and self._following is None and lag >= HASH_LAG_BYTES:
+        if self._version.digest and self._following is None and lag >= HASH_LAG_BYTES:
             self._following = trio.Event()
             self._nursery.start_soon(self._follow, self._following)
-
-    @property
-    def _is_hashed_in_thread(self) -> bool:
-        return bool(self._version.digest) and not is_small(self._blob.size)
 
     async def _follow(self, ended: trio.Event) -> None:
         """Hash what has arrived, and what arrives meanwhile. What fails here, `verify` repeats and reports."""

@@ -133,10 +133,7 @@ class Index:
 
     def _create(self) -> None:
         if self._version() == 0:  # else it is only read, which works while another process writes, or is stopped
-            with self.transaction():
-                for statement in _statements(SCHEMA + TRIGGERS):
-                    self._write.execute(statement)
-                self._write.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            self._write.executescript(f"BEGIN; {SCHEMA} {TRIGGERS} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT")
         if (version := self._version()) != SCHEMA_VERSION:
             raise sqlite3.DatabaseError(f"it is of version {version}, not {SCHEMA_VERSION}")
         self._write.execute(f"SELECT {COLUMNS} FROM blobs ORDER BY used LIMIT 1").fetchone()
@@ -333,13 +330,3 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
-
-
-def _statements(script: str) -> Iterator[str]:
-    # executescript() would commit the transaction around it.
-    statement = ""
-    for line in script.splitlines():
-        statement += line + "\n"
-        if sqlite3.complete_statement(statement):
-            yield statement
-            statement = ""

@@ -39,7 +39,7 @@ MEMORY_FILE_BYTES = 8 * 1024 * 1024
 
 
 class Place(enum.Enum):
-    """Where the file of a download is."""
+    """The places of a download's file."""
 
     DIRECTORY = enum.auto()
     TEMPORARY = enum.auto()  # in another directory, without a name

@@ -20,7 +20,7 @@ QUIET_SECONDS = 60.0
 
 
 class Trouble:
-    """What the log says of the errors of one cache directory."""
+    """The errors of one cache directory, as the log has them."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
