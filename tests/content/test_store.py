@@ -4,12 +4,12 @@ import dataclasses
 import errno
 import logging
 import os
-import shutil
 import sqlite3
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -253,7 +253,7 @@ async def test_now_and_then_what_the_dead_left_is_removed(tmp_path):
 
 def unused(monkeypatch: pytest.MonkeyPatch, *folders: Path | str) -> None:
     """Let only these folders be for temporary files."""
-    monkeypatch.setattr(store_module, "temporary_folders", lambda: [str(folder) for folder in folders])
+    monkeypatch.setattr(store_module, "TEMPORARY_FOLDERS", folders)
 
 
 async def test_a_big_file_that_the_directory_refuses_is_in_another_without_a_name(tmp_path, monkeypatch):
@@ -278,8 +278,8 @@ async def test_without_room_there_a_file_is_in_memory_as_far_as_there_is_any(tmp
     for name, size in (("MEMORY_FILE_BYTES", 10), ("MAX_MEMORY_BYTES", 100)):
         monkeypatch.setattr(store_module, name, size)
     for free, place in ((121, Place.MEMORY), (122, Place.TEMPORARY)):
-        usage = shutil.disk_usage(tmp_path)._replace(free=free)
-        monkeypatch.setattr(store_module, "disk_usage", lambda _, usage=usage: usage)
+        disk = SimpleNamespace(f_bavail=free, f_frsize=1)
+        monkeypatch.setattr(os, "fstatvfs", lambda _, disk=disk: disk)
         async with opened(tmp_path / "cache") as store:
             assert store.create_elsewhere(61).place is place
     monkeypatch.undo()
@@ -293,7 +293,7 @@ async def test_without_room_there_a_file_is_in_memory_as_far_as_there_is_any(tmp
         await store.reserve(one, 60)
         await store.reserve(other, 40)
         assert (store.total(), os.listdir(tmp_path / "cache" / "partial")) == (0, [])
-        with pytest.raises(CacheError, match="and none left in memory; make room or set TMPDIR"):
+        with pytest.raises(CacheError, match="and none left in memory; make room in one of them"):
             await store.reserve(other, 41)
         with pytest.raises(CacheError, match=f"^cache directory {tmp_path}/cache: .* none left in memory"):
             store.create_elsewhere(1)

@@ -273,7 +273,7 @@ async def test_a_smaller_limit_holds_from_the_start_and_against_others_with_a_la
 def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     """Let there be another disk with room, or none."""
     folders = [str(tmp_path)] if request.param is Place.TEMPORARY else []
-    monkeypatch.setattr(store_module, "temporary_folders", lambda: folders)
+    monkeypatch.setattr(store_module, "TEMPORARY_FOLDERS", folders)
     found: Place = request.param
     return found
 
@@ -361,12 +361,12 @@ async def test_memory_that_is_all_taken_is_an_error_and_is_given_back(disk, monk
 
 async def test_a_file_that_has_no_room_anywhere_is_an_error_that_says_what_to_do(disk, monkeypatch, caplog):
     monkeypatch.setattr(store_module, "MAX_MEMORY_BYTES", len(BIG) - 1)
-    monkeypatch.setattr(store_module, "temporary_folders", lambda: [str(disk.root)])
+    monkeypatch.setattr(store_module, "TEMPORARY_FOLDERS", [str(disk.root)])
     async with open_cache(disk.directory, LIMIT) as cache:
         await no_disk(cache, disk)
         error = await failure(cache, version(BIG), FakeSource(BIG))
         assert str(error) == (
-            f"cache directory {disk.directory}: there is no room, none in {disk.root}, and none left in memory;"
-            " make room or set TMPDIR"
+            f"cache directory {disk.directory}: there is no room, none in $TMPDIR (/tmp) or /var/tmp, and none left in"
+            " memory; make room in one of them"
         )
         assert await read_all(cache, version(SMALL), FakeSource(SMALL)) == SMALL

@@ -16,7 +16,6 @@ import tempfile
 import uuid
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from shutil import disk_usage
 from typing import TypeVar, TypeVarTuple
 
 import trio
@@ -33,6 +32,9 @@ Ts = TypeVarTuple("Ts")
 # The most bytes of files in memory because the directory does not accept them: some thirty files that are fetched
 # whole, or one big file where no other directory has room for it either.
 MAX_MEMORY_BYTES = 256 * 1024 * 1024
+
+# Where a big file is that the directory does not accept; None: $TMPDIR, or else /tmp.
+TEMPORARY_FOLDERS = (None, "/var/tmp")
 
 # Files up to this size are rather in memory than in another directory, in bytes.
 MEMORY_FILE_BYTES = 8 * 1024 * 1024
@@ -149,11 +151,11 @@ class Store:
         Raises:
             CacheError: There is no room.
         """
-        for folder in temporary_folders() if size > MEMORY_FILE_BYTES else []:
-            with contextlib.suppress(OSError):
-                if disk_usage(folder).free >= 2 * size:
-                    with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
-                        fd = os.dup(file.fileno())
+        for folder in TEMPORARY_FOLDERS if size > MEMORY_FILE_BYTES else ():
+            with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+                disk = os.fstatvfs(file.fileno())
+                if disk.f_bavail * disk.f_frsize >= 2 * size:
+                    fd = os.dup(file.fileno())
                     return self._add(Partial(uuid.uuid4().hex, fd, size, place=Place.TEMPORARY))
         self._check_memory(size)
         try:
@@ -170,8 +172,8 @@ class Store:
         used = sum(partial.reserved for partial in self._partials.values() if partial.place is Place.MEMORY)
         if used + grown > MAX_MEMORY_BYTES:
             raise CacheError(
-                f"cache directory {self._directory.directory}: there is no room, none in"
-                f" {' or '.join(temporary_folders())}, and none left in memory; make room or set TMPDIR"
+                f"cache directory {self._directory.directory}: there is no room, none in $TMPDIR (/tmp) or /var/tmp,"
+                " and none left in memory; make room in one of them"
             )
 
     # In a thread.
@@ -286,11 +288,6 @@ class Store:
         self._trouble.report(exc)
         if is_damage(exc):
             index.damaged = True  # the next write sets it aside
-
-
-def temporary_folders() -> list[str]:
-    """Return the directories for files that the cache directory does not accept."""
-    return list(dict.fromkeys([tempfile.gettempdir(), "/var/tmp"]))
 
 
 def _remove(path: str, fd: int) -> None:
