@@ -21,7 +21,7 @@ from xnatfs.content import planner as planner_module
 from xnatfs.content import writer as writer_module
 from xnatfs.content.blob import Blob
 from xnatfs.content.disk.index import Row
-from xnatfs.content.disk.store import Partial
+from xnatfs.content.disk.partial import Partial
 from xnatfs.content.download import PAUSE_SECONDS
 from xnatfs.content.fill import LINGER_SECONDS, Fill, _translated
 from xnatfs.content.planner import Plan

@@ -21,10 +21,11 @@ from xnatfs.common.errors import CacheError, Unreachable
 from xnatfs.content import blob as blob_module
 from xnatfs.content.blob import HOLD_BACK_BYTES as HOLD_BACK
 from xnatfs.content.blob import Blob
-from xnatfs.content.disk import store as store_module
+from xnatfs.content.disk import partial as partial_module
 from xnatfs.content.disk.directory import open_directory
 from xnatfs.content.disk.index import Row
-from xnatfs.content.disk.store import Partial, Place, Store
+from xnatfs.content.disk.partial import Partial, Place
+from xnatfs.content.disk.store import Store
 from xnatfs.content.disk.trouble import QUIET_SECONDS
 
 
@@ -253,12 +254,12 @@ async def test_now_and_then_what_the_dead_left_is_removed(tmp_path):
 
 def unused(monkeypatch: pytest.MonkeyPatch, *folders: Path | str) -> None:
     """Let only these folders be for temporary files."""
-    monkeypatch.setattr(store_module, "TEMPORARY_FOLDERS", folders)
+    monkeypatch.setattr(partial_module, "TEMPORARY_FOLDERS", folders)
 
 
 async def test_a_big_file_that_the_directory_refuses_is_in_another_without_a_name(tmp_path, monkeypatch):
     unused(monkeypatch, tmp_path / "missing", tmp_path)
-    monkeypatch.setattr(store_module, "MEMORY_FILE_BYTES", 10)
+    monkeypatch.setattr(partial_module, "MEMORY_FILE_BYTES", 10)
     async with opened(tmp_path / "cache") as store:
         before = descriptors()
         partial = store.create_elsewhere(11)
@@ -276,14 +277,14 @@ async def test_without_room_there_a_file_is_in_memory_as_far_as_there_is_any(tmp
     """Ask for twice the room, so that the disk is not full afterwards."""
     unused(monkeypatch, tmp_path)
     for name, size in (("MEMORY_FILE_BYTES", 10), ("MAX_MEMORY_BYTES", 100)):
-        monkeypatch.setattr(store_module, name, size)
+        monkeypatch.setattr(partial_module, name, size)
     for free, place in ((121, Place.MEMORY), (122, Place.TEMPORARY)):
         disk = SimpleNamespace(f_bavail=free, f_frsize=1)
         monkeypatch.setattr(os, "fstatvfs", lambda _, disk=disk: disk)
         async with opened(tmp_path / "cache") as store:
             assert store.create_elsewhere(61).place is place
     monkeypatch.undo()
-    monkeypatch.setattr(store_module, "MAX_MEMORY_BYTES", 100)
+    monkeypatch.setattr(partial_module, "MAX_MEMORY_BYTES", 100)
     async with opened(tmp_path / "cache") as store:
         before = descriptors()
         one, other = store.create_elsewhere(60), store.create_elsewhere(0)

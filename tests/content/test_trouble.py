@@ -20,8 +20,8 @@ from tests.content.test_disk import blobs, kept, on_disk, python, quiet, sql, st
 from tests.support.content_fakes import BIG, LIMIT, SMALL, FakeSource, MiB, failure, md5, read_all, until, version
 from xnatfs.common.errors import BadReply
 from xnatfs.content import ContentCache, Version, open_cache
-from xnatfs.content.disk import store as store_module
-from xnatfs.content.disk.store import Place
+from xnatfs.content.disk import partial as partial_module
+from xnatfs.content.disk.partial import Place
 
 
 @dataclass
@@ -273,7 +273,7 @@ async def test_a_smaller_limit_holds_from_the_start_and_against_others_with_a_la
 def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     """Let there be another disk with room, or none."""
     folders = [str(tmp_path)] if request.param is Place.TEMPORARY else []
-    monkeypatch.setattr(store_module, "TEMPORARY_FOLDERS", folders)
+    monkeypatch.setattr(partial_module, "TEMPORARY_FOLDERS", folders)
     found: Place = request.param
     return found
 
@@ -310,7 +310,7 @@ async def test_a_file_that_has_no_room_is_elsewhere_while_it_is_open(disk, place
         await quiet(cache)
         await until(lambda: not cache._store._partials)
         assert not cache.has(version(BIG))
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 async def test_a_damaged_file_that_has_no_room_is_an_error_before_its_end(disk, place, writing):
@@ -348,7 +348,7 @@ async def test_seekers_in_a_file_that_has_no_room_get_their_bytes(disk, place, w
 
 
 async def test_memory_that_is_all_taken_is_an_error_and_is_given_back(disk, monkeypatch, caplog):
-    monkeypatch.setattr("xnatfs.content.disk.store.MAX_MEMORY_BYTES", len(SMALL))
+    monkeypatch.setattr("xnatfs.content.disk.partial.MAX_MEMORY_BYTES", len(SMALL))
     async with open_cache(disk.directory, LIMIT) as cache:
         await no_disk(cache, disk)
         one = await cache.open(version(SMALL, "one"), FakeSource(SMALL))
@@ -360,8 +360,8 @@ async def test_memory_that_is_all_taken_is_an_error_and_is_given_back(disk, monk
 
 
 async def test_a_file_that_has_no_room_anywhere_is_an_error_that_says_what_to_do(disk, monkeypatch, caplog):
-    monkeypatch.setattr(store_module, "MAX_MEMORY_BYTES", len(BIG) - 1)
-    monkeypatch.setattr(store_module, "TEMPORARY_FOLDERS", [str(disk.root)])
+    monkeypatch.setattr(partial_module, "MAX_MEMORY_BYTES", len(BIG) - 1)
+    monkeypatch.setattr(partial_module, "TEMPORARY_FOLDERS", [str(disk.root)])
     async with open_cache(disk.directory, LIMIT) as cache:
         await no_disk(cache, disk)
         error = await failure(cache, version(BIG), FakeSource(BIG))

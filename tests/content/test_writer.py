@@ -19,7 +19,7 @@ from xnatfs.content.blob import SMALL_FILE_BYTES as SMALL
 from xnatfs.content.blob import Blob
 from xnatfs.content.disk.directory import SPARE_BYTES
 from xnatfs.content.disk.index import Row
-from xnatfs.content.disk.store import Partial, Place
+from xnatfs.content.disk.partial import Partial, Place
 from xnatfs.content.entry import Entry, identity
 from xnatfs.content.source import Version
 from xnatfs.content.stats import Stats

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from xnatfs.content.blob import Blob
 from xnatfs.content.disk.index import Row
-from xnatfs.content.disk.store import Partial
+from xnatfs.content.disk.partial import Partial
 from xnatfs.content.fill import Fill
 from xnatfs.content.source import Version
 

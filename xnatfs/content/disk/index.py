@@ -133,7 +133,9 @@ class Index:
 
     def _create(self) -> None:
         if self._version() == 0:  # else it is only read, which works while another process writes, or is stopped
-            self._write.executescript(f"BEGIN IMMEDIATE; {SCHEMA} {TRIGGERS} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT")
+            self._write.executescript(
+                f"BEGIN IMMEDIATE; {SCHEMA} {TRIGGERS} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT"
+            )
         if (version := self._version()) != SCHEMA_VERSION:
             raise sqlite3.DatabaseError(f"it is of version {version}, not {SCHEMA_VERSION}")
         self._write.execute(f"SELECT {COLUMNS} FROM blobs ORDER BY used LIMIT 1").fetchone()

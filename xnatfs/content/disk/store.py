@@ -7,61 +7,23 @@ Invariants:
 """
 
 import contextlib
-import enum
 import errno
 import fcntl
 import os
 import sqlite3
-import tempfile
-import uuid
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from typing import TypeVar, TypeVarTuple
 
 import trio
 
-from xnatfs.common.errors import CacheError
 from xnatfs.common.locks import lock
 from xnatfs.content.disk.directory import CacheDirectory
 from xnatfs.content.disk.index import Index, Row, is_damage
+from xnatfs.content.disk.partial import Elsewhere, Partial
 from xnatfs.content.disk.trouble import Trouble
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
-
-# The most bytes of files in memory because the directory does not accept them: some thirty files that are fetched
-# whole, or one big file where no other directory has room for it either.
-MAX_MEMORY_BYTES = 256 * 1024 * 1024
-
-# Where a big file is that the directory does not accept; None: $TMPDIR, or else /tmp.
-TEMPORARY_FOLDERS = (None, "/var/tmp")
-
-# Files up to this size are rather in memory than in another directory, in bytes.
-MEMORY_FILE_BYTES = 8 * 1024 * 1024
-
-
-class Place(enum.Enum):
-    """The places of a download's file."""
-
-    DIRECTORY = enum.auto()
-    TEMPORARY = enum.auto()  # in another directory, without a name
-    MEMORY = enum.auto()
-
-
-@dataclass(slots=True)
-class Partial:
-    """The file of a download, open and locked; once `kept`, the same file under blobs/."""
-
-    name: str
-    fd: int
-    reserved: int = 0
-    kept: bool = False
-    place: Place = Place.DIRECTORY
-
-    @property
-    def is_elsewhere(self) -> bool:
-        """Return whether the file is outside of the cache directory, and gone once it is closed."""
-        return self.place is not Place.DIRECTORY
 
 
 class Store:
@@ -72,6 +34,7 @@ class Store:
         self._directory = directory
         self._lock = trio.Lock()
         self._partials: dict[str, Partial] = {}
+        self._elsewhere = Elsewhere(directory.directory)
         self._trouble = Trouble(directory.directory)
         self.error = self._trouble.error
 
@@ -141,40 +104,15 @@ class Store:
         return self._add(Partial(*self._directory.create_partial()))
 
     def create_elsewhere(self, size: int) -> Partial:
-        """Create a file for a download that the directory does not accept; it is gone once it is closed.
-
-        It has no name, and is in a directory for temporary files whose disk has twice the room, or in memory.
-
-        Args:
-            size: The length of the file in bytes; 0 if it is unknown.
-
-        Raises:
-            CacheError: There is no room.
-        """
-        for folder in TEMPORARY_FOLDERS if size > MEMORY_FILE_BYTES else ():
-            with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=folder, buffering=0) as file:
-                disk = os.fstatvfs(file.fileno())
-                if disk.f_bavail * disk.f_frsize >= 2 * size:
-                    fd = os.dup(file.fileno())
-                    return self._add(Partial(uuid.uuid4().hex, fd, size, place=Place.TEMPORARY))
-        self._check_memory(size)
+        """Create a file for a download that the directory does not accept, as `Elsewhere.create` does."""
         try:
-            fd = os.memfd_create("xnatfs", os.MFD_CLOEXEC)
+            return self._add(self._elsewhere.create(size))
         except OSError as exc:
             raise self.error(exc) from exc
-        return self._add(Partial(uuid.uuid4().hex, fd, size, place=Place.MEMORY))
 
     def _add(self, partial: Partial) -> Partial:
         self._partials[partial.name] = partial
         return partial
-
-    def _check_memory(self, grown: int) -> None:
-        used = sum(partial.reserved for partial in self._partials.values() if partial.place is Place.MEMORY)
-        if used + grown > MAX_MEMORY_BYTES:
-            raise CacheError(
-                f"cache directory {self._directory.directory}: there is no room, none in $TMPDIR (/tmp) or /var/tmp,"
-                " and none left in memory; make room in one of them"
-            )
 
     # In a thread.
 
@@ -183,12 +121,11 @@ class Store:
 
         Raises CacheError where the download is in memory and no more of that may be used.
         """
-        grown = size - partial.reserved
-        if partial.place is Place.MEMORY:
-            self._check_memory(grown)
-        partial.reserved = size
-        if not partial.is_elsewhere:
-            await self._write(self._directory.reserve, partial.name, size, grown)
+        if partial.is_elsewhere:
+            self._elsewhere.resize(partial, size)
+            return
+        grown, partial.reserved = size - partial.reserved, size
+        await self._write(self._directory.reserve, partial.name, size, grown)
 
     async def keep(self, partial: Partial, row: Row) -> bool:
         """Turn a verified download into a cached file; return False if it cannot be cached."""
@@ -214,7 +151,9 @@ class Store:
         path = "" if partial.is_elsewhere else self._directory.partial_path(partial.name)
         await self._in_thread(_remove, path, partial.fd)
         del self._partials[partial.name]  # not before: `close` repeats a discard that was cancelled
-        if partial.reserved and not partial.is_elsewhere:
+        if partial.is_elsewhere:
+            self._elsewhere.resize(partial, 0)
+        elif partial.reserved:
             await self._write(self._directory.release, partial.name)
 
     async def renew(self, row: Row) -> None:
