@@ -919,26 +919,6 @@ async def test_a_file_that_is_handed_out_whole_goes_on_where_it_ended(tmp_path, 
         assert source.starts == [0, came]
 
 
-async def test_who_reads_on_steadily_keeps_its_download(tmp_path, autojump_clock):
-    """Let the third reader wait until one of the downloads rests."""
-    source = FakeSource(DATA * 20, chunk=K, pause=0.3)
-    async with filling(tmp_path, source) as rig, trio.open_nursery() as nursery:
-        await begun(rig)
-
-        async def steady(start: int) -> None:
-            for offset in range(start, start + 30 * K, K):
-                await rig.read(offset, K)
-
-        nursery.start_soon(steady, 0)
-        nursery.start_soon(steady, 400 * K)
-        await trio.sleep(4)
-        began = trio.current_time()
-        await rig.read(800 * K)
-        assert trio.current_time() - began > 0.5
-        assert source.at_once == 2
-        nursery.cancel_scope.cancel()
-
-
 # -- more connections --------------------------------------------------------------------------------------------
 
 

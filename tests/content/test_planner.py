@@ -18,8 +18,6 @@ from xnatfs.content.planner import (
     RATE_SECONDS,
     READ_AHEAD_BYTES,
     SHARE_BYTES,
-    STEADY_READS,
-    STEADY_SECONDS,
     STEP_SECONDS,
     WINDOW_BYTES,
     ParallelTrial,
@@ -226,13 +224,6 @@ def test_who_reads_on_is_noted_and_wakes_a_download_that_is_half_way():
     assert running.read_end == far + 1
 
 
-def test_a_read_counts_once_wherever_it_waits():
-    running = download()
-    for now, (offset, reads) in enumerate(((1, 1), (1, 1), (5, 2), (1, 3))):
-        running.note_wait(offset, now)
-        assert (running.reads, running.last_needed) == (reads, now)
-
-
 @pytest.mark.parametrize(
     ("wait", "needed"),
     [
@@ -243,17 +234,8 @@ def test_a_read_counts_once_wherever_it_waits():
     ],
 )
 def test_who_waits_near_it_needs_it(wait, needed):
-    assert download(100).is_needed([wait], NOW) is needed
-    assert not download(100).is_needed([], NOW)
-
-
-def test_a_steady_reader_needs_it_for_a_moment_after_each_read():
-    running = download()
-    for offset in range(STEADY_READS):
-        assert not running.is_needed([], NOW)
-        running.note_wait(offset, NOW)
-    assert running.is_needed([], NOW + STEADY_SECONDS - 0.01)
-    assert not running.is_needed([], NOW + STEADY_SECONDS)
+    assert download(100).is_needed([wait]) is needed
+    assert not download(100).is_needed([])
 
 
 # -- several -----------------------------------------------------------------------------------------------------

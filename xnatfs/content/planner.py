@@ -42,10 +42,6 @@ READ_AHEAD_BYTES = 4 * 1024 * 1024
 # arrives in so many seconds, at most so much.
 STEP_SECONDS, MAX_STEP_BYTES = 0.1, 32 * 1024 * 1024
 
-# A download that this many reads waited for, the last one within so many seconds, has a sequential reader and is not
-# replaced: else three such readers would take two downloads from each other at every read.
-STEADY_READS, STEADY_SECONDS = 4, 1.0
-
 # Parallel downloads of one file, beside the first: with these it uses three of the client's four slots for long
 # downloads, so that the next file that is opened finds one.
 MAX_HELPERS = 2
@@ -72,9 +68,7 @@ class RangeDownload:
     position: int = field(init=False)  # the next byte to arrive
     step_end: int = field(init=False)  # another process writes up to here, whatever happens
     read_end: int = field(init=False)  # readers have requested up to here
-    reads: int = 0  # reads that waited for it
-    last_read: int = -1  # the offset of the last of these
-    last_needed: float = field(init=False)  # the time of the last of these
+    last_needed: float = field(init=False)  # when a read last waited for it
 
     def __post_init__(self) -> None:
         self.position = self.step_end = self.read_end = self.start
@@ -101,13 +95,6 @@ class RangeDownload:
             if self.position - end < self._allowance // 2:  # not for each read: then it runs on for a while
                 self.wakeup.set()
 
-    def note_wait(self, offset: int, now: float) -> None:
-        """Note that a read waits for it."""
-        if offset != self.last_read:
-            self.last_read = offset
-            self.reads += 1
-        self.last_needed = now
-
     def is_far_ahead(self, size: int) -> bool:
         """Return whether enough has arrived that no reader has requested, of a file of this size.
 
@@ -129,10 +116,8 @@ class RangeDownload:
         # A download to the end of the file begins where all before it is present: all before `read_end` was read.
         return max(READ_AHEAD_BYTES, self.read_end)
 
-    def is_needed(self, waits: list[tuple[int, int]], now: float) -> bool:
-        """Return whether one of these reads waits for it, or whether it has a sequential reader."""
-        if self.reads >= STEADY_READS and now - self.last_needed < STEADY_SECONDS:
-            return True
+    def is_needed(self, waits: list[tuple[int, int]]) -> bool:
+        """Return whether one of these reads waits for it."""
         return any(start <= self.position + NEAR_BYTES and end > self.position for start, end in waits)
 
 
@@ -202,7 +187,7 @@ class Planner:
             return None
         for download in self.downloads:
             if download.reaches(gap):
-                download.note_wait(offset, now)
+                download.last_needed = now
                 if blob.has_held_back_read:
                     download.wakeup.set()
                 return self._plan_helper(now)
@@ -210,7 +195,7 @@ class Planner:
             return None if any(each.position <= gap for each in self.downloads) else Plan(0, None)
         if len(self.downloads) < (1 if blob.is_served_whole else MAX_DOWNLOADS):
             return self._plan_gap(gap)
-        idle = [each for each in self.downloads if not each.is_needed(blob.waits, now)]
+        idle = [each for each in self.downloads if not each.is_needed(blob.waits)]
         if blob.is_served_whole or not idle:
             return None
         return self._plan_gap(gap, min(idle, key=lambda each: each.last_needed))

@@ -163,23 +163,19 @@ class Writer:
 
     async def _follow(self, ended: trio.Event) -> None:
         """Hash what has arrived, and what arrives meanwhile. What fails here, `verify` repeats and reports."""
+        fd = -1
         try:
             with contextlib.suppress(OSError):
-                fd = os.dup(self._blob.fd)  # the blob may be closed while the thread reads
-                try:
-                    await self._hash_arrived(fd)
-                finally:
-                    os.close(fd)
+                fd, before = os.dup(self._blob.fd), -1  # the blob may be closed while the thread reads
+                # Where a round brings nothing, another program has cut the file short.
+                while (end := self._blob.contiguous_end) - self._hashed >= HASH_LAG_BYTES and self._hashed != before:
+                    before = self._hashed
+                    await trio.to_thread.run_sync(self._hash_file, fd, end)
         finally:
             self._following = None
             ended.set()
-
-    async def _hash_arrived(self, fd: int) -> None:
-        while (end := self._blob.contiguous_end) - self._hashed >= HASH_LAG_BYTES:
-            before = self._hashed
-            await trio.to_thread.run_sync(self._hash_file, fd, end)
-            if self._hashed == before:
-                return  # another program has cut the file short
+            if fd >= 0:
+                os.close(fd)
 
     def _hash_file(self, fd: int, end: int) -> None:
         while data := os.pread(fd, min(HASH_PIECE_BYTES, end - self._hashed), self._hashed):
