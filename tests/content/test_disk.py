@@ -255,8 +255,8 @@ async def test_the_limit_is_never_exceeded(tmp_path):
         for number in range(20):
             data = SMALL[: SIZE - number * 1000]
             await store(cache, "x", data)
-            assert cache.bytes_used <= cache.limit
-            assert on_disk(tmp_path) <= cache.limit
+            assert cache.bytes_used <= cache._store.limit
+            assert on_disk(tmp_path) <= cache._store.limit
     assert len(blobs(tmp_path)) == 5
 
 
@@ -560,4 +560,4 @@ async def test_the_limit_is_never_more_than_half_of_the_free_disk(tmp_path):
     """Leave room for other programs, whatever limit was configured."""
     free = shutil.disk_usage(tmp_path).free
     async with open_cache(tmp_path / "cache", 2**62) as cache:
-        assert 0.4 * free < cache.limit < 0.6 * free
+        assert 0.4 * free < cache._store.limit < 0.6 * free

@@ -156,12 +156,7 @@ async def settled() -> None:
 async def test_a_fill_does_nothing_until_it_is_started(tmp_path, autojump_clock):
     async with filling(tmp_path, FakeSource(DATA)) as rig:
         await trio.sleep(10)
-        assert (rig.source.starts, rig.fill.is_running, rig.fill.is_renewed, rig.fill._receiver.modified) == (
-            [],
-            False,
-            False,
-            "",
-        )
+        assert (rig.source.starts, rig.fill.is_running) == ([], False)
         assert rig.blob.stamp == ""
 
 
@@ -503,12 +498,7 @@ async def test_an_older_copy_that_is_still_right_is_used(tmp_path, autojump_cloc
     async with filling(tmp_path, source, kept=older(tmp_path, source.modified)) as rig:
         rig.wanted = wanted
         await begun(rig)
-        assert (rig.blob.size, rig.blob.complete, rig.fill.is_renewed, rig.fill._receiver.modified) == (
-            11,
-            True,
-            True,
-            source.modified,
-        )
+        assert (rig.blob.size, rig.blob.complete, rig.fill.date) == (11, True, source.modified)
         assert await rig.blob.read(0, 20) == b"older bytes"
         assert rig.blob.stamp == source.modified
         await settled()
@@ -530,8 +520,8 @@ async def test_an_older_copy_is_used_where_a_head_states_no_length_but_the_listi
     source = FakeSource(DATA)
     async with filling(tmp_path, source, listed=listed, kept=older(tmp_path, source.modified)) as rig:
         await begun(rig)
-        assert rig.fill.is_renewed is (listed == 11)
-        assert bool(source.starts) is not rig.fill.is_renewed
+        assert bool(rig.store.renewed) is (listed == 11)
+        assert bool(source.starts) is (listed != 11)
 
 
 @pytest.mark.parametrize(
@@ -554,7 +544,7 @@ async def test_an_older_copy_that_is_not_right_is_closed(tmp_path, autojump_cloc
         assert older_is_open(tmp_path)
         await begun(rig)
         await rig.blob.verdict()
-        assert (source.heads, rig.fill.is_renewed, len(rig.store.kept)) == (bool(modified), False, 1)
+        assert (source.heads, rig.store.renewed, len(rig.store.kept)) == (bool(modified), [], 1)
         assert not older_is_open(tmp_path)
 
 
@@ -1067,7 +1057,7 @@ async def test_where_there_is_no_room_elsewhere_either_that_is_the_error(tmp_pat
         with pytest.raises(CacheError, match="none left in memory"):
             await read_through(rig)
         await settled()
-        assert rig.fill.is_running is False
+        assert (rig.fill.is_running, rig.fill.writer.partial) == (False, None)
 
 
 @pytest.mark.parametrize("hash_lag", [K, 2**40])

@@ -64,7 +64,7 @@ class Blob:
         self.fd = -1
         self.memory: bytes | None = None  # all of it, in place of a file
         self.failure: XnatError | None = None
-        self.filler: Filler | None = None  # None where the blob came complete
+        self.filler: Filler | None = None  # None where the blob is complete from the start
         self.present = ByteRanges()
         self.served = ByteRanges()  # to any reader, before the file was verified
         self.ready = trio.Event()  # `size` is known, or `failure`

@@ -61,11 +61,6 @@ class ContentCache:
         """Return the bytes that are cached or reserved in the directory, over all processes."""
         return self._store.total()
 
-    @property
-    def limit(self) -> int:
-        """Return the limit of `bytes_used`, which only open files can exceed."""
-        return self._store.limit
-
     def counters(self) -> dict[str, int]:
         """Return the current counters of the cache.
 
@@ -170,7 +165,7 @@ class ContentCache:
         await self._store.evict(target)
 
     async def drop(self, owners: Collection[str]) -> None:
-        """Remove all files of these owners: the next open asks the server. Open readers continue."""
+        """Remove all files of these owners: the next open requests them again. Open readers continue."""
         self._disown(owners)  # files that are to be written reach the store before it drops them, or not at all
         await self._store.drop(owners)
         self._disown(owners)  # files that were opened meanwhile
@@ -261,7 +256,6 @@ class ContentCache:
         """Return the row under which to store a blob that has been verified, or confirmed by the server."""
         entry = self._files.entries[blob]
         assert entry.fill is not None
-        self.stats.renewed += entry.fill.is_renewed
         self.stats.sound(blob.key)
         if entry.ident in self._disproved:
             self._disproved.remove(entry.ident)
@@ -320,7 +314,7 @@ async def open_cache(
     Args:
         directory: The path of the cache directory.
         limit: The most bytes that it may hold; half of the disk's free space is a limit, too.
-        revalidate: Seconds for which a file without a digest is trusted before the server is asked if it has changed.
+        revalidate: Seconds for which a file without a digest is trusted before it is checked on the server.
         strict: True to serve no byte of a file before all of it has been verified.
         wait: Seconds to wait for a lock of another process. Where that has locked the whole directory for longer, a
             temporary directory takes its place.

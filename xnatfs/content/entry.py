@@ -18,7 +18,7 @@ class Entry:
         ident: The hash that `identity` returns for the version.
         version: The version.
         blob: The blob that readers share.
-        checked: When the server was last asked about it, in seconds since the epoch.
+        checked: When it was last checked on the server, in seconds since the epoch.
     """
 
     def __init__(self, ident: bytes, version: Version, blob: Blob, checked: float) -> None:

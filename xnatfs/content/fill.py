@@ -81,7 +81,6 @@ class Fill:
         self.blob = blob
         self.version = version
         self.state = State.DOWNLOADING
-        self.is_renewed = False  # the older copy is current
         self.planner = Planner(blob, version, source)
         self.writer = Writer(blob, version, backing)
         self._receiver = Receiver(blob, version, self.writer, self.planner)
@@ -231,7 +230,7 @@ class Fill:
             return False
         self._older, self.blob.fd = None, fd
         self._receiver.modified = self._receiver.validator = row.modified
-        self.blob.size, self.is_renewed, self.state = row.size, True, State.COMPLETE
+        self.blob.size, self.state = row.size, State.COMPLETE
         self.blob.stamp = self.version.stamp(row.stamp)
         self.blob.finish()
         if (renewed := self._owner.row_for(self.blob)) is not None:

@@ -61,7 +61,7 @@ class RangeDownload:
     start: int  # the first byte of the range; it becomes 0 if the server sends the whole file
     stop: int | None  # the end of the range; None: the end of the file
     source: Source
-    now: float  # when it started, on trio's clock, in seconds
+    started_at: float  # in seconds
     is_share: bool = False  # one of several that bring a file in parallel
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     wakeup: trio.Event = field(default_factory=trio.Event)  # readers have requested more since it was looked at
@@ -72,7 +72,7 @@ class RangeDownload:
 
     def __post_init__(self) -> None:
         self.position = self.step_end = self.read_end = self.start
-        self.last_needed = self.now
+        self.last_needed = self.started_at
 
     def reaches(self, offset: int) -> bool:
         """Return whether that byte arrives soon.
@@ -85,7 +85,7 @@ class RangeDownload:
 
     def next_step(self, now: float) -> int:
         """Return the end of the next step, at the pace so far: a seek waits no longer for it than for a request."""
-        rate = (self.position - self.start) / max(now - self.now, STEP_SECONDS)
+        rate = (self.position - self.start) / max(now - self.started_at, STEP_SECONDS)
         return self.position + min(max(NEAR_BYTES, int(rate * STEP_SECONDS)), MAX_STEP_BYTES)
 
     def note_read(self, start: int, end: int) -> None:

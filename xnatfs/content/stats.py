@@ -12,7 +12,6 @@ class Stats:
 
     hits: int = 0  # opens that started no request: the file was cached and trusted, or being fetched
     misses: int = 0  # opens that started a request
-    renewed: int = 0  # misses for which the server confirmed the cached copy (not modified)
     fetched: int = 0  # bytes that were received
     damaged: list[str] = field(default_factory=list)  # keys of files that failed verification, oldest first
 

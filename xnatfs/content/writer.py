@@ -83,6 +83,8 @@ class Writer:
             OSError: The file cannot be copied.
         """
         blob, old = self._blob, self.partial
+        if old is None:
+            raise error  # before the first reply: there is no room elsewhere either
         if isinstance(error.__cause__, OSError) and is_full(error.__cause__) and not self._has_made_room:
             self._has_made_room, before = True, self.store.total()
             await self._evict(blob.size)
@@ -98,8 +100,7 @@ class Writer:
             await self.store.discard(new)
             raise
         self.partial, blob.fd = new, new.fd
-        if old is not None:
-            await self.store.discard(old)
+        await self.store.discard(old)
 
     async def _evict(self, wanted: int) -> None:
         await self.store.evict(self.store.total() - max(SPARE_BYTES, wanted))

@@ -101,16 +101,16 @@ class Store:
 
     def create(self) -> Partial:
         """Create an empty file for a download. Raises OSError."""
-        return self._add(Partial(*self._directory.create_partial()))
+        partial = Partial(*self._directory.create_partial())
+        self._partials[partial.name] = partial
+        return partial
 
     def create_elsewhere(self, size: int) -> Partial:
         """Create a file for a download that the directory does not accept, as `Elsewhere.create` does."""
         try:
-            return self._add(self._elsewhere.create(size))
+            partial = self._elsewhere.create(size)
         except OSError as exc:
             raise self.error(exc) from exc
-
-    def _add(self, partial: Partial) -> Partial:
         self._partials[partial.name] = partial
         return partial
 
@@ -205,12 +205,12 @@ class Store:
         await self._in_thread(self._directory.close)
 
     async def _write(self, work: Callable[[*Ts], T], *args: *Ts) -> T | None:
-        return await self._in_thread(self._with_index, work, *args)
+        def with_index() -> T:
+            if self._directory.reopen_if_lost():
+                self._trouble.report("its index was removed by others; what was kept is fetched anew")
+            return work(*args)
 
-    def _with_index(self, work: Callable[[*Ts], T], *args: *Ts) -> T:
-        if self._directory.reopen_if_lost():
-            self._trouble.report("its index was removed by others; what was kept is fetched anew")
-        return work(*args)
+        return await self._in_thread(with_index)
 
     async def _in_thread(self, work: Callable[[*Ts], T], *args: *Ts) -> T | None:
         await trio.lowlevel.checkpoint_if_cancelled()
