@@ -10,7 +10,7 @@ from xnatfs.common.errors import BadReply, Stale, Unreachable
 from xnatfs.content import Blob, Version, blob, fill, open_cache, planner, writer
 from xnatfs.content.download import PAUSE_SECONDS
 from xnatfs.content.fill import LINGER_SECONDS
-from xnatfs.content.planner import MAX_DOWNLOADS, MAX_HELPERS, Plan
+from xnatfs.content.planner import MAX_DOWNLOADS, MAX_HELPERS, NextDownload
 
 # The same rules at a sixteenth of the size, as what they cost at full size is copying; but for `at_full_size`.
 SCALE = 16
@@ -42,7 +42,7 @@ def _who_writes(request, monkeypatch):
         for module, name in SCALED:
             monkeypatch.setattr(module, name, getattr(module, name) // SCALE)
         # As where the listing has no length: test_content_windows.py has downloads that begin small.
-        monkeypatch.setattr(fill.Fill, "start", lambda self: self._launch(Plan(0, None)))
+        monkeypatch.setattr(fill.Fill, "start", lambda self: self._launch(NextDownload(0, None)))
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from xnatfs.content import ContentCache, Version, open_cache
 from xnatfs.content import blob as blob_module
 from xnatfs.content import planner as planner_module
 from xnatfs.content.cache import FLUSH_SECONDS, LOOKUP_BATCH
-from xnatfs.content.disk.index import Row
+from xnatfs.content.disk.index import BlobRow
 from xnatfs.content.disk.store import Store
 from xnatfs.content.fill import LINGER_SECONDS
 from xnatfs.content.open_files import MAX_IDLE_FILES
@@ -151,7 +151,7 @@ async def test_many_are_looked_up_in_parts_and_others_have_their_turn(tmp_path, 
         parts: list[int] = []
         real = cache._store.have
 
-        def have(idents: Sequence[bytes]) -> list[Row]:
+        def have(idents: Sequence[bytes]) -> list[BlobRow]:
             parts.append(len(idents))
             return real(idents)
 

@@ -20,13 +20,13 @@ from xnatfs.content import blob as blob_module
 from xnatfs.content import planner as planner_module
 from xnatfs.content import writer as writer_module
 from xnatfs.content.blob import Blob
-from xnatfs.content.disk.index import Row
+from xnatfs.content.disk.index import BlobRow
 from xnatfs.content.disk.partial import Partial
 from xnatfs.content.download import PAUSE_SECONDS
 from xnatfs.content.fill import LINGER_SECONDS, Fill, _translated
-from xnatfs.content.planner import Plan
+from xnatfs.content.planner import NextDownload
 from xnatfs.content.source import Body, Head, Version
-from xnatfs.content.stats import Stats
+from xnatfs.content.stats import CacheStats
 from xnatfs.content.writer import Backing
 
 K = 1024
@@ -50,7 +50,7 @@ DATA = os.urandom(60 * K)
 def _small_and_by_whom(request, monkeypatch):
     monkeypatch.setattr(FakeSource, "writes", request.param != "received")
     # One download from the first byte on, as without ranges; test_content_windows.py has those that begin small.
-    monkeypatch.setattr(Fill, "start", lambda self: self._launch(Plan(0, None)))
+    monkeypatch.setattr(Fill, "start", lambda self: self._launch(NextDownload(0, None)))
     for (module, name), value in SIZES.items():
         monkeypatch.setattr(module, name, value)
 
@@ -60,18 +60,18 @@ class Keeping(Store):
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
-        self.kept: list[Row] = []
-        self.renewed: list[Row] = []
+        self.kept: list[BlobRow] = []
+        self.renewed: list[BlobRow] = []
         self.fails: Exception | None = None
 
-    async def keep(self, partial: Partial, row: Row) -> bool:
+    async def keep(self, partial: Partial, row: BlobRow) -> bool:
         if self.fails is not None:
             raise self.fails
         if not partial.is_elsewhere:
             self.kept.append(row)
         return not partial.is_elsewhere
 
-    async def renew(self, row: Row) -> None:
+    async def renew(self, row: BlobRow) -> None:
         self.renewed.append(row)
 
 
@@ -81,7 +81,7 @@ class Rig:
     store_class = Keeping
 
     def __init__(self, directory: Path, source: FakeSource, nursery: trio.Nursery, **options: Any) -> None:
-        self.source, self.store, self.stats = source, self.store_class(directory), Stats()
+        self.source, self.store, self.stats = source, self.store_class(directory), CacheStats()
         self.blob = Blob("k", lambda blob: None, strict=options.pop("strict", False))
         self.blob.users = 1
         self.wanted = True
@@ -103,9 +103,9 @@ class Rig:
     def is_alone(self) -> bool:
         return self.only
 
-    def row_for(self, blob: Blob) -> Row | None:
+    def row_for(self, blob: Blob) -> BlobRow | None:
         modified = self.fill._receiver.modified
-        return Row(b"i", "k", blob.size, blob.size, modified, 0.0, 0.0, "") if self.wanted else None
+        return BlobRow(b"i", "k", blob.size, blob.size, modified, 0.0, 0.0, "") if self.wanted else None
 
     async def read(self, offset: int, length: int = 10) -> bytes:
         found = await self.blob.read(offset, length)
@@ -481,9 +481,9 @@ async def test_an_answer_from_elsewhere_is_an_error(tmp_path, autojump_clock):
 # -- an older copy -----------------------------------------------------------------------------------------------
 
 
-def older(directory: Path, modified: str) -> tuple[Row, int]:
+def older(directory: Path, modified: str) -> tuple[BlobRow, int]:
     (directory / "older").write_bytes(b"older bytes")
-    return Row(b"i", "k", 5, 11, modified, 0.0, 0.0, ""), os.open(directory / "older", os.O_RDONLY)
+    return BlobRow(b"i", "k", 5, 11, modified, 0.0, 0.0, ""), os.open(directory / "older", os.O_RDONLY)
 
 
 def older_is_open(directory: Path) -> bool:

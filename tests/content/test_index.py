@@ -20,14 +20,14 @@ from xnatfs.content.disk import files as files_module
 from xnatfs.content.disk.directory import SYNC_BATCH_FILES as SYNC_BATCH
 from xnatfs.content.disk.directory import CacheDirectory, open_directory
 from xnatfs.content.disk.files import is_full, opened, write_all
-from xnatfs.content.disk.index import SCHEMA_VERSION, Index, Row, open_index, set_aside
+from xnatfs.content.disk.index import SCHEMA_VERSION, BlobRow, Index, open_index, set_aside
 
 GIB = 2**30
 
 
-def row(number: int, size: int = 10, **more: object) -> Row:
+def row(number: int, size: int = 10, **more: object) -> BlobRow:
     values = {"listed": size, "size": size, "modified": "m", "checked": 1.0, "used": float(number), "boot": ""}
-    return Row(ident(number), f"key {number}", **{**values, **more})  # type: ignore[arg-type]
+    return BlobRow(ident(number), f"key {number}", **{**values, **more})  # type: ignore[arg-type]
 
 
 def ident(number: int) -> bytes:
@@ -50,13 +50,13 @@ def index(tmp_path: Path) -> Iterator[Index]:
 
 def test_a_row_comes_back_as_it_was_put(index):
     assert (get(index, ident(1)), index.total()) == (None, 0)
-    whole = Row(ident(1), "a key", 11, 12, "Mon", 13.5, 14.5, "a boot", 15, "P\nQ")
+    whole = BlobRow(ident(1), "a key", 11, 12, "Mon", 13.5, 14.5, "a boot", 15, "P\nQ")
     with index.transaction():
         index.put(whole)
         assert index.total_now() == 12
         assert (get(index, ident(1)), index.total()) == (None, 0), "others see it when it is committed"
     assert (get(index, ident(1)), index.total()) == (whole, 12)
-    newer = Row(ident(1), "another", None, 7, "Tue", 15.5, 16.5, "", 17, "R")
+    newer = BlobRow(ident(1), "another", None, 7, "Tue", 15.5, 16.5, "", 17, "R")
     with index.transaction():
         index.put(newer)
     assert (get(index, ident(1)), index.total()) == (newer, 7)
@@ -136,7 +136,7 @@ def test_a_shard_has_all_that_begin_with_its_byte(index):
     edges = [bytes([first]) + last * 31 for first in (1, 2, 3) for last in (b"\x00", b"\x80", b"\xff")]
     with index.transaction():
         for each in edges:
-            index.put(Row(each, "", 0, each[0], "", 0.0, 0.0, "", written=7))
+            index.put(BlobRow(each, "", 0, each[0], "", 0.0, 0.0, "", written=7))
         assert index.shard(2) == dict.fromkeys(edges[3:6], (2, 7))
         assert index.shard(4) == {}
 

@@ -20,13 +20,13 @@ from xnatfs.content.planner import (
     SHARE_BYTES,
     STEP_SECONDS,
     WINDOW_BYTES,
+    NextDownload,
     ParallelTrial,
-    Plan,
     Planner,
     RangeDownload,
 )
 from xnatfs.content.source import Version
-from xnatfs.content.stats import MAX_DAMAGED_NAMES, Stats
+from xnatfs.content.stats import MAX_DAMAGED_NAMES, CacheStats
 
 MiB = 2**20
 NOW = 100.0
@@ -63,11 +63,11 @@ def planner(
 @pytest.mark.parametrize(
     ("state", "plan"),
     [
-        ({}, Plan(0, WINDOW_BYTES)),
-        ({"size": SMALL_FILE_BYTES}, Plan(0, None)),
-        ({"size": -1, "listed": False}, Plan(0, None)),
-        ({"strict": True}, Plan(0, None)),
-        ({"seekable": False}, Plan(0, None)),
+        ({}, NextDownload(0, WINDOW_BYTES)),
+        ({"size": SMALL_FILE_BYTES}, NextDownload(0, None)),
+        ({"size": -1, "listed": False}, NextDownload(0, None)),
+        ({"strict": True}, NextDownload(0, None)),
+        ({"seekable": False}, NextDownload(0, None)),
     ],
 )
 def test_a_file_begins_with_a_window_where_that_can_be_requested(state, plan):
@@ -80,19 +80,19 @@ WINDOW = (0, MiB)
 @pytest.mark.parametrize(
     ("state", "offset", "plan"),
     [
-        ({"present": (WINDOW,)}, 100 * MiB, Plan(100 * MiB, 101 * MiB)),  # a seek
-        ({"present": (WINDOW,)}, MiB, Plan(MiB, 3 * MiB)),  # a window is followed by one of twice the length
-        ({"present": (WINDOW,), "served": WINDOW}, MiB, Plan(MiB, None)),  # all before was read
-        ({"present": (WINDOW,)}, 500 * MiB - 9, Plan(500 * MiB - 9, None)),  # the tail
-        ({"present": (WINDOW, (10 * MiB, 20 * MiB))}, 9 * MiB + 5, Plan(9 * MiB, 10 * MiB)),  # backwards
-        ({"present": (WINDOW, (10 * MiB, 20 * MiB))}, 15 * MiB, Plan(20 * MiB, 21 * MiB)),
+        ({"present": (WINDOW,)}, 100 * MiB, NextDownload(100 * MiB, 101 * MiB)),  # a seek
+        ({"present": (WINDOW,)}, MiB, NextDownload(MiB, 3 * MiB)),  # a window is followed by one of twice the length
+        ({"present": (WINDOW,), "served": WINDOW}, MiB, NextDownload(MiB, None)),  # all before was read
+        ({"present": (WINDOW,)}, 500 * MiB - 9, NextDownload(500 * MiB - 9, None)),  # the tail
+        ({"present": (WINDOW, (10 * MiB, 20 * MiB))}, 9 * MiB + 5, NextDownload(9 * MiB, 10 * MiB)),  # backwards
+        ({"present": (WINDOW, (10 * MiB, 20 * MiB))}, 15 * MiB, NextDownload(20 * MiB, 21 * MiB)),
         ({"running": (download(0, None),)}, NEAR_BYTES, None),  # it comes soon
-        ({"running": (download(0, MiB),)}, 2 * MiB, Plan(2 * MiB, 3 * MiB)),  # a window does not reach there
-        ({"running": (download(0, None),)}, NEAR_BYTES + 1, Plan(NEAR_BYTES + 1, NEAR_BYTES + 1 + MiB)),
-        ({"seekable": False}, 100 * MiB, Plan(0, None)),
+        ({"running": (download(0, MiB),)}, 2 * MiB, NextDownload(2 * MiB, 3 * MiB)),  # a window does not reach there
+        ({"running": (download(0, None),)}, NEAR_BYTES + 1, NextDownload(NEAR_BYTES + 1, NEAR_BYTES + 1 + MiB)),
+        ({"seekable": False}, 100 * MiB, NextDownload(0, None)),
         ({"seekable": False, "running": (download(),)}, 100 * MiB, None),
         ({"strict": True, "running": (download(),)}, 100 * MiB, None),
-        ({"strict": True, "present": (WINDOW,)}, 100 * MiB, Plan(MiB, None)),
+        ({"strict": True, "present": (WINDOW,)}, 100 * MiB, NextDownload(MiB, None)),
         ({"size": 100, "present": ((0, 100),)}, 0, None),  # it is being verified
     ],
 )
@@ -105,7 +105,7 @@ def test_what_a_waiting_reader_has_requested(state, offset, plan):
 def test_the_download_that_was_needed_least_recently_makes_way():
     downloads = [download(MiB * 10 * number, now=NOW - number) for number in range(1, MAX_DOWNLOADS + 1)]
     made = planner(running=tuple(downloads))
-    assert made.plan_wait(100 * MiB, NOW) == Plan(100 * MiB, 101 * MiB, cancel=downloads[-1])
+    assert made.plan_wait(100 * MiB, NOW) == NextDownload(100 * MiB, 101 * MiB, cancel=downloads[-1])
     made._blob.waits += [(each.position, each.position + 1) for each in downloads]
     assert made.plan_wait(100 * MiB, NOW) is None, "readers wait for all of them"
 
@@ -114,10 +114,14 @@ def test_the_download_that_was_needed_least_recently_makes_way():
     ("state", "read", "plan"),
     [
         ({"present": (WINDOW,)}, (0, MiB // 2), None),
-        ({"present": (WINDOW,)}, (0, MiB // 2 + 1), Plan(MiB, None)),
+        ({"present": (WINDOW,)}, (0, MiB // 2 + 1), NextDownload(MiB, None)),
         ({"present": (WINDOW,), "running": (download(MiB),)}, (0, MiB), None),
         ({"present": (WINDOW,), "seekable": False}, (0, MiB), None),
-        ({"present": ((0, 300 * MiB),), "served": (0, 200 * MiB)}, (0, 1), Plan(300 * MiB, None)),  # mostly read
+        (
+            {"present": ((0, 300 * MiB),), "served": (0, 200 * MiB)},
+            (0, 1),
+            NextDownload(300 * MiB, None),
+        ),  # mostly read
     ],
 )
 def test_what_is_requested_before_a_reader_waits_for_it(state, read, plan):
@@ -128,11 +132,11 @@ def test_what_is_requested_before_a_reader_waits_for_it(state, read, plan):
     ("state", "paused", "plan"),
     [
         ({"present": (WINDOW,)}, False, None),
-        ({"strict": True, "present": (WINDOW,)}, True, Plan(MiB, None)),
-        ({"strict": True, "present": (WINDOW,), "seekable": False}, True, Plan(0, None)),
-        ({"seekable": False}, False, Plan(0, None)),
+        ({"strict": True, "present": (WINDOW,)}, True, NextDownload(MiB, None)),
+        ({"strict": True, "present": (WINDOW,), "seekable": False}, True, NextDownload(0, None)),
+        ({"seekable": False}, False, NextDownload(0, None)),
         ({"seekable": False}, True, None),
-        ({"present": ((0, 300 * MiB),), "served": (0, 200 * MiB)}, True, Plan(300 * MiB, None)),
+        ({"present": ((0, 300 * MiB),), "served": (0, 200 * MiB)}, True, NextDownload(300 * MiB, None)),
     ],
 )
 def test_what_is_requested_when_a_download_has_ended(state, paused, plan):
@@ -149,7 +153,7 @@ def test_a_big_file_is_requested_in_shares_where_one_connection_is_slow():
     made._blob.waits.append((0, 1))
     assert made.plan_wait(0, NOW) is None
     plan = made.plan_wait(0, NOW + RATE_SECONDS)
-    assert plan == Plan(SHARE_BYTES, 2 * SHARE_BYTES, shorten=first, is_share=True)
+    assert plan == NextDownload(SHARE_BYTES, 2 * SHARE_BYTES, shorten=first, is_share=True)
 
 
 # -- one download ------------------------------------------------------------------------------------------------
@@ -278,7 +282,7 @@ def test_there_are_so_many_helpers_at_most():
 
 
 def test_so_many_damaged_files_are_remembered_the_last_ones():
-    stats = Stats()
+    stats = CacheStats()
     for number in range(MAX_DAMAGED_NAMES + 1):
         stats.damage(str(number))
     assert stats.damaged == [str(number) for number in range(1, MAX_DAMAGED_NAMES + 1)]

@@ -23,8 +23,8 @@ from xnatfs.content.blob import HOLD_BACK_BYTES as HOLD_BACK
 from xnatfs.content.blob import Blob
 from xnatfs.content.disk import partial as partial_module
 from xnatfs.content.disk.directory import open_directory
-from xnatfs.content.disk.index import Row
-from xnatfs.content.disk.partial import Partial, Place
+from xnatfs.content.disk.index import BlobRow
+from xnatfs.content.disk.partial import FilePlace, Partial
 from xnatfs.content.disk.store import Store
 from xnatfs.content.disk.trouble import QUIET_SECONDS
 
@@ -50,7 +50,7 @@ async def kept(store: Store, number: int, size: int = 10) -> None:
     os.close(partial.fd)
 
 
-def found(store: Store, number: int) -> Row:
+def found(store: Store, number: int) -> BlobRow:
     row = store.lookup(ident(number))
     assert row is not None
     return row
@@ -263,7 +263,7 @@ async def test_a_big_file_that_the_directory_refuses_is_in_another_without_a_nam
     async with opened(tmp_path / "cache") as store:
         before = descriptors()
         partial = store.create_elsewhere(11)
-        assert (partial.place, partial.is_elsewhere, partial.reserved) == (Place.TEMPORARY, True, 11)
+        assert (partial.place, partial.is_elsewhere, partial.reserved) == (FilePlace.TEMPORARY, True, 11)
         assert os.stat(partial.fd).st_dev == tmp_path.stat().st_dev
         assert (os.fstat(partial.fd).st_nlink, os.get_inheritable(partial.fd)) == (0, False)
         assert [path.name for path in tmp_path.iterdir()] == ["cache"]
@@ -278,7 +278,7 @@ async def test_without_room_there_a_file_is_in_memory_as_far_as_there_is_any(tmp
     unused(monkeypatch, tmp_path)
     for name, size in (("MEMORY_FILE_BYTES", 10), ("MAX_MEMORY_BYTES", 100)):
         monkeypatch.setattr(partial_module, name, size)
-    for free, place in ((121, Place.MEMORY), (122, Place.TEMPORARY)):
+    for free, place in ((121, FilePlace.MEMORY), (122, FilePlace.TEMPORARY)):
         disk = SimpleNamespace(f_bavail=free, f_frsize=1)
         monkeypatch.setattr(os, "fstatvfs", lambda _, disk=disk: disk)
         async with opened(tmp_path / "cache") as store:
@@ -288,7 +288,7 @@ async def test_without_room_there_a_file_is_in_memory_as_far_as_there_is_any(tmp
     async with opened(tmp_path / "cache") as store:
         before = descriptors()
         one, other = store.create_elsewhere(60), store.create_elsewhere(0)
-        assert (one.place, one.kept, one.name == other.name) == (Place.MEMORY, False, False)
+        assert (one.place, one.kept, one.name == other.name) == (FilePlace.MEMORY, False, False)
         assert not os.get_inheritable(one.fd)
         os.write(one.fd, b"x")
         await store.reserve(one, 60)

@@ -21,7 +21,7 @@ from tests.support.content_fakes import BIG, LIMIT, SMALL, FakeSource, MiB, fail
 from xnatfs.common.errors import BadReply
 from xnatfs.content import ContentCache, Version, open_cache
 from xnatfs.content.disk import partial as partial_module
-from xnatfs.content.disk.partial import Place
+from xnatfs.content.disk.partial import FilePlace
 
 
 @dataclass
@@ -269,12 +269,12 @@ async def test_a_smaller_limit_holds_from_the_start_and_against_others_with_a_la
 # -- what the directory has no room for ----------------------------------------------------------------------------
 
 
-@pytest.fixture(params=[Place.TEMPORARY, Place.MEMORY], ids=["in a temporary directory", "in memory"])
-def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+@pytest.fixture(params=[FilePlace.TEMPORARY, FilePlace.MEMORY], ids=["in a temporary directory", "in memory"])
+def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FilePlace:
     """Let there be another disk with room, or none."""
-    folders = [str(tmp_path)] if request.param is Place.TEMPORARY else []
+    folders = [str(tmp_path)] if request.param is FilePlace.TEMPORARY else []
     monkeypatch.setattr(partial_module, "TEMPORARY_FOLDERS", folders)
-    found: Place = request.param
+    found: FilePlace = request.param
     return found
 
 

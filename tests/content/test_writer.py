@@ -18,11 +18,11 @@ from xnatfs.content import writer as writer_module
 from xnatfs.content.blob import SMALL_FILE_BYTES as SMALL
 from xnatfs.content.blob import Blob
 from xnatfs.content.disk.directory import SPARE_BYTES
-from xnatfs.content.disk.index import Row
-from xnatfs.content.disk.partial import Partial, Place
+from xnatfs.content.disk.index import BlobRow
+from xnatfs.content.disk.partial import FilePlace, Partial
 from xnatfs.content.entry import Entry, identity
 from xnatfs.content.source import Version
-from xnatfs.content.stats import Stats
+from xnatfs.content.stats import CacheStats
 from xnatfs.content.write_behind import (
     BATCH_FILES,
     GATHER_SECONDS,
@@ -42,7 +42,7 @@ class Store:
         self.path = directory / "file"
         self.reserved: list[int] = []
         self.evicted: list[int] = []
-        self.written: list[list[tuple[Row, bytes]]] = []
+        self.written: list[list[tuple[BlobRow, bytes]]] = []
         self.refuse: set[bytes] = set()
         self.discarded: list[str] = []
         self.told: list[OSError] = []
@@ -52,7 +52,7 @@ class Store:
         return Partial("file", os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
 
     def create_elsewhere(self, size: int) -> Partial:
-        return Partial("elsewhere", os.memfd_create("x"), size, place=Place.MEMORY)
+        return Partial("elsewhere", os.memfd_create("x"), size, place=FilePlace.MEMORY)
 
     async def discard(self, partial: Partial) -> None:
         self.discarded.append(partial.name)
@@ -72,7 +72,7 @@ class Store:
         self.told.append(exc)
         return CacheError(f"of the store: {exc.strerror}")
 
-    async def keep_whole(self, files: Iterable[tuple[Row, bytes]]) -> set[bytes]:
+    async def keep_whole(self, files: Iterable[tuple[BlobRow, bytes]]) -> set[bytes]:
         await trio.sleep(0.01)
         self.written.append(list(files))
         return {row.ident for row, _ in files} - self.refuse
@@ -92,8 +92,8 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path)
 
 
-async def begun(store: Store, nursery: Any, size: int, digest: str = "") -> tuple[Blob, Writer, Stats]:
-    blob, stats = Blob("k", lambda blob: None), Stats()
+async def begun(store: Store, nursery: Any, size: int, digest: str = "") -> tuple[Blob, Writer, CacheStats]:
+    blob, stats = Blob("k", lambda blob: None), CacheStats()
     blob.size = size
     writer = Writer(blob, Version("k", size, digest), Backing(store, stats, nursery))  # type: ignore[arg-type]
     await writer.begin(size)
@@ -363,7 +363,7 @@ class Cache:
         version = Version(str(name), size, "")
         entry = Entry(identity(version), version, Blob(version.key, lambda blob: None), 0.0)
         entry.blob.hold(bytes(size))
-        entry.row = Row(entry.ident, version.key, size, size, "", 0.0, 0.0, "")
+        entry.row = BlobRow(entry.ident, version.key, size, size, "", 0.0, 0.0, "")
         self.queue.add(entry)
 
 

@@ -20,13 +20,13 @@ from xnatfs.common.errors import BadReply, CacheError, CacheLocked
 from xnatfs.common.tasks import background
 from xnatfs.content.blob import Blob
 from xnatfs.content.disk.directory import CacheDirectory, open_directory
-from xnatfs.content.disk.index import Row
+from xnatfs.content.disk.index import BlobRow
 from xnatfs.content.disk.store import Store
 from xnatfs.content.entry import Entry, identity
 from xnatfs.content.fill import Fill
 from xnatfs.content.open_files import OpenFiles
 from xnatfs.content.source import Source, Version
-from xnatfs.content.stats import MAX_DAMAGED_NAMES, Stats
+from xnatfs.content.stats import MAX_DAMAGED_NAMES, CacheStats
 from xnatfs.content.write_behind import WriteBehind
 from xnatfs.content.writer import Backing
 
@@ -44,7 +44,7 @@ class ContentCache:
     """A cache of file bytes, by version of the file; `open_cache` makes it and describes its options."""
 
     def __init__(self, store: Store, nursery: trio.Nursery, revalidate: float, strict: bool) -> None:
-        self.stats = Stats()
+        self.stats = CacheStats()
         self.clock = time.time  # the clock of the dates in the index, which outlive the process
         self.tidied = trio.Event()  # set once the leftovers of crashes are removed
         self._store = store
@@ -189,7 +189,7 @@ class ContentCache:
         has_its_length = version.size in (entry.listed, entry.blob.size)
         return entry if has_its_length and self._is_fresh(entry.checked) else None
 
-    def _is_trusted(self, row: Row | None, version: Version) -> bool:
+    def _is_trusted(self, row: BlobRow | None, version: Version) -> bool:
         if row is None or version.digest:
             return row is not None
         # A listing that now has the true size is as good as the one with which the file was stored.
@@ -230,7 +230,7 @@ class ContentCache:
         entry.fill.start()
         return entry
 
-    def _open_copy(self, ident: bytes) -> tuple[Row, int] | None:
+    def _open_copy(self, ident: bytes) -> tuple[BlobRow, int] | None:
         """Open a complete copy of any age; the caller must close the descriptor."""
         old = self._files.current.get(ident)
         if old is not None and old.row is not None and old.blob.fd >= 0:
@@ -245,14 +245,14 @@ class ContentCache:
         self._files.add(entry)
         return entry
 
-    def _row(self, entry: Entry, size: int, modified: str) -> Row:
+    def _row(self, entry: Entry, size: int, modified: str) -> BlobRow:
         key = entry.blob.key.encode("utf-8", "backslashreplace").decode()  # SQLite takes no lone surrogates
         checked, owners = entry.checked, "\n".join(entry.owners)
-        return Row(entry.ident, key, entry.listed, size, modified, checked, checked, "", owners=owners)
+        return BlobRow(entry.ident, key, entry.listed, size, modified, checked, checked, "", owners=owners)
 
     # For fills, as their owner.
 
-    def row_for(self, blob: Blob) -> Row | None:
+    def row_for(self, blob: Blob) -> BlobRow | None:
         """Return the row under which to store a blob that has been verified, or confirmed by the server."""
         entry = self._files.entries[blob]
         assert entry.fill is not None

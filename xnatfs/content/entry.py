@@ -5,7 +5,7 @@ import os
 from functools import lru_cache
 
 from xnatfs.content.blob import Blob
-from xnatfs.content.disk.index import Row
+from xnatfs.content.disk.index import BlobRow
 from xnatfs.content.disk.partial import Partial
 from xnatfs.content.fill import Fill
 from xnatfs.content.source import Version
@@ -25,7 +25,7 @@ class Entry:
         self.ident = ident
         self.blob = blob
         self.fill: Fill | None = None
-        self.row: Row | None = None  # None until the file is complete
+        self.row: BlobRow | None = None  # None until the file is complete
         self.listed = version.size
         self.owners = version.owners
         self.checked = checked

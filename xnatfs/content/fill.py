@@ -20,9 +20,9 @@ import trio
 
 from xnatfs.common.errors import BadReply, CacheError, XnatError
 from xnatfs.content.blob import Blob
-from xnatfs.content.disk.index import Row
+from xnatfs.content.disk.index import BlobRow
 from xnatfs.content.download import Receiver
-from xnatfs.content.planner import Plan, Planner, RangeDownload
+from xnatfs.content.planner import NextDownload, Planner, RangeDownload
 from xnatfs.content.source import Source, Version
 from xnatfs.content.writer import Backing, Writer
 
@@ -50,7 +50,7 @@ class FillOwner(Protocol):
     def on_idle(self, blob: Blob) -> None:
         """Release what is not needed any more: the fill of this blob has failed, or nothing of it runs."""
 
-    def row_for(self, blob: Blob) -> Row | None:
+    def row_for(self, blob: Blob) -> BlobRow | None:
         """Return the row under which to store a blob that has just been verified; None if it is outdated."""
 
     def is_alone(self) -> bool:
@@ -76,7 +76,7 @@ class Fill:
         source: Source,
         backing: Backing,
         owner: FillOwner,
-        older: tuple[Row, int] | None = None,
+        older: tuple[BlobRow, int] | None = None,
     ) -> None:
         self.blob = blob
         self.version = version
@@ -145,7 +145,7 @@ class Fill:
         if self.state is State.DOWNLOADING:
             self._launch(plan)
 
-    def _launch(self, plan: Plan | None) -> None:
+    def _launch(self, plan: NextDownload | None) -> None:
         if plan is None:
             return
         if plan.cancel is not None:
@@ -221,7 +221,7 @@ class Fill:
         finally:
             self.state = State.COMPLETE if self.blob.complete else State.FAILED
 
-    async def _renew(self, row: Row, fd: int, source: Source) -> bool:
+    async def _renew(self, row: BlobRow, fd: int, source: Source) -> bool:
         """Use the older copy if a HEAD confirms it. Not by If-Modified-Since: files are put back with older dates."""
         head = await source.head() if row.modified else None
         size = head.size if head is not None and head.size is not None else self.version.size

@@ -1,7 +1,7 @@
 """Decide which ranges of a file to request next: the rest of it, windows after seeks, gaps, parallel ranges.
 
 Nothing here does I/O or reads a clock. The planner looks at a blob, its readers and its running downloads, and answers
-with a `Plan`; `fill.py` carries it out.
+with a `NextDownload`; `fill.py` carries it out.
 
 Invariants:
 - At most MAX_DOWNLOADS serve the readers of a file, and MAX_HELPERS more run in parallel with them.
@@ -122,7 +122,7 @@ class RangeDownload:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class NextDownload:
     """A download to start, and what to do to others first."""
 
     start: int
@@ -163,12 +163,12 @@ class Planner:
         expected = self._blob.size if self._blob.size >= 0 else self._version.size
         return expected is not None and is_small(expected)
 
-    def plan_start(self) -> Plan:
+    def plan_start(self) -> NextDownload:
         """Return the first download."""
         in_windows = self.can_seek and not self._blob.strict and self._version.size is not None and not self.is_small
-        return Plan(0, WINDOW_BYTES if in_windows else None)
+        return NextDownload(0, WINDOW_BYTES if in_windows else None)
 
-    def plan_read(self, start: int, end: int) -> Plan | None:
+    def plan_read(self, start: int, end: int) -> NextDownload | None:
         """Note a read, and return the download that continues a window before it is used up, if it is time for it."""
         self.last_read = (start, end)
         for download in self.downloads:
@@ -177,7 +177,7 @@ class Planner:
             return None
         return self._plan_continuation()
 
-    def plan_wait(self, offset: int, now: float) -> Plan | None:
+    def plan_wait(self, offset: int, now: float) -> NextDownload | None:
         """Return the download to start for a reader that waits for a byte; None where a running one brings it."""
         blob = self._blob
         gap = blob.present.first_missing(0 if blob.is_served_whole else offset)
@@ -192,7 +192,7 @@ class Planner:
                     download.wakeup.set()
                 return self._plan_helper(now)
         if not self.can_seek:
-            return None if any(each.position <= gap for each in self.downloads) else Plan(0, None)
+            return None if any(each.position <= gap for each in self.downloads) else NextDownload(0, None)
         if len(self.downloads) < (1 if blob.is_served_whole else MAX_DOWNLOADS):
             return self._plan_gap(gap)
         idle = [each for each in self.downloads if not each.is_needed(blob.waits)]
@@ -200,7 +200,7 @@ class Planner:
             return None
         return self._plan_gap(gap, min(idle, key=lambda each: each.last_needed))
 
-    def plan_end(self, *, paused: bool) -> Plan | None:
+    def plan_end(self, *, paused: bool) -> NextDownload | None:
         """Return the download to start when the last one has ended and bytes are missing.
 
         A reader that waits looks again by itself.
@@ -212,9 +212,9 @@ class Planner:
         if not blob.users:
             return None
         if blob.is_served_whole:
-            return Plan(blob.contiguous_end if self.can_seek and blob.size >= 0 else 0, None)
+            return NextDownload(blob.contiguous_end if self.can_seek and blob.size >= 0 else 0, None)
         if not self.can_seek:
-            return Plan(0, None) if blob.waits or not paused else None
+            return NextDownload(0, None) if blob.waits or not paused else None
         return self._plan_continuation(with_window=not paused)
 
     def pauses(self, download: RangeDownload) -> bool:
@@ -254,34 +254,34 @@ class Planner:
             return min(gap, end), False
         return next((stop for _, stop in blob.present.gaps(position, end)), end), True
 
-    def _plan_gap(self, gap: int, cancel: RangeDownload | None = None) -> Plan:
+    def _plan_gap(self, gap: int, cancel: RangeDownload | None = None) -> NextDownload:
         """Return a download of a missing byte: the rest, where most before it was read, or else a window."""
         blob = self._blob
         is_read_through = gap == blob.contiguous_end and 2 * self._requested >= gap
         if gap == blob.contiguous_end and (blob.is_served_whole or blob.has_held_back_read or is_read_through):
-            return Plan(gap, None, cancel)
+            return NextDownload(gap, None, cancel)
         self._window = min(2 * self._window, MAX_WINDOW_BYTES) if gap == self._window_end else WINDOW_BYTES
         end = min(gap + self._window, blob.size)
         _, stop = next(blob.present.gaps(gap, end))
         self._window_end = stop
         if stop < end:  # a program that reads backwards, piece by piece, would cause as many requests
             gap = min(gap, max(stop - WINDOW_BYTES, blob.present.start_of_gap(gap)))
-        return Plan(gap, stop if stop < blob.size else None, cancel)
+        return NextDownload(gap, stop if stop < blob.size else None, cancel)
 
-    def _plan_continuation(self, *, with_window: bool = True) -> Plan | None:
+    def _plan_continuation(self, *, with_window: bool = True) -> NextDownload | None:
         """Return what follows a window before it is used up, or what is missing of a file that was mostly read."""
         blob, end = self._blob, self._window_end
         if self.downloads or not blob.users:
             return None
         if blob.size - blob.present.total <= self._requested:
-            return Plan(blob.contiguous_end, None)
+            return NextDownload(blob.contiguous_end, None)
         low, middle, high = end - self._window, end - self._window // 2, end + WINDOW_BYTES
         is_read_on = any(low <= start < high and stop > middle for start, stop in [self.last_read, *blob.waits])
         if with_window and is_read_on and end < blob.size and blob.present.first_missing(end) == end:
             return self._plan_gap(end)
         return None
 
-    def _plan_helper(self, now: float) -> Plan | None:
+    def _plan_helper(self, now: float) -> NextDownload | None:
         """Return one more download, ahead of those that run, where that has proved to be faster."""
         blob, size = self._blob, self._blob.size
         if blob.is_served_whole or not self.can_seek or not self.source.grants or size < SHARE_BYTES:
@@ -299,7 +299,7 @@ class Planner:
         else:
             return None
         found = next(blob.present.gaps(start, min(start + SHARE_BYTES, size)), None)
-        return Plan(*found, shorten=last if last.stop is None else None, is_share=True) if found else None
+        return NextDownload(*found, shorten=last if last.stop is None else None, is_share=True) if found else None
 
     @property
     def _requested(self) -> int:

@@ -7,7 +7,7 @@ MAX_DAMAGED_NAMES = 1000
 
 
 @dataclass(slots=True)
-class Stats:
+class CacheStats:
     """Counters since the cache was opened."""
 
     hits: int = 0  # opens that started no request: the file was cached and trusted, or being fetched

@@ -22,7 +22,7 @@ from xnatfs.content.disk.files import copy_range, is_full, write_all
 from xnatfs.content.disk.partial import Partial
 from xnatfs.content.disk.store import Store
 from xnatfs.content.source import Version
-from xnatfs.content.stats import Stats
+from xnatfs.content.stats import CacheStats
 
 # Read back at a time for the digest, in a thread.
 HASH_PIECE_BYTES = 1024 * 1024
@@ -35,7 +35,7 @@ class Backing:
     """The parts of the cache that all its files use."""
 
     store: Store
-    stats: Stats
+    stats: CacheStats
     nursery: trio.Nursery
 
 

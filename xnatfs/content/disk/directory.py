@@ -36,7 +36,7 @@ from xnatfs.common.errors import CacheError, CacheLocked
 from xnatfs.common.locks import holder, lock, lock_within
 from xnatfs.common.private_files import make_private
 from xnatfs.content.disk.files import create, in_folder, is_full, measure_files, opened, write_new
-from xnatfs.content.disk.index import Index, Row, is_busy, open_index, set_aside, wal_locks
+from xnatfs.content.disk.index import BlobRow, Index, is_busy, open_index, set_aside, wal_locks
 
 INDEX = "index.sqlite"
 
@@ -107,7 +107,7 @@ class CacheDirectory:
         with self.index.transaction():
             self.index.release([name])
 
-    def keep(self, name: str, row: Row) -> bool:
+    def keep(self, name: str, row: BlobRow) -> bool:
         """Turn a verified download into a cached file."""
         source, target = self.partial_path(name), self.path(row.ident)
         with self.index.transaction():
@@ -117,7 +117,7 @@ class CacheDirectory:
             self.index.put(self._written(row))
         return True
 
-    def keep_whole(self, files: Sequence[tuple[Row, bytes]]) -> bool:
+    def keep_whole(self, files: Sequence[tuple[BlobRow, bytes]]) -> bool:
         """Write verified files, all or none; where the disk is full, evict others and retry once."""
         try:
             return self._keep_whole(files)
@@ -127,7 +127,7 @@ class CacheDirectory:
             self.evict(self.index.total() - max(SPARE_BYTES, sum(row.size for row, _ in files)))
             return self._keep_whole(files)
 
-    def _keep_whole(self, files: Sequence[tuple[Row, bytes]]) -> bool:
+    def _keep_whole(self, files: Sequence[tuple[BlobRow, bytes]]) -> bool:
         """Write the files in one transaction.
 
         They are written under their final names: a reader finds none without its row, `tidy_blobs` waits for the
@@ -148,7 +148,7 @@ class CacheDirectory:
             raise
         return True
 
-    def renew(self, row: Row) -> None:
+    def renew(self, row: BlobRow) -> None:
         """Update a row after the server has confirmed the version."""
         with self.index.transaction():
             self.index.renew(row)
@@ -258,7 +258,7 @@ class CacheDirectory:
             self._blocked = False
             yield
 
-    def _written(self, row: Row) -> Row:
+    def _written(self, row: BlobRow) -> BlobRow:
         """Complete the row of a file that has just been written under its final name."""
         return dataclasses.replace(row, boot=self.boot, written=os.stat(self.path(row.ident)).st_mtime_ns)
 

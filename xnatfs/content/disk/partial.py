@@ -25,7 +25,7 @@ TEMPORARY_FOLDERS = (None, "/var/tmp")
 MEMORY_FILE_BYTES = 8 * 1024 * 1024
 
 
-class Place(enum.Enum):
+class FilePlace(enum.Enum):
     """The places of a download's file."""
 
     DIRECTORY = enum.auto()
@@ -41,12 +41,12 @@ class Partial:
     fd: int
     reserved: int = 0
     kept: bool = False
-    place: Place = Place.DIRECTORY
+    place: FilePlace = FilePlace.DIRECTORY
 
     @property
     def is_elsewhere(self) -> bool:
         """Return whether the file is outside of the cache directory, and gone once it is closed."""
-        return self.place is not Place.DIRECTORY
+        return self.place is not FilePlace.DIRECTORY
 
 
 class Elsewhere:
@@ -67,8 +67,8 @@ class Elsewhere:
             with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=folder, buffering=0) as file:
                 disk = os.fstatvfs(file.fileno())
                 if disk.f_bavail * disk.f_frsize >= 2 * size:
-                    return Partial(uuid.uuid4().hex, os.dup(file.fileno()), size, place=Place.TEMPORARY)
-        partial = Partial(uuid.uuid4().hex, os.memfd_create("xnatfs", os.MFD_CLOEXEC), place=Place.MEMORY)
+                    return Partial(uuid.uuid4().hex, os.dup(file.fileno()), size, place=FilePlace.TEMPORARY)
+        partial = Partial(uuid.uuid4().hex, os.memfd_create("xnatfs", os.MFD_CLOEXEC), place=FilePlace.MEMORY)
         try:
             self.resize(partial, size)
         except CacheError:
@@ -78,7 +78,7 @@ class Elsewhere:
 
     def resize(self, partial: Partial, size: int) -> None:
         """Count the bytes of a file, before they are written. Raises CacheError where there is no room."""
-        if partial.place is Place.MEMORY:
+        if partial.place is FilePlace.MEMORY:
             used = self._memory_used + size - partial.reserved
             if used > MAX_MEMORY_BYTES and size:
                 raise CacheError(

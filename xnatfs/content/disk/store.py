@@ -18,7 +18,7 @@ import trio
 
 from xnatfs.common.locks import lock
 from xnatfs.content.disk.directory import CacheDirectory
-from xnatfs.content.disk.index import Index, Row, is_damage
+from xnatfs.content.disk.index import BlobRow, Index, is_damage
 from xnatfs.content.disk.partial import Elsewhere, Partial
 from xnatfs.content.disk.trouble import Trouble
 
@@ -50,15 +50,15 @@ class Store:
             "evicted": self._directory.evicted,
         }
 
-    def have(self, idents: Sequence[bytes]) -> list[Row]:
+    def have(self, idents: Sequence[bytes]) -> list[BlobRow]:
         """Return the existing rows of a batch of identities, no more than SQLite accepts in one statement.
 
         Rows whose file may not have survived a reboot are left out.
         """
-        rows: list[Row] = self._query(lambda index: index.have(idents), [])
+        rows: list[BlobRow] = self._query(lambda index: index.have(idents), [])
         return [row for row in rows if row.boot in ("", self._directory.boot)]
 
-    def lookup(self, ident: bytes) -> Row | None:
+    def lookup(self, ident: bytes) -> BlobRow | None:
         """Return the row of an identity, as `have` does."""
         return next(iter(self.have([ident])), None)
 
@@ -80,7 +80,7 @@ class Store:
         """Record that a file was opened; the index is updated later, in a batch."""
         self._directory.recent[ident] = now
 
-    def open(self, row: Row) -> int | None:
+    def open(self, row: BlobRow) -> int | None:
         """Open a cached file and return its locked descriptor; None if it is gone, being evicted, or was changed."""
         try:
             path = self._directory.path(row.ident)
@@ -127,7 +127,7 @@ class Store:
         grown, partial.reserved = size - partial.reserved, size
         await self._write(self._directory.reserve, partial.name, size, grown)
 
-    async def keep(self, partial: Partial, row: Row) -> bool:
+    async def keep(self, partial: Partial, row: BlobRow) -> bool:
         """Turn a verified download into a cached file; return False if it cannot be cached."""
         if partial.is_elsewhere or row.size > self.limit:
             return False
@@ -138,7 +138,7 @@ class Store:
             self._trouble.end()
         return partial.kept
 
-    async def keep_whole(self, files: Sequence[tuple[Row, bytes]]) -> set[bytes]:
+    async def keep_whole(self, files: Sequence[tuple[BlobRow, bytes]]) -> set[bytes]:
         """Write verified files that are in memory, and return the identities of those that were written."""
         fit = [(row, data) for row, data in files if row.size <= self.limit]
         if not fit or not await self._write(self._directory.keep_whole, fit):
@@ -156,7 +156,7 @@ class Store:
         elif partial.reserved:
             await self._write(self._directory.release, partial.name)
 
-    async def renew(self, row: Row) -> None:
+    async def renew(self, row: BlobRow) -> None:
         """Update a row after the server has confirmed the version."""
         await self._write(self._directory.renew, row)
 
