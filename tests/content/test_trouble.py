@@ -18,7 +18,7 @@ import trio
 
 from tests.content.test_disk import blobs, kept, on_disk, python, quiet, sql, store
 from tests.support.content_fakes import BIG, LIMIT, SMALL, FakeSource, MiB, failure, md5, read_all, until, version
-from xnatfs.common.errors import BadReply
+from xnatfs.common.errors import BadReply, CacheFull
 from xnatfs.content import ContentCache, Version, open_cache
 from xnatfs.content.disk import partial as partial_module
 from xnatfs.content.disk.partial import FilePlace
@@ -365,6 +365,7 @@ async def test_a_file_that_has_no_room_anywhere_is_an_error_that_says_what_to_do
     async with open_cache(disk.directory, LIMIT) as cache:
         await no_disk(cache, disk)
         error = await failure(cache, version(BIG), FakeSource(BIG))
+        assert isinstance(error, CacheFull)
         assert str(error) == (
             f"cache directory {disk.directory}: there is no room, none in $TMPDIR (/tmp) or /var/tmp, and none left in"
             " memory; make room in one of them"

@@ -12,7 +12,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from xnatfs.common.errors import CacheError
+from xnatfs.common.errors import CacheFull
 
 # The most bytes of files in memory because the directory does not accept them: some thirty files that are fetched
 # whole, or one big file where no other directory has room for it either.
@@ -60,7 +60,7 @@ class Elsewhere:
         """Create a file for `size` bytes; 0 if its length is unknown.
 
         Raises:
-            CacheError: There is no room.
+            CacheFull: There is no room.
             OSError: The process has no descriptor left.
         """
         for folder in TEMPORARY_FOLDERS if size > MEMORY_FILE_BYTES else ():
@@ -71,17 +71,17 @@ class Elsewhere:
         partial = Partial(uuid.uuid4().hex, os.memfd_create("xnatfs", os.MFD_CLOEXEC), place=FilePlace.MEMORY)
         try:
             self.resize(partial, size)
-        except CacheError:
+        except CacheFull:
             os.close(partial.fd)
             raise
         return partial
 
     def resize(self, partial: Partial, size: int) -> None:
-        """Count the bytes of a file, before they are written. Raises CacheError where there is no room."""
+        """Count the bytes of a file, before they are written. Raises CacheFull where there is no room."""
         if partial.place is FilePlace.MEMORY:
             used = self._memory_used + size - partial.reserved
             if used > MAX_MEMORY_BYTES and size:
-                raise CacheError(
+                raise CacheFull(
                     f"cache directory {self._directory}: there is no room, none in $TMPDIR (/tmp) or /var/tmp,"
                     " and none left in memory; make room in one of them"
                 )
