@@ -12,7 +12,7 @@ import trio
 import trio.testing
 
 from tests.support.content_fakes import md5
-from xnatfs.common.errors import BadReply, CacheError
+from xnatfs.common.errors import BadReply, CacheError, CacheFull
 from xnatfs.content import blob as blob_module
 from xnatfs.content import writer as writer_module
 from xnatfs.content.blob import SMALL_FILE_BYTES as SMALL
@@ -312,6 +312,17 @@ async def test_a_file_moves_at_once_where_nothing_can_be_evicted(store, monkeypa
             await writer.put(0, b"x")
         await writer.recover(caught.value)
         assert (writer.is_elsewhere, len(store.evicted)) == (True, 1)
+        os.close(blob.fd)
+
+
+async def test_a_file_that_is_elsewhere_already_says_where_there_is_no_room(store, monkeypatch):
+    monkeypatch.setattr(store, "create", lambda: store.create_elsewhere(10))
+    monkeypatch.setattr(writer_module, "write_all", Failing(errno.ENOSPC, 1))
+    async with trio.open_nursery() as nursery:
+        blob, writer, _ = await begun(store, nursery, 10)
+        with pytest.raises(CacheFull, match="^k: no room is left in .*TMPDIR"):
+            await writer.put(0, b"x")
+        assert store.told == []
         os.close(blob.fd)
 
 

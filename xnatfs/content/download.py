@@ -84,7 +84,7 @@ class Receiver:
                         self._writer.note_written(download.position, count)
                         download.position += count
             except OSError as exc:
-                raise self._writer.store.error(exc) from exc
+                raise self._writer.error(exc) from exc
         return True
 
     async def _pause(self, download: RangeDownload) -> bool:

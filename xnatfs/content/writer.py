@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import trio
 
-from xnatfs.common.errors import BadReply, CacheError
+from xnatfs.common.errors import BadReply, CacheError, CacheFull
 from xnatfs.content.blob import Blob, is_small
 from xnatfs.content.disk.directory import SPARE_BYTES
 from xnatfs.content.disk.files import copy_range, is_full, write_all
@@ -114,9 +114,15 @@ class Writer:
             try:
                 write_all(self._blob.fd, memoryview(chunk)[start - offset : stop - offset], start)
             except OSError as exc:
-                raise self.store.error(exc) from exc
+                raise self.error(exc) from exc
             present.add(start, stop)
         self._on_progress()
+
+    def error(self, exc: OSError) -> CacheError:
+        """Return the exception for a write that failed, with a remedy."""
+        if self.is_elsewhere and is_full(exc):
+            return CacheFull(f"{self._version.key}: no room is left in $TMPDIR (/tmp) or /var/tmp; make room there")
+        return self.store.error(exc)
 
     def has_same(self, offset: int, chunk: bytes) -> bool:
         """Compare the beginning of a chunk with the bytes that are present, as far as they go without a gap."""
