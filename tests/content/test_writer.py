@@ -320,7 +320,7 @@ async def test_a_file_that_is_elsewhere_already_says_where_there_is_no_room(stor
     monkeypatch.setattr(writer_module, "write_all", Failing(errno.ENOSPC, 1))
     async with trio.open_nursery() as nursery:
         blob, writer, _ = await begun(store, nursery, 10)
-        with pytest.raises(CacheFull, match="^k: no room is left in .*TMPDIR"):
+        with pytest.raises(CacheFull, match="^k: No space left on device: .*TMPDIR"):
             await writer.put(0, b"x")
         assert store.told == []
         os.close(blob.fd)

@@ -121,7 +121,7 @@ class Writer:
     def error(self, exc: OSError) -> CacheError:
         """Return the exception for a write that failed, with a remedy."""
         if self.is_elsewhere and is_full(exc):
-            return CacheFull(f"{self._version.key}: no room is left in $TMPDIR (/tmp) or /var/tmp; make room there")
+            return CacheFull(f"{self._version.key}: {exc.strerror}: $TMPDIR (/tmp) or /var/tmp; make room there")
         return self.store.error(exc)
 
     def has_same(self, offset: int, chunk: bytes) -> bool:
