@@ -86,6 +86,7 @@ http {{
     server {{
         listen {address}:{port}{tls};
         max_ranges {ranges};
+        limit_rate {rate};
         {wait}
         location ~ /files/([^/]+\\.bin)$ {{ root {run}/flat; rewrite /files/([^/]+\\.bin)$ /$1 break; }}
         location ^~ /plain {{ root {run}; autoindex on; types {{ text/html html; }} }}
@@ -123,6 +124,7 @@ def served(
     delay: float = 0.0,
     tls: bool = False,
     paced: bool = False,
+    rate: int = 0,
     replica: bool = False,
     options: Sequence[str] = (),
 ) -> Iterator[Server]:
@@ -136,6 +138,7 @@ def served(
         delay: The delay of each request, in seconds.
         tls: Serve HTTPS, with a certificate of a new authority.
         paced: Serve behind a link of 1 Gbit/s.
+        rate: The most bytes per second of one connection, as on a far, lossy line; 0 for no limit.
         replica: Let nginx cache the demo's replies on disk.
         options: More options of the demo.
     """
@@ -161,6 +164,7 @@ def served(
             port=port,
             tls=certificate,
             ranges=1000 if ranges else 0,
+            rate=rate,
             demo=demo,
             modules=modules if delay else "",
             delays=DELAYS if delay else "",

@@ -32,6 +32,7 @@ def test_the_errnos_users_are_promised():
     assert errno_of(errors.Denied("")) == errno.EACCES
     assert errno_of(errors.NotXnat("")) == errno.EIO
     assert errno_of(errors.Stale("")) == errno.ESTALE
+    assert errno_of(errors.CacheFull("")) == errno.ENOSPC
 
 
 def test_the_statuses_users_are_promised():

@@ -120,7 +120,7 @@ async def test_a_cache_that_cannot_be_opened_is_replaced_for_this_process(tmp_pa
                     assert await read_all(cache, version(SMALL), FakeSource(SMALL)) == SMALL
                     await until(lambda: not cache.counters()["fills"])
                 assert cache.stats.misses == 1
-                elsewhere = cache._store._shelf.directory
+                elsewhere = cache._store._directory.directory
         assert not elsewhere.exists()
         assert len(reports(caplog)) == 1
     assert set(before) <= set(directory.iterdir())

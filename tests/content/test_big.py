@@ -7,33 +7,29 @@ import trio.testing
 from tests.support import content_fakes as fakes
 from tests.support.content_fakes import LIMIT, FakeSource, failure, is_kept, md5, read_all, undigested, until, version
 from xnatfs.common.errors import BadReply, Stale, Unreachable
-from xnatfs.content import Blob, Version, blob, fill, open_cache
-from xnatfs.content import download as stream
-from xnatfs.content import writer as intake
-from xnatfs.content.fill import LINGER, PAUSE, STREAMS
-from xnatfs.content.parallel import HELPERS
+from xnatfs.content import Blob, Version, blob, fill, open_cache, planner, writer
+from xnatfs.content.download import PAUSE_SECONDS
+from xnatfs.content.fill import LINGER_SECONDS
+from xnatfs.content.planner import MAX_DOWNLOADS, MAX_HELPERS, NextDownload
 
 # The same rules at a sixteenth of the size, as what they cost at full size is copying; but for `at_full_size`.
 SCALE = 16
 SCALED = [
-    (blob, "HOLD_BACK"),
-    (fill, "LONGEST"),
-    (fill, "NEAR"),
-    (fill, "SHARE"),
-    (fill, "SMALL"),
-    (fill, "WINDOW"),
-    (intake, "HASH_BEHIND"),
-    (intake, "HASH_PIECE"),
-    (intake, "SMALL"),
-    (intake, "SPARE"),
-    (stream, "AHEAD"),
-    (stream, "LONGEST_STEP"),
-    (stream, "NEAR"),
-    (stream, "WINDOW"),
+    (blob, "HOLD_BACK_BYTES"),
+    (planner, "MAX_WINDOW_BYTES"),
+    (planner, "NEAR_BYTES"),
+    (planner, "SHARE_BYTES"),
+    (blob, "SMALL_FILE_BYTES"),
+    (planner, "WINDOW_BYTES"),
+    (writer, "HASH_LAG_BYTES"),
+    (writer, "HASH_PIECE_BYTES"),
+    (writer, "SPARE_BYTES"),
+    (planner, "READ_AHEAD_BYTES"),
+    (planner, "MAX_STEP_BYTES"),
 ]
 MiB = fakes.MiB // SCALE
-HOLD_BACK = blob.HOLD_BACK // SCALE
-NEAR = stream.NEAR // SCALE
+HOLD_BACK = blob.HOLD_BACK_BYTES // SCALE
+NEAR = planner.NEAR_BYTES // SCALE
 BIG = fakes.BIG[: 12 * MiB + 777]
 END = len(BIG)
 FAR = 10 * MiB  # from the start: more than what is waited for
@@ -46,7 +42,7 @@ def _who_writes(request, monkeypatch):
         for module, name in SCALED:
             monkeypatch.setattr(module, name, getattr(module, name) // SCALE)
         # As where the listing has no length: test_content_windows.py has downloads that begin small.
-        monkeypatch.setattr(fill.Fill, "start", lambda self: self._launch(0, None))
+        monkeypatch.setattr(fill.Fill, "start", lambda self: self._launch(NextDownload(0, None)))
 
 
 @pytest.fixture
@@ -104,7 +100,7 @@ async def test_a_big_file_is_kept_and_found_again(tmp_path, at_full_size):
     for _ in range(2):
         async with open_cache(tmp_path, LIMIT) as cache:
             assert await read_all(cache, version(at_full_size), source) == at_full_size
-    assert source.starts == [0, stream.WINDOW]
+    assert source.starts == [0, planner.WINDOW_BYTES]
 
 
 async def test_two_readers_share_one_stream(tmp_path, patient_clock):
@@ -279,7 +275,7 @@ async def test_the_third_place_replaces_the_one_unwanted_longest(tmp_path, patie
             assert await blob.read(offset, 10) == data[offset : offset + 10]
         await trio.testing.wait_all_tasks_blocked()
         assert source.starts == [0, 20 * MiB, 40 * MiB]
-        assert source.running == STREAMS
+        assert source.running == MAX_DOWNLOADS
         source.stalls[MiB].set()
         assert await blob.read(2 * MiB, 10) == data[2 * MiB : 2 * MiB + 10]
         assert source.starts == [0, 20 * MiB, 40 * MiB, 2 * MiB]
@@ -392,7 +388,7 @@ async def test_an_answer_from_elsewhere_is_an_error(tmp_path, patient_clock):
     source.stalls[MiB] = trio.Event()
     async with open_cache(tmp_path, LIMIT) as cache:
         blob = await cache.open(version(BIG), source)
-        with pytest.raises(BadReply, match="asked for"):
+        with pytest.raises(BadReply, match="were requested"):
             await blob.read(FAR, 10)
         blob.close()
 
@@ -420,9 +416,9 @@ async def test_without_readers_a_big_download_ends_soon(tmp_path, patient_clock)
     source = FakeSource(BIG, chunk=1024, pause=1)
     async with open_cache(tmp_path, LIMIT) as cache:
         (await cache.open(version(BIG), source)).close()
-        await trio.sleep(LINGER / 2)
+        await trio.sleep(LINGER_SECONDS / 2)
         assert source.running == 1
-        await trio.sleep(LINGER)
+        await trio.sleep(LINGER_SECONDS)
         assert source.running == 0
         assert cache.stats.fetched < 10 * 1024
 
@@ -432,7 +428,7 @@ async def test_a_file_opened_again_soon_goes_on(tmp_path, patient_clock):
     source = FakeSource(BIG, chunk=MiB, pause=1)
     async with open_cache(tmp_path, LIMIT) as cache:
         (await cache.open(version(BIG), source)).close()
-        await trio.sleep(LINGER / 2)
+        await trio.sleep(LINGER_SECONDS / 2)
         assert await read_all(cache, version(BIG), source) == BIG
     assert source.starts == [0]
 
@@ -443,7 +439,7 @@ async def test_a_cancelled_open_of_a_big_file_leaves_nothing(tmp_path, patient_c
     async with open_cache(tmp_path, LIMIT) as cache:
         with trio.move_on_after(1):
             await cache.open(version(BIG), source)
-        await trio.sleep(2 * LINGER)
+        await trio.sleep(2 * LINGER_SECONDS)
         source.pause = 0
         assert await read_all(cache, version(BIG), source) == BIG
     assert source.starts == [0, 0]
@@ -451,7 +447,7 @@ async def test_a_cancelled_open_of_a_big_file_leaves_nothing(tmp_path, patient_c
 
 async def test_an_open_at_the_moment_the_download_is_given_up_gets_the_file(tmp_path, patient_clock):
     """Open just before, at, and just after that moment."""
-    for delay in (LINGER - 0.001, LINGER, LINGER + 0.001):
+    for delay in (LINGER_SECONDS - 0.001, LINGER_SECONDS, LINGER_SECONDS + 0.001):
         for pause in (1.0, 3600.0):
             source = FakeSource(BIG, chunk=MiB, pause=pause)
             async with open_cache(tmp_path / f"{delay}-{pause}", LIMIT) as cache:
@@ -469,7 +465,7 @@ async def test_what_has_come_is_used_by_a_later_open(tmp_path, patient_clock):
         blob = await cache.open(version(BIG), source)
         assert await blob.read(3 * MiB - 10, 10) == BIG[3 * MiB - 10 : 3 * MiB]
         blob.close()
-        await trio.sleep(2 * LINGER)
+        await trio.sleep(2 * LINGER_SECONDS)
         assert source.running == 0
         source.stalls.clear()
         assert await read_all(cache, version(BIG), source) == BIG
@@ -487,7 +483,7 @@ async def test_without_ranges_a_later_open_starts_over_but_serves_what_is_there(
         blob = await cache.open(version(BIG), source)
         assert await blob.read(3 * MiB - 10, 10) == BIG[3 * MiB - 10 : 3 * MiB]
         blob.close()
-        await trio.sleep(2 * LINGER)
+        await trio.sleep(2 * LINGER_SECONDS)
         source.stalls.clear()
         blob = await cache.open(version(BIG), source)
         assert await blob.read(0, 3 * MiB) == BIG[: 3 * MiB]
@@ -504,7 +500,7 @@ async def test_partly_fetched_files_are_few(tmp_path, patient_clock):
         for number in range(7):
             source = stalled(MiB)
             (await cache.open(version(BIG, str(number)), source)).close()
-            await trio.sleep(2 * LINGER)
+            await trio.sleep(2 * LINGER_SECONDS)
         await until(lambda: cache.bytes_used == 4 * END)
         assert len(list((tmp_path / "partial").iterdir())) == 4
     assert list((tmp_path / "partial").iterdir()) == []
@@ -546,12 +542,12 @@ async def test_a_large_file_is_hashed_beside_the_download(tmp_path, at_full_size
 
 async def test_a_look_at_the_head_of_a_file_does_not_fetch_all_of_it(tmp_path, patient_clock, monkeypatch):
     """Pause the download and end it when no reader goes on; a later reader resumes it from there."""
-    monkeypatch.setattr(stream, "AHEAD", 4 * MiB)
+    monkeypatch.setattr(planner, "READ_AHEAD_BYTES", 4 * MiB)
     source = FakeSource(BIG, chunk=MiB)
     async with open_cache(tmp_path, LIMIT) as cache:
         blob = await cache.open(version(BIG), source)
         assert await blob.read(0, 1000) == BIG[:1000]
-        await trio.sleep(PAUSE / 2)
+        await trio.sleep(PAUSE_SECONDS / 2)
         assert source.running == 1
         await trio.sleep(1000)
         assert source.running == 0
@@ -565,13 +561,13 @@ async def test_a_look_at_the_head_of_a_file_does_not_fetch_all_of_it(tmp_path, p
 
 
 async def test_whoever_reads_on_is_read_ahead_for_as_much_as_was_read(tmp_path, patient_clock, monkeypatch):
-    monkeypatch.setattr(stream, "AHEAD", 2 * MiB)
+    monkeypatch.setattr(planner, "READ_AHEAD_BYTES", 2 * MiB)
     source = FakeSource(BIG, chunk=MiB)
     async with open_cache(tmp_path, LIMIT) as cache:
         blob = await cache.open(version(BIG), source)
         for read in range(MiB, 5 * MiB, MiB):
             await blob.read(read - MiB, MiB)
-            await trio.sleep(PAUSE / 2)
+            await trio.sleep(PAUSE_SECONDS / 2)
             ahead = cache.stats.fetched - read
             assert max(2 * MiB, read) // 2 <= ahead <= max(2 * MiB, read) + NEAR
         blob.close()
@@ -580,7 +576,7 @@ async def test_whoever_reads_on_is_read_ahead_for_as_much_as_was_read(tmp_path, 
 
 async def test_a_slow_reader_keeps_its_download_where_there_are_no_ranges(tmp_path, patient_clock, monkeypatch):
     """Keep the download, which would otherwise restart at the first byte."""
-    monkeypatch.setattr(stream, "AHEAD", 2 * MiB)
+    monkeypatch.setattr(planner, "READ_AHEAD_BYTES", 2 * MiB)
     source = FakeSource(BIG, chunk=MiB, ranged=False)
     source.seekable = False
     async with open_cache(tmp_path, LIMIT) as cache:
@@ -631,7 +627,7 @@ async def test_more_connections_are_used_where_they_bring_more(tmp_path, patient
         assert source.at_once == 2
         assert took < 1.1 * alone
     else:
-        assert source.at_once == 1 + HELPERS
+        assert source.at_once == 1 + MAX_HELPERS
         assert took < 0.6 * alone
 
 

@@ -15,13 +15,13 @@ import trio.testing
 from tests.support.content_fakes import FakeSource, failure, read_all, undigested, until, version
 from xnatfs.common.errors import BadReply, CacheError, NotFound
 from xnatfs.content import ContentCache, Version, open_cache
-from xnatfs.content import download as stream_module
-from xnatfs.content import fill as fill_module
-from xnatfs.content import writer as intake_module
-from xnatfs.content.cache import AT_ONCE, FLUSH, IDLE, IDLE_SECONDS
-from xnatfs.content.disk.index import Row
+from xnatfs.content import blob as blob_module
+from xnatfs.content import planner as planner_module
+from xnatfs.content.cache import FLUSH_SECONDS, LOOKUP_BATCH
+from xnatfs.content.disk.index import BlobRow
 from xnatfs.content.disk.store import Store
-from xnatfs.content.fill import LINGER
+from xnatfs.content.fill import LINGER_SECONDS
+from xnatfs.content.open_files import MAX_IDLE_FILES
 
 K = 1024
 SMALL = bytes(range(256)) * 4
@@ -38,10 +38,8 @@ def _small(monkeypatch):
 
     monkeypatch.setattr(Store, "tidy", nothing)
     for module, name, size in (
-        (fill_module, "SMALL", 8 * K),
-        (intake_module, "SMALL", 8 * K),
-        (fill_module, "NEAR", 4 * K),
-        (stream_module, "NEAR", 4 * K),
+        (blob_module, "SMALL_FILE_BYTES", 8 * K),
+        (planner_module, "NEAR_BYTES", 4 * K),
     ):
         monkeypatch.setattr(module, name, size)
 
@@ -68,11 +66,11 @@ def nowhere() -> FakeSource:
 async def kept(cache: ContentCache, *wanted: Version, data: bytes = SMALL) -> None:
     for each in wanted:
         assert await read_all(cache, each, FakeSource(data)) == data
-    await until(lambda: not [entry for entry in cache._entries if not entry.in_memory])
+    await until(lambda: not [entry for entry in cache._files.entries.values() if not entry.is_queued])
 
 
-def counted(cache: ContentCache) -> tuple[int, int, int, int]:
-    return cache.stats.hits, cache.stats.misses, cache.stats.renewed, cache.stats.fetched
+def counted(cache: ContentCache) -> tuple[int, int, int]:
+    return cache.stats.hits, cache.stats.misses, cache.stats.fetched
 
 
 # -- joining -----------------------------------------------------------------------------------------------------
@@ -91,14 +89,14 @@ async def test_all_who_open_a_file_share_it(tmp_path):
         await until(lambda: blobs[0].complete)
         for blob in blobs[:2]:
             blob.close()
-        await until(lambda: not cache._entries)
-        assert (cache._live, source.starts) == ({}, [0])
+        await until(lambda: not cache._files.entries)
+        assert (cache._files.current, source.starts) == ({}, [0])
         blobs = [await cache.open(version(BIG), nowhere()) for _ in range(3)]
         assert all(blob is blobs[0] for blob in blobs)
         assert (counted(cache)[:2], blobs[0].users) == ((7, 1), 3)
         for blob in blobs:
             blob.close()
-        assert not cache._entries
+        assert not cache._files.entries
 
 
 async def test_a_download_of_a_file_without_digest_is_joined_while_it_is_young(tmp_path):
@@ -140,7 +138,7 @@ async def test_what_a_file_was_listed_with_counts_too(tmp_path):
         assert not cache.has(Version("k", 8, ""))
         blob.users = 1
         blob.close()
-        await until(lambda: not cache._entries)
+        await until(lambda: not cache._files.entries)
         for size in (7, len(SMALL)):
             again = await cache.open(Version("k", size, ""), nowhere())
             again.close()
@@ -148,19 +146,19 @@ async def test_what_a_file_was_listed_with_counts_too(tmp_path):
 
 async def test_many_are_looked_up_in_parts_and_others_have_their_turn(tmp_path, monkeypatch):
     async with caching(tmp_path) as cache:
-        wanted = [version(SMALL, str(number)) for number in range(2 * AT_ONCE + 1)]
-        await kept(cache, wanted[0], wanted[AT_ONCE], wanted[-1])
+        wanted = [version(SMALL, str(number)) for number in range(2 * LOOKUP_BATCH + 1)]
+        await kept(cache, wanted[0], wanted[LOOKUP_BATCH], wanted[-1])
         parts: list[int] = []
         real = cache._store.have
 
-        def have(idents: Sequence[bytes]) -> list[Row]:
+        def have(idents: Sequence[bytes]) -> list[BlobRow]:
             parts.append(len(idents))
             return real(idents)
 
         monkeypatch.setattr(cache._store, "have", have)
         with trio.testing.assert_checkpoints():
             found = await cache.kept(wanted)
-        assert (found, parts) == ({wanted[0], wanted[AT_ONCE], wanted[-1]}, [AT_ONCE, AT_ONCE, 1])
+        assert (found, parts) == ({wanted[0], wanted[LOOKUP_BATCH], wanted[-1]}, [LOOKUP_BATCH, LOOKUP_BATCH, 1])
 
 
 # -- closing -----------------------------------------------------------------------------------------------------
@@ -180,11 +178,11 @@ async def test_nothing_is_left_of_an_open_that_failed_or_was_cancelled(tmp_path)
         for _ in range(2):
             with pytest.raises(NotFound):
                 await cache.open(version(SMALL), nowhere())
-        assert (cache._entries, cache._live) == (set(), {})
+        assert (cache._files.entries, cache._files.current) == ({}, {})
         slow = FakeSource(SMALL, pause=0.05)
         with trio.move_on_after(0.01):
             await cache.open(version(SMALL), slow)
-        await until(lambda: not cache._entries)
+        await until(lambda: not cache._files.entries)
         assert cache.has(version(SMALL)), "small files come whole nevertheless"
 
 
@@ -207,16 +205,16 @@ async def test_a_file_that_is_not_as_announced_is_on_the_list_until_it_is(tmp_pa
 async def test_the_counters_count(tmp_path):
     source = FakeSource(SMALL)
     async with caching(tmp_path, revalidate=100) as cache:
-        assert (counted(cache), cache.limit, cache.bytes_used) == ((0, 0, 0, 0), cache._store.limit, 0)
+        assert (counted(cache), cache.bytes_used) == ((0, 0, 0), 0)
         await kept(cache, undigested(SMALL, "0"), undigested(SMALL, "1"))
         for number in range(2):
             await cache.put(version(SMALL, f"put {number}"), SMALL)
-        assert counted(cache) == (0, 2, 0, 4 * len(SMALL))
+        assert counted(cache) == (0, 2, 4 * len(SMALL))
         cache.clock = lambda: NOW + 200
         for number in range(2):
             assert await read_all(cache, undigested(SMALL, str(number)), source) == SMALL
             assert await read_all(cache, undigested(SMALL, str(number)), nowhere()) == SMALL
-        assert counted(cache) == (2, 4, 2, 4 * len(SMALL))
+        assert counted(cache) == (2, 4, 4 * len(SMALL))
         await until(lambda: cache.bytes_used == 4 * len(SMALL))
 
 
@@ -249,7 +247,7 @@ async def test_evicting_writes_what_waits_and_lets_go_of_it(tmp_path):
         await cache.put(version(SMALL), SMALL)
         assert cache.bytes_used == 0
         await cache.evict(10**9)
-        assert (cache.bytes_used, cache._entries, cache._live) == (len(SMALL), set(), {})
+        assert (cache.bytes_used, cache._files.entries, cache._files.current) == (len(SMALL), {}, {})
         await cache.evict(0)
         assert cache.bytes_used == 0
 
@@ -261,32 +259,19 @@ async def partly(cache: ContentCache, name: str) -> FakeSource:
     """Open a file, fetch a part of it, and close it."""
     source = stalled()
     (await cache.open(version(BIG, name), source)).close()
-    await trio.sleep(LINGER + 1)
+    await trio.sleep(LINGER_SECONDS + 1)
     assert source.running == 0
     source.stalls.clear()
     return source
 
 
-async def test_partly_fetched_files_go_on_where_they_were_for_a_while(tmp_path, patient_clock):
+async def test_partly_fetched_files_go_on_where_they_were(tmp_path, patient_clock):
     async with caching(tmp_path) as cache:
         source = await partly(cache, "a")
-        assert [entry.blob.key for entry in cache._idle] == ["a"]
-        await trio.sleep(IDLE_SECONDS - 100)
+        assert [entry.blob.key for entry in cache._files.idle] == ["a"]
+        await trio.sleep(10 * FLUSH_SECONDS)
         assert await read_all(cache, version(BIG, "a"), source) == BIG
-        assert (source.starts, cache._idle) == ([0, K], [])
-        source = await partly(cache, "b")
-        await trio.sleep(IDLE_SECONDS)
-        await until(lambda: cache._idle == [])
-        assert await read_all(cache, version(BIG, "b"), source) == BIG
-        assert source.starts == [0, 0]
-
-
-async def test_how_long_a_partly_fetched_file_is_good_for_does_not_depend_on_the_hour(tmp_path, patient_clock):
-    async with caching(tmp_path) as cache:
-        await trio.sleep(2 * IDLE_SECONDS)
-        await partly(cache, "a")
-        await trio.sleep(IDLE_SECONDS - 100)
-        assert [entry.blob.key for entry in cache._idle] == ["a"]
+        assert (source.starts, cache._files.idle) == ([0, K], [])
 
 
 async def test_few_are_remembered_and_those_in_use_are_not_among_them(tmp_path, patient_clock):
@@ -294,35 +279,35 @@ async def test_few_are_remembered_and_those_in_use_are_not_among_them(tmp_path, 
         source = await partly(cache, "first")
         source.stalls[2 * K] = trio.Event()
         blob = await cache.open(version(BIG, "first"), source)
-        for number in range(IDLE + 1):
+        for number in range(MAX_IDLE_FILES + 1):
             await partly(cache, str(number))
-        assert [entry.blob.key for entry in cache._idle] == ["1", "2", "3", "4"]
+        assert [entry.blob.key for entry in cache._files.idle] == ["1", "2", "3", "4"]
         source.release()
         assert await blob.read(0, len(BIG)) == BIG
         assert source.starts == [0, K]
         blob.close()
         await cache.evict(10**9)
-        assert cache._idle == []
+        assert cache._files.idle == []
         await until(lambda: not list((tmp_path / "partial").iterdir()))
 
 
-@pytest.mark.parametrize(("room", "left"), [(0, ["a", "b"]), (-1, ["b"]), (-len(BIG), ["b"]), (-len(BIG) - 1, [])])
+@pytest.mark.parametrize(("room", "left"), [(0, ["a", "b"]), (-1, [])])
 async def test_they_make_way_for_who_comes(tmp_path, patient_clock, room, left):
     async with caching(tmp_path, 2 * len(BIG) + len(SMALL)) as cache:
         for name in "ab":
             await partly(cache, name)
         await until(lambda: cache.bytes_used == 2 * len(BIG))
         (await cache.open(Version("new", len(SMALL) - room, ""), FakeSource(SMALL))).close()
-        assert [entry.blob.key for entry in cache._idle] == left
+        assert [entry.blob.key for entry in cache._files.idle] == left
 
 
 async def test_a_partly_fetched_file_above_the_limit_is_nothing_to_remember(tmp_path, patient_clock):
     async with caching(tmp_path, len(BIG) - 1) as cache:
         await partly(cache, "a")
-        assert (cache._idle, cache._entries) == ([], set())
+        assert (cache._files.idle, cache._files.entries) == ([], {})
     async with caching(tmp_path, len(BIG)) as cache:
         await partly(cache, "a")
-        assert len(cache._idle) == 1
+        assert len(cache._files.idle) == 1
 
 
 async def test_one_that_the_listing_has_left_behind_is_nothing_to_remember(tmp_path, patient_clock):
@@ -332,11 +317,11 @@ async def test_one_that_the_listing_has_left_behind_is_nothing_to_remember(tmp_p
         cache.clock = lambda: NOW + 200
         new = await cache.open(undigested(BIG), source)
         old.close()
-        await trio.sleep(LINGER + 1)
-        assert (cache._idle, len(cache._entries)) == ([], 1)
+        await trio.sleep(LINGER_SECONDS + 1)
+        assert (cache._files.idle, len(cache._files.entries)) == ([], 1)
         new.close()
-        await trio.sleep(LINGER + 1)
-        assert (len(cache._idle), len(cache._entries)) == (1, 1)
+        await trio.sleep(LINGER_SECONDS + 1)
+        assert (len(cache._files.idle), len(cache._files.entries)) == (1, 1)
 
 
 async def test_room_is_made_again_when_open_files_had_filled_it(tmp_path):
@@ -349,7 +334,7 @@ async def test_room_is_made_again_when_open_files_had_filled_it(tmp_path):
         blobs[0].close()
         await until(lambda: cache.bytes_used == 2 * len(SMALL))
         assert not cache.has(version(SMALL, "a"))
-        assert cache._trimming is False
+        assert cache._files._is_trimming is False
         for blob in blobs[1:]:
             blob.close()
 
@@ -357,16 +342,16 @@ async def test_room_is_made_again_when_open_files_had_filled_it(tmp_path):
 async def test_one_big_download_at_a_time_may_have_helpers(tmp_path):
     async with caching(tmp_path) as cache:
         blobs = [await cache.open(version(BIG, "a"), stalled()), await cache.open(version(SMALL), stalled(data=SMALL))]
-        assert cache._one_big_download() is True
+        assert cache.is_alone() is True
         blobs.append(await cache.open(version(BIG, "b"), stalled()))
-        assert cache._one_big_download() is False
+        assert cache.is_alone() is False
         for blob in blobs:
             blob.close()
 
 
 async def test_a_big_file_whose_connection_is_slow_gets_another_one(tmp_path, autojump_clock, monkeypatch):
-    for name, value in (("SHARE", 8 * K), ("NEAR", K), ("WINDOW", K)):
-        monkeypatch.setattr(f"xnatfs.content.fill.{name}", value)
+    for name, value in (("SHARE_BYTES", 8 * K), ("NEAR_BYTES", K), ("WINDOW_BYTES", K)):
+        monkeypatch.setattr(f"xnatfs.content.planner.{name}", value)
     async with caching(tmp_path) as cache:
         source = FakeSource(BIG, chunk=K, pause=0.2)
         source.grants = True
@@ -410,9 +395,9 @@ async def test_now_and_then_recency_is_written_and_memory_is_given_back(tmp_path
         began = trio.current_time()
         await cache.put(version(SMALL), SMALL)
         await cache.put(version(b"x", "last"), b"x")
-        await trio.sleep(3 * FLUSH)
-        assert {round((when - began) / FLUSH) for when in flushed} >= {1, 2}
-        await until(lambda: cache._entries == set())
+        await trio.sleep(3 * FLUSH_SECONDS)
+        assert {round((when - began) / FLUSH_SECONDS) for when in flushed} >= {1, 2}
+        await until(lambda: cache._files.entries == {})
 
 
 async def test_what_is_opened_is_noted_for_eviction(tmp_path):
@@ -428,7 +413,7 @@ async def test_strict_is_for_all_files(tmp_path):
     for strict in (False, True):
         async with caching(tmp_path, strict=strict) as cache:
             blob = await cache.open(version(BIG, str(strict)), stalled())
-            assert blob.whole is strict
+            assert blob.is_served_whole is strict
             blob.close()
 
 
@@ -455,7 +440,7 @@ async def test_the_cache_tells_what_it_holds(tmp_path, patient_clock):
         assert cache.counters()["fetched"] == cache.stats.fetched > 0
         for blob in blobs:
             blob.close()
-        await trio.sleep(LINGER + 1)
+        await trio.sleep(LINGER_SECONDS + 1)
         assert cache.counters()["idle"] == 1
 
 
@@ -497,7 +482,7 @@ async def test_a_stamp_tells_one_content_from_another(tmp_path):
         blob = await cache.open(undigested(SMALL), source)
         assert blob.stamp == source.modified
         blob.close()
-        await until(lambda: not cache._entries)
+        await until(lambda: not cache._files.entries)
         again = await cache.open(undigested(SMALL), nowhere())
         assert again.stamp == source.modified
         again.close()
@@ -521,7 +506,7 @@ async def test_what_is_dropped_does_not_come_back(tmp_path, monkeypatch):
 
         async def drop(owners: Sequence[str]) -> None:
             await real(owners)
-            await cache._writeback.write()
+            await cache._write_behind.write()
             opened.append(await cache.open(owned("meanwhile", "P"), FakeSource(SMALL)))
 
         monkeypatch.setattr(cache._store, "drop", drop)
@@ -532,7 +517,7 @@ async def test_what_is_dropped_does_not_come_back(tmp_path, monkeypatch):
         await until(lambda: opened[0].complete)
         assert not cache.has(owned("meanwhile", "P"))
         opened[0].close()
-        await until(lambda: not cache._entries)
+        await until(lambda: not cache._files.entries)
 
 
 async def test_a_digest_needs_no_age_and_no_size(tmp_path):
@@ -550,7 +535,7 @@ async def test_even_one_byte_leaves_the_memory(tmp_path):
     async with caching(tmp_path) as cache:
         await cache.put(version(b"x"), b"x")
         await cache.evict(10**9)
-        assert cache._entries == set()
+        assert cache._files.entries == {}
 
 
 async def test_a_file_of_unknown_size_makes_nobody_go(tmp_path, patient_clock):
@@ -559,7 +544,7 @@ async def test_a_file_of_unknown_size_makes_nobody_go(tmp_path, patient_clock):
             await partly(cache, name)
         await until(lambda: cache.bytes_used == 2 * len(BIG))
         blob = await cache.open(Version("new", None, ""), FakeSource(SMALL))
-        assert [entry.blob.key for entry in cache._idle] == ["a", "b"]
+        assert [entry.blob.key for entry in cache._files.idle] == ["a", "b"]
         blob.close()
 
 
@@ -567,11 +552,11 @@ async def test_a_partly_fetched_file_that_is_out_of_date_goes_when_it_is_opened(
     async with caching(tmp_path, revalidate=100) as cache:
         source = stalled()
         (await cache.open(undigested(BIG), source)).close()
-        await trio.sleep(LINGER + 1)
-        assert len(cache._idle) == 1
+        await trio.sleep(LINGER_SECONDS + 1)
+        assert len(cache._files.idle) == 1
         cache.clock = lambda: NOW + 200
         blob = await cache.open(undigested(BIG), source)
-        assert (cache._idle, len(cache._entries)) == ([], 1)
+        assert (cache._files.idle, len(cache._files.entries)) == ([], 1)
         blob.close()
 
 
@@ -579,10 +564,10 @@ async def test_what_is_dropped_is_not_remembered_in_parts(tmp_path, patient_cloc
     async with caching(tmp_path) as cache:
         for name, owner in (("a", "P"), ("b", "Q")):
             (await cache.open(Version(name, len(BIG), "", (owner,)), stalled())).close()
-        await trio.sleep(LINGER + 1)
+        await trio.sleep(LINGER_SECONDS + 1)
         await cache.drop(["P"])
-        assert [entry.blob.key for entry in cache._idle] == ["b"]
-        assert len(cache._entries) == 1
+        assert [entry.blob.key for entry in cache._files.idle] == ["b"]
+        assert len(cache._files.entries) == 1
 
 
 async def test_what_could_not_be_written_is_forgotten(tmp_path, monkeypatch):
@@ -595,11 +580,11 @@ async def test_what_could_not_be_written_is_forgotten(tmp_path, monkeypatch):
         monkeypatch.setattr(cache._store, "keep_whole", refused)
         await cache.put(version(SMALL), SMALL)
         blob = await cache.open(version(SMALL), nowhere())
-        await cache._writeback.write()
+        await cache._write_behind.write()
         assert not cache.has(version(SMALL))
         assert await blob.read(0, 10) == SMALL[:10]
         blob.close()
-        assert cache._entries == set()
+        assert cache._files.entries == {}
 
 
 async def test_room_is_made_once_for_all_that_are_closed_together(tmp_path, monkeypatch):
@@ -620,7 +605,7 @@ async def test_room_is_made_once_for_all_that_are_closed_together(tmp_path, monk
         assert evicted == []
         blobs = [await cache.open(version(SMALL, name), nowhere()) for name in "ab"]
         blobs.append(await cache.open(version(SMALL, "c"), FakeSource(SMALL)))
-        await until(lambda: cache._store.crowded)
+        await until(lambda: cache.bytes_used == 3 * len(SMALL))
         for blob in blobs:
             blob.close()
         await until(lambda: cache.bytes_used == 2 * len(SMALL))

@@ -31,7 +31,7 @@ from tests.support.content_fakes import (
 )
 from xnatfs.common.errors import CacheError
 from xnatfs.content import ContentCache, open_cache
-from xnatfs.content.cache import FLUSH
+from xnatfs.content.cache import FLUSH_SECONDS
 
 SIZE = len(SMALL)
 END = len(BIG)
@@ -60,7 +60,7 @@ def sql(directory: Path, statement: str) -> list[tuple[object, ...]]:
 
 async def quiet(cache: ContentCache) -> None:
     """Wait until nothing is open or being written."""
-    await until(lambda: not cache._live and not cache._entries)
+    await until(lambda: not cache._files.current and not cache._files.entries)
 
 
 async def store(cache: ContentCache, keys: str, data: bytes = SMALL) -> None:
@@ -201,6 +201,7 @@ async def test_an_index_that_breaks_meanwhile_costs_only_the_keeping(tmp_path, c
             os.close(fd)
         for key in "def":
             assert await read_all(cache, version(SMALL, key), FakeSource(SMALL)) == SMALL
+            await quiet(cache)  # what is written shows that the index is damaged
     assert len(caplog.records) == 1
     async with open_cache(tmp_path, LIMIT) as cache:
         await store(cache, "g")
@@ -254,8 +255,8 @@ async def test_the_limit_is_never_exceeded(tmp_path):
         for number in range(20):
             data = SMALL[: SIZE - number * 1000]
             await store(cache, "x", data)
-            assert cache.bytes_used <= cache.limit
-            assert on_disk(tmp_path) <= cache.limit
+            assert cache.bytes_used <= cache._store.limit
+            assert on_disk(tmp_path) <= cache._store.limit
     assert len(blobs(tmp_path)) == 5
 
 
@@ -442,7 +443,7 @@ async def test_files_are_synced_after_a_while(tmp_path, patient_clock):
     """Sync in the background, for all files at once."""
     async with open_cache(tmp_path, LIMIT) as cache:
         await store(cache, "ab")
-        await trio.sleep(2 * FLUSH)
+        await trio.sleep(2 * FLUSH_SECONDS)
         await until(lambda: sql(tmp_path, "SELECT DISTINCT boot FROM blobs") == [("",)])
         assert kept(cache, "ab") == "ab"
 
@@ -559,4 +560,4 @@ async def test_the_limit_is_never_more_than_half_of_the_free_disk(tmp_path):
     """Leave room for other programs, whatever limit was configured."""
     free = shutil.disk_usage(tmp_path).free
     async with open_cache(tmp_path / "cache", 2**62) as cache:
-        assert 0.4 * free < cache.limit < 0.6 * free
+        assert 0.4 * free < cache._store.limit < 0.6 * free

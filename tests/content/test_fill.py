@@ -17,32 +17,31 @@ from tests.content.test_writer import Store
 from tests.support.content_fakes import FakeSource, md5
 from xnatfs.common.errors import BadReply, CacheError, NotFound, Stale, Unreachable
 from xnatfs.content import blob as blob_module
-from xnatfs.content import download as stream_module
-from xnatfs.content import fill as fill_module
-from xnatfs.content import writer as intake_module
+from xnatfs.content import planner as planner_module
+from xnatfs.content import writer as writer_module
 from xnatfs.content.blob import Blob
-from xnatfs.content.disk.index import Row
-from xnatfs.content.disk.store import Partial
-from xnatfs.content.fill import LINGER, LONG_PAUSE, PAUSE, Fill, _translated
+from xnatfs.content.disk.index import BlobRow
+from xnatfs.content.disk.partial import Partial
+from xnatfs.content.download import PAUSE_SECONDS
+from xnatfs.content.fill import LINGER_SECONDS, Fill, _translated
+from xnatfs.content.planner import NextDownload
 from xnatfs.content.source import Body, Head, Version
-from xnatfs.content.stats import Stats
+from xnatfs.content.stats import CacheStats
+from xnatfs.content.writer import Backing
 
 K = 1024
 NEAR = 4 * K
 SIZES = {
-    (blob_module, "HOLD_BACK"): 128,
-    (fill_module, "LONGEST"): 32 * K,
-    (fill_module, "NEAR"): NEAR,
-    (fill_module, "SHARE"): 32 * K,
-    (fill_module, "SMALL"): 8 * K,
-    (fill_module, "WINDOW"): NEAR,
-    (intake_module, "SMALL"): 8 * K,
-    (intake_module, "HASH_BEHIND"): 2**40,
-    (intake_module, "HASH_PIECE"): 2**40,
-    (stream_module, "AHEAD"): 64 * K,
-    (stream_module, "LONGEST_STEP"): NEAR,
-    (stream_module, "NEAR"): NEAR,
-    (stream_module, "WINDOW"): 0,
+    (blob_module, "HOLD_BACK_BYTES"): 128,
+    (planner_module, "MAX_WINDOW_BYTES"): 32 * K,
+    (planner_module, "NEAR_BYTES"): NEAR,
+    (planner_module, "SHARE_BYTES"): 32 * K,
+    (blob_module, "SMALL_FILE_BYTES"): 8 * K,
+    (planner_module, "WINDOW_BYTES"): NEAR,
+    (writer_module, "HASH_LAG_BYTES"): 2**40,
+    (writer_module, "HASH_PIECE_BYTES"): 2**40,
+    (planner_module, "READ_AHEAD_BYTES"): 64 * K,
+    (planner_module, "MAX_STEP_BYTES"): NEAR,
 }
 DATA = os.urandom(60 * K)
 
@@ -51,7 +50,7 @@ DATA = os.urandom(60 * K)
 def _small_and_by_whom(request, monkeypatch):
     monkeypatch.setattr(FakeSource, "writes", request.param != "received")
     # One download from the first byte on, as without ranges; test_content_windows.py has those that begin small.
-    monkeypatch.setattr(Fill, "start", lambda self: self._launch(0, None))
+    monkeypatch.setattr(Fill, "start", lambda self: self._launch(NextDownload(0, None)))
     for (module, name), value in SIZES.items():
         monkeypatch.setattr(module, name, value)
 
@@ -61,18 +60,18 @@ class Keeping(Store):
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
-        self.kept: list[Row] = []
-        self.renewed: list[Row] = []
+        self.kept: list[BlobRow] = []
+        self.renewed: list[BlobRow] = []
         self.fails: Exception | None = None
 
-    async def keep(self, partial: Partial, row: Row) -> bool:
+    async def keep(self, partial: Partial, row: BlobRow) -> bool:
         if self.fails is not None:
             raise self.fails
-        if not partial.in_memory:
+        if not partial.is_elsewhere:
             self.kept.append(row)
-        return not partial.in_memory
+        return not partial.is_elsewhere
 
-    async def renew(self, row: Row) -> None:
+    async def renew(self, row: BlobRow) -> None:
         self.renewed.append(row)
 
 
@@ -82,8 +81,8 @@ class Rig:
     store_class = Keeping
 
     def __init__(self, directory: Path, source: FakeSource, nursery: trio.Nursery, **options: Any) -> None:
-        self.source, self.store, self.stats = source, self.store_class(directory), Stats()
-        self.blob = Blob("k", lambda: None)
+        self.source, self.store, self.stats = source, self.store_class(directory), CacheStats()
+        self.blob = Blob("k", lambda blob: None, strict=options.pop("strict", False))
         self.blob.users = 1
         self.wanted = True
         self.only = True
@@ -93,22 +92,20 @@ class Rig:
             self.blob,
             version,
             source,
-            self.store,  # type: ignore[arg-type]
-            self.stats,
-            nursery,
-            strict=options.pop("strict", False),
-            kept=options.pop("kept", None),
-            alone=lambda: self.only,
-            changed=self._changed,
-            keep=self._row,
+            Backing(self.store, self.stats, nursery),  # type: ignore[arg-type]
+            self,
+            options.pop("kept", None),
         )
 
-    def _changed(self) -> None:
+    def on_idle(self, blob: Blob) -> None:
         self.changes += 1
 
-    def _row(self, fill: Fill) -> Row | None:
-        size = self.blob.size
-        return Row(b"i", "k", size, size, fill.modified, 0.0, 0.0, "") if self.wanted else None
+    def is_alone(self) -> bool:
+        return self.only
+
+    def row_for(self, blob: Blob) -> BlobRow | None:
+        modified = self.fill._receiver.modified
+        return BlobRow(b"i", "k", blob.size, blob.size, modified, 0.0, 0.0, "") if self.wanted else None
 
     async def read(self, offset: int, length: int = 10) -> bytes:
         found = await self.blob.read(offset, length)
@@ -118,7 +115,7 @@ class Rig:
     async def ended(self) -> None:
         """Wait until nothing runs any more."""
         for _ in range(1000):
-            if not self.fill.running:
+            if not self.fill.is_running:
                 return
             await trio.sleep(1)
         raise AssertionError("it runs for ever")
@@ -159,7 +156,7 @@ async def settled() -> None:
 async def test_a_fill_does_nothing_until_it_is_started(tmp_path, autojump_clock):
     async with filling(tmp_path, FakeSource(DATA)) as rig:
         await trio.sleep(10)
-        assert (rig.source.starts, rig.fill.running, rig.fill.renewed, rig.fill.modified) == ([], False, False, "")
+        assert (rig.source.starts, rig.fill.is_running) == ([], False)
         assert rig.blob.stamp == ""
 
 
@@ -168,13 +165,13 @@ async def test_a_fill_does_nothing_until_it_is_started(tmp_path, autojump_clock)
 async def test_a_file_comes_whole_and_is_kept_once(tmp_path, autojump_clock, size, strict):
     source = stalled(size, DATA[:size])
     async with filling(tmp_path, source, strict=strict) as rig:
-        assert rig.fill.small is (size <= 8 * K)
+        assert rig.fill.planner.is_small is (size <= 8 * K)
         await begun(rig)
-        assert (rig.blob.size, rig.blob.whole) == (size, strict or size <= 8 * K)
-        assert rig.fill.modified == source.modified
+        assert (rig.blob.size, rig.blob.is_served_whole) == (size, strict or size <= 8 * K)
+        assert rig.fill._receiver.modified == source.modified
         source.release()
         await rig.ended()
-        assert (rig.blob.complete, rig.fill.running) == (True, False)
+        assert (rig.blob.complete, rig.fill.is_running) == (True, False)
         assert os.pread(rig.blob.fd, size + 1, 0) == source.data
         assert [(row.size, row.modified) for row in rig.store.kept] == [(size, source.modified)]
         assert (rig.asked(), source.heads) == ([(0, None)], 0)
@@ -185,9 +182,9 @@ async def test_a_file_comes_whole_and_is_kept_once(tmp_path, autojump_clock, siz
 @pytest.mark.parametrize(("listed", "small"), [(None, False), (8 * K, True), (8 * K + 1, False)])
 async def test_before_the_reply_a_file_is_as_small_as_it_is_listed(tmp_path, listed, small):
     async with filling(tmp_path, FakeSource(DATA), listed=listed) as rig:
-        assert rig.fill.small is small
+        assert rig.fill.planner.is_small is small
         rig.blob.size = 0
-        assert rig.fill.small is True
+        assert rig.fill.planner.is_small is True
 
 
 async def test_what_nobody_wants_any_more_is_not_kept(tmp_path, autojump_clock):
@@ -203,7 +200,7 @@ async def test_an_error_of_keeping_is_the_fills(tmp_path, autojump_clock, caplog
         rig.store.fails = ZeroDivisionError("oops")
         await begun(rig)
         await rig.ended()
-        assert rig.fill.busy is False
+        assert rig.fill.is_running is False
         assert rig.blob.complete, "what has been verified stays good"
 
 
@@ -213,7 +210,7 @@ async def test_a_reply_of_unknown_length_ends_where_it_ends(tmp_path, autojump_c
     async with filling(tmp_path, source, listed=None) as rig:
         rig.fill.start()
         await trio.sleep(1)
-        assert (rig.blob.size, rig.blob.ready.is_set(), rig.fill.small) == (-1, False, False)
+        assert (rig.blob.size, rig.blob.ready.is_set(), rig.fill.planner.is_small) == (-1, False, False)
         source.release()
         await rig.blob.ready.wait()
         assert (rig.blob.size, rig.blob.complete) == (len(DATA), True)
@@ -242,7 +239,7 @@ async def test_half_a_file_is_not_the_file(tmp_path, autojump_clock, strict, fra
     async with filling(tmp_path, source, listed=len(DATA), strict=strict) as rig:
         await begun(rig)
         for _ in range(2):
-            with pytest.raises(BadReply, match=f"^k: {len(DATA) // 2} bytes came, the listing states {len(DATA)}"):
+            with pytest.raises(BadReply, match=f"^k: {len(DATA) // 2} bytes arrived, the listing states {len(DATA)}"):
                 await rig.blob.read(0, 1)
         await rig.ended()
         assert (rig.store.kept, source.heads) == ([], 1)
@@ -311,7 +308,7 @@ async def test_another_length_than_announced_is_an_error(tmp_path, autojump_cloc
         await begun(rig)
         await rig.ended()
         text = (
-            f"^k: more than the announced {size + off} bytes came"
+            f"^k: more than the announced {size + off} bytes arrived"
             if off < 0
             else f"^k: it ended after {size} of {size + 1}"
         )
@@ -337,7 +334,7 @@ async def test_a_failure_is_told_once_and_ends_all_downloads(tmp_path, autojump_
         with pytest.raises(Unreachable, match="gone"):
             await rig.blob.read(0, 1)
         await settled()
-        assert (source.running, rig.fill.running, rig.changes) == (0, False, 2)
+        assert (source.running, rig.fill.is_running, rig.changes) == (0, False, 2)
 
 
 async def test_an_odd_failure_names_the_file(tmp_path):
@@ -363,7 +360,7 @@ async def test_a_failure_before_the_reply_is_what_open_waits_for(tmp_path):
         await begun(rig)
         assert rig.blob.failure is source.error
         await settled()
-        assert (rig.fill.running, rig.changes) == (False, 2)
+        assert (rig.fill.is_running, rig.changes) == (False, 2)
 
 
 def test_errors_are_ours(caplog):
@@ -439,8 +436,8 @@ async def test_two_downloads_are_joined_only_if_they_are_of_one_version(
         await rig.read(0, 20 * K)
         rig.blob.users = 0
         rig.fill.linger()
-        await trio.sleep(LINGER + 1)
-        assert not rig.fill.running
+        await trio.sleep(LINGER_SECONDS + 1)
+        assert not rig.fill.is_running
         rig.blob.users = 1
         source.stalls.clear()
         if not strong or digest:  # with a strong validator the bytes are the same, so the fake must keep to it
@@ -476,7 +473,7 @@ async def test_an_answer_from_elsewhere_is_an_error(tmp_path, autojump_clock):
     source.stalls[K] = trio.Event()
     async with filling(tmp_path, source) as rig:
         await begun(rig)
-        text = f"^k: bytes from {40 * K} were asked for, the answer starts at {40 * K + 1}"
+        text = f"^k: bytes from {40 * K} were requested, the reply starts at {40 * K + 1}"
         with pytest.raises(BadReply, match=text):
             await rig.blob.read(40 * K, 1)
 
@@ -484,9 +481,9 @@ async def test_an_answer_from_elsewhere_is_an_error(tmp_path, autojump_clock):
 # -- an older copy -----------------------------------------------------------------------------------------------
 
 
-def older(directory: Path, modified: str) -> tuple[Row, int]:
+def older(directory: Path, modified: str) -> tuple[BlobRow, int]:
     (directory / "older").write_bytes(b"older bytes")
-    return Row(b"i", "k", 5, 11, modified, 0.0, 0.0, ""), os.open(directory / "older", os.O_RDONLY)
+    return BlobRow(b"i", "k", 5, 11, modified, 0.0, 0.0, ""), os.open(directory / "older", os.O_RDONLY)
 
 
 def older_is_open(directory: Path) -> bool:
@@ -501,18 +498,13 @@ async def test_an_older_copy_that_is_still_right_is_used(tmp_path, autojump_cloc
     async with filling(tmp_path, source, kept=older(tmp_path, source.modified)) as rig:
         rig.wanted = wanted
         await begun(rig)
-        assert (rig.blob.size, rig.blob.complete, rig.fill.renewed, rig.fill.modified) == (
-            11,
-            True,
-            True,
-            source.modified,
-        )
+        assert (rig.blob.size, rig.blob.complete, rig.fill.date) == (11, True, source.modified)
         assert await rig.blob.read(0, 20) == b"older bytes"
         assert rig.blob.stamp == source.modified
         await settled()
         assert [row.size for row in rig.store.renewed] == [11] * wanted
-        assert (rig.store.kept, source.heads, source.starts, rig.fill.running) == ([], 1, [], False)
-        rig.fill.drop_kept()
+        assert (rig.store.kept, source.heads, source.starts, rig.fill.is_running) == ([], 1, [], False)
+        rig.fill.close_older()
         assert await rig.blob.read(0, 20) == b"older bytes"
 
 
@@ -528,8 +520,8 @@ async def test_an_older_copy_is_used_where_a_head_states_no_length_but_the_listi
     source = FakeSource(DATA)
     async with filling(tmp_path, source, listed=listed, kept=older(tmp_path, source.modified)) as rig:
         await begun(rig)
-        assert rig.fill.renewed is (listed == 11)
-        assert bool(source.starts) is not rig.fill.renewed
+        assert bool(rig.store.renewed) is (listed == 11)
+        assert bool(source.starts) is (listed != 11)
 
 
 @pytest.mark.parametrize(
@@ -552,7 +544,7 @@ async def test_an_older_copy_that_is_not_right_is_closed(tmp_path, autojump_cloc
         assert older_is_open(tmp_path)
         await begun(rig)
         await rig.blob.verdict()
-        assert (source.heads, rig.fill.renewed, len(rig.store.kept)) == (bool(modified), False, 1)
+        assert (source.heads, rig.store.renewed, len(rig.store.kept)) == (bool(modified), [], 1)
         assert not older_is_open(tmp_path)
 
 
@@ -699,8 +691,8 @@ async def test_without_ranges_a_download_begins_again_where_the_first_has_ended(
             await rig.read(offset)
         rig.blob.users = 0
         rig.fill.linger()
-        await trio.sleep(LINGER + 1)
-        assert (rig.fill.running, source.running) == (False, 0)
+        await trio.sleep(LINGER_SECONDS + 1)
+        assert (rig.fill.is_running, source.running) == (False, 0)
         rig.blob.users = 1
         source.stalls.clear()
         await rig.read(0)
@@ -783,7 +775,7 @@ async def test_what_was_handed_out_is_handed_out_again_before_the_verdict(tmp_pa
 
 async def test_who_waits_for_the_verdict_has_what_is_missing_fetched(tmp_path, autojump_clock, monkeypatch):
     """Wake the download that brings the missing bytes, which rests because its reader is far behind."""
-    monkeypatch.setattr(stream_module, "AHEAD", 8 * K)
+    monkeypatch.setattr(planner_module, "READ_AHEAD_BYTES", 8 * K)
     source = FakeSource(DATA, chunk=K)
     async with filling(tmp_path, source) as rig:
         await begun(rig)
@@ -794,7 +786,7 @@ async def test_who_waits_for_the_verdict_has_what_is_missing_fetched(tmp_path, a
         assert not rig.blob.complete
         began = trio.current_time()
         await rig.blob.verdict()
-        assert trio.current_time() - began < PAUSE / 2
+        assert trio.current_time() - began < PAUSE_SECONDS / 2
 
 
 # -- coming and going --------------------------------------------------------------------------------------------
@@ -809,10 +801,10 @@ async def test_a_download_that_nobody_waits_for_rests_and_ends_after_a_while(tmp
         await rig.read(0)
         rig.blob.users = 0
         rig.fill.linger()
-        await trio.sleep((PAUSE if ranged else LINGER) - 0.6)
-        assert (rig.fill.running, source.running) == (True, 1)
-        await trio.sleep(LINGER)
-        assert (rig.fill.running, source.running, rig.changes) == (False, 0, 1)
+        await trio.sleep((PAUSE_SECONDS if ranged else LINGER_SECONDS) - 0.6)
+        assert (rig.fill.is_running, source.running) == (True, 1)
+        await trio.sleep(LINGER_SECONDS)
+        assert (rig.fill.is_running, source.running, rig.changes) == (False, 0, 1)
         assert rig.blob.failure is None
         assert rig.stats.fetched <= NEAR
 
@@ -823,8 +815,8 @@ async def test_who_comes_back_keeps_it_going(tmp_path, autojump_clock):
         await begun(rig)
         rig.fill.linger()
         await trio.sleep(1)
-        rig.fill.stay(other)
-        await trio.sleep(2 * LINGER)
+        rig.fill.resume(other)
+        await trio.sleep(2 * LINGER_SECONDS)
         assert source.running == 1
         await rig.read(40 * K)
         assert other.starts == [40 * K], "what is begun from now on is the new one's"
@@ -835,21 +827,21 @@ async def test_of_what_is_wanted_whole_the_next_one_begins_where_it_ended(tmp_pa
     async with filling(tmp_path, source, strict=True) as rig:
         await begun(rig)
         rig.fill.linger()
-        await trio.sleep(LINGER + 0.1)
-        assert source.starts == [0, rig.blob.spans.next_gap(0)]
+        await trio.sleep(LINGER_SECONDS + 0.1)
+        assert source.starts == [0, rig.blob.present.first_missing(0)]
         assert source.starts[1] > 0
 
 
 async def test_far_ahead_of_its_reader_a_download_pauses_and_ends(tmp_path, autojump_clock, monkeypatch):
-    monkeypatch.setattr(stream_module, "AHEAD", 8 * K)
+    monkeypatch.setattr(planner_module, "READ_AHEAD_BYTES", 8 * K)
     source = FakeSource(DATA, chunk=K)
     async with filling(tmp_path, source) as rig:
         await begun(rig)
         await rig.read(0)
-        await trio.sleep(PAUSE - 0.1)
+        await trio.sleep(PAUSE_SECONDS - 0.1)
         assert source.running == 1
         await trio.sleep(0.2)
-        assert (source.running, rig.fill.running, rig.blob.failure) == (0, False, None)
+        assert (source.running, rig.fill.is_running, rig.blob.failure) == (0, False, None)
         assert 6 * K <= rig.stats.fetched <= 8 * K + NEAR
         await trio.sleep(100)
         assert source.starts == [0], "nobody has asked for more"
@@ -859,13 +851,13 @@ async def test_far_ahead_of_its_reader_a_download_pauses_and_ends(tmp_path, auto
 
 
 async def test_a_reader_that_comes_on_in_time_keeps_it(tmp_path, autojump_clock, monkeypatch):
-    monkeypatch.setattr(stream_module, "AHEAD", 8 * K)
+    monkeypatch.setattr(planner_module, "READ_AHEAD_BYTES", 8 * K)
     source = FakeSource(DATA, chunk=K)
     async with filling(tmp_path, source) as rig:
         await begun(rig)
         for offset in range(0, 20 * K, K):
             await rig.read(offset, K)
-            await trio.sleep(PAUSE / 2)
+            await trio.sleep(PAUSE_SECONDS / 2)
         assert source.starts == [0]
         assert rig.stats.fetched < len(DATA)
 
@@ -909,32 +901,12 @@ async def test_a_file_that_is_handed_out_whole_goes_on_where_it_ended(tmp_path, 
         await settled()
         rig.blob.users = 0
         rig.fill.linger()
-        await trio.sleep(LINGER + 1)
+        await trio.sleep(LINGER_SECONDS + 1)
         assert source.running == 0
         rig.blob.users = 1
         source.stalls.clear()
         await rig.read(50 * K)
         assert source.starts == [0, came]
-
-
-async def test_who_reads_on_steadily_keeps_its_download(tmp_path, autojump_clock):
-    """Let the third reader wait until one of the downloads rests."""
-    source = FakeSource(DATA * 20, chunk=K, pause=0.3)
-    async with filling(tmp_path, source) as rig, trio.open_nursery() as nursery:
-        await begun(rig)
-
-        async def steady(start: int) -> None:
-            for offset in range(start, start + 30 * K, K):
-                await rig.read(offset, K)
-
-        nursery.start_soon(steady, 0)
-        nursery.start_soon(steady, 400 * K)
-        await trio.sleep(4)
-        began = trio.current_time()
-        await rig.read(800 * K)
-        assert trio.current_time() - began > 0.5
-        assert source.at_once == 2
-        nursery.cancel_scope.cancel()
 
 
 # -- more connections --------------------------------------------------------------------------------------------
@@ -1002,7 +974,7 @@ def fail_once(monkeypatch: pytest.MonkeyPatch, source: Failing, at: int) -> None
             raise OSError(5, "Input/output error")
         os.pwrite(fd, data, offset)
 
-    monkeypatch.setattr(intake_module, "write_all", write)
+    monkeypatch.setattr(writer_module, "write_all", write)
 
 
 @pytest.mark.parametrize("times", [1, 2])
@@ -1016,253 +988,96 @@ async def test_room_is_made_once_for_what_others_write(tmp_path, autojump_clock,
         await rig.read(0)
         await rig.blob.verdict()
         assert len(rig.store.evicted) == 1
-        assert rig.fill.intake.in_memory is (times == 2)
+        assert rig.fill.writer.is_elsewhere is (times == 2)
         assert rig.store.discarded == ["file"] * (times == 2)
 
 
 # -- where the directory takes nothing ---------------------------------------------------------------------------
 
-BEHIND, AHEAD = 4 * K, 8 * K
-
 
 class NoDisk(Keeping):
-    """A disk that takes no file at all, or none from some moment on."""
-
-    memory = 2**30
+    """A disk that takes no file at all."""
 
     def create(self) -> Partial:
         raise OSError(28, "No space left on device")
 
-    async def reserve(self, partial: Partial, size: int) -> None:
-        await super().reserve(partial, size)
-        if size > self.memory:
-            raise CacheError("no room, and none left in memory")
-
 
 @pytest.fixture
-def thin(monkeypatch):
-    """Leave room for a little around each reader."""
-    for name, size in (("BEHIND", BEHIND), ("THIN_AHEAD", AHEAD)):
-        for module in (fill_module, intake_module):
-            monkeypatch.setattr(module, name, size)
-    monkeypatch.setattr(intake_module, "WINDOW", 32 * K)
-    monkeypatch.setattr(intake_module, "HASH_BEHIND", K)
+def full(monkeypatch):
+    monkeypatch.setattr(writer_module, "HASH_LAG_BYTES", K)
     monkeypatch.setattr(Rig, "store_class", NoDisk)
 
 
-async def read_through(rig: Rig, start: int = 0, stop: int = len(DATA)) -> int:
-    """Read every byte; return how much was in memory at most."""
-    most = 0
+async def read_through(rig: Rig, start: int = 0, stop: int = len(DATA)) -> None:
     for offset in range(start, stop, K):
         await rig.read(offset, K)
-        most = max(most, rig.blob.spans.total())
-    return most
 
 
 @pytest.mark.parametrize("ranged", [True, False])
 @pytest.mark.parametrize("digest", [True, False])
-async def test_a_big_file_streams_through_memory(tmp_path, patient_clock, thin, digest, ranged):
-    """Hold only what is near a reader in memory, and verify the file nevertheless."""
+async def test_a_big_file_that_the_directory_refuses_is_read_and_verified_elsewhere(
+    tmp_path, patient_clock, full, digest, ranged
+):
     source = FakeSource(DATA, chunk=K, ranged=ranged)
     source.seekable = ranged
     async with filling(tmp_path, source, digest=md5(DATA) if digest else "") as rig:
         await begun(rig)
-        assert (rig.fill.intake.in_memory, rig.fill.intake.thin) == (True, True)
-        most = await read_through(rig)
-        assert most <= AHEAD + BEHIND + 2 * NEAR + K
-        assert os.fstat(rig.blob.fd).st_blocks * 512 <= AHEAD + BEHIND + 3 * NEAR
-        await rig.ended()
-        assert (rig.blob.verified, rig.blob.complete, rig.store.kept) == (True, False, [])
-        assert set(rig.store.reserved) == {32 * K}
-        assert source.starts == [0]
-        assert rig.stats.fetched == len(DATA)
-        await rig.read(len(DATA) - K, K)
-        assert len(rig.store.evicted) == 1
+        assert rig.fill.writer.is_elsewhere is True
+        for _ in range(2):
+            await read_through(rig)
+            await rig.ended()
+        assert (rig.blob.complete, rig.store.kept, source.starts) == (True, [], [0])
+        assert (rig.stats.fetched, len(rig.store.evicted)) == (len(DATA), 1), "the next file may have room"
 
 
-@pytest.mark.parametrize("ranged", [True, False])
-async def test_who_goes_back_is_given_it_again(tmp_path, patient_clock, thin, ranged):
-    source = FakeSource(DATA, chunk=K, ranged=ranged)
-    source.seekable = ranged
-    async with filling(tmp_path, source) as rig:
-        await begun(rig)
-        await read_through(rig)
-        await rig.ended()
-        await read_through(rig)
-        assert len(source.starts) > 1
-        assert rig.blob.spans.total() < len(DATA)
-        assert rig.stats.fetched >= 2 * len(DATA) - AHEAD - 2 * BEHIND
-
-
-async def test_without_ranges_a_reader_that_goes_back_gets_a_place(tmp_path, patient_clock, thin):
-    """Reuse the place of a download that has passed the reader and that no other reader waits for."""
-    source = FakeSource(DATA, chunk=K, ranged=False)
-    source.seekable = False
-    async with filling(tmp_path, source) as rig:
-        await begun(rig)
-        began = trio.current_time()
-        for stop in (40, 30, 20, 10):
-            await read_through(rig, 0, stop * K)
-        assert trio.current_time() - began < LONG_PAUSE
-        assert set(source.starts) == {0}
-        assert source.at_once == 2
-
-
-async def test_who_waits_for_what_is_far_ahead_wakes_a_download_that_rests(tmp_path, patient_clock, thin):
-    """Resume the download through bytes that no reader wants, as there are no ranges."""
-    source = FakeSource(DATA, chunk=K, ranged=False)
-    source.seekable = False
-    async with filling(tmp_path, source) as rig:
-        await begun(rig)
-        await rig.read(0)
-        await trio.sleep(1)
-        began, came = trio.current_time(), rig.blob.came
-        await rig.read(40 * K)
-        assert came + NEAR < 40 * K
-        assert trio.current_time() - began < 1
-        assert source.starts == [0]
-
-
-async def test_without_ranges_there_are_two_downloads_whoever_goes_back(tmp_path, patient_clock, thin):
-    source = FakeSource(DATA, chunk=K, ranged=False)
-    source.seekable = False
-    source.stalls[40 * K] = trio.Event()
-    async with filling(tmp_path, source) as rig, trio.open_nursery() as nursery:
-        await begun(rig)
-        await read_through(rig, 0, 40 * K)
-        nursery.start_soon(rig.read, 41 * K)
-        await settled()
-        await read_through(rig, 0, 40 * K)
-        nursery.start_soon(rig.read, 41 * K)
-        await settled()
-        nursery.start_soon(rig.read, 0)
-        await settled()
-        assert (source.running, source.starts) == (2, [0, 0])
-        source.release()
-    assert source.at_once == 2
-
-
-async def test_a_download_that_makes_way_brings_no_more(tmp_path, patient_clock, thin):
-    """Stop before the end of the file: going through all of it would also free the place."""
-    source = FakeSource(DATA * 4, chunk=K, pause=0.01, ranged=False)
-    source.seekable = False
-    async with filling(tmp_path, source) as rig:
-        await begun(rig)
-        for stop in (40, 30, 20, 10):
-            await read_through(rig, 0, stop * K)
-        assert source.at_once == 2
-        assert rig.stats.fetched < len(source.data)
-
-
-@pytest.mark.parametrize("digest", [True, False])
-async def test_what_waits_in_memory_for_a_slow_reader_is_not_forgotten(tmp_path, patient_clock, thin, digest):
-    """Keep what lies a little behind the reader too; less where a step of others may be as long as that."""
-    source = FakeSource(DATA, chunk=K)
-    behind = 0 if source.writes else BEHIND - K
-    async with filling(tmp_path, source, digest=md5(DATA) if digest else "") as rig:
-        await begun(rig)
-        for offset in range(0, len(DATA), K):
-            await rig.read(offset, K)
-            await rig.read(max(0, offset - behind), K)
-            await trio.sleep(0.1)
-        assert (source.starts, rig.stats.fetched) == ([0], len(DATA))
-
-
-async def test_a_damaged_file_in_memory_is_an_error_before_its_end(tmp_path, patient_clock, thin):
+async def test_a_damaged_file_elsewhere_is_an_error_before_its_end(tmp_path, patient_clock, full):
     async with filling(tmp_path, FakeSource(DATA, chunk=K), digest=md5(b"another")) as rig:
         await begun(rig)
         with pytest.raises(BadReply, match="^k: its MD5 is"):
             await read_through(rig)
-        assert rig.blob.verified is False
+        assert rig.blob.complete is False
 
 
-async def test_a_small_file_is_whole_in_memory(tmp_path, autojump_clock, thin):
+async def test_a_small_file_that_the_directory_refuses_is_whole_elsewhere(tmp_path, autojump_clock, full):
     source = FakeSource(DATA[: 8 * K], chunk=K)
     async with filling(tmp_path, source, digest=md5(source.data)) as rig:
         await begun(rig)
         await rig.read(0, 8 * K)
-        assert (rig.fill.intake.in_memory, rig.fill.intake.thin, rig.blob.complete) == (True, False, True)
-        assert rig.store.reserved == [8 * K]
+        assert (rig.fill.writer.is_elsewhere, rig.blob.complete, rig.store.kept) == (True, True, [])
 
 
-async def test_where_memory_is_all_taken_too_that_is_the_error(tmp_path, autojump_clock, thin, monkeypatch):
-    monkeypatch.setattr(NoDisk, "memory", 32 * K - 1)
+async def test_where_there_is_no_room_elsewhere_either_that_is_the_error(tmp_path, autojump_clock, monkeypatch):
+    class Nowhere(NoDisk):
+        def create_elsewhere(self, size: int) -> Partial:
+            raise CacheError("none left in memory")
+
+    monkeypatch.setattr(Rig, "store_class", Nowhere)
     async with filling(tmp_path, FakeSource(DATA, chunk=K)) as rig:
         await begun(rig)
         with pytest.raises(CacheError, match="none left in memory"):
             await read_through(rig)
         await settled()
-        assert rig.fill.running is False
+        assert (rig.fill.is_running, rig.fill.writer.partial) == (False, None)
 
 
-async def test_two_readers_far_apart_have_both_what_is_near_them(tmp_path, patient_clock, thin):
-    async with filling(tmp_path, FakeSource(DATA, chunk=K)) as rig:
-        await begun(rig)
-        for offset in range(0, 20 * K, K):
-            await rig.read(offset, K)
-            await rig.read(30 * K + offset, K)
-        await rig.read(19 * K - BEHIND // 2, K)
-
-
-async def test_without_ranges_a_download_waits_longer_for_its_reader(tmp_path, patient_clock, thin):
-    """Wait longer, because the next download would begin with the first byte."""
-    source = FakeSource(DATA, chunk=K, ranged=False)
-    source.seekable = False
-    async with filling(tmp_path, source) as rig:
-        await begun(rig)
-        await rig.read(0)
-        await trio.sleep(LONG_PAUSE - 1)
-        assert (source.running, rig.stats.fetched < len(DATA)) == (1, True)
-        await rig.read(10 * K)
-        await trio.sleep(LONG_PAUSE - 1)
-        assert source.running == 1
-        await trio.sleep(LONG_PAUSE + 2)
-        assert source.running == 0
-        assert rig.blob.failure is None
-
-
+@pytest.mark.parametrize("hash_lag", [K, 2**40])
 @pytest.mark.parametrize("size", [8 * K, 60 * K])
 @pytest.mark.parametrize("digest", [True, False])
-async def test_a_disk_that_fails_in_the_middle_is_not_noticed(tmp_path, patient_clock, thin, monkeypatch, size, digest):
-    """Continue in memory with what had arrived; nothing is cached."""
-    monkeypatch.setattr(Rig, "store_class", Keeping)
+async def test_a_disk_that_fails_in_the_middle_is_not_noticed(
+    tmp_path, patient_clock, monkeypatch, size, digest, hash_lag
+):
+    """Continue elsewhere with what had arrived, and fetch nothing twice; nothing is cached."""
+    monkeypatch.setattr(writer_module, "HASH_LAG_BYTES", hash_lag)
     source = Failing(DATA[:size], chunk=K)
     fail_once(monkeypatch, source, size // 2)
     async with filling(tmp_path, source, digest=md5(source.data) if digest else "") as rig:
         await begun(rig)
-        assert rig.fill.intake.in_memory is False
+        assert rig.fill.writer.is_elsewhere is False
         await read_through(rig, 0, size)
         await rig.ended()
-        assert rig.fill.intake.in_memory is True
+        assert (rig.fill.writer.is_elsewhere, rig.blob.complete) == (True, True)
         assert (rig.store.discarded, rig.store.kept) == (["file"], [])
-        assert rig.store.reserved == ([60 * K, 32 * K] if size > 8 * K else [8 * K])
-        assert rig.blob.complete is (size == 8 * K)
-        assert rig.blob.verified is (size != 8 * K)
-
-
-@pytest.mark.parametrize("hash_behind", [K, 2**40])
-async def test_what_is_not_hashed_when_the_disk_fails_comes_again(
-    tmp_path, patient_clock, thin, monkeypatch, hash_behind
-):
-    monkeypatch.setattr(Rig, "store_class", Keeping)
-    monkeypatch.setattr(intake_module, "HASH_BEHIND", hash_behind)
-    source = Failing(DATA, chunk=K)
-    fail_once(monkeypatch, source, 30 * K)
-    async with filling(tmp_path, source, digest=md5(DATA)) as rig:
-        running: list[bool] = []
-        real = rig.fill.intake.to_memory
-
-        async def to_memory() -> None:
-            running.append(rig.fill.running)
-            await real()
-            assert rig.blob.floor == rig.fill.intake._hashed
-
-        monkeypatch.setattr(rig.fill.intake, "to_memory", to_memory)
-        await begun(rig)
-        await read_through(rig)
-        await rig.ended()
-        assert (rig.blob.failure, running) == (None, [True])
-        assert rig.blob.verified, "all is fetched again for that, from where it was hashed"
+        assert rig.stats.fetched <= size + 2 * K
 
 
 async def test_a_body_of_unknown_length_is_not_longer_than_it_can_be(tmp_path, autojump_clock):
@@ -1292,9 +1107,8 @@ async def test_what_tells_two_contents_apart_is_known_from_the_reply(tmp_path, a
             assert rig.blob.stamp == (modified if modified and strong else repr(trio.current_time()))
 
 
-async def test_a_disk_that_fails_stops_every_download(tmp_path, patient_clock, thin, monkeypatch):
+async def test_a_disk_that_fails_stops_every_download(tmp_path, patient_clock, monkeypatch):
     """Stop also a download that waits for its server; then all of them go on in memory."""
-    monkeypatch.setattr(Rig, "store_class", Keeping)
     source = Failing(DATA, chunk=K)
     source.stalls[K] = trio.Event()
     fail_once(monkeypatch, source, 40 * K)
@@ -1302,12 +1116,12 @@ async def test_a_disk_that_fails_stops_every_download(tmp_path, patient_clock, t
         await begun(rig)
         await settled()
         await rig.read(40 * K)
-        assert rig.fill.intake.in_memory is True
+        assert rig.fill.writer.is_elsewhere is True
 
 
 async def test_where_there_is_no_memory_either_that_is_the_error(tmp_path, autojump_clock, monkeypatch):
     class Neither(Keeping):
-        def create_in_memory(self) -> Partial:
+        def create_elsewhere(self, size: int) -> Partial:
             raise CacheError("no memory")
 
     monkeypatch.setattr(Rig, "store_class", Neither)
@@ -1317,13 +1131,13 @@ async def test_where_there_is_no_memory_either_that_is_the_error(tmp_path, autoj
     def write(fd: int, data: memoryview, offset: int) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(intake_module, "write_all", write)
+    monkeypatch.setattr(writer_module, "write_all", write)
     async with filling(tmp_path, source) as rig:
         await begun(rig)
         with pytest.raises(CacheError, match="no memory"):
             await rig.blob.read(0, 1)
         await settled()
-        assert (rig.fill.running, rig.fill.busy) == (False, False)
+        assert rig.fill.is_running is False
 
 
 async def test_a_source_is_told_the_length_once_it_is_known(tmp_path, autojump_clock):
@@ -1366,7 +1180,7 @@ async def test_a_body_that_is_left_half_way_is_closed_before_its_reply(tmp_path,
         await begun(rig)
         await rig.read(40 * K)
         rig.fill.linger()
-        await trio.sleep(LINGER + 1)
+        await trio.sleep(LINGER_SECONDS + 1)
     assert closed
     assert closed == ["body", "reply"] * (len(closed) // 2)
 
@@ -1402,9 +1216,9 @@ async def test_who_has_it_open_gets_the_rest_of_what_was_given_up(tmp_path, auto
             rig.fill.start()
             await trio.sleep(2)
             rig.fill.linger()
-            await trio.sleep(LINGER + 0.1)
-            assert source.starts == [0, rig.blob.spans.next_gap(0) if ranged and states_size else 0]
-            assert rig.blob.spans.next_gap(0) > 0
+            await trio.sleep(LINGER_SECONDS + 0.1)
+            assert source.starts == [0, rig.blob.present.first_missing(0) if ranged and states_size else 0]
+            assert rig.blob.present.first_missing(0) > 0
 
 
 async def test_no_byte_is_written_twice(tmp_path, autojump_clock):

@@ -9,25 +9,33 @@ import stat
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from xnatfs.common.errors import CacheError
 from xnatfs.common.locks import lock
 from xnatfs.content.disk import directory as shelf_module
-from xnatfs.content.disk.directory import SYNC_BATCH, Shelf, open_shelf, opened, write_all
-from xnatfs.content.disk.index import SCHEMA_VERSION, Index, Row, open_index, set_aside
+from xnatfs.content.disk import files as files_module
+from xnatfs.content.disk.directory import SYNC_BATCH_FILES as SYNC_BATCH
+from xnatfs.content.disk.directory import CacheDirectory, open_directory
+from xnatfs.content.disk.files import is_full, opened, write_all
+from xnatfs.content.disk.index import SCHEMA_VERSION, BlobRow, Index, open_index, set_aside
 
 GIB = 2**30
 
 
-def row(number: int, size: int = 10, **more: object) -> Row:
+def row(number: int, size: int = 10, **more: object) -> BlobRow:
     values = {"listed": size, "size": size, "modified": "m", "checked": 1.0, "used": float(number), "boot": ""}
-    return Row(ident(number), f"key {number}", **{**values, **more})  # type: ignore[arg-type]
+    return BlobRow(ident(number), f"key {number}", **{**values, **more})  # type: ignore[arg-type]
 
 
 def ident(number: int) -> bytes:
     return bytes([number]) * 32
+
+
+def get(index: Index, ident: bytes) -> Any:
+    return next(iter(index.have([ident])), None)
 
 
 @pytest.fixture
@@ -41,17 +49,17 @@ def index(tmp_path: Path) -> Iterator[Index]:
 
 
 def test_a_row_comes_back_as_it_was_put(index):
-    assert (index.get(ident(1)), index.total()) == (None, 0)
-    whole = Row(ident(1), "a key", 11, 12, "Mon", 13.5, 14.5, "a boot", 15, "P\nQ")
+    assert (get(index, ident(1)), index.total()) == (None, 0)
+    whole = BlobRow(ident(1), "a key", 11, 12, "Mon", 13.5, 14.5, "a boot", 15, "P\nQ")
     with index.transaction():
         index.put(whole)
         assert index.total_now() == 12
-        assert (index.get(ident(1)), index.total()) == (None, 0), "others see it when it is committed"
-    assert (index.get(ident(1)), index.total()) == (whole, 12)
-    newer = Row(ident(1), "another", None, 7, "Tue", 15.5, 16.5, "", 17, "R")
+        assert (get(index, ident(1)), index.total()) == (None, 0), "others see it when it is committed"
+    assert (get(index, ident(1)), index.total()) == (whole, 12)
+    newer = BlobRow(ident(1), "another", None, 7, "Tue", 15.5, 16.5, "", 17, "R")
     with index.transaction():
         index.put(newer)
-    assert (index.get(ident(1)), index.total()) == (newer, 7)
+    assert (get(index, ident(1)), index.total()) == (newer, 7)
 
 
 def test_many_are_found_at_once(index):
@@ -76,7 +84,7 @@ def test_a_transaction_that_fails_leaves_nothing(index):
     for statements in ((), ("ROLLBACK",)):
         with pytest.raises(KeyError):
             fails(index, *statements)
-        assert (index.get(ident(1)), index.total()) == (None, 0)
+        assert (get(index, ident(1)), index.total()) == (None, 0)
     with index.transaction():
         index.put(row(2))
     assert index.total() == 10
@@ -86,12 +94,12 @@ def test_a_renewed_row_is_of_the_same_version_only(index):
     with index.transaction():
         index.put(row(1))
         index.renew(row(1, listed=5, checked=9.0))
-    assert index.get(ident(1)) == row(1, listed=5, checked=9.0)
+    assert get(index, ident(1)) == row(1, listed=5, checked=9.0)
     with index.transaction():
         index.renew(row(1, listed=6, checked=10.0, modified="another"))
         index.renew(row(2))
-    assert index.get(ident(1)) == row(1, listed=5, checked=9.0)
-    assert index.get(ident(2)) is None
+    assert get(index, ident(1)) == row(1, listed=5, checked=9.0)
+    assert get(index, ident(2)) is None
 
 
 def test_dropped_rows_are_not_counted(index):
@@ -99,7 +107,7 @@ def test_dropped_rows_are_not_counted(index):
         for number in (1, 2, 3):
             index.put(row(number, number))
         index.drop([ident(1), ident(3), ident(9)])
-    assert [index.get(ident(number)) for number in (1, 3)] == [None, None]
+    assert [get(index, ident(number)) for number in (1, 3)] == [None, None]
     assert index.total() == 2
 
 
@@ -128,7 +136,7 @@ def test_a_shard_has_all_that_begin_with_its_byte(index):
     edges = [bytes([first]) + last * 31 for first in (1, 2, 3) for last in (b"\x00", b"\x80", b"\xff")]
     with index.transaction():
         for each in edges:
-            index.put(Row(each, "", 0, each[0], "", 0.0, 0.0, "", written=7))
+            index.put(BlobRow(each, "", 0, each[0], "", 0.0, 0.0, "", written=7))
         assert index.shard(2) == dict.fromkeys(edges[3:6], (2, 7))
         assert index.shard(4) == {}
 
@@ -142,7 +150,7 @@ def test_what_is_not_on_the_disk_is_told_in_parts_and_marked(index):
         assert index.unsynced("", 10) == []
         index.put(row(4, boot="now", checked=2.0))  # replaced meanwhile
         index.synced([(ident(1), 1.0), (ident(4), 1.0)])
-    assert [index.get(ident(number)).boot for number in (1, 2, 4, 5)] == ["", "before", "now", "now"]
+    assert [get(index, ident(number)).boot for number in (1, 2, 4, 5)] == ["", "before", "now", "now"]
 
 
 def test_an_index_is_made_once_private_and_known_by_its_version(tmp_path):
@@ -156,7 +164,7 @@ def test_an_index_is_made_once_private_and_known_by_its_version(tmp_path):
     assert first._write.execute("PRAGMA synchronous").fetchone() == (1,)
     assert first._write.execute("PRAGMA cache_size").fetchone() == (-512,)
     second = open_index(path)
-    assert second.get(ident(1)) == row(1)
+    assert get(second, ident(1)) == row(1)
     for index in (first, second):
         index.close()
         with pytest.raises(sqlite3.ProgrammingError):
@@ -225,13 +233,13 @@ def test_what_is_set_aside_takes_no_log_with_it(tmp_path):
 
 
 @pytest.fixture
-def shelf(tmp_path: Path) -> Iterator[Shelf]:
-    made = open_shelf(tmp_path / "cache", 100)
+def shelf(tmp_path: Path) -> Iterator[CacheDirectory]:
+    made = open_directory(tmp_path / "cache", 100)
     yield made
     made.index.close()
 
 
-def kept(shelf: Shelf, number: int, size: int = 10, **more: object) -> str:
+def kept(shelf: CacheDirectory, number: int, size: int = 10, **more: object) -> str:
     """Put a file in its place; return where."""
     name, fd = shelf.create_partial()
     write_all(fd, memoryview(bytes([number]) * size), 0)
@@ -240,22 +248,22 @@ def kept(shelf: Shelf, number: int, size: int = 10, **more: object) -> str:
     return shelf.path(ident(number))
 
 
-def written(shelf: Shelf, number: int) -> int:
+def written(shelf: CacheDirectory, number: int) -> int:
     return os.stat(shelf.path(ident(number))).st_mtime_ns
 
 
-def blobs(shelf: Shelf) -> list[int]:
+def blobs(shelf: CacheDirectory) -> list[int]:
     return sorted(int(path.name[:2], 16) for path in (shelf.directory / "blobs").rglob("*") if path.is_file())
 
 
-def partials(shelf: Shelf) -> list[str]:
+def partials(shelf: CacheDirectory) -> list[str]:
     return sorted(os.listdir(shelf.directory / "partial"))
 
 
 def test_a_directory_is_made_private_with_all_above_it(tmp_path):
     before = os.umask(0)
     try:
-        made = open_shelf(tmp_path / "a" / "b" / "cache", 100)
+        made = open_directory(tmp_path / "a" / "b" / "cache", 100)
     finally:
         os.umask(before)
     made.index.close()
@@ -263,13 +271,13 @@ def test_a_directory_is_made_private_with_all_above_it(tmp_path):
         assert stat.S_IMODE((tmp_path / "a/b/cache" / folder).stat().st_mode) == 0o700
     assert partials(made) == []
     (tmp_path / "a/b/cache").chmod(0o701)
-    open_shelf(tmp_path / "a" / "b" / "cache", 100).index.close()
+    open_directory(tmp_path / "a" / "b" / "cache", 100).index.close()
     assert stat.S_IMODE((tmp_path / "a/b/cache").stat().st_mode) == 0o700
 
 
 @pytest.mark.parametrize(("free", "used", "limit"), [(10 * GIB, 0, 100), (150, 0, 75), (51, 40, 45)])
 def test_a_limit_is_at_most_half_of_what_is_free_without_the_cache(tmp_path, monkeypatch, free, used, limit):
-    first = open_shelf(tmp_path, 100)
+    first = open_directory(tmp_path, 100)
     if used:
         kept(first, 1, used)
     first.index.close()
@@ -278,28 +286,28 @@ def test_a_limit_is_at_most_half_of_what_is_free_without_the_cache(tmp_path, mon
         "disk_usage",
         lambda path: type("Usage", (), {"free": free})() if path == tmp_path else None,
     )
-    again = open_shelf(tmp_path, 100)
+    again = open_directory(tmp_path, 100)
     assert again.limit == limit
     again.index.close()
 
 
 def test_a_directory_that_cannot_be_used_says_why(tmp_path, monkeypatch):
-    def full(self: Shelf) -> None:
+    def full(self: CacheDirectory) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     (tmp_path / "file").touch()
     with pytest.raises(CacheError, match=f"^cache directory {tmp_path}/file cannot be used: Not a directory; correct"):
-        open_shelf(tmp_path / "file", 100)
-    monkeypatch.setattr(Shelf, "create_partial", full)
+        open_directory(tmp_path / "file", 100)
+    monkeypatch.setattr(CacheDirectory, "create_partial", full)
     with pytest.raises(CacheError, match=f"^cache directory {tmp_path}/x cannot be used: No space left on device; "):
-        open_shelf(tmp_path / "x", 100)
+        open_directory(tmp_path / "x", 100)
     descriptors = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if _there(fd)]
     assert not [each for each in descriptors if each.startswith(str(tmp_path / "x"))]
     monkeypatch.setattr(
         shelf_module, "open_index", lambda path, wait: (_ for _ in ()).throw(sqlite3.DatabaseError("odd"))
     )
     with pytest.raises(CacheError, match="cannot be used: odd; "):
-        open_shelf(tmp_path / "y", 100)
+        open_directory(tmp_path / "y", 100)
 
 
 def _there(fd: str) -> bool:
@@ -313,7 +321,7 @@ def test_processes_open_a_directory_one_at_a_time(tmp_path, monkeypatch):
         return Index(path, wait)
 
     monkeypatch.setattr(shelf_module, "open_index", locked)
-    open_shelf(tmp_path, 100).index.close()
+    open_directory(tmp_path, 100).index.close()
 
 
 def test_a_download_is_private_and_locked(shelf):
@@ -359,7 +367,7 @@ def test_a_kept_file_is_counted_and_marked_with_the_boot(shelf):
     shelf.keep(name, row(1, 50))
     assert Path(shelf.path(ident(1))).read_bytes() == b"x" * 50
     assert shelf.path(ident(1)) == f"{shelf.directory}/blobs/01/{'01' * 32}"
-    assert shelf.index.get(ident(1)) == row(1, 50, boot=shelf.boot, written=written(shelf, 1))
+    assert get(shelf.index, ident(1)) == row(1, 50, boot=shelf.boot, written=written(shelf, 1))
     assert (shelf.index.total(), partials(shelf)) == (50, [])
     assert stat.S_IMODE((shelf.directory / "blobs/01").stat().st_mode) == 0o700
     assert shelf.boot == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -368,7 +376,7 @@ def test_a_kept_file_is_counted_and_marked_with_the_boot(shelf):
 def test_room_is_made_for_what_is_kept_and_no_more(shelf):
     for number in range(1, 11):
         kept(shelf, number)
-    assert (shelf.index.total(), shelf.crowded) == (100, False)
+    assert shelf.index.total() == 100
     kept(shelf, 11, 11)
     assert (blobs(shelf), shelf.index.total()) == ([3, 4, 5, 6, 7, 8, 9, 10, 11], 91)
     kept(shelf, 12, 9)
@@ -399,10 +407,10 @@ def test_what_was_opened_last_goes_last(shelf):
     kept(shelf, 4, 30)
     assert blobs(shelf) == [1, 3, 4]
     assert shelf.recent == {}
-    assert shelf.index.get(ident(1)).used == 9.0
+    assert get(shelf.index, ident(1)).used == 9.0
     shelf.recent[ident(3)] = 10.0
     shelf.touch()
-    assert (shelf.recent, shelf.index.get(ident(3)).used) == ({}, 10.0)
+    assert (shelf.recent, get(shelf.index, ident(3)).used) == ({}, 10.0)
 
 
 def test_what_is_open_stays_and_the_next_one_goes(shelf):
@@ -411,20 +419,20 @@ def test_what_is_open_stays_and_the_next_one_goes(shelf):
     with opened(shelf.path(ident(1))) as fd:
         assert lock(fd, fcntl.LOCK_SH)
         shelf.evict(60)
-        assert (blobs(shelf), shelf.crowded) == ([1, 3], False)
+        assert blobs(shelf) == [1, 3]
         shelf.evict(0)
-        assert (blobs(shelf), shelf.crowded, shelf.index.total()) == ([1], True, 30)
+        assert (blobs(shelf), shelf.index.total()) == ([1], 30)
     shelf.evict(30)
-    assert (blobs(shelf), shelf.crowded) == ([1], False)
+    assert blobs(shelf) == [1]
     shelf.evict(29)
-    assert (blobs(shelf), shelf.crowded) == ([], False)
+    assert blobs(shelf) == []
 
 
 def test_a_row_whose_file_is_gone_goes_too(shelf):
     for number in (1, 2):
         os.unlink(kept(shelf, number, 30))
     shelf.evict(30)
-    assert (shelf.index.get(ident(1)), shelf.index.total()) == (None, 30)
+    assert (get(shelf.index, ident(1)), shelf.index.total()) == (None, 30)
 
 
 def test_more_files_than_come_at_once_are_evicted(shelf):
@@ -437,7 +445,7 @@ def test_more_files_than_come_at_once_are_evicted(shelf):
 def test_files_are_kept_together_or_not_at_all(shelf, monkeypatch):
     assert shelf.keep_whole([(row(1), b"1" * 10), (row(2), b"2" * 10)])
     assert Path(shelf.path(ident(2))).read_bytes() == b"2" * 10
-    assert shelf.index.get(ident(2)) == row(2, boot=shelf.boot, written=written(shelf, 2))
+    assert get(shelf.index, ident(2)) == row(2, boot=shelf.boot, written=written(shelf, 2))
     assert stat.S_IMODE(os.stat(shelf.path(ident(1))).st_mode) == 0o600
     assert stat.S_IMODE((shelf.directory / "blobs/01").stat().st_mode) == 0o700
     real = write_all
@@ -447,7 +455,7 @@ def test_files_are_kept_together_or_not_at_all(shelf, monkeypatch):
             raise OSError(errno.EIO, "Broken")
         real(fd, data, offset)
 
-    monkeypatch.setattr(shelf_module, "write_all", full)
+    monkeypatch.setattr(files_module, "write_all", full)
     before = set(os.listdir("/proc/self/fd"))
     with pytest.raises(OSError, match="Broken"):
         shelf.keep_whole([(row(3), b"3" * 10), (row(4), b"4" * 10), (row(5), b"5" * 10)])
@@ -459,7 +467,7 @@ def test_a_file_that_cannot_be_made_is_the_error_and_leaves_nothing(shelf, monke
     def refuse(path: str, data: bytes) -> None:
         raise OSError(errno.EROFS, "Read-only")
 
-    monkeypatch.setattr(shelf_module, "_write_new", refuse)
+    monkeypatch.setattr(shelf_module, "write_new", refuse)
     with pytest.raises(OSError, match="Read-only"):
         shelf.keep_whole([(row(1), b"1" * 10)])
     assert (blobs(shelf), shelf.index.total()) == ([], 0)
@@ -483,7 +491,7 @@ def test_room_is_made_for_whole_files(shelf):
 def test_a_renewed_file_is_kept_as_checked_now(shelf):
     kept(shelf, 1)
     shelf.renew(row(1, listed=3, checked=5.0))
-    assert shelf.index.get(ident(1)) == row(1, listed=3, checked=5.0, boot=shelf.boot, written=written(shelf, 1))
+    assert get(shelf.index, ident(1)) == row(1, listed=3, checked=5.0, boot=shelf.boot, written=written(shelf, 1))
 
 
 def test_new_files_are_seen_to_the_disk_in_batches(shelf, monkeypatch):
@@ -496,7 +504,7 @@ def test_new_files_are_seen_to_the_disk_in_batches(shelf, monkeypatch):
         counts.append(len(synced))
     assert sorted(synced) == sorted(paths[1:])
     assert counts == [SYNC_BATCH - 1, SYNC_BATCH]
-    assert all(shelf.index.get(ident(number)).boot == "" for number in range(1, SYNC_BATCH + 2))
+    assert all(get(shelf.index, ident(number)).boot == "" for number in range(1, SYNC_BATCH + 2))
 
 
 def test_downloads_of_the_dead_are_removed_and_not_counted(shelf):
@@ -537,13 +545,13 @@ def test_files_without_rows_and_rows_without_files_are_removed(shelf):
     shelf.tidy_blobs(2)
     shelf.tidy_blobs(3)
     assert not stray.exists()
-    assert (blobs(shelf), shelf.index.get(ident(2)), shelf.index.total()) == ([1], None, 10)
+    assert (blobs(shelf), get(shelf.index, ident(2)), shelf.index.total()) == ([1], None, 10)
     (shelf.directory / "blobs/02").rmdir()
     kept_again = row(2, boot="x")
     with shelf.index.transaction():
         shelf.index.put(kept_again)
     shelf.tidy_blobs(2)
-    assert shelf.index.get(ident(2)) is None
+    assert get(shelf.index, ident(2)) is None
 
 
 def test_what_the_kernel_takes_in_parts_is_written_whole(tmp_path, monkeypatch):
@@ -605,7 +613,7 @@ def test_a_file_that_was_changed_in_its_place_is_nobodys(shelf):
     kept(shelf, 2)
     for number in (1, 2):
         shelf.tidy_blobs(number)
-    assert (blobs(shelf), shelf.index.get(ident(1)), shelf.index.total()) == ([2], None, 10)
+    assert (blobs(shelf), get(shelf.index, ident(1)), shelf.index.total()) == ([2], None, 10)
 
 
 def test_evicted_files_are_counted(shelf):
@@ -617,7 +625,7 @@ def test_evicted_files_are_counted(shelf):
 
 
 def test_where_the_disk_is_full_other_files_make_way_once(shelf, monkeypatch):
-    monkeypatch.setattr(shelf_module, "SPARE", 15)
+    monkeypatch.setattr(shelf_module, "SPARE_BYTES", 15)
     for number in (1, 2, 3):
         kept(shelf, number)
     real, times = write_all, [1]
@@ -628,7 +636,7 @@ def test_where_the_disk_is_full_other_files_make_way_once(shelf, monkeypatch):
             raise OSError(errno.ENOSPC, "No space")
         real(fd, data, offset)
 
-    monkeypatch.setattr(shelf_module, "write_all", full)
+    monkeypatch.setattr(files_module, "write_all", full)
     assert shelf.keep_whole([(row(4), b"4" * 10)])
     assert (blobs(shelf), shelf.index.total()) == ([3, 4], 20)
     times[0] = 1
@@ -637,7 +645,7 @@ def test_where_the_disk_is_full_other_files_make_way_once(shelf, monkeypatch):
     times[0] = 2
     with pytest.raises(OSError, match="No space"):
         shelf.keep_whole([(row(6), b"6" * 10)])
-    monkeypatch.setattr(shelf_module, "write_all", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "Broken")))
+    monkeypatch.setattr(files_module, "write_all", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "Broken")))
     kept_before = blobs(shelf)
     with pytest.raises(OSError, match="Broken"):
         shelf.keep_whole([(row(6), b"6" * 10)])
@@ -645,7 +653,7 @@ def test_where_the_disk_is_full_other_files_make_way_once(shelf, monkeypatch):
 
 
 def test_what_is_full_is_known_by_its_number():
-    assert [shelf_module.is_full(OSError(number, "")) for number in (errno.ENOSPC, errno.EDQUOT, errno.EIO)] == [
+    assert [is_full(OSError(number, "")) for number in (errno.ENOSPC, errno.EDQUOT, errno.EIO)] == [
         True,
         True,
         False,
@@ -653,21 +661,21 @@ def test_what_is_full_is_known_by_its_number():
     for code, full in ((sqlite3.SQLITE_FULL, True), (sqlite3.SQLITE_FULL | 0x100, True), (sqlite3.SQLITE_IOERR, False)):
         error = sqlite3.OperationalError("x")
         error.sqlite_errorcode = code
-        assert shelf_module.is_full(error) is full
-    assert not shelf_module.is_full(ValueError())
+        assert is_full(error) is full
+    assert not is_full(ValueError())
 
 
 def test_an_index_knows_whether_it_is_the_one_that_others_find(shelf, tmp_path):
     path = shelf.directory / "index.sqlite"
-    assert shelf.index.in_place()
-    assert shelf.heal() is None
+    assert shelf.index.is_in_place()
+    assert shelf.reopen_if_lost() is False
     path.rename(tmp_path / "away")
-    assert not shelf.index.in_place()
+    assert not shelf.index.is_in_place()
     path.write_bytes(b"")
-    assert not shelf.index.in_place()
+    assert not shelf.index.is_in_place()
     path.unlink()
     (tmp_path / "away").rename(path)
-    assert shelf.index.in_place()
+    assert shelf.index.is_in_place()
 
 
 @pytest.mark.parametrize("how", ["removed", "damaged", "all removed"])
@@ -680,13 +688,12 @@ def test_an_index_that_is_gone_or_damaged_is_begun_anew(shelf, how):
         os.unlink(shelf.directory / "index.sqlite")
     else:
         shutil.rmtree(shelf.directory)
-    assert shelf.heal() is before
+    assert shelf.reopen_if_lost() is True
     assert shelf.index is not before
-    assert shelf.index.in_place()
-    assert shelf.heal() is None
+    assert shelf.index.is_in_place()
+    assert shelf.reopen_if_lost() is False
     assert Path(f"{shelf.directory}/index.sqlite.damaged").exists() is (how == "damaged")
-    shelf.adopt([("mine", 7)])
-    assert (shelf.index.total(), shelf.index.reserved(), blobs(shelf)) == (7, {"mine"}, [])
+    assert (shelf.index.total(), shelf.index.reserved(), blobs(shelf)) == (0, set(), [])
     before.close()
     assert stat.S_IMODE(shelf.directory.stat().st_mode) == 0o700
 
@@ -705,7 +712,7 @@ def test_what_was_removed_below_it_is_made_again(shelf):
 def test_a_directory_of_somebody_else_is_not_used(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
     with pytest.raises(CacheError, match="belongs to another user|Operation not permitted"):
-        open_shelf(tmp_path / "cache", 100)
+        open_directory(tmp_path / "cache", 100)
 
 
 def test_an_index_is_closed_with_the_directory_locked(shelf, monkeypatch):
@@ -788,8 +795,7 @@ def test_an_index_is_not_opened_but_by_sqlite(tmp_path, monkeypatch):
 
 def test_a_directory_has_what_it_needs_and_no_more(tmp_path):
     before = len(os.listdir("/proc/self/fd"))
-    made = open_shelf(tmp_path / "cache", 100)
-    assert made.crowded is False
+    made = open_directory(tmp_path / "cache", 100)
     names = {path.name for path in (tmp_path / "cache").iterdir()}
     assert names - {"index.sqlite-wal", "index.sqlite-shm"} == {"blobs", "partial", "index.sqlite"}
     made.close()
@@ -802,9 +808,9 @@ def test_the_first_of_all_goes_too_and_a_byte_too_many_is_too_many(shelf):
     with opened(shelf.path(ident(2))) as fd:
         assert lock(fd, fcntl.LOCK_SH)
         shelf.evict(9)
-        assert (blobs(shelf), shelf.crowded, shelf.evicted) == ([2], True, 1)
+        assert (blobs(shelf), shelf.evicted) == ([2], 1)
     shelf.evict(9)
-    assert (blobs(shelf), shelf.crowded, shelf.evicted) == ([], False, 2)
+    assert (blobs(shelf), shelf.evicted) == ([], 2)
 
 
 def test_a_link_in_the_place_of_a_file_is_not_the_file(shelf, tmp_path):
@@ -812,5 +818,5 @@ def test_a_link_in_the_place_of_a_file_is_not_the_file(shelf, tmp_path):
     path.rename(tmp_path / "moved")
     path.symlink_to(tmp_path / "moved")
     shelf.tidy_blobs(1)
-    assert (shelf.index.get(ident(1)), os.path.lexists(path)) == (None, False)
+    assert (get(shelf.index, ident(1)), os.path.lexists(path)) == (None, False)
     assert (tmp_path / "moved").exists()

@@ -12,24 +12,19 @@ from hypothesis import strategies as st
 
 from tests.support.content_fakes import LIMIT, FakeSource, md5, patient, read_all, until
 from xnatfs.common.errors import Unreachable, XnatError
-from xnatfs.content import Blob, ContentCache, Version, blob, fill, open_cache
-from xnatfs.content import download as stream
-from xnatfs.content import writer as intake
+from xnatfs.content import Blob, ContentCache, Version, blob, open_cache, planner
 
 DATA = random.Random(3).randbytes(60_000)
 
 # The same rules at a thousandth of the size, so that small files meet all of them.
 SCALED = {
-    (intake, "SMALL"): 8192,
-    (fill, "SMALL"): 8192,
-    (fill, "NEAR"): 4096,
-    (fill, "WINDOW"): 1024,
-    (fill, "LONGEST"): 16_384,
-    (fill, "SHARE"): 16_384,
-    (stream, "NEAR"): 4096,
-    (stream, "WINDOW"): 1024,
-    (stream, "AHEAD"): 4096,
-    (blob, "HOLD_BACK"): 512,
+    (blob, "SMALL_FILE_BYTES"): 8192,
+    (planner, "NEAR_BYTES"): 4096,
+    (planner, "WINDOW_BYTES"): 1024,
+    (planner, "MAX_WINDOW_BYTES"): 16_384,
+    (planner, "SHARE_BYTES"): 16_384,
+    (planner, "READ_AHEAD_BYTES"): 4096,
+    (blob, "HOLD_BACK_BYTES"): 512,
 }
 
 
@@ -157,8 +152,10 @@ class Run:
                 for reader in readers:
                     nursery.start_soon(self.reader, cache, reader)
             for opened, handed_out in self.handed_out.items():
-                damaged = self.server.damaged and self.server.digest and self.server.size > SCALED[intake, "SMALL"]
-                assert not damaged or opened.size - len(handed_out) >= SCALED[blob, "HOLD_BACK"]
+                damaged = (
+                    self.server.damaged and self.server.digest and self.server.size > SCALED[blob, "SMALL_FILE_BYTES"]
+                )
+                assert not damaged or opened.size - len(handed_out) >= SCALED[blob, "HOLD_BACK_BYTES"]
             if self.server.sound:
                 assert self.raised == []
                 assert await read_all(cache, self.version, self.source, 3000) == self.data

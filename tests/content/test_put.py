@@ -22,7 +22,7 @@ from tests.support.content_fakes import (
 )
 from xnatfs.common.errors import NotFound
 from xnatfs.content import ContentCache, Version, open_cache
-from xnatfs.content.write_behind import BATCH, MOST, RETAINED
+from xnatfs.content.write_behind import BATCH_FILES, MAX_RETAINED_BYTES, MAX_UNWRITTEN_BYTES
 
 FILES = {f"7/{number}.dcm": random.Random(number).randbytes(20_000) for number in range(200)}
 
@@ -41,7 +41,7 @@ async def put_all(cache: ContentCache) -> None:
 
 async def written(cache: ContentCache) -> None:
     """Wait until all files are on the disk."""
-    await until(lambda: not cache._writeback._waiting)
+    await until(lambda: not cache._write_behind._waiting)
 
 
 async def test_it_is_there_for_the_next_open(tmp_path):
@@ -121,10 +121,10 @@ async def test_many_share_a_transaction(tmp_path):
     async with open_cache(tmp_path, LIMIT) as cache:
         await cache.tidied.wait()
         statements: list[str] = []
-        cache._store._shelf.index._write.set_trace_callback(statements.append)
+        cache._store._directory.index._write.set_trace_callback(statements.append)
         await put_all(cache)
         await written(cache)
-        assert statements.count("BEGIN IMMEDIATE") <= len(FILES) / BATCH + 2
+        assert statements.count("BEGIN IMMEDIATE") <= len(FILES) / BATCH_FILES + 2
 
 
 async def test_what_was_read_and_written_leaves_the_memory(tmp_path):
@@ -135,10 +135,10 @@ async def test_what_was_read_and_written_leaves_the_memory(tmp_path):
             await cache.put(version(data, str(number)), data)
             assert await read_all(cache, version(data, str(number)), nowhere()) == data
         await written(cache)
-        assert sum(entry.blob.size for entry in cache._entries) <= RETAINED
-        cache._writeback.retain(0)
-        assert not cache._live
-        assert not cache._entries
+        assert sum(entry.blob.size for entry in cache._files.entries.values()) <= MAX_RETAINED_BYTES
+        cache._write_behind.release_written(0)
+        assert not cache._files.current
+        assert not cache._files.entries
         assert cache.has(version(data, "99"))
 
 
@@ -149,7 +149,7 @@ async def test_who_puts_faster_than_the_disk_writes_has_to_wait(tmp_path):
                 for number in range(100):
                     await cache.put(undigested(SMALL, str(number)), SMALL)
             assert waiting.cancelled_caught
-            assert len(cache._entries) <= MOST // len(SMALL) + 2
+            assert len(cache._files.entries) <= MAX_UNWRITTEN_BYTES // len(SMALL) + 2
         await cache.put(undigested(SMALL, "last"), SMALL)
         assert cache.has(undigested(SMALL, "last"))
 
@@ -174,13 +174,13 @@ async def test_a_file_that_is_kept_is_replaced_only_when_it_is_out_of_date(tmp_p
     async with open_cache(tmp_path, LIMIT, revalidate=100) as cache:
         await cache.put(undigested(SMALL), SMALL)
         await written(cache)
-        cache._writeback.retain(0)
+        cache._write_behind.release_written(0)
         old = await cache.open(undigested(SMALL), nowhere())
         cache.clock = lambda now=cache.clock: now() + 101  # type: ignore[misc]
         assert not cache.has(undigested(SMALL))
         await cache.put(undigested(SMALL), other)
         await written(cache)
-        cache._writeback.retain(0)
+        cache._write_behind.release_written(0)
         assert await read_all(cache, undigested(SMALL), nowhere()) == other
         assert await old.read(0, MiB) == SMALL, "who has it open keeps it"
         old.close()
@@ -224,7 +224,7 @@ async def test_a_full_disk_harms_no_reader(tmp_path, monkeypatch, caplog):
         assert await blob.read(0, MiB) == next(iter(FILES.values()))
         blob.close()
         assert blobs(tmp_path) == [], "all of a batch or none"
-        assert (cache.bytes_used, cache._entries) == (0, set())
+        assert (cache.bytes_used, cache._files.entries) == (0, {})
         disk.full = lambda: False
         key, data = next(iter(FILES.items()))
         assert await read_all(cache, version(data, key), FakeSource(data)) == data
@@ -258,12 +258,12 @@ async def test_a_file_without_a_row_is_no_obstacle(tmp_path):
     async with open_cache(tmp_path, LIMIT) as cache:
         await cache.tidied.wait()
         await cache.put(version(SMALL), SMALL)
-        (entry,) = cache._entries
-        path = cache._store._shelf.path(entry.ident)
+        (entry,) = cache._files.entries.values()
+        path = cache._store._directory.path(entry.ident)
         os.makedirs(os.path.dirname(path))
         await trio.Path(path).write_bytes(SMALL[:1000])
         await written(cache)
-        cache._writeback.retain(0)
+        cache._write_behind.release_written(0)
         assert await read_all(cache, version(SMALL), nowhere()) == SMALL
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,16 +18,20 @@ import trio.testing
 
 from tests.content.test_index import blobs, ident, row
 from xnatfs.common.errors import CacheError, Unreachable
-from xnatfs.content.blob import HOLD_BACK, Blob
-from xnatfs.content.disk import store as store_module
-from xnatfs.content.disk.directory import open_shelf
-from xnatfs.content.disk.index import Row
-from xnatfs.content.disk.store import QUIET, Partial, Store
+from xnatfs.content import blob as blob_module
+from xnatfs.content.blob import HOLD_BACK_BYTES as HOLD_BACK
+from xnatfs.content.blob import Blob
+from xnatfs.content.disk import partial as partial_module
+from xnatfs.content.disk.directory import open_directory
+from xnatfs.content.disk.index import BlobRow
+from xnatfs.content.disk.partial import FilePlace, Partial
+from xnatfs.content.disk.store import Store
+from xnatfs.content.disk.trouble import QUIET_SECONDS
 
 
 @asynccontextmanager
 async def opened(directory: Path, limit: int = 100) -> AsyncIterator[Store]:
-    store = Store(open_shelf(directory, limit))
+    store = Store(open_directory(directory, limit))
     try:
         yield store
     finally:
@@ -45,7 +50,7 @@ async def kept(store: Store, number: int, size: int = 10) -> None:
     os.close(partial.fd)
 
 
-def found(store: Store, number: int) -> Row:
+def found(store: Store, number: int) -> BlobRow:
     row = store.lookup(ident(number))
     assert row is not None
     return row
@@ -66,17 +71,17 @@ async def test_a_file_is_found_opened_and_counted(tmp_path):
         assert os.pread(fd, 20, 0) == b"\x01" * 10
         assert not os.get_inheritable(fd)
         await store.evict(0)
-        assert (store.total(), store.crowded) == (10, True), "it is open"
+        assert store.total() == 10, "it is open"
         os.close(fd)
         await store.evict(0)
-        assert (store.total(), store.crowded, store.open(kept_row)) == (0, False, None)
+        assert (store.total(), store.open(kept_row)) == (0, None)
 
 
 async def test_what_is_of_another_boot_does_not_count(tmp_path):
     async with opened(tmp_path) as store:
-        index = store._shelf.index
+        index = store._directory.index
         with index.transaction():
-            for number, boot in ((1, ""), (2, "another"), (3, store._shelf.boot)):
+            for number, boot in ((1, ""), (2, "another"), (3, store._directory.boot)):
                 index.put(row(number, boot=boot))
         assert [store.lookup(ident(number)) is not None for number in (1, 2, 3)] == [True, False, True]
         assert [each.key for each in store.have([ident(number) for number in (1, 2, 3)])] == ["key 1", "key 3"]
@@ -89,7 +94,7 @@ async def test_what_is_not_what_was_kept_is_not_opened(tmp_path):
         before, row_kept = descriptors(), found(store, 1)
         assert store.open(dataclasses.replace(row_kept, size=11)) is None
         assert store.open(dataclasses.replace(row_kept, written=row_kept.written + 1)) is None
-        path = store._shelf.path(ident(1))
+        path = store._directory.path(ident(1))
         os.rename(path, tmp_path / "moved")
         os.symlink(tmp_path / "moved", path)
         assert store.open(row_kept) is None
@@ -158,18 +163,18 @@ async def test_trouble_is_told_anew_after_a_quiet_time(tmp_path, caplog, monkeyp
             return len([record for record in caplog.records if record.levelno == logging.WARNING])
 
         assert told() == 1
-        now[0] += QUIET + 1
+        now[0] += QUIET_SECONDS + 1
         assert told() == 1, "nothing was kept"
-        now[0] += QUIET
+        now[0] += QUIET_SECONDS
         await kept(store, 1)
         assert told() == 1, "it is not that long ago"
-        now[0] += QUIET + 0.1
+        now[0] += QUIET_SECONDS + 0.1
         await kept(store, 1)
         assert told() == 2
-        now[0] += QUIET + 0.1
+        now[0] += QUIET_SECONDS + 0.1
         assert await store.keep_whole([(row(2), b"2" * 10)]) == {ident(2)}
         assert told() == 3
-        now[0] += QUIET + 0.1
+        now[0] += QUIET_SECONDS + 0.1
         assert await store.keep_whole([(row(3, 101), b"3" * 101)]) == set()
         assert told() == 3
 
@@ -178,10 +183,10 @@ async def test_an_index_in_trouble_costs_the_answer_only(tmp_path, monkeypatch, 
     async with opened(tmp_path) as store:
         await kept(store, 1)
         with monkeypatch.context() as patch:
-            for name in ("get", "have", "total"):
-                patch.setattr(store._shelf.index, name, broken)
+            for name in ("have", "total"):
+                patch.setattr(store._directory.index, name, broken)
             assert (store.lookup(ident(1)), store.have([ident(1)]), store.total()) == (None, [], 0)
-            patch.setattr(store._shelf, "evict", broken)
+            patch.setattr(store._directory, "evict", broken)
             await store.evict(0)
         assert store.lookup(ident(1)) is not None
     assert len(caplog.records) == 1
@@ -197,7 +202,7 @@ async def test_a_damaged_index_is_asked_no_more_and_put_aside_by_who_writes(tmp_
     async with opened(tmp_path) as store:
         await kept(store, 1)
         with monkeypatch.context() as patch:
-            patch.setattr(store._shelf.index, "get", damaged)
+            patch.setattr(store._directory.index, "have", damaged)
             assert store.lookup(ident(1)) is None
         assert (store.lookup(ident(1)), store.have([ident(1)]), store.total()) == (None, [], 0)
         assert not (tmp_path / "index.sqlite.damaged").exists()
@@ -220,22 +225,21 @@ async def test_an_index_in_passing_trouble_is_not_damaged(tmp_path, monkeypatch,
     async with opened(tmp_path) as store:
         await kept(store, 1)
         with monkeypatch.context() as patch:
-            patch.setattr(store._shelf.index, "get", busy)
+            patch.setattr(store._directory.index, "have", busy)
             assert store.lookup(ident(1)) is None
         assert store.lookup(ident(1)) is not None
 
 
-async def test_an_index_that_others_removed_is_told_and_begun_with_what_is_ours(tmp_path, caplog):
+async def test_an_index_that_others_removed_is_told_and_begun_empty(tmp_path, caplog):
     async with opened(tmp_path) as store:
         await kept(store, 1)
         mine = store.create()
         await store.reserve(mine, 30)
-        in_memory = store.create_in_memory()
-        await store.reserve(in_memory, 5)
         os.unlink(tmp_path / "index.sqlite")
         await store.evict(10**9)
-        assert (store.total(), store.lookup(ident(1)), blobs(store._shelf)) == (30, None, [])
-        await store.discard(in_memory)
+        assert (store.total(), store.lookup(ident(1)), blobs(store._directory)) == (0, None, [])
+        assert await store.keep(mine, row(2, 0))
+        assert found(store, 2).size == 0
     said = "its index was removed by others; what was kept is fetched anew"
     assert [record.getMessage() for record in caplog.records] == [f"cache directory {tmp_path}: {said}"]
 
@@ -248,29 +252,58 @@ async def test_now_and_then_what_the_dead_left_is_removed(tmp_path):
         assert os.listdir(tmp_path / "partial") == [mine.name]
 
 
-async def test_what_the_directory_does_not_take_is_in_memory_as_far_as_there_is_any(tmp_path, monkeypatch):
-    monkeypatch.setattr(store_module, "MEMORY", 100)
-    async with opened(tmp_path) as store:
+def unused(monkeypatch: pytest.MonkeyPatch, *folders: Path | str) -> None:
+    """Let only these folders be for temporary files."""
+    monkeypatch.setattr(partial_module, "TEMPORARY_FOLDERS", folders)
+
+
+async def test_a_big_file_that_the_directory_refuses_is_in_another_without_a_name(tmp_path, monkeypatch):
+    unused(monkeypatch, tmp_path / "missing", tmp_path)
+    monkeypatch.setattr(partial_module, "MEMORY_FILE_BYTES", 10)
+    async with opened(tmp_path / "cache") as store:
         before = descriptors()
-        one, other = store.create_in_memory(), store.create_in_memory()
-        assert (one.in_memory, one.kept, one.name == other.name) == (True, False, False)
+        partial = store.create_elsewhere(11)
+        assert (partial.place, partial.is_elsewhere, partial.reserved) == (FilePlace.TEMPORARY, True, 11)
+        assert os.stat(partial.fd).st_dev == tmp_path.stat().st_dev
+        assert (os.fstat(partial.fd).st_nlink, os.get_inheritable(partial.fd)) == (0, False)
+        assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+        await store.reserve(partial, 10**15)
+        assert (store.total(), await store.keep(partial, row(1, 11))) == (0, False)
+        await store.discard(partial)
+        assert (descriptors(), store._partials) == (before, {})
+
+
+async def test_without_room_there_a_file_is_in_memory_as_far_as_there_is_any(tmp_path, monkeypatch):
+    """Ask for twice the room, so that the disk is not full afterwards."""
+    unused(monkeypatch, tmp_path)
+    for name, size in (("MEMORY_FILE_BYTES", 10), ("MAX_MEMORY_BYTES", 100)):
+        monkeypatch.setattr(partial_module, name, size)
+    for free, place in ((121, FilePlace.MEMORY), (122, FilePlace.TEMPORARY)):
+        disk = SimpleNamespace(f_bavail=free, f_frsize=1)
+        monkeypatch.setattr(os, "fstatvfs", lambda _, disk=disk: disk)
+        async with opened(tmp_path / "cache") as store:
+            assert store.create_elsewhere(61).place is place
+    monkeypatch.undo()
+    monkeypatch.setattr(partial_module, "MAX_MEMORY_BYTES", 100)
+    async with opened(tmp_path / "cache") as store:
+        before = descriptors()
+        one, other = store.create_elsewhere(60), store.create_elsewhere(0)
+        assert (one.place, one.kept, one.name == other.name) == (FilePlace.MEMORY, False, False)
         assert not os.get_inheritable(one.fd)
         os.write(one.fd, b"x")
         await store.reserve(one, 60)
-        await store.reserve(one, 60)
         await store.reserve(other, 40)
-        assert (store.total(), os.listdir(tmp_path / "partial")) == (0, [])
-        with pytest.raises(CacheError, match="there is no room, and none left in memory"):
+        assert (store.total(), os.listdir(tmp_path / "cache" / "partial")) == (0, [])
+        with pytest.raises(CacheError, match="and none left in memory; make room in one of them"):
             await store.reserve(other, 41)
+        with pytest.raises(CacheError, match=f"^cache directory {tmp_path}/cache: .* none left in memory"):
+            store.create_elsewhere(1)
         assert await store.keep(one, row(1, 60)) is False
         await store.discard(one)
-        third = store.create_in_memory()
-        await store.reserve(third, 59)
-        with pytest.raises(CacheError, match="none left in memory"):
-            await store.reserve(third, 60)
+        third = store.create_elsewhere(59)
         for partial in (other, third):
             await store.discard(partial)
-        assert (descriptors(), store._partials, store._in_memory) == (before, {}, 0)
+        assert (descriptors(), store._partials) == (before, {})
 
 
 async def test_where_there_is_not_even_memory_that_is_the_error(tmp_path, monkeypatch):
@@ -280,7 +313,7 @@ async def test_where_there_is_not_even_memory_that_is_the_error(tmp_path, monkey
     async with opened(tmp_path) as store:
         monkeypatch.setattr(os, "memfd_create", none)
         with pytest.raises(CacheError, match="Too many open files; raise the limit"):
-            store.create_in_memory()
+            store.create_elsewhere(1)
 
 
 async def test_what_belongs_to_somebody_is_told_and_dropped(tmp_path):
@@ -360,9 +393,9 @@ async def test_what_cannot_be_kept_is_the_downloads_still(tmp_path, monkeypatch)
     async with opened(tmp_path) as store:
         partial = store.create()
         with monkeypatch.context() as patch:
-            patch.setattr(store._shelf, "keep", broken)
+            patch.setattr(store._directory, "keep", broken)
             assert await store.keep(partial, row(1)) is False
-            patch.setattr(store._shelf, "keep_whole", broken)
+            patch.setattr(store._directory, "keep_whole", broken)
             assert await store.keep_whole([(row(1), b"1" * 10)]) == set()
         assert list(store._partials.values()) == [partial]
     with pytest.raises(OSError, match="Bad file"):
@@ -393,7 +426,7 @@ async def test_opens_are_written_with_others_and_at_the_end(tmp_path, monkeypatc
         assert found(store, 1).used == 1.0
         await store.flush()
         assert (found(store, 1).used, found(store, 1).boot) == (7.0, "")
-        monkeypatch.setattr(store._shelf, "touch", broken)
+        monkeypatch.setattr(store._directory, "touch", broken)
         await store.flush()
         monkeypatch.undo()
         store.touch(ident(1), 8.0)
@@ -404,7 +437,7 @@ async def test_opens_are_written_with_others_and_at_the_end(tmp_path, monkeypatc
 async def test_all_new_files_are_seen_to_the_disk(tmp_path, monkeypatch):
     async with opened(tmp_path) as store:
         answers = [True, True, False]
-        monkeypatch.setattr(store._shelf, "sync", lambda: answers.pop(0))
+        monkeypatch.setattr(store._directory, "sync", lambda: answers.pop(0))
         await store.flush()
         assert answers == []
 
@@ -413,8 +446,8 @@ async def test_tidying_goes_through_all_folders(tmp_path, monkeypatch):
     async with opened(tmp_path) as store:
         tidied: list[object] = []
         own = store.create()
-        monkeypatch.setattr(store._shelf, "tidy_partials", lambda names: tidied.append(names == {own.name}))
-        monkeypatch.setattr(store._shelf, "tidy_blobs", tidied.append)
+        monkeypatch.setattr(store._directory, "tidy_partials", lambda names: tidied.append(names == {own.name}))
+        monkeypatch.setattr(store._directory, "tidy_blobs", tidied.append)
         await store.tidy()
         assert tidied == [True, *range(256)]
 
@@ -422,7 +455,7 @@ async def test_tidying_goes_through_all_folders(tmp_path, monkeypatch):
 async def test_who_is_cancelled_beforehand_does_nothing_and_afterwards_all(tmp_path, monkeypatch):
     async with opened(tmp_path) as store:
         done: list[int] = []
-        monkeypatch.setattr(store._shelf, "evict", done.append)
+        monkeypatch.setattr(store._directory, "evict", done.append)
         with trio.CancelScope() as scope:
             scope.cancel()
             await store.evict(1)
@@ -438,13 +471,33 @@ async def test_who_is_cancelled_beforehand_does_nothing_and_afterwards_all(tmp_p
 # -- an open file ------------------------------------------------------------------------------------------------
 
 
-def blob(left: list[str] | None = None) -> Blob:
-    return Blob("a key", lambda: None if left is None else left.append("left"))
+@pytest.fixture
+def big(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Serve files of any size while they arrive."""
+    monkeypatch.setattr(blob_module, "SMALL_FILE_BYTES", 0)
+
+
+def blob(left: list[str] | None = None, *, strict: bool = False) -> Blob:
+    return Blob("a key", lambda blob: None if left is None else left.append("left"), strict=strict)
+
+
+class Filler:
+    """Note what a blob requests of its downloads."""
+
+    def __init__(self) -> None:
+        self.reads: list[tuple[int, int]] = []
+        self.wanted: list[int] = []
+
+    def on_read(self, start: int, end: int) -> None:
+        self.reads.append((start, end))
+
+    def on_wait(self, offset: int) -> None:
+        self.wanted.append(offset)
 
 
 async def test_nothing_is_known_of_a_file_at_first():
     new = blob()
-    assert (new.key, new.size, new.complete, new.whole, new.memory, new.failure) == (
+    assert (new.key, new.size, new.complete, new.is_served_whole, new.memory, new.failure) == (
         "a key",
         -1,
         False,
@@ -452,8 +505,8 @@ async def test_nothing_is_known_of_a_file_at_first():
         None,
         None,
     )
-    assert (new.stamp, new.floor, new.verified) == ("", 0, False)
-    assert (new.users, new.fd, new.ready.is_set(), new.waits, new.spans.next_gap(0)) == (0, -1, False, [], 0)
+    assert (new.stamp, new.filler, new.served.total) == ("", None, 0)
+    assert (new.users, new.fd, new.ready.is_set(), new.waits, new.present.first_missing(0)) == (0, -1, False, [], 0)
 
 
 async def test_an_open_file_says_when_the_last_reader_leaves():
@@ -498,13 +551,13 @@ async def test_a_failure_is_told_to_all(autojump_clock):
         ((0, 10), False, (-HOLD_BACK - 5, -HOLD_BACK), False),
     ],
 )
-async def test_what_is_there_is_handed_out_but_for_the_end(autojump_clock, tmp_path, there, whole, wanted, served):
+async def test_what_is_there_is_handed_out_but_for_the_end(autojump_clock, big, tmp_path, there, whole, wanted, served):
     size = 3 * HOLD_BACK
     (tmp_path / "file").write_bytes(bytes(size))
-    opened = blob()
-    opened.size, opened.whole = size, whole
+    opened = blob(strict=whole)
+    opened.size = size
     opened.fd = os.open(tmp_path / "file", os.O_RDONLY)
-    opened.spans.add(*there)
+    opened.present.add(*there)
     start, stop = (place if place >= 0 else size + place for place in wanted)
     with trio.move_on_after(1) as timeout:
         assert await opened.read(start, stop - start) == bytes(stop - start)
@@ -512,12 +565,12 @@ async def test_what_is_there_is_handed_out_but_for_the_end(autojump_clock, tmp_p
     os.close(opened.fd)
 
 
-async def test_what_no_reader_has_had_is_handed_out_last(autojump_clock, tmp_path):
+async def test_what_no_reader_has_had_is_handed_out_last(autojump_clock, big, tmp_path):
     """Serve arrived bytes in any order except for the last part; served bytes are served again."""
     size = 3 * HOLD_BACK
     (tmp_path / "file").write_bytes(bytes(size))
     opened = blob()
-    opened.size, opened.whole = size, False
+    opened.size = size
     opened.fd = os.open(tmp_path / "file", os.O_RDONLY)
 
     async def served(start: int, stop: int) -> bool:
@@ -525,9 +578,9 @@ async def test_what_no_reader_has_had_is_handed_out_last(autojump_clock, tmp_pat
             await opened.read(start, stop - start)
         return not timeout.cancelled_caught
 
-    opened.spans.add(size - 10, size)
+    opened.present.add(size - 10, size)
     assert await served(size - 1, size)
-    opened.spans.add(0, size)
+    opened.present.add(0, size)
     assert await served(0, HOLD_BACK)
     assert await served(HOLD_BACK, 2 * HOLD_BACK - 1)
     assert not await served(2 * HOLD_BACK - 1, 2 * HOLD_BACK)
@@ -541,15 +594,15 @@ async def test_what_no_reader_has_had_is_handed_out_last(autojump_clock, tmp_pat
 
 async def test_beyond_the_end_there_is_nothing_to_wait_for():
     opened = blob()
-    opened.size, opened.whole = 10, False
+    opened.size = 10
     for place in ((10, 5), (11, 5), (3, 0)):
         assert await opened.read(*place) == b""
 
 
-async def test_of_a_file_that_is_not_longer_than_what_is_held_back_nothing_is_handed_out(autojump_clock):
+async def test_of_a_file_that_is_not_longer_than_what_is_held_back_nothing_is_handed_out(autojump_clock, big):
     opened = blob()
-    opened.size, opened.whole = HOLD_BACK, False
-    opened.spans.add(0, HOLD_BACK)
+    opened.size = HOLD_BACK
+    opened.present.add(0, HOLD_BACK)
     with trio.move_on_after(1) as timeout:
         await opened.read(0, 1)
     assert timeout.cancelled_caught
@@ -558,45 +611,34 @@ async def test_of_a_file_that_is_not_longer_than_what_is_held_back_nothing_is_ha
 async def test_a_read_of_a_complete_file_asks_nobody():
     complete = blob()
     complete.hold(b"123")
-    complete.seen = complete.want = broken
+    complete.filler = noted = Filler()
     assert await complete.read(0, 3) == b"123"
-
-
-async def test_what_has_come_once_is_remembered():
-    opened = blob()
-    opened.spans.add(5, 10)
-    assert opened.came == 0
-    opened.floor = 5
-    assert opened.came == 10
-    opened.floor = 12
-    assert opened.came == 12
+    assert (noted.reads, noted.wanted) == ([], [])
 
 
 async def test_an_empty_file_waits_for_its_end(autojump_clock):
     empty = blob()
-    empty.size, empty.whole = 0, False
-    seen: list[tuple[int, int]] = []
-    empty.seen = lambda *place: seen.append(place)
+    empty.size = 0
+    empty.filler = noted = Filler()
     with trio.move_on_after(1) as timeout:
         await empty.read(0, 10)
     assert timeout.cancelled_caught
-    assert seen == [(0, 0)]
+    assert noted.reads == [(0, 0)]
     empty.finish()
     assert await empty.read(0, 10) == b""
 
 
 async def test_a_reader_says_what_it_wants_whenever_it_looks(autojump_clock):
-    wanted: list[int] = []
     opened = blob()
     opened.size = 100
-    opened.want = wanted.append
+    opened.filler = noted = Filler()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(opened.read, 7, 5)
         await trio.sleep(1)
-        assert (wanted, opened.waits) == ([7], [(7, 12)])
+        assert (noted.wanted, opened.waits) == ([7], [(7, 12)])
         opened.wake()
         await trio.sleep(1)
-        assert wanted == [7, 7]
+        assert noted.wanted == [7, 7]
         opened.memory = bytes(100)
         opened.finish()
     assert opened.waits == []
@@ -609,7 +651,7 @@ async def test_a_copy_that_was_cut_short_is_an_error(tmp_path):
     opened.fd = os.open(tmp_path / "file", os.O_RDONLY)
     opened.finish()
     assert await opened.read(0, 5) == b"12345"
-    with pytest.raises(CacheError, match="^a key: its cached copy was cut short"):
+    with pytest.raises(CacheError, match="^a key: another program cut its cached copy short"):
         await opened.read(0, 6)
     os.close(opened.fd)
 
@@ -619,7 +661,7 @@ def test_a_partial_begins_with_nothing():
     assert (partial.reserved, partial.kept) == (0, False)
 
 
-@pytest.mark.parametrize("name", ["get", "have", "total", "evict", "open"])
+@pytest.mark.parametrize("name", ["have", "total", "evict", "open"])
 @pytest.mark.parametrize("code", [sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT])
 async def test_whatever_meets_trouble_tells_it_and_knows_a_damaged_index(tmp_path, monkeypatch, caplog, name, code):
     def broken(*_: Any) -> Any:
@@ -635,12 +677,12 @@ async def test_whatever_meets_trouble_tells_it_and_knows_a_damaged_index(tmp_pat
                 patch.setattr(os, "open", broken)
                 assert store.open(row_kept) is None
             elif name == "evict":
-                patch.setattr(store._shelf, "evict", broken)
+                patch.setattr(store._directory, "evict", broken)
                 await store.evict(0)
             else:
-                patch.setattr(store._shelf.index, name, broken)
+                patch.setattr(store._directory.index, name, broken)
                 store.lookup(ident(1)), store.have([ident(1)]), store.total()
-        assert store._shelf.index.damaged is (code == sqlite3.SQLITE_CORRUPT and name != "open")
+        assert store._directory.index.damaged is (code == sqlite3.SQLITE_CORRUPT and name != "open")
     (record,) = caplog.records
     assert "the words of SQLite" in record.getMessage()
 
@@ -649,4 +691,4 @@ async def test_a_store_that_is_closed_has_closed_its_index(tmp_path):
     async with opened(tmp_path) as store:
         pass
     with pytest.raises(sqlite3.ProgrammingError):
-        store._shelf.index.total()
+        store._directory.index.total()

@@ -18,8 +18,10 @@ import trio
 
 from tests.content.test_disk import blobs, kept, on_disk, python, quiet, sql, store
 from tests.support.content_fakes import BIG, LIMIT, SMALL, FakeSource, MiB, failure, md5, read_all, until, version
-from xnatfs.common.errors import BadReply
+from xnatfs.common.errors import BadReply, CacheFull
 from xnatfs.content import ContentCache, Version, open_cache
+from xnatfs.content.disk import partial as partial_module
+from xnatfs.content.disk.partial import FilePlace
 
 
 @dataclass
@@ -187,7 +189,9 @@ async def test_trouble_between_two_mounts_is_a_cache_that_starts_empty(disk, tro
 @pytest.mark.parametrize("names", ["index.sqlite", "index.sqlite*"], ids=["alone", "with its WAL"])
 async def test_who_ends_with_an_index_that_was_removed_harms_nobody(tmp_path, names):
     """Keep the WAL of a new index: SQLite, closing its last connection, removes the WAL beside a file in its place."""
-    code = "await cache.tidied.wait(); cache._store._shelf.heal = lambda: None"  # it does not look any more
+    code = (
+        "await cache.tidied.wait(); cache._store._directory.reopen_if_lost = lambda: False"  # it does not look any more
+    )
     with ExitStack() as stack:
         stack.enter_context(python(tmp_path, code))
         for path in tmp_path.glob(names):
@@ -262,19 +266,16 @@ async def test_a_smaller_limit_holds_from_the_start_and_against_others_with_a_la
         await until(lambda: on_disk(tmp_path) == small.bytes_used == 2 * len(SMALL))
 
 
-# -- what has room neither on the disk nor in memory ---------------------------------------------------------------
+# -- what the directory has no room for ----------------------------------------------------------------------------
 
 
-@pytest.fixture
-def narrow(monkeypatch: pytest.MonkeyPatch) -> int:
-    """Limit memory to a twelfth of a big file; return the most bytes that may be in memory."""
-    for name, size in (("BEHIND", MiB // 4), ("THIN_AHEAD", MiB // 2)):
-        for module in ("fill", "writer"):
-            monkeypatch.setattr(f"xnatfs.content.{module}.{name}", size)
-    monkeypatch.setattr("xnatfs.content.download.NEAR", MiB // 8)
-    monkeypatch.setattr("xnatfs.content.fill.NEAR", MiB // 8)
-    monkeypatch.setattr("xnatfs.content.writer.HASH_BEHIND", MiB // 4)
-    return 4 * MiB
+@pytest.fixture(params=[FilePlace.TEMPORARY, FilePlace.MEMORY], ids=["in a temporary directory", "in memory"])
+def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FilePlace:
+    """Let there be another disk with room, or none."""
+    folders = [str(tmp_path)] if request.param is FilePlace.TEMPORARY else []
+    monkeypatch.setattr(partial_module, "TEMPORARY_FOLDERS", folders)
+    found: FilePlace = request.param
+    return found
 
 
 @pytest.fixture(params=["ranges", "no ranges"])
@@ -295,25 +296,24 @@ async def no_disk(cache: ContentCache, disk: Disk) -> None:
     disk.fill()
 
 
-async def test_a_file_that_has_no_room_streams_through_memory(disk, narrow, writing):
-    most = 0
+async def test_a_file_that_has_no_room_is_elsewhere_while_it_is_open(disk, place, writing):
+    before = len(os.listdir("/proc/self/fd"))
     async with open_cache(disk.directory, LIMIT) as cache:
         await no_disk(cache, disk)
         blob = await cache.open(version(BIG), writing)
-        for offset in range(0, len(BIG), MiB // 4):
+        for offset in [*range(0, len(BIG), MiB // 4), 0, 5 * MiB]:
             assert await blob.read(offset, MiB // 4) == BIG[offset : offset + MiB // 4]
-            most = max(most, os.fstat(blob.fd).st_blocks * 512)
-        assert 0 < most < narrow
-        assert (blob.complete, blob.verified) == (False, True)
-        assert writing.starts in ([0], [0, 0])
-        # Back to the start: it is asked for again.
-        for offset in (0, 5 * MiB, len(BIG) - 100):
-            assert await blob.read(offset, 100) == BIG[offset : offset + 100]
+        assert blob.complete
+        assert [partial.place for partial in cache._store._partials.values()] == [place]
+        assert writing.starts in ([0], [0, MiB], [0, 0])
         blob.close()
-        await until(lambda: cache._store._in_memory == 0)
+        await quiet(cache)
+        await until(lambda: not cache._store._partials)
+        assert not cache.has(version(BIG))
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
-async def test_a_damaged_file_that_has_no_room_is_an_error_before_its_end(disk, narrow, writing):
+async def test_a_damaged_file_that_has_no_room_is_an_error_before_its_end(disk, place, writing):
     damaged = Version("a", len(BIG), md5(SMALL))
     async with open_cache(disk.directory, LIMIT) as cache:
         await no_disk(cache, disk)
@@ -327,7 +327,7 @@ async def test_a_damaged_file_that_has_no_room_is_an_error_before_its_end(disk, 
         assert isinstance(await failure(cache, damaged, writing), BadReply)
 
 
-async def test_seekers_in_a_file_that_has_no_room_get_their_bytes(disk, narrow, writing):
+async def test_seekers_in_a_file_that_has_no_room_get_their_bytes(disk, place, writing):
     """Seek back and forth, several readers at a time."""
 
     async def seek(blob, seed: int) -> None:
@@ -348,7 +348,7 @@ async def test_seekers_in_a_file_that_has_no_room_get_their_bytes(disk, narrow, 
 
 
 async def test_memory_that_is_all_taken_is_an_error_and_is_given_back(disk, monkeypatch, caplog):
-    monkeypatch.setattr("xnatfs.content.disk.store.MEMORY", len(SMALL))
+    monkeypatch.setattr("xnatfs.content.disk.partial.MAX_MEMORY_BYTES", len(SMALL))
     async with open_cache(disk.directory, LIMIT) as cache:
         await no_disk(cache, disk)
         one = await cache.open(version(SMALL, "one"), FakeSource(SMALL))
@@ -357,3 +357,17 @@ async def test_memory_that_is_all_taken_is_an_error_and_is_given_back(disk, monk
         one.close()
         await quiet(cache)
         assert await read_all(cache, version(SMALL, "two"), FakeSource(SMALL)) == SMALL
+
+
+async def test_a_file_that_has_no_room_anywhere_is_an_error_that_says_what_to_do(disk, monkeypatch, caplog):
+    monkeypatch.setattr(partial_module, "MAX_MEMORY_BYTES", len(BIG) - 1)
+    monkeypatch.setattr(partial_module, "TEMPORARY_FOLDERS", [str(disk.root)])
+    async with open_cache(disk.directory, LIMIT) as cache:
+        await no_disk(cache, disk)
+        error = await failure(cache, version(BIG), FakeSource(BIG))
+        assert isinstance(error, CacheFull)
+        assert str(error) == (
+            f"cache directory {disk.directory}: there is no room, none in $TMPDIR (/tmp) or /var/tmp, and none left in"
+            " memory; make room in one of them"
+        )
+        assert await read_all(cache, version(SMALL), FakeSource(SMALL)) == SMALL

@@ -8,10 +8,9 @@ import trio
 
 from tests.content.test_fill import DATA, SIZES, K, Rig, begun, filling, settled, stalled
 from tests.support.content_fakes import FakeSource
-from xnatfs.content import download as stream_module
-from xnatfs.content import fill as fill_module
-from xnatfs.content.fill import LINGER
-from xnatfs.content.source import Into
+from xnatfs.content import planner as planner_module
+from xnatfs.content.fill import LINGER_SECONDS
+from xnatfs.content.source import WriteInto
 
 BIG = DATA * 5
 SHARE = 32 * K
@@ -20,7 +19,7 @@ SHARE = 32 * K
 @pytest.fixture(autouse=True, params=["received", "written by another process"])
 def _scaled(request, monkeypatch):
     monkeypatch.setattr(FakeSource, "writes", request.param != "received")
-    sizes = {**SIZES, (fill_module, "WINDOW"): K, (stream_module, "WINDOW"): K, (stream_module, "AHEAD"): 4 * K}
+    sizes = {**SIZES, (planner_module, "WINDOW_BYTES"): K, (planner_module, "READ_AHEAD_BYTES"): 4 * K}
     for (module, name), value in sizes.items():
         monkeypatch.setattr(module, name, value)
 
@@ -32,7 +31,7 @@ class Counting(FakeSource):
         super().__init__(data, **options)
         self.steps: list[int] = []
 
-    def _into(self, chunks: AsyncGenerator[bytes]) -> Into:
+    def _into(self, chunks: AsyncGenerator[bytes]) -> WriteInto:
         carry = super()._into(chunks)
 
         def noting(descriptor: int | None, offset: int, length: int) -> AsyncGenerator[int]:
@@ -107,7 +106,7 @@ async def test_a_reader_that_stops_is_not_sent_much_more_than_it_has_read(tmp_pa
 
 async def test_a_line_twice_as_fast_as_the_reader_takes_few_steps(tmp_path, autojump_clock, monkeypatch):
     """Each one costs a message to the process that writes: what may come is not asked for in crumbs."""
-    monkeypatch.setattr(stream_module, "LONGEST_STEP", 32 * K)
+    monkeypatch.setattr(planner_module, "MAX_STEP_BYTES", 32 * K)
     source = Counting(BIG, chunk=K // 8, pause=0.001)
     async with filling(tmp_path, source) as rig:
         await begun(rig)
@@ -166,16 +165,16 @@ async def test_without_ranges_a_download_rests_as_soon_as_its_reader_goes(tmp_pa
         for _ in range(3):
             rig.blob.users = 0
             rig.fill.linger()
-            await trio.sleep(LINGER - 1)
+            await trio.sleep(LINGER_SECONDS - 1)
             fetched = rig.stats.fetched
             assert (source.running, fetched < 50 * K) == (1, True)
             rig.blob.users = 1
-            rig.fill.stay(source)
+            rig.fill.resume(source)
             await rig.read(fetched)
         assert len(source.starts) == 1
         rig.blob.users = 0
         rig.fill.linger()
-        await trio.sleep(LINGER + 1)
+        await trio.sleep(LINGER_SECONDS + 1)
         assert source.running == 0
 
 

@@ -21,7 +21,7 @@ import pytest
 
 from tests.support.demos import Demo, serving
 from tests.support.mounting import SCRIPTS, WALK, Mount, daemons, end, environment, mounted_file_system, mounting, run
-from xnatfs.content.writer import SMALL
+from xnatfs.content.blob import SMALL_FILE_BYTES as SMALL
 from xnatfs.demo.archive.model import Archive
 
 pytestmark = pytest.mark.fuse

@@ -310,7 +310,7 @@ class Held(File):
 
     def __init__(self, site: Site, name: str, content: bytes) -> None:
         super().__init__(site, Root(site), name)
-        self.blob = Blob(name, lambda: None)
+        self.blob = Blob(name, lambda blob: None)
         self.blob.hold(content)
 
     def permit(self) -> Permit:

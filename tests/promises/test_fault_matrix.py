@@ -25,7 +25,7 @@ from tests.faults.page import PAGE, written
 from tests.faults.programs import CONTENTS, PLACE, PROGRAMS, Client, Failed, MiB, Program, Reader, Seeker, Stage, Wrong
 from tests.faults.server import Certificate
 from tests.faults.stage import EXPERIMENT, FOLDER, stage_archive
-from xnatfs.content.writer import Intake
+from xnatfs.content.writer import Writer
 from xnatfs.demo.server.app import DemoXnat
 from xnatfs.demo.server.socket import serve
 from xnatfs.http.retry import RequestPolicy
@@ -398,14 +398,14 @@ async def test_a_strict_mount_hands_out_no_byte_that_is_not_verified(fault, demo
 @pytest.mark.parametrize("order", ["forward", "backward", "tail first", "random", "two"])
 async def test_no_order_of_reading_gives_all_of_a_damaged_file(order, demo, server, tmp_path, monkeypatch):
     """Withhold some bytes in any order until the verdict: a big file is fetched by a process."""
-    verify = Intake.verify
+    verify = Writer.verify
 
-    async def verify_late(intake: Intake) -> None:
+    async def verify_late(intake: Writer) -> None:
         """Verify when each reader has been given all that it may be given without a verdict."""
         await trio.testing.wait_all_tasks_blocked()
         await verify(intake)
 
-    monkeypatch.setattr(Intake, "verify", verify_late)
+    monkeypatch.setattr(Writer, "verify", verify_late)
     app, direct = demo
     stage = Stage(app, direct, server, server.url, tmp_path, LONG, "")
     program = PROGRAMS["big"](stage, monkeypatch)

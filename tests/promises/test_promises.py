@@ -5,7 +5,7 @@ what is found is to become a story with a name at the end of this page.
 
 Planted by tests at the end of this page: a hold-back by offset, a half as a whole, a resume without validator.
 Broken by hand, to see whether it is found, and by what first:
-- no digest is looked at (`Intake.verify`, `Bulk._take`): `test_every_fault_of_a_file[digests]`, most made up stories
+- no digest is looked at (`Writer.verify`, `Bulk._take`): `test_every_fault_of_a_file[digests]`, most made up stories
 - Content-Length is not (`_Arrival.chunks`, `Fill._ended`): `test_every_fault_of_a_file[no digests]`
 - the cache is not dropped on revocation (`ContentCache.drop`): `test_every_change_of_a_file`, made up stories
 - two versions are mixed (`_take_up_again`, `Fill._accept` without the date): `test_every_change_of_a_file[big-digests]`
@@ -382,12 +382,12 @@ def test_a_hold_back_by_offset_is_found(tmp_path, monkeypatch, order):
     """Plant a hold-back by offset: a reader that has the end before the rest arrives gets all of a damaged file."""
 
     def is_servable(blob: Blob, offset: int, end: int) -> bool:
-        if blob.complete or blob.whole or not blob.spans.covers(offset, end):
+        if blob.complete or blob.is_served_whole or not blob.present.covers(offset, end):
             return blob.complete
         held = blob.size - 512
-        return blob.verified or end <= held or blob.came < held
+        return end <= held or blob.contiguous_end < held
 
-    monkeypatch.setattr(Blob, "_servable", is_servable)
+    monkeypatch.setattr(Blob, "_is_servable", is_servable)
     assert is_found(tmp_path, reading(order))
 
 

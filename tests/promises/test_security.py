@@ -26,7 +26,7 @@ from xnatfs.cli.ctl.command import Context
 from xnatfs.cli.logins import session_store
 from xnatfs.common.errors import CacheError, ConfigError, NotXnat, Unreachable
 from xnatfs.common.private_files import write_private
-from xnatfs.content.disk.directory import open_shelf
+from xnatfs.content.disk.directory import open_directory
 from xnatfs.demo.archive.model import Archive, User
 from xnatfs.demo.server.app import DemoXnat
 from xnatfs.demo.server.socket import serve
@@ -361,10 +361,10 @@ def test_a_private_file_replaces_a_link_and_not_what_it_leads_to(tmp_path):
 
 
 def test_a_cache_directory_of_another_user_is_not_used(tmp_path, monkeypatch):
-    open_shelf(tmp_path / "cache", 2**20).index.close()
+    open_directory(tmp_path / "cache", 2**20).index.close()
     monkeypatch.setattr("os.geteuid", lambda: os.getuid() + 1)
     with pytest.raises(CacheError, match="belongs to another user"):
-        open_shelf(tmp_path / "cache", 2**20)
+        open_directory(tmp_path / "cache", 2**20)
 
 
 def test_a_log_is_lines_that_nobody_else_can_write(caplog):

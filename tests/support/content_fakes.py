@@ -13,7 +13,7 @@ from trio.testing import MockClock
 
 from xnatfs.common.errors import Unreachable, XnatError
 from xnatfs.content import Body, ContentCache, Head, Version, open_cache
-from xnatfs.content.source import Into
+from xnatfs.content.source import WriteInto
 
 MiB = 1024 * 1024
 LIMIT = 1024 * MiB
@@ -132,7 +132,7 @@ class FakeSource:
             yield data[start:end]
             start = end
 
-    def _into(self, chunks: AsyncGenerator[bytes]) -> Into:
+    def _into(self, chunks: AsyncGenerator[bytes]) -> WriteInto:
         """Write the chunks where the caller says."""
         rest = b""
 

@@ -68,8 +68,8 @@ class Handed:
         """Watch everything that blobs serve."""
         making, opening, reading = Blob.__init__, ContentCache.open, Blob.read
 
-        def make_and_note(blob: Blob, key: str, left: Callable[[], None]) -> None:
-            making(blob, key, left)
+        def make_and_note(blob: Blob, key: str, on_unused: Callable[[Blob], None], *, strict: bool = False) -> None:
+            making(blob, key, on_unused, strict=strict)
             self._made[id(blob)] = self._clock()
 
         async def open_and_note(cache: ContentCache, version: Version, source: Source) -> Blob:
@@ -101,6 +101,6 @@ class Handed:
         record.add(offset, data)
         if digest and record.is_whole() and hashlib.md5(record.data, usedforsecurity=False).hexdigest() != digest:
             self._wrong.append(f"all bytes of {key} were handed out, and it is damaged")
-        excused = digest and not record.blob.complete and not record.blob.whole and self._harmed(record.made)
+        excused = digest and not record.blob.complete and not record.blob.is_served_whole and self._harmed(record.made)
         if not excused and not any(record.is_of(content) for content in self._contents(key)):
             self._wrong.append(f"what was handed out of {key} is of no version")

@@ -21,9 +21,7 @@ import trio.testing
 from tests.support.handed import Handed
 from tests.support.kernel import PAGE, Kernel, Opened, answered
 from tests.support.model import EPOCH, PASSWORD, USER, Model, Network, Path, now, split
-from xnatfs.content import Version, blob, fill
-from xnatfs.content import download as stream
-from xnatfs.content import writer as intake
+from xnatfs.content import Version, blob, planner, writer
 from xnatfs.content.entry import identity
 from xnatfs.demo.archive.model import Archive
 from xnatfs.fuse.operations import Operations, Ownership
@@ -55,17 +53,14 @@ CHANGES = (
 ORDERS = ("forward", "backward", "tail first", "random", "two")
 
 SCALED = {
-    (intake, "SMALL"): 2 * PAGE,
-    (intake, "HASH_PIECE"): PAGE,
-    (intake, "HASH_BEHIND"): 4 * PAGE,
-    (fill, "SMALL"): 2 * PAGE,
-    (fill, "NEAR"): PAGE,
-    (fill, "WINDOW"): PAGE,  # one that is longer than NEAR is asked for again and again
-    (fill, "LONGEST"): 16 * PAGE,
-    (stream, "NEAR"): PAGE,
-    (stream, "WINDOW"): PAGE,
-    (stream, "AHEAD"): 4 * PAGE,
-    (blob, "HOLD_BACK"): 512,
+    (blob, "SMALL_FILE_BYTES"): 2 * PAGE,
+    (writer, "HASH_PIECE_BYTES"): PAGE,
+    (writer, "HASH_LAG_BYTES"): 4 * PAGE,
+    (planner, "NEAR_BYTES"): PAGE,
+    (planner, "WINDOW_BYTES"): PAGE,  # one that is longer than NEAR is asked for again and again
+    (planner, "MAX_WINDOW_BYTES"): 16 * PAGE,
+    (planner, "READ_AHEAD_BYTES"): 4 * PAGE,
+    (blob, "HOLD_BACK_BYTES"): 512,
 }
 
 
@@ -185,7 +180,7 @@ class World:
         operations = self.kernel.operations
         assert (len(operations.inodes), operations._files, operations._directories) == (1, {}, {})
         assert self.kernel.opened == []
-        assert self.site.content._entries == set()
+        assert self.site.content._files.entries == {}
         assert os.listdir(self._cache / "partial") == []
         assert self._tasks() == self._idle
         self._check_blobs()

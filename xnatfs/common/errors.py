@@ -19,7 +19,8 @@
     +-- MountpointError   the mount point cannot be used
     +-- FuseMissing       the machine lacks FUSE 3
     `-- CacheError        the cache directory cannot be used
-        `-- CacheLocked   another process holds a lock there
+        +-- CacheLocked   another process holds a lock there
+        `-- CacheFull     it has no room for a file, nor has any other place
 
 Exceptions are translated at three boundaries, each in one place: from httpx to these classes (`rest/client.py`), to an
 errno (`fuse/operations.py`), and to an exit status with one line of text (`cli/__init__.py`).
@@ -123,6 +124,10 @@ class CacheError(XnatError):
 
 class CacheLocked(CacheError):
     """Another process, perhaps a stopped one, holds a lock on the cache directory."""
+
+
+class CacheFull(CacheError):
+    """Neither the cache directory nor another place has room for a file."""
 
 
 class Reported(Exception):

@@ -3,6 +3,6 @@
 from xnatfs.content.blob import Blob
 from xnatfs.content.cache import ContentCache, open_cache
 from xnatfs.content.source import Body, Head, Source, Version
-from xnatfs.content.stats import Stats
+from xnatfs.content.stats import CacheStats
 
-__all__ = ["Blob", "Body", "ContentCache", "Head", "Source", "Stats", "Version", "open_cache"]
+__all__ = ["Blob", "Body", "ContentCache", "Head", "Source", "CacheStats", "Version", "open_cache"]

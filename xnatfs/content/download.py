@@ -1,118 +1,206 @@
-"""One download of one blob: where it is, and whether anybody needs it."""
+"""Receive the ranges of one file: request them, check that their replies are of one version, write their bytes.
+
+Invariants:
+- The first reply decides length, date and validator; a later one that differs is Stale. Where there is neither a strong
+  validator nor a digest, nothing tells that two replies are of one version: the file is received by one download after
+  the other, each from the first byte, and what is present already is compared with what arrives again.
+- Without a digest, another length than the listed one is believed only if the server, requested again, states it. One
+  that nothing states is never believed where the body has no end of its own.
+- A download that would only bring what is present stops.
+"""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, nullcontext
 
 import trio
 
-from xnatfs.content.source import Source
+from xnatfs.common.errors import BadReply, Stale
+from xnatfs.content.blob import Blob
+from xnatfs.content.planner import Planner, RangeDownload
+from xnatfs.content.source import Body, Source, Version, WriteInto
+from xnatfs.content.writer import Writer
 
-# A gap of this much is waited for rather than asked for: at 40-400 Mbit/s it comes within 0.1-0.8 s, about what a
-# request costs at a real server; it is also 32 kernel reads, more than read-ahead ever skips.
-NEAR = 4 * 1024 * 1024
-
-# A reader that begins anywhere, at the head of a file or after a seek, is first sent this much: headers, tails and
-# most indexes fit in it, one READ of the kernel with read-ahead does as well, and at 40-400 Mbit/s it takes 0.02-0.2 s,
-# no more than a request costs at a real server.
-WINDOW = 1024 * 1024
-
-# What comes unasked of a file whose reader goes on to the end: as much as it has read, and at first this much: one step
-# (`Stream.next_step`), below which a pause saves nothing.
-AHEAD = NEAR
-
-# Where bytes are written by another process, so much is written without asking whether somebody seeks: what comes in
-# so many seconds, at most so much.
-STEP_SECONDS, LONGEST_STEP = 0.1, 32 * 1024 * 1024
-
-# A download that this many reads waited for, the last one within so many seconds, has a sequential reader and is not
-# replaced: else three such readers would take two downloads from each other at every read.
-STEADY_READS = 4
-STEADY_SECONDS = 1.0
+# How long a download that is far ahead of its readers holds its connection, in seconds. Other files may wait for that;
+# and for a reader that comes back later a request is sent, from where the download ended.
+PAUSE_SECONDS = 2.0
 
 
-class Stream:
-    """A download and who waits for it."""
+class Receiver:
+    """Receive the bytes of one blob, and hold what their first reply stated."""
 
-    __slots__ = (
-        "begun",
-        "cursor",
-        "most",
-        "moved",
-        "origin",
-        "reader",
-        "reads",
-        "rests",
-        "scope",
-        "source",
-        "step",
-        "stop",
-        "used",
-        "wanted",
-    )
+    def __init__(self, blob: Blob, version: Version, writer: Writer, planner: Planner) -> None:
+        self.modified = ""  # Last-Modified of the first reply
+        self.validator = ""
+        self._blob = blob
+        self._version = version
+        self._writer = writer
+        self._planner = planner
+        self._extended: int | None = None  # the length that a HEAD stated of a body longer than listed
 
-    def __init__(self, start: int, stop: int | None, source: Source) -> None:
-        self.source = source  # of whoever began it; a later open may have another
-        self.scope = trio.CancelScope()
-        self.origin = self.cursor = start  # cursor: the next byte that comes
-        self.step = start  # up to here it is written by another process, whatever happens
-        self.begun = trio.current_time()
-        self.stop = stop  # no more is asked for; None: to the end
-        self.used = start  # up to here somebody has asked
-        self.most: int | None = None  # so much may be ahead of that, where there is no room for more
-        self.moved = trio.Event()  # somebody has asked for more since it was looked at
-        self.rests = False  # it has ended because enough is there that nobody has asked for
-        self.reads = 0  # how many reads waited for it
-        self.reader = -1  # offset of the last of these
-        self.wanted = trio.current_time()  # when that was
+    @property
+    def date(self) -> str:
+        """Return Last-Modified; '' where it may be of two versions, as within a second, and so proves nothing later."""
+        return self.modified if self.validator == self.modified else ""
 
-    def reaches(self, offset: int) -> bool:
-        """Return whether that byte comes soon. Behind a window it does: what follows is requested when that has come.
+    async def receive(self, download: RangeDownload) -> bool:
+        """Receive a range, and return False if the download ended early because it was far ahead of its readers.
 
-        Then it goes over the same connection, and the reads of the kernel, which come out of order, are one request.
+        Raises:
+            XnatError: What the source raises; BadReply and Stale for replies that are not of the file or the version.
+            CacheError: The bytes cannot be written.
         """
-        near = max(self.cursor + NEAR, self.step)
-        return self.cursor <= offset <= near and (self.stop is None or offset < self.stop + WINDOW)
+        blob = self._blob
+        size = blob.size if blob.size >= 0 else None
+        async with download.source.open(download.position, size, download.stop) as body:
+            if not await self._accept(download, body):
+                return True
+            if body.into is not None and blob.size >= 0 and self._is_provable:
+                return await self._receive_by_process(download, body.into)
+            chunks = body.chunks
+            async with aclosing(chunks) if isinstance(chunks, AsyncGenerator) else nullcontext(chunks):
+                async for chunk in chunks:
+                    await self._put(download, chunk)
+                    if self._planner.is_done(download):
+                        return True
+                    if not await self._pause(download):
+                        return False
+                    await trio.lowlevel.checkpoint()
+            await self._check_end(download, body.framed)
+        return True
 
-    def next_step(self) -> int:
-        """Return where the next step ends, at the pace of those before.
+    async def _receive_by_process(self, download: RangeDownload, into: WriteInto) -> bool:
+        """Let another process write what is missing, and skip what is present, step by step."""
+        await self._writer.reserve(self._blob.size)
+        while download.position < self._blob.size and not self._planner.is_done(download):
+            if not await self._pause(download):
+                return False
+            stop, is_missing = self._planner.next_step(download, trio.current_time())
+            if stop == download.position:
+                return True  # another download continues from here
+            try:
+                fd, start = self._blob.fd if is_missing else None, download.position
+                async with aclosing(into(fd, start, stop - start)) as written:
+                    async for count in written:
+                        self._writer.note_written(download.position, count)
+                        download.position += count
+            except OSError as exc:
+                raise self._writer.error(exc) from exc
+        return True
 
-        A seek waits no longer for it than for a request.
-        """
-        rate = (self.cursor - self.origin) / max(trio.current_time() - self.begun, STEP_SECONDS)
-        return self.cursor + min(max(NEAR, int(rate * STEP_SECONDS)), LONGEST_STEP if self.most is None else NEAR)
+    async def _pause(self, download: RangeDownload) -> bool:
+        """Wait while enough has arrived; return False if no reader requests more in time."""
+        while self._planner.pauses(download):
+            download.wakeup, read_end = trio.Event(), download.read_end
+            with trio.move_on_after(PAUSE_SECONDS):
+                await download.wakeup.wait()
+            if self._planner.pauses(download) and download.read_end == read_end and self._planner.can_seek:
+                return False
+        return True
 
-    def note(self, offset: int, end: int) -> None:
-        """Note that a reader asks for this, whether it is there or not."""
-        if offset <= self.cursor + NEAR and end > self.used:
-            self.used = end
-            if self.cursor - end < self._allowed() // 2:  # not for each read: then it runs on for a while
-                self.moved.set()
+    async def _accept(self, download: RangeDownload, body: Body) -> bool:
+        """Check how a reply begins; return False if its bytes are not to be used. Raises BadReply or Stale."""
+        if download.start and body.start == 0:
+            self._planner.ranges_refused = True
+            if any(other.start == 0 for other in self._planner.downloads if other is not download):
+                return False
+            download.start = download.position = download.read_end = 0
+            download.stop = None
+        if body.whole:
+            download.stop = None
+        if body.start != download.start:
+            raise BadReply(
+                f"{self._version.key}: bytes from {download.start} were requested, the reply starts at {body.start}"
+            )
+        if self._writer.partial is not None:
+            return self._continues(download, body)
+        if body.size is not None and self._version.size is not None:
+            await self._confirm(body.size, download.source)
+        await self._begin(body)
+        return True
 
-    def ahead(self, size: int) -> bool:
-        """Return whether enough is there that no reader has requested, of a file of this size.
+    async def _begin(self, body: Body) -> None:
+        """Take length, date and validator of the file from its first reply."""
+        blob = self._blob
+        await self._writer.begin(body.size)
+        self.modified, self.validator = body.modified, body.validator
+        self._planner.ranges_refused = not self._is_provable
+        blob.stamp = self._version.stamp(self.date or repr(trio.current_time()))
+        if body.size is not None:
+            blob.size = body.size
+            await self._writer.reserve(min(1, body.size))
+            blob.ready.set()
 
-        A small rest is left for later. At the pace of a slow reader it would be one small step after the other, each of
-        them a message to the process that writes; `note` goes on when half of it may come.
-        """
-        if self.stop is not None and self.most is None:
-            return False  # a window is small enough, and its connection lives if it comes to its end
-        left = self.enough() - self.cursor
-        return left <= (0 if self.enough() >= size >= 0 else self._allowed() // 4)
-
-    def enough(self) -> int:
-        """Return up to where there is enough."""
-        return self.used + self._allowed()
-
-    def _allowed(self) -> int:
-        # One that has no end begins where all before it is there: all before `used` was read.
-        return max(AHEAD, self.used) if self.most is None else self.most
-
-    def mark(self, offset: int) -> None:
-        """Note that a read waits for it."""
-        if offset != self.reader:
-            self.reader = offset
-            self.reads += 1
-        self.wanted = trio.current_time()
-
-    def needed(self, waits: list[tuple[int, int]]) -> bool:
-        """Return whether one of these reads waits for it, or whether it has a sequential reader."""
-        if self.reads >= STEADY_READS and trio.current_time() - self.wanted < STEADY_SECONDS:
+    def _continues(self, download: RangeDownload, body: Body) -> bool:
+        """Check that a later reply is of the version of the first one. Raises Stale where it has another one."""
+        if body.size not in (None, self._blob.size) or (body.modified and body.modified != self.modified):
+            raise self._changed()
+        if self._version.digest or (self.validator and body.validator == self.validator):
             return True
-        return any(start <= self.cursor + NEAR and end > self.cursor for start, end in waits)
+        if download.start:  # a range of an unknown version
+            self._planner.ranges_refused = True
+            return False
+        if self._is_provable:
+            raise self._changed()
+        return True
+
+    @property
+    def _is_provable(self) -> bool:
+        """Return whether replies can be proved to be of one version."""
+        return bool(self._version.digest or self.validator)
+
+    def _changed(self) -> Stale:
+        return Stale(f"{self._version.key}: it changed on the server while it was read; open it again")
+
+    async def _put(self, download: RangeDownload, chunk: bytes) -> None:
+        end = download.position + len(chunk)
+        if self._blob.size >= 0 and end > self._blob.size:
+            raise BadReply(f"{self._version.key}: more than the announced {self._blob.size} bytes arrived")
+        if self._blob.size < 0 and end > self._longest:  # it may have no end
+            await self._extend(end, download.source)
+        if not self._is_provable and not self._writer.has_same(download.position, chunk):
+            raise self._changed()
+        await self._writer.put(download.position, chunk)
+        download.position = end
+
+    async def _confirm(self, length: int, source: Source, *, framed: bool = False) -> None:
+        """Confirm by HEAD a length that differs from the listed one. Raises BadReply.
+
+        Args:
+            length: The length of the body, in bytes.
+            source: The source to request it from.
+            framed: The body has an end of its own, which counts where nothing has stated any length.
+        """
+        listed = self._version.size
+        if self._version.digest or length == listed:
+            return
+        stated = (await source.head()).size
+        if stated == length or (stated is listed is None and framed):
+            return
+        by_listing, by_head = ("nothing" if size is None else size for size in (listed, stated))
+        raise BadReply(
+            f"{self._version.key}: {length} bytes arrived, the listing states {by_listing}, a HEAD {by_head}; nothing"
+            " was kept, refresh the listing and read it again"
+        )
+
+    @property
+    def _longest(self) -> int:
+        """Return how many bytes a body of unknown length may have."""
+        if self._extended is not None:
+            return self._extended
+        return self._writer.store.limit if self._version.size is None else self._version.size
+
+    async def _extend(self, end: int, source: Source) -> None:
+        """Let a body of unknown length be longer than listed, up to what a HEAD states. Raises BadReply."""
+        stated = None if self._version.digest else (await source.head()).size
+        if stated is None or stated < end:
+            raise BadReply(f"{self._version.key}: of unknown length, and longer than it can be ({end} bytes)")
+        self._extended = stated
+
+    async def _check_end(self, download: RangeDownload, framed: bool) -> None:
+        """Check the end of a body that was received to its end. Raises BadReply."""
+        if self._blob.size < 0:
+            if download.position != self._extended:
+                await self._confirm(download.position, download.source, framed=framed)
+            self._blob.size = download.position
+        elif download.position < self._blob.size:
+            raise BadReply(f"{self._version.key}: it ended after {download.position} of {self._blob.size} bytes")

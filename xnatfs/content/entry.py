@@ -5,8 +5,8 @@ import os
 from functools import lru_cache
 
 from xnatfs.content.blob import Blob
-from xnatfs.content.disk.index import Row
-from xnatfs.content.disk.store import Partial
+from xnatfs.content.disk.index import BlobRow
+from xnatfs.content.disk.partial import Partial
 from xnatfs.content.fill import Fill
 from xnatfs.content.source import Version
 
@@ -17,34 +17,31 @@ class Entry:
     Args:
         ident: The hash that `identity` returns for the version.
         version: The version.
-        checked: When the server was last asked about it, in seconds since the epoch.
+        blob: The blob that readers share.
+        checked: When it was last checked on the server, in seconds since the epoch.
     """
 
-    __slots__ = ("blob", "checked", "fill", "ident", "in_memory", "left_at", "listed", "owners", "row")
-
-    def __init__(self, ident: bytes, version: Version, checked: float) -> None:
+    def __init__(self, ident: bytes, version: Version, blob: Blob, checked: float) -> None:
         self.ident = ident
-        self.blob: Blob
+        self.blob = blob
         self.fill: Fill | None = None
-        self.row: Row | None = None  # None until the file is complete
+        self.row: BlobRow | None = None  # None until the file is complete
         self.listed = version.size
         self.owners = version.owners
         self.checked = checked
-        self.left_at = 0.0
-        self.in_memory = False  # True until write_behind.py releases it; it must not be closed before
+        self.is_queued = False  # in `WriteBehind`, which needs its bytes
 
     @property
-    def reserved(self) -> int:
-        """Return the bytes that are reserved for its download."""
-        part = self.fill.intake.partial if self.fill is not None else None
-        return part.reserved if part is not None else 0
+    def is_big_download(self) -> bool:
+        """Return whether a big file is being downloaded."""
+        return self.fill is not None and self.fill.is_running and not self.fill.planner.is_small
 
     def release(self) -> Partial | None:
         """Close the file; a partial stays open and is returned, for the caller to discard."""
         part = None
         if self.fill is not None:
-            self.fill.drop_kept()
-            part = self.fill.intake.partial
+            self.fill.close_older()
+            part = self.fill.writer.partial
         fd, self.blob.fd = self.blob.fd, -1
         if part is not None and not part.kept:
             return part

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 # Write the next bytes into a descriptor: the arguments are the descriptor (None to discard the bytes), the offset and
 # the number of bytes. Yields the number of bytes of each write. Raises XnatError, and the OSError of the file: then the
 # same bytes can be written again.
-Into = Callable[[int | None, int, int], AsyncGenerator[int]]
+WriteInto = Callable[[int | None, int, int], AsyncGenerator[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Body:
     size: int | None  # the whole file's length according to the reply; None if that does not state it
     modified: str  # Last-Modified as sent, "" if absent
     chunks: AsyncIterator[bytes]  # to the end, or to `stop`; raises an XnatError when it breaks
-    into: Into | None = None
+    into: WriteInto | None = None
     validator: str = ""  # equal in two replies only if they are of one version; "" where the reply has none
     framed: bool = True  # False: only the end of the connection marks its end, which may be a break
     whole: bool = False  # the server sends all of the file, whatever `start` and `stop` were requested

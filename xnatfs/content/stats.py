@@ -3,23 +3,22 @@
 from dataclasses import dataclass, field
 
 # Names of damaged files that are stored: enough to diagnose a fault, not enough to fill the memory.
-DAMAGED = 1000
+MAX_DAMAGED_NAMES = 1000
 
 
 @dataclass(slots=True)
-class Stats:
+class CacheStats:
     """Counters since the cache was opened."""
 
     hits: int = 0  # opens that started no request: the file was cached and trusted, or being fetched
     misses: int = 0  # opens that started a request
-    renewed: int = 0  # misses for which the server confirmed the cached copy (not modified)
     fetched: int = 0  # bytes that were received
     damaged: list[str] = field(default_factory=list)  # keys of files that failed verification, oldest first
 
     def damage(self, key: str) -> None:
         """Add a file to the damaged ones."""
         self.sound(key)
-        self.damaged = [*self.damaged[1 - DAMAGED :], key]
+        self.damaged = [*self.damaged[1 - MAX_DAMAGED_NAMES :], key]
 
     def sound(self, key: str) -> None:
         """Remove a file, which is sound now, from the damaged ones."""

@@ -1,141 +1,139 @@
-"""What comes of a file: written where it is missing, hashed as far as it is contiguous, verified when it is all there.
+"""Write the arriving bytes of a file where they are missing, hash them, and verify the file when it is complete.
 
 Invariants:
-- A byte that is present is never written again, so what readers saw is what is verified.
-- The hash only takes bytes that it saw being written; all others are read back from the file. Those of a large file
-  all are: in a thread that follows the download, since MD5 of a gigabyte keeps a core busy for 0.6 s or more.
-- A download above SMALL is counted in the cache's total before it is written.
-- Where the directory takes no file, or no more of it, the file is in memory: all of a `whole` blob, which begins anew;
-  of another one what is near its readers, and what is not hashed yet.
+- A byte that is present is never written again, so what readers were served is what is verified.
+- The hash is of what the file has, read back: of a big file by a thread that follows the download, since MD5 of a
+  gigabyte keeps a core busy for 0.6 s or more.
+- A download of a big file is counted in the cache's total before it is written.
+- Where the cache directory accepts no file, or no more of it, the file moves elsewhere (`Store.create_elsewhere`).
 """
 
 import contextlib
 import hashlib
-import mmap
 import os
+from dataclasses import dataclass
 
 import trio
 
-from xnatfs.common.errors import BadReply, CacheError
-from xnatfs.content.blob import Blob
-from xnatfs.content.byte_ranges import Spans
-from xnatfs.content.disk.directory import SPARE, is_full, write_all
-from xnatfs.content.disk.store import Partial, Store
+from xnatfs.common.errors import BadReply, CacheError, CacheFull
+from xnatfs.content.blob import Blob, is_small
+from xnatfs.content.disk.directory import SPARE_BYTES
+from xnatfs.content.disk.files import copy_range, is_full, write_all
+from xnatfs.content.disk.partial import Partial
+from xnatfs.content.disk.store import Store
 from xnatfs.content.source import Version
-from xnatfs.content.stats import Stats
-
-# Up to here a file is fetched whole and verified before its first byte is handed out: programs read the end of a
-# file first and its beginning next (dcm2niix), so there is nothing to gain by less, and 8 MiB take 0.1-1 s.
-SMALL = 8 * 1024 * 1024
+from xnatfs.content.stats import CacheStats
 
 # Read back at a time for the digest, in a thread.
-HASH_PIECE = 1024 * 1024
-# How far the thread that hashes may be behind before it is sent after the download: 6 ms of its work.
-HASH_BEHIND = 4 * HASH_PIECE
-
-# Of a big file in memory: so much is behind a reader (read-ahead of the kernel comes out of order, by 1 MiB or two),
-# so much ahead (half a second of 256 Mbit/s), and so much in all, with two downloads and what waits to be hashed.
-BEHIND, THIN_AHEAD, WINDOW = 8 * 1024 * 1024, 16 * 1024 * 1024, 64 * 1024 * 1024
+HASH_PIECE_BYTES = 1024 * 1024
+# How far the hash may be behind before a thread is started to follow the download: 6 ms of its work.
+HASH_LAG_BYTES = 4 * HASH_PIECE_BYTES
 
 
-class Intake:
+@dataclass(frozen=True, slots=True)
+class Backing:
+    """The parts of the cache that all its files use."""
+
+    store: Store
+    stats: CacheStats
+    nursery: trio.Nursery
+
+
+class Writer:
     """The file behind a blob while it fills."""
 
-    def __init__(self, blob: Blob, version: Version, store: Store, stats: Stats, nursery: trio.Nursery) -> None:
-        self.partial: Partial | None = None
-        self.count = 0  # bytes that came, whether missing or not
+    def __init__(self, blob: Blob, version: Version, backing: Backing) -> None:
+        self.store = backing.store
+        self.partial: Partial | None = None  # None until the first reply
         self._blob = blob
         self._version = version
-        self._store = store
-        self._stats = stats
+        self._stats = backing.stats
+        self._nursery = backing.nursery
         self._hash = hashlib.md5(usedforsecurity=False)
         self._hashed = 0  # the hash covers this much of the file
-        self._nursery = nursery
-        self._following: trio.Event | None = None  # set when the thread that hashes is back
+        self._has_made_room = False
+        self._following: trio.Event | None = None  # set when the thread that hashes has ended
 
-    async def begin(self) -> None:
-        """Make room once the first reply is in. Raises CacheError where there is neither a disk nor memory."""
-        self.partial = await self._created()
+    async def begin(self, size: int | None) -> None:
+        """Create the file, once the first reply has stated its size, or None. Raises CacheError."""
+        try:
+            self.partial = self.store.create()
+        except OSError as exc:
+            self.store.error(exc)
+            if is_full(exc):
+                await self._evict(size or 0)  # for the next file
+            self.partial = self.store.create_elsewhere(size or 0)
         self._blob.fd = self.partial.fd
 
-    async def _created(self) -> Partial:
-        try:
-            try:
-                return self._store.create()
-            except OSError as exc:
-                await self.make_room(exc)
-                return self._store.create()
-        except OSError as exc:
-            self._store.error(exc)
-        except CacheError:
-            pass  # it has been told
-        return self._store.create_in_memory()
-
     @property
-    def in_memory(self) -> bool:
-        return self.partial is not None and self.partial.in_memory
+    def is_elsewhere(self) -> bool:
+        """Return whether the file is outside of the cache directory, which accepts no more of it."""
+        return self.partial is not None and self.partial.is_elsewhere
 
-    @property
-    def thin(self) -> bool:
-        """Return whether not all of it is here at the same time."""
-        return self.in_memory and not self._blob.whole
+    async def recover(self, error: CacheError) -> None:
+        """Make room where the disk is full for the first time; else move the file out of the cache directory.
 
-    async def to_memory(self) -> None:
-        """Go on without the directory, after all downloads have ended. What is there comes again, unless it is hashed.
+        Call it after all downloads have ended. What is present stays.
 
-        Raises CacheError.
+        Args:
+            error: The error of a write.
+
+        Raises:
+            CacheError: There is no room elsewhere.
+            OSError: The file cannot be copied.
         """
+        blob, old = self._blob, self.partial
+        if old is None:
+            raise error  # before the first reply: there is no room elsewhere either
+        if isinstance(error.__cause__, OSError) and is_full(error.__cause__) and not self._has_made_room:
+            self._has_made_room, before = True, self.store.total()
+            await self._evict(blob.size)
+            if self.store.total() < before:
+                return
         while self._following is not None:
             await self._following.wait()
-        blob, partial = self._blob, self.partial
-        self.partial = self._store.create_in_memory()
-        if blob.whole:
-            self._hash, self._hashed = hashlib.md5(usedforsecurity=False), 0
-        else:
-            blob.floor = self._hashed if self._version.digest else blob.came
-        blob.fd, blob.spans = self.partial.fd, Spans()
-        if partial is not None:
-            await self._store.discard(partial)
+        new = self.store.create_elsewhere(max(blob.size, blob.contiguous_end))
+        try:
+            for start, stop in blob.present:
+                await trio.to_thread.run_sync(copy_range, blob.fd, new.fd, start, stop)
+        except BaseException:
+            await self.store.discard(new)
+            raise
+        self.partial, blob.fd = new, new.fd
+        await self.store.discard(old)
 
-    def forget(self, near: list[tuple[int, int]]) -> None:
-        """Have only these places in memory, and what is not hashed yet."""
-        blob, keep = self._blob, Spans()
-        blob.floor = self._hashed if self._version.digest else blob.came
-        for start, stop in [*near, (blob.floor, blob.came)]:
-            keep.add(max(start, 0), stop)
-        for start, stop in blob.spans.parts():
-            for low, high in keep.gaps(start, stop):
-                first, last = -(-low // mmap.PAGESIZE) * mmap.PAGESIZE, high // mmap.PAGESIZE * mmap.PAGESIZE
-                if first < last:
-                    with mmap.mmap(blob.fd, last - first, offset=first) as pages:
-                        pages.madvise(mmap.MADV_REMOVE)
-                    blob.spans.remove(first, last)
-
-    async def keep_up(self) -> None:
-        """Wait for the thread that hashes, where there is no room for what it has not seen."""
-        while self.thin and self._following is not None and self._blob.came - self._hashed > THIN_AHEAD:
-            await self._following.wait()
+    async def _evict(self, wanted: int) -> None:
+        await self.store.evict(self.store.total() - max(SPARE_BYTES, wanted))
 
     async def put(self, offset: int, chunk: bytes) -> None:
-        """Bytes have come; store those that are missing."""
-        spans, end = self._blob.spans, offset + len(chunk)
-        self._counted(len(chunk))
+        """Write those bytes of a chunk that are missing. Raises CacheError."""
+        present, end = self._blob.present, offset + len(chunk)
+        self._stats.fetched += len(chunk)
         await self.reserve(end)
-        for start, stop in spans.gaps(offset, end):
-            await self._write(memoryview(chunk)[start - offset : stop - offset], start)
-            spans.add(start, stop)
-        self._arrived()
+        for start, stop in present.gaps(offset, end):
+            try:
+                write_all(self._blob.fd, memoryview(chunk)[start - offset : stop - offset], start)
+            except OSError as exc:
+                raise self.error(exc) from exc
+            present.add(start, stop)
+        self._on_progress()
+
+    def error(self, exc: OSError) -> CacheError:
+        """Return the exception for a write that failed, with a remedy."""
+        if self.is_elsewhere and is_full(exc):
+            return CacheFull(f"{self._version.key}: {exc.strerror}: $TMPDIR (/tmp) or /var/tmp; make room there")
+        return self.store.error(exc)
 
     def has_same(self, offset: int, chunk: bytes) -> bool:
-        """Compare the beginning of a chunk with the bytes that are there already, as far as they go without a gap."""
-        there = chunk[: self._blob.spans.next_gap(offset) - offset]
+        """Compare the beginning of a chunk with the bytes that are present, as far as they go without a gap."""
+        there = chunk[: self._blob.present.first_missing(offset) - offset]
         return not there or os.pread(self._blob.fd, len(there), offset) == there
 
-    def came(self, offset: int, count: int) -> None:
-        """Bytes have come that somebody else has written."""
-        self._counted(count)
-        self._blob.spans.add(offset, offset + count)
-        self._arrived()
+    def note_written(self, offset: int, count: int) -> None:
+        """Note that another process has written bytes that arrived."""
+        self._stats.fetched += count
+        self._blob.present.add(offset, offset + count)
+        self._on_progress()
 
     async def verify(self) -> None:
         """Compare the digest. Raises BadReply."""
@@ -143,10 +141,10 @@ class Intake:
             return
         while self._following is not None:
             await self._following.wait()
-        if self._blob.size - self._hashed <= HASH_PIECE:  # not worth the way to a thread
-            self._read_back(self._blob.fd, self._blob.size)
+        if self._blob.size - self._hashed <= HASH_PIECE_BYTES:  # less work than a thread takes to start
+            self._hash_file(self._blob.fd, self._blob.size)
         else:
-            await trio.to_thread.run_sync(self._read_back, self._blob.fd, self._blob.size)
+            await trio.to_thread.run_sync(self._hash_file, self._blob.fd, self._blob.size)
         found = self._hash.hexdigest()
         if found != self._version.digest:
             raise BadReply(
@@ -155,69 +153,38 @@ class Intake:
             )
 
     async def reserve(self, end: int) -> None:
-        """Count the file in the total, before it grows to this."""
-        # Of unknown length: in doubling steps.
+        """Count the file in the total before it grows to `end` bytes. One of unknown length grows in doubling steps.
+
+        Raises CacheError where the file is elsewhere and there is no room.
+        """
         size = self._blob.size if self._blob.size >= 0 else 2 * end
-        if self.thin:
-            size, end = min(size, WINDOW), min(end, WINDOW)
-        if self.partial is not None and self.partial.reserved < end and (size > SMALL or self.in_memory):
-            await self._store.reserve(self.partial, size)
+        if self.partial is not None and self.partial.reserved < end and (not is_small(size) or self.is_elsewhere):
+            await self.store.reserve(self.partial, size)
 
-    async def make_room(self, exc: OSError, wanted: int = 0) -> None:
-        """Evict after a failed write, where that may help. Raises CacheError where it cannot."""
-        if not is_full(exc):
-            raise self._store.error(exc) from exc
-        await self._store.evict(self._store.total() - max(SPARE, wanted))
-
-    def _counted(self, count: int) -> None:
-        self.count += count
-        self._stats.fetched += count
-
-    def _arrived(self) -> None:
+    def _on_progress(self) -> None:
         self._blob.wake()
-        if self._apart and self._following is None and self._blob.came - self._hashed >= HASH_BEHIND:
+        lag = self._blob.contiguous_end - self._hashed
+        if self._version.digest and self._following is None and lag >= HASH_LAG_BYTES:
             self._following = trio.Event()
             self._nursery.start_soon(self._follow, self._following)
 
-    async def _write(self, data: memoryview, offset: int) -> None:
-        try:
-            write_all(self._blob.fd, data, offset)
-        except OSError as exc:
-            await self.make_room(exc, len(data))
-            try:
-                write_all(self._blob.fd, data, offset)
-            except OSError as again:
-                raise self._store.error(again) from again
-        if self._version.digest and self._hashed == offset and not self._apart:
-            self._hash.update(data)
-            self._hashed += len(data)
-
-    @property
-    def _apart(self) -> bool:
-        """Return whether the file is hashed in a thread."""
-        return bool(self._version.digest) and self._blob.size > SMALL
-
-    async def _follow(self, back: trio.Event) -> None:
-        """Hash what has come, and what comes meanwhile. Where that fails, `verify` does it, and says so if it fails."""
+    async def _follow(self, ended: trio.Event) -> None:
+        """Hash what has arrived, and what arrives meanwhile. What fails here, `verify` repeats and reports."""
+        fd = -1
         try:
             with contextlib.suppress(OSError):
-                await self._read_after()
+                fd, before = os.dup(self._blob.fd), -1  # the blob may be closed while the thread reads
+                # Where a round brings nothing, another program has cut the file short.
+                while (end := self._blob.contiguous_end) - self._hashed >= HASH_LAG_BYTES and self._hashed != before:
+                    before = self._hashed
+                    await trio.to_thread.run_sync(self._hash_file, fd, end)
         finally:
             self._following = None
-            back.set()
+            ended.set()
+            if fd >= 0:
+                os.close(fd)
 
-    async def _read_after(self) -> None:
-        fd = os.dup(self._blob.fd)  # the blob may be closed while the thread reads
-        try:
-            while (end := self._blob.came) - self._hashed >= HASH_BEHIND:
-                before = self._hashed
-                await trio.to_thread.run_sync(self._read_back, fd, end)
-                if self._hashed == before:
-                    return  # somebody has cut the file short
-        finally:
-            os.close(fd)
-
-    def _read_back(self, fd: int, end: int) -> None:
-        while data := os.pread(fd, min(HASH_PIECE, end - self._hashed), self._hashed):
+    def _hash_file(self, fd: int, end: int) -> None:
+        while data := os.pread(fd, min(HASH_PIECE_BYTES, end - self._hashed), self._hashed):
             self._hash.update(data)
             self._hashed += len(data)

@@ -24,6 +24,7 @@ from xnatfs.common.clock import now
 from xnatfs.common.errors import (
     BadReply,
     CacheError,
+    CacheFull,
     ConfigError,
     Conflict,
     Denied,
@@ -62,6 +63,7 @@ ERRNOS: dict[type[XnatError], int] = {
     ConfigError: errno.EINVAL,
     MountpointError: errno.EIO,
     FuseMissing: errno.EIO,
+    CacheFull: errno.ENOSPC,
     CacheError: errno.EIO,
     XnatError: errno.EIO,
 }

@@ -10,6 +10,7 @@ CASES: dict[str, Callable[[Bench], list[Row]]] = {
     "start": start.start,
     "mount": start.mount,
     "big": files.big,
+    "far": files.far,
     "warm": files.warm,
     "series": series.series,
     "dcm2niix": series.dcm2niix,

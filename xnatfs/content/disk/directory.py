@@ -29,27 +29,25 @@ import os
 import shutil
 import sqlite3
 import uuid
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from xnatfs.common.errors import CacheError, CacheLocked
 from xnatfs.common.locks import holder, lock, lock_within
 from xnatfs.common.private_files import make_private
-from xnatfs.content.disk.index import Index, Row, is_busy, open_index, set_aside, wal_locks
-
-T = TypeVar("T")
+from xnatfs.content.disk.files import create, in_folder, is_full, measure_files, opened, write_new
+from xnatfs.content.disk.index import BlobRow, Index, is_busy, open_index, set_aside, wal_locks
 
 INDEX = "index.sqlite"
 
-# Bytes that are freed at least when the disk is full, so that not every chunk evicts.
-SPARE = 64 * 1024 * 1024
+# Bytes that are freed at least when the disk is full, so that not every write evicts.
+SPARE_BYTES = 64 * 1024 * 1024
 
 # Files per call of `sync`. Each may take 10 ms on a hard disk, and closing the cache waits for the call to end.
-SYNC_BATCH = 32
+SYNC_BATCH_FILES = 32
 
 
-class Shelf:
+class CacheDirectory:
     """A cache directory as one process uses it.
 
     Args:
@@ -67,7 +65,6 @@ class Shelf:
         self.index = index
         self.boot = _boot_id()
         self.recent: dict[bytes, float] = {}  # the times of opens that the index does not have yet
-        self.crowded = False  # open files kept the last eviction from reaching its target
         self.evicted = 0  # evicted files since the directory was opened
 
     def path(self, ident: bytes) -> str:
@@ -83,7 +80,7 @@ class Shelf:
         """Create an empty file for a download, and return its name and locked descriptor."""
         while True:
             name = uuid.uuid4().hex
-            fd = _in_folder(self.partial_path(name), lambda path: _create(path, os.O_RDWR))
+            fd = in_folder(self.partial_path(name), lambda path: create(path, os.O_RDWR))
             # The tidying of another process may have removed it between these two steps.
             if lock(fd, fcntl.LOCK_SH) and os.fstat(fd).st_nlink:
                 return name, fd
@@ -110,27 +107,27 @@ class Shelf:
         with self.index.transaction():
             self.index.release([name])
 
-    def keep(self, name: str, row: Row) -> bool:
+    def keep(self, name: str, row: BlobRow) -> bool:
         """Turn a verified download into a cached file."""
         source, target = self.partial_path(name), self.path(row.ident)
         with self.index.transaction():
             self.index.release([name])
             self._make_room(self.limit - row.size)
-            _in_folder(target, lambda path: os.rename(source, path))
+            in_folder(target, lambda path: os.rename(source, path))
             self.index.put(self._written(row))
         return True
 
-    def keep_whole(self, files: Sequence[tuple[Row, bytes]]) -> bool:
+    def keep_whole(self, files: Sequence[tuple[BlobRow, bytes]]) -> bool:
         """Write verified files, all or none; where the disk is full, evict others and retry once."""
         try:
             return self._keep_whole(files)
         except (OSError, sqlite3.Error) as exc:
             if not is_full(exc):
                 raise
-            self.evict(self.index.total() - max(SPARE, sum(row.size for row, _ in files)))
+            self.evict(self.index.total() - max(SPARE_BYTES, sum(row.size for row, _ in files)))
             return self._keep_whole(files)
 
-    def _keep_whole(self, files: Sequence[tuple[Row, bytes]]) -> bool:
+    def _keep_whole(self, files: Sequence[tuple[BlobRow, bytes]]) -> bool:
         """Write the files in one transaction.
 
         They are written under their final names: a reader finds none without its row, `tidy_blobs` waits for the
@@ -142,7 +139,7 @@ class Shelf:
                 for row, data in files:
                     self._make_room(self.limit - row.size)
                     written.append(self.path(row.ident))
-                    _write_new(written[-1], data)
+                    write_new(written[-1], data)
                     self.index.put(self._written(row))
         except BaseException:
             for path in written:
@@ -151,7 +148,7 @@ class Shelf:
             raise
         return True
 
-    def renew(self, row: Row) -> None:
+    def renew(self, row: BlobRow) -> None:
         """Update a row after the server has confirmed the version."""
         with self.index.transaction():
             self.index.renew(row)
@@ -188,7 +185,7 @@ class Shelf:
 
         It runs outside of a transaction, because it may take long.
         """
-        blobs = self.index.unsynced(self.boot, SYNC_BATCH)
+        blobs = self.index.unsynced(self.boot, SYNC_BATCH_FILES)
         for ident, _ in blobs:
             with contextlib.suppress(FileNotFoundError), opened(self.path(ident)) as fd:
                 os.fdatasync(fd)
@@ -223,31 +220,28 @@ class Shelf:
         folder = self.directory / "blobs" / f"{first:02x}"
         with self.index.transaction():
             rows = {ident.hex(): row for ident, row in self.index.shard(first).items()}
-            files = _sizes(folder)
+            files = measure_files(folder)
             bad = [name for name, row in rows.items() if files.get(name) != row]
             self.index.drop(bytes.fromhex(name) for name in bad)
             for name in files.keys() - (rows.keys() - set(bad)):
                 os.unlink(folder / name)
 
-    def heal(self) -> Index | None:
-        """Open another index where the current one was removed or damaged; return the old one then, else None."""
-        old = self.index
-        if old.in_place() and not old.damaged:
-            return None
+    def reopen_if_lost(self) -> bool:
+        """Begin with an empty index where the current one was removed or damaged; return whether that was so.
+
+        Downloads that run are not counted in the new one: like any open file they may exceed the limit.
+        """
+        if self.index.is_in_place() and not self.index.damaged:
+            return False
         make_directories(self.directory)
         with self._locked():
-            if old.in_place():
+            if self.index.is_in_place():
                 set_aside(self.directory / INDEX)
+            # The old one closes with its last reference: the event loop may be reading from it.
             self.index = open_index(self.directory / INDEX, self._wait)
-        return old  # closed with its last reference: the event loop may be reading from it
-
-    def adopt(self, partials: list[tuple[str, int]]) -> None:
-        """Adapt a new index to the directory: reserve this process's downloads, and remove files without rows."""
-        with self.index.transaction():
-            for name, size in partials:
-                self.index.reserve(name, size)
         for first in range(256):
             self.tidy_blobs(first)
+        return True
 
     def close(self) -> None:
         """Close the index; call it after everything else."""
@@ -264,7 +258,7 @@ class Shelf:
             self._blocked = False
             yield
 
-    def _written(self, row: Row) -> Row:
+    def _written(self, row: BlobRow) -> BlobRow:
         """Complete the row of a file that has just been written under its final name."""
         return dataclasses.replace(row, boot=self.boot, written=os.stat(self.path(row.ident)).st_mtime_ns)
 
@@ -274,7 +268,6 @@ class Shelf:
 
     def _make_room(self, target: int) -> None:
         over = self.index.total_now() - target
-        self.crowded = False
         if over <= 0:
             return
         self._touch()
@@ -284,7 +277,6 @@ class Shelf:
                 after = (used, ident)
                 if over > 0 and self._remove(ident):
                     over -= size
-        self.crowded = over > 0
 
     def _remove(self, ident: bytes) -> bool:
         path = self.path(ident)
@@ -297,7 +289,7 @@ class Shelf:
         return True
 
 
-def open_shelf(directory: Path, limit: int, wait: float = math.inf) -> Shelf:
+def open_directory(directory: Path, limit: int, wait: float = math.inf) -> CacheDirectory:
     """Create or open a cache directory.
 
     Args:
@@ -317,15 +309,15 @@ def open_shelf(directory: Path, limit: int, wait: float = math.inf) -> Shelf:
         if isinstance(exc, TimeoutError) or is_busy(exc):
             raise CacheLocked(f"cache directory {directory}: {why_locked(exc, directory)}") from exc
         raise _unusable(directory, exc) from exc
-    shelf = Shelf(directory, min(limit, _share_of_disk(directory, index.total())), index, wait)
+    made = CacheDirectory(directory, min(limit, _share_of_disk(directory, index.total())), index, wait)
     try:
-        name, fd = shelf.create_partial()  # can it be written, and locked?
-        os.unlink(shelf.partial_path(name))
+        name, fd = made.create_partial()  # can it be written, and locked?
+        os.unlink(made.partial_path(name))
         os.close(fd)
     except OSError as exc:
-        shelf.close()
+        made.close()
         raise _unusable(directory, exc) from exc
-    return shelf
+    return made
 
 
 def make_directories(directory: Path) -> None:
@@ -364,67 +356,6 @@ def _share_of_disk(directory: Path, used: int) -> int:
 def _unusable(directory: Path, exc: Exception) -> CacheError:
     why = exc.strerror if isinstance(exc, OSError) else exc
     return CacheError(f"cache directory {directory} cannot be used: {why}; correct that or choose another")
-
-
-def _write_new(path: str, data: bytes) -> None:
-    """Write a new file, replacing any file at that path, which another process may have open."""
-    try:
-        fd = _in_folder(path, _create)
-    except FileExistsError:
-        os.unlink(path)
-        fd = _create(path)
-    try:
-        write_all(fd, memoryview(data), 0)
-    finally:
-        os.close(fd)
-
-
-def write_all(fd: int, data: memoryview, offset: int) -> None:
-    """Write all of the data at an offset; pwrite(2) may write less at a time. Raises OSError."""
-    while data:
-        written = os.pwrite(fd, data, offset)
-        data, offset = data[written:], offset + written
-
-
-def _create(path: str, access: int = os.O_WRONLY) -> int:
-    return os.open(path, access | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-
-
-def _in_folder(path: str, make: Callable[[str], T]) -> T:
-    """Call `make` for a path; where its folder is missing, create that, and call it again."""
-    try:
-        return make(path)
-    except FileNotFoundError:
-        for folder in reversed(Path(path).parents[:4]):
-            with contextlib.suppress(FileExistsError):
-                folder.mkdir(0o700)
-        return make(path)
-
-
-def _sizes(folder: Path) -> dict[str, tuple[int, int]]:
-    """Return the size in bytes and the modification time in ns of each file in a folder."""
-    if not folder.is_dir():
-        return {}
-    with os.scandir(folder) as entries:
-        found = {entry.name: entry.stat(follow_symlinks=False) for entry in entries}
-    return {name: (status.st_size, status.st_mtime_ns) for name, status in found.items()}
-
-
-@contextlib.contextmanager
-def opened(path: str | Path) -> Iterator[int]:
-    """Open a file or directory for reading, and close its descriptor at the end."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def is_full(exc: Exception) -> bool:
-    """Return whether an error means that the disk has no room, or no inode, left."""
-    if isinstance(exc, OSError):
-        return exc.errno in (errno.ENOSPC, errno.EDQUOT)
-    return getattr(exc, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
 
 
 def _boot_id() -> str:

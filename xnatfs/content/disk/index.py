@@ -34,7 +34,7 @@ READ_BUSY_SECONDS = 0.05
 # SQLite's page cache per connection in KiB (a negative number means KiB). A point read touches three pages.
 PAGE_CACHE = -512
 
-SCHEMA = """
+INDEX_SCHEMA = """
 CREATE TABLE blobs (
     ident BLOB PRIMARY KEY,
     key TEXT NOT NULL,
@@ -53,7 +53,7 @@ CREATE TABLE partials (name TEXT PRIMARY KEY, size INTEGER NOT NULL) WITHOUT ROW
 CREATE TABLE total (bytes INTEGER NOT NULL);
 INSERT INTO total VALUES (0);
 """
-TRIGGERS = "".join(
+INDEX_TRIGGERS = "".join(
     f"""
 CREATE TRIGGER {table}_added AFTER INSERT ON {table} BEGIN UPDATE total SET bytes = bytes + NEW.size; END;
 CREATE TRIGGER {table}_gone AFTER DELETE ON {table} BEGIN UPDATE total SET bytes = bytes - OLD.size; END;
@@ -66,13 +66,13 @@ CREATE TRIGGER {table}_sized AFTER UPDATE OF size ON {table}
 # SQLite's error codes for a damaged index: "malformed", "not a database", and "no such table" for an emptied one.
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
 
-COLUMNS = "ident, key, listed, size, modified, checked, used, boot, written, owners"
-PLACES = ", ".join("?" for _ in COLUMNS.split())
-_cells = attrgetter(*COLUMNS.split(", "))
+ROW_COLUMNS = "ident, key, listed, size, modified, checked, used, boot, written, owners"
+ROW_PLACEHOLDERS = ", ".join("?" for _ in ROW_COLUMNS.split())
+_cells = attrgetter(*ROW_COLUMNS.split(", "))
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class BlobRow:
     """The row of one cached blob."""
 
     ident: bytes  # the sha256 of the content's identity; also the file's name
@@ -93,7 +93,7 @@ class Row:
 
 
 class Index:
-    """An open index. Call `get`, `have` and `total` on the event loop, all else in one thread at a time.
+    """An open index. Call `have` and `total` on the event loop, all else in one thread at a time.
 
     Args:
         path: The path of the SQLite file.
@@ -127,19 +127,18 @@ class Index:
         self._read.close()
         self._write.close()
 
-    def in_place(self) -> bool:
+    def is_in_place(self) -> bool:
         """Return whether the index is still the file at its path, which other processes open."""
         return _identity(self._path) == self._identity
 
     def _create(self) -> None:
         if self._version() == 0:  # else it is only read, which works while another process writes, or is stopped
-            with self.transaction():
-                for statement in _statements(SCHEMA + TRIGGERS):
-                    self._write.execute(statement)
-                self._write.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            self._write.executescript(
+                f"BEGIN IMMEDIATE; {INDEX_SCHEMA} {INDEX_TRIGGERS} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT"
+            )
         if (version := self._version()) != SCHEMA_VERSION:
             raise sqlite3.DatabaseError(f"it is of version {version}, not {SCHEMA_VERSION}")
-        self._write.execute(f"SELECT {COLUMNS} FROM blobs ORDER BY used LIMIT 1").fetchone()
+        self._write.execute(f"SELECT {ROW_COLUMNS} FROM blobs ORDER BY used LIMIT 1").fetchone()
         self._write.execute("SELECT bytes FROM total").fetchone()
 
     def _version(self) -> int:
@@ -147,16 +146,11 @@ class Index:
 
     # On the event loop.
 
-    def get(self, ident: bytes) -> Row | None:
-        """Return the row of an identity; None where there is none."""
-        found = self._read.execute(f"SELECT {COLUMNS} FROM blobs WHERE ident = ?", (ident,)).fetchone()
-        return Row(*found) if found else None
-
-    def have(self, idents: Sequence[bytes]) -> list[Row]:
-        """Return the existing rows of some hundred identities at most, in a third of the time of a `get` for each."""
+    def have(self, idents: Sequence[bytes]) -> list[BlobRow]:
+        """Return the existing rows of some hundred identities at most."""
         marks = ",".join("?" * len(idents))
-        found = self._read.execute(f"SELECT {COLUMNS} FROM blobs WHERE ident IN ({marks})", idents)
-        return [Row(*each) for each in found]
+        found = self._read.execute(f"SELECT {ROW_COLUMNS} FROM blobs WHERE ident IN ({marks})", idents)
+        return [BlobRow(*each) for each in found]
 
     def total(self) -> int:
         """Return the bytes that are cached or reserved, over all processes."""
@@ -194,17 +188,17 @@ class Index:
         """Return the total as this transaction sees it."""
         return int(self._write.execute("SELECT bytes FROM total").fetchone()[0])
 
-    def put(self, row: Row) -> None:
+    def put(self, row: BlobRow) -> None:
         """Add or replace a row, without INSERT OR REPLACE, which would delete without the triggers."""
         self._write.execute(
-            f"INSERT INTO blobs ({COLUMNS}) VALUES ({PLACES}) ON CONFLICT (ident) DO UPDATE SET"
+            f"INSERT INTO blobs ({ROW_COLUMNS}) VALUES ({ROW_PLACEHOLDERS}) ON CONFLICT (ident) DO UPDATE SET"
             " key = excluded.key, listed = excluded.listed, size = excluded.size, modified = excluded.modified,"
             " checked = excluded.checked, used = excluded.used, boot = excluded.boot, written = excluded.written,"
             " owners = excluded.owners",
             _cells(row),
         )
 
-    def renew(self, row: Row) -> None:
+    def renew(self, row: BlobRow) -> None:
         """Update a row after the server has confirmed the version."""
         self._write.execute(
             "UPDATE blobs SET listed = ?, checked = ? WHERE ident = ? AND modified = ?",
@@ -338,13 +332,3 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
-
-
-def _statements(script: str) -> Iterator[str]:
-    # executescript() would commit the transaction around it.
-    statement = ""
-    for line in script.splitlines():
-        statement += line + "\n"
-        if sqlite3.complete_statement(statement):
-            yield statement
-            statement = ""
