@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from xnatfs.cli import Parser, mounts
-from xnatfs.cli.ctl.command import NOUNS, build
+from xnatfs.cli import mounts
+from xnatfs.cli.ctl.main import NOUNS, build
+from xnatfs.cli.run import CommandParser
 
 DOCS = Path(__file__).parent.parent / "docs"
 COMMON = "options of all commands"
@@ -67,11 +68,11 @@ class Page:
 
 def pages() -> list[Page]:
     """Return every page, in the order of the parsers."""
-    xnatfs: argparse.ArgumentParser = Parser(prog="xnatfs", allow_abbrev=False)
+    xnatfs: argparse.ArgumentParser = CommandParser(prog="xnatfs", allow_abbrev=False)
     commands = xnatfs.add_subparsers()
     mounts.add_parsers(commands)
     found = [Page(f"xnatfs-{verb}", summary, [_verb(parser, summary)]) for verb, summary, parser in _children(commands)]
-    xnatctl = Parser(prog="xnatctl", allow_abbrev=False)
+    xnatctl = CommandParser(prog="xnatctl", allow_abbrev=False)
     build(xnatctl)
     for noun, summary, parser in _children(_subparsers(xnatctl)):
         below = next(iter(_all_subparsers(parser)), None)

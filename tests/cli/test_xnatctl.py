@@ -12,7 +12,7 @@ import pytest
 from tests.support.commanding import COLLABORATOR, LABEL, OUTSIDER, OWNER, PASSWORD, SESSION, Shell, shell
 from tests.support.failing import DEAD
 from tests.support.mounting import environment, run
-from xnatfs.cli.ctl.command import commands
+from xnatfs.cli.ctl.main import commands
 from xnatfs.demo.server.app import Request
 from xnatfs.demo.server.reply import Reply
 
@@ -59,6 +59,25 @@ def test_the_module_is_the_program_whatever_the_script_is(prompt):
     module = Shell(prompt.app, prompt.url, prompt.home, prompt.env, (sys.executable, "-m", "xnatfs.cli"))
     assert module.ctl("--version").out == prompt.ctl("--version").out
     assert module.ctl("project", "list").out == prompt.ctl("project", "list").out
+
+
+@pytest.mark.parametrize("program", ["main", "main_xnatctl"])
+@pytest.mark.parametrize("module", ["argparse", "xnatfs.common.errors", "xnatfs.cli.output", "xnatfs.cli.options"])
+def test_ctrl_c_while_modules_are_imported_is_one_line(tmp_path, program, module):
+    code = f"""if True:
+        import sys
+        class Interrupting:
+            def find_spec(self, name, path=None, target=None):
+                if name == {module!r}:
+                    raise KeyboardInterrupt
+        sys.modules.pop({module!r}, None)
+        sys.meta_path.insert(0, Interrupting())
+        from xnatfs.cli import {program}
+        sys.exit({program}(["--help"]))
+    """
+    done = run(sys.executable, "-c", code, env=environment(tmp_path))
+    name = "xnatfs" if program == "main" else "xnatctl"
+    assert (done.returncode, done.stderr) == (130, f"{name}: interrupted\n")
 
 
 @pytest.mark.parametrize("command", commands(), ids=lambda command: f"{command.noun} {command.verb}".strip())
@@ -257,7 +276,7 @@ def test_a_password_comes_from_standard_input_and_is_kept_nowhere_here(fresh):
         del fresh.env[name]
     done = log_in(fresh, "--password-stdin")
     assert done.returncode == 0, done.stderr
-    assert all(word in done.stderr for word in ("not kept", "--token", "XNAT_PASS"))
+    assert all(word in done.stderr for word in ("not stored", "--token", "XNAT_PASS"))
     assert fresh.ctl("project", "list").err == ""
     held = [path for path in fresh.home.rglob("*") if path.is_file() and PASSWORD.encode() in path.read_bytes()]
     assert held == []
