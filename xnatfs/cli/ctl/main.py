@@ -34,7 +34,7 @@ NOUNS = {
     "session": "imaging sessions (experiments)",
     "scan": "scans of a session",
     "resource": "resources of a scan or a session, and their files",
-    "prearchive": "sessions in the prearchive, which are not archived yet",
+    "prearchive": "received sessions that are not archived yet",
     "api": "any request, for what has no command",
 }
 

@@ -36,7 +36,7 @@ selection_options = options_of(
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
+class PrearchiveSelection:
     """The sessions that the command line names."""
 
     project: str  # '' for sessions that are assigned to none
@@ -48,7 +48,7 @@ class Selection:
         return NotFound(f"{name} not found in project {self.project or UNASSIGNED} on {url}{why}", status=404, url=url)
 
 
-def parse_selection(context: Context) -> Selection:
+def parse_selection(context: Context) -> PrearchiveSelection:
     """Parse which sessions the command line names, before any request. Raises ConfigError."""
     arguments = context.arguments
     place: list[str] = arguments.place
@@ -56,7 +56,7 @@ def parse_selection(context: Context) -> Selection:
         if place and getattr(arguments, name):
             raise ConfigError(f"give either PROJECT TIMESTAMP SESSION or --{name}, not both")
     if len(place) == 3:
-        return Selection(_owner(place[0]), place[2], place[1])
+        return PrearchiveSelection(_owner(place[0]), place[2], place[1])
     if place:
         raise ConfigError(f"give PROJECT TIMESTAMP SESSION, or --project and --session NAME, not {' '.join(place)}")
     is_all_ready = getattr(arguments, "all_ready", False)
@@ -64,14 +64,14 @@ def parse_selection(context: Context) -> Selection:
         raise ConfigError("which session? Give PROJECT TIMESTAMP SESSION, or --project and --session")
     if arguments.session and is_all_ready:
         raise ConfigError("give either --session or --all-ready, not both")
-    return Selection(_owner(context.project()), arguments.session, arguments.timestamp)
+    return PrearchiveSelection(_owner(context.project()), arguments.session, arguments.timestamp)
 
 
 def _owner(project: str) -> str:
     return "" if project == UNASSIGNED else project
 
 
-async def select(context: Context, xnat: Xnat, selection: Selection) -> list[PrearchiveSession]:
+async def select(context: Context, xnat: Xnat, selection: PrearchiveSelection) -> list[PrearchiveSession]:
     """Return the named sessions, which may be none. Raises ConfigError if several have a name and one is wanted."""
     arguments, project = context.arguments, selection.project
     with context.about(f"project {project or UNASSIGNED}"):
@@ -100,7 +100,7 @@ async def change_each(
     context: Context,
     participle: str,
     change: Change,
-    if_none: Callable[[Context, Xnat, Selection], Awaitable[Cells | None]] | None = None,
+    if_none: Callable[[Context, Xnat, PrearchiveSelection], Awaitable[Cells | None]] | None = None,
 ) -> int:
     """Change every named session, one after the other; a failure does not stop the others.
 
@@ -182,7 +182,7 @@ async def wait_for(context: Context, xnat: Xnat, waiting: PrearchiveSession) -> 
     columns=("project", "timestamp", "name", "status", "scan_date", "subject"),
 )
 async def prearchive_list(context: Context) -> list[Cells]:
-    """List the sessions that wait to be archived."""
+    """List the sessions in the prearchive."""
     arguments, project = context.arguments, context.project(needed=False)
     async with context.xnat() as xnat:
         with context.about(f"project {project}" if project else "the prearchive"):
@@ -212,17 +212,17 @@ def waiting_cells(waiting: PrearchiveSession) -> Cells:
     "xnatctl prearchive archive --project MYPROJECT --session SESS001",
     selection_options,
     option("--all-ready", action="store_true", help="every session of the project that is READY"),
-    option("--subject", metavar="LABEL", default="", help="archive it for this subject; fails if the server does not"),
-    option("--label", metavar="LABEL", default="", help="archive it under this label; fails if the server does not"),
+    option("--subject", metavar="LABEL", default="", help="subject to archive it under; fails if it gets another"),
+    option("--label", metavar="LABEL", default="", help="label to archive it under; fails if it gets another"),
     option("--overwrite", action="store_true", help="archive it even if that replaces existing data"),
     wait_options,
 )
 async def prearchive_archive(context: Context) -> int:
-    """Archive a session that waits."""
+    """Archive a session of the prearchive."""
     return await change_each(context, "Archived", archive_one, already_archived)
 
 
-async def already_archived(context: Context, xnat: Xnat, selection: Selection) -> Cells | None:
+async def already_archived(context: Context, xnat: Xnat, selection: PrearchiveSelection) -> Cells | None:
     """Return the result if the session was archived: by an earlier run that was killed, another program, or by itself.
 
     A session of that label in the archive is no proof: the one in the prearchive may have been deleted.
@@ -313,7 +313,7 @@ def _archived_cells(found: prearchive.Archived, result: str) -> Cells:
     selection_options,
 )
 async def prearchive_move(context: Context) -> int:
-    """Move a session that waits to another project."""
+    """Move a session of the prearchive to another project."""
     arguments = context.arguments
     if not arguments.to and len(arguments.place) in (1, 4):
         arguments.to = arguments.place.pop()
@@ -336,7 +336,7 @@ async def move_one(context: Context, xnat: Xnat, waiting: PrearchiveSession) -> 
     option("-y", "--yes", action="store_true", help="do not ask"),
 )
 async def prearchive_delete(context: Context) -> int:
-    """Delete a session that waits, permanently."""
+    """Delete a session of the prearchive, permanently."""
     return await change_each(context, "Deleted", delete_one)
 
 
@@ -366,7 +366,7 @@ def _confirm(waiting: PrearchiveSession) -> None:
     wait_options,
 )
 async def prearchive_rebuild(context: Context) -> int:
-    """Rebuild the document of a session that waits from its images."""
+    """Rebuild the document of a session of the prearchive from its images."""
     return await change_each(context, "Rebuilt", rebuild_one)
 
 
