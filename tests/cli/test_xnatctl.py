@@ -262,6 +262,23 @@ def test_a_resource_whose_files_are_not_listed_is_no_empty_one(tmp_path):
         assert "files, and lists none" in done.err
 
 
+def test_rows_without_any_value_are_shown(tmp_path):
+    rows = b'{"ResultSet": {"Result": [{"ID": ""}]}}'
+
+    def empty(request: Request) -> Reply | None:
+        return Reply(200, rows, "application/json") if request.path.endswith("/scans") else None
+
+    with shell(tmp_path) as fresh:
+        fresh.app.faults.append(empty)
+        assert "[Scans (1)]" in fresh.ctl("session", "show", "-E", SESSION).lines
+
+
+def test_profiles_of_which_none_is_the_default_are_listed(fresh):
+    fresh.config(PROFILES.format(url=fresh.url))
+    rows = fresh.ctl("config", "show", "-o", "json").rows
+    assert [(row["profile"], row["default"]) for row in rows] == [("one", False), ("two", False)]
+
+
 # -- logins ------------------------------------------------------------------------------------------------------
 
 
