@@ -165,7 +165,7 @@ def test_what_allow_other_opens_is_said_in_a_line_and_in_the_log(seen):
     line = "every user and program of this machine may read in this mount what your account may"
     assert seen.stderr.count("\n") == 1
     assert line in seen.stderr
-    assert [f" WARNING xnatfs.cli.mounts: {line}" in text for text in seen.log.splitlines()].count(True) == 1
+    assert [f" WARNING xnatfs.cli.serving: {line}" in text for text in seen.log.splitlines()].count(True) == 1
 
 
 # -- commands ----------------------------------------------------------------------------------------------------

@@ -77,7 +77,7 @@ def show_rows(
         note(arguments, no_rows_text)
     else:
         keys = [key.strip().lower() for key in arguments.columns.split(",")] if arguments.columns else columns
-        _show_table(arguments, keys, rows, [] if arguments.no_headers else list(map(title, keys)))
+        _show_table(arguments, keys, rows)
 
 
 def show_item(arguments: argparse.Namespace, item: Cells, identifier: str) -> None:
@@ -101,9 +101,9 @@ def show_item(arguments: argparse.Namespace, item: Cells, identifier: str) -> No
             folded = fold(_cell(value), max(1, _terminal_width() - width - 1))
             parts = zip_longest([f"{title(key)}:"], folded, fillvalue="")
             print_lines(f"{name:<{width}} {text}".rstrip() for name, text in parts)
-        for key in item:
-            if key not in fields:
-                _show_block(arguments, key.replace("_", " ").capitalize(), item[key])
+        for key, value in item.items():
+            if isinstance(value, list):
+                _show_block(arguments, key.replace("_", " ").capitalize(), value)
 
 
 def note(arguments: argparse.Namespace, text: str) -> None:
@@ -135,7 +135,7 @@ def _show_block(arguments: argparse.Namespace, heading: str, rows: Sequence[Any]
     print_data(f"\n[{heading} ({len(rows)})]")
     if rows and isinstance(rows[0], dict):
         keys = [key for key in rows[0] if any(row.get(key) not in ("", None) for row in rows)] or ["id"]
-        _show_table(arguments, keys, rows, list(map(title, keys)))
+        _show_table(arguments, keys, rows)
     else:
         print_lines(_cell(row) for row in rows)
 
@@ -169,9 +169,11 @@ def _cell(value: Any) -> str:
 # -- tables ------------------------------------------------------------------------------------------------------
 
 
-def _show_table(arguments: argparse.Namespace, keys: Sequence[str], rows: Sequence[Cells], head: list[str]) -> None:
+def _show_table(arguments: argparse.Namespace, keys: Sequence[str], rows: Sequence[Cells]) -> None:
     """Print rows as TSV, or in columns that fit the terminal: folded at blanks, and words cut only if need be."""
-    table = [*([head] if head else []), *([_cell(row.get(key)) for key in keys] for row in rows)]
+    table = [[_cell(row.get(key)) for key in keys] for row in rows]
+    if not arguments.no_headers:
+        table.insert(0, list(map(title, keys)))
     if arguments.output == "tsv":
         return print_lines("\t".join(row) for row in table)
     columns = list(zip(*table, strict=True))

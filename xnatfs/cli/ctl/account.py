@@ -5,18 +5,30 @@ import itertools
 import sys
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from xnatfs.cli.ctl.command import PARTIAL, Context, command, option
 from xnatfs.cli.ctl.profiles import tls_cells
 from xnatfs.cli.logins import find_login
 from xnatfs.cli.output import Cells, print_message, show_item
 from xnatfs.common.errors import ConfigError, LoginRequired, NotFound, XnatError
-
-if TYPE_CHECKING:
-    from xnatfs.rest.client import Xnat
-    from xnatfs.settings.credentials import Credentials
-    from xnatfs.settings.session_store import Session
+from xnatfs.common.urls import is_same_server
+from xnatfs.rest.client import Xnat, open_xnat
+from xnatfs.settings.config import profiles_path, read_profiles, server_name
+from xnatfs.settings.credentials import (
+    Credentials,
+    ask,
+    check_username,
+    forget_token,
+    keep_password,
+    keep_token,
+    kept_credentials,
+    kept_token,
+    provider_of,
+    wanted_user,
+)
+from xnatfs.settings.profile_file import add_profile
+from xnatfs.settings.session_store import Session
 
 # Sources of a login that was given just now, and is stored nowhere.
 UNSTORED_SOURCES = ("prompt", "standard input")
@@ -66,10 +78,8 @@ async def login(context: Context) -> None:
     _report_login(context, credentials, known_as)
 
 
-def _choose_login(context: Context) -> "Credentials":
+def _choose_login(context: Context) -> Credentials:
     """Return the login of the options, else the stored one, else prompt for it."""
-    from xnatfs.settings.credentials import Credentials, check_username, kept_credentials, provider_of, wanted_user
-
     arguments, config = context.arguments, context.config
     kept = kept_credentials(config.url, config.profile, context.environ)
     if kept and kept.source == "token":
@@ -85,14 +95,12 @@ def _choose_login(context: Context) -> "Credentials":
     return kept if kept and kept.username == username else _prompt(context, username)
 
 
-def _prompt(context: Context, username: str) -> "Credentials":
-    from xnatfs.settings.credentials import ask, provider_of
-
+def _prompt(context: Context, username: str) -> Credentials:
     config = context.config
     return ask(config.url, username, context.environ, provider_of(config.url, config.profile))
 
 
-async def _log_in(context: Context, credentials: "Credentials") -> str:
+async def _log_in(context: Context, credentials: Credentials) -> str:
     """Begin a session; return the server's name for its user."""
     context.user = credentials.user
     async with context.xnat(credentials) as xnat:
@@ -103,13 +111,11 @@ async def _log_in(context: Context, credentials: "Credentials") -> str:
     return known_as
 
 
-async def _store_token(context: Context, xnat: "Xnat", user: str) -> None:
+async def _store_token(context: Context, xnat: Xnat, user: str) -> None:
     """Store a token for this user, and revoke the one in its place.
 
     The user is named as in the login: a directory's users may have other names on the server.
     """
-    from xnatfs.settings.credentials import keep_token, kept_token
-
     url = context.config.url
     old = kept_token(url)
     alias, secret = await xnat.issue_token()
@@ -119,12 +125,8 @@ async def _store_token(context: Context, xnat: "Xnat", user: str) -> None:
         print_message(f"xnatctl: {why}")
 
 
-def _add_profile(context: Context, credentials: "Credentials") -> None:
+def _add_profile(context: Context, credentials: Credentials) -> None:
     """Write a profile for a server that has none, so that the next command needs no --url."""
-    from xnatfs.common.urls import is_same_server
-    from xnatfs.settings.config import profiles_path, read_profiles, server_name
-    from xnatfs.settings.profile_file import add_profile
-
     arguments, config, path = context.arguments, context.config, profiles_path()
     known, _ = read_profiles(path)
     if any(is_same_server(profile.url, config.url) for profile in known.values()):
@@ -147,9 +149,8 @@ def _add_profile(context: Context, credentials: "Credentials") -> None:
     context.note(f"Profile {name} is in {path}{others}")
 
 
-def _store_password(context: Context, credentials: "Credentials") -> None:
+def _store_password(context: Context, credentials: Credentials) -> None:
     """Store the password in the keyring, and note that in the profile; else name the alternatives."""
-    from xnatfs.settings.credentials import keep_password
     from xnatfs.settings.profile_file import add_profile
 
     profile = context.config.profile
@@ -169,9 +170,7 @@ def _store_password(context: Context, credentials: "Credentials") -> None:
         )
 
 
-def _report_login(context: Context, credentials: "Credentials", known_as: str) -> None:
-    from xnatfs.settings.credentials import wanted_user
-
+def _report_login(context: Context, credentials: Credentials, known_as: str) -> None:
     config, session = context.config, context.store.find_kept()
     expires = _expiry(session) if session else datetime.now()
     context.note(f"Logged in to {config.url} as {known_as}")
@@ -195,7 +194,7 @@ def _report_login(context: Context, credentials: "Credentials", known_as: str) -
         show_item(context.arguments, item, "username")
 
 
-def _expiry(session: "Session") -> datetime:
+def _expiry(session: Session) -> datetime:
     return session.used + timedelta(seconds=session.idle)
 
 
@@ -208,8 +207,7 @@ async def logout(context: Context) -> int:
 
     They are removed here in any case; what the server did not end is reported, with exit status 8.
     """
-    from xnatfs.rest.client import open_xnat
-    from xnatfs.settings.credentials import forget_token, kept_credentials, kept_token
+    from xnatfs.settings.credentials import kept_credentials, kept_token
 
     config, url = context.config, context.config.url
     token, session = kept_token(url), context.store.find(ended=True)
@@ -232,10 +230,8 @@ async def logout(context: Context) -> int:
     return PARTIAL if any(failures) else 0
 
 
-async def _revoke(context: Context, token: "Credentials") -> str:
+async def _revoke(context: Context, token: Credentials) -> str:
     """Revoke an alias token; return a message if the server did not, else ''."""
-    from xnatfs.rest.client import open_xnat
-
     try:
         # Use a new session: only the token's user may do this, and the stored one may have ended or be another user's.
         async with open_xnat(context.config, token) as xnat:
@@ -253,8 +249,6 @@ async def _revoke(context: Context, token: "Credentials") -> str:
 @command("auth status", "xnatctl auth status")
 async def status(context: Context) -> int:
     """Show whether the session is alive."""
-    from xnatfs.settings.credentials import kept_credentials, wanted_user
-
     config = context.config
     last = context.store.find(ended=True)
     username = await _live_user(context)
@@ -285,8 +279,6 @@ async def _live_user(context: Context) -> str | None:
     session = context.store.find()
     if session is None:
         return None
-    from xnatfs.rest.client import open_xnat
-
     async with open_xnat(context.config, None, sessions=context.store) as xnat:
         if not await xnat.login.alive(session.token):
             return None

@@ -10,21 +10,20 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from xnatfs.cli import options, statusline
 from xnatfs.cli.logins import find_login, session_store
 from xnatfs.cli.output import note
 from xnatfs.common import program
 from xnatfs.common.errors import ConfigError, Denied, NotFound
-
-if TYPE_CHECKING:
-    from xnatfs.rest.client import Xnat
-    from xnatfs.rest.models import Row
-    from xnatfs.settings.config import Config
-    from xnatfs.settings.credentials import Credentials
-    from xnatfs.settings.session_store import SessionStore
-    from xnatfs.site import Site
+from xnatfs.listings.completion import NAMES, Listings
+from xnatfs.rest.client import Xnat, open_xnat
+from xnatfs.rest.models import Row
+from xnatfs.settings.config import Config
+from xnatfs.settings.credentials import Credentials
+from xnatfs.settings.session_store import SessionStore
+from xnatfs.site import Site, open_site
 
 PARTIAL = 8  # exit status if a command was done in part
 
@@ -99,7 +98,7 @@ class Context:
     """Arguments of a command, and the server that they name."""
 
     arguments: argparse.Namespace
-    config: "Config"
+    config: Config
     environ: Mapping[str, str] = field(repr=False)  # may hold the password
     user: str = ""  # account to log in as, if another than environment or profile name
     began: float = field(default_factory=time.monotonic)
@@ -113,22 +112,18 @@ class Context:
         return time.monotonic() - self.began
 
     @property
-    def store(self) -> "SessionStore":
+    def store(self) -> SessionStore:
         return session_store(self.config, user=self.user)
 
     @asynccontextmanager
-    async def xnat(self, credentials: "Credentials | None" = None) -> "AsyncIterator[Xnat]":
-        from xnatfs.rest.client import open_xnat
-
+    async def xnat(self, credentials: Credentials | None = None) -> AsyncIterator[Xnat]:
         credentials = credentials or find_login(self.config)  # may prompt on the terminal
         with self._waiting():
             async with open_xnat(self.config, credentials, sessions=self.store) as xnat:
                 yield xnat
 
     @asynccontextmanager
-    async def site(self) -> "AsyncIterator[Site]":
-        from xnatfs.site import open_site
-
+    async def site(self) -> AsyncIterator[Site]:
         config, credentials = replace(self.config, cache_dir=options.cache_directory()), find_login(self.config)
         with self._waiting():
             async with open_site(config, credentials, sessions=self.store) as site:
@@ -173,10 +168,8 @@ class Context:
             raise ConfigError(f"which project? Give -P/--project, or set default_project in {where}")
         return project
 
-    def remember(self, xnat: "Xnat", key: Sequence[str], rows: "Sequence[Row]") -> None:
+    def remember(self, xnat: Xnat, key: Sequence[str], rows: Sequence[Row]) -> None:
         """Store the names of a listing, from which shells complete names."""
-        from xnatfs.listings.completion import NAMES, Listings
-
         Listings(self.config.url, xnat.login.username).remember(key, NAMES[key[0]](rows))
 
     def note(self, text: str) -> None:

@@ -11,10 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+import trio
+
 from xnatfs.cli import options
 from xnatfs.cli.ctl.command import Context, command, option
 from xnatfs.cli.logins import session_store
 from xnatfs.listings.completion import NAMES, PATHS, Listings, Name, shown
+from xnatfs.rest.client import open_xnat
 from xnatfs.settings.config import Config, profiles_path, read_profiles
 from xnatfs.settings.session_store import SessionStore
 
@@ -109,18 +112,12 @@ class CommandLine:
         session = self.store.find()
         listings = Listings(self.config.url, session.username if session else self.store.username)
         names: Sequence[Name] | None = listings.recall(key)
-        if names is None and session:  # a login takes longer than REQUEST_SECONDS, and may prompt for a password
-            import trio
-
-            if names := trio.run(self._request, key):
-                listings.remember(key, names)
+        # Without a session none is begun: a login takes longer than REQUEST_SECONDS, and may prompt for a password.
+        if names is None and session and (names := trio.run(self._request, key)):
+            listings.remember(key, names)
         return names or ()
 
     async def _request(self, key: Sequence[str]) -> Sequence[Name]:
-        import trio
-
-        from xnatfs.rest.client import open_xnat
-
         segments, columns = PATHS[key[0]]
         with trio.move_on_after(REQUEST_SECONDS):
             async with open_xnat(self.config, None, sessions=self.store) as xnat:

@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import trio
 
 from xnatfs.cli import options
 from xnatfs.cli.ctl.command import Command, Context
@@ -17,9 +19,7 @@ from xnatfs.cli.logins import login_environment
 from xnatfs.cli.output import OUTPUT_FORMATS, check_columns, print_message, show_item, show_rows
 from xnatfs.common.errors import ConfigError, XnatError
 from xnatfs.common.sanitize import line
-
-if TYPE_CHECKING:
-    from xnatfs.settings.config import Config
+from xnatfs.settings.config import Config, output_format, profiles_path, who_reads_along
 
 # Retry budget, shorter than a mount's, since a user waits: after it, an unreachable host is an error.
 RETRY_SECONDS = 10.0
@@ -98,8 +98,6 @@ def _add_list_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Find the server, run the command, and print its result."""
-    from xnatfs.settings.config import output_format, profiles_path, who_reads_along
-
     environ, command = os.environ, arguments.command
     arguments.verbose = arguments.verbose or bool(environ.get("XNATCTL_DEBUG"))
     arguments.output = arguments.output or output_format(profiles_path())
@@ -113,8 +111,6 @@ def run(arguments: argparse.Namespace) -> int:
     context = Context(arguments, config, login_environment(config))
     if warning := who_reads_along(context.config):
         print_message(f"xnatctl: {warning}")
-    import trio
-
     with context.interruptible():
         result = trio.run(command.run, context)
     if isinstance(result, list):
@@ -128,10 +124,8 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _config(arguments: argparse.Namespace, environ: Mapping[str, str]) -> "Config":
+def _config(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Config:
     """Return the settings of the server; empty ones for a command that needs no server."""
-    from xnatfs.settings.config import Config
-
     if arguments.command.noun == "config" or arguments.command.verb == "completion":
         return Config("")
     if arguments.profile and arguments.url:

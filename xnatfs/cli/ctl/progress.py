@@ -90,29 +90,21 @@ def show_progress(context: Context, verb: str) -> Iterator[Silent]:
     elif not sys.stderr.isatty():
         yield Lines(verb)
     else:
+        from rich import progress as rich_progress
         from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            Progress,
-            ProgressColumn,
-            TextColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
         from rich.table import Column
 
         console = Console(stderr=True, no_color=context.arguments.no_color or None)
         one_line = Column(no_wrap=True)
-        columns: list[ProgressColumn] = [
-            TextColumn("{task.description} {task.fields[files]} files"),
-            DownloadColumn(table_column=one_line),
-            TransferSpeedColumn(table_column=one_line),
+        columns: list[rich_progress.ProgressColumn] = [
+            rich_progress.TextColumn("{task.description} {task.fields[files]} files"),
+            rich_progress.DownloadColumn(table_column=one_line),
+            rich_progress.TransferSpeedColumn(table_column=one_line),
         ]
         if console.width >= BAR_COLUMNS:
-            columns.insert(1, BarColumn())
-            columns.append(TimeRemainingColumn(table_column=one_line))
-        with statusline.hidden(), Progress(*columns, console=console, transient=True) as bar:
+            columns.insert(1, rich_progress.BarColumn())
+            columns.append(rich_progress.TimeRemainingColumn(table_column=one_line))
+        with statusline.hidden(), rich_progress.Progress(*columns, console=console, transient=True) as bar:
             yield Bar(bar, bar.add_task(verb, total=None, files="0"))
 
 
