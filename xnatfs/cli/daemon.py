@@ -37,20 +37,20 @@ def start(arguments: Sequence[str], login: str, log_file: Path) -> str:
         CacheError: the log cannot be written.
     """
     reading, writing = os.pipe()
-    with open(reading, encoding="utf-8") as reports, open(writing, "w") as child_end, _open_log(log_file) as log:
-        child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "xnatfs", *arguments, "--report-fd", str(writing)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=log,
-            text=True,
-            env=for_children(),
-            pass_fds=[writing],
-            start_new_session=True,
-        )
-        child_end.close()
-        assert child.stdin is not None
+    with os.fdopen(reading, encoding="utf-8") as reports:
+        with os.fdopen(writing, "w"), _open_log(log_file) as log:
+            child = subprocess.Popen(
+                [sys.executable, "-P", "-m", "xnatfs", *arguments, "--report-fd", str(writing)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                text=True,
+                env=for_children(),
+                pass_fds=[writing],
+                start_new_session=True,
+            )
         try:
+            assert child.stdin is not None
             with contextlib.suppress(BrokenPipeError), child.stdin:  # a child that ends at once reports the reason
                 child.stdin.write(login)
             status, _, text = reports.readline().rstrip("\n").partition(" ")
@@ -60,9 +60,9 @@ def start(arguments: Sequence[str], login: str, log_file: Path) -> str:
     if status == READY:
         return text
     code = child.wait()
-    if not status.isdigit():
-        raise Reported(1, f"the background process ended without a report (exit status {code}); see {log_file}")
-    raise Reported(int(status), text)
+    if status.isdigit():
+        raise Reported(int(status), text)
+    raise Reported(1, f"the background process ended without a report (exit status {code}); see {log_file}")
 
 
 def _open_log(log_file: Path) -> IO[bytes]:
