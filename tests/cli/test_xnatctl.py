@@ -126,6 +126,7 @@ WRONG: dict[str, tuple[str, dict[str, str | None], tuple[str, ...], int, str]] =
     "a bad -o": ("", {}, ("project", "list", "-o", "xml"), 2, "invalid choice: 'xml'"),
     "an unknown column": ("", {}, ("project", "list", "--columns", "id,colour"), 2, "no column 'colour'"),
     "an unknown field to sort by": ("", {}, ("project", "list", "--sort-by", "colour"), 2, "no column 'colour'"),
+    "a limit that is no number": ("", {}, ("project", "list", "--limit", "x"), 2, "--limit: 'x' is not a number"),
     "a filter without a pattern": ("", {}, ("project", "list", "--filter", "id"), 2, "FIELD:PATTERN"),
     "an unknown command": ("", {}, ("project", "lisst"), 2, "invalid choice: 'lisst'"),
     "a password in argv": ("", {}, ("auth", "login", "--password", "x"), 2, "--password-stdin"),

@@ -97,15 +97,14 @@ def octal(text: str) -> int:
 
 def number(text: str) -> int:
     if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a numeric ID")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
     return int(text)
 
 
 def owner_id(text: str) -> int:
-    value = number(text)
-    if value > LAST_OWNER_ID:
+    if not text.isdigit() or int(text) > LAST_OWNER_ID:
         raise argparse.ArgumentTypeError(f"{text!r} is not a numeric ID of a user or group")
-    return value
+    return int(text)
 
 
 def find_day(text: str) -> date | None:
