@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 
-from xnatfs.common.errors import ConfigError
+from xnatfs.common.errors import ConfigError, LoginRequired
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials, find_credentials, kept_credentials, login_variables, wanted_user
 from xnatfs.settings.session_store import SessionStore, is_session_id
@@ -44,4 +44,9 @@ def find_login(config: Config, before_asking: Callable[[], object] = lambda: Non
     if kept or session_store(config).find():
         return kept
     before_asking()
-    return find_credentials(config.url, config.profile, environ)
+    try:
+        return find_credentials(config.url, config.profile, environ)
+    except LoginRequired as error:
+        if environ == os.environ:
+            raise
+        raise LoginRequired(f"{error}; the login in the environment is for XNAT_URL, another server") from None
