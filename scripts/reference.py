@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from xnatfs.cli import Parser, mounts
-from xnatfs.cli.ctl.command import NOUNS, build
+from xnatfs.cli import mounts
+from xnatfs.cli.ctl.main import NOUNS, build
+from xnatfs.cli.run import CommandParser
 
 DOCS = Path(__file__).parent.parent / "docs"
 COMMON = "options of all commands"
@@ -20,24 +21,24 @@ PROFILE = {
     "url": "the server",
     "username": "the account",
     "password": "its password; better in the keyring",
-    "password_source": "`keyring`: the password is there",
+    "password_source": "`keyring`: the password is in the keyring",
     "provider": "the login method, where the site has several",
-    "verify_ssl": "`false` trusts any certificate",
+    "verify_ssl": "`false` accepts any certificate",
     "ca_bundle": "a file of certificate authorities, instead of the system's",
-    "default_project": "for commands without `-P`",
+    "default_project": "project of commands without `-P`",
     "timeout": "seconds that `xnatctl` waits for the next byte of an answer (default: 21600)",
     "workers": "transfers at once",
     "overwrite": "`none`, `append` or `delete`, of `xnatctl session upload`",
     "archive_mode": "how `xnatctl session upload` packs files",
-    "direct_archive": "`true` uploads past the prearchive",
+    "direct_archive": "`true` uploads to the archive, bypassing the prearchive",
 }
 # A test compares them with the variables that the code reads.
 ENVIRONMENT = {
     "XNAT_URL": "the server, instead of the profile's",
     "XNAT_PROFILE": "the profile",
-    "XNAT_USER": "the account",
+    "XNAT_USER": "the account, on the server of `XNAT_URL` if that is set",
     "XNAT_PASS": "its password",
-    "XNAT_TOKEN": "a session (JSESSIONID) that is used as it is",
+    "XNAT_TOKEN": "a session (JSESSIONID) to use, on the server of `XNAT_URL` if that is set",
     "XNATCTL_LOG_FILE": "where `xnatctl` logs",
     "XNATCTL_DEBUG": "set: `xnatctl` prints the traceback of an error",
     "XDG_CACHE_HOME": "`~/.cache` otherwise",
@@ -67,11 +68,11 @@ class Page:
 
 def pages() -> list[Page]:
     """Return every page, in the order of the parsers."""
-    xnatfs: argparse.ArgumentParser = Parser(prog="xnatfs", allow_abbrev=False)
+    xnatfs: argparse.ArgumentParser = CommandParser(prog="xnatfs", allow_abbrev=False)
     commands = xnatfs.add_subparsers()
     mounts.add_parsers(commands)
     found = [Page(f"xnatfs-{verb}", summary, [_verb(parser, summary)]) for verb, summary, parser in _children(commands)]
-    xnatctl = Parser(prog="xnatctl", allow_abbrev=False)
+    xnatctl = CommandParser(prog="xnatctl", allow_abbrev=False)
     build(xnatctl)
     for noun, summary, parser in _children(_subparsers(xnatctl)):
         below = next(iter(_all_subparsers(parser)), None)

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.support.commanding import OUTSIDER, OWNER, PASSWORD, Done, Shell, page_archive, shell
-from tests.support.mounting import end, run
+from tests.support.mounting import SCRIPTS, end, run
 from xnatfs.common.private_files import write_private
 from xnatfs.demo.server.app import Request
 from xnatfs.demo.server.releases import RELEASES, XNAT_1_8
@@ -122,6 +122,26 @@ def test_another_server_is_not_meant(fresh):
     assert fresh.app.requests == []
 
 
+@pytest.mark.fuse
+@pytest.mark.parametrize("secret", ["XNAT_PASS", "XNAT_TOKEN"])
+def test_a_login_of_the_environment_is_not_sent_to_another_server(fresh, tmp_path, secret):
+    """XNAT_URL names the server that it is for."""
+    fresh.env = {"XNAT_URL": fresh.url, "XNAT_USER": OWNER, "XNAT_PASS": PASSWORD}
+    if secret == "XNAT_TOKEN":
+        fresh.env = {"XNAT_URL": fresh.url, "XNAT_TOKEN": fresh.app.sessions.log_in(OWNER, None).id}
+    with shell(tmp_path / "other") as other:
+        for words in (("project", "list"), ("auth", "login"), ("whoami",)):
+            said = fresh.ctl(*words, "--url", other.url, status=3).err
+            assert "auth login" in said
+            assert words == ("auth", "login") or "is for XNAT_URL, another server" in said
+        assert other.app.requests == []
+        (fresh.home / "mnt").mkdir()
+        command = [SCRIPTS / "xnatfs", "mount", "--url", other.url, fresh.home / "mnt"]
+        assert run(*command, env=fresh.environment()).returncode == 3
+        assert other.app.requests == []
+    assert fresh.ctl("whoami", "--url", f"{fresh.url}/", "-q").out == f"{OWNER}\n"
+
+
 def test_of_several_profiles_of_a_server_the_preferred_one_counts(tmp_path):
     path = tmp_path / "config.yaml"
     text = "profiles:\n" + "".join(f"  {name}: {{url: 'http://{host}'}}\n" for name, host in
@@ -215,7 +235,7 @@ def test_a_session_from_the_environment_is_not_ended_by_a_login(fresh):
     fresh.env["XNAT_TOKEN"] = given
     done = fresh.ctl("auth", "login")
     assert f"as {OWNER}" in done.err
-    assert "as long as XNAT_TOKEN is set" in done.err
+    assert "while XNAT_TOKEN is set" in done.err
     assert fresh.app.sessions.alive(OUTSIDER) == 1
     assert fresh.ctl("whoami", "-q").out == f"{OUTSIDER}\n"
     del fresh.env["XNAT_TOKEN"]
@@ -228,12 +248,12 @@ def test_a_login_that_the_next_command_does_not_use_says_so(fresh, words):
     profile(fresh, username=OWNER)
     assert "XNAT_USER" not in log_in(fresh, "-u", OWNER, "--token").err
     assert (
-        f"goes on as {OWNER}, whom the profile names: set XNAT_USER={OUTSIDER}"
+        f"runs as {OWNER}, the user that the profile names: set XNAT_USER={OUTSIDER}"
         in log_in(fresh, "-u", OUTSIDER, *words).err
     )
     fresh.env["XNAT_USER"] = OUTSIDER
     assert fresh.ctl("whoami", "-q").out == f"{OUTSIDER}\n"
-    assert f"goes on as {OUTSIDER}, whom XNAT_USER names" in log_in(fresh, "-u", OWNER).err
+    assert f"runs as {OUTSIDER}, the user that XNAT_USER names" in log_in(fresh, "-u", OWNER).err
     fresh.env = {}
     placed(fresh, "keyring", PASSWORD)
     assert "XNAT_USER" not in log_in(fresh, "-u", OUTSIDER).err
@@ -328,6 +348,29 @@ def test_logging_out_ends_the_token(fresh, token, ended):
     fresh.ctl("project", "list", status=3)
 
 
+def test_a_second_token_takes_the_place_of_the_first(fresh, token):
+    first = json.loads(token.read_text())["alias"]
+    log_in(fresh, "--token")
+    second = json.loads(token.read_text())["alias"]
+    assert list(fresh.app.sessions.tokens) == [second] != [first]
+    fresh.app.sessions.end_all(OWNER)
+    assert fresh.ctl("whoami", "-q").out == f"{OWNER}\n"
+    fresh.ctl("auth", "logout")
+    assert fresh.app.sessions.tokens == {}
+
+
+def test_a_first_token_that_the_server_keeps_is_reported(fresh, token):
+    first = json.loads(token.read_text())["alias"]
+
+    def keeps(request: Request) -> Reply | None:
+        return Reply(500, b"no", "text/plain") if "/tokens/invalidate/" in request.path else None
+
+    fresh.app.faults.append(keeps)
+    assert f"the alias token {first} is valid until it expires" in log_in(fresh, "--token").err
+    fresh.app.faults.remove(keeps)
+    assert json.loads(token.read_text())["alias"] in fresh.app.sessions.tokens
+
+
 def test_a_token_beside_a_password_is_ended_too(fresh, token):
     profile(fresh, username=OWNER, password=PASSWORD)
     done = fresh.ctl("auth", "logout")
@@ -364,7 +407,7 @@ def test_logging_out_says_that_the_session_was_not_ended(fresh, status):
     log_in(fresh)
     fresh.app.faults.append(lambda request: Reply(status, b"", "text/html") if request.method == "DELETE" else None)
     done = fresh.ctl("auth", "logout", status=8)
-    assert f"the session was not ended by the server, which ends it when it has idled ({status} " in done.err
+    assert f"the server did not close the session, and will when it has been idle ({status} " in done.err
     assert not fresh.slot.exists()
 
 
@@ -374,7 +417,7 @@ def test_a_token_that_has_ended_says_so(fresh, token):
     done = fresh.ctl("project", "list", status=3)
     assert "alias token of jane" in done.err
     assert "xnatctl auth login" in done.err
-    assert "had ended before" in fresh.ctl("auth", "logout").err
+    assert "had expired before" in fresh.ctl("auth", "logout").err
     assert not token.exists()
 
 
@@ -386,7 +429,7 @@ def test_logging_out_says_what_the_server_keeps(fresh, token):
     fresh.app.faults.append(busy)
     done = fresh.ctl("auth", "logout", status=8)
     (alias,) = fresh.app.sessions.tokens
-    assert f"the alias token {alias} is valid until it ends by itself" in done.err
+    assert f"the alias token {alias} is valid until it expires" in done.err
     assert not token.exists()
     assert not fresh.slot.exists()
 
@@ -408,7 +451,7 @@ def test_logging_out_of_a_server_that_is_gone(fresh, token):
     assert kept
     fresh.config(f"profiles:\n  lab:\n    url: {DEAD}\n    username: {OWNER}\n")
     done = fresh.ctl("auth", "logout", status=8)
-    assert "is valid until it ends by itself" in done.err
+    assert "is valid until it expires" in done.err
     assert list((fresh.home / ".config" / "xnatfs" / "tokens").glob("*.json")) == []
     assert not fresh.slot.exists()
 

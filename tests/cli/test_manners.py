@@ -15,16 +15,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 
 from tests.fuse.test_mount import wait_for
 from tests.support.changing import images
 from tests.support.commanding import SESSION, Shell, shell
 from tests.support.mounting import LIMIT, SCRIPTS, daemons, end, environment, mounted_file_system, run
 from tests.transfer.test_upload import IMPORT, SMALL
-from xnatfs.cli import Parser, mounts
-from xnatfs.cli.ctl import command as ctl
+from xnatfs.cli import mounts
+from xnatfs.cli.ctl import main as ctl
 from xnatfs.cli.output import ELLIPSIS
-from xnatfs.cli.statusline import ERASE
+from xnatfs.cli.run import CommandParser
+from xnatfs.cli.statusline import ERASE_LINE
 from xnatfs.demo import PASSWORDS
 from xnatfs.demo.server.app import Request
 from xnatfs.demo.server.reply import Reply
@@ -174,7 +176,7 @@ def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser
 
 
 def every_parser() -> list[argparse.ArgumentParser]:
-    xnatctl, xnatfs = Parser(prog="xnatctl"), Parser(prog="xnatfs")
+    xnatctl, xnatfs = CommandParser(prog="xnatctl"), CommandParser(prog="xnatfs")
     ctl.build(xnatctl)
     mounts.add_parsers(xnatfs.add_subparsers())
     return [*parsers(xnatctl), *parsers(xnatfs)]
@@ -241,6 +243,31 @@ def test_tables_fit_a_terminal_and_are_broken_at_blanks(prompt, table, columns):
         assert sorted(text.split()) == sorted(whole.split())
 
 
+@pytest.mark.parametrize("columns", [80, 50, 40])
+@pytest.mark.parametrize("table", ["sessions", "a session", "a subject"])
+def test_accession_ids_are_whole_on_any_terminal(prompt, table, columns):
+    """An ID is copied to other commands, so that labels and dates are cut before it."""
+    words = {**TABLES, "a subject": ("subject", "show", "-P", "MYPROJECT", "SUB001")}[table]
+    whole = re.findall(r"XNAT_E\d+", prompt.ctl(*words).out)
+    assert whole
+    assert re.findall(r"XNAT_E\d+", on_terminal(prompt, columns, *words)) == whole
+
+
+@pytest.mark.parametrize("columns", [80, 40])
+def test_characters_of_two_columns_keep_the_columns_of_a_table(fresh, columns):
+    archive = fresh.app.archive
+    project = archive.project("ASIA", "Asia", jane="Owners")
+    for number, label in enumerate(("頭部MR_1", "머리_2", "HEAD_3")):
+        archive.experiment(archive.subject(project, f"KARL{number}"), label, f"XNAT_E0009{number}")
+    text, _, _ = on_terminal(fresh, columns, "session", "list", "-P", "ASIA").partition("Cut to")
+    head, *rows = text.splitlines()
+    begins = cell_len(head.partition("Subj")[0])
+    assert len(rows) == 3
+    for row in rows:
+        assert cell_len(row) <= columns
+        assert cell_len(row.partition("KARL")[0]) == begins
+
+
 def test_nothing_is_cut_or_folded_where_there_is_no_terminal(prompt):
     narrow = replace(prompt, env={**prompt.env, "COLUMNS": "20"})
     done = narrow.ctl("project", "list")
@@ -303,9 +330,9 @@ def test_a_listing_that_takes_long_says_what_is_asked(fresh):
         screen.wait_for(f"Asking {fresh.url}: list the sessions of a project (")
         held.free.set()
         assert process.wait(LIMIT) == 0
-    before, _, after = screen.text.rpartition(ERASE)
+    before, _, after = screen.text.rpartition(ERASE_LINE)
     assert after == fresh.ctl(*LIST).out, "the line has gone, and the table is whole"
-    assert all(len(line) < 80 for line in before.split(ERASE))
+    assert all(len(line) < 80 for line in before.split(ERASE_LINE))
 
 
 @pytest.mark.parametrize("words", [(), ("-q",), ("-v",)])
@@ -331,7 +358,7 @@ def test_the_line_fits_the_terminal_though_the_output_goes_elsewhere(fresh):
         screen.wait_for("... (1 s)")
         held.free.set()
         assert process.wait(LIMIT) == 0
-    assert all(len(line) < 50 for line in screen.text.split(ERASE))
+    assert all(len(line) < 50 for line in screen.text.split(ERASE_LINE))
 
 
 def test_a_pager_has_the_terminal_while_it_lets_the_command_wait(fresh):

@@ -12,8 +12,9 @@ from tests.support.commanding import SESSION, Done, Shell, shell
 from tests.support.failing import AS_STRANGER, OWN_MOUNTS
 from tests.support.mounting import run
 from tests.transfer.test_download import DOWNLOAD, files, many, truth
-from xnatfs import cli
-from xnatfs.cli.ctl.command import Command, commands
+from xnatfs.cli import run as cli_run
+from xnatfs.cli.ctl.command import Command
+from xnatfs.cli.ctl.main import commands
 
 IO_ERROR = 74
 DOWNLOADING = f"xnatctl session download -E {SESSION}"
@@ -285,7 +286,7 @@ def test_another_pipe_that_breaks_is_an_error():
         raise BrokenPipeError(32, "Broken pipe")
 
     ended: list[int] = []
-    status = cli._ended(broken, lambda error, status, text: ended.append(status))
+    status = cli_run.run_command(broken, lambda error, status, text: ended.append(status))
     assert (status, ended) == (IO_ERROR, [IO_ERROR])
 
 

@@ -125,7 +125,7 @@ def test_delete_asks(fresh):
         _, said = process.communicate(timeout=LIMIT)
         os.close(main)
         os.close(terminal)
-        assert b"for good? [y/N]" in said
+        assert b"permanently? [y/N]" in said
         assert names(fresh) == left
 
 
@@ -268,7 +268,7 @@ def test_a_label_in_the_archive_is_no_proof_that_it_was_archived(fresh):
     """Report failure: the label belongs to another session, and the waiting one was deleted."""
     delete(fresh, fresh.receive(LABEL))
     done = archive(fresh, "--session", LABEL, status=5)
-    assert f"the archive has {LABEL} as {SESSION}, which did not come from there" in done.err
+    assert f"the archive has {LABEL} as {SESSION}, but the server does not state that it came from there" in done.err
 
 
 def test_of_two_that_came_under_one_name_it_is_the_one_of_then(fresh):
@@ -469,5 +469,5 @@ def test_a_wait_has_an_end(fresh):
     fresh.receive("SESS001", ready=False)
     began = time.monotonic()
     done = archive(fresh, "--session", "SESS001", "--wait", "--wait-timeout", "1.5", status=4)
-    assert "takes up the wait again" in done.err
+    assert "resumes the wait" in done.err
     assert time.monotonic() - began < LIMIT

@@ -12,7 +12,7 @@ import pytest
 from tests.support.commanding import COLLABORATOR, LABEL, OUTSIDER, OWNER, PASSWORD, SESSION, Shell, shell
 from tests.support.failing import DEAD
 from tests.support.mounting import environment, run
-from xnatfs.cli.ctl.command import commands
+from xnatfs.cli.ctl.main import commands
 from xnatfs.demo.server.app import Request
 from xnatfs.demo.server.reply import Reply
 
@@ -61,6 +61,25 @@ def test_the_module_is_the_program_whatever_the_script_is(prompt):
     assert module.ctl("project", "list").out == prompt.ctl("project", "list").out
 
 
+@pytest.mark.parametrize("program", ["main", "main_xnatctl"])
+@pytest.mark.parametrize("module", ["argparse", "xnatfs.common.errors", "xnatfs.cli.output", "xnatfs.cli.options"])
+def test_ctrl_c_while_modules_are_imported_is_one_line(tmp_path, program, module):
+    code = f"""if True:
+        import sys
+        class Interrupting:
+            def find_spec(self, name, path=None, target=None):
+                if name == {module!r}:
+                    raise KeyboardInterrupt
+        sys.modules.pop({module!r}, None)
+        sys.meta_path.insert(0, Interrupting())
+        from xnatfs.cli import {program}
+        sys.exit({program}(["--help"]))
+    """
+    done = run(sys.executable, "-c", code, env=environment(tmp_path))
+    name = "xnatfs" if program == "main" else "xnatctl"
+    assert (done.returncode, done.stderr) == (130, f"{name}: interrupted\n")
+
+
 @pytest.mark.parametrize("command", commands(), ids=lambda command: f"{command.noun} {command.verb}".strip())
 def test_every_command_has_help_with_an_example(command, capsys):
     from xnatfs.cli import main_xnatctl
@@ -107,6 +126,7 @@ WRONG: dict[str, tuple[str, dict[str, str | None], tuple[str, ...], int, str]] =
     "a bad -o": ("", {}, ("project", "list", "-o", "xml"), 2, "invalid choice: 'xml'"),
     "an unknown column": ("", {}, ("project", "list", "--columns", "id,colour"), 2, "no column 'colour'"),
     "an unknown field to sort by": ("", {}, ("project", "list", "--sort-by", "colour"), 2, "no column 'colour'"),
+    "a limit that is no number": ("", {}, ("project", "list", "--limit", "x"), 2, "--limit: 'x' is not a number"),
     "a filter without a pattern": ("", {}, ("project", "list", "--filter", "id"), 2, "FIELD:PATTERN"),
     "an unknown command": ("", {}, ("project", "lisst"), 2, "invalid choice: 'lisst'"),
     "a password in argv": ("", {}, ("auth", "login", "--password", "x"), 2, "--password-stdin"),
@@ -243,6 +263,23 @@ def test_a_resource_whose_files_are_not_listed_is_no_empty_one(tmp_path):
         assert "files, and lists none" in done.err
 
 
+def test_rows_without_any_value_are_shown(tmp_path):
+    rows = b'{"ResultSet": {"Result": [{"ID": ""}]}}'
+
+    def empty(request: Request) -> Reply | None:
+        return Reply(200, rows, "application/json") if request.path.endswith("/scans") else None
+
+    with shell(tmp_path) as fresh:
+        fresh.app.faults.append(empty)
+        assert "[Scans (1)]" in fresh.ctl("session", "show", "-E", SESSION).lines
+
+
+def test_profiles_of_which_none_is_the_default_are_listed(fresh):
+    fresh.config(PROFILES.format(url=fresh.url))
+    rows = fresh.ctl("config", "show", "-o", "json").rows
+    assert [(row["profile"], row["default"]) for row in rows] == [("one", False), ("two", False)]
+
+
 # -- logins ------------------------------------------------------------------------------------------------------
 
 
@@ -257,7 +294,7 @@ def test_a_password_comes_from_standard_input_and_is_kept_nowhere_here(fresh):
         del fresh.env[name]
     done = log_in(fresh, "--password-stdin")
     assert done.returncode == 0, done.stderr
-    assert all(word in done.stderr for word in ("not kept", "--token", "XNAT_PASS"))
+    assert all(word in done.stderr for word in ("not stored", "--token", "XNAT_PASS"))
     assert fresh.ctl("project", "list").err == ""
     held = [path for path in fresh.home.rglob("*") if path.is_file() and PASSWORD.encode() in path.read_bytes()]
     assert held == []

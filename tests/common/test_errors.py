@@ -3,7 +3,7 @@
 import errno
 from collections.abc import Iterator
 
-from xnatfs.cli import EXIT_STATUS, exit_status
+from xnatfs.cli.run import EXIT_STATUS, exit_status
 from xnatfs.common import errors
 from xnatfs.common.errors import XnatError
 from xnatfs.fuse.operations import ERRNOS, errno_of

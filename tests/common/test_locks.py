@@ -19,7 +19,7 @@ from tests.support.content_fakes import BIG, LIMIT, SMALL, FakeSource, read_all,
 from tests.support.demos import serving
 from tests.support.holding import FLOCK, TRANSACTION, stopped, wake
 from tests.support.mounting import SCRIPTS, environment, mounting, run
-from xnatfs.cli.ctl.command import PATIENCE
+from xnatfs.cli.ctl.main import RETRY_SECONDS
 from xnatfs.cli.options import cache_directory
 from xnatfs.common.errors import ConfigError, Conflict, MountpointError
 from xnatfs.common.locks import holder
@@ -55,7 +55,7 @@ def reports(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_a_config_leaves_half_of_its_timeout_for_going_on():
     assert Config(URL).lock_timeout == 30
     assert Config(URL, timeout=TIMEOUT).lock_timeout == TIMEOUT / 2
-    assert Config(URL, timeout=21600, retry_budget=PATIENCE).lock_timeout == PATIENCE
+    assert Config(URL, timeout=21600, retry_budget=RETRY_SECONDS).lock_timeout == RETRY_SECONDS
 
 
 def test_the_holder_is_named(tmp_path):
@@ -294,7 +294,7 @@ def network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home = tmp_path / "home"
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / ".cache"))
     monkeypatch.setattr("xnatfs.cli.options.file_system", lambda path: "nfs4" if path.is_relative_to(home) else "ext4")
-    monkeypatch.setattr("xnatfs.cli.options.LOCAL", str(tmp_path))
+    monkeypatch.setattr("xnatfs.cli.options.LOCAL_CACHE_PARENT", str(tmp_path))
     return home
 
 
@@ -324,7 +324,7 @@ def test_a_noted_directory_that_is_not_ours_alone_is_not_used(network, tmp_path,
     assert anew != local
     assert cache_directory() == anew
     anew.rmdir()
-    monkeypatch.setattr("xnatfs.cli.options.LOCAL", str(tmp_path / "gone"))
+    monkeypatch.setattr("xnatfs.cli.options.LOCAL_CACHE_PARENT", str(tmp_path / "gone"))
     with pytest.raises(ConfigError, match="No such file or directory.*: set XDG_CACHE_HOME, or --cache-dir"):
         cache_directory()
 

@@ -13,8 +13,10 @@ import pytest
 from tests.support.changing import images
 from tests.support.demos import serving
 from tests.support.mounting import SCRIPTS, end, environment, run
-from xnatfs.cli import EXIT_STATUS, INTERRUPTED, mounts
-from xnatfs.cli.ctl import command as ctl
+from xnatfs.cli import mounts
+from xnatfs.cli.ctl import main as ctl
+from xnatfs.cli.ctl.command import PARTIAL
+from xnatfs.cli.run import EXIT_STATUS, INTERRUPTED
 from xnatfs.fuse.operations import ERRNOS
 from xnatfs.settings.config import read_profiles
 
@@ -155,4 +157,4 @@ def test_the_tables_of_errors_are_those_of_the_code():
     promised = {getattr(errno, name) for name in re.findall(r"^\| `(E[A-Z]+)` \|", table, re.MULTILINE)}
     assert promised == set(ERRNOS.values()) - {errno.EINVAL}
     statuses = {int(number) for number in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)}
-    assert statuses == {0, ctl.PARTIAL, INTERRUPTED, *EXIT_STATUS.values()}
+    assert statuses == {0, PARTIAL, INTERRUPTED, *EXIT_STATUS.values()}

@@ -22,7 +22,7 @@ from pyfuse3 import FileNameT, FlagT, InodeT, ReaddirToken, RequestContext
 from tests.faults.server import Faulty
 from tests.faults.stage import BIG, EXPERIMENT, FOLDER, IMAGES, PASSWORD, SERIES, SMALL, USER
 from tests.support.changing import images, zip_of
-from xnatfs.cli import exit_status
+from xnatfs.cli.run import exit_status
 from xnatfs.common.errors import XnatError
 from xnatfs.demo.archive.model import Entry, Experiment
 from xnatfs.demo.server.app import DemoXnat

@@ -165,7 +165,7 @@ def test_what_allow_other_opens_is_said_in_a_line_and_in_the_log(seen):
     line = "every user and program of this machine may read in this mount what your account may"
     assert seen.stderr.count("\n") == 1
     assert line in seen.stderr
-    assert [f" WARNING xnatfs.cli.mounts: {line}" in text for text in seen.log.splitlines()].count(True) == 1
+    assert [f" WARNING xnatfs.cli.serving: {line}" in text for text in seen.log.splitlines()].count(True) == 1
 
 
 # -- commands ----------------------------------------------------------------------------------------------------
@@ -282,8 +282,8 @@ async def test_no_repr_shows_a_secret(tmp_path):
 
 
 def test_a_process_that_is_killed_with_a_password_in_memory_leaves_no_core(tmp_path):
-    script = "import os, sys; from xnatfs.cli import no_core_dumps; no_core_dumps() if sys.argv[1:] else 0; os.abort()"
-    command = [sys.executable, "-c", script, "x"]
+    script = "import os; from xnatfs.cli.run import no_core_dumps; no_core_dumps(); os.abort()"
+    command = [sys.executable, "-c", script]
     process = subprocess.Popen(["sh", "-c", 'ulimit -c unlimited; exec "$@"', "sh", *command], cwd=tmp_path)
     _, status = os.waitpid(process.pid, 0)
     process.returncode = 0
@@ -373,7 +373,7 @@ def test_a_log_is_lines_that_nobody_else_can_write(caplog):
         raise ValueError("x\x1b[31m")
     except ValueError:
         record.exc_info = sys.exc_info()
-    first, *rest = logs.Formatter().format(record).split("\n")
+    first, *rest = logs.LineFormatter().format(record).split("\n")
     assert first.endswith("INFO x: a b 2026 CRITICAL forged?[2J")
     assert rest[-1] == "ValueError: x?[31m"
 

@@ -6,7 +6,7 @@ import pytest
 
 from xnatfs.common.errors import ConfigError, LoginRequired
 from xnatfs.settings.config import Profile
-from xnatfs.settings.credentials import Credentials, find_credentials, forget_token, keep_token
+from xnatfs.settings.credentials import Credentials, find_credentials, forget_token, keep_token, login_variables
 
 URL = "https://x.org"
 PROFILE = Profile("p", URL, "pat", "from-profile")
@@ -35,6 +35,14 @@ def test_a_profile_password_is_not_offered_to_another_server():
 def test_a_profile_password_is_not_offered_for_another_user():
     with pytest.raises(LoginRequired, match="no password"):
         find_credentials(URL, PROFILE, {"XNAT_USER": "eve"})
+
+
+@pytest.mark.parametrize(("url", "is_sent"), [("https://X.org:443/", True), ("https://other.org", False)])
+def test_a_login_of_the_environment_is_for_the_server_of_the_environment(url, is_sent):
+    environ = {"XNAT_URL": URL, "XNAT_USER": "eve", "XNAT_PASS": "p", "XNAT_TOKEN": "T" * 32, "HOME": "/"}
+    assert login_variables(url, environ) == (environ if is_sent else {"XNAT_URL": URL, "HOME": "/"})
+    del environ["XNAT_URL"]
+    assert login_variables(url, environ) == environ
 
 
 def test_netrc_is_looked_up_by_host(home):

@@ -1,221 +1,25 @@
-"""Parse and run the commands, and turn an XnatError into an exit status and one line."""
+"""The programs xnatfs and xnatctl."""
 
-import argparse
-import codecs
-import io
-import logging
-import os
-import resource
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
-
-from xnatfs import __version__
-from xnatfs.cli import streams
-from xnatfs.common.errors import (
-    BadReply,
-    CacheError,
-    ConfigError,
-    Conflict,
-    Denied,
-    FuseMissing,
-    LoginRequired,
-    MountpointError,
-    NotFound,
-    ReadOnly,
-    Reported,
-    Stale,
-    Unreachable,
-    UsageError,
-    XnatError,
-    first_error,
-)
-from xnatfs.common.sanitize import line, plain
-
-log = logging.getLogger(__name__)
-
-# The most specific class decides; 66, 69, 73 and 74 are those of sysexits.h. The README has the table.
-EXIT_STATUS: dict[type[Exception], int] = {
-    ConfigError: 2,
-    LoginRequired: 3,
-    Unreachable: 4,
-    BadReply: 4,
-    NotFound: 5,
-    Denied: 6,
-    MountpointError: os.EX_NOINPUT,
-    FuseMissing: os.EX_UNAVAILABLE,
-    CacheError: os.EX_CANTCREAT,
-    Conflict: 1,
-    ReadOnly: 1,
-    Stale: 1,
-    XnatError: 1,
-    OSError: os.EX_IOERR,
-}
-INTERRUPTED = 130  # 128 + SIGINT, as shells report it
-
-
-def no_core_dumps() -> None:
-    """Leave no image of a process that holds a password on the disk, nor hand it to a program: setrlimit(2), core(5).
-
-    A limit of 0 bytes stops files only; where the system pipes dumps to a program the kernel takes 1 for "none", and
-    both are inherited by whatever is started. PR_SET_DUMPABLE would do the same and lock the user's own debuggers
-    out; other users are kept out without it.
-    """
-    _, most = resource.getrlimit(resource.RLIMIT_CORE)
-    limit = 1 if most == resource.RLIM_INFINITY else min(1, most)
-    resource.setrlimit(resource.RLIMIT_CORE, (limit, limit))
-
-
-def exit_status(error: XnatError) -> int:
-    return next(EXIT_STATUS[kind] for kind in type(error).__mro__ if kind in EXIT_STATUS)
+from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run xnatfs."""
-    from xnatfs.cli import mounts
-
-    words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] == ["ctl"]:  # a name that no other package can overwrite
-        return main_xnatctl(words[1:])
-    no_core_dumps()
-    parser = _parser("xnatfs", "Mount an XNAT server as a local folder.")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    mounts.add_parsers(commands)
-    commands.add_parser("ctl", help="what xnatctl does, under a name that no other package has", add_help=False)
-    return _run(parser, words)
+    return _run("xnatfs", argv)
 
 
 def main_xnatctl(argv: Sequence[str] | None = None) -> int:
     """Run xnatctl."""
+    return _run("xnatctl", argv)
+
+
+def _run(program: str, argv: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
-    no_core_dumps()
-    streams.open_missing()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        codecs.register_error("names", _as_they_are)
-        sys.stdout.reconfigure(errors="names")
-    parser = _parser("xnatctl", "Work with an XNAT server: list, download, upload, archive.")
-
-    def command() -> int:
-        if words == ["--version"]:  # needs none of the commands
-            parser.parse_args(words)
-        from xnatfs.cli.ctl import command as ctl
-
-        ctl.build(parser)
-        if "_ARGCOMPLETE" in os.environ:
-            from xnatfs.cli.ctl import completion
-
-            completion.complete(parser)
-        return ctl.run(parser.parse_args(words, argparse.Namespace(command_line=words)))
-
-    def failed(error: BaseException, status: int, text: str) -> None:
-        from xnatfs.cli.ctl import command as ctl
-
-        if text:
-            ctl.print_error(error, text, status, words)
-
-    return _ended(command, failed)
-
-
-def _as_they_are(error: UnicodeError) -> tuple[bytes, int]:
-    """Encode undecodable bytes of a file name as they are, and lone surrogates of a label as an escape."""
-    assert isinstance(error, UnicodeEncodeError)
-    character = error.object[error.start]
-    raw = bytes([ord(character) & 0xFF]) if "\udc80" <= character <= "\udcff" else ascii(character)[1:-1].encode()
-    return raw, error.start + 1
-
-
-class HelpFormatter(argparse.HelpFormatter):
-    """Wrap at blanks only, and examples not at all, so that they can be copied."""
-
-    def _split_lines(self, text: str, width: int) -> list[str]:
-        from xnatfs.cli.output import fold
-
-        return fold(text, width)
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        lines = [text] if text.startswith("example: ") else self._split_lines(text, width)
-        return "\n".join(indent + each for each in lines)
-
-
-class Parser(argparse.ArgumentParser):
-    """Report an error of the command line in one line."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(formatter_class=HelpFormatter, **options)
-
-    def error(self, message: str) -> NoReturn:
-        text = f"{message} (see {self.prog} --help)"
-        if self.prog.startswith("xnatctl"):
-            raise UsageError(text)
-        self.exit(EXIT_STATUS[ConfigError], f"{self.prog}: {text}\n")
-
-
-def _parser(name: str, description: str) -> argparse.ArgumentParser:
-    parser = Parser(prog=name, description=description, allow_abbrev=False)
-    parser.add_argument("--version", action="version", version=f"{name} {__version__}")
-    return parser
-
-
-def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
-    from xnatfs.cli import daemon
-
-    streams.open_missing()
-    reporters: list[daemon.Reporter] = []
-
-    def command() -> int:
-        arguments = parser.parse_args(argv)
-        arguments.reporter = daemon.Reporter(getattr(arguments, "report_fd", None))
-        reporters.append(arguments.reporter)
-        status: int = arguments.run(arguments)
-        return status
-
-    def failed(error: BaseException, status: int, text: str) -> None:
-        if text:
-            streams.report(plain(f"{parser.prog}: {text}"))
-        for reporter in reporters:
-            reporter.failed(status, text)
-
-    return _ended(command, failed)
-
-
-def _ended(command: Callable[[], int], failed: Callable[[BaseException, int, str], None]) -> int:
-    """Run a command until its output is written, and return its exit status; `failed` reports how it ended."""
-    unwritten: OSError | None = None
     try:
-        try:
-            status = command()
-        except SystemExit:  # --help, --version
-            sys.stdout.flush()
-            raise
-        unwritten = streams.flush_output()
-        if unwritten is None or isinstance(unwritten, BrokenPipeError):  # a reader such as `true` reads nothing
-            return status
-        raise unwritten
-    except (Exception, KeyboardInterrupt, BaseExceptionGroup) as error:
-        status, text = _ending(error, unwritten or streams.flush_output())
-        if status == INTERRUPTED and sys.stderr.isatty():
-            streams.report("")  # the terminal has echoed ^C at the beginning of the line
-        failed(first_error(error), status, text)
-        return status
+        from xnatfs.cli import run  # imports for a tenth of a second, in which Ctrl-C may be typed
 
-
-def _ending(error: BaseException, unwritten: OSError | None) -> tuple[int, str]:
-    """Return the exit status, and one line for the user; `unwritten` is why stdout cannot be written."""
-    cause = first_error(error)
-    if isinstance(cause, BrokenPipeError) and isinstance(unwritten, BrokenPipeError):
-        return 0, ""  # the reader of a pipe has closed it, as head does
-    if isinstance(cause, KeyboardInterrupt):
-        return INTERRUPTED, ": ".join(filter(None, ("interrupted", *map(str, cause.args))))
-    if isinstance(cause, Reported):
-        return cause.status, str(cause)
-    if isinstance(cause, XnatError):
-        log.debug("ended by", exc_info=error)
-        return exit_status(cause), " ".join(str(cause).split())
-    if isinstance(cause, OSError):
-        log.info("ended by", exc_info=error)
-        where = "standard output" if unwritten else cause.filename
-        return EXIT_STATUS[OSError], line(f"{f'{os.fsdecode(where)}: ' if where else ''}{cause.strerror or cause}")
-    log.critical("this should not happen", exc_info=error)
-    # Not its repr: that of a UnicodeEncodeError holds all of the text, for example a password.
-    text = f"this should not happen, and is a fault of this program: {type(cause).__name__}: {cause}"
-    return os.EX_SOFTWARE, line(text)
+        return run.run_xnatctl(words) if program == "xnatctl" else run.run_xnatfs(words)
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        return 130

@@ -21,12 +21,12 @@ from xnatfs.settings.credentials import Credentials, for_children
 READY = "ready"
 
 
-def start(arguments: Sequence[str], handover: dict[str, str], log_file: Path) -> str:
+def start(arguments: Sequence[str], login: str, log_file: Path) -> str:
     """Run `xnatfs ARGUMENTS --report-fd N` detached, and wait until it is ready.
 
     Args:
         arguments: command line of the child, without secrets.
-        handover: login for the child, as `pack` returns it.
+        login: for the child, as `pack_login` returns it.
         log_file: receives the child's stderr.
 
     Returns:
@@ -37,36 +37,35 @@ def start(arguments: Sequence[str], handover: dict[str, str], log_file: Path) ->
         CacheError: the log cannot be written.
     """
     reading, writing = os.pipe()
-    with _opened(log_file) as log:
-        child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "xnatfs", *arguments, "--report-fd", str(writing)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=log,
-            env=for_children(),
-            pass_fds=[writing],
-            start_new_session=True,
-        )
-    os.close(writing)
-    assert child.stdin is not None
-    with contextlib.suppress(BrokenPipeError), child.stdin:  # the child may end at once; its report has the reason
-        child.stdin.write(json.dumps(handover).encode())
-    with open(reading, encoding="utf-8") as reports:
+    with os.fdopen(reading, encoding="utf-8") as reports:
+        with os.fdopen(writing, "w"), _open_log(log_file) as log:
+            child = subprocess.Popen(
+                [sys.executable, "-P", "-m", "xnatfs", *arguments, "--report-fd", str(writing)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                text=True,
+                env=for_children(),
+                pass_fds=[writing],
+                start_new_session=True,
+            )
         try:
-            line = reports.readline().rstrip("\n")
+            assert child.stdin is not None
+            with contextlib.suppress(BrokenPipeError), child.stdin:  # a child that ends at once reports the reason
+                child.stdin.write(login)
+            status, _, text = reports.readline().rstrip("\n").partition(" ")
         except BaseException:
             child.terminate()
             raise
-    status, _, text = line.partition(" ")
     if status == READY:
         return text
-    if not status.isdigit():
-        raise Reported(1, f"the background process ended without a word (exit status {child.wait()}); see {log_file}")
-    child.wait()
-    raise Reported(int(status), text)
+    code = child.wait()
+    if status.isdigit():
+        raise Reported(int(status), text)
+    raise Reported(1, f"the background process ended without a report (exit status {code}); see {log_file}")
 
 
-def _opened(log_file: Path) -> IO[bytes]:
+def _open_log(log_file: Path) -> IO[bytes]:
     """Open the log for appending, private from its creation. Raises CacheError."""
     try:
         make_private(log_file.parent)
@@ -82,30 +81,24 @@ class Reporter:
         self._pipe = None if descriptor is None else open(descriptor, "w", encoding="utf-8")  # noqa: SIM115
 
     def ready(self, text: str = "") -> None:
-        self._say(f"{READY} {text}")
+        self._report(READY, text)
 
-    def failed(self, status: int, line: str) -> None:
-        self._say(f"{status} {line}")
+    def failed(self, status: int, text: str) -> None:
+        self._report(str(status), text)
 
-    def _say(self, line: str) -> None:
+    def _report(self, status: str, text: str) -> None:
         if self._pipe is not None:
             with self._pipe as pipe:
-                pipe.write(f"{line}\n")
+                pipe.write(f"{status} {text}\n")
             self._pipe = None
 
 
-def received() -> dict[str, str]:
-    """Read the handover of the parent."""
-    handed: dict[str, str] = json.loads(sys.stdin.read())
-    return handed
+def pack_login(credentials: Credentials | None, token: str) -> str:
+    """Return the login for the child: a login, a session of the environment, or nothing if a session is stored."""
+    return json.dumps({"credentials": credentials and asdict(credentials), "token": token})
 
 
-def pack(credentials: Credentials | None, token: str) -> dict[str, str]:
-    """Return the handover for the child: a login, a session of the environment, or nothing if a session is stored."""
-    login = asdict(credentials) if credentials else {}
-    return {**login, "token": token}
-
-
-def unpack(handed: dict[str, str]) -> tuple[Credentials | None, str]:
-    login = {key: value for key, value in handed.items() if key != "token"}
-    return Credentials(**login) if login else None, handed["token"]
+def receive_login() -> tuple[Credentials | None, str]:
+    """Read the login that the parent has sent."""
+    received = json.loads(sys.stdin.read())
+    return received["credentials"] and Credentials(**received["credentials"]), received["token"]

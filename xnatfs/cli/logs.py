@@ -4,20 +4,21 @@ Logs are read on terminals, and contain text of a server. Tracebacks have lines 
 """
 
 import logging
+import os
 import sys
+from pathlib import Path
 from typing import IO, Any
 
 from xnatfs.cli import streams
+from xnatfs.common.errors import ConfigError
 from xnatfs.common.sanitize import line, plain
 
-FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
-
-class Formatter(logging.Formatter):
+class LineFormatter(logging.Formatter):
     """Format a record as one line, without control characters."""
 
     def __init__(self) -> None:
-        super().__init__(FORMAT)
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         record.message = line(record.message)
@@ -27,7 +28,7 @@ class Formatter(logging.Formatter):
         return "\n".join(map(plain, super().formatException(ei).split("\n")))
 
 
-class Handler(logging.StreamHandler[IO[str]]):
+class LogHandler(logging.StreamHandler[IO[str]]):
     """Report the first write error on stderr, and continue."""
 
     failed = False
@@ -41,10 +42,19 @@ class Handler(logging.StreamHandler[IO[str]]):
             streams.report(f"cannot write the log {getattr(self.stream, 'name', '')}: {error.strerror}")
 
 
-def log_to(stream: IO[str], level: int | str) -> None:
-    """Log to a stream, records of libraries as well, except for those that hold secrets."""
-    handler = Handler(stream)
-    handler.setFormatter(Formatter())
+def log_to(file: str | Path | None, level: int) -> None:
+    """Log to a file, else to stderr, records of libraries as well, except for those that hold secrets.
+
+    Raises ConfigError if the file cannot be opened.
+    """
+    stream = sys.stderr
+    if file:
+        try:
+            stream = open(file, "a", encoding="utf-8", opener=lambda p, f: os.open(p, f, 0o600))  # noqa: SIM115
+        except OSError as error:
+            raise ConfigError(f"cannot write the log {file}: {error.strerror}") from None
+    handler = LogHandler(stream)
+    handler.setFormatter(LineFormatter())
     handler.setLevel(level)
     logging.basicConfig(handlers=[handler], level=level)
     # httpcore logs the headers of replies, and with them session IDs, which no log may hold.

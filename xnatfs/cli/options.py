@@ -1,11 +1,10 @@
-"""Parse option values, and build one Config from profile < environment < flags."""
+"""Parse option values and mount options, and build one Config from profile < environment < flags."""
 
 import argparse
 import logging
 import os
 import re
 import stat
-import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,48 +20,47 @@ from xnatfs.fuse.mountinfo import file_system
 from xnatfs.settings.config import Config, Profile, cache_home, find_profile, normalised_url, select_profile
 
 # An ID has 32 bits. With all of them set it is invalid: chown(2) reads it as "unchanged", the kernel shows nobody's.
-LAST_ID = 2**32 - 2
+LAST_OWNER_ID = 2**32 - 2
 
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_SIZE_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
 # Options in fstab for mount(8) and systemd, not for xnatfs (`user=jdoe`, `x-systemd.automount`).
 _FOR_OTHERS = "defaults auto noauto user nouser users owner noowner group nogroup _netdev nofail comment uhelper helper"
 # Options that hold, or have no effect, in every mount; mount(8) passes `rw` and `suid` by default.
-_SO_OR_SO = (
+_WITHOUT_EFFECT = (
     "ro rw suid nosuid dev nodev default_permissions sync async dirsync atime noatime diratime nodiratime relatime"
     " norelatime strictatime nostrictatime lazytime nolazytime"
 )
-IGNORED = frozenset(f"{_FOR_OTHERS} {_SO_OR_SO}".split())
+IGNORED_OPTIONS = frozenset(f"{_FOR_OTHERS} {_WITHOUT_EFFECT}".split())
 # Labels of SELinux. mount(8) omits them where the kernel has none; elsewhere the kernel accepts them from root.
-SELINUX = frozenset({"context", "fscontext", "defcontext", "rootcontext"})
+SELINUX_OPTIONS = frozenset({"context", "fscontext", "defcontext", "rootcontext"})
 SELINUX_ROOT = Path("/sys/fs/selinux")
 # Options of other mounts, and why this one refuses them.
-REFUSED = {
+REFUSED_OPTIONS = {
     "auto_unmount": "a mount whose process was killed would look like an empty directory, which is an error instead;"
     " the next 'xnatfs mount' there clears it",
-    "nonempty": "it would hide what is in the directory: take an empty one",
-    "remount": "unmount it, and mount it anew",
+    "nonempty": "it would hide the files in the directory: use an empty one",
+    "remount": "unmount it, and mount it again",
     **dict.fromkeys(("fsname", "subtype"), "a mount is named after its server"),
     **dict.fromkeys(
         ("attr_timeout", "entry_timeout", "negative_timeout", "kernel_cache", "auto_cache", "direct_io"),
-        "the kernel keeps what it was told for as long as --ttl says",
+        "the kernel caches listings and attributes for as long as --ttl says",
     ),
-    **dict.fromkeys(("max_read", "max_readahead", "blksize"), "how much is read at a time is not to be chosen"),
-    **dict.fromkeys(("fmask", "dmask", "mode"), "say umask"),
+    **dict.fromkeys(("max_read", "max_readahead", "blksize"), "the size of requests cannot be chosen"),
+    **dict.fromkeys(("fmask", "dmask", "mode"), "use umask"),
 }
 # A comma within quotes is part of a value: context="system_u:object_r:fusefs_t:s0:c1,c2".
 _OPTION = re.compile(r'(?:[^,"]|"[^"]*"?)+')
 
-
 # Types of file systems, as the kernel names them, that several machines may have mounted, and that do not share mapped
 # memory between machines: SQLite shares the index of a cache by mapped memory.
-NETWORKS = frozenset(
+NETWORK_FILE_SYSTEMS = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "beegfs"}
     | {f"fuse.{name}" for name in ("sshfs", "glusterfs", "ceph-fuse", "s3fs", "rclone", "davfs", "juicefs", "xnatfs")}
 )
 # Where the cache is if the home is on one of those. Unlike /tmp it survives a restart, and is not in memory.
-LOCAL = "/var/tmp"
+LOCAL_CACHE_PARENT = "/var/tmp"
 
 
 def size(text: str) -> int:
@@ -70,7 +68,7 @@ def size(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if not match:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size like 500M or 10G")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+    return int(float(match[1]) * _SIZE_UNITS[match[2].upper()])
 
 
 def seconds(text: str) -> float:
@@ -99,15 +97,14 @@ def octal(text: str) -> int:
 
 def number(text: str) -> int:
     if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a numeric ID")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
     return int(text)
 
 
 def owner_id(text: str) -> int:
-    value = number(text)
-    if value > LAST_ID:
+    if not text.isdigit() or int(text) > LAST_OWNER_ID:
         raise argparse.ArgumentTypeError(f"{text!r} is not a numeric ID of a user or group")
-    return value
+    return int(text)
 
 
 def find_day(text: str) -> date | None:
@@ -127,51 +124,43 @@ def day(text: str) -> date:
 
 
 def add_server(parser: argparse.ArgumentParser) -> None:
-    server = parser.add_mutually_exclusive_group()
+    server, add = parser.add_mutually_exclusive_group(), parser.add_argument
     server.add_argument("-p", "--profile", metavar="NAME", help="profile in ~/.config/xnatctl/config.yaml")
-    server.add_argument("--url", help="the XNAT, e.g. https://xnat.example.org (else XNAT_URL, else the profile's)")
-    parser.add_argument("--ca-bundle", type=Path, metavar="FILE", help="trust the certificate authorities in FILE")
-    parser.add_argument(
-        "--no-verify-ssl", action="store_true", help="trust any certificate; others can then read along"
-    )
+    url = "the XNAT server, as https://xnat.example.org (default: XNAT_URL, else the profile's)"
+    server.add_argument("--url", help=url)
+    add("--ca-bundle", type=Path, metavar="FILE", help="trust the certificate authorities in FILE")
+    add("--no-verify-ssl", action="store_true", help="accept any certificate; others can then read the traffic")
 
 
 def add_mount(parser: argparse.ArgumentParser) -> None:
     """Add the options of a mount; `-o` takes the same ones, as mount(8) passes them."""
-    parser.add_argument("-f", "--foreground", action="store_true", help="stay in the foreground, log to the terminal")
-    parser.add_argument("-o", dest="options", action="append", default=[], metavar="OPT[,OPT...]", help="mount options")
-    parser.add_argument(
-        "--allow-other", action="store_true", help="let other users of this machine in: they see what you may"
-    )
-    parser.add_argument(
-        "--allow-root", action="store_true", help="let root of this machine in, and nobody else: sets the umask to 077"
-    )
-    parser.add_argument("--uid", type=owner_id, help="show files as owned by this user (default: you)")
-    parser.add_argument("--gid", type=owner_id, help="show files as of this group (default: yours)")
-    parser.add_argument("--umask", type=octal, help="take these permission bits away (default: 000)")
-    parser.add_argument("--no-xattr", action="store_true", help="no extended attributes user.xnat.*")
-    parser.add_argument("--cache-dir", type=Path, metavar="DIR", help="where bytes are kept (default: ~/.cache/xnatfs)")
-    parser.add_argument(
-        "--cache-size", type=size, metavar="SIZE", help="at most this much (default: 10G, half the free disk)"
-    )
-    parser.add_argument("--ttl", type=seconds, metavar="S", help="how old a listing may be (default: 60 s)")
-    parser.add_argument(
-        "--timeout", type=positive_seconds, metavar="S", help="the longest a read may go without a byte (default: 60 s)"
-    )
-    parser.add_argument(
-        "--revalidate", type=seconds, metavar="S", help="how long bytes without a digest go unchecked (default: 1 h)"
-    )
-    parser.add_argument("--strict", action="store_true", help="hand out no byte of a file before all of it is verified")
-    parser.add_argument(
-        "--offline", action="store_true", help="while the server is away, show directories as they were, for a day"
-    )
-    parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"], help="default: info")
-    parser.add_argument("--log-file", type=Path, metavar="FILE", help="log there")
-    parser.add_argument("--report-fd", type=number, help=argparse.SUPPRESS)
+    add = parser.add_argument
+    add("-f", "--foreground", action="store_true", help="stay in the foreground, log to the terminal")
+    add("-o", dest="options", action="append", default=[], metavar="OPT[,OPT...]", help="mount options")
+    add("--allow-other", action="store_true", help="allow access by all users of this machine: they see what you may")
+    add("--allow-root", action="store_true", help="allow access by root of this machine only: sets the umask to 077")
+    add("--uid", type=owner_id, help="show files as owned by this user (default: you)")
+    add("--gid", type=owner_id, help="show files as of this group (default: yours)")
+    add("--umask", type=octal, help="remove these permission bits (default: 000)")
+    add("--no-xattr", action="store_true", help="show no extended attributes user.xnat.*")
+    add("--cache-dir", type=Path, metavar="DIR", help="directory of the cache (default: ~/.cache/xnatfs)")
+    cache_size = "maximum size of the cache (default: 10G, at most half the free disk)"
+    add("--cache-size", type=size, metavar="SIZE", help=cache_size)
+    add("--ttl", type=seconds, metavar="S", help="maximum age of a listing (default: 60 s)")
+    timeout = "longest time that a read waits for the next byte (default: 60 s)"
+    add("--timeout", type=positive_seconds, metavar="S", help=timeout)
+    revalidate = "revalidate cached files without a digest after this time (default: 1 h)"
+    add("--revalidate", type=seconds, metavar="S", help=revalidate)
+    add("--strict", action="store_true", help="serve no byte of a file until all of it is verified")
+    offline = "serve expired listings while the server is unreachable, for a day"
+    add("--offline", action="store_true", help=offline)
+    add("--log-level", choices=["debug", "info", "warning", "error"], default="info", help="default: info")
+    add("--log-file", type=Path, metavar="FILE", help="append the log to FILE")
+    add("--report-fd", type=number, help=argparse.SUPPRESS)
 
 
-def apply_mount_options(arguments: argparse.Namespace) -> frozenset[str]:
-    """Apply `-o` options to the flags of the same name; return those for the kernel. Raises ConfigError."""
+def apply_mount_options(arguments: argparse.Namespace) -> None:
+    """Apply `-o` options to the flags of the same name, and set `kernel_options`. Raises ConfigError."""
     kernel: set[str] = set()
     for option in arguments.options:
         if option.count('"') % 2:
@@ -181,17 +170,17 @@ def apply_mount_options(arguments: argparse.Namespace) -> frozenset[str]:
         if name in ("exec", "noexec"):
             kernel -= {"exec", "noexec"}
             kernel.add(name)
-        elif name in SELINUX:
+        elif name in SELINUX_OPTIONS:
             kernel |= _label(text, name)
-        elif name in REFUSED:
-            raise ConfigError(f"-o {name}: {REFUSED[name]}")
-        elif name not in IGNORED and not name.startswith(("x-", "X-")):
+        elif name in REFUSED_OPTIONS:
+            raise ConfigError(f"-o {name}: {REFUSED_OPTIONS[name]}")
+        elif name not in IGNORED_OPTIONS and not name.startswith(("x-", "X-")):
             _apply(arguments, name.replace("-", "_"), value if equals else None)
     if arguments.allow_other and arguments.allow_root:
-        raise ConfigError("--allow-other lets every user in, --allow-root none but root: say one of them")
+        raise ConfigError("give either --allow-other or --allow-root, not both")
     if arguments.allow_root and arguments.uid is not None:
-        raise ConfigError("--allow-root shows files as yours, and lets in none but you and root: leave --uid out")
-    return frozenset(kernel)
+        raise ConfigError("--allow-root shows files as yours, for you and root alone: omit --uid")
+    arguments.kernel_options = frozenset(kernel)
 
 
 def _label(text: str, name: str) -> set[str]:
@@ -247,26 +236,10 @@ def server_config(arguments: argparse.Namespace, environ: Mapping[str, str]) -> 
     )
 
 
-def default_output(environ: Mapping[str, str]) -> str:
-    """Return the output format that the profile file sets, else a table."""
-    from xnatfs.cli.output import FORMATS
-    from xnatfs.settings.config import output_format, profiles_path
-
-    said = output_format(profiles_path())
-    return said if said in FORMATS else "table"
-
-
 def log_to(arguments: argparse.Namespace, environ: Mapping[str, str]) -> None:
     """Log requests to a file, or to stderr with --verbose; warnings go to the log, errors end the command."""
     name = arguments.log_file or environ.get("XNATCTL_LOG_FILE")
-    level = logging.INFO if arguments.verbose or name else logging.CRITICAL
-    stream = sys.stderr
-    if name:
-        try:
-            stream = open(name, "a", encoding="utf-8", opener=lambda p, f: os.open(p, f, 0o600))  # noqa: SIM115
-        except OSError as error:
-            raise ConfigError(f"cannot write the log {name}: {error.strerror}") from None
-    logs.log_to(stream, level)
+    logs.log_to(name, logging.INFO if arguments.verbose or name else logging.CRITICAL)
 
 
 def cache_directory(chosen: Path | None = None) -> Path:
@@ -276,7 +249,7 @@ def cache_directory(chosen: Path | None = None) -> Path:
     """
     directory = Path(chosen or cache_home()).expanduser().absolute()
     kind = file_system(directory)
-    if kind not in NETWORKS:
+    if kind not in NETWORK_FILE_SYSTEMS:
         return directory
     if chosen is not None:
         why = f"is on a network file system ({kind}), where the index of a cache is not safe"
@@ -294,7 +267,7 @@ def _local_cache(note: Path) -> Path:
     except (OSError, ValueError):
         pass
     try:
-        local = Path(tempfile.mkdtemp(prefix="xnatfs-", dir=LOCAL))
+        local = Path(tempfile.mkdtemp(prefix="xnatfs-", dir=LOCAL_CACHE_PARENT))
         try:
             write_private(note, str(local))
         except OSError:

@@ -9,7 +9,7 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from itertools import zip_longest
 from typing import Any
@@ -18,122 +18,129 @@ from xnatfs.cli import statusline, streams
 from xnatfs.common.errors import ConfigError
 from xnatfs.common.sanitize import plain
 
-FORMATS = ("table", "json", "jsonl", "tsv")
+OUTPUT_FORMATS = ("table", "json", "jsonl", "tsv")
 
-Row = Mapping[str, Any]
+Cells = dict[str, Any]  # one row: values by the names of their columns
 
-GAP = "  "
+# Titles of columns, where they are not the key in other letters.
+TITLES = {
+    "expires_at": "Expires",
+    "file_count": "Files",
+    "session_count": "Sessions",
+    "username": "User",
+    "xsi_type": "Data Type",
+}
+ABBREVIATIONS = {"id": "ID", "pi": "PI", "uid": "UID", "url": "URL"}
+
+COLUMN_GAP = "  "
 ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
 
 
-def check_columns(arguments: argparse.Namespace, columns: Mapping[str, str]) -> None:
+def title(key: str) -> str:
+    """Return the title of a column, as Series Description of series_description."""
+    return TITLES.get(key) or " ".join(ABBREVIATIONS.get(word, word.capitalize()) for word in key.split("_"))
+
+
+def check_columns(arguments: argparse.Namespace, columns: Sequence[str]) -> None:
     """Raise ConfigError for a column that the listing does not have, before anything is sent."""
-    asked = arguments.columns.split(",") if arguments.columns else []
-    asked += [
-        text.partition(":")[0] for text in [*arguments.filter, *([arguments.sort_by] if arguments.sort_by else [])]
-    ]
     for text in arguments.filter:
         if ":" not in text:
-            raise ConfigError(f"--filter {text}: must be FIELD:PATTERN, as in {next(iter(columns))}:a*")
-    for name in asked:
+            raise ConfigError(f"--filter {text}: must be FIELD:PATTERN, as in {columns[0]}:a*")
+    names = arguments.columns.split(",") if arguments.columns else []
+    names += [text.partition(":")[0] for text in arguments.filter]
+    names += [arguments.sort_by.partition(":")[0]] if arguments.sort_by else []
+    for name in names:
         if name.strip().lower() not in columns:
             raise ConfigError(f"there is no column {name.strip()!r}: take one of {', '.join(columns)}")
 
 
 def show_rows(
-    arguments: argparse.Namespace,
-    columns: Mapping[str, str],
-    rows: Sequence[Row],
-    name: str,
-    empty: str = "No results",
+    arguments: argparse.Namespace, columns: Sequence[str], rows: Sequence[Cells], identifier: str, no_rows_text: str
 ) -> None:
     """Print a list.
 
     Args:
-        columns: titles of the columns, by their keys in the rows.
-        name: key that identifies a row, which is all that --quiet prints.
-        empty: remark for a table without rows.
+        arguments: output format and choice of rows and columns.
+        columns: keys of the rows that a table shows by default.
+        rows: all rows of the list.
+        identifier: key of the value that --quiet prints.
+        no_rows_text: remark for a table without rows.
     """
-    rows = _chosen(arguments, rows)
+    rows = _select(arguments, rows)
     if arguments.quiet:
-        lines(str(row[name]) for row in rows)
+        print_lines(str(row[identifier]) for row in rows)
     elif arguments.output == "json":
-        say(json.dumps(rows, indent=2, ensure_ascii=False))
+        print_data(json.dumps(rows, indent=2, ensure_ascii=False))
     elif arguments.output == "jsonl":
-        lines(json.dumps(row, ensure_ascii=False) for row in rows)
+        print_lines(json.dumps(row, ensure_ascii=False) for row in rows)
+    elif arguments.output == "table" and not rows:
+        note(arguments, no_rows_text)
     else:
-        wanted = [key.strip().lower() for key in arguments.columns.split(",")] if arguments.columns else list(columns)
-        cells = [[_cell(row.get(key)) for key in wanted] for row in rows]
-        head = [] if arguments.no_headers else [[columns[key] for key in wanted]]
-        if arguments.output == "tsv":
-            lines("\t".join(line) for line in head + cells)
-        elif rows:
-            _table(arguments, head, cells)
-        else:
-            note(arguments, empty)
+        keys = [key.strip().lower() for key in arguments.columns.split(",")] if arguments.columns else columns
+        _show_table(arguments, keys, rows)
 
 
-def show_item(arguments: argparse.Namespace, item: Row, name: str, titles: Mapping[str, str]) -> None:
-    """Print one item, key by key; lists within it follow as blocks of their own.
+def show_item(arguments: argparse.Namespace, item: Cells, identifier: str) -> None:
+    """Print one item, key by key; in a table, the lists in it follow as tables of their own.
 
     Args:
-        name: key that identifies the item, which is all that --quiet prints.
-        titles: titles of the keys to print for people; JSON has all keys, TSV all but lists.
+        arguments: output format.
+        item: all values of the item; TSV has all but lists.
+        identifier: key of the value that --quiet prints.
     """
+    fields = {key: value for key, value in item.items() if not isinstance(value, list)}
     if arguments.quiet:
-        say(str(item[name]))
+        print_data(str(item[identifier]))
     elif arguments.output in ("json", "jsonl"):
-        say(json.dumps(item, indent=2 if arguments.output == "json" else None, ensure_ascii=False))
+        print_data(json.dumps(item, indent=2 if arguments.output == "json" else None, ensure_ascii=False))
     elif arguments.output == "tsv":
-        lines(f"{key}\t{_cell(value)}" for key, value in item.items() if not isinstance(value, list))
+        print_lines(f"{key}\t{_cell(value)}" for key, value in fields.items())
     else:
-        width = max(len(title) for title in titles.values())
-        for key, title in titles.items():
-            folded = fold(_cell(item.get(key)), max(1, _columns() - width - 2))
-            lines(
-                f"{name:<{width + 1}} {text}".rstrip()
-                for name, text in zip_longest([f"{title}:"], folded, fillvalue="")
-            )
+        width = max(len(title(key)) for key in fields) + 1
+        for key, value in fields.items():
+            folded = fold(_cell(value), max(1, _terminal_width() - width - 1))
+            parts = zip_longest([f"{title(key)}:"], folded, fillvalue="")
+            print_lines(f"{name:<{width}} {text}".rstrip() for name, text in parts)
         for key, value in item.items():
             if isinstance(value, list):
-                _block(arguments, key, value)
+                _show_block(arguments, key.replace("_", " ").capitalize(), value)
 
 
 def note(arguments: argparse.Namespace, text: str) -> None:
     """Print a remark for a person to stderr, unless --quiet is given."""
     if not arguments.quiet:
-        tell(text)
+        print_message(text)
 
 
-def say(text: str) -> None:
+def print_data(text: str) -> None:
     """Write data to stdout. A closed pipe is no error: the exit status is still the command's."""
     with statusline.hidden():  # while a pager blocks this process, the terminal is the pager's
         try:
-            print(shown(text) if sys.stdout.isatty() else text)
+            print(printable(text) if sys.stdout.isatty() else text)
         except BrokenPipeError:
             streams.discard(sys.stdout)
 
 
-def tell(text: str) -> None:
+def print_message(text: str) -> None:
     """Print a line for a person to stderr."""
     streams.report(plain(text))
 
 
-def shown(text: str) -> str:
+def printable(text: str) -> str:
     """Return the text without control characters, except for tabs and ends of lines."""
     return "\n".join("\t".join(map(plain, line.split("\t"))) for line in text.split("\n"))
 
 
-def _block(arguments: argparse.Namespace, title: str, rows: Sequence[Any]) -> None:
-    say(f"\n[{title.replace('_', ' ').capitalize()} ({len(rows)})]")
-    if rows and isinstance(rows[0], Mapping):
-        keys = [key for key in rows[0] if any(row.get(key) not in ("", None) for row in rows)]
-        _table(arguments, [keys], [[_cell(row.get(key)) for key in keys] for row in rows])
+def _show_block(arguments: argparse.Namespace, heading: str, rows: Sequence[Any]) -> None:
+    print_data(f"\n[{heading} ({len(rows)})]")
+    if rows and isinstance(rows[0], dict):
+        keys = [key for key in rows[0] if any(row.get(key) not in ("", None) for row in rows)] or ["id"]
+        _show_table(arguments, keys, rows)
     else:
-        lines(_cell(row) for row in rows)
+        print_lines(_cell(row) for row in rows)
 
 
-def _chosen(arguments: argparse.Namespace, rows: Sequence[Row]) -> list[Row]:
+def _select(arguments: argparse.Namespace, rows: Sequence[Cells]) -> list[Cells]:
     """Return the rows that pass the filters, in the requested order, up to the requested number."""
     found = list(rows)
     for text in arguments.filter:
@@ -141,15 +148,15 @@ def _chosen(arguments: argparse.Namespace, rows: Sequence[Row]) -> list[Row]:
         found = [row for row in found if fnmatchcase(_cell(row.get(key.lower())).lower(), pattern.lower())]
     if arguments.sort_by:
         key, _, direction = arguments.sort_by.partition(":")
-        found.sort(key=lambda row: natural(row.get(key.lower())), reverse=direction == "desc")
+        found.sort(key=by_key(key.lower()), reverse=direction == "desc")
     return found[: arguments.limit] if arguments.limit is not None else found
 
 
-def natural(value: Any) -> tuple[tuple[int, int, str], ...]:
-    """Return a sort key by which 2 comes before 10, and '2-MR1' between them."""
+def by_key(*keys: str) -> Callable[[Cells], tuple[Any, ...]]:
+    """Return a sort key for rows by these columns: 2 comes before 10, and '2-MR1' between them."""
     from xnatfs.rest.models import natural
 
-    return natural("" if value is None else str(value).lower())
+    return lambda row: tuple(natural("" if row.get(key) is None else str(row[key]).lower()) for key in keys)
 
 
 def _cell(value: Any) -> str:
@@ -159,50 +166,86 @@ def _cell(value: Any) -> str:
     return plain(", ".join(map(str, value)) if isinstance(value, list) else str(value))
 
 
-def _columns() -> int:
+# -- tables ------------------------------------------------------------------------------------------------------
+
+
+def _show_table(arguments: argparse.Namespace, keys: Sequence[str], rows: Sequence[Cells]) -> None:
+    """Print rows as TSV, or in columns that fit the terminal: folded at blanks, and words cut only if need be."""
+    table = [[_cell(row.get(key)) for key in keys] for row in rows]
+    if not arguments.no_headers:
+        table.insert(0, list(map(title, keys)))
+    if arguments.output == "tsv":
+        return print_lines("\t".join(row) for row in table)
+    columns = list(zip(*table, strict=True))
+    longest = [max(display_width(word) for cell in column for word in cell.split() or [""]) for column in columns]
+    widths = _column_widths(keys, [max(map(display_width, column)) for column in columns], longest)
+    for row in table:
+        folded = [fold(_cut_words(cell, width), width) for cell, width in zip(row, widths, strict=True)]
+        for parts in zip_longest(*folded, fillvalue=""):
+            padded = [part + " " * (width - display_width(part)) for part, width in zip(parts, widths, strict=True)]
+            print_data(COLUMN_GAP.join(padded).rstrip())
+    if any(width < word for width, word in zip(widths, longest, strict=True)):
+        note(arguments, "Cut to the width of the terminal; -o tsv prints all of it")
+
+
+def _column_widths(keys: Sequence[str], wanted: Sequence[int], longest_words: Sequence[int]) -> list[int]:
+    """Return widths that fit the terminal: the wanted ones, with the widest columns made equally narrow if need be.
+
+    First columns are folded, then words are cut, and those of an ID last: it is what users copy.
+    """
+    room, least = _terminal_width() - len(COLUMN_GAP) * (len(keys) - 1), longest_words
+    if sum(longest_words) > room:
+        whole_ids = [word if key == "id" else 1 for key, word in zip(keys, longest_words, strict=True)]
+        wanted, least = longest_words, whole_ids if sum(whole_ids) <= room else [1] * len(keys)
+
+    def widths(widest: int) -> list[int]:
+        return [max(low, min(high, widest)) for low, high in zip(least, wanted, strict=True)]
+
+    return next(
+        (fit for widest in range(min(max(wanted), room), 0, -1) if sum(fit := widths(widest)) <= room), widths(1)
+    )
+
+
+def _terminal_width() -> int:
     """Return how many columns a line may have: those of the terminal; any number if stdout is not a terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
 
 
-def _table(arguments: argparse.Namespace, head: list[list[str]], cells: list[list[str]]) -> None:
-    """Print rows in columns. On a terminal, cells are folded at blanks to fit, and words are cut only if need be."""
-    columns = list(zip(*head, *cells, strict=True))
-    room = _columns() - len(GAP) * (len(columns) - 1)
-    words = [max(len(word) for cell in column for word in cell.split() or [""]) for column in columns]
-    widths = _shared(room, [max(map(len, column)) for column in columns], words)
-    for row in head + cells:
-        folded = [fold(_cut(cell, width), width) for cell, width in zip(row, widths, strict=True)]
-        for parts in zip_longest(*folded, fillvalue=""):
-            say(GAP.join(part.ljust(width) for part, width in zip(parts, widths, strict=True)).rstrip())
-    if any(width < word for width, word in zip(widths, words, strict=True)):
-        note(arguments, "Cut to the width of the terminal; -o tsv prints all of it")
+def display_width(text: str) -> int:
+    """Return how many columns of a terminal a text takes; East Asian characters take two."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len  # takes 10 ms to import, and most names are ASCII
+
+    return cell_len(text)
 
 
-def _shared(room: int, wanted: Sequence[int], least: Sequence[int]) -> list[int]:
-    """Return widths that fit: the wanted ones, with the widest reduced to an equal width as far as `least` allows."""
-    if sum(least) > room:
-        wanted, least = least, [1] * len(least)
-    most = max(wanted)
-    while (
-        sum(widths := [max(low, min(high, most)) for low, high in zip(least, wanted, strict=True)]) > room and most > 1
-    ):
-        most -= 1
-    return widths
-
-
-def _cut(cell: str, width: int) -> str:
+def _cut_words(cell: str, width: int) -> str:
     """Shorten the words that are too long for a column."""
-    return " ".join(word if len(word) <= width else word[: width - 1] + ELLIPSIS for word in cell.split(" "))
+    return " ".join(word if display_width(word) <= width else _cut(word, width) for word in cell.split(" "))
+
+
+def _cut(word: str, width: int) -> str:
+    while display_width(word) >= width:
+        word = word[:-1]
+    return word + ELLIPSIS
 
 
 def fold(text: str, width: int) -> list[str]:
     """Break text into lines at blanks alone: a word that is longer than `width` has a line of its own."""
-    from textwrap import wrap
+    if display_width(text) <= width:
+        return [text]
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines[-1] else word
+        if lines[-1] and display_width(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
 
-    return [text] if len(text) <= width else wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
 
-
-def lines(lines: Iterable[str]) -> None:
+def print_lines(lines: Iterable[str]) -> None:
     """Print data, one item a line; ends of lines within an item are replaced."""
     for line in lines:
-        say(line.replace("\n", "?"))
+        print_data(line.replace("\n", "?"))

@@ -10,43 +10,31 @@ from contextlib import contextmanager, suppress
 from xnatfs.common.sanitize import plain
 
 # Seconds without output until the line is shown; most commands are done by then.
-SHOW_AFTER = 1.0
+SHOW_AFTER_SECONDS = 1.0
 # Seconds between updates: the line counts seconds.
-REFRESH = 0.25
-ERASE = "\r\x1b[K"
+REFRESH_SECONDS = 0.25
+ERASE_LINE = "\r\x1b[K"
 
 
-class _Screen:
-    """State of the terminal, shared by the thread that draws and the one that works."""
-
-    def __init__(self) -> None:
-        self.lock = threading.RLock()
-        self.drawn = False
-        self.hidden = 0  # number of users that need the terminal for themselves
-        self.quiet_since = 0.0
-
-
-_screen = _Screen()
+# State of the terminal, shared by the thread that draws and the one that works.
+_lock = threading.RLock()
+_is_drawn = False
+_hiding = 0  # number of users that need the terminal for themselves
+_quiet_since = 0.0
 
 
 @contextmanager
 def waiting(text: str) -> Iterator[None]:
-    """Show `text` and the seconds since now for as long as nothing else has been written for SHOW_AFTER."""
+    """Show `text` and the seconds since now for as long as nothing else has been written for SHOW_AFTER_SECONDS."""
     if not sys.stderr.isatty() or os.environ.get("TERM", "dumb") == "dumb":
         yield
         return
+    clear()
     began, ended = time.monotonic(), threading.Event()
-    _screen.quiet_since = began
 
     def draw() -> None:
-        while not ended.wait(REFRESH):
-            now = time.monotonic()
-            with _screen.lock:
-                if not _screen.hidden and now - _screen.quiet_since >= SHOW_AFTER:
-                    seconds = f" ({now - began:.0f} s)"
-                    room = _columns() - len(seconds) - 1
-                    _write(ERASE + _cut(plain(text), room) + seconds)
-                    _screen.drawn = True
+        while not ended.wait(REFRESH_SECONDS):
+            _draw(plain(text), time.monotonic() - began)
 
     thread = threading.Thread(target=draw, daemon=True)
     thread.start()
@@ -58,43 +46,48 @@ def waiting(text: str) -> Iterator[None]:
         clear()
 
 
+def _draw(text: str, elapsed: float) -> None:
+    global _is_drawn
+    with _lock:
+        if _hiding or time.monotonic() - _quiet_since < SHOW_AFTER_SECONDS:
+            return
+        columns = 80
+        with suppress(OSError):  # stderr's, since stdout may be a file: a wrapped line could not be erased
+            columns = os.get_terminal_size(sys.stderr.fileno()).columns or columns
+        seconds = f" ({elapsed:.0f} s)"
+        room = columns - len(seconds) - 1
+        _write(ERASE_LINE + (text if len(text) <= room else text[: max(0, room - 3)] + "...") + seconds)
+        _is_drawn = True
+
+
 def clear() -> None:
     """Erase the line, before other output is written."""
-    with _screen.lock:
-        if _screen.drawn:
-            _write(ERASE)
-            _screen.drawn = False
-        _screen.quiet_since = time.monotonic()
+    global _is_drawn, _quiet_since
+    with _lock:
+        if _is_drawn:
+            _write(ERASE_LINE)
+        _is_drawn, _quiet_since = False, time.monotonic()
 
 
 def hide() -> None:
     """Erase the line, and do not show it any more."""
-    with _screen.lock:
-        _screen.hidden += 1
+    global _hiding
+    with _lock:
+        _hiding += 1
         clear()
 
 
 @contextmanager
 def hidden() -> Iterator[None]:
     """Do not show the line while a prompt or a progress bar has the terminal."""
+    global _hiding
     hide()
     try:
         yield
     finally:
-        with _screen.lock:
-            _screen.hidden -= 1
+        with _lock:
+            _hiding -= 1
             clear()
-
-
-def _columns() -> int:
-    """Return the width of the terminal on stderr; stdout may be a file. A wrapped line cannot be erased."""
-    with suppress(OSError):
-        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
-    return 80
-
-
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: max(0, width - 3)] + "..."
 
 
 def _write(text: str) -> None:

@@ -3,10 +3,11 @@
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import trio
 
-from xnatfs.common.errors import XnatError
+from xnatfs.common.errors import XnatError, first_error
 
 log = logging.getLogger(__name__)
 
@@ -43,3 +44,23 @@ async def unattended(what: str, level: int, work: Callable[..., Awaitable[object
         log.log(level, "%s: %s", what, error)
     except Exception:
         log.exception(what)
+
+
+async def gather(*tasks: Callable[[], Awaitable[Any]] | None) -> list[Any]:
+    """Run tasks in parallel, and return their results in their order: None for a task that is None.
+
+    Raises the first error, and cancels the other tasks.
+    """
+    results: list[Any] = [None] * len(tasks)
+
+    async def run(number: int, task: Callable[[], Awaitable[Any]]) -> None:
+        results[number] = await task()
+
+    try:
+        async with trio.open_nursery() as nursery:
+            for number, task in enumerate(tasks):
+                if task:
+                    nursery.start_soon(run, number, task)
+    except BaseExceptionGroup as group:
+        raise first_error(group) from None
+    return results

@@ -2,7 +2,8 @@
 
 A login is looked up in this order: XNAT_USER and XNAT_PASS, the profile, the keyring, an alias token, `~/.netrc`, a
 prompt on a terminal. It is never read from the command line, which every user of the machine can see. A saved password
-is sent only to its own server: one from a profile is not sent to another host.
+is sent only to its own server: one from a profile is not sent to another host, and one from the environment to no
+other than that of XNAT_URL.
 
     keyring    service `xnatctl`, entry `PROFILE@URL`, as the xnatctl of PyPI has it
     ~/.config/xnatfs/tokens/<hash of the server>.json    an alias token: a login that the server can revoke
@@ -66,6 +67,14 @@ def find_credentials(url: str, profile: Profile, environ: Mapping[str, str]) -> 
     """Find the login for this server, or prompt for it. Raises LoginRequired, and ConfigError for a broken ~/.netrc."""
     found = kept_credentials(url, profile, environ)
     return found or ask(url, wanted_user(url, profile, environ), environ, provider_of(url, profile))
+
+
+def login_variables(url: str, environ: Mapping[str, str]) -> Mapping[str, str]:
+    """Return the environment for a login on this server: without a login if XNAT_URL names another server."""
+    given = environ.get("XNAT_URL", "")
+    if not given or is_same_server(given, url):
+        return environ
+    return {key: value for key, value in environ.items() if key not in ("XNAT_USER", *SECRETS)}
 
 
 def wanted_user(url: str, profile: Profile, environ: Mapping[str, str]) -> str:

@@ -1,112 +1,132 @@
-"""Run auth login|logout|status, whoami and api: the login, and raw requests."""
+"""Run auth login|logout|status and whoami."""
 
 import argparse
-import codecs
 import itertools
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode
+from typing import Any
 
-from xnatfs.cli import statusline
-from xnatfs.cli.ctl.command import PARTIAL, Command, Context
-from xnatfs.cli.ctl.profiles import server_cells
-from xnatfs.cli.output import show_item, shown, tell
+from xnatfs.cli.ctl.command import PARTIAL, Context, command, option
+from xnatfs.cli.ctl.profiles import tls_cells
+from xnatfs.cli.logins import find_login
+from xnatfs.cli.output import Cells, print_message, show_item
 from xnatfs.common.errors import ConfigError, LoginRequired, NotFound, XnatError
+from xnatfs.common.urls import is_same_server
+from xnatfs.rest.client import Xnat, open_xnat
+from xnatfs.settings.config import profiles_path, read_profiles, server_name
+from xnatfs.settings.credentials import (
+    Credentials,
+    ask,
+    check_username,
+    forget_token,
+    keep_password,
+    keep_token,
+    kept_credentials,
+    kept_token,
+    provider_of,
+    wanted_user,
+)
+from xnatfs.settings.profile_file import add_profile
+from xnatfs.settings.session_store import Session
 
-if TYPE_CHECKING:
-    from xnatfs.settings.credentials import Credentials
+# Sources of a login that was given just now, and is stored nowhere.
+UNSTORED_SOURCES = ("prompt", "standard input")
+# Places in which a password stays after a logout, by source.
+PASSWORD_PLACES = {
+    "environment": "XNAT_PASS",
+    "profile": "the profile",
+    "keyring": "the keyring",
+    "token": "~/.config/xnatfs/tokens",
+    "netrc": "~/.netrc",
+}
 
 
-def _login_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-u", "--username", metavar="USER", help="else XNAT_USER, else the profile's, else asked for")
-    parser.add_argument("--password-stdin", action="store_true", help="read the password from standard input")
-    parser.add_argument("--if-needed", action="store_true", help="do nothing where a session is alive")
-    parser.add_argument("--token", action="store_true", help="keep an alias token, which the server can take back")
-    parser.add_argument("--no-save", action="store_true", help="do not put the password into the keyring")
-    parser.add_argument("--password", help=argparse.SUPPRESS)
+# -- login -------------------------------------------------------------------------------------------------------
 
 
+@command(
+    "auth login",
+    "xnatctl auth login",
+    option("-u", "--username", metavar="USER", help="default: XNAT_USER, else the profile's, else a prompt"),
+    option("--password-stdin", action="store_true", help="read the password from standard input"),
+    option("--if-needed", action="store_true", help="do nothing if a session is alive"),
+    option("--token", action="store_true", help="store an alias token, which the server can revoke"),
+    option("--no-save", action="store_true", help="do not store the password in the keyring"),
+    option("--password", help=argparse.SUPPRESS),
+)
 async def login(context: Context) -> None:
-    from xnatfs.settings.credentials import Credentials, ask, check_username, kept_credentials, provider_of, wanted_user
-
-    arguments, config = context.arguments, context.config
-    provider = provider_of(config.url, config.profile)
+    """Log in, and store the session for all other commands and mounts."""
+    arguments = context.arguments
     if arguments.password is not None:
         raise ConfigError("--password: others could read it on the command line; use --password-stdin, or be asked")
-    if arguments.if_needed and await _known(context) is not None:
+    if arguments.if_needed and await _live_user(context) is not None:
         return
+    credentials = _choose_login(context)
+    try:
+        known_as = await _log_in(context, credentials)
+    except LoginRequired as error:
+        if credentials.source != "keyring" or not sys.stdin.isatty():
+            raise
+        print_message(f"xnatctl: {error}")  # the password may have been changed since it was stored
+        credentials = _prompt(context, credentials.username)
+        known_as = await _log_in(context, credentials)
+    if arguments.url:
+        _add_profile(context, credentials)
+    if credentials.source in UNSTORED_SOURCES and not arguments.token and not arguments.no_save:
+        _store_password(context, credentials)
+    _report_login(context, credentials, known_as)
+
+
+def _choose_login(context: Context) -> Credentials:
+    """Return the login of the options, else the stored one, else prompt for it."""
+    arguments, config = context.arguments, context.config
     kept = kept_credentials(config.url, config.profile, context.environ)
-    username = arguments.username or (kept.username if kept and kept.source != "token" else "")
+    if kept and kept.source == "token":
+        kept = None
+    username = arguments.username or (kept.username if kept else "")
     username = username or wanted_user(config.url, config.profile, context.environ)
     if arguments.password_stdin:
         if not username:
             raise LoginRequired(f"no user for {config.url}: give --username")
         check_username(username)
         password = sys.stdin.readline().rstrip("\r\n")
-        credentials = Credentials(username, password, "standard input", provider=provider)
-    elif kept and kept.source != "token" and kept.username == username:
-        credentials = kept
-    else:
-        credentials = ask(config.url, username, context.environ, provider)
-    try:
-        known_as = await _log_in(context, credentials)
-    except LoginRequired as error:
-        if credentials.source != "keyring" or not sys.stdin.isatty():
-            raise
-        tell(f"xnatctl: {error}")  # the password may have been changed since it was stored
-        credentials = ask(config.url, username, context.environ, provider)
-        known_as = await _log_in(context, credentials)
-    if arguments.url:
-        _remember(context, credentials)
-    if credentials.source in GIVEN and not arguments.token and not arguments.no_save:
-        _save(context, credentials)
-    session = context.store.find_kept()
-    ends = session.used + timedelta(seconds=session.idle) if session else datetime.now()
-    context.note(f"Logged in to {config.url} as {known_as}")
-    context.note(f"Session expires at {ends:%H:%M} unless it is used")
-    if context.environ.get("XNAT_TOKEN"):
-        context.note("No command uses it as long as XNAT_TOKEN is set, since the session in XNAT_TOKEN goes before it")
-    wanted = wanted_user(config.url, context.config.profile, context.environ)
-    if wanted.lower() not in ("", credentials.user.lower()):
-        place = "XNAT_USER" if context.environ.get("XNAT_USER") else "the profile"
-        use = f"set XNAT_USER={credentials.user} to use this login"
-        context.note(f"The next command goes on as {wanted}, whom {place} names: {use}")
-    if arguments.output in ("json", "jsonl"):
-        item = {
-            "status": "authenticated",
-            "username": known_as,
-            "requested_username": credentials.username,
-            "url": config.url,
-            "profile": config.profile.name,
-            "expires_at": ends.isoformat(),
-        }
-        show_item(arguments, item, "username", {})
+        return Credentials(username, password, "standard input", provider=provider_of(config.url, config.profile))
+    return kept if kept and kept.username == username else _prompt(context, username)
 
 
-# Sources of a login that was given just now, and is stored nowhere.
-GIVEN = ("prompt", "standard input")
+def _prompt(context: Context, username: str) -> Credentials:
+    config = context.config
+    return ask(config.url, username, context.environ, provider_of(config.url, config.profile))
 
 
-async def _log_in(context: Context, credentials: "Credentials") -> str:
+async def _log_in(context: Context, credentials: Credentials) -> str:
     """Begin a session; return the server's name for its user."""
     context.user = credentials.user
     async with context.xnat(credentials) as xnat:
         await xnat.login.renew()
         known_as = await xnat.username()
         if context.arguments.token:
-            await _keep_token(context, xnat, credentials.user)
+            await _store_token(context, xnat, credentials.user)
     return known_as
 
 
-def _remember(context: Context, credentials: "Credentials") -> None:
-    """Write a profile for a server that has none, so that the next command needs no --url."""
-    from xnatfs.common.urls import is_same_server
-    from xnatfs.settings.config import profiles_path, read_profiles, server_name
-    from xnatfs.settings.profile_file import add_profile
+async def _store_token(context: Context, xnat: Xnat, user: str) -> None:
+    """Store a token for this user, and revoke the one in its place.
 
+    The user is named as in the login: a directory's users may have other names on the server.
+    """
+    url = context.config.url
+    old = kept_token(url)
+    alias, secret = await xnat.issue_token()
+    keep_token(url, user, alias, secret)
+    context.note("An alias token is stored in ~/.config/xnatfs/tokens; 'auth logout' revokes it")
+    if old and (why := await _revoke(context, old)):
+        print_message(f"xnatctl: {why}")
+
+
+def _add_profile(context: Context, credentials: Credentials) -> None:
+    """Write a profile for a server that has none, so that the next command needs no --url."""
     arguments, config, path = context.arguments, context.config, profiles_path()
     known, _ = read_profiles(path)
     if any(is_same_server(profile.url, config.url) for profile in known.values()):
@@ -115,8 +135,8 @@ def _remember(context: Context, credentials: "Credentials") -> None:
     numbered = (f"{host}-{number}" for number in itertools.count(2))
     # Another server may have the name already, as the same host without encryption has.
     name = next(each for each in itertools.chain([host], numbered) if each not in known)
-    cells: dict[str, Any] = {"url": config.url, **server_cells(arguments)}
-    if arguments.username or credentials.source in GIVEN:  # a user from the environment is not saved
+    cells: dict[str, Any] = {"url": config.url, **tls_cells(arguments)}
+    if arguments.username or credentials.source in UNSTORED_SOURCES:  # a user from the environment is not saved
         cells["username"] = credentials.username
     try:
         add_profile(name, cells)
@@ -129,24 +149,14 @@ def _remember(context: Context, credentials: "Credentials") -> None:
     context.note(f"Profile {name} is in {path}{others}")
 
 
-async def _keep_token(context: Context, xnat: Any, user: str) -> None:
-    """Store a token for this user, named as in the login: a directory's users may have other names on the server."""
-    from xnatfs.settings.credentials import keep_token
-
-    alias, secret = await xnat.issue_token()
-    keep_token(context.config.url, user, alias, secret)
-    context.note("An alias token is kept in ~/.config/xnatfs/tokens; 'auth logout' gives it back")
-
-
-def _save(context: Context, credentials: Any) -> None:
+def _store_password(context: Context, credentials: Credentials) -> None:
     """Store the password in the keyring, and note that in the profile; else name the alternatives."""
-    from xnatfs.settings.credentials import keep_password
     from xnatfs.settings.profile_file import add_profile
 
     profile = context.config.profile
     if profile.password:
         context.note(
-            f"The password is not kept: profile {profile.name} has a password of its own, which goes before the "
+            f"The password is not stored: profile {profile.name} has a password of its own, which is preferred to the "
             "keyring; remove it there, and log in again"
         )
     elif profile.name and keep_password(profile, credentials.password):
@@ -155,211 +165,146 @@ def _save(context: Context, credentials: Any) -> None:
         context.note("The password is in the keyring")
     else:
         context.note(
-            "The password is not kept (no keyring here, or no profile): when the session has ended, log in again, or "
+            "The password is not stored (no keyring here, or no profile): when the session has ended, log in again, or "
             "use 'auth login --token', XNAT_USER and XNAT_PASS, or ~/.netrc"
         )
 
 
+def _report_login(context: Context, credentials: Credentials, known_as: str) -> None:
+    config, session = context.config, context.store.find_kept()
+    expires = _expiry(session) if session else datetime.now()
+    context.note(f"Logged in to {config.url} as {known_as}")
+    context.note(f"Session expires at {expires:%H:%M} unless it is used")
+    if context.environ.get("XNAT_TOKEN"):
+        context.note("Commands do not use it while XNAT_TOKEN is set: the session in XNAT_TOKEN is preferred")
+    wanted = wanted_user(config.url, config.profile, context.environ)
+    if wanted.lower() not in ("", credentials.user.lower()):
+        place = "XNAT_USER" if context.environ.get("XNAT_USER") else "the profile"
+        use = f"set XNAT_USER={credentials.user} to use this login"
+        context.note(f"The next command runs as {wanted}, the user that {place} names: {use}")
+    if context.arguments.output in ("json", "jsonl"):
+        item = {
+            "status": "authenticated",
+            "username": known_as,
+            "requested_username": credentials.username,
+            "url": config.url,
+            "profile": config.profile.name,
+            "expires_at": expires.isoformat(),
+        }
+        show_item(context.arguments, item, "username")
+
+
+def _expiry(session: Session) -> datetime:
+    return session.used + timedelta(seconds=session.idle)
+
+
+# -- logout ------------------------------------------------------------------------------------------------------
+
+
+@command("auth logout", "xnatctl auth logout")
 async def logout(context: Context) -> int:
-    """End the session and the alias token, here in any case; report what the server did not end (exit status 8)."""
-    from xnatfs.rest.client import open_xnat
+    """Close the session, and revoke an alias token.
+
+    They are removed here in any case; what the server did not end is reported, with exit status 8.
+    """
     from xnatfs.settings.credentials import kept_credentials, kept_token
 
     config, url = context.config, context.config.url
     token, session = kept_token(url), context.store.find(ended=True)
-    left = [await _give_back(context, token)] if token else []
+    failures = []
+    if token:
+        try:
+            failures.append(await _revoke(context, token))
+        finally:
+            forget_token(url)
     if session:
         async with open_xnat(config, None, sessions=context.store) as xnat:
             await xnat.login.log_out()
             if why := xnat.login.logout_failure:
-                left.append(f"the session was not ended by the server, which ends it when it has idled ({why})")
+                failures.append(f"the server did not close the session, and will when it has been idle ({why})")
     context.note(f"Logged out of {url}" if session or token else f"There is no session on {url}")
     if kept := kept_credentials(url, config.profile, context.environ):
-        context.note(f"The next command logs in again: {PLACES[kept.source]} has the password of {kept.user}")
-    for what in filter(None, left):
-        tell(f"xnatctl: {what}")
-    return PARTIAL if any(left) else 0
+        context.note(f"The next command logs in again: {PASSWORD_PLACES[kept.source]} has the password of {kept.user}")
+    for failure in filter(None, failures):
+        print_message(f"xnatctl: {failure}")
+    return PARTIAL if any(failures) else 0
 
 
-# Places in which a password stays after a logout.
-PLACES = {
-    "environment": "XNAT_PASS",
-    "profile": "the profile",
-    "keyring": "the keyring",
-    "token": "~/.config/xnatfs/tokens",
-    "netrc": "~/.netrc",
-}
-
-
-async def _give_back(context: Context, token: "Credentials") -> str:
-    """Revoke an alias token, and remove it here in any case; return what is left of it on the server, or ''."""
-    from xnatfs.rest.client import open_xnat
-    from xnatfs.settings.credentials import forget_token
-
-    url, left = context.config.url, ""
+async def _revoke(context: Context, token: Credentials) -> str:
+    """Revoke an alias token; return a message if the server did not, else ''."""
     try:
         # Use a new session: only the token's user may do this, and the stored one may have ended or be another user's.
         async with open_xnat(context.config, token) as xnat:
             await xnat.invalidate_token(token.username)
     except (NotFound, LoginRequired):
-        context.note("The alias token had ended before")
+        context.note("The alias token had expired before")
     except XnatError as error:
-        left = f"the alias token {token.username} is valid until it ends by itself, in two days at most ({error})"
-    finally:
-        forget_token(url)
-    return left
+        return f"the alias token {token.username} is valid until it expires, in two days at most ({error})"
+    return ""
 
 
+# -- status ------------------------------------------------------------------------------------------------------
+
+
+@command("auth status", "xnatctl auth status")
 async def status(context: Context) -> int:
-    from xnatfs.settings.credentials import kept_credentials, wanted_user
-
+    """Show whether the session is alive."""
     config = context.config
     last = context.store.find(ended=True)
-    username = await _known(context)
-    alive = username is not None
+    username = await _live_user(context)
+    is_alive = username is not None
     kept = kept_credentials(config.url, config.profile, context.environ)
     wanted = wanted_user(config.url, config.profile, context.environ)
     item = {
         "url": config.url,
         "profile": config.profile.name,
         "username": username or (last and last.username) or (kept and kept.user) or wanted or None,
-        "status": "authenticated" if alive else "expired" if last else "not authenticated",
-        "expires_at": (last.used + timedelta(seconds=last.idle)).isoformat() if last and alive else None,
+        "status": "authenticated" if is_alive else "expired" if last else "not authenticated",
+        "expires_at": _expiry(last).isoformat() if last and is_alive else None,
     }
-    titles = {"url": "Server", "profile": "Profile", "username": "User", "status": "Status", "expires_at": "Expires"}
-    show_item(context.arguments, item, "status", titles)
-    if not alive and kept:
-        context.note(f"The next command logs in by itself: {PLACES[kept.source]} has the password of {kept.user}")
-    elif not alive:
+    show_item(context.arguments, item, "status")
+    if is_alive:
+        return 0
+    if kept:
+        context.note(
+            f"The next command logs in by itself: {PASSWORD_PLACES[kept.source]} has the password of {kept.user}"
+        )
+    else:
         context.note("Run 'xnatctl auth login'")
-    return 0 if alive else 3
+    return 3
 
 
-async def _known(context: Context) -> str | None:
+async def _live_user(context: Context) -> str | None:
     """Return the user of the stored session if the server knows it, else None; this does not log in."""
     session = context.store.find()
     if session is None:
         return None
-    from xnatfs.rest.client import open_xnat
-
     async with open_xnat(context.config, None, sessions=context.store) as xnat:
         if not await xnat.login.is_alive(session.token):
             return None
         return session.username or await xnat.username()
 
 
-async def whoami(context: Context) -> int:
-    if context.arguments.check:
-        async with context.xnat() as xnat:
-            await xnat.username()
-        return 0
-    credentials = context.credentials()
+@command(
+    "whoami",
+    "xnatctl whoami",
+    option("--check", action="store_true", help="print nothing; the exit status is 0 if the login works"),
+    identifier="username",
+)
+async def whoami(context: Context) -> Cells | None:
+    """Show the current user."""
+    credentials = find_login(context.config)
     async with context.xnat(credentials) as xnat:
         username = await xnat.username()
-    item = {
+    if context.arguments.check:
+        return None
+    return {
         "username": username,
         "server": context.config.url,
         "profile": context.config.profile.name,
         "default_project": context.config.profile.default_project or "-",
         "auth_mode": "token" if context.environ.get("XNAT_TOKEN") else credentials.source if credentials else "session",
     }
-    titles = {
-        "username": "User",
-        "server": "Server",
-        "profile": "Profile",
-        "default_project": "Default Project",
-        "auth_mode": "Auth Mode",
-    }
-    show_item(context.arguments, item, "username", titles)
-    return 0
 
 
-def _check(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--check", action="store_true", help="say it by the exit status alone")
-
-
-def _request(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", metavar="PATH", help="from the server's root, as /data/projects?format=json")
-    parser.add_argument("--params", action="append", default=[], metavar="KEY=VALUE", help="for the query; repeatable")
-
-
-def _body(parser: argparse.ArgumentParser) -> None:
-    _request(parser)
-    parser.add_argument("-d", "--data", metavar="TEXT", help="the body, or @FILE, or @- for standard input")
-    parser.add_argument("-f", "--file", metavar="FILE", help="the same as -d @FILE")
-    parser.add_argument("--content-type", metavar="TYPE", help="of the body")
-
-
-async def api(context: Context) -> int:
-    """Send a request once, without retries, and write the raw body of its reply to stdout."""
-    arguments = context.arguments
-    data = getattr(arguments, "data", None)
-    if getattr(arguments, "file", None):
-        data = f"@{arguments.file}"
-    body = b""
-    if data is not None:
-        try:
-            body = _read(data[1:]) if data.startswith("@") else data.encode()
-        except OSError as error:
-            raise ConfigError(f"--data {data}: {error.strerror}") from None
-    terminal = codecs.getincrementaldecoder("utf-8")("replace")
-    async with context.xnat() as xnat:
-        async for chunk in xnat.raw(
-            arguments.command.verb,
-            _with_query(arguments.path, arguments.params),
-            body,
-            getattr(arguments, "content_type", None),
-        ):
-            statusline.hide()
-            if sys.stdout.isatty():
-                sys.stdout.write(shown(terminal.decode(chunk)))
-            else:
-                sys.stdout.buffer.write(chunk)
-    sys.stdout.flush()
-    return 0
-
-
-def _with_query(path: str, params: Sequence[str]) -> str:
-    if not all("=" in pair for pair in params):
-        raise ConfigError("--params: must be KEY=VALUE")
-    query = urlencode([(key, value) for key, _, value in (pair.partition("=") for pair in params)])
-    return path + ("&" if "?" in path else "?") + query if query else path
-
-
-def _read(name: str) -> bytes:
-    if name == "-":
-        return sys.stdin.buffer.read()
-    with open(name, "rb") as file:
-        return file.read()
-
-
-COMMANDS = [
-    Command(
-        "auth",
-        "login",
-        "log in, and keep the session for every other command and mount",
-        "xnatctl auth login",
-        login,
-        _login_arguments,
-    ),
-    Command("auth", "logout", "close the session, and give an alias token back", "xnatctl auth logout", logout),
-    Command("auth", "status", "tell whether the session is alive", "xnatctl auth status", status),
-    Command("", "whoami", "tell who the server takes you for", "xnatctl whoami", whoami, _check),
-    *(
-        Command(
-            "api",
-            method,
-            f"send one {method} request, and print the body that comes",
-            f"xnatctl api {method} {path}",
-            api,
-            arguments,
-            aliases=(method.lower(),),
-        )
-        for method, path, arguments in (
-            ("GET", "'/data/projects?format=json'", _request),
-            ("POST", "/data/projects/P/subjects -d @subject.xml", _body),
-            ("PUT", "/data/projects/P/subjects/SUB001", _body),
-            ("DELETE", "/data/projects/P/subjects/SUB001", _request),
-        )
-    ),
-]
+COMMANDS = [login, logout, status, whoami]

@@ -6,63 +6,66 @@ from pathlib import Path
 from typing import Any
 
 from xnatfs.cli import options
-from xnatfs.cli.ctl.command import Command, Context
-from xnatfs.cli.output import show_item, show_rows
+from xnatfs.cli.ctl.command import Context, command, option, options_of
+from xnatfs.cli.output import Cells, print_data, show_item
 from xnatfs.common.errors import ConfigError
-from xnatfs.settings import profile_file as profiles
-from xnatfs.settings.config import Profile, normalised_url, profiles_path, read_profiles, select_profile
+from xnatfs.settings import profile_file
+from xnatfs.settings.config import normalised_url, profiles_path, read_profiles, select_profile
 
-COLUMNS = {
-    "profile": "Profile",
-    "url": "URL",
-    "username": "Username",
-    "default_project": "Default Project",
-    "default": "Default",
-}
-
-
-def _profile_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--username", metavar="USER", help="the account there (else asked for at a login)")
-    parser.add_argument(
-        "-P", "--project", "--default-project", dest="project", metavar="PROJECT", help="meant where none is given"
-    )
-    parser.add_argument("--timeout", type=options.positive_seconds, metavar="S", help="longest wait for an answer")
-    parser.add_argument("--force", action="store_true", help="change a profile that is there already")
+profile_options = options_of(
+    option("--username", metavar="USER", help="the account there (default: a prompt at each login)"),
+    option(
+        *("-P", "--project", "--default-project"),
+        dest="project",
+        metavar="PROJECT",
+        help="project of commands that name none",
+    ),
+    option("--timeout", type=options.positive_seconds, metavar="S", help="longest wait for the next byte of an answer"),
+    option("--force", action="store_true", help="change an existing profile"),
+)
 
 
-def _init_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--name", metavar="NAME", help="of the profile; -p is the same (default: default)")
-    _profile_arguments(parser)
+@command(
+    "config init",
+    "xnatctl config init --url https://xnat.example.org",
+    option("--name", metavar="NAME", help="name of the profile, as -p (default: default)"),
+    profile_options,
+)
+async def init(context: Context) -> None:
+    """Write a first profile."""
+    _write_profile(context)
 
 
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME")
-    _profile_arguments(parser)
+@command(
+    "config add-profile",
+    "xnatctl config add-profile dev --url https://dev.example.org",
+    option("name", metavar="NAME"),
+    profile_options,
+)
+async def add_profile(context: Context) -> None:
+    """Write another profile."""
+    _write_profile(context)
 
 
-def _name(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME")
-
-
-async def add(context: Context) -> None:
+def _write_profile(context: Context) -> None:
     arguments = context.arguments
     url, name = arguments.url, arguments.name or arguments.profile or "default"
     if not url:  # a URL from the environment is not written to the file
         raise ConfigError("which XNAT? Give --url")
-    cells: dict[str, Any] = {"url": url}
     normalised_url(url)
-    if arguments.username:
-        cells["username"] = arguments.username
-    if arguments.project:
-        cells["default_project"] = arguments.project
-    cells |= server_cells(arguments)
-    if arguments.timeout:
-        cells["timeout"] = int(arguments.timeout) or 1
-    profiles.add_profile(name, cells, replace=arguments.force)
+    cells = {
+        "url": url,
+        "username": arguments.username,
+        "default_project": arguments.project,
+        **tls_cells(arguments),
+        "timeout": arguments.timeout and (int(arguments.timeout) or 1),
+    }
+    given = {key: value for key, value in cells.items() if value not in (None, "")}
+    profile_file.add_profile(name, given, replace=arguments.force)
     context.note(f"Profile {name} is in {profiles_path()}")
 
 
-def server_cells(arguments: argparse.Namespace) -> dict[str, Any]:
+def tls_cells(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the TLS options of the command line as the keys of a profile."""
     cells: dict[str, Any] = {}
     if arguments.no_verify_ssl:
@@ -72,11 +75,21 @@ def server_cells(arguments: argparse.Namespace) -> dict[str, Any]:
     return cells
 
 
-async def show(context: Context) -> None:
-    """Show the profiles, without passwords in any format."""
+@command(
+    "config show",
+    "xnatctl config show",
+    columns=("profile", "url", "username", "default_project", "default"),
+    identifier="profile",
+)
+async def show(context: Context) -> list[Cells]:
+    """List the profiles, without passwords."""
     known, default = read_profiles(profiles_path())
-    chosen = _chosen()
-    rows = [
+    wanted = context.arguments.profile
+    if wanted:
+        select_profile(wanted, {})  # raises, naming the profiles there are
+    if len(known) == 1:
+        (default,) = known
+    return [
         {
             "profile": profile.name,
             "url": profile.url,
@@ -88,53 +101,30 @@ async def show(context: Context) -> None:
             "verify_ssl": profile.verify_ssl,
             "ca_bundle": profile.ca_bundle or None,
             "timeout": profile.timeout,
-            "default": profile.name == (default if default in known else chosen),
+            "default": profile.name == default,
         }
         for profile in known.values()
-        if profile.name == (context.arguments.profile or profile.name)
+        if not wanted or wanted == profile.name
     ]
-    if context.arguments.profile and not rows:
-        select_profile(context.arguments.profile, {})  # raises, naming the profiles there are
-    show_rows(context.arguments, COLUMNS, rows, "profile")
 
 
-async def use(context: Context) -> None:
-    profiles.use_profile(context.arguments.name)
+@command("config use-context", "xnatctl config use-context dev", option("name", metavar="NAME"))
+async def use_context(context: Context) -> None:
+    """Make a profile the default."""
+    profile_file.use_profile(context.arguments.name)
     context.note(f"Profile {context.arguments.name} is the default now")
 
 
-async def current(context: Context) -> None:
-    profile: Profile = select_profile(context.arguments.profile, os.environ)
+@command("config current-context", "xnatctl config current-context")
+async def current_context(context: Context) -> None:
+    """Show which profile commands use."""
+    profile = select_profile(context.arguments.profile, os.environ)
     if not profile.name:
         raise ConfigError(f"there is no profile in {profiles_path()}: 'xnatctl config init --url URL' makes one")
     if context.arguments.output in ("json", "jsonl"):
-        show_item(context.arguments, {"profile": profile.name}, "profile", {})
+        show_item(context.arguments, {"profile": profile.name}, "profile")
     else:
-        print(profile.name)
+        print_data(profile.name)
 
 
-def _chosen() -> str:
-    return select_profile(None, {}).name
-
-
-COMMANDS = [
-    Command(
-        "config",
-        "init",
-        "write a first profile",
-        "xnatctl config init --url https://xnat.example.org",
-        add,
-        _init_arguments,
-    ),
-    Command(
-        "config",
-        "add-profile",
-        "write another profile",
-        "xnatctl config add-profile dev --url https://dev.example.org",
-        add,
-        _add_arguments,
-    ),
-    Command("config", "show", "list the profiles", "xnatctl config show", show, columns=COLUMNS),
-    Command("config", "use-context", "make a profile the default", "xnatctl config use-context dev", use, _name),
-    Command("config", "current-context", "tell which profile is meant", "xnatctl config current-context", current),
-]
+COMMANDS = [init, add_profile, show, use_context, current_context]

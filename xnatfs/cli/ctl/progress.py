@@ -1,4 +1,7 @@
-"""Show the progress of a transfer: a bar on a terminal, a line every ten seconds elsewhere, nothing with --quiet."""
+"""Show progress: of a transfer, and of a server that works on a session.
+
+A transfer has a bar on a terminal, a line every ten seconds elsewhere, and nothing with --quiet.
+"""
 
 import sys
 import time
@@ -7,13 +10,19 @@ from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import Any
 
-from xnatfs.cli import statusline
-from xnatfs.cli.ctl.command import Context
-from xnatfs.cli.output import tell
+from xnatfs.cli import options, statusline
+from xnatfs.cli.ctl.command import Context, option, options_of
+from xnatfs.cli.output import print_message
 
-LINE_EVERY = 10.0  # seconds
+# Seconds between two lines of progress, and between two reports of a state that does not change.
+REPORT_SECONDS = 10.0
 # Columns that a terminal needs for the bar: on a narrower one, the numbers alone take the line.
-ROOM_FOR_BAR = 80
+BAR_COLUMNS = 80
+# Archiving a big session takes over a quarter of an hour, and the other xnatctl waits four hours as well.
+WAIT_SECONDS = 4 * 3600.0
+
+
+# -- transfers ---------------------------------------------------------------------------------------------------
 
 
 class Silent:
@@ -38,7 +47,7 @@ class Lines(Silent):
     def __init__(self, verb: str) -> None:
         self._verb = verb
         self._files = self._size = self._moved = 0
-        self._began = self._said = time.monotonic()
+        self._began = self._reported_at = time.monotonic()
 
     def begin(self, files: int, size: int) -> None:
         self._files, self._size = files, size
@@ -46,12 +55,12 @@ class Lines(Silent):
     def advance(self, size: int) -> None:
         self._moved += size
         now = time.monotonic()
-        if now - self._said >= LINE_EVERY:
-            self._said = now
+        if now - self._reported_at >= REPORT_SECONDS:
+            self._reported_at = now
             rate = self._moved / (now - self._began)
             of = f" of {self._size / 1e6:.1f}" if self._size else ""
             files = f"{self._verb} {self.count} of {self._files} files"
-            tell(f"{files}, {self._moved / 1e6:.1f}{of} MB, {rate / 1e6:.1f} MB/s")
+            print_message(f"{files}, {self._moved / 1e6:.1f}{of} MB, {rate / 1e6:.1f} MB/s")
 
 
 class Bar(Silent):
@@ -74,34 +83,61 @@ class Bar(Silent):
 
 
 @contextmanager
-def shown(context: Context, verb: str) -> Iterator[Silent]:
+def show_progress(context: Context, verb: str) -> Iterator[Silent]:
     """Yield the progress that suits the kind of stderr."""
     if context.arguments.quiet:
         yield Silent()
     elif not sys.stderr.isatty():
         yield Lines(verb)
     else:
+        from rich import progress as rich_progress
         from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            Progress,
-            ProgressColumn,
-            TextColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
         from rich.table import Column
 
         console = Console(stderr=True, no_color=context.arguments.no_color or None)
         one_line = Column(no_wrap=True)
-        columns: list[ProgressColumn] = [
-            TextColumn("{task.description} {task.fields[files]} files"),
-            DownloadColumn(table_column=one_line),
-            TransferSpeedColumn(table_column=one_line),
+        columns: list[rich_progress.ProgressColumn] = [
+            rich_progress.TextColumn("{task.description} {task.fields[files]} files"),
+            rich_progress.DownloadColumn(table_column=one_line),
+            rich_progress.TransferSpeedColumn(table_column=one_line),
         ]
-        if console.width >= ROOM_FOR_BAR:
-            columns.insert(1, BarColumn())
-            columns.append(TimeRemainingColumn(table_column=one_line))
-        with statusline.hidden(), Progress(*columns, console=console, transient=True) as bar:
+        if console.width >= BAR_COLUMNS:
+            columns.insert(1, rich_progress.BarColumn())
+            columns.append(rich_progress.TimeRemainingColumn(table_column=one_line))
+        with statusline.hidden(), rich_progress.Progress(*columns, console=console, transient=True) as bar:
             yield Bar(bar, bar.add_task(verb, total=None, files="0"))
+
+
+# -- waiting for the server --------------------------------------------------------------------------------------
+
+wait_options = options_of(
+    option("--wait", action="store_true", help="wait until the server has finished"),
+    option(
+        "--wait-timeout",
+        metavar="S",
+        type=options.positive_seconds,
+        default=WAIT_SECONDS,
+        help="wait no longer than this (default: 4 h)",
+    ),
+)
+
+
+class StateReport:
+    """Report the state of a session to the user when it changes, and every REPORT_SECONDS."""
+
+    def __init__(self, context: Context, session: str, status: str) -> None:
+        self._context, self._session = context, session
+        self._began, self._reported_at = time.monotonic(), float("-inf")
+        self.status = status
+
+    @property
+    def seconds(self) -> float:
+        """Return how long the session has been watched."""
+        return time.monotonic() - self._began
+
+    def report(self, status: str, text: str = "") -> None:
+        """Report a status in other words, if any are given."""
+        now = time.monotonic()
+        if status != self.status or now - self._reported_at >= REPORT_SECONDS:
+            self._context.note(f"{self._session}: {text or status}")
+            self.status, self._reported_at = status, now

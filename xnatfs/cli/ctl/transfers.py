@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from xnatfs.cli import options
-from xnatfs.cli.ctl.archive import (
+from xnatfs.cli.ctl.command import PARTIAL, Command, Context
+from xnatfs.cli.ctl.experiments import (
     check_has_scans,
     experiment,
     experiment_options,
@@ -15,9 +16,8 @@ from xnatfs.cli.ctl.archive import (
     resource_words,
     wanted_experiment,
 )
-from xnatfs.cli.ctl.command import PARTIAL, Command, Context
-from xnatfs.cli.ctl.progress import Silent, shown
-from xnatfs.cli.output import lines, say, tell
+from xnatfs.cli.ctl.progress import Silent, show_progress
+from xnatfs.cli.output import print_data, print_lines, print_message
 from xnatfs.common.errors import ConfigError, NotFound
 from xnatfs.rest.models import Document
 from xnatfs.site import Site
@@ -130,12 +130,12 @@ async def _run(
         except NotFound as error:
             raise NotFound(f"{with_name}: {error}", status=404, url=context.config.url) from error
         if arguments.dry_run:
-            lines(str(out / each.place) for each in plan.files)
+            print_lines(str(out / each.place) for each in plan.files)
             report = Report(len(plan.files))
         elif arguments.verify:
             report = await transfer.verify(plan.files, out, owner)
         else:
-            with shown(context, "downloading") as progress, context.resumable(_left(progress, plan, out)):
+            with show_progress(context, "downloading") as progress, context.resumable(_left(progress, plan, out)):
                 report = await transfer.download(
                     plan.files,
                     out,
@@ -194,10 +194,10 @@ async def _zip(context: Context, site: Site, owner: Owner, scans: Sequence[str] 
         )
     target, arguments = out / "scans.zip", context.arguments
     if arguments.dry_run:
-        lines([str(target)])
+        print_lines([str(target)])
         return 0
     with (
-        shown(context, "downloading") as progress,
+        show_progress(context, "downloading") as progress,
         context.resumable(lambda: f"{target} comes whole or not at all; to begin again"),
     ):
         size = await transfer.download_zip(
@@ -205,7 +205,7 @@ async def _zip(context: Context, site: Site, owner: Owner, scans: Sequence[str] 
         )
     context.note(f"Downloaded scans ({size / 1e6:.1f} MB) to {target} in {context.seconds:.1f} s")
     if arguments.output in ("json", "jsonl"):
-        say(
+        print_data(
             json.dumps(
                 {"operation": "scan download", "output_dir": str(out), "files": 1, "bytes": size, "status": "success"}
             )
@@ -215,10 +215,10 @@ async def _zip(context: Context, site: Site, owner: Owner, scans: Sequence[str] 
 
 def _tell(context: Context, report: Report, operation: str, owner: Owner, out: Path, plan: Plan) -> int:
     for place, why in report.failed:
-        tell(f"xnatctl: {out / place}: {why}")
+        print_message(f"xnatctl: {out / place}: {why}")
     for place in report.kept:
         why = "it differs from the server, and was not written by xnatctl (--force replaces it)"
-        tell(f"xnatctl: {out / place}: is kept: {why}")
+        print_message(f"xnatctl: {out / place}: is kept: {why}")
     done = not report.failed and not report.kept
     some = bool(report.files or report.kept)
     exit_status = 0 if done else PARTIAL if some else 1
@@ -226,7 +226,7 @@ def _tell(context: Context, report: Report, operation: str, owner: Owner, out: P
         return exit_status
     if context.arguments.output in ("json", "jsonl"):
         status = "success" if done else "partial" if some else "failed"
-        say(json.dumps(_summary(context, report, operation, owner, out, status), ensure_ascii=False))
+        print_data(json.dumps(_summary(context, report, operation, owner, out, status), ensure_ascii=False))
     what = f"{report.files} files ({report.size / 1e6:.1f} MB)"
     if context.arguments.verify:
         context.note(f"Verified {what} in {out}")

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,10 @@ from typing import Any
 import trio
 
 from xnatfs.cli import options
-from xnatfs.cli.ctl.archive import below, check_has_scans, experiment, experiment_options, item_of
 from xnatfs.cli.ctl.command import PARTIAL, Command, Context
-from xnatfs.cli.ctl.prearchive import RECEIVING_SAID, SAY_EVERY, WAIT
-from xnatfs.cli.ctl.progress import shown
-from xnatfs.cli.output import say, tell
+from xnatfs.cli.ctl.experiments import below, check_has_scans, experiment, experiment_options, item_of
+from xnatfs.cli.ctl.progress import StateReport, show_progress, wait_options
+from xnatfs.cli.output import print_data, print_message
 from xnatfs.common.errors import ConfigError, NotFound, Unreachable
 from xnatfs.rest.client import Xnat
 from xnatfs.transfer import dicom_files as dicom
@@ -25,6 +23,7 @@ from xnatfs.transfer.upload_session import Outcome, Target
 
 MODES = ("tar", "zip", "gradual")
 OVERWRITES = ("none", "append", "delete")
+RECEIVING_TEXT = "RECEIVING: the server waits for more files, for 5 minutes by default"
 
 
 # -- session upload ----------------------------------------------------------------------------------------------
@@ -51,14 +50,7 @@ def _session_upload(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--prearchive", action="store_false", dest="direct_archive", help="to the prearchive (the default)"
     )
-    parser.add_argument("--wait", action="store_true", help="until the server has done with it")
-    parser.add_argument(
-        "--wait-timeout",
-        metavar="S",
-        type=options.positive_seconds,
-        default=WAIT,
-        help="wait no longer than this (default: 4 h)",
-    )
+    wait_options(parser)
     parser.add_argument(
         "--resume",
         action=argparse.BooleanOptionalAction,
@@ -82,7 +74,7 @@ async def session_upload(context: Context) -> int:
     _tell_found(context, found)
     if arguments.dry_run:
         for image in found.images:
-            say(image.name)
+            print_data(image.name)
         context.note(f"{len(found.images)} files ({found.size / 1e6:.1f} MB) would go to {_goal(target)}")
         return 0
     workers = 1 if found.ordered else arguments.workers or profile.workers or session.WORKERS
@@ -101,7 +93,7 @@ async def session_upload(context: Context) -> int:
             journal.before = {}
         else:
             journal.before = await session.count_before(xnat, target)
-        with shown(context, "uploading") as progress, context.resumable(_left(journal, found)):
+        with show_progress(context, "uploading") as progress, context.resumable(_left(journal, found)):
             sent = await session.send(
                 xnat,
                 found.images,
@@ -143,7 +135,7 @@ def _goal(target: Target) -> str:
 
 def _tell_found(context: Context, found: dicom.Found) -> None:
     for name, why in found.broken:
-        tell(f"xnatctl: {name} is not sent: it is damaged ({why})")
+        print_message(f"xnatctl: {name} is not sent: it is damaged ({why})")
     for names, what in ((found.others, "no DICOM images"), (found.copies, "copies of instances that are sent")):
         if names:
             some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
@@ -155,13 +147,10 @@ def _tell_found(context: Context, found: dicom.Found) -> None:
 
 async def _wait(context: Context, xnat: Xnat, target: Target, outcome: Outcome, journal: Journal) -> None:
     """Poll until the server is done with the session. Raises Unreachable after --wait-timeout."""
-    longest, pause, said_at, said = context.arguments.wait_timeout, 1.0, float("-inf"), ""
+    longest, pause, progress = context.arguments.wait_timeout, 1.0, StateReport(context, target.session, "")
     with trio.move_on_after(longest):
         while not await session.look(xnat, target, outcome, journal):
-            state = _state(outcome)
-            if state != said or time.monotonic() - said_at >= SAY_EVERY:
-                context.note(f"{target.session}: {state}")
-                said, said_at = state, time.monotonic()
+            progress.report(_state(outcome))
             await trio.sleep(pause)
             pause = min(pause * 1.5, 5.0)
         return
@@ -174,7 +163,7 @@ async def _wait(context: Context, xnat: Xnat, target: Target, outcome: Outcome, 
 
 def _state(outcome: Outcome) -> str:
     if outcome.where == "prearchive":
-        return RECEIVING_SAID if outcome.status.startswith("RECEIVING") else outcome.status
+        return RECEIVING_TEXT if outcome.status.startswith("RECEIVING") else outcome.status
     return "on its way into the archive" + (f", {outcome.arrived} files are there" if outcome.arrived else "")
 
 
@@ -195,7 +184,7 @@ def _tell(context: Context, outcome: Outcome, found: dicom.Found, target: Target
     if outcome.accession:
         context.note(f"Accession ID: {outcome.accession}")
     if outcome.where == "prearchive" and outcome.status in ("CONFLICT", "ERROR"):
-        tell(f"xnatctl: its state is {outcome.status}: xnatctl prearchive archive explains it")
+        print_message(f"xnatctl: its state is {outcome.status}: xnatctl prearchive archive explains it")
         status = "partial"
     if outcome.changed:
         context.note(
@@ -207,7 +196,7 @@ def _tell(context: Context, outcome: Outcome, found: dicom.Found, target: Target
     elif outcome.arrived is None:
         context.note("The server does not say yet how many files it has; --wait asks until it does")
     elif missing > 0:
-        tell(f"xnatctl: {missing} of {outcome.files} files did not arrive")
+        print_message(f"xnatctl: {missing} of {outcome.files} files did not arrive")
     _print(context, outcome, target, status)
     return 0 if status == "success" else PARTIAL
 
@@ -215,7 +204,7 @@ def _tell(context: Context, outcome: Outcome, found: dicom.Found, target: Target
 def _print(context: Context, outcome: Outcome, target: Target, status: str) -> None:
     if context.arguments.quiet:
         if outcome.accession:
-            say(outcome.accession)
+            print_data(outcome.accession)
     elif context.arguments.output in ("json", "jsonl"):
         cells = {
             "operation": "upload",
@@ -236,7 +225,7 @@ def _print(context: Context, outcome: Outcome, target: Target, status: str) -> N
             "duration_seconds": round(outcome.seconds, 3),
             "status": status,
         }
-        say(json.dumps(cells, ensure_ascii=False))
+        print_data(json.dumps(cells, ensure_ascii=False))
 
 
 # -- resource upload ---------------------------------------------------------------------------------------------
@@ -258,12 +247,12 @@ async def resource_upload(context: Context) -> int:
         raise ConfigError(f"{path} holds no files")
     if arguments.dry_run:
         for file in files:
-            say(file.name)
+            print_data(file.name)
         return 0
     async with context.xnat() as xnat:
         item = await _item(context, xnat)
         with (
-            shown(context, "uploading") as progress,
+            show_progress(context, "uploading") as progress,
             context.resumable(lambda: f"{progress.count} files are sent, and stay there; for the others"),
         ):
             report = await resource.upload(
@@ -271,7 +260,7 @@ async def resource_upload(context: Context) -> int:
             )
     seconds = context.seconds
     for name, why in report.failed:
-        tell(f"xnatctl: {name} {why}")
+        print_message(f"xnatctl: {name} {why}")
     if report.sent:
         there = f", {report.up_to_date} were there already" if report.up_to_date else ""
         context.note(f"Uploaded {report.sent} files to resource {label} in {seconds:.1f} s{there}")
@@ -293,7 +282,7 @@ async def resource_upload(context: Context) -> int:
             "status": "success" if not report.failed else "partial" if report.files else "failed",
             "failed": [{"path": name, "error": why} for name, why in report.failed],
         }
-        say(json.dumps(cells, ensure_ascii=False))
+        print_data(json.dumps(cells, ensure_ascii=False))
     return 0 if not report.failed else PARTIAL if report.files else 1
 
 

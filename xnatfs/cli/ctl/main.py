@@ -1,0 +1,167 @@
+"""Build the parser of xnatctl from its commands, run one of them, and report its error."""
+
+import argparse
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import trio
+
+from xnatfs.cli import options
+from xnatfs.cli.ctl.command import Command, Context
+from xnatfs.cli.logins import login_environment
+from xnatfs.cli.output import OUTPUT_FORMATS, check_columns, print_message, show_item, show_rows
+from xnatfs.common.errors import ConfigError, XnatError
+from xnatfs.common.sanitize import line
+from xnatfs.settings.config import Config, output_format, profiles_path, who_reads_along
+
+# Retry budget, shorter than a mount's, since a user waits: after it, an unreachable host is an error.
+RETRY_SECONDS = 10.0
+
+COMMAND_MODULES = ("account", "api", "profiles", "archive", "transfers", "uploads", "prearchive", "completion")
+
+NOUNS = {
+    "auth": "log in and out",
+    "config": "servers and defaults, by profile",
+    "project": "projects",
+    "subject": "subjects of a project",
+    "session": "imaging sessions (experiments)",
+    "scan": "scans of a session",
+    "resource": "resources of a scan or a session, and their files",
+    "prearchive": "received sessions that are not archived yet",
+    "api": "any request, for what has no command",
+}
+
+
+def commands() -> list[Command]:
+    return [each for name in COMMAND_MODULES for each in import_module(f"xnatfs.cli.ctl.{name}").COMMANDS]
+
+
+def build(parser: argparse.ArgumentParser) -> None:
+    """Add every command to the parser."""
+    _add_common(parser)
+    parser.set_defaults(
+        **dict.fromkeys(("profile", "url", "ca_bundle", "output", "log_file")),
+        **dict.fromkeys(("no_verify_ssl", "quiet", "verbose", "no_headers", "no_color"), False),
+    )
+    nouns = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    verbs: dict[str, Any] = {"": nouns}
+    for command in commands():
+        if command.noun not in verbs:
+            noun = nouns.add_parser(command.noun, help=NOUNS[command.noun], allow_abbrev=False)
+            _add_common(noun)
+            verbs[command.noun] = noun.add_subparsers(title="commands", metavar="COMMAND", required=True)
+        made = verbs[command.noun].add_parser(
+            command.verb,
+            aliases=command.aliases,
+            help=command.help,
+            description=command.help[:1].upper() + command.help[1:] + ".",
+            epilog=f"example: {command.example}",
+            allow_abbrev=False,
+        )
+        command.arguments(made)
+        _add_common(made)
+        if command.columns:
+            _add_list_options(made)
+        made.set_defaults(run=run, command=command)
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    """Add the options of every command, without defaults: those would override an option before the verb."""
+    add = partial(parser.add_argument_group("options of all commands").add_argument, default=argparse.SUPPRESS)
+    add("-p", "--profile", metavar="NAME", help="profile (default: XNAT_PROFILE)")
+    add("--url", help="the XNAT server (default: XNAT_URL, else the profile's)")
+    add("--ca-bundle", metavar="FILE", help="trust the certificate authorities in FILE")
+    add("--no-verify-ssl", action="store_true", help="accept any certificate")
+    add("-o", "--output", choices=OUTPUT_FORMATS, help="output format (default: table)")
+    add("-q", "--quiet", action="store_true", help="print identifiers only")
+    add("-v", "--verbose", action="store_true", help="log requests to stderr")
+    add("--no-color", action="store_true", help="print no colours")
+    add("--no-headers", action="store_true", help="print no column titles")
+    add("--log-file", metavar="FILE", help="append the log to FILE")
+
+
+def _add_list_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("options of lists").add_argument
+    add("--columns", metavar="A,B", help="print these columns only")
+    matching = "print rows that match only, as type:T1*; repeatable"
+    add("--filter", metavar="FIELD:PATTERN", action="append", default=[], help=matching)
+    add("--sort-by", metavar="FIELD[:desc]", help="sort by this column")
+    add("--limit", metavar="N", type=options.number, help="print at most N rows")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Find the server, run the command, and print its result."""
+    environ, command = os.environ, arguments.command
+    arguments.verbose = arguments.verbose or bool(environ.get("XNATCTL_DEBUG"))
+    arguments.output = arguments.output or output_format(profiles_path())
+    if arguments.output not in OUTPUT_FORMATS:
+        arguments.output = "table"
+    if command.columns:
+        check_columns(arguments, command.columns)
+    options.log_to(arguments, environ)
+    _report_locks(arguments)
+    config = _config(arguments, environ)
+    context = Context(arguments, config, login_environment(config))
+    if warning := who_reads_along(context.config):
+        print_message(f"xnatctl: {warning}")
+    with context.interruptible():
+        result = trio.run(command.run, context)
+    if isinstance(result, list):
+        show_rows(arguments, command.columns, result, command.identifier, context.no_rows_text)
+    elif isinstance(result, dict):
+        show_item(arguments, result, command.identifier)
+    else:
+        return int(result or 0)
+    if context.hint:
+        print_message(context.hint)
+    return 0
+
+
+def _config(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Config:
+    """Return the settings of the server; empty ones for a command that needs no server."""
+    if arguments.command.noun == "config" or arguments.command.verb == "completion":
+        return Config("")
+    if arguments.profile and arguments.url:
+        raise ConfigError("give either --profile or --url, not both")
+    config = options.server_config(arguments, environ)
+    timeout = config.profile.timeout
+    return replace(config, timeout=timeout, patience=min(timeout, RETRY_SECONDS))
+
+
+class _MessageHandler(logging.Handler):
+    """Report a log record to the user."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print_message(f"xnatctl: {line(record.getMessage())}")
+
+
+def _report_locks(arguments: argparse.Namespace) -> None:
+    """Report on stderr, unless the log goes there, that a lock was not acquired in time."""
+    log = logging.getLogger("xnatfs.common.locks")
+    log.setLevel(logging.WARNING)
+    if not log.handlers and (arguments.log_file or not arguments.verbose):
+        log.addHandler(_MessageHandler())
+
+
+def print_error(error: BaseException, text: str, status: int, argv: Sequence[str]) -> None:
+    """Print an error as a line, or as JSON if the command line, which may be invalid, requests that."""
+    if not re.search(r"(^|\s)(-o\s*|--output[ =])json", " ".join(argv)):
+        print_message(f"xnatctl: {text}")
+        return
+    xnat = error if isinstance(error, XnatError) else XnatError(text)
+    fields = {
+        "kind": type(error).__name__,
+        "message": text,
+        "hint": xnat.hint,
+        "status": xnat.status,
+        "url": xnat.url,
+        "exit_code": status,
+    }
+    print_message(json.dumps({"error": fields}, ensure_ascii=False))

@@ -1,0 +1,122 @@
+"""Serve a mount, in this process or in a detached one."""
+
+import argparse
+import gc
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from xnatfs.cli import daemon, logs, statusline
+from xnatfs.common.errors import FuseMissing
+from xnatfs.fuse.mountpoint import check_fuse, check_mountpoint
+from xnatfs.settings.config import Config, cache_home, who_reads_along
+from xnatfs.settings.credentials import Credentials, forget_secrets
+from xnatfs.settings.session_store import SessionStore
+
+log = logging.getLogger(__name__)
+
+
+def mount_directory(arguments: argparse.Namespace) -> Path:
+    """Return the mountpoint as the kernel names it, without symbolic links."""
+    return Path(os.path.realpath(arguments.mountpoint))
+
+
+def check_mountable(arguments: argparse.Namespace, source: str = "") -> None:
+    """Raise if FUSE or the mountpoint is unusable, before the user is prompted for a password."""
+    check_fuse()
+    check_mountpoint(mount_directory(arguments), source)
+
+
+def access_warnings(arguments: argparse.Namespace, config: Config) -> list[str]:
+    """Return warnings about access that this mount gives to others."""
+    found = [who_reads_along(config)]
+    if arguments.allow_other:
+        found.append("every user and program of this machine may read in this mount what your account may: allow_other")
+    if arguments.allow_root:
+        found.append("root of this machine may read in this mount what your account may: allow_root")
+    return [text for text in found if text]
+
+
+def start(arguments: argparse.Namespace, command: str, source: str, login: str) -> str:
+    """Run the same command again, detached, until its mount answers; return what it reports.
+
+    Args:
+        arguments: the command line.
+        command: its first word, for a program that calls this one without it.
+        source: what is mounted, for the user.
+        login: for the detached process, as `daemon.pack_login` returns it.
+    """
+    mountpoint = mount_directory(arguments)
+    log_file = Path(arguments.log_file or cache_home() / "log" / f"{quote(str(mountpoint), safe='')[-200:]}.log")
+    # `ps` shows these words for the mount; they hold no secret.
+    words = sys.argv[1:] if command in sys.argv[1:2] else [command, *sys.argv[1:]]
+    with statusline.waiting(f"Mounting {source}"):
+        text = daemon.start(words, login, log_file)
+    os.stat(mountpoint)
+    return text
+
+
+def serve(
+    arguments: argparse.Namespace,
+    config: Config,
+    credentials: Credentials | None,
+    sessions: SessionStore | None,
+    on_ready: Callable[[], None],
+) -> None:
+    """Serve the mount in this process until it is unmounted.
+
+    Args:
+        arguments: options of the mount.
+        config: settings of the server and the cache.
+        credentials: login, or None if a session is stored.
+        sessions: stored sessions, or None to store none.
+        on_ready: called when the mount answers.
+    """
+    # In the background, stderr is the log file.
+    logs.log_to(arguments.log_file if arguments.foreground else None, logging.getLevelName(arguments.log_level.upper()))
+    is_debugging = arguments.log_level == "debug"
+    logging.getLogger("httpx").setLevel(logging.DEBUG if is_debugging else logging.WARNING)
+    for warning in access_warnings(arguments, config):
+        log.warning("%s", warning)
+    forget_secrets()
+    os.umask(0o077)
+    # httpx imports its own command line where it finds click, and with that rich and pygments: 100 ms and 10 MB.
+    sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]  # None: no such module
+    gc.disable()  # imported objects stay alive, so a collection finds nothing: it costs 40 of 260 ms
+    fuse_mount = import_mount()
+    import trio
+
+    gc.freeze()
+    gc.enable()
+    mount_options = _mount_options(arguments)
+    os.chdir("/")  # a daemon must not keep a directory of the user busy
+    trio.run(fuse_mount.mount, config, credentials, sessions, mount_options, on_ready)
+
+
+def import_mount() -> Any:
+    """Import the modules that serve a mount, which is slow: the command that starts the daemon does without."""
+    try:
+        from xnatfs.fuse import mount
+    except ImportError as error:
+        raise FuseMissing(f"FUSE 3 cannot be used from Python ({error}): install the package fuse3") from None
+    return mount
+
+
+def _mount_options(arguments: argparse.Namespace) -> Any:
+    from xnatfs.fuse.mount import MountOptions
+    from xnatfs.fuse.operations import Ownership
+
+    uid = os.getuid() if arguments.uid is None else arguments.uid
+    gid = os.getgid() if arguments.gid is None else arguments.gid
+    return MountOptions(
+        mount_directory(arguments),
+        # The kernel has no allow_root: allow_other admits all users, and the modes then exclude all but root.
+        Ownership(uid, gid, (arguments.umask or 0) | (0o077 if arguments.allow_root else 0)),
+        arguments.allow_other or arguments.allow_root,
+        not arguments.no_xattr,
+        arguments.kernel_options,
+    )
