@@ -74,7 +74,7 @@ def login_variables(url: str, environ: Mapping[str, str]) -> Mapping[str, str]:
     given = environ.get("XNAT_URL", "")
     if not given or is_same_server(given, url):
         return environ
-    return {key: value for key, value in environ.items() if key not in ("XNAT_USER", *SECRETS)}
+    return {key: value for key, value in environ.items() if key not in ("XNAT_USER", *SECRET_VARIABLES)}
 
 
 def wanted_user(url: str, profile: Profile, environ: Mapping[str, str]) -> str:

@@ -28,7 +28,7 @@ from xnatfs.settings.credentials import (
     wanted_user,
 )
 from xnatfs.settings.profile_file import add_profile
-from xnatfs.settings.session_store import Session
+from xnatfs.settings.session_store import StoredSession
 
 # Sources of a login that was given just now, and is stored nowhere.
 UNSTORED_SOURCES = ("prompt", "standard input")
@@ -194,7 +194,7 @@ def _report_login(context: Context, credentials: Credentials, known_as: str) -> 
         show_item(context.arguments, item, "username")
 
 
-def _expiry(session: Session) -> datetime:
+def _expiry(session: StoredSession) -> datetime:
     return session.used + timedelta(seconds=session.idle)
 
 

@@ -132,7 +132,7 @@ def _config(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Config
         raise ConfigError("give either --profile or --url, not both")
     config = options.server_config(arguments, environ)
     timeout = config.profile.timeout
-    return replace(config, timeout=timeout, patience=min(timeout, RETRY_SECONDS))
+    return replace(config, timeout=timeout, retry_budget=min(timeout, RETRY_SECONDS))
 
 
 class _MessageHandler(logging.Handler):
