@@ -328,7 +328,8 @@ async def test_the_retry_budget_begins_anew_with_progress(piece, is_enough, auto
         if is_enough:
             assert await read(xnat) == content
         else:
-            await fails(NoRoute, lambda: read(xnat))
+            with pytest.raises(Unreachable):  # refused or broken, as the random pauses have it
+                await read(xnat)
 
 
 async def test_a_period_is_used_up_by_waiting_and_begins_anew_with_bytes(autojump_clock):
