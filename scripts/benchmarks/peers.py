@@ -189,9 +189,12 @@ def schemas(directory: Path) -> Path:
 
 
 def plot(directory: Path, figures: Path) -> None:
-    """Draw the plots of these figures beside them."""
+    """Draw the plots of these figures beside them. Raises NotToBeHad where that is impossible."""
     python = environment(directory, "plots") / "python"
-    subprocess.run([python, Path(__file__).with_name("plots.py"), figures, figures.parent], check=True)
+    words = [python, Path(__file__).with_name("plots.py"), figures, figures.parent]
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        raise NotToBeHad(f"the plots cannot be drawn: {done.stderr.strip().rpartition(chr(10))[2][:200]}")
 
 
 def versions(directory: Path) -> list[str]:

@@ -45,6 +45,8 @@ def ratios(rows: list[dict[str, Any]], path: Path) -> None:
 def sessions(rows: list[dict[str, Any]], path: Path) -> None:
     """Draw the seconds that each program takes to copy one session."""
     found = [row for row in rows if row["case"] == "series" and row["unit"] == "s" and row["ours"]]
+    if not found:  # the case has failed, and its row says so
+        return
     seconds = {f"xnatfs: {found[0]['what']}": found[0]["ours"]}
     seconds |= {row["beside"]: row["theirs"] for row in found if row["theirs"]}
     figure, axes = pyplot.subplots(figsize=(9, 0.8 + 0.3 * len(seconds)))
@@ -60,9 +62,11 @@ def sessions(rows: list[dict[str, Any]], path: Path) -> None:
 
 def memory(rows: list[dict[str, Any]], path: Path) -> None:
     """Draw the resident memory over the number of listed files."""
-    (curve,) = [row["curve"] for row in rows if row["curve"]]
+    curves = [row["curve"] for row in rows if row["curve"]]
+    if not curves:
+        return
     figure, axes = pyplot.subplots(figsize=(6, 3))
-    axes.plot(*zip(*curve, strict=True), marker="o", color=OURS)
+    axes.plot(*zip(*curves[0], strict=True), marker="o", color=OURS)
     axes.set_xlabel("files listed")
     axes.set_ylabel("MB resident")
     axes.set_ylim(bottom=0)

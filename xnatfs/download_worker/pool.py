@@ -173,7 +173,7 @@ class FileBody(httpx.AsyncByteStream):
                 yield count
             resumable = True
         except OSError:
-            resumable = True  # the process writes nothing until it is told to again
+            resumable = True  # the process writes no more before the next message
             raise
         finally:
             if not resumable:
