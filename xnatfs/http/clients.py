@@ -50,8 +50,12 @@ class Clients:
 async def open_clients(config: Config, wire: httpx.AsyncBaseTransport | None = None) -> AsyncIterator[Clients]:
     """Open the clients of one server, without sending a request. `wire` replaces the network in tests.
 
-    Raises ConfigError if the environment names a proxy that cannot be used.
+    Raises ConfigError if the URL's host is not valid, or the environment names a proxy that cannot be used.
     """
+    try:
+        httpx.URL(config.url).raw_host.decode("ascii").encode("idna")  # as it is resolved
+    except (httpx.InvalidURL, UnicodeError) as error:
+        raise ConfigError(f"{config.url!r} is not the URL of a server: {error}") from None
     new_client, is_proxied = _client_factory(config, wire)
     async with AsyncExitStack() as stack:
         try:

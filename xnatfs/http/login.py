@@ -38,8 +38,8 @@ REFUSED_SECONDS = 300.0
 # In seconds. Ending the session is a courtesy; an unreachable server must not delay an unmount.
 LOGOUT_TIMEOUT_SECONDS = 5.0
 
-# Milliseconds; 12 digits are 31 years.
-_EXPIRATION = re.compile(r'SESSION_EXPIRATION_TIME="?[0-9]+,([0-9]{1,12})(?![0-9])')
+# Milliseconds; 12 digits are 31 years. A session with a limit of 0 or less does not expire.
+_EXPIRATION = re.compile(r'SESSION_EXPIRATION_TIME="?[0-9]+,([1-9][0-9]{0,11})(?![0-9])')
 
 
 class Login:
@@ -105,16 +105,16 @@ class Login:
             return await self._log_in()
         if token := self._find_shared():
             return token
+        token = ""
         try:
             async with self._sessions.locked():
                 if token := self._find_shared():  # another program was faster
                     return token
                 token = await self._log_in()
                 self._sessions.keep(token, self._idle_seconds(), self.username)
-                return token
         except OSError as error:
             log.warning("the session cannot be shared with other programs: %s", error)
-            return await self._log_in()
+        return token or await self._log_in()
 
     def _find_shared(self) -> str:
         assert self._sessions is not None

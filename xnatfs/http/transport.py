@@ -207,7 +207,7 @@ class Transport:
                 response = await self.send_in_session(request)
                 if response.status_code not in statuses:
                     return response
-                statuses -= {500}
+                statuses -= {500} & {response.status_code}
                 asked_to_wait = retry_after(response)
                 failure: Unreachable = self._unavailable(request.path, response)
                 await response.aclose()
