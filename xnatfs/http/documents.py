@@ -1,4 +1,4 @@
-"""Fetch lists and documents: bodies that are no file, and that are requested again if they break off."""
+"""Fetch lists and documents: bodies that are parsed, and requested again if they break off."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
@@ -13,10 +13,10 @@ from xnatfs.http.transport import Transport
 
 T = TypeVar("T")
 
-# So often a body that breaks off is requested: one that does so each time is unavailable.
+# Requests for a body that breaks off each time, until it counts as unavailable.
 MAX_BODY_ATTEMPTS = 3
-# In bytes, the largest body that is read whole before it is parsed: an item's document, which for the largest sessions
-# has some MiB. As objects it takes up to 30 times as much.
+# The largest body, in bytes, that is read whole before it is parsed. The document of a very large session has a few
+# MiB; as Python objects it takes up to 30 times as much.
 MAX_DOCUMENT_BYTES = 16 * 2**20
 
 
@@ -30,7 +30,7 @@ async def fetch(
 ) -> T:
     """Fetch a body, and return what `parse` makes of it.
 
-    Received bytes do not extend the retry budget, since all of them come again.
+    Received bytes do not extend the retry budget, since each attempt begins with the first byte.
 
     Args:
         transport: The transport.
@@ -51,7 +51,7 @@ async def fetch(
         try:
             response = await transport.send(request, retries.seconds_left)
         except TimedOut:
-            if failure is not None:  # the server has answered, but the time was too short for another answer
+            if failure is not None:  # the time was too short for another answer
                 raise failure from None
             raise
         try:
@@ -87,7 +87,7 @@ async def _fetch_bytes(transport: Transport, path: str, params: Mapping[str, str
         async for chunk in chunks:
             body += chunk
             if len(body) > MAX_DOCUMENT_BYTES:
-                raise BadReply(f"{transport.url}{path} is too long for what it is")
+                raise BadReply(f"{transport.url}{path} is larger than {MAX_DOCUMENT_BYTES} bytes")
         return bytes(body)
 
     return await fetch(transport, path, params, join, is_change=is_change)

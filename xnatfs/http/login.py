@@ -66,7 +66,7 @@ class Login:
         self._confirmed_at = float("-inf")
         self._refused = ("", float("-inf"))  # the last refusal of a login, and its time
         self._has_warned = False  # whether the lack of a password was logged
-        self._cookie_tells = True  # False once a foreign JSESSIONID came although the session was alive
+        self._heeds_cookies = True  # False once a live session was answered with a foreign JSESSIONID
         self.logins = 0
         self._latest = ""  # the session of the last login
         self.logout_failure = ""  # the reason why the server did not end the last session that was to end
@@ -177,13 +177,13 @@ class Login:
             async with self._lock:  # its successor, from another reply, may be under verification
                 self._drop(token)
             return True
-        foreign = self._cookie_tells and session_cookie(response) not in ("", token)
+        foreign = self._heeds_cookies and session_cookie(response) not in ("", token)
         if not (refused or foreign or is_page(response, expects) or self._is_surprising(response)):
             return False
         if foreign and not refused and await self._was_replaced(token, session_cookie(response)):
             return False
         if await self.is_alive(token):
-            self._cookie_tells = self._cookie_tells and (refused or not foreign)  # a 401 sets a cookie in any case
+            self._heeds_cookies = self._heeds_cookies and (refused or not foreign)  # a 401 sets a cookie in any case
             return False
         return True
 

@@ -33,7 +33,7 @@ CONTAINER_NAME = "Apache Tomcat"
 # The tags around a page's message, the best first: the container's message (Tomcat 7 to 10); XNAT's own, where the
 # container has its name; the container's general description; nginx, httpd and balancers have only a title.
 MESSAGE_TAGS = (("<b>Message</b", "</p"), ("<h3", "</h3"), ("<b>Description</b", "</p"), ("<title", "</title"))
-# A date identifies a version if it is at least so many seconds older than the reply (RFC 9110, 8.8.2.2): within the
+# The age, in seconds at the time of the reply, from which a date identifies a version (RFC 9110, 8.8.2.2): within the
 # second of its date a file may change again.
 STRONG_DATE_SECONDS = 1
 
