@@ -142,25 +142,6 @@ async def test_a_session_that_died_is_made_again_once_for_everybody():
     assert len(server.sessions) == 2
 
 
-async def test_an_open_site_is_asked_once_whether_a_session_has_died_however_many_replies_are_doubtful(autojump_clock):
-    server = Server(always(lambda: table([{"ID": "P1"}])), open_site=True)
-
-    async def slow(request: httpx.Request) -> httpx.Response:
-        response = server(request)
-        await trio.sleep(0.1)
-        return response
-
-    async with open_xnat(Config(URL), Credentials("u", "p"), Wire(slow)) as xnat:
-        await xnat.projects()
-        server.alive.clear()
-        async with trio.open_nursery() as nursery:
-            for _ in range(50):
-                nursery.start_soon(xnat.projects)
-    confirmations = [request for request in server.requests if request.url.path == "/site/xapi/users/username"]
-    assert len(confirmations) <= 4, "one for the session, and some for the cookies of the first replies"
-    assert len(server.sessions) == 2
-
-
 async def test_an_open_site_that_answers_as_guest_is_noticed_by_its_cookie():
     server = Server(open_site=True)
     server.answer = lambda r: table([{"ID": "P1"}] * (2 if Server.sent(r) in server.alive else 1))

@@ -199,7 +199,7 @@ class Login:
 
         Raises Unavailable if the server cannot answer at the moment.
         """
-        newest = "" if token in self._dead else await self._confirm(token)
+        newest = await self._confirm(token)
         if not newest:
             self._drop(token)
         elif self._rotates:
@@ -222,11 +222,10 @@ class Login:
     async def _was_replaced(self, token: str, offered: str) -> bool:
         """Return whether a reply has replaced the session's ID by `offered`, rather than opened a guest's session."""
         async with self._lock:
-            if token in self._dead or not (newest := await self._confirm(offered)):
-                return False
-            self._rotates = True
-            self._replace_id(token, newest)
-            return True
+            if newest := await self._confirm(offered):
+                self._rotates = True
+                self._replace_id(token, newest)
+            return bool(newest)
 
     def _replace_id(self, token: str, newest: str) -> None:
         """Replace the ID of the session."""
