@@ -267,7 +267,7 @@ async def test_what_is_handed_on_or_does_something_is_not_asked_for_again(autoju
 async def test_a_path_that_no_url_can_have_is_an_error_of_its_own(method, path):
     server = Server()
     async with connected(server) as xnat:
-        with pytest.raises(ConfigError, match="cannot be requested"):
+        with pytest.raises(ConfigError, match="cannot be sent"):
             await gathered(xnat.raw(method, path, b"", None))
     assert server.asked() == []
 

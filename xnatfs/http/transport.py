@@ -292,7 +292,7 @@ class Transport:
                 request.method, url, params=params, headers=headers, content=content, timeout=timeout
             )
         except (httpx.InvalidURL, UnicodeError) as error:
-            raise ConfigError(f"this path cannot be requested ({error}): {request.path!r}") from None
+            raise ConfigError(f"this request cannot be sent ({error}): {request.path!r}") from None
 
     async def _probe(self) -> None:
         """Send a small request, in the current session if there is one, so that it opens no other."""
