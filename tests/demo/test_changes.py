@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -14,39 +13,19 @@ from tests.support.changing import (
     COLLABORATOR,
     MEMBER,
     OUTSIDER,
-    Client,
-    Clock,
-    clients,
+    OWNER,
     column,
     rows,
-    small_archive,
     tar_of,
     zip_of,
 )
 from xnatfs.demo.fixtures.lab import PASSWORDS
-from xnatfs.demo.server.app import DemoXnat
 from xnatfs.demo.server.socket import serve
 
 SESSION = "/data/experiments/DEMO_E00001"
 BELOW = "/data/projects/P/subjects/S/experiments/E"
 DICOM = f"{SESSION}/scans/1/resources/DICOM/files"
 MR = "xsiType=xnat:mrSessionData"
-
-
-@pytest.fixture
-def demo() -> DemoXnat:
-    return DemoXnat(small_archive(), clock=Clock())
-
-
-@pytest.fixture
-def client(demo: DemoXnat) -> Iterator[Client]:
-    with clients(demo) as make:
-        yield make
-
-
-@pytest.fixture
-def owner(client: Client) -> httpx.Client:
-    return client()
 
 
 def raw(
@@ -483,7 +462,7 @@ def test_only_owners_delete(client, demo):
         assert client(MEMBER).delete(path).status_code == 403
         assert client(OUTSIDER).delete(path).status_code == 404
     demo.writing.changes.deletion = False
-    assert client().delete(SESSION).status_code == 403
+    assert client(OWNER).delete(SESSION).status_code == 403
 
 
 def test_no_accession_id_is_given_twice(owner):

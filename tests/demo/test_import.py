@@ -1,7 +1,6 @@
 """Test the demo's import service (XNAT REST contract 11)."""
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -11,50 +10,20 @@ from tests.support.changing import (
     COLLABORATOR,
     MEMBER,
     OUTSIDER,
-    Client,
-    Clock,
-    clients,
+    OWNER,
     column,
     images,
     rows,
-    small_archive,
     tar_of,
     zip_of,
 )
 from xnatfs.demo.fixtures import phantom
-from xnatfs.demo.server.app import DemoXnat
-from xnatfs.demo.server.releases import XNAT_1_6, XNAT_1_8, XNAT_1_11, Release
+from xnatfs.demo.server.releases import XNAT_1_6, XNAT_1_8, XNAT_1_11
 
 IMPORT = "/data/services/import"
 PREARCHIVE = "/data/prearchive/projects/P"
 NAMED = "project=P&subject=NEW&session=NEW_MR"
 ZIP = "application/zip"
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def release() -> Release:
-    return XNAT_1_8
-
-
-@pytest.fixture
-def demo(clock: Clock, release: Release) -> DemoXnat:
-    return DemoXnat(small_archive(), release=release, clock=clock, wait=clock.wait)
-
-
-@pytest.fixture
-def client(demo: DemoXnat) -> Iterator[Client]:
-    with clients(demo) as make:
-        yield make
-
-
-@pytest.fixture
-def owner(client: Client) -> httpx.Client:
-    return client()
 
 
 def send(who: httpx.Client, query: str, content: Any = None, type: str = ZIP) -> httpx.Response:
@@ -345,7 +314,7 @@ def test_who_may_import(client):
     si = f"{NAMED}&import-handler=SI"
     assert send(client(COLLABORATOR), si).status_code == 403
     assert send(client(OUTSIDER), si).status_code == 404
-    assert send(client(), "project=BAD&import-handler=SI").status_code == 404
+    assert send(client(OWNER), "project=BAD&import-handler=SI").status_code == 404
 
 
 @pytest.mark.parametrize("release", [XNAT_1_6, XNAT_1_8, XNAT_1_11], ids=lambda release: release.name)

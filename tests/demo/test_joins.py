@@ -1,12 +1,9 @@
 """Test the demo's joined lists, whose unconfirmed parts can be switched off (XNAT REST contract 4, 5.4, 6.3, 7)."""
 
-from collections.abc import Iterator
-
-import httpx
 import pytest
 
+from tests.support.changing import rows
 from xnatfs.demo.archive.model import Archive, User
-from xnatfs.demo.server.app import DemoXnat
 
 ASSESSORS = "/data/experiments?xsiType=xnat:imageAssessorData&columns=ID,label,date,xsiType,session_ID"
 LABEL = "xnat:subjectdata/resources/resource/label"
@@ -32,24 +29,6 @@ def archive() -> Archive:
         made.resource(subject.resources, label)
     made.file(made.resource(sessions[1].scans[0].resources, "DICOM"), "1.dcm", b"one")
     return made
-
-
-@pytest.fixture
-def demo(archive: Archive) -> DemoXnat:
-    return DemoXnat(archive)
-
-
-@pytest.fixture
-def jane(demo: DemoXnat) -> Iterator[httpx.Client]:
-    with httpx.Client(transport=httpx.MockTransport(demo), base_url="http://xnat") as made:
-        assert made.get("/data/JSESSION", auth=("jane", "JANE")).status_code == 200
-        yield made
-
-
-def rows(reply: httpx.Response) -> list[dict[str, str]]:
-    assert reply.status_code == 200, reply.text
-    found: list[dict[str, str]] = reply.json()["ResultSet"]["Result"]
-    return found
 
 
 def test_assessors_of_sessions_are_listed_with_their_session(jane):

@@ -1,6 +1,5 @@
 """Test the demo's prearchive: what it shows, changes of a session, and the services (XNAT REST contract 12)."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -11,48 +10,17 @@ from tests.support.changing import (
     COLLABORATOR,
     MEMBER,
     OUTSIDER,
-    Client,
-    Clock,
-    clients,
     column,
     images,
     rows,
-    small_archive,
     zip_of,
 )
 from xnatfs.demo.fixtures import phantom
-from xnatfs.demo.server.app import DemoXnat
-from xnatfs.demo.server.releases import XNAT_1_6, XNAT_1_8, XNAT_1_11, Release
+from xnatfs.demo.server.releases import XNAT_1_6, XNAT_1_8, XNAT_1_11
 
 LIST = "/data/prearchive/projects/P"
 SERVICES = "/data/services"
 ARCHIVED = "/data/archive/projects/P/subjects/NEW/experiments/NEW_MR"
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def release() -> Release:
-    return XNAT_1_8
-
-
-@pytest.fixture
-def demo(clock: Clock, release: Release) -> DemoXnat:
-    return DemoXnat(small_archive(), release=release, clock=clock, wait=clock.wait)
-
-
-@pytest.fixture
-def client(demo: DemoXnat) -> Iterator[Client]:
-    with clients(demo) as make:
-        yield make
-
-
-@pytest.fixture
-def owner(client: Client) -> httpx.Client:
-    return client()
 
 
 def received(

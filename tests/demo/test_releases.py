@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.support.changing import rows
 from xnatfs.demo.archive.model import Home, Resource
 from xnatfs.demo.fixtures.lab import PASSWORDS, DemoArchive
 from xnatfs.demo.server.app import DemoXnat
@@ -45,12 +46,6 @@ def client(archive: DemoArchive) -> Iterator[Clients]:
     yield make
     for made in opened:
         made.close()
-
-
-def rows(response: httpx.Response) -> list[dict[str, str]]:
-    assert response.status_code == 200, response.text
-    found: list[dict[str, str]] = response.json()["ResultSet"]["Result"]
-    return found
 
 
 def test_each_release_is_what_its_server_header_and_its_version_say(client):

@@ -7,12 +7,13 @@ import io
 import json
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
 
+from tests.support.changing import rows
 from xnatfs.demo.fixtures.lab import PASSWORDS, DemoArchive
 from xnatfs.demo.server.app import DemoXnat
 from xnatfs.demo.server.reply import Reply
@@ -30,52 +31,9 @@ def archive() -> DemoArchive:
     return DemoArchive()
 
 
-class Clock:
-    """A clock that is moved by hand."""
-
-    def __init__(self) -> None:
-        self.now = 1_704_164_645.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def demo(archive: DemoArchive, clock: Clock) -> DemoXnat:
-    return DemoXnat(archive, clock=clock)
-
-
-@pytest.fixture
-def client(demo: DemoXnat) -> Iterator[Clients]:
-    """Make clients of the demo, each with cookies of its own; logged in where a user is given."""
-    opened = []
-
-    def make(user: str = "", **headers: str) -> httpx.Client:
-        made = httpx.Client(transport=httpx.MockTransport(demo), base_url="http://xnat", headers=headers)
-        opened.append(made)
-        if user:
-            assert made.post("/data/JSESSION", auth=(user, PASSWORDS[user])).status_code == 200
-        return made
-
-    yield make
-    for made in opened:
-        made.close()
-
-
 @pytest.fixture
 def owner(client: Clients) -> httpx.Client:
     return client(OWNER)
-
-
-def rows(response: httpx.Response) -> list[dict[str, str]]:
-    assert response.status_code == 200, response.text
-    found: list[dict[str, str]] = response.json()["ResultSet"]["Result"]
-    return found
 
 
 def column(response: httpx.Response, name: str) -> list[str]:

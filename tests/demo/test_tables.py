@@ -1,13 +1,12 @@
 """Test tables and documents of the demo (XNAT REST contract 1.3, 3.4, 4, 5, 13)."""
 
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
 
 import httpx
 import pytest
 
+from tests.support.changing import rows
 from xnatfs.demo.archive.model import Archive, User
-from xnatfs.demo.server.app import DemoXnat
 
 BASE = "/data/projects/P"
 NAMES = [f"S{number:02}" for number in range(12)]
@@ -38,19 +37,6 @@ def archive() -> Archive:
     made.experiment(hidden, "X_MR")
     assert other.id == "Q"
     return made
-
-
-@pytest.fixture
-def jane(archive: Archive) -> Iterator[httpx.Client]:
-    with httpx.Client(transport=httpx.MockTransport(DemoXnat(archive)), base_url="http://xnat") as made:
-        assert made.get("/data/JSESSION", auth=("jane", "JANE")).status_code == 200
-        yield made
-
-
-def rows(reply: httpx.Response) -> list[dict[str, str]]:
-    assert reply.status_code == 200, reply.text
-    found: list[dict[str, str]] = reply.json()["ResultSet"]["Result"]
-    return found
 
 
 def column(reply: httpx.Response, name: str) -> list[str]:
