@@ -208,7 +208,7 @@ def test_a_project_that_archives_by_itself(owner, clock):
 
 
 def test_directly_into_the_archive(demo, owner, clock):
-    demo.writing.prearchive.work = 2.0
+    demo.site.work = 2.0
     uid = phantom.uid("study", "study")
     for one in images().values():
         reply = send(owner, f"{NAMED}&Direct-Archive=true", one, "application/dicom")
@@ -295,7 +295,7 @@ def test_straight_into_the_archive_by_a_code(owner):
 
 
 def test_a_session_at_work_takes_nothing_for_the_moment(demo, owner, clock):
-    demo.writing.prearchive.work = 10.0
+    demo.site.work = 10.0
     uri = send(owner, NAMED).text.strip()
     owner.post(f"{uri}?action=build")
     clock.now += 6

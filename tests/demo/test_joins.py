@@ -51,7 +51,7 @@ def test_subjects_are_listed_once_for_each_resource(jane):
 
 
 def test_a_server_may_ignore_what_it_cannot_join(jane, demo):
-    demo.routes.joins = "ignored"
+    demo.site.joins = "ignored"
     assert all(LABEL not in row for row in rows(jane.get(SUBJECTS)))
     assert all("session_ID" not in row for row in rows(jane.get(f"{ASSESSORS}&session_ID=DEMO_E00002")))
     assert all("xnat:imagescandata/id" not in row for row in rows(jane.get(SCANS)))
@@ -59,7 +59,7 @@ def test_a_server_may_ignore_what_it_cannot_join(jane, demo):
 
 
 def test_a_server_may_refuse_what_it_cannot_join(jane, demo):
-    demo.routes.joins = "refused"
+    demo.site.joins = "refused"
     for url in (SUBJECTS, f"{ASSESSORS}&session_ID=DEMO_E00002", SCANS):
         assert jane.get(url).status_code == 500
     assert len(rows(jane.get("/data/projects/P/subjects"))) == 2

@@ -125,7 +125,7 @@ def test_tokens_of_others_are_for_admins(client):
 
 
 def test_guests_get_no_token_even_on_an_open_site(client, demo):
-    demo.sessions.require_login = False
+    demo.site.require_login = False
     assert client().get("/data/services/tokens/issue").status_code == 403
 
 
@@ -133,7 +133,7 @@ def test_guests_get_no_token_even_on_an_open_site(client, demo):
 
 
 def test_a_guest_is_nobody_to_xapi_even_on_an_open_site(client, demo):
-    demo.sessions.require_login = False
+    demo.site.require_login = False
     assert client().get("/data/auth").text == "User 'guest' is logged in"
     reply = client().get("/xapi/users/username")
     assert (reply.status_code, reply.content) == (401, b"")
@@ -181,7 +181,7 @@ def test_an_expired_password_leads_to_the_page_that_changes_it(client, demo, pat
 
 
 def test_some_releases_look_at_the_password_before_the_login(client, demo):
-    demo.release = replace(demo.release, expired_password="refuses", basic_colon=False)
+    demo.site.release = replace(demo.site.release, expired_password="refuses", basic_colon=False)
     demo.archive.users["jane"].expired = True
     demo.archive.users["john"].password = "a:b"
     reply = client().get("/data/JSESSION", auth=("jane", "whatever"))

@@ -45,6 +45,30 @@ def resource_id(owner: httpx.Client, scan: str, label: str) -> str:
     return next(row["xnat_abstractresource_id"] for row in listing if row["label"] == label)
 
 
+def test_documents_have_what_belongs_to_an_item(owner):
+    def children(path: str) -> dict[str, list[str]]:
+        (item,) = owner.get(f"{path}?format=json").json()["items"]
+        return {child["field"]: [each["meta"]["xsi:type"] for each in child["items"]] for child in item["children"]}
+
+    resource = ["xnat:resourceCatalog"]
+    assert children(SUBJECT_PATH)["resources/resource"] == resource
+    assert children(SUBJECT_PATH)["sharing/share"] == ["xnat:projectParticipant"]
+    session = children(ACCESSIONS)
+    assert session["reconstructions/reconstructedImage"] == ["xnat:reconstructedImageData"]
+    assert session["sharing/share"] == ["xnat:experimentData_share"]
+    segmentation = children(f"{ACCESSIONS}/assessors/SUB001_MR1_SEG")
+    assert (segmentation["out/file"], segmentation["in/file"]) == (resource, resource)
+
+
+def test_the_users_and_the_data_types_of_a_site_are_lists(owner):
+    people = owner.get("/data/users?format=json").json()["ResultSet"]
+    assert people["title"] == "Projects"
+    assert OUTSIDER in [row["login"] for row in people["Result"]]
+    kinds = owner.get("/data/search/elements?format=json").json()["ResultSet"]
+    assert kinds["title"] == "Data-Types"
+    assert {"MR Session", "PET Session"} <= {row["SINGULAR"] for row in kinds["Result"]}
+
+
 # -- sessions --------------------------------------------------------------------------------------------------
 
 
@@ -96,7 +120,7 @@ def test_delete_ends_the_session(demo, owner):
 
 
 def test_an_open_site_goes_on_as_guest_and_does_not_say_so(demo, owner, clock):
-    demo.sessions.require_login = False
+    demo.site.require_login = False
     clock.now += 1000
     assert column(owner.get("/data/projects"), "ID") == ["OPEN", "CLOSED"]
     assert owner.get("/data/projects/BRAINS").status_code == 404
@@ -113,7 +137,7 @@ def test_wrong_passwords_lock_the_account_for_an_hour(client, clock):
 
 
 def test_too_many_sessions_look_like_a_wrong_password(demo, client):
-    demo.sessions.limit = 2
+    demo.site.max_sessions = 2
     replies = [client().get("/data/projects", auth=(OWNER, PASSWORDS[OWNER])).status_code for _ in range(3)]
     assert replies == [200, 200, 401]
 
@@ -402,7 +426,9 @@ def test_a_file_comes_with_its_headers(owner):
 
 def test_a_file_that_was_not_modified(owner):
     headers = {"if-modified-since": "Tue, 02 Jan 2024 03:04:05 GMT"}
-    assert (owner.get(BIG, headers=headers).status_code, owner.get(BIG, headers=headers).content) == (304, b"")
+    reply = owner.get(BIG, headers=headers)
+    assert (reply.status_code, reply.content) == (304, b"")
+    assert "last-modified" not in reply.headers
 
 
 @pytest.mark.parametrize(
@@ -428,7 +454,7 @@ def test_several_ranges_are_not_implemented(owner):
 
 
 def test_ranges_can_be_ignored(demo, owner):
-    demo.routes.levels.ranges = False
+    demo.site.ranges = False
     response = owner.get(BIG, headers={"range": "bytes=10-19"})
     assert (response.status_code, len(response.content)) == (200, LENGTH)
 
