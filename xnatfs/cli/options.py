@@ -154,7 +154,7 @@ def add_mount(parser: argparse.ArgumentParser) -> None:
     add("--strict", action="store_true", help="serve no byte of a file until all of it is verified")
     offline = "serve expired listings while the server is unreachable, for a day"
     add("--offline", action="store_true", help=offline)
-    add("--log-level", choices=["debug", "info", "warning", "error"], default="info", help="default: info")
+    add("--log-level", choices=logs.LOG_LEVELS, default="info", help="default: info")
     add("--log-file", type=Path, metavar="FILE", help="append the log to FILE")
     add("--report-fd", type=number, help=argparse.SUPPRESS)
 

@@ -13,6 +13,7 @@ A change goes the same way without the first layer (`change`), and is not repeat
 
 import logging
 import math
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import NoReturn, TypeVar, cast
@@ -111,6 +112,7 @@ class Transport:
         self.policy = policy
         self.breaker = CircuitBreaker(self._probe, policy.retry_budget, nursery)
         self.requests = 0
+        self.requests_by_kind = Counter[str]()
         self._slept = slept()
 
     @property
@@ -274,6 +276,7 @@ class Transport:
             timeout=timeout,
         )
         self.requests += 1
+        self.requests_by_kind[request.kind] += 1
         try:
             if request.is_big:
                 try:
@@ -296,6 +299,7 @@ class Transport:
         token = self.login.current
         headers = {"Cookie": f"JSESSIONID={token}"} if token else {}
         self.requests += 1
+        self.requests_by_kind["probe"] += 1
         with self._mapped_errors():
             async with self._clients.probe.stream("GET", PROBE_PATH, headers=headers) as response:
                 failure = self._unavailable(PROBE_PATH, response)
