@@ -233,7 +233,7 @@ async def test_a_guests_answer_takes_nothing_away(server, tmp_path, clock):
         opened = await kernel.open(FILE)
         await kernel.read(opened, 0, 100)
         await trio.sleep(1)
-        site.xnat.login._cookie_tells = False
+        site.xnat.login._heeds_cookies = False
         await trio.sleep(TTL)
         site.xnat.login._confirmed_at = trio.current_time()  # so no answer is doubted
         server.demo.sessions.end_all()

@@ -262,6 +262,20 @@ async def test_what_is_handed_on_or_does_something_is_not_asked_for_again(autoju
     assert len(server.asked()) == 1
 
 
+@pytest.mark.parametrize("call", [lambda xnat: xnat.issue_token(), lambda xnat: xnat.invalidate_token("alias")])
+async def test_a_request_with_an_effect_is_not_sent_again_if_its_reply_is_lost(autojump_clock, call):
+    """Report that the server may have carried it out: each repetition would issue another token."""
+
+    def lost(request: httpx.Request) -> httpx.Response:
+        raise httpx.ReadError("connection reset")
+
+    server = Server(lost)
+    async with connected(server) as xnat:
+        with pytest.raises(Uncertain, match="may have been carried out"):
+            await call(xnat)
+    assert len(server.asked()) == 1
+
+
 async def entries(files: Awaitable[Sequence[FileRow]]) -> list[FileRow]:
     return list(await files)
 

@@ -39,8 +39,8 @@ REFUSED_SECONDS = 300.0
 # In seconds. Ending the session is a courtesy; an unreachable server must not delay an unmount.
 LOGOUT_TIMEOUT_SECONDS = 5.0
 
-# Milliseconds; 12 digits are 31 years.
-_EXPIRATION = re.compile(r'SESSION_EXPIRATION_TIME="?[0-9]+,([0-9]{1,12})(?![0-9])')
+# Milliseconds; 12 digits are 31 years. A session with a limit of 0 or less does not expire.
+_EXPIRATION = re.compile(r'SESSION_EXPIRATION_TIME="?[0-9]+,([1-9][0-9]{0,11})(?![0-9])')
 
 
 class Login:
@@ -67,7 +67,7 @@ class Login:
         self._confirmed_at = float("-inf")
         self._refused = ("", float("-inf"))  # the last refusal of a login, and its time
         self._has_warned = False  # whether the lack of a password was logged
-        self._cookie_tells = True  # False once a foreign JSESSIONID came although the session was alive
+        self._heeds_cookies = True  # False once a live session was answered with a foreign JSESSIONID
         self.logins = 0
         self._latest = ""  # the session of the last login
         self.logout_failure = ""  # the reason why the server did not end the last session that was to end
@@ -118,16 +118,16 @@ class Login:
             return await self._log_in()
         if token := self._find_shared():
             return token
+        token = ""
         try:
             async with self._sessions.locked():
                 if token := self._find_shared():  # another program was faster
                     return token
                 token = await self._log_in()
                 self._sessions.keep(token, self._idle_seconds(), self.username)
-                return token
         except OSError as error:
             log.warning("the session cannot be shared with other programs: %s", error)
-            return await self._log_in()
+        return token or await self._log_in()
 
     def _find_shared(self) -> str:
         assert self._sessions is not None
@@ -191,13 +191,13 @@ class Login:
             async with self._lock:  # its successor, from another reply, may be under verification
                 self._drop(token)
             return True
-        foreign = self._cookie_tells and session_cookie(response) not in ("", token)
+        foreign = self._heeds_cookies and session_cookie(response) not in ("", token)
         if not (refused or foreign or is_page(response, expects) or self._is_surprising(response)):
             return False
         if foreign and not refused and await self._was_replaced(token, session_cookie(response)):
             return False
         if await self.is_alive(token):
-            self._cookie_tells = self._cookie_tells and (refused or not foreign)  # a 401 sets a cookie in any case
+            self._heeds_cookies = self._heeds_cookies and (refused or not foreign)  # a 401 sets a cookie in any case
             return False
         return True
 

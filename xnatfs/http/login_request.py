@@ -1,4 +1,4 @@
-"""Send user and password to an XNAT, and tell from the answer what stands in the way of a login."""
+"""Log in with user and password, and explain a login that failed from the reply of the server."""
 
 import re
 from typing import Any

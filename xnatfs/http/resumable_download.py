@@ -29,12 +29,12 @@ log = logging.getLogger(__name__)
 # Statuses of a server that supports ranges but not this one, or of a proxy that fails on them.
 RANGE_REFUSED = frozenset({400, 416, 500, 501})
 
-# So many refusals in a row, from a server that has granted ranges before, mean that it does not support them any more:
-# one of several servers behind a balancer may differ, or fail for a moment.
+# Refusals in a row after which a server that has granted ranges before counts as one that no longer does. One of
+# several servers behind a balancer may differ, or fail for a moment.
 MAX_REFUSALS = 3
 
-# Seconds until a range is requested again. In the weeks of a mount the server may change, and a refusal costs no more
-# than a request.
+# Seconds until a range is requested again: during weeks of a mount the server may change, and a refusal costs only a
+# request.
 WITHOUT_RANGES_SECONDS = 600.0
 
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
@@ -174,9 +174,9 @@ class Downloads:
         if match and total < stop:
             raise _NoRange  # the file is shorter than it is listed
         if (first, last + 1) != wanted or length not in (None, stop - start):
-            raise _NoRange("answers another range than was asked for")
+            raise _NoRange("answers with another range than the requested one")
         if validator and not found:
-            raise _NoRange("does not say of which version a range is")
+            raise _NoRange("sends a range without a validator")
         self._granted, self._refusals, self._without_until = True, 0, -math.inf
         return FileReply(response, start, stop, total, modified, found, is_range=True)
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import trio
 
-# The slowest accepted rate, in bytes a second. On a line of 100 KB/s ten downloads still have ten times as much each. A
-# line that is slower than a modem of 1990 is faulty; users of curl and git commonly set this limit, too.
+# The slowest accepted rate, in bytes a second. On a line of 100 KB/s each of ten downloads still has ten times as much.
+# A line that is slower than a modem of 1990 is faulty; the same limit is common with curl and git.
 LOWEST_RATE = 1024
 
 # Seconds between attempts: short at first, because most faults of a proxy are over at once.
@@ -52,7 +52,7 @@ def retry_backoff() -> Backoff:
 
 
 class Retries:
-    """Pace the attempts of one request, for so many seconds from now on."""
+    """Pace the attempts of one request, within a number of seconds from now on."""
 
     def __init__(self, seconds: float) -> None:
         self.deadline = trio.current_time() + seconds

@@ -1,14 +1,13 @@
 """Send requests to one server, in a session, with retries.
 
-The way of a request, one concern a layer; each calls the next one:
+A request passes through these layers; each calls the next one:
 
-    send                    the circuit breaker, and one deadline for all below
-    _send_with_retries      again after what may be over in a moment
-    send_in_session         again if the session turns out to have been lost
-    _send_once              httpx, or a download process; httpx's exceptions become those of xnatfs
+    send                    checks the circuit breaker, and sets one deadline for the layers below
+    _send_with_retries      repeats the request after a fault that may pass
+    send_in_session         repeats the request in a new session if the session was lost
+    _send_once              sends it by httpx or a download process, and maps their exceptions
 
-A change goes the same way without the first layer (`change`), and is not repeated if the server may have made it.
-`rest/client.py` above knows what to request.
+A change (`change`) skips the first layer, and is not repeated if the server may have made it.
 """
 
 import logging
@@ -51,11 +50,11 @@ P = TypeVar("P", bytes, int)
 
 # In seconds. XNAT answers a change when archiving is done, or after its default sessionArchiveTimeoutInterval of 600 s.
 CHANGE_TIMEOUT_SECONDS = 660.0
-# So many sessions may be lost during one request: a server that restarts twice loses two. The limit ends the logins to
-# a server that forgets each session at once, as behind a balancer that sends each request to another server.
+# The most sessions that may be lost during one request: a server that restarts twice loses two. The limit ends the
+# logins to a server that forgets each session at once, as behind a balancer without sticky sessions.
 MAX_LOST_SESSIONS = 3
-# Seconds that a request for a big file may take beside the server's time: a process starts in 80 ms, on a busy machine
-# in seconds; and a process that hangs has to be detected.
+# Seconds that a request for a big file may take in addition to the server's time: a process starts in 80 ms, on a busy
+# machine in seconds, and a process that hangs has to be detected.
 PROCESS_START_SECONDS = 5.0
 # The smallest resource of an XNAT, and open to every user.
 PROBE_PATH = "/xapi/siteConfig/buildInfo"
@@ -169,26 +168,26 @@ class Transport:
         last = retries.deadline + self.policy.timeout - self.policy.retry_budget
         try:
             with trio.fail_at(last + (PROCESS_START_SECONDS if request.is_big else 0.0)):
-                if (asleep := slept()) != self._slept:  # the connections' other ends are gone, without notice
+                if (asleep := slept()) != self._slept:  # connections may have been closed unnoticed
                     self._slept = asleep
                     await close_idle_connections(self._clients.http)
                 return await self._send_with_retries(request, retries)
         except trio.TooSlowError as error:
-            self._fail(TimedOut(f"{self.url} does not answer to {request.path} in time"), began, error)
+            self._fail(TimedOut(f"{self.url} does not answer {request.path} in time"), began, error)
         except Unreachable as error:
             self._fail(error, began, error.__cause__)
 
     async def change(self, request: HttpRequest) -> ChangeReply:
         """Make a change, and read the answer, whatever its status.
 
-        The change is sent again only if it was not made: no connection came about, the session was lost, or the server
-        reports that it is busy (429, 503).
+        The change is sent again only if it was not made: no connection could be opened, the session was lost, or the
+        server reports that it is busy (429, 503).
 
         Raises:
             LoginRequired: There is no session and no way to log in.
             Unreachable: The server did not receive the change.
-            Uncertain: The change may have been made, also if a login page or a proxy's page came with status 200 in
-                place of the answer.
+            Uncertain: The change may have been made: there was no answer, or a page of a login or a proxy came with
+                status 200 in its place.
         """
         response = await self._send_with_retries(request, Retries(self.policy.retry_budget))
         try:
@@ -209,7 +208,7 @@ class Transport:
                 response = await self.send_in_session(request)
                 if response.status_code not in statuses:
                     return response
-                statuses -= {500}
+                statuses -= {500} & {response.status_code}
                 asked_to_wait = retry_after(response)
                 failure: Unreachable = self._unavailable(request.path, response)
                 await response.aclose()
@@ -223,7 +222,7 @@ class Transport:
                 raise failure
 
     async def send_in_session(self, request: HttpRequest) -> httpx.Response:
-        """Send a request once, and again each time that the session turns out to have been lost, so without effect."""
+        """Send a request, and repeat it in a new session if it had no effect because the session was lost."""
         logins, lost = None, 0
         while True:
             async with self.login.turn():

@@ -346,7 +346,7 @@ class Xnat:
 
     async def issue_token(self) -> tuple[str, str]:
         """Issue an alias token: a new alias and its secret, which log in in place of user and password."""
-        cells = await fetch_json(self._transport, "/data/services/tokens/issue", {}, attempts=1)
+        cells = await fetch_json(self._transport, "/data/services/tokens/issue", {}, is_change=True)
         try:
             return str(cells["alias"]), str(cells["secret"])
         except (KeyError, TypeError):
@@ -354,7 +354,7 @@ class Xnat:
 
     async def invalidate_token(self, alias: str) -> None:
         """Invalidate an alias token. The server allows this only to the token's own session."""
-        await fetch_json(self._transport, f"/data/services/tokens/invalidate/{_segment(alias)}", {}, attempts=1)
+        await fetch_json(self._transport, f"/data/services/tokens/invalidate/{_segment(alias)}", {}, is_change=True)
 
     async def username(self) -> str:
         """Fetch the user name that the server knows the session by. Raises LoginRequired if it knows none."""

@@ -101,7 +101,7 @@ class Index:
     """
 
     def __init__(self, path: Path, wait: float = math.inf) -> None:
-        self.damaged = False  # it must not be queried, and is to be set aside
+        self.damaged = False  # it must not be queried any more; the next write sets it aside
         self._path = path
         self._wait = min(wait, BUSY_SECONDS)
         self._blocked = False  # the last wait timed out: do not wait until the lock is acquired again
@@ -160,7 +160,7 @@ class Index:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """Run a transaction that takes the write lock first, so that it cannot fail half way for want of it."""
+        """Run a transaction that acquires the write lock at its start, so that it cannot fail later without it."""
         self._begin()
         try:
             yield
