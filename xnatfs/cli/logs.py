@@ -13,8 +13,6 @@ from xnatfs.cli import streams
 from xnatfs.common.errors import ConfigError
 from xnatfs.common.sanitize import line, plain
 
-LOG_LEVELS = ("debug", "info", "warning", "error")
-
 
 class LineFormatter(logging.Formatter):
     """Format a record as one line, without control characters."""

@@ -167,7 +167,7 @@ async def test_a_client_that_does_not_read_blocks_nothing(calls, tmp_path, monke
 
 
 async def test_a_client_that_says_nothing_is_left(calls, tmp_path, monkeypatch):
-    monkeypatch.setattr(server, "REQUEST_SECONDS", 0.1)
+    monkeypatch.setattr(server, "NEXT_REQUEST_SECONDS", 0.1)
     async with served(calls, tmp_path / "s") as path, await connect(path) as silent:
         await silent.send_all(b'{"version"')
         with trio.fail_after(10):
@@ -175,7 +175,7 @@ async def test_a_client_that_says_nothing_is_left(calls, tmp_path, monkeypatch):
 
 
 async def test_too_many_clients_are_refused_and_the_next_one_served(calls, tmp_path, monkeypatch):
-    monkeypatch.setattr(server, "MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(server, "MAX_CLIENTS", 2)
     async with served(calls, tmp_path / "s") as path:
         async with await connect(path) as first, await connect(path) as second:
             for stream in (first, second):

@@ -24,7 +24,7 @@ from xnatfs.fuse.mountpoint import KIND, control_socket
 # Seconds until a mount that says nothing counts as hung; a call that takes long sends progress.
 ANSWER_SECONDS = 10.0
 # Bytes that are received at a time.
-RECEIVED_BYTES = 256 * 1024
+REPLY_PIECE_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class LiveMount:
 def _lines(connection: socket.socket) -> Iterator[bytes]:
     """Yield the lines of the replies. Raises OSError, and XnatError for a line that is too long."""
     received = bytearray()
-    while data := connection.recv(RECEIVED_BYTES):
+    while data := connection.recv(REPLY_PIECE_BYTES):
         received += data
         *lines, received = received.split(b"\n")
         yield from map(bytes, lines)

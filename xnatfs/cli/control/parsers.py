@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from xnatfs.cli.logs import LOG_LEVELS
+from xnatfs.fuse.control.protocol import LOG_LEVELS
 
 
 def add_parsers(commands: Any) -> None:

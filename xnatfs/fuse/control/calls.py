@@ -6,7 +6,7 @@ from pathlib import Path
 
 from xnatfs.common.errors import ConfigError
 from xnatfs.common.tasks import background
-from xnatfs.fuse.control.protocol import Message
+from xnatfs.fuse.control.protocol import LOG_LEVELS, Message
 from xnatfs.fuse.control.server import Call, Report, serve_control
 from xnatfs.fuse.control.status import Status
 from xnatfs.fuse.mountpoint import control_socket
@@ -15,8 +15,6 @@ from xnatfs.settings.config import Config
 from xnatfs.site import Site
 
 log = logging.getLogger(__name__)
-
-LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 async def control_mount(site: Site, operations: Operations, config: Config, mountpoint: Path) -> None:

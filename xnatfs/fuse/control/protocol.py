@@ -27,6 +27,7 @@ PROTOCOL_VERSION = 1
 MAX_REQUEST_BYTES = 64 * 1024
 # Bytes of a reply: a hundred thousand findings of `verify`, a line each.
 MAX_REPLY_BYTES = 32 * 2**20
+LOG_LEVELS = ("debug", "info", "warning", "error")
 
 Message = dict[str, Any]
 

@@ -34,15 +34,15 @@ from xnatfs.fuse.control.protocol import (
 log = logging.getLogger(__name__)
 
 # Connections at a time: a user runs a handful of commands, and each watcher holds one.
-MAX_CONNECTIONS = 32
+MAX_CLIENTS = 32
 # Seconds that a client may take to send its next request.
-REQUEST_SECONDS = 60.0
+NEXT_REQUEST_SECONDS = 60.0
 # Seconds that a client may take to read a line before it is left.
 REPLY_SECONDS = 5.0
 # Seconds between two lines of progress.
 PROGRESS_SECONDS = 0.5
 # Bytes that are received at a time.
-RECEIVED_BYTES = 16 * 1024
+REQUEST_PIECE_BYTES = 16 * 1024
 
 # Takes what a call has done so far.
 Report = Callable[[Message], None]
@@ -100,7 +100,7 @@ def _listening(path: Path) -> Iterator[trio.SocketListener]:
         with short_path(path) as short:
             bound.bind(short)
         made = path.stat()
-        bound.listen(MAX_CONNECTIONS)
+        bound.listen(MAX_CLIENTS)
         try:
             yield trio.SocketListener(trio.socket.from_stdlib_socket(bound))
         finally:
@@ -122,7 +122,7 @@ class _Connection:
 
     async def receive_line(self) -> bytes | None:
         """Return the next line; None if there is none. Raises UsageError for one that is too long."""
-        with trio.move_on_after(REQUEST_SECONDS):
+        with trio.move_on_after(NEXT_REQUEST_SECONDS):
             while True:
                 line, end, rest = self._received.partition(b"\n")
                 if len(line) > MAX_REQUEST_BYTES:
@@ -130,7 +130,7 @@ class _Connection:
                 if end:
                     self._received = rest
                     return bytes(line)
-                data = await self._stream.receive_some(RECEIVED_BYTES)
+                data = await self._stream.receive_some(REQUEST_PIECE_BYTES)
                 if not data:
                     return None
                 self._received += data
@@ -168,8 +168,8 @@ class _Server:
         try:
             if peer_uid(stream.socket) != os.geteuid():
                 raise Denied("this is the mount of another user")
-            if self._connections > MAX_CONNECTIONS:
-                raise XnatError(f"{MAX_CONNECTIONS} clients are connected already: end some of them")
+            if self._connections > MAX_CLIENTS:
+                raise XnatError(f"{MAX_CLIENTS} clients are connected already: end some of them")
             while (line := await connection.receive_line()) is not None:
                 await connection.send(await self._reply(connection, line))
         except XnatError as error:  # what follows on this connection is of no use
