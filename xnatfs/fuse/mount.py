@@ -20,6 +20,7 @@ import trio
 
 from xnatfs import __version__
 from xnatfs.common.errors import MountpointError, Unreachable
+from xnatfs.fuse.control.calls import control_mount
 from xnatfs.fuse.diagnostics import log_state
 from xnatfs.fuse.mountinfo import mount_on
 from xnatfs.fuse.mountpoint import check_fuse, check_mountpoint, clear_dead, one_at_a_time, registered
@@ -105,6 +106,7 @@ async def mount(
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(_obey, signals, ended, partial(log_state, site, operations))
+                    nursery.start_soon(control_mount, site, operations, config, options.mountpoint)
                     nursery.start_soon(_when_running, ready, options.mountpoint)
                     await pyfuse3.main(max_tasks=MOST_REQUESTS)
                     nursery.cancel_scope.cancel()

@@ -14,6 +14,7 @@ front of it, gives a session a new ID with each reply, the newest is sent, and b
 
 import logging
 import re
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -72,6 +73,18 @@ class Login:
         self.logout_failure = ""  # the reason why the server did not end the last session that was to end
         self._rotates = False  # whether each reply gives the session a new ID, so that the former may be dead
         self._turn = trio.Lock()
+        self.began_at = 0.0  # when the session was made, in seconds since the epoch; 0 if there is none
+
+    @property
+    def expires_in(self) -> float:
+        """Return in how many seconds the server ends the session unless it is used: 0 for none, inf if unknown."""
+        return max(self._answered_at + self._idle_limit - now(), 0.0) if self._token else 0.0
+
+    @property
+    def refusal(self) -> str:
+        """Return why the last login was refused, while no other one is tried; else ''."""
+        reason, when = self._refused
+        return reason if not self._token and now() - when < REFUSED_SECONDS else ""
 
     async def token(self) -> str:
         """Return the JSESSIONID to send; log in if there is none, or if it has idled longer than the server allows.
@@ -122,6 +135,7 @@ class Login:
         if session is None:
             return ""
         self.username = self.username or session.username
+        self.began_at = session.created.timestamp()
         self._answered_at, self._idle_limit = now(), session.idle
         self._confirmed_at = float("-inf")
         self._has_warned = False
@@ -287,7 +301,7 @@ class Login:
             log.warning("%s", error)
             raise
         self.record_reply(response)
-        self._confirmed_at = now()
+        self._confirmed_at, self.began_at = now(), time.time()
         self.logins += 1
         self._latest = token
         log.info("logged in to %s as %s", self._http.base_url, self.username)

@@ -12,6 +12,7 @@ A change (`change`) skips the first layer, and is not repeated if the server may
 
 import logging
 import math
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import NoReturn, TypeVar, cast
@@ -110,6 +111,7 @@ class Transport:
         self.policy = policy
         self.breaker = CircuitBreaker(self._probe, policy.retry_budget, nursery)
         self.requests = 0
+        self.requests_by_kind = Counter[str]()
         self._slept = slept()
 
     @property
@@ -264,6 +266,7 @@ class Transport:
         content = request.body() if callable(request.body) else request.body or None
         built = self._build(request, content, token)
         self.requests += 1
+        self.requests_by_kind[request.kind] += 1
         try:
             if request.is_big:
                 try:
@@ -299,6 +302,7 @@ class Transport:
         token = self.login.current
         headers = {"Cookie": f"JSESSIONID={token}"} if token else {}
         self.requests += 1
+        self.requests_by_kind["probe"] += 1
         with self._mapped_errors():
             async with self._clients.probe.stream("GET", PROBE_PATH, headers=headers) as response:
                 failure = self._unavailable(PROBE_PATH, response)

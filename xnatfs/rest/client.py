@@ -120,6 +120,11 @@ class Xnat:
             "heads": self._heads.borrowed_tokens,
         }
 
+    @property
+    def transport(self) -> Transport:
+        """Return the transport, for its counters and the state of the server."""
+        return self._transport
+
     async def session_lives(self) -> bool:
         """Return whether the server still accepts the session. If not, the next request logs in."""
         return await self._transport.session_lives("/xapi/users/username")
