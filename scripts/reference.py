@@ -170,11 +170,11 @@ def configuration() -> str:
                 "# Configuration",
                 f"Options override environment variables, and those override the profile. {NOTE}",
                 "## Options of a mount",
-                "`-o` takes the same options without the dashes, as in `-o allow_other,ttl=300`, for mount(8) and fstab.",
+                "`-o` takes the same options without the dashes, as mount(8) does: `-o allow_other,ttl=300`.",
                 _table("option", options),
                 "## Keys of a profile",
-                "They stand in `~/.config/xnatctl/config.yaml`, below `profiles:` and the name of the profile. At the top "
-                "level of the file, `default_profile` names the default profile, and `output_format` is the default of "
+                "They stand in `~/.config/xnatctl/config.yaml`, below `profiles:` and the name of the profile. At the "
+                "top of the file, `default_profile` names the default profile, and `output_format` is the default of "
                 "`--output`.",
                 _table("key", profile),
                 "## Environment",
