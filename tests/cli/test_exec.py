@@ -165,7 +165,9 @@ def test_an_exec_in_an_exec_has_a_mount_of_its_own(user):
 # -- what passes through ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("script", "status"), [("exit 0", 0), ("exit 7", 7), ("kill -TERM $$", 143), ("kill -9 $$", 137)])
+@pytest.mark.parametrize(
+    ("script", "status"), [("exit 0", 0), ("exit 7", 7), ("kill -TERM $$", 143), ("kill -9 $$", 137)]
+)
 def test_the_exit_status_is_that_of_the_command(user, script, status):
     done = user.exec("sh", "-c", script)
     assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
@@ -315,9 +317,7 @@ def test_twenty_at_once_share_a_cache_and_a_login(user):
     user.demo.forget_requests()
     words = user.words("sh", "-c", read)
     pipe = subprocess.PIPE
-    started = [
-        subprocess.Popen(words, env=user.environment(), text=True, stdout=pipe, stderr=pipe) for _ in range(20)
-    ]
+    started = [subprocess.Popen(words, env=user.environment(), text=True, stdout=pipe, stderr=pipe) for _ in range(20)]
     ended = [(*process.communicate(timeout=LIMIT), process.returncode) for process in started]
     assert len(set(ended)) == 1
     assert ended[0][1:] == ("", 0)

@@ -51,7 +51,7 @@ def mount_in_namespace(mountpoint: Path, source: str) -> int:
         # Mounts made outside later still appear inside, and none of ours appears outside.
         _call("mount", None, b"/", None, MS_REC | MS_SLAVE, None)
     except OSError as error:
-        hint = "unprivileged user namespaces are switched off here; the administrator can allow them, or use xnatfs mount"
+        hint = "this machine does not allow unprivileged user namespaces; ask its administrator, or use xnatfs mount"
         raise NamespaceError(f"no mount namespace can be made: {error.strerror} ({hint})") from None
     try:
         # The kernel requires that the namespace which mounts has opened the device, too.

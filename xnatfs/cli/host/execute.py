@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from xnatfs.cli import daemon, logs, options, serving, statusline, streams
+from xnatfs.cli import daemon, options, serving, statusline, streams
 from xnatfs.cli.logins import find_login, login_environment, session_store
 from xnatfs.cli.output import print_message
 from xnatfs.common.errors import CacheError, Reported, UsageError, XnatError
@@ -53,7 +53,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--at", type=Path, metavar="DIR", help="mount on this empty directory (default: a private one)")
     parser.add_argument("--fuse-fd", type=options.number, help=argparse.SUPPRESS)
     parser.add_argument("source", nargs="?", metavar="URL", help="the XNAT server, as --url")
-    parser.add_argument("words", nargs="*", metavar="COMMAND", help="what to run, after --, with its arguments")
+    parser.add_argument("words", nargs="*", metavar="-- COMMAND", help="what to run, with its arguments")
     # What a mount for all processes could be told, and this one cannot.
     parser.set_defaults(
         run=run_exec, foreground=False, allow_other=False, allow_root=False, uid=None, gid=None, umask=None,
@@ -142,7 +142,7 @@ class _Command:
 
     @classmethod
     @contextmanager
-    def waiting(cls, words: Sequence[str], mountpoint: Path, source: str) -> Iterator["_Command"]:
+    def waiting(cls, words: list[str], mountpoint: Path, source: str) -> Iterator["_Command"]:
         """Start the process, and end it with the context. Raises NamespaceError if it cannot mount."""
         ours, its = socket.socketpair()
         with ours, its:
@@ -205,7 +205,7 @@ class _Command:
             os.waitpid(self._process, 0)
 
 
-def _mount_and_run(words: Sequence[str], mountpoint: Path, source: str, parent: socket.socket) -> NoReturn:
+def _mount_and_run(words: list[str], mountpoint: Path, source: str, parent: socket.socket) -> NoReturn:
     """Mount, hand the descriptor to the parent, and become the command once the parent says so."""
     status = CANNOT_RUN
     try:
