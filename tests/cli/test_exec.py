@@ -214,8 +214,10 @@ def on_terminal(screen: Terminal, user: User, *command: str) -> "subprocess.Pope
 
 
 def test_ctrl_c_reaches_the_command_once(user):
-    count = "import signal; signal.signal(2, lambda *_: print('caught', flush=True)); print('ready', flush=True)"
-    with terminal() as screen, on_terminal(screen, user, sys.executable, "-c", f"{count}; input(); exit(5)") as process:
+    # Not one call that waits for input: a signal just before it is handled only when it returns.
+    wait = "os.write(1, b'ready\\n')\nwhile not select.select([0], [], [], 0.1)[0]: pass\nsys.exit(5)"
+    count = f"import os, select, signal, sys; signal.signal(2, lambda *_: os.write(1, b'caught\\n'))\n{wait}"
+    with terminal() as screen, on_terminal(screen, user, sys.executable, "-c", count) as process:
         screen.wait_for("ready\n")
         screen.type(b"\x03")
         screen.wait_for("caught\n")
