@@ -2,9 +2,9 @@
 
 One policy covers all requests to a server. The head of a reply has to arrive within `timeout` seconds. A body has to
 make progress: as with curl's --speed-limit and --speed-time, a transfer fails if it is slower than
-LOWEST_BYTES_PER_SECOND for `timeout` seconds. So a download over a slow line takes as long as it needs, and one that is
-silent, or that drips a byte from time to time, fails. Failed requests are repeated with growing pauses for `retry_budget` seconds, which begin
-anew with the progress of a download.
+LOWEST_BYTES_PER_SECOND for `timeout` seconds. So a download over a slow line takes as long as it needs, and one that
+is silent, or that drips a byte from time to time, fails. Failed requests are repeated with growing pauses for
+`retry_budget` seconds, which begin anew with the progress of a download.
 """
 
 import random

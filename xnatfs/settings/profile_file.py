@@ -67,10 +67,8 @@ def _edited(path: Path | None) -> Iterator[Any]:
             mark = getattr(error, "problem_mark", None)
             where = f" line {mark.line + 1}" if mark else ""
             raise ConfigError(f"{path}{where} is not YAML that could be changed: is a key there twice?") from None
-        if (
-            not isinstance(version := document.get("version", NEWEST_PROFILE_VERSION), int)
-            or version > NEWEST_PROFILE_VERSION
-        ):
+        version = document.get("version", NEWEST_PROFILE_VERSION)
+        if not isinstance(version, int) or version > NEWEST_PROFILE_VERSION:
             raise ConfigError(f"{path} is of version {version}, which a newer program has written: it is left as it is")
         yield document
         text = io.StringIO()

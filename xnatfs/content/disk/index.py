@@ -31,8 +31,8 @@ BUSY_SECONDS = 20.0
 # closes the index.
 READ_BUSY_SECONDS = 0.05
 
-# SQLite's page cache per connection in KiB (a negative number means KiB). A point read touches three pages.
-SQLITE_PAGE_CACHE_KIB = -512
+# SQLite's page cache per connection. A point read touches three pages.
+SQLITE_PAGE_CACHE_KIB = 512
 
 INDEX_SCHEMA = """
 CREATE TABLE blobs (
@@ -315,7 +315,7 @@ def _connect(path: Path, wait: float) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute(f"PRAGMA cache_size = {SQLITE_PAGE_CACHE_KIB}")
+        connection.execute(f"PRAGMA cache_size = -{SQLITE_PAGE_CACHE_KIB}")
     except BaseException:
         connection.close()
         raise
