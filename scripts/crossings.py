@@ -59,16 +59,17 @@ def _measure(url: str, directory: Path) -> dict[str, Crossed]:
     mountpoint.mkdir()
     command = [sys.executable, "-m", "scripts.crossings", "--daemon", url, str(directory)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as daemon:
-        assert daemon.stdin is not None and daemon.stdout is not None
-        assert daemon.stdout.readline() == "ready\n"
+        assert daemon.stdin is not None
+        assert daemon.stdout is not None
+        orders, replies = daemon.stdin, daemon.stdout
+        assert replies.readline() == "ready\n"
 
         def counted(step: Callable[[], object]) -> Crossed:
-            assert daemon.stdin is not None and daemon.stdout is not None
             for work in (lambda: None, step):
                 work()
-                daemon.stdin.write("count\n")
-                daemon.stdin.flush()
-                found = json.loads(daemon.stdout.readline())
+                orders.write("count\n")
+                orders.flush()
+                found = json.loads(replies.readline())
             return Counter({(file, function): calls for file, function, calls in found})
 
         try:
