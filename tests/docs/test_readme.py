@@ -17,7 +17,7 @@ from xnatfs.cli import mounts
 from xnatfs.cli.ctl import main as ctl
 from xnatfs.cli.ctl.command import PARTIAL
 from xnatfs.cli.run import EXIT_STATUS, INTERRUPTED
-from xnatfs.fuse.operations import ERRNOS
+from xnatfs.fuse.errnos import ERRNOS
 from xnatfs.settings.config import read_profiles
 
 ROOT = Path(__file__).parents[2]

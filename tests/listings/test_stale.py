@@ -21,7 +21,8 @@ from tests.support.mounting import run
 from tests.support.wire import Wire
 from xnatfs.common.errors import Denied, LoginRequired, NoRoute, NotFound, Unreachable, XnatError
 from xnatfs.demo.server.app import DemoXnat
-from xnatfs.fuse.operations import OperationsWithXattrs, Ownership
+from xnatfs.fuse.attributes import Ownership
+from xnatfs.fuse.xattrs import OperationsWithXattrs
 from xnatfs.listings.persisted import OLDEST
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials

@@ -241,9 +241,9 @@ class File(Node):
         raise NotImplementedError(type(self).__name__)
 
 
-async def measure(files: Iterable[File]) -> None:
-    """Learn the sizes of several files at once. Raises what the first failure raises."""
-    unknown = list(files)
+async def measure(nodes: Iterable[Node]) -> None:
+    """Learn the unknown sizes among several files at once. Raises what the first failure raises."""
+    unknown = [node for node in nodes if isinstance(node, File) and not node.measured]
     if not unknown:
         return
     async with trio.open_nursery() as nursery:
