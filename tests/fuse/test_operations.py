@@ -27,7 +27,7 @@ from xnatfs.fuse.xattrs import OperationsWithXattrs
 from xnatfs.listings.revocation import Permit
 from xnatfs.site import Site
 from xnatfs.tree import Root
-from xnatfs.tree.folders import CatalogueFile
+from xnatfs.tree.catalogue_file import CatalogueFile
 from xnatfs.tree.node import Children, File, Node
 
 CONTEXT = cast(RequestContext, None)
@@ -545,7 +545,7 @@ async def test_what_came_by_another_way_is_the_same_file(server, tmp_path):
         await site.content.evict(0)
         node = ops.inodes[file.st_ino].node
         assert isinstance(node, CatalogueFile)
-        owners = node.folder.folders.resource_dir.owners
+        owners = node.files.resource_dir.owners
         await site.content.put(Version("7/a", 5, "", owners), b"12345")
         async with reading(ops, file) as data:
             assert data == b"12345"

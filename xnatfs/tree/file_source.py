@@ -15,19 +15,14 @@ from dataclasses import dataclass, field
 import trio
 
 from xnatfs.common.errors import BadReply, Denied, NotFound, XnatError
-from xnatfs.common.sanitize import decoded
 from xnatfs.content import Body, Head
-from xnatfs.listings.keys import ResourcesKey, ScansKey
-from xnatfs.listings.ttl_cache import Listing
 from xnatfs.prefetch.read_pattern import Groups
 from xnatfs.prefetch.tar_names import TarNames, spellings
 from xnatfs.prefetch.tar_stream import Member, members
 from xnatfs.rest.address import Address, Route
 from xnatfs.rest.client import Xnat
 from xnatfs.rest.file_table import Catalogue
-from xnatfs.rest.models import FileRow, Item
-from xnatfs.site import Site
-from xnatfs.tree.names import assign
+from xnatfs.rest.models import FileRow
 
 # In bytes. A member that only its content distinguishes from others is held in memory until it is identified. A larger
 # file is requested by its number.
@@ -222,19 +217,6 @@ async def _whole(content: bytes, opening: AsyncExitStack) -> Body:
         yield content
 
     return Body(0, len(content), "", await opening.enter_async_context(aclosing(chunks())))
-
-
-def reading_order(site: Site, item: Item, below: bool) -> list[tuple[str, str]]:
-    """Return ID and label of an item's cached resources: scan by scan in the order shown, then the rest."""
-    resources = site.metadata.peek(ResourcesKey(item, below))
-    scans = site.metadata.peek(ScansKey(item[-1]))
-    if not isinstance(resources, Listing):
-        return []
-    rows = scans.rows if isinstance(scans, Listing) else ()
-    shown = assign(rows, lambda scan: decoded(scan.id), lambda scan: scan.id)
-    places = {("scans", scan.id): place for place, scan in enumerate(shown.values())}
-    ordered = sorted(resources.rows, key=lambda row: places.get((row.category, row.cat_id), len(places)))
-    return [(row.id, row.label) for row in ordered]
 
 
 def _base(row: FileRow) -> str:

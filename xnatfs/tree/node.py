@@ -9,6 +9,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import overload
 
 import trio
 
@@ -34,8 +35,25 @@ class Listed(Mapping[str, "Node"]):
     __slots__ = ()
 
     def listed(self) -> Sequence["Node"]:
-        """All of them, at places that stay theirs."""
+        """Return all of them, at places that stay theirs."""
         raise NotImplementedError(type(self).__name__)
+
+
+class NodesByPlace(Sequence["Node"]):
+    """Nodes that are made when they are asked for."""
+
+    def make(self, place: int) -> "Node":
+        """Return the node at a place. Subclasses implement it."""
+        raise NotImplementedError(type(self).__name__)
+
+    @overload
+    def __getitem__(self, index: int) -> "Node": ...
+    @overload
+    def __getitem__(self, index: slice) -> list["Node"]: ...
+    def __getitem__(self, index: int | slice) -> "Node | list[Node]":
+        if isinstance(index, slice):
+            return [self.make(place) for place in range(*index.indices(len(self)))]
+        return self.make(index)
 
 
 @dataclass(frozen=True, slots=True)
