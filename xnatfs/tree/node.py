@@ -141,27 +141,27 @@ class Node:
 class Dir(Node):
     """A directory."""
 
-    __slots__ = ("_expires", "_full_path")
+    __slots__ = ("_expires", "path")
+
+    path: tuple[str, ...]  # made once: every node below it needs it
 
     def __init__(self, site: Site, parent: "Dir | None", name: str) -> None:
-        super().__init__(site, parent, name)
-        self._full_path: tuple[str, ...] = (*parent.path, name) if parent else ()
+        self.site = site
+        self.parent = parent
+        self.name = name
+        self.path = (*parent.path, name) if parent else ()
         self._expires = -math.inf
-
-    @property
-    def path(self) -> tuple[str, ...]:
-        return self._full_path
 
     async def children(self) -> Children:
         """Everything in it, from the cache while that is fresh."""
-        children = await self.site.metadata.get(ChildrenKey(self._full_path), self.load)
+        children = await self.site.metadata.get(ChildrenKey(self.path), self.load)
         self._expires = children.expires
         return children
 
     def fresh_until(self) -> float:
         """When what `children` gave last is out of date, on trio's clock; in the past where nothing was given."""
         if self._expires <= now():  # but another node of this path may know better
-            children = self.site.metadata.peek(ChildrenKey(self._full_path))
+            children = self.site.metadata.peek(ChildrenKey(self.path))
             self._expires = children.expires if children else -math.inf
         return self._expires
 
@@ -175,7 +175,7 @@ class Dir(Node):
         node = children.nodes.get(name) or children.aliases.get(name)
         # No label begins with a dot, but many questions do.
         if node is None and not name.startswith(".") and await self.site.confirm(self.sources(), children.expires):
-            self.site.metadata.forget(ChildrenKey(self._full_path))
+            self.site.metadata.forget(ChildrenKey(self.path))
             children = await self.children()
             node = children.nodes.get(name) or children.aliases.get(name)
         if node is None:
