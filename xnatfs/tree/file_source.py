@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import trio
 
@@ -43,7 +44,7 @@ class _Clash:
         return next(iter(self.contents)) if len(self.contents) == 1 and listed == sorted(self.sizes) else None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class FileSource:
     """One file on the server.
 
@@ -61,15 +62,13 @@ class FileSource:
 
     @property
     def seekable(self) -> bool:
-        return self._has_name() and self.xnat.ranged is not False
+        return self._routes[0] is Route.NAME and self.xnat.ranged is not False
 
     @property
     def grants(self) -> bool:
-        return self._has_name() and self.xnat.ranged is True
+        return self._routes[0] is Route.NAME and self.xnat.ranged is True
 
-    def _has_name(self) -> bool:
-        return self._routes()[0] is Route.NAME
-
+    @cached_property
     def _routes(self) -> tuple[Route, ...]:
         return self.address.routes(self.row.path, catalogue_of(self.groups, self.row.resource_id))
 
@@ -82,7 +81,7 @@ class FileSource:
             size: The known length in bytes, or None.
             stop: Where a range ends, exclusive; None for the end of the file.
         """
-        if not self._has_name():
+        if self._routes[0] is not Route.NAME:
             async with self._unnamed() as body:
                 yield body
             return
@@ -94,7 +93,7 @@ class FileSource:
 
         A proxy may refuse HEAD alone; an error of the file itself shows in the GET.
         """
-        if self._has_name():
+        if self._routes[0] is Route.NAME:
             with contextlib.suppress(NotFound, Denied, BadReply):
                 return await self.xnat.head(self.address.base, self.row)
         return Head(None, "")
@@ -109,7 +108,7 @@ class FileSource:
         }
         failures = []
         async with AsyncExitStack() as stack:
-            for route in self._routes():
+            for route in self._routes:
                 way, called = ways[route]
                 try:
                     async with AsyncExitStack() as opening:  # closed before the next way: no task holds two downloads
