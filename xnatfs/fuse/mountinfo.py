@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,29 +17,32 @@ class Mount:
 
 def file_system(path: Path) -> str:
     """Return the type of the file system that a path is or would be on, such as "nfs4"; '' if unknown."""
-    place, found = os.path.realpath(path), ("", "")
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
-        for line in table:
-            before, _, after = line.rstrip("\n").partition(" - ")
-            point = _decoded(before.split(" ")[4])
-            # The last of several mounts on one directory hides the others.
-            if Path(place).is_relative_to(point) and len(point) >= len(found[0]):
-                found = point, after.split(" ")[0]
-    return found[1]
+    place, longest, kind = os.path.realpath(path), "", ""
+    for point, mounted in _mounts():
+        # The last of several mounts on one directory hides the others.
+        if Path(place).is_relative_to(point) and len(point) >= len(longest):
+            longest, kind = point, mounted.kind
+    return kind
 
 
 def mount_on(mountpoint: Path) -> Mount | None:
-    """Return the topmost mount on a mountpoint; None if there is none. See proc_pid_mountinfo(5)."""
+    """Return the topmost mount on a mountpoint; None if there is none."""
     found = None
+    for point, mounted in _mounts():
+        if point == str(mountpoint):
+            found = mounted
+    return found
+
+
+def _mounts() -> Iterator[tuple[str, Mount]]:
+    """Yield each mountpoint and its mount; see proc_pid_mountinfo(5)."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
         for line in table:
             before, _, after = line.rstrip("\n").partition(" - ")
             cells = before.split(" ")
-            if _decoded(cells[4]) == str(mountpoint):
-                kind, source, options = after.split(" ")
-                owner = re.search(r"\buser_id=(\d+)", options)
-                found = Mount(cells[2], kind, _decoded(source), int(owner[1]) if owner else None)
-    return found
+            kind, source, options = after.split(" ", 2)
+            owner = re.search(r"\buser_id=(\d+)", options)
+            yield _decoded(cells[4]), Mount(cells[2], kind, _decoded(source), int(owner[1]) if owner else None)
 
 
 def _decoded(cell: str) -> str:

@@ -11,10 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import overload
 
-import trio
-
 from xnatfs.common.clock import now
 from xnatfs.common.errors import NotFound
+from xnatfs.common.tasks import gather
 from xnatfs.content import Blob
 from xnatfs.listings.keys import ChildrenKey, ListKey
 from xnatfs.listings.revocation import Permit
@@ -165,6 +164,9 @@ class Dir(Node):
             self._expires = children.expires if children else -math.inf
         return self._expires
 
+    async def look_into(self) -> None:
+        """Begin the listings of what is below it, before a part of that is listed."""
+
     async def load(self) -> Children:
         """Everything in it, made anew. Written by subclasses."""
         raise NotImplementedError(type(self).__name__)
@@ -261,12 +263,9 @@ class File(Node):
 
 async def measure(nodes: Iterable[Node]) -> None:
     """Learn the unknown sizes among several files at once. Raises what the first failure raises."""
-    unknown = [node for node in nodes if isinstance(node, File) and not node.measured]
-    if not unknown:
-        return
-    async with trio.open_nursery() as nursery:
-        for file in unknown:
-            nursery.start_soon(file.size)
+    unknown = [node.size for node in nodes if isinstance(node, File) and not node.measured]
+    if unknown:
+        await gather(*unknown)
 
 
 def number(text: str, bits: int) -> int:

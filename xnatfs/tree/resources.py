@@ -28,11 +28,9 @@ class ResourcesDir(Dir):
         super().__init__(site, parent, name)
         self.place = place
 
-    async def look_into(self) -> None:
-        """Prefetch the listings of a batch of items, where there are any. Called before the resources are listed."""
-
     async def load(self) -> Children:
-        await self.look_into()
+        assert self.parent is not None
+        await self.parent.look_into()
         listing = await self.site.resources(self.place.item, self.place.below)
         resources = listing.groups.get(self.place.group, ())
         named = assign(resources, lambda row: row.label, lambda row: row.id, self.reserved)

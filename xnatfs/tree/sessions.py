@@ -43,12 +43,11 @@ class SessionDir(StaticDir):
 
     def entries(self) -> Iterable[Node]:
         yield ScansDir(self.site, self, "scans")
-        yield SessionResourcesDir(self.site, self, "resources", self.place("resources", ""))
+        yield ResourcesDir(self.site, self, "resources", self.place("resources", ""))
         yield AssessorsDir(self.site, self, "assessors")
         yield ReconstructionsDir(self.site, self, "reconstructions")
 
     async def look_into(self) -> None:
-        """Begin the listings of the session, before a part of it is listed."""
         if self.project:
             await self.site.look_into(self.project, self.experiment.id)
 
@@ -67,16 +66,6 @@ class SessionDir(StaticDir):
 def _xattrs(row: Experiment | Assessor) -> dict[str, str]:
     uri = f"/data/experiments/{row.id}"
     return {"id": row.id, "label": row.label, "uri": uri, "xsitype": row.xsi_type, "date": row.date}
-
-
-class SessionResourcesDir(ResourcesDir):
-    """The session's own resources."""
-
-    __slots__ = ()
-
-    async def look_into(self) -> None:
-        assert isinstance(self.parent, SessionDir)
-        await self.parent.look_into()
 
 
 class _PartsDir(Dir):
