@@ -166,9 +166,10 @@ def test_nothing_is_left_of_it(demo, tmp_path):
 def test_another_user_is_refused(mount):
     (path,) = (mount.home / ".cache" / "xnatfs" / "mounts").glob("*.sock")
     program = (
-        "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); print(s.recv(999).decode())"
+        "import os, socket, sys; s = socket.socket(socket.AF_UNIX); os.chdir(sys.argv[1]); s.connect(sys.argv[2]);"
+        " print(s.recv(999).decode())"
     )
-    words = (*AS_STRANGER.split(), sys.executable, "-ISE", "-c", program, path)
+    words = (*AS_STRANGER.split(), sys.executable, "-ISE", "-c", program, path.parent, path.name)
     assert "PermissionError" in run(*words).stderr
     path.chmod(0o666)
     assert "this is the mount of another user" in run(*words).stdout
