@@ -39,7 +39,7 @@ from xnatfs.listings import persisted as kept
 from xnatfs.prefetch.tar_stream import members
 from xnatfs.rest import prearchive
 from xnatfs.rest.client import Xnat, open_xnat
-from xnatfs.rest.file_table import Catalogues
+from xnatfs.rest.file_table import Catalogues, file_rows
 from xnatfs.rest.json_rows import Table
 from xnatfs.rest.models import (
     Assessor,
@@ -153,7 +153,7 @@ def pieces(data: bytes, cut: int) -> list[bytes]:
 KINDS: list[Callable[[Row], object]] = [
     *(kind.parse for kind in (Project, Subject, Experiment, Scan, Assessor, Resource, PrearchiveSession)),
     Assessor.of_session,
-    lambda row: FileRow.parse(row, 0),
+    lambda row: file_rows([row]),
     lambda row: JoinedScans.parse([row], {}),
 ]
 
