@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from xnatfs.common.errors import NotFound, Unreachable
-from xnatfs.listings.ttl_cache import REFUSAL_TTL, MetadataCache
+from xnatfs.listings.ttl_cache import REFUSAL_SECONDS, MetadataCache
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ async def test_a_missing_thing_is_remembered_for_a_short_while(autojump_clock):
         with pytest.raises(NotFound, match="not there"):
             await cache.get("key", fetch)
     assert fetch.calls == 1
-    await trio.sleep(REFUSAL_TTL + 1)
+    await trio.sleep(REFUSAL_SECONDS + 1)
     with pytest.raises(NotFound):
         await cache.get("key", fetch)
     assert fetch.calls == 2

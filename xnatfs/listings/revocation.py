@@ -100,8 +100,8 @@ class Permit:
     async def _look(self) -> float:
         try:
             return await self._shown()
-        except (NotFound, Denied):  # perhaps for a guest, of an expired session: after `known` the next request logs in
-            await self._access.known()
+        except (NotFound, Denied):  # perhaps for a guest, of an expired session: then the next request logs in
+            await self._access.listings.has_session()
         return await self._shown()
 
 
@@ -122,6 +122,19 @@ class Content(Protocol):
         """Return the owners of the cached files, each combination once."""
 
 
+class CurrentLists(Protocol):
+    """The listings of the server."""
+
+    async def has_session(self) -> bool:
+        """Return whether the server knows the session; if not, the next request logs in. Forget earlier refusals."""
+
+    async def ids(self, key: ListKey) -> list[str]:
+        """Fetch the IDs in the server's current list."""
+
+    def forget(self, key: ListKey) -> None:
+        """Forget a listing of a revoked item."""
+
+
 class Access:
     """The access of one account to the items on one server from which it has read.
 
@@ -129,10 +142,7 @@ class Access:
         content: The cache of file contents.
         bulk: The prefetch of files.
         account: Return the name of the account.
-        known: Ask the server whether it knows the session, and forget earlier refusals. If it does not, the next
-            request logs in.
-        ask: Fetch the IDs of a list from the server.
-        forget: Drop a listing of a revoked item.
+        listings: The listings of the server.
         nursery: The nursery of the background checks.
     """
 
@@ -141,17 +151,13 @@ class Access:
         content: Content,
         bulk: Bulk,
         account: Callable[[], str],
-        known: Callable[[], Awaitable[bool]],
-        ask: Callable[[ListKey], Awaitable[Iterable[str]]],
-        forget: Callable[[ListKey], None],
+        listings: CurrentLists,
         nursery: trio.Nursery,
     ) -> None:
-        self.known = known
-        self._ask = ask
+        self.listings = listings
         self._content = content
         self._bulk = bulk
         self._account = account
-        self._forget = forget
         self._nursery = nursery
         self._permits: WeakValueDictionary[object, Permit] = WeakValueDictionary()
         self._kept: dict[tuple[str, Item], Owners] = {}  # the owners of items that were read, by project and item
@@ -230,17 +236,17 @@ class Access:
         for _, item in sure:
             log.info("dropped all cached files of %s: it is absent from %s", "/".join(item), key)
             for each in item_keys(item):  # its project's lists are requested anew, or refused
-                self._forget(each)
+                self.listings.forget(each)
 
     async def _sure(self, key: ListKey, lost: Iterable[tuple[str, Item]]) -> list[tuple[str, Item]]:
         """Return the items that a second answer confirms as lost.
 
         The first one may have been an answer for a guest: whether the server knew the session then cannot be told.
         """
-        if not await self.known():
+        if not await self.listings.has_session():
             return []
         try:
-            ids = frozenset(await self._ask(key))
+            ids = frozenset(await self.listings.ids(key))
         except (NotFound, Denied):
             return _gone(key, None, lost)
         return _gone(key, ids, lost)
