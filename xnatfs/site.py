@@ -196,7 +196,7 @@ class Site:
         for key in keys:
             if (found := self.listings.peek(key)) is not None and found.pieced:
                 await self.listings.confirm(key)
-        times = [found.expires for key in keys if (found := self.metadata.peek(key))]
+        times = [found.expires for key in keys if (found := self.listings.peek(key))]
         return min(times, default=expires) != expires
 
     def stale(self, key: ListKey) -> float:
