@@ -117,7 +117,7 @@ class Site:
         self._nursery = nursery
         self._walks: dict[str, Walk] = {}
         self._offline = False
-        self.access = Access(content, bulk, lambda: xnat.login.username, self.listings, nursery)
+        self.access = Access(content.drop, store, self.listings, nursery)
         self.listings.observer = self.access
 
     def stay(self, offline: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Store listings on the disk, for the next mount and for shell completion.
+"""Store listings on the disk, for the next mount and for shell completion; and what was read through which project.
 
 Invariants:
 - There is one file per server and account, 0600, in a directory of 0700. It holds names and dates, and no file data.
@@ -28,6 +28,7 @@ from xnatfs.common.private_files import make_private
 from xnatfs.common.sanitize import loads
 from xnatfs.common.tasks import background
 from xnatfs.listings.keys import ListKey
+from xnatfs.rest.models import Item
 
 log = logging.getLogger(__name__)
 
@@ -46,10 +47,17 @@ LOCK_SECONDS = 1.0
 # After such a timeout the file is not accessed for so long: the other process may be a stopped one.
 LOCKED_PAUSE_SECONDS = 60.0
 
-STORE_SCHEMA = (
-    "CREATE TABLE IF NOT EXISTS listings"
-    " (key TEXT PRIMARY KEY, at REAL NOT NULL, fields TEXT NOT NULL, rows TEXT NOT NULL)"
-)
+# Items whose files were read, the latest: a row has some 200 bytes.
+MAX_STORED_READS = 100_000
+
+STORE_SCHEMA = """
+CREATE TABLE IF NOT EXISTS listings (key TEXT PRIMARY KEY, at REAL NOT NULL, fields TEXT NOT NULL, rows TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS reads (place TEXT PRIMARY KEY, resources TEXT NOT NULL);
+"""
+
+# A project, or '', and an item whose files were read through it.
+ReadPlace = tuple[str, Item]
+Resources = frozenset[str]  # their numbers
 
 R = TypeVar("R")
 
@@ -71,6 +79,7 @@ class ListingStore:
         self.clock = clock
         self._one = trio.CapacityLimiter(1)
         self._waiting: dict[ListKey, Sequence[Any]] = {}
+        self._reads: dict[ReadPlace, Resources] = {}  # to be written; an empty set is to be removed
         self._emptied = False  # the stored listings are to be deleted
         self._more = trio.Event()
         self._connection: sqlite3.Connection | None = None
@@ -92,6 +101,15 @@ class ListingStore:
         self._waiting[key] = rows
         self._more.set()
 
+    def note_read(self, place: ReadPlace, resources: Resources) -> None:
+        """Store of which resources files were read at a place, until it is noted that there are none any more."""
+        self._reads[place] = resources
+        self._more.set()
+
+    async def reads(self) -> dict[ReadPlace, Resources]:
+        """Return of which resources files were read at each place, also by earlier mounts and commands."""
+        return await trio.to_thread.run_sync(self._read_reads, limiter=self._one)
+
     def forget_all(self) -> None:
         """Delete all listings so far."""
         self._waiting, self._emptied = {}, True
@@ -101,8 +119,11 @@ class ListingStore:
         """Write the pending changes."""
         waiting, self._waiting, self._more = self._waiting, {}, trio.Event()
         emptied, self._emptied = self._emptied, False
-        if waiting or emptied:
-            await trio.to_thread.run_sync(self.write, waiting, emptied, limiter=self._one)
+        reads, self._reads = self._reads, {}
+        if not (waiting or emptied or reads):
+            return
+        if not await trio.to_thread.run_sync(self.write, waiting, emptied, reads, limiter=self._one):
+            self._reads = reads | self._reads  # for the next time: unlike listings, they are not requested again
 
     async def _write_behind(self) -> None:
         while True:
@@ -137,12 +158,18 @@ class ListingStore:
             log.info("the stored listing %s is damaged, and is not used: %s", text, error)
             return None
 
-    def write(self, listings: Mapping[ListKey, Sequence[Any]], emptied: bool = False) -> None:
-        """Store listings in place of earlier ones; those that are empty or too long are only removed.
+    def write(
+        self,
+        listings: Mapping[ListKey, Sequence[Any]],
+        emptied: bool = False,
+        reads: Mapping[ReadPlace, Resources] | None = None,
+    ) -> bool:
+        """Store listings in place of earlier ones, and return whether the file could be written.
 
         Args:
-            listings: The rows by key.
+            listings: The rows by key; listings that are empty or too long are only removed.
             emptied: True to delete all other listings.
+            reads: Resources of which files were read.
         """
         now = self.clock()
         texts = {_text(key): rows for key, rows in listings.items()}
@@ -162,8 +189,26 @@ class ListingStore:
                     "DELETE FROM listings WHERE key IN (SELECT key FROM listings ORDER BY at DESC LIMIT -1 OFFSET ?)",
                     (MAX_STORED_LISTINGS,),
                 )
+                _write_reads(database, reads or {})
         except (OSError, sqlite3.Error) as error:
             self._fail(error)
+            return False
+        return True
+
+    def _read_reads(self) -> dict[ReadPlace, Resources]:
+        found: dict[ReadPlace, Resources] = {}
+        try:
+            rows = self._database().execute("SELECT place, resources FROM reads").fetchall()
+        except (OSError, sqlite3.Error) as error:
+            self._fail(error)
+            return found
+        for place, resources in rows:
+            try:
+                project, kind, name = _texts(place)
+                found[project, (kind, name)] = frozenset(_texts(resources))
+            except (ValueError, TypeError) as error:
+                log.info("what was read at %.80r is damaged in %s, and is not used: %s", place, self.path, error)
+        return found
 
     def close(self) -> None:
         if self._connection is not None:
@@ -183,7 +228,7 @@ class ListingStore:
                 version = connection.execute("PRAGMA user_version").fetchone()[0]
                 if version not in (0, STORE_VERSION):
                     raise sqlite3.DatabaseError(f"it has version {version}")
-                connection.execute(STORE_SCHEMA)
+                connection.executescript(STORE_SCHEMA)
                 connection.execute(f"PRAGMA user_version = {STORE_VERSION}")
                 connection.execute("PRAGMA synchronous = OFF")  # what a crash of the machine loses is requested again
             except BaseException:
@@ -217,6 +262,25 @@ async def open_store(directory: Path, account: Callable[[], str]) -> AsyncIterat
     finally:
         with trio.CancelScope(shield=True):
             await store._shut()
+
+
+def _write_reads(database: sqlite3.Connection, reads: Mapping[ReadPlace, Resources]) -> None:
+    rows = [(json.dumps([project, *item]), json.dumps(sorted(noted))) for (project, item), noted in reads.items()]
+    database.executemany("DELETE FROM reads WHERE place = ?", [(place,) for place, _ in rows])
+    database.executemany("INSERT INTO reads VALUES (?, ?)", [row for row in rows if row[1] != "[]"])
+    if rows:
+        database.execute(
+            "DELETE FROM reads WHERE rowid IN (SELECT rowid FROM reads ORDER BY rowid DESC LIMIT -1 OFFSET ?)",
+            (MAX_STORED_READS,),
+        )
+
+
+def _texts(cell: str | bytes) -> list[str]:
+    """Parse a list of texts. Raises ValueError where it is something else."""
+    found = loads(cell)
+    if not isinstance(found, list) or not found or not all(isinstance(each, str) for each in found):
+        raise ValueError("it is no list of texts")
+    return found
 
 
 def _text(key: ListKey) -> str:

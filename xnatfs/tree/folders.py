@@ -407,7 +407,7 @@ class CatalogueFile(File):
         await self.site.bulk.opened(resource_dir.place.item, folders.listing.groups, row, resource_dir)
         try:
             source = resource_dir.source(row, folders.listing.groups)
-            blob = await self.site.content.open(version(row, resource_dir.owners), source)
+            blob = await self.site.content.open(version(row), source)
         except NotFound as error:
             await self._check_listed()
             raise BadReply(f"the server lists {'/'.join(self.path)}, but has lost it: {error}") from error
@@ -435,7 +435,7 @@ class CatalogueFile(File):
             return ""
         if now in (size, None) and modified and (modified == stamp or _date(modified) < _number(stamp) - SKEW):
             return modified
-        self.site.content.distrust(version(row, resource_dir.owners))
+        self.site.content.distrust(version(row))
         return ""
 
     def is_another(self, before: str, stamp: str) -> bool:

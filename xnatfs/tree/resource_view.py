@@ -57,11 +57,6 @@ class ResourceView(Dir):
         """Return the children of one of its folders. Raises NotFound if there is no such folder."""
         raise NotImplementedError(type(self).__name__)
 
-    @property
-    def owners(self) -> tuple[str, ...]:
-        """Return the owners of its files, for the content cache."""
-        raise NotImplementedError(type(self).__name__)
-
     def permit(self, until: float) -> Permit:
         """Return the permit to read its files, shown by a listing that is fresh until `until`."""
         raise NotImplementedError(type(self).__name__)

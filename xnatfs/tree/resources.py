@@ -106,11 +106,6 @@ class ResourceDir(ResourceView):
             self._expires = folders.expires if folders else -math.inf
         return self._expires
 
-    @property
-    def owners(self) -> tuple[str, ...]:
-        """Return the owners of its files, for the content cache."""
-        return self.site.access.owners(self.place.project, self.place.item)
-
     def permit(self, until: float) -> Permit:
         """Return the permit to read its files, shown by a listing that is fresh until `until`."""
         return self.site.access.permit((self.place.key, self.resource.id), self._shown, until)
@@ -127,7 +122,8 @@ class ResourceDir(ResourceView):
         raise NotFound(f"resource {self.resource.id} is not listed in {'/'.join(place.item)}")
 
     def source(self, row: FileRow, groups: Groups) -> FileSource:
-        """Return the source of one of its files."""
+        """Return the source of one of its files, which is about to be read."""
+        self.site.access.note_read(self.place.project, self.place.item, row.resource_id, groups)
         return FileSource(self.site.xnat, self.address, row, groups)
 
     def has_name(self, row: FileRow, groups: Groups) -> bool:
