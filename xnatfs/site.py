@@ -118,7 +118,6 @@ class Site:
         self._walks: dict[str, Walk] = {}
         self._offline = False
         self.access = Access(content.drop, store, self.listings, nursery)
-        self.listings.observer = self.access
 
     def stay(self, offline: bool = False) -> None:
         """Start background expiry and listing persistence, for long-lived processes.

@@ -40,7 +40,7 @@ PATHS: Mapping[str, tuple[tuple[str, ...], str]] = {
 }
 
 # Categories of resources that do not belong to the experiment itself: an assessor's are of the category `assessors`.
-PARTS = ("scans", "reconstructions")
+PART_CATEGORIES = ("scans", "reconstructions")
 # The name and the description to store for each row of a kind of listing.
 NAMES: Mapping[str, Callable[[Sequence[Row]], list[Name]]] = {
     "projects": lambda rows: [Name(row.get("ID"), row.text("name")) for row in rows],
@@ -49,7 +49,9 @@ NAMES: Mapping[str, Callable[[Sequence[Row]], list[Name]]] = {
         Name(row.text("label"), f"{row.get('ID')} {row.get('date')} {row.get('xsiType')}") for row in rows
     ],
     "scans": lambda rows: [Name(row.text("ID"), row.text("type", "series_description")) for row in rows],
-    "resources": lambda rows: [Name(row.text("label"), "") for row in rows if row.get("category") not in PARTS],
+    "resources": lambda rows: [
+        Name(row.text("label"), "") for row in rows if row.get("category") not in PART_CATEGORIES
+    ],
     "scan resources": lambda rows: [Name(row.text("label"), "") for row in rows],
     "prearchive": lambda rows: [
         Name(row.text("folderName", "name"), f"{row.get('timestamp')} {row.get('status')}") for row in rows

@@ -14,7 +14,6 @@ Invariants:
 import logging
 from collections.abc import Awaitable, Callable, Collection, Hashable, Iterable
 from copy import copy
-from typing import Protocol
 from weakref import WeakValueDictionary
 
 import trio
@@ -23,6 +22,7 @@ from xnatfs.common.clock import now
 from xnatfs.common.errors import Denied, LoginRequired, NotFound, Stale, XnatError
 from xnatfs.common.tasks import unattended
 from xnatfs.listings.keys import ExperimentsKey, ListKey, ProjectsKey, ResourcesKey, SubjectsKey, item_keys
+from xnatfs.listings.server_listings import ServerListings
 from xnatfs.listings.store import ListingStore, ReadPlace, Resources
 from xnatfs.rest.models import Item
 
@@ -103,19 +103,6 @@ class Permit:
         return await self._shown()
 
 
-class CurrentLists(Protocol):
-    """The listings of the server."""
-
-    async def has_session(self) -> bool:
-        """Return whether the server knows the session; if not, the next request logs in. Forget earlier refusals."""
-
-    async def ids(self, key: ListKey) -> list[str]:
-        """Fetch the IDs in the server's current list."""
-
-    def forget(self, key: ListKey) -> None:
-        """Forget a listing of a revoked item."""
-
-
 class Access:
     """The access of one account to the items on one server from which it has read.
 
@@ -130,10 +117,11 @@ class Access:
         self,
         drop: Callable[[Collection[str]], Awaitable[None]],
         store: ListingStore,
-        listings: CurrentLists,
+        listings: ServerListings,
         nursery: trio.Nursery,
     ) -> None:
         self.listings = listings
+        listings.on_listed, listings.on_refused = self.on_listed, self.on_refused
         self._drop = drop
         self._store = store
         self._nursery = nursery
@@ -185,7 +173,7 @@ class Access:
         if self._projects is not None:
             self._lose(ProjectsKey(), self._projects)
 
-    def listed(self, key: ListKey, ids: Iterable[str]) -> None:
+    def on_listed(self, key: ListKey, ids: Iterable[str]) -> None:
         """Revoke cached items that are absent from a complete list of the server; `ids` are the IDs in it."""
         if isinstance(key, ProjectsKey | SubjectsKey | ExperimentsKey):
             found = frozenset(ids)
@@ -193,7 +181,7 @@ class Access:
                 self._projects = found
             self._lose(key, found)
 
-    def refused(self, key: ListKey) -> None:
+    def on_refused(self, key: ListKey) -> None:
         """Revoke cached items below a list that the server has refused, or does not have."""
         self._lose(key, None)
 

@@ -10,14 +10,14 @@ Invariants:
 - What the server has refused, or does not list any more, is never served as stale, nor is anything below it. It is
   forgotten in memory and on the disk; all listings are, where the server refuses the login.
 - No listing is served that is older than MAX_AGE_SECONDS.
-- A stale listing is valid for RETRY_SECONDS: then it is requested again, since the server may be reachable.
+- A stale listing is valid for STALE_RETRY_SECONDS: then it is requested again, since the server may be reachable.
 """
 
 import logging
 import math
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import trio
 
@@ -48,20 +48,10 @@ log = logging.getLogger(__name__)
 
 REVALIDATE_SECONDS = 5.0
 # The longest time that it takes to notice the end of an outage.
-RETRY_SECONDS = 5.0
+STALE_RETRY_SECONDS = 5.0
 
 # How to request a list, the key that groups its rows, and their type.
 Request = tuple[Callable[[], Awaitable[Sequence[Any]]], Callable[[Any], Hashable], type]
-
-
-class Observer(Protocol):
-    """An observer of the server's answers."""
-
-    def listed(self, key: ListKey, ids: Iterable[str]) -> None:
-        """Take note of a complete list of the server; `ids` are the IDs in it."""
-
-    def refused(self, key: ListKey) -> None:
-        """Take note of a list that the server has refused, or does not have."""
 
 
 class ServerListings:
@@ -76,7 +66,9 @@ class ServerListings:
 
     def __init__(self, xnat: Xnat, store: ListingStore, ttl: float, nursery: trio.Nursery) -> None:
         self.cache = MetadataCache()
-        self.observer: Observer | None = None
+        # Called with each complete list of the server and the IDs in it, and with each list that it refuses.
+        self.on_listed: Callable[[ListKey, Iterable[str]], None] = lambda key, ids: None
+        self.on_refused: Callable[[ListKey], None] = lambda key: None
         self._xnat = xnat
         self._store = store
         self._ttl = ttl
@@ -169,8 +161,7 @@ class ServerListings:
             found = await (self._files.fetch(key) if isinstance(key, FilesKey) else self._fetch(key))
         except (NotFound, Denied):
             self.forget(key)
-            if self.observer:
-                self.observer.refused(key)
+            self.on_refused(key)
             raise
         except (LoginRequired, Unreachable) as error:
             return await self._as_it_was(key, error)
@@ -191,8 +182,7 @@ class ServerListings:
             self._forget_below(key, (row for row in before.rows if row.id not in there))
         if self._persists and (self._offline or not isinstance(key, FilesKey)):
             self._store.put(key, () if found.broken else found.rows)  # the file cannot hold which groups are broken
-        if self.observer:
-            self.observer.listed(key, (row.id for row in found.rows))
+        self.on_listed(key, (row.id for row in found.rows))
 
     async def _as_it_was(self, key: ListKey, error: LoginRequired | Unreachable) -> Listing[Any]:
         """Return the last listing, marked as stale, while the server is unreachable; else raise the error."""
@@ -210,7 +200,7 @@ class ServerListings:
         if not self._warned:
             log.warning("listings are shown as they were: %s", error)
         self._warned = True
-        return replace(found, expires=now() + RETRY_SECONDS, pieced=False, stale=self._time_of(found))
+        return replace(found, expires=now() + STALE_RETRY_SECONDS, pieced=False, stale=self._time_of(found))
 
     async def _stored(self, key: ListKey) -> Listing[Any] | None:
         _, group, kind = self._request(key)

@@ -150,7 +150,7 @@ async def test_what_the_last_mount_has_seen_is_shown_from_the_start(line, tmp_pa
 
 
 async def test_it_says_of_when_it_is(line, tmp_path, monkeypatch):
-    monkeypatch.setattr("xnatfs.listings.server_listings.RETRY_SECONDS", TTL)
+    monkeypatch.setattr("xnatfs.listings.server_listings.STALE_RETRY_SECONDS", TTL)
     async with opened(line, tmp_path) as site:
         ops = OperationsWithXattrs(Root(site), Ownership(1, 2))
         await seen(site)
@@ -173,7 +173,7 @@ async def test_it_says_of_when_it_is(line, tmp_path, monkeypatch):
 
 
 async def test_when_the_server_is_back_it_is_asked(line, tmp_path, monkeypatch):
-    monkeypatch.setattr("xnatfs.listings.server_listings.RETRY_SECONDS", TTL)
+    monkeypatch.setattr("xnatfs.listings.server_listings.STALE_RETRY_SECONDS", TTL)
     async with opened(line, tmp_path) as site:
         before = await seen(site)
         await cut(line, site)
