@@ -241,12 +241,12 @@ async def test_reads_go_on_while_the_server_is_away(server, tmp_path, clock):
 
 async def test_a_guests_answer_takes_nothing_away(server, tmp_path, clock):
     """Ignore the reply to a guest: an open site drops the session, and its cookies do not tell."""
-    server.demo.sessions.require_login = False
+    server.demo.site.require_login = False
     async with mounted(server, tmp_path) as (kernel, site):
         opened = await kernel.open(FILE)
         await kernel.read(opened, 0, 100)
         await trio.sleep(1)
-        site.xnat.login._cookie_tells = False
+        site.xnat.login._heeds_cookies = False
         await trio.sleep(TTL)
         site.xnat.login._confirmed_at = trio.current_time()  # so no answer is doubted
         server.demo.sessions.end_all()

@@ -385,7 +385,7 @@ async def test_a_500_is_asked_once_more_and_no_oftener(autojump_clock):
 
 
 async def test_a_gateway_that_fails_is_asked_again_until_it_answers(autojump_clock):
-    statuses = [502, 503, 504, 429, 200]
+    statuses = [502, 503, 504, 429, 500, 200]
 
     def answer(request: httpx.Request) -> httpx.Response:
         status = statuses.pop(0)

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import unquote_plus
 
@@ -13,7 +14,7 @@ import trio.testing
 
 from tests.rest.test_client import CONTENT, FILE, ITEM, MODIFIED, URL, Pieces, Server, always, connected, table
 from tests.support.wire import Wire
-from xnatfs.common.errors import BadReply, LoginRequired, NotFound, Uncertain, Unreachable
+from xnatfs.common.errors import BadReply, ConfigError, LoginRequired, NotFound, Uncertain, Unreachable
 from xnatfs.http.clients import PARALLEL_DOWNLOADS
 from xnatfs.http.documents import MAX_BODY_ATTEMPTS
 from xnatfs.rest.client import Xnat, open_xnat
@@ -260,6 +261,38 @@ async def test_what_is_handed_on_or_does_something_is_not_asked_for_again(autoju
     server = Server(always(lambda: httpx.Response(200, stream=Pieces(CONTENT, 1500))))
     async with connected(server) as xnat:
         with pytest.raises(Unreachable, match=f"^{URL}/data/.* broke off"):
+            await call(xnat)
+    assert len(server.asked()) == 1
+
+
+@pytest.mark.parametrize("path", ["/data/\x01", "/data/\udcff", f"/data/{'x' * 70_000}"])
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+async def test_a_path_that_no_url_can_have_is_an_error_of_its_own(method, path):
+    server = Server()
+    async with connected(server) as xnat:
+        with pytest.raises(ConfigError, match="cannot be sent"):
+            await gathered(xnat.raw(method, path, b"", None))
+    assert server.asked() == []
+
+
+async def test_a_path_with_two_slashes_names_no_other_host_and_no_other_path():
+    server = Server(always(lambda: httpx.Response(200)))
+    async with connected(server) as xnat:
+        await xnat.change("DELETE", "//data/projects/P")
+    assert server.asked() == ["DELETE /site//data/projects/P"]
+    assert server.requests[-2].url.host == "xnat.example.org"
+
+
+@pytest.mark.parametrize("call", [lambda xnat: xnat.issue_token(), lambda xnat: xnat.invalidate_token("alias")])
+async def test_a_request_with_an_effect_is_not_sent_again_if_its_reply_is_lost(autojump_clock, call):
+    """Report that the server may have carried it out: each repetition would issue another token."""
+
+    def lost(request: httpx.Request) -> httpx.Response:
+        raise httpx.ReadError("connection reset")
+
+    server = Server(lost)
+    async with connected(server) as xnat:
+        with pytest.raises(Uncertain, match="may have been carried out"):
             await call(xnat)
     assert len(server.asked()) == 1
 
@@ -511,6 +544,7 @@ async def test_a_session_of_others_is_used_and_left():
         def find(self, dead: frozenset[str] = frozenset()) -> Any:
             class Found:
                 token, username, idle = "S" * 32, "u", 900.0
+                created = datetime.now(UTC)
 
             return Found()
 

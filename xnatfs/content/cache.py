@@ -81,6 +81,12 @@ class ContentCache:
             **self._store.counters(),
         }
 
+    def filling(self) -> list[Blob]:
+        """Return the files that are being fetched singly."""
+        return [
+            entry.blob for entry in self._files.entries.values() if entry.fill is not None and entry.fill.is_running
+        ]
+
     def has(self, version: Version) -> bool:
         """Return whether an open would need no request to the server. It takes one point read."""
         ident = identity(version)

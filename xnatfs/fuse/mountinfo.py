@@ -28,16 +28,20 @@ def file_system(path: Path) -> str:
 
 
 def mount_on(mountpoint: Path) -> Mount | None:
-    """Return the topmost mount on a mountpoint; None if there is none. See proc_pid_mountinfo(5)."""
-    found = None
+    """Return the topmost mount on a mountpoint; None if there is none."""
+    return all_mounts().get(mountpoint)
+
+
+def all_mounts() -> dict[Path, Mount]:
+    """Return the topmost mount on each mountpoint; see proc_pid_mountinfo(5)."""
+    found = {}
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
         for line in table:
             before, _, after = line.rstrip("\n").partition(" - ")
             cells = before.split(" ")
-            if _decoded(cells[4]) == str(mountpoint):
-                kind, source, options = after.split(" ")
-                owner = re.search(r"\buser_id=(\d+)", options)
-                found = Mount(cells[2], kind, _decoded(source), int(owner[1]) if owner else None)
+            kind, source, options = [*after.split(" ", 2), "", ""][:3]
+            owner = re.search(r"\buser_id=(\d+)", options)
+            found[Path(_decoded(cells[4]))] = Mount(cells[2], kind, _decoded(source), int(owner[1]) if owner else None)
     return found
 
 

@@ -41,6 +41,7 @@ from xnatfs.common.errors import (
     first_error,
 )
 from xnatfs.content import Blob
+from xnatfs.fuse.control.error_log import ErrorLog
 from xnatfs.fuse.inodes import Inodes, Known
 from xnatfs.listings.revocation import Permit
 from xnatfs.tree.names import decode, encode
@@ -74,6 +75,7 @@ QUIET = (NotFound, Denied, Stale, ReadOnly, Unreachable, LoginRequired)
 # What never expires, the kernel may keep for an hour; longer only delays its forgetting.
 LONGEST_TIMEOUT = 3600.0
 XATTR_PREFIX = b"user.xnat."
+ERROR_XATTR = XATTR_PREFIX + b"error"
 # Bytes in a name, as statfs(2) says it.
 NAME_MAX = 255
 # Bytes in a value that the kernel passes on: XATTR_SIZE_MAX. What is longer would be E2BIG.
@@ -122,7 +124,9 @@ def handler(method: Handler) -> Handler:
             raise
         except Exception as error:
             self.listings.clear()  # a file that is another than listed, or gone, has changed its directory
-            raise pyfuse3.FUSEError(_logged_errno(method.__name__, error)) from None
+            number = _logged_errno(method.__name__, error)
+            self.record_error(method.__name__, args, number, first_error(error))
+            raise pyfuse3.FUSEError(number) from None
 
     return cast(Handler, wrapped)
 
@@ -218,10 +222,29 @@ class Operations(pyfuse3.Operations):
         self._unproven: dict[InodeT, Blob] = {}  # what was opened last before it was verified, of numbers that are open
         self._forgetting: set[InodeT] = set()
         self._next_handle = 1
+        self.errors = ErrorLog()
+        self.served = 0  # bytes
 
     def counters(self) -> dict[str, int]:
         """Count what the kernel has open, and the nodes it remembers."""
         return {"files": len(self._files), "directories": len(self._directories), "inodes": len(self.inodes)}
+
+    def record_error(self, name: str, arguments: Sequence[Any], number: int, error: BaseException) -> None:
+        """Record the error of a call for the path that the call is about."""
+        with contextlib.suppress(LookupError, XnatError):  # a number that is not known any more has no path
+            self.errors.record(self._path_of(name, *arguments), number, str(error) or type(error).__name__)
+
+    def _path_of(self, name: str, first: Any, *rest: Any) -> tuple[str, ...]:
+        """Return the path that a call is about. Raises LookupError."""
+        if name == "readdir":
+            return next((node.parent.path for node in self._directories[first].nodes if node.parent), ())
+        inode = self._files[first][2] if name in ("read", "release") else first
+        path = self.inodes[inode].path
+        return (*path, decode(rest[0])) if name == "lookup" else path
+
+    def open_files(self) -> list[tuple[tuple[str, ...], Blob]]:
+        """Return path and blob of each open file, once for each handle."""
+        return [(self.inodes[inode].path, blob) for blob, _, inode in self._files.values()]
 
     # -- names ---------------------------------------------------------------------------------------------------
 
@@ -434,9 +457,11 @@ class Operations(pyfuse3.Operations):
         if permit.until <= now():
             await self._permitted(permit, inode)
         try:
-            return await blob.read(off, size)
+            data = await blob.read(off, size)
         except NotFound as error:  # read(2) knows no such answer of what is open
             raise Stale(f"it is not there any more: {error}") from error
+        self.served += len(data)
+        return data
 
     async def _permitted(self, permit: Permit, inode: InodeT) -> float:
         """See to it that this may be read on; until when. Where it may not, the kernel's pages of it go, too."""
@@ -463,6 +488,8 @@ class Operations(pyfuse3.Operations):
         opened = self._files.pop(fh, None)
         if opened is not None:
             blob, _, inode = opened
+            if blob.complete and self.errors.is_any:
+                self.errors.forget(self.inodes[inode].path)
             self.inodes.mixed.discard(inode)
             self.inodes.handles[inode] -= 1
             if not self.inodes.handles[inode]:
@@ -539,7 +566,7 @@ class OperationsWithXattrs(Operations):
     @handler
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[FileNameT]:
         """Return the names of those that have a value, and that a copy can keep; the longest values give way."""
-        found = await _xattrs(self._node(inode))
+        found = await self._xattrs(self._node(inode))
         room, names = LISTED_XATTRS, []
         for name in sorted(found, key=lambda name: len(found[name])):
             room -= len(name) + len(found[name])
@@ -553,10 +580,21 @@ class OperationsWithXattrs(Operations):
         # as of any file system without these: 120 us an entry saved. (ENOSYS would make the kernel ask for nothing.)
         if not name.startswith(b"user."):
             raise pyfuse3.FUSEError(errno.EOPNOTSUPP)
-        value = (await _xattrs(self._node(inode))).get(name) if name.startswith(XATTR_PREFIX) else None
+        if name == ERROR_XATTR:  # no request is sent for it, since it may be a request that has failed
+            value = encode(self.errors.reason(self._node(inode).path)) or None
+        else:
+            value = (await self._xattrs(self._node(inode))).get(name) if name.startswith(XATTR_PREFIX) else None
         if value is None or len(value) > LONGEST_XATTR:
             raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
         return value
+
+    async def _xattrs(self, node: Node) -> dict[FileNameT, bytes]:
+        """Return all that a node can have. A value that has gone since its name was listed is empty, not an error."""
+        facts = await node.all_xattrs()
+        since = node.stale()
+        facts["stale"] = datetime.fromtimestamp(since, UTC).isoformat(timespec="seconds") if since else ""
+        facts["error"] = self.errors.reason(node.path)
+        return {FileNameT(XATTR_PREFIX + key.encode()): encode(value) for key, value in facts.items()}
 
 
 async def _read_only(self: Operations, *args: object, **kwargs: object) -> None:
@@ -572,14 +610,6 @@ for _name in ("unlink", "write"):
 
 async def _learn_size(nodes: Sequence[Node]) -> None:
     await measure(node for node in nodes if isinstance(node, File) and not node.measured)
-
-
-async def _xattrs(node: Node) -> dict[FileNameT, bytes]:
-    """Return all that a node can have. A value that has gone since its name was listed is empty, not an error."""
-    facts = await node.all_xattrs()
-    since = node.stale()
-    facts["stale"] = datetime.fromtimestamp(since, UTC).isoformat(timespec="seconds") if since else ""
-    return {FileNameT(XATTR_PREFIX + key.encode()): encode(value) for key, value in facts.items()}
 
 
 def _left(expires: float) -> float:

@@ -88,6 +88,11 @@ class Xnat(Contents):
             "heads": self._heads.borrowed_tokens,
         }
 
+    @property
+    def transport(self) -> Transport:
+        """Return the transport, for its counters and the state of the server."""
+        return self._transport
+
     async def session_lives(self) -> bool:
         """Return whether the server still accepts the session. If not, the next request logs in."""
         return await self._transport.session_lives("/xapi/users/username")
@@ -306,7 +311,7 @@ class Xnat(Contents):
 
     async def issue_token(self) -> tuple[str, str]:
         """Issue an alias token: a new alias and its secret, which log in in place of user and password."""
-        cells = await fetch_json(self._transport, "/data/services/tokens/issue", {}, attempts=1)
+        cells = await fetch_json(self._transport, "/data/services/tokens/issue", {}, is_change=True)
         try:
             return str(cells["alias"]), str(cells["secret"])
         except (KeyError, TypeError):
@@ -314,7 +319,7 @@ class Xnat(Contents):
 
     async def invalidate_token(self, alias: str) -> None:
         """Invalidate an alias token. The server allows this only to the token's own session."""
-        await fetch_json(self._transport, f"/data/services/tokens/invalidate/{segment(alias)}", {}, attempts=1)
+        await fetch_json(self._transport, f"/data/services/tokens/invalidate/{segment(alias)}", {}, is_change=True)
 
     async def username(self) -> str:
         """Fetch the user name that the server knows the session by. Raises LoginRequired if it knows none."""
