@@ -158,22 +158,17 @@ class CacheDirectory:
         with self.index.transaction():
             self._make_room(target)
 
-    def drop(self, owners: Collection[str]) -> None:
-        """Remove the files that have one of these owners, open or not.
+    def drop(self, folders: Collection[str]) -> None:
+        """Remove the files in these folders, open or not.
 
         Readers that have such a file open keep its bytes; later opens do not find it.
         """
         with self.index.transaction():
-            idents = self.index.owned(owners)
+            idents = self.index.in_folders(folders)
             for ident in idents:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self.path(ident))
             self.index.drop(idents)
-
-    def owners(self) -> set[str]:
-        """Return the owners of all files; see `Index.owners`."""
-        with self.index.transaction():
-            return self.index.owners()
 
     def touch(self) -> None:
         """Write the times of recent opens to the index."""
