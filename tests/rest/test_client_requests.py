@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 from urllib.parse import unquote_plus
 
@@ -540,7 +541,7 @@ async def test_a_session_of_others_is_used_and_left():
     class Kept:
         def find(self, dead: frozenset[str] = frozenset()) -> Any:
             class Found:
-                token, username, idle = "S" * 32, "u", 900.0
+                token, username, idle, created = "S" * 32, "u", 900.0, datetime.now()
 
             return Found()
 
