@@ -6,8 +6,6 @@ from pathlib import Path
 import pytest
 from trio.testing import MockClock
 
-pytest.register_assert_rewrite("tests.support")
-
 from tests.support.commanding import Shell, shell
 from tests.support.content_fakes import patient
 from xnatfs.demo.server.releases import RELEASES, Release
