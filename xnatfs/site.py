@@ -40,7 +40,7 @@ from xnatfs.listings.persisted import Kept
 from xnatfs.listings.revocation import Access
 from xnatfs.listings.stale import Past
 from xnatfs.listings.ttl_cache import Listing, MetadataCache, listing
-from xnatfs.prefetch.series_files import Bulk, open_bulk
+from xnatfs.prefetch.series_files import SeriesPrefetch, open_series_prefetch
 from xnatfs.prefetch.session_listings import Walk
 from xnatfs.rest.address import base
 from xnatfs.rest.client import Xnat, open_xnat
@@ -111,7 +111,7 @@ class Site:
         xnat: Xnat,
         metadata: MetadataCache,
         content: ContentCache,
-        bulk: Bulk,
+        bulk: SeriesPrefetch,
         ttl: float,
         nursery: trio.Nursery,
         directory: Path,
@@ -476,7 +476,7 @@ async def open_site(
         open_cache(
             directory, config.cache_size, revalidate=config.revalidate, strict=config.strict, wait=config.lock_timeout
         ) as content,
-        open_bulk(xnat, content) as bulk,
+        open_series_prefetch(xnat, content) as bulk,
         background() as nursery,
     ):
         yield Site(xnat, MetadataCache(), content, bulk, config.ttl, nursery, directory)

@@ -70,10 +70,6 @@ class ResourceView(Dir):
         """Return the source of one of its files."""
         raise NotImplementedError(type(self).__name__)
 
-    def has_name(self, row: FileRow, groups: Groups) -> bool:
-        """Return whether one of its files is requested by name, which costs no more than its bytes."""
-        raise NotImplementedError(type(self).__name__)
-
     def reading_order(self) -> Sequence[tuple[str, str]]:
         """Return all resources that are listed together with it, in the order in which the tree shows them."""
         raise NotImplementedError(type(self).__name__)

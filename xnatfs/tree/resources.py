@@ -15,7 +15,7 @@ from xnatfs.prefetch.read_pattern import Groups
 from xnatfs.rest.address import Address, with_digits
 from xnatfs.rest.models import FileRow, Resource
 from xnatfs.site import Site
-from xnatfs.tree.file_source import FileSource, catalogue_of, reading_order
+from xnatfs.tree.file_source import FileSource, reading_order
 from xnatfs.tree.folders import Folders, build
 from xnatfs.tree.names import assign
 from xnatfs.tree.node import Children, Dir
@@ -129,10 +129,6 @@ class ResourceDir(ResourceView):
     def source(self, row: FileRow, groups: Groups) -> FileSource:
         """Return the source of one of its files."""
         return FileSource(self.site.xnat, self.address, row, groups)
-
-    def has_name(self, row: FileRow, groups: Groups) -> bool:
-        """Return whether one of its files is requested by name, which costs no more than its bytes."""
-        return self.address.has_name(row.path, catalogue_of(groups, row.resource_id))
 
     def reading_order(self) -> Sequence[tuple[str, str]]:
         """Return all resources that are listed together with this one, in the order in which the tree shows them."""
