@@ -33,7 +33,7 @@ MAX_FILES = 50_000
 # Distinct files of a resource that are opened before it counts as read.
 FILES_READ = 3
 # What may have come of resources that are being read, and is unopened: most series are smaller.
-READ_AHEAD_BYTES, READ_AHEAD_FACTOR = 32 * 2**20, 16
+READ_AHEAD_BYTES, READ_AHEAD_FACTOR = 64 * 2**20, 32
 # The next resource is begun when this part of the files of the one before is opened.
 NEXT_BEGUN_AT = 1 / 4
 # Wrong guesses of the next resource in a row, after which none is begun early.

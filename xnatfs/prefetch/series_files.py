@@ -75,6 +75,7 @@ class _Tar:
         self.scope = trio.CancelScope()
         self.is_late = False  # it has brought nothing while a reader has waited for long
         self.members = 0
+        self.left = series.size  # bytes of the files whose members have not passed
         self.waits: dict[str, trio.Event] = {}
 
     async def wait(self, path: str) -> None:
@@ -130,7 +131,7 @@ class SeriesPrefetch:
         if series.counts and (not is_here or row.path in series.unread):
             self._note(session, series, row, is_here)
         tar = self._tars.get(series)
-        if tar is not None and not (is_here or tar.is_late) and session.room(series) > 0:
+        if tar is not None and not (is_here or tar.is_late) and session.room(series) >= tar.left:
             await tar.wait(row.path)
 
     def _note(self, session: SessionReads, series: Series, row: FileRow, is_here: bool) -> None:
@@ -233,7 +234,7 @@ class SeriesPrefetch:
             names = await TarNames.of([(series.label or series.resource, series.rows)])
             async with aclosing(members(chunks)) as archive:
                 async for member in archive:
-                    tar.is_late, tar.members = False, tar.members + 1
+                    tar.is_late, tar.members, tar.left = False, tar.members + 1, tar.left - member.size
                     await self._receive(session, tar, member, [row for _, row in names.find(member)], kept)
                     if session.room(series) <= 0 and not await self._pause(session, tar):
                         return False
