@@ -41,7 +41,7 @@ from xnatfs.listings.revocation import Access
 from xnatfs.listings.stale import Past
 from xnatfs.listings.ttl_cache import Listing, MetadataCache, listing
 from xnatfs.prefetch.series_files import SeriesPrefetch, open_series_prefetch
-from xnatfs.prefetch.session_listings import Walk
+from xnatfs.prefetch.session_listings import SessionListings
 from xnatfs.rest.address import base
 from xnatfs.rest.client import Xnat, open_xnat
 from xnatfs.rest.file_table import Catalogue, Catalogues
@@ -128,7 +128,7 @@ class Site:
         self._contradicted: dict[str, tuple[int | None, int]] = {}  # stated and listed number of files, by resource
         self._nursery = nursery
         self._directory = directory
-        self._walks: dict[str, Walk] = {}
+        self._walks: dict[str, SessionListings] = {}
         self._kept: Kept | None = None
         self._past: Past | None = None
         self._seen: set[ListKey] = set()  # listings that were requested before
@@ -304,18 +304,18 @@ class Site:
     async def look_into(self, project: str, experiment: str) -> None:
         """Begin the listings of a session together; for a client that iterates over sessions, those of a batch."""
         try:
-            await self._walk(project).session(experiment)
+            await self._walk(project).enter_session(experiment)
         except Unreachable:
             if self._past is None:
                 raise  # else the persisted listings are served
 
     async def look_into_subject(self, project: str, subject: str) -> None:
         """Prefetch for a subject whose resources a client lists."""
-        await self._walk(project).subject(subject)
+        await self._walk(project).enter_subject(subject)
 
-    def _walk(self, project: str) -> Walk:
+    def _walk(self, project: str) -> SessionListings:
         if project not in self._walks:
-            self._walks[project] = Walk(project, self.xnat, self.metadata, self.ttl, self._ask_all)
+            self._walks[project] = SessionListings(project, self.xnat, self.metadata, self.ttl, self._ask_all)
         return self._walks[project]
 
     def _ask_all(self, experiment: str, imaging: bool) -> None:
