@@ -10,7 +10,7 @@ from xnatfs.listings.ttl_cache import Listing
 from xnatfs.prefetch.read_pattern import Groups
 from xnatfs.rest.address import Address, base
 from xnatfs.rest.models import FileRow, Item, Resource
-from xnatfs.tree.file_source import FileSource, catalogue_of
+from xnatfs.tree.file_source import FileSource
 from xnatfs.tree.node import Children, Dir
 
 
@@ -76,10 +76,6 @@ class ResourceView(Dir):
         """Return the source of one of its files, which is about to be read."""
         self.site.access.note_read(self.place.project, self.place.item, row.resource_id, groups)
         return FileSource(self.site.xnat, self.address, row, groups)
-
-    def has_name(self, row: FileRow, groups: Groups) -> bool:
-        """Return whether one of its files is requested by name, which costs no more than its bytes."""
-        return self.address.has_name(row.path, catalogue_of(groups, row.resource_id))
 
     def reading_order(self) -> Sequence[tuple[str, str]]:
         """Return ID and label of the cached resources that are listed with it: scan by scan as shown, then the rest."""
