@@ -174,10 +174,10 @@ class Operations(pyfuse3.Operations):
                 return
         first, behind = max(start_id - len(DOTS), 0), len(DOTS) + 1
         for place in range(first, len(listing.nodes)):
-            reply = listing.replies[place]
-            if reply is None or not self.inodes.is_current(reply[2], listing.nodes[place]):
+            node, reply = listing.nodes[place], listing.replies[place]
+            if reply is None or not self.inodes.is_current(reply[2], node):
                 try:
-                    reply = await self._reply(listing, place)
+                    reply = await self._reply(listing, place, node)
                 except Exception:
                     if place == first:
                         raise
@@ -186,17 +186,17 @@ class Operations(pyfuse3.Operations):
             attributes.entry_timeout = attributes.attr_timeout = timeout
             if not pyfuse3.readdir_reply(token, name, attributes, place + behind):
                 return
-            self.inodes.refer(known, listing.nodes[place])
+            self.inodes.refer(known, node)
 
-    async def _reply(self, listing: DirListing, place: int) -> Reply:
+    async def _reply(self, listing: DirListing, place: int, node: Node) -> Reply:
         """Make a reply. Nothing awaits between finding the number and the reply: another could get it meanwhile."""
         if place % MADE_AT_ONCE == 0:
             await trio.lowlevel.checkpoint()
-        node = listing.nodes[place]
         if isinstance(node, File) and not node.measured:
             await measure(listing.nodes[place : place + MEASURED_AT_ONCE])
         known = self.inodes.known(node)
-        reply = (FileNameT(encode(node.name)), self._attributes(known.newest(node), known.inode, 0.0), known)
+        shown = node if node is known.node else known.newest(node)
+        reply = (FileNameT(encode(node.name)), self._attributes(shown, known.inode, 0.0), known)
         if listing.keep:
             listing.replies[place] = reply
         return reply

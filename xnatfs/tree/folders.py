@@ -9,7 +9,7 @@ from xnatfs.common.errors import BadReply, NotFound
 from xnatfs.listings.ttl_cache import Listing
 from xnatfs.rest.models import FileRow
 from xnatfs.tree.catalogue_file import CatalogueFile
-from xnatfs.tree.names import escape, shorten, split
+from xnatfs.tree.names import are_simple, escape, shorten, split
 from xnatfs.tree.node import Children, Dir, Listed, Node, NodesByPlace
 from xnatfs.tree.resource_files import ResourceFiles
 from xnatfs.tree.resource_view import ResourceView
@@ -135,7 +135,11 @@ class Folders:
         catalogue, plain = self.files.catalogue, set[str]()
         for start in range(0, len(catalogue), AT_ONCE):
             await _checkpoint(start)
-            for path in catalogue.paths(start, start + AT_ONCE):
+            paths = list(catalogue.paths(start, start + AT_ONCE))
+            if are_simple(paths):
+                plain.update(paths)
+                continue
+            for path in paths:
                 names = split(path)
                 if names[0] == path:
                     plain.add(path)

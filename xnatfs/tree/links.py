@@ -27,7 +27,7 @@ from xnatfs.listings.keys import (
 from xnatfs.listings.ttl_cache import Expiring, Listing
 from xnatfs.rest.models import Accession
 from xnatfs.site import Site
-from xnatfs.tree.names import escape, expected, shorten, unescape
+from xnatfs.tree.names import expected, file_name, unescape
 from xnatfs.tree.node import Children, Dir, Link, Listed, Node, NodesByPlace
 from xnatfs.tree.projects import RESOURCES, ProjectDir, Projects, SubjectDir
 from xnatfs.tree.sessions import AssessorsDir, SessionDir
@@ -91,13 +91,13 @@ class Links(Listed):
         A client that follows the links in this order needs the listings of one project at a time.
         """
         for count, row in enumerate(chain.from_iterable(self._listing.groups.values()), 1):
-            self._rows.setdefault(shorten(escape(row.id)), row)
+            self._rows.setdefault(file_name(row.id), row)
             if count % AT_ONCE == 0:
                 await trio.lowlevel.checkpoint()
         for project in self._known:
             for accession, path in project.paths.items():
-                row = self._rows.setdefault(shorten(escape(accession)), Accession(accession, "", "", "", "", ""))
-                if accession not in self.paths or path[1] == shorten(escape(row.project)):
+                row = self._rows.setdefault(file_name(accession), Accession(accession, "", "", "", "", ""))
+                if accession not in self.paths or path[1] == file_name(row.project):
                     self.paths[accession] = path
         self._names = list(self._rows)
 
@@ -108,7 +108,7 @@ class Links(Listed):
 
     def row(self, accession: str) -> Accession | None:
         """Return the row of an item in the site's list."""
-        return self._rows.get(shorten(escape(accession)))
+        return self._rows.get(file_name(accession))
 
     def __getitem__(self, name: str) -> Node:
         return self._links.link(name, self._rows[name], self)
@@ -191,7 +191,7 @@ class LinksDir(Dir):
 
     def place(self, row: Accession, links: Links) -> tuple[Path, bool]:
         """Return the path of an item, by a cached listing or else by its labels, and whether it is certain."""
-        path, owner = links.paths.get(row.id), shorten(escape(row.project))
+        path, owner = links.paths.get(row.id), file_name(row.project)
         if path is None:
             return self.expected(row, owner, links), False
         return path, not row.project or path[1] == owner
@@ -240,7 +240,7 @@ class LinksDir(Dir):
         """Return the items of one project."""
 
         async def build() -> Accessions:
-            node = await self.projects.child(shorten(escape(project)))
+            node = await self.projects.child(file_name(project))
             assert isinstance(node, ProjectDir)
             return await self.collect(node)
 

@@ -7,7 +7,7 @@ server has it. Clashes are resolved by ID, never by the order of a listing.
 
 import hashlib
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from xnatfs.common.errors import NotFound
@@ -21,6 +21,9 @@ _ESCAPE = re.compile(r"%(2F|00|2E|25)")
 
 # A path whose segments are file names unchanged: nearly all are, and this match takes a fifth of the time.
 _SIMPLE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_. -]{0,200}(?:/[A-Za-z0-9_-][A-Za-z0-9_. -]{0,200})*")
+
+# Labels, one a line, that are names unchanged.
+_SIMPLE_NAMES = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_. -]{0,200}(?:\n[A-Za-z0-9_-][A-Za-z0-9_. -]{0,200})*")
 
 # Levels of folders below a resource. No program can open a path of more than 4096 bytes, and each level costs memory.
 DEEPEST = 100
@@ -75,6 +78,17 @@ def _cut(raw: bytes, length: int) -> str:
     return raw[:length].decode("utf-8", "surrogatepass")
 
 
+def file_name(label: str) -> str:
+    """Return the file name of a label: escaped, and cut if it is too long."""
+    return label if len(label) <= LONGEST and _SIMPLE_NAMES.fullmatch(label) else shorten(escape(label))
+
+
+def are_simple(paths: Sequence[str]) -> bool:
+    """Return whether each path is a file name unchanged: False for some that are."""
+    lines = "\n".join(paths)
+    return lines.count("\n") < len(paths) and _SIMPLE_NAMES.fullmatch(lines) is not None
+
+
 def assign(
     items: Iterable[T], label: Callable[[T], str], key: Callable[[T], str], reserved: Collection[str] = ()
 ) -> dict[str, T]:
@@ -93,7 +107,7 @@ def assign(
     unique: dict[str, T] = {}
     for item in items:
         unique.setdefault(key(item), item)
-    names = [shorten(escape(label(item))) for item in unique.values()]
+    names = [file_name(label(item)) for item in unique.values()]
     named = dict(zip(names, unique.values(), strict=True))
     if len(named) < len(unique) or "" in named or not named.keys().isdisjoint(reserved):
         named = _resolved(unique, dict(zip(unique, names, strict=True)), reserved)
@@ -119,7 +133,7 @@ def _resolved(items: Mapping[str, T], names: Mapping[str, str], reserved: Collec
 
 def expected(label: str, key: str, reserved: Collection[str] = ()) -> str:
     """Return the name that `assign` gives to an item whose label no other item has."""
-    name = shorten(escape(label))
+    name = file_name(label)
     return name if name and name not in reserved else shorten(f"{name}~{escape(key)}")
 
 
@@ -135,11 +149,11 @@ def split(path: str) -> tuple[str, ...]:
     pending = ""
     for segment in path.split("/", DEEPEST - 1):
         if segment:
-            names.append(shorten(escape(pending + segment)))
+            names.append(file_name(pending + segment))
             pending = ""
         else:
             pending += "/"
     if pending:
         last = unescape(names.pop()) + pending if names else pending[1:]  # n slashes alone make n + 1 segments
-        names.append(shorten(escape(last)))
+        names.append(file_name(last))
     return tuple(names)
