@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from xnatfs.common.errors import NotFound
 from xnatfs.tree.names import (
     DEEPEST,
-    LONGEST,
+    MAX_NAME_BYTES,
     are_simple,
     assign,
     decode,
@@ -40,7 +40,7 @@ def test_names_are_legal(label):
     assert "/" not in name
     assert "\0" not in name
     assert name not in (".", "..")
-    assert len(encode(name)) <= LONGEST
+    assert len(encode(name)) <= MAX_NAME_BYTES
 
 
 @given(LABELS)
@@ -86,7 +86,7 @@ def shortened(stem: str, name: str, ending: str = "") -> str:
 def test_a_long_name_is_cut_between_characters_and_keeps_its_extension(character, ahead):
     """Cut to 255 bytes less '~', eight digits and '.gz'; a character that is not whole is left out."""
     name = ahead + character * 300 + ".nii.gz"
-    fit = (LONGEST - 12 - len(ahead)) // len(encode(character))
+    fit = (MAX_NAME_BYTES - 12 - len(ahead)) // len(encode(character))
     assert shorten(name) == shortened(ahead + character * fit, name, ".gz")
 
 

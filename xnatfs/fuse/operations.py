@@ -17,17 +17,15 @@ from xnatfs.common.clock import now
 from xnatfs.common.errors import NotFound, ReadOnly, Stale, XnatError
 from xnatfs.content import Blob
 from xnatfs.fuse.attributes import Ownership, absent, seconds_left
-from xnatfs.fuse.dir_cache import DirCache, DirListing, Reply
+from xnatfs.fuse.dir_cache import DirCache, DirListing, EntryReply
 from xnatfs.fuse.errnos import handler
 from xnatfs.fuse.inodes import Inodes, Known, Pages
 from xnatfs.listings.revocation import Permit
-from xnatfs.tree.names import decode, encode
+from xnatfs.tree.names import MAX_NAME_BYTES, decode, encode
 from xnatfs.tree.node import Dir, File, Link, Node, measure
 
 log = logging.getLogger(__name__)
 
-# Bytes in a name, as statfs(2) says it.
-NAME_MAX = 255
 # How many files of a listing are measured at once, where the server does not state sizes: four rounds of eight.
 MEASURED_AT_ONCE = 32
 # Replies that are made between two checkpoints: 2 ms. The kernel has room for some 700 at a time.
@@ -40,9 +38,9 @@ LOOKED_UP_SECONDS = 1.0
 GIVEN_BYTES = 128 * 1024
 
 # Puts bytes into the kernel's pages of an inode, from an offset.
-Store = Callable[[InodeT, int, bytes], None]
+StorePages = Callable[[InodeT, int, bytes], None]
 # Has the kernel drop the attributes of an inode and, unless told "these alone", its pages.
-Invalidate = Callable[[InodeT, bool], None]
+DropCached = Callable[[InodeT, bool], None]
 
 
 class OpenFile(NamedTuple):
@@ -62,7 +60,7 @@ class Operations(pyfuse3.Operations):
     supports_dot_lookup = False
 
     def __init__(
-        self, root: Dir, ownership: Ownership, store: Store | None = None, invalidate: Invalidate | None = None
+        self, root: Dir, ownership: Ownership, store: StorePages | None = None, invalidate: DropCached | None = None
     ) -> None:
         super().__init__()
         self.inodes = Inodes(root)
@@ -98,7 +96,7 @@ class Operations(pyfuse3.Operations):
     @handler
     async def lookup(self, parent: InodeT, name: FileNameT, ctx: RequestContext) -> pyfuse3.EntryAttributes:
         directory = self._directory(parent)
-        if len(name) > NAME_MAX:
+        if len(name) > MAX_NAME_BYTES:
             raise pyfuse3.FUSEError(errno.ENAMETOOLONG)
         try:
             node = await directory.child(decode(name))
@@ -166,7 +164,7 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
-        """Reply with as many entries as the kernel has room for, of however many there are."""
+        """EntryReply with as many entries as the kernel has room for, of however many there are."""
         listing = self._directories[fh]
         timeout = seconds_left(listing.expires)
         for place in range(start_id, len(DOTS)):  # of these the kernel counts no reference
@@ -188,7 +186,7 @@ class Operations(pyfuse3.Operations):
                 return
             self.inodes.refer(known, node)
 
-    async def _reply(self, listing: DirListing, place: int, node: Node) -> Reply:
+    async def _reply(self, listing: DirListing, place: int, node: Node) -> EntryReply:
         """Make a reply. Nothing awaits between finding the number and the reply: another could get it meanwhile."""
         if place % MADE_AT_ONCE == 0:
             await trio.lowlevel.checkpoint()
@@ -303,7 +301,7 @@ class Operations(pyfuse3.Operations):
         """Report no size, since the server states none: a size of 0 says so, and `df` leaves the mount out."""
         data = pyfuse3.StatvfsData()
         data.f_bsize = data.f_frsize = 4096
-        data.f_namemax = NAME_MAX
+        data.f_namemax = MAX_NAME_BYTES
         return data
 
 

@@ -33,7 +33,7 @@ from xnatfs.tree.projects import RESOURCES, ProjectDir, Projects, SubjectDir
 from xnatfs.tree.sessions import AssessorsDir, SessionDir
 
 # Rows of a site that are sorted in between two checkpoints: a millisecond.
-AT_ONCE = 1000
+ROWS_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class Links(Listed):
         """
         for count, row in enumerate(chain.from_iterable(self._listing.groups.values()), 1):
             self._rows.setdefault(file_name(row.id), row)
-            if count % AT_ONCE == 0:
+            if count % ROWS_AT_ONCE == 0:
                 await trio.lowlevel.checkpoint()
         for project in self._known:
             for accession, path in project.paths.items():

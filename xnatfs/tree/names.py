@@ -13,8 +13,8 @@ from typing import TypeVar
 from xnatfs.common.errors import NotFound
 from xnatfs.rest.models import natural
 
-LONGEST = 255  # bytes in a name, on Linux
-LONGEST_EXTENSION = 16  # bytes, with its dot; a longer one is part of the name
+MAX_NAME_BYTES = 255  # bytes in a name, on Linux
+MAX_EXTENSION_BYTES = 16  # bytes, with its dot; a longer one is part of the name
 
 _UNSAFE = re.compile(r"[/\0]|%(?=2F|00|2E|25)")
 _ESCAPE = re.compile(r"%(2F|00|2E|25)")
@@ -58,17 +58,17 @@ def decode(name: bytes) -> str:
 
 def shorten(name: str) -> str:
     """Return a name of at most 255 bytes: a longer one is cut, with '~' and a hash of it before the extension."""
-    if len(name) <= LONGEST // 4:  # a character has at most four bytes
+    if len(name) <= MAX_NAME_BYTES // 4:  # a character has at most four bytes
         return name
     raw = encode(name)
-    if len(raw) <= LONGEST:
+    if len(raw) <= MAX_NAME_BYTES:
         return name
     stem, dot, extension = name.rpartition(".")
     ending = dot + extension
-    if len(encode(ending)) > LONGEST_EXTENSION:
+    if len(encode(ending)) > MAX_EXTENSION_BYTES:
         stem, ending = name, ""
     ending = f"~{hashlib.sha256(raw).hexdigest()[:8]}{ending}"
-    return _cut(encode(stem), LONGEST - len(encode(ending))) + ending
+    return _cut(encode(stem), MAX_NAME_BYTES - len(encode(ending))) + ending
 
 
 def _cut(raw: bytes, length: int) -> str:
@@ -80,7 +80,7 @@ def _cut(raw: bytes, length: int) -> str:
 
 def file_name(label: str) -> str:
     """Return the file name of a label: escaped, and cut if it is too long."""
-    return label if len(label) <= LONGEST and _SIMPLE_NAMES.fullmatch(label) else shorten(escape(label))
+    return label if len(label) <= MAX_NAME_BYTES and _SIMPLE_NAMES.fullmatch(label) else shorten(escape(label))
 
 
 def are_simple(paths: Sequence[str]) -> bool:

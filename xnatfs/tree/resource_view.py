@@ -15,7 +15,7 @@ from xnatfs.tree.node import Children, Dir
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ResourcePlace:
     """The place of resources on the server.
 
     `item` is listed, with everything it holds if `below`; `home` has the resources.
@@ -44,7 +44,7 @@ class ResourceView(Dir):
 
     __slots__ = ("address", "place", "resource")
 
-    def __init__(self, parent: Dir, name: str, place: Place, resource: Resource, address: Address) -> None:
+    def __init__(self, parent: Dir, name: str, place: ResourcePlace, resource: Resource, address: Address) -> None:
         super().__init__(parent.site, parent, name)
         self.place = place
         self.resource = resource
