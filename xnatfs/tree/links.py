@@ -38,7 +38,7 @@ ROWS_AT_ONCE = 1000
 
 @dataclass(frozen=True, slots=True)
 class Accessions:
-    """The paths of one project's items, by accession ID, and which of them the project certainly owns."""
+    """The paths of items, by accession ID, and which of them their project certainly owns."""
 
     paths: Mapping[str, Path]
     owned: frozenset[str]
@@ -46,15 +46,6 @@ class Accessions:
 
     def __len__(self) -> int:
         return len(self.paths)
-
-
-@dataclass(frozen=True, slots=True)
-class _Resolved:
-    path: Path
-    expires: float
-
-    def __len__(self) -> int:
-        return 1
 
 
 class UnresolvedLink(Link):
@@ -217,16 +208,17 @@ class LinksDir(Dir):
         if len(found) == 1 and accession in found[0].owned:
             return found[0].paths[accession]
 
-        async def resolve() -> _Resolved:
+        async def resolve() -> Accessions:
             expires = (await self.site.projects()).expires
             try:
-                return _Resolved(await self.resolve(accession), expires)
+                path = await self.resolve(accession)
             except (NotFound, Denied):
                 if not found:
                     raise
-                return _Resolved(found[0].paths[accession], expires)  # access to its owner is denied
+                path = found[0].paths[accession]  # access to its owner is denied
+            return Accessions({accession: path}, frozenset(), expires)
 
-        return (await self.site.metadata.get(LinkKey(self.name, accession), resolve)).path
+        return (await self.site.metadata.get(LinkKey(self.name, accession), resolve)).paths[accession]
 
     async def _known(self) -> list[Accessions]:
         """Return what the cached listings report, project by project; only the list of projects may be requested."""

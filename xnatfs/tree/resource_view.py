@@ -90,8 +90,8 @@ class ResourceView(Dir):
         listing = self.site.metadata.peek(self.place.key)
         if not isinstance(listing, Listing):
             return ()
-        parts = self.path[: -2 if self.place.group[0] == "resources" else -3]
-        scans = self.site.metadata.peek(ChildrenKey((*parts, "scans")))
+        session = self.path[: -2 if self.place.group[0] == "resources" else -3]
+        scans = self.site.metadata.peek(ChildrenKey((*session, "scans"))) if self.place.below else None
         shown = [("scans", node.xattrs()["id"]) for node in scans.nodes.values()] if isinstance(scans, Children) else []
         groups = dict.fromkeys([*shown, *listing.groups])
         return [(row.id, row.label) for group in groups for row in listing.groups.get(group, ())]
