@@ -16,6 +16,7 @@ from xnatfs.cli import logs
 from xnatfs.common.errors import ConfigError
 from xnatfs.common.private_files import write_private
 from xnatfs.common.urls import is_same_server
+from xnatfs.fuse.control.protocol import LOG_LEVELS
 from xnatfs.fuse.mountinfo import file_system
 from xnatfs.settings.config import Config, Profile, cache_home, find_profile, normalised_url, select_profile
 
@@ -142,6 +143,12 @@ def add_mount(parser: argparse.ArgumentParser) -> None:
     add("--uid", type=owner_id, help="show files as owned by this user (default: you)")
     add("--gid", type=owner_id, help="show files as of this group (default: yours)")
     add("--umask", type=octal, help="remove these permission bits (default: 000)")
+    add_reading(parser)
+
+
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a mount that do not depend on where and for which users it is."""
+    add = parser.add_argument
     add("--no-xattr", action="store_true", help="show no extended attributes user.xnat.*")
     add("--cache-dir", type=Path, metavar="DIR", help="directory of the cache (default: ~/.cache/xnatfs)")
     cache_size = "maximum size of the cache (default: 10G, at most half the free disk)"
@@ -154,7 +161,7 @@ def add_mount(parser: argparse.ArgumentParser) -> None:
     add("--strict", action="store_true", help="serve no byte of a file until all of it is verified")
     offline = "serve expired listings while the server is unreachable, for a day"
     add("--offline", action="store_true", help=offline)
-    add("--log-level", choices=["debug", "info", "warning", "error"], default="info", help="default: info")
+    add("--log-level", choices=LOG_LEVELS, default="info", help="default: info")
     add("--log-file", type=Path, metavar="FILE", help="append the log to FILE")
     add("--report-fd", type=number, help=argparse.SUPPRESS)
 

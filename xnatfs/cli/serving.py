@@ -13,7 +13,7 @@ from urllib.parse import quote
 from xnatfs.cli import daemon, logs, statusline
 from xnatfs.common.errors import FuseMissing
 from xnatfs.fuse.mountpoint import check_fuse, check_mountpoint
-from xnatfs.settings.config import Config, cache_home, who_reads_along
+from xnatfs.settings.config import Config, cache_home, connection_warning
 from xnatfs.settings.credentials import Credentials, forget_secrets
 from xnatfs.settings.session_store import SessionStore
 
@@ -33,7 +33,7 @@ def check_mountable(arguments: argparse.Namespace, source: str = "") -> None:
 
 def access_warnings(arguments: argparse.Namespace, config: Config) -> list[str]:
     """Return warnings about access that this mount gives to others."""
-    found = [who_reads_along(config)]
+    found = [connection_warning(config)]
     if arguments.allow_other:
         found.append("every user and program of this machine may read in this mount what your account may: allow_other")
     if arguments.allow_root:
@@ -55,7 +55,7 @@ def start(arguments: argparse.Namespace, command: str, source: str, login: str) 
     # `ps` shows these words for the mount; they hold no secret.
     words = sys.argv[1:] if command in sys.argv[1:2] else [command, *sys.argv[1:]]
     with statusline.waiting(f"Mounting {source}"):
-        text = daemon.start(words, login, log_file)
+        _, text = daemon.launch(words, login, log_file)
     os.stat(mountpoint)
     return text
 
@@ -119,4 +119,5 @@ def _mount_options(arguments: argparse.Namespace) -> Any:
         arguments.allow_other or arguments.allow_root,
         not arguments.no_xattr,
         arguments.kernel_options,
+        getattr(arguments, "fuse_fd", None),
     )

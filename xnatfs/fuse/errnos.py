@@ -74,7 +74,9 @@ def handler(method: Handler) -> Handler:
             raise
         except Exception as error:
             self.dir_cache.clear()  # a file that is another than listed, or gone, has changed its directory
-            raise pyfuse3.FUSEError(_logged_errno(method.__name__, error)) from None
+            number = _logged_errno(method.__name__, error)
+            self.record_error(method.__name__, args, number, first_error(error))
+            raise pyfuse3.FUSEError(number) from None
 
     return cast(Handler, wrapped)
 

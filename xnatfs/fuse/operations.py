@@ -7,7 +7,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyfuse3
 import trio
@@ -17,6 +17,7 @@ from xnatfs.common.clock import now
 from xnatfs.common.errors import NotFound, ReadOnly, Stale, XnatError
 from xnatfs.content import Blob
 from xnatfs.fuse.attributes import Ownership, absent, seconds_left
+from xnatfs.fuse.control.error_log import ErrorLog
 from xnatfs.fuse.dir_cache import DirCache, DirListing, EntryReply
 from xnatfs.fuse.errnos import handler
 from xnatfs.fuse.inodes import Inodes, Known, Pages
@@ -73,10 +74,28 @@ class Operations(pyfuse3.Operations):
         self._directories: dict[FileHandleT, DirListing] = {}
         self._files: dict[FileHandleT, OpenFile] = {}
         self._forgetting: set[InodeT] = set()
+        self.errors = ErrorLog()
+        self.served_bytes = 0
 
     def counters(self) -> dict[str, int]:
         """Count what the kernel has open, and the nodes it remembers."""
         return {"files": len(self._files), "directories": len(self._directories), "inodes": len(self.inodes)}
+
+    def record_error(self, name: str, arguments: Sequence[Any], number: int, error: BaseException) -> None:
+        """Record the error of a call for the path that the call is about."""
+        with contextlib.suppress(LookupError, XnatError):  # a number that is not known any more has no path
+            self.errors.record(self._path_of(name, *arguments), number, str(error) or type(error).__name__)
+
+    def _path_of(self, name: str, first: Any, *rest: Any) -> tuple[str, ...]:
+        """Return the path that a call is about. Raises LookupError."""
+        if name == "readdir":
+            return next((node.parent.path for node in self._directories[first].nodes if node.parent), ())
+        path = self._files[first].known.node.path if name in ("read", "release") else self.inodes[first].node.path
+        return (*path, decode(rest[0])) if name == "lookup" else path
+
+    def open_files(self) -> list[tuple[tuple[str, ...], Blob]]:
+        """Return path and blob of each open file, once for each handle."""
+        return [(opened.known.node.path, opened.blob) for opened in self._files.values()]
 
     def known(self, inode: InodeT) -> Known:
         """Return what is known of a number. Raises Stale."""
@@ -265,9 +284,11 @@ class Operations(pyfuse3.Operations):
         if permit.until <= now():
             await self._permitted(permit, known.inode)
         try:
-            return await blob.read(off, size)
+            data = await blob.read(off, size)
         except NotFound as error:  # read(2) knows no such answer of what is open
             raise Stale(f"it is not there any more: {error}") from error
+        self.served_bytes += len(data)
+        return data
 
     async def _permitted(self, permit: Permit, inode: InodeT) -> float:
         """Renew a permit, and return until when. Where it is refused, the kernel's pages of the file are dropped."""
@@ -293,6 +314,8 @@ class Operations(pyfuse3.Operations):
     async def release(self, fh: FileHandleT) -> None:
         opened = self._files.pop(fh, None)
         if opened is not None:
+            if opened.blob.complete and self.errors.is_any:
+                self.errors.forget(opened.known.node.path)
             opened.pages.release()
             opened.blob.close()
 

@@ -13,6 +13,7 @@ from xnatfs.tree.names import encode
 from xnatfs.tree.node import Node
 
 PREFIX = b"user.xnat."
+ERROR_NAME = PREFIX + b"error"
 # Bytes in a value that the kernel passes on: XATTR_SIZE_MAX. What is longer would be E2BIG.
 LONGEST_VALUE_BYTES = 65536
 # Bytes of names and values that are listed of one entry: ext4 has a block of 4 KiB for all, each with 16 bytes more
@@ -26,7 +27,7 @@ class OperationsWithXattrs(Operations):
     @handler
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[FileNameT]:
         """Return the names of those that have a value, and that a copy can keep; the longest values give way."""
-        found = await _facts(self.known(inode).node)
+        found = await self._facts(self.known(inode).node)
         room, names = LISTED_BYTES, []
         for name in sorted(found, key=lambda name: len(found[name])):
             room -= len(name) + len(found[name])
@@ -40,15 +41,19 @@ class OperationsWithXattrs(Operations):
         # as of any file system without these: 120 us an entry saved. (ENOSYS would make the kernel ask for nothing.)
         if not name.startswith(b"user."):
             raise pyfuse3.FUSEError(errno.EOPNOTSUPP)
-        value = (await _facts(self.known(inode).node)).get(name) if name.startswith(PREFIX) else None
+        node = self.known(inode).node
+        if name == ERROR_NAME:  # no request is sent for it, since it may be a request that has failed
+            value = encode(self.errors.reason(node.path)) or None
+        else:
+            value = (await self._facts(node)).get(name) if name.startswith(PREFIX) else None
         if value is None or len(value) > LONGEST_VALUE_BYTES:
             raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
         return value
 
-
-async def _facts(node: Node) -> dict[FileNameT, bytes]:
-    """Return all that a node can have. A value that has gone since its name was listed is empty, not an error."""
-    facts = await node.all_xattrs()
-    since = node.stale()
-    facts["stale"] = datetime.fromtimestamp(since, UTC).isoformat(timespec="seconds") if since else ""
-    return {FileNameT(PREFIX + key.encode()): encode(value) for key, value in facts.items()}
+    async def _facts(self, node: Node) -> dict[FileNameT, bytes]:
+        """Return all that a node can have. A value that has gone since its name was listed is empty, not an error."""
+        facts = await node.all_xattrs()
+        since = node.stale()
+        facts["stale"] = datetime.fromtimestamp(since, UTC).isoformat(timespec="seconds") if since else ""
+        facts["error"] = self.errors.reason(node.path)
+        return {FileNameT(PREFIX + key.encode()): encode(value) for key, value in facts.items()}
