@@ -57,10 +57,8 @@ EXCEPTIONS = {
         "Walk",
     },
     "constant names": {
-        "AT_ONCE",
         "COMMANDS",  # stays: by this name `cli.ctl.main` finds the commands of each module
         "ENDINGS",
-        "PATIENCE",
         "PROJECT",
         "ROLES",
         "ROOTS",
