@@ -52,7 +52,6 @@ EXCEPTIONS = {
         "Report",
     },
     "constant names": {
-        "AT_ONCE",
         "COMMANDS",  # stays: by this name `cli.ctl.main` finds the commands of each module
         "ENDINGS",
         "PROJECT",

@@ -15,7 +15,7 @@ from xnatfs.tree.node import Children, Dir
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ResourcePlace:
     """The place of resources on the server.
 
     `item` is listed, with everything it holds if `below`; `home` has the resources.
@@ -44,7 +44,7 @@ class ResourceView(Dir):
 
     __slots__ = ("address", "place", "resource")
 
-    def __init__(self, parent: Dir, name: str, place: Place, resource: Resource, address: Address) -> None:
+    def __init__(self, parent: Dir, name: str, place: ResourcePlace, resource: Resource, address: Address) -> None:
         super().__init__(parent.site, parent, name)
         self.place = place
         self.resource = resource
@@ -82,8 +82,8 @@ class ResourceView(Dir):
         listing = self.site.metadata.peek(self.place.key)
         if not isinstance(listing, Listing):
             return ()
-        parts = self.path[: -2 if self.place.group[0] == "resources" else -3]
-        scans = self.site.metadata.peek(ChildrenKey((*parts, "scans")))
+        session = self.path[: -2 if self.place.group[0] == "resources" else -3]
+        scans = self.site.metadata.peek(ChildrenKey((*session, "scans"))) if self.place.below else None
         shown = [("scans", node.xattrs()["id"]) for node in scans.nodes.values()] if isinstance(scans, Children) else []
         groups = dict.fromkeys([*shown, *listing.groups])
         return [(row.id, row.label) for group in groups for row in listing.groups.get(group, ())]
