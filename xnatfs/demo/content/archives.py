@@ -2,7 +2,6 @@
 
 import re
 import tarfile
-import time
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -155,15 +154,14 @@ def one_file(entry: Entry) -> Reply:
 
 def _body(members: list[tuple[str, Entry]], query: Query, kind: str) -> Iterator[bytes]:
     if kind == "application/zip":
-        level = query.get("compression", "0")
         made = [_zip_member(name, entry) for name, entry in members]
-        return zipped(made, int(level) if level in "123456789" and level else 0)
+        return zipped(made, deflates=query.get("compression", "0") in {*"123456789"})
     tar = _records(_tar(members, query.release))
     return _gzip(tar) if kind == "application/x-gtar" else tar
 
 
 def _zip_member(name: str, entry: Entry) -> Member:
-    return Member(name, time.gmtime(entry.modified)[:6], lambda: Slice.whole(entry.content).pieces())
+    return Member(name, entry.modified, Slice.whole(entry.content))
 
 
 def _records(pieces: Iterator[bytes]) -> Iterator[bytes]:
