@@ -15,11 +15,11 @@ from xnatfs.demo.server.reply import Failed, Reply, text
 from xnatfs.demo.server.site import DemoSite
 
 LABEL = re.compile(r"[A-Za-z0-9_-]+")
-LEVELS = ("private", "protected", "public")
-LONGEST = 255
-NUMBERS = ("yob", "age", "education", "gestational_age", "post_menstrual_age")
+ACCESS_LEVELS = ("private", "protected", "public")
+FIELD_CHARACTERS = 255
+NUMERIC_FIELDS = ("yob", "age", "education", "gestational_age", "post_menstrual_age")
 # Parameters that control a change; they are not fields of the item.
-SWITCHES = {
+CONTROL_PARAMETERS = {
     "label", "xsiType", "format", "method", "media", "primary", "removeFiles", "XNAT_CSRF", "event_reason",
     "event_action", "event_type", "event_comment", "allowDataDeletion", "pullDataFromHeaders", "fixScanTypes",
     "triggerPipelines", "ID", "project", "subject_ID", "subject_label", "accessibility", "req_format",
@@ -125,7 +125,7 @@ class Changes:
         names = [place.key] if project is None else []
         names += [fields[name] for name in ("name", "secondary_ID", "alias") if fields.get(name)]
         level = fields.get("accessibility", project.access if isinstance(project, Project) else "private")
-        if level not in LEVELS:
+        if level not in ACCESS_LEVELS:
             raise Failed(400, f"Unknown accessibility: {level}")
         taken = {
             name.lower() for other in self.archive.projects.values() if other is not project for name in _of(other)
@@ -135,7 +135,6 @@ class Changes:
         if project is None:
             project = self.archive.project(place.key, place.key)
             project.members[asked.user] = "Owners"
-            project.description = ""
         assert isinstance(project, Project)
         project.name = fields.get("name", project.name)
         project.description = fields.get("description", project.description)
@@ -229,7 +228,7 @@ class Changes:
 
     def _accessibility(self, asked: Asked, place: Place, level: str) -> Reply:
         project = self._need(asked, place, delete=True)
-        if level not in LEVELS:
+        if level not in ACCESS_LEVELS:
             raise Failed(400, f"Unknown accessibility: {level}")
         if level != "private" and not self.site.non_private_projects:
             raise Failed(403, "Projects must be private on this site.")
@@ -351,16 +350,16 @@ def _check(fields: Mapping[str, str]) -> None:
     """Raise Failed if a value cannot be stored."""
     for key, value in fields.items():
         name = key.rpartition("/")[2]
-        if len(value) > LONGEST:
+        if len(value) > FIELD_CHARACTERS:
             raise Failed(400, f"{name} is too long")
         if name in ("date", "dob") and value:
             day(value)
-        if name in NUMBERS and value and not value.isdigit():
+        if name in NUMERIC_FIELDS and value and not value.isdigit():
             raise Failed(400, f"Invalid value for {name}: {value}")
 
 
 def _values(fields: Mapping[str, str]) -> dict[str, str]:
-    return {key.rpartition("/")[2]: value for key, value in fields.items() if key not in SWITCHES}
+    return {key.rpartition("/")[2]: value for key, value in fields.items() if key not in CONTROL_PARAMETERS}
 
 
 def day(text: str) -> str:

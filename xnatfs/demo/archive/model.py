@@ -172,7 +172,7 @@ class Archive:
             members: The roles of its users, by user name with underscores for hyphens.
         """
         roles = {user.replace("_", "-"): role for user, role in members.items()}
-        self.projects[id] = Project(id, name, access, f"{name}, made up", roles)
+        self.projects[id] = Project(id, name, access, members=roles)
         return self.projects[id]
 
     def subject(self, project: Project, label: str, accession: str = "") -> Subject:

@@ -24,7 +24,7 @@ ARCHIVES = {
     "application/x-gtar": "application/x-gtar",
     "application/x-tar": "application/x-tar",
 }
-ENDINGS = {"application/zip": "zip", "application/x-tar": "tar", "application/x-gtar": "tar.gz"}
+ARCHIVE_EXTENSIONS = {"application/zip": "zip", "application/x-tar": "tar", "application/x-gtar": "tar.gz"}
 BLOCK, RECORD = tarfile.BLOCKSIZE, tarfile.RECORDSIZE  # a tar is padded to whole records
 UNSAFE = re.compile(r'[/\\:*?"<>|]')
 
@@ -89,7 +89,7 @@ def archive(found: Found, query: Query, layout: Layout) -> Reply:
     ]
     if not members:
         raise Failed(404, "No files found")
-    headers = {"Content-Disposition": disposition(f"{layout.name}.{ENDINGS[layout.kind]}")}
+    headers = {"Content-Disposition": disposition(f"{layout.name}.{ARCHIVE_EXTENSIONS[layout.kind]}")}
     body = _body(members, query, layout.kind)
     if layout.kind == "application/zip":
         return Reply(200, body, layout.kind, headers)

@@ -13,7 +13,7 @@ from xnatfs.demo.server.reply import Failed, Reply, Slice, chunked, disposition
 
 Found = Sequence[tuple[Resource, Home]]
 
-TYPES = {
+MEDIA_TYPES = {
     "bmp": "image/bmp",
     "gif": "image/gif",
     "html": "text/html",
@@ -132,8 +132,7 @@ def list_files(found: Found, query: Query, *, single_base: str, context: str, di
         name = query["locator"]
         for row in rows:
             row[name] = "/archive/" + row.pop("URI").partition("/files/")[2]
-    extra: dict[str, object] = {"Columns": [{"key": "URI", "serverRoot": context}]}
-    return table(rows, query, title="Files", total=False, extra=extra, ordered=True)
+    return table(rows, query, title="Files", Columns=[{"key": "URI", "serverRoot": context}], total=False, ordered=True)
 
 
 def find_entry(found: Found, path: str, release: Release = XNAT_1_8) -> Entry:
@@ -199,7 +198,7 @@ def download(entry: Entry, headers: dict[str, str], query: Query, *, ranges: boo
         raise Failed(404, "Unable to find file.", empty=True)
     name = entry.path.rpartition("/")[2]
     size = entry.length()
-    kind = TYPES.get(name.rpartition(".")[2].lower(), "application/octet-stream")
+    kind = MEDIA_TYPES.get(name.rpartition(".")[2].lower(), "application/octet-stream")
     sent = {
         "Last-Modified": formatdate(entry.modified, usegmt=True),
         "Cache-Control": "must-revalidate",

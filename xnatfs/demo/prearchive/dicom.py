@@ -33,8 +33,17 @@ class Image:
     def name(self) -> str:
         """Return the file name that the server gives to a received object."""
         header = self.header
-        digest = _base36(zlib.crc32(header["SOPInstanceUID"].encode()))
-        return f"{self.study}-{header['SeriesNumber'] or 0}-{header['InstanceNumber'] or 0}-{digest}.dcm"
+        series, instance = header["SeriesNumber"] or 0, header["InstanceNumber"] or 0
+        return file_name(self.study, series, instance, header["SOPInstanceUID"])
+
+
+def file_name(study: str, series: int | str, instance: int | str, uid: str) -> str:
+    """Return the file name of an object: the UID of its study, its numbers, and a hash of its own UID in base 36."""
+    value, digits = zlib.crc32(uid.encode()), ""
+    while value:
+        value, digit = divmod(value, 36)
+        digits = "0123456789abcdefghijklmnopqrstuvwxyz"[digit] + digits
+    return f"{study}-{series}-{instance}-{digits or 0}.dcm"
 
 
 def read(entry: Entry) -> Image | None:
@@ -97,11 +106,3 @@ def free_id(scans: Iterable[Scan], wanted: str, modality: str) -> str:
         number += 1
         id = f"{wanted}-{modality}{number}"
     return id
-
-
-def _base36(value: int) -> str:
-    digits = ""
-    while value:
-        value, digit = divmod(value, 36)
-        digits = "0123456789abcdefghijklmnopqrstuvwxyz"[digit] + digits
-    return digits or "0"

@@ -80,8 +80,7 @@ class UserCache:
         return self._table(rows, asked.query)
 
     def _table(self, rows: Rows, query: Query) -> Reply:
-        extra: dict[str, object] = {"Columns": [{"key": "URI", "serverRoot": self.site.context_path}]}
-        return table(rows, query, extra=extra, ordered=True)
+        return table(rows, query, Columns=[{"key": "URI", "serverRoot": self.site.context_path}], ordered=True)
 
     def _put(self, asked: Asked, resource: Resource, path: str, body: Body) -> Reply:
         got = sent(body, asked.headers, inbody=true(asked.query, "inbody"))
