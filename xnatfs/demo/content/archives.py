@@ -3,18 +3,16 @@
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import takewhile
 from xml.sax.saxutils import escape, quoteattr
 
-from xnatfs.demo.archive.model import Archive, Entry, Home, Resource
+from xnatfs.demo.archive.model import Archive, Entry, Found, Home, Resource
 from xnatfs.demo.content.zips import Member, zipped
 from xnatfs.demo.rest.tables import Query, stored, true
 from xnatfs.demo.server.releases import Release
 from xnatfs.demo.server.reply import Failed, Reply, Slice, chunked, disposition
-
-Found = Sequence[tuple[Resource, Home]]
 
 ARCHIVES = {
     "zip": "application/zip",

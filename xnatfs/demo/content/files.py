@@ -1,17 +1,14 @@
 """Answer requests for lists of resources and files, for catalogues and for downloads."""
 
 import re
-from collections.abc import Sequence
 from email.utils import formatdate, parsedate_to_datetime
 from urllib.parse import unquote, unquote_plus
 from xml.sax.saxutils import quoteattr
 
-from xnatfs.demo.archive.model import Entry, Home, Resource
+from xnatfs.demo.archive.model import Entry, Found
 from xnatfs.demo.rest.tables import XML, Query, Rows, negotiated, stored, table
 from xnatfs.demo.server.releases import XNAT_1_8, Release
 from xnatfs.demo.server.reply import Failed, Reply, Slice, chunked, disposition
-
-Found = Sequence[tuple[Resource, Home]]
 
 MEDIA_TYPES = {
     "bmp": "image/bmp",
@@ -45,7 +42,7 @@ def list_resources(found: Found, query: Query, *, session_rows_blank: bool) -> R
                 if own or (session_rows_blank and home.category == "assessors")
                 else stored(home.cat_desc),
                 "file_count": str(len(resource.entries)),
-                "file_size": str(sum(int(entry.size or 0) for entry in resource.entries)),
+                "file_size": str(resource.size()),
                 "tags": "",
                 "content": resource.content,
                 "format": resource.format,

@@ -82,7 +82,7 @@ def add(session: Experiment, images: Iterable[Image], *, rename: bool) -> None:
         entry.format, entry.note = "DICOM", "RAW"
         if not rename and any(other.path == entry.path for other in resource.entries):
             entry.path = image.name()  # two folders of one archive have a file of this name
-        resource.entries[:] = [other for other in resource.entries if other.path != entry.path] + [entry]
+        resource.put([entry])
     session.xsi_type = session_type({scan.modality for scan in session.scans})
 
 

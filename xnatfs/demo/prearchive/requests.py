@@ -129,11 +129,9 @@ class PrearchiveRequests:
         return text("")
 
     def _delete_file(self, found: views.Hung, path: str) -> None:
-        resource = found[0][0]
-        gone = [entry for entry in resource.entries if entry.path == stored_name(path)]
+        gone = found[0][0].remove(stored_name(path))
         if not gone:
             raise Failed(404, "Unable to find catalog entry for given uri.")
-        resource.entries[:] = [entry for entry in resource.entries if entry not in gone]
         self.prearchive.vault.drop(gone)
 
     def _put(self, asked: Asked, received: Received, tail: tuple[str, ...], body: Body) -> Reply:
@@ -149,7 +147,7 @@ class PrearchiveRequests:
             raise Failed(400, "You tried to PUT a file but didn't provide any data")
         name = allowed(stored_name("/".join(path)))
         entry = self.prearchive.vault.keep(name, got.files[0].pieces(), self.prearchive.clock())
-        resource.entries[:] = [other for other in resource.entries if other.path != name] + [entry]
+        self.prearchive.vault.drop(resource.put([entry]))
         return text("")
 
     def _act(self, asked: Asked, received: Received, parameters: Query) -> Reply:

@@ -163,7 +163,7 @@ def _resources(found: Hung) -> Rows:
             "cat_id": home.cat_id,
             "label": resource.label,
             "file_count": str(len(resource.entries)),
-            "file_size": str(sum(int(entry.size or 0) for entry in resource.entries)),
+            "file_size": str(resource.size()),
         }
         for resource, home in found
     ]

@@ -41,7 +41,7 @@ def _resource(resource: Resource) -> Item:
     return {
         "label": resource.label,
         "file_count": len(resource.entries),
-        "file_size": sum(int(entry.size or 0) for entry in resource.entries),
+        "file_size": resource.size(),
         "URI": f"/data/xnat/archive/{resource.id}_catalog.xml",
         "xnat_abstractresource_id": resource.id,
         "format": resource.format,

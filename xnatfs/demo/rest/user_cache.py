@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from xnatfs.demo.archive.model import Entry, Home, Project, Resource
+from xnatfs.demo.archive.model import Entry, Home, Resource
 from xnatfs.demo.archive.vault import Vault
 from xnatfs.demo.content import files
 from xnatfs.demo.content.deposits import allowed, stored_name
@@ -64,15 +64,14 @@ class UserCache:
             return self._put(asked, mine.setdefault(name, Resource(0, name)), path, body)
         resource = self._named(mine, name)
         if method == "DELETE":
-            gone = [entry for entry in resource.entries if not path or entry.path == stored_name(path)]
+            gone = resource.remove(stored_name(path))
             if not gone:
                 raise Failed(404, "No matched files")
-            resource.entries[:] = [entry for entry in resource.entries if entry not in gone]
             self.vault.drop(gone)
             return text("")
         if path:
-            home = Home("resources", "", "", project=Project(name, name))
-            return files.download(files.find_entry([(resource, home)], path), asked.headers, asked.query, ranges=True)
+            found = [(resource, Home("resources", "", ""))]
+            return files.download(files.find_entry(found, path), asked.headers, asked.query, ranges=True)
         rows = [
             {"Name": entry.path, "Size": entry.size, "URI": f"{BASE}/{name}/files/{entry.path}"}
             for entry in resource.entries
@@ -89,8 +88,7 @@ class UserCache:
         for part in got.files:
             name = stored_name(path) or part.name.replace("\\", "/").rpartition("/")[2]
             entry = self.vault.keep(allowed(name), part.pieces(), self.site.clock())
-            self.vault.drop(old for old in resource.entries if old.path == name)
-            resource.entries[:] = [old for old in resource.entries if old.path != name] + [entry]
+            self.vault.drop(resource.put([entry]))
         return text("", 201)
 
     def _named(self, mine: dict[str, Resource], name: str) -> Resource:
