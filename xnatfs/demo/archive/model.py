@@ -4,45 +4,11 @@ import hashlib
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
-
-class Computed(Protocol):
-    """A file that is stored nowhere: its bytes are computed when they are sent."""
-
-    def __len__(self) -> int: ...
-
-    def pieces(self, start: int, length: int) -> Iterator[bytes]: ...
-
-
-Content = bytes | Path | Computed | None  # None: the catalogue lists the file, the disk does not have it
+from xnatfs.demo.archive.entries import Content, Entry
 
 STAMP = "2024-01-02 03:04:05.678"
-MODIFIED = 1704164645.0
-
-
-@dataclass
-class Entry:
-    """One catalogue entry. Its size and digest may differ from those of the file."""
-
-    path: str
-    content: Content
-    size: str
-    digest: str
-    modified: float = MODIFIED
-    tags: str = ""
-    format: str = ""
-    note: str = ""  # `content`, as the server calls it
-
-    @property
-    def lost(self) -> bool:
-        """Return true if the file is in the catalogue only."""
-        return self.content is None or (isinstance(self.content, Path) and not self.content.is_file())
-
-    def length(self) -> int:
-        assert self.content is not None
-        return self.content.stat().st_size if isinstance(self.content, Path) else len(self.content)
 
 
 @dataclass

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from itertools import takewhile
 from xml.sax.saxutils import escape, quoteattr
 
-from xnatfs.demo.archive.model import Archive, Entry, Found, Home, Resource
+from xnatfs.demo.archive.entries import Entry
+from xnatfs.demo.archive.model import Archive, Found, Home, Resource
 from xnatfs.demo.content.zips import Member, zipped
 from xnatfs.demo.rest.tables import Query, stored, true
 from xnatfs.demo.server.releases import Release

@@ -4,7 +4,8 @@ import json
 from collections.abc import Iterator, Sequence
 from urllib.parse import unquote_plus
 
-from xnatfs.demo.archive.model import Entry, Resource
+from xnatfs.demo.archive.entries import Entry
+from xnatfs.demo.archive.model import Resource
 from xnatfs.demo.archive.places import Place
 from xnatfs.demo.archive.vault import Vault
 from xnatfs.demo.content import unpacking

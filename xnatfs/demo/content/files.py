@@ -5,7 +5,8 @@ from email.utils import formatdate, parsedate_to_datetime
 from urllib.parse import unquote, unquote_plus
 from xml.sax.saxutils import quoteattr
 
-from xnatfs.demo.archive.model import Entry, Found
+from xnatfs.demo.archive.entries import Entry
+from xnatfs.demo.archive.model import Found
 from xnatfs.demo.rest.tables import XML, Query, Rows, negotiated, stored, table
 from xnatfs.demo.server.releases import XNAT_1_8, Release
 from xnatfs.demo.server.reply import Failed, Reply, Slice, chunked, disposition

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
-from xnatfs.demo.archive.model import Entry, Experiment
+from xnatfs.demo.archive.entries import Entry
+from xnatfs.demo.archive.model import Experiment
 from xnatfs.demo.content import unpacking
 from xnatfs.demo.prearchive import dicom
 from xnatfs.demo.prearchive.archiver import Overwrite

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from xnatfs.demo.archive.model import Entry, Home, Resource
+from xnatfs.demo.archive.entries import Entry
+from xnatfs.demo.archive.model import Home, Resource
 from xnatfs.demo.archive.vault import Vault
 from xnatfs.demo.content import files
 from xnatfs.demo.content.deposits import allowed, stored_name

@@ -7,7 +7,7 @@ from http import HTTPStatus
 from itertools import chain
 from pathlib import Path
 
-from xnatfs.demo.archive.model import Computed, Content
+from xnatfs.demo.archive.entries import Computed, Content
 from xnatfs.demo.server.releases import XNAT_1_8, Release
 
 HTML = "text/html;charset=utf-8"
