@@ -42,7 +42,6 @@ EXCEPTIONS = {
         "xnatfs.cli.ctl.transfers._run",
         "xnatfs.cli.ctl.uploads.resource_upload",
         "xnatfs.cli.ctl.uploads.session_upload",
-        "xnatfs.demo.rest.routes.Routes._projects",
         "xnatfs.fuse.mount.mount",
         "xnatfs.prefetch.session_listings.Walk._take",
         "xnatfs.transfer.upload_session.send",

@@ -305,8 +305,11 @@ class Archive:
         aliases = {project.alias: project.id for project in self.projects.values() if project.alias}
         return key if key in self.projects else aliases.get(key, key)
 
+    def is_admin(self, user: str) -> bool:
+        return user in self.users and self.users[user].admin
+
     def role(self, user: str, project: str) -> str:
-        if self.users.get(user, User("", "")).admin:
+        if self.is_admin(user):
             return "Owners"
         return self.projects[project].members.get(user, "")
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 from urllib.parse import parse_qsl, unquote
 
+from xnatfs.demo.archive.rights import need_admin, need_editor, need_visible
 from xnatfs.demo.content.deposits import allowed, stored_name
 from xnatfs.demo.prearchive import views
 from xnatfs.demo.prearchive.archiver import Overwrite, Target, conflicts
@@ -51,11 +52,10 @@ class PrearchiveRequests:
     def _list(self, asked: Asked, projects: list[str]) -> Reply:
         """List sessions. For users with access to all data, every list includes all Unassigned sessions."""
         user, archive = asked.user, self.archive
-        all_data = user in archive.users and archive.users[user].admin
+        all_data = archive.is_admin(user)
         with archive.lock:
             if asked.method == "PUT" and not projects:
-                if not all_data:
-                    raise Failed(403, "Forbidden")
+                need_admin(archive, user)
                 return text("")
             if asked.method not in ("GET", "HEAD"):
                 raise Failed(405, "Method Not Allowed")
@@ -94,10 +94,10 @@ class PrearchiveRequests:
         archive = self.archive
         if project != UNASSIGNED and (project not in archive.projects or not archive.reads(user, project)):
             raise Failed(404, "")
-        if project == UNASSIGNED and not (user in archive.users and archive.users[user].admin):
-            raise Failed(403, "Forbidden")
-        if project != UNASSIGNED and not archive.edits(user, project):
-            raise Failed(403, "Forbidden")
+        if project == UNASSIGNED:
+            need_admin(archive, user)
+        else:
+            need_editor(archive, user, project)
         found = self.prearchive.find(project, timestamp, folder)
         if found is None:
             raise Failed(404, "Unable to find the session in the prearchive.")
@@ -205,13 +205,17 @@ class PrearchiveRequests:
             received.status, received.job = status, None
         return text("")
 
+    def _need_new_project(self, user: str, project: str) -> None:
+        """Raise Failed unless the user may move sessions into the project."""
+        if not project:
+            raise Failed(400, "A new project is needed.")
+        need_visible(self.archive, user, project)
+        need_editor(self.archive, user, project)
+
     def _move(self, asked: Asked, received: Received) -> Reply:
         project = asked.query.get("newProject", "")
         with self.archive.lock:
-            if project not in self.archive.projects or not self.archive.sees(asked.user, project):
-                raise Failed(400 if not project else 404, "Unable to identify the new project")
-            if not self.archive.edits(asked.user, project):
-                raise Failed(403, "Forbidden")
+            self._need_new_project(asked.user, project)
             if self.prearchive.locked(received):
                 return text("")  # the session is not moved
         uri = self.prearchive.complete(received, MOVING, self.prearchive.moving(received, project))
@@ -253,10 +257,7 @@ class PrearchiveRequests:
             found = self._sources(asked, parameters, 500)
             project = parameters.get("newProject", "")
             if service == "move":
-                if project not in self.archive.projects or not self.archive.sees(asked.user, project):
-                    raise Failed(400 if not project else 404, "Unable to identify the new project")
-                if not self.archive.edits(asked.user, project):
-                    raise Failed(403, "Forbidden")
+                self._need_new_project(asked.user, project)
             for one in found:
                 self._unlocked(one)
             for one in found:

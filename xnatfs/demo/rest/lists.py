@@ -195,11 +195,3 @@ def scan_types(archive: Archive, user: str, query: Query, project: str = "") -> 
                 found[scan.type] = found.get(scan.type, "") + series
     rows = [{"type": free(type, query), "series_descriptions": free(all, query)} for type, all in found.items()]
     return table(rows, query, title="Scan Types", columns=("type", "series_descriptions"))
-
-
-def need_reader(archive: Archive, user: str, project: str, what: str) -> None:
-    """Raise Failed unless the user may read the project: 404 if it is invisible, 403 if it is protected."""
-    if project not in archive.projects or not archive.sees(user, project):
-        raise Failed(404, f"Unable to identify project: {project}")
-    if not archive.reads(user, project):
-        raise Failed(403, f"Unable to read {what} for Project: {project}")

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from urllib.parse import unquote_plus
 
 from xnatfs.demo.archive.model import Experiment, Found, Home, Project, Resource, Subject
+from xnatfs.demo.archive.rights import need_reader, need_visible
 from xnatfs.demo.rest import documents, experiments, lists
 from xnatfs.demo.rest.levels import Asked, Level, Levels
 from xnatfs.demo.rest.tables import true
@@ -51,9 +52,11 @@ class Routes:
         if not tail:
             return lists.projects(archive, user, asked.query)
         project_id, rest = archive.project_id(tail[0]), tail[1:]
-        if project_id not in archive.projects or not archive.sees(user, project_id):
-            raise Failed(404, f"Unable to identify project: {project_id}")
-        project = archive.projects[project_id]
+        need_visible(archive, user, project_id)
+        return self._project(asked, archive.projects[project_id], rest)
+
+    def _project(self, asked: Asked, project: Project, rest: Sequence[str]) -> Reply:
+        archive, user = self.archive, asked.user
         match rest[:1]:
             case ():
                 return documents.project(archive, project, asked)
@@ -61,23 +64,23 @@ class Routes:
                 return text(project.access)
             case ("subjects",) if len(rest) == 1:
                 if self.site.release.protected_subjects_403:
-                    lists.need_reader(archive, user, project_id, "subjects")
-                readable = archive.reads(user, project_id)
-                return lists.subjects(archive, project_id if readable else "", asked.query, self.site.joins)
+                    need_reader(archive, user, project.id, "subjects")
+                readable = archive.reads(user, project.id)
+                return lists.subjects(archive, project.id if readable else "", asked.query, self.site.joins)
             case ("experiments",) if len(rest) == 1:
-                lists.need_reader(archive, user, project_id, "experiments")
-                return experiments.experiments(archive, project_id, asked.query)
+                need_reader(archive, user, project.id, "experiments")
+                return experiments.experiments(archive, project.id, asked.query)
             case ("subjects",):
-                subject = archive.find_subject(project_id, rest[1])
+                subject = archive.find_subject(project.id, rest[1])
                 if subject is None or not archive.reads_item(user, subject):
                     raise Failed(404, "Unable to identify subject")
-                return self._subject(asked, subject, rest[2:], project_id)
+                return self._subject(asked, subject, rest[2:], project.id)
             case ("experiments",):
-                return self._project_experiment(asked, project_id, rest[1], rest[2:])
+                return self._project_experiment(asked, project.id, rest[1], rest[2:])
             case ("resources",) | ("files",):
                 return self.levels.answer(asked, _project_level(project), rest)
             case ("scan_types",):
-                return lists.scan_types(archive, user, asked.query, project_id)
+                return lists.scan_types(archive, user, asked.query, project.id)
             case ("users",):
                 return lists.members(archive, project, asked.query)
             case ("groups",):
@@ -107,7 +110,7 @@ class Routes:
             case ("projects",):
                 return lists.shares(self.archive, subject, asked.query)
             case ("experiments",) if len(tail) == 1:
-                lists.need_reader(self.archive, asked.user, project, "experiments")
+                need_reader(self.archive, asked.user, project, "experiments")
                 return experiments.experiments(self.archive, project, asked.query, subject)
             case ("experiments",):
                 found = self.archive.find_experiment(project, tail[1], accession_first=len(tail) > 2)
