@@ -113,33 +113,24 @@ class PrearchiveRequests:
             case ("scans", id):
                 views.of_scan(received, id)
                 session.scans[:] = [scan for scan in session.scans if scan.id != id]
-            case ("scans", id, "resources", label):
-                views.labelled(views.of_scan(received, id), label)
-                scan = next(scan for scan in session.scans if scan.id == id)
-                scan.resources[:] = [r for r in scan.resources if r.label != label]
-            case ("resources", label):
-                views.labelled(views.own(received), label)
-                session.resources[:] = [r for r in session.resources if r.label != label]
-            case ("scans", id, "resources", label, "files", *path) if path:
-                self._delete_file(views.labelled(views.of_scan(received, id), label), "/".join(path))
-            case ("resources", label, "files", *path) if path:
-                self._delete_file(views.labelled(views.own(received), label), "/".join(path))
+            case ("scans", _, "resources", _) | ("resources", _):
+                ((resource, _),) = views.located(received, tail)
+                for among in (session.resources, *(scan.resources for scan in session.scans)):
+                    among[:] = [other for other in among if other is not resource]
+            case ("scans", _, "resources", _, "files", *path) | ("resources", _, "files", *path) if path:
+                ((resource, _),) = views.located(received, tail)
+                gone = resource.remove(stored_name("/".join(path)))
+                if not gone:
+                    raise Failed(404, "Unable to find catalog entry for given uri.")
+                self.prearchive.vault.drop(gone)
             case _:
                 raise Failed(400, "")
         return text("")
 
-    def _delete_file(self, found: views.Hung, path: str) -> None:
-        gone = found[0][0].remove(stored_name(path))
-        if not gone:
-            raise Failed(404, "Unable to find catalog entry for given uri.")
-        self.prearchive.vault.drop(gone)
-
     def _put(self, asked: Asked, received: Received, tail: tuple[str, ...], body: Body) -> Reply:
         match tail:
-            case ("scans", id, "resources", label, "files", *path) if path:
-                resource = views.labelled(views.of_scan(received, id), label)[0][0]
-            case ("resources", label, "files", *path) if path:
-                resource = views.labelled(views.own(received), label)[0][0]
+            case ("scans", _, "resources", _, "files", *path) | ("resources", _, "files", *path) if path:
+                ((resource, _),) = views.located(received, tail)
             case _:
                 raise Failed(400, "")
         got = sent(body, asked.headers, inbody=true(asked.query, "inbody"))
