@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from xml.etree import ElementTree
 
-from xnatfs.demo.archive.types import EXPERIMENTS, SCANS
+from xnatfs.demo.archive.data_types import EXPERIMENTS, SCANS
 from xnatfs.demo.rest.tables import Query
 from xnatfs.demo.server.reply import Failed
 

@@ -6,7 +6,7 @@ scan ID of its own.
 
 from dataclasses import dataclass
 
-from xnatfs.demo.archive.changes import LABEL
+from xnatfs.demo.archive.item_changes import LABEL
 from xnatfs.demo.archive.model import Archive, Experiment, Resource, Scan
 from xnatfs.demo.prearchive.dicom import free_id
 

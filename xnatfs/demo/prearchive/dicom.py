@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from xnatfs.demo.archive.data_types import scan_type, session_type
 from xnatfs.demo.archive.entries import Entry
 from xnatfs.demo.archive.model import Experiment, Resource, Scan
-from xnatfs.demo.archive.types import scan_type, session_type
 
 TAGS = (
     "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SeriesNumber", "InstanceNumber", "SeriesDescription",

@@ -10,9 +10,9 @@ from xnatfs.demo.content import unpacking
 from xnatfs.demo.prearchive import dicom
 from xnatfs.demo.prearchive.archiver import Overwrite
 from xnatfs.demo.prearchive.dicom import Image
-from xnatfs.demo.prearchive.inbox import ARCHIVING, UNASSIGNED, Prearchive, Received
 from xnatfs.demo.prearchive.requests import URIS, PrearchiveRequests
-from xnatfs.demo.rest.levels import Asked
+from xnatfs.demo.prearchive.sessions import ARCHIVING, UNASSIGNED, Prearchive, Received
+from xnatfs.demo.rest.resources import Asked
 from xnatfs.demo.rest.tables import Query, true
 from xnatfs.demo.rest.user_cache import UserCache
 from xnatfs.demo.server.reply import HTML, Failed, Reply, Slice

@@ -5,11 +5,11 @@ from functools import partial
 from urllib.parse import parse_qsl, unquote
 
 from xnatfs.demo.archive.rights import need_admin, need_editor, need_visible
-from xnatfs.demo.content.deposits import allowed, stored_name
+from xnatfs.demo.content.resource_changes import allowed, stored_name
 from xnatfs.demo.prearchive import views
 from xnatfs.demo.prearchive.archiver import Overwrite, Target, conflicts
-from xnatfs.demo.prearchive.inbox import ARCHIVING, BUILDING, DELETING, MOVING, UNASSIGNED, Prearchive, Received
-from xnatfs.demo.rest.levels import Asked
+from xnatfs.demo.prearchive.sessions import ARCHIVING, BUILDING, DELETING, MOVING, UNASSIGNED, Prearchive, Received
+from xnatfs.demo.rest.resources import Asked
 from xnatfs.demo.rest.tables import Query, table, true
 from xnatfs.demo.server.reply import HTML, Failed, Reply, text
 from xnatfs.demo.server.request_bodies import Body, sent

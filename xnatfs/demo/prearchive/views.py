@@ -5,8 +5,8 @@ from xml.sax.saxutils import quoteattr
 
 from xnatfs.demo.archive.model import Found, Home, Resource
 from xnatfs.demo.content import archives, files
-from xnatfs.demo.prearchive.inbox import Prearchive, Received
-from xnatfs.demo.rest.levels import Asked
+from xnatfs.demo.prearchive.sessions import Prearchive, Received
+from xnatfs.demo.rest.resources import Asked
 from xnatfs.demo.rest.tables import Query, Rows, table
 from xnatfs.demo.server.reply import Failed, Reply, chunked, text
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from xnatfs.demo.archive.model import Archive, Experiment, Project, Reconstruction, Resource, Scan, Subject
-from xnatfs.demo.rest.levels import Asked
+from xnatfs.demo.rest.resources import Asked
 from xnatfs.demo.rest.tables import FORMATS, JSON, XML, Query, negotiated, stored, table
 from xnatfs.demo.server.reply import HTML, Failed, Reply, chunked
 

@@ -11,7 +11,7 @@ from urllib.parse import unquote_plus
 from xnatfs.demo.archive.model import Experiment, Found, Home, Project, Resource, Subject
 from xnatfs.demo.archive.rights import need_reader, need_visible
 from xnatfs.demo.rest import documents, experiments, lists
-from xnatfs.demo.rest.levels import Asked, Level, Levels
+from xnatfs.demo.rest.resources import Asked, Level, Levels
 from xnatfs.demo.rest.tables import true
 from xnatfs.demo.server.reply import Failed, Reply, text
 from xnatfs.demo.server.site import DemoSite

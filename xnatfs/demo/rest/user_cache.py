@@ -6,8 +6,8 @@ from xnatfs.demo.archive.entries import Entry
 from xnatfs.demo.archive.model import Home, Resource
 from xnatfs.demo.archive.vault import Vault
 from xnatfs.demo.content import files
-from xnatfs.demo.content.deposits import allowed, stored_name
-from xnatfs.demo.rest.levels import Asked
+from xnatfs.demo.content.resource_changes import allowed, stored_name
+from xnatfs.demo.rest.resources import Asked
 from xnatfs.demo.rest.tables import Query, Rows, table, true
 from xnatfs.demo.server.accounts import GUEST
 from xnatfs.demo.server.reply import Failed, Reply, text

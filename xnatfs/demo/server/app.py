@@ -13,11 +13,11 @@ from urllib.parse import parse_qsl
 import httpx
 
 from xnatfs.demo.archive.model import Archive
-from xnatfs.demo.rest.levels import Asked
+from xnatfs.demo.rest.change_routes import Writing
+from xnatfs.demo.rest.resources import Asked
 from xnatfs.demo.rest.routes import Routes
 from xnatfs.demo.rest.services import Services
 from xnatfs.demo.rest.tables import CSV, JSON, XML, Query
-from xnatfs.demo.rest.writing import Writing
 from xnatfs.demo.server.accounts import GUEST, Refused, Session, Sessions, is_browser
 from xnatfs.demo.server.reply import HTML, Failed, Reply, Slice, buffered, container_page, page
 from xnatfs.demo.server.request_bodies import Body

@@ -4,13 +4,13 @@ import re
 from collections.abc import Mapping
 from datetime import datetime
 
+from xnatfs.demo.archive.addresses import Place
+from xnatfs.demo.archive.data_types import EXPERIMENTS, SCANS
 from xnatfs.demo.archive.item_documents import fields_of
 from xnatfs.demo.archive.model import Experiment, Project, Reconstruction, Scan, Subject
-from xnatfs.demo.archive.places import Place
 from xnatfs.demo.archive.rights import need_editor, need_owner, need_visible
-from xnatfs.demo.archive.types import EXPERIMENTS, SCANS
 from xnatfs.demo.archive.vault import Vault
-from xnatfs.demo.rest.levels import Asked
+from xnatfs.demo.rest.resources import Asked
 from xnatfs.demo.rest.tables import true
 from xnatfs.demo.server.reply import Failed, Reply, text
 from xnatfs.demo.server.site import DemoSite

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from xnatfs.demo.archive.model import Found, Home, Resource
-from xnatfs.demo.content import archives, files
-from xnatfs.demo.content import inner_files as inside
+from xnatfs.demo.content import archives, files, files_in_zips
 from xnatfs.demo.rest.tables import LIST, Query, negotiated, true
 from xnatfs.demo.server.reply import Failed, Reply
 from xnatfs.demo.server.site import DemoSite
@@ -130,12 +129,12 @@ class Levels:
             if asked.head and len(found) != 1:
                 raise Failed(404, "")
             return self._list(found, query, level.base, folder)
-        outer, within = inside.split(name)
+        outer, within = files_in_zips.split(name)
         entry = files.find_entry(found, outer, self.site.release)
         if true(query, "listContents"):
-            return inside.contents(entry, query)
+            return files_in_zips.contents(entry, query)
         if within:
-            entry = inside.inner(entry, files.unquoted(within))
+            entry = files_in_zips.inner(entry, files.unquoted(within))
         elif query.get("format") == "zip" and not entry.lost and not entry.path.endswith(".zip"):
             return archives.one_file(entry)
         return files.download(entry, asked.headers, query, ranges=self.site.ranges)

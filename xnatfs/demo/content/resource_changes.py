@@ -4,13 +4,13 @@ import json
 from collections.abc import Iterator, Sequence
 from urllib.parse import unquote_plus
 
+from xnatfs.demo.archive.addresses import Place
 from xnatfs.demo.archive.entries import Entry
 from xnatfs.demo.archive.model import Resource
-from xnatfs.demo.archive.places import Place
 from xnatfs.demo.archive.rights import need_editor, need_owner
 from xnatfs.demo.archive.vault import Vault
 from xnatfs.demo.content import unpacking
-from xnatfs.demo.rest.levels import Asked
+from xnatfs.demo.rest.resources import Asked
 from xnatfs.demo.rest.tables import true
 from xnatfs.demo.server.reply import HTML, Failed, Reply, text
 from xnatfs.demo.server.request_bodies import Body, Sent, sent
