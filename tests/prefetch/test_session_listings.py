@@ -566,7 +566,7 @@ def empty() -> Reply:
 
 
 def _asked(request: Request):
-    from xnatfs.demo.rest.levels import Asked
+    from xnatfs.demo.rest.resources import Asked
 
     segments = tuple(part for part in request.path.removeprefix("/data/").split("/") if part)
     return Asked("u", request.method, segments, request.query, request.headers, False)
