@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Hashable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import trio
 
 from xnatfs.common.clock import now
 from xnatfs.common.errors import BadReply, Denied, LoginRequired, NotFound, Unreachable, first_error
-from xnatfs.common.tasks import background, unattended
+from xnatfs.common.tasks import background, gather, unattended
 from xnatfs.content import ContentCache, open_cache
 from xnatfs.listings.keys import (
     AllExperimentsKey,
@@ -298,6 +299,20 @@ class Site:
                 await self.metadata.renew(key, lambda key=key: self._ask(key), _is_pieced)  # type: ignore[misc]
         found = [each for key in keys if (each := self.metadata.peek(key))]
         return min((each.expires for each in found), default=expires) != expires
+
+    async def renew(self, keys: Collection[ListKey]) -> None:
+        """Replace listings by the server's own of now, requested together; a failure leaves those that are cached."""
+        self._seen.update(keys)
+        await gather(*(partial(self.metadata.renew, key, partial(self._fetch, key)) for key in keys))
+
+    def expire(self, keys: Collection[ListKey]) -> None:
+        """Have listings requested again before they are served again."""
+        self._seen.update(keys)
+        for key in keys:
+            self.metadata.forget(key)
+
+    async def _fetch(self, key: ListKey) -> Listing[Any]:
+        return await (self._ask_files(key.item, key.below) if isinstance(key, FilesKey) else self._ask(key))
 
     # -- prefetching ---------------------------------------------------------------------------------------------
 

@@ -61,6 +61,15 @@ class Inodes:
         """Return what is known of a number that the kernel was given. Raises KeyError."""
         return self._by_inode[inode]
 
+    def find(self, identity: object) -> InodeT | None:
+        """Return the number that the kernel knows an identity by; None if it knows none."""
+        known = self._by_identity.get(identity)
+        return known.inode if known else None
+
+    def nodes(self) -> list[Node]:
+        """Return every node that the kernel knows."""
+        return [known.node for known in self._by_inode.values()]
+
     def number(self, node: Node) -> InodeT:
         """Return the number this node has, or would get. Nothing is remembered."""
         return self.known(node).inode

@@ -103,6 +103,34 @@ def test_an_error_is_reported_with_its_path_and_reason_and_ends_when_the_file_is
     assert path[-1] in xnatfs(mount, "status", mount.path).stdout
 
 
+def test_why_tells_the_last_error_and_what_stands_before_a_path(demo, mount):
+    path = failing(demo)
+    place = mount.path.joinpath(*path)
+    fine = mount.path / "projects" / "BRAINS"
+    assert "nothing is the matter" in xnatfs(mount, "why", fine).stdout
+    missing = xnatfs(mount, "why", fine / "NOBODY", status=1).stdout
+    assert "a program gets ENOENT for it: projects/BRAINS/NOBODY does not exist" in missing
+    with pytest.raises(OSError, match="Input/output"):
+        place.read_bytes()
+    for asked in (place, place.parent):
+        told = xnatfs(mount, "why", asked, status=1).stdout
+        assert f"EIO for {'/'.join(path)}: " in told
+    assert xnatfs(mount, "why", "/", status=66).stderr.count("\n") == 1
+
+
+def test_the_cache_is_shown_and_cleared(demo, mount):
+    mount.walk("projects/BRAINS/SUB001", read=True)
+    shown = xnatfs(mount, "cache", "info", mount.path).stdout
+    assert str(mount.home / ".cache" / "xnatfs") in shown
+    assert "0 of them pinned" in shown
+    assert "freed" in xnatfs(mount, "cache", "clear", mount.path).stdout
+    assert state(mount)["cache"]["used_bytes"] == 0
+    before = state(mount)["cache"]["misses"]
+    mount.walk("projects/BRAINS/SUB001", read=True)  # what the kernel has of it goes with its attributes
+    assert state(mount)["cache"]["misses"] >= before
+    assert xnatfs(mount, "cache", "melt", mount.path, status=2).stderr.count("\n") == 1
+
+
 def test_metrics_are_in_the_format_of_prometheus(mount):
     text = xnatfs(mount, "status", mount.path, "-o", "prometheus").stdout
     value = r"[-+]?[0-9.]+(?:e[-+]?[0-9]+)?"
@@ -165,10 +193,9 @@ def test_nothing_is_left_of_it(demo, tmp_path):
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes another user")
 def test_another_user_is_refused(mount):
     (path,) = (mount.home / ".cache" / "xnatfs" / "mounts").glob("*.sock")
-    program = (
-        "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); print(s.recv(999).decode())"
-    )
-    words = (*AS_STRANGER.split(), sys.executable, "-ISE", "-c", program, path)
+    connect = "os.chdir(sys.argv[1]); s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[2])"
+    program = f"import os, socket, sys; {connect}; print(s.recv(999).decode())"
+    words = (*AS_STRANGER.split(), sys.executable, "-ISE", "-c", program, path.parent, path.name)
     assert "PermissionError" in run(*words).stderr
     path.chmod(0o666)
     assert "this is the mount of another user" in run(*words).stdout

@@ -4,11 +4,14 @@ import argparse
 import sys
 from typing import Any
 
+from xnatfs.cli import statusline
 from xnatfs.cli.control import render
-from xnatfs.cli.control.client import LiveMount, find_mount, live_mounts
-from xnatfs.cli.output import print_data
+from xnatfs.cli.control.client import LiveMount, find_mount, live_mounts, split_path
+from xnatfs.cli.output import print_data, print_lines
 from xnatfs.common.errors import ConfigError, XnatError
 
+# Seconds that a mount may take for what needs the server: as long as its own requests, and a little longer.
+LONG_SECONDS = 900.0
 # Seconds for which `status` waits for a mount; all are asked one after the other.
 STATUS_SECONDS = 3.0
 
@@ -36,6 +39,45 @@ def state(mount: LiveMount) -> dict[str, Any]:
         return {"up": True, **mount.call("status", seconds=STATUS_SECONDS)}
     except XnatError as error:
         return {"up": False, "mountpoint": str(mount.mountpoint), "server": mount.server, "error": str(error)}
+
+
+def run_refresh(arguments: argparse.Namespace) -> int:
+    """Renew what is shown at a path."""
+    mount, path = split_path(arguments.path)
+    with statusline.waiting(f"Refreshing {arguments.path}"):
+        result = mount.call("refresh", seconds=LONG_SECONDS, path=path)
+    what = mount.mountpoint / result["path"]
+    print_data(f"{what}: {result['requests']} request{'' if result['requests'] == 1 else 's'}")
+    return 0
+
+
+def run_why(arguments: argparse.Namespace) -> int:
+    """Explain what is the matter with a path."""
+    mount, path = split_path(arguments.path)
+    with statusline.waiting(f"Looking at {arguments.path}"):
+        result = mount.call("why", seconds=LONG_SECONDS, path=path)
+    if result["fine"]:
+        print_data(f"{arguments.path}: nothing is the matter")
+    print_lines(result["findings"])
+    return 0 if result["fine"] else 1
+
+
+def run_cache(arguments: argparse.Namespace) -> int:
+    """Show, clear or unpin the cache of a mount."""
+    mount, path = find_mount(arguments.path), ""
+    if arguments.action == "unpin" and arguments.path is not None:
+        mount, path = split_path(arguments.path)
+    if arguments.action == "info":
+        result = mount.call("cache")
+        print_lines(f"{name:<11}{value}" for name, value in render.cache_facts(result))
+    elif arguments.action == "clear":
+        result = mount.call("cache_clear", seconds=LONG_SECONDS)
+        left = f", {render.size(result['used_bytes'])} are left: open or pinned" if result["used_bytes"] else ""
+        print_data(f"{render.size(result['freed_bytes'])} freed{left}")
+    else:
+        result = mount.call("unpin", seconds=LONG_SECONDS, path=path)
+        print_data(f"{result['unpinned_files']} files unpinned")
+    return 0
 
 
 def run_log_level(arguments: argparse.Namespace) -> int:

@@ -137,6 +137,14 @@ def _cache(cache: State) -> Iterator[tuple[str, str]]:
         yield "read-ahead", f"{size(cache['read_ahead_bytes'])}, {unused}"
 
 
+def cache_facts(cache: State) -> Iterator[tuple[str, str]]:
+    """Yield what `xnatfs cache info` shows."""
+    yield "directory", line(cache["directory"])
+    yield from _cache(cache)
+    yield "files", f"{cache['files']}, {cache['pinned_files']} of them pinned ({size(cache['pinned_bytes'])})"
+    yield "evicted", f"{_count(cache['evicted'], 'file')} since it was mounted"
+
+
 def _transfer(transfer: State) -> str:
     total = transfer["size_bytes"]
     part = f"{transfer['received_bytes'] / total:.0%} of {size(total)}" if total else size(transfer["received_bytes"])
