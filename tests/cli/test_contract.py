@@ -460,7 +460,7 @@ def test_c33_only_what_is_ready_is_archived(tmp_path):
             """End the silence that the server waits for, once the command has seen the state twice."""
             seen.append(record.path)
             if seen.count("/data/prearchive/projects/MYPROJECT") == 2:
-                fresh.app.writing.prearchive.idle = 0.0
+                fresh.app.site.idle = 0.0
 
         fresh.app.watch = complete
         done = fresh.ctl(*name, "--wait")

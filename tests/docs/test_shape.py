@@ -52,7 +52,6 @@ EXCEPTIONS = {
     },
     "function parameters": {
         "xnatfs.demo.rest.tables.table",
-        "xnatfs.demo.server.app.DemoXnat.__init__",
         "xnatfs.listings.revocation.Access.__init__",
         "xnatfs.prefetch.session_listings.Walk._give_files",
         "xnatfs.site.Site.__init__",

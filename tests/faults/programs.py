@@ -296,13 +296,13 @@ class Seeker(Reader):
 class UnrangedSeeker(Seeker):
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
-        levels = self.stage.app.routes.levels
-        levels.ranges = False
+        site = self.stage.app.site
+        site.ranges = False
         try:
             async with super().opened():
                 yield
         finally:
-            levels.ranges = True
+            site.ranges = True
 
 
 class Walker(Reader):

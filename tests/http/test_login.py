@@ -418,6 +418,18 @@ async def test_a_foreign_cookie_that_meant_nothing_means_nothing_any_more():
             assert len(server.requests) == 1 + questions
 
 
+async def test_a_reply_under_a_new_id_is_no_loss_although_another_reply_has_dropped_the_former_id():
+    """Behind a proxy that replaces IDs, the request took effect: a change must not be sent again."""
+    server = Counted()
+    async with logging_in(server) as login:
+        token = await login.token()
+        server.alive = {OTHER}
+        assert await login.is_lost(token, reply(401), "json")
+        assert not await login.is_lost(token, reply(200, f"JSESSIONID={OTHER}; Path=/"), "any")
+        assert await login.token() == OTHER
+    assert login.logins == 1
+
+
 async def test_a_foreign_cookie_of_a_dead_session_goes_on_telling():
     server = Counted()
     async with logging_in(server) as login:

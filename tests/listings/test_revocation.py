@@ -228,7 +228,7 @@ async def test_reads_go_on_while_the_server_is_away(server, tmp_path, clock):
 
 async def test_a_guests_answer_takes_nothing_away(server, tmp_path, clock):
     """Ignore the reply to a guest: an open site drops the session, and its cookies do not tell."""
-    server.demo.sessions.require_login = False
+    server.demo.site.require_login = False
     async with mounted(server, tmp_path) as (kernel, site):
         opened = await kernel.open(FILE)
         await kernel.read(opened, 0, 100)

@@ -13,7 +13,7 @@ import trio.testing
 
 from tests.rest.test_client import CONTENT, FILE, ITEM, MODIFIED, URL, Pieces, Server, always, connected, table
 from tests.support.wire import Wire
-from xnatfs.common.errors import BadReply, LoginRequired, NotFound, Uncertain, Unreachable
+from xnatfs.common.errors import BadReply, ConfigError, LoginRequired, NotFound, Uncertain, Unreachable
 from xnatfs.http.clients import PARALLEL_DOWNLOADS
 from xnatfs.http.documents import MAX_BODY_ATTEMPTS
 from xnatfs.rest.client import BIG, LONG, LONG_DOWNLOADS, PIECE, Xnat, open_xnat
@@ -260,6 +260,24 @@ async def test_what_is_handed_on_or_does_something_is_not_asked_for_again(autoju
         with pytest.raises(Unreachable, match=f"^{URL}/data/.* broke off"):
             await call(xnat)
     assert len(server.asked()) == 1
+
+
+@pytest.mark.parametrize("path", ["/data/\x01", "/data/\udcff", f"/data/{'x' * 70_000}"])
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+async def test_a_path_that_no_url_can_have_is_an_error_of_its_own(method, path):
+    server = Server()
+    async with connected(server) as xnat:
+        with pytest.raises(ConfigError, match="cannot be sent"):
+            await gathered(xnat.raw(method, path, b"", None))
+    assert server.asked() == []
+
+
+async def test_a_path_with_two_slashes_names_no_other_host_and_no_other_path():
+    server = Server(always(lambda: httpx.Response(200)))
+    async with connected(server) as xnat:
+        await xnat.change("DELETE", "//data/projects/P")
+    assert server.asked() == ["DELETE /site//data/projects/P"]
+    assert server.requests[-2].url.host == "xnat.example.org"
 
 
 @pytest.mark.parametrize("call", [lambda xnat: xnat.issue_token(), lambda xnat: xnat.invalidate_token("alias")])

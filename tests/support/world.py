@@ -95,7 +95,7 @@ class World:
 
     def __init__(self, directory: Directory, cache_size: int, digests: bool, odd: bool) -> None:
         self.model = Model(odd=odd)
-        self.model.demo.routes.levels.digests = digests
+        self.model.demo.site.digests = digests
         self.network = Network(self.model.demo, TIMEOUT)
         self.handles: list[Handle] = []
         self._directory = directory
@@ -597,14 +597,14 @@ class World:
 
     async def expire(self) -> None:
         """Idle until the session has expired by the server's clock."""
-        await trio.sleep(self.model.demo.sessions.ttl + 1)
+        await trio.sleep(self.model.demo.site.session_ttl + 1)
 
     async def site_open(self, on: bool) -> None:
         """Open or close the site to guests, who see public projects: none here."""
-        self.model.demo.sessions.require_login = not on
+        self.model.demo.site.require_login = not on
 
     async def digests(self, on: bool) -> None:
-        self.model.demo.routes.levels.digests = on
+        self.model.demo.site.digests = on
         self.network.honest_digests = False
         self._digestless = float("inf") if not on else trio.current_time()
         self.model.note("")
@@ -614,7 +614,7 @@ class World:
         self.network.met_at = trio.current_time()  # what came without is open for a while
 
     async def ranges(self, on: bool) -> None:
-        self.model.demo.routes.levels.ranges = on
+        self.model.demo.site.ranges = on
 
     async def fail(self, kind: str, count: int, place: str) -> None:
         self.network.fail(kind, count, place)

@@ -21,7 +21,7 @@ import httpx
 import trio
 
 from xnatfs.common.clock import slept
-from xnatfs.common.errors import TimedOut, Unavailable, Uncertain, Unreachable
+from xnatfs.common.errors import ConfigError, TimedOut, Unavailable, Uncertain, Unreachable
 from xnatfs.common.tasks import background
 from xnatfs.download_worker.pool import ProcessLost
 from xnatfs.http.circuit_breaker import CircuitBreaker
@@ -264,16 +264,7 @@ class Transport:
     async def _send_once(self, request: HttpRequest, token: str) -> httpx.Response:
         """Send a request. Raises Uncertain if a change may have been made, else Unreachable."""
         content = request.body() if callable(request.body) else request.body or None
-        timeout = httpx.Timeout(self._clients.http.timeout)
-        timeout.read = CHANGE_TIMEOUT_SECONDS if request.is_change else timeout.read
-        built = self._clients.http.build_request(
-            request.method,
-            request.path,
-            params=request.params or None,
-            headers={**request.headers, "Cookie": f"JSESSIONID={token}"},
-            content=content,
-            timeout=timeout,
-        )
+        built = self._build(request, content, token)
         self.requests += 1
         self.requests_by_kind[request.kind] += 1
         try:
@@ -292,6 +283,19 @@ class Transport:
             if isinstance(content, AsyncGenerator):  # it may be left half-way, with a file open
                 with trio.CancelScope(shield=True):
                     await content.aclose()
+
+    def _build(self, request: HttpRequest, content: bytes | AsyncGenerator[bytes] | None, token: str) -> httpx.Request:
+        timeout = httpx.Timeout(self._clients.http.timeout)
+        timeout.read = CHANGE_TIMEOUT_SECONDS if request.is_change else timeout.read
+        headers = {**request.headers, "Cookie": f"JSESSIONID={token}"}
+        params = request.params or None
+        try:
+            url = httpx.URL(f"{self.url}{request.path}")  # absolute: a relative //NAME/PATH would be a host and a path
+            return self._clients.http.build_request(
+                request.method, url, params=params, headers=headers, content=content, timeout=timeout
+            )
+        except (httpx.InvalidURL, UnicodeError) as error:
+            raise ConfigError(f"this request cannot be sent ({error}): {request.path!r}") from None
 
     async def _probe(self) -> None:
         """Send a small request, in the current session if there is one, so that it opens no other."""
