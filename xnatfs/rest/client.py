@@ -22,6 +22,7 @@ from xnatfs.http.messages import ChangeReply, HttpRequest, RequestBody
 from xnatfs.http.replies import close, content_length, is_framed, last_modified, strong_validator
 from xnatfs.http.resumable_download import Downloads, RemoteFile
 from xnatfs.http.transport import Transport, open_transport
+from xnatfs.rest.changes import ChangedItems
 from xnatfs.rest.file_table import Catalogue, Catalogues
 from xnatfs.rest.json_rows import MOST_BYTES, MOST_ROWS, Cells, NotAList, Table
 from xnatfs.rest.models import (
@@ -106,6 +107,7 @@ class Xnat:
         self._long_downloads = trio.CapacityLimiter(LONG_DOWNLOADS)
         self._heads = trio.CapacityLimiter(PARALLEL_DOWNLOADS)
         self._files = Downloads(transport)
+        self.changed = ChangedItems()
 
     @property
     def requests(self) -> int:
@@ -293,6 +295,8 @@ class Xnat:
             content_type: The media type of `body`; None sends no Content-Type.
         """
         target = path if path.startswith("/") else f"/{path}"
+        if method != "GET":
+            self.changed.note(target)
         headers = {"Content-Type": content_type} if content_type else {}
         request = HttpRequest(method, target, headers=headers, body=body, is_change=True)
         response = await self._transport.send_in_session(request)
@@ -335,7 +339,13 @@ class Xnat:
         if form is not None:
             body, headers = urlencode(form).encode(), {"Content-Type": "application/x-www-form-urlencoded"}
         request = HttpRequest(method, path, "any", params or {}, headers or {}, body, is_change=True)
-        return await self._transport.change(request)
+        said = ""
+        try:
+            answer = await self._transport.change(request)
+            said = f"{answer.location}\n{answer.text}"
+            return answer
+        finally:  # an error may come of a change that was made
+            self.changed.note(path, said, parameters=[*(params or {}).items(), *(form or {}).items()])
 
     async def prearchive(self, project: str = "") -> list[PrearchiveSession]:
         """List the sessions in the prearchive of a project, or of all projects that the account may edit."""

@@ -1,12 +1,12 @@
 """Define the calls that a mount answers on its control socket."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import trio
 
-from xnatfs.common.errors import ConfigError
+from xnatfs.common.errors import ConfigError, UsageError
 from xnatfs.common.tasks import background
 from xnatfs.fuse.control.places import content_version, files_below, find, split
 from xnatfs.fuse.control.protocol import LOG_LEVELS, Message
@@ -46,7 +46,7 @@ class Control:
         return {
             "status": Call(self._status),
             "refresh": Call(self._refresh, {"path": str}),
-            "changed": Call(self._changed, may_take={"projects": str, "experiments": str}),
+            "changed": Call(self._changed, may_take={"projects": list, "experiments": list}),
             "why": Call(self._why, {"path": str}),
             "cache": Call(self._cache),
             "cache_clear": Call(self._cache_clear),
@@ -60,8 +60,10 @@ class Control:
     async def _refresh(self, report: Report, path: str) -> Message:
         return await self.refresher.refresh(path)
 
-    async def _changed(self, report: Report, projects: str = "", experiments: str = "") -> Message:
-        return await self.refresher.change(set(projects.split()), set(experiments.split()))
+    async def _changed(self, report: Report, projects: Sequence[str] = (), experiments: Sequence[str] = ()) -> Message:
+        if not all(isinstance(each, str) for each in (*projects, *experiments)):
+            raise UsageError("projects and experiments must be lists of IDs")
+        return await self.refresher.change(set(projects), set(experiments))
 
     async def _why(self, report: Report, path: str) -> Message:
         return await explain(self.refresher.root, self._operations, path)
