@@ -7,11 +7,11 @@ the same when the account loses it, and when the cache directory is removed.
 import hashlib
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 
 import trio
 
-from xnatfs.content.disk.index import PINNED_USE
+from xnatfs.content.disk.index import PINNED_USE, BlobRow
 from xnatfs.content.disk.store import Store
 from xnatfs.content.entry import identity
 from xnatfs.content.source import Version
@@ -19,7 +19,7 @@ from xnatfs.content.source import Version
 # Bytes that are read and hashed at a time.
 HASHED_BYTES = 2**20
 # Files that are looked up together: every SQLite accepts 999 values in a statement.
-PINNED_AT_ONCE = 500
+LOOKED_UP_TOGETHER = 500
 
 
 class Upkeep:
@@ -44,8 +44,15 @@ class Upkeep:
         await self._flush()
         idents = list(map(identity, versions))
         await self._store.with_index(lambda index: index.touch(dict.fromkeys(idents, PINNED_USE)))
-        batches = (idents[start : start + PINNED_AT_ONCE] for start in range(0, len(idents), PINNED_AT_ONCE))
-        return sum(len(self._store.have(batch)) for batch in batches)
+        return sum(1 for _ in self._rows(idents))
+
+    def pinned_bytes(self, versions: Iterable[Version]) -> int:
+        """Return how many bytes of these files are pinned."""
+        return sum(row.size for row in self._rows(list(map(identity, versions))) if row.used >= PINNED_USE)
+
+    def _rows(self, idents: Sequence[bytes]) -> Iterator[BlobRow]:
+        for start in range(0, len(idents), LOOKED_UP_TOGETHER):
+            yield from self._store.have(idents[start : start + LOOKED_UP_TOGETHER])
 
     async def unpin(self, versions: Iterable[Version] | None = None) -> int:
         """Have files evicted again, by default all; return how many were pinned."""

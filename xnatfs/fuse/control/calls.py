@@ -14,6 +14,8 @@ from xnatfs.fuse.control.reasons import explain
 from xnatfs.fuse.control.refresh import Refresher
 from xnatfs.fuse.control.server import Call, Report, serve_control
 from xnatfs.fuse.control.status import Status
+from xnatfs.fuse.control.verify import Verifier
+from xnatfs.fuse.control.warm import warm
 from xnatfs.fuse.mountpoint import control_socket
 from xnatfs.fuse.operations import Operations
 from xnatfs.settings.config import Config
@@ -38,6 +40,7 @@ class Control:
     ) -> None:
         self.status = Status(site, operations, config, mountpoint)
         self.refresher = Refresher(site, operations, mountpoint, nursery)
+        self._config = config
         self._site = site
         self._operations = operations
 
@@ -50,6 +53,8 @@ class Control:
             "why": Call(self._why, {"path": str}),
             "cache": Call(self._cache),
             "cache_clear": Call(self._cache_clear),
+            "warm": Call(self._warm, {"path": str}, {"pin": bool}),
+            "verify": Call(self._verify, {"path": str}),
             "unpin": Call(self._unpin, may_take={"path": str}),
             "log_level": Call(self._log_level, {"level": str}),
         }
@@ -75,6 +80,14 @@ class Control:
         before = self._site.content.bytes_used
         await self._site.content.evict(0)
         return {"freed_bytes": before - self._site.content.bytes_used, "used_bytes": self._site.content.bytes_used}
+
+    async def _warm(self, report: Report, path: str, pin: bool = False) -> Message:
+        result = await warm(self.refresher.root, self._operations, path, pin, report)
+        return {**result, "offline": self._config.offline}
+
+    async def _verify(self, report: Report, path: str) -> Message:
+        await self.refresher.refresh(path)
+        return await Verifier(self._operations, report).verify(self.refresher.root, path)
 
     async def _unpin(self, report: Report, path: str = "") -> Message:
         upkeep = self._site.content.upkeep
