@@ -14,7 +14,7 @@ from tests.support.wire import Wire
 from xnatfs.common.errors import BadReply, NoRoute, NotFound, TimedOut, Unavailable, Unreachable, XnatError
 from xnatfs.fuse.operations import errno_of
 from xnatfs.http.documents import MAX_BODY_ATTEMPTS
-from xnatfs.http.retry import LOWEST_RATE, SpeedLimit
+from xnatfs.http.retry import LOWEST_BYTES_PER_SECOND, SpeedLimit
 from xnatfs.http.transport import CHANGE_TIMEOUT_SECONDS
 from xnatfs.rest.client import Xnat, open_xnat
 from xnatfs.rest.models import FileRow
@@ -329,7 +329,7 @@ async def test_a_server_that_goes_still_under_a_download_has_the_timeout_to_come
         assert await read(xnat) == content
 
 
-@pytest.mark.parametrize(("piece", "is_enough"), [(int(1.1 * LOWEST_RATE * TIMEOUT), True), (1000, False)])
+@pytest.mark.parametrize(("piece", "is_enough"), [(int(1.1 * LOWEST_BYTES_PER_SECOND * TIMEOUT), True), (1000, False)])
 async def test_the_retry_budget_begins_anew_with_progress(piece, is_enough, autojump_clock):
     """Break each connection after so many bytes, and refuse the next one for more than a third of the budget."""
     content = bytes(range(256)) * (5 * piece // 256)
@@ -356,7 +356,7 @@ async def test_the_retry_budget_begins_anew_with_progress(piece, is_enough, auto
 
 async def test_a_period_is_used_up_by_waiting_and_begins_anew_with_bytes(autojump_clock):
     limit = SpeedLimit(10.0)
-    for received in (4 * LOWEST_RATE, 6 * LOWEST_RATE, 9 * LOWEST_RATE):
+    for received in (4 * LOWEST_BYTES_PER_SECOND, 6 * LOWEST_BYTES_PER_SECOND, 9 * LOWEST_BYTES_PER_SECOND):
         with limit.waiting():
             await trio.sleep(4)
         limit.received(received)

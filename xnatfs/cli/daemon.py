@@ -21,16 +21,19 @@ from xnatfs.settings.credentials import Credentials, for_children
 READY = "ready"
 
 
-def start(arguments: Sequence[str], login: str, log_file: Path) -> str:
+def launch(
+    arguments: Sequence[str], login: str, log_file: Path, descriptors: Sequence[int] = ()
+) -> tuple["subprocess.Popen[str]", str]:
     """Run `xnatfs ARGUMENTS --report-fd N` detached, and wait until it is ready.
 
     Args:
         arguments: command line of the child, without secrets.
         login: for the child, as `pack_login` returns it.
         log_file: receives the child's stderr.
+        descriptors: that the child inherits.
 
     Returns:
-        The text that the child reported with 'ready'.
+        The child, and the text that it reported with 'ready'.
 
     Raises:
         Reported: the child's exit status and its line for the user.
@@ -46,7 +49,7 @@ def start(arguments: Sequence[str], login: str, log_file: Path) -> str:
                 stderr=log,
                 text=True,
                 env=for_children(),
-                pass_fds=[writing],
+                pass_fds=[writing, *descriptors],
                 start_new_session=True,
             )
         try:
@@ -58,7 +61,7 @@ def start(arguments: Sequence[str], login: str, log_file: Path) -> str:
             child.terminate()
             raise
     if status == READY:
-        return text
+        return child, text
     code = child.wait()
     if status.isdigit():
         raise Reported(int(status), text)

@@ -8,6 +8,7 @@ from typing import Any
 
 from xnatfs.cli import daemon, demo, options, serving, statusline
 from xnatfs.cli.control import parsers
+from xnatfs.cli.host import execute
 from xnatfs.cli.logins import find_login, login_environment, session_store
 from xnatfs.cli.output import print_message
 from xnatfs.common.errors import MountpointError
@@ -27,6 +28,7 @@ def add_parsers(commands: Any) -> None:
     umount = commands.add_parser("umount", help="unmount, and wait for the end of its process", allow_abbrev=False)
     umount.add_argument("mountpoint", type=Path, metavar="MOUNTPOINT", help="where it is mounted")
     umount.set_defaults(run=run_umount)
+    execute.add_parser(commands)
     demo.add_parser(commands)
     parsers.add_parsers(commands)
 

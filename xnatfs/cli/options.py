@@ -143,6 +143,12 @@ def add_mount(parser: argparse.ArgumentParser) -> None:
     add("--uid", type=owner_id, help="show files as owned by this user (default: you)")
     add("--gid", type=owner_id, help="show files as of this group (default: yours)")
     add("--umask", type=octal, help="remove these permission bits (default: 000)")
+    add_reading(parser)
+
+
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a mount that do not depend on where and for which users it is."""
+    add = parser.add_argument
     add("--no-xattr", action="store_true", help="show no extended attributes user.xnat.*")
     add("--cache-dir", type=Path, metavar="DIR", help="directory of the cache (default: ~/.cache/xnatfs)")
     cache_size = "maximum size of the cache (default: 10G, at most half the free disk)"

@@ -56,6 +56,7 @@ def exit_status(error: errors.XnatError) -> int:
 def run_xnatfs(words: Sequence[str]) -> int:
     """Run a command line of xnatfs; return the exit status."""
     from xnatfs.cli import daemon, mounts
+    from xnatfs.cli.host import execute
 
     if words[:1] == ["ctl"]:  # a name that no other package can overwrite
         return run_xnatctl(words[1:])
@@ -69,7 +70,8 @@ def run_xnatfs(words: Sequence[str]) -> int:
 
     def command() -> int:
         nonlocal reporter
-        arguments = parser.parse_args(words)
+        before, after = execute.split(words)
+        arguments = parser.parse_args(before, argparse.Namespace(command_words=after))
         arguments.reporter = reporter = daemon.Reporter(getattr(arguments, "report_fd", None))
         return int(arguments.run(arguments))
 

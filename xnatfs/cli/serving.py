@@ -55,7 +55,7 @@ def start(arguments: argparse.Namespace, command: str, source: str, login: str) 
     # `ps` shows these words for the mount; they hold no secret.
     words = sys.argv[1:] if command in sys.argv[1:2] else [command, *sys.argv[1:]]
     with statusline.waiting(f"Mounting {source}"):
-        text = daemon.start(words, login, log_file)
+        _, text = daemon.launch(words, login, log_file)
     os.stat(mountpoint)
     return text
 
@@ -119,4 +119,5 @@ def _mount_options(arguments: argparse.Namespace) -> Any:
         arguments.allow_other or arguments.allow_root,
         not arguments.no_xattr,
         arguments.kernel_options,
+        getattr(arguments, "fuse_fd", None),
     )

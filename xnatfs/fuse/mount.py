@@ -56,6 +56,7 @@ class MountOptions:
     allow_other: bool = False
     xattrs: bool = True
     extra: frozenset[str] = frozenset()  # options passed on to the kernel, such as nosuid
+    fuse_fd: int | None = None  # a descriptor of /dev/fuse that is mounted already, in another namespace
 
 
 async def mount(
@@ -78,12 +79,13 @@ async def mount(
         XnatError: The mount cannot begin; then nothing is left mounted.
         KeyboardInterrupt: The signal was SIGINT.
     """
-    check_fuse()
-    check_mountpoint(options.mountpoint, config.url)
+    if options.fuse_fd is None:
+        check_fuse()
+        check_mountpoint(options.mountpoint, config.url)
     _allow_open_files()
     give_memory_back()
     with (
-        registered(options.mountpoint),
+        registered(options.mountpoint) if options.fuse_fd is None else contextlib.nullcontext(),
         trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1) as signals,
     ):
         async with open_site(config, credentials, sessions=sessions) as site:
@@ -133,6 +135,8 @@ async def _begin(operations: Operations, config: Config, options: MountOptions) 
     flags = {*pyfuse3.default_options, "ro", "nosuid", "nodev", "subtype=xnatfs", f"fsname={_escaped(config.url)}"}
     if options.allow_other:
         flags.add("allow_other")
+    if options.fuse_fd is not None:
+        return pyfuse3.init(operations, f"/dev/fd/{options.fuse_fd}", flags)
     try:
         async with one_at_a_time(options.mountpoint, config.lock_timeout):
             if clear_dead(options.mountpoint, config.url):

@@ -44,12 +44,17 @@ def check_fuse() -> None:
     if importlib.util.find_spec("pyfuse3") is None:
         install = "pip install 'xnatfs[mount]' (it needs gcc, python3-dev, pkgconf and libfuse3-dev)"
         raise FuseMissing(f"the package pyfuse3 is missing: {install}")
+    check_device()
+    if shutil.which("fusermount3") is None:
+        raise FuseMissing("fusermount3 is missing: install the package fuse3")
+
+
+def check_device() -> None:
+    """Raise FuseMissing unless this user may open /dev/fuse."""
     if not Path("/dev/fuse").exists():
         raise FuseMissing("/dev/fuse is missing: load the kernel module (modprobe fuse), or allow it in the container")
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         raise FuseMissing("/dev/fuse may not be opened by this user: it needs mode 0666 or your group")
-    if shutil.which("fusermount3") is None:
-        raise FuseMissing("fusermount3 is missing: install the package fuse3")
 
 
 def check_mountpoint(mountpoint: Path, source: str = "") -> None:
@@ -65,6 +70,13 @@ def check_mountpoint(mountpoint: Path, source: str = "") -> None:
         raise MountpointError(f"{mountpoint} holds {what}: remove it with 'xnatfs umount {mountpoint}'")
     if mounted is not None:
         raise MountpointError(f"{mountpoint} is a mountpoint already: unmount it first, or take another directory")
+    check_directory(mountpoint)
+    if not os.access(mountpoint, os.W_OK):
+        raise MountpointError(f"{mountpoint} may not be written to by this user, which mounting needs")
+
+
+def check_directory(mountpoint: Path) -> None:
+    """Raise MountpointError unless this is an empty directory."""
     try:
         entries = os.listdir(mountpoint)
     except FileNotFoundError:
@@ -75,8 +87,6 @@ def check_mountpoint(mountpoint: Path, source: str = "") -> None:
         raise MountpointError(f"{mountpoint} may not be read by this user") from None
     except OSError as error:
         raise MountpointError(f"{mountpoint} cannot be used: {error.strerror}") from None
-    if not os.access(mountpoint, os.W_OK):
-        raise MountpointError(f"{mountpoint} may not be written to by this user, which mounting needs")
     if entries:
         raise MountpointError(f"{mountpoint} is not empty: take an empty directory")
 

@@ -24,7 +24,7 @@ import trio
 from xnatfs.common.clock import now
 from xnatfs.common.errors import LoginRequired
 from xnatfs.http.login_request import LoginRequest, send_short, try_later
-from xnatfs.http.replies import CANNOT_ANSWER, Expects, is_html, is_page, session_cookie, status_line
+from xnatfs.http.replies import FAULT_STATUSES, Expects, is_html, is_page, session_cookie, status_line
 from xnatfs.settings.credentials import Credentials
 from xnatfs.settings.session_store import IDLE_SESSION_SECONDS, SessionStore
 
@@ -227,7 +227,7 @@ class Login:
         if response.status_code == 404:  # a server from before /xapi
             response, text = await send_short(self._http, "GET", "/data/auth", token=token)
             known = response.status_code == 200 and "'guest'" not in text and not is_html(response)
-        if not known and response.status_code in CANNOT_ANSWER:
+        if not known and response.status_code in FAULT_STATUSES:
             raise try_later(response)
         if known:
             self._confirmed_at = now()

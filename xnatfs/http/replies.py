@@ -23,7 +23,7 @@ Expects = Literal["json", "file", "any"]
 
 # Statuses of a server, or a gateway before it, that is busy or down; and those that say nothing about a session.
 BUSY_STATUSES = frozenset({429, 502, 503, 504})
-CANNOT_ANSWER = BUSY_STATUSES | {500}
+FAULT_STATUSES = BUSY_STATUSES | {500}
 # Bytes read of an error page, or of the answer to a login or a change: a message is near the beginning.
 MAX_PAGE_BYTES = 64 * 1024
 # Characters searched for a page's message, from its tag on, with markup: some contain a database statement that failed.

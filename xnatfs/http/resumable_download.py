@@ -21,13 +21,13 @@ from xnatfs.common.errors import BadReply, Stale, Unreachable
 from xnatfs.content.source import Body
 from xnatfs.http.messages import HttpRequest
 from xnatfs.http.replies import close, content_length, is_framed, last_modified, strong_validator
-from xnatfs.http.retry import LOWEST_RATE, SpeedLimit, retry_backoff
+from xnatfs.http.retry import LOWEST_BYTES_PER_SECOND, SpeedLimit, retry_backoff
 from xnatfs.http.transport import Transport
 
 log = logging.getLogger(__name__)
 
 # Statuses of a server that supports ranges but not this one, or of a proxy that fails on them.
-RANGE_REFUSED = frozenset({400, 416, 500, 501})
+RANGE_REFUSED_STATUSES = frozenset({400, 416, 500, 501})
 
 # Refusals in a row after which a server that has granted ranges before counts as one that no longer does. One of
 # several servers behind a balancer may differ, or fail for a moment.
@@ -155,7 +155,7 @@ class Downloads:
     ) -> FileReply:
         """Check the headers of a reply against the requested range. Raises _NoRange."""
         where = f"{self.transport.url}{file.path}"
-        if wanted and response.status_code in RANGE_REFUSED:
+        if wanted and response.status_code in RANGE_REFUSED_STATUSES:
             raise _NoRange(f"answers {response.status_code} to a range")
         await self.transport.check(file.path, response, "file", allow=(200, 206) if wanted else (200,))
         if response.headers.get("content-encoding", "identity").lower() not in ("", "identity"):
@@ -299,7 +299,7 @@ class _Transfer:
         """Resume on another connection where this one broke. Raises `error` if the retry budget is spent."""
         await close(self._reply.response)
         budget = self._transport.policy.retry_budget
-        if self._position - self._progress_at >= LOWEST_RATE * budget:
+        if self._position - self._progress_at >= LOWEST_BYTES_PER_SECOND * budget:
             self._retry_seconds, self._progress_at, self._backoff = budget, self._position, retry_backoff()
         if self._reply.size is None or self._retry_seconds <= 0:
             self._transport.give_up(error)

@@ -31,7 +31,7 @@ from xnatfs.http.login import Login
 from xnatfs.http.messages import ChangeReply, HttpRequest
 from xnatfs.http.replies import (
     BUSY_STATUSES,
-    CANNOT_ANSWER,
+    FAULT_STATUSES,
     Expects,
     check_status,
     close,
@@ -39,7 +39,7 @@ from xnatfs.http.replies import (
     retry_after,
     unavailable,
 )
-from xnatfs.http.retry import LOWEST_RATE, RequestPolicy, Retries, SpeedLimit
+from xnatfs.http.retry import LOWEST_BYTES_PER_SECOND, RequestPolicy, Retries, SpeedLimit
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 from xnatfs.settings.session_store import SessionStore
@@ -62,7 +62,7 @@ PROBE_PATH = "/xapi/siteConfig/buildInfo"
 # Statuses of changes that the server has not made, and that are repeated.
 REPEATED_CHANGE_STATUSES = frozenset({429, 503})
 # Errors of requests that the server did not receive.
-NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.UnsupportedProtocol)
+NOT_SENT_ERRORS = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.UnsupportedProtocol)
 MAYBE_CHANGED = "the request may have been carried out"
 
 
@@ -201,7 +201,7 @@ class Transport:
         return answer
 
     async def _send_with_retries(self, request: HttpRequest, retries: Retries) -> httpx.Response:
-        statuses = REPEATED_CHANGE_STATUSES if request.is_change else CANNOT_ANSWER
+        statuses = REPEATED_CHANGE_STATUSES if request.is_change else FAULT_STATUSES
         while True:
             asked_to_wait = 0.0
             try:
@@ -276,7 +276,7 @@ class Transport:
             return await self._clients.http.send(built, stream=True)
         except httpx.TransportError as error:
             failure = unreachable(error, self.url)
-            if request.is_change and not isinstance(error, NOT_SENT):
+            if request.is_change and not isinstance(error, NOT_SENT_ERRORS):
                 raise Uncertain(f"{failure}; {MAYBE_CHANGED}") from error
             raise failure from error
         finally:
@@ -361,7 +361,7 @@ class Transport:
                         self.breaker.record_answer()
                         yield piece
         except trio.TooSlowError as error:
-            slow = f"less than {LOWEST_RATE} bytes a second, for {self.policy.timeout:g} s"
+            slow = f"less than {LOWEST_BYTES_PER_SECOND} bytes a second, for {self.policy.timeout:g} s"
             raise TimedOut(f"{self.url}{path} is too slow: {slow}") from error
 
     # -- failures ------------------------------------------------------------------------------------------------

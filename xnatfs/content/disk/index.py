@@ -31,8 +31,8 @@ BUSY_SECONDS = 20.0
 # closes the index.
 READ_BUSY_SECONDS = 0.05
 
-# SQLite's page cache per connection in KiB (a negative number means KiB). A point read touches three pages.
-PAGE_CACHE = -512
+# SQLite's page cache per connection. A point read touches three pages.
+SQLITE_PAGE_CACHE_KIB = 512
 
 INDEX_SCHEMA = """
 CREATE TABLE blobs (
@@ -68,7 +68,7 @@ CREATE TRIGGER {table}_sized AFTER UPDATE OF size ON {table}
 PINNED_USE = 1e11
 
 # SQLite's error codes for a damaged index: "malformed", "not a database", and "no such table" for an emptied one.
-DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+DAMAGE_ERROR_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
 
 ROW_COLUMNS = "ident, key, listed, size, modified, checked, used, boot, written, owners"
 ROW_PLACEHOLDERS = ", ".join("?" for _ in ROW_COLUMNS.split())
@@ -299,7 +299,7 @@ def open_index(path: Path, wait: float = math.inf) -> Index:
 
 def is_damage(exc: Exception) -> bool:
     """Return whether an error of SQLite means that the index is damaged."""
-    return getattr(exc, "sqlite_errorcode", 0) & 0xFF in DAMAGED
+    return getattr(exc, "sqlite_errorcode", 0) & 0xFF in DAMAGE_ERROR_CODES
 
 
 def is_busy(exc: Exception) -> bool:
@@ -333,7 +333,7 @@ def _connect(path: Path, wait: float) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute(f"PRAGMA cache_size = {PAGE_CACHE}")
+        connection.execute(f"PRAGMA cache_size = -{SQLITE_PAGE_CACHE_KIB}")
     except BaseException:
         connection.close()
         raise
