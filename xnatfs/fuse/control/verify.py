@@ -24,7 +24,7 @@ MAX_PROBLEMS = 1000
 
 @dataclass
 class ResourceFindings:
-    """What was found out about one resource."""
+    """The findings about one resource."""
 
     path: str
     uri: str

@@ -26,7 +26,7 @@ MEASURED_TOGETHER = 32
 
 @dataclass
 class _Progress:
-    """What has been done, as it is reported."""
+    """The progress of one call, as it is reported."""
 
     report: Report
     files: int = 0
