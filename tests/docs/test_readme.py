@@ -21,7 +21,7 @@ from xnatfs.cli.ctl import main as ctl
 from xnatfs.cli.ctl.command import PARTIAL
 from xnatfs.cli.run import EXIT_STATUS, INTERRUPTED, CommandParser
 from xnatfs.common.errors import UsageError
-from xnatfs.fuse.operations import ERRNOS
+from xnatfs.fuse.errnos import ERRNOS
 from xnatfs.settings.config import read_profiles
 
 ROOT = Path(__file__).parents[2]
@@ -100,9 +100,20 @@ def test_logins_in_scripts_run_as_printed(tmp_path):
         assert len(logins) == 1, "the second command finds a session that is alive"
 
 
+def test_the_metrics_unit_runs_as_printed(tmp_path):
+    (unit,) = blocks("ini", page("OPERATING"))
+    (command,) = re.findall(r"^ExecStart=(.*)$", unit, re.MULTILINE)
+    here = command.replace("%t", str(tmp_path)).replace("/var/lib/node_exporter", str(tmp_path / "collected"))
+    (tmp_path / "collected").mkdir()
+    done = run(*shlex.split(here), env=environment(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "# TYPE xnatfs_up gauge" in (tmp_path / "collected" / "xnatfs.prom").read_text()
+
+
 def test_every_example_of_a_page_is_executed():
     """Find no example but those that the tests above run, and installations, which `test_packaging` and setups run."""
     executed = {README_PATH: {"sh", "console", "python"}, ROOT / "docs" / "AUTHENTICATION.md": {"sh", "yaml"}}
+    executed[ROOT / "docs" / "OPERATING.md"] = {"ini"}
     for path in PAGES:
         languages = set(re.findall(r"^```(\w+)", path.read_text(), re.MULTILINE))
         assert languages - {"text"} == executed.get(path, set()), path.name

@@ -22,7 +22,8 @@ from tests.support.mounting import mounting
 from tests.support.wire import Wire
 from tests.support.world import inline
 from xnatfs.content import Version, open_cache
-from xnatfs.fuse.operations import Operations, Ownership
+from xnatfs.fuse.attributes import Ownership
+from xnatfs.fuse.operations import Operations
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 from xnatfs.site import Site, open_site

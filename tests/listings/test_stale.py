@@ -21,13 +21,14 @@ from tests.support.mounting import run
 from tests.support.wire import Wire
 from xnatfs.common.errors import Denied, LoginRequired, NoRoute, NotFound, Unreachable, XnatError
 from xnatfs.demo.server.app import DemoXnat
-from xnatfs.fuse.operations import OperationsWithXattrs, Ownership
+from xnatfs.fuse.attributes import Ownership
+from xnatfs.fuse.xattrs import OperationsWithXattrs
 from xnatfs.listings.persisted import OLDEST
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 from xnatfs.site import Site, open_site
 from xnatfs.tree import Root
-from xnatfs.tree.folders import CatalogueFile
+from xnatfs.tree.catalogue_file import CatalogueFile
 
 TTL = 0.2
 SESSION = "projects/P/S1/S1_MR"
@@ -190,7 +191,7 @@ async def test_when_the_server_is_back_it_is_asked(line, tmp_path, monkeypatch):
 async def test_what_the_server_refuses_is_gone_also_when_it_is_away_again(line, tmp_path, status, error):
     async with opened(line, tmp_path) as site:
         await seen(site)
-        item = (await file(site)).folder.folders.resource_dir.place.item
+        item = (await file(site)).files.resource_dir.place.item
         await trio.sleep(TTL)
         line.status = status
         if status == 401:

@@ -28,7 +28,8 @@ from tests.support.mounting import SCRIPTS, environment, run
 from tests.support.scripted import Scripted, opened, resource, session, subject
 from xnatfs.cli.ctl.progress import Silent
 from xnatfs.common.errors import BadReply, ConfigError, LoginRequired, NotFound, Unreachable, XnatError
-from xnatfs.fuse.operations import Operations, Ownership
+from xnatfs.fuse.attributes import Ownership
+from xnatfs.fuse.inodes import ROOT
 from xnatfs.http import documents, transport
 from xnatfs.http.replies import page_message
 from xnatfs.prefetch.tar_stream import members
@@ -518,12 +519,11 @@ async def test_sizes_and_digests_that_are_none_are_as_good_as_none(tmp_path):
     for number, digest in enumerate(DIGESTS):
         server.add(f"digest {number}", b"content", digest=digest)
     async with opened(server, tmp_path) as site:
-        operations = Operations(Root(site), Ownership(1, 1))
         files = [node for node in await below(Root(site)) if isinstance(node, File)]
         assert len(files) == len(SIZES) + len(DIGESTS)
         for file in files:
             await file.size()
-            assert 0 <= operations._attributes(file, 0.0).st_size < 10**18
+            assert 0 <= Ownership(1, 1).attributes(file, ROOT, 0.0).st_size < 10**18
             assert file.inode_hint() > 0
             is_md5 = file.name == f"digest {len(DIGESTS) - 1}"
             try:
@@ -576,10 +576,9 @@ async def test_dates_that_are_none_are_shown_or_left_out(tmp_path, date):
     server.lists["projects/P/experiments"] = [session("X_E1", "E", insert_date=date)]
     server.add("f", b"x")
     async with opened(server, tmp_path / "cache") as site:
-        operations = Operations(Root(site), Ownership(1, 1))
         for node in await below(Root(site)):
             if not isinstance(node, File) or node.measured:
-                operations._attributes(node, 0.0)
+                Ownership(1, 1).attributes(node, ROOT, 0.0)
         row = (await site.experiments("P")).rows[0]
         directory = transfer.session_dir(site, "X_E1", "E", "xnat:mrSessionData")
         object.__setattr__(directory.experiment, "modified", row.modified)

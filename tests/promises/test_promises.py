@@ -30,7 +30,7 @@ from xnatfs.content import Blob, Version
 from xnatfs.http import replies, resumable_download
 from xnatfs.prefetch import series_files as bulk
 from xnatfs.rest.models import FileRow
-from xnatfs.tree import folders
+from xnatfs.tree import catalogue_file
 
 Step = tuple[str, dict[str, Any]]
 
@@ -397,7 +397,7 @@ def test_a_half_that_is_taken_as_a_whole_is_found(tmp_path, monkeypatch):
     def version(row: FileRow, owners: tuple[str, ...] = ()) -> Version:
         return replace(bulk.version(row, owners), size=None)
 
-    monkeypatch.setattr(folders, "version", version)
+    monkeypatch.setattr(catalogue_file, "version", version)
     assert is_found(tmp_path, reading("forward"), digests=False)
 
 

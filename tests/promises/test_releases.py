@@ -19,7 +19,7 @@ from xnatfs.demo.fixtures.lab import PASSWORDS, DemoArchive
 from xnatfs.demo.fixtures.manifest import ManifestEntry
 from xnatfs.demo.server.app import DemoXnat
 from xnatfs.demo.server.releases import XNAT_1_8, Release
-from xnatfs.fuse.operations import errno_of
+from xnatfs.fuse.errnos import errno_of
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 from xnatfs.site import Site, open_site

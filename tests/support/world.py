@@ -24,7 +24,8 @@ from tests.support.model import EPOCH, PASSWORD, USER, Model, Network, Path, now
 from xnatfs.content import Version, blob, planner, writer
 from xnatfs.content.entry import identity
 from xnatfs.demo.archive.model import Archive
-from xnatfs.fuse.operations import Operations, Ownership
+from xnatfs.fuse.attributes import Ownership
+from xnatfs.fuse.operations import Operations
 from xnatfs.settings.config import Config, server_directory
 from xnatfs.settings.credentials import Credentials
 from xnatfs.site import KEPT_FOR, Site, open_site

@@ -107,8 +107,8 @@ def import_mount() -> Any:
 
 
 def _mount_options(arguments: argparse.Namespace) -> Any:
+    from xnatfs.fuse.attributes import Ownership
     from xnatfs.fuse.mount import MountOptions
-    from xnatfs.fuse.operations import Ownership
 
     uid = os.getuid() if arguments.uid is None else arguments.uid
     gid = os.getgid() if arguments.gid is None else arguments.gid

@@ -20,11 +20,13 @@ import trio
 
 from xnatfs import __version__
 from xnatfs.common.errors import MountpointError, Unreachable
+from xnatfs.fuse.attributes import Ownership
 from xnatfs.fuse.control.calls import control_mount
 from xnatfs.fuse.diagnostics import log_state
 from xnatfs.fuse.mountinfo import mount_on
 from xnatfs.fuse.mountpoint import check_fuse, check_mountpoint, clear_dead, one_at_a_time, registered
-from xnatfs.fuse.operations import Operations, OperationsWithXattrs, Ownership
+from xnatfs.fuse.operations import Operations
+from xnatfs.fuse.xattrs import OperationsWithXattrs
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 from xnatfs.settings.session_store import SessionStore

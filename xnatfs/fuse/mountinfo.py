@@ -16,15 +16,9 @@ class Mount:
 
 def file_system(path: Path) -> str:
     """Return the type of the file system that a path is or would be on, such as "nfs4"; '' if unknown."""
-    place, found = os.path.realpath(path), ("", "")
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
-        for line in table:
-            before, _, after = line.rstrip("\n").partition(" - ")
-            point = _decoded(before.split(" ")[4])
-            # The last of several mounts on one directory hides the others.
-            if Path(place).is_relative_to(point) and len(point) >= len(found[0]):
-                found = point, after.split(" ")[0]
-    return found[1]
+    place = Path(os.path.realpath(path))
+    above = [(len(point.parts), mounted.kind) for point, mounted in all_mounts().items() if place.is_relative_to(point)]
+    return max(above, default=(0, ""))[1]
 
 
 def mount_on(mountpoint: Path) -> Mount | None:

@@ -9,7 +9,7 @@ from xnatfs.content import Version
 from xnatfs.fuse.control.error_log import NodePath
 from xnatfs.listings.keys import ChildrenKey, FilesKey, ListKey, ProjectsKey, experiment_keys
 from xnatfs.prefetch.series_files import version
-from xnatfs.tree.folders import CatalogueFile
+from xnatfs.tree.catalogue_file import CatalogueFile
 from xnatfs.tree.names import decode
 from xnatfs.tree.node import Dir, File, Link, Node
 from xnatfs.tree.resources import ResourceDir
@@ -115,4 +115,4 @@ async def files_below(node: Node) -> AsyncIterator[File]:
 def content_version(file: File) -> Version:
     """Return the version of a file, as the cache of contents knows it."""
     assert isinstance(file, CatalogueFile)
-    return version(file.row, file.folder.folders.resource_dir.owners)
+    return version(file.row, file.files.resource_dir.owners)

@@ -66,7 +66,7 @@ class Refresher:
     @property
     def root(self) -> Dir:
         """Return the root of the tree."""
-        root = self._operations.inodes[ROOT]
+        root = self._operations.inodes[ROOT].node
         assert isinstance(root, Dir)
         return root
 
@@ -152,7 +152,7 @@ class Refresher:
             return isinstance(key, LinkKey | LinksOfProjectKey)
 
         self._site.metadata.forget_all(which)
-        self._operations.listings.clear()
+        self._operations.dir_cache.clear()
 
     # -- the kernel ----------------------------------------------------------------------------------------------
 

@@ -58,7 +58,7 @@ class Status:
 
     def _sample(self) -> Sample:
         xnat, content = self._site.xnat, self._site.content
-        return Sample(trio.current_time(), xnat.requests, content.stats.fetched, self._operations.served)
+        return Sample(trio.current_time(), xnat.requests, content.stats.fetched, self._operations.served_bytes)
 
     def report(self) -> Message:
         """Return the state now, as JSON holds it. docs/OPERATING.md describes the keys."""

@@ -12,7 +12,7 @@ from xnatfs.fuse.control.protocol import Message
 from xnatfs.fuse.control.server import Report
 from xnatfs.fuse.operations import Operations
 from xnatfs.rest.models import FileRow
-from xnatfs.tree.folders import CatalogueFile
+from xnatfs.tree.catalogue_file import CatalogueFile
 from xnatfs.tree.node import Dir, Node
 from xnatfs.tree.resource_view import ResourceView
 
@@ -111,7 +111,7 @@ class Verifier:
         await gather(*[work] * VERIFIED_IN_PARALLEL)
 
     async def _compare_file(self, found: ResourceFindings, file: CatalogueFile) -> None:
-        row, folders = file.row, file.folder.folders
+        row, folders = file.row, file.files
         self._undigested += not row.digest
         size = row.size
         if folders.resource_dir.address.has_name(row.path, folders.catalogue):  # a HEAD of another could be answered

@@ -11,7 +11,8 @@ from xnatfs.content import ContentCache
 from xnatfs.fuse.control.places import content_version, files_below, find, split
 from xnatfs.fuse.control.protocol import Message
 from xnatfs.fuse.control.server import Report
-from xnatfs.fuse.operations import Operations, errno_of
+from xnatfs.fuse.errnos import errno_of
+from xnatfs.fuse.operations import Operations
 from xnatfs.tree.node import Dir, File, measure
 
 # Files that are fetched in parallel, so that a small one does not wait for a round trip of its own.
@@ -57,7 +58,7 @@ async def warm(root: Dir, operations: Operations, path: str, pin: bool, report: 
     """
     files = [file async for file in files_below(await find(root, split(path)))]
     for start in range(0, len(files), MEASURED_TOGETHER):
-        await measure(file for file in files[start : start + MEASURED_TOGETHER] if not file.measured)
+        await measure(files[start : start + MEASURED_TOGETHER])
     content, size = root.site.content, sum(file.measured_size for file in files)
     if pin:
         await _check_room(content, files, size)
