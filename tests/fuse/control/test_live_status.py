@@ -1,13 +1,17 @@
 """Test what a mount reports about itself, on a real mount, as the commands show it."""
 
+import fcntl
 import json
 import os
+import pty
 import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,7 @@ from tests.support.failing import AS_STRANGER
 from tests.support.mounting import SCRIPTS, Mount, daemons, environment, mounting, run
 from xnatfs.cli.control.render import duration, size, text_lines
 from xnatfs.cli.control.watch import picture
+from xnatfs.cli.output import display_width
 
 pytestmark = pytest.mark.fuse
 
@@ -248,7 +253,7 @@ def example() -> dict[str, Any]:
         },
         "open_files": 1,
         "inodes": 10,
-        "transfers": [{"path": "projects/P/" + "x" * 200, "received_bytes": 10, "size_bytes": 100}],
+        "transfers": [{"path": "projects/P/" + "x" * 100 + "\u5bfe" * 100, "received_bytes": 10, "size_bytes": 100}],
         "errors": [{"path": "projects/\x1b[31mP", "at": 1.0, "errno": "EIO", "reason": "broken " * 20, "count": 2}],
     }
 
@@ -260,7 +265,7 @@ def test_the_live_view_fits_its_terminal(columns):
     assert len(lines) == 20
     assert lines[-1] == "..."
     whole = list(text_lines(example(), columns))
-    assert max(map(len, whole)) <= columns
+    assert max(map(display_width, whole)) <= columns
     text = " ".join(line.strip() for line in whole)
     for said in (
         "unreachable since",
@@ -272,6 +277,25 @@ def test_the_live_view_fits_its_terminal(columns):
     ):
         assert said in text, said
     assert "\x1b" not in text
+
+
+def test_the_live_view_is_renewed_until_it_is_interrupted(mount):
+    master, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 50, 0, 0))
+    env = environment(mount.home, TERM="xterm")
+    command = [XNATFS, "status", "--watch", mount.path]
+    with subprocess.Popen(command, env=env, stdin=terminal, stdout=terminal, stderr=terminal) as process:
+        os.close(terminal)
+        shown = b""
+        while shown.count(b"Ctrl-C ends it") < 2 or b"reachable" not in shown:
+            shown += os.read(master, 65536)
+        process.send_signal(signal.SIGINT)
+        with suppress(OSError):  # the end of the other side
+            while data := os.read(master, 65536):
+                shown += data
+        assert process.wait(60) == 0
+    os.close(master)
+    assert b"Traceback" not in shown
 
 
 def test_numbers_are_short():

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
-from xnatfs.cli.output import fold, print_data
+from xnatfs.cli.output import display_width, fold, print_data
 from xnatfs.common.sanitize import line
 
 # Columns of the names before the values.
@@ -73,9 +73,13 @@ def _folded(text: str, columns: int) -> list[str]:
 
 
 def _cut(text: str, columns: int) -> Iterator[str]:
-    while len(text) > columns:
-        yield text[:columns]
-        text = text[columns:]
+    """Yield a text in pieces that fit."""
+    while display_width(text) > columns:
+        length = min(len(text), columns)
+        while length > 1 and display_width(text[:length]) > columns:
+            length -= 1
+        yield text[:length]
+        text = text[length:]
     yield text
 
 
