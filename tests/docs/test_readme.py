@@ -110,13 +110,16 @@ def test_the_metrics_unit_runs_as_printed(tmp_path):
     assert "# TYPE xnatfs_up gauge" in (tmp_path / "collected" / "xnatfs.prom").read_text()
 
 
+# Examples that cannot be executed here: installations, units of systemd. Their commands are parsed.
+PARSED = {"text", "ini"}
+
+
 def test_every_example_of_a_page_is_executed():
-    """Find no example but those that the tests above run, and installations, which `test_packaging` and setups run."""
+    """Find no example but those that the tests above run, and those of PARSED."""
     executed = {README_PATH: {"sh", "console", "python"}, ROOT / "docs" / "AUTHENTICATION.md": {"sh", "yaml"}}
-    executed[ROOT / "docs" / "OPERATING.md"] = {"ini"}
     for path in PAGES:
         languages = set(re.findall(r"^```(\w+)", path.read_text(), re.MULTILINE))
-        assert languages - {"text"} == executed.get(path, set()), path.name
+        assert languages - PARSED == executed.get(path, set()), path.name
         for line in "".join(blocks("text", path.read_text())).splitlines():
             module = re.search(r"python -m ((?:scripts|tests)[\w.]*)", line)
             assert re.match(r"pip |python3 -m venv |~/xnatfs/bin/pip |scripts/setup", line) or module, line
@@ -139,7 +142,9 @@ def test_every_command_line_in_a_sentence_is_accepted(path):
     ctl.build(xnatctl)
     mounts.add_parsers(xnatfs.add_subparsers())
     xnatctl.add_argument("--version", action="store_true")
-    for program, words in re.findall(r"`(xnatctl|xnatfs) ([a-z-][^`]*)`", path.read_text()):
+    parsed = "".join(block for language in PARSED for block in blocks(language, path.read_text()))
+    lines = re.findall(r"\b(xnatctl|xnatfs) ([a-z-][^>;|'#\n]*)", re.sub(r"#.*", "", parsed))
+    for program, words in [*re.findall(r"`(xnatctl|xnatfs) ([a-z-][^`]*)`", path.read_text()), *lines]:
         if program == "xnatfs" and words.startswith("ctl"):
             program, words = "xnatctl", words.removeprefix("ctl").strip()
         parser = xnatctl if program == "xnatctl" else xnatfs

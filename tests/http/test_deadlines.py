@@ -271,7 +271,7 @@ async def test_who_does_not_take_what_has_come_is_not_held_against_the_server(au
 
 
 async def test_a_list_that_does_not_end(autojump_clock, monkeypatch):
-    monkeypatch.setattr("xnatfs.rest.client.LISTED", (100_000, 1_000_000))
+    monkeypatch.setattr("xnatfs.rest.lists.LIST_LIMITS", (100_000, 1_000_000))
     row = b'{"ID": "P"}, ' * 100
     async with connected(Site(dripping([b'{"ResultSet": {"Result": [', *[row] * 1000], 0.0))) as xnat:
         with pytest.raises(BadReply, match="too much"):

@@ -149,14 +149,27 @@ async def test_what_an_earlier_mount_has_kept_goes_too(server, tmp_path, clock):
     assert kept(tmp_path) == set()
 
 
-@pytest.mark.parametrize("written", ["no JSON", "{}", '["u"]', '["u", 1, 2]', "[" * 100_000])
-async def test_what_somebody_has_written_into_the_index_takes_nothing_along(server, tmp_path, clock, written, caplog):
+async def test_what_a_command_has_kept_goes_too(server, tmp_path, clock):
+    """Drop what was cached by a program that does not stay, such as a download."""
+    config = Config("http://xnat", cache_dir=tmp_path, timeout=5.0, ttl=TTL)
+    async with open_site(config, Credentials(ACCOUNT, PASSWORD), Wire(server)) as site:
+        await read(Kernel(Operations(Root(site), Ownership(0, 0))), FILE)
+    assert len(kept(tmp_path)) == 1
+    server.close("P", protected=False)
+    async with mounted(server, tmp_path) as (kernel, _):
+        assert await kernel.names(("projects",)) == ["Q"]
+        await trio.sleep(1)
+    assert kept(tmp_path) == set()
+
+
+@pytest.mark.parametrize("written", ["no JSON", "{}", '["u"]', '["u", 1, 2]', '["P", "experiments"]', "[" * 100_000])
+async def test_what_somebody_has_written_into_the_store_takes_nothing_along(server, tmp_path, clock, written, caplog):
     for path in (FILE, OTHER):
         async with mounted(server, tmp_path) as (kernel, _):
             await read(kernel, path)
         if path == FILE:
-            with closing(sqlite3.connect(next(tmp_path.glob("*xnat")) / "index.sqlite")) as index, index:
-                index.execute("UPDATE blobs SET owners = ?", [written])
+            with closing(sqlite3.connect(next(tmp_path.glob("*xnat/listings/*")))) as store, store:
+                assert store.execute("UPDATE reads SET place = ?", [written]).rowcount == 1
     server.close("P", protected=False)
     server.close("Q", protected=False)
     async with mounted(server, tmp_path) as (kernel, _):
@@ -259,19 +272,18 @@ async def test_access_that_is_given_back_is_there_again(server, tmp_path, clock)
 async def test_the_cache_drops_what_is_on_its_way_to_the_disk(tmp_path):
     """Drop files in memory that wait to be written, and files that a program has open."""
     async with open_cache(tmp_path, 10**6) as cache:
-        mine, others = Version("1/a", 1, "", ("mine", "all")), Version("2/b", 1, "", ("others", "all"))
+        mine, others = Version("1/a", 1, ""), Version("2/b", 1, "")
         await cache.put(mine, b"a")
         await cache.put(others, b"b")
         blob = await cache.open(mine, None)  # type: ignore[arg-type]  # it is here
-        await cache.drop({"mine"})
+        await cache.drop({"1"})
         assert not cache.has(mine)
         assert await blob.read(0, 1) == b"a"
         blob.close()
     async with open_cache(tmp_path, 10**6) as cache:
         assert (cache.has(mine), cache.has(others)) == (False, True)
-        assert await cache.owners() == {("others", "all")}
         assert cache.bytes_used == 1
-        await cache.drop({"all"})
+        await cache.drop({"1", "2"})
         assert not cache.has(others)
         assert cache.bytes_used == 0
     assert list(tmp_path.glob("blobs/??/*")) == []

@@ -93,8 +93,8 @@ def secure(demo: tuple[DemoXnat, str], certificates: tuple[Certificate, Certific
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten polling intervals of a second, and waits that are longer than a test."""
-    monkeypatch.setattr("xnatfs.rest.prearchive.FIRST_LOOK", 0.05)
-    monkeypatch.setattr("xnatfs.rest.prearchive.APPEARS_WITHIN", 1.0)
+    monkeypatch.setattr("xnatfs.rest.prearchive.FIRST_POLL_SECONDS", 0.05)
+    monkeypatch.setattr("xnatfs.rest.prearchive.APPEARS_WITHIN_SECONDS", 1.0)
     monkeypatch.setattr("xnatfs.prefetch.series_files.PATIENCE", 0.8)
 
 

@@ -33,9 +33,8 @@ from xnatfs.fuse.inodes import ROOT
 from xnatfs.http import documents, transport
 from xnatfs.http.replies import page_message
 from xnatfs.prefetch.tar_stream import members
-from xnatfs.rest import client
 from xnatfs.rest.client import Xnat, open_xnat
-from xnatfs.rest.json_rows import LONGEST_ROW, Table
+from xnatfs.rest.json_rows import MAX_ROW_CHARACTERS, Table
 from xnatfs.rest.models import natural
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
@@ -428,9 +427,9 @@ def test_a_hundred_megabytes_of_files_take_less_memory_than_that():
     ],
 )
 async def test_a_list_without_end_is_an_error(server, monkeypatch, first, again, why):
-    monkeypatch.setattr(client, "LISTED", (2**23, 20_000))
-    monkeypatch.setattr("xnatfs.rest.json_rows.LONGEST_ROW", 2**18)
-    monkeypatch.setattr("xnatfs.rest.json_rows.LONGEST_WHOLE", 2**20)
+    monkeypatch.setattr("xnatfs.rest.lists.LIST_LIMITS", (2**23, 20_000))
+    monkeypatch.setattr("xnatfs.rest.json_rows.MAX_ROW_CHARACTERS", 2**18)
+    monkeypatch.setattr("xnatfs.rest.json_rows.MAX_DOCUMENT_CHARACTERS", 2**20)
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n"
     server.says["GET /data/projects"] = endless(head + first, again * 10_000)
     with pytest.raises(BadReply, match=why):
@@ -474,7 +473,7 @@ def spent(work: Callable[[], object]) -> float:
 
 
 def test_one_long_row_takes_no_longer_than_many():
-    row = b"{" + b'"k":1,' * (LONGEST_ROW // 6 - 1000) + b'"ID":"x"}'
+    row = b"{" + b'"k":1,' * (MAX_ROW_CHARACTERS // 6 - 1000) + b'"ID":"x"}'
 
     def read() -> None:
         table = Table()

@@ -30,7 +30,8 @@ from xnatfs.content.disk.directory import open_directory
 from xnatfs.demo.archive.model import Archive, User
 from xnatfs.demo.server.app import DemoXnat
 from xnatfs.demo.server.socket import serve
-from xnatfs.listings.completion import Listings
+from xnatfs.listings.completion import Name, find_names, store_names
+from xnatfs.listings.store import ListingStore
 from xnatfs.rest.client import open_xnat
 from xnatfs.settings.config import Config, Profile, connection_warning, normalised_url
 from xnatfs.settings.credentials import Credentials, for_children, forget_secrets
@@ -378,11 +379,11 @@ def test_a_log_is_lines_that_nobody_else_can_write(caplog):
     assert rest[-1] == "ValueError: x?[31m"
 
 
-def test_a_shell_completes_no_name_that_a_terminal_obeys(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    names = Listings("https://x", "u")
-    names.remember(["projects"], [("P", "fine\x1b"), ("P\nrm -rf ~", ""), ("\x1b[2J", ""), ("half-\ud800", "")])
-    assert names.recall(["projects"]) == [("P", "fine?")]
+def test_a_shell_completes_no_name_that_a_terminal_obeys(tmp_path):
+    store = ListingStore(tmp_path, lambda: "u")
+    names = [("P", "fine\x1b"), ("P\nrm -rf ~", ""), ("\x1b[2J", ""), ("half-\ud800", "")]
+    store_names(store, ["projects"], [Name(*each) for each in names])
+    assert find_names(store, ["projects"]) == [("P", "fine?")]
 
 
 # -- the way there -----------------------------------------------------------------------------------------------

@@ -26,9 +26,10 @@ from xnatfs.content.entry import identity
 from xnatfs.demo.archive.model import Archive
 from xnatfs.fuse.attributes import Ownership
 from xnatfs.fuse.operations import Operations
+from xnatfs.listings.server_listings import REVALIDATE_SECONDS
 from xnatfs.settings.config import Config, server_directory
 from xnatfs.settings.credentials import Credentials
-from xnatfs.site import KEPT_FOR, Site, open_site
+from xnatfs.site import Site, open_site
 from xnatfs.tree import Root
 
 URL = "http://xnat.example.org"
@@ -291,7 +292,7 @@ class World:
         with self._trying(path, there=path in self.model.present.names):
             shown = set(await self.kernel.names(path)) - {"resources", "scans", "assessors", "reconstructions"}
             since = begun - TTL - SLACK
-            if begun - self._mounted_at <= KEPT_FOR + SLACK:
+            if begun - self._mounted_at <= REVALIDATE_SECONDS + SLACK:
                 since = -float("inf")  # those of the last mount are shown until the server has answered
             may, must = self.model.listed(path, since, trio.current_time())
             assert shown <= may, f"{path} shows {shown - may}"

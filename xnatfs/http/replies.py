@@ -236,3 +236,10 @@ def _seconds(date: str) -> float | None:
         return mktime_tz(parsed) if parsed else None
     except (ValueError, OverflowError, TypeError, IndexError):  # an untrusted date may contain any number
         return None
+
+
+def file_name(response: httpx.Response) -> bytes:
+    """Return the file name in Content-Disposition, as the bytes that the server sent; b'' if there is none."""
+    said = next((value for key, value in response.headers.raw if key.lower() == b"content-disposition"), b"")
+    _, _, name = said.partition(b'filename="')
+    return name.rpartition(b'"')[0]

@@ -168,7 +168,7 @@ class CatalogueFile(File):
         row, resource_dir, groups = self.row, self.files.resource_dir, self.files.groups
         await self.site.bulk.opened(resource_dir.place.item, groups, row, resource_dir)
         try:
-            blob = await self.site.content.open(version(row, resource_dir.owners), resource_dir.source(row, groups))
+            blob = await self.site.content.open(version(row), resource_dir.source(row, groups))
         except NotFound as error:
             await self._check_listed()
             raise BadReply(f"the server lists {'/'.join(self.path)}, but has lost it: {error}") from error
@@ -212,7 +212,7 @@ class CatalogueFile(File):
             and (modified == stamp or _date(modified) < _number(stamp) - SKEW_SECONDS)
         ):
             return modified
-        self.site.content.distrust(version(row, resource_dir.owners))
+        self.site.content.distrust(version(row))
         return ""
 
 

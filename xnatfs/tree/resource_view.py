@@ -57,11 +57,6 @@ class ResourceView(Dir):
         """Return the files of all resources that are listed together with this one."""
         return await self.site.files(self.place.item, self.place.below)
 
-    @property
-    def owners(self) -> tuple[str, ...]:
-        """Return the owners of its files, for the content cache."""
-        return self.site.access.owners(self.place.project, self.place.item)
-
     def permit(self, until: float) -> Permit:
         """Return the permit to read its files, shown by a listing that is fresh until `until`."""
         return self.site.access.permit((self.place.key, self.resource.id), self._shown, until)
@@ -78,7 +73,8 @@ class ResourceView(Dir):
         raise NotFound(f"resource {self.resource.id} is not listed in {'/'.join(place.item)}")
 
     def source(self, row: FileRow, groups: Groups) -> FileSource:
-        """Return the source of one of its files."""
+        """Return the source of one of its files, which is about to be read."""
+        self.site.access.note_read(self.place.project, self.place.item, row.resource_id, groups)
         return FileSource(self.site.xnat, self.address, row, groups)
 
     def has_name(self, row: FileRow, groups: Groups) -> bool:

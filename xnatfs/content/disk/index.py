@@ -20,10 +20,12 @@ from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 
+from xnatfs.content.source import folder_of
+
 log = logging.getLogger(__name__)
 
 # Changes with the tables; an index of another version is set aside like a damaged one.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 # Longest wait for another process's transaction. The longest one evicts for one big file: some 30 us per blob.
 BUSY_SECONDS = 20.0
@@ -44,8 +46,7 @@ CREATE TABLE blobs (
     checked REAL NOT NULL,
     used REAL NOT NULL,
     boot TEXT NOT NULL,
-    written INTEGER NOT NULL,
-    owners TEXT NOT NULL
+    written INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX by_use ON blobs (used);
 CREATE INDEX unsynced ON blobs (ident) WHERE boot <> '';
@@ -70,7 +71,7 @@ PINNED_USE = 1e11
 # SQLite's error codes for a damaged index: "malformed", "not a database", and "no such table" for an emptied one.
 DAMAGE_ERROR_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
 
-ROW_COLUMNS = "ident, key, listed, size, modified, checked, used, boot, written, owners"
+ROW_COLUMNS = "ident, key, listed, size, modified, checked, used, boot, written"
 ROW_PLACEHOLDERS = ", ".join("?" for _ in ROW_COLUMNS.split())
 _cells = attrgetter(*ROW_COLUMNS.split(", "))
 
@@ -88,7 +89,6 @@ class BlobRow:
     used: float  # when the file was last opened, as far as that has been written
     boot: str  # "" once the file is known to be on the disk
     written: int = 0  # the file's modification time in ns, by which later changes are noticed
-    owners: str = ""  # the owners of the file, one per line
 
     @property
     def stamp(self) -> str:
@@ -198,7 +198,7 @@ class Index:
             f"INSERT INTO blobs ({ROW_COLUMNS}) VALUES ({ROW_PLACEHOLDERS}) ON CONFLICT (ident) DO UPDATE SET"
             " key = excluded.key, listed = excluded.listed, size = excluded.size, modified = excluded.modified,"
             " checked = excluded.checked, used = MAX(used, excluded.used), boot = excluded.boot,"
-            " written = excluded.written, owners = excluded.owners",
+            " written = excluded.written",
             _cells(row),
         )
 
@@ -213,14 +213,10 @@ class Index:
         """Delete the rows of these identities."""
         self._write.executemany("DELETE FROM blobs WHERE ident = ?", [(ident,) for ident in idents])
 
-    def owners(self) -> set[str]:
-        """Return the distinct owners of all rows, as the rows have them. Reads every row: 0.2 us each."""
-        return {owners for (owners,) in self._write.execute("SELECT DISTINCT owners FROM blobs WHERE owners <> ''")}
-
-    def owned(self, owners: Collection[str]) -> list[bytes]:
-        """Return the identities of rows with one of these owners. Reads every row."""
-        rows = self._write.execute("SELECT ident, owners FROM blobs WHERE owners <> ''")
-        return [ident for ident, named in rows if not set(named.split("\n")).isdisjoint(owners)]
+    def in_folders(self, folders: Collection[str]) -> list[bytes]:
+        """Return the identities of rows whose keys are in one of these folders. Reads every row."""
+        rows = self._write.execute("SELECT ident, key FROM blobs")
+        return [ident for ident, key in rows if folder_of(key) in folders]
 
     def touch(self, used: dict[bytes, float]) -> None:
         """Write the times at which identities were last opened, PINNED_USE to pin them; what is pinned stays so."""

@@ -164,9 +164,9 @@ class Store:
         """Evict files that are not open until the total is at most `target` bytes."""
         await self._write(self._directory.evict, target)
 
-    async def drop(self, owners: Collection[str]) -> None:
-        """Remove the files of these owners."""
-        await self._write(self._directory.remove, lambda index: index.owned(owners))
+    async def drop(self, folders: Collection[str]) -> None:
+        """Remove the files in these folders."""
+        await self._write(self._directory.remove, lambda index: index.in_folders(folders))
 
     async def remove(self, idents: Sequence[bytes]) -> None:
         """Remove files, open or not."""
@@ -175,10 +175,6 @@ class Store:
     async def with_index(self, work: Callable[[Index], T]) -> T | None:
         """Do some work with the index; return None if that is unusable."""
         return await self._write(self._directory.with_index, work)
-
-    async def owners(self) -> set[str]:
-        """Return the owners of the cached files, as their rows have them."""
-        return await self.with_index(lambda index: index.owners()) or set()
 
     async def tidy(self) -> None:
         """Remove leftovers of crashes, and evict down to the limit."""

@@ -115,4 +115,4 @@ async def files_below(node: Node) -> AsyncIterator[File]:
 def content_version(file: File) -> Version:
     """Return the version of a file, as the cache of contents knows it."""
     assert isinstance(file, CatalogueFile)
-    return version(file.row, file.files.resource_dir.owners)
+    return version(file.row)

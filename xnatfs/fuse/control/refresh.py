@@ -80,7 +80,8 @@ class Refresher:
         before = self._site.xnat.requests
         for keys in rounds:
             await self._site.renew(keys)
-        self._site.expire(self._below(directory))
+        for key in self._below(directory):
+            self._site.listings.expire(key)
         self._forget_derived(lambda made: made[: len(directory.path)] == directory.path)
         await self._drop(directory.path)
         return {"path": "/".join(directory.path), "requests": self._site.xnat.requests - before}
@@ -101,7 +102,8 @@ class Refresher:
             keys.update(item_keys(item))
         for project in projects:
             keys |= {SubjectsKey(project), ExperimentsKey(project), *self._below_project(project)}
-        self._site.expire(keys)
+        for key in keys:
+            self._site.listings.expire(key)
         self._forget_derived(lambda made: made != ("projects",) or "*" in projects)
         paths = await self._known_paths(projects, experiments)
         for path in paths:
