@@ -8,15 +8,16 @@ them under the same keys.
 
 import math
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import httpx
 import trio
 
 from xnatfs.common.errors import Unreachable
-from xnatfs.common.tasks import background
+from xnatfs.common.tasks import background, gather
 from xnatfs.content import ContentCache, open_cache
 from xnatfs.listings.keys import (
     AllExperimentsKey,
@@ -201,6 +202,12 @@ class Site:
     def stale(self, key: ListKey) -> float:
         """Return the time of a listing served while the server is unreachable (seconds since the epoch); 0 if fresh."""
         return self.listings.stale_since(key)
+
+    async def renew(self, keys: Collection[ListKey]) -> None:
+        """Replace listings by the server's own of now, requested together. A failure leaves those that are cached."""
+        await gather(*(partial(self.listings.confirm, key, math.inf) for key in keys))
+        if any(map(self.stale, keys)):
+            raise Unreachable(f"{self.xnat.url} does not answer: listings are shown as they were")
 
     # -- prefetching ---------------------------------------------------------------------------------------------
 

@@ -102,6 +102,15 @@ class Inodes:
         """Return what is known of a number that the kernel was given. Raises KeyError."""
         return self._by_inode[inode]
 
+    def find(self, identity: object) -> InodeT | None:
+        """Return the number that the kernel knows an identity by; None if it knows none."""
+        known = self._by_identity.get(identity)
+        return known.inode if known else None
+
+    def nodes(self) -> list[Node]:
+        """Return every node that the kernel knows."""
+        return [known.node for known in self._by_inode.values()]
+
     def known(self, node: Node) -> Known:
         """Return what is known of this node, or would be. Nothing is remembered."""
         identity = node.identity
