@@ -10,13 +10,12 @@ import zipfile
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
 from typing import BinaryIO
 
 import trio
 
 from xnatfs.common.errors import XnatError
-from xnatfs.transfer.download import Progress
+from xnatfs.transfer.progress import NoProgress, Progress
 
 BLOCK = tarfile.BLOCKSIZE
 # The end of a tar: two empty blocks.
@@ -94,21 +93,11 @@ def as_zip(parts: Sequence[Part], progress: Progress) -> Sending:
 async def with_length(parts: Sequence[Part], progress: Progress) -> Sending:
     """Build a zip of known length by packing it twice, for servers that require the length."""
     length = 0
-    async with aclosing(as_zip(parts, _Silent()).pieces()) as pieces:
+    async with aclosing(as_zip(parts, NoProgress()).pieces()) as pieces:
         async for piece in pieces:
             length += len(piece)
     body = as_zip(parts, progress)
     return replace(body, headers={**body.headers, "Content-Length": str(length)})
-
-
-class _Silent:
-    """Progress that reports nothing, for a zip that is only measured."""
-
-    def begin(self, files: int, size: int) -> None: ...
-
-    def advance(self, size: int) -> None: ...
-
-    def done(self, place: PurePosixPath) -> None: ...
 
 
 class _Sink:
