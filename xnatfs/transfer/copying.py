@@ -121,7 +121,7 @@ class Copying:
 
 def _publish(arrived: list[Arrived]) -> list[Written | Exception]:
     try:
-        sync_file_systems({each.draft.target.parent for each in arrived})
+        sync_file_systems({each.draft.directory for each in arrived})
     except BaseException:
         for each in arrived:
             each.draft.discard()

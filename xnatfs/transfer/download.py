@@ -81,7 +81,8 @@ async def download(
                 await _check_files(record, owner, wanted, session)
         record.claim(owner)
         if record.locked:
-            await trio.to_thread.run_sync(remove_drafts, {(out / each.place).parent for each in wanted})
+            folders = {str(each.place).rpartition("/")[0] for each in wanted}
+            await trio.to_thread.run_sync(remove_drafts, [out / folder for folder in folders])
         progress.begin(len(wanted), sum(each.file.measured_size for each in wanted))
         await _copy_all(wanted, Copying(record, report, progress), options)
     return report
@@ -172,7 +173,8 @@ def _inspect_all(wanted: Sequence[Wanted], copying: Copying) -> list[tuple[tuple
         target = copying.target(each)
         try:
             before = fingerprint(target)
-            found.append((before, inspect(target, each.digest, copying.record.get(each.place))))
+            seen = inspect(target, each.digest, copying.record.get(each.place)) if before else (LocalState.ABSENT, None)
+            found.append((before, seen))
         except (OSError, UnicodeError) as error:
             found.append(((), error))
     return found
@@ -213,10 +215,11 @@ async def _measure_all(wanted: Sequence[Wanted]) -> None:
 
 async def _by_cache(missing: Sequence[Missing]) -> tuple[list[Missing], list[Missing]]:
     """Separate the files that the content cache has, which a mount has read, from the others."""
-    if not missing:
-        return [], []
+    content = missing[0].wanted.file.site.content if missing else None
+    if content is None or not content.bytes_used:
+        return [], list(missing)
     versions = {version(each.wanted.file.row): each for each in missing}
-    kept = await missing[0].wanted.file.site.content.kept(list(versions))
+    kept = await content.kept(list(versions))
     return [versions[key] for key in kept], [each for key, each in versions.items() if key not in kept]
 
 

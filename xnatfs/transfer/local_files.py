@@ -18,6 +18,9 @@ DRAFT_SUFFIX = ".part"
 # Names of drafts: a hash of the file's name, and a random part for the command. Earlier versions left the second out.
 DRAFT_NAMES = re.compile(r"\.[0-9a-f]{16}(\.[0-9a-f]{16})?\.part")
 
+DRAFT_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+_COMMAND = secrets.token_hex(8)
+
 
 class LocalState(enum.Enum):
     """State of the local file relative to the server and the record."""
@@ -58,7 +61,7 @@ def inspect(target: Path, digest: str, written: Written | None) -> tuple[LocalSt
 def fingerprint(path: Path) -> tuple[int, ...]:
     """Return what changes when a file, or the link in its place, is written or replaced; empty if it is absent."""
     try:
-        status = path.lstat()
+        status = os.lstat(path)
     except OSError:
         return ()
     return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
@@ -83,12 +86,15 @@ class Draft:
 
     def __init__(self, target: Path) -> None:
         self.target = target
+        self.directory, _, name = str(target).rpartition("/")
         self.size = 0
         self._digest = hashlib.md5(usedforsecurity=False)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        name = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]
-        self._path = f"{target.parent}/.{name}.{secrets.token_hex(8)}{DRAFT_SUFFIX}"
-        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        self._path = f"{self.directory}/.{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}.{_COMMAND}{DRAFT_SUFFIX}"
+        try:
+            self._descriptor = os.open(self._path, DRAFT_FLAGS, 0o666)
+        except FileNotFoundError:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(self._path, DRAFT_FLAGS, 0o666)
         self._inode = 0
 
     def fileno(self) -> int:
@@ -126,7 +132,7 @@ class Draft:
         if before is not None and is_edited(self.target, before, self.md5()):
             raise Edited
         os.replace(self._path, self.target)
-        status = self.target.lstat()  # read after the rename, which changes it
+        status = os.lstat(self.target)  # read after the rename, which changes it
         if status.st_ino != self._inode:
             raise Edited
         return status
@@ -150,14 +156,14 @@ def remove_drafts(directories: Iterable[Path]) -> None:
             path.unlink(missing_ok=True)
 
 
-def sync_file_systems(directories: Iterable[Path]) -> None:
+def sync_file_systems(directories: Iterable[str]) -> None:
     """Write to the disk all that has been written to the file systems of these directories."""
     libc = ctypes.CDLL(None, use_errno=True)
-    for directory in {each.stat().st_dev: each for each in directories}.values():
+    for directory in {os.stat(each).st_dev: each for each in directories}.values():
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             if libc.syncfs(descriptor):
                 code = ctypes.get_errno()
-                raise OSError(code, os.strerror(code), str(directory))
+                raise OSError(code, os.strerror(code), directory)
         finally:
             os.close(descriptor)
