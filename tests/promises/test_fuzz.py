@@ -62,7 +62,8 @@ from xnatfs.settings import session_store as sessions
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 from xnatfs.transfer import dicom_files as images
-from xnatfs.transfer import server_zip, upload_resource, upload_session
+from xnatfs.transfer import download as transfer
+from xnatfs.transfer import upload_resource, upload_session
 from xnatfs.transfer.journal import Journal
 from xnatfs.tree.names import DEEPEST, encode, split
 
@@ -417,7 +418,7 @@ def test_a_zip_that_came_is_whole_or_is_none(tmp_path, raw):
     path = tmp_path / "scans.zip"
     path.write_bytes(raw)
     with open(path, "rb") as file, suppress(BadReply):
-        server_zip._check_zip(file.fileno(), path)
+        transfer._check_zip(file.fileno(), path)
 
 
 @fuzz

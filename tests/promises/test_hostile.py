@@ -43,7 +43,6 @@ from xnatfs.transfer import download as transfer
 from xnatfs.transfer.local_files import Draft
 from xnatfs.transfer.manifest import FOLDER, Owner
 from xnatfs.transfer.plan import plan, session_dir
-from xnatfs.transfer.server_zip import download_zip
 from xnatfs.tree import Root, folders, names
 from xnatfs.tree.node import Dir, File, Link, Node
 
@@ -235,7 +234,6 @@ def test_a_download_writes_through_no_link(tmp_path):
         (draft,) = place.parent.iterdir()
         begun.discard()
         draft.symlink_to(victim)
-        place.unlink()
         place.symlink_to(other)
         made.ctl("scan", "download", "-E", SESSION, "-s", "1", "--out", "data")
         assert victim.read_text() == other.read_text() == "precious"
@@ -293,7 +291,7 @@ async def test_an_archive_that_is_none_gets_no_name(tmp_path, kind):
     server.answers["experiments/X_E1/scans/ALL/files"] = lambda request: answered
     async with opened(server, tmp_path / "cache") as site:
         with pytest.raises(BadReply):
-            await download_zip(site, OWNER, None, tmp_path / "out" / "scans.zip", progress=Silent())
+            await transfer.download_zip(site, OWNER, None, tmp_path / "out" / "scans.zip", progress=Silent())
     assert [path.name for path in (tmp_path / "out").iterdir()] == [FOLDER]
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.commanding import SESSION, Shell, shell
 from tests.transfer.test_download import DOWNLOAD, content, fetched, files, truth
+from xnatfs.demo.archive.model import Entry
 from xnatfs.demo.server.app import Request
 from xnatfs.demo.server.reply import Failed, Reply
 
@@ -44,14 +45,22 @@ def numbers(shell: Shell, *places: int) -> list[str]:
     return [str(shell.session().scans[place].resources[0].id) for place in places]
 
 
-def in_tars(shell: Shell, change: Callable[[bytes], bytes | Iterator[bytes]]) -> None:
-    """Change the bytes of each tar."""
+def in_tars(
+    shell: Shell, change: Callable[[bytes], bytes] = bytes, entry: Entry | None = None, holds: bytes | None = None
+) -> None:
+    """Change the bytes of each tar, or what one file is in it; None where it is missing there."""
 
     def changed(request: Request) -> Reply | None:
         if request.query.get("format") != "tar":
             return None
+        right = entry.content if entry else None
+        if entry:
+            entry.content = holds
         reply, _ = shell.app._answer(request)
-        return replace(reply, body=change(b"".join(reply.pieces()))) if reply.status == 200 else reply
+        data = b"".join(reply.pieces())
+        if entry:
+            entry.content = right
+        return replace(reply, body=change(data)) if reply.status == 200 else reply
 
     shell.app.faults.append(changed)
 
@@ -108,12 +117,7 @@ def test_files_come_one_by_one_if_the_server_makes_no_tar(site):
 
 def test_a_member_that_is_missing_comes_by_itself(site):
     entry = site.session().scans[0].resources[0].entries[-1]
-
-    def lost(request: Request) -> Reply | None:
-        entry.lost = request.query.get("format") == "tar"
-        return None
-
-    site.app.faults.append(lost)
+    in_tars(site, entry=entry)
     site.ctl(*DOWNLOAD)
     assert files(site.home / "data" / SESSION) == truth(site)
     assert len(tars(site)) == 1
@@ -129,30 +133,24 @@ def test_a_member_that_is_wrong_comes_by_itself(tmp_path, wrong):
         fill(site)
         entry = site.session().scans[1].resources[0].entries[-1]
         right = content(entry)
-
-        def damaged(request: Request) -> Reply | None:
-            is_tar = request.query.get("format") == "tar"
-            entry.content = (right[::-1] if wrong == "bytes" else right[:-1]) if is_tar else right
-            return None
-
-        site.app.faults.append(damaged)
+        in_tars(site, entry=entry, holds=right[::-1] if wrong == "bytes" else right[:-1])
         site.ctl(*DOWNLOAD)
         assert files(home / "data" / SESSION) == truth(site)
         assert [path.rpartition("/")[2] for path in fetched(site) if "same-" in path] == [entry.path]
 
 
 @pytest.mark.parametrize("digests", [True, False], ids=["digests", "no digests"])
-def test_equal_names_are_told_apart_or_come_one_by_one(tmp_path, digests, release):
-    """Old releases name the members of all scans alike, so that only digests tell them apart."""
+def test_equal_names_are_told_apart_or_come_in_tars_of_their_own(tmp_path, digests, release):
+    """Old releases name the members of all scans alike: without digests, each scan has a tar of its own."""
     home = tmp_path / "home"
     home.mkdir()
     with shell(home, digests=digests, release=release) as site:
         fill(site)
         site.ctl(*DOWNLOAD)
         assert files(home / "data" / SESSION) == truth(site)
-        singly = sum("same-" in path for path in fetched(site))
-        told_apart = release.archive_parts or (digests and release.has_digests)
-        assert singly == (0 if told_apart else 3 * COUNT)
+        assert not any("same-" in path for path in fetched(site))
+        are_told_apart = release.archive_parts or (digests and release.lists_digests)
+        assert len(tars(site)) == (1 if are_told_apart else 4)
 
 
 def test_a_few_missing_files_come_one_by_one_and_many_in_a_tar(site):
@@ -185,7 +183,7 @@ def test_one_broken_catalogue_does_not_stop_the_tars_of_others(site):
 def test_large_files_come_one_by_one(fresh):
     resource = fresh.session().scans[0].resources[0]
     for index in range(4):
-        fresh.app.archive.file(resource, f"big-{index}.dcm", os.urandom(9 * 2**20))
+        fresh.app.archive.file(resource, f"big-{index}.dcm", os.urandom(15 * 2**20))
     fresh.ctl(*DOWNLOAD)
     assert files(fresh.home / "data" / SESSION) == truth(fresh)
     assert tars(fresh) == []

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import trio
 
@@ -14,7 +14,6 @@ from xnatfs.common.tasks import gather
 from xnatfs.transfer.local_files import Draft, Edited, sync_file_systems
 from xnatfs.transfer.manifest import Manifest, Written
 from xnatfs.transfer.plan import Wanted
-from xnatfs.transfer.progress import Progress
 
 T = TypeVar("T")
 
@@ -23,6 +22,26 @@ DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 # Seconds between two times that what has come is synchronized and named: what a killed command loses. Each sync costs a
 # commit of the file system's journal, and works beside the transfer.
 PUBLISH_SECONDS = 0.5
+
+
+class Progress(Protocol):
+    """Receive progress events of a transfer."""
+
+    def begin(self, files: int, size: int) -> None: ...
+
+    def advance(self, size: int) -> None: ...
+
+    def done(self, place: PurePosixPath) -> None: ...
+
+
+class NoProgress:
+    """Report nothing."""
+
+    def begin(self, files: int, size: int) -> None: ...
+
+    def advance(self, size: int) -> None: ...
+
+    def done(self, place: PurePosixPath) -> None: ...
 
 
 class Missing(NamedTuple):

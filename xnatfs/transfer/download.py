@@ -5,8 +5,11 @@ whole, verified and on the disk; until then it is a draft beside it, which the n
 (`xnatfs.transfer.manifest`) records what was written: only files that agree with it, or with the server, are replaced.
 """
 
-import hashlib
-from collections.abc import AsyncGenerator, Callable, Sequence
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path, PurePosixPath
@@ -14,17 +17,15 @@ from stat import S_ISREG
 
 import trio
 
-from xnatfs.common.errors import Conflict, LoginRequired, Stale, Unreachable, XnatError, first_error
+from xnatfs.common.errors import BadReply, Conflict, LoginRequired, Unreachable, XnatError, first_error
 from xnatfs.common.tasks import background
-from xnatfs.content import Blob
-from xnatfs.prefetch.series_files import version
-from xnatfs.transfer import manifest, tars
-from xnatfs.transfer.copying import Arrived, Copying, DownloadReport, Missing, in_parallel
-from xnatfs.transfer.local_files import DRAFT_NAMES, Draft, LocalState, fingerprint, inspect, md5, remove_drafts
+from xnatfs.site import Site
+from xnatfs.transfer import manifest, single_files, tars
+from xnatfs.transfer.copying import Copying, DownloadReport, Missing, Progress, in_parallel
+from xnatfs.transfer.local_files import DRAFT_NAMES, LocalState, fingerprint, inspect, md5, remove_drafts
 from xnatfs.transfer.manifest import Manifest, Owner, Written
 from xnatfs.transfer.plan import Wanted, plan
-from xnatfs.transfer.progress import Progress
-from xnatfs.tree.node import File, measure
+from xnatfs.tree.node import measure
 from xnatfs.tree.sessions import AssessorDir, SessionDir
 
 # Files copied in parallel: as many as the client has requests in flight; more would only wait there.
@@ -35,6 +36,7 @@ PIECE_BYTES = 2**20
 INSPECTED_TOGETHER = 100
 # The folders of a session's files. Anything else in the folder of a session belongs to the user.
 PARTS = ("scans", "resources", "assessors")
+ZIP_METHODS = frozenset({zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,7 @@ async def _agrees(wanted: Wanted, target: Path) -> bool:
         _, now = await trio.to_thread.run_sync(inspect, target, wanted.digest, None)
         if now is None or now.size != await wanted.file.size():
             return False
-        return now.md5 == (wanted.digest or (await _fetch_md5(wanted.file))[0])
+        return now.md5 == (wanted.digest or (await single_files.fetch_md5(wanted))[0])
     except (LoginRequired, Unreachable):
         raise
     except (XnatError, OSError, UnicodeError):
@@ -135,7 +137,8 @@ async def _copy_all(wanted: Sequence[Wanted], copying: Copying, options: Options
             cached, others = await _by_cache(missing)
             others = await tars.fetch(others, copying)
             others = await tars.fetch(others, copying, together=False)
-            await in_parallel([*cached, *others], lambda each: _fetch_one(each, copying), workers)
+            await in_parallel(cached, lambda each: single_files.fetch_cached(each, copying), workers)
+            await in_parallel(others, lambda each: single_files.fetch(each, copying), workers)
     except BaseExceptionGroup as group:  # of the publisher
         raise first_error(group) from None
     finally:
@@ -186,7 +189,7 @@ async def _is_missing(wanted: Wanted, state: LocalState, now: Written | None, co
         return True
     is_right = state is LocalState.RIGHT
     if not wanted.digest:
-        is_right, now = await _is_right(wanted.file, state, now, copying.record.get(wanted.place))
+        is_right, now = await _is_right(wanted, state, now, copying.record.get(wanted.place))
     if is_right:
         copying.report.up_to_date += 1
         copying.progress.advance(now.size)
@@ -198,11 +201,15 @@ async def _is_missing(wanted: Wanted, state: LocalState, now: Written | None, co
     return False
 
 
-async def _is_right(file: File, state: LocalState, now: Written, written: Written | None) -> tuple[bool, Written]:
+async def _is_right(wanted: Wanted, state: LocalState, now: Written, written: Written | None) -> tuple[bool, Written]:
     """Return whether a file without a digest on the server has the server's bytes, and its state with its stamp."""
-    if state is LocalState.OURS and written and (stamp := await file.unchanged_since(written.size, written.stamp)):
+    if (
+        state is LocalState.OURS
+        and written
+        and (stamp := await wanted.file.unchanged_since(written.size, written.stamp))
+    ):
         return True, replace(now, stamp=stamp)
-    theirs, stamp = await _fetch_md5(file)
+    theirs, stamp = await single_files.fetch_md5(wanted)
     return theirs == now.md5, replace(now, stamp=stamp)
 
 
@@ -210,67 +217,14 @@ async def _measure_all(wanted: Sequence[Wanted]) -> None:
     await measure(each.file for each in wanted if not each.file.measured)
 
 
-# -- single files ------------------------------------------------------------------------------------------------
-
-
 async def _by_cache(missing: Sequence[Missing]) -> tuple[list[Missing], list[Missing]]:
     """Separate the files that the content cache has, which a mount has read, from the others."""
     content = missing[0].wanted.file.site.content if missing else None
     if content is None or not content.bytes_used:
         return [], list(missing)
-    versions = {version(each.wanted.file.row): each for each in missing}
+    versions = {single_files.version_of(each.wanted): each for each in missing}
     kept = await content.kept(list(versions))
     return [versions[key] for key in kept], [each for key, each in versions.items() if key not in kept]
-
-
-async def _fetch_one(missing: Missing, copying: Copying) -> None:
-    """Fetch a file by a request of its own, or from the cache."""
-    wanted = missing.wanted
-    with copying.failing(wanted):
-        file, blob = await _open(wanted.file)
-        draft = None
-        try:
-            draft = await trio.to_thread.run_sync(Draft, copying.target(wanted))
-            async for piece in _pieces(blob):
-                await trio.to_thread.run_sync(draft.write, piece)
-                copying.progress.advance(len(piece))
-            draft.close(file.modified())
-            copying.arrive(Arrived(missing, draft, blob.stamp))
-            draft = None
-        finally:
-            blob.close()
-            if draft is not None:
-                draft.discard()
-
-
-async def _open(file: File) -> tuple[File, Blob]:
-    """Open a file, or, if its listing had a wrong length, the node in its place, which has the true one."""
-    try:
-        return file, await file.open()
-    except Stale:
-        assert file.parent is not None
-        again = await file.parent.child(file.name)
-        assert isinstance(again, File)
-        return again, await again.open()
-
-
-async def _pieces(blob: Blob) -> AsyncGenerator[bytes]:
-    offset = 0
-    while piece := await blob.read(offset, PIECE_BYTES):
-        yield piece
-        offset += len(piece)
-
-
-async def _fetch_md5(file: File) -> tuple[str, str]:
-    """Return the MD5 and the stamp of a file for which the server states no digest."""
-    _, blob = await _open(file)
-    digest = hashlib.md5(usedforsecurity=False)
-    try:
-        async for piece in _pieces(blob):
-            await trio.to_thread.run_sync(digest.update, piece)
-        return digest.hexdigest(), blob.stamp
-    finally:
-        blob.close()
 
 
 # -- verifying ---------------------------------------------------------------------------------------------------
@@ -303,3 +257,58 @@ async def verify(wanted: Sequence[Wanted], out: Path, owner: Owner) -> DownloadR
         report.size += size
         report.unverified += not each.digest
     return report
+
+
+# -- the server's own archive --------------------------------------------------------------------------------------
+
+
+async def download_zip(
+    site: Site,
+    owner: Owner,
+    scans: Sequence[str] | None,
+    target: Path,
+    progress: Progress,
+    options: Options = Options(),
+) -> int:
+    """Download the server's own zip of these scans (None: all), verify that it is readable, and return its length.
+
+    Raises Conflict if `target` exists and is not to be replaced, or if its folder holds another session.
+    """
+    out = target.parent
+    async with manifest.opened(out, options.on_wait) as record:
+        if not record.check_owner(owner) and not await trio.to_thread.run_sync(files_in, out):
+            record.claim(owner)
+        if not options.force and await trio.to_thread.run_sync(os.path.lexists, target):
+            raise Conflict(f"{target} is there already (--force fetches it anew)")
+        if record.locked:
+            remove_drafts([out])
+        progress.begin(1, 0)
+        draft = Draft(target)
+        try:
+            async with site.xnat.zip(owner.session, scans) as chunks:
+                async for chunk in chunks:
+                    await trio.to_thread.run_sync(draft.write, chunk)
+                    progress.advance(len(chunk))
+            await trio.to_thread.run_sync(_check_zip, draft.fileno(), target)
+            await trio.to_thread.run_sync(draft.sync)
+            draft.close()
+            draft.publish(None)
+        finally:
+            draft.discard()
+    progress.done(PurePosixPath(target.name))
+    return draft.size
+
+
+def _check_zip(descriptor: int, target: Path) -> None:
+    """Raise BadReply unless every member can be read: the server sends archives without a length."""
+    try:
+        with open(f"/proc/self/fd/{descriptor}", "rb") as file, zipfile.ZipFile(file) as archive:
+            # Deflate expands a byte to a thousand at most; XNAT sends no method that expands it to millions.
+            if other := next((info for info in archive.infolist() if info.compress_type not in ZIP_METHODS), None):
+                raise BadReply(f"{target.name} holds {other.filename} in a form that XNAT does not use")
+            bad = archive.testzip()
+    # Besides errors of its own, zipfile lets errors of its parts pass: of encrypted members, of damaged ones.
+    except (zipfile.BadZipFile, OSError, RuntimeError, ValueError, EOFError, struct.error, zlib.error) as error:
+        raise BadReply(f"{target.name} did not come as a whole archive: {error}") from None
+    if bad:
+        raise BadReply(f"{target.name} came damaged: {bad}")

@@ -18,6 +18,8 @@ DRAFT_SUFFIX = ".part"
 # Names of drafts: a hash of the file's name, and a random part for the command. Earlier versions left the second out.
 DRAFT_NAMES = re.compile(r"\.[0-9a-f]{16}(\.[0-9a-f]{16})?\.part")
 
+# Bytes that are read and hashed at a time.
+HASH_PIECE_BYTES = 2**20
 DRAFT_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _COMMAND = secrets.token_hex(8)
 
@@ -107,6 +109,15 @@ class Draft:
         view = memoryview(data)
         while view:
             view = view[os.write(self._descriptor, view) :]
+
+    def hash_written(self, end: int) -> None:
+        """Add to the digest what another process has written, up to an offset."""
+        while self.size < end:
+            data = os.pread(self._descriptor, min(HASH_PIECE_BYTES, end - self.size), self.size)
+            if not data:
+                raise OSError(errno.EIO, "was cut short while it was written", str(self.target))
+            self._digest.update(data)
+            self.size += len(data)
 
     def md5(self) -> str:
         """Return the MD5 of what has been written."""

@@ -15,7 +15,7 @@ from typing import BinaryIO
 import trio
 
 from xnatfs.common.errors import XnatError
-from xnatfs.transfer.progress import NoProgress, Progress
+from xnatfs.transfer.copying import NoProgress, Progress
 
 BLOCK = tarfile.BLOCKSIZE
 # The end of a tar: two empty blocks.

@@ -39,8 +39,9 @@ LARGEST_MEAN_BYTES = 8 * 2**20
 MOST_FILES, LEAST_BYTES, MOST_BYTES = 2000, 8 * 2**20, 256 * 2**20
 # Characters of the list of resources in a URL; servers and proxies accept at least 4,000 in all.
 LONGEST_LIST = 1500
-# Bytes that are handed to a thread at a time: a call costs 0.1 ms. Larger members go in pieces.
-BATCH_BYTES = 2**20
+# Bytes that are handed to a thread at a time: a call costs 0.1 ms. Larger members go in pieces. On a slow line, what
+# has come is handed over after some seconds.
+BATCH_BYTES, BATCH_SECONDS = 2**20, 0.2
 
 
 @dataclass
@@ -170,6 +171,7 @@ class _Tar:
         self._open: set[_Incoming] = set()
         self._batch: Pieces = []
         self._batch_bytes = 0
+        self._flushed_at = trio.current_time()
         self._stamp = repr(time.time())
 
     async def run(self) -> None:
@@ -229,11 +231,12 @@ class _Tar:
     async def _put(self, incoming: _Incoming, piece: bytes, sending: trio.MemorySendChannel[Pieces]) -> None:
         self._batch.append((incoming, piece))
         self._batch_bytes += len(piece)
-        if self._batch_bytes >= BATCH_BYTES:
+        if self._batch_bytes >= BATCH_BYTES or trio.current_time() - self._flushed_at >= BATCH_SECONDS:
             await self._flush(sending)
 
     async def _flush(self, sending: trio.MemorySendChannel[Pieces]) -> None:
         batch, self._batch, self._batch_bytes = self._batch, [], 0
+        self._flushed_at = trio.current_time()
         await sending.send(batch)
 
     async def _write(self, receiving: trio.MemoryReceiveChannel[Pieces]) -> None:

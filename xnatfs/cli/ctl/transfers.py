@@ -27,7 +27,6 @@ from xnatfs.transfer.copying import DownloadReport
 from xnatfs.transfer.download import Options
 from xnatfs.transfer.manifest import Manifest, Owner
 from xnatfs.transfer.plan import Plan, assessor_dir, last_modified, list_together, plan, session_dir
-from xnatfs.transfer.server_zip import download_zip
 from xnatfs.tree.names import escape, shorten
 from xnatfs.tree.sessions import AssessorDir, SessionDir
 
@@ -214,7 +213,7 @@ async def _zip(context: Context, site: Site, owner: Owner, scans: Sequence[str] 
         show_progress(context, "downloading") as progress,
         context.resumable(lambda: f"{target} comes whole or not at all; to begin again"),
     ):
-        size = await download_zip(site, owner, scans, target, progress, _options(context, out))
+        size = await transfer.download_zip(site, owner, scans, target, progress, _options(context, out))
     context.note(f"Downloaded scans ({size / 1e6:.1f} MB) to {target} in {context.seconds:.1f} s")
     if arguments.output in ("json", "jsonl"):
         print_data(
