@@ -22,7 +22,7 @@ from xnatfs.common.tasks import background
 from xnatfs.site import Site
 from xnatfs.transfer import manifest, single_files, tars
 from xnatfs.transfer.copying import Copying, DownloadReport, Missing, Progress, in_parallel
-from xnatfs.transfer.local_files import DRAFT_NAMES, LocalState, fingerprint, inspect, md5, remove_drafts
+from xnatfs.transfer.local_files import DRAFT_NAMES, Draft, LocalState, fingerprint, inspect, md5, remove_drafts
 from xnatfs.transfer.manifest import Manifest, Owner, Written
 from xnatfs.transfer.plan import Wanted, plan
 from xnatfs.tree.node import measure
