@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 
 from xnatfs.common.errors import BadReply, Denied, NotFound, XnatError
 from xnatfs.common.tasks import gather
-from xnatfs.rest.models import Experiment, Row
+from xnatfs.rest.models import Document, Experiment, Row
 from xnatfs.site import Site
 from xnatfs.tree.folders import CatalogueFile
 from xnatfs.tree.node import Dir, Node, StaticDir
@@ -68,7 +68,19 @@ async def last_modified(site: Site, accession: str, project: str, label: str) ->
     return next((row.modified() for row in rows if row.get("ID", "xnat:experimentdata/id") == accession), None)
 
 
-async def list_together(site: Site, accession: str, has_scans: bool) -> None:
+async def tree_of(site: Site, document: Document, accession: str) -> SessionDir | AssessorDir:
+    """Return the tree of a session or an assessor; the listings of a session are requested beside its date."""
+    if document.session:
+        return await assessor_dir(site, document.session, accession)
+    label, project = document.fields.get("label", accession), document.fields.get("project", "")
+    modified, _ = await gather(
+        lambda: last_modified(site, accession, project, label),
+        lambda: _list_together(site, accession, document.has_scans),
+    )
+    return session_dir(site, accession, label, document.xsi_type, modified)
+
+
+async def _list_together(site: Site, accession: str, has_scans: bool) -> None:
     """Request the listings that a plan of a session needs, all at the same time; an error occurs again in the plan."""
     item = ("experiments", accession)
     listings: list[Callable[[], Awaitable[object]]]

@@ -4,7 +4,7 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xnatfs.cli import options
 from xnatfs.cli.ctl.command import PARTIAL, Command, Context
@@ -19,16 +19,16 @@ from xnatfs.cli.ctl.experiments import (
 from xnatfs.cli.ctl.progress import Silent, show_progress
 from xnatfs.cli.output import print_data, print_lines, print_message
 from xnatfs.common.errors import ConfigError, NotFound
-from xnatfs.common.tasks import gather
-from xnatfs.rest.models import Document
 from xnatfs.site import Site
-from xnatfs.transfer import download as transfer
-from xnatfs.transfer.copying import DownloadReport
-from xnatfs.transfer.download import Options
-from xnatfs.transfer.manifest import Manifest, Owner
-from xnatfs.transfer.plan import Plan, assessor_dir, last_modified, list_together, plan, session_dir
 from xnatfs.tree.names import escape, shorten
-from xnatfs.tree.sessions import AssessorDir, SessionDir
+
+# What copies is imported by the commands that copy: completion and all other commands start without it.
+if TYPE_CHECKING:
+    from xnatfs.transfer.copying import DownloadReport
+    from xnatfs.transfer.download import Options
+    from xnatfs.transfer.manifest import Owner
+    from xnatfs.transfer.plan import Plan
+    from xnatfs.tree.sessions import AssessorDir, SessionDir
 
 
 def _download(parser: argparse.ArgumentParser) -> None:
@@ -108,19 +108,24 @@ async def _run(
     context: Context, scans: Sequence[str] | None, operation: str, *, of_session: bool, of_assessors: bool
 ) -> int:
     """Copy scans (None: all) and resources. `session download` copies the resources of items that cannot have scans."""
+    from xnatfs.transfer.manifest import Manifest, Owner
+    from xnatfs.transfer.plan import plan, tree_of
+
     arguments = context.arguments
     out = arguments.out / shorten(escape(wanted_experiment(context)))
     _check_out(arguments.out, out)
     _check_zip(arguments)
     async with context.site() as site:
         document = await experiment(context, site.xnat)
-        owner = _owner(context, site, document)
+        accession = document.fields.get("ID") or wanted_experiment(context)
+        project, label = document.fields.get("project", ""), document.fields.get("label", accession)
+        owner = Owner(site.xnat.url, accession, project, label)
         if scans or arguments.zip or operation == "scan download":
             check_has_scans(document, owner.session)
         Manifest(out).check_owner(owner, force=arguments.force)
         if arguments.zip:
             return await _zip(context, site, owner, scans, out)
-        session = await _session(site, document, owner)
+        session = await tree_of(site, document, accession)
         try:
             planned = await plan(
                 session,
@@ -141,9 +146,12 @@ async def _run(
 
 
 async def _copy(
-    context: Context, planned: Plan, out: Path, owner: Owner, session: SessionDir | AssessorDir
-) -> DownloadReport:
+    context: Context, planned: "Plan", out: Path, owner: "Owner", session: "SessionDir | AssessorDir"
+) -> "DownloadReport":
     """List, verify or copy the planned files, as the command line says."""
+    from xnatfs.transfer import download as transfer
+    from xnatfs.transfer.copying import DownloadReport
+
     arguments = context.arguments
     if arguments.dry_run:
         print_lines(str(out / each.place) for each in planned.files)
@@ -154,12 +162,14 @@ async def _copy(
         return await transfer.download(planned.files, out, owner, progress, _options(context, out), session)
 
 
-def _options(context: Context, out: Path) -> Options:
-    workers = context.arguments.workers or context.config.profile.workers or transfer.WORKERS
+def _options(context: Context, out: Path) -> "Options":
+    from xnatfs.transfer.download import WORKERS, Options
+
+    workers = context.arguments.workers or context.config.profile.workers or WORKERS
     return Options(workers, context.arguments.force, _waiting(context, out))
 
 
-def _left(progress: Silent, plan: Plan, out: Path) -> Callable[[], str]:
+def _left(progress: Silent, plan: "Plan", out: Path) -> Callable[[], str]:
     return lambda: f"{progress.count} of {len(plan.files)} files are in {out}, and stay; for the others"
 
 
@@ -183,23 +193,9 @@ def _waiting(context: Context, out: Path) -> Callable[[], None]:
     return lambda: context.note(f"Waiting for another command that writes to {out}")
 
 
-def _owner(context: Context, site: Site, document: Document) -> Owner:
-    accession = document.fields.get("ID") or wanted_experiment(context)
-    return Owner(site.xnat.url, accession, document.fields.get("project", ""), document.fields.get("label", accession))
+async def _zip(context: Context, site: Site, owner: "Owner", scans: Sequence[str] | None, out: Path) -> int:
+    from xnatfs.transfer import download as transfer
 
-
-async def _session(site: Site, document: Document, owner: Owner) -> SessionDir | AssessorDir:
-    """Return the tree of the session; its listings are requested beside its date."""
-    if document.session:
-        return await assessor_dir(site, document.session, owner.session)
-    modified, _ = await gather(
-        lambda: last_modified(site, owner.session, owner.project, owner.label),
-        lambda: list_together(site, owner.session, document.has_scans),
-    )
-    return session_dir(site, owner.session, owner.label, document.xsi_type, modified)
-
-
-async def _zip(context: Context, site: Site, owner: Owner, scans: Sequence[str] | None, out: Path) -> int:
     known = {row.id for row in (await site.scans(owner.session)).rows}
     if missing := sorted(set(scans or ()) - known):
         raise NotFound(
@@ -224,7 +220,7 @@ async def _zip(context: Context, site: Site, owner: Owner, scans: Sequence[str] 
     return 0
 
 
-def _tell(context: Context, report: DownloadReport, operation: str, owner: Owner, out: Path, plan: Plan) -> int:
+def _tell(context: Context, report: "DownloadReport", operation: str, owner: "Owner", out: Path, plan: "Plan") -> int:
     for place, why in report.failed:
         print_message(f"xnatctl: {out / place}: {why}")
     for place in report.kept:
@@ -252,7 +248,7 @@ def _tell(context: Context, report: DownloadReport, operation: str, owner: Owner
 
 
 def _summary(
-    context: Context, report: DownloadReport, operation: str, owner: Owner, out: Path, status: str
+    context: Context, report: "DownloadReport", operation: str, owner: "Owner", out: Path, status: str
 ) -> dict[str, Any]:
     return {
         "operation": operation,
