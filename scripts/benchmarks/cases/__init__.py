@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from scripts.benchmarks.cases import entries, files, listings, series, start, together
+from scripts.benchmarks.cases import entries, files, listings, series, start, together, transfers
 from scripts.benchmarks.cases.bench import Bench
 from scripts.benchmarks.report import Row
 
@@ -15,6 +15,8 @@ CASES: dict[str, Callable[[Bench], list[Row]]] = {
     "series": series.series,
     "dcm2niix": series.dcm2niix,
     "one": series.one,
+    "download": transfers.download,
+    "upload": transfers.upload,
     "ls": listings.ls,
     "find": listings.find,
     "storm": entries.storm,

@@ -39,7 +39,7 @@ def _copied(bench: Bench, server: Server, data: Path) -> list[Row]:
     ours, theirs, counts, login, right = [], [], [], [], True
     truth = archives.tree_md5(archives.session(data) / "scans")
     out = bench.directory / "copy"
-    tar = _tar(server, server.accession("SERIES", "SESSION"), "ALL")
+    tar = tar_command(server, server.accession("SERIES", "SESSION"), "ALL")
     for turn in range(bench.times + 1):  # the first fills the replica, and is not counted
         rig.discard(out)
         out.mkdir()
@@ -68,7 +68,7 @@ def _copied(bench: Bench, server: Server, data: Path) -> list[Row]:
     return [row, requests]
 
 
-def _tar(server: Server, session: str, scan: str) -> str:
+def tar_command(server: Server, session: str, scan: str) -> str:
     """Return a shell command that writes the tar of a scan, or of all scans."""
     url = f"{server.url}/data/experiments/{session}/scans/{scan}/files?format=tar"
     return f"{server.curl} -u {USER}:{PASSWORD} '{url}'"
@@ -132,7 +132,7 @@ def dcm2niix(bench: Bench) -> list[Row]:
     ours, theirs, right = [], [], True
     with bench.server(data, delay=DELAY, paced=True, replica=True) as server:
         scans = [(PROJECT, label, scan) for label in labels for scan in _scans(data / PROJECT / label / label)[:most]]
-        tars = [_tar(server, server.accession(project, label), scan) for project, label, scan in scans]
+        tars = [tar_command(server, server.accession(project, label), scan) for project, label, scan in scans]
         for turn in range(bench.times + 1):  # the first fills the replica
             rig.drop_pages()
             archives.in_memory(data)
