@@ -42,6 +42,10 @@ TRANSIENT = (
 )
 PAUSES = (2.0, 4.0, 8.0, 16.0, 32.0)  # seconds before each repetition of those
 
+# Seconds without a change after which an archived session counts as complete, if older files hide how many have
+# arrived: the server pauses between two files for less.
+STEADY_SECONDS = 60.0
+
 # Message of an old server for a body of unknown length.
 LENGTH_WANTED = "must include the file directly as the body"
 
@@ -80,6 +84,14 @@ class Outcome:
     before: int | None = 0  # files that were there before, which hide how many arrived; None if unknown
     changed: int = 0  # files that have another digest on the server: anonymized there
     seconds: float = 0.0
+    held: int | None = None  # files that the archived session had when it was last looked at, older ones too
+    held_since: float = 0.0  # on trio's clock
+
+    def is_steady(self, held: int) -> bool:
+        """Record how many files the session has; return whether these are as many as STEADY_SECONDS ago."""
+        if held != self.held:
+            self.held, self.held_since = held, trio.current_time()
+        return trio.current_time() - self.held_since >= STEADY_SECONDS
 
 
 class _NotTaken(Exception):
@@ -423,7 +435,7 @@ async def look(xnat: Xnat, target: Target, outcome: Outcome, journal: Journal) -
         if stuck:
             outcome.place = f"/data{stuck.path}"
             return await look(xnat, target, outcome, journal)
-    if not accession or (outcome.arrived is None and target.direct):
+    if not accession or (outcome.arrived is None and target.direct and not outcome.is_steady(len(files))):
         return False
     outcome.where, outcome.accession, outcome.status = "archive", accession, ""
     outcome.place = f"/data/experiments/{accession}"
