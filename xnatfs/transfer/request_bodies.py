@@ -23,6 +23,9 @@ END = bytes(2 * BLOCK)
 # Bytes read in one call of a thread: a call costs 0.1 ms, and more than this is a long pause on a fast line.
 PIECE = 2**20
 
+# The level of a zip. On images with noise, level 1 makes 68 % of them at 64 MB/s, level 6 makes 67 % at 28 MB/s.
+COMPRESSION = 1
+
 Pieces = Callable[[], AsyncGenerator[bytes]]
 
 
@@ -73,10 +76,11 @@ def as_zip(parts: Sequence[Part], progress: Progress) -> Sending:
 
     async def pieces() -> AsyncGenerator[bytes]:
         sink = _Sink()
-        archive = zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED)  # type: ignore[call-overload]
+        archive = zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED, compresslevel=COMPRESSION)  # type: ignore[call-overload]
         for part in parts:
             info = zipfile.ZipInfo(part.name)
             info.compress_type = zipfile.ZIP_DEFLATED
+            setattr(info, "_compresslevel", COMPRESSION)  # noqa: B010  an info of one's own does not inherit it
             member = archive.open(info, "w", force_zip64=part.size >= 2**31)
             async with aclosing(_read(part, digests, progress)) as content:
                 async for piece in content:
