@@ -27,7 +27,7 @@ from xnatfs.tree.resource_view import ResourceView
 log = logging.getLogger(__name__)
 
 # Tars in parallel: on a far line each connection has its own share of it, and a server makes one while others travel.
-PARALLEL_TARS = 1
+PARALLEL_TARS = 3
 # Missing files of a resource from which on a tar is worth a request.
 FEWEST_FILES = 4
 # A request for one file costs as much time as these bytes: 50 ms, shared by eight requests in flight, at 10 MB/s. A tar
