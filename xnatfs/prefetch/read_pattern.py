@@ -7,7 +7,8 @@ and programs read by name, backward, or by inode. Only how many files of a resou
 
 - One or two: no archive.
 - Three: the resource is being read, and its archive is fetched whole. What came of such resources and was not opened
-  may be READ_AHEAD_BYTES, and READ_AHEAD_FACTOR times what was read of the session.
+  may be READ_AHEAD_BYTES, and READ_AHEAD_FACTOR times what was read of the session, so that a series of any usual size
+  comes at once, and one of gigabytes with the files that are read of it.
 - Once one resource of a session is being read, the archive of another of the same label begins with its first file,
   and that of the next one, in the order in which the program goes through them, before that. What came of these may be
   half of what was read of the session.
@@ -39,8 +40,8 @@ NEXT_BEGUN_AT = 1 / 4
 # Wrong guesses of the next resource in a row, after which none is begun early.
 MAX_MISSES = 1
 # Resources to which a reader comes back from another one before it counts as reading all of the session in no order.
-# Two or three programs side by side, each with a series of its own, do not.
-SCATTERED_RESOURCES = 4
+# Two programs side by side, each with a series of its own, do not; nor does one that takes a file of each.
+SCATTERED_RESOURCES = 3
 
 # The files of an item, by resource.
 Groups = Mapping[Hashable, Sequence[FileRow]]
