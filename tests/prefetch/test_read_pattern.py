@@ -50,15 +50,18 @@ async def test_of_a_resource_that_is_read_much_may_come_and_of_the_next_one_litt
         assert not session.is_read
     session.open(first, first.rows[2])
     assert session.is_read
-    assert session.room(first) == READ_AHEAD_BYTES + 3 * READ_AHEAD_FACTOR * SIZE
+    assert session.room(first) == READ_AHEAD_BYTES
     assert session.room(second) == 3 * SIZE // 2
     for place in range(100, 110):
         first.receive(first.rows[place])
     second.receive(second.rows[0])
-    assert session.room(first) == READ_AHEAD_BYTES + (3 * READ_AHEAD_FACTOR - 10) * SIZE
+    assert session.room(first) == READ_AHEAD_BYTES - 10 * SIZE
     assert session.room(second) == SIZE // 2
     session.open(first, first.rows[100])
-    assert session.room(first) == READ_AHEAD_BYTES + (4 * READ_AHEAD_FACTOR - 9) * SIZE
+    assert session.room(first) == 2 * READ_AHEAD_BYTES - 9 * SIZE
+    for place in range(3, 99):
+        session.open(first, first.rows[place])
+    assert session.room(first) == (100 * READ_AHEAD_FACTOR - 9) * SIZE
 
 
 async def test_no_more_may_come_than_fits():
