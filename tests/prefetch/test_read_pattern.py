@@ -37,7 +37,7 @@ def test_wrong_guesses_end_the_guessing():
 def reads(series: int, files: int, most: int = 2**40) -> SessionReads:
     """Return the reads of a session of series of files of 1 MiB."""
     rows = [FileRow(str(n), f"{place:03}", SIZE, "", "", "", place) for n in range(series) for place in range(files)]
-    session = SessionReads(("experiments", "E"), (), most)
+    session = SessionReads(("experiments", "E"), most)
     session.relist(Catalogues.of(rows).groups, [(str(number), "DICOM") for number in range(series)])
     return session
 

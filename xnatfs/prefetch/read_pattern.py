@@ -7,8 +7,8 @@ and programs read by name, backward, or by inode. Only how many files of a resou
 
 - One or two: no archive.
 - Three: the resource is being read, and its archive is fetched. What came of such resources and was not opened may be
-  SERIES_AHEAD_BYTES, and twice as much with each further file, up to four times as much or SERIES_AHEAD_FACTOR times what
-  was read of the session: a usual series comes at once, and one of gigabytes with the files that are read of it.
+  SERIES_AHEAD_BYTES, and twice as much with each further file, up to four times as much or SERIES_AHEAD_FACTOR times
+  what was read of the session: a usual series comes at once, and one of gigabytes with the files that are read of it.
 - Once one resource of a session is being read, the archive of another of the same label begins with its first file,
   and that of the next one, in the order in which the program goes through them, before that. What came of these may be
   half of what was read of the session.
