@@ -320,7 +320,7 @@ async def test_what_is_in_a_folder_is_dropped(tmp_path):
     async with opened(tmp_path) as store:
         for number in (1, 2):
             assert await store.keep_whole([(row(number, key=f"{number}/a"), b"x" * 10)])
-        await store.drop(["1"])
+        await store.remove(lambda index: index.in_folders(["1"]))
         assert (store.lookup(ident(1)), found(store, 2).key) == (None, "2/a")
 
 
@@ -413,7 +413,7 @@ async def test_files_that_fit_are_kept_whole_and_others_are_not(tmp_path):
         files = [(row(1), b"1" * 10), (row(2, 101), b"2" * 101), (row(3), b"3" * 10)]
         assert await store.keep_whole(files) == {ident(1), ident(3)}
         assert await store.keep_whole([]) == set()
-        await store.renew(row(1, listed=5, checked=9.0))
+        await store.with_index(lambda index: index.renew(row(1, listed=5, checked=9.0)))
         assert (found(store, 1).listed, found(store, 1).checked) == (5, 9.0)
 
 

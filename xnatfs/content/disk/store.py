@@ -11,7 +11,7 @@ import errno
 import fcntl
 import os
 import sqlite3
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar, TypeVarTuple
 
 import trio
@@ -156,21 +156,13 @@ class Store:
         elif partial.reserved:
             await self._write(self._directory.release, partial.name)
 
-    async def renew(self, row: BlobRow) -> None:
-        """Update a row after the server has confirmed the version."""
-        await self._write(self._directory.renew, row)
-
     async def evict(self, target: int) -> None:
         """Evict files that are not open until the total is at most `target` bytes."""
         await self._write(self._directory.evict, target)
 
-    async def drop(self, folders: Collection[str]) -> None:
-        """Remove the files in these folders."""
-        await self._write(self._directory.remove, lambda index: index.in_folders(folders))
-
-    async def remove(self, idents: Sequence[bytes]) -> None:
-        """Remove files, open or not."""
-        await self._write(self._directory.remove, lambda index: idents)
+    async def remove(self, find: Callable[[Index], Sequence[bytes]]) -> None:
+        """Remove the files whose identities `find` returns, open or not."""
+        await self._write(self._directory.remove, find)
 
     async def with_index(self, work: Callable[[Index], T]) -> T | None:
         """Do some work with the index; return None if that is unusable."""
