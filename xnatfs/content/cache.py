@@ -64,6 +64,11 @@ class ContentCache:
         """Return the bytes that are cached or reserved in the directory, over all processes."""
         return self._store.total()
 
+    @property
+    def limit(self) -> int:
+        """Return the most bytes that the directory may hold."""
+        return self._store.limit
+
     def counters(self) -> dict[str, int]:
         """Return the current counters of the cache.
 

@@ -76,7 +76,7 @@ class Known:
 
     def newest(self, node: Node) -> Node:
         """Return which of its node and this one was made of what is known now."""
-        return node if node is self.node or node.rank >= self.node.rank else self.node
+        return node if node.rank >= self.node.rank else self.node
 
     def serve(self, node: Node) -> None:
         """Let the number stand for this node, unless it stands for a newer one: the kernel is told of it now."""
@@ -116,7 +116,8 @@ class Inodes:
         identity = node.identity
         known = self._by_identity.get(identity)
         if known is None:
-            return Known(self._free(node.inode_hint()), node, identity)
+            hint = node.inode_hint()
+            return Known(self._free(hint) if hint in self._by_inode else InodeT(hint), node, identity)
         if known.node is node:
             return known
         node.supersede(known.node)
