@@ -601,13 +601,14 @@ async def test_room_is_made_once_for_all_that_are_closed_together(tmp_path, monk
     """Evict once for all of them, and not at all where there is room."""
     async with caching(tmp_path, 2 * len(SMALL)) as cache:
         evicted: list[int] = []
-        real = cache._store.evict
+        directory = cache._store._directory
+        real = directory.evict
 
-        async def evict(target: int) -> None:
+        def evict(target: int) -> None:
             evicted.append(target)
-            await real(target)
+            real(target)
 
-        monkeypatch.setattr(cache._store, "evict", evict)
+        monkeypatch.setattr(directory, "evict", evict)
         await kept(cache, version(SMALL, "a"), version(SMALL, "b"))
         for name in "ab":
             (await cache.open(version(SMALL, name), nowhere())).close()

@@ -2,7 +2,7 @@
 
 import os
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from itertools import pairwise
@@ -71,10 +71,7 @@ class Keeping(Store):
             self.kept.append(row)
         return not partial.is_elsewhere
 
-    async def with_index(self, work: Callable[[Any], object]) -> None:
-        work(self)
-
-    def renew(self, row: BlobRow) -> None:
+    async def renew(self, row: BlobRow) -> None:
         self.renewed.append(row)
 
 

@@ -498,7 +498,7 @@ def test_room_is_made_for_whole_files(shelf):
 
 def test_a_renewed_file_is_kept_as_checked_now(shelf):
     kept(shelf, 1)
-    shelf.with_index(lambda index: index.renew(row(1, listed=3, checked=5.0)))
+    shelf.renew(row(1, listed=3, checked=5.0))
     assert get(shelf.index, ident(1)) == row(1, listed=3, checked=5.0, boot=shelf.boot, written=written(shelf, 1))
 
 

@@ -413,7 +413,7 @@ async def test_files_that_fit_are_kept_whole_and_others_are_not(tmp_path):
         files = [(row(1), b"1" * 10), (row(2, 101), b"2" * 101), (row(3), b"3" * 10)]
         assert await store.keep_whole(files) == {ident(1), ident(3)}
         assert await store.keep_whole([]) == set()
-        await store.with_index(lambda index: index.renew(row(1, listed=5, checked=9.0)))
+        await store.renew(row(1, listed=5, checked=9.0))
         assert (found(store, 1).listed, found(store, 1).checked) == (5, 9.0)
 
 

@@ -234,7 +234,7 @@ class Fill:
         self.blob.stamp = self.version.stamp(row.stamp)
         self.blob.finish()
         if (renewed := self._owner.row_for(self.blob)) is not None:
-            await self._backing.store.with_index(lambda index: index.renew(renewed))
+            await self._backing.store.renew(renewed)
         return True
 
 

@@ -151,6 +151,11 @@ class CacheDirectory:
             raise
         return True
 
+    def renew(self, row: BlobRow) -> None:
+        """Update a row after the server has confirmed the version."""
+        with self.index.transaction():
+            self.index.renew(row)
+
     def evict(self, target: int) -> None:
         """Evict files that are not open until the total is at most `target` bytes."""
         with self.index.transaction():
