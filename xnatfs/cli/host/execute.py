@@ -12,14 +12,13 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 from xnatfs.cli import daemon, options, serving, statusline, streams
-from xnatfs.cli.logins import find_login, login_environment, session_store
+from xnatfs.cli.logins import find_mount_login, mount_login
 from xnatfs.cli.output import print_message
 from xnatfs.common.errors import CacheError, Reported, UsageError, XnatError
 from xnatfs.common.private_files import make_private
@@ -86,12 +85,12 @@ def run_exec(arguments: argparse.Namespace) -> int:
     arguments.mountpoint = _free_directory(config) if arguments.at is None else Path(os.path.realpath(arguments.at))
     check_directory(arguments.mountpoint)
     with _Command.waiting(command, arguments.mountpoint, config.url) as waiting:
-        credentials = find_login(config, before_asking=serving.import_mount)
+        found = find_mount_login(config, arguments.credentials, before_asking=serving.import_mount)
         for warning in serving.access_warnings(arguments, config):
             print_message(f"xnatfs: {warning}")
-        login = daemon.pack_login(credentials, login_environment(config).get("XNAT_TOKEN", ""))
+        login = daemon.pack_login(found.credentials, found.token)
         log_file = Path(arguments.log_file or cache_home() / "log" / f"exec-{server_name(config.url)}.log")
-        words = [*split(sys.argv[1:])[0], "--at", str(arguments.mountpoint), "--fuse-fd", str(waiting.fuse)]
+        words = [*arguments.command_line, "--at", str(arguments.mountpoint), "--fuse-fd", str(waiting.fuse)]
         with statusline.waiting(f"Mounting {config.url}"):
             server, _ = daemon.launch(words, login, log_file, [waiting.fuse])
         try:
@@ -105,10 +104,11 @@ def _serve(arguments: argparse.Namespace, config: Config) -> int:
     """Serve the mount, in the daemon."""
     end_with_parent(signal.SIGTERM)
     credentials, token = daemon.receive_login()
+    found = mount_login(config, arguments.credentials, credentials, token)
     if is_abandoned(arguments.report_fd):
         return 1
     arguments.mountpoint = arguments.at
-    serving.serve(arguments, config, credentials, session_store(config, token), arguments.reporter.ready)
+    serving.serve(arguments, config, found, arguments.reporter.ready)
     return 0
 
 
