@@ -42,6 +42,7 @@ ENVIRONMENT = {
     "XNATCTL_LOG_FILE": "where `xnatctl` logs",
     "XNATCTL_DEBUG": "set: `xnatctl` prints the traceback of an error",
     "XDG_CACHE_HOME": "`~/.cache` otherwise",
+    "XDG_CONFIG_HOME": "`~/.config` otherwise; units of `xnatfs install-unit --user` alone",
     "XDG_STATE_HOME": "`~/.local/state` otherwise; journals of uploads",
 }
 

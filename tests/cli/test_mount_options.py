@@ -155,7 +155,7 @@ def test_who_is_let_in(option, third):
             echo user_allow_other > /mnt/fuse.conf; mount --bind /mnt/fuse.conf /etc/fuse.conf
             (cat /etc/passwd; echo jane:x:{STRANGER}:{STRANGER}::{sitting.home}:/bin/sh) > /mnt/passwd
             mount --bind /mnt/passwd /etc/passwd
-            {AS_STRANGER} {XNATFS} mount --url {demo.url} -o {option} {sitting.place} 2> /dev/null
+            {AS_STRANGER} {XNATFS} mount -q --url {demo.url} -o {option} {sitting.place} 2> /dev/null
             trap '{AS_STRANGER} {XNATFS} umount {sitting.place}' EXIT
             for user in {STRANGER} 0 {STRANGER + 1}; do
                 setpriv --reuid=$user --regid=$user --clear-groups cat {path} 2>&1 || true

@@ -128,7 +128,7 @@ def test_every_command_that_a_page_names_exists(path):
         noun, _, verb = words.partition(" ")
         assert noun in nouns, words
         assert not verb or words in verbs or noun in verbs, words
-    assert set(re.findall(r"`xnatfs ([a-z]+)\b", path.read_text())) <= commands().keys() | {"ctl"}
+    assert set(re.findall(r"`xnatfs ([a-z-]+)\b", path.read_text())) <= commands().keys() | {"ctl"}
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)

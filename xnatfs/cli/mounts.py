@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from xnatfs.cli import daemon, demo, options, serving, statusline
-from xnatfs.cli.host import execute, units
+from xnatfs.cli.host import doctor, execute, units
 from xnatfs.cli.logins import MountLogin, find_login_again, find_mount_login, mount_login
 from xnatfs.cli.output import print_message
 from xnatfs.common.errors import MountpointError
@@ -35,6 +35,7 @@ def add_parsers(commands: Any) -> None:
     umount.set_defaults(run=run_umount)
     execute.add_parser(commands)
     units.add_parser(commands)
+    doctor.add_parser(commands)
     demo.add_parser(commands)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,17 +29,19 @@ def file_system(path: Path) -> str:
 
 
 def mount_on(mountpoint: Path) -> Mount | None:
-    """Return the topmost mount on a mountpoint; None if there is none. See proc_pid_mountinfo(5)."""
-    found = None
+    """Return the topmost mount on a mountpoint; None if there is none."""
+    return dict(mounts()).get(mountpoint)
+
+
+def mounts() -> Iterator[tuple[Path, Mount]]:
+    """Yield each mountpoint and its mount, of several on one mountpoint the topmost last: proc_pid_mountinfo(5)."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
         for line in table:
             before, _, after = line.rstrip("\n").partition(" - ")
             cells = before.split(" ")
-            if _decoded(cells[4]) == str(mountpoint):
-                kind, source, options = after.split(" ")
-                owner = re.search(r"\buser_id=(\d+)", options)
-                found = Mount(cells[2], kind, _decoded(source), int(owner[1]) if owner else None)
-    return found
+            kind, source, options = after.split(" ")
+            owner = re.search(r"\buser_id=(\d+)", options)
+            yield Path(_decoded(cells[4])), Mount(cells[2], kind, _decoded(source), int(owner[1]) if owner else None)
 
 
 def _decoded(cell: str) -> str:
