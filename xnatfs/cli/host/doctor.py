@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import os
 import platform
 import shutil
@@ -9,14 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from xnatfs import __version__
-from xnatfs.cli import options, statusline
+from xnatfs.cli import logs, options, statusline
 from xnatfs.cli.logins import find_login_again, mount_login
 from xnatfs.common.errors import LoginRequired, XnatError
 from xnatfs.common.sanitize import plain
@@ -62,6 +63,7 @@ def add_parser(commands: Any) -> None:
 
 def run_doctor(arguments: argparse.Namespace) -> int:
     arguments.url = arguments.url or arguments.source
+    logs.log_to(None, logging.CRITICAL)  # what it would say is in the checks
     checks = []
     for check in _checks(arguments):
         checks.append(check)
@@ -161,6 +163,8 @@ def _server(arguments: argparse.Namespace, config: Config) -> Iterator[Check]:
         yield Check("encryption", warning, "use an https:// address, and --ca-bundle in place of --no-verify-ssl")
     with statusline.waiting(f"Asking {config.url}"):
         answer = _attempt_async("server", partial(_answer, config))
+    if proxy:
+        answer = [replace(each, todo=each.todo and f"{each.todo} (by the proxy {proxy})") for each in answer]
     yield from answer
     if not any(check.todo and check.name == "server" for check in answer):
         with statusline.waiting(f"Logging in to {config.url}"):
