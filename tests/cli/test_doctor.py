@@ -27,7 +27,7 @@ PASSWORD = "hush-hush"
 BUILD = b'{"version": "1.8.11"}'
 
 
-def diagnose(home: Path, *words: str | Path, before: tuple[str, ...] = (), **more: str) -> dict[str, dict[str, Any]]:
+def diagnose(home: Path, *words: str | Path, before: Any = (), **more: str) -> dict[str, dict[str, Any]]:
     """Return the checks by name. The exit status is 1 if and only if something needs doing."""
     env = environment(home, **{"XNAT_USER": "u", "XNAT_PASS": PASSWORD, **more})
     done = run(*before, XNATFS, "doctor", "-o", "json", *words, env=env, stdin=-3)
@@ -174,7 +174,7 @@ def test_a_proxy_is_named_without_its_login(tmp_path):
 def test_a_certificate_is_looked_at(tmp_path, name, days, trusted, said):
     made = certificate(tmp_path, name, days)
     with serving(certificate=made) as demo:
-        words = ["--ca-bundle", made[0]] if trusted else []
+        words: list[str | Path] = ["--ca-bundle", made[0]] if trusted else []
         checks = diagnose(tmp_path, demo.url, *words, **login(demo))
     assert (checks["TLS"]["ok"], said in checks["TLS"]["text"] + checks["TLS"]["todo"]) == (said == "", True)
 
@@ -219,7 +219,7 @@ def test_a_machine_without_fuse_is_told_what_to_install(demo, tmp_path):
 
 
 def test_a_cache_without_room_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
     check = doctor._cache(tmp_path)
     assert "0.0 GiB free" in check.text
     assert "free some space" in check.todo
