@@ -4,7 +4,6 @@ import argparse
 import json
 import logging
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -12,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +100,8 @@ def _attempt(name: str, check: Callable[[], Check]) -> Check:
 
 
 def _versions() -> Check:
+    from importlib.metadata import PackageNotFoundError, version  # slow, and every command imports this module
+
     def of(package: str) -> str:
         try:
             return f"{package} {version(package)}"
@@ -110,7 +110,7 @@ def _versions() -> Check:
 
     packages = ", ".join(map(of, ("httpx", "trio", "pyfuse3")))
     python = ".".join(map(str, sys.version_info[:3]))
-    system = f"{platform.system()} {platform.release()}"
+    system = f"{os.uname().sysname} {os.uname().release}"
     return Check("versions", f"xnatfs {__version__}, Python {python}, {packages}, {_fusermount()}, {system}")
 
 

@@ -169,6 +169,7 @@ class _Command:
         """Let the command run, pass signals on to it, and return its exit status."""
         signals = {*PASSED_ON, signal.SIGCHLD}
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored by a caller, it would lose the exit status
         try:
             self._go.send(b"1")
             self._go.close()
@@ -183,6 +184,8 @@ class _Command:
                 elif received.si_signo != signal.SIGCHLD and received.si_code <= 0:
                     os.kill(self._process, received.si_signo)
         finally:
+            while signal.sigtimedwait(signals, 0):
+                pass  # the Ctrl-C that has ended the command is not for the rest of this one
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         assert self._status is not None
         return os.WEXITSTATUS(self._status) if os.WIFEXITED(self._status) else 128 + os.WTERMSIG(self._status)
