@@ -21,14 +21,14 @@ PROFILE = {
     "url": "the server",
     "username": "the account",
     "password": "its password; better in the keyring",
-    "password_source": "`keyring`: the password is in the keyring",
+    "password_source": "`keyring` takes the password from the keyring",
     "provider": "the login method, where the site has several",
     "verify_ssl": "`false` accepts any certificate",
     "ca_bundle": "a file of certificate authorities, instead of the system's",
-    "default_project": "project of commands without `-P`",
-    "timeout": "seconds that `xnatctl` waits for the next byte of an answer (default: 21600)",
-    "workers": "transfers at once",
-    "overwrite": "`none`, `append` or `delete`, of `xnatctl session upload`",
+    "default_project": "the project of commands without `-P`",
+    "timeout": "seconds that `xnatctl` waits for the next byte of a reply (default: 21600)",
+    "workers": "the number of parallel transfers",
+    "overwrite": "the default of `--overwrite` of `xnatctl session upload`: `none`, `append` or `delete`",
     "archive_mode": "how `xnatctl session upload` packs files",
     "direct_archive": "`true` uploads to the archive, bypassing the prearchive",
 }
@@ -39,11 +39,11 @@ ENVIRONMENT = {
     "XNAT_USER": "the account, on the server of `XNAT_URL` if that is set",
     "XNAT_PASS": "its password",
     "XNAT_TOKEN": "a session (JSESSIONID) to use, on the server of `XNAT_URL` if that is set",
-    "XNATCTL_LOG_FILE": "where `xnatctl` logs",
-    "XNATCTL_DEBUG": "set: `xnatctl` prints the traceback of an error",
-    "XDG_CACHE_HOME": "`~/.cache` otherwise",
-    "XDG_CONFIG_HOME": "`~/.config` otherwise; units of `xnatfs install-unit --user` alone",
-    "XDG_STATE_HOME": "`~/.local/state` otherwise; journals of uploads",
+    "XNATCTL_LOG_FILE": "the log file of `xnatctl`",
+    "XNATCTL_DEBUG": "if it is set, `xnatctl` prints the traceback of an error",
+    "XDG_CACHE_HOME": "the directory of caches (default: `~/.cache`)",
+    "XDG_CONFIG_HOME": "the directory of systemd units, for `xnatfs install-unit` (default: `~/.config`)",
+    "XDG_STATE_HOME": "the directory of upload journals (default: `~/.local/state`)",
 }
 
 
@@ -169,16 +169,17 @@ def configuration() -> str:
         "\n\n".join(
             [
                 "# Configuration",
-                f"A flag counts more than the environment, and that more than the profile. {NOTE}",
+                f"Options override environment variables, and those override the profile. {NOTE}",
                 "## Options of a mount",
-                "`-o` takes the same ones, without the dashes: `-o allow_other,ttl=300`.",
+                "`-o` takes the same options without the dashes, as mount(8) does: `-o allow_other,ttl=300`.",
                 _table("option", options),
                 "## Keys of a profile",
-                "In `~/.config/xnatctl/config.yaml`, below `profiles:` and the name of the profile. Beside it, "
-                "`default_profile` names one of them, and `output_format` is the default of `--output`.",
+                "They stand in `~/.config/xnatctl/config.yaml`, below `profiles:` and the name of the profile. At the "
+                "top of the file, `default_profile` names the default profile, and `output_format` is the default of "
+                "`--output`.",
                 _table("key", profile),
                 "## Environment",
-                "`HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY` and `SSL_CERT_FILE` are followed as by other programs.",
+                "`HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY` and `SSL_CERT_FILE` have their usual meaning.",
                 _table("variable", list(ENVIRONMENT.items())),
             ]
         )

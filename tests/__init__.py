@@ -1,0 +1,5 @@
+"""The test suite."""
+
+import pytest
+
+pytest.register_assert_rewrite("tests.support")

@@ -30,7 +30,10 @@ GROUPS = {
             if path.stem not in ELSEWHERE
         ),
     ),
-    "client": (["xnatfs/rest/client.py"], ["tests/rest/test_client.py", "tests/rest/test_client_requests.py"]),
+    "client": (
+        [f"xnatfs/rest/{name}.py" for name in ("client", "contents", "lists", "urls")],
+        ["tests/rest/test_client.py", "tests/rest/test_client_requests.py"],
+    ),
     "auth": (
         [f"xnatfs/http/{name}.py" for name in ("login", "login_request", "replies")],
         ["tests/http/test_login.py", "tests/rest/test_client.py"],

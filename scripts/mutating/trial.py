@@ -121,7 +121,7 @@ class Trials:
             if not report.exists():
                 process = os.fork()
                 if not process:
-                    with _exiting():
+                    with _Exiting():
                         report.write_text(json.dumps(self._watched(tests)))
                 os.waitpid(process, 0)
             found |= json.loads(report.read_text())
@@ -162,7 +162,7 @@ class Trials:
         if process:
             self._running[process] = (mutant, by)
             return
-        with _exiting():
+        with _Exiting():
             os.setpgid(0, 0)
             resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
             mutant.apply()
@@ -184,7 +184,7 @@ class Trials:
         self._tell(mutant, verdict, by.read_text() if by.exists() and status else "")
 
 
-class _exiting:
+class _Exiting:
     """Run the rest of a forked process without output; it exits with 0 after the block, or with 1 on an exception."""
 
     def __enter__(self) -> None:

@@ -43,8 +43,8 @@ def counters_zero(state: dict[str, int], waiting: int) -> Finding:
     if state["partials"] != state["idle"] or state["idle"] > IDLE:
         left |= {"partials": state["partials"], "of them idle": state["idle"]}
     told = ", ".join(f"{name} {count}" for name, count in left.items())
-    said = told or f"all are zero; {state['idle']} partly fetched files wait to be opened again ({IDLE} may)"
-    return Finding("counters back to zero", not left, said)
+    said = told or f"all are zero; {state['idle']} partly fetched files are retained ({IDLE} may be)"
+    return Finding("all counters return to zero", not left, said)
 
 
 def descriptors_back(before: Sequence[str], after: Sequence[str], children: int) -> Finding:
@@ -88,7 +88,7 @@ def memory_bounded(samples: Sequence[Sample]) -> Finding:
         f" {max((s.children for s in samples), default=0)} processes; the daemon alone {daemon / MB:.0f}"
         f" (bound: {DAEMON_MOST // MB}, and {PROCESS_MOST // MB} for each process)"
     )
-    return Finding("memory under a bound that does not grow", bool(samples) and absolute and not grown, said)
+    return Finding("memory stays below a bound, and does not grow", bool(samples) and absolute and not grown, said)
 
 
 def directory_bounded(samples: Sequence[Sample]) -> Finding:
@@ -106,7 +106,7 @@ def directory_bounded(samples: Sequence[Sample]) -> Finding:
         if sample.on_disk > worst:
             worst = sample.on_disk
             said = f"at most {worst / MB:.0f} MB, with a limit of {limit / MB:.0f} and {(room - limit) / MB:.0f} open"
-    return Finding("cache directory within its limit and what is open", holds, said)
+    return Finding("the cache directory exceeds its limit only by open files", holds, said)
 
 
 def cached_right(directory: Path, files: dict[str, File], resources: dict[str, str]) -> Finding:
@@ -137,7 +137,7 @@ def cached_right(directory: Path, files: dict[str, File], resources: dict[str, s
     if left:
         wrong.append(f"{len(left)} downloads are left in partial/")
     said = "; ".join(wrong[:5]) or f"{len(rows)} files, {total / MB:.0f} MB, each byte compared; nothing partial"
-    return Finding("what is cached is right, and nothing else is there", not wrong, said)
+    return Finding("cached files are correct, and there are no others", not wrong, said)
 
 
 def _blob(data: bytes, file: File, size: int) -> list[str]:
@@ -161,4 +161,4 @@ def log_clean(log: Path) -> Finding:
     """Check that the daemon's log has no traceback and no error: faults of servers are warnings at most."""
     lines = log.read_text(errors="replace").splitlines()
     bad = [line for line in lines if " ERROR " in line or " CRITICAL " in line or line.startswith("Traceback")]
-    return Finding("no error of its own in the log", not bad, f"{len(bad)}: {bad[0][:200]}" if bad else "none")
+    return Finding("no unexpected error in the log", not bad, f"{len(bad)}: {bad[0][:200]}" if bad else "none")

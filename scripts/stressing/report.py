@@ -14,10 +14,10 @@ from scripts.stressing.verdict import REVALIDATE, TTL, cached_stats, percentiles
 PAGE = Path(__file__).parent.parent.parent / "docs" / "dev" / "STRESS.md"
 
 INTRODUCTION = """\
-One run of `{command}`: {readers} readers run programs at random on a real mount, with a cache that is far too small,
-while the server changes files, forgets logins, and {share:.0%} of its answers meet a fault. Every byte that a program
-gets is compared with what the server held, in a version that was its own at that time; every error is held against the
-faults that were really met. `scripts/stressing` says how.
+The results of `{command}`. {readers} processes run programs at random on a mount with a small cache, while the server
+changes files, ends sessions, and breaks {share:.0%} of its replies. Every byte that a program reads is compared with
+the versions that the file had on the server during the read, and every error with the faults that had been injected.
+`scripts/stressing` has the code.
 """
 
 
@@ -72,17 +72,18 @@ def done(outcome: Outcome) -> str:
 
 def faults(outcome: Outcome) -> str:
     truth = outcome.truth
-    kinds = _table(["fault", "met"], [[kind, str(count)] for kind, count in sorted(truth.kinds.items())])
+    kinds = _table(["fault", "times"], [[kind, str(count)] for kind, count in sorted(truth.kinds.items())])
     rows = [[error, cause or "**none**", str(count)] for (error, cause), count in sorted(outcome.errors.items())]
-    errors = _table(["a program saw", "because of", "times"], rows)
+    errors = _table(["a program got", "cause", "times"], rows)
     requests = outcome.server.get("requests", 0)
     met = sum(truth.kinds.values())
     made = sum(len(times) for times in truth.made.values())
     told = (
-        f"{met} faults, on {_share(outcome):.1%} of all answers at least: some of the {requests} that the server gave"
-        f" were broken on their way. {truth.silent} of them were in archives, which"
-        f" no program sees. {made} files were replaced, logins forgotten {len(truth.expired)} times, and"
-        f" {outcome.server.get('logins', 0)} made."
+        f"There were {met} faults: in at least {_share(outcome):.1%} of all replies, since some of the {requests} that"
+        f" the server sent were broken on their way. {truth.silent} of them were in archives, where no program notices"
+        f" them."
+        f" {made} files were replaced, all sessions ended {len(truth.expired)} times, and"
+        f" {outcome.server.get('logins', 0)} logins followed."
     )
     return f"{textwrap.fill(told, 116)}\n\n{kinds}\n\n{errors}"
 
@@ -99,7 +100,7 @@ def figures(outcome: Outcome) -> str:
         ["the same readers on a local directory", *_milliseconds(_stats(outcome))],
     ]
     told = [
-        f"- {outcome.bytes_read / outcome.took / MB:.0f} MB/s were read and compared, by all together;"
+        f"- {outcome.bytes_read / outcome.took / MB:.0f} MB/s were read and compared, by all readers together;"
         f" {state.get('fetched', 0) / MB:.0f} MB were fetched.",
         f"- {state.get('hits', 0)} opens were answered from the cache, {state.get('misses', 0)} were not;"
         f" {state.get('evicted', 0)} files were evicted.",
@@ -107,7 +108,7 @@ def figures(outcome: Outcome) -> str:
         f" had at most {max((s.descriptors for s in samples), default=0)} descriptors and"
         f" {max((s.state['tasks'] for s in samples), default=0)} tasks.",
     ]
-    return _table(["milliseconds", "how many", "p50", "p99", "longest"], rows) + "\n\n" + "\n".join(told)
+    return _table(["milliseconds", "number", "p50", "p99", "longest"], rows) + "\n\n" + "\n".join(told)
 
 
 def _stats(outcome: Outcome) -> list[float]:

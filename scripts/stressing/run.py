@@ -110,7 +110,7 @@ class Run:
                 time.sleep(min(left, 1.0))
         self.took = time.monotonic() - began
         self.watcher.stop()
-        self._find("the daemon answers throughout", not self.watcher.failed, self.watcher.failed or "it did")
+        self._find("the daemon answers throughout", not self.watcher.failed, self.watcher.failed or "yes")
 
     def quiet(self) -> None:
         """Check the mount without readers: resources that it still holds are leaks."""
@@ -118,7 +118,7 @@ class Run:
         self.proxy.tell("still")
         self._still_at = time.monotonic()
         left = gone(self.directory, {self.watcher.pid}, 10.0)
-        self._find("no reader is left, or held in the kernel (D)", not left, _told(left))
+        self._find("no reader hangs, in the kernel (D) or elsewhere", not left, _told(left))
         self._beside()
         state = self.watcher.calm(holding.is_calm, CALM)
         self.findings.append(holding.counters_zero(state, self.watcher.waiting()))
@@ -194,8 +194,8 @@ class Run:
             cat(reader, file)
         truth = self._truth()
         bad = [told for event in seen if (told := event.error and f"{event.path}: {event.error}" or truth.wrong(event))]
-        said = "; ".join(bad[:5]) or f"{len(seen)} files do"
-        self._find("when the faults are over, everything reads", not bad, said)
+        said = "; ".join(bad[:5]) or f"{len(seen)} files were read"
+        self._find("after the faults, every file can be read", not bad, said)
 
     def _sessions(self) -> None:
         """Check the sessions on the server: one stays for the next mount, and none after a logout."""

@@ -217,14 +217,14 @@ def errors_caused(truth: Truth, seen: Sequence[Event]) -> tuple[Finding, Counter
     if without:
         told = [f"{e.program} {e.path}: {e.error} at {e.began:.1f}-{e.ended:.1f}" for e in without[:5]]
         said = f"{len(without)} of {sum(found.values())} without a cause: {'; '.join(told)}"
-    return Finding("no error that was not caused", not without, said), found
+    return Finding("every error has a cause", not without, said), found
 
 
 def sessions_left(alive: int, after: int, left_behind: int) -> Finding:
     """Check the server's sessions after the unmount and after a logout. One given up after a 401 fault stays alive."""
     said = f"{alive} after the unmount, which leaves one; {after} after `xnatctl auth logout`"
     if left_behind:
-        said += f"; {left_behind} times a client was told that its own was dead"
+        said += f"; a client was told {left_behind} times that its session had ended"
     return Finding("no session left on the server", alive <= 1 + left_behind and after <= left_behind, said)
 
 

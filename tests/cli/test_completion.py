@@ -1,9 +1,11 @@
 """Test shell completion of commands, options and names, as the shell itself requests it."""
 
 import os
+import sqlite3
 import stat
 import subprocess
 import time
+from contextlib import closing
 
 import pytest
 
@@ -92,7 +94,7 @@ def test_commands_and_options(fresh):
 
 def test_the_file_is_private_and_of_one_account(fresh):
     fresh.ctl("project", "list")
-    (path,) = (fresh.home / ".cache" / "xnatfs" / "listings").glob("*")
+    (path,) = (fresh.home / ".cache" / "xnatfs").glob("*/listings/*")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     fresh.env |= {"XNAT_USER": "otto"}
     fresh.ctl("project", "list")
@@ -101,9 +103,9 @@ def test_the_file_is_private_and_of_one_account(fresh):
 
 def test_an_old_listing_is_none(fresh):
     fresh.ctl("project", "list")
-    (path,) = (fresh.home / ".cache" / "xnatfs" / "listings").glob("*")
-    text = path.read_text()
-    path.write_text(text.replace('"at": ', '"at": -'))
+    (path,) = (fresh.home / ".cache" / "xnatfs").glob("*/listings/*")
+    with closing(sqlite3.connect(path)) as stored, stored:
+        stored.execute("UPDATE listings SET at = at - 3700")
     fresh.app.sessions.end_all(OWNER)
     before = len(fresh.app.requests)
     complete(fresh, "xnatctl project show MY")

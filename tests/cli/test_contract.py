@@ -78,7 +78,7 @@ def test_the_page_runs_verbatim(fresh):
 
 
 @pytest.mark.fuse
-def test_C01_the_levels_have_the_names_that_they_have_in_a_mount(fresh, tmp_path):
+def test_c01_the_levels_have_the_names_that_they_have_in_a_mount(fresh, tmp_path):
     with mounting(fresh.url, tmp_path / "mounted", user=OWNER, password=PASSWORD) as mount:
         projects = mount.path / "projects"
         subject = projects / "MYPROJECT" / "SUB001"
@@ -98,7 +98,7 @@ def test_C01_the_levels_have_the_names_that_they_have_in_a_mount(fresh, tmp_path
         assert {path.name for path in scan.iterdir()} == set(ids)
 
 
-def test_C02_project_has_two_spellings_and_any_place(prompt):
+def test_c02_project_has_two_spellings_and_any_place(prompt):
     for noun, verb, *rest in (
         ("subject", "list"),
         ("session", "list"),
@@ -115,7 +115,7 @@ def test_C02_project_has_two_spellings_and_any_place(prompt):
         assert prompt.ctl(*words).out == prompt.ctl("subject", "show", "--project", "MYPROJECT", "SUB001").out
 
 
-def test_C03_project_list(prompt):
+def test_c03_project_list(prompt):
     prompt.ctl("whoami")
     assert prompt.asked("project", "list") == ["GET /data/projects"]
     query = prompt.app.requests[-1].query
@@ -127,7 +127,7 @@ def test_C03_project_list(prompt):
     assert prompt.ctl("project", "list", "-q").lines[1] == "A"
 
 
-def test_C04_project_show(prompt):
+def test_c04_project_show(prompt):
     asked = prompt.asked("project", "show", "MYPROJECT")
     assert asked[0] == "GET /data/projects/MYPROJECT" or "GET /data/projects/MYPROJECT" in asked
     assert len(asked) <= 4
@@ -137,7 +137,7 @@ def test_C04_project_show(prompt):
     assert quiet(prompt.ctl("project", "show", "-P", "MYPROJECT")).out == prompt.ctl("project", "show", "MYPROJECT").out
 
 
-def test_C05_a_refusal_names_the_project_and_the_role(prompt, tmp_path):
+def test_c05_a_refusal_names_the_project_and_the_role(prompt, tmp_path):
     carol = prompt.as_user(COLLABORATOR)
     source = tmp_path / "one.dcm"
     source.write_bytes(next(iter(images().values())))
@@ -147,12 +147,12 @@ def test_C05_a_refusal_names_the_project_and_the_role(prompt, tmp_path):
     assert "authenticat" not in done.err.lower()
 
 
-def test_C06_any_legal_project_id(prompt):
+def test_c06_any_legal_project_id(prompt):
     assert quiet(prompt.ctl("project", "show", "_2-b_", "-q")).out == "_2-b_\n"
     assert quiet(prompt.ctl("subject", "list", "-P", "_2-b_", "-o", "json")).rows == []
 
 
-def test_C07_subject_list_counts_sessions_with_one_request(prompt):
+def test_c07_subject_list_counts_sessions_with_one_request(prompt):
     asked = prompt.asked("subject", "list", "--project", "MYPROJECT")
     assert sorted(asked) == ["GET /data/projects/MYPROJECT/experiments", "GET /data/projects/MYPROJECT/subjects"]
     rows = quiet(prompt.ctl("subject", "list", "--project", "MYPROJECT", "-o", "json")).rows
@@ -164,7 +164,7 @@ def test_C07_subject_list_counts_sessions_with_one_request(prompt):
     assert prompt.ctl("subject", "list", "--project", "MYPROJECT", "-q").lines == ["SUB001", "SUB002"]
 
 
-def test_C08_subject_show_by_label_and_accession_id(prompt):
+def test_c08_subject_show_by_label_and_accession_id(prompt):
     asked = prompt.asked("subject", "show", "--project", "MYPROJECT", "SUB001")
     assert sorted(asked) == [
         "GET /data/projects/MYPROJECT/subjects/SUB001",
@@ -175,7 +175,7 @@ def test_C08_subject_show_by_label_and_accession_id(prompt):
     assert by_label == by_id
 
 
-def test_C09_all_sessions_of_a_subject_oldest_first(fresh):
+def test_c09_all_sessions_of_a_subject_oldest_first(fresh):
     archive = fresh.app.archive
     subject = archive.subjects["XNAT_S00001"]
     for month in range(12, 0, -1):
@@ -192,7 +192,7 @@ def test_C09_all_sessions_of_a_subject_oldest_first(fresh):
 # -- sessions and scans ------------------------------------------------------------------------------------------
 
 
-def test_C10_session_list(prompt):
+def test_c10_session_list(prompt):
     assert prompt.asked("session", "list", "-P", "MYPROJECT") == ["GET /data/projects/MYPROJECT/experiments"]
     done = quiet(prompt.ctl("session", "list", "-P", "MYPROJECT"))
     assert done.lines[0].split() == ["ID", "Label", "Subject", "Date", "Modality"]
@@ -203,7 +203,7 @@ def test_C10_session_list(prompt):
     assert SESSION in prompt.ctl("session", "list", "-P", "MYPROJECT", "-q").lines
 
 
-def test_C11_sessions_of_a_subject_are_picked_here_too(prompt):
+def test_c11_sessions_of_a_subject_are_picked_here_too(prompt):
     for subject in ("SUB001", "XNAT_S00001"):
         done = quiet(prompt.ctl("session", "list", "-P", "MYPROJECT", "--subject", subject, "-q"))
         assert sorted(done.lines) == ["XNAT_E00001", "XNAT_E00002"]
@@ -224,12 +224,12 @@ def test_C11_sessions_of_a_subject_are_picked_here_too(prompt):
         ("PETMR", []),
     ],
 )
-def test_C12_sessions_of_a_modality(prompt, modality, found):
+def test_c12_sessions_of_a_modality(prompt, modality, found):
     done = prompt.ctl("session", "list", "-P", "MYPROJECT", "--modality", modality, "-q")
     assert sorted(done.lines) == found
 
 
-def test_C12_old_and_new_names_of_a_modality(fresh):
+def test_c12_old_and_new_names_of_a_modality(fresh):
     archive = fresh.app.archive
     subject = archive.subjects["XNAT_S00001"]
     archive.experiment(subject, "EYE", "EYE_E1", xsi_type="xnat:optSessionData")
@@ -238,13 +238,13 @@ def test_C12_old_and_new_names_of_a_modality(fresh):
     assert fresh.ctl("session", "list", "-P", "MYPROJECT", "--modality", "PETMR", "-q").lines == ["BOTH_E1"]
 
 
-def test_C13_a_session_has_an_id_a_label_and_a_subject_with_a_label(prompt):
+def test_c13_a_session_has_an_id_a_label_and_a_subject_with_a_label(prompt):
     found = quiet(prompt.ctl("session", "show", "-E", SESSION, "-o", "json")).rows
     assert (found["id"], found["label"], found["subject"]) == (SESSION, LABEL, "SUB001")
     assert prompt.ctl("session", "show", "-E", SESSION, "-q").out == f"{SESSION}\n"
 
 
-def test_C14_scan_list(prompt):
+def test_c14_scan_list(prompt):
     assert prompt.asked("scan", "list", "-E", SESSION) == [f"GET /data/experiments/{SESSION}/scans"]
     rows = quiet(prompt.ctl("scan", "list", "-E", SESSION, "-o", "json")).rows
     assert [row["id"] for row in rows] == ["1", "2", "3", "4-MR2", "10"]
@@ -253,7 +253,7 @@ def test_C14_scan_list(prompt):
     assert quiet(prompt.ctl("scan", "list", "-E", SESSION)).lines[0].startswith("ID")
 
 
-def test_C15_scan_download(fresh):
+def test_c15_scan_download(fresh):
     done = fresh.ctl("scan", "download", "-E", SESSION, "-s", "1,2,3", "--out", "./data")
     assert done.out == ""
     assert "deprecated" not in done.err
@@ -272,14 +272,14 @@ def test_C15_scan_download(fresh):
     assert there == truth
 
 
-def test_C15_a_scan_that_is_not_there_is_named(fresh):
+def test_c15_a_scan_that_is_not_there_is_named(fresh):
     done = fresh.ctl("scan", "download", "-E", SESSION, "-s", "1,77", "--out", "data", status=5)
     assert "77" in done.err
     assert "scan 77 is not in the session" in done.err
     assert not (fresh.home / "data").exists()
 
 
-def test_C16_resources_of_a_scan(prompt):
+def test_c16_resources_of_a_scan(prompt):
     asked = prompt.asked("resource", "list", "-E", SESSION, "--scan", "1")
     assert asked == [f"GET /data/experiments/{SESSION}/scans/1/resources"]
     rows = quiet(prompt.ctl("resource", "list", "-E", SESSION, "--scan", "1", "-o", "json")).rows
@@ -287,14 +287,14 @@ def test_C16_resources_of_a_scan(prompt):
     assert all(isinstance(row["file_count"], int | None) for row in rows)
 
 
-def test_C17_resources_of_a_session(prompt):
+def test_c17_resources_of_a_session(prompt):
     asked = prompt.asked("resource", "list", "-E", SESSION)
     assert asked == [f"GET /data/experiments/{SESSION}/resources"]
     assert prompt.ctl("resource", "list", "-E", SESSION, "-q").lines == ["odd # 100% label?", "QC"]
     assert prompt.ctl("resource", "list", SESSION, "-q").lines == ["odd # 100% label?", "QC"]
 
 
-def test_C18_any_label_of_a_resource(fresh):
+def test_c18_any_label_of_a_resource(fresh):
     label = "odd # 100% label?"
     shown = quiet(fresh.ctl("resource", "show", "-E", SESSION, label, "-o", "json")).rows
     assert [(row["name"], row["size"]) for row in shown] == [("a b.txt", 4)]
@@ -306,50 +306,50 @@ def test_C18_any_label_of_a_resource(fresh):
 # -- IDs and labels ----------------------------------------------------------------------------------------------
 
 
-def test_C19_an_accession_id_needs_no_project(prompt):
+def test_c19_an_accession_id_needs_no_project(prompt):
     asked = prompt.asked("session", "show", "-E", SESSION)
     assert asked[0] == f"GET /data/experiments/{SESSION}"
     assert not any("/projects/" in line for line in asked)
 
 
 @pytest.mark.parametrize("words", [("session", "show"), ("scan", "list"), ("resource", "list")])
-def test_C20_the_value_goes_out_as_it_is(prompt, words):
+def test_c20_the_value_goes_out_as_it_is(prompt, words):
     asked = prompt.asked(*words, "-E", "No such (1).x", status=5)
     assert asked[0].startswith("GET /data/experiments/No%20such%20%281%29.x")
 
 
-def test_C21_a_label_alone_is_not_found_and_the_message_says_why(prompt):
+def test_c21_a_label_alone_is_not_found_and_the_message_says_why(prompt):
     for words in (("session", "show"), ("scan", "list"), ("resource", "list"), ("scan", "download", "-s", "1")):
         done = prompt.ctl(*words, "-E", LABEL, status=5)
         assert "-P" in done.err
         assert "default_project" in done.err
 
 
-def test_C22_label_and_accession_id_resolve_in_a_project(prompt):
+def test_c22_label_and_accession_id_resolve_in_a_project(prompt):
     for value in (LABEL, SESSION):
         asked = prompt.asked("scan", "list", "-E", value, "-P", "MYPROJECT")
         assert asked == [f"GET /data/projects/MYPROJECT/experiments/{value}", f"GET /data/experiments/{SESSION}/scans"]
 
 
-def test_C23_one_label_in_two_projects(prompt):
+def test_c23_one_label_in_two_projects(prompt):
     found = [prompt.ctl("session", "show", "-E", "BASELINE_MR", "-P", name, "-q").out.strip() for name in ("A", "B")]
     assert found == ["XNAT_E00011", "CENTRAL_E00012"]
 
 
-def test_C24_both_examples(prompt):
+def test_c24_both_examples(prompt):
     by_id = quiet(prompt.ctl("session", "show", "-E", SESSION))
     by_label = quiet(prompt.ctl("session", "show", "-E", LABEL, "-P", "MYPROJECT"))
     assert by_id == by_label
     assert by_id.out
 
 
-def test_C25_the_default_project_of_the_profile(fresh):
+def test_c25_the_default_project_of_the_profile(fresh):
     fresh.config(PAGE.format(url=fresh.url))
     with_default = quiet(fresh.ctl("session", "show", "-E", LABEL))
     assert with_default == quiet(fresh.ctl("session", "show", "-E", LABEL, "-P", "MYPROJECT"))
 
 
-def test_C26_the_flag_goes_before_the_profile(fresh):
+def test_c26_the_flag_goes_before_the_profile(fresh):
     fresh.config(PAGE.format(url=fresh.url).replace("MYPROJECT", "A"))
     assert fresh.ctl("session", "show", "-E", "BASELINE_MR", "-q").out == "XNAT_E00011\n"
     assert fresh.ctl("session", "show", "-E", "BASELINE_MR", "-P", "B", "-q").out == "CENTRAL_E00012\n"
@@ -357,7 +357,7 @@ def test_C26_the_flag_goes_before_the_profile(fresh):
     assert not any("/projects/" in line for line in asked)
 
 
-def test_C27_a_foreign_accession_id_is_tried_flat_once(fresh):
+def test_c27_a_foreign_accession_id_is_tried_flat_once(fresh):
     fresh.config(PAGE.format(url=fresh.url))
     fresh.ctl("whoami")
     # What is missing may be missing for a guest: whether the session lives is asked once.
@@ -371,7 +371,7 @@ def test_C27_a_foreign_accession_id_is_tried_flat_once(fresh):
     assert "Up to date: 0 files" in fresh.ctl("scan", "download", "-E", "XNAT_EEG_01", "-s", "*", "--out", "x").err
 
 
-def test_C28_a_sole_profile_is_the_default(fresh):
+def test_c28_a_sole_profile_is_the_default(fresh):
     fresh.config(PAGE.format(url=fresh.url))
     del fresh.env["XNAT_URL"]
     assert fresh.ctl("session", "show", "-E", LABEL, "-q").out == f"{SESSION}\n"
@@ -380,7 +380,7 @@ def test_C28_a_sole_profile_is_the_default(fresh):
 # -- the prearchive ----------------------------------------------------------------------------------------------
 
 
-def test_C29_prearchive_list(prompt):
+def test_c29_prearchive_list(prompt):
     assert prompt.asked("prearchive", "list", "--project", "MYPROJECT") == ["GET /data/prearchive/projects/MYPROJECT"]
     assert prompt.asked("prearchive", "list") == ["GET /data/prearchive"]
     done = quiet(prompt.ctl("prearchive", "list", "--project", "MYPROJECT"))
@@ -392,7 +392,7 @@ def test_C29_prearchive_list(prompt):
     assert re.fullmatch(r"MYPROJECT/\d{8}_\d{9}/WAITING", line)
 
 
-def test_C30_archive_by_name(fresh):
+def test_c30_archive_by_name(fresh):
     uri = fresh.receive("SESS001")
     asked = fresh.asked("prearchive", "archive", "--project", "MYPROJECT", "--session", "SESS001")
     assert [line for line in asked if "JSESSION" not in line] == [
@@ -404,7 +404,7 @@ def test_C30_archive_by_name(fresh):
     assert uri
 
 
-def test_C30_none_and_several_of_that_name(fresh):
+def test_c30_none_and_several_of_that_name(fresh):
     done = fresh.ctl("prearchive", "archive", "--project", "MYPROJECT", "--session", "SESS001", status=5)
     assert "SESS001" in done.err
     times = [fresh.receive("SESS001").split("/")[5] for _ in range(2)]
@@ -418,7 +418,7 @@ def test_C30_none_and_several_of_that_name(fresh):
     assert [row["timestamp"] for row in left] == [times[1]]
 
 
-def test_C31_archive_by_position(fresh):
+def test_c31_archive_by_position(fresh):
     fresh.receive("SESS001")
     (place,) = fresh.ctl("prearchive", "list", "-P", "MYPROJECT", "-q").lines
     done = fresh.ctl("prearchive", "archive", *place.split("/"), "-o", "json")
@@ -428,7 +428,7 @@ def test_C31_archive_by_position(fresh):
 
 
 @pytest.mark.fuse
-def test_C32_nothing_but_archive_archives(fresh, tmp_path):
+def test_c32_nothing_but_archive_archives(fresh, tmp_path):
     fresh.receive("SESS001")
     for words in (
         ("prearchive", "list"),
@@ -446,7 +446,7 @@ def test_C32_nothing_but_archive_archives(fresh, tmp_path):
     assert "SESS001" not in [e.label for e in fresh.app.archive.experiments.values()]
 
 
-def test_C33_only_what_is_ready_is_archived(tmp_path):
+def test_c33_only_what_is_ready_is_archived(tmp_path):
     with shell(tmp_path, idle=3600.0) as fresh:
         fresh.receive("SESS001", ready=False)
         name = ("prearchive", "archive", "-P", "MYPROJECT", "--session", "SESS001")
@@ -460,7 +460,7 @@ def test_C33_only_what_is_ready_is_archived(tmp_path):
             """End the silence that the server waits for, once the command has seen the state twice."""
             seen.append(record.path)
             if seen.count("/data/prearchive/projects/MYPROJECT") == 2:
-                fresh.app.writing.prearchive.idle = 0.0
+                fresh.app.site.idle = 0.0
 
         fresh.app.watch = complete
         done = fresh.ctl(*name, "--wait")
@@ -468,7 +468,7 @@ def test_C33_only_what_is_ready_is_archived(tmp_path):
         assert "SESS001" in [e.label for e in fresh.app.archive.experiments.values()]
 
 
-def test_C33_a_conflict_is_explained_and_archived_with_overwrite(fresh):
+def test_c33_a_conflict_is_explained_and_archived_with_overwrite(fresh):
     for _ in range(2):
         fresh.receive("SESS001")
         name = ("prearchive", "archive", "-P", "MYPROJECT", "--session", "SESS001")
@@ -485,7 +485,7 @@ def test_C33_a_conflict_is_explained_and_archived_with_overwrite(fresh):
     assert fresh.ctl("prearchive", "list", "-P", "MYPROJECT", "-q").out == ""
 
 
-def test_C34_direct_archive_goes_past_the_prearchive(fresh):
+def test_c34_direct_archive_goes_past_the_prearchive(fresh):
     folder = fresh.home / "dicoms"
     for name, content in images("1.2.3").items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -500,7 +500,7 @@ def test_C34_direct_archive_goes_past_the_prearchive(fresh):
     assert fresh.requests("POST", "/services/archive") == []
 
 
-def test_C35_an_empty_list_points_to_the_prearchive(prompt):
+def test_c35_an_empty_list_points_to_the_prearchive(prompt):
     done = prompt.ctl("session", "list", "-P", "EMPTY", "-o", "json")
     assert done.rows == []
     assert "xnatctl prearchive list --project EMPTY" in done.err
@@ -510,7 +510,7 @@ def test_C35_an_empty_list_points_to_the_prearchive(prompt):
 # -- authentication ----------------------------------------------------------------------------------------------
 
 
-def test_C36_login(fresh):
+def test_c36_login(fresh):
     asked = fresh.asked("auth", "login")
     assert asked[0] == "POST /data/JSESSION"
     (first, *_) = fresh.app.requests
@@ -527,7 +527,7 @@ def test_C36_login(fresh):
     assert done.out == ""
 
 
-def test_C37_the_slot_is_private_from_its_creation(fresh):
+def test_c37_the_slot_is_private_from_its_creation(fresh):
     """Read every state that the file ever has while a hundred slots are written."""
     from xnatfs.settings.session_store import SessionStore
 
@@ -558,14 +558,14 @@ def test_C37_the_slot_is_private_from_its_creation(fresh):
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
 
 
-def test_C38_fifty_commands_and_one_login(fresh):
+def test_c38_fifty_commands_and_one_login(fresh):
     fresh.ctl("auth", "login")
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: fresh.ctl("project", "list"), range(50)))
     assert fresh.logins() == 1
 
 
-def test_C39_idleness_ends_a_session_and_age_does_not(tmp_path):
+def test_c39_idleness_ends_a_session_and_age_does_not(tmp_path):
     from tests.support.changing import Clock
 
     clock = Clock()
@@ -583,7 +583,7 @@ def test_C39_idleness_ends_a_session_and_age_does_not(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["listing", "download", "form"])
-def test_C40_a_session_that_dies_in_a_command_is_made_again(fresh, kind):
+def test_c40_a_session_that_dies_in_a_command_is_made_again(fresh, kind):
     fresh.receive("SESS001")
     fresh.ctl("auth", "login")
     words, method, path = {
@@ -607,7 +607,7 @@ def test_C40_a_session_that_dies_in_a_command_is_made_again(fresh, kind):
     assert len([r for r in record if r.method == "POST" and r.path == "/data/JSESSION"]) == 1
 
 
-def test_C41_the_new_session_is_kept(fresh):
+def test_c41_the_new_session_is_kept(fresh):
     fresh.ctl("auth", "login")
     fresh.app.sessions.end_all(OWNER)
     fresh.ctl("project", "list")
@@ -620,7 +620,7 @@ def test_C41_the_new_session_is_kept(fresh):
 @pytest.mark.parametrize(
     "words", [("project", "list"), ("session", "list", "-P", "MYPROJECT"), ("session", "show", "-E", SESSION)]
 )
-def test_C42_on_an_open_site_a_guests_answer_is_not_taken_for_ours(tmp_path, words):
+def test_c42_on_an_open_site_a_guests_answer_is_not_taken_for_ours(tmp_path, words):
     with shell(tmp_path, require_login=False) as fresh:
         truth = fresh.ctl(*words).out
         fresh.app.sessions.end_all(OWNER)
@@ -629,7 +629,7 @@ def test_C42_on_an_open_site_a_guests_answer_is_not_taken_for_ours(tmp_path, wor
         assert fresh.logins() == 2
 
 
-def test_C43_without_a_login(fresh):
+def test_c43_without_a_login(fresh):
     other = {"version": 1, "token": "T" * 32, "url": "https://other.example.org", "username": "x"}
     other |= {"created_at": "2099-01-01T00:00:00", "expires_at": None, "last_used_at": "2099-01-01T00:00:00"}
     fresh.slot.parent.mkdir(parents=True)
@@ -640,7 +640,7 @@ def test_C43_without_a_login(fresh):
     assert json.loads(fresh.slot.read_text()) == other
 
 
-def test_C44_three_hundred_commands_over_two_expiries(fresh):
+def test_c44_three_hundred_commands_over_two_expiries(fresh):
     """Run eight commands at a time; each server session that is replaced is closed or dead."""
     fresh.ctl("auth", "login")
     count, lock = 0, threading.Lock()
@@ -660,7 +660,7 @@ def test_C44_three_hundred_commands_over_two_expiries(fresh):
     assert fresh.app.sessions.alive(OWNER) == 1
 
 
-def test_C45_whoami(fresh):
+def test_c45_whoami(fresh):
     fresh.config(PAGE.format(url=fresh.url))
     asked = fresh.asked("whoami")
     assert asked == ["POST /data/JSESSION", "GET /xapi/users/username"]

@@ -231,7 +231,7 @@ CASES = [
     ),
     Case("a host without a word", NETWORK, "does not answer", "mount --timeout 1 --url {url} {place}", server(silent)),
     Case("no XNAT", NETWORK, "is not an XNAT", MOUNT, server(page)),
-    Case("no TLS", NETWORK, "speaks no TLS", MOUNT, plain_for_tls),
+    Case("no TLS", NETWORK, "does not accept a TLS connection", MOUNT, plain_for_tls),
     Case("not trusted", NETWORK, "is not trusted.*--ca-bundle", MOUNT, untrusted),
     # -- mountpoints -------------------------------------------------------------------------------------------
     Case("missing", MOUNTPOINT, "none does not exist", "mount --url {url} {root}/none"),

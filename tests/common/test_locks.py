@@ -27,7 +27,7 @@ from xnatfs.content import open_cache
 from xnatfs.fuse.mountinfo import file_system
 from xnatfs.fuse.mountpoint import one_at_a_time
 from xnatfs.listings.keys import ProjectsKey
-from xnatfs.listings.persisted import Kept
+from xnatfs.listings.store import ListingStore
 from xnatfs.rest.models import Project
 from xnatfs.settings.config import Config, server_directory
 from xnatfs.settings.profile_file import add_profile
@@ -153,17 +153,19 @@ async def test_an_index_is_not_made_anew_while_the_directory_is_locked(tmp_path,
 
 
 async def test_kept_listings_wait_once(tmp_path):
-    kept = Kept(tmp_path, "alice")
+    kept = ListingStore(tmp_path, lambda: "alice")
     rows = [Project("P", "P", "")]
     kept.put(ProjectsKey(), rows)
-    await kept.write()
+    await kept.flush()
     with stopped(TRANSACTION.replace("IMMEDIATE", "EXCLUSIVE"), kept.path):
         with within(SOON):
             for _ in range(60):
-                assert await kept.get(ProjectsKey(), Project) is None
+                assert await kept.find(ProjectsKey(), Project) is None
     kept.close()
-    kept = Kept(tmp_path, "alice")
-    assert await kept.get(ProjectsKey(), Project) == rows
+    kept = ListingStore(tmp_path, lambda: "alice")
+    found = await kept.find(ProjectsKey(), Project)
+    assert found is not None
+    assert found[1] == rows
     kept.close()
 
 

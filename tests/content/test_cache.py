@@ -417,7 +417,7 @@ async def test_strict_is_for_all_files(tmp_path):
             blob.close()
 
 
-# -- what is reported, and owners --------------------------------------------------------------------------------
+# -- what is reported, and folders -------------------------------------------------------------------------------
 
 
 async def test_the_cache_tells_what_it_holds(tmp_path, patient_clock):
@@ -444,36 +444,46 @@ async def test_the_cache_tells_what_it_holds(tmp_path, patient_clock):
         assert cache.counters()["idle"] == 1
 
 
-def owned(name: str, *owners: str) -> Version:
-    return Version(name, len(SMALL), "", owners)
+def undated(name: str) -> Version:
+    return Version(name, len(SMALL), "")
 
 
-async def test_what_belongs_to_somebody_is_dropped_wherever_it_is(tmp_path, patient_clock):
+async def test_what_is_in_a_folder_is_dropped_wherever_it_is(tmp_path, patient_clock):
     """Drop it on the disk, in memory and in flight; open handles read on."""
     async with caching(tmp_path) as cache:
-        assert await cache.owners() == set()
-        await kept(cache, owned("kept", "P"), owned("other", "Q"), owned("both", "P", "Q 1"))
-        assert await cache.owners() == {("P",), ("Q",), ("P", "Q 1")}
-        await cache.put(owned("put", "P"), SMALL)
-        await cache.put(owned("put other", "Q"), SMALL)
+        await kept(cache, undated("P/kept"), undated("Q/other"), undated("PQ/P/kept"))
+        await cache.put(undated("P/put"), SMALL)
+        await cache.put(undated("Q/put"), SMALL)
         source = stalled(100, SMALL)
-        on_its_way = await cache.open(owned("coming", "P"), source)
-        still_open = await cache.open(owned("kept", "P"), nowhere())
-        await cache.drop(["P", "nobody"])
-        for name, owners in (("kept", ["P"]), ("both", ["P", "Q 1"]), ("put", ["P"]), ("coming", ["P"])):
-            assert not cache.has(owned(name, *owners)), name
-        for name in ("other", "put other"):
-            assert cache.has(owned(name, "Q")), name
+        on_its_way = await cache.open(undated("P/coming"), source)
+        still_open = await cache.open(undated("P/kept"), nowhere())
+        await cache.drop(["P", "R"])
+        for name in ("P/kept", "P/put", "P/coming"):
+            assert not cache.has(undated(name)), name
+        for name in ("Q/other", "Q/put", "PQ/P/kept"):
+            assert cache.has(undated(name)), name
         source.release()
         assert await on_its_way.read(0, 2000) == SMALL
         assert await still_open.read(0, 2000) == SMALL
         on_its_way.close()
         still_open.close()
         await cache.evict(10**9)
-        assert await cache.owners() == {("Q",)}
+        assert not cache.has(undated("P/coming"))
         again = FakeSource(SMALL)
-        assert await read_all(cache, owned("coming", "P"), again) == SMALL
+        assert await read_all(cache, undated("P/coming"), again) == SMALL
         assert again.starts == [0]
+
+
+async def test_nothing_is_put_into_a_dropped_folder_until_a_file_is_opened_there(tmp_path, patient_clock):
+    """Ignore the members of an archive that was under way when access to its resource was lost."""
+    async with caching(tmp_path) as cache:
+        await cache.drop(["P"])
+        await cache.put(undated("P/a"), SMALL)
+        await cache.put(undated("Q/a"), SMALL)
+        assert (cache.has(undated("P/a")), cache.has(undated("Q/a"))) == (False, True)
+        assert await read_all(cache, undated("P/b"), FakeSource(SMALL)) == SMALL
+        await cache.put(undated("P/a"), SMALL)
+        assert cache.has(undated("P/a"))
 
 
 async def test_a_stamp_tells_one_content_from_another(tmp_path):
@@ -504,18 +514,18 @@ async def test_what_is_dropped_does_not_come_back(tmp_path, monkeypatch):
         real = cache._store.drop
         opened = []
 
-        async def drop(owners: Sequence[str]) -> None:
-            await real(owners)
+        async def drop(folders: Sequence[str]) -> None:
+            await real(folders)
             await cache._write_behind.write()
-            opened.append(await cache.open(owned("meanwhile", "P"), FakeSource(SMALL)))
+            opened.append(await cache.open(undated("P/meanwhile"), FakeSource(SMALL)))
 
         monkeypatch.setattr(cache._store, "drop", drop)
-        await cache.put(owned("put", "P"), SMALL)
+        await cache.put(undated("P/put"), SMALL)
         await cache.drop(["P"])
-        assert not cache.has(owned("put", "P"))
-        assert not cache.has(owned("meanwhile", "P"))
+        assert not cache.has(undated("P/put"))
+        assert not cache.has(undated("P/meanwhile"))
         await until(lambda: opened[0].complete)
-        assert not cache.has(owned("meanwhile", "P"))
+        assert not cache.has(undated("P/meanwhile"))
         opened[0].close()
         await until(lambda: not cache._files.entries)
 
@@ -562,11 +572,11 @@ async def test_a_partly_fetched_file_that_is_out_of_date_goes_when_it_is_opened(
 
 async def test_what_is_dropped_is_not_remembered_in_parts(tmp_path, patient_clock):
     async with caching(tmp_path) as cache:
-        for name, owner in (("a", "P"), ("b", "Q")):
-            (await cache.open(Version(name, len(BIG), "", (owner,)), stalled())).close()
+        for name in ("P/a", "Q/b"):
+            (await cache.open(Version(name, len(BIG), ""), stalled())).close()
         await trio.sleep(LINGER_SECONDS + 1)
         await cache.drop(["P"])
-        assert [entry.blob.key for entry in cache._files.idle] == ["b"]
+        assert [entry.blob.key for entry in cache._files.idle] == ["Q/b"]
         assert len(cache._files.entries) == 1
 
 

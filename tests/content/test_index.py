@@ -26,8 +26,16 @@ GIB = 2**30
 
 
 def row(number: int, size: int = 10, **more: object) -> BlobRow:
-    values = {"listed": size, "size": size, "modified": "m", "checked": 1.0, "used": float(number), "boot": ""}
-    return BlobRow(ident(number), f"key {number}", **{**values, **more})  # type: ignore[arg-type]
+    values = {
+        "key": f"key {number}",
+        "listed": size,
+        "size": size,
+        "modified": "m",
+        "checked": 1.0,
+        "used": float(number),
+        "boot": "",
+    }
+    return BlobRow(ident(number), **{**values, **more})  # type: ignore[arg-type]
 
 
 def ident(number: int) -> bytes:
@@ -50,13 +58,13 @@ def index(tmp_path: Path) -> Iterator[Index]:
 
 def test_a_row_comes_back_as_it_was_put(index):
     assert (get(index, ident(1)), index.total()) == (None, 0)
-    whole = BlobRow(ident(1), "a key", 11, 12, "Mon", 13.5, 14.5, "a boot", 15, "P\nQ")
+    whole = BlobRow(ident(1), "a key", 11, 12, "Mon", 13.5, 14.5, "a boot", 15)
     with index.transaction():
         index.put(whole)
         assert index.total_now() == 12
         assert (get(index, ident(1)), index.total()) == (None, 0), "others see it when it is committed"
     assert (get(index, ident(1)), index.total()) == (whole, 12)
-    newer = BlobRow(ident(1), "another", None, 7, "Tue", 15.5, 16.5, "", 17, "R")
+    newer = BlobRow(ident(1), "another", None, 7, "Tue", 15.5, 16.5, "", 17)
     with index.transaction():
         index.put(newer)
     assert (get(index, ident(1)), index.total()) == (newer, 7)
@@ -584,24 +592,22 @@ def test_an_unknown_boot_is_no_boot(monkeypatch):
     assert one != other
 
 
-# -- owners, and what other processes do to a file ---------------------------------------------------------------
+# -- folders, and what other processes do to a file ---------------------------------------------------------------
 
 
-def test_what_belongs_to_somebody_is_found_and_dropped(shelf):
-    for number, owners in ((1, "P"), (2, "P\nQ"), (3, "Q 1"), (4, ""), (5, "PQ")):
-        kept(shelf, number, owners=owners)
+def test_what_is_in_a_folder_is_found_and_dropped(shelf):
+    for number, key in ((1, "1/a"), (2, "1/b/c"), (3, "11/1/a"), (4, "1"), (5, "2/1")):
+        kept(shelf, number, key=key)
     os.unlink(shelf.path(ident(2)))
     with shelf.index.transaction():
-        assert sorted(shelf.index.owned(["P", "R"])) == [ident(1), ident(2)]
-        assert shelf.index.owned([""]) == []
-        assert shelf.index.owned(["Q", "1"]) == [ident(2)]
-    assert shelf.owners() == {"P", "P\nQ", "Q 1", "PQ"}
+        assert sorted(shelf.index.in_folders(["1", "3"])) == [ident(1), ident(2), ident(4)]
+        assert shelf.index.in_folders(["", "a"]) == []
+        assert shelf.index.in_folders(["11"]) == [ident(3)]
     with opened(shelf.path(ident(1))) as fd:
         assert lock(fd, fcntl.LOCK_SH)
-        shelf.drop(["P", "R"])
+        shelf.drop(["1", "3"])
         assert os.pread(fd, 20, 0) == b"\x01" * 10
-    assert (blobs(shelf), shelf.index.total()) == ([3, 4, 5], 30)
-    assert shelf.owners() == {"Q 1", "PQ"}
+    assert (blobs(shelf), shelf.index.total()) == ([3, 5], 20)
 
 
 def test_a_row_is_stamped_by_its_date_or_by_when_it_was_checked():

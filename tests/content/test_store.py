@@ -316,14 +316,12 @@ async def test_where_there_is_not_even_memory_that_is_the_error(tmp_path, monkey
             store.create_elsewhere(1)
 
 
-async def test_what_belongs_to_somebody_is_told_and_dropped(tmp_path):
+async def test_what_is_in_a_folder_is_dropped(tmp_path):
     async with opened(tmp_path) as store:
-        for number, owners in ((1, "P"), (2, "Q")):
-            assert await store.keep_whole([(row(number, owners=owners), b"x" * 10)])
-        assert await store.owners() == {"P", "Q"}
-        await store.drop(["P"])
-        assert await store.owners() == {"Q"}
-        assert (store.lookup(ident(1)), found(store, 2).owners) == (None, "Q")
+        for number in (1, 2):
+            assert await store.keep_whole([(row(number, key=f"{number}/a"), b"x" * 10)])
+        await store.drop(["1"])
+        assert (store.lookup(ident(1)), found(store, 2).key) == (None, "2/a")
 
 
 async def test_the_counters_count(tmp_path):

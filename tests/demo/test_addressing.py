@@ -2,14 +2,12 @@
 
 import io
 import tarfile
-from collections.abc import Iterator
 
 import httpx
 import pytest
 
 from xnatfs.demo.archive.model import Archive, Resource, Scan, User
-from xnatfs.demo.server.app import DemoXnat
-from xnatfs.demo.server.releases import RELEASES, XNAT_1_6, XNAT_1_8, Release
+from xnatfs.demo.server.releases import RELEASES, XNAT_1_6, XNAT_1_8
 
 SESSION = "/data/experiments/DEMO_E00001"
 
@@ -25,18 +23,9 @@ def archive() -> Archive:
     return made
 
 
-@pytest.fixture(params=[pytest.param(release, id=release.name) for release in RELEASES.values()])
-def release(request: pytest.FixtureRequest) -> Release:
-    chosen: Release = request.param
-    return chosen
-
-
-@pytest.fixture
-def jane(archive: Archive, release: Release) -> Iterator[httpx.Client]:
-    transport = httpx.MockTransport(DemoXnat(archive, release=release))
-    with httpx.Client(transport=transport, base_url="http://xnat") as made:
-        assert made.get("/data/JSESSION", auth=("jane", "JANE")).status_code == 200
-        yield made
+@pytest.fixture(params=RELEASES.values(), ids=list(RELEASES))
+def release(request):
+    return request.param
 
 
 def scans(archive: Archive) -> list[Scan]:

@@ -3,7 +3,6 @@
 import io
 import tarfile
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -11,7 +10,6 @@ import pytest
 
 from xnatfs.demo.archive.model import Archive, User
 from xnatfs.demo.content.zips import Member, zipped
-from xnatfs.demo.server.app import DemoXnat
 
 SESSION = "/data/experiments/DEMO_E00001"
 LONG = "1.2.840.113654.2.45.2.108105." * 5 + "dcm"
@@ -44,13 +42,6 @@ def archive(tmp_path: Path) -> Archive:
     made.file(zips, "data.zip", packed.getvalue())
     made.file(zips, "folder.zip/plain.txt", b"not in a zip")
     return made
-
-
-@pytest.fixture
-def jane(archive: Archive) -> Iterator[httpx.Client]:
-    with httpx.Client(transport=httpx.MockTransport(DemoXnat(archive)), base_url="http://xnat") as made:
-        assert made.get("/data/JSESSION", auth=("jane", "JANE")).status_code == 200
-        yield made
 
 
 def opened(jane: httpx.Client, path: str) -> zipfile.ZipFile:

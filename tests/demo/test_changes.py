@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -14,39 +13,19 @@ from tests.support.changing import (
     COLLABORATOR,
     MEMBER,
     OUTSIDER,
-    Client,
-    Clock,
-    clients,
+    OWNER,
     column,
     rows,
-    small_archive,
     tar_of,
     zip_of,
 )
 from xnatfs.demo.fixtures.lab import PASSWORDS
-from xnatfs.demo.server.app import DemoXnat
 from xnatfs.demo.server.socket import serve
 
 SESSION = "/data/experiments/DEMO_E00001"
 BELOW = "/data/projects/P/subjects/S/experiments/E"
 DICOM = f"{SESSION}/scans/1/resources/DICOM/files"
 MR = "xsiType=xnat:mrSessionData"
-
-
-@pytest.fixture
-def demo() -> DemoXnat:
-    return DemoXnat(small_archive(), clock=Clock())
-
-
-@pytest.fixture
-def client(demo: DemoXnat) -> Iterator[Client]:
-    with clients(demo) as make:
-        yield make
-
-
-@pytest.fixture
-def owner(client: Client) -> httpx.Client:
-    return client()
 
 
 def raw(
@@ -74,7 +53,7 @@ def test_a_project_has_aliases(owner):
 
 
 def test_a_site_may_keep_projects_to_its_admins(demo, client):
-    demo.writing.changes.users_create_projects = False
+    demo.site.users_create_projects = False
     assert client(OUTSIDER).put("/data/projects/NEW").status_code == 403
     assert client(ADMIN).put("/data/projects/NEW").status_code == 200
 
@@ -100,6 +79,9 @@ def test_a_subject_is_made_then_changed_and_the_answer_is_its_accession_id(owner
     assert made.headers["content-length"] == "11"
     again = owner.put("/data/projects/P/subjects/S2?group=b")
     assert (again.status_code, again.text) == (200, "DEMO_S00002")
+    (item,) = owner.get("/data/projects/P/subjects/S2?format=json").json()["items"]
+    (about,) = [child["items"] for child in item["children"] if child["field"] == "demographics"]
+    assert about[0]["data_fields"] == {"gender": "female", "yob": 1980}
     (row,) = [r for r in rows(owner.get("/data/projects/P/subjects?columns=label,gender,group")) if r["label"] == "S2"]
     assert (row["gender"], row["group"]) == ("female", "b")
 
@@ -160,7 +142,7 @@ def test_values_that_cannot_be_stored(owner, query):
 
 
 def test_a_new_item_of_a_list_is_answered_with_its_address(demo, owner):
-    demo.writing.changes.site_url = "http://site/xnat"
+    demo.site.url = "http://site/xnat"
     made = owner.post("/data/projects/P/subjects?label=S2")
     assert (made.status_code, made.text) == (200, "http://site/xnat/data/projects/P/subjects/DEMO_S00002")
     assert made.headers["location"] == made.text
@@ -182,7 +164,7 @@ def test_documents_make_items_and_the_query_counts_more(owner):
 
 
 def test_a_site_may_want_reasons(demo, owner):
-    demo.writing.changes.justification = demo.writing.deposits.justification = True
+    demo.site.justification = demo.site.justification = True
     refused = owner.put("/data/projects/P/subjects/S2")
     assert (refused.status_code, "Justification required." in refused.text) == (403, True)
     assert owner.put("/data/projects/P/subjects/S2?event_reason=why").status_code == 201
@@ -224,7 +206,7 @@ def test_owners_open_a_project(demo, client, owner):
     assert client(OUTSIDER).get(SESSION).status_code == 200
     assert client(MEMBER).put("/data/projects/P/accessibility/private").status_code == 403
     assert owner.put("/data/projects/BAD/accessibility/public").status_code == 404
-    demo.writing.changes.non_private_projects = False
+    demo.site.non_private_projects = False
     assert owner.put("/data/projects/P/accessibility/protected").status_code == 403
 
 
@@ -482,8 +464,8 @@ def test_only_owners_delete(client, demo):
     for path in (SESSION, f"{SESSION}/scans/1", "/data/projects/P", "/data/projects/P/subjects/S"):
         assert client(MEMBER).delete(path).status_code == 403
         assert client(OUTSIDER).delete(path).status_code == 404
-    demo.writing.changes.deletion = False
-    assert client().delete(SESSION).status_code == 403
+    demo.site.deletion = False
+    assert client(OWNER).delete(SESSION).status_code == 403
 
 
 def test_no_accession_id_is_given_twice(owner):

@@ -1,7 +1,6 @@
 """Test the demo's import service (XNAT REST contract 11)."""
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -11,50 +10,20 @@ from tests.support.changing import (
     COLLABORATOR,
     MEMBER,
     OUTSIDER,
-    Client,
-    Clock,
-    clients,
+    OWNER,
     column,
     images,
     rows,
-    small_archive,
     tar_of,
     zip_of,
 )
 from xnatfs.demo.fixtures import phantom
-from xnatfs.demo.server.app import DemoXnat
-from xnatfs.demo.server.releases import XNAT_1_6, XNAT_1_8, XNAT_1_11, Release
+from xnatfs.demo.server.releases import XNAT_1_6, XNAT_1_8, XNAT_1_11
 
 IMPORT = "/data/services/import"
 PREARCHIVE = "/data/prearchive/projects/P"
 NAMED = "project=P&subject=NEW&session=NEW_MR"
 ZIP = "application/zip"
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def release() -> Release:
-    return XNAT_1_8
-
-
-@pytest.fixture
-def demo(clock: Clock, release: Release) -> DemoXnat:
-    return DemoXnat(small_archive(), release=release, clock=clock, wait=clock.wait)
-
-
-@pytest.fixture
-def client(demo: DemoXnat) -> Iterator[Client]:
-    with clients(demo) as make:
-        yield make
-
-
-@pytest.fixture
-def owner(client: Client) -> httpx.Client:
-    return client()
 
 
 def send(who: httpx.Client, query: str, content: Any = None, type: str = ZIP) -> httpx.Response:
@@ -239,7 +208,7 @@ def test_a_project_that_archives_by_itself(owner, clock):
 
 
 def test_directly_into_the_archive(demo, owner, clock):
-    demo.writing.prearchive.work = 2.0
+    demo.site.work = 2.0
     uid = phantom.uid("study", "study")
     for one in images().values():
         reply = send(owner, f"{NAMED}&Direct-Archive=true", one, "application/dicom")
@@ -326,7 +295,7 @@ def test_straight_into_the_archive_by_a_code(owner):
 
 
 def test_a_session_at_work_takes_nothing_for_the_moment(demo, owner, clock):
-    demo.writing.prearchive.work = 10.0
+    demo.site.work = 10.0
     uri = send(owner, NAMED).text.strip()
     owner.post(f"{uri}?action=build")
     clock.now += 6
@@ -345,7 +314,7 @@ def test_who_may_import(client):
     si = f"{NAMED}&import-handler=SI"
     assert send(client(COLLABORATOR), si).status_code == 403
     assert send(client(OUTSIDER), si).status_code == 404
-    assert send(client(), "project=BAD&import-handler=SI").status_code == 404
+    assert send(client(OWNER), "project=BAD&import-handler=SI").status_code == 404
 
 
 @pytest.mark.parametrize("release", [XNAT_1_6, XNAT_1_8, XNAT_1_11], ids=lambda release: release.name)

@@ -1,12 +1,9 @@
 """Test the demo's joined lists, whose unconfirmed parts can be switched off (XNAT REST contract 4, 5.4, 6.3, 7)."""
 
-from collections.abc import Iterator
-
-import httpx
 import pytest
 
+from tests.support.changing import rows
 from xnatfs.demo.archive.model import Archive, User
-from xnatfs.demo.server.app import DemoXnat
 
 ASSESSORS = "/data/experiments?xsiType=xnat:imageAssessorData&columns=ID,label,date,xsiType,session_ID"
 LABEL = "xnat:subjectdata/resources/resource/label"
@@ -34,24 +31,6 @@ def archive() -> Archive:
     return made
 
 
-@pytest.fixture
-def demo(archive: Archive) -> DemoXnat:
-    return DemoXnat(archive)
-
-
-@pytest.fixture
-def jane(demo: DemoXnat) -> Iterator[httpx.Client]:
-    with httpx.Client(transport=httpx.MockTransport(demo), base_url="http://xnat") as made:
-        assert made.get("/data/JSESSION", auth=("jane", "JANE")).status_code == 200
-        yield made
-
-
-def rows(reply: httpx.Response) -> list[dict[str, str]]:
-    assert reply.status_code == 200, reply.text
-    found: list[dict[str, str]] = reply.json()["ResultSet"]["Result"]
-    return found
-
-
 def test_assessors_of_sessions_are_listed_with_their_session(jane):
     found = rows(jane.get(f"{ASSESSORS}&session_ID=DEMO_E00001,DEMO_E00002"))
     assert {(row["label"], row["session_ID"]) for row in found} == {
@@ -72,7 +51,7 @@ def test_subjects_are_listed_once_for_each_resource(jane):
 
 
 def test_a_server_may_ignore_what_it_cannot_join(jane, demo):
-    demo.routes.joins = "ignored"
+    demo.site.joins = "ignored"
     assert all(LABEL not in row for row in rows(jane.get(SUBJECTS)))
     assert all("session_ID" not in row for row in rows(jane.get(f"{ASSESSORS}&session_ID=DEMO_E00002")))
     assert all("xnat:imagescandata/id" not in row for row in rows(jane.get(SCANS)))
@@ -80,7 +59,7 @@ def test_a_server_may_ignore_what_it_cannot_join(jane, demo):
 
 
 def test_a_server_may_refuse_what_it_cannot_join(jane, demo):
-    demo.routes.joins = "refused"
+    demo.site.joins = "refused"
     for url in (SUBJECTS, f"{ASSESSORS}&session_ID=DEMO_E00002", SCANS):
         assert jane.get(url).status_code == 500
     assert len(rows(jane.get("/data/projects/P/subjects"))) == 2

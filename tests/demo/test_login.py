@@ -1,55 +1,24 @@
 """Test sessions, tokens and users of the demo (XNAT REST contract 2)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import httpx
 import pytest
 
 from xnatfs.demo.archive.model import Archive, User
-from xnatfs.demo.server.app import DemoXnat
 
 NAMES = ("jane", "john", "root")
 Clients = Callable[..., httpx.Client]
 
 
-class Clock:
-    """A clock that is moved by hand."""
-
-    now = 1_704_164_645.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def demo(clock: Clock) -> DemoXnat:
+def archive() -> Archive:
     archive = Archive()
     for name in NAMES:
         archive.users[name] = User(name, name.upper(), admin=name == "root")
     archive.project("P", "P", jane="Owners")
-    return DemoXnat(archive, clock=clock)
-
-
-@pytest.fixture
-def client(demo: DemoXnat) -> Iterator[Clients]:
-    opened: list[httpx.Client] = []
-
-    def make(user: str = "", **headers: str) -> httpx.Client:
-        made = httpx.Client(transport=httpx.MockTransport(demo), base_url="http://xnat", headers=headers)
-        opened.append(made)
-        if user:
-            assert made.get("/data/JSESSION", auth=(user, user.upper())).status_code == 200
-        return made
-
-    yield make
-    for made in opened:
-        made.close()
+    return archive
 
 
 def test_a_wrong_password_opens_a_session_all_the_same(client):
@@ -156,7 +125,7 @@ def test_tokens_of_others_are_for_admins(client):
 
 
 def test_guests_get_no_token_even_on_an_open_site(client, demo):
-    demo.sessions.require_login = False
+    demo.site.require_login = False
     assert client().get("/data/services/tokens/issue").status_code == 403
 
 
@@ -164,7 +133,7 @@ def test_guests_get_no_token_even_on_an_open_site(client, demo):
 
 
 def test_a_guest_is_nobody_to_xapi_even_on_an_open_site(client, demo):
-    demo.sessions.require_login = False
+    demo.site.require_login = False
     assert client().get("/data/auth").text == "User 'guest' is logged in"
     reply = client().get("/xapi/users/username")
     assert (reply.status_code, reply.content) == (401, b"")
@@ -212,7 +181,7 @@ def test_an_expired_password_leads_to_the_page_that_changes_it(client, demo, pat
 
 
 def test_some_releases_look_at_the_password_before_the_login(client, demo):
-    demo.release = replace(demo.release, expired_password="refuses", basic_colon=False)
+    demo.site.release = replace(demo.site.release, expired_password="refuses", basic_colon=False)
     demo.archive.users["jane"].expired = True
     demo.archive.users["john"].password = "a:b"
     reply = client().get("/data/JSESSION", auth=("jane", "whatever"))

@@ -1,6 +1,5 @@
 """Test the demo's prearchive: what it shows, changes of a session, and the services (XNAT REST contract 12)."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -11,48 +10,17 @@ from tests.support.changing import (
     COLLABORATOR,
     MEMBER,
     OUTSIDER,
-    Client,
-    Clock,
-    clients,
     column,
     images,
     rows,
-    small_archive,
     zip_of,
 )
 from xnatfs.demo.fixtures import phantom
-from xnatfs.demo.server.app import DemoXnat
-from xnatfs.demo.server.releases import XNAT_1_6, XNAT_1_8, XNAT_1_11, Release
+from xnatfs.demo.server.releases import XNAT_1_6, XNAT_1_8, XNAT_1_11
 
 LIST = "/data/prearchive/projects/P"
 SERVICES = "/data/services"
 ARCHIVED = "/data/archive/projects/P/subjects/NEW/experiments/NEW_MR"
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def release() -> Release:
-    return XNAT_1_8
-
-
-@pytest.fixture
-def demo(clock: Clock, release: Release) -> DemoXnat:
-    return DemoXnat(small_archive(), release=release, clock=clock, wait=clock.wait)
-
-
-@pytest.fixture
-def client(demo: DemoXnat) -> Iterator[Client]:
-    with clients(demo) as make:
-        yield make
-
-
-@pytest.fixture
-def owner(client: Client) -> httpx.Client:
-    return client()
 
 
 def received(
@@ -208,7 +176,7 @@ def test_parts_of_a_session_are_deleted(client, owner):
 
 
 def test_building_takes_its_time(demo, owner, clock):
-    demo.writing.prearchive.work = 10.0
+    demo.site.work = 10.0
     uri = received(owner, handler="DICOM-zip")
     reply = owner.post(uri, data={"action": "build"})
     assert (reply.status_code, reply.text) == (200, uri)
@@ -223,7 +191,7 @@ def test_building_takes_its_time(demo, owner, clock):
 
 
 def test_a_commit_is_waited_for(demo, owner, clock):
-    demo.writing.prearchive.work = 10.0
+    demo.site.work = 10.0
     uri = received(owner, handler="DICOM-zip")
     before = clock.now
     reply = owner.post(f"{uri}?action=commit")
@@ -240,7 +208,7 @@ def test_a_commit_that_archives_is_a_redirection_to_nowhere(owner, switch):
 
 
 def test_archiving_after_a_commit_need_not_be_waited_for(demo, owner, clock):
-    demo.writing.prearchive.work = 10.0
+    demo.site.work = 10.0
     uri = received(owner, handler="DICOM-zip")
     reply = owner.post(f"{uri}?action=commit&AA=true&http-session-listener=x")
     assert (reply.status_code, reply.text) == (200, uri)
@@ -264,7 +232,7 @@ def test_moving(client, owner):
 
 
 def test_moving_what_is_locked_says_nothing_and_does_nothing(demo, owner, clock):
-    demo.writing.prearchive.work = 10.0
+    demo.site.work = 10.0
     uri = received(owner, handler="DICOM-zip")
     owner.post(f"{uri}?action=build")
     clock.now += 6
@@ -291,7 +259,7 @@ def test_there_are_no_other_actions(owner, action):
 
 
 def test_archiving_one_session_is_waited_for(demo, owner, clock):
-    demo.writing.prearchive.work = 10.0
+    demo.site.work = 10.0
     uri, before = received(owner), clock.now
     reply = archive(owner, uri)
     assert (reply.status_code, reply.text) == (200, f"{ARCHIVED}\r\n")
@@ -302,7 +270,7 @@ def test_archiving_one_session_is_waited_for(demo, owner, clock):
 
 
 def test_an_operation_can_take_too_long_and_goes_on(demo, owner, clock):
-    demo.writing.prearchive.work = 700.0
+    demo.site.work = 700.0
     reply = archive(owner, received(owner))
     assert (reply.status_code, "configured timeout interval" in reply.text) == (500, True)
     assert status(owner) == ["_ARCHIVING"]
@@ -311,7 +279,7 @@ def test_an_operation_can_take_too_long_and_goes_on(demo, owner, clock):
 
 
 def test_what_is_being_archived_is_left_alone(demo, owner, clock):
-    demo.writing.prearchive.work = 10.0
+    demo.site.work = 10.0
     uris = [received(owner), received(owner, "B", "B_MR")]
     assert column(archive(owner, *uris), "status") == ["QUEUED_ARCHIVING"] * 2
     clock.now += 6
@@ -453,7 +421,7 @@ def test_labels_that_the_archive_does_not_take(owner):
 
 
 def test_redirecting(demo, owner):
-    demo.writing.changes.site_url = "http://site/xnat"
+    demo.site.url = "http://site/xnat"
     reply = archive(owner, received(owner), redirect="true")
     assert (reply.status_code, reply.headers["location"]) == (303, f"http://site/xnat{ARCHIVED}")
 
@@ -462,7 +430,7 @@ def test_redirecting(demo, owner):
 
 
 def test_services_on_several_sessions_answer_with_their_rows(demo, owner, clock):
-    demo.writing.prearchive.work = 10.0
+    demo.site.work = 10.0
     uris = [received(owner), received(owner, "B", "B_MR")]
     sources = [source(uri) for uri in uris]
     for service, more in (("rebuild", {}), ("move", {"newProject": "Q"}), ("delete", {})):

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.support.changing import rows
 from xnatfs.demo.archive.model import Home, Resource
 from xnatfs.demo.fixtures.lab import PASSWORDS, DemoArchive
 from xnatfs.demo.server.app import DemoXnat
@@ -45,12 +46,6 @@ def client(archive: DemoArchive) -> Iterator[Clients]:
     yield make
     for made in opened:
         made.close()
-
-
-def rows(response: httpx.Response) -> list[dict[str, str]]:
-    assert response.status_code == 200, response.text
-    found: list[dict[str, str]] = response.json()["ResultSet"]["Result"]
-    return found
 
 
 def test_each_release_is_what_its_server_header_and_its_version_say(client):
@@ -289,7 +284,7 @@ def test_a_resource_whose_files_are_not_named_states_their_number_all_the_same(l
     demo, owner = lying
     before = rows(owner.get(f"{SESSION}/resources?all=true"))
     number = next(row["xnat_abstractresource_id"] for row in before if row["label"] == "logs")
-    demo.routes.levels.nameless = lambda resource: str(resource.id) == number
+    demo.site.nameless = lambda resource: str(resource.id) == number
     assert rows(owner.get(f"{SESSION}/resources/{number}/files")) == []
     assert number not in resources_in(owner.get(f"{SESSION}/files?all=true"))
     assert number not in resources_in(owner.get("/data/experiments/DEMO_E00001,DEMO_E00002/files?all=true"))
@@ -312,11 +307,11 @@ def test_a_list_of_several_resources_can_leave_some_out(lying):
 
     whole = {row["URI"] for row in rows(owner.get(f"{SESSION}/files?all=true"))}
     for left_out, part in ((of_scan_2, "/scans/2/"), (of_assessors, "DEMO_E00003")):
-        demo.routes.levels.left_out = left_out
+        demo.site.left_out = left_out
         for path in (f"{SESSION}/files?all=true", "/data/experiments/DEMO_E00001,DEMO_E00002/files?all=true"):
             short = {row["URI"] for row in rows(owner.get(path))}
             assert not any(part in uri for uri in short)
             assert {uri for uri in whole - short if part in uri}
-    demo.routes.levels.left_out = of_scan_2
+    demo.site.left_out = of_scan_2
     number = next(row["xnat_abstractresource_id"] for row in rows(owner.get(f"{SESSION}/scans/2/resources")))
     assert len(rows(owner.get(f"{SESSION}/scans/2/resources/{number}/files"))) == 24, "alone it is whole"

@@ -7,12 +7,13 @@ import io
 import json
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
 
+from tests.support.changing import rows
 from xnatfs.demo.fixtures.lab import PASSWORDS, DemoArchive
 from xnatfs.demo.server.app import DemoXnat
 from xnatfs.demo.server.reply import Reply
@@ -30,52 +31,9 @@ def archive() -> DemoArchive:
     return DemoArchive()
 
 
-class Clock:
-    """A clock that is moved by hand."""
-
-    def __init__(self) -> None:
-        self.now = 1_704_164_645.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def demo(archive: DemoArchive, clock: Clock) -> DemoXnat:
-    return DemoXnat(archive, clock=clock)
-
-
-@pytest.fixture
-def client(demo: DemoXnat) -> Iterator[Clients]:
-    """Make clients of the demo, each with cookies of its own; logged in where a user is given."""
-    opened = []
-
-    def make(user: str = "", **headers: str) -> httpx.Client:
-        made = httpx.Client(transport=httpx.MockTransport(demo), base_url="http://xnat", headers=headers)
-        opened.append(made)
-        if user:
-            assert made.post("/data/JSESSION", auth=(user, PASSWORDS[user])).status_code == 200
-        return made
-
-    yield make
-    for made in opened:
-        made.close()
-
-
 @pytest.fixture
 def owner(client: Clients) -> httpx.Client:
     return client(OWNER)
-
-
-def rows(response: httpx.Response) -> list[dict[str, str]]:
-    assert response.status_code == 200, response.text
-    found: list[dict[str, str]] = response.json()["ResultSet"]["Result"]
-    return found
 
 
 def column(response: httpx.Response, name: str) -> list[str]:
@@ -85,6 +43,30 @@ def column(response: httpx.Response, name: str) -> list[str]:
 def resource_id(owner: httpx.Client, scan: str, label: str) -> str:
     listing = rows(owner.get(f"{ACCESSIONS}/scans/{scan}/resources"))
     return next(row["xnat_abstractresource_id"] for row in listing if row["label"] == label)
+
+
+def test_documents_have_what_belongs_to_an_item(owner):
+    def children(path: str) -> dict[str, list[str]]:
+        (item,) = owner.get(f"{path}?format=json").json()["items"]
+        return {child["field"]: [each["meta"]["xsi:type"] for each in child["items"]] for child in item["children"]}
+
+    resource = ["xnat:resourceCatalog"]
+    assert children(SUBJECT_PATH)["resources/resource"] == resource
+    assert children(SUBJECT_PATH)["sharing/share"] == ["xnat:projectParticipant"]
+    session = children(ACCESSIONS)
+    assert session["reconstructions/reconstructedImage"] == ["xnat:reconstructedImageData"]
+    assert session["sharing/share"] == ["xnat:experimentData_share"]
+    segmentation = children(f"{ACCESSIONS}/assessors/SUB001_MR1_SEG")
+    assert (segmentation["out/file"], segmentation["in/file"]) == (resource, resource)
+
+
+def test_the_users_and_the_data_types_of_a_site_are_lists(owner):
+    people = owner.get("/data/users?format=json").json()["ResultSet"]
+    assert people["title"] == "Projects"
+    assert OUTSIDER in [row["login"] for row in people["Result"]]
+    kinds = owner.get("/data/search/elements?format=json").json()["ResultSet"]
+    assert kinds["title"] == "Data-Types"
+    assert {"MR Session", "PET Session"} <= {row["SINGULAR"] for row in kinds["Result"]}
 
 
 # -- sessions --------------------------------------------------------------------------------------------------
@@ -138,7 +120,7 @@ def test_delete_ends_the_session(demo, owner):
 
 
 def test_an_open_site_goes_on_as_guest_and_does_not_say_so(demo, owner, clock):
-    demo.sessions.require_login = False
+    demo.site.require_login = False
     clock.now += 1000
     assert column(owner.get("/data/projects"), "ID") == ["OPEN", "CLOSED"]
     assert owner.get("/data/projects/BRAINS").status_code == 404
@@ -155,7 +137,7 @@ def test_wrong_passwords_lock_the_account_for_an_hour(client, clock):
 
 
 def test_too_many_sessions_look_like_a_wrong_password(demo, client):
-    demo.sessions.limit = 2
+    demo.site.max_sessions = 2
     replies = [client().get("/data/projects", auth=(OWNER, PASSWORDS[OWNER])).status_code for _ in range(3)]
     assert replies == [200, 200, 401]
 
@@ -444,7 +426,9 @@ def test_a_file_comes_with_its_headers(owner):
 
 def test_a_file_that_was_not_modified(owner):
     headers = {"if-modified-since": "Tue, 02 Jan 2024 03:04:05 GMT"}
-    assert (owner.get(BIG, headers=headers).status_code, owner.get(BIG, headers=headers).content) == (304, b"")
+    reply = owner.get(BIG, headers=headers)
+    assert (reply.status_code, reply.content) == (304, b"")
+    assert "last-modified" not in reply.headers
 
 
 @pytest.mark.parametrize(
@@ -470,7 +454,7 @@ def test_several_ranges_are_not_implemented(owner):
 
 
 def test_ranges_can_be_ignored(demo, owner):
-    demo.routes.levels.ranges = False
+    demo.site.ranges = False
     response = owner.get(BIG, headers={"range": "bytes=10-19"})
     assert (response.status_code, len(response.content)) == (200, LENGTH)
 

@@ -1,13 +1,12 @@
 """Test tables and documents of the demo (XNAT REST contract 1.3, 3.4, 4, 5, 13)."""
 
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
 
 import httpx
 import pytest
 
+from tests.support.changing import rows
 from xnatfs.demo.archive.model import Archive, User
-from xnatfs.demo.server.app import DemoXnat
 
 BASE = "/data/projects/P"
 NAMES = [f"S{number:02}" for number in range(12)]
@@ -38,19 +37,6 @@ def archive() -> Archive:
     made.experiment(hidden, "X_MR")
     assert other.id == "Q"
     return made
-
-
-@pytest.fixture
-def jane(archive: Archive) -> Iterator[httpx.Client]:
-    with httpx.Client(transport=httpx.MockTransport(DemoXnat(archive)), base_url="http://xnat") as made:
-        assert made.get("/data/JSESSION", auth=("jane", "JANE")).status_code == 200
-        yield made
-
-
-def rows(reply: httpx.Response) -> list[dict[str, str]]:
-    assert reply.status_code == 200, reply.text
-    found: list[dict[str, str]] = reply.json()["ResultSet"]["Result"]
-    return found
 
 
 def column(reply: httpx.Response, name: str) -> list[str]:
@@ -193,8 +179,9 @@ def test_a_subject_without_its_project_has_no_list_of_experiments(jane):
 def test_the_recognised_parts_of_a_project(jane):
     assert column(jane.get(f"{BASE}/users"), "login") == ["jane"]
     assert "P_owner" in column(jane.get(f"{BASE}/groups"), "id")
-    assert column(jane.get(f"{BASE}/scan_types"), "type") == ["T1 &amp; T2"]
-    assert column(jane.get("/data/scan_types"), "type") == ["T1 &amp; T2"]
+    for path in (f"{BASE}/scan_types", "/data/scan_types"):
+        (found,) = rows(jane.get(path))
+        assert found == {"type": "T1 &amp; T2", "series_descriptions": ""}
     assert jane.get(f"{BASE}/prearchive_code").text == "0"
     assert jane.get(f"{BASE}/anything").status_code == 400
 
@@ -210,6 +197,19 @@ def test_an_xml_document_has_what_is_below(jane):
     assert scan is not None
     assert (scan.get("ID"), scan.get("type")) == ("1", "T1 & T2")
     assert {file.get("label") for file in scan.iter(f"{space}file")} == {"DICOM", "A & <B>'s"}
+
+
+def test_files_as_a_catalogue_of_urls(jane):
+    reply = jane.get("/data/experiments/DEMO_E00001/scans/1/files?format=xcat")
+    assert reply.headers["content-type"] == "application/xcat"
+    assert reply.headers["content-disposition"] == 'inline; filename="files.xcat";'
+    space = "{http://nrg.wustl.edu/catalog}"
+    entry, _ = ET.fromstring(reply.text).iter(f"{space}entry")
+    path = "/data/experiments/DEMO_E00001/scans/1/resources/"
+    assert entry.get("URI", "").startswith(f"http://xnat{path}")
+    name = "S00_MR/scans/1-T1__amp__T2/resources/DICOM/files/1.dcm"
+    assert entry.get("cachePath") == name
+    assert [field.text for field in entry.iter(f"{space}metaField")] == [name, "3"]
 
 
 def test_a_catalogue_states_sizes_and_digests(jane):

@@ -4,8 +4,11 @@ import argparse
 import errno
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,13 +19,15 @@ from tests.support.mounting import SCRIPTS, end, environment, run
 from xnatfs.cli import mounts
 from xnatfs.cli.ctl import main as ctl
 from xnatfs.cli.ctl.command import PARTIAL
-from xnatfs.cli.run import EXIT_STATUS, INTERRUPTED
-from xnatfs.fuse.operations import ERRNOS
+from xnatfs.cli.run import EXIT_STATUS, INTERRUPTED, CommandParser
+from xnatfs.common.errors import UsageError
+from xnatfs.fuse.errnos import ERRNOS
 from xnatfs.settings.config import read_profiles
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
-USER_PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+README_PATH = ROOT / "README.md"
+README = README_PATH.read_text()
+USER_PAGES = [README_PATH, *sorted((ROOT / "docs").glob("*.md"))]
 PAGES = [*USER_PAGES, *sorted((ROOT / "docs").glob("*/*.md"))]
 UNMOUNT = "xnatfs umount ~/xnat"
 
@@ -83,6 +88,75 @@ def test_your_server_and_the_recipes_run_as_printed(home):
     assert list((home / "data").rglob("*.dcm")) != []
     project = next(project for project in demo.archive.projects.values() if project.id == "BRAINS")
     assert "SUB009_MR1" in {label for _, label in demo.archive.experiments_in(project.id)}
+
+
+def test_logins_in_scripts_run_as_printed(tmp_path):
+    (block,) = blocks("sh", page("AUTHENTICATION"))
+    with serving() as demo:
+        (tmp_path / ".secret").write_text(f"{demo.login['password']}\n")
+        done = run("sh", "-e", "-c", block, env=environment(tmp_path, XNAT_URL=demo.url, XNAT_USER=demo.login["user"]))
+        assert done.returncode == 0, done.stderr
+        logins = [record for record in demo.app.requests if "authorization" in record.headers]
+        assert len(logins) == 1, "the second command finds a session that is alive"
+
+
+def test_the_metrics_unit_runs_as_printed(tmp_path):
+    (unit,) = blocks("ini", page("OPERATING"))
+    (command,) = re.findall(r"^ExecStart=(.*)$", unit, re.MULTILINE)
+    here = command.replace("%t", str(tmp_path)).replace("/var/lib/node_exporter", str(tmp_path / "collected"))
+    (tmp_path / "collected").mkdir()
+    done = run(*shlex.split(here), env=environment(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "# TYPE xnatfs_up gauge" in (tmp_path / "collected" / "xnatfs.prom").read_text()
+
+
+# Examples that cannot be executed here: installations, units of systemd. Their commands are parsed.
+PARSED = {"text", "ini"}
+
+
+def test_every_example_of_a_page_is_executed():
+    """Find no example but those that the tests above run, and those of PARSED."""
+    executed = {README_PATH: {"sh", "console", "python"}, ROOT / "docs" / "AUTHENTICATION.md": {"sh", "yaml"}}
+    for path in PAGES:
+        languages = set(re.findall(r"^```(\w+)", path.read_text(), re.MULTILINE))
+        assert languages - PARSED == executed.get(path, set()), path.name
+        for line in "".join(blocks("text", path.read_text())).splitlines():
+            module = re.search(r"python -m ((?:scripts|tests)[\w.]*)", line)
+            assert re.match(r"pip |python3 -m venv |~/xnatfs/bin/pip |scripts/setup", line) or module, line
+            assert module is None or find_spec(module[1]) is not None, line
+
+
+@contextmanager
+def suppress_missing_arguments() -> Iterator[None]:
+    try:
+        yield
+    except UsageError as error:
+        if "required" not in str(error):
+            raise
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_every_command_line_in_a_sentence_is_accepted(path):
+    """Parse them all; such a line may omit required arguments, and words in capitals stand for some."""
+    xnatctl, xnatfs = (CommandParser(prog="xnatctl", allow_abbrev=False) for _ in range(2))  # whose errors are raised
+    ctl.build(xnatctl)
+    mounts.add_parsers(xnatfs.add_subparsers())
+    xnatctl.add_argument("--version", action="store_true")
+    parsed = "".join(block for language in PARSED for block in blocks(language, path.read_text()))
+    lines = re.findall(r"\b(xnatctl|xnatfs) ([a-z-][^>;|'#\n]*)", re.sub(r"#.*", "", parsed))
+    for program, words in [*re.findall(r"`(xnatctl|xnatfs) ([a-z-][^`]*)`", path.read_text()), *lines]:
+        if program == "xnatfs" and words.startswith("ctl"):
+            program, words = "xnatctl", words.removeprefix("ctl").strip()
+        parser = xnatctl if program == "xnatctl" else xnatfs
+        with suppress_missing_arguments():
+            parser.parse_args(shlex.split(re.sub(" --help$", "", words).replace(" USER", " demo-member")))
+
+
+def test_the_variables_of_the_tests_exist():
+    named = set(re.findall(r"XNATFS_[A-Z_]+", (ROOT / "docs" / "dev" / "CONTRIBUTING.md").read_text()))
+    sources = "".join(path.read_text() for folder in ("tests", "scripts") for path in (ROOT / folder).rglob("*.py"))
+    assert named
+    assert {name for name in named if f'"{name}"' not in sources} == set()
 
 
 def test_the_profile_is_one(tmp_path):

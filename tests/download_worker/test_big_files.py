@@ -79,7 +79,7 @@ def downloads(demo: Demo) -> int:
 
 def requests(demo: Demo) -> int:
     """Count the requests of a file that is read from its beginning: a small range and the rest, or all at once."""
-    return 2 if demo.app.routes.levels.ranges else 1
+    return 2 if demo.app.site.ranges else 1
 
 
 async def test_a_big_file_comes_by_a_process_of_its_own_once(demo, tmp_path):
@@ -98,7 +98,7 @@ async def test_a_seeker_gets_its_bytes_with_and_without_ranges(demo, tmp_path):
     places = [(len(BIG) - 100, 100), (0, 10), (6 * MiB, MiB), (MiB - 5, 10)]
     async with opened(demo, tmp_path) as site:
         assert await read(site, *places) == [BIG[offset : offset + length] for offset, length in places]
-        assert site.xnat.ranged in (None, demo.app.routes.levels.ranges)
+        assert site.xnat.ranged in (None, demo.app.site.ranges)
 
 
 BEHIND_PROXY = "http://xnat.invalid"
@@ -155,7 +155,7 @@ async def test_a_connection_that_breaks_twice_is_taken_up_again(demo, tmp_path):
 
 
 async def test_a_connection_that_always_breaks_is_an_error_and_nothing_is_kept(demo, tmp_path):
-    if not demo.app.routes.levels.ranges:  # with ranges each connection gets on, so that the file comes in the end
+    if not demo.app.site.ranges:  # with ranges each connection gets on, so that the file comes in the end
         async with cutting(demo, 5 * MiB, 10**9) as (_, url), opened(demo, tmp_path, url, retry_budget=0.1) as site:
             with pytest.raises(Unreachable):
                 await read_all(site)

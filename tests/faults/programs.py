@@ -26,8 +26,9 @@ from xnatfs.cli.run import exit_status
 from xnatfs.common.errors import XnatError
 from xnatfs.demo.archive.model import Entry, Experiment
 from xnatfs.demo.server.app import DemoXnat
+from xnatfs.fuse.attributes import Ownership
 from xnatfs.fuse.inodes import ROOT
-from xnatfs.fuse.operations import Operations, Ownership
+from xnatfs.fuse.operations import Operations
 from xnatfs.rest import prearchive
 from xnatfs.rest.client import Xnat, open_xnat
 from xnatfs.rest.models import PrearchiveSession
@@ -296,13 +297,13 @@ class Seeker(Reader):
 class UnrangedSeeker(Seeker):
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
-        levels = self.stage.app.routes.levels
-        levels.ranges = False
+        site = self.stage.app.site
+        site.ranges = False
         try:
             async with super().opened():
                 yield
         finally:
-            levels.ranges = True
+            site.ranges = True
 
 
 class Walker(Reader):

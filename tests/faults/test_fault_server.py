@@ -273,12 +273,12 @@ def test_a_huge_list_is_a_list(server):
 
 
 def test_a_guest_is_answered(demo, server):
-    demo.app.sessions.require_login = False
+    demo.app.site.require_login = False
     try:
         with scripted(server, "[{fault: guest}]"):
             got = get(server, PROJECTS)
     finally:
-        demo.app.sessions.require_login = True
+        demo.app.site.require_login = True
     listed = {row["ID"] for row in json.loads(got.body)["ResultSet"]["Result"]}
     assert "PUBLIC" in listed
     assert "P" not in listed

@@ -13,7 +13,8 @@ from pyfuse3 import FileNameT, InodeT
 from tests.fuse.test_operations import CONTEXT, DICOM, READ, look_up, refused
 from tests.support.scripted import URL, Scripted
 from tests.support.wire import Wire
-from xnatfs.fuse.operations import OperationsWithXattrs, Ownership
+from xnatfs.fuse.attributes import Ownership
+from xnatfs.fuse.xattrs import OperationsWithXattrs
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 from xnatfs.site import open_site

@@ -19,21 +19,15 @@ from pyfuse3 import FileHandleT, FileNameT, FlagT, InodeT, ReaddirToken, Request
 from tests.support.scripted import Scripted, md5, opened
 from xnatfs.common.errors import Stale
 from xnatfs.content import Blob, Version
+from xnatfs.fuse.attributes import Ownership
+from xnatfs.fuse.dir_cache import DirCache
 from xnatfs.fuse.inodes import ROOT, Known
-from xnatfs.fuse.operations import (
-    DOTS,
-    GIVEN,
-    MADE_AT_ONCE,
-    MEASURED_AT_ONCE,
-    Listings,
-    Operations,
-    OperationsWithXattrs,
-    Ownership,
-)
+from xnatfs.fuse.operations import DOTS, GIVEN_BYTES, MADE_AT_ONCE, MEASURED_AT_ONCE, Operations, check_version
+from xnatfs.fuse.xattrs import OperationsWithXattrs
 from xnatfs.listings.revocation import Permit
 from xnatfs.site import Site
 from xnatfs.tree import Root
-from xnatfs.tree.folders import CatalogueFile
+from xnatfs.tree.catalogue_file import CatalogueFile
 from xnatfs.tree.node import Children, File, Node
 
 CONTEXT = cast(RequestContext, None)
@@ -59,6 +53,12 @@ async def look_up(ops: Operations, path: str) -> pyfuse3.EntryAttributes:
         found = await ops.lookup(inode, FileNameT(name.encode()), CONTEXT)
         inode = found.st_ino
     return found
+
+
+def look_up_node(ops: Operations, node: Node) -> InodeT:
+    known = ops.inodes.known(node)
+    ops.inodes.refer(known, node)
+    return known.inode
 
 
 @asynccontextmanager
@@ -120,7 +120,7 @@ async def test_a_directory_is_listed_in_steps(server, tmp_path, monkeypatch):
         while len(listed) < 12:
             room = 3
             await ops.readdir(handle, len(listed), cast(ReaddirToken, None))
-            made = [answer for answer in ops._directories[handle].answers if answer]
+            made = [answer for answer in ops._directories[handle].replies if answer]
             assert len(made) <= len(listed) + 1  # no more than was asked for, and the one that found no room
         await ops.releasedir(handle)
         assert len(ops.inodes) == known + 10
@@ -232,29 +232,29 @@ async def test_a_number_that_another_has_got_meanwhile_is_not_listed(server, tmp
         reader = Reader(ops, monkeypatch)
         ((_, inode, _, _),) = await reader.list(DICOM)
         await ops.forget([(InodeT(inode), 1)])
-        other = Known(InodeT(inode), ops.inodes[ROOT], "another identity")
-        ops.inodes.refer(other)
+        other = Known(InodeT(inode), ops.inodes[ROOT].node, "another identity")
+        ops.inodes.refer(other, other.node)
         ((_, new, _, _),) = await reader.list(DICOM)
         assert new != inode
-        assert ops.inodes[InodeT(inode)] is other.node
+        assert ops.inodes[InodeT(inode)] is other
 
 
 async def test_listings_are_kept_up_to_so_many_entries(server, tmp_path):
     def children(count: int) -> Children:
         return Children({f"{number}": Node(cast(Site, None), None, f"{number}") for number in range(count)})
 
-    listings = Listings(most=100)
+    listings = DirCache(most=100)
     small, large, huge = children(40), children(60), children(101)
-    kept = listings.of(InodeT(1), small)
-    assert listings.of(InodeT(1), small) is kept
-    listings.of(InodeT(2), large)
-    listings.of(InodeT(1), small)
+    kept = listings.open(InodeT(1), small)
+    assert listings.open(InodeT(1), small) is kept
+    listings.open(InodeT(2), large)
+    listings.open(InodeT(1), small)
     assert len(listings) == 100
-    listings.of(InodeT(3), children(10))
+    listings.open(InodeT(3), children(10))
     assert len(listings) == 50  # the large one was listed least recently
-    assert listings.of(InodeT(4), huge) is not listings.of(InodeT(4), huge)
-    assert listings.of(InodeT(1), small) is kept
-    assert listings.of(InodeT(1), children(40)) is not kept
+    assert listings.open(InodeT(4), huge) is not listings.open(InodeT(4), huge)
+    assert listings.open(InodeT(1), small) is kept
+    assert listings.open(InodeT(1), children(40)) is not kept
     listings.clear()
     assert len(listings) == 0
 
@@ -329,10 +329,10 @@ async def test_what_is_in_memory_is_in_the_kernels_pages_before_it_asks(server, 
     stored: list[tuple[InodeT, int, bytes]] = []
     async with opened(server, tmp_path) as site:
         ops = Operations(Root(site), Ownership(12, 34), lambda *given: stored.append(given))
-        small, large = Held(site, "small", b"x" * GIVEN), Held(site, "large", b"x" * (GIVEN + 1))
-        inode = ops.inodes.look_up(small)
+        small, large = Held(site, "small", b"x" * GIVEN_BYTES), Held(site, "large", b"x" * (GIVEN_BYTES + 1))
+        inode = look_up_node(ops, small)
         first = await ops.open(inode, READ, CONTEXT)
-        assert stored == [(inode, 0, b"x" * GIVEN)]
+        assert stored == [(inode, 0, b"x" * GIVEN_BYTES)]
         assert first.keep_cache
         second = await ops.open(inode, READ, CONTEXT)
         await ops.release(first.fh)
@@ -341,8 +341,8 @@ async def test_what_is_in_memory_is_in_the_kernels_pages_before_it_asks(server, 
         for info in (second, third):
             await ops.release(info.fh)
         await ops.release((await ops.open(inode, READ, CONTEXT)).fh)
-        assert stored == [(inode, 0, b"x" * GIVEN)] * 2
-        await ops.release((await ops.open(ops.inodes.look_up(large), READ, CONTEXT)).fh)
+        assert stored == [(inode, 0, b"x" * GIVEN_BYTES)] * 2
+        await ops.release((await ops.open(look_up_node(ops, large), READ, CONTEXT)).fh)
         assert len(stored) == 2
 
 
@@ -352,7 +352,7 @@ async def test_what_the_kernel_does_not_take_is_read(server, tmp_path):
 
     async with opened(server, tmp_path) as site:
         ops = Operations(Root(site), Ownership(12, 34), refuse)
-        info = await ops.open(ops.inodes.look_up(Held(site, "a", b"0123")), READ, CONTEXT)
+        info = await ops.open(look_up_node(ops, Held(site, "a", b"0123")), READ, CONTEXT)
         assert await ops.read(info.fh, 1, 2) == b"12"
         await ops.release(info.fh)
 
@@ -414,7 +414,7 @@ async def test_another_content_of_a_file_that_nobody_has_open_takes_its_pages_pl
         assert again.st_mtime_ns > file.st_mtime_ns
         assert invalidated == []
         first = await ops.open(file.st_ino, READ, CONTEXT)
-        await ops._files[first.fh][0].read(0, 5)  # it is whole, and the kernel has not heard of the first open yet
+        await ops._files[first.fh].blob.read(0, 5)  # it is whole, and the kernel has not heard of the first open yet
         second = await ops.open(file.st_ino, READ, CONTEXT)
         assert (first.keep_cache, second.keep_cache) == (False, False)  # the kernel lets go of its pages with each
         assert invalidated == [(file.st_ino, True)] * 2  # and of the length: it may hear of two in the wrong order
@@ -523,14 +523,14 @@ async def test_a_number_that_is_taken_over_while_it_is_opened_is_stale(server, t
     server.add("a", b"12345")
     async with mounted(server, tmp_path) as ops:
         before = await look_up(ops, f"{DICOM}/a")
-        node = ops.inodes[before.st_ino]
+        node = ops.inodes[before.st_ino].node
         assert isinstance(node, CatalogueFile)
         blob = await node.open()
         replace(server, b"54321")
         await trio.sleep(61)
         await look_up(ops, f"{DICOM}/a")
         with pytest.raises(Stale):
-            ops._check_version(ops.inodes.entry(before.st_ino), node, blob)
+            check_version(ops.inodes[before.st_ino], node, blob)
         blob.close()
 
 
@@ -543,10 +543,9 @@ async def test_what_came_by_another_way_is_the_same_file(server, tmp_path):
         async with reading(ops, file) as data:
             assert data == b"12345"
         await site.content.evict(0)
-        node = ops.inodes[file.st_ino]
+        node = ops.inodes[file.st_ino].node
         assert isinstance(node, CatalogueFile)
-        owners = node.folder.folders.resource_dir.owners
-        await site.content.put(Version("7/a", 5, "", owners), b"12345")
+        await site.content.put(Version("7/a", 5, ""), b"12345")
         async with reading(ops, file) as data:
             assert data == b"12345"
         again = await look_up(ops, f"{DICOM}/a")

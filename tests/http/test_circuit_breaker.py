@@ -141,7 +141,7 @@ async def test_a_hundred_readers_of_a_dead_server(autojump_clock, caplog):
         await trio.sleep(BACK)
         await xnat.projects()
     begins, ends = lines(caplog)
-    assert "the server is unreachable: http://xnat.example.org does not answer to /data/" in begins
+    assert "the server is unreachable: http://xnat.example.org does not answer /data/" in begins
     assert "is reachable again after" in ends
 
 

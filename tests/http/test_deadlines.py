@@ -11,10 +11,11 @@ import trio
 
 from tests.rest.test_client import FILE, ITEM, table
 from tests.support.wire import Wire
-from xnatfs.common.errors import BadReply, NoRoute, TimedOut, Unavailable, Unreachable, XnatError
-from xnatfs.fuse.operations import errno_of
+from xnatfs.common.errors import BadReply, NoRoute, NotFound, TimedOut, Unavailable, Unreachable, XnatError
+from xnatfs.fuse.errnos import errno_of
 from xnatfs.http.documents import MAX_BODY_ATTEMPTS
-from xnatfs.http.retry import LOWEST_RATE, SpeedLimit
+from xnatfs.http.retry import LOWEST_BYTES_PER_SECOND, SpeedLimit
+from xnatfs.http.transport import CHANGE_TIMEOUT_SECONDS
 from xnatfs.rest.client import Xnat, open_xnat
 from xnatfs.rest.models import FileRow
 from xnatfs.settings.config import Config
@@ -185,6 +186,25 @@ async def test_a_list_of_which_a_byte_comes_from_time_to_time(autojump_clock):
         assert await fails(TimedOut, xnat.projects) == pytest.approx(TIMEOUT, abs=1.1)
 
 
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_an_error_page_of_which_a_byte_comes_from_time_to_time(autojump_clock, method):
+    """Report the status without the page's message."""
+
+    async def missing(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(404, stream=Dripping([b" "] * 10_000, 1.0))
+
+    async def call() -> None:
+        if method == "GET":
+            await xnat.projects()
+        assert (await xnat.change("POST", "/data/x")).status == 404
+        raise NotFound("the answer to a change has a status, and is no exception")
+
+    async with connected(Site(missing)) as xnat:
+        assert await fails(NotFound, call) == pytest.approx(
+            TIMEOUT if method == "GET" else CHANGE_TIMEOUT_SECONDS, abs=1.1
+        )
+
+
 async def test_a_list_that_stops_in_the_middle_is_not_asked_for_again(autojump_clock):
     """Give up, because the time of the list is over."""
     site = Site(dripping([bytes(100)], 0.0, ends=False))
@@ -251,7 +271,7 @@ async def test_who_does_not_take_what_has_come_is_not_held_against_the_server(au
 
 
 async def test_a_list_that_does_not_end(autojump_clock, monkeypatch):
-    monkeypatch.setattr("xnatfs.rest.client.LISTED", (100_000, 1_000_000))
+    monkeypatch.setattr("xnatfs.rest.lists.LIST_LIMITS", (100_000, 1_000_000))
     row = b'{"ID": "P"}, ' * 100
     async with connected(Site(dripping([b'{"ResultSet": {"Result": [', *[row] * 1000], 0.0))) as xnat:
         with pytest.raises(BadReply, match="too much"):
@@ -261,7 +281,7 @@ async def test_a_list_that_does_not_end(autojump_clock, monkeypatch):
 async def test_a_document_that_does_not_end(autojump_clock, monkeypatch):
     monkeypatch.setattr("xnatfs.http.documents.MAX_DOCUMENT_BYTES", 100_000)
     async with connected(Site(dripping([b"x" * 10_000] * 100, 0.0))) as xnat:
-        with pytest.raises(BadReply, match="is too long"):
+        with pytest.raises(BadReply, match="is larger than 100000 bytes"):
             await xnat.document("projects", "P")
 
 
@@ -309,7 +329,7 @@ async def test_a_server_that_goes_still_under_a_download_has_the_timeout_to_come
         assert await read(xnat) == content
 
 
-@pytest.mark.parametrize(("piece", "is_enough"), [(int(1.1 * LOWEST_RATE * TIMEOUT), True), (1000, False)])
+@pytest.mark.parametrize(("piece", "is_enough"), [(int(1.1 * LOWEST_BYTES_PER_SECOND * TIMEOUT), True), (1000, False)])
 async def test_the_retry_budget_begins_anew_with_progress(piece, is_enough, autojump_clock):
     """Break each connection after so many bytes, and refuse the next one for more than a third of the budget."""
     content = bytes(range(256)) * (5 * piece // 256)
@@ -336,7 +356,7 @@ async def test_the_retry_budget_begins_anew_with_progress(piece, is_enough, auto
 
 async def test_a_period_is_used_up_by_waiting_and_begins_anew_with_bytes(autojump_clock):
     limit = SpeedLimit(10.0)
-    for received in (4 * LOWEST_RATE, 6 * LOWEST_RATE, 9 * LOWEST_RATE):
+    for received in (4 * LOWEST_BYTES_PER_SECOND, 6 * LOWEST_BYTES_PER_SECOND, 9 * LOWEST_BYTES_PER_SECOND):
         with limit.waiting():
             await trio.sleep(4)
         limit.received(received)

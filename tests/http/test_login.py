@@ -1,5 +1,6 @@
 """Test one login: where it comes from, how long it is trusted, the signs of its loss, and how it ends."""
 
+import errno
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -156,6 +157,20 @@ async def test_a_session_that_cannot_be_shared_is_ones_own(tmp_path, caplog):
     assert "cannot be shared" in caplog.text
 
 
+async def test_a_session_that_cannot_be_stored_is_not_made_twice(tmp_path, caplog):
+    """Use the session of the first login if the disk or the quota is full; a second login would leave one open."""
+
+    class Full(SessionStore):
+        def keep(self, token: str, idle: float, username: str = "") -> None:
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    server = Counted()
+    async with logging_in(server, sessions=Full(URL, "u", tmp_path)) as login:
+        assert await login.token() == server.sessions[0]
+    assert server.lines() == ["POST /data/JSESSION"]
+    assert "Disk quota exceeded" in caplog.text
+
+
 async def test_what_the_server_says_of_idling_is_kept_with_the_session(tmp_path):
     server = Server()
 
@@ -181,6 +196,17 @@ async def test_each_answer_lengthens_the_life_of_a_shared_session(tmp_path):
         found = store(tmp_path, clock=lambda: now[0]).find()
         assert found is not None
         assert (found.token, found.idle) == (token, 600)
+
+
+@pytest.mark.parametrize("cookie", [expiring(0), expiring(-1), 'SESSION_EXPIRATION_TIME="1719312000000,"'])
+async def test_a_session_without_an_idle_limit_is_never_renewed_for_its_age(autojump_clock, cookie):
+    """Treat 0 and negative limits as Tomcat does: such sessions do not expire."""
+    server = Counted()
+    async with logging_in(server) as login:
+        for _ in range(3):
+            assert await login.token() == server.sessions[0]
+            login.record_reply(reply(200, cookie))
+            await trio.sleep(10)
 
 
 @pytest.mark.parametrize(("pause", "logins"), [(900, 1), (900.01, 2)])
@@ -390,6 +416,18 @@ async def test_a_foreign_cookie_that_meant_nothing_means_nothing_any_more():
         for response, questions in ((page, 1), (foreign, 3), (foreign, 3), (page, 4)):
             assert not await login.is_lost(token, response, "json")
             assert len(server.requests) == 1 + questions
+
+
+async def test_a_reply_under_a_new_id_is_no_loss_although_another_reply_has_dropped_the_former_id():
+    """Behind a proxy that replaces IDs, the request took effect: a change must not be sent again."""
+    server = Counted()
+    async with logging_in(server) as login:
+        token = await login.token()
+        server.alive = {OTHER}
+        assert await login.is_lost(token, reply(401), "json")
+        assert not await login.is_lost(token, reply(200, f"JSESSIONID={OTHER}; Path=/"), "any")
+        assert await login.token() == OTHER
+    assert login.logins == 1
 
 
 async def test_a_foreign_cookie_of_a_dead_session_goes_on_telling():

@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.demos import Demo, serving
 from tests.support.mounting import SCRIPTS, end, environment, mounted_file_system, mounting, run
+from xnatfs.common.errors import ConfigError
 from xnatfs.demo.server.reply import Reply
 from xnatfs.rest.client import open_xnat
 from xnatfs.settings.config import Config
@@ -132,6 +133,14 @@ class Proxy(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         """Log nothing."""
+
+
+@pytest.mark.parametrize("host", ["a..b", f"{'a' * 64}.org", "999.1.1.1", "☃☃.net"])
+async def test_a_host_that_cannot_be_resolved_is_named(host):
+    """Blame neither a proxy nor the server's answer."""
+    with pytest.raises(ConfigError, match=f"^'https://{host}' is not the URL of a server: "):
+        async with open_xnat(Config(f"https://{host}"), Credentials("u", "p")):
+            pass
 
 
 async def test_other_addresses_go_through_the_proxy_of_the_environment(monkeypatch):

@@ -87,7 +87,7 @@ async def test_a_list_that_drips():
 
 
 async def test_a_list_that_does_not_end(monkeypatch):
-    monkeypatch.setattr("xnatfs.rest.client.LISTED", (10_000, 1_000_000))
+    monkeypatch.setattr("xnatfs.rest.lists.LIST_LIMITS", (10_000, 1_000_000))
 
     async def endless(stream: trio.SocketStream, _: bytes) -> None:
         await stream.send_all(HEAD + chunk(b'{"ResultSet": {"Result": ['))

@@ -22,7 +22,8 @@ from tests.support.mounting import mounting
 from tests.support.wire import Wire
 from tests.support.world import inline
 from xnatfs.content import Version, open_cache
-from xnatfs.fuse.operations import Operations, Ownership
+from xnatfs.fuse.attributes import Ownership
+from xnatfs.fuse.operations import Operations
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 from xnatfs.site import Site, open_site
@@ -148,14 +149,27 @@ async def test_what_an_earlier_mount_has_kept_goes_too(server, tmp_path, clock):
     assert kept(tmp_path) == set()
 
 
-@pytest.mark.parametrize("written", ["no JSON", "{}", '["u"]', '["u", 1, 2]', "[" * 100_000])
-async def test_what_somebody_has_written_into_the_index_takes_nothing_along(server, tmp_path, clock, written, caplog):
+async def test_what_a_command_has_kept_goes_too(server, tmp_path, clock):
+    """Drop what was cached by a program that does not stay, such as a download."""
+    config = Config("http://xnat", cache_dir=tmp_path, timeout=5.0, ttl=TTL)
+    async with open_site(config, Credentials(ACCOUNT, PASSWORD), Wire(server)) as site:
+        await read(Kernel(Operations(Root(site), Ownership(0, 0))), FILE)
+    assert len(kept(tmp_path)) == 1
+    server.close("P", protected=False)
+    async with mounted(server, tmp_path) as (kernel, _):
+        assert await kernel.names(("projects",)) == ["Q"]
+        await trio.sleep(1)
+    assert kept(tmp_path) == set()
+
+
+@pytest.mark.parametrize("written", ["no JSON", "{}", '["u"]', '["u", 1, 2]', '["P", "experiments"]', "[" * 100_000])
+async def test_what_somebody_has_written_into_the_store_takes_nothing_along(server, tmp_path, clock, written, caplog):
     for path in (FILE, OTHER):
         async with mounted(server, tmp_path) as (kernel, _):
             await read(kernel, path)
         if path == FILE:
-            with closing(sqlite3.connect(next(tmp_path.glob("*xnat")) / "index.sqlite")) as index, index:
-                index.execute("UPDATE blobs SET owners = ?", [written])
+            with closing(sqlite3.connect(next(tmp_path.glob("*xnat/listings/*")))) as store, store:
+                assert store.execute("UPDATE reads SET place = ?", [written]).rowcount == 1
     server.close("P", protected=False)
     server.close("Q", protected=False)
     async with mounted(server, tmp_path) as (kernel, _):
@@ -228,12 +242,12 @@ async def test_reads_go_on_while_the_server_is_away(server, tmp_path, clock):
 
 async def test_a_guests_answer_takes_nothing_away(server, tmp_path, clock):
     """Ignore the reply to a guest: an open site drops the session, and its cookies do not tell."""
-    server.demo.sessions.require_login = False
+    server.demo.site.require_login = False
     async with mounted(server, tmp_path) as (kernel, site):
         opened = await kernel.open(FILE)
         await kernel.read(opened, 0, 100)
         await trio.sleep(1)
-        site.xnat.login._cookie_tells = False
+        site.xnat.login._heeds_cookies = False
         await trio.sleep(TTL)
         site.xnat.login._confirmed_at = trio.current_time()  # so no answer is doubted
         server.demo.sessions.end_all()
@@ -258,19 +272,18 @@ async def test_access_that_is_given_back_is_there_again(server, tmp_path, clock)
 async def test_the_cache_drops_what_is_on_its_way_to_the_disk(tmp_path):
     """Drop files in memory that wait to be written, and files that a program has open."""
     async with open_cache(tmp_path, 10**6) as cache:
-        mine, others = Version("1/a", 1, "", ("mine", "all")), Version("2/b", 1, "", ("others", "all"))
+        mine, others = Version("1/a", 1, ""), Version("2/b", 1, "")
         await cache.put(mine, b"a")
         await cache.put(others, b"b")
         blob = await cache.open(mine, None)  # type: ignore[arg-type]  # it is here
-        await cache.drop({"mine"})
+        await cache.drop({"1"})
         assert not cache.has(mine)
         assert await blob.read(0, 1) == b"a"
         blob.close()
     async with open_cache(tmp_path, 10**6) as cache:
         assert (cache.has(mine), cache.has(others)) == (False, True)
-        assert await cache.owners() == {("others", "all")}
         assert cache.bytes_used == 1
-        await cache.drop({"all"})
+        await cache.drop({"1", "2"})
         assert not cache.has(others)
         assert cache.bytes_used == 0
     assert list(tmp_path.glob("blobs/??/*")) == []

@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from xnatfs.common.errors import NotFound, Unreachable
-from xnatfs.listings.ttl_cache import REFUSAL_TTL, MetadataCache
+from xnatfs.listings.ttl_cache import REFUSAL_SECONDS, MetadataCache, listing
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ async def test_a_missing_thing_is_remembered_for_a_short_while(autojump_clock):
         with pytest.raises(NotFound, match="not there"):
             await cache.get("key", fetch)
     assert fetch.calls == 1
-    await trio.sleep(REFUSAL_TTL + 1)
+    await trio.sleep(REFUSAL_SECONDS + 1)
     with pytest.raises(NotFound):
         await cache.get("key", fetch)
     assert fetch.calls == 2
@@ -158,3 +158,26 @@ async def test_a_renewal_that_is_refused_takes_the_value_away(autojump_clock):
         with pytest.raises(type(error)):
             await cache.renew("key", Fetcher(error=error))
         assert (cache.peek("key") is None) == isinstance(error, NotFound)
+
+
+@pytest.mark.parametrize("most", [100, 2])
+async def test_an_expired_listing_is_held_as_long_as_it_may_be_served(autojump_clock, most):
+    """Hold it even where it is larger than the cache, but no other value."""
+    cache = MetadataCache(most)
+    cache.stale_seconds = 100.0
+    made = listing([1, 2, 3], lambda row: row, trio.current_time(), 60.0)
+    cache.put("list", made)
+    await trio.sleep(61)
+    cache.put("other", Value("x", trio.current_time() + 1))
+    await trio.sleep(2)
+    cache.expire()
+    assert (cache.peek("list"), cache.last("list"), cache.last("other")) == (None, made, None)
+    assert (await cache.get("list", Fetcher())).text == "answer 1"
+    assert cache.last("list") is None
+    cache.put("list", made)
+    cache.forget_all(lambda key, value: True)
+    assert cache.last("list") is None
+    cache.put("list", made)
+    await trio.sleep(100)
+    cache.expire()
+    assert (cache.last("list"), len(cache)) == (None, 0)

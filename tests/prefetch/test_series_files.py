@@ -530,8 +530,6 @@ async def test_a_tar_of_several_resources_is_given_up_when_one_of_them_is_gone(s
     """End that tar and nothing else, although another of its resources is the same in the new listing."""
 
     class Around:
-        owners = ()
-
         def source(self, row: FileRow, groups: Groups) -> Source:
             raise NotImplementedError
 

@@ -12,9 +12,9 @@ import trio
 
 from tests.support.wire import Wire
 from xnatfs.demo.archive.model import Archive, Experiment, Reconstruction, Subject, User
-from xnatfs.demo.rest.columns import Joins
 from xnatfs.demo.server.app import DemoXnat, Request
 from xnatfs.demo.server.reply import Failed, Reply
+from xnatfs.demo.server.site import Joins
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 from xnatfs.site import Site, open_site
@@ -43,7 +43,7 @@ def made(sessions: int, scans: int = 2, change: Callable[[Archive, int, Experime
 
 def served(archive: Archive, joins: Joins = "answered") -> DemoXnat:
     demo = DemoXnat(archive)
-    demo.routes.joins = joins
+    demo.site.joins = joins
     return demo
 
 

@@ -99,7 +99,7 @@ async def test_a_proxy_that_wants_a_login_is_no_server(proxy, scheme, login, mon
     async with open_xnat(Config(f"{scheme}://xnat.example.org", timeout=5), Credentials("u", "p")) as xnat:
         for ask in (xnat.log_in, xnat.projects):
             with pytest.raises(
-                NoRoute, match="through the proxy: it wants a login.* set HTTP_PROXY and HTTPS_PROXY to"
+                NoRoute, match="through the proxy: it requires a login.* set HTTP_PROXY and HTTPS_PROXY to"
             ):
                 await ask()
     assert "s3cret" not in caplog.text
@@ -119,7 +119,7 @@ async def test_a_proxy_in_the_way_is_not_the_server_for_a_file_either(proxy, big
     """Meet a proxy that is not configured, as one that intercepts."""
     async with open_xnat(Config(f"http://127.0.0.1:{proxy}", timeout=5), Credentials("u", "p")) as xnat:
         xnat.login._token = "A" * 32
-        with pytest.raises(NoRoute, match="it wants a login"):
+        with pytest.raises(NoRoute, match="it requires a login"):
             await xnat._transport.send(HttpRequest("GET", "/data/x", "file", is_big=big))
 
 
@@ -132,7 +132,7 @@ def test_commands_say_what_the_proxy_wants(proxy, tmp_path):
         for command in (("xnatctl", "project", "list", "--url", url), ("xnatfs", "mount", "--url", url, "mnt")):
             done = run(SCRIPTS / command[0], *command[1:], env=env, cwd=tmp_path)
             assert done.returncode == 4, done.stderr
-            assert "it wants a login, or another one (407 Proxy Authentication Required)" in done.stderr
+            assert "it requires a login, or another one (407 Proxy Authentication Required)" in done.stderr
             assert "s3cret" not in done.stderr
             assert "is not an XNAT" not in done.stderr
 

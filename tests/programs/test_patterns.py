@@ -99,7 +99,7 @@ def test_steps_of_four_kilobytes(demo, mount):
         while step := file.read(PAGE):
             read.update(step)
     assert read.hexdigest() == entry.md5
-    assert len(downloads(demo)) == (2 if demo.app.routes.levels.ranges else 1)
+    assert len(downloads(demo)) == (2 if demo.app.site.ranges else 1)
 
 
 def test_a_map_with_faults_all_over_it(demo, mount):
@@ -179,6 +179,6 @@ def test_two_hundred_open_files(demo, mount):
     assert [digest.hexdigest() for digest in digests] == [entry.md5 for entry in found]
     asked = downloads(demo)
     for entry in found:
-        if demo.app.routes.levels.ranges and entry.size > 8 * 2**20:  # a small range, and the rest
+        if demo.app.site.ranges and entry.size > 8 * 2**20:  # a small range, and the rest
             asked.remove(next(line for line in asked if line.endswith(f"/{entry.path[-1]}")))
     assert len(asked) == len(set(asked)) < 40

@@ -93,8 +93,8 @@ def secure(demo: tuple[DemoXnat, str], certificates: tuple[Certificate, Certific
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten polling intervals of a second, and waits that are longer than a test."""
-    monkeypatch.setattr("xnatfs.rest.prearchive.FIRST_LOOK", 0.05)
-    monkeypatch.setattr("xnatfs.rest.prearchive.APPEARS_WITHIN", 1.0)
+    monkeypatch.setattr("xnatfs.rest.prearchive.FIRST_POLL_SECONDS", 0.05)
+    monkeypatch.setattr("xnatfs.rest.prearchive.APPEARS_WITHIN_SECONDS", 1.0)
     monkeypatch.setattr("xnatfs.prefetch.series_files.PATIENCE", 0.8)
 
 
@@ -148,7 +148,7 @@ class Swapped(Scripted):
 
     def begin(self) -> None:
         breaks = {"fault": "cut", "after": MIDDLE[self.operation], "times": 1}
-        if self.operation == "big" and not self.stage.app.routes.levels.digests:
+        if self.operation == "big" and not self.stage.app.site.digests:
             breaks["times"] = 2  # the first one is of a range, which is not used: it says nothing of its version
         common = {"match": self.match, "ranged": True} if self.operation == "seek" else {"match": self.match}
         steps: list[dict[str, Any]] = [
@@ -263,11 +263,11 @@ class Forgotten(Scripted):
     """A server that has lost its sessions and serves guests."""
 
     def begin(self) -> None:
-        self.stage.app.sessions.require_login = False
+        self.stage.app.site.require_login = False
         self.stage.server.lose_sessions()
 
     def end(self) -> None:
-        self.stage.app.sessions.require_login = True
+        self.stage.app.site.require_login = True
 
     def met(self) -> bool:
         asked = [record for record in self.stage.app.requests if record.user == "guest" and record.method != "DELETE"]
@@ -294,7 +294,7 @@ class Jumped(Scripted):
         """Return whether the server was asked to revalidate, where no digest tells."""
         records = self.stage.app.requests
         asked = any(record.method == "HEAD" or "if-modified-since" in record.headers for record in records)
-        return asked != self.stage.app.routes.levels.digests
+        return asked != self.stage.app.site.digests
 
 
 class Loaded(Scripted):

@@ -34,12 +34,13 @@ from xnatfs.demo.server.app import DemoXnat
 from xnatfs.download_worker.connection import Connection, ConnectionFailed
 from xnatfs.http.messages import ChangeReply
 from xnatfs.http.replies import page_message
-from xnatfs.listings import completion as listings
-from xnatfs.listings import persisted as kept
+from xnatfs.listings import store as stored
+from xnatfs.listings.completion import find_names
+from xnatfs.listings.store import ListingStore
 from xnatfs.prefetch.tar_stream import members
 from xnatfs.rest import prearchive
 from xnatfs.rest.client import Xnat, open_xnat
-from xnatfs.rest.file_table import Catalogues
+from xnatfs.rest.file_table import Catalogues, file_rows
 from xnatfs.rest.json_rows import Table
 from xnatfs.rest.models import (
     Assessor,
@@ -153,7 +154,7 @@ def pieces(data: bytes, cut: int) -> list[bytes]:
 KINDS: list[Callable[[Row], object]] = [
     *(kind.parse for kind in (Project, Subject, Experiment, Scan, Assessor, Resource, PrearchiveSession)),
     Assessor.of_session,
-    lambda row: FileRow.parse(row, 0),
+    lambda row: file_rows([row]),
     lambda row: JoinedScans.parse([row], {}),
 ]
 
@@ -507,17 +508,17 @@ def test_files_of_ours_that_make_no_sense_are_none(tmp_path, cells, data):
     found = store.find()
     assert found is None or sessions.is_session_id(found.token)
     store.record_use("A" * 32, 900.0)
-    names = listings.Listings("https://x", "u")
-    names.path = tmp_path / "names"
+    names = ListingStore(tmp_path, lambda: "u")
+    make_private(names.path.parent)
     names.path.write_bytes(raw)
-    assert names.recall(["projects"]) is None
+    assert find_names(names, ["projects"]) is None
     journal = Journal(("https://x", str(tmp_path)), [], 10)
     journal.path = tmp_path / "journal"
     journal.path.write_bytes(raw)
     journal.take_up()
     for kind in (Project, Experiment, Scan):
         with suppress(TypeError):
-            kept._row(kind, cells)
+            stored._row(kind, cells)
 
 
 @fuzz

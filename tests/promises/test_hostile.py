@@ -28,13 +28,13 @@ from tests.support.mounting import SCRIPTS, environment, run
 from tests.support.scripted import Scripted, opened, resource, session, subject
 from xnatfs.cli.ctl.progress import Silent
 from xnatfs.common.errors import BadReply, ConfigError, LoginRequired, NotFound, Unreachable, XnatError
-from xnatfs.fuse.operations import Operations, Ownership
+from xnatfs.fuse.attributes import Ownership
+from xnatfs.fuse.inodes import ROOT
 from xnatfs.http import documents, transport
 from xnatfs.http.replies import page_message
 from xnatfs.prefetch.tar_stream import members
-from xnatfs.rest import client
 from xnatfs.rest.client import Xnat, open_xnat
-from xnatfs.rest.json_rows import LONGEST_ROW, Table
+from xnatfs.rest.json_rows import MAX_ROW_CHARACTERS, Table
 from xnatfs.rest.models import natural
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
@@ -427,9 +427,9 @@ def test_a_hundred_megabytes_of_files_take_less_memory_than_that():
     ],
 )
 async def test_a_list_without_end_is_an_error(server, monkeypatch, first, again, why):
-    monkeypatch.setattr(client, "LISTED", (2**23, 20_000))
-    monkeypatch.setattr("xnatfs.rest.json_rows.LONGEST_ROW", 2**18)
-    monkeypatch.setattr("xnatfs.rest.json_rows.LONGEST_WHOLE", 2**20)
+    monkeypatch.setattr("xnatfs.rest.lists.LIST_LIMITS", (2**23, 20_000))
+    monkeypatch.setattr("xnatfs.rest.json_rows.MAX_ROW_CHARACTERS", 2**18)
+    monkeypatch.setattr("xnatfs.rest.json_rows.MAX_DOCUMENT_CHARACTERS", 2**20)
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n"
     server.says["GET /data/projects"] = endless(head + first, again * 10_000)
     with pytest.raises(BadReply, match=why):
@@ -473,7 +473,7 @@ def spent(work: Callable[[], object]) -> float:
 
 
 def test_one_long_row_takes_no_longer_than_many():
-    row = b"{" + b'"k":1,' * (LONGEST_ROW // 6 - 1000) + b'"ID":"x"}'
+    row = b"{" + b'"k":1,' * (MAX_ROW_CHARACTERS // 6 - 1000) + b'"ID":"x"}'
 
     def read() -> None:
         table = Table()
@@ -518,12 +518,11 @@ async def test_sizes_and_digests_that_are_none_are_as_good_as_none(tmp_path):
     for number, digest in enumerate(DIGESTS):
         server.add(f"digest {number}", b"content", digest=digest)
     async with opened(server, tmp_path) as site:
-        operations = Operations(Root(site), Ownership(1, 1))
         files = [node for node in await below(Root(site)) if isinstance(node, File)]
         assert len(files) == len(SIZES) + len(DIGESTS)
         for file in files:
             await file.size()
-            assert 0 <= operations._attributes(file, 0.0).st_size < 10**18
+            assert 0 <= Ownership(1, 1).attributes(file, ROOT, 0.0).st_size < 10**18
             assert file.inode_hint() > 0
             is_md5 = file.name == f"digest {len(DIGESTS) - 1}"
             try:
@@ -576,10 +575,9 @@ async def test_dates_that_are_none_are_shown_or_left_out(tmp_path, date):
     server.lists["projects/P/experiments"] = [session("X_E1", "E", insert_date=date)]
     server.add("f", b"x")
     async with opened(server, tmp_path / "cache") as site:
-        operations = Operations(Root(site), Ownership(1, 1))
         for node in await below(Root(site)):
             if not isinstance(node, File) or node.measured:
-                operations._attributes(node, 0.0)
+                Ownership(1, 1).attributes(node, ROOT, 0.0)
         row = (await site.experiments("P")).rows[0]
         directory = transfer.session_dir(site, "X_E1", "E", "xnat:mrSessionData")
         object.__setattr__(directory.experiment, "modified", row.modified)

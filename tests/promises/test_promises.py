@@ -30,7 +30,7 @@ from xnatfs.content import Blob, Version
 from xnatfs.http import replies, resumable_download
 from xnatfs.prefetch import series_files as bulk
 from xnatfs.rest.models import FileRow
-from xnatfs.tree import folders
+from xnatfs.tree import catalogue_file
 
 Step = tuple[str, dict[str, Any]]
 
@@ -394,10 +394,10 @@ def test_a_hold_back_by_offset_is_found(tmp_path, monkeypatch, order):
 def test_a_half_that_is_taken_as_a_whole_is_found(tmp_path, monkeypatch):
     """Plant a download whose length is not compared with the one that the listing states."""
 
-    def version(row: FileRow, owners: tuple[str, ...] = ()) -> Version:
-        return replace(bulk.version(row, owners), size=None)
+    def version(row: FileRow) -> Version:
+        return replace(bulk.version(row), size=None)
 
-    monkeypatch.setattr(folders, "version", version)
+    monkeypatch.setattr(catalogue_file, "version", version)
     assert is_found(tmp_path, reading("forward"), digests=False)
 
 

@@ -19,7 +19,7 @@ from xnatfs.demo.fixtures.lab import PASSWORDS, DemoArchive
 from xnatfs.demo.fixtures.manifest import ManifestEntry
 from xnatfs.demo.server.app import DemoXnat
 from xnatfs.demo.server.releases import XNAT_1_8, Release
-from xnatfs.fuse.operations import errno_of
+from xnatfs.fuse.errnos import errno_of
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 from xnatfs.site import Site, open_site
@@ -138,7 +138,7 @@ LISTS = (
 def said(prompt: Shell, words: Names) -> str:
     """Return what a command prints, without times and the name of the server."""
     out = prompt.ctl(*words, "-o", "json").out.replace(prompt.url, "URL")
-    if not prompt.app.release.lists_digests:
+    if not prompt.app.site.release.lists_digests:
         assert '"digest": "",' in out or "digest" not in out
     out = re.sub(r'"digest": "[0-9a-f]*"', '"digest": ...', out)
     return re.sub(r"\d{8}_\d{9}|\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d+)?", "TIME", out)

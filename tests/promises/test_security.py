@@ -30,9 +30,10 @@ from xnatfs.content.disk.directory import open_directory
 from xnatfs.demo.archive.model import Archive, User
 from xnatfs.demo.server.app import DemoXnat
 from xnatfs.demo.server.socket import serve
-from xnatfs.listings.completion import Listings
+from xnatfs.listings.completion import Name, find_names, store_names
+from xnatfs.listings.store import ListingStore
 from xnatfs.rest.client import open_xnat
-from xnatfs.settings.config import Config, Profile, normalised_url, who_reads_along
+from xnatfs.settings.config import Config, Profile, connection_warning, normalised_url
 from xnatfs.settings.credentials import Credentials, for_children, forget_secrets
 from xnatfs.settings.session_store import SessionStore, StoredSession
 
@@ -378,11 +379,11 @@ def test_a_log_is_lines_that_nobody_else_can_write(caplog):
     assert rest[-1] == "ValueError: x?[31m"
 
 
-def test_a_shell_completes_no_name_that_a_terminal_obeys(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    names = Listings("https://x", "u")
-    names.remember(["projects"], [("P", "fine\x1b"), ("P\nrm -rf ~", ""), ("\x1b[2J", ""), ("half-\ud800", "")])
-    assert names.recall(["projects"]) == [("P", "fine?")]
+def test_a_shell_completes_no_name_that_a_terminal_obeys(tmp_path):
+    store = ListingStore(tmp_path, lambda: "u")
+    names = [("P", "fine\x1b"), ("P\nrm -rf ~", ""), ("\x1b[2J", ""), ("half-\ud800", "")]
+    store_names(store, ["projects"], [Name(*each) for each in names])
+    assert find_names(store, ["projects"]) == [("P", "fine?")]
 
 
 # -- the way there -----------------------------------------------------------------------------------------------
@@ -390,10 +391,10 @@ def test_a_shell_completes_no_name_that_a_terminal_obeys(tmp_path, monkeypatch):
 
 def test_who_may_read_along_is_told():
     plain, bundle = Config("http://xnat.example.org"), Config("https://h", verify_ssl=False, ca_bundle="/x")
-    assert "not encrypted" in who_reads_along(plain)
-    assert "not verified" in who_reads_along(Config("https://127.0.0.1", verify_ssl=False))
+    assert "not encrypted" in connection_warning(plain)
+    assert "not verified" in connection_warning(Config("https://127.0.0.1", verify_ssl=False))
     for quiet in (Config("https://h"), Config("http://127.0.0.1:80"), Config("http://[::1]"), Config(""), bundle):
-        assert who_reads_along(quiet) == ""
+        assert connection_warning(quiet) == ""
 
 
 def test_a_way_without_encryption_is_warned_of_whatever_is_printed(tmp_path):
@@ -402,7 +403,7 @@ def test_a_way_without_encryption_is_warned_of_whatever_is_printed(tmp_path):
         env = environment(tmp_path, XNAT_USER="u", XNAT_PASS=PASSWORD)
         done = run(SCRIPTS / "xnatctl", "project", "list", "-q", "--url", url, env=env)
     assert (done.returncode, done.stdout) == (0, "P\n")
-    assert done.stderr == f"xnatctl: {url} is not encrypted: whoever is on the way reads along, passwords too\n"
+    assert done.stderr == f"xnatctl: {url} is not encrypted: the password and all data can be read on the way\n"
 
 
 def certificate(directory: Path, name: str, days: int = 2) -> tuple[Path, Path]:

@@ -96,7 +96,7 @@ def test_the_whole_archive(tmp_path, kind):
     with serving(change=server.change, **server.options) as demo, mounting(demo.url, tmp_path, **demo.login) as mount:
         mount.expected_in_log += [*demo.planted_warnings, *server.says]
         wanted = {e.path: e for e in demo.manifest if e.path[0] == "projects" and len(e.path) > 1}
-        told = demo.app.routes.levels.digests and demo.app.release.lists_digests
+        told = demo.app.site.digests and demo.app.site.release.lists_digests
         if not told:  # then bytes that are not as the catalogue says cannot be told from others
             wrong = {e.path for e in demo.manifest if demo.wrong_digest(e)}
             wanted = {path: replace(e, error="") if path in wrong else e for path, e in wanted.items()}

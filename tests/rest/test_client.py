@@ -14,8 +14,9 @@ from tests.support.wire import Wire
 from xnatfs.common.errors import BadReply, Denied, LoginRequired, NotFound, NotXnat, Stale, Unreachable
 from xnatfs.http.resumable_download import MAX_REFUSALS, WITHOUT_RANGES_SECONDS
 from xnatfs.http.transport import MAX_LOST_SESSIONS
-from xnatfs.rest.client import Xnat, has_url, open_xnat
+from xnatfs.rest.client import Xnat, open_xnat
 from xnatfs.rest.models import FileRow
+from xnatfs.rest.urls import has_url
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 
@@ -384,7 +385,7 @@ async def test_a_500_is_asked_once_more_and_no_oftener(autojump_clock):
 
 
 async def test_a_gateway_that_fails_is_asked_again_until_it_answers(autojump_clock):
-    statuses = [502, 503, 504, 429, 200]
+    statuses = [502, 503, 504, 429, 500, 200]
 
     def answer(request: httpx.Request) -> httpx.Response:
         status = statuses.pop(0)

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import unquote_plus
 
@@ -13,10 +14,12 @@ import trio.testing
 
 from tests.rest.test_client import CONTENT, FILE, ITEM, MODIFIED, URL, Pieces, Server, always, connected, table
 from tests.support.wire import Wire
-from xnatfs.common.errors import BadReply, LoginRequired, NotFound, Uncertain, Unreachable
+from xnatfs.common.errors import BadReply, ConfigError, LoginRequired, NotFound, Uncertain, Unreachable
 from xnatfs.http.clients import PARALLEL_DOWNLOADS
 from xnatfs.http.documents import MAX_BODY_ATTEMPTS
-from xnatfs.rest.client import BIG, LONG, LONG_DOWNLOADS, PIECE, Xnat, open_xnat
+from xnatfs.rest.client import Xnat, open_xnat
+from xnatfs.rest.contents import BIG_FILE_BYTES, LONG_DOWNLOADS, LONG_FILE_BYTES
+from xnatfs.rest.lists import PARSED_BYTES, Limits
 from xnatfs.rest.models import (
     SCAN_COLUMNS,
     SCAN_LABEL,
@@ -204,7 +207,7 @@ async def test_a_long_list_comes_in_pieces_and_others_have_their_turn():
         found = await xnat.projects()
         nursery.cancel_scope.cancel()
     assert [project.id for project in found] == [str(number) for number in range(1000)]
-    assert turns >= len(body) // PIECE
+    assert turns >= len(body) // PARSED_BYTES
 
 
 async def test_a_list_that_breaks_off_says_where(autojump_clock):
@@ -258,6 +261,38 @@ async def test_what_is_handed_on_or_does_something_is_not_asked_for_again(autoju
     server = Server(always(lambda: httpx.Response(200, stream=Pieces(CONTENT, 1500))))
     async with connected(server) as xnat:
         with pytest.raises(Unreachable, match=f"^{URL}/data/.* broke off"):
+            await call(xnat)
+    assert len(server.asked()) == 1
+
+
+@pytest.mark.parametrize("path", ["/data/\x01", "/data/\udcff", f"/data/{'x' * 70_000}"])
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+async def test_a_path_that_no_url_can_have_is_an_error_of_its_own(method, path):
+    server = Server()
+    async with connected(server) as xnat:
+        with pytest.raises(ConfigError, match="cannot be sent"):
+            await gathered(xnat.raw(method, path, b"", None))
+    assert server.asked() == []
+
+
+async def test_a_path_with_two_slashes_names_no_other_host_and_no_other_path():
+    server = Server(always(lambda: httpx.Response(200)))
+    async with connected(server) as xnat:
+        await xnat.change("DELETE", "//data/projects/P")
+    assert server.asked() == ["DELETE /site//data/projects/P"]
+    assert server.requests[-2].url.host == "xnat.example.org"
+
+
+@pytest.mark.parametrize("call", [lambda xnat: xnat.issue_token(), lambda xnat: xnat.invalidate_token("alias")])
+async def test_a_request_with_an_effect_is_not_sent_again_if_its_reply_is_lost(autojump_clock, call):
+    """Report that the server may have carried it out: each repetition would issue another token."""
+
+    def lost(request: httpx.Request) -> httpx.Response:
+        raise httpx.ReadError("connection reset")
+
+    server = Server(lost)
+    async with connected(server) as xnat:
+        with pytest.raises(Uncertain, match="may have been carried out"):
             await call(xnat)
     assert len(server.asked()) == 1
 
@@ -430,8 +465,8 @@ async def test_what_is_nested_without_end_is_a_bad_reply():
 @pytest.mark.parametrize("count", [3, 4, 5, 6])
 async def test_a_list_may_be_so_long_and_no_longer(monkeypatch, count):
     """Accept a longer list of files than of anything else."""
-    monkeypatch.setattr("xnatfs.rest.client.LISTED", (10_000, 3))
-    monkeypatch.setattr("xnatfs.rest.client.FILES", (10_000, 5))
+    monkeypatch.setattr("xnatfs.rest.lists.LIST_LIMITS", Limits(10_000, 3))
+    monkeypatch.setattr("xnatfs.rest.lists.FILE_LIMITS", Limits(10_000, 5))
     rows = [{"ID": "P", "URI": f"/x/resources/7/files/{number}", "cat_ID": "7"} for number in range(count)]
     async with connected(Server(always(lambda: table(rows)))) as xnat:
         if count > 3:
@@ -509,6 +544,7 @@ async def test_a_session_of_others_is_used_and_left():
         def find(self, dead: frozenset[str] = frozenset()) -> Any:
             class Found:
                 token, username, idle = "S" * 32, "u", 900.0
+                created = datetime.now(UTC)
 
             return Found()
 
@@ -760,7 +796,7 @@ async def test_a_file_by_its_place_says_what_it_is():
         (lambda xnat, size: _whole(xnat.indexed(ITEM, 1)), PARALLEL_DOWNLOADS),
     ],
 )
-@pytest.mark.parametrize("size", [None, LONG, LONG + 1])
+@pytest.mark.parametrize("size", [None, LONG_FILE_BYTES, LONG_FILE_BYTES + 1])
 async def test_so_many_are_under_way_at_once(autojump_clock, method, most, size):
     """Run half as many downloads of large files."""
     now = highest = 0
@@ -779,7 +815,8 @@ async def test_so_many_are_under_way_at_once(autojump_clock, method, most, size)
     async with open_xnat(Config(URL), Credentials("u", "p"), Wire(handle)) as xnat, trio.open_nursery() as nursery:
         for _ in range(20):
             nursery.start_soon(method, xnat, size)
-    large = size == LONG + 1 and most == PARALLEL_DOWNLOADS and method.__code__.co_names[:2] == ("_whole", "download")
+    is_download = method.__code__.co_names[:2] == ("_whole", "download")
+    large = size == LONG_FILE_BYTES + 1 and is_download
     assert highest == (LONG_DOWNLOADS if large else most)
 
 
@@ -795,7 +832,7 @@ async def _whole(opened: Any) -> None:
         pass
 
 
-@pytest.mark.parametrize(("size", "big"), [(None, False), (BIG, False), (BIG + 1, True)])
+@pytest.mark.parametrize(("size", "big"), [(None, False), (BIG_FILE_BYTES, False), (BIG_FILE_BYTES + 1, True)])
 async def test_files_from_so_many_bytes_on_are_carried_by_a_process(size, big):
     """Use another client of httpx for them, here one of the test."""
     server, carried = Server(always(lambda: httpx.Response(200, content=b"x"))), []

@@ -8,7 +8,7 @@ import pytest
 
 from xnatfs.common.errors import BadReply
 from xnatfs.rest.file_table import Catalogues
-from xnatfs.rest.models import Row, file_rows
+from xnatfs.rest.models import FileRow
 
 MD5 = "0123456789abcdef" * 2
 KEYS = ("cat_ID", "URI", "Size", "digest", "file_format", "file_content", "collection")
@@ -38,7 +38,14 @@ def read(rows: Iterable[Mapping[str, Any]]) -> Catalogues:
 @pytest.mark.parametrize("spell", [str, str.lower, str.upper])
 def test_the_rows_are_those_of_the_listing_in_its_order(spell):
     found = read([{spell(key): value for key, value in row.items()} for row in ROWS])
-    expected = file_rows(Row(row) for row in ROWS)
+    expected = [
+        FileRow("7", "a", 5, MD5, "DICOM", "RAW", 0),
+        FileRow("7", "b/größe \ud800.dcm", None, "", "DICOM", "RAW", 1),
+        FileRow("8", "x", 2**40, MD5, "DICOM", "RAW", 0),
+        FileRow("7", "c", None, "", "a&b", "RAW", 2),
+        FileRow("7", "d", None, "", "DICOM", "RAW", 3),
+        FileRow("8", "y", 0, "", "NIFTI", "RAW", 1),
+    ]
     assert list(found) == expected
     assert len(found) == len(expected)
     for number, catalogue in found.groups.items():
@@ -63,7 +70,7 @@ def test_what_is_no_md5_is_no_digest(digest):
 
 def test_a_cell_that_is_missing_or_null_is_empty():
     row: dict[str, Any] = {"cat_ID": "7", "URI": "/data/x/resources/7/files/a", "Size": None, "digest": None}
-    assert list(read([row])) == file_rows([Row(row)])
+    assert list(read([row])) == [FileRow("7", "a", None, "", "", "", 0)]
 
 
 @pytest.mark.parametrize("broken", [{"cat_ID": ""}, {"URI": ""}, {"URI": "/data/x/resources/9/files/a"}])

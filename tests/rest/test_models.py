@@ -3,7 +3,8 @@
 import pytest
 
 from xnatfs.common.errors import BadReply
-from xnatfs.rest.models import Experiment, Resource, Row, Scan, file_path, file_rows, parse_time
+from xnatfs.rest.file_table import file_path, file_rows
+from xnatfs.rest.models import Experiment, Resource, Row, Scan, parse_time
 
 
 @pytest.mark.parametrize(

@@ -47,10 +47,12 @@ def small_archive() -> Archive:
 def clients(demo: DemoXnat) -> Iterator[Client]:
     opened: list[httpx.Client] = []
 
-    def make(user: str = OWNER, **headers: str) -> httpx.Client:
+    def make(user: str = "", **headers: str) -> httpx.Client:
         made = httpx.Client(transport=httpx.MockTransport(demo), base_url="http://xnat", headers=headers)
         opened.append(made)
-        made.get("/data/JSESSION", auth=(user, user))
+        if user:
+            login = (user, demo.archive.users[user].password)
+            assert made.post("/data/JSESSION", auth=login).status_code == 200
         return made
 
     yield make

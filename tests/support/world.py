@@ -24,10 +24,12 @@ from tests.support.model import EPOCH, PASSWORD, USER, Model, Network, Path, now
 from xnatfs.content import Version, blob, planner, writer
 from xnatfs.content.entry import identity
 from xnatfs.demo.archive.model import Archive
-from xnatfs.fuse.operations import Operations, Ownership
+from xnatfs.fuse.attributes import Ownership
+from xnatfs.fuse.operations import Operations
+from xnatfs.listings.server_listings import REVALIDATE_SECONDS
 from xnatfs.settings.config import Config, server_directory
 from xnatfs.settings.credentials import Credentials
-from xnatfs.site import KEPT_FOR, Site, open_site
+from xnatfs.site import Site, open_site
 from xnatfs.tree import Root
 
 URL = "http://xnat.example.org"
@@ -95,7 +97,7 @@ class World:
 
     def __init__(self, directory: Directory, cache_size: int, digests: bool, odd: bool) -> None:
         self.model = Model(odd=odd)
-        self.model.demo.routes.levels.digests = digests
+        self.model.demo.site.digests = digests
         self.network = Network(self.model.demo, TIMEOUT)
         self.handles: list[Handle] = []
         self._directory = directory
@@ -290,7 +292,7 @@ class World:
         with self._trying(path, there=path in self.model.present.names):
             shown = set(await self.kernel.names(path)) - {"resources", "scans", "assessors", "reconstructions"}
             since = begun - TTL - SLACK
-            if begun - self._mounted_at <= KEPT_FOR + SLACK:
+            if begun - self._mounted_at <= REVALIDATE_SECONDS + SLACK:
                 since = -float("inf")  # those of the last mount are shown until the server has answered
             may, must = self.model.listed(path, since, trio.current_time())
             assert shown <= may, f"{path} shows {shown - may}"
@@ -597,14 +599,14 @@ class World:
 
     async def expire(self) -> None:
         """Idle until the session has expired by the server's clock."""
-        await trio.sleep(self.model.demo.sessions.ttl + 1)
+        await trio.sleep(self.model.demo.site.session_ttl + 1)
 
     async def site_open(self, on: bool) -> None:
         """Open or close the site to guests, who see public projects: none here."""
-        self.model.demo.sessions.require_login = not on
+        self.model.demo.site.require_login = not on
 
     async def digests(self, on: bool) -> None:
-        self.model.demo.routes.levels.digests = on
+        self.model.demo.site.digests = on
         self.network.honest_digests = False
         self._digestless = float("inf") if not on else trio.current_time()
         self.model.note("")
@@ -614,7 +616,7 @@ class World:
         self.network.met_at = trio.current_time()  # what came without is open for a while
 
     async def ranges(self, on: bool) -> None:
-        self.model.demo.routes.levels.ranges = on
+        self.model.demo.site.ranges = on
 
     async def fail(self, kind: str, count: int, place: str) -> None:
         self.network.fail(kind, count, place)

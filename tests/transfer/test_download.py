@@ -165,7 +165,7 @@ def stopped(fresh: Shell, signal_number: int, after: int) -> int:
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
 def test_an_interrupted_download_is_taken_up_where_it_was(fresh, number, status):
     many(fresh, 200)
-    fresh.app.latency = 0.02
+    fresh.app.site.latency = 0.02
     assert stopped(fresh, number, 20) == status
     there = files(fresh.home / "data" / SESSION)
     named = {name: data for name, data in there.items() if not name.endswith(".part")}
@@ -245,7 +245,7 @@ def test_a_terminal_is_shown_a_bar(fresh):
     import pty
 
     many(fresh, 100)
-    fresh.app.latency = 0.02
+    fresh.app.site.latency = 0.02
     main, terminal = pty.openpty()
     seen = bytearray()
 

@@ -183,14 +183,14 @@ def test_files_that_were_there_before_are_no_arrivals(fresh, folder, more, overw
     fresh.ctl(*upload(folder, "--direct-archive", "--wait"))
     before = len(contents(archived(fresh)))
     words = upload(more, "--direct-archive", "--overwrite", overwrite, "-o", "json")
-    fresh.app.writing.prearchive.work = LIMIT  # until the end of it the server is at work on them
+    fresh.app.site.work = LIMIT  # until the end of it the server is at work on them
     done = fresh.ctl(*words)
     assert (done.rows["destination"], done.rows["arrived"], done.rows["changed"]) == ("direct", None, 0)
     assert "anonymization" not in done.err
     assert f"{before} files were there before" in done.err
     assert len(journals(fresh)) == 1
     fresh.ctl(*words, "--wait", "--wait-timeout", "0.1", status=4)
-    fresh.app.writing.prearchive.work = 0.0
+    fresh.app.site.work = 0.0
     done = fresh.ctl(*words, "--wait")
     assert (done.rows["destination"], done.rows["arrived"], done.rows["sent"]) == ("archive", 2, 0)
     assert len(contents(archived(fresh))) == before + 2
@@ -722,7 +722,7 @@ def test_a_folder_becomes_a_resource_with_every_name(fresh, papers):
 
 
 def test_without_digests_the_same_files_are_known_by_their_bytes(fresh, papers):
-    fresh.app.routes.levels.digests = False
+    fresh.app.site.digests = False
     words = ("resource", "upload", "-E", SESSION, "PAPERS", papers)
     fresh.ctl(*words)
     before = len(fresh.requests("PUT"))
@@ -742,7 +742,7 @@ def test_without_digests_the_same_files_are_known_by_their_bytes(fresh, papers):
 @pytest.mark.parametrize("digests", [True, False], ids=["digests", "no digests"])
 def test_a_file_of_equal_length_that_was_not_replaced_is_told(fresh, papers, digests):
     """For want of the right to change, the server answers 200, and name and length are those of the file before."""
-    fresh.app.routes.levels.digests = digests
+    fresh.app.site.digests = digests
     words = ("resource", "upload", "-E", SESSION, "PAPERS", papers)
     fresh.ctl(*words)
     (papers / "a.txt").write_bytes(b"eno")

@@ -388,7 +388,7 @@ async def test_by_number_a_file_comes_whose_name_or_length_is_its_own(world, tmp
     world.add(world.scans[0].resources, "DICOM", files)
     without_archives(world)
     async with world.site(tmp_path) as site:
-        if not world.demo.release.shuffles:
+        if not world.demo.site.release.shuffles:
             await read_all(site, f"{SCAN}/DICOM", files)
         for name, content in files.items():  # else a number means another file each time, which is never taken for it
             await read_right_or_not(site, f"{SCAN}/DICOM/{name}", content)

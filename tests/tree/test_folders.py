@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from tests.prefetch.test_session_listings import find
 from tests.support.scripted import Scripted, opened
 from xnatfs.common.errors import NotFound
-from xnatfs.tree.folders import AT_ONCE, CatalogueFile, FolderDir
+from xnatfs.tree.catalogue_file import CatalogueFile
+from xnatfs.tree.folders import AT_ONCE, FolderDir
 from xnatfs.tree.node import Dir
 
 DICOM = "projects/P/S/E/scans/1/DICOM"

@@ -13,8 +13,9 @@ from xnatfs.common.errors import BadReply, Denied, NotFound, Stale, XnatError
 from xnatfs.listings.keys import FilesKey, FoldersKey
 from xnatfs.site import Site
 from xnatfs.tree import Root
-from xnatfs.tree.folders import RIGHT_ENOUGH, SAMPLE, CatalogueFile
+from xnatfs.tree.catalogue_file import CatalogueFile
 from xnatfs.tree.node import UNDATED, Children, Dir, File, Link, Node, measure
+from xnatfs.tree.resource_files import RIGHT_ENOUGH, SAMPLE
 
 
 @pytest.fixture
@@ -697,8 +698,7 @@ async def test_where_head_is_refused_a_file_can_be_read(server, tmp_path):
     async with opened(server, tmp_path) as site:
         file = await find(site, f"{SCAN}/DICOM/a")
         assert isinstance(file, CatalogueFile)
-        folders = file.folder.folders
-        source = folders.resource_dir.source(file.row, folders.listing.groups)
+        source = file.files.resource_dir.source(file.row, file.files.groups)
         assert await source.head() == (None, "")
         assert await read(site, f"{SCAN}/DICOM/a") == b"12345"
 

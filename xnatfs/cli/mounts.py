@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from xnatfs.cli import daemon, demo, options, serving, statusline
+from xnatfs.cli.control import parsers
 from xnatfs.cli.host import doctor, execute, units
 from xnatfs.cli.logins import MountLogin, find_login_again, find_mount_login, mount_login
 from xnatfs.cli.output import print_message
@@ -37,6 +38,7 @@ def add_parsers(commands: Any) -> None:
     units.add_parser(commands)
     doctor.add_parser(commands)
     demo.add_parser(commands)
+    parsers.add_parsers(commands)
 
 
 def run_mount(arguments: argparse.Namespace) -> int:

@@ -16,6 +16,7 @@ from xnatfs.cli import logs
 from xnatfs.common.errors import ConfigError
 from xnatfs.common.private_files import write_private
 from xnatfs.common.urls import is_same_server
+from xnatfs.fuse.control.protocol import LOG_LEVELS
 from xnatfs.fuse.mountinfo import file_system
 from xnatfs.settings.config import Config, Profile, cache_home, find_profile, normalised_url, select_profile
 
@@ -164,7 +165,7 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     add("--strict", action="store_true", help="serve no byte of a file until all of it is verified")
     offline = "serve expired listings while the server is unreachable, for a day"
     add("--offline", action="store_true", help=offline)
-    add("--log-level", choices=["debug", "info", "warning", "error"], default="info", help="default: info")
+    add("--log-level", choices=LOG_LEVELS, default="info", help="default: info")
     add("--log-file", type=Path, metavar="FILE", help="append the log to FILE")
     add("--report-fd", type=number, help=argparse.SUPPRESS)
 

@@ -16,7 +16,7 @@ from xnatfs.cli.logins import MountLogin
 from xnatfs.common import systemd
 from xnatfs.common.errors import FuseMissing
 from xnatfs.fuse.mountpoint import check_fuse, check_mountpoint
-from xnatfs.settings.config import Config, cache_home, who_reads_along
+from xnatfs.settings.config import Config, cache_home, connection_warning
 from xnatfs.settings.credentials import Credentials, forget_secrets
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def check_mountable(arguments: argparse.Namespace, source: str = "") -> None:
 
 def access_warnings(arguments: argparse.Namespace, config: Config) -> list[str]:
     """Return warnings about access that this mount gives to others."""
-    found = [who_reads_along(config)]
+    found = [connection_warning(config)]
     if arguments.allow_other:
         found.append("every user and program of this machine may read in this mount what your account may: allow_other")
     if arguments.allow_root:
@@ -137,8 +137,8 @@ def import_mount() -> Any:
 
 
 def _mount_options(arguments: argparse.Namespace, reload: Reload | None) -> Any:
+    from xnatfs.fuse.attributes import Ownership
     from xnatfs.fuse.mount import MountOptions
-    from xnatfs.fuse.operations import Ownership
 
     uid = os.getuid() if arguments.uid is None else arguments.uid
     gid = os.getgid() if arguments.gid is None else arguments.gid

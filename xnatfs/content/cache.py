@@ -53,6 +53,7 @@ class ContentCache:
         self._strict = strict
         self._files = OpenFiles(store, nursery)
         self._disproved: deque[bytes] = deque(maxlen=MAX_DAMAGED_NAMES)  # of which readers may have received bad bytes
+        self._dropped: set[str] = set()  # folders of which no file is opened since
         self._distrusted: set[bytes] = set()  # identities to be fetched anew, even if a copy is cached
         self._write_behind = WriteBehind(store, nursery, self._files)
 
@@ -79,6 +80,12 @@ class ContentCache:
             "fetched": self.stats.fetched,
             **self._store.counters(),
         }
+
+    def filling(self) -> list[Blob]:
+        """Return the files that are being fetched singly."""
+        return [
+            entry.blob for entry in self._files.entries.values() if entry.fill is not None and entry.fill.is_running
+        ]
 
     def has(self, version: Version) -> bool:
         """Return whether an open would need no request to the server. It takes one point read."""
@@ -114,6 +121,7 @@ class ContentCache:
         """
         if self._files.is_closed:
             raise CacheError(f"{version.key}: the cache has been closed")
+        self._dropped.discard(version.folder)
         ident = identity(version)
         entry = self._joinable(ident, version)
         if entry is None:
@@ -139,7 +147,7 @@ class ContentCache:
         unwritten. Do nothing for a file that is open, being fetched or waiting to be written.
         """
         ident = identity(version)
-        if self._files.is_closed or self._joinable(ident, version) is not None:
+        if self._files.is_closed or version.folder in self._dropped or self._joinable(ident, version) is not None:
             return
         entry = self._add(ident, version, self.clock())
         entry.row = self._row(entry, len(data), "")
@@ -164,20 +172,17 @@ class ContentCache:
         self._files.dispose_idle()
         await self._store.evict(target)
 
-    async def drop(self, owners: Collection[str]) -> None:
-        """Remove all files of these owners: the next open requests them again. Open readers continue."""
-        self._disown(owners)  # files that are to be written reach the store before it drops them, or not at all
-        await self._store.drop(owners)
-        self._disown(owners)  # files that were opened meanwhile
+    async def drop(self, folders: Collection[str]) -> None:
+        """Remove all files in these folders, and add none to them until one is opened. Open readers continue."""
+        self._dropped.update(folders)
+        self._forget_in(folders)  # files that are to be written reach the store before it drops them, or not at all
+        await self._store.drop(folders)
+        self._forget_in(folders)  # files that were opened meanwhile
 
-    def _disown(self, owners: Collection[str]) -> None:
+    def _forget_in(self, folders: Collection[str]) -> None:
         for entry in list(self._files.current.values()):
-            if not set(entry.owners).isdisjoint(owners):
+            if entry.folder in folders:
                 self._files.forget(entry)
-
-    async def owners(self) -> set[tuple[str, ...]]:
-        """Return the owners of the cached files, each combination once. Reads all of the index."""
-        return {tuple(owners.split("\n")) for owners in await self._store.owners()}
 
     # Opening.
 
@@ -247,8 +252,7 @@ class ContentCache:
 
     def _row(self, entry: Entry, size: int, modified: str) -> BlobRow:
         key = entry.blob.key.encode("utf-8", "backslashreplace").decode()  # SQLite takes no lone surrogates
-        checked, owners = entry.checked, "\n".join(entry.owners)
-        return BlobRow(entry.ident, key, entry.listed, size, modified, checked, checked, "", owners=owners)
+        return BlobRow(entry.ident, key, entry.listed, size, modified, entry.checked, entry.checked, "")
 
     # For fills, as their owner.
 

@@ -27,7 +27,7 @@ class Entry:
         self.fill: Fill | None = None
         self.row: BlobRow | None = None  # None until the file is complete
         self.listed = version.size
-        self.owners = version.owners
+        self.folder = version.folder
         self.checked = checked
         self.is_queued = False  # in `WriteBehind`, which needs its bytes
 

@@ -38,8 +38,8 @@ MAX_WINDOW_BYTES = 64 * 1024 * 1024
 # that writes (`RangeDownload.next_step`), below which a pause saves nothing.
 READ_AHEAD_BYTES = 4 * 1024 * 1024
 
-# Where another process writes the bytes, so much is written before the next decision, in case a reader seeks: what
-# arrives in so many seconds, at most so much.
+# Where another process writes the bytes, the next decision, as after a seek, has to wait for its current step: the
+# amount that arrives in STEP_SECONDS, and at most MAX_STEP_BYTES.
 STEP_SECONDS, MAX_STEP_BYTES = 0.1, 32 * 1024 * 1024
 
 # Parallel downloads of one file, beside the first: with these it uses three of the client's four slots for long

@@ -6,7 +6,7 @@ validator of a `Body` are checked against those of other replies, and its length
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 # Write the next bytes into a descriptor: the arguments are the descriptor (None to discard the bytes), the offset and
@@ -64,6 +64,11 @@ class Source(Protocol):
         """Request what the server states of the file now."""
 
 
+def folder_of(key: str) -> str:
+    """Return the first part of a key."""
+    return key.partition("/")[0]
+
+
 @dataclass(frozen=True, slots=True)
 class Version:
     """One version of a file as the listing has it."""
@@ -71,8 +76,11 @@ class Version:
     key: str  # its place: resource ID and path, "34/a/b.dcm"
     size: int | None  # as listed; may be stale or unknown
     digest: str  # MD5 in lower-case hex, "" if the server computes none
-    # The owners for `ContentCache.drop`, any texts without line breaks. They are not part of the file's identity.
-    owners: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def folder(self) -> str:
+        """Return the first part of the key, by which `ContentCache.drop` finds the file."""
+        return folder_of(self.key)
 
     def stamp(self, stamp: str) -> str:
         """Return what distinguishes contents of this version: the given stamp, or '' where the digest does."""

@@ -16,7 +16,7 @@ import h11
 from xnatfs.common.tls import tls_context
 
 # The largest head of a reply, and the most bytes received at a time of a body whose length is not known.
-HEAD_BYTES = 64 * 1024
+MAX_HEAD_BYTES = 64 * 1024
 
 # Reading the certificate authorities takes 40 ms: once in the life of a process.
 _context = cache(tls_context)
@@ -26,7 +26,7 @@ class ConnectionFailed(Exception):
     """The connection or the file failed.
 
     Args:
-        kind: A key of `pool.ERRORS`, or "file".
+        kind: A key of `pool.TRANSPORT_ERRORS`, or "file".
         text: The system's or the library's text.
         number: The errno, or None.
     """
@@ -76,7 +76,7 @@ class Connection:
         assert self._socket is not None
         self._timeout = message["read"]
         self._socket.settimeout(self._timeout)
-        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_BYTES)
+        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
         self._keep_alive = False  # until there is another reply
         request = h11.Request(method="GET", target=message["get"], headers=message["headers"])
         with _failures():
@@ -159,7 +159,7 @@ class Connection:
         assert self._socket is not None
         with _failures():
             while (event := self._http.next_event()) is h11.NEED_DATA:
-                self._http.receive_data(self._socket.recv(HEAD_BYTES))
+                self._http.receive_data(self._socket.recv(MAX_HEAD_BYTES))
         if isinstance(event, h11.ConnectionClosed):
             raise ConnectionFailed("protocol", "the server closed the connection without an answer")
         return event

@@ -39,7 +39,7 @@ LINK_BUFFER_BYTES = 64 * 1024
 # however slow its server is; but not on a line that fell asleep with this machine, or that a firewall has forgotten.
 UNACKNOWLEDGED_SECONDS = 10.0
 
-ERRORS: dict[str, type[httpx.TransportError]] = {
+TRANSPORT_ERRORS: dict[str, type[httpx.TransportError]] = {
     "connect": httpx.ConnectError,
     "connect timeout": httpx.ConnectTimeout,
     "tls": httpx.ConnectError,
@@ -322,6 +322,6 @@ def _error(message: Mapping[str, Any]) -> Exception:
     cause = OSError(message["errno"], os.strerror(message["errno"])) if message["errno"] else None
     if message["error"] == "file":
         return cause or OSError(errno.EIO, message["text"])
-    error = ERRORS[message["error"]](message["text"])
+    error = TRANSPORT_ERRORS[message["error"]](message["text"])
     error.__cause__ = cause
     return error

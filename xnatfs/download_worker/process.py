@@ -14,9 +14,9 @@ Messages are lines of JSON over the socket that is its standard input. From the 
     {"write": N, "at": OFFSET} and a file descriptor beside it, or {"skip": N}
         {"wrote": n} again and again, until all N of them are in the file or are skipped
 
-The answer to any may be {"error": KIND, "text", "errno"}, KIND being a key of `pool.ERRORS`. Then the connection is
-gone; the process is not, it ends with its socket. An error of the file ("file") keeps the connection, and the piece
-that could not be written: the next "write" begins with it.
+The answer to any may be {"error": KIND, "text", "errno"}, where KIND is a key of `pool.TRANSPORT_ERRORS`, or "file".
+The connection is closed then, and the process waits for the next "get". After an error of the file, the connection
+stays open, and the next "write" begins with the bytes that could not be written.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Inode numbers and lookup counts. Nothing here awaits.
+"""Inode numbers, lookup counts, and what the kernel has of each file. Nothing here awaits.
 
 A number belongs to an identity: a path, whatever its content is. It stays for as long as the kernel remembers it, and
 is the same again afterwards and in the next mount, because it is made of the identity; only two that want the same
@@ -11,30 +11,79 @@ Invariants:
   with the old bytes, and programs that open the path get the new ones.
 """
 
-from collections import Counter
-
 from pyfuse3 import InodeT
 
+from xnatfs.content import Blob
 from xnatfs.tree.node import INODE_BITS, Dir, Node, number
 
 ROOT = InodeT(1)
 
 
+class Pages:
+    """The open handles of a file, and the pages that the kernel has of it."""
+
+    __slots__ = ("handles", "stamp", "suspect", "unproven")
+
+    def __init__(self) -> None:
+        self.handles = 0
+        self.stamp = ""  # of the content that was opened last, where it has one
+        # The pages, and the length, may be of another version than the handles are of, or of bytes that failed: the
+        # kernel drops both with each open, and has done so when such a handle is used or released.
+        self.suspect = False
+        self.unproven: Blob | None = None  # opened last before it was verified, until all handles are released
+
+    def open(self, blob: Blob) -> bool:
+        """Count a handle, and return whether the kernel may keep its pages: they are of this blob, all verified.
+
+        The file may be whole although an earlier blob of it failed: another process has put it into the cache.
+        """
+        unproven = self.unproven
+        self.suspect |= unproven is not None and unproven is not blob and not unproven.complete
+        if not blob.complete:
+            self.unproven = blob
+        self.handles += 1
+        return blob.complete and not self.suspect
+
+    def release(self) -> None:
+        """Take back a handle. Pages of a file that was never verified must not outlive its last one."""
+        self.suspect = False
+        self.handles -= 1
+        if not self.handles:
+            self.suspect = self.unproven is not None and not self.unproven.complete
+            self.unproven = None
+
+
 class Known:
     """A node under its number. One object for all that is known of it: there may be a million."""
 
-    __slots__ = ("identity", "inode", "lookups", "node", "stamp")
+    __slots__ = ("_pages", "identity", "inode", "lookups", "node")
 
     def __init__(self, inode: InodeT, node: Node, identity: object) -> None:
         self.inode = inode
         self.node = node  # as the kernel was told of it
         self.identity = identity
         self.lookups = 0  # references that the kernel has to it
-        self.stamp = ""  # of the content that was opened, where it has one
+        self._pages: Pages | None = None  # of a file that was opened, or has changed
+
+    @property
+    def pages(self) -> Pages:
+        self._pages = self._pages or Pages()
+        return self._pages
+
+    @property
+    def is_open(self) -> bool:
+        return self._pages is not None and self._pages.handles > 0
 
     def newest(self, node: Node) -> Node:
         """Return which of its node and this one was made of what is known now."""
-        return node if node.rank >= self.node.rank else self.node
+        return node if node is self.node or node.rank >= self.node.rank else self.node
+
+    def serve(self, node: Node) -> None:
+        """Let the number stand for this node, unless it stands for a newer one: the kernel is told of it now."""
+        before, self.node = self.node, self.newest(node)
+        if before is not self.node and before.version != self.node.version:
+            self.pages.stamp = ""
+            self.pages.suspect = True
 
 
 class Inodes:
@@ -45,25 +94,13 @@ class Inodes:
         known.lookups = 1
         self._by_inode: dict[InodeT, Known] = {ROOT: known}
         self._by_identity: dict[object, Known] = {known.identity: known}
-        self.handles = Counter[InodeT]()  # how many are open
-        # Numbers of which the kernel may have pages, and a length, of another version than their handles are of, or of
-        # bytes that failed: it lets go of both with each open, and has done so when such a handle is used or released.
-        self.mixed: set[InodeT] = set()
 
     def __len__(self) -> int:
         return len(self._by_inode)
 
-    def __getitem__(self, inode: InodeT) -> Node:
-        """Return the node of a number that the kernel was given. Raises KeyError."""
-        return self._by_inode[inode].node
-
-    def entry(self, inode: InodeT) -> Known:
+    def __getitem__(self, inode: InodeT) -> Known:
         """Return what is known of a number that the kernel was given. Raises KeyError."""
         return self._by_inode[inode]
-
-    def number(self, node: Node) -> InodeT:
-        """Return the number this node has, or would get. Nothing is remembered."""
-        return self.known(node).inode
 
     def known(self, node: Node) -> Known:
         """Return what is known of this node, or would be. Nothing is remembered."""
@@ -74,7 +111,7 @@ class Inodes:
         if known.node is node:
             return known
         node.supersede(known.node)
-        if not self.handles[known.inode] or known.newest(node).version == known.node.version:
+        if not known.is_open or known.newest(node).version == known.node.version:
             return known
         identity, hint = (identity, node.version), number(f"{known.inode} {node.version}", INODE_BITS - 1)
         return self._by_identity.get(identity) or Known(self._free(hint), node, identity)
@@ -99,28 +136,13 @@ class Inodes:
             return True
         return self.known(node) is known and known.node.version == node.version
 
-    def look_up(self, node: Node) -> InodeT:
-        """Count one more reference of the kernel to this node; the newest node of an identity serves it."""
-        known = self.known(node)
-        self.serve(known, node)
-        self.refer(known)
-        return known.inode
-
-    def refer(self, known: Known) -> None:
-        """Count one more reference of the kernel to what `is_current`."""
+    def refer(self, known: Known, node: Node) -> None:
+        """Count one more reference of the kernel to what `is_current`; the newest node of an identity serves it."""
+        if known.node is not node:
+            known.serve(node)
         if not known.lookups:
             self._by_inode[known.inode] = self._by_identity[known.identity] = known
         known.lookups += 1
-
-    def serve(self, known: Known, node: Node) -> None:
-        """Let the number stand for this node, unless it stands for a newer one: the kernel is told of it now."""
-        before = known.node
-        if before is node:
-            return
-        known.node = known.newest(node)
-        if before.version != known.node.version:
-            known.stamp = ""
-            self.mixed.add(known.inode)
 
     def forget(self, inode: InodeT, count: int) -> None:
         """Take back so many references; without any the number is free."""
@@ -130,4 +152,3 @@ class Inodes:
         known.lookups = max(known.lookups - count, 1 if inode == ROOT else 0)
         if not known.lookups:
             del self._by_inode[inode], self._by_identity[known.identity]
-            self.mixed.discard(inode)

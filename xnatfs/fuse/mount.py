@@ -22,10 +22,13 @@ import trio
 from xnatfs import __version__
 from xnatfs.common.errors import MountpointError, Unreachable, XnatError
 from xnatfs.common.systemd import notify
+from xnatfs.fuse.attributes import Ownership
+from xnatfs.fuse.control.calls import control_mount
 from xnatfs.fuse.diagnostics import log_state
 from xnatfs.fuse.mountinfo import mount_on
 from xnatfs.fuse.mountpoint import check_fuse, check_mountpoint, clear_dead, one_at_a_time, registered
-from xnatfs.fuse.operations import Operations, OperationsWithXattrs, Ownership
+from xnatfs.fuse.operations import Operations
+from xnatfs.fuse.xattrs import OperationsWithXattrs
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 from xnatfs.settings.session_store import SessionStore
@@ -116,6 +119,8 @@ async def mount(
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(_obey, signals, ended, partial(log_state, site, operations), reload)
+                    if options.fuse_fd is None:  # of an exec there may be many on one mountpoint
+                        nursery.start_soon(control_mount, site, operations, config, options.mountpoint)
                     nursery.start_soon(_when_running, ready, options.mountpoint)
                     await pyfuse3.main(max_tasks=MOST_REQUESTS)
                     nursery.cancel_scope.cancel()

@@ -2,7 +2,6 @@
 
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,31 +16,27 @@ class Mount:
 
 def file_system(path: Path) -> str:
     """Return the type of the file system that a path is or would be on, such as "nfs4"; '' if unknown."""
-    place, found = os.path.realpath(path), ("", "")
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
-        for line in table:
-            before, _, after = line.rstrip("\n").partition(" - ")
-            point = _decoded(before.split(" ")[4])
-            # The last of several mounts on one directory hides the others.
-            if Path(place).is_relative_to(point) and len(point) >= len(found[0]):
-                found = point, after.split(" ")[0]
-    return found[1]
+    place = Path(os.path.realpath(path))
+    above = [(len(point.parts), mounted.kind) for point, mounted in all_mounts().items() if place.is_relative_to(point)]
+    return max(above, default=(0, ""))[1]
 
 
 def mount_on(mountpoint: Path) -> Mount | None:
     """Return the topmost mount on a mountpoint; None if there is none."""
-    return dict(mounts()).get(mountpoint)
+    return all_mounts().get(mountpoint)
 
 
-def mounts() -> Iterator[tuple[Path, Mount]]:
-    """Yield each mountpoint and its mount, of several on one mountpoint the topmost last: proc_pid_mountinfo(5)."""
+def all_mounts() -> dict[Path, Mount]:
+    """Return the topmost mount on each mountpoint; see proc_pid_mountinfo(5)."""
+    found = {}
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
         for line in table:
             before, _, after = line.rstrip("\n").partition(" - ")
             cells = before.split(" ")
-            kind, source, options = after.split(" ")
+            kind, source, options = [*after.split(" ", 2), "", ""][:3]
             owner = re.search(r"\buser_id=(\d+)", options)
-            yield Path(_decoded(cells[4])), Mount(cells[2], kind, _decoded(source), int(owner[1]) if owner else None)
+            found[Path(_decoded(cells[4]))] = Mount(cells[2], kind, _decoded(source), int(owner[1]) if owner else None)
+    return found
 
 
 def _decoded(cell: str) -> str:

@@ -146,6 +146,7 @@ def unmount(mountpoint: Path, dead: Mount | None = None) -> None:
         raise MountpointError(f"{mountpoint} cannot be unmounted: {_fusermount_says(done.stderr)}")
     if dead is not None:
         _registration(mountpoint).unlink(missing_ok=True)
+        control_socket(mountpoint).unlink(missing_ok=True)
 
 
 def _fusermount(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -215,6 +216,11 @@ def serving_process(mountpoint: Path) -> int | None:
 def _started(process: int) -> str:
     """Return when a process began, in clock ticks since the machine's boot; see proc_pid_stat(5)."""
     return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+
+
+def control_socket(mountpoint: Path) -> Path:
+    """Return the path of the socket on which the process that serves a mountpoint takes requests."""
+    return _registration(mountpoint).with_suffix(".sock")
 
 
 def _registration(mountpoint: Path) -> Path:

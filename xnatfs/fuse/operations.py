@@ -1,199 +1,58 @@
-"""pyfuse3's calls as node calls, exceptions as errnos. No meaning of its own.
-
-The border to the kernel is total: pyfuse3 understands FUSEError only, and any other exception would end the mount.
-"""
+"""pyfuse3's calls as node calls. No meaning of its own."""
 
 import contextlib
 import errno
-import functools
+import itertools
 import logging
 import math
 import os
-import stat
-from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import pyfuse3
 import trio
 from pyfuse3 import FileHandleT, FileNameT, FlagT, InodeT, ReaddirToken, RequestContext
 
 from xnatfs.common.clock import now
-from xnatfs.common.errors import (
-    BadReply,
-    CacheError,
-    CacheFull,
-    ConfigError,
-    Conflict,
-    Denied,
-    FuseMissing,
-    LoginRequired,
-    MountpointError,
-    NoRoute,
-    NotFound,
-    ReadOnly,
-    Stale,
-    TimedOut,
-    Unreachable,
-    XnatError,
-    first_error,
-)
+from xnatfs.common.errors import NotFound, ReadOnly, Stale, XnatError
 from xnatfs.content import Blob
-from xnatfs.fuse.inodes import Inodes, Known
+from xnatfs.fuse.attributes import Ownership, absent, seconds_left
+from xnatfs.fuse.control.error_log import ErrorLog
+from xnatfs.fuse.dir_cache import DirCache, DirListing, Reply
+from xnatfs.fuse.errnos import handler
+from xnatfs.fuse.inodes import Inodes, Known, Pages
 from xnatfs.listings.revocation import Permit
 from xnatfs.tree.names import decode, encode
-from xnatfs.tree.node import Children, Dir, File, Link, Node, measure
+from xnatfs.tree.node import Dir, File, Link, Node, measure
 
 log = logging.getLogger(__name__)
 
-# The most specific class decides. Every subclass of XnatError is here or below one that is (tested).
-ERRNOS: dict[type[XnatError], int] = {
-    NotFound: errno.ENOENT,
-    LoginRequired: errno.EACCES,
-    Denied: errno.EACCES,
-    NoRoute: errno.EHOSTUNREACH,
-    TimedOut: errno.ETIMEDOUT,
-    Unreachable: errno.EIO,
-    BadReply: errno.EIO,
-    Stale: errno.ESTALE,
-    ReadOnly: errno.EROFS,
-    Conflict: errno.EIO,
-    ConfigError: errno.EINVAL,
-    MountpointError: errno.EIO,
-    FuseMissing: errno.EIO,
-    CacheFull: errno.ENOSPC,
-    CacheError: errno.EIO,
-    XnatError: errno.EIO,
-}
-# These are answers, not faults: nobody wants them in a log. A server that is away, or refuses the login, is logged
-# once where it is found out, and not once for every read that it fails.
-QUIET = (NotFound, Denied, Stale, ReadOnly, Unreachable, LoginRequired)
-
-# What never expires, the kernel may keep for an hour; longer only delays its forgetting.
-LONGEST_TIMEOUT = 3600.0
-XATTR_PREFIX = b"user.xnat."
 # Bytes in a name, as statfs(2) says it.
 NAME_MAX = 255
-# Bytes in a value that the kernel passes on: XATTR_SIZE_MAX. What is longer would be E2BIG.
-LONGEST_XATTR = 65536
-# Bytes of names and values that are listed of one entry: ext4 has a block of 4 KiB for all, each with 16 bytes more
-# and rounded up, and `rsync -X` fails where one does not fit.
-LISTED_XATTRS = 3072
 # How many files of a listing are measured at once, where the server does not state sizes: four rounds of eight.
 MEASURED_AT_ONCE = 32
-
-# Answers that are made between two looks at who else waits: 2 ms. The kernel has room for some 700 at a time.
+# Replies that are made between two checkpoints: 2 ms. The kernel has room for some 700 at a time.
 MADE_AT_ONCE = 150
-# Entries of directories whose answers are kept, at 370 bytes each (measured): 20 series of a thousand images.
-KEPT_ANSWERS = 20_000
-
-# Permissions as other mounts show them, the read-only ones, too: a copy has these, and is written into and deleted; an
-# overlay asks its owner for them before it takes a change to itself. A change here is EROFS, which the kernel says.
-DIRECTORY_MODE, FILE_MODE = 0o755, 0o644
 # A directory lists itself first, then the one that it is in; programs drop the first two entries of a listing unseen.
 DOTS = (FileNameT(b"."), FileNameT(b".."))
-# Between looking a name up and opening or asking for what it names, in seconds: with a TTL of 0 it is out of date then.
-LOOKED_UP = 1.0
+# Seconds between looking a name up and using its number: with a TTL of 0 it is out of date then.
+LOOKED_UP_SECONDS = 1.0
+# What one READ would fetch at the kernel's default read-ahead: given with the reply to OPEN it saves that READ.
+GIVEN_BYTES = 128 * 1024
 
-# What one READ would fetch at the kernel's default read-ahead: given with the answer to OPEN it saves that READ.
-GIVEN = 128 * 1024
-
-Handler = TypeVar("Handler", bound=Callable[..., Coroutine[Any, Any, Any]])
 # Puts bytes into the kernel's pages of an inode, from an offset.
 Store = Callable[[InodeT, int, bytes], None]
-# Has the kernel let go of the attributes of an inode, and unless told "these alone" of its pages.
+# Has the kernel drop the attributes of an inode and, unless told "these alone", its pages.
 Invalidate = Callable[[InodeT, bool], None]
 
 
-def errno_of(error: XnatError) -> int:
-    return next(ERRNOS[kind] for kind in type(error).__mro__ if kind in ERRNOS)
+class OpenFile(NamedTuple):
+    """A file handle."""
 
-
-def handler(method: Handler) -> Handler:
-    """Let nothing out but FUSEError."""
-
-    @functools.wraps(method)
-    async def wrapped(self: "Operations", *args: Any, **kwargs: Any) -> Any:
-        try:
-            return await method(self, *args, **kwargs)
-        except pyfuse3.FUSEError:
-            raise
-        except Exception as error:
-            self.listings.clear()  # a file that is another than listed, or gone, has changed its directory
-            raise pyfuse3.FUSEError(_logged_errno(method.__name__, error)) from None
-
-    return cast(Handler, wrapped)
-
-
-def _logged_errno(name: str, error: Exception) -> int:
-    cause = first_error(error)
-    if isinstance(cause, XnatError):
-        log.log(logging.DEBUG if isinstance(cause, QUIET) else logging.WARNING, "%s: %s", name, cause)
-        return errno_of(cause)
-    log.error("%s failed", name, exc_info=error)
-    return errno.EIO
-
-
-@dataclass(frozen=True, slots=True)
-class Ownership:
-    """As whom the files are shown."""
-
-    uid: int
-    gid: int
-    umask: int = 0
-
-
-# A name as the kernel wants it, stat(2), and whose they are.
-Answer = tuple[FileNameT, pyfuse3.EntryAttributes, Known]
-
-
-class Listed:
-    """A directory as it is listed: what it held when it was opened, and the answers that were made of that."""
-
-    def __init__(self, children: Children, keep: bool) -> None:
-        self.keep = keep  # the answers; of a huge directory they would take more than all that it lists
-        self.source: Mapping[str, Node] = children.nodes
-        self.expires = children.expires
-        self.nodes = children.listed()
-        self.answers: list[Answer | None] = [None] * len(self.nodes)
-        self.dots: tuple[pyfuse3.EntryAttributes, ...] = ()  # the answers for DOTS
-
-    def is_of(self, children: Children) -> bool:
-        return self.source is children.nodes and self.expires == children.expires
-
-
-class Listings:
-    """The directories that were listed last, by inode number: who lists them again is answered from memory."""
-
-    def __init__(self, most: int = KEPT_ANSWERS) -> None:
-        self._kept: OrderedDict[InodeT, Listed] = OrderedDict()
-        self._most = most
-        self._entries = 0
-
-    def __len__(self) -> int:
-        """Their entries."""
-        return self._entries
-
-    def of(self, inode: InodeT, children: Children) -> Listed:
-        """Return what this directory holds now."""
-        listed = self._kept.pop(inode, None)
-        if listed is not None:
-            self._entries -= len(listed.nodes)
-        if listed is None or not listed.is_of(children):
-            listed = Listed(children, len(children.nodes) <= self._most)
-        if listed.keep:
-            self._kept[inode] = listed
-            self._entries += len(listed.nodes)
-        while self._entries > self._most:
-            _, oldest = self._kept.popitem(last=False)
-            self._entries -= len(oldest.nodes)
-        return listed
-
-    def clear(self) -> None:
-        self._kept.clear()
-        self._entries = 0
+    blob: Blob
+    permit: Permit
+    known: Known
+    pages: Pages
 
 
 class Operations(pyfuse3.Operations):
@@ -208,20 +67,50 @@ class Operations(pyfuse3.Operations):
     ) -> None:
         super().__init__()
         self.inodes = Inodes(root)
+        self.dir_cache = DirCache()
         self._store = store
         self._invalidate = invalidate
         self._site = root.site
-        self._ownership = ownership
-        self.listings = Listings()
-        self._directories: dict[FileHandleT, Listed] = {}
-        self._files: dict[FileHandleT, tuple[Blob, Permit, InodeT]] = {}
-        self._unproven: dict[InodeT, Blob] = {}  # what was opened last before it was verified, of numbers that are open
+        self._attributes = ownership.attributes
+        self._handles = itertools.count(1)
+        self._directories: dict[FileHandleT, DirListing] = {}
+        self._files: dict[FileHandleT, OpenFile] = {}
         self._forgetting: set[InodeT] = set()
-        self._next_handle = 1
+        self.errors = ErrorLog()
+        self.served_bytes = 0
 
     def counters(self) -> dict[str, int]:
         """Count what the kernel has open, and the nodes it remembers."""
         return {"files": len(self._files), "directories": len(self._directories), "inodes": len(self.inodes)}
+
+    def record_error(self, name: str, arguments: Sequence[Any], number: int, error: BaseException) -> None:
+        """Record the error of a call for the path that the call is about."""
+        with contextlib.suppress(LookupError, XnatError):  # a number that is not known any more has no path
+            self.errors.record(self._path_of(name, *arguments), number, str(error) or type(error).__name__)
+
+    def _path_of(self, name: str, first: Any, *rest: Any) -> tuple[str, ...]:
+        """Return the path that a call is about. Raises LookupError."""
+        if name == "readdir":
+            return next((node.parent.path for node in self._directories[first].nodes if node.parent), ())
+        path = self._files[first].known.node.path if name in ("read", "release") else self.inodes[first].node.path
+        return (*path, decode(rest[0])) if name == "lookup" else path
+
+    def open_files(self) -> list[tuple[tuple[str, ...], Blob]]:
+        """Return path and blob of each open file, once for each handle."""
+        return [(opened.known.node.path, opened.blob) for opened in self._files.values()]
+
+    def known(self, inode: InodeT) -> Known:
+        """Return what is known of a number. Raises Stale."""
+        try:
+            return self.inodes[inode]
+        except KeyError:
+            raise Stale(f"inode {inode} is not known any more") from None
+
+    def _directory(self, inode: InodeT) -> Dir:
+        node = self.known(inode).node
+        if not isinstance(node, Dir):
+            raise pyfuse3.FUSEError(errno.ENOTDIR)
+        return node
 
     # -- names ---------------------------------------------------------------------------------------------------
 
@@ -232,20 +121,12 @@ class Operations(pyfuse3.Operations):
             raise pyfuse3.FUSEError(errno.ENAMETOOLONG)
         try:
             node = await directory.child(decode(name))
-            await _learn_size([node])
+            await measure([node])
         except NotFound:
-            return _absent(directory.fresh_until())
-        known, attributes = self._entry(node, directory.fresh_until())
-        self.inodes.serve(known, node)
-        self.inodes.refer(known)
-        return attributes
-
-    def _entry(self, node: Node, expires: float) -> tuple[Known, pyfuse3.EntryAttributes]:
-        """Return what the kernel is to be told of a node whose size is known, and under which number."""
+            return absent(seconds_left(directory.fresh_until()))
         known = self.inodes.known(node)
-        attributes = self._attributes(known.newest(node), expires)
-        attributes.st_ino = known.inode
-        return known, attributes
+        self.inodes.refer(known, node)
+        return self._attributes(known.node, known.inode, seconds_left(directory.fresh_until()))
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
         """Drop references. The one call without a reply: pyfuse3 would let even a FUSEError of it end the mount."""
@@ -254,37 +135,28 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> pyfuse3.EntryAttributes:
-        known = self._known(inode)
+        known = self.known(inode)
         node = known.node
         expires = node.parent.fresh_until() if node.parent else math.inf
         if isinstance(node, File) and expires <= now():
-            if self._is_unnamed(known):
-                node, expires = await self._anew(known)
+            if _is_unnamed(known):
+                node, expires = await self._look_up_again(known)
             else:  # of a file that is open the kernel asks this before it hands out pages that it has
                 expires = await self._permitted(node.permit(), inode)
-        await _learn_size([node])
-        attributes = self._attributes(node, expires)
-        attributes.st_ino = inode
-        return attributes
+        await measure([node])
+        return self._attributes(node, inode, seconds_left(expires))
 
-    def _is_unnamed(self, known: Known) -> bool:
-        """Return whether a number is used after its listing: by a handle, as NFS servers do, and not by name."""
-        node = known.node
-        if not isinstance(node, File) or self.inodes.handles[known.inode]:
-            return False
-        return node.rank[0] + LOOKED_UP <= now()
-
-    async def _anew(self, known: Known) -> tuple[Node, float]:
-        """Look the file up again that a number stands for; the node that it stands for then, and until when."""
+    async def _look_up_again(self, known: Known) -> tuple[Node, float]:
+        """Look up the file that a number stands for; return its node now, and when that expires."""
         parent = known.node.parent
         assert parent is not None
         try:
             node = await parent.child(known.node.name)
         except NotFound as error:
             raise Stale(f"it is not there any more: {error}") from error
-        await _learn_size([node])
+        await measure([node])
         if self.inodes.known(node) is known:
-            self.inodes.serve(known, node)
+            known.serve(node)
         elif known.node.version != node.version:
             # It was opened meanwhile, or the number was that of a second version beside an open one.
             raise Stale(f"{'/'.join(node.path)} has another inode number")
@@ -292,7 +164,7 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
-        node = self._node(inode)
+        node = self.known(inode).node
         if not isinstance(node, Link):
             raise pyfuse3.FUSEError(errno.EINVAL)
         return FileNameT(encode(await node.follow()))
@@ -301,59 +173,52 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
-        children = await self._directory(inode).children()
-        handle = self._handle()
-        listed = self._directories[handle] = self.listings.of(inode, children)
-        listed.dots = listed.dots or self._dots(inode)
+        node = self._directory(inode)
+        listing = self.dir_cache.open(inode, await node.children())
+        if not listing.dots:
+            parent = node.parent or node  # the root is in itself
+            above = self.inodes.known(parent).inode
+            listing.dots = (self._attributes(node, inode, 0.0), self._attributes(parent, above, 0.0))
+        handle = FileHandleT(next(self._handles))
+        self._directories[handle] = listing
         return handle
 
     @handler
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
-        """As many entries as the kernel has room for, of however many there are."""
-        listed = self._directories[fh]
-        left = _left(listed.expires)
+        """Reply with as many entries as the kernel has room for, of however many there are."""
+        listing = self._directories[fh]
+        timeout = seconds_left(listing.expires)
         for place in range(start_id, len(DOTS)):  # of these the kernel counts no reference
-            if not pyfuse3.readdir_reply(token, DOTS[place], listed.dots[place], place + 1):
+            if not pyfuse3.readdir_reply(token, DOTS[place], listing.dots[place], place + 1):
                 return
         first, behind = max(start_id - len(DOTS), 0), len(DOTS) + 1
-        for place in range(first, len(listed.nodes)):
-            try:
-                name, attributes, known = listed.answers[place] or await self._answer(listed, place)
-                if not self.inodes.is_current(known, listed.nodes[place]):
-                    name, attributes, known = await self._answer(listed, place)
-            except Exception:
-                if place == first:
-                    raise
-                return  # an error would take back what was answered; the next call, which begins here, meets it
-            attributes.entry_timeout = attributes.attr_timeout = left
+        for place in range(first, len(listing.nodes)):
+            reply = listing.replies[place]
+            if reply is None or not self.inodes.is_current(reply[2], listing.nodes[place]):
+                try:
+                    reply = await self._reply(listing, place)
+                except Exception:
+                    if place == first:
+                        raise
+                    return  # an error would take back what was answered; the next call, which begins here, meets it
+            name, attributes, known = reply
+            attributes.entry_timeout = attributes.attr_timeout = timeout
             if not pyfuse3.readdir_reply(token, name, attributes, place + behind):
                 return
-            self.inodes.serve(known, listed.nodes[place])
-            self.inodes.refer(known)
+            self.inodes.refer(known, listing.nodes[place])
 
-    def _dots(self, inode: InodeT) -> tuple[pyfuse3.EntryAttributes, ...]:
-        """Make the answers for a directory and the one that it is in, which is itself for the root."""
-        node = self._directory(inode)
-        parent = node.parent or node
-        made = []
-        for directory, number in ((node, inode), (parent, self.inodes.number(parent))):
-            attributes = self._attributes(directory, 0.0)
-            attributes.st_ino = number
-            made.append(attributes)
-        return tuple(made)
-
-    async def _answer(self, listed: Listed, place: int) -> Answer:
-        """Made anew. Nothing awaits between finding the number and the reply: another could be given it meanwhile."""
+    async def _reply(self, listing: DirListing, place: int) -> Reply:
+        """Make a reply. Nothing awaits between finding the number and the reply: another could get it meanwhile."""
         if place % MADE_AT_ONCE == 0:
             await trio.lowlevel.checkpoint()
-        node = listed.nodes[place]
+        node = listing.nodes[place]
         if isinstance(node, File) and not node.measured:
-            await _learn_size(listed.nodes[place : place + MEASURED_AT_ONCE])
-        known, attributes = self._entry(node, listed.expires)
-        answer = (FileNameT(encode(node.name)), attributes, known)
-        if listed.keep:
-            listed.answers[place] = answer
-        return answer
+            await measure(listing.nodes[place : place + MEASURED_AT_ONCE])
+        known = self.inodes.known(node)
+        reply = (FileNameT(encode(node.name)), self._attributes(known.newest(node), known.inode, 0.0), known)
+        if listing.keep:
+            listing.replies[place] = reply
+        return reply
 
     @handler
     async def releasedir(self, fh: FileHandleT) -> None:
@@ -365,9 +230,9 @@ class Operations(pyfuse3.Operations):
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> pyfuse3.FileInfo:
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             raise ReadOnly("the mount takes no changes")
-        known = self._known(inode)
-        if self._is_unnamed(known):
-            await self._anew(known)
+        known = self.known(inode)
+        if _is_unnamed(known):
+            await self._look_up_again(known)
         node = known.node
         if not isinstance(node, File):
             raise pyfuse3.FUSEError(errno.EISDIR)
@@ -376,70 +241,59 @@ class Operations(pyfuse3.Operations):
             await self._permitted(permit, inode)
         blob = await node.open()
         try:
-            self._check_version(known, node, blob)
+            check_version(known, node, blob)
         except Stale:
             blob.close()
             raise
-        # Pages of a file that is not whole yet must not outlive a failure: they are kept only of a verified one.
-        self._doubt_pages(inode, blob)
-        keep = blob.complete and inode not in self.inodes.mixed
-        if not blob.complete:
-            self._unproven[inode] = blob
-        if keep:
+        pages = known.pages
+        is_first = not pages.handles
+        keep = pages.open(blob)
+        if pages.suspect:
+            self._look_again(inode, blob.size if is_first else 0)
+        elif keep and is_first:
             self._give(inode, blob)
-        elif inode in self.inodes.mixed:
-            self._look_again(inode, blob.size)
-        handle = self._handle()
-        self._files[handle] = blob, permit, inode
-        self.inodes.handles[inode] += 1
+        handle = FileHandleT(next(self._handles))
+        self._files[handle] = OpenFile(blob, permit, known, pages)
         return pyfuse3.FileInfo(fh=handle, keep_cache=keep)
-
-    def _check_version(self, known: Known, node: File, blob: Blob) -> None:
-        """Raise Stale unless a blob is what the number stands for: the kernel looks the name up again, and hears."""
-        if known.node.version != node.version:
-            raise Stale(f"{'/'.join(node.path)} was replaced while it was opened")
-        if blob.stamp and known.stamp not in ("", blob.stamp):
-            if self.inodes.handles[known.inode] or node.is_another(known.stamp, blob.stamp):
-                node.replaced(known.stamp, blob.stamp)
-                raise Stale(f"{'/'.join(node.path)} was replaced by another of its length")
-            self.inodes.mixed.add(known.inode)  # nothing tells that it is the same, nor that it is not
-        known.stamp = blob.stamp or known.stamp
-
-    def _doubt_pages(self, inode: InodeT, blob: Blob | None = None) -> None:
-        """Have the kernel drop its pages with the next open if they came of another blob, which is not verified.
-
-        The file may be whole all the same by then: another process has put it into the cache.
-        """
-        unproven = self._unproven.get(inode, blob)
-        if unproven is not blob and unproven is not None and not unproven.complete:
-            self.inodes.mixed.add(inode)
 
     def _look_again(self, inode: InodeT, size: int) -> None:
         """Have the kernel ask for attributes before it uses them: it may have heard of two versions out of order.
 
         sendfile(2) asks for none, and would cut what has become longer. So the kernel is given a byte at the end, which
-        makes the file as long; it lets go of that page with this open. What has become shorter it finds out by reading.
+        makes the file as long; it drops that page with this open. What has become shorter it finds out by reading.
         """
         if self._invalidate is None:
             return
         with contextlib.suppress(OSError):
-            if self._store is not None and size and not self.inodes.handles[inode]:
+            if self._store is not None and size:
                 self._store(inode, size - 1, b"\0")
             self._invalidate(inode, True)
 
+    def _give(self, inode: InodeT, blob: Blob) -> None:
+        """Put bytes that are in memory into the kernel's pages before it asks for them.
+
+        Only of a file that is not open: the kernel locks the pages of a READ until it is answered, and to store into
+        one of these would wait for that answer, for ever.
+        """
+        if self._store is not None and blob.memory is not None and len(blob.memory) <= GIVEN_BYTES:
+            with contextlib.suppress(OSError):  # forgotten meanwhile, or no such call: then it reads
+                self._store(inode, 0, blob.memory)
+
     @handler
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
-        blob, permit, inode = self._files[fh]
-        self.inodes.mixed.discard(inode)
+        blob, permit, known, pages = self._files[fh]
+        pages.suspect = False
         if permit.until <= now():
-            await self._permitted(permit, inode)
+            await self._permitted(permit, known.inode)
         try:
-            return await blob.read(off, size)
+            data = await blob.read(off, size)
         except NotFound as error:  # read(2) knows no such answer of what is open
             raise Stale(f"it is not there any more: {error}") from error
+        self.served_bytes += len(data)
+        return data
 
     async def _permitted(self, permit: Permit, inode: InodeT) -> float:
-        """See to it that this may be read on; until when. Where it may not, the kernel's pages of it go, too."""
+        """Renew a permit, and return until when. Where it is refused, the kernel's pages of the file are dropped."""
         try:
             await permit.renew()
         except XnatError:
@@ -450,7 +304,7 @@ class Operations(pyfuse3.Operations):
         return permit.until
 
     async def _forget_pages(self, inode: InodeT) -> None:
-        """In a thread, which waits until the read that found it out is answered: on the loop it would wait for ever."""
+        """Drop them in a thread: the call waits until the read that found it out is answered, which the loop does."""
         try:
             await trio.to_thread.run_sync(pyfuse3.invalidate_inode, inode, abandon_on_cancel=True)
         except OSError as error:
@@ -462,27 +316,10 @@ class Operations(pyfuse3.Operations):
     async def release(self, fh: FileHandleT) -> None:
         opened = self._files.pop(fh, None)
         if opened is not None:
-            blob, _, inode = opened
-            self.inodes.mixed.discard(inode)
-            self.inodes.handles[inode] -= 1
-            if not self.inodes.handles[inode]:
-                del self.inodes.handles[inode]
-                self._doubt_pages(inode)
-                self._unproven.pop(inode, None)
-            blob.close()
-
-    def _give(self, inode: InodeT, blob: Blob) -> None:
-        """Bytes that are in memory become the kernel's before it asks for them.
-
-        Only where nobody has the file open: the kernel locks the pages of a READ until that is answered, which is for
-        us to do, and to store into one of these would wait for it, for ever.
-        """
-        if self._store is None or blob.memory is None or len(blob.memory) > GIVEN or self.inodes.handles[inode]:
-            return
-        with contextlib.suppress(OSError):  # forgotten meanwhile, or no such call: then it reads
-            self._store(inode, 0, blob.memory)
-
-    # -- the file system -----------------------------------------------------------------------------------------
+            if opened.blob.complete and self.errors.is_any:
+                self.errors.forget(opened.known.node.path)
+            opened.pages.release()
+            opened.blob.close()
 
     @handler
     async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:
@@ -492,103 +329,34 @@ class Operations(pyfuse3.Operations):
         data.f_namemax = NAME_MAX
         return data
 
-    def _known(self, inode: InodeT) -> Known:
-        try:
-            return self.inodes.entry(inode)
-        except KeyError:
-            raise Stale(f"inode {inode} is not known any more") from None
 
-    def _node(self, inode: InodeT) -> Node:
-        return self._known(inode).node
-
-    def _directory(self, inode: InodeT) -> Dir:
-        node = self._node(inode)
-        if not isinstance(node, Dir):
-            raise pyfuse3.FUSEError(errno.ENOTDIR)
-        return node
-
-    def _handle(self) -> FileHandleT:
-        self._next_handle += 1
-        return FileHandleT(self._next_handle)
-
-    def _attributes(self, node: Node, expires: float) -> pyfuse3.EntryAttributes:
-        """stat(2) of a node whose size is known; its inode number is left to the caller."""
-        owner = self._ownership
-        attributes = pyfuse3.EntryAttributes()
-        attributes.st_uid, attributes.st_gid = owner.uid, owner.gid
-        attributes.st_nlink = 1  # of a directory: not counted, as find(1) understands it
-        if isinstance(node, Dir):
-            attributes.st_mode = stat.S_IFDIR | DIRECTORY_MODE & ~owner.umask
-        elif isinstance(node, Link):
-            attributes.st_mode = stat.S_IFLNK | 0o777
-            attributes.st_size = len(encode(node.target))
-        elif isinstance(node, File):
-            attributes.st_mode = stat.S_IFREG | FILE_MODE & ~owner.umask
-            attributes.st_size = node.measured_size
-        attributes.st_blksize = 128 * 1024  # what the kernel asks for at a time
-        attributes.st_blocks = (attributes.st_size + 511) // 512
-        modified = node.modified_ns()
-        attributes.st_atime_ns = attributes.st_mtime_ns = attributes.st_ctime_ns = modified
-        attributes.entry_timeout = attributes.attr_timeout = _left(expires)
-        return attributes
-
-
-class OperationsWithXattrs(Operations):
-    """The calls of the kernel, with the server's facts as extended attributes, `user.xnat.*`."""
-
-    @handler
-    async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[FileNameT]:
-        """Return the names of those that have a value, and that a copy can keep; the longest values give way."""
-        found = await _xattrs(self._node(inode))
-        room, names = LISTED_XATTRS, []
-        for name in sorted(found, key=lambda name: len(found[name])):
-            room -= len(name) + len(found[name])
-            if found[name] and room >= 0:
-                names.append(name)
-        return sorted(names)
-
-    @handler
-    async def getxattr(self, inode: InodeT, name: FileNameT, ctx: RequestContext) -> bytes:
-        # `ls -l` asks every entry for security labels and ACLs, unless it hears that there are none in all the mount,
-        # as of any file system without these: 120 us an entry saved. (ENOSYS would make the kernel ask for nothing.)
-        if not name.startswith(b"user."):
-            raise pyfuse3.FUSEError(errno.EOPNOTSUPP)
-        value = (await _xattrs(self._node(inode))).get(name) if name.startswith(XATTR_PREFIX) else None
-        if value is None or len(value) > LONGEST_XATTR:
-            raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
-        return value
-
-
-async def _read_only(self: Operations, *args: object, **kwargs: object) -> None:
+async def _read_only(self: Operations, *args: object) -> None:
     raise pyfuse3.FUSEError(errno.EROFS)
 
 
-# The kernel refuses these itself, because the mount is read-only; whoever calls past it hears the same.
+# The kernel refuses these itself, because the mount is read-only; a call past it gets the same errno.
 for _name in ("create", "link", "mkdir", "mknod", "removexattr", "rename", "rmdir", "setattr", "setxattr", "symlink"):
     setattr(Operations, _name, _read_only)
 for _name in ("unlink", "write"):
     setattr(Operations, _name, _read_only)
 
 
-async def _learn_size(nodes: Sequence[Node]) -> None:
-    await measure(node for node in nodes if isinstance(node, File) and not node.measured)
+def _is_unnamed(known: Known) -> bool:
+    """Return whether a file is used after its listing has expired: by a handle, as NFS servers do, and not by name."""
+    node = known.node
+    return isinstance(node, File) and not known.is_open and node.rank[0] + LOOKED_UP_SECONDS <= now()
 
 
-async def _xattrs(node: Node) -> dict[FileNameT, bytes]:
-    """Return all that a node can have. A value that has gone since its name was listed is empty, not an error."""
-    facts = await node.all_xattrs()
-    since = node.stale()
-    facts["stale"] = datetime.fromtimestamp(since, UTC).isoformat(timespec="seconds") if since else ""
-    return {FileNameT(XATTR_PREFIX + key.encode()): encode(value) for key, value in facts.items()}
-
-
-def _left(expires: float) -> float:
-    return min(max(expires - now(), 0.0), LONGEST_TIMEOUT)
-
-
-def _absent(expires: float) -> pyfuse3.EntryAttributes:
-    """Answer a name that is not there, for the kernel to remember as long as the listing is fresh."""
-    attributes = pyfuse3.EntryAttributes()
-    attributes.st_ino = 0
-    attributes.entry_timeout = _left(expires)
-    return attributes
+def check_version(known: Known, node: File, blob: Blob) -> None:
+    """Raise Stale unless a blob is what the number stands for: the kernel looks the name up again, and hears."""
+    if known.node.version != node.version:
+        raise Stale(f"{'/'.join(node.path)} was replaced while it was opened")
+    if not blob.stamp:  # the listing has a digest
+        return
+    pages = known.pages
+    if pages.stamp not in ("", blob.stamp):
+        if pages.handles or node.is_another(pages.stamp, blob.stamp):
+            node.replaced(pages.stamp, blob.stamp)
+            raise Stale(f"{'/'.join(node.path)} was replaced by another of its length")
+        pages.suspect = True  # nothing tells that it is the same, nor that it is not
+    pages.stamp = blob.stamp

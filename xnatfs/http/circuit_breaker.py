@@ -13,6 +13,7 @@ Invariants:
 """
 
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from copy import copy
 
@@ -50,11 +51,24 @@ class CircuitBreaker:
         self._verdict = trio.Event()  # set unless the server is in doubt
         self._verdict.set()
         self._outage: Unreachable | None = None
+        self.outage_began_at = 0.0  # seconds since the epoch; of the last outage
 
     @property
     def is_open(self) -> bool:
         """Return whether the server is known to be unreachable."""
         return self._outage is not None
+
+    @property
+    def last_answer_at(self) -> float | None:
+        """Return when the server last answered, in seconds since the epoch; None if it never did."""
+        if self._answered_at == -float("inf"):
+            return None
+        return time.time() - (trio.current_time() - self._answered_at)
+
+    @property
+    def reason(self) -> str:
+        """Return why the server counts as unreachable; '' if it does not."""
+        return str(self._outage or "")
 
     async def check(self) -> None:
         """Raise the error of the outage, if there is one; while the server is in doubt, wait for the verdict first."""
@@ -106,7 +120,7 @@ class CircuitBreaker:
             await trio.sleep(backoff.pause())
             await self._probe_within(min(SHORT_PROBE_SECONDS, self._timeout))
             if self._outage is None and not probing.cancel_called:
-                self._outage = failure
+                self._outage, self.outage_began_at = failure, time.time()
                 log.warning("the server is unreachable: %s", failure)
                 self._verdict.set()
 

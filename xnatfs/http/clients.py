@@ -38,7 +38,7 @@ class Clients:
     Attributes:
         http: For most requests.
         big: For big files, whose bodies a download process receives; the same as `http` where that is impossible.
-        probe: Without idle connections, to probe an unreachable server: they may be what no longer works.
+        probe: To probe an unreachable server. It keeps no idle connections, since those may be what has failed.
     """
 
     http: httpx.AsyncClient
@@ -50,13 +50,17 @@ class Clients:
 async def open_clients(config: Config, wire: httpx.AsyncBaseTransport | None = None) -> AsyncIterator[Clients]:
     """Open the clients of one server, without sending a request. `wire` replaces the network in tests.
 
-    Raises ConfigError if the environment names a proxy that cannot be used.
+    Raises ConfigError if the URL's host is not valid, or the environment names a proxy that cannot be used.
     """
+    try:
+        httpx.URL(config.url).raw_host.decode("ascii").encode("idna")  # as it is resolved
+    except (httpx.InvalidURL, UnicodeError) as error:
+        raise ConfigError(f"{config.url!r} is not the URL of a server: {error}") from None
     new_client, is_proxied = _client_factory(config, wire)
     async with AsyncExitStack() as stack:
         try:
             http, probe = new_client(MAX_CONNECTIONS, MAX_CONNECTIONS), new_client(2, 0)
-        except (ValueError, httpx.InvalidURL, ImportError):  # the message of which may contain a part of a password
+        except (ValueError, httpx.InvalidURL, ImportError):  # whose message may contain a part of a password
             form = "http://PROXY:PORT or http://USER:PASSWORD@PROXY:PORT, with a % code for each special character"
             text = f"HTTP_PROXY, HTTPS_PROXY or ALL_PROXY cannot be used: it must be {form}; no SOCKS"
             raise ConfigError(text) from None
@@ -70,7 +74,7 @@ async def open_clients(config: Config, wire: httpx.AsyncBaseTransport | None = N
 def _client_factory(
     config: Config, wire: httpx.AsyncBaseTransport | None
 ) -> tuple[Callable[[int, int], httpx.AsyncClient], bool]:
-    """Return a function that makes a client for so many connections, of them so many idle; and whether by a proxy."""
+    """Return a function from the numbers of connections and idle ones to a client, and whether it uses a proxy."""
     url = urlsplit(config.url)
     host = url.hostname or ""
     is_proxied = bool(not is_loopback(host) and getproxies().keys() & {url.scheme, "all"} and not proxy_bypass(host))

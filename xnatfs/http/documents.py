@@ -1,4 +1,4 @@
-"""Fetch lists and documents: bodies that are no file, and that are requested again if they break off."""
+"""Fetch lists and documents: bodies that are parsed, and requested again if they break off."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
@@ -13,10 +13,10 @@ from xnatfs.http.transport import Transport
 
 T = TypeVar("T")
 
-# So often a body that breaks off is requested: one that does so each time is unavailable.
+# Requests for a body that breaks off each time, until it counts as unavailable.
 MAX_BODY_ATTEMPTS = 3
-# In bytes, the largest body that is read whole before it is parsed: an item's document, which for the largest sessions
-# has some MiB. As objects it takes up to 30 times as much.
+# The largest body, in bytes, that is read whole before it is parsed. The document of a very large session has a few
+# MiB; as Python objects it takes up to 30 times as much.
 MAX_DOCUMENT_BYTES = 16 * 2**20
 
 
@@ -25,29 +25,33 @@ async def fetch(
     path: str,
     params: Mapping[str, str],
     parse: Callable[[AsyncGenerator[bytes]], Awaitable[T]],
-    attempts: int = MAX_BODY_ATTEMPTS,
+    *,
+    is_change: bool = False,
 ) -> T:
     """Fetch a body, and return what `parse` makes of it.
 
-    Received bytes do not extend the retry budget, since all of them come again.
+    Received bytes do not extend the retry budget, since each attempt begins with the first byte.
 
     Args:
         transport: The transport.
         path: The path, relative to the server's URL.
         params: The query.
         parse: Consumes the body; called anew for each attempt.
-        attempts: How often to request the body; 1 if each request has an effect on the server.
+        is_change: Whether the request has an effect on the server, and is not safe to repeat.
 
     Raises:
         Unreachable: The body broke off at each attempt, or the budget is spent.
+        Uncertain: There was no answer to a request with an effect.
     """
+    request = HttpRequest("GET", path, "json", params, is_change=is_change)
+    attempts = 1 if is_change else MAX_BODY_ATTEMPTS
     retries = Retries(transport.policy.retry_budget)
     failure: Unreachable | None = None
     while True:
         try:
-            response = await transport.send(HttpRequest("GET", path, "json", params), retries.seconds_left)
+            response = await transport.send(request, retries.seconds_left)
         except TimedOut:
-            if failure is not None:  # the server has answered, but the time was too short for another answer
+            if failure is not None:  # the time was too short for another answer
                 raise failure from None
             raise
         try:
@@ -63,28 +67,27 @@ async def fetch(
             transport.give_up(failure)
 
 
-async def fetch_json(
-    transport: Transport, path: str, params: Mapping[str, str], attempts: int = MAX_BODY_ATTEMPTS
-) -> Any:
+async def fetch_json(transport: Transport, path: str, params: Mapping[str, str], *, is_change: bool = False) -> Any:
     """Fetch and parse a JSON document. The arguments are those of `fetch`."""
+    body = await _fetch_bytes(transport, path, params, is_change=is_change)
     try:
-        return loads(await _fetch_bytes(transport, path, params, attempts))
+        return loads(body)
     except ValueError:
         raise BadReply(f"{transport.url}{path} was requested as JSON and came as something else") from None
 
 
 async def fetch_text(transport: Transport, path: str) -> str:
     """Fetch a short plain text."""
-    return (await _fetch_bytes(transport, path, {}, MAX_BODY_ATTEMPTS)).decode("utf-8", "replace").strip()
+    return (await _fetch_bytes(transport, path, {})).decode("utf-8", "replace").strip()
 
 
-async def _fetch_bytes(transport: Transport, path: str, params: Mapping[str, str], attempts: int) -> bytes:
+async def _fetch_bytes(transport: Transport, path: str, params: Mapping[str, str], *, is_change: bool = False) -> bytes:
     async def join(chunks: AsyncGenerator[bytes]) -> bytes:
         body = bytearray()
         async for chunk in chunks:
             body += chunk
             if len(body) > MAX_DOCUMENT_BYTES:
-                raise BadReply(f"{transport.url}{path} is too long for what it is")
+                raise BadReply(f"{transport.url}{path} is larger than {MAX_DOCUMENT_BYTES} bytes")
         return bytes(body)
 
-    return await fetch(transport, path, params, join, attempts)
+    return await fetch(transport, path, params, join, is_change=is_change)

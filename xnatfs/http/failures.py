@@ -25,18 +25,18 @@ def _reason(error: httpx.TransportError) -> str:
     untrusted = next((cause for cause in causes if isinstance(cause, ssl.SSLCertVerificationError)), None)
     if untrusted or "CERTIFICATE_VERIFY_FAILED" in text:
         why = getattr(untrusted, "verify_message", text)
-        return f"is not trusted: its TLS certificate cannot be verified ({why}); --ca-bundle names your authority"
+        return f"is not trusted: its TLS certificate cannot be verified ({why}); name its authority with --ca-bundle"
     tls = next((cause for cause in causes if isinstance(cause, ssl.SSLError)), None)
     if tls:
         why = getattr(tls, "reason", "") or tls
-        return f"speaks no TLS that we understand ({why}): is it an http:// address, or another port?"
+        return f"does not accept a TLS connection ({why}): is it an http:// address, or another port?"
     if isinstance(error, httpx.ProxyError):
         return f"cannot be reached through the proxy: {_proxy_text(text)}"
     if isinstance(error, httpx.ConnectError):
         system = (cause for cause in causes if isinstance(cause, OSError) and cause.errno)
         return f"cannot be reached: {next((_system_text(cause) for cause in system), text)}"
     if isinstance(error, httpx.TimeoutException):
-        return f"does not answer ({type(error).__name__})"
+        return f"does not answer in time ({type(error).__name__})"
     return f"failed: {text}"
 
 
@@ -44,7 +44,7 @@ def _proxy_text(text: str) -> str:
     if not text.startswith(str(PROXY_LOGIN_STATUS)):
         return text
     return (
-        f"it wants a login, or another one ({text}): set HTTP_PROXY and HTTPS_PROXY to "
+        f"it requires a login, or another one ({text}): set HTTP_PROXY and HTTPS_PROXY to "
         "http://USER:PASSWORD@PROXY:PORT, with a % code for each special character of the password"
     )
 

@@ -14,6 +14,7 @@ front of it, gives a session a new ID with each reply, the newest is sent, and b
 
 import logging
 import re
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -23,7 +24,7 @@ import trio
 from xnatfs.common.clock import now
 from xnatfs.common.errors import LoginRequired
 from xnatfs.http.login_request import LoginRequest, send_short, try_later
-from xnatfs.http.replies import CANNOT_ANSWER, Expects, is_html, is_page, session_cookie, status_line
+from xnatfs.http.replies import FAULT_STATUSES, Expects, is_html, is_page, session_cookie, status_line
 from xnatfs.settings.credentials import Credentials
 from xnatfs.settings.session_store import IDLE_SESSION_SECONDS, SessionStore
 
@@ -38,8 +39,8 @@ REFUSED_SECONDS = 300.0
 # In seconds. Ending the session is a courtesy; an unreachable server must not delay an unmount.
 LOGOUT_TIMEOUT_SECONDS = 5.0
 
-# Milliseconds; 12 digits are 31 years.
-_EXPIRATION = re.compile(r'SESSION_EXPIRATION_TIME="?[0-9]+,([0-9]{1,12})(?![0-9])')
+# Milliseconds; 12 digits are 31 years. A session with a limit of 0 or less does not expire.
+_EXPIRATION = re.compile(r'SESSION_EXPIRATION_TIME="?[0-9]+,([1-9][0-9]{0,11})(?![0-9])')
 
 
 class Login:
@@ -66,12 +67,24 @@ class Login:
         self._confirmed_at = float("-inf")
         self._refused = ("", float("-inf"))  # the last refusal of a login, and its time
         self._has_warned = False  # whether the lack of a password was logged
-        self._cookie_tells = True  # False once a foreign JSESSIONID came although the session was alive
+        self._heeds_cookies = True  # False once a live session was answered with a foreign JSESSIONID
         self.logins = 0
         self._latest = ""  # the session of the last login
         self.logout_failure = ""  # the reason why the server did not end the last session that was to end
         self._rotates = False  # whether each reply gives the session a new ID, so that the former may be dead
         self._turn = trio.Lock()
+        self.began_at = 0.0  # when the session was made, in seconds since the epoch; 0 if there is none
+
+    @property
+    def expires_in(self) -> float:
+        """Return in how many seconds the server ends the session unless it is used: 0 for none, inf if unknown."""
+        return max(self._answered_at + self._idle_limit - now(), 0.0) if self._token else 0.0
+
+    @property
+    def refusal(self) -> str:
+        """Return why the last login was refused, while no other one is tried; else ''."""
+        reason, when = self._refused
+        return reason if not self._token and now() - when < REFUSED_SECONDS else ""
 
     async def token(self) -> str:
         """Return the JSESSIONID to send; log in if there is none, or if it has idled longer than the server allows.
@@ -105,16 +118,16 @@ class Login:
             return await self._log_in()
         if token := self._find_shared():
             return token
+        token = ""
         try:
             async with self._sessions.locked():
                 if token := self._find_shared():  # another program was faster
                     return token
                 token = await self._log_in()
                 self._sessions.keep(token, self._idle_seconds(), self.username)
-                return token
         except OSError as error:
             log.warning("the session cannot be shared with other programs: %s", error)
-            return await self._log_in()
+        return token or await self._log_in()
 
     def _find_shared(self) -> str:
         assert self._sessions is not None
@@ -122,6 +135,7 @@ class Login:
         if session is None:
             return ""
         self.username = self.username or session.username
+        self.began_at = session.created.timestamp()
         self._answered_at, self._idle_limit = now(), session.idle
         self._confirmed_at = float("-inf")
         self._has_warned = False
@@ -183,13 +197,13 @@ class Login:
             async with self._lock:  # its successor, from another reply, may be under verification
                 self._drop(token)
             return True
-        foreign = self._cookie_tells and session_cookie(response) not in ("", token)
+        foreign = self._heeds_cookies and session_cookie(response) not in ("", token)
         if not (refused or foreign or is_page(response, expects) or self._is_surprising(response)):
             return False
         if foreign and not refused and await self._was_replaced(token, session_cookie(response)):
             return False
         if await self.is_alive(token):
-            self._cookie_tells = self._cookie_tells and (refused or not foreign)  # a 401 sets a cookie in any case
+            self._heeds_cookies = self._heeds_cookies and (refused or not foreign)  # a 401 sets a cookie in any case
             return False
         return True
 
@@ -219,7 +233,7 @@ class Login:
         if response.status_code == 404:  # a server from before /xapi
             response, text = await send_short(self._http, "GET", "/data/auth", token=token)
             known = response.status_code == 200 and "'guest'" not in text and not is_html(response)
-        if not known and response.status_code in CANNOT_ANSWER:
+        if not known and response.status_code in FAULT_STATUSES:
             raise try_later(response)
         if known:
             self._confirmed_at = now()
@@ -293,7 +307,7 @@ class Login:
             log.warning("%s", error)
             raise
         self.record_reply(response)
-        self._confirmed_at = now()
+        self._confirmed_at, self.began_at = now(), time.time()
         self.logins += 1
         self._latest = token
         log.info("logged in to %s as %s", self._http.base_url, self.username)

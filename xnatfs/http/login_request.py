@@ -1,4 +1,4 @@
-"""Send user and password to an XNAT, and tell from the answer what stands in the way of a login."""
+"""Log in with user and password, and explain a login that failed from the reply of the server."""
 
 import re
 from typing import Any
@@ -7,7 +7,7 @@ import httpx
 
 from xnatfs.common.errors import LoginRequired, NotXnat
 from xnatfs.http.replies import (
-    CANNOT_ANSWER,
+    FAULT_STATUSES,
     close,
     is_html,
     page_message,
@@ -21,7 +21,7 @@ from xnatfs.settings.session_store import is_session_id
 
 # Reasons of a failed login other than a wrong password: a pattern in the server's page or its address, and the remedy.
 # XNAT redirects to its own pages, or reports the same with 403.
-OBSTACLES = (
+LOGIN_OBSTACLES = (
     (
         r"XDATScreen_UpdateUser|/ChangePassword|password has expired|must change your password",
         "the password has expired: set a new one there with a browser, then 'xnatctl auth login'",
@@ -97,7 +97,7 @@ class LoginRequest:
     async def _explain(self, response: httpx.Response, text: str) -> Exception:
         """Return the error for an answer that is neither a session nor a refusal."""
         credentials, url, status = self._credentials, self._http.base_url, response.status_code
-        if status in CANNOT_ANSWER:
+        if status in FAULT_STATUSES:
             return try_later(response)
         message = page_message(text) or status_line(response)
         if status == 400 and (provider := credentials.provider):
@@ -160,4 +160,4 @@ def try_later(response: httpx.Response) -> Exception:
 def _obstacle(response: httpx.Response, text: str) -> str:
     """Return the reason of a failed login other than a wrong password, and the remedy; '' if no reason is found."""
     where = response.headers.get("location", "")
-    return next((why for said, why in OBSTACLES if re.search(said, f"{where}\n{text}", re.IGNORECASE)), "")
+    return next((why for said, why in LOGIN_OBSTACLES if re.search(said, f"{where}\n{text}", re.IGNORECASE)), "")

@@ -33,6 +33,17 @@ class HttpRequest:
     is_change: bool = False
     is_big: bool = False
 
+    @property
+    def kind(self) -> str:
+        """Return what it requests, for counters: a listing, a file, an archive, a head, a change, or other."""
+        if self.is_change:
+            return "change"
+        if self.method == "HEAD":
+            return "head"
+        if self.expects == "file":
+            return "archive" if "format" in self.params else "file"
+        return "listing" if self.expects == "json" else "other"
+
 
 @dataclass(frozen=True, slots=True)
 class ChangeReply:

@@ -21,7 +21,7 @@ from xnatfs.http.clients import open_clients
 from xnatfs.http.failures import unreachable
 from xnatfs.http.login_request import send_short
 from xnatfs.http.messages import HttpRequest
-from xnatfs.http.replies import CANNOT_ANSWER, close, is_html, page_message, read_page, status_line, unavailable
+from xnatfs.http.replies import FAULT_STATUSES, close, is_html, page_message, read_page, status_line, unavailable
 from xnatfs.http.transport import PROBE_PATH, Transport
 from xnatfs.settings.config import Config, is_loopback
 
@@ -112,7 +112,7 @@ async def ask(config: Config) -> Answer:
 
 async def _check_is_xnat(http: httpx.AsyncClient, url: str, response: httpx.Response, text: str) -> None:
     said = page_message(text) if is_html(response) else ""
-    if response.status_code in CANNOT_ANSWER:
+    if response.status_code in FAULT_STATUSES:
         raise unavailable(response, f"{url} answers {status_line(response)}")
     if "not yet been configured" in text:
         raise NotXnat(f"{url} is an XNAT that has not been set up: its managers do that with a browser")

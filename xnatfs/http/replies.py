@@ -23,7 +23,7 @@ Expects = Literal["json", "file", "any"]
 
 # Statuses of a server, or a gateway before it, that is busy or down; and those that say nothing about a session.
 BUSY_STATUSES = frozenset({429, 502, 503, 504})
-CANNOT_ANSWER = BUSY_STATUSES | {500}
+FAULT_STATUSES = BUSY_STATUSES | {500}
 # Bytes read of an error page, or of the answer to a login or a change: a message is near the beginning.
 MAX_PAGE_BYTES = 64 * 1024
 # Characters searched for a page's message, from its tag on, with markup: some contain a database statement that failed.
@@ -33,7 +33,7 @@ CONTAINER_NAME = "Apache Tomcat"
 # The tags around a page's message, the best first: the container's message (Tomcat 7 to 10); XNAT's own, where the
 # container has its name; the container's general description; nginx, httpd and balancers have only a title.
 MESSAGE_TAGS = (("<b>Message</b", "</p"), ("<h3", "</h3"), ("<b>Description</b", "</p"), ("<title", "</title"))
-# A date identifies a version if it is at least so many seconds older than the reply (RFC 9110, 8.8.2.2): within the
+# The age, in seconds at the time of the reply, from which a date identifies a version (RFC 9110, 8.8.2.2): within the
 # second of its date a file may change again.
 STRONG_DATE_SECONDS = 1
 
@@ -56,15 +56,21 @@ async def close(response: httpx.Response) -> None:
 async def read_page(response: httpx.Response, *, may_break_off: bool = False) -> str:
     """Read the first MAX_PAGE_BYTES of a body, whatever charset or encoding the headers state.
 
-    With `may_break_off`, the part of a body before an httpx.TransportError is enough.
+    The read timeout of the request is the time for all of them: a page has no time of its own to drip in. With
+    Raises httpx.ReadTimeout if they take longer than the read timeout of the request in all. With `may_break_off`, the
+    part of a body before that or another httpx.TransportError is enough.
     """
     body = bytearray()
+    seconds = response.request.extensions["timeout"]["read"]
     try:
-        async with aclosing(cast(AsyncGenerator[bytes], response.aiter_raw())) as chunks:
-            async for chunk in chunks:
-                body += chunk
-                if len(body) > MAX_PAGE_BYTES:
-                    break
+        with trio.move_on_after(seconds) as scope:
+            async with aclosing(cast(AsyncGenerator[bytes], response.aiter_raw())) as chunks:
+                async for chunk in chunks:
+                    body += chunk
+                    if len(body) > MAX_PAGE_BYTES:
+                        break
+        if scope.cancelled_caught:
+            raise httpx.ReadTimeout(f"not all of it within {seconds:g} s")
     except httpx.TransportError as error:
         if not may_break_off:
             raise
@@ -230,3 +236,10 @@ def _seconds(date: str) -> float | None:
         return mktime_tz(parsed) if parsed else None
     except (ValueError, OverflowError, TypeError, IndexError):  # an untrusted date may contain any number
         return None
+
+
+def file_name(response: httpx.Response) -> bytes:
+    """Return the file name in Content-Disposition, as the bytes that the server sent; b'' if there is none."""
+    said = next((value for key, value in response.headers.raw if key.lower() == b"content-disposition"), b"")
+    _, _, name = said.partition(b'filename="')
+    return name.rpartition(b'"')[0]

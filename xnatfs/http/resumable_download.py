@@ -21,20 +21,20 @@ from xnatfs.common.errors import BadReply, Stale, Unreachable
 from xnatfs.content.source import Body
 from xnatfs.http.messages import HttpRequest
 from xnatfs.http.replies import close, content_length, is_framed, last_modified, strong_validator
-from xnatfs.http.retry import LOWEST_RATE, SpeedLimit, retry_backoff
+from xnatfs.http.retry import LOWEST_BYTES_PER_SECOND, SpeedLimit, retry_backoff
 from xnatfs.http.transport import Transport
 
 log = logging.getLogger(__name__)
 
 # Statuses of a server that supports ranges but not this one, or of a proxy that fails on them.
-RANGE_REFUSED = frozenset({400, 416, 500, 501})
+RANGE_REFUSED_STATUSES = frozenset({400, 416, 500, 501})
 
-# So many refusals in a row, from a server that has granted ranges before, mean that it does not support them any more:
-# one of several servers behind a balancer may differ, or fail for a moment.
+# Refusals in a row after which a server that has granted ranges before counts as one that no longer does. One of
+# several servers behind a balancer may differ, or fail for a moment.
 MAX_REFUSALS = 3
 
-# Seconds until a range is requested again. In the weeks of a mount the server may change, and a refusal costs no more
-# than a request.
+# Seconds until a range is requested again: during weeks of a mount the server may change, and a refusal costs only a
+# request.
 WITHOUT_RANGES_SECONDS = 600.0
 
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
@@ -155,7 +155,7 @@ class Downloads:
     ) -> FileReply:
         """Check the headers of a reply against the requested range. Raises _NoRange."""
         where = f"{self.transport.url}{file.path}"
-        if wanted and response.status_code in RANGE_REFUSED:
+        if wanted and response.status_code in RANGE_REFUSED_STATUSES:
             raise _NoRange(f"answers {response.status_code} to a range")
         await self.transport.check(file.path, response, "file", allow=(200, 206) if wanted else (200,))
         if response.headers.get("content-encoding", "identity").lower() not in ("", "identity"):
@@ -174,9 +174,9 @@ class Downloads:
         if match and total < stop:
             raise _NoRange  # the file is shorter than it is listed
         if (first, last + 1) != wanted or length not in (None, stop - start):
-            raise _NoRange("answers another range than was asked for")
+            raise _NoRange("answers with another range than the requested one")
         if validator and not found:
-            raise _NoRange("does not say of which version a range is")
+            raise _NoRange("sends a range without a validator")
         self._granted, self._refusals, self._without_until = True, 0, -math.inf
         return FileReply(response, start, stop, total, modified, found, is_range=True)
 
@@ -299,7 +299,7 @@ class _Transfer:
         """Resume on another connection where this one broke. Raises `error` if the retry budget is spent."""
         await close(self._reply.response)
         budget = self._transport.policy.retry_budget
-        if self._position - self._progress_at >= LOWEST_RATE * budget:
+        if self._position - self._progress_at >= LOWEST_BYTES_PER_SECOND * budget:
             self._retry_seconds, self._progress_at, self._backoff = budget, self._position, retry_backoff()
         if self._reply.size is None or self._retry_seconds <= 0:
             self._transport.give_up(error)

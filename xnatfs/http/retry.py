@@ -1,10 +1,10 @@
 """Decide how long a request may take, and how often and how long it is repeated.
 
 One policy covers all requests to a server. The head of a reply has to arrive within `timeout` seconds. A body has to
-make progress: as with curl's --speed-limit and --speed-time, a transfer ends that is slower than LOWEST_RATE for
-`timeout` seconds. So a download over a slow line takes as long as it needs, and one that is silent, or that drips a
-byte from time to time, fails. Failed requests are repeated with growing pauses for `retry_budget` seconds, which begin
-anew with the progress of a download.
+make progress: as with curl's --speed-limit and --speed-time, a transfer fails if it is slower than
+LOWEST_BYTES_PER_SECOND for `timeout` seconds. So a download over a slow line takes as long as it needs, and one that
+is silent, or that drips a byte from time to time, fails. Failed requests are repeated with growing pauses for
+`retry_budget` seconds, which begin anew with the progress of a download.
 """
 
 import random
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import trio
 
-# The slowest accepted rate, in bytes a second. On a line of 100 KB/s ten downloads still have ten times as much each. A
-# line that is slower than a modem of 1990 is faulty; users of curl and git commonly set this limit, too.
-LOWEST_RATE = 1024
+# The slowest accepted rate, in bytes a second. On a line of 100 KB/s each of ten downloads still has ten times as much.
+# A line that is slower than a modem of 1990 is faulty; the same limit is common with curl and git.
+LOWEST_BYTES_PER_SECOND = 1024
 
 # Seconds between attempts: short at first, because most faults of a proxy are over at once.
 FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS = 0.2, 5.0
@@ -52,7 +52,7 @@ def retry_backoff() -> Backoff:
 
 
 class Retries:
-    """Pace the attempts of one request, for so many seconds from now on."""
+    """Pace the attempts of one request, within a number of seconds from now on."""
 
     def __init__(self, seconds: float) -> None:
         self.deadline = trio.current_time() + seconds
@@ -72,7 +72,7 @@ class Retries:
 
 
 class SpeedLimit:
-    """Fail a transfer that is slower than LOWEST_RATE over a period, in which only waiting for the server counts."""
+    """Fail a transfer that is slower than LOWEST_BYTES_PER_SECOND over a period. Only waiting for the server counts."""
 
     def __init__(self, seconds: float) -> None:
         self._period = self._left = seconds
@@ -91,5 +91,5 @@ class SpeedLimit:
     def received(self, count: int) -> None:
         """Record received bytes; the period begins anew when they are as many as it demands."""
         self._received += count
-        if self._received >= LOWEST_RATE * self._period:
+        if self._received >= LOWEST_BYTES_PER_SECOND * self._period:
             self._left, self._received = self._period, 0

@@ -1,18 +1,18 @@
 """Send requests to one server, in a session, with retries.
 
-The way of a request, one concern a layer; each calls the next one:
+A request passes through these layers; each calls the next one:
 
-    send                    the circuit breaker, and one deadline for all below
-    _send_with_retries      again after what may be over in a moment
-    send_in_session         again if the session turns out to have been lost
-    _send_once              httpx, or a download process; httpx's exceptions become those of xnatfs
+    send                    checks the circuit breaker, and sets one deadline for the layers below
+    _send_with_retries      repeats the request after a fault that may pass
+    send_in_session         repeats the request in a new session if the session was lost
+    _send_once              sends it by httpx or a download process, and maps their exceptions
 
-A change goes the same way without the first layer (`change`), and is not repeated if the server may have made it.
-`rest/client.py` above knows what to request.
+A change (`change`) skips the first layer, and is not repeated if the server may have made it.
 """
 
 import logging
 import math
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import NoReturn, TypeVar, cast
@@ -21,7 +21,7 @@ import httpx
 import trio
 
 from xnatfs.common.clock import slept
-from xnatfs.common.errors import TimedOut, Unavailable, Uncertain, Unreachable
+from xnatfs.common.errors import ConfigError, TimedOut, Unavailable, Uncertain, Unreachable
 from xnatfs.common.tasks import background
 from xnatfs.download_worker.pool import ProcessLost
 from xnatfs.http.circuit_breaker import CircuitBreaker
@@ -31,7 +31,7 @@ from xnatfs.http.login import Login
 from xnatfs.http.messages import ChangeReply, HttpRequest
 from xnatfs.http.replies import (
     BUSY_STATUSES,
-    CANNOT_ANSWER,
+    FAULT_STATUSES,
     Expects,
     check_status,
     close,
@@ -39,7 +39,7 @@ from xnatfs.http.replies import (
     retry_after,
     unavailable,
 )
-from xnatfs.http.retry import LOWEST_RATE, RequestPolicy, Retries, SpeedLimit
+from xnatfs.http.retry import LOWEST_BYTES_PER_SECOND, RequestPolicy, Retries, SpeedLimit
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 from xnatfs.settings.session_store import SessionStore
@@ -50,11 +50,11 @@ P = TypeVar("P", bytes, int)
 
 # In seconds. XNAT answers a change when archiving is done, or after its default sessionArchiveTimeoutInterval of 600 s.
 CHANGE_TIMEOUT_SECONDS = 660.0
-# So many sessions may be lost during one request: a server that restarts twice loses two. The limit ends the logins to
-# a server that forgets each session at once, as behind a balancer that sends each request to another server.
+# The most sessions that may be lost during one request: a server that restarts twice loses two. The limit ends the
+# logins to a server that forgets each session at once, as behind a balancer without sticky sessions.
 MAX_LOST_SESSIONS = 3
-# Seconds that a request for a big file may take beside the server's time: a process starts in 80 ms, on a busy machine
-# in seconds; and a process that hangs has to be detected.
+# Seconds that a request for a big file may take in addition to the server's time: a process starts in 80 ms, on a busy
+# machine in seconds, and a process that hangs has to be detected.
 PROCESS_START_SECONDS = 5.0
 # The smallest resource of an XNAT, and open to every user.
 PROBE_PATH = "/xapi/siteConfig/buildInfo"
@@ -62,7 +62,7 @@ PROBE_PATH = "/xapi/siteConfig/buildInfo"
 # Statuses of changes that the server has not made, and that are repeated.
 REPEATED_CHANGE_STATUSES = frozenset({429, 503})
 # Errors of requests that the server did not receive.
-NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.UnsupportedProtocol)
+NOT_SENT_ERRORS = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.UnsupportedProtocol)
 MAYBE_CHANGED = "the request may have been carried out"
 
 
@@ -111,6 +111,7 @@ class Transport:
         self.policy = policy
         self.breaker = CircuitBreaker(self._probe, policy.retry_budget, nursery)
         self.requests = 0
+        self.requests_by_kind = Counter[str]()
         self._slept = slept()
 
     @property
@@ -167,26 +168,26 @@ class Transport:
         last = retries.deadline + self.policy.timeout - self.policy.retry_budget
         try:
             with trio.fail_at(last + (PROCESS_START_SECONDS if request.is_big else 0.0)):
-                if (asleep := slept()) != self._slept:  # the connections' other ends are gone, without notice
+                if (asleep := slept()) != self._slept:  # connections may have been closed unnoticed
                     self._slept = asleep
                     await close_idle_connections(self._clients.http)
                 return await self._send_with_retries(request, retries)
         except trio.TooSlowError as error:
-            self._fail(TimedOut(f"{self.url} does not answer to {request.path} in time"), began, error)
+            self._fail(TimedOut(f"{self.url} does not answer {request.path} in time"), began, error)
         except Unreachable as error:
             self._fail(error, began, error.__cause__)
 
     async def change(self, request: HttpRequest) -> ChangeReply:
         """Make a change, and read the answer, whatever its status.
 
-        The change is sent again only if it was not made: no connection came about, the session was lost, or the server
-        reports that it is busy (429, 503).
+        The change is sent again only if it was not made: no connection could be opened, the session was lost, or the
+        server reports that it is busy (429, 503).
 
         Raises:
             LoginRequired: There is no session and no way to log in.
             Unreachable: The server did not receive the change.
-            Uncertain: The change may have been made, also if a login page or a proxy's page came with status 200 in
-                place of the answer.
+            Uncertain: The change may have been made: there was no answer, or a page of a login or a proxy came with
+                status 200 in its place.
         """
         response = await self._send_with_retries(request, Retries(self.policy.retry_budget))
         try:
@@ -200,14 +201,14 @@ class Transport:
         return answer
 
     async def _send_with_retries(self, request: HttpRequest, retries: Retries) -> httpx.Response:
-        statuses = REPEATED_CHANGE_STATUSES if request.is_change else CANNOT_ANSWER
+        statuses = REPEATED_CHANGE_STATUSES if request.is_change else FAULT_STATUSES
         while True:
             asked_to_wait = 0.0
             try:
                 response = await self.send_in_session(request)
                 if response.status_code not in statuses:
                     return response
-                statuses -= {500}
+                statuses -= {500} & {response.status_code}
                 asked_to_wait = retry_after(response)
                 failure: Unreachable = self._unavailable(request.path, response)
                 await response.aclose()
@@ -221,7 +222,7 @@ class Transport:
                 raise failure
 
     async def send_in_session(self, request: HttpRequest) -> httpx.Response:
-        """Send a request once, and again each time that the session turns out to have been lost, so without effect."""
+        """Send a request, and repeat it in a new session if it had no effect because the session was lost."""
         logins, lost = None, 0
         while True:
             async with self.login.turn():
@@ -263,17 +264,9 @@ class Transport:
     async def _send_once(self, request: HttpRequest, token: str) -> httpx.Response:
         """Send a request. Raises Uncertain if a change may have been made, else Unreachable."""
         content = request.body() if callable(request.body) else request.body or None
-        timeout = httpx.Timeout(self._clients.http.timeout)
-        timeout.read = CHANGE_TIMEOUT_SECONDS if request.is_change else timeout.read
-        built = self._clients.http.build_request(
-            request.method,
-            request.path,
-            params=request.params or None,
-            headers={**request.headers, "Cookie": f"JSESSIONID={token}"},
-            content=content,
-            timeout=timeout,
-        )
+        built = self._build(request, content, token)
         self.requests += 1
+        self.requests_by_kind[request.kind] += 1
         try:
             if request.is_big:
                 try:
@@ -283,7 +276,7 @@ class Transport:
             return await self._clients.http.send(built, stream=True)
         except httpx.TransportError as error:
             failure = unreachable(error, self.url)
-            if request.is_change and not isinstance(error, NOT_SENT):
+            if request.is_change and not isinstance(error, NOT_SENT_ERRORS):
                 raise Uncertain(f"{failure}; {MAYBE_CHANGED}") from error
             raise failure from error
         finally:
@@ -291,11 +284,25 @@ class Transport:
                 with trio.CancelScope(shield=True):
                     await content.aclose()
 
+    def _build(self, request: HttpRequest, content: bytes | AsyncGenerator[bytes] | None, token: str) -> httpx.Request:
+        timeout = httpx.Timeout(self._clients.http.timeout)
+        timeout.read = CHANGE_TIMEOUT_SECONDS if request.is_change else timeout.read
+        headers = {**request.headers, "Cookie": f"JSESSIONID={token}"}
+        params = request.params or None
+        try:
+            url = httpx.URL(f"{self.url}{request.path}")  # absolute: a relative //NAME/PATH would be a host and a path
+            return self._clients.http.build_request(
+                request.method, url, params=params, headers=headers, content=content, timeout=timeout
+            )
+        except (httpx.InvalidURL, UnicodeError) as error:
+            raise ConfigError(f"this request cannot be sent ({error}): {request.path!r}") from None
+
     async def _probe(self) -> None:
         """Send a small request, in the current session if there is one, so that it opens no other."""
         token = self.login.current
         headers = {"Cookie": f"JSESSIONID={token}"} if token else {}
         self.requests += 1
+        self.requests_by_kind["probe"] += 1
         with self._mapped_errors():
             async with self._clients.probe.stream("GET", PROBE_PATH, headers=headers) as response:
                 failure = self._unavailable(PROBE_PATH, response)
@@ -354,7 +361,7 @@ class Transport:
                         self.breaker.record_answer()
                         yield piece
         except trio.TooSlowError as error:
-            slow = f"less than {LOWEST_RATE} bytes a second, for {self.policy.timeout:g} s"
+            slow = f"less than {LOWEST_BYTES_PER_SECOND} bytes a second, for {self.policy.timeout:g} s"
             raise TimedOut(f"{self.url}{path} is too slow: {slow}") from error
 
     # -- failures ------------------------------------------------------------------------------------------------

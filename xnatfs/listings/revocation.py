@@ -11,32 +11,30 @@ Invariants:
 - No later open finds revoked data. Readers with an open file get the error from its permit.
 """
 
-import json
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Hashable, Iterable
 from copy import copy
-from typing import Protocol
 from weakref import WeakValueDictionary
 
 import trio
 
 from xnatfs.common.clock import now
 from xnatfs.common.errors import Denied, LoginRequired, NotFound, Stale, XnatError
-from xnatfs.common.sanitize import loads
 from xnatfs.common.tasks import unattended
 from xnatfs.listings.keys import ExperimentsKey, ListKey, ProjectsKey, ResourcesKey, SubjectsKey, item_keys
+from xnatfs.listings.server_listings import ServerListings
+from xnatfs.listings.store import ListingStore, ReadPlace, Resources
 from xnatfs.rest.models import Item
 
 log = logging.getLogger(__name__)
 
 # Seconds that a reader waits for the check of its access: more than a round trip, and less than an outage. An answer
 # that arrives later counts for the next read.
-PATIENCE = 2.0
+CHECK_SECONDS = 2.0
 # Seconds until the next check after an answer that decides nothing; with a TTL of 0 also after one that does.
-AGAIN = 5.0
+RECHECK_SECONDS = 5.0
 
 Shown = Callable[[], Awaitable[float]]
-Owners = tuple[str, ...]
 
 
 class Permit:
@@ -73,14 +71,14 @@ class Permit:
             self._answered, self._asked_at = trio.Event(), now()
             self._access.begin(self._ask, self._answered)
         if self._answered is not None:
-            with trio.move_on_after(max(0.0, self._asked_at + PATIENCE - now())):
+            with trio.move_on_after(max(0.0, self._asked_at + CHECK_SECONDS - now())):
                 await self._answered.wait()
         if self._refusal is not None:
             raise copy(self._refusal)  # a new one each time: a raised exception collects tracebacks
 
     async def _ask(self, answered: trio.Event) -> None:
         """Run the check in a task of its own, so that a cancelled reader does not end it for the others."""
-        again = self._asked_at + AGAIN
+        again = self._asked_at + RECHECK_SECONDS
         try:
             self.until, self._refusal = max(await self._look(), again), None
         except NotFound as error:
@@ -100,61 +98,35 @@ class Permit:
     async def _look(self) -> float:
         try:
             return await self._shown()
-        except (NotFound, Denied):  # perhaps for a guest, of an expired session: after `known` the next request logs in
-            await self._access.known()
+        except (NotFound, Denied):  # perhaps for a guest, of an expired session: then the next request logs in
+            await self._access.listings.has_session()
         return await self._shown()
-
-
-class Bulk(Protocol):
-    """The prefetch of files."""
-
-    def leave(self, owners: Collection[str]) -> None:
-        """Stop prefetching files of these owners."""
-
-
-class Content(Protocol):
-    """The cache of file contents."""
-
-    async def drop(self, owners: Collection[str]) -> None:
-        """Remove all files of these owners."""
-
-    async def owners(self) -> set[Owners]:
-        """Return the owners of the cached files, each combination once."""
 
 
 class Access:
     """The access of one account to the items on one server from which it has read.
 
     Args:
-        content: The cache of file contents.
-        bulk: The prefetch of files.
-        account: Return the name of the account.
-        known: Ask the server whether it knows the session, and forget earlier refusals. If it does not, the next
-            request logs in.
-        ask: Fetch the IDs of a list from the server.
-        forget: Drop a listing of a revoked item.
+        drop: Remove the cached files of these resources.
+        store: The store of what was read.
+        listings: The listings of the server.
         nursery: The nursery of the background checks.
     """
 
     def __init__(
         self,
-        content: Content,
-        bulk: Bulk,
-        account: Callable[[], str],
-        known: Callable[[], Awaitable[bool]],
-        ask: Callable[[ListKey], Awaitable[Iterable[str]]],
-        forget: Callable[[ListKey], None],
+        drop: Callable[[Collection[str]], Awaitable[None]],
+        store: ListingStore,
+        listings: ServerListings,
         nursery: trio.Nursery,
     ) -> None:
-        self.known = known
-        self._ask = ask
-        self._content = content
-        self._bulk = bulk
-        self._account = account
-        self._forget = forget
+        self.listings = listings
+        listings.on_listed, listings.on_refused = self.on_listed, self.on_refused
+        self._drop = drop
+        self._store = store
         self._nursery = nursery
         self._permits: WeakValueDictionary[object, Permit] = WeakValueDictionary()
-        self._kept: dict[tuple[str, Item], Owners] = {}  # the owners of items that were read, by project and item
+        self._read: dict[ReadPlace, Resources] = {}
         self._projects: frozenset[str] | None = None  # the IDs in the last list of projects
 
     def begin(self, work: Callable[..., Awaitable[None]], *arguments: object) -> None:
@@ -179,29 +151,29 @@ class Access:
 
     # -- cached files --------------------------------------------------------------------------------------------
 
-    def owners(self, project: str, item: Item) -> Owners:
-        """Return the owners of an item's files that are read through a project, for the cache of contents.
+    def note_read(self, project: str, item: Item, resource: str, listed: Collection[Hashable]) -> None:
+        """Take note that a file is read, with which others of the item may be prefetched.
 
-        They contain the account: another account may still read what this one has lost.
+        Args:
+            project: The project through which it is read, or ''.
+            item: The item with whose resources its resource is listed; what is below it is revoked with it.
+            resource: The number of its resource.
+            listed: The numbers of all resources of the item that have files.
         """
-        item = item[:2]  # items below it are revoked with it
-        found = self._kept.get((project, item))
-        if found is None:
-            named = (("projects", project), item) if project and item != ("projects", project) else (item,)
-            found = self._kept[project, item] = tuple(json.dumps([self._account(), *each]) for each in named)
-        return found
+        place = (project, item[:2])
+        known = self._read.get(place, frozenset())
+        if resource not in known or len(listed) > len(known):
+            self._read[place] = known = known | {resource, *map(str, listed)}
+            self._store.note_read(place, known)
 
     async def recall(self) -> None:
-        """Register the files that earlier mounts have cached. Reads all of the index."""
-        for owners in await self._content.owners():
-            named = _named(owners)
-            if named and all(account == self._account() for account, *_ in named):
-                item = tuple(named[-1][1:])
-                self._kept.setdefault((named[0][2] if named[0][1] == "projects" else "", item), owners)
+        """Take note of what earlier mounts and commands have read."""
+        for place, resources in (await self._store.reads()).items():
+            self._read[place] = self._read.get(place, frozenset()) | resources
         if self._projects is not None:
             self._lose(ProjectsKey(), self._projects)
 
-    def listed(self, key: ListKey, ids: Iterable[str]) -> None:
+    def on_listed(self, key: ListKey, ids: Iterable[str]) -> None:
         """Revoke cached items that are absent from a complete list of the server; `ids` are the IDs in it."""
         if isinstance(key, ProjectsKey | SubjectsKey | ExperimentsKey):
             found = frozenset(ids)
@@ -209,44 +181,44 @@ class Access:
                 self._projects = found
             self._lose(key, found)
 
-    def refused(self, key: ListKey) -> None:
+    def on_refused(self, key: ListKey) -> None:
         """Revoke cached items below a list that the server has refused, or does not have."""
         self._lose(key, None)
 
     def _lose(self, key: ListKey, ids: frozenset[str] | None) -> None:
-        gone = _gone(key, ids, self._kept)
+        gone = _gone(key, ids, self._read)
         if gone:
-            self.begin(self._take_away, key, {each: self._kept.pop(each) for each in gone})
+            self.begin(self._take_away, key, {place: self._read.pop(place) for place in gone})
 
-    async def _take_away(self, key: ListKey, lost: dict[tuple[str, Item], Owners]) -> None:
-        sure: list[tuple[str, Item]] = []
+    async def _take_away(self, key: ListKey, lost: dict[ReadPlace, Resources]) -> None:
+        sure: list[ReadPlace] = []
         try:
             sure = await self._sure(key, lost)
         finally:
-            self._kept |= {each: owners for each, owners in lost.items() if each not in sure}
-        owners = {lost[each][-1] for each in sure}  # the items: one may be cached through another project as well
-        self._bulk.leave(owners)
-        await self._content.drop(owners)
-        for _, item in sure:
-            log.info("dropped all cached files of %s: it is absent from %s", "/".join(item), key)
-            for each in item_keys(item):  # its project's lists are requested anew, or refused
-                self._forget(each)
+            self._read |= {place: resources for place, resources in lost.items() if place not in sure}
+        if sure:
+            await self._drop(frozenset().union(*(lost[place] for place in sure)))
+        for place in sure:
+            self._store.note_read(place, frozenset())
+            log.info("dropped all cached files of %s: it is absent from %s", "/".join(place[1]), key)
+            for each in item_keys(place[1]):  # its project's lists are requested anew, or refused
+                self.listings.forget(each)
 
-    async def _sure(self, key: ListKey, lost: Iterable[tuple[str, Item]]) -> list[tuple[str, Item]]:
+    async def _sure(self, key: ListKey, lost: Iterable[ReadPlace]) -> list[ReadPlace]:
         """Return the items that a second answer confirms as lost.
 
         The first one may have been an answer for a guest: whether the server knew the session then cannot be told.
         """
-        if not await self.known():
+        if not await self.listings.has_session():
             return []
         try:
-            ids = frozenset(await self._ask(key))
+            ids = frozenset(await self.listings.ids(key))
         except (NotFound, Denied):
             return _gone(key, None, lost)
         return _gone(key, ids, lost)
 
 
-def _gone(key: ListKey, ids: frozenset[str] | None, among: Iterable[tuple[str, Item]]) -> list[tuple[str, Item]]:
+def _gone(key: ListKey, ids: frozenset[str] | None, among: Iterable[ReadPlace]) -> list[ReadPlace]:
     """Return the lost items, each with the project through which it was read.
 
     Args:
@@ -265,13 +237,3 @@ def _gone(key: ListKey, ids: frozenset[str] | None, among: Iterable[tuple[str, I
         case ResourcesKey(refused) if ids is None:
             return [(project, item) for project, item in among if item == refused]
     return []
-
-
-def _named(owners: Owners) -> list[list[str]]:
-    """Parse accounts and items as `owners` wrote them; return [] for any other text."""
-    try:
-        named = [loads(owner) for owner in owners]
-    except ValueError:
-        return []
-    whole = all(isinstance(each, list) and len(each) >= 3 and all(isinstance(x, str) for x in each) for each in named)
-    return named if whole else []

@@ -2,13 +2,13 @@
 
 A value holds its own expiry time, on the clock of `common/clock.py`. A listing passes the time of its fetch on to all
 values that are derived from it, so that no value is older than the listing's TTL, however often it was derived.
-A refusal (NotFound, Denied) is cached as well, for REFUSAL_TTL; any other failure is raised in all waiting tasks.
+A refusal (NotFound, Denied) is cached as well, for REFUSAL_SECONDS; any other failure is raised in all waiting tasks.
 """
 
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 import trio
@@ -19,9 +19,9 @@ from xnatfs.common.errors import Denied, NotFound, XnatError
 
 # A file counts twice, in its listing (90 bytes) and in its folder (up to 200, where it was looked up by name): a
 # million files, and as many other rows, are what a mount may hold in memory.
-MAX_ROWS = 3_000_000
+MAX_CACHED_ROWS = 3_000_000
 # Seconds: long enough for the burst of lookups of one `ls`, short enough for an account that was just granted access.
-REFUSAL_TTL = 5.0
+REFUSAL_SECONDS = 5.0
 
 
 class Expiring(Protocol):
@@ -77,7 +77,7 @@ class _Refusal:
 
     def __init__(self, error: XnatError) -> None:
         self._kind, self._text = type(error), str(error)
-        self.expires = now() + REFUSAL_TTL
+        self.expires = now() + REFUSAL_SECONDS
 
     def __len__(self) -> int:
         return 1
@@ -99,10 +99,11 @@ class _Turn:
 class MetadataCache:
     """Values by key. It awaits nothing while it changes its state."""
 
-    def __init__(self, max_rows: int = MAX_ROWS) -> None:
+    def __init__(self, max_rows: int = MAX_CACHED_ROWS) -> None:
+        self.stale_seconds = 0.0  # for so long after it has expired, a listing is held for `last`
         self._values: TLRUCache[Hashable, Expiring] = TLRUCache(
             maxsize=max_rows,
-            ttu=lambda _key, value, _now: value.expires,
+            ttu=lambda _key, value, _now: self._held_until(value),
             timer=now,
             getsizeof=lambda value: len(value) + 1,
         )
@@ -159,13 +160,18 @@ class MetadataCache:
         value = self._find(key)
         return None if isinstance(value, _Refusal) else value
 
+    def last(self, key: Hashable) -> Listing[Any] | None:
+        """Return the last listing of a key, fresh or not, if it is still held."""
+        value = self._held(key)
+        return value if isinstance(value, Listing) else None
+
     def put(self, key: Hashable, value: Expiring) -> None:
         self._keep(key, value)
 
     def expire(self) -> None:
-        """Release expired values, which otherwise stay until the next value is added."""
+        """Release values that are not held any more, which otherwise stay until the next value is added."""
         self._values.expire()
-        if self._largest and self._largest[1].expires <= now():
+        if self._largest and self._held_until(self._largest[1]) <= now():
             self._largest = None
 
     def forget(self, key: Hashable) -> None:
@@ -177,7 +183,7 @@ class MetadataCache:
         """Forget all values for which `which` is true. Iterates over the whole cache."""
         largest = [self._largest[0]] if self._largest else []
         for key in [*self._values, *largest]:
-            value = self._find(key)
+            value = self._held(key)
             if value is not None and which(key, value):
                 self.forget(key)
 
@@ -186,9 +192,14 @@ class MetadataCache:
         self.forget_all(lambda _key, value: isinstance(value, _Refusal))
 
     def _find(self, key: Hashable) -> Expiring | None:
-        if self._largest and self._largest[0] == key and self._largest[1].expires > now():
-            return self._largest[1]
-        return self._values.get(key)
+        value = self._held(key)
+        return value if value is not None and value.expires > now() else None
+
+    def _held(self, key: Hashable) -> Expiring | None:
+        return self._largest[1] if self._largest and self._largest[0] == key else self._values.get(key)
+
+    def _held_until(self, value: Expiring) -> float:
+        return value.expires + (self.stale_seconds if isinstance(value, Listing) else 0.0)
 
     def _fresh(self, key: Hashable) -> T | None:
         value = self._find(key)

@@ -134,7 +134,6 @@ class Session:
     def __init__(self, item: tuple[str, ...], groups: Groups, order: Iterable[tuple[str, str]]) -> None:
         self.item = item
         self.groups = groups
-        self.owners: tuple[str, ...] = ()  # the owners of its files, for the content cache
         order = list(order)
         known = {resource: label for resource, label in order if resource in groups}
         self.labels = {**known, **{str(key): _label(rows) for key, rows in groups.items() if key not in known}}
@@ -163,7 +162,6 @@ class Session:
     def relisted(self, groups: Groups, order: Iterable[tuple[str, str]]) -> "Session":
         """Return the session for a new listing, with the state of the resources that are equal in both."""
         new = Session(self.item, groups, order)
-        new.owners = self.owners
         new.read, new.stride, new.nothing_until = self.read, self.stride, self.nothing_until
         new.in_order, new.lists, new.labels_read = self.in_order, self.lists, self.labels_read
         for resource, walk in self.walks.items():

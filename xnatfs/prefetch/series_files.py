@@ -13,7 +13,7 @@ import hashlib
 import logging
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -66,10 +66,6 @@ class Around(Protocol):
 
     def has_name(self, row: FileRow, groups: Groups) -> bool:
         """Return whether one of its files is requested by name, which transfers no more than its bytes."""
-
-    @property
-    def owners(self) -> tuple[str, ...]:
-        """Return the owners of its files, for the content cache."""
 
     def reading_order(self) -> Sequence[tuple[str, str]]:
         """Return the ID and label of each resource of the session, in the order in which a traversal meets them."""
@@ -211,21 +207,12 @@ class Bulk:
                 walk.no_tar_until = trio.current_time() + NO_TAR_FOR
         tar.scope.cancel()
 
-    def leave(self, owners: Collection[str]) -> None:
-        """Stop prefetching files of these owners: the account has lost access to them."""
-        for tar in {tar for tar in self._tars.values() if not set(tar.session.owners).isdisjoint(owners)}:
-            tar.scope.cancel()
-        for item, session in list(self._sessions.items()):
-            if not set(session.owners).isdisjoint(owners):
-                del self._sessions[item]
-
     # Starting tars.
 
     def _session(self, item: tuple[str, ...], groups: Groups, around: Around) -> Session:
         session = self._sessions.get(item)
         if session is None:
             session = self._sessions[item] = Session(item, groups, around.reading_order())
-            session.owners = around.owners
         elif session.groups is not groups:
             new = self._sessions[item] = session.relisted(groups, around.reading_order())
             for tar in {tar for tar in self._tars.values() if tar.session is session}:
@@ -378,7 +365,7 @@ class Bulk:
             tar.session.fetches_ahead(walk, row)
         tar.passes(walk, row)  # a task that this wakes runs later than the first step of `put`
         tar.kept.add(version(row))
-        await self._content.put(version(row, tar.session.owners), data)
+        await self._content.put(version(row), data)
 
     async def _may_go_on(self, tar: _Tar) -> bool:
         """Wait until more of the tar is wanted; return False when no reader opens a file for IDLE seconds."""
@@ -413,7 +400,7 @@ class Bulk:
 
     async def _fetch(self, session: Session, walk: Walk, row: FileRow, source: Source) -> None:
         try:
-            blob = await self._content.open(version(row, session.owners), source)
+            blob = await self._content.open(version(row), source)
             try:
                 await blob.read(0, 1)  # returns, for a small file, when all of it has arrived
             finally:
@@ -445,9 +432,9 @@ def _log(error: Exception, text: str, *values: object) -> None:
         log.error(text, *values, exc_info=error)
 
 
-def version(row: FileRow, owners: tuple[str, ...] = ()) -> Version:
-    """Return the version by which the content cache knows a file. Storing it needs `owners`; looking it up does not."""
-    return Version(f"{row.resource_id}/{row.path}", row.size, row.digest, owners)
+def version(row: FileRow) -> Version:
+    """Return the version by which the content cache knows a file; its folder there is the resource's number."""
+    return Version(f"{row.resource_id}/{row.path}", row.size, row.digest)
 
 
 def _fit(found: Sequence[tuple[Walk, FileRow]], size: int) -> list[tuple[Walk, FileRow]]:

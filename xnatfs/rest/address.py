@@ -14,9 +14,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from xnatfs.rest.client import has_url, quoted
 from xnatfs.rest.file_table import Catalogue
 from xnatfs.rest.models import Item, Resource
+from xnatfs.rest.urls import has_url, quoted
 
 # The parts of a session that have resources and a URL of their own.
 _PARTS = ("scans", "assessors", "reconstructions")

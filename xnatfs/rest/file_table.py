@@ -14,11 +14,12 @@ from typing import Any, overload
 
 from xnatfs.common.errors import BadReply
 from xnatfs.common.sanitize import MAX_SIZE_DIGITS, decoded
-from xnatfs.rest.models import FileRow, Row, file_path, md5
+from xnatfs.rest.models import FileRow, Row
 
 _UNKNOWN = -1  # a size that the catalogue does not state
 _NO_DIGEST = bytes(16)
-_ESCAPE = re.compile(rb"%[0-9A-F]{2}")  # in the form of our own requests
+_MD5 = re.compile(r"[0-9a-f]{32}")
+_PERCENT_ESCAPE = re.compile(rb"%[0-9A-F]{2}")  # in the form of our own requests
 
 # Files of one resource whose lack of a digest is recorded, and whose sizes are then verified: a batch of HEADs.
 MOST_LACKING = 32
@@ -97,7 +98,7 @@ class Catalogue(Sequence[FileRow]):
         Hardly any listing has one, which a single search of the packed names shows.
         """
         if self._escaped_paths is None:
-            found = (path for path in self.paths() if "%" in path) if _ESCAPE.search(self._paths) else ()
+            found = (path for path in self.paths() if "%" in path) if _PERCENT_ESCAPE.search(self._paths) else ()
             self._escaped_paths = frozenset(found)
         return self._escaped_paths
 
@@ -254,3 +255,31 @@ class Catalogues(Sequence[FileRow]):
 def paths_of(rows: Sequence[FileRow]) -> Iterable[str]:
     """Iterate over paths without building rows."""
     return rows.paths() if isinstance(rows, Catalogue) else (row.path for row in rows)
+
+
+def md5(cell: str) -> str:
+    """Return an MD5 in lower-case hex, or '' for anything else.
+
+    Catalogues may hold another algorithm's digest, `md5:...` or `N/A`: content cannot be compared with these, so they
+    count as absent. Zeros stand for an absent digest, too.
+    """
+    digest = cell.lower()
+    return digest if _MD5.fullmatch(digest) and digest.strip("0") else ""
+
+
+def file_path(uri: str, resource_id: str) -> str:
+    """Return the path below the resource: the text after '/resources/<id>/files/'.
+
+    The text before it differs from call to call. Raises BadReply where the URI has no such part.
+    """
+    _, found, path = uri.partition(f"/resources/{resource_id}/files/")
+    if not found or not path:
+        raise BadReply(f"the server lists a file at {uri!r}, which is not in resource {resource_id}")
+    return path
+
+
+def file_rows(rows: Iterable[Row]) -> list[FileRow]:
+    """Parse catalogue entries, each with its place among those of its own resource."""
+    files = Catalogues()
+    files.add(row.cells for row in rows)
+    return list(files)

@@ -6,7 +6,8 @@ to parse it in one go would block the event loop for seconds. Here each row is r
 The parser accepts what `json.loads` accepts: a document that does not begin as lists do is collected whole and passed
 to it, and a text is invalid where no step of the parser advances. Rows are valid only after `close` has seen the end.
 
-A malicious server is limited to MOST_BYTES, MOST_ROWS, LONGEST_ROW and LONGEST_WHOLE of memory and time.
+A malicious server is limited in memory and time by MOST_BYTES, MOST_ROWS, MAX_ROW_CHARACTERS and
+MAX_DOCUMENT_CHARACTERS.
 """
 
 import codecs
@@ -32,20 +33,20 @@ _LAST_ROW = re.compile(r"\s*\]")
 _AFTER = re.compile(r"\s*([,}])")
 
 # Characters within which a list must have begun.
-_LONGEST_BEGIN = 64
+_MAX_HEAD_CHARACTERS = 64
 # Limits of one list of files. A million files, as the largest sessions have, are 300 MB; packed, three million take
 # 400 MB of memory.
 MOST_BYTES, MOST_ROWS = 2**30, 3_000_000
 # Characters. No row is as long: where no step advances for so many, the text is not JSON. Descriptions of projects are
 # the longest cells, some pages of text.
-LONGEST_ROW = 2**22
+MAX_ROW_CHARACTERS = 2**22
 # Characters after the result set, where only its brace belongs; a server that sends more may never end.
-LONGEST_TAIL = 2**16
+MAX_TAIL_CHARACTERS = 2**16
 # Characters of a document that is not a list: an item, or an error in JSON. Python's objects may take 30 times as much.
-LONGEST_WHOLE = 2**24
+MAX_DOCUMENT_CHARACTERS = 2**24
 # Characters. A longer incomplete row is parsed again only once twice as much has arrived: else each piece of 32 KiB
 # would have all of it parsed once more.
-_PATIENT = 2**17
+_LONG_ROW_CHARACTERS = 2**17
 
 _scan = json.JSONDecoder().raw_decode
 
@@ -89,9 +90,9 @@ class Table:
         except RecursionError:
             raise ValueError("it is nested too deep") from None
         left = len(self._text) - self._at
-        if left > (LONGEST_TAIL if self._step == self._tail else LONGEST_ROW):
+        if left > (MAX_TAIL_CHARACTERS if self._step == self._tail else MAX_ROW_CHARACTERS):
             raise ValueError("no row ends, or what follows them does not")
-        self._wanted = 2 * left if left > _PATIENT else 0
+        self._wanted = 2 * left if left > _LONG_ROW_CHARACTERS else 0
 
     def close(self) -> list[Cells]:
         """End the list, and return the remaining rows. A document that is not a list is detected here at the latest."""
@@ -113,7 +114,7 @@ class Table:
         found = _BEGIN.match(self._text)
         if found:
             self._at, self._step = found.end(), self._member
-        elif len(self._text) > _LONGEST_BEGIN:
+        elif len(self._text) > _MAX_HEAD_CHARACTERS:
             self._step = self._whole
         return self._step != self._begin
 
@@ -122,7 +123,7 @@ class Table:
         self._pieces.append(self._text[self._at :])
         self._whole_size += len(self._pieces[-1])
         self._at = len(self._text)
-        if self._whole_size > LONGEST_WHOLE:
+        if self._whole_size > MAX_DOCUMENT_CHARACTERS:
             raise NotAList("something else, which is too long to be looked at")
         return False
 

@@ -19,7 +19,6 @@ Item = tuple[str, ...]  # the segments of an item's URL after /data: ("experimen
 
 # The server writes local time without a zone, with 0 to 9 fractional digits.
 _TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)(?:\.(\d{1,6})\d*)?$")
-_MD5 = re.compile(r"[0-9a-f]{32}")
 
 
 UNASSIGNED = "Unassigned"
@@ -389,49 +388,3 @@ class FileRow(NamedTuple):
     format: str
     content: str
     place: int  # in the server's listing of the resource
-
-    @classmethod
-    def parse(cls, row: Row, place: int) -> Self:
-        resource_id = row.need("cat_ID")
-        return cls(
-            intern(resource_id),
-            file_path(row.get("URI"), resource_id),
-            row.number("Size"),
-            md5(row.get("digest")),
-            intern(row.text("file_format")),
-            intern(row.text("file_content")),
-            place,
-        )
-
-
-def md5(cell: str) -> str:
-    """Return an MD5 in lower-case hex, or '' for anything else.
-
-    Catalogues may hold another algorithm's digest, `md5:...` or `N/A`: content cannot be compared with these, so they
-    count as absent. Zeros stand for an absent digest, too.
-    """
-    digest = cell.lower()
-    return digest if _MD5.fullmatch(digest) and digest.strip("0") else ""
-
-
-def file_path(uri: str, resource_id: str) -> str:
-    """Return the path below the resource: the text after '/resources/<id>/files/'.
-
-    The text before it differs from call to call. Raises BadReply where the URI has no such part.
-    """
-    _, found, path = uri.partition(f"/resources/{resource_id}/files/")
-    if not found or not path:
-        raise BadReply(f"the server lists a file at {uri!r}, which is not in resource {resource_id}")
-    return path
-
-
-def file_rows(rows: Iterable[Row]) -> list[FileRow]:
-    """Parse catalogue entries, each with its place among those of its own resource."""
-    places: dict[str, int] = {}
-    parsed = []
-    for row in rows:
-        resource_id = row.need("cat_ID")
-        place = places.get(resource_id, 0)
-        places[resource_id] = place + 1
-        parsed.append(FileRow.parse(row, place))
-    return parsed

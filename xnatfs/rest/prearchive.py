@@ -21,11 +21,11 @@ from xnatfs.rest.models import PrearchiveSession
 log = logging.getLogger(__name__)
 
 # Seconds without new files after which XNAT builds a session; its default for sessionXmlRebuilderInterval.
-RECEIVING_FOR = 300.0
+RECEIVING_SECONDS = 300.0
 # Seconds between two polls of a state: short at first, because small sessions take seconds.
-FIRST_LOOK, LATER_LOOKS = 1.0, 5.0
+FIRST_POLL_SECONDS, LONGEST_POLL_SECONDS = 1.0, 5.0
 # In seconds. A row disappears a moment before the archived session is visible (the server caches that for about 1 s).
-APPEARS_WITHIN = 10.0
+APPEARS_WITHIN_SECONDS = 10.0
 
 # The values of `overwrite` that allow it: with one session, append and delete act alike. The field is always sent:
 # every release reads `src` from the query, but only in a request that has a field in its form, too.
@@ -217,12 +217,12 @@ async def appeared(
         labels: The labels that the session may have.
         wanted: Returns whether the fields found are those of the session.
     """
-    with trio.move_on_after(APPEARS_WITHIN):
+    with trio.move_on_after(APPEARS_WITHIN_SECONDS):
         while True:
             for label in labels:
                 if (fields := await archived(xnat, project, label)) and wanted(fields):
                     return fields
-            await trio.sleep(FIRST_LOOK)
+            await trio.sleep(FIRST_POLL_SECONDS)
     return {}
 
 
@@ -231,14 +231,14 @@ async def settled(xnat: Xnat, waiting: PrearchiveSession, watch: Watch) -> Prear
 
     Return it with its final status, such as READY, CONFLICT or ERROR; None if it is gone.
     """
-    pause = FIRST_LOOK
+    pause = FIRST_POLL_SECONDS
     while True:
         row = await look(xnat, waiting)
         if row is None or not row.busy:
             return row
         watch(row)
         await trio.sleep(pause)
-        pause = min(pause * 1.5, LATER_LOOKS)
+        pause = min(pause * 1.5, LONGEST_POLL_SECONDS)
 
 
 async def look(xnat: Xnat, waiting: PrearchiveSession) -> PrearchiveSession | None:

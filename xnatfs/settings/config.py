@@ -125,13 +125,13 @@ def is_loopback(host: str) -> bool:
     return host in ("localhost", "::1") or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None
 
 
-def who_reads_along(config: Config) -> str:
+def connection_warning(config: Config) -> str:
     """Return a warning if others can read the traffic with the server; '' if not."""
     parts = urlsplit(config.url)
     if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
-        return f"{config.url} is not encrypted: whoever is on the way reads along, passwords too"
+        return f"{config.url} is not encrypted: the password and all data can be read on the way"
     if parts.scheme == "https" and not config.verify_ssl and not config.ca_bundle:
-        return f"the certificate of {config.url} is not verified: others may read along"
+        return f"the certificate of {config.url} is not verified: another server could pose as it and get the password"
     return ""
 
 

@@ -189,13 +189,14 @@ def ask(url: str, username: str, environ: Mapping[str, str], provider: str = "")
     """Prompt on the terminal for the missing parts of a login.
 
     Args:
-        username: user to log in as; '' to prompt for one.
-        environ: environment variables; the password is prompted for unless XNAT_PASS is set.
-        provider: login method of the site; '' for the server to choose.
+        url: The server's URL, for the prompts.
+        username: The user to log in as; '' to prompt for one.
+        environ: The environment variables; the password is prompted for unless XNAT_PASS is set.
+        provider: The login method of the site; '' for the server to choose.
 
     Raises:
         LoginRequired: stdin is not a terminal, or the prompt was not answered.
-        ConfigError: the login cannot be sent.
+        ConfigError: The login cannot be sent.
     """
     password = environ.get("XNAT_PASS", "")
     if not sys.stdin.isatty():

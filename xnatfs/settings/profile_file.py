@@ -15,7 +15,7 @@ from xnatfs.common.locks import holder, lock_within, open_lock
 from xnatfs.common.private_files import write_private
 from xnatfs.settings.config import profiles_path, read_profiles
 
-NEWEST_VERSION = 1  # the newest known `version` of the file
+NEWEST_PROFILE_VERSION = 1  # the newest known `version` of the file
 # Seconds that another process may take to change the file: it takes milliseconds, on a slow file server more.
 EDIT_LOCK_SECONDS = 10.0
 
@@ -67,7 +67,8 @@ def _edited(path: Path | None) -> Iterator[Any]:
             mark = getattr(error, "problem_mark", None)
             where = f" line {mark.line + 1}" if mark else ""
             raise ConfigError(f"{path}{where} is not YAML that could be changed: is a key there twice?") from None
-        if not isinstance(version := document.get("version", NEWEST_VERSION), int) or version > NEWEST_VERSION:
+        version = document.get("version", NEWEST_PROFILE_VERSION)
+        if not isinstance(version, int) or version > NEWEST_PROFILE_VERSION:
             raise ConfigError(f"{path} is of version {version}, which a newer program has written: it is left as it is")
         yield document
         text = io.StringIO()

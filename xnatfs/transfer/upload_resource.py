@@ -21,8 +21,8 @@ from xnatfs.common.errors import BadReply, ConfigError, Conflict, Denied, NotFou
 from xnatfs.common.sanitize import loads
 from xnatfs.rest.address import Address
 from xnatfs.rest.client import Xnat
-from xnatfs.rest.file_table import Catalogues
-from xnatfs.rest.models import FileRow, file_rows
+from xnatfs.rest.file_table import Catalogues, file_rows
+from xnatfs.rest.models import FileRow
 from xnatfs.rest.prearchive import failure
 from xnatfs.transfer.download import Progress, md5
 from xnatfs.transfer.request_bodies import Part, Sending, as_file, as_tar, with_length

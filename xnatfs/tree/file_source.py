@@ -11,23 +11,19 @@ import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import trio
 
 from xnatfs.common.errors import BadReply, Denied, NotFound, XnatError
-from xnatfs.common.sanitize import decoded
 from xnatfs.content import Body, Head
-from xnatfs.listings.keys import ResourcesKey, ScansKey
-from xnatfs.listings.ttl_cache import Listing
 from xnatfs.prefetch.read_pattern import Groups
 from xnatfs.prefetch.tar_names import TarNames, spellings
 from xnatfs.prefetch.tar_stream import Member, members
 from xnatfs.rest.address import Address, Route
 from xnatfs.rest.client import Xnat
 from xnatfs.rest.file_table import Catalogue
-from xnatfs.rest.models import FileRow, Item
-from xnatfs.site import Site
-from xnatfs.tree.names import assign
+from xnatfs.rest.models import FileRow
 
 # In bytes. A member that only its content distinguishes from others is held in memory until it is identified. A larger
 # file is requested by its number.
@@ -48,7 +44,7 @@ class _Clash:
         return next(iter(self.contents)) if len(self.contents) == 1 and listed == sorted(self.sizes) else None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class FileSource:
     """One file on the server.
 
@@ -66,15 +62,13 @@ class FileSource:
 
     @property
     def seekable(self) -> bool:
-        return self._has_name() and self.xnat.ranged is not False
+        return self._routes[0] is Route.NAME and self.xnat.ranged is not False
 
     @property
     def grants(self) -> bool:
-        return self._has_name() and self.xnat.ranged is True
+        return self._routes[0] is Route.NAME and self.xnat.ranged is True
 
-    def _has_name(self) -> bool:
-        return self._routes()[0] is Route.NAME
-
+    @cached_property
     def _routes(self) -> tuple[Route, ...]:
         return self.address.routes(self.row.path, catalogue_of(self.groups, self.row.resource_id))
 
@@ -87,7 +81,7 @@ class FileSource:
             size: The known length in bytes, or None.
             stop: Where a range ends, exclusive; None for the end of the file.
         """
-        if not self._has_name():
+        if self._routes[0] is not Route.NAME:
             async with self._unnamed() as body:
                 yield body
             return
@@ -99,7 +93,7 @@ class FileSource:
 
         A proxy may refuse HEAD alone; an error of the file itself shows in the GET.
         """
-        if self._has_name():
+        if self._routes[0] is Route.NAME:
             with contextlib.suppress(NotFound, Denied, BadReply):
                 return await self.xnat.head(self.address.base, self.row)
         return Head(None, "")
@@ -114,7 +108,7 @@ class FileSource:
         }
         failures = []
         async with AsyncExitStack() as stack:
-            for route in self._routes():
+            for route in self._routes:
                 way, called = ways[route]
                 try:
                     async with AsyncExitStack() as opening:  # closed before the next way: no task holds two downloads
@@ -222,19 +216,6 @@ async def _whole(content: bytes, opening: AsyncExitStack) -> Body:
         yield content
 
     return Body(0, len(content), "", await opening.enter_async_context(aclosing(chunks())))
-
-
-def reading_order(site: Site, item: Item, below: bool) -> list[tuple[str, str]]:
-    """Return ID and label of an item's cached resources: scan by scan in the order shown, then the rest."""
-    resources = site.metadata.peek(ResourcesKey(item, below))
-    scans = site.metadata.peek(ScansKey(item[-1]))
-    if not isinstance(resources, Listing):
-        return []
-    rows = scans.rows if isinstance(scans, Listing) else ()
-    shown = assign(rows, lambda scan: decoded(scan.id), lambda scan: scan.id)
-    places = {("scans", scan.id): place for place, scan in enumerate(shown.values())}
-    ordered = sorted(resources.rows, key=lambda row: places.get((row.category, row.cat_id), len(places)))
-    return [(row.id, row.label) for row in ordered]
 
 
 def _base(row: FileRow) -> str:

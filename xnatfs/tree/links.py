@@ -10,7 +10,6 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import overload
 
 import trio
 
@@ -29,7 +28,7 @@ from xnatfs.listings.ttl_cache import Expiring, Listing
 from xnatfs.rest.models import Accession
 from xnatfs.site import Site
 from xnatfs.tree.names import escape, expected, shorten, unescape
-from xnatfs.tree.node import Children, Dir, Link, Listed, Node
+from xnatfs.tree.node import Children, Dir, Link, Listed, Node, NodesByPlace
 from xnatfs.tree.projects import RESOURCES, ProjectDir, Projects, SubjectDir
 from xnatfs.tree.sessions import AssessorsDir, SessionDir
 
@@ -127,7 +126,7 @@ class Links(Listed):
         return _ByPlace(self, self._names)
 
 
-class _ByPlace(Sequence[Node]):
+class _ByPlace(NodesByPlace):
     """The links in the order in which they are listed."""
 
     def __init__(self, links: Links, names: Sequence[str]) -> None:
@@ -137,14 +136,8 @@ class _ByPlace(Sequence[Node]):
     def __len__(self) -> int:
         return len(self._names)
 
-    @overload
-    def __getitem__(self, index: int) -> Node: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Node]: ...
-    def __getitem__(self, index: int | slice) -> Node | list[Node]:
-        if isinstance(index, slice):
-            return [self._links[name] for name in self._names[index]]
-        return self._links[self._names[index]]
+    def make(self, place: int) -> Node:
+        return self._links[self._names[place]]
 
 
 class LinksDir(Dir):

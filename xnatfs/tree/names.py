@@ -7,7 +7,7 @@ server has it. Clashes are resolved by ID, never by the order of a listing.
 
 import hashlib
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TypeVar
 
 from xnatfs.common.errors import NotFound
@@ -55,6 +55,8 @@ def decode(name: bytes) -> str:
 
 def shorten(name: str) -> str:
     """Return a name of at most 255 bytes: a longer one is cut, with '~' and a hash of it before the extension."""
+    if len(name) <= LONGEST // 4:  # a character has at most four bytes
+        return name
     raw = encode(name)
     if len(raw) <= LONGEST:
         return name
@@ -88,23 +90,31 @@ def assign(
         key: Return the ID of an item.
         reserved: Names that no item may have.
     """
-    named: dict[str, T] = {}
-    suffixed: list[tuple[str, T]] = []
     unique: dict[str, T] = {}
     for item in items:
         unique.setdefault(key(item), item)
-    for item in sorted(unique.values(), key=lambda item: natural(key(item))):
-        name = shorten(escape(label(item)))
-        if name and name not in reserved and name not in named:
-            named[name] = item
-        else:
-            suffixed.append((name, item))
-    for name, item in suffixed:
-        candidate = shorten(f"{name}~{escape(key(item))}")
-        while candidate in named or candidate in reserved:  # another item has our suffixed name as its label
-            candidate = shorten(f"{candidate}~{escape(key(item))}")
-        named[candidate] = item
+    names = [shorten(escape(label(item))) for item in unique.values()]
+    named = dict(zip(names, unique.values(), strict=True))
+    if len(named) < len(unique) or "" in named or not named.keys().isdisjoint(reserved):
+        named = _resolved(unique, dict(zip(unique, names, strict=True)), reserved)
     return {name: named[name] for name in sorted(named, key=natural)}
+
+
+def _resolved(items: Mapping[str, T], names: Mapping[str, str], reserved: Collection[str]) -> dict[str, T]:
+    """Resolve clashes: return items by unique name, given items and their shortened labels by key."""
+    named: dict[str, T] = {}
+    suffixed: list[str] = []
+    for key in sorted(items, key=natural):
+        if names[key] and names[key] not in reserved and names[key] not in named:
+            named[names[key]] = items[key]
+        else:
+            suffixed.append(key)
+    for key in suffixed:
+        candidate = shorten(f"{names[key]}~{escape(key)}")
+        while candidate in named or candidate in reserved:  # another item has our suffixed name as its label
+            candidate = shorten(f"{candidate}~{escape(key)}")
+        named[candidate] = items[key]
+    return named
 
 
 def expected(label: str, key: str, reserved: Collection[str] = ()) -> str:

@@ -9,11 +9,11 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-
-import trio
+from typing import overload
 
 from xnatfs.common.clock import now
 from xnatfs.common.errors import NotFound
+from xnatfs.common.tasks import gather
 from xnatfs.content import Blob
 from xnatfs.listings.keys import ChildrenKey, ListKey
 from xnatfs.listings.revocation import Permit
@@ -34,8 +34,25 @@ class Listed(Mapping[str, "Node"]):
     __slots__ = ()
 
     def listed(self) -> Sequence["Node"]:
-        """All of them, at places that stay theirs."""
+        """Return all of them, at places that stay theirs."""
         raise NotImplementedError(type(self).__name__)
+
+
+class NodesByPlace(Sequence["Node"]):
+    """Nodes that are made when they are asked for."""
+
+    def make(self, place: int) -> "Node":
+        """Return the node at a place. Subclasses implement it."""
+        raise NotImplementedError(type(self).__name__)
+
+    @overload
+    def __getitem__(self, index: int) -> "Node": ...
+    @overload
+    def __getitem__(self, index: slice) -> list["Node"]: ...
+    def __getitem__(self, index: int | slice) -> "Node | list[Node]":
+        if isinstance(index, slice):
+            return [self.make(place) for place in range(*index.indices(len(self)))]
+        return self.make(index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,29 +140,32 @@ class Node:
 class Dir(Node):
     """A directory."""
 
-    __slots__ = ("_expires", "_full_path")
+    __slots__ = ("_expires", "path")
+
+    path: tuple[str, ...]  # made once: every node below it needs it
 
     def __init__(self, site: Site, parent: "Dir | None", name: str) -> None:
-        super().__init__(site, parent, name)
-        self._full_path: tuple[str, ...] = (*parent.path, name) if parent else ()
+        self.site = site
+        self.parent = parent
+        self.name = name
+        self.path = (*parent.path, name) if parent else ()
         self._expires = -math.inf
-
-    @property
-    def path(self) -> tuple[str, ...]:
-        return self._full_path
 
     async def children(self) -> Children:
         """Everything in it, from the cache while that is fresh."""
-        children = await self.site.metadata.get(ChildrenKey(self._full_path), self.load)
+        children = await self.site.metadata.get(ChildrenKey(self.path), self.load)
         self._expires = children.expires
         return children
 
     def fresh_until(self) -> float:
         """When what `children` gave last is out of date, on trio's clock; in the past where nothing was given."""
         if self._expires <= now():  # but another node of this path may know better
-            children = self.site.metadata.peek(ChildrenKey(self._full_path))
+            children = self.site.metadata.peek(ChildrenKey(self.path))
             self._expires = children.expires if children else -math.inf
         return self._expires
+
+    async def look_into(self) -> None:
+        """Begin the listings of what is below it, before a part of that is listed."""
 
     async def load(self) -> Children:
         """Everything in it, made anew. Written by subclasses."""
@@ -157,7 +177,7 @@ class Dir(Node):
         node = children.nodes.get(name) or children.aliases.get(name)
         # No label begins with a dot, but many questions do.
         if node is None and not name.startswith(".") and await self.site.confirm(self.sources(), children.expires):
-            self.site.metadata.forget(ChildrenKey(self._full_path))
+            self.site.metadata.forget(ChildrenKey(self.path))
             children = await self.children()
             node = children.nodes.get(name) or children.aliases.get(name)
         if node is None:
@@ -241,14 +261,11 @@ class File(Node):
         raise NotImplementedError(type(self).__name__)
 
 
-async def measure(files: Iterable[File]) -> None:
-    """Learn the sizes of several files at once. Raises what the first failure raises."""
-    unknown = list(files)
-    if not unknown:
-        return
-    async with trio.open_nursery() as nursery:
-        for file in unknown:
-            nursery.start_soon(file.size)
+async def measure(nodes: Iterable[Node]) -> None:
+    """Learn the unknown sizes among several files at once. Raises what the first failure raises."""
+    unknown = [node.size for node in nodes if isinstance(node, File) and not node.measured]
+    if unknown:
+        await gather(*unknown)
 
 
 def number(text: str, bits: int) -> int:

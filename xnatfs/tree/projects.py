@@ -105,17 +105,10 @@ class SubjectDir(Dir):
     def sources(self) -> Sequence[ListKey]:
         return [ExperimentsKey(self.project_dir.project.id)]
 
+    async def look_into(self) -> None:
+        await self.site.look_into_subject(self.project_dir.project.id, self.subject.id)
+
     def _resources(self) -> Dir:
         item = ("subjects", self.subject.id)
         place = Place(item, item, project=self.project_dir.project.id)
-        return SubjectResourcesDir(self.site, self, RESOURCES, place)
-
-
-class SubjectResourcesDir(ResourcesDir):
-    """The resources of one subject. Most subjects have none."""
-
-    __slots__ = ()
-
-    async def look_into(self) -> None:
-        assert isinstance(self.parent, SubjectDir)
-        await self.site.look_into_subject(self.parent.project_dir.project.id, self.parent.subject.id)
+        return ResourcesDir(self.site, self, RESOURCES, place)

@@ -1,15 +1,16 @@
-"""Declare what the folders and files of a resource use of its directory: its place, and what to request there."""
+"""The place of a resource: where its files are listed, whether they may be read, and how they are requested."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from xnatfs.listings.keys import ResourcesKey
+from xnatfs.common.errors import NotFound
+from xnatfs.listings.keys import ChildrenKey, FilesKey, ListKey, ResourcesKey
 from xnatfs.listings.revocation import Permit
 from xnatfs.listings.ttl_cache import Listing
 from xnatfs.prefetch.read_pattern import Groups
 from xnatfs.rest.address import Address, base
 from xnatfs.rest.models import FileRow, Item, Resource
-from xnatfs.tree.file_source import FileSource
+from xnatfs.tree.file_source import FileSource, catalogue_of
 from xnatfs.tree.node import Children, Dir
 
 
@@ -39,7 +40,7 @@ class Place:
 
 
 class ResourceView(Dir):
-    """The directory of a resource, as its folders and files see it."""
+    """The directory of a resource, as its folders and files use it."""
 
     __slots__ = ("address", "place", "resource")
 
@@ -49,31 +50,44 @@ class ResourceView(Dir):
         self.resource = resource
         self.address = address
 
+    def sources(self) -> Sequence[ListKey]:
+        return [FilesKey(self.place.item, self.place.below)]
+
     async def listing(self) -> Listing[FileRow]:
         """Return the files of all resources that are listed together with this one."""
-        raise NotImplementedError(type(self).__name__)
-
-    async def folder(self, inner: tuple[str, ...]) -> Children:
-        """Return the children of one of its folders. Raises NotFound if there is no such folder."""
-        raise NotImplementedError(type(self).__name__)
-
-    @property
-    def owners(self) -> tuple[str, ...]:
-        """Return the owners of its files, for the content cache."""
-        raise NotImplementedError(type(self).__name__)
+        return await self.site.files(self.place.item, self.place.below)
 
     def permit(self, until: float) -> Permit:
         """Return the permit to read its files, shown by a listing that is fresh until `until`."""
-        raise NotImplementedError(type(self).__name__)
+        return self.site.access.permit((self.place.key, self.resource.id), self._shown, until)
+
+    async def _shown(self) -> float:
+        """Return until when a listing shows the resource to the account. Raises NotFound, Denied."""
+        place = self.place
+        for certain in (False, True):
+            if certain:  # it is not there: does the list of a batch leave it out, or one of the last mount?
+                await self.site.confirm([place.key])
+            found = await self.site.resources(place.item, place.below)
+            if any(row.id == self.resource.id for row in found.rows):
+                return found.expires
+        raise NotFound(f"resource {self.resource.id} is not listed in {'/'.join(place.item)}")
 
     def source(self, row: FileRow, groups: Groups) -> FileSource:
-        """Return the source of one of its files."""
-        raise NotImplementedError(type(self).__name__)
+        """Return the source of one of its files, which is about to be read."""
+        self.site.access.note_read(self.place.project, self.place.item, row.resource_id, groups)
+        return FileSource(self.site.xnat, self.address, row, groups)
 
     def has_name(self, row: FileRow, groups: Groups) -> bool:
         """Return whether one of its files is requested by name, which costs no more than its bytes."""
-        raise NotImplementedError(type(self).__name__)
+        return self.address.has_name(row.path, catalogue_of(groups, row.resource_id))
 
     def reading_order(self) -> Sequence[tuple[str, str]]:
-        """Return all resources that are listed together with it, in the order in which the tree shows them."""
-        raise NotImplementedError(type(self).__name__)
+        """Return ID and label of the cached resources that are listed with it: scan by scan as shown, then the rest."""
+        listing = self.site.metadata.peek(self.place.key)
+        if not isinstance(listing, Listing):
+            return ()
+        parts = self.path[: -2 if self.place.group[0] == "resources" else -3]
+        scans = self.site.metadata.peek(ChildrenKey((*parts, "scans")))
+        shown = [("scans", node.xattrs()["id"]) for node in scans.nodes.values()] if isinstance(scans, Children) else []
+        groups = dict.fromkeys([*shown, *listing.groups])
+        return [(row.id, row.label) for group in groups for row in listing.groups.get(group, ())]

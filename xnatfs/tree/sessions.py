@@ -1,7 +1,10 @@
 """Show SESSION/: scans, resources, assessors and reconstructions. All four always exist, so it takes no request."""
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import TypeVar
 
+from xnatfs.common.clock import now
 from xnatfs.common.errors import BadReply, NotFound
 from xnatfs.common.sanitize import decoded
 from xnatfs.listings.keys import AssessorsKey, ListKey, ResourcesKey, ScansKey
@@ -12,6 +15,8 @@ from xnatfs.tree.names import assign
 from xnatfs.tree.node import INODE_BITS, Children, Dir, Node, StaticDir, number
 from xnatfs.tree.resource_view import Place
 from xnatfs.tree.resources import ResourcesDir
+
+R = TypeVar("R")
 
 INPUTS = "in"  # an assessor's input; found by lookup, not listed: it costs a request each
 
@@ -34,18 +39,15 @@ class SessionDir(StaticDir):
         return self.experiment.modified or super().modified()
 
     def xattrs(self) -> dict[str, str]:
-        row = self.experiment
-        uri = f"/data/experiments/{row.id}"
-        return {"id": row.id, "label": row.label, "uri": uri, "xsitype": row.xsi_type, "date": row.date}
+        return _xattrs(self.experiment)
 
     def entries(self) -> Iterable[Node]:
         yield ScansDir(self.site, self, "scans")
-        yield SessionResourcesDir(self.site, self, "resources", self.place("resources", ""))
+        yield ResourcesDir(self.site, self, "resources", self.place("resources", ""))
         yield AssessorsDir(self.site, self, "assessors")
         yield ReconstructionsDir(self.site, self, "reconstructions")
 
     async def look_into(self) -> None:
-        """Begin the listings of the session, before a part of it is listed."""
         if self.project:
             await self.site.look_into(self.project, self.experiment.id)
 
@@ -61,14 +63,9 @@ class SessionDir(StaticDir):
         return Place(self.item, home, True, (category, cat_id), self.project, ambiguous)
 
 
-class SessionResourcesDir(ResourcesDir):
-    """The session's own resources."""
-
-    __slots__ = ()
-
-    async def look_into(self) -> None:
-        assert isinstance(self.parent, SessionDir)
-        await self.parent.look_into()
+def _xattrs(row: Experiment | Assessor) -> dict[str, str]:
+    uri = f"/data/experiments/{row.id}"
+    return {"id": row.id, "label": row.label, "uri": uri, "xsitype": row.xsi_type, "date": row.date}
 
 
 class _PartsDir(Dir):
@@ -80,6 +77,16 @@ class _PartsDir(Dir):
         super().__init__(site, session, name)
         self.session = session
 
+    async def _list(self, fetch: Callable[[str], Awaitable[Listing[R]]]) -> Listing[R]:
+        """Return a listing of the session's parts; empty where servers answer 404 or 500, as it cannot have such."""
+        await self.session.look_into()
+        try:
+            return await fetch(self.session.experiment.id)
+        except (NotFound, BadReply):
+            if self.session.experiment.is_imaging:
+                raise
+            return Listing((), {}, now(), math.inf)
+
 
 class ScansDir(_PartsDir):
     """The directory scans/, with a directory for each scan ID."""
@@ -87,13 +94,7 @@ class ScansDir(_PartsDir):
     __slots__ = ()
 
     async def load(self) -> Children:
-        await self.session.look_into()
-        try:
-            listing: Listing[Scan] = await self.site.scans(self.session.experiment.id)
-        except (NotFound, BadReply):
-            if self.session.experiment.is_imaging:
-                raise
-            return Children({})  # servers answer 404 or 500 for an experiment that cannot have scans
+        listing = await self._list(self.site.scans)
         named = assign(listing.rows, lambda row: decoded(row.id), lambda row: row.id)
         types = {row.type for row in listing.rows if row.type != row.id}  # `scans/T1` names all of that type, too
         nodes = {
@@ -152,21 +153,15 @@ class AssessorsDir(_PartsDir):
     __slots__ = ()
 
     async def load(self) -> Children:
-        await self.session.look_into()
-        try:
-            listing: Listing[Assessor] = await self.site.assessors(self.session.experiment.id)
-        except (NotFound, BadReply):
-            if self.session.experiment.is_imaging:
-                raise
-            return Children({})
+        listing = await self._list(self.site.assessors)
         named = assign(listing.rows, lambda row: row.label, lambda row: row.id)
         labels = {row.label for row in listing.rows if row.label != row.id}  # in a URL they name assessors, too
 
-        def node(name: str, row: Assessor) -> AssessorDir:
+        def make(name: str, row: Assessor) -> AssessorDir:
             return AssessorDir(self, name, row, ambiguous=row.id in labels)
 
-        nodes = {name: node(name, row) for name, row in named.items()}
-        by_id = {row.id: node(row.id, row) for row in listing.rows if row.id not in named}
+        nodes = {name: make(name, row) for name, row in named.items()}
+        by_id = {row.id: make(row.id, row) for row in listing.rows if row.id not in named}
         return Children(nodes, listing.expires, by_id)
 
     def sources(self) -> Sequence[ListKey]:
@@ -189,9 +184,7 @@ class AssessorDir(ResourcesDir):
         return self.assessor.modified or super().modified()
 
     def xattrs(self) -> dict[str, str]:
-        row = self.assessor
-        uri = f"/data/experiments/{row.id}"
-        return {"id": row.id, "label": row.label, "uri": uri, "xsitype": row.xsi_type, "date": row.date}
+        return _xattrs(self.assessor)
 
     async def child(self, name: str) -> Node:
         if name == INPUTS:

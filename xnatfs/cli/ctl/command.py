@@ -8,7 +8,7 @@ import argparse
 import shlex
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,10 +17,11 @@ from xnatfs.cli.logins import find_login, session_store
 from xnatfs.cli.output import note
 from xnatfs.common import program
 from xnatfs.common.errors import ConfigError, Denied, NotFound
-from xnatfs.listings.completion import NAMES, Listings
+from xnatfs.listings.completion import NAMES, store_names
+from xnatfs.listings.store import ListingStore
 from xnatfs.rest.client import Xnat, open_xnat
 from xnatfs.rest.models import Row
-from xnatfs.settings.config import Config
+from xnatfs.settings.config import Config, server_directory
 from xnatfs.settings.credentials import Credentials
 from xnatfs.settings.session_store import SessionStore
 from xnatfs.site import Site, open_site
@@ -170,7 +171,8 @@ class Context:
 
     def remember(self, xnat: Xnat, key: Sequence[str], rows: Sequence[Row]) -> None:
         """Store the names of a listing, from which shells complete names."""
-        Listings(self.config.url, xnat.login.username).remember(key, NAMES[key[0]](rows))
+        with suppress(ConfigError):  # there is no directory on this machine
+            store_names(stored_names(self.config.url, xnat.login.username), key, NAMES[key[0]](rows))
 
     def note(self, text: str) -> None:
         note(self.arguments, text)
@@ -187,3 +189,8 @@ class Context:
         except Denied as error:
             text = f"{what} on {url}: your account may not do this, which normally takes the role {role}"
             raise Denied(text, status=403, url=url) from error
+
+
+def stored_names(url: str, username: str) -> ListingStore:
+    """Return the listings on the disk of an account. Raises ConfigError if no directory of this machine can be used."""
+    return ListingStore(options.cache_directory() / server_directory(url), lambda: username)

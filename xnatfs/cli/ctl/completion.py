@@ -14,9 +14,9 @@ from typing import Any
 import trio
 
 from xnatfs.cli import options
-from xnatfs.cli.ctl.command import Context, command, option
+from xnatfs.cli.ctl.command import Context, command, option, stored_names
 from xnatfs.cli.logins import session_store
-from xnatfs.listings.completion import NAMES, PATHS, Listings, Name, shown
+from xnatfs.listings.completion import NAMES, PATHS, Name, find_names, shown, store_names
 from xnatfs.rest.client import open_xnat
 from xnatfs.settings.config import Config, profiles_path, read_profiles
 from xnatfs.settings.session_store import SessionStore
@@ -110,11 +110,11 @@ class CommandLine:
         if not all(key):
             return ()
         session = self.store.find()
-        listings = Listings(self.config.url, session.username if session else self.store.username)
-        names: Sequence[Name] | None = listings.recall(key)
+        listings = stored_names(self.config.url, session.username if session else self.store.username)
+        names: Sequence[Name] | None = find_names(listings, key)
         # Without a session none is begun: a login takes longer than REQUEST_SECONDS, and may prompt for a password.
         if names is None and session and (names := trio.run(self._request, key)):
-            listings.remember(key, names)
+            store_names(listings, key, names)
         return names or ()
 
     async def _request(self, key: Sequence[str]) -> Sequence[Name]:
@@ -127,7 +127,7 @@ class CommandLine:
 
 
 def _profiles(line: CommandLine) -> Sequence[Name]:
-    return [(name, profile.url) for name, profile in read_profiles(profiles_path())[0].items()]
+    return [Name(name, profile.url) for name, profile in read_profiles(profiles_path())[0].items()]
 
 
 def _projects(line: CommandLine) -> Sequence[Name]:
@@ -163,8 +163,8 @@ def _place(line: CommandLine) -> Sequence[Name]:
         return line.names("projects")
     rows = line.names("prearchive", words[0])
     if len(words) == 1:
-        return [(what.split()[0], name) for name, what in rows]
-    return [(name, what) for name, what in rows if what.startswith(words[1])]
+        return [Name(what.split()[0], name) for name, what in rows]
+    return [row for row in rows if row.description.startswith(words[1])]
 
 
 # By the argument's name in the parsed command line.

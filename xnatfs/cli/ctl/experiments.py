@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 
 from xnatfs.cli.ctl.command import Context, option, options_of, project_option
 from xnatfs.common.errors import BadReply, ConfigError, NotFound
-from xnatfs.listings.completion import PARTS
+from xnatfs.listings.completion import PART_CATEGORIES
 from xnatfs.rest.client import Xnat
 from xnatfs.rest.models import Document, Row
 
@@ -149,7 +149,7 @@ async def _own_resources(
     if document is None or not document.session:
         try:
             # Resources of its scans have another category.
-            rows = [row for row in await xnat.rows(*item, "resources") if row.get("category") not in PARTS]
+            rows = [row for row in await xnat.rows(*item, "resources") if row.get("category") not in PART_CATEGORIES]
         except (NotFound, BadReply):
             document = document or await experiment(context, xnat)
             if not document.session:

@@ -19,7 +19,7 @@ from xnatfs.cli.logins import login_environment
 from xnatfs.cli.output import OUTPUT_FORMATS, check_columns, print_message, show_item, show_rows
 from xnatfs.common.errors import ConfigError, XnatError
 from xnatfs.common.sanitize import line
-from xnatfs.settings.config import Config, output_format, profiles_path, who_reads_along
+from xnatfs.settings.config import Config, connection_warning, output_format, profiles_path
 
 # Retry budget, shorter than a mount's, since a user waits: after it, an unreachable host is an error.
 RETRY_SECONDS = 10.0
@@ -109,7 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
     _report_locks(arguments)
     config = _config(arguments, environ)
     context = Context(arguments, config, login_environment(config))
-    if warning := who_reads_along(context.config):
+    if warning := connection_warning(context.config):
         print_message(f"xnatctl: {warning}")
     with context.interruptible():
         result = trio.run(command.run, context)

@@ -157,7 +157,7 @@ async def wait_for(context: Context, xnat: Xnat, waiting: PrearchiveSession) -> 
     progress, timeout = StateReport(context, waiting.name, waiting.status), context.arguments.wait_timeout
 
     def report(row: PrearchiveSession) -> None:
-        rest = max(0.0, prearchive.RECEIVING_FOR - progress.seconds)
+        rest = max(0.0, prearchive.RECEIVING_SECONDS - progress.seconds)
         countdown = f"{row.status}: the server waits for more files, for another {rest:.0f} s if none comes"
         progress.report(row.status, countdown if row.status.startswith("RECEIVING") else "")
 

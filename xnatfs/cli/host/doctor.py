@@ -19,10 +19,10 @@ from xnatfs.cli import logs, options, statusline
 from xnatfs.cli.logins import find_login_again, mount_login
 from xnatfs.common.errors import LoginRequired, XnatError
 from xnatfs.common.sanitize import plain
-from xnatfs.fuse.mountinfo import mounts
+from xnatfs.fuse.mountinfo import all_mounts
 from xnatfs.fuse.mountpoint import KIND, check_fuse, is_dead
 from xnatfs.fuse.namespace import check_namespaces
-from xnatfs.settings.config import Config, who_reads_along
+from xnatfs.settings.config import Config, connection_warning
 from xnatfs.settings.credentials import for_children
 
 # Seconds until a certificate expires, below which its renewal is due; and of difference between two clocks, from which
@@ -123,7 +123,9 @@ def _fusermount() -> str:
 
 
 def _stale_mounts() -> Iterator[Check]:
-    ours = [(place, mount) for place, mount in mounts() if mount.kind == KIND and mount.owner == os.getuid()]
+    ours = [
+        (place, mount) for place, mount in all_mounts().items() if mount.kind == KIND and mount.owner == os.getuid()
+    ]
     dead = [place for place, mount in ours if is_dead(place, mount)]
     for place in dead:
         yield Check("mounts", f"the process of the mount on {place} has ended", f"xnatfs umount {place}")
@@ -159,7 +161,7 @@ def _server(arguments: argparse.Namespace, config: Config) -> Iterator[Check]:
         yield name
         if config.url.startswith("https:"):
             yield _attempt("TLS", lambda: _certificate(probe.certificate_ends(config)))
-    if warning := who_reads_along(config):
+    if warning := connection_warning(config):
         yield Check("encryption", warning, "use an https:// address, and --ca-bundle in place of --no-verify-ssl")
     with statusline.waiting(f"Asking {config.url}"):
         answer = _attempt_async("server", partial(_answer, config))

@@ -38,7 +38,7 @@ from xnatfs.common.private_files import make_private
 from xnatfs.content.disk.files import create, in_folder, is_full, measure_files, opened, write_new
 from xnatfs.content.disk.index import BlobRow, Index, is_busy, open_index, set_aside, wal_locks
 
-INDEX = "index.sqlite"
+INDEX_NAME = "index.sqlite"
 
 # Bytes that are freed at least when the disk is full, so that not every write evicts.
 SPARE_BYTES = 64 * 1024 * 1024
@@ -158,22 +158,17 @@ class CacheDirectory:
         with self.index.transaction():
             self._make_room(target)
 
-    def drop(self, owners: Collection[str]) -> None:
-        """Remove the files that have one of these owners, open or not.
+    def drop(self, folders: Collection[str]) -> None:
+        """Remove the files in these folders, open or not.
 
         Readers that have such a file open keep its bytes; later opens do not find it.
         """
         with self.index.transaction():
-            idents = self.index.owned(owners)
+            idents = self.index.in_folders(folders)
             for ident in idents:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self.path(ident))
             self.index.drop(idents)
-
-    def owners(self) -> set[str]:
-        """Return the owners of all files; see `Index.owners`."""
-        with self.index.transaction():
-            return self.index.owners()
 
     def touch(self) -> None:
         """Write the times of recent opens to the index."""
@@ -236,9 +231,9 @@ class CacheDirectory:
         make_directories(self.directory)
         with self._locked():
             if self.index.is_in_place():
-                set_aside(self.directory / INDEX)
+                set_aside(self.directory / INDEX_NAME)
             # The old one closes with its last reference: the event loop may be reading from it.
-            self.index = open_index(self.directory / INDEX, self._wait)
+            self.index = open_index(self.directory / INDEX_NAME, self._wait)
         for first in range(256):
             self.tidy_blobs(first)
         return True
@@ -304,7 +299,7 @@ def open_directory(directory: Path, limit: int, wait: float = math.inf) -> Cache
     try:
         make_directories(directory)
         with locked(directory, wait):
-            index = open_index(directory / INDEX, wait)
+            index = open_index(directory / INDEX_NAME, wait)
     except (OSError, sqlite3.Error) as exc:
         if isinstance(exc, TimeoutError) or is_busy(exc):
             raise CacheLocked(f"cache directory {directory}: {why_locked(exc, directory)}") from exc
@@ -345,7 +340,7 @@ def locked(directory: Path, wait: float) -> Iterator[None]:
 
 def why_locked(exc: Exception, directory: Path) -> str:
     """Return the error text for a directory that is locked, or whose index is."""
-    return str(exc) if isinstance(exc, TimeoutError) else f"locked by {holder(wal_locks(directory / INDEX))}"
+    return str(exc) if isinstance(exc, TimeoutError) else f"locked by {holder(wal_locks(directory / INDEX_NAME))}"
 
 
 def _share_of_disk(directory: Path, used: int) -> int:

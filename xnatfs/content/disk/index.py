@@ -20,10 +20,12 @@ from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 
+from xnatfs.content.source import folder_of
+
 log = logging.getLogger(__name__)
 
 # Changes with the tables; an index of another version is set aside like a damaged one.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 # Longest wait for another process's transaction. The longest one evicts for one big file: some 30 us per blob.
 BUSY_SECONDS = 20.0
@@ -31,8 +33,8 @@ BUSY_SECONDS = 20.0
 # closes the index.
 READ_BUSY_SECONDS = 0.05
 
-# SQLite's page cache per connection in KiB (a negative number means KiB). A point read touches three pages.
-PAGE_CACHE = -512
+# SQLite's page cache per connection. A point read touches three pages.
+SQLITE_PAGE_CACHE_KIB = 512
 
 INDEX_SCHEMA = """
 CREATE TABLE blobs (
@@ -44,8 +46,7 @@ CREATE TABLE blobs (
     checked REAL NOT NULL,
     used REAL NOT NULL,
     boot TEXT NOT NULL,
-    written INTEGER NOT NULL,
-    owners TEXT NOT NULL
+    written INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE INDEX by_use ON blobs (used);
 CREATE INDEX unsynced ON blobs (ident) WHERE boot <> '';
@@ -64,9 +65,9 @@ CREATE TRIGGER {table}_sized AFTER UPDATE OF size ON {table}
 )
 
 # SQLite's error codes for a damaged index: "malformed", "not a database", and "no such table" for an emptied one.
-DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+DAMAGE_ERROR_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
 
-ROW_COLUMNS = "ident, key, listed, size, modified, checked, used, boot, written, owners"
+ROW_COLUMNS = "ident, key, listed, size, modified, checked, used, boot, written"
 ROW_PLACEHOLDERS = ", ".join("?" for _ in ROW_COLUMNS.split())
 _cells = attrgetter(*ROW_COLUMNS.split(", "))
 
@@ -84,7 +85,6 @@ class BlobRow:
     used: float  # when the file was last opened, as far as that has been written
     boot: str  # "" once the file is known to be on the disk
     written: int = 0  # the file's modification time in ns, by which later changes are noticed
-    owners: str = ""  # the owners of the file, one per line
 
     @property
     def stamp(self) -> str:
@@ -101,7 +101,7 @@ class Index:
     """
 
     def __init__(self, path: Path, wait: float = math.inf) -> None:
-        self.damaged = False  # it must not be queried, and is to be set aside
+        self.damaged = False  # it must not be queried any more; the next write sets it aside
         self._path = path
         self._wait = min(wait, BUSY_SECONDS)
         self._blocked = False  # the last wait timed out: do not wait until the lock is acquired again
@@ -160,7 +160,7 @@ class Index:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """Run a transaction that takes the write lock first, so that it cannot fail half way for want of it."""
+        """Run a transaction that acquires the write lock at its start, so that it cannot fail later without it."""
         self._begin()
         try:
             yield
@@ -193,8 +193,7 @@ class Index:
         self._write.execute(
             f"INSERT INTO blobs ({ROW_COLUMNS}) VALUES ({ROW_PLACEHOLDERS}) ON CONFLICT (ident) DO UPDATE SET"
             " key = excluded.key, listed = excluded.listed, size = excluded.size, modified = excluded.modified,"
-            " checked = excluded.checked, used = excluded.used, boot = excluded.boot, written = excluded.written,"
-            " owners = excluded.owners",
+            " checked = excluded.checked, used = excluded.used, boot = excluded.boot, written = excluded.written",
             _cells(row),
         )
 
@@ -209,14 +208,10 @@ class Index:
         """Delete the rows of these identities."""
         self._write.executemany("DELETE FROM blobs WHERE ident = ?", [(ident,) for ident in idents])
 
-    def owners(self) -> set[str]:
-        """Return the distinct owners of all rows, as the rows have them. Reads every row: 0.2 us each."""
-        return {owners for (owners,) in self._write.execute("SELECT DISTINCT owners FROM blobs WHERE owners <> ''")}
-
-    def owned(self, owners: Collection[str]) -> list[bytes]:
-        """Return the identities of rows with one of these owners. Reads every row."""
-        rows = self._write.execute("SELECT ident, owners FROM blobs WHERE owners <> ''")
-        return [ident for ident, named in rows if not set(named.split("\n")).isdisjoint(owners)]
+    def in_folders(self, folders: Collection[str]) -> list[bytes]:
+        """Return the identities of rows whose keys are in one of these folders. Reads every row."""
+        rows = self._write.execute("SELECT ident, key FROM blobs")
+        return [ident for ident, key in rows if folder_of(key) in folders]
 
     def touch(self, used: dict[bytes, float]) -> None:
         """Write the times at which identities were last opened."""
@@ -281,7 +276,7 @@ def open_index(path: Path, wait: float = math.inf) -> Index:
 
 def is_damage(exc: Exception) -> bool:
     """Return whether an error of SQLite means that the index is damaged."""
-    return getattr(exc, "sqlite_errorcode", 0) & 0xFF in DAMAGED
+    return getattr(exc, "sqlite_errorcode", 0) & 0xFF in DAMAGE_ERROR_CODES
 
 
 def is_busy(exc: Exception) -> bool:
@@ -315,7 +310,7 @@ def _connect(path: Path, wait: float) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute(f"PRAGMA cache_size = {PAGE_CACHE}")
+        connection.execute(f"PRAGMA cache_size = -{SQLITE_PAGE_CACHE_KIB}")
     except BaseException:
         connection.close()
         raise

@@ -164,13 +164,9 @@ class Store:
         """Evict files that are not open until the total is at most `target` bytes."""
         await self._write(self._directory.evict, target)
 
-    async def drop(self, owners: Collection[str]) -> None:
-        """Remove the files of these owners."""
-        await self._write(self._directory.drop, owners)
-
-    async def owners(self) -> set[str]:
-        """Return the owners of the cached files, as their rows have them."""
-        return await self._write(self._directory.owners) or set()
+    async def drop(self, folders: Collection[str]) -> None:
+        """Remove the files in these folders."""
+        await self._write(self._directory.drop, folders)
 
     async def tidy(self) -> None:
         """Remove leftovers of crashes, and evict down to the limit."""

@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from xnatfs.demo.archive.item_documents import fields_of
-from xnatfs.demo.archive.model import Archive, Experiment, Project, Reconstruction, Scan, Subject
+from xnatfs.demo.archive.model import Experiment, Project, Reconstruction, Scan, Subject
 from xnatfs.demo.archive.places import Place
 from xnatfs.demo.archive.types import EXPERIMENTS, SCANS
 from xnatfs.demo.archive.vault import Vault
 from xnatfs.demo.rest.levels import Asked
 from xnatfs.demo.rest.tables import true
 from xnatfs.demo.server.reply import Failed, Reply, text
+from xnatfs.demo.server.site import DemoSite
 
 LABEL = re.compile(r"[A-Za-z0-9_-]+")
 LEVELS = ("private", "protected", "public")
@@ -26,16 +27,12 @@ SWITCHES = {
 
 
 class Changes:
-    """Apply changes of items. The public attributes are settings of the site."""
+    """Apply changes of items."""
 
-    def __init__(self, archive: Archive, vault: Vault) -> None:
-        self.archive = archive
+    def __init__(self, site: DemoSite, vault: Vault) -> None:
+        self.site = site
+        self.archive = site.archive
         self.vault = vault
-        self.site_url = "http://xnat"
-        self.users_create_projects = True
-        self.non_private_projects = True
-        self.deletion = True
-        self.justification = False
         self._deleted: set[str] = set()  # IDs of deleted projects, which cannot be used again
 
     def answer(self, asked: Asked, place: Place | None, rest: tuple[str, ...], body: bytes) -> Reply:
@@ -50,7 +47,7 @@ class Changes:
         Raises:
             Failed: The change is refused.
         """
-        if self.justification and not asked.query.get("event_reason"):
+        if self.site.justification and not asked.query.get("event_reason"):
             raise Failed(403, "Justification required.")
         match asked.method, rest:
             case "POST", (collection,) if collection in (place.below() if place else ("projects",)):
@@ -112,14 +109,14 @@ class Changes:
             raise Failed(409, "Specified project already exists.")
         reply = self._put(asked, Place(kind, key, None, place), fields)
         made = reply.body.decode() if isinstance(reply.body, bytes) else ""
-        url = f"{self.site_url}/data/{above}/{made or key}"
+        url = f"{self.site.url}/data/{above}/{made or key}"
         return Reply(200, url.encode(), headers={"Location": url})
 
     def _project(self, asked: Asked, place: Place, fields: Mapping[str, str]) -> None:
         project = place.item
         if project is None:
             user = self.archive.users.get(asked.user)
-            if user is None or not (user.admin or self.users_create_projects):
+            if user is None or not (user.admin or self.site.users_create_projects):
                 raise Failed(403, "This user may not create projects.")
             if not LABEL.fullmatch(place.key):
                 raise Failed(417, "Invalid character in project ID.")
@@ -234,7 +231,7 @@ class Changes:
         project = self._need(asked, place, delete=True)
         if level not in LEVELS:
             raise Failed(400, f"Unknown accessibility: {level}")
-        if level != "private" and not self.non_private_projects:
+        if level != "private" and not self.site.non_private_projects:
             raise Failed(403, "Projects must be private on this site.")
         project.access = level
         return text(level)
@@ -287,7 +284,7 @@ class Changes:
             return self._unshare(asked, place.item, listing.project())
         if not self.archive.deletes(asked.user, place.project()):
             raise Failed(403, "User account has insufficient privileges to delete this.")
-        if not self.deletion:
+        if not self.site.deletion:
             raise Failed(403, "Data deletion is disabled on this site.")
         before = [resource for resource, _ in self.archive.resources()]
         self._remove(place)

@@ -7,12 +7,13 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from xml.sax.saxutils import escape, quoteattr
 
 from xnatfs.demo.archive.model import Archive, Entry, Home, Resource
 from xnatfs.demo.content.zips import Member, zipped
 from xnatfs.demo.rest.tables import Query, stored, true
 from xnatfs.demo.server.releases import Release
-from xnatfs.demo.server.reply import Failed, Reply, Slice, disposition
+from xnatfs.demo.server.reply import Failed, Reply, Slice, chunked, disposition
 
 Found = Sequence[tuple[Resource, Home]]
 
@@ -120,8 +121,29 @@ def layout(archive: Archive, query: Query, name: str, *, typed: bool, blank: boo
         blank: The request was for all resources of a session.
     """
     above = (true(query, "projectIncludedInPath"), true(query, "subjectIncludedInPath"))
-    kind, parts = ARCHIVES[query["format"]], query.release.archive_parts
+    kind, parts = ARCHIVES.get(query["format"], ""), query.release.archive_parts
     return Layout(archive, name, query.get("structure", ""), kind, typed, blank, above, parts)
+
+
+def manifest(found: Found, layout: Layout, url: str) -> Reply:
+    """Reply with the URL of each file, and its name in an archive. `url` is that of the site."""
+    entries = []
+    for resource, home in found:
+        for entry in resource.listed():
+            name = layout.member(resource, home, entry.path)
+            uri = quoteattr(f"{url}{home.base()}/resources/{resource.id}/files/{entry.path}")
+            fields = {"RELATIVE_PATH": name, "SIZE": entry.size}
+            said = "".join(
+                f'<cat:metaField name="{key}">{escape(value)}</cat:metaField>' for key, value in fields.items()
+            )
+            entries.append(
+                f"<cat:entry URI={uri} cachePath={quoteattr(name)}><cat:metaFields>{said}</cat:metaFields></cat:entry>"
+            )
+    catalogue = f'<cat:Catalog xmlns:cat="http://nrg.wustl.edu/catalog"><cat:entries>{"".join(entries)}</cat:entries>'
+    body = f'<?xml version="1.0" encoding="UTF-8"?>\n{catalogue}</cat:Catalog>'
+    reply = chunked(body.encode("utf-8", "replace"), "application/xcat")
+    reply.headers["Content-Disposition"] = 'inline; filename="files.xcat";'
+    return reply
 
 
 def one_file(entry: Entry) -> Reply:

@@ -1,29 +1,27 @@
 """Create and delete resources, and add and delete their files (XNAT REST contract 10.3 to 10.5)."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from urllib.parse import unquote_plus
 
-from xnatfs.demo.archive.model import Archive, Entry, Resource
+from xnatfs.demo.archive.model import Entry, Resource
 from xnatfs.demo.archive.places import Place
 from xnatfs.demo.archive.vault import Vault
 from xnatfs.demo.content import unpacking
 from xnatfs.demo.rest.levels import Asked
 from xnatfs.demo.rest.tables import true
-from xnatfs.demo.server.releases import Release
 from xnatfs.demo.server.reply import HTML, Failed, Reply, text
 from xnatfs.demo.server.request_bodies import Body, Sent, sent
+from xnatfs.demo.server.site import DemoSite
 
 
 class Deposits:
-    """Apply changes of resources. `justification` is a setting of the site."""
+    """Apply changes of resources."""
 
-    def __init__(self, archive: Archive, vault: Vault, clock: Callable[[], float], release: Release) -> None:
-        self.release = release
-        self.archive = archive
+    def __init__(self, site: DemoSite, vault: Vault) -> None:
+        self.site = site
+        self.archive = site.archive
         self.vault = vault
-        self.clock = clock
-        self.justification = False
 
     def answer(self, asked: Asked, place: Place, rest: Sequence[str], body: Body) -> Reply:
         """Answer [in|out/]resources[/R[/files[/F]]] and [in|out/]files[/F].
@@ -112,9 +110,9 @@ class Deposits:
     ) -> Reply:
         if not self.archive.edits(asked.user, place.project()):
             return text("")  # the server stores nothing, and does not report that
-        if self.justification and not asked.query.get("event_reason"):
+        if self.site.justification and not asked.query.get("event_reason"):
             raise Failed(500, "Justification required.")
-        got = sent(body, asked.headers, inbody=true(asked.query, "inbody"), chunked_zips=self.release.chunked_zips)
+        got = sent(body, asked.headers, inbody=true(asked.query, "inbody"), chunked_zips=self.site.release.chunked_zips)
         name = stored_name("/".join(path)) + ("/" if asked.slash and path else "")
         if not got.files or (got.raw and (not name or name.endswith("/"))):
             raise Failed(400, f"You tried to {asked.method} a file but didn't provide any data")
@@ -130,14 +128,14 @@ class Deposits:
 
     def _incoming(self, asked: Asked, got: Sent, name: str) -> Iterator[Entry]:
         """Yield an entry for each file of the request; `extract` unpacks archives. Raises Failed."""
-        now = self.clock()
+        now = self.site.clock()
         for part in got.files:
             own = part.name.replace("\\", "/").rpartition("/")[2]
             path = name + own if not name or name.endswith("/") else name
             kind = unpacking.kind(path, part.type) or unpacking.kind(own, "")
             if true(asked.query, "extract") and kind:
                 folder = path.rpartition("/")[0]
-                for member, pieces in unpacking.members(part, kind, self.release.tar_charset):
+                for member, pieces in unpacking.members(part, kind, self.site.release.tar_charset):
                     inside = f"{folder}/{member}" if folder else member
                     yield self.vault.keep(allowed(inside), pieces, now)
             else:

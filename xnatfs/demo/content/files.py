@@ -132,19 +132,8 @@ def list_files(found: Found, query: Query, *, single_base: str, context: str, di
         name = query["locator"]
         for row in rows:
             row[name] = "/archive/" + row.pop("URI").partition("/files/")[2]
-    if query.get("format") == "xcat":
-        return _manifest(rows)
     extra: dict[str, object] = {"Columns": [{"key": "URI", "serverRoot": context}]}
     return table(rows, query, title="Files", total=False, extra=extra, ordered=True)
-
-
-def _manifest(rows: Rows) -> Reply:
-    """Reply with the list as a catalogue of URLs."""
-    entries = "".join(
-        f"<cat:entry URI={quoteattr(row['URI'])} name={quoteattr(row['URI'].partition('/files/')[2])}/>" for row in rows
-    )
-    body = f'<cat:Catalog xmlns:cat="http://nrg.wustl.edu/catalog"><cat:entries>{entries}</cat:entries></cat:Catalog>'
-    return chunked(body.encode("utf-8", "replace"), XML)
 
 
 def find_entry(found: Found, path: str, release: Release = XNAT_1_8) -> Entry:
@@ -218,7 +207,7 @@ def download(entry: Entry, headers: dict[str, str], query: Query, *, ranges: boo
     if query.release.names_files:
         sent["Content-Disposition"] = disposition(name)
     if _not_modified(entry, headers):
-        return Reply(304, b"", kind, sent)
+        return Reply(304, b"", kind, {"Cache-Control": sent["Cache-Control"]})
     wanted = headers.get("range", "")
     if ranges and wanted:
         return _ranged(entry, wanted, size, kind, sent)

@@ -14,7 +14,6 @@ from xnatfs.demo.prearchive.requests import URIS, PrearchiveRequests
 from xnatfs.demo.rest.levels import Asked
 from xnatfs.demo.rest.tables import Query, true
 from xnatfs.demo.rest.user_cache import UserCache
-from xnatfs.demo.server.releases import Release
 from xnatfs.demo.server.reply import HTML, Failed, Reply, Slice
 from xnatfs.demo.server.request_bodies import Body, Part, Sent, sent
 
@@ -41,10 +40,8 @@ class Wanted:
 class Imports:
     """Answer POST /data/services/import."""
 
-    def __init__(
-        self, prearchive: Prearchive, received: PrearchiveRequests, cache: UserCache, release: Release
-    ) -> None:
-        self.release = release
+    def __init__(self, prearchive: Prearchive, received: PrearchiveRequests, cache: UserCache) -> None:
+        self.site = prearchive.site
         self.prearchive = prearchive
         self.received = received
         self.cache = cache
@@ -61,8 +58,8 @@ class Imports:
             body,
             asked.headers,
             inbody=true(asked.query, "inbody"),
-            chunked_zips=self.release.chunked_zips,
-            without_length=self.release.import_without_length,
+            chunked_zips=self.site.release.chunked_zips,
+            without_length=self.site.release.import_without_length,
         )
         query = asked.query.holding([*asked.query.pairs, *got.fields])
         if "src" not in query:
@@ -93,7 +90,7 @@ class Imports:
             raise Failed(400, f"Invalid overwrite: {overwrite}")
         with self.archive.lock:
             wanted = self._allowed(user, self._wanted(query, handler), handler, overwrite)
-        if handler == ZIP and not self.release.tar_imports and _kind(got.files[0], raw=got.raw) == "tar":
+        if handler == ZIP and not self.site.release.tar_imports and _kind(got.files[0], raw=got.raw) == "tar":
             return Reply(200, b"", URIS)  # the server stores nothing, and does not report that
         images = self._images(got.files[0], handler, raw=got.raw, lenient=true(query, "Ignore-Unparsable"))
         uris = [self._land(wanted, query, handler, study) for study in dicom.by_study(images).values()]
@@ -110,7 +107,7 @@ class Imports:
             query.get("subject") or query.get("SUBJECT_ID", ""),
             query.get("session") or query.get("EXPT_LABEL", ""),
         )
-        if handler == ZIP and not self.release.zip_labels:
+        if handler == ZIP and not self.site.release.zip_labels:
             given = Wanted(given.archived, "", "", "")
         if "dest" not in query:
             return given
@@ -140,7 +137,7 @@ class Imports:
             return wanted
         known = project in self.archive.projects and self.archive.sees(user, project)
         if not known and handler == SI:
-            raise Failed(self.release.unknown_project, f"No project named {project}")
+            raise Failed(self.site.release.unknown_project, f"No project named {project}")
         if not known or not self.archive.edits(user, project):
             if handler == SI:
                 raise Failed(403, f"user {user} does not have create permissions for project {project}")
@@ -196,7 +193,7 @@ class Imports:
             return self._archived(received) if automatic else received.uri()
         if received.direct:
             return direct
-        committed = handler == ZIP and "dest" in query and self.release.commits_imports
+        committed = handler == ZIP and "dest" in query and self.site.release.commits_imports
         if query.get("action") != "commit" and not committed:
             return received.uri()
         try:
@@ -214,7 +211,7 @@ class Imports:
         prearchive, header = self.prearchive, image.header
         project = wanted.project or UNASSIGNED
         label = wanted.session or dicom.label(header["PatientID"] or image.study)
-        direct = self.release.direct_archive and true(query, "Direct-Archive")
+        direct = self.site.release.direct_archive and true(query, "Direct-Archive")
         direct = direct and handler != SI and project != UNASSIGNED
         found = next((one for one in prearchive.sessions if self._same(one, wanted, project, label, image)), None)
         if found is not None and (handler != SI or wanted.folder):

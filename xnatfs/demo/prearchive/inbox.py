@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 
-from xnatfs.demo.archive.model import Archive, Experiment
+from xnatfs.demo.archive.model import Experiment
 from xnatfs.demo.archive.vault import Vault
 from xnatfs.demo.prearchive.archiver import NotArchived, Overwrite, Target, archive
 from xnatfs.demo.server.reply import Failed
+from xnatfs.demo.server.site import DemoSite
 
 UNASSIGNED = "Unassigned"
 BUILDING, ARCHIVING, MOVING, DELETING = "BUILDING", "ARCHIVING", "MOVING", "DELETING"
@@ -73,22 +74,13 @@ class Received:
 
 
 class Prearchive:
-    """All received sessions. Callers must hold the archive's lock, except for methods that wait.
+    """All received sessions. Callers must hold the archive's lock, except for methods that wait."""
 
-    `work` is the duration of each operation, and `idle` the time without uploads after which a session is complete,
-    both in seconds.
-    """
-
-    def __init__(
-        self, archive: Archive, vault: Vault, clock: Callable[[], float], wait: Callable[[float], None]
-    ) -> None:
-        self.archive = archive
+    def __init__(self, site: DemoSite, vault: Vault) -> None:
+        self.site = site
+        self.archive = site.archive
         self.vault = vault
-        self.clock = clock
-        self.wait = wait
-        self.work = 0.0
-        self.idle = 300.0
-        self.timeout = 600.0
+        self.clock = site.clock
         self.sessions: list[Received] = []
 
     # -- time --------------------------------------------------------------------------------------------------
@@ -97,7 +89,7 @@ class Prearchive:
         """Complete the work that is due."""
         now = self.clock()
         for received in list(self.sessions):
-            silence = self.work if received.direct else self.idle
+            silence = self.site.work if received.direct else self.site.idle
             if received.job is None and received.status == "RECEIVING" and now - received.changed >= silence:
                 job = self.begin(received, BUILDING, partial(self.build, received), received.changed + silence)
                 job.goes_on = True
@@ -117,7 +109,7 @@ class Prearchive:
             queued: Whether it waits in a queue for half of its duration before it locks the session.
         """
         at = self.clock() if at is None else at
-        received.job = Job(kind, at + self.work / 2 if queued else 0.0, at + self.work, act)
+        received.job = Job(kind, at + self.site.work / 2 if queued else 0.0, at + self.site.work, act)
         return received.job
 
     def _finish(self, received: Received, job: Job) -> None:
@@ -151,9 +143,9 @@ class Prearchive:
             begun = self.clock()
             self.settle()
         while not job.done:
-            if self.clock() - begun >= self.timeout:
+            if self.clock() - begun >= self.site.timeout:
                 raise Failed(500, "The operation did not complete within the configured timeout interval")
-            self.wait(min(job.due - self.clock(), self.timeout))
+            self.site.wait(min(job.due - self.clock(), self.site.timeout))
             with self.archive.lock:
                 self.settle()
         if job.failed is not None:

@@ -1,6 +1,6 @@
 """Answer requests for the prearchive, and those of its services (XNAT REST contract 12)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from urllib.parse import parse_qsl, unquote
 
@@ -10,7 +10,6 @@ from xnatfs.demo.prearchive.archiver import Overwrite, Target, conflicts
 from xnatfs.demo.prearchive.inbox import ARCHIVING, BUILDING, DELETING, MOVING, UNASSIGNED, Prearchive, Received
 from xnatfs.demo.rest.levels import Asked
 from xnatfs.demo.rest.tables import Query, table, true
-from xnatfs.demo.server.releases import Release
 from xnatfs.demo.server.reply import HTML, Failed, Reply, text
 from xnatfs.demo.server.request_bodies import Body, sent
 
@@ -19,14 +18,12 @@ SETTABLE = ("RECEIVING", "RECEIVING_INTERRUPT", "BUILDING", "READY", "CONFLICT",
 
 
 class PrearchiveRequests:
-    """Answer requests for the prearchive. `ranges` is a switch of the site, and `site_url` its address."""
+    """Answer requests for the prearchive."""
 
-    def __init__(self, prearchive: Prearchive, release: Release) -> None:
-        self.release = release
+    def __init__(self, prearchive: Prearchive) -> None:
+        self.site = prearchive.site
         self.prearchive = prearchive
         self.archive = prearchive.archive
-        self.site_url: Callable[[], str] = lambda: ""
-        self.ranges: Callable[[], bool] = lambda: True
 
     def answer(self, asked: Asked, parts: Sequence[str], body: Body) -> Reply | None:
         """Return the reply, or None for any other path. The caller must not hold the lock."""
@@ -66,7 +63,7 @@ class PrearchiveRequests:
                 raise Failed(404, "")
             for project in projects:
                 known = project in archive.projects and archive.reads(user, project)
-                if not known and not self.release.open_prearchive and not (project == UNASSIGNED and all_data):
+                if not known and not self.site.release.open_prearchive and not (project == UNASSIGNED and all_data):
                     raise Failed(404, "")
             found = [one for one in self.prearchive.sessions if not one.direct]
             if projects:
@@ -83,7 +80,7 @@ class PrearchiveRequests:
         with self.archive.lock:
             received = self._found(asked.user, *key)
             if asked.method in ("GET", "HEAD"):
-                return views.show(self.prearchive, received, asked, tail, ranges=self.ranges())
+                return views.show(self.prearchive, received, asked, tail, ranges=self.site.ranges)
             if asked.method == "DELETE":
                 return self._delete(received, tail)
             if asked.method == "PUT":
@@ -229,8 +226,8 @@ class PrearchiveRequests:
         form = _form(asked, body)
         sources = asked.query.every("src")
         named = [value for name, value in form if name == "src"]
-        if sources or self.release.form_src:
-            sources += [source for source in named if self.release.src_adds_up or source not in sources]
+        if sources or self.site.release.form_src:
+            sources += [source for source in named if self.site.release.src_adds_up or source not in sources]
         others = [pair for pair in (*asked.query.pairs, *form) if pair[0] != "src"]
         return asked.query.holding([*others, *(("src", source) for source in sources)])
 
@@ -239,7 +236,7 @@ class PrearchiveRequests:
             raise Failed(405, "Method Not Allowed")
         sources = [source.strip() for source in parameters.every("src") if source.strip()]
         if not sources:
-            raise Failed(self.release.archive_without_src, "Unknown prearchive session.")
+            raise Failed(self.site.release.archive_without_src, "Unknown prearchive session.")
         found = []
         for source in sources:
             # xnatpy sends the session's own URL, with /data, and servers accept it.
@@ -277,7 +274,7 @@ class PrearchiveRequests:
     def _queued(self, asked: Asked, parameters: Query, found: list[Received]) -> Reply:
         """List the sessions as they are now; the work begins after that."""
         if "http-session-listener" in parameters:
-            location = f"{self.site_url()}/app/template/XDATScreen_prearchives.vm"
+            location = f"{self.site.url}/app/template/XDATScreen_prearchives.vm"
             return Reply(303, b"", HTML, {"Location": location})
         return views.listing(self.prearchive, found, asked.query)
 
@@ -289,7 +286,7 @@ class PrearchiveRequests:
             targets = [self._target(one, parameters) for one in found]
             if any(prearchive.locked(one) for one in found):
                 raise Failed(403, "Operation already in progress on this prearchive entry.")
-            if "dest" in parameters and self.release.archive_dest == "fails":
+            if "dest" in parameters and self.site.release.archive_dest == "fails":
                 for one in found:
                     one.status = "ERROR"
                 raise Failed(500, "java.io.NotSerializableException")  # of the queued request
@@ -302,11 +299,11 @@ class PrearchiveRequests:
         try:
             uri = prearchive.complete(received, ARCHIVING, prearchive.archiving(received, targets[0], overwrite))
         except Failed as failed:
-            if failed.status == 409 == self.release.archive_conflict:
+            if failed.status == 409 == self.site.release.archive_conflict:
                 raise
             raise Failed(500, f"FAILED: {failed.message}") from None
         if true(parameters, "redirect") or automatic:
-            return Reply(303, b"", HTML, {"Location": f"{self.site_url()}{uri}"})
+            return Reply(303, b"", HTML, {"Location": f"{self.site.url}{uri}"})
         return Reply(200, f"{uri}\r\n".encode(), URIS)
 
     def _target(self, received: Received, parameters: Query) -> Target:

@@ -6,17 +6,15 @@ that only a subtype has makes that subtype the root of the query: all other expe
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 from urllib.parse import unquote
 
 from xnatfs.demo.rest.tables import Query, Rows
 from xnatfs.demo.server.reply import Failed
+from xnatfs.demo.server.site import Joins
 
 IMAGE, MR, ASSESSOR = "xnat:imageSessionData", "xnat:mrSessionData", "xnat:imageAssessorData"
 SUBJECT_ASSESSOR = "xnat:subjectAssessorData"
 SCAN = "xnat:imagescandata/"
-# For joins that the contract calls unconfirmed: a server answers as described, without the column, or with an error.
-Joins = Literal["answered", "ignored", "refused"]
 BASES = {"xnat:experimentdata", "xnat:subjectassessordata", "xnat:subjectdata", ""}
 # Paths that belong to a shortcut, in lower case.
 SHORTCUTS = {

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from xnatfs.demo.archive.model import Archive, Experiment, Project, Resource, Scan, Subject
+from xnatfs.demo.archive.model import Archive, Experiment, Project, Reconstruction, Resource, Scan, Subject
 from xnatfs.demo.rest.levels import Asked
 from xnatfs.demo.rest.tables import FORMATS, JSON, XML, Query, negotiated, stored, table
 from xnatfs.demo.server.reply import HTML, Failed, Reply, chunked
@@ -12,6 +12,7 @@ from xnatfs.demo.server.reply import HTML, Failed, Reply, chunked
 Item = dict[str, Any]
 
 SPACES = ' xmlns:xnat="http://nrg.wustl.edu/xnat" xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance"'
+DEMOGRAPHICS = ("gender", "yob", "dob", "age", "handedness", "education", "race", "ethnicity", "height", "weight")
 ATTRIBUTES = ("ID", "project", "label", "type", "secondary_ID")
 
 
@@ -32,8 +33,12 @@ def _item(kind: str, fields: Mapping[str, object], **children: list[Item]) -> It
     }
 
 
+def _resources(resources: list[Resource]) -> list[Item]:
+    return [_item("xnat:resourceCatalog", _resource(resource)) for resource in resources]
+
+
 def _resource(resource: Resource) -> Item:
-    fields = {
+    return {
         "label": resource.label,
         "file_count": len(resource.entries),
         "file_size": sum(int(entry.size or 0) for entry in resource.entries),
@@ -42,7 +47,6 @@ def _resource(resource: Resource) -> Item:
         "format": resource.format,
         "content": resource.content,
     }
-    return _item("xnat:resourceCatalog", fields)
 
 
 def project(archive: Archive, item: Project, asked: Asked) -> Reply:
@@ -52,20 +56,30 @@ def project(archive: Archive, item: Project, asked: Asked) -> Reply:
         "name": item.name,
         "description": item.description,
     }
-    resources = [_resource(resource) for resource in item.resources]
     pi = [_item("xnat:investigatorData", {"lastname": "Demo", "firstname": "Pat"})]
-    return _sent(_item("xnat:projectData", fields, resources__resource=resources, PI=pi), asked)
+    return _sent(_item("xnat:projectData", fields, resources__resource=_resources(item.resources), PI=pi), asked)
 
 
 def subject(archive: Archive, item: Subject, asked: Asked) -> Reply:
-    fields = {"ID": item.id, "project": item.project, "label": item.label, **item.fields}
+    own = {name: value for name, value in item.fields.items() if name not in DEMOGRAPHICS}
+    fields = {"ID": item.id, "project": item.project, "label": item.label, **own}
+    people = {
+        name: int(value) if value.isdigit() else value for name, value in item.fields.items() if name in DEMOGRAPHICS
+    }
     sessions = [
         _session(archive, experiment)
         for experiment in archive.experiments.values()
         if experiment.subject == item.id and not experiment.session and archive.reads_item(asked.user, experiment)
     ]
-    shares = _shares(item.shared)
-    return _sent(_item("xnat:subjectData", fields, experiments__experiment=sessions, sharing__share=shares), asked)
+    made = _item(
+        "xnat:subjectData",
+        fields,
+        resources__resource=_resources(item.resources),
+        demographics=[_item("xnat:demographicData", people)] if people else [],
+        experiments__experiment=sessions,
+        sharing__share=_shares("xnat:projectParticipant", item.shared),
+    )
+    return _sent(made, asked)
 
 
 def experiment(archive: Archive, item: Experiment, asked: Asked) -> Reply:
@@ -87,17 +101,23 @@ def _session(archive: Archive, item: Experiment) -> Item:
         item.xsi_type,
         fields,
         scans__scan=[_scan(scan) for scan in item.scans],
-        resources__resource=[_resource(resource) for resource in item.resources],
+        resources__resource=_resources(item.resources),
+        reconstructions__reconstructedImage=[_reconstruction(recon) for recon in item.reconstructions],
         assessors__assessor=[_session(archive, assessor) for assessor in archive.assessors_of(item)],
-        out__file=[_resource(resource) for resource in item.out],
-        sharing__share=_shares(item.shared),
+        out__file=_resources(item.out),
+        in__file=_resources(item.inputs),
+        sharing__share=_shares("xnat:experimentData_share", item.shared),
     )
 
 
-def _shares(shared: dict[str, str]) -> list[Item]:
-    return [
-        _item("xnat:experimentData_share", {"project": project, "label": label}) for project, label in shared.items()
-    ]
+def _shares(kind: str, shared: dict[str, str]) -> list[Item]:
+    return [_item(kind, {"project": project, "label": label}) for project, label in shared.items()]
+
+
+def _reconstruction(item: Reconstruction) -> Item:
+    fields = {"ID": item.id, "type": item.type}
+    files = {"out__file": _resources(item.out), "in__file": _resources(item.inputs)}
+    return _item("xnat:reconstructedImageData", fields, **files)
 
 
 def _scan(item: Scan) -> Item:
@@ -110,7 +130,7 @@ def _scan(item: Scan) -> Item:
         "xnat_imagescandata_id": item.pk,
         "UID": item.uid,
     }
-    return _item(item.xsi_type, fields, file=[_resource(resource) for resource in item.resources])
+    return _item(item.xsi_type, fields, file=_resources(item.resources))
 
 
 def scan(session: Experiment, item: Scan, asked: Asked) -> Reply:
@@ -151,17 +171,14 @@ def elements(archive: Archive, user: str, query: Query) -> Reply:
     """Reply with the data types that occur in the user's data."""
     seen = [e.xsi_type for e in archive.experiments.values() if archive.reads_item(user, e)]
     names = ["xnat:projectData", "xnat:subjectData", *sorted(set(seen))]
-    rows = [
-        {
-            "ELEMENT_NAME": name,
-            "SINGULAR": name,
-            "PLURAL": f"{name}s",
-            "SECURED": "true",
-            "COUNT": str(seen.count(name)),
-        }
-        for name in names
-    ]
-    return table(rows, query)
+    rows = []
+    for name in names:
+        stem, kind, _ = name.partition(":")[2].removesuffix("Data").partition("Session")
+        shown = f"{stem.upper()} {kind}" if kind else stem.title()
+        count = str(seen.count(name))
+        row = {"ELEMENT_NAME": name, "SINGULAR": shown, "PLURAL": f"{shown}s", "SECURED": "true", "COUNT": count}
+        rows.append(row)
+    return table(rows, query, title="Data-Types", total=False)
 
 
 def fields(xsi_type: str, query: Query) -> Reply:

@@ -3,9 +3,10 @@
 from dataclasses import replace
 
 from xnatfs.demo.archive.model import Archive, Experiment, Resource, Subject
-from xnatfs.demo.rest.columns import SCAN, Chosen, Joins, choose, without_joins
+from xnatfs.demo.rest.columns import SCAN, Chosen, choose, without_joins
 from xnatfs.demo.rest.tables import Query, Rows, filtered, free, paged, stored, table
 from xnatfs.demo.server.reply import Reply
+from xnatfs.demo.server.site import Joins
 
 DEFAULT = ("ID", "project", "date", "xsiType", "label", "insert_date")
 FILTERS = (

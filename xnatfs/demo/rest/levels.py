@@ -1,14 +1,14 @@
 """Answer .../resources[/R[/files[/F]]] and .../files[/F] at every level of the archive."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from xnatfs.demo.archive.model import Archive, Home, Resource
+from xnatfs.demo.archive.model import Home, Resource
 from xnatfs.demo.content import archives, files
 from xnatfs.demo.content import inner_files as inside
 from xnatfs.demo.rest.tables import LIST, Query, negotiated, true
-from xnatfs.demo.server.releases import Release
 from xnatfs.demo.server.reply import Failed, Reply
+from xnatfs.demo.server.site import DemoSite
 
 Found = list[tuple[Resource, Home]]
 
@@ -42,21 +42,11 @@ class Level:
 
 
 class Levels:
-    """Answer requests for the resources of one level of the archive, and for their files.
+    """Answer requests for the resources of one level of the archive, and for their files."""
 
-    `ranges` and `digests` are switches of the site. Two more make file lists incomplete, as real ones can be although
-    the number of files is stated: files of a resource that is `nameless` are in no list, and files of one that is
-    `left_out` are in no list of several resources.
-    """
-
-    def __init__(self, archive: Archive, context: str, release: Release) -> None:
-        self.archive = archive
-        self.release = release
-        self.context = context
-        self.ranges = True
-        self.digests = True
-        self.nameless: Callable[[Resource], bool] = lambda resource: False
-        self.left_out: Callable[[Resource, Home], bool] = lambda resource, home: False
+    def __init__(self, site: DemoSite) -> None:
+        self.site = site
+        self.archive = site.archive
 
     def answer(self, asked: Asked, level: Level, tail: Sequence[str]) -> Reply:
         """Answer .../resources[/R[/files[/F]]] and .../files[/F].
@@ -78,20 +68,19 @@ class Levels:
             return files.catalogue(found, asked.query)
         if tail[2] != "files":
             raise Failed(400, "")
-        numeric = tail[1].isdigit()
         chosen = replace(level, resources=tuple(found))
         if not found and asked.query.get("format") in archives.ARCHIVES:
             raise Failed(404, "No files found")
         if not found and len(tail) == 3 and not asked.slash:
             return self._list([], asked.query, "")
-        return self._files(asked, chosen, tail[3:], single=True, numeric=numeric)
+        return self._files(asked, chosen, tail[3:], single=True)
 
     def _chosen(self, asked: Asked, level: Level, tail: Sequence[str]) -> Found:
         """Return the resources for a key; for an unknown number none, in releases where that is no error."""
         try:
             return self._selected(asked, level, tail[1])
         except Failed:
-            if len(tail) == 2 or not self.release.missing_lists_empty:
+            if len(tail) == 2 or not self.site.release.missing_lists_empty:
                 raise
             return []
 
@@ -122,19 +111,21 @@ class Levels:
         item = home.subject or home.experiment
         return item is not None and self.archive.reads_item(user, item)
 
-    def _files(self, asked: Asked, level: Level, path: Sequence[str], *, single: bool, numeric: bool = False) -> Reply:
+    def _files(self, asked: Asked, level: Level, path: Sequence[str], *, single: bool) -> Reply:
         query, found = asked.query, level.resources
         negotiated(query, (*LIST, "image/jpeg"))
         name = "/".join(path)
         folder = files.unquoted(name) + "/" if name and asked.slash else ""
-        if query.get("format") in archives.ARCHIVES and (not name or folder):
+        if query.get("format") in (*archives.ARCHIVES, "xcat") and (not name or folder):
             if folder:
                 found = tuple((replace_entries(r, folder), home) for r, home in found)
             layout = archives.layout(self.archive, query, level.name, typed=level.typed, blank=level.blank)
+            if query["format"] == "xcat":
+                return archives.manifest(found, layout, self.site.url)
             return archives.archive(found, query, layout)
         if "index" in query and not name:
             entry = files.by_index(found, query["index"], single=single, query=query)
-            return files.download(entry, asked.headers, query, ranges=self.ranges)
+            return files.download(entry, asked.headers, query, ranges=self.site.ranges)
         if not name or folder:
             if folder and not (single and len(found) == 1):
                 raise Failed(404, "Unable to find catalog entry for given uri.")
@@ -142,23 +133,23 @@ class Levels:
                 raise Failed(404, "")
             return self._list(found, query, level.base, folder)
         outer, within = inside.split(name)
-        entry = files.find_entry(found, outer, self.release)
+        entry = files.find_entry(found, outer, self.site.release)
         if true(query, "listContents"):
             return inside.contents(entry, query)
         if within:
             entry = inside.inner(entry, files.unquoted(within))
         elif query.get("format") == "zip" and not entry.lost and not entry.path.endswith(".zip"):
             return archives.one_file(entry)
-        return files.download(entry, asked.headers, query, ranges=self.ranges)
+        return files.download(entry, asked.headers, query, ranges=self.site.ranges)
 
     def _list(self, found: Sequence[tuple[Resource, Home]], query: Query, base: str, folder: str = "") -> Reply:
         """List the files, without those that the site's switches leave out."""
-        told = [(resource, home) for resource, home in found if not self.nameless(resource)]
+        told = [(resource, home) for resource, home in found if not self.site.nameless(resource)]
         if len(found) > 1:
-            told = [(resource, home) for resource, home in told if not self.left_out(resource, home)]
+            told = [(resource, home) for resource, home in told if not self.site.left_out(resource, home)]
         single = base if len(found) == 1 else ""
         return files.list_files(
-            told, query, single_base=single, context=self.context, digests=self.digests, folder=folder
+            told, query, single_base=single, context=self.site.context_path, digests=self.site.digests, folder=folder
         )
 
 

@@ -1,9 +1,9 @@
 """List items: projects, subjects, scans, assessors, reconstructions, shares, members."""
 
 from xnatfs.demo.archive.model import Archive, Experiment, Project, Subject
-from xnatfs.demo.rest.columns import Joins
 from xnatfs.demo.rest.tables import Query, Rows, filtered, free, paged, select, stored, table, true
 from xnatfs.demo.server.reply import Failed, Reply
+from xnatfs.demo.server.site import Joins
 
 PROJECT = ("ID", "secondary_ID", "name", "description", "pi_firstname", "pi_lastname", "URI")
 SUBJECT = ("ID", "project", "label", "insert_date", "insert_user", "URI")
@@ -186,16 +186,15 @@ def groups(project: Project, query: Query) -> Reply:
 
 
 def scan_types(archive: Archive, user: str, query: Query, project: str = "") -> Reply:
-    """List the scan types in use, in the data that the user reads."""
-    found = {
-        (scan.type, scan.xsi_type)
-        for experiment in archive.experiments.values()
-        if (not project or experiment.project == project) and archive.reads_item(user, experiment)
-        for scan in experiment.scans
-        if scan.type
-    }
-    rows = [{"type": free(type, query), "xsiType": xsi_type} for type, xsi_type in sorted(found)]
-    return table(rows, query, columns=("type", "xsiType"))
+    """List the scan types in use, in the data that the user reads, each with the descriptions of all its series."""
+    found: dict[str, str] = {}
+    for experiment in archive.experiments.values():
+        if project in ("", experiment.project) and archive.reads_item(user, experiment):
+            for scan in experiment.scans:
+                series = f"{scan.series_description}," if scan.series_description else ""
+                found[scan.type] = found.get(scan.type, "") + series
+    rows = [{"type": free(type, query), "series_descriptions": free(all, query)} for type, all in found.items()]
+    return table(rows, query, title="Scan Types", columns=("type", "series_descriptions"))
 
 
 def need_reader(archive: Archive, user: str, project: str, what: str) -> None:

@@ -8,22 +8,20 @@ falls through to the existing item above it.
 from collections.abc import Sequence
 from urllib.parse import unquote_plus
 
-from xnatfs.demo.archive.model import Archive, Experiment, Home, Subject, experiment_resources
+from xnatfs.demo.archive.model import Experiment, Home, Subject, experiment_resources
 from xnatfs.demo.rest import documents, experiments, lists
-from xnatfs.demo.rest.columns import Joins
 from xnatfs.demo.rest.levels import Asked, Found, Level, Levels
-from xnatfs.demo.server.releases import Release
 from xnatfs.demo.server.reply import Failed, Reply, text
+from xnatfs.demo.server.site import DemoSite
 
 
 class Routes:
     """The routes of /data."""
 
-    def __init__(self, archive: Archive, context: str, release: Release) -> None:
-        self.archive = archive
-        self.release = release
-        self.levels = Levels(archive, context, release)
-        self.joins: Joins = "answered"
+    def __init__(self, site: DemoSite) -> None:
+        self.site = site
+        self.archive = site.archive
+        self.levels = Levels(site)
 
     def answer(self, asked: Asked) -> Reply:
         segments = asked.segments
@@ -61,10 +59,10 @@ class Routes:
             case ("accessibility",):
                 return text(project.access)
             case ("subjects",) if len(rest) == 1:
-                if self.release.protected_subjects_403:
+                if self.site.release.protected_subjects_403:
                     lists.need_reader(archive, user, project_id, "subjects")
                 readable = archive.reads(user, project_id)
-                return lists.subjects(archive, project_id if readable else "", asked.query, self.joins)
+                return lists.subjects(archive, project_id if readable else "", asked.query, self.site.joins)
             case ("experiments",) if len(rest) == 1:
                 lists.need_reader(archive, user, project_id, "experiments")
                 return experiments.experiments(archive, project_id, asked.query)
@@ -128,7 +126,7 @@ class Routes:
         if found is not None and not self.archive.reads_item(asked.user, found):
             found = None
         if tail[:1] == ("resources",):
-            if found is None and not self.release.falls_to_project:
+            if found is None and not self.site.release.falls_to_project:
                 raise Failed(404, "Unable to find the specified experiment.")
             if found is None:
                 own = self.archive.projects[project]
@@ -143,7 +141,7 @@ class Routes:
 
     def _experiments(self, asked: Asked, tail: Sequence[str]) -> Reply:
         if not tail:
-            return experiments.all_experiments(self.archive, asked.user, asked.query, self.joins)
+            return experiments.all_experiments(self.archive, asked.user, asked.query, self.site.joins)
         keys = tail[0].split(",") if len(tail) > 1 else [tail[0]]
         found = [e for key in keys if (e := self.archive.experiments.get(key))]
         found = [e for e in found if self.archive.reads_item(asked.user, e)]
@@ -161,7 +159,7 @@ class Routes:
         if "resources" not in tail and "files" not in tail or asked.head:
             raise Failed(404, "Unable to identify experiment")
         start = tail.index("resources") if "resources" in tail else tail.index("files")
-        if above is None and self.release.missing_lists_empty:
+        if above is None and self.site.release.missing_lists_empty:
             if tuple(tail[start:]) == ("files",):
                 above = Level((), "")
             else:

@@ -2,14 +2,12 @@
 
 import json
 import string
-from pathlib import Path
 from urllib.parse import parse_qsl
 
-from xnatfs.demo.archive.model import Archive
-from xnatfs.demo.rest.tables import Query, true
+from xnatfs.demo.rest.tables import Query, table, true
 from xnatfs.demo.server.accounts import GUEST, Refused, Session, Sessions, Token
-from xnatfs.demo.server.releases import Release
 from xnatfs.demo.server.reply import Failed, Reply, text
+from xnatfs.demo.server.site import DemoSite
 
 BUILD = {"buildNumber": "demo", "buildDate": "2024-01-02", "isDirty": "false"}
 
@@ -17,12 +15,12 @@ BUILD = {"buildNumber": "demo", "buildDate": "2024-01-02", "isDirty": "false"}
 class Services:
     """Answer requests about logins, accounts and the site."""
 
-    def __init__(self, archive: Archive, sessions: Sessions, context: str, release: Release) -> None:
-        self.archive = archive
-        self.release = release
+    def __init__(self, site: DemoSite, sessions: Sessions) -> None:
+        self.site = site
+        self.archive = site.archive
         self.sessions = sessions
-        self.context = context
-        self.schemas: dict[str, Path] = {}  # by name
+        files = site.schemas.iterdir() if site.schemas else ()  # each is named after the schema it holds
+        self.schemas = {path.stem: path for path in files if path.suffix in (".xml", ".xsd")}
 
     # -- /data -------------------------------------------------------------------------------------------------
 
@@ -36,19 +34,28 @@ class Services:
                     raise Failed(405, "Method Not Allowed")
                 return self._form_login(body, session)
             case ["auth"]:
-                return text(f"User '{session.user}' is logged in" + ("." if self.release.ends_sentences else ""))
-            case ["version"] if self.release.states_version:
+                return text(f"User '{session.user}' is logged in" + ("." if self.site.release.ends_sentences else ""))
+            case ["version"] if self.site.release.states_version:
                 return text("Unknown version")
             case ["services", "tokens", *rest]:
                 return self._tokens(rest, session)
             case ["user"]:
                 self._need_admin(session)
                 return as_json(sorted(self.archive.users))
+            case ["users"]:
+                return self._users(query)
             case ["user", name, "sessions"]:
                 if name != session.user:
                     self._need_admin(session)
                 return text(str(self.sessions.alive(name)))
         return None
+
+    def _users(self, query: Query) -> Reply:
+        rows = [
+            {"xdat_user_id": str(id), "login": name, "firstname": "Demo", "lastname": "User", "email": _email(name)}
+            for id, name in enumerate(self.archive.users, 1)
+        ]
+        return table(rows, query, title="Projects", ordered=True)  # the server gives the list this title
 
     def _jsession(self, method: str, query: Query, session: Session) -> Reply:
         if method == "DELETE":
@@ -59,7 +66,7 @@ class Services:
     def _form_login(self, body: bytes, session: Session) -> Reply:
         form = dict(parse_qsl(body.decode("utf-8", "replace")))
         wanted, method = form.get("authenticatorId", ""), form.get("provider", "")
-        if wanted and self.release.authenticator_ids:
+        if wanted and self.site.release.authenticator_ids:
             if wanted not in self.sessions.methods():
                 why = f"Authentication failed: No authentication provider identified by id {wanted} found."
                 raise Failed(400, why)
@@ -68,11 +75,11 @@ class Services:
             user = self.sessions.check(form.get("username", ""), form.get("password", ""), method)
             made = self.sessions.log_in(user, session)
         except Refused:
-            if not self.release.form_login:
+            if not self.site.release.form_login:
                 raise Failed(500, "Bad credentials") from None
             raise Failed(401, "Authentication failed.") from None
-        reply = text(made.id if self.release.form_login else "")
-        reply.cookies.append(f"JSESSIONID={made.id}; Path={self.context or '/'}; HttpOnly")
+        reply = text(made.id if self.site.release.form_login else "")
+        reply.cookies.append(f"JSESSIONID={made.id}; Path={self.site.context_path or '/'}; HttpOnly")
         return reply
 
     def _need_admin(self, session: Session) -> None:
@@ -84,7 +91,7 @@ class Services:
         return user is not None and user.admin
 
     def _tokens(self, parts: list[str], session: Session) -> Reply:
-        if self.release.short_tokens:
+        if self.site.release.short_tokens:
             return self._short_tokens(parts, session)
         if session.user == GUEST:
             raise Failed(403, "Forbidden")
@@ -133,10 +140,10 @@ class Services:
     # -- /xapi -------------------------------------------------------------------------------------------------
 
     def xapi(self, path: str, method: str, session: Session) -> Reply:
-        if self.release.xapi_slash:
+        if self.site.release.xapi_slash:
             path = path.removesuffix("/")
         parts = path.split("/")
-        build = {"version": self.release.version, **BUILD}
+        build = {"version": self.site.release.version, **BUILD}
         if path == "siteConfig/buildInfo":
             return as_json(build)
         if session.user == GUEST:  # on an open site, too
@@ -174,8 +181,12 @@ class Services:
             return Reply(403, b"")
         if name not in self.archive.users:
             return Reply(404, b"")
-        fields = {"username": name, "firstName": "Demo", "lastName": "User", "email": f"{name}@example.org"}
+        fields = {"username": name, "firstName": "Demo", "lastName": "User", "email": _email(name)}
         return as_json({**fields, "enabled": True, "verified": True, "secured": False, "lastModified": 1704164645000})
+
+
+def _email(name: str) -> str:
+    return f"{name}@example.org"
 
 
 def as_json(value: object) -> Reply:

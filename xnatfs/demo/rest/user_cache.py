@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 
-from xnatfs.demo.archive.model import Archive, Entry, Home, Project, Resource
+from xnatfs.demo.archive.model import Entry, Home, Project, Resource
+from xnatfs.demo.archive.vault import Vault
 from xnatfs.demo.content import files
 from xnatfs.demo.content.deposits import allowed, stored_name
-from xnatfs.demo.prearchive.inbox import Prearchive
 from xnatfs.demo.rest.levels import Asked
-from xnatfs.demo.rest.tables import table, true
+from xnatfs.demo.rest.tables import Query, Rows, table, true
 from xnatfs.demo.server.accounts import GUEST
 from xnatfs.demo.server.reply import Failed, Reply, text
 from xnatfs.demo.server.request_bodies import Body, sent
+from xnatfs.demo.server.site import DemoSite
 
 BASE = "/data/user/cache/resources"
 
@@ -18,10 +19,10 @@ BASE = "/data/user/cache/resources"
 class UserCache:
     """Resources by user and name. They have no numbers."""
 
-    def __init__(self, archive: Archive, prearchive: Prearchive) -> None:
-        self.archive = archive
-        self.vault = prearchive.vault
-        self.clock = prearchive.clock
+    def __init__(self, site: DemoSite, vault: Vault) -> None:
+        self.site = site
+        self.archive = site.archive
+        self.vault = vault
         self._kept: dict[str, dict[str, Resource]] = {}
 
     def answer(self, asked: Asked, parts: Sequence[str], body: Body) -> Reply | None:
@@ -35,7 +36,7 @@ class UserCache:
             match asked.method, parts[3:]:
                 case (("GET" | "HEAD"), []):
                     rows = [{"Resource": name, "URI": f"{BASE}/{name}"} for name in mine]
-                    return table(rows, asked.query, columns=("Resource", "URI"), ordered=True)
+                    return self._table(rows, asked.query)
                 case "PUT", [name]:
                     if name in mine:
                         raise Failed(412, "Resource already exists.")
@@ -76,7 +77,11 @@ class UserCache:
             {"Name": entry.path, "Size": entry.size, "URI": f"{BASE}/{name}/files/{entry.path}"}
             for entry in resource.entries
         ]
-        return table(rows, asked.query, columns=("Name", "Size", "URI"), ordered=True)
+        return self._table(rows, asked.query)
+
+    def _table(self, rows: Rows, query: Query) -> Reply:
+        extra: dict[str, object] = {"Columns": [{"key": "URI", "serverRoot": self.site.context_path}]}
+        return table(rows, query, extra=extra, ordered=True)
 
     def _put(self, asked: Asked, resource: Resource, path: str, body: Body) -> Reply:
         got = sent(body, asked.headers, inbody=true(asked.query, "inbody"))
@@ -84,7 +89,7 @@ class UserCache:
             raise Failed(400, "You tried to PUT a file but didn't provide any data")
         for part in got.files:
             name = stored_name(path) or part.name.replace("\\", "/").rpartition("/")[2]
-            entry = self.vault.keep(allowed(name), part.pieces(), self.clock())
+            entry = self.vault.keep(allowed(name), part.pieces(), self.site.clock())
             self.vault.drop(old for old in resource.entries if old.path == name)
             resource.entries[:] = [old for old in resource.entries if old.path != name] + [entry]
         return text("", 201)

@@ -1,9 +1,6 @@
 """Route the requests that change the archive. The archive's lock serializes the changes."""
 
-from collections.abc import Callable
-
 from xnatfs.demo.archive.changes import Changes
-from xnatfs.demo.archive.model import Archive
 from xnatfs.demo.archive.places import resolve
 from xnatfs.demo.archive.vault import Vault
 from xnatfs.demo.content.deposits import Deposits
@@ -12,28 +9,22 @@ from xnatfs.demo.prearchive.inbox import Prearchive
 from xnatfs.demo.prearchive.requests import PrearchiveRequests
 from xnatfs.demo.rest.levels import Asked
 from xnatfs.demo.rest.user_cache import UserCache
-from xnatfs.demo.server.releases import Release
 from xnatfs.demo.server.reply import Failed, Reply
 from xnatfs.demo.server.request_bodies import Body
+from xnatfs.demo.server.site import DemoSite
 
 
 class Writing:
-    """All handlers of changes, and the site's settings for them."""
+    """All handlers of changes."""
 
-    def __init__(
-        self, archive: Archive, clock: Callable[[], float], wait: Callable[[float], None], release: Release
-    ) -> None:
-        self.archive = archive
-        self.release = release
-        self.vault = Vault()
-        self.changes = Changes(archive, self.vault)
-        self.deposits = Deposits(archive, self.vault, clock, release)
-        self.prearchive = Prearchive(archive, self.vault, clock, wait)
-        self.received = PrearchiveRequests(self.prearchive, release)
-        self.received.site_url = lambda: self.changes.site_url
-        self.cache = UserCache(archive, self.prearchive)
-        self.imports = Imports(self.prearchive, self.received, self.cache, release)
-        self._services = (self.imports, self.received, self.cache)
+    def __init__(self, site: DemoSite) -> None:
+        self.archive = site.archive
+        vault = Vault()
+        self.changes = Changes(site, vault)
+        self.deposits = Deposits(site, vault)
+        self.prearchive = Prearchive(site, vault)
+        received, cache = PrearchiveRequests(self.prearchive), UserCache(site, vault)
+        self._services = (Imports(self.prearchive, received, cache), received, cache)
 
     def answer(self, path: str, asked: Asked, body: Body) -> Reply | None:
         """Return the reply to a change or of a service, or None. `path` may still have the alias /archive."""

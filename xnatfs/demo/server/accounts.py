@@ -6,12 +6,11 @@ import secrets
 import string
 import threading
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from xnatfs.demo.archive.model import Archive
 from xnatfs.demo.server.releases import XNAT_1_8, Release
 from xnatfs.demo.server.reply import Failed, Reply, container_page
+from xnatfs.demo.server.site import DemoSite
 
 GUEST = "guest"
 BROWSERS = ("Mozilla", "MSIE", "AppleWebKit", "Opera")
@@ -72,12 +71,8 @@ class Refused(Failed):
 class Sessions:
     """All sessions. Its methods are thread-safe."""
 
-    def __init__(self, archive: Archive, clock: Callable[[], float]) -> None:
-        self.archive = archive
-        self.clock = clock
-        self.ttl = 900.0
-        self.limit = 1000
-        self.require_login = True
+    def __init__(self, site: DemoSite) -> None:
+        self.site = site
         self.tokens: dict[str, Token] = {}
         self.logins = 0
         self._sessions: dict[str, Session] = {}
@@ -88,18 +83,22 @@ class Sessions:
         """Return the session with this ID, or None if it has expired. The look-up renews it."""
         with self._lock:
             session = self._sessions.get(id)
-            if session is None or self.clock() - session.used > self.ttl:
+            if session is None or self._is_over(session):
                 self._sessions.pop(id, None)
                 return None
-            session.used = self.clock()
+            session.used = self.site.clock()
             return session
 
     def create(self, user: str) -> Session:
         with self._lock:
-            mine = [s for s in self._sessions.values() if s.user == user and self.clock() - s.used <= self.ttl]
-            if user != GUEST and len(mine) >= self.limit:
+            mine = [
+                s
+                for s in self._sessions.values()
+                if s.user == user and self.site.clock() - s.used <= self.site.session_ttl
+            ]
+            if user != GUEST and len(mine) >= self.site.max_sessions:
                 raise Refused()
-            session = Session(secrets.token_hex(16).upper(), user, self.clock())
+            session = Session(secrets.token_hex(16).upper(), user, self.site.clock())
             self._sessions[session.id] = session
             return session
 
@@ -127,10 +126,17 @@ class Sessions:
             return ended
 
     def alive(self, user: str) -> int:
+        """Count the user's sessions that have not expired."""
         with self._lock:
-            return sum(s.user == user and self.clock() - s.used <= self.ttl for s in self._sessions.values())
+            return self._alive(user)
 
-    def authenticate(self, authorization: str, release: Release = XNAT_1_8) -> str:
+    def _alive(self, user: str) -> int:
+        return sum(session.user == user and not self._is_over(session) for session in self._sessions.values())
+
+    def _is_over(self, session: Session) -> bool:
+        return self.site.clock() - session.used > self.site.session_ttl
+
+    def authenticate(self, authorization: str) -> str:
         """Return the user of a Basic header. Raises Failed, in some releases before they check the password."""
         kind, _, encoded = authorization.partition(" ")
         try:
@@ -139,20 +145,20 @@ class Sessions:
             raise Refused() from None
         if kind.lower() != "basic":
             raise Refused()
-        if ":" in password and not release.basic_colon:
+        if ":" in password and not self.site.release.basic_colon:
             raise Failed(401, COLON, empty=True)
-        if self.has_expired(name) and release.expired_password == "refuses":
+        if self.has_expired(name) and self.site.release.expired_password == "refuses":
             raise Failed(403, EXPIRED, empty=True)
         return self.check(name, password)
 
     def has_expired(self, name: str) -> bool:
         """Return true if the user's password has expired, and must be changed first."""
-        user = self.archive.users.get(name)
+        user = self.site.archive.users.get(name)
         return user is not None and user.expired
 
     def methods(self) -> set[str]:
         """Return the login methods of the site. Here, their names are also their IDs."""
-        return {"localdb", *(user.method for user in self.archive.users.values())}
+        return {"localdb", *(user.method for user in self.site.archive.users.values())}
 
     def check(self, name: str, password: str, method: str = "") -> str:
         """Return the user for a user name or token alias and its password or secret.
@@ -169,13 +175,13 @@ class Sessions:
         with self._lock:
             failures, since = self._failures.get(name, (0, 0.0))
             if failures >= MAX_FAILED_LOGINS:
-                if self.clock() - since < LOCKED_FOR:
+                if self.site.clock() - since < LOCKED_FOR:
                     raise Refused()
                 failures = 0
             token = self.tokens.get(name)
             if token is not None and self.good(token, password):
                 return token.user
-            known = self.archive.users.get(name)
+            known = self.site.archive.users.get(name)
             if (
                 known
                 and method in ("", known.method)
@@ -183,16 +189,16 @@ class Sessions:
             ):
                 self._failures.pop(name, None)
                 return name
-            self._failures[name] = (failures + 1, self.clock())
+            self._failures[name] = (failures + 1, self.site.clock())
         raise Refused()
 
     def good(self, token: Token, secret: str) -> bool:
-        fresh = self.clock() - token.created < TOKEN_LIFE
+        fresh = self.site.clock() - token.created < TOKEN_LIFE
         return fresh and secrets.compare_digest(token.secret.encode(), secret.encode())
 
     def issue_token(self, user: str, alphabet: str = string.ascii_letters + string.digits, length: int = 64) -> Token:
         secret = "".join(secrets.choice(alphabet) for _ in range(length))
-        token = Token(len(self.tokens) + 1, str(uuid.uuid4()), secret, user, self.clock())
+        token = Token(len(self.tokens) + 1, str(uuid.uuid4()), secret, user, self.site.clock())
         self.tokens[token.alias] = token
         return token
 

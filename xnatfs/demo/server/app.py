@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl
 
 import httpx
@@ -19,9 +19,9 @@ from xnatfs.demo.rest.services import Services
 from xnatfs.demo.rest.tables import CSV, JSON, XML, Query
 from xnatfs.demo.rest.writing import Writing
 from xnatfs.demo.server.accounts import GUEST, Refused, Session, Sessions, is_browser
-from xnatfs.demo.server.releases import XNAT_1_8, Release
 from xnatfs.demo.server.reply import HTML, Failed, Reply, Slice, buffered, container_page, page
 from xnatfs.demo.server.request_bodies import Body
+from xnatfs.demo.server.site import DemoSite
 
 OPEN = re.compile(r"/(?:(?:data|REST)/(?:JSESSION|services/auth)/?|xapi/siteConfig/buildInfo|app/template/Login\.vm)$")
 API = ("/data/", "/REST/", "/xapi/", "/fs/")  # any other URL is a page, for people
@@ -61,58 +61,20 @@ class Record:
 
 
 class DemoXnat:
-    """The demo server. Its attributes may be changed while it runs, and its methods are thread-safe.
+    """The demo server. Its methods are thread-safe.
 
     Args:
         archive: The archive to serve.
-        release: The release of XNAT to answer as.
-        context_path: The path below which to serve; "" for the root.
-        require_login: Whether the site is closed to guests.
-        session_ttl: The idle time after which a session expires, in seconds.
-        ranges: Whether range requests are served.
-        digests: Whether file lists state digests.
-        max_sessions: The limit of sessions per user.
-        latency: The delay before each reply, in seconds.
-        schemas: A directory of XML schemas to serve under /xapi/schemas.
-        work: The duration of each operation of the prearchive, in seconds.
-        idle: The time without uploads after which a received session is complete, in seconds.
-        clock: The time, in seconds since the epoch.
-        wait: Waits for a number of seconds.
+        settings: Settings of the site, as the fields of DemoSite.
     """
 
-    def __init__(
-        self,
-        archive: Archive,
-        *,
-        release: Release = XNAT_1_8,
-        context_path: str = "",
-        require_login: bool = True,
-        session_ttl: float = 900.0,
-        ranges: bool = True,
-        digests: bool = True,
-        max_sessions: int = 1000,
-        latency: float = 0.0,
-        schemas: Path | None = None,
-        work: float = 0.0,
-        idle: float = 300.0,
-        clock: Callable[[], float] = time.time,
-        wait: Callable[[float], None] = time.sleep,
-    ) -> None:
+    def __init__(self, archive: Archive, **settings: Any) -> None:
+        self.site = site = DemoSite(archive, **settings)
         self.archive = archive
-        self.release = release
-        self.context_path = context_path.rstrip("/")
-        self.sessions = Sessions(archive, clock)
-        self.sessions.ttl, self.sessions.limit = session_ttl, max_sessions
-        self.sessions.require_login = require_login
-        self.routes = Routes(archive, self.context_path, release)
-        self.routes.levels.ranges, self.routes.levels.digests = ranges, digests
-        self.services = Services(archive, self.sessions, self.context_path, release)
-        if schemas is not None:  # each file is named after the schema it holds
-            self.services.schemas = {path.stem: path for path in schemas.iterdir() if path.suffix in (".xml", ".xsd")}
-        self.writing = Writing(archive, clock, wait, release)
-        self.writing.received.ranges = lambda: self.routes.levels.ranges
-        self.writing.prearchive.work, self.writing.prearchive.idle = work, idle
-        self.latency = latency
+        self.sessions = Sessions(site)
+        self.routes = Routes(site)
+        self.services = Services(site, self.sessions)
+        self.writing = Writing(site)
         self.requests: list[Record] = []
         self.faults: list[Fault] = []  # each may return a reply in place of the server's
         self.watch: Callable[[Record], None] = lambda record: None
@@ -137,14 +99,18 @@ class DemoXnat:
             body: The body.
         """
         body = Body(body) if isinstance(body, bytes) else body
-        if self.latency:
-            time.sleep(self.latency)
+        if self.site.latency:
+            time.sleep(self.site.latency)
         pairs = parse_qsl(raw_query, keep_blank_values=True)
-        query = Query(pairs, headers.get("accept", "*/*"), self.release, len(self.requests))
+        query = Query(pairs, headers.get("accept", "*/*"), self.site.release, len(self.requests))
         if method == "POST" and query.get("method") in ("PUT", "DELETE"):
             method = query["method"]
-        inside = not self.context_path or raw_path.startswith(self.context_path + "/") or raw_path == self.context_path
-        path = raw_path.removeprefix(self.context_path) if inside else raw_path
+        inside = (
+            not self.site.context_path
+            or raw_path.startswith(self.site.context_path + "/")
+            or raw_path == self.site.context_path
+        )
+        path = raw_path.removeprefix(self.site.context_path) if inside else raw_path
         request = Request(method, path, query, headers, body)
         user = ""
         try:
@@ -154,7 +120,7 @@ class DemoXnat:
                     raise Failed(404, "")
                 reply, user = self._answer(request)
         except Failed as failed:
-            reply = failed.reply(self.release)
+            reply = failed.reply(self.site.release)
         self._dress(reply, method)
         record = Record(method, path, dict(query), headers, reply.status, user)
         with self._lock:
@@ -164,7 +130,7 @@ class DemoXnat:
 
     def _dress(self, reply: Reply, method: str) -> None:
         """Add the headers that all replies of this release have, and adjust the status and the content type."""
-        release = self.release
+        release = self.site.release
         if release.empty_is_204 and reply.status == 200 and reply.body == b"" and method not in ("GET", "HEAD"):
             reply.status = 204
         reply.content_type = reply.content_type.replace("ISO-8859-1", release.text_charset)
@@ -182,7 +148,7 @@ class DemoXnat:
         reply.headers = {**headers, **reply.headers}
 
     def _answer(self, request: Request) -> tuple[Reply, str]:
-        if self.release.refuses.search(request.path):
+        if self.site.release.refuses.search(request.path):
             text = "The request was rejected because the URL contained a potentially malicious String"
             raise Failed(400, text, empty=True)
         user = GUEST
@@ -193,24 +159,24 @@ class DemoXnat:
                 session, new = logged_in, True
             user = session.user
             if self.sessions.has_expired(user) and not NO_PASSWORD.search(request.path):
-                reply = Reply(302, b"", HTML, {"Location": f"{self.context_path}{CHANGE_PASSWORD}"})
-            elif self.sessions.require_login and user == GUEST and not self._is_open(request):
+                reply = Reply(302, b"", HTML, {"Location": f"{self.site.context_path}{CHANGE_PASSWORD}"})
+            elif self.site.require_login and user == GUEST and not self._is_open(request):
                 reply = self._login_wanted(request)
             else:
                 reply = self._dispatch(request, session)
         except Failed as failed:
-            reply = failed.reply(self.release)
+            reply = failed.reply(self.site.release)
         except (ValueError, KeyError, IndexError) as error:
             reply = page(f"HTTP Status 500: {type(error).__name__}", 500)
         self._set_cookies(reply, session, new)
         return reply, user
 
     def _set_cookies(self, reply: Reply, session: Session, new: bool) -> None:
-        path = self.context_path or "/"
+        path = self.site.context_path or "/"
         if new:  # before the reply's own cookies: of several with one name the last one counts
             reply.cookies.insert(0, f"JSESSIONID={session.id}; Path={path}; HttpOnly")
-        now, idle = int(self.sessions.clock() * 1000), int(self.sessions.ttl * 1000)
-        home = self.release.expiration_path or f"{self.context_path}/"
+        now, idle = int(self.site.clock() * 1000), int(self.site.session_ttl * 1000)
+        home = self.site.release.expiration_path or f"{self.site.context_path}/"
         reply.cookies.append(f'SESSION_EXPIRATION_TIME="{now},{idle}"; Version=1; Path={home}')
 
     def _known(self, request: Request) -> tuple[Session, bool]:
@@ -224,7 +190,7 @@ class DemoXnat:
         authorization = request.headers.get("authorization")
         if not authorization or (session.user != GUEST and self._same(session, authorization)):
             return None
-        return self.sessions.log_in(self.sessions.authenticate(authorization, self.release), session)
+        return self.sessions.log_in(self.sessions.authenticate(authorization), session)
 
     def _same(self, session: Session, authorization: str) -> bool:
         try:
@@ -235,20 +201,20 @@ class DemoXnat:
 
     def _is_open(self, request: Request) -> bool:
         """Return true for a request that a closed site answers without a login."""
-        if request.path.startswith("/xapi/") and not self.release.has_xapi:
+        if request.path.startswith("/xapi/") and not self.site.release.has_xapi:
             return True
-        return bool(OPEN.match(request.path)) and (self.release.session_is_open or "/JSESSION" not in request.path)
+        return bool(OPEN.match(request.path)) and (self.site.release.session_is_open or "/JSESSION" not in request.path)
 
     def _login_wanted(self, request: Request) -> Reply:
         browser = is_browser(request.headers.get("user-agent", ""))
-        if self.release.sends_browsers_to_login and (browser or not request.path.startswith(API)):
-            return Reply(302, b"", HTML, {"Location": f"{self.context_path}/app/template/Login.vm"})
-        if not self.release.login_page:
-            return Refused().reply(self.release)
+        if self.site.release.sends_browsers_to_login and (browser or not request.path.startswith(API)):
+            return Reply(302, b"", HTML, {"Location": f"{self.site.context_path}/app/template/Login.vm"})
+        if not self.site.release.login_page:
+            return Refused().reply(self.site.release)
         if browser:
             return Reply(401, iter(()), "text/html")
-        reply = Failed(401, "The request requires user authentication").reply(self.release)
-        reply.headers["WWW-Authenticate"] = f'Basic realm="{self.release.realm}"'
+        reply = Failed(401, "The request requires user authentication").reply(self.site.release)
+        reply.headers["WWW-Authenticate"] = f'Basic realm="{self.site.release.realm}"'
         return reply
 
     def _dispatch(self, request: Request, session: Session) -> Reply:
@@ -259,9 +225,9 @@ class DemoXnat:
             return page("HTTP Status 500: INVALID CSRF", 500)
         if path == "/app/template/Login.vm" or path in ("", "/"):
             return page("XNAT Demo: log in")
-        if path.startswith("/xapi/") and not self.release.has_xapi:
-            return container_page(404, f"The requested resource [{path}] is not available", self.release)
-        if not self.release.finds_odd_paths and ODD_PATH.search(path):
+        if path.startswith("/xapi/") and not self.site.release.has_xapi:
+            return container_page(404, f"The requested resource [{path}] is not available", self.site.release)
+        if not self.site.release.finds_odd_paths and ODD_PATH.search(path):
             raise Failed(404, "Unable to find catalog entry for given uri.", empty=True)
         if path.startswith("/xapi/"):
             return self.services.xapi(path.removeprefix("/xapi/"), request.method, session)
@@ -271,7 +237,7 @@ class DemoXnat:
         raise Failed(404, "")
 
     def _data(self, path: str, request: Request, session: Session) -> Reply:
-        form = request.headers.get("content-type", "").startswith(FORM) or not self.release.form_type_needed
+        form = request.headers.get("content-type", "").startswith(FORM) or not self.site.release.form_type_needed
         body = request.body.small() if form else b""
         reply = self.services.data(path, request.method, request.query, body, session)
         if reply is not None:

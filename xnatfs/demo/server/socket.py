@@ -128,8 +128,8 @@ def serve(demo: DemoXnat, port: int = 0, certificate: tuple[Path, Path] | None =
     with _Server(demo, port, context) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
         thread.start()
-        url = f"http{'s' if context else ''}://127.0.0.1:{server.server_port}{demo.context_path}"
-        demo.writing.changes.site_url = url
+        url = f"http{'s' if context else ''}://127.0.0.1:{server.server_port}{demo.site.context_path}"
+        demo.site.url = url
         try:
             yield url
         finally:

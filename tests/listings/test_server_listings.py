@@ -14,20 +14,20 @@ from tests.fuse.test_operations import CONTEXT, look_up
 from tests.fuse.test_outage import AWAY, BIG, SMALL, eventually, heard, mounted
 from tests.fuse.test_outage import data as data  # a fixture
 from tests.fuse.test_outage import server as server  # a fixture
-from tests.listings.test_persisted import names
+from tests.listings.test_store import names
 from tests.prefetch.test_session_listings import find, made, served
 from tests.support.content_fakes import until
 from tests.support.mounting import run
 from tests.support.wire import Wire
 from xnatfs.common.errors import Denied, LoginRequired, NoRoute, NotFound, Unreachable, XnatError
 from xnatfs.demo.server.app import DemoXnat
-from xnatfs.fuse.operations import OperationsWithXattrs, Ownership
-from xnatfs.listings.persisted import OLDEST
+from xnatfs.fuse.attributes import Ownership
+from xnatfs.fuse.xattrs import OperationsWithXattrs
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 from xnatfs.site import Site, open_site
 from xnatfs.tree import Root
-from xnatfs.tree.folders import CatalogueFile
+from xnatfs.tree.catalogue_file import CatalogueFile
 
 TTL = 0.2
 SESSION = "projects/P/S1/S1_MR"
@@ -151,7 +151,7 @@ async def test_what_the_last_mount_has_seen_is_shown_from_the_start(line, tmp_pa
 
 
 async def test_it_says_of_when_it_is(line, tmp_path, monkeypatch):
-    monkeypatch.setattr("xnatfs.listings.stale.AGAIN", TTL)
+    monkeypatch.setattr("xnatfs.listings.server_listings.STALE_RETRY_SECONDS", TTL)
     async with opened(line, tmp_path) as site:
         ops = OperationsWithXattrs(Root(site), Ownership(1, 2))
         await seen(site)
@@ -174,7 +174,7 @@ async def test_it_says_of_when_it_is(line, tmp_path, monkeypatch):
 
 
 async def test_when_the_server_is_back_it_is_asked(line, tmp_path, monkeypatch):
-    monkeypatch.setattr("xnatfs.listings.stale.AGAIN", TTL)
+    monkeypatch.setattr("xnatfs.listings.server_listings.STALE_RETRY_SECONDS", TTL)
     async with opened(line, tmp_path) as site:
         before = await seen(site)
         await cut(line, site)
@@ -190,7 +190,7 @@ async def test_when_the_server_is_back_it_is_asked(line, tmp_path, monkeypatch):
 async def test_what_the_server_refuses_is_gone_also_when_it_is_away_again(line, tmp_path, status, error):
     async with opened(line, tmp_path) as site:
         await seen(site)
-        item = (await file(site)).folder.folders.resource_dir.place.item
+        item = (await file(site)).files.resource_dir.place.item
         await trio.sleep(TTL)
         line.status = status
         if status == 401:
@@ -233,14 +233,12 @@ async def test_what_is_not_listed_any_more_is_gone_with_all_below_it(line, tmp_p
                 await directory.children()
 
 
-async def test_what_is_older_than_a_day_is_not_shown(line, tmp_path):
+async def test_what_is_older_than_a_day_is_not_shown(line, tmp_path, monkeypatch):
     async with opened(line, tmp_path) as site:
         await seen(site)
         await cut(line, site)
-        assert site._past is not None
-        now = site._past._clock()
-        site._past._clock = lambda: now + OLDEST + 10
-        site.metadata.forget_all(lambda key, value: True)
+        monkeypatch.setattr("xnatfs.listings.server_listings.MAX_AGE_SECONDS", TTL)
+        monkeypatch.setattr("xnatfs.listings.store.MAX_AGE_SECONDS", TTL)
         with pytest.raises(NoRoute):
             await names(site, "projects")
 

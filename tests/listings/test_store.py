@@ -7,7 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import pytest
@@ -18,115 +18,121 @@ from tests.support.wire import Wire
 from xnatfs.common.errors import NotFound
 from xnatfs.demo.server.app import DemoXnat
 from xnatfs.listings.keys import ExperimentsKey, ListKey, ProjectsKey, ResourcesKey, ScansKey
-from xnatfs.listings.persisted import MOST_ROWS, OLDEST, Kept
+from xnatfs.listings.server_listings import REVALIDATE_SECONDS
+from xnatfs.listings.store import MAX_AGE_SECONDS, MAX_STORED_ROWS, ListingStore, open_store
 from xnatfs.rest.models import Experiment, Project, Resource, Scan
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
-from xnatfs.site import KEPT_FOR, Site, open_site
+from xnatfs.site import Site, open_site
 
+R = TypeVar("R")
 ROWS = [Experiment("E1", "größe", "t", "2024-01-02", "S1", "S & Co", 1.5), Experiment("E2", "b", "", "", "", "", None)]
 KEY = ExperimentsKey("P")
 
 
-async def kept(directory: Path, clock: Callable[[], float] = lambda: 1000.0, account: str = "u") -> Kept:
-    """Open the persisted listings as the next mount does."""
-    return Kept(directory, account, clock)
+async def kept(directory: Path, clock: Callable[[], float] = lambda: 1000.0, account: str = "u") -> ListingStore:
+    """Open the stored listings as the next mount does."""
+    return ListingStore(directory, lambda: account, clock)
+
+
+async def rows_of(store: ListingStore, key: ListKey, kind: type[R]) -> list[R] | None:
+    found = await store.find(key, kind)
+    return found[1] if found else None
 
 
 async def test_what_is_kept_is_what_was_put(tmp_path):
     first = await kept(tmp_path)
     first.put(KEY, ROWS)
     first.put(ResourcesKey(("experiments", "E1"), True), [Resource("7", "L", "scans", "1", "", "")])
-    await first.write()
+    await first.flush()
     second = await kept(tmp_path)
-    assert await second.get(KEY, Experiment) == ROWS
-    assert await second.get(ResourcesKey(("experiments", "E1"), True), Resource) != []
-    assert await second.get(ResourcesKey(("experiments", "E1"), False), Resource) is None
-    assert await second.get(ProjectsKey(), Project) is None
+    assert await rows_of(second, KEY, Experiment) == ROWS
+    assert await rows_of(second, ResourcesKey(("experiments", "E1"), True), Resource) != []
+    assert await rows_of(second, ResourcesKey(("experiments", "E1"), False), Resource) is None
+    assert await rows_of(second, ProjectsKey(), Project) is None
 
 
 async def test_all_can_be_forgotten_at_once(tmp_path):
     first = await kept(tmp_path)
     first.put(KEY, ROWS)
-    await first.write()
+    await first.flush()
     first.put(ProjectsKey(), [Project("P", "n", "s")])
     first.forget_all()
-    assert await first.get(KEY, Experiment) is None
+    assert await rows_of(first, KEY, Experiment) is None
     first.put(ScansKey("E1"), [Scan("1", "T1", "usable", "xnat:mrScanData", "", "desc")])
-    await first.write()
+    await first.flush()
     second = await kept(tmp_path)
-    assert await second.get(KEY, Experiment) is None
-    assert await second.get(ProjectsKey(), Project) is None
-    assert await second.get(ScansKey("E1"), Scan) is not None
+    assert await rows_of(second, KEY, Experiment) is None
+    assert await rows_of(second, ProjectsKey(), Project) is None
+    assert await rows_of(second, ScansKey("E1"), Scan) is not None
 
 
-async def test_it_is_not_closed_while_a_thread_reads(tmp_path):
+async def test_it_is_not_closed_while_a_thread_reads(tmp_path, monkeypatch):
     begun, closed, events = threading.Event(), threading.Event(), []
+    read, close = ListingStore.read, ListingStore.close
 
-    class Watched(Kept):
-        def _get(self, key: str, kind: type[Any]) -> tuple[float, list[Any]] | None:
-            events.append("reads")
-            begun.set()
-            closed.wait(0.2)
-            events.append("has read")
-            return super()._get(key, kind)
+    def slowly(self: ListingStore, key: ListKey, kind: type[Any]) -> Any:
+        events.append("reads")
+        begun.set()
+        closed.wait(0.2)
+        events.append("has read")
+        return read(self, key, kind)
 
-        def close(self) -> None:
-            events.append("closes")
-            closed.set()
-            super().close()
+    def noted(self: ListingStore) -> None:
+        events.append("closes")
+        closed.set()
+        close(self)
 
-    watched = Watched(tmp_path, "u")
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(watched.get, KEY, Experiment)
+    monkeypatch.setattr(ListingStore, "read", slowly)
+    monkeypatch.setattr(ListingStore, "close", noted)
+    async with trio.open_nursery() as nursery, open_store(tmp_path, lambda: "u") as store:
+        nursery.start_soon(store.find, KEY, Experiment)
         await trio.to_thread.run_sync(begun.wait)
-        with trio.move_on_after(0):
-            await watched.run()
     assert events == ["reads", "has read", "closes"]
 
 
 async def test_it_is_private_and_of_one_account(tmp_path):
     first = await kept(tmp_path / "a" / "b")
     first.put(KEY, ROWS)
-    await first.write()
+    await first.flush()
     modes = [stat.S_IMODE(os.stat(path).st_mode) for path in (first.path, first.path.parent)]
     assert modes == [0o600, 0o700]
-    assert await (await kept(tmp_path / "a" / "b", account="v")).get(KEY, Experiment) is None
+    assert await rows_of(await kept(tmp_path / "a" / "b", account="v"), KEY, Experiment) is None
 
 
-@pytest.mark.parametrize("seconds", [-1.0, OLDEST + 1])
+@pytest.mark.parametrize("seconds", [-1.0, MAX_AGE_SECONDS + 1])
 async def test_what_is_too_old_or_of_the_future_is_not_there(tmp_path, seconds):
     first = await kept(tmp_path)
     first.put(KEY, ROWS)
-    await first.write()
-    assert await (await kept(tmp_path, lambda: 1000.0 + seconds)).get(KEY, Experiment) is None
+    await first.flush()
+    assert await rows_of(await kept(tmp_path, lambda: 1000.0 + seconds), KEY, Experiment) is None
 
 
 async def test_a_listing_that_is_gone_or_too_large_is_not_there(tmp_path):
     first = await kept(tmp_path)
-    for rows in ([], ROWS[:1] * (MOST_ROWS + 1)):
+    for rows in ([], ROWS[:1] * (MAX_STORED_ROWS + 1)):
         first.put(KEY, ROWS)
-        await first.write()
+        await first.flush()
         first.put(KEY, rows)
-        await first.write()
-        assert await first.get(KEY, Experiment) is None
+        await first.flush()
+        assert await rows_of(first, KEY, Experiment) is None
 
 
 @pytest.mark.parametrize("damage", [b"", b"no database at all", None])
 async def test_a_damaged_file_is_begun_anew(tmp_path, damage):
     first = await kept(tmp_path)
     first.put(KEY, ROWS)
-    await first.write()
+    await first.flush()
     first.close()
     whole = first.path.read_bytes()
     first.path.write_bytes(whole[: len(whole) // 2] + os.urandom(len(whole)) if damage is None else damage)
     second = await kept(tmp_path)
-    assert await second.get(KEY, Experiment) is None
+    assert await rows_of(second, KEY, Experiment) is None
     second.put(KEY, ROWS)
-    await second.write()
+    await second.flush()
     second.put(KEY, ROWS)
-    await second.write()
-    assert await second.get(KEY, Experiment) == ROWS
+    await second.flush()
+    assert await rows_of(second, KEY, Experiment) == ROWS
 
 
 @pytest.mark.parametrize(
@@ -145,20 +151,73 @@ async def test_a_damaged_file_is_begun_anew(tmp_path, damage):
 async def test_a_foreign_file_is_none(tmp_path, change):
     first = await kept(tmp_path)
     first.put(KEY, ROWS)
-    await first.write()
+    await first.flush()
     first.close()
     with sqlite3.connect(first.path) as database:
         database.execute(change)
     database.close()
-    assert await (await kept(tmp_path)).get(KEY, Experiment) is None
+    assert await rows_of(await kept(tmp_path), KEY, Experiment) is None
 
 
 async def test_a_directory_that_cannot_be_used_is_no_error(tmp_path):
     (tmp_path / "listings").write_text("a file")
     first = await kept(tmp_path)
     first.put(KEY, ROWS)
-    await first.write()
-    assert await first.get(KEY, Experiment) is None
+    await first.flush()
+    assert await rows_of(first, KEY, Experiment) is None
+
+
+# -- what was read ------------------------------------------------------------------------------------------------
+
+E1, E2 = ("P", ("experiments", "E1")), ("", ("subjects", "S1"))
+
+
+async def test_what_was_read_is_known_to_the_next_mount(tmp_path):
+    async with open_store(tmp_path, lambda: "u") as first:
+        first.note_read(E1, frozenset({"1", "2"}))
+        first.note_read(E2, frozenset({"3"}))
+    async with open_store(tmp_path, lambda: "U") as second:
+        assert await second.reads() == {E1: {"1", "2"}, E2: {"3"}}
+        second.note_read(E1, frozenset())
+        second.forget_all()
+    async with open_store(tmp_path, lambda: "v") as other:
+        assert await other.reads() == {}
+    assert await (await kept(tmp_path)).reads() == {E2: {"3"}}
+
+
+async def test_of_what_was_read_the_latest_is_known(tmp_path, monkeypatch):
+    monkeypatch.setattr("xnatfs.listings.store.MAX_STORED_READS", 2)
+    first = await kept(tmp_path)
+    for number in range(4):
+        first.note_read(("P", ("experiments", f"E{number}")), frozenset({"1"}))
+        await first.flush()
+    assert {item for _, item in await first.reads()} == {("experiments", "E2"), ("experiments", "E3")}
+
+
+async def test_what_was_read_is_written_later_where_the_file_is_locked(tmp_path, monkeypatch):
+    monkeypatch.setattr("xnatfs.listings.store.LOCK_SECONDS", 0.0)
+    monkeypatch.setattr("xnatfs.listings.store.LOCKED_PAUSE_SECONDS", 0.0)
+    first = await kept(tmp_path)
+    first.put(KEY, ROWS)
+    await first.flush()
+    other = sqlite3.connect(first.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    first.close()
+    first.note_read(E1, frozenset({"1"}))
+    await first.flush()
+    other.close()
+    assert await first.reads() == {}
+    first.note_read(E2, frozenset({"2"}))
+    await first.flush()
+    assert await first.reads() == {E1: {"1"}, E2: {"2"}}
+
+
+async def test_what_is_about_to_be_removed_is_not_there(tmp_path):
+    first = await kept(tmp_path)
+    first.put(KEY, ROWS)
+    await first.flush()
+    first.put(KEY, ())
+    assert await rows_of(first, KEY, Experiment) is None
 
 
 # -- a second mount ----------------------------------------------------------------------------------------------
@@ -236,7 +295,7 @@ async def test_what_is_shown_of_before_is_not_shown_for_long(line, tmp_path):
 
 
 def test_the_time_for_which_it_is_shown_is_short():
-    assert KEPT_FOR <= 5.0
+    assert REVALIDATE_SECONDS <= 5.0
 
 
 async def test_a_name_that_is_new_is_asked_for(line, tmp_path):
@@ -287,6 +346,6 @@ async def test_rows_of_every_kind_survive(tmp_path):
     first = await kept(tmp_path)
     for key, listed in rows.items():
         first.put(key, listed)
-    await first.write()
+    await first.flush()
     for key, listed in rows.items():
-        assert await first.get(key, type(listed[0])) == listed
+        assert await rows_of(first, key, type(listed[0])) == listed

@@ -1,0 +1,242 @@
+"""Serve the server's listings from memory, from the server, or from the disk, in the terms of RFC 5861.
+
+- Fresh: a listing is served from memory for a TTL after it was requested.
+- Stale-while-revalidate: the first time that a listing is requested in a mount, the stored one of an earlier mount is
+  served until the server has answered, for REVALIDATE_SECONDS at most. Lists of files are not: the server's current
+  answers decide what may be read.
+- Stale-if-error (`--offline`): while the server is unreachable, the last listing is served, marked as stale.
+
+Invariants:
+- What the server has refused, or does not list any more, is never served as stale, nor is anything below it. It is
+  forgotten in memory and on the disk; all listings are, where the server refuses the login.
+- No listing is served that is older than MAX_AGE_SECONDS.
+- A stale listing is valid for STALE_RETRY_SECONDS: then it is requested again, since the server may be reachable.
+"""
+
+import logging
+import math
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import trio
+
+from xnatfs.common.clock import now
+from xnatfs.common.errors import Denied, LoginRequired, NotFound, Unreachable
+from xnatfs.common.tasks import unattended
+from xnatfs.listings.file_lists import FileLists
+from xnatfs.listings.keys import (
+    AllExperimentsKey,
+    AllSubjectsKey,
+    AssessorsKey,
+    ExperimentsKey,
+    FilesKey,
+    ListKey,
+    ProjectsKey,
+    ResourcesKey,
+    ScansKey,
+    SubjectsKey,
+    keys_below,
+)
+from xnatfs.listings.store import MAX_AGE_SECONDS, ListingStore
+from xnatfs.listings.ttl_cache import Expiring, Listing, MetadataCache, listing
+from xnatfs.rest.client import Xnat
+from xnatfs.rest.file_table import Catalogues
+from xnatfs.rest.models import Accession, Assessor, Experiment, FileRow, Project, Resource, Scan, Subject
+
+log = logging.getLogger(__name__)
+
+REVALIDATE_SECONDS = 5.0
+# The longest time that it takes to notice the end of an outage.
+STALE_RETRY_SECONDS = 5.0
+
+# How to request a list, the key that groups its rows, and their type.
+Request = tuple[Callable[[], Awaitable[Sequence[Any]]], Callable[[Any], Hashable], type]
+
+
+class ServerListings:
+    """The listings of one server.
+
+    Args:
+        xnat: The client.
+        store: The listings on the disk.
+        ttl: How long a listing is fresh, in seconds.
+        nursery: Runs requests ahead of their use.
+    """
+
+    def __init__(self, xnat: Xnat, store: ListingStore, ttl: float, nursery: trio.Nursery) -> None:
+        self.cache = MetadataCache()
+        # Called with each complete list of the server and the IDs in it, and with each list that it refuses.
+        self.on_listed: Callable[[ListKey, Iterable[str]], None] = lambda key, ids: None
+        self.on_refused: Callable[[ListKey], None] = lambda key: None
+        self._xnat = xnat
+        self._store = store
+        self._ttl = ttl
+        self._nursery = nursery
+        self._files = FileLists(xnat, self, ttl)
+        self._persists = self._offline = False
+        self._seen: set[ListKey] = set()  # listings that were requested before
+        self._warned = False  # of the present outage
+
+    def persist(self, offline: bool) -> None:
+        """Begin to store listings, and to serve stored ones; with `offline`, also while the server is unreachable."""
+        self._persists, self._offline = True, offline
+        self.cache.stale_seconds = MAX_AGE_SECONDS if offline else 0.0
+
+    async def get(self, key: ListKey) -> Listing[Any]:
+        """Return a listing. Raises as the client's methods do."""
+        return await self.cache.get(key, lambda: self._first(key))
+
+    def peek(self, key: ListKey) -> Listing[Any] | None:
+        """Return a listing if it is fresh; no request is sent."""
+        found = self.cache.peek(key)
+        return found if isinstance(found, Listing) else None
+
+    def begin(self, key: ListKey) -> None:
+        """Request a listing ahead of its use; an error is reported when it is used."""
+        self._begin(lambda: self.get(key))
+
+    async def confirm(self, key: ListKey, since: float = -math.inf) -> None:
+        """Request a listing, unless a fresh one is held that was fetched after `since` and lacks no row."""
+
+        def is_doubtful(found: Expiring) -> bool:
+            return isinstance(found, Listing) and (found.pieced or found.fetched < since)
+
+        await self.cache.renew(key, lambda: self._ask(key), is_doubtful)
+
+    async def ids(self, key: ListKey) -> list[str]:
+        """Fetch the IDs in the server's current list, without caching it."""
+        ask, _, _ = self._request(key)
+        return [row.id for row in await ask()]
+
+    async def has_session(self) -> bool:
+        """Return whether the session is alive. Forget refusals, which may have been meant for a guest."""
+        alive = await self._xnat.session_lives()
+        self.cache.forget_refusals()
+        return alive
+
+    def stale_since(self, key: ListKey) -> float:
+        """Return the time of a listing served while the server is unreachable (seconds since the epoch); 0 if fresh."""
+        found = self.peek(key)
+        if found is not None:
+            return found.stale
+        last = self.cache.last(key) if self._offline and self._xnat.away else None
+        return self._time_of(last) if last is not None else 0.0  # this is what will be served
+
+    def forget(self, key: ListKey) -> None:
+        """Forget a list that the server does not have, or refuses, and all lists below it that could be served."""
+        before = self.cache.last(key)
+        self.cache.forget(key)
+        if self._persists:
+            self._store.put(key, ())
+        if before is not None:
+            self._forget_below(key, before.rows)
+
+    def _forget_below(self, key: ListKey, rows: Iterable[Any]) -> None:
+        if self._offline and isinstance(key, ProjectsKey | SubjectsKey | ExperimentsKey):
+            for row in rows:
+                for below in keys_below(key, row.id):
+                    self.forget(below)
+
+    # -- requests ------------------------------------------------------------------------------------------------
+
+    def _begin(self, ask: Callable[[], Awaitable[object]]) -> None:
+        self._nursery.start_soon(unattended, "a listing that was requested ahead", logging.DEBUG, ask)
+
+    async def _first(self, key: ListKey) -> Listing[Any]:
+        """Serve the listing of the last mount, if there is one, while the first request for it is in flight."""
+        first = self._persists and key not in self._seen and not isinstance(key, FilesKey)
+        if not first or (self._offline and self._xnat.away):
+            return await self._ask(key)
+        self._seen.add(key)
+        found = await self._stored(key)
+        if found is None:
+            return await self._ask(key)
+        self._begin(lambda: self.confirm(key))
+        expires = now() + min(REVALIDATE_SECONDS, self._ttl)
+        return replace(found, expires=expires, pieced=True, stale=self._time_of(found) if self._offline else 0.0)
+
+    async def _ask(self, key: ListKey) -> Listing[Any]:
+        try:
+            found = await (self._files.fetch(key) if isinstance(key, FilesKey) else self._fetch(key))
+        except (NotFound, Denied):
+            self.forget(key)
+            self.on_refused(key)
+            raise
+        except (LoginRequired, Unreachable) as error:
+            return await self._as_it_was(key, error)
+        self._note(key, found)
+        return found
+
+    async def _fetch(self, key: ListKey) -> Listing[Any]:
+        ask, group, _ = self._request(key)
+        started = now()
+        return listing(await ask(), group, started, self._ttl)
+
+    def _note(self, key: ListKey, found: Listing[Any]) -> None:
+        """Store a new listing, forget what it lacks, and report it."""
+        self._warned = False
+        before = self.cache.last(key)
+        if before is not None and self._offline:
+            there = {row.id for row in found.rows} if not isinstance(key, FilesKey) else set()
+            self._forget_below(key, (row for row in before.rows if row.id not in there))
+        if self._persists and (self._offline or not isinstance(key, FilesKey)):
+            self._store.put(key, () if found.broken else found.rows)  # the file cannot hold which groups are broken
+        self.on_listed(key, (row.id for row in found.rows))
+
+    async def _as_it_was(self, key: ListKey, error: LoginRequired | Unreachable) -> Listing[Any]:
+        """Return the last listing, marked as stale, while the server is unreachable; else raise the error."""
+        if not self._offline:
+            raise error
+        if isinstance(error, LoginRequired):
+            self.cache.forget_all(lambda key, value: isinstance(value, Listing))
+            self._store.forget_all()
+            raise error
+        found = self.cache.last(key)
+        if found is None:
+            found = await self._stored(key)
+        if found is None or now() - found.fetched > MAX_AGE_SECONDS:
+            raise error
+        if not self._warned:
+            log.warning("listings are shown as they were: %s", error)
+        self._warned = True
+        return replace(found, expires=now() + STALE_RETRY_SECONDS, pieced=False, stale=self._time_of(found))
+
+    async def _stored(self, key: ListKey) -> Listing[Any] | None:
+        _, group, kind = self._request(key)
+        stored: tuple[float, list[Any]] | None = await self._store.find(key, kind)
+        if stored is None:
+            return None
+        at, rows = stored
+        fetched = now() - (self._store.clock() - at)
+        if kind is FileRow:
+            files = Catalogues.of(rows)
+            return Listing(files, files.groups, fetched, fetched)
+        return listing(rows, group, fetched, 0.0)
+
+    def _time_of(self, found: Listing[Any]) -> float:
+        """Return when a listing was fetched, in seconds since the epoch."""
+        return self._store.clock() - (now() - found.fetched)
+
+    def _request(self, key: ListKey) -> Request:
+        xnat = self._xnat
+        match key:
+            case ProjectsKey():
+                return xnat.projects, lambda row: row.id, Project
+            case SubjectsKey(project):
+                return lambda: xnat.subjects(project), lambda row: row.id, Subject
+            case ExperimentsKey(project):
+                return lambda: xnat.experiments(project), lambda row: row.subject_id, Experiment
+            case AllSubjectsKey():
+                return xnat.all_subjects, lambda row: row.project, Accession
+            case AllExperimentsKey():
+                return xnat.all_experiments, lambda row: row.project, Accession
+            case ScansKey(experiment):
+                return lambda: xnat.scans(experiment), lambda row: row.id, Scan
+            case AssessorsKey(experiment):
+                return lambda: xnat.assessors(experiment), lambda row: row.id, Assessor
+            case ResourcesKey(item, below):
+                return lambda: xnat.resources(item, below=below), lambda row: row.group, Resource
+            case FilesKey(item, below):
+                return lambda: xnat.files(item, below=below), lambda row: row.resource_id, FileRow
+        raise KeyError(key)

@@ -1,0 +1,312 @@
+"""Store listings on the disk, for the next mount and for shell completion; and what was read through which project.
+
+Invariants:
+- There is one file per server and account, 0600, in a directory of 0700. It holds names and dates, and no file data.
+- A listing that is older than MAX_AGE_SECONDS, of another version, damaged or not readable by this user counts as
+  absent. No failure here is ever an error: it costs the round trip that the file would have saved.
+- The file is read and written by one thread at a time, and a batch of listings in one transaction.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import math
+import os
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import trio
+
+from xnatfs.common.locks import holder
+from xnatfs.common.private_files import make_private
+from xnatfs.common.sanitize import loads
+from xnatfs.common.tasks import background
+from xnatfs.listings.keys import ListKey
+from xnatfs.rest.models import Item
+
+log = logging.getLogger(__name__)
+
+# Changes with the table and with the meaning of a cell; the names of fields are compared one by one.
+STORE_VERSION = 3
+# Yesterday's names are a help, last month's a nuisance.
+MAX_AGE_SECONDS = 24 * 3600.0
+# A listing with more rows takes as long to read from the disk as to request.
+MAX_STORED_ROWS = 20_000
+# Listings that are stored for one account, the newest: some 30 MB of sessions.
+MAX_STORED_LISTINGS = 20_000
+# Listings are collected for so long before they are written: an iteration over a project makes hundreds in it.
+COLLECT_SECONDS = 1.0
+# Timeout for the lock of another process: a write takes some milliseconds.
+LOCK_SECONDS = 1.0
+# After such a timeout the file is not accessed for so long: the other process may be a stopped one.
+LOCKED_PAUSE_SECONDS = 60.0
+
+# Items whose files were read, the latest: a row has some 200 bytes.
+MAX_STORED_READS = 100_000
+
+STORE_SCHEMA = """
+CREATE TABLE IF NOT EXISTS listings (key TEXT PRIMARY KEY, at REAL NOT NULL, fields TEXT NOT NULL, rows TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS reads (place TEXT PRIMARY KEY, resources TEXT NOT NULL);
+"""
+
+# A project, or '', and an item whose files were read through it.
+ReadPlace = tuple[str, Item]
+Resources = frozenset[str]  # their numbers
+
+R = TypeVar("R")
+
+
+class ListingStore:
+    """The stored listings of one account on one server.
+
+    The file is opened at the first access. `read` and `write` block; a mount uses `find`, `put` and `forget_all`.
+
+    Args:
+        directory: The cache directory of the server.
+        account: Return the name of the account, in any case; called at the first access.
+        clock: The wall clock, in seconds since the epoch.
+    """
+
+    def __init__(self, directory: Path, account: Callable[[], str], clock: Callable[[], float] = time.time) -> None:
+        self._directory = directory
+        self._account = account
+        self.clock = clock
+        self._one = trio.CapacityLimiter(1)
+        self._waiting: dict[ListKey, Sequence[Any]] = {}
+        self._reads: dict[ReadPlace, Resources] = {}  # to be written; an empty set is to be removed
+        self._emptied = False  # the stored listings are to be deleted
+        self._more = trio.Event()
+        self._connection: sqlite3.Connection | None = None
+        self._closed_until = -math.inf  # on time.monotonic()
+
+    @property
+    def path(self) -> Path:
+        name = hashlib.sha256(self._account().lower().encode()).hexdigest()[:32]
+        return self._directory / "listings" / f"{name}.db"
+
+    async def find(self, key: ListKey, kind: type[R]) -> tuple[float, list[R]] | None:
+        """Return what `read` does, in a thread; None for a listing that is about to be replaced or removed."""
+        if self._emptied or key in self._waiting:
+            return None
+        return await trio.to_thread.run_sync(self.read, key, kind, limiter=self._one)
+
+    def put(self, key: ListKey, rows: Sequence[object]) -> None:
+        """Store the rows of a listing in place of earlier ones, a moment later; an empty one is only removed."""
+        self._waiting[key] = rows
+        self._more.set()
+
+    def note_read(self, place: ReadPlace, resources: Resources) -> None:
+        """Store of which resources files were read at a place, until it is noted that there are none any more."""
+        self._reads[place] = resources
+        self._more.set()
+
+    async def reads(self) -> dict[ReadPlace, Resources]:
+        """Return of which resources files were read at each place, also by earlier mounts and commands."""
+        return await trio.to_thread.run_sync(self._read_reads, limiter=self._one)
+
+    def forget_all(self) -> None:
+        """Delete all listings so far."""
+        self._waiting, self._emptied = {}, True
+        self._more.set()
+
+    async def flush(self) -> None:
+        """Write the pending changes."""
+        waiting, self._waiting, self._more = self._waiting, {}, trio.Event()
+        emptied, self._emptied = self._emptied, False
+        reads, self._reads = self._reads, {}
+        if not (waiting or emptied or reads):
+            return
+        if not await trio.to_thread.run_sync(self.write, waiting, emptied, reads, limiter=self._one):
+            self._reads = reads | self._reads  # for the next time: unlike listings, they are not requested again
+
+    async def _write_behind(self) -> None:
+        while True:
+            await self._more.wait()
+            await trio.sleep(COLLECT_SECONDS)
+            await self.flush()
+
+    async def _shut(self) -> None:
+        await self.flush()
+        async with self._one:  # SQLite must not be closed while a thread reads
+            self.close()
+
+    # -- blocking ------------------------------------------------------------------------------------------------
+
+    def read(self, key: ListKey, kind: type[R]) -> tuple[float, list[R]] | None:
+        """Return the time of a stored listing, in seconds since the epoch, and its rows; None if there is none."""
+        text = _text(key)
+        try:
+            found = self._database().execute("SELECT at, fields, rows FROM listings WHERE key = ?", (text,)).fetchone()
+        except (OSError, sqlite3.Error) as error:
+            self._fail(error)
+            return None
+        if found is None:
+            return None
+        try:
+            at, named, rows = found
+            if not 0 <= self.clock() - at <= MAX_AGE_SECONDS or loads(named) != _fields(kind):
+                return None
+            made = [_row(kind, cells) for cells in loads(rows)]
+            return (at, made) if made else None
+        except (ValueError, TypeError) as error:
+            log.info("the stored listing %s is damaged, and is not used: %s", text, error)
+            return None
+
+    def write(
+        self,
+        listings: Mapping[ListKey, Sequence[Any]],
+        emptied: bool = False,
+        reads: Mapping[ReadPlace, Resources] | None = None,
+    ) -> bool:
+        """Store listings in place of earlier ones, and return whether the file could be written.
+
+        Args:
+            listings: The rows by key; listings that are empty or too long are only removed.
+            emptied: True to delete all other listings.
+            reads: Resources of which files were read.
+        """
+        now = self.clock()
+        texts = {_text(key): rows for key, rows in listings.items()}
+        made = [
+            (text, now, json.dumps(_fields(type(rows[0]))), json.dumps([_cells(row) for row in rows]))
+            for text, rows in texts.items()
+            if 0 < len(rows) <= MAX_STORED_ROWS
+        ]
+        try:
+            with self._database() as database:
+                if emptied:
+                    database.execute("DELETE FROM listings")
+                database.executemany("DELETE FROM listings WHERE key = ?", [(text,) for text in texts])
+                database.executemany("INSERT INTO listings VALUES (?, ?, ?, ?)", made)
+                database.execute("DELETE FROM listings WHERE NOT at BETWEEN ? AND ?", (now - MAX_AGE_SECONDS, now))
+                database.execute(
+                    "DELETE FROM listings WHERE key IN (SELECT key FROM listings ORDER BY at DESC LIMIT -1 OFFSET ?)",
+                    (MAX_STORED_LISTINGS,),
+                )
+                _write_reads(database, reads or {})
+        except (OSError, sqlite3.Error) as error:
+            self._fail(error)
+            return False
+        return True
+
+    def _read_reads(self) -> dict[ReadPlace, Resources]:
+        found: dict[ReadPlace, Resources] = {}
+        try:
+            rows = self._database().execute("SELECT place, resources FROM reads").fetchall()
+        except (OSError, sqlite3.Error) as error:
+            self._fail(error)
+            return found
+        for place, resources in rows:
+            try:
+                project, kind, name = _texts(place)
+                found[project, (kind, name)] = frozenset(_texts(resources))
+            except (ValueError, TypeError) as error:
+                log.info("what was read at %.80r is damaged in %s, and is not used: %s", place, self.path, error)
+        return found
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _database(self) -> sqlite3.Connection:
+        if time.monotonic() < self._closed_until:
+            raise sqlite3.OperationalError("locked by another process a moment ago")
+        if self._connection is None:
+            path = self.path
+            make_private(path.parent)
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            connection = sqlite3.connect(path, timeout=LOCK_SECONDS, check_same_thread=False)
+            try:
+                version = connection.execute("PRAGMA user_version").fetchone()[0]
+                if version not in (0, STORE_VERSION):
+                    raise sqlite3.DatabaseError(f"it has version {version}")
+                connection.executescript(STORE_SCHEMA)
+                connection.execute(f"PRAGMA user_version = {STORE_VERSION}")
+                connection.execute("PRAGMA synchronous = OFF")  # what a crash of the machine loses is requested again
+            except BaseException:
+                connection.close()
+                raise
+            self._connection = connection
+        return self._connection
+
+    def _fail(self, error: Exception) -> None:
+        """Close the file after an error; delete it as well, unless SQLite reports an operational one (a lock)."""
+        self.close()
+        if isinstance(error, sqlite3.OperationalError):
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
+                self._closed_until = time.monotonic() + LOCKED_PAUSE_SECONDS
+                log.info("%s is locked by %s: no listings are stored for now", self.path, holder(self.path))
+            log.debug("%s is unavailable: %s", self.path, error)
+            return
+        log.info("%s is replaced by an empty file: %s", self.path, error)
+        with contextlib.suppress(OSError):
+            self.path.unlink()
+
+
+@asynccontextmanager
+async def open_store(directory: Path, account: Callable[[], str]) -> AsyncIterator[ListingStore]:
+    """Open the store of an account, and write what is put into it until the context ends. See `ListingStore`."""
+    store = ListingStore(directory, account)
+    try:
+        async with background() as nursery:
+            nursery.start_soon(store._write_behind)
+            yield store
+    finally:
+        with trio.CancelScope(shield=True):
+            await store._shut()
+
+
+def _write_reads(database: sqlite3.Connection, reads: Mapping[ReadPlace, Resources]) -> None:
+    rows = [(json.dumps([project, *item]), json.dumps(sorted(noted))) for (project, item), noted in reads.items()]
+    database.executemany("DELETE FROM reads WHERE place = ?", [(place,) for place, _ in rows])
+    database.executemany("INSERT INTO reads VALUES (?, ?)", [row for row in rows if row[1] != "[]"])
+    if rows:
+        database.execute(
+            "DELETE FROM reads WHERE rowid IN (SELECT rowid FROM reads ORDER BY rowid DESC LIMIT -1 OFFSET ?)",
+            (MAX_STORED_READS,),
+        )
+
+
+def _texts(cell: str | bytes) -> list[str]:
+    """Parse a list of texts. Raises ValueError where it is something else."""
+    found = loads(cell)
+    if not isinstance(found, list) or not found or not all(isinstance(each, str) for each in found):
+        raise ValueError("it is no list of texts")
+    return found
+
+
+def _text(key: ListKey) -> str:
+    return json.dumps(key.as_cells())
+
+
+def _types(kind: type) -> dict[str, Any]:
+    """Return the fields of a row and their types: rows of files are named tuples, all others are dataclasses."""
+    named = fields(kind) if is_dataclass(kind) else ()
+    return {field.name: field.type for field in named} or dict(kind.__annotations__)
+
+
+def _fields(kind: type) -> list[str]:
+    return [kind.__name__, *_types(kind)]
+
+
+def _cells(row: Any) -> list[object]:
+    return [getattr(row, name) for name in _types(type(row))]
+
+
+def _row(kind: type[R], cells: object) -> R:
+    """Build a row from its cells. Raises TypeError where their number or their types do not match."""
+    named = list(_types(kind).values())
+    if not isinstance(cells, list) or len(cells) != len(named):
+        raise TypeError(f"{cells!r} is no {kind.__name__}")
+    for cell, type_ in zip(cells, named, strict=True):
+        if not isinstance(cell, str if type_ in (str, "str") else float | int | None):
+            raise TypeError(f"{cell!r} is no {type_}")
+    return kind(*cells)

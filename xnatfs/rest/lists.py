@@ -1,0 +1,100 @@
+"""Request lists of the server, and parse their rows while they arrive."""
+
+from collections.abc import AsyncGenerator, Callable, Mapping
+from typing import NamedTuple, TypeVar
+
+import trio
+
+from xnatfs.common.errors import BadReply
+from xnatfs.http.documents import fetch
+from xnatfs.http.transport import Transport
+from xnatfs.rest.file_table import Catalogues
+from xnatfs.rest.json_rows import MOST_BYTES, MOST_ROWS, Cells, NotAList, Table
+from xnatfs.rest.models import Row
+
+R = TypeVar("R")
+# The object that a list becomes, and the function that puts rows into it.
+Collected = tuple[R, Callable[[list[Cells]], None]]
+
+
+class Limits(NamedTuple):
+    """The largest list that is accepted."""
+
+    size: int  # in bytes
+    rows: int
+
+
+# Bytes that are parsed at once, which takes a millisecond; other tasks run in between.
+PARSED_BYTES = 32 * 1024
+# A project of a hundred thousand sessions is 30 MB, and as objects its rows take up to 20 times as much.
+LIST_LIMITS = Limits(2**28, 1_000_000)
+FILE_LIMITS = Limits(MOST_BYTES, MOST_ROWS)
+
+
+class Lists:
+    """The lists of one server. Every method raises as those of `Xnat`."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    async def parsed(self, parse: Callable[[Row], R], path: str, **params: str) -> list[R]:
+        """Fetch a list, and return what `parse` makes of each row."""
+
+        def collect() -> Collected[list[R]]:
+            found: list[R] = []
+            return found, lambda rows: found.extend(parse(Row(cells)) for cells in rows)
+
+        return await self.collected(collect, path, params)
+
+    async def rows(self, path: str, **params: str) -> list[Row]:
+        return await self.parsed(lambda row: row, path, **params)
+
+    async def files(self, path: str, **params: str) -> Catalogues:
+        def collect() -> Collected[Catalogues]:
+            found = Catalogues()
+            return found, found.add
+
+        return await self.collected(collect, path, params, FILE_LIMITS)
+
+    async def collected(
+        self, collect: Callable[[], Collected[R]], path: str, params: Mapping[str, str], limits: Limits | None = None
+    ) -> R:
+        """Fetch a list, and return the object into which its rows were put.
+
+        Args:
+            collect: Begin a new object; called each time the list is requested.
+            path: The path, relative to the server's URL.
+            params: The query, without the format.
+            limits: The largest list that is accepted; LIST_LIMITS by default.
+        """
+        params = {"format": "json", **params}
+
+        async def rows(chunks: AsyncGenerator[bytes]) -> tuple[R, int]:
+            found, take = collect()
+            return found, await _parse(Table(*(limits or LIST_LIMITS)), chunks, take)
+
+        try:
+            found, count = await fetch(self._transport, path, params, rows)
+            if not count and self._transport.login.is_doubtful() and not await self._transport.session_lives(path):
+                # An open site that has dropped the session answers as to a guest, with an empty list.
+                found, _ = await fetch(self._transport, path, params, rows)
+        except NotAList as error:
+            raise BadReply(f"{self._transport.url}{path} was requested as a list and came as {error}") from None
+        except (ValueError, RecursionError):  # the latter from a nested cell, when it is converted to text
+            url = f"{self._transport.url}{path}"
+            raise BadReply(f"{url} was requested as JSON and came as something else") from None
+        return found
+
+
+async def _parse(table: Table, chunks: AsyncGenerator[bytes], take: Callable[[list[Cells]], None]) -> int:
+    """Parse a list as it arrives, pass its rows to `take`, and return their number."""
+    count = 0
+    async for chunk in chunks:
+        for start in range(0, len(chunk), PARSED_BYTES):
+            rows = table.feed(chunk[start : start + PARSED_BYTES])
+            take(rows)
+            count += len(rows)
+            await trio.lowlevel.checkpoint()
+    rows = table.close()
+    take(rows)
+    return count + len(rows)

@@ -1,0 +1,115 @@
+"""The listed files of one resource, and their lengths: as listed, or requested where the listing is doubtful."""
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+
+import trio
+
+from xnatfs.common.errors import BadReply, Denied, NotFound, XnatError
+from xnatfs.common.tasks import gather
+from xnatfs.listings.keys import SizeKey
+from xnatfs.listings.ttl_cache import Listing
+from xnatfs.rest.models import FileRow
+from xnatfs.site import TrueSize
+from xnatfs.tree.file_source import catalogue_of
+from xnatfs.tree.node import number
+from xnatfs.tree.resource_view import ResourceView
+
+log = logging.getLogger(__name__)
+
+# An inode number is a bit that says file, so many bits of the resource, and of the place in its listing. A million
+# files have each a place; of ten thousand resources two want the same numbers in one mount of a hundred. (Such two, and
+# what has a higher place, are told apart as others are; they are read in another order then.)
+RESOURCE_BITS, PLACE_BITS = 32, 20
+# A resource whose listing gives a reason to doubt its sizes has so many requested before any is shown, one batch of
+# HEADs: if one is wrong, each of the others is requested as well. Once so many resources had no wrong one, the reasons
+# are none on this server.
+SAMPLE, RIGHT_ENOUGH = 32, 4
+
+
+class ResourceFiles:
+    """The data that the nodes of one resource's files share; a node lasts for as long as it is used."""
+
+    def __init__(self, resource_dir: ResourceView, listing: Listing[FileRow]) -> None:
+        self.resource_dir = resource_dir
+        self.site = resource_dir.site
+        self.groups = listing.groups
+        self.catalogue = catalogue_of(listing.groups, resource_dir.resource.id)
+        self.expires = listing.expires
+        self.first_inode = (1 << RESOURCE_BITS | number(self.catalogue.resource_id, RESOURCE_BITS)) << PLACE_BITS
+        self.modified = resource_dir.modified()
+        self.learnt = 0  # how often one of the files proved to be another than listed
+        self._sizes: dict[int, int] = {}  # that the server was asked for, or a reply stated, by place
+        self._sampling = trio.Lock()
+        self._sample = self._doubtful()
+
+    def size(self, place: int) -> int | None:
+        """Return the length of a file, as far as it is known: what is listed, unless there is a reason to doubt it.
+
+        What a program or another file system has heard of a length it keeps, and cuts what is longer, without an error.
+        """
+        if place in self._sizes:
+            return self._sizes[place]
+        if self._sample or self.site.sizes_right.get(self.catalogue.resource_id) is False:
+            return None
+        size = self.catalogue.size(place)
+        return None if size == 0 and not self.catalogue.version(place) else size
+
+    def _doubtful(self) -> Sequence[int]:
+        """Return the places of files to ask for before a size is shown; none where nothing speaks against the listing.
+
+        What does: the stated total is another one, or some entries have no digest, and so are older than others.
+        """
+        site, resource, catalogue = self.site, self.resource_dir.resource, self.catalogue
+        if catalogue.resource_id in site.sizes_right or sum(site.sizes_right.values()) >= RIGHT_ENOUGH:
+            return ()
+        stated = resource.file_size if resource.file_count == len(catalogue) else None
+        if stated and catalogue.total() not in (None, stated):
+            return range(min(len(catalogue), SAMPLE))
+        return catalogue.lacking_digests
+
+    async def measure(self, place: int) -> int:
+        """Return the length of a file: as listed if a sample shows no wrong one, else as the server states it now."""
+        async with self._sampling:
+            if self._sample:
+                await gather(*(partial(self._request, each) for each in self._sample))
+                self._sample = ()
+                if not self.site.xnat.away:
+                    self.site.sizes_right.setdefault(self.catalogue.resource_id, True)
+        size = self.size(place)
+        return await self._request(place) if size is None else size
+
+    async def _request(self, place: int) -> int:
+        """Return the length of a file as the server states it now, one HEAD; as listed, or 0, where it does not."""
+        row = self.catalogue.at(place)
+        found = await self.site.metadata.get(size_key(row), partial(self._head, row))
+        self.learn(place, found.size)
+        return found.size
+
+    async def _head(self, row: FileRow) -> TrueSize:
+        address, size = self.resource_dir.address, None
+        if address.has_name(row.path, self.catalogue):
+            try:
+                size = (await self.site.xnat.head(address.base, row)).size
+            except XnatError as error:
+                if row.size is None and not isinstance(error, NotFound | Denied | BadReply):
+                    raise
+                log.debug("the size of %s is not to be had: %s", row.path, error)
+        if size is None:
+            return TrueSize(row.size or 0, self.expires)
+        if row.size is None:
+            return TrueSize(size, self.expires)
+        self.site.sizes_learnt = True
+        return TrueSize(size)
+
+    def learn(self, place: int, size: int) -> None:
+        """Take note of the length of a file."""
+        self._sizes[place] = size
+        if self.catalogue.size(place) not in (None, size):
+            self.learnt += 1
+            self.site.sizes_right[self.catalogue.resource_id] = False
+
+
+def size_key(row: FileRow) -> SizeKey:
+    return SizeKey(row.resource_id, row.path, row.size, row.digest)
