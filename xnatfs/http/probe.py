@@ -26,7 +26,7 @@ from xnatfs.http.transport import PROBE_PATH, Transport
 from xnatfs.settings.config import Config, is_loopback
 
 # Seconds for each step: a person waits for it.
-STEP_SECONDS = 10.0
+PROBE_STEP_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ def certificate_ends(config: Config) -> float:
     parts = urlsplit(config.url)
     host, port = parts.hostname or "", parts.port or 443
     try:
-        with socket.create_connection((host, port), STEP_SECONDS) as plain:
+        with socket.create_connection((host, port), PROBE_STEP_SECONDS) as plain:
             with tls_context(config.ca_bundle, config.verify_ssl).wrap_socket(plain, server_hostname=host) as secure:
                 ends: Any = (secure.getpeercert() or {}).get("notAfter", "")
                 return ssl.cert_time_to_seconds(ends) if ends else float("inf")
@@ -96,12 +96,12 @@ async def ask(config: Config) -> Answer:
     async with open_clients(config) as clients:
         began, at = time.monotonic(), time.time()
         try:
-            with trio.fail_after(STEP_SECONDS):
+            with trio.fail_after(PROBE_STEP_SECONDS):
                 response, text = await send_short(clients.http, "GET", PROBE_PATH)
         except httpx.TransportError as error:
             raise unreachable(error, config.url) from None
         except trio.TooSlowError:
-            raise TimedOut(f"{config.url} does not answer within {STEP_SECONDS:g} s") from None
+            raise TimedOut(f"{config.url} does not answer within {PROBE_STEP_SECONDS:g} s") from None
         seconds = time.monotonic() - began
         await _check_is_xnat(clients.http, config.url, response, text)
     stated = parsedate_tz(response.headers.get("date", ""))

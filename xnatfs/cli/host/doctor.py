@@ -27,7 +27,7 @@ from xnatfs.settings.credentials import for_children
 
 # Seconds until a certificate expires, below which its renewal is due; and of difference between two clocks, from which
 # on times of files mislead, and sessions and tokens end early.
-CERTIFICATE_SECONDS, SKEW_SECONDS = 14 * 86400, 60.0
+CERTIFICATE_SECONDS, CLOCK_SKEW_SECONDS = 14 * 86400, 60.0
 # Free bytes that a cache needs: enough for a session of raw data.
 CACHE_BYTES = 2 * 2**30
 
@@ -200,7 +200,7 @@ async def _answer(config: Config) -> list[Check]:
     found = [Check("server", f"{config.url} is {named}, and answers in {answer.seconds * 1000:.0f} ms")]
     ahead = "ahead of" if answer.skew > 0 else "behind"
     text = f"the server's clock is {abs(answer.skew):.0f} s {ahead} this machine's"
-    late = abs(answer.skew) > SKEW_SECONDS
+    late = abs(answer.skew) > CLOCK_SKEW_SECONDS
     return [*found, Check("clock", text, "set the wrong one of the two, by NTP" if late else "")]
 
 

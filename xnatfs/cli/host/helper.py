@@ -15,7 +15,7 @@ USAGE = "usage: mount.xnatfs URL DIR [-sfnv] [-o OPTION[,OPTION...]]"
 # Sources that name no server: the profile does.
 NO_SOURCE = {"none", "xnatfs"}
 # Exit statuses of mount(8): a wrong invocation, an interrupt, and all other failures.
-WRONG_USE, INTERRUPTED, FAILED = 1, 8, 32
+WRONG_USE, MOUNT_INTERRUPTED, FAILED = 1, 8, 32
 
 
 def main(words: Sequence[str]) -> int:
@@ -31,7 +31,7 @@ def main(words: Sequence[str]) -> int:
         streams.report(f"mount.xnatfs: {error} ({USAGE})")
         return WRONG_USE
     status = run.run_xnatfs(command) if command else 0
-    return {0: 0, run.EXIT_STATUS[ConfigError]: WRONG_USE, run.INTERRUPTED: INTERRUPTED}.get(status, FAILED)
+    return {0: 0, run.EXIT_STATUS[ConfigError]: WRONG_USE, run.INTERRUPTED: MOUNT_INTERRUPTED}.get(status, FAILED)
 
 
 def translate(words: Sequence[str]) -> list[str]:

@@ -15,8 +15,8 @@ from xnatfs.http.probe import RawReply, fetch_raw
 from xnatfs.http.transport import Transport
 
 # The longest reply to record, in bytes, and the most rows of each list.
-MAX_REPLY_BYTES = 16 * 2**20
-MAX_ROWS = 5
+MAX_RECORDED_BYTES = 16 * 2**20
+MAX_RECORDED_ROWS = 5
 # Keys whose values say nothing about a person, a project or a site.
 KEPT_KEYS = {
     *("version", "format", "content", "xsiType", "xsitype", "element_name", "type_category", "category", "cat_desc"),
@@ -112,7 +112,7 @@ async def _replies(transport: Transport) -> AsyncIterator[tuple[str, str, RawRep
 
     async def fetch(name: str, path: str, **params: str) -> tuple[str, str, RawReply]:
         try:
-            replies[name] = await fetch_raw(transport, path, params, MAX_REPLY_BYTES)
+            replies[name] = await fetch_raw(transport, path, params, MAX_RECORDED_BYTES)
         except XnatError as error:
             replies[name] = RawReply(error.status or 0, {}, {"error": type(error).__name__}, 0)
         return name, path, replies[name]
@@ -120,7 +120,7 @@ async def _replies(transport: Transport) -> AsyncIterator[tuple[str, str, RawRep
     yield await fetch("buildInfo", "/xapi/siteConfig/buildInfo")
     yield await fetch("username", "/xapi/users/username")
     yield await fetch("projects", "/data/projects", format="json")
-    for project in _ids(replies["projects"])[:MAX_ROWS]:
+    for project in _ids(replies["projects"])[:MAX_RECORDED_ROWS]:
         below = f"/data/projects/{project}"
         found = await fetch("experiments", f"{below}/experiments", format="json")
         sessions = _ids(replies["experiments"], "Session") or _ids(replies["experiments"])
@@ -151,7 +151,7 @@ def _ids(reply: RawReply, kind: str = "") -> list[str]:
 def _shortened(body: Any) -> Any:
     if not _rows(body):
         return body
-    return {**body, "ResultSet": {**body["ResultSet"], "Result": _rows(body)[:MAX_ROWS]}}
+    return {**body, "ResultSet": {**body["ResultSet"], "Result": _rows(body)[:MAX_RECORDED_ROWS]}}
 
 
 def _headers(headers: Mapping[str, str], scrubber: Scrubber) -> dict[str, str]:
