@@ -8,15 +8,16 @@ them under the same keys.
 
 import math
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import httpx
 import trio
 
 from xnatfs.common.errors import Unreachable
-from xnatfs.common.tasks import background
+from xnatfs.common.tasks import background, gather
 from xnatfs.content import ContentCache, open_cache
 from xnatfs.listings.keys import (
     AllExperimentsKey,
@@ -37,8 +38,8 @@ from xnatfs.listings.revocation import Access
 from xnatfs.listings.server_listings import ServerListings
 from xnatfs.listings.store import ListingStore, open_store
 from xnatfs.listings.ttl_cache import Listing, MetadataCache
-from xnatfs.prefetch.series_files import Bulk, open_bulk
-from xnatfs.prefetch.session_listings import Walk
+from xnatfs.prefetch.series_files import SeriesPrefetch, open_series_prefetch
+from xnatfs.prefetch.session_listings import SessionListings
 from xnatfs.rest.client import Xnat, open_xnat
 from xnatfs.rest.models import Accession, Assessor, Experiment, FileRow, Item, Project, Resource, Scan, Subject
 from xnatfs.settings.config import Config, server_directory
@@ -100,7 +101,7 @@ class Site:
         xnat: Xnat,
         store: ListingStore,
         content: ContentCache,
-        bulk: Bulk,
+        bulk: SeriesPrefetch,
         ttl: float,
         nursery: trio.Nursery,
     ) -> None:
@@ -115,7 +116,7 @@ class Site:
         self.listings = ServerListings(xnat, store, ttl, nursery)
         self.metadata = self.listings.cache
         self._nursery = nursery
-        self._walks: dict[str, Walk] = {}
+        self._walks: dict[str, SessionListings] = {}
         self._offline = False
         self.access = Access(content.drop, store, self.listings, nursery)
 
@@ -210,23 +211,29 @@ class Site:
         """Return the time of a listing served while the server is unreachable (seconds since the epoch); 0 if fresh."""
         return self.listings.stale_since(key)
 
+    async def renew(self, keys: Collection[ListKey]) -> None:
+        """Replace listings by the server's own of now, requested together. A failure leaves those that are cached."""
+        await gather(*(partial(self.listings.confirm, key, math.inf) for key in keys))
+        if any(map(self.stale, keys)):
+            raise Unreachable(f"{self.xnat.url} does not answer: listings are shown as they were")
+
     # -- prefetching ---------------------------------------------------------------------------------------------
 
     async def look_into(self, project: str, experiment: str) -> None:
         """Begin the listings of a session together; for a client that iterates over sessions, those of a batch."""
         try:
-            await self._walk(project).session(experiment)
+            await self._walk(project).enter_session(experiment)
         except Unreachable:
             if not self._offline:
                 raise  # else the stored listings are served
 
     async def look_into_subject(self, project: str, subject: str) -> None:
         """Prefetch for a subject whose resources a client lists."""
-        await self._walk(project).subject(subject)
+        await self._walk(project).enter_subject(subject)
 
-    def _walk(self, project: str) -> Walk:
+    def _walk(self, project: str) -> SessionListings:
         if project not in self._walks:
-            self._walks[project] = Walk(project, self.xnat, self.metadata, self.ttl, self._begin_session)
+            self._walks[project] = SessionListings(project, self.xnat, self.metadata, self.ttl, self._begin_session)
         return self._walks[project]
 
     def _begin_session(self, experiment: str, imaging: bool) -> None:
@@ -280,7 +287,7 @@ async def open_site(
         open_cache(
             directory, config.cache_size, revalidate=config.revalidate, strict=config.strict, wait=config.lock_timeout
         ) as content,
-        open_bulk(xnat, content) as bulk,
+        open_series_prefetch(xnat, content) as bulk,
         open_store(directory, lambda: xnat.login.username) as store,
         background() as nursery,
     ):

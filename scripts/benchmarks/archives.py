@@ -52,6 +52,19 @@ def series(directory: Path, scans: int, files: int, size: int) -> Path:
     return _made(directory / f"series-{scans}x{files}x{size}", "SERIES", make)
 
 
+def small(directory: Path, files: int, size: int) -> Path:
+    """Return an archive of one scan with this number of files, of `size` bytes each."""
+
+    def make(session: Path) -> None:
+        chance = random.Random(4)
+        folder = session / "scans" / "1" / "DICOM"
+        folder.mkdir(parents=True)
+        for number in range(files):
+            (folder / f"1-{number:05}.dcm").write_bytes(chance.randbytes(size))
+
+    return _made(directory / f"small-{files}x{size}", "SMALL", make)
+
+
 def many(directory: Path, files: int) -> Path:
     """Return an archive of one scan with this number of files, of 0 to 4,095 bytes."""
 

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from scripts.stressing.contents import BLOCK, HEAD, Made
-from xnatfs.demo.archive.model import MODIFIED, Archive, Entry, Resource
+from xnatfs.demo.archive.entries import MODIFIED, Entry
+from xnatfs.demo.archive.model import Archive, Resource
 from xnatfs.demo.fixtures.lab import DemoArchive
 
 PROJECT, STILL = "LOAD", "STILL"

@@ -605,7 +605,7 @@ def test_what_is_in_a_folder_is_found_and_dropped(shelf):
         assert shelf.index.in_folders(["11"]) == [ident(3)]
     with opened(shelf.path(ident(1))) as fd:
         assert lock(fd, fcntl.LOCK_SH)
-        shelf.drop(["1", "3"])
+        shelf.remove(lambda index: index.in_folders(["1", "3"]))
         assert os.pread(fd, 20, 0) == b"\x01" * 10
     assert (blobs(shelf), shelf.index.total()) == ([3, 5], 20)
 

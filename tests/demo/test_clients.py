@@ -20,7 +20,8 @@ from tests.support.demos import Demo, serving
 from tests.support.environments import environment_with, needs_registry
 from tests.support.mounting import environment, run
 from tests.support.real_data import PROJECT, XNATPY, fetch, locked_cache, sample_sessions
-from xnatfs.demo.archive.model import Archive, Content, Experiment
+from xnatfs.demo.archive.entries import Content
+from xnatfs.demo.archive.model import Archive, Experiment
 from xnatfs.demo.server.reply import Slice
 
 pytestmark = needs_registry

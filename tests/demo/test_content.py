@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from tests.support.demos import USER
+from tests.support.manifest import manifest
 from tests.support.mounting import SCRIPTS, run
 from xnatfs.demo.archive.model import Archive
 from xnatfs.demo.fixtures import phantom
@@ -49,12 +50,12 @@ def test_it_is_at_most_60_megabytes(archive):
 
 def test_manifests_have_one_entry_a_path(archive):
     for user in PASSWORDS:
-        paths = [entry.path for entry in archive.manifest(user)]
+        paths = [entry.path for entry in manifest(archive, user)]
         assert len(set(paths)) == len(paths)
 
 
 def test_users_see_different_things(archive):
-    seen = {user: len(archive.manifest(user)) for user in PASSWORDS}
+    seen = {user: len(manifest(archive, user)) for user in PASSWORDS}
     assert seen["demo-outsider"] < seen["demo-owner"] < seen["demo-admin"]
 
 
@@ -248,7 +249,7 @@ def test_newcomers_see_an_archive_that_looks_like_a_lab(options, projects):
 
 
 def test_the_archive_of_newcomers_is_that_of_the_tests_without_its_fixtures():
-    shown = {entry.path for entry in DemoArchive(fixtures=False).manifest("demo-owner")}
-    both = {entry.path for entry in DemoArchive().manifest("demo-owner")}
+    shown = {entry.path for entry in manifest(DemoArchive(fixtures=False), USER)}
+    both = {entry.path for entry in manifest(DemoArchive(), USER)}
     assert shown <= both
     assert {path for path in both if path[:2] == ("projects", "BRAINS")} <= shown

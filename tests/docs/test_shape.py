@@ -20,8 +20,6 @@ FUNCTION_PARAMETERS = 6
 # What is over, and named exactly: what is over no longer leaves the table.
 EXCEPTIONS = {
     "module lines": {
-        "xnatfs.prefetch.series_files",
-        "xnatfs.prefetch.session_listings",
         "xnatfs.transfer.download",
         "xnatfs.transfer.upload_session",
     },
@@ -33,17 +31,10 @@ EXCEPTIONS = {
         "xnatfs.cli.ctl.transfers._run",
         "xnatfs.cli.ctl.uploads.resource_upload",
         "xnatfs.cli.ctl.uploads.session_upload",
-        "xnatfs.demo.__main__.main",
-        "xnatfs.demo.fixtures.phantom._slice",
-        "xnatfs.demo.rest.routes.Routes._projects",
-        "xnatfs.demo.rest.tables.table",
         "xnatfs.fuse.mount.mount",
-        "xnatfs.prefetch.session_listings.Walk._take",
         "xnatfs.transfer.upload_session.send",
     },
     "function parameters": {
-        "xnatfs.demo.rest.tables.table",
-        "xnatfs.prefetch.session_listings.Walk._give_files",
         "xnatfs.transfer.download.download",
         "xnatfs.transfer.download.download_zip",
         "xnatfs.transfer.upload_resource._check",
@@ -54,17 +45,9 @@ EXCEPTIONS = {
     "class names": {
         "Local",
         "Report",
-        "Walk",
     },
     "constant names": {
-        "AT_ONCE",
         "COMMANDS",  # stays: by this name `cli.ctl.main` finds the commands of each module
-        "ENDINGS",
-        "PATIENCE",
-        "PROJECT",
-        "ROLES",
-        "ROOTS",
-        "TYPES",
         "WORKERS",
     },
 }
@@ -165,7 +148,9 @@ MEDIAN = statistics.median(size for size in MODULE_SIZES.values() if size > 1)
 
 @pytest.mark.parametrize("measure", FOUND)
 def test_only_the_exceptions_are_over(measure):
-    assert sorted(FOUND[measure]) == sorted(EXCEPTIONS[measure])
+    found, excepted = FOUND[measure], EXCEPTIONS[measure]
+    assert sorted(found - excepted) == [], "over the measure"
+    assert sorted(excepted - found) == [], "no longer over: remove them from the table"
 
 
 def test_the_usual_module_is_read_at_a_glance():

@@ -24,7 +24,8 @@ from tests.faults.stage import BIG, EXPERIMENT, FOLDER, IMAGES, PASSWORD, SERIES
 from tests.support.changing import images, zip_of
 from xnatfs.cli.run import exit_status
 from xnatfs.common.errors import XnatError
-from xnatfs.demo.archive.model import Entry, Experiment
+from xnatfs.demo.archive.entries import Entry
+from xnatfs.demo.archive.model import Experiment
 from xnatfs.demo.server.app import DemoXnat
 from xnatfs.fuse.attributes import Ownership
 from xnatfs.fuse.inodes import ROOT

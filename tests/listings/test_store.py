@@ -174,22 +174,22 @@ E1, E2 = ("P", ("experiments", "E1")), ("", ("subjects", "S1"))
 
 async def test_what_was_read_is_known_to_the_next_mount(tmp_path):
     async with open_store(tmp_path, lambda: "u") as first:
-        first.note_read(E1, frozenset({"1", "2"}))
-        first.note_read(E2, frozenset({"3"}))
+        first.note_read(E1, "1 2")
+        first.note_read(E2, "3")
     async with open_store(tmp_path, lambda: "U") as second:
-        assert await second.reads() == {E1: {"1", "2"}, E2: {"3"}}
-        second.note_read(E1, frozenset())
+        assert await second.reads() == {E1: "1 2", E2: "3"}
+        second.note_read(E1, "")
         second.forget_all()
     async with open_store(tmp_path, lambda: "v") as other:
         assert await other.reads() == {}
-    assert await (await kept(tmp_path)).reads() == {E2: {"3"}}
+    assert await (await kept(tmp_path)).reads() == {E2: "3"}
 
 
 async def test_of_what_was_read_the_latest_is_known(tmp_path, monkeypatch):
     monkeypatch.setattr("xnatfs.listings.store.MAX_STORED_READS", 2)
     first = await kept(tmp_path)
     for number in range(4):
-        first.note_read(("P", ("experiments", f"E{number}")), frozenset({"1"}))
+        first.note_read(("P", ("experiments", f"E{number}")), "1")
         await first.flush()
     assert {item for _, item in await first.reads()} == {("experiments", "E2"), ("experiments", "E3")}
 
@@ -203,13 +203,13 @@ async def test_what_was_read_is_written_later_where_the_file_is_locked(tmp_path,
     other = sqlite3.connect(first.path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     first.close()
-    first.note_read(E1, frozenset({"1"}))
+    first.note_read(E1, "1")
     await first.flush()
     other.close()
     assert await first.reads() == {}
-    first.note_read(E2, frozenset({"2"}))
+    first.note_read(E2, "2")
     await first.flush()
-    assert await first.reads() == {E1: {"1"}, E2: {"2"}}
+    assert await first.reads() == {E1: "1", E2: "2"}
 
 
 async def test_what_is_about_to_be_removed_is_not_there(tmp_path):

@@ -21,7 +21,8 @@ import pytest
 
 from tests.support.demos import serving
 from tests.support.mounting import LIMIT, Mount, mounted_file_system, mounting, run
-from xnatfs.demo.archive.model import Archive, Entry
+from xnatfs.demo.archive.entries import Entry
+from xnatfs.demo.archive.model import Archive
 
 FIRST, SECOND, LONGER = b"1" * 300_000, b"2" * 300_000, b"3" * 400_001
 

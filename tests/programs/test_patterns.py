@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.demos import Demo, serving
+from tests.support.manifest import ManifestEntry
 from tests.support.mounting import Mount, mounting, run
-from xnatfs.demo.fixtures.manifest import ManifestEntry
 
 pytestmark = pytest.mark.fuse
 

@@ -121,7 +121,7 @@ def test_what_is_not_our_own_dead_mount_is_left_alone(killed):
 
 @pytest.mark.parametrize("known", [True, False], ids=["its process is known", "it is not"])
 def test_a_mount_that_lives_and_does_not_answer_is_left_alone(killed, known, monkeypatch):
-    monkeypatch.setattr("xnatfs.fuse.mountpoint.PATIENCE", 0.5)
+    monkeypatch.setattr("xnatfs.fuse.mountpoint.PROBE_SECONDS", 0.5)
     monkeypatch.setenv("XDG_CACHE_HOME", str(killed.home / ".cache"))
     killed.mount()
     living = mount_on(killed.place)

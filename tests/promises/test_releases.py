@@ -12,11 +12,11 @@ import pytest
 
 from tests.support.commanding import LABEL, OWNER, SESSION, Shell, received, shell
 from tests.support.demos import USER
+from tests.support.manifest import ManifestEntry, manifest
 from tests.support.wire import Wire
 from tests.transfer.test_download import DOWNLOAD, files, truth
 from xnatfs.common.errors import XnatError
 from xnatfs.demo.fixtures.lab import PASSWORDS, DemoArchive
-from xnatfs.demo.fixtures.manifest import ManifestEntry
 from xnatfs.demo.server.app import DemoXnat
 from xnatfs.demo.server.releases import XNAT_1_8, Release
 from xnatfs.fuse.errnos import errno_of
@@ -111,7 +111,7 @@ async def test_the_tree_of_the_whole_archive(release, digests, tmp_path):
     async with opened(DemoXnat(archive, release=release, digests=digests), tmp_path) as site:
         await walk(Root(site))  # what is there because it is shared is known after that
         found = await walk(Root(site))
-    wanted = {entry.path: expected(entry, digests, release) for entry in archive.manifest(USER)}
+    wanted = {entry.path: expected(entry, digests, release) for entry in manifest(archive, USER)}
     del found[()]
     assert found.keys() == wanted.keys()
     assert {path: (found[path], seen) for path, seen in wanted.items() if found[path] != seen} == {}

@@ -17,7 +17,7 @@ from tests.faults import Faulty, faulty
 from tests.faults.stage import BIG, EXPERIMENT, FOLDER, PASSWORD, SMALL, USER, stage_archive
 from tests.support.commanding import SESSION, Shell, shell
 from tests.support.mounting import LIMIT, Mount, mounting, run
-from xnatfs.demo.archive.model import Entry
+from xnatfs.demo.archive.entries import Entry
 from xnatfs.demo.server.app import DemoXnat, Request
 from xnatfs.demo.server.reply import Reply
 from xnatfs.demo.server.socket import serve

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.support.manifest import ManifestEntry, manifest
 from xnatfs.demo.fixtures.folder import publish
 from xnatfs.demo.fixtures.lab import BIG_PROJECT, PASSWORDS, DemoArchive
-from xnatfs.demo.fixtures.manifest import ManifestEntry
 from xnatfs.demo.server.app import DemoXnat, Record
 from xnatfs.demo.server.reply import Reply, Slice
 from xnatfs.demo.server.socket import serve
@@ -27,7 +27,7 @@ class Demo:
     login: dict[str, str] = field(default_factory=lambda: {"user": USER, "password": PASSWORDS[USER]})
 
     def __post_init__(self) -> None:
-        self.manifest: list[ManifestEntry] = self.archive.manifest(USER)
+        self.manifest: list[ManifestEntry] = manifest(self.archive, USER)
 
     @property
     def planted_warnings(self) -> list[str]:

@@ -8,7 +8,8 @@ from email.utils import formatdate
 import httpx
 import trio
 
-from xnatfs.demo.archive.model import Archive, Entry, Experiment, Resource, User
+from xnatfs.demo.archive.entries import Entry
+from xnatfs.demo.archive.model import Archive, Experiment, Resource, User
 from xnatfs.demo.server.app import DemoXnat
 
 USER = PASSWORD = "u"

@@ -46,9 +46,16 @@ class Scripted:
         self.asked: list[str] = []
 
     def add(
-        self, path: str, content: bytes, *, number: str = "7", size: str | None = None, digest: str | None = None
+        self,
+        path: str,
+        content: bytes,
+        *,
+        number: str = "7",
+        scan: str = "1",
+        size: str | None = None,
+        digest: str | None = None,
     ) -> None:
-        """Add a file to a resource of the session, listed with its true size and digest by default."""
+        """Add a file to a resource of a scan, listed with its true size and digest by default."""
         self.files[number, path] = content
         rows = self.lists["experiments/X_E1/files"]
         assert isinstance(rows, list)
@@ -57,7 +64,7 @@ class Scripted:
                 "Name": path.rpartition("/")[2],
                 "Size": str(len(content)) if size is None else size,
                 "digest": md5(content) if digest is None else digest,
-                "URI": f"/data/experiments/X_E1/scans/1/resources/{number}/files/{path}",
+                "URI": f"/data/experiments/X_E1/scans/{scan}/resources/{number}/files/{path}",
                 "cat_ID": number,
             }
         )

@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.commanding import OWNER, PASSWORD, SESSION, Shell
 from tests.support.mounting import LIMIT, mounting
-from xnatfs.demo.archive.model import Entry
+from xnatfs.demo.archive.entries import Entry
 from xnatfs.demo.server.app import Request
 from xnatfs.demo.server.reply import Failed, Reply
 from xnatfs.transfer.manifest import FOLDER

@@ -15,7 +15,7 @@ import pytest
 from tests.support.commanding import SESSION, Done, Shell, shell
 from tests.support.mounting import LIMIT
 from tests.transfer.test_download import DOWNLOAD, content, fetched, files, many, truth
-from xnatfs.demo.archive.model import Entry
+from xnatfs.demo.archive.entries import Entry
 from xnatfs.demo.server.app import Request
 from xnatfs.demo.server.reply import Failed, Reply
 from xnatfs.transfer.manifest import FOLDER

@@ -19,7 +19,8 @@ from tests.support.changing import images, tar_of, zip_of
 from tests.support.commanding import COLLABORATOR, MEMBER, SESSION, Shell, shell
 from tests.support.mounting import LIMIT
 from tests.support.real_data import PROJECT, WITHOUT, sample_sessions
-from xnatfs.demo.archive.model import Entry, Experiment
+from xnatfs.demo.archive.entries import Entry
+from xnatfs.demo.archive.model import Experiment
 from xnatfs.demo.rest.tables import Query
 from xnatfs.demo.server.app import Request
 from xnatfs.demo.server.releases import RELEASES

@@ -8,7 +8,7 @@ from tests.prefetch.test_session_listings import find
 from tests.support.scripted import Scripted, opened
 from xnatfs.common.errors import NotFound
 from xnatfs.tree.catalogue_file import CatalogueFile
-from xnatfs.tree.folders import AT_ONCE, FolderDir
+from xnatfs.tree.folders import FILES_AT_ONCE, FolderDir
 from xnatfs.tree.node import Dir
 
 DICOM = "projects/P/S/E/scans/1/DICOM"
@@ -59,7 +59,7 @@ async def test_every_file_is_shown_once(paths, tmp_path_factory):
             assert any(path.replace("/", "") == other.replace("/", "") for other in found.values())
 
 
-@pytest.mark.parametrize("count", [0, 1, AT_ONCE - 1, AT_ONCE, AT_ONCE + 1, 3 * AT_ONCE])
+@pytest.mark.parametrize("count", [0, 1, FILES_AT_ONCE - 1, FILES_AT_ONCE, FILES_AT_ONCE + 1, 3 * FILES_AT_ONCE])
 @pytest.mark.parametrize("form", ["{}.dcm", "a/b{}/{}.dcm", "ä{}"])
 async def test_folders_of_any_length_are_whole(tmp_path, count, form):
     paths = [form.format(n, n) for n in range(count)]

@@ -7,7 +7,19 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from xnatfs.common.errors import NotFound
-from xnatfs.tree.names import DEEPEST, LONGEST, assign, decode, encode, escape, shorten, split, unescape
+from xnatfs.tree.names import (
+    DEEPEST,
+    MAX_NAME_BYTES,
+    are_simple,
+    assign,
+    decode,
+    encode,
+    escape,
+    file_name,
+    shorten,
+    split,
+    unescape,
+)
 
 # Everything JSON can hold: also lone surrogates, NUL and line ends.
 LABELS = st.text(st.characters(exclude_categories=[]), max_size=300)
@@ -28,7 +40,7 @@ def test_names_are_legal(label):
     assert "/" not in name
     assert "\0" not in name
     assert name not in (".", "..")
-    assert len(encode(name)) <= LONGEST
+    assert len(encode(name)) <= MAX_NAME_BYTES
 
 
 @given(LABELS)
@@ -74,7 +86,7 @@ def shortened(stem: str, name: str, ending: str = "") -> str:
 def test_a_long_name_is_cut_between_characters_and_keeps_its_extension(character, ahead):
     """Cut to 255 bytes less '~', eight digits and '.gz'; a character that is not whole is left out."""
     name = ahead + character * 300 + ".nii.gz"
-    fit = (LONGEST - 12 - len(ahead)) // len(encode(character))
+    fit = (MAX_NAME_BYTES - 12 - len(ahead)) // len(encode(character))
     assert shorten(name) == shortened(ahead + character * fit, name, ".gz")
 
 
@@ -171,3 +183,15 @@ def test_every_item_has_one_name_whatever_the_order(rows):
     forward, backward = shown(*unique, reserved=("in",)), shown(*reversed(unique), reserved=("in",))
     assert forward == backward
     assert sorted(forward.values()) == sorted(row[0] for row in unique)
+
+
+@given(st.lists(st.text("ab\n/.%\0é ", max_size=4), min_size=1, max_size=4))
+def test_paths_that_are_called_simple_are_names(paths):
+    """Find a line break within a path, which separates the paths that are looked at together."""
+    if are_simple(paths):
+        assert [split(path) for path in paths] == [(path,) for path in paths]
+
+
+@pytest.mark.parametrize("label", ["a" * 256, "a\n" * 128, "a" * 200 + "\n" + "a" * 200, ".", "..", "", "a/b", "a%2Fb"])
+def test_a_file_name_is_the_label_escaped_and_shortened(label):
+    assert file_name(label) == shorten(escape(label))

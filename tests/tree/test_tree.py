@@ -85,6 +85,16 @@ async def test_labels_equal_to_reserved_names_give_way(server, tmp_path):
         assert await names(site, "projects/P/resources~X_S1") == ["resources", "resources~X_E1"]
 
 
+async def test_a_subject_called_scans_is_not_taken_for_those_of_a_session(server, tmp_path):
+    server.lists["projects/P/subjects"] = [subject("X_S1", "scans")]
+    server.lists["projects/P/resources"] = [resource("1", "PAPER", "resources")]
+    server.add("a", b"12345", number="1")
+    server.lists["projects/P/files"] = server.lists["experiments/X_E1/files"]
+    async with opened(server, tmp_path) as site:
+        assert await names(site, "projects/P/scans") == ["resources", "E"]
+        assert await content(site, "projects/P/resources/PAPER/a") == b"12345"
+
+
 async def test_accession_ids_are_found_but_not_listed(server, tmp_path):
     async with opened(server, tmp_path) as site:
         assert await names(site, "projects/P/X_S1/X_E1/scans") == ["1"]

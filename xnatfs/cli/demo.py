@@ -23,7 +23,7 @@ SERVER_OPTIONS: dict[str, dict[str, Any]] = {
     "--recorded": {"type": Path, "metavar": "DIR", "help": "publish recorded listings and catalogues, too"},
     "--latency": {"type": options.seconds, "metavar": "S", "help": "delay each answer by this time"},
     "--session-ttl": {"type": options.seconds, "metavar": "S", "help": "end logins that are idle for longer"},
-    "--fixtures": {"action": "store_true", "help": "the projects of the tests, too: faults, ugly names ..."},
+    "--fixtures": {"action": "store_true", "help": "projects for developers, too: faults, odd names"},
     "--no-range": {"action": "store_true", "help": "ignore ranges, as some servers do"},
     "--seed": {"type": options.number, "metavar": "N", "help": "make other content"},
     "--request-log": {"type": Path, "metavar": "FILE", "help": "write each request there, as JSON lines"},

@@ -22,6 +22,7 @@ from xnatfs.content.blob import Blob
 from xnatfs.content.disk.directory import CacheDirectory, open_directory
 from xnatfs.content.disk.index import BlobRow
 from xnatfs.content.disk.store import Store
+from xnatfs.content.disk.upkeep import Upkeep
 from xnatfs.content.entry import Entry, identity
 from xnatfs.content.fill import Fill
 from xnatfs.content.open_files import OpenFiles
@@ -56,11 +57,17 @@ class ContentCache:
         self._dropped: set[str] = set()  # folders of which no file is opened since
         self._distrusted: set[bytes] = set()  # identities to be fetched anew, even if a copy is cached
         self._write_behind = WriteBehind(store, nursery, self._files)
+        self.upkeep = Upkeep(store, self._write_behind.write)
 
     @property
     def bytes_used(self) -> int:
         """Return the bytes that are cached or reserved in the directory, over all processes."""
         return self._store.total()
+
+    @property
+    def limit(self) -> int:
+        """Return the most bytes that the directory may hold."""
+        return self._store.limit
 
     def counters(self) -> dict[str, int]:
         """Return the current counters of the cache.

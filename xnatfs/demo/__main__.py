@@ -8,7 +8,7 @@ import threading
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from xnatfs.common.program import spell
 from xnatfs.demo import PASSWORDS, login_hint
@@ -20,7 +20,35 @@ from xnatfs.demo.server.app import DemoXnat, Record
 from xnatfs.demo.server.releases import RELEASES, XNAT_1_8
 from xnatfs.demo.server.socket import serve
 
-ROLES = {"demo-owner": "Owners", "demo-member": "Members", "demo-collaborator": "Collaborators"}
+MEMBERS = {"demo-owner": "Owners", "demo-member": "Members", "demo-collaborator": "Collaborators"}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "port": {"type": int, "default": 0, "help": "on the loopback interface (default: any free one)"},
+    "data": {"type": Path, "action": "append", "default": [], "metavar": "DIR", "help": "publish this, too"},
+    "recorded": {"type": Path, "metavar": "DIR", "help": "publish recorded listings and catalogues, too"},
+    "shape": {"metavar": "AxBxCxD", "help": "publish A subjects of B sessions of C scans of D files, too"},
+    "fixtures": {"action": "store_true", "help": "projects for developers, too: faults, odd names"},
+    "only-data": {"action": "store_true", "help": "no synthetic projects"},
+    "seed": {"type": int, "default": 0, "metavar": "N", "help": "make other content"},
+    "xnat": {
+        "choices": RELEASES,
+        "default": XNAT_1_8.name,
+        "help": "answer as this release does (default: %(default)s)",
+    },
+    "context-path": {"default": "", "metavar": "/PATH", "help": "serve below this path"},
+    "open": {"action": "store_true", "help": "let guests in, to what is public"},
+    "session-ttl": {"type": float, "default": 900.0, "metavar": "S", "help": "idle life of a login"},
+    "max-sessions": {"type": int, "default": 1000, "metavar": "N", "help": "per user"},
+    "no-range": {"action": "store_true", "help": "ignore ranges"},
+    "no-digests": {"action": "store_true", "help": "compute no checksums"},
+    "work": {"type": float, "default": 1.0, "metavar": "S", "help": "what the prearchive does takes that"},
+    "idle": {"type": float, "default": 300.0, "metavar": "S", "help": "a session is complete after silence"},
+    "schemas": {"type": Path, "metavar": "DIR", "help": "serve these XML schemas under /xapi/schemas"},
+    "latency": {"type": float, "default": 0.0, "metavar": "S", "help": "answer that much later"},
+    "request-log": {"type": Path, "metavar": "FILE", "help": "write each request there, as JSON lines"},
+    "until-eof": {"action": "store_true", "help": "end when standard input does"},
+}
+# Options that are settings of the site under the same name.
+SETTINGS = ("context_path", "session_ttl", "max_sessions", "work", "idle", "schemas", "latency")
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,42 +58,11 @@ class Parser(argparse.ArgumentParser):
 
 def main() -> int:
     parser = Parser(prog="xnatfs.demo", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--port", type=int, default=0, help="on the loopback interface (default: any free one)")
-    parser.add_argument("--data", type=Path, action="append", default=[], metavar="DIR", help="publish this, too")
-    parser.add_argument("--recorded", type=Path, metavar="DIR", help="publish recorded listings and catalogues, too")
-    parser.add_argument(
-        "--shape", metavar="AxBxCxD", help="publish A subjects of B sessions of C scans of D files, too"
-    )
-    parser.add_argument(
-        "--fixtures", action="store_true", help="the projects of the tests, too: faults, ugly names ..."
-    )
-    parser.add_argument("--only-data", action="store_true", help="nothing made up")
-    parser.add_argument("--latency", type=float, default=0.0, metavar="S", help="answer that much later")
-    parser.add_argument("--session-ttl", type=float, default=900.0, metavar="S", help="idle life of a login")
-    parser.add_argument("--max-sessions", type=int, default=1000, metavar="N", help="per user")
-    parser.add_argument("--work", type=float, default=1.0, metavar="S", help="what the prearchive does takes that")
-    parser.add_argument("--idle", type=float, default=300.0, metavar="S", help="a session is complete after silence")
-    parser.add_argument(
-        "--xnat", choices=RELEASES, default=XNAT_1_8.name, help="answer as this release does (default: %(default)s)"
-    )
-    parser.add_argument("--no-range", action="store_true", help="ignore ranges")
-    parser.add_argument("--no-digests", action="store_true", help="compute no checksums")
-    parser.add_argument("--open", action="store_true", help="let guests in, to what is public")
-    parser.add_argument("--context-path", default="", metavar="/PATH", help="serve below this path")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="make other content")
-    parser.add_argument("--schemas", type=Path, metavar="DIR", help="serve these XML schemas under /xapi/schemas")
-    parser.add_argument("--request-log", type=Path, metavar="FILE", help="write each request there, as JSON lines")
-    parser.add_argument("--until-eof", action="store_true", help="end when standard input does")
+    for name, about in OPTIONS.items():
+        parser.add_argument(f"--{name}", **about)
     arguments = parser.parse_args()
     try:
-        archive = DemoArchive(arguments.seed, empty=arguments.only_data, fixtures=arguments.fixtures)
-        for directory in arguments.data:
-            publish(archive, directory, ROLES)
-        if arguments.shape:
-            publish_shape(archive, arguments.shape, ROLES)
-        if arguments.recorded:
-            publish_recorded(archive, arguments.recorded, ROLES)
-        demo = _demo(arguments, archive)
+        demo = _demo(arguments)
         ended = _end()
         with serve(demo, arguments.port) as url:
             print(url, flush=True)
@@ -81,20 +78,21 @@ def main() -> int:
     return 0
 
 
-def _demo(arguments: argparse.Namespace, archive: DemoArchive) -> DemoXnat:
+def _demo(arguments: argparse.Namespace) -> DemoXnat:
+    archive = DemoArchive(arguments.seed, empty=arguments.only_data, fixtures=arguments.fixtures)
+    for directory in arguments.data:
+        publish(archive, directory, MEMBERS)
+    if arguments.shape:
+        publish_shape(archive, arguments.shape, MEMBERS)
+    if arguments.recorded:
+        publish_recorded(archive, arguments.recorded, MEMBERS)
     demo = DemoXnat(
         archive,
         release=RELEASES[arguments.xnat],
-        context_path=arguments.context_path,
         require_login=not arguments.open,
-        session_ttl=arguments.session_ttl,
         ranges=not arguments.no_range,
         digests=not arguments.no_digests,
-        max_sessions=arguments.max_sessions,
-        latency=arguments.latency,
-        schemas=arguments.schemas,
-        work=arguments.work,
-        idle=arguments.idle,
+        **{name: getattr(arguments, name) for name in SETTINGS},
     )
     if arguments.request_log:
         log = open(arguments.request_log, "a", encoding="utf-8")  # noqa: SIM115  (open as long as the server)

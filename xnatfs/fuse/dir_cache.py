@@ -13,7 +13,7 @@ from xnatfs.tree.node import Children
 MOST_ENTRIES = 20_000
 
 # A name as the kernel wants it, its attributes, and the inode that they are of.
-Reply = tuple[FileNameT, pyfuse3.EntryAttributes, Known]
+EntryReply = tuple[FileNameT, pyfuse3.EntryAttributes, Known]
 
 
 class DirListing:
@@ -24,7 +24,7 @@ class DirListing:
         self.source = children.nodes
         self.expires = children.expires
         self.nodes = children.listed()
-        self.replies: list[Reply | None] = [None] * len(self.nodes)
+        self.replies: list[EntryReply | None] = [None] * len(self.nodes)
         self.dots: Sequence[pyfuse3.EntryAttributes] = ()  # of the entries "." and ".."
 
 

@@ -76,7 +76,7 @@ class Known:
 
     def newest(self, node: Node) -> Node:
         """Return which of its node and this one was made of what is known now."""
-        return node if node is self.node or node.rank >= self.node.rank else self.node
+        return node if node.rank >= self.node.rank else self.node
 
     def serve(self, node: Node) -> None:
         """Let the number stand for this node, unless it stands for a newer one: the kernel is told of it now."""
@@ -102,12 +102,22 @@ class Inodes:
         """Return what is known of a number that the kernel was given. Raises KeyError."""
         return self._by_inode[inode]
 
+    def find(self, identity: object) -> InodeT | None:
+        """Return the number that the kernel knows an identity by; None if it knows none."""
+        known = self._by_identity.get(identity)
+        return known.inode if known else None
+
+    def nodes(self) -> list[Node]:
+        """Return every node that the kernel knows."""
+        return [known.node for known in self._by_inode.values()]
+
     def known(self, node: Node) -> Known:
         """Return what is known of this node, or would be. Nothing is remembered."""
         identity = node.identity
         known = self._by_identity.get(identity)
         if known is None:
-            return Known(self._free(node.inode_hint()), node, identity)
+            hint = node.inode_hint()
+            return Known(self._free(hint) if hint in self._by_inode else InodeT(hint), node, identity)
         if known.node is node:
             return known
         node.supersede(known.node)

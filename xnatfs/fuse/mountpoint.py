@@ -34,7 +34,7 @@ except OSError as error:
     sys.exit(error.errno)
 """
 # How long a mount may take to answer the probe, in seconds: a live one answers from memory.
-PATIENCE = 5.0
+PROBE_SECONDS = 5.0
 
 
 def check_fuse() -> None:
@@ -115,7 +115,7 @@ def is_dead(mountpoint: Path, mounted: Mount) -> bool:
         [sys.executable, "-ISE", "-c", PROBE, mountpoint], stderr=subprocess.DEVNULL, env=for_children()
     )
     try:
-        return child.wait(PATIENCE) in (errno.ENOTCONN, errno.ECONNABORTED)
+        return child.wait(PROBE_SECONDS) in (errno.ENOTCONN, errno.ECONNABORTED)
     except subprocess.TimeoutExpired:
         child.kill()
         with suppress(subprocess.TimeoutExpired):  # a child that hangs in the kernel does not end

@@ -18,17 +18,15 @@ from xnatfs.common.errors import NotFound, ReadOnly, Stale, XnatError
 from xnatfs.content import Blob
 from xnatfs.fuse.attributes import Ownership, absent, seconds_left
 from xnatfs.fuse.control.error_log import ErrorLog
-from xnatfs.fuse.dir_cache import DirCache, DirListing, Reply
+from xnatfs.fuse.dir_cache import DirCache, DirListing, EntryReply
 from xnatfs.fuse.errnos import handler
 from xnatfs.fuse.inodes import Inodes, Known, Pages
 from xnatfs.listings.revocation import Permit
-from xnatfs.tree.names import decode, encode
+from xnatfs.tree.names import MAX_NAME_BYTES, decode, encode
 from xnatfs.tree.node import Dir, File, Link, Node, measure
 
 log = logging.getLogger(__name__)
 
-# Bytes in a name, as statfs(2) says it.
-NAME_MAX = 255
 # How many files of a listing are measured at once, where the server does not state sizes: four rounds of eight.
 MEASURED_AT_ONCE = 32
 # Replies that are made between two checkpoints: 2 ms. The kernel has room for some 700 at a time.
@@ -41,9 +39,9 @@ LOOKED_UP_SECONDS = 1.0
 GIVEN_BYTES = 128 * 1024
 
 # Puts bytes into the kernel's pages of an inode, from an offset.
-Store = Callable[[InodeT, int, bytes], None]
+StorePages = Callable[[InodeT, int, bytes], None]
 # Has the kernel drop the attributes of an inode and, unless told "these alone", its pages.
-Invalidate = Callable[[InodeT, bool], None]
+DropCached = Callable[[InodeT, bool], None]
 
 
 class OpenFile(NamedTuple):
@@ -63,7 +61,7 @@ class Operations(pyfuse3.Operations):
     supports_dot_lookup = False
 
     def __init__(
-        self, root: Dir, ownership: Ownership, store: Store | None = None, invalidate: Invalidate | None = None
+        self, root: Dir, ownership: Ownership, store: StorePages | None = None, invalidate: DropCached | None = None
     ) -> None:
         super().__init__()
         self.inodes = Inodes(root)
@@ -117,7 +115,7 @@ class Operations(pyfuse3.Operations):
     @handler
     async def lookup(self, parent: InodeT, name: FileNameT, ctx: RequestContext) -> pyfuse3.EntryAttributes:
         directory = self._directory(parent)
-        if len(name) > NAME_MAX:
+        if len(name) > MAX_NAME_BYTES:
             raise pyfuse3.FUSEError(errno.ENAMETOOLONG)
         try:
             node = await directory.child(decode(name))
@@ -185,7 +183,7 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
-        """Reply with as many entries as the kernel has room for, of however many there are."""
+        """EntryReply with as many entries as the kernel has room for, of however many there are."""
         listing = self._directories[fh]
         timeout = seconds_left(listing.expires)
         for place in range(start_id, len(DOTS)):  # of these the kernel counts no reference
@@ -193,10 +191,10 @@ class Operations(pyfuse3.Operations):
                 return
         first, behind = max(start_id - len(DOTS), 0), len(DOTS) + 1
         for place in range(first, len(listing.nodes)):
-            reply = listing.replies[place]
-            if reply is None or not self.inodes.is_current(reply[2], listing.nodes[place]):
+            node, reply = listing.nodes[place], listing.replies[place]
+            if reply is None or not self.inodes.is_current(reply[2], node):
                 try:
-                    reply = await self._reply(listing, place)
+                    reply = await self._reply(listing, place, node)
                 except Exception:
                     if place == first:
                         raise
@@ -205,17 +203,17 @@ class Operations(pyfuse3.Operations):
             attributes.entry_timeout = attributes.attr_timeout = timeout
             if not pyfuse3.readdir_reply(token, name, attributes, place + behind):
                 return
-            self.inodes.refer(known, listing.nodes[place])
+            self.inodes.refer(known, node)
 
-    async def _reply(self, listing: DirListing, place: int) -> Reply:
+    async def _reply(self, listing: DirListing, place: int, node: Node) -> EntryReply:
         """Make a reply. Nothing awaits between finding the number and the reply: another could get it meanwhile."""
         if place % MADE_AT_ONCE == 0:
             await trio.lowlevel.checkpoint()
-        node = listing.nodes[place]
         if isinstance(node, File) and not node.measured:
             await measure(listing.nodes[place : place + MEASURED_AT_ONCE])
         known = self.inodes.known(node)
-        reply = (FileNameT(encode(node.name)), self._attributes(known.newest(node), known.inode, 0.0), known)
+        shown = node if node is known.node else known.newest(node)
+        reply = (FileNameT(encode(node.name)), self._attributes(shown, known.inode, 0.0), known)
         if listing.keep:
             listing.replies[place] = reply
         return reply
@@ -326,7 +324,7 @@ class Operations(pyfuse3.Operations):
         """Report no size, since the server states none: a size of 0 says so, and `df` leaves the mount out."""
         data = pyfuse3.StatvfsData()
         data.f_bsize = data.f_frsize = 4096
-        data.f_namemax = NAME_MAX
+        data.f_namemax = MAX_NAME_BYTES
         return data
 
 

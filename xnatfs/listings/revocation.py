@@ -161,15 +161,15 @@ class Access:
             listed: The numbers of all resources of the item that have files.
         """
         place = (project, item[:2])
-        known = self._read.get(place, frozenset())
+        known = self._read.get(place, "").split()
         if resource not in known or len(listed) > len(known):
-            self._read[place] = known = known | {resource, *map(str, listed)}
-            self._store.note_read(place, known)
+            self._read[place] = " ".join({*known, resource, *map(str, listed)})
+            self._store.note_read(place, self._read[place])
 
     async def recall(self) -> None:
         """Take note of what earlier mounts and commands have read."""
         for place, resources in (await self._store.reads()).items():
-            self._read[place] = self._read.get(place, frozenset()) | resources
+            self._read[place] = " ".join({*self._read.get(place, "").split(), *resources.split()})
         if self._projects is not None:
             self._lose(ProjectsKey(), self._projects)
 
@@ -197,9 +197,9 @@ class Access:
         finally:
             self._read |= {place: resources for place, resources in lost.items() if place not in sure}
         if sure:
-            await self._drop(frozenset().union(*(lost[place] for place in sure)))
+            await self._drop({number for place in sure for number in lost[place].split()})
         for place in sure:
-            self._store.note_read(place, frozenset())
+            self._store.note_read(place, "")
             log.info("dropped all cached files of %s: it is absent from %s", "/".join(place[1]), key)
             for each in item_keys(place[1]):  # its project's lists are requested anew, or refused
                 self.listings.forget(each)

@@ -123,6 +123,11 @@ class ServerListings:
         last = self.cache.last(key) if self._offline and self._xnat.away else None
         return self._time_of(last) if last is not None else 0.0  # this is what will be served
 
+    def expire(self, key: ListKey) -> None:
+        """Have a list requested before it is served again, though it may have been stored by an earlier mount."""
+        self._seen.add(key)
+        self.cache.forget(key)
+
     def forget(self, key: ListKey) -> None:
         """Forget a list that the server does not have, or refuses, and all lists below it that could be served."""
         before = self.cache.last(key)

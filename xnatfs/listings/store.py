@@ -47,8 +47,8 @@ LOCK_SECONDS = 1.0
 # After such a timeout the file is not accessed for so long: the other process may be a stopped one.
 LOCKED_PAUSE_SECONDS = 60.0
 
-# Items whose files were read, the latest: a row has some 200 bytes.
-MAX_STORED_READS = 100_000
+# Items whose files were read, the latest; each takes half a kilobyte of memory.
+MAX_STORED_READS = 50_000
 
 STORE_SCHEMA = """
 CREATE TABLE IF NOT EXISTS listings (key TEXT PRIMARY KEY, at REAL NOT NULL, fields TEXT NOT NULL, rows TEXT NOT NULL);
@@ -57,7 +57,7 @@ CREATE TABLE IF NOT EXISTS reads (place TEXT PRIMARY KEY, resources TEXT NOT NUL
 
 # A project, or '', and an item whose files were read through it.
 ReadPlace = tuple[str, Item]
-Resources = frozenset[str]  # their numbers
+Resources = str  # their numbers, with blanks between them: as a set they would take ten times the memory
 
 R = TypeVar("R")
 
@@ -79,7 +79,7 @@ class ListingStore:
         self.clock = clock
         self._one = trio.CapacityLimiter(1)
         self._waiting: dict[ListKey, Sequence[Any]] = {}
-        self._reads: dict[ReadPlace, Resources] = {}  # to be written; an empty set is to be removed
+        self._reads: dict[ReadPlace, Resources] = {}  # to be written; an empty text is to be removed
         self._emptied = False  # the stored listings are to be deleted
         self._more = trio.Event()
         self._connection: sqlite3.Connection | None = None
@@ -205,7 +205,8 @@ class ListingStore:
         for place, resources in rows:
             try:
                 project, kind, name = _texts(place)
-                found[project, (kind, name)] = frozenset(_texts(resources))
+                (numbers,) = _texts(resources)
+                found[project, (kind, name)] = numbers
             except (ValueError, TypeError) as error:
                 log.info("what was read at %.80r is damaged in %s, and is not used: %s", place, self.path, error)
         return found
@@ -265,9 +266,9 @@ async def open_store(directory: Path, account: Callable[[], str]) -> AsyncIterat
 
 
 def _write_reads(database: sqlite3.Connection, reads: Mapping[ReadPlace, Resources]) -> None:
-    rows = [(json.dumps([project, *item]), json.dumps(sorted(noted))) for (project, item), noted in reads.items()]
+    rows = [(json.dumps([project, *item]), json.dumps([noted])) for (project, item), noted in reads.items()]
     database.executemany("DELETE FROM reads WHERE place = ?", [(place,) for place, _ in rows])
-    database.executemany("INSERT INTO reads VALUES (?, ?)", [row for row in rows if row[1] != "[]"])
+    database.executemany("INSERT INTO reads VALUES (?, ?)", [row for row in rows if row[1] != '[""]'])
     if rows:
         database.execute(
             "DELETE FROM reads WHERE rowid IN (SELECT rowid FROM reads ORDER BY rowid DESC LIMIT -1 OFFSET ?)",

@@ -1,214 +1,249 @@
-"""Track which files of a session are read, resource by resource, and how many bytes may be read ahead.
+"""Track which files of a session are read, and bound what its archives may bring that no program has opened.
 
 This module does no input or output and awaits nothing; `prefetch/series_files.py` acts on its state.
 
-Read-ahead is counted for the session as a whole, until its files are opened. The bound is FLOOR, or a fifth of what was
-read where that is more. So a program that stops, or that reads other files than expected, has cost a quarter of what it
-read at most, or FLOOR and the one file that was in transit.
+The order in which files are read means nothing: a catalogue has its files in hash order, an archive in catalogue order,
+and programs read by name, backward, or by inode. Only how many files of a resource were opened counts:
+
+- One or two: no archive.
+- Three: the resource is being read, and its archive is fetched whole. What came of such resources and was not opened
+  may be READ_AHEAD_BYTES, and READ_AHEAD_FACTOR times what was read of the session.
+- Once one resource of a session is being read, the archive of another of the same label begins with its first file,
+  and that of the next one, in the order in which the program goes through them, before that. What came of these may be
+  half of what was read of the session.
 """
 
-from bisect import bisect_left
-from collections.abc import Container, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import cached_property
-from itertools import accumulate
 
 import trio
 
 from xnatfs.common.sanitize import decoded
-from xnatfs.rest.file_table import Catalogue, paths_of
+from xnatfs.rest.file_table import Catalogue
 from xnatfs.rest.models import FileRow
 
-# The largest file that is fetched ahead: a member of a tar is held in memory until it is whole.
-LARGEST = 2 * 2**20
-# With fewer files left, single requests cost no more than a tar.
-FEWEST = 4
-# Distance in the listing between two files of one sequential read: a program that takes every third file needs no tar.
-STEP = 2
-# Read-ahead in bytes, and the divisor of what was read. The floor is a few slices. No reader catches up with more than
-# MOST soon, and these bytes are in memory at first.
-FLOOR, SHARE, MOST = 512 * 1024, 5, 8 * 2**20
-# Files of a resource whose reads are tracked. The places and offsets of so many take 28 ms of the event loop, once, and
-# 3.3 MB for as long as the session is remembered. A larger resource is fetched singly, without read-ahead.
-MOST_FILES = 20_000
+# The largest file that comes in an archive, in bytes, and the largest that the content cache fetches whole: its member
+# is in memory until it is complete, and a larger one is read by ranges.
+MAX_MEMBER_BYTES = 8 * 2**20
+# With fewer files left, single requests cost no more than an archive.
+MIN_FILES_LEFT = 3
+# Files of a resource whose reads are tracked. To examine so many takes 5 ms of the event loop, once. A larger resource
+# is fetched singly.
+MAX_FILES = 50_000
+# Distinct files of a resource that are opened before it counts as read.
+FILES_READ = 3
+# What may have come of resources that are being read, and is unopened: most series are smaller.
+READ_AHEAD_BYTES, READ_AHEAD_FACTOR = 64 * 2**20, 32
+# The next resource is begun when this part of the files of the one before is opened.
+NEXT_BEGUN_AT = 1 / 4
+# Wrong guesses of the next resource in a row, after which none is begun early.
+MAX_MISSES = 1
+# Resources to which a reader comes back from another one before it counts as reading all of the session in no order.
+# Two or three programs side by side, each with a series of its own, do not.
+SCATTERED_RESOURCES = 4
 
 # The files of an item, by resource.
 Groups = Mapping[Hashable, Sequence[FileRow]]
 
 
-class Walk:
-    """The reads of one resource: which of its files were opened, and which were fetched ahead.
-
-    Tables as long as the listing are built when a second file is opened, or when read-ahead begins.
+class Series:
+    """The reads of one resource, and what its archive has brought.
 
     Args:
         resource: The ID of the resource.
         label: Its label, or ''.
         rows: Its files, in the order of the server's listing.
-        alone: True where no other resource of the item has this ID as its label.
+        is_alone: True where no other resource of the item has this ID as its label.
     """
 
-    def __init__(self, resource: str, label: str, rows: Sequence[FileRow], *, alone: bool = True) -> None:
+    def __init__(self, resource: str, label: str, rows: Sequence[FileRow], *, is_alone: bool) -> None:
         self.resource = resource
         self.label = label
-        self.alone = alone  # its number means this resource only
-        self.listed = rows
-        self.counts = 0 < len(rows) <= MOST_FILES
-        self.opened: set[str] = set()
-        self.ahead: set[str] = set()  # fetched and not yet opened
-        self.coming: set[str] = set()  # of these, the files whose single requests are under way
-        self.done = False  # its tar has been read to the end
-        self.begun_early = False  # its tar was begun before any of its files was opened
-        self.no_tar_until = float("-inf")
-
-    @cached_property
-    def fit(self) -> bool:
-        """Return whether the resource may be fetched as a tar."""
-        if not self.alone or not FEWEST <= len(self.listed) <= MOST_FILES:
-            return False
-        return all(size is not None and size <= LARGEST for size in _sizes(self.listed))
-
-    @cached_property
-    def places(self) -> dict[str, int]:
-        """Return the index of each file in the listing, by path."""
-        return {path: place for place, path in enumerate(paths_of(self.listed))}
-
-    @cached_property
-    def begins(self) -> list[int]:
-        """Return the sum of bytes before each file, in listing order, and at the end that of all."""
-        return [0, *accumulate(size or 0 for size in _sizes(self.listed))]
+        self.rows = rows
+        self.is_alone = is_alone  # its number means this resource only
+        self.opened: set[str] = set()  # files that were not in the cache before, or came in the archive
+        self.unread: dict[str, int] = {}  # the bytes of files that came in the archive and were not opened
+        self.unread_bytes = 0
+        self.is_read = False
+        self.is_early = False  # its archive was begun before any of its files was opened
+        self.is_complete = False  # its archive was read to the end
+        self.no_archive_until = float("-inf")
 
     @property
+    def counts(self) -> bool:
+        """Return whether its reads are tracked."""
+        return self.is_alone and MIN_FILES_LEFT <= len(self.rows) <= MAX_FILES
+
+    @cached_property
     def size(self) -> int:
-        return self.begins[-1]
+        """Return the bytes of all its files, or 0 if it may not be fetched as an archive."""
+        rows = self.rows
+        sizes = map(rows.size, range(len(rows))) if isinstance(rows, Catalogue) else (row.size for row in rows)
+        known = [size for size in sizes if size is not None and size <= MAX_MEMBER_BYTES]
+        return sum(known) if self.counts and len(known) == len(rows) else 0
 
-    def row(self, path: str) -> FileRow | None:
-        place = self.places.get(path)
-        return None if place is None else self.listed[place]
+    def is_past(self, part: float) -> bool:
+        """Return whether at least this part of its files was opened."""
+        return len(self.opened) >= part * len(self.rows)
 
-    def walked(self, row: FileRow) -> bool:
-        """Return whether the file was opened after a neighbour, in the listing or by name: programs use both orders."""
-        return len(self.opened) > 1 and self._is_beside(row)
+    def receive(self, row: FileRow) -> None:
+        """Note that a file came in the archive."""
+        if row.path not in self.opened and row.path not in self.unread:
+            self.unread[row.path] = row.size or 0
+            self.unread_bytes += row.size or 0
 
-    def _is_beside(self, row: FileRow) -> bool:
-        return _beside(self.listed_paths, self.places[row.path], self.opened) or _beside(
-            self.sorted_paths, bisect_left(self.sorted_paths, row.path), self.opened
-        )
+    def take(self, path: str) -> None:
+        """Note that a file is not waiting for its reader any more."""
+        self.unread_bytes -= self.unread.pop(path, 0)
 
-    @cached_property
-    def listed_paths(self) -> list[str]:
-        return list(self.places)
-
-    @cached_property
-    def sorted_paths(self) -> list[str]:
-        return sorted(self.places)
-
-    def half_read(self) -> bool:
-        return 2 * len(self.opened) >= len(self.listed)
-
-
-def _label(rows: Sequence[FileRow]) -> str:
-    """Return the label of a resource as the list of its files has it, or ''."""
-    return decoded(rows.label) if isinstance(rows, Catalogue) else ""
+    def begin_anew(self) -> None:
+        """Forget all reads: the cache has lost what came."""
+        self.opened.clear()
+        self.is_read = self.is_early = self.is_complete = False
 
 
-def _sizes(rows: Sequence[FileRow]) -> Iterable[int | None]:
-    if isinstance(rows, Catalogue):
-        return map(rows.size, range(len(rows)))
-    return (row.size for row in rows)
+class Course:
+    """The order in which a program goes through the resources of one label.
+
+    Args:
+        orders: The resources in each order that programs use, the more probable one first.
+    """
+
+    def __init__(self, orders: Sequence[Sequence[str]]) -> None:
+        self.orders = orders
+        self._chosen, self._step = 0, 1
+        self._last = ""
+        self._misses = 0
+
+    def go(self, resource: str) -> bool:
+        """Note a resource of which the first file is opened, and return whether it was expected."""
+        last, self._last = self._last, resource
+        for number, order in enumerate(self.orders):
+            place = order.index(resource)
+            if last not in order and place in (0, len(order) - 1):
+                self._chosen, self._step = number, -1 if place else 1
+                return True
+        if last not in order or self._after(last)[:1] == [resource]:
+            self._misses = 0
+            return True
+        self._misses += 1
+        for number, order in enumerate(self.orders):
+            if abs(step := order.index(resource) - order.index(last)) == 1:
+                self._chosen, self._step = number, step
+        return False
+
+    def upcoming(self) -> Sequence[str]:
+        """Return the resources that the reader comes to next, the next one first; none where guesses were wrong."""
+        return self._after(self._last) if self._misses <= MAX_MISSES else ()
+
+    def _after(self, resource: str) -> Sequence[str]:
+        order = self.orders[self._chosen]
+        if resource not in order:
+            return ()
+        place = order.index(resource)
+        return order[place + 1 :] if self._step > 0 else order[:place][::-1]
 
 
-def _beside(paths: Sequence[str], place: int, opened: Container[str]) -> bool:
-    around = [*paths[max(0, place - STEP) : place], *paths[place + 1 : place + STEP + 1]]
-    return any(path in opened for path in around)
-
-
-class Session:
-    """The reads of one item: its resources in reading order, and how many bytes were fetched ahead.
+class SessionReads:
+    """The reads of one item: its resources, how much was read, and in which order.
 
     Args:
         item: The segments of the item's URL.
-        groups: The files of the item, by resource ID.
-        order: The ID and label of each resource, in the order in which a traversal of the mount meets them.
+        most: The most bytes that may have come and be unopened: what does not fit into the cache is not fetched.
     """
 
-    def __init__(self, item: tuple[str, ...], groups: Groups, order: Iterable[tuple[str, str]]) -> None:
+    def __init__(self, item: tuple[str, ...], most: int) -> None:
         self.item = item
-        self.groups = groups
-        order = list(order)
-        known = {resource: label for resource, label in order if resource in groups}
-        self.labels = {**known, **{str(key): _label(rows) for key, rows in groups.items() if key not in known}}
-        # Labels that are numbers: a resource number may mean one of these, too.
-        self.digits = {label for label in (*(label for _, label in order), *self.labels.values()) if label.isdigit()}
-        self.order = list(self.labels)
-        self.numbers = {resource: number for number, resource in enumerate(self.order)}
-        self.walks: dict[str, Walk] = {}
-        self.labels_read: set[str] = set()
-        self.read = 0  # bytes of the files that were opened
-        self.ahead = 0  # bytes of the files that were fetched and not opened
-        self.stride = 0  # resources in the last tar that was begun early
-        self.in_order = True  # the resources that were begun early were those that were read next
-        self.lists = True  # the server accepts several resources in one request
-        self.nothing_until = float("-inf")  # no read-ahead until then: the cache does not retain such files
+        self.groups: Groups = {}
+        self.series: dict[str, Series] = {}
+        self.current: Series | None = None
+        self.last_read = trio.current_time()
+        self.no_archive_until = float("-inf")  # the cache does not retain such files
         self.moved = trio.Event()  # set when a file is opened
-        self.last_read = trio.current_time()
+        self._most = most
+        self._read = 0  # bytes of the files that were opened
+        self._labels: dict[str, str] = {}
+        self._digits: set[str] = set()  # labels that are numbers: a resource's number may mean one of these, too
+        self._courses: dict[str, Course] = {}
+        self._revisited: set[str] = set()
 
-    def walk(self, resource: str) -> Walk:
-        if resource not in self.walks:
-            alone = resource not in self.digits
-            rows = self.groups.get(resource, ())
-            self.walks[resource] = Walk(resource, self.labels.get(resource, ""), rows, alone=alone)
-        return self.walks[resource]
+    def relist(self, groups: Groups, order: Iterable[tuple[str, str]]) -> list[Series]:
+        """Take a new listing, and return the resources that are other ones now.
 
-    def relisted(self, groups: Groups, order: Iterable[tuple[str, str]]) -> "Session":
-        """Return the session for a new listing, with the state of the resources that are equal in both."""
-        new = Session(self.item, groups, order)
-        new.read, new.stride, new.nothing_until = self.read, self.stride, self.nothing_until
-        new.in_order, new.lists, new.labels_read = self.in_order, self.lists, self.labels_read
-        for resource, walk in self.walks.items():
-            if groups.get(resource) == walk.listed and walk.alone == (resource not in new.digits):
-                new.walks[resource] = walk
-                new.ahead += sum(row.size or 0 for row in walk.listed if row.path in walk.ahead)
-        return new
+        Args:
+            groups: The files of the item, by resource ID.
+            order: The ID and label of each resource, in the order in which a traversal of the mount meets them.
+        """
+        listed = dict(order)
+        self.groups = groups
+        self._labels = {resource: label for resource, label in listed.items() if resource in groups}
+        for resource, rows in groups.items():
+            self._labels.setdefault(str(resource), decoded(rows.label) if isinstance(rows, Catalogue) else "")
+        self._digits = {label for label in (*listed.values(), *self._labels.values()) if label.isdigit()}
+        for label, course in self._courses.items():
+            course.orders = self._orders(label)
+        others = [
+            series
+            for resource, series in self.series.items()
+            if groups.get(resource) != series.rows or series.is_alone == (resource in self._digits)
+        ]
+        for series in others:
+            del self.series[series.resource]
+        return others
 
-    def allowance(self) -> int:
-        """Return how many more bytes may be read ahead now; negative where more were."""
-        if trio.current_time() < self.nothing_until:
-            return 0
-        return min(max(FLOOR, self.read // SHARE), MOST) - self.ahead
+    def of(self, resource: str) -> Series:
+        """Return the reads of a resource."""
+        if resource not in self.series:
+            rows, label = self.groups.get(resource, ()), self._labels.get(resource, "")
+            self.series[resource] = Series(resource, label, rows, is_alone=resource not in self._digits)
+        return self.series[resource]
 
-    def opens(self, walk: Walk, row: FileRow) -> bool:
-        """Record that a reader opens a file, and return whether the file was fetched ahead."""
-        if row.path not in walk.opened:
-            walk.opened.add(row.path)
-            self.labels_read.add(walk.label)
-            self.read += row.size or 0
-        self.last_read = trio.current_time()
-        expected = row.path in walk.ahead
-        self.forget_ahead(walk, row)
+    def course(self, label: str) -> Course:
+        """Return the course through the resources of a label: in the tree's order, or by name as text."""
+        if label not in self._courses:
+            self._courses[label] = Course(self._orders(label))
+        return self._courses[label]
+
+    def _orders(self, label: str) -> list[list[str]]:
+        alike = (resource for resource, other in self._labels.items() if other == label)
+        shown = [resource for resource in alike if len(self.groups[resource]) >= MIN_FILES_LEFT]
+        return [shown, sorted(shown, key=lambda resource: getattr(self.groups[resource], "home", ""))]
+
+    @property
+    def is_scattered(self) -> bool:
+        """Return whether the reader goes through all resources in no order."""
+        return len(self._revisited) >= SCATTERED_RESOURCES
+
+    @property
+    def is_read(self) -> bool:
+        """Return whether resources of the session are read as a whole."""
+        return self.is_scattered or any(series.is_read for series in self.series.values())
+
+    def open(self, series: Series, row: FileRow) -> bool:
+        """Note that a reader opens a file; return whether it goes on where it was expected to."""
+        if row.path not in series.opened:
+            if series.opened and self.current is not series:
+                self._revisited.add(series.resource)
+            series.opened.add(row.path)
+            self._read += row.size or 0
+        series.take(row.path)
+        series.is_read = series.is_read or series.is_early or self.is_scattered or len(series.opened) >= FILES_READ
+        self.current = series
+        expected = len(series.opened) > 1 or self.course(series.label).go(series.resource)
         self.wake()
-        return expected
+        return expected or self.is_scattered
 
     def wake(self) -> None:
-        """Wake the tasks that wait until more may be fetched."""
+        """Wake the archives that pause until more of them is read."""
         self.moved.set()
         self.moved = trio.Event()
 
-    def fetches_ahead(self, walk: Walk, row: FileRow) -> None:
-        if row.path not in walk.ahead:
-            walk.ahead.add(row.path)
-            self.ahead += row.size or 0
+    def room(self, series: Series) -> int:
+        """Return how many more bytes the archive of a resource may bring now; none is left at 0 or below."""
+        is_read = self._counts_as_read(series)
+        most = READ_AHEAD_BYTES + READ_AHEAD_FACTOR * self._read if is_read else self._read // 2
+        same = (each.unread_bytes for each in self.series.values() if self._counts_as_read(each) == is_read)
+        return min(most, self._most) - sum(same)
 
-    def forget_ahead(self, walk: Walk, row: FileRow) -> None:
-        if row.path in walk.ahead:
-            walk.ahead.remove(row.path)
-            self.ahead -= row.size or 0
-
-    def following(self, walk: Walk) -> Iterator[Walk]:
-        """Iterate over the later resources that may be fetched as a tar, and have not been.
-
-        Only labels that were read before count: a converter reads DICOM and ignores SNAPSHOTS.
-        """
-        for resource in self.order[self.numbers[walk.resource] + 1 :]:
-            following = self.walk(resource)
-            if following.fit and not following.done and following.label in self.labels_read:
-                yield following
+    def _counts_as_read(self, series: Series) -> bool:
+        return series.is_read or self.is_scattered

@@ -1,19 +1,19 @@
-"""Prefetch the files of a series from one streamed tar, once a client reads one after another.
+"""Prefetch the files of a series from one streamed tar, once a client is seen to read it.
 
-A request costs a round trip, and a series has hundreds of files. So the second of two neighbours that is opened starts
-the tar of its resource. Its members go into the content cache as they arrive, verified like any other download; a file
-that is opened while its member is near waits for it. Where no tar is available, single requests run ahead instead.
-The resources that follow in a session are begun before they are opened, more of them in one request each time.
+A request costs a round trip, and a series has hundreds of files. So the third file of a resource that is opened starts
+its tar, in whatever order they are read. Members go into the content cache as they arrive, verified like any other
+download. A reader waits for the member of its file, as long as the tar moves and for MEMBER_WAIT_SECONDS at most; then
+its file is requested singly, while the tar goes on. The resources that follow in a session are begun before they are
+opened.
 
-`prefetch/read_pattern.py` bounds the read-ahead. Beyond the bound the stream pauses, and the network applies its own
-back pressure, until more is read. The stream ends when the client stops reading.
+`prefetch/read_pattern.py` bounds what is fetched ahead. Beyond the bound the stream pauses, and the network applies its
+own back pressure, until more is read. The stream ends when the client stops reading.
 """
 
 import hashlib
 import logging
-from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -22,35 +22,33 @@ import trio
 
 from xnatfs.common.errors import XnatError
 from xnatfs.common.tasks import background
-from xnatfs.content import ContentCache, Source, Version
-from xnatfs.prefetch.read_pattern import FEWEST, LARGEST, Groups, Session, Walk
+from xnatfs.content import ContentCache, Version
+from xnatfs.prefetch.read_pattern import MIN_FILES_LEFT, NEXT_BEGUN_AT, Groups, Series, SessionReads
 from xnatfs.prefetch.tar_names import TarNames
-from xnatfs.prefetch.tar_stream import members
+from xnatfs.prefetch.tar_stream import Member, members
 from xnatfs.rest.client import Xnat
 from xnatfs.rest.models import FileRow
 
 log = logging.getLogger(__name__)
 
-# Tars in parallel: the other half of the client's requests in flight stays for single files.
-STREAMS = 3
-# Single files that are read ahead in parallel: of the client's eight downloads two stay for the current reader.
-SINGLES = 6
-# Seconds without a read after which the reader counts as gone; the connection is released.
-IDLE = 5.0
-# Seconds that an open waits for a member that should be near. If no bytes at all arrived meanwhile, the tar is ended.
-PATIENCE = 2.0
-# Seconds without a retry for a resource whose tar has failed.
-NO_TAR_FOR = 60.0
-# Opens in a row that the tar could not serve, after which it is of no use to its reader.
-MISSES = 3
-# Resources in one request, and files in them: the server reads all their catalogues before it sends the first byte.
-STRIDE, STRIDE_FILES = 8, 2000
+# Tars in parallel: the other half of the requests in flight stays for single files. With 50 ms a request, three
+# tars of 5 MB fill a line of 1 Gbit/s, so that no more of them are begun early.
+PARALLEL_TARS, EARLY_TARS = 4, 3
+# The longest wait of a reader for a member, in seconds. A program that reads all of a tar loses nothing by it, and one
+# that reads a few files of a huge one is served each of them this much later than by a request, at most.
+MEMBER_WAIT_SECONDS = 0.5
+# Seconds without a read after which the reader counts as gone; the connection of a tar that pauses is released.
+IDLE_READER_SECONDS = 5.0
+# Seconds without a retry for a resource whose tar has failed, or a session whose files the cache does not retain.
+NO_TAR_SECONDS = 60.0
+# The part of the cache that may hold files that no program has opened: more would evict each other.
+CACHE_SHARE = 4
 # Sessions that are remembered, with their listings: a program reads a few at a time.
-SESSIONS = 32
+MAX_SESSIONS = 32
 
 
 @dataclass
-class Stats:
+class PrefetchStats:
     """Counters of read-ahead: bytes that were fetched, bytes of these that were opened, and tars."""
 
     ahead: int = 0
@@ -58,89 +56,61 @@ class Stats:
     tars: int = 0
 
 
-class Around(Protocol):
+class ResourceDirectory(Protocol):
     """The directory of a resource, as far as prefetching needs it."""
-
-    def source(self, row: FileRow, groups: Groups) -> Source:
-        """Return the source that downloads one of its files singly."""
-
-    def has_name(self, row: FileRow, groups: Groups) -> bool:
-        """Return whether one of its files is requested by name, which transfers no more than its bytes."""
 
     def reading_order(self) -> Sequence[tuple[str, str]]:
         """Return the ID and label of each resource of the session, in the order in which a traversal meets them."""
 
 
 class _Tar:
-    """A tar that is being streamed, of one resource or of several."""
+    """A tar that is being streamed."""
 
-    def __init__(self, session: Session, walks: Sequence[Walk]) -> None:
-        self.session = session
-        self.walks = walks
+    def __init__(self, series: Series) -> None:
+        self.series = series
         self.scope = trio.CancelScope()
-        self.starts: dict[Walk, int] = {}  # bytes before each resource, if they arrive in the requested order
-        self.size = 0
-        for walk in walks:
-            self.starts[walk] = self.size
-            self.size += walk.size
-        self.front = 0  # bytes of the files whose members have passed
-        self.came: set[Walk] = set()
-        self.kept: set[Version] = set()  # versions that were in the cache before, or were put there since
-        self.waits: dict[FileRow, trio.Event] = {}
-        self.side_by_side = False  # readers have waited for several files at once
-        self.misses = 0  # in a row
-        self.last_read = trio.current_time()
+        self.is_late = False  # it has brought nothing while a reader has waited for long
+        self.members = 0
+        self.left = series.size  # bytes of the files whose members have not passed
+        self.waits: dict[str, trio.Event] = {}
 
-    def is_read(self) -> bool:
-        return any(walk.opened for walk in self.walks)
+    async def wait(self, path: str) -> None:
+        """Wait until the member of a file has arrived, or the file is to be requested singly."""
+        before = self.members
+        with trio.move_on_after(MEMBER_WAIT_SECONDS) as patience:
+            await self.waits.setdefault(path, trio.Event()).wait()
+        if patience.cancelled_caught and self.members == before:
+            self.is_late = True
+            self.stop_waits()
 
-    def offset(self, walk: Walk, row: FileRow) -> int:
-        return self.starts[walk] + walk.begins[walk.places[row.path]]
-
-    def passes(self, walk: Walk, row: FileRow) -> None:
-        """Advance to behind the member of a file, which has arrived or was left out."""
-        self.came.add(walk)
-        self.front = max(self.front, self.offset(walk, row) + (row.size or 0))
-        self.wake(row)
-
-    def wake(self, row: FileRow) -> None:
-        """Wake the readers that wait for a file: it has arrived, or is to be requested singly."""
-        if (waits := self.waits.pop(row, None)) is not None:
+    def wake(self, path: str) -> None:
+        """Wake the readers that wait for a file."""
+        if (waits := self.waits.pop(path, None)) is not None:
             waits.set()
 
-    def is_near(self, walk: Walk, row: FileRow) -> bool:
-        """Return whether the file's member arrives before the read-ahead exceeds its bound."""
-        end = self.offset(walk, row)
-        if end < self.front:
-            return False
-        unasked = 0
-        for other in self.walks:
-            start = self.starts[other]
-            first = bisect_left(other.begins, self.front - start, hi=len(other.listed))
-            last = bisect_left(other.begins, end - start, hi=len(other.listed))
-            unasked += sum(each.size or 0 for each in other.listed[first:last] if each.path not in other.opened)
-        # With several readers side by side, the files in between are those that another reader opens next.
-        return unasked <= max(self.session.allowance(), 0) + (LARGEST if self.side_by_side else 0)
+    def stop_waits(self) -> None:
+        """Let all readers request their files singly."""
+        for path in list(self.waits):
+            self.wake(path)
 
 
-class Bulk:
+class SeriesPrefetch:
     """Prefetch files from one server: callers report each open to `opened`."""
 
     def __init__(self, xnat: Xnat, content: ContentCache, nursery: trio.Nursery) -> None:
-        self.stats = Stats()
+        self.stats = PrefetchStats()
         self._xnat = xnat
         self._content = content
         self._nursery = nursery
-        self._sessions: OrderedDict[tuple[str, ...], Session] = OrderedDict()
-        self._tars: dict[Walk, _Tar] = {}
-        self._running = 0
-        self._singles = 0
+        self._sessions: OrderedDict[tuple[str, ...], SessionReads] = OrderedDict()
+        self._tars: dict[Series, _Tar] = {}
+        self._slots = trio.CapacityLimiter(PARALLEL_TARS)
 
     def counters(self) -> dict[str, int]:
-        """Return the numbers of tars and of single files that are being fetched ahead."""
-        return {"tars": self._running, "ahead": self._singles}
+        """Return the number of tars that are being fetched."""
+        return {"tars": len(self._tars)}
 
-    async def opened(self, item: Sequence[str], groups: Groups, row: FileRow, around: Around) -> None:
+    async def opened(self, item: Sequence[str], groups: Groups, row: FileRow, directory: ResourceDirectory) -> None:
         """Prefetch around a file that a reader is about to open.
 
         Return when the file can be opened without waiting, or is to be requested singly.
@@ -149,287 +119,161 @@ class Bulk:
             item: The segments of the item's URL.
             groups: The files of the item, by resource ID.
             row: The file.
-            around: The directory of the file's resource.
+            directory: The directory of the file's resource.
         """
-        session = self._session(tuple(item), groups, around)
-        walk = session.walk(row.resource_id)
-        if not walk.counts:
-            return
-        here = self._content.has(version(row))
-        self._note(session, walk, row, here)
-        if walk.done and walk.half_read():
-            self._stride(session, walk)
-        if here or row.path in walk.coming:
-            return
-        if walk.walked(row) and not self._start(session, walk, row):
-            self._run_ahead(session, walk, row, around)
-        tar = self._tars.get(walk)
-        if tar is not None:
-            await self._arrival(tar, walk, row)
+        session = self._session(tuple(item), groups, directory)
+        series = session.of(row.resource_id)
+        is_here = self._content.has(version(row))
+        if series.counts and (not is_here or row.path in series.unread):
+            self._note(session, series, row, is_here)
+        tar = self._tars.get(series)
+        if tar is not None and not (is_here or tar.is_late) and session.room(series) >= tar.left:
+            await tar.wait(row.path)
 
-    def _note(self, session: Session, walk: Walk, row: FileRow, here: bool) -> None:
-        if not here and walk.done and row.path in walk.opened:
-            walk.opened.clear()  # read once, evicted since, and read again
-            walk.done = False
-        if not here and row.path in walk.ahead - walk.coming:
-            log.info("no read-ahead in resource %s for now: the cache does not retain its files", walk.resource)
-            session.nothing_until = trio.current_time() + NO_TAR_FOR
-        if session.opens(walk, row):
+    def _note(self, session: SessionReads, series: Series, row: FileRow, is_here: bool) -> None:
+        if row.path in series.unread:
             self.stats.used += row.size or 0
-        if (tar := self._tars.get(walk)) is not None:
-            tar.last_read = trio.current_time()
-
-    async def _arrival(self, tar: _Tar, walk: Walk, row: FileRow) -> None:
-        """Wait for the member of a file, if it is near."""
-        if not tar.is_near(walk, row):
-            tar.misses += 1
-            if tar.misses >= MISSES:
-                self._give_up(tar, "is not read in its order")
-            return
-        tar.misses, tar.side_by_side = 0, tar.side_by_side or bool(tar.waits)
-        arrived, front = tar.waits.setdefault(row, trio.Event()), tar.front
-        tar.session.wake()
-        try:
-            with trio.move_on_after(PATIENCE) as patience:
-                await arrived.wait()
-        finally:  # a reader that has left must not extend the read-ahead
-            if not arrived.is_set() and not arrived.statistics().tasks_waiting:
-                tar.waits.pop(row, None)
-        if patience.cancelled_caught and tar.front == front:
-            self._give_up(tar, "does not arrive")
-
-    def _give_up(self, tar: _Tar, why: str) -> None:
-        log.info("the tar of resource %s %s: its files are fetched singly", tar.walks[0].resource, why)
-        for walk in tar.walks:
-            if len(tar.walks) > 1:
-                tar.session.in_order = False  # a wrong guess is no reason against a tar of what is being read
-            else:
-                walk.no_tar_until = trio.current_time() + NO_TAR_FOR
-        tar.scope.cancel()
+            if not is_here:
+                log.info("no tars of %s for now: the cache does not retain its files", "/".join(session.item))
+                session.no_archive_until = trio.current_time() + NO_TAR_SECONDS
+        elif row.path in series.opened and series.is_complete:
+            series.begin_anew()  # read once, evicted since, and read again
+        if not session.open(series, row):
+            for other in [other for other in self._tars if other.label == series.label and not other.opened]:
+                self._tars[other].scope.cancel()  # the resources that were begun early are not those that are read next
+        if session.is_read and len(series.rows) - len(series.opened) >= MIN_FILES_LEFT - 1:
+            self._begin(session, series)
+        self._begin_following(session)
 
     # Starting tars.
 
-    def _session(self, item: tuple[str, ...], groups: Groups, around: Around) -> Session:
+    def _session(self, item: tuple[str, ...], groups: Groups, directory: ResourceDirectory) -> SessionReads:
         session = self._sessions.get(item)
         if session is None:
-            session = self._sessions[item] = Session(item, groups, around.reading_order())
-        elif session.groups is not groups:
-            new = self._sessions[item] = session.relisted(groups, around.reading_order())
-            for tar in {tar for tar in self._tars.values() if tar.session is session}:
-                if all(new.walks.get(walk.resource) is walk for walk in tar.walks):
-                    tar.session = new
-                else:
-                    tar.scope.cancel()
-            session.wake()  # tasks that wait for the old session continue with the new one
-            session = new
+            session = self._sessions[item] = SessionReads(item, self._content.limit // CACHE_SHARE)
+        if session.groups is not groups:
+            self._stop(session.relist(groups, directory.reading_order()))
+        session.last_read = trio.current_time()
         self._sessions.move_to_end(item)
-        while len(self._sessions) > SESSIONS:
-            self._sessions.popitem(last=False)
+        while len(self._sessions) > MAX_SESSIONS:
+            _, oldest = self._sessions.popitem(last=False)
+            self._stop(oldest.series.values())
         return session
 
-    def _start(self, session: Session, walk: Walk, row: FileRow) -> bool:
-        """Begin the tar of a resource that is read from this file on, and return whether one is running."""
-        if walk in self._tars:
-            return True
-        place = walk.places[row.path]
-        if walk.done or not self._may_begin(session, walk, place):
-            return False
-        if 3 * (walk.size - walk.begins[place]) < walk.size:
-            return False  # most of the tar would be files that have passed
-        for other in {tar for tar in self._tars.values() if tar.session is session and not tar.is_read()}:
-            session.in_order = False  # the resources that were begun early are not those that are read next
-            other.scope.cancel()
-        self._begin(session, [walk])
-        return True
+    def _stop(self, ended: Collection[Series]) -> None:
+        for series in ended:
+            if (tar := self._tars.get(series)) is not None:
+                tar.scope.cancel()
 
-    def _may_begin(self, session: Session, walk: Walk, place: int) -> bool:
-        now = trio.current_time()
-        if not walk.fit or self._running >= STREAMS or now < walk.no_tar_until or now < session.nothing_until:
-            return False
-        beside = walk.listed[max(0, place - 2 * FEWEST) : place + 2 * FEWEST]
-        missing = (row for row in beside if row.path not in walk.opened and not self._content.has(version(row)))
-        return sum(1 for _ in missing) >= FEWEST
-
-    def _begin(self, session: Session, walks: Sequence[Walk]) -> None:
-        tar = _Tar(session, walks)
-        self._tars.update((walk, tar) for walk in walks)
-        self._running += 1
-        self.stats.tars += 1
-        self._nursery.start_soon(self._run, tar)
-
-    def _stride(self, session: Session, walk: Walk) -> None:
-        """Begin the tar of the following resources, once this one has arrived and is half read.
-
-        Each time it has up to twice as many resources as the time before.
-        """
-        if not session.in_order:
+    def _begin_following(self, session: SessionReads) -> None:
+        """Begin the resources that the reader comes to next."""
+        series = session.current
+        if series is None or not (session.is_scattered or (series.is_read and series.is_past(NEXT_BEGUN_AT))):
             return
-        chosen: list[Walk] = []
-        files = 0
-        for following in session.following(walk):
-            if following in self._tars or following.begun_early:
-                break
-            files += len(following.listed)
-            if chosen and (files > STRIDE_FILES or not session.lists or len(chosen) >= min(2 * session.stride, STRIDE)):
-                break
-            if not self._may_begin(session, following, 0) or not _told_apart(chosen, following):
-                break
-            chosen.append(following)
-        if chosen:
-            session.stride = len(chosen)
-            for following in chosen:
-                following.begun_early = True
-            self._begin(session, chosen)
+        pending = 0  # bytes of those that are begun already
+        for resource in session.course(series.label).upcoming():
+            following = session.of(resource)
+            if following in self._tars:
+                pending += following.size - following.unread_bytes
+            elif not (following.is_complete or following.opened):
+                if len(self._tars) >= EARLY_TARS or session.room(following) <= pending:
+                    return
+                if not self._begin(session, following):
+                    return
+                following.is_early = True
+                pending += following.size
+
+    def _begin(self, session: SessionReads, series: Series) -> bool:
+        """Begin the tar of a resource, and return whether one is running."""
+        if series in self._tars:
+            return True
+        if series.is_complete or trio.current_time() < max(series.no_archive_until, session.no_archive_until):
+            return False
+        if session.room(series) <= 0 or not series.size:
+            return False
+        self._tars[series] = tar = _Tar(series)
+        self.stats.tars += 1
+        self._nursery.start_soon(self._run, session, tar)
+        return True
 
     # Tars.
 
-    async def _run(self, tar: _Tar) -> None:
-        ended = False
+    async def _run(self, session: SessionReads, tar: _Tar) -> None:
+        series = tar.series
         try:
-            try:
-                with tar.scope:
-                    ended = await self._stream(tar)
-            finally:
-                self._running -= 1
-                for walk in tar.walks:
-                    del self._tars[walk]
-                for waits in tar.waits.values():
-                    waits.set()
-            if ended and not tar.scope.cancel_called:
-                self._ended(tar)
+            with tar.scope:
+                async with self._slots:
+                    series.is_complete = await self._stream(session, tar)
         except Exception as error:  # any error ends this tar only
-            self._failed(tar, error)
+            _log(error, series)
+            series.no_archive_until = trio.current_time() + NO_TAR_SECONDS
+        finally:
+            del self._tars[series]
+            series.is_early = series.is_early and (series.is_complete or bool(series.opened))
+            tar.stop_waits()
+        self._begin_following(session)
 
-    def _failed(self, tar: _Tar, error: Exception) -> None:
-        """Note that a tar has failed: with several, one may be at fault for all, or the server takes one at a time."""
-        _log(error, "no tar of resource %s: %s", ",".join(walk.resource for walk in tar.walks), error)
-        if len(tar.walks) > 1:
-            tar.session.lists = False
-            for walk in tar.walks:
-                walk.begun_early = False  # they are begun again, one by one
-        else:
-            tar.walks[0].no_tar_until = trio.current_time() + NO_TAR_FOR
-
-    def _ended(self, tar: _Tar) -> None:
-        for walk in tar.walks:
-            walk.done = walk in tar.came or len(tar.walks) == 1
-        if not all(walk.done for walk in tar.walks):
-            tar.session.lists = False
-        last = next((walk for walk in reversed(tar.walks) if walk.opened), None)
-        if last is not None and last.half_read():
-            self._stride(tar.session, last)
-
-    async def _stream(self, tar: _Tar) -> bool:
-        """Read the tar, member by member, and return whether it was read to its end. Raises what the client raises."""
-        tar.kept |= await self._content.kept([version(row) for walk in tar.walks for row in walk.listed])
-        async with self._xnat.archive(tar.session.item, *(walk.resource for walk in tar.walks)) as chunks:
-            names = await TarNames.of([(walk.label or walk.resource, walk.listed) for walk in tar.walks])
+    async def _stream(self, session: SessionReads, tar: _Tar) -> bool:
+        """Read the tar, member by member, and return whether nothing is left of it. Raises what the client raises."""
+        series = tar.series
+        kept = await self._content.kept([version(row) for row in series.rows])
+        if len(series.rows) - len(kept) < MIN_FILES_LEFT - 1:
+            return True
+        async with self._xnat.archive(session.item, series.resource) as chunks:
+            names = await TarNames.of([(series.label or series.resource, series.rows)])
             async with aclosing(members(chunks)) as archive:
                 async for member in archive:
-                    found = [(tar.walks[number], row) for number, row in names.find(member)]
-                    fit = _fit(found, member.size)
-                    wanted = [(walk, row) for walk, row in fit if self._is_wanted(tar, walk, row)]
-                    if wanted:
-                        await self._take(tar, wanted, await member.rest(), sole=len(found) == 1)
-                    elif len(found) == 1:
-                        tar.passes(*found[0])
-                    elif not fit:
-                        for _, row in found:  # the member may have been any of these
-                            tar.wake(row)
-                    if not await self._may_go_on(tar):
+                    tar.is_late, tar.members, tar.left = False, tar.members + 1, tar.left - member.size
+                    await self._receive(session, tar, member, [row for _, row in names.find(member)], kept)
+                    if session.room(series) <= 0 and not await self._pause(session, tar):
                         return False
         return True
 
-    def _is_wanted(self, tar: _Tar, walk: Walk, row: FileRow) -> bool:
-        return row in tar.waits or (row.path not in walk.opened and version(row) not in tar.kept)
-
-    async def _take(self, tar: _Tar, wanted: Sequence[tuple[Walk, FileRow]], data: bytes, *, sole: bool) -> None:
+    async def _receive(
+        self, session: SessionReads, tar: _Tar, member: Member, rows: Sequence[FileRow], kept: Collection[Version]
+    ) -> None:
         """Put a member into the cache, and wake its readers; a damaged one is to be requested singly.
 
-        Where several files can have the member's name, its digest decides. Unless `sole` is true, the member may belong
-        to none of the `wanted` files.
+        Where several files can have the member's name, its digest decides.
         """
-        self.stats.ahead += len(data)
-        digest = ""
-        if any(row.digest for _, row in wanted):
-            digest = hashlib.md5(data, usedforsecurity=False).hexdigest()
-        walk, row = next(((walk, row) for walk, row in wanted if row.digest in ("", digest)), wanted[0])
-        if row.path in walk.opened:
-            self.stats.used += len(data)
-        if row.digest not in ("", digest):
-            if sole:
-                log.info("%s is damaged in the tar of its resource", row.path)
-                tar.passes(walk, row)
-            return
-        if row.path not in walk.opened:
-            tar.session.fetches_ahead(walk, row)
-        tar.passes(walk, row)  # a task that this wakes runs later than the first step of `put`
-        tar.kept.add(version(row))
-        await self._content.put(version(row), data)
+        series = tar.series
+        fit = [row for row in rows if row.size == member.size] if _are_distinct(rows) else []
+        unread = (row for row in fit if row.path in tar.waits or row.path not in series.opened)
+        wanted = [row for row in unread if version(row) not in kept]
+        if wanted:
+            data = await member.rest()
+            self.stats.ahead += len(data)
+            digest = await _md5(data) if any(row.digest for row in wanted) else ""
+            if (row := next((row for row in wanted if row.digest in ("", digest)), None)) is not None:
+                if row.path in series.opened:
+                    self.stats.used += len(data)
+                series.receive(row)
+                tar.wake(row.path)  # a task that this wakes runs later than the first step of `put`
+                await self._content.put(version(row), data)
+                return
+            log.info("%s is damaged in the tar of its resource", wanted[0].path)
+        if len(rows) == 1 or not fit:
+            for row in rows:  # the member may have been any of these
+                tar.wake(row.path)
 
-    async def _may_go_on(self, tar: _Tar) -> bool:
-        """Wait until more of the tar is wanted; return False when no reader opens a file for IDLE seconds."""
-        while not tar.waits and tar.session.allowance() <= 0:
-            moved = tar.session.moved
-            with trio.move_on_after(IDLE):
+    async def _pause(self, session: SessionReads, tar: _Tar) -> bool:
+        """Wait until more of the tar may come; return False when no reader opens a file for IDLE_READER_SECONDS."""
+        tar.stop_waits()
+        while session.room(tar.series) <= 0:
+            moved = session.moved
+            with trio.move_on_after(IDLE_READER_SECONDS):
                 await moved.wait()
-            # A tar that was begun early waits for a slow reader of the files before it.
-            last_read = tar.last_read if tar.is_read() else tar.session.last_read
-            if trio.current_time() - last_read >= IDLE:
-                log.info("the tar of resource %s is given up: its reader has stopped", tar.walks[0].resource)
+            if trio.current_time() - session.last_read >= IDLE_READER_SECONDS:
+                log.info("the tar of resource %s is given up: its reader has stopped", tar.series.resource)
                 return False
         return True
 
-    # Single files.
-
-    def _run_ahead(self, session: Session, walk: Walk, row: FileRow, around: Around) -> None:
-        """Request the next files of a resource, a few in parallel."""
-        place = walk.places[row.path] + 1
-        for following in walk.listed[place : place + SINGLES]:
-            if self._singles >= SINGLES or following.size is None or following.size > session.allowance():
-                return
-            if following.path in walk.opened or following.path in walk.ahead or self._content.has(version(following)):
-                continue
-            if not around.has_name(following, session.groups):
-                continue  # it would take a tar of the whole resource
-            self._singles += 1
-            session.fetches_ahead(walk, following)
-            walk.coming.add(following.path)
-            self.stats.ahead += following.size
-            self._nursery.start_soon(self._fetch, session, walk, following, around.source(following, session.groups))
-
-    async def _fetch(self, session: Session, walk: Walk, row: FileRow, source: Source) -> None:
-        try:
-            blob = await self._content.open(version(row), source)
-            try:
-                await blob.read(0, 1)  # returns, for a small file, when all of it has arrived
-            finally:
-                blob.close()
-            if (tar := self._tars.get(walk)) is not None:
-                tar.kept.add(version(row))
-        except Exception as error:
-            _log(error, "%s was not fetched ahead: %s", row.path, error)
-            session.forget_ahead(walk, row)
-            self.stats.ahead -= row.size or 0
-            self.stats.used -= (row.size or 0) if row.path in walk.opened else 0
-        finally:
-            walk.coming.discard(row.path)
-            self._singles -= 1
-
 
 @asynccontextmanager
-async def open_bulk(xnat: Xnat, content: ContentCache) -> AsyncIterator[Bulk]:
+async def open_series_prefetch(xnat: Xnat, content: ContentCache) -> AsyncIterator[SeriesPrefetch]:
     """Open the prefetch of files from one server; tars end when the context does."""
     async with background() as nursery:
-        yield Bulk(xnat, content, nursery)
-
-
-def _log(error: Exception, text: str, *values: object) -> None:
-    """Log a failure as information, because a single request follows, and a fault of xnatfs itself as an error."""
-    if isinstance(error, XnatError):
-        log.info(text, *values)
-    else:
-        log.error(text, *values, exc_info=error)
+        yield SeriesPrefetch(xnat, content, nursery)
 
 
 def version(row: FileRow) -> Version:
@@ -437,14 +281,26 @@ def version(row: FileRow) -> Version:
     return Version(f"{row.resource_id}/{row.path}", row.size, row.digest)
 
 
-def _fit(found: Sequence[tuple[Walk, FileRow]], size: int) -> list[tuple[Walk, FileRow]]:
-    """Return the files that a member can be, by its length; none where nothing can tell them apart."""
-    if len(found) > 1 and not all(row.digest for _, row in found):
-        return []
-    return [(walk, row) for walk, row in found if row.size == size]
+def _are_distinct(rows: Sequence[FileRow]) -> bool:
+    """Return whether a member of one name can be told to be one of several files."""
+    return len(rows) == 1 or all(row.digest for row in rows)
 
 
-def _told_apart(chosen: Iterable[Walk], following: Walk) -> bool:
-    """Return whether files of equal path can be told apart in one tar, whose paths have labels and not numbers."""
-    same = [(row, other) for walk in chosen for row in following.listed if (other := walk.row(row.path)) is not None]
-    return all(row.digest and other.digest for row, other in same)
+async def _md5(data: bytes) -> str:
+    """Return the MD5 of a member: of a long one in a thread, since a mebibyte takes 2 ms of the event loop."""
+    if len(data) > 2**20:
+        return await trio.to_thread.run_sync(_hexdigest, data)
+    return _hexdigest(data)
+
+
+def _hexdigest(data: bytes) -> str:
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
+
+
+def _log(error: Exception, series: Series) -> None:
+    """Log a failure as information, because a single request follows, and a fault of xnatfs itself as an error."""
+    text = "no tar of resource %s: %s"
+    if isinstance(error, XnatError):
+        log.info(text, series.resource, error)
+    else:
+        log.error(text, series.resource, error, exc_info=error)

@@ -17,6 +17,7 @@ from xnatfs.http.documents import fetch_json, fetch_text
 from xnatfs.http.messages import ChangeReply, HttpRequest, RequestBody
 from xnatfs.http.replies import close
 from xnatfs.http.transport import Transport, open_transport
+from xnatfs.rest.changes import ChangedItems
 from xnatfs.rest.contents import Contents
 from xnatfs.rest.file_table import Catalogue, Catalogues
 from xnatfs.rest.lists import Collected, Lists
@@ -74,6 +75,7 @@ class Xnat(Contents):
         self.login = transport.login
         self.url = transport.url
         self._lists = Lists(transport)
+        self.changed = ChangedItems()
 
     @property
     def requests(self) -> int:
@@ -258,6 +260,8 @@ class Xnat(Contents):
             content_type: The media type of `body`; None sends no Content-Type.
         """
         target = path if path.startswith("/") else f"/{path}"
+        if method != "GET":
+            self.changed.note(target)
         headers = {"Content-Type": content_type} if content_type else {}
         request = HttpRequest(method, target, headers=headers, body=body, is_change=True)
         response = await self._transport.send_in_session(request)
@@ -300,7 +304,13 @@ class Xnat(Contents):
         if form is not None:
             body, headers = urlencode(form).encode(), {"Content-Type": "application/x-www-form-urlencoded"}
         request = HttpRequest(method, path, "any", params or {}, headers or {}, body, is_change=True)
-        return await self._transport.change(request)
+        said = ""
+        try:
+            answer = await self._transport.change(request)
+            said = f"{answer.location}\n{answer.text}"
+            return answer
+        finally:  # an error may come of a change that was made
+            self.changed.note(path, said, parameters=[*(params or {}).items(), *(form or {}).items()])
 
     async def prearchive(self, project: str = "") -> list[PrearchiveSession]:
         """List the sessions in the prearchive of a project, or of all projects that the account may edit."""

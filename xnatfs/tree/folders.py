@@ -9,7 +9,7 @@ from xnatfs.common.errors import BadReply, NotFound
 from xnatfs.listings.ttl_cache import Listing
 from xnatfs.rest.models import FileRow
 from xnatfs.tree.catalogue_file import CatalogueFile
-from xnatfs.tree.names import escape, shorten, split
+from xnatfs.tree.names import are_simple, escape, shorten, split
 from xnatfs.tree.node import Children, Dir, Listed, Node, NodesByPlace
 from xnatfs.tree.resource_files import ResourceFiles
 from xnatfs.tree.resource_view import ResourceView
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 # Of one resource. A folder is 1.5 KB, and two bytes of a path make one.
 MOST_FOLDERS = 200_000
 # Files that are sorted into folders between two checkpoints: a millisecond.
-AT_ONCE = 100
+FILES_AT_ONCE = 100
 
 Inner = tuple[str, ...]
 
@@ -133,9 +133,13 @@ class Folders:
     async def sort(self) -> None:
         """Make the folders and, unless each path is a name as it is and no other's, put each file into its own."""
         catalogue, plain = self.files.catalogue, set[str]()
-        for start in range(0, len(catalogue), AT_ONCE):
+        for start in range(0, len(catalogue), FILES_AT_ONCE):
             await _checkpoint(start)
-            for path in catalogue.paths(start, start + AT_ONCE):
+            paths = list(catalogue.paths(start, start + FILES_AT_ONCE))
+            if are_simple(paths):
+                plain.update(paths)
+                continue
+            for path in paths:
                 names = split(path)
                 if names[0] == path:
                     plain.add(path)
@@ -159,9 +163,9 @@ class Folders:
         catalogue = self.files.catalogue
         also_folders: dict[Inner, int] = {}
         self.root.is_plain, self.root._places = False, {}
-        for start in range(0, len(catalogue), AT_ONCE):
+        for start in range(0, len(catalogue), FILES_AT_ONCE):
             await _checkpoint(start)
-            for place, path in enumerate(catalogue.paths(start, start + AT_ONCE), start):
+            for place, path in enumerate(catalogue.paths(start, start + FILES_AT_ONCE), start):
                 names = split(path)
                 folder = self._by_path[names[:-1]]
                 if names in also_folders:

@@ -27,18 +27,18 @@ from xnatfs.listings.keys import (
 from xnatfs.listings.ttl_cache import Expiring, Listing
 from xnatfs.rest.models import Accession
 from xnatfs.site import Site
-from xnatfs.tree.names import escape, expected, shorten, unescape
+from xnatfs.tree.names import expected, file_name, unescape
 from xnatfs.tree.node import Children, Dir, Link, Listed, Node, NodesByPlace
 from xnatfs.tree.projects import RESOURCES, ProjectDir, Projects, SubjectDir
 from xnatfs.tree.sessions import AssessorsDir, SessionDir
 
 # Rows of a site that are sorted in between two checkpoints: a millisecond.
-AT_ONCE = 1000
+ROWS_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Accessions:
-    """The paths of one project's items, by accession ID, and which of them the project certainly owns."""
+    """The paths of items, by accession ID, and which of them their project certainly owns."""
 
     paths: Mapping[str, Path]
     owned: frozenset[str]
@@ -46,15 +46,6 @@ class Accessions:
 
     def __len__(self) -> int:
         return len(self.paths)
-
-
-@dataclass(frozen=True, slots=True)
-class _Resolved:
-    path: Path
-    expires: float
-
-    def __len__(self) -> int:
-        return 1
 
 
 class UnresolvedLink(Link):
@@ -91,13 +82,13 @@ class Links(Listed):
         A client that follows the links in this order needs the listings of one project at a time.
         """
         for count, row in enumerate(chain.from_iterable(self._listing.groups.values()), 1):
-            self._rows.setdefault(shorten(escape(row.id)), row)
-            if count % AT_ONCE == 0:
+            self._rows.setdefault(file_name(row.id), row)
+            if count % ROWS_AT_ONCE == 0:
                 await trio.lowlevel.checkpoint()
         for project in self._known:
             for accession, path in project.paths.items():
-                row = self._rows.setdefault(shorten(escape(accession)), Accession(accession, "", "", "", "", ""))
-                if accession not in self.paths or path[1] == shorten(escape(row.project)):
+                row = self._rows.setdefault(file_name(accession), Accession(accession, "", "", "", "", ""))
+                if accession not in self.paths or path[1] == file_name(row.project):
                     self.paths[accession] = path
         self._names = list(self._rows)
 
@@ -108,7 +99,7 @@ class Links(Listed):
 
     def row(self, accession: str) -> Accession | None:
         """Return the row of an item in the site's list."""
-        return self._rows.get(shorten(escape(accession)))
+        return self._rows.get(file_name(accession))
 
     def __getitem__(self, name: str) -> Node:
         return self._links.link(name, self._rows[name], self)
@@ -191,7 +182,7 @@ class LinksDir(Dir):
 
     def place(self, row: Accession, links: Links) -> tuple[Path, bool]:
         """Return the path of an item, by a cached listing or else by its labels, and whether it is certain."""
-        path, owner = links.paths.get(row.id), shorten(escape(row.project))
+        path, owner = links.paths.get(row.id), file_name(row.project)
         if path is None:
             return self.expected(row, owner, links), False
         return path, not row.project or path[1] == owner
@@ -217,16 +208,17 @@ class LinksDir(Dir):
         if len(found) == 1 and accession in found[0].owned:
             return found[0].paths[accession]
 
-        async def resolve() -> _Resolved:
+        async def resolve() -> Accessions:
             expires = (await self.site.projects()).expires
             try:
-                return _Resolved(await self.resolve(accession), expires)
+                path = await self.resolve(accession)
             except (NotFound, Denied):
                 if not found:
                     raise
-                return _Resolved(found[0].paths[accession], expires)  # access to its owner is denied
+                path = found[0].paths[accession]  # access to its owner is denied
+            return Accessions({accession: path}, frozenset(), expires)
 
-        return (await self.site.metadata.get(LinkKey(self.name, accession), resolve)).path
+        return (await self.site.metadata.get(LinkKey(self.name, accession), resolve)).paths[accession]
 
     async def _known(self) -> list[Accessions]:
         """Return what the cached listings report, project by project; only the list of projects may be requested."""
@@ -240,7 +232,7 @@ class LinksDir(Dir):
         """Return the items of one project."""
 
         async def build() -> Accessions:
-            node = await self.projects.child(shorten(escape(project)))
+            node = await self.projects.child(file_name(project))
             assert isinstance(node, ProjectDir)
             return await self.collect(node)
 

@@ -7,20 +7,23 @@ server has it. Clashes are resolved by ID, never by the order of a listing.
 
 import hashlib
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from xnatfs.common.errors import NotFound
 from xnatfs.rest.models import natural
 
-LONGEST = 255  # bytes in a name, on Linux
-LONGEST_EXTENSION = 16  # bytes, with its dot; a longer one is part of the name
+MAX_NAME_BYTES = 255  # bytes in a name, on Linux
+MAX_EXTENSION_BYTES = 16  # bytes, with its dot; a longer one is part of the name
 
 _UNSAFE = re.compile(r"[/\0]|%(?=2F|00|2E|25)")
 _ESCAPE = re.compile(r"%(2F|00|2E|25)")
 
 # A path whose segments are file names unchanged: nearly all are, and this match takes a fifth of the time.
 _SIMPLE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_. -]{0,200}(?:/[A-Za-z0-9_-][A-Za-z0-9_. -]{0,200})*")
+
+# Labels, one a line, that are names unchanged.
+_SIMPLE_NAMES = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_. -]{0,200}(?:\n[A-Za-z0-9_-][A-Za-z0-9_. -]{0,200})*")
 
 # Levels of folders below a resource. No program can open a path of more than 4096 bytes, and each level costs memory.
 DEEPEST = 100
@@ -55,17 +58,17 @@ def decode(name: bytes) -> str:
 
 def shorten(name: str) -> str:
     """Return a name of at most 255 bytes: a longer one is cut, with '~' and a hash of it before the extension."""
-    if len(name) <= LONGEST // 4:  # a character has at most four bytes
+    if len(name) <= MAX_NAME_BYTES // 4:  # a character has at most four bytes
         return name
     raw = encode(name)
-    if len(raw) <= LONGEST:
+    if len(raw) <= MAX_NAME_BYTES:
         return name
     stem, dot, extension = name.rpartition(".")
     ending = dot + extension
-    if len(encode(ending)) > LONGEST_EXTENSION:
+    if len(encode(ending)) > MAX_EXTENSION_BYTES:
         stem, ending = name, ""
     ending = f"~{hashlib.sha256(raw).hexdigest()[:8]}{ending}"
-    return _cut(encode(stem), LONGEST - len(encode(ending))) + ending
+    return _cut(encode(stem), MAX_NAME_BYTES - len(encode(ending))) + ending
 
 
 def _cut(raw: bytes, length: int) -> str:
@@ -73,6 +76,17 @@ def _cut(raw: bytes, length: int) -> str:
     while length and raw[length] & 0xC0 == 0x80:  # within a character
         length -= 1
     return raw[:length].decode("utf-8", "surrogatepass")
+
+
+def file_name(label: str) -> str:
+    """Return the file name of a label: escaped, and cut if it is too long."""
+    return label if len(label) <= MAX_NAME_BYTES and _SIMPLE_NAMES.fullmatch(label) else shorten(escape(label))
+
+
+def are_simple(paths: Sequence[str]) -> bool:
+    """Return whether each path is a file name unchanged: False for some that are."""
+    lines = "\n".join(paths)
+    return lines.count("\n") < len(paths) and _SIMPLE_NAMES.fullmatch(lines) is not None
 
 
 def assign(
@@ -93,7 +107,7 @@ def assign(
     unique: dict[str, T] = {}
     for item in items:
         unique.setdefault(key(item), item)
-    names = [shorten(escape(label(item))) for item in unique.values()]
+    names = [file_name(label(item)) for item in unique.values()]
     named = dict(zip(names, unique.values(), strict=True))
     if len(named) < len(unique) or "" in named or not named.keys().isdisjoint(reserved):
         named = _resolved(unique, dict(zip(unique, names, strict=True)), reserved)
@@ -119,7 +133,7 @@ def _resolved(items: Mapping[str, T], names: Mapping[str, str], reserved: Collec
 
 def expected(label: str, key: str, reserved: Collection[str] = ()) -> str:
     """Return the name that `assign` gives to an item whose label no other item has."""
-    name = shorten(escape(label))
+    name = file_name(label)
     return name if name and name not in reserved else shorten(f"{name}~{escape(key)}")
 
 
@@ -135,11 +149,11 @@ def split(path: str) -> tuple[str, ...]:
     pending = ""
     for segment in path.split("/", DEEPEST - 1):
         if segment:
-            names.append(shorten(escape(pending + segment)))
+            names.append(file_name(pending + segment))
             pending = ""
         else:
             pending += "/"
     if pending:
         last = unescape(names.pop()) + pending if names else pending[1:]  # n slashes alone make n + 1 segments
-        names.append(shorten(escape(last)))
+        names.append(file_name(last))
     return tuple(names)

@@ -7,7 +7,7 @@ from xnatfs.rest.models import Experiment, Project, Subject
 from xnatfs.site import Site
 from xnatfs.tree.names import assign
 from xnatfs.tree.node import Children, Dir, Node
-from xnatfs.tree.resource_view import Place
+from xnatfs.tree.resource_view import ResourcePlace
 from xnatfs.tree.resources import ResourcesDir
 from xnatfs.tree.sessions import SessionDir
 
@@ -61,7 +61,7 @@ class ProjectDir(Dir):
 
     def _resources(self) -> Dir:
         item = ("projects", self.project.id)
-        return ResourcesDir(self.site, self, RESOURCES, Place(item, item, project=self.project.id))
+        return ResourcesDir(self.site, self, RESOURCES, ResourcePlace(item, item, project=self.project.id))
 
 
 def _unlisted(listed: object, experiments: Sequence[Experiment]) -> list[Subject]:
@@ -110,5 +110,5 @@ class SubjectDir(Dir):
 
     def _resources(self) -> Dir:
         item = ("subjects", self.subject.id)
-        place = Place(item, item, project=self.project_dir.project.id)
+        place = ResourcePlace(item, item, project=self.project_dir.project.id)
         return ResourcesDir(self.site, self, RESOURCES, place)

@@ -10,12 +10,12 @@ from xnatfs.listings.ttl_cache import Listing
 from xnatfs.prefetch.read_pattern import Groups
 from xnatfs.rest.address import Address, base
 from xnatfs.rest.models import FileRow, Item, Resource
-from xnatfs.tree.file_source import FileSource, catalogue_of
+from xnatfs.tree.file_source import FileSource
 from xnatfs.tree.node import Children, Dir
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ResourcePlace:
     """The place of resources on the server.
 
     `item` is listed, with everything it holds if `below`; `home` has the resources.
@@ -44,7 +44,7 @@ class ResourceView(Dir):
 
     __slots__ = ("address", "place", "resource")
 
-    def __init__(self, parent: Dir, name: str, place: Place, resource: Resource, address: Address) -> None:
+    def __init__(self, parent: Dir, name: str, place: ResourcePlace, resource: Resource, address: Address) -> None:
         super().__init__(parent.site, parent, name)
         self.place = place
         self.resource = resource
@@ -77,17 +77,13 @@ class ResourceView(Dir):
         self.site.access.note_read(self.place.project, self.place.item, row.resource_id, groups)
         return FileSource(self.site.xnat, self.address, row, groups)
 
-    def has_name(self, row: FileRow, groups: Groups) -> bool:
-        """Return whether one of its files is requested by name, which costs no more than its bytes."""
-        return self.address.has_name(row.path, catalogue_of(groups, row.resource_id))
-
     def reading_order(self) -> Sequence[tuple[str, str]]:
         """Return ID and label of the cached resources that are listed with it: scan by scan as shown, then the rest."""
         listing = self.site.metadata.peek(self.place.key)
         if not isinstance(listing, Listing):
             return ()
-        parts = self.path[: -2 if self.place.group[0] == "resources" else -3]
-        scans = self.site.metadata.peek(ChildrenKey((*parts, "scans")))
+        session = self.path[: -2 if self.place.group[0] == "resources" else -3]
+        scans = self.site.metadata.peek(ChildrenKey((*session, "scans"))) if self.place.below else None
         shown = [("scans", node.xattrs()["id"]) for node in scans.nodes.values()] if isinstance(scans, Children) else []
         groups = dict.fromkeys([*shown, *listing.groups])
         return [(row.id, row.label) for group in groups for row in listing.groups.get(group, ())]

@@ -14,7 +14,7 @@ from xnatfs.site import Site
 from xnatfs.tree.folders import Folders, build
 from xnatfs.tree.names import assign
 from xnatfs.tree.node import Children, Dir
-from xnatfs.tree.resource_view import Place, ResourceView
+from xnatfs.tree.resource_view import ResourcePlace, ResourceView
 
 
 class ResourcesDir(Dir):
@@ -24,7 +24,7 @@ class ResourcesDir(Dir):
 
     reserved: frozenset[str] = frozenset()
 
-    def __init__(self, site: Site, parent: Dir, name: str, place: Place) -> None:
+    def __init__(self, site: Site, parent: Dir, name: str, place: ResourcePlace) -> None:
         super().__init__(site, parent, name)
         self.place = place
 

@@ -13,7 +13,7 @@ from xnatfs.rest.models import Assessor, Experiment, Item, Resource, Scan
 from xnatfs.site import Site
 from xnatfs.tree.names import assign
 from xnatfs.tree.node import INODE_BITS, Children, Dir, Node, StaticDir, number
-from xnatfs.tree.resource_view import Place
+from xnatfs.tree.resource_view import ResourcePlace
 from xnatfs.tree.resources import ResourcesDir
 
 R = TypeVar("R")
@@ -51,7 +51,7 @@ class SessionDir(StaticDir):
         if self.project:
             await self.site.look_into(self.project, self.experiment.id)
 
-    def place(self, category: str, cat_id: str, *, ambiguous: bool = False) -> Place:
+    def place(self, category: str, cat_id: str, *, ambiguous: bool = False) -> ResourcePlace:
         """Return the place of one part's resources: the listing of all resources of the session.
 
         Args:
@@ -60,7 +60,7 @@ class SessionDir(StaticDir):
             ambiguous: The ID means another part of the session, too.
         """
         home: Item = self.item if category == "resources" else (*self.item, category, cat_id)
-        return Place(self.item, home, True, (category, cat_id), self.project, ambiguous)
+        return ResourcePlace(self.item, home, True, (category, cat_id), self.project, ambiguous)
 
 
 def _xattrs(row: Experiment | Assessor) -> dict[str, str]:
@@ -189,7 +189,7 @@ class AssessorDir(ResourcesDir):
     async def child(self, name: str) -> Node:
         if name == INPUTS:
             item = (*self.place.home, INPUTS)
-            place = Place(item, item, group=("assessors", self.assessor.id), project=self.place.project)
+            place = ResourcePlace(item, item, group=("assessors", self.assessor.id), project=self.place.project)
             return ResourcesDir(self.site, self, name, place)
         return await super().child(name)
 

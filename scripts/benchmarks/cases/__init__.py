@@ -13,6 +13,7 @@ CASES: dict[str, Callable[[Bench], list[Row]]] = {
     "far": files.far,
     "warm": files.warm,
     "series": series.series,
+    "orders": series.orders,
     "dcm2niix": series.dcm2niix,
     "one": series.one,
     "ls": listings.ls,

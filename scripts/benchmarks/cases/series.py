@@ -1,9 +1,12 @@
 """Cases about series: small files, read in sequence, from a server that is 50 ms and 1 Gbit/s away."""
 
+import hashlib
 import random
 import statistics
+import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from scripts.benchmarks import archives, peers, rig
@@ -164,6 +167,80 @@ def _converted(bench: Bench, source: str, tar: str = "") -> tuple[float, list[st
     # convert, also for a local copy.
     took = rig.shell(f"{fetch}{{ {SCRIPTS}/dcm2niix -d 9 -f %s_%p -o {out} {source} || [ $? -lt 3 ]; }}")
     return took, sorted(archives.tree_md5(out, "*.nii").values())
+
+
+ORDERS = ("sorted", "backward", "random", "every other one", "by eight threads")
+
+
+def orders(bench: Bench) -> list[Row]:
+    """Read each file of a session once, in several orders, after its listings; catalogues are in hash order."""
+    scans, files = (5, 40) if bench.quick else (20, 100)
+    data = archives.series(bench.directory, scans, files, 50_000)
+    archives.in_memory(data)
+    rows = []
+    for tls in (False, True):
+        with bench.server(data, delay=DELAY, paced=True, replica=True, tls=tls) as server:
+            tar = _tar(server, server.accession("SERIES", "SESSION"), "ALL")
+            for way in ("`cp -r`",) if tls else ("`cp -r`", *ORDERS):
+                rows += _in_order(bench, server, data, tar, way)
+    many = archives.small(bench.directory, 400 if bench.quick else 4000, 5000)
+    archives.in_memory(many)
+    with bench.server(many, delay=DELAY, paced=True, replica=True) as server:
+        tar = _tar(server, server.accession("SMALL", "SESSION"), "ALL")
+        rows += _in_order(bench, server, many, tar, "sorted", limit=2.0)
+    return rows
+
+
+def _in_order(bench: Bench, server: Server, data: Path, tar: str, way: str, limit: float = 0.0) -> list[Row]:
+    """Read a session from a new mount, which has its listings, and compare with one tar of all of it."""
+    truth = archives.tree_md5(archives.session(data) / "scans")
+    project, out = next(data.iterdir()).name, bench.directory / "copy"
+    limit = limit or (1.8 if way == "`cp -r`" else 1.6)
+    ours, theirs, counts, right = [], [], [], True
+    for turn in range(bench.times + 1):  # the first fills the replica, and is not counted
+        rig.discard(out)
+        out.mkdir()
+        took = rig.shell(f"{tar} | tar x -C {out}")
+        theirs += [took] if turn else []
+        with bench.mount(server) as mount:
+            source = mount.session(project) / "scans"
+            rig.shell(f"ls -lR {source} > /dev/null")
+            rig.drop_pages()
+            rig.discard(out)
+            before = len(server.requests())
+            if way == "`cp -r`":
+                took = rig.shell(f"cp -r {source} {out}")
+                right &= archives.tree_md5(out) == truth
+            else:
+                took, found = _read(source, way)
+                right &= found == {path: truth[path] for path in found} and bool(found)
+            ours += [took] if turn else []
+            counts += [float(sum(_data(server.requests()[before:]).values()))] if turn else []
+    rig.discard(out)
+    scans = len({path.partition("/")[0] for path in truth})
+    secure = ", TLS" if server.authority else ""
+    title = f"{way}: {len(truth)} files in {scans} series, listed before, 50 ms a request, 1 Gbit/s{secure}"
+    row = Row("orders", title, ours, "`curl | tar x` of one tar", theirs, f"at most {limit}, and 4 round trips")
+    row.require(row.median <= limit * statistics.median(theirs) + 4 * DELAY).require(right, WRONG)
+    requests = Row("orders", "its data requests", counts, "", [], "at most 2 a series, and 2", "")
+    return [row, requests.require(max(counts) <= 2 * scans + 2)]
+
+
+def _read(source: Path, way: str) -> tuple[float, dict[str, str]]:
+    """Read the files of a folder in some order; return the duration in seconds, and the MD5 of each by its path."""
+    paths = sorted(path for path in source.rglob("*") if path.is_file())
+    if way == "backward":
+        paths.reverse()
+    elif way == "random":
+        random.Random(1).shuffle(paths)
+    elif way == "every other one":
+        paths = paths[::2]
+    began = time.perf_counter()
+    with ThreadPoolExecutor(8 if way == "by eight threads" else 1) as pool:
+        contents = list(pool.map(Path.read_bytes, paths))
+    took = time.perf_counter() - began
+    digests = [hashlib.md5(content).hexdigest() for content in contents]
+    return took, {path.relative_to(source).as_posix(): digest for path, digest in zip(paths, digests, strict=True)}
 
 
 def one(bench: Bench) -> list[Row]:

@@ -1,13 +1,17 @@
 """Test what a mount reports about itself, on a real mount, as the commands show it."""
 
+import fcntl
 import json
 import os
+import pty
 import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,7 @@ from tests.support.failing import AS_STRANGER
 from tests.support.mounting import SCRIPTS, Mount, daemons, environment, mounting, run
 from xnatfs.cli.control.render import duration, size, text_lines
 from xnatfs.cli.control.watch import picture
+from xnatfs.cli.output import display_width
 
 pytestmark = pytest.mark.fuse
 
@@ -103,6 +108,34 @@ def test_an_error_is_reported_with_its_path_and_reason_and_ends_when_the_file_is
     assert path[-1] in xnatfs(mount, "status", mount.path).stdout
 
 
+def test_why_tells_the_last_error_and_what_stands_before_a_path(demo, mount):
+    path = failing(demo)
+    place = mount.path.joinpath(*path)
+    fine = mount.path / "projects" / "BRAINS"
+    assert "nothing is the matter" in xnatfs(mount, "why", fine).stdout
+    missing = xnatfs(mount, "why", fine / "NOBODY", status=1).stdout
+    assert "a program gets ENOENT for it: projects/BRAINS/NOBODY does not exist" in missing
+    with pytest.raises(OSError, match="Input/output"):
+        place.read_bytes()
+    for asked in (place, place.parent):
+        told = xnatfs(mount, "why", asked, status=1).stdout
+        assert f"EIO for {'/'.join(path)}: " in told
+    assert xnatfs(mount, "why", "/", status=66).stderr.count("\n") == 1
+
+
+def test_the_cache_is_shown_and_cleared(demo, mount):
+    mount.walk("projects/BRAINS/SUB001", read=True)
+    shown = xnatfs(mount, "cache", "info", mount.path).stdout
+    assert str(mount.home / ".cache" / "xnatfs") in shown
+    assert "0 of them pinned" in shown
+    assert "freed" in xnatfs(mount, "cache", "clear", mount.path).stdout
+    assert state(mount)["cache"]["used_bytes"] == 0
+    before = state(mount)["cache"]["misses"]
+    mount.walk("projects/BRAINS/SUB001", read=True)  # what the kernel has of it goes with its attributes
+    assert state(mount)["cache"]["misses"] >= before
+    assert xnatfs(mount, "cache", "melt", mount.path, status=2).stderr.count("\n") == 1
+
+
 def test_metrics_are_in_the_format_of_prometheus(mount):
     text = xnatfs(mount, "status", mount.path, "-o", "prometheus").stdout
     value = r"[-+]?[0-9.]+(?:e[-+]?[0-9]+)?"
@@ -165,10 +198,8 @@ def test_nothing_is_left_of_it(demo, tmp_path):
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes another user")
 def test_another_user_is_refused(mount):
     (path,) = (mount.home / ".cache" / "xnatfs" / "mounts").glob("*.sock")
-    program = (
-        "import os, socket, sys; s = socket.socket(socket.AF_UNIX); os.chdir(sys.argv[1]); s.connect(sys.argv[2]);"
-        " print(s.recv(999).decode())"
-    )
+    connect = "os.chdir(sys.argv[1]); s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[2])"
+    program = f"import os, socket, sys; {connect}; print(s.recv(999).decode())"
     words = (*AS_STRANGER.split(), sys.executable, "-ISE", "-c", program, path.parent, path.name)
     assert "PermissionError" in run(*words).stderr
     path.chmod(0o666)
@@ -222,7 +253,7 @@ def example() -> dict[str, Any]:
         },
         "open_files": 1,
         "inodes": 10,
-        "transfers": [{"path": "projects/P/" + "x" * 200, "received_bytes": 10, "size_bytes": 100}],
+        "transfers": [{"path": "projects/P/" + "x" * 100 + "\u5bfe" * 100, "received_bytes": 10, "size_bytes": 100}],
         "errors": [{"path": "projects/\x1b[31mP", "at": 1.0, "errno": "EIO", "reason": "broken " * 20, "count": 2}],
     }
 
@@ -234,7 +265,7 @@ def test_the_live_view_fits_its_terminal(columns):
     assert len(lines) == 20
     assert lines[-1] == "..."
     whole = list(text_lines(example(), columns))
-    assert max(map(len, whole)) <= columns
+    assert max(map(display_width, whole)) <= columns
     text = " ".join(line.strip() for line in whole)
     for said in (
         "unreachable since",
@@ -246,6 +277,25 @@ def test_the_live_view_fits_its_terminal(columns):
     ):
         assert said in text, said
     assert "\x1b" not in text
+
+
+def test_the_live_view_is_renewed_until_it_is_interrupted(mount):
+    master, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 50, 0, 0))
+    env = environment(mount.home, TERM="xterm")
+    command = [XNATFS, "status", "--watch", mount.path]
+    with subprocess.Popen(command, env=env, stdin=terminal, stdout=terminal, stderr=terminal) as process:
+        os.close(terminal)
+        shown = b""
+        while shown.count(b"Ctrl-C ends it") < 2 or b"reachable" not in shown:
+            shown += os.read(master, 65536)
+        process.send_signal(signal.SIGINT)
+        with suppress(OSError):  # the end of the other side
+            while data := os.read(master, 65536):
+                shown += data
+        assert process.wait(60) == 0
+    os.close(master)
+    assert b"Traceback" not in shown
 
 
 def test_numbers_are_short():

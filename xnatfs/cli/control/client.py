@@ -1,14 +1,16 @@
 """Find the mounts of this user, and call one over its control socket. Nothing here touches the mount itself."""
 
 import contextlib
+import logging
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from xnatfs.common.errors import ConfigError, MountpointError, XnatError
+from xnatfs.common.urls import is_same_server
 from xnatfs.fuse.control.protocol import (
     MAX_REPLY_BYTES,
     Message,
@@ -21,8 +23,14 @@ from xnatfs.fuse.control.protocol import (
 from xnatfs.fuse.mountinfo import all_mounts
 from xnatfs.fuse.mountpoint import KIND, control_socket
 
+log = logging.getLogger(__name__)
+
 # Seconds until a mount that says nothing counts as hung; a call that takes long sends progress.
 ANSWER_SECONDS = 10.0
+# Seconds that a command waits for each mount to take note of a change: it costs no request.
+ANNOUNCE_SECONDS = 2.0
+# Changed items that are named; of more, all listings are requested anew.
+MAX_ANNOUNCED = 500
 # Bytes that are received at a time.
 REPLY_PIECE_BYTES = 256 * 1024
 
@@ -135,3 +143,24 @@ def split_path(path: Path) -> tuple[LiveMount, str]:
         if real in mounts:
             return mounts[real], "/".join(names[place + 1 :])
     raise MountpointError(f"{path} is not in a mount of xnatfs, or not in yours")
+
+
+def announce(url: str, projects: Collection[str], experiments: Collection[str]) -> None:
+    """Tell the mounts of a server which items were changed there. A mount that does not answer finds out by itself.
+
+    Args:
+        url: The server.
+        projects: IDs of projects, or '*' for any.
+        experiments: Accession IDs.
+    """
+    if len(projects) + len(experiments) > MAX_ANNOUNCED:
+        projects, experiments = ["*"], []
+    try:
+        mounts = [mount for mount in live_mounts() if is_same_server(mount.server, url)]
+    except OSError:  # another system than Linux has no mounts
+        return
+    for mount in mounts:
+        try:
+            mount.call("changed", seconds=ANNOUNCE_SECONDS, projects=sorted(projects), experiments=sorted(experiments))
+        except XnatError as error:
+            log.info("not told what has changed: %s", error)

@@ -6,12 +6,16 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from urllib.parse import urlencode
 
-from xnatfs.cli.output import fold, print_data
+from xnatfs.cli.output import display_width, fold, print_data
 from xnatfs.common.sanitize import line
 
 # Columns of the names before the values.
 NAME_COLUMNS = 11
+
+# What XNAT does to a catalogue: entries whose files are gone are removed, others added, digests and counts computed.
+REFRESH_OPTIONS = "delete,append,checksum,populateStats"
 
 State = Mapping[str, Any]
 
@@ -69,9 +73,13 @@ def _folded(text: str, columns: int) -> list[str]:
 
 
 def _cut(text: str, columns: int) -> Iterator[str]:
-    while len(text) > columns:
-        yield text[:columns]
-        text = text[columns:]
+    """Yield a text in pieces that fit."""
+    while display_width(text) > columns:
+        length = min(len(text), columns)
+        while length > 1 and display_width(text[:length]) > columns:
+            length -= 1
+        yield text[:length]
+        text = text[length:]
     yield text
 
 
@@ -135,6 +143,41 @@ def _cache(cache: State) -> Iterator[tuple[str, str]]:
     if cache["read_ahead_bytes"]:
         unused = f"{cache['read_ahead_waste']:.0%} of it not used"
         yield "read-ahead", f"{size(cache['read_ahead_bytes'])}, {unused}"
+
+
+def cache_facts(cache: State) -> Iterator[tuple[str, str]]:
+    """Yield what `xnatfs cache info` shows."""
+    yield "directory", line(cache["directory"])
+    yield from _cache(cache)
+    yield "files", f"{cache['files']}, {cache['pinned_files']} of them pinned ({size(cache['pinned_bytes'])})"
+    yield "evicted", f"{_count(cache['evicted'], 'file')} since it was mounted"
+
+
+def warmed(result: State) -> str:
+    """Return what `xnatfs warm` has come to."""
+    pinned = f", {result['pinned_files']} pinned" if result["pinned_files"] else ""
+    fetched = result["cached_files"] - result["cached_before"]
+    whole = f"{_count(result['files'], 'file')}, {size(result['bytes'])}"
+    if result["is_complete"]:
+        return f"complete: {whole} ({max(fetched, 0)} fetched{pinned})"
+    failed = f", {result['failed_files']} failed" if result["failed_files"] else ""
+    evicted = result["files"] - result["cached_files"] - result["failed_files"]
+    small = f", {evicted} found no room in the cache" if evicted > 0 else ""
+    return f"incomplete: {result['cached_files']} of {whole} cached{pinned}{failed}{small}"
+
+
+def verified(result: State) -> Iterator[str]:
+    """Yield what `xnatfs verify` has found, and what a data manager can do about it."""
+    for resource in result["resources"]:
+        yield from (f"{line(resource['path'])}: {line(problem)}" for problem in resource["problems"])
+    broken = [resource["uri"] for resource in result["resources"] if resource["needs_refresh"]]
+    if broken:
+        yield "A manager of the data can refresh these catalogues:"
+    for uri in broken:
+        query = urlencode({"resource": uri, "options": REFRESH_OPTIONS}, safe="/,")
+        yield f"  xnatctl api POST '/data/services/refresh/catalog?{query}'"
+    digests = f", {result['without_digest']} without a digest" if result["without_digest"] else ""
+    yield f"{_count(result['files'], 'file')} compared, {result['cached_files']} of them in the cache{digests}"
 
 
 def _transfer(transfer: State) -> str:

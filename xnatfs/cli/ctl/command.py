@@ -19,6 +19,7 @@ from xnatfs.common import program
 from xnatfs.common.errors import ConfigError, Denied, NotFound
 from xnatfs.listings.completion import NAMES, store_names
 from xnatfs.listings.store import ListingStore
+from xnatfs.rest.changes import ChangedItems
 from xnatfs.rest.client import Xnat, open_xnat
 from xnatfs.rest.models import Row
 from xnatfs.settings.config import Config, server_directory
@@ -121,7 +122,10 @@ class Context:
         credentials = credentials or find_login(self.config)  # may prompt on the terminal
         with self._waiting():
             async with open_xnat(self.config, credentials, sessions=self.store) as xnat:
-                yield xnat
+                try:
+                    yield xnat
+                finally:
+                    self._announce(xnat.changed)
 
     @asynccontextmanager
     async def site(self) -> AsyncIterator[Site]:
@@ -129,6 +133,13 @@ class Context:
         with self._waiting():
             async with open_site(config, credentials, sessions=self.store) as site:
                 yield site
+
+    def _announce(self, changed: ChangedItems) -> None:
+        """Tell the mounts of this server what has changed there."""
+        if changed:
+            from xnatfs.cli.control import client  # most commands change nothing
+
+            client.announce(self.config.url, changed.projects, changed.experiments)
 
     def _waiting(self) -> AbstractContextManager[None]:
         """Show on a terminal what is requested if it takes long; not with --quiet, nor if requests are logged."""

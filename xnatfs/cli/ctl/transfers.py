@@ -24,7 +24,7 @@ from xnatfs.site import Site
 from xnatfs.transfer import download as transfer
 from xnatfs.transfer.download import Plan, Report
 from xnatfs.transfer.manifest import Manifest, Owner
-from xnatfs.tree.names import escape, shorten
+from xnatfs.tree.names import file_name
 from xnatfs.tree.sessions import AssessorDir, SessionDir
 
 
@@ -106,7 +106,7 @@ async def _run(
 ) -> int:
     """Copy scans (None: all) and resources. `session download` copies the resources of items that cannot have scans."""
     arguments = context.arguments
-    out = arguments.out / shorten(escape(wanted_experiment(context)))
+    out = arguments.out / file_name(wanted_experiment(context))
     _check_out(arguments.out, out)
     _check_zip(arguments)
     async with context.site() as site:

@@ -29,14 +29,17 @@ import os
 import shutil
 import sqlite3
 import uuid
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from xnatfs.common.errors import CacheError, CacheLocked
 from xnatfs.common.locks import holder, lock, lock_within
 from xnatfs.common.private_files import make_private
 from xnatfs.content.disk.files import create, in_folder, is_full, measure_files, opened, write_new
 from xnatfs.content.disk.index import BlobRow, Index, is_busy, open_index, set_aside, wal_locks
+
+T = TypeVar("T")
 
 INDEX_NAME = "index.sqlite"
 
@@ -158,17 +161,22 @@ class CacheDirectory:
         with self.index.transaction():
             self._make_room(target)
 
-    def drop(self, folders: Collection[str]) -> None:
-        """Remove the files in these folders, open or not.
+    def remove(self, find: Callable[[Index], Sequence[bytes]]) -> None:
+        """Remove the files whose identities `find` returns, open or not.
 
         Readers that have such a file open keep its bytes; later opens do not find it.
         """
         with self.index.transaction():
-            idents = self.index.in_folders(folders)
+            idents = find(self.index)
             for ident in idents:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self.path(ident))
             self.index.drop(idents)
+
+    def with_index(self, work: Callable[[Index], T]) -> T:
+        """Do some work with the index, in one transaction."""
+        with self.index.transaction():
+            return work(self.index)
 
     def touch(self) -> None:
         """Write the times of recent opens to the index."""

@@ -64,6 +64,10 @@ CREATE TRIGGER {table}_sized AFTER UPDATE OF size ON {table}
     for table in ("blobs", "partials")
 )
 
+# Time of use of a pinned blob, in seconds since the epoch: in the year 5138, later than any use. So a pin is a cell of
+# the row and goes with it, and a program that knows no pins evicts such blobs last.
+PINNED_USE = 1e11
+
 # SQLite's error codes for a damaged index: "malformed", "not a database", and "no such table" for an emptied one.
 DAMAGE_ERROR_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
 
@@ -193,7 +197,8 @@ class Index:
         self._write.execute(
             f"INSERT INTO blobs ({ROW_COLUMNS}) VALUES ({ROW_PLACEHOLDERS}) ON CONFLICT (ident) DO UPDATE SET"
             " key = excluded.key, listed = excluded.listed, size = excluded.size, modified = excluded.modified,"
-            " checked = excluded.checked, used = excluded.used, boot = excluded.boot, written = excluded.written",
+            " checked = excluded.checked, used = MAX(used, excluded.used), boot = excluded.boot,"
+            " written = excluded.written",
             _cells(row),
         )
 
@@ -214,15 +219,29 @@ class Index:
         return [ident for ident, key in rows if folder_of(key) in folders]
 
     def touch(self, used: dict[bytes, float]) -> None:
-        """Write the times at which identities were last opened."""
-        self._write.executemany("UPDATE blobs SET used = ? WHERE ident = ?", [(at, i) for i, at in list(used.items())])
+        """Write the times at which identities were last opened, PINNED_USE to pin them; what is pinned stays so."""
+        rows = [(at, ident, PINNED_USE) for ident, at in list(used.items())]
+        self._write.executemany("UPDATE blobs SET used = ? WHERE ident = ? AND used < ?", rows)
+
+    def unpin(self, idents: Iterable[bytes] | None, used: float) -> int:
+        """Have blobs evicted again, all of them for None, as last used at a time; return how many were pinned."""
+        unpin = "UPDATE blobs SET used = ? WHERE used >= ?"
+        if idents is None:
+            return self._write.execute(unpin, (used, PINNED_USE)).rowcount
+        rows = [(used, PINNED_USE, ident) for ident in idents]
+        return self._write.executemany(f"{unpin} AND ident = ?", rows).rowcount if rows else 0
+
+    def usage(self) -> tuple[int, int, int]:
+        """Return the numbers of blobs and of pinned ones, and the bytes of these. Reads every entry of an index."""
+        (blobs,) = self._write.execute("SELECT COUNT(*) FROM blobs").fetchone()
+        pinned = "SELECT COUNT(*), COALESCE(SUM(size), 0) FROM blobs WHERE used >= ?"
+        count, size = self._write.execute(pinned, (PINNED_USE,)).fetchone()
+        return blobs, count, size
 
     def oldest(self, after: tuple[float, bytes], count: int = 64) -> list[tuple[float, bytes, int]]:
-        """Return up to `count` rows after `after`, least recently used first, as (used, ident, size)."""
-        return self._write.execute(
-            "SELECT used, ident, size FROM blobs WHERE (used, ident) > (?, ?) ORDER BY used, ident LIMIT ?",
-            (*after, count),
-        ).fetchall()
+        """Return up to `count` rows after `after`, least recently used first, without pinned ones."""
+        oldest = "SELECT used, ident, size FROM blobs WHERE (used, ident) > (?, ?) AND used < ?"
+        return self._write.execute(f"{oldest} ORDER BY used, ident LIMIT ?", (*after, PINNED_USE, count)).fetchall()
 
     def reserve(self, name: str, size: int) -> None:
         """Reserve the bytes of a download, which counts at its full size from the start."""

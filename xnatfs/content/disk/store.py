@@ -166,7 +166,15 @@ class Store:
 
     async def drop(self, folders: Collection[str]) -> None:
         """Remove the files in these folders."""
-        await self._write(self._directory.drop, folders)
+        await self._write(self._directory.remove, lambda index: index.in_folders(folders))
+
+    async def remove(self, idents: Sequence[bytes]) -> None:
+        """Remove files, open or not."""
+        await self._write(self._directory.remove, lambda index: idents)
+
+    async def with_index(self, work: Callable[[Index], T]) -> T | None:
+        """Do some work with the index; return None if that is unusable."""
+        return await self._write(self._directory.with_index, work)
 
     async def tidy(self) -> None:
         """Remove leftovers of crashes, and evict down to the limit."""

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from xml.etree import ElementTree
 
-from xnatfs.demo.archive.types import EXPERIMENTS, SCANS
+from xnatfs.demo.archive.data_types import EXPERIMENTS, SCANS
 from xnatfs.demo.rest.tables import Query
 from xnatfs.demo.server.reply import Failed
 
-ROOTS = {f"{name.removesuffix('data')}": xsi_type for name, xsi_type in {**EXPERIMENTS, **SCANS}.items()}
+ROOT_ELEMENTS = {f"{name.removesuffix('data')}": xsi_type for name, xsi_type in {**EXPERIMENTS, **SCANS}.items()}
 
 
 def fields_of(query: Query, body: bytes) -> Mapping[str, str]:
@@ -21,7 +21,7 @@ def _document(body: bytes) -> dict[str, str]:
     except ElementTree.ParseError as error:
         raise Failed(400, f"Unable to parse the document: {error}") from None
     name = root.tag.rpartition("}")[2].lower()
-    xsi_type = next((found for key, found in ROOTS.items() if key.partition(":")[2] == name), "")
+    xsi_type = next((found for key, found in ROOT_ELEMENTS.items() if key.partition(":")[2] == name), "")
     if not xsi_type and name not in ("project", "subject"):
         raise Failed(422, f"Unknown type of document: {name}")
     fields = {key.rpartition("}")[2]: value for key, value in root.attrib.items()}

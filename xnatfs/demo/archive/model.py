@@ -2,47 +2,13 @@
 
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
-
-class Computed(Protocol):
-    """A file that is stored nowhere: its bytes are computed when they are sent."""
-
-    def __len__(self) -> int: ...
-
-    def pieces(self, start: int, length: int) -> Iterator[bytes]: ...
-
-
-Content = bytes | Path | Computed | None  # None: the catalogue lists the file, the disk does not have it
+from xnatfs.demo.archive.entries import Content, Entry
 
 STAMP = "2024-01-02 03:04:05.678"
-MODIFIED = 1704164645.0
-
-
-@dataclass
-class Entry:
-    """One catalogue entry. Its size and digest may differ from those of the file."""
-
-    path: str
-    content: Content
-    size: str
-    digest: str
-    modified: float = MODIFIED
-    tags: str = ""
-    format: str = ""
-    note: str = ""  # `content`, as the server calls it
-
-    @property
-    def lost(self) -> bool:
-        """Return true if the file is in the catalogue only."""
-        return self.content is None or (isinstance(self.content, Path) and not self.content.is_file())
-
-    def length(self) -> int:
-        assert self.content is not None
-        return self.content.stat().st_size if isinstance(self.content, Path) else len(self.content)
 
 
 @dataclass
@@ -54,6 +20,23 @@ class Resource:
     entries: list[Entry] = field(default_factory=list)
     broken: bool = False  # its catalogue cannot be read
     ordered: bool = False  # its catalogue is in the order of `entries`, though it is of DICOM
+
+    def size(self) -> int:
+        """Return the sum of the sizes that the catalogue states."""
+        return sum(int(entry.size or 0) for entry in self.entries)
+
+    def put(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Add entries in place of those with the same paths, and return the replaced ones."""
+        new = {entry.path for entry in entries}
+        replaced = [entry for entry in self.entries if entry.path in new]
+        self.entries[:] = [entry for entry in self.entries if entry.path not in new] + [*entries]
+        return replaced
+
+    def remove(self, path: str) -> list[Entry]:
+        """Remove the entry with this path, or all with "", and return what was removed."""
+        gone = [entry for entry in self.entries if path in ("", entry.path)]
+        self.entries[:] = [entry for entry in self.entries if entry not in gone]
+        return gone
 
     def listed(self) -> list[Entry]:
         """Return the entries in the order of the catalogue; DICOM entries have that of a hash table (2 7 17 5 ...)."""
@@ -110,6 +93,35 @@ class Experiment:
     def is_session(self) -> bool:
         return self.xsi_type.endswith("SessionData")
 
+    def held(self) -> "Found":
+        """Return the experiment's own resources."""
+        return _at(self.resources, Home("resources", self.id, " ", experiment=self))
+
+    def held_by_scan(self, scan: Scan) -> "Found":
+        return _at(scan.resources, Home("scans", scan.id, scan.type, experiment=self, part=f"scans/{scan.id}"))
+
+    def held_by_reconstruction(self, recon: Reconstruction, side: str) -> "Found":
+        """Return the resources of a reconstruction on one side, "in" or "out"."""
+        part = f"reconstructions/{recon.id}/{side}"
+        home = Home("reconstructions", recon.id, recon.type, experiment=self, part=part)
+        return _at(recon.inputs if side == "in" else recon.out, home)
+
+    def held_as_assessor(self, side: str) -> "Found":
+        """Return the resources of an assessor on one side: "in", "out" or, of the assessor itself, ""."""
+        home = Home("assessors", self.id, self.xsi_type, experiment=self, part=side)
+        return _at({"in": self.inputs, "out": self.out}.get(side, self.resources), home)
+
+    def held_at_any_level(self) -> "Iterator[tuple[Resource, Home]]":
+        """Yield the own resources, those of scans and reconstructions, inputs and outputs."""
+        yield from self.held()
+        for scan in self.scans:
+            yield from self.held_by_scan(scan)
+        for recon in self.reconstructions:
+            for side in ("out", "in"):
+                yield from self.held_by_reconstruction(recon, side)
+        for side in ("out", "in"):
+            yield from self.held_as_assessor(side)
+
 
 @dataclass
 class Subject:
@@ -121,6 +133,9 @@ class Subject:
     resources: list[Resource] = field(default_factory=list)
     shared: dict[str, str] = field(default_factory=dict)
     fields: dict[str, str] = field(default_factory=dict)
+
+    def held(self) -> "Found":
+        return _at(self.resources, Home("resources", "", " ", subject=self))
 
 
 @dataclass
@@ -134,6 +149,43 @@ class Project:
     secondary_id: str = ""
     alias: str = ""
     prearchive_code: str = "0"  # 0: archived by hand, 4: at once, 5: at once, replacing existing data
+
+    def held(self) -> "Found":
+        return _at(self.resources, Home("resources", "", " ", project=self))
+
+
+@dataclass(frozen=True)
+class Home:
+    """The item that a resource belongs to, and the listing's `category`, `cat_id` and `cat_desc` for it."""
+
+    category: str
+    cat_id: str
+    cat_desc: str
+    project: Project | None = None
+    subject: Subject | None = None
+    experiment: Experiment | None = None
+    part: str = ""  # of the experiment: 'scans/1', 'reconstructions/r', 'out', 'in'
+
+    def owner(self) -> str:
+        """Return the ID of the owning project."""
+        item = self.subject or self.experiment
+        return self.project.id if self.project else item.project if item else ""
+
+    def base(self) -> str:
+        """Return the part of the URI before /resources."""
+        if self.project:
+            return f"/data/projects/{self.project.id}"
+        if self.subject:
+            return f"/data/projects/{self.subject.project}/subjects/{self.subject.id}"
+        assert self.experiment is not None
+        return f"/data/experiments/{self.experiment.id}" + (f"/{self.part}" if self.part else "")
+
+
+Found = Sequence[tuple[Resource, Home]]
+
+
+def _at(resources: list[Resource], home: Home) -> Found:
+    return [(resource, home) for resource in resources]
 
 
 @dataclass
@@ -172,7 +224,7 @@ class Archive:
             members: The roles of its users, by user name with underscores for hyphens.
         """
         roles = {user.replace("_", "-"): role for user, role in members.items()}
-        self.projects[id] = Project(id, name, access, f"{name}, made up", roles)
+        self.projects[id] = Project(id, name, access, members=roles)
         return self.projects[id]
 
     def subject(self, project: Project, label: str, accession: str = "") -> Subject:
@@ -253,8 +305,11 @@ class Archive:
         aliases = {project.alias: project.id for project in self.projects.values() if project.alias}
         return key if key in self.projects else aliases.get(key, key)
 
+    def is_admin(self, user: str) -> bool:
+        return user in self.users and self.users[user].admin
+
     def role(self, user: str, project: str) -> str:
-        if self.users.get(user, User("", "")).admin:
+        if self.is_admin(user):
             return "Owners"
         return self.projects[project].members.get(user, "")
 
@@ -310,13 +365,11 @@ class Archive:
     def resources(self) -> Iterator[tuple[Resource, "Home"]]:
         """Yield every resource with the item it belongs to."""
         for project in self.projects.values():
-            for r in project.resources:
-                yield r, Home("resources", "", " ", project=project)
+            yield from project.held()
         for subject in self.subjects.values():
-            for r in subject.resources:
-                yield r, Home("resources", "", " ", subject=subject)
+            yield from subject.held()
         for experiment in self.experiments.values():
-            yield from experiment_resources(experiment)
+            yield from experiment.held_at_any_level()
 
     def changed(self) -> None:
         """Invalidate the index of resource numbers, after a change not made by the methods above."""
@@ -327,52 +380,6 @@ class Archive:
             self._indexed = self._resource_ids
             self._by_id = {pair[0].id: pair for pair in self.resources()}
         return self._by_id.get(number)
-
-
-@dataclass(frozen=True)
-class Home:
-    """The item that a resource belongs to, and the listing's `category`, `cat_id` and `cat_desc` for it."""
-
-    category: str
-    cat_id: str
-    cat_desc: str
-    project: Project | None = None
-    subject: Subject | None = None
-    experiment: Experiment | None = None
-    part: str = ""  # of the experiment: 'scans/1', 'reconstructions/r', 'out', 'in'
-
-    def owner(self) -> str:
-        """Return the ID of the owning project."""
-        item = self.subject or self.experiment
-        return self.project.id if self.project else item.project if item else ""
-
-    def base(self) -> str:
-        """Return the part of the URI before /resources."""
-        if self.project:
-            return f"/data/projects/{self.project.id}"
-        if self.subject:
-            return f"/data/projects/{self.subject.project}/subjects/{self.subject.id}"
-        assert self.experiment is not None
-        return f"/data/experiments/{self.experiment.id}" + (f"/{self.part}" if self.part else "")
-
-
-def experiment_resources(experiment: Experiment) -> Iterator[tuple[Resource, Home]]:
-    """Yield the resources of an experiment: its own, those of its scans and reconstructions, its inputs and outputs."""
-    for r in experiment.resources:
-        yield r, Home("resources", experiment.id, " ", experiment=experiment)
-    for scan in experiment.scans:
-        for r in scan.resources:
-            yield r, Home("scans", scan.id, scan.type, experiment=experiment, part=f"scans/{scan.id}")
-    for recon in experiment.reconstructions:
-        for r in recon.out:
-            part = f"reconstructions/{recon.id}/out"
-            yield r, Home("reconstructions", recon.id, recon.type, experiment=experiment, part=part)
-        for r in recon.inputs:
-            part = f"reconstructions/{recon.id}/in"
-            yield r, Home("reconstructions", recon.id, recon.type, experiment=experiment, part=part)
-    for kind, found in (("out", experiment.out), ("in", experiment.inputs)):
-        for r in found:
-            yield r, Home("assessors", experiment.id, experiment.xsi_type, experiment=experiment, part=kind)
 
 
 T = TypeVar("T", Subject, Experiment)

@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Iterable
 from pathlib import Path
 
-from xnatfs.demo.archive.model import Entry
+from xnatfs.demo.archive.entries import Entry
 
 
 class Vault:

@@ -2,20 +2,18 @@
 
 import re
 import tarfile
-import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import takewhile
 from xml.sax.saxutils import escape, quoteattr
 
-from xnatfs.demo.archive.model import Archive, Entry, Home, Resource
+from xnatfs.demo.archive.entries import Entry
+from xnatfs.demo.archive.model import Archive, Found, Home, Resource
 from xnatfs.demo.content.zips import Member, zipped
 from xnatfs.demo.rest.tables import Query, stored, true
 from xnatfs.demo.server.releases import Release
 from xnatfs.demo.server.reply import Failed, Reply, Slice, chunked, disposition
-
-Found = Sequence[tuple[Resource, Home]]
 
 ARCHIVES = {
     "zip": "application/zip",
@@ -25,7 +23,7 @@ ARCHIVES = {
     "application/x-gtar": "application/x-gtar",
     "application/x-tar": "application/x-tar",
 }
-ENDINGS = {"application/zip": "zip", "application/x-tar": "tar", "application/x-gtar": "tar.gz"}
+ARCHIVE_EXTENSIONS = {"application/zip": "zip", "application/x-tar": "tar", "application/x-gtar": "tar.gz"}
 BLOCK, RECORD = tarfile.BLOCKSIZE, tarfile.RECORDSIZE  # a tar is padded to whole records
 UNSAFE = re.compile(r'[/\\:*?"<>|]')
 
@@ -90,7 +88,7 @@ def archive(found: Found, query: Query, layout: Layout) -> Reply:
     ]
     if not members:
         raise Failed(404, "No files found")
-    headers = {"Content-Disposition": disposition(f"{layout.name}.{ENDINGS[layout.kind]}")}
+    headers = {"Content-Disposition": disposition(f"{layout.name}.{ARCHIVE_EXTENSIONS[layout.kind]}")}
     body = _body(members, query, layout.kind)
     if layout.kind == "application/zip":
         return Reply(200, body, layout.kind, headers)
@@ -155,15 +153,14 @@ def one_file(entry: Entry) -> Reply:
 
 def _body(members: list[tuple[str, Entry]], query: Query, kind: str) -> Iterator[bytes]:
     if kind == "application/zip":
-        level = query.get("compression", "0")
         made = [_zip_member(name, entry) for name, entry in members]
-        return zipped(made, int(level) if level in "123456789" and level else 0)
+        return zipped(made, deflates=query.get("compression", "0") in {*"123456789"})
     tar = _records(_tar(members, query.release))
     return _gzip(tar) if kind == "application/x-gtar" else tar
 
 
 def _zip_member(name: str, entry: Entry) -> Member:
-    return Member(name, time.gmtime(entry.modified)[:6], lambda: Slice.whole(entry.content).pieces())
+    return Member(name, entry.modified, Slice.whole(entry.content))
 
 
 def _records(pieces: Iterator[bytes]) -> Iterator[bytes]:

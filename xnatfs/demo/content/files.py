@@ -1,19 +1,17 @@
 """Answer requests for lists of resources and files, for catalogues and for downloads."""
 
 import re
-from collections.abc import Sequence
 from email.utils import formatdate, parsedate_to_datetime
 from urllib.parse import unquote, unquote_plus
 from xml.sax.saxutils import quoteattr
 
-from xnatfs.demo.archive.model import Entry, Home, Resource
+from xnatfs.demo.archive.entries import Entry
+from xnatfs.demo.archive.model import Found
 from xnatfs.demo.rest.tables import XML, Query, Rows, negotiated, stored, table
 from xnatfs.demo.server.releases import XNAT_1_8, Release
 from xnatfs.demo.server.reply import Failed, Reply, Slice, chunked, disposition
 
-Found = Sequence[tuple[Resource, Home]]
-
-TYPES = {
+MEDIA_TYPES = {
     "bmp": "image/bmp",
     "gif": "image/gif",
     "html": "text/html",
@@ -45,7 +43,7 @@ def list_resources(found: Found, query: Query, *, session_rows_blank: bool) -> R
                 if own or (session_rows_blank and home.category == "assessors")
                 else stored(home.cat_desc),
                 "file_count": str(len(resource.entries)),
-                "file_size": str(sum(int(entry.size or 0) for entry in resource.entries)),
+                "file_size": str(resource.size()),
                 "tags": "",
                 "content": resource.content,
                 "format": resource.format,
@@ -132,8 +130,7 @@ def list_files(found: Found, query: Query, *, single_base: str, context: str, di
         name = query["locator"]
         for row in rows:
             row[name] = "/archive/" + row.pop("URI").partition("/files/")[2]
-    extra: dict[str, object] = {"Columns": [{"key": "URI", "serverRoot": context}]}
-    return table(rows, query, title="Files", total=False, extra=extra, ordered=True)
+    return table(rows, query, title="Files", Columns=[{"key": "URI", "serverRoot": context}], total=False, ordered=True)
 
 
 def find_entry(found: Found, path: str, release: Release = XNAT_1_8) -> Entry:
@@ -199,7 +196,7 @@ def download(entry: Entry, headers: dict[str, str], query: Query, *, ranges: boo
         raise Failed(404, "Unable to find file.", empty=True)
     name = entry.path.rpartition("/")[2]
     size = entry.length()
-    kind = TYPES.get(name.rpartition(".")[2].lower(), "application/octet-stream")
+    kind = MEDIA_TYPES.get(name.rpartition(".")[2].lower(), "application/octet-stream")
     sent = {
         "Last-Modified": formatdate(entry.modified, usegmt=True),
         "Cache-Control": "must-revalidate",

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from contextlib import closing
 from typing import IO
 
-from xnatfs.demo.server.reply import PIECE, Failed
+from xnatfs.demo.server.reply import PIECE_BYTES, Failed
 from xnatfs.demo.server.request_bodies import Body, Part
 
-ENDINGS = {".zip": "zip", ".tar": "tar", ".tgz": "tar", ".tar.gz": "tar"}
-TYPES = {"application/zip": "zip", "application/x-tar": "tar", "application/x-gtar": "tar"}
+EXTENSION_KINDS = {".zip": "zip", ".tar": "tar", ".tgz": "tar", ".tar.gz": "tar"}
+MEDIA_TYPE_KINDS = {"application/zip": "zip", "application/x-tar": "tar", "application/x-gtar": "tar"}
 ENDING = re.compile(r"\.(?:zip|tar|tgz|tar\.gz)$", re.IGNORECASE)
 
 Member = tuple[str, Iterator[bytes]]
@@ -21,7 +21,11 @@ Member = tuple[str, Iterator[bytes]]
 def kind(name: str, type: str) -> str:
     """Return "zip" or "tar", by the extension of the name or else by the media type; "" for any other file."""
     ending = ENDING.search(name)
-    return ENDINGS[ending[0].lower()] if ending else TYPES.get(type.partition(";")[0].strip().lower(), "")
+    return (
+        EXTENSION_KINDS[ending[0].lower()]
+        if ending
+        else MEDIA_TYPE_KINDS.get(type.partition(";")[0].strip().lower(), "")
+    )
 
 
 def members(part: Part, kind: str, charset: str = "utf-8") -> Iterator[Member]:
@@ -64,5 +68,5 @@ def opened(file: IO[bytes], kind: str, charset: str = "utf-8") -> Iterator[Membe
 
 
 def _pieces(content: IO[bytes]) -> Iterator[bytes]:
-    while piece := content.read(PIECE):
+    while piece := content.read(PIECE_BYTES):
         yield piece

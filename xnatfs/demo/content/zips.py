@@ -1,102 +1,74 @@
 """Stream a zip as XNAT does.
 
-A stored entry has its size and CRC in its local header, so its file is read twice; a deflated one ends with a data
-descriptor. Entries and archives beyond 4 GiB are Zip64.
+A stored member has its size and CRC in its local header, so its file is read twice; a deflated one ends with a data
+descriptor. The modes of `zipfile.ZipFile` for output that cannot be sought write descriptors in both cases.
 """
 
-import struct
+import io
+import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from time import gmtime
 
-LIMIT = 0xFFFFFFFF
-UTF8, DESCRIPTOR = 0x800, 0x8
-Packed = tuple[bytes, int, int, int]  # name, flags, method, time and date
+from xnatfs.demo.server.reply import Slice
+
+UTF8_NAMES = 0x800
 
 
 @dataclass(frozen=True)
 class Member:
     name: str
-    modified: tuple[int, ...]  # year to second
-    pieces: Callable[[], Iterator[bytes]]
-
-    def stamp(self) -> int:
-        year, month, day, hour, minute, second = self.modified
-        date = (max(year, 1980) - 1980) << 9 | month << 5 | day
-        return date << 16 | hour << 11 | minute << 5 | second // 2
+    modified: float  # seconds since the epoch
+    content: Slice
 
 
-@dataclass
-class _Written:
-    """A member's record in the central directory."""
+class _Output(io.RawIOBase):
+    """A stream that holds what is written until it is taken."""
 
-    name: bytes
-    flags: int
-    method: int
-    stamp: int
-    offset: int
-    crc: int = 0
-    packed: int = 0
-    size: int = 0
+    def __init__(self) -> None:
+        self._written: list[bytes] = []
 
-    def local(self) -> bytes:
-        big = max(self.size, self.packed) >= LIMIT
-        extra = struct.pack("<HHQQ", 1, 16, self.size, self.packed) if big else b""
-        sizes = (LIMIT, LIMIT) if big else (self.packed, self.size)
-        fields = (45 if big else 20, self.flags, self.method, self.stamp, self.crc, *sizes, len(self.name), len(extra))
-        return struct.pack("<4s3HLLLLHH", b"PK\3\4", *fields) + self.name + extra
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        self._written.append(data)
+        return len(data)
 
-    def central(self) -> bytes:
-        big = max(self.size, self.packed, self.offset) >= LIMIT
-        extra = struct.pack("<HHQQQ", 1, 24, self.size, self.packed, self.offset) if big else b""
-        sizes = (LIMIT, LIMIT, LIMIT) if big else (self.packed, self.size, self.offset)
-        version = 45 if big else 20
-        head = (version, version, self.flags, self.method, self.stamp, self.crc, *sizes[:2], len(self.name), len(extra))
-        return struct.pack("<4s4HLLLLHHHHHLL", b"PK\1\2", *head, 0, 0, 0, 0, sizes[2]) + self.name + extra
+    def take(self) -> bytes:
+        taken, self._written = b"".join(self._written), []
+        return taken
 
 
-def zipped(members: list[Member], level: int = 0) -> Iterator[bytes]:
-    """Yield the bytes of the archive. `level` is zlib's; at level 0 members are stored."""
-    at, written = 0, []
-    for member in members:
-        made = _Written(member.name.encode("utf-8", "replace"), UTF8, 8 if level else 0, member.stamp(), at)
-        for piece in _deflated(member, made, level) if level else _stored(member, made):
-            at += len(piece)
-            yield piece
-        written.append(made)
-    directory = b"".join(made.central() for made in written)
-    yield directory + _end(len(written), len(directory), at)
+def zipped(members: Sequence[Member], *, deflates: bool = False) -> Iterator[bytes]:
+    """Yield the bytes of the archive."""
+    output = _Output()
+    with zipfile.ZipFile(output, "w") as archive:
+        for member in members:
+            moment = max(gmtime(member.modified)[:6], (1980, 1, 1, 0, 0, 0))
+            info = zipfile.ZipInfo(member.name.encode("utf-8", "replace").decode(), moment)
+            for _ in (_deflate if deflates else _store)(archive, info, member.content):
+                yield output.take()
+    yield output.take()
 
 
-def _stored(member: Member, made: _Written) -> Iterator[bytes]:
-    for piece in member.pieces():
-        made.crc = zlib.crc32(piece, made.crc)
-        made.size += len(piece)
-    made.packed = made.size
-    yield made.local()
-    yield from member.pieces()
+def _store(archive: zipfile.ZipFile, info: zipfile.ZipInfo, content: Slice) -> Iterator[None]:
+    assert archive.fp is not None
+    info.CRC, info.flag_bits, info.header_offset = 0, UTF8_NAMES, archive.fp.tell()
+    for piece in content.pieces():
+        info.CRC = zlib.crc32(piece, info.CRC)
+        info.file_size += len(piece)
+    info.compress_size = info.file_size
+    archive.fp.write(info.FileHeader())
+    for piece in content.pieces():
+        archive.fp.write(piece)
+        yield
+    archive.filelist.append(info)
+    archive.start_dir = archive.fp.tell()
 
 
-def _deflated(member: Member, made: _Written, level: int) -> Iterator[bytes]:
-    made.flags |= DESCRIPTOR
-    yield made.local()
-    packer = zlib.compressobj(level, zlib.DEFLATED, -15)
-    for piece in member.pieces():
-        made.crc = zlib.crc32(piece, made.crc)
-        made.size += len(piece)
-        packed = packer.compress(piece)
-        made.packed += len(packed)
-        yield packed
-    rest = packer.flush()
-    made.packed += len(rest)
-    big = max(made.size, made.packed) >= LIMIT
-    yield rest + struct.pack("<4sLQQ" if big else "<4sLLL", b"PK\7\10", made.crc, made.packed, made.size)
-
-
-def _end(count: int, size: int, at: int) -> bytes:
-    zip64 = b""
-    if max(size, at) >= LIMIT or count >= 0xFFFF:
-        zip64 = struct.pack("<4sQHHLLQQQQ", b"PK\6\6", 44, 45, 45, 0, 0, count, count, size, at)
-        zip64 += struct.pack("<4sLQL", b"PK\6\7", 0, at + size, 1)
-    numbers = (min(count, 0xFFFF), min(count, 0xFFFF), min(size, LIMIT), min(at, LIMIT))
-    return zip64 + struct.pack("<4sHHHHLLH", b"PK\5\6", 0, 0, *numbers, 0)
+def _deflate(archive: zipfile.ZipFile, info: zipfile.ZipInfo, content: Slice) -> Iterator[None]:
+    info.compress_type = zipfile.ZIP_DEFLATED
+    archive.NameToInfo.clear()  # names may repeat, as those of resources with one label do
+    with archive.open(info, "w", force_zip64=content.length >= zipfile.ZIP64_LIMIT) as packed:
+        for piece in content.pieces():
+            packed.write(piece)
+            yield

@@ -6,7 +6,7 @@ scan ID of its own.
 
 from dataclasses import dataclass
 
-from xnatfs.demo.archive.changes import LABEL
+from xnatfs.demo.archive.item_changes import LABEL
 from xnatfs.demo.archive.model import Archive, Experiment, Resource, Scan
 from xnatfs.demo.prearchive.dicom import free_id
 
@@ -137,5 +137,4 @@ def _merge(archive: Archive, there: list[Resource], come: list[Resource]) -> Non
     for resource in come:
         same = next((other for other in there if other.label == resource.label), None)
         same = same or archive.resource(there, resource.label, resource.format, resource.content)
-        new = {entry.path for entry in resource.entries}
-        same.entries[:] = [entry for entry in same.entries if entry.path not in new] + resource.entries
+        same.put(resource.entries)

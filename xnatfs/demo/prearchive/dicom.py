@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from xnatfs.demo.archive.model import Entry, Experiment, Resource, Scan
-from xnatfs.demo.archive.types import scan_type, session_type
+from xnatfs.demo.archive.data_types import scan_type, session_type
+from xnatfs.demo.archive.entries import Entry
+from xnatfs.demo.archive.model import Experiment, Resource, Scan
 
 TAGS = (
     "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SeriesNumber", "InstanceNumber", "SeriesDescription",
@@ -33,8 +34,17 @@ class Image:
     def name(self) -> str:
         """Return the file name that the server gives to a received object."""
         header = self.header
-        digest = _base36(zlib.crc32(header["SOPInstanceUID"].encode()))
-        return f"{self.study}-{header['SeriesNumber'] or 0}-{header['InstanceNumber'] or 0}-{digest}.dcm"
+        series, instance = header["SeriesNumber"] or 0, header["InstanceNumber"] or 0
+        return file_name(self.study, series, instance, header["SOPInstanceUID"])
+
+
+def file_name(study: str, series: int | str, instance: int | str, uid: str) -> str:
+    """Return the file name of an object: the UID of its study, its numbers, and a hash of its own UID in base 36."""
+    value, digits = zlib.crc32(uid.encode()), ""
+    while value:
+        value, digit = divmod(value, 36)
+        digits = "0123456789abcdefghijklmnopqrstuvwxyz"[digit] + digits
+    return f"{study}-{series}-{instance}-{digits or 0}.dcm"
 
 
 def read(entry: Entry) -> Image | None:
@@ -73,7 +83,7 @@ def add(session: Experiment, images: Iterable[Image], *, rename: bool) -> None:
         entry.format, entry.note = "DICOM", "RAW"
         if not rename and any(other.path == entry.path for other in resource.entries):
             entry.path = image.name()  # two folders of one archive have a file of this name
-        resource.entries[:] = [other for other in resource.entries if other.path != entry.path] + [entry]
+        resource.put([entry])
     session.xsi_type = session_type({scan.modality for scan in session.scans})
 
 
@@ -97,11 +107,3 @@ def free_id(scans: Iterable[Scan], wanted: str, modality: str) -> str:
         number += 1
         id = f"{wanted}-{modality}{number}"
     return id
-
-
-def _base36(value: int) -> str:
-    digits = ""
-    while value:
-        value, digit = divmod(value, 36)
-        digits = "0123456789abcdefghijklmnopqrstuvwxyz"[digit] + digits
-    return digits or "0"

@@ -4,25 +4,26 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
-from xnatfs.demo.archive.model import Entry, Experiment
+from xnatfs.demo.archive.entries import Entry
+from xnatfs.demo.archive.model import Experiment
 from xnatfs.demo.content import unpacking
 from xnatfs.demo.prearchive import dicom
 from xnatfs.demo.prearchive.archiver import Overwrite
 from xnatfs.demo.prearchive.dicom import Image
-from xnatfs.demo.prearchive.inbox import ARCHIVING, UNASSIGNED, Prearchive, Received
 from xnatfs.demo.prearchive.requests import URIS, PrearchiveRequests
-from xnatfs.demo.rest.levels import Asked
+from xnatfs.demo.prearchive.sessions import ARCHIVING, UNASSIGNED, Prearchive, Received
+from xnatfs.demo.rest.resources import Asked
 from xnatfs.demo.rest.tables import Query, true
 from xnatfs.demo.rest.user_cache import UserCache
 from xnatfs.demo.server.reply import HTML, Failed, Reply, Slice
 from xnatfs.demo.server.request_bodies import Body, Part, Sent, sent
 
 SI, ZIP, GRADUAL = "SI", "DICOM-zip", "gradual-DICOM"
-ELSEWHERE = ("XAR", "inbox", "automation")  # handlers of real servers; the demo has no data that they could read
-OVERWRITES = ("none", "append", "delete", "override")
-CODES = {"4": "AutoArchive", "5": "AutoArchiveOverwrite"}
-SAID = ("SOURCE", "VISIT", "PROTOCOL", "TIMEZONE", "prevent_anon", "prevent_auto_commit")
-DEPTH = 3  # of archives within archives
+OTHER_HANDLERS = ("XAR", "inbox", "automation")  # handlers of real servers; the demo has no data that they could read
+OVERWRITE_MODES = ("none", "append", "delete", "override")
+PREARCHIVE_CODES = {"4": "AutoArchive", "5": "AutoArchiveOverwrite"}
+SESSION_PARAMETERS = ("SOURCE", "VISIT", "PROTOCOL", "TIMEZONE", "prevent_anon", "prevent_auto_commit")
+NESTED_ARCHIVES = 3  # of archives within archives
 
 
 @dataclass(frozen=True)
@@ -79,14 +80,14 @@ class Imports:
     def _import(self, user: str, query: Query, got: Sent) -> Reply:
         single = len(got.files) == 1 and _type(got.files[0]) == "application/dicom"
         handler = query.get("import-handler", GRADUAL if single else ZIP)
-        if handler in ELSEWHERE:
+        if handler in OTHER_HANDLERS:
             raise Failed(400, f"Nothing to import by {handler}")
         if handler not in (SI, ZIP, GRADUAL):
             raise Failed(404, f"Unsupported import handler: {handler}")
         if len(got.files) != 1:
             raise Failed(400, "Exactly one file is wanted" if got.files else "Unable to locate file data")
         overwrite = query.get("overwrite", "none")
-        if overwrite not in OVERWRITES or (query.get("prearchive_code") == "1" and "overwrite" in query):
+        if overwrite not in OVERWRITE_MODES or (query.get("prearchive_code") == "1" and "overwrite" in query):
             raise Failed(400, f"Invalid overwrite: {overwrite}")
         with self.archive.lock:
             wanted = self._allowed(user, self._wanted(query, handler), handler, overwrite)
@@ -157,7 +158,7 @@ class Imports:
             kind = _kind(part, raw=raw)
             if not kind:
                 raise Failed(400, "Unsupported format")
-            entries = list(self._unpacked(unpacking.members(part, kind), now, DEPTH))
+            entries = list(self._unpacked(unpacking.members(part, kind), now, NESTED_ARCHIVES))
         found = [(entry, dicom.read(entry)) for entry in entries]
         images = [image for _, image in found if image is not None]
         self.vault.drop(entry for entry, image in found if image is None)
@@ -236,9 +237,9 @@ class Imports:
 
     def _say(self, received: Received, wanted: Wanted, query: Query) -> None:
         """Record the parameters of the request for the session, and derive its archiving mode."""
-        received.said |= {name: query[name] for name in SAID if name in query}
+        received.said |= {name: query[name] for name in SESSION_PARAMETERS if name in query}
         known = self.archive.projects.get(received.project)
-        code = CODES.get(known.prearchive_code, "") if known else ""
+        code = PREARCHIVE_CODES.get(known.prearchive_code, "") if known else ""
         automatic = wanted.archived or true(query, "AA") or true(query, "auto-archive")
         received.auto = code or ("AutoArchive" if automatic else received.auto)
         replaced = code == "AutoArchiveOverwrite"
@@ -253,7 +254,7 @@ class Imports:
 
 def _kind(part: Part, *, raw: bool) -> str:
     """Return "zip", "tar" or "": the kind of a raw body follows from its media type alone."""
-    return unpacking.TYPES.get(_type(part), "") if raw else unpacking.kind(part.name, part.type)
+    return unpacking.MEDIA_TYPE_KINDS.get(_type(part), "") if raw else unpacking.kind(part.name, part.type)
 
 
 def _type(part: Part) -> str:

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from functools import partial
 from urllib.parse import parse_qsl, unquote
 
-from xnatfs.demo.content.deposits import allowed, stored_name
+from xnatfs.demo.archive.rights import need_admin, need_editor, need_visible
+from xnatfs.demo.content.resource_changes import allowed, stored_name
 from xnatfs.demo.prearchive import views
 from xnatfs.demo.prearchive.archiver import Overwrite, Target, conflicts
-from xnatfs.demo.prearchive.inbox import ARCHIVING, BUILDING, DELETING, MOVING, UNASSIGNED, Prearchive, Received
-from xnatfs.demo.rest.levels import Asked
+from xnatfs.demo.prearchive.sessions import ARCHIVING, BUILDING, DELETING, MOVING, UNASSIGNED, Prearchive, Received
+from xnatfs.demo.rest.resources import Asked
 from xnatfs.demo.rest.tables import Query, table, true
 from xnatfs.demo.server.reply import HTML, Failed, Reply, text
 from xnatfs.demo.server.request_bodies import Body, sent
@@ -51,11 +52,10 @@ class PrearchiveRequests:
     def _list(self, asked: Asked, projects: list[str]) -> Reply:
         """List sessions. For users with access to all data, every list includes all Unassigned sessions."""
         user, archive = asked.user, self.archive
-        all_data = user in archive.users and archive.users[user].admin
+        all_data = archive.is_admin(user)
         with archive.lock:
             if asked.method == "PUT" and not projects:
-                if not all_data:
-                    raise Failed(403, "Forbidden")
+                need_admin(archive, user)
                 return text("")
             if asked.method not in ("GET", "HEAD"):
                 raise Failed(405, "Method Not Allowed")
@@ -94,10 +94,10 @@ class PrearchiveRequests:
         archive = self.archive
         if project != UNASSIGNED and (project not in archive.projects or not archive.reads(user, project)):
             raise Failed(404, "")
-        if project == UNASSIGNED and not (user in archive.users and archive.users[user].admin):
-            raise Failed(403, "Forbidden")
-        if project != UNASSIGNED and not archive.edits(user, project):
-            raise Failed(403, "Forbidden")
+        if project == UNASSIGNED:
+            need_admin(archive, user)
+        else:
+            need_editor(archive, user, project)
         found = self.prearchive.find(project, timestamp, folder)
         if found is None:
             raise Failed(404, "Unable to find the session in the prearchive.")
@@ -113,35 +113,24 @@ class PrearchiveRequests:
             case ("scans", id):
                 views.of_scan(received, id)
                 session.scans[:] = [scan for scan in session.scans if scan.id != id]
-            case ("scans", id, "resources", label):
-                views.labelled(views.of_scan(received, id), label)
-                scan = next(scan for scan in session.scans if scan.id == id)
-                scan.resources[:] = [r for r in scan.resources if r.label != label]
-            case ("resources", label):
-                views.labelled(views.own(received), label)
-                session.resources[:] = [r for r in session.resources if r.label != label]
-            case ("scans", id, "resources", label, "files", *path) if path:
-                self._delete_file(views.labelled(views.of_scan(received, id), label), "/".join(path))
-            case ("resources", label, "files", *path) if path:
-                self._delete_file(views.labelled(views.own(received), label), "/".join(path))
+            case ("scans", _, "resources", _) | ("resources", _):
+                ((resource, _),) = views.located(received, tail)
+                for among in (session.resources, *(scan.resources for scan in session.scans)):
+                    among[:] = [other for other in among if other is not resource]
+            case ("scans", _, "resources", _, "files", *path) | ("resources", _, "files", *path) if path:
+                ((resource, _),) = views.located(received, tail)
+                gone = resource.remove(stored_name("/".join(path)))
+                if not gone:
+                    raise Failed(404, "Unable to find catalog entry for given uri.")
+                self.prearchive.vault.drop(gone)
             case _:
                 raise Failed(400, "")
         return text("")
 
-    def _delete_file(self, found: views.Hung, path: str) -> None:
-        resource = found[0][0]
-        gone = [entry for entry in resource.entries if entry.path == stored_name(path)]
-        if not gone:
-            raise Failed(404, "Unable to find catalog entry for given uri.")
-        resource.entries[:] = [entry for entry in resource.entries if entry not in gone]
-        self.prearchive.vault.drop(gone)
-
     def _put(self, asked: Asked, received: Received, tail: tuple[str, ...], body: Body) -> Reply:
         match tail:
-            case ("scans", id, "resources", label, "files", *path) if path:
-                resource = views.labelled(views.of_scan(received, id), label)[0][0]
-            case ("resources", label, "files", *path) if path:
-                resource = views.labelled(views.own(received), label)[0][0]
+            case ("scans", _, "resources", _, "files", *path) | ("resources", _, "files", *path) if path:
+                ((resource, _),) = views.located(received, tail)
             case _:
                 raise Failed(400, "")
         got = sent(body, asked.headers, inbody=true(asked.query, "inbody"))
@@ -149,7 +138,7 @@ class PrearchiveRequests:
             raise Failed(400, "You tried to PUT a file but didn't provide any data")
         name = allowed(stored_name("/".join(path)))
         entry = self.prearchive.vault.keep(name, got.files[0].pieces(), self.prearchive.clock())
-        resource.entries[:] = [other for other in resource.entries if other.path != name] + [entry]
+        self.prearchive.vault.drop(resource.put([entry]))
         return text("")
 
     def _act(self, asked: Asked, received: Received, parameters: Query) -> Reply:
@@ -207,13 +196,17 @@ class PrearchiveRequests:
             received.status, received.job = status, None
         return text("")
 
+    def _need_new_project(self, user: str, project: str) -> None:
+        """Raise Failed unless the user may move sessions into the project."""
+        if not project:
+            raise Failed(400, "A new project is needed.")
+        need_visible(self.archive, user, project)
+        need_editor(self.archive, user, project)
+
     def _move(self, asked: Asked, received: Received) -> Reply:
         project = asked.query.get("newProject", "")
         with self.archive.lock:
-            if project not in self.archive.projects or not self.archive.sees(asked.user, project):
-                raise Failed(400 if not project else 404, "Unable to identify the new project")
-            if not self.archive.edits(asked.user, project):
-                raise Failed(403, "Forbidden")
+            self._need_new_project(asked.user, project)
             if self.prearchive.locked(received):
                 return text("")  # the session is not moved
         uri = self.prearchive.complete(received, MOVING, self.prearchive.moving(received, project))
@@ -255,10 +248,7 @@ class PrearchiveRequests:
             found = self._sources(asked, parameters, 500)
             project = parameters.get("newProject", "")
             if service == "move":
-                if project not in self.archive.projects or not self.archive.sees(asked.user, project):
-                    raise Failed(400 if not project else 404, "Unable to identify the new project")
-                if not self.archive.edits(asked.user, project):
-                    raise Failed(403, "Forbidden")
+                self._need_new_project(asked.user, project)
             for one in found:
                 self._unlocked(one)
             for one in found:

@@ -3,10 +3,10 @@
 from datetime import UTC, datetime
 from xml.sax.saxutils import quoteattr
 
-from xnatfs.demo.archive.model import Home, Resource
+from xnatfs.demo.archive.model import Found, Home, Resource
 from xnatfs.demo.content import archives, files
-from xnatfs.demo.prearchive.inbox import Prearchive, Received
-from xnatfs.demo.rest.levels import Asked
+from xnatfs.demo.prearchive.sessions import Prearchive, Received
+from xnatfs.demo.rest.resources import Asked
 from xnatfs.demo.rest.tables import Query, Rows, table
 from xnatfs.demo.server.reply import Failed, Reply, chunked, text
 
@@ -14,7 +14,6 @@ COLUMNS = (
     "project", "timestamp", "lastmod", "uploaded", "scan_date", "scan_time", "subject", "folderName", "name", "tag",
     "status", "url", "autoarchive", "prevent_anon", "prevent_auto_commit", "SOURCE", "VISIT", "PROTOCOL", "TIMEZONE",
 )  # fmt: skip
-Hung = list[tuple[Resource, Home]]
 
 
 def listing(prearchive: Prearchive, found: list[Received], query: Query) -> Reply:
@@ -72,38 +71,35 @@ def show(prearchive: Prearchive, received: Received, asked: Asked, tail: tuple[s
             ]
             return table(rows, query, columns=("ID", "xsiType", "series_description"))
         case ("resources",):
-            return table(_resources(hung(received)), query, columns=("category", "cat_id", "label"))
+            return table(
+                _resources(list(received.session.held_at_any_level())), query, columns=("category", "cat_id", "label")
+            )
         case ("scans", id, "resources"):
             rows = [{key: row[key] for key in SIZES} for row in _resources(of_scan(received, id))]
             return table(rows, query, columns=SIZES)
         case ("scans", id) if query.get("format") in archives.ARCHIVES:
             return archives.archive(of_scan(received, id), query, _layout(prearchive, received, query))
-        case ("scans", id, "resources", label, "files", *path):
-            return _files(labelled(of_scan(received, id), label), asked, path, ranges)
-        case ("resources", label, "files", *path):
-            return _files(labelled(own(received), label), asked, path, ranges)
+        case ("scans", _, "resources", _, "files", *path) | ("resources", _, "files", *path):
+            return _files(located(received, tail), asked, path, ranges)
     raise Failed(404, "")
 
 
 SIZES = ("label", "file_count", "file_size")
 
 
-def own(received: Received) -> Hung:
-    return [(r, Home("resources", "", "", experiment=received.session)) for r in received.session.resources]
-
-
-def of_scan(received: Received, id: str) -> Hung:
+def of_scan(received: Received, id: str) -> Found:
+    """Return the resources of a scan. Raises Failed if there is no such scan."""
     scan = next((scan for scan in received.session.scans if scan.id == id), None)
     if scan is None:
         raise Failed(404, "Unable to identify scan")
-    return [(r, Home("scans", scan.id, scan.type, experiment=received.session)) for r in scan.resources]
+    return received.session.held_by_scan(scan)
 
 
-def hung(received: Received) -> Hung:
-    return [pair for scan in received.session.scans for pair in of_scan(received, scan.id)] + own(received)
-
-
-def labelled(found: Hung, label: str) -> Hung:
+def located(received: Received, tail: tuple[str, ...]) -> Found:
+    """Return the resource that [scans/N/]resources/R addresses, as the only one. Raises Failed if there is none."""
+    found, label = (
+        (received.session.held(), tail[1]) if tail[0] == "resources" else (of_scan(received, tail[1]), tail[3])
+    )
     chosen = [pair for pair in found if pair[0].label == label]
     if not chosen:
         raise Failed(404, "Unable to identify resource")
@@ -114,7 +110,7 @@ def _session(prearchive: Prearchive, received: Received, query: Query) -> Reply:
     if query.get("format") == "json":
         return listing(prearchive, [received], query)
     if query.get("format") in archives.ARCHIVES:
-        return archives.archive(hung(received), query, _layout(prearchive, received, query))
+        return archives.archive(list(received.session.held_at_any_level()), query, _layout(prearchive, received, query))
     if not received.built:
         raise Failed(404, "The session document was not built yet.")
     if query.get("format") == "html":
@@ -156,20 +152,20 @@ def _logs(received: Received, which: list[str], query: Query) -> Reply:
     return text(received.messages[number])
 
 
-def _resources(found: Hung) -> Rows:
+def _resources(found: Found) -> Rows:
     return [
         {
             "category": home.category,
-            "cat_id": home.cat_id,
+            "cat_id": home.cat_id if home.category == "scans" else "",
             "label": resource.label,
             "file_count": str(len(resource.entries)),
-            "file_size": str(sum(int(entry.size or 0) for entry in resource.entries)),
+            "file_size": str(resource.size()),
         }
         for resource, home in found
     ]
 
 
-def _files(found: Hung, asked: Asked, path: list[str], ranges: bool) -> Reply:
+def _files(found: Found, asked: Asked, path: list[str], ranges: bool) -> Reply:
     if path:
         return files.download(files.find_entry(found, "/".join(path)), asked.headers, asked.query, ranges=ranges)
     base = "/data/" + "/".join(asked.segments)

@@ -15,7 +15,7 @@ from xnatfs.demo.server.site import Joins
 IMAGE, MR, ASSESSOR = "xnat:imageSessionData", "xnat:mrSessionData", "xnat:imageAssessorData"
 SUBJECT_ASSESSOR = "xnat:subjectAssessorData"
 SCAN = "xnat:imagescandata/"
-BASES = {"xnat:experimentdata", "xnat:subjectassessordata", "xnat:subjectdata", ""}
+BASE_TYPES = {"xnat:experimentdata", "xnat:subjectassessordata", "xnat:subjectdata", ""}
 # Paths that belong to a shortcut, in lower case.
 SHORTCUTS = {
     "xnat:experimentdata/id": "ID",
@@ -33,7 +33,7 @@ SHORTCUTS = {
     "xnat:imagesessiondata/uid": "UID",
     "xnat:mrsessiondata/fieldstrength": "fieldStrength",
 }
-ROOTS = {
+COLUMN_ROOTS = {
     **dict.fromkeys(("session_id", "session_label", "modality", "scanner", "uid", "studyinstanceuid"), IMAGE),
     "fieldstrength": MR,
 }
@@ -56,7 +56,7 @@ class Chosen:
         xsi_type = row["xsitype"]
         if self.root.lower() == SUBJECT_ASSESSOR.lower():
             return f"{SUBJECT_ASSESSOR.lower()}/id" in row
-        if self.root.lower() in BASES:
+        if self.root.lower() in BASE_TYPES:
             return True
         if self.root.lower() == ASSESSOR.lower():
             return f"{ASSESSOR.lower()}/id" in row
@@ -112,8 +112,8 @@ def without_joins(chosen: Chosen, query: Query, joins: Joins) -> tuple[Chosen, Q
 
 def _root(asked: str) -> str:
     """Return the most specific subtype among the columns. Scans are joined, and never the root."""
-    found = {ROOTS.get(name.lower(), name.partition("/")[0] if "/" in name else "") for name in asked.split(",")}
-    types = [name for name in found if name.lower() not in BASES and not name.lower().endswith("scandata")]
+    found = {COLUMN_ROOTS.get(name.lower(), name.partition("/")[0] if "/" in name else "") for name in asked.split(",")}
+    types = [name for name in found if name.lower() not in BASE_TYPES and not name.lower().endswith("scandata")]
     return min(types, key=lambda name: (name.lower() == IMAGE.lower(), name), default="")
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from xnatfs.demo.archive.model import Archive, Experiment, Project, Reconstruction, Resource, Scan, Subject
-from xnatfs.demo.rest.levels import Asked
+from xnatfs.demo.rest.resources import Asked
 from xnatfs.demo.rest.tables import FORMATS, JSON, XML, Query, negotiated, stored, table
 from xnatfs.demo.server.reply import HTML, Failed, Reply, chunked
 
@@ -41,7 +41,7 @@ def _resource(resource: Resource) -> Item:
     return {
         "label": resource.label,
         "file_count": len(resource.entries),
-        "file_size": sum(int(entry.size or 0) for entry in resource.entries),
+        "file_size": resource.size(),
         "URI": f"/data/xnat/archive/{resource.id}_catalog.xml",
         "xnat_abstractresource_id": resource.id,
         "format": resource.format,

@@ -5,16 +5,16 @@ from xnatfs.demo.rest.tables import Query, Rows, filtered, free, paged, select, 
 from xnatfs.demo.server.reply import Failed, Reply
 from xnatfs.demo.server.site import Joins
 
-PROJECT = ("ID", "secondary_ID", "name", "description", "pi_firstname", "pi_lastname", "URI")
-SUBJECT = ("ID", "project", "label", "insert_date", "insert_user", "URI")
+PROJECT_COLUMNS = ("ID", "secondary_ID", "name", "description", "pi_firstname", "pi_lastname", "URI")
+SUBJECT_COLUMNS = ("ID", "project", "label", "insert_date", "insert_user", "URI")
 SUBJECT_RESOURCE = "xnat:subjectdata/resources/resource/label"
 ROLES = {"owner": "Owners", "member": "Members", "collaborator": "Collaborators"}
-OTHER_HANDLER = {"accessible", "owner", "member", "collaborator", "admin", "users", "data", "prearc_code", "recent"}
+ROLE_PARAMETERS = {"accessible", "owner", "member", "collaborator", "admin", "users", "data", "prearc_code", "recent"}
 
 
 def projects(archive: Archive, user: str, query: Query) -> Reply:
     seen = [project for project in archive.projects.values() if archive.sees(user, project.id)]
-    if OTHER_HANDLER & query.keys():
+    if ROLE_PARAMETERS & query.keys():
         return _projects_by_role(archive, user, seen, query)
     if query.get("restrict") in ("edit", "delete"):
         allowed = ("Owners", "Members") if query["restrict"] == "edit" else ("Owners",)
@@ -31,7 +31,7 @@ def projects(archive: Archive, user: str, query: Query) -> Reply:
         }
         for project in seen
     ]
-    return table(select(rows, query, PROJECT, ("URI",)), query, columns=PROJECT)
+    return table(select(rows, query, PROJECT_COLUMNS, ("URI",)), query, columns=PROJECT_COLUMNS)
 
 
 def _projects_by_role(archive: Archive, user: str, seen: list[Project], query: Query) -> Reply:
@@ -58,7 +58,7 @@ def _projects_by_role(archive: Archive, user: str, seen: list[Project], query: Q
         }
         for project in sorted(seen, key=lambda project: project.id)
     ]
-    return table(rows, query, title="Projects", extra={"xdat_user_id": "1"}, ordered=True)
+    return table(rows, query, title="Projects", xdat_user_id="1", ordered=True)
 
 
 def _subject_row(archive: Archive, subject: Subject, label: str, query: Query) -> dict[str, str]:
@@ -102,7 +102,7 @@ def _people(rows: Rows, query: Query) -> Reply:
     page, whole = paged(
         filtered(rows, query, ("ID", "label", "project", "group", "gender", "insert_date", "last_modified")), query
     )
-    return table(select(page, query, SUBJECT, ("ID", "URI")), query, total=whole, columns=SUBJECT)
+    return table(select(page, query, SUBJECT_COLUMNS, ("ID", "URI")), query, total=whole, columns=SUBJECT_COLUMNS)
 
 
 def scans(session: Experiment, query: Query) -> Reply:
@@ -195,11 +195,3 @@ def scan_types(archive: Archive, user: str, query: Query, project: str = "") -> 
                 found[scan.type] = found.get(scan.type, "") + series
     rows = [{"type": free(type, query), "series_descriptions": free(all, query)} for type, all in found.items()]
     return table(rows, query, title="Scan Types", columns=("type", "series_descriptions"))
-
-
-def need_reader(archive: Archive, user: str, project: str, what: str) -> None:
-    """Raise Failed unless the user may read the project: 404 if it is invisible, 403 if it is protected."""
-    if project not in archive.projects or not archive.sees(user, project):
-        raise Failed(404, f"Unable to identify project: {project}")
-    if not archive.reads(user, project):
-        raise Failed(403, f"Unable to read {what} for Project: {project}")

@@ -8,9 +8,11 @@ falls through to the existing item above it.
 from collections.abc import Sequence
 from urllib.parse import unquote_plus
 
-from xnatfs.demo.archive.model import Experiment, Home, Subject, experiment_resources
+from xnatfs.demo.archive.model import Experiment, Found, Home, Project, Resource, Subject
+from xnatfs.demo.archive.rights import need_reader, need_visible
 from xnatfs.demo.rest import documents, experiments, lists
-from xnatfs.demo.rest.levels import Asked, Found, Level, Levels
+from xnatfs.demo.rest.resources import Asked, Level, Levels
+from xnatfs.demo.rest.tables import true
 from xnatfs.demo.server.reply import Failed, Reply, text
 from xnatfs.demo.server.site import DemoSite
 
@@ -50,9 +52,11 @@ class Routes:
         if not tail:
             return lists.projects(archive, user, asked.query)
         project_id, rest = archive.project_id(tail[0]), tail[1:]
-        if project_id not in archive.projects or not archive.sees(user, project_id):
-            raise Failed(404, f"Unable to identify project: {project_id}")
-        project = archive.projects[project_id]
+        need_visible(archive, user, project_id)
+        return self._project(asked, archive.projects[project_id], rest)
+
+    def _project(self, asked: Asked, project: Project, rest: Sequence[str]) -> Reply:
+        archive, user = self.archive, asked.user
         match rest[:1]:
             case ():
                 return documents.project(archive, project, asked)
@@ -60,24 +64,23 @@ class Routes:
                 return text(project.access)
             case ("subjects",) if len(rest) == 1:
                 if self.site.release.protected_subjects_403:
-                    lists.need_reader(archive, user, project_id, "subjects")
-                readable = archive.reads(user, project_id)
-                return lists.subjects(archive, project_id if readable else "", asked.query, self.site.joins)
+                    need_reader(archive, user, project.id, "subjects")
+                readable = archive.reads(user, project.id)
+                return lists.subjects(archive, project.id if readable else "", asked.query, self.site.joins)
             case ("experiments",) if len(rest) == 1:
-                lists.need_reader(archive, user, project_id, "experiments")
-                return experiments.experiments(archive, project_id, asked.query)
+                need_reader(archive, user, project.id, "experiments")
+                return experiments.experiments(archive, project.id, asked.query)
             case ("subjects",):
-                subject = archive.find_subject(project_id, rest[1])
+                subject = archive.find_subject(project.id, rest[1])
                 if subject is None or not archive.reads_item(user, subject):
                     raise Failed(404, "Unable to identify subject")
-                return self._subject(asked, subject, rest[2:], project_id)
+                return self._subject(asked, subject, rest[2:], project.id)
             case ("experiments",):
-                return self._project_experiment(asked, project_id, rest[1], rest[2:])
+                return self._project_experiment(asked, project.id, rest[1], rest[2:])
             case ("resources",) | ("files",):
-                found = tuple((r, Home("resources", "", " ", project=project)) for r in project.resources)
-                return self.levels.answer(asked, Level(found, f"/data/projects/{project_id}", project_id), rest)
+                return self.levels.answer(asked, _project_level(project), rest)
             case ("scan_types",):
-                return lists.scan_types(archive, user, asked.query, project_id)
+                return lists.scan_types(archive, user, asked.query, project.id)
             case ("users",):
                 return lists.members(archive, project, asked.query)
             case ("groups",):
@@ -99,25 +102,21 @@ class Routes:
         return self._subject(asked, subject, tail[1:], subject.project)
 
     def _subject(self, asked: Asked, subject: Subject, tail: Sequence[str], project: str) -> Reply:
-        above = Level(
-            tuple((r, Home("resources", "", " ", subject=subject)) for r in subject.resources),
-            f"/data/projects/{project}/subjects/{subject.id}",
-            subject.label,
-        )
+        base = f"/data/projects/{project}/subjects/{subject.id}"
+        above = Level(subject.held(), base, subject.label)
         match tail[:1]:
             case ("resources",) | ("files",):
                 return self.levels.answer(asked, above, tail)
             case ("projects",):
                 return lists.shares(self.archive, subject, asked.query)
             case ("experiments",) if len(tail) == 1:
-                lists.need_reader(self.archive, asked.user, project, "experiments")
+                need_reader(self.archive, asked.user, project, "experiments")
                 return experiments.experiments(self.archive, project, asked.query, subject)
             case ("experiments",):
                 found = self.archive.find_experiment(project, tail[1], accession_first=len(tail) > 2)
-                base = f"/data/projects/{project}/subjects/{subject.id}/experiments"
                 if found is None or not self.archive.reads_item(asked.user, found):
                     return self._missing(asked, tail[2:], above)
-                return self._experiment(asked, [found], tail[2:], above, f"{base}/{found.id}")
+                return self._experiment(asked, [found], tail[2:], above, f"{base}/experiments/{found.id}")
         return documents.subject(self.archive, subject, asked)
 
     def _project_experiment(self, asked: Asked, project: str, key: str, tail: Sequence[str]) -> Reply:
@@ -129,9 +128,7 @@ class Routes:
             if found is None and not self.site.release.falls_to_project:
                 raise Failed(404, "Unable to find the specified experiment.")
             if found is None:
-                own = self.archive.projects[project]
-                above = tuple((r, Home("resources", "", " ", project=own)) for r in own.resources)
-                return self._missing(asked, tail, Level(above, f"/data/projects/{project}", project))
+                return self._missing(asked, tail, _project_level(self.archive.projects[project]))
             return self._experiment(asked, [found], tail, None, f"/data/experiments/{found.id}")
         if found is None:
             raise Failed(404, "Unable to identify experiment")
@@ -191,29 +188,29 @@ class Routes:
             case ("reconstructions",):
                 return self._reconstruction(asked, first, tail[1], tail[2:], above, base)
             case ("resources",) | ("files",):
-                everything = asked.query.get("all", "false") not in ("false", "0")
+                everything = true(asked.query, "all")
                 return self.levels.answer(asked, self._session_level(asked, found, base, everything), tail)
         return documents.experiment(self.archive, first, asked)
 
     def _session_level(self, asked: Asked, found: list[Experiment], base: str, everything: bool) -> Level:
-        resources: Found = []
+        resources: list[tuple[Resource, Home]] = []
         for session in found:
             if session.session:  # an assessor's resources are `out` ones, listed below its session only
                 continue
-            own = list(experiment_resources(session))
-            resources += [pair for pair in own if everything or pair[1].category == "resources"]
-            if everything:
-                resources = [pair for pair in resources if not pair[1].part.endswith("/in")]
-                for assessor in self._readable_assessors(asked, session):
-                    resources += _of_assessor(assessor)
+            if not everything:
+                resources += session.held()
+                continue
+            resources += [pair for pair in session.held_at_any_level() if not pair[1].part.endswith("/in")]
+            for assessor in self._readable_assessors(asked, session):
+                resources += _of_assessor(assessor)
         # The base of a single resource keeps the whole list of sessions.
         any_level = [pair for session in found for pair in self._any_level(asked, session)]
-        return Level(tuple(resources), base, found[0].label, blank=everything, everywhere=tuple(any_level))
+        return Level(resources, base, found[0].label, blank=everything, everywhere=any_level)
 
     def _any_level(self, asked: Asked, session: Experiment) -> Found:
         """Return the resources of a session, of its scans and reconstructions, and of its assessors."""
         below = [*self._readable_assessors(asked, session)] if not session.session else []
-        return [pair for item in (session, *below) for pair in experiment_resources(item)]
+        return [pair for item in (session, *below) for pair in item.held_at_any_level()]
 
     def _scan(
         self, asked: Asked, session: Experiment, key: str, tail: Sequence[str], above: Level | None, base: str
@@ -228,11 +225,7 @@ class Routes:
             raise Failed(404, "Unable to identify scan")
         if not found:
             return self._missing(asked, tail, above)
-        resources = tuple(
-            (r, Home("scans", scan.id, scan.type, experiment=session, part=f"scans/{scan.id}"))
-            for scan in found
-            for r in scan.resources
-        )
+        resources = [pair for scan in found for pair in session.held_by_scan(scan)]
         part = ",".join(scan.id for scan in found) if key.upper() not in ("ALL", "*") else "ALL"
         return self.levels.answer(asked, Level(resources, f"{base}/scans/{part}", session.label, typed=True), tail)
 
@@ -257,16 +250,11 @@ class Routes:
             raise Failed(404, "Unable to identify assessor")
         if not found:
             return self._missing(asked, rest, above)
-        resources: Found = []
-        for assessor in found:
-            if side == "in":
-                home = Home("assessors", assessor.id, assessor.xsi_type, experiment=assessor, part=side)
-                resources += [(r, home) for r in assessor.inputs]
-            else:
-                resources += _of_assessor(assessor)
+        of_side = (lambda assessor: assessor.held_as_assessor("in")) if side == "in" else _of_assessor
+        resources = [pair for assessor in found for pair in of_side(assessor)]
         part = f"{base}/assessors/{','.join(a.id for a in found)}" + (f"/{side}" if side else "")
-        any_level = tuple(pair for assessor in found for pair in experiment_resources(assessor))
-        return self.levels.answer(asked, Level(tuple(resources), part, session.label, everywhere=any_level), rest)
+        any_level = [pair for assessor in found for pair in assessor.held_at_any_level()]
+        return self.levels.answer(asked, Level(resources, part, session.label, everywhere=any_level), rest)
 
     def _reconstruction(
         self, asked: Asked, session: Experiment, key: str, tail: Sequence[str], above: Level | None, base: str
@@ -277,29 +265,18 @@ class Routes:
         rest = tail[1:] if tail[:1] in (("in",), ("out",)) else tail
         if not found:
             return self._missing(asked, rest, above)
-        resources = tuple(
-            (
-                r,
-                Home(
-                    "reconstructions",
-                    recon.id,
-                    recon.type,
-                    experiment=session,
-                    part=f"reconstructions/{recon.id}/{side}",
-                ),
-            )
-            for recon in found
-            for r in (recon.inputs if side == "in" else recon.out)
-        )
+        resources = [pair for recon in found for pair in session.held_by_reconstruction(recon, side)]
         part = f"{base}/reconstructions/{','.join(r.id for r in found)}"
-        return self.levels.answer(asked, Level(tuple(resources), part, session.label), rest)
+        return self.levels.answer(asked, Level(resources, part, session.label), rest)
+
+
+def _project_level(project: Project) -> Level:
+    return Level(project.held(), f"/data/projects/{project.id}", project.id)
 
 
 def _of_assessor(assessor: Experiment) -> Found:
     """Return the resources and the outputs of an assessor; the server lists them alike."""
-    own = Home("assessors", assessor.id, assessor.xsi_type, experiment=assessor)
-    out = Home("assessors", assessor.id, assessor.xsi_type, experiment=assessor, part="out")
-    return [(r, own) for r in assessor.resources] + [(r, out) for r in assessor.out]
+    return [*assessor.held_as_assessor(""), *assessor.held_as_assessor("out")]
 
 
 def _scan_matches(id: str, type: str, key: str) -> bool:

@@ -4,6 +4,7 @@ import json
 import string
 from urllib.parse import parse_qsl
 
+from xnatfs.demo.archive.rights import need_admin
 from xnatfs.demo.rest.tables import Query, table, true
 from xnatfs.demo.server.accounts import GUEST, Refused, Session, Sessions, Token
 from xnatfs.demo.server.reply import Failed, Reply, text
@@ -40,13 +41,13 @@ class Services:
             case ["services", "tokens", *rest]:
                 return self._tokens(rest, session)
             case ["user"]:
-                self._need_admin(session)
+                need_admin(self.archive, session.user)
                 return as_json(sorted(self.archive.users))
             case ["users"]:
                 return self._users(query)
             case ["user", name, "sessions"]:
                 if name != session.user:
-                    self._need_admin(session)
+                    need_admin(self.archive, session.user)
                 return text(str(self.sessions.alive(name)))
         return None
 
@@ -82,14 +83,6 @@ class Services:
         reply.cookies.append(f"JSESSIONID={made.id}; Path={self.site.context_path or '/'}; HttpOnly")
         return reply
 
-    def _need_admin(self, session: Session) -> None:
-        if not self._is_admin(session):
-            raise Failed(403, "Forbidden")
-
-    def _is_admin(self, session: Session) -> bool:
-        user = self.archive.users.get(session.user)
-        return user is not None and user.admin
-
     def _tokens(self, parts: list[str], session: Session) -> Reply:
         if self.site.release.short_tokens:
             return self._short_tokens(parts, session)
@@ -99,7 +92,7 @@ class Services:
             case ["issue"]:
                 return as_json(self.sessions.issue_token(session.user).shown())
             case ["issue", "user", user]:
-                self._need_admin(session)
+                need_admin(self.archive, session.user)
                 if user not in self.archive.users:
                     raise Failed(404, "")
                 return as_json(self.sessions.issue_token(user).shown())
@@ -134,7 +127,7 @@ class Services:
         if token is None:
             raise Failed(404, "")
         if token.user != session.user:
-            self._need_admin(session)
+            need_admin(self.archive, session.user)
         return token
 
     # -- /xapi -------------------------------------------------------------------------------------------------
@@ -172,12 +165,12 @@ class Services:
     def _end_all(self, name: str, method: str, session: Session) -> Reply:
         if method != "DELETE":
             return Reply(405, b"")
-        if name != session.user and not self._is_admin(session):
+        if name != session.user and not self.archive.is_admin(session.user):
             return Reply(403, b"")
         return as_json(self.sessions.end_all(name))
 
     def _profile(self, name: str, session: Session) -> Reply:
-        if name != session.user and not self._is_admin(session):
+        if name != session.user and not self.archive.is_admin(session.user):
             return Reply(403, b"")
         if name not in self.archive.users:
             return Reply(404, b"")

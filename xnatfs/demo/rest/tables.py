@@ -77,14 +77,7 @@ def true(query: Query, name: str) -> bool:
 
 
 def table(
-    rows: Rows,
-    query: Query,
-    *,
-    title: str = "",
-    total: bool = True,
-    extra: dict[str, object] | None = None,
-    columns: Sequence[str] = (),
-    ordered: bool = False,
+    rows: Rows, query: Query, *, columns: Sequence[str] = (), total: bool = True, ordered: bool = False, **more: object
 ) -> Reply:
     """Reply with a table in the requested format.
 
@@ -93,11 +86,10 @@ def table(
     Args:
         rows: The cells of each row by column.
         query: The request's query.
-        title: The title of the result set; "" for none.
-        total: Whether the result set states its number of rows.
-        extra: More members of the result set.
         columns: The columns to state if there are no rows, or if the request is for the names of the fields.
+        total: Whether the result set states its number of rows.
         ordered: Whether the order of `rows` is kept, in releases that do not shuffle lists.
+        more: More members of the result set in JSON, such as its title.
     """
     form = negotiated(query, LIST)
     if "format" in query:
@@ -108,34 +100,36 @@ def table(
         names = ["FIELD", "XPATH"]
     rows = _sorted(rows, query, ordered)
     if form == JSON:
-        shuffled = [_shuffled(row) for row in rows]
-        result: dict[str, object] = {"Result": shuffled, **(extra or {})}
-        if title:
-            result["title"] = title
-        if total:
-            result["totalRecords"] = str(len(rows))
-        return chunked(json.dumps({"ResultSet": result}, ensure_ascii=False).encode(), JSON)
+        count = {"totalRecords": str(len(rows))} if total else {}
+        result = {"ResultSet": {"Result": [_shuffled(row) for row in rows], **more, **count}}
+        return chunked(json.dumps(result, ensure_ascii=False).encode(), JSON)
+    lines = [names, *([row.get(name, "") for name in names] for row in rows)]
     if form == CSV:
-        out = io.StringIO()
-        cells = [names, *([row.get(name, "") for name in names] for row in rows)]
-        if query.release.quotes_csv:
-            csv.writer(out, quoting=csv.QUOTE_ALL, lineterminator="\n").writerows(cells)
-        else:  # the server does not quote cells, even if they contain commas
-            out.writelines(",".join(row) + "\n" for row in cells)
-        return chunked(out.getvalue().encode(), CSV)
+        return chunked(_csv(lines, query).encode(), CSV)
+    return chunked(_marked_up(lines, form).encode(), XML if form == XML else HTML)
+
+
+def _csv(lines: list[list[str]], query: Query) -> str:
+    if not query.release.quotes_csv:  # not even cells that contain commas
+        return "".join(",".join(line) + "\n" for line in lines)
+    out = io.StringIO()
+    csv.writer(out, quoting=csv.QUOTE_ALL, lineterminator="\n").writerows(lines)
+    return out.getvalue()
+
+
+def _marked_up(lines: list[list[str]], form: str) -> str:
+    """Return the names of columns and the rows below them as XML or HTML."""
+
+    def cells(tag: str, line: list[str]) -> str:
+        return "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in line)
+
+    names, *rows = lines
     if form == XML:
-        body_rows = "".join(
-            "<row>" + "".join(f"<cell>{escape(row.get(name, ''))}</cell>" for name in names) + "</row>" for row in rows
-        )
-        head = "".join(f"<column>{escape(name)}</column>" for name in names)
-        results = f"<results><columns>{head}</columns><rows>{body_rows}</rows></results>"
-        body = f'<ResultSet totalRecords="{len(rows)}">{results}</ResultSet>'
-        return chunked(body.encode(), XML)
-    head = "".join(f"<th>{escape(name)}</th>" for name in names)
-    lines = "".join(
-        "<tr>" + "".join(f"<td>{escape(row.get(name, ''))}</td>" for name in names) + "</tr>" for row in rows
-    )
-    return chunked(f"<html><body><table><tr>{head}</tr>{lines}</table></body></html>".encode(), HTML)
+        below = "".join(f"<row>{cells('cell', row)}</row>" for row in rows)
+        results = f"<results><columns>{cells('column', names)}</columns><rows>{below}</rows></results>"
+        return f'<ResultSet totalRecords="{len(rows)}">{results}</ResultSet>'
+    below = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
+    return f"<html><body><table><tr>{cells('th', names)}</tr>{below}</table></body></html>"
 
 
 def _shuffled(row: dict[str, str]) -> dict[str, str]:

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
-from xnatfs.demo.archive.model import Entry, Home, Project, Resource
+from xnatfs.demo.archive.entries import Entry
+from xnatfs.demo.archive.model import Home, Resource
 from xnatfs.demo.archive.vault import Vault
 from xnatfs.demo.content import files
-from xnatfs.demo.content.deposits import allowed, stored_name
-from xnatfs.demo.rest.levels import Asked
+from xnatfs.demo.content.resource_changes import allowed, stored_name
+from xnatfs.demo.rest.resources import Asked
 from xnatfs.demo.rest.tables import Query, Rows, table, true
 from xnatfs.demo.server.accounts import GUEST
 from xnatfs.demo.server.reply import Failed, Reply, text
@@ -64,15 +65,14 @@ class UserCache:
             return self._put(asked, mine.setdefault(name, Resource(0, name)), path, body)
         resource = self._named(mine, name)
         if method == "DELETE":
-            gone = [entry for entry in resource.entries if not path or entry.path == stored_name(path)]
+            gone = resource.remove(stored_name(path))
             if not gone:
                 raise Failed(404, "No matched files")
-            resource.entries[:] = [entry for entry in resource.entries if entry not in gone]
             self.vault.drop(gone)
             return text("")
         if path:
-            home = Home("resources", "", "", project=Project(name, name))
-            return files.download(files.find_entry([(resource, home)], path), asked.headers, asked.query, ranges=True)
+            found = [(resource, Home("resources", "", ""))]
+            return files.download(files.find_entry(found, path), asked.headers, asked.query, ranges=True)
         rows = [
             {"Name": entry.path, "Size": entry.size, "URI": f"{BASE}/{name}/files/{entry.path}"}
             for entry in resource.entries
@@ -80,8 +80,7 @@ class UserCache:
         return self._table(rows, asked.query)
 
     def _table(self, rows: Rows, query: Query) -> Reply:
-        extra: dict[str, object] = {"Columns": [{"key": "URI", "serverRoot": self.site.context_path}]}
-        return table(rows, query, extra=extra, ordered=True)
+        return table(rows, query, Columns=[{"key": "URI", "serverRoot": self.site.context_path}], ordered=True)
 
     def _put(self, asked: Asked, resource: Resource, path: str, body: Body) -> Reply:
         got = sent(body, asked.headers, inbody=true(asked.query, "inbody"))
@@ -90,8 +89,7 @@ class UserCache:
         for part in got.files:
             name = stored_name(path) or part.name.replace("\\", "/").rpartition("/")[2]
             entry = self.vault.keep(allowed(name), part.pieces(), self.site.clock())
-            self.vault.drop(old for old in resource.entries if old.path == name)
-            resource.entries[:] = [old for old in resource.entries if old.path != name] + [entry]
+            self.vault.drop(resource.put([entry]))
         return text("", 201)
 
     def _named(self, mine: dict[str, Resource], name: str) -> Resource:

@@ -13,10 +13,10 @@ from xnatfs.demo.server.reply import Failed, Reply, container_page
 from xnatfs.demo.server.site import DemoSite
 
 GUEST = "guest"
-BROWSERS = ("Mozilla", "MSIE", "AppleWebKit", "Opera")
+BROWSER_AGENTS = ("Mozilla", "MSIE", "AppleWebKit", "Opera")
 MAX_FAILED_LOGINS = 20
-LOCKED_FOR = 3600.0
-TOKEN_LIFE = 2 * 86400.0
+LOCKOUT_SECONDS = 3600.0
+TOKEN_LIFE_SECONDS = 2 * 86400.0
 COLON = "The authentication token is invalid. You must provide a username and password separated by the ':' character."
 EXPIRED = "Your password has expired. Please try again after changing your password."
 
@@ -47,7 +47,7 @@ class Token:
             "secret": self.secret,
             "xdatUserId": self.user,
             "singleUse": False,
-            "estimatedExpirationTime": created + int(TOKEN_LIFE * 1000),
+            "estimatedExpirationTime": created + int(TOKEN_LIFE_SECONDS * 1000),
             "validIPAddresses": [],
             "enabled": True,
             "created": created,
@@ -175,7 +175,7 @@ class Sessions:
         with self._lock:
             failures, since = self._failures.get(name, (0, 0.0))
             if failures >= MAX_FAILED_LOGINS:
-                if self.site.clock() - since < LOCKED_FOR:
+                if self.site.clock() - since < LOCKOUT_SECONDS:
                     raise Refused()
                 failures = 0
             token = self.tokens.get(name)
@@ -193,7 +193,7 @@ class Sessions:
         raise Refused()
 
     def good(self, token: Token, secret: str) -> bool:
-        fresh = self.site.clock() - token.created < TOKEN_LIFE
+        fresh = self.site.clock() - token.created < TOKEN_LIFE_SECONDS
         return fresh and secrets.compare_digest(token.secret.encode(), secret.encode())
 
     def issue_token(self, user: str, alphabet: str = string.ascii_letters + string.digits, length: int = 64) -> Token:
@@ -204,4 +204,4 @@ class Sessions:
 
 
 def is_browser(user_agent: str) -> bool:
-    return any(name in user_agent for name in BROWSERS)
+    return any(name in user_agent for name in BROWSER_AGENTS)

@@ -13,24 +13,26 @@ from urllib.parse import parse_qsl
 import httpx
 
 from xnatfs.demo.archive.model import Archive
-from xnatfs.demo.rest.levels import Asked
+from xnatfs.demo.rest.change_routes import Writing
+from xnatfs.demo.rest.resources import Asked
 from xnatfs.demo.rest.routes import Routes
 from xnatfs.demo.rest.services import Services
 from xnatfs.demo.rest.tables import CSV, JSON, XML, Query
-from xnatfs.demo.rest.writing import Writing
 from xnatfs.demo.server.accounts import GUEST, Refused, Session, Sessions, is_browser
 from xnatfs.demo.server.reply import HTML, Failed, Reply, Slice, buffered, container_page, page
 from xnatfs.demo.server.request_bodies import Body
 from xnatfs.demo.server.site import DemoSite
 
-OPEN = re.compile(r"/(?:(?:data|REST)/(?:JSESSION|services/auth)/?|xapi/siteConfig/buildInfo|app/template/Login\.vm)$")
-API = ("/data/", "/REST/", "/xapi/", "/fs/")  # any other URL is a page, for people
+OPEN_PATHS = re.compile(
+    r"/(?:(?:data|REST)/(?:JSESSION|services/auth)/?|xapi/siteConfig/buildInfo|app/template/Login\.vm)$"
+)
+API_PREFIXES = ("/data/", "/REST/", "/xapi/", "/fs/")  # any other URL is a page, for people
 CHANGE_PASSWORD = "/app/template/XDATScreen_UpdateUser.vm"
 # Pages that are served to users whose password has expired.
-NO_PASSWORD = re.compile(r"/app/(?:template/(?:XDATScreen_UpdateUser|Login)\.vm|action/)")
+EXPIRED_PASSWORD_PATHS = re.compile(r"/app/(?:template/(?:XDATScreen_UpdateUser|Login)\.vm|action/)")
 # Paths that lead nowhere in releases without a firewall that refuses them.
 ODD_PATH = re.compile(r"//|/\.\.?(?:/|$)")
-FORM = "application/x-www-form-urlencoded"
+FORM_TYPE = "application/x-www-form-urlencoded"
 OPEN_RANGE = re.compile(r"bytes=(?:\d+-|-\d+)\s*$")
 COOKIE = re.compile(r"JSESSIONID=\"?([0-9A-Za-z]+)")
 
@@ -158,7 +160,7 @@ class DemoXnat:
             if logged_in is not None:
                 session, new = logged_in, True
             user = session.user
-            if self.sessions.has_expired(user) and not NO_PASSWORD.search(request.path):
+            if self.sessions.has_expired(user) and not EXPIRED_PASSWORD_PATHS.search(request.path):
                 reply = Reply(302, b"", HTML, {"Location": f"{self.site.context_path}{CHANGE_PASSWORD}"})
             elif self.site.require_login and user == GUEST and not self._is_open(request):
                 reply = self._login_wanted(request)
@@ -203,11 +205,13 @@ class DemoXnat:
         """Return true for a request that a closed site answers without a login."""
         if request.path.startswith("/xapi/") and not self.site.release.has_xapi:
             return True
-        return bool(OPEN.match(request.path)) and (self.site.release.session_is_open or "/JSESSION" not in request.path)
+        return bool(OPEN_PATHS.match(request.path)) and (
+            self.site.release.session_is_open or "/JSESSION" not in request.path
+        )
 
     def _login_wanted(self, request: Request) -> Reply:
         browser = is_browser(request.headers.get("user-agent", ""))
-        if self.site.release.sends_browsers_to_login and (browser or not request.path.startswith(API)):
+        if self.site.release.sends_browsers_to_login and (browser or not request.path.startswith(API_PREFIXES)):
             return Reply(302, b"", HTML, {"Location": f"{self.site.context_path}/app/template/Login.vm"})
         if not self.site.release.login_page:
             return Refused().reply(self.site.release)
@@ -237,7 +241,7 @@ class DemoXnat:
         raise Failed(404, "")
 
     def _data(self, path: str, request: Request, session: Session) -> Reply:
-        form = request.headers.get("content-type", "").startswith(FORM) or not self.site.release.form_type_needed
+        form = request.headers.get("content-type", "").startswith(FORM_TYPE) or not self.site.release.form_type_needed
         body = request.body.small() if form else b""
         reply = self.services.data(path, request.method, request.query, body, session)
         if reply is not None:

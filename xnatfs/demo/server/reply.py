@@ -7,12 +7,12 @@ from http import HTTPStatus
 from itertools import chain
 from pathlib import Path
 
-from xnatfs.demo.archive.model import Computed, Content
+from xnatfs.demo.archive.entries import Computed, Content
 from xnatfs.demo.server.releases import XNAT_1_8, Release
 
 HTML = "text/html;charset=utf-8"
-PIECE = 256 * 1024  # read from disk and sent at a time
-BUFFER = 8192  # bytes of a body that the container keeps until it has to send headers
+PIECE_BYTES = 256 * 1024  # read from disk and sent at a time
+BUFFER_BYTES = 8192  # bytes of a body that the container keeps until it has to send headers
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Slice:
         with open(self.content, "rb") as file:
             file.seek(self.start)
             left = self.length
-            while left and (piece := file.read(min(left, PIECE))):
+            while left and (piece := file.read(min(left, PIECE_BYTES))):
                 left -= len(piece)
                 yield piece
 
@@ -72,7 +72,7 @@ def text(body: str, status: int = 200) -> Reply:
 
 def chunked(body: bytes, content_type: str) -> Reply:
     """Return a reply whose length the server does not know beforehand."""
-    pieces = [body[start : start + PIECE] for start in range(0, len(body), PIECE)]
+    pieces = [body[start : start + PIECE_BYTES] for start in range(0, len(body), PIECE_BYTES)]
     return Reply(200, iter(pieces), content_type)
 
 
@@ -81,7 +81,7 @@ def buffered(pieces: Iterator[bytes]) -> bytes | Iterator[bytes]:
     begun = b""
     for piece in pieces:
         begun += piece
-        if len(begun) > BUFFER:
+        if len(begun) > BUFFER_BYTES:
             return chain([begun], pieces)
     return begun
 

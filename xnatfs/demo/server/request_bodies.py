@@ -9,9 +9,9 @@ from email.parser import HeaderParser
 from typing import IO
 from urllib.parse import parse_qsl
 
-from xnatfs.demo.server.reply import PIECE, Failed
+from xnatfs.demo.server.reply import PIECE_BYTES, Failed
 
-IN_MEMORY = 1024 * 1024
+IN_MEMORY_BYTES = 1024 * 1024
 # Media types that make a body a file without `inbody`; any other body is a form, or is ignored.
 FILE_TYPES = ("image/", "audio/", "video/")
 FILES = {
@@ -39,9 +39,9 @@ class Body:
         self.size = self.file.tell()
 
     def _spill(self, more: int) -> None:
-        """Move the body to a temporary file if it would exceed IN_MEMORY."""
+        """Move the body to a temporary file if it would exceed IN_MEMORY_BYTES."""
         assert isinstance(self.file, io.BytesIO)
-        if self.file.tell() + more > IN_MEMORY:
+        if self.file.tell() + more > IN_MEMORY_BYTES:
             held = self.file.getvalue()
             self.file = tempfile.TemporaryFile()  # noqa: SIM115  (open as long as the request)
             self.file.write(held)
@@ -52,13 +52,13 @@ class Body:
     def pieces(self, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         self.file.seek(start)
         left = (self.size if end is None else end) - start
-        while left > 0 and (piece := self.file.read(min(left, PIECE))):
+        while left > 0 and (piece := self.file.read(min(left, PIECE_BYTES))):
             left -= len(piece)
             yield piece
 
     def small(self) -> bytes:
         """Return the whole body, or nothing if it is too large to be a form or a document."""
-        return b"".join(self.pieces()) if self.size <= IN_MEMORY else b""
+        return b"".join(self.pieces()) if self.size <= IN_MEMORY_BYTES else b""
 
     def find(self, wanted: bytes, start: int) -> int:
         """Return the position of the next occurrence of these bytes, or -1."""

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from xnatfs.demo.server.app import DemoXnat
-from xnatfs.demo.server.reply import PIECE, Reply
+from xnatfs.demo.server.reply import PIECE_BYTES, Reply
 from xnatfs.demo.server.request_bodies import Body
 
 
@@ -41,7 +41,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _exactly(self, size: int) -> Iterator[bytes]:
         while size > 0:
-            piece = self.rfile.read(min(size, PIECE))
+            piece = self.rfile.read(min(size, PIECE_BYTES))
             if not piece:
                 raise ValueError("less than was promised")
             size -= len(piece)

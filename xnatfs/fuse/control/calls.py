@@ -1,14 +1,21 @@
 """Define the calls that a mount answers on its control socket."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from xnatfs.common.errors import ConfigError
+import trio
+
+from xnatfs.common.errors import ConfigError, UsageError
 from xnatfs.common.tasks import background
+from xnatfs.fuse.control.places import content_version, files_below, find, split
 from xnatfs.fuse.control.protocol import LOG_LEVELS, Message
+from xnatfs.fuse.control.reasons import explain
+from xnatfs.fuse.control.refresh import Refresher
 from xnatfs.fuse.control.server import Call, Report, serve_control
 from xnatfs.fuse.control.status import Status
+from xnatfs.fuse.control.verify import Verifier
+from xnatfs.fuse.control.warm import warm
 from xnatfs.fuse.mountpoint import control_socket
 from xnatfs.fuse.operations import Operations
 from xnatfs.settings.config import Config
@@ -19,8 +26,8 @@ log = logging.getLogger(__name__)
 
 async def control_mount(site: Site, operations: Operations, config: Config, mountpoint: Path) -> None:
     """Serve the control socket of a mount until cancelled."""
-    control = Control(site, operations, config, mountpoint)
     async with background() as nursery:
+        control = Control(site, operations, config, mountpoint, nursery)
         nursery.start_soon(control.status.run)
         await serve_control(control_socket(mountpoint), control.calls())
 
@@ -28,8 +35,12 @@ async def control_mount(site: Site, operations: Operations, config: Config, moun
 class Control:
     """The calls of one mount."""
 
-    def __init__(self, site: Site, operations: Operations, config: Config, mountpoint: Path) -> None:
+    def __init__(
+        self, site: Site, operations: Operations, config: Config, mountpoint: Path, nursery: trio.Nursery
+    ) -> None:
         self.status = Status(site, operations, config, mountpoint)
+        self.refresher = Refresher(site, operations, mountpoint, nursery)
+        self._config = config
         self._site = site
         self._operations = operations
 
@@ -37,11 +48,53 @@ class Control:
         """Return every call by its name."""
         return {
             "status": Call(self._status),
+            "refresh": Call(self._refresh, {"path": str}),
+            "changed": Call(self._changed, may_take={"projects": list, "experiments": list}),
+            "why": Call(self._why, {"path": str}),
+            "cache": Call(self._cache),
+            "cache_clear": Call(self._cache_clear),
+            "warm": Call(self._warm, {"path": str}, {"pin": bool}),
+            "verify": Call(self._verify, {"path": str}),
+            "unpin": Call(self._unpin, may_take={"path": str}),
             "log_level": Call(self._log_level, {"level": str}),
         }
 
     async def _status(self, report: Report) -> Message:
         return self.status.report()
+
+    async def _refresh(self, report: Report, path: str) -> Message:
+        return await self.refresher.refresh(path)
+
+    async def _changed(self, report: Report, projects: Sequence[str] = (), experiments: Sequence[str] = ()) -> Message:
+        if not all(isinstance(each, str) for each in (*projects, *experiments)):
+            raise UsageError("projects and experiments must be lists of IDs")
+        return await self.refresher.change(set(projects), set(experiments))
+
+    async def _why(self, report: Report, path: str) -> Message:
+        return await explain(self.refresher.root, self._operations, path)
+
+    async def _cache(self, report: Report) -> Message:
+        return {**self.status.report()["cache"], **await self._site.content.upkeep.usage()}
+
+    async def _cache_clear(self, report: Report) -> Message:
+        before = self._site.content.bytes_used
+        await self._site.content.evict(0)
+        return {"freed_bytes": before - self._site.content.bytes_used, "used_bytes": self._site.content.bytes_used}
+
+    async def _warm(self, report: Report, path: str, pin: bool = False) -> Message:
+        result = await warm(self.refresher.root, self._operations, path, pin, report)
+        return {**result, "offline": self._config.offline}
+
+    async def _verify(self, report: Report, path: str) -> Message:
+        await self.refresher.refresh(path)
+        return await Verifier(self._operations, report).verify(self.refresher.root, path)
+
+    async def _unpin(self, report: Report, path: str = "") -> Message:
+        upkeep = self._site.content.upkeep
+        if not path:
+            return {"unpinned_files": await upkeep.unpin()}
+        files = [file async for file in files_below(await find(self.refresher.root, split(path)))]
+        return {"unpinned_files": await upkeep.unpin(map(content_version, files))}
 
     async def _log_level(self, report: Report, level: str) -> Message:
         """Set the level of the log, of the HTTP client's records as well."""

@@ -18,7 +18,7 @@ from xnatfs.settings.config import Config
 from xnatfs.site import Site
 
 # Seconds between two samples of the counters, and the number of samples: rates are those of the last minute.
-SAMPLE_SECONDS, SAMPLES = 5.0, 13
+SAMPLE_SECONDS, SAMPLES = 5.0, 12
 # Errors and transfers that are reported: what a screen holds.
 REPORTED_ERRORS, REPORTED_TRANSFERS = 10, 20
 
@@ -142,7 +142,8 @@ class Status:
             if not blob.complete and blob.failure is None:
                 opened.setdefault(blob, "/".join(path))
         for blob in self._site.content.filling():
-            opened.setdefault(blob, blob.key)  # which a program has closed
+            if not blob.complete:
+                opened.setdefault(blob, blob.key)  # which a program has closed
         found = list(opened.items())[:REPORTED_TRANSFERS]
         return [
             {"path": name, "received_bytes": blob.present.total, "size_bytes": blob.size if blob.size >= 0 else None}

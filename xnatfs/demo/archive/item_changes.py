@@ -4,22 +4,23 @@ import re
 from collections.abc import Mapping
 from datetime import datetime
 
+from xnatfs.demo.archive.addresses import Place
+from xnatfs.demo.archive.data_types import EXPERIMENTS, SCANS
 from xnatfs.demo.archive.item_documents import fields_of
 from xnatfs.demo.archive.model import Experiment, Project, Reconstruction, Scan, Subject
-from xnatfs.demo.archive.places import Place
-from xnatfs.demo.archive.types import EXPERIMENTS, SCANS
+from xnatfs.demo.archive.rights import need_editor, need_owner, need_visible
 from xnatfs.demo.archive.vault import Vault
-from xnatfs.demo.rest.levels import Asked
+from xnatfs.demo.rest.resources import Asked
 from xnatfs.demo.rest.tables import true
 from xnatfs.demo.server.reply import Failed, Reply, text
 from xnatfs.demo.server.site import DemoSite
 
 LABEL = re.compile(r"[A-Za-z0-9_-]+")
-LEVELS = ("private", "protected", "public")
-LONGEST = 255
-NUMBERS = ("yob", "age", "education", "gestational_age", "post_menstrual_age")
+ACCESS_LEVELS = ("private", "protected", "public")
+FIELD_CHARACTERS = 255
+NUMERIC_FIELDS = ("yob", "age", "education", "gestational_age", "post_menstrual_age")
 # Parameters that control a change; they are not fields of the item.
-SWITCHES = {
+CONTROL_PARAMETERS = {
     "label", "xsiType", "format", "method", "media", "primary", "removeFiles", "XNAT_CSRF", "event_reason",
     "event_action", "event_type", "event_comment", "allowDataDeletion", "pullDataFromHeaders", "fixScanTypes",
     "triggerPipelines", "ID", "project", "subject_ID", "subject_label", "accessibility", "req_format",
@@ -63,7 +64,7 @@ class Changes:
             case "PUT", ("accessibility", level) if place.kind == "project":
                 return self._accessibility(asked, place, level)
             case "PUT", ("prearchive_code", code) if place.kind == "project":
-                self._need(asked, place, delete=True).prearchive_code = code
+                self._owned(asked, place).prearchive_code = code
                 return text("")
             case "POST", ():
                 raise Failed(405, "Method Not Allowed")
@@ -83,7 +84,7 @@ class Changes:
                 self._scan(asked, place, fields)
                 return text("")
             case "reconstruction":
-                self._edit(asked.user, place.session().project)
+                need_editor(self.archive, asked.user, place.session().project)
                 recon = place.item or Reconstruction(place.key)
                 assert isinstance(recon, Reconstruction)
                 recon.type = fields.get("type", recon.type)
@@ -120,12 +121,12 @@ class Changes:
                 raise Failed(403, "This user may not create projects.")
             if not LABEL.fullmatch(place.key):
                 raise Failed(417, "Invalid character in project ID.")
-        elif not self.archive.edits(asked.user, place.key):
-            raise Failed(403, "Specified user account has insufficient privileges for this project.")
+        else:
+            need_editor(self.archive, asked.user, place.key)
         names = [place.key] if project is None else []
         names += [fields[name] for name in ("name", "secondary_ID", "alias") if fields.get(name)]
         level = fields.get("accessibility", project.access if isinstance(project, Project) else "private")
-        if level not in LEVELS:
+        if level not in ACCESS_LEVELS:
             raise Failed(400, f"Unknown accessibility: {level}")
         taken = {
             name.lower() for other in self.archive.projects.values() if other is not project for name in _of(other)
@@ -135,7 +136,6 @@ class Changes:
         if project is None:
             project = self.archive.project(place.key, place.key)
             project.members[asked.user] = "Owners"
-            project.description = ""
         assert isinstance(project, Project)
         project.name = fields.get("name", project.name)
         project.description = fields.get("description", project.description)
@@ -150,7 +150,7 @@ class Changes:
                 raise Failed(404, "Unable to identify subject")
             subject = self.new_subject(asked.user, place.above.project(), place.key)
         assert isinstance(subject, Subject)
-        self._edit(asked.user, subject.project)
+        need_editor(self.archive, asked.user, subject.project)
         if not new and fields.get("label", subject.label) != subject.label:
             _check_label(fields["label"])
             if any(label == fields["label"] for _, label in self.archive.subjects_in(subject.project)):
@@ -160,7 +160,7 @@ class Changes:
         return subject.id, new
 
     def new_subject(self, user: str, project: str, label: str) -> Subject:
-        self._edit(user, project)
+        need_editor(self.archive, user, project)
         _check_label(label)
         return self.archive.subject(self.archive.projects[project], label)
 
@@ -170,7 +170,7 @@ class Changes:
         if found is None:
             found = self._new_experiment(asked, place, fields)
         assert isinstance(found, Experiment)
-        self._edit(asked.user, found.project)
+        need_editor(self.archive, asked.user, found.project)
         if not new and place.above and isinstance(place.above.item, Subject) and found.subject != place.above.item.id:
             raise Failed(409, "Conflict: Duplicate experiment label")
         if not new and fields.get("label", found.label) != found.label:
@@ -191,13 +191,13 @@ class Changes:
             raise Failed(400, f"Unknown data type: {fields['xsiType']}")
         if place.kind == "assessor":
             session = place.session()
-            self._edit(asked.user, session.project)
+            need_editor(self.archive, asked.user, session.project)
             _check_label(place.key)
             self._check_free(session.project, place.key)
             return self.archive.assessor(session, place.key, xsi_type)
         listing = place.above if place.above.kind == "project" else place.above.above
         project = listing.project() if listing else place.above.project()
-        self._edit(asked.user, project)
+        need_editor(self.archive, asked.user, project)
         _check_label(place.key)
         self._check_free(project, place.key)
         subject = place.above.item
@@ -215,7 +215,7 @@ class Changes:
 
     def _scan(self, asked: Asked, place: Place, fields: Mapping[str, str]) -> None:
         scan, session = place.item, place.session()
-        self._edit(asked.user, session.project)
+        need_editor(self.archive, asked.user, session.project)
         xsi_type = SCANS.get(fields.get("xsiType", "").lower())
         if scan is None:
             if xsi_type is None:
@@ -228,13 +228,20 @@ class Changes:
             setattr(scan, name, fields.get(name, getattr(scan, name)))
 
     def _accessibility(self, asked: Asked, place: Place, level: str) -> Reply:
-        project = self._need(asked, place, delete=True)
-        if level not in LEVELS:
+        project = self._owned(asked, place)
+        if level not in ACCESS_LEVELS:
             raise Failed(400, f"Unknown accessibility: {level}")
         if level != "private" and not self.site.non_private_projects:
             raise Failed(403, "Projects must be private on this site.")
         project.access = level
         return text(level)
+
+    def _owned(self, asked: Asked, place: Place) -> Project:
+        """Return the project, whose settings the user may change. Raises Failed."""
+        if not isinstance(place.item, Project):
+            raise Failed(404, f"Unable to identify project: {place.key}")
+        need_owner(self.archive, asked.user, place.item.id)
+        return place.item
 
     # -- sharing -----------------------------------------------------------------------------------------------
 
@@ -242,14 +249,13 @@ class Changes:
         item, query = place.item, asked.query
         if not isinstance(item, Subject | Experiment):
             raise Failed(404, f"Unable to identify {place.kind}")
-        if other not in self.archive.projects or not self.archive.sees(asked.user, other):
-            raise Failed(404, f"Unable to identify project: {other}")
+        need_visible(self.archive, asked.user, other)
         if asked.method == "DELETE":
             return self._unshare(asked, item, other)
-        self._edit(asked.user, other)
+        need_editor(self.archive, asked.user, other)
         label = query.get("label", item.shared.get(other, item.label))
         if query.get("primary") == "true":
-            self._edit(asked.user, item.project)
+            need_editor(self.archive, asked.user, item.project)
         elif other in (item.project, *item.shared):
             raise Failed(409, "Already shared into this project")
         rows = self.archive.subjects_in(other) if isinstance(item, Subject) else self.archive.experiments_in(other)
@@ -267,8 +273,7 @@ class Changes:
             raise Failed(400, "Cannot remove an item from the project that owns it.")
         if other not in item.shared:
             raise Failed(404, "Not shared into this project")
-        if not self.archive.deletes(asked.user, other):
-            raise Failed(403, "User account has insufficient privileges to delete this.")
+        need_owner(self.archive, asked.user, other)
         del item.shared[other]
         return text("")
 
@@ -282,8 +287,7 @@ class Changes:
         if shared and listing is not None and listing.project() != place.project():
             assert isinstance(place.item, Subject | Experiment)
             return self._unshare(asked, place.item, listing.project())
-        if not self.archive.deletes(asked.user, place.project()):
-            raise Failed(403, "User account has insufficient privileges to delete this.")
+        need_owner(self.archive, asked.user, place.project())
         if not self.site.deletion:
             raise Failed(403, "Data deletion is disabled on this site.")
         before = [resource for resource, _ in self.archive.resources()]
@@ -324,19 +328,6 @@ class Changes:
             self._remove_experiment(assessor)
         self.archive.experiments.pop(experiment.id, None)
 
-    # -- rights ------------------------------------------------------------------------------------------------
-
-    def _need(self, asked: Asked, place: Place, *, delete: bool) -> Project:
-        if not isinstance(place.item, Project):
-            raise Failed(404, f"Unable to identify project: {place.key}")
-        if delete and not self.archive.deletes(asked.user, place.item.id):
-            raise Failed(403, "Specified user account has insufficient privileges for this project.")
-        return place.item
-
-    def _edit(self, user: str, project: str) -> None:
-        if not self.archive.edits(user, project):
-            raise Failed(403, f"Specified user account has insufficient privileges for project {project}.")
-
 
 def _of(project: Project) -> list[str]:
     return [project.id, project.name, *(name for name in (project.secondary_id, project.alias) if name)]
@@ -351,16 +342,16 @@ def _check(fields: Mapping[str, str]) -> None:
     """Raise Failed if a value cannot be stored."""
     for key, value in fields.items():
         name = key.rpartition("/")[2]
-        if len(value) > LONGEST:
+        if len(value) > FIELD_CHARACTERS:
             raise Failed(400, f"{name} is too long")
         if name in ("date", "dob") and value:
             day(value)
-        if name in NUMBERS and value and not value.isdigit():
+        if name in NUMERIC_FIELDS and value and not value.isdigit():
             raise Failed(400, f"Invalid value for {name}: {value}")
 
 
 def _values(fields: Mapping[str, str]) -> dict[str, str]:
-    return {key.rpartition("/")[2]: value for key, value in fields.items() if key not in SWITCHES}
+    return {key.rpartition("/")[2]: value for key, value in fields.items() if key not in CONTROL_PARAMETERS}
 
 
 def day(text: str) -> str:

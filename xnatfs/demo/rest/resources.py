@@ -3,14 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from xnatfs.demo.archive.model import Home, Resource
-from xnatfs.demo.content import archives, files
-from xnatfs.demo.content import inner_files as inside
+from xnatfs.demo.archive.model import Found, Home, Resource
+from xnatfs.demo.content import archives, files, files_in_zips
 from xnatfs.demo.rest.tables import LIST, Query, negotiated, true
 from xnatfs.demo.server.reply import Failed, Reply
 from xnatfs.demo.server.site import DemoSite
-
-Found = list[tuple[Resource, Home]]
 
 
 @dataclass(frozen=True)
@@ -33,12 +30,12 @@ class Asked:
 class Level:
     """The resources that a route addresses."""
 
-    resources: tuple[tuple[Resource, Home], ...]
+    resources: Found
     base: str  # the URI that one resource's files get; '' for several parents
     name: str = "archive"
     blank: bool = False  # a session's own rows have no ID, because the request has `all`
     typed: bool = False  # scans were addressed in the URL
-    everywhere: tuple[tuple[Resource, Home], ...] = ()  # of the item at any level; empty: `resources` are all
+    everywhere: Found = ()  # of the item at any level; empty: `resources` are all
 
 
 class Levels:
@@ -68,7 +65,7 @@ class Levels:
             return files.catalogue(found, asked.query)
         if tail[2] != "files":
             raise Failed(400, "")
-        chosen = replace(level, resources=tuple(found))
+        chosen = replace(level, resources=found)
         if not found and asked.query.get("format") in archives.ARCHIVES:
             raise Failed(404, "No files found")
         if not found and len(tail) == 3 and not asked.slash:
@@ -85,7 +82,7 @@ class Levels:
             return []
 
     def _selected(self, asked: Asked, level: Level, keys: str) -> Found:
-        found: Found = []
+        found: list[tuple[Resource, Home]] = []
         for key in keys.split(","):
             if key.isdigit():
                 found += self._numbered(asked, level, key)
@@ -118,7 +115,7 @@ class Levels:
         folder = files.unquoted(name) + "/" if name and asked.slash else ""
         if query.get("format") in (*archives.ARCHIVES, "xcat") and (not name or folder):
             if folder:
-                found = tuple((replace_entries(r, folder), home) for r, home in found)
+                found = [(replace_entries(r, folder), home) for r, home in found]
             layout = archives.layout(self.archive, query, level.name, typed=level.typed, blank=level.blank)
             if query["format"] == "xcat":
                 return archives.manifest(found, layout, self.site.url)
@@ -132,17 +129,17 @@ class Levels:
             if asked.head and len(found) != 1:
                 raise Failed(404, "")
             return self._list(found, query, level.base, folder)
-        outer, within = inside.split(name)
+        outer, within = files_in_zips.split(name)
         entry = files.find_entry(found, outer, self.site.release)
         if true(query, "listContents"):
-            return inside.contents(entry, query)
+            return files_in_zips.contents(entry, query)
         if within:
-            entry = inside.inner(entry, files.unquoted(within))
+            entry = files_in_zips.inner(entry, files.unquoted(within))
         elif query.get("format") == "zip" and not entry.lost and not entry.path.endswith(".zip"):
             return archives.one_file(entry)
         return files.download(entry, asked.headers, query, ranges=self.site.ranges)
 
-    def _list(self, found: Sequence[tuple[Resource, Home]], query: Query, base: str, folder: str = "") -> Reply:
+    def _list(self, found: Found, query: Query, base: str, folder: str = "") -> Reply:
         """List the files, without those that the site's switches leave out."""
         told = [(resource, home) for resource, home in found if not self.site.nameless(resource)]
         if len(found) > 1:

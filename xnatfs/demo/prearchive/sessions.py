@@ -212,9 +212,8 @@ class Prearchive:
 
     def edits(self, user: str, received: Received) -> bool:
         """Return true if the user may change the session; only admins may change Unassigned ones."""
-        known = self.archive.users.get(user)
         if received.project not in self.archive.projects:
-            return known is not None and known.admin
+            return self.archive.is_admin(user)
         return self.archive.edits(user, received.project)
 
     def stamp(self, project: str, now: float) -> str:

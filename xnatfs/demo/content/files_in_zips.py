@@ -8,7 +8,7 @@ import re
 import zipfile
 from pathlib import Path
 
-from xnatfs.demo.archive.model import Entry
+from xnatfs.demo.archive.entries import Entry
 from xnatfs.demo.rest.tables import Query, table
 from xnatfs.demo.server.reply import Failed, Reply, Slice
 

@@ -1,13 +1,13 @@
 """Route the requests that change the archive. The archive's lock serializes the changes."""
 
-from xnatfs.demo.archive.changes import Changes
-from xnatfs.demo.archive.places import resolve
+from xnatfs.demo.archive.addresses import resolve
+from xnatfs.demo.archive.item_changes import Changes
 from xnatfs.demo.archive.vault import Vault
-from xnatfs.demo.content.deposits import Deposits
+from xnatfs.demo.content.resource_changes import Deposits
 from xnatfs.demo.prearchive.imports import Imports
-from xnatfs.demo.prearchive.inbox import Prearchive
 from xnatfs.demo.prearchive.requests import PrearchiveRequests
-from xnatfs.demo.rest.levels import Asked
+from xnatfs.demo.prearchive.sessions import Prearchive
+from xnatfs.demo.rest.resources import Asked
 from xnatfs.demo.rest.user_cache import UserCache
 from xnatfs.demo.server.reply import Failed, Reply
 from xnatfs.demo.server.request_bodies import Body

@@ -4,11 +4,13 @@ import json
 from collections.abc import Iterator, Sequence
 from urllib.parse import unquote_plus
 
-from xnatfs.demo.archive.model import Entry, Resource
-from xnatfs.demo.archive.places import Place
+from xnatfs.demo.archive.addresses import Place
+from xnatfs.demo.archive.entries import Entry
+from xnatfs.demo.archive.model import Resource
+from xnatfs.demo.archive.rights import need_editor, need_owner
 from xnatfs.demo.archive.vault import Vault
 from xnatfs.demo.content import unpacking
-from xnatfs.demo.rest.levels import Asked
+from xnatfs.demo.rest.resources import Asked
 from xnatfs.demo.rest.tables import true
 from xnatfs.demo.server.reply import HTML, Failed, Reply, text
 from xnatfs.demo.server.request_bodies import Body, Sent, sent
@@ -65,8 +67,7 @@ class Deposits:
         return text("")
 
     def _made(self, asked: Asked, place: Place, among: list[Resource], label: str) -> Resource:
-        if not self.archive.edits(asked.user, place.project()):
-            raise Failed(403, "User account has insufficient privileges to modify this item.")
+        need_editor(self.archive, asked.user, place.project())
         return self._new(asked, among, label)
 
     def _new(self, asked: Asked, among: list[Resource], label: str) -> Resource:
@@ -94,8 +95,7 @@ class Deposits:
         return found[1].owner() if found else place.project()
 
     def _delete_resources(self, asked: Asked, place: Place, among: list[Resource], keys: str) -> Reply:
-        if not self.archive.deletes(asked.user, place.project()):
-            raise Failed(403, "User account has insufficient privileges to delete this.")
+        need_owner(self.archive, asked.user, place.project())
         for key in keys.split(","):
             for resource in self._selected(asked, among, key):
                 if any(resource is own for own in among):
@@ -157,13 +157,11 @@ class Deposits:
 
     def _delete_files(self, asked: Asked, place: Place, among: list[Resource], key: str, path: str) -> Reply:
         """Delete every file whose path begins with `path`; an empty path selects all files."""
-        if not self.archive.deletes(asked.user, place.project()):
-            raise Failed(403, "User account has insufficient privileges to delete this.")
+        need_owner(self.archive, asked.user, place.project())
         found = self._selected(asked, among, key)
         if not found:
             raise Failed(400, "Unknown resource")
-        if not self.archive.deletes(asked.user, self._owner(place, found[0])):
-            raise Failed(403, "User account has insufficient privileges to delete this.")
+        need_owner(self.archive, asked.user, self._owner(place, found[0]))
         prefix = stored_name(path).removesuffix("*")
         gone = [entry for entry in found[0].entries if entry.path.startswith(prefix)]
         if not gone:

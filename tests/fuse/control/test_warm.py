@@ -1,0 +1,186 @@
+"""Test `xnatfs warm` and `xnatfs verify`, on real mounts."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.commanding import LABEL, OWNER, PASSWORD, SESSION, page_archive
+from tests.support.mounting import SCRIPTS, Mount, environment, mounting, run
+from xnatfs.demo.archive.model import Resource
+from xnatfs.demo.fixtures.lab import PASSWORDS
+from xnatfs.demo.server.app import DemoXnat
+from xnatfs.demo.server.socket import serve
+
+pytestmark = pytest.mark.fuse
+
+SESSION_DIR = f"projects/MYPROJECT/SUB001/{LABEL}"
+USER = "demo-owner"
+
+
+class World:
+    """A server and a mount of it."""
+
+    def __init__(self, app: DemoXnat, mount: Mount) -> None:
+        self.app = app
+        self.mount = mount
+
+    def xnatfs(self, *words: str | Path, status: int = 0) -> subprocess.CompletedProcess[str]:
+        done = run(SCRIPTS / "xnatfs", *words, env=environment(self.mount.home))
+        assert done.returncode == status, (done.stdout, done.stderr)
+        assert "Traceback" not in done.stderr
+        return done
+
+    def dicom(self) -> Resource:
+        return self.app.archive.experiments[SESSION].scans[0].resources[0]
+
+    @property
+    def session(self) -> Path:
+        return self.mount.path / SESSION_DIR
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    app = DemoXnat(page_archive())
+    with serve(app) as url, mounting(url, tmp_path, user=OWNER, password=PASSWORD) as mount:
+        mount.expected_in_log += ["but has lost it", "damaged file", "lists none", "cannot be listed"]
+        yield World(app, mount)
+
+
+def test_a_warm_session_is_read_without_a_request(world):
+    done = world.xnatfs("warm", world.session)
+    assert "complete: " in done.stdout
+    before = len(world.app.requests)
+    entries = world.mount.walk(SESSION_DIR, read=True)
+    assert sum("md5" in entry for entry in entries) == 18
+    assert len(world.app.requests) == before
+    assert "complete: 18 files" in done.stdout
+    again = world.xnatfs("warm", world.session).stdout
+    assert "(0 fetched)" in again
+
+
+def test_what_cannot_be_fetched_is_named(world):
+    world.dicom().entries[1].content = None
+    done = world.xnatfs("warm", world.session / "scans" / "1", status=8)
+    assert "1.1.dcm" in done.stderr
+    assert "incomplete: " in done.stdout
+    assert "1 failed" in done.stdout
+    assert "1.1.dcm" in world.xnatfs("status", world.mount.path).stdout
+
+
+def test_nothing_is_fetched_if_one_path_is_wrong(world):
+    before = len(world.app.requests)
+    done = world.xnatfs("warm", world.session, "/nowhere", status=66)
+    assert len(done.stderr.splitlines()) == 1
+    assert len(world.app.requests) == before
+    assert "does not exist" in world.xnatfs("warm", world.mount.path / "nothing", status=5).stderr
+
+
+def test_pinned_files_stay_until_they_are_unpinned(world):
+    scan, other = world.session / "scans" / "1", world.session / "scans" / "2"
+    assert "4 pinned" in world.xnatfs("warm", "--pin", scan).stdout
+    assert "4 pinned" in world.xnatfs("warm", "--pin", scan).stdout
+    world.xnatfs("warm", other)
+    assert "4 of them pinned" in world.xnatfs("cache", "info", scan).stdout
+    assert "open or pinned" in world.xnatfs("cache", "clear", scan).stdout
+    assert "(0 fetched" in world.xnatfs("warm", scan).stdout
+    assert "(3 fetched)" in world.xnatfs("warm", other).stdout
+    assert "1 files unpinned" in world.xnatfs("cache", "unpin", scan / "NIFTI").stdout
+    assert "3 files unpinned" in world.xnatfs("cache", "unpin", world.mount.path).stdout
+    assert "are left" not in world.xnatfs("cache", "clear", world.mount.path).stdout
+
+
+def test_more_than_the_cache_holds_is_not_pinned(tmp_path):
+    app = DemoXnat(page_archive())
+    with serve(app) as url, mounting(url, tmp_path, "--cache-size", "10K", user=OWNER, password=PASSWORD) as mount:
+        world = World(app, mount)
+        assert "cannot be pinned" in world.xnatfs("warm", "--pin", world.session, status=73).stderr
+        assert "found no room in the cache" in world.xnatfs("warm", world.session, status=8).stdout
+        assert "complete" in world.xnatfs("warm", "--pin", world.session / "scans" / "2").stdout
+
+
+class Server:
+    """A server in a process of its own, that can be stopped."""
+
+    def __init__(self, data: Path) -> None:
+        command = [sys.executable, "-P", "-m", "xnatfs.demo", "--only-data", "--data", str(data), "--until-eof"]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        self.url = self.process.stdout.readline().strip()
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+def test_a_warm_session_is_there_without_the_server(tmp_path):
+    session = tmp_path / "data" / "P" / "S" / "E" / "scans"
+    for scan in ("1", "2"):
+        (session / scan / "DICOM").mkdir(parents=True)
+        for number in range(20):
+            (session / scan / "DICOM" / f"{number}.dcm").write_bytes(os.urandom(30_000))
+    (session / "1" / "DICOM" / "big.bin").write_bytes(os.urandom(20 * 2**20))
+    server = Server(tmp_path / "data")
+    try:
+        options = ("--offline", "--ttl", "1", "--timeout", "1")
+        with mounting(server.url, tmp_path, *options, user=USER, password=PASSWORDS[USER]) as mount:
+            mount.expected_in_log += ["unreachable", "listings are shown as they were", "could not log out"]
+            place = mount.path / "projects" / "P" / "S" / "E"
+            done = run(SCRIPTS / "xnatfs", "warm", "--pin", place, env=environment(mount.home))
+            assert done.returncode == 0, done.stderr
+            assert "complete: 41 files" in done.stdout
+            assert "--offline" not in done.stderr
+            server.stop()
+            time.sleep(1.5)  # the listings have expired then
+            copied = tmp_path / "copied"
+            shutil.copytree(place / "scans", copied)
+            compared = run("diff", "-r", session, copied)
+            assert (compared.returncode, compared.stdout) == (0, "")
+            told = run(SCRIPTS / "xnatfs", "status", mount.path, env=environment(mount.home)).stdout
+            assert "unreachable since" in told
+            assert "listings are of" in told
+            why = run(SCRIPTS / "xnatfs", "why", place, env=environment(mount.home)).stdout
+            assert "the server is unreachable since" in why
+    finally:
+        server.stop()
+
+
+def test_a_sound_session_is_verified_without_a_word(world):
+    world.xnatfs("warm", world.session)
+    done = world.xnatfs("verify", world.session)
+    assert done.stdout.splitlines() == ["18 files compared, 18 of them in the cache"]
+
+
+def test_damage_in_the_cache_is_found_and_mended(world):
+    file = world.session / "scans" / "1" / "DICOM" / "1.0.dcm"
+    whole = file.read_bytes()
+    world.xnatfs("warm", world.session)
+    blobs = [path for path in world.mount.home.rglob("blobs/*/*") if path.read_bytes() == whole]
+    (blob,) = blobs
+    status = blob.stat()
+    blob.chmod(0o600)
+    with blob.open("r+b") as damaged:
+        damaged.write(b"damage")
+    os.utime(blob, ns=(status.st_atime_ns, status.st_mtime_ns))
+    done = world.xnatfs("verify", world.session, status=1)
+    assert "1.0.dcm: damaged in the cache, and removed there" in done.stdout
+    assert "refresh/catalog" not in done.stdout
+    assert file.read_bytes() == whole
+    world.xnatfs("verify", world.session)
+
+
+def test_what_the_server_has_lost_is_for_a_manager_to_refresh(world):
+    world.xnatfs("warm", world.session)
+    resource = world.dicom()
+    resource.entries[0].content = None
+    done = world.xnatfs("verify", world.session, status=1)
+    assert "1.0.dcm: listed, and not there" in done.stdout
+    (command,) = [line for line in done.stdout.splitlines() if "refresh/catalog" in line]
+    assert f"resource=/archive/experiments/{SESSION}/scans/1/resources/" in command
+    assert "options=delete,append,checksum,populateStats" in command
+    assert len([line for line in done.stdout.splitlines() if "listed, and not" in line]) == 1

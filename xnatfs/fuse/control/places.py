@@ -1,0 +1,118 @@
+"""Find what a path of the mount names, and the listings that it is made of."""
+
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+
+import trio
+
+from xnatfs.common.errors import NotFound
+from xnatfs.content import Version
+from xnatfs.fuse.control.error_log import NodePath
+from xnatfs.listings.keys import ChildrenKey, FilesKey, ListKey, ProjectsKey, experiment_keys
+from xnatfs.prefetch.series_files import version
+from xnatfs.tree.catalogue_file import CatalogueFile
+from xnatfs.tree.names import decode
+from xnatfs.tree.node import Dir, File, Link, Node
+from xnatfs.tree.resources import ResourceDir
+from xnatfs.tree.sessions import SessionDir
+
+# Links that are followed on the way, as path_resolution(7) counts them.
+MAX_LINKS = 40
+# Files that are yielded between two checkpoints: a millisecond.
+FILES_AT_ONCE = 200
+
+
+def split(path: str) -> NodePath:
+    """Return the names of a path as the tree spells them. Raises NotFound for names that nothing can have."""
+    return tuple(decode(name) for name in path.encode("utf-8", "surrogateescape").split(b"/") if name)
+
+
+async def find(root: Dir, names: NodePath) -> Node:
+    """Return what a path names, links followed. A name that is not listed is looked for in a new listing.
+
+    Raises NotFound, and what the server's listings raise.
+    """
+    node: Node = root
+    rest, links = list(reversed(names)), 0
+    while rest:
+        name = rest.pop()
+        if name == "..":
+            node = node.parent or root
+            continue
+        if not isinstance(node, Dir):
+            raise NotFound(f"{'/'.join(node.path)} is not a directory")
+        parent, node = node, await _child(node, name)
+        if isinstance(node, Link):
+            links += 1
+            if links > MAX_LINKS:
+                raise NotFound(f"{'/'.join(node.path)}: too many links")
+            rest += reversed((await node.follow()).split("/"))
+            node = parent
+    return node
+
+
+async def _child(parent: Dir, name: str) -> Node:
+    try:
+        return await parent.child(name)
+    except NotFound:
+        keys = parent.sources()
+        if not keys:
+            raise
+    await parent.site.renew(keys)
+    parent.site.metadata.forget(ChildrenKey(parent.path))
+    return await parent.child(name)
+
+
+def session_of(node: Node) -> SessionDir | None:
+    """Return the session that a node is or belongs to."""
+    return next((each for each in ancestors(node) if isinstance(each, SessionDir)), None)
+
+
+def ancestors(node: Node) -> Iterator[Node]:
+    """Yield a node, and the directories that it is in, the nearest first."""
+    each: Node | None = node
+    while each is not None:
+        yield each
+        each = each.parent
+
+
+def rounds_of(node: Node) -> tuple[Dir, Sequence[Sequence[ListKey]]]:
+    """Return the directory that is renewed for a node, and its listings, in rounds that are requested together.
+
+    Of a session and of all below it, these are its four lists. Those of files come last: they are compared with the
+    list of resources.
+    """
+    if (session := session_of(node)) is not None:
+        return session, _rounds(experiment_keys(session.experiment.id))
+    for each in ancestors(node):
+        if isinstance(each, ResourceDir):
+            return each, _rounds([each.place.key, *each.sources()])
+        if isinstance(each, Dir) and (each.sources() or each.parent is None):
+            return each, _rounds(each.sources() or [ProjectsKey()])
+    raise NotFound(f"{'/'.join(node.path)} has no listing")  # a tree has a root
+
+
+def _rounds(keys: Iterable[ListKey]) -> Sequence[Sequence[ListKey]]:
+    found = list(keys)
+    files = [key for key in found if isinstance(key, FilesKey)]
+    return [part for part in ([key for key in found if key not in files], files) if part]
+
+
+async def files_below(node: Node) -> AsyncIterator[File]:
+    """Yield a file, or all files below a directory in the order of their listing; links are not followed."""
+    if isinstance(node, File):
+        yield node
+    elif isinstance(node, Dir):
+        for place, child in enumerate((await node.children()).listed(), 1):
+            if place % FILES_AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
+            if isinstance(child, File):
+                yield child
+            else:
+                async for file in files_below(child):
+                    yield file
+
+
+def content_version(file: File) -> Version:
+    """Return the version of a file, as the cache of contents knows it."""
+    assert isinstance(file, CatalogueFile)
+    return version(file.row)

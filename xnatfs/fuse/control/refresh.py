@@ -1,0 +1,196 @@
+"""Renew what a mount shows, at once and not when its listings expire: in the daemon, and in the kernel.
+
+The kernel remembers names, absent ones too, for as long as the daemon has told it. It drops all that it knows below a
+directory, of which no program has anything open, together with the entry of that directory.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Collection, Hashable
+from pathlib import Path
+
+import pyfuse3
+import trio
+from pyfuse3 import FileNameT
+
+from xnatfs.common.tasks import unattended
+from xnatfs.fuse.control.error_log import NodePath
+from xnatfs.fuse.control.places import find, rounds_of, split
+from xnatfs.fuse.control.protocol import Message
+from xnatfs.fuse.inodes import ROOT
+from xnatfs.fuse.operations import Operations
+from xnatfs.listings.keys import (
+    AllExperimentsKey,
+    AllSubjectsKey,
+    ChildrenKey,
+    ExperimentsKey,
+    FoldersKey,
+    LinkKey,
+    LinksOfProjectKey,
+    ListKey,
+    ProjectsKey,
+    SubjectsKey,
+    experiment_keys,
+    item_keys,
+    keys_below,
+)
+from xnatfs.listings.ttl_cache import Listing
+from xnatfs.rest.models import Item
+from xnatfs.site import Site
+from xnatfs.tree.names import encode
+from xnatfs.tree.node import Dir
+from xnatfs.tree.projects import ProjectDir, SubjectDir
+from xnatfs.tree.sessions import SessionDir
+
+log = logging.getLogger(__name__)
+
+# Nodes that are looked through between two checkpoints: a millisecond.
+NODES_AT_ONCE = 10_000
+
+
+class Refresher:
+    """Renews what one mount shows.
+
+    Args:
+        site: Its server.
+        operations: Its calls of the kernel.
+        mountpoint: Its place.
+    """
+
+    def __init__(self, site: Site, operations: Operations, mountpoint: Path, nursery: trio.Nursery) -> None:
+        self._site = site
+        self._operations = operations
+        self._mountpoint = mountpoint
+        self._nursery = nursery
+
+    @property
+    def root(self) -> Dir:
+        """Return the root of the tree."""
+        root = self._operations.inodes[ROOT].node
+        assert isinstance(root, Dir)
+        return root
+
+    async def refresh(self, path: str) -> Message:
+        """Request the listings of a path anew, and have those below it requested when they are used next.
+
+        Return when the new ones are served. If a request fails, what was shown stays.
+        """
+        node = await find(self.root, split(path))
+        directory, rounds = rounds_of(node)
+        before = self._site.xnat.requests
+        for keys in rounds:
+            await self._site.renew(keys)
+        for key in self._below(directory):
+            self._site.listings.expire(key)
+        self._forget_derived(lambda made: made[: len(directory.path)] == directory.path)
+        await self._drop(directory.path)
+        return {"path": "/".join(directory.path), "requests": self._site.xnat.requests - before}
+
+    async def change(self, projects: Collection[str], experiments: Collection[str]) -> Message:
+        """Forget the listings of items that another program has changed on the server; no request is sent.
+
+        Args:
+            projects: IDs of projects; '*' for all of them.
+            experiments: Accession IDs.
+        """
+        if "*" in projects:
+            projects = {*projects, *self._projects()}
+        items: list[Item] = [("experiments", each) for each in experiments]
+        items += [("projects", each) for each in projects]
+        keys: set[ListKey] = {ProjectsKey()} if "*" in projects else set()
+        for item in items:
+            keys.update(item_keys(item))
+        for project in projects:
+            keys |= {SubjectsKey(project), ExperimentsKey(project), *self._below_project(project)}
+        for key in keys:
+            self._site.listings.expire(key)
+        self._forget_derived(lambda made: made != ("projects",) or "*" in projects)
+        paths = await self._known_paths(projects, experiments)
+        for path in paths:
+            await self._drop(path)
+        log.info("changed by another program: %s", ", ".join("/".join(item) for item in items) or "nothing")
+        return {"paths": ["/".join(path) for path in paths]}
+
+    # -- listings ------------------------------------------------------------------------------------------------
+
+    def _projects(self) -> list[str]:
+        found = self._site.metadata.peek(ProjectsKey())
+        return [row.id for row in found.rows] if isinstance(found, Listing) else []
+
+    def _below(self, directory: Dir) -> set[ListKey]:
+        """Return the keys of the lists below a directory, but not of its own."""
+        match directory:
+            case ProjectDir():
+                return self._below_project(directory.project.id)
+            case SubjectDir():
+                of_subject = self._site.known_experiments(directory.project_dir.project.id)
+                rows = of_subject.groups.get(directory.subject.id, ()) if of_subject else ()
+                return {key for row in rows for key in experiment_keys(row.id)} | set(
+                    item_keys(("subjects", directory.subject.id))
+                )
+            case SessionDir():
+                return set()
+        if not isinstance(directory.parent, Dir) or directory.path == ("projects",):
+            found: set[ListKey] = {AllSubjectsKey(), AllExperimentsKey()}
+            for project in self._projects():
+                found |= {*keys_below(ProjectsKey(), project), *self._below_project(project)}
+            return found
+        return set()
+
+    def _below_project(self, project: str) -> set[ListKey]:
+        subjects, experiments = self._site.known_subjects(project), self._site.known_experiments(project)
+        found = set(item_keys(("projects", project)))
+        for key, listing in ((SubjectsKey(project), subjects), (ExperimentsKey(project), experiments)):
+            for row in listing.rows if listing else ():
+                found.update(keys_below(key, row.id))
+        return found
+
+    def _forget_derived(self, is_concerned: Callable[[NodePath], bool]) -> None:
+        """Forget what was made of listings: directories of these paths, and links."""
+
+        def which(key: Hashable, value: object) -> bool:
+            if isinstance(key, ChildrenKey | FoldersKey):
+                return is_concerned(key.path)
+            return isinstance(key, LinkKey | LinksOfProjectKey)
+
+        self._site.metadata.forget_all(which)
+        self._operations.dir_cache.clear()
+
+    # -- the kernel ----------------------------------------------------------------------------------------------
+
+    async def _known_paths(self, projects: Collection[str], experiments: Collection[str]) -> list[NodePath]:
+        """Return the paths of these items as far as the kernel knows them."""
+        found: set[NodePath] = {("experiments",), ("subjects",)}
+        if "*" in projects:
+            return [*found, ("projects",)]
+        for count, node in enumerate(self._operations.inodes.nodes(), 1):
+            if count % NODES_AT_ONCE == 0:
+                await trio.lowlevel.checkpoint()
+            is_changed = isinstance(node, ProjectDir) and node.project.id in projects
+            if is_changed or (isinstance(node, SessionDir) and node.experiment.id in experiments):
+                found.add(node.path)
+        return sorted(found)
+
+    async def _drop(self, path: NodePath) -> None:
+        """Have the kernel forget a directory and what is below it."""
+        for each in [path] if path else [(node.name,) for node in (await self.root.children()).listed()]:
+            inodes = self._operations.inodes
+            if (parent := inodes.find(each[:-1])) is None:
+                continue  # the kernel has not been told of it, nor of anything below it
+            is_known = inodes.find(each) is not None
+            await trio.to_thread.run_sync(_invalidate, parent, encode(each[-1]), abandon_on_cancel=True)
+            if is_known:  # a directory that a program works in has no path until its name is looked up again
+                self._nursery.start_soon(
+                    unattended, "looking up what was refreshed", logging.DEBUG, self._look_up, each
+                )
+
+    async def _look_up(self, path: NodePath) -> None:
+        place = os.path.join(os.fsencode(self._mountpoint), *map(encode, path))
+        await trio.to_thread.run_sync(os.path.lexists, place, abandon_on_cancel=True)
+
+
+def _invalidate(parent: pyfuse3.InodeT, name: bytes) -> None:
+    try:
+        pyfuse3.invalidate_entry(parent, FileNameT(name))
+    except OSError as error:  # forgotten meanwhile
+        log.debug("the kernel does not know %r: %s", name, error)
