@@ -393,6 +393,36 @@ def test_words_are_quoted_for_units():
         assert units.quoted(word) == text
 
 
+# A program that mounts, and leaves the descriptor to xnatfs: as Apptainer and Kubernetes' helpers do.
+HELPER = """
+import os, subprocess, sys
+from pathlib import Path
+from xnatfs.fuse.namespace import mount_in_namespace
+
+place, *command = sys.argv[1:]
+descriptor = mount_in_namespace(Path(place), "xnat")
+served = subprocess.Popen([*command, f"/dev/fd/{descriptor}"], pass_fds=[descriptor], stderr=subprocess.DEVNULL)
+os.close(descriptor)
+print(*os.listdir(f"{place}/projects"))
+served.terminate()
+print(served.wait())
+"""
+
+
+@pytest.mark.fuse
+def test_a_descriptor_that_another_program_has_mounted_is_served(machine):
+    options = ("--foreground", "--url", machine.demo.url, "--credentials", machine.file)
+    command = [sys.executable, "-c", HELPER, machine.place, XNATFS, "mount", *options]
+    done = run(*command, env=environment(machine.home), stdin=subprocess.DEVNULL)
+    assert (done.returncode, done.stderr) == (0, "")
+    projects, status = done.stdout.splitlines()
+    assert "BRAINS" in projects.split()
+    assert status == "0"
+    refused = machine.run("mount", "--url", DEAD, "/dev/fd/3")
+    assert refused.returncode == 2
+    assert "give --foreground" in refused.stderr
+
+
 def passwords_in(process: int, machine: Machine) -> list[str]:
     """Return what shows the password of the demo to other users."""
     secret = machine.demo.login["password"].encode()

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import select
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from xnatfs.cli.control import parsers
 from xnatfs.cli.host import doctor, execute, units
 from xnatfs.cli.logins import MountLogin, find_login_again, find_mount_login, mount_login
 from xnatfs.cli.output import print_message
-from xnatfs.common.errors import MountpointError
+from xnatfs.common.errors import ConfigError, MountpointError
 from xnatfs.common.sanitize import plain
 from xnatfs.fuse.mountinfo import mount_on
 from xnatfs.fuse.mountpoint import KIND, is_dead, is_mounted, serving_process, unmount
@@ -43,10 +44,14 @@ def add_parsers(commands: Any) -> None:
 
 def run_mount(arguments: argparse.Namespace) -> int:
     options.apply_mount_options(arguments)
+    arguments.fuse_fd = _mounted_descriptor(arguments)
     config = options.mount_config(arguments, options.server_config(arguments, os.environ))
     if arguments.report_fd is not None:
         credentials, token = daemon.receive_login()
         _serve(arguments, config, mount_login(config, arguments.credentials, credentials, token))
+        return 0
+    if arguments.fuse_fd is not None:
+        _serve(arguments, config, find_mount_login(config, arguments.credentials))
         return 0
     mountpoint = serving.mount_directory(arguments)
     if arguments.mkdir:
@@ -66,6 +71,19 @@ def run_mount(arguments: argparse.Namespace) -> int:
     whose = f" as {user}" if user else ""
     _say(arguments, f"mounted {config.url} on {mountpoint}{whose}; log: {serving.log_path(arguments)}")
     return 0
+
+
+def _mounted_descriptor(arguments: argparse.Namespace) -> int | None:
+    """Return the descriptor that another program has mounted, as Apptainer does: its name is the mountpoint then.
+
+    Raises ConfigError if it is to be served in the background, which would not inherit it.
+    """
+    match = re.fullmatch(r"/dev/fd/(\d+)", str(arguments.mountpoint))
+    if match is None:
+        return None
+    if not arguments.foreground:
+        raise ConfigError(f"{arguments.mountpoint} can be served in the foreground only: give --foreground")
+    return int(match[1])
 
 
 def _serve(arguments: argparse.Namespace, config: Config, login: MountLogin) -> None:
