@@ -4,6 +4,7 @@ Each is a separate project, PROJECT/SUBJECT/SESSION/scans/..., so that a server 
 """
 
 import hashlib
+import io
 import os
 import random
 import shutil
@@ -76,6 +77,44 @@ def many(directory: Path, files: int) -> Path:
             (folder / f"1-{number:05}.dcm").write_bytes(chance.randbytes(chance.randrange(4096)))
 
     return _made(directory / f"many-{files}", "MANY", make)
+
+
+def images(directory: Path, count: int, size: int) -> Path:
+    """Return a folder of DICOM files of one series, each of about `size` bytes of pixels that hardly compress."""
+    top = directory / f"images-{count}x{size}"
+    if (top / "complete").exists():
+        return top / "files"
+    shutil.rmtree(top, ignore_errors=True)
+    (top / "files").mkdir(parents=True)
+    chance = random.Random(4)
+    block = bytearray(chance.randbytes(min(size, BLOCK)))
+    for number in range(count):
+        with open(top / "files" / f"{number:05}.dcm", "wb") as file:
+            file.write(_header(number))
+            file.write(b"\xe0\x7f\x10\x00OW\0\0" + (size - size % len(block)).to_bytes(4, "little"))
+            for place in range(size // len(block)):
+                block[:8] = (place << 32 | number).to_bytes(8, "big")
+                file.write(block)
+    (top / "complete").touch()
+    return top / "files"
+
+
+def _header(number: int) -> bytes:
+    """Return a DICOM file without pixels."""
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage
+
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID = MRImageStorage
+    meta.MediaStorageSOPInstanceUID = UID(f"1.2.3.{number + 1}")
+    image = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
+    image.SOPClassUID, image.SOPInstanceUID = MRImageStorage, meta.MediaStorageSOPInstanceUID
+    image.StudyInstanceUID, image.SeriesInstanceUID = "1.2.3", "1.2.3.0"
+    image.Modality, image.PatientID, image.SeriesNumber, image.InstanceNumber = "MR", "S", 1, number + 1
+    made = io.BytesIO()
+    image.save_as(made, enforce_file_format=True)
+    return made.getvalue()
 
 
 def _made(top: Path, project: str, make: Callable[[Path], None]) -> Path:

@@ -80,6 +80,7 @@ http {{
     uwsgi_temp_path {run}/uwsgi; scgi_temp_path {run}/scgi;
     proxy_cache_path {run}/kept keys_zone=kept:16m inactive=1d max_size=20g use_temp_path=off;
     sendfile on; tcp_nopush on; keepalive_requests 1000000; keepalive_timeout 600s; etag off;
+    client_max_body_size 0; proxy_request_buffering off;
     proxy_http_version 1.1; proxy_set_header Connection ""; proxy_read_timeout 600s;
     types {{ }} default_type application/octet-stream;
     {delays}

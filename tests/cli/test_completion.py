@@ -4,6 +4,7 @@ import os
 import sqlite3
 import stat
 import subprocess
+import sys
 import time
 from contextlib import closing
 
@@ -156,3 +157,26 @@ def test_the_shells_own_part(fresh, name):
             ["bash", "-c", ask], env={**os.environ, **fresh.environment()}, capture_output=True, text=True
         )
         assert done.stdout.split() == ["MYPROJECT"]
+
+
+def test_completing_a_word_imports_nothing_that_transfers(fresh):
+    """Start as quickly as possible: a shell waits for each word."""
+    code = """if True:
+        import os, sys
+        exit = os._exit
+        def leave(status):
+            with open("imported", "w") as file:
+                file.write("\\n".join(sys.modules))
+            exit(status)
+        os._exit = leave
+        from xnatfs.cli import main_xnatctl
+        main_xnatctl(sys.argv[1:])
+    """
+    shell = Shell(fresh.app, fresh.url, fresh.home, fresh.env, (sys.executable, "-c", code))
+    env = {**shell.environment(), "_ARGCOMPLETE": "1", "COMP_LINE": "xnatctl session d", "COMP_POINT": "17"}
+    env |= {"_ARGCOMPLETE_STDOUT_FILENAME": str(fresh.home / "out"), "_ARGCOMPLETE_SHELL": "bash"}
+    subprocess.run(shell.program, env=env, cwd=fresh.home, capture_output=True, timeout=60)
+    imported = (fresh.home / "imported").read_text().split()
+    assert "download" in (fresh.home / "out").read_text()
+    assert "xnatfs.cli.ctl.transfers" in imported
+    assert not [name for name in imported if name.startswith("xnatfs.transfer")]

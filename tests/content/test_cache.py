@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from xnatfs.content import ContentCache, Version, open_cache
 from xnatfs.content import blob as blob_module
 from xnatfs.content import planner as planner_module
 from xnatfs.content.cache import FLUSH_SECONDS, LOOKUP_BATCH
-from xnatfs.content.disk.index import BlobRow
+from xnatfs.content.disk.index import BlobRow, Index
 from xnatfs.content.disk.store import Store
 from xnatfs.content.fill import LINGER_SECONDS
 from xnatfs.content.open_files import MAX_IDLE_FILES
@@ -511,15 +511,15 @@ async def test_a_stamp_tells_one_content_from_another(tmp_path):
 async def test_what_is_dropped_does_not_come_back(tmp_path, monkeypatch):
     """Drop writes that are queued and files that are opened meanwhile."""
     async with caching(tmp_path) as cache:
-        real = cache._store.drop
+        real = cache._store.remove
         opened = []
 
-        async def drop(folders: Sequence[str]) -> None:
-            await real(folders)
+        async def remove(find: Callable[[Index], Sequence[bytes]]) -> None:
+            await real(find)
             await cache._write_behind.write()
             opened.append(await cache.open(undated("P/meanwhile"), FakeSource(SMALL)))
 
-        monkeypatch.setattr(cache._store, "drop", drop)
+        monkeypatch.setattr(cache._store, "remove", remove)
         await cache.put(undated("P/put"), SMALL)
         await cache.drop(["P"])
         assert not cache.has(undated("P/put"))
@@ -601,13 +601,14 @@ async def test_room_is_made_once_for_all_that_are_closed_together(tmp_path, monk
     """Evict once for all of them, and not at all where there is room."""
     async with caching(tmp_path, 2 * len(SMALL)) as cache:
         evicted: list[int] = []
-        real = cache._store.evict
+        directory = cache._store._directory
+        real = directory.evict
 
-        async def evict(target: int) -> None:
+        def evict(target: int) -> None:
             evicted.append(target)
-            await real(target)
+            real(target)
 
-        monkeypatch.setattr(cache._store, "evict", evict)
+        monkeypatch.setattr(directory, "evict", evict)
         await kept(cache, version(SMALL, "a"), version(SMALL, "b"))
         for name in "ab":
             (await cache.open(version(SMALL, name), nowhere())).close()

@@ -320,7 +320,7 @@ async def test_what_is_in_a_folder_is_dropped(tmp_path):
     async with opened(tmp_path) as store:
         for number in (1, 2):
             assert await store.keep_whole([(row(number, key=f"{number}/a"), b"x" * 10)])
-        await store.drop(["1"])
+        await store.remove(lambda index: index.in_folders(["1"]))
         assert (store.lookup(ident(1)), found(store, 2).key) == (None, "2/a")
 
 

@@ -100,14 +100,12 @@ def test_logins_in_scripts_run_as_printed(tmp_path):
         assert len(logins) == 1, "the second command finds a session that is alive"
 
 
-def test_the_metrics_unit_runs_as_printed(tmp_path):
-    (unit,) = blocks("ini", page("OPERATING"))
-    (command,) = re.findall(r"^ExecStart=(.*)$", unit, re.MULTILINE)
-    here = command.replace("%t", str(tmp_path)).replace("/var/lib/node_exporter", str(tmp_path / "collected"))
-    (tmp_path / "collected").mkdir()
-    done = run(*shlex.split(here), env=environment(tmp_path))
+def test_the_crontab_line_for_metrics_runs_as_printed(tmp_path):
+    (command,) = re.findall(r"^    \* \* \* \* \* (.*)$", page("OPERATING"), re.MULTILINE)
+    here = command.replace("/var/lib/node_exporter", str(tmp_path))
+    done = run("sh", "-c", here, env=environment(tmp_path))
     assert done.returncode == 0, done.stderr
-    assert "# TYPE xnatfs_up gauge" in (tmp_path / "collected" / "xnatfs.prom").read_text()
+    assert "# TYPE xnatfs_up gauge" in (tmp_path / "xnatfs.prom").read_text()
 
 
 # Examples that cannot be executed here: installations, units of systemd. Their commands are parsed.

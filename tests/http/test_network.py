@@ -5,7 +5,7 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from tests.support.demos import Demo, serving
 from tests.support.mounting import SCRIPTS, end, environment, mounted_file_system, mounting, run
 from xnatfs.common.errors import ConfigError
 from xnatfs.demo.server.reply import Reply
+from xnatfs.http.transport import open_transport
 from xnatfs.rest.client import open_xnat
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
@@ -180,3 +181,12 @@ def test_a_session_ended_by_the_server_is_made_again_unnoticed(tmp_path):
             demo.app.sessions.end_all()
             assert "BRAINS" in run("ls", mounted.path / "projects").stdout
         assert demo.sessions() == 1
+
+
+async def test_an_empty_piece_is_not_the_end_of_a_body():
+    async def pieces() -> AsyncGenerator[bytes]:
+        for piece in (b"begin", b"", b"end"):
+            yield piece
+
+    async with open_transport(Config("http://xnat.example.org"), Credentials("u", "p")) as transport:
+        assert [piece async for piece in transport.receive("/data/x", pieces())] == [b"begin", b"end"]

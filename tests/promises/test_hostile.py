@@ -40,7 +40,9 @@ from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 from xnatfs.transfer import dicom_files as images
 from xnatfs.transfer import download as transfer
+from xnatfs.transfer.local_files import Draft
 from xnatfs.transfer.manifest import FOLDER, Owner
+from xnatfs.transfer.plan import plan, session_dir
 from xnatfs.tree import Root, folders, names
 from xnatfs.tree.node import Dir, File, Link, Node
 
@@ -228,10 +230,10 @@ def test_a_download_writes_through_no_link(tmp_path):
         for precious in (victim, other):
             precious.write_text("precious")
         place.parent.mkdir(parents=True)
-        with transfer._draft(place):
-            (draft,) = place.parent.iterdir()
+        begun = Draft(place)
+        (draft,) = place.parent.iterdir()
+        begun.discard()
         draft.symlink_to(victim)
-        place.unlink()
         place.symlink_to(other)
         made.ctl("scan", "download", "-E", SESSION, "-s", "1", "--out", "data")
         assert victim.read_text() == other.read_text() == "precious"
@@ -245,11 +247,11 @@ async def test_a_file_that_no_file_system_can_name_fails_alone(tmp_path):
     server.add("half-\ud800", b"x")
     server.add("plain", b"y")
     async with opened(server, tmp_path / "cache") as site:
-        plan = await transfer.plan(transfer.session_dir(site, "X_E1", "E", "xnat:mrSessionData"))
+        planned = await plan(session_dir(site, "X_E1", "E", "xnat:mrSessionData"))
         for attempt in range(2):
-            report = await transfer.download(plan.files, tmp_path / "out", owner=OWNER, progress=Silent())
+            report = await transfer.download(planned.files, tmp_path / "out", owner=OWNER, progress=Silent())
             assert (report.files, len(report.failed), report.copied) == (1, 1, 1 - attempt)
-        assert (await transfer.verify(plan.files, tmp_path / "out", OWNER)).files == 1
+        assert (await transfer.verify(planned.files, tmp_path / "out", OWNER)).files == 1
 
 
 def zipped(method: int, content: bytes = b"x" * 1000) -> bytearray:
@@ -579,10 +581,10 @@ async def test_dates_that_are_none_are_shown_or_left_out(tmp_path, date):
             if not isinstance(node, File) or node.measured:
                 Ownership(1, 1).attributes(node, ROOT, 0.0)
         row = (await site.experiments("P")).rows[0]
-        directory = transfer.session_dir(site, "X_E1", "E", "xnat:mrSessionData")
+        directory = session_dir(site, "X_E1", "E", "xnat:mrSessionData")
         object.__setattr__(directory.experiment, "modified", row.modified)
-        plan = await transfer.plan(directory)
-        report = await transfer.download(plan.files, tmp_path / "out", owner=OWNER, progress=Silent())
+        planned = await plan(directory)
+        report = await transfer.download(planned.files, tmp_path / "out", owner=OWNER, progress=Silent())
     assert (report.files, report.failed) == (1, [])
 
 

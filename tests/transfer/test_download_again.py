@@ -312,11 +312,11 @@ def test_the_second_says_that_it_waits_and_can_be_ended(fresh):
 def test_without_locks_each_draft_has_a_name_of_its_own(fresh):
     """Write the same file by two runs, each whole, as where the file system of `--out` has no locks."""
     code = """if True:
-        import errno, fcntl, sys
-        def none(descriptor, operation):
+        import errno, sys
+        def none(descriptor):
             raise OSError(errno.ENOLCK, "No locks available")
         import xnatfs.transfer.manifest
-        xnatfs.transfer.manifest.fcntl = type("fcntl", (), {"flock": none, "LOCK_EX": 2, "LOCK_NB": 4})
+        xnatfs.transfer.manifest.lock = none
         from xnatfs.cli import main_xnatctl
         sys.exit(main_xnatctl(sys.argv[1:]))
     """
@@ -494,19 +494,25 @@ def test_bytes_are_on_the_disk_before_a_file_has_its_name(fresh):
     """Sync before the rename: a power failure would leave an empty file, which then counts as edited."""
     code = """if True:
         import os, sys
-        synced, replace = set(), os.replace
+        import xnatfs.transfer.copying as copying
+        synced, replace, fdatasync, sync_file_systems = set(), os.replace, os.fdatasync, copying.sync_file_systems
+        def key(status):
+            return status.st_ino, status.st_size
         def synchronized(call):
             def sync(descriptor):
                 call(descriptor)
-                synced.add((os.fstat(descriptor).st_ino, os.fstat(descriptor).st_size))
+                synced.add(key(os.fstat(descriptor)))
             return sync
+        def all_synchronized(directories):
+            sync_file_systems(directories)
+            synced.update(key(each.stat()) for directory in directories for each in os.scandir(directory))
         def checked(source, target):
-            status = os.stat(source)
             if os.fspath(target).startswith("data/"):
-                assert (status.st_ino, status.st_size) in synced, target
+                assert key(os.stat(source)) in synced, target
                 print(target, file=sys.stderr)
             replace(source, target)
         os.fsync, os.fdatasync, os.replace = synchronized(os.fsync), synchronized(os.fdatasync), checked
+        copying.sync_file_systems = all_synchronized
         from xnatfs.cli import main_xnatctl
         sys.exit(main_xnatctl(sys.argv[1:]))
     """

@@ -1,5 +1,6 @@
 """Test xnatctl session upload and resource upload: what arrives, once; interrupted and resumed; the server's traps."""
 
+import io
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pydicom
 import pytest
+import trio
 
 from tests.support.changing import images, tar_of, zip_of
 from tests.support.commanding import COLLABORATOR, MEMBER, SESSION, Shell, shell
@@ -906,3 +908,39 @@ def test_streams_make_whole_archives(tmp_path):
         assert {m.name: tar.extractfile(m).read() for m in tar} == made  # type: ignore[union-attr]
     with zipfile.ZipFile(tmp_path / "made.zip") as archive:
         assert {name: archive.read(name) for name in archive.namelist()} == made
+
+
+# -- waiting -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_count_that_older_files_hide_is_waited_for_a_minute(monkeypatch, autojump_clock):
+    """End a wait once the archived session has not grown for a minute, and not after the four hours of --wait."""
+    import xnatfs.transfer.upload_session as session
+    from xnatfs.rest.models import FileRow
+    from xnatfs.transfer.dicom_files import Image
+    from xnatfs.transfer.journal import Journal
+
+    files = [FileRow("1", f"{n}.dcm", 1, "", "", "", n) for n in range(3)]
+
+    async def in_archive(xnat: object, target: object) -> tuple[str, list[FileRow]]:
+        return "XNAT_E1", files
+
+    async def nothing(*arguments: object) -> list[object]:
+        return []
+
+    monkeypatch.setattr(session, "_in_archive", in_archive)
+    image = Image("1.dcm", 1, 0.0, "1.2.1", "1.2", io.BytesIO)
+    journal = Journal(("x",), [image], session.BATCH)
+    journal.before = {session.ARCHIVE: None}
+    outcome = session.Outcome()
+    xnat = type("Xnat", (), {"prearchive": nothing})()
+    looks: list[bool] = []
+    for _ in range(30):
+        if len(looks) == 4:
+            files.append(FileRow("1", "later.dcm", 1, "", "", "", 3))
+        looks.append(await session.look(xnat, session.Target("P", "S", "E", direct=True), outcome, journal))
+        if looks[-1]:
+            break
+        await trio.sleep(10)
+    assert looks == [False] * 10 + [True], "six pauses of ten seconds after the last file"
+    assert (outcome.arrived, outcome.accession) == (None, "XNAT_E1")

@@ -183,7 +183,7 @@ class ContentCache:
         """Remove all files in these folders, and add none to them until one is opened. Open readers continue."""
         self._dropped.update(folders)
         self._forget_in(folders)  # files that are to be written reach the store before it drops them, or not at all
-        await self._store.drop(folders)
+        await self._store.remove(lambda index: index.in_folders(folders))
         self._forget_in(folders)  # files that were opened meanwhile
 
     def _forget_in(self, folders: Collection[str]) -> None:

@@ -101,4 +101,4 @@ class OpenFiles:
 
     async def _trim(self) -> None:
         self._is_trimming = False
-        await self._store.trim()
+        await self._store.evict()

@@ -276,9 +276,10 @@ class _Transfer:
         """Write in this process, once a download process was lost and there is no other."""
         self._chunks = self._chunks or self.chunks()  # which resumes a broken connection by itself
         while length:
-            self._unwritten = self._unwritten or await anext(self._chunks, b"")
-            if not self._unwritten:
-                raise BadReply(f"{self._where} ended after {self._position} bytes")
+            while not self._unwritten:
+                if (piece := await anext(self._chunks, None)) is None:
+                    raise BadReply(f"{self._where} ended after {self._position} bytes")
+                self._unwritten = piece
             part = self._unwritten[:length]
             count = len(part) if descriptor is None else os.pwrite(descriptor, part, offset)
             self._unwritten = self._unwritten[count:]

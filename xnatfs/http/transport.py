@@ -355,8 +355,10 @@ class Transport:
                     while True:
                         with limit.waiting():
                             piece = await anext(pieces, None)
-                        if not piece:
+                        if piece is None:
                             return
+                        if not piece:
+                            continue
                         limit.received(piece if isinstance(piece, int) else len(piece))
                         self.breaker.record_answer()
                         yield piece

@@ -17,6 +17,8 @@ from xnatfs.common.sanitize import loads
 from xnatfs.transfer.dicom_files import Image
 
 VERSION = 1
+# Bytes of the first batch, which is sent alone: they show whether the server accepts it, and the others wait for it.
+FIRST_BATCH_BYTES = 4 * 2**20
 NEW, SENT, DONE = "new", "sent", "done"
 # The form of a batch: packed, a zip whose length is known in advance, or file by file.
 Mode = Literal["tar", "zip", "sized zip", "gradual"]
@@ -38,11 +40,14 @@ class Batch:
 
 
 def batches_of(images: Sequence[Image], limit: int) -> list[Batch]:
-    """Group consecutive images into batches of at most `limit` bytes, or of one image that is longer."""
+    """Group consecutive images into batches of at most `limit` bytes, or of one image that is longer.
+
+    The first one, for which all others wait, has at most FIRST_BATCH_BYTES.
+    """
     made: list[Batch] = []
     size = 0
     for place, image in enumerate(images):
-        if not made or size + image.size > limit:
+        if not made or size + image.size > (limit if len(made) > 1 else min(limit, FIRST_BATCH_BYTES)):
             made.append(Batch(place, 0))
             size = 0
         made[-1].count += 1

@@ -82,6 +82,7 @@ class Manifest:
         self.writable = False
         self.locked = False
         self._log: int | None = None
+        self._lines = 0  # in the log
         self._files: dict[str, Written] = {}
 
     def owner(self) -> Owner | None:
@@ -128,6 +129,7 @@ class Manifest:
             if error.errno in (errno.EINVAL, errno.ELOOP):  # something else is in its place
                 raise
             return
+        self._lines = len(lines)
         for line in lines:
             try:
                 cells = loads(line)
@@ -150,10 +152,14 @@ class Manifest:
             self._log = os.open(self.directory / "files.jsonl", flags, 0o666)
             os.write(self._log, b"\n")  # the line before may have been cut short
         os.write(self._log, _line(str(place), written).encode())
+        self._lines += 1
 
     def compact(self) -> None:
-        """Rewrite the log with one record per file; not without the lock, since another command may add records."""
-        if self._log is not None and self.locked:
+        """Rewrite the log with one record per file if half of its records are old.
+
+        Not without the lock, since another command may add records.
+        """
+        if self._log is not None and self.locked and self._lines > 2 * len(self._files):
             self._replace("files.jsonl", "".join(_line(place, each) for place, each in self._files.items()))
 
     def close(self) -> None:
@@ -175,7 +181,7 @@ class Manifest:
 
 
 def _line(place: str, written: Written) -> str:
-    return json.dumps({"path": place, **asdict(written)}) + "\n"
+    return json.dumps({"path": place, **{name: getattr(written, name) for name in Written.__slots__}}) + "\n"
 
 
 def _read(path: Path) -> bytes:

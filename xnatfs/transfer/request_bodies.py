@@ -10,19 +10,21 @@ import zipfile
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
 from typing import BinaryIO
 
 import trio
 
 from xnatfs.common.errors import XnatError
-from xnatfs.transfer.download import Progress
+from xnatfs.transfer.copying import NoProgress, Progress
 
 BLOCK = tarfile.BLOCKSIZE
 # The end of a tar: two empty blocks.
 END = bytes(2 * BLOCK)
 # Bytes read in one call of a thread: a call costs 0.1 ms, and more than this is a long pause on a fast line.
 PIECE = 2**20
+
+# The level of a zip. On images with noise, level 1 makes 68 % of them at 64 MB/s, level 6 makes 67 % at 28 MB/s.
+COMPRESSION = 1
 
 Pieces = Callable[[], AsyncGenerator[bytes]]
 
@@ -74,10 +76,11 @@ def as_zip(parts: Sequence[Part], progress: Progress) -> Sending:
 
     async def pieces() -> AsyncGenerator[bytes]:
         sink = _Sink()
-        archive = zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED)  # type: ignore[call-overload]
+        archive = zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED, compresslevel=COMPRESSION)  # type: ignore[call-overload]
         for part in parts:
             info = zipfile.ZipInfo(part.name)
             info.compress_type = zipfile.ZIP_DEFLATED
+            setattr(info, "_compresslevel", COMPRESSION)  # noqa: B010  an info of one's own does not inherit it
             member = archive.open(info, "w", force_zip64=part.size >= 2**31)
             async with aclosing(_read(part, digests, progress)) as content:
                 async for piece in content:
@@ -94,21 +97,11 @@ def as_zip(parts: Sequence[Part], progress: Progress) -> Sending:
 async def with_length(parts: Sequence[Part], progress: Progress) -> Sending:
     """Build a zip of known length by packing it twice, for servers that require the length."""
     length = 0
-    async with aclosing(as_zip(parts, _Silent()).pieces()) as pieces:
+    async with aclosing(as_zip(parts, NoProgress()).pieces()) as pieces:
         async for piece in pieces:
             length += len(piece)
     body = as_zip(parts, progress)
     return replace(body, headers={**body.headers, "Content-Length": str(length)})
-
-
-class _Silent:
-    """Progress that reports nothing, for a zip that is only measured."""
-
-    def begin(self, files: int, size: int) -> None: ...
-
-    def advance(self, size: int) -> None: ...
-
-    def done(self, place: PurePosixPath) -> None: ...
 
 
 class _Sink:

@@ -24,7 +24,8 @@ from xnatfs.rest.client import Xnat
 from xnatfs.rest.file_table import Catalogues, file_rows
 from xnatfs.rest.models import FileRow
 from xnatfs.rest.prearchive import failure
-from xnatfs.transfer.download import Progress, md5
+from xnatfs.transfer.copying import Progress
+from xnatfs.transfer.local_files import md5
 from xnatfs.transfer.request_bodies import Part, Sending, as_file, as_tar, with_length
 from xnatfs.transfer.upload_session import BATCH
 from xnatfs.tree.file_source import FileSource

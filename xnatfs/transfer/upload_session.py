@@ -15,13 +15,13 @@ from typing import Literal
 
 import trio
 
-from xnatfs.common.errors import BadReply, Conflict, Denied, NotFound, Uncertain, XnatError, first_error
+from xnatfs.common.errors import BadReply, Conflict, Denied, NotFound, Uncertain, XnatError
 from xnatfs.http.messages import ChangeReply
 from xnatfs.rest import prearchive
 from xnatfs.rest.client import Xnat
 from xnatfs.rest.models import UNASSIGNED, FileRow, PrearchiveSession, Row
+from xnatfs.transfer.copying import Progress, in_parallel
 from xnatfs.transfer.dicom_files import Image
-from xnatfs.transfer.download import Progress
 from xnatfs.transfer.journal import DONE, NEW, SENT, Batch, Journal, Mode
 from xnatfs.transfer.request_bodies import Part, Sending, as_file, as_tar, as_zip, with_length
 
@@ -41,6 +41,10 @@ TRANSIENT = (
     "destination session in use",
 )
 PAUSES = (2.0, 4.0, 8.0, 16.0, 32.0)  # seconds before each repetition of those
+
+# Seconds without a change after which an archived session counts as complete, if older files hide how many have
+# arrived: the server pauses between two files for less.
+STEADY_SECONDS = 60.0
 
 # Message of an old server for a body of unknown length.
 LENGTH_WANTED = "must include the file directly as the body"
@@ -80,6 +84,14 @@ class Outcome:
     before: int | None = 0  # files that were there before, which hide how many arrived; None if unknown
     changed: int = 0  # files that have another digest on the server: anonymized there
     seconds: float = 0.0
+    held: int | None = None  # files that the archived session had when it was last looked at, older ones too
+    held_since: float = 0.0  # on trio's clock
+
+    def is_steady(self, held: int) -> bool:
+        """Record how many files the session has; return whether these are as many as STEADY_SECONDS ago."""
+        if held != self.held:
+            self.held, self.held_since = held, trio.current_time()
+        return trio.current_time() - self.held_since >= STEADY_SECONDS
 
 
 class _NotTaken(Exception):
@@ -133,135 +145,133 @@ async def take_up(xnat: Xnat, target: Target, journal: Journal, studies: Collect
     return found
 
 
-async def send(
-    xnat: Xnat,
-    images: Sequence[Image],
-    target: Target,
-    journal: Journal,
-    *,
-    mode: Mode,
-    workers: int,
-    overwrite: Overwrite,
-    progress: Progress,
-    note: Callable[[str], None],
-) -> int:
-    """Send the batches that the journal does not list as done, and return how many files they have.
-
-    While nothing has arrived, the first batch is sent alone: it creates the session, shows whether the account may do
-    so, and finds the form that the server accepts.
+class Upload:
+    """An upload of the batches that its journal does not list as done.
 
     Args:
+        xnat: client of the server.
         images: all images of the upload, which the batches of the journal refer to.
+        target: destination.
         journal: updated and written before and after each batch.
-        mode: preferred form of the batches; a form that the journal records is used instead, unless this is "gradual".
-        workers: number of batches in flight.
-        overwrite: "delete" removes existing files with the first batch, if nothing has arrived yet.
+        progress: receives the progress.
         note: called with a line if the server accepts another form only.
-
-    Raises:
-        Denied, NotFound, Conflict: the server refuses the upload.
-        Uncertain: the server may have stored a batch that it did not confirm.
-        Unreachable, BadReply: the server gave no usable answer.
     """
-    todo = [batch for batch in journal.batches if batch.state != DONE]
-    progress.begin(sum(batch.count for batch in todo), sum(_size(images, batch) for batch in todo))
-    form = mode if mode == "gradual" else journal.mode or mode
-    journal.write()
-    fresh = journal.count(DONE) == 0
-    queue = iter(todo)
-    projects = {"", target.project}  # names of the project in answers
-    sent = 0
 
-    async def one(batch: Batch, how: Overwrite) -> None:
-        nonlocal sent
-        batch.state, batch.uris = SENT, []
-        journal.write()
-        chosen = images[batch.first : batch.first + batch.count]
-        try:
-            await _send(xnat, chosen, batch, target, form, how, projects, progress)
-        except (XnatError, _NotTaken) as error:
-            if not batch.uris and not isinstance(error, Uncertain):  # refused as a whole: counts as not sent
-                batch.state = NEW
-            journal.write()
-            raise
-        batch.state = DONE
-        journal.write()
-        sent += batch.count
+    def __init__(
+        self,
+        xnat: Xnat,
+        images: Sequence[Image],
+        target: Target,
+        journal: Journal,
+        progress: Progress,
+        note: Callable[[str], None],
+    ) -> None:
+        self._xnat = xnat
+        self._images = images
+        self._target = target
+        self._journal = journal
+        self._progress = progress
+        self._note = note
+        self._form: Mode = "tar"
+        self._projects = {"", target.project}  # names of the project in answers
 
-    async def in_some_form(batch: Batch, how: Overwrite) -> None:
-        nonlocal form
+    async def send(self, mode: Mode, overwrite: Overwrite, workers: int) -> int:
+        """Send the batches, and return how many files they have.
+
+        While nothing has arrived, the first batch is sent alone: it creates the session, shows whether the account may
+        do so, and finds the form that the server accepts.
+
+        Args:
+            mode: preferred form of the batches; one that the journal records is used instead, unless this is "gradual".
+            overwrite: "delete" removes existing files with the first batch, if nothing has arrived yet.
+            workers: number of batches in flight.
+
+        Raises:
+            Denied, NotFound, Conflict: the server refuses the upload.
+            Uncertain: the server may have stored a batch that it did not confirm.
+            Unreachable, BadReply: the server gave no usable answer.
+        """
+        journal = self._journal
+        todo = [batch for batch in journal.batches if batch.state != DONE]
+        files = sum(batch.count for batch in todo)
+        self._progress.begin(files, sum(image.size for batch in todo for image in self._images_of(batch)))
+        self._form = mode if mode == "gradual" else journal.mode or mode
+        journal.write()
+        if todo and journal.count(DONE) == 0:
+            await self._send_in_some_form(todo.pop(0), "delete" if overwrite == "delete" else "append")
+        await in_parallel(todo, lambda batch: self._send_in_some_form(batch, "append"), workers)
+        return files
+
+    def _images_of(self, batch: Batch) -> Sequence[Image]:
+        return self._images[batch.first : batch.first + batch.count]
+
+    async def _send_in_some_form(self, batch: Batch, overwrite: Overwrite) -> None:
+        """Send a batch in the form that the server accepts, which is found by trying."""
         left = None
         while True:
-            if form == "gradual" and how == "delete" and any(count != 0 for count in journal.before.values()):
-                text = f"{target.session} is on {xnat.url} already, and files that are sent one by one only add to it"
+            if (
+                self._form == "gradual"
+                and overwrite == "delete"
+                and any(each != 0 for each in self._journal.before.values())
+            ):
+                text = f"{self._target.session} is on {self._xnat.url} already"
+                text += ", and files that are sent one by one only add to it"
                 raise Conflict(f"{text}: delete it there first, or say --overwrite append")
             try:
-                await one(batch, how)
+                await self._send_recorded(batch, overwrite)
                 break
             except _NotTaken as error:
-                if error.instead != form:  # else a parallel batch has reported it
-                    note(str(error))
-                form = journal.mode = error.instead
+                if error.instead != self._form:  # else a parallel batch has reported it
+                    self._note(str(error))
+                self._form = self._journal.mode = error.instead
                 left = error.left or left
         if left and left.key not in [place.key for place in map(_waiting, batch.uris) if place]:
             delete = shlex.join(["xnatctl", "prearchive", "delete", *left.key])
-            note(f"What {xnat.url} has named {left.name} is left there ({delete})")
+            self._note(f"What {self._xnat.url} has named {left.name} is left there ({delete})")
 
-    async def work() -> None:
-        for batch in queue:  # shared: each worker takes the next one
-            await in_some_form(batch, "append")
+    async def _send_recorded(self, batch: Batch, overwrite: Overwrite) -> None:
+        """Send a batch, with its state in the journal before and after."""
+        batch.state, batch.uris = SENT, []
+        self._journal.write()
+        try:
+            await self._send(batch, overwrite)
+        except (XnatError, _NotTaken) as error:
+            if not batch.uris and not isinstance(error, Uncertain):  # refused as a whole: counts as not sent
+                batch.state = NEW
+            self._journal.write()
+            raise
+        batch.state = DONE
+        self._journal.write()
 
-    if todo and fresh:
-        await in_some_form(next(queue), "delete" if overwrite == "delete" else "append")
-    try:
-        async with trio.open_nursery() as nursery:
-            for _ in range(workers):
-                nursery.start_soon(work)
-    except BaseExceptionGroup as group:
-        raise first_error(group) from None
-    return sent
+    async def _send(self, batch: Batch, overwrite: Overwrite) -> None:
+        """Send one batch, and record in it the URIs that the server reports, and the MD5 sums of its files."""
+        # The names of the files may repeat, and may identify a patient.
+        images = self._images_of(batch)
+        parts = [Part(f"{batch.first + n:06d}.dcm", image.size, image.open) for n, image in enumerate(images)]
+        batch.digests = []
+        if self._form == "gradual":
+            for part in parts:
+                body = as_file(part, "application/dicom", self._progress)
+                await self._import(batch, _gradual(self._target), body, part.name)
+            return
+        if self._form == "sized zip":
+            body = await with_length(parts, self._progress)
+        else:
+            body = (as_tar if self._form == "tar" else as_zip)(parts, self._progress)
+        await self._import(batch, _archive(self._target, overwrite), body, f"a batch of {len(parts)} files")
 
-
-def _size(images: Sequence[Image], batch: Batch) -> int:
-    return sum(image.size for image in images[batch.first : batch.first + batch.count])
-
-
-async def _send(
-    xnat: Xnat,
-    images: Sequence[Image],
-    batch: Batch,
-    target: Target,
-    mode: Mode,
-    overwrite: Overwrite,
-    projects: set[str],
-    progress: Progress,
-) -> None:
-    """Send one batch, and record in it the URIs that the server reports, and the MD5 sums of its files."""
-    # The names of the files may repeat, and may identify a patient.
-    parts = [Part(f"{batch.first + n:06d}.dcm", image.size, image.open) for n, image in enumerate(images)]
-    batch.digests = []
-
-    async def imported(params: dict[str, str], body: Sending, what: str) -> None:
-        uris = await _import(xnat, params, body, what)
-        for uri in uris:
-            if mode != "gradual":
-                await _check_label(xnat, target, uri)
+    async def _import(self, batch: Batch, params: dict[str, str], body: Sending, what: str) -> None:
+        """Send one body, and check where the server has put it."""
+        uris = await _import(self._xnat, params, body, what)
+        if params["import-handler"] != "gradual-DICOM":
+            for uri in uris:
+                await _check_label(self._xnat, self._target, uri)
         for name in body.digests:
-            progress.done(PurePosixPath(name))
+            self._progress.done(PurePosixPath(name))
         batch.uris = list(dict.fromkeys([*batch.uris, *uris]))
         batch.digests += body.digests.values()
         for uri in uris:
-            await _check_project(xnat, target, uri, what, projects)
-
-    if mode == "gradual":
-        for part in parts:
-            await imported(_gradual(target), as_file(part, "application/dicom", progress), part.name)
-    else:
-        if mode == "sized zip":
-            body = await with_length(parts, progress)
-        else:
-            body = (as_tar if mode == "tar" else as_zip)(parts, progress)
-        await imported(_archive(target, overwrite), body, f"a batch of {len(parts)} files")
+            await _check_project(self._xnat, self._target, uri, what, self._projects)
 
 
 async def _check_project(xnat: Xnat, target: Target, uri: str, what: str, projects: set[str]) -> None:
@@ -425,7 +435,7 @@ async def look(xnat: Xnat, target: Target, outcome: Outcome, journal: Journal) -
         if stuck:
             outcome.place = f"/data{stuck.path}"
             return await look(xnat, target, outcome, journal)
-    if not accession or (outcome.arrived is None and target.direct):
+    if not accession or (outcome.arrived is None and target.direct and not outcome.is_steady(len(files))):
         return False
     outcome.where, outcome.accession, outcome.status = "archive", accession, ""
     outcome.place = f"/data/experiments/{accession}"

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from scripts.benchmarks.cases import entries, files, listings, series, start, together
+from scripts.benchmarks.cases import entries, files, listings, series, start, together, transfers
 from scripts.benchmarks.cases.bench import Bench
 from scripts.benchmarks.report import Row
 
@@ -16,6 +16,8 @@ CASES: dict[str, Callable[[Bench], list[Row]]] = {
     "orders": series.orders,
     "dcm2niix": series.dcm2niix,
     "one": series.one,
+    "download": transfers.download,
+    "upload": transfers.upload,
     "ls": listings.ls,
     "find": listings.find,
     "storm": entries.storm,

@@ -42,7 +42,7 @@ def _copied(bench: Bench, server: Server, data: Path) -> list[Row]:
     ours, theirs, counts, login, right = [], [], [], [], True
     truth = archives.tree_md5(archives.session(data) / "scans")
     out = bench.directory / "copy"
-    tar = _tar(server, server.accession("SERIES", "SESSION"), "ALL")
+    tar = tar_command(server, server.accession("SERIES", "SESSION"), "ALL")
     for turn in range(bench.times + 1):  # the first fills the replica, and is not counted
         rig.discard(out)
         out.mkdir()
@@ -71,7 +71,7 @@ def _copied(bench: Bench, server: Server, data: Path) -> list[Row]:
     return [row, requests]
 
 
-def _tar(server: Server, session: str, scan: str) -> str:
+def tar_command(server: Server, session: str, scan: str) -> str:
     """Return a shell command that writes the tar of a scan, or of all scans."""
     url = f"{server.url}/data/experiments/{session}/scans/{scan}/files?format=tar"
     return f"{server.curl} -u {USER}:{PASSWORD} '{url}'"
@@ -135,7 +135,7 @@ def dcm2niix(bench: Bench) -> list[Row]:
     ours, theirs, right = [], [], True
     with bench.server(data, delay=DELAY, paced=True, replica=True) as server:
         scans = [(PROJECT, label, scan) for label in labels for scan in _scans(data / PROJECT / label / label)[:most]]
-        tars = [_tar(server, server.accession(project, label), scan) for project, label, scan in scans]
+        tars = [tar_command(server, server.accession(project, label), scan) for project, label, scan in scans]
         for turn in range(bench.times + 1):  # the first fills the replica
             rig.drop_pages()
             archives.in_memory(data)
@@ -180,13 +180,13 @@ def orders(bench: Bench) -> list[Row]:
     rows = []
     for tls in (False, True):
         with bench.server(data, delay=DELAY, paced=True, replica=True, tls=tls) as server:
-            tar = _tar(server, server.accession("SERIES", "SESSION"), "ALL")
+            tar = tar_command(server, server.accession("SERIES", "SESSION"), "ALL")
             for way in ("`cp -r`",) if tls else ("`cp -r`", *ORDERS):
                 rows += _in_order(bench, server, data, tar, way)
     many = archives.small(bench.directory, 400 if bench.quick else 4000, 5000)
     archives.in_memory(many)
     with bench.server(many, delay=DELAY, paced=True, replica=True) as server:
-        tar = _tar(server, server.accession("SMALL", "SESSION"), "ALL")
+        tar = tar_command(server, server.accession("SMALL", "SESSION"), "ALL")
         rows += _in_order(bench, server, many, tar, "sorted", limit=2.0)
     return rows
 

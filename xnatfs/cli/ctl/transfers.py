@@ -4,7 +4,7 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xnatfs.cli import options
 from xnatfs.cli.ctl.command import PARTIAL, Command, Context
@@ -19,13 +19,16 @@ from xnatfs.cli.ctl.experiments import (
 from xnatfs.cli.ctl.progress import Silent, show_progress
 from xnatfs.cli.output import print_data, print_lines, print_message
 from xnatfs.common.errors import ConfigError, NotFound
-from xnatfs.rest.models import Document
 from xnatfs.site import Site
-from xnatfs.transfer import download as transfer
-from xnatfs.transfer.download import Plan, Report
-from xnatfs.transfer.manifest import Manifest, Owner
 from xnatfs.tree.names import file_name
-from xnatfs.tree.sessions import AssessorDir, SessionDir
+
+# What copies is imported by the commands that copy: completion and all other commands start without it.
+if TYPE_CHECKING:
+    from xnatfs.transfer.copying import DownloadReport
+    from xnatfs.transfer.download import Options
+    from xnatfs.transfer.manifest import Owner
+    from xnatfs.transfer.plan import Plan
+    from xnatfs.tree.sessions import AssessorDir, SessionDir
 
 
 def _download(parser: argparse.ArgumentParser) -> None:
@@ -105,21 +108,26 @@ async def _run(
     context: Context, scans: Sequence[str] | None, operation: str, *, of_session: bool, of_assessors: bool
 ) -> int:
     """Copy scans (None: all) and resources. `session download` copies the resources of items that cannot have scans."""
+    from xnatfs.transfer.manifest import Manifest, Owner
+    from xnatfs.transfer.plan import plan, tree_of
+
     arguments = context.arguments
     out = arguments.out / file_name(wanted_experiment(context))
     _check_out(arguments.out, out)
     _check_zip(arguments)
     async with context.site() as site:
         document = await experiment(context, site.xnat)
-        session, owner = await _session(context, site, document)
+        accession = document.fields.get("ID") or wanted_experiment(context)
+        project, label = document.fields.get("project", ""), document.fields.get("label", accession)
+        owner = Owner(site.xnat.url, accession, project, label)
         if scans or arguments.zip or operation == "scan download":
             check_has_scans(document, owner.session)
         Manifest(out).check_owner(owner, force=arguments.force)
         if arguments.zip:
             return await _zip(context, site, owner, scans, out)
-        with_name = f"session {wanted_experiment(context)}"
+        session = await tree_of(site, document, accession)
         try:
-            plan = await transfer.plan(
+            planned = await plan(
                 session,
                 scans=scans,
                 resources=arguments.resource,
@@ -128,31 +136,40 @@ async def _run(
                 of_assessors=of_assessors,
             )
         except NotFound as error:
-            raise NotFound(f"{with_name}: {error}", status=404, url=context.config.url) from error
-        if arguments.dry_run:
-            print_lines(str(out / each.place) for each in plan.files)
-            report = Report(len(plan.files))
-        elif arguments.verify:
-            report = await transfer.verify(plan.files, out, owner)
-        else:
-            with show_progress(context, "downloading") as progress, context.resumable(_left(progress, plan, out)):
-                report = await transfer.download(
-                    plan.files,
-                    out,
-                    owner=owner,
-                    progress=progress,
-                    workers=arguments.workers or context.config.profile.workers or transfer.WORKERS,
-                    force=arguments.force,
-                    on_wait=_waiting(context, out),
-                    session=session,
-                )
+            text = f"session {wanted_experiment(context)}: {error}"
+            raise NotFound(text, status=404, url=context.config.url) from error
+        report = await _copy(context, planned, out, owner, session)
         report.requests = site.xnat.requests
     report.seconds = context.seconds
-    report.failed[:0] = [(place, str(error)) for place, error in plan.failed]
-    return _tell(context, report, operation, owner, out, plan)
+    report.failed[:0] = [(place, str(error)) for place, error in planned.failed]
+    return _tell(context, report, operation, owner, out, planned)
 
 
-def _left(progress: Silent, plan: Plan, out: Path) -> Callable[[], str]:
+async def _copy(
+    context: Context, planned: "Plan", out: Path, owner: "Owner", session: "SessionDir | AssessorDir"
+) -> "DownloadReport":
+    """List, verify or copy the planned files, as the command line says."""
+    from xnatfs.transfer import download as transfer
+    from xnatfs.transfer.copying import DownloadReport
+
+    arguments = context.arguments
+    if arguments.dry_run:
+        print_lines(str(out / each.place) for each in planned.files)
+        return DownloadReport(len(planned.files))
+    if arguments.verify:
+        return await transfer.verify(planned.files, out, owner)
+    with show_progress(context, "downloading") as progress, context.resumable(_left(progress, planned, out)):
+        return await transfer.download(planned.files, out, owner, progress, _options(context, out), session)
+
+
+def _options(context: Context, out: Path) -> "Options":
+    from xnatfs.transfer.download import WORKERS, Options
+
+    workers = context.arguments.workers or context.config.profile.workers or WORKERS
+    return Options(workers, context.arguments.force, _waiting(context, out))
+
+
+def _left(progress: Silent, plan: "Plan", out: Path) -> Callable[[], str]:
     return lambda: f"{progress.count} of {len(plan.files)} files are in {out}, and stay; for the others"
 
 
@@ -176,17 +193,9 @@ def _waiting(context: Context, out: Path) -> Callable[[], None]:
     return lambda: context.note(f"Waiting for another command that writes to {out}")
 
 
-async def _session(context: Context, site: Site, document: Document) -> tuple[SessionDir | AssessorDir, Owner]:
-    accession = document.fields.get("ID") or wanted_experiment(context)
-    label, project = document.fields.get("label", accession), document.fields.get("project", "")
-    owner = Owner(site.xnat.url, accession, project, label)
-    if document.session:
-        return await transfer.assessor_dir(site, document.session, accession), owner
-    modified = await transfer.last_modified(site, accession, project, label)
-    return transfer.session_dir(site, accession, label, document.xsi_type, modified), owner
+async def _zip(context: Context, site: Site, owner: "Owner", scans: Sequence[str] | None, out: Path) -> int:
+    from xnatfs.transfer import download as transfer
 
-
-async def _zip(context: Context, site: Site, owner: Owner, scans: Sequence[str] | None, out: Path) -> int:
     known = {row.id for row in (await site.scans(owner.session)).rows}
     if missing := sorted(set(scans or ()) - known):
         raise NotFound(
@@ -200,9 +209,7 @@ async def _zip(context: Context, site: Site, owner: Owner, scans: Sequence[str] 
         show_progress(context, "downloading") as progress,
         context.resumable(lambda: f"{target} comes whole or not at all; to begin again"),
     ):
-        size = await transfer.download_zip(
-            site, owner, scans, target, progress=progress, force=arguments.force, on_wait=_waiting(context, out)
-        )
+        size = await transfer.download_zip(site, owner, scans, target, progress, _options(context, out))
     context.note(f"Downloaded scans ({size / 1e6:.1f} MB) to {target} in {context.seconds:.1f} s")
     if arguments.output in ("json", "jsonl"):
         print_data(
@@ -213,7 +220,7 @@ async def _zip(context: Context, site: Site, owner: Owner, scans: Sequence[str] 
     return 0
 
 
-def _tell(context: Context, report: Report, operation: str, owner: Owner, out: Path, plan: Plan) -> int:
+def _tell(context: Context, report: "DownloadReport", operation: str, owner: "Owner", out: Path, plan: "Plan") -> int:
     for place, why in report.failed:
         print_message(f"xnatctl: {out / place}: {why}")
     for place in report.kept:
@@ -240,7 +247,9 @@ def _tell(context: Context, report: Report, operation: str, owner: Owner, out: P
     return exit_status
 
 
-def _summary(context: Context, report: Report, operation: str, owner: Owner, out: Path, status: str) -> dict[str, Any]:
+def _summary(
+    context: Context, report: "DownloadReport", operation: str, owner: "Owner", out: Path, status: str
+) -> dict[str, Any]:
     return {
         "operation": operation,
         "session_id": owner.session,

@@ -4,7 +4,7 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -15,11 +15,12 @@ from xnatfs.cli.ctl.progress import StateReport, show_progress, wait_options
 from xnatfs.cli.output import print_data, print_message
 from xnatfs.common.errors import ConfigError, NotFound, Unreachable
 from xnatfs.rest.client import Xnat
-from xnatfs.transfer import dicom_files as dicom
-from xnatfs.transfer import upload_resource as resource
-from xnatfs.transfer import upload_session as session
-from xnatfs.transfer.journal import DONE, Journal
-from xnatfs.transfer.upload_session import Outcome, Target
+
+# What uploads is imported by the commands that upload: completion and all other commands start without it.
+if TYPE_CHECKING:
+    from xnatfs.transfer import dicom_files as dicom
+    from xnatfs.transfer.journal import Journal
+    from xnatfs.transfer.upload_session import Outcome, Target
 
 MODES = ("tar", "zip", "gradual")
 OVERWRITES = ("none", "append", "delete")
@@ -61,50 +62,50 @@ def _session_upload(parser: argparse.ArgumentParser) -> None:
 
 
 async def session_upload(context: Context) -> int:
+    from xnatfs.transfer import dicom_files as dicom
+    from xnatfs.transfer.upload_session import Target
+
     arguments, profile = context.arguments, context.config.profile
     direct = profile.direct_archive if arguments.direct_archive is None else arguments.direct_archive
     target = Target(context.project(), arguments.subject, arguments.experiment, bool(direct))
-    mode = _one_of("archive_mode", arguments.mode or profile.archive_mode or "tar", MODES)
-    overwrite = _one_of("overwrite", arguments.overwrite or profile.overwrite or "none", OVERWRITES)
+    _one_of("archive_mode", _mode(context), MODES)
+    _one_of("overwrite", _overwrite(context), OVERWRITES)
     found = await trio.to_thread.run_sync(dicom.find, arguments.path, abandon_on_cancel=True)
     if not found.images:
         damaged = f"; {len(found.broken)} are damaged DICOM, {found.broken[0][0]} for one" if found.broken else ""
         count = len(found.others) + len(found.broken)
         raise ConfigError(f"{arguments.path} holds no DICOM that could be sent (none of its {count} files{damaged})")
     _tell_found(context, found)
-    if arguments.dry_run:
-        for image in found.images:
-            print_data(image.name)
-        context.note(f"{len(found.images)} files ({found.size / 1e6:.1f} MB) would go to {_goal(target)}")
-        return 0
-    workers = 1 if found.ordered else arguments.workers or profile.workers or session.WORKERS
-    journal = Journal(
-        (context.config.url, *map(str, (target.project, target.subject, target.session, target.direct))),
-        found.images,
-        session.BATCH,
-    )
-    studies = {image.study for image in found.images}
+    if not arguments.dry_run:
+        return await _upload(context, found, target)
+    for image in found.images:
+        print_data(image.name)
+    context.note(f"{len(found.images)} files ({found.size / 1e6:.1f} MB) would go to {_goal(target)}")
+    return 0
+
+
+def _mode(context: Context) -> Any:
+    return context.arguments.mode or context.config.profile.archive_mode or "tar"
+
+
+def _overwrite(context: Context) -> Any:
+    return context.arguments.overwrite or context.config.profile.overwrite or "none"
+
+
+async def _upload(context: Context, found: "dicom.Found", target: "Target") -> int:
+    """Send the images, and find out where they have arrived."""
+    from xnatfs.transfer import upload_session as session
+    from xnatfs.transfer.journal import Journal
+
+    arguments = context.arguments
+    names = (context.config.url, target.project, target.subject, target.session, str(target.direct))
+    journal = Journal(names, found.images, session.BATCH)
     async with context.xnat() as xnat:
-        earlier = arguments.resume and journal.take_up()
-        if earlier and await session.take_up(xnat, target, journal, studies, exact=overwrite == "none"):
-            context.note(f"Taking up an upload that ended with {journal.count(DONE)} of {len(found.images)} files")
-        elif overwrite == "none":
-            await session.check_free(xnat, target)
-            journal.before = {}
-        else:
-            journal.before = await session.count_before(xnat, target)
+        await _begin(context, xnat, target, journal, found)
         with show_progress(context, "uploading") as progress, context.resumable(_left(journal, found)):
-            sent = await session.send(
-                xnat,
-                found.images,
-                target,
-                journal,
-                mode=mode,
-                workers=workers,
-                overwrite=overwrite,
-                progress=progress,
-                note=context.note,
-            )
+            workers = 1 if found.ordered else arguments.workers or context.config.profile.workers or session.WORKERS
+            upload = session.Upload(xnat, found.images, target, journal, progress, context.note)
+            sent = await upload.send(_mode(context), _overwrite(context), workers)
         context.note(f"Sent {sent} files in {context.seconds:.1f} s")
         with context.resumable(lambda: "all files are sent, and the server goes on with them; to look again"):
             outcome = await session.complete(xnat, target, journal)
@@ -118,22 +119,39 @@ async def session_upload(context: Context) -> int:
     return _tell(context, outcome, found, target)
 
 
-def _left(journal: Journal, found: dicom.Found) -> Callable[[], str]:
+async def _begin(context: Context, xnat: Xnat, target: "Target", journal: "Journal", found: "dicom.Found") -> None:
+    """Resume an earlier run of the upload, or check that the session may be made."""
+    from xnatfs.transfer import upload_session as session
+    from xnatfs.transfer.journal import DONE
+
+    studies, is_exact = {image.study for image in found.images}, _overwrite(context) == "none"
+    resumes = context.arguments.resume and journal.take_up()
+    if resumes and await session.take_up(xnat, target, journal, studies, exact=is_exact):
+        context.note(f"Taking up an upload that ended with {journal.count(DONE)} of {len(found.images)} files")
+    elif is_exact:
+        await session.check_free(xnat, target)
+        journal.before = {}
+    else:
+        journal.before = await session.count_before(xnat, target)
+
+
+def _left(journal: "Journal", found: "dicom.Found") -> Callable[[], str]:
+    from xnatfs.transfer.journal import DONE
+
     return lambda: f"the server has {journal.count(DONE)} of {len(found.images)} files, and keeps them; for the others"
 
 
-def _one_of(name: str, value: str, known: tuple[str, ...]) -> Any:
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
     """Check a setting of the profile, which may be anything. Raises ConfigError."""
     if value not in known:
         raise ConfigError(f"{name}: {value} in the profile is none of {', '.join(known)}")
-    return value
 
 
-def _goal(target: Target) -> str:
+def _goal(target: "Target") -> str:
     return f"{target.project}/{target.subject}/{target.session} in the {'archive' if target.direct else 'prearchive'}"
 
 
-def _tell_found(context: Context, found: dicom.Found) -> None:
+def _tell_found(context: Context, found: "dicom.Found") -> None:
     for name, why in found.broken:
         print_message(f"xnatctl: {name} is not sent: it is damaged ({why})")
     for names, what in ((found.others, "no DICOM images"), (found.copies, "copies of instances that are sent")):
@@ -145,8 +163,10 @@ def _tell_found(context: Context, found: dicom.Found) -> None:
         context.note(f"These are images of {len(studies)} studies; they are sent as one session all the same")
 
 
-async def _wait(context: Context, xnat: Xnat, target: Target, outcome: Outcome, journal: Journal) -> None:
+async def _wait(context: Context, xnat: Xnat, target: "Target", outcome: "Outcome", journal: "Journal") -> None:
     """Poll until the server is done with the session. Raises Unreachable after --wait-timeout."""
+    from xnatfs.transfer import upload_session as session
+
     longest, pause, progress = context.arguments.wait_timeout, 1.0, StateReport(context, target.session, "")
     with trio.move_on_after(longest):
         while not await session.look(xnat, target, outcome, journal):
@@ -161,13 +181,13 @@ async def _wait(context: Context, xnat: Xnat, target: Target, outcome: Outcome, 
     )
 
 
-def _state(outcome: Outcome) -> str:
+def _state(outcome: "Outcome") -> str:
     if outcome.where == "prearchive":
         return RECEIVING_TEXT if outcome.status.startswith("RECEIVING") else outcome.status
     return "on its way into the archive" + (f", {outcome.arrived} files are there" if outcome.arrived else "")
 
 
-def _tell(context: Context, outcome: Outcome, found: dicom.Found, target: Target) -> int:
+def _tell(context: Context, outcome: "Outcome", found: "dicom.Found", target: "Target") -> int:
     missing = outcome.files - outcome.arrived if outcome.arrived is not None else 0
     status = "success" if missing <= 0 and not found.broken else "partial"
     place = f"{outcome.place} ({outcome.status})" if outcome.status else outcome.place
@@ -201,7 +221,7 @@ def _tell(context: Context, outcome: Outcome, found: dicom.Found, target: Target
     return 0 if status == "success" else PARTIAL
 
 
-def _print(context: Context, outcome: Outcome, target: Target, status: str) -> None:
+def _print(context: Context, outcome: "Outcome", target: "Target", status: str) -> None:
     if context.arguments.quiet:
         if outcome.accession:
             print_data(outcome.accession)
@@ -240,6 +260,8 @@ def _resource_upload(parser: argparse.ArgumentParser) -> None:
 
 
 async def resource_upload(context: Context) -> int:
+    from xnatfs.transfer import upload_resource as resource
+
     arguments = context.arguments
     label, path = _words(arguments)
     files = await trio.to_thread.run_sync(resource.find, [path], abandon_on_cancel=True)

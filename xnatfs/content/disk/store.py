@@ -11,7 +11,7 @@ import errno
 import fcntl
 import os
 import sqlite3
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar, TypeVarTuple
 
 import trio
@@ -160,17 +160,9 @@ class Store:
         """Update a row after the server has confirmed the version."""
         await self._write(self._directory.renew, row)
 
-    async def evict(self, target: int) -> None:
-        """Evict files that are not open until the total is at most `target` bytes."""
-        await self._write(self._directory.evict, target)
-
-    async def drop(self, folders: Collection[str]) -> None:
-        """Remove the files in these folders."""
-        await self._write(self._directory.remove, lambda index: index.in_folders(folders))
-
-    async def remove(self, idents: Sequence[bytes]) -> None:
-        """Remove files, open or not."""
-        await self._write(self._directory.remove, lambda index: idents)
+    async def remove(self, find: Callable[[Index], Sequence[bytes]]) -> None:
+        """Remove the files whose identities `find` returns, open or not."""
+        await self._write(self._directory.remove, find)
 
     async def with_index(self, work: Callable[[Index], T]) -> T | None:
         """Do some work with the index; return None if that is unusable."""
@@ -181,12 +173,16 @@ class Store:
         await self.tidy_partials()
         for first in range(256):
             await self._write(self._directory.tidy_blobs, first)
-        await self.trim()
+        await self.evict()
 
-    async def trim(self) -> None:
-        """Evict down to this process's limit: other processes may have another one."""
-        if self.total() > self.limit:
-            await self.evict(self.limit)
+    async def evict(self, target: int | None = None) -> None:
+        """Evict files that are not open until the total is at most `target` bytes.
+
+        By default that is the limit of this process: other processes may have another one.
+        """
+        target = self.limit if target is None else target
+        if self.total() > target:
+            await self._write(self._directory.evict, target)
 
     async def tidy_partials(self) -> None:
         """Remove the downloads of processes that share the directory and have ended."""
@@ -195,7 +191,7 @@ class Store:
     async def flush(self) -> None:
         """Write recency, sync new files to the disk, and remove leftovers of other processes."""
         await self.tidy_partials()
-        await self.trim()
+        await self.evict()
         if self._directory.recent:
             await self._write(self._directory.touch)
         while await self._write(self._directory.sync):

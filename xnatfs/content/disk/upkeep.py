@@ -73,7 +73,8 @@ class Upkeep:
 
     async def remove(self, versions: Iterable[Version]) -> None:
         """Remove files, which are damaged: the next open fetches them."""
-        await self._store.remove(list(map(identity, versions)))
+        idents = list(map(identity, versions))
+        await self._store.remove(lambda index: idents)
 
 
 def _md5(descriptor: int) -> str:

@@ -18,7 +18,7 @@ from xnatfs.tree.sessions import SessionDir
 # Links that are followed on the way, as path_resolution(7) counts them.
 MAX_LINKS = 40
 # Files that are yielded between two checkpoints: a millisecond.
-FILES_AT_ONCE = 200
+FILES_PER_CHECKPOINT = 200
 
 
 def split(path: str) -> NodePath:
@@ -103,7 +103,7 @@ async def files_below(node: Node) -> AsyncIterator[File]:
         yield node
     elif isinstance(node, Dir):
         for place, child in enumerate((await node.children()).listed(), 1):
-            if place % FILES_AT_ONCE == 0:
+            if place % FILES_PER_CHECKPOINT == 0:
                 await trio.lowlevel.checkpoint()
             if isinstance(child, File):
                 yield child

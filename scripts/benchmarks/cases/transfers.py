@@ -1,0 +1,104 @@
+"""Cases about xnatctl: a session downloaded and uploaded, beside what curl needs for one archive of it."""
+
+import shutil
+import statistics
+import zipfile
+from pathlib import Path
+
+from scripts.benchmarks import archives, peers, rig
+from scripts.benchmarks.cases.bench import Bench
+from scripts.benchmarks.cases.series import DELAY, PATIENCE, WRONG, tar_command
+from scripts.benchmarks.report import Row
+from scripts.benchmarks.rig import SCRIPTS, NotToBeHad
+from scripts.benchmarks.site import PASSWORD, USER, Server
+
+
+def download(bench: Bench) -> list[Row]:
+    """Download a session of small files with xnatctl, and with its peers."""
+    scans, files = (4, 100) if bench.quick else (20, 100)
+    data = archives.series(bench.directory, scans, files, 50_000)
+    archives.in_memory(data)
+    try:
+        options = ["--schemas", str(peers.schemas(bench.directory))]
+    except NotToBeHad:
+        options = []
+    out = bench.directory / "copy"
+    with bench.server(data, delay=DELAY, paced=True, replica=True, options=options) as server:
+        ours, theirs, right = [], [], True
+        accession = server.accession("SERIES", archives.SESSION.name)
+        tar = tar_command(server, accession, "ALL")
+        home = bench.directory / "downloader" / "ours"
+        shutil.rmtree(home, ignore_errors=True)
+        env = rig.login(server, home)
+        rig.shell(f"{SCRIPTS}/xnatctl auth login", env)
+        for turn in range(bench.times + 1):  # the first fills the replica, and is not counted
+            theirs += [_into(out, f"{tar} | tar x -C {out}")][: bool(turn)]
+            shutil.rmtree(home / ".cache", ignore_errors=True)
+            took = _into(out, f"{SCRIPTS}/xnatctl session download -E {accession} --out {out} -q", env)
+            ours += [took][: bool(turn)]
+            right &= archives.contents(out, "*.dcm") == archives.contents(archives.session(data))
+        title = f"`xnatctl session download`, {scans * files} files of 50 KB, 50 ms a request, 1 Gbit/s"
+        first = Row("download", title, ours, "`curl | tar x` of one tar", theirs, "at most 1.3").at_most(1.3)
+        rows = [first.require(right, WRONG)]
+        rows += [_peer(bench, server, data, one, ours) for one in peers.DOWNLOADERS]
+    rig.discard(out)
+    return rows
+
+
+def _into(out: Path, command: str, env: dict[str, str] | None = None) -> float:
+    """Time a command that fills an empty directory."""
+    rig.discard(out)
+    out.mkdir()
+    return rig.shell(command, env, timeout=PATIENCE)
+
+
+def _peer(bench: Bench, server: Server, data: Path, one: peers.Downloader, ours: list[float]) -> Row:
+    row = Row("download", "the same", ours, one.name, [], "less than 1")
+    out = bench.directory / "copy"
+    try:
+        for turn in range(bench.times + 1):  # the first fills the replica
+            command, env = one.command(bench.directory, server)
+            row.theirs = [*row.theirs, _into(out, f"{command} {out}", env)][-max(turn, 1) :]
+        if archives.contents(out, "*.dcm") != archives.contents(archives.session(data)):  # pyxnat leaves its zip there
+            row.notes.append(f"{one.name}: {WRONG}, or other files")
+    except NotToBeHad as why:
+        row.notes.append(f"{one.name}: {why}")
+        return row
+    return row.require(row.median < statistics.median(row.theirs))
+
+
+def upload(bench: Bench) -> list[Row]:
+    """Upload a session with xnatctl into the prearchive, beside curl and a zip that is there already."""
+    small = (200, 50_000) if bench.quick else (2000, 50_000)
+    large = (2, 32_000_000) if bench.quick else (4, 500_000_000)
+    rows = []
+    for count, size in (small, large):
+        folder = archives.images(bench.directory, count, size)
+        packed = folder.with_suffix(".zip")
+        if not packed.exists():
+            with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
+                for path in sorted(folder.iterdir()):
+                    archive.write(path, path.name)
+        what = f"`xnatctl session upload`, {count} files of {size / 1e6:g} MB, 50 ms a request, 1 Gbit/s"
+        rows.append(_uploaded(bench, folder, packed, what))
+    return rows
+
+
+def _uploaded(bench: Bench, folder: Path, packed: Path, what: str) -> Row:
+    ours, theirs = [], []
+    right = True
+    for turn in range(bench.times):
+        with bench.server(bench.many(100, 100), delay=DELAY, paced=True) as server:
+            env = rig.login(server, bench.directory / "uploader")
+            rig.shell(f"{SCRIPTS}/xnatctl auth login", env)
+            query = "import-handler=DICOM-zip&inbody=true&project=MANY&subject=S&session=THEIRS"
+            send = f"-X POST -H 'Content-Type: application/zip' -H Expect: --data-binary @{packed}"
+            url = f"{server.url}/data/services/import?{query}&dest=/prearchive/projects/MANY"
+            theirs.append(rig.shell(f"{server.curl} -u {USER}:{PASSWORD} {send} '{url}'", timeout=PATIENCE))
+            command = f"{SCRIPTS}/xnatctl session upload {folder} -P MANY -S S -E OURS{turn} --prearchive -o json"
+            took, said = rig.output(command, env, timeout=PATIENCE)
+            ours.append(took)
+            right &= f'"sent": {len(list(folder.iterdir()))}' in said
+    return (
+        Row("upload", what, ours, "`curl` of one zip that is there", theirs, "at most 1.3").at_most(1.3).require(right)
+    )

@@ -1,0 +1,166 @@
+"""Fetch single files into drafts: by a request each, or from the content cache if a mount has read them."""
+
+import hashlib
+import time
+from collections.abc import Callable
+from contextlib import aclosing
+
+import trio
+
+from xnatfs.common.errors import BadReply, NotFound
+from xnatfs.content import Body, Source, Version
+from xnatfs.prefetch.series_files import version
+from xnatfs.transfer.copying import Arrived, Copying, Missing
+from xnatfs.transfer.local_files import Draft
+from xnatfs.transfer.plan import Wanted
+
+# Bytes that are handed to a thread at a time: a call costs 0.1 ms.
+PIECE_BYTES = 2**20
+# Bytes by which hashing may lag behind a download process that writes: a call of a thread hashes them in 25 ms.
+HASH_LAG_BYTES = 16 * 2**20
+
+Take = Callable[[bytes], object]
+
+
+async def fetch(missing: Missing, copying: Copying) -> None:
+    """Fetch a file by a request of its own; a failure is reported."""
+    wanted = missing.wanted
+    with copying.failing(wanted):
+        draft = await trio.to_thread.run_sync(Draft, copying.target(wanted))
+        try:
+            stamp = await _receive(wanted, draft.write, copying.progress.advance, draft)
+            if wanted.digest not in ("", draft.md5()):
+                text = f"its MD5 is {draft.md5()}, the catalogue says {wanted.digest}"
+                raise BadReply(f"{text}; nothing was kept, ask the site's manager to refresh the catalogue")
+            draft.close(wanted.file.modified())
+            copying.arrive(Arrived(missing, draft, "" if wanted.digest else stamp))
+        except BaseException:
+            draft.discard()
+            raise
+
+
+async def fetch_cached(missing: Missing, copying: Copying) -> None:
+    """Copy a file that the content cache has; a failure is reported."""
+    wanted = missing.wanted
+    with copying.failing(wanted):
+        blob = await wanted.file.site.content.open(version_of(wanted), _source(wanted))
+        draft = None
+        try:
+            draft = await trio.to_thread.run_sync(Draft, copying.target(wanted))
+            while piece := await blob.read(draft.size, PIECE_BYTES):
+                await trio.to_thread.run_sync(draft.write, piece)
+                copying.progress.advance(len(piece))
+            draft.close(wanted.file.modified())
+            copying.arrive(Arrived(missing, draft, blob.stamp))
+        except BaseException:
+            if draft is not None:
+                draft.discard()
+            raise
+        finally:
+            blob.close()
+
+
+async def fetch_md5(wanted: Wanted) -> tuple[str, str]:
+    """Return the MD5 and the stamp of a file for which the server states no digest."""
+    digest = hashlib.md5(usedforsecurity=False)
+    stamp = await _receive(wanted, digest.update, lambda size: None)
+    return digest.hexdigest(), stamp
+
+
+def version_of(wanted: Wanted) -> Version:
+    """Return the version by which the content cache knows a file."""
+    return version(wanted.file.row)
+
+
+def _source(wanted: Wanted) -> Source:
+    files = wanted.file.files
+    return files.resource_dir.source(wanted.file.row, files.groups)
+
+
+async def _receive(wanted: Wanted, take: Take, advance: Callable[[int], object], draft: Draft | None = None) -> str:
+    """Download a file, and return its stamp: Last-Modified if that proves its version, or else when it was requested.
+
+    A length that is not as listed has to be confirmed by the server, unless a digest will tell.
+
+    Args:
+        wanted: the file.
+        take: called in a thread with each piece, unless a download process writes to the draft.
+        advance: called with the number of bytes that have come.
+        draft: the draft that a download process may write to.
+    """
+    source, listed, stamp = _source(wanted), wanted.file.row.size, repr(time.time())
+    try:
+        async with source.open(0, listed) as body:
+            if body.size is not None:
+                await _confirm(wanted, body.size, source)
+            if draft is not None and body.into is not None and body.size:
+                await _write_by_process(body, draft, advance)
+                size = draft.size
+            else:
+                size = await _take_pieces(wanted, body, take, advance)
+            if body.size is None:
+                await _confirm(wanted, size, source, framed=body.framed)
+            elif size < body.size:
+                raise BadReply(f"{wanted.path} ended after {size} of {body.size} bytes")
+            return body.modified if body.modified == body.validator else stamp
+    except NotFound as error:
+        raise BadReply(f"the server lists it, but has lost it: {error}") from error
+
+
+async def _take_pieces(wanted: Wanted, body: Body, take: Take, advance: Callable[[int], object]) -> int:
+    """Pass a body to a thread, piece by piece; return its length."""
+    size, batch = 0, bytearray()
+    most = wanted.file.row.size if body.size is None else None
+
+    async def flush() -> None:
+        piece = bytes(batch)
+        batch.clear()
+        await trio.to_thread.run_sync(take, piece)
+        advance(len(piece))
+
+    async for chunk in body.chunks:
+        size += len(chunk)
+        batch += chunk
+        if most is not None and size > most:  # it may have no end
+            stated = None if wanted.digest else (await _source(wanted).head()).size
+            if stated is None or stated < size:
+                raise BadReply(f"{wanted.path}: of unknown length, and longer than it can be ({size} bytes)")
+            most = stated
+        if len(batch) >= PIECE_BYTES:
+            await flush()
+    await flush()
+    return size
+
+
+async def _write_by_process(body: Body, draft: Draft, advance: Callable[[int], object]) -> None:
+    """Let a download process write a body into the draft, and hash what it has written."""
+    assert body.into is not None
+    assert body.size is not None
+    written = 0
+    async with aclosing(body.into(draft.fileno(), 0, body.size)) as counts:
+        async for count in counts:
+            written += count
+            advance(count)
+            if written - draft.size >= HASH_LAG_BYTES:
+                await trio.to_thread.run_sync(draft.hash_written, written)
+    await trio.to_thread.run_sync(draft.hash_written, written)
+
+
+async def _confirm(wanted: Wanted, length: int, source: Source, *, framed: bool = False) -> None:
+    """Confirm by HEAD a length that differs from the listed one. Raises BadReply.
+
+    Args:
+        wanted: the file.
+        length: the length of the body, in bytes.
+        source: the source to request it from.
+        framed: the body has an end of its own, which counts where nothing has stated any length.
+    """
+    listed = wanted.file.row.size
+    if wanted.digest or length == listed:
+        return
+    stated = (await source.head()).size
+    if stated == length or (stated is listed is None and framed):
+        return
+    by_listing, by_head = ("nothing" if size is None else size for size in (listed, stated))
+    text = f"{length} bytes arrived, the listing states {by_listing}, a HEAD {by_head}"
+    raise BadReply(f"{text}; nothing was kept, run the command again")
