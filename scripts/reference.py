@@ -42,6 +42,7 @@ ENVIRONMENT = {
     "XNATCTL_LOG_FILE": "the log file of `xnatctl`",
     "XNATCTL_DEBUG": "if it is set, `xnatctl` prints the traceback of an error",
     "XDG_CACHE_HOME": "the directory of caches (default: `~/.cache`)",
+    "XDG_CONFIG_HOME": "the directory of systemd units, for `xnatfs install-unit` (default: `~/.config`)",
     "XDG_STATE_HOME": "the directory of upload journals (default: `~/.local/state`)",
 }
 

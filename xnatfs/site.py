@@ -132,6 +132,14 @@ class Site:
             self._offline = offline
             self.listings.persist(offline)
 
+    def reload(self, credentials: Credentials | None) -> None:
+        """Drop the cached listings and refusals, and use this login; None leaves the login as it is."""
+        if credentials is not None:
+            self.xnat.login.use(credentials)
+        # What was learnt of single files is no listing's, and stays.
+        self.metadata.forget_all(lambda key, _: not isinstance(key, ChangeKey | SizeKey))
+        self.shown.forget_all(lambda *_: True)
+
     async def _tidy(self) -> None:
         while True:
             await trio.sleep(max(self.ttl, 10.0))  # memory is not needed sooner

@@ -201,6 +201,11 @@ def test_a_signal_is_passed_on_once(user, name):
     user.check()
 
 
+def test_a_caller_that_ignores_its_children_gets_the_status(user):
+    done = user.exec("sh", "-c", "exit 7", preexec_fn=lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN))
+    assert (done.returncode, done.stderr) == (7, "")
+
+
 def on_terminal(screen: Terminal, user: User, *command: str) -> "subprocess.Popen[bytes]":
     device = screen.device
     return subprocess.Popen(

@@ -37,7 +37,8 @@ NOT_TAKEN = {
     for name in re.findall(r"`(\w+)`", names)
 }
 VALUES = {
-    "url": "https://xnat.example.org", "profile": "p", "ca_bundle": "/f", "uid": "1", "gid": "1", "umask": "022",
+    "url": "https://xnat.example.org", "profile": "p", "credentials": "/f", "ca_bundle": "/f", "uid": "1", "gid": "1",
+    "umask": "022",
     "cache_dir": "/d", "cache_size": "1G", "ttl": "60", "timeout": "60", "revalidate": "60", "log_level": "info",
     "log_file": "/f", "user": "jdoe", "comment": "a", "uhelper": "udisks2", "helper": "x",
     "context": "system_u:object_r:fusefs_t:s0",
@@ -154,7 +155,7 @@ def test_who_is_let_in(option, third):
             echo user_allow_other > /mnt/fuse.conf; mount --bind /mnt/fuse.conf /etc/fuse.conf
             (cat /etc/passwd; echo jane:x:{STRANGER}:{STRANGER}::{sitting.home}:/bin/sh) > /mnt/passwd
             mount --bind /mnt/passwd /etc/passwd
-            {AS_STRANGER} {XNATFS} mount --url {demo.url} -o {option} {sitting.place} 2> /dev/null
+            {AS_STRANGER} {XNATFS} mount -q --url {demo.url} -o {option} {sitting.place} 2> /dev/null
             trap '{AS_STRANGER} {XNATFS} umount {sitting.place}' EXIT
             for user in {STRANGER} 0 {STRANGER + 1}; do
                 setpriv --reuid=$user --regid=$user --clear-groups cat {path} 2>&1 || true

@@ -95,7 +95,7 @@ class Victim:
         return self.cache / server_directory(self.demo.url)
 
     def command(self, *more: str | Path, place: Path | None = None) -> list[str]:
-        words = ["mount", "--url", self.demo.url, "--cache-size", CACHE_SIZE]
+        words = ["mount", "--quiet", "--url", self.demo.url, "--cache-size", CACHE_SIZE]
         words += ["--log-file", self.log, "--timeout", "5", *more, place or self.place]
         return [str(word) for word in (SCRIPTS / "xnatfs", *words)]
 

@@ -86,7 +86,8 @@ def mounting(url: str, directory: Path, *options: str | Path, user: str, passwor
         made.mkdir(exist_ok=True, parents=True)
     env = environment(home, XNAT_USER=user, XNAT_PASS=password)
     done = run(SCRIPTS / "xnatfs", "mount", "--url", url, "--log-file", log_file, *options, path, env=env)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    line = f"mounted {url} on {path} as {user}; log: {log_file}\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, line, "")
     mount = Mount(path, home, log_file)
     try:
         yield mount

@@ -14,9 +14,18 @@ def main_xnatctl(argv: Sequence[str] | None = None) -> int:
     return _run("xnatctl", argv)
 
 
+def main_mount(argv: Sequence[str] | None = None) -> int:
+    """Run mount.xnatfs, for mount(8)."""
+    return _run("mount.xnatfs", argv)
+
+
 def _run(program: str, argv: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
+        if program == "mount.xnatfs":
+            from xnatfs.cli.host import helper
+
+            return helper.main(words)
         from xnatfs.cli import run  # imports for a tenth of a second, in which Ctrl-C may be typed
 
         return run.run_xnatctl(words) if program == "xnatctl" else run.run_xnatfs(words)

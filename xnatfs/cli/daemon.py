@@ -19,6 +19,8 @@ from xnatfs.common.private_files import make_private
 from xnatfs.settings.credentials import Credentials, for_children
 
 READY = "ready"
+# Size from which on a daemon begins another log.
+MAX_SHARED_LOG_BYTES = 5_000_000
 
 
 def launch(
@@ -72,6 +74,9 @@ def _open_log(log_file: Path) -> IO[bytes]:
     """Open the log for appending, private from its creation. Raises CacheError."""
     try:
         make_private(log_file.parent)
+        with contextlib.suppress(FileNotFoundError):  # daemons that share a log do not rotate it
+            if log_file.is_file() and log_file.stat().st_size > MAX_SHARED_LOG_BYTES:
+                os.replace(log_file, f"{log_file}.1")
         return open(log_file, "ab", opener=lambda path, flags: os.open(path, flags, 0o600))
     except OSError as error:
         raise CacheError(f"cannot write the log {log_file}: {error.strerror}; --log-file names another") from None

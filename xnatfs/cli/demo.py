@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from xnatfs.cli import daemon, options, serving
+from xnatfs.cli.logins import MountLogin
 from xnatfs.common import program
 from xnatfs.common.errors import ConfigError
 from xnatfs.settings.config import Config
@@ -56,7 +57,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
             if arguments.foreground:
                 print(hints.replace("{url}", url), flush=True)
 
-        serving.serve(arguments, options.mount_config(arguments, Config(url)), account, None, on_ready)
+        serving.serve(arguments, options.mount_config(arguments, Config(url)), MountLogin(account, "", None), on_ready)
     return 0
 
 

@@ -2,10 +2,13 @@
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 from xnatfs.common.errors import ConfigError, LoginRequired
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials, find_credentials, kept_credentials, login_variables, wanted_user
+from xnatfs.settings.credentials_file import read_credentials
 from xnatfs.settings.session_store import SessionStore, is_session_id
 
 
@@ -32,6 +35,43 @@ def session_store(config: Config, token: str | None = None, user: str = "") -> S
     user = user or wanted_user(config.url, config.profile, environ)
     url = config.profile.url or config.url
     return SessionStore(url, user, given=token, lock_timeout=config.lock_timeout)
+
+
+@dataclass(frozen=True, slots=True)
+class MountLogin:
+    """The login that a mount begins with: credentials, a session (`token`), or neither if a session is stored."""
+
+    credentials: Credentials | None
+    token: str
+    sessions: SessionStore | None  # None: none is stored
+
+    @property
+    def user(self) -> str:
+        """Return the account; '' if only the server knows it."""
+        if self.credentials is not None:
+            return self.credentials.user
+        found = self.sessions and self.sessions.find()
+        return found.username if found else ""
+
+
+def find_mount_login(
+    config: Config, file: Path | None, before_asking: Callable[[], object] = lambda: None
+) -> MountLogin:
+    """Find the login of a mount: in the file, if one is named, else as `find_login` does."""
+    credentials = read_credentials(file) if file else find_login(config, before_asking)
+    token = "" if file else login_environment(config).get("XNAT_TOKEN", "")
+    return mount_login(config, file, credentials, token)
+
+
+def mount_login(config: Config, file: Path | None, credentials: Credentials | None, token: str) -> MountLogin:
+    """Return the login that was found, with the stored sessions of its user."""
+    user = credentials.user if file and credentials else ""
+    return MountLogin(credentials, token, session_store(config, token, user))
+
+
+def find_login_again(config: Config, file: Path | None) -> Credentials | None:
+    """Find the login without a prompt; None if there is none. Raises ConfigError."""
+    return read_credentials(file) if file else kept_credentials(config.url, config.profile, login_environment(config))
 
 
 def find_login(config: Config, before_asking: Callable[[], object] = lambda: None) -> Credentials | None:

@@ -43,17 +43,18 @@ class LogHandler(logging.StreamHandler[IO[str]]):
 
 
 def log_to(file: str | Path | None, level: int) -> None:
-    """Log to a file, else to stderr, records of libraries as well, except for those that hold secrets.
-
-    Raises ConfigError if the file cannot be opened.
-    """
+    """Log to a file, else to stderr. Raises ConfigError if the file cannot be opened."""
     stream = sys.stderr
     if file:
         try:
             stream = open(file, "a", encoding="utf-8", opener=lambda p, f: os.open(p, f, 0o600))  # noqa: SIM115
         except OSError as error:
             raise ConfigError(f"cannot write the log {file}: {error.strerror}") from None
-    handler = LogHandler(stream)
+    log_by(LogHandler(stream), level)
+
+
+def log_by(handler: logging.Handler, level: int) -> None:
+    """Log by this handler, records of libraries as well, except for those that hold secrets."""
     handler.setFormatter(LineFormatter())
     handler.setLevel(level)
     logging.basicConfig(handlers=[handler], level=level)

@@ -2,18 +2,23 @@
 
 import argparse
 import os
+import re
 import select
+import sys
 from pathlib import Path
 from typing import Any
 
 from xnatfs.cli import daemon, demo, options, serving, statusline
 from xnatfs.cli.control import parsers
-from xnatfs.cli.host import execute
-from xnatfs.cli.logins import find_login, login_environment, session_store
+from xnatfs.cli.host import doctor, execute, units
+from xnatfs.cli.logins import MountLogin, find_login_again, find_mount_login, mount_login
 from xnatfs.cli.output import print_message
-from xnatfs.common.errors import MountpointError
+from xnatfs.common.errors import ConfigError, MountpointError
+from xnatfs.common.sanitize import plain
 from xnatfs.fuse.mountinfo import mount_on
-from xnatfs.fuse.mountpoint import KIND, is_dead, serving_process, unmount
+from xnatfs.fuse.mountpoint import KIND, is_dead, is_mounted, serving_process, unmount
+from xnatfs.settings.config import Config
+from xnatfs.settings.credentials import Credentials
 
 # The daemon closes its session on the server after the mount is gone, which may take the server a while.
 DAEMON_END_SECONDS = 15.0
@@ -24,32 +29,83 @@ def add_parsers(commands: Any) -> None:
     options.add_server(mount)
     options.add_mount(mount)
     mount.add_argument("mountpoint", type=Path, metavar="MOUNTPOINT", help="an empty directory")
+    mount.add_argument("-q", "--quiet", action="store_true", help="print no line on success")
     mount.set_defaults(run=run_mount)
-    umount = commands.add_parser("umount", help="unmount, and wait for the end of its process", allow_abbrev=False)
+    unmounting = "unmount, and wait for the end of its process"
+    umount = commands.add_parser("umount", aliases=["unmount"], help=unmounting, allow_abbrev=False)
     umount.add_argument("mountpoint", type=Path, metavar="MOUNTPOINT", help="where it is mounted")
     umount.set_defaults(run=run_umount)
     execute.add_parser(commands)
+    units.add_parser(commands)
+    doctor.add_parser(commands)
     demo.add_parser(commands)
     parsers.add_parsers(commands)
 
 
 def run_mount(arguments: argparse.Namespace) -> int:
     options.apply_mount_options(arguments)
+    arguments.fuse_fd = _mounted_descriptor(arguments)
     config = options.mount_config(arguments, options.server_config(arguments, os.environ))
     if arguments.report_fd is not None:
         credentials, token = daemon.receive_login()
-        serving.serve(arguments, config, credentials, session_store(config, token), arguments.reporter.ready)
+        _serve(arguments, config, mount_login(config, arguments.credentials, credentials, token))
+        return 0
+    if arguments.fuse_fd is not None:
+        _serve(arguments, config, find_mount_login(config, arguments.credentials))
+        return 0
+    mountpoint = serving.mount_directory(arguments)
+    if arguments.mkdir:
+        _make_directory(mountpoint)
+    if is_mounted(mountpoint, config.url):
+        _say(arguments, f"{config.url} is mounted on {mountpoint} already")
         return 0
     serving.check_mountable(arguments, config.url)
-    credentials = find_login(config, before_asking=serving.import_mount)
+    login = find_mount_login(config, arguments.credentials, before_asking=serving.import_mount)
     for warning in serving.access_warnings(arguments, config):
         print_message(f"xnatfs: {warning}")
     if arguments.foreground:
-        serving.serve(arguments, config, credentials, session_store(config), arguments.reporter.ready)
-    else:
-        token = login_environment(config).get("XNAT_TOKEN", "")
-        serving.start(arguments, "mount", config.url, daemon.pack_login(credentials, token))
+        _serve(arguments, config, login)
+        return 0
+    serving.start(arguments, "mount", config.url, daemon.pack_login(login.credentials, login.token))
+    user = login.user  # after the login, which stores the session
+    whose = f" as {user}" if user else ""
+    _say(arguments, f"mounted {config.url} on {mountpoint}{whose}; log: {serving.log_path(arguments)}")
     return 0
+
+
+def _mounted_descriptor(arguments: argparse.Namespace) -> int | None:
+    """Return the descriptor that another program has mounted, as Apptainer does: its name is the mountpoint then.
+
+    Raises ConfigError if it is to be served in the background, which would not inherit it.
+    """
+    match = re.fullmatch(r"/dev/fd/(\d+)", str(arguments.mountpoint))
+    if match is None:
+        return None
+    if not arguments.foreground:
+        raise ConfigError(f"{arguments.mountpoint} can be served in the foreground only: give --foreground")
+    return int(match[1])
+
+
+def _serve(arguments: argparse.Namespace, config: Config, login: MountLogin) -> None:
+    def reload() -> Credentials | None:
+        return find_login_again(options.server_config(arguments, os.environ), arguments.credentials)
+
+    # A terminal that is closed sends SIGHUP, too, and then that has to end a mount in its foreground.
+    is_on_terminal = arguments.foreground and sys.stdin.isatty()
+    serving.serve(arguments, config, login, arguments.reporter.ready, None if is_on_terminal else reload)
+
+
+def _say(arguments: argparse.Namespace, text: str) -> None:
+    if not arguments.quiet:
+        print(plain(text))
+
+
+def _make_directory(mountpoint: Path) -> None:
+    try:
+        if mount_on(mountpoint) is None:  # a dead mount cannot even be looked at
+            mountpoint.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MountpointError(f"{mountpoint} cannot be made: {error.strerror}") from None
 
 
 def run_umount(arguments: argparse.Namespace) -> int:

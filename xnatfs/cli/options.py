@@ -129,6 +129,9 @@ def add_server(parser: argparse.ArgumentParser) -> None:
     server.add_argument("-p", "--profile", metavar="NAME", help="profile in ~/.config/xnatctl/config.yaml")
     url = "the XNAT server, as https://xnat.example.org (default: XNAT_URL, else the profile's)"
     server.add_argument("--url", help=url)
+    credentials = "read username= and password= from FILE, which only you can read"
+    add("--credentials", type=Path, metavar="FILE", help=credentials)
+    add("--lazy", action="store_true", help="mount even while the server cannot be reached, and log in later")
     add("--ca-bundle", type=Path, metavar="FILE", help="trust the certificate authorities in FILE")
     add("--no-verify-ssl", action="store_true", help="accept any certificate; others can then read the traffic")
 
@@ -137,6 +140,7 @@ def add_mount(parser: argparse.ArgumentParser) -> None:
     """Add the options of a mount; `-o` takes the same ones, as mount(8) passes them."""
     add = parser.add_argument
     add("-f", "--foreground", action="store_true", help="stay in the foreground, log to the terminal")
+    add("--mkdir", action="store_true", help="make the mountpoint if it does not exist")
     add("-o", dest="options", action="append", default=[], metavar="OPT[,OPT...]", help="mount options")
     add("--allow-other", action="store_true", help="allow access by all users of this machine: they see what you may")
     add("--allow-root", action="store_true", help="allow access by root of this machine only: sets the umask to 077")
@@ -166,13 +170,18 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     add("--report-fd", type=number, help=argparse.SUPPRESS)
 
 
+def split_options(text: str) -> list[str]:
+    """Split the value of `-o` at its commas."""
+    return _OPTION.findall(text)
+
+
 def apply_mount_options(arguments: argparse.Namespace) -> None:
     """Apply `-o` options to the flags of the same name, and set `kernel_options`. Raises ConfigError."""
     kernel: set[str] = set()
     for option in arguments.options:
         if option.count('"') % 2:
             raise ConfigError(f"-o {option}: a quote is not closed")
-    for text in (part for option in arguments.options for part in _OPTION.findall(option)):
+    for text in (part for option in arguments.options for part in split_options(option)):
         name, equals, value = text.partition("=")
         if name in ("exec", "noexec"):
             kernel -= {"exec", "noexec"}

@@ -71,7 +71,7 @@ def run_xnatfs(words: Sequence[str]) -> int:
     def command() -> int:
         nonlocal reporter
         before, after = execute.split(words)
-        arguments = parser.parse_args(before, argparse.Namespace(command_words=after))
+        arguments = parser.parse_args(before, argparse.Namespace(command_line=before, command_words=after))
         arguments.reporter = reporter = daemon.Reporter(getattr(arguments, "report_fd", None))
         return int(arguments.run(arguments))
 

@@ -4,20 +4,24 @@ import argparse
 import gc
 import logging
 import os
+import re
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from xnatfs.cli import daemon, logs, statusline
+from xnatfs.cli.logins import MountLogin
+from xnatfs.common import systemd
 from xnatfs.common.errors import FuseMissing
 from xnatfs.fuse.mountpoint import check_fuse, check_mountpoint
 from xnatfs.settings.config import Config, cache_home, connection_warning
 from xnatfs.settings.credentials import Credentials, forget_secrets
-from xnatfs.settings.session_store import SessionStore
 
 log = logging.getLogger(__name__)
+
+Reload = Callable[[], Credentials | None]
 
 
 def mount_directory(arguments: argparse.Namespace) -> Path:
@@ -51,33 +55,43 @@ def start(arguments: argparse.Namespace, command: str, source: str, login: str) 
         login: for the detached process, as `daemon.pack_login` returns it.
     """
     mountpoint = mount_directory(arguments)
-    log_file = Path(arguments.log_file or cache_home() / "log" / f"{quote(str(mountpoint), safe='')[-200:]}.log")
     # `ps` shows these words for the mount; they hold no secret.
-    words = sys.argv[1:] if command in sys.argv[1:2] else [command, *sys.argv[1:]]
+    words = arguments.command_line
+    words = words if command in words[:1] else [command, *words]
     with statusline.waiting(f"Mounting {source}"):
-        _, text = daemon.launch(words, login, log_file)
+        _, text = daemon.launch(words, login, log_path(arguments))
     os.stat(mountpoint)
     return text
+
+
+def log_path(arguments: argparse.Namespace) -> Path:
+    """Return the file of the log: the chosen one, else one that is named after the mountpoint."""
+    if arguments.log_file:
+        return Path(arguments.log_file)
+    place = str(mount_directory(arguments))
+    name = re.sub(r"[^A-Za-z0-9._]", "-", place.strip("/"))[-100:]
+    if "/" + name.replace("-", "/") != place:  # else two mountpoints could have one name
+        name += f".{zlib.crc32(os.fsencode(place)):08x}"
+    return cache_home() / "log" / f"{name}.log"
 
 
 def serve(
     arguments: argparse.Namespace,
     config: Config,
-    credentials: Credentials | None,
-    sessions: SessionStore | None,
+    login: MountLogin,
     on_ready: Callable[[], None],
+    reload: Reload | None = None,
 ) -> None:
     """Serve the mount in this process until it is unmounted.
 
     Args:
         arguments: options of the mount.
         config: settings of the server and the cache.
-        credentials: login, or None if a session is stored.
-        sessions: stored sessions, or None to store none.
+        login: the login, and the stored sessions.
         on_ready: called when the mount answers.
+        reload: finds the login anew, on SIGHUP; without it SIGHUP ends the mount.
     """
-    # In the background, stderr is the log file.
-    logs.log_to(arguments.log_file if arguments.foreground else None, logging.getLevelName(arguments.log_level.upper()))
+    _begin_log(arguments)
     is_debugging = arguments.log_level == "debug"
     logging.getLogger("httpx").setLevel(logging.DEBUG if is_debugging else logging.WARNING)
     for warning in access_warnings(arguments, config):
@@ -92,9 +106,25 @@ def serve(
 
     gc.freeze()
     gc.enable()
-    mount_options = _mount_options(arguments)
+    mount_options = _mount_options(arguments, reload)
     os.chdir("/")  # a daemon must not keep a directory of the user busy
-    trio.run(fuse_mount.mount, config, credentials, sessions, mount_options, on_ready)
+
+    def on_mounted() -> None:
+        on_ready()
+        systemd.notify("READY=1", f"STATUS={config.url} is mounted on {mount_options.mountpoint}")
+
+    trio.run(fuse_mount.mount, config, login.credentials, login.sessions, mount_options, on_mounted)
+
+
+def _begin_log(arguments: argparse.Namespace) -> None:
+    level = logging.getLevelName(arguments.log_level.upper())
+    is_own = arguments.report_fd is not None and getattr(arguments, "fuse_fd", None) is None
+    if is_own or (arguments.foreground and arguments.log_file):
+        from xnatfs.cli.host import rotating_log
+
+        rotating_log.log_to(log_path(arguments).absolute(), level, takes_stderr=is_own)
+    else:  # stderr; of the daemon of an exec that is the log file, which several daemons share
+        logs.log_to(None, level)
 
 
 def import_mount() -> Any:
@@ -106,7 +136,7 @@ def import_mount() -> Any:
     return mount
 
 
-def _mount_options(arguments: argparse.Namespace) -> Any:
+def _mount_options(arguments: argparse.Namespace, reload: Reload | None) -> Any:
     from xnatfs.fuse.attributes import Ownership
     from xnatfs.fuse.mount import MountOptions
 
@@ -120,4 +150,6 @@ def _mount_options(arguments: argparse.Namespace) -> Any:
         not arguments.no_xattr,
         arguments.kernel_options,
         getattr(arguments, "fuse_fd", None),
+        reload,
+        getattr(arguments, "lazy", False),
     )

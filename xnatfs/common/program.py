@@ -10,18 +10,29 @@ from pathlib import Path
 PROGRAM_MODULES = {"xnatfs": "xnatfs", "xnatctl": "xnatfs.cli"}
 
 
+def find(name: str) -> list[str]:
+    """Return the command that starts a program of xnatfs from any directory and environment."""
+    script = _script(name)
+    return [str(script)] if os.access(script, os.X_OK) else [sys.executable, "-m", PROGRAM_MODULES[name]]
+
+
 def spell(name: str) -> str:
     """Return the command that starts a program of xnatfs from the current directory, quoted for a shell.
 
     That is the program's name where PATH leads to the script beside the running one, else the path of that script, else
     `python -m` and its module.
     """
-    started = Path(sys.argv[0])
-    directory = started.parent if started.name in PROGRAM_MODULES else Path(sysconfig.get_path("scripts"))
-    script = (directory / name).absolute()
+    script = _script(name)
     if not os.access(script, os.X_OK):
         return f"{shlex.quote(sys.executable)} -m {PROGRAM_MODULES[name]}"
     if (found := shutil.which(name)) and os.path.samefile(found, script):
         return name
     here = Path.cwd()
     return shlex.quote(str(script.relative_to(here) if script.is_relative_to(here) else script))
+
+
+def _script(name: str) -> Path:
+    """Return where the script of a program is, or would be: beside the running one."""
+    started = Path(sys.argv[0])
+    directory = started.parent if started.name in PROGRAM_MODULES else Path(sysconfig.get_path("scripts"))
+    return (directory / name).absolute()

@@ -6,11 +6,12 @@ pyfuse3 has one session per process, so `mount` is called once in a process.
 import contextlib
 import ctypes
 import logging
+import math
 import os
 import resource
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,8 @@ import pyfuse3
 import trio
 
 from xnatfs import __version__
-from xnatfs.common.errors import MountpointError, Unreachable
+from xnatfs.common.errors import MountpointError, Unreachable, XnatError
+from xnatfs.common.systemd import notify
 from xnatfs.fuse.attributes import Ownership
 from xnatfs.fuse.control.calls import control_mount
 from xnatfs.fuse.diagnostics import log_state
@@ -49,6 +51,10 @@ READ_AHEAD_KB = 1024
 M_MMAP_THRESHOLD, OWN_PAGES = -3, 128 * 1024
 
 
+# A mount that may begin without its server tries that for so long.
+LAZY_LOGIN_SECONDS = 3.0
+
+
 @dataclass(frozen=True, slots=True)
 class MountOptions:
     """The place and the looks of the mount on this machine."""
@@ -59,6 +65,8 @@ class MountOptions:
     xattrs: bool = True
     extra: frozenset[str] = frozenset()  # options passed on to the kernel, such as nosuid
     fuse_fd: int | None = None  # a descriptor of /dev/fuse that is mounted already, in another namespace
+    reload: Callable[[], Credentials | None] | None = None  # finds the login anew, on SIGHUP; None: that ends the mount
+    lazy: bool = False  # begin without the server
 
 
 async def mount(
@@ -92,7 +100,7 @@ async def mount(
     ):
         async with open_site(config, credentials, sessions=sessions) as site:
             ended: list[int] = []
-            await _log_in(site, config.offline, signals, ended)
+            await _log_in(site, config.offline, options.lazy, signals, ended)
             if ended:
                 return _check_interrupted(ended)
             site.stay(config.offline)
@@ -107,14 +115,17 @@ async def mount(
             kind = OperationsWithXattrs if options.xattrs else Operations
             operations = kind(Root(site), options.ownership, pyfuse3.notify_store, pyfuse3.invalidate_inode)
             await _begin(operations, config, options)
+            reload = None if options.reload is None else partial(_reload, site, options.reload)
             try:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(_obey, signals, ended, partial(log_state, site, operations))
-                    nursery.start_soon(control_mount, site, operations, config, options.mountpoint)
+                    nursery.start_soon(_obey, signals, ended, partial(log_state, site, operations), reload)
+                    if options.fuse_fd is None:  # of an exec there may be many on one mountpoint
+                        nursery.start_soon(control_mount, site, operations, config, options.mountpoint)
                     nursery.start_soon(_when_running, ready, options.mountpoint)
                     await pyfuse3.main(max_tasks=MOST_REQUESTS)
                     nursery.cancel_scope.cancel()
             finally:
+                notify("STOPPING=1")
                 pyfuse3.close(unmount=True)
                 _log_end(site)
             _check_interrupted(ended, f"{options.mountpoint} is unmounted")
@@ -155,7 +166,7 @@ def _escaped(text: str) -> str:
     return text.replace("\\", "\\\\").replace(",", "\\,")
 
 
-async def _log_in(site: Site, offline: bool, signals: AsyncIterator[int], ended: list[int]) -> None:
+async def _log_in(site: Site, offline: bool, lazy: bool, signals: AsyncIterator[int], ended: list[int]) -> None:
     """Log in, which may take the whole timeout, unless a signal ends it; add that signal to `ended`."""
     async with trio.open_nursery() as nursery:
 
@@ -169,10 +180,14 @@ async def _log_in(site: Site, offline: bool, signals: AsyncIterator[int], ended:
 
         nursery.start_soon(give_up)
         try:
-            await site.xnat.log_in()
-        except Unreachable:
-            if not offline:
+            with trio.move_on_after(LAZY_LOGIN_SECONDS if lazy else math.inf) as limit:
+                await site.xnat.log_in()
+            if limit.cancelled_caught:
+                log.warning("%s does not answer: mounted without it; the first use logs in", site.xnat.url)
+        except Unreachable as error:
+            if not offline and not lazy:
                 raise
+            log.warning("mounted without the server: %s", error)
         nursery.cancel_scope.cancel()
 
 
@@ -182,15 +197,39 @@ def _check_interrupted(ended: list[int], *said: str) -> None:
         raise KeyboardInterrupt(*said)
 
 
-async def _obey(signals: AsyncIterator[int], ended: list[int], log_state: Callable[[], None]) -> None:
-    """End the mount on a signal, and add the signal to `ended`; log the state on SIGUSR1."""
+async def _obey(
+    signals: AsyncIterator[int],
+    ended: list[int],
+    log_state: Callable[[], None],
+    reload: Callable[[], Awaitable[None]] | None,
+) -> None:
+    """End the mount on a signal, and add the signal to `ended`; log the state on SIGUSR1, reload on SIGHUP."""
     async for number in signals:
         if number == signal.SIGUSR1:
             log_state()
             continue
+        if number == signal.SIGHUP and reload is not None:
+            await reload()
+            continue
         ended.append(number)
         log.info("ending, because of %s", signal.Signals(number).name)
         pyfuse3.terminate()
+
+
+async def _reload(site: Site, find: Callable[[], Credentials | None]) -> None:
+    """Find the login anew, and drop the listings, so that the next look shows what the server has now."""
+    notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+    try:
+        found = await trio.to_thread.run_sync(find)
+    except XnatError as error:
+        log.error("the login stays as it was: %s", error)
+        found = None
+    if found is not None and site.xnat.login.username not in ("", found.user):
+        log.error("the login stays as it was: the one found is of %s, so mount again", found.user)
+        found = None
+    site.reload(found)
+    log.info("reloaded: listings dropped, %s", "no login found" if found is None else f"login from the {found.source}")
+    notify("READY=1")
 
 
 async def _when_running(ready: Callable[[], None], mountpoint: Path) -> None:

@@ -80,7 +80,7 @@ def check_directory(mountpoint: Path) -> None:
     try:
         entries = os.listdir(mountpoint)
     except FileNotFoundError:
-        raise MountpointError(f"{mountpoint} does not exist: make the directory first") from None
+        raise MountpointError(f"{mountpoint} does not exist: make the directory first, or give --mkdir") from None
     except NotADirectoryError:
         raise MountpointError(f"{mountpoint} is not a directory") from None
     except PermissionError:
@@ -89,6 +89,14 @@ def check_directory(mountpoint: Path) -> None:
         raise MountpointError(f"{mountpoint} cannot be used: {error.strerror}") from None
     if entries:
         raise MountpointError(f"{mountpoint} is not empty: take an empty directory")
+
+
+def is_mounted(mountpoint: Path, source: str) -> bool:
+    """Return whether a mount of this user and source, that is not dead, is on the mountpoint."""
+    mounted = mount_on(mountpoint)
+    if mounted is None or (mounted.kind, mounted.owner, mounted.source) != (KIND, os.getuid(), source):
+        return False
+    return not is_dead(mountpoint, mounted)
 
 
 def is_dead(mountpoint: Path, mounted: Mount) -> bool:

@@ -39,6 +39,24 @@ def mount_in_namespace(mountpoint: Path, source: str) -> int:
     Raises:
         NamespaceError: the kernel refuses the namespace or the mount.
     """
+    user, group = _make_namespace()
+    try:
+        # The kernel requires that the namespace which mounts has opened the device, too.
+        descriptor = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise NamespaceError(f"/dev/fuse cannot be opened: {error.strerror}") from None
+    options = f"fd={descriptor},rootmode=40000,user_id={user},group_id={group},default_permissions"
+    flags = MS_RDONLY | MS_NOSUID | MS_NODEV
+    try:
+        _call("mount", source.encode(), os.fsencode(mountpoint), b"fuse.xnatfs", flags, options.encode())
+    except OSError as error:
+        os.close(descriptor)
+        raise NamespaceError(f"{mountpoint} cannot be mounted on in a namespace: {error.strerror}") from None
+    return descriptor
+
+
+def _make_namespace() -> tuple[int, int]:
+    """Move this process to a mount namespace of its own; return its user and group. Raises NamespaceError."""
     user, group = os.getuid(), os.getgid()
     try:
         try:
@@ -53,19 +71,25 @@ def mount_in_namespace(mountpoint: Path, source: str) -> int:
     except OSError as error:
         hint = "this machine does not allow unprivileged user namespaces; ask its administrator, or use xnatfs mount"
         raise NamespaceError(f"no mount namespace can be made: {error.strerror} ({hint})") from None
-    try:
-        # The kernel requires that the namespace which mounts has opened the device, too.
-        descriptor = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-    except OSError as error:
-        raise NamespaceError(f"/dev/fuse cannot be opened: {error.strerror}") from None
-    options = f"fd={descriptor},rootmode=40000,user_id={user},group_id={group},default_permissions"
-    flags = MS_RDONLY | MS_NOSUID | MS_NODEV
-    try:
-        _call("mount", source.encode(), os.fsencode(mountpoint), b"fuse.xnatfs", flags, options.encode())
-    except OSError as error:
-        os.close(descriptor)
-        raise NamespaceError(f"{mountpoint} cannot be mounted on in a namespace: {error.strerror}") from None
-    return descriptor
+    return user, group
+
+
+def check_namespaces() -> None:
+    """Raise NamespaceError unless this user can make a mount namespace. A child process tries it."""
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as reasons:
+        if not (child := os.fork()):
+            try:
+                _make_namespace()
+            except BaseException as error:
+                os.write(writing, str(error).encode())
+            finally:
+                os._exit(0)
+        os.close(writing)
+        reason = reasons.read().decode()
+    os.waitpid(child, 0)
+    if reason:
+        raise NamespaceError(reason)
 
 
 def end_with_parent(number: signal.Signals) -> None:

@@ -155,6 +155,12 @@ class Login:
             if before and before.token != self._token:
                 await self._delete(before.token)
 
+    def use(self, credentials: Credentials) -> None:
+        """Use other credentials of the same account at the next login, even right after a refusal."""
+        self._request = LoginRequest(self._http, credentials)
+        self._refused = ("", float("-inf"))
+        self._has_warned = False
+
     async def log_out(self) -> bool:
         """End the session for every program, even one that has idled; return whether there was one."""
         assert self._sessions is not None

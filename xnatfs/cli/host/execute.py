@@ -12,14 +12,13 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 from xnatfs.cli import daemon, options, serving, statusline, streams
-from xnatfs.cli.logins import find_login, login_environment, session_store
+from xnatfs.cli.logins import find_mount_login, mount_login
 from xnatfs.cli.output import print_message
 from xnatfs.common.errors import CacheError, Reported, UsageError, XnatError
 from xnatfs.common.private_files import make_private
@@ -86,12 +85,12 @@ def run_exec(arguments: argparse.Namespace) -> int:
     arguments.mountpoint = _free_directory(config) if arguments.at is None else Path(os.path.realpath(arguments.at))
     check_directory(arguments.mountpoint)
     with _Command.waiting(command, arguments.mountpoint, config.url) as waiting:
-        credentials = find_login(config, before_asking=serving.import_mount)
+        found = find_mount_login(config, arguments.credentials, before_asking=serving.import_mount)
         for warning in serving.access_warnings(arguments, config):
             print_message(f"xnatfs: {warning}")
-        login = daemon.pack_login(credentials, login_environment(config).get("XNAT_TOKEN", ""))
+        login = daemon.pack_login(found.credentials, found.token)
         log_file = Path(arguments.log_file or cache_home() / "log" / f"exec-{server_name(config.url)}.log")
-        words = [*split(sys.argv[1:])[0], "--at", str(arguments.mountpoint), "--fuse-fd", str(waiting.fuse)]
+        words = [*arguments.command_line, "--at", str(arguments.mountpoint), "--fuse-fd", str(waiting.fuse)]
         with statusline.waiting(f"Mounting {config.url}"):
             server, _ = daemon.launch(words, login, log_file, [waiting.fuse])
         try:
@@ -105,10 +104,11 @@ def _serve(arguments: argparse.Namespace, config: Config) -> int:
     """Serve the mount, in the daemon."""
     end_with_parent(signal.SIGTERM)
     credentials, token = daemon.receive_login()
+    found = mount_login(config, arguments.credentials, credentials, token)
     if is_abandoned(arguments.report_fd):
         return 1
     arguments.mountpoint = arguments.at
-    serving.serve(arguments, config, credentials, session_store(config, token), arguments.reporter.ready)
+    serving.serve(arguments, config, found, arguments.reporter.ready)
     return 0
 
 
@@ -169,6 +169,7 @@ class _Command:
         """Let the command run, pass signals on to it, and return its exit status."""
         signals = {*PASSED_ON, signal.SIGCHLD}
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored by a caller, it would lose the exit status
         try:
             self._go.send(b"1")
             self._go.close()
@@ -183,6 +184,8 @@ class _Command:
                 elif received.si_signo != signal.SIGCHLD and received.si_code <= 0:
                     os.kill(self._process, received.si_signo)
         finally:
+            while signal.sigtimedwait(signals, 0):
+                pass  # the Ctrl-C that has ended the command is not for the rest of this one
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         assert self._status is not None
         return os.WEXITSTATUS(self._status) if os.WIFEXITED(self._status) else 128 + os.WTERMSIG(self._status)
