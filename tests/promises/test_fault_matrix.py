@@ -347,7 +347,7 @@ async def test_cell(row, operation, digests, expected, demo, server, certificate
         fault.hide(monkeypatch)
     if isinstance(fault, Expired):
         fault.take(secure, certificates)
-    monkeypatch.setattr(app.routes.levels, "digests", digests)
+    monkeypatch.setattr(app.site, "digests", digests)
     program = PROGRAMS[operation](stage, monkeypatch)
     if row.lasting:
         monkeypatch.setattr("xnatfs.http.transport.CHANGE_TIMEOUT_SECONDS", 2 * row.lasting)
