@@ -5,16 +5,18 @@ import os
 import socket
 import stat
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 
-from xnatfs.common.errors import NotFound
+from xnatfs.common.errors import NotFound, UsageError, XnatError
 from xnatfs.fuse.control import server
-from xnatfs.fuse.control.protocol import MAX_REQUEST_BYTES, short_path
+from xnatfs.fuse.control.protocol import MAX_REQUEST_BYTES, short_path, unpack, unpack_error
 from xnatfs.fuse.control.server import Call, serve_control
 
 HELLO = b'{"version": 1, "call": "echo", "text": "hello"}\n'
@@ -214,3 +216,32 @@ async def test_a_long_path_is_no_obstacle(calls, tmp_path):
 async def test_without_a_place_for_it_the_mount_goes_on(calls, tmp_path, caplog):
     await serve_control(tmp_path / "missing" / "s", calls.table())
     assert "the control socket" in caplog.text
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=10,
+)
+
+
+@given(st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).encode()))
+def test_any_line_is_a_message_or_an_error(line):
+    with suppress(UsageError):
+        assert unpack(line)["version"] == 1
+
+
+@given(st.dictionaries(st.sampled_from(["text", "loud", "more", "version", "call"]), JSON))
+def test_any_arguments_are_those_that_a_call_takes_or_an_error(message):
+    call = Call(Calls.echo, {"text": str}, {"loud": bool})
+    with suppress(UsageError):
+        arguments = call.arguments(message)
+        assert type(arguments["text"]) is str
+        assert type(arguments.get("loud", True)) is bool
+        assert arguments.keys() <= {"text", "loud"}
+
+
+@given(JSON, st.text(), st.text())
+def test_any_error_that_a_reply_reports_is_one_of_ours(cells, kind, message):
+    for found in (cells, {"kind": kind, "message": message}, {"kind": "NotFound", "message": message}):
+        assert isinstance(unpack_error(found), XnatError)
