@@ -96,6 +96,24 @@ def test_what_has_gone_is_gone(world):
     assert not world.exists(f"{SESSION_DIR}/scans/2")
 
 
+def test_a_session_that_has_gone_is_gone(world):
+    world.mount.walk(SUBJECT_DIR)
+    del world.archive.experiments[SESSION]
+    done = world.xnatfs("refresh", world.mount.path / SESSION_DIR, status=5)
+    assert len(done.stderr.splitlines()) == 1
+    assert not world.exists(SESSION_DIR)
+    assert LABEL not in world.names(SUBJECT_DIR)
+
+
+def test_an_experiment_that_cannot_have_scans_is_refreshed(world):
+    place = f"{SUBJECT_DIR}/BLOOD"
+    experiment = world.archive.experiment(world.subject(), "BLOOD", xsi_type="xnat:subjectVariablesData")
+    assert world.names(f"{place}/resources") == set()
+    world.archive.file(world.archive.resource(experiment.resources, "RAW"), "a.edf", b"signal")
+    assert len(world.refresh(place)) == 2
+    assert (world.mount.path / place / "resources" / "RAW" / "a.edf").read_bytes() == b"signal"
+
+
 def test_a_new_session_is_seen_in_its_subject_and_its_project(world):
     for place in ("projects/MYPROJECT", SUBJECT_DIR, "projects"):
         assert not world.exists(f"{SUBJECT_DIR}/NEW{len(place)}")
@@ -133,6 +151,19 @@ def test_a_program_that_works_there_goes_on(world):
         process.stdin.close()
         assert process.stdout.read().startswith(str(place))
         assert process.wait(60) == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes root to mount")
+def test_what_is_mounted_on_a_directory_of_it_stays(world, tmp_path):
+    place = world.mount.path / SESSION_DIR / "scans"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "note").write_text("")
+    assert run("mount", "--bind", tmp_path / "mine", place).returncode == 0
+    try:
+        world.refresh(SESSION_DIR)
+        assert world.names(f"{SESSION_DIR}/scans") == {"note"}
+    finally:
+        run("umount", place)
 
 
 def test_a_file_is_read_on_while_it_is_refreshed(world):

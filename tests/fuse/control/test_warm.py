@@ -104,6 +104,19 @@ def test_more_than_the_cache_holds_is_not_pinned(tmp_path):
         assert "complete" in world.xnatfs("warm", "--pin", world.session / "scans" / "2").stdout
 
 
+def test_without_a_server_it_says_how_far_it_came(tmp_path):
+    app = DemoXnat(page_archive())
+    with serve(app) as url, mounting(url, tmp_path, "--timeout", "1", user=OWNER, password=PASSWORD) as mount:
+        mount.expected_in_log += ["reachable", "broke off", "does not answer"]
+        world = World(app, mount)
+        mount.walk(SESSION_DIR)
+        world.xnatfs("warm", world.session / "scans" / "1")
+        app.handle = lambda *request: (_ for _ in ()).throw(ConnectionResetError)  # type: ignore[method-assign]
+        (line,) = world.xnatfs("warm", world.session, status=4).stderr.splitlines()
+        assert "of 18 files are cached, the same command goes on" in line
+        assert "complete: 4 files" in world.xnatfs("warm", world.session / "scans" / "1").stdout
+
+
 class Server:
     """A server in a process of its own, that can be stopped."""
 

@@ -85,16 +85,17 @@ def run_cache(arguments: argparse.Namespace) -> int:
 def run_warm(arguments: argparse.Namespace) -> int:
     """Fetch files into the cache."""
     places = [split_path(path) for path in arguments.paths]  # all of them, before anything is fetched
-    status = 0
+    status, needs_server = 0, False
     for given, (mount, path) in zip(arguments.paths, places, strict=True):
         with CallProgress(f"Fetching {given}", arguments.quiet) as progress:
             result = mount.call("warm", path=path, pin=arguments.pin, on_progress=progress.show)
         for failed in result["failed"]:
             print_message(f"xnatfs: {failed['path']}: {failed['reason']}")
         print_data(f"{given}: {render.warmed(result)}")
-        if not result["offline"]:
-            print_message("xnatfs: while the server is away, a mount shows this only with --offline")
+        needs_server |= not result["offline"]
         status = status if result["is_complete"] else PARTLY_DONE
+    if needs_server and arguments.pin:
+        print_message("xnatfs: while the server is away, a mount shows files only with --offline")
     return status
 
 

@@ -7,7 +7,15 @@ import trio
 from xnatfs.common.errors import NotFound
 from xnatfs.content import Version
 from xnatfs.fuse.control.error_log import NodePath
-from xnatfs.listings.keys import ChildrenKey, FilesKey, ListKey, ProjectsKey, experiment_keys
+from xnatfs.listings.keys import (
+    AssessorsKey,
+    ChildrenKey,
+    FilesKey,
+    ListKey,
+    ProjectsKey,
+    ScansKey,
+    experiment_keys,
+)
 from xnatfs.prefetch.series_files import version
 from xnatfs.tree.catalogue_file import CatalogueFile
 from xnatfs.tree.names import decode
@@ -82,7 +90,10 @@ def rounds_of(node: Node) -> tuple[Dir, Sequence[Sequence[ListKey]]]:
     list of resources.
     """
     if (session := session_of(node)) is not None:
-        return session, _rounds(experiment_keys(session.experiment.id))
+        keys = experiment_keys(session.experiment.id)
+        if not session.experiment.is_imaging:  # servers have neither list of one that cannot have scans
+            keys = [key for key in keys if not isinstance(key, ScansKey | AssessorsKey)]
+        return session, _rounds(keys)
     for each in ancestors(node):
         if isinstance(each, ResourceDir):
             return each, _rounds([each.place.key, *each.sources()])

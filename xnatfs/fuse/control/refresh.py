@@ -13,11 +13,13 @@ import pyfuse3
 import trio
 from pyfuse3 import FileNameT
 
+from xnatfs.common.errors import NotFound
 from xnatfs.common.tasks import unattended
 from xnatfs.fuse.control.error_log import NodePath
-from xnatfs.fuse.control.places import find, rounds_of, split
+from xnatfs.fuse.control.places import ancestors, find, rounds_of, split
 from xnatfs.fuse.control.protocol import Message
 from xnatfs.fuse.inodes import ROOT
+from xnatfs.fuse.mountinfo import all_mounts
 from xnatfs.fuse.operations import Operations
 from xnatfs.listings.keys import (
     AllExperimentsKey,
@@ -38,7 +40,7 @@ from xnatfs.listings.ttl_cache import Listing
 from xnatfs.rest.models import Item
 from xnatfs.site import Site
 from xnatfs.tree.names import encode
-from xnatfs.tree.node import Dir
+from xnatfs.tree.node import Dir, Node
 from xnatfs.tree.projects import ProjectDir, SubjectDir
 from xnatfs.tree.sessions import SessionDir
 
@@ -78,13 +80,26 @@ class Refresher:
         node = await find(self.root, split(path))
         directory, rounds = rounds_of(node)
         before = self._site.xnat.requests
-        for keys in rounds:
-            await self._site.renew(keys)
+        try:
+            for keys in rounds:
+                await self._site.renew(keys)
+        except NotFound:
+            if parent := next(
+                (each for each in ancestors(directory) if each is not directory and each.sources()), None
+            ):
+                await self._site.renew(parent.sources())  # where it is not listed any more
+                await self._show(parent)
+            raise
         for key in self._below(directory):
             self._site.listings.expire(key)
-        self._forget_derived(lambda made: made[: len(directory.path)] == directory.path)
-        await self._drop(directory.path)
+        await self._show(directory)
         return {"path": "/".join(directory.path), "requests": self._site.xnat.requests - before}
+
+    async def _show(self, node: Node) -> None:
+        """Make anew what was made of the listings of a directory, and have the kernel forget what it knows of it."""
+        path = node.path
+        self._forget_derived(lambda made: made[: len(path)] == path)
+        await self._drop(path)
 
     async def change(self, projects: Collection[str], experiments: Collection[str]) -> Message:
         """Forget the listings of items that another program has changed on the server; no request is sent.
@@ -177,12 +192,20 @@ class Refresher:
             inodes = self._operations.inodes
             if (parent := inodes.find(each[:-1])) is None:
                 continue  # the kernel has not been told of it, nor of anything below it
+            if self._holds_mounts(each):
+                log.info("%s: names are renewed as they expire, since something is mounted below", "/".join(each))
+                continue
             is_known = inodes.find(each) is not None
             await trio.to_thread.run_sync(_invalidate, parent, encode(each[-1]), abandon_on_cancel=True)
             if is_known:  # a directory that a program works in has no path until its name is looked up again
                 self._nursery.start_soon(
                     unattended, "looking up what was refreshed", logging.DEBUG, self._look_up, each
                 )
+
+    def _holds_mounts(self, path: NodePath) -> bool:
+        """Return whether anything is mounted in a directory: the kernel would unmount it with the name."""
+        place = self._mountpoint.joinpath(*path)
+        return any(each.is_relative_to(place) for each in all_mounts())
 
     async def _look_up(self, path: NodePath) -> None:
         place = os.path.join(os.fsencode(self._mountpoint), *map(encode, path))
