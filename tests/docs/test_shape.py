@@ -34,8 +34,7 @@ EXCEPTIONS = {
         "xnatfs.transfer.upload_resource._check",
         "xnatfs.transfer.upload_resource.upload",
     },
-    "class names": {
-    },
+    "class names": {},
     "constant names": {
         "COMMANDS",  # stays: by this name `cli.ctl.main` finds the commands of each module
         "WORKERS",
