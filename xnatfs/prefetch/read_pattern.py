@@ -6,8 +6,9 @@ The order in which files are read means nothing: a catalogue has its files in ha
 and programs read by name, backward, or by inode. Only how many files of a resource were opened counts:
 
 - One or two: no archive.
-- Three: the resource is being read, and its archive is fetched whole. What came of such resources and was not opened
-  may be READ_AHEAD_BYTES, and READ_AHEAD_FACTOR times what was read of the session.
+- Three: the resource is being read, and its archive is fetched. What came of such resources and was not opened may be
+  SERIES_AHEAD_BYTES, and twice as much with each further file, up to four times as much or SERIES_AHEAD_FACTOR times
+  what was read of the session: a usual series comes at once, and one of gigabytes with the files that are read of it.
 - Once one resource of a session is being read, the archive of another of the same label begins with its first file,
   and that of the next one, in the order in which the program goes through them, before that. What came of these may be
   half of what was read of the session.
@@ -32,15 +33,15 @@ MIN_FILES_LEFT = 3
 MAX_FILES = 50_000
 # Distinct files of a resource that are opened before it counts as read.
 FILES_READ = 3
-# What may have come of resources that are being read, and is unopened: most series are smaller.
-READ_AHEAD_BYTES, READ_AHEAD_FACTOR = 64 * 2**20, 32
+# What may have come of resources that are being read, and is unopened: most series of small files are smaller.
+SERIES_AHEAD_BYTES, SERIES_AHEAD_FACTOR = 24 * 2**20, 64
 # The next resource is begun when this part of the files of the one before is opened.
 NEXT_BEGUN_AT = 1 / 4
 # Wrong guesses of the next resource in a row, after which none is begun early.
 MAX_MISSES = 1
 # Resources to which a reader comes back from another one before it counts as reading all of the session in no order.
-# Two or three programs side by side, each with a series of its own, do not.
-SCATTERED_RESOURCES = 4
+# Two programs side by side, each with a series of its own, do not; nor does one that takes a file of each.
+SCATTERED_RESOURCES = 3
 
 # The files of an item, by resource.
 Groups = Mapping[Hashable, Sequence[FileRow]]
@@ -161,7 +162,7 @@ class SessionReads:
         self.no_archive_until = float("-inf")  # the cache does not retain such files
         self.moved = trio.Event()  # set when a file is opened
         self._most = most
-        self._read = 0  # bytes of the files that were opened
+        self._read = self._files = 0  # the files that were opened, and their bytes
         self._labels: dict[str, str] = {}
         self._digits: set[str] = set()  # labels that are numbers: a resource's number may mean one of these, too
         self._courses: dict[str, Course] = {}
@@ -226,6 +227,7 @@ class SessionReads:
                 self._revisited.add(series.resource)
             series.opened.add(row.path)
             self._read += row.size or 0
+            self._files += 1
         series.take(row.path)
         series.is_read = series.is_read or series.is_early or self.is_scattered or len(series.opened) >= FILES_READ
         self.current = series
@@ -241,7 +243,8 @@ class SessionReads:
     def room(self, series: Series) -> int:
         """Return how many more bytes the archive of a resource may bring now; none is left at 0 or below."""
         is_read = self._counts_as_read(series)
-        most = READ_AHEAD_BYTES + READ_AHEAD_FACTOR * self._read if is_read else self._read // 2
+        most = SERIES_AHEAD_BYTES << min(max(self._files - FILES_READ, 0), 20)
+        most = min(most, max(4 * SERIES_AHEAD_BYTES, SERIES_AHEAD_FACTOR * self._read)) if is_read else self._read // 2
         same = (each.unread_bytes for each in self.series.values() if self._counts_as_read(each) == is_read)
         return min(most, self._most) - sum(same)
 

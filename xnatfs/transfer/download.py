@@ -29,9 +29,7 @@ from xnatfs.tree.node import measure
 from xnatfs.tree.sessions import AssessorDir, SessionDir
 
 # Files copied in parallel: as many as the client has requests in flight; more would only wait there.
-WORKERS = 8
-# Bytes read from the cache and written at a time.
-PIECE_BYTES = 2**20
+PARALLEL_COPIES = 8
 # Local files that a thread looks at in one call.
 INSPECTED_TOGETHER = 100
 # The folders of a session's files. Anything else in the folder of a session belongs to the user.
@@ -49,7 +47,7 @@ class Options:
         on_wait: called once if another command holds the lock of the folder.
     """
 
-    workers: int = WORKERS
+    workers: int = PARALLEL_COPIES
     force: bool = False
     on_wait: Callable[[], None] = lambda: None
 
@@ -129,7 +127,7 @@ async def _agrees(wanted: Wanted, target: Path) -> bool:
 
 async def _copy_all(wanted: Sequence[Wanted], copying: Copying, options: Options) -> None:
     """Find out what is missing, and fetch it: by tars, then what these have not brought, one by one."""
-    workers = max(1, min(options.workers, WORKERS))
+    workers = max(1, min(options.workers, PARALLEL_COPIES))
     missing = await _find_missing(wanted, copying, options.force)
     try:
         async with background() as nursery:
@@ -162,7 +160,7 @@ async def _find_missing(wanted: Sequence[Wanted], copying: Copying, force: bool)
                 if force or await _is_missing(each, *seen, copying):
                     missing[place] = Missing(each, None if force else before)
 
-    await in_parallel(range(0, len(wanted), INSPECTED_TOGETHER), look, WORKERS)
+    await in_parallel(range(0, len(wanted), INSPECTED_TOGETHER), look, PARALLEL_COPIES)
     return [each for _, each in sorted(missing.items(), key=itemgetter(0))]
 
 

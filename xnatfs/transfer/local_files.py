@@ -19,7 +19,7 @@ DRAFT_SUFFIX = ".part"
 DRAFT_NAMES = re.compile(r"\.[0-9a-f]{16}(\.[0-9a-f]{16})?\.part")
 
 # Bytes that are read and hashed at a time.
-HASH_PIECE_BYTES = 2**20
+DRAFT_HASH_BYTES = 2**20
 DRAFT_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _COMMAND = secrets.token_hex(8)
 
@@ -113,7 +113,7 @@ class Draft:
     def hash_written(self, end: int) -> None:
         """Add to the digest what another process has written, up to an offset."""
         while self.size < end:
-            data = os.pread(self._descriptor, min(HASH_PIECE_BYTES, end - self.size), self.size)
+            data = os.pread(self._descriptor, min(DRAFT_HASH_BYTES, end - self.size), self.size)
             if not data:
                 raise OSError(errno.EIO, "was cut short while it was written", str(self.target))
             self._digest.update(data)

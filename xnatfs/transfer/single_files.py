@@ -15,9 +15,9 @@ from xnatfs.transfer.local_files import Draft
 from xnatfs.transfer.plan import Wanted
 
 # Bytes that are handed to a thread at a time: a call costs 0.1 ms.
-PIECE_BYTES = 2**20
+DRAFT_PIECE_BYTES = 2**20
 # Bytes by which hashing may lag behind a download process that writes: a call of a thread hashes them in 25 ms.
-HASH_LAG_BYTES = 16 * 2**20
+DRAFT_LAG_BYTES = 16 * 2**20
 
 Take = Callable[[bytes], object]
 
@@ -47,7 +47,7 @@ async def fetch_cached(missing: Missing, copying: Copying) -> None:
         draft = None
         try:
             draft = await trio.to_thread.run_sync(Draft, copying.target(wanted))
-            while piece := await blob.read(draft.size, PIECE_BYTES):
+            while piece := await blob.read(draft.size, DRAFT_PIECE_BYTES):
                 await trio.to_thread.run_sync(draft.write, piece)
                 copying.progress.advance(len(piece))
             draft.close(wanted.file.modified())
@@ -126,7 +126,7 @@ async def _take_pieces(wanted: Wanted, body: Body, take: Take, advance: Callable
             if stated is None or stated < size:
                 raise BadReply(f"{wanted.path}: of unknown length, and longer than it can be ({size} bytes)")
             most = stated
-        if len(batch) >= PIECE_BYTES:
+        if len(batch) >= DRAFT_PIECE_BYTES:
             await flush()
     await flush()
     return size
@@ -141,7 +141,7 @@ async def _write_by_process(body: Body, draft: Draft, advance: Callable[[int], o
         async for count in counts:
             written += count
             advance(count)
-            if written - draft.size >= HASH_LAG_BYTES:
+            if written - draft.size >= DRAFT_LAG_BYTES:
                 await trio.to_thread.run_sync(draft.hash_written, written)
     await trio.to_thread.run_sync(draft.hash_written, written)
 

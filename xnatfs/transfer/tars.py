@@ -27,7 +27,7 @@ from xnatfs.tree.resource_view import ResourceView
 log = logging.getLogger(__name__)
 
 # Tars in parallel: on a far line each connection has its own share of it, and a server makes one while others travel.
-PARALLEL_TARS = 3
+DOWNLOADED_TARS = 3
 # Missing files of a resource from which on a tar is worth a request.
 FEWEST_FILES = 4
 # A request for one file costs as much time as these bytes: 50 ms, shared by eight requests in flight, at 10 MB/s. A tar
@@ -36,7 +36,7 @@ REQUEST_BYTES = 64 * 2**10
 # Files that are larger on average come singly: at this size a request costs little, and a download process receives it.
 LARGEST_MEAN_BYTES = 8 * 2**20
 # Of one tar: the server reads all its catalogues before the first byte, and what breaks off is requested again.
-MOST_FILES, LEAST_BYTES, MOST_BYTES = 2000, 8 * 2**20, 256 * 2**20
+MAX_TAR_FILES, MIN_TAR_BYTES, MAX_TAR_BYTES = 2000, 8 * 2**20, 256 * 2**20
 # Characters of the list of resources in a URL; servers and proxies accept at least 4,000 in all.
 LONGEST_LIST = 1500
 # Bytes that are handed to a thread at a time: a call costs 0.1 ms. Larger members go in pieces. On a slow line, what
@@ -45,7 +45,7 @@ BATCH_BYTES, BATCH_SECONDS = 2**20, 0.2
 
 
 @dataclass
-class _Resource:
+class _TarResource:
     """The missing files of one resource."""
 
     directory: ResourceView
@@ -121,20 +121,20 @@ async def fetch(missing: Sequence[Missing], copying: Copying, *, together: bool 
         copying: Where they go.
         together: Whether a tar may be of several resources; one that the server cannot read makes such a tar fail.
     """
-    tars = [_Tar(item, group, copying) for item, group in _groups(missing, together)]
-    await in_parallel(tars, _Tar.run, PARALLEL_TARS)
+    tars = [_TarTransfer(item, group, copying) for item, group in _groups(missing, together)]
+    await in_parallel(tars, _TarTransfer.run, DOWNLOADED_TARS)
     came = {id(each.wanted) for tar in tars for each in tar.came}
     return [each for each in missing if id(each.wanted) not in came]
 
 
-def _groups(missing: Iterable[Missing], together: bool) -> Iterator[tuple[Item, list[_Resource]]]:
+def _groups(missing: Iterable[Missing], together: bool) -> Iterator[tuple[Item, list[_TarResource]]]:
     """Yield for each tar the item to request it from, and its resources."""
-    found: dict[str, _Resource] = {}
+    found: dict[str, _TarResource] = {}
     for each in missing:
         listed = each.wanted.file.files
-        resource = found.setdefault(listed.catalogue.resource_id, _Resource(listed.resource_dir, listed))
+        resource = found.setdefault(listed.catalogue.resource_id, _TarResource(listed.resource_dir, listed))
         resource.files[each.wanted.path] = each
-    by_item: dict[Item, list[_Resource]] = {}
+    by_item: dict[Item, list[_TarResource]] = {}
     for resource in found.values():
         if resource.is_for_tar():
             by_item.setdefault(resource.directory.address.archived_at, []).append(resource)
@@ -143,15 +143,15 @@ def _groups(missing: Iterable[Missing], together: bool) -> Iterator[tuple[Item, 
             yield item, group
 
 
-def _cut(resources: Sequence[_Resource]) -> Iterator[list[_Resource]]:
+def _cut(resources: Sequence[_TarResource]) -> Iterator[list[_TarResource]]:
     """Cut a list of resources into groups of about equal size, as many as are fetched in parallel, or more."""
     size = sum(resource.size for resource in resources)
-    most = min(MOST_BYTES, max(LEAST_BYTES, size // PARALLEL_TARS))
-    group: list[_Resource] = []
+    most = min(MAX_TAR_BYTES, max(MIN_TAR_BYTES, size // DOWNLOADED_TARS))
+    group: list[_TarResource] = []
     files = length = bytes_ = 0
     for resource in resources:
         number = len(resource.directory.resource.id) + 1
-        if group and (files + len(resource.files) > MOST_FILES or length + number > LONGEST_LIST or bytes_ >= most):
+        if group and (files + len(resource.files) > MAX_TAR_FILES or length + number > LONGEST_LIST or bytes_ >= most):
             yield group
             group, files, length, bytes_ = [], 0, 0, 0
         group.append(resource)
@@ -159,10 +159,10 @@ def _cut(resources: Sequence[_Resource]) -> Iterator[list[_Resource]]:
     yield group
 
 
-class _Tar:
+class _TarTransfer:
     """One tar of several resources."""
 
-    def __init__(self, item: Item, resources: Sequence[_Resource], copying: Copying) -> None:
+    def __init__(self, item: Item, resources: Sequence[_TarResource], copying: Copying) -> None:
         self.came: list[Missing] = []
         self._item = item
         self._resources = resources

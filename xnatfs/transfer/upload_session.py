@@ -31,7 +31,7 @@ Overwrite = Literal["none", "append", "delete"]
 
 # Bytes in a batch: what is lost when a connection breaks, and what a proxy in front of the server normally accepts.
 BATCH = 64 * 2**20
-WORKERS = 4
+PARALLEL_BATCHES = 4
 
 # Messages of the server for a condition that passes by itself: two requests concerned one session.
 TRANSIENT = (

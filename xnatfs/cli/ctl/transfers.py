@@ -163,9 +163,9 @@ async def _copy(
 
 
 def _options(context: Context, out: Path) -> "Options":
-    from xnatfs.transfer.download import WORKERS, Options
+    from xnatfs.transfer.download import PARALLEL_COPIES, Options
 
-    workers = context.arguments.workers or context.config.profile.workers or WORKERS
+    workers = context.arguments.workers or context.config.profile.workers or PARALLEL_COPIES
     return Options(workers, context.arguments.force, _waiting(context, out))
 
 

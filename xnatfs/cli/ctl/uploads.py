@@ -103,7 +103,9 @@ async def _upload(context: Context, found: "dicom.Found", target: "Target") -> i
     async with context.xnat() as xnat:
         await _begin(context, xnat, target, journal, found)
         with show_progress(context, "uploading") as progress, context.resumable(_left(journal, found)):
-            workers = 1 if found.ordered else arguments.workers or context.config.profile.workers or session.WORKERS
+            workers = (
+                1 if found.ordered else arguments.workers or context.config.profile.workers or session.PARALLEL_BATCHES
+            )
             upload = session.Upload(xnat, found.images, target, journal, progress, context.note)
             sent = await upload.send(_mode(context), _overwrite(context), workers)
         context.note(f"Sent {sent} files in {context.seconds:.1f} s")
