@@ -28,7 +28,6 @@ EXCEPTIONS: dict[str, set[str]] = {
     },
     "function lines": {
         "xnatfs.cli.ctl.uploads.resource_upload",
-        "xnatfs.fuse.mount.mount",
     },
     "function parameters": {
         "xnatfs.transfer.upload_resource._check",
