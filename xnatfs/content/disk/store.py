@@ -178,11 +178,10 @@ class Store:
     async def evict(self, target: int | None = None) -> None:
         """Evict files that are not open until the total is at most `target` bytes.
 
-        By default that is the limit of this process: other processes may have another one.
+        By default that is the limit of this process, if it is exceeded: other processes may have another one.
         """
-        target = self.limit if target is None else target
-        if self.total() > target:
-            await self._write(self._directory.evict, target)
+        if target is not None or self.total() > self.limit:
+            await self._write(self._directory.evict, self.limit if target is None else target)
 
     async def tidy_partials(self) -> None:
         """Remove the downloads of processes that share the directory and have ended."""
