@@ -75,7 +75,7 @@ class Mounted:
         self.path.mkdir(parents=True, exist_ok=True)
         self.env = login(self.server, self.home)
         trust = ["--ca-bundle", self.server.authority] if self.server.authority else []
-        command = [SCRIPTS / "xnatfs", "mount", "--url", self.server.url, *trust, *self.options, self.path]
+        command = [SCRIPTS / "xnatfs", "mount", "--quiet", "--url", self.server.url, *trust, *self.options, self.path]
         subprocess.run([str(word) for word in command], env=self.env, check=True)
 
     def stop(self) -> None:

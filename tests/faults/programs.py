@@ -365,7 +365,8 @@ class Uploader(Client):
 
     async def run(self) -> None:
         where, files = ("experiments", EXPERIMENT), resource.find([self.path])
-        sending = resource.upload(self.xnat, where, self.stage.name, files, overwrite=False, progress=Quiet())
+        target = resource.ResourceTarget(self.xnat, where, self.stage.name)
+        sending = resource.upload(target, files, overwrite=False, progress=Quiet())
         report = await self.call(sending)
         if report.failed:
             raise Failed("exit 1", str(report.failed))

@@ -1,19 +1,23 @@
 """Test TLS, proxies and netrc between the client and the server, on real sockets and real mounts."""
 
+import gc
 import http.server
 import os
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 
 import pytest
+import trio
 
 from tests.support.demos import Demo, serving
 from tests.support.mounting import SCRIPTS, end, environment, mounted_file_system, mounting, run
 from xnatfs.common.errors import ConfigError
 from xnatfs.demo.server.reply import Reply
+from xnatfs.http.clients import open_clients
 from xnatfs.http.transport import open_transport
 from xnatfs.rest.client import open_xnat
 from xnatfs.settings.config import Config
@@ -190,3 +194,18 @@ async def test_an_empty_piece_is_not_the_end_of_a_body():
 
     async with open_transport(Config("http://xnat.example.org"), Credentials("u", "p")) as transport:
         assert [piece async for piece in transport.receive("/data/x", pieces())] == [b"begin", b"end"]
+
+
+async def test_a_connection_is_closed_when_its_handshake_is_cancelled(monkeypatch):
+    left_open: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", left_open.append)  # a socket that is collected while it is open
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    config = Config(f"https://127.0.0.1:{listener.socket.getsockname()[1]}", verify_ssl=False)
+    with trio.fail_after(30):
+        async with listener, open_clients(config) as clients, trio.open_nursery() as nursery:
+            nursery.start_soon(clients.http.get, "/data/projects")
+            async with await listener.accept() as server:
+                assert await server.receive_some()  # the first message of the handshake, which is not answered
+                nursery.cancel_scope.cancel()
+    gc.collect()
+    assert left_open == []

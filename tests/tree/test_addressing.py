@@ -26,8 +26,8 @@ from xnatfs.demo.server.reply import Failed
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 from xnatfs.site import Site, open_site
+from xnatfs.transfer.upload_resource import ResourceTarget, upload
 from xnatfs.transfer.upload_resource import find as find_files
-from xnatfs.transfer.upload_resource import upload
 from xnatfs.tree import Root
 from xnatfs.tree.node import Dir, File, Node
 
@@ -218,8 +218,9 @@ async def test_nothing_is_sent_to_a_label_that_is_another_resources_number(world
     sent.write_bytes(b"to send")
     item = ("experiments", world.session.id, "scans", "2")
     async with world.site(tmp_path) as site:
+        target = ResourceTarget(site.xnat, item, str(dicom.id))
         with pytest.raises(Conflict, match=f"takes the label {dicom.id} for the number of resource DICOM"):
-            await upload(site.xnat, item, str(dicom.id), find_files([sent]), overwrite=True, progress=Silent())
+            await upload(target, find_files([sent]), overwrite=True, progress=Silent())
     assert not [record for record in world.demo.requests if record.method == "PUT"]
 
 

@@ -112,23 +112,35 @@ async def mount(
                 options.mountpoint,
                 config.cache_dir,
             )
-            kind = OperationsWithXattrs if options.xattrs else Operations
-            operations = kind(Root(site), options.ownership, pyfuse3.notify_store, pyfuse3.invalidate_inode)
-            await _begin(operations, config, options)
-            reload = None if options.reload is None else partial(_reload, site, options.reload)
-            try:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(_obey, signals, ended, partial(log_state, site, operations), reload)
-                    if options.fuse_fd is None:  # of an exec there may be many on one mountpoint
-                        nursery.start_soon(control_mount, site, operations, config, options.mountpoint)
-                    nursery.start_soon(_when_running, ready, options.mountpoint)
-                    await pyfuse3.main(max_tasks=MOST_REQUESTS)
-                    nursery.cancel_scope.cancel()
-            finally:
-                notify("STOPPING=1")
-                pyfuse3.close(unmount=True)
-                _log_end(site)
+            await _serve(site, config, options, signals, ended, ready)
             _check_interrupted(ended, f"{options.mountpoint} is unmounted")
+
+
+async def _serve(
+    site: Site,
+    config: Config,
+    options: MountOptions,
+    signals: AsyncIterator[int],
+    ended: list[int],
+    ready: Callable[[], None],
+) -> None:
+    """Mount a site, and serve the kernel until the mount is gone; `ended` takes the signal that has ended it."""
+    kind = OperationsWithXattrs if options.xattrs else Operations
+    operations = kind(Root(site), options.ownership, pyfuse3.notify_store, pyfuse3.invalidate_inode)
+    await _begin(operations, config, options)
+    reload = None if options.reload is None else partial(_reload, site, options.reload)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_obey, signals, ended, partial(log_state, site, operations), reload)
+            if options.fuse_fd is None:  # of an exec there may be many on one mountpoint
+                nursery.start_soon(control_mount, site, operations, config, options.mountpoint)
+            nursery.start_soon(_when_running, ready, options.mountpoint)
+            await pyfuse3.main(max_tasks=MOST_REQUESTS)
+            nursery.cancel_scope.cancel()
+    finally:
+        notify("STOPPING=1")
+        pyfuse3.close(unmount=True)
+        _log_end(site)
 
 
 def _allow_open_files() -> None:

@@ -56,6 +56,32 @@ class Report:
     failed: list[tuple[str, str]] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class ResourceTarget:
+    """The resource to upload to.
+
+    Attributes:
+        item: The path of its item in the REST API, such as `("experiments", accession)`.
+        label: Its label.
+        note: Called with a line before a comparison of bytes, which may take long.
+    """
+
+    xnat: Xnat
+    item: Sequence[str]
+    label: str
+    note: Callable[[str], None] = lambda text: None
+
+    @property
+    def name(self) -> str:
+        """Return its name in an error."""
+        return f"resource {self.label} of {'/'.join(self.item)}"
+
+    @property
+    def path(self) -> str:
+        """Return the path of its files on the server."""
+        return "/data/" + "/".join(map(quote, (*self.item, "resources"))) + f"/{quote(self.label, safe='')}/files"
+
+
 def find(paths: Sequence[Path]) -> list[Local]:
     """List the files to send: a file under its own name, the files below a folder under their paths in it.
 
@@ -97,57 +123,47 @@ def _local(path: Path, name: str) -> Local:
         raise ConfigError(f"{path}: {error.strerror}") from None
 
 
-async def upload(
-    xnat: Xnat,
-    item: Sequence[str],
-    label: str,
-    files: Sequence[Local],
-    *,
-    overwrite: bool,
-    progress: Progress,
-    note: Callable[[str], None] = lambda text: None,
-) -> Report:
+async def upload(target: ResourceTarget, files: Sequence[Local], *, overwrite: bool, progress: Progress) -> Report:
     """Send the files that the server does not hold yet, and verify them by its listing afterwards.
 
     Args:
-        item: path of the item in the REST API, as `("experiments", accession)`.
-        label: label of the resource.
-        overwrite: replace files of the same names that have other bytes.
-        note: called with a line before a comparison of bytes, which may take long.
+        target: The resource.
+        files: What `find` has listed.
+        overwrite: Replace files of the same names that have other bytes.
+        progress: Takes the files and bytes that are sent.
 
     Returns:
         Counts of the files that the server has, and those that it has not or holds with other bytes.
 
     Raises:
-        Conflict: before anything is sent, if files of these names have other bytes and `overwrite` is false.
-        Denied: the server accepted the files and stored none of them.
-        Uncertain: the server may have stored a batch that it did not confirm.
+        Conflict: Before anything is sent, if files of these names have other bytes and `overwrite` is false.
+        Denied: The server accepted the files and stored none of them.
+        Uncertain: The server may have stored a batch that it did not confirm.
     """
-    where = f"resource {label} of {'/'.join(item)}"
-    there = await _listed(xnat, item, label)
-    held = await _held(xnat, item, label, files, there, note)
+    there = await _listed(target)
+    held = await _held(target, files, there)
     todo = [file for file in files if file.name not in held]
     other = [file.name for file in todo if file.name in there]
     if other and not overwrite:
         names = ", ".join(other[:3]) + (f" and {len(other) - 3} more" if len(other) > 3 else "")
         hint = "--overwrite replaces them"
-        text = f"{where} has other files of these names: {names}; nothing was sent ({hint})"
-        raise Conflict(text, status=409, url=xnat.url, hint=hint)
+        text = f"{target.name} has other files of these names: {names}; nothing was sent ({hint})"
+        raise Conflict(text, status=409, url=target.xnat.url, hint=hint)
     progress.begin(len(todo), sum(file.size for file in todo))
-    path = "/data/" + "/".join(map(quote, (*item, "resources"))) + f"/{quote(label, safe='')}/files"
     query = {**REASON, **({"overwrite": "true"} if overwrite else {})}
     for batch in _batches(todo):
-        await _send(xnat, path, query, batch, where, progress)
-    return await _check(xnat, item, label, files, todo, there, where, note)
+        await _send(target, query, batch, progress)
+    return await _check(target, files, todo, there)
 
 
-async def _listed(xnat: Xnat, item: Sequence[str], label: str) -> dict[str, FileRow]:
+async def _listed(target: ResourceTarget) -> dict[str, FileRow]:
     """Return the files of the resource by path; none if it does not exist.
 
     Raises Conflict if the label is the number of another resource, because a request for it means that one as well.
     """
+    xnat, label = target.xnat, target.label
     try:
-        rows = await xnat.rows(*item, "resources", label, "files")
+        rows = await xnat.rows(*target.item, "resources", label, "files")
     except NotFound:
         return {}
     if label.isdigit() and (
@@ -159,22 +175,15 @@ async def _listed(xnat: Xnat, item: Sequence[str], label: str) -> dict[str, File
     return {row.path: row for row in file_rows(rows)}
 
 
-async def _held(
-    xnat: Xnat,
-    item: Sequence[str],
-    label: str,
-    files: Sequence[Local],
-    there: Mapping[str, FileRow],
-    note: Callable[[str], None],
-) -> frozenset[str]:
+async def _held(target: ResourceTarget, files: Sequence[Local], there: Mapping[str, FileRow]) -> frozenset[str]:
     """Return the names of the files that the server holds with these bytes. Files without a digest are fetched."""
     held: set[str] = set()
-    groups, where = Catalogues.of(there.values()).groups, tuple(item)
+    groups, where = Catalogues.of(there.values()).groups, tuple(target.item)
 
     async def compare(file: Local, row: FileRow) -> None:
-        address = Address(where, where, where, row.resource_id, label, archived_at=where)
+        address = Address(where, where, where, row.resource_id, target.label, archived_at=where)
         with suppress(NotFound, Denied, BadReply):  # not known to be the same, so it is sent
-            if await _fetch_md5(FileSource(xnat, address, row, groups)) == file.digest:
+            if await _fetch_md5(FileSource(target.xnat, address, row, groups)) == file.digest:
                 held.add(file.name)
 
     alike = [(file, there[file.name]) for file in files if file.name in there]
@@ -183,7 +192,8 @@ async def _held(
     unknown = [(file, row) for file, row in alike if not row.digest]
     if unknown:
         size = sum(file.size for file, _ in unknown) / 1e6
-        note(f"Comparing {len(unknown)} files by their bytes ({size:.1f} MB): the server states no digest of them")
+        text = f"Comparing {len(unknown)} files by their bytes ({size:.1f} MB): the server states no digest of them"
+        target.note(text)
     try:
         async with trio.open_nursery() as nursery:  # the client limits how many requests are in flight
             for file, row in unknown:
@@ -218,17 +228,17 @@ def _batches(files: Sequence[Local]) -> list[list[Local]]:
     return made
 
 
-async def _send(
-    xnat: Xnat, path: str, query: dict[str, str], batch: Sequence[Local], where: str, progress: Progress
-) -> None:
+async def _send(target: ResourceTarget, query: dict[str, str], batch: Sequence[Local], progress: Progress) -> None:
+    xnat, where = target.xnat, target.name
     parts = [Part(file.name, file.size, _opener(file.path)) for file in batch]
     if len(batch) == 1 and _plain(batch[0]):
-        url, params = f"{path}/{batch[0].name}", {**query, "inbody": "true"}
+        url, params = f"{target.path}/{batch[0].name}", {**query, "inbody": "true"}
         body: Sending = as_file(parts[0], "application/octet-stream", progress)
     else:
         # Old servers decode each byte of a name in a tar as a character; in a zip they decode UTF-8.
         plain = all(file.name.isascii() for file in batch)
-        url, params = f"{path}/upload.{'tar' if plain else 'zip'}", {**query, "inbody": "true", "extract": "true"}
+        url = f"{target.path}/upload.{'tar' if plain else 'zip'}"
+        params = {**query, "inbody": "true", "extract": "true"}
         body = as_tar(parts, progress) if plain else await with_length(parts, progress)
     try:
         answer = await xnat.change("PUT", url, params, body=body.pieces, headers=dict(body.headers))
@@ -261,23 +271,16 @@ def _duplicates(text: str) -> list[str]:
 
 
 async def _check(
-    xnat: Xnat,
-    item: Sequence[str],
-    label: str,
-    files: Sequence[Local],
-    todo: Sequence[Local],
-    before: dict[str, FileRow],
-    where: str,
-    note: Callable[[str], None],
+    target: ResourceTarget, files: Sequence[Local], todo: Sequence[Local], before: dict[str, FileRow]
 ) -> Report:
     """Compare the server's listing now with the files that it should hold.
 
     Name and length of a replaced file may be those of the old one: without a digest its bytes are compared.
     """
     report = Report(up_to_date=len(files) - len(todo))
-    after = await _listed(xnat, item, label) if todo else before
+    after = await _listed(target) if todo else before
     sent, replaced = frozenset(todo), frozenset(file for file in todo if file.name in before)
-    held = await _held(xnat, item, label, list(replaced), after, note)
+    held = await _held(target, list(replaced), after)
     for file in files:
         row = after.get(file.name)
         if row is None:
@@ -295,6 +298,6 @@ async def _check(
             report.unverified += not row.digest and file in sent - replaced
     unchanged = all(after.get(file.name) == before.get(file.name) for file in todo)
     if todo and report.files == report.up_to_date and unchanged:
-        text = f"{where}: the server took {len(todo)} files and stored none of them"
-        raise Denied(f"{text}; that is what it does where your account may not change the session", url=xnat.url)
+        text = f"{target.name}: the server took {len(todo)} files and stored none of them"
+        raise Denied(f"{text}; that is what it does where your account may not change the session", url=target.xnat.url)
     return report

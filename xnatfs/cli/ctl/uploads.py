@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from xnatfs.rest.client import Xnat
 # What uploads is imported by the commands that upload: completion and all other commands start without it.
 if TYPE_CHECKING:
     from xnatfs.transfer import dicom_files as dicom
+    from xnatfs.transfer import upload_resource
     from xnatfs.transfer.journal import Journal
     from xnatfs.transfer.upload_session import Outcome, Target
 
@@ -279,35 +280,42 @@ async def resource_upload(context: Context) -> int:
             show_progress(context, "uploading") as progress,
             context.resumable(lambda: f"{progress.count} files are sent, and stay there; for the others"),
         ):
-            report = await resource.upload(
-                xnat, item, label, files, overwrite=arguments.overwrite, progress=progress, note=context.note
-            )
-    seconds = context.seconds
+            target = resource.ResourceTarget(xnat, item, label, context.note)
+            report = await resource.upload(target, files, overwrite=arguments.overwrite, progress=progress)
+    _note_resource(context, report, label)
+    if arguments.output in ("json", "jsonl") and not arguments.quiet:
+        print_data(json.dumps(_resource_cells(context, report, item, label), ensure_ascii=False))
+    return 0 if not report.failed else PARTIAL if report.files else 1
+
+
+def _note_resource(context: Context, report: "upload_resource.Report", label: str) -> None:
     for name, why in report.failed:
         print_message(f"xnatctl: {name} {why}")
     if report.sent:
         there = f", {report.up_to_date} were there already" if report.up_to_date else ""
-        context.note(f"Uploaded {report.sent} files to resource {label} in {seconds:.1f} s{there}")
+        context.note(f"Uploaded {report.sent} files to resource {label} in {context.seconds:.1f} s{there}")
     elif not report.failed:
         context.note(f"Up to date: {report.files} files in resource {label}")
     if report.unverified:
         context.note(f"{report.unverified} files have no digest on the server: only their length is known to be right")
-    if arguments.output in ("json", "jsonl") and not arguments.quiet:
-        cells = {
-            "operation": "resource upload",
-            "resource": label,
-            "uri": "/data/" + "/".join((*item, "resources", label)),
-            "files": report.files,
-            "sent": report.sent,
-            "up_to_date": report.up_to_date,
-            "unverified": report.unverified,
-            "bytes": report.size,
-            "duration_seconds": round(seconds, 3),
-            "status": "success" if not report.failed else "partial" if report.files else "failed",
-            "failed": [{"path": name, "error": why} for name, why in report.failed],
-        }
-        print_data(json.dumps(cells, ensure_ascii=False))
-    return 0 if not report.failed else PARTIAL if report.files else 1
+
+
+def _resource_cells(
+    context: Context, report: "upload_resource.Report", item: Sequence[str], label: str
+) -> dict[str, object]:
+    return {
+        "operation": "resource upload",
+        "resource": label,
+        "uri": "/data/" + "/".join((*item, "resources", label)),
+        "files": report.files,
+        "sent": report.sent,
+        "up_to_date": report.up_to_date,
+        "unverified": report.unverified,
+        "bytes": report.size,
+        "duration_seconds": round(context.seconds, 3),
+        "status": "success" if not report.failed else "partial" if report.files else "failed",
+        "failed": [{"path": name, "error": why} for name, why in report.failed],
+    }
 
 
 def _words(arguments: argparse.Namespace) -> tuple[str, Path]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from xnatfs.common.errors import ConfigError, XnatError
+from xnatfs.common.private_files import write_private
 from xnatfs.http.probe import RawReply, fetch_raw
 from xnatfs.http.transport import Transport
 
@@ -97,11 +98,10 @@ async def collect(transport: Transport) -> list[tuple[str, str]]:
 
 
 def write(directory: Path, files: Sequence[tuple[str, str]]) -> None:
-    """Write files to a directory, which is made. Raises ConfigError."""
+    """Write files that only this user can read to a directory, which is made. Raises ConfigError."""
     try:
-        directory.mkdir(parents=True, exist_ok=True)
         for name, text in files:
-            (directory / name).write_text(text)
+            write_private(directory / name, text)
     except OSError as error:
         raise ConfigError(f"cannot write to {directory}: {error.strerror}") from None
 
