@@ -14,12 +14,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.demos import Demo, serving
+from tests.support.failing import OWN_MOUNTS
 from tests.support.mounting import SCRIPTS, WALK, Mount, daemons, end, environment, mounted_file_system, mounting, run
 from xnatfs.content.blob import SMALL_FILE_BYTES as SMALL
 from xnatfs.demo.archive.model import Archive
@@ -593,3 +595,13 @@ def test_the_memory_of_a_buffer_is_its_own_and_goes_back_with_it(word, own):
     """Check glibc's mallinfo2(3) for the bytes in pages that malloc has requested one by one."""
     done = subprocess.run([sys.executable, "-c", OWN_PAGES, word], capture_output=True, text=True, check=True)
     assert (int(done.stdout) >= 2**20) is own
+
+
+def test_umount_ends_the_daemon_although_another_namespace_holds_the_mount(demo, tmp_path):
+    with ExitStack() as stack:
+        with mounting(demo.url, tmp_path, **demo.login):
+            holder = [*OWN_MOUNTS, "--propagation", "private", "sh", "-c", "echo there; exec sleep 600"]
+            other = stack.enter_context(subprocess.Popen(holder, stdout=subprocess.PIPE, text=True))
+            stack.callback(other.kill)
+            assert other.stdout is not None
+            assert other.stdout.readline() == "there\n"

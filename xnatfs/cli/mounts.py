@@ -1,9 +1,11 @@
 """Run the commands mount and umount."""
 
 import argparse
+import contextlib
 import os
 import re
 import select
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from xnatfs.settings.credentials import Credentials
 
 # The daemon closes its session on the server after the mount is gone, which may take the server a while.
 DAEMON_END_SECONDS = 15.0
+# Seconds until a daemon whose mount is gone is signalled: most have ended after 0.2.
+COPIES_SECONDS = 3.0
 
 
 def add_parsers(commands: Any) -> None:
@@ -108,6 +112,19 @@ def _make_directory(mountpoint: Path) -> None:
         raise MountpointError(f"{mountpoint} cannot be made: {error.strerror}") from None
 
 
+def _has_ended(process: int) -> bool:
+    """Wait for the end of a daemon whose mount is gone; return whether it has ended.
+
+    Where mounts do not propagate, as in containers, a mount namespace of another program, such as one of `exec`, may
+    hold a copy of the mount. Then only a signal ends the daemon; one that is closing its site ignores it.
+    """
+    if select.select([process], [], [], COPIES_SECONDS)[0]:
+        return True
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(process, signal.SIGTERM)
+    return bool(select.select([process], [], [], DAEMON_END_SECONDS)[0])
+
+
 def run_umount(arguments: argparse.Namespace) -> int:
     mountpoint = serving.mount_directory(arguments)
     mounted = mount_on(mountpoint)
@@ -120,7 +137,7 @@ def run_umount(arguments: argparse.Namespace) -> int:
     process = serving_process(mountpoint)
     unmount(mountpoint)
     with statusline.waiting(f"Unmounting {mountpoint}"):
-        has_ended = process is None or select.select([process], [], [], DAEMON_END_SECONDS)[0]
+        has_ended = process is None or _has_ended(process)
     if not has_ended:
         print_message(f"xnatfs: {mountpoint} is unmounted, but its process has not ended yet")
     return 0
