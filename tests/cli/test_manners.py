@@ -25,7 +25,7 @@ from tests.transfer.test_upload import IMPORT, SMALL
 from xnatfs.cli import mounts
 from xnatfs.cli.ctl import main as ctl
 from xnatfs.cli.output import ELLIPSIS
-from xnatfs.cli.run import CommandParser
+from xnatfs.cli.parsing import CommandParser
 from xnatfs.cli.statusline import ERASE_LINE
 from xnatfs.demo import PASSWORDS
 from xnatfs.demo.server.app import Request
