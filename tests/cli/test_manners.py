@@ -221,7 +221,7 @@ def prompt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
 def on_terminal(prompt: Shell, columns: int, *words: str) -> str:
     """Run a command on a terminal of that width, check that it succeeds, and return what it shows."""
     with terminal(columns) as screen:
-        environment = {**prompt.environment(), "TERM": "xterm"}
+        environment = {"TERM": "xterm", **prompt.environment()}
         command = [*prompt.program, *words]
         done = subprocess.run(command, env=environment, cwd=prompt.home, stdout=screen.device, stderr=screen.device)
         assert done.returncode == 0

@@ -55,7 +55,7 @@ def build(parser: argparse.ArgumentParser) -> None:
     _add_common(parser)
     parser.set_defaults(
         **dict.fromkeys(("profile", "url", "ca_bundle", "output", "log_file")),
-        **dict.fromkeys(("no_verify_ssl", "quiet", "verbose", "no_headers", "no_color"), False),
+        **dict.fromkeys(("no_verify_ssl", "quiet", "verbose", "no_headers", "no_color", "plain"), False),
     )
     nouns = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     nouns.plurals = frozenset({*PLURALS.values(), "experiments"})  # type: ignore[attr-defined]
@@ -90,7 +90,8 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add("-o", "--output", choices=OUTPUT_FORMATS, help="output format (default: table)")
     add("-q", "--quiet", action="store_true", help="print identifiers only")
     add("-v", "--verbose", action="store_true", help="log requests to stderr")
-    add("--no-color", action="store_true", help="print no colours")
+    add("--no-color", action="store_true", help="print no colours, as with NO_COLOR in the environment")
+    add("--plain", action="store_true", help="print a row a line, without colours, folding and progress bars")
     add("--no-headers", action="store_true", help="print no column titles")
     add("--log-file", metavar="FILE", help="append the log to FILE")
 
