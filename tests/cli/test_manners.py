@@ -232,7 +232,7 @@ def on_terminal(prompt: Shell, columns: int, *words: str) -> str:
 @pytest.mark.parametrize("table", TABLES)
 def test_tables_fit_a_terminal_and_are_broken_at_blanks(prompt, table, columns):
     whole = prompt.ctl(*TABLES[table]).out
-    shown = on_terminal(prompt, columns, *TABLES[table])
+    shown = on_terminal(prompt, columns, *TABLES[table], "--no-color")
     text, _, note = shown.partition("Cut to the width of the terminal")
     assert max(map(len, text.splitlines())) <= columns
     words = set(whole.split())
