@@ -10,7 +10,7 @@ from pathlib import Path
 
 from xnatfs.cli import mounts
 from xnatfs.cli.ctl.main import NOUNS, build
-from xnatfs.cli.run import CommandParser
+from xnatfs.cli.parsing import CommandParser
 
 DOCS = Path(__file__).parent.parent / "docs"
 COMMON = "options of all commands"

@@ -25,7 +25,7 @@ from tests.transfer.test_upload import IMPORT, SMALL
 from xnatfs.cli import mounts
 from xnatfs.cli.ctl import main as ctl
 from xnatfs.cli.output import ELLIPSIS
-from xnatfs.cli.run import CommandParser
+from xnatfs.cli.parsing import CommandParser
 from xnatfs.cli.statusline import ERASE_LINE
 from xnatfs.demo import PASSWORDS
 from xnatfs.demo.server.app import Request
@@ -221,7 +221,7 @@ def prompt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
 def on_terminal(prompt: Shell, columns: int, *words: str) -> str:
     """Run a command on a terminal of that width, check that it succeeds, and return what it shows."""
     with terminal(columns) as screen:
-        environment = {**prompt.environment(), "TERM": "xterm"}
+        environment = {"TERM": "xterm", **prompt.environment()}
         command = [*prompt.program, *words]
         done = subprocess.run(command, env=environment, cwd=prompt.home, stdout=screen.device, stderr=screen.device)
         assert done.returncode == 0
@@ -232,7 +232,7 @@ def on_terminal(prompt: Shell, columns: int, *words: str) -> str:
 @pytest.mark.parametrize("table", TABLES)
 def test_tables_fit_a_terminal_and_are_broken_at_blanks(prompt, table, columns):
     whole = prompt.ctl(*TABLES[table]).out
-    shown = on_terminal(prompt, columns, *TABLES[table])
+    shown = on_terminal(prompt, columns, *TABLES[table], "--no-color")
     text, _, note = shown.partition("Cut to the width of the terminal")
     assert max(map(len, text.splitlines())) <= columns
     words = set(whole.split())

@@ -100,8 +100,9 @@ STRANGER = f'{OPEN_FUSE}; exec {AS_STRANGER} "$@"'
 
 CASES = [
     # -- options, profiles, YAML -------------------------------------------------------------------------------
-    Case("no command", OPTION, "the following arguments are required: COMMAND", ""),
-    Case("a command there is none of", OPTION, "invalid choice: 'frobnicate'", "frobnicate"),
+    Case("a command there is none of", OPTION, "there is no command 'frobnicate' \\(see", "frobnicate"),
+    Case("a misspelt command", OPTION, "there is no command 'muont': did you mean mount\\?", "muont"),
+    Case("a misspelt option", OPTION, "--tll: did you mean --ttl\\?", "mount --tll 5 {place}"),
     Case("no mountpoint", OPTION, "the following arguments are required: MOUNTPOINT", "mount --url {url}"),
     Case("no server", OPTION, "which XNAT?", "mount {place}"),
     Case(
@@ -173,7 +174,7 @@ CASES = [
     Case(
         "unknown option",
         OPTION,
-        "unrecognized arguments: --no-such-option",
+        "unrecognized option --no-such-option",
         "mount --url {url} --no-such-option {place}",
     ),
     Case(

@@ -27,7 +27,7 @@ OWNERS = {
     "httpcore": {"http"},
     "h11": {"download_worker"},
     "cachetools": {"listings"},
-    "yaml": {"settings"},
+    "yaml": {"settings", "cli"},
     "keyring": {"settings", "listings"},
     "ruamel": {"settings"},
     "rich": {"cli"},

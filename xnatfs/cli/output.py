@@ -1,15 +1,20 @@
-"""Print rows as a table, JSON, JSON lines or TSV; anything that is not data goes to stderr.
+"""Print rows as a table, JSON, YAML, CSV or TSV; anything that is not data goes to stderr.
 
-Every row is a dict of typed values: text, integers, None for a value that the server does not state. A table shows some
-of its keys as columns, JSON all of them; only words that are too long for a narrow terminal are cut. A terminal obeys
-control characters, so those of a server are not printed on one; programs get all of the data, one item a line.
+Every row is a dict of typed values: text, integers, times, None for a value that the server does not state. A table
+shows some of its keys as columns, a wide one, JSON and YAML all of them; only words that are too long for a narrow
+terminal are cut. A terminal obeys control characters, so those of a server are not printed on one; programs get all of
+the data, one item a line.
 """
 
 import argparse
+import csv
+import io
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
 from fnmatch import fnmatchcase
 from itertools import zip_longest
 from typing import Any
@@ -18,7 +23,9 @@ from xnatfs.cli import statusline, streams
 from xnatfs.common.errors import ConfigError
 from xnatfs.common.sanitize import plain
 
-OUTPUT_FORMATS = ("table", "json", "jsonl", "tsv")
+OUTPUT_FORMATS = ("table", "wide", "json", "jsonl", "yaml", "csv", "tsv")
+STRUCTURED_FORMATS = ("json", "jsonl", "yaml")
+SEPARATED_FORMATS = ("csv", "tsv")
 
 Cells = dict[str, Any]  # one row: values by the names of their columns
 
@@ -31,6 +38,16 @@ TITLES = {
     "xsi_type": "Data Type",
 }
 ABBREVIATIONS = {"id": "ID", "pi": "PI", "uid": "UID", "url": "URL"}
+
+# Colours of states on a terminal, by their codes (ECMA-48).
+GREEN, YELLOW, RED = 32, 33, 31
+STATE_COLOURS = {
+    **dict.fromkeys(("READY", "authenticated", "usable"), GREEN),
+    **dict.fromkeys(("RECEIVING", "BUILDING", "ARCHIVING", "MOVING", "questionable"), YELLOW),
+    **dict.fromkeys(("CONFLICT", "ERROR", "expired", "not authenticated", "unusable"), RED),
+}
+STATE_KEYS = ("status", "quality")
+SIZE_KEY = "size"  # of a column that holds bytes
 
 COLUMN_GAP = "  "
 ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
@@ -69,14 +86,14 @@ def show_rows(
     rows = _select(arguments, rows)
     if arguments.quiet:
         print_lines(str(row[identifier]) for row in rows)
-    elif arguments.output == "json":
-        print_data(json.dumps(rows, indent=2, ensure_ascii=False))
-    elif arguments.output == "jsonl":
-        print_lines(json.dumps(row, ensure_ascii=False) for row in rows)
-    elif arguments.output == "table" and not rows:
+    elif arguments.output in STRUCTURED_FORMATS:
+        print_structured(arguments.output, rows)
+    elif arguments.output not in SEPARATED_FORMATS and not rows:
         note(arguments, no_rows_text)
     else:
-        keys = [key.strip().lower() for key in arguments.columns.split(",")] if arguments.columns else columns
+        chosen = [key.strip().lower() for key in arguments.columns.split(",")] if arguments.columns else None
+        more = [key for key in rows[0] if key not in columns] if rows and arguments.output == "wide" else []
+        keys = chosen or [*columns, *more]
         _show_table(arguments, keys, rows)
 
 
@@ -91,16 +108,17 @@ def show_item(arguments: argparse.Namespace, item: Cells, identifier: str) -> No
     fields = {key: value for key, value in item.items() if not isinstance(value, list)}
     if arguments.quiet:
         print_data(str(item[identifier]))
-    elif arguments.output in ("json", "jsonl"):
-        print_data(json.dumps(item, indent=2 if arguments.output == "json" else None, ensure_ascii=False))
-    elif arguments.output == "tsv":
-        print_lines(f"{key}\t{_cell(value)}" for key, value in fields.items())
+    elif arguments.output in STRUCTURED_FORMATS:
+        print_structured(arguments.output, item)
+    elif arguments.output in SEPARATED_FORMATS:
+        _print_separated(arguments.output, [[key, _cell(value)] for key, value in fields.items()])
     else:
         width = max(len(title(key)) for key in fields) + 1
         for key, value in fields.items():
-            folded = fold(_cell(value), max(1, _terminal_width() - width - 1))
+            folded = fold(_shown(key, value), max(1, _room(arguments) - width - 1))
             parts = zip_longest([f"{title(key)}:"], folded, fillvalue="")
-            print_lines(f"{name:<{width}} {text}".rstrip() for name, text in parts)
+            for name, text in parts:
+                print_text(f"{name:<{width}} {_painted(arguments, key, text)}".rstrip())
         for key, value in item.items():
             if isinstance(value, list):
                 _show_block(arguments, key.replace("_", " ").capitalize(), value)
@@ -112,11 +130,42 @@ def note(arguments: argparse.Namespace, text: str) -> None:
         print_message(text)
 
 
+def print_structured(output: str, data: Any) -> None:
+    """Print rows or an item as JSON or YAML; with `jsonl` each row on a line."""
+    data = _typed(data)
+    if output == "yaml":
+        import yaml  # takes 10 ms to import, and is rarely needed
+
+        print_data(yaml.safe_dump(data, allow_unicode=True, sort_keys=False, width=sys.maxsize).rstrip("\n"))
+    elif output == "jsonl":
+        print_lines(json.dumps(row, ensure_ascii=False) for row in (data if isinstance(data, list) else [data]))
+    else:
+        print_data(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+def _typed(value: Any) -> Any:
+    """Return a value for programs: null where the server states nothing, times as in RFC 3339."""
+    if isinstance(value, dict):
+        return {key: _typed(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_typed(each) for each in value]
+    return _rfc3339(value) if isinstance(value, datetime) else None if value == "" else value
+
+
+def _rfc3339(moment: datetime) -> str:
+    return moment.astimezone().isoformat(timespec="seconds")
+
+
 def print_data(text: str) -> None:
-    """Write data to stdout. A closed pipe is no error: the exit status is still the command's."""
+    """Write data to stdout, without control characters if that is a terminal."""
+    print_text(printable(text) if sys.stdout.isatty() else text)
+
+
+def print_text(text: str) -> None:
+    """Write text as it is to stdout. A closed pipe is no error: the exit status is still the command's."""
     with statusline.hidden():  # while a pager blocks this process, the terminal is the pager's
         try:
-            print(printable(text) if sys.stdout.isatty() else text)
+            print(text)
         except BrokenPipeError:
             streams.discard(sys.stdout)
 
@@ -163,37 +212,76 @@ def _cell(value: Any) -> str:
     """Return a value as one line without control characters, which a label of the server may contain."""
     if value is None:
         return ""
+    if isinstance(value, datetime):
+        return _rfc3339(value)
     return plain(", ".join(map(str, value)) if isinstance(value, list) else str(value))
 
 
 # -- tables ------------------------------------------------------------------------------------------------------
 
 
+def human_size(count: float) -> str:
+    """Return a number of bytes with three digits and a unit."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if count < 999.5 or unit == "TiB":
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 99.95 else f"{count:.1f} {unit}"
+        count /= 1024
+    return ""
+
+
+def _shown(key: str, value: Any) -> str:
+    """Return a value as a table for people shows it."""
+    if isinstance(value, datetime):
+        return f"{value.astimezone():%Y-%m-%d %H:%M:%S}"
+    return human_size(value) if key == SIZE_KEY and isinstance(value, int) else _cell(value)
+
+
+def _painted(arguments: argparse.Namespace, key: str, text: str) -> str:
+    """Return a state in its colour if the user can see it."""
+    colour = STATE_COLOURS.get(text) if key in STATE_KEYS else None
+    is_plain = arguments.plain or arguments.no_color or os.environ.get("NO_COLOR")
+    if colour is None or is_plain or not sys.stdout.isatty() or os.environ.get("TERM", "dumb") == "dumb":
+        return text
+    return f"\x1b[{colour}m{text}\x1b[0m"
+
+
 def _show_table(arguments: argparse.Namespace, keys: Sequence[str], rows: Sequence[Cells]) -> None:
-    """Print rows as TSV, or in columns that fit the terminal: folded at blanks, and words cut only if need be."""
-    table = [[_cell(row.get(key)) for key in keys] for row in rows]
-    if not arguments.no_headers:
-        table.insert(0, list(map(title, keys)))
-    if arguments.output == "tsv":
-        return print_lines("\t".join(row) for row in table)
-    columns = list(zip(*table, strict=True))
+    """Print rows as CSV or TSV, or in columns that fit: folded at blanks, and words cut only if need be."""
+    titles = [] if arguments.no_headers else [list(map(title, keys))]
+    if arguments.output in SEPARATED_FORMATS:
+        return _print_separated(arguments.output, [*titles, *([_cell(row.get(key)) for key in keys] for row in rows)])
+    table = [*titles, *([_shown(key, row.get(key)) for key in keys] for row in rows)]
+    columns, room = list(zip(*table, strict=True)), _room(arguments) - len(COLUMN_GAP) * (len(keys) - 1)
     longest = [max(display_width(word) for cell in column for word in cell.split() or [""]) for column in columns]
-    widths = _column_widths(keys, [max(map(display_width, column)) for column in columns], longest)
+    widths = _column_widths(keys, [max(map(display_width, column)) for column in columns], longest, room)
+    is_number = [all(type(row.get(key)) in (int, type(None)) for row in rows) for key in keys]
     for row in table:
         folded = [fold(_cut_words(cell, width), width) for cell, width in zip(row, widths, strict=True)]
         for parts in zip_longest(*folded, fillvalue=""):
-            padded = [part + " " * (width - display_width(part)) for part, width in zip(parts, widths, strict=True)]
-            print_data(COLUMN_GAP.join(padded).rstrip())
+            padded = []
+            for key, part, width, is_right in zip(keys, parts, widths, is_number, strict=True):
+                blanks, text = " " * (width - display_width(part)), _painted(arguments, key, part)
+                padded.append(blanks + text if is_right else text + blanks)
+            print_text(COLUMN_GAP.join(padded).rstrip())
     if any(width < word for width, word in zip(widths, longest, strict=True)):
-        note(arguments, "Cut to the width of the terminal; -o tsv prints all of it")
+        note(arguments, "Cut to the width of the terminal; -o wide prints all of it")
+    return None
 
 
-def _column_widths(keys: Sequence[str], wanted: Sequence[int], longest_words: Sequence[int]) -> list[int]:
-    """Return widths that fit the terminal: the wanted ones, with the widest columns made equally narrow if need be.
+def _print_separated(output: str, rows: Iterable[Sequence[str]]) -> None:
+    """Print rows as CSV (RFC 4180, with line feeds), or with tabs between values."""
+    for row in rows:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="").writerow(row)
+        print_lines([text.getvalue() if output == "csv" else "\t".join(row)])
+
+
+def _column_widths(keys: Sequence[str], wanted: Sequence[int], longest_words: Sequence[int], room: int) -> list[int]:
+    """Return widths that fit the room: the wanted ones, with the widest columns made equally narrow if need be.
 
     First columns are folded, then words are cut, and those of an ID last: it is what users copy.
     """
-    room, least = _terminal_width() - len(COLUMN_GAP) * (len(keys) - 1), longest_words
+    least = longest_words
     if sum(longest_words) > room:
         whole_ids = [word if key == "id" else 1 for key, word in zip(keys, longest_words, strict=True)]
         wanted, least = longest_words, whole_ids if sum(whole_ids) <= room else [1] * len(keys)
@@ -206,9 +294,10 @@ def _column_widths(keys: Sequence[str], wanted: Sequence[int], longest_words: Se
     )
 
 
-def _terminal_width() -> int:
-    """Return how many columns a line may have: those of the terminal; any number if stdout is not a terminal."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+def _room(arguments: argparse.Namespace) -> int:
+    """Return how many columns a line may have: those of the terminal; any number if nothing is to be folded."""
+    is_whole = arguments.plain or arguments.output == "wide" or not sys.stdout.isatty()
+    return sys.maxsize if is_whole else shutil.get_terminal_size().columns
 
 
 def display_width(text: str) -> int:

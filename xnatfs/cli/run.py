@@ -8,10 +8,9 @@ import os
 import resource
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
 
-from xnatfs import __version__
 from xnatfs.cli import streams
+from xnatfs.cli.parsing import USAGE_STATUS, make_parser
 from xnatfs.common import errors
 from xnatfs.common.sanitize import line, plain
 
@@ -19,7 +18,7 @@ log = logging.getLogger(__name__)
 
 # The most specific class decides; 66, 69, 73 and 74 are those of sysexits.h. SEMANTICS.md has the table.
 EXIT_STATUS: dict[type[Exception], int] = {
-    errors.ConfigError: 2,
+    errors.ConfigError: USAGE_STATUS,
     errors.LoginRequired: 3,
     errors.Unreachable: 4,
     errors.BadReply: 4,
@@ -119,38 +118,6 @@ def _encode_as_is(error: UnicodeError) -> tuple[bytes, int]:
     character = error.object[error.start]
     raw = bytes([ord(character) & 0xFF]) if "\udc80" <= character <= "\udcff" else ascii(character)[1:-1].encode()
     return raw, error.start + 1
-
-
-class HelpFormatter(argparse.HelpFormatter):
-    """Wrap at blanks only, and examples not at all, so that they can be copied."""
-
-    def _split_lines(self, text: str, width: int) -> list[str]:
-        from xnatfs.cli.output import fold
-
-        return fold(text, width)
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        lines = [text] if text.startswith("example: ") else self._split_lines(text, width)
-        return "\n".join(indent + each for each in lines)
-
-
-class CommandParser(argparse.ArgumentParser):
-    """Report an error of the command line in one line."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(formatter_class=HelpFormatter, **options)
-
-    def error(self, message: str) -> NoReturn:
-        text = f"{message} (see {self.prog} --help)"
-        if self.prog.startswith("xnatctl"):
-            raise errors.UsageError(text)
-        self.exit(EXIT_STATUS[errors.ConfigError], f"{self.prog}: {text}\n")
-
-
-def make_parser(name: str, description: str) -> argparse.ArgumentParser:
-    parser = CommandParser(prog=name, description=description, allow_abbrev=False)
-    parser.add_argument("--version", action="version", version=f"{name} {__version__}")
-    return parser
 
 
 def run_command(command: Callable[[], int], report: Callable[[BaseException, int, str], None]) -> int:

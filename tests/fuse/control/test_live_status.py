@@ -20,9 +20,9 @@ import pytest
 from tests.support.demos import Demo, serving
 from tests.support.failing import AS_STRANGER
 from tests.support.mounting import SCRIPTS, Mount, daemons, environment, mounting, run
-from xnatfs.cli.control.render import duration, size, text_lines
+from xnatfs.cli.control.render import duration, text_lines
 from xnatfs.cli.control.watch import picture
-from xnatfs.cli.output import display_width
+from xnatfs.cli.output import display_width, human_size
 
 pytestmark = pytest.mark.fuse
 
@@ -307,5 +307,5 @@ def test_the_commands_import_little(tmp_path):
 
 
 def test_numbers_are_short():
-    assert [size(n) for n in (0, 999, 1024, 10**6, 10**13)] == ["0 B", "999 B", "1.0 KiB", "977 KiB", "9.1 TiB"]
+    assert [human_size(n) for n in (0, 999, 1024, 10**6, 10**13)] == ["0 B", "999 B", "1.0 KiB", "977 KiB", "9.1 TiB"]
     assert [duration(n) for n in (0.5, 61, 7200, 10**6)] == ["0 s", "1 min 1 s", "2 h 0 min", "11 d 13 h"]

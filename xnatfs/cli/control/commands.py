@@ -8,7 +8,7 @@ from xnatfs.cli import statusline
 from xnatfs.cli.control import render
 from xnatfs.cli.control.client import LiveMount, find_mount, live_mounts, split_path
 from xnatfs.cli.control.progress import CallProgress
-from xnatfs.cli.output import print_data, print_lines, print_message
+from xnatfs.cli.output import human_size, print_data, print_lines, print_message
 from xnatfs.common.errors import ConfigError, XnatError
 
 # Seconds that a mount may take for what needs the server: as long as its own requests, and a little longer.
@@ -74,8 +74,8 @@ def run_cache(arguments: argparse.Namespace) -> int:
         print_lines(f"{name:<11}{value}" for name, value in render.cache_facts(result))
     elif arguments.action == "clear":
         result = mount.call("cache_clear", seconds=LONG_SECONDS)
-        left = f", {render.size(result['used_bytes'])} are left: open or pinned" if result["used_bytes"] else ""
-        print_data(f"{render.size(result['freed_bytes'])} freed{left}")
+        left = f", {human_size(result['used_bytes'])} are left: open or pinned" if result["used_bytes"] else ""
+        print_data(f"{human_size(result['freed_bytes'])} freed{left}")
     else:
         result = mount.call("unpin", seconds=LONG_SECONDS, path=path)
         print_data(f"{result['unpinned_files']} files unpinned")

@@ -7,8 +7,8 @@ import time
 from types import TracebackType
 from typing import Self
 
-from xnatfs.cli.control.render import State, size
-from xnatfs.cli.output import print_message
+from xnatfs.cli.control.render import State
+from xnatfs.cli.output import human_size, print_message
 from xnatfs.common.sanitize import plain
 
 # Seconds between two lines where stderr is not a terminal.
@@ -52,4 +52,4 @@ def _numbers(state: State) -> str:
         return f"{state['files']} files, {state['problems']} problems"
     files = f"{state['done_files']} of {state['files']} files"
     failed = f", {state['failed_files']} failed" if state["failed_files"] else ""
-    return f"{files}, {size(state['done_bytes'])} of {size(state['bytes'])}{failed}"
+    return f"{files}, {human_size(state['done_bytes'])} of {human_size(state['bytes'])}{failed}"

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
-from xnatfs.cli.output import display_width, fold, print_data
+from xnatfs.cli.output import display_width, fold, human_size, print_data
 from xnatfs.common.sanitize import line
 
 # Columns of the names before the values.
@@ -132,24 +132,24 @@ def _requests(requests: State, rates: State) -> str:
 def _bytes(amounts: State, rates: State) -> str:
     parts = []
     for key, verb in (("fetched", "fetched"), ("served", "served")):
-        parts.append(f"{size(amounts[key])} {verb}, {size(rates[f'{key}_bytes_per_second'])}/s")
+        parts.append(f"{human_size(amounts[key])} {verb}, {human_size(rates[f'{key}_bytes_per_second'])}/s")
     return "; ".join(parts)
 
 
 def _cache(cache: State) -> Iterator[tuple[str, str]]:
     used, limit = cache["used_bytes"], cache["limit_bytes"]
     hits = "" if cache["hit_ratio"] is None else f", hits {cache['hit_ratio']:.0%}"
-    yield "cache", f"{size(used)} of {size(limit)}{hits}, {_count(cache['listings'], 'listing')}"
+    yield "cache", f"{human_size(used)} of {human_size(limit)}{hits}, {_count(cache['listings'], 'listing')}"
     if cache["read_ahead_bytes"]:
         unused = f"{cache['read_ahead_waste']:.0%} of it not used"
-        yield "read-ahead", f"{size(cache['read_ahead_bytes'])}, {unused}"
+        yield "read-ahead", f"{human_size(cache['read_ahead_bytes'])}, {unused}"
 
 
 def cache_facts(cache: State) -> Iterator[tuple[str, str]]:
     """Yield what `xnatfs cache info` shows."""
     yield "directory", line(cache["directory"])
     yield from _cache(cache)
-    yield "files", f"{cache['files']}, {cache['pinned_files']} of them pinned ({size(cache['pinned_bytes'])})"
+    yield "files", f"{cache['files']}, {cache['pinned_files']} of them pinned ({human_size(cache['pinned_bytes'])})"
     yield "evicted", f"{_count(cache['evicted'], 'file')} since it was mounted"
 
 
@@ -157,7 +157,7 @@ def warmed(result: State) -> str:
     """Return what `xnatfs warm` has come to."""
     pinned = f", {result['pinned_files']} pinned" if result["pinned_files"] else ""
     fetched = result["cached_files"] - result["cached_before"]
-    whole = f"{_count(result['files'], 'file')}, {size(result['bytes'])}"
+    whole = f"{_count(result['files'], 'file')}, {human_size(result['bytes'])}"
     if result["is_complete"]:
         return f"complete: {whole} ({max(fetched, 0)} fetched{pinned})"
     failed = f", {result['failed_files']} failed" if result["failed_files"] else ""
@@ -182,7 +182,8 @@ def verified(result: State) -> Iterator[str]:
 
 def _transfer(transfer: State) -> str:
     total = transfer["size_bytes"]
-    part = f"{transfer['received_bytes'] / total:.0%} of {size(total)}" if total else size(transfer["received_bytes"])
+    received = transfer["received_bytes"]
+    part = f"{received / total:.0%} of {human_size(total)}" if total else human_size(received)
     return f"{line(transfer['path'])} {part}"
 
 
@@ -212,15 +213,6 @@ def duration(seconds: float) -> str:
         if whole >= large:
             return f"{whole // large} {name} {whole % large // small} {below}"
     return f"{whole} s"
-
-
-def size(count: float) -> str:
-    """Return a number of bytes with three digits and a unit."""
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if count < 999.5 or unit == "TiB":
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 99.95 else f"{count:.1f} {unit}"
-        count /= 1024
-    return ""
 
 
 # -- metrics -----------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 from xnatfs.cli.ctl.command import PARTIAL, Context, command, option
 from xnatfs.cli.ctl.profiles import tls_cells
 from xnatfs.cli.logins import find_login
-from xnatfs.cli.output import Cells, print_message, show_item
+from xnatfs.cli.output import STRUCTURED_FORMATS, Cells, print_message, show_item
 from xnatfs.common.errors import ConfigError, LoginRequired, NotFound, XnatError
 from xnatfs.common.urls import is_same_server
 from xnatfs.rest.client import Xnat, open_xnat
@@ -182,14 +182,14 @@ def _report_login(context: Context, credentials: Credentials, known_as: str) -> 
         place = "XNAT_USER" if context.environ.get("XNAT_USER") else "the profile"
         use = f"set XNAT_USER={credentials.user} to use this login"
         context.note(f"The next command runs as {wanted}, the user that {place} names: {use}")
-    if context.arguments.output in ("json", "jsonl"):
+    if context.arguments.output in STRUCTURED_FORMATS:
         item = {
             "status": "authenticated",
             "username": known_as,
             "requested_username": credentials.username,
             "url": config.url,
             "profile": config.profile.name,
-            "expires_at": expires.isoformat(),
+            "expires_at": expires,
         }
         show_item(context.arguments, item, "username")
 
@@ -260,7 +260,7 @@ async def status(context: Context) -> int:
         "profile": config.profile.name,
         "username": username or (last and last.username) or (kept and kept.user) or wanted or None,
         "status": "authenticated" if is_alive else "expired" if last else "not authenticated",
-        "expires_at": _expiry(last).isoformat() if last and is_alive else None,
+        "expires_at": _expiry(last) if last and is_alive else None,
     }
     show_item(context.arguments, item, "status")
     if is_alive:

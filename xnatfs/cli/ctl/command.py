@@ -142,8 +142,8 @@ class Context:
             client.announce(self.config.url, changed.projects, changed.experiments)
 
     def _waiting(self) -> AbstractContextManager[None]:
-        """Show on a terminal what is requested if it takes long; not with --quiet, nor if requests are logged."""
-        if self.arguments.quiet or self.arguments.verbose:
+        """Show on a terminal what is requested if it takes long; not if requests are logged, or nothing is wanted."""
+        if self.arguments.quiet or self.arguments.verbose or self.arguments.plain:
             return nullcontext()
         return statusline.waiting(f"Asking {self.config.url}: {self.arguments.command.help}")
 

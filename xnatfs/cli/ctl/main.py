@@ -24,6 +24,13 @@ from xnatfs.settings.config import Config, connection_warning, output_format, pr
 # Retry budget, shorter than a mount's, since a user waits: after it, an unreachable host is an error.
 RETRY_SECONDS = 10.0
 
+# Other names of a verb and of a noun, by the habits of other programs and of XNAT.
+VERB_ALIASES = {"list": ("ls",), "delete": ("rm",), "show": ("view",)}
+PLURALS = {noun: f"{noun}s" for noun in ("project", "subject", "session", "scan", "resource")}
+NOUN_ALIASES = {noun: (plural,) for noun, plural in PLURALS.items()} | {
+    "session": ("sessions", "experiment", "experiments")
+}
+
 COMMAND_MODULES = ("account", "api", "profiles", "archive", "transfers", "uploads", "prearchive", "completion")
 
 NOUNS = {
@@ -48,22 +55,23 @@ def build(parser: argparse.ArgumentParser) -> None:
     _add_common(parser)
     parser.set_defaults(
         **dict.fromkeys(("profile", "url", "ca_bundle", "output", "log_file")),
-        **dict.fromkeys(("no_verify_ssl", "quiet", "verbose", "no_headers", "no_color"), False),
+        **dict.fromkeys(("no_verify_ssl", "quiet", "verbose", "no_headers", "no_color", "plain"), False),
     )
     nouns = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    nouns.plurals = frozenset({*PLURALS.values(), "experiments"})  # type: ignore[attr-defined]
     verbs: dict[str, Any] = {"": nouns}
     for command in commands():
         if command.noun not in verbs:
-            noun = nouns.add_parser(command.noun, help=NOUNS[command.noun], allow_abbrev=False)
+            aliases = NOUN_ALIASES.get(command.noun, ())
+            noun = nouns.add_parser(command.noun, aliases=aliases, help=NOUNS[command.noun])
             _add_common(noun)
             verbs[command.noun] = noun.add_subparsers(title="commands", metavar="COMMAND", required=True)
         made = verbs[command.noun].add_parser(
             command.verb,
-            aliases=command.aliases,
+            aliases=(*command.aliases, *VERB_ALIASES.get(command.verb, ())),
             help=command.help,
             description=command.help[:1].upper() + command.help[1:] + ".",
             epilog=f"example: {command.example}",
-            allow_abbrev=False,
         )
         command.arguments(made)
         _add_common(made)
@@ -82,7 +90,8 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add("-o", "--output", choices=OUTPUT_FORMATS, help="output format (default: table)")
     add("-q", "--quiet", action="store_true", help="print identifiers only")
     add("-v", "--verbose", action="store_true", help="log requests to stderr")
-    add("--no-color", action="store_true", help="print no colours")
+    add("--no-color", action="store_true", help="print no colours, as with NO_COLOR in the environment")
+    add("--plain", action="store_true", help="print a row a line, without colours, folding and progress bars")
     add("--no-headers", action="store_true", help="print no column titles")
     add("--log-file", metavar="FILE", help="append the log to FILE")
 

@@ -1,6 +1,5 @@
 """Run prearchive list|archive|move|delete|rebuild on sessions of the prearchive, chosen by name."""
 
-import json
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ import trio
 from xnatfs.cli import statusline
 from xnatfs.cli.ctl.command import PARTIAL, Context, command, exclusive, option, options_of, project_option
 from xnatfs.cli.ctl.progress import StateReport, wait_options
-from xnatfs.cli.output import Cells, by_key, print_data, print_lines, print_message
+from xnatfs.cli.output import STRUCTURED_FORMATS, Cells, by_key, print_lines, print_message, print_structured
 from xnatfs.common.errors import ConfigError, Conflict, NotFound, Unreachable, XnatError
 from xnatfs.common.sanitize import plain
 from xnatfs.rest import prearchive
@@ -142,11 +141,9 @@ def _print_results(context: Context, results: Sequence[Cells]) -> None:
     arguments = context.arguments
     if arguments.quiet:
         print_lines(result["id"] for result in results if result.get("id"))
-    elif arguments.output == "json":
+    elif arguments.output in STRUCTURED_FORMATS:
         is_one = len(results) == 1 and not arguments.all
-        print_data(json.dumps(results[0] if is_one else results, ensure_ascii=False))
-    elif arguments.output == "jsonl":
-        print_lines(json.dumps(result, ensure_ascii=False) for result in results)
+        print_structured(arguments.output, results[0] if is_one else list(results))
 
 
 # -- waiting -----------------------------------------------------------------------------------------------------
@@ -264,7 +261,7 @@ async def archive_one(context: Context, xnat: Xnat, waiting: PrearchiveSession) 
             raise
         raise _explained(current, str(error), await prearchive.conflicts(xnat, current, **names), xnat.url) from error
     accession = found.accession
-    if not accession and (arguments.quiet or arguments.output in ("json", "jsonl")):
+    if not accession and (arguments.quiet or arguments.output in STRUCTURED_FORMATS):
         fields = await prearchive.appeared(xnat, found.project, [found.session], lambda fields: True)
         accession = fields.get("ID", "")
     context.note(f"Archived {found.session} from the prearchive" + (f" to {found.uri}" if found.uri else ""))

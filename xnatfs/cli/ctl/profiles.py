@@ -7,7 +7,7 @@ from typing import Any
 
 from xnatfs.cli import options
 from xnatfs.cli.ctl.command import Context, command, option, options_of
-from xnatfs.cli.output import Cells, print_data, show_item
+from xnatfs.cli.output import STRUCTURED_FORMATS, Cells, print_data, show_item
 from xnatfs.common.errors import ConfigError
 from xnatfs.settings import profile_file
 from xnatfs.settings.config import normalised_url, profiles_path, read_profiles, select_profile
@@ -121,7 +121,7 @@ async def current_context(context: Context) -> None:
     profile = select_profile(context.arguments.profile, os.environ)
     if not profile.name:
         raise ConfigError(f"there is no profile in {profiles_path()}: 'xnatctl config init --url URL' makes one")
-    if context.arguments.output in ("json", "jsonl"):
+    if context.arguments.output in STRUCTURED_FORMATS:
         show_item(context.arguments, {"profile": profile.name}, "profile")
     else:
         print_data(profile.name)

@@ -87,7 +87,7 @@ def show_progress(context: Context, verb: str) -> Iterator[Silent]:
     """Yield the progress that suits the kind of stderr."""
     if context.arguments.quiet:
         yield Silent()
-    elif not sys.stderr.isatty():
+    elif context.arguments.plain or not sys.stderr.isatty():
         yield Lines(verb)
     else:
         from rich import progress as rich_progress

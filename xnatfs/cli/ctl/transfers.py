@@ -1,7 +1,6 @@
 """Run scan|session|resource download: verified copies of what is not there yet."""
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from xnatfs.cli.ctl.experiments import (
     wanted_experiment,
 )
 from xnatfs.cli.ctl.progress import Silent, show_progress
-from xnatfs.cli.output import print_data, print_lines, print_message
+from xnatfs.cli.output import STRUCTURED_FORMATS, print_lines, print_message, print_structured
 from xnatfs.common.errors import ConfigError, NotFound
 from xnatfs.site import Site
 from xnatfs.tree.names import file_name
@@ -211,12 +210,9 @@ async def _zip(context: Context, site: Site, owner: "Owner", scans: Sequence[str
     ):
         size = await transfer.download_zip(site, owner, scans, target, progress, _options(context, out))
     context.note(f"Downloaded scans ({size / 1e6:.1f} MB) to {target} in {context.seconds:.1f} s")
-    if arguments.output in ("json", "jsonl"):
-        print_data(
-            json.dumps(
-                {"operation": "scan download", "output_dir": str(out), "files": 1, "bytes": size, "status": "success"}
-            )
-        )
+    if arguments.output in STRUCTURED_FORMATS:
+        cells = {"operation": "scan download", "output_dir": str(out), "files": 1, "bytes": size, "status": "success"}
+        print_structured(arguments.output, cells)
     return 0
 
 
@@ -231,9 +227,9 @@ def _tell(context: Context, report: "DownloadReport", operation: str, owner: "Ow
     exit_status = 0 if done else PARTIAL if some else 1
     if context.arguments.dry_run:
         return exit_status
-    if context.arguments.output in ("json", "jsonl"):
+    if context.arguments.output in STRUCTURED_FORMATS:
         status = "success" if done else "partial" if some else "failed"
-        print_data(json.dumps(_summary(context, report, operation, owner, out, status), ensure_ascii=False))
+        print_structured(context.arguments.output, _summary(context, report, operation, owner, out, status))
     what = f"{report.files} files ({report.size / 1e6:.1f} MB)"
     if context.arguments.verify:
         context.note(f"Verified {what} in {out}")

@@ -1,7 +1,6 @@
 """Run session upload and resource upload: images through the import service, files unchanged."""
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from xnatfs.cli import options
 from xnatfs.cli.ctl.command import PARTIAL, Command, Context
 from xnatfs.cli.ctl.experiments import below, check_has_scans, experiment, experiment_options, item_of
 from xnatfs.cli.ctl.progress import StateReport, show_progress, wait_options
-from xnatfs.cli.output import print_data, print_message
+from xnatfs.cli.output import STRUCTURED_FORMATS, print_data, print_message, print_structured
 from xnatfs.common.errors import ConfigError, NotFound, Unreachable
 from xnatfs.rest.client import Xnat
 
@@ -228,7 +227,7 @@ def _print(context: Context, outcome: "Outcome", target: "Target", status: str) 
     if context.arguments.quiet:
         if outcome.accession:
             print_data(outcome.accession)
-    elif context.arguments.output in ("json", "jsonl"):
+    elif context.arguments.output in STRUCTURED_FORMATS:
         cells = {
             "operation": "upload",
             "source": str(context.arguments.path),
@@ -248,7 +247,7 @@ def _print(context: Context, outcome: "Outcome", target: "Target", status: str) 
             "duration_seconds": round(outcome.seconds, 3),
             "status": status,
         }
-        print_data(json.dumps(cells, ensure_ascii=False))
+        print_structured(context.arguments.output, cells)
 
 
 # -- resource upload ---------------------------------------------------------------------------------------------
@@ -283,8 +282,8 @@ async def resource_upload(context: Context) -> int:
             target = resource.ResourceTarget(xnat, item, label, context.note)
             report = await resource.upload(target, files, overwrite=arguments.overwrite, progress=progress)
     _note_resource(context, report, label)
-    if arguments.output in ("json", "jsonl") and not arguments.quiet:
-        print_data(json.dumps(_resource_cells(context, report, item, label), ensure_ascii=False))
+    if arguments.output in STRUCTURED_FORMATS and not arguments.quiet:
+        print_structured(arguments.output, _resource_cells(context, report, item, label))
     return 0 if not report.failed else PARTIAL if report.files else 1
 
 

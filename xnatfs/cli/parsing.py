@@ -1,0 +1,119 @@
+"""Parse command lines: plural nouns list, a group alone shows its help, and errors name what was probably meant."""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
+
+from xnatfs import __version__
+from xnatfs.common import errors
+
+# Exit status for a command line that cannot be parsed, as that of a ConfigError.
+USAGE_STATUS = 2
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """Wrap at blanks only, and examples not at all, so that they can be copied."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        from xnatfs.cli.output import fold
+
+        return fold(text, width)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines = [text] if text.startswith("example: ") else self._split_lines(text, width)
+        return "\n".join(indent + each for each in lines)
+
+
+class CommandGroup(argparse._SubParsersAction):  # type: ignore[type-arg]
+    """Commands of a program or a noun. A plural noun alone, or with options only, lists."""
+
+    plurals: frozenset[str] = frozenset()
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        name, *words = values
+        if name in self.plurals and _is_bare(words, commands_of(self.choices[name])):
+            values = [name, "list", *words]
+        super().__call__(parser, namespace, values, option_string)
+
+
+def _is_bare(words: Sequence[str], verbs: Iterable[str]) -> bool:
+    """Return whether words after a plural noun are the options of its list."""
+    if words and (words[0] in ("-h", "--help") or not words[0].startswith("-")):
+        return False
+    return not set(words).intersection(verbs)
+
+
+def commands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """Return the parsers of the commands below a parser, by each of their names."""
+    groups = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return {name: below for group in groups for name, below in group.choices.items()}
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Report an error of the command line in one line, with the name that was probably meant."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"formatter_class": HelpFormatter, "allow_abbrev": False, **options})
+        self.register("action", "parsers", CommandGroup)
+
+    def error(self, message: str) -> NoReturn:
+        text = f"{message} (see {self.prog} --help)"
+        if self.prog.startswith("xnatctl"):
+            raise errors.UsageError(text)
+        self.exit(USAGE_STATUS, f"{self.prog}: {text}\n")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        words = sys.argv[1:] if args is None else list(args)
+        commands = commands_of(self)
+        if commands and not words and "_ARGCOMPLETE" not in os.environ:
+            self.print_help()
+            self.exit()
+        self._check_options(words, commands)
+        arguments, unknown = super().parse_known_args(words, namespace)
+        if unknown and not commands:  # reported here, by the command whose options they are not
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return arguments, unknown
+
+    def _check_options(self, words: Sequence[str], commands: dict[str, argparse.ArgumentParser]) -> None:
+        """Report an unknown option before what is missing: it may be the missing one, misspelt."""
+        known, is_value = self._option_string_actions, False
+        for word in words:
+            if word == "--" or (commands and not word.startswith("-") and not is_value):
+                return  # what follows a command is for its own parser
+            name, equals, _ = word.partition("=")
+            is_value = not equals and name in known and known[name].nargs != 0
+            if not name.startswith("-") or " " in name or name in known:
+                continue
+            if any(_takes(below, name) for below in commands.values()):
+                self.error(f"{name} is an option of a command: give it after the command")
+            if name.startswith("--"):
+                self.error(f"unrecognized option {name}{suggest(name, known)}")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
+            below = [parser for parser in action.choices.values() if value in commands_of(parser)]
+            deeper = dict.fromkeys(f"{parser.prog.split()[-1]} {value}" for parser in below)
+            hint = f": did you mean {' or '.join(deeper)}?" if deeper else suggest(value, action.choices)
+            self.error(f"there is no command {value!r}{hint}")
+        super()._check_value(action, value)
+
+
+def _takes(parser: argparse.ArgumentParser, name: str) -> bool:
+    """Return whether a command, or one below it, has an option."""
+    return name in parser._option_string_actions or any(_takes(each, name) for each in commands_of(parser).values())
+
+
+def suggest(given: str, known: Iterable[str]) -> str:
+    """Return a question for the known word that is most like the given one; '' if none is."""
+    from difflib import get_close_matches  # for an error only
+
+    found = get_close_matches(given, sorted(known), n=1)
+    return f": did you mean {found[0]}?" if found else ""
+
+
+def make_parser(name: str, description: str) -> CommandParser:
+    parser = CommandParser(prog=name, description=description)
+    parser.add_argument("--version", action="version", version=f"{name} {__version__}")
+    return parser
