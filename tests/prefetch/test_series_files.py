@@ -5,7 +5,7 @@ import io
 import random
 import re
 import tarfile
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -782,7 +782,7 @@ class Sessions:
         self.limit = 10**9
         self.asked: list[str] = []
         self.bulk: series_files.SeriesPrefetch
-        self._groups: dict[str, dict[str, list[FileRow]]] = {}
+        self._groups: dict[str, dict[Hashable, list[FileRow]]] = {}
 
     def has(self, version: object) -> bool:
         return False
@@ -812,7 +812,7 @@ class Sessions:
             }
         groups = self._groups[session]
         for row in groups[f"{session}{resource}"][:count]:
-            await self.bulk.opened(("experiments", session), groups, row, self.Directory(list(groups)))
+            await self.bulk.opened(("experiments", session), groups, row, self.Directory(list(map(str, groups))))
         await trio.testing.wait_all_tasks_blocked()
 
     @dataclass
