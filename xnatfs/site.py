@@ -39,7 +39,7 @@ from xnatfs.listings.server_listings import ServerListings
 from xnatfs.listings.store import ListingStore, open_store
 from xnatfs.listings.ttl_cache import Listing, MetadataCache
 from xnatfs.prefetch.series_files import SeriesPrefetch, open_series_prefetch
-from xnatfs.prefetch.session_listings import SessionListings
+from xnatfs.prefetch.session_listings import SessionListings, Walks
 from xnatfs.rest.client import Xnat, open_xnat
 from xnatfs.rest.models import Accession, Assessor, Experiment, FileRow, Item, Project, Resource, Scan, Subject
 from xnatfs.settings.config import Config, server_directory
@@ -116,7 +116,7 @@ class Site:
         self.listings = ServerListings(xnat, store, ttl, nursery)
         self.metadata = self.listings.cache
         self._nursery = nursery
-        self._walks: dict[str, SessionListings] = {}
+        self.walks = Walks(lambda project: SessionListings(project, xnat, self.metadata, ttl, self._begin_session))
         self._offline = False
         self.access = Access(content.drop, store, self.listings, nursery)
 
@@ -139,6 +139,7 @@ class Site:
         # What was learnt of single files is no listing's, and stays.
         self.metadata.forget_all(lambda key, _: not isinstance(key, ChangeKey | SizeKey))
         self.shown.forget_all(lambda *_: True)
+        self.walks.forget()
 
     async def _tidy(self) -> None:
         while True:
@@ -222,19 +223,14 @@ class Site:
     async def look_into(self, project: str, experiment: str) -> None:
         """Begin the listings of a session together; for a client that iterates over sessions, those of a batch."""
         try:
-            await self._walk(project).enter_session(experiment)
+            await self.walks.of(project).enter_session(experiment)
         except Unreachable:
             if not self._offline:
                 raise  # else the stored listings are served
 
     async def look_into_subject(self, project: str, subject: str) -> None:
         """Prefetch for a subject whose resources a client lists."""
-        await self._walk(project).enter_subject(subject)
-
-    def _walk(self, project: str) -> SessionListings:
-        if project not in self._walks:
-            self._walks[project] = SessionListings(project, self.xnat, self.metadata, self.ttl, self._begin_session)
-        return self._walks[project]
+        await self.walks.of(project).enter_subject(subject)
 
     def _begin_session(self, experiment: str, imaging: bool) -> None:
         for key in experiment_keys(experiment):

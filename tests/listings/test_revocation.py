@@ -5,13 +5,14 @@ import hashlib
 import os
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 import trio
+import trio.testing
 from trio.testing import MockClock
 
 from tests.support.demos import USER, Demo, serving
@@ -24,6 +25,9 @@ from tests.support.world import inline
 from xnatfs.content import Version, open_cache
 from xnatfs.fuse.attributes import Ownership
 from xnatfs.fuse.operations import Operations
+from xnatfs.listings.keys import ExperimentsKey
+from xnatfs.listings.revocation import Access
+from xnatfs.listings.store import ReadPlace
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 from xnatfs.site import Site, open_site
@@ -330,3 +334,73 @@ def test_a_mount_forgets_a_project_with_its_pages(demo, tmp_path):
         while (left := list(blobs.glob("*/blobs/??/*"))) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert left == []
+
+
+# -- what was read ---------------------------------------------------------------------------------------------------
+
+
+class Recorded:
+    """The store and the listings of an account, as `Access` uses them; an answer takes as long as a test wants."""
+
+    on_listed = on_refused = None
+
+    def __init__(self) -> None:
+        self.answer = trio.Event()
+        self.ids_now: list[str] = []
+        self.stored: dict[object, str] = {}
+        self.dropped: set[str] = set()
+
+    async def drop(self, folders: Collection[str]) -> None:
+        self.dropped.update(folders)
+
+    def note_read(self, place: ReadPlace, resources: str) -> None:
+        self.stored[place] = resources
+
+    async def has_session(self) -> bool:
+        await self.answer.wait()
+        return True
+
+    async def ids(self, key: object) -> list[str]:
+        return self.ids_now
+
+    def forget(self, key: object) -> None:
+        pass
+
+
+@asynccontextmanager
+async def recorded() -> AsyncIterator[tuple[Recorded, Access]]:
+    made = Recorded()
+    async with trio.open_nursery() as nursery:
+        yield made, Access(made.drop, made, made, nursery)  # type: ignore[arg-type]
+
+
+E1 = ("experiments", "E1")
+
+
+async def test_what_a_new_listing_has_in_place_of_another_resource_is_dropped_too(autojump_clock):
+    """Its files may be prefetched before one of them is opened."""
+    async with recorded() as (server, access):
+        access.note_read("P", E1, "1", ["1", "2"])
+        access.note_read("P", E1, "1", ["1", "3"])
+        server.answer.set()
+        access.on_listed(ExperimentsKey("P"), [])
+        await trio.testing.wait_all_tasks_blocked()
+        assert server.dropped == {"1", "2", "3"}
+
+
+@pytest.mark.parametrize("is_lost", [True, False])
+async def test_what_is_read_while_a_loss_is_confirmed_is_not_forgotten(autojump_clock, is_lost):
+    async with recorded() as (server, access):
+        access.note_read("P", E1, "1", ["1"])
+        access.on_listed(ExperimentsKey("P"), [])
+        await trio.testing.wait_all_tasks_blocked()
+        access.note_read("P", E1, "2", ["2"])
+        server.ids_now = [] if is_lost else ["E1"]
+        server.answer.set()
+        await trio.testing.wait_all_tasks_blocked()
+        if not is_lost:
+            assert server.dropped == set()
+            access.on_listed(ExperimentsKey("P"), [])
+            server.ids_now = []
+            await trio.testing.wait_all_tasks_blocked()
+        assert server.dropped == {"1", "2"}

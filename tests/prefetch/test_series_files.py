@@ -5,7 +5,9 @@ import io
 import random
 import re
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import httpx
 import pytest
@@ -15,9 +17,11 @@ import trio.testing
 from tests.support.content_fakes import until
 from tests.support.scripted import Scripted, opened, resource
 from xnatfs.common.errors import BadReply
+from xnatfs.common.tasks import background
 from xnatfs.listings.keys import ChildrenKey, FilesKey, FoldersKey
 from xnatfs.prefetch import read_pattern, series_files
 from xnatfs.prefetch.series_files import IDLE_READER_SECONDS
+from xnatfs.rest.models import FileRow
 from xnatfs.site import Site
 from xnatfs.tree import Root
 from xnatfs.tree.node import Dir, File, Node
@@ -732,3 +736,116 @@ async def test_a_new_listing_goes_on_with_the_same_tar(server, tmp_path, patient
             if number % 10 == 0:
                 forget_listing(site)
         assert data(server).count(f"GET {TAR}") == 1
+
+
+# -- several sessions, and members that do not belong there ------------------------------------------------------------
+
+
+async def test_a_tar_with_a_huge_member_that_is_not_listed_is_given_up(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(series_files, "MAX_MEMBER_BYTES", SIZE)
+    made = tars(server, lambda: Tar([("new.dcm", bytes(20 * SIZE)), *RIGHT]))
+    async with opened(server, tmp_path) as site:
+        for number in range(COUNT):
+            assert await read(site, number) == bytes_of(number)
+        assert len(made) == 1
+        assert made[0].closed
+        assert made[0].number == 1, "and not skipped, which may take hours"
+
+
+async def test_a_member_without_a_digest_is_as_old_as_its_tar(server, tmp_path):
+    """What changes on the server while the tar waits for its reader must count as changed later."""
+    rows = server.lists["experiments/X_E1/files"]
+    assert isinstance(rows, list)
+    for row in rows:
+        row["digest"] = ""
+    async with opened(server, tmp_path) as site:
+        times = iter(range(10_000, 20_000))
+        site.content.clock = lambda: float(next(times))
+        await read(site, 0)
+        await read(site, 1)
+        await read(site, 2)
+        await until(lambda: not site.bulk._tars)
+        stamps = set()
+        for number in range(3, 10):
+            file = await node(site, f"{SCAN}/{name(number)}")
+            assert isinstance(file, File)
+            blob = await file.open()
+            stamps.add(float(blob.stamp))
+            blob.close()
+        assert len(stamps) == 1
+
+
+class Sessions:
+    """A client whose tars bring nothing, and the sessions that are read with it: each has three resources."""
+
+    def __init__(self) -> None:
+        self.limit = 10**9
+        self.asked: list[str] = []
+        self.bulk: series_files.SeriesPrefetch
+        self._groups: dict[str, dict[Hashable, list[FileRow]]] = {}
+
+    def has(self, version: object) -> bool:
+        return False
+
+    async def kept(self, versions: object) -> set[object]:
+        return set()
+
+    def clock(self) -> float:
+        return 0.0
+
+    @asynccontextmanager
+    async def archive(self, item: tuple[str, ...], number: str) -> AsyncIterator[AsyncIterator[bytes]]:
+        self.asked.append(number)
+        yield self._nothing()
+
+    async def _nothing(self) -> AsyncIterator[bytes]:
+        await trio.sleep_forever()
+        yield b""
+
+    async def open(self, session: str, resource: int, count: int = 1) -> None:
+        """Open the first files of a resource, one after the other."""
+        if session not in self._groups:
+            numbers = [f"{session}{place}" for place in range(3)]
+            self._groups[session] = {
+                number: [FileRow(number, name(place), SIZE, "", "", "", place) for place in range(10)]
+                for number in numbers
+            }
+        groups = self._groups[session]
+        for row in groups[f"{session}{resource}"][:count]:
+            await self.bulk.opened(("experiments", session), groups, row, self.Directory(list(map(str, groups))))
+        await trio.testing.wait_all_tasks_blocked()
+
+    @dataclass
+    class Directory:
+        numbers: list[str]
+
+        def reading_order(self) -> list[tuple[str, str]]:
+            return [(number, "DICOM") for number in self.numbers]
+
+
+@asynccontextmanager
+async def sessions(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Sessions]:
+    monkeypatch.setattr(series_files, "MEMBER_WAIT_SECONDS", 0.01)
+    made = Sessions()
+    async with background() as nursery:
+        made.bulk = series_files.SeriesPrefetch(made, made, nursery)  # type: ignore[arg-type]
+        yield made
+
+
+async def test_a_reader_of_another_session_ends_no_tars(monkeypatch, autojump_clock):
+    async with sessions(monkeypatch) as several:
+        await several.open("A", 0, 5)
+        assert sorted(several.asked) == ["A0", "A1"]
+        await several.open("B", 0)
+        await several.open("B", 2)  # not the one that was expected
+        assert several.bulk.counters() == {"tars": 2}
+        assert len(several.asked) == 2
+
+
+async def test_a_session_that_is_forgotten_begins_no_tars_anew(monkeypatch, autojump_clock):
+    monkeypatch.setattr(series_files, "MAX_SESSIONS", 1)
+    async with sessions(monkeypatch) as several:
+        await several.open("A", 0, 5)
+        await several.open("B", 0)
+        assert several.bulk.counters() == {"tars": 0}
+        assert sorted(several.asked) == ["A0", "A1"]

@@ -437,7 +437,7 @@ async def test_a_list_that_fails_takes_back_nothing(tmp_path, patient_clock):
     demo = served(archive)
     async with opened(demo, tmp_path) as site:
         first = await entries(await find(site, "projects/P"))
-        walk = site._walks["P"]
+        walk = site.walks.of("P")
         fault(demo, lambda request: Reply(500, b"", "text/plain") if request.path.endswith("/experiments") else None)
         demo.requests.clear()
         walk._scans.fetched = -float("inf")

@@ -207,3 +207,40 @@ def test_an_edited_file_is_kept_while_its_tar_comes(site):
     site.app.faults.clear()
     site.ctl(*DOWNLOAD)
     assert files(site.home / "data" / SESSION) == truth(site)
+
+
+def test_a_file_that_another_scan_has_got_meanwhile_is_not_taken_for_a_listed_one(tmp_path, release):
+    """It has the name and the length of one of the next scan, is not listed, and comes first."""
+    home = tmp_path / "home"
+    home.mkdir()
+    with shell(home, digests=False, release=release) as site:
+        fill(site)
+        first, second, _ = (scan.resources[0] for scan in site.session().scans[:3])
+        site.app.archive.file(second, "late.dcm", b"listed" * 100)
+        before = truth(site)
+
+        def added(request: Request) -> Reply | None:
+            if request.query.get("format") == "tar" and not any(each.path == "late.dcm" for each in first.entries):
+                site.app.archive.file(first, "late.dcm", b"absent" * 100)
+            return None
+
+        site.app.faults.append(added)
+        site.ctl(*DOWNLOAD)
+        assert files(home / "data" / SESSION) == before
+
+
+def test_a_file_of_a_scan_is_not_taken_for_one_of_the_session(tmp_path, release):
+    """Names, label and lengths are equal, and old releases do not name the scan in the members of an archive."""
+    home = tmp_path / "home"
+    home.mkdir()
+    with shell(home, digests=False, release=release) as site:
+        own = site.app.archive.resource(site.session().resources, "SAME", "NIFTI", "RAW")
+        of_scan = site.app.archive.resource(site.session().scans[0].resources, "SAME", "NIFTI", "RAW")
+        for index in range(COUNT):
+            site.app.archive.file(own, f"{index}.nii", b"own" * 1000)
+            site.app.archive.file(of_scan, f"{index}.nii", b"of " * 1000)
+        site.ctl(*DOWNLOAD, "--session-resources")
+        owned = {f"resources/SAME/files/{each.path}": content(each) for each in own.entries}
+        found = files(home / "data" / SESSION)
+        assert {name: data for name, data in found.items() if "SAME" in name and "scans" not in name} == owned
+        assert {name: data for name, data in found.items() if name.startswith("scans/")} == truth(site)

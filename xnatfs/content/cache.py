@@ -147,16 +147,21 @@ class ContentCache:
             raise
         return blob
 
-    async def put(self, version: Version, data: bytes) -> None:
+    async def put(self, version: Version, data: bytes, checked: float | None = None) -> None:
         """Add a complete file that the caller has fetched and verified.
 
         The next open finds it at once; it is written to the directory a little later. Wait while too many bytes are
         unwritten. Do nothing for a file that is open, being fetched or waiting to be written.
+
+        Args:
+            version: The version of the file.
+            data: All of its bytes.
+            checked: When the server was asked for them, by `clock`; None for now.
         """
         ident = identity(version)
         if self._files.is_closed or version.folder in self._dropped or self._joinable(ident, version) is not None:
             return
-        entry = self._add(ident, version, self.clock())
+        entry = self._add(ident, version, self.clock() if checked is None else checked)
         entry.row = self._row(entry, len(data), "")
         entry.blob.stamp = version.stamp(entry.row.stamp)
         entry.blob.hold(data)

@@ -161,15 +161,18 @@ class Access:
             listed: The numbers of all resources of the item that have files.
         """
         place = (project, item[:2])
-        known = self._read.get(place, "").split()
-        if resource not in known or len(listed) > len(known):
-            self._read[place] = " ".join({*known, resource, *map(str, listed)})
+        known = set(self._read.get(place, "").split())
+        if not known.issuperset((resource, *map(str, listed))):
+            self._add(place, (resource, *map(str, listed)))
             self._store.note_read(place, self._read[place])
+
+    def _add(self, place: ReadPlace, resources: Iterable[str]) -> None:
+        self._read[place] = " ".join({*self._read.get(place, "").split(), *resources})
 
     async def recall(self) -> None:
         """Take note of what earlier mounts and commands have read."""
         for place, resources in (await self._store.reads()).items():
-            self._read[place] = " ".join({*self._read.get(place, "").split(), *resources.split()})
+            self._add(place, resources.split())
         if self._projects is not None:
             self._lose(ProjectsKey(), self._projects)
 
@@ -195,11 +198,14 @@ class Access:
         try:
             sure = await self._sure(key, lost)
         finally:
-            self._read |= {place: resources for place, resources in lost.items() if place not in sure}
+            for place in lost.keys() - sure:
+                self._add(place, lost[place].split())
         if sure:
-            await self._drop({number for place in sure for number in lost[place].split()})
+            # With what was read meanwhile, of which the listing before was served.
+            gone = [*(lost[place] for place in sure), *(self._read.pop(place, "") for place in sure)]
+            await self._drop({number for resources in gone for number in resources.split()})
         for place in sure:
-            self._store.note_read(place, "")
+            self._store.note_read(place, self._read.get(place, ""))
             log.info("dropped all cached files of %s: it is absent from %s", "/".join(place[1]), key)
             for each in item_keys(place[1]):  # its project's lists are requested anew, or refused
                 self.listings.forget(each)

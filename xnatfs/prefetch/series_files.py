@@ -20,10 +20,17 @@ from typing import Protocol
 
 import trio
 
-from xnatfs.common.errors import XnatError
+from xnatfs.common.errors import BadReply, XnatError
 from xnatfs.common.tasks import background
 from xnatfs.content import ContentCache, Version
-from xnatfs.prefetch.read_pattern import MIN_FILES_LEFT, NEXT_BEGUN_AT, Groups, Series, SessionReads
+from xnatfs.prefetch.read_pattern import (
+    MAX_MEMBER_BYTES,
+    MIN_FILES_LEFT,
+    NEXT_BEGUN_AT,
+    Groups,
+    Series,
+    SessionReads,
+)
 from xnatfs.prefetch.tar_names import TarNames
 from xnatfs.prefetch.tar_stream import Member, members
 from xnatfs.rest.client import Xnat
@@ -72,6 +79,7 @@ class _Tar:
         self.is_late = False  # it has brought nothing while a reader has waited for long
         self.members = 0
         self.left = series.size  # bytes of the files whose members have not passed
+        self.requested_at = 0.0  # by the clock of the cache
         self.waits: dict[str, trio.Event] = {}
 
     async def wait(self, path: str) -> None:
@@ -139,8 +147,8 @@ class SeriesPrefetch:
         elif row.path in series.opened and series.is_complete:
             series.begin_anew()  # read once, evicted since, and read again
         if not session.open(series, row):
-            for other in [other for other in self._tars if other.label == series.label and not other.opened]:
-                self._tars[other].scope.cancel()  # the resources that were begun early are not those that are read next
+            # The resources that were begun early are not those that are read next.
+            self._stop([each for each in session.series.values() if each.label == series.label and not each.opened])
         if session.is_read and len(series.rows) - len(series.opened) >= MIN_FILES_LEFT - 1:
             self._begin(session, series)
         self._begin_following(session)
@@ -211,7 +219,8 @@ class SeriesPrefetch:
             del self._tars[series]
             series.is_early = series.is_early and (series.is_complete or bool(series.opened))
             tar.stop_waits()
-        self._begin_following(session)
+        if self._sessions.get(session.item) is session:
+            self._begin_following(session)
 
     async def _stream(self, session: SessionReads, tar: _Tar) -> bool:
         """Read the tar, member by member, and return whether nothing is left of it. Raises what the client raises."""
@@ -219,10 +228,13 @@ class SeriesPrefetch:
         kept = await self._content.kept([version(row) for row in series.rows])
         if len(series.rows) - len(kept) < MIN_FILES_LEFT - 1:
             return True
+        tar.requested_at = self._content.clock()
         async with self._xnat.archive(session.item, series.resource) as chunks:
             names = await TarNames.of([(series.label or series.resource, series.rows)])
             async with aclosing(members(chunks)) as archive:
                 async for member in archive:
+                    if member.size > MAX_MEMBER_BYTES:  # to skip it may take hours, and the listing will have it, too
+                        raise BadReply(f"it has a file of {member.size} bytes, which is not listed")
                     tar.is_late, tar.members, tar.left = False, tar.members + 1, tar.left - member.size
                     await self._receive(session, tar, member, [row for _, row in names.find(member)], kept)
                     if session.room(series) <= 0 and not await self._pause(session, tar):
@@ -249,7 +261,7 @@ class SeriesPrefetch:
                     self.stats.used += len(data)
                 series.receive(row)
                 tar.wake(row.path)  # a task that this wakes runs later than the first step of `put`
-                await self._content.put(version(row), data)
+                await self._content.put(version(row), data, tar.requested_at)
                 return
             log.info("%s is damaged in the tar of its resource", wanted[0].path)
         if len(rows) == 1 or not fit:

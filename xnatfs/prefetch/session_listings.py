@@ -89,11 +89,16 @@ class SessionListings:
         self._under_way: dict[str, trio.Event] = {}
         self._batch, self._batch_begun = 1, -float("inf")
         self._lists_several = False  # the server has listed the files of several sessions at once
+        self._is_ended = False
         self._scans = CheckedList("scans of a project", ttl, self._fetch_scans, self._fetch_own_scans, is_whole=True)
         self._assessors = CheckedList("assessors of sessions", ttl, self._fetch_assessors, self._fetch_own_assessors)
         self._labels = CheckedList(
             "subjects' resources", ttl, self._fetch_labels, self._fetch_own_labels, is_whole=True
         )
+
+    def end(self) -> None:
+        """Cache nothing more: what is on its way was requested before listings were dropped as outdated."""
+        self._is_ended = True
 
     async def enter_session(self, accession: str) -> None:
         """Prefetch for a session that a client opens; its listings are cached on return, or being requested singly."""
@@ -236,7 +241,7 @@ class SessionListings:
 
     def _give(self, key: ListKey, made: Expiring) -> None:
         """Put a listing into the cache, unless there is one: that is as good, or better."""
-        if self._metadata.peek(key) is None:
+        if self._metadata.peek(key) is None and not self._is_ended:
             self._metadata.put(key, made)
 
     def _pieced(self, rows: Sequence[R], group: Callable[[R], Hashable], started: float) -> Listing[R]:
@@ -290,6 +295,26 @@ class SessionListings:
         item = ("subjects", accession)
         rows = await self._own(ResourcesKey(item, False), lambda: self._xnat.resources(item), lambda row: row.group)
         return {row.label for row in rows}
+
+
+class Walks:
+    """The prefetch of the listings of each project."""
+
+    def __init__(self, make: Callable[[str], SessionListings]) -> None:
+        self._make = make
+        self._found: dict[str, SessionListings] = {}
+
+    def of(self, project: str) -> SessionListings:
+        """Return that of one project."""
+        if project not in self._found:
+            self._found[project] = self._make(project)
+        return self._found[project]
+
+    def forget(self) -> None:
+        """Drop the lists of whole projects, of which listings of sessions would be made that are as old."""
+        for walk in self._found.values():
+            walk.end()
+        self._found.clear()
 
 
 def _given(accession: str) -> list[str]:

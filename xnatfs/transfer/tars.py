@@ -2,13 +2,15 @@
 
 A request costs a round trip, and a session has thousands of files. So the missing files of several resources come in
 one tar, several tars in parallel. The event loop only finds the members; threads write and hash them. A member is
-accepted if it can be one missing file only, and has its length and digest. What a tar does not bring (it breaks off,
+accepted if it can be one missing file only, and has its length and digest; without a digest, its name must state the
+part of the session that has the file, or the tar be of one resource. What a tar does not bring (it breaks off,
 lacks a member, has a damaged one, or the server makes none) is returned to the caller, to be fetched otherwise.
 """
 
 import hashlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -69,11 +71,11 @@ class _TarResource:
         beside = total - size if total is not None else (len(catalogue) - count) * size // count
         return beside <= count * REQUEST_BYTES
 
-    def has_part(self, name: str) -> bool:
-        """Return whether the name of a member says that it is of the scan, or other part, of this resource."""
-        part = name.partition("/resources/")[0]
+    @property
+    def part(self) -> str:
+        """Return the scan, or other part, of the session that has the resource; '' for the session itself."""
         category, cat_id = self.directory.place.group
-        return "/" not in part if category == "resources" else f"/{category}/{cat_id}/" in f"{part}/"
+        return "" if category == "resources" else f"{category}/{cat_id}"
 
 
 class _Incoming:
@@ -134,11 +136,12 @@ def _groups(missing: Iterable[Missing], together: bool) -> Iterator[tuple[Item, 
         listed = each.wanted.file.files
         resource = found.setdefault(listed.catalogue.resource_id, _TarResource(listed.resource_dir, listed))
         resource.files[each.wanted.path] = each
-    by_item: dict[Item, list[_TarResource]] = {}
+    # The session's own resources have tars of their own: old servers do not write the part into the names of members.
+    by_item: dict[tuple[Item, bool], list[_TarResource]] = {}
     for resource in found.values():
         if resource.is_for_tar():
-            by_item.setdefault(resource.directory.address.archived_at, []).append(resource)
-    for item, resources in by_item.items():
+            by_item.setdefault((resource.directory.address.archived_at, not resource.part), []).append(resource)
+    for (item, _), resources in by_item.items():
         for group in _cut(resources) if together else ([each] for each in resources):
             yield item, group
 
@@ -167,6 +170,7 @@ class _TarTransfer:
         self._item = item
         self._resources = resources
         self._copying = copying
+        self._places = Counter((each.part, each.label) for each in resources)
         self._begun: set[int] = set()  # files of which a member has been accepted
         self._open: set[_Incoming] = set()
         self._batch: Pieces = []
@@ -204,12 +208,16 @@ class _TarTransfer:
 
     async def _take(self, member: Member, names: TarNames, sending: trio.MemorySendChannel[Pieces]) -> None:
         found = [(self._resources[number], row.path) for number, row in names.find(member)]
-        if len(found) > 1:
-            found = [each for each in found if each[0].has_part(member.name)] or found
+        part = _part_of(member.name)
+        stated = [each for each in found if each[0].part == part]
+        found = stated or found
         files = [resource.files[path] for resource, path in found if path in resource.files]
         files = [each for each in files if each.wanted.file.measured_size == member.size]
         data = None
-        if len(found) > 1:  # nothing but the digest tells which file it is
+        if len(found) == 1:  # else it may be a file of another resource that is not listed
+            is_certain = len(self._resources) == 1 or (stated and self._places[part, found[0][0].label] == 1)
+            files = [each for each in files if is_certain or each.wanted.digest]
+        elif found:  # nothing but the digest tells which file it is
             if not all(each.wanted.digest for each in files) or member.size > LARGEST_MEAN_BYTES:
                 return
             data = await member.rest()
@@ -262,3 +270,8 @@ class _TarTransfer:
             return
         self.came.append(missing)
         self._copying.arrive(Arrived(missing, draft, "" if digest else self._stamp))
+
+
+def _part_of(name: str) -> str:
+    """Return the scan, or other part, that the name of a member states; '' where it states none."""
+    return "/".join(name.partition("/resources/")[0].split("/")[1:3])

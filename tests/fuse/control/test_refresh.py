@@ -196,3 +196,19 @@ def test_a_server_that_is_away_takes_nothing_away(tmp_path):
             done = world.xnatfs("refresh", mount.path / SESSION_DIR, status=4)
             assert len(done.stderr.splitlines()) == 1
             assert "1.0.dcm" in world.names(DICOM)
+
+
+def test_what_came_with_a_list_of_the_whole_project_is_requested_anew(world):
+    """A program that iterates over sessions had their scans from one list, and the next one would have them, too."""
+    names = [f"B{number:02}" for number in range(12)]
+    sessions = [world.archive.experiment(world.subject(), name) for name in names]
+    for session in sessions:
+        scan = world.archive.scan(session, "1", "T1")
+        world.archive.file(world.archive.resource(scan.resources, "DICOM", "DICOM", "RAW"), "a.dcm", b"content")
+    world.refresh("projects/MYPROJECT")
+    for name in names:
+        assert world.names(f"{SUBJECT_DIR}/{name}/scans") == {"1"}
+    for session in sessions:
+        world.archive.scan(session, "2", "without files")
+    world.refresh("projects/MYPROJECT")
+    assert {name: world.names(f"{SUBJECT_DIR}/{name}/scans") for name in names} == dict.fromkeys(names, {"1", "2"})
