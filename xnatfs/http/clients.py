@@ -17,6 +17,7 @@ from xnatfs.common.errors import ConfigError
 from xnatfs.common.tls import tls_context
 from xnatfs.download_worker.pool import open_pool, tcp_user_timeout
 from xnatfs.http.failures import refuse_proxy_login
+from xnatfs.http.tls_records import RecordsBackend
 from xnatfs.settings.config import Config, is_loopback
 
 # In seconds. A firewalled host does not answer at all; ten seconds distinguish it from a slow one.
@@ -88,6 +89,7 @@ def _client_factory(
         direct = None  # httpx uses proxies only if it makes its own transport
         if not is_proxied:
             direct = httpx.AsyncHTTPTransport(verify=tls, limits=limits, socket_options=options)
+            direct._pool._network_backend = RecordsBackend()  # httpx has no parameter for it
         return httpx.AsyncClient(
             base_url=config.url,
             headers={"User-Agent": f"xnatfs/{__version__}", "Accept": "*/*", "Accept-Encoding": "identity"},
