@@ -131,7 +131,7 @@ async def test_what_was_read_and_written_leaves_the_memory(tmp_path):
     """Release all but a little of it, and that little after a while."""
     async with open_cache(tmp_path, LIMIT) as cache:
         for number in range(100):
-            data = random.Random(number).randbytes(100_000)
+            data = random.Random(number).randbytes(MAX_RETAINED_BYTES // 80)
             await cache.put(version(data, str(number)), data)
             assert await read_all(cache, version(data, str(number)), nowhere()) == data
         await written(cache)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xnatfs.common.errors import BadReply
-from xnatfs.prefetch.tar_stream import members
+from xnatfs.prefetch.tar_stream import MAX_PADDING_BYTES, members
 
 
 def archive(files: dict[str, bytes], form: int = tarfile.PAX_FORMAT) -> bytes:
@@ -54,6 +54,16 @@ async def test_what_is_not_read_is_skipped():
     raw = archive({"a": b"1" * 3000, "b": b"2"})
     async with aclosing(pieces(raw, 100)) as chunks, aclosing(members(chunks)) as archived:
         assert [member.name async for member in archived] == ["a", "b"]
+
+
+async def test_a_reply_is_read_to_its_end():
+    """Read the padding, or httpx closes the connection; but not for ever."""
+    raw = archive({"a": b"1" * 3000})
+    for padding, is_read in ((0, True), (100_000, True), (MAX_PADDING_BYTES + 10_000, False)):
+        async with aclosing(pieces(raw + bytes(padding), 100)) as chunks:
+            async with aclosing(members(chunks)) as archived:
+                assert [member.name async for member in archived] == ["a"]
+            assert (await anext(chunks, None) is None) == is_read
 
 
 async def test_an_archive_cut_anywhere_is_an_error():

@@ -95,7 +95,8 @@ class OpenFiles:
             self.idle.remove(entry)
         if (part := entry.release()) is not None:
             self._nursery.start_soon(self._store.discard, part)
-        if not self._is_trimming and self._store.total() > self._store.limit:  # open files may have exceeded it
+        # Open files may have exceeded the limit; those in memory hold none in the directory.
+        if entry.blob.memory is None and not self._is_trimming and self._store.total() > self._store.limit:
             self._is_trimming = True
             self._nursery.start_soon(self._trim)
 

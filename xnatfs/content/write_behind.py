@@ -24,8 +24,9 @@ BATCH_FILES = 64
 GATHER_SECONDS = 0.05
 # Bytes that may wait: the amount that arrives at 1 Gbit/s while a batch is gathered.
 MAX_UNWRITTEN_BYTES = 8 * 2**20
-# Written bytes that stay in memory: readers are a few files behind the tar, and open each file several times.
-MAX_RETAINED_BYTES = 4 * 2**20
+# Written bytes that stay in memory: readers are up to three tars of a usual series behind the network. From the
+# directory, a file costs them two look-ups in the index, five calls of the kernel and a READ more.
+MAX_RETAINED_BYTES = 32 * 2**20
 
 
 class WriteBehind:

@@ -8,7 +8,6 @@ compared with listed names. A sparse file is skipped as well, because its data i
 
 import tarfile
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
 
 from xnatfs.common.errors import BadReply
 from xnatfs.common.sanitize import MAX_SIZE_DIGITS, size
@@ -17,6 +16,8 @@ BLOCK = tarfile.BLOCKSIZE
 NAME = tarfile.LENGTH_NAME
 # Bytes of all headers before one file: a path of 4 KiB, the longest on Linux, with room for the other PAX records.
 LONGEST_HEADER = 64 * 1024
+# Bytes after the last member: programs pad a tar to a multiple of 10 KiB, some to one of a megabyte.
+MAX_PADDING_BYTES = 2**20
 PAX, GLOBAL, LONG_NAME = tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME
 
 
@@ -49,6 +50,12 @@ class _Stream:
             length -= len(parts[-1])
         return b"".join(parts)
 
+    async def drain(self) -> None:
+        """Read the padding after the last member: a reply that was read to its end leaves its connection open."""
+        left = MAX_PADDING_BYTES
+        while left > 0 and (chunk := await anext(self._chunks, None)) is not None:
+            left -= len(chunk)
+
 
 class Member:
     """A file of the archive, with its size in bytes. Those that are not read are skipped before the next member."""
@@ -72,9 +79,8 @@ class Member:
         return await self._stream.exactly(left)
 
     async def skip(self) -> None:
-        async with aclosing(self.chunks()) as rest:
-            async for _ in rest:
-                pass
+        while self._left:
+            self._left -= len(await self._stream.some(self._left))
         await self._stream.exactly(-self.size % BLOCK)
 
 
@@ -86,6 +92,7 @@ async def members(chunks: AsyncIterator[bytes]) -> AsyncGenerator[Member]:
     while True:
         block = await stream.exactly(BLOCK)
         if not any(block):
+            await stream.drain()
             return
         try:
             info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")

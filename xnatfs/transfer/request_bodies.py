@@ -7,10 +7,10 @@ import contextlib
 import hashlib
 import tarfile
 import zipfile
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import trio
 
@@ -20,13 +20,18 @@ from xnatfs.transfer.copying import NoProgress, Progress
 BLOCK = tarfile.BLOCKSIZE
 # The end of a tar: two empty blocks.
 END = bytes(2 * BLOCK)
-# Bytes read in one call of a thread: a call costs 0.1 ms, and more than this is a long pause on a fast line.
+# Bytes made in one call of a thread: a call costs 0.1 ms, and more than this is a long pause on a fast line.
 PIECE = 2**20
 
 # The level of a zip. On images with noise, level 1 makes 68 % of them at 64 MB/s, level 6 makes 67 % at 28 MB/s.
 COMPRESSION = 1
 
-Pieces = Callable[[], AsyncGenerator[bytes]]
+
+class Piece(NamedTuple):
+    """Bytes of a body, and how many bytes of files were read for them."""
+
+    data: bytes
+    read: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +47,7 @@ class Part:
 class Sending:
     """A body, its headers, and the MD5 sums of its parts by name, which are known once it was sent."""
 
-    pieces: Pieces
+    pieces: Callable[[], AsyncGenerator[bytes]]
     headers: dict[str, str]
     digests: dict[str, str]
 
@@ -50,17 +55,16 @@ class Sending:
 def as_tar(parts: Sequence[Part], progress: Progress) -> Sending:
     digests: dict[str, str] = {}
 
-    async def pieces() -> AsyncGenerator[bytes]:
+    def pieces() -> Generator[Piece]:
         for part in parts:
-            yield _header(part)
-            async with aclosing(_read(part, digests, progress)) as content:
-                async for piece in content:
-                    yield piece
-            yield bytes(-part.size % BLOCK)
-        yield END
+            yield Piece(_header(part))
+            yield from _read(part, digests)
+            yield Piece(bytes(-part.size % BLOCK))
+        yield Piece(END)
 
     length = sum(len(_header(part)) + part.size + -part.size % BLOCK for part in parts) + len(END)
-    return Sending(pieces, {"Content-Type": "application/x-tar", "Content-Length": str(length)}, digests)
+    headers = {"Content-Type": "application/x-tar", "Content-Length": str(length)}
+    return Sending(lambda: _in_threads(pieces(), progress), headers, digests)
 
 
 def _header(part: Part) -> bytes:
@@ -74,24 +78,21 @@ def as_zip(parts: Sequence[Part], progress: Progress) -> Sending:
     """Build a deflated zip, whose length is not known in advance; XNAT accepts a zip without it."""
     digests: dict[str, str] = {}
 
-    async def pieces() -> AsyncGenerator[bytes]:
+    def pieces() -> Generator[Piece]:
         sink = _Sink()
         archive = zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED, compresslevel=COMPRESSION)  # type: ignore[call-overload]
         for part in parts:
             info = zipfile.ZipInfo(part.name)
             info.compress_type = zipfile.ZIP_DEFLATED
             setattr(info, "_compresslevel", COMPRESSION)  # noqa: B010  an info of one's own does not inherit it
-            member = archive.open(info, "w", force_zip64=part.size >= 2**31)
-            async with aclosing(_read(part, digests, progress)) as content:
-                async for piece in content:
-                    await trio.to_thread.run_sync(member.write, piece)
-                    if made := sink.take():
-                        yield made
-            member.close()
+            with archive.open(info, "w", force_zip64=part.size >= 2**31) as member:
+                for piece in _read(part, digests):
+                    member.write(piece.data)
+                    yield Piece(sink.take(), piece.read)
         archive.close()
-        yield sink.take()
+        yield Piece(sink.take())
 
-    return Sending(pieces, {"Content-Type": "application/zip"}, digests)
+    return Sending(lambda: _in_threads(pieces(), progress), {"Content-Type": "application/zip"}, digests)
 
 
 async def with_length(parts: Sequence[Part], progress: Progress) -> Sending:
@@ -125,30 +126,37 @@ class _Sink:
 def as_file(part: Part, content_type: str, progress: Progress) -> Sending:
     digests: dict[str, str] = {}
 
-    async def pieces() -> AsyncGenerator[bytes]:
-        async with aclosing(_read(part, digests, progress)) as content:
-            async for piece in content:
-                yield piece
-
-    return Sending(pieces, {"Content-Type": content_type, "Content-Length": str(part.size)}, digests)
+    headers = {"Content-Type": content_type, "Content-Length": str(part.size)}
+    return Sending(lambda: _in_threads(_read(part, digests), progress), headers, digests)
 
 
-async def _read(part: Part, digests: dict[str, str], progress: Progress) -> AsyncGenerator[bytes]:
+async def _in_threads(pieces: Generator[Piece], progress: Progress) -> AsyncGenerator[bytes]:
+    """Yield the pieces of a body, made in threads, about PIECE bytes at a time."""
+
+    def make() -> Piece:
+        made: list[bytes] = []
+        size = read = 0
+        for piece in pieces:
+            made.append(piece.data)
+            size, read = size + len(piece.data), read + piece.read
+            if size >= PIECE:
+                break
+        return Piece(b"".join(made), read)
+
+    with contextlib.closing(pieces):
+        while (piece := await trio.to_thread.run_sync(make)).data:
+            progress.advance(piece.read)
+            yield piece.data
+
+
+def _read(part: Part, digests: dict[str, str]) -> Generator[Piece]:
     """Yield the bytes of a file, exactly as many as its stated size. Raises XnatError if it has more or fewer."""
     digest, left = hashlib.md5(usedforsecurity=False), part.size
-
-    def take(file: BinaryIO) -> bytes:
-        piece = file.read(min(PIECE, left + 1))
-        digest.update(piece)
-        return piece
-
     with _opened(part) as file:
-        while piece := await trio.to_thread.run_sync(take, file):
-            left -= len(piece)
-            if left < 0:
-                break
-            progress.advance(len(piece))
-            yield piece
+        while left >= 0 and (data := file.read(min(PIECE, left + 1))):
+            digest.update(data)
+            left -= len(data)
+            yield Piece(data if left >= 0 else b"", len(data))
     if left:
         raise XnatError(f"{part.name} changed while it was sent")
     digests[part.name] = digest.hexdigest()
