@@ -130,7 +130,7 @@ async def _begin(context: Context, xnat: Xnat, target: "Target", journal: "Journ
     studies, is_exact = {image.study for image in found.images}, _overwrite(context) == "none"
     resumes = context.arguments.resume and journal.take_up()
     if resumes and await session.take_up(xnat, target, journal, studies, exact=is_exact):
-        context.note(f"Taking up an upload that ended with {journal.count(DONE)} of {len(found.images)} files")
+        context.note(f"Resuming an upload that ended with {journal.count(DONE)} of {len(found.images)} files")
     elif is_exact:
         await session.check_free(xnat, target)
         journal.before = {}
