@@ -1,4 +1,4 @@
-"""python -m xnatfs.demo: the server alone. Prints its URL, and serves until it is told to end."""
+"""python -m xnatfs.demo: the server alone. Prints its URL, and serves until it is terminated."""
 
 import argparse
 import json
