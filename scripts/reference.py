@@ -26,7 +26,7 @@ PROFILE = {
     "verify_ssl": "`false` accepts any certificate",
     "ca_bundle": "a file of certificate authorities, instead of the system's",
     "default_project": "the project of commands without `-P`",
-    "timeout": "seconds that `xnatctl` waits for the next byte of a reply (default: 21600)",
+    "timeout": "seconds without progress after which a request of `xnatctl` fails (default: 21600)",
     "workers": "the number of parallel transfers",
     "overwrite": "the default of `--overwrite` of `xnatctl session upload`: `none`, `append` or `delete`",
     "archive_mode": "how `xnatctl session upload` packs files",

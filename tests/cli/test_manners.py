@@ -485,7 +485,7 @@ def test_an_interrupted_upload_names_what_is_there_and_how_to_go_on(fresh, folde
     assert found, said
     assert 0 < int(found[1]) < 20
     done = pasted(fresh, found[2])
-    assert "Taking up an upload" in done.stderr
+    assert "Resuming an upload" in done.stderr
     (session,) = [waiting.session for waiting in fresh.app.writing.prearchive.sessions]
     assert sum(len(resource.entries) for scan in session.scans for resource in scan.resources) == 20
 

@@ -133,7 +133,7 @@ def test_a_folder_where_a_file_is_to_be_fails_alone(fresh):
     path.unlink()
     path.mkdir()
     done = fresh.ctl(*DOWNLOAD, status=8)
-    assert f"{path.relative_to(fresh.home)}: is there already, and is not a regular file" in done.err
+    assert f"{path.relative_to(fresh.home)}: exists already, and is not a regular file" in done.err
     path.rmdir()
     fresh.ctl(*DOWNLOAD)
     assert files(fresh.home / "data") == whole

@@ -515,7 +515,7 @@ def test_files_of_ours_that_make_no_sense_are_none(tmp_path, cells, data):
     journal = Journal(("https://x", str(tmp_path)), [], 10)
     journal.path = tmp_path / "journal"
     journal.path.write_bytes(raw)
-    journal.take_up()
+    journal.resume()
     for kind in (Project, Experiment, Scan):
         with suppress(TypeError):
             stored._row(kind, cells)

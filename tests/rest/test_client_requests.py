@@ -490,7 +490,7 @@ async def test_a_client_tells_what_is_under_way():
     server = Server(always(lambda: httpx.Response(200, stream=Pieces(b"x" * 2500))))
     async with connected(server) as xnat:
         assert xnat.counters() == {"requests": 0, "logins": 0, "downloads": 0, "heads": 0}
-        async with xnat.zip("E", None), xnat._heads:
+        async with xnat.zip("E", None), xnat._head_slots:
             assert xnat.counters() == {"requests": 1, "logins": 1, "downloads": 1, "heads": 1}
         assert xnat.counters() == {"requests": 1, "logins": 1, "downloads": 0, "heads": 0}
 
@@ -733,7 +733,7 @@ async def test_archives_arrive_in_pieces_and_are_closed(begin, path):
         async with begin(xnat) as chunks:
             assert [len(chunk) async for chunk in chunks] == [1000, 1000, 500]
         assert Closing.closed
-        assert xnat._downloads.borrowed_tokens == 0
+        assert xnat._download_slots.borrowed_tokens == 0
     assert asked(server) == [f"GET /site/data/experiments/{path}"]
 
 
@@ -751,7 +751,7 @@ async def test_a_page_is_no_content(begin):
         with pytest.raises(BadReply, match="web page"):
             async with begin(xnat):
                 pass
-        assert xnat._downloads.borrowed_tokens == 0
+        assert xnat._download_slots.borrowed_tokens == 0
 
 
 @pytest.mark.parametrize(

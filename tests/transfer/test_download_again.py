@@ -455,7 +455,7 @@ def test_an_archive_that_is_there_is_not_replaced(fresh):
     asked = fresh.asked("scan", "download", "-E", SESSION, "-s", "2", "--zip", "--out", "data", status=1)
     assert not any(line.endswith("/files") for line in asked)
     assert path.read_bytes() == before
-    assert f"data/{SESSION}/scans.zip is there already" in fresh.ctl(*ZIP, status=1).err
+    assert f"data/{SESSION}/scans.zip exists already" in fresh.ctl(*ZIP, status=1).err
     fresh.ctl("scan", "download", "-E", SESSION, "-s", "2", "--zip", "--out", "data", "--force")
     assert path.read_bytes() != before
 

@@ -18,7 +18,16 @@ from xnatfs.common.private_files import write_private
 from xnatfs.common.urls import is_same_server
 from xnatfs.fuse.control.protocol import LOG_LEVELS
 from xnatfs.fuse.mountinfo import file_system
-from xnatfs.settings.config import Config, Profile, cache_home, find_profile, normalised_url, select_profile
+from xnatfs.settings.config import (
+    MOUNT_TIMEOUT_SECONDS,
+    TTL_SECONDS,
+    Config,
+    Profile,
+    cache_home,
+    find_profile,
+    normalised_url,
+    select_profile,
+)
 
 # An ID has 32 bits. With all of them set it is invalid: chown(2) reads it as "unchanged", the kernel shows nobody's.
 LAST_OWNER_ID = 2**32 - 2
@@ -157,8 +166,8 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     add("--cache-dir", type=Path, metavar="DIR", help="directory of the cache (default: ~/.cache/xnatfs)")
     cache_size = "maximum size of the cache (default: 10G, at most half the free disk)"
     add("--cache-size", type=size, metavar="SIZE", help=cache_size)
-    add("--ttl", type=seconds, metavar="S", help="maximum age of a listing (default: 60 s)")
-    timeout = "longest time that a read waits for the next byte (default: 60 s)"
+    add("--ttl", type=seconds, metavar="S", help=f"maximum age of a listing (default: {TTL_SECONDS:g} s)")
+    timeout = f"longest time without progress that a call waits for (default: {MOUNT_TIMEOUT_SECONDS:g} s)"
     add("--timeout", type=positive_seconds, metavar="S", help=timeout)
     revalidate = "revalidate cached files without a digest after this time (default: 1 h)"
     add("--revalidate", type=seconds, metavar="S", help=revalidate)

@@ -1,4 +1,4 @@
-"""python -m xnatfs.demo: the server alone. Prints its URL, and serves until it is told to end."""
+"""python -m xnatfs.demo: the server alone. Prints its URL, and serves until it is terminated."""
 
 import argparse
 import json
@@ -22,12 +22,12 @@ from xnatfs.demo.server.socket import serve
 
 MEMBERS = {"demo-owner": "Owners", "demo-member": "Members", "demo-collaborator": "Collaborators"}
 OPTIONS: dict[str, dict[str, Any]] = {
-    "port": {"type": int, "default": 0, "help": "on the loopback interface (default: any free one)"},
-    "data": {"type": Path, "action": "append", "default": [], "metavar": "DIR", "help": "publish this, too"},
-    "recorded": {"type": Path, "metavar": "DIR", "help": "publish recorded listings and catalogues, too"},
-    "shape": {"metavar": "AxBxCxD", "help": "publish A subjects of B sessions of C scans of D files, too"},
-    "fixtures": {"action": "store_true", "help": "projects for developers, too: faults, odd names"},
-    "only-data": {"action": "store_true", "help": "no synthetic projects"},
+    "port": {"type": int, "default": 0, "help": "port on the loopback interface (default: any free one)"},
+    "data": {"type": Path, "action": "append", "default": [], "metavar": "DIR", "help": "publish this folder as well"},
+    "recorded": {"type": Path, "metavar": "DIR", "help": "publish recorded listings and catalogues as well"},
+    "shape": {"metavar": "AxBxCxD", "help": "publish A subjects of B sessions of C scans of D files as well"},
+    "fixtures": {"action": "store_true", "help": "publish projects for developers as well: faults, odd names"},
+    "only-data": {"action": "store_true", "help": "publish no synthetic projects"},
     "seed": {"type": int, "default": 0, "metavar": "N", "help": "make other content"},
     "xnat": {
         "choices": RELEASES,
@@ -35,17 +35,17 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "help": "answer as this release does (default: %(default)s)",
     },
     "context-path": {"default": "", "metavar": "/PATH", "help": "serve below this path"},
-    "open": {"action": "store_true", "help": "let guests in, to what is public"},
-    "session-ttl": {"type": float, "default": 900.0, "metavar": "S", "help": "idle life of a login"},
-    "max-sessions": {"type": int, "default": 1000, "metavar": "N", "help": "per user"},
-    "no-range": {"action": "store_true", "help": "ignore ranges"},
+    "open": {"action": "store_true", "help": "let guests see what is public"},
+    "session-ttl": {"type": float, "default": 900.0, "metavar": "S", "help": "end a login that is idle for S"},
+    "max-sessions": {"type": int, "default": 1000, "metavar": "N", "help": "logins per user (default: %(default)s)"},
+    "no-range": {"action": "store_true", "help": "answer range requests with whole files"},
     "no-digests": {"action": "store_true", "help": "compute no checksums"},
-    "work": {"type": float, "default": 1.0, "metavar": "S", "help": "what the prearchive does takes that"},
-    "idle": {"type": float, "default": 300.0, "metavar": "S", "help": "a session is complete after silence"},
+    "work": {"type": float, "default": 1.0, "metavar": "S", "help": "duration of a step of the prearchive"},
+    "idle": {"type": float, "default": 300.0, "metavar": "S", "help": "end a session S after its last file"},
     "schemas": {"type": Path, "metavar": "DIR", "help": "serve these XML schemas under /xapi/schemas"},
-    "latency": {"type": float, "default": 0.0, "metavar": "S", "help": "answer that much later"},
-    "request-log": {"type": Path, "metavar": "FILE", "help": "write each request there, as JSON lines"},
-    "until-eof": {"action": "store_true", "help": "end when standard input does"},
+    "latency": {"type": float, "default": 0.0, "metavar": "S", "help": "delay each answer by S seconds"},
+    "request-log": {"type": Path, "metavar": "FILE", "help": "log each request to FILE, as JSON lines"},
+    "until-eof": {"action": "store_true", "help": "stop when standard input is closed"},
 }
 # Options that are settings of the site under the same name.
 SETTINGS = ("context_path", "session_ttl", "max_sessions", "work", "idle", "schemas", "latency")

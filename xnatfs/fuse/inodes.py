@@ -60,7 +60,7 @@ class Known:
 
     def __init__(self, inode: InodeT, node: Node, identity: object) -> None:
         self.inode = inode
-        self.node = node  # as the kernel was told of it
+        self.node = node  # as it was reported to the kernel
         self.identity = identity
         self.lookups = 0  # references that the kernel has to it
         self._pages: Pages | None = None  # of a file that was opened, or has changed

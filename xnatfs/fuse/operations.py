@@ -1,4 +1,4 @@
-"""pyfuse3's calls as node calls. No meaning of its own."""
+"""Answer the kernel's calls from nodes, and decide which version of a file an inode serves."""
 
 import contextlib
 import errno
@@ -40,7 +40,7 @@ GIVEN_BYTES = 128 * 1024
 
 # Puts bytes into the kernel's pages of an inode, from an offset.
 StorePages = Callable[[InodeT, int, bytes], None]
-# Has the kernel drop the attributes of an inode and, unless told "these alone", its pages.
+# Has the kernel drop the attributes of an inode and, unless the bool (pyfuse3's `attr_only`) is true, its pages.
 DropCached = Callable[[InodeT, bool], None]
 
 
@@ -247,14 +247,14 @@ class Operations(pyfuse3.Operations):
         is_first = not pages.handles
         keep = pages.open(blob)
         if pages.suspect:
-            self._look_again(inode, blob.size if is_first else 0)
+            self._distrust_kernel_attributes(inode, blob.size if is_first else 0)
         elif keep and is_first:
             self._give(inode, blob)
         handle = FileHandleT(next(self._handles))
         self._files[handle] = OpenFile(blob, permit, known, pages)
         return pyfuse3.FileInfo(fh=handle, keep_cache=keep)
 
-    def _look_again(self, inode: InodeT, size: int) -> None:
+    def _distrust_kernel_attributes(self, inode: InodeT, size: int) -> None:
         """Have the kernel ask for attributes before it uses them: it may have heard of two versions out of order.
 
         sendfile(2) asks for none, and would cut what has become longer. So the kernel is given a byte at the end, which

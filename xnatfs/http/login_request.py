@@ -95,14 +95,14 @@ class LoginRequest:
         raise await self._explain(response, text)
 
     async def _explain(self, response: httpx.Response, text: str) -> Exception:
-        """Return the error for an answer that is neither a session nor a refusal."""
+        """Return the error for any answer but a session or a 401."""
         credentials, url, status = self._credentials, self._http.base_url, response.status_code
         if status in FAULT_STATUSES:
             return try_later(response)
         message = page_message(text) or status_line(response)
         if status == 400 and (provider := credentials.provider):
-            text = f"{url} takes no login by {provider!r}, which is `provider` in the profile ({message})"
-            return LoginRequired(text)
+            refused = f"{url} takes no login by {provider!r}, which is `provider` in the profile ({message})"
+            return LoginRequired(refused)
         # Query and fragment may be secret.
         target = re.split("[?#]", response.headers.get("location", ""))[0] or "another address"
         if (why := _obstacle(response, text)) or await self._is_xnat():

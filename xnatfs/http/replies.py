@@ -56,9 +56,8 @@ async def close(response: httpx.Response) -> None:
 async def read_page(response: httpx.Response, *, may_break_off: bool = False) -> str:
     """Read the first MAX_PAGE_BYTES of a body, whatever charset or encoding the headers state.
 
-    The read timeout of the request is the time for all of them: a page has no time of its own to drip in. With
-    Raises httpx.ReadTimeout if they take longer than the read timeout of the request in all. With `may_break_off`, the
-    part of a body before that or another httpx.TransportError is enough.
+    Raises httpx.ReadTimeout if that takes longer in all than the request's read timeout. With `may_break_off`, what
+    came before that or another httpx.TransportError is returned.
     """
     body = bytearray()
     seconds = response.request.extensions["timeout"]["read"]

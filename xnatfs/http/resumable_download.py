@@ -85,7 +85,7 @@ class Downloads:
 
     @property
     def ranged(self) -> bool | None:
-        """Return whether the server supports Range; None until a range was requested, and a while after a refusal."""
+        """Return whether the server supports Range: False for a while after a refusal, None while not known."""
         if trio.current_time() < self._without_until:
             return False
         return self._granted or None

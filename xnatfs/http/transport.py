@@ -164,7 +164,7 @@ class Transport:
         await self.breaker.check()
         began = trio.current_time()
         retries = Retries(min(self.policy.retry_budget, within))
-        # A slow answer may take longer (the timeout) than an unreachable server has to return (the retry budget).
+        # No attempt begins after the retry budget; one that is under way may last until `timeout`.
         last = retries.deadline + self.policy.timeout - self.policy.retry_budget
         try:
             with trio.fail_at(last + (PROCESS_START_SECONDS if request.is_big else 0.0)):
@@ -208,7 +208,8 @@ class Transport:
                 response = await self.send_in_session(request)
                 if response.status_code not in statuses:
                     return response
-                statuses -= {500} & {response.status_code}
+                if response.status_code == 500:  # repeated once
+                    statuses -= {500}
                 asked_to_wait = retry_after(response)
                 failure: Unreachable = self._unavailable(request.path, response)
                 await response.aclose()

@@ -192,16 +192,19 @@ class MetadataCache:
         self.forget_all(lambda _key, value: isinstance(value, _Refusal))
 
     def _find(self, key: Hashable) -> Expiring | None:
+        """Return the fresh value or refusal of a key."""
         value = self._held(key)
         return value if value is not None and value.expires > now() else None
 
     def _held(self, key: Hashable) -> Expiring | None:
+        """Return the value or refusal of a key, fresh or not."""
         return self._largest[1] if self._largest and self._largest[0] == key else self._values.get(key)
 
     def _held_until(self, value: Expiring) -> float:
         return value.expires + (self.stale_seconds if isinstance(value, Listing) else 0.0)
 
     def _fresh(self, key: Hashable) -> T | None:
+        """Return the fresh value of a key. Raises the error of a fresh refusal."""
         value = self._find(key)
         if isinstance(value, _Refusal):
             raise value.error()

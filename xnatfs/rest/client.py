@@ -1,4 +1,6 @@
-"""Call XNAT's REST API, one method per resource. Only this module and `http/transport.py` below it speak XNAT's HTTP.
+"""Call XNAT's REST API, one method per resource.
+
+The content of files is requested in `rest/contents.py`, the prearchive in `rest/prearchive.py`.
 
 Rules that keep it right on a real server: request with `Accept: */*` and `format=json`, and check the envelope of the
 reply; address items by accession ID and resources by number, never by label.
@@ -86,8 +88,8 @@ class Xnat(Contents):
         return {
             "requests": self.requests,
             "logins": self.login.logins,
-            "downloads": self._downloads.borrowed_tokens,
-            "heads": self._heads.borrowed_tokens,
+            "downloads": self._download_slots.borrowed_tokens,
+            "heads": self._head_slots.borrowed_tokens,
         }
 
     @property

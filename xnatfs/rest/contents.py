@@ -29,20 +29,20 @@ class Contents:
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
-        self._downloads = trio.CapacityLimiter(PARALLEL_DOWNLOADS)
-        self._long_downloads = trio.CapacityLimiter(LONG_DOWNLOADS)
-        self._heads = trio.CapacityLimiter(PARALLEL_DOWNLOADS)
-        self._files = Downloads(transport)
+        self._download_slots = trio.CapacityLimiter(PARALLEL_DOWNLOADS)
+        self._long_download_slots = trio.CapacityLimiter(LONG_DOWNLOADS)
+        self._head_slots = trio.CapacityLimiter(PARALLEL_DOWNLOADS)
+        self._downloads = Downloads(transport)
 
     async def head(self, item: Sequence[str], file: FileRow) -> Head:
         """Request the headers of a file, without its bytes."""
-        async with self._heads, self._transport.reply("HEAD", file_url(item, file)) as response:
+        async with self._head_slots, self._transport.reply("HEAD", file_url(item, file)) as response:
             return Head(content_length(response), last_modified(response))
 
     @property
     def ranged(self) -> bool | None:
-        """Return whether the server supports Range; None until a range was requested."""
-        return self._files.ranged
+        """Return whether the server supports Range; None while not known."""
+        return self._downloads.ranged
 
     @asynccontextmanager
     async def download(
@@ -70,9 +70,9 @@ class Contents:
         remote = RemoteFile(file_url(item, file), size, (file.size or 0) > BIG_FILE_BYTES, bool(file.digest))
         is_long = (file.size or 0) > LONG_FILE_BYTES
         async with (
-            self._long_downloads if is_long else nullcontext(),
-            self._downloads,
-            self._files.open(remote, start, stop) as body,
+            self._long_download_slots if is_long else nullcontext(),
+            self._download_slots,
+            self._downloads.open(remote, start, stop) as body,
         ):
             yield body
 
@@ -106,6 +106,6 @@ class Contents:
     async def _stream(
         self, path: str, query: Mapping[str, str]
     ) -> AsyncIterator[tuple[httpx.Response, AsyncIterator[bytes]]]:
-        async with self._downloads, self._transport.reply("GET", path, query) as response:
+        async with self._download_slots, self._transport.reply("GET", path, query) as response:
             async with aclosing(self._transport.read_body(path, response)) as chunks:
                 yield response, chunks

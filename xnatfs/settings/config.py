@@ -1,7 +1,7 @@
-"""Build one frozen Config, from defaults < profile file < environment < flags.
+"""Define Config, the settings of a server, and read the profile file.
 
-The profile file is the one of the `xnatctl` on PyPI, `~/.config/xnatctl/config.yaml`; it is read here and never
-written. `$HOME` decides where it is: that program does not look at the XDG variables.
+The profile file, `~/.config/xnatctl/config.yaml`, is shared with another program; it is read here and never written.
+`$HOME` decides where it is: that program does not look at the XDG variables.
 """
 
 import os
@@ -19,6 +19,13 @@ GIB = 2**30
 
 T = TypeVar("T")
 
+# Seconds that xnatctl waits for a reply: some servers archive and zip for hours.
+XNATCTL_TIMEOUT_SECONDS = 21600.0
+# Seconds that a mount waits for a reply. A proxy in front of XNAT commonly gives up after 60 s.
+MOUNT_TIMEOUT_SECONDS = 60.0
+# Seconds: long enough for one `find` over a session, short enough to wait for what a colleague has changed.
+TTL_SECONDS = 60.0
+
 
 @dataclass(frozen=True, slots=True)
 class Profile:
@@ -32,7 +39,7 @@ class Profile:
     ca_bundle: str = ""
     password_source: str = ""  # 'keyring', or nothing
     default_project: str = ""
-    timeout: float = 21600.0  # seconds without a byte, of xnatctl: some servers archive and zip for hours
+    timeout: float = XNATCTL_TIMEOUT_SECONDS
     # Defaults for options that the command line of xnatctl omits; '' and 0: not set.
     workers: int = 0
     overwrite: str = ""
@@ -52,13 +59,11 @@ class Config:
     profile: Profile = Profile("")
     verify_ssl: bool = True
     ca_bundle: str = ""
-    # Longest time of a read without a received byte, in seconds. A proxy in front of XNAT commonly gives up after 60 s.
-    timeout: float = 60.0
+    # Seconds until the head of a reply, and in which a body must make progress (`http/retry.py`).
+    timeout: float = MOUNT_TIMEOUT_SECONDS
     # Retry budget while the server is unreachable, in seconds; 0: the same as `timeout`.
     retry_budget: float = 0.0
-    # Maximum age of a listing, in seconds: long enough for one `find` over a session, short enough for a person to wait
-    # for what a colleague has changed.
-    ttl: float = 60.0
+    ttl: float = TTL_SECONDS  # the maximum age of a listing
     cache_dir: Path = Path()
     cache_size: int = 10 * GIB
     # Seconds until cached bytes without a digest are revalidated; a change of equal size may stay unnoticed that long.
@@ -191,7 +196,7 @@ def _profile(name: str, cells: Any, path: Path) -> Profile:
         except (ValueError, OverflowError, KeyError):
             raise ConfigError(f"{path}: {key} of profile {name!r} must be {kind}, not {text(key)!r}") from None
 
-    timeout = parsed("timeout", float, 21600.0)
+    timeout = parsed("timeout", float, XNATCTL_TIMEOUT_SECONDS)
     if not 0 < timeout < float("inf"):
         raise ConfigError(f"{path}: timeout of profile {name!r} must be more than 0 seconds, and end")
     return Profile(

@@ -26,7 +26,7 @@ def add_profile(name: str, cells: dict[str, Any], *, replace: bool = False, path
         profiles = _mapping(document, "profiles")
         others = [each for each in profiles if each != name]
         if profiles.get(name) is not None and not replace:
-            raise ConfigError(f"profile {name!r} is there already: --force changes it")
+            raise ConfigError(f"profile {name!r} exists already: --force changes it")
         _mapping(profiles, name).update(cells)
         if len(others) < 2:  # the only one was the default without being named
             document.setdefault("default_profile", next(iter(others), name))

@@ -277,7 +277,7 @@ async def download_zip(
         if not record.check_owner(owner) and not await trio.to_thread.run_sync(files_in, out):
             record.claim(owner)
         if not options.force and await trio.to_thread.run_sync(os.path.lexists, target):
-            raise Conflict(f"{target} is there already (--force fetches it anew)")
+            raise Conflict(f"{target} exists already (--force fetches it anew)")
         if record.locked:
             remove_drafts([out])
         progress.begin(1, 0)

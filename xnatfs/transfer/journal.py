@@ -68,7 +68,7 @@ class Journal:
         self.before: dict[str, int | None] = {}
         self.mode: Mode | None = None  # the form that the server accepts, if it refused the requested one
 
-    def take_up(self) -> bool:
+    def resume(self) -> bool:
         """Resume an earlier run from its journal, if that sent the same images; return whether it had sent any."""
         try:
             cells: Any = loads(self.path.read_bytes())

@@ -49,7 +49,7 @@ def inspect(target: Path, digest: str, written: Written | None) -> tuple[LocalSt
     except FileNotFoundError:
         return LocalState.ABSENT, None
     if not S_ISREG(status.st_mode):
-        raise FileExistsError(errno.EEXIST, "is there already, and is not a regular file", str(target))
+        raise FileExistsError(errno.EEXIST, "exists already, and is not a regular file", str(target))
     held = written.md5 if written and written.is_untouched(status) else md5(target)
     now = Written.of(status, held)
     if held == digest:

@@ -286,11 +286,11 @@ async def _check(
         if row is None:
             report.failed.append((file.name, "was sent, and is not there"))
         elif row.digest and row.digest != file.digest:
-            report.failed.append((file.name, "is not what was sent: its digest is another"))
+            report.failed.append((file.name, "differs from what was sent: its digest is another one"))
         elif row.size not in (file.size, None):
-            report.failed.append((file.name, f"is not what was sent: it has {row.size} bytes, not {file.size}"))
+            report.failed.append((file.name, f"differs from what was sent: it has {row.size} bytes, not {file.size}"))
         elif file in replaced and file.name not in held:
-            report.failed.append((file.name, "is not what was sent: the server has other bytes of that length"))
+            report.failed.append((file.name, "differs from what was sent, at the same length"))
         else:
             report.files += 1
             report.sent += file in sent

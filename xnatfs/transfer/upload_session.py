@@ -122,7 +122,7 @@ async def check_free(xnat: Xnat, target: Target) -> None:
         raise Conflict(f"{text}; nothing was sent ({hint})", status=409, url=xnat.url, hint=hint)
 
 
-async def take_up(xnat: Xnat, target: Target, journal: Journal, studies: Collection[str], *, exact: bool) -> bool:
+async def reconcile(xnat: Xnat, target: Target, journal: Journal, studies: Collection[str], *, exact: bool) -> bool:
     """Update a journal by what the server holds; return whether it holds anything of this upload.
 
     Args:

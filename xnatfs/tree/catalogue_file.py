@@ -232,10 +232,10 @@ def _number(text: str) -> float:
 
 
 async def _believe(blob: Blob, digest: str) -> None:
-    """Wait for what proves a length that the listing has not: the digest, or of a small file all of it.
+    """Wait until a length other than the listed one is proved: by the digest, or by all of a small file.
 
-    Else a damaged empty reply made an empty file, of which no program reads anything, so that none gets an error. (What
-    has no digest was confirmed by the server before: `Fill`.)
+    Otherwise a damaged empty reply would make an empty file, of which no program reads anything, so that none gets an
+    error. Without a digest, the server has confirmed the length (`content/download.py`).
     """
     try:
         if digest:

@@ -3,7 +3,7 @@
 Any accession ID resolves by lookup, with a request if need be. A listing shows all that the server lists for the whole
 site, and what else the listings of projects report. The target of a link is certain once the link is followed: clashes
 of labels are settled in a project's own listings, and to fetch those of each project at once would take thousands of
-requests. Until then the target, and so its length, is what the labels make.
+requests. Until then the target, and so its length, is guessed from the labels.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ ROWS_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Accessions:
+class ItemPaths:
     """The paths of items, by accession ID, and which of them their project certainly owns."""
 
     paths: Mapping[str, Path]
@@ -51,25 +51,25 @@ class Accessions:
 class UnresolvedLink(Link):
     """A link made of a row of the site's list; its target is resolved when it is followed."""
 
-    __slots__ = ("links", "row")
+    __slots__ = ("directory", "row")
 
-    def __init__(self, links: "LinksDir", name: str, target: Path, row: Accession) -> None:
-        super().__init__(links.site, links, name, target)
-        self.links = links
+    def __init__(self, directory: "LinksDir", name: str, target: Path, row: Accession) -> None:
+        super().__init__(directory.site, directory, name, target)
+        self.directory = directory
         self.row = row
 
     async def follow(self) -> str:
-        self.lead_to(await self.links.locate(self.row))
+        self.lead_to(await self.directory.locate(self.row))
         return self.target
 
 
 class Links(Listed):
     """The links of one directory, made on demand: there may be hundreds of thousands."""
 
-    __slots__ = ("_known", "_links", "_listing", "_names", "_rows", "paths")
+    __slots__ = ("_directory", "_known", "_listing", "_names", "_rows", "paths")
 
-    def __init__(self, links: "LinksDir", listing: Listing[Accession], known: Sequence[Accessions]) -> None:
-        self._links = links
+    def __init__(self, directory: "LinksDir", listing: Listing[Accession], known: Sequence[ItemPaths]) -> None:
+        self._directory = directory
         self._listing = listing
         self._rows: dict[str, Accession] = {}  # by the name of the link
         self._names: list[str] = []
@@ -92,7 +92,7 @@ class Links(Listed):
                     self.paths[accession] = path
         self._names = list(self._rows)
 
-    def is_of(self, listing: Listing[Accession], known: Sequence[Accessions]) -> bool:
+    def is_of(self, listing: Listing[Accession], known: Sequence[ItemPaths]) -> bool:
         """Return whether the links were made of these very listings."""
         same = self._listing is listing and len(self._known) == len(known)
         return same and all(a is b for a, b in zip(self._known, known, strict=True))
@@ -102,7 +102,7 @@ class Links(Listed):
         return self._rows.get(file_name(accession))
 
     def __getitem__(self, name: str) -> Node:
-        return self._links.link(name, self._rows[name], self)
+        return self._directory.link(name, self._rows[name], self)
 
     def __contains__(self, name: object) -> bool:
         return name in self._rows
@@ -177,14 +177,14 @@ class LinksDir(Dir):
 
     def link(self, name: str, row: Accession, links: Links) -> Link:
         """Make the link of one row, without a request."""
-        path, certain = self.place(row, links)
+        path, certain = self.likely_path(row, links)
         return Link(self.site, self, name, path) if certain else UnresolvedLink(self, name, path, row)
 
-    def place(self, row: Accession, links: Links) -> tuple[Path, bool]:
+    def likely_path(self, row: Accession, links: Links) -> tuple[Path, bool]:
         """Return the path of an item, by a cached listing or else by its labels, and whether it is certain."""
         path, owner = links.paths.get(row.id), file_name(row.project)
         if path is None:
-            return self.expected(row, owner, links), False
+            return self.path_by_labels(row, owner, links), False
         return path, not row.project or path[1] == owner
 
     async def locate(self, row: Accession) -> Path:
@@ -194,7 +194,7 @@ class LinksDir(Dir):
         except (NotFound, Denied):
             return await self._path(row.id, await self._known())
 
-    def expected(self, row: Accession, owner: str, links: Links) -> Path:
+    def path_by_labels(self, row: Accession, owner: str, links: Links) -> Path:
         """Return the path that the labels of a row make. Subclasses implement it."""
         raise NotImplementedError(type(self).__name__)
 
@@ -202,13 +202,13 @@ class LinksDir(Dir):
         """Return the path of an item in the project that owns it. Raises NotFound, Denied."""
         return await self.path_in(row.project, row.id)
 
-    async def _path(self, accession: str, known: Sequence[Accessions]) -> Path:
+    async def _path(self, accession: str, known: Sequence[ItemPaths]) -> Path:
         """Return the path of an item, without a request if the cached listings are certain."""
         found = [project for project in known if accession in project.paths]
         if len(found) == 1 and accession in found[0].owned:
             return found[0].paths[accession]
 
-        async def resolve() -> Accessions:
+        async def resolve() -> ItemPaths:
             expires = (await self.site.projects()).expires
             try:
                 path = await self.resolve(accession)
@@ -216,11 +216,11 @@ class LinksDir(Dir):
                 if not found:
                     raise
                 path = found[0].paths[accession]  # access to its owner is denied
-            return Accessions({accession: path}, frozenset(), expires)
+            return ItemPaths({accession: path}, frozenset(), expires)
 
         return (await self.site.metadata.get(LinkKey(self.name, accession), resolve)).paths[accession]
 
-    async def _known(self) -> list[Accessions]:
+    async def _known(self) -> list[ItemPaths]:
         """Return what the cached listings report, project by project; only the list of projects may be requested."""
         return [
             await self.in_project(project.id)
@@ -228,17 +228,17 @@ class LinksDir(Dir):
             if self.site.known_experiments(project.id) and self.site.known_subjects(project.id)
         ]
 
-    async def in_project(self, project: str) -> Accessions:
+    async def in_project(self, project: str) -> ItemPaths:
         """Return the items of one project."""
 
-        async def build() -> Accessions:
+        async def build() -> ItemPaths:
             node = await self.projects.child(file_name(project))
             assert isinstance(node, ProjectDir)
             return await self.collect(node)
 
         return await self.site.metadata.get(LinksOfProjectKey(self.name, project), build)
 
-    async def collect(self, project_dir: ProjectDir) -> Accessions:
+    async def collect(self, project_dir: ProjectDir) -> ItemPaths:
         """Collect the items of one project from its directory. Subclasses implement it."""
         raise NotImplementedError(type(self).__name__)
 
@@ -259,7 +259,7 @@ class LinksDir(Dir):
     async def path_in(self, project: str, accession: str) -> Path:
         path = (await self.in_project(project)).paths.get(accession)
         if path is None:
-            raise NotFound(f"{accession} is not to be seen in its project {project}")
+            raise NotFound(f"{accession} is not visible in its project {project}")
         return path
 
 
@@ -275,12 +275,12 @@ class SubjectLinks(LinksDir):
 
     key = AllSubjectsKey()
 
-    def expected(self, row: Accession, owner: str, links: Links) -> Path:
+    def path_by_labels(self, row: Accession, owner: str, links: Links) -> Path:
         return ("projects", owner, expected(row.label, row.id, {RESOURCES}))
 
-    async def collect(self, project_dir: ProjectDir) -> Accessions:
+    async def collect(self, project_dir: ProjectDir) -> ItemPaths:
         subjects = await _subjects(project_dir)
-        return Accessions(
+        return ItemPaths(
             {node.subject.id: node.path for node in subjects},
             frozenset(node.subject.id for node in subjects if node.subject.project == project_dir.project.id),
             (await project_dir.children()).expires,
@@ -298,11 +298,11 @@ class ExperimentLinks(LinksDir):
 
     key = AllExperimentsKey()
 
-    def expected(self, row: Accession, owner: str, links: Links) -> Path:
+    def path_by_labels(self, row: Accession, owner: str, links: Links) -> Path:
         if row.session:
             session = links.row(row.session)
             # An item that has a session is no session itself: two that name each other would be followed for ever.
-            above = self.place(session, links)[0] if session and not session.session else ()
+            above = self.likely_path(session, links)[0] if session and not session.session else ()
             return (*above, "assessors", expected(row.label, row.id))
         subject = expected(row.subject_label, row.subject, {RESOURCES})
         return ("projects", owner, subject, expected(row.label, row.id, {RESOURCES}))
@@ -312,7 +312,7 @@ class ExperimentLinks(LinksDir):
             return await super().in_owner(row)
         return await self._assessor(await self.path_in(row.project, row.session), row.id)
 
-    async def collect(self, project_dir: ProjectDir) -> Accessions:
+    async def collect(self, project_dir: ProjectDir) -> ItemPaths:
         """Collect the sessions.
 
         A row does not report sharing. A session below a subject that the project owns counts as owned.
@@ -324,7 +324,7 @@ class ExperimentLinks(LinksDir):
             paths |= {node.experiment.id: node.path for node in sessions}
             if subject.subject.project == project_dir.project.id:
                 owned |= {node.experiment.id for node in sessions}
-        return Accessions(paths, frozenset(owned), (await project_dir.children()).expires)
+        return ItemPaths(paths, frozenset(owned), (await project_dir.children()).expires)
 
     async def resolve(self, accession: str) -> Path:
         fields = await self.site.xnat.document("experiments", accession)
@@ -342,4 +342,4 @@ class ExperimentLinks(LinksDir):
         for name, assessor in (await AssessorsDir(self.site, node, "assessors").children()).nodes.items():
             if assessor.xattrs()["id"] == accession:
                 return (*session_path, "assessors", name)
-        raise NotFound(f"assessor {accession} is not to be seen in its session")
+        raise NotFound(f"assessor {accession} is not visible in its session")

@@ -94,9 +94,9 @@ def assign(
 ) -> dict[str, T]:
     """Assign a unique name to each item of one directory, and return the items by name, in natural order.
 
-    An item's name is its label. Without a label it is `~<key>`; where the label is reserved, or another item with a
-    lower key has the same one, it is `LABEL~<key>`. Keys identify items: an item that the server lists twice appears
-    once.
+    An item's name is its label. Without a label it is `~<key>`; where the label is reserved, or an item whose key comes
+    first in natural order (2 before 10) has the same one, it is `LABEL~<key>`. Keys identify items: an item that the
+    server lists twice appears once.
 
     Args:
         items: The items.

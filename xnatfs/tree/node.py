@@ -111,7 +111,7 @@ class Node:
         return number(repr(self.path), INODE_BITS - 1)
 
     def modified(self) -> float:
-        """Seconds since the epoch, by the server; where it states none, the item above has it."""
+        """Return the time that the server states, else that of the item above, in seconds since the epoch."""
         return self.parent.modified() if self.parent else UNDATED
 
     def modified_ns(self) -> int:
@@ -119,21 +119,21 @@ class Node:
         return int(self.modified() * 1e9)
 
     def xattrs(self) -> dict[str, str]:
-        """Facts of the server about this node, empty ones too; keys without prefix."""
+        """Return the server's metadata of this node, empty values too; keys are without prefix."""
         return {}
 
     async def all_xattrs(self) -> dict[str, str]:
-        """Return the same, where lists of many items do not tell all: may cost a request."""
+        """Return all of them, also those that lists of many items lack: may cost a request."""
         return self.xattrs()
 
     def stale(self) -> float:
-        """Since when nobody knows whether it is so, in seconds since the epoch; 0: the server has just said so."""
+        """Return when a node that is served stale was fetched, in seconds since the epoch; 0 for a fresh one."""
         above = self.parent.stale() if self.parent else 0.0
         times = [above, *(self.site.stale(key) for key in self.sources())]
         return min(filter(None, times), default=0.0)
 
     def sources(self) -> Sequence[ListKey]:
-        """Name the listings that it is made of; one may be put together from others, or be of the last mount."""
+        """Return the keys of its listings; one may be derived from others, or be of the last mount."""
         return ()
 
 
@@ -152,23 +152,23 @@ class Dir(Node):
         self._expires = -math.inf
 
     async def children(self) -> Children:
-        """Everything in it, from the cache while that is fresh."""
+        """Return its children, from the cache while that is fresh."""
         children = await self.site.metadata.get(ChildrenKey(self.path), self.load)
         self._expires = children.expires
         return children
 
     def fresh_until(self) -> float:
-        """When what `children` gave last is out of date, on trio's clock; in the past where nothing was given."""
+        """Return when the last result of `children` expires, by `now()`; in the past if there is none."""
         if self._expires <= now():  # but another node of this path may know better
             children = self.site.metadata.peek(ChildrenKey(self.path))
             self._expires = children.expires if children else -math.inf
         return self._expires
 
     async def look_into(self) -> None:
-        """Begin the listings of what is below it, before a part of that is listed."""
+        """Begin to request the listings below it, before one of these is needed."""
 
     async def load(self) -> Children:
-        """Everything in it, made anew. Written by subclasses."""
+        """Make its children from the listings. Subclasses implement it."""
         raise NotImplementedError(type(self).__name__)
 
     async def child(self, name: str) -> Node:
@@ -186,12 +186,12 @@ class Dir(Node):
 
 
 class StaticDir(Dir):
-    """A directory whose entries follow from what is known already. Nothing is asked to list it."""
+    """A directory whose entries are known already, so that no request lists it."""
 
     __slots__ = ()
 
     def entries(self) -> Iterable[Node]:
-        """Return what is in it. Written by subclasses."""
+        """Return the entries. Subclasses implement it."""
         raise NotImplementedError(type(self).__name__)
 
     async def children(self) -> Children:

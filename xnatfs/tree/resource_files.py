@@ -47,7 +47,7 @@ class ResourceFiles:
     def size(self, place: int) -> int | None:
         """Return the length of a file, as far as it is known: what is listed, unless there is a reason to doubt it.
 
-        What a program or another file system has heard of a length it keeps, and cuts what is longer, without an error.
+        A program or a file system on top keeps the first length that it gets, and cuts a longer file without an error.
         """
         if place in self._sizes:
             return self._sizes[place]
@@ -95,7 +95,7 @@ class ResourceFiles:
             except XnatError as error:
                 if row.size is None and not isinstance(error, NotFound | Denied | BadReply):
                     raise
-                log.debug("the size of %s is not to be had: %s", row.path, error)
+                log.debug("the size of %s is unavailable: %s", row.path, error)
         if size is None:
             return TrueSize(row.size or 0, self.expires)
         if row.size is None:

@@ -163,4 +163,4 @@ def announce(url: str, projects: Collection[str], experiments: Collection[str]) 
         try:
             mount.call("changed", seconds=ANNOUNCE_SECONDS, projects=sorted(projects), experiments=sorted(experiments))
         except XnatError as error:
-            log.info("not told what has changed: %s", error)
+            log.info("the change is not reported to a mount: %s", error)

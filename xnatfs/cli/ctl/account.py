@@ -59,7 +59,7 @@ async def login(context: Context) -> None:
     """Log in, and store the session for all other commands and mounts."""
     arguments = context.arguments
     if arguments.password is not None:
-        raise ConfigError("--password: others could read it on the command line; use --password-stdin, or be asked")
+        raise ConfigError("--password: others could read it on the command line; use --password-stdin, or the prompt")
     if arguments.if_needed and await _live_user(context) is not None:
         return
     credentials = _choose_login(context)

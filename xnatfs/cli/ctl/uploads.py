@@ -127,9 +127,9 @@ async def _begin(context: Context, xnat: Xnat, target: "Target", journal: "Journ
     from xnatfs.transfer.journal import DONE
 
     studies, is_exact = {image.study for image in found.images}, _overwrite(context) == "none"
-    resumes = context.arguments.resume and journal.take_up()
-    if resumes and await session.take_up(xnat, target, journal, studies, exact=is_exact):
-        context.note(f"Taking up an upload that ended with {journal.count(DONE)} of {len(found.images)} files")
+    resumes = context.arguments.resume and journal.resume()
+    if resumes and await session.reconcile(xnat, target, journal, studies, exact=is_exact):
+        context.note(f"Resuming an upload that ended with {journal.count(DONE)} of {len(found.images)} files")
     elif is_exact:
         await session.check_free(xnat, target)
         journal.before = {}

@@ -53,7 +53,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--fuse-fd", type=options.number, help=argparse.SUPPRESS)
     parser.add_argument("source", nargs="?", metavar="URL", help="the XNAT server, as --url")
     parser.add_argument("words", nargs="*", metavar="-- COMMAND", help="what to run, with its arguments")
-    # What a mount for all processes could be told, and this one cannot.
+    # Options that only a mount for all processes has.
     parser.set_defaults(
         run=run_exec, foreground=False, allow_other=False, allow_root=False, uid=None, gid=None, umask=None,
         kernel_options=frozenset(),

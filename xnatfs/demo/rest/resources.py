@@ -141,12 +141,12 @@ class Levels:
 
     def _list(self, found: Found, query: Query, base: str, folder: str = "") -> Reply:
         """List the files, without those that the site's switches leave out."""
-        told = [(resource, home) for resource, home in found if not self.site.nameless(resource)]
+        shown = [(resource, home) for resource, home in found if not self.site.nameless(resource)]
         if len(found) > 1:
-            told = [(resource, home) for resource, home in told if not self.site.left_out(resource, home)]
+            shown = [(resource, home) for resource, home in shown if not self.site.left_out(resource, home)]
         single = base if len(found) == 1 else ""
         return files.list_files(
-            told, query, single_base=single, context=self.site.context_path, digests=self.site.digests, folder=folder
+            shown, query, single_base=single, context=self.site.context_path, digests=self.site.digests, folder=folder
         )
 
 

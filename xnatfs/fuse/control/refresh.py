@@ -1,6 +1,6 @@
 """Renew what a mount shows, at once and not when its listings expire: in the daemon, and in the kernel.
 
-The kernel remembers names, absent ones too, for as long as the daemon has told it. It drops all that it knows below a
+The kernel remembers names, also absent ones, for as long as the daemon has allowed. It drops all that it knows below a
 directory, of which no program has anything open, together with the entry of that directory.
 """
 
@@ -193,7 +193,7 @@ class Refresher:
         for each in [path] if path else [(node.name,) for node in (await self.root.children()).listed()]:
             inodes = self._operations.inodes
             if (parent := inodes.find(each[:-1])) is None:
-                continue  # the kernel has not been told of it, nor of anything below it
+                continue  # the kernel does not know it, nor anything below it
             if self._holds_mounts(each):
                 log.info("%s: names are renewed as they expire, since something is mounted below", "/".join(each))
                 continue
