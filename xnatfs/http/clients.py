@@ -1,6 +1,5 @@
 """Build the httpx clients of one server: TLS, proxies, socket options, limits, download processes."""
 
-import functools
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -13,7 +12,6 @@ from urllib.request import getproxies, proxy_bypass
 
 import httpcore
 import httpx
-from httpcore._backends.trio import TrioStream
 
 from xnatfs import __version__
 from xnatfs.common.errors import ConfigError
@@ -32,23 +30,6 @@ MAX_CONNECTIONS = PARALLEL_DOWNLOADS + 2
 # httpcore reads 64 KiB from a socket at a time, and each read goes through five layers: a gigabyte took three times as
 # long (measured on loopback: 0.17 against 0.5 GB/s).
 httpcore.AsyncHTTP11Connection.READ_NUM_BYTES = 512 * 1024
-
-
-def _close_if_cancelled(start_tls: Callable[..., Any]) -> Callable[..., Any]:
-    """Have a connection closed when its TLS handshake is cancelled: httpcore 1.0 closes it after errors only."""
-
-    @functools.wraps(start_tls)
-    async def started(stream: TrioStream, *arguments: Any, **options: Any) -> Any:
-        try:
-            return await start_tls(stream, *arguments, **options)
-        except BaseException:
-            await stream.aclose()
-            raise
-
-    return started
-
-
-TrioStream.start_tls = _close_if_cancelled(TrioStream.start_tls)  # type: ignore[method-assign]
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +168,11 @@ class _RecordStream(httpcore.AsyncNetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> httpcore.AsyncNetworkStream:
-        return _RecordStream(await self._stream.start_tls(ssl_context, server_hostname, timeout))
+        try:
+            return _RecordStream(await self._stream.start_tls(ssl_context, server_hostname, timeout))
+        except BaseException:  # httpcore 1.0 closes the connection after an error, and not if the caller is cancelled
+            await self.aclose()
+            raise
 
     def get_extra_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)
