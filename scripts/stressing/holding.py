@@ -29,7 +29,7 @@ GROWTH, GROWTH_MB = 1.10, 15
 ENOUGH = 60
 
 # Counters that are zero when no file is read.
-ZERO = ("files", "directories", "readers", "fills", "unwritten", "tars", "ahead", "downloads", "heads")
+ZERO = ("files", "directories", "readers", "fills", "unwritten", "tars", "downloads", "heads")
 
 
 def is_calm(state: dict[str, int]) -> bool:

@@ -279,10 +279,10 @@ def test_fifty_sessions_are_a_few_requests(demo, mount):
     sessions = {path for path in sessions if path[3] != "resources"}
     assert len(sessions) >= 50
     assert done.returncode == 0
-    # One session alone, then 2 + 4 + 8 + 16 + 19 of them, by their files and by what their resources state; the scans
-    # of all and the assessors of all; and of the latter list, which is empty, that it is to be believed.
+    # One session alone, then 2 + 4 + 8 + 16 + 19 of them, by their files, their assessors and what their resources
+    # state; the scans of all; and of the assessors, of which there are none, that their lists are to be believed.
     below = [line for line in demo.asked() if "/experiments" in line]
-    assert len(below) <= 4 + 2 * 5 + 2 + 5, below
+    assert len(below) <= 4 + 3 * 5 + 1 + 5, below
     # The resources of the project, and whether any subject has some, which is looked at in a few.
     assert len(demo.asked()) - len(below) <= 1 + 1 + 8, demo.asked()
     shown = {tuple(Path(line).relative_to(mount.path).parts) for line in done.stdout.splitlines()}
