@@ -246,6 +246,34 @@ async def test_a_member_that_comes_late_is_requested_singly_and_the_tar_goes_on(
         assert len(data(server)) == 4
 
 
+async def test_a_file_that_was_requested_singly_is_not_replaced_by_its_member(
+    server, tmp_path, patient_clock, monkeypatch
+):
+    """Without a digest, the tar may bring the version before the one that was read, and of the same length."""
+    monkeypatch.setattr(series_files, "MEMBER_WAIT_SECONDS", 0.5)
+
+    class Slow(Tar):
+        async def __anext__(self) -> bytes:
+            await trio.sleep(0.1)
+            return await super().__anext__()
+
+    rows = server.lists["experiments/X_E1/files"]
+    assert isinstance(rows, list)
+    for row in rows:
+        row["digest"] = ""
+    tars(server, lambda: Slow([(name(number), bytes_of(number)) for number in listed()]))
+    last = listed()[-1]
+    server.files["7", name(last)] = newer = b"n" * SIZE
+    async with opened(server, tmp_path) as site:
+        for number in listed()[:2]:
+            await read(site, number)
+        assert await read(site, last) == newer
+        await until(lambda: not site.bulk._tars)
+        await trio.sleep(1)
+        assert await read(site, last) == newer
+        assert site.bulk.stats.ahead == (COUNT - 3) * SIZE
+
+
 async def test_a_reader_waits_for_no_member_beyond_what_may_come(server, tmp_path, patient_clock, monkeypatch):
     monkeypatch.setattr(read_pattern, "SERIES_AHEAD_BYTES", 10 * SIZE)
     monkeypatch.setattr(read_pattern, "SERIES_AHEAD_FACTOR", 0)

@@ -87,9 +87,11 @@ class _Tar:
         before = self.members
         with trio.move_on_after(MEMBER_WAIT_SECONDS) as patience:
             await self.waits.setdefault(path, trio.Event()).wait()
-        if patience.cancelled_caught and self.members == before:
-            self.is_late = True
-            self.stop_waits()
+        if patience.cancelled_caught:
+            self.wake(path)  # its member is not taken any more: it may be older than what a request brings now
+            if self.members == before:
+                self.is_late = True
+                self.stop_waits()
 
     def wake(self, path: str) -> None:
         """Wake the readers that wait for a file."""
