@@ -877,3 +877,47 @@ async def test_a_session_that_is_forgotten_begins_no_tars_anew(monkeypatch, auto
         await several.open("B", 0)
         assert several.bulk.counters() == {"tars": 0}
         assert sorted(several.asked) == ["A0", "A1"]
+
+
+async def test_tars_and_long_files_leave_a_request_for_others(server, tmp_path, monkeypatch):
+    """Of a server that sends nothing, a file of a session's own resource is read all the same."""
+    monkeypatch.setattr(series_files, "MEMBER_WAIT_SECONDS", 0.01)
+
+    class Silent(httpx.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            await trio.sleep_forever()
+            yield b""
+
+    content = series(server, 5)
+    for number in range(4):
+        server.add(f"long{number}", b"", number="50", scan="50", size=str(40 * 2**20))
+    server.add("other", b"other", number="51", scan="51")
+    server.lists["experiments/X_E1/scans"] = [{"ID": scan} for scan in ("1", "2", "3", "4", "5", "50", "51")]
+    resources = server.lists["experiments/X_E1/resources"]
+    assert isinstance(resources, list)
+    resources += [resource(number, "OTHER", cat_id=number) for number in ("50", "51")]
+    length = {"content-length": str(40 * 2**20)}
+    silent = lambda request: httpx.Response(200, stream=Silent(), headers=length)  # noqa: E731
+    server.by_pattern[:0] = [
+        (r".*/resources/50/files/long\d", silent),
+        (r"experiments/X_E1/resources/\d+/files", lambda request: httpx.Response(200, stream=Silent())),
+    ]
+    async with opened(server, tmp_path) as site:
+        async with trio.open_nursery() as nursery:
+
+            async def begin(number: int) -> None:
+                file = await node(site, f"projects/P/S/E/scans/50/OTHER/long{number}")
+                assert isinstance(file, File)
+                blob = await file.open()
+                await blob.read(0, 1)
+
+            for number in range(4):
+                nursery.start_soon(begin, number)
+            for scan in range(1, 5):
+                for place in range(3):
+                    nursery.start_soon(read, site, place, scan_path(scan))
+            await until(lambda: len(archives(server)) >= 3)
+            await trio.sleep(0.5)
+            with trio.fail_after(3):  # before the client gives the others up
+                assert await read(site, 9, scan_path(5)) == content[5][9]
+            nursery.cancel_scope.cancel()

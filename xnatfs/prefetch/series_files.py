@@ -38,7 +38,7 @@ from xnatfs.rest.models import FileRow
 
 log = logging.getLogger(__name__)
 
-# Tars in parallel: the other half of the requests in flight stays for single files. With 50 ms a request, three
+# Tars in parallel: half of the requests in flight stays for files. With 50 ms a request, three
 # tars of 5 MB fill a line of 1 Gbit/s, so that no more of them are begun early.
 PARALLEL_TARS, EARLY_TARS = 4, 3
 # The longest wait of a reader for a member, in seconds. A program that reads all of a tar loses nothing by it, and one
