@@ -879,6 +879,18 @@ async def test_a_session_that_is_forgotten_begins_no_tars_anew(monkeypatch, auto
         assert sorted(several.asked) == ["A0", "A1"]
 
 
+async def test_listings_of_many_files_are_remembered_of_few_sessions(monkeypatch, autojump_clock):
+    monkeypatch.setattr(series_files, "MAX_SESSION_FILES", 70)
+    async with sessions(monkeypatch) as several:
+        for session in "ABC":
+            await several.open(session, 0)
+        assert [item[1] for item in several.bulk._sessions] == ["B", "C"]
+        monkeypatch.setattr(series_files, "MAX_SESSION_FILES", 7)
+        await several.open("D", 0, 5)
+        assert [item[1] for item in several.bulk._sessions] == ["D"], "the one that is read stays"
+        assert several.bulk.counters()["tars"]
+
+
 async def test_tars_and_long_files_leave_a_request_for_others(server, tmp_path, monkeypatch):
     """Of a server that sends nothing, a file of a session's own resource is read all the same."""
     monkeypatch.setattr(series_files, "MEMBER_WAIT_SECONDS", 0.01)

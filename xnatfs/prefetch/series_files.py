@@ -50,8 +50,8 @@ IDLE_READER_SECONDS = 5.0
 NO_TAR_SECONDS = 60.0
 # The part of the cache that may hold files that no program has opened: more would evict each other.
 CACHE_SHARE = 4
-# Sessions that are remembered, with their listings: a program reads a few at a time.
-MAX_SESSIONS = 32
+# Sessions that are remembered, with their listings: a program reads a few at a time. So many files are 90 MB.
+MAX_SESSIONS, MAX_SESSION_FILES = 32, 1_000_000
 
 
 @dataclass
@@ -165,7 +165,9 @@ class SeriesPrefetch:
             self._stop(session.relist(groups, directory.reading_order()))
         session.last_read = trio.current_time()
         self._sessions.move_to_end(item)
-        while len(self._sessions) > MAX_SESSIONS:
+        while len(self._sessions) > MAX_SESSIONS or (
+            len(self._sessions) > 1 and sum(each.files for each in self._sessions.values()) > MAX_SESSION_FILES
+        ):
             _, oldest = self._sessions.popitem(last=False)
             self._stop(oldest.series.values())
         return session
