@@ -14,6 +14,7 @@ import trio
 
 from xnatfs.common.errors import NotFound
 from xnatfs.fuse.control import server
+from xnatfs.fuse.control.places import split
 from xnatfs.fuse.control.protocol import MAX_REQUEST_BYTES, short_path
 from xnatfs.fuse.control.server import Call, serve_control
 
@@ -214,3 +215,10 @@ async def test_a_long_path_is_no_obstacle(calls, tmp_path):
 async def test_without_a_place_for_it_the_mount_goes_on(calls, tmp_path, caplog):
     await serve_control(tmp_path / "missing" / "s", calls.table())
     assert "the control socket" in caplog.text
+
+
+def test_a_path_that_no_file_system_can_have_is_not_there():
+    """JSON can spell half of a character."""
+    assert split("a//b") == ("a", "b")
+    with pytest.raises(NotFound):
+        split("projects/\ud800")
