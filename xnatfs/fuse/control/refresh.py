@@ -80,7 +80,7 @@ class Refresher:
         before = self._site.xnat.requests
         for keys in rounds:
             await self._site.renew(keys)
-        self._site.walks.forget()
+        self._site.outdate()
         for key in self._below(directory):
             self._site.listings.expire(key)
         self._forget_derived(lambda made: made[: len(directory.path)] == directory.path)
@@ -103,7 +103,7 @@ class Refresher:
             keys.update(item_keys(item))
         for project in projects:
             keys |= {SubjectsKey(project), ExperimentsKey(project), *self._below_project(project)}
-        self._site.walks.forget()
+        self._site.outdate()
         for key in keys:
             self._site.listings.expire(key)
         self._forget_derived(lambda made: made != ("projects",) or "*" in projects)
