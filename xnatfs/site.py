@@ -139,6 +139,11 @@ class Site:
         # What was learnt of single files is no listing's, and stays.
         self.metadata.forget_all(lambda key, _: not isinstance(key, ChangeKey | SizeKey))
         self.shown.forget_all(lambda *_: True)
+        self.outdate()
+
+    def outdate(self) -> None:
+        """Keep no listing that was requested, or made of lists of whole projects that were, before now."""
+        self.metadata.outdate()
         self.walks.forget()
 
     async def _tidy(self) -> None:

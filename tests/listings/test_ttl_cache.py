@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import pytest
 import trio
 
+from xnatfs.common.clock import now
 from xnatfs.common.errors import NotFound, Unreachable
-from xnatfs.listings.ttl_cache import REFUSAL_SECONDS, MetadataCache, listing
+from xnatfs.listings.ttl_cache import REFUSAL_SECONDS, Listing, MetadataCache, listing
 
 
 @dataclass(frozen=True)
@@ -181,3 +182,34 @@ async def test_an_expired_listing_is_held_as_long_as_it_may_be_served(autojump_c
     await trio.sleep(100)
     cache.expire()
     assert (cache.last("list"), len(cache)) == (None, 0)
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+async def test_what_was_requested_before_a_change_is_returned_and_not_kept(autojump_clock, refuses):
+    cache, requests = MetadataCache(), 0
+
+    async def fetch() -> Listing[str]:
+        nonlocal requests
+        requests += 1
+        number, started = requests, now()
+        await trio.sleep(1)
+        if refuses and number == 1:
+            raise NotFound("it is not there yet")
+        return listing([str(number)], hash, started, 60.0)
+
+    found: list[object] = []
+
+    async def get() -> None:
+        try:
+            found.append((await cache.get("key", fetch)).rows)
+        except NotFound:
+            found.append(None)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(get)
+        await trio.sleep(0.5)
+        cache.outdate()
+    await get()
+    assert found == [None if refuses else ["1"], ["2"]]
+    await get()
+    assert requests == 2

@@ -246,6 +246,34 @@ async def test_a_member_that_comes_late_is_requested_singly_and_the_tar_goes_on(
         assert len(data(server)) == 4
 
 
+async def test_a_file_that_was_requested_singly_is_not_replaced_by_its_member(
+    server, tmp_path, patient_clock, monkeypatch
+):
+    """Without a digest, the tar may bring the version before the one that was read, and of the same length."""
+    monkeypatch.setattr(series_files, "MEMBER_WAIT_SECONDS", 0.5)
+
+    class Slow(Tar):
+        async def __anext__(self) -> bytes:
+            await trio.sleep(0.1)
+            return await super().__anext__()
+
+    rows = server.lists["experiments/X_E1/files"]
+    assert isinstance(rows, list)
+    for row in rows:
+        row["digest"] = ""
+    tars(server, lambda: Slow([(name(number), bytes_of(number)) for number in listed()]))
+    last = listed()[-1]
+    server.files["7", name(last)] = newer = b"n" * SIZE
+    async with opened(server, tmp_path) as site:
+        for number in listed()[:2]:
+            await read(site, number)
+        assert await read(site, last) == newer
+        await until(lambda: not site.bulk._tars)
+        await trio.sleep(1)
+        assert await read(site, last) == newer
+        assert site.bulk.stats.ahead == (COUNT - 3) * SIZE
+
+
 async def test_a_reader_waits_for_no_member_beyond_what_may_come(server, tmp_path, patient_clock, monkeypatch):
     monkeypatch.setattr(read_pattern, "SERIES_AHEAD_BYTES", 10 * SIZE)
     monkeypatch.setattr(read_pattern, "SERIES_AHEAD_FACTOR", 0)
@@ -849,3 +877,59 @@ async def test_a_session_that_is_forgotten_begins_no_tars_anew(monkeypatch, auto
         await several.open("B", 0)
         assert several.bulk.counters() == {"tars": 0}
         assert sorted(several.asked) == ["A0", "A1"]
+
+
+async def test_listings_of_many_files_are_remembered_of_few_sessions(monkeypatch, autojump_clock):
+    monkeypatch.setattr(series_files, "MAX_SESSION_FILES", 70)
+    async with sessions(monkeypatch) as several:
+        for session in "ABC":
+            await several.open(session, 0)
+        assert [item[1] for item in several.bulk._sessions] == ["B", "C"]
+        monkeypatch.setattr(series_files, "MAX_SESSION_FILES", 7)
+        await several.open("D", 0, 5)
+        assert [item[1] for item in several.bulk._sessions] == ["D"], "the one that is read stays"
+        assert several.bulk.counters()["tars"]
+
+
+async def test_tars_and_long_files_leave_a_request_for_others(server, tmp_path, monkeypatch):
+    """Of a server that sends nothing, a file of a session's own resource is read all the same."""
+    monkeypatch.setattr(series_files, "MEMBER_WAIT_SECONDS", 0.01)
+
+    class Silent(httpx.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            await trio.sleep_forever()
+            yield b""
+
+    content = series(server, 5)
+    for number in range(4):
+        server.add(f"long{number}", b"", number="50", scan="50", size=str(40 * 2**20))
+    server.add("other", b"other", number="51", scan="51")
+    server.lists["experiments/X_E1/scans"] = [{"ID": scan} for scan in ("1", "2", "3", "4", "5", "50", "51")]
+    resources = server.lists["experiments/X_E1/resources"]
+    assert isinstance(resources, list)
+    resources += [resource(number, "OTHER", cat_id=number) for number in ("50", "51")]
+    length = {"content-length": str(40 * 2**20)}
+    silent = lambda request: httpx.Response(200, stream=Silent(), headers=length)  # noqa: E731
+    server.by_pattern[:0] = [
+        (r".*/resources/50/files/long\d", silent),
+        (r"experiments/X_E1/resources/\d+/files", lambda request: httpx.Response(200, stream=Silent())),
+    ]
+    async with opened(server, tmp_path) as site:
+        async with trio.open_nursery() as nursery:
+
+            async def begin(number: int) -> None:
+                file = await node(site, f"projects/P/S/E/scans/50/OTHER/long{number}")
+                assert isinstance(file, File)
+                blob = await file.open()
+                await blob.read(0, 1)
+
+            for number in range(4):
+                nursery.start_soon(begin, number)
+            for scan in range(1, 5):
+                for place in range(3):
+                    nursery.start_soon(read, site, place, scan_path(scan))
+            await until(lambda: len(archives(server)) >= 3)
+            await trio.sleep(0.5)
+            with trio.fail_after(3):  # before the client gives the others up
+                assert await read(site, 9, scan_path(5)) == content[5][9]
+            nursery.cancel_scope.cancel()

@@ -91,8 +91,8 @@ def test_a_wrong_byte_and_a_leaked_descriptor_are_found(tmp_path):
     assert done.returncode == 1, done.stderr
     broken = json.loads((tmp_path / "run" / "summary.json").read_text())["broken"]
     assert "no leaked descriptor" in broken
-    assert "when the faults are over, everything reads" in broken
-    assert "what is cached is right, and nothing else is there" in broken
+    assert "after the faults, every file can be read" in broken
+    assert "cached files are correct, and there are no others" in broken
     assert "byte 5000 is not that of version" in done.stdout
 
 

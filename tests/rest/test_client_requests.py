@@ -18,7 +18,7 @@ from xnatfs.common.errors import BadReply, ConfigError, LoginRequired, NotFound,
 from xnatfs.http.clients import PARALLEL_DOWNLOADS
 from xnatfs.http.documents import MAX_BODY_ATTEMPTS
 from xnatfs.rest.client import Xnat, open_xnat
-from xnatfs.rest.contents import BIG_FILE_BYTES, LONG_DOWNLOADS, LONG_FILE_BYTES
+from xnatfs.rest.contents import BIG_FILE_BYTES, LONG_DOWNLOADS, LONG_FILE_BYTES, LONG_REQUESTS
 from xnatfs.rest.lists import PARSED_BYTES, Limits
 from xnatfs.rest.models import (
     SCAN_COLUMNS,
@@ -791,7 +791,7 @@ async def test_a_file_by_its_place_says_what_it_is():
     [
         (lambda xnat, size: xnat.head(ITEM, FileRow("34", "x", size, "", "", "", 0)), PARALLEL_DOWNLOADS),
         (lambda xnat, size: _whole(xnat.download(ITEM, FileRow("34", "x", size, "", "", "", 0))), PARALLEL_DOWNLOADS),
-        (lambda xnat, size: _whole(xnat.archive(ITEM, "7")), PARALLEL_DOWNLOADS),
+        (lambda xnat, size: _whole(xnat.archive(ITEM, "7")), LONG_REQUESTS),
         (lambda xnat, size: _whole(xnat.zip("E", None)), PARALLEL_DOWNLOADS),
         (lambda xnat, size: _whole(xnat.indexed(ITEM, 1)), PARALLEL_DOWNLOADS),
     ],

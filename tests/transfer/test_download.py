@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.commanding import OWNER, PASSWORD, SESSION, Shell
+from tests.support.commanding import OWNER, PASSWORD, SESSION, Shell, shell
 from tests.support.mounting import LIMIT, mounting
 from xnatfs.demo.archive.entries import Entry
 from xnatfs.demo.server.app import Request
@@ -85,6 +85,40 @@ def test_what_the_mount_has_read_is_not_fetched_again(fresh, tmp_path):
     listings = len(fresh.requests("GET", "/files(/|$)")) - before
     assert listings == 2, "one each"
     assert files(fresh.home / "data" / SESSION) == files(fresh.home / "elsewhere" / SESSION) == truth(fresh)
+
+
+@pytest.mark.fuse
+def test_a_damaged_copy_in_the_cache_is_not_copied(fresh, tmp_path):
+    """A disk that gives back other bytes changes neither the length nor the time of a file."""
+    fresh.home = tmp_path / "both" / "home"
+    fresh.home.mkdir(parents=True)
+    scans = Path("projects", "MYPROJECT", "SUB001", "SUB001_MR_20240115", "scans")
+    with mounting(fresh.url, tmp_path / "both", user=OWNER, password=PASSWORD) as mount:
+        mount.walk(str(scans), read=True)
+    for path in (fresh.home / ".cache").rglob("blobs/??/*"):
+        status = path.stat()
+        path.chmod(0o600)
+        path.write_bytes(bytes(status.st_size))
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    fresh.ctl(*DOWNLOAD)
+    assert files(fresh.home / "data" / SESSION) == truth(fresh)
+    fresh.ctl("session", "download", "-E", SESSION, "--out", "elsewhere")
+    assert files(fresh.home / "elsewhere" / SESSION) == truth(fresh)
+
+
+@pytest.mark.fuse
+def test_by_force_nothing_comes_from_the_cache(tmp_path):
+    """Without digests a copy of the right length may be an older one."""
+    home = tmp_path / "both" / "home"
+    home.mkdir(parents=True)
+    with shell(home, digests=False) as site:
+        scans = Path("projects", "MYPROJECT", "SUB001", "SUB001_MR_20240115", "scans")
+        with mounting(site.url, tmp_path / "both", user=OWNER, password=PASSWORD) as mount:
+            mount.walk(str(scans), read=True)
+        entry = site.session().scans[0].resources[0].entries[0]
+        entry.content = content(entry)[::-1]
+        site.ctl(*DOWNLOAD, "--force")
+        assert files(home / "data" / SESSION) == truth(site)
 
 
 def test_a_missing_file_is_made_good_and_a_damaged_one_only_by_force(fresh):

@@ -109,6 +109,7 @@ class MetadataCache:
         )
         self._largest: tuple[Hashable, Expiring] | None = None  # a value that exceeds the limit alone
         self._turns: WeakValueDictionary[Hashable, _Turn] = WeakValueDictionary()
+        self._generation = 0  # counts the calls of `outdate`
 
     def __len__(self) -> int:
         """Return the number of values, fresh or not."""
@@ -135,24 +136,27 @@ class MetadataCache:
 
     async def renew(
         self, key: Hashable, fetch: Callable[[], Awaitable[T]], old: Callable[[Expiring], bool] = lambda value: True
-    ) -> None:
-        """Fetch a value, unless by now there is a fresh one for which `old` is false. Raises what `fetch` raises."""
+    ) -> Expiring:
+        """Return a value, fetching it unless by now there is a fresh one for which `old` is false.
+
+        Raises what `fetch` raises.
+        """
         turn = self._turns.setdefault(key, _Turn())
         async with turn.lock:
             found = self.peek(key)
-            if found is None or old(found):
-                await self._fetch(key, fetch, turn)
+            return await self._fetch(key, fetch, turn) if found is None or old(found) else found
 
     async def _fetch(self, key: Hashable, fetch: Callable[[], Awaitable[T]], turn: _Turn) -> T:
-        turn.error = None
+        turn.error, generation = None, self._generation
         try:
             value = await fetch()
         except XnatError as error:
             turn.error = copy(error)
-            if isinstance(error, NotFound | Denied):
+            if isinstance(error, NotFound | Denied) and generation == self._generation:
                 self._keep(key, _Refusal(error))
             raise
-        self._keep(key, value)
+        if generation == self._generation:
+            self._keep(key, value)
         return value
 
     def peek(self, key: Hashable) -> Expiring | None:
@@ -186,6 +190,10 @@ class MetadataCache:
             value = self._held(key)
             if value is not None and which(key, value):
                 self.forget(key)
+
+    def outdate(self) -> None:
+        """Keep nothing of which the fetch has begun before now; its callers get it all the same."""
+        self._generation += 1
 
     def forget_refusals(self) -> None:
         """Forget all refusals, which were answers to another login."""

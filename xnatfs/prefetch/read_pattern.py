@@ -156,6 +156,7 @@ class SessionReads:
     def __init__(self, item: tuple[str, ...], most: int) -> None:
         self.item = item
         self.groups: Groups = {}
+        self.files = 0  # in all groups
         self.series: dict[str, Series] = {}
         self.current: Series | None = None
         self.last_read = trio.current_time()
@@ -177,6 +178,7 @@ class SessionReads:
         """
         listed = dict(order)
         self.groups = groups
+        self.files = sum(map(len, groups.values()))
         self._labels = {resource: label for resource, label in listed.items() if resource in groups}
         for resource, rows in groups.items():
             self._labels.setdefault(str(resource), decoded(rows.label) if isinstance(rows, Catalogue) else "")

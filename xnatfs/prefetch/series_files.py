@@ -38,7 +38,7 @@ from xnatfs.rest.models import FileRow
 
 log = logging.getLogger(__name__)
 
-# Tars in parallel: the other half of the requests in flight stays for single files. With 50 ms a request, three
+# Tars in parallel: half of the requests in flight stays for files. With 50 ms a request, three
 # tars of 5 MB fill a line of 1 Gbit/s, so that no more of them are begun early.
 PARALLEL_TARS, EARLY_TARS = 4, 3
 # The longest wait of a reader for a member, in seconds. A program that reads all of a tar loses nothing by it, and one
@@ -50,8 +50,8 @@ IDLE_READER_SECONDS = 5.0
 NO_TAR_SECONDS = 60.0
 # The part of the cache that may hold files that no program has opened: more would evict each other.
 CACHE_SHARE = 4
-# Sessions that are remembered, with their listings: a program reads a few at a time.
-MAX_SESSIONS = 32
+# Sessions that are remembered, with their listings: a program reads a few at a time. So many files are 90 MB.
+MAX_SESSIONS, MAX_SESSION_FILES = 32, 1_000_000
 
 
 @dataclass
@@ -87,9 +87,11 @@ class _Tar:
         before = self.members
         with trio.move_on_after(MEMBER_WAIT_SECONDS) as patience:
             await self.waits.setdefault(path, trio.Event()).wait()
-        if patience.cancelled_caught and self.members == before:
-            self.is_late = True
-            self.stop_waits()
+        if patience.cancelled_caught:
+            self.wake(path)  # its member is not taken any more: it may be older than what a request brings now
+            if self.members == before:
+                self.is_late = True
+                self.stop_waits()
 
     def wake(self, path: str) -> None:
         """Wake the readers that wait for a file."""
@@ -163,7 +165,9 @@ class SeriesPrefetch:
             self._stop(session.relist(groups, directory.reading_order()))
         session.last_read = trio.current_time()
         self._sessions.move_to_end(item)
-        while len(self._sessions) > MAX_SESSIONS:
+        while len(self._sessions) > MAX_SESSIONS or (
+            len(self._sessions) > 1 and sum(each.files for each in self._sessions.values()) > MAX_SESSION_FILES
+        ):
             _, oldest = self._sessions.popitem(last=False)
             self._stop(oldest.series.values())
         return session

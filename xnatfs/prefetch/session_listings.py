@@ -258,8 +258,7 @@ class SessionListings:
 
         found = self._metadata.peek(key)
         if not isinstance(found, Listing) or found.pieced:
-            await self._metadata.renew(key, fetch_listing, lambda old: isinstance(old, Listing) and old.pieced)
-            found = self._metadata.peek(key)
+            found = await self._metadata.renew(key, fetch_listing, lambda old: isinstance(old, Listing) and old.pieced)
         assert isinstance(found, Listing)
         return found.rows
 

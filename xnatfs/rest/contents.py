@@ -19,6 +19,9 @@ from xnatfs.rest.urls import file_url, item_path, segment, segments
 LONG_DOWNLOADS = PARALLEL_DOWNLOADS // 2
 LONG_FILE_BYTES = 32 * 2**20
 
+# Archives and long files together: one request is always left for a small file. Archives pause for their readers.
+LONG_REQUESTS = PARALLEL_DOWNLOADS - 1
+
 # From this size on, a download process receives a file. It takes 80 ms to start (measured), as long as so many bytes
 # take at 1 Gbit/s, and serves the next file, too; a smaller file is complete before it is read, so that less is gained.
 BIG_FILE_BYTES = 8 * 2**20
@@ -31,6 +34,7 @@ class Contents:
         self._transport = transport
         self._download_slots = trio.CapacityLimiter(PARALLEL_DOWNLOADS)
         self._long_download_slots = trio.CapacityLimiter(LONG_DOWNLOADS)
+        self._long_request_slots = trio.CapacityLimiter(LONG_REQUESTS)
         self._head_slots = trio.CapacityLimiter(PARALLEL_DOWNLOADS)
         self._downloads = Downloads(transport)
 
@@ -71,6 +75,7 @@ class Contents:
         is_long = (file.size or 0) > LONG_FILE_BYTES
         async with (
             self._long_download_slots if is_long else nullcontext(),
+            self._long_request_slots if is_long else nullcontext(),
             self._download_slots,
             self._downloads.open(remote, start, stop) as body,
         ):
@@ -80,7 +85,7 @@ class Contents:
     async def archive(self, item: Sequence[str], *resources: str) -> AsyncIterator[AsyncIterator[bytes]]:
         """Download resources as one tar, in pieces as they arrive. Its length is not known beforehand."""
         path = f"{item_path(item)}/resources/{segments(resources)}/files"
-        async with self._stream(path, {"format": "tar"}) as (_, chunks):
+        async with self._long_request_slots, self._stream(path, {"format": "tar"}) as (_, chunks):
             yield chunks
 
     @asynccontextmanager

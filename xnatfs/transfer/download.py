@@ -132,7 +132,7 @@ async def _copy_all(wanted: Sequence[Wanted], copying: Copying, options: Options
     try:
         async with background() as nursery:
             nursery.start_soon(copying.publish_often)
-            cached, others = await _by_cache(missing)
+            cached, others = await _by_cache(missing) if not options.force else ([], missing)
             others = await tars.fetch(others, copying)
             others = await tars.fetch(others, copying, together=False)
             await in_parallel(cached, lambda each: single_files.fetch_cached(each, copying), workers)

@@ -1,6 +1,7 @@
 """Fetch single files into drafts: by a request each, or from the content cache if a mount has read them."""
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable
 from contextlib import aclosing
@@ -13,6 +14,8 @@ from xnatfs.prefetch.series_files import version
 from xnatfs.transfer.copying import Arrived, Copying, Missing
 from xnatfs.transfer.local_files import Draft
 from xnatfs.transfer.plan import Wanted
+
+log = logging.getLogger(__name__)
 
 # Bytes that are handed to a thread at a time: a call costs 0.1 ms.
 DRAFT_PIECE_BYTES = 2**20
@@ -40,24 +43,38 @@ async def fetch(missing: Missing, copying: Copying) -> None:
 
 
 async def fetch_cached(missing: Missing, copying: Copying) -> None:
-    """Copy a file that the content cache has; a failure is reported."""
+    """Copy a file that the content cache has; a failure is reported. One that the disk has damaged is requested."""
     wanted = missing.wanted
     with copying.failing(wanted):
-        blob = await wanted.file.site.content.open(version_of(wanted), _source(wanted))
-        draft = None
-        try:
-            draft = await trio.to_thread.run_sync(Draft, copying.target(wanted))
-            while piece := await blob.read(draft.size, DRAFT_PIECE_BYTES):
-                await trio.to_thread.run_sync(draft.write, piece)
-                copying.progress.advance(len(piece))
-            draft.close(wanted.file.modified())
-            copying.arrive(Arrived(missing, draft, blob.stamp))
-        except BaseException:
-            if draft is not None:
-                draft.discard()
-            raise
-        finally:
-            blob.close()
+        if not await _copy(missing, copying):
+            log.warning("the cached copy of %s is damaged: it is fetched anew", wanted.place)
+            await wanted.file.site.content.upkeep.remove([version_of(wanted)])
+            await fetch(missing, copying)
+
+
+async def _copy(missing: Missing, copying: Copying) -> bool:
+    """Copy a file from the content cache; return False if it has not the digest that the server states."""
+    wanted = missing.wanted
+    blob = await wanted.file.site.content.open(version_of(wanted), _source(wanted))
+    draft = None
+    try:
+        draft = await trio.to_thread.run_sync(Draft, copying.target(wanted))
+        while piece := await blob.read(draft.size, DRAFT_PIECE_BYTES):
+            await trio.to_thread.run_sync(draft.write, piece)
+            copying.progress.advance(len(piece))
+        if wanted.digest not in ("", draft.md5()):
+            copying.progress.advance(-draft.size)
+            draft.discard()
+            return False
+        draft.close(wanted.file.modified())
+        copying.arrive(Arrived(missing, draft, blob.stamp))
+        return True
+    except BaseException:
+        if draft is not None:
+            draft.discard()
+        raise
+    finally:
+        blob.close()
 
 
 async def fetch_md5(wanted: Wanted) -> tuple[str, str]:

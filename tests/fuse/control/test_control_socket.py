@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from xnatfs.common.errors import NotFound, UsageError, XnatError
 from xnatfs.fuse.control import server
+from xnatfs.fuse.control.places import split
 from xnatfs.fuse.control.protocol import MAX_REQUEST_BYTES, short_path, unpack, unpack_error
 from xnatfs.fuse.control.server import Call, serve_control
 
@@ -245,3 +246,10 @@ def test_any_arguments_are_those_that_a_call_takes_or_an_error(message):
 def test_any_error_that_a_reply_reports_is_one_of_ours(cells, kind, message):
     for found in (cells, {"kind": kind, "message": message}, {"kind": "NotFound", "message": message}):
         assert isinstance(unpack_error(found), XnatError)
+
+
+def test_a_path_that_no_file_system_can_have_is_not_there():
+    """JSON can spell half of a character."""
+    assert split("a//b") == ("a", "b")
+    with pytest.raises(NotFound):
+        split("projects/\ud800")

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import pytest
 from tests.support.commanding import LABEL, OWNER, PASSWORD, SESSION, page_archive
 from tests.support.mounting import SCRIPTS, Mount, environment, mounting, run
 from xnatfs.demo.archive.model import Archive, Resource, Subject
-from xnatfs.demo.server.app import DemoXnat
+from xnatfs.demo.server.app import DemoXnat, Request
+from xnatfs.demo.server.reply import Reply
 from xnatfs.demo.server.socket import serve
 
 pytestmark = pytest.mark.fuse
@@ -212,3 +214,26 @@ def test_what_came_with_a_list_of_the_whole_project_is_requested_anew(world):
         world.archive.scan(session, "2", "without files")
     world.refresh("projects/MYPROJECT")
     assert {name: world.names(f"{SUBJECT_DIR}/{name}/scans") for name in names} == dict.fromkeys(names, {"1", "2"})
+
+
+def test_a_list_that_was_on_its_way_during_a_refresh_is_not_kept(world):
+    """The server has made it before the change, and it arrives after the refresh."""
+    session, began, go_on = world.archive.experiments[SESSION], threading.Event(), threading.Event()
+
+    def late(request: Request) -> Reply | None:
+        if not request.path.endswith(f"/{SESSION}/scans") or began.is_set():
+            return None
+        began.set()
+        reply: Reply = world.app._answer(request)[0]
+        assert go_on.wait(60)
+        return reply
+
+    world.app.faults.append(late)
+    reader = threading.Thread(target=world.names, args=(f"{SESSION_DIR}/scans",))
+    reader.start()
+    assert began.wait(60)
+    world.archive.scan(session, "99", "T99")
+    world.refresh("projects/MYPROJECT")
+    go_on.set()
+    reader.join(60)
+    assert "99" in world.names(f"{SESSION_DIR}/scans")

@@ -31,7 +31,10 @@ FILES_PER_CHECKPOINT = 200
 
 def split(path: str) -> NodePath:
     """Return the names of a path as the tree spells them. Raises NotFound for names that nothing can have."""
-    return tuple(decode(name) for name in path.encode("utf-8", "surrogateescape").split(b"/") if name)
+    try:
+        return tuple(decode(name) for name in path.encode("utf-8", "surrogateescape").split(b"/") if name)
+    except UnicodeEncodeError:
+        raise NotFound(f"{path!r} is no path") from None
 
 
 async def find(root: Dir, names: NodePath) -> Node:

@@ -90,7 +90,7 @@ class Refresher:
                 await self._site.renew(parent.sources())  # where it is not listed any more
                 await self._show(parent)
             raise
-        self._site.walks.forget()
+        self._site.outdate()
         for key in self._below(directory):
             self._site.listings.expire(key)
         await self._show(directory)
@@ -118,7 +118,7 @@ class Refresher:
             keys.update(item_keys(item))
         for project in projects:
             keys |= {SubjectsKey(project), ExperimentsKey(project), *self._below_project(project)}
-        self._site.walks.forget()
+        self._site.outdate()
         for key in keys:
             self._site.listings.expire(key)
         self._forget_derived(lambda made: made != ("projects",) or "*" in projects)
