@@ -216,7 +216,7 @@ class SeriesPrefetch:
     async def _stream(self, session: SessionReads, tar: _Tar) -> bool:
         """Read the tar, member by member, and return whether nothing is left of it. Raises what the client raises."""
         series = tar.series
-        kept = await self._content.kept([version(row) for row in series.rows])
+        kept = await self._content.find_cached([version(row) for row in series.rows])
         if len(series.rows) - len(kept) < MIN_FILES_LEFT - 1:
             return True
         async with self._xnat.archive(session.item, series.resource) as chunks:
