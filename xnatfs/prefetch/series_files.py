@@ -110,7 +110,9 @@ class SeriesPrefetch:
         """Return the number of tars that are being fetched."""
         return {"tars": len(self._tars)}
 
-    async def before_open(self, item: Sequence[str], groups: Groups, row: FileRow, directory: ResourceDirectory) -> None:
+    async def before_open(
+        self, item: Sequence[str], groups: Groups, row: FileRow, directory: ResourceDirectory
+    ) -> None:
         """Prefetch around a file that a reader is about to open.
 
         Return when the file can be opened without waiting, or is to be requested singly.
