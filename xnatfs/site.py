@@ -91,7 +91,7 @@ class Site:
         xnat: The client.
         store: The listings on the disk.
         content: The cache of file contents.
-        bulk: Fetches the files of a series together.
+        series_prefetch: Fetches the files of a series together.
         ttl: How long a listing is fresh, in seconds.
         nursery: Runs requests ahead of their use, and background tasks.
     """
@@ -101,12 +101,12 @@ class Site:
         xnat: Xnat,
         store: ListingStore,
         content: ContentCache,
-        bulk: SeriesPrefetch,
+        series_prefetch: SeriesPrefetch,
         ttl: float,
         nursery: trio.Nursery,
     ) -> None:
         self.xnat = xnat
-        self.bulk = bulk
+        self.series_prefetch = series_prefetch
         self.content = content
         self.ttl = ttl
         self.opened_at = time.time()
@@ -156,7 +156,7 @@ class Site:
         """Return the counters of the caches, the downloads and the client, by name."""
         return {
             **self.content.counters(),
-            **self.bulk.counters(),
+            **self.series_prefetch.counters(),
             **self.xnat.counters(),
             "listings": len(self.metadata),
         }
@@ -288,8 +288,8 @@ async def open_site(
         open_cache(
             directory, config.cache_size, revalidate=config.revalidate, strict=config.strict, wait=config.lock_timeout
         ) as content,
-        open_series_prefetch(xnat, content) as bulk,
+        open_series_prefetch(xnat, content) as series_prefetch,
         open_store(directory, lambda: xnat.login.username) as store,
         background() as nursery,
     ):
-        yield Site(xnat, store, content, bulk, config.ttl, nursery)
+        yield Site(xnat, store, content, series_prefetch, config.ttl, nursery)

@@ -397,7 +397,7 @@ def test_words_are_quoted_for_units():
 HELPER = """
 import os, subprocess, sys
 from pathlib import Path
-from xnatfs.fuse.namespace import mount_in_namespace
+from xnatfs.fuse.mount_namespace import mount_in_namespace
 
 place, *command = sys.argv[1:]
 descriptor = mount_in_namespace(Path(place), "xnat")

@@ -121,7 +121,7 @@ async def test_a_kept_file_without_digest_is_trusted_while_it_is_young(tmp_path)
         for age, trusted in ((0, True), (99, True), (100, False), (-1, False)):
             cache.clock = partial(float, NOW + age)
             assert cache.has(undigested(SMALL)) is trusted, age
-            assert (await cache.kept([undigested(SMALL)]) == {undigested(SMALL)}) is trusted
+            assert (await cache.find_cached([undigested(SMALL)]) == {undigested(SMALL)}) is trusted
             assert (await failure(cache, undigested(SMALL), nowhere()) is None) is trusted
         cache.clock = lambda: NOW
         for size, trusted in ((len(SMALL), True), (7, False), (None, False)):
@@ -157,7 +157,7 @@ async def test_many_are_looked_up_in_parts_and_others_have_their_turn(tmp_path, 
 
         monkeypatch.setattr(cache._store, "have", have)
         with trio.testing.assert_checkpoints():
-            found = await cache.kept(wanted)
+            found = await cache.find_cached(wanted)
         assert (found, parts) == ({wanted[0], wanted[LOOKUP_BATCH], wanted[-1]}, [LOOKUP_BATCH, LOOKUP_BATCH, 1])
 
 
@@ -537,7 +537,7 @@ async def test_a_digest_needs_no_age_and_no_size(tmp_path):
         cache.clock = lambda: NOW + 10**6
         for size in (len(SMALL), 7, None):
             assert cache.has(Version(wanted.key, size, wanted.digest))
-            assert await cache.kept([Version(wanted.key, size, wanted.digest)])
+            assert await cache.find_cached([Version(wanted.key, size, wanted.digest)])
             assert await failure(cache, Version(wanted.key, size, wanted.digest), nowhere()) is None
 
 

@@ -88,14 +88,14 @@ async def test_many_are_looked_up_as_one_is(tmp_path):
             version(BIG, "9/big"),
             version(SMALL, "9/put"),
         ]
-        found = await cache.kept(asked)
+        found = await cache.find_cached(asked)
         assert found == {each for each in asked if cache.has(each)}
         assert {each.key for each in found} == {
             *(key for key in FILES if not key.startswith("7/1")),
             "8/young",
             "9/put",
         }
-        assert await cache.kept([]) == set()
+        assert await cache.find_cached([]) == set()
         blob.close()
 
 

@@ -168,9 +168,9 @@ async def test_a_series_takes_three_requests_in_any_order(server, tmp_path, orde
         await read_all(site, [(number, SCAN) for number in numbers], workers, lambda number, _: bytes_of(number))
         assert len(data(server)) == 3
         assert data(server).count(f"GET {TAR}") == 1
-        assert site.bulk.stats.used == (len(numbers) - 2) * SIZE
-        await until(lambda: not site.bulk._tars)
-        assert site.bulk.stats.ahead == (COUNT - 2) * SIZE
+        assert site.series_prefetch.stats.used == (len(numbers) - 2) * SIZE
+        await until(lambda: not site.series_prefetch._tars)
+        assert site.series_prefetch.stats.ahead == (COUNT - 2) * SIZE
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -185,7 +185,7 @@ async def test_few_files_of_a_resource_make_nothing_of_its_size(server, tmp_path
     async with opened(server, tmp_path) as site:
         await read(site, 33)
         await read(site, 34)
-        (session,) = site.bulk._sessions.values()
+        (session,) = site.series_prefetch._sessions.values()
         assert "size" not in vars(session.series["7"])
 
 
@@ -194,10 +194,10 @@ async def test_of_a_resource_with_too_many_files_nothing_is_remembered_or_fetche
     async with opened(server, tmp_path) as site:
         for number in range(COUNT):
             assert await read(site, number) == bytes_of(number)
-        (session,) = site.bulk._sessions.values()
+        (session,) = site.series_prefetch._sessions.values()
         assert not session.series["7"].opened
         assert data(server) == [f"GET {FILES}/{name(number)}" for number in range(COUNT)]
-        assert site.bulk.stats.ahead == 0
+        assert site.series_prefetch.stats.ahead == 0
 
 
 async def test_a_resource_with_a_big_file_is_fetched_singly(server, tmp_path, monkeypatch):
@@ -240,7 +240,7 @@ async def test_a_member_that_comes_late_is_requested_singly_and_the_tar_goes_on(
         assert trio.current_time() - began < 0.6, "only the first is waited for while nothing comes"
         assert data(server).count(f"GET {TAR}") == 1
         made[-1].more.set()
-        await until(lambda: not site.bulk._tars)
+        await until(lambda: not site.series_prefetch._tars)
         for number in range(COUNT):
             assert await read(site, number) == bytes_of(number)
         assert len(data(server)) == 4
@@ -283,7 +283,7 @@ async def test_a_reader_waits_for_no_member_beyond_what_may_come(server, tmp_pat
             assert await read(site, number) == bytes_of(number)
         assert trio.current_time() == began
         await trio.sleep(0.1)
-        assert site.bulk.stats.ahead <= 11 * SIZE
+        assert site.series_prefetch.stats.ahead <= 11 * SIZE
 
 
 # -- what nobody may want --------------------------------------------------------------------------------------------
@@ -300,7 +300,7 @@ async def test_a_reader_that_stops_leaves_no_more_than_the_budget(
         for number in range(count):
             await read(site, number)
         await trio.sleep(3 * IDLE_READER_SECONDS)
-        stats = site.bulk.stats
+        stats = site.series_prefetch.stats
         assert 0 < stats.ahead - stats.used <= (most + 1) * SIZE
         assert made[0].closed, "the connection is given back"
         for number in range(COUNT):
@@ -327,7 +327,7 @@ async def test_a_series_that_does_not_fit_into_the_cache_comes_with_its_reader(
         monkeypatch.setattr(site.content._store, "limit", 40 * SIZE)
         for number in range(COUNT):
             assert await read(site, number) == bytes_of(number)
-            stats = site.bulk.stats
+            stats = site.series_prefetch.stats
             assert stats.ahead - stats.used <= 11 * SIZE
         assert data(server).count(f"GET {TAR}") == 1
         assert len(data(server)) <= COUNT + 1
@@ -476,11 +476,11 @@ async def test_after_one_series_no_more_is_fetched_of_others_than_half_of_it(ser
     async with opened(server, tmp_path) as site:
         await read_series(site, {1: content[1]})
         await trio.sleep(3 * IDLE_READER_SECONDS)
-        assert 0 < site.bulk.stats.ahead - site.bulk.stats.used <= COUNT * SIZE // 2 + 3 * SIZE
+        assert 0 < site.series_prefetch.stats.ahead - site.series_prefetch.stats.used <= COUNT * SIZE // 2 + 3 * SIZE
         for scan in (5, 4, 3):  # a glance at others, as for thumbnails
             await read(site, 30, scan_path(scan))
         await trio.sleep(3 * IDLE_READER_SECONDS)
-        assert 0 < site.bulk.stats.ahead - site.bulk.stats.used <= COUNT * SIZE // 2 + 3 * SIZE
+        assert 0 < site.series_prefetch.stats.ahead - site.series_prefetch.stats.used <= COUNT * SIZE // 2 + 3 * SIZE
 
 
 @pytest.mark.parametrize(
@@ -498,8 +498,8 @@ async def test_nothing_is_fetched_that_nobody_reads(server, tmp_path, pattern):
     content = series(server, 4, files=100)
     async with opened(server, tmp_path) as site:
         await read_series(site, content, list(pattern(100)))
-        await until(lambda: not site.bulk._tars)
-        assert site.bulk.stats.ahead == site.bulk.stats.used
+        await until(lambda: not site.series_prefetch._tars)
+        assert site.series_prefetch.stats.ahead == site.series_prefetch.stats.used
         assert len(all_data(server)) <= 2 * 4
 
 
@@ -509,9 +509,9 @@ async def test_a_copy_that_is_stopped(server, tmp_path, patient_clock, half):
     async with opened(server, tmp_path) as site:
         for number in range(half):
             await read(site, number % 100, scan_path(number // 100 + 1))
-        await until(lambda: not site.bulk._tars)  # a thread writes meanwhile, for which no clock waits
+        await until(lambda: not site.series_prefetch._tars)  # a thread writes meanwhile, for which no clock waits
         rest = -half % 100  # of the series that is being read
-        assert site.bulk.stats.ahead - site.bulk.stats.used <= (rest + half // 2 + 2) * SIZE
+        assert site.series_prefetch.stats.ahead - site.series_prefetch.stats.used <= (rest + half // 2 + 2) * SIZE
 
 
 async def test_a_file_that_fails_singly_is_asked_for_again_by_its_reader(server, tmp_path, patient_clock):
@@ -559,11 +559,11 @@ async def test_a_tar_is_given_up_when_its_resource_is_another_one(server, tmp_pa
     async with opened(server, tmp_path) as site:
         for number in listed()[:4]:
             assert await read(site, number) == bytes_of(number)
-        assert site.bulk._tars
+        assert site.series_prefetch._tars
         server.add("more.dcm", bytes_of(99))
         forget_listing(site)
         assert await read_path(site, "more.dcm") == bytes_of(99)
-        await until(lambda: not site.bulk._tars)
+        await until(lambda: not site.series_prefetch._tars)
         assert made[-1].closed
 
 
@@ -754,7 +754,7 @@ async def test_what_is_cached_of_a_series_is_not_taken_again(server, tmp_path):
         for number in range(COUNT):
             assert await read(site, number) == bytes_of(number)
         assert data(server) == [f"GET {FILES}/{name(0)}", f"GET {FILES}/{name(1)}", f"GET {TAR}"]
-        assert site.bulk.stats.ahead == site.bulk.stats.used == (COUNT - 2 - len(cached)) * SIZE
+        assert site.series_prefetch.stats.ahead == site.series_prefetch.stats.used == (COUNT - 2 - len(cached)) * SIZE
 
 
 async def test_a_new_listing_goes_on_with_the_same_tar(server, tmp_path, patient_clock):

@@ -163,8 +163,8 @@ class World:
 
     def _tasks(self) -> int:
         """Count the tasks of the site; those of the disk cache are left out, since they come and go with the minute."""
-        bulk, site = self.site.bulk._nursery, self.site._nursery
-        return len(bulk.child_tasks) + len(site.child_tasks)
+        series, site = self.site.series_prefetch._nursery, self.site._nursery
+        return len(series.child_tasks) + len(site.child_tasks)
 
     async def _close_all(self) -> None:
         self._readers.cancel_scope.cancel()

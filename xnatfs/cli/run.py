@@ -26,6 +26,7 @@ EXIT_STATUS: dict[type[Exception], int] = {
     errors.Denied: 6,
     errors.MountpointError: os.EX_NOINPUT,
     errors.FuseMissing: os.EX_UNAVAILABLE,
+    errors.NamespaceError: 1,
     errors.CacheError: os.EX_CANTCREAT,
     errors.Conflict: 1,
     errors.ReadOnly: 1,

@@ -18,6 +18,7 @@
     |   `-- UsageError    a command line cannot be parsed
     +-- MountpointError   the mount point cannot be used
     +-- FuseMissing       the machine lacks FUSE 3
+    +-- NamespaceError    the machine does not let this user mount in a namespace of its own
     `-- CacheError        the cache directory cannot be used
         +-- CacheLocked   another process holds a lock there
         `-- CacheFull     it has no room for a file, nor has any other place
@@ -116,6 +117,10 @@ class MountpointError(XnatError):
 
 class FuseMissing(XnatError):
     """The machine lacks FUSE 3: /dev/fuse or fusermount3."""
+
+
+class NamespaceError(XnatError):
+    """The machine does not let this user mount in a namespace of its own."""
 
 
 class CacheError(XnatError):

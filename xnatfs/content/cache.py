@@ -100,7 +100,7 @@ class ContentCache:
         entry = self._joinable(ident, version)
         return entry.blob.complete if entry is not None else self._is_trusted(self._store.lookup(ident), version)
 
-    async def kept(self, versions: Sequence[Version]) -> set[Version]:
+    async def find_cached(self, versions: Sequence[Version]) -> set[Version]:
         """Return the versions for which `has` is true; a checkpoint between batches lets other tasks run."""
         found: set[Version] = set()
         for start in range(0, len(versions), LOOKUP_BATCH):

@@ -1,6 +1,5 @@
 """Look at a server without a login: its address, its certificate, its version and its clock; fetch raw replies."""
 
-import json
 import re
 import socket
 import ssl
@@ -16,6 +15,7 @@ import httpx
 import trio
 
 from xnatfs.common.errors import BadReply, NoRoute, NotXnat, TimedOut
+from xnatfs.common.sanitize import loads
 from xnatfs.common.tls import tls_context
 from xnatfs.http.clients import open_clients
 from xnatfs.http.failures import unreachable
@@ -131,7 +131,7 @@ async def _check_is_xnat(http: httpx.AsyncClient, url: str, response: httpx.Resp
 
 def _version(text: str) -> str:
     try:
-        cells = json.loads(text)
+        cells = loads(text)
     except ValueError:
         return ""
     return str(cells.get("version", "")) if isinstance(cells, dict) else ""
@@ -159,7 +159,7 @@ async def fetch_raw(transport: Transport, path: str, params: Mapping[str, str], 
         await close(response)
     text = body.decode("utf-8", "replace")
     try:
-        document: Sequence[Any] | Mapping[str, Any] | None = json.loads(text)
+        document: Sequence[Any] | Mapping[str, Any] | None = loads(text)
     except ValueError:
         document = None
     return RawReply(response.status_code, response.headers, document, len(text))

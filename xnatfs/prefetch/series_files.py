@@ -120,7 +120,9 @@ class SeriesPrefetch:
         """Return the number of tars that are being fetched."""
         return {"tars": len(self._tars)}
 
-    async def opened(self, item: Sequence[str], groups: Groups, row: FileRow, directory: ResourceDirectory) -> None:
+    async def before_open(
+        self, item: Sequence[str], groups: Groups, row: FileRow, directory: ResourceDirectory
+    ) -> None:
         """Prefetch around a file that a reader is about to open.
 
         Return when the file can be opened without waiting, or is to be requested singly.
@@ -229,7 +231,7 @@ class SeriesPrefetch:
     async def _stream(self, session: SessionReads, tar: _Tar) -> bool:
         """Read the tar, member by member, and return whether nothing is left of it. Raises what the client raises."""
         series = tar.series
-        kept = await self._content.kept([version(row) for row in series.rows])
+        kept = await self._content.find_cached([version(row) for row in series.rows])
         if len(series.rows) - len(kept) < MIN_FILES_LEFT - 1:
             return True
         tar.requested_at = self._content.clock()

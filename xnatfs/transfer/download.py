@@ -221,7 +221,7 @@ async def _by_cache(missing: Sequence[Missing]) -> tuple[list[Missing], list[Mis
     if content is None or not content.bytes_used:
         return [], list(missing)
     versions = {single_files.version_of(each.wanted): each for each in missing}
-    kept = await content.kept(list(versions))
+    kept = await content.find_cached(list(versions))
     return [versions[key] for key in kept], [each for key, each in versions.items() if key not in kept]
 
 

@@ -166,7 +166,7 @@ class CatalogueFile(File):
 
     async def open(self) -> Blob:
         row, resource_dir, groups = self.row, self.files.resource_dir, self.files.groups
-        await self.site.bulk.opened(resource_dir.place.item, groups, row, resource_dir)
+        await self.site.series_prefetch.before_open(resource_dir.place.item, groups, row, resource_dir)
         try:
             blob = await self.site.content.open(version(row), resource_dir.source(row, groups))
         except NotFound as error:

@@ -20,7 +20,7 @@ profile_options = options_of(
         metavar="PROJECT",
         help="project of commands that name none",
     ),
-    option("--timeout", type=options.positive_seconds, metavar="S", help="longest time without progress of a request"),
+    option("--timeout", type=options.positive_seconds, metavar="S", help="longest wait for the next byte of an answer"),
     option("--force", action="store_true", help="change an existing profile"),
 )
 

@@ -19,9 +19,9 @@ from xnatfs.cli import logs, options, statusline
 from xnatfs.cli.logins import find_login_again, mount_login
 from xnatfs.common.errors import LoginRequired, XnatError
 from xnatfs.common.sanitize import plain
+from xnatfs.fuse.mount_namespace import check_namespaces
 from xnatfs.fuse.mountinfo import all_mounts
 from xnatfs.fuse.mountpoint import KIND, check_fuse, is_dead
-from xnatfs.fuse.namespace import check_namespaces
 from xnatfs.settings.config import Config, connection_warning
 from xnatfs.settings.credentials import for_children
 

@@ -20,11 +20,11 @@ from typing import Any, NoReturn
 from xnatfs.cli import daemon, options, serving, statusline, streams
 from xnatfs.cli.logins import find_mount_login, mount_login
 from xnatfs.cli.output import print_message
-from xnatfs.common.errors import CacheError, Reported, UsageError, XnatError
+from xnatfs.common.errors import CacheError, NamespaceError, Reported, UsageError, XnatError
 from xnatfs.common.private_files import make_private
+from xnatfs.fuse.mount_namespace import end_with_parent, is_abandoned, mount_in_namespace
 from xnatfs.fuse.mountinfo import mount_on
 from xnatfs.fuse.mountpoint import check_device, check_directory
-from xnatfs.fuse.namespace import NamespaceError, end_with_parent, is_abandoned, mount_in_namespace
 from xnatfs.settings.config import Config, cache_home, server_name
 
 # Exit status of a command that cannot be started, and of one that does not exist, as shells have them.

@@ -90,7 +90,7 @@ class Status:
             "open_directories": counters["directories"],
             "inodes": counters["inodes"],
             "transfers": self._transfers(),
-            "archives_under_way": self._site.bulk.counters()["tars"],
+            "archives_under_way": self._site.series_prefetch.counters()["tars"],
             "error_count": self._operations.errors.total,
             "errors": list(map(failure_cells, self._operations.errors.latest(REPORTED_ERRORS))),
         }
@@ -119,7 +119,7 @@ class Status:
         }
 
     def _cache(self) -> Message:
-        counters, ahead = self._site.content.counters(), self._site.bulk.stats
+        counters, ahead = self._site.content.counters(), self._site.series_prefetch.stats
         opens = counters["hits"] + counters["misses"]
         return {
             "directory": str(self._config.cache_dir),

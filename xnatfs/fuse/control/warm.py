@@ -62,7 +62,7 @@ async def warm(root: Dir, operations: Operations, path: str, pin: bool, report: 
     content, size = root.site.content, sum(file.measured_size for file in files)
     if pin:
         await _check_room(content, files, size)
-    cached_before = await content.kept(list(map(content_version, files)))
+    cached_before = await content.find_cached(list(map(content_version, files)))
     progress = _Progress(report, len(files), size)
     await _Fetcher(root, operations, progress).fetch(iter(files))
     pinned = await content.upkeep.pin(map(content_version, files)) if pin else 0
@@ -91,7 +91,7 @@ async def _check_room(content: ContentCache, files: list[File], size: int) -> No
 
 async def _missing(root: Dir, files: list[File]) -> list[File]:
     """Return the files that are not in the cache: evicted again, or replaced on the server."""
-    kept = await root.site.content.kept(list(map(content_version, files)))
+    kept = await root.site.content.find_cached(list(map(content_version, files)))
     return [file for file in files if content_version(file) not in kept]
 
 

@@ -12,7 +12,7 @@ import signal
 import sys
 from pathlib import Path
 
-from xnatfs.common.errors import XnatError
+from xnatfs.common.errors import NamespaceError
 
 # unshare(2), from linux/sched.h.
 CLONE_NEWNS, CLONE_NEWUSER = 0x20000, 0x10000000
@@ -20,10 +20,6 @@ CLONE_NEWNS, CLONE_NEWUSER = 0x20000, 0x10000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REC, MS_SLAVE = 1, 2, 4, 1 << 14, 1 << 19
 # prctl(2), from linux/prctl.h.
 PR_SET_PDEATHSIG = 1
-
-
-class NamespaceError(XnatError):
-    """This machine does not let this user mount in a namespace of its own."""
 
 
 def mount_in_namespace(mountpoint: Path, source: str) -> int:
