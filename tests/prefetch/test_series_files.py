@@ -268,10 +268,10 @@ async def test_a_file_that_was_requested_singly_is_not_replaced_by_its_member(
         for number in listed()[:2]:
             await read(site, number)
         assert await read(site, last) == newer
-        await until(lambda: not site.bulk._tars)
+        await until(lambda: not site.series_prefetch._tars)
         await trio.sleep(1)
         assert await read(site, last) == newer
-        assert site.bulk.stats.ahead == (COUNT - 3) * SIZE
+        assert site.series_prefetch.stats.ahead == (COUNT - 3) * SIZE
 
 
 async def test_a_reader_waits_for_no_member_beyond_what_may_come(server, tmp_path, patient_clock, monkeypatch):
@@ -792,7 +792,7 @@ async def test_a_member_without_a_digest_is_as_old_as_its_tar(server, tmp_path):
         await read(site, 0)
         await read(site, 1)
         await read(site, 2)
-        await until(lambda: not site.bulk._tars)
+        await until(lambda: not site.series_prefetch._tars)
         stamps = set()
         for number in range(3, 10):
             file = await node(site, f"{SCAN}/{name(number)}")
@@ -809,7 +809,7 @@ class Sessions:
     def __init__(self) -> None:
         self.limit = 10**9
         self.asked: list[str] = []
-        self.bulk: series_files.SeriesPrefetch
+        self.series_prefetch: series_files.SeriesPrefetch
         self._groups: dict[str, dict[Hashable, list[FileRow]]] = {}
 
     def has(self, version: object) -> bool:
@@ -840,7 +840,9 @@ class Sessions:
             }
         groups = self._groups[session]
         for row in groups[f"{session}{resource}"][:count]:
-            await self.bulk.opened(("experiments", session), groups, row, self.Directory(list(map(str, groups))))
+            await self.series_prefetch.before_open(
+                ("experiments", session), groups, row, self.Directory(list(map(str, groups)))
+            )
         await trio.testing.wait_all_tasks_blocked()
 
     @dataclass
@@ -856,7 +858,7 @@ async def sessions(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Sessions]:
     monkeypatch.setattr(series_files, "MEMBER_WAIT_SECONDS", 0.01)
     made = Sessions()
     async with background() as nursery:
-        made.bulk = series_files.SeriesPrefetch(made, made, nursery)  # type: ignore[arg-type]
+        made.series_prefetch = series_files.SeriesPrefetch(made, made, nursery)  # type: ignore[arg-type]
         yield made
 
 
@@ -866,7 +868,7 @@ async def test_a_reader_of_another_session_ends_no_tars(monkeypatch, autojump_cl
         assert sorted(several.asked) == ["A0", "A1"]
         await several.open("B", 0)
         await several.open("B", 2)  # not the one that was expected
-        assert several.bulk.counters() == {"tars": 2}
+        assert several.series_prefetch.counters() == {"tars": 2}
         assert len(several.asked) == 2
 
 
@@ -875,7 +877,7 @@ async def test_a_session_that_is_forgotten_begins_no_tars_anew(monkeypatch, auto
     async with sessions(monkeypatch) as several:
         await several.open("A", 0, 5)
         await several.open("B", 0)
-        assert several.bulk.counters() == {"tars": 0}
+        assert several.series_prefetch.counters() == {"tars": 0}
         assert sorted(several.asked) == ["A0", "A1"]
 
 
@@ -884,11 +886,11 @@ async def test_listings_of_many_files_are_remembered_of_few_sessions(monkeypatch
     async with sessions(monkeypatch) as several:
         for session in "ABC":
             await several.open(session, 0)
-        assert [item[1] for item in several.bulk._sessions] == ["B", "C"]
+        assert [item[1] for item in several.series_prefetch._sessions] == ["B", "C"]
         monkeypatch.setattr(series_files, "MAX_SESSION_FILES", 7)
         await several.open("D", 0, 5)
-        assert [item[1] for item in several.bulk._sessions] == ["D"], "the one that is read stays"
-        assert several.bulk.counters()["tars"]
+        assert [item[1] for item in several.series_prefetch._sessions] == ["D"], "the one that is read stays"
+        assert several.series_prefetch.counters()["tars"]
 
 
 async def test_tars_and_long_files_leave_a_request_for_others(server, tmp_path, monkeypatch):
