@@ -815,7 +815,7 @@ class Sessions:
     def has(self, version: object) -> bool:
         return False
 
-    async def kept(self, versions: object) -> set[object]:
+    async def find_cached(self, versions: object) -> set[object]:
         return set()
 
     def clock(self) -> float:
