@@ -1,5 +1,6 @@
 """Build the httpx clients of one server: TLS, proxies, socket options, limits, download processes."""
 
+import contextlib
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -30,6 +31,8 @@ MAX_CONNECTIONS = PARALLEL_DOWNLOADS + 2
 # httpcore reads 64 KiB from a socket at a time, and each read goes through five layers: a gigabyte took three times as
 # long (measured on loopback: 0.17 against 0.5 GB/s).
 httpcore.AsyncHTTP11Connection.READ_NUM_BYTES = 512 * 1024
+# The longest TLS record (RFC 8446, 5.1). Each is read into a buffer of the size that is requested, which is then cut.
+TLS_RECORD_BYTES = 16 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,15 +148,15 @@ class _RecordStream(httpcore.AsyncNetworkStream):
         self._ssl_object = stream.get_extra_info("ssl_object")
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
-        pieces = [await self._stream.read(max_bytes, timeout)]
+        if self._ssl_object is None:
+            return await self._stream.read(max_bytes, timeout)
+        pieces = [await self._stream.read(min(max_bytes, TLS_RECORD_BYTES), timeout)]
         left = max_bytes - len(pieces[0])
-        if self._ssl_object is not None and pieces[0]:
-            try:
-                while left > 0 and (piece := self._ssl_object.read(left)):
-                    pieces.append(piece)
-                    left -= len(piece)
-            except ssl.SSLError:  # no whole record is left; an error of the connection is raised by the next read, too
-                pass
+        # No whole record is left where this raises; an error of the connection is raised by the next read, too.
+        with contextlib.suppress(ssl.SSLError):
+            while left > 0 and pieces[-1]:
+                pieces.append(self._ssl_object.read(min(left, TLS_RECORD_BYTES)))
+                left -= len(pieces[-1])
         return b"".join(pieces)
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
