@@ -21,8 +21,8 @@ from xnatfs.settings.credentials import Credentials, for_children
 SERVER_OPTIONS: dict[str, dict[str, Any]] = {
     "--data": {"type": Path, "action": "append", "metavar": "DIR", "help": "publish this directory, too"},
     "--recorded": {"type": Path, "metavar": "DIR", "help": "publish recorded listings and catalogues, too"},
-    "--latency": {"type": options.seconds, "metavar": "S", "help": "delay each answer by this time"},
-    "--session-ttl": {"type": options.seconds, "metavar": "S", "help": "end logins that are idle for longer"},
+    "--latency": {"type": options.seconds, "metavar": "TIME", "help": "delay each answer by this time"},
+    "--session-ttl": {"type": options.seconds, "metavar": "TIME", "help": "end logins that are idle for longer"},
     "--fixtures": {"action": "store_true", "help": "projects for developers, too: faults, odd names"},
     "--no-range": {"action": "store_true", "help": "ignore ranges, as some servers do"},
     "--seed": {"type": options.number, "metavar": "N", "help": "make other content"},

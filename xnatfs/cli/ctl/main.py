@@ -25,7 +25,7 @@ from xnatfs.settings.config import Config, connection_warning, output_format, pr
 RETRY_SECONDS = 10.0
 
 # Other names of a verb and of a noun, by the habits of other programs and of XNAT.
-VERB_ALIASES = {"list": ("ls",), "delete": ("rm",), "show": ("view",)}
+VERB_ALIASES = {"list": ("ls",), "delete": ("rm",), "delete-profile": ("rm",), "show": ("view",)}
 PLURALS = {noun: f"{noun}s" for noun in ("project", "subject", "session", "scan", "resource")}
 NOUN_ALIASES = {noun: (plural,) for noun, plural in PLURALS.items()} | {
     "session": ("sessions", "experiment", "experiments")
@@ -109,7 +109,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Find the server, run the command, and print its result."""
     environ, command = os.environ, arguments.command
     arguments.verbose = arguments.verbose or bool(environ.get("XNATCTL_DEBUG"))
-    arguments.output = arguments.output or output_format(profiles_path())
+    if not arguments.output and not command.repairs:
+        arguments.output = output_format(profiles_path())
     if arguments.output not in OUTPUT_FORMATS:
         arguments.output = "table"
     if command.columns:
