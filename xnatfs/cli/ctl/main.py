@@ -31,7 +31,10 @@ NOUN_ALIASES = {noun: (plural,) for noun, plural in PLURALS.items()} | {
     "session": ("sessions", "experiment", "experiments")
 }
 
-COMMAND_MODULES = ("account", "api", "profiles", "archive", "transfers", "uploads", "prearchive", "completion")
+COMMAND_MODULES = (
+    *("ctl.account", "ctl.api", "ctl.profiles", "ctl.archive", "lookup.find", "ctl.transfers", "ctl.uploads"),
+    *("ctl.prearchive", "lookup.watch", "lookup.browse", "ctl.completion"),
+)
 
 NOUNS = {
     "auth": "log in and out",
@@ -47,7 +50,7 @@ NOUNS = {
 
 
 def commands() -> list[Command]:
-    return [each for name in COMMAND_MODULES for each in import_module(f"xnatfs.cli.ctl.{name}").COMMANDS]
+    return [each for name in COMMAND_MODULES for each in import_module(f"xnatfs.cli.{name}").COMMANDS]
 
 
 def build(parser: argparse.ArgumentParser) -> None:
