@@ -14,7 +14,7 @@ from xnatfs.common.sanitize import plain
 from xnatfs.rest import prearchive
 
 # Seconds between two listings: receiving a session takes minutes, and a listing of a busy site is long.
-WATCH_SECONDS = 5.0
+LISTING_PAUSE_SECONDS = 5.0
 GONE = "gone"  # archived, moved or deleted
 
 
@@ -27,7 +27,7 @@ GONE = "gone"  # archived, moved or deleted
         "--interval",
         metavar="TIME",
         type=options.positive_seconds,
-        default=WATCH_SECONDS,
+        default=LISTING_PAUSE_SECONDS,
         help="time between two requests, as 30 (seconds) or 1m (default: 5 s)",
     ),
 )
