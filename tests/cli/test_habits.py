@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.cli.test_manners import on_terminal
+from tests.cli.test_manners import every_parser, on_terminal
 from tests.support.commanding import SESSION, Shell, shell
 from tests.support.mounting import SCRIPTS, environment, run
 from xnatfs.cli import options
+from xnatfs.cli.parsing import STATUS_TEXTS, commands_of
 
 
 @pytest.fixture(scope="module")
@@ -246,3 +247,38 @@ def test_a_broken_file_can_be_edited(configured):
     configured.env["EDITOR"] = "sed -i d"
     configured.ctl("config", "edit")
     assert text_of(configured) == ""
+
+
+# -- help --------------------------------------------------------------------------------------------------------
+
+# What commands do, as their summaries begin.
+VERBS = {
+    "add", "archive", "check", "close", "compare", "copy", "delete", "edit", "explain",
+    "fetch", "find", "list", "log", "look", "make", "manage", "mount", "move",
+    "open", "print", "rebuild", "run", "send", "set", "show", "store", "unmount",
+    "upload", "write",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("parser", every_parser()[1:], ids=lambda parser: parser.prog)
+def test_every_help_is_of_one_style(parser):
+    text = parser.format_help()
+    assert text.startswith(f"usage: {parser.prog} ")
+    if parser.prog == "xnatfs":
+        return
+    assert parser.description.split()[0].strip(".,").lower() in VERBS
+    assert parser.description.endswith(".")
+    if commands_of(parser):
+        assert "example: " not in text
+    else:
+        assert text.splitlines()[-1].startswith(f"example: {parser.prog.split()[0]} ")
+    if parser.prog.startswith("xnatctl "):
+        assert "print no colours" not in text
+        assert "see 'xnatctl --help'" in " ".join(text.split())
+
+
+@pytest.mark.parametrize("program", ["xnatctl", "xnatfs"])
+def test_the_help_of_a_program_has_every_exit_status(tmp_path, program):
+    shown = run(SCRIPTS / program, "--help", env=environment(tmp_path, COLUMNS="200")).stdout
+    statuses = re.findall(r"^  (\d+) +(.+)$", shown, re.MULTILINE)
+    assert {int(number): text for number, text in statuses} == STATUS_TEXTS

@@ -12,6 +12,7 @@ from typing import Any
 
 from xnatfs.cli import daemon, options, serving
 from xnatfs.cli.logins import MountLogin
+from xnatfs.cli.parsing import add_command
 from xnatfs.common import program
 from xnatfs.common.errors import ConfigError
 from xnatfs.settings.config import Config
@@ -31,7 +32,7 @@ SERVER_OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def add_parser(commands: Any) -> None:
-    parser = commands.add_parser("demo", help="mount a demo server that runs on this machine", allow_abbrev=False)
+    parser = add_command(commands, "demo", "mount a demo server that runs on this machine", "xnatfs demo ~/demo")
     options.add_mount(parser)
     parser.add_argument("mountpoint", type=Path, metavar="MOUNTPOINT", help="an empty directory")
     parser.add_argument("--as", dest="account", metavar="USER", help="mount as this user of the demo")

@@ -198,7 +198,7 @@ async def print_path(context: Context) -> None:
     print_data(str(profiles_path()))
 
 
-@command("config edit", "EDITOR=nano xnatctl config edit")
+@command("config edit", "xnatctl config edit")
 async def edit(context: Context) -> None:
     """Edit the profile file with $VISUAL or $EDITOR; a file that cannot be read is not saved."""
     target, before = profiles_path(), profile_file.read_text()

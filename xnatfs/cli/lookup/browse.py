@@ -12,7 +12,10 @@ DISPLAY_VARIABLES = ("BROWSER", "DISPLAY", "WAYLAND_DISPLAY")
 
 @command("browse", "xnatctl browse -P MYPROJECT SUB001_MR1", session_argument, experiment_options)
 async def browse(context: Context) -> None:
-    """Open the web page of a session, or without one that of the project or the server; print it without a display."""
+    """Open the web page of a session, a project or the server.
+
+    Without a display, and with --quiet, its address is printed.
+    """
     arguments, url = context.arguments, context.config.url
     if arguments.experiment or arguments.session_id:
         async with context.xnat() as xnat:
