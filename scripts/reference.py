@@ -10,10 +10,10 @@ from pathlib import Path
 
 from xnatfs.cli import mounts
 from xnatfs.cli.ctl.main import NOUNS, build
-from xnatfs.cli.parsing import CommandParser
+from xnatfs.cli.parsing import COMMON_OPTIONS_TITLE as COMMON
+from xnatfs.cli.parsing import STATUS_TEXTS, CommandParser
 
 DOCS = Path(__file__).parent.parent / "docs"
-COMMON = "options of all commands"
 NOTE = "This page is written by `python -m scripts.reference`."
 
 # The keys of the profile file. A test compares them with the fields of Profile.
@@ -56,6 +56,7 @@ class Verb:
     arguments: list[tuple[str, str]]  # positional ones: name, help
     groups: list[tuple[str, list[tuple[str, str]]]]  # title, options with their help
     example: str = ""
+    aliases: tuple[str, ...] = ()
 
 
 @dataclass
@@ -65,6 +66,7 @@ class Page:
     name: str  # as man(1) finds it: xnatctl-session
     summary: str
     verbs: list[Verb] = field(default_factory=list)
+    aliases: tuple[str, ...] = ()
 
 
 def pages() -> list[Page]:
@@ -72,14 +74,19 @@ def pages() -> list[Page]:
     xnatfs: argparse.ArgumentParser = CommandParser(prog="xnatfs", allow_abbrev=False)
     commands = xnatfs.add_subparsers()
     mounts.add_parsers(commands)
-    found = [Page(f"xnatfs-{verb}", summary, [_verb(parser, summary)]) for verb, summary, parser in _children(commands)]
+    found = [
+        Page(f"xnatfs-{verb}", summary, [_verb(parser, summary)], _aliases(commands, verb))
+        for verb, summary, parser in _children(commands)
+    ]
     xnatctl = CommandParser(prog="xnatctl", allow_abbrev=False)
     build(xnatctl)
     for noun, summary, parser in _children(_subparsers(xnatctl)):
         below = next(iter(_all_subparsers(parser)), None)
-        page = Page(f"xnatctl-{noun}", NOUNS.get(noun, summary))
-        verbs = [(noun, summary, parser)] if below is None else _children(below)
-        page.verbs.extend(_verb(each, text) for _, text, each in verbs)
+        page = Page(f"xnatctl-{noun}", NOUNS.get(noun, summary), aliases=_aliases(_subparsers(xnatctl), noun))
+        if below is None:
+            page.verbs.append(_verb(parser, summary))
+        else:
+            page.verbs.extend(_verb(each, text, _aliases(below, name)) for name, text, each in _children(below))
         found.append(page)
     return found
 
@@ -103,7 +110,12 @@ def _children(
         yield name, choice.help or "", commands.choices[name]
 
 
-def _verb(parser: argparse.ArgumentParser, summary: str) -> Verb:
+def _aliases(commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str) -> tuple[str, ...]:
+    """Return the other names of a command."""
+    return tuple(each for each, parser in commands.choices.items() if parser is commands.choices[name] and each != name)
+
+
+def _verb(parser: argparse.ArgumentParser, summary: str, aliases: tuple[str, ...] = ()) -> Verb:
     arguments, groups = [], []
     for group in parser._action_groups:
         shown = [action for action in group._group_actions if action.help != argparse.SUPPRESS]
@@ -115,7 +127,7 @@ def _verb(parser: argparse.ArgumentParser, summary: str) -> Verb:
                 ("options" if group.title in ("options", "optional arguments") else group.title or "", options)
             )
     example = (parser.epilog or "").removeprefix("example: ").removeprefix("examples:").strip()
-    return Verb(parser.prog, summary, arguments, groups, example)
+    return Verb(parser.prog, summary, arguments, groups, example, aliases)
 
 
 def _value(action: argparse.Action) -> str:
@@ -137,10 +149,14 @@ def _help(action: argparse.Action) -> str:
 def markdown(page: Page) -> str:
     """Return a page of docs/cli."""
     parts = [f"# {page.name.replace('-', ' ', 1)}", f"{_sentence(page.summary)} {NOTE}"]
+    if page.aliases:
+        parts.append(f"Other names: {', '.join(f'`{name}`' for name in page.aliases)}.")
     common: list[tuple[str, str]] = []
     for verb in page.verbs:
         if len(page.verbs) > 1:
             parts += [f"## {verb.words}", _sentence(verb.summary)]
+        if verb.aliases:
+            parts.append(f"Other names: {', '.join(f'`{name}`' for name in verb.aliases)}.")
         words = " ".join(
             [verb.words, *(["[OPTION ...]"] if verb.groups else []), *(name for name, _ in verb.arguments)]
         )
@@ -226,6 +242,7 @@ def man(page: Page) -> str:
             ]
     if common:
         lines += [".SH OPTIONS OF ALL COMMANDS", *_terms(common)]
+    lines += [".SH EXIT STATUS", *_terms([(str(number), text) for number, text in STATUS_TEXTS.items()])]
     return "\n".join(lines) + "\n"
 
 
@@ -241,7 +258,8 @@ def _roff(text: str) -> str:
 def written() -> dict[Path, str]:
     """Return every generated page by its path."""
     index = "\n".join(f"- [{page.name.replace('-', ' ', 1)}]({page.name}.md): {page.summary}" for page in pages())
-    found = {DOCS / "cli" / "README.md": f"# Commands\n\n{NOTE}\n\n{index}\n"}
+    statuses = _table("exit status", [(str(number), text) for number, text in STATUS_TEXTS.items()])
+    found = {DOCS / "cli" / "README.md": f"# Commands\n\n{NOTE}\n\n{index}\n\n## Exit status\n\n{statuses}\n"}
     found[DOCS / "CONFIGURATION.md"] = configuration()
     for page in pages():
         found[DOCS / "cli" / f"{page.name}.md"] = markdown(page)

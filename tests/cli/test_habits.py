@@ -1,18 +1,22 @@
 """Test what users type and read by habit, as other programs for the command line have taught it."""
 
+import argparse
 import csv
 import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.cli.test_manners import on_terminal
+from tests.cli.test_manners import every_parser, on_terminal
 from tests.support.commanding import SESSION, Shell, shell
 from tests.support.mounting import SCRIPTS, environment, run
+from xnatfs.cli import options
+from xnatfs.cli.parsing import STATUS_TEXTS, commands_of
 
 
 @pytest.fixture(scope="module")
@@ -141,3 +145,140 @@ def test_states_have_colours_on_a_terminal_that_shows_them(prompt, flags, variab
 def test_plain_and_wide_tables_are_not_folded(prompt, flags):
     shown = on_terminal(prompt, 40, "project", "list", *flags)
     assert len(shown.splitlines()) == len(prompt.ctl("project", "list").lines)
+
+
+# -- durations and the profile file ------------------------------------------------------------------------------
+
+DURATIONS = {"90": 90, "0.5": 0.5, "1e3": 1000, "5m": 300, "5 min": 300, "1h30m": 5400, "2D": 172800, "250ms": 0.25}
+
+
+@pytest.mark.parametrize("text", DURATIONS)
+def test_times_have_units(text):
+    assert options.seconds(text) == DURATIONS[text]
+
+
+@pytest.mark.parametrize("text", ["", "m", "5x", "5m3", "-5m", "1.2.3s", "inf", "nan", "5m soon"])
+def test_what_is_no_time_is_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a time such as 90"):
+        options.seconds(text)
+
+
+PROFILES = """# of the lab
+default_profile: lab
+profiles:
+  lab:
+    url: https://lab.example.org
+    unknown_key: 1  # another program's
+  dev:
+    url: https://dev.example.org
+"""
+
+
+@pytest.fixture
+def configured(fresh: Shell) -> Shell:
+    fresh.config(PROFILES)
+    fresh.env.pop("XNAT_URL")
+    return fresh
+
+
+def text_of(user: Shell) -> str:
+    return (user.home / ".config" / "xnatctl" / "config.yaml").read_text()
+
+
+def test_a_key_is_set_and_removed_and_the_rest_stays(configured):
+    configured.ctl("config", "set", "timeout", "5m")
+    assert text_of(configured) == PROFILES.replace("program's\n", "program's\n    timeout: 300\n")
+    configured.ctl("config", "set", "timeout", "")
+    assert text_of(configured) == PROFILES
+    configured.ctl("config", "set", "verify_ssl", "no", "-p", "dev")
+    assert text_of(configured) == PROFILES + "    verify_ssl: false\n"
+    configured.ctl("config", "set", "default_profile", "dev")
+    assert configured.ctl("config", "current-context").out == "dev\n"
+    configured.ctl("config", "set", "output_format", "json")
+    assert configured.ctl("config", "current-context").rows == {"profile": "dev"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("set", "password", "x"), "auth login"),
+        (("set", "defualt_project", "x"), "did you mean default_project?"),
+        (("set", "timeout", "soon"), "timeout: 'soon' is not a time"),
+        (("set", "url", "lab"), "'lab' is not the URL of a server"),
+        (("set", "workers", "3", "-p", "none"), "none"),
+        (("set", "default_profile", "none"), "profile 'none' is not in"),
+        (("delete-profile", "none"), "profiles there: dev, lab"),
+    ],
+)
+def test_a_wrong_setting_changes_nothing(configured, words, said):
+    assert said in configured.ctl("config", *words, status=2).err
+    assert text_of(configured) == PROFILES
+
+
+def test_a_profile_is_deleted(configured):
+    configured.ctl("config", "rm", "lab")
+    assert "lab:" not in text_of(configured)
+    assert "default_profile" not in text_of(configured)
+    assert configured.ctl("config", "current-context").out == "dev\n"
+
+
+def test_the_file_is_edited_in_the_users_editor(configured):
+    path = configured.ctl("config", "path").out.strip()
+    assert path == str(configured.home / ".config" / "xnatctl" / "config.yaml")
+    configured.env["EDITOR"] = "sed -i s/dev.example/new.example/"
+    configured.ctl("config", "edit")
+    assert text_of(configured) == PROFILES.replace("dev.example", "new.example")
+    assert Path(path).stat().st_mode & 0o777 == 0o600
+    configured.env["EDITOR"] = "true"
+    assert "Nothing is changed" in configured.ctl("config", "edit").err
+
+
+@pytest.mark.parametrize("editor", ["false", "/nowhere/vi", "sed -i 's/$/: [/'"])
+def test_an_edit_that_fails_changes_nothing(configured, editor):
+    configured.env |= {"EDITOR": editor, "TMPDIR": str(configured.home)}
+    assert configured.ctl("config", "edit", status=2).err.count("\n") == 1
+    assert text_of(configured) == PROFILES
+    drafts = list(configured.home.glob("xnatctl-*/config.yaml"))
+    assert bool(drafts) == editor.startswith("sed")
+
+
+def test_a_broken_file_can_be_edited(configured):
+    configured.config("profiles: [")
+    configured.env["EDITOR"] = "sed -i d"
+    configured.ctl("config", "edit")
+    assert text_of(configured) == ""
+
+
+# -- help --------------------------------------------------------------------------------------------------------
+
+# What commands do, as their summaries begin.
+VERBS = {
+    "add", "archive", "check", "close", "compare", "copy", "delete", "edit", "explain",
+    "fetch", "find", "list", "log", "look", "make", "manage", "mount", "move",
+    "open", "print", "rebuild", "run", "send", "set", "show", "store", "unmount",
+    "upload", "write",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("parser", every_parser()[1:], ids=lambda parser: parser.prog)
+def test_every_help_is_of_one_style(parser):
+    text = parser.format_help()
+    assert text.startswith(f"usage: {parser.prog} ")
+    if parser.prog == "xnatfs":
+        return
+    assert parser.description.split()[0].strip(".,").lower() in VERBS
+    assert parser.description.endswith(".")
+    if commands_of(parser):
+        assert "example: " not in text
+    else:
+        assert text.splitlines()[-1].startswith(f"example: {parser.prog.split()[0]} ")
+    if parser.prog.startswith("xnatctl "):
+        assert "print no colours" not in text
+        assert "see 'xnatctl --help'" in " ".join(text.split())
+
+
+@pytest.mark.parametrize("program", ["xnatctl", "xnatfs"])
+def test_the_help_of_a_program_has_every_exit_status(tmp_path, program):
+    shown = run(SCRIPTS / program, "--help", env=environment(tmp_path, COLUMNS="200")).stdout
+    statuses = re.findall(r"^  (\d+) +(.+)$", shown, re.MULTILINE)
+    assert {int(number): text for number, text in statuses} == STATUS_TEXTS

@@ -234,7 +234,8 @@ def test_tables_fit_a_terminal_and_are_broken_at_blanks(prompt, table, columns):
     whole = prompt.ctl(*TABLES[table]).out
     shown = on_terminal(prompt, columns, *TABLES[table], "--no-color")
     text, _, note = shown.partition("Cut to the width of the terminal")
-    assert max(map(len, text.splitlines())) <= columns
+    # An address stays whole: a terminal opens it, and wraps it by itself.
+    assert max(len(line) for line in text.splitlines() if "http://" not in line) <= columns
     words = set(whole.split())
     for word in text.split():
         assert word in words or any(each.startswith(word.removesuffix(ELLIPSIS)) for each in words if ELLIPSIS in word)

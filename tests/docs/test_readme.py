@@ -19,7 +19,7 @@ from tests.support.mounting import SCRIPTS, end, environment, run
 from xnatfs.cli import mounts
 from xnatfs.cli.ctl import main as ctl
 from xnatfs.cli.ctl.command import PARTIAL
-from xnatfs.cli.parsing import CommandParser
+from xnatfs.cli.parsing import STATUS_TEXTS, CommandParser
 from xnatfs.cli.run import EXIT_STATUS, INTERRUPTED
 from xnatfs.common.errors import UsageError
 from xnatfs.fuse.errnos import ERRNOS
@@ -236,5 +236,6 @@ def test_the_tables_of_errors_are_those_of_the_code():
     table = page("SEMANTICS").partition("## Errors")[2].partition("## Limits")[0]
     promised = {getattr(errno, name) for name in re.findall(r"^\| `(E[A-Z]+)` \|", table, re.MULTILINE)}
     assert promised == set(ERRNOS.values()) - {errno.EINVAL}
-    statuses = {int(number) for number in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)}
-    assert statuses == {0, PARTIAL, INTERRUPTED, *EXIT_STATUS.values()}
+    statuses = {int(number): text for number, text in re.findall(r"^\| (\d+) \| (.*) \|", table, re.MULTILINE)}
+    assert statuses == STATUS_TEXTS
+    assert statuses.keys() == {0, PARTIAL, INTERRUPTED, os.EX_SOFTWARE, *EXIT_STATUS.values()}

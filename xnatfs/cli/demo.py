@@ -12,6 +12,7 @@ from typing import Any
 
 from xnatfs.cli import daemon, options, serving
 from xnatfs.cli.logins import MountLogin
+from xnatfs.cli.parsing import add_command
 from xnatfs.common import program
 from xnatfs.common.errors import ConfigError
 from xnatfs.settings.config import Config
@@ -21,8 +22,8 @@ from xnatfs.settings.credentials import Credentials, for_children
 SERVER_OPTIONS: dict[str, dict[str, Any]] = {
     "--data": {"type": Path, "action": "append", "metavar": "DIR", "help": "publish this directory, too"},
     "--recorded": {"type": Path, "metavar": "DIR", "help": "publish recorded listings and catalogues, too"},
-    "--latency": {"type": options.seconds, "metavar": "S", "help": "delay each answer by this time"},
-    "--session-ttl": {"type": options.seconds, "metavar": "S", "help": "end logins that are idle for longer"},
+    "--latency": {"type": options.seconds, "metavar": "TIME", "help": "delay each answer by this time"},
+    "--session-ttl": {"type": options.seconds, "metavar": "TIME", "help": "end logins that are idle for longer"},
     "--fixtures": {"action": "store_true", "help": "projects for developers, too: faults, odd names"},
     "--no-range": {"action": "store_true", "help": "ignore ranges, as some servers do"},
     "--seed": {"type": options.number, "metavar": "N", "help": "make other content"},
@@ -31,7 +32,7 @@ SERVER_OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def add_parser(commands: Any) -> None:
-    parser = commands.add_parser("demo", help="mount a demo server that runs on this machine", allow_abbrev=False)
+    parser = add_command(commands, "demo", "mount a demo server that runs on this machine", "xnatfs demo ~/demo")
     options.add_mount(parser)
     parser.add_argument("mountpoint", type=Path, metavar="MOUNTPOINT", help="an empty directory")
     parser.add_argument("--as", dest="account", metavar="USER", help="mount as this user of the demo")

@@ -15,6 +15,7 @@ from xnatfs.cli.control import parsers
 from xnatfs.cli.host import doctor, execute, units
 from xnatfs.cli.logins import MountLogin, find_login_again, find_mount_login, mount_login
 from xnatfs.cli.output import print_message
+from xnatfs.cli.parsing import add_command
 from xnatfs.common.errors import ConfigError, MountpointError
 from xnatfs.common.sanitize import plain
 from xnatfs.fuse.mountinfo import mount_on
@@ -29,14 +30,15 @@ COPIES_SECONDS = 3.0
 
 
 def add_parsers(commands: Any) -> None:
-    mount = commands.add_parser("mount", help="mount an XNAT server on a directory", allow_abbrev=False)
+    mount_example = "xnatfs mount --url https://xnat.example.org ~/xnat"
+    mount = add_command(commands, "mount", "mount an XNAT server on a directory", mount_example)
     options.add_server(mount)
     options.add_mount(mount)
     mount.add_argument("mountpoint", type=Path, metavar="MOUNTPOINT", help="an empty directory")
     mount.add_argument("-q", "--quiet", action="store_true", help="print no line on success")
     mount.set_defaults(run=run_mount)
     unmounting = "unmount, and wait for the end of its process"
-    umount = commands.add_parser("umount", aliases=["unmount"], help=unmounting, allow_abbrev=False)
+    umount = add_command(commands, "umount", unmounting, "xnatfs umount ~/xnat", aliases=["unmount"])
     umount.add_argument("mountpoint", type=Path, metavar="MOUNTPOINT", help="where it is mounted")
     umount.set_defaults(run=run_umount)
     execute.add_parser(commands)

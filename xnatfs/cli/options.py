@@ -6,7 +6,7 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -32,6 +32,9 @@ from xnatfs.settings.config import (
 # An ID has 32 bits. With all of them set it is invalid: chown(2) reads it as "unchanged", the kernel shows nobody's.
 LAST_OWNER_ID = 2**32 - 2
 
+_SECONDS_BY_UNIT = {"ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+_DURATION = re.compile(r"(?:\d+(?:\.\d+)?\s*(?:ms|min|[smhd])\s*)+", re.IGNORECASE)
+_DURATION_PART = re.compile(r"([\d.]+)\s*([a-z]+)", re.IGNORECASE)
 _SIZE_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
@@ -82,13 +85,14 @@ def size(text: str) -> int:
 
 
 def seconds(text: str) -> float:
-    """Parse a number of seconds that is not negative."""
+    """Parse a time that is not negative, such as '90', '5m' or '1h30m', into seconds."""
     try:
         value = float(text)
     except ValueError:
-        value = -1.0
+        parts = _DURATION_PART.findall(text) if _DURATION.fullmatch(text.strip()) else []
+        value = sum(float(number) * _SECONDS_BY_UNIT[unit.lower()] for number, unit in parts) if parts else -1.0
     if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 90 (seconds), 5m or 1h30m")
     return value
 
 
@@ -109,6 +113,24 @@ def number(text: str) -> int:
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is not a number")
     return int(text)
+
+
+def truth(text: str) -> bool:
+    try:
+        return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
+    except KeyError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false") from None
+
+
+def one_of(*values: str) -> Callable[[str], str]:
+    """Return a parser of one of these values."""
+
+    def parse(text: str) -> str:
+        if text not in values:
+            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(values)}")
+        return text
+
+    return parse
 
 
 def owner_id(text: str) -> int:
@@ -166,11 +188,12 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     add("--cache-dir", type=Path, metavar="DIR", help="directory of the cache (default: ~/.cache/xnatfs)")
     cache_size = "maximum size of the cache (default: 10G, at most half the free disk)"
     add("--cache-size", type=size, metavar="SIZE", help=cache_size)
-    add("--ttl", type=seconds, metavar="S", help=f"maximum age of a listing (default: {TTL_SECONDS:g} s)")
+    ttl = f"maximum age of a listing, as 90 (seconds), 5m or 1h30m (default: {TTL_SECONDS:g} s)"
+    add("--ttl", type=seconds, metavar="TIME", help=ttl)
     timeout = f"longest time without progress that a call waits for (default: {MOUNT_TIMEOUT_SECONDS:g} s)"
-    add("--timeout", type=positive_seconds, metavar="S", help=timeout)
+    add("--timeout", type=positive_seconds, metavar="TIME", help=timeout)
     revalidate = "revalidate cached files without a digest after this time (default: 1 h)"
-    add("--revalidate", type=seconds, metavar="S", help=revalidate)
+    add("--revalidate", type=seconds, metavar="TIME", help=revalidate)
     add("--strict", action="store_true", help="serve no byte of a file until all of it is verified")
     offline = "serve expired listings while the server is unreachable, for a day"
     add("--offline", action="store_true", help=offline)

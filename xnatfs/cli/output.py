@@ -118,7 +118,7 @@ def show_item(arguments: argparse.Namespace, item: Cells, identifier: str) -> No
             folded = fold(_shown(key, value), max(1, _room(arguments) - width - 1))
             parts = zip_longest([f"{title(key)}:"], folded, fillvalue="")
             for name, text in parts:
-                print_text(f"{name:<{width}} {_painted(arguments, key, text)}".rstrip())
+                print_text(f"{name:<{width}} {painted(arguments, key, text)}".rstrip())
         for key, value in item.items():
             if isinstance(value, list):
                 _show_block(arguments, key.replace("_", " ").capitalize(), value)
@@ -236,7 +236,7 @@ def _shown(key: str, value: Any) -> str:
     return human_size(value) if key == SIZE_KEY and isinstance(value, int) else _cell(value)
 
 
-def _painted(arguments: argparse.Namespace, key: str, text: str) -> str:
+def painted(arguments: argparse.Namespace, key: str, text: str) -> str:
     """Return a state in its colour if the user can see it."""
     colour = STATE_COLOURS.get(text) if key in STATE_KEYS else None
     is_plain = arguments.plain or arguments.no_color or os.environ.get("NO_COLOR")
@@ -260,7 +260,7 @@ def _show_table(arguments: argparse.Namespace, keys: Sequence[str], rows: Sequen
         for parts in zip_longest(*folded, fillvalue=""):
             padded = []
             for key, part, width, is_right in zip(keys, parts, widths, is_number, strict=True):
-                blanks, text = " " * (width - display_width(part)), _painted(arguments, key, part)
+                blanks, text = " " * (width - display_width(part)), painted(arguments, key, part)
                 padded.append(blanks + text if is_right else text + blanks)
             print_text(COLUMN_GAP.join(padded).rstrip())
     if any(width < word for width, word in zip(widths, longest, strict=True)):

@@ -13,6 +13,28 @@ from xnatfs.common import errors
 USAGE_STATUS = 2
 
 
+# Title of the options that every command has: the help of a program shows them, that of a command names them.
+COMMON_OPTIONS_TITLE = "options of all commands"
+
+# All exit statuses; 66 to 74 are those of sysexits.h.
+STATUS_TEXTS = {
+    0: "success",
+    1: "conflict with existing data, or any other error",
+    2: "wrong option, profile or YAML",
+    3: "no login, or the server refused it",
+    4: "network or TLS error, or the address is not an XNAT",
+    5: "not found, or hidden from this account",
+    6: "not allowed",
+    8: "partly done",
+    66: "the mountpoint cannot be used",
+    69: "FUSE 3 is missing",
+    70: "a fault of this program, which says so",
+    73: "the cache directory cannot be used",
+    74: "a file, a directory or the output cannot be read or written, as on a full or read-only disk",
+    130: "interrupted by Ctrl-C",
+}
+
+
 class HelpFormatter(argparse.HelpFormatter):
     """Wrap at blanks only, and examples not at all, so that they can be copied."""
 
@@ -57,6 +79,37 @@ class CommandParser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"formatter_class": HelpFormatter, "allow_abbrev": False, **options})
         self.register("action", "parsers", CommandGroup)
+
+    def format_help(self) -> str:
+        """Return the help: usage, arguments and options of this command, the names of the common ones, an example."""
+        is_program = " " not in self.prog
+        formatter = self._get_formatter()
+        if self.usage:
+            formatter.add_usage(self.usage, self._actions, ())
+        else:
+            needed = [action for action in self._actions if not action.option_strings or action.required]
+            formatter._prog = f"{self.prog} [OPTION ...]"
+            formatter.add_usage(None, needed, ())
+        formatter.add_text(self.description)
+        common: list[str] = []
+        for group in self._action_groups:
+            if group.title == COMMON_OPTIONS_TITLE and not is_program:
+                common = [action.option_strings[-1] for action in group._group_actions]
+                continue
+            formatter.start_section(group.title)
+            formatter.add_text(group.description)
+            formatter.add_arguments(group._group_actions)
+            formatter.end_section()
+        if common:
+            formatter.add_text(f"{COMMON_OPTIONS_TITLE}: {', '.join(common)}; see '{self.prog.split()[0]} --help'")
+        if is_program:
+            formatter.start_section("exit status")
+            formatter.add_arguments(
+                argparse.Action([], "", metavar=str(number), help=text) for number, text in STATUS_TEXTS.items()
+            )
+            formatter.end_section()
+        formatter.add_text(self.epilog)
+        return formatter.format_help()
 
     def error(self, message: str) -> NoReturn:
         text = f"{message} (see {self.prog} --help)"
@@ -111,6 +164,15 @@ def suggest(given: str, known: Iterable[str]) -> str:
 
     found = get_close_matches(given, sorted(known), n=1)
     return f": did you mean {found[0]}?" if found else ""
+
+
+def add_command(commands: Any, name: str, summary: str, example: str, **options: Any) -> argparse.ArgumentParser:
+    """Add a command with its help and an example, which stands last."""
+    description = f"{summary[:1].upper()}{summary[1:]}."
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=summary, description=description, epilog=f"example: {example}", **options
+    )
+    return parser
 
 
 def make_parser(name: str, description: str) -> CommandParser:

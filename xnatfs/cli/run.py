@@ -65,7 +65,7 @@ def run_xnatfs(words: Sequence[str]) -> int:
     parser = make_parser("xnatfs", "Mount an XNAT server as a local folder.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     mounts.add_parsers(commands)
-    commands.add_parser("ctl", help="what xnatctl does, under a name that no other package has", add_help=False)
+    commands.add_parser("ctl", help="run xnatctl, under a name that no other package has", add_help=False)
     reporter = daemon.Reporter(None)
 
     def command() -> int:

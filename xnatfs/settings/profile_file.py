@@ -42,10 +42,59 @@ def _mapping(holder: Any, key: str) -> Any:
 def use_profile(name: str, path: Path | None = None) -> None:
     """Make a profile the default. Raises ConfigError if it does not exist."""
     with _edited(path) as document:
-        if name not in (document.get("profiles") or {}):
-            known = ", ".join(sorted(document.get("profiles") or {})) or "none"
-            raise ConfigError(f"profile {name!r} is not in {path or profiles_path()} (profiles there: {known})")
+        _existing(document, name, path)
         document["default_profile"] = name
+
+
+def set_value(profile: str, key: str, value: Any, path: Path | None = None) -> None:
+    """Set a key of a profile, or of the file if `profile` is empty; None removes it. Raises ConfigError."""
+    with _edited(path) as document:
+        cells = _existing(document, profile, path) if profile else document
+        if value is None:
+            cells.pop(key, None)
+        else:
+            cells[key] = value
+
+
+def delete_profile(name: str, path: Path | None = None) -> None:
+    """Remove a profile. Raises ConfigError if it does not exist."""
+    with _edited(path) as document:
+        _existing(document, name, path)
+        del document["profiles"][name]
+        if document.get("default_profile") == name:
+            del document["default_profile"]
+
+
+def replace_text(text: str, before: str, path: Path | None = None) -> None:
+    """Replace the whole file, if it is still as `before`. Raises ConfigError."""
+    path = (path or profiles_path()).resolve()
+    with _locked(path):
+        if read_text(path) != before:
+            raise ConfigError(f"{path} was changed by another program meanwhile")
+        try:
+            write_private(path, text)
+        except OSError as error:
+            raise ConfigError(f"cannot write {path}: {error.strerror}") from None
+
+
+def read_text(path: Path | None = None) -> str:
+    """Return the file as it stands; '' if there is none. Raises ConfigError."""
+    path = path or profiles_path()
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _existing(document: Any, name: str, path: Path | None) -> Any:
+    """Return the cells of a profile. Raises ConfigError if it does not exist."""
+    profiles = document.get("profiles") or {}
+    if name not in profiles:
+        known = ", ".join(sorted(map(str, profiles))) or "none"
+        raise ConfigError(f"profile {name!r} is not in {path or profiles_path()} (profiles there: {known})")
+    return _mapping(profiles, name)
 
 
 @contextmanager

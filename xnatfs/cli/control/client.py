@@ -117,6 +117,19 @@ def live_mounts() -> list[LiveMount]:
     return [LiveMount(mountpoint, mounted.source) for mountpoint, mounted in sorted(own)]
 
 
+def find_live(url: str) -> Path | None:
+    """Return the mountpoint of a mount of this server that answers; None without one."""
+    try:
+        mounts = [mount for mount in live_mounts() if is_same_server(mount.server, url)]
+    except OSError:  # another system than Linux has no mounts
+        return None
+    for mount in mounts:
+        with contextlib.suppress(XnatError):
+            mount.call("cache", seconds=ANNOUNCE_SECONDS)
+            return mount.mountpoint
+    return None
+
+
 def find_mount(given: Path | None) -> LiveMount:
     """Return the mount that a path of the command line is in, or the only one. Raises MountpointError, ConfigError."""
     if given is not None:

@@ -14,6 +14,7 @@ from xnatfs.cli.ctl.experiments import (
     find,
     item_of,
     lack_of_scans,
+    mounted_at,
     one_of,
     resource_label,
     resource_rows,
@@ -21,6 +22,7 @@ from xnatfs.cli.ctl.experiments import (
     scan_option,
     session_argument,
     wanted_experiment,
+    web_page,
 )
 from xnatfs.cli.options import day, find_day
 from xnatfs.cli.output import Cells, by_key
@@ -278,6 +280,8 @@ async def session_show(context: Context) -> Cells:
         "scans": sorted(map(scan_cells, scans or ()), key=by_key("id")),
         "resources": sorted(map(resource_cells, resources), key=by_key("label")),
         "shared_projects": shared_into(document, fields.get("project", "")),
+        "web_page": web_page(context.config.url, "experiments", accession),
+        "mounted_at": mounted_at(context.config.url, accession),
     }
 
 

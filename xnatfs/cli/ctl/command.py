@@ -66,6 +66,7 @@ class Command:
     columns: tuple[str, ...] = ()  # keys of the rows of a list that a table shows
     identifier: str = "id"  # key of a row or an item that --quiet prints
     aliases: tuple[str, ...] = ()
+    repairs: bool = False  # works while the profile file cannot be read
 
 
 def command(

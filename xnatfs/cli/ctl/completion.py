@@ -177,6 +177,7 @@ COMPLETERS: Mapping[str, Find] = {
     "subject_id": _subjects,
     "experiment": _experiments,
     "session_id": _experiments,
+    "session_ids": _experiments,
     "session": _sessions,
     "scans": _scans,
     "scan": _scans,

@@ -7,12 +7,14 @@ server answers a list below a project's URL with the session's document.
 import argparse
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from urllib.parse import quote
 
 from xnatfs.cli.ctl.command import Context, option, options_of, project_option
 from xnatfs.common.errors import BadReply, ConfigError, NotFound
 from xnatfs.listings.completion import PART_CATEGORIES
 from xnatfs.rest.client import Xnat
 from xnatfs.rest.models import Document, Row
+from xnatfs.tree.names import escape
 
 experiment_options = options_of(
     option("-E", "--experiment", "--session", metavar="ID|LABEL", help="accession ID; or label, with -P"),
@@ -93,6 +95,19 @@ async def below(context: Context, xnat: Xnat, accession: str, *rest: str, column
     except (NotFound, BadReply):
         await experiment(context, xnat)
         raise
+
+
+def web_page(url: str, kind: str, key: str) -> str:
+    """Return the address of the page of an item for a browser; `kind` is experiments or projects."""
+    return f"{url}/data/{kind}/{quote(key, safe='')}?format=html"
+
+
+def mounted_at(url: str, accession: str) -> str | None:
+    """Return where a mount of this server shows an experiment; None without one that answers."""
+    from xnatfs.cli.control.client import find_live  # few commands look for a mount
+
+    mountpoint = find_live(url)
+    return str(mountpoint / "experiments" / escape(accession)) if mountpoint else None
 
 
 def item_of(document: Document, accession: str) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from xnatfs.cli import options
 from xnatfs.cli.ctl.command import Command, Context
 from xnatfs.cli.logins import login_environment
 from xnatfs.cli.output import OUTPUT_FORMATS, check_columns, print_message, show_item, show_rows
+from xnatfs.cli.parsing import COMMON_OPTIONS_TITLE, add_command
 from xnatfs.common.errors import ConfigError, XnatError
 from xnatfs.common.sanitize import line
 from xnatfs.settings.config import Config, connection_warning, output_format, profiles_path
@@ -25,29 +26,32 @@ from xnatfs.settings.config import Config, connection_warning, output_format, pr
 RETRY_SECONDS = 10.0
 
 # Other names of a verb and of a noun, by the habits of other programs and of XNAT.
-VERB_ALIASES = {"list": ("ls",), "delete": ("rm",), "show": ("view",)}
+VERB_ALIASES = {"list": ("ls",), "delete": ("rm",), "delete-profile": ("rm",), "show": ("view",)}
 PLURALS = {noun: f"{noun}s" for noun in ("project", "subject", "session", "scan", "resource")}
 NOUN_ALIASES = {noun: (plural,) for noun, plural in PLURALS.items()} | {
     "session": ("sessions", "experiment", "experiments")
 }
 
-COMMAND_MODULES = ("account", "api", "profiles", "archive", "transfers", "uploads", "prearchive", "completion")
+COMMAND_MODULES = (
+    *("ctl.account", "ctl.api", "ctl.profiles", "ctl.archive", "lookup.find", "ctl.transfers", "ctl.uploads"),
+    *("ctl.prearchive", "lookup.watch", "lookup.browse", "ctl.completion"),
+)
 
 NOUNS = {
     "auth": "log in and out",
-    "config": "servers and defaults, by profile",
-    "project": "projects",
-    "subject": "subjects of a project",
-    "session": "imaging sessions (experiments)",
-    "scan": "scans of a session",
-    "resource": "resources of a scan or a session, and their files",
-    "prearchive": "received sessions that are not archived yet",
-    "api": "any request, for what has no command",
+    "config": "manage servers and defaults, by profile",
+    "project": "list, show and download projects",
+    "subject": "list, show and download the subjects of a project",
+    "session": "find, list, show, download and upload imaging sessions (experiments)",
+    "scan": "list, show and download the scans of a session",
+    "resource": "list, show, download and upload resources of a scan or a session",
+    "prearchive": "archive, move, delete and watch received sessions",
+    "api": "send any request, for what has no command",
 }
 
 
 def commands() -> list[Command]:
-    return [each for name in COMMAND_MODULES for each in import_module(f"xnatfs.cli.ctl.{name}").COMMANDS]
+    return [each for name in COMMAND_MODULES for each in import_module(f"xnatfs.cli.{name}").COMMANDS]
 
 
 def build(parser: argparse.ArgumentParser) -> None:
@@ -62,17 +66,16 @@ def build(parser: argparse.ArgumentParser) -> None:
     verbs: dict[str, Any] = {"": nouns}
     for command in commands():
         if command.noun not in verbs:
-            aliases = NOUN_ALIASES.get(command.noun, ())
-            noun = nouns.add_parser(command.noun, aliases=aliases, help=NOUNS[command.noun])
+            noun = nouns.add_parser(
+                command.noun,
+                aliases=NOUN_ALIASES.get(command.noun, ()),
+                help=NOUNS[command.noun],
+                description=f"{NOUNS[command.noun][:1].upper()}{NOUNS[command.noun][1:]}.",
+            )
             _add_common(noun)
             verbs[command.noun] = noun.add_subparsers(title="commands", metavar="COMMAND", required=True)
-        made = verbs[command.noun].add_parser(
-            command.verb,
-            aliases=(*command.aliases, *VERB_ALIASES.get(command.verb, ())),
-            help=command.help,
-            description=command.help[:1].upper() + command.help[1:] + ".",
-            epilog=f"example: {command.example}",
-        )
+        aliases = (*command.aliases, *VERB_ALIASES.get(command.verb, ()))
+        made = add_command(verbs[command.noun], command.verb, command.help, command.example, aliases=aliases)
         command.arguments(made)
         _add_common(made)
         if command.columns:
@@ -82,12 +85,13 @@ def build(parser: argparse.ArgumentParser) -> None:
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     """Add the options of every command, without defaults: those would override an option before the verb."""
-    add = partial(parser.add_argument_group("options of all commands").add_argument, default=argparse.SUPPRESS)
+    add = partial(parser.add_argument_group(COMMON_OPTIONS_TITLE).add_argument, default=argparse.SUPPRESS)
     add("-p", "--profile", metavar="NAME", help="profile (default: XNAT_PROFILE)")
     add("--url", help="the XNAT server (default: XNAT_URL, else the profile's)")
     add("--ca-bundle", metavar="FILE", help="trust the certificate authorities in FILE")
     add("--no-verify-ssl", action="store_true", help="accept any certificate")
-    add("-o", "--output", choices=OUTPUT_FORMATS, help="output format (default: table)")
+    formats = f"one of {', '.join(OUTPUT_FORMATS)} (default: table)"
+    add("-o", "--output", choices=OUTPUT_FORMATS, metavar="FORMAT", help=formats)
     add("-q", "--quiet", action="store_true", help="print identifiers only")
     add("-v", "--verbose", action="store_true", help="log requests to stderr")
     add("--no-color", action="store_true", help="print no colours, as with NO_COLOR in the environment")
@@ -109,7 +113,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Find the server, run the command, and print its result."""
     environ, command = os.environ, arguments.command
     arguments.verbose = arguments.verbose or bool(environ.get("XNATCTL_DEBUG"))
-    arguments.output = arguments.output or output_format(profiles_path())
+    if not arguments.output and not command.repairs:
+        arguments.output = output_format(profiles_path())
     if arguments.output not in OUTPUT_FORMATS:
         arguments.output = "table"
     if command.columns:

@@ -55,7 +55,7 @@ def parse_selection(context: Context) -> PrearchiveSelection:
         if place and getattr(arguments, name):
             raise ConfigError(f"give either PROJECT TIMESTAMP SESSION or --{name}, not both")
     if len(place) == 3:
-        return PrearchiveSelection(_owner(place[0]), place[2], place[1])
+        return PrearchiveSelection(owner_of(place[0]), place[2], place[1])
     if place:
         raise ConfigError(f"give PROJECT TIMESTAMP SESSION, or --project and --session NAME, not {' '.join(place)}")
     is_all_ready = getattr(arguments, "all_ready", False)
@@ -63,10 +63,10 @@ def parse_selection(context: Context) -> PrearchiveSelection:
         raise ConfigError("which session? Give PROJECT TIMESTAMP SESSION, or --project and --session")
     if arguments.session and is_all_ready:
         raise ConfigError("give either --session or --all-ready, not both")
-    return PrearchiveSelection(_owner(context.project()), arguments.session, arguments.timestamp)
+    return PrearchiveSelection(owner_of(context.project()), arguments.session, arguments.timestamp)
 
 
-def _owner(project: str) -> str:
+def owner_of(project: str) -> str:
     return "" if project == UNASSIGNED else project
 
 
@@ -183,7 +183,7 @@ async def prearchive_list(context: Context) -> list[Cells]:
     arguments, project = context.arguments, context.project(needed=False)
     async with context.xnat() as xnat:
         with context.about(f"project {project}" if project else "the prearchive"):
-            rows = await xnat.prearchive(_owner(project))
+            rows = await xnat.prearchive(owner_of(project))
     if project:
         context.remember(xnat, ("prearchive", project), [row.row for row in rows])
     rows = prearchive.matching(rows, arguments.session, status=arguments.status)

@@ -1,13 +1,19 @@
-"""Run config init|show|add-profile|use-context|current-context on the profile file, which other programs share."""
+"""Run config init|show|set|edit|... on the profile file, which other programs share."""
 
 import argparse
 import os
+import shlex
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from xnatfs.cli import options
 from xnatfs.cli.ctl.command import Context, command, option, options_of
-from xnatfs.cli.output import STRUCTURED_FORMATS, Cells, print_data, show_item
+from xnatfs.cli.output import OUTPUT_FORMATS, STRUCTURED_FORMATS, Cells, print_data, show_item
+from xnatfs.cli.parsing import suggest
 from xnatfs.common.errors import ConfigError
 from xnatfs.settings import profile_file
 from xnatfs.settings.config import normalised_url, profiles_path, read_profiles, select_profile
@@ -20,7 +26,7 @@ profile_options = options_of(
         metavar="PROJECT",
         help="project of commands that name none",
     ),
-    option("--timeout", type=options.positive_seconds, metavar="S", help="longest wait for the next byte of an answer"),
+    option("--timeout", type=options.positive_seconds, metavar="TIME", help="longest wait for the next byte"),
     option("--force", action="store_true", help="change an existing profile"),
 )
 
@@ -127,4 +133,108 @@ async def current_context(context: Context) -> None:
         print_data(profile.name)
 
 
-COMMANDS = [init, add_profile, show, use_context, current_context]
+# Keys that `config set` takes, with what parses their values; a password would be seen on the command line.
+SETTINGS: dict[str, Callable[[str], Any]] = {
+    "url": normalised_url,
+    **dict.fromkeys(("username", "default_project", "ca_bundle", "password_source", "provider"), str),
+    **dict.fromkeys(("verify_ssl", "direct_archive"), options.truth),
+    "timeout": lambda text: int(options.positive_seconds(text)) or 1,
+    "workers": options.number,
+    "overwrite": options.one_of("none", "append", "delete"),
+    "archive_mode": options.one_of("tar", "zip", "gradual"),
+}
+FILE_SETTINGS: dict[str, Callable[[str], Any]] = {
+    "default_profile": str,
+    "output_format": options.one_of(*OUTPUT_FORMATS),
+}
+
+
+@command(
+    "config set",
+    "xnatctl config set default_project MYPROJECT -p dev",
+    option("key", metavar="KEY", help=f"one of {', '.join((*SETTINGS, *FILE_SETTINGS))}"),
+    option("value", metavar="VALUE", help="'' removes the key"),
+)
+async def set_setting(context: Context) -> None:
+    """Set a key of a profile."""
+    key, text = context.arguments.key, context.arguments.value
+    value, where = _parsed(key, text), str(profiles_path())
+    if key == "default_profile" and text:
+        profile_file.use_profile(text)
+    elif key in FILE_SETTINGS:
+        profile_file.set_value("", key, value)
+    else:
+        name = select_profile(context.arguments.profile, os.environ).name
+        if not name:
+            raise ConfigError(f"there is no profile in {where}: 'xnatctl config init --url URL' makes one")
+        profile_file.set_value(name, key, value)
+        where = f"profile {name}"
+    context.note(f"{key} is {'set' if text else 'removed'} in {where}")
+
+
+def _parsed(key: str, text: str) -> Any:
+    """Return the value of a key; None if it is to be removed. Raises ConfigError."""
+    if key == "password":
+        raise ConfigError("others could read a password on the command line: 'xnatctl auth login' stores one")
+    parse = SETTINGS.get(key) or FILE_SETTINGS.get(key)
+    if parse is None:
+        raise ConfigError(f"there is no key {key!r}{suggest(key, (*SETTINGS, *FILE_SETTINGS))}")
+    try:
+        return parse(text) if text else None
+    except argparse.ArgumentTypeError as error:
+        raise ConfigError(f"{key}: {error}") from None
+
+
+@command("config delete-profile", "xnatctl config delete-profile dev", option("name", metavar="NAME"))
+async def delete_profile(context: Context) -> None:
+    """Delete a profile."""
+    profile_file.delete_profile(context.arguments.name)
+    context.note(f"Profile {context.arguments.name} is deleted from {profiles_path()}")
+
+
+@command("config path", "xnatctl config path")
+async def print_path(context: Context) -> None:
+    """Print the path of the profile file."""
+    print_data(str(profiles_path()))
+
+
+@command("config edit", "xnatctl config edit")
+async def edit(context: Context) -> None:
+    """Edit the profile file with $VISUAL or $EDITOR; a file that cannot be read is not saved."""
+    target, before = profiles_path(), profile_file.read_text()
+    draft = Path(tempfile.mkdtemp(prefix="xnatctl-")) / target.name  # in a private directory: it may hold a password
+    draft.write_text(before, encoding="utf-8")
+    try:
+        _run_editor(draft)
+    except ConfigError:
+        shutil.rmtree(draft.parent)
+        raise
+    try:
+        after = profile_file.read_text(draft)
+        read_profiles(draft)
+        if after != before:
+            profile_file.replace_text(after, before)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; {target} is as it was, your text is in {draft}") from None
+    shutil.rmtree(draft.parent)
+    context.note(f"Saved {target}" if after != before else "Nothing is changed")
+
+
+def _run_editor(path: Path) -> None:
+    """Let the user edit a file. Raises ConfigError if the editor does not start, or fails."""
+    import subprocess  # for this command only
+
+    editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
+    try:
+        status = subprocess.run([*shlex.split(editor), str(path)], check=False).returncode
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the editor {editor!r} does not start ({error}): set EDITOR") from None
+    if status:
+        raise ConfigError(f"the editor {editor!r} ended with status {status}: nothing is changed")
+
+
+COMMANDS = [
+    replace(show, aliases=("list", "ls")),
+    *(init, add_profile, set_setting, delete_profile, use_context, current_context),
+    *(replace(each, repairs=True) for each in (edit, print_path)),
+]

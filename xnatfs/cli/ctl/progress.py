@@ -114,10 +114,10 @@ wait_options = options_of(
     option("--wait", action="store_true", help="wait until the server has finished"),
     option(
         "--wait-timeout",
-        metavar="S",
+        metavar="TIME",
         type=options.positive_seconds,
         default=WAIT_SECONDS,
-        help="wait no longer than this (default: 4 h)",
+        help="wait no longer than this, as 90 (seconds), 5m or 1h30m (default: 4 h)",
     ),
 )
 

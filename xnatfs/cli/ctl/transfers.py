@@ -1,23 +1,34 @@
-"""Run scan|session|resource download: verified copies of what is not there yet."""
+"""Run scan|session|resource|subject|project download: verified copies of what is not there yet."""
 
 import argparse
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xnatfs.cli import options
-from xnatfs.cli.ctl.command import PARTIAL, Command, Context
+from xnatfs.cli.ctl.command import PARTIAL, Command, Context, project_option
 from xnatfs.cli.ctl.experiments import (
     check_has_scans,
     experiment,
     experiment_options,
     resource_label,
     resource_words,
+    session_argument,
     wanted_experiment,
 )
 from xnatfs.cli.ctl.progress import Silent, show_progress
-from xnatfs.cli.output import STRUCTURED_FORMATS, print_lines, print_message, print_structured
-from xnatfs.common.errors import ConfigError, NotFound
+from xnatfs.cli.lookup.choose import (
+    NothingMatches,
+    chosen_sessions,
+    filtered_scans,
+    given_patterns,
+    scan_filters,
+    sessions_of_project,
+    sessions_of_subject,
+)
+from xnatfs.cli.output import STRUCTURED_FORMATS, Cells, human_size, print_lines, print_message, print_structured
+from xnatfs.common.errors import BadReply, ConfigError, Conflict, Denied, NotFound
 from xnatfs.site import Site
 from xnatfs.tree.names import file_name
 
@@ -29,11 +40,18 @@ if TYPE_CHECKING:
     from xnatfs.transfer.plan import Plan
     from xnatfs.tree.sessions import AssessorDir, SessionDir
 
+# An exit status, and what is printed for programs.
+DownloadOutcome = tuple[int, Cells]
+
 
 def _download(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("session_id", metavar="SESSION", nargs="?", help="the same as -E")
     experiment_options(parser)
+    _choice(parser)
+
+
+def _choice(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-r", "--resource", action="append", default=[], metavar="LABEL", help="only these resources")
+    scan_filters(parser)
     _copying(parser)
 
 
@@ -56,17 +74,43 @@ def _scan_download(parser: argparse.ArgumentParser) -> None:
         "--extract", action="store_true", help="files and folders, which is what there is without --zip"
     )
     parser.add_argument("--no-extract", dest="zip", action="store_true", help="the same as --zip")
+    session_argument(parser)
     _download(parser)
 
 
 def _session_download(parser: argparse.ArgumentParser) -> None:
+    sessions = "labels or accession IDs, or patterns of labels in the project, as 'SUB*_MR1'"
+    parser.add_argument("session_ids", metavar="SESSION", nargs="*", help=sessions)
+    _whole_sessions(parser)
+    _download(parser)
+
+
+def _subject_download(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("subject_id", metavar="SUBJECT", nargs="?", help="label or accession ID")
+    parser.add_argument("-S", "--subject", metavar="SUBJECT", help="the same")
+    _of_project(parser)
+
+
+def _project_download(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("project_id", metavar="PROJECT", nargs="?", help="the same as -P")
+    parser.set_defaults(subject=None)
+    _of_project(parser)
+
+
+def _of_project(parser: argparse.ArgumentParser) -> None:
+    project_option(parser)
+    parser.set_defaults(experiment=None)
+    _whole_sessions(parser)
+    _choice(parser)
+
+
+def _whole_sessions(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--exclude-resource", action="append", default=[], metavar="LABEL", help="all resources but these"
     )
     parser.add_argument("--session-resources", action="store_true", help="those of the session itself, too")
     parser.add_argument("--assessors", action="store_true", help="the resources of assessors, too")
     parser.add_argument("--zip", action="store_true", help="the server's own archive of all scans, scans.zip")
-    _download(parser)
 
 
 def _resource_download(parser: argparse.ArgumentParser) -> None:
@@ -80,6 +124,8 @@ def _resource_download(parser: argparse.ArgumentParser) -> None:
 def wanted_scans(context: Context) -> list[str] | None:
     """Return the requested scans; None for all. Raises ConfigError: an empty option does not mean all."""
     given = [scan.strip() for text in context.arguments.scans for scan in text.split(",")]
+    if not context.arguments.scans and given_patterns(context):
+        return None
     if not given or not all(given):
         raise ConfigError("which scans? Give -s/--scans with their IDs, as 1,2,3; or '*' for all")
     return None if {"*", "ALL"} & set(given) else list(dict.fromkeys(given))
@@ -87,25 +133,69 @@ def wanted_scans(context: Context) -> list[str] | None:
 
 async def scan_download(context: Context) -> int:
     scans = wanted_scans(context)
-    return await _run(context, scans, "scan download", of_session=False, of_assessors=False)
+    return _report(context, [await _run(context, scans, "scan download", of_session=False, of_assessors=False)])
 
 
 async def session_download(context: Context) -> int:
+    return await _download_each(context, await chosen_sessions(context) or [wanted_experiment(context)])
+
+
+async def subject_download(context: Context) -> int:
+    return await _download_each(context, await sessions_of_subject(context))
+
+
+async def project_download(context: Context) -> int:
+    return await _download_each(context, await sessions_of_project(context))
+
+
+async def _download_each(context: Context, sessions: Sequence[str]) -> int:
+    """Copy sessions, one after the other; a failure of one does not stop the others."""
     arguments = context.arguments
     more = {"of_session": arguments.session_resources, "of_assessors": arguments.assessors}
-    return await _run(context, None, "session download", **more)
+    outcomes: list[DownloadOutcome] = []
+    for session in sessions:
+        arguments.experiment, arguments.session_ids, context.began = session, [], time.monotonic()
+        try:
+            outcomes.append(await _run(context, None, f"{arguments.command.noun} download", **more))
+        except (NotFound, Denied, BadReply, Conflict) as error:
+            if len(sessions) == 1:
+                raise
+            is_skipped = isinstance(error, NothingMatches)
+            print_message(f"xnatctl: {error}")
+            status = "skipped" if is_skipped else "failed"
+            outcomes.append((0 if is_skipped else 1, {"session": session, "status": status, "error": str(error)}))
+    if not sessions:
+        context.note("No results: there are no sessions")
+    elif len(sessions) > 1:
+        done = sum(status == 0 and summary.get("status") != "skipped" for status, summary in outcomes)
+        verb = "Listed" if arguments.dry_run else "Verified" if arguments.verify else "Downloaded"
+        context.note(f"{verb} {done} of {len(sessions)} sessions")
+    return _report(context, outcomes)
+
+
+def _report(context: Context, outcomes: Sequence[DownloadOutcome]) -> int:
+    """Print what came of each session for programs, and return the exit status."""
+    arguments = context.arguments
+    if arguments.output in STRUCTURED_FORMATS and not arguments.dry_run:
+        summaries = [summary for _, summary in outcomes]
+        print_structured(arguments.output, summaries[0] if len(summaries) == 1 else summaries)
+    states = {status for status, _ in outcomes}
+    return max(states, default=0) if len(outcomes) < 2 or states == {0} else 1 if states == {1} else PARTIAL
 
 
 async def resource_download(context: Context) -> int:
     arguments = context.arguments
     arguments.resource, arguments.zip = [resource_label(arguments)], False
     scans = [arguments.scan] if arguments.scan is not None else []
-    return await _run(context, scans, "resource download", of_session=arguments.scan is None, of_assessors=False)
+    of_session = arguments.scan is None
+    return _report(
+        context, [await _run(context, scans, "resource download", of_session=of_session, of_assessors=False)]
+    )
 
 
 async def _run(
     context: Context, scans: Sequence[str] | None, operation: str, *, of_session: bool, of_assessors: bool
-) -> int:
+) -> DownloadOutcome:
     """Copy scans (None: all) and resources. `session download` copies the resources of items that cannot have scans."""
     from xnatfs.transfer.manifest import Manifest, Owner
     from xnatfs.transfer.plan import plan, tree_of
@@ -121,6 +211,7 @@ async def _run(
         owner = Owner(site.xnat.url, accession, project, label)
         if scans or arguments.zip or operation == "scan download":
             check_has_scans(document, owner.session)
+        scans = await filtered_scans(context, site, document, scans)
         Manifest(out).check_owner(owner, force=arguments.force)
         if arguments.zip:
             return await _zip(context, site, owner, scans, out)
@@ -154,6 +245,9 @@ async def _copy(
     arguments = context.arguments
     if arguments.dry_run:
         print_lines(str(out / each.place) for each in planned.files)
+        sizes = [each.file.files.catalogue.size(each.file.place) for each in planned.files]
+        least = "at least " if None in sizes else ""
+        context.note(f"{len(sizes)} files, {least}{human_size(sum(filter(None, sizes)))}")
         return DownloadReport(len(planned.files))
     if arguments.verify:
         return await transfer.verify(planned.files, out, owner)
@@ -192,7 +286,7 @@ def _waiting(context: Context, out: Path) -> Callable[[], None]:
     return lambda: context.note(f"Waiting for another command that writes to {out}")
 
 
-async def _zip(context: Context, site: Site, owner: "Owner", scans: Sequence[str] | None, out: Path) -> int:
+async def _zip(context: Context, site: Site, owner: "Owner", scans: Sequence[str] | None, out: Path) -> DownloadOutcome:
     from xnatfs.transfer import download as transfer
 
     known = {row.id for row in (await site.scans(owner.session)).rows}
@@ -203,20 +297,19 @@ async def _zip(context: Context, site: Site, owner: "Owner", scans: Sequence[str
     target, arguments = out / "scans.zip", context.arguments
     if arguments.dry_run:
         print_lines([str(target)])
-        return 0
+        return 0, {}
     with (
         show_progress(context, "downloading") as progress,
         context.resumable(lambda: f"{target} comes whole or not at all; to begin again"),
     ):
         size = await transfer.download_zip(site, owner, scans, target, progress, _options(context, out))
     context.note(f"Downloaded scans ({size / 1e6:.1f} MB) to {target} in {context.seconds:.1f} s")
-    if arguments.output in STRUCTURED_FORMATS:
-        cells = {"operation": "scan download", "output_dir": str(out), "files": 1, "bytes": size, "status": "success"}
-        print_structured(arguments.output, cells)
-    return 0
+    return 0, {"operation": "scan download", "output_dir": str(out), "files": 1, "bytes": size, "status": "success"}
 
 
-def _tell(context: Context, report: "DownloadReport", operation: str, owner: "Owner", out: Path, plan: "Plan") -> int:
+def _tell(
+    context: Context, report: "DownloadReport", operation: str, owner: "Owner", out: Path, plan: "Plan"
+) -> DownloadOutcome:
     for place, why in report.failed:
         print_message(f"xnatctl: {out / place}: {why}")
     for place in report.kept:
@@ -226,10 +319,7 @@ def _tell(context: Context, report: "DownloadReport", operation: str, owner: "Ow
     some = bool(report.files or report.kept)
     exit_status = 0 if done else PARTIAL if some else 1
     if context.arguments.dry_run:
-        return exit_status
-    if context.arguments.output in STRUCTURED_FORMATS:
-        status = "success" if done else "partial" if some else "failed"
-        print_structured(context.arguments.output, _summary(context, report, operation, owner, out, status))
+        return exit_status, {}
     what = f"{report.files} files ({report.size / 1e6:.1f} MB)"
     if context.arguments.verify:
         context.note(f"Verified {what} in {out}")
@@ -240,7 +330,8 @@ def _tell(context: Context, report: "DownloadReport", operation: str, owner: "Ow
         context.note(f"Downloaded {report.copied} of {len(plan.files)} files to {out} in {report.seconds:.1f} s{there}")
     if report.unverified:
         context.note(f"{report.unverified} files have no digest on the server: only their length is known to be right")
-    return exit_status
+    status = "success" if done else "partial" if some else "failed"
+    return exit_status, _summary(context, report, operation, owner, out, status)
 
 
 def _summary(
@@ -265,6 +356,22 @@ def _summary(
 
 COMMANDS = [
     Command(
+        "project",
+        "download",
+        "copy all sessions of a project to this machine",
+        "xnatctl project download MYPROJECT --type 'T1*' --out ./data",
+        project_download,
+        _project_download,
+    ),
+    Command(
+        "subject",
+        "download",
+        "copy all sessions of a subject to this machine",
+        "xnatctl subject download -P MYPROJECT SUB001 --out ./data",
+        subject_download,
+        _subject_download,
+    ),
+    Command(
         "scan",
         "download",
         "copy scans to this machine",
@@ -275,8 +382,8 @@ COMMANDS = [
     Command(
         "session",
         "download",
-        "copy a session's scans to this machine",
-        "xnatctl session download -E XNAT_E00001 --out ./data",
+        "copy the scans of sessions to this machine",
+        "xnatctl session download -P MYPROJECT 'SUB*_MR1' --out ./data",
         session_download,
         _session_download,
     ),

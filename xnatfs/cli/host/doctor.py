@@ -17,6 +17,7 @@ from typing import Any
 from xnatfs import __version__
 from xnatfs.cli import logs, options, statusline
 from xnatfs.cli.logins import find_login_again, mount_login
+from xnatfs.cli.parsing import add_command
 from xnatfs.common.errors import LoginRequired, XnatError
 from xnatfs.common.sanitize import plain
 from xnatfs.fuse.mount_namespace import check_namespaces
@@ -42,11 +43,11 @@ class Check:
 
 
 def add_parser(commands: Any) -> None:
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "doctor",
-        help="check all that a mount needs, and say what to do",
-        epilog="example: xnatfs doctor https://xnat.example.org",
-        allow_abbrev=False,
+        "check all that a mount needs, and say what to do",
+        example="xnatfs doctor https://xnat.example.org",
     )
     options.add_server(parser)
     parser.add_argument(

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 from xnatfs.cli import daemon, options, serving, statusline, streams
 from xnatfs.cli.logins import find_mount_login, mount_login
 from xnatfs.cli.output import print_message
+from xnatfs.cli.parsing import add_command
 from xnatfs.common.errors import CacheError, NamespaceError, Reported, UsageError, XnatError
 from xnatfs.common.private_files import make_private
 from xnatfs.fuse.mount_namespace import end_with_parent, is_abandoned, mount_in_namespace
@@ -40,12 +41,12 @@ MAX_REASON_BYTES = 4096
 
 
 def add_parser(commands: Any) -> None:
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "exec",
-        help="run one command with a mount that only it sees",
+        "run one command with a mount that only it sees",
         usage="xnatfs exec [option ...] [URL] -- COMMAND [ARGUMENT ...]",
-        epilog="example: xnatfs exec https://xnat.example.org -- sh -c 'ls $XNATFS_MOUNT/projects'",
-        allow_abbrev=False,
+        example="xnatfs exec https://xnat.example.org -- sh -c 'ls $XNATFS_MOUNT/projects'",
     )
     options.add_server(parser)
     options.add_reading(parser)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from xnatfs.cli import options
+from xnatfs.cli.parsing import add_command
 from xnatfs.common import program
 from xnatfs.common.errors import ConfigError, Conflict
 
@@ -18,11 +19,11 @@ FINAL_STATUSES = "2 3 66 69"
 
 
 def add_parser(commands: Any) -> None:
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "install-unit",
-        help="write a systemd service that mounts at login or boot",
-        epilog="example: xnatfs install-unit --user -p work ~/xnat",
-        allow_abbrev=False,
+        "write a systemd service that mounts at login or boot",
+        example="xnatfs install-unit --user -p work ~/xnat",
     )
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--user", action="store_true", help="for you, in ~/.config/systemd/user (default unless root)")
