@@ -110,6 +110,6 @@ def test_an_archive_is_never_overwritten(user):
     for file in files:
         file.write_bytes(b"mine")
     done = user.ctl(*words, status=1)
-    assert done.err.count("is there already (--force fetches it anew)") == 2
+    assert done.err.count("exists already (--force fetches it anew)") == 2
     assert [file.read_bytes() for file in files] == [b"mine", b"mine"]
     assert json.loads(user.ctl(*words, "--force", "-o", "json").out)[0]["status"] == "success"

@@ -203,6 +203,9 @@ TWICE = [
     ("prearchive", "archive", "A", "20240101_000000", "S", "-P", "MYPROJECT"),
     ("prearchive", "delete", "A", "20240101_000000", "S", "--timestamp", "20240101_000001"),
     ("session", "show", "-E", SESSION, "-S", "SUB002"),
+    ("browse", "XNAT_E00002", "-E", SESSION),
+    ("project", "download", "A", "-P", "MYPROJECT"),
+    ("subject", "download", "SUB002", "-S", "SUB001", "-P", "MYPROJECT"),
 ]
 
 
@@ -233,7 +236,8 @@ def test_every_command_with_an_option_for_its_argument_is_in_the_table():
         )
 
     assert {(each.noun, each.verb) for each in commands() if doubled(each)} <= {words[:2] for words in TWICE} | {
-        ("resource", "upload")  # test_uploads has it
+        ("resource", "upload"),  # test_uploads has it
+        ("", "browse"),  # above, without a noun
     }
 
 

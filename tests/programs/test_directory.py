@@ -249,7 +249,10 @@ def as_user(sitting: Desk, demo: Demo, script: str, *options: str) -> subprocess
     login = {"XNAT_USER": demo.login["user"], "XNAT_PASS": demo.login["password"]}
     # A git of an ordinary user does not look for its settings in root's home.
     env = environment(sitting.home, M=str(sitting.place), GIT_CONFIG_GLOBAL=str(sitting.home / ".gitconfig"), **login)
-    mounted = f'{XNATFS} mount --url {demo.url} {" ".join(options)} "$M"; trap \'{XNATFS} umount "$M"\' EXIT;\n{script}'
+    options_text = " ".join(options)
+    mounted = (
+        f'{XNATFS} mount --quiet --url {demo.url} {options_text} "$M"; trap \'{XNATFS} umount "$M"\' EXIT;\n{script}'
+    )
     return run(*OWN_MOUNTS, "sh", "-ec", stage, mounted, env=env, cwd=sitting.home)
 
 

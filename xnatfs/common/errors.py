@@ -2,6 +2,7 @@
 
     XnatError
     +-- NotFound          the server has no such item, or hides it from this account (404)
+    |   `-- NothingMatches   it has items, and none that the filters of a command leave
     +-- LoginRequired     there are no credentials, or the server refused them (401)
     +-- Denied            the account may not do this (403)
     +-- Unreachable       no usable answer: the connection broke at every attempt
@@ -51,6 +52,10 @@ class XnatError(Exception):
 
 class NotFound(XnatError):
     """The server has no such item, or hides it from this account."""
+
+
+class NothingMatches(NotFound):
+    """The server has such items, and none that the filters of a command leave."""
 
 
 class LoginRequired(XnatError):

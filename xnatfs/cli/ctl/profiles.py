@@ -15,6 +15,7 @@ from xnatfs.cli.ctl.command import Context, command, option, options_of
 from xnatfs.cli.output import OUTPUT_FORMATS, STRUCTURED_FORMATS, Cells, print_data, show_item
 from xnatfs.cli.parsing import suggest
 from xnatfs.common.errors import ConfigError
+from xnatfs.common.private_files import write_private
 from xnatfs.settings import profile_file
 from xnatfs.settings.config import normalised_url, profiles_path, read_profiles, select_profile
 
@@ -203,7 +204,7 @@ async def edit(context: Context) -> None:
     """Edit the profile file with $VISUAL or $EDITOR; a file that cannot be read is not saved."""
     target, before = profiles_path(), profile_file.read_text()
     draft = Path(tempfile.mkdtemp(prefix="xnatctl-")) / target.name  # in a private directory: it may hold a password
-    draft.write_text(before, encoding="utf-8")
+    write_private(draft, before)
     try:
         _run_editor(draft)
     except ConfigError:

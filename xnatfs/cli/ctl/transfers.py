@@ -1,6 +1,7 @@
 """Run scan|session|resource|subject|project download: verified copies of what is not there yet."""
 
 import argparse
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +20,6 @@ from xnatfs.cli.ctl.experiments import (
 )
 from xnatfs.cli.ctl.progress import Silent, show_progress
 from xnatfs.cli.lookup.choose import (
-    NothingMatches,
     chosen_sessions,
     filtered_scans,
     given_patterns,
@@ -28,7 +28,7 @@ from xnatfs.cli.lookup.choose import (
     sessions_of_subject,
 )
 from xnatfs.cli.output import STRUCTURED_FORMATS, Cells, human_size, print_lines, print_message, print_structured
-from xnatfs.common.errors import BadReply, ConfigError, Conflict, Denied, NotFound
+from xnatfs.common.errors import BadReply, ConfigError, Conflict, Denied, NotFound, NothingMatches
 from xnatfs.site import Site
 from xnatfs.tree.names import file_name
 
@@ -245,6 +245,7 @@ async def _copy(
     arguments = context.arguments
     if arguments.dry_run:
         print_lines(str(out / each.place) for each in planned.files)
+        sys.stdout.flush()  # an error of the output comes before the totals
         sizes = [each.file.files.catalogue.size(each.file.place) for each in planned.files]
         least = "at least " if None in sizes else ""
         context.note(f"{len(sizes)} files, {least}{human_size(sum(filter(None, sizes)))}")

@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 
 from xnatfs.cli.ctl.command import Context, Option, option, options_of
 from xnatfs.cli.ctl.experiments import lack_of_scans, one_of, wanted_experiment
-from xnatfs.common.errors import ConfigError, NotFound
+from xnatfs.common.errors import ConfigError, NotFound, NothingMatches
 from xnatfs.rest.models import Document, Row, natural
 from xnatfs.site import Site
 
@@ -29,10 +29,6 @@ scan_filters: Option = options_of(
         )
     )
 )
-
-
-class NothingMatches(NotFound):
-    """A session has no scan that the filters leave."""
 
 
 def given_patterns(context: Context) -> Mapping[str, Sequence[str]]:
