@@ -92,7 +92,7 @@ def _uploaded(bench: Bench, folder: Path, packed: Path, what: str) -> Row:
             env = rig.login(server, bench.directory / "uploader")
             rig.shell(f"{SCRIPTS}/xnatctl auth login", env)
             query = "import-handler=DICOM-zip&inbody=true&project=MANY&subject=S&session=THEIRS"
-            send = f"-X POST -H 'Content-Type: application/zip' -H Expect: --data-binary @{packed}"
+            send = f"-X POST -H 'Content-Type: application/zip' -H Expect: -T {packed}"
             url = f"{server.url}/data/services/import?{query}&dest=/prearchive/projects/MANY"
             theirs.append(rig.shell(f"{server.curl} -u {USER}:{PASSWORD} {send} '{url}'", timeout=PATIENCE))
             command = f"{SCRIPTS}/xnatctl session upload {folder} -P MANY -S S -E OURS{turn} --prearchive -o json"
