@@ -79,7 +79,7 @@ class Known:
         return node if node.rank >= self.node.rank else self.node
 
     def serve(self, node: Node) -> None:
-        """Let the number stand for this node, unless it stands for a newer one: the kernel is told of it now."""
+        """Let the number stand for this node in the replies to the kernel, unless it stands for a newer one."""
         before, self.node = self.node, self.newest(node)
         if before is not self.node and before.version != self.node.version:
             self.pages.stamp = ""

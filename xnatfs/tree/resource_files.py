@@ -18,9 +18,9 @@ from xnatfs.tree.resource_view import ResourceView
 
 log = logging.getLogger(__name__)
 
-# An inode number is a bit that says file, so many bits of the resource, and of the place in its listing. A million
-# files have each a place; of ten thousand resources two want the same numbers in one mount of a hundred. (Such two, and
-# what has a higher place, are told apart as others are; they are read in another order then.)
+# An inode number is one bit that marks a file, RESOURCE_BITS of the resource, and PLACE_BITS of the place in its
+# listing: enough for a million files. Among ten thousand resources two collide in one mount of a hundred; a collision,
+# or a higher place, takes another free number, and inode order is then not listing order.
 RESOURCE_BITS, PLACE_BITS = 32, 20
 # A resource whose listing gives a reason to doubt its sizes has so many requested before any is shown, one batch of
 # HEADs: if one is wrong, each of the others is requested as well. Once so many resources had no wrong one, the reasons
