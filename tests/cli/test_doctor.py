@@ -195,19 +195,24 @@ def test_an_account_that_sees_nothing_is_sent_to_an_owner(fresh: Shell):
 
 
 @pytest.mark.fuse
-def test_a_mount_whose_process_was_killed_is_named(demo, tmp_path):
-    home, place = tmp_path / "home", tmp_path / "mnt"
-    home.mkdir()
-    place.mkdir()
+def test_a_mount_whose_process_was_killed_is_named_beside_those_that_live(demo, tmp_path):
+    home, dead, alive = tmp_path / "home", tmp_path / "dead", tmp_path / "alive"
+    for directory in (home, dead, alive):
+        directory.mkdir()
+    env = environment(home, **login(demo))
     try:
-        run(XNATFS, "mount", "--url", demo.url, place, env=environment(home, **login(demo)))
-        assert f"{demo.url} on {place}" in diagnose(home, demo.url, **login(demo))["mounts"]["text"]
-        os.kill(daemons(home)[0], signal.SIGKILL)
-        done = run(XNATFS, "doctor", demo.url, env=environment(home, **login(demo)))
-        assert f"to do mounts: the process of the mount on {place} has ended: xnatfs umount {place}\n" in done.stdout
-        assert run(XNATFS, "umount", place, env=environment(home)).returncode == 0
+        run(XNATFS, "mount", "--url", demo.url, dead, env=env)
+        (daemon,) = daemons(home)
+        run(XNATFS, "mount", "--url", demo.url, alive, env=env)
+        assert f"{demo.url} on {dead}" in diagnose(home, demo.url, **login(demo))["mounts"]["text"]
+        os.kill(daemon, signal.SIGKILL)
+        done = run(XNATFS, "doctor", demo.url, env=env)
+        assert f"to do mounts: the process of the mount on {dead} has ended: xnatfs umount {dead}\n" in done.stdout
+        assert f"{demo.url} on {alive}" in diagnose(home, demo.url, **login(demo))["mounts"]["text"]
+        assert run(XNATFS, "umount", dead, env=environment(home)).returncode == 0
     finally:
-        end(place, home)
+        end(dead, home)
+        end(alive, home)
 
 
 def test_a_machine_without_fuse_is_told_what_to_install(demo, tmp_path):

@@ -130,8 +130,9 @@ def _stale_mounts() -> Iterator[Check]:
     dead = [place for place, mount in ours if is_dead(place, mount)]
     for place in dead:
         yield Check("mounts", f"the process of the mount on {place} has ended", f"xnatfs umount {place}")
-    if not dead:
-        yield Check("mounts", ", ".join(f"{mount.source} on {place}" for place, mount in ours) or "none")
+    alive = [f"{mount.source} on {place}" for place, mount in ours if place not in dead]
+    if alive or not dead:
+        yield Check("mounts", ", ".join(alive) or "none")
 
 
 def _cache(chosen: Path | None) -> Check:
