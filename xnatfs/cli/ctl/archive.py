@@ -1,10 +1,12 @@
 """Run project|subject|session|scan|resource list|show: the archive, level by level."""
 
+from __future__ import annotations
+
 import re
 from collections import Counter
 from collections.abc import Awaitable
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xnatfs.cli.ctl.command import Context, command, option, project_option
 from xnatfs.cli.ctl.experiments import (
@@ -28,8 +30,10 @@ from xnatfs.cli.options import day, find_day
 from xnatfs.cli.output import Cells, by_key
 from xnatfs.common.errors import BadReply, ConfigError, Denied, NotFound
 from xnatfs.common.tasks import gather
-from xnatfs.rest.client import Xnat
 from xnatfs.rest.models import Document, FileRow, Row
+
+if TYPE_CHECKING:  # imported by the commands that send requests
+    from xnatfs.rest.client import Xnat
 
 SESSION_REQUEST = "ID,label,subject_label,date,xsiType,subject_ID"
 # The server's default columns omit the number of frames.
