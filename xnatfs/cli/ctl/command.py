@@ -106,6 +106,9 @@ project_option = option(
 )
 
 
+refresh_option = option("--refresh", action="store_true", help="request it, though a mount has it from this minute")
+
+
 @dataclass
 class Context:
     """Arguments of a command, and the server that they name."""
@@ -192,6 +195,17 @@ class Context:
             where = f"profile {self.config.profile.name!r}" if self.config.profile.name else "a profile"
             raise ConfigError(f"which project? Give -P/--project, or set default_project in {where}")
         return project
+
+    def mounted_rows(self, *item: str) -> list[Row] | None:
+        """Return a list, given as the segments of its URL, from a mount of this account that holds it fresh."""
+        session = None if self.arguments.refresh else self.store.find()
+        if session is None or not session.username:
+            return None
+        from xnatfs.cli.control.client import find_rows
+        from xnatfs.rest.models import Row
+
+        found = find_rows(self.config.url, session.username, item)
+        return None if found is None else list(map(Row, found))
 
     def remember(self, xnat: Xnat, key: Sequence[str], rows: Sequence[Row]) -> None:
         """Store the names of a listing, from which shells complete names."""

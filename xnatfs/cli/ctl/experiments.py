@@ -149,6 +149,19 @@ async def about_scan(context: Context, xnat: Xnat, accession: str, scan: str) ->
         raise
 
 
+def mounted_resources(context: Context) -> list[Row] | None:
+    """Return the resources that the command line names, from a mount that holds the listings fresh; None otherwise."""
+    value, scan, project = wanted_experiment(context), context.arguments.scan, context.project(needed=False)
+    if context.arguments.subject:
+        return None
+    if project:
+        sessions = context.mounted_rows("projects", project, "experiments") or ()
+        value = next((row.get("ID") for row in sessions if value in (row.text("label"), row.get("ID"))), "")
+    return (
+        context.mounted_rows("experiments", value, *(("scans", scan) if scan else ()), "resources") if value else None
+    )
+
+
 async def resource_rows(context: Context, xnat: Xnat) -> tuple[tuple[str, ...], list[Row]]:
     """Return the item that the command line names, and its resources."""
     (accession, document), scan = await find(context, xnat), context.arguments.scan
