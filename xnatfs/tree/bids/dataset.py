@@ -1,0 +1,251 @@
+"""Read what a project's dataset is made of: its folders from two or three lists, its names session by session."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from xnatfs.common.errors import BadReply, Denied, NotFound, Unreachable, XnatError
+from xnatfs.common.sanitize import loads
+from xnatfs.common.tasks import gather
+from xnatfs.listings.keys import BidsMapKey, BidsOutlineKey, BidsPlanKey, ImageLabelsKey, ListKey
+from xnatfs.listings.ttl_cache import Listing
+from xnatfs.prefetch.series_files import version
+from xnatfs.rest.bids import BidsMapRow, ImageLabels, is_converted
+from xnatfs.rest.models import Experiment, FileRow, Resource, Scan, Subject
+from xnatfs.site import Site
+from xnatfs.tree.bids.images import Sidecar, StoredFile
+from xnatfs.tree.bids.labels import Labelled, folder_labels, without_subject
+from xnatfs.tree.bids.maps import BidsMap
+from xnatfs.tree.bids.plan import LeftOut, Planner, Rules, ScanFiles, SessionPlan
+from xnatfs.tree.file_source import catalogue_of
+from xnatfs.tree.projects import ProjectDir, SubjectDir
+from xnatfs.tree.resource_files import ResourceFiles
+from xnatfs.tree.resources import ResourceDir
+from xnatfs.tree.sessions import ScanDir, SessionDir
+
+log = logging.getLogger(__name__)
+
+# A sidecar has a few kilobytes; a larger file is none, and is not worth reading to find that out.
+MAX_SIDECAR_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class SessionFolder:
+    """A session of the dataset and its directory in projects/."""
+
+    label: str
+    home: SessionDir
+
+    @property
+    def experiment(self) -> Experiment:
+        return self.home.experiment
+
+
+@dataclass(frozen=True)
+class SubjectFolder:
+    """A subject of the dataset, with its sessions by label."""
+
+    label: str
+    home: SubjectDir
+    sessions: Mapping[str, SessionFolder]
+
+    @property
+    def subject(self) -> Subject:
+        return self.home.subject
+
+
+@dataclass(frozen=True)
+class Outline:
+    """The subjects of a dataset by label: those with a session that has converted images."""
+
+    subjects: Mapping[str, SubjectFolder]
+    expires: float
+
+    def __len__(self) -> int:
+        return 1 + sum(1 + len(subject.sessions) for subject in self.subjects.values())
+
+
+@dataclass(frozen=True)
+class PlannedSession:
+    """The plan of a session, with the files that its names lead to."""
+
+    plan: SessionPlan
+    resources: Mapping[str, ResourceFiles]  # by ID
+    expires: float
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+
+class Dataset:
+    """One project as a BIDS dataset.
+
+    Args:
+        home: The project's directory in projects/.
+        rules: The options that decide about names.
+        cut_subject: Whether the subject's label is cut from the front of a session's.
+    """
+
+    def __init__(self, home: ProjectDir, rules: Rules, *, cut_subject: bool = False) -> None:
+        self.home = home
+        self.site: Site = home.site
+        self.project = home.project
+        self.rules = rules
+        self._cut_subject = cut_subject
+
+    def sources(self) -> Sequence[ListKey]:
+        """Return the keys of the listings that its folders are made of."""
+        return [*self.home.sources(), ImageLabelsKey(self.project.id)]
+
+    # -- folders -------------------------------------------------------------------------------------------------
+
+    async def outline(self) -> Outline:
+        return await self.site.metadata.get(BidsOutlineKey(self.project.id), self._outline)
+
+    async def _outline(self) -> Outline:
+        _, labels = await gather(self.home.children, self._image_labels)
+        children = await self.home.children()
+        converted = {row.id for row in labels.rows if row.has_nifti} if labels is not None else None
+        homes = [node for node in children.nodes.values() if isinstance(node, SubjectDir)]
+        named, _ = folder_labels(
+            Labelled(home.subject.id, home.subject.label, home.subject.project not in ("", self.project.id))
+            for home in homes
+        )
+        subjects = {}
+        for home in homes:
+            sessions = await self._sessions(home, converted)
+            if sessions:
+                label = named[home.subject.id]
+                subjects[label] = SubjectFolder(label, home, sessions)
+        expires = min(children.expires, labels.expires if labels is not None else children.expires)
+        return Outline(dict(sorted(subjects.items())), expires)
+
+    async def _image_labels(self) -> Listing[ImageLabels] | None:
+        """Return the labels of resources by session; None if the server does not list them for a whole project."""
+        try:
+            return await self.site.listings.get(ImageLabelsKey(self.project.id))
+        except (BadReply, NotFound, Denied) as error:
+            log.info("bids/%s shows sessions without converted images, too: %s", self.project.id, error)
+            return None
+
+    async def _sessions(self, home: SubjectDir, converted: set[str] | None) -> dict[str, SessionFolder]:
+        nodes = [node for node in (await home.children()).nodes.values() if isinstance(node, SessionDir)]
+        imaging = [node for node in nodes if node.experiment.is_imaging]
+        subject = home.subject.label if self._cut_subject else ""
+        named, _ = folder_labels(
+            Labelled(node.experiment.id, without_subject(node.experiment.label, subject)) for node in imaging
+        )
+        found = {}
+        for node in imaging:
+            if converted is None or node.experiment.id in converted:
+                label = named[node.experiment.id]
+                found[label] = SessionFolder(label, node)
+        return dict(sorted(found.items()))
+
+    # -- names ---------------------------------------------------------------------------------------------------
+
+    async def map(self) -> tuple[BidsMap, float]:
+        """Return the lines of all maps that apply, and until when they are fresh."""
+        project: Listing[BidsMapRow]
+        project, site = await gather(
+            lambda: self.site.listings.get(BidsMapKey(self.project.id)), lambda: self.site.listings.get(BidsMapKey(""))
+        )
+        merged = BidsMap.of(("map of the project", project.rows), ("map of the site", site.rows))
+        return merged, min(project.expires, site.expires)
+
+    async def plan(self, subject: str, session: SessionFolder) -> PlannedSession:
+        key = BidsPlanKey(self.project.id, session.experiment.id)
+        return await self.site.metadata.get(key, partial(self._plan, subject, session))
+
+    async def _plan(self, subject: str, session: SessionFolder) -> PlannedSession:
+        bids_map, expires = await self.map()
+        home = session.home
+        await home.look_into()
+        scans, resources, files = await gather(
+            lambda: self.site.scans(home.experiment.id),
+            lambda: self.site.resources(home.item, True),
+            lambda: self.site.files(home.item, True),
+        )
+        expires = min(expires, scans.expires, resources.expires, files.expires)
+        found, broken = _scan_files(scans, resources, files)
+        shared = await self._resource_files(session, {row.id for rows in found for row in rows.resources})
+        sidecars: dict[StoredFile, Sidecar] = {}
+        while True:
+            planner = Planner(subject, session.label, bids_map, self.rules, sidecars)
+            plan = planner.make([ScanFiles(each.scan, each.files) for each in found])
+            if not plan.wanted:
+                break
+            read = await gather(*(partial(self._read, shared, file) for file in plan.wanted))
+            sidecars |= zip(plan.wanted, read, strict=True)
+        plan.left_out[:0] = broken
+        return PlannedSession(plan, shared, expires)
+
+    async def _resource_files(self, session: SessionFolder, wanted: set[str]) -> dict[str, ResourceFiles]:
+        """Return what the nodes of these resources' files share with those in projects/."""
+        found: dict[str, ResourceFiles] = {}
+        scans = (await (await session.home.child("scans")).children()).nodes if wanted else {}  # type: ignore[attr-defined]
+        for scan_dir in scans.values():
+            assert isinstance(scan_dir, ScanDir)
+            for node in (await scan_dir.children()).nodes.values():
+                if isinstance(node, ResourceDir) and node.resource.id in wanted:
+                    found[node.resource.id] = (await node.folders()).files
+        return found
+
+    async def _read(self, shared: Mapping[str, ResourceFiles], file: StoredFile) -> Sidecar:
+        """Return the fields of a sidecar, through the content cache; none of one that is unreadable or no JSON."""
+        try:
+            data = await read_file(shared[file.resource], file.place, MAX_SIDECAR_BYTES)
+            fields = loads(data)
+        except Unreachable:
+            raise
+        except (XnatError, ValueError) as error:
+            log.info("the sidecar %s is not used: %s", file.path, error)
+            return {}
+        return fields if isinstance(fields, dict) else {}
+
+
+@dataclass(frozen=True)
+class _Found:
+    scan: Scan
+    resources: Sequence[Resource]
+    files: Sequence[StoredFile]
+
+
+def _scan_files(
+    scans: Listing[Scan], resources: Listing[Resource], files: Listing[FileRow]
+) -> tuple[list[_Found], list[LeftOut]]:
+    """Return the files of each scan that may be shown, and what cannot be listed."""
+    found, broken = [], []
+    for scan in scans.rows:
+        rows = [row for row in resources.groups.get(("scans", scan.id), ()) if is_converted(row.label)]
+        for row in rows:
+            if reason := files.broken.get(row.id):
+                broken.append(LeftOut(scan.id, "", f"the files of {row.label} cannot be listed: {reason}"))
+        rows = [row for row in rows if row.id not in files.broken]
+        stored = [
+            StoredFile(row.id, file.path, file.place, file.size, file.digest)
+            for row in rows
+            for file in catalogue_of(files.groups, row.id)
+        ]
+        found.append(_Found(scan, rows, stored))
+    return found, broken
+
+
+async def read_file(files: ResourceFiles, place: int, most: int) -> bytes:
+    """Read a small file through the content cache, without fetching what lies beside it.
+
+    Raises:
+        BadReply: It has more than `most` bytes.
+    """
+    row = files.catalogue.at(place)
+    if (row.size or 0) > most:
+        raise BadReply(f"{row.path} has {row.size} bytes")
+    source = files.resource_dir.source(row, files.groups)
+    blob = await files.site.content.open(version(row), source)
+    try:
+        if blob.size > most:
+            raise BadReply(f"{row.path} has {blob.size} bytes")
+        return await blob.read(0, blob.size)
+    finally:
+        blob.close()

@@ -1,0 +1,253 @@
+"""Plan a session: which of its files are shown under which names, and why the others are not.
+
+The plan depends on what the server lists, on the map and on sidecars, and not on the order of any rows. No two files
+get one name, also where only the case differs. A name that two files should have is given to neither.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from xnatfs.rest.models import Scan, natural
+from xnatfs.tree.bids.images import Image, Reasons, Sidecar, Sidecars, StoredFile, find_images
+from xnatfs.tree.bids.maps import BidsMap, MapLine, noted, reproin
+from xnatfs.tree.bids.names import BidsName, InvalidName, accepts_extension
+from xnatfs.tree.bids.series import (
+    GRADIENT_ECHO,
+    Series,
+    name_images,
+    number_runs,
+    pair_field_maps,
+    with_direction,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The options of the view that decide about names."""
+
+    any_quality: bool = False  # show scans that are marked as unusable
+    use_notes: bool = False  # tags in notes name scans
+    plain_targets: bool = False  # IntendedFor as plain paths, for older programs
+
+
+class LeftOut(NamedTuple):
+    """A scan or a file of it that is not shown, or is shown though something about it is doubtful."""
+
+    scan: str
+    file: str  # '' for the whole scan
+    reason: str
+    line: str = ""  # of the map, that would show it
+
+
+class Shown(NamedTuple):
+    """A file under its name in the view."""
+
+    scan: Scan
+    file: StoredFile
+
+
+@dataclass
+class Entry:
+    """An image that is shown, with its complete name."""
+
+    scan: Scan
+    image: Image
+    name: BidsName
+    line: MapLine | None
+
+    @property
+    def path(self) -> str:
+        """Return its path within the session's folder."""
+        return self.name.path + self.image.extension
+
+
+@dataclass
+class SessionPlan:
+    """The files of a session's folder, by their paths in it."""
+
+    entries: list[Entry] = field(default_factory=list)
+    files: dict[str, Shown] = field(default_factory=dict)
+    metadata: dict[str, dict[str, object]] = field(default_factory=dict)  # of JSON files to be generated, by stem
+    left_out: list[LeftOut] = field(default_factory=list)
+    wanted: list[StoredFile] = field(default_factory=list)  # sidecars without which it is not the final plan
+    expires: float = math.inf
+
+    def __len__(self) -> int:
+        return len(self.files) + len(self.metadata) + len(self.left_out) + 1
+
+
+class ScanFiles(NamedTuple):
+    """A scan and the files that may be shown of it."""
+
+    scan: Scan
+    files: Sequence[StoredFile]
+
+
+class Planner:
+    """Plan one session.
+
+    Args:
+        subject: The label of the subject's folder.
+        session: The label of the session's folder.
+        bids_map: The lines that apply.
+        rules: The options.
+        sidecars: The fields of the sidecars that are known.
+    """
+
+    def __init__(
+        self, subject: str, session: str, bids_map: BidsMap, rules: Rules, sidecars: Mapping[StoredFile, Sidecar]
+    ) -> None:
+        self._subject = subject
+        self._session = session
+        self._map = bids_map
+        self._rules = rules
+        self.sidecars = Sidecars(sidecars)
+        self.plan = SessionPlan()
+
+    def make(self, scans: Sequence[ScanFiles]) -> SessionPlan:
+        """Return the plan; if it wants sidecars, it is to be made again with these."""
+        unique = {each.scan.id: each for each in scans}
+        ordered = sorted(unique.values(), key=lambda each: natural(each.scan.id))
+        series, maps = list[Series](), list[tuple[Scan, MapLine, Sequence[Image]]]()
+        for scan, files in ordered:
+            images, odd = find_images(scan.id, files)
+            for file, reason in odd:
+                self._leave(scan, file.name, reason)
+            found = self._own_series(scan, images)
+            line = self._line(scan, images, found)
+            if found:
+                series += found
+            elif line is not None and (name := self._parsed(scan, images, line)) is not None:
+                if name.suffix in GRADIENT_ECHO and images:
+                    maps.append((scan, line, images))
+                else:
+                    series.append(self._named(scan, name, line, images))
+        paired, left = pair_field_maps(maps, self.sidecars)
+        self._leave_images(left)
+        self._enter(number_runs([*series, *paired]), {id: each.scan for id, each in unique.items()})
+        self.plan.wanted = list(self.sidecars.wanted)
+        return self.plan
+
+    # -- the names of scans --------------------------------------------------------------------------------------
+
+    def _own_series(self, scan: Scan, images: Sequence[Image]) -> list[Series]:
+        """Return the series that a scan's own file names state; none if one of them is no BIDS name."""
+        own = [(image, image.own_name()) for image in images if image.sidecar is not None]
+        if not own or any(name is None for _, name in own):
+            return []
+        groups: dict[str, list[tuple[Image, BidsName]]] = {}
+        for image, name in own:
+            assert name is not None
+            bare = name.having(sub="", ses="")
+            groups.setdefault(bare.having(echo="", part="").stem, []).append((image, bare))
+        found = []
+        for members in groups.values():
+            if len(members) == 1:
+                found.append(self._named(scan, members[0][1], None, [members[0][0]]))
+            else:
+                name = members[0][1].having(echo="", part="")
+                found.append(self._named(scan, name, None, [image for image, _ in members]))
+        lacking = [image for image in images if image.sidecar is None]
+        self._leave_images([(image, "has no sidecar") for image in lacking])
+        return found
+
+    def _line(self, scan: Scan, images: Sequence[Image], own: Sequence[Series]) -> MapLine | None:
+        """Return the line of the map that names a scan, or what states a name in its place."""
+        notes = noted(scan) if self._rules.use_notes else None
+        lines = [line for line in (self._map.find(scan), reproin(scan), notes) if line is not None]
+        stated = {_bare(each.name) for each in own[:1]} | {_of(line) for line in lines}
+        if len(stated) > 1 and images:
+            names = [f"{each.name.stem} by its files" for each in own[:1]]
+            names += [f"{line.bidsname} by the {line.source}" for line in lines]
+            self._leave(scan, "", f"is shown, but named differently: {', '.join(names)}")
+        if not lines and not own and images:
+            description = scan.series_description or scan.type
+            self._leave(scan, "", f"no line of the map for {description!r}", map_line(scan))
+        if not images and lines:
+            self._leave(scan, "", "has no NIfTI file")
+        return lines[0] if lines else None
+
+    def _parsed(self, scan: Scan, images: Sequence[Image], line: MapLine) -> BidsName | None:
+        try:
+            return line.parse()
+        except InvalidName as error:
+            if images:
+                self._leave(scan, "", f"{line.bidsname!r} of the {line.source}: {error}", map_line(scan))
+            return None
+
+    def _named(self, scan: Scan, name: BidsName, line: MapLine | None, images: Sequence[Image]) -> Series:
+        name = with_direction(name, images, self.sidecars)
+        made, left = name_images(scan, name, line, images, self.sidecars)
+        self._leave_images(left)
+        return made
+
+    # -- complete names ------------------------------------------------------------------------------------------
+
+    def _enter(self, series: Sequence[Series], scans: Mapping[str, Scan]) -> None:
+        """Put the images of all series into the plan, unless a rule keeps one out."""
+        by_path: dict[str, list[Entry]] = {}
+        for each in series:
+            for image, name in each.images:
+                entry = self._complete(each, image, name, scans)
+                if entry is not None:
+                    by_path.setdefault(entry.name.path.lower(), []).append(entry)
+        for entries in by_path.values():
+            if len(entries) > 1:
+                for entry in entries:
+                    others = ", ".join(sorted({each.scan.id for each in entries if each is not entry} or {entry.scan.id}))
+                    reason = f"{entry.name.stem} would be the name of an image of scan {others} as well"
+                    self._leave(entry.scan, entry.image.file.name, reason)
+            else:
+                self.plan.entries.append(entries[0])
+        self.plan.entries.sort(key=lambda entry: natural(entry.path))
+        for entry in self.plan.entries:
+            self._show(entry)
+
+    def _complete(self, series: Series, image: Image, name: BidsName, scans: Mapping[str, Scan]) -> Entry | None:
+        scan = scans[image.scan]
+        if scan.quality == "unusable" and not self._rules.any_quality:
+            self._leave(scan, image.file.name, "the scan is marked as unusable")
+            return None
+        if name.suffix == "epi" and not name.get("dir"):
+            self._leave(scan, image.file.name, "dir- is missing, and no sidecar states PhaseEncodingDirection")
+            return None
+        try:
+            complete = name.having(sub=self._subject, ses=self._session).resolved()
+        except InvalidName as error:
+            self._leave(scan, image.file.name, f"{name.stem}: {error}")
+            return None
+        if complete.suffix == "dwi" and len(image.gradients) < 2:
+            self._leave(scan, image.file.name, "has no .bval or no .bvec")
+            return None
+        return Entry(scan, image, complete, series.line)
+
+    def _show(self, entry: Entry) -> None:
+        image, path = entry.image, entry.name.path
+        found = {image.extension: image.file, ".json": image.sidecar, **image.gradients}
+        for extension, file in found.items():
+            if file is not None and accepts_extension(entry.name, extension):
+                self.plan.files[path + extension] = Shown(entry.scan, file)
+
+    def _leave_images(self, left: Reasons) -> None:
+        for image, reason in left:
+            self.plan.left_out.append(LeftOut(image.scan, image.file.name, reason))
+
+    def _leave(self, scan: Scan, file: str, reason: str, line: str = "") -> None:
+        self.plan.left_out.append(LeftOut(scan.id, file, reason, line))
+
+
+def _bare(name: BidsName) -> str:
+    return name.having(run="", echo="", part="", dir="").stem
+
+
+def _of(line: MapLine) -> str:
+    try:
+        return _bare(line.parse())
+    except InvalidName:
+        return line.bidsname
+
+
+def map_line(scan: Scan) -> str:
+    return ""
