@@ -1,28 +1,42 @@
 """Read what a project's dataset is made of: its folders from two or three lists, its names session by session."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, TypeVar
 
 from xnatfs.common.errors import BadReply, Denied, NotFound, Unreachable, XnatError
 from xnatfs.common.sanitize import loads
 from xnatfs.common.tasks import gather
-from xnatfs.listings.keys import BidsMapKey, BidsOutlineKey, BidsPlanKey, ImageLabelsKey, ListKey
-from xnatfs.listings.ttl_cache import Listing
+from xnatfs.listings.keys import (
+    BidsMapKey,
+    BidsOutlineKey,
+    BidsPlanKey,
+    FilesKey,
+    ImageLabelsKey,
+    ListKey,
+    ResourcesKey,
+    ScansKey,
+)
+from xnatfs.listings.ttl_cache import Expiring, Listing
 from xnatfs.prefetch.series_files import version
 from xnatfs.rest.bids import BidsMapRow, ImageLabels, is_converted
 from xnatfs.rest.models import Experiment, FileRow, Resource, Scan, Subject
 from xnatfs.site import Site
+from xnatfs.tree.bids import generated
+from xnatfs.tree.bids.entries import LeftOut, Rules, ScanFiles, SessionPlan
 from xnatfs.tree.bids.images import Sidecar, StoredFile
 from xnatfs.tree.bids.labels import Labelled, folder_labels, without_subject
 from xnatfs.tree.bids.maps import BidsMap
-from xnatfs.tree.bids.plan import LeftOut, Planner, Rules, ScanFiles, SessionPlan
+from xnatfs.tree.bids.plan import Planner
 from xnatfs.tree.file_source import catalogue_of
 from xnatfs.tree.projects import ProjectDir, SubjectDir
 from xnatfs.tree.resource_files import ResourceFiles
 from xnatfs.tree.resources import ResourceDir
 from xnatfs.tree.sessions import ScanDir, SessionDir
+
+T = TypeVar("T", bound=Expiring)
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +74,7 @@ class Outline:
     """The subjects of a dataset by label: those with a session that has converted images."""
 
     subjects: Mapping[str, SubjectFolder]
+    made_of: Mapping[ListKey, Listing[Any]]
     expires: float
 
     def __len__(self) -> int:
@@ -72,27 +87,31 @@ class PlannedSession:
 
     plan: SessionPlan
     resources: Mapping[str, ResourceFiles]  # by ID
+    made_of: Mapping[ListKey, Listing[Any]]
     expires: float
 
     def __len__(self) -> int:
         return len(self.plan)
+
+    def scans_table(self, experiment: str) -> bytes:
+        """Return the table of the images, in the order of their names."""
+        rows = [(entry.path, experiment, entry.scan.id, entry.scan.quality) for entry in self.plan.entries]
+        return generated.table(list(generated.SCANS), rows)
 
 
 class Dataset:
     """One project as a BIDS dataset.
 
     Args:
-        home: The project's directory in projects/.
-        rules: The options that decide about names.
-        cut_subject: Whether the subject's label is cut from the front of a session's.
+        home: The project's directory in projects/. Its site has the options of the view.
     """
 
-    def __init__(self, home: ProjectDir, rules: Rules, *, cut_subject: bool = False) -> None:
+    def __init__(self, home: ProjectDir) -> None:
         self.home = home
         self.site: Site = home.site
         self.project = home.project
-        self.rules = rules
-        self._cut_subject = cut_subject
+        self.rules = Rules()
+        self._cut_subject = False
 
     def sources(self) -> Sequence[ListKey]:
         """Return the keys of the listings that its folders are made of."""
@@ -101,7 +120,17 @@ class Dataset:
     # -- folders -------------------------------------------------------------------------------------------------
 
     async def outline(self) -> Outline:
-        return await self.site.metadata.get(BidsOutlineKey(self.project.id), self._outline)
+        return await self._current(BidsOutlineKey(self.project.id), self._outline)
+
+    async def _current(self, key: Hashable, make: Callable[[], Awaitable[T]]) -> T:
+        """Return what is made of listings, from the cache as long as these are the current ones."""
+        found: Any = self.site.metadata.peek(key)
+        if found is not None and any(self.site.listings.peek(each) is not old for each, old in found.made_of.items()):
+            self.site.metadata.forget(key)
+        return await self.site.metadata.get(key, make)
+
+    def _made_of(self, keys: Iterable[ListKey]) -> dict[ListKey, Listing[Any]]:
+        return {key: found for key in keys if (found := self.site.listings.peek(key)) is not None}
 
     async def _outline(self) -> Outline:
         _, labels = await gather(self.home.children, self._image_labels)
@@ -119,7 +148,7 @@ class Dataset:
                 label = named[home.subject.id]
                 subjects[label] = SubjectFolder(label, home, sessions)
         expires = min(children.expires, labels.expires if labels is not None else children.expires)
-        return Outline(dict(sorted(subjects.items())), expires)
+        return Outline(dict(sorted(subjects.items())), self._made_of(self.sources()), expires)
 
     async def _image_labels(self) -> Listing[ImageLabels] | None:
         """Return the labels of resources by session; None if the server does not list them for a whole project."""
@@ -156,7 +185,7 @@ class Dataset:
 
     async def plan(self, subject: str, session: SessionFolder) -> PlannedSession:
         key = BidsPlanKey(self.project.id, session.experiment.id)
-        return await self.site.metadata.get(key, partial(self._plan, subject, session))
+        return await self._current(key, partial(self._plan, subject, session))
 
     async def _plan(self, subject: str, session: SessionFolder) -> PlannedSession:
         bids_map, expires = await self.map()
@@ -170,16 +199,18 @@ class Dataset:
         expires = min(expires, scans.expires, resources.expires, files.expires)
         found, broken = _scan_files(scans, resources, files)
         shared = await self._resource_files(session, {row.id for rows in found for row in rows.resources})
+        shown = [ScanFiles(each.scan, [file for file in each.files if file.resource in shared]) for each in found]
         sidecars: dict[StoredFile, Sidecar] = {}
         while True:
-            planner = Planner(subject, session.label, bids_map, self.rules, sidecars)
-            plan = planner.make([ScanFiles(each.scan, each.files) for each in found])
+            plan = Planner(subject, session.label, bids_map, self.rules, sidecars).make(shown)
             if not plan.wanted:
                 break
             read = await gather(*(partial(self._read, shared, file) for file in plan.wanted))
             sidecars |= zip(plan.wanted, read, strict=True)
         plan.left_out[:0] = broken
-        return PlannedSession(plan, shared, expires)
+        item, project = home.item, self.project.id
+        keys = [ScansKey(item[1]), ResourcesKey(item, True), FilesKey(item, True), BidsMapKey(project), BidsMapKey("")]
+        return PlannedSession(plan, shared, self._made_of(keys), expires)
 
     async def _resource_files(self, session: SessionFolder, wanted: set[str]) -> dict[str, ResourceFiles]:
         """Return what the nodes of these resources' files share with those in projects/."""

@@ -14,7 +14,9 @@ from xnatfs.tree.bids.names import DATA_TYPES, BidsName, InvalidName
 
 # ReproIn: `func-bold_task-rest_run+`, `anat-T1w_acq-x`, `anat_T1w`; a session in it, and what follows `__`, are not of
 # the name.
-_REPROIN = re.compile(rf"(?:WIP )?(?P<datatype>{'|'.join(sorted(DATA_TYPES))})(?:-(?P<suffix>[A-Za-z0-9]+))?_?(?P<rest>.*)")
+_REPROIN = re.compile(
+    rf"(?:WIP )?(?P<datatype>{'|'.join(sorted(DATA_TYPES))})(?:-(?P<suffix>[A-Za-z0-9]+))?_?(?P<rest>.*)"
+)
 # A tag in a note: `#T1w_001`, `#DWI_MAIN_001`.
 _TAG = re.compile(r"#([A-Za-z0-9]+)((?:_[A-Za-z]+)*)_([0-9]+)\b")
 

@@ -130,9 +130,7 @@ class BidsName:
 
     def _groups(self) -> list[dict[str, Any]]:
         return [
-            group
-            for group in _GROUPS
-            if self.suffix in group["suffixes"] and self.datatype in ("", group["datatype"])
+            group for group in _GROUPS if self.suffix in group["suffixes"] and self.datatype in ("", group["datatype"])
         ]
 
 
@@ -165,6 +163,4 @@ def _mismatch(entities: Mapping[str, str], group: Mapping[str, Any]) -> str:
 
 def accepts_extension(name: BidsName, extension: str) -> bool:
     """Return whether a complete name may have an extension."""
-    return any(
-        extension in group["extensions"] and not _mismatch(name.entities, group) for group in name._groups()
-    )
+    return any(extension in group["extensions"] and not _mismatch(name.entities, group) for group in name._groups())

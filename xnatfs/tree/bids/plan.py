@@ -4,14 +4,13 @@ The plan depends on what the server lists, on the map and on sidecars, and not o
 get one name, also where only the case differs. A name that two files should have is given to neither.
 """
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from xnatfs.rest.models import Scan, natural
+from xnatfs.tree.bids.entries import Entry, LeftOut, Rules, ScanFiles, SessionPlan, Shown
 from xnatfs.tree.bids.images import Image, Reasons, Sidecar, Sidecars, StoredFile, find_images
 from xnatfs.tree.bids.maps import BidsMap, MapLine, noted, reproin
+from xnatfs.tree.bids.metadata import assign_field_maps, keep_complete, name_tasks
 from xnatfs.tree.bids.names import BidsName, InvalidName, accepts_extension
 from xnatfs.tree.bids.series import (
     GRADIENT_ECHO,
@@ -21,68 +20,6 @@ from xnatfs.tree.bids.series import (
     pair_field_maps,
     with_direction,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """The options of the view that decide about names."""
-
-    any_quality: bool = False  # show scans that are marked as unusable
-    use_notes: bool = False  # tags in notes name scans
-    plain_targets: bool = False  # IntendedFor as plain paths, for older programs
-
-
-class LeftOut(NamedTuple):
-    """A scan or a file of it that is not shown, or is shown though something about it is doubtful."""
-
-    scan: str
-    file: str  # '' for the whole scan
-    reason: str
-    line: str = ""  # of the map, that would show it
-
-
-class Shown(NamedTuple):
-    """A file under its name in the view."""
-
-    scan: Scan
-    file: StoredFile
-
-
-@dataclass
-class Entry:
-    """An image that is shown, with its complete name."""
-
-    scan: Scan
-    image: Image
-    name: BidsName
-    line: MapLine | None
-
-    @property
-    def path(self) -> str:
-        """Return its path within the session's folder."""
-        return self.name.path + self.image.extension
-
-
-@dataclass
-class SessionPlan:
-    """The files of a session's folder, by their paths in it."""
-
-    entries: list[Entry] = field(default_factory=list)
-    files: dict[str, Shown] = field(default_factory=dict)
-    metadata: dict[str, dict[str, object]] = field(default_factory=dict)  # of JSON files to be generated, by stem
-    left_out: list[LeftOut] = field(default_factory=list)
-    wanted: list[StoredFile] = field(default_factory=list)  # sidecars without which it is not the final plan
-    expires: float = math.inf
-
-    def __len__(self) -> int:
-        return len(self.files) + len(self.metadata) + len(self.left_out) + 1
-
-
-class ScanFiles(NamedTuple):
-    """A scan and the files that may be shown of it."""
-
-    scan: Scan
-    files: Sequence[StoredFile]
 
 
 class Planner:
@@ -196,12 +133,15 @@ class Planner:
         for entries in by_path.values():
             if len(entries) > 1:
                 for entry in entries:
-                    others = ", ".join(sorted({each.scan.id for each in entries if each is not entry} or {entry.scan.id}))
+                    others = ", ".join(
+                        sorted({each.scan.id for each in entries if each is not entry} or {entry.scan.id})
+                    )
                     reason = f"{entry.name.stem} would be the name of an image of scan {others} as well"
                     self._leave(entry.scan, entry.image.file.name, reason)
-            else:
-                self.plan.entries.append(entries[0])
-        self.plan.entries.sort(key=lambda entry: natural(entry.path))
+        unique = sorted((each[0] for each in by_path.values() if len(each) == 1), key=lambda each: natural(each.path))
+        self.plan.entries = keep_complete(unique, self.sidecars, self.plan)
+        name_tasks(self.plan)
+        assign_field_maps(self.plan, self.sidecars, plain_paths=self._rules.plain_targets)
         for entry in self.plan.entries:
             self._show(entry)
 

@@ -41,9 +41,9 @@ def with_direction(name: BidsName, images: Sequence[Image], sidecars: Sidecars) 
     return name.having(dir=_DIRECTIONS.get(str(sidecars.of(images[0]).get("PhaseEncodingDirection")), ""))
 
 
-def pair_field_maps(found: Iterable[tuple[Scan, MapLine, Sequence[Image]]], sidecars: Sidecars) -> tuple[
-    list[Series], Reasons
-]:
+def pair_field_maps(
+    found: Iterable[tuple[Scan, MapLine, Sequence[Image]]], sidecars: Sidecars
+) -> tuple[list[Series], Reasons]:
     """Join scans that a map calls by a name of a gradient-echo field map to whole field maps.
 
     Both scans of a field map have the same series description, and so the same line of the map: which image is which
@@ -117,7 +117,7 @@ def _group(name: BidsName) -> str:
 
 
 def number_runs(series: Sequence[Series]) -> list[Series]:
-    """Number the runs of series with equal names, in the natural order of their scans.
+    """Assign numbers to the runs of series with equal names, in the natural order of their scans.
 
     All of them count, whether they are shown or not: so nothing is renamed when one is marked as unusable, or is
     converted later. A number that a name states itself stays.
@@ -136,9 +136,9 @@ def number_runs(series: Sequence[Series]) -> list[Series]:
     return numbered
 
 
-def name_images(scan: Scan, name: BidsName, line: MapLine | None, images: Sequence[Image], sidecars: Sidecars) -> tuple[
-    Series, Reasons
-]:
+def name_images(
+    scan: Scan, name: BidsName, line: MapLine | None, images: Sequence[Image], sidecars: Sidecars
+) -> tuple[Series, Reasons]:
     """Return the series of a scan with a name, and its images that are not shown."""
     if len(images) < 2:
         named, left = [(image, name) for image in images], Reasons()
