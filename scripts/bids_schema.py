@@ -1,4 +1,4 @@
-"""Write the rules for BIDS file names that the view needs, made of the official schema: xnatfs/tree/bids/schema.json.
+"""Write the rules for BIDS file names that the view needs, made of the official schema: xnatfs/tree/bids/rules/schema.json.
 
 Run `python -m scripts.bids_schema` after an update of bidsschematools; a test compares.
 """
@@ -9,7 +9,7 @@ from typing import Any
 
 from bidsschematools.schema import load_schema
 
-TARGET = Path(__file__).parents[1] / "xnatfs" / "tree" / "bids" / "schema.json"
+TARGET = Path(__file__).parents[1] / "xnatfs" / "tree" / "bids" / "rules" / "schema.json"
 # Of the data types that the view can show: MRI, whose images are NIfTI files.
 DATA_TYPES = ("anat", "dwi", "fmap", "func", "perf")
 EXTENSIONS = (".nii.gz", ".nii", ".json", ".bval", ".bvec")

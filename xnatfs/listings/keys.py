@@ -93,6 +93,13 @@ class ImageLabelsKey(ListKey):
 
 
 @dataclass(frozen=True, slots=True)
+class DemographicsKey(ListKey):
+    """The sex and the group of a project's subjects."""
+
+    project: str
+
+
+@dataclass(frozen=True, slots=True)
 class ChildrenKey:
     """The children of a directory."""
 

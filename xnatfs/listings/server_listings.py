@@ -30,6 +30,7 @@ from xnatfs.listings.keys import (
     AllSubjectsKey,
     AssessorsKey,
     BidsMapKey,
+    DemographicsKey,
     ExperimentsKey,
     FilesKey,
     ImageLabelsKey,
@@ -42,7 +43,7 @@ from xnatfs.listings.keys import (
 )
 from xnatfs.listings.store import MAX_AGE_SECONDS, ListingStore
 from xnatfs.listings.ttl_cache import Expiring, Listing, MetadataCache, listing
-from xnatfs.rest.bids import BidsMapRow, ImageLabels
+from xnatfs.rest.bids import BidsMapRow, Demographics, ImageLabels
 from xnatfs.rest.client import Xnat
 from xnatfs.rest.file_table import Catalogues
 from xnatfs.rest.models import Accession, Assessor, Experiment, FileRow, Project, Resource, Scan, Subject
@@ -247,6 +248,8 @@ class ServerListings:
                 return lambda: xnat.resources(item, below=below), lambda row: row.group, Resource
             case BidsMapKey(project):
                 return lambda: xnat.bids_map(project), lambda row: row.id, BidsMapRow
+            case DemographicsKey(project):
+                return lambda: xnat.demographics(project), lambda row: row.id, Demographics
             case ImageLabelsKey(project):
                 return lambda: xnat.image_labels(project), lambda row: row.id, ImageLabels
             case FilesKey(item, below):

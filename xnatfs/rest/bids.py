@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from xnatfs.common.errors import BadReply
 from xnatfs.common.sanitize import loads
@@ -39,6 +39,24 @@ class ImageLabels:
         return [
             cls(session, "\n".join(sorted(set().union(*scans.labels.values())))) for session, scans in joined.items()
         ]
+
+
+# As BIDS writes what the server has in words.
+_SEXES = {"male": "M", "female": "F", "other": "O", "m": "M", "f": "F", "o": "O"}
+
+
+@dataclass(frozen=True, slots=True)
+class Demographics:
+    """The sex and the group of a subject; '' where the server states none."""
+
+    id: str  # the accession ID
+    sex: str  # M, F or O
+    group: str
+
+    @classmethod
+    def parse(cls, row: Row) -> Self:
+        sex = _SEXES.get(row.text("gender", "xnat:subjectdata/demographics/gender").strip().lower(), "")
+        return cls(row.need("ID", "xnat:subjectdata/id"), sex, row.text("group", "xnat:subjectdata/group"))
 
 
 def is_converted(label: str) -> bool:

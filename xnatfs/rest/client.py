@@ -19,7 +19,7 @@ from xnatfs.http.documents import fetch_json, fetch_text
 from xnatfs.http.messages import ChangeReply, HttpRequest, RequestBody
 from xnatfs.http.replies import close
 from xnatfs.http.transport import Transport, open_transport
-from xnatfs.rest.bids import BidsMapRow, ImageLabels, map_rows
+from xnatfs.rest.bids import BidsMapRow, Demographics, ImageLabels, map_rows
 from xnatfs.rest.changes import ChangedItems
 from xnatfs.rest.contents import Contents
 from xnatfs.rest.file_table import Catalogue, Catalogues
@@ -235,6 +235,11 @@ class Xnat(Contents):
             labels = found.setdefault(row.need("ID", "xnat:subjectdata/id"), set())
             labels.update(filter(None, [row.text(SUBJECT_RESOURCE_LABEL)]))
         return found
+
+    async def demographics(self, project: str) -> list[Demographics]:
+        """List the sex and the group of a project's subjects, as far as the account may read them."""
+        path = f"/data/projects/{segment(project)}/subjects"
+        return await self._lists.parsed(Demographics.parse, path, columns="ID,gender,group")
 
     async def bids_map(self, project: str = "") -> list[BidsMapRow]:
         """Fetch a project's map of BIDS names, or the site's: without lines where there is none.

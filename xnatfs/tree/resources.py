@@ -66,13 +66,9 @@ class ResourceDir(ResourceView):
 
     async def children(self) -> Children:
         """Return the root folder's children, a view of the cached folders that is not cached itself."""
-        folders = await self.folders()
+        folders = await self.site.metadata.get(FoldersKey(self.path), self._build)
         self._expires = folders.expires
         return folders.root.children()
-
-    async def folders(self) -> Folders:
-        """Return its files, sorted into folders, from the cache while that is fresh."""
-        return await self.site.metadata.get(FoldersKey(self.path), self._build)
 
     async def _build(self) -> Folders:
         """Sort all files into folders. Raises BadReply if the server cannot read the resource's catalogue."""

@@ -4,7 +4,10 @@ import logging
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
+
+import trio
 
 from xnatfs.common.errors import BadReply, Denied, NotFound, Unreachable, XnatError
 from xnatfs.common.sanitize import loads
@@ -13,6 +16,7 @@ from xnatfs.listings.keys import (
     BidsMapKey,
     BidsOutlineKey,
     BidsPlanKey,
+    DemographicsKey,
     FilesKey,
     ImageLabelsKey,
     ListKey,
@@ -21,16 +25,17 @@ from xnatfs.listings.keys import (
 )
 from xnatfs.listings.ttl_cache import Expiring, Listing
 from xnatfs.prefetch.series_files import version
-from xnatfs.rest.bids import BidsMapRow, ImageLabels, is_converted
+from xnatfs.rest.bids import BidsMapRow, Demographics, ImageLabels, is_converted, parse_map
 from xnatfs.rest.models import Experiment, FileRow, Resource, Scan, Subject
 from xnatfs.site import Site
 from xnatfs.tree.bids import generated
-from xnatfs.tree.bids.entries import LeftOut, Rules, ScanFiles, SessionPlan
-from xnatfs.tree.bids.images import Sidecar, StoredFile
-from xnatfs.tree.bids.labels import Labelled, folder_labels, without_subject
-from xnatfs.tree.bids.maps import BidsMap
-from xnatfs.tree.bids.plan import Planner
+from xnatfs.tree.bids.rules.entries import LeftOut, Rules, ScanFiles, SessionPlan
+from xnatfs.tree.bids.rules.images import Sidecar, StoredFile
+from xnatfs.tree.bids.rules.labels import Labelled, folder_labels, without_subject
+from xnatfs.tree.bids.rules.maps import BidsMap
+from xnatfs.tree.bids.rules.plan import SessionPlanner
 from xnatfs.tree.file_source import catalogue_of
+from xnatfs.tree.node import Dir
 from xnatfs.tree.projects import ProjectDir, SubjectDir
 from xnatfs.tree.resource_files import ResourceFiles
 from xnatfs.tree.resources import ResourceDir
@@ -110,8 +115,12 @@ class Dataset:
         self.home = home
         self.site: Site = home.site
         self.project = home.project
-        self.rules = Rules()
-        self._cut_subject = False
+        views = home.site.views
+        options = frozenset(views.bids_options)
+        self.rules = Rules(views.bids_quality == "any", "notes" in options, "intendedfor=path" in options)
+        self.session_columns = ["session_id", "xnat_session_id", *(["acq_time"] if "dates" in options else [])]
+        self._cut_subject = "ses=suffix" in options
+        self._map_path = views.bids_map
 
     def sources(self) -> Sequence[ListKey]:
         """Return the keys of the listings that its folders are made of."""
@@ -172,6 +181,18 @@ class Dataset:
                 found[label] = SessionFolder(label, node)
         return dict(sorted(found.items()))
 
+    async def demographics(self) -> Listing[Demographics]:
+        return await self.site.listings.get(DemographicsKey(self.project.id))
+
+    def sessions_table(self, subject: SubjectFolder) -> bytes:
+        """Return the table of a subject's sessions."""
+        rows = []
+        for label, session in subject.sessions.items():
+            date = session.experiment.date
+            cells = (f"ses-{label}", session.experiment.id, f"{date}T00:00:00" if date else "")
+            rows.append(cells[: len(self.session_columns)])
+        return generated.table(self.session_columns, rows)
+
     # -- names ---------------------------------------------------------------------------------------------------
 
     async def map(self) -> tuple[BidsMap, float]:
@@ -180,17 +201,20 @@ class Dataset:
         project, site = await gather(
             lambda: self.site.listings.get(BidsMapKey(self.project.id)), lambda: self.site.listings.get(BidsMapKey(""))
         )
-        merged = BidsMap.of(("map of the project", project.rows), ("map of the site", site.rows))
+        own = await trio.to_thread.run_sync(_read_map, self._map_path) if self._map_path else []
+        merged = BidsMap.of(("file", own), ("map of the project", project.rows), ("map of the site", site.rows))
         return merged, min(project.expires, site.expires)
 
+    def plan_key(self, session: SessionFolder) -> BidsPlanKey:
+        return BidsPlanKey(self.project.id, session.experiment.id)
+
     async def plan(self, subject: str, session: SessionFolder) -> PlannedSession:
-        key = BidsPlanKey(self.project.id, session.experiment.id)
-        return await self._current(key, partial(self._plan, subject, session))
+        return await self._current(self.plan_key(session), partial(self._plan, subject, session))
 
     async def _plan(self, subject: str, session: SessionFolder) -> PlannedSession:
         bids_map, expires = await self.map()
         home = session.home
-        await home.look_into()
+        await self.site.look_into(self.project.id, home.experiment.id, assessors=False)
         scans, resources, files = await gather(
             lambda: self.site.scans(home.experiment.id),
             lambda: self.site.resources(home.item, True),
@@ -198,11 +222,11 @@ class Dataset:
         )
         expires = min(expires, scans.expires, resources.expires, files.expires)
         found, broken = _scan_files(scans, resources, files)
-        shared = await self._resource_files(session, {row.id for rows in found for row in rows.resources})
+        shared = await self._resource_files(session, {row.id for rows in found for row in rows.resources}, files)
         shown = [ScanFiles(each.scan, [file for file in each.files if file.resource in shared]) for each in found]
         sidecars: dict[StoredFile, Sidecar] = {}
         while True:
-            plan = Planner(subject, session.label, bids_map, self.rules, sidecars).make(shown)
+            plan = SessionPlanner(subject, session.label, bids_map, self.rules, sidecars).make(shown)
             if not plan.wanted:
                 break
             read = await gather(*(partial(self._read, shared, file) for file in plan.wanted))
@@ -212,15 +236,21 @@ class Dataset:
         keys = [ScansKey(item[1]), ResourcesKey(item, True), FilesKey(item, True), BidsMapKey(project), BidsMapKey("")]
         return PlannedSession(plan, shared, self._made_of(keys), expires)
 
-    async def _resource_files(self, session: SessionFolder, wanted: set[str]) -> dict[str, ResourceFiles]:
-        """Return what the nodes of these resources' files share with those in projects/."""
+    async def _resource_files(
+        self, session: SessionFolder, wanted: set[str], listing: Listing[FileRow]
+    ) -> dict[str, ResourceFiles]:
+        """Return what the nodes of these resources' files share, as far as the mount shows them.
+
+        The directories are made anew: cached ones could be of older listings than the plan.
+        """
         found: dict[str, ResourceFiles] = {}
-        scans = (await (await session.home.child("scans")).children()).nodes if wanted else {}  # type: ignore[attr-defined]
-        for scan_dir in scans.values():
-            assert isinstance(scan_dir, ScanDir)
-            for node in (await scan_dir.children()).nodes.values():
+        scans = await session.home.child("scans")
+        assert isinstance(scans, Dir)
+        for scan in (await scans.load()).nodes.values() if wanted else ():
+            assert isinstance(scan, ScanDir)
+            for node in (await scan.load()).nodes.values():
                 if isinstance(node, ResourceDir) and node.resource.id in wanted:
-                    found[node.resource.id] = (await node.folders()).files
+                    found[node.resource.id] = ResourceFiles(node, listing)
         return found
 
     async def _read(self, shared: Mapping[str, ResourceFiles], file: StoredFile) -> Sidecar:
@@ -234,6 +264,14 @@ class Dataset:
             log.info("the sidecar %s is not used: %s", file.path, error)
             return {}
         return fields if isinstance(fields, dict) else {}
+
+
+def _read_map(path: str) -> list[BidsMapRow]:
+    """Read a map of this machine. Raises BadReply."""
+    try:
+        return parse_map(Path(path).read_text(), f"the BIDS map {path}")
+    except (OSError, ValueError) as error:
+        raise BadReply(f"the BIDS map {path}: {error}") from None
 
 
 @dataclass(frozen=True)

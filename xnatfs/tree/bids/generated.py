@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from xnatfs.tree.bids.names import BIDS_VERSION
+from xnatfs.tree.bids.rules.names import BIDS_VERSION
 
 # What a table shows for a value that is not there, as BIDS wants it.
 ABSENT = "n/a"
@@ -53,6 +53,8 @@ and why; `xnatctl bids report {project}` prints the same.
 
 PARTICIPANTS = {
     "participant_id": {"Description": "The label of the subject in the project, reduced to letters and digits"},
+    "sex": {"Description": "The gender that the server states", "Levels": {"M": "male", "F": "female", "O": "other"}},
+    "group": {"Description": "The group that the server states"},
     "xnat_subject_id": {"Description": "The accession ID of the subject on the server"},
     "xnat_label": {"Description": "The label of the subject in the project"},
 }

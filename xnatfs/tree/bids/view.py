@@ -10,6 +10,7 @@ from functools import partial
 
 from xnatfs.listings.keys import (
     BidsMapKey,
+    DemographicsKey,
     ExperimentsKey,
     FilesKey,
     ImageLabelsKey,
@@ -22,7 +23,8 @@ from xnatfs.rest.models import natural
 from xnatfs.site import Site
 from xnatfs.tree.bids import generated
 from xnatfs.tree.bids.dataset import Dataset, PlannedSession, SessionFolder, SubjectFolder
-from xnatfs.tree.bids.report import Report
+from xnatfs.tree.bids.report import DatasetReport
+from xnatfs.tree.bids.rules.images import StoredFile
 from xnatfs.tree.catalogue_file import CatalogueFile
 from xnatfs.tree.generated_file import Generated, GeneratedFile
 from xnatfs.tree.node import Children, Dir, Listed, Node
@@ -75,21 +77,26 @@ class DatasetDir(Dir):
     def _descriptions(self) -> Iterable[Node]:
         row, url = self.dataset.project, self.site.xnat.url
         page = f"{url}/data/projects/{row.id}"
-        yield self._file("dataset_description.json", generated.dataset_description(row.name or row.id, page, []))
+        authors = [row.investigator] if row.investigator else []
+        yield self._file("dataset_description.json", generated.dataset_description(row.name or row.id, page, authors))
         yield self._file("README", generated.readme(row.id, row.name, url))
-        yield GeneratedFile(self, "participants.tsv", self._participants, self.sources())
+        yield GeneratedFile(self, "participants.tsv", self._participants, [*self.sources(), DemographicsKey(row.id)])
         yield self._file("participants.json", generated.json_bytes(generated.PARTICIPANTS))
+        yield self._file("sessions.json", generated.described(generated.SESSIONS, self.dataset.session_columns))
         yield self._file("scans.json", generated.json_bytes(generated.SCANS))
 
     def _file(self, name: str, data: bytes) -> GeneratedFile:
         return fixed_file(self, name, data)
 
     async def _participants(self) -> Generated:
-        outline = await self.dataset.outline()
+        outline, found = await self.dataset.outline(), await self.dataset.demographics()
+        known = {row.id: (row.sex, row.group) for row in found.rows}
         rows = [
-            (f"sub-{label}", subject.subject.id, subject.subject.label) for label, subject in outline.subjects.items()
+            (f"sub-{label}", *known.get(subject.subject.id, ("", "")), subject.subject.id, subject.subject.label)
+            for label, subject in outline.subjects.items()
         ]
-        return Generated(generated.table(list(generated.PARTICIPANTS), rows), outline.expires)
+        expires = min(outline.expires, found.expires)
+        return Generated(generated.table(list(generated.PARTICIPANTS), rows), expires)
 
 
 class BidsSubjectDir(Dir):
@@ -111,9 +118,12 @@ class BidsSubjectDir(Dir):
     async def load(self) -> Children:
         outline = await self.dataset.outline()
         subject = outline.subjects.get(self.subject.label, self.subject)
-        nodes = {
+        nodes: dict[str, Node] = {
             f"ses-{label}": BidsSessionDir(self, f"ses-{label}", session) for label, session in subject.sessions.items()
         }
+        table = self.dataset.sessions_table(subject)
+        name = f"{self.name}_sessions.tsv"
+        nodes |= {name: fixed_file(self, name, table, outline.expires)}
         return Children(nodes, outline.expires)
 
     def sources(self) -> Sequence[ListKey]:
@@ -121,7 +131,26 @@ class BidsSubjectDir(Dir):
         return [ExperimentsKey(project), ImageLabelsKey(project)]
 
 
-class BidsSessionDir(Dir):
+class _PlannedDir(Dir):
+    """A directory that is a view of a session's plan, which is cached; it is not cached itself."""
+
+    __slots__ = ()
+
+    async def planned(self) -> PlannedSession:
+        """Return the plan. Subclasses implement it."""
+        raise NotImplementedError(type(self).__name__)
+
+    def show(self, planned: PlannedSession) -> Mapping[str, Node]:
+        """Return the children. Subclasses implement it."""
+        raise NotImplementedError(type(self).__name__)
+
+    async def children(self) -> Children:
+        planned = await self.planned()
+        self._expires = planned.expires
+        return Children(self.show(planned), planned.expires)
+
+
+class BidsSessionDir(_PlannedDir):
     """One session: a directory for each type of data, and what describes them."""
 
     __slots__ = ("session", "subject")
@@ -140,9 +169,8 @@ class BidsSessionDir(Dir):
     async def planned(self) -> PlannedSession:
         return await self.subject.dataset.plan(self.subject.subject.label, self.session)
 
-    async def load(self) -> Children:
-        planned = await self.planned()
-        types = sorted({path.partition("/")[0] for path in planned.plan.files})
+    def show(self, planned: PlannedSession) -> Mapping[str, Node]:
+        types = sorted(planned.plan.by_type)
         nodes: dict[str, Node] = {name: DataTypeDir(self, name) for name in types}
         stem = f"{self.subject.name}_{self.name}"
         files = {f"{each}.json": generated.json_bytes(fields) for each, fields in planned.plan.metadata.items()}
@@ -150,7 +178,7 @@ class BidsSessionDir(Dir):
             files[f"{stem}_scans.tsv"] = planned.scans_table(self.session.experiment.id)
         for name in sorted(files, key=natural):
             nodes[name] = fixed_file(self, name, files[name], planned.expires)
-        return Children(nodes, planned.expires)
+        return nodes
 
     def sources(self) -> Sequence[ListKey]:
         item, project = self.session.home.item, self.subject.dataset.project.id
@@ -158,7 +186,7 @@ class BidsSessionDir(Dir):
         return [*keys, BidsMapKey(project), BidsMapKey("")]
 
 
-class DataTypeDir(Dir):
+class DataTypeDir(_PlannedDir):
     """The images of one type of data, with their sidecars and gradient tables."""
 
     __slots__ = ("session",)
@@ -167,10 +195,11 @@ class DataTypeDir(Dir):
         super().__init__(parent.site, parent, name)
         self.session = parent
 
-    async def load(self) -> Children:
-        planned = await self.session.planned()
-        found = {path.partition("/")[2]: path for path in planned.plan.files if path.partition("/")[0] == self.name}
-        return Children(_Files(self, planned, found), planned.expires)
+    async def planned(self) -> PlannedSession:
+        return await self.session.planned()
+
+    def show(self, planned: PlannedSession) -> Mapping[str, Node]:
+        return _Files(self, planned, planned.plan.by_type.get(self.name, {}))
 
     def sources(self) -> Sequence[ListKey]:
         return self.session.sources()
@@ -179,26 +208,26 @@ class DataTypeDir(Dir):
 class _Files(Listed):
     """Files by name, made when they are asked for: then they have what was learnt of their sizes meanwhile."""
 
-    def __init__(self, parent: Dir, planned: PlannedSession, paths: Mapping[str, str]) -> None:
+    def __init__(self, parent: Dir, planned: PlannedSession, files: Mapping[str, StoredFile]) -> None:
         self._parent = parent
         self._planned = planned
-        self._paths = paths
+        self._files = files
 
     def __getitem__(self, name: str) -> Node:
-        file = self._planned.plan.files[self._paths[name]].file
+        file = self._files[name]
         return CatalogueFile(self._planned.resources[file.resource], self._parent, name, file.place)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._paths
+        return name in self._files
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._paths)
+        return iter(self._files)
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self._files)
 
     def listed(self) -> Sequence[Node]:
-        return [self[name] for name in self._paths]
+        return [self[name] for name in self._files]
 
 
 class SourceDataDir(Dir):
@@ -224,11 +253,11 @@ class ReportDir(Dir):
         self.dataset = parent.dataset
 
     async def load(self) -> Children:
-        made = {"left-out.tsv": Report.left_out_table, "map.tsv": Report.map_table}
+        made = {"left-out.tsv": DatasetReport.left_out_table, "map.tsv": DatasetReport.map_table}
         return Children({name: GeneratedFile(self, name, partial(self._make, table)) for name, table in made.items()})
 
-    async def _make(self, table: Callable[[Report], bytes]) -> Generated:
-        report = await Report.of(self.dataset)
+    async def _make(self, table: Callable[[DatasetReport], bytes]) -> Generated:
+        report = await DatasetReport.of(self.dataset)
         return Generated(table(report), report.expires)
 
 

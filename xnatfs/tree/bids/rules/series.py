@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from xnatfs.rest.models import Scan, natural
-from xnatfs.tree.bids.images import Image, Named, Reasons, Sidecars, tell_apart
-from xnatfs.tree.bids.maps import MapLine
-from xnatfs.tree.bids.names import COUNTED_RUN, BidsName
+from xnatfs.tree.bids.rules.guess import is_like_localizer
+from xnatfs.tree.bids.rules.images import DISCARDED, Named, Reasons, Sidecars, StoredImage, tell_apart
+from xnatfs.tree.bids.rules.maps import MapLine
+from xnatfs.tree.bids.rules.names import COUNTED_RUN, BidsName
 
 # The images of a field map by two gradient echoes, which come as several images of one or two scans.
 GRADIENT_ECHO = frozenset({"magnitude", "magnitude1", "magnitude2", "phasediff", "phase1", "phase2"})
@@ -18,7 +19,7 @@ _DIRECTIONS = {"j": "PA", "j-": "AP", "i": "LR", "i-": "RL", "k": "IS", "k-": "S
 
 
 @dataclass(frozen=True)
-class Series:
+class NamedSeries:
     """Images of one name.
 
     Attributes:
@@ -34,7 +35,7 @@ class Series:
     line: MapLine | None = None
 
 
-def with_direction(name: BidsName, images: Sequence[Image], sidecars: Sidecars) -> BidsName:
+def with_direction(name: BidsName, images: Sequence[StoredImage], sidecars: Sidecars) -> BidsName:
     """Return the name of a spin-echo field map with its `dir-`, if the sidecar states the direction."""
     if name.suffix != "epi" or name.get("dir") or not images:
         return name
@@ -42,8 +43,8 @@ def with_direction(name: BidsName, images: Sequence[Image], sidecars: Sidecars) 
 
 
 def pair_field_maps(
-    found: Iterable[tuple[Scan, MapLine, Sequence[Image]]], sidecars: Sidecars
-) -> tuple[list[Series], Reasons]:
+    found: Iterable[tuple[Scan, MapLine, Sequence[StoredImage]]], sidecars: Sidecars
+) -> tuple[list[NamedSeries], Reasons]:
     """Join scans that a map calls by a name of a gradient-echo field map to whole field maps.
 
     Both scans of a field map have the same series description, and so the same line of the map: which image is which
@@ -56,15 +57,15 @@ def pair_field_maps(
     Returns:
         A series for each field map, and the images that are not shown.
     """
-    pending: dict[str, _FieldMap] = {}
-    maps: list[_FieldMap] = []
+    pending: dict[str, _GradientEchoes] = {}
+    maps: list[_GradientEchoes] = []
     for scan, line, images in found:
         phases = [image for image in images if sidecars.is_phase(image)]
         magnitudes = [image for image in images if image not in phases]
         key = _group(line.parse())
         current = pending.get(key)
         if current is None or current.phases or magnitudes:
-            current = pending[key] = _FieldMap(scan, line)
+            current = pending[key] = _GradientEchoes(scan, line)
             maps.append(current)
         current.magnitudes += magnitudes
         current.phases += phases
@@ -73,18 +74,18 @@ def pair_field_maps(
 
 
 @dataclass
-class _FieldMap:
+class _GradientEchoes:
     """The images of one gradient-echo field map."""
 
     scan: Scan
     line: MapLine
-    magnitudes: list[Image] = field(default_factory=list)
-    phases: list[Image] = field(default_factory=list)
+    magnitudes: list[StoredImage] = field(default_factory=list)
+    phases: list[StoredImage] = field(default_factory=list)
 
-    def named(self, sidecars: Sidecars, left: Reasons) -> Series:
+    def named(self, sidecars: Sidecars, left: Reasons) -> NamedSeries:
         """Return the series, and add to `left` the images that are not shown."""
         name = self.line.parse()
-        series = Series(self.scan, name, [], self.line)
+        series = NamedSeries(self.scan, name, [], self.line)
         pairs = ((self.magnitudes, "magnitude"), (self.phases, "phase"))
         for images, kind in pairs:
             ordered = _by_echo_time(images, sidecars)
@@ -100,7 +101,7 @@ class _FieldMap:
         return series
 
 
-def _by_echo_time(images: Sequence[Image], sidecars: Sidecars) -> list[Image] | None:
+def _by_echo_time(images: Sequence[StoredImage], sidecars: Sidecars) -> list[StoredImage] | None:
     """Return one or two images in the order of their echo times; None if these are not distinct, or are more."""
     if len(images) < 2:
         return list(images)
@@ -116,13 +117,13 @@ def _group(name: BidsName) -> str:
     return replace(name, suffix=suffix).having(run="", echo="", part="").stem
 
 
-def number_runs(series: Sequence[Series]) -> list[Series]:
+def number_runs(series: Sequence[NamedSeries]) -> list[NamedSeries]:
     """Assign numbers to the runs of series with equal names, in the natural order of their scans.
 
     All of them count, whether they are shown or not: so nothing is renamed when one is marked as unusable, or is
     converted later. A number that a name states itself stays.
     """
-    groups: dict[str, list[Series]] = {}
+    groups: dict[str, list[NamedSeries]] = {}
     for each in sorted(series, key=lambda each: natural(each.scan.id)):
         groups.setdefault(_group(each.name), []).append(each)
     numbered = []
@@ -137,11 +138,13 @@ def number_runs(series: Sequence[Series]) -> list[Series]:
 
 
 def name_images(
-    scan: Scan, name: BidsName, line: MapLine | None, images: Sequence[Image], sidecars: Sidecars
-) -> tuple[Series, Reasons]:
+    scan: Scan, name: BidsName, line: MapLine | None, images: Sequence[StoredImage], sidecars: Sidecars
+) -> tuple[NamedSeries, Reasons]:
     """Return the series of a scan with a name, and its images that are not shown."""
-    if len(images) < 2:
-        named, left = [(image, name) for image in images], Reasons()
-    else:
+    if len(images) > 1:
         named, left = tell_apart(name, images, sidecars)
-    return Series(scan, name, named, line), left
+    elif images and is_like_localizer(scan) and sidecars.is_discarded(images[0]):
+        named, left = [], [(images[0], DISCARDED)]
+    else:
+        named, left = [(image, name) for image in images], []
+    return NamedSeries(scan, name, named, line), left

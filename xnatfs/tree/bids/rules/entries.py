@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from xnatfs.rest.models import Scan
-from xnatfs.tree.bids.images import Image, StoredFile
-from xnatfs.tree.bids.maps import MapLine
-from xnatfs.tree.bids.names import BidsName
+from xnatfs.tree.bids.rules.images import StoredFile, StoredImage
+from xnatfs.tree.bids.rules.maps import MapLine
+from xnatfs.tree.bids.rules.names import BidsName
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,19 +29,12 @@ class LeftOut(NamedTuple):
     line: str = ""  # of the map, that would show it
 
 
-class Shown(NamedTuple):
-    """A file under its name in the view."""
-
-    scan: Scan
-    file: StoredFile
-
-
 @dataclass
-class Entry:
+class ShownImage:
     """An image that is shown, with its complete name."""
 
     scan: Scan
-    image: Image
+    image: StoredImage
     name: BidsName
     line: MapLine | None
 
@@ -55,8 +48,9 @@ class Entry:
 class SessionPlan:
     """The files of a session's folder, by their paths in it."""
 
-    entries: list[Entry] = field(default_factory=list)
-    files: dict[str, Shown] = field(default_factory=dict)
+    entries: list[ShownImage] = field(default_factory=list)
+    files: dict[str, StoredFile] = field(default_factory=dict)
+    by_type: dict[str, dict[str, StoredFile]] = field(default_factory=dict)  # the same by folder and name
     metadata: dict[str, dict[str, object]] = field(default_factory=dict)  # of JSON files to be generated, by stem
     left_out: list[LeftOut] = field(default_factory=list)
     wanted: list[StoredFile] = field(default_factory=list)  # sidecars without which it is not the final plan

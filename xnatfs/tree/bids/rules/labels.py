@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from xnatfs.rest.models import natural
-from xnatfs.tree.bids.names import alphanumeric
+from xnatfs.tree.bids.rules.names import alphanumeric
 
 
 class Labelled(NamedTuple):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from xnatfs.rest.bids import BidsMapRow
 from xnatfs.rest.models import Scan
-from xnatfs.tree.bids.names import DATA_TYPES, BidsName, InvalidName
+from xnatfs.tree.bids.rules.names import DATA_TYPES, BidsName, InvalidName
 
 # ReproIn: `func-bold_task-rest_run+`, `anat-T1w_acq-x`, `anat_T1w`; a session in it, and what follows `__`, are not of
 # the name.

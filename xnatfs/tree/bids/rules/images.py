@@ -6,17 +6,18 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from xnatfs.rest.models import natural
-from xnatfs.tree.bids.names import IMAGE_EXTENSIONS, BidsName, InvalidName, split_extension
+from xnatfs.tree.bids.rules.names import IMAGE_EXTENSIONS, BidsName, InvalidName, split_extension
 
 Sidecar = Mapping[str, Any]  # the fields of a JSON file that lies beside an image
-Reasons = list[tuple["Image", str]]  # why images are not shown
-Named = list[tuple["Image", BidsName]]
+Reasons = list[tuple["StoredImage", str]]  # why images are not shown
+Named = list[tuple["StoredImage", BidsName]]
 
+DISCARDED = "is a localizer or derived, by dcm2niix"  # as its field BidsGuess says
 # The end of a file name by which dcm2niix tells images of one series apart.
 _POSTFIX = re.compile(r"(?:_(?:e\d+|ph|real|imaginary|Eq_\d+|i\d+|ROI\d+|t\d+)[a-z]*)*$")
 # Parts of it that do not say what the image is.
 _OBSCURE = re.compile(r"_(?:Eq_\d+|i\d+|ROI\d+|t\d+)")
-_PARTS = {"_ph": "phase", "_real": "real", "_imaginary": "imag"}
+_PART_TOKENS = {"_ph": "phase", "_real": "real", "_imaginary": "imag"}
 # Suffixes of which several echoes of one scan are numbered. The schema allows `echo` for others as well, where several
 # images of a scan hardly ever differ by their echoes alone.
 _MULTI_ECHO = frozenset({"bold", "cbv", "sbref", "MEGRE", "MESE", "T2starw"})
@@ -37,7 +38,7 @@ class StoredFile(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Image:
+class StoredImage:
     """An image and the files of the same stem, from whichever resource of the scan."""
 
     scan: str  # the ID
@@ -71,7 +72,7 @@ class Sidecars:
         self._known = known
         self.wanted: dict[StoredFile, None] = {}
 
-    def of(self, image: Image) -> Sidecar:
+    def of(self, image: StoredImage) -> Sidecar:
         """Return the fields of an image's sidecar; none where it has no sidecar, or one that is not known yet."""
         if image.sidecar is None:
             return {}
@@ -80,24 +81,24 @@ class Sidecars:
             return {}
         return self._known[image.sidecar]
 
-    def is_phase(self, image: Image) -> bool:
+    def is_phase(self, image: StoredImage) -> bool:
         if "_ph" in image.postfix:
             return True
         kinds = self.of(image).get("ImageType")
         return isinstance(kinds, list) and not {"P", "PHASE"}.isdisjoint(map(str, kinds))
 
-    def echo_time(self, image: Image) -> float | None:
+    def echo_time(self, image: StoredImage) -> float | None:
         """Return the echo time in seconds, if the sidecar states a possible one."""
         time = self.of(image).get("EchoTime")
         return float(time) if isinstance(time, int | float) and not isinstance(time, bool) and 0 < time < 10 else None
 
-    def is_discarded(self, image: Image) -> bool:
+    def is_discarded(self, image: StoredImage) -> bool:
         """Return whether dcm2niix takes the image for a localizer or the like."""
         guess = self.of(image).get("BidsGuess")
         return isinstance(guess, list) and bool(guess) and str(guess[0]).lower() == "discard"
 
 
-def find_images(scan: str, files: Iterable[StoredFile]) -> tuple[list[Image], list[tuple[StoredFile, str]]]:
+def find_images(scan: str, files: Iterable[StoredFile]) -> tuple[list[StoredImage], list[tuple[StoredFile, str]]]:
     """Join the files of one scan by their stems.
 
     Returns:
@@ -119,12 +120,12 @@ def find_images(scan: str, files: Iterable[StoredFile]) -> tuple[list[Image], li
             left += [(file, f"{len(candidates)} images of the scan have the stem {stem}") for file, _ in candidates]
         elif candidates:
             single = {extension: files[0] for extension, files in found.items() if len(files) == 1}
-            gradients = {extension: single[extension] for extension in (".bval", ".bvec") if extension in single}
-            images.append(Image(scan, stem, *candidates[0], single.get(".json"), gradients))
+            gradients = {each: file for each, file in single.items() if each in (".bval", ".bvec")}
+            images.append(StoredImage(scan, stem, *candidates[0], single.get(".json"), gradients))
     return images, left
 
 
-def tell_apart(name: BidsName, images: Sequence[Image], sidecars: Sidecars) -> tuple[Named, Reasons]:
+def tell_apart(name: BidsName, images: Sequence[StoredImage], sidecars: Sidecars) -> tuple[Named, Reasons]:
     """Return the names of several images that one scan has, and the images that have none, with the reason.
 
     Echoes are numbered by their echo times, because scanners and converters number them wrongly; phase, real and
@@ -132,13 +133,13 @@ def tell_apart(name: BidsName, images: Sequence[Image], sidecars: Sidecars) -> t
     """
     left: Reasons = [(image, "has no sidecar") for image in images if image.sidecar is None]
     rest = [image for image in images if image.sidecar is not None]
-    left += [(image, "is a localizer or derived, by dcm2niix") for image in rest if sidecars.is_discarded(image)]
+    left += [(image, DISCARDED) for image in rest if sidecars.is_discarded(image)]
     rest = [image for image in rest if not sidecars.is_discarded(image)]
     if len(rest) < 2:
         return [(image, name) for image in rest], left
     if any(_OBSCURE.search(image.postfix) for image in rest):
         return [], [*left, *((image, "is one of several images of the scan, which differ unclearly") for image in rest)]
-    parts: dict[str, list[Image]] = {}
+    parts: dict[str, list[StoredImage]] = {}
     for image in rest:
         parts.setdefault(_part(image, sidecars), []).append(image)
     if all(len(found) == 1 for found in parts.values()):
@@ -151,15 +152,15 @@ def tell_apart(name: BidsName, images: Sequence[Image], sidecars: Sidecars) -> t
     return named, left
 
 
-def _part(image: Image, sidecars: Sidecars) -> str:
+def _part(image: StoredImage, sidecars: Sidecars) -> str:
     own = image.own_name()
     if own is not None and own.get("part"):
         return "" if own.get("part") == "mag" else own.get("part")
-    found = next((part for token, part in _PARTS.items() if token in image.postfix), "")
+    found = next((part for token, part in _PART_TOKENS.items() if token in image.postfix), "")
     return found or ("phase" if sidecars.is_phase(image) else "")
 
 
-def _echoes(name: BidsName, groups: Sequence[Sequence[Image]], sidecars: Sidecars) -> dict[str, str]:
+def _echoes(name: BidsName, groups: Sequence[Sequence[StoredImage]], sidecars: Sidecars) -> dict[str, str]:
     """Return the echo number of each image by stem. Raises InvalidName where the echo times do not give it."""
     if name.suffix not in _MULTI_ECHO or not name.allows("echo"):
         raise InvalidName(f"is one of several images of the scan, and {name.suffix} has no echoes to number")

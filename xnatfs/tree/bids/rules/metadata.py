@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from xnatfs.rest.models import natural
-from xnatfs.tree.bids.entries import Entry, LeftOut, SessionPlan
-from xnatfs.tree.bids.images import Sidecars
-from xnatfs.tree.bids.names import BidsName, InvalidName
-from xnatfs.tree.bids.series import GRADIENT_ECHO
+from xnatfs.tree.bids.rules.entries import LeftOut, SessionPlan, ShownImage
+from xnatfs.tree.bids.rules.images import Sidecars
+from xnatfs.tree.bids.rules.names import BidsName, InvalidName
+from xnatfs.tree.bids.rules.series import GRADIENT_ECHO
 
 # Of the images that a field map is for.
 _CORRECTED = frozenset({"func", "dwi", "perf"})
@@ -21,7 +21,7 @@ _CLOCK = re.compile(r"(?:.*T)?(\d\d):(\d\d):(\d\d(?:\.\d+)?)")
 Order = tuple[object, ...]  # in which images were acquired
 
 
-def keep_complete(entries: Sequence[Entry], sidecars: Sidecars, plan: SessionPlan) -> list[Entry]:
+def keep_complete(entries: Sequence[ShownImage], sidecars: Sidecars, plan: SessionPlan) -> list[ShownImage]:
     """Return the entries without phase differences whose echo times are unknown; state those of the others."""
     by_path = {entry.name.path: entry for entry in entries}
     kept = []
@@ -48,12 +48,12 @@ def name_tasks(plan: SessionPlan) -> None:
 
 
 @dataclass
-class _FieldMap:
+class _FieldMapUse:
     """The images of one field map, and what they are for."""
 
     identifier: str
-    entries: list[Entry] = field(default_factory=list)
-    targets: list[Entry] = field(default_factory=list)
+    entries: list[ShownImage] = field(default_factory=list)
+    targets: list[ShownImage] = field(default_factory=list)
 
     @property
     def patterns(self) -> list[str]:
@@ -61,7 +61,7 @@ class _FieldMap:
         return [target for entry in self.entries if entry.line for target in entry.line.targets]
 
     @property
-    def intending(self) -> list[Entry]:
+    def intending(self) -> list[ShownImage]:
         """Return the images whose JSON names the targets: not the magnitudes of a phase difference."""
         return [each for each in self.entries if not each.name.suffix.startswith("magnitude")] or self.entries
 
@@ -85,9 +85,9 @@ def assign_field_maps(plan: SessionPlan, sidecars: Sidecars, *, plain_paths: boo
         _state(each, plan, plain_paths=plain_paths)
 
 
-def _field_maps(entries: Iterable[Entry]) -> list[_FieldMap]:
+def _field_maps(entries: Iterable[ShownImage]) -> list[_FieldMapUse]:
     """Group the images of field maps: those by gradient echoes, and pairs of opposite phase encoding."""
-    found: dict[str, _FieldMap] = {}
+    found: dict[str, _FieldMapUse] = {}
     for entry in entries:
         name = entry.name
         if name.datatype != "fmap":
@@ -99,11 +99,11 @@ def _field_maps(entries: Iterable[Entry]) -> list[_FieldMap]:
         else:
             continue
         identifier = bare.having(sub="", ses="").stem.replace("-", "")
-        found.setdefault(identifier, _FieldMap(identifier)).entries.append(entry)
+        found.setdefault(identifier, _FieldMapUse(identifier)).entries.append(entry)
     return [found[key] for key in sorted(found, key=natural)]
 
 
-def _states_targets(found: _FieldMap, sidecars: Sidecars) -> bool:
+def _states_targets(found: _FieldMapUse, sidecars: Sidecars) -> bool:
     """Return whether a sidecar states itself what the field map is for."""
     return any(not {"IntendedFor", "B0FieldIdentifier"}.isdisjoint(sidecars.of(each.image)) for each in found.entries)
 
@@ -117,7 +117,9 @@ def _matches(name: BidsName, pattern: str) -> bool:
     return wanted.suffix == name.suffix and wanted.entities.items() <= name.entities.items()
 
 
-def _match_by_time(maps: Sequence[_FieldMap], targets: Sequence[Entry], sidecars: Sidecars, plan: SessionPlan) -> None:
+def _match_by_time(
+    maps: Sequence[_FieldMapUse], targets: Sequence[ShownImage], sidecars: Sidecars, plan: SessionPlan
+) -> None:
     order = _orders([*(entry for each in maps for entry in each.entries), *targets], sidecars)
     acquired = {each.identifier: max(order[entry.path] for entry in each.entries) for each in maps}
     for target in targets:
@@ -139,7 +141,7 @@ def _match_by_time(maps: Sequence[_FieldMap], targets: Sequence[Entry], sidecars
             plan.left_out.append(LeftOut(target.scan.id, target.image.file.name, reason))
 
 
-def _orders(entries: Sequence[Entry], sidecars: Sidecars) -> Mapping[str, Order]:
+def _orders(entries: Sequence[ShownImage], sidecars: Sidecars) -> Mapping[str, Order]:
     """Return the order of images by path: by their acquisition times if all are known, else by their scan IDs."""
     clocks = {}
     for entry in entries:
@@ -150,13 +152,13 @@ def _orders(entries: Sequence[Entry], sidecars: Sidecars) -> Mapping[str, Order]
     return {path: clock for path, clock in clocks.items() if clock is not None}
 
 
-def _has_same_shim(found: _FieldMap, target: Entry, sidecars: Sidecars) -> bool:
+def _has_same_shim(found: _FieldMapUse, target: ShownImage, sidecars: Sidecars) -> bool:
     wanted = sidecars.of(target.image).get("ShimSetting")
     shims = [sidecars.of(entry.image).get("ShimSetting") for entry in found.entries]
     return wanted is None or all(shim is None or shim == wanted for shim in shims)
 
 
-def _state(found: _FieldMap, plan: SessionPlan, *, plain_paths: bool) -> None:
+def _state(found: _FieldMapUse, plan: SessionPlan, *, plain_paths: bool) -> None:
     if not found.targets:
         return
     targets = sorted(found.targets, key=lambda entry: natural(entry.path))

@@ -7,14 +7,15 @@ get one name, also where only the case differs. A name that two files should hav
 from collections.abc import Mapping, Sequence
 
 from xnatfs.rest.models import Scan, natural
-from xnatfs.tree.bids.entries import Entry, LeftOut, Rules, ScanFiles, SessionPlan, Shown
-from xnatfs.tree.bids.images import Image, Reasons, Sidecar, Sidecars, StoredFile, find_images
-from xnatfs.tree.bids.maps import BidsMap, MapLine, noted, reproin
-from xnatfs.tree.bids.metadata import assign_field_maps, keep_complete, name_tasks
-from xnatfs.tree.bids.names import BidsName, InvalidName, accepts_extension
-from xnatfs.tree.bids.series import (
+from xnatfs.tree.bids.rules.entries import LeftOut, Rules, ScanFiles, SessionPlan, ShownImage
+from xnatfs.tree.bids.rules.guess import map_line
+from xnatfs.tree.bids.rules.images import Reasons, Sidecar, Sidecars, StoredFile, StoredImage, find_images
+from xnatfs.tree.bids.rules.maps import BidsMap, MapLine, noted, reproin
+from xnatfs.tree.bids.rules.metadata import assign_field_maps, keep_complete, name_tasks
+from xnatfs.tree.bids.rules.names import BidsName, InvalidName, accepts_extension
+from xnatfs.tree.bids.rules.series import (
     GRADIENT_ECHO,
-    Series,
+    NamedSeries,
     name_images,
     number_runs,
     pair_field_maps,
@@ -22,7 +23,7 @@ from xnatfs.tree.bids.series import (
 )
 
 
-class Planner:
+class SessionPlanner:
     """Plan one session.
 
     Args:
@@ -47,7 +48,7 @@ class Planner:
         """Return the plan; if it wants sidecars, it is to be made again with these."""
         unique = {each.scan.id: each for each in scans}
         ordered = sorted(unique.values(), key=lambda each: natural(each.scan.id))
-        series, maps = list[Series](), list[tuple[Scan, MapLine, Sequence[Image]]]()
+        series, maps = list[NamedSeries](), list[tuple[Scan, MapLine, Sequence[StoredImage]]]()
         for scan, files in ordered:
             images, odd = find_images(scan.id, files)
             for file, reason in odd:
@@ -69,12 +70,12 @@ class Planner:
 
     # -- the names of scans --------------------------------------------------------------------------------------
 
-    def _own_series(self, scan: Scan, images: Sequence[Image]) -> list[Series]:
+    def _own_series(self, scan: Scan, images: Sequence[StoredImage]) -> list[NamedSeries]:
         """Return the series that a scan's own file names state; none if one of them is no BIDS name."""
         own = [(image, image.own_name()) for image in images if image.sidecar is not None]
         if not own or any(name is None for _, name in own):
             return []
-        groups: dict[str, list[tuple[Image, BidsName]]] = {}
+        groups: dict[str, list[tuple[StoredImage, BidsName]]] = {}
         for image, name in own:
             assert name is not None
             bare = name.having(sub="", ses="")
@@ -90,7 +91,7 @@ class Planner:
         self._leave_images([(image, "has no sidecar") for image in lacking])
         return found
 
-    def _line(self, scan: Scan, images: Sequence[Image], own: Sequence[Series]) -> MapLine | None:
+    def _line(self, scan: Scan, images: Sequence[StoredImage], own: Sequence[NamedSeries]) -> MapLine | None:
         """Return the line of the map that names a scan, or what states a name in its place."""
         notes = noted(scan) if self._rules.use_notes else None
         lines = [line for line in (self._map.find(scan), reproin(scan), notes) if line is not None]
@@ -106,7 +107,7 @@ class Planner:
             self._leave(scan, "", "has no NIfTI file")
         return lines[0] if lines else None
 
-    def _parsed(self, scan: Scan, images: Sequence[Image], line: MapLine) -> BidsName | None:
+    def _parsed(self, scan: Scan, images: Sequence[StoredImage], line: MapLine) -> BidsName | None:
         try:
             return line.parse()
         except InvalidName as error:
@@ -114,7 +115,7 @@ class Planner:
                 self._leave(scan, "", f"{line.bidsname!r} of the {line.source}: {error}", map_line(scan))
             return None
 
-    def _named(self, scan: Scan, name: BidsName, line: MapLine | None, images: Sequence[Image]) -> Series:
+    def _named(self, scan: Scan, name: BidsName, line: MapLine | None, images: Sequence[StoredImage]) -> NamedSeries:
         name = with_direction(name, images, self.sidecars)
         made, left = name_images(scan, name, line, images, self.sidecars)
         self._leave_images(left)
@@ -122,9 +123,9 @@ class Planner:
 
     # -- complete names ------------------------------------------------------------------------------------------
 
-    def _enter(self, series: Sequence[Series], scans: Mapping[str, Scan]) -> None:
+    def _enter(self, series: Sequence[NamedSeries], scans: Mapping[str, Scan]) -> None:
         """Put the images of all series into the plan, unless a rule keeps one out."""
-        by_path: dict[str, list[Entry]] = {}
+        by_path: dict[str, list[ShownImage]] = {}
         for each in series:
             for image, name in each.images:
                 entry = self._complete(each, image, name, scans)
@@ -145,7 +146,9 @@ class Planner:
         for entry in self.plan.entries:
             self._show(entry)
 
-    def _complete(self, series: Series, image: Image, name: BidsName, scans: Mapping[str, Scan]) -> Entry | None:
+    def _complete(
+        self, series: NamedSeries, image: StoredImage, name: BidsName, scans: Mapping[str, Scan]
+    ) -> ShownImage | None:
         scan = scans[image.scan]
         if scan.quality == "unusable" and not self._rules.any_quality:
             self._leave(scan, image.file.name, "the scan is marked as unusable")
@@ -161,14 +164,15 @@ class Planner:
         if complete.suffix == "dwi" and len(image.gradients) < 2:
             self._leave(scan, image.file.name, "has no .bval or no .bvec")
             return None
-        return Entry(scan, image, complete, series.line)
+        return ShownImage(scan, image, complete, series.line)
 
-    def _show(self, entry: Entry) -> None:
+    def _show(self, entry: ShownImage) -> None:
         image, path = entry.image, entry.name.path
         found = {image.extension: image.file, ".json": image.sidecar, **image.gradients}
         for extension, file in found.items():
             if file is not None and accepts_extension(entry.name, extension):
-                self.plan.files[path + extension] = Shown(entry.scan, file)
+                self.plan.files[path + extension] = file
+                self.plan.by_type.setdefault(entry.name.datatype, {})[entry.name.stem + extension] = file
 
     def _leave_images(self, left: Reasons) -> None:
         for image, reason in left:
@@ -187,7 +191,3 @@ def _of(line: MapLine) -> str:
         return _bare(line.parse())
     except InvalidName:
         return line.bidsname
-
-
-def map_line(scan: Scan) -> str:
-    return ""
