@@ -25,6 +25,7 @@ from xnatfs.tree.bids import generated
 from xnatfs.tree.bids.dataset import Dataset, PlannedSession, SessionFolder, SubjectFolder
 from xnatfs.tree.bids.report import DatasetReport
 from xnatfs.tree.bids.rules.images import StoredFile
+from xnatfs.tree.bids.trees import Tree, TreeNodes
 from xnatfs.tree.catalogue_file import CatalogueFile
 from xnatfs.tree.generated_file import Generated, GeneratedFile
 from xnatfs.tree.node import Children, Dir, Listed, Node
@@ -68,8 +69,8 @@ class DatasetDir(Dir):
         nodes: dict[str, Node] = {node.name: node for node in self._descriptions()}
         for label, subject in outline.subjects.items():
             nodes[f"sub-{label}"] = BidsSubjectDir(self, f"sub-{label}", subject)
-        nodes["sourcedata"] = SourceDataDir(self, "sourcedata")
-        return Children(nodes, outline.expires)
+        nodes["sourcedata"] = SourceDataDir(self, "sourcedata", outline.tree)
+        return Children(TreeNodes(self, outline.tree, nodes), outline.expires)
 
     def sources(self) -> Sequence[ListKey]:
         return self.dataset.sources()
@@ -91,10 +92,11 @@ class DatasetDir(Dir):
     async def _participants(self) -> Generated:
         outline, found = await self.dataset.outline(), await self.dataset.demographics()
         known = {row.id: (row.sex, row.group) for row in found.rows}
-        rows = [
-            (f"sub-{label}", *known.get(subject.subject.id, ("", "")), subject.subject.id, subject.subject.label)
-            for label, subject in outline.subjects.items()
-        ]
+        rows = []
+        for label in sorted({*outline.subjects, *outline.tree.subjects}):
+            person = outline.people.get(label)
+            cells = (*known.get(person.id, ("", "")), person.id, person.label) if person else ("", "", "", "")
+            rows.append((f"sub-{label}", *cells))
         expires = min(outline.expires, found.expires)
         return Generated(generated.table(list(generated.PARTICIPANTS), rows), expires)
 
@@ -118,13 +120,14 @@ class BidsSubjectDir(Dir):
     async def load(self) -> Children:
         outline = await self.dataset.outline()
         subject = outline.subjects.get(self.subject.label, self.subject)
+        tree, own = await self.dataset.stored(outline, subject)
         nodes: dict[str, Node] = {
-            f"ses-{label}": BidsSessionDir(self, f"ses-{label}", session) for label, session in subject.sessions.items()
+            f"ses-{session.label}": BidsSessionDir(self, f"ses-{session.label}", session) for session in own
         }
-        table = self.dataset.sessions_table(subject)
-        name = f"{self.name}_sessions.tsv"
-        nodes |= {name: fixed_file(self, name, table, outline.expires)}
-        return Children(nodes, outline.expires)
+        if own:
+            name = f"{self.name}_sessions.tsv"
+            nodes[name] = fixed_file(self, name, self.dataset.sessions_table(own), outline.expires)
+        return Children(TreeNodes(self, tree, nodes), outline.expires)
 
     def sources(self) -> Sequence[ListKey]:
         project = self.dataset.project.id
@@ -231,16 +234,19 @@ class _Files(Listed):
 
 
 class SourceDataDir(Dir):
-    """The directory sourcedata/, which BIDS leaves to whoever made the dataset."""
+    """The directory sourcedata/, of which BIDS prescribes nothing."""
 
-    __slots__ = ("dataset",)
+    __slots__ = ("_tree", "dataset")
 
-    def __init__(self, parent: DatasetDir, name: str) -> None:
+    def __init__(self, parent: DatasetDir, name: str, tree: Tree) -> None:
         super().__init__(parent.site, parent, name)
         self.dataset = parent.dataset
+        self._tree = tree
 
     async def load(self) -> Children:
-        return Children({"xnatfs": ReportDir(self, "xnatfs")})
+        stored = self._tree.folders.get(self.name, Tree())
+        assert self.parent is not None
+        return Children(TreeNodes(self, stored, {"xnatfs": ReportDir(self, "xnatfs")}), self.parent.fresh_until())
 
 
 class ReportDir(Dir):
