@@ -25,14 +25,16 @@ from xnatfs.listings.keys import (
 )
 from xnatfs.listings.ttl_cache import Expiring, Listing
 from xnatfs.prefetch.series_files import version
+from xnatfs.prefetch.sidecars import SessionSidecars
 from xnatfs.rest.bids import BidsMapRow, Demographics, ImageLabels, is_converted, parse_map
-from xnatfs.rest.models import Experiment, FileRow, Item, Resource, Scan, Subject
+from xnatfs.rest.models import Experiment, FileRow, Item, Resource, Scan, Subject, natural
 from xnatfs.site import Site
 from xnatfs.tree.bids import generated
 from xnatfs.tree.bids.rules.entries import LeftOut, Rules, ScanFiles, SessionPlan
 from xnatfs.tree.bids.rules.images import Sidecar, StoredFile
 from xnatfs.tree.bids.rules.labels import Labelled, folder_labels, without_subject
 from xnatfs.tree.bids.rules.maps import BidsMap
+from xnatfs.tree.bids.rules.names import is_image
 from xnatfs.tree.bids.rules.plan import SessionPlanner
 from xnatfs.tree.bids.trees import Tree, stored_tree
 from xnatfs.tree.file_source import catalogue_of
@@ -95,6 +97,7 @@ class PlannedSession:
 
     plan: SessionPlan
     resources: Mapping[str, ResourceFiles]  # by ID
+    sidecars: SessionSidecars
     made_of: Mapping[ListKey, Listing[Any]]
     expires: float
 
@@ -259,17 +262,26 @@ class Dataset:
         found, broken = _scan_files(scans, resources, files)
         shared = await self._resource_files(session, {row.id for rows in found for row in rows.resources}, files)
         shown = [ScanFiles(each.scan, [file for file in each.files if file.resource in shared]) for each in found]
+        tar = self._sidecars(home, shared)
         sidecars: dict[StoredFile, Sidecar] = {}
         while True:
             plan = SessionPlanner(subject, session.label, bids_map, self.rules, sidecars).make(shown)
             if not plan.wanted:
                 break
+            if len(plan.wanted) > 1:
+                await tar.fetch()
             read = await gather(*(partial(self._read, shared, file) for file in plan.wanted))
             sidecars |= zip(plan.wanted, read, strict=True)
         plan.left_out[:0] = broken
         item, project = home.item, self.project.id
         keys = [ScansKey(item[1]), ResourcesKey(item, True), FilesKey(item, True), BidsMapKey(project), BidsMapKey("")]
-        return PlannedSession(plan, shared, self._made_of(keys), expires)
+        return PlannedSession(plan, shared, tar, self._made_of(keys), expires)
+
+    def _sidecars(self, home: SessionDir, resources: Mapping[str, ResourceFiles]) -> SessionSidecars:
+        """Return the sidecars in resources without images, which come together."""
+        catalogues = [resources[number].catalogue for number in sorted(resources, key=natural)]
+        small = [each for each in catalogues if not any(is_image(path) for path in each.paths())]
+        return SessionSidecars(self.site.xnat, self.site.content, home.item, small)
 
     async def _resource_files(
         self, session: SessionFolder, wanted: set[str], listing: Listing[FileRow]

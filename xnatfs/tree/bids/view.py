@@ -8,6 +8,7 @@ own lists, which are those of its directory in projects/.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
+from xnatfs.content import Blob
 from xnatfs.listings.keys import (
     BidsMapKey,
     DemographicsKey,
@@ -19,17 +20,21 @@ from xnatfs.listings.keys import (
     ResourcesKey,
     ScansKey,
 )
+from xnatfs.prefetch.series_files import version
+from xnatfs.prefetch.sidecars import SessionSidecars
 from xnatfs.rest.models import natural
 from xnatfs.site import Site
 from xnatfs.tree.bids import generated
 from xnatfs.tree.bids.dataset import Dataset, PlannedSession, SessionFolder, SubjectFolder
 from xnatfs.tree.bids.report import DatasetReport
 from xnatfs.tree.bids.rules.images import StoredFile
+from xnatfs.tree.bids.rules.names import is_image
 from xnatfs.tree.bids.trees import Tree, TreeNodes
 from xnatfs.tree.catalogue_file import CatalogueFile
 from xnatfs.tree.generated_file import Generated, GeneratedFile
 from xnatfs.tree.node import Children, Dir, Listed, Node
 from xnatfs.tree.projects import ProjectDir, Projects
+from xnatfs.tree.resource_files import ResourceFiles
 
 
 class BidsProjects(Dir):
@@ -217,8 +222,11 @@ class _Files(Listed):
         self._files = files
 
     def __getitem__(self, name: str) -> Node:
-        file = self._files[name]
-        return CatalogueFile(self._planned.resources[file.resource], self._parent, name, file.place)
+        file, planned = self._files[name], self._planned
+        files = planned.resources[file.resource]
+        if is_image(name):
+            return CatalogueFile(files, self._parent, name, file.place)
+        return _SidecarFile(files, self._parent, name, file.place, planned.sidecars)
 
     def __contains__(self, name: object) -> bool:
         return name in self._files
@@ -231,6 +239,21 @@ class _Files(Listed):
 
     def listed(self) -> Sequence[Node]:
         return [self[name] for name in self._files]
+
+
+class _SidecarFile(CatalogueFile):
+    """A small file beside an image, which comes together with those of the other images of its session."""
+
+    __slots__ = ("_together",)
+
+    def __init__(self, files: ResourceFiles, parent: Dir, name: str, place: int, together: SessionSidecars) -> None:
+        super().__init__(files, parent, name, place)
+        self._together = together
+
+    async def open(self) -> Blob:
+        if not self.site.content.has(version(self.row)):
+            await self._together.fetch()
+        return await super().open()
 
 
 class SourceDataDir(Dir):
