@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from xnatfs.tree.bids import generated
 from xnatfs.tree.bids.dataset import Dataset, PlannedSession
 from xnatfs.tree.bids.rules.maps import BidsMap
+from xnatfs.tree.bids.rules.names import is_image
 from xnatfs.tree.bids.trees import Tree
 
 
@@ -49,6 +50,12 @@ class DatasetReport:
                 sessions.append(ReportedSession(f"sub-{label}/ses-{session.label}", planned, session not in own))
                 expires = min(expires, planned.expires)
         return cls(sessions, outline.tree.joined(trees), bids_map, expires)
+
+    @property
+    def images(self) -> int:
+        """Return the number of images that are shown."""
+        stored = sum(is_image(path) for path, _ in self.tree.leaves())
+        return stored + sum(len(each.planned.plan.entries) for each in self.sessions if not each.is_shadowed)
 
     def left_out(self) -> Iterator[tuple[str, ...]]:
         """Yield the rows of the report: subject, session, scan, file, reason, line of the map."""

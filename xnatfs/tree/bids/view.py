@@ -8,6 +8,7 @@ own lists, which are those of its directory in projects/.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
+from xnatfs.common.errors import NotFound
 from xnatfs.content import Blob
 from xnatfs.listings.keys import (
     BidsMapKey,
@@ -28,7 +29,7 @@ from xnatfs.tree.bids import generated
 from xnatfs.tree.bids.dataset import Dataset, PlannedSession, SessionFolder, SubjectFolder
 from xnatfs.tree.bids.report import DatasetReport
 from xnatfs.tree.bids.rules.images import StoredFile
-from xnatfs.tree.bids.rules.names import is_image
+from xnatfs.tree.bids.rules.names import DATA_TYPES, is_image
 from xnatfs.tree.bids.trees import Tree, TreeNodes
 from xnatfs.tree.catalogue_file import CatalogueFile
 from xnatfs.tree.generated_file import Generated, GeneratedFile
@@ -122,6 +123,12 @@ class BidsSubjectDir(Dir):
     def xattrs(self) -> dict[str, str]:
         return self.subject.home.xattrs()
 
+    async def child(self, name: str) -> Node:
+        children = await self.children()
+        if name not in children.nodes and not name.startswith(("sub-", "ses-")):  # no listing could bring it
+            raise NotFound(f"{'/'.join((*self.path, name))} is no name of BIDS")
+        return await super().child(name)
+
     async def load(self) -> Children:
         outline = await self.dataset.outline()
         subject = outline.subjects.get(self.subject.label, self.subject)
@@ -156,6 +163,15 @@ class _PlannedDir(Dir):
         planned = await self.planned()
         self._expires = planned.expires
         return Children(self.show(planned), planned.expires)
+
+    async def child(self, name: str) -> Node:
+        """Return the node of a name; without asking the server again where no listing could bring that name.
+
+        Programs look for their own files in every directory.
+        """
+        if name.startswith("sub-") or name in DATA_TYPES:
+            return await super().child(name)
+        raise NotFound(f"{'/'.join((*self.path, name))} is no name of BIDS")
 
 
 class BidsSessionDir(_PlannedDir):
