@@ -217,3 +217,30 @@ async def test_sidecars_are_read_for_echoes_alone_and_no_image_with_them(tmp_pat
         read = Counter(record.path.rpartition("/")[2] for record in demo.requests if "/files/" in record.path)
         assert read == dict.fromkeys(("x_e1.json", "x_e1a.json", "x_e2.json", "x_e2a.json"), 1)
         assert not [record for record in demo.requests if "tar" in str(record.query)]
+
+
+async def test_the_sidecars_of_a_session_come_in_one_request(tmp_path):
+    async with opened(as_xnat_converts(), tmp_path) as (site, demo):
+        found = await tree(await find(site, ONE))
+        before = len(demo.requests)
+        for name, node in found.items():
+            if name.endswith(".json") and "/" in name:
+                assert json.loads(await content(node))["stem"]
+        (record,) = demo.requests[before:]
+        assert (record.path, record.query["format"]) == (
+            "/data/experiments/DEMO_E00001/resources/102,104,106,108/files",
+            "tar",
+        )
+
+
+async def test_sidecars_that_no_tar_brings_are_requested_singly(tmp_path):
+    made = as_xnat_converts()
+    for scan in made.experiments["DEMO_E00001"].scans:
+        for entry in scan.resources[1].entries:
+            entry.digest = ""
+    async with opened(made, tmp_path) as (site, demo):
+        found = await tree(await find(site, f"{ONE}/anat"))
+        before = len(demo.requests)
+        for name in [name for name in found if name.endswith(".json")]:
+            assert json.loads(await content(found[name]))["stem"]
+        assert len(demo.requests) - before == 3

@@ -42,6 +42,7 @@ NOUNS = {
     "scan": "list, show and download the scans of a session",
     "resource": "list, show, download and upload resources of a scan or a session",
     "prearchive": "archive, move, delete and watch received sessions",
+    "bids": "show what a project's images are called in BIDS, and draft names",
     "browse": "open the web page of a session, a project or the server",
     "completion": "print what a shell needs to complete commands, options and names",
 }
@@ -57,6 +58,7 @@ COMMAND_MODULES = {
     "ctl.uploads": ("session", "resource"),
     "ctl.prearchive": ("prearchive",),
     "lookup.watch": ("prearchive",),
+    "lookup.bids": ("bids",),
     "lookup.browse": ("browse",),
     "ctl.completion": ("completion",),
 }

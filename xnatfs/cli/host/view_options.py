@@ -61,13 +61,13 @@ def view_options(arguments: argparse.Namespace) -> ViewOptions:
         qualities=_names(arguments.quality),
         resources=_names(arguments.resources),
         hidden=_names(arguments.hide),
-        bids_map=_map_path(arguments.bids_map),
+        bids_map=map_path(arguments.bids_map),
         bids_options=_names(arguments.bids_options),
         bids_quality=arguments.bids_quality or "usable",
     )
 
 
-def _map_path(path: Path | None) -> str:
+def map_path(path: Path | None) -> str:
     """Return the absolute path of a map of BIDS names. Raises ConfigError unless it is one."""
     if not path:
         return ""

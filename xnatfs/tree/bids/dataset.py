@@ -25,15 +25,18 @@ from xnatfs.listings.keys import (
 )
 from xnatfs.listings.ttl_cache import Expiring, Listing
 from xnatfs.prefetch.series_files import version
+from xnatfs.prefetch.sidecars import SessionSidecars
 from xnatfs.rest.bids import BidsMapRow, Demographics, ImageLabels, is_converted, parse_map
-from xnatfs.rest.models import Experiment, FileRow, Resource, Scan, Subject
+from xnatfs.rest.models import Experiment, FileRow, Item, Resource, Scan, Subject, natural
 from xnatfs.site import Site
 from xnatfs.tree.bids import generated
 from xnatfs.tree.bids.rules.entries import LeftOut, Rules, ScanFiles, SessionPlan
 from xnatfs.tree.bids.rules.images import Sidecar, StoredFile
 from xnatfs.tree.bids.rules.labels import Labelled, folder_labels, without_subject
 from xnatfs.tree.bids.rules.maps import BidsMap
+from xnatfs.tree.bids.rules.names import is_image
 from xnatfs.tree.bids.rules.plan import SessionPlanner
+from xnatfs.tree.bids.trees import Tree, stored_tree
 from xnatfs.tree.file_source import catalogue_of
 from xnatfs.tree.node import Dir
 from xnatfs.tree.projects import ProjectDir, SubjectDir
@@ -79,6 +82,8 @@ class Outline:
     """The subjects of a dataset by label: those with a session that has converted images."""
 
     subjects: Mapping[str, SubjectFolder]
+    people: Mapping[str, Subject]  # all subjects of the project by label
+    tree: Tree  # that a resource of the project holds
     made_of: Mapping[ListKey, Listing[Any]]
     expires: float
 
@@ -92,6 +97,7 @@ class PlannedSession:
 
     plan: SessionPlan
     resources: Mapping[str, ResourceFiles]  # by ID
+    sidecars: SessionSidecars
     made_of: Mapping[ListKey, Listing[Any]]
     expires: float
 
@@ -124,7 +130,12 @@ class Dataset:
 
     def sources(self) -> Sequence[ListKey]:
         """Return the keys of the listings that its folders are made of."""
-        return [*self.home.sources(), ImageLabelsKey(self.project.id)]
+        item = self._item
+        return [*self.home.sources(), ImageLabelsKey(self.project.id), ResourcesKey(item, False), FilesKey(item, False)]
+
+    @property
+    def _item(self) -> Item:
+        return ("projects", self.project.id)
 
     # -- folders -------------------------------------------------------------------------------------------------
 
@@ -142,7 +153,7 @@ class Dataset:
         return {key: found for key in keys if (found := self.site.listings.peek(key)) is not None}
 
     async def _outline(self) -> Outline:
-        _, labels = await gather(self.home.children, self._image_labels)
+        _, labels, tree = await gather(self.home.children, self._image_labels, self._tree)
         children = await self.home.children()
         converted = {row.id for row in labels.rows if row.has_nifti} if labels is not None else None
         homes = [node for node in children.nodes.values() if isinstance(node, SubjectDir)]
@@ -157,7 +168,23 @@ class Dataset:
                 label = named[home.subject.id]
                 subjects[label] = SubjectFolder(label, home, sessions)
         expires = min(children.expires, labels.expires if labels is not None else children.expires)
-        return Outline(dict(sorted(subjects.items())), self._made_of(self.sources()), expires)
+        people = {named[home.subject.id]: home.subject for home in homes}
+        made_of = self._made_of(self.sources())
+        return Outline(dict(sorted(subjects.items())), people, tree, made_of, expires)
+
+    async def _tree(self) -> Tree:
+        try:
+            return await stored_tree(await self.home.child("resources"), self._item, False)
+        except (NotFound, Denied, BadReply) as error:
+            log.info("bids/%s shows no tree of the project's resources: %s", self.project.id, error)
+            return Tree()
+
+    async def subject_tree(self, subject: str, session: SessionFolder) -> Tree:
+        """Return what a resource of a session holds of the subject's folder."""
+        home = session.home
+        await self.site.look_into(self.project.id, home.experiment.id, assessors=False)
+        tree = await stored_tree(await home.child("resources"), home.item, True)
+        return tree.folders.get(f"sub-{subject}", Tree())
 
     async def _image_labels(self) -> Listing[ImageLabels] | None:
         """Return the labels of resources by session; None if the server does not list them for a whole project."""
@@ -184,12 +211,23 @@ class Dataset:
     async def demographics(self) -> Listing[Demographics]:
         return await self.site.listings.get(DemographicsKey(self.project.id))
 
-    def sessions_table(self, subject: SubjectFolder) -> bytes:
+    async def stored(self, outline: Outline, subject: SubjectFolder) -> tuple[Tree, list[SessionFolder]]:
+        """Return the tree of a subject that resources hold, and the sessions that it does not have: a tree counts more.
+
+        What else is converted of a session that the tree has is not shown.
+        """
+        tree = outline.tree.folders.get(f"sub-{subject.label}", Tree())
+        own = [session for session in subject.sessions.values() if not tree.shadows(session.label)]
+        trees = [await self.subject_tree(subject.label, session) for session in own]
+        rest = [session for session, stored in zip(own, trees, strict=True) if not stored]
+        return tree.joined(trees), rest
+
+    def sessions_table(self, sessions: Iterable[SessionFolder]) -> bytes:
         """Return the table of a subject's sessions."""
         rows = []
-        for label, session in subject.sessions.items():
+        for session in sessions:
             date = session.experiment.date
-            cells = (f"ses-{label}", session.experiment.id, f"{date}T00:00:00" if date else "")
+            cells = (f"ses-{session.label}", session.experiment.id, f"{date}T00:00:00" if date else "")
             rows.append(cells[: len(self.session_columns)])
         return generated.table(self.session_columns, rows)
 
@@ -224,17 +262,26 @@ class Dataset:
         found, broken = _scan_files(scans, resources, files)
         shared = await self._resource_files(session, {row.id for rows in found for row in rows.resources}, files)
         shown = [ScanFiles(each.scan, [file for file in each.files if file.resource in shared]) for each in found]
+        tar = self._sidecars(home, shared)
         sidecars: dict[StoredFile, Sidecar] = {}
         while True:
             plan = SessionPlanner(subject, session.label, bids_map, self.rules, sidecars).make(shown)
             if not plan.wanted:
                 break
+            if len(plan.wanted) > 1:
+                await tar.fetch()
             read = await gather(*(partial(self._read, shared, file) for file in plan.wanted))
             sidecars |= zip(plan.wanted, read, strict=True)
         plan.left_out[:0] = broken
         item, project = home.item, self.project.id
         keys = [ScansKey(item[1]), ResourcesKey(item, True), FilesKey(item, True), BidsMapKey(project), BidsMapKey("")]
-        return PlannedSession(plan, shared, self._made_of(keys), expires)
+        return PlannedSession(plan, shared, tar, self._made_of(keys), expires)
+
+    def _sidecars(self, home: SessionDir, resources: Mapping[str, ResourceFiles]) -> SessionSidecars:
+        """Return the sidecars in resources without images, which come together."""
+        catalogues = [resources[number].catalogue for number in sorted(resources, key=natural)]
+        small = [each for each in catalogues if not any(is_image(path) for path in each.paths())]
+        return SessionSidecars(self.site.xnat, self.site.content, home.item, small)
 
     async def _resource_files(
         self, session: SessionFolder, wanted: set[str], listing: Listing[FileRow]

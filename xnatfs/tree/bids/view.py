@@ -8,6 +8,8 @@ own lists, which are those of its directory in projects/.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
+from xnatfs.common.errors import NotFound
+from xnatfs.content import Blob
 from xnatfs.listings.keys import (
     BidsMapKey,
     DemographicsKey,
@@ -19,16 +21,21 @@ from xnatfs.listings.keys import (
     ResourcesKey,
     ScansKey,
 )
+from xnatfs.prefetch.series_files import version
+from xnatfs.prefetch.sidecars import SessionSidecars
 from xnatfs.rest.models import natural
 from xnatfs.site import Site
 from xnatfs.tree.bids import generated
 from xnatfs.tree.bids.dataset import Dataset, PlannedSession, SessionFolder, SubjectFolder
 from xnatfs.tree.bids.report import DatasetReport
 from xnatfs.tree.bids.rules.images import StoredFile
+from xnatfs.tree.bids.rules.names import DATA_TYPES, is_image
+from xnatfs.tree.bids.trees import Tree, TreeNodes
 from xnatfs.tree.catalogue_file import CatalogueFile
 from xnatfs.tree.generated_file import Generated, GeneratedFile
 from xnatfs.tree.node import Children, Dir, Listed, Node
 from xnatfs.tree.projects import ProjectDir, Projects
+from xnatfs.tree.resource_files import ResourceFiles
 
 
 class BidsProjects(Dir):
@@ -68,8 +75,8 @@ class DatasetDir(Dir):
         nodes: dict[str, Node] = {node.name: node for node in self._descriptions()}
         for label, subject in outline.subjects.items():
             nodes[f"sub-{label}"] = BidsSubjectDir(self, f"sub-{label}", subject)
-        nodes["sourcedata"] = SourceDataDir(self, "sourcedata")
-        return Children(nodes, outline.expires)
+        nodes["sourcedata"] = SourceDataDir(self, "sourcedata", outline.tree)
+        return Children(TreeNodes(self, outline.tree, nodes), outline.expires)
 
     def sources(self) -> Sequence[ListKey]:
         return self.dataset.sources()
@@ -91,10 +98,11 @@ class DatasetDir(Dir):
     async def _participants(self) -> Generated:
         outline, found = await self.dataset.outline(), await self.dataset.demographics()
         known = {row.id: (row.sex, row.group) for row in found.rows}
-        rows = [
-            (f"sub-{label}", *known.get(subject.subject.id, ("", "")), subject.subject.id, subject.subject.label)
-            for label, subject in outline.subjects.items()
-        ]
+        rows = []
+        for label in sorted({*outline.subjects, *outline.tree.subjects}):
+            person = outline.people.get(label)
+            cells = (*known.get(person.id, ("", "")), person.id, person.label) if person else ("", "", "", "")
+            rows.append((f"sub-{label}", *cells))
         expires = min(outline.expires, found.expires)
         return Generated(generated.table(list(generated.PARTICIPANTS), rows), expires)
 
@@ -115,16 +123,23 @@ class BidsSubjectDir(Dir):
     def xattrs(self) -> dict[str, str]:
         return self.subject.home.xattrs()
 
+    async def child(self, name: str) -> Node:
+        children = await self.children()
+        if name not in children.nodes and not name.startswith(("sub-", "ses-")):  # no listing could bring it
+            raise NotFound(f"{'/'.join((*self.path, name))} is no name of BIDS")
+        return await super().child(name)
+
     async def load(self) -> Children:
         outline = await self.dataset.outline()
         subject = outline.subjects.get(self.subject.label, self.subject)
+        tree, own = await self.dataset.stored(outline, subject)
         nodes: dict[str, Node] = {
-            f"ses-{label}": BidsSessionDir(self, f"ses-{label}", session) for label, session in subject.sessions.items()
+            f"ses-{session.label}": BidsSessionDir(self, f"ses-{session.label}", session) for session in own
         }
-        table = self.dataset.sessions_table(subject)
-        name = f"{self.name}_sessions.tsv"
-        nodes |= {name: fixed_file(self, name, table, outline.expires)}
-        return Children(nodes, outline.expires)
+        if own:
+            name = f"{self.name}_sessions.tsv"
+            nodes[name] = fixed_file(self, name, self.dataset.sessions_table(own), outline.expires)
+        return Children(TreeNodes(self, tree, nodes), outline.expires)
 
     def sources(self) -> Sequence[ListKey]:
         project = self.dataset.project.id
@@ -148,6 +163,15 @@ class _PlannedDir(Dir):
         planned = await self.planned()
         self._expires = planned.expires
         return Children(self.show(planned), planned.expires)
+
+    async def child(self, name: str) -> Node:
+        """Return the node of a name; without asking the server again where no listing could bring that name.
+
+        Programs look for their own files in every directory.
+        """
+        if name.startswith("sub-") or name in DATA_TYPES:
+            return await super().child(name)
+        raise NotFound(f"{'/'.join((*self.path, name))} is no name of BIDS")
 
 
 class BidsSessionDir(_PlannedDir):
@@ -214,8 +238,11 @@ class _Files(Listed):
         self._files = files
 
     def __getitem__(self, name: str) -> Node:
-        file = self._files[name]
-        return CatalogueFile(self._planned.resources[file.resource], self._parent, name, file.place)
+        file, planned = self._files[name], self._planned
+        files = planned.resources[file.resource]
+        if is_image(name):
+            return CatalogueFile(files, self._parent, name, file.place)
+        return _SidecarFile(files, self._parent, name, file.place, planned.sidecars)
 
     def __contains__(self, name: object) -> bool:
         return name in self._files
@@ -230,17 +257,35 @@ class _Files(Listed):
         return [self[name] for name in self._files]
 
 
+class _SidecarFile(CatalogueFile):
+    """A small file beside an image, which comes together with those of the other images of its session."""
+
+    __slots__ = ("_together",)
+
+    def __init__(self, files: ResourceFiles, parent: Dir, name: str, place: int, together: SessionSidecars) -> None:
+        super().__init__(files, parent, name, place)
+        self._together = together
+
+    async def open(self) -> Blob:
+        if not self.site.content.has(version(self.row)):
+            await self._together.fetch()
+        return await super().open()
+
+
 class SourceDataDir(Dir):
-    """The directory sourcedata/, which BIDS leaves to whoever made the dataset."""
+    """The directory sourcedata/, of which BIDS prescribes nothing."""
 
-    __slots__ = ("dataset",)
+    __slots__ = ("_tree", "dataset")
 
-    def __init__(self, parent: DatasetDir, name: str) -> None:
+    def __init__(self, parent: DatasetDir, name: str, tree: Tree) -> None:
         super().__init__(parent.site, parent, name)
         self.dataset = parent.dataset
+        self._tree = tree
 
     async def load(self) -> Children:
-        return Children({"xnatfs": ReportDir(self, "xnatfs")})
+        stored = self._tree.folders.get(self.name, Tree())
+        assert self.parent is not None
+        return Children(TreeNodes(self, stored, {"xnatfs": ReportDir(self, "xnatfs")}), self.parent.fresh_until())
 
 
 class ReportDir(Dir):

@@ -44,6 +44,10 @@ def split_extension(name: str) -> tuple[str, str]:
     return name[: len(name) - len(extension)], extension
 
 
+def is_image(path: str) -> bool:
+    return path.lower().endswith(IMAGE_EXTENSIONS)
+
+
 @dataclass(frozen=True, slots=True)
 class BidsName:
     """A name as a map, a file or a series description states it: not necessarily a complete one.
