@@ -21,8 +21,8 @@ from xnatfs.cli.ctl import main as ctl
 from xnatfs.cli.ctl.command import PARTIAL
 from xnatfs.cli.parsing import STATUS_TEXTS, CommandParser
 from xnatfs.cli.run import EXIT_STATUS, INTERRUPTED
+from xnatfs.common.errnos import ERRNOS
 from xnatfs.common.errors import UsageError
-from xnatfs.fuse.errnos import ERRNOS
 from xnatfs.settings.config import read_profiles
 
 ROOT = Path(__file__).parents[2]

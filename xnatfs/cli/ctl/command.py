@@ -12,8 +12,7 @@ from contextlib import AbstractContextManager, asynccontextmanager, contextmanag
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from xnatfs.cli import options, statusline
-from xnatfs.cli.logins import find_login, session_store
+from xnatfs.cli import statusline
 from xnatfs.cli.output import note
 from xnatfs.common import program
 from xnatfs.common.errors import ConfigError, Denied, NotFound
@@ -22,8 +21,10 @@ from xnatfs.listings.store import ListingStore
 from xnatfs.rest.changes import ChangedItems
 from xnatfs.rest.client import Xnat, open_xnat
 from xnatfs.rest.models import Row
+from xnatfs.settings.cache_location import cache_directory
 from xnatfs.settings.config import Config, server_directory
 from xnatfs.settings.credentials import Credentials
+from xnatfs.settings.logins import find_login, session_store
 from xnatfs.settings.session_store import SessionStore
 from xnatfs.site import Site, open_site
 
@@ -130,7 +131,7 @@ class Context:
 
     @asynccontextmanager
     async def site(self) -> AsyncIterator[Site]:
-        config, credentials = replace(self.config, cache_dir=options.cache_directory()), find_login(self.config)
+        config, credentials = replace(self.config, cache_dir=cache_directory()), find_login(self.config)
         with self._waiting():
             async with open_site(config, credentials, sessions=self.store) as site:
                 yield site
@@ -205,4 +206,4 @@ class Context:
 
 def stored_names(url: str, username: str) -> ListingStore:
     """Return the listings on the disk of an account. Raises ConfigError if no directory of this machine can be used."""
-    return ListingStore(options.cache_directory() / server_directory(url), lambda: username)
+    return ListingStore(cache_directory() / server_directory(url), lambda: username)

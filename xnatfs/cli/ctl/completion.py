@@ -15,10 +15,10 @@ import trio
 
 from xnatfs.cli import options
 from xnatfs.cli.ctl.command import Context, command, option, stored_names
-from xnatfs.cli.logins import session_store
 from xnatfs.listings.completion import NAMES, PATHS, Name, find_names, shown, store_names
 from xnatfs.rest.client import open_xnat
 from xnatfs.settings.config import Config, profiles_path, read_profiles
+from xnatfs.settings.logins import session_store
 from xnatfs.settings.session_store import SessionStore
 
 # How long a request may take: in a longer time a user has typed the name.
