@@ -43,6 +43,10 @@ def open(url: str, **options: Unpack[OpenOptions]) -> "Server":
         LoginRequired: There is no login, or the server refuses it.
         ConfigError: The URL, an option or a file that was named cannot be used.
         Unreachable: The server does not answer.
+
+    >>> with open(url) as server:
+    ...     print([entry.name for entry in server.list()])
+    ['projects', 'experiments', 'subjects']
     """
     server, path = locate(url)
     if path != "/" or not server:
@@ -56,6 +60,25 @@ class Server:
     Paths are those of a mount, "projects/PROJECT/SUBJECT/SESSION/scans/SCAN/RESOURCE/FILE", with or without a slash
     before them. Methods raise an OSError, as a mount would: FileNotFoundError, PermissionError (also where the login is
     refused), TimeoutError, or OSError with another errno. Its `__cause__` is the XnatError with the server's reason.
+
+    >>> server = open(url)
+    >>> scan = "projects/BRAINS/SUB001/SUB001_MR1/scans/1"
+    >>> [entry.name for entry in server.list(scan)]
+    ['DICOM', 'NIFTI', 'SNAPSHOTS']
+    >>> server.info(scan).metadata["series_description"]
+    'T1 3D'
+    >>> with server.open(f"{scan}/NIFTI/t1.json", "r") as text:
+    ...     print(text.read(14))
+    {
+      "Modality"
+    >>> server.local(f"{scan}/NIFTI/t1.nii.gz").stat().st_size
+    521161
+    >>> sorted(scan.id for scan in server.scans("projects/BRAINS/SUB001/SUB001_MR1"))
+    ['1', '2', '3', '3-MR2', '3-MR3', '4-MR2']
+    >>> server.read("projects/NONE")  # doctest: +IGNORE_EXCEPTION_DETAIL
+    Traceback (most recent call last):
+    FileNotFoundError: [Errno 2] projects/NONE does not exist
+    >>> server.close()
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
