@@ -121,15 +121,16 @@ class Site:
         self._offline = False
         self.access = Access(content.drop, store, self.listings, nursery)
 
-    def stay(self, offline: bool = False) -> None:
+    def stay(self, offline: bool = False, *, persists: bool = True) -> None:
         """Start background expiry and listing persistence, for long-lived processes.
 
         From now on stored listings are served while they are requested anew, and new listings are stored, if the
-        account is known. With `offline` they are also served while the server is unreachable.
+        account is known. With `offline` they are also served while the server is unreachable. Without `persists` every
+        listing is the server's own of now: a program that ends soon would see what was, and never what is.
         """
         self._nursery.start_soon(self._tidy)
         self.access.begin(self.access.recall)
-        if self.xnat.login.username:
+        if persists and self.xnat.login.username:
             self._offline = offline
             self.listings.persist(offline)
 

@@ -147,6 +147,24 @@ class ContentCache:
             raise
         return blob
 
+    async def open_local(self, blob: Blob) -> tuple[Path, int]:
+        """Return the path of an open file's verified bytes, and a descriptor; while that is open the file stays there.
+
+        The caller must close the descriptor. Raises CacheError if the directory has not stored the file, and what the
+        download of the file raises.
+        """
+        await blob.verdict()
+        entry = self._files.entries[blob]
+        if entry.fill is not None:
+            await entry.fill.stored.wait()
+        if entry.is_queued:
+            await self._write_behind.write()
+        row = self._store.lookup(entry.ident)
+        fd = self._store.open(row) if row is not None else None
+        if fd is None:
+            raise CacheError(f"{blob.key}: the cache directory has no room for it, so it has no path there")
+        return Path(os.readlink(f"/proc/self/fd/{fd}")), fd
+
     async def put(self, version: Version, data: bytes, checked: float | None = None) -> None:
         """Add a complete file that the caller has fetched and verified.
 
