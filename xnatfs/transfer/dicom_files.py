@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from xnatfs.common.errors import ConfigError
+from xnatfs.transfer.dicom_uids import HEAD_BYTES, read_uids
 
 TAGS = ["SOPInstanceUID", "StudyInstanceUID"]
 # The SOP class of a DICOMDIR, which is a table of contents of the files around it, and no image.
@@ -179,12 +180,12 @@ class _Section(io.RawIOBase):
 def _sort(member: _Member, found: Found, instances: set[str]) -> None:
     """Add a file to the images, the others, the copies or the broken ones, by its content."""
     with member.open() as file:
-        if file.read(132)[128:] != b"DICM":
+        head = file.read(HEAD_BYTES)
+        if head[128:132] != b"DICM":
             found.others.append(member.name)
             return
-        file.seek(0)
         try:
-            instance, study, kind = _identity(file)
+            instance, study, kind = read_uids(head) or _identity(file)
         except Exception as error:  # whatever a parser raises for a damaged file, it cannot be sent
             found.broken.append((member.name, str(error) or type(error).__name__))
             return
@@ -201,8 +202,9 @@ def _sort(member: _Member, found: Found, instances: set[str]) -> None:
 
 def _identity(file: BinaryIO) -> tuple[str, str, str]:
     """Return the SOP and Study Instance UIDs of an open file, and its SOP class UID; '' for one that is missing."""
-    import pydicom
+    import pydicom  # most uploads do without it
 
+    file.seek(0)
     # Errors in other elements do not matter here.
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=TAGS)
