@@ -27,6 +27,7 @@ from xnatfs.listings.keys import (
     ChildrenKey,
     ExperimentsKey,
     FoldersKey,
+    FramesKey,
     GeneratedKey,
     LinkKey,
     LinksOfProjectKey,
@@ -169,7 +170,7 @@ class Refresher:
         def which(key: Hashable, value: object) -> bool:
             if isinstance(key, ChildrenKey | FoldersKey | GeneratedKey):
                 return is_concerned(key.path)
-            return isinstance(key, LinkKey | LinksOfProjectKey)
+            return isinstance(key, LinkKey | LinksOfProjectKey | FramesKey)
 
         self._site.metadata.forget_all(which)
         self._operations.dir_cache.clear()
