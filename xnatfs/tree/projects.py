@@ -25,8 +25,11 @@ class Projects(Dir):
         listing = await self.site.projects()
         named = assign(listing.rows, lambda row: row.id, lambda row: row.id)
         shown = self.site.views.shows_project
-        nodes = {name: ProjectDir(self.site, self, name, row) for name, row in named.items() if shown(row.id)}
+        nodes = {name: self.project_dir(name, row) for name, row in named.items() if shown(row.id)}
         return Children(nodes, listing.expires)
+
+    def project_dir(self, name: str, row: Project) -> "ProjectDir":
+        return ProjectDir(self.site, self, name, row)
 
     def sources(self) -> Sequence[ListKey]:
         return [ProjectsKey()]
@@ -49,7 +52,7 @@ class ProjectDir(Dir):
         subjects, experiments = await self.site.people(self.project.id)
         rows = all_subjects(subjects.rows, experiments.rows)
         named = assign(rows, lambda row: row.label, lambda row: row.id, PROJECT_NAMES)
-        nodes: dict[str, Node] = {RESOURCES: self._resources()}
+        nodes: dict[str, Node] = {RESOURCES: self.resources_dir()}
         nodes |= {name: SubjectDir(self, name, row) for name, row in named.items()}
         nodes |= {node.name: node for node in project_files(self, self.project.id)}
         aliases: dict[str, Node] = {row.id: SubjectDir(self, row.id, row) for row in rows if row.id not in nodes}
@@ -60,10 +63,10 @@ class ProjectDir(Dir):
 
     async def child(self, name: str) -> Node:
         if name == RESOURCES:  # readable in a protected project, unlike its subjects
-            return self._resources()
+            return self.resources_dir()
         return await super().child(name)
 
-    def _resources(self) -> Dir:
+    def resources_dir(self) -> Dir:
         item = ("projects", self.project.id)
         return ResourcesDir(self.site, self, RESOURCES, ResourcePlace(item, item, project=self.project.id))
 

@@ -43,7 +43,7 @@ from xnatfs.rest.models import Item
 from xnatfs.site import Site
 from xnatfs.tree.names import encode
 from xnatfs.tree.node import Dir, Node
-from xnatfs.tree.projects import ProjectDir, SubjectDir
+from xnatfs.tree.projects import ProjectDir, Projects, SubjectDir
 from xnatfs.tree.sessions import SessionDir
 
 log = logging.getLogger(__name__)
@@ -149,7 +149,7 @@ class Refresher:
                 )
             case SessionDir():
                 return set()
-        if not isinstance(directory.parent, Dir) or directory.path == ("projects",):
+        if not isinstance(directory.parent, Dir) or isinstance(directory, Projects):
             found: set[ListKey] = {AllSubjectsKey(), AllExperimentsKey()}
             for project in self._projects():
                 found |= {*keys_below(ProjectsKey(), project), *self._below_project(project)}

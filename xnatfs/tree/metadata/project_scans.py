@@ -49,8 +49,17 @@ async def joined_scans(site: Site, project: str) -> Mapping[str, Scans]:
 
 
 async def _request(site: Site, where: Mapping[str, str]) -> list[Row]:
-    columns = ",".join(("ID", *SCAN_COLUMNS, FRAMES, SCAN_LABEL, COUNT, SIZE))
-    return await site.xnat.rows("experiments", columns=columns, xsiType="xnat:imageSessionData", **where)
+    """Request the list; once more without the stored sizes if the server refuses it, which may not know these paths."""
+    columns = ("ID", *SCAN_COLUMNS, FRAMES, SCAN_LABEL)
+
+    async def rows(*names: str) -> list[Row]:
+        params = {"xsiType": "xnat:imageSessionData", **where}
+        return await site.xnat.rows("experiments", columns=",".join(names), **params)
+
+    try:
+        return await rows(*columns, COUNT, SIZE)
+    except BadReply:
+        return await rows(*columns)
 
 
 def _by_session(rows: Iterable[Row]) -> dict[str, Scans]:
