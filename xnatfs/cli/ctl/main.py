@@ -34,13 +34,13 @@ NOUN_ALIASES = {noun: (plural,) for noun, plural in PLURALS.items()} | {
 
 COMMAND_MODULES = (
     *("ctl.account", "ctl.api", "ctl.profiles", "ctl.archive", "lookup.find", "ctl.transfers", "ctl.uploads"),
-    *("ctl.prearchive", "lookup.watch", "lookup.browse", "ctl.completion"),
+    *("ctl.prearchive", "lookup.watch", "lookup.browse", "lookup.export", "ctl.completion"),
 )
 
 NOUNS = {
     "auth": "log in and out",
     "config": "manage servers and defaults, by profile",
-    "project": "list, show and download projects",
+    "project": "list, show, export and download projects",
     "subject": "list, show and download the subjects of a project",
     "session": "find, list, show, download and upload imaging sessions (experiments)",
     "scan": "list, show and download the scans of a session",
