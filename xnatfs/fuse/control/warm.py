@@ -57,7 +57,6 @@ async def warm(root: Dir, operations: Operations, path: str, pin: bool, report: 
         XnatError: The path does not exist, or a directory below it cannot be listed.
     """
     below = [file async for file in all_files_below(await find(root, split(path)))]
-    await _make([file for file in below if file.is_generated], operations)
     files = [file for file in below if not file.is_generated]
     for start in range(0, len(files), MEASURED_TOGETHER):
         await measure(files[start : start + MEASURED_TOGETHER])
@@ -67,6 +66,7 @@ async def warm(root: Dir, operations: Operations, path: str, pin: bool, report: 
     cached_before = await content.find_cached(list(map(content_version, files)))
     progress = _Progress(report, len(files), size)
     await _Fetcher(root, operations, progress).fetch(iter(files))
+    await _make([file for file in below if file.is_generated], operations)
     pinned = await content.upkeep.pin(map(content_version, files)) if pin else 0
     left = await _missing(root, files)
     cells = {
