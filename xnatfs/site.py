@@ -32,7 +32,6 @@ from xnatfs.listings.keys import (
     ScansKey,
     SizeKey,
     SubjectsKey,
-    experiment_keys,
 )
 from xnatfs.listings.revocation import Access
 from xnatfs.listings.server_listings import ServerListings
@@ -118,7 +117,7 @@ class Site:
         self.listings = ServerListings(xnat, store, ttl, nursery)
         self.metadata = self.listings.cache
         self._nursery = nursery
-        self.walks = Walks(lambda project: SessionListings(project, xnat, self.metadata, ttl, self._begin_session))
+        self.walks = Walks(lambda project: SessionListings(project, xnat, self.metadata, ttl, self._begin))
         self._offline = False
         self.access = Access(content.drop, store, self.listings, nursery)
 
@@ -227,10 +226,10 @@ class Site:
 
     # -- prefetching ---------------------------------------------------------------------------------------------
 
-    async def look_into(self, project: str, experiment: str) -> None:
+    async def look_into(self, project: str, experiment: str, *, assessors: bool = True) -> None:
         """Begin the listings of a session together; for a client that iterates over sessions, those of a batch."""
         try:
-            await self.walks.of(project).enter_session(experiment)
+            await self.walks.of(project).enter_session(experiment, assessors=assessors)
         except Unreachable:
             if not self._offline:
                 raise  # else the stored listings are served
@@ -239,10 +238,9 @@ class Site:
         """Prefetch for a subject whose resources a client lists."""
         await self.walks.of(project).enter_subject(subject)
 
-    def _begin_session(self, experiment: str, imaging: bool) -> None:
-        for key in experiment_keys(experiment):
-            if imaging or not isinstance(key, ScansKey | AssessorsKey):
-                self.listings.begin(key)
+    def _begin(self, keys: Sequence[ListKey]) -> None:
+        for key in keys:
+            self.listings.begin(key)
 
     # -- what files have taught ----------------------------------------------------------------------------------
 

@@ -1,1 +1,1 @@
-"""Commands about mounts as a part of this machine: their options, one command, the boot, and what is wrong."""
+"""Commands about mounts as a part of this machine: for one command, at the boot, when something is wrong; views."""
