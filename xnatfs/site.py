@@ -17,6 +17,7 @@ import httpx
 import trio
 
 from xnatfs.common.errors import Unreachable
+from xnatfs.common.garbage import keep_collections_short
 from xnatfs.common.tasks import background, gather
 from xnatfs.content import ContentCache, open_cache
 from xnatfs.listings.keys import (
@@ -127,6 +128,7 @@ class Site:
         account is known. With `offline` they are also served while the server is unreachable.
         """
         self._nursery.start_soon(self._tidy)
+        self._nursery.start_soon(keep_collections_short)
         self.access.begin(self.access.recall)
         if self.xnat.login.username:
             self._offline = offline

@@ -3,11 +3,14 @@
 A pause is a round of the loop: the time from the arrival of events until the loop looks for the next ones, in which no
 other call of the kernel is answered. FILE gets a line for each one of more than SHORTEST_SECONDS, as JSON: when it
 began (on the monotonic clock, which all processes share), its duration, the processor time of the loop's thread in it,
-and the task of its longest step. Processor time excludes the waits for a busy machine.
+that of the garbage collector in this thread, and the task of its longest step. Processor time excludes the waits for a
+busy machine.
 """
 
+import gc
 import json
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -26,6 +29,7 @@ class Pause(NamedTuple):
     began: float
     took: float
     worked: float
+    collected: float
     task: str
 
 
@@ -36,9 +40,19 @@ class Monitor(trio.abc.Instrument):
         self._file = file
         self._began = self._work_began = self._step_began = 0.0
         self._longest = (0.0, "")
+        self._collected = self._collecting = 0.0
+        gc.callbacks.append(self._collect)
+
+    def _collect(self, phase: str, information: dict[str, int]) -> None:
+        if threading.current_thread() is threading.main_thread():
+            if phase == "start":
+                self._collecting = time.thread_time()
+            else:
+                self._collected += time.thread_time() - self._collecting
 
     def after_io_wait(self, timeout: float) -> None:
         self._began, self._work_began, self._longest = time.monotonic(), time.thread_time(), (0.0, "")
+        self._collected = 0.0
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
         self._step_began = time.monotonic()
@@ -49,7 +63,8 @@ class Monitor(trio.abc.Instrument):
     def before_io_wait(self, timeout: float) -> None:
         took = time.monotonic() - self._began
         if self._began and took > SHORTEST_SECONDS:
-            found = Pause(self._began, took, time.thread_time() - self._work_began, self._longest[1])
+            worked = time.thread_time() - self._work_began
+            found = Pause(self._began, took, worked, self._collected, self._longest[1])
             print(json.dumps(found), file=self._file, flush=True)
 
 

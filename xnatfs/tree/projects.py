@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
+from xnatfs.common.tasks import aside
 from xnatfs.listings.keys import ExperimentsKey, ListKey, ProjectsKey, SubjectsKey
+from xnatfs.listings.ttl_cache import Listing
 from xnatfs.rest.models import Experiment, Project, Subject
 from xnatfs.site import Site
 from xnatfs.tree.names import assign
@@ -44,6 +46,9 @@ class ProjectDir(Dir):
 
     async def load(self) -> Children:
         subjects, experiments = await self.site.people(self.project.id)
+        return await aside(len(subjects) + len(experiments), lambda: self._make(subjects, experiments))
+
+    def _make(self, subjects: Listing[Subject], experiments: Listing[Experiment]) -> Children:
         rows = [*subjects.rows, *_unlisted(subjects.groups.keys(), experiments.rows)]
         named = assign(rows, lambda row: row.label, lambda row: row.id, {RESOURCES})
         nodes: dict[str, Node] = {RESOURCES: self._resources()}

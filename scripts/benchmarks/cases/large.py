@@ -24,6 +24,7 @@ MOST_MB = 120  # of 40,000 known sessions
 WARM_SECONDS, WARM_ENTRIES = 0.5, 20_000
 # Seconds after which listings are on the disk.
 STORED_SECONDS = 2.0
+NO_PAUSE = Pause(0, 0, 0, 0, "")
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Figures:
     first: list[float] = field(default_factory=list)
     last: list[float] = field(default_factory=list)
     again: list[float] = field(default_factory=list)
+    worked: list[float] = field(default_factory=list)  # the daemon, until the last entry, beside `stat`
     curl: list[float] = field(default_factory=list)
     memory: list[float] = field(default_factory=list)
     pauses: list[Pause] = field(default_factory=list)  # the longest one of each run
@@ -90,14 +92,15 @@ def _list(bench: Bench, server: Server, many: Path, place: Place, found: Figures
         folder = mount.session("MANY") / "scans" / "1" / "DICOM"
         if place.shape:
             rig.shell(f"ls {folder}")
-        before = len(server.requests())
+        before, worked = len(server.requests()), mount.processor()[0]
         # A list of projects would be known if a folder had been looked up.
         took, said = probed(bench, folder, many, command) if place.shape else ([], rig.output(command)[1])
+        found.worked.append(mount.processor()[0] - worked)
         asked = server.requests()[before:]
         began, first, last, count = json.loads(said)
         again = json.loads(rig.output(command)[1])
         time.sleep(STORED_SECONDS)
-        longest = max(recorded(pauses, began), key=lambda pause: pause.took, default=Pause(0, 0, 0, ""))
+        longest = max(recorded(pauses, began), key=lambda pause: pause.worked, default=NO_PAUSE)
         found.first.append(first)
         found.last.append(last)
         found.again.append(again[2])
@@ -120,17 +123,26 @@ def _rows(place: Place, found: Figures) -> list[Row]:
                 "`curl` of the same answers", found.curl, "at most 1 s more")  # fmt: skip
     first.require(first.median <= statistics.median(found.curl) + 1)
     first.require(found.counts == {place.count}, f"{found.counts} entries in place of {place.count}")
-    first.notes.append(f"all entries after {statistics.median(found.last):.2f} s; {max(found.requests)} requests")
+    first.notes.append(
+        f"all entries after {statistics.median(found.last):.2f} s; {max(found.requests)} requests; the daemon worked"
+        f" {statistics.median(found.worked):.2f} s"
+    )
     if len(found.stats) > 1:
         half, most = percentiles(found.stats)
         first.notes.append(f"`stat` elsewhere meanwhile: half under {half:.2f} ms, p99 {most:.1f} ms")
     limit = WARM_SECONDS * max(1.0, place.count / WARM_ENTRIES)
     again = Row("large", "all of them again, warm", found.again, "", [], f"under {limit:g} s")
     again.require(again.median < limit)
-    pause = Row("large", "longest pause of the event loop, cold", [1000 * each.took for each in found.pauses],
+    pause = Row("large", "longest pause of the event loop, processor time", [1000 * each.worked for each in found.pauses],
                 "", [], f"at most {LONGEST_PAUSE_MS} ms", "ms")  # fmt: skip
     pause.require(pause.median <= LONGEST_PAUSE_MS)
-    longest = max(found.pauses, key=lambda each: each.took)
-    pause.notes.append(f"the longest of all: {1000 * longest.worked:.0f} ms of processor time, {longest.task}")
-    memory = Row("large", "memory of the mount", found.memory, "", [], f"under {MOST_MB} MB", "MB")
-    return [first, again, pause, memory.require(memory.median < MOST_MB)]
+    longest = max(found.pauses, key=lambda each: each.worked)
+    pause.notes.append(
+        f"the longest took {1000 * longest.took:.0f} ms on this machine; {1000 * longest.collected:.0f} ms of it were"
+        f" collection of garbage, {longest.task}"
+    )
+    memory = Row("large", "memory of the mount", found.memory, "", [], "", "MB")
+    if place.path == f"projects/{PROJECT}":
+        memory.goal = f"under {MOST_MB} MB"
+        memory.require(memory.median < MOST_MB)
+    return [first, again, pause, memory]
