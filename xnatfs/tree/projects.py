@@ -98,15 +98,19 @@ class SubjectDir(Dir):
 
     async def load(self) -> Children:
         listing = await self.site.experiments(self.project_dir.project.id)
-        rows = listing.groups.get(self.subject.id, ())
-        named = assign(rows, lambda row: row.label, lambda row: row.id, {RESOURCES})
+        named = self.named(listing)
         nodes: dict[str, Node] = {RESOURCES: self._resources()}
         project = self.project_dir.project.id
         nodes |= {name: SessionDir(self.site, self, name, row, project) for name, row in named.items()}
         aliases: dict[str, Node] = {
-            row.id: SessionDir(self.site, self, row.id, row, project) for row in rows if row.id not in nodes
+            row.id: SessionDir(self.site, self, row.id, row, project) for row in named.values() if row.id not in nodes
         }
         return Children(nodes, listing.expires, aliases)
+
+    def named(self, listing: Listing[Experiment]) -> dict[str, Experiment]:
+        """Return its sessions by name, out of all experiments of the project."""
+        rows = listing.groups.get(self.subject.id, ())
+        return assign(rows, lambda row: row.label, lambda row: row.id, {RESOURCES})
 
     def sources(self) -> Sequence[ListKey]:
         return [ExperimentsKey(self.project_dir.project.id)]
