@@ -76,7 +76,7 @@ def recorded(path: Path, since: float) -> list[Pause]:
 
 def main(file: str, *words: str) -> int:
     with open(file, "a") as pauses:
-        trio.run = partial(trio.run, instruments=[Monitor(pauses)])
+        trio.run = partial(trio.run, instruments=[Monitor(pauses)])  # type: ignore[assignment]
         return run_xnatfs(words)
 
 

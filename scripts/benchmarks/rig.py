@@ -54,9 +54,11 @@ _discarded: set[Path] = set()
 
 
 def login(server: Server, home: Path) -> dict[str, str]:
-    """Return the environment of a client: a separate home, the credentials, and no proxy."""
+    """Return the environment of a client: a separate home, the credentials, the authority to trust, and no proxy."""
     home.mkdir(parents=True, exist_ok=True)
     given = {"HOME": str(home), "XNAT_URL": server.url, "XNAT_USER": USER, "XNAT_PASS": PASSWORD, "no_proxy": "*"}
+    if server.authority:  # of OpenSSL, and of requests
+        given |= dict.fromkeys(("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"), str(server.authority))
     unset = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XNAT_TOKEN", "XNAT_PROFILE")
     return {key: value for key, value in os.environ.items() if key not in unset} | given
 

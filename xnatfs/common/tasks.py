@@ -13,8 +13,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Rows that are sorted, or of which nodes are made, in the event loop: 10 ms. A thread leaves the interpreter to the loop
-# every 5 ms, and costs a tenth of a millisecond.
+# Rows that are sorted, or of which nodes are made, in the event loop: 5 ms. A thread costs a tenth of a millisecond,
+# and lets the loop have the interpreter every 5 ms.
 MOST_ROWS_IN_LOOP = 1000
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from scripts.benchmarks.cases import entries, files, large, listings, series, start, together, transfers
+from scripts.benchmarks.cases import entries, files, large, listings, readers, series, start, together, transfers
 from scripts.benchmarks.cases.bench import Bench
 from scripts.benchmarks.report import Row
 
@@ -25,4 +25,5 @@ CASES: dict[str, Callable[[Bench], list[Row]]] = {
     "large": large.large,
     "responsive": together.responsive,
     "fair": together.fair,
+    "readers": readers.readers,
 }
