@@ -43,6 +43,9 @@ class Monitor(trio.abc.Instrument):
         self._collected = self._collecting = 0.0
         gc.callbacks.append(self._collect)
 
+    def close(self) -> None:
+        gc.callbacks.remove(self._collect)
+
     def _collect(self, phase: str, information: dict[str, int]) -> None:
         if threading.current_thread() is threading.main_thread():
             if phase == "start":

@@ -28,12 +28,13 @@ async def keep_collections_short() -> None:
     gc.set_threshold(*thresholds[:2], YOUNG_COLLECTIONS)
     gc.callbacks.append(_exempt_survivors)
     try:
+        worked = time.process_time()
         while True:
-            worked = time.process_time()
-            while time.process_time() - worked < WORK_SECONDS:
-                await _idle()
-            gc.unfreeze()
-            gc.collect()
+            await _idle()
+            if time.process_time() - worked >= WORK_SECONDS:
+                gc.unfreeze()
+                gc.collect()
+                worked = time.process_time()
     finally:
         gc.set_threshold(*thresholds)
         gc.callbacks.remove(_exempt_survivors)

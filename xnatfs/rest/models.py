@@ -21,7 +21,6 @@ Item = tuple[str, ...]  # the segments of an item's URL after /data: ("experimen
 # The server writes local time without a zone, with 0 to 9 fractional digits.
 _TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:\.\d{1,9})?", re.ASCII)
 
-
 UNASSIGNED = "Unassigned"
 # The states of a prearchive session in which the server does no work on it. There are many others, and later releases
 # add more.
@@ -46,10 +45,7 @@ _replace_numbers = re.compile(r"[0-9]+").sub
 
 
 def natural(text: str) -> str:
-    """Return a sort key in which 2 comes before 10, and a number before any other text.
-
-    Before a number stands the count of its digits, so that it may have any length; the key takes little memory.
-    """
+    """Return a sort key in which 2 comes before 10. The count of its digits stands before a number of any length."""
     return _replace_numbers(_number, text)
 
 
