@@ -17,6 +17,7 @@ import httpx
 import trio
 
 from xnatfs.common.errors import Unreachable
+from xnatfs.common.garbage import keep_collections_short
 from xnatfs.common.tasks import background, gather
 from xnatfs.content import ContentCache, open_cache
 from xnatfs.listings.keys import (
@@ -129,6 +130,7 @@ class Site:
         listing is the server's own of now: a program that ends soon would see what was, and never what is.
         """
         self._nursery.start_soon(self._tidy)
+        self._nursery.start_soon(keep_collections_short)
         self.access.begin(self.access.recall)
         if persists and self.xnat.login.username:
             self._offline = offline
