@@ -33,8 +33,10 @@ class Desk(StaticDir):
         self.data: bytes | Exception = b"first\n"
         self.made = 0
 
+        self.kept: list[Node] = []  # in place of new nodes each time, as in a directory that is cached
+
     def entries(self) -> Iterable[Node]:
-        return [GeneratedFile(self, "table.tsv", self._make)]
+        return self.kept or [GeneratedFile(self, "table.tsv", self._make)]
 
     async def _make(self) -> Generated:
         self.made += 1
@@ -115,6 +117,17 @@ async def test_equal_bytes_stay_one_version_and_others_are_another(tmp_path, aut
         assert before - 1 < other.st_mtime_ns / 1e9 < time.time()
         assert await content(ops, other.st_ino) == b"other\n"
         assert (await ops.lookup(ROOT, NAME, CONTEXT)).st_mtime_ns == other.st_mtime_ns
+
+
+async def test_a_directory_that_is_cached_longer_shows_no_older_bytes(tmp_path, autojump_clock):
+    async with desk(tmp_path) as (made, ops):
+        made.kept = list(made.entries())
+        assert (await ops.lookup(ROOT, NAME, CONTEXT)).st_size == 6
+        await trio.sleep(61)
+        made.data = b"longer now\n"
+        found = await ops.lookup(ROOT, NAME, CONTEXT)
+        assert (found.st_size, made.made) == (11, 2)
+        assert await content(ops, found.st_ino) == b"longer now\n"
 
 
 async def test_a_changed_file_replaces_the_pages_of_a_closed_one(tmp_path, autojump_clock):
