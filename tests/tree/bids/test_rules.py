@@ -157,7 +157,8 @@ def test_the_subject_is_cut_from_its_session(session, subject, cut):
 
 def test_a_map_is_looked_up_by_description_and_without_one_by_type():
     found = BidsMap.of(("own", [BidsMapRow(" Rest", "a")]), ("site", [BidsMapRow("rest ", "b"), BidsMapRow("T1", "c")]))
-    assert [found.find(each).bidsname for each in (scan("1", "REST "), scan("2", type="t1"))] == ["a", "c"]
+    lines = [found.find(each) for each in (scan("1", "REST "), scan("2", type="t1"))]
+    assert [line.bidsname for line in lines if line] == ["a", "c"]
     assert found.find(scan("3", "x", type="T1")) is None
     assert [(key, used.bidsname, unused.bidsname) for key, used, unused in found.overridden] == [("rest", "a", "b")]
 
@@ -487,7 +488,8 @@ def test_names_are_valid_and_unique_and_depend_on_no_order(given, data):
     again = plan(mixed, _MAP, fields)
     assert again.files == made.files
     assert again.metadata == made.metadata
-    targets = [target for each in made.metadata.values() for target in each.get("IntendedFor", ())]
+    intended: list[Any] = [each.get("IntendedFor", ()) for each in made.metadata.values()]
+    targets = [target for each in intended for target in each]
     assert {target.removeprefix("bids::sub-S/ses-E/") for target in targets} <= made.files.keys()
 
 
