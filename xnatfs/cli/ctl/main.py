@@ -36,7 +36,7 @@ NOUNS = {
     "whoami": "show the current user",
     "api": "send any request, for what has no command",
     "config": "manage servers and defaults, by profile",
-    "project": "list, show and download projects",
+    "project": "list, show, export and download projects",
     "subject": "list, show and download the subjects of a project",
     "session": "find, list, show, download and upload imaging sessions (experiments)",
     "scan": "list, show and download the scans of a session",
@@ -60,6 +60,7 @@ COMMAND_MODULES = {
     "lookup.watch": ("prearchive",),
     "lookup.bids": ("bids",),
     "lookup.browse": ("browse",),
+    "lookup.export": ("project",),
     "ctl.completion": ("completion",),
 }
 
