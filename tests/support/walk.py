@@ -11,7 +11,7 @@ from typing import Any
 
 # Files that xnatfs makes from listings: left out unless they are asked for.
 MADE = {"session.json", "session.xml", "scans.tsv", "subjects.tsv", "sessions.tsv"}
-# Views that show the files of `projects` under other names, or come and go: left out where a mount is walked as a whole.
+# Views that show the files of `projects` under other names: left out where a mount is walked as a whole.
 OTHER_VIEWS = {"bids"}
 KINDS = {stat.S_IFDIR: "dir", stat.S_IFREG: "file", stat.S_IFLNK: "link"}
 
