@@ -189,6 +189,8 @@ def item_keys(item: Item) -> list[ListKey]:
     made.append(FilesKey(item, False))
     if item[0] == "experiments":
         made += [ScansKey(item[1]), AssessorsKey(item[1])]
+    if item[0] == "projects":
+        made += [BidsMapKey(item[1]), ImageLabelsKey(item[1]), DemographicsKey(item[1])]
     return [*made, AllSubjectsKey(), AllExperimentsKey()]
 
 

@@ -129,9 +129,8 @@ class Dataset:
         self._map_path = views.bids_map
 
     def sources(self) -> Sequence[ListKey]:
-        """Return the keys of the listings that its folders are made of."""
-        item = self._item
-        return [*self.home.sources(), ImageLabelsKey(self.project.id), ResourcesKey(item, False), FilesKey(item, False)]
+        """Return the keys of the listings that its folders are made of, but for those that not every server has."""
+        return [*self.home.sources(), ResourcesKey(self._item, False)]
 
     @property
     def _item(self) -> Item:
@@ -153,8 +152,7 @@ class Dataset:
         return {key: found for key in keys if (found := self.site.listings.peek(key)) is not None}
 
     async def _outline(self) -> Outline:
-        _, labels, tree = await gather(self.home.children, self._image_labels, self._tree)
-        children = await self.home.children()
+        children, labels, tree = await gather(self.home.load, self._image_labels, self._tree)
         converted = {row.id for row in labels.rows if row.has_nifti} if labels is not None else None
         homes = [node for node in children.nodes.values() if isinstance(node, SubjectDir)]
         named, _ = folder_labels(
@@ -167,9 +165,9 @@ class Dataset:
             if sessions:
                 label = named[home.subject.id]
                 subjects[label] = SubjectFolder(label, home, sessions)
-        expires = min(children.expires, labels.expires if labels is not None else children.expires)
         people = {named[home.subject.id]: home.subject for home in homes}
-        made_of = self._made_of(self.sources())
+        made_of = self._made_of([*self.sources(), ImageLabelsKey(self.project.id), FilesKey(self._item, False)])
+        expires = min([children.expires, *(listing.expires for listing in made_of.values())])
         return Outline(dict(sorted(subjects.items())), people, tree, made_of, expires)
 
     async def _tree(self) -> Tree:
@@ -195,7 +193,7 @@ class Dataset:
             return None
 
     async def _sessions(self, home: SubjectDir, converted: set[str] | None) -> dict[str, SessionFolder]:
-        nodes = [node for node in (await home.children()).nodes.values() if isinstance(node, SessionDir)]
+        nodes = [node for node in (await home.load()).nodes.values() if isinstance(node, SessionDir)]
         imaging = [node for node in nodes if node.experiment.is_imaging]
         subject = home.subject.label if self._cut_subject else ""
         named, _ = folder_labels(
