@@ -173,6 +173,10 @@ class Dataset:
     async def _tree(self) -> Tree:
         try:
             return await stored_tree(await self.home.child("resources"), self._item, False)
+        except Unreachable:
+            if not (self.site.offline and self.site.xnat.away):
+                raise
+            return Tree()  # a list without rows is not stored, and others are
         except (NotFound, Denied, BadReply) as error:
             log.info("bids/%s shows no tree of the project's resources: %s", self.project.id, error)
             return Tree()
