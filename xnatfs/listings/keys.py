@@ -122,10 +122,12 @@ class BidsOutlineKey:
 
 @dataclass(frozen=True, slots=True)
 class BidsPlanKey:
-    """The names that the files of a session have in a BIDS dataset."""
+    """The names that the files of a session have in a BIDS dataset, in the folder of these labels."""
 
     project: str
     experiment: str
+    subject: str
+    session: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import trio
 
-from xnatfs.common.errors import BadReply, Denied, NotFound, Unreachable, XnatError
+from xnatfs.common.errors import BadReply, Denied, NotFound, Unreachable
 from xnatfs.common.sanitize import loads
 from xnatfs.common.tasks import gather
 from xnatfs.listings.keys import (
@@ -235,32 +235,25 @@ class Dataset:
 
     # -- names ---------------------------------------------------------------------------------------------------
 
-    async def map(self) -> tuple[BidsMap, float]:
-        """Return the lines of all maps that apply, and until when they are fresh."""
-        project: Listing[BidsMapRow]
-        project, site = await gather(
-            lambda: self.site.listings.get(BidsMapKey(self.project.id)), lambda: self.site.listings.get(BidsMapKey(""))
-        )
+    async def map(self) -> tuple[BidsMap, dict[ListKey, Listing[Any]]]:
+        """Return the lines of all maps that apply, and the listings that they are of."""
+        keys = BidsMapKey(self.project.id), BidsMapKey("")
+        project, site = await gather(*(partial(self.site.listings.get, key) for key in keys))
         own = await trio.to_thread.run_sync(_read_map, self._map_path) if self._map_path else []
         merged = BidsMap.of(("file", own), ("map of the project", project.rows), ("map of the site", site.rows))
-        return merged, min(project.expires, site.expires)
-
-    def plan_key(self, session: SessionFolder) -> BidsPlanKey:
-        return BidsPlanKey(self.project.id, session.experiment.id)
+        return merged, dict(zip(keys, (project, site), strict=True))
 
     async def plan(self, subject: str, session: SessionFolder) -> PlannedSession:
-        return await self._current(self.plan_key(session), partial(self._plan, subject, session))
+        key = BidsPlanKey(self.project.id, session.experiment.id, subject, session.label)
+        return await self._current(key, partial(self._plan, subject, session))
 
     async def _plan(self, subject: str, session: SessionFolder) -> PlannedSession:
-        bids_map, expires = await self.map()
+        bids_map, made_of = await self.map()
         home = session.home
         await self.site.look_into(self.project.id, home.experiment.id, assessors=False)
-        scans, resources, files = await gather(
-            lambda: self.site.scans(home.experiment.id),
-            lambda: self.site.resources(home.item, True),
-            lambda: self.site.files(home.item, True),
-        )
-        expires = min(expires, scans.expires, resources.expires, files.expires)
+        keys = ScansKey(home.experiment.id), ResourcesKey(home.item, True), FilesKey(home.item, True)
+        scans, resources, files = await gather(*(partial(self.site.listings.get, key) for key in keys))
+        made_of |= zip(keys, (scans, resources, files), strict=True)
         found, broken = _scan_files(scans, resources, files)
         shared = await self._resource_files(session, {row.id for rows in found for row in rows.resources}, files)
         shown = [ScanFiles(each.scan, [file for file in each.files if file.resource in shared]) for each in found]
@@ -275,9 +268,8 @@ class Dataset:
             read = await gather(*(partial(self._read, shared, file) for file in plan.wanted))
             sidecars |= zip(plan.wanted, read, strict=True)
         plan.left_out[:0] = broken
-        item, project = home.item, self.project.id
-        keys = [ScansKey(item[1]), ResourcesKey(item, True), FilesKey(item, True), BidsMapKey(project), BidsMapKey("")]
-        return PlannedSession(plan, shared, tar, self._made_of(keys), expires)
+        expires = min(listing.expires for listing in made_of.values())
+        return PlannedSession(plan, shared, tar, made_of, expires)
 
     def _sidecars(self, home: SessionDir, resources: Mapping[str, ResourceFiles]) -> SessionSidecars:
         """Return the sidecars in resources without images, which come together."""
@@ -303,13 +295,10 @@ class Dataset:
         return found
 
     async def _read(self, shared: Mapping[str, ResourceFiles], file: StoredFile) -> Sidecar:
-        """Return the fields of a sidecar, through the content cache; none of one that is unreadable or no JSON."""
+        """Return the fields of a sidecar, through the content cache; none of one that is lost, damaged or no JSON."""
         try:
-            data = await read_file(shared[file.resource], file.place, MAX_SIDECAR_BYTES)
-            fields = loads(data)
-        except Unreachable:
-            raise
-        except (XnatError, ValueError) as error:
+            fields = loads(await read_file(shared[file.resource], file.place, MAX_SIDECAR_BYTES))
+        except (NotFound, BadReply, ValueError) as error:
             log.info("the sidecar %s is not used: %s", file.path, error)
             return {}
         return fields if isinstance(fields, dict) else {}
