@@ -210,8 +210,13 @@ class Dataset:
                 found[label] = SessionFolder(label, node)
         return dict(sorted(found.items()))
 
-    async def demographics(self) -> Listing[Demographics]:
-        return await self.site.listings.get(DemographicsKey(self.project.id))
+    async def demographics(self) -> Listing[Demographics] | None:
+        """Return sex and group of the subjects; None if the server does not list them to the account."""
+        try:
+            return await self.site.listings.get(DemographicsKey(self.project.id))
+        except (BadReply, NotFound, Denied) as error:
+            log.info("bids/%s has participants without sex and group: %s", self.project.id, error)
+            return None
 
     async def stored(self, outline: Outline, subject: SubjectFolder) -> tuple[Tree, list[SessionFolder]]:
         """Return the tree of a subject that resources hold, and the sessions that it does not have: a tree counts more.
