@@ -11,6 +11,8 @@ from typing import Any
 
 # Files that xnatfs makes from listings: left out unless they are asked for.
 MADE = {"session.json", "session.xml", "scans.tsv", "subjects.tsv", "sessions.tsv"}
+# Views that show the files of `projects` under other names: left out where a mount is walked as a whole.
+OTHER_VIEWS = {"bids"}
 KINDS = {stat.S_IFDIR: "dir", stat.S_IFREG: "file", stat.S_IFLNK: "link"}
 
 
@@ -25,7 +27,7 @@ def walk(root: Path, read: bool, made: bool = False) -> list[dict[str, Any]]:
             entries.append({"path": relative(directory, root), "error": errno.errorcode[error.errno or 0]})
             continue
         for name in names:
-            if name in MADE and not made:
+            if (name in MADE or (directory == root and name in OTHER_VIEWS)) and not made:
                 continue
             path = directory / name
             entry = look(path, root)

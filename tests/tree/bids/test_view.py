@@ -49,7 +49,7 @@ async def test_a_session_of_xnats_converter_has_its_names_and_bytes(tmp_path):
         stem = "sub-CASE1_ses-CASE1MR1"
         names = [f"anat/{stem}_run-0{run}_T1w" for run in (1, 2, 3)] + [f"func/{stem}_task-rest_bold"]
         shown = {f"{name}{extension}" for name in names for extension in (".nii.gz", ".json")}
-        assert found.keys() == shown | {f"{stem}_task-rest_bold.json", f"{stem}_scans.tsv"}
+        assert found.keys() == shown | {f"{stem}_task-rest_bold.json", f"{stem}_scans.tsv", f"{stem}_scans.json"}
         image = found[f"anat/{stem}_run-02_T1w.nii.gz"]
         assert await content(image) == b"image 8 sub-CASE1_ses-x_run-02_T1w"
         same = await find(site, "projects/P/CASE 1/CASE 1_MR-1/scans/8/NIFTI/sub-CASE1_ses-x_run-02_T1w.nii.gz")
@@ -183,7 +183,7 @@ async def test_a_new_scan_shows_after_its_listing_was_renewed(tmp_path):
         assert len(await tree(directory)) == 6
         convert(made, made.scan(made.experiments["DEMO_E00001"], "12"), "sub-CASE1_ses-x_T2w")
         await site.renew(directory.sources())
-        assert len(await tree(await find(site, ONE))) == 12
+        assert len(await tree(await find(site, ONE))) == 13
         assert (await find(site, f"{ONE}/anat/sub-CASE1_ses-CASE1MR1_T2w.nii.gz")).name
 
 
@@ -244,3 +244,16 @@ async def test_sidecars_that_no_tar_brings_are_requested_singly(tmp_path):
         for name in [name for name in found if name.endswith(".json")]:
             assert json.loads(await content(found[name]))["stem"]
         assert len(demo.requests) - before == 3
+
+
+async def test_a_session_of_which_images_cannot_be_listed_is_an_error_and_is_reported(tmp_path):
+    made = as_xnat_converts()
+    made.experiments["DEMO_E00001"].scans[1].resources[0].broken = True
+    convert(made, made.scan(session(made, "S2"), "1"), "sub-x_T1w")
+    async with opened(made, tmp_path) as (site, _):
+        with pytest.raises(BadReply, match="the files of NIFTI of scan 8 cannot be listed"):
+            await tree(await find(site, ONE))
+        assert "sub-S2_ses-E1_T1w.nii.gz" in await tree(await find(site, "bids/P/sub-S2/ses-E1/anat"))
+        (row,) = await table(site, "bids/P/sourcedata/xnatfs/left-out.tsv")
+        assert (row["subject"], row["scan"]) == ("sub-CASE1", "n/a")
+        assert "scan 8" in row["reason"]

@@ -15,7 +15,6 @@ from xnatfs.listings.keys import (
     DemographicsKey,
     ExperimentsKey,
     FilesKey,
-    ImageLabelsKey,
     ListKey,
     ProjectsKey,
     ResourcesKey,
@@ -48,7 +47,7 @@ class BidsProjects(Dir):
         self._projects = projects
 
     async def load(self) -> Children:
-        found = await self._projects.children()
+        found = await self._projects.load()
         nodes: dict[str, Node] = {
             name: DatasetDir(self, name, home) for name, home in found.nodes.items() if isinstance(home, ProjectDir)
         }
@@ -89,21 +88,19 @@ class DatasetDir(Dir):
         yield self._file("README", generated.readme(row.id, row.name, url))
         yield GeneratedFile(self, "participants.tsv", self._participants, [*self.sources(), DemographicsKey(row.id)])
         yield self._file("participants.json", generated.json_bytes(generated.PARTICIPANTS))
-        yield self._file("sessions.json", generated.described(generated.SESSIONS, self.dataset.session_columns))
-        yield self._file("scans.json", generated.json_bytes(generated.SCANS))
 
     def _file(self, name: str, data: bytes) -> GeneratedFile:
         return fixed_file(self, name, data)
 
     async def _participants(self) -> Generated:
         outline, found = await self.dataset.outline(), await self.dataset.demographics()
-        known = {row.id: (row.sex, row.group) for row in found.rows}
+        known = {row.id: (row.sex, row.group) for row in found.rows} if found else {}
         rows = []
         for label in sorted({*outline.subjects, *outline.tree.subjects}):
             person = outline.people.get(label)
             cells = (*known.get(person.id, ("", "")), person.id, person.label) if person else ("", "", "", "")
             rows.append((f"sub-{label}", *cells))
-        expires = min(outline.expires, found.expires)
+        expires = min(outline.expires, found.expires) if found else outline.expires
         return Generated(generated.table(list(generated.PARTICIPANTS), rows), expires)
 
 
@@ -131,19 +128,23 @@ class BidsSubjectDir(Dir):
 
     async def load(self) -> Children:
         outline = await self.dataset.outline()
-        subject = outline.subjects.get(self.subject.label, self.subject)
+        subject = outline.subjects.get(self.subject.label)
+        if subject is None:
+            raise NotFound(f"{'/'.join(self.path)} is gone")
         tree, own = await self.dataset.stored(outline, subject)
         nodes: dict[str, Node] = {
             f"ses-{session.label}": BidsSessionDir(self, f"ses-{session.label}", session) for session in own
         }
         if own:
-            name = f"{self.name}_sessions.tsv"
-            nodes[name] = fixed_file(self, name, self.dataset.sessions_table(own), outline.expires)
+            columns = generated.described(generated.SESSIONS, self.dataset.session_columns)
+            tables = {".tsv": self.dataset.sessions_table(own), ".json": columns}
+            for extension, data in tables.items():
+                name = f"{self.name}_sessions{extension}"
+                nodes[name] = fixed_file(self, name, data, outline.expires)
         return Children(TreeNodes(self, tree, nodes), outline.expires)
 
     def sources(self) -> Sequence[ListKey]:
-        project = self.dataset.project.id
-        return [ExperimentsKey(project), ImageLabelsKey(project)]
+        return [ExperimentsKey(self.dataset.project.id)]
 
 
 class _PlannedDir(Dir):
@@ -200,6 +201,7 @@ class BidsSessionDir(_PlannedDir):
         files = {f"{each}.json": generated.json_bytes(fields) for each, fields in planned.plan.metadata.items()}
         if types:
             files[f"{stem}_scans.tsv"] = planned.scans_table(self.session.experiment.id)
+            files[f"{stem}_scans.json"] = generated.json_bytes(generated.SCANS)
         for name in sorted(files, key=natural):
             nodes[name] = fixed_file(self, name, files[name], planned.expires)
         return nodes
