@@ -11,6 +11,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from xnatfs.demo.archive.model import Scan
+from xnatfs.demo.fixtures.converted import BOLD, PLAIN
+from xnatfs.demo.fixtures.converted import files as files_of
+
 BLOCK = 2**20
 SESSION = Path("SUBJECT", "SESSION")
 
@@ -77,6 +81,24 @@ def many(directory: Path, files: int) -> Path:
             (folder / f"1-{number:05}.dcm").write_bytes(chance.randbytes(chance.randrange(4096)))
 
     return _made(directory / f"many-{files}", "MANY", make)
+
+
+def converted(directory: Path, subjects: int) -> Path:
+    """Return an archive of subjects with two converted scans each, whose series descriptions are names in BIDS."""
+
+    def make(session: Path) -> None:
+        for number in range(1, subjects + 1):
+            folder = session.parent.with_name(f"S{number:03}") / f"S{number:03}_MR"
+            scans = [Scan("2", series_description="anat-T1w"), Scan("3", series_description="func-bold_task-rest")]
+            for scan, made in zip(scans, (PLAIN, BOLD), strict=True):
+                target = folder / "scans" / scan.id / "NIFTI"
+                target.mkdir(parents=True)
+                for _, ending, content in files_of(scan, number, made):
+                    (target / f"{scan.id}{ending}").write_bytes(content)
+            rows = "".join(f"{scan.id}\t{scan.series_description}\n" for scan in scans)
+            (folder / "scans.tsv").write_text(f"id\tseries_description\n{rows}")
+
+    return _made(directory / f"converted-{subjects}", "CONVERTED", make)
 
 
 def images(directory: Path, count: int, size: int) -> Path:
