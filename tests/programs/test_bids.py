@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,6 +27,7 @@ from xnatfs.demo.archive.model import Archive
 from xnatfs.demo.fixtures.bids import REST, SUBJECTS, publish_bids
 from xnatfs.demo.fixtures.lab import DemoArchive
 from xnatfs.demo.server.app import DemoXnat, Record
+from xnatfs.demo.server.releases import RELEASES
 from xnatfs.demo.server.socket import serve
 
 pytestmark = pytest.mark.fuse
@@ -49,10 +51,10 @@ REAL_IMAGES = {
 
 
 @contextmanager
-def bids_demo() -> Iterator[Demo]:
+def bids_demo(**site: Any) -> Iterator[Demo]:
     archive = DemoArchive(empty=True)
     publish_bids(archive, {USER: "Owners"})
-    app = DemoXnat(archive)
+    app = DemoXnat(archive, **site)
     with serve(app) as url:
         yield Demo(url, app, archive)
 
@@ -134,6 +136,20 @@ def test_images_and_sidecars_are_the_resources_byte_for_byte(demo, mount, projec
     walked = {"/".join(entry["path"]): entry for entry in mount.walk(f"bids/{project}", read=True)}
     for path, entry in expected.copies.items():
         assert (walked[path]["md5"], walked[path]["size"]) == (entry.digest, int(entry.size)), path
+
+
+@pytest.mark.parametrize(
+    "site",
+    [{"release": RELEASES["1.6"]}, {"release": RELEASES["1.11"]}, {"joins": "ignored"}, {"joins": "refused"}],
+    ids=["XNAT 1.6", "XNAT 1.11", "no joins", "joins refused"],
+)
+def test_trees_are_the_same_on_servers_that_answer_otherwise(tmp_path, site):
+    """Older and newer releases list in another order, and some servers do not join lists."""
+    with bids_demo(**site) as own, mounting(own.url, tmp_path, **own.login) as mounted:
+        for project in set(TREES) - {"BIDS_HUNDRED"}:
+            expected = expected_tree(own.archive, project)
+            found = listed(mounted.path / "bids" / project)
+            assert found == {*expected.copies, *expected.tables, *expected.sidecars}
 
 
 def test_a_map_of_the_project_wins_over_the_sites_and_renames_one_series_only(mount):
@@ -343,11 +359,13 @@ def test_pybids_reads_labels_that_are_alike_apart(mount):
 
 
 @pytest.mark.skipif(not HAS_NIWORKFLOWS, reason="niworkflows is not installed: 35 s and 500 MB for one function")
-@pytest.mark.parametrize("project", ["BIDS_FIELDMAPS", "BIDS_ECHOES"])
-def test_fmriprep_collects_the_same_files_from_the_mount_and_a_copy(mount, copies, project):
+@pytest.mark.parametrize("project", ["BIDS_PLAIN", "BIDS_FIELDMAPS", "BIDS_DIFFUSION", "BIDS_REPROIN"])
+def test_fmriprep_collects_the_same_files_from_the_mount_and_a_copy(demo, mount, copies, project):
     found = collect(mount.path / "bids" / project)
     assert found == collect(copies / project)
-    assert found
+    tree = expected_tree(demo.archive, project)
+    wanted = {path for path in tree.copies if path.endswith("nii.gz") and not path.endswith("_PDT2.nii.gz")}
+    assert {path for kinds in found.values() for paths in kinds.values() for path in paths} == wanted
 
 
 def test_the_top_of_a_data_set_takes_no_request_a_subject(demo, tmp_path):
