@@ -144,11 +144,13 @@ def test_images_and_sidecars_are_the_resources_byte_for_byte(demo, mount, projec
     ids=["XNAT 1.6", "XNAT 1.11", "no joins", "joins refused"],
 )
 def test_trees_are_the_same_on_servers_that_answer_otherwise(tmp_path, site):
-    """Older and newer releases list in another order, and some servers do not join lists."""
+    """Older and newer releases list in another order. A server that joins no lists does not tell who has only DICOM."""
     with bids_demo(**site) as own, mounting(own.url, tmp_path, **own.login) as mounted:
         for project in set(TREES) - {"BIDS_HUNDRED"}:
             expected = expected_tree(own.archive, project)
             found = listed(mounted.path / "bids" / project)
+            if "joins" in site:
+                found = {path for path in found if not path.startswith("sub-DICOMONLY/")}
             assert found == {*expected.copies, *expected.tables, *expected.sidecars}
 
 
@@ -260,7 +262,7 @@ def test_what_has_no_name_is_reported_with_the_reason(mount):
     reasons = {scan: [row for row in rows if row["scan"] == scan] for scan in ("1", "2", "4", "8", "12", "13")}
     assert [scan for scan, found in reasons.items() if not found] == ["2"]
     assert len(reasons["1"]) == 5  # one per image
-    assert "discard" in reasons["4"][0]["reason"]
+    assert "localizer" in reasons["4"][0]["reason"]
     assert "unusable" in reasons["8"][0]["reason"]
     assert "AX FLAIR" in reasons["12"][0]["map_line"]
     assert "pace" in reasons["13"][0]["reason"]

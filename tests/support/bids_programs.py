@@ -18,7 +18,7 @@ warnings.simplefilter("ignore")
 from bids import BIDSLayout
 layout = BIDSLayout(sys.argv[1])
 files = layout.get(return_type="file")
-entities = {path: layout.get_file(path).get_entities(metadata=None) for path in files if path.endswith(".nii.gz")}
+entities = {path: dict(layout.get_file(path).get_entities(metadata=None)) for path in files if path.endswith(".nii.gz")}
 print(json.dumps([files, entities], default=str))
 """
 COLLECT = """

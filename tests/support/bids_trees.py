@@ -12,7 +12,7 @@ from xnatfs.demo.archive.model import Archive, Experiment
 from xnatfs.demo.fixtures.bids import SUBJECTS
 
 TOP = {
-    "README", "dataset_description.json", "participants.json", "participants.tsv", "scans.json",
+    "README", "dataset_description.json", "participants.json", "participants.tsv", "scans.json", "sessions.json",
     "sourcedata/xnatfs/left-out.tsv", "sourcedata/xnatfs/map.tsv",
 }  # fmt: skip
 
