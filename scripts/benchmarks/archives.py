@@ -84,19 +84,17 @@ def many(directory: Path, files: int) -> Path:
 
 
 def converted(directory: Path, subjects: int) -> Path:
-    """Return an archive of subjects with two converted scans each, whose series descriptions are names in BIDS."""
+    """Return an archive of subjects with two scans each, as XNAT's own converter leaves them."""
 
     def make(session: Path) -> None:
         for number in range(1, subjects + 1):
-            folder = session.parent.with_name(f"S{number:03}") / f"S{number:03}_MR"
-            scans = [Scan("2", series_description="anat-T1w"), Scan("3", series_description="func-bold_task-rest")]
-            for scan, made in zip(scans, (PLAIN, BOLD), strict=True):
-                target = folder / "scans" / scan.id / "NIFTI"
-                target.mkdir(parents=True)
-                for _, ending, content in files_of(scan, number, made):
-                    (target / f"{scan.id}{ending}").write_bytes(content)
-            rows = "".join(f"{scan.id}\t{scan.series_description}\n" for scan in scans)
-            (folder / "scans.tsv").write_text(f"id\tseries_description\n{rows}")
+            subject = f"S{number:03}"
+            for id, name, images in (("2", "T1w", PLAIN), ("3", "task-rest_bold", BOLD)):
+                scan = session.parent.with_name(subject) / f"{subject}MR" / "scans" / id
+                for _, ending, content in files_of(Scan(id, series_description=name), number, images):
+                    target = scan / ("BIDS" if ending == ".json" else "NIFTI")
+                    target.mkdir(parents=True)
+                    (target / f"sub-{subject}_ses-{subject}MR_{name}{ending}").write_bytes(content)
 
     return _made(directory / f"converted-{subjects}", "CONVERTED", make)
 
