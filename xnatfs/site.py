@@ -32,7 +32,6 @@ from xnatfs.listings.keys import (
     ScansKey,
     SizeKey,
     SubjectsKey,
-    experiment_keys,
 )
 from xnatfs.listings.revocation import Access
 from xnatfs.listings.server_listings import ServerListings
@@ -45,6 +44,7 @@ from xnatfs.rest.models import Accession, Assessor, Experiment, FileRow, Item, P
 from xnatfs.settings.config import Config, server_directory
 from xnatfs.settings.credentials import Credentials
 from xnatfs.settings.session_store import SessionStore
+from xnatfs.settings.views import ViewOptions
 
 # Nodes of recently listed files that are cached, 250 bytes each; the next listing is three times as fast.
 SHOWN_NODES = 50_000
@@ -109,6 +109,7 @@ class Site:
         self.series_prefetch = series_prefetch
         self.content = content
         self.ttl = ttl
+        self.views = ViewOptions()  # what the tree shows
         self.opened_at = time.time()
         self.sizes_learnt = False  # whether any file was found to differ from its listing
         self.sizes_right: dict[str, bool] = {}  # by resource, of those that were examined more closely
@@ -116,7 +117,7 @@ class Site:
         self.listings = ServerListings(xnat, store, ttl, nursery)
         self.metadata = self.listings.cache
         self._nursery = nursery
-        self.walks = Walks(lambda project: SessionListings(project, xnat, self.metadata, ttl, self._begin_session))
+        self.walks = Walks(lambda project: SessionListings(project, xnat, self.metadata, ttl, self._begin))
         self._offline = False
         self.access = Access(content.drop, store, self.listings, nursery)
 
@@ -225,10 +226,10 @@ class Site:
 
     # -- prefetching ---------------------------------------------------------------------------------------------
 
-    async def look_into(self, project: str, experiment: str) -> None:
+    async def look_into(self, project: str, experiment: str, *, assessors: bool = True) -> None:
         """Begin the listings of a session together; for a client that iterates over sessions, those of a batch."""
         try:
-            await self.walks.of(project).enter_session(experiment)
+            await self.walks.of(project).enter_session(experiment, assessors=assessors)
         except Unreachable:
             if not self._offline:
                 raise  # else the stored listings are served
@@ -237,10 +238,9 @@ class Site:
         """Prefetch for a subject whose resources a client lists."""
         await self.walks.of(project).enter_subject(subject)
 
-    def _begin_session(self, experiment: str, imaging: bool) -> None:
-        for key in experiment_keys(experiment):
-            if imaging or not isinstance(key, ScansKey | AssessorsKey):
-                self.listings.begin(key)
+    def _begin(self, keys: Sequence[ListKey]) -> None:
+        for key in keys:
+            self.listings.begin(key)
 
     # -- what files have taught ----------------------------------------------------------------------------------
 
@@ -292,4 +292,6 @@ async def open_site(
         open_store(directory, lambda: xnat.login.username) as store,
         background() as nursery,
     ):
-        yield Site(xnat, store, content, series_prefetch, config.ttl, nursery)
+        site = Site(xnat, store, content, series_prefetch, config.ttl, nursery)
+        site.views = config.views
+        yield site

@@ -79,6 +79,27 @@ class FilesKey(ListKey):
 
 
 @dataclass(frozen=True, slots=True)
+class BidsMapKey(ListKey):
+    """The map of BIDS names of a project, or of the site."""
+
+    project: str  # '' for the site
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLabelsKey(ListKey):
+    """The labels of the resources of a project's scans, by session."""
+
+    project: str
+
+
+@dataclass(frozen=True, slots=True)
+class DemographicsKey(ListKey):
+    """The sex and the group of a project's subjects."""
+
+    project: str
+
+
+@dataclass(frozen=True, slots=True)
 class ChildrenKey:
     """The children of a directory."""
 
@@ -88,6 +109,28 @@ class ChildrenKey:
 @dataclass(frozen=True, slots=True)
 class FoldersKey:
     """The folders within a resource, by the path of its directory."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class BidsOutlineKey:
+    """The folders of subjects and sessions of a BIDS dataset, by the ID of its project."""
+
+    project: str
+
+
+@dataclass(frozen=True, slots=True)
+class BidsPlanKey:
+    """The names that the files of a session have in a BIDS dataset."""
+
+    project: str
+    experiment: str
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedKey:
+    """The bytes of a file that is made from listings, by its path."""
 
     path: Path
 

@@ -29,8 +29,11 @@ from xnatfs.listings.keys import (
     AllExperimentsKey,
     AllSubjectsKey,
     AssessorsKey,
+    BidsMapKey,
+    DemographicsKey,
     ExperimentsKey,
     FilesKey,
+    ImageLabelsKey,
     ListKey,
     ProjectsKey,
     ResourcesKey,
@@ -40,6 +43,7 @@ from xnatfs.listings.keys import (
 )
 from xnatfs.listings.store import MAX_AGE_SECONDS, ListingStore
 from xnatfs.listings.ttl_cache import Expiring, Listing, MetadataCache, listing
+from xnatfs.rest.bids import BidsMapRow, Demographics, ImageLabels
 from xnatfs.rest.client import Xnat
 from xnatfs.rest.file_table import Catalogues
 from xnatfs.rest.models import Accession, Assessor, Experiment, FileRow, Project, Resource, Scan, Subject
@@ -242,6 +246,12 @@ class ServerListings:
                 return lambda: xnat.assessors(experiment), lambda row: row.id, Assessor
             case ResourcesKey(item, below):
                 return lambda: xnat.resources(item, below=below), lambda row: row.group, Resource
+            case BidsMapKey(project):
+                return lambda: xnat.bids_map(project), lambda row: row.id, BidsMapRow
+            case DemographicsKey(project):
+                return lambda: xnat.demographics(project), lambda row: row.id, Demographics
+            case ImageLabelsKey(project):
+                return lambda: xnat.image_labels(project), lambda row: row.id, ImageLabels
             case FilesKey(item, below):
                 return lambda: xnat.files(item, below=below), lambda row: row.resource_id, FileRow
         raise KeyError(key)

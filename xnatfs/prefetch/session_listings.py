@@ -69,12 +69,16 @@ class SessionListings:
         xnat: The client of the server.
         metadata: The cache that receives the listings.
         ttl: Seconds for which a listing is valid.
-        begin_singly: Begin single requests for all listings of a session, in the background; the flag tells whether the
-            session can have scans.
+        begin_singly: Begin single requests for listings of a session, in the background.
     """
 
     def __init__(
-        self, project: str, xnat: Xnat, metadata: MetadataCache, ttl: float, begin_singly: Callable[[str, bool], None]
+        self,
+        project: str,
+        xnat: Xnat,
+        metadata: MetadataCache,
+        ttl: float,
+        begin_singly: Callable[[Sequence[ListKey]], None],
     ) -> None:
         self._project = project
         self._xnat = xnat
@@ -100,8 +104,11 @@ class SessionListings:
         """Cache nothing more: what is on its way was requested before listings were dropped as outdated."""
         self._is_ended = True
 
-    async def enter_session(self, accession: str) -> None:
-        """Prefetch for a session that a client opens; its listings are cached on return, or being requested singly."""
+    async def enter_session(self, accession: str, *, assessors: bool = True) -> None:
+        """Prefetch for a session that a client opens; its listings are cached on return, or being requested singly.
+
+        Without `assessors`, a single session's are not requested: the client does not show them.
+        """
         self._sort()
         is_iterating = self._iteration.step(accession)
         if not is_iterating:
@@ -117,7 +124,10 @@ class SessionListings:
             await self._fetch_batch(self._choose(accession, size))
         if not self._is_known(accession):
             self._begun[accession] = asked_at
-            self._begin_singly(accession, self._is_imaging(accession))
+            unwanted: set[type[ListKey]] = set() if assessors else {AssessorsKey}
+            if not self._is_imaging(accession):
+                unwanted |= {ScansKey, AssessorsKey}
+            self._begin_singly([key for key in experiment_keys(accession) if type(key) not in unwanted])
 
     async def enter_subject(self, accession: str) -> None:
         """Prefetch for a subject whose resources a client lists: an absence of resources is cached on return."""

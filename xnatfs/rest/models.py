@@ -130,10 +130,12 @@ class Project:
     id: str
     name: str
     secondary_id: str
+    investigator: str = ""  # the principal one's name
 
     @classmethod
     def parse(cls, row: Row) -> Self:
-        return cls(row.need("ID"), row.text("name"), row.text("secondary_ID"))
+        name = " ".join(filter(None, [row.text("pi_firstname"), row.text("pi_lastname")]))
+        return cls(row.need("ID"), row.text("name"), row.text("secondary_ID"), name)
 
 
 @dataclass(frozen=True, slots=True)

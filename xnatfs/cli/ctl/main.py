@@ -34,7 +34,7 @@ NOUN_ALIASES = {noun: (plural,) for noun, plural in PLURALS.items()} | {
 
 COMMAND_MODULES = (
     *("ctl.account", "ctl.api", "ctl.profiles", "ctl.archive", "lookup.find", "ctl.transfers", "ctl.uploads"),
-    *("ctl.prearchive", "lookup.watch", "lookup.browse", "ctl.completion"),
+    *("ctl.prearchive", "lookup.watch", "lookup.browse", "lookup.bids", "ctl.completion"),
 )
 
 NOUNS = {
@@ -46,6 +46,7 @@ NOUNS = {
     "scan": "list, show and download the scans of a session",
     "resource": "list, show, download and upload resources of a scan or a session",
     "prearchive": "archive, move, delete and watch received sessions",
+    "bids": "show what a project's images are called in BIDS, and draft names",
     "api": "send any request, for what has no command",
 }
 
