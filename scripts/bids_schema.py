@@ -1,4 +1,4 @@
-"""Write the rules for BIDS file names that the view needs, made of the official schema: xnatfs/tree/bids/rules/schema.json.
+"""Write the rules for BIDS file names that the view needs, from the official schema, to tree/bids/rules/schema.json.
 
 Run `python -m scripts.bids_schema` after an update of bidsschematools; a test compares.
 """

@@ -12,7 +12,7 @@ from xnatfs.demo.archive.model import Archive, Experiment
 from xnatfs.demo.fixtures.bids import SUBJECTS
 
 TOP = {
-    "README", "dataset_description.json", "participants.json", "participants.tsv", "scans.json", "sessions.json",
+    "README", "dataset_description.json", "participants.json", "participants.tsv",
     "sourcedata/xnatfs/left-out.tsv", "sourcedata/xnatfs/map.tsv",
 }  # fmt: skip
 
@@ -147,11 +147,11 @@ def expected_tree(archive: Archive, project: str) -> ExpectedTree:
             prefix = f"{folder}/{folder.replace('/', '_')}"
             subject = folder.partition("/")[0]
             tree.sessions[folder] = session
-            tree.tables.add(f"{subject}/{subject}_sessions.tsv")
+            tree.tables |= {f"{subject}/{subject}_sessions{ending}" for ending in (".tsv", ".json")}
             continue
         datatype, name = shown.split("/")
         scan, _, stem = source.removesuffix("+").strip().partition("/")
-        tree.tables.add(f"{prefix}_scans.tsv")
+        tree.tables |= {f"{prefix}_scans{ending}" for ending in (".tsv", ".json")}
         if source.endswith("+"):
             tree.sidecars.add(f"{prefix}_{name}.json")
         for ending, entry in files_of(session, scan, stem):

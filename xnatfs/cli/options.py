@@ -5,7 +5,6 @@ import logging
 import os
 import re
 import stat
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import date
@@ -319,6 +318,8 @@ def _local_cache(note: Path) -> Path:
             return local
     except (OSError, ValueError):
         pass
+    import tempfile
+
     try:
         local = Path(tempfile.mkdtemp(prefix="xnatfs-", dir=LOCAL_CACHE_PARENT))
         try:

@@ -97,8 +97,10 @@ def run_xnatctl(words: Sequence[str]) -> int:
             parser.parse_args(words)
         from xnatfs.cli.ctl import main
 
-        main.build(parser)
-        if "_ARGCOMPLETE" in os.environ:
+        is_completing = "_ARGCOMPLETE" in os.environ
+        line = os.environ.get("COMP_LINE", "").split() if is_completing else words
+        main.build(parser, main.named_nouns(line))
+        if is_completing:
             from xnatfs.cli.ctl import completion
 
             completion.complete(parser)

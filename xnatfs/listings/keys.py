@@ -136,6 +136,14 @@ class GeneratedKey:
 
 
 @dataclass(frozen=True, slots=True)
+class FramesKey:
+    """The frames of the scans of one session, or of what is known of a project."""
+
+    project: str
+    session: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class LinkKey:
     """The target of a link, by its directory (`experiments`, `subjects`) and accession ID."""
 

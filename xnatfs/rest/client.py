@@ -15,7 +15,7 @@ import httpx
 
 from xnatfs.common.errors import BadReply, Denied, NotFound
 from xnatfs.common.tasks import gather
-from xnatfs.http.documents import fetch_json, fetch_text
+from xnatfs.http.documents import fetch_bytes, fetch_json, fetch_text
 from xnatfs.http.messages import ChangeReply, HttpRequest, RequestBody
 from xnatfs.http.replies import close
 from xnatfs.http.transport import Transport, open_transport
@@ -265,6 +265,14 @@ class Xnat(Contents):
             return Document.parse(document["items"][0])
         except (KeyError, IndexError, TypeError, AttributeError, RecursionError):
             raise BadReply(f"{self.url}{path} did not come as the document of an item") from None
+
+    async def item_xml(self, *item: str) -> bytes:
+        """Fetch the document of one item as XML, as the server writes it."""
+        path = item_path(item)
+        document = await fetch_bytes(self._transport, path, {"format": "xml"})
+        if not (document.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"<") and document.rstrip().endswith(b">")):
+            raise BadReply(f"{self.url}{path} was requested as XML and came as something else")
+        return document
 
     async def rows(self, *item: str, columns: str = "", **params: str) -> list[Row]:
         """Fetch a list as the server has it, given as the segments of its URL after /data."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 
 from xnatfs.site import Site
+from xnatfs.tree.archive.layout import ArchiveDir
 from xnatfs.tree.bids.view import BidsProjects
 from xnatfs.tree.links import ExperimentLinks, SubjectLinks
 from xnatfs.tree.node import Dir, Node, StaticDir
@@ -16,6 +17,7 @@ VIEWS: dict[str, Callable[[Site, Dir, str], Dir]] = {
     "experiments": lambda site, root, name: ExperimentLinks(site, root, name, Projects(site, root, "projects")),
     "subjects": lambda site, root, name: SubjectLinks(site, root, name, Projects(site, root, "projects")),
     "bids": lambda site, root, name: BidsProjects(site, root, name, Projects(site, root, "projects")),
+    "archive": ArchiveDir,
 }
 
 

@@ -29,7 +29,7 @@ from xnatfs.rest.models import Accession
 from xnatfs.site import Site
 from xnatfs.tree.names import expected, file_name, unescape
 from xnatfs.tree.node import Children, Dir, Link, Listed, Node, NodesByPlace
-from xnatfs.tree.projects import RESOURCES, ProjectDir, Projects, SubjectDir
+from xnatfs.tree.projects import PROJECT_NAMES, RESOURCES, ProjectDir, Projects, SubjectDir
 from xnatfs.tree.sessions import AssessorsDir, SessionDir
 
 # Rows of a site that are sorted in between two checkpoints: a millisecond.
@@ -280,7 +280,7 @@ class SubjectLinks(LinksDir):
     key = AllSubjectsKey()
 
     def path_by_labels(self, row: Accession, owner: str, links: Links) -> Path:
-        return ("projects", owner, expected(row.label, row.id, {RESOURCES}))
+        return ("projects", owner, expected(row.label, row.id, PROJECT_NAMES))
 
     async def collect(self, project_dir: ProjectDir) -> ItemPaths:
         subjects = await _subjects(project_dir)
@@ -308,7 +308,7 @@ class ExperimentLinks(LinksDir):
             # An item that has a session is no session itself: two that name each other would be followed for ever.
             above = self.likely_path(session, links)[0] if session and not session.session else ()
             return (*above, "assessors", expected(row.label, row.id))
-        subject = expected(row.subject_label, row.subject, {RESOURCES})
+        subject = expected(row.subject_label, row.subject, PROJECT_NAMES)
         return ("projects", owner, subject, expected(row.label, row.id, {RESOURCES}))
 
     async def in_owner(self, row: Accession) -> Path:

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from xnatfs.listings.keys import ExperimentsKey, ListKey, ProjectsKey, SubjectsKey
-from xnatfs.rest.models import Experiment, Project, Subject
+from xnatfs.rest.models import Project, Subject
 from xnatfs.site import Site
+from xnatfs.tree.metadata.project_tables import PROJECT_TABLES, all_subjects, project_files
 from xnatfs.tree.names import assign
 from xnatfs.tree.node import Children, Dir, Node
 from xnatfs.tree.resource_view import ResourcePlace
@@ -12,6 +13,7 @@ from xnatfs.tree.resources import ResourcesDir
 from xnatfs.tree.sessions import SessionDir
 
 RESOURCES = "resources"  # beside subjects and sessions; an equal label gets a suffix
+PROJECT_NAMES = frozenset({RESOURCES, *PROJECT_TABLES})  # likewise, beside subjects
 
 
 class Projects(Dir):
@@ -23,8 +25,11 @@ class Projects(Dir):
         listing = await self.site.projects()
         named = assign(listing.rows, lambda row: row.id, lambda row: row.id)
         shown = self.site.views.shows_project
-        nodes = {name: ProjectDir(self.site, self, name, row) for name, row in named.items() if shown(row.id)}
+        nodes = {name: self.project_dir(name, row) for name, row in named.items() if shown(row.id)}
         return Children(nodes, listing.expires)
+
+    def project_dir(self, name: str, row: Project) -> "ProjectDir":
+        return ProjectDir(self.site, self, name, row)
 
     def sources(self) -> Sequence[ListKey]:
         return [ProjectsKey()]
@@ -45,10 +50,11 @@ class ProjectDir(Dir):
 
     async def load(self) -> Children:
         subjects, experiments = await self.site.people(self.project.id)
-        rows = [*subjects.rows, *_unlisted(subjects.groups.keys(), experiments.rows)]
-        named = assign(rows, lambda row: row.label, lambda row: row.id, {RESOURCES})
-        nodes: dict[str, Node] = {RESOURCES: self._resources()}
+        rows = all_subjects(subjects.rows, experiments.rows)
+        named = assign(rows, lambda row: row.label, lambda row: row.id, PROJECT_NAMES)
+        nodes: dict[str, Node] = {RESOURCES: self.resources_dir()}
         nodes |= {name: SubjectDir(self, name, row) for name, row in named.items()}
+        nodes |= {node.name: node for node in project_files(self, self.project.id)}
         aliases: dict[str, Node] = {row.id: SubjectDir(self, row.id, row) for row in rows if row.id not in nodes}
         return Children(nodes, min(subjects.expires, experiments.expires), aliases)
 
@@ -57,21 +63,12 @@ class ProjectDir(Dir):
 
     async def child(self, name: str) -> Node:
         if name == RESOURCES:  # readable in a protected project, unlike its subjects
-            return self._resources()
+            return self.resources_dir()
         return await super().child(name)
 
-    def _resources(self) -> Dir:
+    def resources_dir(self) -> Dir:
         item = ("projects", self.project.id)
         return ResourcesDir(self.site, self, RESOURCES, ResourcePlace(item, item, project=self.project.id))
-
-
-def _unlisted(listed: object, experiments: Sequence[Experiment]) -> list[Subject]:
-    """Return the subjects that only sessions report: sessions shared into a project without their subject."""
-    found: dict[str, Subject] = {}
-    for row in experiments:
-        if row.subject_id not in listed and row.subject_id not in found:  # type: ignore[operator]
-            found[row.subject_id] = Subject(row.subject_id, row.subject_label, "", None)
-    return list(found.values())
 
 
 class SubjectDir(Dir):

@@ -13,6 +13,8 @@ from xnatfs.rest.models import FileRow, Item, Resource
 from xnatfs.tree.file_source import FileSource
 from xnatfs.tree.node import Children, Dir
 
+SCANS_NAMES = ("scans", "SCANS")  # of the directory of a session's scans, by view
+
 
 @dataclass(frozen=True, slots=True)
 class ResourcePlace:
@@ -83,7 +85,8 @@ class ResourceView(Dir):
         if not isinstance(listing, Listing):
             return ()
         session = self.path[: -2 if self.place.group[0] == "resources" else -3]
-        scans = self.site.metadata.peek(ChildrenKey((*session, "scans"))) if self.place.below else None
-        shown = [("scans", node.xattrs()["id"]) for node in scans.nodes.values()] if isinstance(scans, Children) else []
+        listed = [self.site.metadata.peek(ChildrenKey((*session, name))) for name in SCANS_NAMES if self.place.below]
+        scans = [node for each in listed if isinstance(each, Children) for node in each.nodes.values()]
+        shown = [("scans", node.xattrs()["id"]) for node in scans]
         groups = dict.fromkeys([*shown, *listing.groups])
         return [(row.id, row.label) for group in groups for row in listing.groups.get(group, ())]

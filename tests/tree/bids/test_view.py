@@ -49,7 +49,7 @@ async def test_a_session_of_xnats_converter_has_its_names_and_bytes(tmp_path):
         stem = "sub-CASE1_ses-CASE1MR1"
         names = [f"anat/{stem}_run-0{run}_T1w" for run in (1, 2, 3)] + [f"func/{stem}_task-rest_bold"]
         shown = {f"{name}{extension}" for name in names for extension in (".nii.gz", ".json")}
-        assert found.keys() == shown | {f"{stem}_task-rest_bold.json", f"{stem}_scans.tsv"}
+        assert found.keys() == shown | {f"{stem}_task-rest_bold.json", f"{stem}_scans.tsv", f"{stem}_scans.json"}
         image = found[f"anat/{stem}_run-02_T1w.nii.gz"]
         assert await content(image) == b"image 8 sub-CASE1_ses-x_run-02_T1w"
         same = await find(site, "projects/P/CASE 1/CASE 1_MR-1/scans/8/NIFTI/sub-CASE1_ses-x_run-02_T1w.nii.gz")
@@ -183,7 +183,7 @@ async def test_a_new_scan_shows_after_its_listing_was_renewed(tmp_path):
         assert len(await tree(directory)) == 6
         convert(made, made.scan(made.experiments["DEMO_E00001"], "12"), "sub-CASE1_ses-x_T2w")
         await site.renew(directory.sources())
-        assert len(await tree(await find(site, ONE))) == 12
+        assert len(await tree(await find(site, ONE))) == 13
         assert (await find(site, f"{ONE}/anat/sub-CASE1_ses-CASE1MR1_T2w.nii.gz")).name
 
 

@@ -1,5 +1,7 @@
 """Run scan|session|resource|subject|project download: verified copies of what is not there yet."""
 
+from __future__ import annotations
+
 import argparse
 import sys
 import time
@@ -29,19 +31,17 @@ from xnatfs.cli.lookup.choose import (
 )
 from xnatfs.cli.output import STRUCTURED_FORMATS, Cells, human_size, print_lines, print_message, print_structured
 from xnatfs.common.errors import BadReply, ConfigError, Conflict, Denied, NotFound, NothingMatches
-from xnatfs.site import Site
-from xnatfs.tree.names import file_name
 
 # What copies is imported by the commands that copy: completion and all other commands start without it.
 if TYPE_CHECKING:
+    from xnatfs.site import Site
     from xnatfs.transfer.copying import DownloadReport
     from xnatfs.transfer.download import Options
     from xnatfs.transfer.manifest import Owner
     from xnatfs.transfer.plan import Plan
     from xnatfs.tree.sessions import AssessorDir, SessionDir
 
-# An exit status, and what is printed for programs.
-DownloadOutcome = tuple[int, Cells]
+DownloadOutcome = tuple[int, Cells]  # an exit status, and what is printed for programs
 
 
 def _download(parser: argparse.ArgumentParser) -> None:
@@ -199,6 +199,7 @@ async def _run(
     """Copy scans (None: all) and resources. `session download` copies the resources of items that cannot have scans."""
     from xnatfs.transfer.manifest import Manifest, Owner
     from xnatfs.transfer.plan import plan, tree_of
+    from xnatfs.tree.names import file_name
 
     arguments = context.arguments
     out = arguments.out / file_name(wanted_experiment(context))
@@ -236,8 +237,8 @@ async def _run(
 
 
 async def _copy(
-    context: Context, planned: "Plan", out: Path, owner: "Owner", session: "SessionDir | AssessorDir"
-) -> "DownloadReport":
+    context: Context, planned: Plan, out: Path, owner: Owner, session: SessionDir | AssessorDir
+) -> DownloadReport:
     """List, verify or copy the planned files, as the command line says."""
     from xnatfs.transfer import download as transfer
     from xnatfs.transfer.copying import DownloadReport
@@ -256,14 +257,14 @@ async def _copy(
         return await transfer.download(planned.files, out, owner, progress, _options(context, out), session)
 
 
-def _options(context: Context, out: Path) -> "Options":
+def _options(context: Context, out: Path) -> Options:
     from xnatfs.transfer.download import PARALLEL_COPIES, Options
 
     workers = context.arguments.workers or context.config.profile.workers or PARALLEL_COPIES
     return Options(workers, context.arguments.force, _waiting(context, out))
 
 
-def _left(progress: Silent, plan: "Plan", out: Path) -> Callable[[], str]:
+def _left(progress: Silent, plan: Plan, out: Path) -> Callable[[], str]:
     return lambda: f"{progress.count} of {len(plan.files)} files are in {out}, and stay; for the others"
 
 
@@ -287,7 +288,7 @@ def _waiting(context: Context, out: Path) -> Callable[[], None]:
     return lambda: context.note(f"Waiting for another command that writes to {out}")
 
 
-async def _zip(context: Context, site: Site, owner: "Owner", scans: Sequence[str] | None, out: Path) -> DownloadOutcome:
+async def _zip(context: Context, site: Site, owner: Owner, scans: Sequence[str] | None, out: Path) -> DownloadOutcome:
     from xnatfs.transfer import download as transfer
 
     known = {row.id for row in (await site.scans(owner.session)).rows}
@@ -309,7 +310,7 @@ async def _zip(context: Context, site: Site, owner: "Owner", scans: Sequence[str
 
 
 def _tell(
-    context: Context, report: "DownloadReport", operation: str, owner: "Owner", out: Path, plan: "Plan"
+    context: Context, report: DownloadReport, operation: str, owner: Owner, out: Path, plan: Plan
 ) -> DownloadOutcome:
     for place, why in report.failed:
         print_message(f"xnatctl: {out / place}: {why}")
@@ -336,7 +337,7 @@ def _tell(
 
 
 def _summary(
-    context: Context, report: "DownloadReport", operation: str, owner: "Owner", out: Path, status: str
+    context: Context, report: DownloadReport, operation: str, owner: Owner, out: Path, status: str
 ) -> dict[str, Any]:
     return {
         "operation": operation,

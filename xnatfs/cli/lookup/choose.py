@@ -1,13 +1,18 @@
 """Choose what to download: sessions by name or pattern, of a subject or a project, and scans by what they are."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
 from xnatfs.cli.ctl.command import Context, Option, option, options_of
 from xnatfs.cli.ctl.experiments import lack_of_scans, one_of, wanted_experiment
 from xnatfs.common.errors import ConfigError, NotFound, NothingMatches
 from xnatfs.rest.models import Document, Row, natural
-from xnatfs.site import Site
+
+if TYPE_CHECKING:
+    from xnatfs.site import Site
 
 # Options that choose scans, by the attribute of a scan that they compare.
 SCAN_FILTERS = {"type": "type", "quality": "quality", "series": "series_description"}

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -12,6 +13,7 @@ from xnatfs.fuse.control.places import content_version, files_below, find, split
 from xnatfs.fuse.control.protocol import LOG_LEVELS, Message
 from xnatfs.fuse.control.reasons import explain
 from xnatfs.fuse.control.refresh import Refresher
+from xnatfs.fuse.control.rows import fresh_rows
 from xnatfs.fuse.control.server import Call, Report, serve_control
 from xnatfs.fuse.control.status import Status
 from xnatfs.fuse.control.verify import Verifier
@@ -50,6 +52,7 @@ class Control:
             "status": Call(self._status),
             "refresh": Call(self._refresh, {"path": str}),
             "changed": Call(self._changed, may_take={"projects": list, "experiments": list}),
+            "rows": Call(self._rows, {"item": list}),
             "why": Call(self._why, {"path": str}),
             "cache": Call(self._cache),
             "cache_clear": Call(self._cache_clear),
@@ -69,6 +72,9 @@ class Control:
         if not all(isinstance(each, str) for each in (*projects, *experiments)):
             raise UsageError("projects and experiments must be lists of IDs")
         return await self.refresher.change(set(projects), set(experiments))
+
+    async def _rows(self, report: Report, item: Sequence[Any]) -> Message:
+        return fresh_rows(self._site, item)
 
     async def _why(self, report: Report, path: str) -> Message:
         return await explain(self.refresher.root, self._operations, path)

@@ -27,6 +27,7 @@ from xnatfs.listings.keys import (
     ChildrenKey,
     ExperimentsKey,
     FoldersKey,
+    FramesKey,
     GeneratedKey,
     LinkKey,
     LinksOfProjectKey,
@@ -42,7 +43,7 @@ from xnatfs.rest.models import Item
 from xnatfs.site import Site
 from xnatfs.tree.names import encode
 from xnatfs.tree.node import Dir, Node
-from xnatfs.tree.projects import ProjectDir, SubjectDir
+from xnatfs.tree.projects import ProjectDir, Projects, SubjectDir
 from xnatfs.tree.sessions import SessionDir
 
 log = logging.getLogger(__name__)
@@ -148,7 +149,7 @@ class Refresher:
                 )
             case SessionDir():
                 return set()
-        if not isinstance(directory.parent, Dir) or directory.path == ("projects",):
+        if not isinstance(directory.parent, Dir) or isinstance(directory, Projects):
             found: set[ListKey] = {AllSubjectsKey(), AllExperimentsKey()}
             for project in self._projects():
                 found |= {*keys_below(ProjectsKey(), project), *self._below_project(project)}
@@ -169,7 +170,7 @@ class Refresher:
         def which(key: Hashable, value: object) -> bool:
             if isinstance(key, ChildrenKey | FoldersKey | GeneratedKey):
                 return is_concerned(key.path)
-            return isinstance(key, LinkKey | LinksOfProjectKey)
+            return isinstance(key, LinkKey | LinksOfProjectKey | FramesKey)
 
         self._site.metadata.forget_all(which)
         self._operations.dir_cache.clear()

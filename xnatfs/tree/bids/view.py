@@ -89,8 +89,6 @@ class DatasetDir(Dir):
         yield self._file("README", generated.readme(row.id, row.name, url))
         yield GeneratedFile(self, "participants.tsv", self._participants, [*self.sources(), DemographicsKey(row.id)])
         yield self._file("participants.json", generated.json_bytes(generated.PARTICIPANTS))
-        yield self._file("sessions.json", generated.described(generated.SESSIONS, self.dataset.session_columns))
-        yield self._file("scans.json", generated.json_bytes(generated.SCANS))
 
     def _file(self, name: str, data: bytes) -> GeneratedFile:
         return fixed_file(self, name, data)
@@ -137,8 +135,11 @@ class BidsSubjectDir(Dir):
             f"ses-{session.label}": BidsSessionDir(self, f"ses-{session.label}", session) for session in own
         }
         if own:
-            name = f"{self.name}_sessions.tsv"
-            nodes[name] = fixed_file(self, name, self.dataset.sessions_table(own), outline.expires)
+            columns = generated.described(generated.SESSIONS, self.dataset.session_columns)
+            tables = {".tsv": self.dataset.sessions_table(own), ".json": columns}
+            for extension, data in tables.items():
+                name = f"{self.name}_sessions{extension}"
+                nodes[name] = fixed_file(self, name, data, outline.expires)
         return Children(TreeNodes(self, tree, nodes), outline.expires)
 
     def sources(self) -> Sequence[ListKey]:
@@ -200,6 +201,7 @@ class BidsSessionDir(_PlannedDir):
         files = {f"{each}.json": generated.json_bytes(fields) for each, fields in planned.plan.metadata.items()}
         if types:
             files[f"{stem}_scans.tsv"] = planned.scans_table(self.session.experiment.id)
+            files[f"{stem}_scans.json"] = generated.json_bytes(generated.SCANS)
         for name in sorted(files, key=natural):
             nodes[name] = fixed_file(self, name, files[name], planned.expires)
         return nodes

@@ -17,6 +17,8 @@ from xnatfs.tree.bids.rules.names import DATA_TYPES, BidsName, InvalidName
 _REPROIN = re.compile(
     rf"(?:WIP )?(?P<datatype>{'|'.join(sorted(DATA_TYPES))})(?:-(?P<suffix>[A-Za-z0-9]+))?_?(?P<rest>.*)"
 )
+# The suffix that a description may omit.
+_USUAL_SUFFIX = {"func": "bold", "dwi": "dwi", "fmap": "epi"}
 # A tag in a note: `#T1w_001`, `#DWI_MAIN_001`.
 _TAG = re.compile(r"#([A-Za-z0-9]+)((?:_[A-Za-z]+)*)_([0-9]+)\b")
 
@@ -72,7 +74,8 @@ def reproin(scan: Scan) -> MapLine | None:
     if match is None:
         return None
     rest = [part for part in match["rest"].split("_") if part and not part.startswith("ses-")]
-    parts = [*rest, match["suffix"]] if match["suffix"] else rest
+    suffix = match["suffix"] or ("" if rest and "-" not in rest[-1] else _USUAL_SUFFIX.get(match["datatype"], ""))
+    parts = [*rest, suffix] if suffix else rest
     line = MapLine(f"{match['datatype']}/{'_'.join(parts)}", "series description")
     try:
         line.parse()
