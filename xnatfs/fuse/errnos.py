@@ -13,6 +13,7 @@ import pyfuse3
 
 from xnatfs.common.errors import (
     BadReply,
+    Busy,
     CacheError,
     CacheFull,
     ConfigError,
@@ -43,6 +44,7 @@ ERRNOS: dict[type[XnatError], int] = {
     TimedOut: errno.ETIMEDOUT,
     Unreachable: errno.EIO,
     BadReply: errno.EIO,
+    Busy: errno.EBUSY,
     Stale: errno.ESTALE,
     ReadOnly: errno.EROFS,
     Conflict: errno.EIO,
@@ -56,7 +58,7 @@ ERRNOS: dict[type[XnatError], int] = {
 }
 # Answers, not faults. An unreachable server or a refused login is logged once where it is found out, and not for every
 # read that it fails.
-QUIET = (NotFound, Denied, Stale, ReadOnly, Unreachable, LoginRequired)
+QUIET = (NotFound, Denied, Busy, Stale, ReadOnly, Unreachable, LoginRequired)
 
 Handler = TypeVar("Handler", bound=Callable[..., Coroutine[Any, Any, Any]])
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from xnatfs.site import Site
 from xnatfs.tree.links import ExperimentLinks, SubjectLinks
 from xnatfs.tree.node import Dir, Node, StaticDir
+from xnatfs.tree.prearchive import PrearchiveDir
 from xnatfs.tree.projects import Projects
 
 __all__ = ["VIEWS", "Root"]
@@ -14,6 +15,7 @@ VIEWS: dict[str, Callable[[Site, Dir, str], Dir]] = {
     "projects": Projects,
     "experiments": lambda site, root, name: ExperimentLinks(site, root, name, Projects(site, root, "projects")),
     "subjects": lambda site, root, name: SubjectLinks(site, root, name, Projects(site, root, "projects")),
+    "prearchive": PrearchiveDir,
 }
 
 

@@ -8,10 +8,9 @@ import hashlib
 import math
 from email.utils import parsedate_to_datetime
 
-from xnatfs.common.clock import now
 from xnatfs.common.errors import BadReply, Denied, NotFound, Stale
 from xnatfs.content import Blob
-from xnatfs.listings.keys import ChangeKey, FilesKey, FoldersKey
+from xnatfs.listings.keys import ChangeKey, FoldersKey
 from xnatfs.listings.revocation import Permit
 from xnatfs.prefetch.series_files import version
 from xnatfs.rest.models import FileRow
@@ -20,9 +19,6 @@ from xnatfs.tree.file_source import catalogue_of
 from xnatfs.tree.node import Dir, File, Node, number
 from xnatfs.tree.resource_files import PLACE_BITS, ResourceFiles, size_key
 
-# A file that is listed and unavailable is lost if the listing is younger than this, in seconds; an older listing is
-# requested again, to tell a lost file from a deleted one.
-LOST_IF_LISTED_WITHIN = 10.0
 # Seconds by which the clocks of a server and of this machine may differ; Kerberos allows as much.
 SKEW_SECONDS = 300.0
 
@@ -137,8 +133,8 @@ class CatalogueFile(File):
 
     def xattrs(self) -> dict[str, str]:
         row = self.row
-        item = "/".join(self.files.resource_dir.address.base)
-        uri = f"/data/{item}/resources/{row.resource_id}/files/{row.path}"
+        address = self.files.resource_dir.address
+        uri = f"/data/{'/'.join(address.base)}/resources/{address.resource}/files/{row.path}"
         return {"uri": uri, "digest": row.digest, "format": row.format, "content": row.content}
 
     @property
@@ -166,7 +162,8 @@ class CatalogueFile(File):
 
     async def open(self) -> Blob:
         row, resource_dir, groups = self.row, self.files.resource_dir, self.files.groups
-        await self.site.series_prefetch.before_open(resource_dir.place.item, groups, row, resource_dir)
+        if resource_dir.has_archive:
+            await self.site.series_prefetch.before_open(resource_dir.place.item, groups, row, resource_dir)
         try:
             blob = await self.site.content.open(version(row), resource_dir.source(row, groups))
         except NotFound as error:
@@ -183,12 +180,9 @@ class CatalogueFile(File):
 
     async def _check_listed(self) -> None:
         """Raise NotFound if the file is not in the server's listing any more."""
-        resource_dir, path, metadata = self.files.resource_dir, self.row.path, self.site.metadata
-        listing = await resource_dir.listing()
-        if now() - listing.fetched > LOST_IF_LISTED_WITHIN:
-            metadata.forget(FilesKey(resource_dir.place.item, resource_dir.place.below))
-            listing = await resource_dir.listing()
-        metadata.forget(FoldersKey(resource_dir.path))
+        resource_dir, path = self.files.resource_dir, self.row.path
+        listing = await resource_dir.young_listing()
+        self.site.metadata.forget(FoldersKey(resource_dir.path))
         if path not in catalogue_of(listing.groups, resource_dir.resource.id).paths():
             raise NotFound(f"{'/'.join(self.path)} is gone")
 
@@ -203,7 +197,7 @@ class CatalogueFile(File):
         if not resource_dir.address.has_name(row.path, self.files.catalogue):
             return ""
         try:
-            found, modified = await self.site.xnat.head(resource_dir.address.base, row)
+            found, modified = await self.site.xnat.head(resource_dir.address.base, resource_dir.address.named(row))
         except (NotFound, Denied, BadReply):
             return ""
         if (

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from xnatfs.common.clock import now
 from xnatfs.common.errors import NotFound
 from xnatfs.listings.keys import ChildrenKey, FilesKey, ListKey, ResourcesKey
 from xnatfs.listings.revocation import Permit
@@ -12,6 +13,10 @@ from xnatfs.rest.address import Address, base
 from xnatfs.rest.models import FileRow, Item, Resource
 from xnatfs.tree.file_source import FileSource
 from xnatfs.tree.node import Children, Dir
+
+# A file that is listed and unavailable is lost if the listing is younger than this, in seconds; an older listing is
+# requested again, to tell a lost file from a deleted one.
+LOST_IF_LISTED_WITHIN = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +49,39 @@ class ResourceView(Dir):
 
     __slots__ = ("address", "place", "resource")
 
+    has_archive = True  # the server sends it as one tar, from which files can be prefetched
+
     def __init__(self, parent: Dir, name: str, place: ResourcePlace, resource: Resource, address: Address) -> None:
         super().__init__(parent.site, parent, name)
         self.place = place
         self.resource = resource
         self.address = address
 
+    @property
+    def shown_by(self) -> ListKey:
+        """Return the key of the listing that shows the resource."""
+        return self.place.key
+
+    @property
+    def files_key(self) -> ListKey:
+        """Return the key of the listing of its files."""
+        return FilesKey(self.place.item, self.place.below)
+
     def sources(self) -> Sequence[ListKey]:
-        return [FilesKey(self.place.item, self.place.below)]
+        return [self.files_key]
 
     async def listing(self) -> Listing[FileRow]:
         """Return the files of all resources that are listed together with this one."""
-        return await self.site.files(self.place.item, self.place.below)
+        found: Listing[FileRow] = await self.site.listings.get(self.files_key)
+        return found
+
+    async def young_listing(self) -> Listing[FileRow]:
+        """Return the same, young enough to tell that a file which it lists, and which is unavailable, is lost."""
+        listing = await self.listing()
+        if now() - listing.fetched <= LOST_IF_LISTED_WITHIN:
+            return listing
+        self.site.metadata.forget(self.files_key)
+        return await self.listing()
 
     def permit(self, until: float) -> Permit:
         """Return the permit to read its files, shown by a listing that is fresh until `until`."""
