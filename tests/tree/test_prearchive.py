@@ -1,5 +1,6 @@
 """Test the prearchive in the tree: which sessions are shown, when their files are, and what is requested."""
 
+import json
 import re
 from collections.abc import Callable
 from typing import Any
@@ -8,12 +9,16 @@ import httpx
 import pytest
 import trio
 
+from tests.support.commanding import COLLABORATOR, MEMBER, OUTSIDER, OWNER, PASSWORD, shell
 from tests.support.scripted import Rows, Scripted, opened
 from xnatfs.common.clock import now
 from xnatfs.common.errors import Busy, Denied, NotFound, Stale
 from xnatfs.listings.keys import PREARCHIVE_TTL_SECONDS, PrearchiveKey
 from xnatfs.listings.store import ListingStore
-from xnatfs.site import Site
+from xnatfs.settings.config import Config
+from xnatfs.settings.credentials import Credentials
+from xnatfs.settings.views import ViewOptions
+from xnatfs.site import Site, open_site
 from xnatfs.tree import Root
 from xnatfs.tree.node import Dir, File, Node, measure
 
@@ -113,6 +118,7 @@ async def test_a_session_at_rest_shows_its_files(server, tmp_path):
         assert await names(site, f"prearchive/P/{TIME}") == ["MR1"]
         assert await names(site, f"{SESSION}/scans") == ["1"]
         assert await names(site, f"{SESSION}/resources") == []
+        assert not (await find(site, f"{SESSION}/scans/1/DICOM/a.dcm")).is_in_views
         assert await names(site, f"{SESSION}/scans/1/DICOM") == ["sub", "a.dcm"]
         assert await content(site, f"{SESSION}/scans/1/DICOM/a.dcm") == b"1234"
         assert await content(site, f"{SESSION}/scans/1/DICOM/sub/b c.dcm") == b"56789"
@@ -136,6 +142,14 @@ async def test_sessions_without_a_project_are_in_unassigned(server, tmp_path):
         assert (facts["project"], facts["target"]) == ("", "")
 
 
+async def test_filters_hold_here_too(server, tmp_path):
+    server.become(received(), received(project="OTHER"))
+    async with opened(server, tmp_path) as site:
+        site.views = ViewOptions(projects=("P",), hidden=("DICOM",))
+        assert await names(site, "prearchive") == ["P"]
+        assert await names(site, f"{SESSION}/scans/1") == []
+
+
 async def test_an_empty_prearchive_is_one_request(server, tmp_path):
     server.become()
     async with opened(server, tmp_path) as site:
@@ -152,6 +166,17 @@ async def test_without_rights_it_is_empty(server, tmp_path, status):
         assert await names(site, "prearchive") == []
 
 
+async def test_it_shows_what_the_account_may_edit(tmp_path):
+    seen = {}
+    with shell(tmp_path) as scanner:
+        scanner.receive("MINE")
+        for user in (OWNER, MEMBER, COLLABORATOR, OUTSIDER):
+            config = Config(scanner.url, cache_dir=tmp_path / user, timeout=30.0)
+            async with open_site(config, Credentials(user, PASSWORD)) as site:
+                seen[user] = await names(site, "prearchive")
+    assert seen == {OWNER: ["MYPROJECT"], MEMBER: ["MYPROJECT"], COLLABORATOR: [], OUTSIDER: []}
+
+
 async def test_the_states_of_a_session_are_its_attributes(server, tmp_path):
     async with opened(server, tmp_path) as site:
         node = await find(site, SESSION)
@@ -165,6 +190,21 @@ async def test_the_states_of_a_session_are_its_attributes(server, tmp_path):
         pass_time(site)
         facts = await node.all_xattrs()  # of the directory that a program has open
         assert (facts["status"], facts["reason"]) == ("CONFLICT", "Session already exists")
+
+
+async def test_its_document_has_its_state(server, tmp_path):
+    server.become(received("CONFLICT", subject="a \u00fc"))
+    server.answers[f"{HOME}/logs/last"] = lambda request: httpx.Response(200, text="Session already exists")
+    async with opened(server, tmp_path) as site:
+        assert await names(site, SESSION) == ["scans", "resources", "session.json"]
+        assert server.asked == ["GET prearchive"]
+        made = json.loads(await content(site, f"{SESSION}/session.json"))
+        assert (made["status"], made["reason"], made["subject"]) == ("CONFLICT", "Session already exists", "a \u00fc")
+        assert made["target"] == "projects/P/a \u00fc/MR1_label"
+        server.become(received("RECEIVING"))
+        pass_time(site)
+        assert await names(site, SESSION) == ["session.json"]
+        assert json.loads(await content(site, f"{SESSION}/session.json"))["status"] == "RECEIVING"
 
 
 async def test_a_release_without_logs_has_no_reason(server, tmp_path):

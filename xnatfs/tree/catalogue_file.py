@@ -10,12 +10,11 @@ from email.utils import parsedate_to_datetime
 
 from xnatfs.common.errors import BadReply, Denied, NotFound, Stale
 from xnatfs.content import Blob
-from xnatfs.listings.keys import ChangeKey, FoldersKey
+from xnatfs.listings.keys import ChangeKey
 from xnatfs.listings.revocation import Permit
 from xnatfs.prefetch.series_files import version
 from xnatfs.rest.models import FileRow
 from xnatfs.site import Change, TrueSize
-from xnatfs.tree.file_source import catalogue_of
 from xnatfs.tree.node import Dir, File, Node, number
 from xnatfs.tree.resource_files import PLACE_BITS, ResourceFiles, size_key
 
@@ -27,8 +26,6 @@ class CatalogueFile(File):
     """One file of a resource."""
 
     __slots__ = ("_change", "_identity", "_learnt", "_name", "_size", "files", "place")
-
-    is_in_views = True
 
     def __init__(self, files: ResourceFiles, parent: Dir, name: str | None, place: int) -> None:
         self.site = files.site
@@ -53,6 +50,10 @@ class CatalogueFile(File):
     @name.setter
     def name(self, name: str) -> None:
         self._name = name
+
+    @property
+    def is_in_views(self) -> bool:  # type: ignore[override]
+        return self.files.resource_dir.in_views
 
     @property
     def row(self) -> FileRow:
@@ -169,7 +170,7 @@ class CatalogueFile(File):
         try:
             blob = await self.site.content.open(version(row), resource_dir.source(row, groups))
         except NotFound as error:
-            await self._check_listed()
+            await resource_dir.check_listed(row.path)
             raise BadReply(f"the server lists {'/'.join(self.path)}, but has lost it: {error}") from error
         if blob.size != await self.size():
             await _believe(blob, row.digest)
@@ -179,14 +180,6 @@ class CatalogueFile(File):
             self._forget_nodes()
             raise Stale(f"{'/'.join(self.path)} is {blob.size} bytes, not {self._size} as listed")
         return blob
-
-    async def _check_listed(self) -> None:
-        """Raise NotFound if the file is not in the server's listing any more."""
-        resource_dir, path = self.files.resource_dir, self.row.path
-        listing = await resource_dir.young_listing()
-        self.site.metadata.forget(FoldersKey(resource_dir.path))
-        if path not in catalogue_of(listing.groups, resource_dir.resource.id).paths():
-            raise NotFound(f"{'/'.join(self.path)} is gone")
 
     async def unchanged_since(self, size: int, stamp: str) -> str:
         """Compare length and date by HEAD; return the date to compare with next time, '' where the file is another.

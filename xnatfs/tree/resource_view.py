@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 from xnatfs.common.clock import now
 from xnatfs.common.errors import NotFound
-from xnatfs.listings.keys import ChildrenKey, FilesKey, ListKey, ResourcesKey
+from xnatfs.listings.keys import ChildrenKey, FilesKey, FoldersKey, ListKey, ResourcesKey
 from xnatfs.listings.revocation import Permit
 from xnatfs.listings.ttl_cache import Listing
 from xnatfs.prefetch.read_pattern import Groups
 from xnatfs.rest.address import Address, base
 from xnatfs.rest.models import FileRow, Item, Resource
-from xnatfs.tree.file_source import FileSource
+from xnatfs.tree.file_source import FileSource, catalogue_of
 from xnatfs.tree.node import Children, Dir
 
 # A file that is listed and unavailable is lost if the listing is younger than this, in seconds; an older listing is
@@ -50,6 +50,7 @@ class ResourceView(Dir):
     __slots__ = ("address", "place", "resource")
 
     has_archive = True  # the server sends it as one tar, from which files can be prefetched
+    in_views = True  # other views may have names of its files
 
     def __init__(self, parent: Dir, name: str, place: ResourcePlace, resource: Resource, address: Address) -> None:
         super().__init__(parent.site, parent, name)
@@ -82,6 +83,13 @@ class ResourceView(Dir):
             return listing
         self.site.metadata.forget(self.files_key)
         return await self.listing()
+
+    async def check_listed(self, path: str) -> None:
+        """Raise NotFound if one of its files is not in the server's listing any more."""
+        listing = await self.young_listing()
+        self.site.metadata.forget(FoldersKey(self.path))
+        if path not in catalogue_of(listing.groups, self.resource.id).paths():
+            raise NotFound(f"{'/'.join((*self.path, path))} is gone")
 
     def permit(self, until: float) -> Permit:
         """Return the permit to read its files, shown by a listing that is fresh until `until`."""

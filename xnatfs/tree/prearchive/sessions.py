@@ -5,6 +5,7 @@ while it receives, builds or archives a session, `scans` and `resources` are not
 program takes a part of the files for all of them.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from xnatfs.rest.address import Address
 from xnatfs.rest.models import FileRow, PrearchiveSession, Resource
 from xnatfs.rest.prearchive_lists import OWN, SCANS, Revision, busy, part
 from xnatfs.site import Site
+from xnatfs.tree.generated_file import Generated, GeneratedFile
 from xnatfs.tree.names import assign, file_name
 from xnatfs.tree.node import Children, Dir, Node
 from xnatfs.tree.resource_view import ResourcePlace
@@ -32,6 +34,8 @@ from xnatfs.tree.resources import ResourceDir
 
 # The states of which the server's log has the reason.
 EXPLAINED = ("CONFLICT", "ERROR")
+
+DOCUMENT = "session.json"
 
 
 class PrearchiveDir(Dir):
@@ -53,7 +57,8 @@ class PrearchiveDir(Dir):
         if self.prefix and not rows:
             raise NotFound(f"no session of {'/'.join(self.prefix)} is in the prearchive any more")
         named = assign(rows, str, str)
-        return Children({name: self._node(name, rows[key]) for name, key in named.items()}, listing.expires)
+        shown = {name: rows[key] for name, key in named.items() if depth or self.site.views.shows_project(key)}
+        return Children({name: self._node(name, row) for name, row in shown.items()}, listing.expires)
 
     def _node(self, name: str, row: PrearchiveSession) -> Dir:
         depth = len(self.prefix) + 1
@@ -92,11 +97,17 @@ class ReceivedSessionDir(Dir):
 
     async def load(self) -> Children:
         row, expires = await self.current()
-        nodes = {} if row.busy else {SCANS: ReceivedScansDir(self.site, self, SCANS), OWN: self._own()}
+        nodes: dict[str, Node] = {}
+        if not row.busy:
+            nodes[SCANS] = ReceivedScansDir(self.site, self, SCANS)
+            nodes[OWN] = ReceivedResourcesDir(self, OWN, self, (OWN, ""))
+        nodes[DOCUMENT] = GeneratedFile(self, DOCUMENT, self._describe, self.sources())
         return Children(nodes, expires)
 
-    def _own(self) -> Dir:
-        return ReceivedResourcesDir(self, OWN, self, (OWN, ""))
+    async def _describe(self) -> Generated:
+        """Make its document: the attributes that it has now, the empty ones too."""
+        facts, expires = await self._facts()
+        return Generated(f"{json.dumps(facts, ensure_ascii=False, indent=2)}\n".encode("utf-8", "replace"), expires)
 
     async def child(self, name: str) -> Node:
         if name in (SCANS, OWN):
@@ -128,12 +139,16 @@ class ReceivedSessionDir(Dir):
 
     async def all_xattrs(self) -> dict[str, str]:
         """Return the attributes as they are now, with the reason of a conflict or an error."""
-        row, _ = await self.current()
+        return (await self._facts())[0]
+
+    async def _facts(self) -> tuple[dict[str, str], float]:
+        """Return the same, and until when they are valid."""
+        row, expires = await self.current()
         reason = ""
         if row.status in EXPLAINED:
             log: Listing[str] = await self.site.listings.get(ReceivedLogKey(Revision.of(row), row.status))
-            reason = "".join(log.rows)
-        return {**self.xattrs(), "reason": reason}
+            reason, expires = "".join(log.rows), min(expires, log.expires)
+        return {**self.xattrs(), "reason": reason}, expires
 
     async def contents(self, make_key: Callable[[Revision], ListKey]) -> Listing[Any]:
         """Return a listing of what its present revision holds. Raises Busy, Stale or NotFound if that is not certain.
@@ -190,7 +205,8 @@ class ReceivedResourcesDir(Dir):
             raise NotFound(f"scan {self.group[1]} is not in {self.session.row.id} any more")
         named = assign(rows, lambda row: row.label, lambda row: row.id)
         revision = Revision.of(self.session.row)
-        nodes = {name: ReceivedResourceDir(self, name, revision, row) for name, row in named.items()}
+        shown = {name: row for name, row in named.items() if self.site.views.shows_resource(row.label)}
+        nodes = {name: ReceivedResourceDir(self, name, revision, row) for name, row in shown.items()}
         return Children(nodes, listing.expires)
 
     def sources(self) -> Sequence[ListKey]:
@@ -206,6 +222,7 @@ class ReceivedResourceDir(ResourceDir):
     __slots__ = ("revision", "session")
 
     has_archive = False
+    in_views = False
 
     def __init__(self, parent: ReceivedResourcesDir, name: str, revision: Revision, resource: Resource) -> None:
         self.session = parent.session
