@@ -34,7 +34,6 @@ OWNERS = {
     "argcomplete": {"cli"},
     "argparse": {"cli", "demo"},  # the demo server is a program of its own
     "pydicom": {"demo", "transfer"},
-    "numpy": {"demo"},
 }
 MOST_NAMES, MOST_MODULES = 16, 12
 
