@@ -31,6 +31,7 @@ EXIT_STATUS: dict[type[Exception], int] = {
     errors.CacheError: os.EX_CANTCREAT,
     errors.Conflict: 1,
     errors.ReadOnly: 1,
+    errors.Busy: 1,
     errors.Stale: 1,
     errors.XnatError: 1,
     OSError: os.EX_IOERR,

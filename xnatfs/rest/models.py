@@ -179,6 +179,10 @@ class PrearchiveSession:
         return (self.project or UNASSIGNED, self.timestamp, self.folder)
 
     @property
+    def id(self) -> str:
+        return "/".join(self.key)
+
+    @property
     def path(self) -> str:
         """Return the path as services expect it in `src`: not encoded."""
         return "/prearchive/projects/" + "/".join(self.key)
