@@ -44,7 +44,8 @@ from xnatfs.prefetch.iteration import Iteration
 from xnatfs.prefetch.session_batch import SessionBatch
 from xnatfs.rest.client import Xnat
 from xnatfs.rest.file_table import Catalogues
-from xnatfs.rest.models import Assessor, Experiment, JoinedScans
+from xnatfs.rest.lists import JoinedScans
+from xnatfs.rest.models import Assessor, Experiment
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,8 @@ from typing import Any, Self
 
 from xnatfs.common.errors import BadReply
 from xnatfs.common.sanitize import loads
-from xnatfs.rest.models import JoinedScans, Row
+from xnatfs.rest.lists import JoinedScans
+from xnatfs.rest.models import Row
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from xnatfs.rest.bids import NO_LINE, BidsMapRow, Demographics, ImageLabels, map
 from xnatfs.rest.changes import ChangedItems
 from xnatfs.rest.contents import Contents
 from xnatfs.rest.file_table import Catalogue, Catalogues
-from xnatfs.rest.lists import Collected, Lists
+from xnatfs.rest.lists import Collected, JoinedScans, Lists
 from xnatfs.rest.models import (
     SCAN_COLUMNS,
     SCAN_LABEL,
@@ -31,7 +31,6 @@ from xnatfs.rest.models import (
     Assessor,
     Document,
     Experiment,
-    JoinedScans,
     PrearchiveSession,
     Project,
     Resource,

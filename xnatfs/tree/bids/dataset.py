@@ -107,7 +107,7 @@ class PlannedSession:
     def scans_table(self, experiment: str) -> bytes:
         """Return the table of the images, in the order of their names."""
         rows = [(entry.path, experiment, entry.scan.id, entry.scan.quality) for entry in self.plan.entries]
-        return generated.table(list(generated.SCANS), rows)
+        return generated.table(list(generated.SCAN_DESCRIPTIONS), rows)
 
 
 class Dataset:

@@ -58,7 +58,7 @@ PARTICIPANTS = {
     "xnat_subject_id": {"Description": "The accession ID of the subject on the server"},
     "xnat_label": {"Description": "The label of the subject in the project"},
 }
-SCANS = {
+SCAN_DESCRIPTIONS = {
     "filename": {"Description": "The image, relative to this file"},
     "xnat_session_id": {"Description": "The accession ID of the session on the server"},
     "xnat_scan_id": {"Description": "The ID of the scan in its session"},

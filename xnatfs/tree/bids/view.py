@@ -201,7 +201,7 @@ class BidsSessionDir(_PlannedDir):
         files = {f"{each}.json": generated.json_bytes(fields) for each, fields in planned.plan.metadata.items()}
         if types:
             files[f"{stem}_scans.tsv"] = planned.scans_table(self.session.experiment.id)
-            files[f"{stem}_scans.json"] = generated.json_bytes(generated.SCANS)
+            files[f"{stem}_scans.json"] = generated.json_bytes(generated.SCAN_DESCRIPTIONS)
         for name in sorted(files, key=natural):
             nodes[name] = fixed_file(self, name, files[name], planned.expires)
         return nodes
