@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from scripts.benchmarks.cases import entries, files, listings, series, start, together, transfers
+from scripts.benchmarks.cases import entries, files, large, listings, readers, series, start, together, transfers
 from scripts.benchmarks.cases.bench import Bench
 from scripts.benchmarks.report import Row
 
@@ -22,6 +22,8 @@ CASES: dict[str, Callable[[Bench], list[Row]]] = {
     "find": listings.find,
     "storm": entries.storm,
     "memory": entries.memory,
+    "large": large.large,
     "responsive": together.responsive,
     "fair": together.fair,
+    "readers": readers.readers,
 }

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from xnatfs.common.errors import BadReply, Denied, NotFound
+from xnatfs.settings.views import LEFT_OUT_COLUMNS
 from xnatfs.tree.bids import generated
 from xnatfs.tree.bids.dataset import Dataset, PlannedSession
 from xnatfs.tree.bids.rules.maps import BidsMap
@@ -81,7 +82,7 @@ class DatasetReport:
             yield from session.left_out()
 
     def left_out_table(self) -> bytes:
-        return generated.table(generated.LEFT_OUT_COLUMNS, self.left_out())
+        return generated.table(LEFT_OUT_COLUMNS, self.left_out())
 
     def map_table(self) -> bytes:
         return generated.table(generated.MAP_COLUMNS, self._origins())
