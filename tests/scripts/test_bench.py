@@ -143,7 +143,7 @@ def test_every_goal_has_a_case():
     """Check the order of the table too: a goal that no case measures is none."""
     assert list(CASES) == [
         *("start", "mount", "big", "far", "warm", "series", "orders", "dcm2niix", "one"),
-        *("download", "upload", "ls", "find", "storm", "memory", "large", "responsive", "fair", "readers"),
+        *("download", "upload", "ls", "find", "bids", "storm", "memory", "large", "responsive", "fair", "readers"),
     ]
     assert all(case.__doc__ for case in CASES.values())
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from scripts.benchmarks.cases import entries, files, large, listings, readers, series, start, together, transfers
+from scripts.benchmarks.cases import entries, files, large, listings, readers, series, start, together, transfers, views
 from scripts.benchmarks.cases.bench import Bench
 from scripts.benchmarks.report import Row
 
@@ -20,6 +20,7 @@ CASES: dict[str, Callable[[Bench], list[Row]]] = {
     "upload": transfers.upload,
     "ls": listings.ls,
     "find": listings.find,
+    "bids": views.bids,
     "storm": entries.storm,
     "memory": entries.memory,
     "large": large.large,
