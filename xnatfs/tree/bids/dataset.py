@@ -127,6 +127,8 @@ class Dataset:
         options = frozenset(views.bids_options)
         self.rules = Rules(views.bids_quality == "any", "notes" in options, "intendedfor=path" in options)
         self.session_columns = ["session_id", "xnat_session_id", *(["acq_time"] if "dates" in options else [])]
+        hidden = set() if "demographics" in options else {"age", "handedness"}
+        self.participant_columns = [column for column in generated.PARTICIPANTS if column not in hidden]
         self._cut_subject = "ses=suffix" in options
         self._map_path = views.bids_map
 
