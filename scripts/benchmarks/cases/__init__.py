@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from scripts.benchmarks.cases import entries, files, large, listings, readers, series, start, together, transfers
+from scripts.benchmarks.cases import entries, far, files, large, listings, readers, series, start, together, transfers
 from scripts.benchmarks.cases.bench import Bench
 from scripts.benchmarks.report import Row
 
@@ -10,7 +10,7 @@ CASES: dict[str, Callable[[Bench], list[Row]]] = {
     "start": start.start,
     "mount": start.mount,
     "big": files.big,
-    "far": files.far,
+    "far": far.far,
     "warm": files.warm,
     "series": series.series,
     "orders": series.orders,
