@@ -114,6 +114,7 @@ def _list(bench: Bench, server: Server, many: Path, place: Place, found: Figures
 def _rows(place: Place, found: Figures) -> list[Row]:
     first = Row("large", f"{place.what}: first entry, cold, 50 ms a request, TLS", found.first,
                 "`curl` of the same answers", found.curl, "at most 1 s more")  # fmt: skip
+    first.curve = [(place.count, statistics.median(found.last))]
     first.require(first.median <= statistics.median(found.curl) + 1)
     first.require(found.counts == {place.count}, f"{found.counts} entries in place of {place.count}")
     first.notes.append(
@@ -125,7 +126,7 @@ def _rows(place: Place, found: Figures) -> list[Row]:
         first.notes.append(f"`stat` elsewhere meanwhile: half under {half:.2f} ms, p99 {most:.1f} ms")
     limit = WARM_SECONDS * max(1.0, place.count / WARM_ENTRIES)
     again = Row("large", f"{place.what}: all entries again, warm", found.again, "", [], f"under {limit:g} s")
-    again.require(again.median < limit)
+    again.require(again.median < limit).curve = [(place.count, again.median)]
     worked = [1000 * each.worked for each in found.pauses]
     goal = f"at most {LONGEST_PAUSE_MS} ms"
     pause = Row("large", f"{place.what}: longest pause of the event loop, processor time", worked, "", [], goal, "ms")
