@@ -84,7 +84,8 @@ class Row:
 
     def text(self, *keys: str) -> str:
         """Return the same cell as `get`, with XML entities decoded."""
-        return decoded(self.get(*keys))
+        value = self.get(*keys)
+        return decoded(value) if "&" in value else value
 
     def need(self, *keys: str) -> str:
         """Return the same cell as `get`. Raises BadReply where it is empty, or holds text that no URL can."""

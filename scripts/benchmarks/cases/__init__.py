@@ -2,7 +2,19 @@
 
 from collections.abc import Callable
 
-from scripts.benchmarks.cases import entries, files, large, listings, readers, series, start, together, transfers, views
+from scripts.benchmarks.cases import (
+    entries,
+    far,
+    files,
+    large,
+    listings,
+    readers,
+    series,
+    start,
+    together,
+    transfers,
+    views,
+)
 from scripts.benchmarks.cases.bench import Bench
 from scripts.benchmarks.report import Row
 
@@ -10,7 +22,7 @@ CASES: dict[str, Callable[[Bench], list[Row]]] = {
     "start": start.start,
     "mount": start.mount,
     "big": files.big,
-    "far": files.far,
+    "far": far.far,
     "warm": files.warm,
     "series": series.series,
     "orders": series.orders,
