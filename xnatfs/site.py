@@ -118,7 +118,7 @@ class Site:
         self.metadata = self.listings.cache
         self._nursery = nursery
         self.walks = Walks(lambda project: SessionListings(project, xnat, self.metadata, ttl, self._begin))
-        self._offline = False
+        self.offline = False  # whether stored listings are served while the server is unreachable
         self.access = Access(content.drop, store, self.listings, nursery)
 
     def stay(self, offline: bool = False) -> None:
@@ -130,7 +130,7 @@ class Site:
         self._nursery.start_soon(self._tidy)
         self.access.begin(self.access.recall)
         if self.xnat.login.username:
-            self._offline = offline
+            self.offline = offline
             self.listings.persist(offline)
 
     def reload(self, credentials: Credentials | None) -> None:
@@ -231,7 +231,7 @@ class Site:
         try:
             await self.walks.of(project).enter_session(experiment, assessors=assessors)
         except Unreachable:
-            if not self._offline:
+            if not self.offline:
                 raise  # else the stored listings are served
 
     async def look_into_subject(self, project: str, subject: str) -> None:

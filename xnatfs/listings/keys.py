@@ -122,10 +122,12 @@ class BidsOutlineKey:
 
 @dataclass(frozen=True, slots=True)
 class BidsPlanKey:
-    """The names that the files of a session have in a BIDS dataset."""
+    """The names that the files of a session have in a BIDS dataset, in the folder of these labels."""
 
     project: str
     experiment: str
+    subject: str
+    session: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +191,8 @@ def item_keys(item: Item) -> list[ListKey]:
     made.append(FilesKey(item, False))
     if item[0] == "experiments":
         made += [ScansKey(item[1]), AssessorsKey(item[1])]
+    if item[0] == "projects":
+        made += [BidsMapKey(item[1]), ImageLabelsKey(item[1]), DemographicsKey(item[1])]
     return [*made, AllSubjectsKey(), AllExperimentsKey()]
 
 

@@ -22,6 +22,9 @@ class BidsMapRow:
         return self.series_description
 
 
+NO_LINE = BidsMapRow("", "")  # of a map that is not there, which is known without the server, too
+
+
 @dataclass(frozen=True, slots=True)
 class ImageLabels:
     """The labels of the resources that the scans of a session have."""

@@ -19,7 +19,7 @@ from xnatfs.http.documents import fetch_bytes, fetch_json, fetch_text
 from xnatfs.http.messages import ChangeReply, HttpRequest, RequestBody
 from xnatfs.http.replies import close
 from xnatfs.http.transport import Transport, open_transport
-from xnatfs.rest.bids import BidsMapRow, Demographics, ImageLabels, map_rows
+from xnatfs.rest.bids import NO_LINE, BidsMapRow, Demographics, ImageLabels, map_rows
 from xnatfs.rest.changes import ChangedItems
 from xnatfs.rest.contents import Contents
 from xnatfs.rest.file_table import Catalogue, Catalogues
@@ -242,7 +242,7 @@ class Xnat(Contents):
         return await self._lists.parsed(Demographics.parse, path, columns="ID,gender,group")
 
     async def bids_map(self, project: str = "") -> list[BidsMapRow]:
-        """Fetch a project's map of BIDS names, or the site's: without lines where there is none.
+        """Fetch a project's map of BIDS names, or the site's: where there is none, a row without a name.
 
         The text comes in a table, as UTF-8; as plain text it would lose letters on most servers.
         """
@@ -250,8 +250,8 @@ class Xnat(Contents):
         try:
             rows = await self._lists.rows(f"{where}/bids/bidsmap")
         except (NotFound, Denied):
-            return []
-        return map_rows(rows, f"the BIDS map of {project or 'the site'}")
+            rows = []
+        return map_rows(rows, f"the BIDS map of {project or 'the site'}") or [NO_LINE]
 
     async def document(self, *item: str) -> dict[str, str]:
         """Fetch the fields of one project, subject or experiment."""

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import trio
 
-from xnatfs.common.errors import BadReply, Denied, NotFound, Unreachable, XnatError
+from xnatfs.common.errors import BadReply, Denied, NotFound, Unreachable
 from xnatfs.common.sanitize import loads
 from xnatfs.common.tasks import gather
 from xnatfs.listings.keys import (
@@ -129,9 +129,8 @@ class Dataset:
         self._map_path = views.bids_map
 
     def sources(self) -> Sequence[ListKey]:
-        """Return the keys of the listings that its folders are made of."""
-        item = self._item
-        return [*self.home.sources(), ImageLabelsKey(self.project.id), ResourcesKey(item, False), FilesKey(item, False)]
+        """Return the keys of the listings that its folders are made of, but for those that not every server has."""
+        return [*self.home.sources(), ResourcesKey(self._item, False)]
 
     @property
     def _item(self) -> Item:
@@ -153,8 +152,7 @@ class Dataset:
         return {key: found for key in keys if (found := self.site.listings.peek(key)) is not None}
 
     async def _outline(self) -> Outline:
-        _, labels, tree = await gather(self.home.children, self._image_labels, self._tree)
-        children = await self.home.children()
+        children, labels, tree = await gather(self.home.load, self._image_labels, self._tree)
         converted = {row.id for row in labels.rows if row.has_nifti} if labels is not None else None
         homes = [node for node in children.nodes.values() if isinstance(node, SubjectDir)]
         named, _ = folder_labels(
@@ -167,14 +165,18 @@ class Dataset:
             if sessions:
                 label = named[home.subject.id]
                 subjects[label] = SubjectFolder(label, home, sessions)
-        expires = min(children.expires, labels.expires if labels is not None else children.expires)
         people = {named[home.subject.id]: home.subject for home in homes}
-        made_of = self._made_of(self.sources())
+        made_of = self._made_of([*self.sources(), ImageLabelsKey(self.project.id), FilesKey(self._item, False)])
+        expires = min([children.expires, *(listing.expires for listing in made_of.values())])
         return Outline(dict(sorted(subjects.items())), people, tree, made_of, expires)
 
     async def _tree(self) -> Tree:
         try:
             return await stored_tree(await self.home.child("resources"), self._item, False)
+        except Unreachable:
+            if not (self.site.offline and self.site.xnat.away):
+                raise
+            return Tree()  # a list without rows is not stored, and others are
         except (NotFound, Denied, BadReply) as error:
             log.info("bids/%s shows no tree of the project's resources: %s", self.project.id, error)
             return Tree()
@@ -195,7 +197,7 @@ class Dataset:
             return None
 
     async def _sessions(self, home: SubjectDir, converted: set[str] | None) -> dict[str, SessionFolder]:
-        nodes = [node for node in (await home.children()).nodes.values() if isinstance(node, SessionDir)]
+        nodes = [node for node in (await home.load()).nodes.values() if isinstance(node, SessionDir)]
         imaging = [node for node in nodes if node.experiment.is_imaging]
         subject = home.subject.label if self._cut_subject else ""
         named, _ = folder_labels(
@@ -233,32 +235,25 @@ class Dataset:
 
     # -- names ---------------------------------------------------------------------------------------------------
 
-    async def map(self) -> tuple[BidsMap, float]:
-        """Return the lines of all maps that apply, and until when they are fresh."""
-        project: Listing[BidsMapRow]
-        project, site = await gather(
-            lambda: self.site.listings.get(BidsMapKey(self.project.id)), lambda: self.site.listings.get(BidsMapKey(""))
-        )
+    async def map(self) -> tuple[BidsMap, dict[ListKey, Listing[Any]]]:
+        """Return the lines of all maps that apply, and the listings that they are of."""
+        keys = BidsMapKey(self.project.id), BidsMapKey("")
+        project, site = await gather(*(partial(self.site.listings.get, key) for key in keys))
         own = await trio.to_thread.run_sync(_read_map, self._map_path) if self._map_path else []
         merged = BidsMap.of(("file", own), ("map of the project", project.rows), ("map of the site", site.rows))
-        return merged, min(project.expires, site.expires)
-
-    def plan_key(self, session: SessionFolder) -> BidsPlanKey:
-        return BidsPlanKey(self.project.id, session.experiment.id)
+        return merged, dict(zip(keys, (project, site), strict=True))
 
     async def plan(self, subject: str, session: SessionFolder) -> PlannedSession:
-        return await self._current(self.plan_key(session), partial(self._plan, subject, session))
+        key = BidsPlanKey(self.project.id, session.experiment.id, subject, session.label)
+        return await self._current(key, partial(self._plan, subject, session))
 
     async def _plan(self, subject: str, session: SessionFolder) -> PlannedSession:
-        bids_map, expires = await self.map()
+        bids_map, made_of = await self.map()
         home = session.home
         await self.site.look_into(self.project.id, home.experiment.id, assessors=False)
-        scans, resources, files = await gather(
-            lambda: self.site.scans(home.experiment.id),
-            lambda: self.site.resources(home.item, True),
-            lambda: self.site.files(home.item, True),
-        )
-        expires = min(expires, scans.expires, resources.expires, files.expires)
+        keys = ScansKey(home.experiment.id), ResourcesKey(home.item, True), FilesKey(home.item, True)
+        scans, resources, files = await gather(*(partial(self.site.listings.get, key) for key in keys))
+        made_of |= zip(keys, (scans, resources, files), strict=True)
         found, broken = _scan_files(scans, resources, files)
         shared = await self._resource_files(session, {row.id for rows in found for row in rows.resources}, files)
         shown = [ScanFiles(each.scan, [file for file in each.files if file.resource in shared]) for each in found]
@@ -273,9 +268,8 @@ class Dataset:
             read = await gather(*(partial(self._read, shared, file) for file in plan.wanted))
             sidecars |= zip(plan.wanted, read, strict=True)
         plan.left_out[:0] = broken
-        item, project = home.item, self.project.id
-        keys = [ScansKey(item[1]), ResourcesKey(item, True), FilesKey(item, True), BidsMapKey(project), BidsMapKey("")]
-        return PlannedSession(plan, shared, tar, self._made_of(keys), expires)
+        expires = min(listing.expires for listing in made_of.values())
+        return PlannedSession(plan, shared, tar, made_of, expires)
 
     def _sidecars(self, home: SessionDir, resources: Mapping[str, ResourceFiles]) -> SessionSidecars:
         """Return the sidecars in resources without images, which come together."""
@@ -301,13 +295,10 @@ class Dataset:
         return found
 
     async def _read(self, shared: Mapping[str, ResourceFiles], file: StoredFile) -> Sidecar:
-        """Return the fields of a sidecar, through the content cache; none of one that is unreadable or no JSON."""
+        """Return the fields of a sidecar, through the content cache; none of one that is lost, damaged or no JSON."""
         try:
-            data = await read_file(shared[file.resource], file.place, MAX_SIDECAR_BYTES)
-            fields = loads(data)
-        except Unreachable:
-            raise
-        except (XnatError, ValueError) as error:
+            fields = loads(await read_file(shared[file.resource], file.place, MAX_SIDECAR_BYTES))
+        except (NotFound, BadReply, ValueError) as error:
             log.info("the sidecar %s is not used: %s", file.path, error)
             return {}
         return fields if isinstance(fields, dict) else {}

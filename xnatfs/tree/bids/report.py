@@ -40,8 +40,9 @@ class DatasetReport:
     async def of(cls, dataset: Dataset) -> "DatasetReport":
         """Plan all sessions, one after the other, so that their listings are requested in batches."""
         outline = await dataset.outline()
-        bids_map, expires = await dataset.map()
-        sessions, expires, trees = [], min(expires, outline.expires), []
+        bids_map, made_of = await dataset.map()
+        expires = min([outline.expires, *(listing.expires for listing in made_of.values())])
+        sessions, trees = [], []
         for label, subject in outline.subjects.items():
             stored, own = await dataset.stored(outline, subject)
             trees.append(Tree({f"sub-{label}": stored}))

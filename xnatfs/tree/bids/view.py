@@ -15,7 +15,6 @@ from xnatfs.listings.keys import (
     DemographicsKey,
     ExperimentsKey,
     FilesKey,
-    ImageLabelsKey,
     ListKey,
     ProjectsKey,
     ResourcesKey,
@@ -48,7 +47,7 @@ class BidsProjects(Dir):
         self._projects = projects
 
     async def load(self) -> Children:
-        found = await self._projects.children()
+        found = await self._projects.load()
         nodes: dict[str, Node] = {
             name: DatasetDir(self, name, home) for name, home in found.nodes.items() if isinstance(home, ProjectDir)
         }
@@ -143,8 +142,7 @@ class BidsSubjectDir(Dir):
         return Children(TreeNodes(self, tree, nodes), outline.expires)
 
     def sources(self) -> Sequence[ListKey]:
-        project = self.dataset.project.id
-        return [ExperimentsKey(project), ImageLabelsKey(project)]
+        return [ExperimentsKey(self.dataset.project.id)]
 
 
 class _PlannedDir(Dir):

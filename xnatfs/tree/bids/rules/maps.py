@@ -55,6 +55,8 @@ class BidsMap:
         for source, rows in sources:
             own: dict[str, MapLine] = {}
             for row in rows:
+                if not row.bidsname:
+                    continue
                 own[map_key(row.series_description)] = MapLine(row.bidsname, source, tuple(row.targets.split()))
             for key, line in own.items():
                 if key not in lines:
