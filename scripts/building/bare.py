@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-SUITE = "bookworm"  # its Python is 3.11, the oldest that xnatfs runs on
+SUITES = ("bookworm", "trixie")  # their Python is 3.11, the oldest that xnatfs runs on, and 3.13
 USER = "12345"
 # The most that `--version` may take once the packages are unpacked, in seconds of the processor: a machine may be busy.
 VERSION_SECONDS = 0.2
@@ -20,16 +20,16 @@ mount --bind "$1" "$1"
 cd "$1"
 mkdir -p old
 pivot_root . old
-umount -l /old
-exec /bin/sh /tmp/check.sh
+exec chroot . /bin/sh -c 'mount -t proc proc /proc && umount -l /old && exec /bin/sh /tmp/check.sh'
 """
 
 CHECK = f"""
 set -eu
-mount -t proc proc /proc
 mount -t tmpfs tmpfs /run
 [ -c /dev/fuse ] || mknod /dev/fuse c 10 229
 chmod 666 /dev/fuse
+ln -sf /proc/self/mounts /etc/mtab
+grep -q :{USER}: /etc/passwd || echo "visitor:x:{USER}:{USER}::/tmp/home:/bin/sh" >>/etc/passwd
 rm -rf /tmp/home
 mkdir -p /tmp/home
 chown {USER} /tmp/home
@@ -68,14 +68,20 @@ echo 'without fusermount3, exec reads the same'
 
 
 def check(made: Path, work: Path) -> None:
-    """Run it as a user of a bare root. Raises SystemExit if something fails."""
-    root = work / "bare-root"
-    if not (root / "made").exists():
-        shutil.rmtree(root, ignore_errors=True)
-        subprocess.run(["debootstrap", "--variant=minbase", "--include=python3,fuse3", SUITE, root], check=True)
-        (root / "made").touch()
+    """Run it as a user of each bare root. Raises SystemExit if something fails."""
+    for suite in SUITES:
+        root = work / f"bare-{suite}"
+        if not (root / "made").exists():
+            shutil.rmtree(root, ignore_errors=True)
+            subprocess.run(["debootstrap", "--variant=minbase", "--include=python3,fuse3", suite, root], check=True)
+            (root / "made").touch()
+        _run(made, root)
+
+
+def _run(made: Path, root: Path) -> None:
+    print(f"{root.name}:", flush=True)
     shutil.copy2(made, root / "tmp/xnatfs.pyz")
     (root / "tmp/check.sh").write_text(CHECK)
     done = subprocess.run(["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", ENTER, "sh", root])
     if done.returncode:
-        raise SystemExit(f"scripts/build: {made.name} does not run in a bare root")
+        raise SystemExit(f"scripts/build: {made.name} does not run in {root}")
