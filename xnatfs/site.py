@@ -17,6 +17,7 @@ import httpx
 import trio
 
 from xnatfs.common.errors import Unreachable
+from xnatfs.common.garbage import keep_collections_short
 from xnatfs.common.tasks import background, gather
 from xnatfs.content import ContentCache, open_cache
 from xnatfs.listings.keys import (
@@ -121,15 +122,17 @@ class Site:
         self.offline = False  # whether stored listings are served while the server is unreachable
         self.access = Access(content.drop, store, self.listings, nursery)
 
-    def stay(self, offline: bool = False) -> None:
+    def stay(self, offline: bool = False, *, persists: bool = True) -> None:
         """Start background expiry and listing persistence, for long-lived processes.
 
         From now on stored listings are served while they are requested anew, and new listings are stored, if the
-        account is known. With `offline` they are also served while the server is unreachable.
+        account is known. With `offline` they are also served while the server is unreachable. Without `persists` every
+        listing is the server's own of now: a program that ends soon would see what was, and never what is.
         """
         self._nursery.start_soon(self._tidy)
+        self._nursery.start_soon(keep_collections_short)
         self.access.begin(self.access.recall)
-        if self.xnat.login.username:
+        if persists and self.xnat.login.username:
             self.offline = offline
             self.listings.persist(offline)
 

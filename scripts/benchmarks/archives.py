@@ -99,6 +99,19 @@ def converted(directory: Path, subjects: int) -> Path:
     return _made(directory / f"converted-{subjects}", "CONVERTED", make)
 
 
+def projects(directory: Path, count: int) -> Path:
+    """Return an archive of this number of projects, each with one session of one tiny file."""
+    top = directory / f"projects-{count}"
+    if not (top / "complete").exists():
+        shutil.rmtree(top, ignore_errors=True)
+        for number in range(count):
+            folder = top / "data" / f"PROJECT{number:05}" / SESSION / "scans" / "1" / "DICOM"
+            folder.mkdir(parents=True)
+            (folder / "1.dcm").write_bytes(b"%d" % number)
+        (top / "complete").touch()
+    return top / "data"
+
+
 def images(directory: Path, count: int, size: int) -> Path:
     """Return a folder of DICOM files of one series, each of about `size` bytes of pixels that hardly compress."""
     top = directory / f"images-{count}x{size}"

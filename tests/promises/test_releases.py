@@ -15,11 +15,11 @@ from tests.support.demos import USER
 from tests.support.manifest import ManifestEntry, manifest
 from tests.support.wire import Wire
 from tests.transfer.test_download import DOWNLOAD, files, truth
+from xnatfs.common.errnos import errno_of
 from xnatfs.common.errors import XnatError
 from xnatfs.demo.fixtures.lab import PASSWORDS, DemoArchive
 from xnatfs.demo.server.app import DemoXnat
 from xnatfs.demo.server.releases import XNAT_1_8, Release
-from xnatfs.fuse.errnos import errno_of
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 from xnatfs.site import Site, open_site

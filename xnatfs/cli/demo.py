@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from xnatfs.cli import daemon, options, serving
-from xnatfs.cli.logins import MountLogin
 from xnatfs.cli.parsing import add_command
 from xnatfs.common import program
 from xnatfs.common.errors import ConfigError
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials, for_children
+from xnatfs.settings.logins import MountLogin
 
 # Options that are handed to the server.
 SERVER_OPTIONS: dict[str, dict[str, Any]] = {

@@ -37,6 +37,10 @@ log = logging.getLogger(__name__)
 # this period; the order of eviction needs no better accuracy.
 FLUSH_SECONDS = 30.0
 
+# Dropped folders to which nothing is added, the latest: what was on its way when one was dropped is over long before so
+# many others are.
+MOST_DROPPED = 10_000
+
 # Versions that are looked up between two checkpoints: 2 to 4 ms. Every SQLite accepts 999 in a statement.
 LOOKUP_BATCH = 500
 
@@ -54,7 +58,7 @@ class ContentCache:
         self._strict = strict
         self._files = OpenFiles(store, nursery)
         self._disproved: deque[bytes] = deque(maxlen=MAX_DAMAGED_NAMES)  # of which readers may have received bad bytes
-        self._dropped: set[str] = set()  # folders of which no file is opened since
+        self._dropped: dict[str, None] = {}  # folders of which no file is opened since, the latest last
         self._distrusted: set[bytes] = set()  # identities to be fetched anew, even if a copy is cached
         self._write_behind = WriteBehind(store, nursery, self._files)
         self.upkeep = Upkeep(store, self._write_behind.write)
@@ -128,7 +132,7 @@ class ContentCache:
         """
         if self._files.is_closed:
             raise CacheError(f"{version.key}: the cache has been closed")
-        self._dropped.discard(version.folder)
+        self._dropped.pop(version.folder, None)
         ident = identity(version)
         entry = self._joinable(ident, version)
         if entry is None:
@@ -146,6 +150,24 @@ class ContentCache:
             blob.close()
             raise
         return blob
+
+    async def open_local(self, blob: Blob) -> tuple[Path, int]:
+        """Return the path of an open file's verified bytes, and a descriptor; while that is open the file stays there.
+
+        The caller must close the descriptor. Raises CacheError if the directory has not stored the file, and what the
+        download of the file raises.
+        """
+        await blob.verdict()
+        entry = self._files.entries[blob]
+        if entry.fill is not None:
+            await entry.fill.stored.wait()
+        if entry.is_queued:
+            await self._write_behind.write()
+        row = self._store.lookup(entry.ident)
+        fd = self._store.open(row) if row is not None else None
+        if fd is None:
+            raise CacheError(f"{blob.key}: the cache directory has no room for it, so it has no path there")
+        return Path(os.readlink(f"/proc/self/fd/{fd}")), fd
 
     async def put(self, version: Version, data: bytes, checked: float | None = None) -> None:
         """Add a complete file that the caller has fetched and verified.
@@ -186,7 +208,9 @@ class ContentCache:
 
     async def drop(self, folders: Collection[str]) -> None:
         """Remove all files in these folders, and add none to them until one is opened. Open readers continue."""
-        self._dropped.update(folders)
+        self._dropped |= dict.fromkeys(folders)
+        for oldest in list(self._dropped)[:-MOST_DROPPED]:
+            del self._dropped[oldest]
         self._forget_in(folders)  # files that are to be written reach the store before it drops them, or not at all
         await self._store.remove(lambda index: index.in_folders(folders))
         self._forget_in(folders)  # files that were opened meanwhile

@@ -81,6 +81,7 @@ class Fill:
         self.blob = blob
         self.version = version
         self.state = State.DOWNLOADING
+        self.stored = trio.Event()  # it is complete, and stored if the directory has room for it
         self.planner = Planner(blob, version, source)
         self.writer = Writer(blob, version, backing)
         self._receiver = Receiver(blob, version, self.writer, self.planner)
@@ -220,6 +221,7 @@ class Fill:
             self.fail(exc)
         finally:
             self.state = State.COMPLETE if self.blob.complete else State.FAILED
+            self.stored.set()
 
     async def _renew(self, row: BlobRow, fd: int, source: Source) -> bool:
         """Use the older copy if a HEAD confirms it. Not by If-Modified-Since: files are put back with older dates."""
@@ -235,6 +237,7 @@ class Fill:
         self.blob.finish()
         if (renewed := self._owner.row_for(self.blob)) is not None:
             await self._backing.store.renew(renewed)
+        self.stored.set()
         return True
 
 

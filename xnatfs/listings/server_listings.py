@@ -23,7 +23,7 @@ import trio
 
 from xnatfs.common.clock import now
 from xnatfs.common.errors import Denied, LoginRequired, NotFound, Unreachable
-from xnatfs.common.tasks import unattended
+from xnatfs.common.tasks import aside, unattended
 from xnatfs.listings.file_lists import FileLists
 from xnatfs.listings.keys import (
     AllExperimentsKey,
@@ -180,7 +180,8 @@ class ServerListings:
     async def _fetch(self, key: ListKey) -> Listing[Any]:
         ask, group, _ = self._request(key)
         started = now()
-        return listing(await ask(), group, started, self._ttl)
+        rows = await ask()
+        return await aside(len(rows), lambda: listing(rows, group, started, self._ttl))
 
     def _note(self, key: ListKey, found: Listing[Any]) -> None:
         """Store a new listing, forget what it lacks, and report it."""

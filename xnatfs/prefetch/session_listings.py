@@ -27,7 +27,7 @@ import trio
 
 from xnatfs.common.clock import now
 from xnatfs.common.errors import BadReply, Denied, NotFound
-from xnatfs.common.tasks import gather
+from xnatfs.common.tasks import aside, gather
 from xnatfs.listings.keys import (
     AssessorsKey,
     ExperimentsKey,
@@ -109,7 +109,7 @@ class SessionListings:
 
         Without `assessors`, a single session's are not requested: the client does not show them.
         """
-        self._sort()
+        await self._sort()
         is_iterating = self._iteration.step(accession)
         if not is_iterating:
             self._batch = 1
@@ -131,7 +131,7 @@ class SessionListings:
 
     async def enter_subject(self, accession: str) -> None:
         """Prefetch for a subject whose resources a client lists: an absence of resources is cached on return."""
-        self._sort()
+        await self._sort()
         key = ResourcesKey(("subjects", accession), False)
         if not self._subject_iteration.step(accession) or self._metadata.peek(key) is not None:
             return
@@ -139,18 +139,22 @@ class SessionListings:
         if labels is not None and labels.get(accession) == set():
             self._give(key, listing([], lambda row: row, self._labels.fetched, self._ttl, pieced=True))
 
-    def _sort(self) -> None:
-        """Take new listings of the project's sessions and subjects."""
+    async def _sort(self) -> None:
+        """Take new listings of the project's sessions and subjects; other tasks go on with those before meanwhile."""
         sessions = self._metadata.peek(ExperimentsKey(self._project))
         subjects = self._metadata.peek(SubjectsKey(self._project))
-        if isinstance(sessions, Listing) and sessions is not self._listed[0]:
-            by_id: dict[str, Experiment] = {row.id: row for row in sessions.rows}
-            order = self._iteration.sort({row.id: (row.subject_label, row.label) for row in by_id.values()})
-            self._sessions = {each: by_id[each] for each in order}
+        before, self._listed = self._listed, (sessions, subjects)
+        if isinstance(sessions, Listing) and sessions is not before[0]:
+            self._sessions = await aside(len(sessions), lambda: self._in_order(sessions.rows))
             self._begun = {each: begun for each, begun in self._begun.items() if now() - begun < self._ttl}
-        if isinstance(subjects, Listing) and subjects is not self._listed[1]:
-            self._subject_iteration.sort({row.id: (row.label,) for row in subjects.rows})
-        self._listed = sessions, subjects
+        if isinstance(subjects, Listing) and subjects is not before[1]:
+            labels = {row.id: (row.label,) for row in subjects.rows}
+            await aside(len(subjects), lambda: self._subject_iteration.sort(labels))
+
+    def _in_order(self, rows: Sequence[Experiment]) -> dict[str, Experiment]:
+        by_id = {row.id: row for row in rows}
+        order = self._iteration.sort({row.id: (row.subject_label, row.label) for row in by_id.values()})
+        return {each: by_id[each] for each in order}
 
     def _is_known(self, accession: str) -> bool:
         return all(self._metadata.peek(key) is not None for key in experiment_keys(accession))

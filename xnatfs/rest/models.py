@@ -6,9 +6,10 @@ IDs stay exactly as the server has them, because requests contain them; labels a
 """
 
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from sys import intern
 from typing import Any, NamedTuple, Self
 
@@ -18,8 +19,7 @@ from xnatfs.common.sanitize import decoded, is_text, size
 Item = tuple[str, ...]  # the segments of an item's URL after /data: ("experiments", "XNAT_E00001")
 
 # The server writes local time without a zone, with 0 to 9 fractional digits.
-_TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)(?:\.(\d{1,6})\d*)?$")
-
+_TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:\.\d{1,9})?", re.ASCII)
 
 UNASSIGNED = "Unassigned"
 # The states of a prearchive session in which the server does no work on it. There are many others, and later releases
@@ -32,47 +32,55 @@ def parse_time(text: str) -> float | None:
 
     The server does not state its time zone. UTC is assumed, so that every client of one server shows the same time.
     """
-    match = _TIMESTAMP.match(text.strip())
-    if not match:
+    text = text.strip()
+    if not _TIMESTAMP.fullmatch(text):
         return None
-    day, time, fraction = match.groups()
     try:
-        return datetime.fromisoformat(f"{day}T{time}.{(fraction or '0'):0<6}").replace(tzinfo=UTC).timestamp()
+        return datetime.fromisoformat(f"{text}+00:00").timestamp()
     except ValueError:
         return None
 
 
-_split = re.compile(r"([0-9]+)").split
+_replace_numbers = re.compile(r"[0-9]+").sub
 
 
-def natural(text: str) -> tuple[tuple[int, int, str], ...]:
-    """Return a sort key in which 2 comes before 10. Numbers are compared as text, because they may have any length."""
-    return tuple(_number(part) if part.isascii() and part.isdigit() else (1, 0, part) for part in _split(text) if part)
+def natural(text: str) -> str:
+    """Return a sort key in which 2 comes before 10. The count of its digits stands before a number of any length."""
+    return _replace_numbers(_number, text)
 
 
-def _number(digits: str) -> tuple[int, int, str]:
-    bare = digits.lstrip("0")
-    return (0, len(bare), f"{bare} {digits}")
+def _number(digits: re.Match[str]) -> str:
+    bare = digits[0].lstrip("0")
+    return f"\0{chr(min(len(bare), sys.maxunicode))}{bare} {digits[0]}"
 
 
 class Row:
     """A row of a table, whose keys are looked up without regard to case."""
 
+    __slots__ = ("_lower", "cells")
+
     def __init__(self, cells: Mapping[str, Any]) -> None:
         self.cells = cells  # as the server sent them
-        self._cells = {key.lower(): value for key, value in cells.items()}
+        self._lower: dict[str, Any] | None = None  # by the keys in lower case, where one was looked for
 
     def get(self, *keys: str) -> str:
         """Return the first non-empty cell of these keys, as the server wrote it, or ''."""
         for key in keys:
-            value = self._cells.get(key.lower())
+            value = self.cells.get(key)  # as it is spelt here in nearly all rows
+            if value is None:
+                value = self._in_lower_case().get(key.lower())
             if value is not None and value != "":
                 return str(value)
         return ""
 
     def has(self, *keys: str) -> bool:
         """Return whether the row has a cell for one of these keys, even an empty one."""
-        return any(key.lower() in self._cells for key in keys)
+        return any(key.lower() in self._in_lower_case() for key in keys)
+
+    def _in_lower_case(self) -> dict[str, Any]:
+        if self._lower is None:
+            self._lower = {key.lower(): value for key, value in self.cells.items()}
+        return self._lower
 
     def text(self, *keys: str) -> str:
         """Return the same cell as `get`, with XML entities decoded."""
@@ -82,7 +90,7 @@ class Row:
         """Return the same cell as `get`. Raises BadReply where it is empty, or holds text that no URL can."""
         value = self.get(*keys)
         if not value or not (value.isascii() or is_text(value)):
-            raise BadReply(f"the server's listing has a row without {keys[0]!r}: {sorted(self._cells)}")
+            raise BadReply(f"the server's listing has a row without {keys[0]!r}: {sorted(self._in_lower_case())}")
         return value
 
     def number(self, key: str) -> int | None:

@@ -16,6 +16,8 @@ NO_QUALITY = "none"
 # Of the view bids: show days of acquisition, take names from tags in notes, cut the subject's label from that of the
 # session, write paths relative to the subject in IntendedFor.
 BIDS_OPTIONS = ("dates", "notes", "ses=suffix", "intendedfor=path")
+# Columns of the report on what bids/ leaves out, in the mount's table and in that of xnatctl.
+LEFT_OUT_COLUMNS = ("subject", "session", "scan", "file", "reason", "map_line")
 
 Patterns = tuple[str, ...]  # names, in which '*' and '?' stand for any characters; empty: everything
 

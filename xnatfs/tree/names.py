@@ -107,7 +107,9 @@ def assign(
     unique: dict[str, T] = {}
     for item in items:
         unique.setdefault(key(item), item)
-    names = [file_name(label(item)) for item in unique.values()]
+    names = [label(item) for item in unique.values()]
+    if not are_simple(names):
+        names = [file_name(name) for name in names]
     named = dict(zip(names, unique.values(), strict=True))
     if len(named) < len(unique) or "" in named or not named.keys().isdisjoint(reserved):
         named = _resolved(unique, dict(zip(unique, names, strict=True)), reserved)

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 
+from xnatfs.common.tasks import aside
 from xnatfs.listings.keys import ExperimentsKey, ListKey, ProjectsKey, SubjectsKey
-from xnatfs.rest.models import Project, Subject
+from xnatfs.listings.ttl_cache import Listing
+from xnatfs.rest.models import Experiment, Project, Subject
 from xnatfs.site import Site
 from xnatfs.tree.metadata.project_tables import PROJECT_TABLES, all_subjects, project_files
 from xnatfs.tree.names import assign
@@ -50,6 +52,9 @@ class ProjectDir(Dir):
 
     async def load(self) -> Children:
         subjects, experiments = await self.site.people(self.project.id)
+        return await aside(len(subjects) + len(experiments), lambda: self._make(subjects, experiments))
+
+    def _make(self, subjects: Listing[Subject], experiments: Listing[Experiment]) -> Children:
         rows = all_subjects(subjects.rows, experiments.rows)
         named = assign(rows, lambda row: row.label, lambda row: row.id, PROJECT_NAMES)
         nodes: dict[str, Node] = {RESOURCES: self.resources_dir()}
@@ -90,15 +95,19 @@ class SubjectDir(Dir):
 
     async def load(self) -> Children:
         listing = await self.site.experiments(self.project_dir.project.id)
-        rows = listing.groups.get(self.subject.id, ())
-        named = assign(rows, lambda row: row.label, lambda row: row.id, {RESOURCES})
+        named = self.named(listing)
         nodes: dict[str, Node] = {RESOURCES: self._resources()}
         project = self.project_dir.project.id
         nodes |= {name: SessionDir(self.site, self, name, row, project) for name, row in named.items()}
         aliases: dict[str, Node] = {
-            row.id: SessionDir(self.site, self, row.id, row, project) for row in rows if row.id not in nodes
+            row.id: SessionDir(self.site, self, row.id, row, project) for row in named.values() if row.id not in nodes
         }
         return Children(nodes, listing.expires, aliases)
+
+    def named(self, listing: Listing[Experiment]) -> dict[str, Experiment]:
+        """Return its sessions by name, out of all experiments of the project."""
+        rows = listing.groups.get(self.subject.id, ())
+        return assign(rows, lambda row: row.label, lambda row: row.id, {RESOURCES})
 
     def sources(self) -> Sequence[ListKey]:
         return [ExperimentsKey(self.project_dir.project.id)]

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 
-from scripts.benchmarks.cases import entries, files, listings, series, start, together, transfers, views
+from scripts.benchmarks.cases import (
+    entries, files, large, listings, readers, series, start, together, transfers, views,
+)  # fmt: skip
 from scripts.benchmarks.cases.bench import Bench
 from scripts.benchmarks.report import Row
 
@@ -23,6 +25,8 @@ CASES: dict[str, Callable[[Bench], list[Row]]] = {
     "bids": views.bids,
     "storm": entries.storm,
     "memory": entries.memory,
+    "large": large.large,
     "responsive": together.responsive,
     "fair": together.fair,
+    "readers": readers.readers,
 }

@@ -28,6 +28,11 @@ class Bench:
         """Return the number of measurements of a fast operation."""
         return 1 if self.quick else 3
 
+    @property
+    def wires(self) -> tuple[bool, ...]:
+        """Return whether each run of a case is over TLS, as real servers are: a quick run is over TLS only."""
+        return (True,) if self.quick else (True, False)
+
     def one_big(self) -> Path:
         return archives.big(self.directory, self.big)
 
@@ -44,6 +49,11 @@ class Bench:
     def mount(self, server: Server, *options: str, keep: bool = False) -> Iterator[Mounted]:
         with rig.mounted(server, self.directory / "ours", *options, keep=keep) as mount:
             yield mount
+
+
+def wire(server: Server) -> str:
+    """Return the end of the titles of a server's rows."""
+    return ", TLS" if server.authority else ""
 
 
 def big_file(top: Path, scan: int = 1) -> Path:

@@ -362,6 +362,26 @@ def test_a_field_map_of_two_scans_is_joined_and_has_its_echo_times_and_targets()
     assert made.metadata["sub-S_ses-E_task-rest_bold"] == {"TaskName": "rest", "B0FieldSource": "fieldmap"}
 
 
+def test_a_field_map_that_is_not_converted_yet_has_its_number():
+    later = [ScanFiles(each.scan, []) for each in field_map(2)]
+    assert "fmap/run-02_phasediff" in images(plan([*later, *field_map(4)], GRE, ECHOES))
+
+
+def test_a_field_map_by_xnats_converter_is_repaired():
+    stems = [f"sub-x_ses-y_echo-{number}_run-01_phasediff" for number in (1, 2)] + ["sub-x_ses-y_run-02_phasediff"]
+    scans = [ScanFiles(scan("4"), files("4", *stems[:2])), ScanFiles(scan("5"), files("5", stems[2]))]
+    fields = {**times(**{stems[0]: 0.004, stems[1]: 0.006}), stems[2]: {"ImageType": ["P"]}}
+    made = images(plan(scans, a_map(), fields))
+    assert made == dict(zip(("fmap/magnitude1", "fmap/magnitude2", "fmap/phasediff"), stems, strict=True))
+
+
+def test_names_of_a_whole_field_map_stay():
+    stems = [f"sub-x_ses-y_{suffix}" for suffix in ("magnitude1", "magnitude2", "phasediff")]
+    scans = [ScanFiles(scan("4"), files("4", *stems[:2])), ScanFiles(scan("5"), files("5", stems[2]))]
+    made = plan(scans, a_map(), times(**{stems[0]: 0.004, stems[1]: 0.006}))
+    assert images(made).keys() == {"fmap/magnitude1", "fmap/magnitude2", "fmap/phasediff"}
+
+
 def test_plain_paths_for_older_programs():
     made = plan([*field_map(4), REST], GRE, ECHOES, Rules(plain_targets=True))
     paths = made.metadata["sub-S_ses-E_phasediff"]["IntendedFor"]

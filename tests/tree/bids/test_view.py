@@ -244,3 +244,16 @@ async def test_sidecars_that_no_tar_brings_are_requested_singly(tmp_path):
         for name in [name for name in found if name.endswith(".json")]:
             assert json.loads(await content(found[name]))["stem"]
         assert len(demo.requests) - before == 3
+
+
+async def test_a_session_of_which_images_cannot_be_listed_is_an_error_and_is_reported(tmp_path):
+    made = as_xnat_converts()
+    made.experiments["DEMO_E00001"].scans[1].resources[0].broken = True
+    convert(made, made.scan(session(made, "S2"), "1"), "sub-x_T1w")
+    async with opened(made, tmp_path) as (site, _):
+        with pytest.raises(BadReply, match="the files of NIFTI of scan 8 cannot be listed"):
+            await tree(await find(site, ONE))
+        assert "sub-S2_ses-E1_T1w.nii.gz" in await tree(await find(site, "bids/P/sub-S2/ses-E1/anat"))
+        (row,) = await table(site, "bids/P/sourcedata/xnatfs/left-out.tsv")
+        assert (row["subject"], row["scan"]) == ("sub-CASE1", "n/a")
+        assert "scan 8" in row["reason"]

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from xnatfs.cli import options
 from xnatfs.cli.ctl.command import Context, command, open_client, option, stored_names
-from xnatfs.cli.logins import session_store
 from xnatfs.settings.config import Config, profiles_path, read_profiles
+from xnatfs.settings.logins import session_store
 from xnatfs.settings.session_store import SessionStore
 
 if TYPE_CHECKING:

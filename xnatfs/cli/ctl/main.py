@@ -13,12 +13,12 @@ from typing import Any
 
 from xnatfs.cli import options
 from xnatfs.cli.ctl.command import Command, Context
-from xnatfs.cli.logins import login_environment
 from xnatfs.cli.output import OUTPUT_FORMATS, check_columns, print_message, show_item, show_rows
 from xnatfs.cli.parsing import COMMON_OPTIONS_TITLE, add_command
 from xnatfs.common.errors import ConfigError, XnatError
 from xnatfs.common.sanitize import line
 from xnatfs.settings.config import Config, connection_warning, output_format, profiles_path
+from xnatfs.settings.logins import login_environment
 
 # Retry budget, shorter than a mount's, since a user waits: after it, an unreachable host is an error.
 RETRY_SECONDS = 10.0

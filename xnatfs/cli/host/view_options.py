@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 
 from xnatfs.common.errors import BadReply, ConfigError
-from xnatfs.rest.bids import parse_map
 from xnatfs.settings.views import ALL_VIEWS, BIDS_OPTIONS, DEFAULT_VIEWS, NO_QUALITY, ViewOptions
 
 # Options whose value is a list. A comma would end the value in `-o`, so a colon separates names as well.
@@ -69,6 +68,8 @@ def view_options(arguments: argparse.Namespace) -> ViewOptions:
 
 def map_path(path: Path | None) -> str:
     """Return the absolute path of a map of BIDS names. Raises ConfigError unless it is one."""
+    from xnatfs.rest.bids import parse_map  # not for help and errors
+
     if not path:
         return ""
     absolute = Path(path).expanduser().absolute()

@@ -1,23 +1,23 @@
 """Run bids report|map: what the view bids/ of a project leaves out, and a draft of the map that names its scans."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from xnatfs.cli.ctl.command import Context, command, option, options_of
 from xnatfs.cli.host.view_options import bids_option_list, map_path
 from xnatfs.cli.output import Cells, print_data
 from xnatfs.common.errors import BadReply
-from xnatfs.rest.models import Scan, natural
-from xnatfs.settings.views import BIDS_OPTIONS, ViewOptions
-from xnatfs.tree import Root
-from xnatfs.tree.bids.dataset import Dataset
-from xnatfs.tree.bids.generated import LEFT_OUT_COLUMNS
-from xnatfs.tree.bids.report import DatasetReport
-from xnatfs.tree.bids.rules.guess import map_entry
-from xnatfs.tree.bids.rules.maps import BidsMap
-from xnatfs.tree.projects import ProjectDir, Projects
+from xnatfs.settings.views import BIDS_OPTIONS, LEFT_OUT_COLUMNS, ViewOptions
+
+if TYPE_CHECKING:  # help and errors start in a fifth of the time without these
+    from xnatfs.rest.models import Scan
+    from xnatfs.tree.bids.dataset import Dataset
+    from xnatfs.tree.bids.rules.maps import BidsMap
 
 project_argument = option("project", metavar="PROJECT", help="project ID")
 map_option = option("--bids-map", metavar="FILE", type=Path, help="use the names in FILE, before the server's")
@@ -33,6 +33,10 @@ rule_options = options_of(
 @asynccontextmanager
 async def opened(context: Context, views: ViewOptions) -> AsyncIterator[Dataset]:
     """Open a project as the mount would show it in bids/."""
+    from xnatfs.tree import Root
+    from xnatfs.tree.bids.dataset import Dataset
+    from xnatfs.tree.projects import ProjectDir, Projects
+
     project = context.arguments.project
     async with context.site() as site:
         site.views = views
@@ -52,6 +56,8 @@ async def opened(context: Context, views: ViewOptions) -> AsyncIterator[Dataset]
 )
 async def bids_report(context: Context) -> list[Cells]:
     """Show what the view bids of a project leaves out, and why."""
+    from xnatfs.tree.bids.report import DatasetReport
+
     arguments = context.arguments
     options = tuple(arguments.bids_options.split(",")) if arguments.bids_options else ()
     views = ViewOptions(
@@ -71,6 +77,8 @@ async def bids_map(context: Context) -> None:
     Lines that the server or --bids-map has already are in it as they are; the names of the others are guesses. It is
     used by `xnatfs mount --bids-map` or, once an administrator has stored it, by every mount.
     """
+    from xnatfs.rest.models import natural
+
     async with opened(context, ViewOptions(bids_map=map_path(context.arguments.bids_map))) as dataset:
         known, _ = await dataset.map()
         scans = await _scans(dataset)
@@ -93,6 +101,8 @@ async def _scans(dataset: Dataset) -> list[Scan]:
 
 
 def _entry(scan: Scan, known: BidsMap) -> dict[str, str]:
+    from xnatfs.tree.bids.rules.guess import map_entry
+
     entry = map_entry(scan)
     line = known.find(scan)
     return {**entry, "bidsname": line.bidsname} if line else entry

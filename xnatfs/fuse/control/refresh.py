@@ -14,12 +14,12 @@ import trio
 from pyfuse3 import FileNameT
 
 from xnatfs.common.errors import NotFound
+from xnatfs.common.mountinfo import all_mounts
 from xnatfs.common.tasks import unattended
 from xnatfs.fuse.control.error_log import NodePath
 from xnatfs.fuse.control.places import ancestors, find, rounds_of, split
 from xnatfs.fuse.control.protocol import Message
 from xnatfs.fuse.inodes import ROOT
-from xnatfs.fuse.mountinfo import all_mounts
 from xnatfs.fuse.operations import Operations
 from xnatfs.listings.keys import (
     AllExperimentsKey,

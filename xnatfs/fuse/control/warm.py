@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 import trio
 
 from xnatfs.common.clock import now
+from xnatfs.common.errnos import errno_of
 from xnatfs.common.errors import CacheFull, LoginRequired, Stale, Unreachable, XnatError, first_error
 from xnatfs.content import ContentCache
 from xnatfs.fuse.control.places import all_files_below, content_version, find, split
 from xnatfs.fuse.control.protocol import Message
 from xnatfs.fuse.control.server import Report
-from xnatfs.fuse.errnos import errno_of
 from xnatfs.fuse.operations import Operations
 from xnatfs.tree.node import Dir, File, measure
 

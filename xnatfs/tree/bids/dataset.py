@@ -30,7 +30,7 @@ from xnatfs.rest.bids import BidsMapRow, Demographics, ImageLabels, is_converted
 from xnatfs.rest.models import Experiment, FileRow, Item, Resource, Scan, Subject, natural
 from xnatfs.site import Site
 from xnatfs.tree.bids import generated
-from xnatfs.tree.bids.rules.entries import LeftOut, Rules, ScanFiles, SessionPlan
+from xnatfs.tree.bids.rules.entries import Rules, ScanFiles, SessionPlan
 from xnatfs.tree.bids.rules.images import Sidecar, StoredFile
 from xnatfs.tree.bids.rules.labels import Labelled, folder_labels, without_subject
 from xnatfs.tree.bids.rules.maps import BidsMap
@@ -210,8 +210,13 @@ class Dataset:
                 found[label] = SessionFolder(label, node)
         return dict(sorted(found.items()))
 
-    async def demographics(self) -> Listing[Demographics]:
-        return await self.site.listings.get(DemographicsKey(self.project.id))
+    async def demographics(self) -> Listing[Demographics] | None:
+        """Return sex and group of the subjects; None if the server does not list them to the account."""
+        try:
+            return await self.site.listings.get(DemographicsKey(self.project.id))
+        except (BadReply, NotFound, Denied) as error:
+            log.info("bids/%s has participants without sex and group: %s", self.project.id, error)
+            return None
 
     async def stored(self, outline: Outline, subject: SubjectFolder) -> tuple[Tree, list[SessionFolder]]:
         """Return the tree of a subject that resources hold, and the sessions that it does not have: a tree counts more.
@@ -254,7 +259,7 @@ class Dataset:
         keys = ScansKey(home.experiment.id), ResourcesKey(home.item, True), FilesKey(home.item, True)
         scans, resources, files = await gather(*(partial(self.site.listings.get, key) for key in keys))
         made_of |= zip(keys, (scans, resources, files), strict=True)
-        found, broken = _scan_files(scans, resources, files)
+        found = _scan_files(scans, resources, files)
         shared = await self._resource_files(session, {row.id for rows in found for row in rows.resources}, files)
         shown = [ScanFiles(each.scan, [file for file in each.files if file.resource in shared]) for each in found]
         tar = self._sidecars(home, shared)
@@ -267,7 +272,6 @@ class Dataset:
                 await tar.fetch()
             read = await gather(*(partial(self._read, shared, file) for file in plan.wanted))
             sidecars |= zip(plan.wanted, read, strict=True)
-        plan.left_out[:0] = broken
         expires = min(listing.expires for listing in made_of.values())
         return PlannedSession(plan, shared, tar, made_of, expires)
 
@@ -319,24 +323,24 @@ class _Found:
     files: Sequence[StoredFile]
 
 
-def _scan_files(
-    scans: Listing[Scan], resources: Listing[Resource], files: Listing[FileRow]
-) -> tuple[list[_Found], list[LeftOut]]:
-    """Return the files of each scan that may be shown, and what cannot be listed."""
-    found, broken = [], []
+def _scan_files(scans: Listing[Scan], resources: Listing[Resource], files: Listing[FileRow]) -> list[_Found]:
+    """Return the files of each scan that may be shown.
+
+    Raises BadReply if those of one cannot be listed: without it a program would take the session for complete.
+    """
+    found = []
     for scan in scans.rows:
         rows = [row for row in resources.groups.get(("scans", scan.id), ()) if is_converted(row.label)]
         for row in rows:
             if reason := files.broken.get(row.id):
-                broken.append(LeftOut(scan.id, "", f"the files of {row.label} cannot be listed: {reason}"))
-        rows = [row for row in rows if row.id not in files.broken]
+                raise BadReply(f"the files of {row.label} of scan {scan.id} cannot be listed: {reason}")
         stored = [
             StoredFile(row.id, file.path, file.place, file.size, file.digest)
             for row in rows
             for file in catalogue_of(files.groups, row.id)
         ]
         found.append(_Found(scan, rows, stored))
-    return found, broken
+    return found
 
 
 async def read_file(files: ResourceFiles, place: int, most: int) -> bytes:

@@ -69,7 +69,6 @@ SESSIONS = {
     "xnat_session_id": {"Description": "The accession ID of the session on the server"},
     "acq_time": {"Description": "The day of the acquisition"},
 }
-LEFT_OUT_COLUMNS = ("subject", "session", "scan", "file", "reason", "map_line")
 MAP_COLUMNS = ("path", "uri", "digest")
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from xnatfs.common.errors import BadReply, Denied, NotFound
+from xnatfs.settings.views import LEFT_OUT_COLUMNS
 from xnatfs.tree.bids import generated
 from xnatfs.tree.bids.dataset import Dataset, PlannedSession
 from xnatfs.tree.bids.rules.maps import BidsMap
@@ -15,16 +17,25 @@ class ReportedSession:
     """A session of the report."""
 
     path: str  # sub-LABEL/ses-LABEL
-    planned: PlannedSession
+    planned: PlannedSession | None  # None if it cannot be listed
     is_shadowed: bool  # by a tree
+    failure: str = ""  # why it cannot be listed
+
+    @property
+    def shown(self) -> PlannedSession | None:
+        """Return its plan, if that is what is shown of it."""
+        return None if self.is_shadowed else self.planned
 
     def left_out(self) -> Iterator[tuple[str, ...]]:
         """Yield the rows of what is left out: subject, session, scan, file, reason, line of the map."""
         folders = tuple(self.path.split("/"))
-        if not self.is_shadowed:
+        if self.planned is None:
+            yield (*folders, "", "", self.failure, "")
+        elif not self.is_shadowed:
             yield from ((*folders, *row) for row in self.planned.plan.left_out)
-        for scan in sorted({entry.scan.id for entry in self.planned.plan.entries}) if self.is_shadowed else ():
-            yield (*folders, scan, "", "the session is shown as the whole tree that a resource holds", "")
+        else:
+            for scan in sorted({entry.scan.id for entry in self.planned.plan.entries}):
+                yield (*folders, scan, "", "the session is shown as the whole tree that a resource holds", "")
 
 
 @dataclass(frozen=True)
@@ -47,16 +58,20 @@ class DatasetReport:
             stored, own = await dataset.stored(outline, subject)
             trees.append(Tree({f"sub-{label}": stored}))
             for session in subject.sessions.values():
-                planned = await dataset.plan(label, session)
-                sessions.append(ReportedSession(f"sub-{label}/ses-{session.label}", planned, session not in own))
-                expires = min(expires, planned.expires)
+                path, planned, failure = f"sub-{label}/ses-{session.label}", None, ""
+                try:
+                    planned = await dataset.plan(label, session)
+                    expires = min(expires, planned.expires)
+                except (BadReply, NotFound, Denied) as error:
+                    failure = str(error)
+                sessions.append(ReportedSession(path, planned, session not in own, failure))
         return cls(sessions, outline.tree.joined(trees), bids_map, expires)
 
     @property
     def images(self) -> int:
         """Return the number of images that are shown."""
         stored = sum(is_image(path) for path, _ in self.tree.leaves())
-        return stored + sum(len(each.planned.plan.entries) for each in self.sessions if not each.is_shadowed)
+        return stored + sum(len(each.shown.plan.entries) for each in self.sessions if each.shown)
 
     def left_out(self) -> Iterator[tuple[str, ...]]:
         """Yield the rows of the report: subject, session, scan, file, reason, line of the map."""
@@ -67,7 +82,7 @@ class DatasetReport:
             yield from session.left_out()
 
     def left_out_table(self) -> bytes:
-        return generated.table(generated.LEFT_OUT_COLUMNS, self.left_out())
+        return generated.table(LEFT_OUT_COLUMNS, self.left_out())
 
     def map_table(self) -> bytes:
         return generated.table(generated.MAP_COLUMNS, self._origins())
@@ -76,7 +91,9 @@ class DatasetReport:
         for path, leaf in self.tree.leaves():
             yield (path, leaf.uri, leaf.files.catalogue.digest(leaf.place))
         for session in self.sessions:
-            for path, file in session.planned.plan.files.items() if not session.is_shadowed else ():
-                base = "/".join(session.planned.resources[file.resource].resource_dir.address.base)
+            if (planned := session.shown) is None:
+                continue
+            for path, file in planned.plan.files.items():
+                base = "/".join(planned.resources[file.resource].resource_dir.address.base)
                 uri = f"/data/{base}/resources/{file.resource}/files/{file.path}"
                 yield (f"{session.path}/{path}", uri, file.digest)

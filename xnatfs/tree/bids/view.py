@@ -94,13 +94,13 @@ class DatasetDir(Dir):
 
     async def _participants(self) -> Generated:
         outline, found = await self.dataset.outline(), await self.dataset.demographics()
-        known = {row.id: (row.sex, row.group) for row in found.rows}
+        known = {row.id: (row.sex, row.group) for row in found.rows} if found else {}
         rows = []
         for label in sorted({*outline.subjects, *outline.tree.subjects}):
             person = outline.people.get(label)
             cells = (*known.get(person.id, ("", "")), person.id, person.label) if person else ("", "", "", "")
             rows.append((f"sub-{label}", *cells))
-        expires = min(outline.expires, found.expires)
+        expires = min(outline.expires, found.expires) if found else outline.expires
         return Generated(generated.table(list(generated.PARTICIPANTS), rows), expires)
 
 
@@ -128,7 +128,9 @@ class BidsSubjectDir(Dir):
 
     async def load(self) -> Children:
         outline = await self.dataset.outline()
-        subject = outline.subjects.get(self.subject.label, self.subject)
+        subject = outline.subjects.get(self.subject.label)
+        if subject is None:
+            raise NotFound(f"{'/'.join(self.path)} is gone")
         tree, own = await self.dataset.stored(outline, subject)
         nodes: dict[str, Node] = {
             f"ses-{session.label}": BidsSessionDir(self, f"ses-{session.label}", session) for session in own

@@ -148,7 +148,7 @@ def _orders(entries: Sequence[ShownImage], sidecars: Sidecars) -> Mapping[str, O
         match = _CLOCK.fullmatch(str(sidecars.of(entry.image).get("AcquisitionTime", "")))
         clocks[entry.path] = (float(match[1]), float(match[2]), float(match[3])) if match else None
     if None in clocks.values():
-        return {entry.path: natural(entry.scan.id) for entry in entries}
+        return {entry.path: (natural(entry.scan.id),) for entry in entries}
     return {path: clock for path, clock in clocks.items() if clock is not None}
 
 

@@ -15,7 +15,10 @@ from xnatfs.tree.bids.rules.metadata import assign_field_maps, keep_complete, na
 from xnatfs.tree.bids.rules.names import BidsName, InvalidName, accepts_extension
 from xnatfs.tree.bids.rules.series import (
     GRADIENT_ECHO,
+    MappedScan,
+    NamedImages,
     NamedSeries,
+    group_of,
     name_images,
     number_runs,
     pair_field_maps,
@@ -48,20 +51,26 @@ class SessionPlanner:
         """Return the plan; if it wants sidecars, it is to be made again with these."""
         unique = {each.scan.id: each for each in scans}
         ordered = sorted(unique.values(), key=lambda each: natural(each.scan.id))
-        series, maps = list[NamedSeries](), list[tuple[Scan, MapLine, Sequence[StoredImage]]]()
+        series, maps, own_maps = list[NamedSeries](), list[MappedScan](), list[NamedImages]()
         for scan, files in ordered:
             images, odd = find_images(scan.id, files)
             for file, reason in odd:
                 self._leave(scan, file.name, reason)
-            found = self._own_series(scan, images)
+            found = self._own_names(images)
             line = self._line(scan, images, found)
             if found:
-                series += found
+                own_maps += [(scan, name, group) for name, group in found if name.suffix in GRADIENT_ECHO]
+                others = [(name, group) for name, group in found if name.suffix not in GRADIENT_ECHO]
+                series += [self._named(scan, name, None, group) for name, group in others]
             elif line is not None and (name := self._parsed(scan, images, line)) is not None:
-                if name.suffix in GRADIENT_ECHO and images:
+                if name.suffix in GRADIENT_ECHO:
                     maps.append((scan, line, images))
                 else:
                     series.append(self._named(scan, name, line, images))
+        if any(len(group) > 1 for _, _, group in own_maps):  # one name for both scans and all images of a field map
+            maps += [(scan, line_of(name), group) for scan, name, group in own_maps]
+        else:
+            series += [self._named(scan, name, None, group) for scan, name, group in own_maps]
         paired, left = pair_field_maps(maps, self.sidecars)
         self._leave_images(left)
         self._enter(number_runs([*series, *paired]), {id: each.scan for id, each in unique.items()})
@@ -70,8 +79,8 @@ class SessionPlanner:
 
     # -- the names of scans --------------------------------------------------------------------------------------
 
-    def _own_series(self, scan: Scan, images: Sequence[StoredImage]) -> list[NamedSeries]:
-        """Return the series that a scan's own file names state; none if one of them is no BIDS name."""
+    def _own_names(self, images: Sequence[StoredImage]) -> list[tuple[BidsName, list[StoredImage]]]:
+        """Return the names that a scan's own files state, each with its images; none if one of them is no BIDS name."""
         own = [(image, image.own_name()) for image in images if image.sidecar is not None]
         if not own or any(name is None for _, name in own):
             return []
@@ -80,24 +89,24 @@ class SessionPlanner:
             assert name is not None
             bare = name.having(sub="", ses="")
             groups.setdefault(bare.having(echo="", part="").stem, []).append((image, bare))
-        found = []
-        for members in groups.values():
-            if len(members) == 1:
-                found.append(self._named(scan, members[0][1], None, [members[0][0]]))
-            else:
-                name = members[0][1].having(echo="", part="")
-                found.append(self._named(scan, name, None, [image for image, _ in members]))
-        lacking = [image for image in images if image.sidecar is None]
-        self._leave_images([(image, "has no sidecar") for image in lacking])
-        return found
+        self._leave_images([(image, "has no sidecar") for image in images if image.sidecar is None])
+        return [
+            (
+                members[0][1] if len(members) == 1 else members[0][1].having(echo="", part=""),
+                [each[0] for each in members],
+            )
+            for members in groups.values()
+        ]
 
-    def _line(self, scan: Scan, images: Sequence[StoredImage], own: Sequence[NamedSeries]) -> MapLine | None:
+    def _line(
+        self, scan: Scan, images: Sequence[StoredImage], own: Sequence[tuple[BidsName, object]]
+    ) -> MapLine | None:
         """Return the line of the map that names a scan, or what states a name in its place."""
         notes = noted(scan) if self._rules.use_notes else None
         lines = [line for line in (self._map.find(scan), reproin(scan), notes) if line is not None]
-        stated = {_bare(each.name) for each in own[:1]} | {_of(line) for line in lines}
+        stated = {_bare(name) for name, _ in own[:1]} | {_of(line) for line in lines}
         if len(stated) > 1 and images:
-            names = [f"{each.name.stem} by its files" for each in own[:1]]
+            names = [f"{name.stem} by its files" for name, _ in own[:1]]
             names += [f"{line.bidsname} by the {line.source}" for line in lines]
             self._leave(scan, "", f"is shown, but named differently: {', '.join(names)}")
         if not lines and not own and images:
@@ -182,8 +191,13 @@ class SessionPlanner:
         self.plan.left_out.append(LeftOut(scan.id, file, reason, line))
 
 
+def line_of(name: BidsName) -> MapLine:
+    """Return the line of a map that stands for the names of files."""
+    return MapLine(name.having(run="", echo="", part="").stem, "names of the files")
+
+
 def _bare(name: BidsName) -> str:
-    return name.having(run="", echo="", part="", dir="").stem
+    return group_of(name.having(dir=""))
 
 
 def _of(line: MapLine) -> str:

@@ -18,6 +18,10 @@ GRADIENT_ECHO = frozenset({"magnitude", "magnitude1", "magnitude2", "phasediff",
 _DIRECTIONS = {"j": "PA", "j-": "AP", "i": "LR", "i-": "RL", "k": "IS", "k-": "SI"}
 
 
+MappedScan = tuple[Scan, MapLine, Sequence[StoredImage]]
+NamedImages = tuple[Scan, BidsName, Sequence[StoredImage]]
+
+
 @dataclass(frozen=True)
 class NamedSeries:
     """Images of one name.
@@ -42,16 +46,15 @@ def with_direction(name: BidsName, images: Sequence[StoredImage], sidecars: Side
     return name.having(dir=_DIRECTIONS.get(str(sidecars.of(images[0]).get("PhaseEncodingDirection")), ""))
 
 
-def pair_field_maps(
-    found: Iterable[tuple[Scan, MapLine, Sequence[StoredImage]]], sidecars: Sidecars
-) -> tuple[list[NamedSeries], Reasons]:
+def pair_field_maps(found: Iterable[MappedScan], sidecars: Sidecars) -> tuple[list[NamedSeries], Reasons]:
     """Join scans that a map calls by a name of a gradient-echo field map to whole field maps.
 
     Both scans of a field map have the same series description, and so the same line of the map: which image is which
-    follows from the sidecars. A scan with a phase image belongs to the magnitudes of the scan before it.
+    follows from the sidecars. A scan with a phase image belongs to the magnitudes of the scan before it. Scans without
+    images, which may be converted later, count as pairs.
 
     Args:
-        found: The scans in their order, each with its line and its images.
+        found: The scans, each with its line and its images.
         sidecars: The sidecars.
 
     Returns:
@@ -59,14 +62,15 @@ def pair_field_maps(
     """
     pending: dict[str, _GradientEchoes] = {}
     maps: list[_GradientEchoes] = []
-    for scan, line, images in found:
+    for scan, line, images in sorted(found, key=lambda each: natural(each[0].id)):
         phases = [image for image in images if sidecars.is_phase(image)]
         magnitudes = [image for image in images if image not in phases]
-        key = _group(line.parse())
+        key = group_of(line.parse())
         current = pending.get(key)
-        if current is None or current.phases or magnitudes:
+        if current is None or current.phases or magnitudes or (not images and current.scans > 1):
             current = pending[key] = _GradientEchoes(scan, line)
             maps.append(current)
+        current.scans += 1
         current.magnitudes += magnitudes
         current.phases += phases
     left: Reasons = []
@@ -79,6 +83,7 @@ class _GradientEchoes:
 
     scan: Scan
     line: MapLine
+    scans: int = 0
     magnitudes: list[StoredImage] = field(default_factory=list)
     phases: list[StoredImage] = field(default_factory=list)
 
@@ -111,7 +116,7 @@ def _by_echo_time(images: Sequence[StoredImage], sidecars: Sidecars) -> list[Sto
     return [image for _, image in sorted(zip(times, images, strict=True), key=lambda pair: pair[0] or 0.0)]
 
 
-def _group(name: BidsName) -> str:
+def group_of(name: BidsName) -> str:
     """Return what names have in common that are told apart by their runs, echoes and parts only."""
     suffix = "phasediff" if name.suffix in GRADIENT_ECHO else name.suffix
     return replace(name, suffix=suffix).having(run="", echo="", part="").stem
@@ -125,7 +130,7 @@ def number_runs(series: Sequence[NamedSeries]) -> list[NamedSeries]:
     """
     groups: dict[str, list[NamedSeries]] = {}
     for each in sorted(series, key=lambda each: natural(each.scan.id)):
-        groups.setdefault(_group(each.name), []).append(each)
+        groups.setdefault(each.name.having(run="", echo="", part="").stem, []).append(each)
     numbered = []
     for found in groups.values():
         for place, each in enumerate(found, 1):
