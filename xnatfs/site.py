@@ -45,6 +45,7 @@ from xnatfs.rest.models import Accession, Assessor, Experiment, FileRow, Item, P
 from xnatfs.settings.config import Config, server_directory
 from xnatfs.settings.credentials import Credentials
 from xnatfs.settings.session_store import SessionStore
+from xnatfs.settings.views import ViewOptions
 
 # Nodes of recently listed files that are cached, 250 bytes each; the next listing is three times as fast.
 SHOWN_NODES = 50_000
@@ -109,6 +110,7 @@ class Site:
         self.series_prefetch = series_prefetch
         self.content = content
         self.ttl = ttl
+        self.views = ViewOptions()  # what the tree shows
         self.opened_at = time.time()
         self.sizes_learnt = False  # whether any file was found to differ from its listing
         self.sizes_right: dict[str, bool] = {}  # by resource, of those that were examined more closely
@@ -292,4 +294,6 @@ async def open_site(
         open_store(directory, lambda: xnat.login.username) as store,
         background() as nursery,
     ):
-        yield Site(xnat, store, content, series_prefetch, config.ttl, nursery)
+        site = Site(xnat, store, content, series_prefetch, config.ttl, nursery)
+        site.views = config.views
+        yield site

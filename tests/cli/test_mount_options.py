@@ -19,8 +19,10 @@ from tests.support.failing import (
 )
 from tests.support.mounting import environment, mounting, run
 from xnatfs.cli import options
+from xnatfs.cli.host.view_options import view_options
 from xnatfs.cli.options import IGNORED_OPTIONS, REFUSED_OPTIONS, SELINUX_OPTIONS
 from xnatfs.common.errors import ConfigError
+from xnatfs.settings.views import ALL_VIEWS, DEFAULT_VIEWS
 
 PAGE = Path(__file__).parents[2] / "docs" / "MOUNT-OPTIONS.md"
 ROW = re.compile(r"^\| (`.*?) \| (taken|refused)(.*) \|$", re.MULTILINE)
@@ -41,6 +43,8 @@ VALUES = {
     "umask": "022",
     "cache_dir": "/d", "cache_size": "1G", "ttl": "60", "timeout": "60", "revalidate": "60", "log_level": "info",
     "log_file": "/f", "user": "jdoe", "comment": "a", "uhelper": "udisks2", "helper": "x",
+    "view": "projects:archive", "projects": "A:B", "scan_types": "T1*", "quality": "usable", "resources": "DICOM",
+    "hide": "SNAPSHOTS:secondary", "bids_map": "/f", "bids_quality": "any",
     "context": "system_u:object_r:fusefs_t:s0",
 }  # fmt: skip
 
@@ -77,6 +81,24 @@ def test_what_is_refused_is_refused_with_a_reason_in_one_line(name):
         assert said.startswith(f"-o {name}: ")
         assert len(said) > len(f"-o {name}: ") + 8
         assert "\n" not in said
+
+
+@pytest.mark.parametrize("text", ["projects=A:B*", 'projects="A,B*"', "projects=X,projects=A : B*"])
+def test_a_list_is_of_names_with_colons_or_quoted_ones_with_commas(text):
+    assert view_options(parsed(text)[0]).projects == ("A", "B*")
+
+
+def test_a_comma_that_ends_a_list_is_explained():
+    with pytest.raises(ConfigError, match="-o B: no such option; a list has colons in -o, as scan-types=A:B"):
+        parsed("scan-types=A,B")
+
+
+def test_views_are_chosen_by_name_and_keep_their_order():
+    assert view_options(parsed()[0]).shown == DEFAULT_VIEWS
+    assert view_options(parsed("view=archive:projects")[0]).shown == ("projects", "archive")
+    assert view_options(parsed("view=all")[0]).shown == ALL_VIEWS
+    with pytest.raises(ConfigError, match="'nonsense' is none of projects, "):
+        parsed("view=nonsense")
 
 
 def test_of_two_that_say_the_contrary_the_last_one_counts():

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from xnatfs.cli import logs
+from xnatfs.cli.host.view_options import LISTS, add_views, view_options
 from xnatfs.common.errors import ConfigError
 from xnatfs.common.private_files import write_private
 from xnatfs.common.urls import is_same_server
@@ -196,6 +197,7 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     add("--strict", action="store_true", help="serve no byte of a file until all of it is verified")
     offline = "serve expired listings while the server is unreachable, for a day"
     add("--offline", action="store_true", help=offline)
+    add_views(parser)
     add("--log-level", choices=LOG_LEVELS, default="info", help="default: info")
     add("--log-file", type=Path, metavar="FILE", help="append the log to FILE")
     add("--report-fd", type=number, help=argparse.SUPPRESS)
@@ -209,6 +211,7 @@ def split_options(text: str) -> list[str]:
 def apply_mount_options(arguments: argparse.Namespace) -> None:
     """Apply `-o` options to the flags of the same name, and set `kernel_options`. Raises ConfigError."""
     kernel: set[str] = set()
+    before = ""
     for option in arguments.options:
         if option.count('"') % 2:
             raise ConfigError(f"-o {option}: a quote is not closed")
@@ -222,7 +225,8 @@ def apply_mount_options(arguments: argparse.Namespace) -> None:
         elif name in REFUSED_OPTIONS:
             raise ConfigError(f"-o {name}: {REFUSED_OPTIONS[name]}")
         elif name not in IGNORED_OPTIONS and not name.startswith(("x-", "X-")):
-            _apply(arguments, name.replace("-", "_"), value if equals else None)
+            _apply(arguments, name.replace("-", "_"), value if equals else None, before)
+        before = name
     if arguments.allow_other and arguments.allow_root:
         raise ConfigError("give either --allow-other or --allow-root, not both")
     if arguments.allow_root and arguments.uid is not None:
@@ -239,8 +243,8 @@ def _label(text: str, name: str) -> set[str]:
     return {text}
 
 
-def _apply(arguments: argparse.Namespace, name: str, value: str | None) -> None:
-    """Apply one option of `-o` that has the name of a flag. Raises ConfigError."""
+def _apply(arguments: argparse.Namespace, name: str, value: str | None, before: str) -> None:
+    """Apply one option of `-o` that has the name of a flag, after another one. Raises ConfigError."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     add_server(parser)
     add_mount(parser)
@@ -252,7 +256,8 @@ def _apply(arguments: argparse.Namespace, name: str, value: str | None) -> None:
     except argparse.ArgumentError as error:
         raise ConfigError(f"-o {name}: {error.message}") from None
     if unknown:
-        raise ConfigError(f"-o {name}: no such option")
+        hint = f"; a list has colons in -o, as {before}=A:B" if before.replace("-", "_") in LISTS else ""
+        raise ConfigError(f"-o {name}: no such option{hint}")
     setattr(arguments, name, getattr(parsed, name))
 
 
@@ -336,4 +341,5 @@ def mount_config(arguments: argparse.Namespace, server: Config) -> Config:
         if getattr(arguments, name) is not None
     }
     directory = cache_directory(arguments.cache_dir)
-    return replace(server, cache_dir=directory, strict=arguments.strict, offline=arguments.offline, **given)
+    given |= {"strict": arguments.strict, "offline": arguments.offline, "views": view_options(arguments)}
+    return replace(server, cache_dir=directory, **given)

@@ -32,7 +32,8 @@ class Ownership:
         made = pyfuse3.EntryAttributes()
         made.st_ino = inode
         made.st_uid, made.st_gid = self.uid, self.gid
-        made.st_nlink = 1  # of a directory: not counted, as find(1) understands it
+        # Of a directory 1: not counted, as find(1) understands it.
+        made.st_nlink = node.site.views.links if node.is_in_views else 1
         if isinstance(node, File):
             made.st_mode = FILE_MODE & ~self.umask
             size = made.st_size = node.measured_size

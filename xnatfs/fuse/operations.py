@@ -4,7 +4,6 @@ import contextlib
 import errno
 import itertools
 import logging
-import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -124,7 +123,7 @@ class Operations(pyfuse3.Operations):
             return absent(seconds_left(directory.fresh_until()))
         known = self.inodes.known(node)
         self.inodes.refer(known, node)
-        return self._attributes(known.node, known.inode, seconds_left(directory.fresh_until()))
+        return self._attributes(known.node, known.inode, seconds_left(node.shown_until()))
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
         """Drop references. The one call without a reply: pyfuse3 would let even a FUSEError of it end the mount."""
@@ -135,7 +134,7 @@ class Operations(pyfuse3.Operations):
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> pyfuse3.EntryAttributes:
         known = self.known(inode)
         node = known.node
-        expires = node.parent.fresh_until() if node.parent else math.inf
+        expires = node.shown_until()
         if isinstance(node, File) and expires <= now():
             if _is_unnamed(known):
                 node, expires = await self._look_up_again(known)
@@ -158,7 +157,7 @@ class Operations(pyfuse3.Operations):
         elif known.node.version != node.version:
             # It was opened meanwhile, or the number was that of a second version beside an open one.
             raise Stale(f"{'/'.join(node.path)} has another inode number")
-        return known.node, parent.fresh_until()
+        return known.node, known.node.shown_until()
 
     @handler
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
@@ -200,7 +199,9 @@ class Operations(pyfuse3.Operations):
                         raise
                     return  # an error would take back what was answered; the next call, which begins here, meets it
             name, attributes, known = reply
-            attributes.entry_timeout = attributes.attr_timeout = timeout
+            attributes.entry_timeout = attributes.attr_timeout = (
+                timeout if not node.is_generated else seconds_left(node.shown_until())
+            )
             if not pyfuse3.readdir_reply(token, name, attributes, place + behind):
                 return
             self.inodes.refer(known, node)
@@ -209,12 +210,13 @@ class Operations(pyfuse3.Operations):
         """Make a reply. Nothing awaits between finding the number and the reply: another could get it meanwhile."""
         if place % MADE_AT_ONCE == 0:
             await trio.lowlevel.checkpoint()
-        if isinstance(node, File) and not node.measured:
-            await measure(listing.nodes[place : place + MEASURED_AT_ONCE])
+        if isinstance(node, File) and not node.measured and not node.is_generated:
+            following = listing.nodes[place : place + MEASURED_AT_ONCE]
+            await measure(each for each in following if not each.is_generated)
         known = self.inodes.known(node)
         shown = node if node is known.node else known.newest(node)
         reply = (FileNameT(encode(node.name)), self._attributes(shown, known.inode, 0.0), known)
-        if listing.keep:
+        if listing.keep and not node.is_generated:
             listing.replies[place] = reply
         return reply
 

@@ -93,6 +93,13 @@ class FoldersKey:
 
 
 @dataclass(frozen=True, slots=True)
+class GeneratedKey:
+    """The bytes of a file that is made from listings, by its path."""
+
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
 class LinkKey:
     """The target of a link, by its directory (`experiments`, `subjects`) and accession ID."""
 

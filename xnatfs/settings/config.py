@@ -7,13 +7,14 @@ The profile file, `~/.config/xnatctl/config.yaml`, is shared with another progra
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from xnatfs.common.errors import ConfigError
 from xnatfs.common.urls import is_same_server, server_key
+from xnatfs.settings.views import ViewOptions
 
 GIB = 2**30
 
@@ -70,6 +71,7 @@ class Config:
     revalidate: float = 3600.0
     strict: bool = False
     offline: bool = False  # serve expired listings while the server is unreachable
+    views: ViewOptions = field(default_factory=ViewOptions)  # what is shown of the archive
 
     @property
     def lock_timeout(self) -> float:

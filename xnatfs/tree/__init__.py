@@ -9,7 +9,7 @@ from xnatfs.tree.projects import Projects
 
 __all__ = ["VIEWS", "Root"]
 
-# The top-level directories, each made of its site, the root and its own name.
+# The top-level directories, each made of its site, the root and its own name; `settings/views.py` has all names.
 VIEWS: dict[str, Callable[[Site, Dir, str], Dir]] = {
     "projects": Projects,
     "experiments": lambda site, root, name: ExperimentLinks(site, root, name, Projects(site, root, "projects")),
@@ -26,4 +26,9 @@ class Root(StaticDir):
         super().__init__(site, None, "")
 
     def entries(self) -> Iterable[Node]:
-        return [view(self.site, self, name) for name, view in VIEWS.items()]
+        shown = self.site.views.shown
+        return [view(self.site, self, name) for name, view in VIEWS.items() if name in shown]
+
+    async def child(self, name: str) -> Node:
+        """Return a view. Links lead into `projects`, so that it is found even if it is not shown."""
+        return Projects(self.site, self, name) if name == "projects" else await super().child(name)

@@ -32,6 +32,8 @@ class CatalogueFile(File):
 
     __slots__ = ("_change", "_identity", "_learnt", "_name", "_size", "files", "place")
 
+    is_in_views = True
+
     def __init__(self, files: ResourceFiles, parent: Dir, name: str | None, place: int) -> None:
         self.site = files.site
         self.parent = parent

@@ -81,7 +81,9 @@ class Links(Listed):
 
         A client that follows the links in this order needs the listings of one project at a time.
         """
-        for count, row in enumerate(chain.from_iterable(self._listing.groups.values()), 1):
+        shown, groups = self._directory.site.views.shows_project, self._listing.groups
+        rows = chain.from_iterable(rows for project, rows in groups.items() if shown(str(project)))
+        for count, row in enumerate(rows, 1):
             self._rows.setdefault(file_name(row.id), row)
             if count % ROWS_AT_ONCE == 0:
                 await trio.lowlevel.checkpoint()
@@ -225,7 +227,9 @@ class LinksDir(Dir):
         return [
             await self.in_project(project.id)
             for project in (await self.site.projects()).rows
-            if self.site.known_experiments(project.id) and self.site.known_subjects(project.id)
+            if self.site.views.shows_project(project.id)
+            and self.site.known_experiments(project.id)
+            and self.site.known_subjects(project.id)
         ]
 
     async def in_project(self, project: str) -> ItemPaths:

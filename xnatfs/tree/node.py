@@ -79,6 +79,11 @@ class Node:
 
     __slots__ = ("name", "parent", "site")
 
+    # It is made from listings when its length is asked for, and so listed without one.
+    is_generated = False
+    # Several views may have a name for it, as hard links: programs such as du(1) then count its bytes once.
+    is_in_views = False
+
     def __init__(self, site: Site, parent: "Dir | None", name: str) -> None:
         self.site = site
         self.parent = parent
@@ -109,6 +114,10 @@ class Node:
     def inode_hint(self) -> int:
         """Return the inode number to use if it is free: below 2**INODE_BITS and the same in every mount."""
         return number(repr(self.path), INODE_BITS - 1)
+
+    def shown_until(self) -> float:
+        """Return until when its name and attributes are valid: as long as the listing of its directory is."""
+        return self.parent.fresh_until() if self.parent else math.inf
 
     def modified(self) -> float:
         """Return the time that the server states, else that of the item above, in seconds since the epoch."""
@@ -262,7 +271,7 @@ class File(Node):
 
 
 async def measure(nodes: Iterable[Node]) -> None:
-    """Learn the unknown sizes among several files at once. Raises what the first failure raises."""
+    """Request the unknown sizes of several files at once. Raises what the first failure raises."""
     unknown = [node.size for node in nodes if isinstance(node, File) and not node.measured]
     if unknown:
         await gather(*unknown)

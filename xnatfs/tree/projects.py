@@ -22,7 +22,8 @@ class Projects(Dir):
     async def load(self) -> Children:
         listing = await self.site.projects()
         named = assign(listing.rows, lambda row: row.id, lambda row: row.id)
-        nodes = {name: ProjectDir(self.site, self, name, row) for name, row in named.items()}
+        shown = self.site.views.shows_project
+        nodes = {name: ProjectDir(self.site, self, name, row) for name, row in named.items() if shown(row.id)}
         return Children(nodes, listing.expires)
 
     def sources(self) -> Sequence[ListKey]:

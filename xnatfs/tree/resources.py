@@ -38,6 +38,7 @@ class ResourcesDir(Dir):
         nodes = {
             name: ResourceDir(self, name, place, row, Address.of(row, place.item, place.home, place.base, digits))
             for name, row in named.items()
+            if self.site.views.shows_resource(row.label)
         }
         return Children(nodes, listing.expires)
 

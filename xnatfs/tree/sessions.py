@@ -100,6 +100,7 @@ class ScansDir(_PartsDir):
         nodes = {
             name: ScanDir(self, name, row, place, ambiguous=row.id in types)
             for place, (name, row) in enumerate(named.items())
+            if self.site.views.shows_scan(row.type, row.quality)
         }
         return Children(nodes, listing.expires)
 

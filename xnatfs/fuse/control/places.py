@@ -112,15 +112,20 @@ def _rounds(keys: Iterable[ListKey]) -> Sequence[Sequence[ListKey]]:
 
 
 async def files_below(node: Node) -> AsyncIterator[File]:
-    """Yield a file, or all files below a directory in the order of their listing; links are not followed."""
+    """Yield a file, or all files below a directory in the order of their listing; links are not followed.
+
+    Files that are made from listings are left out: the cache of contents has none of them.
+    """
     if isinstance(node, File):
-        yield node
+        if not node.is_generated:
+            yield node
     elif isinstance(node, Dir):
         for place, child in enumerate((await node.children()).listed(), 1):
             if place % FILES_PER_CHECKPOINT == 0:
                 await trio.lowlevel.checkpoint()
             if isinstance(child, File):
-                yield child
+                if not child.is_generated:
+                    yield child
             else:
                 async for file in files_below(child):
                     yield file

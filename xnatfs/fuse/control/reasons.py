@@ -66,7 +66,9 @@ def _described(node: Node) -> list[str]:
     left = directory.fresh_until() - now() if directory else 0.0
     if not since and 0 < left < float("inf"):
         lines.append(f"its listing is renewed in {left:.0f} s")
-    if isinstance(node, File) and node.measured:
+    if isinstance(node, File) and node.is_generated:
+        lines.append(f"{node.measured_size} bytes, made from listings" if node.measured else "made when it is read")
+    elif isinstance(node, File) and node.measured:
         is_cached = node.site.content.has(content_version(node))
         lines.append(f"{node.measured_size} bytes, {'cached' if is_cached else 'not cached'}")
     return lines

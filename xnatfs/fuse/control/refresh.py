@@ -27,6 +27,7 @@ from xnatfs.listings.keys import (
     ChildrenKey,
     ExperimentsKey,
     FoldersKey,
+    GeneratedKey,
     LinkKey,
     LinksOfProjectKey,
     ListKey,
@@ -166,7 +167,7 @@ class Refresher:
         """Forget what was made of listings: directories of these paths, and links."""
 
         def which(key: Hashable, value: object) -> bool:
-            if isinstance(key, ChildrenKey | FoldersKey):
+            if isinstance(key, ChildrenKey | FoldersKey | GeneratedKey):
                 return is_concerned(key.path)
             return isinstance(key, LinkKey | LinksOfProjectKey)
 

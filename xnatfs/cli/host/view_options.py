@@ -1,0 +1,59 @@
+"""Parse the options that choose what a mount shows."""
+
+import argparse
+from pathlib import Path
+
+from xnatfs.settings.views import ALL_VIEWS, DEFAULT_VIEWS, NO_QUALITY, ViewOptions
+
+# Options whose value is a list. A comma would end the value in `-o`, so a colon separates names as well.
+LISTS = frozenset({"view", "projects", "scan_types", "quality", "resources", "hide"})
+
+
+def name_list(text: str) -> str:
+    """Return the names of a list, as A,B or A:B or "A,B", with commas between them."""
+    names = [name.strip() for name in text.strip().strip('"').replace(":", ",").split(",")]
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of names like A,B (in -o: A:B)")
+    return ",".join(names)
+
+
+def view_list(text: str) -> str:
+    names = name_list(text).split(",")
+    if unknown := [name for name in names if name not in (*ALL_VIEWS, "all")]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(ALL_VIEWS)}, all")
+    return ",".join(names)
+
+
+def add_views(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose what is shown."""
+    add = parser.add_argument
+    views = f"show these views: {', '.join(ALL_VIEWS)}, or all (default: {','.join(DEFAULT_VIEWS)})"
+    add("--view", type=view_list, metavar="NAMES", help=views)
+    add("--projects", type=name_list, metavar="IDS", help="show these projects only; '*' and '?' match any characters")
+    add("--scan-types", type=name_list, metavar="TYPES", help="show scans of these types only")
+    quality = f"show scans of these qualities only, as usable,questionable; {NO_QUALITY}: those without"
+    add("--quality", type=name_list, metavar="NAMES", help=quality)
+    add("--resources", type=name_list, metavar="LABELS", help="show resources with these labels only")
+    add("--hide", type=name_list, metavar="LABELS", help="hide resources with these labels, as SNAPSHOTS,secondary")
+    add("--bids-map", type=Path, metavar="FILE", help="use the BIDS names in FILE, before the server's")
+    bids_quality = "scans in bids/: usable (all but those of quality 'unusable'), or any (default: usable)"
+    add("--bids-quality", choices=("usable", "any"), metavar="WHICH", help=bids_quality)
+
+
+def view_options(arguments: argparse.Namespace) -> ViewOptions:
+    """Return what the flags choose to show."""
+    chosen = _names(arguments.view)
+    return ViewOptions(
+        shown=tuple(name for name in ALL_VIEWS if name in chosen or "all" in chosen) or DEFAULT_VIEWS,
+        projects=_names(arguments.projects),
+        scan_types=_names(arguments.scan_types),
+        qualities=_names(arguments.quality),
+        resources=_names(arguments.resources),
+        hidden=_names(arguments.hide),
+        bids_map=str(Path(arguments.bids_map).expanduser().absolute()) if arguments.bids_map else "",
+        bids_quality=arguments.bids_quality or "usable",
+    )
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    return tuple(text.split(",")) if text else ()
