@@ -14,7 +14,8 @@ from typing import Any
 from xnatfs.cli import daemon, logs, statusline
 from xnatfs.cli.logins import MountLogin
 from xnatfs.common import systemd
-from xnatfs.common.errors import FuseMissing
+from xnatfs.common.errors import FuseMissing, MountpointError
+from xnatfs.fuse.mountinfo import mount_on
 from xnatfs.fuse.mountpoint import check_fuse, check_mountpoint
 from xnatfs.settings.config import Config, cache_home, connection_warning
 from xnatfs.settings.credentials import Credentials, forget_secrets
@@ -27,6 +28,16 @@ Reload = Callable[[], Credentials | None]
 def mount_directory(arguments: argparse.Namespace) -> Path:
     """Return the mountpoint as the kernel names it, without symbolic links."""
     return Path(os.path.realpath(arguments.mountpoint))
+
+
+def make_mountpoint(arguments: argparse.Namespace) -> None:
+    """Make the mountpoint if the command line has --mkdir. Raises MountpointError."""
+    mountpoint = mount_directory(arguments)
+    try:
+        if arguments.mkdir and mount_on(mountpoint) is None:  # a dead mount cannot even be looked at
+            mountpoint.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MountpointError(f"{mountpoint} cannot be made: {error.strerror}") from None
 
 
 def check_mountable(arguments: argparse.Namespace, source: str = "") -> None:
