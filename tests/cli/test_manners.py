@@ -56,9 +56,8 @@ def test_hints_of_the_demo_work_as_pasted(tmp_path, where):
     here, env = user(tmp_path, where)
     script = ".venv/bin/xnatfs" if where == "in the checkout" else str(SCRIPTS / "xnatfs")
     place = tmp_path / "a mount"
-    place.mkdir()
     try:
-        printed = run(script, "demo", place, cwd=here, env=env)
+        printed = run(script, "demo", "--mkdir", place, cwd=here, env=env)
         assert printed.returncode == 0, printed.stderr
         pasted = hints(printed.stdout)
         for line in pasted:
@@ -260,7 +259,7 @@ def test_characters_of_two_columns_keep_the_columns_of_a_table(fresh, columns):
     project = archive.project("ASIA", "Asia", jane="Owners")
     for number, label in enumerate(("頭部MR_1", "머리_2", "HEAD_3")):
         archive.experiment(archive.subject(project, f"KARL{number}"), label, f"XNAT_E0009{number}")
-    text, _, _ = on_terminal(fresh, columns, "session", "list", "-P", "ASIA").partition("Cut to")
+    text, _, _ = on_terminal(fresh, columns, "session", "list", "-P", "ASIA").partition("Words are cut")
     head, *rows = text.splitlines()
     begins = cell_len(head.partition("Subj")[0])
     assert len(rows) == 3
