@@ -93,7 +93,7 @@ def booted(directory: Path, path: str) -> Iterator[Booted]:
     group = cgroups / f"xnatfs-{os.getpid()}"
     group.mkdir()
     begin = 'echo $$ >"$1/cgroup.procs"; shift; exec unshare -m -p -f -C -i -u --mount-proc --kill-child "$@"'
-    command = ["sh", "-ec", begin, "sh", group, "sh", "-ec", BOOT, "sh", directory, path]
+    command: list[str | Path] = ["sh", "-ec", begin, "sh", group, "sh", "-ec", BOOT, "sh", directory, path]
     with open(directory / "boot.log", "wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as outer:
         try:
             children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children")
