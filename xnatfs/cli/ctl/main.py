@@ -43,7 +43,7 @@ NOUNS = {
     "resource": "list, show, download and upload resources of a scan or a session",
     "prearchive": "archive, move, delete and watch received sessions",
     "browse": "open the web page of a session, a project or the server",
-    "completion": "print what a shell needs to complete commands, options and names",
+    "completion": "print what a shell needs to complete commands, options and names, of xnatfs as well",
 }
 # The modules in which the commands of a noun are. Only those of the nouns on the command line are imported.
 LEVELS = ("project", "subject", "session", "scan", "resource")
