@@ -44,6 +44,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
     options.apply_mount_options(arguments)
     account = _account(arguments.account)
     hints = _hints(arguments.mountpoint, account)
+    serving.make_mountpoint(arguments)
     if not arguments.foreground and arguments.report_fd is None:
         serving.check_mountable(arguments)
         login = daemon.pack_login(None, "")

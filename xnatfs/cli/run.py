@@ -72,6 +72,10 @@ def run_xnatfs(words: Sequence[str]) -> int:
 
     def command() -> int:
         nonlocal reporter
+        if "_ARGCOMPLETE" in os.environ:
+            from xnatfs.cli.ctl import completion
+
+            completion.complete(parser)
         before, after = execute.split(words)
         arguments = parser.parse_args(before, argparse.Namespace(command_line=before, command_words=after))
         arguments.reporter = reporter = daemon.Reporter(getattr(arguments, "report_fd", None))
