@@ -9,7 +9,7 @@ import os
 import tempfile
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -23,10 +23,10 @@ from xnatfs.content.disk.directory import CacheDirectory, open_directory
 from xnatfs.content.disk.index import BlobRow
 from xnatfs.content.disk.store import Store
 from xnatfs.content.disk.upkeep import Upkeep
-from xnatfs.content.entry import Entry, identity
+from xnatfs.content.entry import Entry
 from xnatfs.content.fill import Fill
 from xnatfs.content.open_files import OpenFiles
-from xnatfs.content.source import Source, Version
+from xnatfs.content.source import Source, Version, identity
 from xnatfs.content.stats import MAX_DAMAGED_NAMES, CacheStats
 from xnatfs.content.write_behind import WriteBehind
 from xnatfs.content.writer import Backing
@@ -147,6 +147,13 @@ class ContentCache:
             raise
         return blob
 
+    @asynccontextmanager
+    async def turn(self, name: str, is_done: Callable[[], bool]) -> AsyncIterator[None]:
+        """Fetch files in turn with the other processes, as `Claims.turn`; what was put is stored at the end."""
+        async with self._store.claims.turn(name, is_done):
+            yield
+            await self._write_behind.write()
+
     async def open_local(self, blob: Blob) -> tuple[Path, int]:
         """Return the path of an open file's verified bytes, and a descriptor; while that is open the file stays there.
 
@@ -246,12 +253,9 @@ class ContentCache:
         older = None if ident in self._distrusted else self._open_copy(ident)
         self._distrusted.discard(ident)
         if older is not None and self._is_trusted(older[0], version):
-            row, fd = older
             self.stats.hits += 1
-            entry = self._add(ident, version, row.checked, users=1)
-            entry.row, entry.listed = row, row.listed
-            entry.blob.fd, entry.blob.size, entry.blob.stamp = fd, row.size, version.stamp(row.stamp)
-            entry.blob.finish()
+            entry = self._add(ident, version, older[0].checked, users=1)
+            self._serve_copy(entry, version, *older)
             return entry
         self.stats.misses += 1
         self._files.make_way(version.size or 0)
@@ -273,6 +277,11 @@ class ContentCache:
         row = self._store.lookup(ident)
         fd = self._store.open(row) if row is not None else None
         return (row, fd) if row is not None and fd is not None else None
+
+    def _serve_copy(self, entry: Entry, version: Version, row: BlobRow, fd: int) -> None:
+        entry.row, entry.listed = row, row.listed
+        entry.blob.fd, entry.blob.size, entry.blob.stamp = fd, row.size, version.stamp(row.stamp)
+        entry.blob.finish()
 
     def _add(self, ident: bytes, version: Version, checked: float, users: int = 0) -> Entry:
         entry = Entry(ident, version, Blob(version.key, self._files.release_if_unused), checked)
@@ -309,6 +318,15 @@ class ContentCache:
             log.warning("damaged file %s: %s", blob.key, failure)
             self.stats.damage(blob.key)
         self._files.release_if_unused(blob)
+
+    def adopt(self, blob: Blob) -> bool:
+        """Serve the copy of a blob that another process has stored meanwhile; return False if there is none."""
+        entry = self._files.entries[blob]
+        assert entry.fill is not None
+        copy = self._open_copy(entry.ident)
+        if copy is not None:
+            self._serve_copy(entry, entry.fill.version, *copy)
+        return copy is not None
 
     def is_alone(self) -> bool:
         """Return whether only one big file is being downloaded."""

@@ -17,6 +17,7 @@ from typing import TypeVar, TypeVarTuple
 import trio
 
 from xnatfs.common.locks import lock
+from xnatfs.content.disk.claims import Claims
 from xnatfs.content.disk.directory import CacheDirectory
 from xnatfs.content.disk.index import BlobRow, Index, is_damage
 from xnatfs.content.disk.partial import Elsewhere, Partial
@@ -37,6 +38,7 @@ class Store:
         self._elsewhere = Elsewhere(directory.directory)
         self._trouble = Trouble(directory.directory)
         self.error = self._trouble.error
+        self.claims = Claims(directory.directory / "partial")
 
     # Inline.
 
