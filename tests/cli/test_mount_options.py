@@ -39,8 +39,8 @@ NOT_TAKEN = {
 VALUES = {
     "url": "https://xnat.example.org", "profile": "p", "credentials": "/f", "ca_bundle": "/f", "uid": "1", "gid": "1",
     "umask": "022",
-    "cache_dir": "/d", "cache_size": "1G", "ttl": "60", "timeout": "60", "revalidate": "60", "log_level": "info",
-    "log_file": "/f", "user": "jdoe", "comment": "a", "uhelper": "udisks2", "helper": "x",
+    "cache_dir": "/d", "cache_size": "1G", "shared_cache": "/s", "ttl": "60", "timeout": "60", "revalidate": "60",
+    "log_level": "info", "log_file": "/f", "user": "jdoe", "comment": "a", "uhelper": "udisks2", "helper": "x",
     "context": "system_u:object_r:fusefs_t:s0",
 }  # fmt: skip
 

@@ -818,7 +818,7 @@ class Sessions:
     def has(self, version: object) -> bool:
         return False
 
-    async def find_cached(self, versions: object) -> set[object]:
+    async def find_available(self, versions: object) -> set[object]:
         return set()
 
     def clock(self) -> float:

@@ -26,6 +26,7 @@ from xnatfs.content.disk.upkeep import Upkeep
 from xnatfs.content.entry import Entry
 from xnatfs.content.fill import Fill
 from xnatfs.content.open_files import OpenFiles
+from xnatfs.content.shared_store import SharedStore
 from xnatfs.content.source import Source, Version, identity
 from xnatfs.content.stats import MAX_DAMAGED_NAMES, CacheStats
 from xnatfs.content.write_behind import WriteBehind
@@ -44,12 +45,15 @@ LOOKUP_BATCH = 500
 class ContentCache:
     """A cache of file bytes, by version of the file; `open_cache` makes it and describes its options."""
 
-    def __init__(self, store: Store, nursery: trio.Nursery, revalidate: float, strict: bool) -> None:
+    def __init__(
+        self, store: Store, nursery: trio.Nursery, revalidate: float, strict: bool, shared: SharedStore | None = None
+    ) -> None:
         self.stats = CacheStats()
         self.clock = time.time  # the clock of the dates in the index, which outlive the process
         self.tidied = trio.Event()  # set once the leftovers of crashes are removed
         self._store = store
-        self._backing = Backing(store, self.stats, nursery)
+        self._backing = Backing(store, self.stats, nursery, shared)
+        self._shared = shared
         self._revalidate = revalidate
         self._strict = strict
         self._files = OpenFiles(store, nursery)
@@ -85,6 +89,8 @@ class ContentCache:
             "hits": self.stats.hits,
             "misses": self.stats.misses,
             "fetched": self.stats.fetched,
+            "shared_hits": self._shared.hits if self._shared else 0,
+            "shared_poisoned": self._shared.poisoned if self._shared else 0,
             **self._store.counters(),
         }
 
@@ -111,6 +117,13 @@ class ContentCache:
                 if entry.blob.complete if entry is not None else self._is_trusted(rows.get(ident), version):
                     found.add(version)
             await trio.lowlevel.checkpoint()
+        return found
+
+    async def find_available(self, versions: Sequence[Version]) -> set[Version]:
+        """Return the versions that need no request: those that `find_cached` returns, and those of the shared store."""
+        found = await self.find_cached(versions)
+        if self._shared is not None:
+            found |= await self._shared.find([version for version in versions if version not in found])
         return found
 
     async def open(self, version: Version, source: Source) -> Blob:
@@ -193,6 +206,8 @@ class ContentCache:
         self.stats.fetched += len(data)
         self.stats.sound(version.key)
         self._write_behind.add(entry)
+        if self._shared is not None:
+            await self._shared.put(version, data)
         await self._write_behind.wait_for_room()
 
     def distrust(self, version: Version) -> None:
@@ -359,7 +374,13 @@ class ContentCache:
 
 @asynccontextmanager
 async def open_cache(
-    directory: Path, limit: int, *, revalidate: float = 3600.0, strict: bool = False, wait: float = math.inf
+    directory: Path,
+    limit: int,
+    *,
+    revalidate: float = 3600.0,
+    strict: bool = False,
+    wait: float = math.inf,
+    shared: Path | None = None,
 ) -> AsyncIterator[ContentCache]:
     """Open the cache in a directory, for as long as the context is open.
 
@@ -370,6 +391,7 @@ async def open_cache(
         strict: True to serve no byte of a file before all of it has been verified.
         wait: Seconds to wait for a lock of another process. Where that has locked the whole directory for longer, a
             temporary directory takes its place.
+        shared: A directory that caches of several machines share, None for none.
 
     Raises:
         CacheError: The directory cannot be used.
@@ -378,7 +400,7 @@ async def open_cache(
         store = Store(await trio.to_thread.run_sync(_open_or_replace, directory, limit, wait, temporary))
         try:
             async with background() as nursery:
-                cache = ContentCache(store, nursery, revalidate, strict)
+                cache = ContentCache(store, nursery, revalidate, strict, SharedStore(shared) if shared else None)
                 nursery.start_soon(cache._maintain)
                 try:
                     yield cache

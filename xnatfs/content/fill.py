@@ -170,7 +170,7 @@ class Fill:
         async with AsyncExitStack() as turn:  # it ends when the file is stored
             try:
                 with download.scope:
-                    if await self._is_fetched_elsewhere(turn):
+                    if await self._is_fetched_elsewhere(turn) or await self._is_shared():
                         pass
                     elif self._older is None or not await self._renew(*self._older, download.source):
                         was_read_on = await self._receiver.receive(download)
@@ -198,6 +198,18 @@ class Fill:
             return False
         self.state = State.COMPLETE
         self.stored.set()
+        return True
+
+    async def _is_shared(self) -> bool:
+        """Copy the file from the store that machines share, if that has it."""
+        shared = self._backing.shared if self.blob.size < 0 else None
+        source = await shared.open(self.version) if shared is not None else None
+        if source is None:
+            return False
+        try:
+            await self.writer.copy(source, self.version.size or 0)
+        finally:
+            os.close(source)
         return True
 
     def _handle_error(self, error: XnatError) -> None:
@@ -243,6 +255,8 @@ class Fill:
             row = self._owner.row_for(self.blob)
             if row is not None and self.writer.partial is not None:
                 await self._backing.store.keep(self.writer.partial, row)
+            if self._backing.shared is not None:
+                await self._backing.shared.put(self.version, self.blob.fd)
         except Exception as exc:
             self.fail(exc)
         finally:

@@ -249,7 +249,7 @@ class SeriesPrefetch:
 
     async def _read_members(self, session: SessionReads, tar: _Tar) -> bool:
         series = tar.series
-        kept = await self._content.find_cached([version(row) for row in series.rows])
+        kept = await self._content.find_available([version(row) for row in series.rows])
         if len(series.rows) - len(kept) < MIN_FILES_LEFT - 1:
             return True
         tar.requested_at = self._content.clock()
