@@ -6,7 +6,6 @@ All tasks run in the nursery of `open_cache`; the failure or cancellation of one
 import logging
 import math
 import os
-import tempfile
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
@@ -15,18 +14,16 @@ from pathlib import Path
 
 import trio
 
-from xnatfs.common import locks
-from xnatfs.common.errors import BadReply, CacheError, CacheLocked
+from xnatfs.common.errors import BadReply, CacheError
 from xnatfs.common.tasks import background
 from xnatfs.content.blob import Blob
-from xnatfs.content.disk.directory import CacheDirectory, open_directory
 from xnatfs.content.disk.index import BlobRow
-from xnatfs.content.disk.store import Store
+from xnatfs.content.disk.shared_store import SharedStore
+from xnatfs.content.disk.store import Store, open_or_replace
 from xnatfs.content.disk.upkeep import Upkeep
 from xnatfs.content.entry import Entry
 from xnatfs.content.fill import Fill
 from xnatfs.content.open_files import OpenFiles
-from xnatfs.content.shared_store import SharedStore
 from xnatfs.content.source import Source, Version, identity
 from xnatfs.content.stats import MAX_DAMAGED_NAMES, CacheStats
 from xnatfs.content.write_behind import WriteBehind
@@ -45,15 +42,12 @@ LOOKUP_BATCH = 500
 class ContentCache:
     """A cache of file bytes, by version of the file; `open_cache` makes it and describes its options."""
 
-    def __init__(
-        self, store: Store, nursery: trio.Nursery, revalidate: float, strict: bool, shared: SharedStore | None = None
-    ) -> None:
+    def __init__(self, store: Store, nursery: trio.Nursery, revalidate: float, strict: bool) -> None:
         self.stats = CacheStats()
         self.clock = time.time  # the clock of the dates in the index, which outlive the process
         self.tidied = trio.Event()  # set once the leftovers of crashes are removed
         self._store = store
-        self._backing = Backing(store, self.stats, nursery, shared)
-        self._shared = shared
+        self._backing = Backing(store, self.stats, nursery, store.shared)
         self._revalidate = revalidate
         self._strict = strict
         self._files = OpenFiles(store, nursery)
@@ -89,8 +83,6 @@ class ContentCache:
             "hits": self.stats.hits,
             "misses": self.stats.misses,
             "fetched": self.stats.fetched,
-            "shared_hits": self._shared.hits if self._shared else 0,
-            "shared_poisoned": self._shared.poisoned if self._shared else 0,
             **self._store.counters(),
         }
 
@@ -122,8 +114,8 @@ class ContentCache:
     async def find_available(self, versions: Sequence[Version]) -> set[Version]:
         """Return the versions that need no request: those that `find_cached` returns, and those of the shared store."""
         found = await self.find_cached(versions)
-        if self._shared is not None:
-            found |= await self._shared.find([version for version in versions if version not in found])
+        if self._store.shared is not None:
+            found |= await self._store.shared.find([version for version in versions if version not in found])
         return found
 
     async def open(self, version: Version, source: Source) -> Blob:
@@ -206,8 +198,8 @@ class ContentCache:
         self.stats.fetched += len(data)
         self.stats.sound(version.key)
         self._write_behind.add(entry)
-        if self._shared is not None:
-            await self._shared.put(version, data)
+        if self._store.shared is not None:
+            await self._store.shared.put(version, data)
         await self._write_behind.wait_for_room()
 
     def distrust(self, version: Version) -> None:
@@ -397,10 +389,11 @@ async def open_cache(
         CacheError: The directory cannot be used.
     """
     with ExitStack() as temporary:
-        store = Store(await trio.to_thread.run_sync(_open_or_replace, directory, limit, wait, temporary))
+        shared_store = SharedStore(shared) if shared else None
+        store = Store(await trio.to_thread.run_sync(open_or_replace, directory, limit, wait, temporary), shared_store)
         try:
             async with background() as nursery:
-                cache = ContentCache(store, nursery, revalidate, strict, SharedStore(shared) if shared else None)
+                cache = ContentCache(store, nursery, revalidate, strict)
                 nursery.start_soon(cache._maintain)
                 try:
                     yield cache
@@ -409,12 +402,3 @@ async def open_cache(
         finally:
             with trio.CancelScope(shield=True):
                 await cache._close()
-
-
-def _open_or_replace(directory: Path, limit: int, wait: float, temporary: ExitStack) -> CacheDirectory:
-    try:
-        return open_directory(directory, limit, wait)
-    except CacheLocked as error:
-        locks.log.warning("%s; until the end of this process its files are kept elsewhere, for it alone", error)
-        other = tempfile.TemporaryDirectory(prefix="xnatfs-", ignore_cleanup_errors=True)
-        return open_directory(Path(temporary.enter_context(other)), limit, wait)

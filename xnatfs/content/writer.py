@@ -20,8 +20,8 @@ from xnatfs.content.blob import Blob, is_small
 from xnatfs.content.disk.directory import SPARE_BYTES
 from xnatfs.content.disk.files import copy_range, is_full, write_all
 from xnatfs.content.disk.partial import Partial
+from xnatfs.content.disk.shared_store import SharedStore
 from xnatfs.content.disk.store import Store
-from xnatfs.content.shared_store import SharedStore
 from xnatfs.content.source import Version
 from xnatfs.content.stats import CacheStats
 
