@@ -88,9 +88,8 @@ class ContentCache:
 
     def filling(self) -> list[Blob]:
         """Return the files that are being fetched singly."""
-        return [
-            entry.blob for entry in self._files.entries.values() if entry.fill is not None and entry.fill.is_running
-        ]
+        entries = self._files.entries.values()
+        return [entry.blob for entry in entries if entry.fill is not None and entry.fill.is_running]
 
     def has(self, version: Version) -> bool:
         """Return whether an open would need no request to the server. It takes one point read."""
@@ -162,15 +161,13 @@ class ContentCache:
     async def open_local(self, blob: Blob) -> tuple[Path, int]:
         """Return the path of an open file's verified bytes, and a descriptor; while that is open the file stays there.
 
-        The caller must close the descriptor. Raises CacheError if the directory has not stored the file, and what the
-        download of the file raises.
+        Raises CacheError if the directory has no room for the file, and what the download of the file raises.
         """
         await blob.verdict()
         entry = self._files.entries[blob]
         if entry.fill is not None:
             await entry.fill.stored.wait()
-        if entry.is_queued:
-            await self._write_behind.write()
+        await self._write_behind.write()
         row = self._store.lookup(entry.ident)
         fd = self._store.open(row) if row is not None else None
         if fd is None:
@@ -329,9 +326,8 @@ class ContentCache:
     def adopt(self, blob: Blob) -> bool:
         """Serve the copy of a blob that another process has stored meanwhile; return False if there is none."""
         entry = self._files.entries[blob]
-        assert entry.fill is not None
         copy = self._open_copy(entry.ident)
-        if copy is not None:
+        if copy is not None and entry.fill is not None:
             self._serve_copy(entry, entry.fill.version, *copy)
         return copy is not None
 
