@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from scripts.benchmarks.cases import entries, files, listings, series, start, together, transfers
+from scripts.benchmarks.cases import entries, files, listings, nodes, series, start, together, transfers
 from scripts.benchmarks.cases.bench import Bench
 from scripts.benchmarks.report import Row
 
@@ -24,4 +24,5 @@ CASES: dict[str, Callable[[Bench], list[Row]]] = {
     "memory": entries.memory,
     "responsive": together.responsive,
     "fair": together.fair,
+    "nodes": nodes.nodes,
 }
