@@ -289,7 +289,12 @@ async def open_site(
     async with (
         open_xnat(config, credentials, wire, sessions) as xnat,
         open_cache(
-            directory, config.cache_size, revalidate=config.revalidate, strict=config.strict, wait=config.lock_timeout
+            directory,
+            config.cache_size,
+            revalidate=config.revalidate,
+            strict=config.strict,
+            wait=config.lock_timeout,
+            shared=config.shared_cache,
         ) as content,
         open_series_prefetch(xnat, content) as series_prefetch,
         open_store(directory, lambda: xnat.login.username) as store,

@@ -1,8 +1,6 @@
 """Describe a file that is open, filling or idle: the state that the cache holds besides its bytes."""
 
-import hashlib
 import os
-from functools import lru_cache
 
 from xnatfs.content.blob import Blob
 from xnatfs.content.disk.index import BlobRow
@@ -48,10 +46,3 @@ class Entry:
         if fd >= 0:
             os.close(fd)
         return None
-
-
-@lru_cache(maxsize=1024)  # it is called four times while a file is fetched
-def identity(version: Version) -> bytes:
-    """Return what identifies a version, hashed: of one length, and fit for a file name."""
-    text = f"{version.key}\0{version.digest}"
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()

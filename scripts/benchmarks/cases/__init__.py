@@ -8,6 +8,7 @@ from scripts.benchmarks.cases import (
     files,
     large,
     listings,
+    nodes,
     readers,
     series,
     start,
@@ -39,4 +40,5 @@ CASES: dict[str, Callable[[Bench], list[Row]]] = {
     "responsive": together.responsive,
     "fair": together.fair,
     "readers": readers.readers,
+    "nodes": nodes.nodes,
 }
