@@ -116,7 +116,8 @@ class Site:
         self.listings = ServerListings(xnat, store, ttl, nursery)
         self.metadata = self.listings.cache
         self._nursery = nursery
-        self.walks = Walks(lambda project: SessionListings(project, xnat, self.metadata, ttl, self._begin_session))
+        begin = self._begin_session
+        self.walks = Walks(lambda project: SessionListings(project, xnat, self.metadata, ttl, begin, nursery))
         self._offline = False
         self.access = Access(content.drop, store, self.listings, nursery)
 
