@@ -118,7 +118,7 @@ class Site:
         self.listings = ServerListings(xnat, store, ttl, nursery)
         self.metadata = self.listings.cache
         self._nursery = nursery
-        self.walks = Walks(lambda project: SessionListings(project, xnat, self.metadata, ttl, self._begin))
+        self.walks = Walks(lambda project: SessionListings(project, xnat, self.metadata, ttl, self._begin, nursery))
         self.offline = False  # whether stored listings are served while the server is unreachable
         self.access = Access(content.drop, store, self.listings, nursery)
 

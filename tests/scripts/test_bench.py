@@ -154,6 +154,7 @@ def test_every_goal_has_a_case():
     assert list(CASES) == [
         *("start", "mount", "big", "far", "warm", "series", "orders", "dcm2niix", "one"),
         *("download", "upload", "ls", "find", "bids", "storm", "memory", "large", "responsive", "fair", "readers"),
+        "nodes",
     ]
     assert all(case.__doc__ for case in CASES.values())
 
