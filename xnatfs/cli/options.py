@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from xnatfs.cli import logs
-from xnatfs.cli.host.view_options import LISTS, add_views, view_options
+from xnatfs.cli.host.view_options import LIST_OPTIONS, add_views, view_options
 from xnatfs.common.errors import ConfigError
 from xnatfs.fuse.control.protocol import LOG_LEVELS
 from xnatfs.settings.cache_location import cache_directory
@@ -245,7 +245,7 @@ def _apply(arguments: argparse.Namespace, name: str, value: str | None, before: 
     except argparse.ArgumentError as error:
         raise ConfigError(f"-o {name}: {error.message}") from None
     if unknown:
-        hint = f"; a list has colons in -o, as {before}=A:B" if before.replace("-", "_") in LISTS else ""
+        hint = f"; a list has colons in -o, as {before}=A:B" if before.replace("-", "_") in LIST_OPTIONS else ""
         raise ConfigError(f"-o {name}: no such option{hint}")
     setattr(arguments, name, getattr(parsed, name))
 

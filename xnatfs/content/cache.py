@@ -13,6 +13,7 @@ from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 import trio
+from cachetools import LRUCache
 
 from xnatfs.common.errors import BadReply, CacheError
 from xnatfs.common.tasks import background
@@ -56,7 +57,7 @@ class ContentCache:
         self._strict = strict
         self._files = OpenFiles(store, nursery)
         self._disproved: deque[bytes] = deque(maxlen=MAX_DAMAGED_NAMES)  # of which readers may have received bad bytes
-        self._dropped: dict[str, None] = {}  # folders of which no file is opened since, the latest last
+        self._dropped: LRUCache[str, None] = LRUCache(MOST_DROPPED)  # folders of which no file is opened since
         self._distrusted: set[bytes] = set()  # identities to be fetched anew, even if a copy is cached
         self._write_behind = WriteBehind(store, nursery, self._files)
         self.upkeep = Upkeep(store, self._write_behind.write)
@@ -193,7 +194,7 @@ class ContentCache:
         if self._files.is_closed or version.folder in self._dropped or self._joinable(ident, version) is not None:
             return
         entry = self._add(ident, version, self.clock() if checked is None else checked)
-        entry.row = self._row(entry, len(data), "")
+        entry.row = entry.make_row(len(data), "")
         entry.blob.stamp = version.stamp(entry.row.stamp)
         entry.blob.hold(data)
         self.stats.fetched += len(data)
@@ -219,9 +220,7 @@ class ContentCache:
 
     async def drop(self, folders: Collection[str]) -> None:
         """Remove all files in these folders, and add none to them until one is opened. Open readers continue."""
-        self._dropped |= dict.fromkeys(folders)
-        for oldest in list(self._dropped)[:-MOST_DROPPED]:
-            del self._dropped[oldest]
+        self._dropped.update(dict.fromkeys(folders))
         self._forget_in(folders)  # files that are to be written reach the store before it drops them, or not at all
         await self._store.remove(lambda index: index.in_folders(folders))
         self._forget_in(folders)  # files that were opened meanwhile
@@ -299,10 +298,6 @@ class ContentCache:
         self._files.add(entry)
         return entry
 
-    def _row(self, entry: Entry, size: int, modified: str) -> BlobRow:
-        key = entry.blob.key.encode("utf-8", "backslashreplace").decode()  # SQLite takes no lone surrogates
-        return BlobRow(entry.ident, key, entry.listed, size, modified, entry.checked, entry.checked, "")
-
     # For fills, as their owner.
 
     def row_for(self, blob: Blob) -> BlobRow | None:
@@ -314,7 +309,7 @@ class ContentCache:
             self._disproved.remove(entry.ident)
         if not self._files.is_current(entry):
             return None  # the listing has changed; a newer download is under way
-        entry.row = self._row(entry, blob.size, entry.fill.date)
+        entry.row = entry.make_row(blob.size, entry.fill.date)
         return entry.row
 
     def on_idle(self, blob: Blob) -> None:

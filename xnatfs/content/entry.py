@@ -34,6 +34,11 @@ class Entry:
         """Return whether a big file is being downloaded."""
         return self.fill is not None and self.fill.is_running and not self.fill.planner.is_small
 
+    def make_row(self, size: int, modified: str) -> BlobRow:
+        """Return the row of the index under which a complete file of this size and date is stored."""
+        key = self.blob.key.encode("utf-8", "backslashreplace").decode()  # SQLite takes no lone surrogates
+        return BlobRow(self.ident, key, self.listed, size, modified, self.checked, self.checked, "")
+
     def release(self) -> Partial | None:
         """Close the file; a partial stays open and is returned, for the caller to discard."""
         part = None
