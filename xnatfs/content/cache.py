@@ -13,7 +13,6 @@ from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 import trio
-from cachetools import LRUCache
 
 from xnatfs.common.errors import BadReply, CacheError
 from xnatfs.common.tasks import background
@@ -36,9 +35,8 @@ log = logging.getLogger(__name__)
 # this period; the order of eviction needs no better accuracy.
 FLUSH_SECONDS = 30.0
 
-# Dropped folders to which nothing is added, the latest: what was on its way when one was dropped is over long before so
-# many others are.
-MOST_DROPPED = 10_000
+# Dropped folders to which nothing is added, the latest: what was on its way is over before so many more are dropped.
+MOST_DROPPED = 1000
 
 # Versions that are looked up between two checkpoints: 2 to 4 ms. Every SQLite accepts 999 in a statement.
 LOOKUP_BATCH = 500
@@ -57,7 +55,7 @@ class ContentCache:
         self._strict = strict
         self._files = OpenFiles(store, nursery)
         self._disproved: deque[bytes] = deque(maxlen=MAX_DAMAGED_NAMES)  # of which readers may have received bad bytes
-        self._dropped: LRUCache[str, None] = LRUCache(MOST_DROPPED)  # folders of which no file is opened since
+        self._dropped: deque[str] = deque(maxlen=MOST_DROPPED)  # folders of which no file is opened since
         self._distrusted: set[bytes] = set()  # identities to be fetched anew, even if a copy is cached
         self._write_behind = WriteBehind(store, nursery, self._files)
         self.upkeep = Upkeep(store, self._write_behind.write)
@@ -137,7 +135,8 @@ class ContentCache:
         """
         if self._files.is_closed:
             raise CacheError(f"{version.key}: the cache has been closed")
-        self._dropped.pop(version.folder, None)
+        while version.folder in self._dropped:
+            self._dropped.remove(version.folder)
         ident = identity(version)
         entry = self._joinable(ident, version)
         if entry is None:
@@ -220,7 +219,7 @@ class ContentCache:
 
     async def drop(self, folders: Collection[str]) -> None:
         """Remove all files in these folders, and add none to them until one is opened. Open readers continue."""
-        self._dropped.update(dict.fromkeys(folders))
+        self._dropped.extend(folders)
         self._forget_in(folders)  # files that are to be written reach the store before it drops them, or not at all
         await self._store.remove(lambda index: index.in_folders(folders))
         self._forget_in(folders)  # files that were opened meanwhile
