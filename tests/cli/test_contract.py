@@ -31,9 +31,10 @@ profiles:
 
 @pytest.fixture(scope="module")
 def prompt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
-    """Provide a shell for commands that change nothing."""
+    """Provide a shell for commands that change nothing, logged in, so that each test counts the same requests."""
     with shell(tmp_path_factory.mktemp("home")) as made:
         made.receive("WAITING")
+        made.ctl("project", "list")
         yield made
 
 

@@ -14,6 +14,7 @@ import nibabel
 import numpy as np
 import pytest
 
+from tests.support.bids_trees import TREES
 from tests.support.demos import USER
 from tests.support.manifest import manifest
 from tests.support.mounting import SCRIPTS, run
@@ -23,6 +24,8 @@ from xnatfs.demo.fixtures.folder import publish
 from xnatfs.demo.fixtures.lab import BIG_PROJECT, PASSWORDS, DemoArchive
 from xnatfs.demo.server.app import DemoXnat
 from xnatfs.demo.server.releases import RELEASES, XNAT_1_8
+
+BIDS_PROJECTS = {*TREES, "BIDS_DONORS", "BIDS_TREES"}
 
 
 @pytest.fixture(scope="module")
@@ -241,7 +244,10 @@ def test_a_catalogue_of_dicom_has_the_order_of_a_hash_and_no_other_has():
     ("options", "projects"),
     [
         ([], {"BRAINS", "CLOSED", "OPEN"}),
-        (["--fixtures"], {"BRAINS", "CLOSED", "FAULTS", "FIFTY", "OPEN", "POOL", "UGLY"}),
+        (
+            ["--fixtures"],
+            {"BRAINS", "CLOSED", "FAULTS", "FIFTY", "OPEN", "POOL", "UGLY", "BIDS_DONORS", "BIDS_TREES", *TREES},
+        ),
     ],
     ids=["newcomers", "fixtures"],
 )

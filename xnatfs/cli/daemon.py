@@ -25,7 +25,12 @@ MAX_SHARED_LOG_BYTES = 5_000_000
 
 
 def launch(
-    arguments: Sequence[str], login: str, log_file: Path, descriptors: Sequence[int] = ()
+    arguments: Sequence[str],
+    login: str,
+    log_file: Path,
+    descriptors: Sequence[int] = (),
+    *,
+    stays_in_group: bool = False,
 ) -> tuple["subprocess.Popen[str]", str]:
     """Run `xnatfs ARGUMENTS --report-fd N` detached, and wait until it is ready.
 
@@ -34,6 +39,7 @@ def launch(
         login: for the child, as `pack_login` returns it.
         log_file: receives the child's stderr.
         descriptors: that the child inherits.
+        stays_in_group: leave it to the child to begin a session of its own.
 
     Returns:
         The child, and the text that it reported with 'ready'.
@@ -53,7 +59,7 @@ def launch(
                 text=True,
                 env=for_children(),
                 pass_fds=[writing, *descriptors],
-                start_new_session=True,
+                start_new_session=not stays_in_group,
             )
         try:
             assert child.stdin is not None

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from xnatfs.cli import daemon, options, serving
-from xnatfs.cli.logins import MountLogin
 from xnatfs.cli.parsing import add_command
 from xnatfs.common import program
 from xnatfs.common.errors import ConfigError
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials, for_children
+from xnatfs.settings.logins import MountLogin
 
 # Options that are handed to the server.
 SERVER_OPTIONS: dict[str, dict[str, Any]] = {
@@ -44,6 +44,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
     options.apply_mount_options(arguments)
     account = _account(arguments.account)
     hints = _hints(arguments.mountpoint, account)
+    serving.make_mountpoint(arguments)
     if not arguments.foreground and arguments.report_fd is None:
         serving.check_mountable(arguments)
         login = daemon.pack_login(None, "")

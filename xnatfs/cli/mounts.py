@@ -13,15 +13,15 @@ from typing import Any
 from xnatfs.cli import daemon, demo, options, serving, statusline
 from xnatfs.cli.control import parsers
 from xnatfs.cli.host import doctor, execute, units
-from xnatfs.cli.logins import MountLogin, find_login_again, find_mount_login, mount_login
 from xnatfs.cli.output import print_message
 from xnatfs.cli.parsing import add_command
 from xnatfs.common.errors import ConfigError, MountpointError
+from xnatfs.common.mountinfo import mount_on
 from xnatfs.common.sanitize import plain
-from xnatfs.fuse.mountinfo import mount_on
 from xnatfs.fuse.mountpoint import KIND, is_dead, is_mounted, serving_process, unmount
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
+from xnatfs.settings.logins import MountLogin, find_login_again, find_mount_login, mount_login
 
 # The daemon closes its session on the server after the mount is gone, which may take the server a while.
 DAEMON_END_SECONDS = 15.0
@@ -60,8 +60,7 @@ def run_mount(arguments: argparse.Namespace) -> int:
         _serve(arguments, config, find_mount_login(config, arguments.credentials))
         return 0
     mountpoint = serving.mount_directory(arguments)
-    if arguments.mkdir:
-        _make_directory(mountpoint)
+    serving.make_mountpoint(arguments)
     if is_mounted(mountpoint, config.url):
         _say(arguments, f"{config.url} is mounted on {mountpoint} already")
         return 0
@@ -104,14 +103,6 @@ def _serve(arguments: argparse.Namespace, config: Config, login: MountLogin) -> 
 def _say(arguments: argparse.Namespace, text: str) -> None:
     if not arguments.quiet:
         print(plain(text))
-
-
-def _make_directory(mountpoint: Path) -> None:
-    try:
-        if mount_on(mountpoint) is None:  # a dead mount cannot even be looked at
-            mountpoint.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MountpointError(f"{mountpoint} cannot be made: {error.strerror}") from None
 
 
 def _has_ended(process: int) -> bool:

@@ -26,7 +26,7 @@
         `-- CacheFull     it has no room for a file, nor has any other place
 
 Exceptions are translated at three boundaries, each in one place: from httpx to these classes (`http/transport.py`), to
-an errno (`fuse/errnos.py`), and to an exit status with one line of text (`cli/run.py`).
+an errno (`common/errnos.py`), and to an exit status with one line of text (`cli/run.py`).
 The text of an exception is one line for a user: what failed, where, and what to do. It goes to terminals and logs, so
 control characters in a server's words are replaced here.
 """

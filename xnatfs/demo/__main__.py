@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from xnatfs.common.program import spell
 from xnatfs.demo import PASSWORDS, login_hint
+from xnatfs.demo.fixtures.bids import publish_bids
 from xnatfs.demo.fixtures.folder import publish
 from xnatfs.demo.fixtures.lab import DemoArchive
 from xnatfs.demo.fixtures.recorded import publish_recorded
@@ -80,6 +81,8 @@ def main() -> int:
 
 def _demo(arguments: argparse.Namespace) -> DemoXnat:
     archive = DemoArchive(arguments.seed, empty=arguments.only_data, fixtures=arguments.fixtures)
+    if arguments.fixtures and not arguments.only_data:
+        publish_bids(archive, MEMBERS)
     for directory in arguments.data:
         publish(archive, directory, MEMBERS)
     if arguments.shape:

@@ -87,6 +87,27 @@ class FilesKey(ListKey):
 
 
 @dataclass(frozen=True, slots=True)
+class BidsMapKey(ListKey):
+    """The map of BIDS names of a project, or of the site."""
+
+    project: str  # '' for the site
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLabelsKey(ListKey):
+    """The labels of the resources of a project's scans, by session."""
+
+    project: str
+
+
+@dataclass(frozen=True, slots=True)
+class DemographicsKey(ListKey):
+    """The demographics of a project's subjects."""
+
+    project: str
+
+
+@dataclass(frozen=True, slots=True)
 class PrearchiveListKey(ListKey):
     """A list of the prearchive. None is persisted: sessions stay there for minutes."""
 
@@ -137,10 +158,35 @@ class FoldersKey:
 
 
 @dataclass(frozen=True, slots=True)
+class BidsOutlineKey:
+    """The folders of subjects and sessions of a BIDS dataset, by the ID of its project."""
+
+    project: str
+
+
+@dataclass(frozen=True, slots=True)
+class BidsPlanKey:
+    """The names that the files of a session have in a BIDS dataset, in the folder of these labels."""
+
+    project: str
+    experiment: str
+    subject: str
+    session: str
+
+
+@dataclass(frozen=True, slots=True)
 class GeneratedKey:
     """The bytes of a file that is made from listings, by its path."""
 
     path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class FramesKey:
+    """The frames of the scans of one session, or of what is known of a project."""
+
+    project: str
+    session: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +235,8 @@ def item_keys(item: Item) -> list[ListKey]:
     made.append(FilesKey(item, False))
     if item[0] == "experiments":
         made += [ScansKey(item[1]), AssessorsKey(item[1])]
+    if item[0] == "projects":
+        made += [BidsMapKey(item[1]), ImageLabelsKey(item[1]), DemographicsKey(item[1])]
     return [*made, AllSubjectsKey(), AllExperimentsKey()]
 
 

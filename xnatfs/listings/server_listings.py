@@ -24,14 +24,17 @@ import trio
 
 from xnatfs.common.clock import now
 from xnatfs.common.errors import Denied, LoginRequired, NotFound, Unreachable
-from xnatfs.common.tasks import unattended
+from xnatfs.common.tasks import aside, unattended
 from xnatfs.listings.file_lists import FileLists
 from xnatfs.listings.keys import (
     AllExperimentsKey,
     AllSubjectsKey,
     AssessorsKey,
+    BidsMapKey,
+    DemographicsKey,
     ExperimentsKey,
     FilesKey,
+    ImageLabelsKey,
     ListKey,
     PrearchiveKey,
     PrearchiveListKey,
@@ -47,6 +50,7 @@ from xnatfs.listings.keys import (
 from xnatfs.listings.store import MAX_AGE_SECONDS, ListingStore
 from xnatfs.listings.ttl_cache import Expiring, Listing, MetadataCache, listing
 from xnatfs.rest import prearchive_lists
+from xnatfs.rest.bids import BidsMapRow, Demographics, ImageLabels
 from xnatfs.rest.client import Xnat
 from xnatfs.rest.file_table import Catalogues
 from xnatfs.rest.models import (
@@ -196,7 +200,7 @@ class ServerListings:
         rows = await ask()
         if isinstance(rows, Catalogues):
             return Listing(rows, rows.groups, started, started + ttl)
-        return listing(rows, group, started, ttl)
+        return await aside(len(rows), lambda: listing(rows, group, started, ttl))
 
     def _note(self, key: ListKey, found: Listing[Any]) -> None:
         """Store a new listing, forget what it lacks, and report it."""
@@ -263,6 +267,12 @@ class ServerListings:
                 return lambda: xnat.assessors(experiment), lambda row: row.id, Assessor
             case ResourcesKey(item, below):
                 return lambda: xnat.resources(item, below=below), lambda row: row.group, Resource
+            case BidsMapKey(project):
+                return lambda: xnat.bids_map(project), lambda row: row.id, BidsMapRow
+            case DemographicsKey(project):
+                return lambda: xnat.demographics(project), lambda row: row.id, Demographics
+            case ImageLabelsKey(project):
+                return lambda: xnat.image_labels(project), lambda row: row.id, ImageLabels
             case FilesKey(item, below):
                 return lambda: xnat.files(item, below=below), lambda row: row.resource_id, FileRow
             case PrearchiveKey():

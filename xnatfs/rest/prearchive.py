@@ -4,19 +4,21 @@ The server works during the request, or later, or continues after a proxy has gi
 settled by looking at the prearchive and the archive. No change is made twice.
 """
 
+from __future__ import annotations
+
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any
-
-import trio
+from typing import TYPE_CHECKING, Any
 
 from xnatfs.common.errors import BadReply, Conflict, Denied, LoginRequired, NotFound, Uncertain, Unreachable, XnatError
 from xnatfs.common.sanitize import loads
-from xnatfs.http.messages import ChangeReply
-from xnatfs.rest.client import Xnat
 from xnatfs.rest.models import PrearchiveSession
+
+if TYPE_CHECKING:  # commands that change nothing start without the client
+    from xnatfs.http.messages import ChangeReply
+    from xnatfs.rest.client import Xnat
 
 log = logging.getLogger(__name__)
 
@@ -217,6 +219,8 @@ async def appeared(
         labels: The labels that the session may have.
         wanted: Returns whether the fields found are those of the session.
     """
+    import trio
+
     with trio.move_on_after(APPEARS_WITHIN_SECONDS):
         while True:
             for label in labels:
@@ -231,6 +235,8 @@ async def settled(xnat: Xnat, waiting: PrearchiveSession, watch: Watch) -> Prear
 
     Return it with its final status, such as READY, CONFLICT or ERROR; None if it is gone.
     """
+    import trio
+
     pause = FIRST_POLL_SECONDS
     while True:
         row = await look(xnat, waiting)

@@ -16,7 +16,7 @@ from xnatfs.rest.urls import segment
 if TYPE_CHECKING:  # shell completion reads keys with revisions in them, and needs no client
     from xnatfs.rest.client import Xnat
 
-SCANS, OWN = "scans", "resources"  # the categories of resources there
+SCANS_CATEGORY, OWN = "scans", "resources"  # the categories of resources there
 # The path of a file in its resource. Nothing before it is encoded alike by all releases.
 _PATH = re.compile(r"/resources/[^/]+/files/(.+)", re.DOTALL)
 
@@ -41,7 +41,7 @@ class Revision(NamedTuple):
 def part(revision: Revision, group: tuple[str, str]) -> Item:
     """Return the item that has the resources of a group: a scan, or the session."""
     category, cat_id = group
-    return (*revision.item, category, cat_id) if category == SCANS else revision.item
+    return (*revision.item, category, cat_id) if category == SCANS_CATEGORY else revision.item
 
 
 def resource_id(revision: Revision, group: tuple[str, str], label: str) -> str:
@@ -57,8 +57,8 @@ async def resources(xnat: "Xnat", revision: Revision) -> list[Resource]:
 
 def _resource(revision: Revision, row: Row) -> Resource:
     cat_id = row.get("cat_id")
-    category = row.get("category") or (SCANS if cat_id else OWN)
-    group, label = (category, cat_id if category == SCANS else ""), row.text("label")
+    category = row.get("category") or (SCANS_CATEGORY if cat_id else OWN)
+    group, label = (category, cat_id if category == SCANS_CATEGORY else ""), row.text("label")
     counts = row.number("file_count"), row.number("file_size")
     return Resource(resource_id(revision, group, label), label, *group, "", "", *counts)
 

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable
 
 from xnatfs.site import Site
+from xnatfs.tree.archive.layout import ArchiveDir
+from xnatfs.tree.bids.view import BidsProjects
 from xnatfs.tree.links import ExperimentLinks, SubjectLinks
 from xnatfs.tree.node import Dir, Node, StaticDir
 from xnatfs.tree.prearchive import PrearchiveDir
@@ -16,6 +18,8 @@ VIEWS: dict[str, Callable[[Site, Dir, str], Dir]] = {
     "experiments": lambda site, root, name: ExperimentLinks(site, root, name, Projects(site, root, "projects")),
     "subjects": lambda site, root, name: SubjectLinks(site, root, name, Projects(site, root, "projects")),
     "prearchive": PrearchiveDir,
+    "bids": lambda site, root, name: BidsProjects(site, root, name, Projects(site, root, "projects")),
+    "archive": ArchiveDir,
 }
 
 

@@ -15,6 +15,7 @@ from xnatfs.listings.revocation import Permit
 from xnatfs.prefetch.series_files import version
 from xnatfs.rest.models import FileRow
 from xnatfs.site import Change, TrueSize
+from xnatfs.tree.names import split
 from xnatfs.tree.node import Dir, File, Node, number
 from xnatfs.tree.resource_files import PLACE_BITS, ResourceFiles, size_key
 
@@ -110,9 +111,10 @@ class CatalogueFile(File):
         self._forget_nodes()
 
     def _forget_nodes(self) -> None:
-        """Have the nodes of its folder made anew: they are not right any more."""
+        """Have the nodes of its folders made anew, here and in projects/: they are not right any more."""
         assert self.parent is not None
         self.site.shown.forget(self.parent.path)
+        self.site.shown.forget((*self.files.resource_dir.path, *split(self.row.path)[:-1]))
 
     # -- attributes ----------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from xnatfs.rest.models import FileRow, Item, Resource
 from xnatfs.tree.file_source import FileSource, catalogue_of
 from xnatfs.tree.node import Children, Dir
 
+SCANS_NAMES = ("scans", "SCANS")  # of the directory of a session's scans, by view
 # A file that is listed and unavailable is lost if the listing is younger than this, in seconds; an older listing is
 # requested again, to tell a lost file from a deleted one.
 LOST_IF_LISTED_WITHIN = 10.0
@@ -117,7 +118,8 @@ class ResourceView(Dir):
         if not isinstance(listing, Listing):
             return ()
         session = self.path[: -2 if self.place.group[0] == "resources" else -3]
-        scans = self.site.metadata.peek(ChildrenKey((*session, "scans"))) if self.place.below else None
-        shown = [("scans", node.xattrs()["id"]) for node in scans.nodes.values()] if isinstance(scans, Children) else []
+        listed = [self.site.metadata.peek(ChildrenKey((*session, name))) for name in SCANS_NAMES if self.place.below]
+        scans = [node for each in listed if isinstance(each, Children) for node in each.nodes.values()]
+        shown = [("scans", node.xattrs()["id"]) for node in scans]
         groups = dict.fromkeys([*shown, *listing.groups])
         return [(row.id, row.label) for group in groups for row in listing.groups.get(group, ())]

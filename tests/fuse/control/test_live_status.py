@@ -298,14 +298,6 @@ def test_the_live_view_is_renewed_until_it_is_interrupted(mount):
     assert b"Traceback" not in shown
 
 
-def test_the_commands_import_little(tmp_path):
-    for words in (("status",), ("refresh", "/"), ("cache", "info")):
-        done = run(XNATFS, *words, env=environment(tmp_path, PYTHONPROFILEIMPORTTIME="1"))
-        modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if "|" in line}
-        assert "xnatfs.cli.control.client" in modules
-        assert modules & {"trio", "httpx", "rich", "pyfuse3", "sqlite3", "ssl", "yaml", "asyncio"} == set()
-
-
 def test_numbers_are_short():
     assert [human_size(n) for n in (0, 999, 1024, 10**6, 10**13)] == ["0 B", "999 B", "1.0 KiB", "977 KiB", "9.1 TiB"]
     assert [duration(n) for n in (0.5, 61, 7200, 10**6)] == ["0 s", "1 min 1 s", "2 h 0 min", "11 d 13 h"]

@@ -4,12 +4,13 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from xnatfs.common.errors import ConfigError, MountpointError, XnatError
+from xnatfs.common.mountinfo import all_mounts
 from xnatfs.common.urls import is_same_server
 from xnatfs.fuse.control.protocol import (
     MAX_REPLY_BYTES,
@@ -20,7 +21,6 @@ from xnatfs.fuse.control.protocol import (
     unpack,
     unpack_error,
 )
-from xnatfs.fuse.mountinfo import all_mounts
 from xnatfs.fuse.mountpoint import KIND, control_socket
 
 log = logging.getLogger(__name__)
@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 ANSWER_SECONDS = 10.0
 # Seconds that a command waits for each mount to take note of a change: it costs no request.
 ANNOUNCE_SECONDS = 2.0
+# Seconds that xnatctl waits for a listing from a mount before it requests it from the server; and the age up to
+# which it prints one. A mount may keep listings for longer, as its user has chosen for what programs read.
+LISTING_SECONDS, LISTING_AGE_SECONDS = 0.5, 60.0
 # Changed items that are named; of more, all listings are requested anew.
 MAX_ANNOUNCED = 500
 # Bytes that are received at a time.
@@ -117,13 +120,37 @@ def live_mounts() -> list[LiveMount]:
     return [LiveMount(mountpoint, mounted.source) for mountpoint, mounted in sorted(own)]
 
 
+def mounts_of(url: str) -> list[LiveMount]:
+    """Return the mounts of one server."""
+    try:
+        return [mount for mount in live_mounts() if is_same_server(mount.server, url)]
+    except OSError:  # another system than Linux has no mounts
+        return []
+
+
+def find_rows(url: str, user: str, item: Sequence[str]) -> list[dict[str, str]] | None:
+    """Return a list of a server from a mount of the same account that holds it fresh; None without one.
+
+    Args:
+        url: The server.
+        user: The account.
+        item: The segments of the list's URL after /data.
+    """
+    for mount in mounts_of(url):
+        with contextlib.suppress(XnatError):
+            found = mount.call("rows", seconds=LISTING_SECONDS, item=list(item))
+            is_ours = str(found["user"]).lower() == user.lower()
+            if is_ours and found["rows"] is not None and found["age_seconds"] <= LISTING_AGE_SECONDS:
+                log.info(
+                    "%s is from the mount on %s, %.0f s old", "/".join(item), mount.mountpoint, found["age_seconds"]
+                )
+                return list(found["rows"])
+    return None
+
+
 def find_live(url: str) -> Path | None:
     """Return the mountpoint of a mount of this server that answers; None without one."""
-    try:
-        mounts = [mount for mount in live_mounts() if is_same_server(mount.server, url)]
-    except OSError:  # another system than Linux has no mounts
-        return None
-    for mount in mounts:
+    for mount in mounts_of(url):
         with contextlib.suppress(XnatError):
             mount.call("cache", seconds=ANNOUNCE_SECONDS)
             return mount.mountpoint
@@ -168,11 +195,7 @@ def announce(url: str, projects: Collection[str], experiments: Collection[str]) 
     """
     if len(projects) + len(experiments) > MAX_ANNOUNCED:
         projects, experiments = ["*"], []
-    try:
-        mounts = [mount for mount in live_mounts() if is_same_server(mount.server, url)]
-    except OSError:  # another system than Linux has no mounts
-        return
-    for mount in mounts:
+    for mount in mounts_of(url):
         try:
             mount.call("changed", seconds=ANNOUNCE_SECONDS, projects=sorted(projects), experiments=sorted(experiments))
         except XnatError as error:

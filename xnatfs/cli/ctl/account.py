@@ -1,19 +1,19 @@
 """Run auth login|logout|status and whoami."""
 
+from __future__ import annotations
+
 import argparse
 import itertools
 import sys
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from xnatfs.cli.ctl.command import PARTIAL, Context, command, option
+from xnatfs.cli.ctl.command import PARTIAL, Context, command, open_client, option
 from xnatfs.cli.ctl.profiles import tls_cells
-from xnatfs.cli.logins import find_login
 from xnatfs.cli.output import STRUCTURED_FORMATS, Cells, print_message, show_item
 from xnatfs.common.errors import ConfigError, LoginRequired, NotFound, XnatError
 from xnatfs.common.urls import is_same_server
-from xnatfs.rest.client import Xnat, open_xnat
 from xnatfs.settings.config import profiles_path, read_profiles, server_name
 from xnatfs.settings.credentials import (
     Credentials,
@@ -27,8 +27,12 @@ from xnatfs.settings.credentials import (
     provider_of,
     wanted_user,
 )
+from xnatfs.settings.logins import find_login
 from xnatfs.settings.profile_file import add_profile
 from xnatfs.settings.session_store import StoredSession
+
+if TYPE_CHECKING:  # imported by the commands that send requests
+    from xnatfs.rest.client import Xnat
 
 # Sources of a login that was given just now, and is stored nowhere.
 UNSTORED_SOURCES = ("prompt", "standard input")
@@ -218,7 +222,7 @@ async def logout(context: Context) -> int:
         finally:
             forget_token(url)
     if session:
-        async with open_xnat(config, None, sessions=context.store) as xnat:
+        async with open_client(config, None, context.store) as xnat:
             await xnat.login.log_out()
             if why := xnat.login.logout_failure:
                 failures.append(f"the server did not close the session, and will when it has been idle ({why})")
@@ -234,7 +238,7 @@ async def _revoke(context: Context, token: Credentials) -> str:
     """Revoke an alias token; return a message if the server did not, else ''."""
     try:
         # Use a new session: only the token's user may do this, and the stored one may have ended or be another user's.
-        async with open_xnat(context.config, token) as xnat:
+        async with open_client(context.config, token) as xnat:
             await xnat.invalidate_token(token.username)
     except (NotFound, LoginRequired):
         context.note("The alias token had expired before")
@@ -279,7 +283,7 @@ async def _live_user(context: Context) -> str | None:
     session = context.store.find()
     if session is None:
         return None
-    async with open_xnat(context.config, None, sessions=context.store) as xnat:
+    async with open_client(context.config, None, context.store) as xnat:
         if not await xnat.login.is_alive(session.token):
             return None
         return session.username or await xnat.username()

@@ -1,12 +1,14 @@
 """Run project|subject|session|scan|resource list|show: the archive, level by level."""
 
+from __future__ import annotations
+
 import re
 from collections import Counter
 from collections.abc import Awaitable
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from xnatfs.cli.ctl.command import Context, command, option, project_option
+from xnatfs.cli.ctl.command import Context, command, option, project_option, refresh_option
 from xnatfs.cli.ctl.experiments import (
     about_scan,
     experiment,
@@ -15,6 +17,7 @@ from xnatfs.cli.ctl.experiments import (
     item_of,
     lack_of_scans,
     mounted_at,
+    mounted_resources,
     one_of,
     resource_label,
     resource_rows,
@@ -28,8 +31,10 @@ from xnatfs.cli.options import day, find_day
 from xnatfs.cli.output import Cells, by_key
 from xnatfs.common.errors import BadReply, ConfigError, Denied, NotFound
 from xnatfs.common.tasks import gather
-from xnatfs.rest.client import Xnat
 from xnatfs.rest.models import Document, FileRow, Row
+
+if TYPE_CHECKING:  # imported by the commands that send requests
+    from xnatfs.rest.client import Xnat
 
 SESSION_REQUEST = "ID,label,subject_label,date,xsiType,subject_ID"
 # The server's default columns omit the number of frames.
@@ -166,6 +171,7 @@ async def project_show(context: Context) -> Cells:
     "xnatctl subject list --project MYPROJECT",
     project_option,
     option("--no-counts", action="store_true", help="do not count sessions, which saves a request"),
+    refresh_option,
     columns=("id", "label", "sessions"),
     identifier="label",
 )
@@ -173,13 +179,16 @@ async def subject_list(context: Context) -> list[Cells]:
     """List the subjects of a project."""
     project, is_counting = context.project(), not context.arguments.no_counts
     item = ("projects", project)
-    async with context.xnat() as xnat:
-        with context.about(f"project {project}"):
-            subjects, sessions = await gather(
-                lambda: xnat.rows(*item, "subjects", columns="ID,label"),
-                (lambda: xnat.rows(*item, "experiments", columns="ID,subject_ID")) if is_counting else None,
-            )
-    context.remember(xnat, ("subjects", project), subjects)
+    subjects = context.mounted_rows(*item, "subjects")
+    sessions = context.mounted_rows(*item, "experiments") if is_counting else []
+    if subjects is None or sessions is None:
+        async with context.xnat() as xnat:
+            with context.about(f"project {project}"):
+                subjects, sessions = await gather(
+                    lambda: xnat.rows(*item, "subjects", columns="ID,label"),
+                    (lambda: xnat.rows(*item, "experiments", columns="ID,subject_ID")) if is_counting else None,
+                )
+        context.remember(xnat, ("subjects", project), subjects)
     counts = Counter(row.get("subject_ID") for row in sessions or ())
     rows = [
         {"id": row.need("ID"), "label": row.text("label"), "sessions": counts[row.get("ID")] if is_counting else None}
@@ -231,15 +240,18 @@ async def subject_show(context: Context) -> Cells:
     option("--modality", metavar="MR|PET|CT|...", help="sessions of this modality only"),
     option("--since", type=day, metavar="YYYY-MM-DD", help="sessions of this day or later"),
     option("--label", metavar="PATTERN", help="sessions whose label matches, as SUB00*"),
+    refresh_option,
     columns=("id", "label", "subject", "date", "modality"),
 )
 async def session_list(context: Context) -> list[Cells]:
     """List the sessions of a project."""
     arguments, project = context.arguments, context.project()
-    async with context.xnat() as xnat:
-        with context.about(f"project {project}"):
-            listed = await xnat.rows("projects", project, "experiments", columns=SESSION_REQUEST)
-    context.remember(xnat, ("sessions", project), listed)
+    listed = context.mounted_rows("projects", project, "experiments")
+    if listed is None:
+        async with context.xnat() as xnat:
+            with context.about(f"project {project}"):
+                listed = await xnat.rows("projects", project, "experiments", columns=SESSION_REQUEST)
+        context.remember(xnat, ("sessions", project), listed)
     rows = [session_cells(row) for row in listed]
     if arguments.subject:
         rows = [row for row in rows if arguments.subject in (row["subject"], row["subject_id"])]
@@ -337,15 +349,18 @@ async def scan_show(context: Context) -> Cells:
     session_argument,
     experiment_options,
     scan_option,
+    refresh_option,
     columns=("label", "format", "file_count", "size", "content", "id"),
     identifier="label",
 )
 async def resource_list(context: Context) -> list[Cells]:
     """List the resources of a session or of a scan."""
-    async with context.xnat() as xnat:
-        item, rows = await resource_rows(context, xnat)
-    of_session = context.arguments.scan is None
-    context.remember(xnat, ("resources", item[-1]) if of_session else ("scan resources", *item[1::2]), rows)
+    rows = mounted_resources(context)
+    if rows is None:
+        async with context.xnat() as xnat:
+            item, rows = await resource_rows(context, xnat)
+        of_session = context.arguments.scan is None
+        context.remember(xnat, ("resources", item[-1]) if of_session else ("scan resources", *item[1::2]), rows)
     return sorted(map(resource_cells, rows), key=by_key("label"))
 
 

@@ -4,28 +4,39 @@ A command is a coroutine with `@command`, in one of the modules beside this one.
 fields of an item, which are printed in the requested format, or an exit status if it has printed all itself.
 """
 
+from __future__ import annotations
+
 import argparse
 import shlex
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from xnatfs.cli import options, statusline
-from xnatfs.cli.logins import find_login, session_store
+from xnatfs.cli import statusline
 from xnatfs.cli.output import note
 from xnatfs.common import program
 from xnatfs.common.errors import ConfigError, Denied, NotFound
-from xnatfs.listings.completion import NAMES, store_names
-from xnatfs.listings.store import ListingStore
-from xnatfs.rest.changes import ChangedItems
-from xnatfs.rest.client import Xnat, open_xnat
-from xnatfs.rest.models import Row
+from xnatfs.settings.cache_location import cache_directory
 from xnatfs.settings.config import Config, server_directory
 from xnatfs.settings.credentials import Credentials
+from xnatfs.settings.logins import find_login, session_store
 from xnatfs.settings.session_store import SessionStore
-from xnatfs.site import Site, open_site
+
+if TYPE_CHECKING:  # help, errors and completion start in a fifth of the time without these
+    from xnatfs.listings.store import ListingStore
+    from xnatfs.rest.changes import ChangedItems
+    from xnatfs.rest.client import Xnat
+    from xnatfs.rest.models import Row
+    from xnatfs.site import Site
 
 PARTIAL = 8  # exit status if a command was done in part
 
@@ -61,7 +72,7 @@ class Command:
     verb: str
     help: str
     example: str
-    run: Callable[["Context"], Awaitable[Any]]
+    run: Callable[[Context], Awaitable[Any]]
     arguments: Option = lambda parser: None
     columns: tuple[str, ...] = ()  # keys of the rows of a list that a table shows
     identifier: str = "id"  # key of a row or an item that --quiet prints
@@ -71,7 +82,7 @@ class Command:
 
 def command(
     words: str, example: str, *options: Option, columns: tuple[str, ...] = (), identifier: str = "id"
-) -> Callable[[Callable[["Context"], Awaitable[Any]]], Command]:
+) -> Callable[[Callable[[Context], Awaitable[Any]]], Command]:
     """Make a command of a coroutine. The first line of its docstring is the command's help.
 
     Args:
@@ -82,7 +93,7 @@ def command(
         identifier: key of a row or an item that --quiet prints.
     """
 
-    def declare(run: Callable[["Context"], Awaitable[Any]]) -> Command:
+    def declare(run: Callable[[Context], Awaitable[Any]]) -> Command:
         noun, _, verb = words.rpartition(" ")
         summary = (run.__doc__ or "").partition("\n")[0].rstrip(".")
         summary = summary[:1].lower() + summary[1:]
@@ -94,6 +105,9 @@ def command(
 project_option = option(
     "-P", "--project", metavar="PROJECT", help="default: the profile's default_project; '' for none"
 )
+
+
+refresh_option = option("--refresh", action="store_true", help="request it, though a mount has it from this minute")
 
 
 @dataclass
@@ -122,7 +136,7 @@ class Context:
     async def xnat(self, credentials: Credentials | None = None) -> AsyncIterator[Xnat]:
         credentials = credentials or find_login(self.config)  # may prompt on the terminal
         with self._waiting():
-            async with open_xnat(self.config, credentials, sessions=self.store) as xnat:
+            async with open_client(self.config, credentials, self.store) as xnat:
                 try:
                     yield xnat
                 finally:
@@ -130,7 +144,9 @@ class Context:
 
     @asynccontextmanager
     async def site(self) -> AsyncIterator[Site]:
-        config, credentials = replace(self.config, cache_dir=options.cache_directory()), find_login(self.config)
+        from xnatfs.site import open_site
+
+        config, credentials = replace(self.config, cache_dir=cache_directory()), find_login(self.config)
         with self._waiting():
             async with open_site(config, credentials, sessions=self.store) as site:
                 yield site
@@ -177,12 +193,27 @@ class Context:
         given: str | None = getattr(self.arguments, "project", None)
         project = self.config.profile.default_project if given is None else given
         if needed and not project:
-            where = f"profile {self.config.profile.name!r}" if self.config.profile.name else "a profile"
-            raise ConfigError(f"which project? Give -P/--project, or set default_project in {where}")
+            default = "set default_project in a profile"
+            if self.config.profile.name:
+                default = f"choose a default by '{program.spell('xnatctl')} config set default_project PROJECT'"
+            raise ConfigError(f"which project? Give -P/--project, or {default}")
         return project
+
+    def mounted_rows(self, *item: str) -> list[Row] | None:
+        """Return a list, given as the segments of its URL, from a mount of this account that holds it fresh."""
+        session = None if self.arguments.refresh else self.store.find()
+        if session is None or not session.username:
+            return None
+        from xnatfs.cli.control.client import find_rows
+        from xnatfs.rest.models import Row
+
+        found = find_rows(self.config.url, session.username, item)
+        return None if found is None else list(map(Row, found))
 
     def remember(self, xnat: Xnat, key: Sequence[str], rows: Sequence[Row]) -> None:
         """Store the names of a listing, from which shells complete names."""
+        from xnatfs.listings.completion import NAMES, store_names
+
         with suppress(ConfigError):  # there is no directory on this machine
             store_names(stored_names(self.config.url, xnat.login.username), key, NAMES[key[0]](rows))
 
@@ -203,6 +234,17 @@ class Context:
             raise Denied(text, status=403, url=url) from error
 
 
+def open_client(
+    config: Config, credentials: Credentials | None, sessions: SessionStore | None = None
+) -> AbstractAsyncContextManager[Xnat]:
+    """Open a client of a server, without sending a request yet; see `open_xnat`."""
+    from xnatfs.rest.client import open_xnat
+
+    return open_xnat(config, credentials, sessions=sessions)
+
+
 def stored_names(url: str, username: str) -> ListingStore:
     """Return the listings on the disk of an account. Raises ConfigError if no directory of this machine can be used."""
-    return ListingStore(options.cache_directory() / server_directory(url), lambda: username)
+    from xnatfs.listings.store import ListingStore
+
+    return ListingStore(cache_directory() / server_directory(url), lambda: username)

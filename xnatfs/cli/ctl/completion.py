@@ -4,22 +4,24 @@ Commands and options come from the parser, values from recent listings, else fro
 Completion never prompts for anything, and never prints errors.
 """
 
+from __future__ import annotations
+
 import argparse
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
-
-import trio
+from typing import TYPE_CHECKING, Any
 
 from xnatfs.cli import options
-from xnatfs.cli.ctl.command import Context, command, option, stored_names
-from xnatfs.cli.logins import session_store
-from xnatfs.listings.completion import NAMES, PATHS, Name, find_names, shown, store_names
-from xnatfs.rest.client import open_xnat
+from xnatfs.cli.ctl.command import Context, command, open_client, option, stored_names
+from xnatfs.cli.output import title
 from xnatfs.settings.config import Config, profiles_path, read_profiles
+from xnatfs.settings.logins import session_store
 from xnatfs.settings.session_store import SessionStore
+
+if TYPE_CHECKING:
+    from xnatfs.listings.completion import Name
 
 # How long a request may take: in a longer time a user has typed the name.
 REQUEST_SECONDS = 0.3
@@ -31,10 +33,10 @@ REQUEST_SECONDS = 0.3
     option("shell", choices=("bash", "zsh", "fish")),
 )
 async def completion(context: Context) -> None:
-    """Print what a shell needs to complete commands, options and names."""
+    """Print what a shell needs to complete commands, options and names, of xnatfs as well."""
     from argcomplete.shell_integration import shellcode
 
-    print(shellcode(["xnatctl"], shell=context.arguments.shell), end="")
+    print(shellcode(["xnatctl", "xnatfs"], shell=context.arguments.shell), end="")
 
 
 def complete(parser: argparse.ArgumentParser) -> None:
@@ -52,10 +54,14 @@ def _attach(parser: argparse.ArgumentParser) -> None:
             for below in action.choices.values():
                 _attach(below)
         elif find := COMPLETERS.get(action.dest):
-            action.completer = _completer(find, action.dest == "scans")  # type: ignore[attr-defined]
+            action.completer = _completer(find, action.dest in LIST_DESTINATIONS)  # type: ignore[attr-defined]
 
 
-Find = Callable[["CommandLine"], Sequence[Name]]
+# Arguments whose values have commas between them.
+LIST_DESTINATIONS = ("scans", "columns")
+
+# Finds names, each with its description.
+Find = Callable[["CommandLine"], Sequence[tuple[str, str]]]
 
 
 def _completer(find: Find, is_list: bool) -> Callable[..., dict[str, str]]:
@@ -105,8 +111,12 @@ class CommandLine:
         listed = self.names("sessions", self.project)
         return next((what.split()[0] for label, what in listed if label == value and what), value)
 
-    def names(self, *key: str) -> Sequence[Name]:
+    def names(self, *key: str) -> Sequence[tuple[str, str]]:
         """Return the names of this listing, stored or requested."""
+        import trio
+
+        from xnatfs.listings.completion import find_names, store_names
+
         if not all(key):
             return ()
         session = self.store.find()
@@ -118,53 +128,66 @@ class CommandLine:
         return names or ()
 
     async def _request(self, key: Sequence[str]) -> Sequence[Name]:
+        import trio
+
+        from xnatfs.listings.completion import NAMES, PATHS, shown
+
         segments, columns = PATHS[key[0]]
+        client = open_client(self.config, None, self.store)  # imports what takes a third of that time
         with trio.move_on_after(REQUEST_SECONDS):
-            async with open_xnat(self.config, None, sessions=self.store) as xnat:
+            async with client as xnat:
                 rows = await xnat.rows(*(segment.format(*key[1:]) for segment in segments), columns=columns)
                 return shown(NAMES[key[0]](rows))
         return ()
 
 
-def _profiles(line: CommandLine) -> Sequence[Name]:
-    return [Name(name, profile.url) for name, profile in read_profiles(profiles_path())[0].items()]
+def _profiles(line: CommandLine) -> Sequence[tuple[str, str]]:
+    return [(name, profile.url) for name, profile in read_profiles(profiles_path())[0].items()]
 
 
-def _projects(line: CommandLine) -> Sequence[Name]:
+def _projects(line: CommandLine) -> Sequence[tuple[str, str]]:
     return line.names("projects")
 
 
-def _subjects(line: CommandLine) -> Sequence[Name]:
+def _subjects(line: CommandLine) -> Sequence[tuple[str, str]]:
     return line.names("subjects", line.project)
 
 
-def _experiments(line: CommandLine) -> Sequence[Name]:
+def _experiments(line: CommandLine) -> Sequence[tuple[str, str]]:
     return line.names("sessions", line.project)
 
 
-def _sessions(line: CommandLine) -> Sequence[Name]:
+def _sessions(line: CommandLine) -> Sequence[tuple[str, str]]:
     """Complete --session: a session of the archive, or for `prearchive` one of the prearchive."""
     return line.names("prearchive" if line.arguments.command.noun == "prearchive" else "sessions", line.project)
 
 
-def _scans(line: CommandLine) -> Sequence[Name]:
+def _scans(line: CommandLine) -> Sequence[tuple[str, str]]:
     return line.names("scans", line.accession)
 
 
-def _resources(line: CommandLine) -> Sequence[Name]:
+def _resources(line: CommandLine) -> Sequence[tuple[str, str]]:
     scan = line.value("scan")
     return line.names("scan resources", line.accession, scan) if scan else line.names("resources", line.accession)
 
 
-def _place(line: CommandLine) -> Sequence[Name]:
+def _place(line: CommandLine) -> Sequence[tuple[str, str]]:
     """Complete PROJECT TIMESTAMP SESSION, one after the other."""
     words: list[str] = getattr(line.arguments, "place", None) or []
     if not words:
         return line.names("projects")
     rows = line.names("prearchive", words[0])
     if len(words) == 1:
-        return [Name(what.split()[0], name) for name, what in rows]
-    return [row for row in rows if row.description.startswith(words[1])]
+        return [(what.split()[0], name) for name, what in rows]
+    return [(name, what) for name, what in rows if what.startswith(words[1])]
+
+
+def _columns(line: CommandLine) -> Sequence[tuple[str, str]]:
+    return [(column, title(column)) for column in line.arguments.command.columns]
+
+
+def _filters(line: CommandLine) -> Sequence[tuple[str, str]]:
+    return [(f"{column}:", what) for column, what in _columns(line)]
 
 
 # By the argument's name in the parsed command line.
@@ -184,6 +207,9 @@ COMPLETERS: Mapping[str, Find] = {
     "resource": _resources,
     "words": _resources,
     "place": _place,
+    "columns": _columns,
+    "sort_by": _columns,
+    "filter": _filters,
 }
 
 COMMANDS = [completion]

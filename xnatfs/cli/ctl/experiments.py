@@ -4,17 +4,20 @@ An experiment is looked up once, by the value of -E; everything below it is requ
 server answers a list below a project's URL with the session's document.
 """
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from xnatfs.cli.ctl.command import Context, option, options_of, project_option
 from xnatfs.common.errors import BadReply, ConfigError, NotFound
-from xnatfs.listings.completion import PART_CATEGORIES
-from xnatfs.rest.client import Xnat
 from xnatfs.rest.models import Document, Row
-from xnatfs.tree.names import escape
+
+if TYPE_CHECKING:  # imported by the commands that send requests
+    from xnatfs.rest.client import Xnat
 
 experiment_options = options_of(
     option("-E", "--experiment", "--session", metavar="ID|LABEL", help="accession ID; or label, with -P"),
@@ -104,7 +107,8 @@ def web_page(url: str, kind: str, key: str) -> str:
 
 def mounted_at(url: str, accession: str) -> str | None:
     """Return where a mount of this server shows an experiment; None without one that answers."""
-    from xnatfs.cli.control.client import find_live  # few commands look for a mount
+    from xnatfs.cli.control.client import find_live
+    from xnatfs.tree.names import escape
 
     mountpoint = find_live(url)
     return str(mountpoint / "experiments" / escape(accession)) if mountpoint else None
@@ -145,6 +149,19 @@ async def about_scan(context: Context, xnat: Xnat, accession: str, scan: str) ->
         raise
 
 
+def mounted_resources(context: Context) -> list[Row] | None:
+    """Return the resources that the command line names, from a mount that holds the listings fresh; None otherwise."""
+    value, scan, project = wanted_experiment(context), context.arguments.scan, context.project(needed=False)
+    if context.arguments.subject:
+        return None
+    if project:
+        sessions = context.mounted_rows("projects", project, "experiments") or ()
+        value = next((row.get("ID") for row in sessions if value in (row.text("label"), row.get("ID"))), "")
+    return (
+        context.mounted_rows("experiments", value, *(("scans", scan) if scan else ()), "resources") if value else None
+    )
+
+
 async def resource_rows(context: Context, xnat: Xnat) -> tuple[tuple[str, ...], list[Row]]:
     """Return the item that the command line names, and its resources."""
     (accession, document), scan = await find(context, xnat), context.arguments.scan
@@ -159,6 +176,8 @@ async def _own_resources(
     context: Context, xnat: Xnat, accession: str, document: Document | None
 ) -> tuple[tuple[str, ...], list[Row]]:
     """List the resources of an experiment itself. Only if that list is empty or missing may it be an assessor."""
+    from xnatfs.listings.completion import PART_CATEGORIES
+
     item: tuple[str, ...] = ("experiments", accession)
     rows: list[Row] = []
     if document is None or not document.session:

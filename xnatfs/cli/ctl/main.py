@@ -5,22 +5,20 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from typing import Any
 
-import trio
-
 from xnatfs.cli import options
 from xnatfs.cli.ctl.command import Command, Context
-from xnatfs.cli.logins import login_environment
 from xnatfs.cli.output import OUTPUT_FORMATS, check_columns, print_message, show_item, show_rows
 from xnatfs.cli.parsing import COMMON_OPTIONS_TITLE, add_command
 from xnatfs.common.errors import ConfigError, XnatError
 from xnatfs.common.sanitize import line
 from xnatfs.settings.config import Config, connection_warning, output_format, profiles_path
+from xnatfs.settings.logins import login_environment
 
 # Retry budget, shorter than a mount's, since a user waits: after it, an unreachable host is an error.
 RETRY_SECONDS = 10.0
@@ -32,55 +30,87 @@ NOUN_ALIASES = {noun: (plural,) for noun, plural in PLURALS.items()} | {
     "session": ("sessions", "experiment", "experiments")
 }
 
-COMMAND_MODULES = (
-    *("ctl.account", "ctl.api", "ctl.profiles", "ctl.archive", "lookup.find", "ctl.transfers", "ctl.uploads"),
-    *("ctl.prearchive", "lookup.watch", "lookup.browse", "ctl.completion"),
-)
-
+# The commands, in the order of the help. Of one word, the summary is the first line of the command's docstring.
 NOUNS = {
     "auth": "log in and out",
+    "whoami": "show the current user",
+    "api": "send any request, for what has no command",
     "config": "manage servers and defaults, by profile",
-    "project": "list, show and download projects",
+    "project": "list, show, export and download projects",
     "subject": "list, show and download the subjects of a project",
     "session": "find, list, show, download and upload imaging sessions (experiments)",
     "scan": "list, show and download the scans of a session",
     "resource": "list, show, download and upload resources of a scan or a session",
     "prearchive": "archive, move, delete and watch received sessions",
-    "api": "send any request, for what has no command",
+    "bids": "show what a project's images are called in BIDS, and draft names",
+    "browse": "open the web page of a session, a project or the server",
+    "completion": "print what a shell needs to complete commands, options and names, of xnatfs as well",
+}
+# The modules in which the commands of a noun are. Only those of the nouns on the command line are imported.
+LEVELS = ("project", "subject", "session", "scan", "resource")
+COMMAND_MODULES = {
+    "ctl.account": ("auth", "whoami"),
+    "ctl.api": ("api",),
+    "ctl.profiles": ("config",),
+    "ctl.archive": LEVELS,
+    "lookup.find": ("session",),
+    "ctl.transfers": LEVELS,
+    "ctl.uploads": ("session", "resource"),
+    "ctl.prearchive": ("prearchive",),
+    "lookup.watch": ("prearchive",),
+    "lookup.bids": ("bids",),
+    "lookup.browse": ("browse",),
+    "lookup.export": ("project",),
+    "ctl.completion": ("completion",),
 }
 
 
-def commands() -> list[Command]:
-    return [each for name in COMMAND_MODULES for each in import_module(f"xnatfs.cli.{name}").COMMANDS]
+def commands(nouns: Collection[str] = tuple(NOUNS)) -> list[Command]:
+    """Return the commands of these nouns."""
+    modules = [name for name, found in COMMAND_MODULES.items() if not set(nouns).isdisjoint(found)]
+    made = [each for name in modules for each in import_module(f"xnatfs.cli.{name}").COMMANDS]
+    return [each for each in made if (each.noun or each.verb) in nouns]
 
 
-def build(parser: argparse.ArgumentParser) -> None:
-    """Add every command to the parser."""
+def named_nouns(words: Sequence[str]) -> Collection[str]:
+    """Return the nouns that a command line has, perhaps as values of options; all of them for one without any."""
+    found = [noun for noun in NOUNS if not {noun, *NOUN_ALIASES.get(noun, ())}.isdisjoint(words)]
+    return found or (() if set(words) <= {"-h", "--help"} else NOUNS)
+
+
+def build(parser: argparse.ArgumentParser, nouns: Collection[str] = tuple(NOUNS)) -> None:
+    """Add every command to the parser, those of other nouns than these without options."""
     _add_common(parser)
     parser.set_defaults(
         **dict.fromkeys(("profile", "url", "ca_bundle", "output", "log_file")),
         **dict.fromkeys(("no_verify_ssl", "quiet", "verbose", "no_headers", "no_color", "plain"), False),
     )
-    nouns = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    nouns.plurals = frozenset({*PLURALS.values(), "experiments"})  # type: ignore[attr-defined]
-    verbs: dict[str, Any] = {"": nouns}
-    for command in commands():
-        if command.noun not in verbs:
-            noun = nouns.add_parser(
-                command.noun,
-                aliases=NOUN_ALIASES.get(command.noun, ()),
-                help=NOUNS[command.noun],
-                description=f"{NOUNS[command.noun][:1].upper()}{NOUNS[command.noun][1:]}.",
-            )
-            _add_common(noun)
-            verbs[command.noun] = noun.add_subparsers(title="commands", metavar="COMMAND", required=True)
-        aliases = (*command.aliases, *VERB_ALIASES.get(command.verb, ()))
-        made = add_command(verbs[command.noun], command.verb, command.help, command.example, aliases=aliases)
-        command.arguments(made)
-        _add_common(made)
-        if command.columns:
-            _add_list_options(made)
-        made.set_defaults(run=run, command=command)
+    group = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    group.plurals = frozenset({*PLURALS.values(), "experiments"})  # type: ignore[attr-defined]
+    made = commands(nouns)
+    for noun, summary in NOUNS.items():
+        of_noun = [command for command in made if (command.noun or command.verb) == noun]
+        if [command.noun for command in of_noun] == [""]:
+            _add(group, of_noun[0])
+            continue
+        description = f"{summary[:1].upper()}{summary[1:]}."
+        below = group.add_parser(noun, aliases=NOUN_ALIASES.get(noun, ()), help=summary, description=description)
+        _add_common(below)
+        if of_noun:
+            verbs = below.add_subparsers(title="commands", metavar="COMMAND", required=True)
+            for command in of_noun:
+                _add(verbs, command)
+
+
+def _add(group: Any, command: Command) -> None:
+    """Add one command to those of the program or of its noun."""
+    aliases = (*command.aliases, *VERB_ALIASES.get(command.verb, ()))
+    made = add_command(group, command.verb, command.help, command.example, aliases=aliases)
+    command.arguments(made)
+    _add_common(made)
+    if command.columns:
+        _add_list_options(made)
+    made.set_defaults(run=run, command=command)
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -125,6 +155,8 @@ def run(arguments: argparse.Namespace) -> int:
     context = Context(arguments, config, login_environment(config))
     if warning := connection_warning(context.config):
         print_message(f"xnatctl: {warning}")
+    import trio  # an error of the command line is reported without it
+
     with context.interruptible():
         result = trio.run(command.run, context)
     if isinstance(result, list):

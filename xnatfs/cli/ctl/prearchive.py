@@ -1,10 +1,11 @@
 """Run prearchive list|archive|move|delete|rebuild on sessions of the prearchive, chosen by name."""
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-
-import trio
+from typing import TYPE_CHECKING
 
 from xnatfs.cli import statusline
 from xnatfs.cli.ctl.command import PARTIAL, Context, command, exclusive, option, options_of, project_option
@@ -13,8 +14,10 @@ from xnatfs.cli.output import STRUCTURED_FORMATS, Cells, by_key, print_lines, pr
 from xnatfs.common.errors import ConfigError, Conflict, NotFound, Unreachable, XnatError
 from xnatfs.common.sanitize import plain
 from xnatfs.rest import prearchive
-from xnatfs.rest.client import Xnat
 from xnatfs.rest.models import UNASSIGNED, PrearchiveSession
+
+if TYPE_CHECKING:  # imported by the commands that send requests
+    from xnatfs.rest.client import Xnat
 
 # -- options -----------------------------------------------------------------------------------------------------
 
@@ -92,7 +95,7 @@ async def select(context: Context, xnat: Xnat, selection: PrearchiveSelection) -
 # -- changes -----------------------------------------------------------------------------------------------------
 
 # Changes one session, and returns what is printed of it.
-Change = Callable[[Context, Xnat, PrearchiveSession], Awaitable[Cells]]
+Change = Callable[[Context, "Xnat", PrearchiveSession], Awaitable[Cells]]
 
 
 async def change_each(
@@ -151,6 +154,8 @@ def _print_results(context: Context, results: Sequence[Cells]) -> None:
 
 async def wait_for(context: Context, xnat: Xnat, waiting: PrearchiveSession) -> PrearchiveSession | None:
     """Wait until the server is done with a session; return it, or None if it is gone. Raises Unreachable on timeout."""
+    import trio
+
     progress, timeout = StateReport(context, waiting.name, waiting.status), context.arguments.wait_timeout
 
     def report(row: PrearchiveSession) -> None:
@@ -338,6 +343,8 @@ async def prearchive_delete(context: Context) -> int:
 
 
 async def delete_one(context: Context, xnat: Xnat, waiting: PrearchiveSession) -> Cells:
+    import trio
+
     if not context.arguments.yes:
         with statusline.hidden():
             await trio.to_thread.run_sync(_confirm, waiting, abandon_on_cancel=True)

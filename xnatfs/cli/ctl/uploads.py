@@ -1,22 +1,22 @@
 """Run session upload and resource upload: images through the import service, files unchanged."""
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import trio
-
 from xnatfs.cli import options
 from xnatfs.cli.ctl.command import PARTIAL, Command, Context
 from xnatfs.cli.ctl.experiments import below, check_has_scans, experiment, experiment_options, item_of
 from xnatfs.cli.ctl.progress import StateReport, show_progress, wait_options
-from xnatfs.cli.output import STRUCTURED_FORMATS, print_data, print_message, print_structured
+from xnatfs.cli.output import STRUCTURED_FORMATS, human_size, print_data, print_message, print_structured
 from xnatfs.common.errors import ConfigError, NotFound, Unreachable
-from xnatfs.rest.client import Xnat
 
 # What uploads is imported by the commands that upload: completion and all other commands start without it.
 if TYPE_CHECKING:
+    from xnatfs.rest.client import Xnat
     from xnatfs.transfer import dicom_files as dicom
     from xnatfs.transfer import upload_resource
     from xnatfs.transfer.journal import Journal
@@ -62,6 +62,8 @@ def _session_upload(parser: argparse.ArgumentParser) -> None:
 
 
 async def session_upload(context: Context) -> int:
+    import trio
+
     from xnatfs.transfer import dicom_files as dicom
     from xnatfs.transfer.upload_session import Target
 
@@ -80,7 +82,7 @@ async def session_upload(context: Context) -> int:
         return await _upload(context, found, target)
     for image in found.images:
         print_data(image.name)
-    context.note(f"{len(found.images)} files ({found.size / 1e6:.1f} MB) would go to {_goal(target)}")
+    context.note(f"{len(found.images)} files ({human_size(found.size)}) would go to {_goal(target)}")
     return 0
 
 
@@ -92,8 +94,9 @@ def _overwrite(context: Context) -> Any:
     return context.arguments.overwrite or context.config.profile.overwrite or "none"
 
 
-async def _upload(context: Context, found: "dicom.Found", target: "Target") -> int:
+async def _upload(context: Context, found: dicom.Found, target: Target) -> int:
     """Send the images, and find out where they have arrived."""
+
     from xnatfs.transfer import upload_session as session
     from xnatfs.transfer.journal import Journal
 
@@ -121,7 +124,7 @@ async def _upload(context: Context, found: "dicom.Found", target: "Target") -> i
     return _tell(context, outcome, found, target)
 
 
-async def _begin(context: Context, xnat: Xnat, target: "Target", journal: "Journal", found: "dicom.Found") -> None:
+async def _begin(context: Context, xnat: Xnat, target: Target, journal: Journal, found: dicom.Found) -> None:
     """Resume an earlier run of the upload, or check that the session may be made."""
     from xnatfs.transfer import upload_session as session
     from xnatfs.transfer.journal import DONE
@@ -137,7 +140,7 @@ async def _begin(context: Context, xnat: Xnat, target: "Target", journal: "Journ
         journal.before = await session.count_before(xnat, target)
 
 
-def _left(journal: "Journal", found: "dicom.Found") -> Callable[[], str]:
+def _left(journal: Journal, found: dicom.Found) -> Callable[[], str]:
     from xnatfs.transfer.journal import DONE
 
     return lambda: f"the server has {journal.count(DONE)} of {len(found.images)} files, and keeps them; for the others"
@@ -149,11 +152,11 @@ def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
         raise ConfigError(f"{name}: {value} in the profile is none of {', '.join(known)}")
 
 
-def _goal(target: "Target") -> str:
+def _goal(target: Target) -> str:
     return f"{target.project}/{target.subject}/{target.session} in the {'archive' if target.direct else 'prearchive'}"
 
 
-def _tell_found(context: Context, found: "dicom.Found") -> None:
+def _tell_found(context: Context, found: dicom.Found) -> None:
     for name, why in found.broken:
         print_message(f"xnatctl: {name} is not sent: it is damaged ({why})")
     for names, what in ((found.others, "no DICOM images"), (found.copies, "copies of instances that are sent")):
@@ -165,8 +168,10 @@ def _tell_found(context: Context, found: "dicom.Found") -> None:
         context.note(f"These are images of {len(studies)} studies; they are sent as one session all the same")
 
 
-async def _wait(context: Context, xnat: Xnat, target: "Target", outcome: "Outcome", journal: "Journal") -> None:
+async def _wait(context: Context, xnat: Xnat, target: Target, outcome: Outcome, journal: Journal) -> None:
     """Poll until the server is done with the session. Raises Unreachable after --wait-timeout."""
+    import trio
+
     from xnatfs.transfer import upload_session as session
 
     longest, pause, progress = context.arguments.wait_timeout, 1.0, StateReport(context, target.session, "")
@@ -183,23 +188,23 @@ async def _wait(context: Context, xnat: Xnat, target: "Target", outcome: "Outcom
     )
 
 
-def _state(outcome: "Outcome") -> str:
+def _state(outcome: Outcome) -> str:
     if outcome.where == "prearchive":
         return RECEIVING_TEXT if outcome.status.startswith("RECEIVING") else outcome.status
     return "on its way into the archive" + (f", {outcome.arrived} files are there" if outcome.arrived else "")
 
 
-def _tell(context: Context, outcome: "Outcome", found: "dicom.Found", target: "Target") -> int:
+def _tell(context: Context, outcome: Outcome, found: dicom.Found, target: Target) -> int:
     missing = outcome.files - outcome.arrived if outcome.arrived is not None else 0
     status = "success" if missing <= 0 and not found.broken else "partial"
     place = f"{outcome.place} ({outcome.status})" if outcome.status else outcome.place
     name = {"archive": "archive", "prearchive": "prearchive", "direct": "archive, which is at work on it"}
     if outcome.arrived is None:
-        there = f"{outcome.files} files ({outcome.size / 1e6:.1f} MB) went to"
+        there = f"{outcome.files} files ({human_size(outcome.size)}) went to"
     elif missing > 0:
         there = f"{outcome.arrived} of {outcome.files} files are in"
     else:
-        there = f"{outcome.files} files ({outcome.size / 1e6:.1f} MB) are in"
+        there = f"{outcome.files} files ({human_size(outcome.size)}) are in"
     context.note(f"{there} the {name[outcome.where]}: {place}")
     if target.direct and outcome.where == "prearchive":
         context.note("The server has not archived it directly: xnatctl prearchive archive does it")
@@ -223,7 +228,7 @@ def _tell(context: Context, outcome: "Outcome", found: "dicom.Found", target: "T
     return 0 if status == "success" else PARTIAL
 
 
-def _print(context: Context, outcome: "Outcome", target: "Target", status: str) -> None:
+def _print(context: Context, outcome: Outcome, target: Target, status: str) -> None:
     if context.arguments.quiet:
         if outcome.accession:
             print_data(outcome.accession)
@@ -262,6 +267,8 @@ def _resource_upload(parser: argparse.ArgumentParser) -> None:
 
 
 async def resource_upload(context: Context) -> int:
+    import trio
+
     from xnatfs.transfer import upload_resource as resource
 
     arguments = context.arguments
@@ -287,7 +294,7 @@ async def resource_upload(context: Context) -> int:
     return 0 if not report.failed else PARTIAL if report.files else 1
 
 
-def _note_resource(context: Context, report: "upload_resource.Report", label: str) -> None:
+def _note_resource(context: Context, report: upload_resource.Report, label: str) -> None:
     for name, why in report.failed:
         print_message(f"xnatctl: {name} {why}")
     if report.sent:
@@ -300,7 +307,7 @@ def _note_resource(context: Context, report: "upload_resource.Report", label: st
 
 
 def _resource_cells(
-    context: Context, report: "upload_resource.Report", item: Sequence[str], label: str
+    context: Context, report: upload_resource.Report, item: Sequence[str], label: str
 ) -> dict[str, object]:
     return {
         "operation": "resource upload",
@@ -319,6 +326,7 @@ def _resource_cells(
 
 def _words(arguments: argparse.Namespace) -> tuple[str, Path]:
     """Return the label and the path; a session before them has the effect of -E. Raises ConfigError."""
+
     words: list[str] = arguments.words
     if len(words) == 3 and not arguments.experiment:
         arguments.experiment, words = words[0], words[1:]

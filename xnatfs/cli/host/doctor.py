@@ -16,15 +16,16 @@ from typing import Any
 
 from xnatfs import __version__
 from xnatfs.cli import logs, options, statusline
-from xnatfs.cli.logins import find_login_again, mount_login
 from xnatfs.cli.parsing import add_command
 from xnatfs.common.errors import LoginRequired, XnatError
+from xnatfs.common.mountinfo import all_mounts
 from xnatfs.common.sanitize import plain
 from xnatfs.fuse.mount_namespace import check_namespaces
-from xnatfs.fuse.mountinfo import all_mounts
 from xnatfs.fuse.mountpoint import KIND, check_fuse, is_dead
+from xnatfs.settings.cache_location import cache_directory
 from xnatfs.settings.config import Config, connection_warning
 from xnatfs.settings.credentials import for_children
+from xnatfs.settings.logins import find_login_again, mount_login
 
 # Seconds until a certificate expires, below which its renewal is due; and of difference between two clocks, from which
 # on times of files mislead, and sessions and tokens end early.
@@ -136,7 +137,7 @@ def _stale_mounts() -> Iterator[Check]:
 
 
 def _cache(chosen: Path | None) -> Check:
-    directory = options.cache_directory(chosen)
+    directory = cache_directory(chosen)
     place = next(each for each in (directory, *directory.parents) if each.exists())
     if not os.access(place, os.W_OK | os.X_OK):
         return Check("cache", f"{place} cannot be written to", "choose another directory with --cache-dir")
@@ -172,6 +173,7 @@ def _server(arguments: argparse.Namespace, config: Config) -> Iterator[Check]:
     yield from answer
     if not any(check.todo and check.name == "server" for check in answer):
         with statusline.waiting(f"Logging in to {config.url}"):
+            yield from _attempt_async("login methods", partial(_login_methods, config))
             yield from _attempt_async("login", partial(_login, arguments, config))
 
 
@@ -204,6 +206,19 @@ async def _answer(config: Config) -> list[Check]:
     text = f"the server's clock is {abs(answer.skew):.0f} s {ahead} this machine's"
     late = abs(answer.skew) > CLOCK_SKEW_SECONDS
     return [*found, Check("clock", text, "set the wrong one of the two, by NTP" if late else "")]
+
+
+async def _login_methods(config: Config) -> list[Check]:
+    """Name the login methods of a server that has several."""
+    from xnatfs.http import probe
+
+    methods, chosen = await probe.login_methods(config), config.profile.provider
+    if not methods:
+        return []
+    whose = f"{chosen} by the profile" if chosen else "which one is for the server to choose"
+    is_known = not chosen or chosen in methods
+    todo = "" if is_known else "set 'provider' in the profile to one of them"
+    return [Check("login methods", f"{', '.join(methods)}; {whose}", todo)]
 
 
 async def _login(arguments: argparse.Namespace, config: Config) -> list[Check]:

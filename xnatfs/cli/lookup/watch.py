@@ -4,8 +4,6 @@ import sys
 import time
 from datetime import datetime
 
-import trio
-
 from xnatfs.cli import options
 from xnatfs.cli.ctl.command import Context, command, option, project_option
 from xnatfs.cli.ctl.prearchive import owner_of, waiting_cells
@@ -33,6 +31,8 @@ GONE = "gone"  # archived, moved or deleted
 )
 async def prearchive_watch(context: Context) -> None:
     """Show the sessions in the prearchive and each change of them, until Ctrl-C."""
+    import trio
+
     arguments, project = context.arguments, context.project(needed=False)
     known: dict[str, Cells] = {}
     async with context.xnat() as xnat:

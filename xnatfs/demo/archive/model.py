@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from xnatfs.demo.archive.configurations import Configurations
 from xnatfs.demo.archive.entries import Content, Entry
 
 STAMP = "2024-01-02 03:04:05.678"
@@ -57,6 +58,12 @@ class Scan:
     pk: int = 0
     uid: str = ""  # of the series
     modality: str = ""
+
+    @property
+    def frames(self) -> str:
+        """Return how many images its DICOM has; '' without DICOM."""
+        counts = [len(resource.entries) for resource in self.resources if resource.label == "DICOM"]
+        return str(sum(counts)) if counts else ""
 
 
 @dataclass
@@ -211,6 +218,7 @@ class Archive:
         self._by_id: dict[int, tuple[Resource, Home]] = {}
         self._indexed = 0
         self._accessions = {"S": 0, "E": 0}
+        self.configurations = Configurations()
 
     # -- making ------------------------------------------------------------------------------------------------
 

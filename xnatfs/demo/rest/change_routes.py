@@ -7,6 +7,7 @@ from xnatfs.demo.content.resource_changes import Deposits
 from xnatfs.demo.prearchive.imports import Imports
 from xnatfs.demo.prearchive.requests import PrearchiveRequests
 from xnatfs.demo.prearchive.sessions import Prearchive
+from xnatfs.demo.rest.config_service import ConfigService
 from xnatfs.demo.rest.resources import Asked
 from xnatfs.demo.rest.user_cache import UserCache
 from xnatfs.demo.server.reply import Failed, Reply
@@ -24,7 +25,7 @@ class Writing:
         self.deposits = Deposits(site, vault)
         self.prearchive = Prearchive(site, vault)
         received, cache = PrearchiveRequests(self.prearchive), UserCache(site, vault)
-        self._services = (Imports(self.prearchive, received, cache), received, cache)
+        self._services = (Imports(self.prearchive, received, cache), received, cache, ConfigService(site))
 
     def answer(self, path: str, asked: Asked, body: Body) -> Reply | None:
         """Return the reply to a change or of a service, or None. `path` may still have the alias /archive."""

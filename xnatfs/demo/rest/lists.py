@@ -8,6 +8,11 @@ from xnatfs.demo.server.site import Joins
 PROJECT_COLUMNS = ("ID", "secondary_ID", "name", "description", "pi_firstname", "pi_lastname", "URI")
 SUBJECT_COLUMNS = ("ID", "project", "label", "insert_date", "insert_user", "URI")
 SUBJECT_RESOURCE = "xnat:subjectdata/resources/resource/label"
+# Fields of a subject that have a shortcut; a column of one that is not set is empty.
+SUBJECT_FIELDS = (
+    "group", "src", "dob", "yob", "age", "gender", "handedness", "ses", "education", "educationDesc", "race",
+    "ethnicity", "weight", "height", "gestational_age", "post_menstrual_age", "birth_weight",
+)  # fmt: skip
 ROLES = {"owner": "Owners", "member": "Members", "collaborator": "Collaborators"}
 ROLE_PARAMETERS = {"accessible", "owner", "member", "collaborator", "admin", "users", "data", "prearc_code", "recent"}
 
@@ -69,7 +74,7 @@ def _subject_row(archive: Archive, subject: Subject, label: str, query: Query) -
         "insert_date": subject.inserted,
         "insert_user": "admin",
         "last_modified": subject.last_modified,
-        **{"group": "", "gender": ""} | {key: free(value, query) for key, value in subject.fields.items()},
+        **dict.fromkeys(SUBJECT_FIELDS, "") | {key: free(value, query) for key, value in subject.fields.items()},
         "URI": f"/data/subjects/{subject.id}",
     }
 
@@ -115,6 +120,7 @@ def scans(session: Experiment, query: Query) -> Reply:
             "xsiType": scan.xsi_type,
             "note": free(scan.note, query),
             "series_description": free(scan.series_description, query),
+            "frames": scan.frames,
             "URI": f"/data/experiments/{session.id}/scans/{stored(scan.id)}",
         }
         for scan in session.scans

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -12,6 +13,7 @@ from xnatfs.fuse.control.places import content_version, files_below, find, split
 from xnatfs.fuse.control.protocol import LOG_LEVELS, Message
 from xnatfs.fuse.control.reasons import explain
 from xnatfs.fuse.control.refresh import Refresher
+from xnatfs.fuse.control.rows import fresh_rows
 from xnatfs.fuse.control.server import Call, Report, serve_control
 from xnatfs.fuse.control.status import Status
 from xnatfs.fuse.control.verify import Verifier
@@ -50,11 +52,12 @@ class Control:
             "status": Call(self._status),
             "refresh": Call(self._refresh, {"path": str}),
             "changed": Call(self._changed, may_take={"projects": list, "experiments": list}),
+            "rows": Call(self._rows, {"item": list}),
             "why": Call(self._why, {"path": str}),
             "cache": Call(self._cache),
             "cache_clear": Call(self._cache_clear),
             "warm": Call(self._warm, {"path": str}, {"pin": bool}),
-            "verify": Call(self._verify, {"path": str}),
+            "verify": Call(self._verify, {"path": str}, {"listings_only": bool}),
             "unpin": Call(self._unpin, may_take={"path": str}),
             "log_level": Call(self._log_level, {"level": str}),
         }
@@ -69,6 +72,9 @@ class Control:
         if not all(isinstance(each, str) for each in (*projects, *experiments)):
             raise UsageError("projects and experiments must be lists of IDs")
         return await self.refresher.change(set(projects), set(experiments))
+
+    async def _rows(self, report: Report, item: Sequence[Any]) -> Message:
+        return fresh_rows(self._site, item)
 
     async def _why(self, report: Report, path: str) -> Message:
         return await explain(self.refresher.root, self._operations, path)
@@ -85,9 +91,9 @@ class Control:
         result = await warm(self.refresher.root, self._operations, path, pin, report)
         return {**result, "offline": self._config.offline}
 
-    async def _verify(self, report: Report, path: str) -> Message:
+    async def _verify(self, report: Report, path: str, listings_only: bool = False) -> Message:
         await self.refresher.refresh(path)
-        return await Verifier(self._operations, report).verify(self.refresher.root, path)
+        return await Verifier(self._operations, report, listings_only).verify(self.refresher.root, path)
 
     async def _unpin(self, report: Report, path: str = "") -> Message:
         upkeep = self._site.content.upkeep

@@ -24,7 +24,7 @@ from xnatfs.listings.revocation import Permit
 from xnatfs.listings.ttl_cache import Listing
 from xnatfs.rest.address import Address
 from xnatfs.rest.models import FileRow, PrearchiveSession, Resource
-from xnatfs.rest.prearchive_lists import OWN, SCANS, Revision, busy, part
+from xnatfs.rest.prearchive_lists import OWN, SCANS_CATEGORY, Revision, busy, part
 from xnatfs.site import Site
 from xnatfs.tree.generated_file import Generated, GeneratedFile
 from xnatfs.tree.names import assign, file_name
@@ -99,7 +99,7 @@ class ReceivedSessionDir(Dir):
         row, expires = await self.current()
         nodes: dict[str, Node] = {}
         if not row.busy:
-            nodes[SCANS] = ReceivedScansDir(self.site, self, SCANS)
+            nodes[SCANS_CATEGORY] = ReceivedScansDir(self.site, self, SCANS_CATEGORY)
             nodes[OWN] = ReceivedResourcesDir(self, OWN, self, (OWN, ""))
         nodes[DOCUMENT] = GeneratedFile(self, DOCUMENT, self._describe, self.sources())
         return Children(nodes, expires)
@@ -110,7 +110,7 @@ class ReceivedSessionDir(Dir):
         return Generated(f"{json.dumps(facts, ensure_ascii=False, indent=2)}\n".encode("utf-8", "replace"), expires)
 
     async def child(self, name: str) -> Node:
-        if name in (SCANS, OWN):
+        if name in (SCANS_CATEGORY, OWN):
             await self.at_rest()
         return await super().child(name)
 
@@ -179,9 +179,11 @@ class ReceivedScansDir(Dir):
 
     async def load(self) -> Children:
         listing = await self.session.resources()
-        ids = {row.cat_id for row in listing.rows if row.category == SCANS}
+        ids = {row.cat_id for row in listing.rows if row.category == SCANS_CATEGORY}
         named = assign(ids, str, str)
-        nodes = {name: ReceivedResourcesDir(self, name, self.session, (SCANS, id)) for name, id in named.items()}
+        nodes = {
+            name: ReceivedResourcesDir(self, name, self.session, (SCANS_CATEGORY, id)) for name, id in named.items()
+        }
         return Children(nodes, listing.expires)
 
     def sources(self) -> Sequence[ListKey]:
@@ -201,7 +203,7 @@ class ReceivedResourcesDir(Dir):
     async def load(self) -> Children:
         listing = await self.session.resources()
         rows = listing.groups.get(self.group, ())
-        if not rows and self.group[0] == SCANS:
+        if not rows and self.group[0] == SCANS_CATEGORY:
             raise NotFound(f"scan {self.group[1]} is not in {self.session.row.id} any more")
         named = assign(rows, lambda row: row.label, lambda row: row.id)
         revision = Revision.of(self.session.row)

@@ -1,0 +1,67 @@
+"""Answer xnatctl from listings that the mount holds fresh. No request is sent."""
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from xnatfs.common.clock import now
+from xnatfs.common.errors import UsageError
+from xnatfs.fuse.control.protocol import Message
+from xnatfs.listings.keys import ExperimentsKey, ListKey, ResourcesKey, SubjectsKey
+from xnatfs.listings.ttl_cache import Listing
+from xnatfs.rest.models import Experiment, Item, Resource, Subject
+from xnatfs.site import Site
+
+
+def fresh_rows(site: Site, item: Sequence[Any]) -> Message:
+    """Return a list of the server as its rows, with the account and the age; None as rows if it is not held fresh.
+
+    An empty list is not returned: the server says why it is empty.
+
+    Args:
+        site: The server.
+        item: The segments of the list's URL after /data.
+    """
+    if not all(isinstance(each, str) for each in item):
+        raise UsageError("item must be a list of texts")
+    found, rows = _find(site, tuple(item))
+    whole = found is not None and not found.pieced and not found.stale
+    return {
+        "user": site.xnat.login.username,
+        "age_seconds": now() - found.fetched if found is not None else None,
+        "rows": (list(map(_cells, rows)) or None) if whole else None,
+    }
+
+
+def _find(site: Site, item: Item) -> tuple[Listing[Any] | None, Sequence[Any]]:
+    """Return the listing that a list of the server is in, and its rows there."""
+    key: ListKey
+    match item:
+        case ("projects", project, "subjects"):
+            key, group = SubjectsKey(project), None
+        case ("projects", project, "experiments"):
+            key, group = ExperimentsKey(project), None
+        case ("experiments", accession, "resources"):
+            key, group = ResourcesKey(("experiments", accession), below=True), ("resources", "")
+        case ("experiments", accession, "scans", scan, "resources"):
+            key, group = ResourcesKey(("experiments", accession), below=True), ("scans", scan)
+        case _:
+            return None, ()
+    found = site.listings.peek(key)
+    if found is None:
+        return None, ()
+    return found, found.rows if group is None else found.groups.get(group, ())
+
+
+def _cells(row: Subject | Experiment | Resource) -> Message:
+    """Return a row with the columns and the escapes that it has on the server."""
+    match row:
+        case Subject():
+            return {"ID": row.id, "label": escape(row.label)}
+        case Experiment():
+            labels = {"label": escape(row.label), "subject_label": escape(row.subject_label)}
+            return {"ID": row.id, **labels, "date": row.date, "xsiType": row.xsi_type, "subject_ID": row.subject_id}
+    texts = {name: escape(getattr(row, name)) for name in ("label", "format", "content")}
+    counts = {name: getattr(row, name) for name in ("file_count", "file_size")}
+    known = {name: str(count) for name, count in counts.items() if count is not None}
+    return {"xnat_abstractresource_id": row.id, "category": row.category, "cat_id": row.cat_id, **texts, **known}
