@@ -29,7 +29,8 @@ DISTRIBUTIONS = (
 
 @pytest.fixture(scope="module")
 def files() -> dict[str, bytes]:
-    found = {path.relative_to(ROOT).as_posix(): path.read_bytes() for path in sorted((ROOT / "xnatfs").rglob("*.py"))}
+    ours = [path for path in sorted((ROOT / "xnatfs").rglob("*")) if path.is_file() and path.suffix != ".pyc"]
+    found = {path.relative_to(ROOT).as_posix(): path.read_bytes() for path in ours}
     for name in DISTRIBUTIONS:
         for path in distribution(name).files or ():
             if ".." not in path.parts and path.suffix != ".pyc":
