@@ -130,23 +130,27 @@ class Builder:
         return directory
 
     def _libfuse(self) -> Path:
-        """Return a directory with `include` and `lib` of an old libfuse, out of a Debian root that is made for it."""
+        """Return a directory with `include` and `lib` of an old libfuse, out of packages of Debian."""
         directory = self.work / f"libfuse-{LIBFUSE_SUITE}"
         if not directory.exists():
             if os.getuid() or not shutil.which("debootstrap"):
                 raise SystemExit("scripts/build: needs root and debootstrap, or --system-libfuse")
             root = self.work / "libfuse-root"
             shutil.rmtree(root, ignore_errors=True)
-            options = ["--variant=minbase", "--include=libfuse3-dev"]
+            options = ["--download-only", "--variant=minbase", "--include=libfuse3-3,libfuse3-dev"]
             run(["debootstrap", *options, LIBFUSE_SUITE, root], self.environment)
+            for package in sorted(root.glob("var/cache/apt/archives/libfuse3-*.deb")):
+                run(["dpkg-deb", "-x", package, root / "libfuse"], self.environment)
+            root = root / "libfuse"
             new = Path(f"{directory}.new")
             shutil.rmtree(new, ignore_errors=True)
             (new / "lib").mkdir(parents=True)
             shutil.copytree(root / "usr/include/fuse3", new / "include/fuse3")
-            shutil.copy2(root / "lib/x86_64-linux-gnu/libfuse3.so.3", new / "lib")
+            (library,) = root.glob("**/libfuse3.so.3")  # a link
+            shutil.copy2(library, new / "lib")
             (new / "lib/libfuse3.so").symlink_to("libfuse3.so.3")
             shutil.copy2(root / "usr/share/doc/libfuse3-3/copyright", new / "copyright")
-            shutil.rmtree(root)
+            shutil.rmtree(root.parent)
             new.rename(directory)
         return directory
 

@@ -1,9 +1,11 @@
 """Test xnatfs as one file, made of the packages that are installed here; `scripts/build --check` does the rest."""
 
 import os
+import re
 import subprocess
 import sys
 import time
+import tomllib
 import zipfile
 from importlib.metadata import distribution
 from pathlib import Path
@@ -27,7 +29,8 @@ DISTRIBUTIONS = (
 
 @pytest.fixture(scope="module")
 def files() -> dict[str, bytes]:
-    found = {path.relative_to(ROOT).as_posix(): path.read_bytes() for path in sorted((ROOT / "xnatfs").rglob("*.py"))}
+    ours = [path for path in sorted((ROOT / "xnatfs").rglob("*")) if path.is_file() and path.suffix != ".pyc"]
+    found = {path.relative_to(ROOT).as_posix(): path.read_bytes() for path in ours}
     for name in DISTRIBUTIONS:
         for path in distribution(name).files or ():
             if ".." not in path.parts and path.suffix != ".pyc":
@@ -139,3 +142,7 @@ def test_what_goes_in_is_known_by_its_digest():
     assert pins
     assert all(line.endswith("\\") and "==" in line for line in pins)
     assert PYTHONS[0] == 11
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = {re.split(r"[<>=]", each)[0].lower() for each in project["dependencies"]}
+    pinned = {line.partition("==")[0].replace("-", ".") for line in pins}
+    assert {name.replace("-", ".") for name in needed} <= pinned
