@@ -201,7 +201,9 @@ class MetadataCache:
 
     def _find(self, key: Hashable) -> Expiring | None:
         """Return the fresh value or refusal of a key."""
-        value = self._held(key) if self._largest else self._values.get(key)
+        if self._largest is None and not self.stale_seconds:
+            return self._values.get(key)  # which returns nothing that has expired
+        value = self._held(key)
         return value if value is not None and value.expires > now() else None
 
     def _held(self, key: Hashable) -> Expiring | None:

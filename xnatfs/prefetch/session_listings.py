@@ -295,7 +295,7 @@ class SessionListings:
     async def _fetch_scans(self, wanted: Sequence[str]) -> Mapping[str, JoinedScans]:
         """Fetch the scans of the project's own sessions and, where there are several, of those shared into it."""
         found = await self._xnat.scans_of_project(self._project)
-        absent = [row.id for row in self._sessions.values() if row.is_imaging and row.id not in found]
+        absent = [row.id for row in self._sessions.values() if row.id not in found and row.is_imaging]
         if len(absent) > 1:
             try:
                 found |= await self._xnat.scans_of_project(self._project, shared=True)

@@ -66,7 +66,7 @@ class Row:
     def get(self, *keys: str) -> str:
         """Return the first non-empty cell of these keys, as the server wrote it, or ''."""
         for key in keys:
-            value = self.cells.get(key)  # as it is spelt here in nearly all rows
+            value = self.cells.get(key)  # spelt so in nearly all rows
             if value is None:
                 value = self._in_lower_case().get(key.lower())
             if value is not None and value != "":
