@@ -3,7 +3,16 @@
 from collections.abc import Callable
 
 from scripts.benchmarks.cases import (
-    entries, files, large, listings, readers, series, start, together, transfers, views,
+    entries,
+    files,
+    large,
+    listings,
+    readers,
+    series,
+    start,
+    together,
+    transfers,
+    views,
 )  # fmt: skip
 from scripts.benchmarks.cases.bench import Bench
 from scripts.benchmarks.report import Row
