@@ -83,6 +83,19 @@ def many(directory: Path, files: int) -> Path:
     return _made(directory / f"many-{files}", "MANY", make)
 
 
+def projects(directory: Path, count: int) -> Path:
+    """Return an archive of this number of projects, each with one session of one tiny file."""
+    top = directory / f"projects-{count}"
+    if not (top / "complete").exists():
+        shutil.rmtree(top, ignore_errors=True)
+        for number in range(count):
+            folder = top / "data" / f"PROJECT{number:05}" / SESSION / "scans" / "1" / "DICOM"
+            folder.mkdir(parents=True)
+            (folder / "1.dcm").write_bytes(b"%d" % number)
+        (top / "complete").touch()
+    return top / "data"
+
+
 def converted(directory: Path, subjects: int) -> Path:
     """Return an archive of subjects with two scans each, as XNAT's own converter leaves them."""
 
@@ -97,19 +110,6 @@ def converted(directory: Path, subjects: int) -> Path:
                     (target / f"sub-{subject}_ses-{subject}MR_{name}{ending}").write_bytes(content)
 
     return _made(directory / f"converted-{subjects}", "CONVERTED", make)
-
-
-def projects(directory: Path, count: int) -> Path:
-    """Return an archive of this number of projects, each with one session of one tiny file."""
-    top = directory / f"projects-{count}"
-    if not (top / "complete").exists():
-        shutil.rmtree(top, ignore_errors=True)
-        for number in range(count):
-            folder = top / "data" / f"PROJECT{number:05}" / SESSION / "scans" / "1" / "DICOM"
-            folder.mkdir(parents=True)
-            (folder / "1.dcm").write_bytes(b"%d" % number)
-        (top / "complete").touch()
-    return top / "data"
 
 
 def images(directory: Path, count: int, size: int) -> Path:

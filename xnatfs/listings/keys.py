@@ -94,7 +94,7 @@ class ImageLabelsKey(ListKey):
 
 @dataclass(frozen=True, slots=True)
 class DemographicsKey(ListKey):
-    """The sex and the group of a project's subjects."""
+    """The demographics of a project's subjects."""
 
     project: str
 

@@ -237,9 +237,9 @@ class Xnat(Contents):
         return found
 
     async def demographics(self, project: str) -> list[Demographics]:
-        """List the sex and the group of a project's subjects, as far as the account may read them."""
+        """List sex, group, age and handedness of a project's subjects, as far as the account may read them."""
         path = f"/data/projects/{segment(project)}/subjects"
-        return await self._lists.parsed(Demographics.parse, path, columns="ID,gender,group")
+        return await self._lists.parsed(Demographics.parse, path, columns="ID,gender,group,age,handedness")
 
     async def bids_map(self, project: str = "") -> list[BidsMapRow]:
         """Fetch a project's map of BIDS names, or the site's: where there is none, a row without a name.

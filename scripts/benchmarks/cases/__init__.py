@@ -2,18 +2,7 @@
 
 from collections.abc import Callable
 
-from scripts.benchmarks.cases import (
-    entries,
-    files,
-    large,
-    listings,
-    readers,
-    series,
-    start,
-    together,
-    transfers,
-    views,
-)  # fmt: skip
+from scripts.benchmarks.cases import entries, files, large, listings, readers, series, start, together, transfers, views
 from scripts.benchmarks.cases.bench import Bench
 from scripts.benchmarks.report import Row
 

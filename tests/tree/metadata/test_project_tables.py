@@ -62,6 +62,21 @@ async def test_the_table_of_subjects_has_demographics_and_every_subject_shown(se
     )
 
 
+async def test_demographics_that_the_account_may_not_read_are_empty(server, tmp_path):
+    rows = server.lists["projects/P/subjects"]
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if "gender" in request.url.params["columns"]:
+            return httpx.Response(403, html="<html><h3>no</h3>")
+        return httpx.Response(200, json={"ResultSet": {"Result": rows}})
+
+    server.answers["projects/P/subjects"] = answer
+    async with opened(server, tmp_path) as site:
+        frame = await read(site, "subjects.tsv")
+    assert list(frame["label"]) == ["FOREIGN", "S2", "S10"]
+    assert set(frame["gender"]) == {""}
+
+
 async def test_the_table_of_sessions_has_notes_as_they_are(server, tmp_path):
     async with opened(server, tmp_path) as site:
         await names(site, "projects/P")

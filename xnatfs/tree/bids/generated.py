@@ -55,6 +55,8 @@ PARTICIPANTS = {
     "participant_id": {"Description": "The label of the subject in the project, reduced to letters and digits"},
     "sex": {"Description": "The gender that the server states", "Levels": {"M": "male", "F": "female", "O": "other"}},
     "group": {"Description": "The group that the server states"},
+    "age": {"Description": "The age that the server states", "Units": "year"},
+    "handedness": {"Description": "As the server states it", "Levels": {"R": "right", "L": "left", "A": "both"}},
     "xnat_subject_id": {"Description": "The accession ID of the subject on the server"},
     "xnat_label": {"Description": "The label of the subject in the project"},
 }
