@@ -139,7 +139,7 @@ def test_every_goal_has_a_case():
     """Check the order of the table too: a goal that no case measures is none."""
     assert list(CASES) == [
         *("start", "mount", "big", "far", "warm", "series", "orders", "dcm2niix", "one"),
-        *("download", "upload", "ls", "find", "storm", "memory", "responsive", "fair"),
+        *("download", "upload", "ls", "find", "storm", "memory", "responsive", "fair", "nodes"),
     ]
     assert all(case.__doc__ for case in CASES.values())
 
