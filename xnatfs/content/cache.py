@@ -152,10 +152,10 @@ class ContentCache:
         return blob
 
     @asynccontextmanager
-    async def turn(self, name: str, is_done: Callable[[], bool]) -> AsyncIterator[None]:
+    async def turn(self, name: str, is_done: Callable[[], bool]) -> AsyncIterator[bool]:
         """Fetch files in turn with the other processes, as `Claims.turn`; what was put is stored at the end."""
-        async with self._store.claims.turn(name, is_done):
-            yield
+        async with self._store.claims.turn(name, is_done) as waited:
+            yield waited
             await self._write_behind.write()
 
     async def open_local(self, blob: Blob) -> tuple[Path, int]:

@@ -244,13 +244,15 @@ class SeriesPrefetch:
                     tar.wake(path)
             return False
 
-        async with self._content.turn(f"tar-{tar.series.resource}", is_stored):
-            return await self._read_members(session, tar)
+        async with self._content.turn(f"tar-{tar.series.resource}", is_stored) as waited:
+            # What readers of all processes request singly at this moment is missing still, and no reason for a tar.
+            least = len(tar.series.rows) // 2 if waited else MIN_FILES_LEFT - 1
+            return await self._read_members(session, tar, least)
 
-    async def _read_members(self, session: SessionReads, tar: _Tar) -> bool:
+    async def _read_members(self, session: SessionReads, tar: _Tar, least: int) -> bool:
         series = tar.series
         kept = await self._content.find_available([version(row) for row in series.rows])
-        if len(series.rows) - len(kept) < MIN_FILES_LEFT - 1:
+        if len(series.rows) - len(kept) < least:
             return True
         tar.requested_at = self._content.clock()
         async with self._xnat.archive(session.item, series.resource) as chunks:
