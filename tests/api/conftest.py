@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,12 @@ class User:
 
     def logins(self) -> int:
         return self.demo.logins() - 1
+
+    def assert_fetched_in_archives(self) -> None:
+        """Check that an archive was requested, and nothing twice; a slow machine requests more files singly."""
+        bodies = Counter(self.bodies())
+        assert max(bodies.values()) == 1
+        assert [path for path in bodies if path.endswith("/files")] != []
 
     def bodies(self) -> list[str]:
         """Return the requests for content of files: of one file, or of an archive of them."""

@@ -101,7 +101,7 @@ def test_ranges_of_one_file_and_of_many(fs, user):
         fs.cat_ranges(["/projects/NONE"], [0], [1], on_error="raise")
     with pytest.raises(ValueError, match="differ in length"):
         fs.cat_ranges(paths, [0], [1])
-    assert len(user.bodies()) <= 20, "most of the series comes in archives"
+    user.assert_fetched_in_archives()
 
 
 def test_get_copies_verified_files(fs, user, tmp_path):

@@ -68,7 +68,7 @@ def test_a_series_is_requested_in_a_few_archives(server, user):
     for name in names:
         server.read(name)
     assert len(names) == 40
-    assert len(user.bodies()) <= 4
+    user.assert_fetched_in_archives()
 
 
 def test_an_open_file_is_seekable_buffered_and_text_on_request(server):
@@ -106,7 +106,7 @@ def test_a_local_path_is_the_cached_file_itself(server, user):
 def test_local_paths_of_a_series_that_came_in_an_archive(server, user):
     for entry in server.list(DICOM):
         assert md5(server.local(entry.path).read_bytes()) == entry.version
-    assert len(user.bodies()) <= 4
+    user.assert_fetched_in_archives()
 
 
 def test_a_local_path_stays_while_the_server_is_open(user):

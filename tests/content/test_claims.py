@@ -1,6 +1,9 @@
 """Test that processes of one machine fetch a file once: two caches in one directory stand for two processes."""
 
 import os
+import subprocess
+import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from tests.support.content_fakes import SMALL, FakeSource, undigested, version
 from xnatfs.common.errors import BadReply
 from xnatfs.content import open_cache
 from xnatfs.content.disk.claims import Claims
+from xnatfs.content.source import identity
 
 LIMIT_BYTES = 10**9
 
@@ -105,3 +109,26 @@ async def test_a_claim_of_a_process_that_has_ended_is_free_and_a_lost_directory_
     assert os.listdir(tmp_path) == []
     async with Claims(Path("/nowhere")).turn("name", lambda: False) as waited:
         assert not waited
+
+
+@contextmanager
+def stopped_holder(path):
+    """Run a process that locks a file and stops itself: it keeps its locks."""
+    program = (
+        f"import fcntl, os, signal; f = open({str(path)!r}, 'w'); fcntl.flock(f, fcntl.LOCK_EX);"
+        "print('locked', flush=True); os.kill(os.getpid(), signal.SIGSTOP)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield
+    finally:
+        process.kill()
+        process.communicate()
+
+
+async def test_a_stopped_process_is_not_waited_for(caches, tmp_path):
+    ident = identity(version(SMALL)).hex()
+    with stopped_holder(tmp_path / "partial" / f"{ident}.claim"):
+        assert await read(caches[0], version(SMALL), FakeSource(SMALL)) == SMALL

@@ -9,7 +9,7 @@ import os
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from pathlib import Path
 
 import trio
@@ -155,12 +155,9 @@ class ContentCache:
             raise
         return blob
 
-    @asynccontextmanager
-    async def turn(self, name: str, is_done: Callable[[], bool]) -> AsyncIterator[None]:
-        """Fetch files in turn with the other processes, as `Claims.turn`; what was put is stored at the end."""
-        async with self._store.claims.turn(name, is_done):
-            yield
-            await self._write_behind.write()
+    def turn(self, name: str, is_done: Callable[[], bool]) -> AbstractAsyncContextManager[bool]:
+        """Fetch files in turn with the other processes, as `Claims.turn`."""
+        return self._store.claims.turn(name, is_done)
 
     async def open_local(self, blob: Blob) -> tuple[Path, int]:
         """Return the path of an open file's verified bytes, and a descriptor; while that is open the file stays there.

@@ -48,6 +48,8 @@ MEMBER_WAIT_SECONDS = 0.5
 IDLE_READER_SECONDS = 5.0
 # Seconds without a retry for a resource whose tar has failed, or a session whose files the cache does not retain.
 NO_TAR_SECONDS = 60.0
+# Seconds after which another process has stored what its archive brought: twice as long as it gathers files to write.
+STORED_AFTER_SECONDS = 0.1
 # The part of the cache that may hold files that no program has opened: more would evict each other.
 CACHE_SHARE = 4
 # Sessions that are remembered, with their listings: a program reads a few at a time. So many files are 90 MB.
@@ -244,13 +246,17 @@ class SeriesPrefetch:
                     tar.wake(path)
             return False
 
-        async with self._content.turn(f"tar-{tar.series.resource}", is_stored):
-            return await self._read_members(session, tar)
+        async with self._content.turn(f"tar-{tar.series.resource}", is_stored) as waited:
+            if waited:
+                await trio.sleep(STORED_AFTER_SECONDS)
+            # What readers of all processes request singly at this moment is missing still, and no reason for a tar.
+            least = len(tar.series.rows) // 2 if waited else MIN_FILES_LEFT - 1
+            return await self._read_members(session, tar, least)
 
-    async def _read_members(self, session: SessionReads, tar: _Tar) -> bool:
+    async def _read_members(self, session: SessionReads, tar: _Tar, least: int) -> bool:
         series = tar.series
         kept = await self._content.find_available([version(row) for row in series.rows])
-        if len(series.rows) - len(kept) < MIN_FILES_LEFT - 1:
+        if len(series.rows) - len(kept) < least:
             return True
         tar.requested_at = self._content.clock()
         async with self._xnat.archive(session.item, series.resource) as chunks:

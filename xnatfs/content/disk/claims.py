@@ -7,17 +7,20 @@ process that has ended is free, and its file is removed with its downloads (`Cac
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 import trio
 
-from xnatfs.common.locks import lock
+from xnatfs.common.locks import holder, lock
 
 # Seconds between looks at a claim of another process: a request to a server takes as long.
 CLAIM_POLL_SECONDS = 0.02
-# The longest wait for another process, in seconds: a small file, or the next files of a series, take less. A process
-# that is stopped keeps its claims.
-CLAIM_WAIT_SECONDS = 5.0
+# The longest wait for another process, in seconds: half of what a mount's call waits for by default, so that there is
+# time for a request of its own. A process that has ended holds no claim, and one that is stopped is not waited for.
+CLAIM_WAIT_SECONDS = 30.0
+# Looks at a claim between two at its holder, which costs a look at all locks of the machine.
+LOOKS_PER_HOLDER_CHECK = 25
 
 
 class Claims:
@@ -41,7 +44,9 @@ class Claims:
         claim = self._take(path)
         waited = claim is None
         with trio.move_on_after(CLAIM_WAIT_SECONDS):
-            while claim is None and not is_done():
+            for look in count(1):
+                if claim is not None or is_done() or not look % LOOKS_PER_HOLDER_CHECK and holder(path).is_stopped:
+                    break
                 await trio.sleep(CLAIM_POLL_SECONDS)
                 claim = self._take(path)
         try:
