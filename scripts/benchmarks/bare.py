@@ -1,9 +1,10 @@
-"""Mount a minimal pyfuse3 file system, one directory of empty files answered from memory, as a lower bound.
+"""Mount a minimal pyfuse3 file system, one directory of files answered from memory, as a lower bound.
 
-    python scripts/benchmarks/bare.py MOUNTPOINT --entries N [--timeout S] [--no-xattr]
+    python scripts/benchmarks/bare.py MOUNTPOINT --entries N [--size BYTES] [--timeout S] [--no-xattr]
 
 Prints `ready` when it is mounted, and serves until it is unmounted. It lists names, attributes and timeouts as xnatfs
-does, and answers for extended attributes as xnatfs does: for those of users, not for security labels and ACLs.
+does, and answers for extended attributes as xnatfs does: for those of users, not for security labels and ACLs. The
+content of a file goes to the kernel with the reply to its open, as that of a small file does in xnatfs.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 
 import pyfuse3
 import trio
-from pyfuse3 import FileHandleT, FileNameT, InodeT, ReaddirToken, RequestContext
+from pyfuse3 import FileHandleT, FileNameT, FlagT, InodeT, ReaddirToken, RequestContext
 
 FIRST = 1000  # the inode number of the first file
 
@@ -21,10 +22,11 @@ FIRST = 1000  # the inode number of the first file
 class Bare(pyfuse3.Operations):
     """A directory whose answers are computed in advance."""
 
-    def __init__(self, entries: int, timeout: float) -> None:
+    def __init__(self, entries: int, size: int, timeout: float) -> None:
         super().__init__()
+        self._content = bytes(size)
         self._names = [FileNameT(f"IM-{number:06}.dcm".encode()) for number in range(entries)]
-        self._attributes = [_attributes(FIRST + number, number % 50, timeout) for number in range(entries)]
+        self._attributes = [_attributes(FIRST + number, size or number % 50, timeout) for number in range(entries)]
         self._places = {name: place for place, name in enumerate(self._names)}
         self._root = _attributes(pyfuse3.ROOT_INODE, None, timeout)
 
@@ -44,6 +46,16 @@ class Bare(pyfuse3.Operations):
         for place in range(start_id, len(self._names)):
             if not pyfuse3.readdir_reply(token, self._names[place], self._attributes[place], place + 1):
                 return
+
+    async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> pyfuse3.FileInfo:
+        pyfuse3.notify_store(inode, 0, self._content)
+        return pyfuse3.FileInfo(fh=FileHandleT(inode), keep_cache=True)
+
+    async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
+        return self._content[off : off + size]
+
+    async def release(self, fh: FileHandleT) -> None:
+        pass
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
         pass
@@ -76,14 +88,16 @@ async def _serve() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="One directory of empty files, from memory.")
+    parser = argparse.ArgumentParser(description="One directory of files, from memory.")
     parser.add_argument("mountpoint")
     parser.add_argument("--entries", type=int, required=True, metavar="N")
+    parser.add_argument("--size", type=int, default=0, metavar="BYTES", help="of each file (default: 0)")
     parser.add_argument("--timeout", type=float, default=60.0, metavar="S", help="of entries and attributes")
     parser.add_argument("--no-xattr", action="store_true", help="no extended attributes at all")
     arguments = parser.parse_args()
     kind = Bare if arguments.no_xattr else BareWithXattrs
-    pyfuse3.init(kind(arguments.entries, arguments.timeout), arguments.mountpoint, {*pyfuse3.default_options, "ro"})
+    operations = kind(arguments.entries, arguments.size, arguments.timeout)
+    pyfuse3.init(operations, arguments.mountpoint, {*pyfuse3.default_options, "ro"})
     try:
         trio.run(_serve)
     finally:

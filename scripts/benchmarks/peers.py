@@ -66,7 +66,7 @@ COMMANDS = {
     "xnatctl of PyPI": "xnatctl session download -P SERIES -E SESSION -w 4 --out DIR",
     "xnat of PyPI": "session.download_dir(DIR)",
     "pyxnat": 'session.scans().download(DIR, type="ALL", extract=True)',
-    "bare pyfuse3": "python -m scripts.benchmarks.bare MNT --entries COUNT --timeout 3600",
+    "bare pyfuse3": "python -m scripts.benchmarks.bare MNT --entries COUNT --size BYTES --timeout 3600",
 }
 
 
@@ -129,12 +129,13 @@ def httpdirfs(directory: Path, server: Server) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def bare(directory: Path, count: int) -> Iterator[Path]:
+def bare(directory: Path, count: int, size: int = 0) -> Iterator[Path]:
     """Mount a file system in Python that answers from memory, until the context ends."""
     if not (Path(__file__).parent / "bare.py").exists():
         raise NotToBeHad("bare.py is not there")
     mountpoint = directory / "bare"
-    command = [sys.executable, "-m", "scripts.benchmarks.bare", mountpoint, "--entries", count, "--timeout", "3600"]
+    options = ["--entries", count, "--size", size, "--timeout", "3600"]
+    command = [sys.executable, "-m", "scripts.benchmarks.bare", mountpoint, *options]
     with foreign(command, mountpoint, directory / "bare.log") as mounted:
         yield mounted
 
