@@ -118,7 +118,7 @@ class Site:
         self.listings = ServerListings(xnat, store, ttl, nursery)
         self.metadata = self.listings.cache
         self._nursery = nursery
-        self.walks = Walks(lambda project: SessionListings(project, xnat, self.metadata, ttl, self._begin))
+        self.walks = Walks(lambda project: SessionListings(project, xnat, self.metadata, ttl, self._begin, nursery))
         self.offline = False  # whether stored listings are served while the server is unreachable
         self.access = Access(content.drop, store, self.listings, nursery)
 
@@ -289,7 +289,12 @@ async def open_site(
     async with (
         open_xnat(config, credentials, wire, sessions) as xnat,
         open_cache(
-            directory, config.cache_size, revalidate=config.revalidate, strict=config.strict, wait=config.lock_timeout
+            directory,
+            config.cache_size,
+            revalidate=config.revalidate,
+            strict=config.strict,
+            wait=config.lock_timeout,
+            shared=config.shared_cache,
         ) as content,
         open_series_prefetch(xnat, content) as series_prefetch,
         open_store(directory, lambda: xnat.login.username) as store,

@@ -1,6 +1,6 @@
 """Read a DICOM series by Dask workers, print statistics of each image, write the maximum-intensity projection as PNG.
 
-usage: series_with_dask.py xnat://HOST/projects/.../DICOM OUT.png [NUMBER OF WORKER PROCESSES]
+usage: series_with_dask.py xnat://HOST/projects/.../DICOM OUT.png [ADDRESS OF A SCHEDULER]
 """
 
 import sys
@@ -46,8 +46,8 @@ def report(series, png, client):
         print(f"{place:8.1f} mm  mean {mean:7.2f}  max {most}")
 
     bag = dask.bag.from_sequence(urls, npartitions=4)
-    place, mean, most = bag.map(statistics).max(key=lambda row: row[2]).compute()
-    print(f"the brightest voxel is at {place:.1f} mm")
+    brightest = bag.map(statistics).topk(1, key=lambda row: row[2]).compute()
+    print(f"the brightest voxel is at {brightest[0][0]:.1f} mm")
 
     projection = lazy_volume([url for _, url in rows]).max(axis=1).compute()
     scaled = projection / max(projection.max(), 1) * 255
@@ -55,6 +55,10 @@ def report(series, png, client):
 
 
 if __name__ == "__main__":
-    processes = int(sys.argv[3]) if sys.argv[3:] else 2
-    with LocalCluster(processes, threads_per_worker=4, dashboard_address=None) as cluster, Client(cluster) as client:
-        report(sys.argv[1], sys.argv[2], client)
+    series, png, *scheduler = sys.argv[1:]
+    if scheduler:
+        with Client(*scheduler) as client:
+            report(series, png, client)
+    else:
+        with LocalCluster(dashboard_address=None) as cluster, Client(cluster) as client:
+            report(series, png, client)

@@ -7,10 +7,12 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 
 from tests.support.commanding import LABEL, OWNER, SESSION, Shell
+from tests.support.mounting import SCRIPTS
 from xnatfs.demo.server.app import Request
 from xnatfs.demo.server.reply import Reply
 
@@ -91,6 +93,21 @@ def test_commands_and_options(fresh):
     assert complete(fresh, "xnatctl prearchive re") == ["rebuild"]
     assert complete(fresh, "xnatctl scan download --dry") == ["--dry-run"]
     assert complete(fresh, "xnatctl project list -o js") == ["json", "jsonl"]
+    assert complete(fresh, "xnatctl project list --columns id,na") == ["id,name"]
+    assert complete(fresh, "xnatctl session list --sort-by mo") == ["modality"]
+    assert complete(fresh, "xnatctl scan list --filter qu") == ["quality:"]
+
+
+def test_xnatfs_is_completed_as_well(fresh):
+    fresh.config(f"profiles:\n  lab:\n    url: {fresh.url}\n")
+    (fresh.home / "place").mkdir()
+    xnatfs = replace(fresh, program=(str(SCRIPTS / "xnatfs"),))
+    assert complete(xnatfs, "xnatfs ref") == ["refresh"]
+    assert complete(xnatfs, "xnatfs mount --li") == []
+    assert complete(xnatfs, "xnatfs mount --off") == ["--offline"]
+    assert complete(xnatfs, "xnatfs mount -p la") == ["lab"]
+    assert complete(xnatfs, "xnatfs log-level de") == ["debug"]
+    assert complete(xnatfs, f"xnatfs warm {fresh.home}/pla") == [f"{fresh.home}/place/"]
 
 
 def test_the_file_is_private_and_of_one_account(fresh):

@@ -21,6 +21,8 @@ from tests.support.failing import DEAD, OWN_MOUNTS, Page
 from tests.support.mounting import SCRIPTS, daemons, end, environment, run
 from xnatfs.cli.host import doctor
 from xnatfs.cli.host.recording import ROUTES, Scrubber
+from xnatfs.common.private_files import write_private
+from xnatfs.http.probe import LOGIN_PAGE_PATH
 
 XNATFS = SCRIPTS / "xnatfs"
 PASSWORD = "hush-hush"
@@ -71,7 +73,7 @@ class Server(Page):
 
 
 def answering(ahead: float = 0.0, **answers: tuple[int, str, bytes]) -> type[http.server.BaseHTTPRequestHandler]:
-    paths = {"build": "/xapi/siteConfig/buildInfo", "login": "/data/JSESSION", "all": "/"}
+    paths = {"build": "/xapi/siteConfig/buildInfo", "login": "/data/JSESSION", "all": "/", "methods": LOGIN_PAGE_PATH}
     found = {paths[name]: answer for name, answer in answers.items()}
     return type("Answering", (Server,), {"answers": found, "ahead": ahead})
 
@@ -148,6 +150,36 @@ def test_what_is_wrong_on_the_way_is_named(tmp_path, url, name, said):
     checks = diagnose(tmp_path, url)
     assert name in wrong(checks)
     assert said in checks[name]["text"] + checks[name]["todo"]
+
+
+LOGIN_PAGE = b"""<form><select id="login_method" name="login_method">
+<option value="localdb" selected>Database</option><option value="ldap &amp; \x1b[1m">LDAP</option></select>
+<select name="other"><option value="none">none</option></select></form>"""
+
+
+@pytest.mark.parametrize(
+    ("provider", "text", "is_well"),
+    [
+        ("", "localdb, ldap & ?[1m; which one is for the server to choose", True),
+        ("localdb", "localdb by the profile", True),
+        ("kerberos", "kerberos by the profile", False),
+    ],
+)
+def test_the_login_methods_of_a_server_are_named(tmp_path, provider, text, is_well):
+    handler = answering(build=(200, "", BUILD), methods=(200, "", LOGIN_PAGE), login=(401, "", b""))
+    with failing.serving(handler) as url:
+        profile = f"profiles:\n  here: {{url: '{url}', provider: '{provider}'}}\n"
+        write_private(tmp_path / ".config" / "xnatctl" / "config.yaml", profile)
+        checks = diagnose(tmp_path, url)
+    assert text in checks["login methods"]["text"]
+    assert checks["login methods"]["ok"] == is_well
+    assert ("'provider'" in checks["login methods"]["todo"]) != is_well
+
+
+@pytest.mark.parametrize("page", [b"", b'<input type="hidden" name="login_method" value="localdb">', b"<option" * 9000])
+def test_a_server_with_one_login_method_has_no_line_about_it(tmp_path, page):
+    with failing.serving(answering(build=(200, "", BUILD), methods=(200, "", page), login=(401, "", b""))) as url:
+        assert "login methods" not in diagnose(tmp_path, url)
 
 
 def test_a_server_that_is_not_named_is_asked_for(tmp_path):

@@ -72,8 +72,21 @@ def test_a_session_that_fails_does_not_stop_the_others(user):
 def test_a_dry_run_has_totals_and_copies_nothing(user):
     done = user.ctl("session", "download", "-P", "MYPROJECT", "*_MR1", "--out", "out", "--dry-run")
     assert len(done.lines) == 6
-    assert done.err.splitlines() == ["3 files, 30 B", "3 files, 30 B", "Listed 2 of 2 sessions"]
+    assert done.err.splitlines() == ["3 files, 30 B", "3 files, 30 B", "Listed 2 of 2 sessions: 6 files, 60 B"]
     assert not (user.home / "out").exists()
+
+
+def test_what_a_download_leaves_out_is_said_and_all_takes_everything(user):
+    words = ("session", "download", "-E", SESSION, "--out", "out")
+    line = "Left out: resources of the session (QC, odd # 100% label?); --all copies them, too"
+    assert line in user.ctl(*words, "--dry-run").err.splitlines()
+    assert user.ctl(*words).err.splitlines()[-1] == line
+    scans = copied(user)
+    done = user.ctl(*words, "--all")
+    assert "Left out" not in done.err
+    assert {name.rpartition("/")[2] for name in copied(user) - scans} == {"qc.txt", "a b.txt"}
+    for more in (("-r", "DICOM"), ("--type", "T1"), ("--session-resources",), ("-q",)):
+        assert "Left out" not in user.ctl(*words, *more).err
 
 
 def test_sessions_without_a_scan_that_matches_are_reported_and_are_no_failure(user):

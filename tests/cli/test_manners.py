@@ -56,9 +56,8 @@ def test_hints_of_the_demo_work_as_pasted(tmp_path, where):
     here, env = user(tmp_path, where)
     script = ".venv/bin/xnatfs" if where == "in the checkout" else str(SCRIPTS / "xnatfs")
     place = tmp_path / "a mount"
-    place.mkdir()
     try:
-        printed = run(script, "demo", place, cwd=here, env=env)
+        printed = run(script, "demo", "--mkdir", place, cwd=here, env=env)
         assert printed.returncode == 0, printed.stderr
         pasted = hints(printed.stdout)
         for line in pasted:
@@ -233,7 +232,7 @@ def on_terminal(prompt: Shell, columns: int, *words: str) -> str:
 def test_tables_fit_a_terminal_and_are_broken_at_blanks(prompt, table, columns):
     whole = prompt.ctl(*TABLES[table]).out
     shown = on_terminal(prompt, columns, *TABLES[table], "--no-color")
-    text, _, note = shown.partition("Cut to the width of the terminal")
+    text, _, note = shown.partition("Words are cut to fit")
     # An address stays whole: a terminal opens it, and wraps it by itself.
     assert max(len(line) for line in text.splitlines() if "http://" not in line) <= columns
     words = set(whole.split())
@@ -260,7 +259,7 @@ def test_characters_of_two_columns_keep_the_columns_of_a_table(fresh, columns):
     project = archive.project("ASIA", "Asia", jane="Owners")
     for number, label in enumerate(("頭部MR_1", "머리_2", "HEAD_3")):
         archive.experiment(archive.subject(project, f"KARL{number}"), label, f"XNAT_E0009{number}")
-    text, _, _ = on_terminal(fresh, columns, "session", "list", "-P", "ASIA").partition("Cut to")
+    text, _, _ = on_terminal(fresh, columns, "session", "list", "-P", "ASIA").partition("Words are cut")
     head, *rows = text.splitlines()
     begins = cell_len(head.partition("Subj")[0])
     assert len(rows) == 3
@@ -285,7 +284,13 @@ class Held:
     def __init__(self, prompt: Shell, pattern: str, passing: int = 0, seconds: float = LIMIT) -> None:
         self.met, self.free, self._seconds = threading.Event(), threading.Event(), seconds
         self._pattern, self._passing = pattern, passing
-        prompt.app.faults.append(self._hold)
+        self._faults = prompt.app.faults
+        self._faults.append(self._hold)
+
+    def end(self) -> None:
+        """Let all requests pass from now on."""
+        self.free.set()
+        self._faults.remove(self._hold)
 
     def _hold(self, request: Request) -> Reply | None:
         if re.search(self._pattern, request.path):

@@ -37,7 +37,6 @@ OWNERS = {
     "fsspec": {"api"},
     "pandas": {"api"},
     "pydicom": {"demo", "transfer"},
-    "numpy": {"demo"},
 }
 MOST_NAMES, MOST_MODULES = 17, 12
 

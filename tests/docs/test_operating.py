@@ -7,14 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.cli.test_boot import Machine, by_mount
 from tests.docs.test_readme import blocks, page
 from tests.fuse.test_mount import wait_for
 from tests.support.demos import serving
-from tests.support.mounting import daemons, end, environment, run
+from tests.support.mounting import LIMIT, daemons, end, environment, mounted_file_system, run
 from xnatfs.cli.host.units import unit_name
 from xnatfs.common.private_files import write_private
+from xnatfs.fuse.mountpoint import KIND
 
 pytestmark = pytest.mark.fuse
 
@@ -100,3 +102,19 @@ def test_the_units_are_named_as_the_recipes_start_them(machine, whose):
     assert match is not None
     place = "/home/jdoe/xnat" if whose == "--user" else "/mnt/xnat"
     assert match[1] == f"{unit_name(Path(place))}.service"
+
+
+def test_the_command_of_the_sidecar_mounts(machine):
+    (text,) = blocks("yaml", page("OPERATING"))
+    sidecar, _ = yaml.safe_load(text)["containers"]
+    values = {EXAMPLE: machine.demo.url, "/etc/xnat/credentials": machine.file, "/xnat/mnt": machine.place}
+    command = [str(values.get(word, word)) for word in sidecar["command"]]
+    process = subprocess.Popen(command, env=environment(machine.home), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    with process:
+        try:
+            assert wait_for(lambda: mounted_file_system(machine.place) == KIND)
+            assert "BRAINS" in os.listdir(machine.place / "projects")
+            process.terminate()
+            assert process.wait(LIMIT) == 0
+        finally:
+            process.kill()

@@ -23,7 +23,7 @@ from tests.support.bids_trees import TOP, TREES, expected_tree
 from tests.support.demos import USER, Demo, serving
 from tests.support.mounting import SCRIPTS, Mount, mounting, run
 from tests.support.real_data import PROJECT, WITHOUT, sample_sessions
-from xnatfs.demo.archive.model import Archive
+from xnatfs.demo.archive.model import Archive, Home, Resource
 from xnatfs.demo.fixtures.bids import REST, SUBJECTS, publish_bids
 from xnatfs.demo.fixtures.lab import DemoArchive
 from xnatfs.demo.server.app import DemoXnat, Record
@@ -146,13 +146,26 @@ def test_images_and_sidecars_are_the_resources_byte_for_byte(demo, mount, projec
         assert (walked[path]["md5"], walked[path]["size"]) == (entry.digest, int(entry.size)), path
 
 
+def leave_out_images(resource: Resource, home: Home) -> bool:
+    return resource.label == "NIFTI"
+
+
 @pytest.mark.parametrize(
     "site",
-    [{"release": RELEASES["1.6"]}, {"release": RELEASES["1.11"]}, {"joins": "ignored"}, {"joins": "refused"}],
-    ids=["XNAT 1.6", "XNAT 1.11", "no joins", "joins refused"],
+    [
+        {"release": RELEASES["1.6"]},
+        {"release": RELEASES["1.11"]},
+        {"joins": "ignored"},
+        {"joins": "refused", "digests": False},
+        {"left_out": leave_out_images},
+    ],
+    ids=["XNAT 1.6", "XNAT 1.11", "no joins", "joins refused", "short lists"],
 )
 def test_trees_are_the_same_on_servers_that_answer_otherwise(tmp_path, site):
-    """Older and newer releases list in another order. A server that joins no lists does not tell who has only DICOM."""
+    """Test other orders, fewer digests, lists of several resources that are short, and lists that cannot be joined.
+
+    Without joins, subjects with DICOM only are not known as such before they are listed.
+    """
     with bids_demo(**site) as own, mounting(own.url, tmp_path, **own.login) as mounted:
         for project in set(TREES) - {"BIDS_HUNDRED"}:
             expected = expected_tree(own.archive, project)

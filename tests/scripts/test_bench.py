@@ -106,6 +106,16 @@ def test_figures_are_saved_as_the_plots_read_them(tmp_path):
     assert saved[1]["curve"] == [[0, 40.0], [1000, 576.0]]
 
 
+def test_rows_of_a_case_take_the_place_of_those_before(tmp_path):
+    """Keep the order of the cases, and drop the rows of a case that is no more."""
+    before = [Row(case, "before", [1.0], "", [], "") for case in ("big", "gone", "far", "far", "large")]
+    report.save(before, tmp_path / "rows.json")
+    after = [Row("far", "after", [2.0], "", [], "")]
+    found = report.merged(report.saved(tmp_path / "rows.json"), after, ["start", "big", "far", "large"])
+    assert [(each.case, each.what) for each in found] == [("big", "before"), ("far", "after"), ("large", "before")]
+    assert report.saved(tmp_path / "none.json") == []
+
+
 def test_the_page_shows_every_plot_that_is_drawn():
     shown = set(re.findall(r"\((benchmarks-[a-z]+\.svg)\)", report.PLOTS))
     drawn = set(re.findall(r'"(benchmarks-[a-z]+\.svg)"', Path(report.__file__).with_name("plots.py").read_text()))
@@ -144,6 +154,7 @@ def test_every_goal_has_a_case():
     assert list(CASES) == [
         *("start", "mount", "big", "far", "warm", "series", "orders", "dcm2niix", "one"),
         *("download", "upload", "ls", "find", "bids", "storm", "memory", "large", "responsive", "fair", "readers"),
+        "nodes",
     ]
     assert all(case.__doc__ for case in CASES.values())
 

@@ -23,7 +23,7 @@ from tests.support.kernel import PAGE, Kernel, Opened, answered
 from tests.support.model import EPOCH, PASSWORD, USER, Model, Network, Path, now, split
 from tests.support.walk import MADE
 from xnatfs.content import Version, blob, planner, writer
-from xnatfs.content.entry import identity
+from xnatfs.content.source import identity
 from xnatfs.demo.archive.model import Archive
 from xnatfs.fuse.attributes import Ownership
 from xnatfs.fuse.operations import Operations

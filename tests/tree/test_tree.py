@@ -81,6 +81,12 @@ async def test_a_session_shows_though_its_subject_is_not_listed(server, tmp_path
         assert await names(site, "projects/P/FOREIGN") == ["resources", "E2"]
 
 
+async def test_a_project_of_many_subjects_is_listed(server, tmp_path, monkeypatch):
+    monkeypatch.setattr("xnatfs.common.tasks.MOST_ROWS_IN_LOOP", 0)  # in a thread, as large ones are
+    async with opened(server, tmp_path) as site:
+        assert await names(site, "projects/P") == ["resources", "S", *TABLES]
+
+
 async def test_labels_equal_to_reserved_names_give_way(server, tmp_path):
     server.lists["projects/P/subjects"] = [{"ID": "X_S1", "label": "resources", "project": "P"}]
     server.lists["projects/P/experiments"] = [session("X_E1", "resources")]

@@ -29,6 +29,7 @@ class OpenOptions(TypedDict, total=False):
     ca_bundle: A file with the certificate authorities to trust.
     verify_ssl: False to accept any certificate.
     strict: True to serve no byte of a file before all of it is verified.
+    shared_cache: A directory of verified files that several machines share (default: none).
     """
 
     token_file: str | os.PathLike[str]
@@ -39,6 +40,7 @@ class OpenOptions(TypedDict, total=False):
     ca_bundle: str | os.PathLike[str]
     verify_ssl: bool
     strict: bool
+    shared_cache: str | os.PathLike[str]
 
 
 class Location(NamedTuple):
@@ -106,6 +108,8 @@ def endpoint_of(url: str, options: OpenOptions) -> Endpoint:
     server = server_config_of(url, profile, Path(bundle) if bundle else None, not options.get("verify_ssl", True))
     chosen = options.get("cache_dir")
     given: dict[str, Any] = {name: value for name, value in options.items() if name in _SETTINGS}
+    if shared := options.get("shared_cache"):
+        given["shared_cache"] = Path(shared).expanduser().absolute()
     config = replace(server, cache_dir=cache_directory(Path(chosen) if chosen else None), **given)
     file = options.get("token_file")
     user = "" if file else wanted_user(config.url, config.profile, login_environment(config))

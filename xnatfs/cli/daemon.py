@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
+from xnatfs.common import program
 from xnatfs.common.errors import CacheError, Reported
 from xnatfs.common.private_files import make_private
 from xnatfs.settings.credentials import Credentials, for_children
@@ -24,7 +25,12 @@ MAX_SHARED_LOG_BYTES = 5_000_000
 
 
 def launch(
-    arguments: Sequence[str], login: str, log_file: Path, descriptors: Sequence[int] = ()
+    arguments: Sequence[str],
+    login: str,
+    log_file: Path,
+    descriptors: Sequence[int] = (),
+    *,
+    stays_in_group: bool = False,
 ) -> tuple["subprocess.Popen[str]", str]:
     """Run `xnatfs ARGUMENTS --report-fd N` detached, and wait until it is ready.
 
@@ -33,6 +39,7 @@ def launch(
         login: for the child, as `pack_login` returns it.
         log_file: receives the child's stderr.
         descriptors: that the child inherits.
+        stays_in_group: leave it to the child to begin a session of its own.
 
     Returns:
         The child, and the text that it reported with 'ready'.
@@ -45,14 +52,14 @@ def launch(
     with os.fdopen(reading, encoding="utf-8") as reports:
         with os.fdopen(writing, "w"), _open_log(log_file) as log:
             child = subprocess.Popen(
-                [sys.executable, "-P", "-m", "xnatfs", *arguments, "--report-fd", str(writing)],
+                [*program.run_module("xnatfs"), *arguments, "--report-fd", str(writing)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=log,
                 text=True,
                 env=for_children(),
                 pass_fds=[writing, *descriptors],
-                start_new_session=True,
+                start_new_session=not stays_in_group,
             )
         try:
             assert child.stdin is not None

@@ -3,7 +3,6 @@
 import argparse
 import shlex
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,6 +44,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
     options.apply_mount_options(arguments)
     account = _account(arguments.account)
     hints = _hints(arguments.mountpoint, account)
+    serving.make_mountpoint(arguments)
     if not arguments.foreground and arguments.report_fd is None:
         serving.check_mountable(arguments)
         login = daemon.pack_login(None, "")
@@ -74,7 +74,7 @@ def _account(name: str | None) -> Credentials:
 @contextmanager
 def _server(arguments: argparse.Namespace) -> Iterator[str]:
     """Run the demo server in a process of its own, which ends with this one in any case, and yield its URL."""
-    command = [sys.executable, "-P", "-m", "xnatfs.demo", "--until-eof"]
+    command = [*program.run_module("xnatfs.demo"), "--until-eof"]
     for name in SERVER_OPTIONS:
         value = getattr(arguments, name[2:].replace("-", "_"))
         if value is True:

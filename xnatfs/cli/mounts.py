@@ -60,8 +60,7 @@ def run_mount(arguments: argparse.Namespace) -> int:
         _serve(arguments, config, find_mount_login(config, arguments.credentials))
         return 0
     mountpoint = serving.mount_directory(arguments)
-    if arguments.mkdir:
-        _make_directory(mountpoint)
+    serving.make_mountpoint(arguments)
     if is_mounted(mountpoint, config.url):
         _say(arguments, f"{config.url} is mounted on {mountpoint} already")
         return 0
@@ -104,14 +103,6 @@ def _serve(arguments: argparse.Namespace, config: Config, login: MountLogin) -> 
 def _say(arguments: argparse.Namespace, text: str) -> None:
     if not arguments.quiet:
         print(plain(text))
-
-
-def _make_directory(mountpoint: Path) -> None:
-    try:
-        if mount_on(mountpoint) is None:  # a dead mount cannot even be looked at
-            mountpoint.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MountpointError(f"{mountpoint} cannot be made: {error.strerror}") from None
 
 
 def _has_ended(process: int) -> bool:

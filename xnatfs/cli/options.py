@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from xnatfs.cli import logs
-from xnatfs.cli.host.view_options import LISTS, add_views, view_options
+from xnatfs.cli.host.view_options import LIST_OPTIONS, add_views, view_options
 from xnatfs.common.errors import ConfigError
 from xnatfs.fuse.control.protocol import LOG_LEVELS
 from xnatfs.settings.cache_location import cache_directory
@@ -175,6 +175,8 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     add("--cache-dir", type=Path, metavar="DIR", help="directory of the cache (default: ~/.cache/xnatfs)")
     cache_size = "maximum size of the cache (default: 10G, at most half the free disk)"
     add("--cache-size", type=size, metavar="SIZE", help=cache_size)
+    shared_cache = "directory of verified files that several machines share (default: none)"
+    add("--shared-cache", type=Path, metavar="DIR", help=shared_cache)
     ttl = f"maximum age of a listing, as 90 (seconds), 5m or 1h30m (default: {TTL_SECONDS:g} s)"
     add("--ttl", type=seconds, metavar="TIME", help=ttl)
     timeout = f"longest time without progress that a call waits for (default: {MOUNT_TIMEOUT_SECONDS:g} s)"
@@ -243,7 +245,7 @@ def _apply(arguments: argparse.Namespace, name: str, value: str | None, before: 
     except argparse.ArgumentError as error:
         raise ConfigError(f"-o {name}: {error.message}") from None
     if unknown:
-        hint = f"; a list has colons in -o, as {before}=A:B" if before.replace("-", "_") in LISTS else ""
+        hint = f"; a list has colons in -o, as {before}=A:B" if before.replace("-", "_") in LIST_OPTIONS else ""
         raise ConfigError(f"-o {name}: no such option{hint}")
     setattr(arguments, name, getattr(parsed, name))
 
@@ -276,6 +278,8 @@ def mount_config(arguments: argparse.Namespace, server: Config) -> Config:
         for name in ("cache_size", "ttl", "timeout", "revalidate")
         if getattr(arguments, name) is not None
     }
+    if arguments.shared_cache is not None:
+        given["shared_cache"] = arguments.shared_cache.expanduser().absolute()
     directory = cache_directory(arguments.cache_dir)
     given |= {"strict": arguments.strict, "offline": arguments.offline, "views": view_options(arguments)}
     return replace(server, cache_dir=directory, **given)

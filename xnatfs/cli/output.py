@@ -264,7 +264,7 @@ def _show_table(arguments: argparse.Namespace, keys: Sequence[str], rows: Sequen
                 padded.append(blanks + text if is_right else text + blanks)
             print_text(COLUMN_GAP.join(padded).rstrip())
     if any(width < word for width, word in zip(widths, longest, strict=True)):
-        note(arguments, "Cut to the width of the terminal; -o wide prints all of it")
+        note(arguments, "Words are cut to fit; -o wide prints them whole")
     return None
 
 

@@ -148,7 +148,9 @@ class CommandParser(argparse.ArgumentParser):
         if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
             below = [parser for parser in action.choices.values() if value in commands_of(parser)]
             deeper = dict.fromkeys(f"{parser.prog.split()[-1]} {value}" for parser in below)
-            hint = f": did you mean {' or '.join(deeper)}?" if deeper else suggest(value, action.choices)
+            *first, last = deeper or [""]
+            known = f"{', '.join(first)} or {last}" if first else last
+            hint = f": did you mean {known}?" if deeper else suggest(value, action.choices)
             self.error(f"there is no command {value!r}{hint}")
         super()._check_value(action, value)
 

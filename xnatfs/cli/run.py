@@ -31,6 +31,7 @@ EXIT_STATUS: dict[type[Exception], int] = {
     errors.CacheError: os.EX_CANTCREAT,
     errors.Conflict: 1,
     errors.ReadOnly: 1,
+    errors.Busy: 1,
     errors.Stale: 1,
     errors.XnatError: 1,
     OSError: os.EX_IOERR,
@@ -71,6 +72,10 @@ def run_xnatfs(words: Sequence[str]) -> int:
 
     def command() -> int:
         nonlocal reporter
+        if "_ARGCOMPLETE" in os.environ:
+            from xnatfs.cli.ctl import completion
+
+            completion.complete(parser)
         before, after = execute.split(words)
         arguments = parser.parse_args(before, argparse.Namespace(command_line=before, command_words=after))
         arguments.reporter = reporter = daemon.Reporter(getattr(arguments, "report_fd", None))

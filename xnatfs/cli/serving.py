@@ -8,13 +8,15 @@ import re
 import sys
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from xnatfs.cli import daemon, logs, statusline
-from xnatfs.common.errors import FuseMissing
+from xnatfs.common.errors import FuseMissing, MountpointError
+from xnatfs.common.mountinfo import mount_on
 from xnatfs.fuse import systemd
-from xnatfs.fuse.mountpoint import check_fuse, check_mountpoint
+from xnatfs.fuse.mountpoint import check_fuse, check_mountpoint, is_trigger
 from xnatfs.settings.config import Config, cache_home, connection_warning
 from xnatfs.settings.credentials import Credentials, forget_secrets
 from xnatfs.settings.logins import MountLogin
@@ -27,6 +29,16 @@ Reload = Callable[[], Credentials | None]
 def mount_directory(arguments: argparse.Namespace) -> Path:
     """Return the mountpoint as the kernel names it, without symbolic links."""
     return Path(os.path.realpath(arguments.mountpoint))
+
+
+def make_mountpoint(arguments: argparse.Namespace) -> None:
+    """Make the mountpoint if the command line has --mkdir. Raises MountpointError."""
+    mountpoint = mount_directory(arguments)
+    try:
+        if arguments.mkdir and mount_on(mountpoint) is None:  # a dead mount cannot even be looked at
+            mountpoint.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MountpointError(f"{mountpoint} cannot be made: {error.strerror}") from None
 
 
 def check_mountable(arguments: argparse.Namespace, source: str = "") -> None:
@@ -59,7 +71,8 @@ def start(arguments: argparse.Namespace, command: str, source: str, login: str) 
     words = arguments.command_line
     words = words if command in words[:1] else [command, *words]
     with statusline.waiting(f"Mounting {source}"):
-        _, text = daemon.launch(words, login, log_path(arguments))
+        # Only the group of the automounter may mount on its trigger; systemd and automount(8) start mount(8) in theirs.
+        _, text = daemon.launch(words, login, log_path(arguments), stays_in_group=is_trigger(mountpoint))
     os.stat(mountpoint)
     return text
 
@@ -110,6 +123,9 @@ def serve(
     os.chdir("/")  # a daemon must not keep a directory of the user busy
 
     def on_mounted() -> None:
+        if arguments.report_fd is not None:
+            with suppress(PermissionError):  # the parent has begun a session for it
+                os.setsid()
         on_ready()
         systemd.notify("READY=1", f"STATUS={config.url} is mounted on {mount_options.mountpoint}")
 

@@ -4,6 +4,7 @@ import errno
 
 from xnatfs.common.errors import (
     BadReply,
+    Busy,
     CacheError,
     CacheFull,
     ConfigError,
@@ -31,6 +32,7 @@ ERRNOS: dict[type[XnatError], int] = {
     TimedOut: errno.ETIMEDOUT,
     Unreachable: errno.EIO,
     BadReply: errno.EIO,
+    Busy: errno.EBUSY,
     Stale: errno.ESTALE,
     ReadOnly: errno.EROFS,
     Conflict: errno.EIO,

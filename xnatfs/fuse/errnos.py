@@ -12,13 +12,23 @@ from typing import Any, TypeVar, cast
 import pyfuse3
 
 from xnatfs.common.errnos import errno_of
-from xnatfs.common.errors import Denied, LoginRequired, NotFound, ReadOnly, Stale, Unreachable, XnatError, first_error
+from xnatfs.common.errors import (
+    Busy,
+    Denied,
+    LoginRequired,
+    NotFound,
+    ReadOnly,
+    Stale,
+    Unreachable,
+    XnatError,
+    first_error,
+)
 
 log = logging.getLogger(__name__)
 
 # Answers, not faults. An unreachable server or a refused login is logged once where it is found out, and not for every
 # read that it fails.
-QUIET = (NotFound, Denied, Stale, ReadOnly, Unreachable, LoginRequired)
+QUIET = (NotFound, Denied, Busy, Stale, ReadOnly, Unreachable, LoginRequired)
 
 Handler = TypeVar("Handler", bound=Callable[..., Coroutine[Any, Any, Any]])
 

@@ -24,6 +24,7 @@ from xnatfs.settings.config import cache_home
 from xnatfs.settings.credentials import for_children
 
 KIND = "fuse.xnatfs"
+TRIGGER_KIND = "autofs"  # of an automounter, on which it expects the mount
 
 # Tests whether a mount answers. Not by stat(2), which the kernel answers for a dead mount while attributes are fresh.
 PROBE = """
@@ -60,7 +61,8 @@ def check_device() -> None:
 def check_mountpoint(mountpoint: Path, source: str = "") -> None:
     """Raise MountpointError unless this is an empty, writable directory that nothing is mounted on.
 
-    A dead mount of this user with the same `source`, the URL of the server, passes: `clear_dead` removes it.
+    A dead mount of this user with the same `source`, the URL of the server, passes: `clear_dead` removes it. So does an
+    automounter's trigger: the mount goes on top of it.
     """
     mounted = mount_on(mountpoint)
     if mounted is not None and is_dead(mountpoint, mounted):
@@ -68,11 +70,21 @@ def check_mountpoint(mountpoint: Path, source: str = "") -> None:
             return
         what = f"a dead mount of {mounted.source}"
         raise MountpointError(f"{mountpoint} holds {what}: remove it with 'xnatfs umount {mountpoint}'")
-    if mounted is not None:
+    if mounted is not None and mounted.kind != TRIGGER_KIND:
         raise MountpointError(f"{mountpoint} is a mountpoint already: unmount it first, or take another directory")
     check_directory(mountpoint)
     if not os.access(mountpoint, os.W_OK):
         raise MountpointError(f"{mountpoint} may not be written to by this user, which mounting needs")
+
+
+def is_trigger(mountpoint: Path) -> bool:
+    """Return whether an automounter waits for a mount there.
+
+    The kernel lets the processes of the automounter's process group in, and all others wait for the mount; see
+    Documentation/filesystems/autofs.rst of Linux.
+    """
+    mounted = mount_on(mountpoint)
+    return mounted is not None and mounted.kind == TRIGGER_KIND
 
 
 def check_directory(mountpoint: Path) -> None:

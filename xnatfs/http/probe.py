@@ -15,7 +15,7 @@ import httpx
 import trio
 
 from xnatfs.common.errors import BadReply, NoRoute, NotXnat, TimedOut
-from xnatfs.common.sanitize import loads
+from xnatfs.common.sanitize import decoded, loads, plain
 from xnatfs.common.tls import tls_context
 from xnatfs.http.clients import open_clients
 from xnatfs.http.failures import unreachable
@@ -25,6 +25,8 @@ from xnatfs.http.replies import FAULT_STATUSES, close, is_html, page_message, re
 from xnatfs.http.transport import PROBE_PATH, Transport
 from xnatfs.settings.config import Config, is_loopback
 
+# The page to log in with a browser, which has the login methods of the site; no route of the API does without a login.
+LOGIN_PAGE_PATH = "/app/template/Login.vm"
 # Seconds for each step: a person waits for it.
 PROBE_STEP_SECONDS = 10.0
 
@@ -108,6 +110,20 @@ async def ask(config: Config) -> Answer:
     # The header has whole seconds, and was written between the request and the answer.
     skew = mktime_tz(stated) + 0.5 - (at + seconds / 2) if stated else 0.0
     return Answer(_version(text), seconds, skew)
+
+
+async def login_methods(config: Config) -> list[str]:
+    """Return the login methods that the server's page offers, none if there is no choice. Raises Unreachable."""
+    async with open_clients(config) as clients:
+        try:
+            _, page = await send_short(clients.http, "GET", LOGIN_PAGE_PATH)
+        except httpx.TransportError as error:
+            raise unreachable(error, config.url) from None
+    _, _, choice = page.partition('name="login_method"')
+    options = choice.partition("</select")[0].split("<option")[1:]
+    matches = (re.match(r'[^>]*value="([^"<>]{1,100})"', option) for option in options)
+    found = [plain(decoded(match[1])) for match in matches if match]
+    return found if len(found) > 1 else []
 
 
 async def _check_is_xnat(http: httpx.AsyncClient, url: str, response: httpx.Response, text: str) -> None:

@@ -3,9 +3,15 @@
 Each kind of entry has a type of its own, so that no two kinds can share a key, whatever the names on the server.
 """
 
+import math
 from dataclasses import dataclass, fields
+from typing import ClassVar
 
 from xnatfs.rest.models import Item
+from xnatfs.rest.prearchive_lists import Revision
+
+# Seconds for which a list of the prearchive is fresh: its sessions change while they are looked at.
+PREARCHIVE_TTL_SECONDS = 5.0
 
 Path = tuple[str, ...]  # the names of a path, from the root of the mount
 
@@ -13,6 +19,8 @@ Path = tuple[str, ...]  # the names of a path, from the root of the mount
 @dataclass(frozen=True, slots=True)
 class ListKey:
     """A list that the server returns. Such entries can be persisted."""
+
+    longest_ttl: ClassVar[float] = math.inf  # seconds
 
     def as_cells(self) -> list[object]:
         """Return values that identify this key among all others, and that JSON can hold."""
@@ -94,9 +102,45 @@ class ImageLabelsKey(ListKey):
 
 @dataclass(frozen=True, slots=True)
 class DemographicsKey(ListKey):
-    """The sex and the group of a project's subjects."""
+    """The demographics of a project's subjects."""
 
     project: str
+
+
+@dataclass(frozen=True, slots=True)
+class PrearchiveListKey(ListKey):
+    """A list of the prearchive. None is persisted: sessions stay there for minutes."""
+
+    longest_ttl: ClassVar[float] = PREARCHIVE_TTL_SECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class PrearchiveKey(PrearchiveListKey):
+    """The sessions in the prearchive, of all projects that the account may edit."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedResourcesKey(PrearchiveListKey):
+    """The resources of a session in the prearchive."""
+
+    revision: Revision
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedFilesKey(PrearchiveListKey):
+    """The files of one of its resources."""
+
+    revision: Revision
+    group: tuple[str, str]  # category and ID of the part that has the resource
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedLogKey(PrearchiveListKey):
+    """The last message about a session in the prearchive."""
+
+    revision: Revision
+    status: str
 
 
 @dataclass(frozen=True, slots=True)

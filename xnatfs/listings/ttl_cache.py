@@ -201,7 +201,7 @@ class MetadataCache:
 
     def _find(self, key: Hashable) -> Expiring | None:
         """Return the fresh value or refusal of a key."""
-        value = self._held(key)
+        value = self._held(key) if self._largest else self._values.get(key)
         return value if value is not None and value.expires > now() else None
 
     def _held(self, key: Hashable) -> Expiring | None:

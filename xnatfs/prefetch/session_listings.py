@@ -27,7 +27,7 @@ import trio
 
 from xnatfs.common.clock import now
 from xnatfs.common.errors import BadReply, Denied, NotFound
-from xnatfs.common.tasks import aside, gather
+from xnatfs.common.tasks import aside, gather, unattended
 from xnatfs.listings.keys import (
     AssessorsKey,
     ExperimentsKey,
@@ -44,7 +44,8 @@ from xnatfs.prefetch.iteration import Iteration
 from xnatfs.prefetch.session_batch import SessionBatch
 from xnatfs.rest.client import Xnat
 from xnatfs.rest.file_table import Catalogues
-from xnatfs.rest.models import Assessor, Experiment, JoinedScans
+from xnatfs.rest.lists import JoinedScans
+from xnatfs.rest.models import Assessor, Experiment
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ class SessionListings:
         metadata: The cache that receives the listings.
         ttl: Seconds for which a listing is valid.
         begin_singly: Begin single requests for listings of a session, in the background.
+        nursery: Runs the batches that are requested ahead.
     """
 
     def __init__(
@@ -79,12 +81,14 @@ class SessionListings:
         metadata: MetadataCache,
         ttl: float,
         begin_singly: Callable[[Sequence[ListKey]], None],
+        nursery: trio.Nursery,
     ) -> None:
         self._project = project
         self._xnat = xnat
         self._metadata = metadata
         self._ttl = ttl
         self._begin_singly = begin_singly
+        self._nursery = nursery
         self._listed: tuple[object, object] = (None, None)  # the listings that the next two are made of
         self._sessions: dict[str, Experiment] = {}  # in the order of the mount's listing
         self._iteration, self._subject_iteration = Iteration(ttl), Iteration(ttl)
@@ -92,6 +96,7 @@ class SessionListings:
         self._begun: dict[str, float] = {}  # when the single requests for a session began
         self._under_way: dict[str, trio.Event] = {}
         self._batch, self._batch_begun = 1, -float("inf")
+        self._middle = ""  # of the last batch: the next one is begun when the client opens it
         self._lists_several = False  # the server has listed the files of several sessions at once
         self._is_ended = False
         self._scans = CheckedList("scans of a project", ttl, self._fetch_scans, self._fetch_own_scans, is_whole=True)
@@ -117,10 +122,13 @@ class SessionListings:
         self._looked_at.add(accession)
         if accession in self._under_way:
             await self._under_way[accession].wait()
+        if is_iterating and accession == self._middle:
+            what = "a batch that was requested ahead"
+            self._nursery.start_soon(unattended, what, logging.DEBUG, self._fetch_ahead, accession)
         asked_at = now()
         if self._is_known(accession) or asked_at - self._begun.get(accession, -float("inf")) < self._ttl:
             return
-        if is_iterating and accession in self._sessions and (size := self._next_size()):
+        if is_iterating and accession in self._sessions and (size := self._next_size(self._batch)):
             await self._fetch_batch(self._choose(accession, size))
         if not self._is_known(accession):
             self._begun[accession] = asked_at
@@ -165,13 +173,13 @@ class SessionListings:
 
     # -- batches -------------------------------------------------------------------------------------------------
 
-    def _next_size(self) -> int:
+    def _next_size(self, passed: int) -> int:
         """Return the size of the next batch: twice the last, if so many are reached in half of the TTL at its pace.
 
-        0 where so few are reached that single requests cost the least.
+        0 where so few are reached that single requests cost the least. `passed` sessions of the last were opened.
         """
         elapsed = self._iteration.gap if self._batch == 1 else now() - self._batch_begun
-        reached = MAX_BATCH if elapsed <= 0 else int(self._ttl / 2 * self._batch / elapsed)
+        reached = MAX_BATCH if elapsed <= 0 else int(self._ttl / 2 * passed / elapsed)
         return min(2 * self._batch, MAX_BATCH, reached) if reached >= MIN_BATCH else 0
 
     def _choose(self, accession: str, size: int) -> list[str]:
@@ -188,8 +196,16 @@ class SessionListings:
                 chosen.append(each)
         return chosen or [accession]
 
+    async def _fetch_ahead(self, accession: str) -> None:
+        """Fetch the batch after the one of which the client opens the middle, so that it need not wait for it."""
+        order, size = list(self._sessions), self._next_size(max(1, self._batch // 2))
+        following = order[order.index(accession) + 1 :] if accession in self._sessions else []
+        unknown = (each for each in following if each not in self._under_way and not self._is_known(each))
+        if size and (first := next(unknown, "")):
+            await self._fetch_batch(self._choose(first, size))
+
     async def _fetch_batch(self, chosen: Sequence[str]) -> None:
-        self._batch, self._batch_begun = len(chosen), now()
+        self._batch, self._batch_begun, self._middle = len(chosen), now(), chosen[len(chosen) // 2]
         done = trio.Event()
         self._under_way |= dict.fromkeys(chosen, done)
         try:

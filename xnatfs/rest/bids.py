@@ -6,7 +6,8 @@ from typing import Any, Self
 
 from xnatfs.common.errors import BadReply
 from xnatfs.common.sanitize import loads
-from xnatfs.rest.models import JoinedScans, Row
+from xnatfs.rest.lists import JoinedScans
+from xnatfs.rest.models import Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,21 +46,27 @@ class ImageLabels:
 
 
 # As BIDS writes what the server has in words.
+_HANDS = {"right": "R", "left": "L", "ambidextrous": "A", "r": "R", "l": "L", "a": "A"}
 _SEXES = {"male": "M", "female": "F", "other": "O", "m": "M", "f": "F", "o": "O"}
 
 
 @dataclass(frozen=True, slots=True)
 class Demographics:
-    """The sex and the group of a subject; '' where the server states none."""
+    """Sex, group, age and handedness of a subject; '' where the server states none."""
 
     id: str  # the accession ID
     sex: str  # M, F or O
     group: str
+    age: str  # in years
+    handedness: str  # R, L or A
 
     @classmethod
     def parse(cls, row: Row) -> Self:
-        sex = _SEXES.get(row.text("gender", "xnat:subjectdata/demographics/gender").strip().lower(), "")
-        return cls(row.need("ID", "xnat:subjectdata/id"), sex, row.text("group", "xnat:subjectdata/group"))
+        sex = _SEXES.get(row.text("gender").strip().lower(), "")
+        hand = _HANDS.get(row.text("handedness").strip().lower(), "")
+        years = row.text("age").strip()
+        age = years if years.isascii() and years.replace(".", "", 1).isdigit() else ""
+        return cls(row.need("ID", "xnat:subjectdata/id"), sex, row.text("group"), age, hand)
 
 
 def is_converted(label: str) -> bool:

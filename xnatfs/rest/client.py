@@ -23,7 +23,7 @@ from xnatfs.rest.bids import NO_LINE, BidsMapRow, Demographics, ImageLabels, map
 from xnatfs.rest.changes import ChangedItems
 from xnatfs.rest.contents import Contents
 from xnatfs.rest.file_table import Catalogue, Catalogues
-from xnatfs.rest.lists import Collected, Lists
+from xnatfs.rest.lists import Collected, JoinedScans, Lists
 from xnatfs.rest.models import (
     SCAN_COLUMNS,
     SCAN_LABEL,
@@ -31,7 +31,6 @@ from xnatfs.rest.models import (
     Assessor,
     Document,
     Experiment,
-    JoinedScans,
     PrearchiveSession,
     Project,
     Resource,
@@ -237,9 +236,9 @@ class Xnat(Contents):
         return found
 
     async def demographics(self, project: str) -> list[Demographics]:
-        """List the sex and the group of a project's subjects, as far as the account may read them."""
+        """List sex, group, age and handedness of a project's subjects, as far as the account may read them."""
         path = f"/data/projects/{segment(project)}/subjects"
-        return await self._lists.parsed(Demographics.parse, path, columns="ID,gender,group")
+        return await self._lists.parsed(Demographics.parse, path, columns="ID,gender,group,age,handedness")
 
     async def bids_map(self, project: str = "") -> list[BidsMapRow]:
         """Fetch a project's map of BIDS names, or the site's: where there is none, a row without a name.

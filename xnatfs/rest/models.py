@@ -7,8 +7,8 @@ IDs stay exactly as the server has them, because requests contain them; labels a
 
 import re
 import sys
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from sys import intern
 from typing import Any, NamedTuple, Self
@@ -84,7 +84,8 @@ class Row:
 
     def text(self, *keys: str) -> str:
         """Return the same cell as `get`, with XML entities decoded."""
-        return decoded(self.get(*keys))
+        value = self.get(*keys)
+        return decoded(value) if "&" in value else value
 
     def need(self, *keys: str) -> str:
         """Return the same cell as `get`. Raises BadReply where it is empty, or holds text that no URL can."""
@@ -177,6 +178,10 @@ class PrearchiveSession:
     @property
     def key(self) -> tuple[str, str, str]:
         return (self.project or UNASSIGNED, self.timestamp, self.folder)
+
+    @property
+    def id(self) -> str:
+        return "/".join(self.key)
 
     @property
     def path(self) -> str:
@@ -287,45 +292,6 @@ class Scan:
 # The columns of the scans in a list of sessions, and the column of the labels of their resources.
 SCAN_COLUMNS = [f"xnat:imagescandata/{name}" for name in ("id", "type", "quality", "series_description", "note")]
 SCAN_LABEL = "xnat:imagescandata/file/label"
-
-
-@dataclass(frozen=True, slots=True)
-class JoinedScans:
-    """The scans of one session from a list of sessions joined with their scans, which lacks the types of scans."""
-
-    scans: dict[str, Scan] = field(default_factory=dict)  # by scan ID
-    labels: dict[str, set[str]] = field(default_factory=dict, compare=False)  # labels of the resources, by scan ID
-
-    def __len__(self) -> int:
-        return len(self.scans)
-
-    @classmethod
-    def of(cls, scans: Iterable[Scan]) -> Self:
-        """Build the same from the list of a session's own scans, to compare with."""
-        return cls({scan.id: replace(scan, xsi_type="") for scan in scans})
-
-    def add(self, row: Row) -> None:
-        """Add one row: a scan, one more resource of a scan, or nothing, where the session has no scans."""
-        id, type, quality, description, note = SCAN_COLUMNS
-        scan = row.get(id)
-        if not scan:
-            return
-        if scan not in self.scans:
-            cells = intern(row.text(type)), intern(row.text(quality)), "", row.text(note), intern(row.text(description))
-            self.scans[scan] = Scan(scan, *cells)
-        if label := row.text(SCAN_LABEL):
-            self.labels.setdefault(scan, set()).add(label)
-
-    @classmethod
-    def parse(cls, rows: Iterable[Row], found: dict[str, "JoinedScans"]) -> None:
-        """Add rows to `found`, by accession ID of the session. Raises BadReply where they lack sessions or scans."""
-        for row in rows:
-            session = row.need("session_ID", "ID", "xnat:imagesessiondata/id", "xnat:experimentdata/id")
-            if not row.has(SCAN_COLUMNS[0]):
-                raise BadReply(f"the server's list of sessions tells nothing of their scans: {sorted(row.cells)}")
-            if session not in found:
-                found[session] = cls()
-            found[session].add(row)
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,6 +70,7 @@ class Config:
     # Seconds until cached bytes without a digest are revalidated; a change of equal size may stay unnoticed that long.
     revalidate: float = 3600.0
     strict: bool = False
+    shared_cache: Path | None = None  # a directory of verified files that several machines share
     offline: bool = False  # serve expired listings while the server is unreachable
     views: ViewOptions = field(default_factory=ViewOptions)  # what is shown of the archive
 

@@ -13,9 +13,9 @@ VIEWS_OF_FILES = frozenset({"projects", "bids", "archive"})
 # In a list of qualities it stands for scans that have none.
 NO_QUALITY = "none"
 
-# Of the view bids: show days of acquisition, take names from tags in notes, cut the subject's label from that of the
-# session, write paths relative to the subject in IntendedFor.
-BIDS_OPTIONS = ("dates", "notes", "ses=suffix", "intendedfor=path")
+# Of the view bids: show days of acquisition; show age and handedness; take names from tags in notes; cut the subject's
+# label from that of the session; write paths relative to the subject in IntendedFor.
+BIDS_OPTIONS = ("dates", "demographics", "notes", "ses=suffix", "intendedfor=path")
 # Columns of the report on what bids/ leaves out, in the mount's table and in that of xnatctl.
 LEFT_OUT_COLUMNS = ("subject", "session", "scan", "file", "reason", "map_line")
 

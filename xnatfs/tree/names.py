@@ -113,7 +113,7 @@ def assign(
     named = dict(zip(names, unique.values(), strict=True))
     if len(named) < len(unique) or "" in named or not named.keys().isdisjoint(reserved):
         named = _resolved(unique, dict(zip(unique, names, strict=True)), reserved)
-    return {name: named[name] for name in sorted(named, key=natural)}
+    return {name: named[name] for name in sorted(named, key=natural)} if len(named) > 1 else named
 
 
 def _resolved(items: Mapping[str, T], names: Mapping[str, str], reserved: Collection[str]) -> dict[str, T]:

@@ -1,6 +1,6 @@
 """Show projects/PROJECT/SUBJECT/SESSION: by project ID, then by the labels in that project."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from xnatfs.common.tasks import aside
 from xnatfs.listings.keys import ExperimentsKey, ListKey, ProjectsKey, SubjectsKey
@@ -52,14 +52,19 @@ class ProjectDir(Dir):
 
     async def load(self) -> Children:
         subjects, experiments = await self.site.people(self.project.id)
-        return await aside(len(subjects) + len(experiments), lambda: self._make(subjects, experiments))
+        files = {
+            node.name: node for node in project_files(self, self.project.id)
+        }  # not in a thread: they are looked up
+        return await aside(len(subjects) + len(experiments), lambda: self._make(subjects, experiments, files))
 
-    def _make(self, subjects: Listing[Subject], experiments: Listing[Experiment]) -> Children:
+    def _make(
+        self, subjects: Listing[Subject], experiments: Listing[Experiment], files: Mapping[str, Node]
+    ) -> Children:
         rows = all_subjects(subjects.rows, experiments.rows)
         named = assign(rows, lambda row: row.label, lambda row: row.id, PROJECT_NAMES)
         nodes: dict[str, Node] = {RESOURCES: self.resources_dir()}
         nodes |= {name: SubjectDir(self, name, row) for name, row in named.items()}
-        nodes |= {node.name: node for node in project_files(self, self.project.id)}
+        nodes |= files
         aliases: dict[str, Node] = {row.id: SubjectDir(self, row.id, row) for row in rows if row.id not in nodes}
         return Children(nodes, min(subjects.expires, experiments.expires), aliases)
 

@@ -1,14 +1,15 @@
 """The scope of a run, and the directory it uses."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from scripts.benchmarks import archives, rig, site
+from scripts.benchmarks.requests import Request
 from scripts.benchmarks.rig import Mounted
-from scripts.benchmarks.site import Server
+from scripts.benchmarks.site import PASSWORD, USER, Server
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,12 @@ class Bench:
 def wire(server: Server) -> str:
     """Return the end of the titles of a server's rows."""
     return ", TLS" if server.authority else ""
+
+
+def same_answers(server: Server, asked: Sequence[Request]) -> str:
+    """Return a command that receives the answers to these requests again, all at once."""
+    urls = " ".join(f"-o /dev/null '{server.url}{each.uri}'" for each in asked if each.method == "GET")
+    return f"{server.curl} -u {USER}:{PASSWORD} -Z {urls}"
 
 
 def big_file(top: Path, scan: int = 1) -> Path:

@@ -4,17 +4,16 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from scripts.benchmarks import archives, rig
-from scripts.benchmarks.cases.bench import Bench
+from scripts.benchmarks.cases.bench import Bench, same_answers
 from scripts.benchmarks.cases.together import Took, percentiles, probed
 from scripts.benchmarks.pauses import Pause, recorded
 from scripts.benchmarks.report import Row
-from scripts.benchmarks.requests import Request
-from scripts.benchmarks.site import PASSWORD, USER, Server
+from scripts.benchmarks.site import Server
 from xnatfs.demo.fixtures.shaped import PROJECT
 
 DELAY = 0.05
@@ -109,18 +108,13 @@ def _list(bench: Bench, server: Server, many: Path, place: Place, found: Figures
         found.requests.append(len(asked))
         found.stats += took
         found.counts |= {count, again[3]}
-    found.curl.append(_answers(server, asked))
-
-
-def _answers(server: Server, asked: Sequence[Request]) -> float:
-    """Time one curl that receives the same answers, all of them at once."""
-    urls = " ".join(f"-o /dev/null '{server.url}{each.uri}'" for each in asked if each.method == "GET")
-    return rig.shell(f"{server.curl} -u {USER}:{PASSWORD} -Z {urls}")
+    found.curl.append(rig.shell(same_answers(server, asked)))
 
 
 def _rows(place: Place, found: Figures) -> list[Row]:
     first = Row("large", f"{place.what}: first entry, cold, 50 ms a request, TLS", found.first,
                 "`curl` of the same answers", found.curl, "at most 1 s more")  # fmt: skip
+    first.curve = [(place.count, statistics.median(found.last))]
     first.require(first.median <= statistics.median(found.curl) + 1)
     first.require(found.counts == {place.count}, f"{found.counts} entries in place of {place.count}")
     first.notes.append(
@@ -131,18 +125,18 @@ def _rows(place: Place, found: Figures) -> list[Row]:
         half, most = percentiles(found.stats)
         first.notes.append(f"`stat` elsewhere meanwhile: half under {half:.2f} ms, p99 {most:.1f} ms")
     limit = WARM_SECONDS * max(1.0, place.count / WARM_ENTRIES)
-    again = Row("large", "all of them again, warm", found.again, "", [], f"under {limit:g} s")
-    again.require(again.median < limit)
+    again = Row("large", f"{place.what}: all entries again, warm", found.again, "", [], f"under {limit:g} s")
+    again.require(again.median < limit).curve = [(place.count, again.median)]
     worked = [1000 * each.worked for each in found.pauses]
     goal = f"at most {LONGEST_PAUSE_MS} ms"
-    pause = Row("large", "longest pause of the event loop, processor time", worked, "", [], goal, "ms")
+    pause = Row("large", f"{place.what}: longest pause of the event loop, processor time", worked, "", [], goal, "ms")
     pause.require(pause.median <= LONGEST_PAUSE_MS)
     longest = max(found.pauses, key=lambda each: each.worked)
     pause.notes.append(
         f"the longest took {1000 * longest.took:.0f} ms on this machine; {1000 * longest.collected:.0f} ms of it were"
         f" collection of garbage, {longest.task}"
     )
-    memory = Row("large", "memory of the mount", found.memory, "", [], "", "MB")
+    memory = Row("large", f"{place.what}: memory of the mount", found.memory, "", [], "", "MB")
     if place.path == f"projects/{PROJECT}":
         memory.goal = f"under {MOST_MB} MB"
         memory.require(memory.median < MOST_MB)

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.programs.test_real_data import converted
 from tests.support.commanding import LABEL, OWNER, PASSWORD, SESSION, page_archive
 from tests.support.mounting import SCRIPTS, Mount, environment, mounting, run
 from xnatfs.demo.archive.model import Resource
 from xnatfs.demo.fixtures.lab import PASSWORDS
+from xnatfs.demo.fixtures.phantom import Series, dicom_series
 from xnatfs.demo.server.app import DemoXnat
 from xnatfs.demo.server.socket import serve
 
@@ -21,6 +23,7 @@ pytestmark = pytest.mark.fuse
 
 SESSION_DIR = f"projects/MYPROJECT/SUB001/{LABEL}"
 USER = "demo-owner"
+SERIES = Series("study", 3, "T1 3D", rows=64, columns=64, slices=12)
 
 
 class World:
@@ -138,6 +141,9 @@ def test_a_warm_session_is_there_without_the_server(tmp_path):
         for number in range(20):
             (session / scan / "DICOM" / f"{number}.dcm").write_bytes(os.urandom(30_000))
     (session / "1" / "DICOM" / "big.bin").write_bytes(os.urandom(20 * 2**20))
+    (session / "3" / "DICOM").mkdir(parents=True)
+    for name, image in dicom_series(SERIES, "S"):
+        (session / "3" / "DICOM" / name).write_bytes(image)
     server = Server(tmp_path / "data")
     try:
         options = ("--offline", "--ttl", "1", "--timeout", "1")
@@ -146,7 +152,7 @@ def test_a_warm_session_is_there_without_the_server(tmp_path):
             place = mount.path / "projects" / "P" / "S" / "E"
             done = run(SCRIPTS / "xnatfs", "warm", "--pin", place, env=environment(mount.home))
             assert done.returncode == 0, done.stderr
-            assert "complete: 41 files" in done.stdout
+            assert f"complete: {41 + SERIES.slices} files" in done.stdout
             assert "--offline" not in done.stderr
             server.stop()
             time.sleep(1.5)  # the listings have expired then
@@ -154,6 +160,9 @@ def test_a_warm_session_is_there_without_the_server(tmp_path):
             shutil.copytree(place / "scans", copied)
             compared = run("diff", "-r", session, copied)
             assert (compared.returncode, compared.stdout) == (0, "")
+            images = converted(place / "scans" / "3" / "DICOM", tmp_path / "mounted")
+            assert images == converted(session / "3" / "DICOM", tmp_path / "local")
+            assert any(name.endswith(".nii") for name in images)
             told = run(SCRIPTS / "xnatfs", "status", mount.path, env=environment(mount.home)).stdout
             assert "unreachable since" in told
             assert "listings are of" in told
@@ -169,17 +178,35 @@ def test_a_sound_session_is_verified_without_a_word(world):
     assert done.stdout.splitlines() == ["18 files compared, 18 of them in the cache"]
 
 
-def test_damage_in_the_cache_is_found_and_mended(world):
+def test_listings_alone_are_verified_without_a_request_for_a_file(world):
     file = world.session / "scans" / "1" / "DICOM" / "1.0.dcm"
-    whole = file.read_bytes()
     world.xnatfs("warm", world.session)
-    blobs = [path for path in world.mount.home.rglob("blobs/*/*") if path.read_bytes() == whole]
-    (blob,) = blobs
+    resource = world.dicom()
+    resource.entries[0].content = None
+    before = len(world.app.requests)
+    done = world.xnatfs("verify", "--listings-only", world.session)
+    assert done.stdout.splitlines() == ["18 files compared, 18 of them in the cache"]
+    assert not [r for r in world.app.requests[before:] if r.method == "HEAD" or r.path.endswith(".dcm")]
+    damage(world, file)
+    assert "damaged in the cache" in world.xnatfs("verify", "--listings-only", world.session, status=1).stdout
+
+
+def damage(world: World, file: Path) -> None:
+    """Change the first bytes of a file in the cache."""
+    whole = file.read_bytes()
+    (blob,) = [path for path in world.mount.home.rglob("blobs/*/*") if path.read_bytes() == whole]
     status = blob.stat()
     blob.chmod(0o600)
     with blob.open("r+b") as damaged:
         damaged.write(b"damage")
     os.utime(blob, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_damage_in_the_cache_is_found_and_mended(world):
+    file = world.session / "scans" / "1" / "DICOM" / "1.0.dcm"
+    whole = file.read_bytes()
+    world.xnatfs("warm", world.session)
+    damage(world, file)
     done = world.xnatfs("verify", world.session, status=1)
     assert "1.0.dcm: damaged in the cache, and removed there" in done.stdout
     assert "refresh/catalog" not in done.stdout

@@ -162,9 +162,15 @@ async def test_a_server_that_does_not_join_shows_all_subjects(tmp_path):
 
 async def test_participants_have_what_the_server_states(tmp_path):
     made = as_xnat_converts()
-    made.subjects["DEMO_S00001"].fields = {"gender": "female", "group": "control\tgroup"}
+    fields = {"gender": "female", "group": "control\tgroup", "age": "31", "handedness": "left"}
+    made.subjects["DEMO_S00001"].fields = fields
     async with opened(made, tmp_path) as (site, _):
         (row,) = await table(site, "bids/P/participants.tsv")
+        assert "age" not in row
+        site.views = ViewOptions(bids_options=("demographics",))
+        site.reload(None)
+        (row,) = await table(site, "bids/P/participants.tsv")
+        assert (row["age"], row["handedness"]) == ("31", "L")
         assert (row["sex"], row["group"], row["xnat_label"]) == ("F", "control group", "CASE 1")
 
 

@@ -103,7 +103,9 @@ def run_verify(arguments: argparse.Namespace) -> int:
     """Compare listings and cached bytes with the server."""
     mount, path = split_path(arguments.path)
     with CallProgress(f"Verifying {arguments.path}", arguments.quiet) as progress:
-        result = mount.call("verify", seconds=LONG_SECONDS, path=path, on_progress=progress.show)
+        # Named only if it is given: a mount of an earlier version knows no such argument.
+        only = {"listings_only": True} if arguments.listings_only else {}
+        result = mount.call("verify", seconds=LONG_SECONDS, path=path, on_progress=progress.show, **only)
     print_lines(render.verified(result))
     return 1 if result["resources"] else 0
 

@@ -40,6 +40,8 @@ def add_parsers(commands: Any) -> None:
     warm.set_defaults(run=_runs("run_warm"))
     verify = add("verify", "compare listings and cached bytes with the server", "xnatfs verify ~/xnat/projects/P/S")
     _add_path(verify, "a directory or file in a mount")
+    listings = "send no request for single files: compare listings with each other and with cached bytes"
+    verify.add_argument("--listings-only", action="store_true", help=listings)
     verify.add_argument("-q", "--quiet", action="store_true", help="print no progress")
     verify.set_defaults(run=_runs("run_verify"))
     log_level = add("log-level", "set the log level of a running mount", "xnatfs log-level debug")

@@ -94,7 +94,7 @@ def _facts(state: State) -> Iterator[tuple[str, str]]:
     yield "requests", _requests(state["requests"], state["rates"])
     yield "bytes", _bytes(state["bytes"], state["rates"])
     yield from _cache(state["cache"])
-    yield "open", f"{_count(state['open_files'], 'file')}, {state['inodes']} entries known to the kernel"
+    yield "open", f"{_count(state['open_files'], 'file')}, {_count(state['inodes'], 'name')} known to the kernel"
     for name, rows in (("fetching", map(_transfer, state["transfers"])), ("error", map(_error, state["errors"]))):
         for row in rows:
             yield name, row

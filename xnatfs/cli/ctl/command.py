@@ -193,8 +193,10 @@ class Context:
         given: str | None = getattr(self.arguments, "project", None)
         project = self.config.profile.default_project if given is None else given
         if needed and not project:
-            where = f"profile {self.config.profile.name!r}" if self.config.profile.name else "a profile"
-            raise ConfigError(f"which project? Give -P/--project, or set default_project in {where}")
+            default = "set default_project in a profile"
+            if self.config.profile.name:
+                default = f"choose a default by '{program.spell('xnatctl')} config set default_project PROJECT'"
+            raise ConfigError(f"which project? Give -P/--project, or {default}")
         return project
 
     def mounted_rows(self, *item: str) -> list[Row] | None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from xnatfs.cli import options
 from xnatfs.cli.ctl.command import Context, command, open_client, option, stored_names
+from xnatfs.cli.output import title
 from xnatfs.settings.config import Config, profiles_path, read_profiles
 from xnatfs.settings.logins import session_store
 from xnatfs.settings.session_store import SessionStore
@@ -32,10 +33,10 @@ REQUEST_SECONDS = 0.3
     option("shell", choices=("bash", "zsh", "fish")),
 )
 async def completion(context: Context) -> None:
-    """Print what a shell needs to complete commands, options and names."""
+    """Print what a shell needs to complete commands, options and names, of xnatfs as well."""
     from argcomplete.shell_integration import shellcode
 
-    print(shellcode(["xnatctl"], shell=context.arguments.shell), end="")
+    print(shellcode(["xnatctl", "xnatfs"], shell=context.arguments.shell), end="")
 
 
 def complete(parser: argparse.ArgumentParser) -> None:
@@ -53,8 +54,11 @@ def _attach(parser: argparse.ArgumentParser) -> None:
             for below in action.choices.values():
                 _attach(below)
         elif find := COMPLETERS.get(action.dest):
-            action.completer = _completer(find, action.dest == "scans")  # type: ignore[attr-defined]
+            action.completer = _completer(find, action.dest in LIST_DESTINATIONS)  # type: ignore[attr-defined]
 
+
+# Arguments whose values have commas between them.
+LIST_DESTINATIONS = ("scans", "columns")
 
 # Finds names, each with its description.
 Find = Callable[["CommandLine"], Sequence[tuple[str, str]]]
@@ -178,6 +182,14 @@ def _place(line: CommandLine) -> Sequence[tuple[str, str]]:
     return [(name, what) for name, what in rows if what.startswith(words[1])]
 
 
+def _columns(line: CommandLine) -> Sequence[tuple[str, str]]:
+    return [(column, title(column)) for column in line.arguments.command.columns]
+
+
+def _filters(line: CommandLine) -> Sequence[tuple[str, str]]:
+    return [(f"{column}:", what) for column, what in _columns(line)]
+
+
 # By the argument's name in the parsed command line.
 COMPLETERS: Mapping[str, Find] = {
     "profile": _profiles,
@@ -195,6 +207,9 @@ COMPLETERS: Mapping[str, Find] = {
     "resource": _resources,
     "words": _resources,
     "place": _place,
+    "columns": _columns,
+    "sort_by": _columns,
+    "filter": _filters,
 }
 
 COMMANDS = [completion]

@@ -44,7 +44,7 @@ NOUNS = {
     "prearchive": "archive, move, delete and watch received sessions",
     "bids": "show what a project's images are called in BIDS, and draft names",
     "browse": "open the web page of a session, a project or the server",
-    "completion": "print what a shell needs to complete commands, options and names",
+    "completion": "print what a shell needs to complete commands, options and names, of xnatfs as well",
 }
 # The modules in which the commands of a noun are. Only those of the nouns on the command line are imported.
 LEVELS = ("project", "subject", "session", "scan", "resource")

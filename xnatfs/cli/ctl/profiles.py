@@ -32,6 +32,9 @@ profile_options = options_of(
 )
 
 
+name_argument = option("name", metavar="NAME", help="name of the profile")
+
+
 @command(
     "config init",
     "xnatctl config init --url https://xnat.example.org",
@@ -46,7 +49,7 @@ async def init(context: Context) -> None:
 @command(
     "config add-profile",
     "xnatctl config add-profile dev --url https://dev.example.org",
-    option("name", metavar="NAME"),
+    name_argument,
     profile_options,
 )
 async def add_profile(context: Context) -> None:
@@ -115,7 +118,7 @@ async def show(context: Context) -> list[Cells]:
     ]
 
 
-@command("config use-context", "xnatctl config use-context dev", option("name", metavar="NAME"))
+@command("config use-context", "xnatctl config use-context dev", name_argument)
 async def use_context(context: Context) -> None:
     """Make a profile the default."""
     profile_file.use_profile(context.arguments.name)
@@ -186,7 +189,11 @@ def _parsed(key: str, text: str) -> Any:
         raise ConfigError(f"{key}: {error}") from None
 
 
-@command("config delete-profile", "xnatctl config delete-profile dev", option("name", metavar="NAME"))
+@command(
+    "config delete-profile",
+    "xnatctl config delete-profile dev",
+    name_argument,
+)
 async def delete_profile(context: Context) -> None:
     """Delete a profile."""
     profile_file.delete_profile(context.arguments.name)

@@ -12,7 +12,7 @@ from typing import Any
 
 from xnatfs.cli import options, statusline
 from xnatfs.cli.ctl.command import Context, option, options_of
-from xnatfs.cli.output import print_message
+from xnatfs.cli.output import human_size, print_message
 
 # Seconds between two lines of progress, and between two reports of a state that does not change.
 REPORT_SECONDS = 10.0
@@ -58,9 +58,9 @@ class Lines(Silent):
         if now - self._reported_at >= REPORT_SECONDS:
             self._reported_at = now
             rate = self._moved / (now - self._began)
-            of = f" of {self._size / 1e6:.1f}" if self._size else ""
+            of = f" of {human_size(self._size)}" if self._size else ""
             files = f"{self._verb} {self.count} of {self._files} files"
-            print_message(f"{files}, {self._moved / 1e6:.1f}{of} MB, {rate / 1e6:.1f} MB/s")
+            print_message(f"{files}, {human_size(self._moved)}{of}, {human_size(rate)}/s")
 
 
 class Bar(Silent):
@@ -68,18 +68,32 @@ class Bar(Silent):
 
     def __init__(self, bar: Any, task: Any) -> None:
         self._bar, self._task = bar, task
-        self._files = 0
+        self._files = self._size = self._moved = 0
+        self._began = time.monotonic()
 
     def begin(self, files: int, size: int) -> None:
-        self._files = files
+        self._files, self._size, self._began = files, size, time.monotonic()
         self._bar.update(self._task, total=size or None, files=f"0/{files}")
+        self.advance(0)
 
     def advance(self, size: int) -> None:
-        self._bar.update(self._task, advance=size)
+        self._moved += size
+        rate = self._moved / max(time.monotonic() - self._began, 1.0)
+        self._bar.update(
+            self._task, advance=size, bytes=_fraction(self._moved, self._size), rate=f"{human_size(rate)}/s"
+        )
 
     def done(self, place: PurePosixPath) -> None:
         super().done(place)
         self._bar.update(self._task, files=f"{self.count}/{self._files}")
+
+
+def _fraction(part: int, whole: int) -> str:
+    """Return two sizes, as 1.5/2.3 GiB or 900 KiB/2.3 GiB; one if the whole is unknown."""
+    (number, unit), all_of_it = human_size(part).split(), human_size(whole)
+    if not whole:
+        return f"{number} {unit}"
+    return f"{number}/{all_of_it}" if all_of_it.endswith(f" {unit}") else f"{number} {unit}/{all_of_it}"
 
 
 @contextmanager
@@ -97,15 +111,15 @@ def show_progress(context: Context, verb: str) -> Iterator[Silent]:
         console = Console(stderr=True, no_color=context.arguments.no_color or None)
         one_line = Column(no_wrap=True)
         columns: list[rich_progress.ProgressColumn] = [
-            rich_progress.TextColumn("{task.description} {task.fields[files]} files"),
-            rich_progress.DownloadColumn(table_column=one_line),
-            rich_progress.TransferSpeedColumn(table_column=one_line),
+            rich_progress.TextColumn("{task.description} {task.fields[files]} files", table_column=one_line),
+            rich_progress.TextColumn("{task.fields[bytes]}", table_column=one_line),
         ]
         if console.width >= BAR_COLUMNS:
-            columns.insert(1, rich_progress.BarColumn())
+            columns.insert(1, rich_progress.BarColumn(None))
+            columns.append(rich_progress.TextColumn("{task.fields[rate]}", table_column=one_line))
             columns.append(rich_progress.TimeRemainingColumn(table_column=one_line))
         with statusline.hidden(), rich_progress.Progress(*columns, console=console, transient=True) as bar:
-            yield Bar(bar, bar.add_task(verb, total=None, files="0"))
+            yield Bar(bar, bar.add_task(verb, total=None, files="0", bytes="", rate=""))
 
 
 # -- waiting for the server --------------------------------------------------------------------------------------

@@ -25,9 +25,12 @@ from xnatfs.cli.lookup.choose import (
     chosen_sessions,
     filtered_scans,
     given_patterns,
+    left_out,
     scan_filters,
     sessions_of_project,
     sessions_of_subject,
+    wanted_scans,
+    whole_sessions,
 )
 from xnatfs.cli.output import STRUCTURED_FORMATS, Cells, human_size, print_lines, print_message, print_structured
 from xnatfs.common.errors import BadReply, ConfigError, Conflict, Denied, NotFound, NothingMatches
@@ -81,7 +84,7 @@ def _scan_download(parser: argparse.ArgumentParser) -> None:
 def _session_download(parser: argparse.ArgumentParser) -> None:
     sessions = "labels or accession IDs, or patterns of labels in the project, as 'SUB*_MR1'"
     parser.add_argument("session_ids", metavar="SESSION", nargs="*", help=sessions)
-    _whole_sessions(parser)
+    whole_sessions(parser)
     _download(parser)
 
 
@@ -100,17 +103,8 @@ def _project_download(parser: argparse.ArgumentParser) -> None:
 def _of_project(parser: argparse.ArgumentParser) -> None:
     project_option(parser)
     parser.set_defaults(experiment=None)
-    _whole_sessions(parser)
+    whole_sessions(parser)
     _choice(parser)
-
-
-def _whole_sessions(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--exclude-resource", action="append", default=[], metavar="LABEL", help="all resources but these"
-    )
-    parser.add_argument("--session-resources", action="store_true", help="those of the session itself, too")
-    parser.add_argument("--assessors", action="store_true", help="the resources of assessors, too")
-    parser.add_argument("--zip", action="store_true", help="the server's own archive of all scans, scans.zip")
 
 
 def _resource_download(parser: argparse.ArgumentParser) -> None:
@@ -119,16 +113,6 @@ def _resource_download(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(session_id=None, resource=[])
     experiment_options(parser)
     _copying(parser)
-
-
-def wanted_scans(context: Context) -> list[str] | None:
-    """Return the requested scans; None for all. Raises ConfigError: an empty option does not mean all."""
-    given = [scan.strip() for text in context.arguments.scans for scan in text.split(",")]
-    if not context.arguments.scans and given_patterns(context):
-        return None
-    if not given or not all(given):
-        raise ConfigError("which scans? Give -s/--scans with their IDs, as 1,2,3; or '*' for all")
-    return None if {"*", "ALL"} & set(given) else list(dict.fromkeys(given))
 
 
 async def scan_download(context: Context) -> int:
@@ -151,7 +135,7 @@ async def project_download(context: Context) -> int:
 async def _download_each(context: Context, sessions: Sequence[str]) -> int:
     """Copy sessions, one after the other; a failure of one does not stop the others."""
     arguments = context.arguments
-    more = {"of_session": arguments.session_resources, "of_assessors": arguments.assessors}
+    more = {name: getattr(arguments, name) or arguments.all for name in ("of_session", "of_assessors")}
     outcomes: list[DownloadOutcome] = []
     for session in sessions:
         arguments.experiment, arguments.session_ids, context.began = session, [], time.monotonic()
@@ -169,7 +153,8 @@ async def _download_each(context: Context, sessions: Sequence[str]) -> int:
     elif len(sessions) > 1:
         done = sum(status == 0 and summary.get("status") != "skipped" for status, summary in outcomes)
         verb = "Listed" if arguments.dry_run else "Verified" if arguments.verify else "Downloaded"
-        context.note(f"{verb} {done} of {len(sessions)} sessions")
+        files, size = (sum(summary.get(key, 0) for _, summary in outcomes) for key in ("files", "bytes"))
+        context.note(f"{verb} {done} of {len(sessions)} sessions: {files} files, {human_size(size)}")
     return _report(context, outcomes)
 
 
@@ -198,13 +183,14 @@ async def _run(
 ) -> DownloadOutcome:
     """Copy scans (None: all) and resources. `session download` copies the resources of items that cannot have scans."""
     from xnatfs.transfer.manifest import Manifest, Owner
-    from xnatfs.transfer.plan import plan, tree_of
+    from xnatfs.transfer.plan import tree_of
     from xnatfs.tree.names import file_name
 
     arguments = context.arguments
     out = arguments.out / file_name(wanted_experiment(context))
     _check_out(arguments.out, out)
     _check_zip(arguments)
+    is_whole = scans is None and operation != "scan download" and not (arguments.resource or given_patterns(context))
     async with context.site() as site:
         document = await experiment(context, site.xnat)
         accession = document.fields.get("ID") or wanted_experiment(context)
@@ -217,23 +203,36 @@ async def _run(
         if arguments.zip:
             return await _zip(context, site, owner, scans, out)
         session = await tree_of(site, document, accession)
-        try:
-            planned = await plan(
-                session,
-                scans=scans,
-                resources=arguments.resource,
-                excluded=getattr(arguments, "exclude_resource", ()),
-                of_session=of_session or not document.has_scans,
-                of_assessors=of_assessors,
-            )
-        except NotFound as error:
-            text = f"session {wanted_experiment(context)}: {error}"
-            raise NotFound(text, status=404, url=context.config.url) from error
+        choice = {"of_session": of_session or not document.has_scans, "of_assessors": of_assessors}
+        planned = await _plan(context, session, scans, **choice)
+        omitted = await left_out(site, accession, **choice) if is_whole and document.has_scans else ""
         report = await _copy(context, planned, out, owner, session)
         report.requests = site.xnat.requests
     report.seconds = context.seconds
     report.failed[:0] = [(place, str(error)) for place, error in planned.failed]
-    return _tell(context, report, operation, owner, out, planned)
+    outcome = _tell(context, report, operation, owner, out, planned)
+    if omitted:
+        context.note(omitted)
+    return outcome
+
+
+async def _plan(
+    context: Context,
+    session: SessionDir | AssessorDir,
+    scans: Sequence[str] | None,
+    *,
+    of_session: bool,
+    of_assessors: bool,
+) -> Plan:
+    from xnatfs.transfer.plan import plan
+
+    excluded = getattr(context.arguments, "exclude_resource", ())
+    choice = {"resources": context.arguments.resource, "excluded": excluded}
+    try:
+        return await plan(session, scans=scans, of_session=of_session, of_assessors=of_assessors, **choice)
+    except NotFound as error:
+        text = f"session {wanted_experiment(context)}: {error}"
+        raise NotFound(text, status=404, url=context.config.url) from error
 
 
 async def _copy(
@@ -249,8 +248,9 @@ async def _copy(
         sys.stdout.flush()  # an error of the output comes before the totals
         sizes = [each.file.files.catalogue.size(each.file.place) for each in planned.files]
         least = "at least " if None in sizes else ""
-        context.note(f"{len(sizes)} files, {least}{human_size(sum(filter(None, sizes)))}")
-        return DownloadReport(len(planned.files))
+        size = sum(filter(None, sizes))
+        context.note(f"{len(sizes)} files, {least}{human_size(size)}")
+        return DownloadReport(len(planned.files), size=size)
     if arguments.verify:
         return await transfer.verify(planned.files, out, owner)
     with show_progress(context, "downloading") as progress, context.resumable(_left(progress, planned, out)):
@@ -279,7 +279,7 @@ def _check_zip(arguments: argparse.Namespace) -> None:
     """Raise ConfigError for an option that the server's archive cannot honour."""
     if not arguments.zip:
         return
-    for name in ("verify", "resource", "exclude_resource", "session_resources", "assessors", "extract"):
+    for name in ("verify", "resource", "exclude_resource", "of_session", "of_assessors", "all", "extract"):
         if getattr(arguments, name, None):
             raise ConfigError(f"give either --zip or --{name.replace('_', '-')}, not both")
 
@@ -305,7 +305,7 @@ async def _zip(context: Context, site: Site, owner: Owner, scans: Sequence[str] 
         context.resumable(lambda: f"{target} comes whole or not at all; to begin again"),
     ):
         size = await transfer.download_zip(site, owner, scans, target, progress, _options(context, out))
-    context.note(f"Downloaded scans ({size / 1e6:.1f} MB) to {target} in {context.seconds:.1f} s")
+    context.note(f"Downloaded scans ({human_size(size)}) to {target} in {context.seconds:.1f} s")
     return 0, {"operation": "scan download", "output_dir": str(out), "files": 1, "bytes": size, "status": "success"}
 
 
@@ -321,8 +321,8 @@ def _tell(
     some = bool(report.files or report.kept)
     exit_status = 0 if done else PARTIAL if some else 1
     if context.arguments.dry_run:
-        return exit_status, {}
-    what = f"{report.files} files ({report.size / 1e6:.1f} MB)"
+        return exit_status, {"files": report.files, "bytes": report.size}
+    what = f"{report.files} files ({human_size(report.size)})"
     if context.arguments.verify:
         context.note(f"Verified {what} in {out}")
     elif report.copied == 0 and done:

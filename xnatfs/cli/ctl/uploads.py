@@ -11,7 +11,7 @@ from xnatfs.cli import options
 from xnatfs.cli.ctl.command import PARTIAL, Command, Context
 from xnatfs.cli.ctl.experiments import below, check_has_scans, experiment, experiment_options, item_of
 from xnatfs.cli.ctl.progress import StateReport, show_progress, wait_options
-from xnatfs.cli.output import STRUCTURED_FORMATS, print_data, print_message, print_structured
+from xnatfs.cli.output import STRUCTURED_FORMATS, human_size, print_data, print_message, print_structured
 from xnatfs.common.errors import ConfigError, NotFound, Unreachable
 
 # What uploads is imported by the commands that upload: completion and all other commands start without it.
@@ -82,7 +82,7 @@ async def session_upload(context: Context) -> int:
         return await _upload(context, found, target)
     for image in found.images:
         print_data(image.name)
-    context.note(f"{len(found.images)} files ({found.size / 1e6:.1f} MB) would go to {_goal(target)}")
+    context.note(f"{len(found.images)} files ({human_size(found.size)}) would go to {_goal(target)}")
     return 0
 
 
@@ -200,11 +200,11 @@ def _tell(context: Context, outcome: Outcome, found: dicom.Found, target: Target
     place = f"{outcome.place} ({outcome.status})" if outcome.status else outcome.place
     name = {"archive": "archive", "prearchive": "prearchive", "direct": "archive, which is at work on it"}
     if outcome.arrived is None:
-        there = f"{outcome.files} files ({outcome.size / 1e6:.1f} MB) went to"
+        there = f"{outcome.files} files ({human_size(outcome.size)}) went to"
     elif missing > 0:
         there = f"{outcome.arrived} of {outcome.files} files are in"
     else:
-        there = f"{outcome.files} files ({outcome.size / 1e6:.1f} MB) are in"
+        there = f"{outcome.files} files ({human_size(outcome.size)}) are in"
     context.note(f"{there} the {name[outcome.where]}: {place}")
     if target.direct and outcome.where == "prearchive":
         context.note("The server has not archived it directly: xnatctl prearchive archive does it")

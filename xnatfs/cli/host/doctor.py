@@ -173,6 +173,7 @@ def _server(arguments: argparse.Namespace, config: Config) -> Iterator[Check]:
     yield from answer
     if not any(check.todo and check.name == "server" for check in answer):
         with statusline.waiting(f"Logging in to {config.url}"):
+            yield from _attempt_async("login methods", partial(_login_methods, config))
             yield from _attempt_async("login", partial(_login, arguments, config))
 
 
@@ -205,6 +206,19 @@ async def _answer(config: Config) -> list[Check]:
     text = f"the server's clock is {abs(answer.skew):.0f} s {ahead} this machine's"
     late = abs(answer.skew) > CLOCK_SKEW_SECONDS
     return [*found, Check("clock", text, "set the wrong one of the two, by NTP" if late else "")]
+
+
+async def _login_methods(config: Config) -> list[Check]:
+    """Name the login methods of a server that has several."""
+    from xnatfs.http import probe
+
+    methods, chosen = await probe.login_methods(config), config.profile.provider
+    if not methods:
+        return []
+    whose = f"{chosen} by the profile" if chosen else "which one is for the server to choose"
+    is_known = not chosen or chosen in methods
+    todo = "" if is_known else "set 'provider' in the profile to one of them"
+    return [Check("login methods", f"{', '.join(methods)}; {whose}", todo)]
 
 
 async def _login(arguments: argparse.Namespace, config: Config) -> list[Check]:

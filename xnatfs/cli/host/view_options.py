@@ -7,7 +7,7 @@ from xnatfs.common.errors import BadReply, ConfigError
 from xnatfs.settings.views import ALL_VIEWS, BIDS_OPTIONS, DEFAULT_VIEWS, NO_QUALITY, ViewOptions
 
 # Options whose value is a list. A comma would end the value in `-o`, so a colon separates names as well.
-LISTS = frozenset({"view", "projects", "scan_types", "quality", "resources", "hide", "bids_options"})
+LIST_OPTIONS = frozenset({"view", "projects", "scan_types", "quality", "resources", "hide", "bids_options"})
 
 
 def name_list(text: str) -> str:

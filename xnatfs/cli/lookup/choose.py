@@ -36,10 +36,41 @@ scan_filters: Option = options_of(
 )
 
 
+whole_sessions: Option = options_of(
+    option("--exclude-resource", action="append", default=[], metavar="LABEL", help="all resources but these"),
+    option(
+        "--session-resources", dest="of_session", action="store_true", help="the resources of the session itself, too"
+    ),
+    option("--assessors", dest="of_assessors", action="store_true", help="the resources of assessors, too"),
+    option("--all", action="store_true", help="all of it, as --session-resources and --assessors together"),
+    option("--zip", action="store_true", help="the server's own archive of all scans, scans.zip"),
+)
+
+
+async def left_out(site: Site, accession: str, *, of_session: bool, of_assessors: bool) -> str:
+    """Return what a copy of all scans of a session leaves out, as a line for the user; '' if it is nothing."""
+    rows = (await site.resources(("experiments", accession), True)).rows
+    own = [] if of_session else [row.label or row.id for row in rows if row.category == "resources"]
+    assessors = set() if of_assessors else {row.cat_id for row in rows if row.category == "assessors"}
+    parts = [f"resources of the session ({', '.join(own)})"] if own else []
+    parts += [f"{len(assessors)} assessor{'s' * (len(assessors) > 1)}"] if assessors else []
+    return f"Left out: {' and '.join(parts)}; --all copies them, too" if parts else ""
+
+
 def given_patterns(context: Context) -> Mapping[str, Sequence[str]]:
     """Return the patterns of the command line, by the attribute of a scan that they are for."""
     found = {field: getattr(context.arguments, f"scan_{name}", []) for name, field in SCAN_FILTERS.items()}
     return {field: patterns for field, patterns in found.items() if patterns}
+
+
+def wanted_scans(context: Context) -> list[str] | None:
+    """Return the requested scans; None for all. Raises ConfigError: an empty option does not mean all."""
+    given = [scan.strip() for text in context.arguments.scans for scan in text.split(",")]
+    if not context.arguments.scans and given_patterns(context):
+        return None
+    if not given or not all(given):
+        raise ConfigError("which scans? Give -s/--scans with their IDs, as 1,2,3; or '*' for all")
+    return None if {"*", "ALL"} & set(given) else list(dict.fromkeys(given))
 
 
 async def filtered_scans(

@@ -57,7 +57,7 @@ class Control:
             "cache": Call(self._cache),
             "cache_clear": Call(self._cache_clear),
             "warm": Call(self._warm, {"path": str}, {"pin": bool}),
-            "verify": Call(self._verify, {"path": str}),
+            "verify": Call(self._verify, {"path": str}, {"listings_only": bool}),
             "unpin": Call(self._unpin, may_take={"path": str}),
             "log_level": Call(self._log_level, {"level": str}),
         }
@@ -91,9 +91,9 @@ class Control:
         result = await warm(self.refresher.root, self._operations, path, pin, report)
         return {**result, "offline": self._config.offline}
 
-    async def _verify(self, report: Report, path: str) -> Message:
+    async def _verify(self, report: Report, path: str, listings_only: bool = False) -> Message:
         await self.refresher.refresh(path)
-        return await Verifier(self._operations, report).verify(self.refresher.root, path)
+        return await Verifier(self._operations, report, listings_only).verify(self.refresher.root, path)
 
     async def _unpin(self, report: Report, path: str = "") -> Message:
         upkeep = self._site.content.upkeep

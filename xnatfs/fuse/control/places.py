@@ -99,7 +99,7 @@ def rounds_of(node: Node) -> tuple[Dir, Sequence[Sequence[ListKey]]]:
         return session, _rounds(keys)
     for each in ancestors(node):
         if isinstance(each, ResourceDir):
-            return each, _rounds([each.place.key, *each.sources()])
+            return each, _rounds([each.shown_by, *each.sources()])
         if isinstance(each, Dir) and (each.sources() or each.parent is None):
             return each, _rounds(each.sources() or [ProjectsKey()])
     raise NotFound(f"{'/'.join(node.path)} has no listing")  # a tree has a root

@@ -34,7 +34,10 @@ from xnatfs.listings.keys import (
     LinkKey,
     LinksOfProjectKey,
     ListKey,
+    PrearchiveKey,
     ProjectsKey,
+    ReceivedFilesKey,
+    ReceivedResourcesKey,
     SubjectsKey,
     experiment_keys,
     item_keys,
@@ -119,7 +122,7 @@ class Refresher:
             projects = {*projects, *self._projects()}
         items: list[Item] = [("experiments", each) for each in experiments]
         items += [("projects", each) for each in projects]
-        keys: set[ListKey] = {ProjectsKey()} if "*" in projects else set()
+        keys: set[ListKey] = {PrearchiveKey(), *([ProjectsKey()] if "*" in projects else [])}
         for item in items:
             keys.update(item_keys(item))
         for project in projects:
@@ -160,7 +163,7 @@ class Refresher:
             case SessionDir():
                 return set()
         if not isinstance(directory.parent, Dir) or isinstance(directory, Projects | BidsProjects):
-            found: set[ListKey] = {AllSubjectsKey(), AllExperimentsKey(), BidsMapKey("")}
+            found: set[ListKey] = {AllSubjectsKey(), AllExperimentsKey(), BidsMapKey(""), PrearchiveKey()}
             for project in self._projects():
                 found |= {*keys_below(ProjectsKey(), project), *self._below_project(project)}
             return found
@@ -175,12 +178,13 @@ class Refresher:
         return found
 
     def _forget_derived(self, is_concerned: Callable[[NodePath], bool]) -> None:
-        """Forget what was made of listings: directories of these paths, and links."""
+        """Forget what was made of listings: directories of these paths, links, and what waits to be archived."""
 
         def which(key: Hashable, value: object) -> bool:
             if isinstance(key, ChildrenKey | FoldersKey | GeneratedKey):
                 return is_concerned(key.path)
-            return isinstance(key, LinkKey | LinksOfProjectKey | FramesKey)
+            others = LinkKey | LinksOfProjectKey | FramesKey | ReceivedResourcesKey | ReceivedFilesKey
+            return isinstance(key, others)
 
         self._site.metadata.forget_all(which)
         self._operations.dir_cache.clear()
@@ -189,7 +193,7 @@ class Refresher:
 
     async def _known_paths(self, projects: Collection[str], experiments: Collection[str]) -> list[NodePath]:
         """Return the paths of these items as far as the kernel knows them."""
-        found: set[NodePath] = {("experiments",), ("subjects",)}
+        found: set[NodePath] = {("experiments",), ("subjects",), ("prearchive",)}
         if "*" in projects:
             return [*found, ("projects",), ("bids",)]
         for count, node in enumerate(self._operations.inodes.nodes(), 1):

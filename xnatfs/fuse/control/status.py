@@ -143,7 +143,8 @@ class Status:
                 opened.setdefault(blob, "/".join(path))
         for blob in self._site.content.filling():
             if not blob.complete:
-                opened.setdefault(blob, blob.key)  # which a program has closed
+                resource, _, name = blob.key.partition("/")  # a program has closed it, or waits for its open(2)
+                opened.setdefault(blob, f"resource {resource}: {name}")
         found = list(opened.items())[:REPORTED_TRANSFERS]
         return [
             {"path": name, "received_bytes": blob.present.total, "size_bytes": blob.size if blob.size >= 0 else None}

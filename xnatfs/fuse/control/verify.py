@@ -43,11 +43,13 @@ class Verifier:
     Args:
         operations: The calls of the kernel, which may have pages of damaged files.
         report: Takes the progress.
+        listings_only: Send no request for single files.
     """
 
-    def __init__(self, operations: Operations, report: Report) -> None:
+    def __init__(self, operations: Operations, report: Report, listings_only: bool) -> None:
         self._operations = operations
         self._report = report
+        self._listings_only = listings_only
         self._files = self._cached = self._undigested = 0
         self._resources: dict[str, ResourceFindings] = {}
 
@@ -114,7 +116,8 @@ class Verifier:
         row, folders = file.row, file.files
         self._undigested += not row.digest
         size = row.size
-        if folders.resource_dir.address.has_name(row.path, folders.catalogue):  # a HEAD of another could be answered
+        has_name = folders.resource_dir.address.has_name(row.path, folders.catalogue)
+        if has_name and not self._listings_only:  # without a name of its own, a HEAD of another could be answered
             try:
                 size = (await file.site.xnat.head(folders.resource_dir.address.base, row)).size
             except (NotFound, Denied) as error:

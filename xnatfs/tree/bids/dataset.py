@@ -48,6 +48,8 @@ T = TypeVar("T", bound=Expiring)
 
 log = logging.getLogger(__name__)
 
+# Subjects of an outline that are looked at between two checkpoints: a millisecond.
+SUBJECTS_AT_ONCE = 20
 # A sidecar has a few kilobytes; a larger file is none, and is not worth reading to find that out.
 MAX_SIDECAR_BYTES = 2**20
 
@@ -107,7 +109,7 @@ class PlannedSession:
     def scans_table(self, experiment: str) -> bytes:
         """Return the table of the images, in the order of their names."""
         rows = [(entry.path, experiment, entry.scan.id, entry.scan.quality) for entry in self.plan.entries]
-        return generated.table(list(generated.SCANS), rows)
+        return generated.table(list(generated.SCAN_DESCRIPTIONS), rows)
 
 
 class Dataset:
@@ -125,6 +127,8 @@ class Dataset:
         options = frozenset(views.bids_options)
         self.rules = Rules(views.bids_quality == "any", "notes" in options, "intendedfor=path" in options)
         self.session_columns = ["session_id", "xnat_session_id", *(["acq_time"] if "dates" in options else [])]
+        hidden = set() if "demographics" in options else {"age", "handedness"}
+        self.participant_columns = [column for column in generated.PARTICIPANTS if column not in hidden]
         self._cut_subject = "ses=suffix" in options
         self._map_path = views.bids_map
 
@@ -159,8 +163,14 @@ class Dataset:
             Labelled(home.subject.id, home.subject.label, home.subject.project not in ("", self.project.id))
             for home in homes
         )
+        experiments = await self.site.experiments(self.project.id)
         subjects = {}
-        for home in homes:
+        for count, home in enumerate(homes):
+            if count % SUBJECTS_AT_ONCE == SUBJECTS_AT_ONCE - 1:
+                await trio.lowlevel.checkpoint()
+            rows = experiments.groups.get(home.subject.id, ())
+            if converted is not None and converted.isdisjoint(row.id for row in rows):
+                continue
             sessions = await self._sessions(home, converted)
             if sessions:
                 label = named[home.subject.id]

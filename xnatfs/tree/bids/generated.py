@@ -55,10 +55,12 @@ PARTICIPANTS = {
     "participant_id": {"Description": "The label of the subject in the project, reduced to letters and digits"},
     "sex": {"Description": "The gender that the server states", "Levels": {"M": "male", "F": "female", "O": "other"}},
     "group": {"Description": "The group that the server states"},
+    "age": {"Description": "The age that the server states", "Units": "year"},
+    "handedness": {"Description": "As the server states it", "Levels": {"R": "right", "L": "left", "A": "both"}},
     "xnat_subject_id": {"Description": "The accession ID of the subject on the server"},
     "xnat_label": {"Description": "The label of the subject in the project"},
 }
-SCANS = {
+SCAN_DESCRIPTIONS = {
     "filename": {"Description": "The image, relative to this file"},
     "xnat_session_id": {"Description": "The accession ID of the session on the server"},
     "xnat_scan_id": {"Description": "The ID of the scan in its session"},

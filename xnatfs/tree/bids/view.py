@@ -87,21 +87,25 @@ class DatasetDir(Dir):
         yield self._file("dataset_description.json", generated.dataset_description(row.name or row.id, page, authors))
         yield self._file("README", generated.readme(row.id, row.name, url))
         yield GeneratedFile(self, "participants.tsv", self._participants, [*self.sources(), DemographicsKey(row.id)])
-        yield self._file("participants.json", generated.json_bytes(generated.PARTICIPANTS))
+        columns = generated.described(generated.PARTICIPANTS, self.dataset.participant_columns)
+        yield self._file("participants.json", columns)
 
     def _file(self, name: str, data: bytes) -> GeneratedFile:
         return fixed_file(self, name, data)
 
     async def _participants(self) -> Generated:
         outline, found = await self.dataset.outline(), await self.dataset.demographics()
-        known = {row.id: (row.sex, row.group) for row in found.rows} if found else {}
-        rows = []
+        known = {row.id: row for row in found.rows} if found else {}
+        columns, rows = self.dataset.participant_columns, []
         for label in sorted({*outline.subjects, *outline.tree.subjects}):
-            person = outline.people.get(label)
-            cells = (*known.get(person.id, ("", "")), person.id, person.label) if person else ("", "", "", "")
-            rows.append((f"sub-{label}", *cells))
+            cells = {"participant_id": f"sub-{label}"}
+            if person := outline.people.get(label):
+                cells |= {"xnat_subject_id": person.id, "xnat_label": person.label}
+                if row := known.get(person.id):
+                    cells |= {"sex": row.sex, "group": row.group, "age": row.age, "handedness": row.handedness}
+            rows.append([cells.get(column, "") for column in columns])
         expires = min(outline.expires, found.expires) if found else outline.expires
-        return Generated(generated.table(list(generated.PARTICIPANTS), rows), expires)
+        return Generated(generated.table(columns, rows), expires)
 
 
 class BidsSubjectDir(Dir):
@@ -201,7 +205,7 @@ class BidsSessionDir(_PlannedDir):
         files = {f"{each}.json": generated.json_bytes(fields) for each, fields in planned.plan.metadata.items()}
         if types:
             files[f"{stem}_scans.tsv"] = planned.scans_table(self.session.experiment.id)
-            files[f"{stem}_scans.json"] = generated.json_bytes(generated.SCANS)
+            files[f"{stem}_scans.json"] = generated.json_bytes(generated.SCAN_DESCRIPTIONS)
         for name in sorted(files, key=natural):
             nodes[name] = fixed_file(self, name, files[name], planned.expires)
         return nodes

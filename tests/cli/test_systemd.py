@@ -1,0 +1,83 @@
+"""Rehearse a boot: a line of fstab, an automount, `mount -a`, and a unit of the system, by a real systemd."""
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_boot import Machine, machine  # noqa: F401
+from tests.fuse.test_mount import wait_for
+from tests.support.booting import Booted, booted, lack
+from tests.support.mounting import SCRIPTS, daemons
+from xnatfs.cli.host.units import unit_name
+
+pytestmark = [pytest.mark.fuse, pytest.mark.skipif(lack() != "", reason=lack() or "it can be booted")]
+
+FSTAB = """
+{url} {place} xnatfs noauto,nofail,_netdev,x-systemd.automount,credentials={file} 0 0
+{url} {second} xnatfs nofail,_netdev,credentials={file} 0 0
+"""
+
+
+@pytest.fixture
+def computer(machine: Machine) -> Iterator[Booted]:  # noqa: F811
+    """Boot with a line of fstab that is mounted at the first access, and one that is mounted at the boot."""
+    second, sbin = machine.root / "second", machine.root / "sbin"
+    for directory in (second, sbin):
+        directory.mkdir()
+    helper = f'#!/bin/sh\nHOME={shlex.quote(str(machine.home))} exec {SCRIPTS}/mount.xnatfs "$@"\n'
+    (sbin / "mount.xnatfs").write_text(helper)
+    (sbin / "mount.xnatfs").chmod(0o755)
+    fstab = FSTAB.format(url=machine.demo.url, place=machine.place, second=second, file=machine.file)
+    (machine.root / "fstab").write_text(fstab)
+    with booted(machine.root, str(SCRIPTS)) as made:
+        yield made
+    assert wait_for(lambda: daemons(machine.home) == [])
+
+
+def unit(place: Path, kind: str) -> str:
+    return f"{unit_name(place).removeprefix('xnatfs-')}.{kind}"
+
+
+def test_a_boot_mounts_what_fstab_says_and_units_start_and_stop(machine, computer):  # noqa: F811
+    place, second = machine.place, machine.root / "second"
+    assert wait_for(lambda: computer.state(unit(place, "automount")) == "active"), log(machine)
+    assert wait_for(lambda: computer.state(unit(second, "mount")) == "active"), log(machine)
+    assert computer.state(unit(place, "mount")) == "inactive", "nothing has looked yet"
+    for directory in (second, place):
+        assert "BRAINS" in computer.run("ls", directory / "projects").stdout.split()
+    assert computer.state(unit(place, "mount")) == "active"
+
+    computer.systemctl("stop", unit(place, "mount"))
+    assert computer.run("umount", second).returncode == 0
+    assert wait_for(lambda: daemons(machine.home) == [])
+    assert "BRAINS" in computer.run("ls", place / "projects").stdout.split(), "the next access mounts again"
+    done = computer.run("mount", "-a")
+    assert (done.returncode, done.stderr) == (0, ""), log(machine)
+    assert "BRAINS" in computer.run("ls", second / "projects").stdout.split()
+
+    own = machine.root / "own"
+    words = ("--url", machine.demo.url, "--credentials", machine.file, own)
+    installed = computer.run(SCRIPTS / "xnatfs", "install-unit", "--system", *words)
+    assert installed.returncode == 0, installed.stderr
+    service = f"{unit_name(own)}.service"
+    more = f"/etc/systemd/system/{service}.d"  # nothing else than the directory of the test can be written to
+    text = f"[Service]\nEnvironment=HOME={machine.home}\n"
+    done = computer.run("sh", "-ec", 'mkdir "$1"; printf %s "$2" >"$1/home.conf"', "sh", more, text)
+    assert done.returncode == 0, done.stderr
+    computer.systemctl("daemon-reload")
+    computer.systemctl("start", service)
+    status = computer.systemctl("show", "-p", "ActiveState,SubState,StatusText", service)
+    mounted = f"StatusText={machine.demo.url} is mounted on {own}"
+    assert set(status.splitlines()) == {"ActiveState=active", "SubState=running", mounted}
+    assert "BRAINS" in computer.run("ls", own / "projects").stdout.split()
+    computer.systemctl("reload", service)
+    assert "BRAINS" in computer.run("ls", own / "projects").stdout.split()
+    computer.systemctl("stop", service)
+    assert computer.state(service) == "inactive"
+    assert str(own) not in computer.run("cat", "/proc/mounts").stdout
+
+
+def log(machine: Machine) -> str:  # noqa: F811
+    return (machine.root / "boot.log").read_text()
