@@ -68,7 +68,7 @@ async def entries(directory: Dir) -> Entries:
     """Return all entries below a directory, as `find` visits them."""
     found: Entries = {}
     for node in (await directory.children()).listed():
-        size = await node.size() if isinstance(node, File) else 0
+        size = await node.size() if isinstance(node, File) and not node.is_generated else 0
         found["/".join(node.path)] = (type(node).__name__, size)
         if isinstance(node, Dir):
             found |= await entries(node)
