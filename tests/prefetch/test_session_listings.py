@@ -190,7 +190,7 @@ async def test_a_thousand_sessions_are_few_requests(tmp_path):
             assert isinstance(subject, Dir)
             for session in (await subject.children()).listed():
                 found += len(await entries(session)) if isinstance(session, Dir) else 0
-    assert found == 1000 * (4 + 2 * 5)
+    assert found == 1000 * (4 + 3 + 2 * 5)
     assert len(asked(demo)) <= 64, Counter(asked(demo))
 
 
