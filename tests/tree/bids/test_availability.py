@@ -85,3 +85,17 @@ async def test_a_dataset_of_which_the_account_loses_access_is_gone(tmp_path):
             await node.permit().renew()
         with pytest.raises(NotFound):
             await find(site, name)
+
+
+@pytest.mark.parametrize("name", ["README", "sub-S1/sub-S1_sessions.tsv", "sub-S1/ses-E1/sub-S1_ses-E1_scans.tsv"])
+async def test_a_made_file_that_is_open_ends_with_the_access(tmp_path, name):
+    line = Line(echoes())
+    async with mounted(line, tmp_path) as site:
+        node = await find(site, f"bids/P/{name}")
+        assert isinstance(node, File)
+        await content(node)
+        with line.demo.archive.lock:
+            line.demo.archive.projects["P"].members.clear()
+        await trio.sleep(2 * TTL)
+        with pytest.raises(XnatError):
+            await node.permit().renew()

@@ -263,3 +263,14 @@ async def test_a_session_of_which_images_cannot_be_listed_is_an_error_and_is_rep
         (row,) = await table(site, "bids/P/sourcedata/xnatfs/left-out.tsv")
         assert (row["subject"], row["scan"]) == ("sub-CASE1", "n/a")
         assert "scan 8" in row["reason"]
+
+
+async def test_tables_of_a_session_are_those_of_its_present_names(tmp_path):
+    made = as_xnat_converts()
+    path = f"{ONE}/sub-CASE1_ses-CASE1MR1_scans.tsv"
+    async with opened(made, tmp_path) as (site, _):
+        assert len(await table(site, path)) == 4
+        convert(made, made.scan(made.experiments["DEMO_E00001"], "12"), "sub-CASE1_ses-x_T2w")
+        await site.renew((await find(site, ONE)).sources())
+        images_now = images(await tree(await find(site, ONE)))
+        assert [row["filename"] for row in await table(site, path)] == images_now
