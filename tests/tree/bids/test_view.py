@@ -7,6 +7,7 @@ import pytest
 
 from tests.tree.bids.support import archive, content, convert, find, opened, put_map, resource, session, tree
 from xnatfs.common.errors import BadReply, NotFound
+from xnatfs.demo.server.reply import Failed
 from xnatfs.settings.views import ViewOptions
 
 ONE = "bids/P/sub-CASE1/ses-CASE1MR1"
@@ -274,3 +275,24 @@ async def test_tables_of_a_session_are_those_of_its_present_names(tmp_path):
         await site.renew((await find(site, ONE)).sources())
         images_now = images(await tree(await find(site, ONE)))
         assert [row["filename"] for row in await table(site, path)] == images_now
+
+
+async def test_a_session_whose_resources_are_refused_hides_no_other_and_is_reported(tmp_path):
+    made = as_xnat_converts()
+    two = session(made, "CASE 1", "later")
+    convert(made, made.scan(two, "1"), "sub-x_T2w")
+    async with opened(made, tmp_path) as (site, demo):
+
+        def refuse(request):
+            if request.path == f"/data/experiments/{two.id}/resources":
+                raise Failed(500, "null")
+
+        demo.faults.append(refuse)
+        found = await find(site, "bids/P/sub-CASE1")
+        names = [node.name for node in (await found.children()).listed()]
+        assert names[:2] == ["ses-CASE1MR1", "ses-later"]
+        assert len(await tree(await find(site, ONE))) == 11
+        with pytest.raises(BadReply):
+            await tree(await find(site, "bids/P/sub-CASE1/ses-later"))
+        (row,) = await table(site, "bids/P/sourcedata/xnatfs/left-out.tsv")
+        assert (row["session"], "500" in row["reason"]) == ("ses-later", True)

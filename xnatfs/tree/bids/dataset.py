@@ -189,14 +189,21 @@ class Dataset:
             return Tree()  # a list without rows is not stored, and others are
         except (NotFound, Denied, BadReply) as error:
             log.info("bids/%s shows no tree of the project's resources: %s", self.project.id, error)
-            return Tree()
+            return Tree(failures=[str(error)])
 
     async def subject_tree(self, subject: str, session: SessionFolder) -> Tree:
-        """Return what a resource of a session holds of the subject's folder."""
+        """Return what a resource of a session holds of the subject's folder.
+
+        A session whose resources cannot be listed fails where its own folder is looked into, and hides no other one.
+        """
         home = session.home
         await self.site.look_into(self.project.id, home.experiment.id, assessors=False)
-        tree = await stored_tree(await home.child("resources"), home.item, True)
-        return tree.folders.get(f"sub-{subject}", Tree())
+        try:
+            tree = await stored_tree(await home.child("resources"), home.item, True)
+        except (NotFound, Denied, BadReply) as error:
+            log.info("bids/%s shows no tree of session %s: %s", self.project.id, home.experiment.id, error)
+            return Tree()
+        return Tree(failures=tree.failures).joined([tree.folders.get(f"sub-{subject}", Tree())])
 
     async def _image_labels(self) -> Listing[ImageLabels] | None:
         """Return the labels of resources by session; None if the server does not list them for a whole project."""
