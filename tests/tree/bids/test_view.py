@@ -296,3 +296,22 @@ async def test_a_session_whose_resources_are_refused_hides_no_other_and_is_repor
             await tree(await find(site, "bids/P/sub-CASE1/ses-later"))
         (row,) = await table(site, "bids/P/sourcedata/xnatfs/left-out.tsv")
         assert (row["session"], "500" in row["reason"]) == ("ses-later", True)
+
+
+async def test_a_shared_session_is_shown_though_the_server_joins_the_own_ones_alone(tmp_path):
+    made = as_xnat_converts()
+    made.project("Q", "Another project", other="Owners")
+    other = made.experiment(made.subject(made.projects["Q"], "S9"), "E9")
+    convert(made, made.scan(other, "1"), "sub-x_T1w")
+    other.shared["P"] = "E9"
+    session(made, "DICOM only")
+    async with opened(made, tmp_path) as (site, demo):
+
+        def refuse(request):
+            if any("share" in key for key, _ in request.query.pairs):
+                raise Failed(403, "no")
+
+        demo.faults.append(refuse)
+        found = await tree(await find(site, "bids/P"))
+        assert "sub-S9/ses-E9/anat/sub-S9_ses-E9_T1w.nii.gz" in found
+        assert "sub-DICOMonly" not in {name.partition("/")[0] for name in found}
