@@ -338,7 +338,7 @@ class Dataset:
 def _read_map(path: str) -> list[BidsMapRow]:
     """Read a map of this machine. Raises BadReply."""
     try:
-        return parse_map(Path(path).read_text(), f"the BIDS map {path}")
+        return parse_map(Path(path).read_text("utf-8"), f"the BIDS map {path}")
     except (OSError, ValueError) as error:
         raise BadReply(f"the BIDS map {path}: {error}") from None
 
