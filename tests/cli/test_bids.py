@@ -54,5 +54,20 @@ def test_a_file_that_is_no_map_is_named(images):
     assert done.err.strip().endswith("is not a list")
 
 
+def test_a_map_of_no_user_is_named(images):
+    assert (
+        "--bids-map ~nobody-here/map.json"
+        in images.ctl("bids", "report", "P", "--bids-map", "~nobody-here/map.json", status=2).err
+    )
+
+
+def test_a_map_is_utf_8_in_every_locale(images, monkeypatch):
+    path = images.home / "unicode.json"
+    path.write_text('[{"series_description": "Schädel", "bidsname": "T1w"}]', "utf-8-sig")
+    for name, value in {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}.items():
+        monkeypatch.setitem(images.env, name, value)
+    images.ctl("bids", "report", "P", "--bids-map", path)
+
+
 def test_a_project_that_is_not_there_is_named(images):
     assert "project NONE not found" in images.ctl("bids", "report", "NONE", status=5).err

@@ -160,6 +160,7 @@ def test_a_map_is_looked_up_by_description_and_without_one_by_type():
     lines = [found.find(each) for each in (scan("1", "REST "), scan("2", type="t1"))]
     assert [line.bidsname for line in lines if line] == ["a", "c"]
     assert found.find(scan("3", "x", type="T1")) is None
+    assert found.find(scan("4", " ", type="T1")) == lines[1]  # blanks are no description
     assert [(key, used.bidsname, unused.bidsname) for key, used, unused in found.overridden] == [("rest", "a", "b")]
 
 
@@ -327,6 +328,17 @@ def test_two_images_of_one_stem_and_other_files_are_reported():
     made = plan([ScanFiles(scan("1", "T1"), odd)], T1)
     assert images(made) == {}
     assert {"x.nii", "x.nii.gz", "physio.log"} <= reasons(made).keys()
+
+
+def test_copies_of_a_sidecar_are_one_and_different_ones_are_reported():
+    image, *sidecars = [StoredFile("1", "x.nii.gz", 0), *(StoredFile(id, "x.json", 1, 2, "d") for id in "12")]
+    made = plan([ScanFiles(scan("1", "T1"), [image, *sidecars])], T1)
+    assert set(made.files.values()) == {image, sidecars[0]}
+    for digest in ("e", ""):
+        other = [sidecars[0]._replace(digest=digest and "d"), sidecars[1]._replace(digest=digest)]
+        made = plan([ScanFiles(scan("1", "T1"), [image, *other])], T1)
+        assert images(made) == {}
+        assert reasons(made) == {"x.nii.gz": "has several .json files of different contents"}
 
 
 # -- field maps --------------------------------------------------------------------------------------------------

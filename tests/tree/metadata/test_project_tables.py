@@ -6,7 +6,7 @@ import httpx
 import pandas
 import pytest
 
-from tests.support.scripted import Scripted, opened, session, subject
+from tests.support.scripted import Scripted, opened, resource, session, subject
 from tests.tree.test_tree import content, names
 from xnatfs.common.errors import BadReply
 from xnatfs.settings.views import ViewOptions
@@ -38,6 +38,7 @@ def server() -> Scripted:
         joined("X_E1", "2", "SNAPSHOTS", "1", "", type="T1", note=NOTE, quality="usable"),
         joined("X_E2", "", "", "", ""),
     ]
+    made.lists |= {"experiments/X_E3/scans": [], "experiments/X_E3/resources": []}
     return made
 
 
@@ -93,7 +94,9 @@ async def test_the_table_of_scans_is_one_list_of_the_project(server, tmp_path):
         await names(site, "projects/P")
         server.forget_requests()
         frame = await read(site, "scans.tsv")
-        assert server.asked == ["GET experiments", "GET experiments"]  # the second for what is shared in
+        own = ["GET experiments/X_E3/resources", "GET experiments/X_E3/scans"]  # of what neither list has
+        assert server.asked[:2] == ["GET experiments", "GET experiments"]  # the second for what is shared in
+        assert sorted(server.asked[2:]) == own
     assert frame[["session", "id", "resources", "files", "bytes", "note"]].values.tolist() == [
         ["E1", "2", "DICOM,SNAPSHOTS", "5", "", NOTE],
         ["E1", "10", "DICOM", "3", "30", ""],
@@ -138,3 +141,25 @@ async def test_rows_in_another_order_make_the_same_bytes(server, tmp_path):
         server.lists[name].reverse()
     async with opened(server, tmp_path / "again") as site:
         assert [await content(site, f"projects/P/{name}") for name in files] == before
+
+
+async def test_scans_of_shared_sessions_are_there_though_their_list_is_refused(server, tmp_path):
+    rows = server.lists["experiments"]
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if any("share" in key for key in request.url.params):
+            return httpx.Response(500, html="<html><h3>no such path</h3>")
+        return httpx.Response(200, json={"ResultSet": {"Result": rows}})
+
+    server.answers["experiments"] = answer
+    server.lists["experiments/X_E3/scans"] = [{"ID": "7", "type": "T1", "quality": "usable"}]
+    stored = resource("9", "DICOM", cat_id="7") | {"file_count": "3", "file_size": ""}
+    server.lists["experiments/X_E3/resources"] = [stored]
+    async with opened(server, tmp_path) as site:
+        frame = await read(site, "scans.tsv")
+        found = frame[["session", "id", "resources", "files", "bytes"]].values.tolist()
+        assert found[0] == ["E3", "7", "DICOM", "3", ""]
+        server.lists["experiments/X_E3/scans"] = 500
+    async with opened(server, tmp_path) as site:
+        with pytest.raises(BadReply):
+            await read(site, "scans.tsv")

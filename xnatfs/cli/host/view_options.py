@@ -72,10 +72,10 @@ def map_path(path: Path | None) -> str:
 
     if not path:
         return ""
-    absolute = Path(path).expanduser().absolute()
     try:
-        parse_map(absolute.read_text(), f"--bids-map {path}")
-    except (OSError, ValueError) as error:
+        absolute = Path(path).expanduser().absolute()
+        parse_map(absolute.read_text("utf-8"), f"--bids-map {path}")
+    except (OSError, RuntimeError, ValueError) as error:  # the second where `~USER` is no user
         raise ConfigError(f"--bids-map {path}: {error}") from None
     except BadReply as error:
         raise ConfigError(str(error)) from None

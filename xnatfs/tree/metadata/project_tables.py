@@ -5,14 +5,16 @@ not know it, the cells are empty.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 
 from xnatfs.common.clock import now
 from xnatfs.common.errors import BadReply, Denied
+from xnatfs.common.tasks import gather
 from xnatfs.listings.keys import ExperimentsKey, SubjectsKey
 from xnatfs.rest.models import Experiment, Row, Subject, natural
 from xnatfs.site import Site
 from xnatfs.tree.generated_file import Generated, GeneratedFile
-from xnatfs.tree.metadata.project_scans import joined_scans
+from xnatfs.tree.metadata.project_scans import joined_scans, own_scans
 from xnatfs.tree.metadata.tables import SCAN_TABLE_COLUMNS, Cell, table
 from xnatfs.tree.node import Dir
 
@@ -59,7 +61,9 @@ async def sessions_table(site: Site, project: str) -> Generated:
 async def scans_table(site: Site, project: str) -> Generated:
     """Make the table of scans; files and bytes are as the server has stored them. Raises BadReply if it cannot join."""
     started, listing = now(), await site.experiments(project)
-    found = await joined_scans(site, project)
+    found = dict(await joined_scans(site, project))
+    absent = [row.id for row in listing.rows if row.is_imaging and row.id not in found]
+    found |= zip(absent, await gather(*(partial(own_scans, site, each) for each in absent)), strict=True)
     rows: list[Sequence[Cell]] = []
     for session in _sorted(listing.rows):
         for scan in sorted(found.get(session.id, {}).values(), key=lambda scan: natural(scan.id)):

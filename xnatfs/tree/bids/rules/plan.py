@@ -12,7 +12,7 @@ from xnatfs.tree.bids.rules.guess import map_line
 from xnatfs.tree.bids.rules.images import Reasons, Sidecar, Sidecars, StoredFile, StoredImage, find_images
 from xnatfs.tree.bids.rules.maps import BidsMap, MapLine, noted, reproin
 from xnatfs.tree.bids.rules.metadata import assign_field_maps, keep_complete, name_tasks
-from xnatfs.tree.bids.rules.names import BidsName, InvalidName, accepts_extension
+from xnatfs.tree.bids.rules.names import BidsName, InvalidName, accepts_extension, is_image
 from xnatfs.tree.bids.rules.series import (
     GRADIENT_ECHO,
     MappedScan,
@@ -58,6 +58,8 @@ class SessionPlanner:
                 self._leave(scan, file.name, reason)
             found = self._own_names(images)
             line = self._line(scan, images, found)
+            if line is not None and not any(is_image(file.name) for file in files):
+                self._leave(scan, "", "has no NIfTI file")
             if found:
                 own_maps += [(scan, name, group) for name, group in found if name.suffix in GRADIENT_ECHO]
                 others = [(name, group) for name, group in found if name.suffix not in GRADIENT_ECHO]
@@ -112,8 +114,6 @@ class SessionPlanner:
         if not lines and not own and images:
             description = scan.series_description or scan.type
             self._leave(scan, "", f"no line of the map for {description!r}", map_line(scan))
-        if not images and lines:
-            self._leave(scan, "", "has no NIfTI file")
         return lines[0] if lines else None
 
     def _parsed(self, scan: Scan, images: Sequence[StoredImage], line: MapLine) -> BidsName | None:
