@@ -46,7 +46,7 @@ def open(url: str, **options: Unpack[OpenOptions]) -> "Server":
 
     >>> with open(url) as server:
     ...     print([entry.name for entry in server.list()])
-    ['projects', 'experiments', 'subjects']
+    ['projects', 'experiments', 'subjects', 'prearchive', 'bids']
     """
     server, path = locate(url)
     if path != "/" or not server:
@@ -71,8 +71,8 @@ class Server:
     ...     print(text.read(14))
     {
       "Modality"
-    >>> server.local(f"{scan}/NIFTI/t1.nii.gz").stat().st_size
-    521161
+    >>> server.local(f"{scan}/NIFTI/t1.nii.gz").is_file()
+    True
     >>> sorted(scan.id for scan in server.scans("projects/BRAINS/SUB001/SUB001_MR1"))
     ['1', '2', '3', '3-MR2', '3-MR3', '4-MR2']
     >>> server.read("projects/NONE")  # doctest: +IGNORE_EXCEPTION_DETAIL

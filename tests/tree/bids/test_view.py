@@ -5,7 +5,8 @@ from collections import Counter
 
 import pytest
 
-from tests.tree.bids.support import archive, content, convert, find, opened, put_map, resource, session, tree
+from tests.support.nodes import find
+from tests.tree.bids.support import archive, content, convert, opened, put_map, resource, session, tree
 from xnatfs.common.errors import BadReply, NotFound
 from xnatfs.demo.server.reply import Failed
 from xnatfs.settings.views import ViewOptions
