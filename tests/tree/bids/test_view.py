@@ -290,6 +290,7 @@ async def test_a_session_whose_resources_are_refused_hides_no_other_and_is_repor
 
         demo.faults.append(refuse)
         found = await find(site, "bids/P/sub-CASE1")
+        assert isinstance(found, Dir)
         names = [node.name for node in (await found.children()).listed()]
         assert names[:2] == ["ses-CASE1MR1", "ses-later"]
         assert len(await tree(await find(site, ONE))) == 11
