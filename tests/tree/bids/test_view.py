@@ -10,6 +10,7 @@ from tests.tree.bids.support import archive, content, convert, opened, put_map, 
 from xnatfs.common.errors import BadReply, NotFound
 from xnatfs.demo.server.reply import Failed
 from xnatfs.settings.views import ViewOptions
+from xnatfs.tree.node import Dir
 
 ONE = "bids/P/sub-CASE1/ses-CASE1MR1"
 
