@@ -132,6 +132,17 @@ def test_a_shared_subject_renames_none_of_the_project():
     assert found == {"X_S2": "S", "A_S1": "SX1"}
 
 
+def test_labels_and_names_fit_into_a_file_name():
+    long = "n" * 300
+    found, renamed = folder_labels([Labelled("X_S1", long), Labelled("X_S2", long), Labelled("Y" + "9" * 300, long)])
+    assert renamed == list(found)
+    assert len(set(found.values())) == 3
+    assert found["X_S1"] == "n" * 47 + "X1"
+    assert all(len(label) <= 64 for label in found.values())
+    with pytest.raises(InvalidName, match="cannot be that long"):
+        BidsName("T1w", {"sub": "S", "ses": "1", "acq": "a" * 240}).resolved()
+
+
 @given(labels=st.lists(st.text(st.sampled_from("aAX0-_ +ä"), max_size=4), max_size=12))
 def test_a_new_subject_renames_no_other(labels):
     items = [Labelled(f"X_S{number:05}", label) for number, label in enumerate(labels)]
