@@ -12,7 +12,7 @@ import trio
 from xnatfs.common.clock import now
 from xnatfs.common.errors import BadReply, Denied, NotFound, TimedOut, Unreachable
 from xnatfs.common.sanitize import loads
-from xnatfs.common.tasks import gather
+from xnatfs.common.tasks import aside, gather
 from xnatfs.listings.keys import (
     BidsMapKey,
     BidsOutlineKey,
@@ -292,7 +292,8 @@ class Dataset:
         tar = self._sidecars(home, shared)
         sidecars: dict[StoredFile, Sidecar] = {}
         while True:
-            plan = SessionPlanner(subject, session.label, bids_map, self.rules, sidecars).make(shown)
+            planner = SessionPlanner(subject, session.label, bids_map, self.rules, sidecars)
+            plan = await aside(sum(len(each.files) for each in shown), partial(planner.make, shown))
             if not plan.wanted:
                 break
             if len(plan.wanted) > 1:
