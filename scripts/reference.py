@@ -4,6 +4,7 @@ The pages are rendered from the parsers' actions and not from `--help`, whose fo
 """
 
 import argparse
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -185,14 +186,16 @@ def configuration() -> str:
         "\n\n".join(
             [
                 "# Configuration",
-                f"Options override environment variables, and those override the profile. {NOTE}",
+                _wrap(f"Options override environment variables, and those override the profile. {NOTE}"),
                 "## Options of a mount",
                 "`-o` takes the same options without the dashes, as mount(8) does: `-o allow_other,ttl=300`.",
                 _table("option", options),
                 "## Keys of a profile",
-                "They stand in `~/.config/xnatctl/config.yaml`, below `profiles:` and the name of the profile. At the "
-                "top of the file, `default_profile` names the default profile, and `output_format` is the default of "
-                "`--output`.",
+                _wrap(
+                    "They stand in `~/.config/xnatctl/config.yaml`, below `profiles:` and the name of the profile. At "
+                    "the top of the file, `default_profile` names the default profile, and `output_format` is the "
+                    "default of `--output`."
+                ),
                 _table("key", profile),
                 "## Environment",
                 "`HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY` and `SSL_CERT_FILE` have their usual meaning.",
@@ -201,6 +204,10 @@ def configuration() -> str:
         )
         + "\n"
     )
+
+
+def _wrap(text: str) -> str:
+    return textwrap.fill(text, 120, break_on_hyphens=False)
 
 
 def _sentence(text: str) -> str:

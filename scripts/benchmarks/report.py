@@ -96,8 +96,13 @@ HEAD = ["what", "ours", "beside", "theirs", "ours / theirs", "goal", "reached"]
 def table(rows: Sequence[Row]) -> str:
     lines = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row.cells()) + " |" for row in rows]
-    notes = [f"- {row.what}: {note}" for row in rows for note in row.notes]
+    notes = [_item(f"{row.what}: {note}") for row in rows for note in row.notes]
     return "\n".join([*lines, "", *notes]).rstrip()
+
+
+def _item(text: str) -> str:
+    """Return an item of a list, in lines of at most 116 columns."""
+    return textwrap.fill(f"- {text}", 116, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def all_reached(rows: Sequence[Row]) -> bool:
@@ -158,13 +163,13 @@ def page(
         cases: The description of each case, by name.
         commands: The commands of the other programs, by their names in the table.
     """
-    done = "\n".join(f"- `{name}`: {' '.join(what.split())}" for name, what in cases.items())
-    beside = "\n".join(f"- {name}: `{line}`" for name, line in commands.items())
+    done = "\n".join(_item(f"`{name}`: {' '.join(what.split())}") for name, what in cases.items())
+    beside = "\n".join(_item(f"{name}: `{line}`") for name, line in commands.items())
     missed = [row.what for row in rows if row.reached is False]
     verdict = f"Missed: {'; '.join(missed)}." if missed else "Every goal was reached."
     return (
         f"# Benchmarks\n\n{INTRODUCTION.format(command=command)}\n- Machine: {machine()}.\n"
-        f"{textwrap.fill('- Versions: ' + '; '.join(versions) + '.', 116, subsequent_indent='  ')}\n\n"
+        f"{_item('Versions: ' + '; '.join(versions) + '.')}\n\n"
         f"{table(rows)}\n\n{textwrap.fill(verdict, 116)}\n\n"
         f"{PLOTS}\n"
         f"{LIMITS.read_text()}\n"

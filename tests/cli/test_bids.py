@@ -32,7 +32,7 @@ def test_the_report_has_what_is_left_out_and_the_line_that_shows_it(images):
     (row,) = done.rows
     assert (row["subject"], row["session"], row["scan"]) == ("sub-S1", "ses-E1", "3")
     assert json.loads(row["map_line"]) == {"series_description": "AX FLAIR", "bidsname": "FLAIR"}
-    assert "1 images are shown" in done.err
+    assert "1 image is shown" in done.err
 
 
 def test_a_drafted_map_keeps_the_lines_there_are_and_shows_what_was_left_out(images):

@@ -93,7 +93,7 @@ def test_the_line_of_fstab_mounts_with_the_file_of_the_recipe(machine):
 
 @pytest.mark.parametrize("whose", ["--user", "--system"])
 def test_the_units_are_named_as_the_recipes_start_them(machine, whose):
-    first, _, start = recipe("install-unit", whose).splitlines()
+    first, _, start = recipe("install-unit", whose).replace("\\\n", "").splitlines()
     text = first.replace("install-unit", "install-unit --print").replace(EXAMPLE, machine.demo.url)
     done = sh(machine, text.replace("/etc/", f"{machine.root}/"))
     assert (done.returncode, done.stderr) == (0, "")

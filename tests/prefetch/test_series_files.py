@@ -16,6 +16,7 @@ import trio
 import trio.testing
 
 from tests.support.content_fakes import until
+from tests.support.nodes import find as node
 from tests.support.scripted import Scripted, opened, resource
 from xnatfs.common.errors import BadReply
 from xnatfs.common.tasks import background
@@ -25,8 +26,7 @@ from xnatfs.prefetch import read_pattern, series_files
 from xnatfs.prefetch.series_files import IDLE_READER_SECONDS
 from xnatfs.rest.models import FileRow
 from xnatfs.site import Site
-from xnatfs.tree import Root
-from xnatfs.tree.node import Dir, File, Node
+from xnatfs.tree.node import File
 
 COUNT, SIZE = 60, 40_000
 SCAN = "projects/P/S/E/scans/1/DICOM"
@@ -112,14 +112,6 @@ def tars(server: Scripted, make: Callable[[], Tar], path: str = TAR) -> list[Tar
 
     server.answers[path] = answer
     return made
-
-
-async def node(site: Site, path: str) -> Node:
-    found: Node = Root(site)
-    for part in path.split("/"):
-        assert isinstance(found, Dir)
-        found = await found.child(part)
-    return found
 
 
 async def read(site: Site, number: int, scan: str = SCAN) -> bytes:

@@ -432,12 +432,12 @@ def test_pauses_of_the_loop_are_recorded_with_their_task(tmp_path):
 @needs_fuse
 def test_a_large_directory_is_listed_twice_from_one_answer(tmp_path, many):
     """Run the case on a directory that is not large."""
-    bench, place = Bench(tmp_path, quick=True), large.Place("subjects", "3x2x0x0", f"projects/{shaped.PROJECT}", 4)
+    bench, place = Bench(tmp_path, quick=True), large.Place("subjects", "3x2x0x0", f"projects/{shaped.PROJECT}", 7)
     found = large.Figures()
     with bench.server(many, replica=True, tls=True, options=["--shape", place.shape]) as server:
         large._list(bench, server, many, place, found)
     rows = large._rows(place, found)
-    assert found.counts == {4}
+    assert found.counts == {7}
     assert found.requests == [2]
     assert all(row.ours for row in rows)
     assert all("place of" not in note for row in rows for note in row.notes)
@@ -453,5 +453,5 @@ def test_readers_are_seen_as_the_server_sees_them(tmp_path, data):
         found = readers._measured(bench, server, [data], task)
     assert found.right
     assert 0 < found.data[0] <= 2 * 3
-    assert found.connections[0] >= 2
+    assert found.connections[0] >= 1  # one mount may fetch all of it for both
     assert all(row.ours for row in readers._rows(task, found))

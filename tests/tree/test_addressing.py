@@ -14,6 +14,7 @@ import pytest
 
 from tests.support.demos import serving
 from tests.support.mounting import Mount, mounting, run
+from tests.support.nodes import find
 from tests.support.scripted import URL
 from tests.support.wire import Wire
 from xnatfs.cli.ctl.progress import Silent
@@ -28,8 +29,7 @@ from xnatfs.settings.credentials import Credentials
 from xnatfs.site import Site, open_site
 from xnatfs.transfer.upload_resource import ResourceTarget, upload
 from xnatfs.transfer.upload_resource import find as find_files
-from xnatfs.tree import Root
-from xnatfs.tree.node import Dir, File, Node
+from xnatfs.tree.node import File
 
 SCAN = "projects/P/S/E/scans/1"
 
@@ -77,14 +77,6 @@ def digests(request: pytest.FixtureRequest) -> bool:
 @pytest.fixture
 def world(release: Release, digests: bool) -> World:
     return World(release, digests)
-
-
-async def find(site: Site, path: str) -> Node:
-    node: Node = Root(site)
-    for name in path.split("/"):
-        assert isinstance(node, Dir)
-        node = await node.child(name)
-    return node
 
 
 async def read(site: Site, path: str) -> bytes:

@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from tests.support.commanding import COLLABORATOR, MEMBER, OUTSIDER, OWNER, PASSWORD, shell
+from tests.support.nodes import find, names
 from tests.support.scripted import Rows, Scripted, opened
 from xnatfs.common.clock import now
 from xnatfs.common.errors import BadReply, Busy, Denied, NotFound, Stale
@@ -19,8 +20,7 @@ from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 from xnatfs.settings.views import ViewOptions
 from xnatfs.site import Site, open_site
-from xnatfs.tree import Root
-from xnatfs.tree.node import Dir, File, Node, measure
+from xnatfs.tree.node import Dir, File, measure
 
 TIME = "20240102_030405678"
 SESSION = f"prearchive/P/{TIME}/MR1"
@@ -75,20 +75,6 @@ class Inbox(Scripted):
 @pytest.fixture
 def server() -> Inbox:
     return Inbox()
-
-
-async def find(site: Site, path: str) -> Node:
-    node: Node = Root(site)
-    for name in path.split("/"):
-        assert isinstance(node, Dir)
-        node = await node.child(name)
-    return node
-
-
-async def names(site: Site, path: str) -> list[str]:
-    node = await find(site, path)
-    assert isinstance(node, Dir)
-    return list((await node.children()).nodes)
 
 
 async def content(site: Site, path: str) -> bytes:

@@ -8,33 +8,19 @@ import httpx
 import pytest
 import trio
 
+from tests.support.nodes import find, names
 from tests.support.scripted import Scripted, opened, resource, session, subject
 from xnatfs.common.errors import BadReply, Denied, NotFound, Stale, XnatError
 from xnatfs.listings.keys import FilesKey, FoldersKey
 from xnatfs.site import Site
-from xnatfs.tree import Root
 from xnatfs.tree.catalogue_file import CatalogueFile
-from xnatfs.tree.node import UNDATED, Children, Dir, File, Link, Node, measure
+from xnatfs.tree.node import UNDATED, Children, Dir, File, Link, measure
 from xnatfs.tree.resource_files import RIGHT_ENOUGH, SAMPLE
 
 
 @pytest.fixture
 def server() -> Scripted:
     return Scripted()
-
-
-async def find(site: Site, path: str) -> Node:
-    node: Node = Root(site)
-    for name in path.split("/") if path else []:
-        assert isinstance(node, Dir)
-        node = await node.child(name)
-    return node
-
-
-async def names(site: Site, path: str) -> list[str]:
-    node = await find(site, path)
-    assert isinstance(node, Dir)
-    return list((await node.children()).nodes)
 
 
 async def content(site: Site, path: str) -> bytes:

@@ -2,8 +2,9 @@
 
 import pytest
 
+from tests.support.nodes import find, names
 from tests.support.scripted import Scripted, opened, resource, session, subject
-from tests.tree.test_tree import content, find, names
+from tests.tree.test_tree import content
 from xnatfs.common.errors import NotFound
 from xnatfs.settings.views import DEFAULT_VIEWS, ViewOptions
 from xnatfs.tree import VIEWS, Root

@@ -1,4 +1,4 @@
-"""Describe an endpoint: the server at a URL, its settings, and where its login is found."""
+"""Describe an endpoint: the server at a URL, its settings, and the source of its login."""
 
 import os
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Read an open file from any thread: complete ones in place, others by way of the portal."""
+"""Read an open file from any thread: a complete file directly, any other through the portal."""
 
 import errno
 import io
@@ -24,7 +24,7 @@ BUFFER_BYTES = 1024 * 1024
 
 @contextmanager
 def os_errors(path: str) -> Iterator[None]:
-    """Raise the OSError that a mount would raise, caused by the XnatError, whose text it has."""
+    """Raise the OSError that a mount would raise, with the text of the XnatError, which is its cause."""
     try:
         yield
     except XnatError as error:
@@ -35,7 +35,7 @@ def os_errors(path: str) -> Iterator[None]:
 
 
 class XnatFile(io.RawIOBase):
-    """A file on a server, open for reading. Several threads may use it as they may any file of Python.
+    """A file on a server, open for reading. Threads may share it like any Python file.
 
     Args:
         endpoint: The server.
@@ -47,7 +47,7 @@ class XnatFile(io.RawIOBase):
         version: Differs between two contents of the file, as `DirEntry.version`.
 
     Raises:
-        OSError: What `open(2)` would raise in a mount.
+        OSError: As `open(2)` in a mount.
     """
 
     def __init__(self, endpoint: Endpoint, path: str) -> None:
@@ -84,7 +84,7 @@ class XnatFile(io.RawIOBase):
         return position
 
     def readinto(self, buffer: Any, /) -> int:
-        """Read bytes into a buffer: all that it has room for, up to the end of the file."""
+        """Fill a buffer with bytes, up to the end of the file."""
         view = memoryview(buffer).cast("B")
         data = self.pread(self._position, len(view))
         view[: len(data)] = data
@@ -101,7 +101,7 @@ class XnatFile(io.RawIOBase):
         """Read a range without moving the position: fewer bytes than `length` only at the end of the file.
 
         Raises:
-            OSError: What read(2) would raise in a mount: never are wrong bytes returned, or too few.
+            OSError: As read(2) in a mount. Wrong or missing bytes are never returned.
         """
         if self.closed:
             raise ValueError("I/O operation on closed file")
@@ -124,7 +124,7 @@ class XnatFile(io.RawIOBase):
         return data
 
     def close(self) -> None:
-        """Close the file. It may be called in any thread, by the garbage collector as well."""
+        """Close the file. Any thread may call it, and so may the garbage collector."""
         if not self.closed:
             if hasattr(self, "_opened"):
                 self._portal.post(self._opened.blob.close)
@@ -143,7 +143,7 @@ class BufferedFile(io.BufferedReader):
 
 
 def open_buffered(endpoint: Endpoint, path: str, buffer_size: int = 0) -> BufferedFile:
-    """Open a file for buffered reading; a `buffer_size` of 0 bytes is the usual one. Raises OSError."""
+    """Open a file for buffered reading; a `buffer_size` of 0 means the default. Raises OSError."""
     return BufferedFile(XnatFile(endpoint, path), buffer_size or BUFFER_BYTES)
 
 
@@ -180,16 +180,16 @@ def copy_file(endpoint: Endpoint, path: str, target: str | os.PathLike[str]) -> 
 
 
 async def _read(opened: OpenBlob, offset: int, length: int) -> tuple[bytes, float]:
-    """Read a range; also return for how many seconds the file may be read without asking the server."""
+    """Read a range; also return the seconds for which the file may be read without a request."""
     if opened.permit.until <= now():
         await opened.permit.renew()
     try:
         data = await opened.blob.read(offset, length)
-    except NotFound as error:  # read(2) knows no such answer of what is open
-        raise Stale(f"it is not there any more: {error}") from error
+    except NotFound as error:  # read(2) has no such error for an open file
+        raise Stale(f"the file no longer exists: {error}") from error
     return data, opened.permit.until - now()
 
 
 def _boot_time() -> float:
-    """Return a time that goes on while the machine sleeps, in seconds."""
+    """Return the time of a clock that includes suspend, in seconds."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)

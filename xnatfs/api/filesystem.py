@@ -47,7 +47,7 @@ class XnatFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no
         options: See `OpenOptions`, as `storage_options`; a login goes into `token_file`.
 
     Raises:
-        OSError: In its methods, what a mount would raise; EROFS for every change.
+        OSError: In its methods, as in a mount; EROFS for every change.
     """
 
     protocol = ("xnat", "xnat+http")
@@ -104,7 +104,7 @@ class XnatFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no
         return _info(self._entry(path))
 
     def exists(self, path: str, **kwargs: Any) -> bool:
-        """Return whether there is something at a path; fsspec's own would report an outage as False."""
+        """Return whether a path exists; the method of fsspec would return False in an outage."""
         try:
             self._entry(path)
         except (FileNotFoundError, NotADirectoryError):
@@ -114,7 +114,7 @@ class XnatFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no
     def walk(
         self, path: str, maxdepth: int | None = None, topdown: bool = True, on_error: Any = None, **kwargs: Any
     ) -> Iterator[Any]:
-        """Walk as fsspec's own does; by default only what is denied is left out, where fsspec omits any failure."""
+        """Walk as fsspec does, but by default omit only denied directories, where fsspec omits any that fail."""
         return super().walk(path, maxdepth, topdown, on_error or _omit_denied, **kwargs)  # type: ignore[no-any-return]
 
     def created(self, path: str) -> datetime | None:
@@ -124,7 +124,7 @@ class XnatFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no
         return self._entry(path).modified
 
     def ukey(self, path: str) -> str:
-        """Return a key of a file's content: the same in every process, and another one once the file has changed."""
+        """Return a key of a file's content: equal in every process, and different after the file has changed."""
         entry = self._entry(path)
         return hashlib.sha256(f"{self.unstrip_protocol(path)}\0{entry.kind}\0{entry.version}".encode()).hexdigest()
 
@@ -132,7 +132,7 @@ class XnatFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no
         return int(self.ukey(path)[:16], 16)
 
     def local(self, path: str) -> Path:
-        """Return the path of a file's verified bytes in the cache, where it stays until the process ends."""
+        """Return the path of the verified file in the cache; it is valid until the process ends."""
         self._portal()
         return files.local_path(self.endpoint, self._strip_protocol(path))
 
@@ -228,7 +228,7 @@ def _read_only(path: Any) -> OSError:
 
 
 def _omit_denied(error: Exception) -> None:
-    """Leave out a directory that the account may not read, or that is gone; raise any other failure of a listing."""
+    """Omit a directory that is denied or gone; raise any other failure of a listing."""
     if isinstance(error.__cause__, Denied):
         log.warning("left out: %s", error.__cause__)
     elif not isinstance(error, FileNotFoundError | NotADirectoryError):

@@ -26,7 +26,7 @@ class DirEntry:
         size: The length of a file in bytes; 0 for the others.
         modified: The time that the server states; None if it states none.
         version: Differs between two contents of a file: its MD5, or length and time where the server computes none.
-        metadata: What the server states: those of `user.xnat.*` in a mount that are not empty.
+        metadata: The attributes `user.xnat.*` of a mount that are not empty.
     """
 
     name: str
@@ -78,7 +78,7 @@ async def find(root: Dir, path: str) -> Node:
 
 
 async def stat(root: Dir, path: str) -> DirEntry:
-    """Describe what is at a path. Raises NotFound."""
+    """Describe the node at a path. Raises NotFound."""
     node = await find(root, path)
     await measure([node])
     return _entry(node)
@@ -96,7 +96,7 @@ async def open_file(root: Dir, path: str) -> OpenBlob:
     """Open a file. Raises NotFound, and IsADirectoryError."""
     try:
         return await _open_once(root, path)
-    except Stale:  # its length was not the listed one; it is known now
+    except Stale:  # its length differed from the listed one, and is known now
         return await _open_once(root, path)
 
 

@@ -1,8 +1,8 @@
 """Run the event loop of a server in a thread, for callers that block.
 
 A process has one portal for each endpoint: one thread, one login, one pool of connections and one cache for all its
-threads. No thread survives fork(2), so a child starts its own portal with its first call; what it inherited it never
-touches. The portals end with the interpreter, whatever they are doing.
+threads. No thread survives fork(2), so a child starts its own portal with its first call, and never touches inherited
+ones. The portals end with the interpreter, whatever they are doing.
 """
 
 import atexit
@@ -36,7 +36,7 @@ class Portal:
     Attributes:
         root: The root of the tree; for functions that run in the portal only.
         site: The site, likewise.
-        local_files: Descriptors of cached files whose paths were handed out, by path: they keep the files there.
+        local_files: Descriptors of cached files whose paths were returned, by path; they keep the files there.
     """
 
     root: Root
@@ -63,7 +63,7 @@ class Portal:
         self._opened.result()
 
     def call(self, function: Callable[[*Ts], Awaitable[R]], *args: *Ts) -> R:
-        """Run an async function in the portal and return its result; Ctrl-C cancels it. Raises what it raises.
+        """Run an async function in the portal and return its result or raise its error; Ctrl-C cancels it.
 
         Raises:
             ValueError: The portal has ended.
@@ -82,7 +82,7 @@ class Portal:
             self._calls.discard(future)
 
     def post(self, function: Callable[[*Ts], object], *args: *Ts) -> bool:
-        """Have the portal call a function that does not block, some time soon; return False if it has ended."""
+        """Schedule a call of a function that does not block; return False if the portal has ended."""
         if os.getpid() != self._process:
             return False
         try:
@@ -187,10 +187,10 @@ def release_portal(portal: Portal) -> None:
 
 
 def _forget_portals() -> None:
-    """Begin anew in a forked child, which has none of the threads; a lock may be held by one of them."""
+    """Start without portals in a forked child: none of their threads exists, and one may have held a lock."""
     global _lock
     _lock = threading.Lock()
-    # Not destroyed: closing what the parent uses, such as its database, would be done to the parent's.
+    # Never destroyed: closing an inherited object, such as the database, would close the parent's.
     _inherited.extend(_portals.values())
     _portals.clear()
 

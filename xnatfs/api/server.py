@@ -1,6 +1,6 @@
 """Open a server: the tree of a mount, and metadata as dataclasses, by calls that block.
 
-Any number of threads may use one `Server`. An asyncio or trio program calls its methods in a thread
+Any number of threads may share one `Server`. An asyncio or trio program calls its methods in a thread
 (`asyncio.to_thread`, `trio.to_thread.run_sync`), so that its own event loop goes on.
 """
 
@@ -46,7 +46,7 @@ def open(url: str, **options: Unpack[OpenOptions]) -> "Server":
 
     >>> with open(url) as server:
     ...     print([entry.name for entry in server.list()])
-    ['projects', 'experiments', 'subjects']
+    ['projects', 'experiments', 'subjects', 'prearchive', 'bids']
     """
     server, path = locate(url)
     if path != "/" or not server:
@@ -71,8 +71,8 @@ class Server:
     ...     print(text.read(14))
     {
       "Modality"
-    >>> server.local(f"{scan}/NIFTI/t1.nii.gz").stat().st_size
-    521161
+    >>> server.local(f"{scan}/NIFTI/t1.nii.gz").is_file()
+    True
     >>> sorted(scan.id for scan in server.scans("projects/BRAINS/SUB001/SUB001_MR1"))
     ['1', '2', '3', '3-MR2', '3-MR3', '4-MR2']
     >>> server.read("projects/NONE")  # doctest: +IGNORE_EXCEPTION_DETAIL
@@ -115,11 +115,11 @@ class Server:
         return self._call(paths.scan, path)
 
     def info(self, path: str) -> DirEntry:
-        """Describe what is at a path; a link is followed."""
+        """Describe the entry at a path; a link is followed."""
         return self._call(paths.stat, path)
 
     def exists(self, path: str) -> bool:
-        """Return whether there is something at a path."""
+        """Return whether a path exists."""
         try:
             self.info(path)
         except (FileNotFoundError, NotADirectoryError):
@@ -191,7 +191,7 @@ class Server:
         return self._rows(Site.scans, accession)
 
     def frame(self, rows: "Sequence[Any]") -> "pandas.DataFrame":
-        """Return dataclasses of one class, such as `scans` or `list` return, as a pandas.DataFrame.
+        """Return dataclasses of one class, such as those of `scans` or `list`, as a pandas.DataFrame.
 
         Raises ImportError where pandas is not installed.
         """

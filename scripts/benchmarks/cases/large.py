@@ -15,6 +15,7 @@ from scripts.benchmarks.pauses import Pause, recorded
 from scripts.benchmarks.report import Row
 from scripts.benchmarks.site import Server
 from xnatfs.demo.fixtures.shaped import PROJECT
+from xnatfs.tree.metadata.project_tables import PROJECT_TABLES
 
 DELAY = 0.05
 LONGEST_PAUSE_MS = 50
@@ -77,7 +78,8 @@ def large(bench: Bench) -> list[Row]:
 def _places(bench: Bench) -> Iterator[Place]:
     people, projects, scans, files = (200, 20, 20, 2000) if bench.quick else (20_000, 2000, 2000, 200_000)
     session = f"projects/{PROJECT}/S00000/S00000_MR0/scans"
-    yield Place(f"{people} subjects, {2 * people} sessions", f"{people}x2x0x0", f"projects/{PROJECT}", people + 1)
+    more = 1 + len(PROJECT_TABLES)  # `resources`, and the tables of the project
+    yield Place(f"{people} subjects, {2 * people} sessions", f"{people}x2x0x0", f"projects/{PROJECT}", people + more)
     yield Place(f"{2 * people} links in `experiments`", f"{people}x2x0x0", "experiments", 2 * people + 1)
     yield Place(f"{projects} projects", "", "projects", projects)
     yield Place(f"a session of {scans} scans", f"1x1x{scans}x1", session, scans)

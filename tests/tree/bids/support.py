@@ -12,7 +12,6 @@ from xnatfs.demo.server.app import DemoXnat
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 from xnatfs.site import Site, open_site
-from xnatfs.tree import Root
 from xnatfs.tree.node import Dir, File, Node
 
 
@@ -56,14 +55,6 @@ async def opened(made: Archive, cache: Path) -> AsyncIterator[tuple[Site, DemoXn
     config = Config("http://xnat", cache_dir=cache, timeout=5.0)
     async with open_site(config, Credentials("u", "p"), Wire(demo)) as site:
         yield site, demo
-
-
-async def find(site: Site, path: str) -> Node:
-    node: Node = Root(site)
-    for name in path.split("/"):
-        assert isinstance(node, Dir)
-        node = await node.child(name)
-    return node
 
 
 async def tree(directory: Node, prefix: str = "") -> dict[str, File]:

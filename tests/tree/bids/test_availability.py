@@ -8,8 +8,9 @@ import httpx
 import pytest
 import trio
 
+from tests.support.nodes import find
 from tests.support.wire import Wire
-from tests.tree.bids.support import archive, content, convert, find, put_map, session, tree
+from tests.tree.bids.support import archive, content, convert, put_map, session, tree
 from xnatfs.common.errors import BadReply, NoRoute, NotFound, XnatError
 from xnatfs.demo.archive.model import Archive
 from xnatfs.demo.server.app import DemoXnat, Fault, Request

@@ -320,7 +320,7 @@ def test_diffusion_needs_both_tables():
     whole = files("1", "x", extensions=(".nii.gz", ".json", ".bval", ".bvec"))
     made = plan([ScanFiles(scan("1", "d"), whole)], dwi)
     assert sorted(made.files) == [f"dwi/sub-S_ses-E_dwi{end}" for end in (".bval", ".bvec", ".json", ".nii.gz")]
-    assert reasons(plan([ScanFiles(scan("1", "d"), whole[:3])], dwi)) == {"x.nii.gz": "has no .bval or no .bvec"}
+    assert reasons(plan([ScanFiles(scan("1", "d"), whole[:3])], dwi)) == {"x.nii.gz": "lacks .bval or .bvec"}
 
 
 def test_two_images_of_one_stem_and_other_files_are_reported():

@@ -2,7 +2,8 @@
 
 import json
 
-from tests.tree.bids.support import archive, content, convert, find, opened, put_map, session, tree
+from tests.support.nodes import find
+from tests.tree.bids.support import archive, content, convert, opened, put_map, session, tree
 
 
 def with_trees():

@@ -5,10 +5,12 @@ from collections import Counter
 
 import pytest
 
-from tests.tree.bids.support import archive, content, convert, find, opened, put_map, resource, session, tree
+from tests.support.nodes import find
+from tests.tree.bids.support import archive, content, convert, opened, put_map, resource, session, tree
 from xnatfs.common.errors import BadReply, NotFound
 from xnatfs.demo.server.reply import Failed
 from xnatfs.settings.views import ViewOptions
+from xnatfs.tree.node import Dir
 
 ONE = "bids/P/sub-CASE1/ses-CASE1MR1"
 
@@ -289,6 +291,7 @@ async def test_a_session_whose_resources_are_refused_hides_no_other_and_is_repor
 
         demo.faults.append(refuse)
         found = await find(site, "bids/P/sub-CASE1")
+        assert isinstance(found, Dir)
         names = [node.name for node in (await found.children()).listed()]
         assert names[:2] == ["ses-CASE1MR1", "ses-later"]
         assert len(await tree(await find(site, ONE))) == 11

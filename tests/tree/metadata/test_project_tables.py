@@ -6,8 +6,9 @@ import httpx
 import pandas
 import pytest
 
+from tests.support.nodes import names
 from tests.support.scripted import Scripted, opened, resource, session, subject
-from tests.tree.test_tree import content, names
+from tests.tree.test_tree import content
 from xnatfs.common.errors import BadReply
 from xnatfs.settings.views import ViewOptions
 

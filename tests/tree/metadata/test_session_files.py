@@ -7,8 +7,9 @@ import httpx
 import pandas
 import pytest
 
+from tests.support.nodes import find, names
 from tests.support.scripted import Scripted, opened, resource, session, subject
-from tests.tree.test_tree import content, find, names
+from tests.tree.test_tree import content
 from xnatfs.common.errors import BadReply, NotFound
 from xnatfs.settings.views import ViewOptions
 from xnatfs.tree.node import File

@@ -107,7 +107,7 @@ project_option = option(
 )
 
 
-refresh_option = option("--refresh", action="store_true", help="request it, though a mount has it from this minute")
+refresh_option = option("--refresh", action="store_true", help="request the list even if a mount has a recent one")
 
 
 @dataclass

@@ -12,7 +12,7 @@ LIST_OPTIONS = frozenset({"view", "projects", "scan_types", "quality", "resource
 
 
 def name_list(text: str) -> str:
-    """Return the names of a list, as A,B or A:B or "A,B", with commas between them."""
+    """Parse a list of names, as A,B or A:B or "A,B"; return the names joined by commas."""
     names = [name.strip() for name in text.strip().strip('"').replace(":", ",").split(",")]
     if not all(names):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of names like A,B (in -o: A:B)")
@@ -40,11 +40,11 @@ def add_views(parser: argparse.ArgumentParser) -> None:
     add("--view", type=view_list, metavar="NAMES", help=views)
     add("--projects", type=name_list, metavar="IDS", help="show these projects only; '*' and '?' match any characters")
     add("--scan-types", type=name_list, metavar="TYPES", help="show scans of these types only")
-    quality = f"show scans of these qualities only, as usable,questionable; {NO_QUALITY}: those without"
+    quality = f"show scans of these qualities only, as usable,questionable; '{NO_QUALITY}': scans without one"
     add("--quality", type=name_list, metavar="NAMES", help=quality)
     add("--resources", type=name_list, metavar="LABELS", help="show resources with these labels only")
     add("--hide", type=name_list, metavar="LABELS", help="hide resources with these labels, as SNAPSHOTS,secondary")
-    add("--bids-map", type=Path, metavar="FILE", help="use the BIDS names in FILE, before the server's")
+    add("--bids-map", type=Path, metavar="FILE", help="use the BIDS names in FILE before those of the server")
     bids_quality = "scans in bids/: usable (all but those of quality 'unusable'), or any (default: usable)"
     bids_options = f"further options of bids/: {', '.join(BIDS_OPTIONS)}"
     add("--bids-options", type=bids_option_list, metavar="NAMES", help=bids_options)
@@ -52,7 +52,7 @@ def add_views(parser: argparse.ArgumentParser) -> None:
 
 
 def view_options(arguments: argparse.Namespace) -> ViewOptions:
-    """Return what the flags choose to show."""
+    """Return the ViewOptions of the command line."""
     chosen = _names(arguments.view)
     return ViewOptions(
         shown=tuple(name for name in ALL_VIEWS if name in chosen or "all" in chosen) or DEFAULT_VIEWS,
@@ -68,15 +68,17 @@ def view_options(arguments: argparse.Namespace) -> ViewOptions:
 
 
 def map_path(path: Path | None) -> str:
-    """Return the absolute path of a map of BIDS names. Raises ConfigError unless it is one."""
-    from xnatfs.rest.bids import parse_map  # not for help and errors
+    """Return the absolute path of a map of BIDS names; '' for None. Raises ConfigError if the map is not valid."""
+    from xnatfs.rest.bids import parse_map  # help and errors do not need it
 
     if not path:
         return ""
     absolute = absolute_path(path)
     try:
         parse_map(absolute.read_text("utf-8"), f"--bids-map {path}")
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise ConfigError(f"--bids-map {path}: {error.strerror}") from None
+    except ValueError as error:
         raise ConfigError(f"--bids-map {path}: {error}") from None
     except BadReply as error:
         raise ConfigError(str(error)) from None

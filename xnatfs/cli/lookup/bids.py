@@ -1,4 +1,4 @@
-"""Run bids report|map: what the view bids/ of a project leaves out, and a draft of the map that names its scans."""
+"""Run bids report and bids map: list what bids/ leaves out of a project, and draft the map that names its scans."""
 
 from __future__ import annotations
 
@@ -23,19 +23,29 @@ if TYPE_CHECKING:  # help and errors start in a fifth of the time without these
     from xnatfs.tree.bids.rules.maps import BidsMap
 
 project_argument = option("project", metavar="PROJECT", help="project ID")
-map_option = option("--bids-map", metavar="FILE", type=Path, help="use the names in FILE, before the server's")
+map_option = option(
+    "--bids-map", metavar="FILE", type=Path, help="use the BIDS names in FILE before those of the server"
+)
 rule_options = options_of(
     map_option,
-    option("--bids-quality", choices=("usable", "any"), default="usable", help="as of the mount (default: usable)"),
     option(
-        "--bids-options", metavar="NAMES", type=bids_option_list, help=f"as of the mount: {', '.join(BIDS_OPTIONS)}"
+        "--bids-quality",
+        choices=("usable", "any"),
+        default="usable",
+        help="scans to include, as for 'xnatfs mount' (default: usable)",
+    ),
+    option(
+        "--bids-options",
+        metavar="NAMES",
+        type=bids_option_list,
+        help=f"as for 'xnatfs mount': {', '.join(BIDS_OPTIONS)}",
     ),
 )
 
 
 @asynccontextmanager
 async def opened(context: Context, views: ViewOptions) -> AsyncIterator[Dataset]:
-    """Open a project as the mount would show it in bids/."""
+    """Open the dataset that a mount would show in bids/PROJECT."""
     from xnatfs.tree import Root
     from xnatfs.tree.bids.dataset import Dataset
     from xnatfs.tree.projects import ProjectDir, Projects
@@ -58,7 +68,7 @@ async def opened(context: Context, views: ViewOptions) -> AsyncIterator[Dataset]
     identifier="scan",
 )
 async def bids_report(context: Context) -> list[Cells]:
-    """Show what the view bids of a project leaves out, and why."""
+    """List the images and scans of a project that bids/ leaves out, and why."""
     from xnatfs.tree.bids.report import DatasetReport
 
     arguments = context.arguments
@@ -69,16 +79,17 @@ async def bids_report(context: Context) -> list[Cells]:
     async with opened(context, views) as dataset:
         report = await DatasetReport.of(dataset)
     context.no_rows_text = "Nothing is left out"
-    context.hint = f"{report.images} images are shown" if not arguments.quiet else ""
+    images = f"{report.images} image{'s are' if report.images != 1 else ' is'} shown"
+    context.hint = images if not arguments.quiet else ""
     return [dict(zip(LEFT_OUT_COLUMNS, row, strict=True)) for row in report.left_out()]
 
 
 @command("bids map", "xnatctl bids map MYPROJECT > map.json", project_argument, map_option)
 async def bids_map(context: Context) -> None:
-    """Draft the map of BIDS names of a project, from the series descriptions of its scans.
+    """Draft a map of BIDS names for a project, from the series descriptions of its scans.
 
-    Lines that the server or --bids-map has already are in it as they are; the names of the others are guesses. It is
-    used by `xnatfs mount --bids-map` or, once an administrator has stored it, by every mount.
+    Lines of the server's map and of --bids-map are copied; the other names are guesses. `xnatfs mount --bids-map` uses
+    the map, and every mount does once an administrator has stored it on the server.
     """
     from xnatfs.rest.models import natural
 

@@ -1,4 +1,4 @@
-"""Run project export: the tables of a project, as a mount shows them."""
+"""Run project export: write the tables that a mount shows in a project's directory."""
 
 import os
 from collections.abc import Mapping
@@ -12,8 +12,15 @@ from xnatfs.common.errors import Conflict
 @command(
     "project export",
     "xnatctl project export MYPROJECT tables",
-    option("project_id", metavar="PROJECT"),
-    option("directory", metavar="DIR", nargs="?", type=Path, default=Path("."), help="where to (default: here)"),
+    option("project_id", metavar="PROJECT", help="project ID"),
+    option(
+        "directory",
+        metavar="DIR",
+        nargs="?",
+        type=Path,
+        default=Path("."),
+        help="directory to write to (default: this one)",
+    ),
     option("--force", action="store_true", help="replace files that have other contents"),
     columns=("file", "bytes", "state"),
     identifier="file",
@@ -44,14 +51,14 @@ def _write_all(directory: Path, made: Mapping[str, bytes], force: bool) -> list[
 
 
 def _state(path: Path, data: bytes) -> str:
-    """Return what writing these bytes does to a file."""
+    """Return the state of a file after these bytes are written: written, unchanged or replaced."""
     if not path.exists():
         return "written"
     return "unchanged" if path.is_file() and path.read_bytes() == data else "replaced"
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write a file that is whole whenever it is there. Raises OSError."""
+    """Write a file under a temporary name, then rename it. Raises OSError."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         draft.write_bytes(data)

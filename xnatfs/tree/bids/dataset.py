@@ -342,10 +342,12 @@ class Dataset:
 
 
 def _read_map(path: str) -> list[BidsMapRow]:
-    """Read a map of this machine. Raises BadReply."""
+    """Read a map from a local file. Raises BadReply."""
     try:
         return parse_map(Path(path).read_text("utf-8"), f"the BIDS map {path}")
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise BadReply(f"the BIDS map {path}: {error.strerror}") from None
+    except ValueError as error:
         raise BadReply(f"the BIDS map {path}: {error}") from None
 
 

@@ -134,7 +134,8 @@ class _Listed:
         found = []
         for row in sorted(rows, key=lambda row: (row.label, natural(row.id))):
             catalogue = self._files.groups.get(row.id, ())
-            count, size = len(catalogue), catalogue.total() if catalogue else 0
+            count: int | None = len(catalogue)
+            size = catalogue.total() if catalogue else 0
             if row.id in self._files.broken:
                 count = size = None
             found.append({"id": row.id, "label": row.label, "files": count, "bytes": size})

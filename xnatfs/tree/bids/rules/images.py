@@ -146,7 +146,8 @@ def tell_apart(name: BidsName, images: Sequence[StoredImage], sidecars: Sidecars
     if len(rest) < 2:
         return [(image, name) for image in rest], left
     if any(_OBSCURE.search(image.postfix) for image in rest):
-        return [], [*left, *((image, "is one of several images of the scan, which differ unclearly") for image in rest)]
+        reason = "is one of several images of the scan, whose names and sidecars do not tell them apart"
+        return [], [*left, *((image, reason) for image in rest)]
     parts: dict[str, list[StoredImage]] = {}
     for image in rest:
         parts.setdefault(_part(image, sidecars), []).append(image)
@@ -179,7 +180,7 @@ def _echoes(name: BidsName, groups: Sequence[Sequence[StoredImage]], sidecars: S
     (order,) = distinct
     numbers = [sidecars.of(image).get("EchoNumber") for images in groups for image in images]
     if max((number for number in numbers if isinstance(number, int)), default=0) > len(order):
-        raise InvalidName(f"is one of {len(order)} echoes, of which the sidecars count more: an echo is missing")
+        raise InvalidName(f"is one of {len(order)} echoes, but the sidecars number more: an echo is missing")
     return {
         image.stem: str(order.index(time) + 1)
         for images, each in zip(groups, times, strict=True)

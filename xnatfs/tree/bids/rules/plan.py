@@ -122,7 +122,7 @@ class SessionPlanner:
             self._leave(scan, "", f"is shown, but named differently: {', '.join(names)}")
         if not lines and not own and images:
             description = scan.series_description or scan.type
-            self._leave(scan, "", f"no line of the map for {description!r}", map_line(scan))
+            self._leave(scan, "", f"no map has a line for {description!r}", map_line(scan))
         return lines[0] if lines else None
 
     def _parsed(self, scan: Scan, images: Sequence[StoredImage], line: MapLine) -> BidsName | None:
@@ -179,7 +179,7 @@ class SessionPlanner:
             self._leave(scan, image.file.name, f"{name.stem}: {error}")
             return None
         if complete.suffix == "dwi" and len(image.gradients) < 2:
-            self._leave(scan, image.file.name, "has no .bval or no .bvec")
+            self._leave(scan, image.file.name, "lacks .bval or .bvec")
             return None
         return ShownImage(scan, image, complete, series.line)
 

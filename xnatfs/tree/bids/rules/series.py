@@ -95,7 +95,8 @@ class _GradientEchoes:
         for images, kind in pairs:
             ordered = _by_echo_time(images, sidecars)
             if ordered is None:
-                left += [(image, "is one of several images of a field map, which are unclear") for image in images]
+                reason = "is one of several images of a field map, whose sidecars do not tell them apart"
+                left += [(image, reason) for image in images]
                 continue
             suffixes = [f"{kind}1", f"{kind}2"][: len(ordered)]
             if len(ordered) == 1 and not (self.magnitudes and self.phases):
