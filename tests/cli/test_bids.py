@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from tests.support.commanding import PASSWORD, SCRIPTS, shell
+from tests.support.commanding import PASSWORD, shell
+from tests.support.mounting import SCRIPTS
 from tests.tree.bids.support import archive, convert, put_map, session
 from xnatfs.demo.archive.model import User
 from xnatfs.demo.server.reply import Failed

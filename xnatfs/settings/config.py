@@ -154,12 +154,12 @@ def server_config_of(text: str, profile: Profile, ca_bundle: str | Path | None, 
     return Config(url, profile, verify_ssl=verify, ca_bundle=str(absolute or ""))
 
 
-def absolute_path(path: str | Path) -> Path:
+def absolute_path(path: str | os.PathLike[str]) -> Path:
     """Return a path of the user, with `~` and `~NAME` expanded. Raises ConfigError where there is no such home."""
     try:
         return Path(path).expanduser().absolute()
     except RuntimeError:
-        raise ConfigError(f"{path}: there is no such home directory") from None
+        raise ConfigError(f"{os.fspath(path)}: there is no such home directory") from None
 
 
 def is_loopback(host: str) -> bool:
