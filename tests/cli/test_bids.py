@@ -1,12 +1,15 @@
 """Test xnatctl bids report and bids map."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from tests.support.commanding import PASSWORD, shell
+from tests.support.mounting import SCRIPTS
 from tests.tree.bids.support import archive, convert, put_map, session
 from xnatfs.demo.archive.model import User
+from xnatfs.demo.server.reply import Failed
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +50,17 @@ def test_a_drafted_map_keeps_the_lines_there_are_and_shows_what_was_left_out(ima
     assert [(row["scan"], row["reason"]) for row in rows] == [("5", "has no NIfTI file")]
 
 
+def test_a_map_is_drafted_of_each_session_where_the_server_joins_none(images, monkeypatch):
+    before = images.ctl("bids", "map", "P").rows
+
+    def refuse(request):
+        if request.path == "/data/experiments":
+            raise Failed(403, "no")
+
+    monkeypatch.setattr(images.app, "faults", [refuse])
+    assert images.ctl("bids", "map", "P").rows == before
+
+
 def test_a_file_that_is_no_map_is_named(images):
     path = images.home / "no.json"
     path.write_text("{}")
@@ -54,11 +68,11 @@ def test_a_file_that_is_no_map_is_named(images):
     assert done.err.strip().endswith("is not a list")
 
 
-def test_a_map_of_no_user_is_named(images):
-    assert (
-        "--bids-map ~nobody-here/map.json"
-        in images.ctl("bids", "report", "P", "--bids-map", "~nobody-here/map.json", status=2).err
-    )
+@pytest.mark.parametrize("option", ["--cache-dir", "--ca-bundle", "--shared-cache", "--bids-map"])
+def test_a_home_that_is_none_is_named(images, option):
+    mount = replace(images, program=(str(SCRIPTS / "xnatfs"),))
+    done = mount.ctl("mount", "mnt", option, "~nobody-here/x", status=2)
+    assert "~nobody-here/x: there is no such home directory" in done.err
 
 
 def test_a_map_is_utf_8_in_every_locale(images, monkeypatch):

@@ -11,9 +11,10 @@ import trio
 from tests.support.nodes import find
 from tests.support.wire import Wire
 from tests.tree.bids.support import archive, content, convert, put_map, session, tree
-from xnatfs.common.errors import NoRoute, NotFound, XnatError
+from xnatfs.common.errors import BadReply, NoRoute, NotFound, XnatError
 from xnatfs.demo.archive.model import Archive
-from xnatfs.demo.server.app import DemoXnat
+from xnatfs.demo.server.app import DemoXnat, Fault, Request
+from xnatfs.demo.server.reply import Failed
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 from xnatfs.site import Site, open_site
@@ -103,6 +104,28 @@ async def test_a_made_file_that_is_open_ends_with_the_access(tmp_path, name):
         await trio.sleep(2 * TTL)
         with pytest.raises(XnatError):
             await node.permit().renew()
+
+
+async def test_a_sidecar_that_the_server_fails_to_serve_is_an_error_and_gives_no_other_names(tmp_path):
+    made = echoes()
+    line = Line(made)
+    line.demo.faults.append(fail_at("x_e1.json"))
+    async with mounted(line, tmp_path) as site:
+        with pytest.raises(BadReply, match="x_e1.json, on which names depend"):
+            await tree(await find(site, "bids/P/sub-S1/ses-E1"))
+        assert b"x_e1.json" in await content(await find(site, "bids/P/sourcedata/xnatfs/left-out.tsv"))
+        line.demo.faults.clear()
+        assert len(await tree(await find(site, "bids/P/sub-S1/ses-E1/anat"))) == 4
+
+
+def fail_at(name: str) -> Fault:
+    """Return a fault of each request of a file, or of an archive."""
+
+    def fault(request: Request) -> None:
+        if request.path.endswith(name) or "format" in request.query and request.query["format"] == "tar":
+            raise Failed(500, "null")
+
+    return fault
 
 
 async def test_a_list_that_takes_too_long_is_not_waited_for_again(tmp_path):

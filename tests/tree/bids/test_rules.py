@@ -352,6 +352,15 @@ def test_copies_of_a_sidecar_are_one_and_different_ones_are_reported():
         assert reasons(made) == {"x.nii.gz": "has several .json files of different contents"}
 
 
+@pytest.mark.parametrize("name", ["T1w", "MEGRE", "phasediff"])
+def test_an_image_for_each_slice_takes_no_sidecar(name):
+    made = SessionPlanner("S", "E", a_map(T1=name), DEFAULT, {}).make(
+        [ScanFiles(scan("1", "T1"), files("1", *map(str, range(200))))]
+    )
+    assert (made.wanted, made.entries) == ([], [])
+    assert reasons(made) == {"1": "has 200 images, too many to be told apart"}
+
+
 # -- field maps --------------------------------------------------------------------------------------------------
 
 GRE = a_map(gre="phasediff", rest="task-rest_bold", se="epi")

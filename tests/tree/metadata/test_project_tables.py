@@ -43,6 +43,17 @@ def server() -> Scripted:
     return made
 
 
+def only_without(column, status, rows):
+    """Return answers with these rows, or with an error to requests of a column."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if column in request.url.params["columns"]:
+            return httpx.Response(status, html="<html><h3>no</h3>")
+        return httpx.Response(200, json={"ResultSet": {"Result": rows}})
+
+    return answer
+
+
 async def read(site, name):
     data = await content(site, f"projects/P/{name}")
     return pandas.read_csv(io.BytesIO(data), sep="\t", dtype=str, keep_default_na=False)
@@ -65,18 +76,18 @@ async def test_the_table_of_subjects_has_demographics_and_every_subject_shown(se
 
 
 async def test_demographics_that_the_account_may_not_read_are_empty(server, tmp_path):
-    rows = server.lists["projects/P/subjects"]
-
-    def answer(request: httpx.Request) -> httpx.Response:
-        if "gender" in request.url.params["columns"]:
-            return httpx.Response(403, html="<html><h3>no</h3>")
-        return httpx.Response(200, json={"ResultSet": {"Result": rows}})
-
-    server.answers["projects/P/subjects"] = answer
+    server.answers["projects/P/subjects"] = only_without("gender", 403, server.lists["projects/P/subjects"])
     async with opened(server, tmp_path) as site:
         frame = await read(site, "subjects.tsv")
     assert list(frame["label"]) == ["FOREIGN", "S2", "S10"]
     assert set(frame["gender"]) == {""}
+
+
+async def test_an_answer_that_is_no_list_is_reported(server, tmp_path, caplog):
+    server.answers["projects/P/subjects"] = only_without("gender", 500, server.lists["projects/P/subjects"])
+    async with opened(server, tmp_path) as site:
+        assert set((await read(site, "subjects.tsv"))["gender"]) == {""}
+    assert "projects/P/subjects lacks what the server has" in caplog.text
 
 
 async def test_the_table_of_sessions_has_notes_as_they_are(server, tmp_path):

@@ -12,7 +12,7 @@ import trio
 from xnatfs.common.clock import now
 from xnatfs.common.errors import BadReply, Denied, NotFound, TimedOut, Unreachable
 from xnatfs.common.sanitize import loads
-from xnatfs.common.tasks import gather
+from xnatfs.common.tasks import aside, gather
 from xnatfs.listings.keys import (
     BidsMapKey,
     BidsOutlineKey,
@@ -292,7 +292,8 @@ class Dataset:
         tar = self._sidecars(home, shared)
         sidecars: dict[StoredFile, Sidecar] = {}
         while True:
-            plan = SessionPlanner(subject, session.label, bids_map, self.rules, sidecars).make(shown)
+            planner = SessionPlanner(subject, session.label, bids_map, self.rules, sidecars)
+            plan = await aside(sum(len(each.files) for each in shown), partial(planner.make, shown))
             if not plan.wanted:
                 break
             if len(plan.wanted) > 1:
@@ -326,10 +327,15 @@ class Dataset:
         return found
 
     async def _read(self, shared: Mapping[str, ResourceFiles], file: StoredFile) -> Sidecar:
-        """Return the fields of a sidecar, through the content cache; none of one that is lost, damaged or no JSON."""
+        """Return the fields of a sidecar, through the content cache; none of one that is lost or no JSON.
+
+        Raises BadReply if the server does not serve it: without it the images could get other names.
+        """
         try:
             fields = loads(await read_file(shared[file.resource], file.place, MAX_SIDECAR_BYTES))
-        except (NotFound, BadReply, ValueError) as error:
+        except BadReply as error:
+            raise BadReply(f"the sidecar {file.path}, on which names depend, cannot be read: {error}") from error
+        except (NotFound, ValueError) as error:
             log.info("the sidecar %s is not used: %s", file.path, error)
             return {}
         return fields if isinstance(fields, dict) else {}
@@ -376,16 +382,16 @@ async def read_file(files: ResourceFiles, place: int, most: int) -> bytes:
     """Read a small file through the content cache, without fetching what lies beside it.
 
     Raises:
-        BadReply: It has more than `most` bytes.
+        ValueError: It has more than `most` bytes.
     """
     row = files.catalogue.at(place)
     if (row.size or 0) > most:
-        raise BadReply(f"{row.path} has {row.size} bytes")
+        raise ValueError(f"{row.path} has {row.size} bytes")
     source = files.resource_dir.source(row, files.groups)
     blob = await files.site.content.open(version(row), source)
     try:
         if blob.size > most:
-            raise BadReply(f"{row.path} has {blob.size} bytes")
+            raise ValueError(f"{row.path} has {blob.size} bytes")
         return await blob.read(0, blob.size)
     finally:
         blob.close()

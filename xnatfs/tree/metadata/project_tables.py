@@ -4,6 +4,7 @@ The rows are those of the directories; what the further request states is added.
 not know it, the cells are empty.
 """
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 
@@ -23,6 +24,8 @@ SUBJECT_TABLE = ("id", "label", "project", *DEMOGRAPHICS, "sessions", "inserted"
 MORE_OF_SESSIONS = ("date", "time", "visit", "note", "inserted", "modified")
 SESSION_TABLE = ("id", "label", "subject_id", "subject", "xsi_type", *MORE_OF_SESSIONS)
 SCAN_TABLE = ("subject", "session", "session_id", *SCAN_TABLE_COLUMNS)
+
+log = logging.getLogger(__name__)
 
 Make = Callable[[Site, str], Awaitable[Generated]]
 
@@ -103,11 +106,16 @@ def all_subjects(listed: Sequence[Subject], experiments: Sequence[Experiment]) -
 
 
 async def _more(site: Site, item: Sequence[str], columns: str) -> tuple[dict[str, Row], float]:
-    """Return the rows of a list with further columns by ID, none where it is refused, and when they expire."""
+    """Return the rows of a list with further columns by ID, none where it is refused, and when they expire.
+
+    Columns that the account may not read are empty without a word; an answer that is no list is reported.
+    """
     started = now()
     try:
         rows = await site.xnat.rows(*item, columns=columns)
-    except (Denied, BadReply):
+    except (Denied, BadReply) as error:
+        level = logging.INFO if isinstance(error, Denied) else logging.WARNING
+        log.log(level, "the table of %s lacks what the server has beside labels and dates: %s", "/".join(item), error)
         rows = []
     keys = ("ID", "xnat:subjectdata/id", "xnat:subjectassessordata/id", "xnat:experimentdata/id")
     return {row.get(*keys): row for row in rows}, started + site.ttl
