@@ -67,13 +67,11 @@ def test_a_second_machine_requests_no_content(user, shared, read):
 
 def test_entries_are_found_by_their_digest_only(user, shared, read):
     read("one", shared)
-    for path in shared.iterdir():
-        assert path.stat().st_mode & 0o777 == 0o711
+    assert [path for path in shared.iterdir() if path.is_dir()] == [], "its owner could list it"
     for path in entries(shared):
         assert path.stat().st_mode & 0o777 == 0o444
         digest, _, size = path.name.partition("-")
         assert (hashlib.md5(path.read_bytes()).hexdigest(), path.stat().st_size) == (digest, int(size))
-        assert path.parent.name == digest[:2]
 
 
 @pytest.mark.parametrize("harm", ["a flipped byte", "cut short", "a link", "a folder", "a pipe"])
@@ -88,7 +86,7 @@ def test_a_poisoned_entry_is_reported_and_the_server_serves(user, shared, read, 
     elif harm == "cut short":
         path.write_bytes(content[:-1])
     elif harm == "a link":
-        other = path.parents[2] / "elsewhere"
+        other = path.parents[1] / "elsewhere"
         other.write_bytes(content)
         path.symlink_to(other)
     elif harm == "a folder":

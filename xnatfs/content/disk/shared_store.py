@@ -1,11 +1,12 @@
 """Share verified files between machines: a directory of files by digest and length, on a disk that all of them mount.
 
-    DIR/<2 hex>/<md5>-<size>
+    DIR/<md5>-<size>
 
 The store is not trusted, and not needed: an entry is compared with the listing's digest and length before it enters a
 cache, and whatever fails there only costs a download. It has no index and no locks; entries are written beside their
-place and renamed. Its directories have the mode of DIR. Where that lets other users enter and write but not list it,
-only those find an entry that know its digest, from a listing of the server.
+place and renamed. Where DIR lets other users enter and write but not list it, only those find an entry that know its
+digest, from a listing of the server. There are no directories in DIR: the user that makes one can list it, whatever DIR
+allows.
 """
 
 import hashlib
@@ -60,7 +61,7 @@ class SharedStore:
             await self._in_thread(self._put, version, source)
 
     def _path(self, version: Version) -> Path:
-        return self._directory / version.digest[:2] / f"{version.digest}-{version.size}"
+        return self._directory / f"{version.digest}-{version.size}"
 
     def _open_verified(self, version: Version) -> int | None:
         path = self._path(version)
@@ -96,9 +97,6 @@ class SharedStore:
         if path.exists():
             return
         mode = self._directory.stat().st_mode
-        with suppress(FileExistsError):
-            path.parent.mkdir()
-            path.parent.chmod(stat.S_IMODE(mode))
         beside = path.with_name(f".{uuid.uuid4().hex}")
         fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
