@@ -811,6 +811,7 @@ class Sessions:
     def __init__(self) -> None:
         self.limit = 10**9
         self.turn = Claims(Path("/nowhere")).turn
+        self.shared = None
         self.asked: list[str] = []
         self.series_prefetch: series_files.SeriesPrefetch
         self._groups: dict[str, dict[Hashable, list[FileRow]]] = {}

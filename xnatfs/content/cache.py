@@ -49,8 +49,9 @@ class ContentCache:
         self.stats = CacheStats()
         self.clock = time.time  # the clock of the dates in the index, which outlive the process
         self.tidied = trio.Event()  # set once the leftovers of crashes are removed
+        self.shared = store.shared  # with other machines
         self._store = store
-        self._backing = Backing(store, self.stats, nursery, store.shared)
+        self._backing = Backing(store, self.stats, nursery, self.shared)
         self._revalidate = revalidate
         self._strict = strict
         self._files = OpenFiles(store, nursery)
@@ -91,8 +92,7 @@ class ContentCache:
 
     def filling(self) -> list[Blob]:
         """Return the files that are being fetched singly."""
-        entries = self._files.entries.values()
-        return [entry.blob for entry in entries if entry.fill is not None and entry.fill.is_running]
+        return [each.blob for each in self._files.entries.values() if each.fill is not None and each.fill.is_running]
 
     def has(self, version: Version) -> bool:
         """Return whether an open would need no request to the server. It takes one point read."""
@@ -116,8 +116,8 @@ class ContentCache:
     async def find_available(self, versions: Sequence[Version]) -> set[Version]:
         """Return the versions that need no request: those that `find_cached` returns, and those of the shared store."""
         found = await self.find_cached(versions)
-        if self._store.shared is not None:
-            found |= await self._store.shared.find([version for version in versions if version not in found])
+        if self.shared is not None:
+            found |= await self.shared.find([version for version in versions if version not in found])
         return found
 
     async def open(self, version: Version, source: Source) -> Blob:
@@ -196,8 +196,8 @@ class ContentCache:
         self.stats.fetched += len(data)
         self.stats.sound(version.key)
         self._write_behind.add(entry)
-        if self._store.shared is not None:
-            await self._store.shared.put(version, data)
+        if self.shared is not None:
+            await self.shared.put(version, data)
         await self._write_behind.wait_for_room()
 
     def distrust(self, version: Version) -> None:
