@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from datetime import datetime
-from functools import partial
+from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -117,13 +117,12 @@ class XnatFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no
             return False
         return True
 
-    def isdir(self, path: str) -> bool:
-        """Return whether there is a directory at a path; raise as `exists` does."""
-        return self.exists(path) and self._entry(path).is_dir
+    def _is(self, kind: str, path: str) -> bool:
+        """Return whether there is an entry of a kind at a path; raise as `exists` does."""
+        return self.exists(path) and self._entry(path).kind == kind
 
-    def isfile(self, path: str) -> bool:
-        """Return whether there is a file at a path; raise as `exists` does."""
-        return self.exists(path) and self._entry(path).is_file
+    isdir = partialmethod(_is, "directory")
+    isfile = partialmethod(_is, "file")
 
     def walk(
         self, path: str, maxdepth: int | None = None, topdown: bool = True, on_error: Any = None, **kwargs: Any
@@ -131,11 +130,10 @@ class XnatFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no
         """Walk as fsspec's own does; by default only what is denied is left out, where fsspec omits any failure."""
         return super().walk(path, maxdepth, topdown, on_error or _omit_denied, **kwargs)  # type: ignore[no-any-return]
 
-    def created(self, path: str) -> datetime | None:
-        return self._entry(path).modified
-
     def modified(self, path: str) -> datetime | None:
         return self._entry(path).modified
+
+    created = modified
 
     def ukey(self, path: str) -> str:
         """Return a key of a file's content: the same in every process, and another one once the file has changed."""

@@ -114,7 +114,7 @@ class _Tar:
 
 
 class _Arrivals:
-    """What another machine adds to the shared store, while that fetches the tar."""
+    """Watch what another machine adds to the shared store while it fetches the tar."""
 
     def __init__(self, tar: _Tar, content: ContentCache) -> None:
         self._tar = tar
