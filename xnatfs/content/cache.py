@@ -8,8 +8,8 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 import trio
@@ -59,7 +59,9 @@ class ContentCache:
         self._dropped: deque[str] = deque(maxlen=MOST_DROPPED)  # folders of which no file is opened since
         self._distrusted: set[bytes] = set()  # identities to be fetched anew, even if a copy is cached
         self._write_behind = WriteBehind(store, nursery, self._files)
-        self.upkeep = Upkeep(store, self._write_behind.write)
+        self.turn = store.claims.turn  # fetch files in turn with the other processes
+        self.write = self._write_behind.write  # what was put: then the other processes find it
+        self.upkeep = Upkeep(store, self.write)
 
     @property
     def bytes_used(self) -> int:
@@ -154,10 +156,6 @@ class ContentCache:
             blob.close()
             raise
         return blob
-
-    def turn(self, name: str, is_done: Callable[[], bool]) -> AbstractAsyncContextManager[bool]:
-        """Fetch files in turn with the other processes, as `Claims.turn`."""
-        return self._store.claims.turn(name, is_done)
 
     async def open_local(self, blob: Blob) -> tuple[Path, int]:
         """Return the path of an open file's verified bytes, and a descriptor; while that is open the file stays there.

@@ -14,14 +14,14 @@ import hashlib
 import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
 import trio
 
 from xnatfs.common.errors import BadReply, XnatError
-from xnatfs.common.tasks import background
+from xnatfs.common.tasks import background, unattended
 from xnatfs.content import ContentCache, Version
 from xnatfs.prefetch.read_pattern import (
     MAX_MEMBER_BYTES,
@@ -48,8 +48,6 @@ MEMBER_WAIT_SECONDS = 0.5
 IDLE_READER_SECONDS = 5.0
 # Seconds without a retry for a resource whose tar has failed, or a session whose files the cache does not retain.
 NO_TAR_SECONDS = 60.0
-# Seconds after which another process has stored what its archive brought: twice as long as it gathers files to write.
-STORED_AFTER_SECONDS = 0.1
 # Seconds without a new file after which a machine that fetches an archive counts as gone, seconds between such looks,
 # and the files that are looked for: the next ones of the archive, most likely.
 STALLED_SECONDS, ARRIVAL_CHECK_SECONDS, FILES_PER_CHECK = 5.0, 1.0, 32
@@ -285,14 +283,20 @@ class SeriesPrefetch:
                     tar.wake(path)
             return False
 
-        async with self._content.turn(f"tar-{tar.series.resource}", is_stored) as waited:
-            if waited:
-                await trio.sleep(STORED_AFTER_SECONDS)
+        async with AsyncExitStack() as turn:
+            waited = await turn.enter_async_context(self._content.turn(f"tar-{tar.series.resource}", is_stored))
             async with self._machine_turn(tar) as followed:
                 tar.is_elsewhere = False
                 # What readers of all processes request singly now is missing still, and no reason for a tar.
                 least = len(tar.series.rows) // 2 if waited or followed else MIN_FILES_LEFT - 1
-                return await self._read_members(session, tar, least)
+                is_complete = await self._read_members(session, tar, least)
+            self._nursery.start_soon(self._end_turn, turn.pop_all())
+        return is_complete
+
+    async def _end_turn(self, turn: AsyncExitStack) -> None:
+        """Release a claim once the other processes find what was put."""
+        async with turn:
+            await unattended("an archive's files are not written", logging.WARNING, self._content.write)
 
     def _machine_turn(self, tar: _Tar) -> AbstractAsyncContextManager[bool]:
         """Fetch a tar in turn with the machines that share a store, as `SharedStore.turn`; without one, at once."""
