@@ -2,10 +2,10 @@
 
     DIR/<2 hex>/<md5>-<size>
 
-The store is not trusted, and not needed: an entry is compared with the listing's digest and length before it enters a
-cache, and whatever fails there only costs a download. It has no index and no locks; entries are written beside their
-place and renamed. Its directories have the mode of DIR. Where that lets other users enter and write but not list it,
-only those find an entry that know its digest, from a listing of the server.
+The store is neither trusted nor required: an entry is compared with the listing's digest and length before it enters a
+cache, and a failure costs a download at most. It has no index and no locks; entries are written under temporary names
+and renamed. Its directories have the mode of DIR. If that mode lets other users enter and write but not list it, an
+entry is found only by its digest, which a listing of the server states.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ class SharedStore:
 
     Attributes:
         hits: Files that came from it.
-        poisoned: Entries whose content was not that of their name.
+        poisoned: Entries whose content did not match their name.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -75,7 +75,7 @@ class SharedStore:
             return fd
         os.close(fd)
         self.poisoned += 1
-        log.warning("shared cache: %s is not what its name says: it is not used", path)
+        log.warning("shared cache: the content of %s does not match its name; the file is not used", path)
         with suppress(OSError):  # of another user: it stays, and is reported again
             path.unlink()
         return None
