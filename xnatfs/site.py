@@ -127,7 +127,7 @@ class Site:
 
         From now on stored listings are served while they are requested anew, and new listings are stored, if the
         account is known. With `offline` they are also served while the server is unreachable. Without `persists` every
-        listing is the server's own of now: a program that ends soon would see what was, and never what is.
+        listing is current: a program that ends soon would otherwise see only past ones.
         """
         self._nursery.start_soon(self._tidy)
         self._nursery.start_soon(keep_collections_short)

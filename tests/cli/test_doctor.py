@@ -160,7 +160,7 @@ LOGIN_PAGE = b"""<form><select id="login_method" name="login_method">
 @pytest.mark.parametrize(
     ("provider", "text", "is_well"),
     [
-        ("", "localdb, ldap & ?[1m; which one is for the server to choose", True),
+        ("", "localdb, ldap & ?[1m; the server chooses one", True),
         ("localdb", "localdb by the profile", True),
         ("kerberos", "kerberos by the profile", False),
     ],

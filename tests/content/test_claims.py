@@ -137,7 +137,7 @@ async def test_a_stopped_process_is_not_waited_for(caches, tmp_path):
 
 async def test_an_archive_is_claimed_until_its_files_are_there_for_the_next_process(caches):
     one, other = caches
-    prefetch = SeriesPrefetch(None, one, None)
+    prefetch = SeriesPrefetch(None, one, None)  # type: ignore[arg-type]  # neither is used here
     turn = AsyncExitStack()
     await turn.enter_async_context(one.turn("tar-34", lambda: False))
     await one.put(version(SMALL), SMALL)

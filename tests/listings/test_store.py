@@ -14,6 +14,7 @@ import pytest
 import trio
 
 from tests.prefetch.test_session_listings import asked, entries, find, made, served
+from tests.support.walk import MADE
 from tests.support.wire import Wire
 from xnatfs.common.errors import NotFound
 from xnatfs.demo.server.app import DemoXnat
@@ -261,7 +262,8 @@ async def mounted(line: Line, directory: Path, user: str = "u", ttl: float = 60.
 
 
 async def names(site: Site, path: str) -> list[str]:
-    return list((await (await find(site, path)).children()).nodes)
+    """Return the names in a directory, without files that are made from listings."""
+    return [name for name in (await (await find(site, path)).children()).nodes if name not in MADE]
 
 
 SESSION = "projects/P/S1/S1_MR"

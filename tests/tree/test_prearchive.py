@@ -267,7 +267,7 @@ async def test_a_list_of_another_revision_is_stale_and_the_next_look_is_right(se
         server.contents["c.dcm"] = b"new"
         server.list_files()
         server.become(received(lastmod="2024-01-02 03:06:00.0"))
-        with pytest.raises(Stale, match="look again"):
+        with pytest.raises(Stale, match="list it again"):
             await directory.children()
         assert await names(site, f"{SESSION}/scans/1/DICOM") == ["sub", "a.dcm", "c.dcm"]
 

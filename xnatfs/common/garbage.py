@@ -1,8 +1,8 @@
 """Keep the garbage collector's pauses short in a process that holds millions of objects.
 
-A full collection looks at every object, and all else waits: 57 ms for the rows and nodes of 40,000 sessions, 80 ms for
-200,000 listed files (measured). What has survived a long one is exempt from the next ones, until the process has been
-idle: then everything is looked at once, since an exempt cycle of objects is never released.
+A full collection visits every object while all other work waits: 57 ms for the rows and nodes of 40,000 sessions, 80 ms
+for 200,000 listed files (measured). Survivors of a long one are exempt from the next ones, until the process has been
+idle: then one collection visits everything, since an exempt cycle of objects is never released.
 """
 
 import gc
@@ -53,7 +53,7 @@ def _exempt_survivors(phase: str, information: dict[str, int]) -> None:
 
 
 async def _idle() -> None:
-    """Return when the process has done next to nothing for a while, or has never been idle for long."""
+    """Wait until the process has been nearly idle for a while, or has been busy for too long."""
     for _ in range(MOST_BUSY_CHECKS):
         before = time.process_time()
         await trio.sleep(IDLE_CHECK_SECONDS)

@@ -58,7 +58,7 @@ async def unattended(what: str, level: int, work: Callable[..., Awaitable[object
 
 
 async def aside(count: int, work: Callable[[], T]) -> T:
-    """Return what `work` makes of so many rows, in a thread where that would keep other tasks waiting."""
+    """Return the result of `work` on this many rows; run it in a thread if other tasks would have to wait."""
     import trio
 
     return work() if count <= MOST_ROWS_IN_LOOP else await trio.to_thread.run_sync(work)

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 # this period; the order of eviction needs no better accuracy.
 FLUSH_SECONDS = 30.0
 
-# Dropped folders to which nothing is added, the latest: what was on its way is over before so many more are dropped.
+# Recently dropped folders, to which nothing is added: their downloads end before as many more are dropped.
 MOST_DROPPED = 1000
 
 # Versions that are looked up between two checkpoints: 2 to 4 ms. Every SQLite accepts 999 in a statement.

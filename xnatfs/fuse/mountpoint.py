@@ -78,7 +78,7 @@ def check_mountpoint(mountpoint: Path, source: str = "") -> None:
 
 
 def is_trigger(mountpoint: Path) -> bool:
-    """Return whether an automounter waits for a mount there.
+    """Return whether the path is the trigger of an automounter that waits for a mount.
 
     The kernel lets the processes of the automounter's process group in, and all others wait for the mount; see
     Documentation/filesystems/autofs.rst of Linux.

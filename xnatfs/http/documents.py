@@ -82,7 +82,7 @@ async def fetch_text(transport: Transport, path: str) -> str:
 
 
 async def fetch_bytes(transport: Transport, path: str, params: Mapping[str, str], *, is_change: bool = False) -> bytes:
-    """Fetch a document as it is. The arguments are those of `fetch`."""
+    """Fetch a document unparsed. The arguments are those of `fetch`."""
 
     async def join(chunks: AsyncGenerator[bytes]) -> bytes:
         body = bytearray()

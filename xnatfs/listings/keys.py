@@ -10,7 +10,7 @@ from typing import ClassVar
 from xnatfs.rest.models import Item
 from xnatfs.rest.prearchive_lists import Revision
 
-# Seconds for which a list of the prearchive is fresh: its sessions change while they are looked at.
+# Seconds for which a list of the prearchive is fresh: its sessions change all the time.
 PREARCHIVE_TTL_SECONDS = 5.0
 
 Path = tuple[str, ...]  # the names of a path, from the root of the mount

@@ -273,7 +273,7 @@ class SeriesPrefetch:
     async def _stream(self, session: SessionReads, tar: _Tar) -> bool:
         """Fetch the tar, and return whether nothing is left of it. Raises what the client raises.
 
-        While another process or machine fetches it, what that stores is served.
+        While another process or machine fetches it, the files that it stores are served.
         """
 
         def is_stored() -> bool:

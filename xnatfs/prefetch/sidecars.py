@@ -21,7 +21,7 @@ from xnatfs.rest.file_table import Catalogue
 
 log = logging.getLogger(__name__)
 
-# Of all such resources of a session together: a hundred sidecars. More is not fetched for the sake of one of them.
+# Of all such resources of a session together: a hundred sidecars. More is never fetched to read one of them.
 MAX_TOGETHER_BYTES = 2**20
 # With fewer files that are not cached, single requests cost no more.
 MIN_FILES = 2
@@ -47,7 +47,7 @@ class SessionSidecars:
         self._lock = trio.Lock()
 
     async def fetch(self) -> None:
-        """Fetch what is not cached; the first call does, and others wait for it. Any failure leaves single requests."""
+        """Fetch the files that are not cached; later calls wait for the first. A failure leaves single requests."""
         async with self._lock:
             if self._is_done:
                 return

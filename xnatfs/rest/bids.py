@@ -1,4 +1,4 @@
-"""Parse what the view bids/ requests: maps of names, and which sessions have converted images."""
+"""Parse the replies that bids/ needs: maps of names, demographics, and the resources of scans by session."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -70,7 +70,7 @@ class Demographics:
 
 
 def is_converted(label: str) -> bool:
-    """Return whether a resource of this label holds converted images, or what belongs to them."""
+    """Return whether a resource with this label holds converted images or their sidecars."""
     return label.strip().upper() in ("NIFTI", "BIDS")
 
 

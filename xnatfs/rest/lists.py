@@ -114,7 +114,7 @@ class JoinedScans:
 
     @classmethod
     def of(cls, scans: Iterable[Scan]) -> Self:
-        """Build the same from the list of a session's own scans, to compare with."""
+        """Build the scans of a session from its own list, for comparison."""
         return cls({scan.id: replace(scan, xsi_type="") for scan in scans})
 
     def add(self, row: Row) -> None:
@@ -135,7 +135,7 @@ class JoinedScans:
         for row in rows:
             session = row.need("session_ID", "ID", "xnat:imagesessiondata/id", "xnat:experimentdata/id")
             if not row.has(SCAN_COLUMNS[0]):
-                raise BadReply(f"the server's list of sessions tells nothing of their scans: {sorted(row.cells)}")
+                raise BadReply(f"the server's list of sessions has no columns for their scans: {sorted(row.cells)}")
             if session not in found:
                 found[session] = cls()
             found[session].add(row)

@@ -1,4 +1,4 @@
-"""List what a session in the prearchive holds, while the server does no work on it.
+"""List the contents of a session in the prearchive while the server does no work on it.
 
 The server adds, renames and moves files while it receives, builds or archives a session, and lists what is there. So a
 list counts only if the session was at rest, and the same revision, after it was made; before, its row said so.
@@ -47,7 +47,7 @@ def part(revision: Revision, group: tuple[str, str]) -> Item:
 
 
 def resource_id(revision: Revision, group: tuple[str, str], label: str) -> str:
-    """Return what caches know a resource by; it has no number. A changed session has other resources."""
+    """Return the key of a resource in caches, since it has no number. A changed session has other resources."""
     return ":".join(("prearchive", *map(segment, (*revision, *group, label))))
 
 
@@ -102,13 +102,13 @@ async def _confirm(xnat: "Xnat", revision: Revision) -> None:
     rows = map(PrearchiveSession.parse, await xnat.rows(*revision.item))
     found = next((row for row in rows if row.id == name), None)
     if found is None:
-        raise NotFound(f"{name} is not in the prearchive any more")
+        raise NotFound(f"{name} is no longer in the prearchive")
     if found.busy:
         raise busy(found)
     if Revision.of(found) != revision:
-        raise Stale(f"{name} has changed in the prearchive: look again")
+        raise Stale(f"{name} has changed in the prearchive: list it again")
 
 
 def busy(session: PrearchiveSession) -> Busy:
     """Return the error of a session that the server is at work on."""
-    return Busy(f"{session.id} is {session.status}: its files are shown when the server has finished with it")
+    return Busy(f"{session.id} is {session.status}: its files are shown when the server has finished")

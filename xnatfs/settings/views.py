@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-# The directories at the top, in their order, and those of them that a mount has if it is not told otherwise.
+# The directories at the top, in their order, and the default ones.
 ALL_VIEWS = ("projects", "experiments", "subjects", "prearchive", "bids", "archive")
 DEFAULT_VIEWS = ALL_VIEWS[:-1]
 # Views in which the files of the archive have a name each.

@@ -36,5 +36,5 @@ class Root(StaticDir):
         return [view(self.site, self, name) for name, view in VIEWS.items() if name in shown]
 
     async def child(self, name: str) -> Node:
-        """Return a view. Links lead into `projects`, so that it is found even if it is not shown."""
+        """Return a view. `projects` is found even if it is not shown, since links lead there."""
         return Projects(self.site, self, name) if name == "projects" else await super().child(name)

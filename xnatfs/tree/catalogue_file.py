@@ -111,7 +111,7 @@ class CatalogueFile(File):
         self._forget_nodes()
 
     def _forget_nodes(self) -> None:
-        """Have the nodes of its folders made anew, here and in projects/: they are not right any more."""
+        """Discard the outdated nodes of its folders, here and in projects/, so that they are made again."""
         assert self.parent is not None
         self.site.shown.forget(self.parent.path)
         self.site.shown.forget((*self.files.resource_dir.path, *split(self.row.path)[:-1]))

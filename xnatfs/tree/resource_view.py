@@ -86,7 +86,7 @@ class ResourceView(Dir):
         return await self.listing()
 
     async def check_listed(self, path: str) -> None:
-        """Raise NotFound if one of its files is not in the server's listing any more."""
+        """Raise NotFound if the server no longer lists one of its files."""
         listing = await self.young_listing()
         self.site.metadata.forget(FoldersKey(self.path))
         if path not in catalogue_of(listing.groups, self.resource.id).paths():

@@ -119,7 +119,7 @@ async def test_the_table_of_scans_is_one_list_of_the_project(server, tmp_path):
 async def test_a_server_that_does_not_join_is_an_error_and_no_empty_table(server, tmp_path):
     server.lists["experiments"] = [{"session_ID": "X_E1"}]
     async with opened(server, tmp_path) as site:
-        with pytest.raises(BadReply, match="nothing of their scans"):
+        with pytest.raises(BadReply, match="no columns for their scans"):
             await content(site, "projects/P/scans.tsv")
 
 

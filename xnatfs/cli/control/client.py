@@ -30,7 +30,7 @@ ANSWER_SECONDS = 10.0
 # Seconds that a command waits for each mount to take note of a change: it costs no request.
 ANNOUNCE_SECONDS = 2.0
 # Seconds that xnatctl waits for a listing from a mount before it requests it from the server; and the age up to
-# which it prints one. A mount may keep listings for longer, as its user has chosen for what programs read.
+# which it prints one. A mount may keep listings for longer: its user chose that for programs that read files.
 LISTING_SECONDS, LISTING_AGE_SECONDS = 0.5, 60.0
 # Changed items that are named; of more, all listings are requested anew.
 MAX_ANNOUNCED = 500
@@ -129,7 +129,7 @@ def mounts_of(url: str) -> list[LiveMount]:
 
 
 def find_rows(url: str, user: str, item: Sequence[str]) -> list[dict[str, str]] | None:
-    """Return a list of a server from a mount of the same account that holds it fresh; None without one.
+    """Return a list of a server that a mount of the same account holds fresh; None without one.
 
     Args:
         url: The server.

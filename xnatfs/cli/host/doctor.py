@@ -215,7 +215,7 @@ async def _login_methods(config: Config) -> list[Check]:
     methods, chosen = await probe.login_methods(config), config.profile.provider
     if not methods:
         return []
-    whose = f"{chosen} by the profile" if chosen else "which one is for the server to choose"
+    whose = f"{chosen} by the profile" if chosen else "the server chooses one"
     is_known = not chosen or chosen in methods
     todo = "" if is_known else "set 'provider' in the profile to one of them"
     return [Check("login methods", f"{', '.join(methods)}; {whose}", todo)]

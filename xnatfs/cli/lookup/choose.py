@@ -48,7 +48,7 @@ whole_sessions: Option = options_of(
 
 
 async def left_out(site: Site, accession: str, *, of_session: bool, of_assessors: bool) -> str:
-    """Return what a copy of all scans of a session leaves out, as a line for the user; '' if it is nothing."""
+    """Return a line that names the data left out by a copy of all scans; '' if there are none."""
     rows = (await site.resources(("experiments", accession), True)).rows
     own = [] if of_session else [row.label or row.id for row in rows if row.category == "resources"]
     assessors = set() if of_assessors else {row.cat_id for row in rows if row.category == "assessors"}

@@ -1,7 +1,7 @@
-"""Have one process of a machine fetch what several processes want: claims by name, as locks beside the downloads.
+"""Let one process of a machine fetch a file for all of them: claims by name, as locks beside the downloads.
 
-A claim only saves requests. A process that cannot claim a name, or waits in vain, fetches without a claim. That of a
-process that has ended is free, and its file is removed with its downloads (`CacheDirectory.tidy_partials`).
+A claim only saves requests. A process that cannot claim a name, or waits in vain, fetches without a claim. The claim of
+a process that has ended is free, and its file is removed with its downloads (`CacheDirectory.tidy_partials`).
 """
 
 import os

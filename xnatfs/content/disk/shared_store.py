@@ -2,11 +2,10 @@
 
     DIR/<md5>-<size>
 
-The store is not trusted, and not needed: an entry is compared with the listing's digest and length before it enters a
-cache, and whatever fails there only costs a download. It has no index; entries are written beside their
-place and renamed. Where DIR lets other users enter and write but not list it, only those find an entry that know its
-digest, from a listing of the server. There are no directories in DIR: the user that makes one can list it, whatever DIR
-allows.
+The store is neither trusted nor required: an entry is compared with the listing's digest and length before it enters a
+cache, and a failure costs a download at most. It has no index; entries are written under temporary names and renamed.
+If the mode of DIR lets other users enter and write but not list it, an entry is found only by its digest, which a
+listing of the server states. There are no directories in DIR: the user that makes one can list it, whatever DIR allows.
 """
 
 import hashlib
@@ -42,7 +41,7 @@ class SharedStore:
 
     Attributes:
         hits: Files that came from it.
-        poisoned: Entries whose content was not that of their name.
+        poisoned: Entries whose content did not match their name.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -104,7 +103,7 @@ class SharedStore:
             return fd
         os.close(fd)
         self.poisoned += 1
-        log.warning("shared cache: %s is not what its name says: it is not used", path)
+        log.warning("shared cache: the content of %s does not match its name; the file is not used", path)
         with suppress(OSError):  # of another user: it stays, and is reported again
             path.unlink()
         return None

@@ -178,7 +178,7 @@ class Refresher:
         return found
 
     def _forget_derived(self, is_concerned: Callable[[NodePath], bool]) -> None:
-        """Forget what was made of listings: directories of these paths, links, and what waits to be archived."""
+        """Drop everything derived from listings: directories of these paths, links, and the prearchive."""
 
         def which(key: Hashable, value: object) -> bool:
             if isinstance(key, ChildrenKey | FoldersKey | GeneratedKey):

@@ -1,4 +1,4 @@
-"""Answer xnatctl from listings that the mount holds fresh. No request is sent."""
+"""Answer xnatctl from fresh listings of the mount. No request is sent."""
 
 from collections.abc import Sequence
 from html import escape
@@ -16,7 +16,7 @@ from xnatfs.site import Site
 def fresh_rows(site: Site, item: Sequence[Any]) -> Message:
     """Return a list of the server as its rows, with the account and the age; None as rows if it is not held fresh.
 
-    An empty list is not returned: the server says why it is empty.
+    An empty list is never returned: only the server can say why it is empty.
 
     Args:
         site: The server.

@@ -83,7 +83,7 @@ async def warm(root: Dir, operations: Operations, path: str, pin: bool, report: 
 
 
 async def _make(files: Sequence[File], operations: Operations) -> None:
-    """Make the files that are made from listings; a failure is recorded for its path, and no reason to stop."""
+    """Generate the files that are made from listings; record a failure for its path and continue."""
     for file in files:
         try:
             await file.size()

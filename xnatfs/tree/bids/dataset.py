@@ -1,4 +1,4 @@
-"""Read what a project's dataset is made of: its folders from two or three lists, its names session by session."""
+"""Read the parts of a project's dataset: its folders from two or three lists, its names session by session."""
 
 import logging
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence

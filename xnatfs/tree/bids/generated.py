@@ -1,4 +1,4 @@
-"""Make the files of a dataset that no server stores: from listings alone, and the same bytes from the same listings."""
+"""Generate the files of a dataset that no server stores. Equal listings give equal bytes."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from xnatfs.tree.bids.rules.names import BIDS_VERSION
 
-# What a table shows for a value that is not there, as BIDS wants it.
+# The value of an unknown cell, by the rules of BIDS.
 ABSENT = "n/a"
 
 

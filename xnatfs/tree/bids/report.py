@@ -1,4 +1,4 @@
-"""Report on a whole dataset: where each of its files is on the server, and what it leaves out and why."""
+"""Report on a whole dataset: the address of each file on the server, and the reason of each omission."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -137,7 +137,7 @@ class TreeDir(Dir):
 
 
 class TreeNodes(Listed):
-    """The nodes of one folder of a tree, and further ones, which count less; files are made when they are asked for."""
+    """The nodes of one folder of a tree, made on demand, and further nodes, which they override."""
 
     def __init__(self, parent: Dir, tree: Tree, added: Mapping[str, Node]) -> None:
         self._parent = parent

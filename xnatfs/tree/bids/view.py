@@ -236,7 +236,7 @@ class DataTypeDir(_PlannedDir):
 
 
 class _Files(Listed):
-    """Files by name, made when they are asked for: then they have what was learnt of their sizes meanwhile."""
+    """Files by name, made on demand, with the sizes that are known by then."""
 
     def __init__(self, parent: Dir, planned: PlannedSession, files: Mapping[str, StoredFile]) -> None:
         self._parent = parent

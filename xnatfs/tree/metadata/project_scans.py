@@ -78,7 +78,7 @@ def _by_session(rows: Iterable[Row]) -> dict[str, Scans]:
     for row in rows:
         session = row.need("session_ID", "ID", "xnat:imagesessiondata/id", "xnat:experimentdata/id")
         if not row.has(ID):
-            raise BadReply(f"the server's list of sessions tells nothing of their scans: {sorted(row.cells)}")
+            raise BadReply(f"the server's list of sessions has no columns for their scans: {sorted(row.cells)}")
         scans = found.setdefault(session, {})
         if not (id := row.get(ID)):
             continue

@@ -55,7 +55,7 @@ class PrearchiveDir(Dir):
         depth = len(self.prefix)
         rows = {row.key[depth]: row for row in listing.rows if row.key[:depth] == self.prefix}
         if self.prefix and not rows:
-            raise NotFound(f"no session of {'/'.join(self.prefix)} is in the prearchive any more")
+            raise NotFound(f"no session of {'/'.join(self.prefix)} is in the prearchive now")
         named = assign(rows, str, str)
         shown = {name: rows[key] for name, key in named.items() if depth or self.site.views.shows_project(key)}
         return Children({name: self._node(name, row) for name, row in shown.items()}, listing.expires)
@@ -80,11 +80,11 @@ class ReceivedSessionDir(Dir):
         self.row = row  # as it was when the directory was looked up
 
     async def current(self) -> tuple[PrearchiveSession, float]:
-        """Return its row now, and until when that is valid. Raises NotFound if it is not in the prearchive any more."""
+        """Return its row now, and until when that is valid. Raises NotFound if it has left the prearchive."""
         listing: Listing[PrearchiveSession] = await self.site.listings.get(PrearchiveKey())
         found = next((row for row in listing.groups.get(self.row.project, ()) if row.key == self.row.key), None)
         if found is None:
-            raise NotFound(f"{self.row.id} is not in the prearchive any more")
+            raise NotFound(f"{self.row.id} is no longer in the prearchive")
         self.row = found
         return found, listing.expires
 
@@ -204,7 +204,7 @@ class ReceivedResourcesDir(Dir):
         listing = await self.session.resources()
         rows = listing.groups.get(self.group, ())
         if not rows and self.group[0] == SCANS_CATEGORY:
-            raise NotFound(f"scan {self.group[1]} is not in {self.session.row.id} any more")
+            raise NotFound(f"scan {self.group[1]} is no longer in {self.session.row.id}")
         named = assign(rows, lambda row: row.label, lambda row: row.id)
         revision = Revision.of(self.session.row)
         shown = {name: row for name, row in named.items() if self.site.views.shows_resource(row.label)}

@@ -1,4 +1,4 @@
-"""Define what a session's plan consists of."""
+"""Define the parts of a session's plan."""
 
 import math
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ class Rules:
 
 
 class LeftOut(NamedTuple):
-    """A scan or a file of it that is not shown, or is shown though something about it is doubtful."""
+    """A scan or a file that is not shown, or is shown with a doubt."""
 
     scan: str
     file: str  # '' for the whole scan

@@ -32,7 +32,7 @@ _LOCALIZER = re.compile(_GUESSES[0][0], re.IGNORECASE)
 
 
 def is_like_localizer(scan: Scan) -> bool:
-    """Return whether type or description suggest that a scan is no image to be shown, so that its sidecar is asked."""
+    """Return whether type or description suggest that the scan is not to be shown, so that its sidecar must be read."""
     return _LOCALIZER.search(f"{scan.type} {scan.series_description}") is not None
 
 

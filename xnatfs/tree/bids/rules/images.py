@@ -93,7 +93,7 @@ class Sidecars:
         return float(time) if isinstance(time, int | float) and not isinstance(time, bool) and 0 < time < 10 else None
 
     def is_discarded(self, image: StoredImage) -> bool:
-        """Return whether dcm2niix takes the image for a localizer or the like."""
+        """Return whether dcm2niix classified the image as a localizer or as derived."""
         guess = self.of(image).get("BidsGuess")
         return isinstance(guess, list) and bool(guess) and str(guess[0]).lower() == "discard"
 

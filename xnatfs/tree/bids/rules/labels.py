@@ -1,4 +1,4 @@
-"""Make the labels of sub- and ses- folders: of the labels on the server, and never of an index or an order of rows."""
+"""Derive the labels of sub- and ses- folders from those on the server, never from an index or an order of rows."""
 
 import hashlib
 import re

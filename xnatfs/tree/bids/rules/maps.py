@@ -32,7 +32,7 @@ class MapLine:
     targets: tuple[str, ...] = ()  # names of the images that a field map is for
 
     def parse(self) -> BidsName:
-        """Return the name without subject and session, which come of the server. Raises InvalidName."""
+        """Return the name without subject and session, which come from the server. Raises InvalidName."""
         return BidsName.parse(self.bidsname).having(sub="", ses="")
 
 

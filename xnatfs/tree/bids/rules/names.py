@@ -161,7 +161,7 @@ def _entity(part: str) -> tuple[str, str]:
 
 
 def _mismatch(entities: Mapping[str, str], group: Mapping[str, Any]) -> str:
-    """Return what keeps entities from a group of the schema, or ''."""
+    """Return the reason why a group of the schema excludes the entities, or ''."""
     missing = [name for name in group["required"] if name not in entities]
     if missing:
         return f"{missing[0]}- is missing"

@@ -1,4 +1,4 @@
-"""Plan a session: which of its files are shown under which names, and why the others are not.
+"""Plan a session: name the files that are shown, and give a reason for each of the others.
 
 The plan depends on what the server lists, on the map and on sidecars, and not on the order of any rows. No two files
 get one name, also where only the case differs. A name that two files should have is given to neither.
