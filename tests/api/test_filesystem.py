@@ -258,8 +258,9 @@ def test_an_outage_ends_a_walk_and_is_not_taken_for_absence(user):
     assert fs.exists(SCAN)
     user.demo.app.faults.append(lambda request: Reply(503))
     try:
-        with pytest.raises(OSError, match="503"):
-            fs.exists(SCAN)
+        for look in (fs.exists, fs.isdir, fs.isfile):
+            with pytest.raises(OSError, match="503"):
+                look(SCAN)
         with pytest.raises(OSError, match="503"):
             fs.find("/projects/BRAINS/SUB002")
     finally:
@@ -270,3 +271,29 @@ def test_a_file_that_exists_is_not_created_anew(fs):
     """Check the part of `AbstractOpenTests` that a read-only file system has."""
     with pytest.raises(OSError, match="Read-only"):
         fs.open(BIG, "xb")
+
+
+def test_what_a_link_leads_to_is_listed_and_found_by_the_path_as_given(fs):
+    link = f"/experiments/{fs.info('/projects/BRAINS/SUB001/SUB001_MR1')['uri'].rpartition('/')[2]}"
+    assert fs.info(link)["name"] == link
+    assert fs.info(f"{link}/scans/1")["name"] == f"{link}/scans/1"
+    assert f"{link}/scans" in fs.ls(link, detail=False)
+    assert len(fs.glob(f"{link}/scans/1/DICOM/*.dcm")) == 40
+    assert f"{link}/scans/1/NIFTI/t1.nii.gz" in fs.find(f"{link}/scans/1")
+
+
+@pytest.mark.parametrize("options", [{"pass": "geheim"}, {"secret": "geheim"}, {"cache_directory": "/tmp"}])
+def test_no_unknown_option_is_stored_in_a_pickle(user, options):
+    with pytest.raises(TypeError, match="no such option"):
+        fsspec.open(user.url(NIFTI), **options)
+
+
+def test_no_login_in_a_url_is_stored_in_a_pickle():
+    with pytest.raises(TypeError, match="login in the URL"):
+        url_to_fs("xnat://ann:geheim@host/projects")
+
+
+def test_bounds_of_ranges_may_be_any_sequence(fs):
+    assert fs.cat_ranges(fs.ls(DICOM, detail=False)[:1], (128,), (132,)) == [b"DICM"]
+    with pytest.raises(TypeError, match="list"):
+        fs.cat_ranges(f"/{NIFTI}", 0, 1)

@@ -12,7 +12,7 @@ import xnatfs
 from tests.api.conftest import BIG, DICOM, NIFTI
 from tests.support.mounting import environment, run
 from xnatfs.api.endpoint import endpoint_of
-from xnatfs.api.portal import Portal
+from xnatfs.api.portal import Portal, get_portal
 from xnatfs.demo.server.reply import Reply
 
 READ = """
@@ -176,3 +176,47 @@ def test_a_portal_that_is_closed_while_it_opens_fails_its_users(user):
         assert not made.post(os.getpid)
     finally:
         user.demo.app.faults.clear()
+
+
+def test_an_exception_of_any_signal_handler_ends_the_call_in_the_portal(user, stalled):
+    class Alarm(Exception):
+        pass
+
+    def ring(*_: object) -> None:
+        raise Alarm
+
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        with xnatfs.open(user.demo.url) as server:
+            portal = get_portal(server._endpoint)
+            signal.setitimer(signal.ITIMER_REAL, 0.5)
+            with pytest.raises(Alarm):
+                server.read(BIG)
+            for _ in range(500):
+                if not portal._nursery.child_tasks:
+                    break
+                time.sleep(0.01)
+            assert not portal._nursery.child_tasks
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_portal_that_ends_is_not_given_to_the_next_user(user, monkeypatch):
+    """Release and get at the same moment: the one that is closing is found no more."""
+    close = Portal.close
+
+    def open_meanwhile(portal: Portal, seconds: float) -> None:
+        monkeypatch.setattr(Portal, "close", close)
+        others.append(xnatfs.open(user.demo.url))
+        close(portal, seconds)
+
+    others: list[xnatfs.Server] = []
+    before = _portals(user)
+    first = xnatfs.open(user.demo.url)
+    monkeypatch.setattr(Portal, "close", open_meanwhile)
+    first.close()
+    with others[0] as server:
+        assert server._portal is get_portal(server._endpoint)
+        assert not server._portal.is_closed
+        assert server.exists(NIFTI)
+    assert _portals(user) == before

@@ -280,3 +280,18 @@ def test_the_stub_has_the_public_names(server):
     assert set(xnatfs.__all__) <= set(dir(xnatfs))
     with pytest.raises(AttributeError, match="no attribute 'opne'"):
         xnatfs.opne  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_a_target_that_cannot_be_written_stays(server, tmp_path):
+    target = tmp_path / "made"
+    target.mkdir()
+    (target / "copy").symlink_to("/proc/self/comm/none")  # root may write to any other file
+    with pytest.raises(NotADirectoryError):
+        server.download(NIFTI, target / "copy")
+    assert (target / "copy").is_symlink()
+
+
+def test_only_a_session_has_scans(server):
+    for path in ("projects/BRAINS", "projects/BRAINS/SUB001", SCAN, NIFTI):
+        with pytest.raises(NotADirectoryError, match="not a session"):
+            server.scans(path)

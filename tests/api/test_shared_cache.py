@@ -4,14 +4,19 @@ import argparse
 import hashlib
 import os
 import shutil
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 import xnatfs
 from tests.api.conftest import BIG, DICOM, NIFTI, User
+from tests.support.content_fakes import SMALL, FakeSource, version
 from xnatfs.cli import options
+from xnatfs.content import Version, open_cache
+from xnatfs.content.disk.shared_store import SharedStore
 from xnatfs.settings.config import Profile, server_config_of
 
 
@@ -67,13 +72,11 @@ def test_a_second_machine_requests_no_content(user, shared, read):
 
 def test_entries_are_found_by_their_digest_only(user, shared, read):
     read("one", shared)
-    for path in shared.iterdir():
-        assert path.stat().st_mode & 0o777 == 0o711
+    assert [path for path in shared.iterdir() if path.is_dir()] == [], "its owner could list it"
     for path in entries(shared):
         assert path.stat().st_mode & 0o777 == 0o444
         digest, _, size = path.name.partition("-")
         assert (hashlib.md5(path.read_bytes()).hexdigest(), path.stat().st_size) == (digest, int(size))
-        assert path.parent.name == digest[:2]
 
 
 @pytest.mark.parametrize("harm", ["a flipped byte", "cut short", "a link", "a folder", "a pipe"])
@@ -88,7 +91,7 @@ def test_a_poisoned_entry_is_reported_and_the_server_serves(user, shared, read, 
     elif harm == "cut short":
         path.write_bytes(content[:-1])
     elif harm == "a link":
-        other = path.parents[2] / "elsewhere"
+        other = path.parents[1] / "elsewhere"
         other.write_bytes(content)
         path.symlink_to(other)
     elif harm == "a folder":
@@ -147,3 +150,62 @@ def test_a_mount_takes_the_option(user):
     arguments = parser.parse_args(["--shared-cache", "~/store"])
     config = options.mount_config(arguments, server_config_of(user.demo.url, Profile(""), None))
     assert config.shared_cache == user.home / "store"
+
+
+def test_machines_that_start_together_request_one_archive_of_a_series(user, shared, tmp_path):
+    user.demo.forget_requests()
+
+    def read_on(machine: str) -> dict[str, str]:
+        with xnatfs.open(user.demo.url, cache_dir=tmp_path / machine, shared_cache=shared) as server:
+            names = [entry.path for entry in server.list(DICOM)]
+            together.wait()
+            return {name: hashlib.md5(server.read(name)).hexdigest() for name in names}
+
+    machines = ["one", "two", "three", "four"]
+    together = threading.Barrier(len(machines))
+    with ThreadPoolExecutor(len(machines)) as pool:
+        found = list(pool.map(read_on, machines))
+    series = {path: digest for path, digest in expected(user).items() if path.startswith(DICOM)}
+    assert found == [series] * len(machines)
+    assert len([path for path in user.bodies() if path.endswith("/resources/103/files")]) == 1
+    assert [path.name for path in shared.iterdir() if path.suffix == ".claim"] == []
+
+
+async def test_a_claim_is_waited_for_until_it_is_released_or_nothing_arrives_any_more(tmp_path):
+    looks = []
+
+    async def is_over() -> bool:
+        looks.append(os.listdir(tmp_path))
+        return len(looks) == 3
+
+    one, other = SharedStore(tmp_path), SharedStore(tmp_path)
+    async with one.turn("tar", is_over) as waited:
+        assert not waited
+        async with other.turn("tar", is_over) as waited:
+            assert waited
+        assert looks == [["tar.claim"]] * 3
+    async with other.turn("tar", is_over) as waited:
+        assert not waited
+    assert os.listdir(tmp_path) == []
+
+
+async def test_an_old_claim_is_free_and_a_store_that_is_absent_has_none(tmp_path):
+    async def is_over() -> bool:
+        return False
+
+    (tmp_path / "tar.claim").touch()
+    os.utime(tmp_path / "tar.claim", (0, 0))
+    async with SharedStore(tmp_path).turn("tar", is_over):
+        assert os.listdir(tmp_path) == ["tar.claim"]
+    assert os.listdir(tmp_path) == []
+    async with SharedStore(tmp_path / "none").turn("tar", is_over) as waited:
+        assert not waited
+
+
+async def test_a_file_that_is_longer_than_its_listing_says_is_not_shared(tmp_path):
+    (tmp_path / "shared").mkdir()
+    async with open_cache(tmp_path / "cache", 10**9, shared=tmp_path / "shared") as cache:
+        blob = await cache.open(Version("34/a", len(SMALL) - 1, version(SMALL).digest), FakeSource(SMALL))
+        assert await blob.read(0, len(SMALL)) == SMALL
+        blob.close()
+    assert os.listdir(tmp_path / "shared") == []

@@ -1,12 +1,15 @@
 """Test xnatctl bids report and bids map."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from tests.support.commanding import PASSWORD, shell
+from tests.support.mounting import SCRIPTS
 from tests.tree.bids.support import archive, convert, put_map, session
 from xnatfs.demo.archive.model import User
+from xnatfs.demo.server.reply import Failed
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +50,37 @@ def test_a_drafted_map_keeps_the_lines_there_are_and_shows_what_was_left_out(ima
     assert [(row["scan"], row["reason"]) for row in rows] == [("5", "has no NIfTI file")]
 
 
+def test_a_map_is_drafted_of_each_session_where_the_server_joins_none(images, monkeypatch):
+    before = images.ctl("bids", "map", "P").rows
+
+    def refuse(request):
+        if request.path == "/data/experiments":
+            raise Failed(403, "no")
+
+    monkeypatch.setattr(images.app, "faults", [refuse])
+    assert images.ctl("bids", "map", "P").rows == before
+
+
 def test_a_file_that_is_no_map_is_named(images):
     path = images.home / "no.json"
     path.write_text("{}")
     done = images.ctl("bids", "report", "P", "--bids-map", path, status=2)
     assert done.err.strip().endswith("is not a list")
+
+
+@pytest.mark.parametrize("option", ["--cache-dir", "--ca-bundle", "--shared-cache", "--bids-map"])
+def test_a_home_that_is_none_is_named(images, option):
+    mount = replace(images, program=(str(SCRIPTS / "xnatfs"),))
+    done = mount.ctl("mount", "mnt", option, "~nobody-here/x", status=2)
+    assert "~nobody-here/x: there is no such home directory" in done.err
+
+
+def test_a_map_is_utf_8_in_every_locale(images, monkeypatch):
+    path = images.home / "unicode.json"
+    path.write_text('[{"series_description": "Schädel", "bidsname": "T1w"}]', "utf-8-sig")
+    for name, value in {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}.items():
+        monkeypatch.setitem(images.env, name, value)
+    images.ctl("bids", "report", "P", "--bids-map", path)
 
 
 def test_a_project_that_is_not_there_is_named(images):

@@ -253,7 +253,7 @@ def test_a_broken_file_can_be_edited(configured):
 
 # What commands do, as their summaries begin.
 VERBS = {
-    "add", "archive", "check", "close", "compare", "copy", "delete", "edit", "explain",
+    "add", "archive", "check", "close", "compare", "copy", "delete", "draft", "edit", "explain",
     "fetch", "find", "list", "log", "look", "make", "manage", "mount", "move",
     "open", "print", "rebuild", "run", "send", "set", "show", "store", "unmount",
     "upload", "write",

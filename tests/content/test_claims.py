@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from xnatfs.common.errors import BadReply
 from xnatfs.content import open_cache
 from xnatfs.content.disk.claims import Claims
 from xnatfs.content.source import identity
+from xnatfs.prefetch.series_files import SeriesPrefetch
 
 LIMIT_BYTES = 10**9
 
@@ -132,3 +133,16 @@ async def test_a_stopped_process_is_not_waited_for(caches, tmp_path):
     ident = identity(version(SMALL)).hex()
     with stopped_holder(tmp_path / "partial" / f"{ident}.claim"):
         assert await read(caches[0], version(SMALL), FakeSource(SMALL)) == SMALL
+
+
+async def test_an_archive_is_claimed_until_its_files_are_there_for_the_next_process(caches):
+    one, other = caches
+    prefetch = SeriesPrefetch(None, one, None)  # type: ignore[arg-type]  # neither is used here
+    turn = AsyncExitStack()
+    await turn.enter_async_context(one.turn("tar-34", lambda: False))
+    await one.put(version(SMALL), SMALL)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(prefetch._end_turn, turn)
+        async with other.turn("tar-34", lambda: False) as waited:
+            assert waited
+            assert other.has(version(SMALL))

@@ -803,6 +803,8 @@ class Sessions:
     def __init__(self) -> None:
         self.limit = 10**9
         self.turn = Claims(Path("/nowhere")).turn
+        self.shared = None
+        self.write = trio.lowlevel.checkpoint
         self.asked: list[str] = []
         self.series_prefetch: series_files.SeriesPrefetch
         self._groups: dict[str, dict[Hashable, list[FileRow]]] = {}

@@ -44,6 +44,7 @@ from xnatfs.transfer.local_files import Draft
 from xnatfs.transfer.manifest import FOLDER, Owner
 from xnatfs.transfer.plan import plan, session_dir
 from xnatfs.tree import Root, folders, names
+from xnatfs.tree.catalogue_file import CatalogueFile
 from xnatfs.tree.node import Dir, File, Link, Node
 
 HARM = "\x1b[2J\x9b31m\u202egnp.exe\x07"  # clears a screen, colours it, turns text around, rings
@@ -148,7 +149,7 @@ async def test_a_path_of_many_folders_is_as_deep_as_programs_can_go(tmp_path):
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-        depths = [len(node.path) for node in found if isinstance(node, File)]
+        depths = [len(node.path) for node in found if isinstance(node, CatalogueFile)]
         assert len(depths) == 2
         assert max(depths) <= names.DEEPEST + 8
         assert peak < 20 * 2**20
@@ -187,7 +188,7 @@ async def test_what_is_listed_again_and_again_is_there_once_and_costs_no_more(tm
     async with opened(server, tmp_path) as site:
         found = await below(Root(site))
     assert time.thread_time() - began < 5  # the square of them would be minutes
-    files = {"/".join(node.path[7:]) for node in found if isinstance(node, File)}
+    files = {"/".join(node.path[7:]) for node in found if isinstance(node, CatalogueFile)}
     assert {"a~file", "a/f"} < files
     assert len(files) == 4
     assert all(len(name) <= 255 for path in files for name in path.split("/"))
@@ -520,7 +521,7 @@ async def test_sizes_and_digests_that_are_none_are_as_good_as_none(tmp_path):
     for number, digest in enumerate(DIGESTS):
         server.add(f"digest {number}", b"content", digest=digest)
     async with opened(server, tmp_path) as site:
-        files = [node for node in await below(Root(site)) if isinstance(node, File)]
+        files = [node for node in await below(Root(site)) if isinstance(node, CatalogueFile)]
         assert len(files) == len(SIZES) + len(DIGESTS)
         for file in files:
             await file.size()
@@ -872,7 +873,7 @@ async def test_a_file_without_end_is_an_error_and_nothing_of_it_stays(tmp_path):
     server.by_pattern.append((".*/files/f", lambda request: httpx.Response(200, stream=Endless())))
     async with opened(server, tmp_path) as site:
         site.content._store.limit = 2**20
-        (file,) = [node for node in await below(Root(site)) if isinstance(node, File)]
+        (file,) = [node for node in await below(Root(site)) if isinstance(node, CatalogueFile)]
         with pytest.raises(BadReply, match="unknown length"):
             await file.open()
     assert list(tmp_path.rglob("partial/*")) == []

@@ -13,7 +13,7 @@ from tests.support.commanding import COLLABORATOR, MEMBER, OUTSIDER, OWNER, PASS
 from tests.support.nodes import find, names
 from tests.support.scripted import Rows, Scripted, opened
 from xnatfs.common.clock import now
-from xnatfs.common.errors import Busy, Denied, NotFound, Stale
+from xnatfs.common.errors import BadReply, Busy, Denied, NotFound, Stale
 from xnatfs.listings.keys import PREARCHIVE_TTL_SECONDS, PrearchiveKey
 from xnatfs.listings.store import ListingStore
 from xnatfs.settings.config import Config
@@ -117,6 +117,25 @@ async def test_resources_of_the_session_itself(server, tmp_path):
     server.answers[f"{HOME}/resources/NOTES/files/n.txt"] = lambda request: httpx.Response(200, content=b"hi")
     async with opened(server, tmp_path) as site:
         assert await content(site, f"{SESSION}/resources/NOTES/n.txt") == b"hi"
+
+
+async def test_a_resource_of_which_the_server_lists_no_file_is_an_error(server, tmp_path):
+    server.lists[SCAN] = []
+    async with opened(server, tmp_path) as site:
+        with pytest.raises(BadReply, match="DICOM has 2 files"):
+            await names(site, f"{SESSION}/scans/1/DICOM")
+
+
+async def test_a_resource_without_a_label_is_shown_and_not_left_out(server, tmp_path):
+    server.lists[f"{HOME}/resources"].append({"category": "scans", "cat_id": "1", "label": "", "file_count": "1"})
+    async with opened(server, tmp_path) as site:
+        assert len(await names(site, f"{SESSION}/scans/1")) == 2
+        (odd,) = [name for name in await names(site, f"{SESSION}/scans/1") if name != "DICOM"]
+        with pytest.raises(NotFound):  # this release cannot address it
+            await names(site, f"{SESSION}/scans/1/{odd}")
+        server.lists[f"{HOME}/scans/1/resources/NULL/files"] = [{"Name": "n.txt", "Size": "2"}]
+        pass_time(site)
+        assert await names(site, f"{SESSION}/scans/1/{odd}") == ["n.txt"]
 
 
 async def test_sessions_without_a_project_are_in_unassigned(server, tmp_path):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypedDict
 
 from xnatfs.common.errors import ConfigError, LoginRequired
 from xnatfs.settings.cache_location import cache_directory
-from xnatfs.settings.config import Config, Profile, find_profile, server_config_of
+from xnatfs.settings.config import Config, Profile, absolute_path, find_profile, server_config_of
 from xnatfs.settings.credentials import kept_credentials, wanted_user
 from xnatfs.settings.credentials_file import read_credentials
 from xnatfs.settings.logins import MountLogin, login_environment, mount_login
@@ -109,11 +109,11 @@ def endpoint_of(url: str, options: OpenOptions) -> Endpoint:
     chosen = options.get("cache_dir")
     given: dict[str, Any] = {name: value for name, value in options.items() if name in _SETTINGS}
     if shared := options.get("shared_cache"):
-        given["shared_cache"] = Path(shared).expanduser().absolute()
+        given["shared_cache"] = absolute_path(shared)
     config = replace(server, cache_dir=cache_directory(Path(chosen) if chosen else None), **given)
     file = options.get("token_file")
     user = "" if file else wanted_user(config.url, config.profile, login_environment(config))
-    return Endpoint(config, Path(file).expanduser().absolute() if file else None, user)
+    return Endpoint(config, absolute_path(file) if file else None, user)
 
 
 # The options that are settings of the same name.

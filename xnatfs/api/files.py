@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -161,7 +162,10 @@ def local_path(endpoint: Endpoint, path: str) -> Path:
 
 
 def copy_file(endpoint: Endpoint, path: str, target: str | os.PathLike[str]) -> None:
-    """Copy a verified file to a local path. Raises OSError; then no part of the file is left there."""
+    """Copy a verified file to a local path. Raises OSError; then no part of the file is left there.
+
+    A file that is there already, and cannot be opened for writing, stays.
+    """
     try:
         with os_errors(path):
             portal = get_portal(endpoint)
@@ -171,12 +175,14 @@ def copy_file(endpoint: Endpoint, path: str, target: str | os.PathLike[str]) -> 
         if not isinstance(error.__cause__, CacheError):
             raise
         source = XnatFile(endpoint, path)  # the cache has no room for it
-    try:
-        with source, open(target, "wb") as file:
+    with source, open(target, "wb") as file:
+        try:
             shutil.copyfileobj(source, file, BUFFER_BYTES)
-    except BaseException:
-        Path(target).unlink(missing_ok=True)
-        raise
+            file.flush()
+        except BaseException:
+            if stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # /dev/stdout is not to be removed
+                Path(target).unlink(missing_ok=True)
+            raise
 
 
 async def _read(opened: OpenBlob, offset: int, length: int) -> tuple[bytes, float]:

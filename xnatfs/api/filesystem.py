@@ -8,9 +8,9 @@ import errno
 import hashlib
 import logging
 import os
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from datetime import datetime
-from functools import partial
+from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,9 +34,11 @@ R = TypeVar("R")
 # Files that `cat_ranges` has open at a time: twice as many as are downloaded, since most come in the tar of a series.
 OPEN_AT_ONCE = 16
 
-# The options of this file system, all else is fsspec's own (`skip_instance_cache`, `use_listings_cache`).
+# The options of this file system, and those of fsspec itself.
 _OPTIONS = frozenset(OpenOptions.__annotations__)
-_SECRETS = ("password", "token", "auth", "username", "user")
+_FSSPEC_OPTIONS = frozenset(
+    ("asynchronous", "loop", "batch_size", "use_listings_cache", "listings_expiry_time", "max_paths")
+)
 
 
 class XnatFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no types
@@ -47,6 +49,7 @@ class XnatFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no
         options: See `OpenOptions`, as `storage_options`; a login goes into `token_file`.
 
     Raises:
+        TypeError: There is no such option, or a login was given.
         OSError: In its methods, as in a mount; EROFS for every change.
     """
 
@@ -54,10 +57,13 @@ class XnatFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no
     root_marker = "/"
 
     def __init__(self, url: str, **options: Any) -> None:
-        if given := [name for name in _SECRETS if name in options]:
+        if unknown := options.keys() - _OPTIONS - _FSSPEC_OPTIONS:
             raise TypeError(
-                f"{given[0]!r} would be stored with every pickled task: name a file with token_file instead"
+                f"no such option: {', '.join(sorted(unknown))}. A login would be stored with every pickled task: "
+                "name a file with token_file instead"
             )
+        if "@" in url.partition("://")[2].partition("/")[0]:
+            raise TypeError("a login in the URL would be stored with every pickled task: name a file with token_file")
         super().__init__(url=url, **options)
         self.url = locate(url).url
         self._own: Any = {name: value for name, value in options.items() if name in _OPTIONS}
@@ -97,11 +103,11 @@ class XnatFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no
     # -- reading -------------------------------------------------------------------------------------------------
 
     def ls(self, path: str, detail: bool = True, **kwargs: Any) -> list[Any]:
-        entries = self._call(paths.scan, self._strip_protocol(path))
-        return [_info(entry) if detail else _info(entry)["name"] for entry in entries]
+        entries = self._call(_list, self._strip_protocol(path))
+        return [_info(name, entry) if detail else name for name, entry in entries]
 
     def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
-        return _info(self._entry(path))
+        return _info(self._strip_protocol(path), self._entry(path))
 
     def exists(self, path: str, **kwargs: Any) -> bool:
         """Return whether a path exists; the method of fsspec would return False in an outage."""
@@ -111,17 +117,23 @@ class XnatFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no
             return False
         return True
 
+    def _is(self, kind: str, path: str) -> bool:
+        """Return whether there is an entry of a kind at a path; raise as `exists` does."""
+        return self.exists(path) and self._entry(path).kind == kind
+
+    isdir = partialmethod(_is, "directory")
+    isfile = partialmethod(_is, "file")
+
     def walk(
         self, path: str, maxdepth: int | None = None, topdown: bool = True, on_error: Any = None, **kwargs: Any
     ) -> Iterator[Any]:
         """Walk as fsspec does, but by default omit only denied directories, where fsspec omits any that fail."""
         return super().walk(path, maxdepth, topdown, on_error or _omit_denied, **kwargs)  # type: ignore[no-any-return]
 
-    def created(self, path: str) -> datetime | None:
-        return self._entry(path).modified
-
     def modified(self, path: str) -> datetime | None:
         return self._entry(path).modified
+
+    created = modified
 
     def ukey(self, path: str) -> str:
         """Return a key of a file's content: equal in every process, and different after the file has changed."""
@@ -152,9 +164,11 @@ class XnatFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no
         **kwargs: Any,
     ) -> list[Any]:
         """Read ranges of files, several at a time. Without `on_error="raise"` an exception takes a range's place."""
+        if not isinstance(paths, list):
+            raise TypeError("paths must be a list")
         count = len(paths)
-        firsts = starts if isinstance(starts, list) else [starts] * count
-        lasts = ends if isinstance(ends, list) else [ends] * count
+        firsts = list(starts) if isinstance(starts, Iterable) else [starts] * count
+        lasts = list(ends) if isinstance(ends, Iterable) else [ends] * count
         if not len(firsts) == len(lasts) == count:
             raise ValueError("paths, starts and ends differ in length")
         wanted = [
@@ -203,9 +217,7 @@ class XnatFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no
 
     def _portal(self) -> Portal:
         with os_errors(self.url):
-            portal = get_portal(self.endpoint)
-        portal.is_pinned = True
-        return portal
+            return get_portal(self.endpoint, pins=True)
 
     def _call(self, function: Callable[[Dir, Any], Awaitable[R]], argument: Any) -> R:
         portal = self._portal()
@@ -235,9 +247,18 @@ def _omit_denied(error: Exception) -> None:
         raise error
 
 
-def _info(entry: DirEntry) -> dict[str, Any]:
+async def _list(root: Dir, path: str) -> list[tuple[str, DirEntry]]:
+    """List a directory by names below the path as given: of a link or an accession ID, not those of its target."""
+    node = await paths.find(root, path)
+    entries = await paths.entries_in(node)
+    if not isinstance(node, Dir):
+        return [(path, entry) for entry in entries]
+    return [(f"{path.rstrip('/')}/{entry.name}", entry) for entry in entries]
+
+
+def _info(name: str, entry: DirEntry) -> dict[str, Any]:
     return {
-        "name": f"/{entry.path}",
+        "name": name,
         "size": entry.size,
         "type": entry.kind,
         "islink": entry.kind == "link",

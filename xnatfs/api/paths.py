@@ -86,7 +86,11 @@ async def stat(root: Dir, path: str) -> DirEntry:
 
 async def scan(root: Dir, path: str) -> list[DirEntry]:
     """List a directory; of a file, list the file alone. Raises NotFound."""
-    node = await find(root, path)
+    return await entries_in(await find(root, path))
+
+
+async def entries_in(node: Node) -> list[DirEntry]:
+    """Describe what is in a directory; of a file, the file alone."""
     nodes: Sequence[Node] = (await node.children()).listed() if isinstance(node, Dir) else [node]
     await measure(nodes)
     return [_entry(each) for each in nodes]

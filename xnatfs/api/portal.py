@@ -34,6 +34,7 @@ class Portal:
     """One event loop in a thread, with one open site.
 
     Attributes:
+        endpoint: The server and the login.
         root: The root of the tree; for functions that run in the portal only.
         site: The site, likewise.
         local_files: Descriptors of cached files whose paths were returned, by path; they keep the files there.
@@ -48,6 +49,7 @@ class Portal:
         self.is_closed = False
         self.local_files: dict[str, int] = {}
         self._process = os.getpid()
+        self.endpoint = endpoint
         self._url = endpoint.config.url
         self._calls: set[Future[Any]] = set()
         self._opened: Future[None] = Future()
@@ -63,7 +65,9 @@ class Portal:
         self._opened.result()
 
     def call(self, function: Callable[[*Ts], Awaitable[R]], *args: *Ts) -> R:
-        """Run an async function in the portal and return its result or raise its error; Ctrl-C cancels it.
+        """Run an async function in the portal and return its result or raise its error.
+
+        An exception of a signal handler, such as that of Ctrl-C, cancels it.
 
         Raises:
             ValueError: The portal has ended.
@@ -75,11 +79,10 @@ class Portal:
             if not self.post(self._begin, future, scope, function, args):
                 raise self._ended()
             return future.result()
-        except KeyboardInterrupt:
-            self.post(scope.cancel)
-            raise
         finally:
             self._calls.discard(future)
+            if not future.done():
+                self.post(scope.cancel)
 
     def post(self, function: Callable[[*Ts], object], *args: *Ts) -> bool:
         """Schedule a call of a function that does not block; return False if the portal has ended."""
@@ -158,12 +161,13 @@ _portals: dict[Endpoint, Portal] = {}
 _lock = threading.Lock()
 
 
-def get_portal(endpoint: Endpoint, *, users: int = 0) -> Portal:
+def get_portal(endpoint: Endpoint, *, users: int = 0, pins: bool = False) -> Portal:
     """Return the portal of an endpoint in this process, logged in; start it if there is none.
 
     Args:
         endpoint: The server and the login.
         users: 1 for a user that ends with `release_portal`.
+        pins: True for a user without an end.
 
     Raises:
         XnatError: The site cannot be opened, or the login is missing or refused.
@@ -173,6 +177,7 @@ def get_portal(endpoint: Endpoint, *, users: int = 0) -> Portal:
         if portal is None or portal.is_closed:
             portal = _portals[endpoint] = Portal(endpoint)
         portal.users += users
+        portal.is_pinned |= pins
     portal.wait_until_open()
     return portal
 
@@ -182,6 +187,8 @@ def release_portal(portal: Portal) -> None:
     with _lock:
         portal.users -= 1
         is_unused = not portal.users and not portal.is_pinned
+        if is_unused and _portals.get(portal.endpoint) is portal:
+            del _portals[portal.endpoint]  # before it ends: a user that comes now gets another one
     if is_unused:
         portal.close(EXIT_SECONDS)
 

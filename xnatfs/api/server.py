@@ -4,6 +4,7 @@ Any number of threads may share one `Server`. An asyncio or trio program calls i
 (`asyncio.to_thread`, `trio.to_thread.run_sync`), so that its own event loop goes on.
 """
 
+import errno
 import io
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import asdict, fields
@@ -186,8 +187,15 @@ class Server:
         return self._rows(Site.experiments, project)
 
     def scans(self, session: str) -> "Sequence[Scan]":
-        """Return the scans of a session, by its accession ID or its path."""
-        accession = self.info(session).metadata["id"] if "/" in session else session
+        """Return the scans of a session, by its accession ID or its path.
+
+        Raises NotADirectoryError for a path of anything else.
+        """
+        if "/" not in session:
+            return self._rows(Site.scans, session)
+        home, _, accession = self.info(session).metadata.get("uri", "").rpartition("/")
+        if home != "/data/experiments":
+            raise NotADirectoryError(errno.ENOTDIR, "not a session", session)
         return self._rows(Site.scans, accession)
 
     def frame(self, rows: "Sequence[Any]") -> "pandas.DataFrame":

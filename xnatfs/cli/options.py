@@ -20,6 +20,7 @@ from xnatfs.settings.config import (
     TTL_SECONDS,
     Config,
     Profile,
+    absolute_path,
     find_profile,
     select_profile,
     server_config_of,
@@ -279,7 +280,7 @@ def mount_config(arguments: argparse.Namespace, server: Config) -> Config:
         if getattr(arguments, name) is not None
     }
     if arguments.shared_cache is not None:
-        given["shared_cache"] = arguments.shared_cache.expanduser().absolute()
+        given["shared_cache"] = absolute_path(arguments.shared_cache)
     directory = cache_directory(arguments.cache_dir)
     given |= {"strict": arguments.strict, "offline": arguments.offline, "views": view_options(arguments)}
     return replace(server, cache_dir=directory, **given)

@@ -8,8 +8,8 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 import trio
@@ -49,8 +49,9 @@ class ContentCache:
         self.stats = CacheStats()
         self.clock = time.time  # the clock of the dates in the index, which outlive the process
         self.tidied = trio.Event()  # set once the leftovers of crashes are removed
+        self.shared = store.shared  # with other machines
         self._store = store
-        self._backing = Backing(store, self.stats, nursery, store.shared)
+        self._backing = Backing(store, self.stats, nursery, self.shared)
         self._revalidate = revalidate
         self._strict = strict
         self._files = OpenFiles(store, nursery)
@@ -58,7 +59,9 @@ class ContentCache:
         self._dropped: deque[str] = deque(maxlen=MOST_DROPPED)  # folders of which no file is opened since
         self._distrusted: set[bytes] = set()  # identities to be fetched anew, even if a copy is cached
         self._write_behind = WriteBehind(store, nursery, self._files)
-        self.upkeep = Upkeep(store, self._write_behind.write)
+        self.turn = store.claims.turn  # fetch files in turn with the other processes
+        self.write = self._write_behind.write  # what was put: then the other processes find it
+        self.upkeep = Upkeep(store, self.write)
 
     @property
     def bytes_used(self) -> int:
@@ -91,8 +94,7 @@ class ContentCache:
 
     def filling(self) -> list[Blob]:
         """Return the files that are being fetched singly."""
-        entries = self._files.entries.values()
-        return [entry.blob for entry in entries if entry.fill is not None and entry.fill.is_running]
+        return [each.blob for each in self._files.entries.values() if each.fill is not None and each.fill.is_running]
 
     def has(self, version: Version) -> bool:
         """Return whether an open would need no request to the server. It takes one point read."""
@@ -116,8 +118,8 @@ class ContentCache:
     async def find_available(self, versions: Sequence[Version]) -> set[Version]:
         """Return the versions that need no request: those that `find_cached` returns, and those of the shared store."""
         found = await self.find_cached(versions)
-        if self._store.shared is not None:
-            found |= await self._store.shared.find([version for version in versions if version not in found])
+        if self.shared is not None:
+            found |= await self.shared.find([version for version in versions if version not in found])
         return found
 
     async def open(self, version: Version, source: Source) -> Blob:
@@ -154,10 +156,6 @@ class ContentCache:
             blob.close()
             raise
         return blob
-
-    def turn(self, name: str, is_done: Callable[[], bool]) -> AbstractAsyncContextManager[bool]:
-        """Fetch files in turn with the other processes, as `Claims.turn`."""
-        return self._store.claims.turn(name, is_done)
 
     async def open_local(self, blob: Blob) -> tuple[Path, int]:
         """Return the path of an open file's verified bytes, and a descriptor; while that is open the file stays there.
@@ -196,8 +194,8 @@ class ContentCache:
         self.stats.fetched += len(data)
         self.stats.sound(version.key)
         self._write_behind.add(entry)
-        if self._store.shared is not None:
-            await self._store.shared.put(version, data)
+        if self.shared is not None:
+            await self.shared.put(version, data)
         await self._write_behind.wait_for_room()
 
     def distrust(self, version: Version) -> None:

@@ -255,7 +255,7 @@ class Fill:
             row = self._owner.row_for(self.blob)
             if row is not None and self.writer.partial is not None:
                 await self._backing.store.keep(self.writer.partial, row)
-            if self._backing.shared is not None:
+            if self._backing.shared is not None and self.blob.size == self.version.size:  # else the listing is wrong
                 await self._backing.shared.put(self.version, self.blob.fd)
         except Exception as exc:
             self.fail(exc)

@@ -14,14 +14,14 @@ import hashlib
 import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
 import trio
 
 from xnatfs.common.errors import BadReply, XnatError
-from xnatfs.common.tasks import background
+from xnatfs.common.tasks import background, unattended
 from xnatfs.content import ContentCache, Version
 from xnatfs.prefetch.read_pattern import (
     MAX_MEMBER_BYTES,
@@ -48,8 +48,9 @@ MEMBER_WAIT_SECONDS = 0.5
 IDLE_READER_SECONDS = 5.0
 # Seconds without a retry for a resource whose tar has failed, or a session whose files the cache does not retain.
 NO_TAR_SECONDS = 60.0
-# Seconds after which another process has stored what its archive brought: twice as long as it gathers files to write.
-STORED_AFTER_SECONDS = 0.1
+# Seconds without a new file after which a machine that fetches an archive counts as gone, seconds between such looks,
+# and the files that are looked for: the next ones of the archive, most likely.
+STALLED_SECONDS, ARRIVAL_CHECK_SECONDS, FILES_PER_CHECK = 5.0, 1.0, 32
 # The part of the cache that may hold files that no program has opened: more would evict each other.
 CACHE_SHARE = 4
 # Sessions that are remembered, with their listings: a program reads a few at a time. So many files are 90 MB.
@@ -78,6 +79,7 @@ class _Tar:
     def __init__(self, series: Series) -> None:
         self.series = series
         self.scope = trio.CancelScope()
+        self.is_elsewhere = False  # another machine fetches it, and shares what it brings
         self.is_late = False  # it has brought nothing while a reader has waited for long
         self.members = 0
         self.left = series.size  # bytes of the files whose members have not passed
@@ -107,6 +109,39 @@ class _Tar:
         """Let all readers request their files singly."""
         for path in list(self.waits):
             self.wake(path)
+
+
+class _Arrivals:
+    """Watch what another machine adds to the shared store while it fetches the tar."""
+
+    def __init__(self, tar: _Tar, content: ContentCache) -> None:
+        self._tar = tar
+        self._content = content
+        self._missing = [version(row) for row in tar.series.rows]
+        self._moved = self._checked = trio.current_time()
+
+    @property
+    def name(self) -> str:
+        """Return the same name on every machine, and one that only those know that can list the files."""
+        digests = "\n".join(sorted(each.digest for each in self._missing))
+        return f"tar-{hashlib.sha256(digests.encode()).hexdigest()}"
+
+    async def are_over(self) -> bool:
+        """Wake the readers whose files have arrived; return whether nothing has for STALLED_SECONDS."""
+        tar, now = self._tar, trio.current_time()
+        tar.is_elsewhere = True
+        wanted = {version(row): path for path, row in tar.wanted.items()}
+        looked_for = list(wanted)
+        if now - self._checked >= ARRIVAL_CHECK_SECONDS:
+            self._checked = now
+            looked_for += self._missing[:FILES_PER_CHECK]
+        if looked_for and (arrived := await self._content.find_available(looked_for)):
+            self._moved, tar.is_late = now, False
+            tar.members += len(arrived)
+            self._missing = [each for each in self._missing if each not in arrived]
+            for each in arrived & wanted.keys():
+                tar.wake(wanted[each])
+        return now - self._moved >= STALLED_SECONDS
 
 
 class SeriesPrefetch:
@@ -144,7 +179,9 @@ class SeriesPrefetch:
         if series.counts and (not is_here or row.path in series.unread):
             self._note(session, series, row, is_here)
         tar = self._tars.get(series)
-        if tar is not None and not (is_here or tar.is_late) and session.room(series) >= tar.left:
+        if tar is None or is_here or tar.is_late or session.room(series) < tar.left:
+            return
+        if not (tar.is_elsewhere and await self._content.find_available([version(row)])):
             await tar.wait(row)
 
     def _note(self, session: SessionReads, series: Series, row: FileRow, is_here: bool) -> None:
@@ -236,7 +273,7 @@ class SeriesPrefetch:
     async def _stream(self, session: SessionReads, tar: _Tar) -> bool:
         """Fetch the tar, and return whether nothing is left of it. Raises what the client raises.
 
-        While another process fetches it, the files that it stores are served.
+        While another process or machine fetches it, the files that it stores are served.
         """
 
         def is_stored() -> bool:
@@ -246,12 +283,27 @@ class SeriesPrefetch:
                     tar.wake(path)
             return False
 
-        async with self._content.turn(f"tar-{tar.series.resource}", is_stored) as waited:
-            if waited:
-                await trio.sleep(STORED_AFTER_SECONDS)
-            # What readers of all processes request singly at this moment is missing still, and no reason for a tar.
-            least = len(tar.series.rows) // 2 if waited else MIN_FILES_LEFT - 1
-            return await self._read_members(session, tar, least)
+        async with AsyncExitStack() as turn:
+            waited = await turn.enter_async_context(self._content.turn(f"tar-{tar.series.resource}", is_stored))
+            async with self._machine_turn(tar) as followed:
+                tar.is_elsewhere = False
+                # What readers of all processes request singly now is missing still, and no reason for a tar.
+                least = len(tar.series.rows) // 2 if waited or followed else MIN_FILES_LEFT - 1
+                is_complete = await self._read_members(session, tar, least)
+            self._nursery.start_soon(self._end_turn, turn.pop_all())
+        return is_complete
+
+    async def _end_turn(self, turn: AsyncExitStack) -> None:
+        """Release a claim once the other processes find what was put."""
+        async with turn:
+            await unattended("an archive's files are not written", logging.WARNING, self._content.write)
+
+    def _machine_turn(self, tar: _Tar) -> AbstractAsyncContextManager[bool]:
+        """Fetch a tar in turn with the machines that share a store, as `SharedStore.turn`; without one, at once."""
+        if self._content.shared is None or not all(row.digest for row in tar.series.rows):
+            return nullcontext(False)
+        arrivals = _Arrivals(tar, self._content)
+        return self._content.shared.turn(arrivals.name, arrivals.are_over)
 
     async def _read_members(self, session: SessionReads, tar: _Tar, least: int) -> bool:
         series = tar.series

@@ -196,11 +196,18 @@ class Xnat(Contents):
         return await self._lists.collected(collect, "/data/experiments", params)
 
     async def image_labels(self, project: str) -> list[ImageLabels]:
-        """List the labels of the resources of all scans of a project, and of sessions shared into it."""
-        found = await gather(
-            lambda: self.scans_of_project(project),
-            lambda: self.scans_of_project(project, shared=True),
-        )
+        """List the labels of the resources of all scans of a project, and of sessions shared into it.
+
+        Servers that refuse the latter list leave these sessions out.
+        """
+
+        async def shared() -> dict[str, JoinedScans]:
+            try:
+                return await self.scans_of_project(project, shared=True)
+            except (NotFound, Denied, BadReply):
+                return {}
+
+        found = await gather(lambda: self.scans_of_project(project), shared)
         return ImageLabels.of({**found[1], **found[0]})
 
     async def assessors_of_many(self, experiments: Sequence[str]) -> dict[str, list[Assessor]]:

@@ -16,6 +16,8 @@ from xnatfs.rest.urls import segment
 if TYPE_CHECKING:  # shell completion reads keys with revisions in them, and needs no client
     from xnatfs.rest.client import Xnat
 
+# How a URL names a resource without a label.
+NO_LABEL = "NULL"
 SCANS_CATEGORY, OWN = "scans", "resources"  # the categories of resources there
 # The path of a file in its resource. Nothing before it is encoded alike by all releases.
 _PATH = re.compile(r"/resources/[^/]+/files/(.+)", re.DOTALL)
@@ -52,7 +54,7 @@ def resource_id(revision: Revision, group: tuple[str, str], label: str) -> str:
 async def resources(xnat: "Xnat", revision: Revision) -> list[Resource]:
     """List the resources of a session and of its scans. Raises Busy or Stale where they may be a part."""
     rows = await _rows(xnat, revision, (*revision.item, "resources"))
-    return [_resource(revision, row) for row in rows if row.get("label")]
+    return [_resource(revision, row) for row in rows]
 
 
 def _resource(revision: Revision, row: Row) -> Resource:
@@ -66,7 +68,7 @@ def _resource(revision: Revision, row: Row) -> Resource:
 async def files(xnat: "Xnat", revision: Revision, group: tuple[str, str], label: str) -> Catalogues:
     """List the files of one resource. Raises Busy or Stale where they may be a part."""
     found = Catalogue(resource_id(revision, group, label), label=label)
-    for row in await _rows(xnat, revision, (*part(revision, group), "resources", label, "files")):
+    for row in await _rows(xnat, revision, (*part(revision, group), "resources", label or NO_LABEL, "files")):
         match = _PATH.search(row.get("URI"))
         kind = row.text("file_format"), row.text("file_content")
         found.add(match[1] if match else row.need("Name"), row.number("Size"), md5(row.get("digest")), kind)

@@ -8,7 +8,7 @@ from pathlib import Path
 from xnatfs.common.errors import ConfigError
 from xnatfs.common.mountinfo import file_system
 from xnatfs.common.private_files import write_private
-from xnatfs.settings.config import cache_home
+from xnatfs.settings.config import absolute_path, cache_home
 
 # Types of file systems, as the kernel names them, that several machines may have mounted, and that do not share mapped
 # memory between machines: SQLite shares the index of a cache by mapped memory.
@@ -25,7 +25,7 @@ def cache_directory(chosen: Path | None = None) -> Path:
 
     Raises ConfigError if several machines may share the chosen one.
     """
-    directory = Path(chosen or cache_home()).expanduser().absolute()
+    directory = absolute_path(chosen or cache_home())
     kind = file_system(directory)
     if kind not in NETWORK_FILE_SYSTEMS:
         return directory

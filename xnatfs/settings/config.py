@@ -147,10 +147,19 @@ def server_config_of(text: str, profile: Profile, ca_bundle: str | Path | None, 
     elif profile.url:
         profile = replace(profile, url="", username="", password="", password_source="", verify_ssl=True, ca_bundle="")
     bundle = str(ca_bundle or profile.ca_bundle)
-    if bundle and not Path(bundle).expanduser().is_file():
+    absolute = absolute_path(bundle) if bundle else None
+    if absolute and not absolute.is_file():
         raise ConfigError(f"the CA bundle {bundle} is not a file")
-    absolute = str(Path(bundle).expanduser().absolute()) if bundle else ""
-    return Config(url, profile, verify_ssl=profile.verify_ssl and not no_verify_ssl, ca_bundle=absolute)
+    verify = profile.verify_ssl and not no_verify_ssl
+    return Config(url, profile, verify_ssl=verify, ca_bundle=str(absolute or ""))
+
+
+def absolute_path(path: str | os.PathLike[str]) -> Path:
+    """Return a path of the user, with `~` and `~NAME` expanded. Raises ConfigError where there is no such home."""
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError:
+        raise ConfigError(f"{os.fspath(path)}: there is no such home directory") from None
 
 
 def is_loopback(host: str) -> bool:

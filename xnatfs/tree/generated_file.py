@@ -44,13 +44,16 @@ class GeneratedFile(File):
         name: Its name, which nothing else in the directory has.
         make: Make the bytes: the same ones for the same data. Raises as the listings do.
         sources: The keys of the listings that the bytes are made of, as far as they are known before.
+        made: The bytes, where they are known already; these count, whatever was made before.
     """
 
     __slots__ = ("_changed_at", "_digest", "_directory", "_made", "_make", "_sources")
 
     is_generated = True
 
-    def __init__(self, parent: Dir, name: str, make: Make, sources: Sequence[ListKey] = ()) -> None:
+    def __init__(
+        self, parent: Dir, name: str, make: Make, sources: Sequence[ListKey] = (), made: Generated | None = None
+    ) -> None:
         super().__init__(parent.site, parent, name)
         self._directory = parent
         self._make = make
@@ -58,9 +61,9 @@ class GeneratedFile(File):
         self._made: Generated | None = None
         self._digest = 0  # of the bytes, once they are made
         self._changed_at = 0.0  # when this mount saw the bytes change, in seconds since the epoch; 0 if it did not
-        made = self.site.metadata.peek(GeneratedKey(self.path))
-        if isinstance(made, Generated):
-            self._take(made)
+        known = made or self.site.metadata.peek(GeneratedKey(self.path))
+        if isinstance(known, Generated):
+            self._take(known)
 
     def _take(self, made: Generated) -> None:
         self._made = made
@@ -71,7 +74,7 @@ class GeneratedFile(File):
     def _change_key(self) -> ChangeKey:
         return ChangeKey("", "/".join(self.path))  # no file of a resource: those have a number
 
-    async def _content(self) -> Generated:
+    async def content(self) -> Generated:
         """Return the bytes of this node; they are made once, and stay."""
         if self._made is None:
             self._take(await self.site.metadata.get(GeneratedKey(self.path), self._make))
@@ -125,7 +128,7 @@ class GeneratedFile(File):
         return len(self._made.data) if self._made else 0
 
     async def size(self) -> int:
-        return len((await self._content()).data)
+        return len((await self.content()).data)
 
     # -- content -------------------------------------------------------------------------------------------------
 
@@ -137,7 +140,7 @@ class GeneratedFile(File):
         return (await self.site.metadata.get(GeneratedKey(self.path), self._make)).expires
 
     async def open(self) -> Blob:
-        return blob_of("/".join(self.path), (await self._content()).data)
+        return blob_of("/".join(self.path), (await self.content()).data)
 
     async def unchanged_since(self, size: int, stamp: str) -> str:
         return ""

@@ -11,9 +11,10 @@ import trio
 from tests.support.nodes import find
 from tests.support.wire import Wire
 from tests.tree.bids.support import archive, content, convert, put_map, session, tree
-from xnatfs.common.errors import NoRoute, NotFound, XnatError
+from xnatfs.common.errors import BadReply, NoRoute, NotFound, XnatError
 from xnatfs.demo.archive.model import Archive
-from xnatfs.demo.server.app import DemoXnat
+from xnatfs.demo.server.app import DemoXnat, Fault, Request
+from xnatfs.demo.server.reply import Failed
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 from xnatfs.site import Site, open_site
@@ -28,8 +29,11 @@ class Line:
     def __init__(self, made: Archive) -> None:
         self.demo = DemoXnat(made)
         self.cut = False
+        self.slow = ""  # a list that no server answers in time
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
+        if request.url.path == self.slow:
+            raise httpx.ReadTimeout("no answer")
         if self.cut:
             raise httpx.ConnectError("refused")
         return self.demo(request)
@@ -86,3 +90,51 @@ async def test_a_dataset_of_which_the_account_loses_access_is_gone(tmp_path):
             await node.permit().renew()
         with pytest.raises(NotFound):
             await find(site, name)
+
+
+@pytest.mark.parametrize("name", ["README", "sub-S1/sub-S1_sessions.tsv", "sub-S1/ses-E1/sub-S1_ses-E1_scans.tsv"])
+async def test_a_made_file_that_is_open_ends_with_the_access(tmp_path, name):
+    line = Line(echoes())
+    async with mounted(line, tmp_path) as site:
+        node = await find(site, f"bids/P/{name}")
+        assert isinstance(node, File)
+        await content(node)
+        with line.demo.archive.lock:
+            line.demo.archive.projects["P"].members.clear()
+        await trio.sleep(2 * TTL)
+        with pytest.raises(XnatError):
+            await node.permit().renew()
+
+
+async def test_a_sidecar_that_the_server_fails_to_serve_is_an_error_and_gives_no_other_names(tmp_path):
+    made = echoes()
+    line = Line(made)
+    line.demo.faults.append(fail_at("x_e1.json"))
+    async with mounted(line, tmp_path) as site:
+        with pytest.raises(BadReply, match="x_e1.json, on which names depend"):
+            await tree(await find(site, "bids/P/sub-S1/ses-E1"))
+        assert b"x_e1.json" in await content(await find(site, "bids/P/sourcedata/xnatfs/left-out.tsv"))
+        line.demo.faults.clear()
+        assert len(await tree(await find(site, "bids/P/sub-S1/ses-E1/anat"))) == 4
+
+
+def fail_at(name: str) -> Fault:
+    """Return a fault of each request of a file, or of an archive."""
+
+    def fault(request: Request) -> None:
+        if request.path.endswith(name) or "format" in request.query and request.query["format"] == "tar":
+            raise Failed(500, "null")
+
+    return fault
+
+
+async def test_a_list_that_takes_too_long_is_not_waited_for_again(tmp_path):
+    line = Line(echoes())
+    line.slow = "/data/experiments"
+    async with mounted(line, tmp_path) as site:
+        name = "sub-S1/ses-E1/anat/sub-S1_ses-E1_echo-1_MEGRE.nii.gz"
+        assert name in await tree(await find(site, "bids/P"))
+        await trio.sleep(2 * TTL)
+        before = site.xnat.requests
+        assert await find(site, "bids/P/sub-S1")
+        assert site.xnat.requests - before <= 4  # projects, subjects, experiments, resources

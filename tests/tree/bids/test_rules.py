@@ -132,6 +132,17 @@ def test_a_shared_subject_renames_none_of_the_project():
     assert found == {"X_S2": "S", "A_S1": "SX1"}
 
 
+def test_labels_and_names_fit_into_a_file_name():
+    long = "n" * 300
+    found, renamed = folder_labels([Labelled("X_S1", long), Labelled("X_S2", long), Labelled("Y" + "9" * 300, long)])
+    assert renamed == list(found)
+    assert len(set(found.values())) == 3
+    assert found["X_S1"] == "n" * 47 + "X1"
+    assert all(len(label) <= 64 for label in found.values())
+    with pytest.raises(InvalidName, match="cannot be that long"):
+        BidsName("T1w", {"sub": "S", "ses": "1", "acq": "a" * 240}).resolved()
+
+
 @given(labels=st.lists(st.text(st.sampled_from("aAX0-_ +ä"), max_size=4), max_size=12))
 def test_a_new_subject_renames_no_other(labels):
     items = [Labelled(f"X_S{number:05}", label) for number, label in enumerate(labels)]
@@ -160,6 +171,7 @@ def test_a_map_is_looked_up_by_description_and_without_one_by_type():
     lines = [found.find(each) for each in (scan("1", "REST "), scan("2", type="t1"))]
     assert [line.bidsname for line in lines if line] == ["a", "c"]
     assert found.find(scan("3", "x", type="T1")) is None
+    assert found.find(scan("4", " ", type="T1")) == lines[1]  # blanks are no description
     assert [(key, used.bidsname, unused.bidsname) for key, used, unused in found.overridden] == [("rest", "a", "b")]
 
 
@@ -327,6 +339,26 @@ def test_two_images_of_one_stem_and_other_files_are_reported():
     made = plan([ScanFiles(scan("1", "T1"), odd)], T1)
     assert images(made) == {}
     assert {"x.nii", "x.nii.gz", "physio.log"} <= reasons(made).keys()
+
+
+def test_copies_of_a_sidecar_are_one_and_different_ones_are_reported():
+    image, *sidecars = [StoredFile("1", "x.nii.gz", 0), *(StoredFile(id, "x.json", 1, 2, "d") for id in "12")]
+    made = plan([ScanFiles(scan("1", "T1"), [image, *sidecars])], T1)
+    assert set(made.files.values()) == {image, sidecars[0]}
+    for digest in ("e", ""):
+        other = [sidecars[0]._replace(digest=digest and "d"), sidecars[1]._replace(digest=digest)]
+        made = plan([ScanFiles(scan("1", "T1"), [image, *other])], T1)
+        assert images(made) == {}
+        assert reasons(made) == {"x.nii.gz": "has several .json files of different contents"}
+
+
+@pytest.mark.parametrize("name", ["T1w", "MEGRE", "phasediff"])
+def test_an_image_for_each_slice_takes_no_sidecar(name):
+    made = SessionPlanner("S", "E", a_map(T1=name), DEFAULT, {}).make(
+        [ScanFiles(scan("1", "T1"), files("1", *map(str, range(200))))]
+    )
+    assert (made.wanted, made.entries) == ([], [])
+    assert reasons(made) == {"1": "has 200 images, too many to be told apart"}
 
 
 # -- field maps --------------------------------------------------------------------------------------------------

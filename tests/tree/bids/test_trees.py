@@ -66,3 +66,13 @@ async def test_a_tree_whose_catalogue_is_broken_leaves_the_rest(tmp_path):
     made.projects["P"].resources[0].broken = True
     async with opened(made, tmp_path) as (site, _):
         assert "sub-01/ses-base/anat/sub-01_ses-base_T1w.nii.gz" in await tree(await find(site, "bids/P"))
+
+
+async def test_a_tree_whose_catalogue_is_broken_is_reported(tmp_path):
+    made = with_trees()
+    broken = [made.projects["P"].resources[0], made.experiments["DEMO_E00003"].resources[0]]
+    for each in broken:
+        each.broken = True
+    async with opened(made, tmp_path) as (site, _):
+        rows = (await content(await find(site, "bids/P/sourcedata/xnatfs/left-out.tsv"))).decode().splitlines()[1:]
+        assert [f"resource {each.id}" in row for each, row in zip(broken, rows, strict=True)] == [True, True]

@@ -8,7 +8,9 @@ import pytest
 from tests.support.nodes import find
 from tests.tree.bids.support import archive, content, convert, opened, put_map, resource, session, tree
 from xnatfs.common.errors import BadReply, NotFound
+from xnatfs.demo.server.reply import Failed
 from xnatfs.settings.views import ViewOptions
+from xnatfs.tree.node import Dir
 
 ONE = "bids/P/sub-CASE1/ses-CASE1MR1"
 
@@ -264,3 +266,55 @@ async def test_a_session_of_which_images_cannot_be_listed_is_an_error_and_is_rep
         (row,) = await table(site, "bids/P/sourcedata/xnatfs/left-out.tsv")
         assert (row["subject"], row["scan"]) == ("sub-CASE1", "n/a")
         assert "scan 8" in row["reason"]
+
+
+async def test_tables_of_a_session_are_those_of_its_present_names(tmp_path):
+    made = as_xnat_converts()
+    path = f"{ONE}/sub-CASE1_ses-CASE1MR1_scans.tsv"
+    async with opened(made, tmp_path) as (site, _):
+        assert len(await table(site, path)) == 4
+        convert(made, made.scan(made.experiments["DEMO_E00001"], "12"), "sub-CASE1_ses-x_T2w")
+        await site.renew((await find(site, ONE)).sources())
+        images_now = images(await tree(await find(site, ONE)))
+        assert [row["filename"] for row in await table(site, path)] == images_now
+
+
+async def test_a_session_whose_resources_are_refused_hides_no_other_and_is_reported(tmp_path):
+    made = as_xnat_converts()
+    two = session(made, "CASE 1", "later")
+    convert(made, made.scan(two, "1"), "sub-x_T2w")
+    async with opened(made, tmp_path) as (site, demo):
+
+        def refuse(request):
+            if request.path == f"/data/experiments/{two.id}/resources":
+                raise Failed(500, "null")
+
+        demo.faults.append(refuse)
+        found = await find(site, "bids/P/sub-CASE1")
+        assert isinstance(found, Dir)
+        names = [node.name for node in (await found.children()).listed()]
+        assert names[:2] == ["ses-CASE1MR1", "ses-later"]
+        assert len(await tree(await find(site, ONE))) == 11
+        with pytest.raises(BadReply):
+            await tree(await find(site, "bids/P/sub-CASE1/ses-later"))
+        (row,) = await table(site, "bids/P/sourcedata/xnatfs/left-out.tsv")
+        assert (row["session"], "500" in row["reason"]) == ("ses-later", True)
+
+
+async def test_a_shared_session_is_shown_though_the_server_joins_the_own_ones_alone(tmp_path):
+    made = as_xnat_converts()
+    made.project("Q", "Another project", other="Owners")
+    other = made.experiment(made.subject(made.projects["Q"], "S9"), "E9")
+    convert(made, made.scan(other, "1"), "sub-x_T1w")
+    other.shared["P"] = "E9"
+    session(made, "DICOM only")
+    async with opened(made, tmp_path) as (site, demo):
+
+        def refuse(request):
+            if any("share" in key for key, _ in request.query.pairs):
+                raise Failed(403, "no")
+
+        demo.faults.append(refuse)
+        found = await tree(await find(site, "bids/P"))
+        assert "sub-S9/ses-E9/anat/sub-S9_ses-E9_T1w.nii.gz" in found
+        assert "sub-DICOMonly" not in {name.partition("/")[0] for name in found}

@@ -7,7 +7,7 @@ import pandas
 import pytest
 
 from tests.support.nodes import names
-from tests.support.scripted import Scripted, opened, session, subject
+from tests.support.scripted import Scripted, opened, resource, session, subject
 from tests.tree.test_tree import content
 from xnatfs.common.errors import BadReply
 from xnatfs.settings.views import ViewOptions
@@ -39,7 +39,19 @@ def server() -> Scripted:
         joined("X_E1", "2", "SNAPSHOTS", "1", "", type="T1", note=NOTE, quality="usable"),
         joined("X_E2", "", "", "", ""),
     ]
+    made.lists |= {"experiments/X_E3/scans": [], "experiments/X_E3/resources": []}
     return made
+
+
+def only_without(column, status, rows):
+    """Return answers with these rows, or with an error to requests of a column."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if column in request.url.params["columns"]:
+            return httpx.Response(status, html="<html><h3>no</h3>")
+        return httpx.Response(200, json={"ResultSet": {"Result": rows}})
+
+    return answer
 
 
 async def read(site, name):
@@ -64,18 +76,18 @@ async def test_the_table_of_subjects_has_demographics_and_every_subject_shown(se
 
 
 async def test_demographics_that_the_account_may_not_read_are_empty(server, tmp_path):
-    rows = server.lists["projects/P/subjects"]
-
-    def answer(request: httpx.Request) -> httpx.Response:
-        if "gender" in request.url.params["columns"]:
-            return httpx.Response(403, html="<html><h3>no</h3>")
-        return httpx.Response(200, json={"ResultSet": {"Result": rows}})
-
-    server.answers["projects/P/subjects"] = answer
+    server.answers["projects/P/subjects"] = only_without("gender", 403, server.lists["projects/P/subjects"])
     async with opened(server, tmp_path) as site:
         frame = await read(site, "subjects.tsv")
     assert list(frame["label"]) == ["FOREIGN", "S2", "S10"]
     assert set(frame["gender"]) == {""}
+
+
+async def test_an_answer_that_is_no_list_is_reported(server, tmp_path, caplog):
+    server.answers["projects/P/subjects"] = only_without("gender", 500, server.lists["projects/P/subjects"])
+    async with opened(server, tmp_path) as site:
+        assert set((await read(site, "subjects.tsv"))["gender"]) == {""}
+    assert "projects/P/subjects lacks what the server has" in caplog.text
 
 
 async def test_the_table_of_sessions_has_notes_as_they_are(server, tmp_path):
@@ -94,7 +106,9 @@ async def test_the_table_of_scans_is_one_list_of_the_project(server, tmp_path):
         await names(site, "projects/P")
         server.forget_requests()
         frame = await read(site, "scans.tsv")
-        assert server.asked == ["GET experiments", "GET experiments"]  # the second for what is shared in
+        own = ["GET experiments/X_E3/resources", "GET experiments/X_E3/scans"]  # of what neither list has
+        assert server.asked[:2] == ["GET experiments", "GET experiments"]  # the second for what is shared in
+        assert sorted(server.asked[2:]) == own
     assert frame[["session", "id", "resources", "files", "bytes", "note"]].values.tolist() == [
         ["E1", "2", "DICOM,SNAPSHOTS", "5", "", NOTE],
         ["E1", "10", "DICOM", "3", "30", ""],
@@ -139,3 +153,25 @@ async def test_rows_in_another_order_make_the_same_bytes(server, tmp_path):
         server.lists[name].reverse()
     async with opened(server, tmp_path / "again") as site:
         assert [await content(site, f"projects/P/{name}") for name in files] == before
+
+
+async def test_scans_of_shared_sessions_are_there_though_their_list_is_refused(server, tmp_path):
+    rows = server.lists["experiments"]
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if any("share" in key for key in request.url.params):
+            return httpx.Response(500, html="<html><h3>no such path</h3>")
+        return httpx.Response(200, json={"ResultSet": {"Result": rows}})
+
+    server.answers["experiments"] = answer
+    server.lists["experiments/X_E3/scans"] = [{"ID": "7", "type": "T1", "quality": "usable"}]
+    stored = resource("9", "DICOM", cat_id="7") | {"file_count": "3", "file_size": ""}
+    server.lists["experiments/X_E3/resources"] = [stored]
+    async with opened(server, tmp_path) as site:
+        frame = await read(site, "scans.tsv")
+        found = frame[["session", "id", "resources", "files", "bytes"]].values.tolist()
+        assert found[0] == ["E3", "7", "DICOM", "3", ""]
+        server.lists["experiments/X_E3/scans"] = 500
+    async with opened(server, tmp_path) as site:
+        with pytest.raises(BadReply):
+            await read(site, "scans.tsv")

@@ -136,3 +136,20 @@ async def test_subjects_called_like_a_table_give_way(server, tmp_path):
         assert isinstance(await find(site, "projects/P/scans.tsv"), File)
         with pytest.raises(NotFound):
             await find(site, "projects/P/tables.tsv")
+
+
+async def test_files_that_the_server_does_not_list_are_not_counted_as_none(server, tmp_path):
+    server.lists["experiments/X_E1/resources"][0] |= {"file_count": "3", "file_size": "30"}
+    server.lists["experiments/X_E1/resources"][3] |= {"file_count": "1", "file_size": "1"}
+    server.lists["experiments/X_E1/files"] = [
+        row for row in server.lists["experiments/X_E1/files"] if row["cat_ID"] == "7"
+    ]
+    server.lists["experiments/X_E1/scans/2/resources/8/files"] = 500
+    async with opened(server, tmp_path) as site:
+        found = json.loads(await content(site, f"{SESSION}/session.json"))
+        data = await content(site, f"{SESSION}/scans.tsv")
+    by_label = {row["label"]: (row["files"], row["bytes"]) for row in found["scans"][0]["resources"]}
+    assert by_label == {"DICOM": (2, 150), "NIFTI": (None, None)}
+    assert [(row["label"], row["files"]) for row in found["resources"]] == [("QC", None)]
+    frame = pandas.read_csv(io.BytesIO(data), sep="\t", dtype=str, keep_default_na=False)
+    assert frame[["resources", "files", "bytes"]].values.tolist()[0] == ["DICOM,NIFTI", "", ""]

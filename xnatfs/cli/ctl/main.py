@@ -42,7 +42,7 @@ NOUNS = {
     "scan": "list, show and download the scans of a session",
     "resource": "list, show, download and upload resources of a scan or a session",
     "prearchive": "archive, move, delete and watch received sessions",
-    "bids": "report the BIDS names of a project's images, and draft a map of names",
+    "bids": "show how a project's images are named in BIDS, and draft a map of names",
     "browse": "open the web page of a session, a project or the server",
     "completion": "print what a shell needs to complete commands, options and names, of xnatfs as well",
 }

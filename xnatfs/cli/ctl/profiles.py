@@ -17,7 +17,7 @@ from xnatfs.cli.parsing import suggest
 from xnatfs.common.errors import ConfigError
 from xnatfs.common.private_files import write_private
 from xnatfs.settings import profile_file
-from xnatfs.settings.config import normalised_url, profiles_path, read_profiles, select_profile
+from xnatfs.settings.config import absolute_path, normalised_url, profiles_path, read_profiles, select_profile
 
 profile_options = options_of(
     option("--username", metavar="USER", help="the account there (default: a prompt at each login)"),
@@ -81,7 +81,7 @@ def tls_cells(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.no_verify_ssl:
         cells["verify_ssl"] = False
     if arguments.ca_bundle:
-        cells["ca_bundle"] = str(Path(arguments.ca_bundle).expanduser().absolute())
+        cells["ca_bundle"] = str(absolute_path(arguments.ca_bundle))
     return cells
 
 

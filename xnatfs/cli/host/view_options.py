@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from xnatfs.common.errors import BadReply, ConfigError
+from xnatfs.settings.config import absolute_path
 from xnatfs.settings.views import ALL_VIEWS, BIDS_OPTIONS, DEFAULT_VIEWS, NO_QUALITY, ViewOptions
 
 # Options whose value is a list. A comma would end the value in `-o`, so a colon separates names as well.
@@ -72,9 +73,9 @@ def map_path(path: Path | None) -> str:
 
     if not path:
         return ""
-    absolute = Path(path).expanduser().absolute()
+    absolute = absolute_path(path)
     try:
-        parse_map(absolute.read_text(), f"--bids-map {path}")
+        parse_map(absolute.read_text("utf-8"), f"--bids-map {path}")
     except OSError as error:
         raise ConfigError(f"--bids-map {path}: {error.strerror}") from None
     except ValueError as error:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xnatfs.cli.ctl.command import Context, command, option, options_of
 from xnatfs.cli.host.view_options import bids_option_list, map_path
 from xnatfs.cli.output import Cells, print_data
-from xnatfs.common.errors import BadReply
+from xnatfs.common.errors import BadReply, Denied, NotFound
+from xnatfs.common.tasks import gather
 from xnatfs.settings.views import BIDS_OPTIONS, LEFT_OUT_COLUMNS, ViewOptions
 
 if TYPE_CHECKING:  # help and errors start in a fifth of the time without these
+    from xnatfs.rest.lists import JoinedScans
     from xnatfs.rest.models import Scan
     from xnatfs.tree.bids.dataset import Dataset
     from xnatfs.tree.bids.rules.maps import BidsMap
@@ -101,14 +104,16 @@ async def bids_map(context: Context) -> None:
 
 
 async def _scans(dataset: Dataset) -> list[Scan]:
-    """Return the scans of all sessions of a project."""
+    """Return the scans of all sessions of a project: from joined lists, or of each session that these lack."""
     site, project = dataset.site, dataset.project.id
-    try:
-        joined = {**await site.xnat.scans_of_project(project, shared=True), **await site.xnat.scans_of_project(project)}
-        return [scan for found in joined.values() for scan in found.scans.values()]
-    except BadReply:  # the server does not list scans of a whole project
-        rows = (await site.experiments(project)).rows
-        return [scan for row in rows if row.is_imaging for scan in (await site.scans(row.id)).rows]
+    joined: dict[str, JoinedScans] = {}
+    for shared in (True, False):
+        with suppress(NotFound, Denied, BadReply):  # the server does not list scans of a whole project
+            joined |= await site.xnat.scans_of_project(project, shared=shared)
+    rows = (await site.experiments(project)).rows
+    absent = [partial(site.scans, row.id) for row in rows if row.is_imaging and row.id not in joined]
+    own = [scan for listing in await gather(*absent) for scan in listing.rows]
+    return [*(scan for found in joined.values() for scan in found.scans.values()), *own]
 
 
 def _entry(scan: Scan, known: BidsMap) -> dict[str, str]:

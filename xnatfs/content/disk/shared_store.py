@@ -1,20 +1,23 @@
 """Share verified files between machines: a directory of files by digest and length, on a disk that all of them mount.
 
-    DIR/<2 hex>/<md5>-<size>
+    DIR/<md5>-<size>
 
 The store is neither trusted nor required: an entry is compared with the listing's digest and length before it enters a
-cache, and a failure costs a download at most. It has no index and no locks; entries are written under temporary names
-and renamed. Its directories have the mode of DIR. If that mode lets other users enter and write but not list it, an
-entry is found only by its digest, which a listing of the server states.
+cache, and a failure costs a download at most. It has no index; entries are written under temporary names and renamed.
+If the mode of DIR lets other users enter and write but not list it, an entry is found only by its digest, which a
+listing of the server states. There are no directories in DIR: the user that makes one could list it, whatever the mode
+of DIR.
 """
 
 import hashlib
 import logging
 import os
 import stat
+import time
 import uuid
-from collections.abc import Callable, Collection
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,6 +29,12 @@ from xnatfs.content.source import Version
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+# Seconds between looks at a claim of another machine: a round trip to a disk elsewhere is a tenth of it.
+MACHINE_POLL_SECONDS = 0.02
+# Seconds after which a claim counts as one of a machine that has ended. Clocks of machines differ by less, and no claim
+# is waited for that long.
+CLAIM_AGE_SECONDS = 600.0
 
 
 class SharedStore:
@@ -59,8 +68,28 @@ class SharedStore:
         if is_shareable(version):
             await self._in_thread(self._put, version, source)
 
+    @asynccontextmanager
+    async def turn(self, name: str, is_over: Callable[[], Awaitable[bool]]) -> AsyncIterator[bool]:
+        """Claim a name among the machines for the context, once no other has claimed it; yield whether one had.
+
+        Wait no longer than until `is_over`, which is called at each look; then the context has no claim. A claim only
+        saves requests: it is a file, which a machine that ends at once leaves behind for CLAIM_AGE_SECONDS.
+        """
+        path = self._directory / f"{name}.claim"
+        is_ours = await self._in_thread(_claim, path)
+        waited = is_ours is False
+        while is_ours is False and not await is_over():
+            await trio.sleep(MACHINE_POLL_SECONDS)
+            is_ours = await self._in_thread(_claim, path)
+        try:
+            yield waited
+        finally:
+            if is_ours:
+                with trio.CancelScope(shield=True):
+                    await self._in_thread(partial(path.unlink, missing_ok=True))
+
     def _path(self, version: Version) -> Path:
-        return self._directory / version.digest[:2] / f"{version.digest}-{version.size}"
+        return self._directory / f"{version.digest}-{version.size}"
 
     def _open_verified(self, version: Version) -> int | None:
         path = self._path(version)
@@ -96,9 +125,6 @@ class SharedStore:
         if path.exists():
             return
         mode = self._directory.stat().st_mode
-        with suppress(FileExistsError):
-            path.parent.mkdir()
-            path.parent.chmod(stat.S_IMODE(mode))
         beside = path.with_name(f".{uuid.uuid4().hex}")
         fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
@@ -125,6 +151,21 @@ class SharedStore:
                 why = f"{error.strerror}: {error.filename or self._directory}"
                 log.warning("shared cache %s: %s; files come from the server", self._directory, why)
             return None
+
+
+def _claim(path: Path) -> bool | None:
+    """Create a claim; return False if another machine has one, None if only its user can remove an old one."""
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        return True
+    try:
+        if time.time() - path.lstat().st_mtime > CLAIM_AGE_SECONDS:
+            path.unlink()
+    except FileNotFoundError:
+        pass  # it is free now
+    except OSError:
+        return None
+    return False
 
 
 def is_shareable(version: Version) -> bool:

@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 
 import trio
 
-from xnatfs.common.errors import BadReply, Denied, NotFound, Unreachable
+from xnatfs.common.clock import now
+from xnatfs.common.errors import BadReply, Denied, NotFound, TimedOut, Unreachable
 from xnatfs.common.sanitize import loads
-from xnatfs.common.tasks import gather
+from xnatfs.common.tasks import aside, gather
 from xnatfs.listings.keys import (
     BidsMapKey,
     BidsOutlineKey,
@@ -24,6 +25,7 @@ from xnatfs.listings.keys import (
     ScansKey,
 )
 from xnatfs.listings.ttl_cache import Expiring, Listing
+from xnatfs.prefetch.checked_list import LIST_TIMEOUT_SECONDS, UNTRUSTED_SECONDS
 from xnatfs.prefetch.series_files import version
 from xnatfs.prefetch.sidecars import SessionSidecars
 from xnatfs.rest.bids import BidsMapRow, Demographics, ImageLabels, is_converted, parse_map
@@ -81,7 +83,7 @@ class SubjectFolder:
 
 @dataclass(frozen=True)
 class Outline:
-    """The subjects of a dataset by label: those with a session that has converted images."""
+    """The subjects of a dataset by label: those with a session that has, or may have, converted images."""
 
     subjects: Mapping[str, SubjectFolder]
     people: Mapping[str, Subject]  # all subjects of the project by label
@@ -157,7 +159,7 @@ class Dataset:
 
     async def _outline(self) -> Outline:
         children, labels, tree = await gather(self.home.load, self._image_labels, self._tree)
-        converted = {row.id for row in labels.rows if row.has_nifti} if labels is not None else None
+        unconverted = {row.id for row in labels.rows if not row.has_nifti}
         homes = [node for node in children.nodes.values() if isinstance(node, SubjectDir)]
         named, _ = folder_labels(
             Labelled(home.subject.id, home.subject.label, home.subject.project not in ("", self.project.id))
@@ -169,9 +171,9 @@ class Dataset:
             if count % SUBJECTS_AT_ONCE == SUBJECTS_AT_ONCE - 1:
                 await trio.lowlevel.checkpoint()
             rows = experiments.groups.get(home.subject.id, ())
-            if converted is not None and converted.isdisjoint(row.id for row in rows):
+            if unconverted.issuperset(row.id for row in rows if row.is_imaging):
                 continue
-            sessions = await self._sessions(home, converted)
+            sessions = await self._sessions(home, unconverted)
             if sessions:
                 label = named[home.subject.id]
                 subjects[label] = SubjectFolder(label, home, sessions)
@@ -189,24 +191,39 @@ class Dataset:
             return Tree()  # a list without rows is not stored, and others are
         except (NotFound, Denied, BadReply) as error:
             log.info("bids/%s shows no tree of the project's resources: %s", self.project.id, error)
-            return Tree()
+            return Tree(failures=[str(error)])
 
     async def subject_tree(self, subject: str, session: SessionFolder) -> Tree:
-        """Return what a resource of a session holds of the subject's folder."""
+        """Return what a resource of a session holds of the subject's folder.
+
+        A session whose resources cannot be listed fails where its own folder is looked into, and hides no other one.
+        """
         home = session.home
         await self.site.look_into(self.project.id, home.experiment.id, assessors=False)
-        tree = await stored_tree(await home.child("resources"), home.item, True)
-        return tree.folders.get(f"sub-{subject}", Tree())
-
-    async def _image_labels(self) -> Listing[ImageLabels] | None:
-        """Return the labels of resources by session; None if the server does not list them for a whole project."""
         try:
-            return await self.site.listings.get(ImageLabelsKey(self.project.id))
-        except (BadReply, NotFound, Denied) as error:
-            log.info("bids/%s shows sessions without converted images, too: %s", self.project.id, error)
-            return None
+            tree = await stored_tree(await home.child("resources"), home.item, True)
+        except (NotFound, Denied, BadReply) as error:
+            log.info("bids/%s shows no tree of session %s: %s", self.project.id, home.experiment.id, error)
+            return Tree()
+        return Tree(failures=tree.failures).joined([tree.folders.get(f"sub-{subject}", Tree())])
 
-    async def _sessions(self, home: SubjectDir, converted: set[str] | None) -> dict[str, SessionFolder]:
+    async def _image_labels(self) -> Listing[ImageLabels]:
+        """Return the labels of resources by session; without rows if the server does not list them for a project.
+
+        Of a session that is absent it is not known whether it has converted images.
+        """
+        key, reason = ImageLabelsKey(self.project.id), "the list takes too long"
+        try:
+            with trio.move_on_after(LIST_TIMEOUT_SECONDS):
+                return await self.site.listings.get(key)
+        except (BadReply, NotFound, Denied, TimedOut) as error:
+            reason = str(error)
+        log.info("bids/%s shows sessions without converted images, too: %s", self.project.id, reason)
+        nothing: Listing[ImageLabels] = Listing((), {}, now(), now() + UNTRUSTED_SECONDS)
+        self.site.metadata.put(key, nothing)
+        return nothing
+
+    async def _sessions(self, home: SubjectDir, unconverted: set[str]) -> dict[str, SessionFolder]:
         nodes = [node for node in (await home.load()).nodes.values() if isinstance(node, SessionDir)]
         imaging = [node for node in nodes if node.experiment.is_imaging]
         subject = home.subject.label if self._cut_subject else ""
@@ -215,7 +232,7 @@ class Dataset:
         )
         found = {}
         for node in imaging:
-            if converted is None or node.experiment.id in converted:
+            if node.experiment.id not in unconverted:
                 label = named[node.experiment.id]
                 found[label] = SessionFolder(label, node)
         return dict(sorted(found.items()))
@@ -275,7 +292,8 @@ class Dataset:
         tar = self._sidecars(home, shared)
         sidecars: dict[StoredFile, Sidecar] = {}
         while True:
-            plan = SessionPlanner(subject, session.label, bids_map, self.rules, sidecars).make(shown)
+            planner = SessionPlanner(subject, session.label, bids_map, self.rules, sidecars)
+            plan = await aside(sum(len(each.files) for each in shown), partial(planner.make, shown))
             if not plan.wanted:
                 break
             if len(plan.wanted) > 1:
@@ -309,10 +327,15 @@ class Dataset:
         return found
 
     async def _read(self, shared: Mapping[str, ResourceFiles], file: StoredFile) -> Sidecar:
-        """Return the fields of a sidecar, through the content cache; none of one that is lost, damaged or no JSON."""
+        """Return the fields of a sidecar, through the content cache; none of one that is lost or no JSON.
+
+        Raises BadReply if the server does not serve it: without it the images could get other names.
+        """
         try:
             fields = loads(await read_file(shared[file.resource], file.place, MAX_SIDECAR_BYTES))
-        except (NotFound, BadReply, ValueError) as error:
+        except BadReply as error:
+            raise BadReply(f"the sidecar {file.path}, on which names depend, cannot be read: {error}") from error
+        except (NotFound, ValueError) as error:
             log.info("the sidecar %s is not used: %s", file.path, error)
             return {}
         return fields if isinstance(fields, dict) else {}
@@ -321,7 +344,7 @@ class Dataset:
 def _read_map(path: str) -> list[BidsMapRow]:
     """Read a map from a local file. Raises BadReply."""
     try:
-        return parse_map(Path(path).read_text(), f"the BIDS map {path}")
+        return parse_map(Path(path).read_text("utf-8"), f"the BIDS map {path}")
     except OSError as error:
         raise BadReply(f"the BIDS map {path}: {error.strerror}") from None
     except ValueError as error:
@@ -359,16 +382,16 @@ async def read_file(files: ResourceFiles, place: int, most: int) -> bytes:
     """Read a small file through the content cache, without fetching what lies beside it.
 
     Raises:
-        BadReply: It has more than `most` bytes.
+        ValueError: It has more than `most` bytes.
     """
     row = files.catalogue.at(place)
     if (row.size or 0) > most:
-        raise BadReply(f"{row.path} has {row.size} bytes")
+        raise ValueError(f"{row.path} has {row.size} bytes")
     source = files.resource_dir.source(row, files.groups)
     blob = await files.site.content.open(version(row), source)
     try:
         if blob.size > most:
-            raise BadReply(f"{row.path} has {blob.size} bytes")
+            raise ValueError(f"{row.path} has {blob.size} bytes")
         return await blob.read(0, blob.size)
     finally:
         blob.close()

@@ -56,7 +56,7 @@ class DatasetReport:
         sessions, trees = [], []
         for label, subject in outline.subjects.items():
             stored, own = await dataset.stored(outline, subject)
-            trees.append(Tree({f"sub-{label}": stored}))
+            trees.append(Tree({f"sub-{label}": stored}, failures=stored.failures))
             for session in subject.sessions.values():
                 path, planned, failure = f"sub-{label}/ses-{session.label}", None, ""
                 try:
@@ -78,6 +78,8 @@ class DatasetReport:
         for key, used, unused in self.bids_map.overridden:
             reason = f"{key!r} is {used.bidsname} by the {used.source}, which counts more than {unused.bidsname} by the"
             yield ("", "", "", "", f"{reason} {unused.source}", "")
+        for failure in self.tree.failures:
+            yield ("", "", "", "", f"a tree in a resource is not shown: {failure}", "")
         for session in self.sessions:
             yield from session.left_out()
 

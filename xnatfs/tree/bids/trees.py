@@ -44,6 +44,7 @@ class Tree:
 
     folders: dict[str, "Tree"] = field(default_factory=dict)
     files: dict[str, Leaf] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)  # why it lacks files of resources that cannot be listed
 
     def __len__(self) -> int:
         return len(self.files) + sum(map(len, self.folders.values()))
@@ -60,6 +61,7 @@ class Tree:
         """Return a tree of all files of these; of two with one path, the first."""
         joined = Tree()
         for tree in (self, *others):
+            joined.failures += tree.failures
             for path, leaf in tree.leaves():
                 joined.add(tuple(path.split("/")), leaf)
         return joined
@@ -107,7 +109,9 @@ async def stored_tree(resources: Node, item: Item, below: bool) -> Tree:
         return Tree()
     listing = await resources.site.files(item, below)
     found.sort(key=lambda node: natural(node.resource.id))
-    return passed_on(ResourceFiles(node, listing) for node in found if node.resource.id not in listing.broken)
+    tree = passed_on(ResourceFiles(node, listing) for node in found if node.resource.id not in listing.broken)
+    tree.failures = [listing.broken[node.resource.id] for node in found if node.resource.id in listing.broken]
+    return tree
 
 
 class TreeDir(Dir):

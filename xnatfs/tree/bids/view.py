@@ -71,7 +71,7 @@ class DatasetDir(Dir):
 
     async def load(self) -> Children:
         outline = await self.dataset.outline()
-        nodes: dict[str, Node] = {node.name: node for node in self._descriptions()}
+        nodes: dict[str, Node] = {node.name: node for node in self._descriptions(outline.expires)}
         for label, subject in outline.subjects.items():
             nodes[f"sub-{label}"] = BidsSubjectDir(self, f"sub-{label}", subject)
         nodes["sourcedata"] = SourceDataDir(self, "sourcedata", outline.tree)
@@ -80,18 +80,18 @@ class DatasetDir(Dir):
     def sources(self) -> Sequence[ListKey]:
         return self.dataset.sources()
 
-    def _descriptions(self) -> Iterable[Node]:
+    def _descriptions(self, expires: float) -> Iterable[Node]:
         row, url = self.dataset.project, self.site.xnat.url
         page = f"{url}/data/projects/{row.id}"
         authors = [row.investigator] if row.investigator else []
-        yield self._file("dataset_description.json", generated.dataset_description(row.name or row.id, page, authors))
-        yield self._file("README", generated.readme(row.id, row.name, url))
-        yield GeneratedFile(self, "participants.tsv", self._participants, [*self.sources(), DemographicsKey(row.id)])
         columns = generated.described(generated.PARTICIPANTS, self.dataset.participant_columns)
-        yield self._file("participants.json", columns)
-
-    def _file(self, name: str, data: bytes) -> GeneratedFile:
-        return fixed_file(self, name, data)
+        files = {
+            "dataset_description.json": generated.dataset_description(row.name or row.id, page, authors),
+            "README": generated.readme(row.id, row.name, url),
+            "participants.json": columns,
+        }
+        yield from (fixed_file(self, name, data, expires) for name, data in files.items())
+        yield GeneratedFile(self, "participants.tsv", self._participants, [*self.sources(), DemographicsKey(row.id)])
 
     async def _participants(self) -> Generated:
         outline, found = await self.dataset.outline(), await self.dataset.demographics()
@@ -312,10 +312,13 @@ class ReportDir(Dir):
         return Generated(table(report), report.expires)
 
 
-def fixed_file(parent: Dir, name: str, data: bytes, expires: float | None = None) -> GeneratedFile:
-    """Return a file whose bytes are known."""
+def fixed_file(parent: Dir, name: str, data: bytes, expires: float) -> GeneratedFile:
+    """Return a file whose bytes are known, for as long as those of its directory's listings are."""
 
     async def make() -> Generated:
-        return Generated(data, parent.fresh_until() if expires is None else expires)
+        node = await parent.child(name)
+        if not isinstance(node, GeneratedFile):
+            raise NotFound(f"{'/'.join(node.path)} is a file of the server now")
+        return await node.content()
 
-    return GeneratedFile(parent, name, make)
+    return GeneratedFile(parent, name, make, made=Generated(data, expires))

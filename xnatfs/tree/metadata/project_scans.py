@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from xnatfs.common.errors import BadReply, Denied, NotFound
+from xnatfs.common.tasks import gather
 from xnatfs.rest.models import SCAN_COLUMNS, SCAN_LABEL, Row
 from xnatfs.site import Site
 
@@ -36,7 +37,7 @@ Scans = dict[str, ScanRow]  # by scan ID
 
 
 async def joined_scans(site: Site, project: str) -> Mapping[str, Scans]:
-    """Return the scans of a project's sessions by accession ID; a session without scans has none.
+    """Return the scans of a project's sessions by accession ID; a session without scans has none there.
 
     Sessions that are shared into the project take a second request. Raises BadReply if the server does not join.
     """
@@ -45,6 +46,16 @@ async def joined_scans(site: Site, project: str) -> Mapping[str, Scans]:
     if any(row.is_imaging and row.id not in found for row in sessions):
         with contextlib.suppress(NotFound, Denied, BadReply):  # then they are absent
             found |= _by_session(await _request(site, {SHARED: project}))
+    return found
+
+
+async def own_scans(site: Site, session: str) -> Scans:
+    """Return the scans of one session that the list lacks, without frames."""
+    scans, resources = await gather(lambda: site.scans(session), lambda: site.resources(("experiments", session), True))
+    found = {}
+    for row in scans.rows:
+        stored = {each.label: (each.file_count, each.file_size) for each in resources.groups.get(("scans", row.id), ())}
+        found[row.id] = ScanRow(row.id, row.type, row.series_description, row.quality, None, row.note, stored)
     return found
 
 

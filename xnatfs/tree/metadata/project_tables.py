@@ -4,15 +4,18 @@ The rows are those of the directories; what the further request states is added.
 not know it, the cells are empty.
 """
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 
 from xnatfs.common.clock import now
 from xnatfs.common.errors import BadReply, Denied
+from xnatfs.common.tasks import gather
 from xnatfs.listings.keys import ExperimentsKey, SubjectsKey
 from xnatfs.rest.models import Experiment, Row, Subject, natural
 from xnatfs.site import Site
 from xnatfs.tree.generated_file import Generated, GeneratedFile
-from xnatfs.tree.metadata.project_scans import joined_scans
+from xnatfs.tree.metadata.project_scans import joined_scans, own_scans
 from xnatfs.tree.metadata.tables import SCAN_TABLE_COLUMNS, Cell, table
 from xnatfs.tree.node import Dir
 
@@ -21,6 +24,8 @@ SUBJECT_TABLE = ("id", "label", "project", *DEMOGRAPHICS, "sessions", "inserted"
 MORE_OF_SESSIONS = ("date", "time", "visit", "note", "inserted", "modified")
 SESSION_TABLE = ("id", "label", "subject_id", "subject", "xsi_type", *MORE_OF_SESSIONS)
 SCAN_TABLE = ("subject", "session", "session_id", *SCAN_TABLE_COLUMNS)
+
+log = logging.getLogger(__name__)
 
 Make = Callable[[Site, str], Awaitable[Generated]]
 
@@ -59,7 +64,9 @@ async def sessions_table(site: Site, project: str) -> Generated:
 async def scans_table(site: Site, project: str) -> Generated:
     """Make the table of scans; files and bytes are as the server has stored them. Raises BadReply if it cannot join."""
     started, listing = now(), await site.experiments(project)
-    found = await joined_scans(site, project)
+    found = dict(await joined_scans(site, project))
+    absent = [row.id for row in listing.rows if row.is_imaging and row.id not in found]
+    found |= zip(absent, await gather(*(partial(own_scans, site, each) for each in absent)), strict=True)
     rows: list[Sequence[Cell]] = []
     for session in _sorted(listing.rows):
         for scan in sorted(found.get(session.id, {}).values(), key=lambda scan: natural(scan.id)):
@@ -99,11 +106,16 @@ def all_subjects(listed: Sequence[Subject], experiments: Sequence[Experiment]) -
 
 
 async def _more(site: Site, item: Sequence[str], columns: str) -> tuple[dict[str, Row], float]:
-    """Return the rows of a list with further columns by ID, none where it is refused, and when they expire."""
+    """Return the rows of a list with further columns by ID, none where it is refused, and when they expire.
+
+    Columns that the account may not read are empty without a word; an answer that is no list is reported.
+    """
     started = now()
     try:
         rows = await site.xnat.rows(*item, columns=columns)
-    except (Denied, BadReply):
+    except (Denied, BadReply) as error:
+        level = logging.INFO if isinstance(error, Denied) else logging.WARNING
+        log.log(level, "the table of %s lacks what the server has beside labels and dates: %s", "/".join(item), error)
         rows = []
     keys = ("ID", "xnat:subjectdata/id", "xnat:subjectassessordata/id", "xnat:experimentdata/id")
     return {row.get(*keys): row for row in rows}, started + site.ttl

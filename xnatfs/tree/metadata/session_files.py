@@ -76,7 +76,7 @@ class _Maker:
                 {"id": decoded(cat_id), "resources": listed.resources("reconstructions", cat_id)}
                 for cat_id in listed.reconstructions
             ],
-            "resources": [row for row in listed.resources("resources", "") if row["files"]],
+            "resources": [row for row in listed.resources("resources", "") if row["files"] != 0],
         }
         text = json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
         return Generated(text.encode("utf-8", "replace"), listed.expires)
@@ -119,7 +119,7 @@ class _Listed:
     def __init__(self, parts: SessionParts, scans: Any, assessors: Any, resources: Any, files: Any) -> None:
         self._shows = parts.site.views.shows_resource
         self._groups = resources.groups
-        self._files = files.groups
+        self._files = files
         shows_scan = parts.site.views.shows_scan
         shown: list[Scan] = [row for row in scans.rows if shows_scan(row.type, row.quality)]
         self.scans = sorted(shown, key=lambda row: natural(row.id))
@@ -129,13 +129,16 @@ class _Listed:
         self.expires = min(each.expires for each in (scans, assessors, resources, files))
 
     def resources(self, category: str, cat_id: str) -> list[Facts]:
-        """Return the resources of one part, with the numbers of files and bytes that are listed."""
+        """Return the resources of one part, with the numbers of files and bytes: None where these cannot be listed."""
         rows: list[Resource] = [row for row in self._groups.get((category, cat_id), ()) if self._shows(row.label)]
         found = []
         for row in sorted(rows, key=lambda row: (row.label, natural(row.id))):
-            catalogue = self._files.get(row.id, ())
+            catalogue = self._files.groups.get(row.id, ())
+            count: int | None = len(catalogue)
             size = catalogue.total() if catalogue else 0
-            found.append({"id": row.id, "label": row.label, "files": len(catalogue), "bytes": size})
+            if row.id in self._files.broken:
+                count = size = None
+            found.append({"id": row.id, "label": row.label, "files": count, "bytes": size})
         return found
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from xnatfs.common.clock import now
-from xnatfs.common.errors import Busy, Denied, NotFound, Stale
+from xnatfs.common.errors import BadReply, Busy, Denied, NotFound, Stale
 from xnatfs.listings.keys import (
     PREARCHIVE_TTL_SECONDS,
     ChildrenKey,
@@ -24,7 +24,7 @@ from xnatfs.listings.revocation import Permit
 from xnatfs.listings.ttl_cache import Listing
 from xnatfs.rest.address import Address
 from xnatfs.rest.models import FileRow, PrearchiveSession, Resource
-from xnatfs.rest.prearchive_lists import OWN, SCANS_CATEGORY, Revision, busy, part
+from xnatfs.rest.prearchive_lists import NO_LABEL, OWN, SCANS_CATEGORY, Revision, busy, part
 from xnatfs.site import Site
 from xnatfs.tree.generated_file import Generated, GeneratedFile
 from xnatfs.tree.names import assign, file_name
@@ -231,7 +231,8 @@ class ReceivedResourceDir(ResourceDir):
         self.revision = revision
         id, home = self.session.row.id, part(revision, parent.group)
         place = ResourcePlace(("prearchive", id), home, group=parent.group, project=self.session.row.project)
-        super().__init__(parent, name, place, resource, Address(home, home, home, resource.label, resource.label))
+        label = resource.label or NO_LABEL
+        super().__init__(parent, name, place, resource, Address(home, home, home, label, resource.label))
 
     @property
     def shown_by(self) -> ListKey:
@@ -242,7 +243,11 @@ class ReceivedResourceDir(ResourceDir):
         return ReceivedFilesKey(self.revision, self.place.group, self.resource.label)
 
     async def listing(self) -> Listing[FileRow]:
-        return await self.session.contents(self._key)
+        found = await self.session.contents(self._key)
+        if self.resource.lacks(0) and not found.groups.get(self.resource.id):
+            count = self.resource.file_count or "some"
+            raise BadReply(f"the server states that {'/'.join(self.path)} has {count} files, and lists none")
+        return found
 
     def _key(self, present: Revision) -> ListKey:
         if present != self.revision:

@@ -119,10 +119,18 @@ def find_images(scan: str, files: Iterable[StoredFile]) -> tuple[list[StoredImag
         if len(candidates) > 1:
             left += [(file, f"{len(candidates)} images of the scan have the stem {stem}") for file, _ in candidates]
         elif candidates:
-            single = {extension: files[0] for extension, files in found.items() if len(files) == 1}
+            single = {extension: each[0] for extension, each in found.items()}
+            if unclear := [extension for extension, each in found.items() if not _are_copies(each)]:
+                left.append((candidates[0][0], f"has several {unclear[0]} files of different contents"))
+                continue
             gradients = {each: file for each, file in single.items() if each in (".bval", ".bvec")}
             images.append(StoredImage(scan, stem, *candidates[0], single.get(".json"), gradients))
     return images, left
+
+
+def _are_copies(files: Sequence[StoredFile]) -> bool:
+    """Return whether files have one content, which two converters may have left in two resources of a scan."""
+    return len(files) == 1 or len({file.digest for file in files}) == 1 and bool(files[0].digest)
 
 
 def tell_apart(name: BidsName, images: Sequence[StoredImage], sidecars: Sidecars) -> tuple[Named, Reasons]:

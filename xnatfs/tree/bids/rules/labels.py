@@ -1,11 +1,17 @@
 """Derive the labels of sub- and ses- folders from those on the server, never from an index or an order of rows."""
 
+import hashlib
 import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from xnatfs.rest.models import natural
 from xnatfs.tree.bids.rules.names import alphanumeric
+
+# Characters of a label: both labels, and 120 characters more, fit into the 255 bytes of a file name.
+MOST_CHARACTERS = 64
+# Characters of a mark, whose 16 digits are more than any server counts.
+MOST_MARK_CHARACTERS = 17
 
 
 class Labelled(NamedTuple):
@@ -21,7 +27,8 @@ def folder_labels(items: Iterable[Labelled]) -> tuple[dict[str, str], list[str]]
 
     A plain label is that of the server, reduced to letters and digits. Of several equal ones, also if only their case
     differs, which some file systems do not tell apart, the lowest accession keeps it, and the others append `X` and the
-    digits of their own. Accessions only grow: so what is added later renames nothing.
+    digits of their own. A label that is too long is cut and marked likewise. Accessions only grow: so what is added
+    later renames nothing.
     """
     labels: dict[str, str] = {}
     used: set[str] = set()
@@ -30,9 +37,9 @@ def folder_labels(items: Iterable[Labelled]) -> tuple[dict[str, str], list[str]]
         if item.id in labels:
             continue
         label = alphanumeric(item.label)
-        if not label or label.lower() in used:
+        if not label or label.lower() in used or len(label) > MOST_CHARACTERS:
             renamed.append(item.id)
-            label += _mark(item.id)
+            label = label[: MOST_CHARACTERS - MOST_MARK_CHARACTERS] + _mark(item.id)
             while label.lower() in used:
                 label += _mark(item.id)
         labels[item.id] = label
@@ -41,8 +48,10 @@ def folder_labels(items: Iterable[Labelled]) -> tuple[dict[str, str], list[str]]
 
 
 def _mark(accession: str) -> str:
-    digits = "".join(re.findall(r"[0-9]+", accession))
-    return f"X{digits}" if digits else f"X{alphanumeric(accession)}"
+    mark = "X" + ("".join(re.findall(r"[0-9]+", accession)) or alphanumeric(accession))
+    if len(mark) <= MOST_MARK_CHARACTERS:
+        return mark
+    return "X" + hashlib.blake2b(accession.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 def without_subject(session: str, subject: str) -> str:

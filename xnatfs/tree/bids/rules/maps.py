@@ -67,7 +67,7 @@ class BidsMap:
 
     def find(self, scan: Scan) -> MapLine | None:
         """Return the line for a scan: by its series description or, only if that is empty, by its type."""
-        return self.lines.get(map_key(scan.series_description or scan.type))
+        return self.lines.get(map_key(scan.series_description) or map_key(scan.type))
 
 
 def reproin(scan: Scan) -> MapLine | None:

@@ -26,6 +26,8 @@ IMAGE_EXTENSIONS = (".nii.gz", ".nii")
 EXTENSIONS = (*IMAGE_EXTENSIONS, ".json", ".bval", ".bvec")
 # The value of `run` in ReproIn's names that counts the scans of one name.
 COUNTED_RUN = "+"
+# Characters of a name without its extension: a file name has at most 255 bytes on Linux.
+MOST_STEM_CHARACTERS = 255 - len(".nii.gz")
 
 
 class InvalidName(ValueError):
@@ -130,6 +132,8 @@ class BidsName:
             raise InvalidName(f"{reasons[0]} for {self.suffix}")
         if len(set(fitting)) > 1:
             raise InvalidName(f"{self.suffix} may belong to {' or '.join(sorted(set(fitting)))}: the map must name one")
+        if len(self.stem) > MOST_STEM_CHARACTERS:
+            raise InvalidName("a file name cannot be that long")
         return replace(self, datatype=fitting[0])
 
     def _groups(self) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from xnatfs.tree.bids.rules.guess import map_line
 from xnatfs.tree.bids.rules.images import Reasons, Sidecar, Sidecars, StoredFile, StoredImage, find_images
 from xnatfs.tree.bids.rules.maps import BidsMap, MapLine, noted, reproin
 from xnatfs.tree.bids.rules.metadata import assign_field_maps, keep_complete, name_tasks
-from xnatfs.tree.bids.rules.names import BidsName, InvalidName, accepts_extension
+from xnatfs.tree.bids.rules.names import BidsName, InvalidName, accepts_extension, is_image
 from xnatfs.tree.bids.rules.series import (
     GRADIENT_ECHO,
     MappedScan,
@@ -24,6 +24,12 @@ from xnatfs.tree.bids.rules.series import (
     pair_field_maps,
     with_direction,
 )
+
+# Images of one scan that may differ by echo and part: 32 echoes with magnitude and phase. To tell images apart takes
+# their sidecars, and a scan with an image for each slice has thousands.
+MOST_IMAGES = 64
+# Scans that a clash of names is reported with.
+MOST_NAMED_SCANS = 4
 
 
 class SessionPlanner:
@@ -57,7 +63,12 @@ class SessionPlanner:
             for file, reason in odd:
                 self._leave(scan, file.name, reason)
             found = self._own_names(images)
+            if max((len(group) for _, group in found), default=len(images)) > MOST_IMAGES:
+                self._leave(scan, "", f"has {len(images)} images, too many to be told apart")
+                images, found = [], []
             line = self._line(scan, images, found)
+            if line is not None and not any(is_image(file.name) for file in files):
+                self._leave(scan, "", "has no NIfTI file")
             if found:
                 own_maps += [(scan, name, group) for name, group in found if name.suffix in GRADIENT_ECHO]
                 others = [(name, group) for name, group in found if name.suffix not in GRADIENT_ECHO]
@@ -112,8 +123,6 @@ class SessionPlanner:
         if not lines and not own and images:
             description = scan.series_description or scan.type
             self._leave(scan, "", f"no map has a line for {description!r}", map_line(scan))
-        if not images and lines:
-            self._leave(scan, "", "has no NIfTI file")
         return lines[0] if lines else None
 
     def _parsed(self, scan: Scan, images: Sequence[StoredImage], line: MapLine) -> BidsName | None:
@@ -142,10 +151,9 @@ class SessionPlanner:
                     by_path.setdefault(entry.name.path.lower(), []).append(entry)
         for entries in by_path.values():
             if len(entries) > 1:
+                ids = sorted({each.scan.id for each in entries}, key=natural)[:MOST_NAMED_SCANS]
                 for entry in entries:
-                    others = ", ".join(
-                        sorted({each.scan.id for each in entries if each is not entry} or {entry.scan.id})
-                    )
+                    others = ", ".join([id for id in ids if id != entry.scan.id] or ids)
                     reason = f"{entry.name.stem} would be the name of an image of scan {others} as well"
                     self._leave(entry.scan, entry.image.file.name, reason)
         unique = sorted((each[0] for each in by_path.values() if len(each) == 1), key=lambda each: natural(each.path))
