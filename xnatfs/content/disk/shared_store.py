@@ -5,8 +5,7 @@
 The store is neither trusted nor required: an entry is compared with the listing's digest and length before it enters a
 cache, and a failure costs a download at most. It has no index; entries are written under temporary names and renamed.
 If the mode of DIR lets other users enter and write but not list it, an entry is found only by its digest, which a
-listing of the server states. There are no directories in DIR: the user that makes one could list it, whatever the mode
-of DIR.
+listing of the server states. There are no directories in DIR: the user that makes one can list it, whatever DIR allows.
 """
 
 import hashlib
