@@ -118,7 +118,7 @@ def _by_echo_time(images: Sequence[StoredImage], sidecars: Sidecars) -> list[Sto
 
 
 def group_of(name: BidsName) -> str:
-    """Return what names have in common that are told apart by their runs, echoes and parts only."""
+    """Return the common part of names that differ in run, echo and part only."""
     suffix = "phasediff" if name.suffix in GRADIENT_ECHO else name.suffix
     return replace(name, suffix=suffix).having(run="", echo="", part="").stem
 
