@@ -41,7 +41,7 @@ def demo() -> Iterator[Demo]:
 @pytest.fixture(scope="module")
 def whole(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
     """Provide one mount for all tests that only look at the whole."""
-    views = ("--view", "projects,experiments,subjects")  # `test_views` looks at the others
+    views = ("--view", "projects,experiments,subjects,prearchive")  # `test_views` looks at the others
     with mounting(demo.url, tmp_path_factory.mktemp("whole"), *views, **demo.login) as mount:
         mount.expected_in_log += demo.planted_warnings
         yield mount

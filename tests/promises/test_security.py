@@ -296,7 +296,10 @@ def test_a_process_that_is_killed_with_a_password_in_memory_leaves_no_core(tmp_p
 # -- files -------------------------------------------------------------------------------------------------------
 
 # Where files are made for the user, with the user's own mask.
-FOR_THE_USER = {"transfer/download", "transfer/local_files", "transfer/manifest", "cli/mounts", "cli/host/units"}
+FOR_THE_USER = {
+    *("transfer/download", "transfer/local_files", "transfer/manifest", "cli/lookup/export"),
+    *("api/files", "api/filesystem", "cli/serving", "cli/host/units"),
+}
 # Files of the kernel.
 KERNEL_FILES = ("/sys/class/bdi", "/proc/self/")
 
