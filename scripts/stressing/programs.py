@@ -99,6 +99,8 @@ class Reader:
 SMALL = ("scans/1/DICOM", "scans/2/RAW", "resources/notes")
 MEDIUM = ("scans/5/NIFTI",)
 BIG = ("scans/3/NIFTI", "scans/4/RAW")
+# Files that the mount makes from listings; the model knows those of resources only.
+MADE = {"session.json", "session.xml", "scans.tsv"}
 
 
 # -- programs --------------------------------------------------------------------------------------------------------
@@ -151,6 +153,8 @@ def find(reader: Reader) -> None:
     seen = {}
     for line in told.decode("utf-8", "surrogateescape").splitlines():
         path, _, size = line.rpartition("\t")
+        if path.rpartition("/")[2] in MADE:
+            continue
         seen[path.removeprefix(f"{reader.top}/")] = int(size)
     wanted = {path: file for path, file in reader.files.items() if path.startswith(below)}
     for path in seen.keys() - wanted.keys():
