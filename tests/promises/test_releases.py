@@ -112,7 +112,7 @@ async def test_the_tree_of_the_whole_archive(release, digests, tmp_path):
     with_pages(archive)
     digests = digests and release.lists_digests
     async with opened(DemoXnat(archive, release=release, digests=digests), tmp_path) as site:
-        site.views = ViewOptions(("projects", "experiments", "subjects"))
+        site.views = ViewOptions(("projects", "experiments", "subjects", "prearchive"))
         await walk(Root(site))  # what is there because it is shared is known after that
         found = await walk(Root(site))
     wanted = {entry.path: expected(entry, digests, release) for entry in manifest(archive, USER)}
