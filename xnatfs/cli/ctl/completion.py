@@ -54,11 +54,11 @@ def _attach(parser: argparse.ArgumentParser) -> None:
             for below in action.choices.values():
                 _attach(below)
         elif find := COMPLETERS.get(action.dest):
-            action.completer = _completer(find, action.dest in LISTS)  # type: ignore[attr-defined]
+            action.completer = _completer(find, action.dest in COMMA_LISTS)  # type: ignore[attr-defined]
 
 
 # Arguments whose values have commas between them.
-LISTS = ("scans", "columns")
+COMMA_LISTS = ("scans", "columns")
 
 # Finds names, each with its description.
 Find = Callable[["CommandLine"], Sequence[tuple[str, str]]]
