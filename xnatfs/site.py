@@ -17,6 +17,7 @@ import httpx
 import trio
 
 from xnatfs.common.errors import Unreachable
+from xnatfs.common.garbage import keep_collections_short
 from xnatfs.common.tasks import background, gather
 from xnatfs.content import ContentCache, open_cache
 from xnatfs.listings.keys import (
@@ -32,7 +33,6 @@ from xnatfs.listings.keys import (
     ScansKey,
     SizeKey,
     SubjectsKey,
-    experiment_keys,
 )
 from xnatfs.listings.revocation import Access
 from xnatfs.listings.server_listings import ServerListings
@@ -118,20 +118,22 @@ class Site:
         self.listings = ServerListings(xnat, store, ttl, nursery)
         self.metadata = self.listings.cache
         self._nursery = nursery
-        self.walks = Walks(lambda project: SessionListings(project, xnat, self.metadata, ttl, self._begin_session))
-        self._offline = False
+        self.walks = Walks(lambda project: SessionListings(project, xnat, self.metadata, ttl, self._begin, nursery))
+        self.offline = False  # whether stored listings are served while the server is unreachable
         self.access = Access(content.drop, store, self.listings, nursery)
 
-    def stay(self, offline: bool = False) -> None:
+    def stay(self, offline: bool = False, *, persists: bool = True) -> None:
         """Start background expiry and listing persistence, for long-lived processes.
 
         From now on stored listings are served while they are requested anew, and new listings are stored, if the
-        account is known. With `offline` they are also served while the server is unreachable.
+        account is known. With `offline` they are also served while the server is unreachable. Without `persists` every
+        listing is the server's own of now: a program that ends soon would see what was, and never what is.
         """
         self._nursery.start_soon(self._tidy)
+        self._nursery.start_soon(keep_collections_short)
         self.access.begin(self.access.recall)
-        if self.xnat.login.username:
-            self._offline = offline
+        if persists and self.xnat.login.username:
+            self.offline = offline
             self.listings.persist(offline)
 
     def reload(self, credentials: Credentials | None) -> None:
@@ -227,22 +229,21 @@ class Site:
 
     # -- prefetching ---------------------------------------------------------------------------------------------
 
-    async def look_into(self, project: str, experiment: str) -> None:
+    async def look_into(self, project: str, experiment: str, *, assessors: bool = True) -> None:
         """Begin the listings of a session together; for a client that iterates over sessions, those of a batch."""
         try:
-            await self.walks.of(project).enter_session(experiment)
+            await self.walks.of(project).enter_session(experiment, assessors=assessors)
         except Unreachable:
-            if not self._offline:
+            if not self.offline:
                 raise  # else the stored listings are served
 
     async def look_into_subject(self, project: str, subject: str) -> None:
         """Prefetch for a subject whose resources a client lists."""
         await self.walks.of(project).enter_subject(subject)
 
-    def _begin_session(self, experiment: str, imaging: bool) -> None:
-        for key in experiment_keys(experiment):
-            if imaging or not isinstance(key, ScansKey | AssessorsKey):
-                self.listings.begin(key)
+    def _begin(self, keys: Sequence[ListKey]) -> None:
+        for key in keys:
+            self.listings.begin(key)
 
     # -- what files have taught ----------------------------------------------------------------------------------
 
@@ -288,7 +289,12 @@ async def open_site(
     async with (
         open_xnat(config, credentials, wire, sessions) as xnat,
         open_cache(
-            directory, config.cache_size, revalidate=config.revalidate, strict=config.strict, wait=config.lock_timeout
+            directory,
+            config.cache_size,
+            revalidate=config.revalidate,
+            strict=config.strict,
+            wait=config.lock_timeout,
+            shared=config.shared_cache,
         ) as content,
         open_series_prefetch(xnat, content) as series_prefetch,
         open_store(directory, lambda: xnat.login.username) as store,

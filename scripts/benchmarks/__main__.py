@@ -18,6 +18,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Times xnatfs beside its peers and the limit.")
     parser.add_argument("--quick", action="store_true", help="small files, once each; under two minutes")
     parser.add_argument("--case", choices=CASES, action="append", help="only this one; repeatable")
+    parser.add_argument("--page", action="store_true", help="with --case: replace the rows of these on the page")
     arguments = parser.parse_args()
     if os.geteuid() != 0:
         parser.exit(2, "scripts/bench: only root can drop the kernel's caches and pace a link\n")
@@ -34,7 +35,8 @@ def main() -> int:
             return 130
         versions = peers.versions(directory)
     print(report.table(rows))
-    if not arguments.case and not arguments.quick:
+    if not arguments.quick and (arguments.page or not arguments.case):
+        rows = report.merged(report.saved(), rows, list(CASES)) if arguments.case else rows
         cases = {name: case.__doc__ or "" for name, case in CASES.items()}
         report.PAGE.write_text(report.page(rows, "scripts/bench", versions, cases, peers.COMMANDS))
         report.save(rows)

@@ -11,6 +11,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from xnatfs.demo.archive.model import Scan
+from xnatfs.demo.fixtures.converted import BOLD, PLAIN
+from xnatfs.demo.fixtures.converted import files as files_of
+
 BLOCK = 2**20
 SESSION = Path("SUBJECT", "SESSION")
 
@@ -77,6 +81,35 @@ def many(directory: Path, files: int) -> Path:
             (folder / f"1-{number:05}.dcm").write_bytes(chance.randbytes(chance.randrange(4096)))
 
     return _made(directory / f"many-{files}", "MANY", make)
+
+
+def projects(directory: Path, count: int) -> Path:
+    """Return an archive of this number of projects, each with one session of one tiny file."""
+    top = directory / f"projects-{count}"
+    if not (top / "complete").exists():
+        shutil.rmtree(top, ignore_errors=True)
+        for number in range(count):
+            folder = top / "data" / f"PROJECT{number:05}" / SESSION / "scans" / "1" / "DICOM"
+            folder.mkdir(parents=True)
+            (folder / "1.dcm").write_bytes(b"%d" % number)
+        (top / "complete").touch()
+    return top / "data"
+
+
+def converted(directory: Path, subjects: int) -> Path:
+    """Return an archive of subjects with two scans each, as XNAT's own converter leaves them."""
+
+    def make(session: Path) -> None:
+        for number in range(1, subjects + 1):
+            subject = f"S{number:03}"
+            for id, name, images in (("2", "T1w", PLAIN), ("3", "task-rest_bold", BOLD)):
+                scan = session.parent.with_name(subject) / f"{subject}MR" / "scans" / id
+                for _, ending, content in files_of(Scan(id, series_description=name), number, images):
+                    target = scan / ("BIDS" if ending == ".json" else "NIFTI")
+                    target.mkdir(parents=True)
+                    (target / f"sub-{subject}_ses-{subject}MR_{name}{ending}").write_bytes(content)
+
+    return _made(directory / f"converted-{subjects}", "CONVERTED", make)
 
 
 def images(directory: Path, count: int, size: int) -> Path:

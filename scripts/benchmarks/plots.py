@@ -62,7 +62,7 @@ def sessions(rows: list[dict[str, Any]], path: Path) -> None:
 
 def memory(rows: list[dict[str, Any]], path: Path) -> None:
     """Draw the resident memory over the number of listed files."""
-    curves = [row["curve"] for row in rows if row["curve"]]
+    curves = [row["curve"] for row in rows if row["case"] == "memory" and row["curve"]]
     if not curves:
         return
     figure, axes = pyplot.subplots(figsize=(6, 3))
@@ -74,11 +74,29 @@ def memory(rows: list[dict[str, Any]], path: Path) -> None:
     save(figure, path)
 
 
+def listing(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw the seconds to list a directory over the number of its entries, cold and warm."""
+    found = [row for row in rows if row["case"] == "large" and row["curve"]]
+    if not found:
+        return
+    figure, axes = pyplot.subplots(figsize=(6, 3))
+    for label, is_warm, color in (("cold", False, OURS), ("warm", True, BESIDE)):
+        points = sorted(tuple(row["curve"][0]) for row in found if row["what"].endswith("warm") == is_warm)
+        axes.plot(*zip(*points, strict=True), marker="o", color=color, label=label)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("entries of the directory")
+    axes.set_ylabel("seconds")
+    axes.legend()
+    save(figure, path)
+
+
 def main() -> None:
     rows, directory = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
     ratios(rows, directory / "benchmarks-ratios.svg")
     sessions(rows, directory / "benchmarks-session.svg")
     memory(rows, directory / "benchmarks-memory.svg")
+    listing(rows, directory / "benchmarks-listing.svg")
 
 
 if __name__ == "__main__":

@@ -109,6 +109,18 @@ def save(rows: Sequence[Row], path: Path = FIGURES) -> None:
     path.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
 
 
+def saved(path: Path = FIGURES) -> list[Row]:
+    """Return the figures of the page."""
+    return [Row(**row) for row in json.loads(path.read_text())] if path.exists() else []
+
+
+def merged(before: Sequence[Row], rows: Sequence[Row], order: Sequence[str]) -> list[Row]:
+    """Return rows with those of the cases that were measured anew in place of earlier ones, by the order of cases."""
+    renewed = {row.case for row in rows}
+    kept = [row for row in before if row.case not in renewed and row.case in order]
+    return sorted([*kept, *rows], key=lambda row: order.index(row.case))
+
+
 def machine() -> str:
     """Describe the machine, without names and paths."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
@@ -122,9 +134,10 @@ PLOTS = """\
 ![Ours over theirs, for each row](benchmarks-ratios.svg)
 ![Seconds to copy a session, by program](benchmarks-session.svg)
 ![Memory of a mount over listed files](benchmarks-memory.svg)
+![Seconds to list a directory over its entries](benchmarks-listing.svg)
 """
 INTRODUCTION = """\
-Medians of one run of `{command}`, with minimum and maximum in parentheses where they are more than a tenth apart.
+Medians of runs of `{command}`, with minimum and maximum in parentheses where they are more than a tenth apart.
 xnatfs and each peer were measured alternately, in the same run, on the same machine, against the same server: only
 ratios carry over to other machines. Every byte was compared with the truth outside the measured time (what a peer
 without a cache served, in a second read); a case that read a wrong byte has missed its goal. "Cold" is an empty

@@ -17,6 +17,7 @@ class Request:
     ended: float
     sent: int
     kept: str  # HIT if the replica answered
+    connection: int = 0  # its serial number
 
     @property
     def path(self) -> str:
@@ -44,8 +45,14 @@ def logged(log: Path) -> list[Request]:
         row = json.loads(line)
         ended, took = float(row["ended"]), float(row["took"])
         spans = (ended - took, ended)
-        found.append(Request(row["method"], row["uri"], int(row["status"]), *spans, int(row["sent"]), row["kept"]))
+        found.append(Request(row["method"], row["uri"], int(row["status"]), *spans, int(row["sent"]), row["kept"],
+                             int(row["connection"])))  # fmt: skip
     return found
+
+
+def connections(requests: Sequence[Request]) -> int:
+    """Return the number of connections that the requests came by."""
+    return len({request.connection for request in requests})
 
 
 def in_sequence(requests: Sequence[Request]) -> int:

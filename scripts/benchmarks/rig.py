@@ -54,9 +54,11 @@ _discarded: set[Path] = set()
 
 
 def login(server: Server, home: Path) -> dict[str, str]:
-    """Return the environment of a client: a separate home, the credentials, and no proxy."""
+    """Return the environment of a client: a separate home, the credentials, the authority to trust, and no proxy."""
     home.mkdir(parents=True, exist_ok=True)
     given = {"HOME": str(home), "XNAT_URL": server.url, "XNAT_USER": USER, "XNAT_PASS": PASSWORD, "no_proxy": "*"}
+    if server.authority:  # of OpenSSL, and of requests
+        given |= dict.fromkeys(("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"), str(server.authority))
     unset = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XNAT_TOKEN", "XNAT_PROFILE")
     return {key: value for key, value in os.environ.items() if key not in unset} | given
 
@@ -74,9 +76,13 @@ class Mounted:
     def start(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         self.env = login(self.server, self.home)
-        trust = ["--ca-bundle", self.server.authority] if self.server.authority else []
-        command = [SCRIPTS / "xnatfs", "mount", "--quiet", "--url", self.server.url, *trust, *self.options, self.path]
-        subprocess.run([str(word) for word in command], env=self.env, check=True)
+        subprocess.run([str(SCRIPTS / "xnatfs"), *self.words()], env=self.env, check=True)
+
+    def words(self, *options: str) -> list[str]:
+        """Return the arguments of xnatfs that mount it, with further options."""
+        trust = ["--ca-bundle", str(self.server.authority)] if self.server.authority else []
+        url = ["--url", self.server.url]
+        return ["mount", "--quiet", *url, *trust, *self.options, *options, str(self.path)]
 
     def stop(self) -> None:
         subprocess.run([str(SCRIPTS / "xnatfs"), "umount", str(self.path)], env=self.env, check=True)
@@ -148,13 +154,27 @@ def mounted(server: Server, directory: Path, *options: str, keep: bool = False) 
 
 
 @contextlib.contextmanager
-def foreign(command: Sequence[object], mountpoint: Path, log: Path) -> Iterator[Path]:
-    """Run another file system in the foreground until the context ends.
+def watched(server: Server, directory: Path, *options: str) -> Iterator[tuple[Mounted, Path]]:
+    """Mount a server as `mounted` does; yields the mount, and the file of the pauses of its event loop."""
+    discard(directory)
+    mount, pauses = Mounted(server, directory / "home", directory / "mnt", options), directory / "pauses"
+    mount.env = login(server, mount.home)
+    command = [sys.executable, "-m", "scripts.benchmarks.pauses", pauses, *mount.words("--foreground")]
+    with foreign(command, mount.path, directory / "log", mount.env):
+        yield mount, pauses
+
+
+@contextlib.contextmanager
+def foreign(
+    command: Sequence[object], mountpoint: Path, log: Path, env: dict[str, str] | None = None
+) -> Iterator[Path]:
+    """Run a file system in the foreground until the context ends.
 
     Args:
         command: The command.
         mountpoint: The directory that it mounts on.
         log: The file for its output.
+        env: Its environment; by default that of this process.
 
     Raises:
         NotToBeHad: It does not mount.
@@ -162,7 +182,9 @@ def foreign(command: Sequence[object], mountpoint: Path, log: Path) -> Iterator[
     mountpoint.mkdir(parents=True, exist_ok=True)
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "wb") as said:
-        process = subprocess.Popen([str(word) for word in command], stdin=subprocess.DEVNULL, stdout=said, stderr=said)
+        process = subprocess.Popen(
+            [str(word) for word in command], stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=env
+        )
     try:
         _wait_until_mounted(process, mountpoint, log)
         yield mountpoint

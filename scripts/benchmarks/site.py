@@ -74,7 +74,7 @@ error_log {run}/error.log;
 events {{ worker_connections 1024; }}
 http {{
     log_format requests escape=json '{{"method":"$request_method","uri":"$request_uri","status":$status,'
-        '"ended":$msec,"took":$request_time,"sent":$bytes_sent,"kept":"$upstream_cache_status"}}';
+        '"ended":$msec,"took":$request_time,"sent":$bytes_sent,"kept":"$upstream_cache_status","connection":$connection}}';
     access_log {run}/access.log requests;
     client_body_temp_path {run}/body; proxy_temp_path {run}/proxy; fastcgi_temp_path {run}/fastcgi;
     uwsgi_temp_path {run}/uwsgi; scgi_temp_path {run}/scgi;

@@ -41,10 +41,10 @@ NOT_TAKEN = {
 VALUES = {
     "url": "https://xnat.example.org", "profile": "p", "credentials": "/f", "ca_bundle": "/f", "uid": "1", "gid": "1",
     "umask": "022",
-    "cache_dir": "/d", "cache_size": "1G", "ttl": "60", "timeout": "60", "revalidate": "60", "log_level": "info",
-    "log_file": "/f", "user": "jdoe", "comment": "a", "uhelper": "udisks2", "helper": "x",
+    "cache_dir": "/d", "cache_size": "1G", "shared_cache": "/s", "ttl": "60", "timeout": "60", "revalidate": "60",
+    "log_level": "info", "log_file": "/f", "user": "jdoe", "comment": "a", "uhelper": "udisks2", "helper": "x",
     "view": "projects:archive", "projects": "A:B", "scan_types": "T1*", "quality": "usable", "resources": "DICOM",
-    "hide": "SNAPSHOTS:secondary", "bids_map": "/f", "bids_quality": "any",
+    "hide": "SNAPSHOTS:secondary", "bids_map": "/f", "bids_quality": "any", "bids_options": "dates:ses=suffix",
     "context": "system_u:object_r:fusefs_t:s0",
 }  # fmt: skip
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 from xnatfs.cli.run import EXIT_STATUS, exit_status
 from xnatfs.common import errors
+from xnatfs.common.errnos import ERRNOS, errno_of
 from xnatfs.common.errors import XnatError
-from xnatfs.fuse.errnos import ERRNOS, errno_of
 
 
 def subclasses(kind: type[XnatError]) -> Iterator[type[XnatError]]:

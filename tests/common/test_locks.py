@@ -20,15 +20,15 @@ from tests.support.demos import serving
 from tests.support.holding import FLOCK, TRANSACTION, stopped, wake
 from tests.support.mounting import SCRIPTS, environment, mounting, run
 from xnatfs.cli.ctl.main import RETRY_SECONDS
-from xnatfs.cli.options import cache_directory
 from xnatfs.common.errors import ConfigError, Conflict, MountpointError
 from xnatfs.common.locks import holder
+from xnatfs.common.mountinfo import file_system
 from xnatfs.content import open_cache
-from xnatfs.fuse.mountinfo import file_system
 from xnatfs.fuse.mountpoint import one_at_a_time
 from xnatfs.listings.keys import ProjectsKey
 from xnatfs.listings.store import ListingStore
 from xnatfs.rest.models import Project
+from xnatfs.settings.cache_location import cache_directory
 from xnatfs.settings.config import Config, server_directory
 from xnatfs.settings.profile_file import add_profile
 from xnatfs.settings.session_store import SessionStore
@@ -295,8 +295,10 @@ def network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Put the home on a file server; /var/tmp is elsewhere."""
     home = tmp_path / "home"
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / ".cache"))
-    monkeypatch.setattr("xnatfs.cli.options.file_system", lambda path: "nfs4" if path.is_relative_to(home) else "ext4")
-    monkeypatch.setattr("xnatfs.cli.options.LOCAL_CACHE_PARENT", str(tmp_path))
+    monkeypatch.setattr(
+        "xnatfs.settings.cache_location.file_system", lambda path: "nfs4" if path.is_relative_to(home) else "ext4"
+    )
+    monkeypatch.setattr("xnatfs.settings.cache_location.LOCAL_CACHE_PARENT", str(tmp_path))
     return home
 
 
@@ -326,7 +328,7 @@ def test_a_noted_directory_that_is_not_ours_alone_is_not_used(network, tmp_path,
     assert anew != local
     assert cache_directory() == anew
     anew.rmdir()
-    monkeypatch.setattr("xnatfs.cli.options.LOCAL_CACHE_PARENT", str(tmp_path / "gone"))
+    monkeypatch.setattr("xnatfs.settings.cache_location.LOCAL_CACHE_PARENT", str(tmp_path / "gone"))
     with pytest.raises(ConfigError, match="No such file or directory.*: set XDG_CACHE_HOME, or --cache-dir"):
         cache_directory()
 

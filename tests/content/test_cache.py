@@ -486,6 +486,16 @@ async def test_nothing_is_put_into_a_dropped_folder_until_a_file_is_opened_there
         assert cache.has(undated("P/a"))
 
 
+async def test_dropped_folders_are_remembered_up_to_so_many(tmp_path, patient_clock, monkeypatch):
+    monkeypatch.setattr("xnatfs.content.cache.MOST_DROPPED", 2)
+    async with caching(tmp_path) as cache:
+        for folder in "PQRQ":
+            await cache.drop([folder])
+        for folder in "PQR":
+            await cache.put(undated(f"{folder}/a"), SMALL)
+        assert [cache.has(undated(f"{folder}/a")) for folder in "PQR"] == [True, False, False]
+
+
 async def test_a_stamp_tells_one_content_from_another(tmp_path):
     async with caching(tmp_path) as cache:
         source = FakeSource(SMALL)

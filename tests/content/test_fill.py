@@ -100,6 +100,9 @@ class Rig:
     def on_idle(self, blob: Blob) -> None:
         self.changes += 1
 
+    def adopt(self, blob: Blob) -> bool:
+        return False
+
     def is_alone(self) -> bool:
         return self.only
 

@@ -17,11 +17,12 @@ from xnatfs.content import blob as blob_module
 from xnatfs.content import writer as writer_module
 from xnatfs.content.blob import SMALL_FILE_BYTES as SMALL
 from xnatfs.content.blob import Blob
+from xnatfs.content.disk.claims import Claims
 from xnatfs.content.disk.directory import SPARE_BYTES
 from xnatfs.content.disk.index import BlobRow
 from xnatfs.content.disk.partial import FilePlace, Partial
-from xnatfs.content.entry import Entry, identity
-from xnatfs.content.source import Version
+from xnatfs.content.entry import Entry
+from xnatfs.content.source import Version, identity
 from xnatfs.content.stats import CacheStats
 from xnatfs.content.write_behind import (
     BATCH_FILES,
@@ -47,6 +48,7 @@ class Store:
         self.discarded: list[str] = []
         self.told: list[OSError] = []
         self.limit = 10**9
+        self.claims = Claims(directory)
 
     def create(self) -> Partial:
         return Partial("file", os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))

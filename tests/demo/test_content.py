@@ -94,11 +94,17 @@ def test_a_series_becomes_the_volume_it_was_made_of(series, tmp_path):
 
 def to_the_right_and_to_the_front(series: phantom.Series) -> Any:
     """Return the pixels of a series in the order of a NIfTI: columns, rows, slices."""
-    return np.transpose(phantom.pixels(series), (2, 1, 0))[::-1, ::-1]
+    return np.transpose(voxels(series), (2, 1, 0))[::-1, ::-1]
+
+
+def voxels(series: phantom.Series) -> Any:
+    """Return the pixels of a series as an array of slices, rows and columns."""
+    shape = (series.slices, series.rows, series.columns)
+    return np.frombuffer(b"".join(phantom.pixels(series)), "<u2").reshape(shape)
 
 
 def test_the_ball_moves(archive):
-    one, other = (phantom.pixels(phantom.Series("t", 1, "BOLD", shift=shift)) for shift in (0.0, 20.0))
+    one, other = (voxels(phantom.Series("t", 1, "BOLD", shift=shift)) for shift in (0.0, 20.0))
     centre = [np.argwhere(image > 800)[:, 2].mean() for image in (one, other)]
     assert centre[1] - centre[0] == pytest.approx(20, abs=2)
 

@@ -12,7 +12,8 @@ DIAGRAMS = sorted((ROOT / "docs" / "dev").glob("*.dot"))
 PAGE = (ROOT / "docs" / "dev" / "ARCHITECTURE.md").read_text()
 NAMES = sorted(set(re.findall(r"`(xnatfs(?:\.\w+)+)`", PAGE)))
 # A file of the product, or a folder: `http/retry.py`, `listings/`.
-PATHS = sorted(set(re.findall(r"`((?:\w+/)+(?:\w+\.py)?)`", PAGE)) - {"experiments/", "subjects/", "xnatfs/"})
+VIEWS = {"archive/", "experiments/", "subjects/"}
+PATHS = sorted(set(re.findall(r"`((?:\w+/)+(?:\w+\.py)?)`", PAGE)) - VIEWS - {"xnatfs/"})
 TABLE = PAGE.partition("## Where to change what")[2].partition("\n## ")[0]
 
 

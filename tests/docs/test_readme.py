@@ -21,8 +21,8 @@ from xnatfs.cli.ctl import main as ctl
 from xnatfs.cli.ctl.command import PARTIAL
 from xnatfs.cli.parsing import STATUS_TEXTS, CommandParser
 from xnatfs.cli.run import EXIT_STATUS, INTERRUPTED
+from xnatfs.common.errnos import ERRNOS
 from xnatfs.common.errors import UsageError
-from xnatfs.fuse.errnos import ERRNOS
 from xnatfs.settings.config import read_profiles
 
 ROOT = Path(__file__).parents[2]
@@ -119,6 +119,7 @@ def test_every_example_of_a_page_is_executed():
         README_PATH: {"sh", "console", "python"},
         ROOT / "docs" / "AUTHENTICATION.md": {"sh", "yaml"},
         ROOT / "docs" / "OPERATING.md": {"sh", "fstab", "yaml"},  # by test_operating.py
+        ROOT / "docs" / "PYTHON.md": {"python", "sh", "snakemake"},  # by tests/api
     }
     for path in PAGES:
         languages = set(re.findall(r"^```(\w+)", path.read_text(), re.MULTILINE))

@@ -41,7 +41,8 @@ def demo() -> Iterator[Demo]:
 @pytest.fixture(scope="module")
 def whole(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
     """Provide one mount for all tests that only look at the whole."""
-    with mounting(demo.url, tmp_path_factory.mktemp("whole"), **demo.login) as mount:
+    views = ("--view", "projects,experiments,subjects")  # `test_views` looks at the others
+    with mounting(demo.url, tmp_path_factory.mktemp("whole"), *views, **demo.login) as mount:
         mount.expected_in_log += demo.planted_warnings
         yield mount
 
@@ -147,7 +148,8 @@ def test_looking_at_everything_complains_of_the_closed_project_alone(demo, whole
     messages = [line for line in done.stderr.splitlines() if line]
     if program == "tree":  # says it in its output
         messages = [line for line in done.stdout.splitlines() if "error opening dir" in line]
-    assert len(messages) == len(planted(demo, "dir")), messages
+    views = ("projects", "bids")  # each shows it
+    assert len(messages) == len(views) * len(planted(demo, "dir")), messages
     assert all("Permission denied" in line or program == "tree" for line in messages)
 
 
@@ -172,7 +174,7 @@ def test_a_copy_is_the_archive_less_what_cannot_be_read(demo, whole, tmp_path, p
     target = tmp_path / "copy"
     target.mkdir()
     done = run(*COPYING[program](whole.path, target), env={**os.environ, "LC_ALL": "C.UTF-8"})
-    copied = {tuple(e["path"]): e for e in walk_local(target)}
+    copied = {tuple(e["path"]): e for e in walk_local(target)}  # but for what is made from listings
     wanted = {e.path: e for e in demo.manifest if e.path[0] == "projects"}
     assert {p: e["md5"] for p, e in copied.items() if "md5" in e and not wanted[p].error} == {
         p: e.md5 for p, e in wanted.items() if e.kind == "file" and not e.error
@@ -261,7 +263,7 @@ def test_a_session_is_four_requests_and_then_none(demo, mount):
     path = session_path(demo)
     run("ls", mount.path.joinpath(*path[:3]))
     demo.forget_requests()
-    for expected in (4, 0):
+    for expected in (6, 0):  # its four lists, the frames of its scans, its document
         run("ls", "-lR", mount.path.joinpath(*path))
         listings = [line for line in demo.asked() if not line.startswith("HEAD ")]
         heads = [line for line in demo.asked() if line.startswith("HEAD ")]

@@ -29,6 +29,7 @@ from xnatfs.site import Site
 from xnatfs.tree import Root
 from xnatfs.tree.catalogue_file import CatalogueFile
 from xnatfs.tree.node import Children, File, Node
+from xnatfs.tree.projects import SubjectDir
 
 CONTEXT = cast(RequestContext, None)
 READ = FlagT(os.O_RDONLY)
@@ -97,6 +98,38 @@ async def test_what_is_not_there_is_remembered_as_long_as_the_listing(server, tm
         absent = await ops.lookup(project.st_ino, FileNameT(b"NOBODY"), CONTEXT)
     assert absent.st_ino == 0
     assert absent.entry_timeout == pytest.approx(60)
+
+
+@pytest.mark.parametrize("name", ["E", "NOBODY"])
+async def test_the_kernel_remembers_nothing_of_a_lookup_that_a_refresh_overtakes(
+    server, tmp_path, monkeypatch, autojump_clock, name
+):
+    async with mounted(server, tmp_path) as ops:
+        subject = await look_up(ops, "projects/P/S")
+        node = ops.inodes[subject.st_ino].node
+        assert isinstance(node, SubjectDir)
+        find, replies = SubjectDir.child, []
+
+        async def slow(self: SubjectDir, name: str) -> Node:
+            try:
+                return await find(self, name)
+            finally:
+                await trio.sleep(1)
+
+        monkeypatch.setattr(SubjectDir, "child", slow)
+        for outdates in (False, True):
+            async with trio.open_nursery() as nursery:
+
+                async def ask() -> None:
+                    replies.append(await ops.lookup(subject.st_ino, FileNameT(name.encode()), CONTEXT))
+
+                nursery.start_soon(ask)
+                await trio.sleep(0.5)
+                if outdates:
+                    node.site.outdate()
+    assert replies[0].entry_timeout > 0
+    assert replies[1].entry_timeout == replies[1].attr_timeout == 0
+    assert (replies[1].st_ino == 0) == (name == "NOBODY")
 
 
 async def test_a_directory_is_listed_in_steps(server, tmp_path, monkeypatch):

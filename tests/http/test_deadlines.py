@@ -11,8 +11,8 @@ import trio
 
 from tests.rest.test_client import FILE, ITEM, table
 from tests.support.wire import Wire
+from xnatfs.common.errnos import errno_of
 from xnatfs.common.errors import BadReply, NoRoute, NotFound, TimedOut, Unavailable, Unreachable, XnatError
-from xnatfs.fuse.errnos import errno_of
 from xnatfs.http.documents import MAX_BODY_ATTEMPTS
 from xnatfs.http.retry import LOWEST_BYTES_PER_SECOND, SpeedLimit
 from xnatfs.http.transport import CHANGE_TIMEOUT_SECONDS

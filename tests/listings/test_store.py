@@ -52,6 +52,17 @@ async def test_what_is_kept_is_what_was_put(tmp_path):
     assert await rows_of(second, ProjectsKey(), Project) is None
 
 
+async def test_files_of_earlier_versions_are_removed(tmp_path):
+    old, other = (tmp_path / "listings" / f"{name}.json" for name in ("0f" * 16, "mine"))
+    old.parent.mkdir()
+    for path in (old, other):
+        path.write_text("{}")
+    store = await kept(tmp_path / "server")
+    store.put(KEY, ROWS)
+    await store.flush()
+    assert (old.exists(), other.exists(), store.path.exists()) == (False, True, True)
+
+
 async def test_all_can_be_forgotten_at_once(tmp_path):
     first = await kept(tmp_path)
     first.put(KEY, ROWS)

@@ -25,6 +25,26 @@ def test_a_course_is_known_from_the_second_step_on(order):
     assert all(expected[2:]), expected
 
 
+@pytest.mark.parametrize("order", [BY_NAME, BY_NAME[::-1]], ids=["forward", "backward"])
+def test_a_reader_that_sorts_files_is_expected_to_sort_folders(order):
+    course = Course([SHOWN, BY_NAME])
+    for resource, after in pairwise(order):
+        assert course.go(resource)
+        course.expect_names()
+        assert course.upcoming()[:1] == [after]
+
+
+async def test_the_second_file_tells_whether_files_are_read_by_name():
+    for second, after in ((1, "2"), (7, "10")):
+        session = reads(13, 100)
+        series = session.of("1")
+        course = session.course("DICOM")
+        course.orders = [SHOWN, BY_NAME]
+        for place in (0, second, 3):
+            session.open(series, series.rows[place])
+        assert course.upcoming()[0] == after
+
+
 def test_wrong_guesses_end_the_guessing():
     course = Course([SHOWN, BY_NAME])
     for resource in ("1", "7", "4"):

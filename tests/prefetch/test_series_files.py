@@ -8,6 +8,7 @@ import tarfile
 from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 import pytest
@@ -18,6 +19,7 @@ from tests.support.content_fakes import until
 from tests.support.scripted import Scripted, opened, resource
 from xnatfs.common.errors import BadReply
 from xnatfs.common.tasks import background
+from xnatfs.content.disk.claims import Claims
 from xnatfs.listings.keys import ChildrenKey, FilesKey, FoldersKey
 from xnatfs.prefetch import read_pattern, series_files
 from xnatfs.prefetch.series_files import IDLE_READER_SECONDS
@@ -808,6 +810,7 @@ class Sessions:
 
     def __init__(self) -> None:
         self.limit = 10**9
+        self.turn = Claims(Path("/nowhere")).turn
         self.asked: list[str] = []
         self.series_prefetch: series_files.SeriesPrefetch
         self._groups: dict[str, dict[Hashable, list[FileRow]]] = {}
@@ -815,7 +818,7 @@ class Sessions:
     def has(self, version: object) -> bool:
         return False
 
-    async def find_cached(self, versions: object) -> set[object]:
+    async def find_available(self, versions: object) -> set[object]:
         return set()
 
     def clock(self) -> float:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from tests.support.wire import Wire
 from xnatfs.demo.archive.model import Archive, Experiment, Reconstruction, Subject, User
@@ -185,6 +186,25 @@ async def test_a_thousand_sessions_are_few_requests(tmp_path):
                 found += len(await entries(session)) if isinstance(session, Dir) else 0
     assert found == 1000 * (4 + 2 * 5)
     assert len(asked(demo)) <= 64, Counter(asked(demo))
+
+
+async def test_the_next_batch_is_requested_in_the_middle_of_the_last_one(tmp_path):
+    demo = served(made(40, 1))
+    waits, begins = [], []
+    async with opened(demo, tmp_path) as site:
+        project = await find(site, "projects/P")
+        for number, name in enumerate(list((await project.children()).nodes)[1:], 1):
+            subject = await project.child(name)
+            assert isinstance(subject, Dir)
+            (session,) = [node for node in (await subject.children()).listed() if name in node.name]
+            before = len(demo.requests)
+            assert isinstance(session, Dir)
+            await session.look_into()
+            waits += [number] * (len(demo.requests) > before)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            begins += [number] * (len(demo.requests) > before)
+    assert waits == [2], "the batch of 2 is waited for, and those of 4, 8 and so on are there"
+    assert begins == [1, 2, 3, 6, 12, 24]
 
 
 async def test_a_second_walk_asks_nothing(tmp_path):

@@ -21,7 +21,7 @@ from tests.support.failing import DEAD, STRANGER
 from tests.support.killing import BIG, CACHE_SIZE, DEATH, SERIES, SOON, Victim, publish, victim
 from tests.support.mounting import SCRIPTS, run
 from xnatfs.common.errors import MountpointError
-from xnatfs.fuse.mountinfo import Mount, mount_on
+from xnatfs.common.mountinfo import Mount, mount_on
 from xnatfs.fuse.mountpoint import check_mountpoint, clear_dead, is_dead
 from xnatfs.transfer.manifest import FOLDER
 

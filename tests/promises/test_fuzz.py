@@ -42,12 +42,12 @@ from xnatfs.rest import prearchive
 from xnatfs.rest.client import Xnat, open_xnat
 from xnatfs.rest.file_table import Catalogues, file_rows
 from xnatfs.rest.json_rows import Table
+from xnatfs.rest.lists import JoinedScans
 from xnatfs.rest.models import (
     Assessor,
     Document,
     Experiment,
     FileRow,
-    JoinedScans,
     PrearchiveSession,
     Project,
     Resource,

@@ -23,7 +23,6 @@ from tests.support.hostile import TOKEN, answer, hostile, listing, ok
 from tests.support.mounting import SCRIPTS, daemons, end, environment, mounted_file_system, run
 from xnatfs.cli import logs
 from xnatfs.cli.ctl.command import Context
-from xnatfs.cli.logins import session_store
 from xnatfs.common.errors import CacheError, ConfigError, NotXnat, Unreachable
 from xnatfs.common.private_files import write_private
 from xnatfs.content.disk.directory import open_directory
@@ -35,6 +34,7 @@ from xnatfs.listings.store import ListingStore
 from xnatfs.rest.client import open_xnat
 from xnatfs.settings.config import Config, Profile, connection_warning, normalised_url
 from xnatfs.settings.credentials import Credentials, for_children, forget_secrets
+from xnatfs.settings.logins import session_store
 from xnatfs.settings.session_store import SessionStore, StoredSession
 
 ROOT = Path(__file__).parents[2]

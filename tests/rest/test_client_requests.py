@@ -19,7 +19,7 @@ from xnatfs.http.clients import PARALLEL_DOWNLOADS
 from xnatfs.http.documents import MAX_BODY_ATTEMPTS
 from xnatfs.rest.client import Xnat, open_xnat
 from xnatfs.rest.contents import BIG_FILE_BYTES, LONG_DOWNLOADS, LONG_FILE_BYTES, LONG_REQUESTS
-from xnatfs.rest.lists import PARSED_BYTES, Limits
+from xnatfs.rest.lists import PARSED_BYTES, JoinedScans, Limits
 from xnatfs.rest.models import (
     SCAN_COLUMNS,
     SCAN_LABEL,
@@ -27,7 +27,6 @@ from xnatfs.rest.models import (
     Document,
     Experiment,
     FileRow,
-    JoinedScans,
     Project,
     Resource,
     Scan,

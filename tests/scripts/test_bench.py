@@ -1,5 +1,6 @@
 """Test scripts/bench: its table, its goals, and that its rig does what it claims. No test measures anything."""
 
+import gc
 import json
 import math
 import os
@@ -7,18 +8,21 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 import pytest
+import trio
 
 from scripts.benchmarks import __main__ as program
 from scripts.benchmarks import archives, peers, report, rig, site
-from scripts.benchmarks.cases import CASES
+from scripts.benchmarks.cases import CASES, large, readers
 from scripts.benchmarks.cases.bench import Bench
+from scripts.benchmarks.pauses import Monitor, recorded
 from scripts.benchmarks.report import Row
-from scripts.benchmarks.requests import Request, in_sequence
+from scripts.benchmarks.requests import Request, connections, in_sequence
 from scripts.benchmarks.rig import NotToBeHad
 from scripts.benchmarks.site import MODULES, PASSWORD, USER, Server
 from xnatfs.demo.archive.model import Archive
@@ -102,6 +106,16 @@ def test_figures_are_saved_as_the_plots_read_them(tmp_path):
     assert saved[1]["curve"] == [[0, 40.0], [1000, 576.0]]
 
 
+def test_rows_of_a_case_take_the_place_of_those_before(tmp_path):
+    """Keep the order of the cases, and drop the rows of a case that is no more."""
+    before = [Row(case, "before", [1.0], "", [], "") for case in ("big", "gone", "far", "far", "large")]
+    report.save(before, tmp_path / "rows.json")
+    after = [Row("far", "after", [2.0], "", [], "")]
+    found = report.merged(report.saved(tmp_path / "rows.json"), after, ["start", "big", "far", "large"])
+    assert [(each.case, each.what) for each in found] == [("big", "before"), ("far", "after"), ("large", "before")]
+    assert report.saved(tmp_path / "none.json") == []
+
+
 def test_the_page_shows_every_plot_that_is_drawn():
     shown = set(re.findall(r"\((benchmarks-[a-z]+\.svg)\)", report.PLOTS))
     drawn = set(re.findall(r'"(benchmarks-[a-z]+\.svg)"', Path(report.__file__).with_name("plots.py").read_text()))
@@ -139,9 +153,15 @@ def test_every_goal_has_a_case():
     """Check the order of the table too: a goal that no case measures is none."""
     assert list(CASES) == [
         *("start", "mount", "big", "far", "warm", "series", "orders", "dcm2niix", "one"),
-        *("download", "upload", "ls", "find", "storm", "memory", "responsive", "fair"),
+        *("download", "upload", "ls", "find", "bids", "storm", "memory", "large", "responsive", "fair", "readers"),
+        "nodes",
     ]
     assert all(case.__doc__ for case in CASES.values())
+
+
+def test_a_quick_run_is_over_tls_only_and_a_full_one_over_tls_first():
+    assert Bench(Path(), quick=True).wires == (True,)
+    assert Bench(Path(), quick=False).wires == (True, False)
 
 
 def test_what_runs_beside_is_told():
@@ -185,6 +205,11 @@ def test_round_trips_that_somebody_waited_for(spans, expected):
 def test_requests_for_bytes_are_told_from_listings(uri, data, archive):
     found = request(0, 1, uri)
     assert (found.data, found.archive) == (data, archive)
+
+
+def test_connections_are_counted_once():
+    seen = [Request("GET", "/data/projects", 200, 0, 1, 100, "", number) for number in (7, 8, 7)]
+    assert connections(seen) == 2
 
 
 # -- archives ----------------------------------------------------------------------------------------------------
@@ -243,6 +268,14 @@ needs_nginx = pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("nginx") or not (MODULES / "ngx_http_lua_module.so").exists(),
     reason="needs root, nginx and libnginx-mod-http-lua, as scripts/bench does",
 )
+
+
+needs_fuse = pytest.mark.skipif(not Path("/dev/fuse").exists(), reason="needs FUSE")
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    return archives.many(tmp_path / "archive", 20)
 
 
 @pytest.fixture
@@ -364,3 +397,61 @@ def test_probe_looks_at_each_name_once(tmp_path):
         took = json.loads(probe.stdout.read())
     assert len(took) == 5
     assert [began for began, _ in took] == sorted(began for began, _ in took)
+
+
+def test_entries_of_a_directory_are_counted_and_timed(tmp_path):
+    for number in range(5):
+        (tmp_path / f"f{number}").touch()
+    words = [sys.executable, "-m", "scripts.benchmarks.entries", str(tmp_path)]
+    told = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    began, first, last, count = json.loads(told)
+    assert (count, began > 0, 0 < first <= last) == (5, True, True)
+
+
+def test_pauses_of_the_loop_are_recorded_with_their_task(tmp_path):
+    """Sleep in the loop, which answers nothing meanwhile, and then as a task should."""
+
+    async def block() -> None:
+        await trio.lowlevel.checkpoint()
+        time.sleep(0.02)  # noqa: ASYNC251
+        gc.collect()
+        await trio.sleep(0.02)
+
+    path = tmp_path / "pauses"
+    with open(path, "w") as file:
+        monitor = Monitor(file)
+        trio.run(block, instruments=[monitor])
+        monitor.close()
+    (pause,) = [pause for pause in recorded(path, 0.0) if pause.task.endswith("block")]
+    assert pause.took - pause.worked >= 0.019
+    assert pause.worked >= pause.collected > 0
+    assert recorded(path, pause.began) == []
+
+
+@needs_nginx
+@needs_fuse
+def test_a_large_directory_is_listed_twice_from_one_answer(tmp_path, many):
+    """Run the case on a directory that is not large."""
+    bench, place = Bench(tmp_path, quick=True), large.Place("subjects", "3x2x0x0", f"projects/{shaped.PROJECT}", 4)
+    found = large.Figures()
+    with bench.server(many, replica=True, tls=True, options=["--shape", place.shape]) as server:
+        large._list(bench, server, many, place, found)
+    rows = large._rows(place, found)
+    assert found.counts == {4}
+    assert found.requests == [2]
+    assert all(row.ours for row in rows)
+    assert all("place of" not in note for row in rows for note in row.notes)
+
+
+@needs_nginx
+@needs_fuse
+def test_readers_are_seen_as_the_server_sees_them(tmp_path, data):
+    """Run the case with two readers, through two mounts of one user."""
+    bench, folder = Bench(tmp_path, quick=True), Path("SERIES") / archives.SESSION / "scans" / "1" / "DICOM"
+    task = readers.Task("two readers", [folder] * 2, "true", 4, mounts=2)
+    with bench.server(data, tls=True, replica=True) as server:
+        found = readers._measured(bench, server, [data], task)
+    assert found.right
+    assert 0 < found.data[0] <= 2 * 3
+    assert found.connections[0] >= 2
+    assert all(row.ours for row in readers._rows(task, found))

@@ -12,11 +12,12 @@ from xnatfs.demo.archive.model import Archive, Experiment
 from xnatfs.demo.fixtures.bids import SUBJECTS
 
 TOP = {
-    "README", "dataset_description.json", "participants.json", "participants.tsv", "scans.json",
+    "README", "dataset_description.json", "participants.json", "participants.tsv",
     "sourcedata/xnatfs/left-out.tsv", "sourcedata/xnatfs/map.tsv",
 }  # fmt: skip
 
 # sub-*/ses-* SESSION, below it DATATYPE/NAME SCAN/FILE without what all names begin with, and endings that both share.
+# A plus sign: the session's folder has a generated sidecar for the image.
 TREES = {
     "BIDS_CONVERTED": """
         sub-CASE001/ses-CASE001MR1 CASE001_MR1
@@ -67,24 +68,24 @@ TREES = {
     """,
     "BIDS_FIELDMAPS": """
         sub-FM1/ses-FM1MR1 FM1_MR1
-          fmap/magnitude1      6/6_gre_field_mapping_3mm_e1
-          fmap/magnitude2      6/6_gre_field_mapping_3mm_e2
-          fmap/phasediff       7/7_gre_field_mapping_3mm_e2_ph
-          func/task-rest_bold  8/8_BOLD_rest
+          fmap/magnitude1      6/6_gre_field_mapping_3mm_e1 +
+          fmap/magnitude2      6/6_gre_field_mapping_3mm_e2 +
+          fmap/phasediff       7/7_gre_field_mapping_3mm_e2_ph +
+          func/task-rest_bold  8/8_BOLD_rest +
         sub-FM2/ses-FM2MR1 FM2_MR1
           fmap/run-01_magnitude1   6/6_gre_field_mapping_3mm_e1
           fmap/run-01_magnitude2   6/6_gre_field_mapping_3mm_e2
-          fmap/run-01_phasediff    7/7_gre_field_mapping_3mm_e2_ph
+          fmap/run-01_phasediff    7/7_gre_field_mapping_3mm_e2_ph +
           fmap/run-02_magnitude1   8/8_gre_field_mapping_3mm_e1
           fmap/run-02_magnitude2   8/8_gre_field_mapping_3mm_e2
-          fmap/run-02_phasediff    9/9_gre_field_mapping_3mm_e2_ph
-          func/task-rest_bold     10/10_BOLD_rest
+          fmap/run-02_phasediff    9/9_gre_field_mapping_3mm_e2_ph +
+          func/task-rest_bold     10/10_BOLD_rest +
         sub-FM3/ses-FM3MR1 FM3_MR1
-          fmap/dir-AP_epi      6/6_SE_EPI_AP
-          fmap/dir-PA_epi      7/7_SE_EPI_PA
-          func/task-rest_bold  8/8_BOLD_rest
+          fmap/dir-AP_epi      6/6_SE_EPI_AP +
+          fmap/dir-PA_epi      7/7_SE_EPI_PA +
+          func/task-rest_bold  8/8_BOLD_rest +
         sub-FM4/ses-FM4MR1 FM4_MR1
-          func/task-rest_bold  8/8_BOLD_rest
+          func/task-rest_bold  8/8_BOLD_rest +
     """,
     "BIDS_DIFFUSION": """
         sub-DW1/ses-DW1MR1 DW1_MR1
@@ -108,20 +109,18 @@ TREES = {
     "BIDS_REPROIN": """
         sub-R1/ses-R1MR1 R1_MR1
           anat/acq-mprage_T1w         2/2_anat_T1w_acq_mprage
-          func/task-rest_run-01_bold  3/3_func_bold_task_rest_run_
-          func/task-rest_run-02_bold  4/4_func_bold_task_rest_run_
+          func/task-rest_run-01_bold  3/3_func_bold_task_rest_run_ +
+          func/task-rest_run-02_bold  4/4_func_bold_task_rest_run_ +
     """,
     "BIDS_HUNDRED": "".join(
         f"""
         sub-H{number:03}/ses-H{number:03}MR1 H{number:03}_MR1
-          anat/T1w             2/2_T1_SPIN_ECHO
-          func/task-rest_bold  3/3_BOLD_rest
+          anat/T1w             2/sub-H{number:03}_ses-H{number:03}MR1_T1w
+          func/task-rest_bold  3/sub-H{number:03}_ses-H{number:03}MR1_task-rest_bold +
         """
         for number in range(1, SUBJECTS + 1)
     ),
 }
-# Names that need more than their sidecar says, which is generated in the folder of the session.
-GENERATED = ("phasediff", "task-rest_bold", "task-rest_run-01_bold", "task-rest_run-02_bold")
 
 
 @dataclass
@@ -148,11 +147,12 @@ def expected_tree(archive: Archive, project: str) -> ExpectedTree:
             prefix = f"{folder}/{folder.replace('/', '_')}"
             subject = folder.partition("/")[0]
             tree.sessions[folder] = session
-            tree.tables |= {f"{prefix}_scans.tsv", f"{subject}/{subject}_sessions.tsv"}
+            tree.tables |= {f"{subject}/{subject}_sessions{ending}" for ending in (".tsv", ".json")}
             continue
         datatype, name = shown.split("/")
-        scan, _, stem = source.strip().partition("/")
-        if name in GENERATED or name.endswith("phasediff"):
+        scan, _, stem = source.removesuffix("+").strip().partition("/")
+        tree.tables |= {f"{prefix}_scans{ending}" for ending in (".tsv", ".json")}
+        if source.endswith("+"):
             tree.sidecars.add(f"{prefix}_{name}.json")
         for ending, entry in files_of(session, scan, stem):
             tree.copies[f"{folder}/{datatype}/{folder.replace('/', '_')}_{name}{ending}"] = entry

@@ -24,8 +24,8 @@ import trio
 
 from tests.support.demos import Demo
 from tests.support.mounting import SCRIPTS, daemons, end, environment, run
+from xnatfs.common.mountinfo import mount_on
 from xnatfs.content import open_cache
-from xnatfs.fuse.mountinfo import mount_on
 from xnatfs.settings.config import server_directory
 
 COMPARE = Path(__file__).with_name("compare.py")

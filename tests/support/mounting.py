@@ -68,9 +68,13 @@ class Mount:
     def _expected(self, line: str) -> bool:
         return any(part in line for part in self.expected_in_log)
 
-    def walk(self, below: str = "", *, read: bool = False) -> list[dict[str, Any]]:
-        """Return every entry with its attributes and, if `read`, its content's MD5; errors as entries."""
-        done = run(sys.executable, WALK, "--read" if read else "--look", self.path / below)
+    def walk(self, below: str = "", *, read: bool = False, made: bool = False) -> list[dict[str, Any]]:
+        """Return every entry with its attributes and, if `read`, its content's MD5; errors as entries.
+
+        Those that are made from listings are left out unless `made`.
+        """
+        options = [*(["--read"] if read else []), *(["--made"] if made else [])]
+        done = run(sys.executable, WALK, *options, self.path / below)
         assert done.returncode == 0, done.stderr
         entries: list[dict[str, Any]] = json.loads(done.stdout)
         return entries

@@ -9,10 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+# Files that xnatfs makes from listings: left out unless they are asked for.
+MADE = {"session.json", "session.xml", "scans.tsv", "subjects.tsv", "sessions.tsv"}
+# Views that show the files of `projects` under other names: left out where a mount is walked as a whole.
+OTHER_VIEWS = {"bids"}
 KINDS = {stat.S_IFDIR: "dir", stat.S_IFREG: "file", stat.S_IFLNK: "link"}
 
 
-def walk(root: Path, read: bool) -> list[dict[str, Any]]:
+def walk(root: Path, read: bool, made: bool = False) -> list[dict[str, Any]]:
     entries: list[dict[str, Any]] = []
     pending = [root]
     while pending:
@@ -23,6 +27,8 @@ def walk(root: Path, read: bool) -> list[dict[str, Any]]:
             entries.append({"path": relative(directory, root), "error": errno.errorcode[error.errno or 0]})
             continue
         for name in names:
+            if (name in MADE or (directory == root and name in OTHER_VIEWS)) and not made:
+                continue
             path = directory / name
             entry = look(path, root)
             if entry["kind"] == "dir":
@@ -63,4 +69,4 @@ def digest(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    print(json.dumps(walk(Path(sys.argv[2]), sys.argv[1] == "--read")))
+    print(json.dumps(walk(Path(sys.argv[-1]), "--read" in sys.argv, "--made" in sys.argv)))

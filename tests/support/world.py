@@ -21,8 +21,9 @@ import trio.testing
 from tests.support.handed import Handed
 from tests.support.kernel import PAGE, Kernel, Opened, answered
 from tests.support.model import EPOCH, PASSWORD, USER, Model, Network, Path, now, split
+from tests.support.walk import MADE
 from xnatfs.content import Version, blob, planner, writer
-from xnatfs.content.entry import identity
+from xnatfs.content.source import identity
 from xnatfs.demo.archive.model import Archive
 from xnatfs.fuse.attributes import Ownership
 from xnatfs.fuse.operations import Operations
@@ -290,7 +291,7 @@ class World:
         path = directories[place % len(directories)]
         begun = trio.current_time()
         with self._trying(path, there=path in self.model.present.names):
-            shown = set(await self.kernel.names(path)) - {"resources", "scans", "assessors", "reconstructions"}
+            shown = set(await self.kernel.names(path)) - {"resources", "scans", "assessors", "reconstructions", *MADE}
             since = begun - TTL - SLACK
             if begun - self._mounted_at <= REVALIDATE_SECONDS + SLACK:
                 since = -float("inf")  # those of the last mount are shown until the server has answered

@@ -56,6 +56,7 @@ async def read(site: Site, path: str) -> bytes:
 
 
 SCAN = "projects/P/S/E/scans/1"
+TABLES = ("subjects.tsv", "sessions.tsv", "scans.tsv")
 FILES = "experiments/X_E1/scans/1/resources/7/files"
 
 
@@ -66,22 +67,31 @@ async def test_a_session_is_listed_without_a_request(server, tmp_path):
     async with opened(server, tmp_path) as site:
         await names(site, "projects/P/S")
         server.forget_requests()
-        assert await names(site, "projects/P/S/E") == ["scans", "resources", "assessors", "reconstructions"]
+        assert await names(site, "projects/P/S/E") == [
+            *("scans", "resources", "assessors", "reconstructions"),
+            *("session.json", "scans.tsv", "session.xml"),
+        ]
     assert server.asked == []
 
 
 async def test_a_session_shows_though_its_subject_is_not_listed(server, tmp_path):
     server.lists["projects/P/experiments"] = [session("X_E2", "E2", "X_S9", subject_label="FOREIGN")]
     async with opened(server, tmp_path) as site:
-        assert await names(site, "projects/P") == ["resources", "FOREIGN", "S"]
+        assert await names(site, "projects/P") == ["resources", "FOREIGN", "S", *TABLES]
         assert await names(site, "projects/P/FOREIGN") == ["resources", "E2"]
+
+
+async def test_a_project_of_many_subjects_is_listed(server, tmp_path, monkeypatch):
+    monkeypatch.setattr("xnatfs.common.tasks.MOST_ROWS_IN_LOOP", 0)  # in a thread, as large ones are
+    async with opened(server, tmp_path) as site:
+        assert await names(site, "projects/P") == ["resources", "S", *TABLES]
 
 
 async def test_labels_equal_to_reserved_names_give_way(server, tmp_path):
     server.lists["projects/P/subjects"] = [{"ID": "X_S1", "label": "resources", "project": "P"}]
     server.lists["projects/P/experiments"] = [session("X_E1", "resources")]
     async with opened(server, tmp_path) as site:
-        assert await names(site, "projects/P") == ["resources", "resources~X_S1"]
+        assert await names(site, "projects/P") == ["resources", "resources~X_S1", *TABLES]
         assert await names(site, "projects/P/resources~X_S1") == ["resources", "resources~X_E1"]
 
 

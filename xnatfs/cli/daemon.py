@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
+from xnatfs.common import program
 from xnatfs.common.errors import CacheError, Reported
 from xnatfs.common.private_files import make_private
 from xnatfs.settings.credentials import Credentials, for_children
@@ -51,7 +52,7 @@ def launch(
     with os.fdopen(reading, encoding="utf-8") as reports:
         with os.fdopen(writing, "w"), _open_log(log_file) as log:
             child = subprocess.Popen(
-                [sys.executable, "-P", "-m", "xnatfs", *arguments, "--report-fd", str(writing)],
+                [*program.run_module("xnatfs"), *arguments, "--report-fd", str(writing)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=log,

@@ -3,7 +3,6 @@
 import argparse
 import shlex
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from xnatfs.cli import daemon, options, serving
-from xnatfs.cli.logins import MountLogin
 from xnatfs.cli.parsing import add_command
 from xnatfs.common import program
 from xnatfs.common.errors import ConfigError
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials, for_children
+from xnatfs.settings.logins import MountLogin
 
 # Options that are handed to the server.
 SERVER_OPTIONS: dict[str, dict[str, Any]] = {
@@ -75,7 +74,7 @@ def _account(name: str | None) -> Credentials:
 @contextmanager
 def _server(arguments: argparse.Namespace) -> Iterator[str]:
     """Run the demo server in a process of its own, which ends with this one in any case, and yield its URL."""
-    command = [sys.executable, "-P", "-m", "xnatfs.demo", "--until-eof"]
+    command = [*program.run_module("xnatfs.demo"), "--until-eof"]
     for name in SERVER_OPTIONS:
         value = getattr(arguments, name[2:].replace("-", "_"))
         if value is True:

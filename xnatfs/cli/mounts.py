@@ -13,15 +13,15 @@ from typing import Any
 from xnatfs.cli import daemon, demo, options, serving, statusline
 from xnatfs.cli.control import parsers
 from xnatfs.cli.host import doctor, execute, units
-from xnatfs.cli.logins import MountLogin, find_login_again, find_mount_login, mount_login
 from xnatfs.cli.output import print_message
 from xnatfs.cli.parsing import add_command
 from xnatfs.common.errors import ConfigError, MountpointError
+from xnatfs.common.mountinfo import mount_on
 from xnatfs.common.sanitize import plain
-from xnatfs.fuse.mountinfo import mount_on
 from xnatfs.fuse.mountpoint import KIND, is_dead, is_mounted, serving_process, unmount
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
+from xnatfs.settings.logins import MountLogin, find_login_again, find_mount_login, mount_login
 
 # The daemon closes its session on the server after the mount is gone, which may take the server a while.
 DAEMON_END_SECONDS = 15.0

@@ -4,7 +4,6 @@ import argparse
 import logging
 import os
 import re
-import stat
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import date
@@ -12,21 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from xnatfs.cli import logs
-from xnatfs.cli.host.view_options import LISTS, add_views, view_options
+from xnatfs.cli.host.view_options import LIST_OPTIONS, add_views, view_options
 from xnatfs.common.errors import ConfigError
-from xnatfs.common.private_files import write_private
-from xnatfs.common.urls import is_same_server
 from xnatfs.fuse.control.protocol import LOG_LEVELS
-from xnatfs.fuse.mountinfo import file_system
+from xnatfs.settings.cache_location import cache_directory
 from xnatfs.settings.config import (
     MOUNT_TIMEOUT_SECONDS,
     TTL_SECONDS,
     Config,
     Profile,
-    cache_home,
     find_profile,
-    normalised_url,
     select_profile,
+    server_config_of,
 )
 
 # An ID has 32 bits. With all of them set it is invalid: chown(2) reads it as "unchanged", the kernel shows nobody's.
@@ -65,15 +61,6 @@ REFUSED_OPTIONS = {
 }
 # A comma within quotes is part of a value: context="system_u:object_r:fusefs_t:s0:c1,c2".
 _OPTION = re.compile(r'(?:[^,"]|"[^"]*"?)+')
-
-# Types of file systems, as the kernel names them, that several machines may have mounted, and that do not share mapped
-# memory between machines: SQLite shares the index of a cache by mapped memory.
-NETWORK_FILE_SYSTEMS = frozenset(
-    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "beegfs"}
-    | {f"fuse.{name}" for name in ("sshfs", "glusterfs", "ceph-fuse", "s3fs", "rclone", "davfs", "juicefs", "xnatfs")}
-)
-# Where the cache is if the home is on one of those. Unlike /tmp it survives a restart, and is not in memory.
-LOCAL_CACHE_PARENT = "/var/tmp"
 
 
 def size(text: str) -> int:
@@ -188,6 +175,8 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     add("--cache-dir", type=Path, metavar="DIR", help="directory of the cache (default: ~/.cache/xnatfs)")
     cache_size = "maximum size of the cache (default: 10G, at most half the free disk)"
     add("--cache-size", type=size, metavar="SIZE", help=cache_size)
+    shared_cache = "directory of verified files that several machines share (default: none)"
+    add("--shared-cache", type=Path, metavar="DIR", help=shared_cache)
     ttl = f"maximum age of a listing, as 90 (seconds), 5m or 1h30m (default: {TTL_SECONDS:g} s)"
     add("--ttl", type=seconds, metavar="TIME", help=ttl)
     timeout = f"longest time without progress that a call waits for (default: {MOUNT_TIMEOUT_SECONDS:g} s)"
@@ -256,7 +245,7 @@ def _apply(arguments: argparse.Namespace, name: str, value: str | None, before: 
     except argparse.ArgumentError as error:
         raise ConfigError(f"-o {name}: {error.message}") from None
     if unknown:
-        hint = f"; a list has colons in -o, as {before}=A:B" if before.replace("-", "_") in LISTS else ""
+        hint = f"; a list has colons in -o, as {before}=A:B" if before.replace("-", "_") in LIST_OPTIONS else ""
         raise ConfigError(f"-o {name}: no such option{hint}")
     setattr(arguments, name, getattr(parsed, name))
 
@@ -273,64 +262,13 @@ def server_config(arguments: argparse.Namespace, environ: Mapping[str, str]) -> 
         raise ConfigError(f"profile {profile.name!r} in ~/.config/xnatctl/config.yaml has no url: add it or give --url")
     if not text:
         raise ConfigError("which XNAT? Give --url, or set XNAT_URL, or make a profile in ~/.config/xnatctl/config.yaml")
-    url = normalised_url(text)
-    if is_same_server(profile.url, url):
-        url = normalised_url(profile.url)
-    elif profile.url:
-        # XNAT_URL names another server: the profile's login and its trust do not apply to it.
-        profile = replace(profile, url="", username="", password="", password_source="", verify_ssl=True, ca_bundle="")
-    bundle = str(arguments.ca_bundle or profile.ca_bundle)
-    if bundle and not Path(bundle).expanduser().is_file():
-        raise ConfigError(f"the CA bundle {bundle} is not a file")
-    verify = profile.verify_ssl and not arguments.no_verify_ssl
-    return Config(
-        url, profile, verify_ssl=verify, ca_bundle=str(Path(bundle).expanduser().absolute()) if bundle else ""
-    )
+    return server_config_of(text, profile, arguments.ca_bundle, arguments.no_verify_ssl)
 
 
 def log_to(arguments: argparse.Namespace, environ: Mapping[str, str]) -> None:
     """Log requests to a file, or to stderr with --verbose; warnings go to the log, errors end the command."""
     name = arguments.log_file or environ.get("XNATCTL_LOG_FILE")
     logs.log_to(name, logging.INFO if arguments.verbose or name else logging.CRITICAL)
-
-
-def cache_directory(chosen: Path | None = None) -> Path:
-    """Return the cache directory: the chosen one, else one of this user on a disk of this machine.
-
-    Raises ConfigError if several machines may share the chosen one.
-    """
-    directory = Path(chosen or cache_home()).expanduser().absolute()
-    kind = file_system(directory)
-    if kind not in NETWORK_FILE_SYSTEMS:
-        return directory
-    if chosen is not None:
-        why = f"is on a network file system ({kind}), where the index of a cache is not safe"
-        raise ConfigError(f"the cache directory {directory} {why}: choose one on this machine with --cache-dir")
-    return _local_cache(cache_home() / "local" / os.uname().nodename)
-
-
-def _local_cache(note: Path) -> Path:
-    """Return the local directory that `note` names, or create one with an unpredictable name and note it."""
-    try:
-        local = Path(note.read_text())
-        status = local.lstat()
-        if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o077:
-            return local
-    except (OSError, ValueError):
-        pass
-    import tempfile
-
-    try:
-        local = Path(tempfile.mkdtemp(prefix="xnatfs-", dir=LOCAL_CACHE_PARENT))
-        try:
-            write_private(note, str(local))
-        except OSError:
-            local.rmdir()  # nothing leads to it
-            raise
-    except OSError as error:
-        why = f"{error.filename}: {error.strerror}"
-        raise ConfigError(f"no cache can be made on this machine ({why}): set XDG_CACHE_HOME, or --cache-dir") from None
-    return local
 
 
 def mount_config(arguments: argparse.Namespace, server: Config) -> Config:
@@ -340,6 +278,8 @@ def mount_config(arguments: argparse.Namespace, server: Config) -> Config:
         for name in ("cache_size", "ttl", "timeout", "revalidate")
         if getattr(arguments, name) is not None
     }
+    if arguments.shared_cache is not None:
+        given["shared_cache"] = arguments.shared_cache.expanduser().absolute()
     directory = cache_directory(arguments.cache_dir)
     given |= {"strict": arguments.strict, "offline": arguments.offline, "views": view_options(arguments)}
     return replace(server, cache_dir=directory, **given)

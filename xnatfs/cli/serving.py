@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from xnatfs.cli import daemon, logs, statusline
-from xnatfs.cli.logins import MountLogin
-from xnatfs.common import systemd
 from xnatfs.common.errors import FuseMissing, MountpointError
-from xnatfs.fuse.mountinfo import mount_on
+from xnatfs.common.mountinfo import mount_on
+from xnatfs.fuse import systemd
 from xnatfs.fuse.mountpoint import check_fuse, check_mountpoint, is_trigger
 from xnatfs.settings.config import Config, cache_home, connection_warning
 from xnatfs.settings.credentials import Credentials, forget_secrets
+from xnatfs.settings.logins import MountLogin
 
 log = logging.getLogger(__name__)
 

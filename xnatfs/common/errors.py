@@ -13,6 +13,7 @@
     +-- Conflict          existing data conflict with a change (409, or words to that effect)
     +-- BadReply          the answer is not what was requested: HTML for data, wrong length, wrong digest
     |   `-- NotXnat       the address answers, but not as an XNAT
+    +-- Busy              the server is at work on the item, and shows only a part of it
     +-- Stale             the file on the server is not the version that was opened
     +-- ReadOnly          the mount is read-only
     +-- ConfigError       a profile, a setting or an option cannot be used
@@ -25,7 +26,7 @@
         `-- CacheFull     it has no room for a file, nor has any other place
 
 Exceptions are translated at three boundaries, each in one place: from httpx to these classes (`http/transport.py`), to
-an errno (`fuse/errnos.py`), and to an exit status with one line of text (`cli/run.py`).
+an errno (`common/errnos.py`), and to an exit status with one line of text (`cli/run.py`).
 The text of an exception is one line for a user: what failed, where, and what to do. It goes to terminals and logs, so
 control characters in a server's words are replaced here.
 """
@@ -98,6 +99,10 @@ class BadReply(XnatError):
 
 class NotXnat(BadReply):
     """The address answers, but not as an XNAT."""
+
+
+class Busy(XnatError):
+    """The server is at work on the item: what it shows of it may be a part."""
 
 
 class Stale(XnatError):

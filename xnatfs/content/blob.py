@@ -84,6 +84,13 @@ class Blob:
             await self._wait(offset, end, lambda: self._is_servable(offset, end))
             if not self.complete:
                 self.served.add(offset, end)
+        return self._read_present(offset, end)
+
+    def read_now(self, offset: int, length: int) -> bytes | None:
+        """Return the bytes of a range as `read` does if the file is complete, else None. It may run in any thread."""
+        return self._read_present(offset, min(offset + length, self.size)) if self.complete else None
+
+    def _read_present(self, offset: int, end: int) -> bytes:
         if offset >= end:
             return b""
         if self.memory is not None:

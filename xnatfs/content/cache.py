@@ -6,27 +6,26 @@ All tasks run in the nursery of `open_cache`; the failure or cancellation of one
 import logging
 import math
 import os
-import tempfile
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 import trio
+from cachetools import LRUCache
 
-from xnatfs.common import locks
-from xnatfs.common.errors import BadReply, CacheError, CacheLocked
+from xnatfs.common.errors import BadReply, CacheError
 from xnatfs.common.tasks import background
 from xnatfs.content.blob import Blob
-from xnatfs.content.disk.directory import CacheDirectory, open_directory
 from xnatfs.content.disk.index import BlobRow
-from xnatfs.content.disk.store import Store
+from xnatfs.content.disk.shared_store import SharedStore
+from xnatfs.content.disk.store import Store, open_or_replace
 from xnatfs.content.disk.upkeep import Upkeep
-from xnatfs.content.entry import Entry, identity
+from xnatfs.content.entry import Entry
 from xnatfs.content.fill import Fill
 from xnatfs.content.open_files import OpenFiles
-from xnatfs.content.source import Source, Version
+from xnatfs.content.source import Source, Version, identity
 from xnatfs.content.stats import MAX_DAMAGED_NAMES, CacheStats
 from xnatfs.content.write_behind import WriteBehind
 from xnatfs.content.writer import Backing
@@ -36,6 +35,10 @@ log = logging.getLogger(__name__)
 # Seconds between writes of recency, with an fdatasync of new files. A crash of the machine loses the files of about
 # this period; the order of eviction needs no better accuracy.
 FLUSH_SECONDS = 30.0
+
+# Dropped folders to which nothing is added, the latest: what was on its way when one was dropped is over long before so
+# many others are.
+MOST_DROPPED = 10_000
 
 # Versions that are looked up between two checkpoints: 2 to 4 ms. Every SQLite accepts 999 in a statement.
 LOOKUP_BATCH = 500
@@ -49,12 +52,12 @@ class ContentCache:
         self.clock = time.time  # the clock of the dates in the index, which outlive the process
         self.tidied = trio.Event()  # set once the leftovers of crashes are removed
         self._store = store
-        self._backing = Backing(store, self.stats, nursery)
+        self._backing = Backing(store, self.stats, nursery, store.shared)
         self._revalidate = revalidate
         self._strict = strict
         self._files = OpenFiles(store, nursery)
         self._disproved: deque[bytes] = deque(maxlen=MAX_DAMAGED_NAMES)  # of which readers may have received bad bytes
-        self._dropped: set[str] = set()  # folders of which no file is opened since
+        self._dropped: LRUCache[str, None] = LRUCache(MOST_DROPPED)  # folders of which no file is opened since
         self._distrusted: set[bytes] = set()  # identities to be fetched anew, even if a copy is cached
         self._write_behind = WriteBehind(store, nursery, self._files)
         self.upkeep = Upkeep(store, self._write_behind.write)
@@ -90,9 +93,8 @@ class ContentCache:
 
     def filling(self) -> list[Blob]:
         """Return the files that are being fetched singly."""
-        return [
-            entry.blob for entry in self._files.entries.values() if entry.fill is not None and entry.fill.is_running
-        ]
+        entries = self._files.entries.values()
+        return [entry.blob for entry in entries if entry.fill is not None and entry.fill.is_running]
 
     def has(self, version: Version) -> bool:
         """Return whether an open would need no request to the server. It takes one point read."""
@@ -113,6 +115,13 @@ class ContentCache:
             await trio.lowlevel.checkpoint()
         return found
 
+    async def find_available(self, versions: Sequence[Version]) -> set[Version]:
+        """Return the versions that need no request: those that `find_cached` returns, and those of the shared store."""
+        found = await self.find_cached(versions)
+        if self._store.shared is not None:
+            found |= await self._store.shared.find([version for version in versions if version not in found])
+        return found
+
     async def open(self, version: Version, source: Source) -> Blob:
         """Open a file, and return its blob: at once if it is cached and trusted, else when its length is known.
 
@@ -128,7 +137,7 @@ class ContentCache:
         """
         if self._files.is_closed:
             raise CacheError(f"{version.key}: the cache has been closed")
-        self._dropped.discard(version.folder)
+        self._dropped.pop(version.folder, None)
         ident = identity(version)
         entry = self._joinable(ident, version)
         if entry is None:
@@ -147,6 +156,29 @@ class ContentCache:
             raise
         return blob
 
+    @asynccontextmanager
+    async def turn(self, name: str, is_done: Callable[[], bool]) -> AsyncIterator[None]:
+        """Fetch files in turn with the other processes, as `Claims.turn`; what was put is stored at the end."""
+        async with self._store.claims.turn(name, is_done):
+            yield
+            await self._write_behind.write()
+
+    async def open_local(self, blob: Blob) -> tuple[Path, int]:
+        """Return the path of an open file's verified bytes, and a descriptor; while that is open the file stays there.
+
+        Raises CacheError if the directory has no room for the file, and what the download of the file raises.
+        """
+        await blob.verdict()
+        entry = self._files.entries[blob]
+        if entry.fill is not None:
+            await entry.fill.stored.wait()
+        await self._write_behind.write()
+        row = self._store.lookup(entry.ident)
+        fd = self._store.open(row) if row is not None else None
+        if fd is None:
+            raise CacheError(f"{blob.key}: the cache directory has no room for it, so it has no path there")
+        return Path(os.readlink(f"/proc/self/fd/{fd}")), fd
+
     async def put(self, version: Version, data: bytes, checked: float | None = None) -> None:
         """Add a complete file that the caller has fetched and verified.
 
@@ -162,12 +194,14 @@ class ContentCache:
         if self._files.is_closed or version.folder in self._dropped or self._joinable(ident, version) is not None:
             return
         entry = self._add(ident, version, self.clock() if checked is None else checked)
-        entry.row = self._row(entry, len(data), "")
+        entry.row = entry.make_row(len(data), "")
         entry.blob.stamp = version.stamp(entry.row.stamp)
         entry.blob.hold(data)
         self.stats.fetched += len(data)
         self.stats.sound(version.key)
         self._write_behind.add(entry)
+        if self._store.shared is not None:
+            await self._store.shared.put(version, data)
         await self._write_behind.wait_for_room()
 
     def distrust(self, version: Version) -> None:
@@ -186,7 +220,7 @@ class ContentCache:
 
     async def drop(self, folders: Collection[str]) -> None:
         """Remove all files in these folders, and add none to them until one is opened. Open readers continue."""
-        self._dropped.update(folders)
+        self._dropped.update(dict.fromkeys(folders))
         self._forget_in(folders)  # files that are to be written reach the store before it drops them, or not at all
         await self._store.remove(lambda index: index.in_folders(folders))
         self._forget_in(folders)  # files that were opened meanwhile
@@ -228,12 +262,9 @@ class ContentCache:
         older = None if ident in self._distrusted else self._open_copy(ident)
         self._distrusted.discard(ident)
         if older is not None and self._is_trusted(older[0], version):
-            row, fd = older
             self.stats.hits += 1
-            entry = self._add(ident, version, row.checked, users=1)
-            entry.row, entry.listed = row, row.listed
-            entry.blob.fd, entry.blob.size, entry.blob.stamp = fd, row.size, version.stamp(row.stamp)
-            entry.blob.finish()
+            entry = self._add(ident, version, older[0].checked, users=1)
+            self._serve_copy(entry, version, *older)
             return entry
         self.stats.misses += 1
         self._files.make_way(version.size or 0)
@@ -256,15 +287,16 @@ class ContentCache:
         fd = self._store.open(row) if row is not None else None
         return (row, fd) if row is not None and fd is not None else None
 
+    def _serve_copy(self, entry: Entry, version: Version, row: BlobRow, fd: int) -> None:
+        entry.row, entry.listed = row, row.listed
+        entry.blob.fd, entry.blob.size, entry.blob.stamp = fd, row.size, version.stamp(row.stamp)
+        entry.blob.finish()
+
     def _add(self, ident: bytes, version: Version, checked: float, users: int = 0) -> Entry:
         entry = Entry(ident, version, Blob(version.key, self._files.release_if_unused), checked)
         entry.blob.users = users
         self._files.add(entry)
         return entry
-
-    def _row(self, entry: Entry, size: int, modified: str) -> BlobRow:
-        key = entry.blob.key.encode("utf-8", "backslashreplace").decode()  # SQLite takes no lone surrogates
-        return BlobRow(entry.ident, key, entry.listed, size, modified, entry.checked, entry.checked, "")
 
     # For fills, as their owner.
 
@@ -277,7 +309,7 @@ class ContentCache:
             self._disproved.remove(entry.ident)
         if not self._files.is_current(entry):
             return None  # the listing has changed; a newer download is under way
-        entry.row = self._row(entry, blob.size, entry.fill.date)
+        entry.row = entry.make_row(blob.size, entry.fill.date)
         return entry.row
 
     def on_idle(self, blob: Blob) -> None:
@@ -291,6 +323,14 @@ class ContentCache:
             log.warning("damaged file %s: %s", blob.key, failure)
             self.stats.damage(blob.key)
         self._files.release_if_unused(blob)
+
+    def adopt(self, blob: Blob) -> bool:
+        """Serve the copy of a blob that another process has stored meanwhile; return False if there is none."""
+        entry = self._files.entries[blob]
+        copy = self._open_copy(entry.ident)
+        if copy is not None and entry.fill is not None:
+            self._serve_copy(entry, entry.fill.version, *copy)
+        return copy is not None
 
     def is_alone(self) -> bool:
         """Return whether only one big file is being downloaded."""
@@ -323,7 +363,13 @@ class ContentCache:
 
 @asynccontextmanager
 async def open_cache(
-    directory: Path, limit: int, *, revalidate: float = 3600.0, strict: bool = False, wait: float = math.inf
+    directory: Path,
+    limit: int,
+    *,
+    revalidate: float = 3600.0,
+    strict: bool = False,
+    wait: float = math.inf,
+    shared: Path | None = None,
 ) -> AsyncIterator[ContentCache]:
     """Open the cache in a directory, for as long as the context is open.
 
@@ -334,12 +380,14 @@ async def open_cache(
         strict: True to serve no byte of a file before all of it has been verified.
         wait: Seconds to wait for a lock of another process. Where that has locked the whole directory for longer, a
             temporary directory takes its place.
+        shared: A directory that caches of several machines share, None for none.
 
     Raises:
         CacheError: The directory cannot be used.
     """
     with ExitStack() as temporary:
-        store = Store(await trio.to_thread.run_sync(_open_or_replace, directory, limit, wait, temporary))
+        shared_store = SharedStore(shared) if shared else None
+        store = Store(await trio.to_thread.run_sync(open_or_replace, directory, limit, wait, temporary), shared_store)
         try:
             async with background() as nursery:
                 cache = ContentCache(store, nursery, revalidate, strict)
@@ -351,12 +399,3 @@ async def open_cache(
         finally:
             with trio.CancelScope(shield=True):
                 await cache._close()
-
-
-def _open_or_replace(directory: Path, limit: int, wait: float, temporary: ExitStack) -> CacheDirectory:
-    try:
-        return open_directory(directory, limit, wait)
-    except CacheLocked as error:
-        locks.log.warning("%s; until the end of this process its files are kept elsewhere, for it alone", error)
-        other = tempfile.TemporaryDirectory(prefix="xnatfs-", ignore_cleanup_errors=True)
-        return open_directory(Path(temporary.enter_context(other)), limit, wait)

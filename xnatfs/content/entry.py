@@ -1,8 +1,6 @@
 """Describe a file that is open, filling or idle: the state that the cache holds besides its bytes."""
 
-import hashlib
 import os
-from functools import lru_cache
 
 from xnatfs.content.blob import Blob
 from xnatfs.content.disk.index import BlobRow
@@ -36,6 +34,11 @@ class Entry:
         """Return whether a big file is being downloaded."""
         return self.fill is not None and self.fill.is_running and not self.fill.planner.is_small
 
+    def make_row(self, size: int, modified: str) -> BlobRow:
+        """Return the row of the index under which a complete file of this size and date is stored."""
+        key = self.blob.key.encode("utf-8", "backslashreplace").decode()  # SQLite takes no lone surrogates
+        return BlobRow(self.ident, key, self.listed, size, modified, self.checked, self.checked, "")
+
     def release(self) -> Partial | None:
         """Close the file; a partial stays open and is returned, for the caller to discard."""
         part = None
@@ -48,10 +51,3 @@ class Entry:
         if fd >= 0:
             os.close(fd)
         return None
-
-
-@lru_cache(maxsize=1024)  # it is called four times while a file is fetched
-def identity(version: Version) -> bytes:
-    """Return what identifies a version, hashed: of one length, and fit for a file name."""
-    text = f"{version.key}\0{version.digest}"
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()

@@ -14,16 +14,17 @@ import enum
 import logging
 import math
 import os
+from contextlib import AsyncExitStack
 from typing import Protocol
 
 import trio
 
 from xnatfs.common.errors import BadReply, CacheError, XnatError
-from xnatfs.content.blob import Blob
+from xnatfs.content.blob import Blob, is_small
 from xnatfs.content.disk.index import BlobRow
 from xnatfs.content.download import Receiver
 from xnatfs.content.planner import NextDownload, Planner, RangeDownload
-from xnatfs.content.source import Source, Version
+from xnatfs.content.source import Source, Version, identity
 from xnatfs.content.writer import Backing, Writer
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,9 @@ class FillOwner(Protocol):
     def row_for(self, blob: Blob) -> BlobRow | None:
         """Return the row under which to store a blob that has just been verified; None if it is outdated."""
 
+    def adopt(self, blob: Blob) -> bool:
+        """Serve the copy of a blob that another process has stored meanwhile; return False if there is none."""
+
     def is_alone(self) -> bool:
         """Return whether only one big file is being downloaded."""
 
@@ -81,6 +85,7 @@ class Fill:
         self.blob = blob
         self.version = version
         self.state = State.DOWNLOADING
+        self.stored = trio.Event()  # it is complete, and stored if the directory has room for it
         self.planner = Planner(blob, version, source)
         self.writer = Writer(blob, version, backing)
         self._receiver = Receiver(blob, version, self.writer, self.planner)
@@ -162,16 +167,50 @@ class Fill:
 
     async def _run(self, download: RangeDownload) -> None:
         was_read_on = True
+        async with AsyncExitStack() as turn:  # it ends when the file is stored
+            try:
+                with download.scope:
+                    if await self._is_fetched_elsewhere(turn) or await self._is_shared():
+                        pass
+                    elif self._older is None or not await self._renew(*self._older, download.source):
+                        was_read_on = await self._receiver.receive(download)
+            except Exception as exc:
+                self._handle_error(_translated(self.version.key, exc))
+            finally:
+                if download in self.planner.downloads:
+                    self.planner.downloads.remove(download)
+            await self._settle(paused=not was_read_on)
+
+    async def _is_fetched_elsewhere(self, turn: AsyncExitStack) -> bool:
+        """Let another process that fetches this file finish, and use its copy; else claim the file for this process.
+
+        Only of a small file, which no reader receives before it is complete, and that its digest identifies.
+        """
+        size = self.version.size
+        if size is None or not is_small(size) or not self.version.digest or self.blob.size >= 0:
+            return False
+
+        def is_stored() -> bool:
+            return self.blob.complete or self._owner.adopt(self.blob)
+
+        claim = self._backing.store.claims.turn(identity(self.version).hex(), is_stored)
+        if not await turn.enter_async_context(claim) or not is_stored():
+            return False
+        self.state = State.COMPLETE
+        self.stored.set()
+        return True
+
+    async def _is_shared(self) -> bool:
+        """Copy the file from the store that machines share, if that has it."""
+        shared = self._backing.shared if self.blob.size < 0 else None
+        source = await shared.open(self.version) if shared is not None else None
+        if source is None:
+            return False
         try:
-            with download.scope:
-                if self._older is None or not await self._renew(*self._older, download.source):
-                    was_read_on = await self._receiver.receive(download)
-        except Exception as exc:
-            self._handle_error(_translated(self.version.key, exc))
+            await self.writer.copy(source, self.version.size or 0)
         finally:
-            if download in self.planner.downloads:
-                self.planner.downloads.remove(download)
-        await self._settle(paused=not was_read_on)
+            os.close(source)
+        return True
 
     def _handle_error(self, error: XnatError) -> None:
         if isinstance(error, CacheError) and not self.writer.is_elsewhere and self.state is State.DOWNLOADING:
@@ -216,10 +255,13 @@ class Fill:
             row = self._owner.row_for(self.blob)
             if row is not None and self.writer.partial is not None:
                 await self._backing.store.keep(self.writer.partial, row)
+            if self._backing.shared is not None:
+                await self._backing.shared.put(self.version, self.blob.fd)
         except Exception as exc:
             self.fail(exc)
         finally:
             self.state = State.COMPLETE if self.blob.complete else State.FAILED
+            self.stored.set()
 
     async def _renew(self, row: BlobRow, fd: int, source: Source) -> bool:
         """Use the older copy if a HEAD confirms it. Not by If-Modified-Since: files are put back with older dates."""
@@ -235,6 +277,7 @@ class Fill:
         self.blob.finish()
         if (renewed := self._owner.row_for(self.blob)) is not None:
             await self._backing.store.renew(renewed)
+        self.stored.set()
         return True
 
 

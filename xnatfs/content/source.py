@@ -4,9 +4,11 @@ A `Source` is one file on a server; a `Body` is one download of it that has begu
 validator of a `Body` are checked against those of other replies, and its length against the listing.
 """
 
+import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 # Write the next bytes into a descriptor: the arguments are the descriptor (None to discard the bytes), the offset and
@@ -85,3 +87,10 @@ class Version:
     def stamp(self, stamp: str) -> str:
         """Return what distinguishes contents of this version: the given stamp, or '' where the digest does."""
         return "" if self.digest else stamp
+
+
+@lru_cache(maxsize=1024)  # it is called four times while a file is fetched
+def identity(version: Version) -> bytes:
+    """Return what identifies a version, hashed: of one length, and fit for a file name."""
+    text = f"{version.key}\0{version.digest}"
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()

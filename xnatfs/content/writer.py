@@ -20,6 +20,7 @@ from xnatfs.content.blob import Blob, is_small
 from xnatfs.content.disk.directory import SPARE_BYTES
 from xnatfs.content.disk.files import copy_range, is_full, write_all
 from xnatfs.content.disk.partial import Partial
+from xnatfs.content.disk.shared_store import SharedStore
 from xnatfs.content.disk.store import Store
 from xnatfs.content.source import Version
 from xnatfs.content.stats import CacheStats
@@ -37,6 +38,7 @@ class Backing:
     store: Store
     stats: CacheStats
     nursery: trio.Nursery
+    shared: SharedStore | None = None
 
 
 class Writer:
@@ -64,6 +66,17 @@ class Writer:
                 await self._evict(size or 0)  # for the next file
             self.partial = self.store.create_elsewhere(size or 0)
         self._blob.fd = self.partial.fd
+
+    async def copy(self, source: int, size: int) -> None:
+        """Take the whole file from a descriptor. Raises CacheError."""
+        await self.begin(size)
+        self._blob.size = size
+        await self.reserve(size)
+        try:
+            await trio.to_thread.run_sync(copy_range, source, self._blob.fd, 0, size)
+        except OSError as exc:
+            raise self.error(exc) from exc
+        self._blob.present.add(0, size)
 
     @property
     def is_elsewhere(self) -> bool:

@@ -81,7 +81,7 @@ def main() -> int:
 
 def _demo(arguments: argparse.Namespace) -> DemoXnat:
     archive = DemoArchive(arguments.seed, empty=arguments.only_data, fixtures=arguments.fixtures)
-    if arguments.fixtures:
+    if arguments.fixtures and not arguments.only_data:
         publish_bids(archive, MEMBERS)
     for directory in arguments.data:
         publish(archive, directory, MEMBERS)

@@ -14,7 +14,6 @@ import logging
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -22,6 +21,7 @@ from typing import Any
 import httpx
 import trio
 
+from xnatfs.common import program
 from xnatfs.common.clock import now
 from xnatfs.common.errors import first_error
 from xnatfs.common.tasks import background
@@ -265,7 +265,7 @@ class ProcessPool(httpx.AsyncBaseTransport):
             self._all.discard(process)
 
     async def _started(self) -> _Process:
-        command = [sys.executable, "-P", "-m", "xnatfs.download_worker.process"]
+        command = program.run_module("xnatfs.download_worker.process")
         environment = {key: value for key, value in os.environ.items() if not key.startswith("XNAT_")}
         with contextlib.ExitStack() as unless_started:
             try:

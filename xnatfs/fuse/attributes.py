@@ -58,5 +58,5 @@ def absent(timeout: float) -> pyfuse3.EntryAttributes:
     """Return the reply for a name that does not exist, for the kernel to remember."""
     made = pyfuse3.EntryAttributes()
     made.st_ino = 0
-    made.entry_timeout = timeout
+    made.entry_timeout = made.attr_timeout = timeout
     return made

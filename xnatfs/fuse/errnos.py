@@ -11,22 +11,14 @@ from typing import Any, TypeVar, cast
 
 import pyfuse3
 
+from xnatfs.common.errnos import errno_of
 from xnatfs.common.errors import (
-    BadReply,
-    CacheError,
-    CacheFull,
-    ConfigError,
-    Conflict,
+    Busy,
     Denied,
-    FuseMissing,
     LoginRequired,
-    MountpointError,
-    NamespaceError,
-    NoRoute,
     NotFound,
     ReadOnly,
     Stale,
-    TimedOut,
     Unreachable,
     XnatError,
     first_error,
@@ -34,35 +26,11 @@ from xnatfs.common.errors import (
 
 log = logging.getLogger(__name__)
 
-# The most specific class decides. Every subclass of XnatError is here or below one that is (tested).
-ERRNOS: dict[type[XnatError], int] = {
-    NotFound: errno.ENOENT,
-    LoginRequired: errno.EACCES,
-    Denied: errno.EACCES,
-    NoRoute: errno.EHOSTUNREACH,
-    TimedOut: errno.ETIMEDOUT,
-    Unreachable: errno.EIO,
-    BadReply: errno.EIO,
-    Stale: errno.ESTALE,
-    ReadOnly: errno.EROFS,
-    Conflict: errno.EIO,
-    ConfigError: errno.EINVAL,
-    MountpointError: errno.EIO,
-    FuseMissing: errno.EIO,
-    NamespaceError: errno.EIO,
-    CacheFull: errno.ENOSPC,
-    CacheError: errno.EIO,
-    XnatError: errno.EIO,
-}
 # Answers, not faults. An unreachable server or a refused login is logged once where it is found out, and not for every
 # read that it fails.
-QUIET = (NotFound, Denied, Stale, ReadOnly, Unreachable, LoginRequired)
+QUIET = (NotFound, Denied, Busy, Stale, ReadOnly, Unreachable, LoginRequired)
 
 Handler = TypeVar("Handler", bound=Callable[..., Coroutine[Any, Any, Any]])
-
-
-def errno_of(error: XnatError) -> int:
-    return next(ERRNOS[kind] for kind in type(error).__mro__ if kind in ERRNOS)
 
 
 def handler(method: Handler) -> Handler:

@@ -21,13 +21,13 @@ import trio
 
 from xnatfs import __version__
 from xnatfs.common.errors import MountpointError, Unreachable, XnatError
-from xnatfs.common.systemd import notify
+from xnatfs.common.mountinfo import mount_on
 from xnatfs.fuse.attributes import Ownership
 from xnatfs.fuse.control.calls import control_mount
 from xnatfs.fuse.diagnostics import log_state
-from xnatfs.fuse.mountinfo import mount_on
 from xnatfs.fuse.mountpoint import check_fuse, check_mountpoint, clear_dead, one_at_a_time, registered
 from xnatfs.fuse.operations import Operations
+from xnatfs.fuse.systemd import notify
 from xnatfs.fuse.xattrs import OperationsWithXattrs
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials

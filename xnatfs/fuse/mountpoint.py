@@ -18,8 +18,8 @@ from pathlib import Path
 
 from xnatfs.common.errors import FuseMissing, MountpointError
 from xnatfs.common.locks import holder, lock_soon
+from xnatfs.common.mountinfo import Mount, mount_on
 from xnatfs.common.private_files import make_private, write_private
-from xnatfs.fuse.mountinfo import Mount, mount_on
 from xnatfs.settings.config import cache_home
 from xnatfs.settings.credentials import for_children
 

@@ -116,14 +116,19 @@ class Operations(pyfuse3.Operations):
         directory = self._directory(parent)
         if len(name) > MAX_NAME_BYTES:
             raise pyfuse3.FUSEError(errno.ENAMETOOLONG)
+        generation = self._site.metadata.generation
         try:
             node = await directory.child(decode(name))
             await measure([node])
         except NotFound:
-            return absent(seconds_left(directory.fresh_until()))
-        known = self.inodes.known(node)
-        self.inodes.refer(known, node)
-        return self._attributes(known.node, known.inode, seconds_left(node.shown_until()))
+            reply, expires = absent(0.0), directory.fresh_until()
+        else:
+            known = self.inodes.known(node)
+            self.inodes.refer(known, node)
+            reply, expires = self._attributes(known.node, known.inode, 0.0), node.shown_until()
+        if generation == self._site.metadata.generation:  # else a refresh has passed by: the kernel asks again
+            reply.entry_timeout = reply.attr_timeout = seconds_left(expires)
+        return reply
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
         """Drop references. The one call without a reply: pyfuse3 would let even a FUSEError of it end the mount."""

@@ -69,7 +69,7 @@ async def fetch(
 
 async def fetch_json(transport: Transport, path: str, params: Mapping[str, str], *, is_change: bool = False) -> Any:
     """Fetch and parse a JSON document. The arguments are those of `fetch`."""
-    body = await _fetch_bytes(transport, path, params, is_change=is_change)
+    body = await fetch_bytes(transport, path, params, is_change=is_change)
     try:
         return loads(body)
     except ValueError:
@@ -78,10 +78,12 @@ async def fetch_json(transport: Transport, path: str, params: Mapping[str, str],
 
 async def fetch_text(transport: Transport, path: str) -> str:
     """Fetch a short plain text."""
-    return (await _fetch_bytes(transport, path, {})).decode("utf-8", "replace").strip()
+    return (await fetch_bytes(transport, path, {})).decode("utf-8", "replace").strip()
 
 
-async def _fetch_bytes(transport: Transport, path: str, params: Mapping[str, str], *, is_change: bool = False) -> bytes:
+async def fetch_bytes(transport: Transport, path: str, params: Mapping[str, str], *, is_change: bool = False) -> bytes:
+    """Fetch a document as it is. The arguments are those of `fetch`."""
+
     async def join(chunks: AsyncGenerator[bytes]) -> bytes:
         body = bytearray()
         async for chunk in chunks:

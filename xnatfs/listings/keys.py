@@ -3,9 +3,15 @@
 Each kind of entry has a type of its own, so that no two kinds can share a key, whatever the names on the server.
 """
 
+import math
 from dataclasses import dataclass, fields
+from typing import ClassVar
 
 from xnatfs.rest.models import Item
+from xnatfs.rest.prearchive_lists import Revision
+
+# Seconds for which a list of the prearchive is fresh: its sessions change while they are looked at.
+PREARCHIVE_TTL_SECONDS = 5.0
 
 Path = tuple[str, ...]  # the names of a path, from the root of the mount
 
@@ -13,6 +19,8 @@ Path = tuple[str, ...]  # the names of a path, from the root of the mount
 @dataclass(frozen=True, slots=True)
 class ListKey:
     """A list that the server returns. Such entries can be persisted."""
+
+    longest_ttl: ClassVar[float] = math.inf  # seconds
 
     def as_cells(self) -> list[object]:
         """Return values that identify this key among all others, and that JSON can hold."""
@@ -79,6 +87,63 @@ class FilesKey(ListKey):
 
 
 @dataclass(frozen=True, slots=True)
+class BidsMapKey(ListKey):
+    """The map of BIDS names of a project, or of the site."""
+
+    project: str  # '' for the site
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLabelsKey(ListKey):
+    """The labels of the resources of a project's scans, by session."""
+
+    project: str
+
+
+@dataclass(frozen=True, slots=True)
+class DemographicsKey(ListKey):
+    """The demographics of a project's subjects."""
+
+    project: str
+
+
+@dataclass(frozen=True, slots=True)
+class PrearchiveListKey(ListKey):
+    """A list of the prearchive. None is persisted: sessions stay there for minutes."""
+
+    longest_ttl: ClassVar[float] = PREARCHIVE_TTL_SECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class PrearchiveKey(PrearchiveListKey):
+    """The sessions in the prearchive, of all projects that the account may edit."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedResourcesKey(PrearchiveListKey):
+    """The resources of a session in the prearchive."""
+
+    revision: Revision
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedFilesKey(PrearchiveListKey):
+    """The files of one of its resources."""
+
+    revision: Revision
+    group: tuple[str, str]  # category and ID of the part that has the resource
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedLogKey(PrearchiveListKey):
+    """The last message about a session in the prearchive."""
+
+    revision: Revision
+    status: str
+
+
+@dataclass(frozen=True, slots=True)
 class ChildrenKey:
     """The children of a directory."""
 
@@ -93,10 +158,35 @@ class FoldersKey:
 
 
 @dataclass(frozen=True, slots=True)
+class BidsOutlineKey:
+    """The folders of subjects and sessions of a BIDS dataset, by the ID of its project."""
+
+    project: str
+
+
+@dataclass(frozen=True, slots=True)
+class BidsPlanKey:
+    """The names that the files of a session have in a BIDS dataset, in the folder of these labels."""
+
+    project: str
+    experiment: str
+    subject: str
+    session: str
+
+
+@dataclass(frozen=True, slots=True)
 class GeneratedKey:
     """The bytes of a file that is made from listings, by its path."""
 
     path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class FramesKey:
+    """The frames of the scans of one session, or of what is known of a project."""
+
+    project: str
+    session: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +235,8 @@ def item_keys(item: Item) -> list[ListKey]:
     made.append(FilesKey(item, False))
     if item[0] == "experiments":
         made += [ScansKey(item[1]), AssessorsKey(item[1])]
+    if item[0] == "projects":
+        made += [BidsMapKey(item[1]), ImageLabelsKey(item[1]), DemographicsKey(item[1])]
     return [*made, AllSubjectsKey(), AllExperimentsKey()]
 
 

@@ -21,7 +21,15 @@ import trio
 from xnatfs.common.clock import now
 from xnatfs.common.errors import Denied, LoginRequired, NotFound, Stale, XnatError
 from xnatfs.common.tasks import unattended
-from xnatfs.listings.keys import ExperimentsKey, ListKey, ProjectsKey, ResourcesKey, SubjectsKey, item_keys
+from xnatfs.listings.keys import (
+    ExperimentsKey,
+    ListKey,
+    PrearchiveKey,
+    ProjectsKey,
+    ResourcesKey,
+    SubjectsKey,
+    item_keys,
+)
 from xnatfs.listings.server_listings import ServerListings
 from xnatfs.listings.store import ListingStore, ReadPlace, Resources
 from xnatfs.rest.models import Item
@@ -178,7 +186,7 @@ class Access:
 
     def on_listed(self, key: ListKey, ids: Iterable[str]) -> None:
         """Revoke cached items that are absent from a complete list of the server; `ids` are the IDs in it."""
-        if isinstance(key, ProjectsKey | SubjectsKey | ExperimentsKey):
+        if isinstance(key, ProjectsKey | SubjectsKey | ExperimentsKey | PrearchiveKey):
             found = frozenset(ids)
             if isinstance(key, ProjectsKey):
                 self._projects = found
@@ -240,6 +248,8 @@ def _gone(key: ListKey, ids: frozenset[str] | None, among: Iterable[ReadPlace]) 
             return [(p, item) for p, item in among if p == of and item[0] == kind and item[1] not in ids]
         case SubjectsKey(of) | ExperimentsKey(of):  # a project's resources may be readable where its subjects are not
             return [(project, item) for project, item in among if project == of and item[0] != "projects"]
+        case PrearchiveKey():
+            return [place for place in among if place[1][0] == "prearchive" and place[1][1] not in (ids or ())]
         case ResourcesKey(refused) if ids is None:
             return [(project, item) for project, item in among if item == refused]
     return []

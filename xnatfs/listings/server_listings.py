@@ -17,22 +17,31 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import trio
 
 from xnatfs.common.clock import now
 from xnatfs.common.errors import Denied, LoginRequired, NotFound, Unreachable
-from xnatfs.common.tasks import unattended
+from xnatfs.common.tasks import aside, unattended
 from xnatfs.listings.file_lists import FileLists
 from xnatfs.listings.keys import (
     AllExperimentsKey,
     AllSubjectsKey,
     AssessorsKey,
+    BidsMapKey,
+    DemographicsKey,
     ExperimentsKey,
     FilesKey,
+    ImageLabelsKey,
     ListKey,
+    PrearchiveKey,
+    PrearchiveListKey,
     ProjectsKey,
+    ReceivedFilesKey,
+    ReceivedLogKey,
+    ReceivedResourcesKey,
     ResourcesKey,
     ScansKey,
     SubjectsKey,
@@ -40,9 +49,21 @@ from xnatfs.listings.keys import (
 )
 from xnatfs.listings.store import MAX_AGE_SECONDS, ListingStore
 from xnatfs.listings.ttl_cache import Expiring, Listing, MetadataCache, listing
+from xnatfs.rest import prearchive_lists
+from xnatfs.rest.bids import BidsMapRow, Demographics, ImageLabels
 from xnatfs.rest.client import Xnat
 from xnatfs.rest.file_table import Catalogues
-from xnatfs.rest.models import Accession, Assessor, Experiment, FileRow, Project, Resource, Scan, Subject
+from xnatfs.rest.models import (
+    Accession,
+    Assessor,
+    Experiment,
+    FileRow,
+    PrearchiveSession,
+    Project,
+    Resource,
+    Scan,
+    Subject,
+)
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +171,7 @@ class ServerListings:
 
     async def _first(self, key: ListKey) -> Listing[Any]:
         """Serve the listing of the last mount, if there is one, while the first request for it is in flight."""
-        first = self._persists and key not in self._seen and not isinstance(key, FilesKey)
+        first = self._persists and key not in self._seen and not isinstance(key, FilesKey | PrearchiveListKey)
         if not first or (self._offline and self._xnat.away):
             return await self._ask(key)
         self._seen.add(key)
@@ -175,17 +196,21 @@ class ServerListings:
 
     async def _fetch(self, key: ListKey) -> Listing[Any]:
         ask, group, _ = self._request(key)
-        started = now()
-        return listing(await ask(), group, started, self._ttl)
+        started, ttl = now(), min(self._ttl, key.longest_ttl)
+        rows = await ask()
+        if isinstance(rows, Catalogues):
+            return Listing(rows, rows.groups, started, started + ttl)
+        return await aside(len(rows), lambda: listing(rows, group, started, ttl))
 
     def _note(self, key: ListKey, found: Listing[Any]) -> None:
         """Store a new listing, forget what it lacks, and report it."""
         self._warned = False
         before = self.cache.last(key)
-        if before is not None and self._offline:
-            there = {row.id for row in found.rows} if not isinstance(key, FilesKey) else set()
+        if before is not None and self._offline and isinstance(key, ProjectsKey | SubjectsKey | ExperimentsKey):
+            there = {row.id for row in found.rows}
             self._forget_below(key, (row for row in before.rows if row.id not in there))
-        if self._persists and (self._offline or not isinstance(key, FilesKey)):
+        is_stored = self._offline if isinstance(key, FilesKey) else not isinstance(key, PrearchiveListKey)
+        if self._persists and is_stored:
             self._store.put(key, () if found.broken else found.rows)  # the file cannot hold which groups are broken
         self.on_listed(key, (row.id for row in found.rows))
 
@@ -242,6 +267,21 @@ class ServerListings:
                 return lambda: xnat.assessors(experiment), lambda row: row.id, Assessor
             case ResourcesKey(item, below):
                 return lambda: xnat.resources(item, below=below), lambda row: row.group, Resource
+            case BidsMapKey(project):
+                return lambda: xnat.bids_map(project), lambda row: row.id, BidsMapRow
+            case DemographicsKey(project):
+                return lambda: xnat.demographics(project), lambda row: row.id, Demographics
+            case ImageLabelsKey(project):
+                return lambda: xnat.image_labels(project), lambda row: row.id, ImageLabels
             case FilesKey(item, below):
                 return lambda: xnat.files(item, below=below), lambda row: row.resource_id, FileRow
+            case PrearchiveKey():
+                return xnat.prearchive, lambda row: row.project, PrearchiveSession
+            case ReceivedResourcesKey(revision):
+                return lambda: prearchive_lists.resources(xnat, revision), lambda row: row.group, Resource
+            case ReceivedFilesKey(revision, group, label):
+                ask = partial(prearchive_lists.files, xnat, revision, group, label)
+                return ask, lambda row: row.resource_id, FileRow
+            case ReceivedLogKey(revision):
+                return lambda: prearchive_lists.last_message(xnat, revision), lambda text: text, str
         raise KeyError(key)

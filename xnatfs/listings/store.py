@@ -47,6 +47,9 @@ LOCK_SECONDS = 1.0
 # After such a timeout the file is not accessed for so long: the other process may be a stopped one.
 LOCKED_PAUSE_SECONDS = 60.0
 
+# Names for completion, as earlier versions stored them for all servers: a digest of server and account.
+FORMER_NAMES = "[0-9a-f]" * 32 + ".json"
+
 # Items whose files were read, the latest; each takes half a kilobyte of memory.
 MAX_STORED_READS = 50_000
 
@@ -222,6 +225,8 @@ class ListingStore:
         if self._connection is None:
             path = self.path
             make_private(path.parent)
+            for old in (self._directory.parent / "listings").glob(FORMER_NAMES):
+                old.unlink(missing_ok=True)
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             connection = sqlite3.connect(path, timeout=LOCK_SECONDS, check_same_thread=False)

@@ -109,7 +109,7 @@ class MetadataCache:
         )
         self._largest: tuple[Hashable, Expiring] | None = None  # a value that exceeds the limit alone
         self._turns: WeakValueDictionary[Hashable, _Turn] = WeakValueDictionary()
-        self._generation = 0  # counts the calls of `outdate`
+        self.generation = 0  # counts the calls of `outdate`
 
     def __len__(self) -> int:
         """Return the number of values, fresh or not."""
@@ -147,15 +147,15 @@ class MetadataCache:
             return await self._fetch(key, fetch, turn) if found is None or old(found) else found
 
     async def _fetch(self, key: Hashable, fetch: Callable[[], Awaitable[T]], turn: _Turn) -> T:
-        turn.error, generation = None, self._generation
+        turn.error, generation = None, self.generation
         try:
             value = await fetch()
         except XnatError as error:
             turn.error = copy(error)
-            if isinstance(error, NotFound | Denied) and generation == self._generation:
+            if isinstance(error, NotFound | Denied) and generation == self.generation:
                 self._keep(key, _Refusal(error))
             raise
-        if generation == self._generation:
+        if generation == self.generation:
             self._keep(key, value)
         return value
 
@@ -193,7 +193,7 @@ class MetadataCache:
 
     def outdate(self) -> None:
         """Keep nothing of which the fetch has begun before now; its callers get it all the same."""
-        self._generation += 1
+        self.generation += 1
 
     def forget_refusals(self) -> None:
         """Forget all refusals, which were answers to another login."""
@@ -201,7 +201,7 @@ class MetadataCache:
 
     def _find(self, key: Hashable) -> Expiring | None:
         """Return the fresh value or refusal of a key."""
-        value = self._held(key)
+        value = self._held(key) if self._largest else self._values.get(key)
         return value if value is not None and value.expires > now() else None
 
     def _held(self, key: Hashable) -> Expiring | None:

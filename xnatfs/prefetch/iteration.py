@@ -35,7 +35,8 @@ class Iteration:
 
         A step to the next item counts in that order and in plain string order, which programs use as well.
         """
-        listed = sorted(labels, key=lambda key: [natural(label) for label in labels[key]])
+        keys = {label: natural(label) for each in labels.values() for label in each}
+        listed = sorted(labels, key=lambda key: [keys[label] for label in labels[key]])
         by_name = sorted(labels, key=labels.__getitem__)
         self._orders = tuple({key: place for place, key in enumerate(order)} for order in (listed, by_name))
         return listed

@@ -115,10 +115,12 @@ class Course:
         self._chosen, self._step = 0, 1
         self._last = ""
         self._misses = 0
+        self._is_first = True  # one resource was entered
 
     def go(self, resource: str) -> bool:
         """Note a resource of which the first file is opened, and return whether it was expected."""
         last, self._last = self._last, resource
+        self._is_first = not last
         for number, order in enumerate(self.orders):
             place = order.index(resource)
             if last not in order and place in (0, len(order) - 1):
@@ -132,6 +134,15 @@ class Course:
             if abs(step := order.index(resource) - order.index(last)) == 1:
                 self._chosen, self._step = number, step
         return False
+
+    def expect_names(self) -> None:
+        """Note that the files of a resource are not read in the order of its listing.
+
+        A program that sorts the names of files sorts those of folders as well: scan 10 comes after scan 1 then.
+        """
+        order = self.orders[-1]
+        if self._is_first and self._last in (*order[:1], *order[-1:]):
+            self._chosen, self._step = len(self.orders) - 1, 1 if self._last == order[0] else -1
 
     def upcoming(self) -> Sequence[str]:
         """Return the resources that the reader comes to next, the next one first; none where guesses were wrong."""
@@ -233,7 +244,10 @@ class SessionReads:
         series.take(row.path)
         series.is_read = series.is_read or series.is_early or self.is_scattered or len(series.opened) >= FILES_READ
         self.current = series
-        expected = len(series.opened) > 1 or self.course(series.label).go(series.resource)
+        course = self.course(series.label)
+        expected = len(series.opened) > 1 or course.go(series.resource)
+        if len(series.opened) == 2 and {each.path for each in series.rows[:2]} != series.opened:
+            course.expect_names()
         self.wake()
         return expected or self.is_scattered
 

@@ -81,10 +81,12 @@ class _Tar:
         self.left = series.size  # bytes of the files whose members have not passed
         self.requested_at = 0.0  # by the clock of the cache
         self.waits: dict[str, trio.Event] = {}
+        self.wanted: dict[str, FileRow] = {}  # the files that readers wait for
 
-    async def wait(self, path: str) -> None:
+    async def wait(self, row: FileRow) -> None:
         """Wait until the member of a file has arrived, or the file is to be requested singly."""
-        before = self.members
+        before, path = self.members, row.path
+        self.wanted[path] = row
         with trio.move_on_after(MEMBER_WAIT_SECONDS) as patience:
             await self.waits.setdefault(path, trio.Event()).wait()
         if patience.cancelled_caught:
@@ -95,6 +97,7 @@ class _Tar:
 
     def wake(self, path: str) -> None:
         """Wake the readers that wait for a file."""
+        self.wanted.pop(path, None)
         if (waits := self.waits.pop(path, None)) is not None:
             waits.set()
 
@@ -140,7 +143,7 @@ class SeriesPrefetch:
             self._note(session, series, row, is_here)
         tar = self._tars.get(series)
         if tar is not None and not (is_here or tar.is_late) and session.room(series) >= tar.left:
-            await tar.wait(row.path)
+            await tar.wait(row)
 
     def _note(self, session: SessionReads, series: Series, row: FileRow, is_here: bool) -> None:
         if row.path in series.unread:
@@ -229,9 +232,24 @@ class SeriesPrefetch:
             self._begin_following(session)
 
     async def _stream(self, session: SessionReads, tar: _Tar) -> bool:
-        """Read the tar, member by member, and return whether nothing is left of it. Raises what the client raises."""
+        """Fetch the tar, and return whether nothing is left of it. Raises what the client raises.
+
+        While another process fetches it, what that stores is served.
+        """
+
+        def is_stored() -> bool:
+            for path, row in list(tar.wanted.items()):
+                if self._content.has(version(row)):
+                    tar.members += 1
+                    tar.wake(path)
+            return False
+
+        async with self._content.turn(f"tar-{tar.series.resource}", is_stored):
+            return await self._read_members(session, tar)
+
+    async def _read_members(self, session: SessionReads, tar: _Tar) -> bool:
         series = tar.series
-        kept = await self._content.find_cached([version(row) for row in series.rows])
+        kept = await self._content.find_available([version(row) for row in series.rows])
         if len(series.rows) - len(kept) < MIN_FILES_LEFT - 1:
             return True
         tar.requested_at = self._content.clock()

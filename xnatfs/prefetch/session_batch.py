@@ -8,7 +8,8 @@ from xnatfs.common.errors import XnatError
 from xnatfs.common.tasks import gather
 from xnatfs.rest.client import Xnat
 from xnatfs.rest.file_table import Catalogue, Catalogues
-from xnatfs.rest.models import Assessor, Item, JoinedScans, Resource
+from xnatfs.rest.lists import JoinedScans
+from xnatfs.rest.models import Assessor, Item, Resource
 
 log = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ import trio
 
 from xnatfs.common.clock import now
 from xnatfs.common.errors import BadReply, Denied, NotFound
-from xnatfs.common.tasks import gather
+from xnatfs.common.tasks import aside, gather, unattended
 from xnatfs.listings.keys import (
     AssessorsKey,
     ExperimentsKey,
@@ -44,7 +44,8 @@ from xnatfs.prefetch.iteration import Iteration
 from xnatfs.prefetch.session_batch import SessionBatch
 from xnatfs.rest.client import Xnat
 from xnatfs.rest.file_table import Catalogues
-from xnatfs.rest.models import Assessor, Experiment, JoinedScans
+from xnatfs.rest.lists import JoinedScans
+from xnatfs.rest.models import Assessor, Experiment
 
 log = logging.getLogger(__name__)
 
@@ -69,18 +70,25 @@ class SessionListings:
         xnat: The client of the server.
         metadata: The cache that receives the listings.
         ttl: Seconds for which a listing is valid.
-        begin_singly: Begin single requests for all listings of a session, in the background; the flag tells whether the
-            session can have scans.
+        begin_singly: Begin single requests for listings of a session, in the background.
+        nursery: Runs the batches that are requested ahead.
     """
 
     def __init__(
-        self, project: str, xnat: Xnat, metadata: MetadataCache, ttl: float, begin_singly: Callable[[str, bool], None]
+        self,
+        project: str,
+        xnat: Xnat,
+        metadata: MetadataCache,
+        ttl: float,
+        begin_singly: Callable[[Sequence[ListKey]], None],
+        nursery: trio.Nursery,
     ) -> None:
         self._project = project
         self._xnat = xnat
         self._metadata = metadata
         self._ttl = ttl
         self._begin_singly = begin_singly
+        self._nursery = nursery
         self._listed: tuple[object, object] = (None, None)  # the listings that the next two are made of
         self._sessions: dict[str, Experiment] = {}  # in the order of the mount's listing
         self._iteration, self._subject_iteration = Iteration(ttl), Iteration(ttl)
@@ -88,6 +96,7 @@ class SessionListings:
         self._begun: dict[str, float] = {}  # when the single requests for a session began
         self._under_way: dict[str, trio.Event] = {}
         self._batch, self._batch_begun = 1, -float("inf")
+        self._middle = ""  # of the last batch: the next one is begun when the client opens it
         self._lists_several = False  # the server has listed the files of several sessions at once
         self._is_ended = False
         self._scans = CheckedList("scans of a project", ttl, self._fetch_scans, self._fetch_own_scans, is_whole=True)
@@ -100,9 +109,12 @@ class SessionListings:
         """Cache nothing more: what is on its way was requested before listings were dropped as outdated."""
         self._is_ended = True
 
-    async def enter_session(self, accession: str) -> None:
-        """Prefetch for a session that a client opens; its listings are cached on return, or being requested singly."""
-        self._sort()
+    async def enter_session(self, accession: str, *, assessors: bool = True) -> None:
+        """Prefetch for a session that a client opens; its listings are cached on return, or being requested singly.
+
+        Without `assessors`, a single session's are not requested: the client does not show them.
+        """
+        await self._sort()
         is_iterating = self._iteration.step(accession)
         if not is_iterating:
             self._batch = 1
@@ -110,18 +122,24 @@ class SessionListings:
         self._looked_at.add(accession)
         if accession in self._under_way:
             await self._under_way[accession].wait()
+        if is_iterating and accession == self._middle:
+            what = "a batch that was requested ahead"
+            self._nursery.start_soon(unattended, what, logging.DEBUG, self._fetch_ahead, accession)
         asked_at = now()
         if self._is_known(accession) or asked_at - self._begun.get(accession, -float("inf")) < self._ttl:
             return
-        if is_iterating and accession in self._sessions and (size := self._next_size()):
+        if is_iterating and accession in self._sessions and (size := self._next_size(self._batch)):
             await self._fetch_batch(self._choose(accession, size))
         if not self._is_known(accession):
             self._begun[accession] = asked_at
-            self._begin_singly(accession, self._is_imaging(accession))
+            unwanted: set[type[ListKey]] = set() if assessors else {AssessorsKey}
+            if not self._is_imaging(accession):
+                unwanted |= {ScansKey, AssessorsKey}
+            self._begin_singly([key for key in experiment_keys(accession) if type(key) not in unwanted])
 
     async def enter_subject(self, accession: str) -> None:
         """Prefetch for a subject whose resources a client lists: an absence of resources is cached on return."""
-        self._sort()
+        await self._sort()
         key = ResourcesKey(("subjects", accession), False)
         if not self._subject_iteration.step(accession) or self._metadata.peek(key) is not None:
             return
@@ -129,18 +147,22 @@ class SessionListings:
         if labels is not None and labels.get(accession) == set():
             self._give(key, listing([], lambda row: row, self._labels.fetched, self._ttl, pieced=True))
 
-    def _sort(self) -> None:
-        """Take new listings of the project's sessions and subjects."""
+    async def _sort(self) -> None:
+        """Take new listings of the project's sessions and subjects; other tasks go on with those before meanwhile."""
         sessions = self._metadata.peek(ExperimentsKey(self._project))
         subjects = self._metadata.peek(SubjectsKey(self._project))
-        if isinstance(sessions, Listing) and sessions is not self._listed[0]:
-            by_id: dict[str, Experiment] = {row.id: row for row in sessions.rows}
-            order = self._iteration.sort({row.id: (row.subject_label, row.label) for row in by_id.values()})
-            self._sessions = {each: by_id[each] for each in order}
+        before, self._listed = self._listed, (sessions, subjects)
+        if isinstance(sessions, Listing) and sessions is not before[0]:
+            self._sessions = await aside(len(sessions), lambda: self._in_order(sessions.rows))
             self._begun = {each: begun for each, begun in self._begun.items() if now() - begun < self._ttl}
-        if isinstance(subjects, Listing) and subjects is not self._listed[1]:
-            self._subject_iteration.sort({row.id: (row.label,) for row in subjects.rows})
-        self._listed = sessions, subjects
+        if isinstance(subjects, Listing) and subjects is not before[1]:
+            labels = {row.id: (row.label,) for row in subjects.rows}
+            await aside(len(subjects), lambda: self._subject_iteration.sort(labels))
+
+    def _in_order(self, rows: Sequence[Experiment]) -> dict[str, Experiment]:
+        by_id = {row.id: row for row in rows}
+        order = self._iteration.sort({row.id: (row.subject_label, row.label) for row in by_id.values()})
+        return {each: by_id[each] for each in order}
 
     def _is_known(self, accession: str) -> bool:
         return all(self._metadata.peek(key) is not None for key in experiment_keys(accession))
@@ -151,13 +173,13 @@ class SessionListings:
 
     # -- batches -------------------------------------------------------------------------------------------------
 
-    def _next_size(self) -> int:
+    def _next_size(self, passed: int) -> int:
         """Return the size of the next batch: twice the last, if so many are reached in half of the TTL at its pace.
 
-        0 where so few are reached that single requests cost the least.
+        0 where so few are reached that single requests cost the least. `passed` sessions of the last were opened.
         """
         elapsed = self._iteration.gap if self._batch == 1 else now() - self._batch_begun
-        reached = MAX_BATCH if elapsed <= 0 else int(self._ttl / 2 * self._batch / elapsed)
+        reached = MAX_BATCH if elapsed <= 0 else int(self._ttl / 2 * passed / elapsed)
         return min(2 * self._batch, MAX_BATCH, reached) if reached >= MIN_BATCH else 0
 
     def _choose(self, accession: str, size: int) -> list[str]:
@@ -174,8 +196,16 @@ class SessionListings:
                 chosen.append(each)
         return chosen or [accession]
 
+    async def _fetch_ahead(self, accession: str) -> None:
+        """Fetch the batch after the one of which the client opens the middle, so that it need not wait for it."""
+        order, size = list(self._sessions), self._next_size(max(1, self._batch // 2))
+        following = order[order.index(accession) + 1 :] if accession in self._sessions else []
+        unknown = (each for each in following if each not in self._under_way and not self._is_known(each))
+        if size and (first := next(unknown, "")):
+            await self._fetch_batch(self._choose(first, size))
+
     async def _fetch_batch(self, chosen: Sequence[str]) -> None:
-        self._batch, self._batch_begun = len(chosen), now()
+        self._batch, self._batch_begun, self._middle = len(chosen), now(), chosen[len(chosen) // 2]
         done = trio.Event()
         self._under_way |= dict.fromkeys(chosen, done)
         try:

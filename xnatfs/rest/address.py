@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from xnatfs.rest.file_table import Catalogue
-from xnatfs.rest.models import Item, Resource
+from xnatfs.rest.models import FileRow, Item, Resource
 from xnatfs.rest.urls import has_url, quoted
 
 # The parts of a session that have resources and a URL of their own.
@@ -74,6 +74,10 @@ class Address:
         if has_url(path.translate(_REFUSED_LATER)):
             return Route.ARCHIVE, Route.INDEX, Route.NAME
         return Route.ARCHIVE, Route.INDEX
+
+    def named(self, row: FileRow) -> FileRow:
+        """Return the row of a file as a request names it: its resource as URLs have it, not as caches know it."""
+        return row if row.resource_id == self.resource else row._replace(resource_id=self.resource)
 
     def has_name(self, path: str, catalogue: Catalogue) -> bool:
         """Return whether a file is requested by its name."""

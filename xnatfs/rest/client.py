@@ -13,16 +13,17 @@ from urllib.parse import urlencode
 
 import httpx
 
-from xnatfs.common.errors import BadReply, NotFound
+from xnatfs.common.errors import BadReply, Denied, NotFound
 from xnatfs.common.tasks import gather
-from xnatfs.http.documents import fetch_json, fetch_text
+from xnatfs.http.documents import fetch_bytes, fetch_json, fetch_text
 from xnatfs.http.messages import ChangeReply, HttpRequest, RequestBody
 from xnatfs.http.replies import close
 from xnatfs.http.transport import Transport, open_transport
+from xnatfs.rest.bids import NO_LINE, BidsMapRow, Demographics, ImageLabels, map_rows
 from xnatfs.rest.changes import ChangedItems
 from xnatfs.rest.contents import Contents
 from xnatfs.rest.file_table import Catalogue, Catalogues
-from xnatfs.rest.lists import Collected, Lists
+from xnatfs.rest.lists import Collected, JoinedScans, Lists
 from xnatfs.rest.models import (
     SCAN_COLUMNS,
     SCAN_LABEL,
@@ -30,7 +31,6 @@ from xnatfs.rest.models import (
     Assessor,
     Document,
     Experiment,
-    JoinedScans,
     PrearchiveSession,
     Project,
     Resource,
@@ -195,6 +195,14 @@ class Xnat(Contents):
         params = {"xsiType": "xnat:imageSessionData", "columns": columns, **where}
         return await self._lists.collected(collect, "/data/experiments", params)
 
+    async def image_labels(self, project: str) -> list[ImageLabels]:
+        """List the labels of the resources of all scans of a project, and of sessions shared into it."""
+        found = await gather(
+            lambda: self.scans_of_project(project),
+            lambda: self.scans_of_project(project, shared=True),
+        )
+        return ImageLabels.of({**found[1], **found[0]})
+
     async def assessors_of_many(self, experiments: Sequence[str]) -> dict[str, list[Assessor]]:
         """List the assessors of these sessions, by the session's accession ID.
 
@@ -227,6 +235,23 @@ class Xnat(Contents):
             labels.update(filter(None, [row.text(SUBJECT_RESOURCE_LABEL)]))
         return found
 
+    async def demographics(self, project: str) -> list[Demographics]:
+        """List sex, group, age and handedness of a project's subjects, as far as the account may read them."""
+        path = f"/data/projects/{segment(project)}/subjects"
+        return await self._lists.parsed(Demographics.parse, path, columns="ID,gender,group,age,handedness")
+
+    async def bids_map(self, project: str = "") -> list[BidsMapRow]:
+        """Fetch a project's map of BIDS names, or the site's: where there is none, a row without a name.
+
+        The text comes in a table, as UTF-8; as plain text it would lose letters on most servers.
+        """
+        where = f"/data/projects/{segment(project)}/config" if project else "/data/config"
+        try:
+            rows = await self._lists.rows(f"{where}/bids/bidsmap")
+        except (NotFound, Denied):
+            rows = []
+        return map_rows(rows, f"the BIDS map of {project or 'the site'}") or [NO_LINE]
+
     async def document(self, *item: str) -> dict[str, str]:
         """Fetch the fields of one project, subject or experiment."""
         return (await self.item(*item)).fields
@@ -239,6 +264,14 @@ class Xnat(Contents):
             return Document.parse(document["items"][0])
         except (KeyError, IndexError, TypeError, AttributeError, RecursionError):
             raise BadReply(f"{self.url}{path} did not come as the document of an item") from None
+
+    async def item_xml(self, *item: str) -> bytes:
+        """Fetch the document of one item as XML, as the server writes it."""
+        path = item_path(item)
+        document = await fetch_bytes(self._transport, path, {"format": "xml"})
+        if not (document.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"<") and document.rstrip().endswith(b">")):
+            raise BadReply(f"{self.url}{path} was requested as XML and came as something else")
+        return document
 
     async def rows(self, *item: str, columns: str = "", **params: str) -> list[Row]:
         """Fetch a list as the server has it, given as the segments of its URL after /data."""

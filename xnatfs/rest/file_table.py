@@ -18,7 +18,7 @@ from xnatfs.rest.models import FileRow, Row
 
 _UNKNOWN = -1  # a size that the catalogue does not state
 _NO_DIGEST = bytes(16)
-_MD5 = re.compile(r"[0-9a-f]{32}")
+_MD5 = re.compile(r"(?!0{32})[0-9a-f]{32}")
 _PERCENT_ESCAPE = re.compile(rb"%[0-9A-F]{2}")  # in the form of our own requests
 
 # Files of one resource whose lack of a digest is recorded, and whose sizes are then verified: a batch of HEADs.
@@ -75,10 +75,10 @@ class Catalogue(Sequence[FileRow]):
         if digest:
             self._digested = True
         elif len(self._lacking) < MOST_LACKING:
-            self._lacking.append(len(self) - 1)
+            self._lacking.append(len(self._sizes) - 1)
         if not self._kinds or self._kinds[-1] != kind:
             self._kinds.append(kind)
-            self._kind.append(len(self) - 1)
+            self._kind.append(len(self._sizes) - 1)
 
     def __len__(self) -> int:
         return len(self._sizes)
@@ -170,6 +170,7 @@ class Catalogues(Sequence[FileRow]):
 
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add rows of the server's JSON. Raises BadReply where one does not describe a file."""
+        catalogue, start, prefix = Catalogue(""), 0, ""  # of the row before, and how the URIs of its resource begin
         for cells in rows:
             try:
                 number, uri, size, digest = cells["cat_ID"], cells["URI"], cells["Size"], cells["digest"]
@@ -181,19 +182,25 @@ class Catalogues(Sequence[FileRow]):
             if not number or not uri:
                 Row(cells).need("cat_ID" if not number else "URI")
             try:
-                catalogue = self.groups.get(number) or self._group(str(number), str(uri), cells)
+                if number != catalogue.resource_id:
+                    self._end_run(catalogue, start)
+                    catalogue = self.groups.get(number) or self._group(str(number), str(uri), cells)
+                    start, prefix = len(catalogue), f"{catalogue.home}/resources/{catalogue.resource_id}/files/"
                 named = self._kinds.get(kind) or self._kind(kind)
             except TypeError:  # a cell is a list or an object in place of text
+                self._end_run(catalogue, start)
+                catalogue, start = Catalogue(""), 0
                 self.add([{key: "" if value is None else str(value) for key, value in cells.items()}])
                 continue
-            size, digest = str(size), md5(str(digest or ""))
+            uri, size, digest = str(uri), str(size), str(digest or "")
+            is_usual = uri.startswith(prefix) and uri != prefix
             catalogue.add(
-                file_path(str(uri), catalogue.resource_id),
+                uri[len(prefix) :] if is_usual else file_path(uri, catalogue.resource_id),
                 int(size) if size.isascii() and size.isdigit() and len(size) <= MAX_SIZE_DIGITS else None,
-                digest,
+                digest if _MD5.fullmatch(digest) else md5(digest),
                 named,
             )
-            self._listed(catalogue)
+        self._end_run(catalogue, start)
 
     @classmethod
     def of(cls, rows: Iterable[FileRow]) -> "Catalogues":
@@ -202,7 +209,7 @@ class Catalogues(Sequence[FileRow]):
         for row in rows:
             catalogue = made.groups.setdefault(row.resource_id, Catalogue(row.resource_id))
             catalogue.add(row.path, row.size, row.digest, (row.format, row.content))
-            made._listed(catalogue)
+            made._end_run(catalogue, len(catalogue) - 1)
         return made
 
     def _group(self, number: str, uri: str, cells: Mapping[str, Any]) -> Catalogue:
@@ -218,12 +225,16 @@ class Catalogues(Sequence[FileRow]):
         self._kinds[kind] = (format, content)
         return format, content
 
-    def _listed(self, catalogue: Catalogue) -> None:
+    def _end_run(self, catalogue: Catalogue, start: int) -> None:
+        """Take note of the files that were added to a resource from this place on, after those of another one."""
+        end = len(catalogue)
+        if end == start:
+            return
         if self._runs and self._runs[-1][0] is catalogue:
-            self._runs[-1] = (catalogue, len(catalogue))
+            self._runs[-1] = (catalogue, end)
         else:
-            self._runs.append((catalogue, len(catalogue)))
-        self._length += 1
+            self._runs.append((catalogue, end))
+        self._length += end - start
 
     def join(self, other: "Catalogue") -> None:
         """Add the files of a resource, in place of its files that are listed here."""
@@ -264,7 +275,7 @@ def md5(cell: str) -> str:
     count as absent. Zeros stand for an absent digest, too.
     """
     digest = cell.lower()
-    return digest if _MD5.fullmatch(digest) and digest.strip("0") else ""
+    return digest if _MD5.fullmatch(digest) else ""
 
 
 def file_path(uri: str, resource_id: str) -> str:

@@ -1,7 +1,9 @@
 """Request lists of the server, and parse their rows while they arrive."""
 
-from collections.abc import AsyncGenerator, Callable, Mapping
-from typing import NamedTuple, TypeVar
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from sys import intern
+from typing import NamedTuple, Self, TypeVar
 
 import trio
 
@@ -10,7 +12,7 @@ from xnatfs.http.documents import fetch
 from xnatfs.http.transport import Transport
 from xnatfs.rest.file_table import Catalogues
 from xnatfs.rest.json_rows import MOST_BYTES, MOST_ROWS, Cells, NotAList, Table
-from xnatfs.rest.models import Row
+from xnatfs.rest.models import SCAN_COLUMNS, SCAN_LABEL, Row, Scan
 
 R = TypeVar("R")
 # The object that a list becomes, and the function that puts rows into it.
@@ -98,3 +100,42 @@ async def _parse(table: Table, chunks: AsyncGenerator[bytes], take: Callable[[li
     rows = table.close()
     take(rows)
     return count + len(rows)
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedScans:
+    """The scans of one session from a list of sessions joined with their scans, which lacks the types of scans."""
+
+    scans: dict[str, Scan] = field(default_factory=dict)  # by scan ID
+    labels: dict[str, set[str]] = field(default_factory=dict, compare=False)  # labels of the resources, by scan ID
+
+    def __len__(self) -> int:
+        return len(self.scans)
+
+    @classmethod
+    def of(cls, scans: Iterable[Scan]) -> Self:
+        """Build the same from the list of a session's own scans, to compare with."""
+        return cls({scan.id: replace(scan, xsi_type="") for scan in scans})
+
+    def add(self, row: Row) -> None:
+        """Add one row: a scan, one more resource of a scan, or nothing, where the session has no scans."""
+        id, type, quality, description, note = SCAN_COLUMNS
+        scan = row.get(id)
+        if not scan:
+            return
+        if scan not in self.scans:
+            cells = intern(row.text(type)), intern(row.text(quality)), "", row.text(note), intern(row.text(description))
+            self.scans[scan] = Scan(scan, *cells)
+        if label := row.text(SCAN_LABEL):
+            self.labels.setdefault(scan, set()).add(label)
+
+    @classmethod
+    def parse(cls, rows: Iterable[Row], found: dict[str, "JoinedScans"]) -> None:
+        """Add rows to `found`, by accession ID of the session. Raises BadReply where they lack sessions or scans."""
+        for row in rows:
+            session = row.need("session_ID", "ID", "xnat:imagesessiondata/id", "xnat:experimentdata/id")
+            if not row.has(SCAN_COLUMNS[0]):
+                raise BadReply(f"the server's list of sessions tells nothing of their scans: {sorted(row.cells)}")
+            if session not in found:
+                found[session] = cls()
+            found[session].add(row)

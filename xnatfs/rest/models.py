@@ -6,9 +6,10 @@ IDs stay exactly as the server has them, because requests contain them; labels a
 """
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
 from sys import intern
 from typing import Any, NamedTuple, Self
 
@@ -18,8 +19,7 @@ from xnatfs.common.sanitize import decoded, is_text, size
 Item = tuple[str, ...]  # the segments of an item's URL after /data: ("experiments", "XNAT_E00001")
 
 # The server writes local time without a zone, with 0 to 9 fractional digits.
-_TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d:\d\d)(?:\.(\d{1,6})\d*)?$")
-
+_TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(?:\.\d{1,9})?", re.ASCII)
 
 UNASSIGNED = "Unassigned"
 # The states of a prearchive session in which the server does no work on it. There are many others, and later releases
@@ -32,57 +32,66 @@ def parse_time(text: str) -> float | None:
 
     The server does not state its time zone. UTC is assumed, so that every client of one server shows the same time.
     """
-    match = _TIMESTAMP.match(text.strip())
-    if not match:
+    text = text.strip()
+    if not _TIMESTAMP.fullmatch(text):
         return None
-    day, time, fraction = match.groups()
     try:
-        return datetime.fromisoformat(f"{day}T{time}.{(fraction or '0'):0<6}").replace(tzinfo=UTC).timestamp()
+        return datetime.fromisoformat(f"{text}+00:00").timestamp()
     except ValueError:
         return None
 
 
-_split = re.compile(r"([0-9]+)").split
+_replace_numbers = re.compile(r"[0-9]+").sub
 
 
-def natural(text: str) -> tuple[tuple[int, int, str], ...]:
-    """Return a sort key in which 2 comes before 10. Numbers are compared as text, because they may have any length."""
-    return tuple(_number(part) if part.isascii() and part.isdigit() else (1, 0, part) for part in _split(text) if part)
+def natural(text: str) -> str:
+    """Return a sort key in which 2 comes before 10. The count of its digits stands before a number of any length."""
+    return _replace_numbers(_number, text)
 
 
-def _number(digits: str) -> tuple[int, int, str]:
-    bare = digits.lstrip("0")
-    return (0, len(bare), f"{bare} {digits}")
+def _number(digits: re.Match[str]) -> str:
+    bare = digits[0].lstrip("0")
+    return f"\0{chr(min(len(bare), sys.maxunicode))}{bare} {digits[0]}"
 
 
 class Row:
     """A row of a table, whose keys are looked up without regard to case."""
 
+    __slots__ = ("_lower", "cells")
+
     def __init__(self, cells: Mapping[str, Any]) -> None:
         self.cells = cells  # as the server sent them
-        self._cells = {key.lower(): value for key, value in cells.items()}
+        self._lower: dict[str, Any] | None = None  # by the keys in lower case, where one was looked for
 
     def get(self, *keys: str) -> str:
         """Return the first non-empty cell of these keys, as the server wrote it, or ''."""
         for key in keys:
-            value = self._cells.get(key.lower())
+            value = self.cells.get(key)  # as it is spelt here in nearly all rows
+            if value is None:
+                value = self._in_lower_case().get(key.lower())
             if value is not None and value != "":
                 return str(value)
         return ""
 
     def has(self, *keys: str) -> bool:
         """Return whether the row has a cell for one of these keys, even an empty one."""
-        return any(key.lower() in self._cells for key in keys)
+        return any(key.lower() in self._in_lower_case() for key in keys)
+
+    def _in_lower_case(self) -> dict[str, Any]:
+        if self._lower is None:
+            self._lower = {key.lower(): value for key, value in self.cells.items()}
+        return self._lower
 
     def text(self, *keys: str) -> str:
         """Return the same cell as `get`, with XML entities decoded."""
-        return decoded(self.get(*keys))
+        value = self.get(*keys)
+        return decoded(value) if "&" in value else value
 
     def need(self, *keys: str) -> str:
         """Return the same cell as `get`. Raises BadReply where it is empty, or holds text that no URL can."""
         value = self.get(*keys)
         if not value or not (value.isascii() or is_text(value)):
-            raise BadReply(f"the server's listing has a row without {keys[0]!r}: {sorted(self._cells)}")
+            raise BadReply(f"the server's listing has a row without {keys[0]!r}: {sorted(self._in_lower_case())}")
         return value
 
     def number(self, key: str) -> int | None:
@@ -130,10 +139,12 @@ class Project:
     id: str
     name: str
     secondary_id: str
+    investigator: str = ""  # the principal one's name
 
     @classmethod
     def parse(cls, row: Row) -> Self:
-        return cls(row.need("ID"), row.text("name"), row.text("secondary_ID"))
+        name = " ".join(filter(None, [row.text("pi_firstname"), row.text("pi_lastname")]))
+        return cls(row.need("ID"), row.text("name"), row.text("secondary_ID"), name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +178,10 @@ class PrearchiveSession:
     @property
     def key(self) -> tuple[str, str, str]:
         return (self.project or UNASSIGNED, self.timestamp, self.folder)
+
+    @property
+    def id(self) -> str:
+        return "/".join(self.key)
 
     @property
     def path(self) -> str:
@@ -277,45 +292,6 @@ class Scan:
 # The columns of the scans in a list of sessions, and the column of the labels of their resources.
 SCAN_COLUMNS = [f"xnat:imagescandata/{name}" for name in ("id", "type", "quality", "series_description", "note")]
 SCAN_LABEL = "xnat:imagescandata/file/label"
-
-
-@dataclass(frozen=True, slots=True)
-class JoinedScans:
-    """The scans of one session from a list of sessions joined with their scans, which lacks the types of scans."""
-
-    scans: dict[str, Scan] = field(default_factory=dict)  # by scan ID
-    labels: dict[str, set[str]] = field(default_factory=dict, compare=False)  # labels of the resources, by scan ID
-
-    def __len__(self) -> int:
-        return len(self.scans)
-
-    @classmethod
-    def of(cls, scans: Iterable[Scan]) -> Self:
-        """Build the same from the list of a session's own scans, to compare with."""
-        return cls({scan.id: replace(scan, xsi_type="") for scan in scans})
-
-    def add(self, row: Row) -> None:
-        """Add one row: a scan, one more resource of a scan, or nothing, where the session has no scans."""
-        id, type, quality, description, note = SCAN_COLUMNS
-        scan = row.get(id)
-        if not scan:
-            return
-        if scan not in self.scans:
-            cells = intern(row.text(type)), intern(row.text(quality)), "", row.text(note), intern(row.text(description))
-            self.scans[scan] = Scan(scan, *cells)
-        if label := row.text(SCAN_LABEL):
-            self.labels.setdefault(scan, set()).add(label)
-
-    @classmethod
-    def parse(cls, rows: Iterable[Row], found: dict[str, "JoinedScans"]) -> None:
-        """Add rows to `found`, by accession ID of the session. Raises BadReply where they lack sessions or scans."""
-        for row in rows:
-            session = row.need("session_ID", "ID", "xnat:imagesessiondata/id", "xnat:experimentdata/id")
-            if not row.has(SCAN_COLUMNS[0]):
-                raise BadReply(f"the server's list of sessions tells nothing of their scans: {sorted(row.cells)}")
-            if session not in found:
-                found[session] = cls()
-            found[session].add(row)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ The profile file, `~/.config/xnatctl/config.yaml`, is shared with another progra
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -70,6 +70,7 @@ class Config:
     # Seconds until cached bytes without a digest are revalidated; a change of equal size may stay unnoticed that long.
     revalidate: float = 3600.0
     strict: bool = False
+    shared_cache: Path | None = None  # a directory of verified files that several machines share
     offline: bool = False  # serve expired listings while the server is unreachable
     views: ViewOptions = field(default_factory=ViewOptions)  # what is shown of the archive
 
@@ -126,6 +127,30 @@ def normalised_url(url: str) -> str:
     if parts.query or parts.fragment:
         raise ConfigError(f"{shown!r} is not the URL of a server: it must end after the path, without '?' or '#'")
     return text
+
+
+def server_config_of(text: str, profile: Profile, ca_bundle: str | Path | None, no_verify_ssl: bool = False) -> Config:
+    """Return the settings of the server at a URL; a profile of another server lends it neither login nor trust.
+
+    Args:
+        text: The URL.
+        profile: The profile; an empty one for none.
+        ca_bundle: The certificate authorities to trust; by default those of the profile, else the system's.
+        no_verify_ssl: True to accept any certificate.
+
+    Raises:
+        ConfigError: The URL is not one of a server, or the bundle is not a file.
+    """
+    url = normalised_url(text)
+    if is_same_server(profile.url, url):
+        url = normalised_url(profile.url)
+    elif profile.url:
+        profile = replace(profile, url="", username="", password="", password_source="", verify_ssl=True, ca_bundle="")
+    bundle = str(ca_bundle or profile.ca_bundle)
+    if bundle and not Path(bundle).expanduser().is_file():
+        raise ConfigError(f"the CA bundle {bundle} is not a file")
+    absolute = str(Path(bundle).expanduser().absolute()) if bundle else ""
+    return Config(url, profile, verify_ssl=profile.verify_ssl and not no_verify_ssl, ca_bundle=absolute)
 
 
 def is_loopback(host: str) -> bool:

@@ -13,6 +13,12 @@ VIEWS_OF_FILES = frozenset({"projects", "bids", "archive"})
 # In a list of qualities it stands for scans that have none.
 NO_QUALITY = "none"
 
+# Of the view bids: show days of acquisition; show age and handedness; take names from tags in notes; cut the subject's
+# label from that of the session; write paths relative to the subject in IntendedFor.
+BIDS_OPTIONS = ("dates", "demographics", "notes", "ses=suffix", "intendedfor=path")
+# Columns of the report on what bids/ leaves out, in the mount's table and in that of xnatctl.
+LEFT_OUT_COLUMNS = ("subject", "session", "scan", "file", "reason", "map_line")
+
 Patterns = tuple[str, ...]  # names, in which '*' and '?' stand for any characters; empty: everything
 
 
@@ -29,6 +35,7 @@ class ViewOptions:
         hidden: Labels of resources that are not shown.
         bids_map: The path of a map of BIDS names, which overrides the server's; '' without one.
         bids_quality: The qualities of scans in `bids`: "usable" or "any".
+        bids_options: Further options of `bids`, of BIDS_OPTIONS.
         links: How many names a file of the archive may have.
     """
 
@@ -40,6 +47,7 @@ class ViewOptions:
     hidden: Patterns = ()
     bids_map: str = ""
     bids_quality: str = "usable"
+    bids_options: tuple[str, ...] = ()
     links: int = field(init=False)
 
     def __post_init__(self) -> None:

@@ -16,6 +16,7 @@ from typing import Literal
 import trio
 
 from xnatfs.common.errors import BadReply, Conflict, Denied, NotFound, Uncertain, XnatError
+from xnatfs.common.tasks import gather
 from xnatfs.http.messages import ChangeReply
 from xnatfs.rest import prearchive
 from xnatfs.rest.client import Xnat
@@ -108,13 +109,16 @@ async def check_free(xnat: Xnat, target: Target) -> None:
     where = f"session {target.session} of project {target.project}"
     hint = "--overwrite append adds to it, --overwrite delete replaces its files"
     try:
-        rows = await xnat.prearchive(target.project)
+        rows, fields = await gather(
+            lambda: xnat.prearchive(target.project),
+            lambda: prearchive.archived(xnat, target.project, target.session),
+        )
         if not rows:  # old servers list nothing for a missing project, and put uploads to it into Unassigned
             await xnat.item("projects", target.project)
     except NotFound as error:
         text = f"project {target.project} not found on {xnat.url}"
         raise NotFound(text, status=404, url=xnat.url) from error
-    if fields := await prearchive.archived(xnat, target.project, target.session):
+    if fields:
         text = f"{where} is in the archive already, as {fields.get('ID')}; nothing was sent ({hint})"
         raise Conflict(text, status=409, url=xnat.url, hint=hint)
     if found := prearchive.matching(rows, target.session):

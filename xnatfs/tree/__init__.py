@@ -3,8 +3,11 @@
 from collections.abc import Callable, Iterable
 
 from xnatfs.site import Site
+from xnatfs.tree.archive.layout import ArchiveDir
+from xnatfs.tree.bids.view import BidsProjects
 from xnatfs.tree.links import ExperimentLinks, SubjectLinks
 from xnatfs.tree.node import Dir, Node, StaticDir
+from xnatfs.tree.prearchive import PrearchiveDir
 from xnatfs.tree.projects import Projects
 
 __all__ = ["VIEWS", "Root"]
@@ -14,6 +17,9 @@ VIEWS: dict[str, Callable[[Site, Dir, str], Dir]] = {
     "projects": Projects,
     "experiments": lambda site, root, name: ExperimentLinks(site, root, name, Projects(site, root, "projects")),
     "subjects": lambda site, root, name: SubjectLinks(site, root, name, Projects(site, root, "projects")),
+    "prearchive": PrearchiveDir,
+    "bids": lambda site, root, name: BidsProjects(site, root, name, Projects(site, root, "projects")),
+    "archive": ArchiveDir,
 }
 
 

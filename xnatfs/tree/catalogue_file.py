@@ -8,21 +8,17 @@ import hashlib
 import math
 from email.utils import parsedate_to_datetime
 
-from xnatfs.common.clock import now
 from xnatfs.common.errors import BadReply, Denied, NotFound, Stale
 from xnatfs.content import Blob
-from xnatfs.listings.keys import ChangeKey, FilesKey, FoldersKey
+from xnatfs.listings.keys import ChangeKey
 from xnatfs.listings.revocation import Permit
 from xnatfs.prefetch.series_files import version
 from xnatfs.rest.models import FileRow
 from xnatfs.site import Change, TrueSize
-from xnatfs.tree.file_source import catalogue_of
+from xnatfs.tree.names import split
 from xnatfs.tree.node import Dir, File, Node, number
 from xnatfs.tree.resource_files import PLACE_BITS, ResourceFiles, size_key
 
-# A file that is listed and unavailable is lost if the listing is younger than this, in seconds; an older listing is
-# requested again, to tell a lost file from a deleted one.
-LOST_IF_LISTED_WITHIN = 10.0
 # Seconds by which the clocks of a server and of this machine may differ; Kerberos allows as much.
 SKEW_SECONDS = 300.0
 
@@ -31,8 +27,6 @@ class CatalogueFile(File):
     """One file of a resource."""
 
     __slots__ = ("_change", "_identity", "_learnt", "_name", "_size", "files", "place")
-
-    is_in_views = True
 
     def __init__(self, files: ResourceFiles, parent: Dir, name: str | None, place: int) -> None:
         self.site = files.site
@@ -57,6 +51,10 @@ class CatalogueFile(File):
     @name.setter
     def name(self, name: str) -> None:
         self._name = name
+
+    @property
+    def is_in_views(self) -> bool:  # type: ignore[override]
+        return self.files.resource_dir.in_views
 
     @property
     def row(self) -> FileRow:
@@ -113,9 +111,10 @@ class CatalogueFile(File):
         self._forget_nodes()
 
     def _forget_nodes(self) -> None:
-        """Have the nodes of its folder made anew: they are not right any more."""
+        """Have the nodes of its folders made anew, here and in projects/: they are not right any more."""
         assert self.parent is not None
         self.site.shown.forget(self.parent.path)
+        self.site.shown.forget((*self.files.resource_dir.path, *split(self.row.path)[:-1]))
 
     # -- attributes ----------------------------------------------------------------------------------------------
 
@@ -139,8 +138,8 @@ class CatalogueFile(File):
 
     def xattrs(self) -> dict[str, str]:
         row = self.row
-        item = "/".join(self.files.resource_dir.address.base)
-        uri = f"/data/{item}/resources/{row.resource_id}/files/{row.path}"
+        address = self.files.resource_dir.address
+        uri = f"/data/{'/'.join(address.base)}/resources/{address.resource}/files/{row.path}"
         return {"uri": uri, "digest": row.digest, "format": row.format, "content": row.content}
 
     @property
@@ -168,11 +167,12 @@ class CatalogueFile(File):
 
     async def open(self) -> Blob:
         row, resource_dir, groups = self.row, self.files.resource_dir, self.files.groups
-        await self.site.series_prefetch.before_open(resource_dir.place.item, groups, row, resource_dir)
+        if resource_dir.has_archive:
+            await self.site.series_prefetch.before_open(resource_dir.place.item, groups, row, resource_dir)
         try:
             blob = await self.site.content.open(version(row), resource_dir.source(row, groups))
         except NotFound as error:
-            await self._check_listed()
+            await resource_dir.check_listed(row.path)
             raise BadReply(f"the server lists {'/'.join(self.path)}, but has lost it: {error}") from error
         if blob.size != await self.size():
             await _believe(blob, row.digest)
@@ -182,17 +182,6 @@ class CatalogueFile(File):
             self._forget_nodes()
             raise Stale(f"{'/'.join(self.path)} is {blob.size} bytes, not {self._size} as listed")
         return blob
-
-    async def _check_listed(self) -> None:
-        """Raise NotFound if the file is not in the server's listing any more."""
-        resource_dir, path, metadata = self.files.resource_dir, self.row.path, self.site.metadata
-        listing = await resource_dir.listing()
-        if now() - listing.fetched > LOST_IF_LISTED_WITHIN:
-            metadata.forget(FilesKey(resource_dir.place.item, resource_dir.place.below))
-            listing = await resource_dir.listing()
-        metadata.forget(FoldersKey(resource_dir.path))
-        if path not in catalogue_of(listing.groups, resource_dir.resource.id).paths():
-            raise NotFound(f"{'/'.join(self.path)} is gone")
 
     async def unchanged_since(self, size: int, stamp: str) -> str:
         """Compare length and date by HEAD; return the date to compare with next time, '' where the file is another.
@@ -205,7 +194,7 @@ class CatalogueFile(File):
         if not resource_dir.address.has_name(row.path, self.files.catalogue):
             return ""
         try:
-            found, modified = await self.site.xnat.head(resource_dir.address.base, row)
+            found, modified = await self.site.xnat.head(resource_dir.address.base, resource_dir.address.named(row))
         except (NotFound, Denied, BadReply):
             return ""
         if (

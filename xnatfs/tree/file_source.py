@@ -85,7 +85,7 @@ class FileSource:
             async with self._unnamed() as body:
                 yield body
             return
-        async with self.xnat.download(self.address.base, self.row, start, size, stop) as body:
+        async with self.xnat.download(self.address.base, self.address.named(self.row), start, size, stop) as body:
             yield body
 
     async def head(self) -> Head:
@@ -95,7 +95,7 @@ class FileSource:
         """
         if self._routes[0] is Route.NAME:
             with contextlib.suppress(NotFound, Denied, BadReply):
-                return await self.xnat.head(self.address.base, self.row)
+                return await self.xnat.head(self.address.base, self.address.named(self.row))
         return Head(None, "")
 
     @asynccontextmanager
@@ -198,7 +198,7 @@ class FileSource:
         return self.row.size == size is not None and all(row.size not in (None, size) for row in others)
 
     async def _by_name(self, opening: AsyncExitStack) -> Body:
-        return await opening.enter_async_context(self.xnat.download(self.address.base, self.row))
+        return await opening.enter_async_context(self.xnat.download(self.address.base, self.address.named(self.row)))
 
 
 def catalogue_of(groups: Groups, resource: str) -> Catalogue:

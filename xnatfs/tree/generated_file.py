@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
+from xnatfs.common.clock import now
 from xnatfs.content import Blob, blob_of
 from xnatfs.listings.keys import ChangeKey, GeneratedKey, ListKey
 from xnatfs.listings.revocation import Permit
@@ -45,12 +46,13 @@ class GeneratedFile(File):
         sources: The keys of the listings that the bytes are made of, as far as they are known before.
     """
 
-    __slots__ = ("_changed_at", "_digest", "_made", "_make", "_sources")
+    __slots__ = ("_changed_at", "_digest", "_directory", "_made", "_make", "_sources")
 
     is_generated = True
 
     def __init__(self, parent: Dir, name: str, make: Make, sources: Sequence[ListKey] = ()) -> None:
         super().__init__(parent.site, parent, name)
+        self._directory = parent
         self._make = make
         self._sources = sources
         self._made: Generated | None = None
@@ -89,6 +91,10 @@ class GeneratedFile(File):
     def shown_until(self) -> float:
         """Return until when its length is certain: the past before it is made, so that the kernel asks for it."""
         return min(super().shown_until(), self.rank[0])
+
+    def renewed(self) -> "GeneratedFile":
+        is_fresh = self._made is None or self._made.expires > now()
+        return self if is_fresh else GeneratedFile(self._directory, self.name, self._make, self._sources)
 
     def supersede(self, shown: Node) -> None:
         """Date a change that was found between the bytes before and these."""

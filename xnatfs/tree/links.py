@@ -11,9 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-import trio
-
 from xnatfs.common.errors import BadReply, Denied, NotFound
+from xnatfs.common.tasks import aside
 from xnatfs.listings.keys import (
     AllExperimentsKey,
     AllSubjectsKey,
@@ -29,11 +28,8 @@ from xnatfs.rest.models import Accession
 from xnatfs.site import Site
 from xnatfs.tree.names import expected, file_name, unescape
 from xnatfs.tree.node import Children, Dir, Link, Listed, Node, NodesByPlace
-from xnatfs.tree.projects import RESOURCES, ProjectDir, Projects, SubjectDir
+from xnatfs.tree.projects import PROJECT_NAMES, RESOURCES, ProjectDir, Projects, SubjectDir
 from xnatfs.tree.sessions import AssessorsDir, SessionDir
-
-# Rows of a site that are sorted in between two checkpoints: a millisecond.
-ROWS_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,17 +72,15 @@ class Links(Listed):
         self._known = known
         self.paths: dict[str, Path] = {}  # known paths by accession ID: in the project that owns the item, or another
 
-    async def fill(self) -> None:
+    def fill(self) -> None:
         """Sort the rows in, project by project. Items that only a project's listings report, being shared, come last.
 
         A client that follows the links in this order needs the listings of one project at a time.
         """
         shown, groups = self._directory.site.views.shows_project, self._listing.groups
         rows = chain.from_iterable(rows for project, rows in groups.items() if shown(str(project)))
-        for count, row in enumerate(rows, 1):
+        for row in rows:
             self._rows.setdefault(file_name(row.id), row)
-            if count % ROWS_AT_ONCE == 0:
-                await trio.lowlevel.checkpoint()
         for project in self._known:
             for accession, path in project.paths.items():
                 row = self._rows.setdefault(file_name(accession), Accession(accession, "", "", "", "", ""))
@@ -155,7 +149,7 @@ class LinksDir(Dir):
         if isinstance(kept, Children) and isinstance(kept.nodes, Links) and kept.nodes.is_of(listing, known):
             return kept
         links = Links(self, listing, known)
-        await links.fill()
+        await aside(len(listing) + sum(map(len, known)), links.fill)
         made_of: list[Expiring] = [await self.site.projects(), listing, *known]
         children = Children(links, min(each.expires for each in made_of))
         self.site.metadata.put(ChildrenKey(self.path), children)
@@ -280,7 +274,7 @@ class SubjectLinks(LinksDir):
     key = AllSubjectsKey()
 
     def path_by_labels(self, row: Accession, owner: str, links: Links) -> Path:
-        return ("projects", owner, expected(row.label, row.id, {RESOURCES}))
+        return ("projects", owner, expected(row.label, row.id, PROJECT_NAMES))
 
     async def collect(self, project_dir: ProjectDir) -> ItemPaths:
         subjects = await _subjects(project_dir)
@@ -308,7 +302,7 @@ class ExperimentLinks(LinksDir):
             # An item that has a session is no session itself: two that name each other would be followed for ever.
             above = self.likely_path(session, links)[0] if session and not session.session else ()
             return (*above, "assessors", expected(row.label, row.id))
-        subject = expected(row.subject_label, row.subject, {RESOURCES})
+        subject = expected(row.subject_label, row.subject, PROJECT_NAMES)
         return ("projects", owner, subject, expected(row.label, row.id, {RESOURCES}))
 
     async def in_owner(self, row: Accession) -> Path:
@@ -321,14 +315,20 @@ class ExperimentLinks(LinksDir):
 
         A row does not report sharing. A session below a subject that the project owns counts as owned.
         """
-        paths: dict[str, Path] = {}
-        owned: set[str] = set()
-        for subject in await _subjects(project_dir):
-            sessions = [n for n in (await subject.children()).nodes.values() if isinstance(n, SessionDir)]
-            paths |= {node.experiment.id: node.path for node in sessions}
-            if subject.subject.project == project_dir.project.id:
-                owned |= {node.experiment.id for node in sessions}
-        return ItemPaths(paths, frozenset(owned), (await project_dir.children()).expires)
+        subjects = await _subjects(project_dir)
+        listing = await self.site.experiments(project_dir.project.id)
+
+        def make() -> ItemPaths:
+            paths: dict[str, Path] = {}
+            owned: set[str] = set()
+            for subject in subjects:
+                found = {row.id: (*subject.path, name) for name, row in subject.named(listing).items()}
+                paths |= found
+                if subject.subject.project == project_dir.project.id:
+                    owned.update(found)
+            return ItemPaths(paths, frozenset(owned), listing.expires)
+
+        return await aside(len(listing), make)
 
     async def resolve(self, accession: str) -> Path:
         fields = await self.site.xnat.document("experiments", accession)

@@ -107,11 +107,13 @@ def assign(
     unique: dict[str, T] = {}
     for item in items:
         unique.setdefault(key(item), item)
-    names = [file_name(label(item)) for item in unique.values()]
+    names = [label(item) for item in unique.values()]
+    if not are_simple(names):
+        names = [file_name(name) for name in names]
     named = dict(zip(names, unique.values(), strict=True))
     if len(named) < len(unique) or "" in named or not named.keys().isdisjoint(reserved):
         named = _resolved(unique, dict(zip(unique, names, strict=True)), reserved)
-    return {name: named[name] for name in sorted(named, key=natural)}
+    return {name: named[name] for name in sorted(named, key=natural)} if len(named) > 1 else named
 
 
 def _resolved(items: Mapping[str, T], names: Mapping[str, str], reserved: Collection[str]) -> dict[str, T]:

@@ -108,6 +108,10 @@ class Node:
         """Return the order among nodes of one identity, the newest last: when its listing expires, what was learnt."""
         return (math.inf, 0)
 
+    def renewed(self) -> "Node":
+        """Return the node to show now, of one that is generated: another one when its bytes have expired."""
+        return self
+
     def supersede(self, shown: "Node") -> None:
         """Take note of the node that was shown before under this identity."""
 
@@ -191,7 +195,7 @@ class Dir(Node):
             node = children.nodes.get(name) or children.aliases.get(name)
         if node is None:
             raise NotFound(f"{'/'.join((*self.path, name))} does not exist")
-        return node
+        return node.renewed() if node.is_generated else node
 
 
 class StaticDir(Dir):

@@ -1,10 +1,13 @@
 """Show projects/PROJECT/SUBJECT/SESSION: by project ID, then by the labels in that project."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from xnatfs.common.tasks import aside
 from xnatfs.listings.keys import ExperimentsKey, ListKey, ProjectsKey, SubjectsKey
+from xnatfs.listings.ttl_cache import Listing
 from xnatfs.rest.models import Experiment, Project, Subject
 from xnatfs.site import Site
+from xnatfs.tree.metadata.project_tables import PROJECT_TABLES, all_subjects, project_files
 from xnatfs.tree.names import assign
 from xnatfs.tree.node import Children, Dir, Node
 from xnatfs.tree.resource_view import ResourcePlace
@@ -12,6 +15,7 @@ from xnatfs.tree.resources import ResourcesDir
 from xnatfs.tree.sessions import SessionDir
 
 RESOURCES = "resources"  # beside subjects and sessions; an equal label gets a suffix
+PROJECT_NAMES = frozenset({RESOURCES, *PROJECT_TABLES})  # likewise, beside subjects
 
 
 class Projects(Dir):
@@ -23,8 +27,11 @@ class Projects(Dir):
         listing = await self.site.projects()
         named = assign(listing.rows, lambda row: row.id, lambda row: row.id)
         shown = self.site.views.shows_project
-        nodes = {name: ProjectDir(self.site, self, name, row) for name, row in named.items() if shown(row.id)}
+        nodes = {name: self.project_dir(name, row) for name, row in named.items() if shown(row.id)}
         return Children(nodes, listing.expires)
+
+    def project_dir(self, name: str, row: Project) -> "ProjectDir":
+        return ProjectDir(self.site, self, name, row)
 
     def sources(self) -> Sequence[ListKey]:
         return [ProjectsKey()]
@@ -45,10 +52,19 @@ class ProjectDir(Dir):
 
     async def load(self) -> Children:
         subjects, experiments = await self.site.people(self.project.id)
-        rows = [*subjects.rows, *_unlisted(subjects.groups.keys(), experiments.rows)]
-        named = assign(rows, lambda row: row.label, lambda row: row.id, {RESOURCES})
-        nodes: dict[str, Node] = {RESOURCES: self._resources()}
+        files = {
+            node.name: node for node in project_files(self, self.project.id)
+        }  # not in a thread: they are looked up
+        return await aside(len(subjects) + len(experiments), lambda: self._make(subjects, experiments, files))
+
+    def _make(
+        self, subjects: Listing[Subject], experiments: Listing[Experiment], files: Mapping[str, Node]
+    ) -> Children:
+        rows = all_subjects(subjects.rows, experiments.rows)
+        named = assign(rows, lambda row: row.label, lambda row: row.id, PROJECT_NAMES)
+        nodes: dict[str, Node] = {RESOURCES: self.resources_dir()}
         nodes |= {name: SubjectDir(self, name, row) for name, row in named.items()}
+        nodes |= files
         aliases: dict[str, Node] = {row.id: SubjectDir(self, row.id, row) for row in rows if row.id not in nodes}
         return Children(nodes, min(subjects.expires, experiments.expires), aliases)
 
@@ -57,21 +73,12 @@ class ProjectDir(Dir):
 
     async def child(self, name: str) -> Node:
         if name == RESOURCES:  # readable in a protected project, unlike its subjects
-            return self._resources()
+            return self.resources_dir()
         return await super().child(name)
 
-    def _resources(self) -> Dir:
+    def resources_dir(self) -> Dir:
         item = ("projects", self.project.id)
         return ResourcesDir(self.site, self, RESOURCES, ResourcePlace(item, item, project=self.project.id))
-
-
-def _unlisted(listed: object, experiments: Sequence[Experiment]) -> list[Subject]:
-    """Return the subjects that only sessions report: sessions shared into a project without their subject."""
-    found: dict[str, Subject] = {}
-    for row in experiments:
-        if row.subject_id not in listed and row.subject_id not in found:  # type: ignore[operator]
-            found[row.subject_id] = Subject(row.subject_id, row.subject_label, "", None)
-    return list(found.values())
 
 
 class SubjectDir(Dir):
@@ -93,15 +100,19 @@ class SubjectDir(Dir):
 
     async def load(self) -> Children:
         listing = await self.site.experiments(self.project_dir.project.id)
-        rows = listing.groups.get(self.subject.id, ())
-        named = assign(rows, lambda row: row.label, lambda row: row.id, {RESOURCES})
+        named = self.named(listing)
         nodes: dict[str, Node] = {RESOURCES: self._resources()}
         project = self.project_dir.project.id
         nodes |= {name: SessionDir(self.site, self, name, row, project) for name, row in named.items()}
         aliases: dict[str, Node] = {
-            row.id: SessionDir(self.site, self, row.id, row, project) for row in rows if row.id not in nodes
+            row.id: SessionDir(self.site, self, row.id, row, project) for row in named.values() if row.id not in nodes
         }
         return Children(nodes, listing.expires, aliases)
+
+    def named(self, listing: Listing[Experiment]) -> dict[str, Experiment]:
+        """Return its sessions by name, out of all experiments of the project."""
+        rows = listing.groups.get(self.subject.id, ())
+        return assign(rows, lambda row: row.label, lambda row: row.id, {RESOURCES})
 
     def sources(self) -> Sequence[ListKey]:
         return [ExperimentsKey(self.project_dir.project.id)]

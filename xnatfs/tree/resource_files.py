@@ -91,7 +91,7 @@ class ResourceFiles:
         address, size = self.resource_dir.address, None
         if address.has_name(row.path, self.catalogue):
             try:
-                size = (await self.site.xnat.head(address.base, row)).size
+                size = (await self.site.xnat.head(address.base, address.named(row))).size
             except XnatError as error:
                 if row.size is None and not isinstance(error, NotFound | Denied | BadReply):
                     raise

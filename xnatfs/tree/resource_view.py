@@ -3,15 +3,21 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from xnatfs.common.clock import now
 from xnatfs.common.errors import NotFound
-from xnatfs.listings.keys import ChildrenKey, FilesKey, ListKey, ResourcesKey
+from xnatfs.listings.keys import ChildrenKey, FilesKey, FoldersKey, ListKey, ResourcesKey
 from xnatfs.listings.revocation import Permit
 from xnatfs.listings.ttl_cache import Listing
 from xnatfs.prefetch.read_pattern import Groups
 from xnatfs.rest.address import Address, base
 from xnatfs.rest.models import FileRow, Item, Resource
-from xnatfs.tree.file_source import FileSource
+from xnatfs.tree.file_source import FileSource, catalogue_of
 from xnatfs.tree.node import Children, Dir
+
+SCANS_NAMES = ("scans", "SCANS")  # of the directory of a session's scans, by view
+# A file that is listed and unavailable is lost if the listing is younger than this, in seconds; an older listing is
+# requested again, to tell a lost file from a deleted one.
+LOST_IF_LISTED_WITHIN = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +50,47 @@ class ResourceView(Dir):
 
     __slots__ = ("address", "place", "resource")
 
+    has_archive = True  # the server sends it as one tar, from which files can be prefetched
+    in_views = True  # other views may have names of its files
+
     def __init__(self, parent: Dir, name: str, place: ResourcePlace, resource: Resource, address: Address) -> None:
         super().__init__(parent.site, parent, name)
         self.place = place
         self.resource = resource
         self.address = address
 
+    @property
+    def shown_by(self) -> ListKey:
+        """Return the key of the listing that shows the resource."""
+        return self.place.key
+
+    @property
+    def files_key(self) -> ListKey:
+        """Return the key of the listing of its files."""
+        return FilesKey(self.place.item, self.place.below)
+
     def sources(self) -> Sequence[ListKey]:
-        return [FilesKey(self.place.item, self.place.below)]
+        return [self.files_key]
 
     async def listing(self) -> Listing[FileRow]:
         """Return the files of all resources that are listed together with this one."""
-        return await self.site.files(self.place.item, self.place.below)
+        found: Listing[FileRow] = await self.site.listings.get(self.files_key)
+        return found
+
+    async def young_listing(self) -> Listing[FileRow]:
+        """Return the same, young enough to tell that a file which it lists, and which is unavailable, is lost."""
+        listing = await self.listing()
+        if now() - listing.fetched <= LOST_IF_LISTED_WITHIN:
+            return listing
+        self.site.metadata.forget(self.files_key)
+        return await self.listing()
+
+    async def check_listed(self, path: str) -> None:
+        """Raise NotFound if one of its files is not in the server's listing any more."""
+        listing = await self.young_listing()
+        self.site.metadata.forget(FoldersKey(self.path))
+        if path not in catalogue_of(listing.groups, self.resource.id).paths():
+            raise NotFound(f"{'/'.join((*self.path, path))} is gone")
 
     def permit(self, until: float) -> Permit:
         """Return the permit to read its files, shown by a listing that is fresh until `until`."""
@@ -83,7 +118,8 @@ class ResourceView(Dir):
         if not isinstance(listing, Listing):
             return ()
         session = self.path[: -2 if self.place.group[0] == "resources" else -3]
-        scans = self.site.metadata.peek(ChildrenKey((*session, "scans"))) if self.place.below else None
-        shown = [("scans", node.xattrs()["id"]) for node in scans.nodes.values()] if isinstance(scans, Children) else []
+        listed = [self.site.metadata.peek(ChildrenKey((*session, name))) for name in SCANS_NAMES if self.place.below]
+        scans = [node for each in listed if isinstance(each, Children) for node in each.nodes.values()]
+        shown = [("scans", node.xattrs()["id"]) for node in scans]
         groups = dict.fromkeys([*shown, *listing.groups])
         return [(row.id, row.label) for group in groups for row in listing.groups.get(group, ())]

@@ -1,22 +1,20 @@
-"""Show SESSION/: scans, resources, assessors and reconstructions. All four always exist, so it takes no request."""
+"""Show SESSION/: scans, resources, assessors and reconstructions, and files that are made of their listings.
 
-import math
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import TypeVar
+All of them always exist, so that it takes no request to list them.
+"""
 
-from xnatfs.common.clock import now
-from xnatfs.common.errors import BadReply, NotFound
+from collections.abc import Iterable, Sequence
+
 from xnatfs.common.sanitize import decoded
 from xnatfs.listings.keys import AssessorsKey, ListKey, ResourcesKey, ScansKey
-from xnatfs.listings.ttl_cache import Listing
-from xnatfs.rest.models import Assessor, Experiment, Item, Resource, Scan
+from xnatfs.rest.models import Assessor, Experiment, Item, Scan
 from xnatfs.site import Site
+from xnatfs.tree.metadata.session_files import session_files
+from xnatfs.tree.metadata.session_parts import SessionParts
 from xnatfs.tree.names import assign
 from xnatfs.tree.node import INODE_BITS, Children, Dir, Node, StaticDir, number
 from xnatfs.tree.resource_view import ResourcePlace
 from xnatfs.tree.resources import ResourcesDir
-
-R = TypeVar("R")
 
 INPUTS = "in"  # an assessor's input; found by lookup, not listed: it costs a request each
 
@@ -41,15 +39,20 @@ class SessionDir(StaticDir):
     def xattrs(self) -> dict[str, str]:
         return _xattrs(self.experiment)
 
+    @property
+    def parts(self) -> SessionParts:
+        """Return its listings."""
+        return SessionParts(self.site, self.experiment, self.project)
+
     def entries(self) -> Iterable[Node]:
         yield ScansDir(self.site, self, "scans")
         yield ResourcesDir(self.site, self, "resources", self.place("resources", ""))
         yield AssessorsDir(self.site, self, "assessors")
         yield ReconstructionsDir(self.site, self, "reconstructions")
+        yield from session_files(self, self.parts)
 
     async def look_into(self) -> None:
-        if self.project:
-            await self.site.look_into(self.project, self.experiment.id)
+        await self.parts.look_into()
 
     def place(self, category: str, cat_id: str, *, ambiguous: bool = False) -> ResourcePlace:
         """Return the place of one part's resources: the listing of all resources of the session.
@@ -77,16 +80,6 @@ class _PartsDir(Dir):
         super().__init__(site, session, name)
         self.session = session
 
-    async def _list(self, fetch: Callable[[str], Awaitable[Listing[R]]]) -> Listing[R]:
-        """Return a listing of the session's parts; empty where servers answer 404 or 500, as it cannot have such."""
-        await self.session.look_into()
-        try:
-            return await fetch(self.session.experiment.id)
-        except (NotFound, BadReply):
-            if self.session.experiment.is_imaging:
-                raise
-            return Listing((), {}, now(), math.inf)
-
 
 class ScansDir(_PartsDir):
     """The directory scans/, with a directory for each scan ID."""
@@ -94,7 +87,7 @@ class ScansDir(_PartsDir):
     __slots__ = ()
 
     async def load(self) -> Children:
-        listing = await self._list(self.site.scans)
+        listing = await self.session.parts.scans()
         named = assign(listing.rows, lambda row: decoded(row.id), lambda row: row.id)
         types = {row.type for row in listing.rows if row.type != row.id}  # `scans/T1` names all of that type, too
         nodes = {
@@ -154,7 +147,7 @@ class AssessorsDir(_PartsDir):
     __slots__ = ()
 
     async def load(self) -> Children:
-        listing = await self._list(self.site.assessors)
+        listing = await self.session.parts.assessors()
         named = assign(listing.rows, lambda row: row.label, lambda row: row.id)
         labels = {row.label for row in listing.rows if row.label != row.id}  # in a URL they name assessors, too
 
@@ -201,8 +194,7 @@ class ReconstructionsDir(_PartsDir):
     __slots__ = ()
 
     async def load(self) -> Children:
-        await self.session.look_into()
-        listing: Listing[Resource] = await self.site.resources(self.session.item, True)
+        listing = await self.session.parts.resources()
         ids = sorted({row.cat_id for row in listing.rows if row.category == "reconstructions"})
         named = assign(ids, decoded, lambda cat_id: cat_id)
         nodes = {name: ReconstructionDir(self, name, cat_id) for name, cat_id in named.items()}

@@ -2,7 +2,20 @@
 
 from collections.abc import Callable
 
-from scripts.benchmarks.cases import entries, files, listings, series, start, together, transfers
+from scripts.benchmarks.cases import (
+    entries,
+    far,
+    files,
+    large,
+    listings,
+    nodes,
+    readers,
+    series,
+    start,
+    together,
+    transfers,
+    views,
+)
 from scripts.benchmarks.cases.bench import Bench
 from scripts.benchmarks.report import Row
 
@@ -10,7 +23,7 @@ CASES: dict[str, Callable[[Bench], list[Row]]] = {
     "start": start.start,
     "mount": start.mount,
     "big": files.big,
-    "far": files.far,
+    "far": far.far,
     "warm": files.warm,
     "series": series.series,
     "orders": series.orders,
@@ -20,8 +33,12 @@ CASES: dict[str, Callable[[Bench], list[Row]]] = {
     "upload": transfers.upload,
     "ls": listings.ls,
     "find": listings.find,
+    "bids": views.bids,
     "storm": entries.storm,
     "memory": entries.memory,
+    "large": large.large,
     "responsive": together.responsive,
     "fair": together.fair,
+    "readers": readers.readers,
+    "nodes": nodes.nodes,
 }

@@ -18,8 +18,6 @@ from scripts.benchmarks.site import Server
 WRONG = "wrong bytes"
 # rclone and httpdirfs take seconds if they work; a run that hangs is abandoned.
 PATIENCE = 120.0
-# Bytes per second of one TCP connection at a round trip of 100 ms and 0.01 % loss (CUBIC; RFC 9438, table 2).
-FAR_RATE, FAR_DELAY = 2_700_000, 0.1
 
 
 @dataclass
@@ -60,7 +58,7 @@ def big(bench: Bench) -> list[Row]:
     """Read one big file, cold: with and without digests, over HTTP and TLS, without and with ranges."""
     rows = []
     for digests in (True, False):
-        for tls in (False, True):
+        for tls in (True, False):
             rows += _big(bench, digests, tls)
     return rows
 
@@ -169,18 +167,6 @@ def _rows(bench: Bench, digests: bool, tls: bool, ranges: bool, runs: dict[bool,
         )
         rows.append(same)
     return rows
-
-
-def far(bench: Bench) -> list[Row]:
-    """Read a big file over a far, lossy line, which gives each connection 2.7 MB/s, and each request 100 ms."""
-    size = (64 if bench.quick else 256) * 2**20
-    data, runs = archives.big(bench.directory, size), Runs()
-    with bench.server(data, tls=True, ranges=True, delay=FAR_DELAY, rate=FAR_RATE) as server:
-        _by_hand(bench, server, data, runs, digests=False)
-        _ours(bench, server, data, runs)
-    title, limit = f"{size >> 20} MiB cold, 2.7 MB/s a connection, TLS, ranges", 0.67
-    row = Row("far", title, runs.took["ours"], "`curl -o FILE`", runs.took["curl"], f"at most {limit}").at_most(limit)
-    return [row.require("ours" not in runs.wrong, WRONG)]
 
 
 def warm(bench: Bench) -> list[Row]:

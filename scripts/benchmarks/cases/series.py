@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from scripts.benchmarks import archives, peers, rig
-from scripts.benchmarks.cases.bench import Bench
+from scripts.benchmarks.cases.bench import Bench, wire
 from scripts.benchmarks.report import Row
 from scripts.benchmarks.requests import Request
 from scripts.benchmarks.rig import SCRIPTS, NotToBeHad
@@ -31,10 +31,12 @@ def series(bench: Bench) -> list[Row]:
         options = ["--schemas", str(peers.schemas(bench.directory))]
     except NotToBeHad:
         options = []
-    with bench.server(data, delay=DELAY, paced=True, replica=True, options=options) as server:
-        rows = _copied(bench, server, data)
-        rows.append(_rclone(bench, server, data, rows[0].ours))
-        rows += [_downloaded(bench, server, data, one, rows[0].ours) for one in peers.DOWNLOADERS]
+    rows = []
+    for tls in bench.wires:
+        with bench.server(data, delay=DELAY, paced=True, replica=True, options=options, tls=tls) as server:
+            copied = _copied(bench, server, data)
+            others = [_downloaded(bench, server, data, one, copied[0].ours) for one in peers.DOWNLOADERS]
+            rows += [*copied, _rclone(bench, server, data, copied[0].ours), *others]
     return rows
 
 
@@ -61,7 +63,7 @@ def _copied(bench: Bench, server: Server, data: Path) -> list[Row]:
         right &= archives.tree_md5(out) == truth
     rig.discard(out)
     count, scans = len(truth), len({path.partition("/")[0] for path in truth})
-    title = f"`cp -r` of {scans} series, {count} files of 50 KB, cold, 50 ms a request, 1 Gbit/s"
+    title = f"`cp -r` of {scans} series, {count} files of 50 KB, cold, 50 ms a request, 1 Gbit/s{wire(server)}"
     row = Row("series", title, ours, "`curl | tar x` of one tar", theirs, "at most 2, and 10 round trips")
     row.require(row.median <= 2 * statistics.median(theirs) + 10 * DELAY).require(right, WRONG)
     row.notes.append(f"{login[-1]} of the last run's answers came from the demo and not from the replica")
@@ -91,7 +93,7 @@ def _rclone(bench: Bench, server: Server, data: Path, ours: Sequence[float]) -> 
     truth = archives.tree_md5(archives.session(data) / "scans")
     out = bench.directory / "copy"
     name = "rclone, tree read before"
-    row = Row("series", "the same", ours, name, [], "at least 10 times as fast: at most 0.1")
+    row = Row("series", f"the same{wire(server)}", ours, name, [], "at least 10 times as fast: at most 0.1")
     try:
         with peers.rclone(bench.directory, name, server) as mountpoint:
             source = mountpoint / "SERIES" / archives.SESSION / "scans"
@@ -106,7 +108,7 @@ def _rclone(bench: Bench, server: Server, data: Path, ours: Sequence[float]) -> 
 
 def _downloaded(bench: Bench, server: Server, data: Path, one: peers.Downloader, ours: Sequence[float]) -> Row:
     """Time a downloader on the same session. Except in a quick run, a first download fills the replica."""
-    row = Row("series", "the same", ours, one.name, [], "")
+    row = Row("series", f"the same{wire(server)}", ours, one.name, [], "")
     out = bench.directory / "copy"
     try:
         for _ in range(1 if bench.quick else 2):
@@ -132,9 +134,15 @@ def dcm2niix(bench: Bench) -> list[Row]:
         raise NotToBeHad(str(why)) from None
     labels, most = (["Case001"], 4) if bench.quick else (["Case001", "ANONYMIZ"], None)
     archives.in_memory(data)
+    sessions = {label: _scans(data / PROJECT / label / label)[:most] for label in labels}
+    chosen = [(PROJECT, label, scan) for label, scans in sessions.items() for scan in scans]
+    return [_series_by_series(bench, data, chosen, tls) for tls in bench.wires]
+
+
+def _series_by_series(bench: Bench, data: Path, scans: Sequence[tuple[str, str, str]], tls: bool) -> Row:
+    """Convert scans, given by project, label of the session and ID, out of a mount and out of tars."""
     ours, theirs, right = [], [], True
-    with bench.server(data, delay=DELAY, paced=True, replica=True) as server:
-        scans = [(PROJECT, label, scan) for label in labels for scan in _scans(data / PROJECT / label / label)[:most]]
+    with bench.server(data, delay=DELAY, paced=True, replica=True, tls=tls) as server:
         tars = [tar_command(server, server.accession(project, label), scan) for project, label, scan in scans]
         for turn in range(bench.times + 1):  # the first fills the replica
             rig.drop_pages()
@@ -146,9 +154,10 @@ def dcm2niix(bench: Bench) -> list[Row]:
             right &= [images for _, images in here] == [images for _, images in there]
             ours += [sum(seconds for seconds, _ in here)] if turn else []
             theirs += [sum(seconds for seconds, _ in there)] if turn else []
-    title = f"dcm2niix, series by series, {' and '.join(labels)}, 50 ms a request, 1 Gbit/s"
+    labels = " and ".join(dict.fromkeys(label for _, label, _ in scans))
+    title = f"dcm2niix, series by series, {labels}, 50 ms a request, 1 Gbit/s{wire(server)}"
     row = Row("dcm2niix", title, ours, "`curl | tar x` of each, and it on the local files", theirs, "at most 2")
-    return [row.at_most(2).require(right, "other images")]
+    return row.at_most(2).require(right, "other images")
 
 
 def _scans(session: Path) -> list[str]:
@@ -178,16 +187,17 @@ def orders(bench: Bench) -> list[Row]:
     data = archives.series(bench.directory, scans, files, 50_000)
     archives.in_memory(data)
     rows = []
-    for tls in (False, True):
+    for tls in bench.wires:
         with bench.server(data, delay=DELAY, paced=True, replica=True, tls=tls) as server:
             tar = tar_command(server, server.accession("SERIES", "SESSION"), "ALL")
-            for way in ("`cp -r`",) if tls else ("`cp -r`", *ORDERS):
+            for way in ("`cp -r`", *ORDERS):
                 rows += _in_order(bench, server, data, tar, way)
     many = archives.small(bench.directory, 400 if bench.quick else 4000, 5000)
     archives.in_memory(many)
-    with bench.server(many, delay=DELAY, paced=True, replica=True) as server:
-        tar = tar_command(server, server.accession("SMALL", "SESSION"), "ALL")
-        rows += _in_order(bench, server, many, tar, "sorted", limit=2.0)
+    for tls in bench.wires:
+        with bench.server(many, delay=DELAY, paced=True, replica=True, tls=tls) as server:
+            tar = tar_command(server, server.accession("SMALL", "SESSION"), "ALL")
+            rows += _in_order(bench, server, many, tar, "sorted", limit=2.0)
     return rows
 
 
@@ -218,8 +228,7 @@ def _in_order(bench: Bench, server: Server, data: Path, tar: str, way: str, limi
             counts += [float(sum(_data(server.requests()[before:]).values()))] if turn else []
     rig.discard(out)
     scans = len({path.partition("/")[0] for path in truth})
-    secure = ", TLS" if server.authority else ""
-    title = f"{way}: {len(truth)} files in {scans} series, listed before, 50 ms a request, 1 Gbit/s{secure}"
+    title = f"{way}: {len(truth)} files in {scans} series, listed before, 50 ms a request, 1 Gbit/s{wire(server)}"
     row = Row("orders", title, ours, "`curl | tar x` of one tar", theirs, f"at most {limit}, and 4 round trips")
     row.require(row.median <= limit * statistics.median(theirs) + 4 * DELAY).require(right, WRONG)
     requests = Row("orders", "its data requests", counts, "", [], "at most 2 a series, and 2", "")
@@ -247,7 +256,7 @@ def one(bench: Bench) -> list[Row]:
     """Read one or two files from the middle of a large resource."""
     data = bench.many(4000, 4000)
     rows = []
-    with bench.server(data, delay=DELAY, paced=True) as server:
+    with bench.server(data, delay=DELAY, paced=True, tls=True) as server:
         for files in (1, 2):
             ours, counts, archived, right = [], [], 0, True
             for turn in range(bench.times):

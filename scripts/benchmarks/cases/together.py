@@ -29,9 +29,9 @@ def responsive(bench: Bench) -> list[Row]:
                 path = big_file(mount.session("BIG"))
                 rig.shell(f"ls {folder} {path.parent}")
                 archives.in_memory(big_file(archives.session(big)))
-                idle.append(_percentiles(_probed(bench, folder, many, "sleep 1")))
-                took = _probed(bench, folder, many, f"cat {path} > /dev/null")
-                streaming.append(_percentiles(took))
+                idle.append(percentiles(probed(bench, folder, many, "sleep 1")[0]))
+                took, _ = probed(bench, folder, many, f"cat {path} > /dev/null")
+                streaming.append(percentiles(took))
                 right &= rig.same(path, big_file(archives.session(big)))
                 notes = [f"{len(took)} times, half under {streaming[-1][0]:.2f} ms, none over {most(took):.1f} ms"]
     row = Row("responsive", f"p99 of `stat` while {bench.big >> 20} MiB stream", [p99 for _, p99 in streaming],
@@ -42,8 +42,8 @@ def responsive(bench: Bench) -> list[Row]:
     return [row]
 
 
-def _probed(bench: Bench, folder: Path, many: Path, meanwhile: str) -> Took:
-    """Return the start and the duration of each `stat` during a command."""
+def probed(bench: Bench, folder: Path, many: Path, meanwhile: str) -> tuple[Took, str]:
+    """Return the start and the duration of each `stat` during a command, and the output of the command."""
     names = bench.directory / "names"
     local = archives.session(many) / "scans" / "1" / "DICOM"
     names.write_text("\n".join(sorted(path.name for path in local.iterdir())))
@@ -53,13 +53,13 @@ def _probed(bench: Bench, folder: Path, many: Path, meanwhile: str) -> Took:
         assert probe.stdout is not None
         probe.stdout.readline()  # the calls begin
         began = time.monotonic()
-        rig.shell(meanwhile)
+        said = rig.output(meanwhile)[1]
         ended = time.monotonic()
         told, _ = probe.communicate("that is enough")
-    return [(start, took) for start, took in json.loads(told) if began <= start <= ended]
+    return [(start, took) for start, took in json.loads(told) if began <= start <= ended], said
 
 
-def _percentiles(took: Took) -> tuple[float, float]:
+def percentiles(took: Took) -> tuple[float, float]:
     """Return the 50th and the 99th percentile, in ms."""
     cuts = statistics.quantiles([1000 * seconds for _, seconds in took], n=100)
     return cuts[49], cuts[98]

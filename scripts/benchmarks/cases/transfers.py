@@ -3,10 +3,11 @@
 import shutil
 import statistics
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from scripts.benchmarks import archives, peers, rig
-from scripts.benchmarks.cases.bench import Bench
+from scripts.benchmarks.cases.bench import Bench, wire
 from scripts.benchmarks.cases.series import DELAY, PATIENCE, WRONG, tar_command
 from scripts.benchmarks.report import Row
 from scripts.benchmarks.rig import SCRIPTS, NotToBeHad
@@ -22,8 +23,12 @@ def download(bench: Bench) -> list[Row]:
         options = ["--schemas", str(peers.schemas(bench.directory))]
     except NotToBeHad:
         options = []
-    out = bench.directory / "copy"
-    with bench.server(data, delay=DELAY, paced=True, replica=True, options=options) as server:
+    return [row for tls in bench.wires for row in _downloads(bench, data, tls, options)]
+
+
+def _downloads(bench: Bench, data: Path, tls: bool, options: Sequence[str]) -> list[Row]:
+    out, count = bench.directory / "copy", len(archives.contents(data))
+    with bench.server(data, delay=DELAY, paced=True, replica=True, options=options, tls=tls) as server:
         ours, theirs, right = [], [], True
         accession = server.accession("SERIES", archives.SESSION.name)
         tar = tar_command(server, accession, "ALL")
@@ -37,7 +42,7 @@ def download(bench: Bench) -> list[Row]:
             took = _into(out, f"{SCRIPTS}/xnatctl session download -E {accession} --out {out} -q", env)
             ours += [took][: bool(turn)]
             right &= archives.contents(out, "*.dcm") == archives.contents(archives.session(data))
-        title = f"`xnatctl session download`, {scans * files} files of 50 KB, 50 ms a request, 1 Gbit/s"
+        title = f"`xnatctl session download`, {count} files of 50 KB, 50 ms a request, 1 Gbit/s{wire(server)}"
         first = Row("download", title, ours, "`curl | tar x` of one tar", theirs, "at most 1.3").at_most(1.3)
         rows = [first.require(right, WRONG)]
         rows += [_peer(bench, server, data, one, ours) for one in peers.DOWNLOADERS]
@@ -53,7 +58,7 @@ def _into(out: Path, command: str, env: dict[str, str] | None = None) -> float:
 
 
 def _peer(bench: Bench, server: Server, data: Path, one: peers.Downloader, ours: list[float]) -> Row:
-    row = Row("download", "the same", ours, one.name, [], "less than 1")
+    row = Row("download", f"the same{wire(server)}", ours, one.name, [], "less than 1")
     out = bench.directory / "copy"
     try:
         for turn in range(bench.times + 1):  # the first fills the replica
@@ -80,25 +85,33 @@ def upload(bench: Bench) -> list[Row]:
                 for path in sorted(folder.iterdir()):
                     archive.write(path, path.name)
         what = f"`xnatctl session upload`, {count} files of {size / 1e6:g} MB, 50 ms a request, 1 Gbit/s"
-        rows.append(_uploaded(bench, folder, packed, what))
+        for tls in bench.wires:
+            rows += _uploaded(bench, folder, packed, what, tls)
     return rows
 
 
-def _uploaded(bench: Bench, folder: Path, packed: Path, what: str) -> Row:
-    ours, theirs = [], []
+def _uploaded(bench: Bench, folder: Path, packed: Path, what: str, tls: bool) -> list[Row]:
+    """Time uploads beside a zip sent by curl, which stays open for more files, and beside one that is committed."""
+    ours, theirs, committed = [], [], []
     right = True
     for turn in range(bench.times):
-        with bench.server(bench.many(100, 100), delay=DELAY, paced=True) as server:
+        with bench.server(bench.many(100, 100), delay=DELAY, paced=True, tls=tls) as server:
             env = rig.login(server, bench.directory / "uploader")
             rig.shell(f"{SCRIPTS}/xnatctl auth login", env)
             query = "import-handler=DICOM-zip&inbody=true&project=MANY&subject=S&session=THEIRS"
             send = f"-X POST -H 'Content-Type: application/zip' -H Expect: -T {packed}"
             url = f"{server.url}/data/services/import?{query}&dest=/prearchive/projects/MANY"
-            theirs.append(rig.shell(f"{server.curl} -u {USER}:{PASSWORD} {send} '{url}'", timeout=PATIENCE))
+            curl = f"{server.curl} -u {USER}:{PASSWORD}"
+            took, place = rig.output(f"{curl} {send} '{url}'", timeout=PATIENCE)
+            theirs.append(took)
+            committed.append(took + rig.shell(f"{curl} -X POST '{server.url}{place.strip()}?action=commit'"))
             command = f"{SCRIPTS}/xnatctl session upload {folder} -P MANY -S S -E OURS{turn} --prearchive -o json"
             took, said = rig.output(command, env, timeout=PATIENCE)
             ours.append(took)
             right &= f'"sent": {len(list(folder.iterdir()))}' in said
-    return (
-        Row("upload", what, ours, "`curl` of one zip that is there", theirs, "at most 1.3").at_most(1.3).require(right)
-    )
+    what += wire(server)
+    rows = [
+        Row("upload", what, ours, "`curl` of one zip that is there", theirs, "at most 1.3"),
+        Row("upload", "the same", ours, "`curl`, and the commit that ends the upload", committed, "at most 1.3"),
+    ]
+    return [row.at_most(1.3).require(right) for row in rows]

@@ -128,7 +128,10 @@ def test_a_path_that_was_not_there_can_be_refreshed(world):
     assert not world.exists(f"{SUBJECT_DIR}/NEW")
     world.archive.experiment(world.subject(), "NEW", "XNAT_E90000")
     world.refresh(f"{SUBJECT_DIR}/NEW")
-    assert world.names(f"{SUBJECT_DIR}/NEW") == {"scans", "resources", "assessors", "reconstructions"}
+    assert world.names(f"{SUBJECT_DIR}/NEW") == {
+        *("scans", "resources", "assessors", "reconstructions"),
+        *("session.json", "session.xml", "scans.tsv"),
+    }
 
 
 def test_a_link_leads_to_what_is_refreshed(world):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from xnatfs.common.errors import ConfigError, MountpointError, XnatError
+from xnatfs.common.mountinfo import all_mounts
 from xnatfs.common.urls import is_same_server
 from xnatfs.fuse.control.protocol import (
     MAX_REPLY_BYTES,
@@ -20,7 +21,6 @@ from xnatfs.fuse.control.protocol import (
     unpack,
     unpack_error,
 )
-from xnatfs.fuse.mountinfo import all_mounts
 from xnatfs.fuse.mountpoint import KIND, control_socket
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from xnatfs.cli.ctl.command import PARTIAL, Context, command, open_client, option
 from xnatfs.cli.ctl.profiles import tls_cells
-from xnatfs.cli.logins import find_login
 from xnatfs.cli.output import STRUCTURED_FORMATS, Cells, print_message, show_item
 from xnatfs.common.errors import ConfigError, LoginRequired, NotFound, XnatError
 from xnatfs.common.urls import is_same_server
@@ -28,6 +27,7 @@ from xnatfs.settings.credentials import (
     provider_of,
     wanted_user,
 )
+from xnatfs.settings.logins import find_login
 from xnatfs.settings.profile_file import add_profile
 from xnatfs.settings.session_store import StoredSession
 

@@ -21,13 +21,14 @@ from contextlib import (
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from xnatfs.cli import options, statusline
-from xnatfs.cli.logins import find_login, session_store
+from xnatfs.cli import statusline
 from xnatfs.cli.output import note
 from xnatfs.common import program
 from xnatfs.common.errors import ConfigError, Denied, NotFound
+from xnatfs.settings.cache_location import cache_directory
 from xnatfs.settings.config import Config, server_directory
 from xnatfs.settings.credentials import Credentials
+from xnatfs.settings.logins import find_login, session_store
 from xnatfs.settings.session_store import SessionStore
 
 if TYPE_CHECKING:  # help, errors and completion start in a fifth of the time without these
@@ -145,7 +146,7 @@ class Context:
     async def site(self) -> AsyncIterator[Site]:
         from xnatfs.site import open_site
 
-        config, credentials = replace(self.config, cache_dir=options.cache_directory()), find_login(self.config)
+        config, credentials = replace(self.config, cache_dir=cache_directory()), find_login(self.config)
         with self._waiting():
             async with open_site(config, credentials, sessions=self.store) as site:
                 yield site
@@ -246,4 +247,4 @@ def stored_names(url: str, username: str) -> ListingStore:
     """Return the listings on the disk of an account. Raises ConfigError if no directory of this machine can be used."""
     from xnatfs.listings.store import ListingStore
 
-    return ListingStore(options.cache_directory() / server_directory(url), lambda: username)
+    return ListingStore(cache_directory() / server_directory(url), lambda: username)

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from xnatfs.cli import options
 from xnatfs.cli.ctl.command import Context, command, open_client, option, stored_names
-from xnatfs.cli.logins import session_store
 from xnatfs.cli.output import title
 from xnatfs.settings.config import Config, profiles_path, read_profiles
+from xnatfs.settings.logins import session_store
 from xnatfs.settings.session_store import SessionStore
 
 if TYPE_CHECKING:
@@ -54,11 +54,11 @@ def _attach(parser: argparse.ArgumentParser) -> None:
             for below in action.choices.values():
                 _attach(below)
         elif find := COMPLETERS.get(action.dest):
-            action.completer = _completer(find, action.dest in COMMA_LISTS)  # type: ignore[attr-defined]
+            action.completer = _completer(find, action.dest in LIST_DESTINATIONS)  # type: ignore[attr-defined]
 
 
 # Arguments whose values have commas between them.
-COMMA_LISTS = ("scans", "columns")
+LIST_DESTINATIONS = ("scans", "columns")
 
 # Finds names, each with its description.
 Find = Callable[["CommandLine"], Sequence[tuple[str, str]]]

@@ -13,12 +13,12 @@ from typing import Any
 
 from xnatfs.cli import options
 from xnatfs.cli.ctl.command import Command, Context
-from xnatfs.cli.logins import login_environment
 from xnatfs.cli.output import OUTPUT_FORMATS, check_columns, print_message, show_item, show_rows
 from xnatfs.cli.parsing import COMMON_OPTIONS_TITLE, add_command
 from xnatfs.common.errors import ConfigError, XnatError
 from xnatfs.common.sanitize import line
 from xnatfs.settings.config import Config, connection_warning, output_format, profiles_path
+from xnatfs.settings.logins import login_environment
 
 # Retry budget, shorter than a mount's, since a user waits: after it, an unreachable host is an error.
 RETRY_SECONDS = 10.0
@@ -36,12 +36,13 @@ NOUNS = {
     "whoami": "show the current user",
     "api": "send any request, for what has no command",
     "config": "manage servers and defaults, by profile",
-    "project": "list, show and download projects",
+    "project": "list, show, export and download projects",
     "subject": "list, show and download the subjects of a project",
     "session": "find, list, show, download and upload imaging sessions (experiments)",
     "scan": "list, show and download the scans of a session",
     "resource": "list, show, download and upload resources of a scan or a session",
     "prearchive": "archive, move, delete and watch received sessions",
+    "bids": "show what a project's images are called in BIDS, and draft names",
     "browse": "open the web page of a session, a project or the server",
     "completion": "print what a shell needs to complete commands, options and names, of xnatfs as well",
 }
@@ -57,7 +58,9 @@ COMMAND_MODULES = {
     "ctl.uploads": ("session", "resource"),
     "ctl.prearchive": ("prearchive",),
     "lookup.watch": ("prearchive",),
+    "lookup.bids": ("bids",),
     "lookup.browse": ("browse",),
+    "lookup.export": ("project",),
     "ctl.completion": ("completion",),
 }
 

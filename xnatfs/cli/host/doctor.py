@@ -16,15 +16,16 @@ from typing import Any
 
 from xnatfs import __version__
 from xnatfs.cli import logs, options, statusline
-from xnatfs.cli.logins import find_login_again, mount_login
 from xnatfs.cli.parsing import add_command
 from xnatfs.common.errors import LoginRequired, XnatError
+from xnatfs.common.mountinfo import all_mounts
 from xnatfs.common.sanitize import plain
 from xnatfs.fuse.mount_namespace import check_namespaces
-from xnatfs.fuse.mountinfo import all_mounts
 from xnatfs.fuse.mountpoint import KIND, check_fuse, is_dead
+from xnatfs.settings.cache_location import cache_directory
 from xnatfs.settings.config import Config, connection_warning
 from xnatfs.settings.credentials import for_children
+from xnatfs.settings.logins import find_login_again, mount_login
 
 # Seconds until a certificate expires, below which its renewal is due; and of difference between two clocks, from which
 # on times of files mislead, and sessions and tokens end early.
@@ -136,7 +137,7 @@ def _stale_mounts() -> Iterator[Check]:
 
 
 def _cache(chosen: Path | None) -> Check:
-    directory = options.cache_directory(chosen)
+    directory = cache_directory(chosen)
     place = next(each for each in (directory, *directory.parents) if each.exists())
     if not os.access(place, os.W_OK | os.X_OK):
         return Check("cache", f"{place} cannot be written to", "choose another directory with --cache-dir")

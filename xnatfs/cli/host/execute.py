@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from xnatfs.cli import daemon, options, serving, statusline, streams
-from xnatfs.cli.logins import find_mount_login, mount_login
 from xnatfs.cli.output import print_message
 from xnatfs.cli.parsing import add_command
 from xnatfs.common.errors import CacheError, NamespaceError, Reported, UsageError, XnatError
+from xnatfs.common.mountinfo import mount_on
 from xnatfs.common.private_files import make_private
 from xnatfs.fuse.mount_namespace import end_with_parent, is_abandoned, mount_in_namespace
-from xnatfs.fuse.mountinfo import mount_on
 from xnatfs.fuse.mountpoint import check_device, check_directory
 from xnatfs.settings.config import Config, cache_home, server_name
+from xnatfs.settings.logins import find_mount_login, mount_login
 
 # Exit status of a command that cannot be started, and of one that does not exist, as shells have them.
 CANNOT_RUN, NOT_A_COMMAND = 126, 127

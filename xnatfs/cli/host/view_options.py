@@ -3,10 +3,11 @@
 import argparse
 from pathlib import Path
 
-from xnatfs.settings.views import ALL_VIEWS, DEFAULT_VIEWS, NO_QUALITY, ViewOptions
+from xnatfs.common.errors import BadReply, ConfigError
+from xnatfs.settings.views import ALL_VIEWS, BIDS_OPTIONS, DEFAULT_VIEWS, NO_QUALITY, ViewOptions
 
 # Options whose value is a list. A comma would end the value in `-o`, so a colon separates names as well.
-LISTS = frozenset({"view", "projects", "scan_types", "quality", "resources", "hide"})
+LIST_OPTIONS = frozenset({"view", "projects", "scan_types", "quality", "resources", "hide", "bids_options"})
 
 
 def name_list(text: str) -> str:
@@ -24,6 +25,13 @@ def view_list(text: str) -> str:
     return ",".join(names)
 
 
+def bids_option_list(text: str) -> str:
+    names = name_list(text).split(",")
+    if unknown := [name for name in names if name not in BIDS_OPTIONS]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(BIDS_OPTIONS)}")
+    return ",".join(names)
+
+
 def add_views(parser: argparse.ArgumentParser) -> None:
     """Add the options that choose what is shown."""
     add = parser.add_argument
@@ -37,6 +45,8 @@ def add_views(parser: argparse.ArgumentParser) -> None:
     add("--hide", type=name_list, metavar="LABELS", help="hide resources with these labels, as SNAPSHOTS,secondary")
     add("--bids-map", type=Path, metavar="FILE", help="use the BIDS names in FILE, before the server's")
     bids_quality = "scans in bids/: usable (all but those of quality 'unusable'), or any (default: usable)"
+    bids_options = f"further options of bids/: {', '.join(BIDS_OPTIONS)}"
+    add("--bids-options", type=bids_option_list, metavar="NAMES", help=bids_options)
     add("--bids-quality", choices=("usable", "any"), metavar="WHICH", help=bids_quality)
 
 
@@ -50,9 +60,26 @@ def view_options(arguments: argparse.Namespace) -> ViewOptions:
         qualities=_names(arguments.quality),
         resources=_names(arguments.resources),
         hidden=_names(arguments.hide),
-        bids_map=str(Path(arguments.bids_map).expanduser().absolute()) if arguments.bids_map else "",
+        bids_map=map_path(arguments.bids_map),
+        bids_options=_names(arguments.bids_options),
         bids_quality=arguments.bids_quality or "usable",
     )
+
+
+def map_path(path: Path | None) -> str:
+    """Return the absolute path of a map of BIDS names. Raises ConfigError unless it is one."""
+    from xnatfs.rest.bids import parse_map  # not for help and errors
+
+    if not path:
+        return ""
+    absolute = Path(path).expanduser().absolute()
+    try:
+        parse_map(absolute.read_text(), f"--bids-map {path}")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--bids-map {path}: {error}") from None
+    except BadReply as error:
+        raise ConfigError(str(error)) from None
+    return str(absolute)
 
 
 def _names(text: str | None) -> tuple[str, ...]:

@@ -1,1 +1,1 @@
-"""Commands that find sessions, open them in a browser, and watch them arrive."""
+"""Commands that find sessions, open them in a browser, watch them arrive, and write tables of them."""

@@ -11,15 +11,22 @@ import errno
 import fcntl
 import os
 import sqlite3
+import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TypeVar, TypeVarTuple
 
 import trio
 
+from xnatfs.common import locks
+from xnatfs.common.errors import CacheLocked
 from xnatfs.common.locks import lock
-from xnatfs.content.disk.directory import CacheDirectory
+from xnatfs.content.disk.claims import Claims
+from xnatfs.content.disk.directory import CacheDirectory, open_directory
 from xnatfs.content.disk.index import BlobRow, Index, is_damage
 from xnatfs.content.disk.partial import Elsewhere, Partial
+from xnatfs.content.disk.shared_store import SharedStore
 from xnatfs.content.disk.trouble import Trouble
 
 T = TypeVar("T")
@@ -29,7 +36,7 @@ Ts = TypeVarTuple("Ts")
 class Store:
     """The cache directory of this process, with its partials."""
 
-    def __init__(self, directory: CacheDirectory) -> None:
+    def __init__(self, directory: CacheDirectory, shared: SharedStore | None = None) -> None:
         self.limit = directory.limit
         self._directory = directory
         self._lock = trio.Lock()
@@ -37,6 +44,8 @@ class Store:
         self._elsewhere = Elsewhere(directory.directory)
         self._trouble = Trouble(directory.directory)
         self.error = self._trouble.error
+        self.shared = shared  # with other machines
+        self.claims = Claims(directory.directory / "partial")
 
     # Inline.
 
@@ -48,6 +57,8 @@ class Store:
             "kept_bytes": self.total(),
             "limit": self.limit,
             "evicted": self._directory.evicted,
+            "shared_hits": self.shared.hits if self.shared else 0,
+            "shared_poisoned": self.shared.poisoned if self.shared else 0,
         }
 
     def have(self, idents: Sequence[bytes]) -> list[BlobRow]:
@@ -235,3 +246,13 @@ def _remove(path: str, fd: int) -> None:
                 os.unlink(path)
     finally:
         os.close(fd)
+
+
+def open_or_replace(directory: Path, limit: int, wait: float, temporary: ExitStack) -> CacheDirectory:
+    """Open a cache directory, or one that `temporary` removes if another process keeps it locked. Raises CacheError."""
+    try:
+        return open_directory(directory, limit, wait)
+    except CacheLocked as error:
+        locks.log.warning("%s; until the end of this process its files are kept elsewhere, for it alone", error)
+        other = tempfile.TemporaryDirectory(prefix="xnatfs-", ignore_cleanup_errors=True)
+        return open_directory(Path(temporary.enter_context(other)), limit, wait)

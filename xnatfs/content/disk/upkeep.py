@@ -13,8 +13,7 @@ import trio
 
 from xnatfs.content.disk.index import PINNED_USE, BlobRow
 from xnatfs.content.disk.store import Store
-from xnatfs.content.entry import identity
-from xnatfs.content.source import Version
+from xnatfs.content.source import Version, identity
 
 # Bytes that are read and hashed at a time.
 HASHED_BYTES = 2**20

@@ -59,6 +59,12 @@ class Scan:
     uid: str = ""  # of the series
     modality: str = ""
 
+    @property
+    def frames(self) -> str:
+        """Return how many images its DICOM has; '' without DICOM."""
+        counts = [len(resource.entries) for resource in self.resources if resource.label == "DICOM"]
+        return str(sum(counts)) if counts else ""
+
 
 @dataclass
 class Reconstruction:

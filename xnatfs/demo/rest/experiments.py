@@ -13,6 +13,7 @@ FILTERS = (
     "ID", "label", "project", "date", "xsiType", "subject_ID", "subject_label", "session_ID", "session_label",
     "insert_date", "last_modified",
 )  # fmt: skip
+FILE_COLUMNS = tuple(f"{SCAN}file/{name}" for name in ("label", "file_count", "file_size"))
 SHARED_INTO = "xnat:imagesessiondata/sharing/share/project"
 
 
@@ -44,7 +45,7 @@ def all_experiments(archive: Archive, user: str, query: Query, joins: Joins = "a
     if not query.release.typed_site_key:
         chosen = replace(chosen, names=[name for name in chosen.names if name != "xnat:experimentdata/id"])
     if any(name.lower().startswith(SCAN) for name in chosen.names):
-        page = _with_scans(archive, page, query, any(name.lower() == f"{SCAN}file/label" for name in chosen.names))
+        page = _with_scans(archive, page, query, any(name.lower() in FILE_COLUMNS for name in chosen.names))
     return table(chosen.rows(page), query, title="Matching experiments", total=whole, columns=chosen.names)
 
 
@@ -116,11 +117,17 @@ def _with_scans(archive: Archive, sessions: Rows, query: Query, labels: bool) ->
         if not session.scans and row["xsitype"].endswith("SessionData"):
             rows.append(row | {f"{SCAN}{name}": "" for name in ("id", "type", "quality", "series_description")})
         for scan in session.scans:
-            cells = {"id": stored(scan.id), "quality": scan.quality}
+            cells = {"id": stored(scan.id), "quality": scan.quality, "frames": scan.frames}
             texts = {"type": scan.type, "note": scan.note, "series_description": scan.series_description}
             cells |= {name: free(text, query) for name, text in texts.items()}
             joined: list[Resource | None] = [*scan.resources] if labels and scan.resources else [None]
             names = {f"{SCAN}{key}": value for key, value in cells.items()}
             for resource in joined:
-                rows.append(row | names | {f"{SCAN}file/label": stored(resource.label) if resource else ""})
-    return [{f"{SCAN}file/label": "", **row} for row in rows]
+                rows.append(row | names | (_joined(resource) if resource else {}))
+    return [{**dict.fromkeys(FILE_COLUMNS, ""), **row} for row in rows]
+
+
+def _joined(resource: Resource) -> dict[str, str]:
+    """Return the columns of one resource of a scan."""
+    cells = (stored(resource.label), str(len(resource.entries)), str(resource.size()))
+    return dict(zip(FILE_COLUMNS, cells, strict=True))

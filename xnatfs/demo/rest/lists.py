@@ -120,6 +120,7 @@ def scans(session: Experiment, query: Query) -> Reply:
             "xsiType": scan.xsi_type,
             "note": free(scan.note, query),
             "series_description": free(scan.series_description, query),
+            "frames": scan.frames,
             "URI": f"/data/experiments/{session.id}/scans/{stored(scan.id)}",
         }
         for scan in session.scans

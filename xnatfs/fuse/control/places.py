@@ -99,7 +99,7 @@ def rounds_of(node: Node) -> tuple[Dir, Sequence[Sequence[ListKey]]]:
         return session, _rounds(keys)
     for each in ancestors(node):
         if isinstance(each, ResourceDir):
-            return each, _rounds([each.place.key, *each.sources()])
+            return each, _rounds([each.shown_by, *each.sources()])
         if isinstance(each, Dir) and (each.sources() or each.parent is None):
             return each, _rounds(each.sources() or [ProjectsKey()])
     raise NotFound(f"{'/'.join(node.path)} has no listing")  # a tree has a root
@@ -116,18 +116,23 @@ async def files_below(node: Node) -> AsyncIterator[File]:
 
     Files that are made from listings are left out: the cache of contents has none of them.
     """
+    async for file in all_files_below(node):
+        if not file.is_generated:
+            yield file
+
+
+async def all_files_below(node: Node) -> AsyncIterator[File]:
+    """Yield the same files, with those that are made from listings."""
     if isinstance(node, File):
-        if not node.is_generated:
-            yield node
+        yield node
     elif isinstance(node, Dir):
         for place, child in enumerate((await node.children()).listed(), 1):
             if place % FILES_PER_CHECKPOINT == 0:
                 await trio.lowlevel.checkpoint()
             if isinstance(child, File):
-                if not child.is_generated:
-                    yield child
+                yield child
             else:
-                async for file in files_below(child):
+                async for file in all_files_below(child):
                     yield file
 
 

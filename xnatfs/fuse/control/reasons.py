@@ -4,11 +4,11 @@ from datetime import UTC, datetime
 from errno import errorcode
 
 from xnatfs.common.clock import now
+from xnatfs.common.errnos import errno_of
 from xnatfs.common.errors import Unreachable, XnatError
 from xnatfs.fuse.control.error_log import Failure, NodePath
 from xnatfs.fuse.control.places import content_version, find, split
 from xnatfs.fuse.control.protocol import Message
-from xnatfs.fuse.errnos import errno_of
 from xnatfs.fuse.operations import Operations
 from xnatfs.site import Site
 from xnatfs.tree.node import Dir, File, Node

@@ -14,24 +14,30 @@ import trio
 from pyfuse3 import FileNameT
 
 from xnatfs.common.errors import NotFound
+from xnatfs.common.mountinfo import all_mounts
 from xnatfs.common.tasks import unattended
 from xnatfs.fuse.control.error_log import NodePath
 from xnatfs.fuse.control.places import ancestors, find, rounds_of, split
 from xnatfs.fuse.control.protocol import Message
 from xnatfs.fuse.inodes import ROOT
-from xnatfs.fuse.mountinfo import all_mounts
 from xnatfs.fuse.operations import Operations
 from xnatfs.listings.keys import (
     AllExperimentsKey,
     AllSubjectsKey,
+    BidsMapKey,
     ChildrenKey,
     ExperimentsKey,
     FoldersKey,
+    FramesKey,
     GeneratedKey,
+    ImageLabelsKey,
     LinkKey,
     LinksOfProjectKey,
     ListKey,
+    PrearchiveKey,
     ProjectsKey,
+    ReceivedFilesKey,
+    ReceivedResourcesKey,
     SubjectsKey,
     experiment_keys,
     item_keys,
@@ -40,9 +46,11 @@ from xnatfs.listings.keys import (
 from xnatfs.listings.ttl_cache import Listing
 from xnatfs.rest.models import Item
 from xnatfs.site import Site
+from xnatfs.tree.bids.dataset import Dataset, SessionFolder
+from xnatfs.tree.bids.view import BidsProjects, BidsSessionDir, BidsSubjectDir, DatasetDir
 from xnatfs.tree.names import encode
 from xnatfs.tree.node import Dir, Node
-from xnatfs.tree.projects import ProjectDir, SubjectDir
+from xnatfs.tree.projects import ProjectDir, Projects, SubjectDir
 from xnatfs.tree.sessions import SessionDir
 
 log = logging.getLogger(__name__)
@@ -114,11 +122,13 @@ class Refresher:
             projects = {*projects, *self._projects()}
         items: list[Item] = [("experiments", each) for each in experiments]
         items += [("projects", each) for each in projects]
-        keys: set[ListKey] = {ProjectsKey()} if "*" in projects else set()
+        keys: set[ListKey] = {PrearchiveKey(), *([ProjectsKey()] if "*" in projects else [])}
         for item in items:
             keys.update(item_keys(item))
         for project in projects:
             keys |= {SubjectsKey(project), ExperimentsKey(project), *self._below_project(project)}
+        if experiments:  # of unknown projects, in whose datasets they may be new
+            keys |= {ImageLabelsKey(project) for project in self._projects()}
         self._site.outdate()
         for key in keys:
             self._site.listings.expire(key)
@@ -146,10 +156,14 @@ class Refresher:
                 return {key for row in rows for key in experiment_keys(row.id)} | set(
                     item_keys(("subjects", directory.subject.id))
                 )
+            case DatasetDir():
+                return {BidsMapKey(""), *self._below_project(directory.dataset.project.id)}
+            case BidsSubjectDir():
+                return {ImageLabelsKey(directory.dataset.project.id), *self._below(directory.subject.home)}
             case SessionDir():
                 return set()
-        if not isinstance(directory.parent, Dir) or directory.path == ("projects",):
-            found: set[ListKey] = {AllSubjectsKey(), AllExperimentsKey()}
+        if not isinstance(directory.parent, Dir) or isinstance(directory, Projects | BidsProjects):
+            found: set[ListKey] = {AllSubjectsKey(), AllExperimentsKey(), BidsMapKey(""), PrearchiveKey()}
             for project in self._projects():
                 found |= {*keys_below(ProjectsKey(), project), *self._below_project(project)}
             return found
@@ -164,12 +178,13 @@ class Refresher:
         return found
 
     def _forget_derived(self, is_concerned: Callable[[NodePath], bool]) -> None:
-        """Forget what was made of listings: directories of these paths, and links."""
+        """Forget what was made of listings: directories of these paths, links, and what waits to be archived."""
 
         def which(key: Hashable, value: object) -> bool:
             if isinstance(key, ChildrenKey | FoldersKey | GeneratedKey):
                 return is_concerned(key.path)
-            return isinstance(key, LinkKey | LinksOfProjectKey)
+            others = LinkKey | LinksOfProjectKey | FramesKey | ReceivedResourcesKey | ReceivedFilesKey
+            return isinstance(key, others)
 
         self._site.metadata.forget_all(which)
         self._operations.dir_cache.clear()
@@ -178,14 +193,20 @@ class Refresher:
 
     async def _known_paths(self, projects: Collection[str], experiments: Collection[str]) -> list[NodePath]:
         """Return the paths of these items as far as the kernel knows them."""
-        found: set[NodePath] = {("experiments",), ("subjects",)}
+        found: set[NodePath] = {("experiments",), ("subjects",), ("prearchive",)}
         if "*" in projects:
-            return [*found, ("projects",)]
+            return [*found, ("projects",), ("bids",)]
         for count, node in enumerate(self._operations.inodes.nodes(), 1):
             if count % NODES_AT_ONCE == 0:
                 await trio.lowlevel.checkpoint()
-            is_changed = isinstance(node, ProjectDir) and node.project.id in projects
-            if is_changed or (isinstance(node, SessionDir) and node.experiment.id in experiments):
+            match node:
+                case ProjectDir(project=row) | DatasetDir(dataset=Dataset(project=row)):
+                    is_changed = row.id in projects
+                case SessionDir(experiment=row) | BidsSessionDir(session=SessionFolder(experiment=row)):
+                    is_changed = row.id in experiments
+                case _:
+                    is_changed = False
+            if is_changed:
                 found.add(node.path)
         return sorted(found)
 

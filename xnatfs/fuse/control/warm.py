@@ -1,17 +1,17 @@
 """Fetch all files below a path into the cache, ahead of their use."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import trio
 
 from xnatfs.common.clock import now
+from xnatfs.common.errnos import errno_of
 from xnatfs.common.errors import CacheFull, LoginRequired, Stale, Unreachable, XnatError, first_error
 from xnatfs.content import ContentCache
-from xnatfs.fuse.control.places import content_version, files_below, find, split
+from xnatfs.fuse.control.places import all_files_below, content_version, find, split
 from xnatfs.fuse.control.protocol import Message
 from xnatfs.fuse.control.server import Report
-from xnatfs.fuse.errnos import errno_of
 from xnatfs.fuse.operations import Operations
 from xnatfs.tree.node import Dir, File, measure
 
@@ -56,7 +56,8 @@ async def warm(root: Dir, operations: Operations, path: str, pin: bool, report: 
         Unreachable: The server does not answer; what was fetched before is cached.
         XnatError: The path does not exist, or a directory below it cannot be listed.
     """
-    files = [file async for file in files_below(await find(root, split(path)))]
+    below = [file async for file in all_files_below(await find(root, split(path)))]
+    files = [file for file in below if not file.is_generated]
     for start in range(0, len(files), MEASURED_TOGETHER):
         await measure(files[start : start + MEASURED_TOGETHER])
     content, size = root.site.content, sum(file.measured_size for file in files)
@@ -65,6 +66,7 @@ async def warm(root: Dir, operations: Operations, path: str, pin: bool, report: 
     cached_before = await content.find_cached(list(map(content_version, files)))
     progress = _Progress(report, len(files), size)
     await _Fetcher(root, operations, progress).fetch(iter(files))
+    await _make([file for file in below if file.is_generated], operations)
     pinned = await content.upkeep.pin(map(content_version, files)) if pin else 0
     left = await _missing(root, files)
     cells = {
@@ -78,6 +80,17 @@ async def warm(root: Dir, operations: Operations, path: str, pin: bool, report: 
         "is_complete": not left and not progress.failed and (not pin or pinned == len(files)),
     }
     return cells
+
+
+async def _make(files: Sequence[File], operations: Operations) -> None:
+    """Make the files that are made from listings; a failure is recorded for its path, and no reason to stop."""
+    for file in files:
+        try:
+            await file.size()
+        except (Unreachable, LoginRequired):
+            raise
+        except XnatError as error:
+            operations.errors.record(file.path, errno_of(error), str(error))
 
 
 async def _check_room(content: ContentCache, files: list[File], size: int) -> None:

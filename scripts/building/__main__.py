@@ -1,0 +1,68 @@
+"""Build what is given to others: the wheels of xnatfs and pyfuse3, and xnatfs as one file.
+
+The same checkout gives the same bytes: versions and digests of all that goes in are in `requirements.txt`, those of the
+tools in `tools.txt`, and the time of everything is SOURCE_DATE_EPOCH, by default that of the last commit.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from scripts.building import bare, wheels
+from scripts.building.bundle import bundle, packages
+from xnatfs import __version__
+
+ROOT = Path(__file__).parents[2]
+WORK, DIST = ROOT / "build", ROOT / "dist"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="scripts/build", description=__doc__)
+    parser.add_argument(
+        "--check", action="store_true", help="build twice, compare, and run it in a bare root (as root)"
+    )
+    parser.add_argument("--lock", action="store_true", help="take the newest versions of what goes in")
+    parser.add_argument(
+        "--system-libfuse", action="store_true", help="take this machine's libfuse, which may need a newer glibc"
+    )
+    arguments = parser.parse_args()
+    if arguments.lock:
+        wheels.lock(ROOT, WORK)
+        return 0
+    made = build(DIST, arguments.system_libfuse)
+    print(f"{made} ({made.stat().st_size / 2**20:.1f} MiB)")
+    if arguments.check:
+        again = build(WORK / "again", arguments.system_libfuse)
+        for one in sorted(DIST.glob("*.pyz")) + sorted(DIST.glob("*.whl")):
+            other = again.parent / one.name
+            if one.read_bytes() != other.read_bytes():
+                raise SystemExit(f"scripts/build: {one} and {other} differ")
+        print("a second build is equal")
+        bare.check(made, WORK)
+    return 0
+
+
+def moment() -> int:
+    """Return the time of all that is built, in seconds since the epoch."""
+    if "SOURCE_DATE_EPOCH" in os.environ:
+        return int(os.environ["SOURCE_DATE_EPOCH"])
+    return int(subprocess.check_output(["git", "-C", ROOT, "log", "-1", "--format=%ct"]))
+
+
+def build(target: Path, system_libfuse: bool) -> Path:
+    """Build everything into a directory, and return the one file."""
+    target.mkdir(parents=True, exist_ok=True)
+    for old in (*target.glob("*.whl"), *target.glob("*.pyz")):
+        old.unlink()
+    builder = wheels.Builder(ROOT, WORK, target, moment())
+    pyfuse3 = builder.pyfuse3(system_libfuse)
+    ours = builder.ours()
+    made = target / f"xnatfs-{__version__}-linux-x86_64.pyz"
+    bundle(packages([ours, pyfuse3, *builder.dependencies()]), __version__, made, moment())
+    return made
+
+
+if __name__ == "__main__":
+    sys.exit(main())

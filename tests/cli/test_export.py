@@ -1,0 +1,43 @@
+"""Test `xnatctl project export`: what it writes, and what it leaves alone."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.support.commanding import OWNER, PASSWORD, shell
+from tests.support.mounting import mounting
+
+TABLES = ["subjects.tsv", "sessions.tsv", "scans.tsv"]
+PROJECT = "MYPROJECT"
+
+
+def test_an_export_is_whole_repeatable_and_replaces_nothing_unasked(tmp_path):
+    with shell(tmp_path) as prompt:
+        rows = json.loads(prompt.ctl("project", "export", PROJECT, "tables", "-o", "json").out)
+        assert [Path(row["file"]).name for row in rows] == TABLES
+        assert {row["state"] for row in rows} == {"written"}
+        again = json.loads(prompt.ctl("project", "export", PROJECT, "tables", "-o", "json").out)
+        assert {row["state"] for row in again} == {"unchanged"}
+        edited = prompt.home / "tables" / "scans.tsv"
+        edited.write_text("mine")
+        refused = prompt.ctl("project", "export", PROJECT, "tables", status=1)
+        assert "scans.tsv would be replaced" in refused.err
+        assert edited.read_text() == "mine"
+        prompt.ctl("project", "export", PROJECT, "tables", "--force")
+        assert edited.stat().st_size == rows[2]["bytes"]
+        assert sorted(os.listdir(prompt.home / "tables")) == sorted(TABLES)
+        assert "project NOSUCH not found" in prompt.ctl("project", "export", "NOSUCH", status=5).err
+        absent = prompt.ctl("project", "export", PROJECT, "/proc/nowhere", status=74).err
+        assert "/proc/nowhere" in absent
+
+
+@pytest.mark.fuse
+def test_the_export_and_a_mount_have_the_same_bytes(tmp_path):
+    with shell(tmp_path) as prompt, mounting(prompt.url, tmp_path, user=OWNER, password=PASSWORD) as mount:
+        prompt.ctl("project", "export", PROJECT, "tables")
+        for name in TABLES:
+            shown = mount.path / "projects" / PROJECT / name
+            assert shown.stat().st_size == len(shown.read_bytes()) > 0
+            assert shown.read_bytes() == (prompt.home / "tables" / name).read_bytes()

@@ -1,0 +1,1 @@
+"""Read a server from Python: blocking calls for any thread, and a file system for fsspec."""

@@ -1,0 +1,138 @@
+"""Find, list and open paths of the tree. The functions run in a portal, on its event loop."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from xnatfs.common.errors import NotFound, Stale
+from xnatfs.content import Blob
+from xnatfs.listings.revocation import Permit
+from xnatfs.tree.node import UNDATED, Dir, File, Link, Node, measure
+
+# Links that are followed for one path, as Linux does.
+MAX_LINKS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class DirEntry:
+    """A file, a directory or a link of the tree.
+
+    Attributes:
+        name: The last part of the path.
+        path: The path below the root, such as "projects/P/SUBJECT"; of a link that was followed, its target's.
+        kind: "file", "directory" or "link".
+        size: The length of a file in bytes; 0 for the others.
+        modified: The time that the server states; None if it states none.
+        version: Differs between two contents of a file: its MD5, or length and time where the server computes none.
+        metadata: What the server states: those of `user.xnat.*` in a mount that are not empty.
+    """
+
+    name: str
+    path: str
+    kind: str
+    size: int = 0
+    modified: datetime | None = None
+    version: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_dir(self) -> bool:
+        return self.kind == "directory"
+
+    @property
+    def is_file(self) -> bool:
+        return self.kind == "file"
+
+
+@dataclass(frozen=True, slots=True)
+class OpenBlob:
+    """A file that is open in a portal."""
+
+    blob: Blob
+    permit: Permit
+    version: str
+
+
+async def find(root: Dir, path: str) -> Node:
+    """Return the node at a path, and follow links on the way. Raises NotFound."""
+    node: Node = root
+    left = _parts(path)[::-1]
+    links = 0
+    while left:
+        name = left.pop()
+        if name == "..":
+            node = node.parent or node
+            continue
+        if not isinstance(node, Dir):
+            raise NotADirectoryError(f"{'/'.join(node.path)} is not a directory")
+        node = await node.child(name)
+        if isinstance(node, Link):
+            links += 1
+            if links > MAX_LINKS:
+                raise NotFound(f"{path} leads through more than {MAX_LINKS} links")
+            left += _parts(await node.follow())[::-1]
+            node = node.parent or root
+    return node
+
+
+async def stat(root: Dir, path: str) -> DirEntry:
+    """Describe what is at a path. Raises NotFound."""
+    node = await find(root, path)
+    await measure([node])
+    return _entry(node)
+
+
+async def scan(root: Dir, path: str) -> list[DirEntry]:
+    """List a directory; of a file, list the file alone. Raises NotFound."""
+    node = await find(root, path)
+    nodes: Sequence[Node] = (await node.children()).listed() if isinstance(node, Dir) else [node]
+    await measure(nodes)
+    return [_entry(each) for each in nodes]
+
+
+async def open_file(root: Dir, path: str) -> OpenBlob:
+    """Open a file. Raises NotFound, and IsADirectoryError."""
+    try:
+        return await _open_once(root, path)
+    except Stale:  # its length was not the listed one; it is known now
+        return await _open_once(root, path)
+
+
+async def keep_local(root: Dir, path: str) -> tuple[Path, int]:
+    """Fetch and verify a file; return its path in the cache, and a descriptor that keeps it there.
+
+    Raises NotFound, and CacheError if the cache has no room for it.
+    """
+    opened = await open_file(root, path)
+    try:
+        return await root.site.content.open_local(opened.blob)
+    finally:
+        opened.blob.close()
+
+
+async def _open_once(root: Dir, path: str) -> OpenBlob:
+    node = await find(root, path)
+    if not isinstance(node, File):
+        raise IsADirectoryError(f"{'/'.join(node.path) or '/'} is a directory")
+    permit = node.permit()
+    return OpenBlob(await node.open(), permit, _version(node))
+
+
+def _parts(path: str | os.PathLike[str]) -> list[str]:
+    return [part for part in os.fspath(path).split("/") if part not in ("", ".")]
+
+
+def _entry(node: Node) -> DirEntry:
+    at = node.modified()
+    modified = None if at == UNDATED else datetime.fromtimestamp(at, UTC)
+    metadata = {key: value for key, value in node.xattrs().items() if value}
+    path = "/".join(node.path)
+    if isinstance(node, File):
+        return DirEntry(node.name, path, "file", node.measured_size, modified, _version(node), metadata)
+    return DirEntry(node.name, path, "link" if isinstance(node, Link) else "directory", 0, modified, "", metadata)
+
+
+def _version(node: File) -> str:
+    return node.xattrs().get("digest") or f"{node.measured_size}-{node.modified_ns()}"

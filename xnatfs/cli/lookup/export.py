@@ -1,0 +1,63 @@
+"""Run project export: the tables of a project, as a mount shows them."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from xnatfs.cli.ctl.command import Context, command, option
+from xnatfs.cli.output import Cells
+from xnatfs.common.errors import Conflict
+
+
+@command(
+    "project export",
+    "xnatctl project export MYPROJECT tables",
+    option("project_id", metavar="PROJECT"),
+    option("directory", metavar="DIR", nargs="?", type=Path, default=Path("."), help="where to (default: here)"),
+    option("--force", action="store_true", help="replace files that have other contents"),
+    columns=("file", "bytes", "state"),
+    identifier="file",
+)
+async def project_export(context: Context) -> list[Cells]:
+    """Write the tables of a project: subjects.tsv, sessions.tsv and scans.tsv."""
+    from xnatfs.tree.metadata.project_tables import PROJECT_TABLES  # completion and other commands start without it
+
+    arguments = context.arguments
+    project: str = arguments.project_id
+    async with context.site() as site:
+        with context.about(f"project {project}", "Collaborator"):
+            made = {name: (await make(site, project)).data for name, make in PROJECT_TABLES.items()}
+    return _write_all(arguments.directory, made, arguments.force)
+
+
+def _write_all(directory: Path, made: Mapping[str, bytes], force: bool) -> list[Cells]:
+    """Write files, and return a row for each. Raises Conflict before any is replaced without `force`, and OSError."""
+    directory.mkdir(parents=True, exist_ok=True)
+    states = {name: _state(directory / name, data) for name, data in made.items()}
+    others = [str(directory / name) for name, state in states.items() if state == "replaced"]
+    if others and not force:
+        raise Conflict(f"{', '.join(others)} would be replaced: give another directory, or --force")
+    for name, data in made.items():
+        if states[name] != "unchanged":
+            _write(directory / name, data)
+    return [{"file": str(directory / name), "bytes": len(data), "state": states[name]} for name, data in made.items()]
+
+
+def _state(path: Path, data: bytes) -> str:
+    """Return what writing these bytes does to a file."""
+    if not path.exists():
+        return "written"
+    return "unchanged" if path.is_file() and path.read_bytes() == data else "replaced"
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file that is whole whenever it is there. Raises OSError."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        draft.write_bytes(data)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+COMMANDS = [project_export]

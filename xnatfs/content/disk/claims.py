@@ -1,0 +1,67 @@
+"""Have one process of a machine fetch what several processes want: claims by name, as locks beside the downloads.
+
+A claim only saves requests. A process that cannot claim a name, or waits in vain, fetches without a claim. That of a
+process that has ended is free, and its file is removed with its downloads (`CacheDirectory.tidy_partials`).
+"""
+
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import trio
+
+from xnatfs.common.locks import lock
+
+# Seconds between looks at a claim of another process: a request to a server takes as long.
+CLAIM_POLL_SECONDS = 0.02
+# The longest wait for another process, in seconds: a small file, or the next files of a series, take less. A process
+# that is stopped keeps its claims.
+CLAIM_WAIT_SECONDS = 5.0
+
+
+class Claims:
+    """The claims in one cache directory.
+
+    Args:
+        directory: The directory of its downloads.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    @asynccontextmanager
+    async def turn(self, name: str, is_done: Callable[[], bool]) -> AsyncIterator[bool]:
+        """Claim a name for the context, once no other process has claimed it; yield whether one had.
+
+        Wait no longer than until `is_done`, which is called at each look, or for CLAIM_WAIT_SECONDS; then the context
+        has no claim.
+        """
+        path = self._directory / f"{name}.claim"
+        claim = self._take(path)
+        waited = claim is None
+        with trio.move_on_after(CLAIM_WAIT_SECONDS):
+            while claim is None and not is_done():
+                await trio.sleep(CLAIM_POLL_SECONDS)
+                claim = self._take(path)
+        try:
+            yield waited
+        finally:
+            if claim is not None and claim >= 0:
+                with suppress(OSError):
+                    os.unlink(path)
+                os.close(claim)
+
+    def _take(self, path: Path) -> int | None:
+        """Return the descriptor that holds the claim, None if another process has it, -1 if it cannot be made."""
+        while True:
+            try:
+                claim = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            except OSError:
+                return -1
+            if not lock(claim):
+                os.close(claim)
+                return None
+            if os.fstat(claim).st_nlink:  # else its last holder has removed it in between
+                return claim
+            os.close(claim)

@@ -1,0 +1,1 @@
+"""The view archive/, in the layout of the server's own directories."""

@@ -1,0 +1,1 @@
+"""The view bids/: a project's NIfTI files under the names of the Brain Imaging Data Structure."""
