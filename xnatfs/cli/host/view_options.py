@@ -68,10 +68,10 @@ def view_options(arguments: argparse.Namespace) -> ViewOptions:
 
 def map_path(path: Path | None) -> str:
     """Return the absolute path of a map of BIDS names. Raises ConfigError unless it is one."""
-    from xnatfs.rest.bids import parse_map  # not for help and errors
-
     if not path:
         return ""
+    from xnatfs.rest.bids import parse_map  # imports the client
+
     absolute = Path(path).expanduser().absolute()
     try:
         parse_map(absolute.read_text(), f"--bids-map {path}")
