@@ -100,7 +100,7 @@ SMALL = ("scans/1/DICOM", "scans/2/RAW", "resources/notes")
 MEDIUM = ("scans/5/NIFTI",)
 BIG = ("scans/3/NIFTI", "scans/4/RAW")
 # Files that the mount makes from listings; the model knows those of resources only.
-MADE = {"session.json", "session.xml", "scans.tsv"}
+MADE = {"session.json", "session.xml", "scans.tsv", "subjects.tsv", "sessions.tsv"}
 
 
 # -- programs --------------------------------------------------------------------------------------------------------
