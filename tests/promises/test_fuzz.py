@@ -610,6 +610,6 @@ def test_json_and_entities_are_parsed_in_one_place():
             if isinstance(node, ast.Attribute) and ast.unparse(node) in ("json.loads", "json.load", "html.unescape"):
                 found.add(path)
             if isinstance(node, ast.ImportFrom) and node.module in ("json", "html"):
-                if any(each.name in ("loads", "load", "unescape", "*") for each in node.names):
-                    found.add(path)
+                parsers = [each for each in node.names if each.name in ("loads", "load", "unescape", "*")]
+                found.update([path] if parsers else [])
     assert {path.relative_to(PACKAGE).with_suffix("").as_posix() for path in found} == OF_OURS
