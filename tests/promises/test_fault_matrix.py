@@ -24,7 +24,7 @@ from tests.faults.matrix import HALF, MATCH, MIDDLE, OPERATIONS, OUTCOMES, REASO
 from tests.faults.page import PAGE, written
 from tests.faults.programs import CONTENTS, PLACE, PROGRAMS, Client, Failed, MiB, Program, Reader, Seeker, Stage, Wrong
 from tests.faults.server import Certificate
-from tests.faults.stage import EXPERIMENT, FOLDER, stage_archive
+from tests.faults.stage import EXPERIMENT, FOLDER, USER, stage_archive
 from xnatfs.content.writer import Writer
 from xnatfs.demo.server.app import DemoXnat
 from xnatfs.demo.server.socket import serve
@@ -130,6 +130,12 @@ class Scripted:
 
     def met(self) -> bool:
         return self._met(self.step["fault"], MATCH[self.operation])
+
+    def asked_again(self) -> bool:
+        """Return whether a request was repeated; a seek comes after a request for the file from its start."""
+        asked = [(each.method, each.path) for each in self.stage.server.asked]
+        paths = [path for method, path in asked if re.match(MATCH[self.operation], f"{method} {path}")]
+        return any(paths.count(path) > (2 if self.operation == "seek" else 1) for path in paths)
 
     def _met(self, fault: str, match: str) -> bool:
         return any(m.fault == fault and re.match(match, f"{m.method} {m.path}") for m in self.stage.server.met)
@@ -270,10 +276,15 @@ class Forgotten(Scripted):
         self.stage.app.site.require_login = True
 
     def met(self) -> bool:
-        asked = [record for record in self.stage.app.requests if record.user == "guest" and record.method != "DELETE"]
-        return any(
-            record.path.startswith(("/data/projects", "/data/experiments", "/data/services")) for record in asked
-        )
+        return bool(self._answered("guest"))
+
+    def asked_again(self) -> bool:
+        """Return whether each request that a guest's reply came for was repeated by the user."""
+        return self._answered("guest") <= self._answered(USER)
+
+    def _answered(self, user: str) -> set[str]:
+        asked = [each.path for each in self.stage.app.requests if each.user == user and each.method != "DELETE"]
+        return {path for path in asked if path.startswith(("/data/projects", "/data/experiments", "/data/services"))}
 
 
 class Jumped(Scripted):
@@ -370,7 +381,7 @@ async def test_cell(row, operation, digests, expected, demo, server, certificate
     assert fault.met(), f"the fault was not met: {outcome}"
     assert outcome in ("right" if expected in ("again", "otherwise") else expected).split("/")
     if expected == "again":
-        assert asked_again(stage.server, operation)
+        assert fault.asked_again()
     if expected == "otherwise":
         assert sum(asked.path.endswith(".dcm") for asked in stage.server.asked) >= 2
     stage.timeout = LONG
@@ -480,9 +491,3 @@ async def outcome_of(program: Program) -> str:
         assert isinstance(program, Reader)
         return "as sent" if program.is_as_sent() else f"wrong bytes: {wrong}"
     return "right"
-
-
-def asked_again(server: Faulty, operation: str) -> bool:
-    """Return whether a request was repeated; a seek comes after a request for the file from its start."""
-    paths = [asked.path for asked in server.asked if re.match(MATCH[operation], f"{asked.method} {asked.path}")]
-    return any(paths.count(path) > (2 if operation == "seek" else 1) for path in paths)
