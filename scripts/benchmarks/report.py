@@ -90,7 +90,7 @@ def number(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
 
 
-HEAD = ["what", "ours", "beside", "theirs", "ours / theirs", "goal", "reached"]
+HEAD = ["what", "xnatfs", "compared with", "its figure", "ratio", "goal", "reached"]
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -136,7 +136,7 @@ def machine() -> str:
 
 
 PLOTS = """\
-![Ours over theirs, for each row](benchmarks-ratios.svg)
+![Ratios of xnatfs to the other programs, for each row](benchmarks-ratios.svg)
 ![Seconds to copy a session, by program](benchmarks-session.svg)
 ![Memory of a mount over listed files](benchmarks-memory.svg)
 ![Seconds to list a directory over its entries](benchmarks-listing.svg)
@@ -173,5 +173,5 @@ def page(
         f"{table(rows)}\n\n{textwrap.fill(verdict, 116)}\n\n"
         f"{PLOTS}\n"
         f"{LIMITS.read_text()}\n"
-        f"## The cases\n\n{done}\n\n## What ran beside\n\n{beside}\n"
+        f"## The cases\n\n{done}\n\n## The other programs\n\n{beside}\n"
     )

@@ -22,8 +22,13 @@ ARGUED = Path(__file__).with_name("argued.yaml")
 ELSEWHERE = ("test_property", "test_trouble")
 GROUPS = {
     "names": (["xnatfs/tree/names.py"], ["tests/tree/test_names.py"]),
+    "bids": (
+        sorted(str(path.relative_to(ROOT)) for path in (ROOT / "xnatfs/tree/bids/rules").glob("[a-z]*.py")),
+        ["tests/tree/bids/test_rules.py"],
+    ),
+    "keys": (["xnatfs/listings/keys.py"], ["tests/listings/test_ttl_cache.py", "tests/listings/test_store.py"]),
     "content": (
-        sorted(str(path.relative_to(ROOT)) for path in (ROOT / "xnatfs/content").glob("[a-z]*.py")),
+        sorted(str(path.relative_to(ROOT)) for path in (ROOT / "xnatfs/content").rglob("[a-z]*.py")),
         sorted(
             str(path.relative_to(ROOT))
             for path in (ROOT / "tests/content").glob("test_*.py")

@@ -237,13 +237,13 @@ async def test_renewing_ends_the_session_before(tmp_path):
     server = Counted()
     store(tmp_path).keep(TOKEN, 900)
     server.alive.add(TOKEN)
-    async with logging_in(server, sessions=store(tmp_path)) as login:
+    async with logging_in(server, sessions=store(tmp_path, "")) as login:
         await login.renew()
         assert await login.token() == server.sessions[0]
     assert server.alive == set(server.sessions)
     found = store(tmp_path).find()
     assert found is not None
-    assert (found.token, found.idle) == (server.sessions[0], IDLE_SESSION_SECONDS)
+    assert (found.token, found.idle, found.username) == (server.sessions[0], IDLE_SESSION_SECONDS, "u")
 
 
 async def test_renewing_where_there_was_nothing_ends_nothing(tmp_path):
@@ -295,6 +295,58 @@ async def test_a_server_that_is_gone_holds_up_nobody_who_leaves(autojump_clock, 
             assert trio.current_time() - began == seconds
         assert text in caplog.text
         caplog.clear()
+
+
+@pytest.mark.parametrize(
+    ("answer", "failure"),
+    [
+        (httpx.Response(200), ""),
+        (httpx.Response(302), ""),
+        (httpx.Response(401), ""),
+        (httpx.Response(500), "500 Internal Server Error"),
+        (httpx.ReadError("gone"), "gone"),
+        (httpx.ReadError(""), "ReadError"),
+        (None, "no answer"),
+    ],
+)
+async def test_the_reason_why_a_session_was_not_ended_is_stated(autojump_clock, answer, failure):
+    async def respond(request: httpx.Request) -> httpx.Response:
+        if request.method == "POST":
+            return httpx.Response(200, text=TOKEN)
+        if answer is None:
+            await trio.sleep_forever()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async with logging_in(respond) as login:
+        await login.token()
+        await login.close()
+        assert login.logout_failure == failure
+
+
+async def test_logging_out_ends_a_session_that_has_idled(tmp_path):
+    server = Counted()
+    store(tmp_path, clock=lambda: time.time() - 2000).keep(TOKEN, 900)
+    async with logging_in(server, sessions=store(tmp_path)) as login:
+        assert await login.log_out() is True
+    assert server.lines() == [f"DELETE /data/JSESSION {TOKEN}"]
+
+
+async def test_a_login_shows_how_old_its_session_is_and_how_long_it_lives(autojump_clock, tmp_path):
+    async with logging_in(Server(), sessions=store(tmp_path)) as login:
+        assert (login.expires_in, login.began_at) == (0.0, 0.0)
+        await login.token()
+        assert login.expires_in == float("inf")
+        login.record_reply(reply(200, expiring(60)))
+        for pause, left in ((20, 40), (50, 0)):
+            await trio.sleep(pause)
+            assert login.expires_in == pytest.approx(left)
+    found = store(tmp_path).find()
+    assert found is not None
+    async with logging_in(Server(), sessions=store(tmp_path)) as login:
+        await login.token()
+        assert login.began_at == found.created.timestamp()
 
 
 # -- signs of a lost session -------------------------------------------------------------------------------------
@@ -430,6 +482,31 @@ async def test_a_reply_under_a_new_id_is_no_loss_although_another_reply_has_drop
     assert login.logins == 1
 
 
+async def test_a_session_whose_id_changes_is_followed_and_shared(tmp_path):
+    """Take a new ID only once the server has confirmed that IDs are replaced."""
+    offered = OTHER
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.method == "POST":
+            return httpx.Response(200, text=TOKEN)
+        return httpx.Response(200, text="u", headers={"set-cookie": f"JSESSIONID={offered}; Path=/"})
+
+    async with logging_in(answer, sessions=store(tmp_path)) as login:
+        token = await login.token()
+        assert await login.is_alive(token)
+        assert (await login.token(), login.current) == (TOKEN, TOKEN)
+        for lost in (
+            lambda: login.is_lost(TOKEN, reply(200, f"JSESSIONID={OTHER}"), "any"),
+            lambda: login.is_alive(OTHER),
+        ):
+            await lost()
+            found = store(tmp_path).find()
+            assert found is not None
+            assert (await login.token(), found.token, login.current) == (offered, offered, "")
+            assert login.is_new(offered, 0)
+            offered = "C" * 32
+
+
 async def test_a_foreign_cookie_of_a_dead_session_goes_on_telling():
     server = Counted()
     async with logging_in(server) as login:
@@ -530,6 +607,25 @@ async def test_a_refused_password_rests(autojump_clock, caplog):
                 await login.token()
             assert len(requests) == tries
     assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+
+
+async def test_a_refusal_is_stated_until_it_is_over_or_other_credentials_are_used(autojump_clock):
+    def answer(request: httpx.Request) -> httpx.Response:
+        right = request.headers.get("authorization") == httpx.BasicAuth("u", "q")._auth_header
+        return httpx.Response(200, text=TOKEN) if right else httpx.Response(401)
+
+    async with logging_in(answer) as login:
+        assert login.refusal == ""
+        with pytest.raises(LoginRequired) as refused:
+            await login.token()
+        for pause, text in ((REFUSED_SECONDS - 1, str(refused.value)), (1, "")):
+            await trio.sleep(pause)
+            assert login.refusal == text
+        with pytest.raises(LoginRequired):
+            await login.token()
+        login.use(Credentials("u", "q"))
+        assert login.refusal == ""
+        assert await login.token() == TOKEN
 
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])

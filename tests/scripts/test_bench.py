@@ -68,7 +68,7 @@ def test_table_has_a_line_for_each_row_and_its_notes_below():
     rows = [row([1.0, 1.0, 2.0], [2.0]).at_most(2), row([3.0], []), row([400.2], [0.1234]).at_most(1)]
     rows[1].notes.append("said")
     assert report.table(rows).splitlines() == [
-        "| what | ours | beside | theirs | ours / theirs | goal | reached |",
+        "| what | xnatfs | compared with | its figure | ratio | goal | reached |",
         "|---|---|---|---|---|---|---|",
         "| what | 1 s (1-2) | beside | 2 s | 0.50 | goal | yes |",
         "| what | 3 s | beside | - | - | goal |  |",

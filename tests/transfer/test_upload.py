@@ -234,7 +234,7 @@ def test_files_that_waited_before_are_no_arrivals_in_the_archive(small, fresh, f
     done = small.ctl(*upload(other, "--overwrite", "append", "--wait", "-o", "json"))
     assert (done.rows["destination"], done.rows["arrived"], done.rows["changed"]) == ("archive", None, 0)
     assert 20 < len(contents(archived(fresh))) < 30
-    assert "does not tell whether all of these arrived" in done.err
+    assert "does not state whether all of these arrived" in done.err
     assert "10 files (10.9 KiB) went to the archive" in done.err
 
 

@@ -274,7 +274,7 @@ async def test_names_that_are_one_in_the_tar(world, tmp_path, release, digests, 
             await read_all(site, f"{SCAN}/DICOM", files)
             return
         for name in files:
-            with pytest.raises(BadReply, match="nothing tells it from them"):
+            with pytest.raises(BadReply, match="nothing distinguishes it from them"):
                 await read(site, f"{SCAN}/DICOM/{name}")
 
 

@@ -15,6 +15,7 @@ from xnatfs.tree.names import (
     decode,
     encode,
     escape,
+    expected,
     file_name,
     shorten,
     split,
@@ -173,7 +174,17 @@ def test_a_label_that_looks_like_a_settled_clash_loses_nothing():
     assert shown(("1", "A"), ("2", "A"), ("3", "A~2")) == {"A": "1", "A~2": "3", "A~2~2": "2"}
 
 
+def test_labels_that_no_file_can_have_are_escaped():
+    assert shown(("1", "a/b"), ("2", "c")) == {"a%2Fb": "1", "c": "2"}
+
+
+@pytest.mark.parametrize(("label", "key"), [("A", "1"), ("a/b", "1"), ("in", "1"), ("", "7"), ("", "a/b"), ("in", "/")])
+def test_the_expected_name_is_the_assigned_one(label, key):
+    assert list(shown((key, label), reserved=("in",))) == [expected(label, key, ("in",))]
+
+
 def test_names_are_listed_in_the_order_of_numbers():
+    assert list(shown(("10", "10"), ("9", "9"))) == ["9", "10"]
     assert list(shown(("10", "10"), ("9", "9"), ("2-MR1", "2-MR1"))) == ["2-MR1", "9", "10"]
 
 
@@ -190,6 +201,11 @@ def test_paths_that_are_called_simple_are_names(paths):
     """Find a line break within a path, which separates the paths that are looked at together."""
     if are_simple(paths):
         assert [split(path) for path in paths] == [(path,) for path in paths]
+
+
+def test_simple_names_are_found_and_no_line_break_among_them():
+    assert are_simple(["a" * 201, "b c.nii.gz"])
+    assert not are_simple(["a\nb"])
 
 
 @pytest.mark.parametrize("label", ["a" * 256, "a\n" * 128, "a" * 200 + "\n" + "a" * 200, ".", "..", "", "a/b", "a%2Fb"])

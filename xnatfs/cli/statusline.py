@@ -70,7 +70,7 @@ def clear() -> None:
 
 
 def hide() -> None:
-    """Erase the line, and do not show it any more."""
+    """Erase the line, and do not show it again."""
     global _hiding
     with _lock:
         _hiding += 1

@@ -11,7 +11,7 @@ class Mount:
     device: str  # "0:53"; unique to a FUSE mount as long as it exists
     kind: str  # "fuse.xnatfs"
     source: str = ""  # for xnatfs, the URL of the server
-    owner: int | None = None  # for FUSE, the uid of the user who mounted it
+    owner: int | None = None  # for FUSE, the uid of its user
 
 
 def file_system(path: Path) -> str:

@@ -307,7 +307,7 @@ class ContentCache:
         return entry.row
 
     def on_idle(self, blob: Blob) -> None:
-        """Note a failure, and release what is not needed any more: nothing of a fill runs."""
+        """Note a failure, and release what is no longer needed: nothing of a fill runs."""
         entry, failure = self._files.entries.get(blob), blob.failure
         if entry is None:
             return

@@ -2,7 +2,7 @@
 
 Invariants:
 - The first reply decides length, date and validator; a later one that differs is Stale. Where there is neither a strong
-  validator nor a digest, nothing tells that two replies are of one version: the file is received by one download after
+  validator nor a digest, nothing proves that two replies are of one version: the file is received by one download after
   the other, each from the first byte, and what is present already is compared with what arrives again.
 - Without a digest, another length than the listed one is believed only if the server, requested again, states it. One
   that nothing states is never believed where the body has no end of its own.

@@ -315,7 +315,7 @@ class ParallelTrial:
         self.helpers = 0  # downloads beside the first that are worth it, so far
         self._since: tuple[float, int] | None = None  # the time of the last measurement, and the bytes present then
         self._rate = 0.0  # bytes per second, before the last helper was added
-        self._is_new = False  # the last helper was just added: what arrives now tells nothing
+        self._is_new = False  # the last helper was just added: what arrives now proves nothing
         self._is_over = False
 
     def measure(self, now: float, present: int) -> None:

@@ -2,7 +2,7 @@
 
 A number belongs to an identity: a path, whatever its content is. It stays for as long as the kernel remembers it, and
 is the same again afterwards and in the next mount, because it is made of the identity; only two that want the same
-number are told apart by order.
+number are distinguished by order.
 
 Invariants:
 - All handles of one number are of one version. The kernel keeps one length and one set of pages for each number, and so

@@ -150,7 +150,7 @@ def _allow_open_files() -> None:
 
 
 def give_memory_back() -> None:
-    """Have the C library release large buffers that are not used any more: a mount runs for weeks. For glibc only."""
+    """Have the C library release unused large buffers: a mount runs for weeks. For glibc only."""
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, OWN_PAGES)
 

@@ -82,7 +82,7 @@ class Operations(pyfuse3.Operations):
 
     def record_error(self, name: str, arguments: Sequence[Any], number: int, error: BaseException) -> None:
         """Record the error of a call for the path that the call is about."""
-        with contextlib.suppress(LookupError, XnatError):  # a number that is not known any more has no path
+        with contextlib.suppress(LookupError, XnatError):  # an unknown number has no path
             self.errors.record(self._path_of(name, *arguments), number, str(error) or type(error).__name__)
 
     def _path_of(self, name: str, first: Any, *rest: Any) -> tuple[str, ...]:
@@ -101,7 +101,7 @@ class Operations(pyfuse3.Operations):
         try:
             return self.inodes[inode]
         except KeyError:
-            raise Stale(f"inode {inode} is not known any more") from None
+            raise Stale(f"inode {inode} is no longer known") from None
 
     def _directory(self, inode: InodeT) -> Dir:
         node = self.known(inode).node
@@ -155,7 +155,7 @@ class Operations(pyfuse3.Operations):
         try:
             node = await parent.child(known.node.name)
         except NotFound as error:
-            raise Stale(f"it is not there any more: {error}") from error
+            raise Stale(f"it no longer exists: {error}") from error
         await measure([node])
         if self.inodes.known(node) is known:
             known.serve(node)
@@ -293,7 +293,7 @@ class Operations(pyfuse3.Operations):
         try:
             data = await blob.read(off, size)
         except NotFound as error:  # read(2) knows no such answer of what is open
-            raise Stale(f"it is not there any more: {error}") from error
+            raise Stale(f"it no longer exists: {error}") from error
         self.served_bytes += len(data)
         return data
 
@@ -363,5 +363,5 @@ def check_version(known: Known, node: File, blob: Blob) -> None:
         if pages.handles or node.is_another(pages.stamp, blob.stamp):
             node.replaced(pages.stamp, blob.stamp)
             raise Stale(f"{'/'.join(node.path)} was replaced by another of its length")
-        pages.suspect = True  # nothing tells that it is the same, nor that it is not
+        pages.suspect = True  # nothing proves that it is the same, nor that it is not
     pages.stamp = blob.stamp

@@ -159,7 +159,6 @@ class Login:
         """Use other credentials of the same account at the next login, even right after a refusal."""
         self._request = LoginRequest(self._http, credentials)
         self._refused = ("", float("-inf"))
-        self._has_warned = False
 
     async def log_out(self) -> bool:
         """End the session for every program, even one that has idled; return whether there was one."""

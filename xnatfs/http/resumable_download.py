@@ -204,7 +204,7 @@ class _Transfer:
         # again, and are hashed again, so that bytes of another version never follow those already served.
         self._provable = bool(file.has_digest or reply.validator)
         self._hash = self._hash_again = hashlib.blake2b()
-        self._chunks: AsyncGenerator[bytes] | None = None  # in use once no download process writes any more
+        self._chunks: AsyncGenerator[bytes] | None = None  # in use once no download process writes
         self._unwritten = b""  # received in this process, but not written yet
         self._limit = SpeedLimit(self._transport.policy.timeout)  # over all connections, and the time between them
         self._retry_seconds = self._transport.policy.retry_budget  # what is left of the budget

@@ -90,7 +90,7 @@ class Permit:
         try:
             self.until, self._refusal = max(await self._look(), again), None
         except NotFound as error:
-            self._refusal, again = Stale(f"it was open, and is not there any more: {error}"), float("inf")
+            self._refusal, again = Stale(f"it was open, and no longer exists: {error}"), float("inf")
         except Denied as error:
             self._refusal, again = copy(error), float("inf")
         except LoginRequired as error:
@@ -148,7 +148,7 @@ class Access:
         Args:
             key: The key of the resource; its open files share one permit.
             shown: Fetch the listing that shows the resource, and return when it expires. It raises NotFound or Denied
-                where the resource is not shown any more.
+                where the resource is no longer shown.
             until: When the current listing expires.
         """
         permit = self._permits.get(key)
@@ -221,7 +221,7 @@ class Access:
     async def _sure(self, key: ListKey, lost: Iterable[ReadPlace]) -> list[ReadPlace]:
         """Return the items that a second answer confirms as lost.
 
-        The first one may have been an answer for a guest: whether the server knew the session then cannot be told.
+        The first one may have been an answer for a guest: whether the server knew the session then is unknown.
         """
         if not await self.listings.has_session():
             return []

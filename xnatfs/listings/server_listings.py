@@ -7,7 +7,7 @@
 - Stale-if-error (`--offline`): while the server is unreachable, the last listing is served, marked as stale.
 
 Invariants:
-- What the server has refused, or does not list any more, is never served as stale, nor is anything below it. It is
+- What the server has refused, or no longer lists, is never served as stale, nor is anything below it. It is
   forgotten in memory and on the disk; all listings are, where the server refuses the login.
 - No listing is served that is older than MAX_AGE_SECONDS.
 - A stale listing is valid for STALE_RETRY_SECONDS: then it is requested again, since the server may be reachable.

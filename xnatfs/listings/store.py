@@ -105,7 +105,7 @@ class ListingStore:
         self._more.set()
 
     def note_read(self, place: ReadPlace, resources: Resources) -> None:
-        """Store of which resources files were read at a place, until it is noted that there are none any more."""
+        """Store of which resources files were read at a place, until it is noted that there are none."""
         self._reads[place] = resources
         self._more.set()
 

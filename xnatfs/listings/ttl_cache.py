@@ -173,7 +173,7 @@ class MetadataCache:
         self._keep(key, value)
 
     def expire(self) -> None:
-        """Release values that are not held any more, which otherwise stay until the next value is added."""
+        """Release values that are no longer held, which otherwise stay until the next value is added."""
         self._values.expire()
         if self._largest and self._held_until(self._largest[1]) <= now():
             self._largest = None

@@ -119,7 +119,7 @@ async def archive(
     try:
         answer = await xnat.change("POST", "/data/services/archive", {"src": waiting.path}, form=form)
     except Uncertain as error:
-        log.info("%s: its state will tell", error)
+        log.info("%s: the state of the session is requested", error)
         return await outcome(xnat, waiting, subject=subject, label=label, said=str(error))
     said = answer.message()
     if answer.ok or answer.status == 303:

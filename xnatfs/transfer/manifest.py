@@ -2,7 +2,7 @@
 
 `session.json` names the session that the folder belongs to. `files.jsonl` has a line for each file as it was written:
 its path, length, times, inode and MD5. A file whose inode and times are those of its line was not touched since; only
-others are read to tell what they hold. `lock` is held (flock) while a command writes into the folder.
+others are read to find out what they hold. `lock` is held (flock) while a command writes into the folder.
 
 If a line is lost, as by a copy to another disk, that file is read again; if the server's file has changed by then, the
 local one counts as edited and is kept. An account that may not write the record goes on without it.

@@ -97,7 +97,7 @@ def _source(wanted: Wanted) -> Source:
 async def _receive(wanted: Wanted, take: Take, advance: Callable[[int], object], draft: Draft | None = None) -> str:
     """Download a file, and return its stamp: Last-Modified if that proves its version, or else when it was requested.
 
-    A length that is not as listed has to be confirmed by the server, unless a digest will tell.
+    A length that is not as listed has to be confirmed by the server, unless the file has a digest.
 
     Args:
         wanted: the file.

@@ -217,7 +217,7 @@ class _TarTransfer:
         if len(found) == 1:  # else it may be a file of another resource that is not listed
             is_certain = len(self._resources) == 1 or (stated and self._places[part, found[0][0].label] == 1)
             files = [each for each in files if is_certain or each.wanted.digest]
-        elif found:  # nothing but the digest tells which file it is
+        elif found:  # only the digest identifies the file
             if not all(each.wanted.digest for each in files) or member.size > LARGEST_MEAN_BYTES:
                 return
             data = await member.rest()

@@ -95,7 +95,7 @@ class CatalogueFile(File):
         return change if isinstance(change, Change) and change.stated == self._stated else None
 
     def supersede(self, shown: Node) -> None:
-        """Date a change that the listing tells of, between the listing before and this one, with the later one."""
+        """Date a change that the listing shows, between the listing before and this one, with the later one."""
         if isinstance(shown, CatalogueFile) and shown.rank < self.rank and shown._stated != self._stated:
             self._change = self._known_change() or self.site.learn_change(self._change_key(), self._stated, "")
 

@@ -159,7 +159,7 @@ class FileSource:
         for clash in clashes.values():
             if not self.row.digest and (settled := clash.settled()) is not None:
                 return await _whole(settled, opening)
-        raise NotFound("other files have its name in there, and nothing tells it from them")
+        raise NotFound("other files have its name in there, and nothing distinguishes it from them")
 
     def _fits(self, member: Member) -> bool:
         """Return whether a member can be this file: a file that is not listed may have the same name."""
@@ -176,11 +176,11 @@ class FileSource:
         rows = await self.xnat.files(home)
         index = next((n for n, row in enumerate(rows) if _place(row) == _place(self.row)), None)
         if index is None:
-            raise NotFound("it is not listed any more")
+            raise NotFound("it is no longer listed")
         body, name = await opening.enter_async_context(self.xnat.indexed(home, index))
         others = [] if self.row.digest else [row for row in rows if _place(row) != _place(self.row)]
         if not self._is_certain(body.size, name, others):
-            raise BadReply("nothing tells the file that came from others")
+            raise BadReply("nothing distinguishes the file that came from others")
         return body
 
     def _is_certain(self, size: int | None, name: bytes, others: Sequence[FileRow]) -> bool:

@@ -107,7 +107,7 @@ class FolderDir(Dir):
         self.folder = Folder(above.files, self, {})
 
     async def children(self) -> Children:
-        """Return what the folder of this name holds now. Raises NotFound if there is none any more."""
+        """Return what the folder of this name holds now. Raises NotFound if it no longer exists."""
         found = (await self._above.children()).nodes.get(self.name)
         if not isinstance(found, FolderDir):
             raise NotFound(f"the folder {'/'.join(self.path)} is gone")

@@ -128,7 +128,7 @@ class Node:
         return self.parent.modified() if self.parent else UNDATED
 
     def modified_ns(self) -> int:
-        """Return the same in nanoseconds, of which those below a millisecond tell versions of a file apart."""
+        """Return it in nanoseconds; those below a millisecond distinguish the versions of a file."""
         return int(self.modified() * 1e9)
 
     def xattrs(self) -> dict[str, str]:
@@ -266,7 +266,7 @@ class File(Node):
         raise NotImplementedError(type(self).__name__)
 
     def is_another(self, before: str, stamp: str) -> bool:
-        """Return whether the stamps of two of its blobs tell that it was replaced in between."""
+        """Return whether the stamps of two of its blobs prove that it was replaced in between."""
         raise NotImplementedError(type(self).__name__)
 
     def replaced(self, before: str, stamp: str) -> None:

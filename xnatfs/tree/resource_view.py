@@ -16,7 +16,7 @@ from xnatfs.tree.node import Children, Dir
 
 SCANS_NAMES = ("scans", "SCANS")  # of the directory of a session's scans, by view
 # A file that is listed and unavailable is lost if the listing is younger than this, in seconds; an older listing is
-# requested again, to tell a lost file from a deleted one.
+# requested again, to distinguish a lost file from a deleted one.
 LOST_IF_LISTED_WITHIN = 10.0
 
 
@@ -78,7 +78,7 @@ class ResourceView(Dir):
         return found
 
     async def young_listing(self) -> Listing[FileRow]:
-        """Return the same, young enough to tell that a file which it lists, and which is unavailable, is lost."""
+        """Return a listing so young that a file in it is lost, and not deleted, if it is unavailable."""
         listing = await self.listing()
         if now() - listing.fetched <= LOST_IF_LISTED_WITHIN:
             return listing

@@ -53,8 +53,8 @@ class ResourceDir(ResourceView):
 
     async def all_xattrs(self) -> dict[str, str]:
         """Return the attributes, with format and content, which a list of files does not report."""
-        told = self.resource.format or self.resource.content
-        if not told and await self.site.confirm([self.place.key]):
+        stated = self.resource.format or self.resource.content
+        if not stated and await self.site.confirm([self.place.key]):
             rows = (await self.site.resources(self.place.item, self.place.below)).rows
             self.resource = next((row for row in rows if row.id == self.resource.id), self.resource)
         return self.xattrs()

@@ -219,7 +219,7 @@ def _tell(context: Context, outcome: Outcome, found: dicom.Found, target: Target
         )
     if outcome.arrived is None and outcome.before != 0:
         others = "Files" if outcome.before is None else f"{outcome.before} files"
-        context.note(f"{others} were there before: the server does not tell whether all of these arrived")
+        context.note(f"{others} were there before: the server does not state whether all of these arrived")
     elif outcome.arrived is None:
         context.note("The server does not say yet how many files it has; --wait asks until it does")
     elif missing > 0:

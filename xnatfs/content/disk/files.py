@@ -1,4 +1,4 @@
-"""Create, write and measure files of the cache, and tell the errors of a full disk from others."""
+"""Create, write and measure files of the cache, and recognize the errors of a full disk."""
 
 import contextlib
 import errno

@@ -105,7 +105,7 @@ class Index:
     """
 
     def __init__(self, path: Path, wait: float = math.inf) -> None:
-        self.damaged = False  # it must not be queried any more; the next write sets it aside
+        self.damaged = False  # it must not be queried; the next write sets it aside
         self._path = path
         self._wait = min(wait, BUSY_SECONDS)
         self._blocked = False  # the last wait timed out: do not wait until the lock is acquired again

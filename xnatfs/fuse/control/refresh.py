@@ -96,7 +96,7 @@ class Refresher:
             if parent := next(
                 (each for each in ancestors(directory) if each is not directory and each.sources()), None
             ):
-                await self._site.renew(parent.sources())  # where it is not listed any more
+                await self._site.renew(parent.sources())  # where it is no longer listed
                 await self._show(parent)
             raise
         self._site.outdate()
