@@ -262,7 +262,7 @@ def test_a_session_is_four_requests_and_then_none(demo, mount):
     path = session_path(demo)
     run("ls", mount.path.joinpath(*path[:3]))
     demo.forget_requests()
-    for expected in (6, 0):  # its four lists, the frames of its scans, its document
+    for expected in (5, 0):  # its four lists, its document
         run("ls", "-lR", mount.path.joinpath(*path))
         listings = [line for line in demo.asked() if not line.startswith("HEAD ")]
         heads = [line for line in demo.asked() if line.startswith("HEAD ")]

@@ -68,8 +68,8 @@ async def answered(
     [
         (
             lambda xnat: xnat.projects(),
-            [{"ID": "P", "name": "N", "secondary_ID": "S"}],
-            [Project("P", "N", "S")],
+            [{"ID": "P", "name": "N", "secondary_ID": "S", "pi_lastname": "L", "description": "D"}],
+            [Project("P", "N", "S", "D", "", "L")],
             "/data/projects?format=json",
         ),
         (
@@ -87,9 +87,9 @@ async def answered(
         ),
         (
             lambda xnat: xnat.scans("E/1"),
-            [{"ID": "1", "type": "T1"}],
-            [Scan("1", "T1", "", "", "", "")],
-            "/data/experiments/E%2F1/scans?format=json",
+            [{"ID": "1", "type": "T1", "frames": "176"}],
+            [Scan("1", "T1", "", "", "", "", 176)],
+            "/data/experiments/E%2F1/scans?format=json&columns=ID,type,quality,xsiType,note,series_description,frames",
         ),
         (
             lambda xnat: xnat.assessors("E/1"),

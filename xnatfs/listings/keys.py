@@ -183,10 +183,9 @@ class GeneratedKey:
 
 @dataclass(frozen=True, slots=True)
 class FramesKey:
-    """The frames of the scans of one session, or of what is known of a project."""
+    """The frames of the scans of a project's sessions."""
 
     project: str
-    session: str = ""
 
 
 @dataclass(frozen=True, slots=True)

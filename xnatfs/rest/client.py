@@ -25,6 +25,7 @@ from xnatfs.rest.contents import Contents
 from xnatfs.rest.file_table import Catalogue, Catalogues
 from xnatfs.rest.lists import Collected, JoinedScans, Lists
 from xnatfs.rest.models import (
+    OWN_SCAN_COLUMNS,
     SCAN_COLUMNS,
     SCAN_LABEL,
     Accession,
@@ -145,7 +146,8 @@ class Xnat(Contents):
         return [*found[0], *found[1]]
 
     async def scans(self, experiment: str) -> list[Scan]:
-        return await self._lists.parsed(Scan.parse, f"/data/experiments/{segment(experiment)}/scans")
+        path = f"/data/experiments/{segment(experiment)}/scans"
+        return await self._lists.parsed(Scan.parse, path, columns=OWN_SCAN_COLUMNS)
 
     async def assessors(self, experiment: str) -> list[Assessor]:
         return await self._lists.parsed(Assessor.parse, f"/data/experiments/{segment(experiment)}/assessors")

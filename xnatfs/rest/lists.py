@@ -104,7 +104,7 @@ async def _parse(table: Table, chunks: AsyncGenerator[bytes], take: Callable[[li
 
 @dataclass(frozen=True, slots=True)
 class JoinedScans:
-    """The scans of one session from a list of sessions joined with their scans, which lacks the types of scans."""
+    """The scans of one session from a list of sessions joined with their scans, which lacks data types and frames."""
 
     scans: dict[str, Scan] = field(default_factory=dict)  # by scan ID
     labels: dict[str, set[str]] = field(default_factory=dict, compare=False)  # labels of the resources, by scan ID
@@ -115,7 +115,7 @@ class JoinedScans:
     @classmethod
     def of(cls, scans: Iterable[Scan]) -> Self:
         """Build the scans of a session from its own list, for comparison."""
-        return cls({scan.id: replace(scan, xsi_type="") for scan in scans})
+        return cls({scan.id: replace(scan, xsi_type="", frames=None) for scan in scans})
 
     def add(self, row: Row) -> None:
         """Add one row: a scan, one more resource of a scan, or nothing, where the session has no scans."""

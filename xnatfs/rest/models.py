@@ -139,12 +139,19 @@ class Project:
     id: str
     name: str
     secondary_id: str
-    investigator: str = ""  # the principal one's name
+    description: str = ""
+    pi_firstname: str = ""  # the principal investigator's
+    pi_lastname: str = ""
+
+    @property
+    def investigator(self) -> str:
+        """Return the principal investigator's name."""
+        return " ".join(filter(None, (self.pi_firstname, self.pi_lastname)))
 
     @classmethod
     def parse(cls, row: Row) -> Self:
-        name = " ".join(filter(None, [row.text("pi_firstname"), row.text("pi_lastname")]))
-        return cls(row.need("ID"), row.text("name"), row.text("secondary_ID"), name)
+        names = (row.text("pi_firstname"), row.text("pi_lastname"))
+        return cls(row.need("ID"), row.text("name"), row.text("secondary_ID"), row.text("description"), *names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,6 +283,7 @@ class Scan:
     xsi_type: str
     note: str
     series_description: str
+    frames: int | None = None  # None where the server does not state it, as in a list of several sessions' scans
 
     @classmethod
     def parse(cls, row: Row) -> Self:
@@ -286,9 +294,12 @@ class Scan:
             intern(row.get("xsiType")),
             row.text("note"),
             intern(row.text("series_description")),
+            row.number("frames"),
         )
 
 
+# The columns of a session's list of scans: the server's default ones lack the number of frames.
+OWN_SCAN_COLUMNS = "ID,type,quality,xsiType,note,series_description,frames"
 # The columns of the scans in a list of sessions, and the column of the labels of their resources.
 SCAN_COLUMNS = [f"xnat:imagescandata/{name}" for name in ("id", "type", "quality", "series_description", "note")]
 SCAN_LABEL = "xnat:imagescandata/file/label"

@@ -15,6 +15,9 @@ pytestmark = pytest.mark.fuse
 
 REQUEST = "GET http"  # of a command, in its log; the server sees those of the mount as well
 LISTS = [
+    ("project", "list"),
+    ("scan", "list", "-E", SESSION),
+    ("scan", "list", "-P", "MYPROJECT", "-E", LABEL, "--filter", "type:T*"),
     ("session", "list", "-P", "MYPROJECT"),
     ("session", "list", "-P", "MYPROJECT", "--modality", "PET", "-S", "SUB001"),
     ("subject", "list", "-P", "MYPROJECT"),
@@ -76,6 +79,9 @@ def test_what_another_account_has_mounted_is_not_listed(prompt, mount):
         (("resource", "list", "-E", SESSION, "--scan", "99"), 5),
         (("resource", "list", "-P", "MYPROJECT", "-E", "NONE"), 5),
         (("resource", "list", "-E", "NONE"), 5),
+        (("scan", "list", "-E", "NONE"), 5),
+        (("scan", "list", "-P", "MYPROJECT", "-E", LABEL, "-S", "NONE"), 5),
+        (("project", "list", "--all"), 0),  # of other projects than those of the mount
     ],
 )
 def test_what_is_not_there_is_the_servers_to_say(prompt, mount, words, status):

@@ -16,6 +16,7 @@ from xnatfs.tree.node import File
 
 SESSION = "projects/P/S/E"
 XML = '<?xml version="1.0"?>\n<xnat:MRSession ID="X_E1"/>\n'
+SCAN = "xnat:imagescandata/"
 NOTE = 'odd\tone\n"=1+1" ☃ '
 
 
@@ -93,22 +94,40 @@ async def test_a_web_page_or_half_a_document_is_no_document(server, tmp_path):
                 await content(site, f"{SESSION}/session.xml")
 
 
-async def test_many_tables_of_scans_take_one_list_of_frames(server, tmp_path):
-    """The first has its own list; the second one that of the project, which has those of all others."""
-    for number in range(2, 12):
-        server.lists["projects/P/experiments"].append(session(f"X_E{number}", f"E{number}"))
-        server.lists[f"experiments/X_E{number}/scans"] = [{"ID": "1", "type": "T1"}]
-        for kind in ("assessors", "resources", "files"):
-            server.lists[f"experiments/X_E{number}/{kind}"] = []
-    server.lists["experiments"] = [
-        {"session_ID": f"X_E{number}", "xnat:imagescandata/id": "1", "xnat:imagescandata/frames": str(number)}
+def joined_rows(request: httpx.Request) -> httpx.Response:
+    """Answer with one scan of each session, as the list of a project's scans; its frames only where requested."""
+    rows = [
+        {"session_ID": f"X_E{number}", f"{SCAN}id": "1", f"{SCAN}type": "T1"}
+        | ({f"{SCAN}frames": str(number)} if f"{SCAN}frames" in request.url.params["columns"] else {})
         for number in range(1, 12)
     ]
+    return httpx.Response(200, json={"ResultSet": {"Result": rows}})
+
+
+def joined_without_frames(request: httpx.Request) -> httpx.Response:
+    is_refused = f"{SCAN}frames" in request.url.params["columns"]
+    return httpx.Response(500, html="<html><h3>no</h3>") if is_refused else joined_rows(request)
+
+
+@pytest.mark.parametrize(
+    ("answer_list", "frames", "lists"),
+    [
+        (joined_rows, ["200", *map(str, range(3, 12))], [1, *[0] * 9]),
+        (joined_without_frames, [f"{number}00" for number in range(2, 12)], [1] * 10),
+    ],
+)
+async def test_frames_come_from_the_first_list_and_then_from_one_of_all(server, tmp_path, answer_list, frames, lists):
+    """The own list of a session has its frames, here a hundredfold; without it one list of the project is requested."""
+    for number in range(2, 12):
+        server.lists["projects/P/experiments"].append(session(f"X_E{number}", f"E{number}"))
+        server.lists[f"experiments/X_E{number}/scans"] = [{"ID": "1", "type": "T1", "frames": f"{number}00"}]
+        for kind in ("assessors", "resources", "files"):
+            server.lists[f"experiments/X_E{number}/{kind}"] = []
+    server.answers["experiments"] = answer_list
     async with opened(server, tmp_path) as site:
         tables = [await content(site, f"projects/P/S/E{number}/scans.tsv") for number in range(2, 12)]
-    assert [table.decode().splitlines()[1].split("\t")[4] for table in tables] == ["", *map(str, range(3, 12))]
-    assert server.asked.count("GET experiments/X_E2/scans") == 2  # the listing, and the frames
-    assert [server.asked.count(f"GET experiments/X_E{number}/scans") for number in range(6, 12)] == [1] * 6
+    assert [table.decode().splitlines()[1].split("\t")[4] for table in tables] == frames
+    assert [server.asked.count(f"GET experiments/X_E{number}/scans") for number in range(2, 12)] == lists
 
 
 async def test_experiments_without_scans_have_an_empty_table(server, tmp_path):

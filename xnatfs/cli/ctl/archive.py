@@ -15,14 +15,14 @@ from xnatfs.cli.ctl.experiments import (
     experiment_options,
     find,
     item_of,
-    lack_of_scans,
     mounted_at,
-    mounted_resources,
+    mounted_list,
     one_of,
     resource_label,
     resource_rows,
     resource_words,
     scan_option,
+    scan_rows,
     session_argument,
     wanted_experiment,
     web_page,
@@ -37,8 +37,6 @@ if TYPE_CHECKING:  # imported by the commands that send requests
     from xnatfs.rest.client import Xnat
 
 SESSION_REQUEST = "ID,label,subject_label,date,xsiType,subject_ID"
-# The server's default columns omit the number of frames.
-SCAN_REQUEST = "ID,type,quality,xsiType,note,series_description,frames"
 # The data type of optical coherence tomography has an older name.
 OLDER_MODALITIES = {"OCT": "OPT"}
 
@@ -122,14 +120,17 @@ async def _if_allowed(request: Awaitable[Any]) -> Any:
     "project list",
     "xnatctl project list",
     option("--all", action="store_true", help="all projects of the site (for its administrators)"),
+    refresh_option,
     columns=("id", "name", "pi", "description"),
 )
 async def project_list(context: Context) -> list[Cells]:
     """List the projects that you may see."""
     more = {"allDataOverride": "true"} if context.arguments.all else {}
-    async with context.xnat() as xnat:
-        rows = await xnat.rows("projects", columns="ID,name,pi_lastname,description", **more)
-    context.remember(xnat, ("projects",), rows)
+    rows = None if more else context.mounted_rows("projects")
+    if rows is None:
+        async with context.xnat() as xnat:
+            rows = await xnat.rows("projects", columns="ID,name,pi_lastname,description", **more)
+        context.remember(xnat, ("projects",), rows)
     return sorted(map(project_cells, rows), key=by_key("id"))
 
 
@@ -302,24 +303,16 @@ async def session_show(context: Context) -> Cells:
     "xnatctl scan list -E XNAT_E00001",
     session_argument,
     experiment_options,
+    refresh_option,
     columns=("id", "type", "series_description", "quality", "frames", "note"),
 )
 async def scan_list(context: Context) -> list[Cells]:
     """List the scans of a session."""
-    rows: list[Row] = []
-    async with context.xnat() as xnat:
-        accession, document = await find(context, xnat)
-        if document is None or document.has_scans:
-            try:
-                rows = await xnat.rows("experiments", accession, "scans", columns=SCAN_REQUEST)
-            except (NotFound, BadReply):
-                document = document or await experiment(context, xnat)
-                if document.has_scans:
-                    raise
-        if not rows:
-            document = document or await experiment(context, xnat)
-            context.no_rows_text = lack_of_scans(document, accession) or context.no_rows_text
-    context.remember(xnat, ("scans", accession), rows)
+    rows = mounted_list(context, "scans")
+    if rows is None:
+        async with context.xnat() as xnat:
+            accession, rows = await scan_rows(context, xnat)
+        context.remember(xnat, ("scans", accession), rows)
     return sorted(map(scan_cells, rows), key=by_key("id"))
 
 
@@ -355,11 +348,12 @@ async def scan_show(context: Context) -> Cells:
 )
 async def resource_list(context: Context) -> list[Cells]:
     """List the resources of a session or of a scan."""
-    rows = mounted_resources(context)
+    scan = context.arguments.scan
+    rows = mounted_list(context, *(("scans", scan) if scan else ()), "resources")
     if rows is None:
         async with context.xnat() as xnat:
             item, rows = await resource_rows(context, xnat)
-        of_session = context.arguments.scan is None
+        of_session = scan is None
         context.remember(xnat, ("resources", item[-1]) if of_session else ("scan resources", *item[1::2]), rows)
     return sorted(map(resource_cells, rows), key=by_key("label"))
 

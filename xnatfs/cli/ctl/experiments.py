@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from xnatfs.cli.ctl.command import Context, option, options_of, project_option
 from xnatfs.common.errors import BadReply, ConfigError, NotFound
-from xnatfs.rest.models import Document, Row
+from xnatfs.rest.models import OWN_SCAN_COLUMNS, Document, Row
 
 if TYPE_CHECKING:  # imported by the commands that send requests
     from xnatfs.rest.client import Xnat
@@ -149,17 +149,37 @@ async def about_scan(context: Context, xnat: Xnat, accession: str, scan: str) ->
         raise
 
 
-def mounted_resources(context: Context) -> list[Row] | None:
-    """Return the resources that the command line names, from a mount that holds the listings fresh; None otherwise."""
-    value, scan, project = wanted_experiment(context), context.arguments.scan, context.project(needed=False)
+def mounted_list(context: Context, *rest: str) -> list[Row] | None:
+    """Return a list of the named experiment from a mount that holds it fresh; None otherwise.
+
+    Args:
+        context: The command.
+        rest: The segments of the list's URL after the experiment.
+    """
+    value, project = wanted_experiment(context), context.project(needed=False)
     if context.arguments.subject:
         return None
     if project:
         sessions = context.mounted_rows("projects", project, "experiments") or ()
         value = next((row.get("ID") for row in sessions if value in (row.text("label"), row.get("ID"))), "")
-    return (
-        context.mounted_rows("experiments", value, *(("scans", scan) if scan else ()), "resources") if value else None
-    )
+    return context.mounted_rows("experiments", value, *rest) if value else None
+
+
+async def scan_rows(context: Context, xnat: Xnat) -> tuple[str, list[Row]]:
+    """Return the accession ID of the experiment that the command line names, and its scans."""
+    rows: list[Row] = []
+    accession, document = await find(context, xnat)
+    if document is None or document.has_scans:
+        try:
+            rows = await xnat.rows("experiments", accession, "scans", columns=OWN_SCAN_COLUMNS)
+        except (NotFound, BadReply):
+            document = document or await experiment(context, xnat)
+            if document.has_scans:
+                raise
+    if not rows:
+        document = document or await experiment(context, xnat)
+        context.no_rows_text = lack_of_scans(document, accession) or context.no_rows_text
+    return accession, rows
 
 
 async def resource_rows(context: Context, xnat: Xnat) -> tuple[tuple[str, ...], list[Row]]:

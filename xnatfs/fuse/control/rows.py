@@ -7,9 +7,9 @@ from typing import Any
 from xnatfs.common.clock import now
 from xnatfs.common.errors import UsageError
 from xnatfs.fuse.control.protocol import Message
-from xnatfs.listings.keys import ExperimentsKey, ListKey, ResourcesKey, SubjectsKey
+from xnatfs.listings.keys import ExperimentsKey, ListKey, ProjectsKey, ResourcesKey, ScansKey, SubjectsKey
 from xnatfs.listings.ttl_cache import Listing
-from xnatfs.rest.models import Experiment, Item, Resource, Subject
+from xnatfs.rest.models import Experiment, Item, Project, Resource, Scan, Subject
 from xnatfs.site import Site
 
 
@@ -37,10 +37,14 @@ def _find(site: Site, item: Item) -> tuple[Listing[Any] | None, Sequence[Any]]:
     """Return the listing that a list of the server is in, and its rows there."""
     key: ListKey
     match item:
+        case ("projects",):
+            key, group = ProjectsKey(), None
         case ("projects", project, "subjects"):
             key, group = SubjectsKey(project), None
         case ("projects", project, "experiments"):
             key, group = ExperimentsKey(project), None
+        case ("experiments", accession, "scans"):
+            key, group = ScansKey(accession), None
         case ("experiments", accession, "resources"):
             key, group = ResourcesKey(("experiments", accession), below=True), ("resources", "")
         case ("experiments", accession, "scans", scan, "resources"):
@@ -53,15 +57,27 @@ def _find(site: Site, item: Item) -> tuple[Listing[Any] | None, Sequence[Any]]:
     return found, found.rows if group is None else found.groups.get(group, ())
 
 
-def _cells(row: Subject | Experiment | Resource) -> Message:
+def _cells(row: Project | Subject | Experiment | Scan | Resource) -> Message:
     """Return a row with the columns and the escapes that it has on the server."""
     match row:
+        case Project():
+            return {"ID": row.id, **_texts(row, "name", "pi_lastname", "description")}
         case Subject():
-            return {"ID": row.id, "label": escape(row.label)}
+            return {"ID": row.id, **_texts(row, "label")}
         case Experiment():
-            labels = {"label": escape(row.label), "subject_label": escape(row.subject_label)}
-            return {"ID": row.id, **labels, "date": row.date, "xsiType": row.xsi_type, "subject_ID": row.subject_id}
-    texts = {name: escape(getattr(row, name)) for name in ("label", "format", "content")}
-    counts = {name: getattr(row, name) for name in ("file_count", "file_size")}
-    known = {name: str(count) for name, count in counts.items() if count is not None}
-    return {"xnat_abstractresource_id": row.id, "category": row.category, "cat_id": row.cat_id, **texts, **known}
+            same = {"date": row.date, "xsiType": row.xsi_type, "subject_ID": row.subject_id}
+            return {"ID": row.id, **_texts(row, "label", "subject_label"), **same}
+        case Scan():
+            texts = _texts(row, "type", "quality", "note", "series_description")
+            return {"ID": row.id, "xsiType": row.xsi_type, **texts, **_counts(row, "frames")}
+    same = {"xnat_abstractresource_id": row.id, "category": row.category, "cat_id": row.cat_id}
+    return {**same, **_texts(row, "label", "format", "content"), **_counts(row, "file_count", "file_size")}
+
+
+def _texts(row: object, *names: str) -> Message:
+    return {name: escape(getattr(row, name)) for name in names}
+
+
+def _counts(row: object, *names: str) -> Message:
+    """Return counts as texts, without those that are not known."""
+    return {name: str(count) for name in names if (count := getattr(row, name)) is not None}

@@ -1,8 +1,8 @@
 """Make session.json, scans.tsv and session.xml.
 
 The first two are made of the listings that show the session's directories, so that both cost nothing where these are
-listed anyway; only the frames of scans are in no such listing. Lists of several sessions lack some facts that the list
-of one session has: these are left out, so that the bytes do not depend on where a listing comes from.
+listed anyway. Lists of several sessions lack some facts that the list of one session has: frames are then requested,
+the others are left out, so that the bytes do not depend on where a listing comes from.
 """
 
 import json
@@ -14,6 +14,7 @@ from xnatfs.common.clock import now
 from xnatfs.common.sanitize import decoded
 from xnatfs.common.tasks import gather
 from xnatfs.listings.keys import AssessorsKey, FilesKey, ResourcesKey, ScansKey
+from xnatfs.listings.ttl_cache import Listing
 from xnatfs.rest.models import Experiment, Resource, Scan, natural
 from xnatfs.tree.generated_file import Generated, GeneratedFile
 from xnatfs.tree.metadata.frames import frames_of
@@ -84,7 +85,7 @@ class _Maker:
     async def scans(self) -> Generated:
         """Make scans.tsv."""
         listed = await _list(self.parts)
-        frames = await frames_of(self.parts) if listed.scans else {}
+        frames = await frames_of(self.parts, listed.listed_scans) if listed.scans else {}
         rows = []
         for scan in listed.scans:
             resources = listed.resources("scans", scan.id)
@@ -120,6 +121,7 @@ class _Listed:
         self._shows = parts.site.views.shows_resource
         self._groups = resources.groups
         self._files = files
+        self.listed_scans: Listing[Scan] = scans
         shows_scan = parts.site.views.shows_scan
         shown: list[Scan] = [row for row in scans.rows if shows_scan(row.type, row.quality)]
         self.scans = sorted(shown, key=lambda row: natural(row.id))
