@@ -53,7 +53,8 @@ def moment() -> int:
 
 def build(target: Path, system_libfuse: bool) -> Path:
     """Build everything into a directory, and return the one file."""
-    target.mkdir(parents=True, exist_ok=True)
+    for directory in (target, WORK):
+        directory.mkdir(parents=True, exist_ok=True)
     for old in (*target.glob("*.whl"), *target.glob("*.pyz")):
         old.unlink()
     builder = wheels.Builder(ROOT, WORK, target, moment())
