@@ -66,8 +66,8 @@ def _run(bench: Bench, server: Server, folder: str, is_shared: bool, first: int,
                 inside = links.enter_context(link.node(number, urlsplit(server.url).hostname or ""))
                 words = [*inside, sys.executable, "-c", NODE, server.url, str(store) if is_shared else "", folder]
                 env = rig.login(server, top / f"node-{number}")
-                pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-                started.append(subprocess.Popen(words, **pipes, text=True, env=env))
+                pipe = subprocess.PIPE
+                started.append(subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True, env=env))
             for one in started:  # each has listed the files
                 assert one.stdout is not None
                 one.stdout.readline()
