@@ -1,4 +1,4 @@
-"""Build what is given to others: the wheels of xnatfs and pyfuse3, and xnatfs as one file.
+"""Build what is given to others: wheels of xnatfs and pyfuse3, xnatfs as one file, and a Debian package of that.
 
 The same checkout gives the same bytes: versions and digests of all that goes in are in `requirements.txt`, those of the
 tools in `tools.txt`, and the time of everything is SOURCE_DATE_EPOCH, by default that of the last commit.
@@ -6,15 +6,17 @@ tools in `tools.txt`, and the time of everything is SOURCE_DATE_EPOCH, by defaul
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from scripts.building import bare, wheels
-from scripts.building.bundle import bundle, packages
+from scripts.building import bare, deb, wheels
+from scripts.building.bundle import bundle, check_glibc, packages
 from xnatfs import __version__
 
 ROOT = Path(__file__).parents[2]
+ENDINGS = (".whl", ".pyz", ".deb")
 WORK, DIST = ROOT / "build", ROOT / "dist"
 
 
@@ -35,12 +37,12 @@ def main() -> int:
     print(f"{made} ({made.stat().st_size / 2**20:.1f} MiB)")
     if arguments.check:
         again = build(WORK / "again", arguments.system_libfuse)
-        for one in sorted(DIST.glob("*.pyz")) + sorted(DIST.glob("*.whl")):
+        for one in sorted(each for each in DIST.iterdir() if each.suffix in ENDINGS):
             other = again.parent / one.name
             if one.read_bytes() != other.read_bytes():
                 raise SystemExit(f"scripts/build: {one} and {other} differ")
         print("a second build is equal")
-        bare.check(made, WORK)
+        bare.check(made, next(DIST.glob("*.deb")), WORK)
     return 0
 
 
@@ -53,14 +55,20 @@ def moment() -> int:
 
 def build(target: Path, system_libfuse: bool) -> Path:
     """Build everything into a directory, and return the one file."""
-    target.mkdir(parents=True, exist_ok=True)
-    for old in (*target.glob("*.whl"), *target.glob("*.pyz")):
+    for directory in (target, WORK):
+        directory.mkdir(parents=True, exist_ok=True)
+    for old in (each for ending in ENDINGS for each in target.glob(f"*{ending}")):
         old.unlink()
     builder = wheels.Builder(ROOT, WORK, target, moment())
     pyfuse3 = builder.pyfuse3(system_libfuse)
     ours = builder.ours()
     made = target / f"xnatfs-{__version__}-linux-x86_64.pyz"
-    bundle(packages([ours, pyfuse3, *builder.dependencies()]), __version__, made, moment())
+    files = packages([ours, pyfuse3, *builder.dependencies()])
+    if not system_libfuse:
+        check_glibc(files)
+    bundle(files, __version__, made, moment())
+    if shutil.which("dpkg-deb"):
+        deb.package(made, ROOT / "docs/man", __version__, target / f"xnatfs_{__version__}_amd64.deb", moment())
     return made
 
 

@@ -1,5 +1,6 @@
 """Run the one file in a Debian root that has Python, and nothing of ours; then without fusermount3, in a namespace.
 
+Then install the package, which needs nothing more, mount by its helper, and remove it.
 Needs root, debootstrap, /dev/fuse, and namespaces for the users of this machine.
 """
 
@@ -56,31 +57,42 @@ echo "$(wc -l </tmp/mounted) files are read from the demo"
 mount --bind /dev/null /usr/bin/fusermount3
 user python3 /tmp/home/.cache/xnatfs-program/*/run_bundled.py xnatfs.demo >/tmp/url &
 server=$!
-while ! grep -q http /tmp/url; do sleep 0.1; done
+while ! grep -q http /tmp/url 2>/dev/null; do sleep 0.1; done
 export XNAT_USER=demo-owner XNAT_PASS=owner-of-the-demo
 user $XNATFS exec "$(head -n 1 /tmp/url)" -- sh -c \\
     'cd "$XNATFS_MOUNT/projects/BRAINS" && find . -name "*.dcm" -exec md5sum {{}} + | sort -k 2' >/tmp/executed
-kill $server
 cmp /tmp/mounted /tmp/executed
 [ -s /tmp/mounted ]
 echo 'without fusermount3, exec reads the same'
+
+dpkg -i /tmp/xnatfs.deb >/tmp/installed 2>&1 || {{ cat /tmp/installed; exit 1; }}
+user xnatctl --version
+umount /usr/bin/fusermount3
+(umask 077 && printf 'username=%s\\npassword=%s\\n' "$XNAT_USER" "$XNAT_PASS" >/tmp/credentials)
+mount -t xnatfs -o credentials=/tmp/credentials "$(head -n 1 /tmp/url)" /mnt
+ls /mnt/projects
+umount /mnt
+kill $server
+dpkg -r xnatfs >/tmp/installed
+[ ! -e /usr/bin/xnatfs ]
 """
 
 
-def check(made: Path, work: Path) -> None:
-    """Run it as a user of each bare root. Raises SystemExit if something fails."""
+def check(made: Path, package: Path, work: Path) -> None:
+    """Run the file as a user of each bare root, and install the package. Raises SystemExit if something fails."""
     for suite in SUITES:
         root = work / f"bare-{suite}"
         if not (root / "made").exists():
             shutil.rmtree(root, ignore_errors=True)
             subprocess.run(["debootstrap", "--variant=minbase", "--include=python3,fuse3", suite, root], check=True)
             (root / "made").touch()
-        _run(made, root)
+        _run(made, package, root)
 
 
-def _run(made: Path, root: Path) -> None:
+def _run(made: Path, package: Path, root: Path) -> None:
     print(f"{root.name}:", flush=True)
     shutil.copy2(made, root / "tmp/xnatfs.pyz")
+    shutil.copy2(package, root / "tmp/xnatfs.deb")
     (root / "tmp/check.sh").write_text(CHECK)
     done = subprocess.run(["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", ENTER, "sh", root])
     if done.returncode:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import re
 import stat
 import time
 import zipfile
@@ -14,6 +15,9 @@ SHEBANG = b"#!/usr/bin/env python3\n"
 # Of the metadata of a package: what its own code asks for, and what its licence demands.
 KEPT_METADATA = ("METADATA", "entry_points.txt")
 LICENCE_NAMES = ("licen", "copying", "notice", "authors", "copyright")
+# The glibc of the oldest system that the file runs on, RHEL 8; and how a compiled file names the versions it needs.
+OLDEST_GLIBC = (2, 28)
+_GLIBC = re.compile(rb"\0GLIBC_(\d+(?:\.\d+)+)(?=\0)")
 # Packages that state their licence, and have no file of its text in their wheels.
 WITHOUT_TEXT: frozenset[str] = frozenset()
 
@@ -56,6 +60,16 @@ def _is_kept(name: str) -> bool:
 
 def _is_licence(path: str) -> bool:
     return path.startswith("licenses/") or path.rpartition("/")[2].lower().startswith(LICENCE_NAMES)
+
+
+def check_glibc(files: Mapping[str, bytes]) -> None:
+    """Raise SystemExit if a compiled module or library needs a newer glibc than OLDEST_GLIBC."""
+    for name, content in sorted(files.items()):
+        if ".so" in name:
+            needed = [tuple(map(int, found.split(b"."))) for found in _GLIBC.findall(content)]
+            if max(needed, default=(0,)) > OLDEST_GLIBC:
+                newest = ".".join(map(str, max(needed)))
+                raise SystemExit(f"scripts/build: {name} needs glibc {newest}, and the oldest system has 2.28")
 
 
 def licences(files: Mapping[str, bytes]) -> Iterator[tuple[str, str]]:

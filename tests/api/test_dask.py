@@ -3,6 +3,7 @@
 import hashlib
 import os
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,10 +21,12 @@ from distributed import Client, LocalCluster
 from PIL import Image
 
 from tests.api.conftest import DICOM, User
-from tests.support.demos import Demo
+from tests.support.demos import Demo, serving
 from tests.support.mounting import environment, run
+from tests.support.real_data import PROJECT, WITHOUT, sample_sessions
 from xnatfs.api import portal
 from xnatfs.api.filesystem import XnatFileSystem
+from xnatfs.demo.server.reply import Reply
 
 ROOT = Path(__file__).parents[2]
 PROCESSES, THREADS = 4, 4
@@ -118,6 +121,32 @@ def test_a_graph_holds_no_login_and_its_keys_are_those_of_the_content(worker, ur
     text = cloudpickle.dumps([dict(block.dask) for file in graph() for block in file])
     assert worker.demo.login["password"].encode() not in text
     assert b"JSESSION" not in text
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(os.environ.get(WITHOUT) == "1", reason=f"{WITHOUT}=1: asked to leave real images out")
+def test_workers_far_from_the_server_sum_the_pixels_of_a_real_session(client, worker):
+    def delay(request: object) -> Reply | None:
+        time.sleep(0.05)
+        return None
+
+    scans = f"projects/{PROJECT}/Case001/Case001/scans"
+    local = sorted(map(str, sample_sessions().glob(f"{scans.partition('/')[2]}/*/DICOM/*")))
+    with serving(sample_sessions()) as demo:
+        demo.app.faults.append(delay)
+        user = User(demo, worker.home)
+        fs, path = fsspec.url_to_fs(user.url(scans))
+        urls = [fs.unstrip_protocol(name) for name in fs.glob(f"{path}/*/DICOM/*")]
+        assert len(urls) == len(local) == 324
+        sums = client.gather(client.map(pixel_sum, urls, pure=False))
+        assert sums == [pixel_sum(path) for path in local]
+        bodies = Counter(user.bodies())
+        assert max(bodies.values()) == 1
+        assert bodies.total() <= len(urls)
+        assert user.logins() == 1
+        user.demo.forget_requests()
+        assert client.gather(client.map(pixel_sum, urls, pure=False)) == sums
+        assert user.bodies() == []
 
 
 def test_a_worker_without_a_login_fails_at_once_and_names_the_three_ways(client, worker, urls, tmp_path):

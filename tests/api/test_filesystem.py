@@ -207,6 +207,20 @@ def test_a_pickle_holds_no_secret(user, fs, tmp_path):
     assert user.demo.login["password"] not in made.to_json()
 
 
+def test_an_open_file_goes_on_where_it_was_after_a_pickle(user, fs, monkeypatch):
+    with fs.open(NIFTI) as file:
+        head = file.read(100)
+        text = pickle.dumps(file)
+    assert len(text) < 600
+    assert user.demo.login["password"].encode() not in text
+    with pickle.loads(text) as again:
+        assert md5(head + again.read()) == user.content(NIFTI)
+        assert (again.fs, again.path, again.size) == (fs, file.path, fs.size(NIFTI))
+        monkeypatch.setattr(again.raw, "version", "another")
+        with pytest.raises(OSError, match="has changed since it was opened"):
+            pickle.loads(pickle.dumps(again))
+
+
 @pytest.mark.parametrize("name", ["password", "token", "username"])
 def test_a_login_is_no_storage_option(name):
     with pytest.raises(TypeError, match="token_file"):

@@ -220,3 +220,28 @@ def test_a_portal_that_ends_is_not_given_to_the_next_user(user, monkeypatch):
         assert not server._portal.is_closed
         assert server.exists(NIFTI)
     assert _portals(user) == before
+
+
+TESTS = f"""
+import hashlib, os
+import fsspec, pytest, xnatfs
+
+@pytest.mark.parametrize("number", range(8))
+def test_read(number):
+    fs, path = fsspec.url_to_fs(os.environ["SERIES"])
+    name = fs.ls(path, detail=False)[number]
+    assert hashlib.md5(fs.cat_file(name)).hexdigest() == fs.info(name)["digest"]
+    with xnatfs.open(fs.url) as server:
+        assert server.list({DICOM!r})
+"""
+
+
+def test_processes_of_a_test_run_share_a_login_and_end(user, tmp_path):
+    (tmp_path / "test_series.py").write_text(TESTS)
+    env = environment(user.home, **user.login, SERIES=user.url(DICOM))
+    words = ["-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", "test_series.py"]
+    done = run(sys.executable, *words, cwd=tmp_path, env=env, timeout=60)
+    assert done.returncode == 0, done.stdout
+    assert "8 passed" in done.stdout
+    assert user.logins() == 1
+    assert len(user.bodies()) == len(set(user.bodies()))

@@ -2,20 +2,26 @@
 
 import argparse
 import hashlib
+import operator
 import os
 import shutil
+import sys
 import threading
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import xnatfs
 from tests.api.conftest import BIG, DICOM, NIFTI, User
-from tests.support.content_fakes import SMALL, FakeSource, version
+from tests.support.content_fakes import SMALL, FakeSource, read_all, until, version
+from tests.support.mounting import environment, run
 from xnatfs.cli import options
 from xnatfs.content import Version, open_cache
+from xnatfs.content.disk import shared_store
 from xnatfs.content.disk.shared_store import SharedStore
 from xnatfs.settings.config import Profile, server_config_of
 
@@ -152,22 +158,23 @@ def test_a_mount_takes_the_option(user):
     assert config.shared_cache == user.home / "store"
 
 
-def test_machines_that_start_together_request_one_archive_of_a_series(user, shared, tmp_path):
+def test_machines_that_start_together_request_each_file_and_each_archive_once(user, shared, tmp_path):
     user.demo.forget_requests()
 
     def read_on(machine: str) -> dict[str, str]:
         with xnatfs.open(user.demo.url, cache_dir=tmp_path / machine, shared_cache=shared) as server:
             names = [entry.path for entry in server.list(DICOM)]
             together.wait()
-            return {name: hashlib.md5(server.read(name)).hexdigest() for name in names}
+            found = {name: hashlib.md5(server.read(name)).hexdigest() for name in names}
+            together.wait()
+            return {**found, NIFTI: hashlib.md5(server.read(NIFTI)).hexdigest()}
 
     machines = ["one", "two", "three", "four"]
     together = threading.Barrier(len(machines))
     with ThreadPoolExecutor(len(machines)) as pool:
         found = list(pool.map(read_on, machines))
-    series = {path: digest for path, digest in expected(user).items() if path.startswith(DICOM)}
-    assert found == [series] * len(machines)
-    assert len([path for path in user.bodies() if path.endswith("/resources/103/files")]) == 1
+    assert found == [{path: digest for path, digest in expected(user).items() if path != BIG}] * len(machines)
+    user.assert_fetched_in_archives()
     assert [path.name for path in shared.iterdir() if path.suffix == ".claim"] == []
 
 
@@ -209,3 +216,65 @@ async def test_a_file_that_is_longer_than_its_listing_says_is_not_shared(tmp_pat
         assert await blob.read(0, len(SMALL)) == SMALL
         blob.close()
     assert os.listdir(tmp_path / "shared") == []
+
+
+@pytest.mark.parametrize("call", ["SharedStore._open", "_read"])
+async def test_a_store_that_hangs_is_as_if_absent_until_it_answers(tmp_path, monkeypatch, caplog, call):
+    answers, made = threading.Event(), operator.attrgetter(call)(shared_store)
+
+    def hang(*args: Any) -> Any:
+        answers.wait(60)
+        return made(*args)
+
+    monkeypatch.setattr(f"xnatfs.content.disk.shared_store.{call}", hang)
+    monkeypatch.setattr(shared_store, "ANSWER_SECONDS", 0.2)
+    files = [SMALL[:size] for size in (100_000, 200_000, 300_000)]
+    for data in files:
+        (tmp_path / f"{version(data).digest}-{len(data)}").write_bytes(data)
+    requested = []
+    async with open_cache(tmp_path / "cache", 10**9, shared=tmp_path) as cache:
+        for data in files:
+            if data is files[-1]:
+                answers.set()
+                await until(lambda: not cache.shared._calls)  # type: ignore[union-attr]
+            source = FakeSource(data)
+            assert await read_all(cache, version(data), source) == data
+            requested.append(len(source.starts))
+        assert (requested, cache.counters()["shared_hits"]) == ([1, 1, 0], 1)
+    (record,) = caplog.records
+    assert "no answer" in record.getMessage()
+
+
+async def test_what_crashed_machines_left_is_removed_after_an_age(tmp_path):
+    old, new = ((f".{uuid.uuid4().hex}", f"tar-{uuid.uuid4().hex}.claim") for _ in range(2))
+    data = [uuid.uuid4().hex + "-1" for _ in range(300)]
+    for name in (*old, *new, *data):
+        (tmp_path / name).touch()
+    for name in (*old, *data):
+        os.utime(tmp_path / name, (0, 0))
+    await SharedStore(tmp_path).tidy()
+    assert set(os.listdir(tmp_path)) == {*new, *data}
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs another user")
+def test_a_user_without_access_can_neither_list_the_store_nor_read_it_without_a_digest(user, shared, read, tmp_path):
+    read("one", shared)
+    (entry,) = [path for path in entries(shared) if path.name.startswith(expected(user)[NIFTI])]
+    program = """
+import os, sys, trio
+from pathlib import Path
+from xnatfs.content.disk import shared_store
+from xnatfs.content.disk.shared_store import SharedStore
+
+os.chdir(sys.argv[1])  # tests are below a directory that is private
+os.setgroups([]), os.setgid(65534), os.setuid(65534)
+for attempt in (os.listdir, lambda: os.open("new", os.O_CREAT)):
+    try:
+        attempt()
+    except PermissionError:
+        print("refused")
+trio.run(SharedStore(Path(".")).tidy)
+print(len(open(sys.argv[2], "rb").read()))
+"""
+    done = run(sys.executable, "-c", program, shared, entry.name, env=environment(user.home))
+    assert (done.stdout.split(), done.stderr) == (["refused", "refused", entry.name.rpartition("-")[2]], "")

@@ -152,7 +152,7 @@ def test_help_names_every_case():
 def test_every_goal_has_a_case():
     """Check the order of the table too: a goal that no case measures is none."""
     assert list(CASES) == [
-        *("start", "mount", "big", "far", "warm", "series", "orders", "dcm2niix", "one"),
+        *("start", "pyz", "mount", "big", "far", "warm", "series", "orders", "dcm2niix", "one"),
         *("download", "upload", "ls", "find", "bids", "storm", "memory", "large", "responsive", "fair", "readers"),
         "nodes",
     ]

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.building.bundle import bundle, licences, packages, zipped
+from scripts.building import deb
+from scripts.building.bundle import bundle, check_glibc, licences, packages, zipped
 from scripts.building.wheels import PYTHONS, REQUIREMENTS
 from tests.support.demos import serving
 from tests.support.mounting import daemons, end, environment, mounted_file_system, run
@@ -125,6 +127,33 @@ def test_every_package_has_its_licence(files, one_file):
         assert f"\n{name.lower()}-".replace("_", "-") in texts.lower().replace("_", "-")
     with pytest.raises(SystemExit, match="none-1 states no licence"):
         list(licences({"none-1.dist-info/METADATA": b"Name: none\n\n"}))
+
+
+def test_nothing_in_it_needs_a_newer_glibc_than_the_oldest_system(files):
+    old, new = b"\0GLIBC_2.2.5\0GLIBC_2.28\0", b"\0GLIBC_2.9\0GLIBC_2.34\0"
+    check_glibc({"a.so.3": old, "b.abi3.so": old, "c.py": new})
+    with pytest.raises(SystemExit, match=r"b.so needs glibc 2.34"):
+        check_glibc({"a.so": old, "b.so": new})
+    compiled = [name for name in files if name.endswith(".so")]
+    with pytest.raises(SystemExit, match="needs glibc 2.9"):  # a real one names them in this way
+        check_glibc({compiled[0]: files[compiled[0]].replace(b"\0GLIBC_2.", b"\0GLIBC_2.9")})
+
+
+@pytest.mark.skipif(not shutil.which("dpkg-deb"), reason="needs dpkg-deb")
+def test_the_package_has_the_programs_the_helpers_and_their_manual(one_file, tmp_path):
+    made = [tmp_path / name for name in ("one.deb", "other.deb")]
+    for path in made:
+        deb.package(one_file, ROOT / "docs/man", __version__, path, MOMENT)
+    assert made[0].read_bytes() == made[1].read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.deb", "other.deb"]
+    subprocess.run(["dpkg-deb", "-x", made[0], tmp_path / "root"], check=True)
+    root = tmp_path / "root"
+    assert start(root / "usr/bin/xnatctl", tmp_path, "--version").stdout == f"xnatctl {__version__}\n"
+    helped = run(sys.executable, root / "usr/sbin/mount.xnatfs", "--help", env=environment(tmp_path))
+    assert helped.stderr.startswith("mount.xnatfs: option --help not recognized")
+    pages = {path.name for path in (root / "usr/share/man/man1").iterdir()}
+    assert pages == {f"{path.name}.gz" for path in (ROOT / "docs/man").iterdir()}
+    assert "httpx" in (root / "usr/share/doc/xnatfs/copyright").read_text()
 
 
 def test_wheels_of_several_pythons_are_one_package(tmp_path):

@@ -143,11 +143,6 @@ class BufferedFile(io.BufferedReader):
         return self.raw.size
 
 
-def open_buffered(endpoint: Endpoint, path: str, buffer_size: int = 0) -> BufferedFile:
-    """Open a file for buffered reading; a `buffer_size` of 0 means the default. Raises OSError."""
-    return BufferedFile(XnatFile(endpoint, path), buffer_size or BUFFER_BYTES)
-
-
 def local_path(endpoint: Endpoint, path: str) -> Path:
     """Fetch and verify a file, and return its path in the cache, where it stays until the portal ends.
 

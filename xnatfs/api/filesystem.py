@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from functools import partial, partialmethod
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, SupportsIndex, TypeVar
 
 import trio
 from fsspec.callbacks import DEFAULT_CALLBACK
@@ -20,7 +20,7 @@ from fsspec.spec import AbstractFileSystem
 
 from xnatfs.api import files, paths
 from xnatfs.api.endpoint import Endpoint, OpenOptions, endpoint_of, file_url, locate
-from xnatfs.api.files import os_errors
+from xnatfs.api.files import BUFFER_BYTES, BufferedFile, XnatFile, os_errors
 from xnatfs.api.paths import DirEntry
 from xnatfs.api.portal import Portal, get_portal
 from xnatfs.common.errors import Denied
@@ -210,7 +210,7 @@ class XnatFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no
         if mode != "rb":
             raise _read_only(path)
         self._portal()
-        return files.open_buffered(self.endpoint, path, block_size if isinstance(block_size, int) else 0)
+        return FsspecFile(self, path, block_size if isinstance(block_size, int) and block_size else BUFFER_BYTES)
 
     def _entry(self, path: str) -> DirEntry:
         return self._call(paths.stat, self._strip_protocol(path))
@@ -233,6 +233,30 @@ class XnatFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no
 
     def put_file(self, lpath: Any, rpath: str, *args: Any, **kwargs: Any) -> None:
         raise _read_only(rpath)
+
+
+class FsspecFile(BufferedFile):
+    """A file that is open in a file system.
+
+    Pickled it is that, the path and the position, as fsspec's own files are: unpickled it is opened again.
+    """
+
+    def __init__(self, fs: XnatFileSystem, path: str, buffer_size: int) -> None:
+        super().__init__(XnatFile(fs.endpoint, path), buffer_size)
+        self.fs = fs
+        self.path = path
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
+        return _open_again, (self.fs, self.path, self.raw.version, self.tell())
+
+
+def _open_again(fs: XnatFileSystem, path: str, version: str, position: int) -> FsspecFile:
+    file: FsspecFile = fs.open(path)
+    if file.raw.version != version:
+        file.close()
+        raise OSError(errno.ESTALE, "it has changed since it was opened", path)
+    file.seek(position)
+    return file
 
 
 def _read_only(path: Any) -> OSError:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, TypeVarTuple, Unp
 
 from xnatfs.api import files, paths
 from xnatfs.api.endpoint import Endpoint, OpenOptions, endpoint_of, locate
-from xnatfs.api.files import BufferedFile, os_errors
+from xnatfs.api.files import BUFFER_BYTES, BufferedFile, XnatFile, os_errors
 from xnatfs.api.paths import DirEntry
 from xnatfs.api.portal import get_portal, release_portal
 from xnatfs.common.errors import ConfigError
@@ -152,12 +152,12 @@ class Server:
         """
         if mode not in ("rb", "r", "rt"):
             raise ValueError(f"mode {mode!r}: a server is read only, by 'rb', 'r' or 'rt'")
-        binary = files.open_buffered(self._open_endpoint(), path)
+        binary = BufferedFile(XnatFile(self._open_endpoint(), path), BUFFER_BYTES)
         return binary if mode == "rb" else io.TextIOWrapper(binary, encoding)
 
     def read(self, path: str) -> bytes:
         """Return all bytes of a file."""
-        with files.XnatFile(self._open_endpoint(), path) as file:
+        with XnatFile(self._open_endpoint(), path) as file:
             return file.readall()
 
     def local(self, path: str) -> Path:

@@ -339,6 +339,8 @@ class ContentCache:
             await trio.sleep(FLUSH_SECONDS)
             self._write_behind.release_written()
             await self._store.flush()
+            if self.shared is not None:
+                await self.shared.tidy()
 
     def _shut(self) -> None:
         # Before the tasks are cancelled: from here on nothing is started, and reads fail.

@@ -170,7 +170,7 @@ class Fill:
         async with AsyncExitStack() as turn:  # it ends when the file is stored
             try:
                 with download.scope:
-                    if await self._is_fetched_elsewhere(turn) or await self._is_shared():
+                    if await self._is_fetched_elsewhere(turn) or await self._is_shared(turn):
                         pass
                     elif self._older is None or not await self._renew(*self._older, download.source):
                         was_read_on = await self._receiver.receive(download)
@@ -200,17 +200,15 @@ class Fill:
         self.stored.set()
         return True
 
-    async def _is_shared(self) -> bool:
-        """Copy the file from the store that machines share, if that has it."""
-        shared = self._backing.shared if self.blob.size < 0 else None
-        source = await shared.open(self.version) if shared is not None else None
-        if source is None:
+    async def _is_shared(self, turn: AsyncExitStack) -> bool:
+        """Copy the file from the store that machines share, if that has it; else claim a small file among them."""
+        shared, size = self._backing.shared, self.version.size
+        if shared is None or size is None or not self.version.digest or self.writer.partial is not None:
             return False
-        try:
-            await self.writer.copy(source, self.version.size or 0)
-        finally:
-            os.close(source)
-        return True
+        entry = await shared.open(self.version)
+        if entry is None and is_small(size) and await turn.enter_async_context(shared.file_turn(self.version)):
+            entry = await shared.open(self.version)
+        return entry is not None and await self.writer.copy(shared, entry)
 
     def _handle_error(self, error: XnatError) -> None:
         if isinstance(error, CacheError) and not self.writer.is_elsewhere and self.state is State.DOWNLOADING:

@@ -10,6 +10,7 @@ Invariants:
 
 import contextlib
 import hashlib
+import logging
 import os
 from dataclasses import dataclass
 
@@ -20,10 +21,12 @@ from xnatfs.content.blob import Blob, is_small
 from xnatfs.content.disk.directory import SPARE_BYTES
 from xnatfs.content.disk.files import copy_range, is_full, write_all
 from xnatfs.content.disk.partial import Partial
-from xnatfs.content.disk.shared_store import SharedStore
+from xnatfs.content.disk.shared_store import SharedFile, SharedStore
 from xnatfs.content.disk.store import Store
 from xnatfs.content.source import Version
 from xnatfs.content.stats import CacheStats
+
+log = logging.getLogger(__name__)
 
 # Read back at a time for the digest, in a thread.
 HASH_PIECE_BYTES = 1024 * 1024
@@ -67,16 +70,25 @@ class Writer:
             self.partial = self.store.create_elsewhere(size or 0)
         self._blob.fd = self.partial.fd
 
-    async def copy(self, source: int, size: int) -> None:
-        """Take the whole file from a descriptor. Raises CacheError."""
-        await self.begin(size)
-        self._blob.size = size
-        await self.reserve(size)
+    async def copy(self, shared: SharedStore, entry: SharedFile) -> bool:
+        """Take the whole file from the store that machines share; return False if it is to be downloaded."""
+        size = self._version.size or 0
         try:
-            await trio.to_thread.run_sync(copy_range, source, self._blob.fd, 0, size)
-        except OSError as exc:
-            raise self.error(exc) from exc
-        self._blob.present.add(0, size)
+            await self.begin(size)
+            if self.partial is not None and not is_small(size):
+                await self.store.reserve(self.partial, size)
+            is_sound = await shared.copy(entry, self._version, self._blob.fd)
+        except (OSError, CacheError) as exc:
+            log.info("%s is not copied from the shared cache: %s", self._version.key, exc)
+            is_sound = False
+        if is_sound:
+            self._blob.size = size
+            self._blob.present.add(0, size)
+        elif self.partial is not None:
+            self._blob.fd = -1
+            await self.store.discard(self.partial)
+            self.partial = None
+        return is_sound
 
     @property
     def is_elsewhere(self) -> bool:

@@ -21,6 +21,7 @@ from scripts.benchmarks.report import Row
 
 CASES: dict[str, Callable[[Bench], list[Row]]] = {
     "start": start.start,
+    "pyz": start.pyz,
     "mount": start.mount,
     "big": files.big,
     "far": far.far,

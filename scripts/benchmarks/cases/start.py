@@ -1,5 +1,6 @@
 """Cases about start-up, from the command to its first result."""
 
+import os
 import sys
 import time
 
@@ -7,6 +8,7 @@ from scripts.benchmarks import rig
 from scripts.benchmarks.cases.bench import Bench, wire
 from scripts.benchmarks.report import Row
 from scripts.benchmarks.rig import SCRIPTS
+from scripts.building import __main__ as building
 
 
 def start(bench: Bench) -> list[Row]:
@@ -16,6 +18,20 @@ def start(bench: Bench) -> list[Row]:
         ours.append(rig.shell(f"{SCRIPTS}/xnatctl --version"))
         theirs.append(rig.shell(f"{sys.executable} -c pass"))
     return [Row("start", "`xnatctl --version`", ours, "`python -c pass`", theirs, "at most 4").at_most(4)]
+
+
+def pyz(bench: Bench) -> list[Row]:
+    """Print the version by xnatfs as one file that was unpacked before, beside an empty Python program."""
+    home = bench.directory / "pyz"
+    made = building.build(home / "dist", system_libfuse=True)
+    env = {**os.environ, "HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")}
+    rig.shell(f"{sys.executable} {made} --version", env)
+    ours, theirs = [], []
+    for _ in range(5 if bench.quick else 20):
+        ours.append(rig.shell(f"{sys.executable} {made} --version", env))
+        theirs.append(rig.shell(f"{sys.executable} -c pass"))
+    row = Row("pyz", "`xnatfs.pyz --version`, one file", ours, "`python -c pass`", theirs, "under 0.2 s")
+    return [row.require(row.median < 0.2)]
 
 
 def mount(bench: Bench) -> list[Row]:
