@@ -16,8 +16,7 @@ from typing import Any
 import httpx
 
 from tests.support.changing import images, zip_of
-from tests.support.fork_server import fork_server
-from tests.support.mounting import LIMIT, SCRIPTS, environment, run
+from tests.support.mounting import SCRIPTS, environment, run
 from xnatfs.common.private_files import write_private
 from xnatfs.demo.archive.model import Archive, Experiment, User
 from xnatfs.demo.server.app import DemoXnat, Record
@@ -25,7 +24,6 @@ from xnatfs.demo.server.socket import serve
 
 OWNER, MEMBER, COLLABORATOR, OUTSIDER = "jane", "mike", "carol", "otto"
 PASSWORD = "open sesame"
-PROGRAM = (str(SCRIPTS / "xnatctl"),)
 SESSION = "XNAT_E00001"
 LABEL = "SUB001_MR_20240115"
 
@@ -89,7 +87,7 @@ class Shell:
     url: str
     home: Path
     env: dict[str, str] = field(default_factory=dict)
-    program: tuple[str, ...] = PROGRAM
+    program: tuple[str, ...] = (str(SCRIPTS / "xnatctl"),)
 
     def ctl(self, *words: str | Path, status: int = 0, **more: Any) -> Done:
         """Run one command, and check its exit status."""
@@ -99,11 +97,7 @@ class Shell:
         return done
 
     def start(self, *words: str | Path, **more: Any) -> Done:
-        env = self.environment()
-        if self.program == PROGRAM and not more and fork_server().can_run(env):
-            done = fork_server().run(Path(PROGRAM[0]), [str(word) for word in words], env, self.home, LIMIT)
-        else:
-            done = run(*self.program, *words, env=env, cwd=self.home, stdin=subprocess.DEVNULL, **more)
+        done = run(*self.program, *words, env=self.environment(), cwd=self.home, stdin=subprocess.DEVNULL, **more)
         return Done(done.returncode, done.stdout, done.stderr)
 
     def environment(self) -> dict[str, str]:

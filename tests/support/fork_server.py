@@ -1,12 +1,14 @@
-"""Run xnatctl in forked children of a process that has imported it: a command costs a fork, not an interpreter.
+"""Run xnatfs and xnatctl in forked children of a process that has imported them.
 
 A child gets its arguments, environment, directory, standard streams and exit status as a new process would, and ends as
-one does. Its imports are what it shares with others, so tests of imports, of the installed program and of terminals
-start it themselves. The server ends when the test process closes its socket.
+one does. What it starts itself, such as the process of a mount, is an interpreter of its own. Its imports are what it
+shares with others, so tests of imports, of the installed program and of terminals start it themselves. The server ends
+when the test process closes its socket.
 """
 
 import atexit
-import functools
+import contextlib
+import gc
 import importlib
 import io
 import json
@@ -16,18 +18,17 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.support.mounting import environment
-from xnatfs.cli import main_xnatctl
-from xnatfs.cli.ctl import main as ctl
+from xnatfs.cli import main, main_xnatctl
+from xnatfs.cli.ctl.main import commands
 
+PROGRAMS = {"xnatfs": main, "xnatctl": main_xnatctl}
 # What commands import when they need it.
-MODULES = ("trio", "httpx", "xnatfs.site", "xnatfs.cli.run")
+MODULES = ("trio", "httpx", "xnatfs.site", "xnatfs.cli.run", "xnatfs.cli.mounts", "xnatfs.cli.daemon")
 # The largest message: a command line and an environment.
 MOST_BYTES = 128 * 1024
 # Variables that an interpreter reads when it starts, before its first import.
@@ -37,14 +38,14 @@ AT_START = ("PYTHON", "LC_", "LANG", "LD_")
 class ForkServer:
     """The process that forks, and the socket to it; one for all tests of a test process."""
 
-    def __init__(self) -> None:
+    def __init__(self, env: dict[str, str]) -> None:
         self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [sys.executable, "-m", __name__, str(theirs.fileno())]
+        self._env = env
         # Python makes its streams at the start, and as children have them: nothing to read, and pipes.
-        self._env = environment(Path("/nonexistent"))
         self._process = subprocess.Popen(
             command,
-            env=self._env,
+            env=env,
             cwd=Path(__file__).parents[2],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
@@ -59,14 +60,14 @@ class ForkServer:
         self._process.communicate()
 
     def can_run(self, env: Mapping[str, str]) -> bool:
-        """Return true unless the environment changes how the interpreter itself starts."""
+        """Return whether a child may have this environment: it must not change how the interpreter itself starts."""
         return all(env.get(key) == self._env.get(key) for key in {*env, *self._env} if key.startswith(AT_START))
 
     def run(
-        self, program: Path, words: list[str], env: Mapping[str, str], cwd: Path, timeout: float
+        self, words: list[str], env: Mapping[str, str], cwd: Path, timeout: float
     ) -> subprocess.CompletedProcess[str]:
         """Run a command with its output as text, and without an input; raise TimeoutExpired after killing it."""
-        request = json.dumps({"argv": [str(program), *words], "env": dict(env), "cwd": str(cwd)}).encode()
+        request = json.dumps({"argv": words, "env": dict(env), "cwd": str(cwd)}).encode()
         out, err, state = os.pipe(), os.pipe(), os.pipe()
         try:
             socket.send_fds(self._requests, [request], [out[1], err[1], state[1]])
@@ -74,14 +75,16 @@ class ForkServer:
             for _, writing in (out, err, state):
                 os.close(writing)
         with open(out[0], "rb") as output, open(err[0], "rb") as errors, open(state[0], "rb") as states:
+            child = os.read(states.fileno(), 64)  # its number, which comes first, and the status if it has ended
+            if not child:
+                raise RuntimeError(f"the fork server has ended: {self._process.communicate()[1].decode()}")
             ended, texts = _read_all([output.fileno(), errors.fileno(), states.fileno()], timeout)
-        child, _, status = texts[2].partition("\n")
-        if not child:
-            raise RuntimeError(f"the fork server has ended: {self._process.communicate()[1].decode()}")
+        number, _, status = (child.decode() + texts[2]).partition("\n")
         if not ended:
-            os.kill(int(child), signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # what it has started has its output
+                os.kill(int(number), signal.SIGKILL)
             raise subprocess.TimeoutExpired(words, timeout)
-        return subprocess.CompletedProcess([str(program), *words], int(status), *texts[:2])
+        return subprocess.CompletedProcess(words, int(status), *texts[:2])
 
 
 def _read_all(descriptors: list[int], timeout: float) -> tuple[bool, list[str]]:
@@ -101,20 +104,6 @@ def _read_all(descriptors: list[int], timeout: float) -> tuple[bool, list[str]]:
     for each in found.values():
         each.seek(0)
     return ended, [io.TextIOWrapper(each, errors="surrogateescape").read() for each in found.values()]
-
-
-_starting = threading.Lock()
-
-
-def fork_server() -> ForkServer:
-    """Return the server of this process."""
-    with _starting:  # a cached function may be called twice by threads
-        return _start()
-
-
-@functools.cache
-def _start() -> ForkServer:
-    return ForkServer()
 
 
 # -- in the process that forks ---------------------------------------------------------------------------------------
@@ -146,17 +135,13 @@ def _report(process: int, child: int, state: int) -> None:
     """Report the status of a child that has ended."""
     os.close(process)
     _, status = os.waitpid(child, 0)
-    os.write(state, str(os.waitstatus_to_exitcode(status)).encode())
+    with contextlib.suppress(BrokenPipeError):  # it was killed, having taken too long
+        os.write(state, str(os.waitstatus_to_exitcode(status)).encode())
     os.close(state)
 
 
-def main() -> int:
-    for name in MODULES:
-        importlib.import_module(name)
-    ctl.commands()
-    requests = socket.socket(fileno=int(sys.argv[1]))
-    request, streams = _serve(requests)
-    requests.close()
+def _become(request: dict[str, Any], streams: list[int]) -> None:
+    """Take the arguments, the environment, the directory and the streams of a command."""
     os.dup2(streams[0], 1)
     os.dup2(streams[1], 2)
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
@@ -166,8 +151,19 @@ def main() -> int:
     os.environ.update(request["env"])
     time.tzset()
     os.chdir(request["cwd"])
-    return main_xnatctl()
+
+
+def _main() -> int:
+    for name in MODULES:
+        importlib.import_module(name)
+    commands()
+    gc.freeze()  # else each child looks through all of it as it ends
+    requests = socket.socket(fileno=int(sys.argv[1]))
+    request, streams = _serve(requests)
+    requests.close()
+    _become(request, streams)
+    return PROGRAMS[Path(sys.argv[0]).name]()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(_main())
