@@ -218,13 +218,13 @@ def prompt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
 
 
 def on_terminal(prompt: Shell, columns: int, *words: str) -> str:
-    """Run a command on a terminal of that width, check that it succeeds, and return what it shows."""
+    """Run a command on a terminal of that width, check that it succeeds, and return what stays on it."""
     with terminal(columns) as screen:
         environment = {"TERM": "xterm", **prompt.environment()}
         command = [*prompt.program, *words]
         done = subprocess.run(command, env=environment, cwd=prompt.home, stdout=screen.device, stderr=screen.device)
         assert done.returncode == 0
-    return screen.text
+    return re.sub(r"[^\n]*\r\x1b\[K", "", screen.text)  # a command that takes a second shows that it waits
 
 
 @pytest.mark.parametrize("columns", [80, 50, 30])
