@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import math
 import os
 import random
 import shlex
@@ -25,9 +24,6 @@ def main() -> int:
         prog="scripts/stress", description="Many readers on one mount, with faults; what must hold is checked."
     )
     parser.add_argument("--minutes", type=float, default=2.0, metavar="M", help="of load (default: 2)")
-    parser.add_argument(
-        "--least", type=float, default=math.inf, metavar="M", help="end after M if each kind of fault was met by then"
-    )
     parser.add_argument("--seed", type=int, metavar="N", help="of all that is done at random (default: another one)")
     parser.add_argument("--readers", type=int, default=32, metavar="N", help="default: 32")
     parser.add_argument("--sessions", type=int, default=8, metavar="N", help="of 246 MB each (default: 8)")
@@ -45,7 +41,7 @@ def main() -> int:
     seed = random.randrange(10**6) if arguments.seed is None else arguments.seed
     options = Options(
         arguments.minutes, seed, arguments.readers, arguments.sessions, arguments.cache_size, arguments.faults,
-        arguments.plant, arguments.local, arguments.least,
+        arguments.plant, arguments.local,
     )  # fmt: skip
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that everything is taken down
     directory = _directory(arguments.directory)
