@@ -44,13 +44,14 @@ from xnatfs.listings.keys import (
     ReceivedResourcesKey,
     ResourcesKey,
     ScansKey,
+    SessionLabelsKey,
     SubjectsKey,
     keys_below,
 )
 from xnatfs.listings.store import MAX_AGE_SECONDS, ListingStore
 from xnatfs.listings.ttl_cache import Expiring, Listing, MetadataCache, listing
-from xnatfs.rest import prearchive_lists
-from xnatfs.rest.bids import BidsMapRow, Demographics, ImageLabels
+from xnatfs.rest import bids_lists, prearchive_lists
+from xnatfs.rest.bids import BidsMapRow, Demographics, ResourceLabels
 from xnatfs.rest.client import Xnat
 from xnatfs.rest.file_table import Catalogues
 from xnatfs.rest.models import (
@@ -268,11 +269,13 @@ class ServerListings:
             case ResourcesKey(item, below):
                 return lambda: xnat.resources(item, below=below), lambda row: row.group, Resource
             case BidsMapKey(project):
-                return lambda: xnat.bids_map(project), lambda row: row.id, BidsMapRow
+                return lambda: bids_lists.bids_map(xnat, project), lambda row: row.id, BidsMapRow
             case DemographicsKey(project):
-                return lambda: xnat.demographics(project), lambda row: row.id, Demographics
+                return lambda: bids_lists.demographics(xnat, project), lambda row: row.id, Demographics
             case ImageLabelsKey(project):
-                return lambda: xnat.image_labels(project), lambda row: row.id, ImageLabels
+                return lambda: bids_lists.image_labels(xnat, project), lambda row: row.id, ResourceLabels
+            case SessionLabelsKey(project):
+                return lambda: bids_lists.session_labels(xnat, project), lambda row: row.id, ResourceLabels
             case FilesKey(item, below):
                 return lambda: xnat.files(item, below=below), lambda row: row.resource_id, FileRow
             case PrearchiveKey():

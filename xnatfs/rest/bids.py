@@ -1,12 +1,11 @@
 """Parse the replies that bids/ needs: maps of names, demographics, and the resources of scans by session."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 from xnatfs.common.errors import BadReply
 from xnatfs.common.sanitize import loads
-from xnatfs.rest.lists import JoinedScans
 from xnatfs.rest.models import Row
 
 
@@ -17,6 +16,7 @@ class BidsMapRow:
     series_description: str
     bidsname: str
     targets: str = ""  # names of the images that a field map is for, separated by blanks
+    wrong: str = ""  # what is wrong with the map, of which this is the only row
 
     @property
     def id(self) -> str:
@@ -27,8 +27,8 @@ NO_LINE = BidsMapRow("", "")  # of a map that is not there, which is known witho
 
 
 @dataclass(frozen=True, slots=True)
-class ImageLabels:
-    """The labels of the resources that the scans of a session have."""
+class ResourceLabels:
+    """The labels of the resources that a session, or that its scans have."""
 
     id: str  # the accession ID of the session
     labels: str  # separated by newlines
@@ -37,14 +37,18 @@ class ImageLabels:
     def has_nifti(self) -> bool:
         return any(is_converted(label) for label in self.labels.split("\n"))
 
+    @property
+    def has_tree(self) -> bool:
+        return any(may_hold_tree(label) for label in self.labels.split("\n"))
+
     @classmethod
-    def of(cls, joined: dict[str, JoinedScans]) -> "list[ImageLabels]":
-        """Return a row for each session of a list of sessions joined with their scans."""
-        return [
-            cls(session, "\n".join(sorted(set().union(*scans.labels.values())))) for session, scans in joined.items()
-        ]
+    def of(cls, labels: Mapping[str, Iterable[str]]) -> "list[ResourceLabels]":
+        """Return a row for each session, given its labels."""
+        return [cls(session, "\n".join(sorted(set(found)))) for session, found in labels.items()]
 
 
+# Labels of resources that hold whole trees, in lower case, as they are found at sites.
+_TREE_LABELS = frozenset({"rawdata", "bids", "bids_rawdata", "rawdata_bids"})
 # As BIDS writes what the server has in words.
 _HANDS = {"right": "R", "left": "L", "ambidextrous": "A", "r": "R", "l": "L", "a": "A"}
 _SEXES = {"male": "M", "female": "F", "other": "O", "m": "M", "f": "F", "o": "O"}
@@ -72,6 +76,11 @@ class Demographics:
 def is_converted(label: str) -> bool:
     """Return whether a resource with this label holds converted images or their sidecars."""
     return label.strip().upper() in ("NIFTI", "BIDS")
+
+
+def may_hold_tree(label: str) -> bool:
+    """Return whether a resource with this label may hold a whole BIDS tree."""
+    return label.strip().lower() in _TREE_LABELS
 
 
 def map_rows(rows: Sequence[Row], where: str) -> list[BidsMapRow]:

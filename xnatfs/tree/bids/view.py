@@ -25,7 +25,8 @@ from xnatfs.prefetch.sidecars import SessionSidecars
 from xnatfs.rest.models import natural
 from xnatfs.site import Site
 from xnatfs.tree.bids import generated
-from xnatfs.tree.bids.dataset import Dataset, PlannedSession, SessionFolder, SubjectFolder
+from xnatfs.tree.bids.dataset import Dataset, SessionFolder, SubjectFolder
+from xnatfs.tree.bids.planning import PlannedSession
 from xnatfs.tree.bids.report import DatasetReport
 from xnatfs.tree.bids.rules.images import StoredFile
 from xnatfs.tree.bids.rules.names import DATA_TYPES, is_image

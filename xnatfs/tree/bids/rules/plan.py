@@ -6,6 +6,7 @@ get one name, also where only the case differs. A name that two files should hav
 
 from collections.abc import Mapping, Sequence
 
+from xnatfs.common.errors import BadReply
 from xnatfs.rest.models import Scan, natural
 from xnatfs.tree.bids.rules.entries import LeftOut, Rules, ScanFiles, SessionPlan, ShownImage
 from xnatfs.tree.bids.rules.guess import map_line
@@ -54,7 +55,7 @@ class SessionPlanner:
         self.plan = SessionPlan()
 
     def make(self, scans: Sequence[ScanFiles]) -> SessionPlan:
-        """Return the plan; if it wants sidecars, it is to be made again with these."""
+        """Return the plan; if it wants sidecars, it is to be made again with these. Raises BadReply."""
         unique = {each.scan.id: each for each in scans}
         ordered = sorted(unique.values(), key=lambda each: natural(each.scan.id))
         series, maps, own_maps = list[NamedSeries](), list[MappedScan](), list[NamedImages]()
@@ -112,7 +113,12 @@ class SessionPlanner:
     def _line(
         self, scan: Scan, images: Sequence[StoredImage], own: Sequence[tuple[BidsName, object]]
     ) -> MapLine | None:
-        """Return the line of the map that names a scan, or what states a name in its place."""
+        """Return the line of the map that names a scan, or what states a name in its place.
+
+        Raises BadReply if a map that is wrong could name it.
+        """
+        if images and not own and self._map.wrong and self._map.find(scan) is None:
+            raise BadReply(f"{self._map.wrong}, and nothing else names scan {scan.id}")
         notes = noted(scan) if self._rules.use_notes else None
         lines = [line for line in (self._map.find(scan), reproin(scan), notes) if line is not None]
         stated = {_bare(name) for name, _ in own[:1]} | {_of(line) for line in lines}
