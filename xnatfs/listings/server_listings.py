@@ -50,8 +50,7 @@ from xnatfs.listings.keys import (
 )
 from xnatfs.listings.store import MAX_AGE_SECONDS, ListingStore
 from xnatfs.listings.ttl_cache import Expiring, Listing, MetadataCache, listing
-from xnatfs.rest import bids_lists, prearchive_lists
-from xnatfs.rest.bids import BidsMapRow, Demographics, ResourceLabels
+from xnatfs.rest import bids, prearchive_lists
 from xnatfs.rest.client import Xnat
 from xnatfs.rest.file_table import Catalogues
 from xnatfs.rest.models import (
@@ -269,13 +268,13 @@ class ServerListings:
             case ResourcesKey(item, below):
                 return lambda: xnat.resources(item, below=below), lambda row: row.group, Resource
             case BidsMapKey(project):
-                return lambda: bids_lists.bids_map(xnat, project), lambda row: row.id, BidsMapRow
+                return lambda: bids.bids_map(xnat, project), lambda row: row.id, bids.BidsMapRow
             case DemographicsKey(project):
-                return lambda: bids_lists.demographics(xnat, project), lambda row: row.id, Demographics
+                return lambda: bids.demographics(xnat, project), lambda row: row.id, bids.Demographics
             case ImageLabelsKey(project):
-                return lambda: bids_lists.image_labels(xnat, project), lambda row: row.id, ResourceLabels
+                return lambda: bids.image_labels(xnat, project), lambda row: row.id, bids.ResourceLabels
             case SessionLabelsKey(project):
-                return lambda: bids_lists.session_labels(xnat, project), lambda row: row.id, ResourceLabels
+                return lambda: bids.session_labels(xnat, project), lambda row: row.id, bids.ResourceLabels
             case FilesKey(item, below):
                 return lambda: xnat.files(item, below=below), lambda row: row.resource_id, FileRow
             case PrearchiveKey():

@@ -14,13 +14,13 @@ SECONDARY = "secondary captures are not shown"
 ELSEWHERE = "images are shown of scans' resources NIFTI and BIDS only"
 
 # By the last part of a BIDS name.
-_SUFFIXES = {
+_BY_SUFFIX = {
     "physio": PHYSIO, "stim": PHYSIO, "physioevents": EYES, "eyetrack": EYES, "events": EVENTS, "beh": BEHAVIOUR,
     "pet": PET, "blood": PET, "meg": MEG, "headshape": MEG, "eeg": EEG, "ieeg": EEG, "nirs": "NIRS is not shown",
     "mask": MASKS, "dseg": MASKS, "probseg": MASKS, "xfm": DERIVATIVES, "boldref": DERIVATIVES,
 }  # fmt: skip
 # By the end of a file name, or a folder in its path.
-_ENDINGS = [
+_BY_ENDING = [
     (re.compile(r"\.(puls|resp|ecg|ext|acq|phys)$"), PHYSIO),
     (re.compile(r"\.asc$"), EYES),
     (re.compile(r"\.mif(\.gz)?$"), MRTRIX),
@@ -30,7 +30,7 @@ _ENDINGS = [
     (re.compile(r"(^|/)dataset_description\.json$"), DERIVATIVES),
 ]
 # Their content is known from the label.
-_LABELS = {"SECONDARY": SECONDARY}
+_BY_LABEL = {"SECONDARY": SECONDARY}
 _UNREPORTED = frozenset({"DICOM", "SNAPSHOTS", "PROVENANCE"})
 
 
@@ -39,7 +39,7 @@ def kind_of(path: str) -> str:
     lower = path.lower()
     name = lower.rpartition("/")[2]
     suffix = name.partition(".")[0].rpartition("_")[2]
-    return _SUFFIXES.get(suffix, "") or next((kind for ending, kind in _ENDINGS if ending.search(lower)), "")
+    return _BY_SUFFIX.get(suffix, "") or next((kind for ending, kind in _BY_ENDING if ending.search(lower)), "")
 
 
 def other_data(label: str, paths: Iterable[str]) -> list[str]:
@@ -48,7 +48,7 @@ def other_data(label: str, paths: Iterable[str]) -> list[str]:
         return []
     counts: dict[str, int] = {}
     for path in paths:
-        kind = _LABELS.get(label.strip().upper()) or kind_of(path) or (ELSEWHERE if is_image(path) else "")
+        kind = _BY_LABEL.get(label.strip().upper()) or kind_of(path) or (ELSEWHERE if is_image(path) else "")
         if kind:
             counts[kind] = counts.get(kind, 0) + 1
     return [f"{kind} ({count} file{'s' if count != 1 else ''})" for kind, count in sorted(counts.items())]
